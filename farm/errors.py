@@ -1,0 +1,58 @@
+"""The farm's errors. Exit statuses are a contract: 1 a failed build or publish, 2 usage."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class FarmError(Exception):
+    """Root of everything that the farm raises on purpose; a failed build, publish or check.
+
+    Attributes:
+        code: short upper-case name that can be searched for, e.g. ``ENGINE_NOT_RUNNING``.
+        message: what happened, naming the thing.
+        hint: what to do about it, may be empty.
+        log: the full log's path, where there is one.
+    """
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, code: str, message: str, *, hint: str = "", log: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+        self.log = log
+
+    def render(self) -> str:
+        """Return what a person sees: the error line, then hint and log where there are any."""
+        lines = [f"error[{self.code}]: {self.message}"]
+        lines += [f"hint: {self.hint}"] if self.hint else []
+        lines += [f"log: {self.log}"] if self.log else []
+        return "\n".join(lines)
+
+
+class UsageError(FarmError):
+    """Asked for something that does not exist or cannot be built (exit status 2)."""
+
+    exit_status = 2
+
+
+class EngineError(FarmError):
+    """No engine, or one that cannot do what it must."""
+
+
+class SourceError(FarmError):
+    """llama.cpp's source could not be had, or is not what its pin says."""
+
+
+class BuildError(FarmError):
+    """A step of a build failed."""
+
+
+class InspectError(FarmError):
+    """A binary does not hold, or needs more than, what its architecture set says."""
+
+
+class PackError(FarmError):
+    """A tree could not be packed."""

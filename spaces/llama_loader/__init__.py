@@ -1,0 +1,5 @@
+"""The loader: host facts → choice → bytes → verified files → a running ``llama-server``.
+
+It runs alone from the root of a Space and imports nothing of the farm. Import its modules by
+name; this file stays empty so that ``python -m llama_loader --help`` costs nothing.
+"""

@@ -1,0 +1,77 @@
+"""The loader's errors: each has a code, a sentence, a hint and the exit status of its kind.
+
+The exit statuses are a contract (docs/faults.md): 2 usage or setting, 3 network, 4 integrity or
+trust, 5 this host cannot run it, 6 disk or store, 7 the server did not start or died. They are
+turned into a process's exit status in ``__main__`` only.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class LoaderError(Exception):
+    """Root of everything that the loader raises on purpose.
+
+    Attributes:
+        code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
+        message: what happened, naming the thing; one line.
+        hint: what to do about it; one line, may be empty.
+    """
+
+    exit_status: ClassVar[int] = 1
+
+    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.hint = hint
+
+    def render(self) -> str:
+        """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""
+        line = f"error[{self.code}]: {_one_line(self.message)}"
+        return f"{line}\nhint: {_one_line(self.hint)}" if self.hint else line
+
+
+class SettingError(LoaderError):
+    """A variable or option that cannot be used as it is (exit status 2)."""
+
+    exit_status = 2
+
+
+class NetworkError(LoaderError):
+    """Bytes could not be had (exit status 3)."""
+
+    exit_status = 3
+
+
+class IntegrityError(LoaderError):
+    """Bytes, a manifest or an archive are not what was promised (exit status 4)."""
+
+    exit_status = 4
+
+
+class HostError(LoaderError):
+    """This host cannot run what there is (exit status 5)."""
+
+    exit_status = 5
+
+
+class StoreError(LoaderError):
+    """Disk or store trouble (exit status 6)."""
+
+    exit_status = 6
+
+
+class ServerError(LoaderError):
+    """The server did not start, or died (exit status 7)."""
+
+    exit_status = 7
+
+
+def _one_line(text: str) -> str:
+    """Fold white space and escape what a terminal would act on: messages quote foreign text."""
+    folded = " ".join(text.split())
+    return "".join(
+        character if character.isprintable() else ascii(character)[1:-1] for character in folded
+    )

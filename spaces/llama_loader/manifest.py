@@ -1,0 +1,244 @@
+"""The manifest's one definition: read here, written by the farm, its JSON schema made from it.
+
+Everything is parsed once into frozen objects. What a field means stands beside it; the contract is
+docs/manifest.md. Values that a later release may add (a new ``backend``, a new ``format``) are
+accepted here and passed over by ``select`` with a reason, so that an old loader keeps working.
+"""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime
+from typing import Annotated, Any, Final, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import msgspec
+from msgspec import Meta
+
+from llama_loader import strict_json
+from llama_loader.errors import IntegrityError
+
+SCHEMA_VERSION: Final = 1
+MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
+"""A manifest of 40 artifacts with 40 files each is about 300 kB."""
+CHUNK_SIZE: Final = 4 * 1024 * 1024
+"""What the farm writes: a 20 MB artifact has five chunks, and a flipped bit costs 4 MiB."""
+
+_PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+"
+_HEX64: Final = r"\A[0-9a-f]{64}\Z"
+_NAME: Final = rf"\A{_PART}\Z"
+_PATH: Final = rf"\A{_PART}(?:/{_PART})*\Z"
+_VERSION: Final = r"\A[0-9]+(?:\.[0-9]+)*\Z"
+_ARCH: Final = r"\A[0-9]{2,3}[af]?\Z"
+_Parsed = TypeVar("_Parsed")
+_EXPLAINED: Final = {
+    _HEX64: "must be 64 lower-case hexadecimal digits",
+    _NAME: "must be a plain file name",
+    _PATH: "must be a relative path without '.' or '..'",
+    _VERSION: "must be a version such as 2.34",
+    _ARCH: "must be a compute capability without its dot, such as 90 or 120a",
+}
+
+Sha256 = Annotated[str, Meta(pattern=_HEX64)]
+Name = Annotated[str, Meta(pattern=_NAME, max_length=255)]
+RelativePath = Annotated[str, Meta(pattern=_PATH, max_length=1024)]
+Version = Annotated[str, Meta(pattern=_VERSION, max_length=32)]
+Arch = Annotated[str, Meta(pattern=_ARCH)]
+Text = Annotated[str, Meta(min_length=1, max_length=1024)]
+ByteCount = Annotated[int, Meta(ge=0, le=1 << 40)]
+Moment = Annotated[datetime, Meta(tz=True)]
+
+
+class _Frozen(msgspec.Struct, frozen=True, kw_only=True):
+    """Immutable, by keyword only; unknown fields are ignored when parsed."""
+
+
+class Source(_Frozen, frozen=True, kw_only=True):
+    """Where the llama.cpp came from. ``sha256`` is the archive's, null for a git ref or folder."""
+
+    project: Text
+    version: Text | None
+    build: Annotated[int, Meta(ge=0)]
+    commit: Text | None
+    origin: Text
+    sha256: Sha256 | None
+
+
+class Cuda(_Frozen, frozen=True, kw_only=True):
+    """What the CUDA code holds: machine code (``sass``) and code for the driver's JIT (``ptx``)."""
+
+    toolkit: Version
+    min_driver: Version
+    sass: tuple[Arch, ...]
+    ptx: tuple[Arch, ...]
+
+
+class Platform(_Frozen, frozen=True, kw_only=True):
+    """The oldest glibc and libstdc++ (GLIBCXX) that the binaries' version needs allow."""
+
+    system: Text
+    machine: Text
+    glibc: Version
+    glibcxx: Version | None
+
+
+class FileEntry(_Frozen, frozen=True, kw_only=True):
+    """One regular file of the archive; ``size`` in bytes, mode 0755 or 0644 by ``executable``."""
+
+    path: RelativePath
+    size: ByteCount
+    sha256: Sha256
+    executable: bool
+
+
+class Sbom(_Frozen, frozen=True, kw_only=True):
+    """The CycloneDX document of an artifact."""
+
+    url: Text
+    sha256: Sha256
+
+
+class Artifact(_Frozen, frozen=True, kw_only=True):
+    """One tarball. ``chunks[i]`` digests bytes ``[i*chunk_size, (i+1)*chunk_size)``."""
+
+    name: Name
+    urls: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    format: Text
+    size: Annotated[int, Meta(ge=1, le=1 << 40)]
+    sha256: Sha256
+    chunk_size: Annotated[int, Meta(ge=1, le=1 << 30)]
+    chunks: tuple[Sha256, ...]
+    unpacked_size: ByteCount
+    backend: Text
+    cuda: Cuda | None
+    platform: Platform
+    needs: tuple[Name, ...]
+    files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=10_000)]
+    sbom: Sbom | None = None
+
+    def __post_init__(self) -> None:
+        """Check what no single field can say.
+
+        Raises:
+            ValueError: chunks, files, sizes or ``cuda`` contradict one another.
+        """
+        if len(self.chunks) != -(-self.size // self.chunk_size):
+            raise ValueError("chunks: their number does not follow from size and chunk_size")
+        if sum(entry.size for entry in self.files) != self.unpacked_size:
+            raise ValueError("unpacked_size: is not the sum of the files' sizes")
+        if len({entry.path.casefold() for entry in self.files}) != len(self.files):
+            raise ValueError("files: two paths are equal or differ in case only")
+        if (self.cuda is None) == (self.backend == "cuda"):
+            raise ValueError("cuda: must be given for backend 'cuda' and for no other")
+
+    def resolved_urls(self, manifest_url: str) -> tuple[str, ...]:
+        """Return ``urls`` in order, relative ones resolved against the manifest's own URL."""
+        return tuple(resolve(manifest_url, url) for url in self.urls)
+
+
+class Manifest(_Frozen, frozen=True, kw_only=True):
+    """A release. ``serial`` only ever grows along a channel; times carry their zone."""
+
+    schema_version: Annotated[int, Meta(ge=1)]
+    release: Name
+    serial: Annotated[int, Meta(ge=0)]
+    created: Moment
+    expires: Moment | None
+    source: Source
+    artifacts: Annotated[tuple[Artifact, ...], Meta(max_length=1000)]
+
+    def __post_init__(self) -> None:
+        """Check that artifacts can be told apart.
+
+        Raises:
+            ValueError: two artifacts have the same name.
+        """
+        if len({artifact.name for artifact in self.artifacts}) != len(self.artifacts):
+            raise ValueError("artifacts: two have the same name")
+
+
+def parse(data: bytes, *, what: str = "manifest") -> Manifest:
+    """Parse a manifest.
+
+    Args:
+        data: the file's bytes, at most ``MAX_MANIFEST_BYTES``.
+        what: what to call it in an error, usually with its URL.
+
+    Raises:
+        IntegrityError: malformed in any way; the message names the JSON path.
+    """
+    tree = strict_json.loads(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
+    if not isinstance(tree, dict):
+        raise IntegrityError("MANIFEST_INVALID", f"{what}: $: must be a JSON object")
+    version = tree.get("schema_version")
+    if type(version) is int and version != SCHEMA_VERSION:
+        raise IntegrityError(
+            "MANIFEST_SCHEMA_UNKNOWN",
+            f"{what}: $.schema_version: is {version}; this loader knows {SCHEMA_VERSION}",
+            hint="update the loader (spaces/llama_loader) to the version that made this release",
+        )
+    return convert(tree, Manifest, what=what, code="MANIFEST_INVALID")
+
+
+def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Parsed:
+    """Turn a parsed JSON tree into a frozen ``kind``.
+
+    Raises:
+        IntegrityError: with ``code``; the message names the JSON path and what would be right.
+    """
+    try:
+        return msgspec.convert(tree, kind, strict=True)
+    except msgspec.ValidationError as error:
+        raise IntegrityError(code, f"{what}: {_explain(str(error))}") from error
+
+
+def dump(manifest: Manifest) -> bytes:
+    """Return the manifest as published: two-space indented UTF-8 JSON, one final newline."""
+    return encode(manifest)
+
+
+def encode(value: object) -> bytes:
+    """Return any of these frozen objects (or plain JSON data) as indented UTF-8 JSON."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) that is published as ``manifest.schema.json``."""
+    schema = msgspec.json.schema(Manifest)
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llama-server release manifest",
+        **_portable(schema),
+    }
+
+
+def resolve(manifest_url: str, url: str) -> str:
+    """Resolve ``url`` against the manifest's URL; also for ``file:`` and ``hf:``."""
+    parts = urlsplit(manifest_url)
+    if urlsplit(url).scheme or parts.scheme in {"http", "https", "file"}:
+        return urljoin(manifest_url, url)
+    # urljoin leaves schemes that it does not know (hf:) alone: join as if it were https.
+    joined = urljoin(manifest_url.replace(f"{parts.scheme}:", "https:", 1), url)
+    return joined.replace("https:", f"{parts.scheme}:", 1)
+
+
+def _explain(problem: str) -> str:
+    """Turn msgspec's sentence into ours: the JSON path first, no regular expression shown."""
+    sentence, _, path = problem.partition(" - at ")
+    match = re.search(r"matching regex '(.*)'", sentence)
+    pattern = match.group(1).replace("\\\\", "\\") if match else ""
+    return f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
+
+
+def _portable(value: Any) -> Any:  # noqa: ANN401 - a JSON tree
+    r"""Write Python's ``\A…\Z`` as ``^…$``: JSON Schema's regular expressions are ECMAScript's."""
+    if isinstance(value, dict):
+        return {
+            key: _ecmascript(item) if key == "pattern" else _portable(item)
+            for key, item in value.items()
+        }
+    return [_portable(item) for item in value] if isinstance(value, list) else value
+
+
+def _ecmascript(pattern: str) -> str:
+    return pattern.replace(r"\A", "^").replace(r"\Z", "$")
