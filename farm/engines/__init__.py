@@ -1,0 +1,1 @@
+"""Engines: each runs a plan somewhere and returns the tree that it made."""

@@ -230,7 +230,7 @@ def _explain(problem: str) -> str:
     return f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
 
 
-def _portable(value: Any) -> Any:  # noqa: ANN401 - a JSON tree
+def _portable(value: Any) -> Any:
     r"""Write Python's ``\A…\Z`` as ``^…$``: JSON Schema's regular expressions are ECMAScript's."""
     if isinstance(value, dict):
         return {

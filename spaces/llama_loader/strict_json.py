@@ -24,7 +24,7 @@ class _Rejected:
         self.problem = problem
 
 
-def loads(data: bytes, *, what: str, max_bytes: int) -> Any:  # noqa: ANN401 - JSON is any value
+def loads(data: bytes, *, what: str, max_bytes: int) -> Any:
     """Parse UTF-8 JSON.
 
     Args:
