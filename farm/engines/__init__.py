@@ -1,1 +1,1 @@
-"""Engines: each runs a plan somewhere and returns the tree that it made."""
+"""Engines: each gives a plan a place to run its steps in, and hands the products over."""

@@ -1,0 +1,50 @@
+"""From a verb's function to a process's exit status. Nothing else knows exit statuses."""
+
+from __future__ import annotations
+
+import functools
+import signal
+import sys
+from typing import TYPE_CHECKING, Final, ParamSpec
+
+from invoke.exceptions import Exit
+from llama_loader.errors import LoaderError
+
+from farm.errors import FarmError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+
+INTERRUPTED: Final = 130
+"""128 + SIGINT, as shells have it."""
+
+_Arguments = ParamSpec("_Arguments")
+
+
+def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
+    """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C."""
+
+    @functools.wraps(function)
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
+        signal.signal(signal.SIGTERM, _interrupt)
+        try:
+            function(*args, **kwargs)
+        except FarmError as error:
+            _end(error.render(), error.exit_status)
+        except LoaderError as error:
+            _end(error.render(), 1)
+        except KeyboardInterrupt:
+            _end("error[INTERRUPTED]: stopped; nothing half-made was left behind", INTERRUPTED)
+
+    return run
+
+
+def _end(message: str, status: int) -> None:
+    print(message, file=sys.stderr)  # noqa: T201 - this is where a person reads it
+    raise Exit(code=status)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> None:
+    del signum, frame
+    raise KeyboardInterrupt

@@ -1,0 +1,135 @@
+"""The local engine: this host's compiler, and its CUDA toolkit where the line needs one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, Final
+
+from farm.errors import EngineError
+from farm.packages import cache_folder
+from farm.plan import BuildPlan, Layout
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from farm.engines.base import LineSink
+
+PASSED_ON: Final = ("PATH", "HOME", "TMPDIR", "LANG", "CCACHE_REMOTE_STORAGE", "CCACHE_MAXSIZE")
+"""The only variables that a step gets from outside: CFLAGS and the like would change the bytes."""
+
+
+@dataclass(frozen=True)
+class LocalWorkspace:
+    """A private folder with a build tree; the source is read where it is."""
+
+    layout: Layout
+    jobs: int
+    ccache_dir: PurePath | None
+    image: None = None
+
+    def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
+        """Run one command in a process group of its own; ended with it on any exception."""
+        inherited = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
+        with subprocess.Popen(
+            argv,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            env={**inherited, **environment},
+            cwd=self.layout.build,
+            text=True,
+            errors="replace",
+            start_new_session=True,
+        ) as process:
+            try:
+                for line in process.stdout or ():
+                    sink(line.rstrip("\n"))
+                return process.wait()
+            except BaseException:
+                _end_group(process)
+                raise
+
+    def collect(self, products: PurePath, into: Path) -> None:
+        """Copy the products, links as links."""
+        shutil.copytree(products, into, symlinks=True, dirs_exist_ok=True)
+
+
+class LocalEngine:
+    """Builds with what this host has."""
+
+    name = "local"
+
+    def __init__(self, *, cuda: Path | None = None, jobs: int | None = None) -> None:
+        self._cuda = cuda
+        self._jobs = jobs or os.cpu_count() or 1
+
+    @contextmanager
+    def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[LocalWorkspace]:
+        """Make a private build folder below the user's cache, removed on every exit.
+
+        Raises:
+            EngineError: there is no C++ compiler, CMake or Ninja.
+        """
+        cmake, ninja = _tool("cmake"), _tool("ninja")
+        _require_compiler()
+        ccache = shutil.which("ccache")
+        if ccache is None:
+            sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
+        parent = cache_folder("builds")
+        with tempfile.TemporaryDirectory(prefix=f"{plan.key}.", dir=parent) as folder:
+            build = Path(folder) / "build"
+            build.mkdir()
+            yield LocalWorkspace(
+                layout=Layout(
+                    source=plan.source.tree,
+                    build=build,
+                    cuda=self._cuda,
+                    launcher=ccache or "",
+                    cmake=cmake,
+                    ninja=ninja,
+                ),
+                jobs=self._jobs,
+                ccache_dir=_ccache_dir() if ccache else None,
+            )
+
+
+def _ccache_dir() -> Path:
+    configured = os.environ.get("CCACHE_DIR")
+    return Path(configured) if configured else cache_folder("ccache")
+
+
+def _tool(name: str) -> str:
+    """Find a program on PATH, else beside this Python: the farm's own packages bring it."""
+    beside = str(Path(sys.executable).parent)
+    found = shutil.which(name) or shutil.which(name, path=beside)
+    if found is None:
+        raise EngineError(
+            "TOOL_MISSING",
+            f"{name} is neither on PATH nor installed with this Python",
+            hint=f"python3 -m pip install {name}",
+        )
+    return found
+
+
+def _require_compiler() -> None:
+    if shutil.which("g++") is None and shutil.which("c++") is None:
+        raise EngineError(
+            "COMPILER_MISSING",
+            "no C++ compiler (g++) on PATH",
+            hint="install g++ (apt-get install g++), or start a Docker engine",
+        )
+
+
+def _end_group(process: subprocess.Popen[str]) -> None:
+    try:
+        os.killpg(process.pid, signal.SIGKILL)
+    except ProcessLookupError:
+        return

@@ -1,0 +1,187 @@
+"""The one executor: runs a plan's steps in a workspace, keeps the full log, returns the products."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol, TextIO
+
+from farm.engines.base import Toolchain
+from farm.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from farm.engines.base import Engine, LineSink, Workspace
+    from farm.plan import BuildPlan, Step
+
+SHOWN_LINES: Final = 20
+"""How many of a failed compiler's lines stand in the error; the log has them all."""
+
+_NINJA_COUNT: Final = re.compile(r"^\[(\d+)/(\d+)\] ")
+_NINJA_FAILED: Final = re.compile(r"^FAILED: (?:\[code=\d+\] )?(.+)$")
+_IDENTIFICATION: Final = re.compile(
+    r"^-- The (?P<language>C|CXX|CUDA) compiler identification is (?P<name>.+)$"
+)
+
+
+class Reporter(Protocol):
+    """Shows a person what is going on."""
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Say that a step has begun."""
+
+    def count(self, done: int, total: int) -> None:
+        """Say how many of ninja's edges are done."""
+
+    def note(self, line: str) -> None:
+        """Show one line that matters by itself."""
+
+
+@dataclass(frozen=True)
+class BuiltTree:
+    """What a build left: CMake's ``bin`` folder, who compiled it, and how long each step took."""
+
+    folder: Path
+    toolchain: Toolchain
+    seconds: dict[str, float]
+    log: Path
+
+
+@dataclass
+class _StepLog:
+    """Writes every line to the log, hands counts on, remembers what an error must show."""
+
+    stream: TextIO
+    reporter: Reporter
+    counts: bool = False
+    tail: list[str] = field(default_factory=list)
+    failed: list[str] = field(default_factory=list)
+    compilers: dict[str, str] = field(default_factory=dict)
+
+    def take(self, line: str) -> None:
+        """Take one line of a step's output."""
+        self.stream.write(f"{line}\n")
+        count = _NINJA_COUNT.match(line) if self.counts else None
+        if count is not None:
+            self.reporter.count(int(count[1]), int(count[2]))
+            if not self.failed:
+                self.tail.clear()
+            return
+        failed = _NINJA_FAILED.match(line)
+        if failed is not None and not self.failed:
+            self.failed.append(failed[1].strip())
+            self.tail.clear()
+            return
+        identified = _IDENTIFICATION.match(line)
+        if identified is not None:
+            self.compilers[identified["language"]] = identified["name"]
+        self.tail.append(line)
+        if not self.failed:
+            del self.tail[:-SHOWN_LINES]
+
+
+@contextmanager
+def execute(
+    plan: BuildPlan, engine: Engine, *, logs: Path, reporter: Reporter, fresh: bool = False
+) -> Iterator[BuiltTree]:
+    """Run ``plan`` on ``engine``.
+
+    The products lie in a private folder that is gone when the context is left.
+
+    Args:
+        plan: what to build.
+        engine: where.
+        logs: the folder for the full log, ``<plan.key>.log``.
+        reporter: who is told.
+        fresh: compile everything again, using nothing from the compiler cache.
+
+    Raises:
+        BuildError: a step failed; shows the failing file and the compiler's last lines.
+        EngineError: the engine is out of reach or went away.
+    """
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"{plan.key}.log"
+    with (
+        log.open("w", encoding="utf-8", buffering=1) as stream,
+        tempfile.TemporaryDirectory(prefix="llama-farm-") as folder,
+        engine.open(plan, _both(stream, reporter)) as workspace,
+    ):
+        step_log = _StepLog(stream, reporter)
+        environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
+        if fresh:
+            environment["CCACHE_RECACHE"] = "1"
+        seconds = {
+            step.name: _run(step, plan, workspace, environment, step_log)
+            for step in plan.steps(workspace.layout, jobs=workspace.jobs)
+        }
+        products = Path(folder) / "bin"
+        products.mkdir()
+        workspace.collect(workspace.layout.products, products)
+        toolchain = _toolchain(plan, workspace, step_log, engine.name)
+        yield BuiltTree(products, toolchain, seconds, log)
+
+
+def _run(
+    step: Step,
+    plan: BuildPlan,
+    workspace: Workspace,
+    environment: Mapping[str, str],
+    step_log: _StepLog,
+) -> float:
+    step_log.reporter.step(plan, step)
+    step_log.stream.write(f"$ {' '.join(step.argv)}\n")
+    step_log.counts = step.counts
+    step_log.tail.clear()
+    started = time.monotonic()
+    status = workspace.run(step.argv, environment, step_log.take)
+    if status != 0:
+        raise _failure(step, plan, status, step_log)
+    return time.monotonic() - started
+
+
+def _failure(step: Step, plan: BuildPlan, status: int, step_log: _StepLog) -> BuildError:
+    shown = "\n".join(f"  | {line}" for line in _telling(step_log.tail))
+    what = f" at {step_log.failed[0]}" if step_log.failed else ""
+    return BuildError(
+        "COMPILE_FAILED" if step.counts else "CONFIGURE_FAILED",
+        f"{plan.key}: step {step.name} ended with status {status}{what}\n{shown}",
+        hint="the first error above is the one that counts",
+        log=step_log.stream.name,
+    )
+
+
+def _telling(lines: list[str]) -> list[str]:
+    """Pick the compiler's messages: ninja repeats the whole command line before them."""
+    told = [line for line in lines if line.strip() and not line.startswith("ninja: ")]
+    without_command = told[1:] if len(told) > 1 and " -c " in told[0] else told
+    return without_command[:SHOWN_LINES]
+
+
+def _both(stream: TextIO, reporter: Reporter) -> LineSink:
+    def take(line: str) -> None:
+        stream.write(f"{line}\n")
+        if line.startswith(("note[", "warning[")):
+            reporter.note(line)
+
+    return take
+
+
+def _toolchain(
+    plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine: str
+) -> Toolchain:
+    image = workspace.image
+    lines: list[str] = []
+    workspace.run((workspace.layout.cmake, "--version"), {}, lines.append)
+    return Toolchain(
+        engine=engine,
+        compiler=step_log.compilers.get("CXX", "unknown"),
+        cmake=lines[0].removeprefix("cmake version ") if lines else "unknown",
+        nvcc=step_log.compilers.get("CUDA") if plan.line.is_cuda else None,
+        image=image.reference if image else None,
+        image_digest=image.id if image else None,
+    )

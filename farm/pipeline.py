@@ -1,0 +1,213 @@
+"""What `invoke build-cuda` does: request → plans → engine → trees → tarballs → manifest."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from farm import PROJECT_ROOT, build_record, pins, release, source, targets, toolkit
+from farm.engines.docker import DockerEngine, connect
+from farm.engines.local import LocalEngine
+from farm.errors import BuildError, EngineError, FarmError, UsageError
+from farm.execute import execute
+from farm.plan import BuildPlan
+
+if TYPE_CHECKING:
+    from farm.engines.base import Engine
+    from farm.report import BuildReport
+    from farm.source import Source
+    from farm.targets import ArchSet, Line
+
+STATE: Final = PROJECT_ROOT / ".farm"
+"""Trees and logs of this checkout; git ignores it."""
+
+ENGINES: Final = ("auto", "docker", "local")
+
+
+@dataclass(frozen=True)
+class BuildRequest:
+    """What a person asked for, in the words of the options (DESIGN 3.6)."""
+
+    arch_set: str | None = None
+    archs: str | None = None
+    line: str = targets.DEFAULT_LINE
+    engine: str = "auto"
+    image: str | None = None
+    toolkit: str | None = None
+    ref: str | None = None
+    source: Path | None = None
+    format: str | None = None
+    jobs: int | None = None
+    out: Path = Path("dist")
+    fresh: bool = False
+
+
+def build(request: BuildRequest, report: BuildReport) -> tuple[Path, ...]:
+    """Build, pack and list everything that ``request`` names.
+
+    A set that fails does not stop the others; it is named at the end.
+
+    Returns:
+        The tarballs' paths.
+
+    Raises:
+        UsageError: what is asked for does not exist or cannot be built; nothing was started.
+        FarmError: a build, or the packing of one, failed.
+    """
+    line, sets = resolve(request)
+    tree = choose_source(request)
+    report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+    engine = choose_engine(request, line, report)
+    tarballs: list[Path] = []
+    failures: list[FarmError] = []
+    for arch_set in sets:
+        try:
+            tarballs.append(_build_one(BuildPlan(arch_set, line, tree), engine, request, report))
+        except (BuildError, EngineError) as error:
+            failures.append(error)
+            report.say(error.render())
+    if tarballs:
+        manifest = release.write(request.out)
+        report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
+    if failures:
+        raise _summary(failures, len(sets))
+    return tuple(tarballs)
+
+
+def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
+    """Turn names into a line and sets, refusing what cannot be built.
+
+    Raises:
+        UsageError: an unknown name, a malformed option, or a combination that nvcc cannot build.
+    """
+    table = targets.load()
+    line = table.line(request.line)
+    if request.arch_set and request.archs:
+        raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
+    if request.format not in (None, *targets.FORMATS):
+        raise UsageError(
+            "FORMAT_UNKNOWN",
+            f"--format {request.format!r}",
+            hint=f"it is one of {', '.join(targets.FORMATS)}",
+        )
+    if request.jobs is not None and request.jobs < 1:
+        raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
+    sets = (
+        (targets.custom_set(request.archs, archive_format=request.format),)
+        if request.archs is not None
+        else table.resolve(request.arch_set or "zerogpu")
+    )
+    for arch_set in sets:
+        targets.check_buildable(line, arch_set)
+        if line.is_cuda and not arch_set.archs:
+            raise UsageError(
+                "SET_HAS_NO_CUDA",
+                f"set {arch_set.name} holds no CUDA code",
+                hint="invoke build-cpu builds it",
+            )
+    if request.format is None:
+        return line, sets
+    return line, tuple(msgspec.structs.replace(s, format=request.format) for s in sets)
+
+
+def choose_source(request: BuildRequest) -> Source:
+    """Return the source that ``--ref`` or ``--source`` names, else the pinned archive.
+
+    Raises:
+        UsageError: both are given, or the ref does not exist.
+        SourceError: it cannot be had, or is not what its pin says.
+    """
+    if request.ref and request.source:
+        raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
+    if request.ref:
+        return source.from_ref(request.ref)
+    if request.source:
+        return source.from_folder(request.source)
+    return source.from_archive(pins.load().source)
+
+
+def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Engine:
+    """Return the engine that was asked for; ``auto`` takes docker where one answers, else local.
+
+    Raises:
+        UsageError: there is no such engine.
+        EngineError: it was asked for by name and does not answer.
+    """
+    if request.engine not in ENGINES:
+        raise UsageError(
+            "ENGINE_UNKNOWN",
+            f"--engine {request.engine!r}",
+            hint=f"it is one of {', '.join(ENGINES)}",
+        )
+    if request.engine == "local":
+        return _local(request, line)
+    try:
+        client = connect()
+    except EngineError as error:
+        if request.engine == "docker":
+            raise
+        report.say(f"engine: local, because {error.message}")
+        return _local(request, line)
+    reference = request.image or pins.load().image(line.image).reference
+    report.say(f"engine: docker, because one answers; devel image {reference}")
+    return DockerEngine(client, reference=reference, jobs=request.jobs)
+
+
+def _local(request: BuildRequest, line: Line) -> LocalEngine:
+    if request.image:
+        raise UsageError("IMAGE_WITHOUT_DOCKER", "--image needs the docker engine")
+    if not line.is_cuda:
+        return LocalEngine(jobs=request.jobs)
+    found = toolkit.locate(request.toolkit)
+    if not line.accepts_toolkit(found.version):
+        raise UsageError(
+            "TOOLKIT_NOT_OF_LINE",
+            f"line {line.name} is CUDA {line.toolkit}; the toolkit in {found.root} is "
+            f"{found.version}",
+            hint="choose the line of that toolkit, or point CUDA_PATH at another one",
+        )
+    return LocalEngine(cuda=found.root, jobs=request.jobs)
+
+
+def _build_one(
+    plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport
+) -> Path:
+    logs = STATE / "logs"
+    with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
+        tree = STATE / "trees" / plan.key
+        _replace(built.folder, tree / "bin")
+        (tree / "BUILD.json").write_bytes(
+            build_record.encode(build_record.of(plan, built.toolchain))
+        )
+    _write_licences(tree / "licenses", source.licences(plan.source.tree))
+    tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
+    report.say(f"packed: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
+    return tarball
+
+
+def _replace(new: Path, place: Path) -> None:
+    if place.exists():
+        shutil.rmtree(place)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copytree(new, place, symlinks=True)
+
+
+def _write_licences(folder: Path, texts: dict[str, bytes]) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, text in texts.items():
+        (folder / name).write_bytes(text)
+
+
+def _summary(failures: list[FarmError], asked: int) -> FarmError:
+    if asked == 1:
+        return failures[0]
+    return BuildError(
+        "SETS_FAILED",
+        f"{len(failures)} of {asked} sets failed; the others are built",
+        hint="each one's error stands above",
+        log=failures[0].log,
+    )

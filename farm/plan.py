@@ -1,0 +1,206 @@
+"""Architecture set + line + source → ``BuildPlan``: frozen steps that any engine can run. Pure.
+
+A plan knows no folder of any machine. An engine has a ``Layout``; ``BuildPlan.steps(layout)`` gives
+the command lines for it. What ends in the binaries comes from the plan alone, so two engines with
+the same compiler make the same bytes (docs/decisions/0002-plan-without-paths.md).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import PurePath, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from farm.source import Source
+    from farm.targets import ArchSet, Line
+
+TARGETS: Final = ("llama-server", "llama-cli")
+
+SOURCE_DATE_EPOCH: Final = 1_577_836_800
+"""2020-01-01: the time of every file in a tarball, and of ``__DATE__`` should a source use it."""
+
+_COMPRESSION_MODE_SINCE: Final = (12, 8)
+"""nvcc's ``--compress-mode`` came with CUDA 12.8; before it there is only ``--no-compress``."""
+
+HOST_DEFINES: Final = (
+    ("CMAKE_BUILD_TYPE", "Release"),
+    ("BUILD_SHARED_LIBS", "ON"),
+    # Plugins: the same tarball starts on a machine with no NVIDIA driver (FACTS: --list-devices).
+    ("GGML_BACKEND_DL", "ON"),
+    ("GGML_CPU_ALL_VARIANTS", "ON"),
+    ("GGML_NATIVE", "OFF"),
+    # ggml's own thread pool: with OpenMP the server would need libgomp.so.1 on the host.
+    ("GGML_OPENMP", "OFF"),
+    # ccache is put in front by CMake's launchers below, for CUDA too.
+    ("GGML_CCACHE", "OFF"),
+    # With OpenSSL found the server would need libssl.so.3 on the host.
+    ("LLAMA_OPENSSL", "OFF"),
+    # ON by default, and would download from the network while building.
+    ("LLAMA_USE_PREBUILT_UI", "OFF"),
+    ("LLAMA_BUILD_UI", "OFF"),
+    ("LLAMA_BUILD_TESTS", "OFF"),
+    ("LLAMA_BUILD_EXAMPLES", "OFF"),
+    ("LLAMA_BUILD_APP", "OFF"),
+    # Programs and libraries lie in one folder, and look for each other nowhere else.
+    ("CMAKE_BUILD_WITH_INSTALL_RPATH", "ON"),
+    ("CMAKE_INSTALL_RPATH", "$ORIGIN"),
+    ("CMAKE_EXE_LINKER_FLAGS", "-Wl,-s"),
+    ("CMAKE_SHARED_LINKER_FLAGS", "-Wl,-s"),
+    ("CMAKE_MODULE_LINKER_FLAGS", "-Wl,-s"),
+)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where an engine has things. ``cuda`` is the toolkit's root, None for the CPU line.
+
+    ``launcher`` is the compiler launcher (ccache), empty where there is none.
+    """
+
+    source: PurePath
+    build: PurePath
+    cuda: PurePath | None = None
+    launcher: str = ""
+    cmake: str = "cmake"
+    ninja: str = "ninja"
+
+    @property
+    def products(self) -> PurePath:
+        """The folder in which CMake leaves programs and libraries."""
+        return self.build / "bin"
+
+
+CONTAINER_LAYOUT: Final = Layout(
+    source=PurePosixPath("/farm/source"),
+    build=PurePosixPath("/farm/build"),
+    cuda=PurePosixPath("/usr/local/cuda"),
+    launcher="ccache",
+)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command of a build. ``counts`` says that its output carries ninja's ``[n/m]``."""
+
+    name: str
+    argv: tuple[str, ...]
+    counts: bool = False
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What is built: everything that decides the bytes of the products."""
+
+    arch_set: ArchSet
+    line: Line
+    source: Source
+    targets: tuple[str, ...] = TARGETS
+
+    @property
+    def key(self) -> str:
+        """What the plan is called in logs and container names, e.g. ``cu128-sm90``."""
+        return f"{self.line.name}-{self.arch_set.name}"
+
+    @property
+    def artifact_name(self) -> str:
+        """The tarball's name (contract: DESIGN 3.1, docs/manifest.md)."""
+        return (
+            f"llama-server-b{self.source.build}-{self.key}-linux-x86_64.{self.arch_set.format}"
+        )
+
+    def defines(self) -> tuple[tuple[str, str], ...]:
+        """Return CMake's cache entries that no folder of the engine's goes into."""
+        return (
+            *HOST_DEFINES,
+            ("LLAMA_BUILD_NUMBER", str(self.source.build)),
+            ("LLAMA_BUILD_COMMIT", self.source.short_commit),
+            *(self._cuda_defines() if self.line.is_cuda else (("GGML_CUDA", "OFF"),)),
+        )
+
+    def _cuda_defines(self) -> tuple[tuple[str, str], ...]:
+        mode = "none" if self.arch_set.format == "tar.zst" else "size"
+        return (
+            ("GGML_CUDA", "ON"),
+            ("CMAKE_CUDA_ARCHITECTURES", self.arch_set.archs),
+            # One compressor over the whole archive beats nvcc's, cubin by cubin (docs/size.md).
+            ("GGML_CUDA_COMPRESSION_MODE", mode),
+        )
+
+    def steps(self, layout: Layout, *, jobs: int) -> tuple[Step, ...]:
+        """Return the commands for an engine with this layout; ``jobs`` compilers at a time."""
+        build = str(layout.build)
+        defines = (*self.defines(), *self._layout_defines(layout))
+        return (
+            Step(
+                "configure",
+                (
+                    layout.cmake,
+                    "-S",
+                    str(layout.source),
+                    "-B",
+                    build,
+                    "-G",
+                    "Ninja",
+                    *(f"-D{name}={value}" for name, value in defines),
+                ),
+            ),
+            Step(
+                "compile",
+                (layout.cmake, "--build", build, "-j", str(jobs), "--target", *self.targets),
+                counts=True,
+            ),
+        )
+
+    def _layout_defines(self, layout: Layout) -> tuple[tuple[str, str], ...]:
+        prefix_maps = (
+            f"-ffile-prefix-map={layout.source}=llama.cpp",
+            f"-ffile-prefix-map={layout.build}=build",
+        )
+        host_flags = " ".join(prefix_maps)
+        launchers = ("C", "CXX", "CUDA") if self.line.is_cuda else ("C", "CXX")
+        return (
+            ("CMAKE_MAKE_PROGRAM", layout.ninja),
+            ("CMAKE_C_FLAGS", host_flags),
+            ("CMAKE_CXX_FLAGS", host_flags),
+            *(
+                (f"CMAKE_{language}_COMPILER_LAUNCHER", layout.launcher)
+                for language in launchers
+                if layout.launcher
+            ),
+            *(self._cuda_layout_defines(layout.cuda, prefix_maps) if self.line.is_cuda else ()),
+        )
+
+    def _cuda_layout_defines(
+        self, cuda: PurePath | None, prefix_maps: tuple[str, ...]
+    ) -> tuple[tuple[str, str], ...]:
+        flags = [f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps]
+        if self.arch_set.format == "tar.zst" and self._toolkit_version < _COMPRESSION_MODE_SINCE:
+            flags.append("--no-compress")
+        return (
+            ("CMAKE_CUDA_FLAGS", " ".join(flags)),
+            ("CMAKE_CUDA_COMPILER", str(cuda / "bin" / "nvcc") if cuda else "nvcc"),
+            *((("CUDAToolkit_ROOT", str(cuda)),) if cuda else ()),
+        )
+
+    @property
+    def _toolkit_version(self) -> tuple[int, ...]:
+        return tuple(int(part) for part in (self.line.toolkit or "0").split("."))
+
+    def environment(self, layout: Layout, *, ccache_dir: PurePath | None) -> dict[str, str]:
+        """Return the variables of every step; the engine adds its own PATH and HOME."""
+        variables = {"LC_ALL": "C.UTF-8", "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)}
+        if ccache_dir is None:
+            return variables
+        return variables | {
+            "CCACHE_DIR": str(ccache_dir),
+            # Paths below the common parent become relative: other machines' folders hit too.
+            "CCACHE_BASEDIR": str(_common_parent(layout.source, layout.build)),
+            "CCACHE_NOHASHDIR": "1",
+            # Images are rebuilt with new file times: a compiler is known by its content.
+            "CCACHE_COMPILERCHECK": "content",
+        }
+
+
+def _common_parent(first: PurePath, second: PurePath) -> PurePath:
+    return next(parent for parent in first.parents if second.is_relative_to(parent))

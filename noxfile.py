@@ -1,0 +1,86 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox>=2026.10"]
+# ///
+"""What CI runs. ``nox -l`` lists the sessions; ``nox`` runs lint, types and all the tests."""
+
+from __future__ import annotations
+
+import nox
+
+nox.needs_version = ">=2025.2"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.error_on_external_run = True
+
+FARM_LOCK = "requirements.lock"
+DEV_LOCK = "requirements-dev.lock"
+SOURCES = ("farm", "spaces", "tests", "tasks.py", "noxfile.py")
+MODULE_PATH = {"PYTHONPATH": ".:spaces"}
+
+
+def _install(session: nox.Session, lock: str) -> None:
+    session.install("--require-hashes", "-r", lock)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Formatting, lint rules, and the one arrow between the packages."""
+    _install(session, DEV_LOCK)
+    session.run("ruff", "format", "--check", *SOURCES)
+    session.run("ruff", "check", *SOURCES)
+    session.run("lint-imports", env=MODULE_PATH)
+
+
+@nox.session
+def typecheck(session: nox.Session) -> None:
+    """Strict types, for the farm and the loader."""
+    _install(session, DEV_LOCK)
+    session.run("mypy", "farm", "spaces/llama_loader", "tasks.py", "noxfile.py")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """All tests that this machine can run; what is skipped is listed with its reason."""
+    _install(session, DEV_LOCK)
+    session.run("pytest", *session.posargs, env=MODULE_PATH)
+
+
+@nox.session
+def unit(session: nox.Session) -> None:
+    """The fast tests only: no engine, no model, nothing fetched."""
+    _install(session, DEV_LOCK)
+    session.run("pytest", "tests/unit", *session.posargs, env=MODULE_PATH)
+
+
+@nox.session
+def demo(session: nox.Session) -> None:
+    """Source → container → tarball → loader → a verified server's first token. Takes options."""
+    _install(session, FARM_LOCK)
+    session.run("invoke", "demo", *session.posargs)
+
+
+@nox.session(name="format")
+def format_(session: nox.Session) -> None:
+    """Rewrite the sources in the project's format; the equal of a pre-commit hook's fixes."""
+    _install(session, DEV_LOCK)
+    session.run("ruff", "format", *SOURCES)
+    session.run("ruff", "check", "--fix", *SOURCES)
+
+
+@nox.session
+def lock(session: nox.Session) -> None:
+    """Write the lock files again from pyproject.toml, with hashes and no index's address."""
+    session.install("uv>=0.13")
+    common = (
+        "--universal",
+        "--python-version=3.11",
+        "--generate-hashes",
+        "--no-emit-index-url",
+        "--no-annotate",
+        "--custom-compile-command=nox -s lock",
+        "--quiet",
+    )
+    compile_ = ("uv", "pip", "compile", *common, *session.posargs, "pyproject.toml")
+    session.run(*compile_, "-o", FARM_LOCK)
+    session.run(*compile_, "--group", "test", "--group", "lint", "-o", DEV_LOCK)

@@ -1,0 +1,1 @@
+const char * llama_where() { return __FILE__; }

@@ -1,0 +1,164 @@
+"""The executor and the local engine, on a real CMake project that compiles in a second."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from farm import source, targets
+from farm.engines.local import LocalEngine
+from farm.errors import BuildError, SourceError
+from farm.execute import execute
+from farm.packages import cache_folder
+from farm.plan import BuildPlan, Step
+
+TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
+TABLE = targets.load()
+
+
+class Recorder:
+    def __init__(self) -> None:
+        self.steps: list[str] = []
+        self.counts: list[tuple[int, int]] = []
+        self.notes: list[str] = []
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        self.steps.append(f"{plan.key} {step.name}")
+
+    def count(self, done: int, total: int) -> None:
+        self.counts.append((done, total))
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+
+
+def plan_of(tree: Path) -> BuildPlan:
+    return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+
+
+def test_a_build_gives_programs_that_run_and_knows_who_compiled(
+    tiny: Path, tmp_path: Path
+) -> None:
+    recorder = Recorder()
+    engine = LocalEngine(jobs=2)
+    with execute(plan_of(tiny), engine, logs=tmp_path / "logs", reporter=recorder) as built:
+        told = subprocess.run(
+            [built.folder / "llama-server"], capture_output=True, text=True, check=True
+        )
+        assert told.stdout == "version: 0 (unknown) llama.cpp/llama.cpp\n"
+        assert (built.folder / "libllama.so").is_symlink()
+        assert built.toolchain.engine == "local"
+        assert built.toolchain.compiler.startswith("GNU ")
+        assert set(built.seconds) == {"configure", "compile"}
+        products = built.folder
+    assert recorder.steps == ["cpu-cpu configure", "cpu-cpu compile"]
+    done, total = recorder.counts[-1]
+    assert done == total >= 6
+    assert not products.exists()
+    assert not list(cache_folder("builds").iterdir())
+    assert "Linking CXX executable" in (tmp_path / "logs" / "cpu-cpu.log").read_text("utf-8")
+
+
+def test_a_compile_error_shows_the_file_the_compilers_words_and_the_log(
+    tiny: Path, tmp_path: Path
+) -> None:
+    (tiny / "llama.cpp").write_text("int broken( { return 1; }\n", "utf-8")
+    with (
+        pytest.raises(BuildError) as failed,
+        execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()),
+    ):
+        pytest.fail("a tree was handed over")
+    shown = failed.value.render()
+    assert failed.value.code == "COMPILE_FAILED"
+    assert "llama.cpp.o" in shown.splitlines()[0]
+    assert "error: " in shown
+    assert "int broken( {" in shown
+    assert f"log: {tmp_path / 'logs' / 'cpu-cpu.log'}" in shown
+    assert not list(cache_folder("builds").iterdir())
+
+
+def test_a_configure_error_is_told_apart(tiny: Path, tmp_path: Path) -> None:
+    with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write('message(FATAL_ERROR "no such backend")\n')
+    with (
+        pytest.raises(BuildError, match="no such backend") as failed,
+        execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()),
+    ):
+        pytest.fail("a tree was handed over")
+    assert failed.value.code == "CONFIGURE_FAILED"
+
+
+def test_flags_of_the_callers_environment_do_not_reach_the_compiler(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXXFLAGS", "-this-is-no-flag")
+    with execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()) as built:
+        assert (built.folder / "llama-cli").is_file()
+
+
+def test_two_folders_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+    elsewhere = Path(shutil.copytree(tiny, tmp_path / "some" / "other" / "place"))
+    built_bytes = []
+    for tree in (tiny, elsewhere):
+        with execute(
+            plan_of(tree), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder(), fresh=True
+        ) as built:
+            built_bytes.append((built.folder / "llama-server").read_bytes())
+    assert built_bytes[0] == built_bytes[1]
+
+
+def test_ctrl_c_leaves_no_process_and_no_half_product(tiny: Path, tmp_path: Path) -> None:
+    marker = tmp_path / "compiling"
+    slow = tmp_path / "slow_compiler"
+    slow.write_text(f"#!/bin/sh\ntouch {marker}\nsleep 60\n", "utf-8")
+    slow.chmod(0o755)
+    (tiny / "CMakeLists.txt").write_text(
+        (TINY / "CMakeLists.txt").read_text("utf-8")
+        + f'\nadd_custom_target(slow ALL COMMAND "{slow}")\nadd_dependencies(llama slow)\n',
+        "utf-8",
+    )
+    script = (
+        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/unit']\n"
+        "from pathlib import Path\n"
+        "import test_execute as t\n"
+        f"p = t.plan_of(Path({str(tiny)!r}))\n"
+        f"logs = Path({str(tmp_path / 'logs')!r})\n"
+        "with t.execute(p, t.LocalEngine(), logs=logs, reporter=t.Recorder()): pass\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 60
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGINT)
+    _, told = process.communicate(timeout=30)
+    assert process.returncode != 0
+    assert b"KeyboardInterrupt" in told
+    assert not list(cache_folder("builds").iterdir())
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)
+    assert str(slow) not in running.stdout
+
+
+def test_a_folder_that_is_no_llama_cpp_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as refused:
+        source.from_folder(tmp_path)
+    assert refused.value.code == "SOURCE_NOT_LLAMA_CPP"

@@ -1,0 +1,103 @@
+"""Sources by git ref and by folder, from real repositories on this machine."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from farm import source
+from farm.errors import SourceError, UsageError
+
+TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
+
+
+def git(folder: Path, *argv: str) -> str:
+    identity = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
+    done = subprocess.run(
+        ["git", "-C", str(folder), *identity, *argv], capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture(autouse=True)
+def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def upstream(tmp_path: Path) -> Path:
+    """A repository of three commits; the second carries the tag b2."""
+    tree = Path(shutil.copytree(TINY, tmp_path / "upstream"))
+    git(tree, "init", "--quiet", "--initial-branch=master")
+    git(tree, "config", "uploadpack.allowFilter", "true")
+    git(tree, "config", "uploadpack.allowAnySHA1InWant", "true")
+    for number in (1, 2, 3):
+        (tree / "NUMBER").write_text(str(number), "utf-8")
+        git(tree, "add", "--all")
+        git(tree, "commit", "--quiet", "-m", f"commit {number}")
+        if number == 2:
+            git(tree, "tag", "b2")
+    return tree
+
+
+@pytest.mark.parametrize(("ref", "build"), [("b2", 2), ("master", 3)])
+def test_a_ref_brings_its_build_number_and_commit(upstream: Path, ref: str, build: int) -> None:
+    found = source.from_ref(ref, remote=f"file://{upstream}")
+    assert found.build == build
+    assert found.commit == git(upstream, "rev-parse", ref)
+    assert found.version == "0.6.1"
+    assert (found.tree / "NUMBER").read_text("utf-8") == str(build)
+    assert not (found.tree / ".git").exists()
+
+
+def test_a_commit_is_a_ref_too_and_a_new_one_is_fetched(upstream: Path) -> None:
+    remote = f"file://{upstream}"
+    first = git(upstream, "rev-parse", "HEAD~2")
+    assert source.from_ref(first[:12], remote=remote).build == 1
+    (upstream / "NUMBER").write_text("4", "utf-8")
+    git(upstream, "commit", "--quiet", "-am", "commit 4")
+    assert source.from_ref("master", remote=remote).build == 4
+
+
+def test_an_unknown_ref_is_a_usage_error(upstream: Path) -> None:
+    with pytest.raises(UsageError, match="no tag, branch or commit 'b99'") as refused:
+        source.from_ref("b99", remote=f"file://{upstream}")
+    assert refused.value.exit_status == 2
+
+
+def test_a_ref_that_looks_like_an_option_is_not_one(upstream: Path) -> None:
+    with pytest.raises(UsageError, match="no tag, branch or commit"):
+        source.from_ref("--output=/etc/passwd", remote=f"file://{upstream}")
+
+
+def test_a_repository_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(SourceError) as failed:
+        source.from_ref("master", remote=f"file://{tmp_path / 'nowhere'}")
+    assert failed.value.code == "GIT_FAILED"
+    assert "fetch" in failed.value.message
+    assert "--ref" in failed.value.hint
+
+
+def test_a_folder_with_history_brings_it(upstream: Path) -> None:
+    found = source.from_folder(upstream)
+    assert (found.build, found.commit) == (3, git(upstream, "rev-parse", "HEAD"))
+    (upstream / "NUMBER").write_text("changed", "utf-8")
+    assert source.from_folder(upstream).short_commit.endswith("-dirty")
+
+
+def test_a_shallow_history_gives_no_wrong_build_number(upstream: Path, tmp_path: Path) -> None:
+    shallow = tmp_path / "shallow"
+    git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{upstream}", str(shallow))
+    assert source.from_folder(shallow).build == 0
+
+
+def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:
+    found = source.from_folder(Path(shutil.copytree(TINY, tmp_path / "plain")))
+    assert (found.build, found.commit, found.version) == (0, None, "0.6.1")
+
+
+def test_licences_come_with_the_tree() -> None:
+    assert list(source.licences(TINY)) == ["LICENSE"]

@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from farm import targets
+from farm.errors import UsageError
+
+TABLE = targets.load()
+
+
+def test_the_seed_set_is_exactly_what_the_seed_document_says() -> None:
+    seed = TABLE.sets["seed"]
+    assert seed.archs == "80;86;89;90"
+    assert seed.format == "tar.gz"
+    assert seed.sass == seed.ptx == {"80", "86", "89", "90"}
+
+
+@pytest.mark.parametrize("number", [75, 80, 86, 89, 90, 100, 120, 121])
+def test_each_architecture_has_a_set_of_its_own_with_no_ptx(number: int) -> None:
+    arch_set = TABLE.sets[f"sm{number}"]
+    assert [arch.number for arch in arch_set.parsed] == [number]
+    assert len(arch_set.sass) == 1
+    assert not arch_set.ptx
+
+
+@pytest.mark.parametrize(
+    ("name", "members"),
+    [("zerogpu", ["sm120", "sm90"]), ("hopper", ["sm90"]), ("seed", ["seed"]), ("cpu", ["cpu"])],
+)
+def test_a_name_stands_for_sets(name: str, members: list[str]) -> None:
+    assert [arch_set.name for arch_set in TABLE.resolve(name)] == members
+
+
+@pytest.mark.parametrize(
+    ("text", "sass", "ptx"),
+    [
+        ("80;86;89;90", {"80", "86", "89", "90"}, {"80", "86", "89", "90"}),
+        ("90-real", {"90"}, set()),
+        ("75-virtual;90-real", {"90"}, {"75"}),
+        ("120a-real;121f", {"120a", "121f"}, {"121f"}),
+        (" 80 ; 90 ;", {"80", "90"}, {"80", "90"}),
+    ],
+)
+def test_archs_are_read_as_cmake_reads_them(text: str, sass: set[str], ptx: set[str]) -> None:
+    arch_set = targets.custom_set(text)
+    assert (arch_set.sass, arch_set.ptx) == (sass, ptx)
+
+
+@pytest.mark.parametrize("text", ["80;foo", "", ";", "9", "80,90", "sm_90", "90-fake", "80;-90"])
+def test_malformed_archs_are_refused_with_what_would_be_right(text: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        targets.custom_set(text)
+    assert refused.value.exit_status == 2
+    assert "80;86;89;90" in refused.value.hint
+
+
+@pytest.mark.parametrize(
+    ("archs", "name", "archive_format"),
+    [
+        ("80;86;89;90", "seed", "tar.gz"),
+        ("90-real", "sm90", "tar.zst"),
+        ("90", "sm90-ptx", "tar.zst"),
+        ("80-real;90-virtual", "sm80real-90virtual", "tar.gz"),
+    ],
+)
+def test_a_custom_set_has_a_name_and_a_format(archs: str, name: str, archive_format: str) -> None:
+    arch_set = targets.custom_set(archs)
+    assert (arch_set.name, arch_set.format) == (name, archive_format)
+
+
+@pytest.mark.parametrize(
+    ("line", "archs"),
+    [("cu124", "100"), ("cu130", "70"), ("cu128", "121"), ("cu124", "80;120"), ("cu130", "61-real")],
+)
+def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> None:
+    with pytest.raises(UsageError, match=r"cannot build architecture (100|70|121|120|61)") as told:
+        targets.check_buildable(TABLE.line(line), targets.custom_set(archs))
+    assert line in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "set_name"),
+    [("cu124", "sm90"), ("cu124", "seed"), ("cu128", "sm120"), ("cu130", "sm121"), ("cpu", "cpu")],
+)
+def test_what_can_be_built_passes(line: str, set_name: str) -> None:
+    targets.check_buildable(TABLE.line(line), TABLE.sets[set_name])
+
+
+def test_cuda_code_on_the_cpu_line_is_refused() -> None:
+    with pytest.raises(UsageError, match="no CUDA toolkit"):
+        targets.check_buildable(TABLE.line("cpu"), TABLE.sets["sm90"])
+
+
+def test_an_unknown_name_lists_what_there_is() -> None:
+    with pytest.raises(UsageError) as unknown_set:
+        TABLE.resolve("sm91")
+    assert {"sm90", "zerogpu"} <= set(unknown_set.value.hint.replace(",", " ").split())
+    with pytest.raises(UsageError, match="no line 'cu99'"):
+        TABLE.line("cu99")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("[lines.x]\nimage = 3\nglibc = '2.35'", "lines"),
+        ("[lines.x]\nimage = 'a'\nglibc = 'new'", "lines"),
+        ("[lines.x]\nimage = 'a'\nglibc = '2.35'\nspeed = 1", "speed"),
+        ("[sets.a]\narchs = '80;foo'", "foo"),
+        ("[sets.a]\narchs = '80'\nformat = 'zip'", "sets.a.format"),
+        ("[groups]\ng = ['nowhere']", "nowhere"),
+        ("[lines", "targets.toml"),
+    ],
+)
+def test_a_malformed_table_is_refused_naming_the_place(
+    tmp_path: Path, text: str, named: str
+) -> None:
+    file = tmp_path / "targets.toml"
+    tables = ("lines", "sets", "groups")
+    absent = [f"[{name}]" for name in tables if f"[{name}" not in text]
+    file.write_text("\n".join([*absent, text]), "utf-8")
+    with pytest.raises(UsageError, match=named):
+        targets.load(file)
