@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from xml.etree import ElementTree
+
+import pytest
+
+from farm.timeline import Span, rows, seconds, svg
+
+SPANS = (
+    Span("source", "farm", 1.5, 37_700_000),
+    Span("build", "farm", 613.0),
+    Span("fetch & verify", "loader", 0.04, 9_800_000),
+    Span("first token", "server", 0.61),
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0004, "0 ms"), (0.042, "42 ms"), (0.61, "0.61 s"), (613.2, "613 s")]
+)
+def test_durations_have_the_digits_that_mean_something(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_the_table_has_a_row_for_each_span_and_the_total() -> None:
+    lines = rows(SPANS)
+    assert len(lines) == len(SPANS) + 1
+    assert "37.7 MB" in lines[0]
+    assert lines[-1].split() == ["total", "615", "s"]
+
+
+def test_the_picture_is_valid_xml_with_every_name_and_figure() -> None:
+    picture = ElementTree.fromstring(svg(SPANS, title="a < b"))
+    texts = [element.text for element in picture.iter() if element.text and element.text.strip()]
+    assert "a < b" in texts
+    assert {span.name for span in SPANS} <= set(texts)
+    assert {span.figures for span in SPANS} <= set(texts)
+
+
+def test_the_longest_span_of_each_group_has_the_longest_bar() -> None:
+    picture = ElementTree.fromstring(svg(SPANS, title=""))
+    bars = [
+        float(element.attrib["width"])
+        for element in picture.iter("{http://www.w3.org/2000/svg}rect")
+        if element.attrib.get("height") == "16"
+    ]
+    assert len(bars) == len(SPANS)
+    assert bars[1] > bars[0]
+    assert bars[3] > bars[2]
