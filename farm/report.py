@@ -24,7 +24,7 @@ class BuildReport:
     def __init__(
         self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self.console = console or Console(stderr=True, highlight=False)
+        self.console = console or Console(stderr=True)
         self._clock = clock
         self._plain_due = 0.0
         self._label = ""
@@ -55,7 +55,7 @@ class BuildReport:
 
     def say(self, line: str) -> None:
         """Show one line that stays."""
-        self.console.print(line, markup=False, soft_wrap=True)
+        self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def note(self, line: str) -> None:
         """Show one coded line, such as ``note[NO_CCACHE]: …``."""

@@ -28,7 +28,7 @@ PASSED_ON: Final = ("PATH", "HOME", "TMPDIR", "LANG", "CCACHE_REMOTE_STORAGE", "
 
 @dataclass(frozen=True)
 class LocalWorkspace:
-    """A private folder with a build tree; the source is read where it is."""
+    """A private folder with a copy of the source beside the build tree, as in a container."""
 
     layout: Layout
     jobs: int
@@ -85,11 +85,14 @@ class LocalEngine:
             sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
         parent = cache_folder("builds")
         with tempfile.TemporaryDirectory(prefix=f"{plan.key}.", dir=parent) as folder:
-            build = Path(folder) / "build"
+            tree, build = Path(folder) / "source", Path(folder) / "build"
+            shutil.copytree(
+                plan.source.tree, tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
+            )
             build.mkdir()
             yield LocalWorkspace(
                 layout=Layout(
-                    source=plan.source.tree,
+                    source=tree,
                     build=build,
                     cuda=self._cuda,
                     launcher=ccache or "",

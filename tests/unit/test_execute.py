@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -18,6 +19,9 @@ from farm.errors import BuildError, SourceError
 from farm.execute import execute
 from farm.packages import cache_folder
 from farm.plan import BuildPlan, Step
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 TABLE = targets.load()
@@ -114,7 +118,12 @@ def test_flags_of_the_callers_environment_do_not_reach_the_compiler(
         assert (built.folder / "llama-cli").is_file()
 
 
-def test_two_folders_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("cached", [True, False])
+def test_two_folders_give_the_same_bytes(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, cached: bool
+) -> None:
+    if not cached:
+        monkeypatch.setattr(shutil, "which", _which_without_ccache(shutil.which))
     elsewhere = Path(shutil.copytree(tiny, tmp_path / "some" / "other" / "place"))
     built_bytes = []
     for tree in (tiny, elsewhere):
@@ -123,6 +132,10 @@ def test_two_folders_give_the_same_bytes(tiny: Path, tmp_path: Path) -> None:
         ) as built:
             built_bytes.append((built.folder / "llama-server").read_bytes())
     assert built_bytes[0] == built_bytes[1]
+
+
+def _which_without_ccache(which: Callable[..., str | None]) -> Callable[..., str | None]:
+    return lambda name, **where: None if name == "ccache" else which(name, **where)
 
 
 def test_ctrl_c_leaves_no_process_and_no_half_product(tiny: Path, tmp_path: Path) -> None:

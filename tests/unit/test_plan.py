@@ -85,7 +85,8 @@ def test_only_the_layout_knows_folders() -> None:
     assert plan("cpu", "cpu").defines() == plan("cpu", "cpu").defines()
     assert not [value for _, value in plan("cu130", "sm90").defines() if "/" in value]
     assert defines("cpu", "cpu", elsewhere)["CMAKE_C_FLAGS"] == (
-        "-ffile-prefix-map=/x/s=llama.cpp -ffile-prefix-map=/x/b=build"
+        "-ffile-prefix-map=/x/s=llama.cpp -ffile-prefix-map=/x/b=build "
+        "-ffile-prefix-map=../s=llama.cpp"
     )
 
 

@@ -1,0 +1,218 @@
+"""Deterministic compressed tarballs: the same members give the same bytes.
+
+No time, no name and no owner gets in: ustar with owner 0:0, one fixed time for every member, no
+time in the compressor's header, and one compressing thread.
+"""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import sys
+import tarfile
+import zlib
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
+
+from farm.errors import PackError
+from llama_loader.manifest import CHUNK_SIZE
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+ZSTD_LEVEL: Final = 19
+ZSTD_WINDOW_LOG: Final = 23
+"""8 MiB: what a decoder must keep in memory (DESIGN 3.1)."""
+GZIP_LEVEL: Final = 9
+FORMATS: Final = ("tar.zst", "tar.gz")
+FILE_MODE: Final = 0o644
+PROGRAM_MODE: Final = 0o755
+
+_ZSTD_OPTIONS: Final[dict[int, int]] = {
+    zstd.CompressionParameter.compression_level: ZSTD_LEVEL,
+    zstd.CompressionParameter.window_log: ZSTD_WINDOW_LOG,
+    zstd.CompressionParameter.checksum_flag: 1,
+}
+BLOCK: Final = 1 << 20
+"""Bytes that are read at a time."""
+DAMAGE: Final = (tarfile.TarError, zstd.ZstdError, zlib.error, EOFError, gzip.BadGzipFile)
+"""What the libraries raise for an archive that is damaged or cut short."""
+
+
+@dataclass(frozen=True)
+class Digests:
+    """A file's size in bytes, its sha256, and that of each of its chunks."""
+
+    size: int
+    sha256: str
+    chunks: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Member:
+    """One regular file of an archive. ``stream`` is good until the next member is asked for."""
+
+    path: str
+    size: int
+    mode: int
+    stream: BinaryIO
+
+
+class ChunkHasher:
+    """Hashes a file as a whole and in chunks of ``chunk_size`` bytes."""
+
+    def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
+        self.chunk_size = chunk_size
+        self._whole = hashlib.sha256()
+        self._chunk = hashlib.sha256()
+        self._chunks: list[str] = []
+        self._size = 0
+
+    def update(self, data: bytes) -> None:
+        """Take the next bytes."""
+        self._whole.update(data)
+        view = memoryview(data)
+        while view:
+            room = self.chunk_size - self._size % self.chunk_size
+            self._chunk.update(view[:room])
+            self._size += len(view[:room])
+            if self._size % self.chunk_size == 0:
+                self._end_chunk()
+            view = view[room:]
+
+    def digests(self) -> Digests:
+        """Return what all bytes taken come to."""
+        last = [self._chunk.hexdigest()] if self._size % self.chunk_size else []
+        return Digests(self._size, self._whole.hexdigest(), (*self._chunks, *last))
+
+    def _end_chunk(self) -> None:
+        self._chunks.append(self._chunk.hexdigest())
+        self._chunk = hashlib.sha256()
+
+
+def hash_file(stream: BinaryIO, *, chunk_size: int = CHUNK_SIZE) -> Digests:
+    """Hash a stream from where it stands to its end."""
+    hasher = ChunkHasher(chunk_size)
+    while block := stream.read(BLOCK):
+        hasher.update(block)
+    return hasher.digests()
+
+
+class Writer:
+    """Puts members into an archive, in the order in which they are added."""
+
+    def __init__(self, tar: tarfile.TarFile, mtime: int) -> None:
+        self._tar = tar
+        self._mtime = mtime
+
+    def add(self, member: Member) -> None:
+        """Add one file.
+
+        Raises:
+            PackError: ``NAME_TOO_LONG``, or ``FILE_CHANGED``: it has fewer bytes than it said.
+        """
+        info = tarfile.TarInfo(member.path)
+        info.size, info.mode, info.mtime = member.size, member.mode, self._mtime
+        try:
+            self._tar.addfile(info, member.stream)
+        except ValueError as error:
+            raise PackError("NAME_TOO_LONG", f"{member.path}: {error}") from error
+        except OSError as error:
+            if error.errno is not None:
+                raise
+            raise PackError("FILE_CHANGED", f"{member.path}: changed while packing") from error
+
+
+@contextmanager
+def write(raw: BinaryIO, archive_format: str, mtime: int) -> Iterator[Writer]:
+    """Write an archive to ``raw``, which stays open.
+
+    Args:
+        raw: where the compressed bytes go.
+        archive_format: one of ``FORMATS``.
+        mtime: every member's time, in seconds since 1970.
+
+    Raises:
+        PackError: ``FORMAT_UNKNOWN``.
+    """
+    with (
+        _compressor(raw, archive_format) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        yield Writer(tar, mtime)
+
+
+def members(raw: BinaryIO, archive_format: str, *, what: str) -> Iterator[Member]:
+    """Yield an archive's members, streaming it once; read each before asking for the next.
+
+    Raises:
+        PackError: ``ARCHIVE_UNSOUND``: it holds what no release may.
+        Exception: one of ``DAMAGE``, here or when a member is read.
+    """
+    with (
+        _decompressor(raw, archive_format) as unpacked,
+        tarfile.open(fileobj=unpacked, mode="r|") as tar,
+    ):
+        for info in tar:
+            yield _member(tar, info, what)
+
+
+def format_of(name: str) -> str:
+    """Return the format that a file's name says.
+
+    Raises:
+        PackError: ``FORMAT_UNKNOWN``.
+    """
+    for archive_format in FORMATS:
+        if name.endswith(f".{archive_format}"):
+            return archive_format
+    raise _unknown(name)
+
+
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str) -> Member:
+    problem = _unsound(info)
+    stream = tar.extractfile(info) if not problem else None
+    if stream is None:
+        raise PackError("ARCHIVE_UNSOUND", f"{what}: {info.name!r} {problem}")
+    return Member(info.name, info.size, info.mode, cast("BinaryIO", stream))
+
+
+def _unsound(info: tarfile.TarInfo) -> str:
+    parts = info.name.split("/")
+    if not info.isreg():
+        return "is not a regular file"
+    if parts[0] != "runtime" or len(parts) < 2 or {"", ".", ".."} & set(parts):  # noqa: PLR2004
+        return "is not a file below runtime/"
+    if info.mode not in (FILE_MODE, PROGRAM_MODE):
+        return f"has mode {info.mode:04o}"
+    return "" if (info.uid, info.gid) == (0, 0) else "is not owned by 0:0"
+
+
+def _compressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.ZstdFile:
+    if archive_format == "tar.gz":
+        return gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0)
+    if archive_format == "tar.zst":
+        return zstd.ZstdFile(raw, "wb", options=_ZSTD_OPTIONS)
+    raise _unknown(archive_format)
+
+
+def _decompressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.ZstdFile:
+    if archive_format == "tar.gz":
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    if archive_format == "tar.zst":
+        window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: ZSTD_WINDOW_LOG}
+        return zstd.ZstdFile(raw, "rb", options=window)
+    raise _unknown(archive_format)
+
+
+def _unknown(name: str) -> PackError:
+    return PackError(
+        "FORMAT_UNKNOWN", f"{name}: is neither {' nor '.join(FORMATS)}", hint="see --format"
+    )

@@ -1,0 +1,373 @@
+"""What a binary really contains and needs. ``python -m farm.elf FILE…`` prints it as JSON.
+
+``inspect`` reads one file, ``merge`` sums up a package, ``check`` compares it with what was asked.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+import msgspec
+
+from farm import elf_file, fatbin
+from farm.elf_file import ElfFile
+from farm.errors import FarmError, InspectError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from collections.abc import Set as AbstractSet
+    from typing import BinaryIO
+
+_CODE_SECTIONS: Final = frozenset({"nv_fatbin", "nv_relfatbin"})
+"""``.nv_fatbin`` for whole programs, ``__nv_relfatbin`` for relocatable device code."""
+_REGISTRATION: Final = ".nvFatBinSegment"
+"""Tells the CUDA runtime where the containers are, 24 bytes for each."""
+
+_VERSION_NEED: Final = re.compile(r"(?P<family>GLIBC|GLIBCXX)_(?P<version>[0-9]+(?:\.[0-9]+)*)")
+_GLIBC_MARKS: Final = {"GLIBC_ABI_DT_RELR": "2.36"}
+"""Needs without a number, and the first glibc that has them (glibc 2.36's release notes)."""
+
+_SYSTEM: Final = re.compile(
+    r"lib(?:c|m|dl|pthread|rt|util)\.so\.[0-9]+|libstdc\+\+\.so\.6|libgcc_s\.so\.1"
+    r"|ld-linux-[a-z0-9-]+\.so\.[0-9]+"
+)
+"""glibc, libstdc++ and libgcc: their versions are what ``platform`` says."""
+_ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
+_DRIVER: Final = "libcuda.so.1"
+_CUDA_LIBRARIES: Final = ("libcudart", "libcublas", "libcublasLt")
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """What one binary holds and needs.
+
+    Attributes:
+        file: the file's name, without folders.
+        machine: what it runs on, e.g. ``x86_64``.
+        sass, ptx: architectures of its machine code and of its PTX, e.g. ``("90",)``.
+        code: the same in more detail.
+        glibc, glibcxx: highest ``GLIBC_``/``GLIBCXX_`` version need, None where there is none.
+        marks: version needs of glibc that have no number, e.g. ``GLIBC_PRIVATE``.
+        needs: ``DT_NEEDED`` in order.
+        soname, runpath, rpath: ``DT_SONAME``, ``DT_RUNPATH``, ``DT_RPATH``, None where absent.
+    """
+
+    file: str
+    machine: str
+    code: fatbin.Contents
+    glibc: str | None
+    glibcxx: str | None
+    marks: tuple[str, ...]
+    needs: tuple[str, ...]
+    soname: str | None
+    runpath: str | None
+    rpath: str | None
+
+    @property
+    def sass(self) -> tuple[str, ...]:
+        """Architectures whose machine code it holds."""
+        return self.code.sass
+
+    @property
+    def ptx(self) -> tuple[str, ...]:
+        """Architectures whose PTX it holds."""
+        return self.code.ptx
+
+    def as_json(self) -> dict[str, object]:
+        """Return what ``python -m farm.elf`` prints; the names are a contract (DESIGN 3.6)."""
+        return {
+            "file": self.file,
+            "machine": self.machine,
+            "sass": self.sass,
+            "ptx": self.ptx,
+            "other_code": self.code.other,
+            "partial_code": self.code.partial,
+            "cuda_objects": self.code.containers,
+            "glibc": self.glibc,
+            "glibcxx": self.glibcxx,
+            "needs": self.needs,
+            "soname": self.soname,
+            "runpath": self.runpath,
+            "rpath": self.rpath,
+        }
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What a package's binaries hold and need together.
+
+    Attributes:
+        machines: what they run on; one, where all is well.
+        sass, ptx, glibc, glibcxx: as in ``Inspection``, over all files.
+        needs: libraries that the host must have, in order; those that are in the package and
+            glibc's, libstdc++'s and libgcc's own are left out.
+    """
+
+    machines: tuple[str, ...]
+    sass: tuple[str, ...]
+    ptx: tuple[str, ...]
+    glibc: str | None
+    glibcxx: str | None
+    needs: tuple[str, ...]
+
+
+class Promise(Protocol):
+    """What a line says of its binaries: ``targets.Line`` and ``build_record.LineRecord`` do."""
+
+    @property
+    def toolkit(self) -> str | None:
+        """CUDA version, None for the CPU."""
+
+    @property
+    def min_driver(self) -> str | None:
+        """The oldest driver that runs its binaries, None for the CPU."""
+
+    @property
+    def glibc(self) -> str:
+        """The newest glibc that its binaries may need."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the binaries were asked to be: exactly this code, and nothing beyond the line."""
+
+    sass: AbstractSet[str]
+    ptx: AbstractSet[str]
+    line: Promise
+
+
+def inspect(path: Path) -> Inspection:
+    """Inspect one program, shared library or object file.
+
+    Raises:
+        UsageError: ``FILE_MISSING``: there is no such file, or it cannot be read.
+        InspectError: it is no ELF file, or it is damaged.
+    """
+    try:
+        with path.open("rb") as stream:
+            return inspect_stream(stream, _printable(path.name))
+    except OSError as error:
+        raise UsageError(
+            "FILE_MISSING",
+            f"{path}: {error.strerror or error}",
+            hint="give programs, shared libraries (.so) or object files (.o)",
+        ) from error
+
+
+def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
+    """Inspect a seekable stream; ``name`` is the file's.
+
+    Raises:
+        InspectError: it is no ELF file, or it is damaged.
+    """
+    elf = ElfFile.open(stream, name)
+    dynamic = list(elf.dynamic())
+    versions = set(elf.version_needs())
+    return Inspection(
+        file=name,
+        machine=elf.machine,
+        code=_code(elf),
+        glibc=_highest(_numbered(versions, "GLIBC")),
+        glibcxx=_highest(_numbered(versions, "GLIBCXX")),
+        marks=tuple(sorted(v for v in versions if _is_mark(v))),
+        needs=tuple(value for tag, value in dynamic if tag == elf_file.DT_NEEDED),
+        soname=_one(dynamic, elf_file.DT_SONAME),
+        runpath=_one(dynamic, elf_file.DT_RUNPATH),
+        rpath=_one(dynamic, elf_file.DT_RPATH),
+    )
+
+
+def merge(inspections: Sequence[Inspection]) -> Merged:
+    """Sum up the binaries of one package; a file is known by its ``file`` name."""
+    inside = {inspection.file for inspection in inspections}
+    needed = {need for inspection in inspections for need in inspection.needs}
+    return Merged(
+        machines=tuple(sorted({i.machine for i in inspections})),
+        sass=fatbin.sort_archs(arch for i in inspections for arch in i.sass),
+        ptx=fatbin.sort_archs(arch for i in inspections for arch in i.ptx),
+        glibc=_highest(i.glibc for i in inspections if i.glibc),
+        glibcxx=_highest(i.glibcxx for i in inspections if i.glibcxx),
+        needs=tuple(sorted(n for n in needed - inside if not _SYSTEM.fullmatch(n))),
+    )
+
+
+def check(inspections: Sequence[Inspection], asked: Asked) -> None:
+    """Refuse a package whose binaries are not what their set and line say.
+
+    Raises:
+        InspectError: ``ARCH_MISSING``, ``ARCH_PARTIAL``, ``CODE_NOT_ASKED``, ``GLIBC_TOO_NEW``,
+            ``RUNPATH_NOT_ORIGIN``, ``LIBRARY_NOT_ALLOWED``, ``DRIVER_SHIPPED`` or
+            ``MACHINE_MIXED``.
+    """
+    for inspection in inspections:
+        _check_runpath(inspection)
+        _check_glibc(inspection, asked.line.glibc)
+    merged = merge(inspections)
+    if len(merged.machines) > 1:
+        raise InspectError("MACHINE_MIXED", f"binaries for {' and '.join(merged.machines)}")
+    _check_libraries(inspections, merged, asked.line.toolkit)
+    _check_code("machine code (SASS)", merged.sass, asked.sass)
+    _check_code("PTX", merged.ptx, asked.ptx)
+    for inspection in inspections:
+        _check_whole(inspection)
+
+
+def version_key(version: str) -> tuple[int, ...]:
+    """Return what dotted versions are compared by."""
+    return tuple(int(part) for part in version.split("."))
+
+
+def _printable(name: str) -> str:
+    """Return a file's name as text that JSON can hold, whatever bytes it has."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
+
+
+def _code(elf: ElfFile) -> fatbin.Contents:
+    sections = [s for s in elf.sections if s.name.lstrip("._") in _CODE_SECTIONS]
+    for section in sections:
+        if section.type == elf_file.SHT_NOBITS:
+            raise InspectError(
+                "CODE_STRIPPED", f"{elf.what}: its CUDA code was cut out into another file"
+            )
+        if section.offset + section.size > elf.size:
+            raise elf.corrupt(f"section {section.name} runs past the end of the file")
+    found = fatbin.read(elf.stream, [(s.offset, s.size) for s in sections], what=elf.what)
+    registered = any(s.name == _REGISTRATION and s.size for s in elf.sections)
+    if registered and not found.containers:
+        raise elf.corrupt(f"{_REGISTRATION} registers CUDA code, but there is none")
+    return found
+
+
+def _numbered(versions: Iterable[str], family: str) -> list[str]:
+    matches = [_VERSION_NEED.fullmatch(version) for version in versions]
+    found = [m["version"] for m in matches if m and m["family"] == family]
+    marks = [_GLIBC_MARKS[v] for v in versions if family == "GLIBC" and v in _GLIBC_MARKS]
+    return found + marks
+
+
+def _is_mark(version: str) -> bool:
+    return version.startswith("GLIBC_") and not _VERSION_NEED.fullmatch(version)
+
+
+def _highest(versions: Iterable[str]) -> str | None:
+    return max(versions, key=version_key, default=None)
+
+
+def _one(dynamic: list[tuple[int, str]], tag: int) -> str | None:
+    return next((value for found, value in dynamic if found == tag), None)
+
+
+def _check_runpath(inspection: Inspection) -> None:
+    if inspection.rpath is None and inspection.runpath in (None, "$ORIGIN"):
+        return
+    kind = "RUNPATH" if inspection.rpath is None else "RPATH"
+    value = inspection.runpath if inspection.rpath is None else inspection.rpath
+    raise InspectError(
+        "RUNPATH_NOT_ORIGIN",
+        f"{inspection.file}: {kind} is {value!r}; it may only be a RUNPATH of $ORIGIN",
+        hint="build with CMAKE_INSTALL_RPATH=$ORIGIN and CMAKE_BUILD_WITH_INSTALL_RPATH=ON",
+    )
+
+
+def _check_glibc(inspection: Inspection, promised: str) -> None:
+    unknown = [mark for mark in inspection.marks if mark not in _GLIBC_MARKS]
+    if unknown:
+        raise InspectError(
+            "GLIBC_TOO_NEW", f"{inspection.file}: needs {unknown[0]}, tied to one glibc or newer"
+        )
+    if inspection.glibc and version_key(inspection.glibc) > version_key(promised):
+        raise InspectError(
+            "GLIBC_TOO_NEW",
+            f"{inspection.file}: needs glibc {inspection.glibc}; its line promises {promised}",
+            hint="build on an older system: the line's devel image, or one with an older glibc",
+        )
+
+
+def _check_libraries(
+    inspections: Sequence[Inspection], merged: Merged, toolkit: str | None
+) -> None:
+    shipped = [i.file for i in inspections if i.file.startswith("libcuda.so")]
+    if shipped:
+        raise InspectError(
+            "DRIVER_SHIPPED", f"{shipped[0]}: the driver's library must come from the host"
+        )
+    refused = [need for need in merged.needs if not _may_need(need, toolkit)]
+    if refused:
+        by = ", ".join(i.file for i in inspections if refused[0] in i.needs)
+        raise InspectError(
+            "LIBRARY_NOT_ALLOWED",
+            f"{by}: needs {refused[0]}, which is neither in the package nor on every host",
+            hint="turn the feature off that brings it, or link it statically",
+        )
+
+
+def _may_need(library: str, toolkit: str | None) -> bool:
+    if _ALLOWED.fullmatch(library):
+        return True
+    if toolkit is None:
+        return False
+    major = toolkit.split(".")[0]
+    return library in {_DRIVER, *(f"{name}.so.{major}" for name in _CUDA_LIBRARIES)}
+
+
+def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> None:
+    missing = [arch for arch in fatbin.sort_archs(asked) if not _answers(arch, held)]
+    if missing:
+        raise InspectError(
+            "ARCH_MISSING",
+            f"{kind} for {', '.join(missing)} was asked for; the binaries hold {_list(held)}",
+        )
+    extra = [arch for arch in held if arch not in asked and arch.rstrip("af") not in asked]
+    if extra:
+        raise InspectError(
+            "CODE_NOT_ASKED",
+            f"the binaries hold {kind} for {', '.join(extra)}; asked for: {_list(tuple(asked))}",
+            hint="a bare 90 makes machine code and PTX, 90-real machine code, 90-virtual PTX",
+        )
+
+
+def _answers(arch: str, held: tuple[str, ...]) -> bool:
+    # ggml's CMake turns 120 into 120a by itself; that runs on every 12.0, as was asked.
+    return arch in held or (arch.isdigit() and any(h.rstrip("af") == arch for h in held))
+
+
+def _check_whole(inspection: Inspection) -> None:
+    if inspection.code.partial:
+        raise InspectError(
+            "ARCH_PARTIAL",
+            f"{inspection.file}: only some of its {inspection.code.containers} CUDA objects hold "
+            f"{', '.join(inspection.code.partial)}",
+            hint="objects of different builds were mixed; build again with --fresh",
+        )
+    if inspection.code.other:
+        raise InspectError(
+            "CODE_NOT_ASKED", f"{inspection.file}: holds code of {', '.join(inspection.code.other)}"
+        )
+
+
+def _list(archs: tuple[str, ...]) -> str:
+    return ", ".join(fatbin.sort_archs(archs)) or "none"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print what each file holds and needs; return the exit status."""
+    try:
+        if not arguments or any(argument.startswith("-") for argument in arguments):
+            raise UsageError("USAGE", "usage: python -m farm.elf FILE...", hint=_USAGE_HINT)
+        found = [inspect(Path(argument)).as_json() for argument in arguments]
+    except FarmError as error:
+        print(error.render(), file=sys.stderr)
+        return error.exit_status
+    text = msgspec.json.encode(found[0] if len(found) == 1 else found)
+    print(msgspec.json.format(text, indent=2).decode())
+    return 0
+
+
+_USAGE_HINT: Final = "it prints as JSON what programs, libraries and object files hold and need"
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

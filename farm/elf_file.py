@@ -1,0 +1,209 @@
+"""A small reader of ELF: sections, dynamic entries, version needs. Nothing else is needed here.
+
+Why not pyelftools: it trusts counts and links, so that a small damaged file can keep it busy for
+hours, and it fails with a dozen kinds of exception (docs/decisions/0010-own-elf-reader.md). Here
+every length is checked against the file, every walk has a bound, and there is one error. The unit
+tests compare both readers on real files.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from farm.errors import InspectError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import BinaryIO
+
+# Names and numbers: System V ABI, chapters 4 and 5; LSB, "Symbol Versioning".
+SHT_DYNAMIC: Final = 6
+SHT_NOBITS: Final = 8
+SHT_GNU_VERNEED: Final = 0x6FFF_FFFE
+DT_NULL, DT_NEEDED, DT_SONAME, DT_RPATH, DT_RUNPATH = 0, 1, 14, 15, 29
+_SHN_XINDEX: Final = 0xFFFF
+_MACHINES: Final = {62: "x86_64", 183: "aarch64"}
+
+_HEADER: Final = struct.Struct("<16sHHIQQQIHHHHHH")
+_SECTION: Final = struct.Struct("<IIQQQQIIQQ")
+_DYNAMIC: Final = struct.Struct("<qQ")
+_VERNEED: Final = struct.Struct("<HHIII")
+_VERNAUX: Final = struct.Struct("<IHHII")
+
+_MAX_TABLE: Final = 64 << 20
+"""Bytes of one table that are read into memory; the largest seen (libtorch's strings) has 60 MB."""
+_MAX_NAME: Final = 4096
+
+
+class Section(NamedTuple):
+    """One section: where it lies in the file (bytes) and which other it refers to."""
+
+    name: str
+    type: int
+    offset: int
+    size: int
+    link: int
+
+
+@dataclass(frozen=True)
+class ElfFile:
+    """A file whose header and section table are sound. The stream stays the caller's."""
+
+    stream: BinaryIO
+    size: int
+    what: str
+    machine: str
+    sections: tuple[Section, ...]
+
+    @classmethod
+    def open(cls, stream: BinaryIO, what: str) -> ElfFile:
+        """Read the header and the section table of a seekable stream.
+
+        Raises:
+            InspectError: ``NOT_ELF``, ``ELF_UNSUPPORTED`` (32-bit, big-endian), ``ELF_CORRUPT``
+                or ``ELF_NO_SECTIONS``.
+        """
+        size = stream.seek(0, io.SEEK_END)
+        stream.seek(0)
+        header = stream.read(_HEADER.size)
+        _check_identity(header, what)
+        bare = cls(stream, size, what, "", ())
+        _, _, machine, _, _, _, at, _, _, _, _, entry, count, names = _HEADER.unpack(header)
+        if at == 0:
+            raise InspectError(
+                "ELF_NO_SECTIONS", f"{what}: has no section table, so what it holds cannot be told"
+            )
+        if entry != _SECTION.size:
+            raise bare.corrupt(f"section headers of {entry} bytes")
+        first = _SECTION.unpack(bare.take(at, _SECTION.size))
+        # Counts that do not fit into 16 bits stand in the first section header.
+        count = count or first[5]
+        names = first[6] if names == _SHN_XINDEX else names
+        rows = list(_SECTION.iter_unpack(bare.take(at, count * _SECTION.size)))
+        return cls(
+            stream,
+            size,
+            what,
+            _MACHINES.get(machine, f"machine-{machine}"),
+            _named(bare, rows, names),
+        )
+
+    def dynamic(self) -> Iterator[tuple[int, str]]:
+        """Yield the dynamic entries that are names: tag and string, in order.
+
+        Raises:
+            InspectError: ``ELF_CORRUPT``.
+        """
+        for section in self._of_type(SHT_DYNAMIC):
+            strings = self._strings(section)
+            data = self.contents(section)
+            whole = len(data) - len(data) % _DYNAMIC.size
+            for tag, value in _DYNAMIC.iter_unpack(data[:whole]):
+                if tag == DT_NULL:
+                    break
+                if tag in (DT_NEEDED, DT_SONAME, DT_RPATH, DT_RUNPATH):
+                    yield tag, self._string(strings, value)
+
+    def version_needs(self) -> Iterator[str]:
+        """Yield the symbol versions that other libraries must define, such as ``GLIBC_2.34``.
+
+        Raises:
+            InspectError: ``ELF_CORRUPT``.
+        """
+        for section in self._of_type(SHT_GNU_VERNEED):
+            strings = self._strings(section)
+            data = self.contents(section)
+            for at, row in self._chain(_VERNEED, data, 0, next_field=4):
+                for _, need in self._chain(_VERNAUX, data, at + row[3], next_field=4):
+                    yield self._string(strings, need[3])
+
+    def contents(self, section: Section) -> bytes:
+        """Return a section's bytes.
+
+        Raises:
+            InspectError: ``ELF_CORRUPT``: outside the file, or larger than any real one.
+        """
+        return b"" if section.type == SHT_NOBITS else self.take(section.offset, section.size)
+
+    def take(self, offset: int, size: int) -> bytes:
+        """Return ``size`` bytes at ``offset`` of the file.
+
+        Raises:
+            InspectError: ``ELF_CORRUPT``: they are not all in the file.
+        """
+        if size > _MAX_TABLE or offset + size > self.size:
+            raise self.corrupt(f"{size} bytes at {offset} are not in the file ({self.size} bytes)")
+        self.stream.seek(offset)
+        data = self.stream.read(size)
+        if len(data) != size:
+            raise self.corrupt(f"the file ended while it was read, at byte {offset + len(data)}")
+        return data
+
+    def corrupt(self, problem: str) -> InspectError:
+        """Return the error for a file that contradicts itself."""
+        return InspectError(
+            "ELF_CORRUPT",
+            f"{self.what}: damaged ELF file: {problem}",
+            hint="build or copy it again",
+        )
+
+    def _of_type(self, kind: int) -> Iterator[Section]:
+        return (section for section in self.sections if section.type == kind)
+
+    def _strings(self, section: Section) -> bytes:
+        if section.link >= len(self.sections):
+            raise self.corrupt(f"{section.name} refers to section {section.link}")
+        return self.contents(self.sections[section.link])
+
+    def _string(self, strings: bytes, offset: int) -> str:
+        end = strings.find(b"\0", offset, offset + _MAX_NAME) if offset < len(strings) else -1
+        if end < 0:
+            raise self.corrupt(f"there is no name at {offset} of a string table")
+        try:
+            return strings[offset:end].decode("utf-8")
+        except UnicodeDecodeError:
+            raise self.corrupt(f"the name at {offset} of a string table is not text") from None
+
+    def _chain(
+        self, row: struct.Struct, data: bytes, offset: int, *, next_field: int
+    ) -> Iterator[tuple[int, tuple[int, ...]]]:
+        """Walk rows that each say how far on the next one is. Only forward, so it ends."""
+        while data:
+            if offset + row.size > len(data):
+                raise self.corrupt(f"version needs point at {offset} of {len(data)} bytes")
+            fields = row.unpack_from(data, offset)
+            yield offset, fields
+            step = fields[next_field]
+            if step == 0:
+                return
+            if step < row.size:
+                raise self.corrupt("version needs overlap")
+            offset += step
+
+
+def _check_identity(header: bytes, what: str) -> None:
+    if header[:4] != b"\x7fELF":
+        raise InspectError(
+            "NOT_ELF",
+            f"{what}: is not an ELF file",
+            hint="give programs, shared libraries (.so) or object files (.o)",
+        )
+    if len(header) < _HEADER.size:
+        raise InspectError("ELF_CORRUPT", f"{what}: damaged ELF file: it ends in its header")
+    if header[4:6] != b"\x02\x01":
+        raise InspectError("ELF_UNSUPPORTED", f"{what}: is not a 64-bit little-endian ELF file")
+
+
+def _named(bare: ElfFile, rows: list[tuple[int, ...]], names: int) -> tuple[Section, ...]:
+    if names >= len(rows):
+        raise bare.corrupt(f"section names are said to be in section {names} of {len(rows)}")
+    strings = bare.contents(_section("", rows[names]))
+    # Object files have thousands of sections; only CUDA's need their names.
+    return tuple(_section(bare._string(strings, row[0]), row) for row in rows)  # noqa: SLF001
+
+
+def _section(name: str, row: tuple[int, ...]) -> Section:
+    return Section(name, row[1], row[4], row[5], row[6])

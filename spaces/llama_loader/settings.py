@@ -1,0 +1,390 @@
+"""The environment, read once into one frozen object. The only module that reads ``os.environ``.
+
+Command line options override variables; both go through the same parsers, so that both are refused
+with the same words. A value that cannot be parsed is an error that names the variable (or option)
+and what it accepts: it is never replaced by a default in silence. The table of all variables is in
+docs/settings.md.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader.errors import SettingError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+PREFIX: Final = "YAKULINGO_SPACES_"
+DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
+DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"
+ALL_LAYERS: Final = 999
+"""The seed's word for "every layer"; more than any model has."""
+
+_INHERITED: Final = (
+    "HOME",
+    "LANG",
+    "LC_ALL",
+    "PATH",
+    "TMPDIR",
+    "TZ",
+    "CUDA_CACHE_DISABLE",
+    "CUDA_CACHE_MAXSIZE",
+    "CUDA_CACHE_PATH",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_VISIBLE_DEVICES",
+    "NVIDIA_VISIBLE_DEVICES",
+)
+"""What a program that the loader starts may see of its surroundings (FAULTS row 58)."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that a person can set. DESIGN.md 3.4 says what each variable means.
+
+    Attributes:
+        manifest_url, manifest_sha256: which release; None leaves it to ``release.json``.
+        url, sha256: one tarball, by hand; wins over the manifest.
+        devices: names such as ``CUDA0``; empty for ``auto``.
+        n_gpu_layers: 999 or -1 for all that fit, 0 for the CPU.
+        startup_timeout: seconds from the server's start to its first token.
+        zerogpu_duration: seconds, None for computed.
+        cuda_arch: compute capability without its dot (``90``), None for detected.
+        store: where runtimes are installed.
+        zerogpu: this is a ZeroGPU Space.
+        library_path: folders of ``LD_LIBRARY_PATH``.
+        inherited: the variables that a started program may see.
+    """
+
+    backend: str
+    manifest_url: str | None
+    manifest_sha256: str | None
+    url: str | None
+    sha256: str | None
+    devices: tuple[str, ...]
+    n_gpu_layers: int
+    allow_cpu: bool
+    gguf_repo_id: str
+    gguf_filename: str
+    gguf_revision: str | None
+    gguf_sha256: str | None
+    gguf_path: Path | None
+    n_ctx: int
+    temperature: float
+    max_new_tokens: int
+    max_chars: int
+    server_port: int | None
+    startup_timeout: float
+    zerogpu_size: str
+    zerogpu_duration: int | None
+    cuda_arch: str | None
+    offline: bool
+    hf_token: str | None = field(repr=False)
+    hf_endpoint: str | None
+    store: Path
+    zerogpu: bool
+    library_path: tuple[Path, ...]
+    inherited: Mapping[str, str]
+
+    @property
+    def cpu_chosen(self) -> bool:
+        """No layer is meant for a GPU."""
+        return self.n_gpu_layers == 0
+
+
+def load(
+    options: Mapping[str, str | None] | None = None, environ: Mapping[str, str] | None = None
+) -> Settings:
+    """Read the settings.
+
+    Args:
+        options: command line values by field name (``{"cuda_arch": "90"}``); None is "not given".
+        environ: instead of the process's environment.
+
+    Raises:
+        SettingError: a value cannot be parsed.
+    """
+    environ = os.environ if environ is None else environ
+    given = {name: value for name, value in (options or {}).items() if value is not None}
+    values = {name: _value(name, row, given, environ) for name, row in _FIELDS.items()}
+    store = values.pop("store")
+    return Settings(
+        **values,
+        store=_default_store(environ) if store is None else store,
+        zerogpu=_flag_or_false(environ.get("SPACES_ZERO_GPU", "")),
+        library_path=_library_path(environ.get("LD_LIBRARY_PATH", "")),
+        inherited={name: environ[name] for name in _INHERITED if name in environ},
+    )
+
+
+def no_color(environ: Mapping[str, str] | None = None) -> bool:
+    """True where NO_COLOR is set (https://no-color.org)."""
+    return bool((os.environ if environ is None else environ).get("NO_COLOR"))
+
+
+@dataclass(frozen=True)
+class _Row:
+    """One setting: its variable, its command line option, how to parse it, its default."""
+
+    variable: str
+    parse: Callable[[str], Any]
+    default: Any
+    accepts: str
+    option: str = ""
+    optional_text: bool = False
+
+
+class _RefusedError(Exception):
+    """A parser's answer to a value that it does not take."""
+
+
+def _value(name: str, row: _Row, given: Mapping[str, str], environ: Mapping[str, str]) -> Any:
+    if name in given:
+        source, text = row.option or name, given[name]
+    elif row.variable in environ:
+        source, text = row.variable, environ[row.variable]
+        if row.optional_text and not text.strip():
+            return row.default  # an empty text variable is how a Space's page unsets it
+    else:
+        return row.default
+    try:
+        return row.parse(text.strip())
+    except _RefusedError:
+        raise SettingError(
+            "SETTING_INVALID",
+            f"{source} is {text!r}, which is not {row.accepts}",
+            hint=f"set {source} to {row.accepts}, or leave it away for the default"
+            f" ({_shown(row.default)})",
+        ) from None
+
+
+def _shown(default: object) -> str:
+    if default is None:
+        return "unset"
+    return "auto" if default == () else str(int(default) if default is False else default)
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[+-]?[0-9]{1,12}", text, re.ASCII) or not low <= int(text) <= high:
+            raise _RefusedError
+        return int(text)
+
+    return parse
+
+
+def _seconds(text: str) -> float:
+    number = _decimal(text)
+    if not 0 < number <= 24 * 3600:
+        raise _RefusedError
+    return number
+
+
+def _temperature(text: str) -> float:
+    number = _decimal(text)
+    if not 0 <= number <= 10:  # noqa: PLR2004 - said in what the variable accepts
+        raise _RefusedError
+    return number
+
+
+def _decimal(text: str) -> float:
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text, re.ASCII):
+        raise _RefusedError
+    number = float(text)
+    return number if math.isfinite(number) else 0.0
+
+
+def _flag(text: str) -> bool:
+    if text.lower() in {"1", "true", "yes", "on"}:
+        return True
+    if text.lower() in {"0", "false", "no", "off"}:
+        return False
+    raise _RefusedError
+
+
+def _flag_or_false(text: str) -> bool:
+    """Read another program's variable: what it means by odd values is its own affair."""
+    return text.lower() in {"1", "t", "true"}
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in words:
+            raise _RefusedError
+        return text.lower()
+
+    return parse
+
+
+def _sha256(text: str) -> str:
+    digest = text.lower().removeprefix("sha256:")
+    if not re.fullmatch(r"[0-9a-f]{64}", digest):
+        raise _RefusedError
+    return digest
+
+
+def _devices(text: str) -> tuple[str, ...]:
+    """``auto`` is the empty tuple. Names are checked against what is there by ``devices``."""
+    if text.lower() == "auto":
+        return ()
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}", name) for name in names):
+        raise _RefusedError
+    return names
+
+
+def _arch(text: str) -> str:
+    """Take 90, 9.0, sm_90 or 120a; give the digits without a suffix, as hosts are described."""
+    matched = re.fullmatch(r"(?:sm_?)?([0-9]{1,2})\.?([0-9])[af]?", text.lower(), re.ASCII)
+    if not matched:
+        raise _RefusedError
+    return f"{matched[1]}{matched[2]}"
+
+
+def _duration(text: str) -> int | None:
+    return None if text.lower() in {"computed", "auto"} else _integer(1, 24 * 3600)(text)
+
+
+def _url(text: str) -> str:
+    """Only the scheme is looked at; ``fetch`` says what it can open."""
+    if not re.match(r"(?:https?://|hf://|file:/)\S", text) or re.search(r"\s", text):
+        raise _RefusedError
+    return text
+
+
+def _http_url(text: str) -> str:
+    if not re.fullmatch(r"https?://\S+", text):
+        raise _RefusedError
+    return text.rstrip("/")
+
+
+def _repository(text: str) -> str:
+    if not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", text, re.ASCII) or ".." in text:
+        raise _RefusedError
+    return text
+
+
+def _path_inside(text: str) -> str:
+    if not text or text.startswith("/") or ".." in text.split("/") or not text.isprintable():
+        raise _RefusedError
+    return text
+
+
+def _text(text: str) -> str:
+    if not text or not text.isprintable() or re.search(r"\s", text):
+        raise _RefusedError
+    return text
+
+
+def _path(text: str) -> Path:
+    if not text or "\0" in text:
+        raise _RefusedError
+    # absolute: the server that gets the path runs in another folder
+    return Path(text).expanduser().absolute()
+
+
+def _library_path(text: str) -> tuple[Path, ...]:
+    """Empty entries mean the working folder to the dynamic linker: they are left out."""
+    return tuple(Path(part) for part in re.split("[:;]", text) if part.startswith("/"))
+
+
+def _default_store(environ: Mapping[str, str]) -> Path:
+    """``$HF_HOME/llama-loader``, else in the user's cache folder."""
+    if environ.get("HF_HOME", "").strip():
+        return _path(environ["HF_HOME"].strip()) / "llama-loader"
+    cache = environ.get("XDG_CACHE_HOME", "").strip()
+    if cache.startswith("/"):
+        return Path(cache) / "llama-loader"
+    from platformdirs import user_cache_path  # noqa: PLC0415 - only where it is needed
+
+    return user_cache_path("llama-loader", appauthor=False)
+
+
+_DIGEST: Final = "a sha256 of 64 hexadecimal digits"
+_LINK: Final = "a URL: https://…, http:// on loopback, file:///… or hf://OWNER/REPO[@REV]/PATH"
+_YES_NO: Final = "1 or 0 (also true/false, yes/no, on/off)"
+_FIELDS: Final[Mapping[str, _Row]] = {
+    "backend": _Row(
+        PREFIX + "BACKEND", _one_of("gguf"), "gguf", "'gguf', the only backend of this loader"
+    ),
+    "manifest_url": _Row(
+        PREFIX + "LLAMA_CPP_MANIFEST_URL", _url, None, _LINK, "--manifest", optional_text=True
+    ),
+    "manifest_sha256": _Row(
+        PREFIX + "LLAMA_CPP_MANIFEST_SHA256", _sha256, None, _DIGEST, "--manifest-sha256"
+    ),
+    "url": _Row(PREFIX + "LLAMA_CPP_URL", _url, None, _LINK, "--url", optional_text=True),
+    "sha256": _Row(PREFIX + "LLAMA_CPP_SHA256", _sha256, None, _DIGEST, "--sha256"),
+    "devices": _Row(
+        PREFIX + "LLAMA_DEVICE",
+        _devices,
+        (),
+        "'auto', or device names such as CUDA0 or CUDA0,CUDA1",
+        "--device",
+    ),
+    "n_gpu_layers": _Row(
+        PREFIX + "N_GPU_LAYERS",
+        _integer(-1, 100_000),
+        ALL_LAYERS,
+        "a number of layers: 999 (or -1) for all that fit, 0 for the CPU",
+    ),
+    "allow_cpu": _Row(PREFIX + "ALLOW_CPU", _flag, False, _YES_NO, "--allow-cpu"),  # noqa: FBT003
+    "gguf_repo_id": _Row(
+        PREFIX + "GGUF_REPO_ID", _repository, DEFAULT_REPO, "a repository: OWNER/NAME", "--hf"
+    ),
+    "gguf_filename": _Row(
+        PREFIX + "GGUF_FILENAME", _path_inside, DEFAULT_FILE, "a file's path in it", "--hf"
+    ),
+    "gguf_revision": _Row(
+        PREFIX + "GGUF_REVISION", _text, None, "a branch, tag or commit", optional_text=True
+    ),
+    "gguf_sha256": _Row(PREFIX + "GGUF_SHA256", _sha256, None, _DIGEST),
+    "gguf_path": _Row(
+        PREFIX + "GGUF_PATH", _path, None, "a file's path", "--model", optional_text=True
+    ),
+    "n_ctx": _Row(
+        PREFIX + "N_CTX", _integer(16, 16_777_216), 4096, "a number of tokens from 16 to 16777216"
+    ),
+    "temperature": _Row(
+        PREFIX + "TEMPERATURE", _temperature, 0.0, "a decimal number from 0 to 10"
+    ),
+    "max_new_tokens": _Row(
+        PREFIX + "MAX_NEW_TOKENS", _integer(1, 1_000_000), 1024, "a number from 1 to 1000000"
+    ),
+    "max_chars": _Row(
+        PREFIX + "MAX_CHARS", _integer(1, 10_000_000), 2000, "a number from 1 to 10000000"
+    ),
+    "server_port": _Row(
+        PREFIX + "LLAMA_SERVER_PORT",
+        _integer(1, 65535),
+        None,
+        "a TCP port from 1 to 65535",
+        "--port",
+    ),
+    "startup_timeout": _Row(
+        PREFIX + "LLAMA_SERVER_STARTUP_TIMEOUT",
+        _seconds,
+        120.0,
+        "a number of seconds above 0, at most 86400",
+    ),
+    "zerogpu_size": _Row(
+        PREFIX + "ZEROGPU_SIZE", _one_of("large", "xlarge"), "large", "'large' or 'xlarge'"
+    ),
+    "zerogpu_duration": _Row(
+        PREFIX + "ZEROGPU_DURATION", _duration, None, "a number of seconds, or 'computed'"
+    ),
+    "cuda_arch": _Row(
+        PREFIX + "CUDA_ARCH", _arch, None, "a compute capability such as 90 or 12.0", "--arch"
+    ),
+    "offline": _Row(PREFIX + "OFFLINE", _flag, False, _YES_NO, "--offline"),  # noqa: FBT003
+    "hf_token": _Row("HF_TOKEN", _text, None, "a token without spaces", optional_text=True),
+    "hf_endpoint": _Row(
+        "HF_ENDPOINT", _http_url, None, "an http(s) URL", optional_text=True
+    ),
+    "store": _Row("", _path, None, "a folder's path", "--store"),
+}

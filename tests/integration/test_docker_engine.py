@@ -1,0 +1,161 @@
+"""The docker engine on a real engine, with a source tree that compiles in a second."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import INVOKE, PROJECT, invoke
+
+from farm import source, targets
+from farm.engines.docker import LABEL, DockerEngine, connect
+from farm.errors import BuildError
+from farm.execute import execute
+from farm.plan import BuildPlan, Step
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+TABLE = targets.load()
+
+
+class Silent:
+    def step(self, plan: BuildPlan, step: Step) -> None: ...
+    def count(self, done: int, total: int) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
+def plan_of(tree: Path) -> BuildPlan:
+    return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+
+
+def our_containers() -> list[str]:
+    found = connect().containers.list(all=True, filters={"label": LABEL})
+    return [container.name for container in found]
+
+
+def test_products_come_out_and_nothing_stays(base_image: str, tmp_path: Path) -> None:
+    docker = DockerEngine(connect(), reference=base_image)
+    with execute(plan_of(TINY), docker, logs=tmp_path, reporter=Silent()) as built:
+        program = built.folder / "llama-server"
+        told = subprocess.run([program], capture_output=True, text=True, check=True)
+        assert told.stdout == "version: 0 (unknown) llama.cpp/llama.cpp\n"
+        assert (built.folder / "libllama.so").is_symlink()
+        assert built.toolchain.image == base_image
+        assert str(built.toolchain.image_digest).startswith("sha256:")
+        assert len(our_containers()) == 1
+    assert our_containers() == []
+
+
+def test_the_container_has_no_network_and_no_folder_of_the_host(base_image: str) -> None:
+    docker = DockerEngine(connect(), reference=base_image)
+    with docker.open(plan_of(TINY), lambda _: None) as workspace:
+        details = connect().api.inspect_container(workspace.container.id)
+        assert details["HostConfig"]["NetworkMode"] == "none"
+        assert {mount["Type"] for mount in details["Mounts"]} == {"volume"}
+        lines: list[str] = []
+        status = workspace.run(("cat", "/proc/net/route"), {}, lines.append)
+        assert (status, len(lines)) == (0, 1)
+
+
+def test_a_compile_error_names_file_and_lines_and_removes_the_container(
+    base_image: str, tmp_path: Path
+) -> None:
+    tree = Path(shutil.copytree(TINY, tmp_path / "broken"))
+    (tree / "plugin.c").write_text("int broken( { return 1; }\n", "utf-8")
+    docker = DockerEngine(connect(), reference=base_image)
+    with (
+        pytest.raises(BuildError, match=r"plugin\.c") as failed,
+        execute(plan_of(tree), docker, logs=tmp_path, reporter=Silent()),
+    ):
+        pytest.fail("a tree was handed over")
+    assert "int broken( {" in failed.value.message
+    assert our_containers() == []
+
+
+def test_ctrl_c_removes_the_container_and_keeps_the_cache(base_image: str, tmp_path: Path) -> None:
+    tree = Path(shutil.copytree(TINY, tmp_path / "slow"))
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write("add_custom_target(slow ALL COMMAND sleep 300)\nadd_dependencies(llama slow)\n")
+    out = tmp_path / "out"
+    build = ("build-cpu", "--engine", "docker", "--image", base_image, "--source", str(tree))
+    process = subprocess.Popen(
+        [*INVOKE, *build, "--out", str(out)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 120
+    while not our_containers() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "error[INTERRUPTED]" in told
+    assert "Traceback" not in told
+    assert our_containers() == []
+    assert not out.exists() or not list(out.iterdir())
+    assert connect().volumes.get("llama-farm-ccache")
+
+
+def test_no_engine_is_one_line_and_status_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
+    refused = invoke("build-cpu", "--engine", "docker", "--out", str(tmp_path / "out"))
+    assert refused.returncode == 1
+    assert "error[ENGINE_NOT_RUNNING]" in refused.stderr
+    assert "hint: start one" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_auto_says_why_it_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
+    out = tmp_path / "out"
+    done = invoke("build-cpu", "--source", str(TINY), "--out", str(out))
+    assert "engine: local, because no Docker engine answers" in done.stderr
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in out.glob("*.tar.zst")] == [
+        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
+    ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user without permission")
+def test_no_permission_is_told_apart_from_no_engine(engine: str) -> None:
+    del engine
+    script = (
+        "import os, sys; os.setgid(65534); os.setgroups([]); os.setuid(65534)\n"
+        "sys.path[:0] = ['.', 'spaces']\n"
+        "from farm.engines.docker import connect\n"
+        "from farm.errors import EngineError\n"
+        "try: connect()\n"
+        "except EngineError as error: print(error.render())\n"
+    )
+    # The files below a root-only folder must be readable: the import is done before the change.
+    imported = script.replace("import os, sys;", "import os, sys; sys.path[:0] = ['.', 'spaces']; "
+                              "import farm.engines.docker;")
+    told = subprocess.run(
+        [sys.executable, "-c", imported], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert "error[ENGINE_PERMISSION]" in told.stdout
+    assert "group docker" in told.stdout
+
+
+def test_an_image_that_cannot_be_pulled_is_named_with_a_way_out(
+    engine: str, tmp_path: Path
+) -> None:
+    del engine
+    image = "localhost:1/no/such:image"
+    refused = invoke(
+        "build-cpu", "--engine", "docker", "--image", image, "--out", str(tmp_path / "out")
+    )
+    assert refused.returncode == 1
+    assert "error[IMAGE_UNAVAILABLE]" in refused.stderr
+    assert image in refused.stderr
+    assert "invoke base-image" in refused.stderr
+    assert our_containers() == []

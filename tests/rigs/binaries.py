@@ -1,0 +1,72 @@
+"""Makes small real ELF files with the host's gcc, and CUDA sections byte by byte."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+from pathlib import Path
+
+FATBINS = Path(__file__).parents[1] / "data" / "fatbin"
+
+
+def entry(
+    kind: int, arch: int, *, flags: int = 0x11, payload: bytes = b"code", header: int = 64
+) -> bytes:
+    """Return one entry of a container, as nvcc 13.0 lays it out."""
+    payload += b"\0" * (-len(payload) % 8)
+    head = struct.pack("<HHIQ12xI8xQ", kind, 0x101, header, len(payload), arch, flags)
+    return head.ljust(header, b"\0") + payload
+
+
+def container(*entries: bytes) -> bytes:
+    """Return a container with these entries."""
+    payload = b"".join(entries)
+    return struct.pack("<IHHQ", 0xBA55ED50, 1, 16, len(payload)) + payload
+
+
+def compile_c(out: Path, source: str = "", *flags: str, language: str = "c") -> Path:
+    """Compile a source text; ``flags`` as gcc takes them. Returns ``out``."""
+    compiler = "g++" if language == "c++" else "gcc"
+    subprocess.run(
+        [compiler, "-x", language, "-", "-x", "none", "-o", str(out), *flags],
+        input=source.encode(),
+        check=True,
+        cwd=out.parent,
+    )
+    return out
+
+
+def library(folder: Path, name: str, *needs: str, soname: str | None = "", **code: Path) -> Path:
+    """Make a shared library with a RUNPATH of $ORIGIN.
+
+    Args:
+        folder: where.
+        name: its file name.
+        needs: libraries in ``folder`` to link against.
+        soname: its soname; ``""`` is its name, None none.
+        code: ``fatbin=FILE`` puts FILE's bytes into its ``.nv_fatbin``.
+    """
+    flags = ["-shared", "-fPIC", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
+    flags += [] if soname is None else [f"-Wl,-soname,{soname or name}"]
+    return compile_c(folder / name, _with_code(code.get("fatbin")), *flags, *_linked(folder, needs))
+
+
+def program(folder: Path, name: str, *needs: str, source: str = "") -> Path:
+    """Make a program with a RUNPATH of $ORIGIN that links against libraries in ``folder``."""
+    flags = ["-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed", "-Wl,--allow-shlib-undefined"]
+    text = source or "int main(void) { return 0; }\n"
+    return compile_c(folder / name, text, *flags, *_linked(folder, needs))
+
+
+def _linked(folder: Path, needs: tuple[str, ...]) -> list[str]:
+    return [f"-L{folder}", *(f"-l:{need}" for need in needs)]
+
+
+def _with_code(fatbin: Path | None) -> str:
+    text = "int made_for_a_test;\n"
+    if fatbin is None:
+        return text
+    assembly = (
+        f'.section .nv_fatbin,\\"a\\"\\n.balign 8\\n.incbin \\"{fatbin}\\"\\n.balign 8\\n.text\\n'
+    )
+    return f'{text}__asm__("{assembly}");\n'

@@ -1,0 +1,419 @@
+"""What real binaries hold and need, what is refused, and damaged files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import os
+import random
+import shutil
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+
+from farm import elf, targets
+from farm.errors import FarmError, InspectError, UsageError
+
+sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+from binaries import FATBINS, compile_c, library, program
+
+TABLE = targets.load()
+CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
+NOTHING: frozenset[str] = frozenset()
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a CPU library, a CUDA one, a program and an object file."""
+    folder = tmp_path_factory.mktemp("made")
+    library(folder, "libbase.so.0", soname="libbase.so.0")
+    library(folder, "libcuda90.so", "libbase.so.0", fatbin=FATBINS / "sass-90.fatbin")
+    library(folder, "libcuda120a.so", fatbin=FATBINS / "both-120a.fatbin")
+    library(folder, "libcudaboth.so", fatbin=FATBINS / "both-90-size.fatbin")
+    library(folder, "liblto.so", fatbin=FATBINS / "lto-and-sass-90.fatbin")
+    program(folder, "prog", "libbase.so.0", source='#include <stdio.h>\nint main(){puts("x");}\n')
+    compile_c(folder / "object.o", "int x;", "-c")
+    return folder
+
+
+def asked(*sass: str, ptx: tuple[str, ...] = (), line: targets.Line = CU130) -> elf.Asked:
+    return elf.Asked(frozenset(sass), frozenset(ptx), line)
+
+
+def refused(code: str, files: list[elf.Inspection], wanted: elf.Asked) -> str:
+    with pytest.raises(InspectError) as caught:
+        elf.check(files, wanted)
+    assert caught.value.code == code
+    return caught.value.message
+
+
+def run(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "farm.elf", *arguments], capture_output=True, text=True, check=False
+    )
+
+
+# Reading
+
+
+def test_program(made: Path) -> None:
+    found = elf.inspect(made / "prog")
+    assert found.needs == ("libbase.so.0", "libc.so.6")
+    assert (found.soname, found.runpath, found.rpath) == (None, "$ORIGIN", None)
+    assert found.machine == os.uname().machine
+    assert found.glibc is not None
+    assert found.glibcxx is None
+    assert found.code.is_empty
+
+
+def test_library_with_cuda_code(made: Path) -> None:
+    found = elf.inspect(made / "libcuda90.so")
+    assert (found.sass, found.ptx, found.soname) == (("90",), (), "libcuda90.so")
+
+
+def test_object_file(made: Path) -> None:
+    found = elf.inspect(made / "object.o")
+    assert (found.needs, found.glibc, found.soname) == ((), None, None)
+
+
+def test_relocatable_device_code_has_a_section_of_its_own(tmp_path: Path) -> None:
+    fatbin = FATBINS / "both-90-relocatable.fatbin"
+    text = f'__asm__(".section __nv_relfatbin,\\"a\\"\\n.incbin \\"{fatbin}\\"\\n.text");'
+    found = elf.inspect(compile_c(tmp_path / "rdc.o", text, "-c"))
+    assert (found.sass, found.ptx) == (("90",), ("90",))
+
+
+def test_cxx_program_needs_glibcxx(tmp_path: Path) -> None:
+    text = "#include <iostream>\nint main() { std::cout << 1; }\n"
+    found = elf.inspect(compile_c(tmp_path / "x", text, language="c++"))
+    assert found.glibcxx is not None
+    assert elf.version_key(found.glibcxx) >= (3, 4)
+
+
+def test_dt_rpath_is_told_from_runpath(tmp_path: Path) -> None:
+    path = compile_c(
+        tmp_path / "l.so", "", "-shared", "-Wl,--disable-new-dtags,-rpath,/opt/x:$ORIGIN"
+    )
+    found = elf.inspect(path)
+    assert (found.rpath, found.runpath) == ("/opt/x:$ORIGIN", None)
+
+
+def test_relative_relocations_need_glibc_2_36(tmp_path: Path) -> None:
+    flags = ("-pie", "-fPIE", "-Wl,-z,pack-relative-relocs")
+    try:
+        path = compile_c(tmp_path / "x", "int y; int *x = &y; int main() { return *x; }", *flags)
+    except subprocess.CalledProcessError:
+        pytest.skip("this linker knows no pack-relative-relocs")
+    found = elf.inspect(path)
+    if "GLIBC_ABI_DT_RELR" not in found.marks:
+        pytest.skip("this linker ignores pack-relative-relocs")
+    assert found.glibc is not None
+    assert elf.version_key(found.glibc) >= (2, 36)
+
+
+def _through_pyelftools(path: Path) -> dict[str, object]:
+    with path.open("rb") as stream:
+        file = ELFFile(stream)
+        tags = [
+            tag
+            for section in file.iter_sections()
+            if isinstance(section, DynamicSection)
+            for tag in section.iter_tags()
+        ]
+        versions = {
+            auxiliary.name
+            for section in file.iter_sections()
+            if isinstance(section, GNUVerNeedSection)
+            for _, auxiliaries in section.iter_versions()
+            for auxiliary in auxiliaries
+        }
+        return {
+            "needs": tuple(tag.needed for tag in tags if tag.entry.d_tag == "DT_NEEDED"),
+            "soname": next((t.soname for t in tags if t.entry.d_tag == "DT_SONAME"), None),
+            "glibc": _highest(versions, "GLIBC_"),
+            "glibcxx": _highest(versions, "GLIBCXX_"),
+        }
+
+
+def _highest(versions: set[str], prefix: str) -> str | None:
+    numbers = [v.removeprefix(prefix) for v in versions if v.startswith(f"{prefix}2.")]
+    numbers += [v.removeprefix(prefix) for v in versions if v.startswith(f"{prefix}3.")]
+    return max(numbers, key=elf.version_key, default=None)
+
+
+def _programs_of_this_machine() -> list[Path]:
+    names = ("gcc", "git", "python3", "ld", "tar", "bash")
+    found = {Path(shutil.which(name) or "/bin/sh").resolve() for name in names}
+    found.add(Path(sys.executable).resolve())
+    folders = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib64"))
+    found |= {
+        path.resolve() for folder in folders for path in sorted(folder.glob("lib*.so.*"))[:60]
+    }
+    return sorted(path for path in found if path.read_bytes()[:4] == b"\x7fELF")
+
+
+def test_this_machines_programs_read_as_pyelftools_reads_them() -> None:
+    paths = _programs_of_this_machine()
+    assert len(paths) > 5
+    for path in paths:
+        found = elf.inspect(path)
+        theirs = _through_pyelftools(path)
+        if "GLIBC_ABI_DT_RELR" in found.marks:
+            theirs["glibc"] = found.glibc
+        assert {name: getattr(found, name) for name in theirs} == theirs, path
+
+
+def test_merge_leaves_out_what_the_package_holds(made: Path) -> None:
+    names = ("prog", "libbase.so.0", "libcuda90.so", "libcuda120a.so")
+    merged = elf.merge([elf.inspect(made / name) for name in names])
+    assert (merged.sass, merged.ptx, merged.needs) == (("90", "120a"), ("120a",), ())
+    assert elf.merge([elf.inspect(made / "prog")]).needs == ("libbase.so.0",)
+
+
+# Checking
+
+
+def test_right_package_passes(made: Path) -> None:
+    elf.check([elf.inspect(made / n) for n in ("libbase.so.0", "libcuda90.so")], asked("90"))
+
+
+def test_specific_code_answers_the_plain_request(made: Path) -> None:
+    files = [elf.inspect(made / "libcuda120a.so")]
+    elf.check(files, asked("120", ptx=("120",)))
+    elf.check(files, asked("120a", ptx=("120a",)))
+    assert "120f" in refused("ARCH_MISSING", files, asked("120f", ptx=("120a",)))
+
+
+def test_missing_architecture(made: Path) -> None:
+    files = [elf.inspect(made / n) for n in ("libbase.so.0", "libcuda90.so")]
+    assert "86" in refused("ARCH_MISSING", files, asked("86", "90"))
+
+
+def test_cuda_set_without_cuda_code(made: Path) -> None:
+    files = [elf.inspect(made / "libbase.so.0")]
+    assert "hold none" in refused("ARCH_MISSING", files, asked("90"))
+
+
+def test_ptx_that_was_not_asked_for(made: Path) -> None:
+    files = [elf.inspect(made / "libcudaboth.so")]
+    assert "PTX for 90" in refused("CODE_NOT_ASKED", files, asked("90"))
+
+
+def test_machine_code_that_was_not_asked_for(made: Path) -> None:
+    files = [elf.inspect(made / "libcudaboth.so")]
+    message = refused("CODE_NOT_ASKED", files, asked(ptx=("90",)))
+    assert "machine code (SASS) for 90" in message
+
+
+def test_cuda_code_in_a_cpu_set(made: Path) -> None:
+    files = [elf.inspect(made / n) for n in ("libcuda90.so", "libbase.so.0")]
+    refused("CODE_NOT_ASKED", files, asked(line=CPU))
+
+
+def test_code_of_another_kind(made: Path) -> None:
+    message = refused("CODE_NOT_ASKED", [elf.inspect(made / "liblto.so")], asked("90"))
+    assert "kind 8 for 90" in message
+
+
+def test_architecture_in_some_objects_only(tmp_path: Path) -> None:
+    mixed = tmp_path / "mixed.fatbin"
+    parts = [FATBINS / f"{name}.fatbin" for name in ("upstream-list", "sass-90")]
+    mixed.write_bytes(b"".join(part.read_bytes() for part in parts))
+    files = [elf.inspect(library(tmp_path, "libmixed.so", fatbin=mixed))]
+    wanted = asked("86", "89", "90", "120a", "121a", ptx=("75", "80", "90"))
+    assert "some of its 2 CUDA objects hold sass 86" in refused("ARCH_PARTIAL", files, wanted)
+
+
+def test_newer_glibc_than_promised(made: Path) -> None:
+    old = dataclasses.replace(elf.inspect(made / "prog"), needs=())
+    elf.check([dataclasses.replace(old, glibc="2.35")], asked(line=CPU))
+    newer = dataclasses.replace(old, glibc="2.36")
+    assert "needs glibc 2.36" in refused("GLIBC_TOO_NEW", [newer], asked(line=CPU))
+    # 2.4 is older than 2.35: versions are numbers, not text.
+    elf.check([dataclasses.replace(old, glibc="2.4")], asked(line=CPU))
+
+
+def test_need_tied_to_one_glibc(made: Path) -> None:
+    tied = dataclasses.replace(elf.inspect(made / "libbase.so.0"), marks=("GLIBC_PRIVATE",))
+    assert "GLIBC_PRIVATE" in refused("GLIBC_TOO_NEW", [tied], asked(line=CPU))
+
+
+@pytest.mark.parametrize(
+    ("flags", "shown"),
+    [
+        ("-Wl,-rpath,/usr/local/cuda/lib64", "RUNPATH is '/usr/local/cuda/lib64'"),
+        ("-Wl,-rpath,$ORIGIN:/build/bin", "RUNPATH is '$ORIGIN:/build/bin'"),
+        ("-Wl,--disable-new-dtags,-rpath,$ORIGIN", "RPATH is '$ORIGIN'"),
+    ],
+)
+def test_other_runpath(tmp_path: Path, flags: str, shown: str) -> None:
+    found = elf.inspect(compile_c(tmp_path / "l.so", "", "-shared", flags))
+    assert shown in refused("RUNPATH_NOT_ORIGIN", [found], asked(line=CPU))
+
+
+@pytest.mark.parametrize(
+    ("needs", "line", "refusal"),
+    [
+        ("libm.so.6 libstdc++.so.6 libgcc_s.so.1 libgomp.so.1 ld-linux-x86-64.so.2", CPU, None),
+        ("libcuda.so.1 libcudart.so.13 libcublas.so.13 libcublasLt.so.13", CU130, None),
+        ("libcudart.so.13", CPU, "libcudart.so.13"),
+        ("libcuda.so.1", CPU, "libcuda.so.1"),
+        ("libcublas.so.12", CU130, "libcublas.so.12"),
+        ("libssl.so.3", CPU, "libssl.so.3"),
+        ("libcudart.so.130", CU130, "libcudart.so.130"),
+        ("libmount.so.1", CPU, "libmount.so.1"),
+    ],
+)
+def test_libraries(made: Path, needs: str, line: targets.Line, refusal: str | None) -> None:
+    cuda = line is CU130
+    base = elf.inspect(made / ("libcuda90.so" if cuda else "libbase.so.0"))
+    files = [dataclasses.replace(base, needs=tuple(needs.split()))]
+    wanted = asked(*(("90",) if cuda else ()), line=line)
+    if refusal is None:
+        elf.check(files, wanted)
+    else:
+        assert f"{base.file}: needs {refusal}," in refused("LIBRARY_NOT_ALLOWED", files, wanted)
+
+
+def test_driver_in_the_package(made: Path) -> None:
+    files = [dataclasses.replace(elf.inspect(made / "libbase.so.0"), file="libcuda.so.1")]
+    refused("DRIVER_SHIPPED", files, asked(line=CPU))
+
+
+def test_two_kinds_of_machine(made: Path) -> None:
+    base = elf.inspect(made / "libbase.so.0")
+    refused("MACHINE_MIXED", [base, dataclasses.replace(base, machine="m68k")], asked(line=CPU))
+
+
+# The command
+
+
+def test_command_prints_one_object_for_one_file(made: Path) -> None:
+    done = run(made / "libcuda90.so")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = json.loads(done.stdout)
+    names = {"file", "sass", "ptx", "glibc", "glibcxx", "needs", "runpath", "soname", "rpath"}
+    assert names <= shown.keys()
+    assert (shown["file"], shown["sass"], shown["ptx"]) == ("libcuda90.so", ["90"], [])
+
+
+def test_command_prints_a_list_for_several(made: Path) -> None:
+    shown = json.loads(run(made / "prog", made / "libbase.so.0").stdout)
+    assert [item["file"] for item in shown] == ["prog", "libbase.so.0"]
+
+
+def test_file_name_that_is_not_text(made: Path, tmp_path: Path) -> None:
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/lib\xff.so")
+    shutil.copy(made / "libbase.so.0", odd)
+    assert json.loads(run(odd).stdout)["file"] == "lib\ufffd.so"
+
+
+@pytest.mark.parametrize(
+    ("content", "code", "status"),
+    [
+        (None, "FILE_MISSING", 2),
+        (b"", "NOT_ELF", 1),
+        (b"#!/bin/sh\n", "NOT_ELF", 1),
+        (b"\x7fELF", "ELF_CORRUPT", 1),
+        (b"\x7fELF\x01\x01" + bytes(80), "ELF_UNSUPPORTED", 1),
+        (b"\x7fELF\x02\x01" + bytes(58), "ELF_NO_SECTIONS", 1),
+    ],
+)
+def test_command_says_what_is_wrong(
+    tmp_path: Path, content: bytes | None, code: str, status: int
+) -> None:
+    path = tmp_path / "bad"
+    if content is not None:
+        path.write_bytes(content)
+    done = run(path)
+    assert (done.returncode, done.stdout) == (status, "")
+    assert done.stderr.startswith(f"error[{code}]: ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [(), ("--help",)])
+def test_command_without_files_shows_its_usage(arguments: tuple[str, ...]) -> None:
+    done = run(*arguments)
+    assert done.returncode == 2
+    assert "usage: python -m farm.elf FILE" in done.stderr
+
+
+def test_truncated_library(made: Path, tmp_path: Path) -> None:
+    cut = tmp_path / "cut.so"
+    cut.write_bytes((made / "libcuda90.so").read_bytes()[:-5000])
+    done = run(cut)
+    assert done.returncode == 1
+    assert "error[ELF_CORRUPT]: cut.so: damaged ELF file" in done.stderr
+
+
+def test_damaged_cuda_section(made: Path, tmp_path: Path) -> None:
+    data = bytearray((made / "libcuda90.so").read_bytes())
+    at = data.find(struct.pack("<I", 0xBA55ED50))
+    data[at : at + 4] = b"oops"
+    bad = tmp_path / "bad.so"
+    bad.write_bytes(data)
+    with pytest.raises(InspectError) as caught:
+        elf.inspect(bad)
+    assert caught.value.code == "FATBIN_CORRUPT"
+
+
+def test_registered_code_that_is_gone(tmp_path: Path) -> None:
+    text = '__asm__(".section .nvFatBinSegment,\\"aw\\"\\n.fill 24\\n.text");'
+    path = compile_c(tmp_path / "gone.so", text, "-shared")
+    with pytest.raises(InspectError, match="registers CUDA code, but there is none"):
+        elf.inspect(path)
+
+
+def test_code_cut_out_into_a_debug_file(made: Path, tmp_path: Path) -> None:
+    debug = tmp_path / "x.debug"
+    command = ["objcopy", "--only-keep-debug", str(made / "libcuda90.so"), str(debug)]
+    subprocess.run(command, check=True)
+    with pytest.raises(InspectError) as caught:
+        elf.inspect(debug)
+    assert caught.value.code == "CODE_STRIPPED"
+
+
+def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
+    with pytest.raises(UsageError):
+        elf.inspect(tmp_path / "none")
+    with pytest.raises(UsageError, match="Is a directory"):
+        elf.inspect(tmp_path)
+
+
+def test_5000_mutations_end_in_facts_or_an_error_of_ours(made: Path) -> None:
+    chance = random.Random(2)  # noqa: S311
+    base = (made / "libcuda90.so").read_bytes()
+    table = struct.unpack_from("<Q", base, 40)[0]
+    hot = [*range(64), *range(table, len(base))]
+    hot += _sections_that_are_walked(base)
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(5000):
+        data = bytearray(base)
+        for _ in range(chance.randint(1, 4)):
+            at = chance.choice(hot)
+            data[at] = chance.choice((0, 0xFF, chance.randrange(256)))
+        if chance.random() < 0.1:
+            del data[chance.randrange(len(data)) :]
+        try:
+            elf.inspect_stream(io.BytesIO(data), "x")
+            outcomes["read"] += 1
+        except FarmError as error:
+            assert isinstance(error, InspectError)  # noqa: PT017 - either outcome is right
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 500
+
+
+def _sections_that_are_walked(data: bytes) -> list[int]:
+    file = ELFFile(io.BytesIO(data))
+    names = (".dynamic", ".gnu.version_r", ".nv_fatbin", ".dynstr")
+    found = [file.get_section_by_name(name) for name in names]
+    return [
+        at for s in found for at in range(s["sh_offset"], s["sh_offset"] + min(s["sh_size"], 512))
+    ]

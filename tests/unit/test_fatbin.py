@@ -1,0 +1,192 @@
+"""CUDA sections: those of a real nvcc as cuobjdump lists them, and damaged ones."""
+
+from __future__ import annotations
+
+import io
+import json
+import random
+import struct
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from farm import fatbin
+from farm.errors import InspectError
+
+sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+from binaries import FATBINS, container, entry
+
+CORPUS = json.loads((FATBINS / "corpus.json").read_text("utf-8"))["cases"]
+PTX, SASS, LTO = 1, 2, 8
+
+
+def read(*sections: bytes) -> fatbin.Contents:
+    data = b"\xff" * 24 + b"".join(sections)
+    spans = []
+    at = 24
+    for section in sections:
+        spans.append((at, len(section)))
+        at += len(section)
+    return fatbin.read(io.BytesIO(data), spans, what="libx.so")
+
+
+def corrupt(data: bytes) -> str:
+    with pytest.raises(InspectError) as caught:
+        read(data)
+    assert caught.value.code == "FATBIN_CORRUPT"
+    assert caught.value.message.startswith("libx.so: CUDA code at byte ")
+    return caught.value.message
+
+
+@pytest.mark.parametrize("name", CORPUS)
+def test_real_section_holds_what_cuobjdump_lists(name: str) -> None:
+    found = read((FATBINS / f"{name}.fatbin").read_bytes())
+    listed = CORPUS[name]["cuobjdump"]
+    # cuobjdump names family code (100f) with its letter for PTX only.
+    assert [arch.rstrip("f") for arch in found.sass] == sorted(listed["sass"], key=_number)
+    assert list(found.ptx) == sorted(listed["ptx"], key=_number)
+    assert found.containers == 1
+    assert found.partial == ()
+
+
+def _number(arch: str) -> int:
+    return int(arch.rstrip("af"))
+
+
+def test_corpus_has_compressed_and_plain_code_of_both_kinds() -> None:
+    seen = set()
+    for path in FATBINS.glob("*.fatbin"):
+        data, at = path.read_bytes(), 16
+        while at < len(data):
+            kind, _, header, payload = struct.unpack_from("<HHIQ", data, at)
+            seen.add((kind, struct.unpack_from("<Q", data, at + 40)[0] & 0xF000))
+            at += header + payload
+    assert {(k, f) for k in (PTX, SASS) for f in (0, 0x2000, 0x8000)} <= seen
+
+
+def test_letters_come_from_the_flags() -> None:
+    found = read(
+        container(
+            entry(SASS, 120, flags=0x1100011),
+            entry(SASS, 100, flags=0x1200011),
+            entry(SASS, 120, flags=0x1000011),
+            entry(SASS, 90),
+        )
+    )
+    assert found.sass == ("90", "100f", "120", "120a")
+
+
+def test_code_of_another_kind_is_told_apart() -> None:
+    found = read((FATBINS / "lto-and-sass-90.fatbin").read_bytes())
+    assert found.other == ("kind 8 for 90",)
+    assert not found.is_empty
+
+
+def test_several_containers_with_padding_between_and_behind() -> None:
+    one, other = container(entry(SASS, 80)), container(entry(SASS, 80), entry(PTX, 80))
+    found = read(b"\0" * 8 + one + b"\0" * 72 + other + b"\0" * 100_000)
+    assert (found.sass, found.ptx, found.containers) == (("80",), ("80",), 2)
+
+
+def test_container_that_ends_off_the_grid_is_followed_by_padding() -> None:
+    odd = struct.pack("<IHHQ", fatbin.MAGIC, 1, 16, 67) + entry(SASS, 90, payload=b"")[:64] + b"abc"
+    odd = bytearray(odd)
+    struct.pack_into("<Q", odd, 16 + 8, 3)
+    found = read(bytes(odd) + b"\0" * 5 + container(entry(SASS, 90)))
+    assert (found.sass, found.containers) == (("90",), 2)
+
+
+def test_sections_of_one_file_are_summed_up() -> None:
+    found = read(container(entry(SASS, 80)), container(entry(SASS, 90)))
+    assert found.sass == ("80", "90")
+    assert found.partial == ("sass 80", "sass 90")
+
+
+def test_code_that_only_some_containers_hold_is_partial() -> None:
+    both, one = container(entry(SASS, 80), entry(SASS, 90)), container(entry(SASS, 90))
+    assert read(both, one).partial == ("sass 80",)
+    assert read(both, both).partial == ()
+
+
+def test_container_of_a_device_link_has_no_ptx_and_makes_none_partial() -> None:
+    linked = container(entry(SASS, 90))
+    assert read(container(entry(SASS, 90), entry(PTX, 90)), linked).partial == ()
+
+
+def test_container_with_ptx_only_lacks_machine_code() -> None:
+    found = read(container(entry(SASS, 90), entry(PTX, 90)), container(entry(PTX, 90)))
+    assert found.partial == ("sass 90",)
+
+
+@pytest.mark.parametrize("empty", [b"", b"\0" * 7, b"\0" * 4096, container()])
+def test_no_code_at_all(empty: bytes) -> None:
+    assert read(empty).is_empty
+
+
+@pytest.mark.parametrize(
+    ("problem", "data"),
+    [
+        ("no container starts here", b"\x01" * 64),
+        ("are needed", container(entry(SASS, 90))[:12]),
+        ("container version 9", struct.pack("<IHHQ", fatbin.MAGIC, 9, 16, 0)),
+        ("header 4 bytes", struct.pack("<IHHQ", fatbin.MAGIC, 1, 4, 0)),
+        ("runs past", container(entry(SASS, 90))[:-1]),
+        ("runs past", struct.pack("<IHHQ", fatbin.MAGIC, 1, 16, 2**64 - 1)),
+        ("no room for an entry", container(entry(SASS, 90), b"\0" * 8)),
+        ("does not fit", container(entry(SASS, 90, header=63))),
+        ("does not fit", container(entry(SASS, 90), struct.pack("<HHIQ48x", 2, 1, 64, 2**64 - 64))),
+        ("does not fit", container(struct.pack("<HHIQ48x", 2, 1, 0, 0))),
+        ("architecture 0", container(entry(SASS, 0))),
+        ("architecture 4294967295", container(entry(SASS, 2**32 - 1))),
+    ],
+)
+def test_damaged_section_is_one_error(problem: str, data: bytes) -> None:
+    assert problem in corrupt(data)
+
+
+def test_file_that_ends_inside_the_section() -> None:
+    data = container(entry(SASS, 90, payload=b"x" * 64), entry(SASS, 80))
+    with pytest.raises(InspectError, match="the file ends inside the section"):
+        fatbin.read(io.BytesIO(data[:100]), [(0, len(data))], what="libx.so")
+
+
+KINDS = st.sampled_from([PTX, SASS])
+SUFFIXES = st.sampled_from([("", 0x11), ("a", 0x100011), ("f", 0x208011)])
+ENTRIES = st.tuples(KINDS, st.integers(10, 999), SUFFIXES, st.binary(max_size=40))
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.lists(ENTRIES, min_size=1, max_size=4), max_size=4), st.integers(0, 5))
+def test_what_is_written_is_read(
+    rows: list[list[tuple[int, int, tuple[str, int], bytes]]], gap: int
+) -> None:
+    section = b"".join(
+        container(*(entry(k, a, flags=s[1], payload=p) for k, a, s, p in row)) + b"\0" * 8 * gap
+        for row in rows
+    )
+    found = read(section)
+    for kind, held in ((SASS, found.sass), (PTX, found.ptx)):
+        assert set(held) == {f"{a}{s[0]}" for row in rows for k, a, s, _ in row if k == kind}
+    assert found.containers == len(rows)
+
+
+def test_5000_mutations_end_in_contents_or_the_one_error() -> None:
+    chance = random.Random(1)  # noqa: S311
+    bases = [path.read_bytes() for path in sorted(FATBINS.glob("*.fatbin"))]
+    outcomes = {"read": 0, "refused": 0}
+    for _ in range(5000):
+        data = bytearray(chance.choice(bases))
+        for _ in range(chance.randint(1, 4)):
+            at = chance.choice((chance.randrange(len(data)), chance.randrange(96)))
+            data[at] = chance.choice((0, 0xFF, chance.randrange(256)))
+        del data[chance.choice((len(data), chance.randrange(len(data)))) :]
+        try:
+            read(bytes(data))
+            outcomes["read"] += 1
+        except InspectError as error:
+            assert error.code == "FATBIN_CORRUPT"  # noqa: PT017 - either outcome is right
+            outcomes["refused"] += 1
+    assert min(outcomes.values()) > 500

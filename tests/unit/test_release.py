@@ -1,0 +1,163 @@
+"""Releases made of real, small binaries: built by the local engine from the tiny source tree."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import jsonschema
+import msgspec
+import pytest
+
+from farm import build_record, release, source, targets
+from farm.engines.local import LocalEngine
+from farm.errors import FarmError, InspectError, PackError, UsageError
+from farm.execute import execute
+from farm.plan import BuildPlan, Step
+from llama_loader import manifest as schema
+
+TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
+NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
+
+
+class Silent:
+    def step(self, plan: BuildPlan, step: Step) -> None: ...
+    def count(self, done: int, total: int) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A kept tree, as `invoke build-cpu` leaves it."""
+    folder = tmp_path_factory.mktemp("tree")
+    table = targets.load()
+    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(TINY))
+    with (
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        with execute(plan, LocalEngine(), logs=folder, reporter=Silent()) as built:
+            shutil.copytree(built.folder, folder / "bin", symlinks=True)
+            record = build_record.of(plan, built.toolchain)
+    (folder / "BUILD.json").write_bytes(build_record.encode(record))
+    (folder / "licenses").mkdir()
+    (folder / "licenses" / "LICENSE").write_bytes((TINY / "LICENSE").read_bytes())
+    return folder
+
+
+@pytest.fixture
+def released(tree: Path, tmp_path: Path) -> Path:
+    out = tmp_path / "dist"
+    release.pack_tree(tree, out, "tar.zst")
+    release.write(out)
+    return out
+
+
+def changed(tree: Path, place: Path, **record: object) -> Path:
+    copy = Path(shutil.copytree(tree, place, symlinks=True))
+    before = build_record.decode((copy / "BUILD.json").read_bytes(), what="test")
+    after = msgspec.structs.replace(before, **record)
+    (copy / "BUILD.json").write_bytes(build_record.encode(after))
+    return copy
+
+
+def test_the_manifest_is_what_its_schema_and_its_reader_say(released: Path) -> None:
+    data = (released / "manifest.json").read_bytes()
+    parsed = schema.parse(data)
+    assert [artifact.name for artifact in parsed.artifacts] == [NAME]
+    assert (parsed.release, parsed.serial) == ("b0-1", 1)
+    published = json.loads((released / "manifest.schema.json").read_bytes())
+    jsonschema.Draft202012Validator.check_schema(published)
+    jsonschema.validate(json.loads(data), published)
+    broken = json.loads(data)
+    broken["artifacts"][0]["sha256"] = "0" * 63
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(broken, published)
+
+
+def test_sums_are_those_of_sha256sum(released: Path) -> None:
+    for line in (released / "SHA256SUMS").read_text("utf-8").splitlines():
+        digest, _, name = line.partition("  ")
+        assert hashlib.sha256((released / name).read_bytes()).hexdigest() == digest
+
+
+def test_packing_twice_gives_the_same_bytes_in_both_formats(tree: Path, tmp_path: Path) -> None:
+    for archive_format in ("tar.zst", "tar.gz"):
+        first = release.pack_tree(tree, tmp_path / "a", archive_format).read_bytes()
+        again = release.pack_tree(tree, tmp_path / "b", archive_format).read_bytes()
+        assert first == again
+
+
+def test_verify_accepts_what_write_wrote(released: Path) -> None:
+    assert release.verify(released) == (NAME,)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("glibc", "2.17"), ("needs", ["libfoo.so.1"]), ("sha256", "0" * 64), ("backend", "rocm")],
+)
+def test_verify_names_a_field_that_is_not_so(released: Path, field: str, value: object) -> None:
+    manifest = json.loads((released / "manifest.json").read_bytes())
+    entry = manifest["artifacts"][0]
+    (entry["platform"] if field == "glibc" else entry)[field] = value
+    (released / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    with pytest.raises(PackError, match="platform" if field == "glibc" else field) as refused:
+        release.verify(released)
+    assert refused.value.code == "RELEASE_MISMATCH"
+
+
+def test_a_tarball_whose_binaries_lack_the_asked_architecture_is_refused(
+    tree: Path, tmp_path: Path
+) -> None:
+    line = build_record.LineRecord("cu128", "12.8", "525.60", "2.35")
+    lying = changed(tree, tmp_path / "lying", arch_set="sm90", archs="90-real", line=line)
+    with pytest.raises(InspectError, match="90") as refused:
+        release.pack_tree(lying, tmp_path / "out", "tar.zst")
+    assert refused.value.code == "ARCH_MISSING"
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_one_folder_holds_one_source(tree: Path, tmp_path: Path) -> None:
+    record = build_record.decode((tree / "BUILD.json").read_bytes(), what="test")
+    other = changed(
+        tree, tmp_path / "other", source=msgspec.structs.replace(record.source, build=7)
+    )
+    release.pack_tree(tree, tmp_path / "out", "tar.zst")
+    release.pack_tree(other, tmp_path / "out", "tar.zst")
+    with pytest.raises(PackError, match=r"b0 .*b7 ") as refused:
+        release.write(tmp_path / "out")
+    assert refused.value.code == "SOURCES_MIXED"
+
+
+def test_release_and_serial_are_kept_until_told_otherwise(released: Path) -> None:
+    release.write(released, release="b0-2", serial=9)
+    again = release.write(released)
+    assert (again.release, again.serial) == ("b0-2", 9)
+
+
+@pytest.mark.parametrize(
+    ("call", "code"),
+    [
+        (lambda folder: release.pack_tree(folder, folder, "tar.zst"), "TREE_MISSING"),
+        (lambda folder: release.pack_tree(folder, folder, "zip"), "FORMAT_UNKNOWN"),
+        (release.write, "RELEASE_EMPTY"),
+        (release.load, "RELEASE_MISSING"),
+        (release.verify, "RELEASE_MISSING"),
+    ],
+)
+def test_what_is_not_there_is_a_usage_error(tmp_path: Path, call: object, code: str) -> None:
+    assert callable(call)
+    with pytest.raises(UsageError) as refused:
+        call(tmp_path)
+    assert (refused.value.code, refused.value.exit_status) == (code, 2)
+
+
+def test_a_foreign_tarball_is_refused(released: Path, tmp_path: Path) -> None:
+    foreign = tmp_path / "x"
+    foreign.mkdir()
+    (foreign / "README").write_text("hello", "utf-8")
+    shutil.make_archive(str(released / "foreign"), "gztar", foreign)
+    with pytest.raises(FarmError, match="foreign"):
+        release.write(released)
