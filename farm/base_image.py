@@ -12,7 +12,6 @@ import json
 import tarfile
 import tempfile
 from contextlib import contextmanager
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from farm import PROJECT_ROOT, pins, rootfs, toolkit
@@ -21,6 +20,7 @@ from farm.plan import SOURCE_DATE_EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from farm.images import ImageFacts, ImageStore
 

@@ -8,9 +8,9 @@ import sys
 from typing import TYPE_CHECKING, Final, ParamSpec
 
 from invoke.exceptions import Exit
-from llama_loader.errors import LoaderError
 
 from farm.errors import FarmError
+from llama_loader.errors import LoaderError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
 
 
 def _end(message: str, status: int) -> None:
-    print(message, file=sys.stderr)  # noqa: T201 - this is where a person reads it
+    print(message, file=sys.stderr)
     raise Exit(code=status)
 
 

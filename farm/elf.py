@@ -235,6 +235,8 @@ def _code(elf: ElfFile) -> fatbin.Contents:
             )
         if section.offset + section.size > elf.size:
             raise elf.corrupt(f"section {section.name} runs past the end of the file")
+    if sum(section.size for section in sections) > elf.size:
+        raise elf.corrupt("its sections of CUDA code overlap")
     found = fatbin.read(elf.stream, [(s.offset, s.size) for s in sections], what=elf.what)
     registered = any(s.name == _REGISTRATION and s.size for s in elf.sections)
     if registered and not found.containers:

@@ -97,15 +97,17 @@ class ElfFile:
         Raises:
             InspectError: ``ELF_CORRUPT``.
         """
-        for section in self._of_type(SHT_DYNAMIC):
-            strings = self._strings(section)
-            data = self.contents(section)
-            whole = len(data) - len(data) % _DYNAMIC.size
-            for tag, value in _DYNAMIC.iter_unpack(data[:whole]):
-                if tag == DT_NULL:
-                    break
-                if tag in (DT_NEEDED, DT_SONAME, DT_RPATH, DT_RUNPATH):
-                    yield tag, self._string(strings, value)
+        section = self._only(SHT_DYNAMIC)
+        if section is None:
+            return
+        strings = self._strings(section)
+        data = self.contents(section)
+        whole = len(data) - len(data) % _DYNAMIC.size
+        for tag, value in _DYNAMIC.iter_unpack(data[:whole]):
+            if tag == DT_NULL:
+                return
+            if tag in (DT_NEEDED, DT_SONAME, DT_RPATH, DT_RUNPATH):
+                yield tag, self._string(strings, value)
 
     def version_needs(self) -> Iterator[str]:
         """Yield the symbol versions that other libraries must define, such as ``GLIBC_2.34``.
@@ -113,12 +115,18 @@ class ElfFile:
         Raises:
             InspectError: ``ELF_CORRUPT``.
         """
-        for section in self._of_type(SHT_GNU_VERNEED):
-            strings = self._strings(section)
-            data = self.contents(section)
-            for at, row in self._chain(_VERNEED, data, 0, next_field=4):
-                for _, need in self._chain(_VERNAUX, data, at + row[3], next_field=4):
-                    yield self._string(strings, need[3])
+        section = self._only(SHT_GNU_VERNEED)
+        if section is None:
+            return
+        strings = self._strings(section)
+        data = self.contents(section)
+        left = len(data) // _VERNAUX.size
+        for at, row in self._chain(_VERNEED, data, 0, next_field=4):
+            for _, need in self._chain(_VERNAUX, data, at + row[3], next_field=4):
+                left -= 1
+                if left < 0:
+                    raise self.corrupt("version needs are used twice")
+                yield self._string(strings, need[3])
 
     def contents(self, section: Section) -> bytes:
         """Return a section's bytes.
@@ -150,8 +158,11 @@ class ElfFile:
             hint="build or copy it again",
         )
 
-    def _of_type(self, kind: int) -> Iterator[Section]:
-        return (section for section in self.sections if section.type == kind)
+    def _only(self, kind: int) -> Section | None:
+        found = [section for section in self.sections if section.type == kind]
+        if len(found) > 1:
+            raise self.corrupt(f"{len(found)} sections of type {kind:#x}")
+        return found[0] if found else None
 
     def _strings(self, section: Section) -> bytes:
         if section.link >= len(self.sections):

@@ -1,4 +1,4 @@
-"""The one executor: runs a plan's steps in a workspace, keeps the full log, returns the products."""
+"""The one executor: runs a plan's steps in a workspace, keeps the log, returns the products."""
 
 from __future__ import annotations
 
@@ -171,9 +171,7 @@ def _both(stream: TextIO, reporter: Reporter) -> LineSink:
     return take
 
 
-def _toolchain(
-    plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine: str
-) -> Toolchain:
+def _toolchain(plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine: str) -> Toolchain:
     image = workspace.image
     lines: list[str] = []
     workspace.run((workspace.layout.cmake, "--version"), {}, lines.append)

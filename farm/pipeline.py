@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import PROJECT_ROOT, build_record, pins, release, source, targets, toolkit
-from farm.engines.docker import DockerEngine, connect
+from farm import PROJECT_ROOT, base_image, build_record, pins, release, source, targets, toolkit
+from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.execute import execute
@@ -59,9 +59,9 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Path, ...]:
         FarmError: a build, or the packing of one, failed.
     """
     line, sets = resolve(request)
+    engine = choose_engine(request, line, report)
     tree = choose_source(request)
     report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
-    engine = choose_engine(request, line, report)
     tarballs: list[Path] = []
     failures: list[FarmError] = []
     for arch_set in sets:
@@ -76,6 +76,28 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Path, ...]:
     if failures:
         raise _summary(failures, len(sets))
     return tuple(tarballs)
+
+
+def make_base_image(line: str, tag: str | None, report: BuildReport) -> str:
+    """Make the devel image of a line from packages; returns its name.
+
+    Raises:
+        UsageError: there is no recipe for the line, or debootstrap cannot run here.
+        EngineError: no engine answers, or a step failed; the log has all of its lines.
+    """
+    logs = STATE / "logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    log = logs / f"base-image-{line}.log"
+    with log.open("w", encoding="utf-8", buffering=1) as stream:
+
+        def take(text: str) -> None:
+            stream.write(f"{text}\n")
+            report.activity(f"base image {line}: {text}")
+
+        report.say(f"base image for line {line}: making it, or finding it made (log: {log})")
+        made = base_image.make_base_image(DockerImages(connect()), line=line, tag=tag, log=take)
+    report.say(f"image: {made.reference} ({made.id})")
+    return made.reference
 
 
 def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
@@ -173,9 +195,7 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
     return LocalEngine(cuda=found.root, jobs=request.jobs)
 
 
-def _build_one(
-    plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport
-) -> Path:
+def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Path:
     logs = STATE / "logs"
     with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
         tree = STATE / "trees" / plan.key

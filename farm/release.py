@@ -15,16 +15,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
-from llama_loader import manifest as schema
-from llama_loader.manifest import Manifest
 
 from farm import archive, build_record, elf, targets
-from farm.build_record import BuildRecord
 from farm.errors import PackError, UsageError
 from farm.pack import BUILD_RECORD, LICENCES, Inventory, PackRequest, pack, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
+from llama_loader import manifest as schema
+from llama_loader.manifest import Manifest
 
 if TYPE_CHECKING:
+    from farm.build_record import BuildRecord
     from llama_loader.manifest import Artifact
 
 MANIFEST: Final = "manifest.json"

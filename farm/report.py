@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -39,7 +39,7 @@ class BuildReport:
         )
         self._task = self._bar.add_task("", total=None, visible=False)
 
-    def __enter__(self) -> BuildReport:
+    def __enter__(self) -> Self:
         """Start the live bar, if there is a terminal."""
         self._bar.start()
         return self
@@ -56,6 +56,10 @@ class BuildReport:
     def say(self, line: str) -> None:
         """Show one line that stays."""
         self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+    def activity(self, text: str) -> None:
+        """Show what is being done, for as long as nothing else is shown; terminals only."""
+        self._bar.update(self._task, description=text[:60], completed=0, total=None, visible=True)
 
     def note(self, line: str) -> None:
         """Show one coded line, such as ``note[NO_CCACHE]: …``."""

@@ -25,7 +25,7 @@ def report() -> BuildReport:
 
 def line(text: str) -> None:
     """Print one line to stdout."""
-    print(text)  # noqa: T201 - stdout is this function's purpose
+    print(text)
 
 
 def positive(option: str, text: str | None) -> int | None:
@@ -77,7 +77,10 @@ def status(manifest: Manifest) -> None:
     console.print(
         f"{manifest.release}  llama.cpp {manifest.source.version} build {manifest.source.build}"
     )
-    table = Table("artifact", "download", "unpacked", "GPU code", "host code", "holds", box=None)
+    table = Table(box=None)
+    table.add_column("artifact", overflow="fold", min_width=24)
+    for column in ("download", "unpacked", "GPU code", "host code", "holds"):
+        table.add_column(column)
     for artifact in manifest.artifacts:
         parts = _parts(artifact)
         table.add_row(

@@ -138,8 +138,8 @@ def _history(tree: Path) -> tuple[int, str | None]:
 
 def _resolve_ref(repository: Path, ref: str) -> str:
     for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
-        argv = ("-C", str(repository), "rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
-        found = _run_git(argv)
+        verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
+        found = _run_git(("-C", str(repository), *verify))
         if found.returncode == 0:
             return found.stdout.strip()
     raise UsageError(

@@ -7,11 +7,10 @@ before anything starts.
 from __future__ import annotations
 
 import re
-import tomllib
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import msgspec
+import tomllib
 from msgspec import Meta
 
 from farm import PROJECT_ROOT
@@ -19,6 +18,7 @@ from farm.errors import UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+    from pathlib import Path
 
 TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"
@@ -50,6 +50,10 @@ class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     def cuda_major(self) -> int | None:
         """The toolkit's major version; its libraries' sonames end in it."""
         return int(self.toolkit.split(".")[0]) if self.toolkit else None
+
+    def accepts_toolkit(self, version: str) -> bool:
+        """Whether a toolkit of this ``major.minor`` makes what the line promises."""
+        return self.toolkit == ".".join(version.split(".")[:2])
 
 
 class Arch(msgspec.Struct, frozen=True, order=True):
@@ -214,9 +218,7 @@ def _parse_arch(entry: str, text: str) -> Arch:
             "ARCHS_INVALID", f"--archs {text!r}: {entry!r} is not an architecture", hint=_ARCHS_HINT
         )
     kind = match["kind"]
-    return Arch(
-        int(match["number"]), match["suffix"], sass=kind != "-virtual", ptx=kind != "-real"
-    )
+    return Arch(int(match["number"]), match["suffix"], sass=kind != "-virtual", ptx=kind != "-real")
 
 
 def _kind_suffix(arch: Arch) -> str:
@@ -225,9 +227,7 @@ def _kind_suffix(arch: Arch) -> str:
     return "real" if arch.sass else "virtual"
 
 
-def _look_up(
-    kind: str, name: str, rows: Mapping[str, _Row], *, others: Iterable[str] = ()
-) -> _Row:
+def _look_up(kind: str, name: str, rows: Mapping[str, _Row], *, others: Iterable[str] = ()) -> _Row:
     if name in rows:
         return rows[name]
     raise UsageError(

@@ -12,6 +12,7 @@ _RIGHT: Final = 190
 _ROW: Final = 30
 _TOP: Final = 64
 _MIN_BAR: Final = 3.0
+_INK: Final = "#1d2733"
 _COLOURS: Final = {"farm": "#3b6ea8", "loader": "#2f8f5b", "server": "#c2782b"}
 _TENTH: Final = 0.1
 _TEN: Final = 10.0
@@ -44,9 +45,7 @@ def seconds(value: float) -> str:
 def rows(spans: tuple[Span, ...]) -> list[str]:
     """Return one aligned plain line a span, and a total."""
     widest = max(len(span.name) for span in spans)
-    lines = [
-        f"  {span.name:<{widest}}  {span.figures:<22}{span.note}".rstrip() for span in spans
-    ]
+    lines = [f"  {span.name:<{widest}}  {span.figures:<22}{span.note}".rstrip() for span in spans]
     total = sum(span.seconds for span in spans)
     return [*lines, f"  {'total':<{widest}}  {seconds(total)}"]
 
@@ -59,10 +58,11 @@ def svg(spans: tuple[Span, ...], *, title: str) -> str:
     """
     height = _TOP + _ROW * len(spans) + 40
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        f'width="{_WIDTH}" height="{height}" font-family="system-ui, sans-serif" font-size="14">',
+        f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"
+  width="{_WIDTH}" height="{height}" font-family="system-ui, sans-serif" font-size="14">""",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="24" y="34" font-size="18" font-weight="600" fill="#1d2733">{escape(title)}</text>',
+        f'<text x="24" y="34" font-size="18" font-weight="600" fill="{_INK}">'
+        + f"{escape(title)}</text>",
     ]
     farm = tuple(span for span in spans if span.owner == "farm")
     rest = tuple(span for span in spans if span.owner != "farm")
@@ -84,16 +84,13 @@ def _group(spans: tuple[Span, ...], top: float) -> list[str]:
         x = _LEFT + start * scale
         width = max(span.seconds * scale, _MIN_BAR)
         colour = _COLOURS.get(span.owner, "#777777")
-        parts += [
-            f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y + 26}" y2="{y + 26}" '
-            'stroke="#e6eaef"/>',
-            f'<text x="{_LEFT - 12}" y="{y + 19}" text-anchor="end" fill="#1d2733">'
-            f"{escape(span.name)}</text>",
-            f'<rect x="{x:.1f}" y="{y + 6}" width="{width:.1f}" height="16" rx="3" '
-            f'fill="{colour}"/>',
-            f'<text x="{_WIDTH - _RIGHT + 12}" y="{y + 19}" fill="#48566a">'
-            f"{escape(span.figures)}</text>",
-        ]
+        right = _WIDTH - _RIGHT
+        parts.append(
+            f"""<line x1="{_LEFT}" x2="{right}" y1="{y + 26}" y2="{y + 26}" stroke="#e6eaef"/>
+<text x="{_LEFT - 12}" y="{y + 19}" text-anchor="end" fill="{_INK}">{escape(span.name)}</text>
+<rect x="{x:.1f}" y="{y + 6}" width="{width:.1f}" height="16" rx="3" fill="{colour}"/>
+<text x="{right + 12}" y="{y + 19}" fill="#48566a">{escape(span.figures)}</text>"""
+        )
         start += span.seconds
     return parts
 

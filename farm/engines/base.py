@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from pathlib import Path, PurePath
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from farm.images import ImageFacts
-from farm.plan import BuildPlan, Layout
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+    from pathlib import Path, PurePath
+
+    from farm.images import ImageFacts
+    from farm.plan import BuildPlan, Layout
 
 LineSink = Callable[[str], None]
 """Takes one line of output, without its newline."""

@@ -141,7 +141,7 @@ class DockerEngine:
             context, tag, buildargs={"BASE": base.id}, labels={LABEL: "builder"}, log=sink
         )
 
-    def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:  # noqa: ANN401 - docker is untyped
+    def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
         with _engine_errors("ENGINE_FAILED", "the build container could not be started"):
             return self._client.containers.run(
                 image.id,
@@ -287,7 +287,7 @@ def _reason(error: BaseException) -> str:
     return str(cause)
 
 
-def _facts(image: Any, reference: str) -> ImageFacts:  # noqa: ANN401 - docker is untyped
+def _facts(image: Any, reference: str) -> ImageFacts:
     return ImageFacts(id=image.id, labels=dict(image.labels), reference=reference)
 
 
@@ -303,7 +303,7 @@ def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:
         sink(rest)
 
 
-def _copy_in(container: Any, tree: Path, layout: Layout) -> None:  # noqa: ANN401 - docker is untyped
+def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
     with (
         _engine_errors("ENGINE_LOST", "the source could not be copied in"),
         tempfile.TemporaryFile() as spool,
@@ -335,7 +335,7 @@ def _extract(spool: IO[bytes], root: str, into: Path) -> None:
                 tar.extract(member, into, filter="data")
 
 
-def _remove(container: Any) -> None:  # noqa: ANN401 - docker is untyped
+def _remove(container: Any) -> None:
     try:
         container.remove(force=True, v=True)
     except NotFound:

@@ -34,11 +34,14 @@ if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
     sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the loader has gone away")
+os.environ.pop("LD_LIBRARY_PATH")
+if sys.argv[2]:
+    os.environ["LD_LIBRARY_PATH"] = sys.argv[2]
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 try:
-    os.execv(sys.argv[2], sys.argv[2:])
+    os.execv(sys.argv[3], sys.argv[3:])
 except OSError as error:
-    sys.exit(f"{sys.argv[2]}: cannot execute: {error.strerror}")
+    sys.exit(f"{sys.argv[3]}: cannot execute: {error.strerror}")
 """
 """Sets PR_SET_PDEATHSIG (1, linux/prctl.h) to SIGKILL, then becomes the program.
 
@@ -187,10 +190,12 @@ def _keep(orders: queue.SimpleQueue[_Order]) -> None:
 
 
 def _start(argv: list[str], environ: dict[str, str], folder: Path) -> subprocess.Popen[bytes]:
-    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+    libraries = environ.get("LD_LIBRARY_PATH", "")
+    launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), libraries]
     return subprocess.Popen(
         [*launcher, *argv],
-        env=environ,
+        # the interpreter's own library first: some Pythons are found by LD_LIBRARY_PATH alone
+        env={**environ, "LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"},
         cwd=folder,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

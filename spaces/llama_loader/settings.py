@@ -350,9 +350,7 @@ _FIELDS: Final[Mapping[str, _Row]] = {
     "n_ctx": _Row(
         PREFIX + "N_CTX", _integer(16, 16_777_216), 4096, "a number of tokens from 16 to 16777216"
     ),
-    "temperature": _Row(
-        PREFIX + "TEMPERATURE", _temperature, 0.0, "a decimal number from 0 to 10"
-    ),
+    "temperature": _Row(PREFIX + "TEMPERATURE", _temperature, 0.0, "a decimal number from 0 to 10"),
     "max_new_tokens": _Row(
         PREFIX + "MAX_NEW_TOKENS", _integer(1, 1_000_000), 1024, "a number from 1 to 1000000"
     ),
@@ -383,8 +381,6 @@ _FIELDS: Final[Mapping[str, _Row]] = {
     ),
     "offline": _Row(PREFIX + "OFFLINE", _flag, False, _YES_NO, "--offline"),  # noqa: FBT003
     "hf_token": _Row("HF_TOKEN", _text, None, "a token without spaces", optional_text=True),
-    "hf_endpoint": _Row(
-        "HF_ENDPOINT", _http_url, None, "an http(s) URL", optional_text=True
-    ),
+    "hf_endpoint": _Row("HF_ENDPOINT", _http_url, None, "an http(s) URL", optional_text=True),
     "store": _Row("", _path, None, "a folder's path", "--store"),
 }

@@ -137,8 +137,10 @@ def test_no_permission_is_told_apart_from_no_engine(engine: str) -> None:
         "except EngineError as error: print(error.render())\n"
     )
     # The files below a root-only folder must be readable: the import is done before the change.
-    imported = script.replace("import os, sys;", "import os, sys; sys.path[:0] = ['.', 'spaces']; "
-                              "import farm.engines.docker;")
+    imported = script.replace(
+        "import os, sys;",
+        "import os, sys; sys.path[:0] = ['.', 'spaces']; import farm.engines.docker;",
+    )
     told = subprocess.run(
         [sys.executable, "-c", imported], cwd=PROJECT, capture_output=True, text=True, check=True
     )

@@ -148,9 +148,7 @@ def answer(release: Release, model: Path, store: Path) -> str:
             return content
 
 
-def test_a_changed_byte_is_found_before_anything_runs(
-    cpu_release: Release, tmp_path: Path
-) -> None:
+def test_a_changed_byte_is_found_before_anything_runs(cpu_release: Release, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(cpu_release.folder, tmp_path / "release"))
     tarball = next(folder.glob("*.tar.zst"))
     content = bytearray(tarball.read_bytes())
@@ -164,9 +162,7 @@ def test_a_changed_byte_is_found_before_anything_runs(
     assert not list((tmp_path / "store").rglob("llama-server"))
 
 
-def test_packing_one_tree_twice_gives_the_same_bytes(
-    cpu_release: Release, tmp_path: Path
-) -> None:
+def test_packing_one_tree_twice_gives_the_same_bytes(cpu_release: Release, tmp_path: Path) -> None:
     succeed("pack", "--tree", str(PROJECT / ".farm/trees/cpu-cpu"), "--out", str(tmp_path))
     again = next(tmp_path.glob("*.tar.zst"))
     assert again.read_bytes() == (cpu_release.folder / again.name).read_bytes()
@@ -187,7 +183,9 @@ def test_the_local_engine_makes_the_same_binaries(
     cpu_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Same compiler (Debian 12's), other folders: only BUILD.json may tell the engines apart."""
-    compiler = subprocess.run(["g++", "-dumpfullversion"], capture_output=True, text=True, check=True)
+    compiler = subprocess.run(
+        ["g++", "-dumpfullversion"], capture_output=True, text=True, check=True
+    )
     record = json.loads((PROJECT / ".farm/trees/cpu-cpu/BUILD.json").read_bytes())
     if not record["toolchain"]["compiler"].endswith(compiler.stdout.strip()):
         pytest.skip(f"this host's g++ {compiler.stdout.strip()} is not the container's")

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -22,7 +23,7 @@ from farm import elf, targets
 from farm.errors import FarmError, InspectError, UsageError
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from binaries import FATBINS, compile_c, library, program
+from binaries import FATBINS, compile_c, container, entry, library, program
 
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
@@ -417,3 +418,45 @@ def _sections_that_are_walked(data: bytes) -> list[int]:
     return [
         at for s in found for at in range(s["sh_offset"], s["sh_offset"] + min(s["sh_size"], 512))
     ]
+
+
+def _section_row(kind: int, offset: int, size: int, *, name: int = 0, link: int = 0) -> bytes:
+    return struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, offset, size, link, 0, 0, 0)
+
+
+def _elf_of(body: bytes, *rows: bytes) -> bytes:
+    """Return an ELF file: header, ``body`` at 64, then the section table; names at 64."""
+    head = struct.pack(
+        "<16sHHIQQQIHHHHHH", b"\x7fELF\x02\x01\x01", 3, 62, 1, 0, 0, 64 + len(body), 0, 64, 0, 0,
+        64, len(rows), 0,
+    )  # fmt: skip
+    return head + body + b"".join(rows)
+
+
+def _refused_quickly(data: bytes, problem: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(InspectError, match=problem):
+        elf.inspect_stream(io.BytesIO(data), "x")
+    assert time.monotonic() - started < 2
+
+
+def test_version_needs_that_share_their_rows_are_not_walked_for_ever() -> None:
+    # 20,000 rows that each point at the rest of them: 200 million steps if each were followed.
+    needs = b"".join(struct.pack("<HHIII", 1, 1, 0, 16, 16) for _ in range(20_000))
+    body = b"\0x\0" + bytes(13) + needs
+    rows = (_section_row(3, 64, 16), _section_row(0x6FFFFFFE, 80, len(needs)))
+    _refused_quickly(_elf_of(body, *rows), "used twice|overlap")
+
+
+def test_many_sections_over_one_piece_of_code() -> None:
+    names = b"\0.nv_fatbin\0".ljust(16, b"\0")
+    code = container(*[entry(2, 90, payload=b"")] * 10_000)
+    rows = [_section_row(1, 80, len(code), name=1)] * 1000
+    data = _elf_of(names + code, _section_row(3, 64, 16), *rows)
+    _refused_quickly(data, "overlap")
+
+
+def test_many_dynamic_sections() -> None:
+    rows = [_section_row(6, 64, 16)] * 1000
+    data = _elf_of(bytes(16), _section_row(3, 64, 16), *rows)
+    _refused_quickly(data, "1000 sections of type 0x6")

@@ -58,9 +58,7 @@ def plan_of(tree: Path) -> BuildPlan:
     return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
 
 
-def test_a_build_gives_programs_that_run_and_knows_who_compiled(
-    tiny: Path, tmp_path: Path
-) -> None:
+def test_a_build_gives_programs_that_run_and_knows_who_compiled(tiny: Path, tmp_path: Path) -> None:
     recorder = Recorder()
     engine = LocalEngine(jobs=2)
     with execute(plan_of(tiny), engine, logs=tmp_path / "logs", reporter=recorder) as built:
@@ -114,7 +112,9 @@ def test_flags_of_the_callers_environment_do_not_reach_the_compiler(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CXXFLAGS", "-this-is-no-flag")
-    with execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()) as built:
+    with execute(
+        plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()
+    ) as built:
         assert (built.folder / "llama-cli").is_file()
 
 

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from farm import targets
 from farm.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 TABLE = targets.load()
 
@@ -72,7 +75,13 @@ def test_a_custom_set_has_a_name_and_a_format(archs: str, name: str, archive_for
 
 @pytest.mark.parametrize(
     ("line", "archs"),
-    [("cu124", "100"), ("cu130", "70"), ("cu128", "121"), ("cu124", "80;120"), ("cu130", "61-real")],
+    [
+        ("cu124", "100"),
+        ("cu130", "70"),
+        ("cu128", "121"),
+        ("cu124", "80;120"),
+        ("cu130", "61-real"),
+    ],
 )
 def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> None:
     with pytest.raises(UsageError, match=r"cannot build architecture (100|70|121|120|61)") as told:

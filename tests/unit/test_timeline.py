@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -29,7 +29,7 @@ def test_the_table_has_a_row_for_each_span_and_the_total() -> None:
 
 
 def test_the_picture_is_valid_xml_with_every_name_and_figure() -> None:
-    picture = ElementTree.fromstring(svg(SPANS, title="a < b"))
+    picture = ET.fromstring(svg(SPANS, title="a < b"))
     texts = [element.text for element in picture.iter() if element.text and element.text.strip()]
     assert "a < b" in texts
     assert {span.name for span in SPANS} <= set(texts)
@@ -37,7 +37,7 @@ def test_the_picture_is_valid_xml_with_every_name_and_figure() -> None:
 
 
 def test_the_longest_span_of_each_group_has_the_longest_bar() -> None:
-    picture = ElementTree.fromstring(svg(SPANS, title=""))
+    picture = ET.fromstring(svg(SPANS, title=""))
     bars = [
         float(element.attrib["width"])
         for element in picture.iter("{http://www.w3.org/2000/svg}rect")

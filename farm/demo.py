@@ -1,0 +1,198 @@
+"""``nox -s demo``: from source to a verified server's first token, on any machine, with a timeline.
+
+Every part is the real one: the build, the tarball, HTTP on loopback, the loader as a process of
+its own with an empty store, ``llama-server`` on a real small model.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+
+from farm import PROJECT_ROOT, packages, pins, pipeline, release, targets, toolkit
+from farm.engines.docker import DockerImages, connect
+from farm.errors import EngineError, FarmError, UsageError
+from farm.pipeline import BuildRequest
+from farm.serve import ReleaseServer
+from farm.timeline import Span, rows, svg
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from farm.report import BuildReport
+
+MODEL: Final = "smollm2"
+PROMPT: Final = "The capital of France is"
+EXPECTED: Final = " Paris"
+CUDA_LINE: Final = "cu130"
+"""The one line whose toolkit can be had as packages, without any image registry."""
+
+_LOADER_SECONDS: Final = 300.0
+
+
+@dataclass
+class Demo:
+    """One run. ``figure`` is where the timeline's picture goes."""
+
+    arch_set: str
+    engine: str
+    image: str | None
+    figure: Path
+    _spans: list[Span] = field(default_factory=list)
+
+    def run(self, report: BuildReport) -> None:
+        """Do everything, show the answer and the timeline.
+
+        Raises:
+            FarmError: a stage failed, or the model did not answer as it must.
+        """
+        with tempfile.TemporaryDirectory(prefix="llama-farm-demo-") as folder:
+            out = Path(folder) / "release"
+            tarball = self._build(out, report)
+            model = packages.fetch_model(pins.load().model(MODEL))
+            with ReleaseServer(out) as server:
+                manifest = f"{server.url}{release.MANIFEST}"
+                answer = self._use(manifest, model, Path(folder) / "store", tarball, report)
+        spans = tuple(self._spans)
+        report.say(f"\n  {PROMPT}\x1b[1m{answer}\x1b[0m\n" if report.console.is_terminal else
+                   f"\n  {PROMPT}{answer}\n")  # fmt: skip
+        report.say("\n".join(rows(spans)))
+        self.figure.parent.mkdir(parents=True, exist_ok=True)
+        self.figure.write_text(svg(spans, title="From source to the first token"), "utf-8")
+        report.say(f"\n  picture: {self.figure}")
+        if not answer.startswith(EXPECTED):
+            raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
+
+    def _build(self, out: Path, report: BuildReport) -> Path:
+        request = self._request(out, report)
+        started = time.monotonic()
+        tree = pipeline.choose_source(request)
+        pin = pins.load().source
+        self._spans.append(Span("source", "farm", time.monotonic() - started, pin.size))
+        report.say(f"source: llama.cpp b{tree.build}, {len(list(tree.tree.rglob('*')))} files")
+        started = time.monotonic()
+        tarball = pipeline.build(request, report)[0]
+        built = time.monotonic() - started
+        packed = pipeline.last_pack_seconds()
+        self._spans.append(Span("build", "farm", built - packed))
+        self._spans.append(Span("pack", "farm", packed, tarball.stat().st_size))
+        return tarball
+
+    def _request(self, out: Path, report: BuildReport) -> BuildRequest:
+        is_cpu = self.arch_set == "cpu"
+        request = BuildRequest(
+            arch_set=self.arch_set,
+            line="cpu" if is_cpu else CUDA_LINE,
+            engine=self.engine,
+            image=self.image,
+            out=out,
+        )
+        if self.engine != "local" and self.image is None:
+            request = _with_image(request, report)
+        return request if is_cpu else _with_toolkit(request, report)
+
+    def _use(
+        self, manifest: str, model: Path, store: Path, tarball: Path, report: BuildReport
+    ) -> str:
+        options = ("--manifest", manifest, "--store", str(store), "--allow-cpu")
+        fetched = _loader_json("fetch", *options)
+        sizes = {"fetch": tarball.stat().st_size}
+        self._spans += [
+            Span(stage["stage"], "loader", stage["seconds"], sizes.get(stage["stage"]))
+            for stage in fetched["timeline"]
+        ]
+        report.say(f"installed: {fetched['release']}, every byte verified")
+        started = time.monotonic()
+        with _serving(*options, "--model", str(model)) as url:
+            self._spans.append(Span("start", "server", time.monotonic() - started))
+            started = time.monotonic()
+            answer = _complete(url)
+            self._spans.append(Span("first token", "server", time.monotonic() - started))
+        return answer
+
+
+def _with_image(request: BuildRequest, report: BuildReport) -> BuildRequest:
+    """Settle on a devel image: the line's own, else one made from packages, else no container."""
+    try:
+        images = DockerImages(connect())
+    except EngineError:
+        return request  # pipeline.choose_engine says why it is local
+    reference = pins.load().image(targets.load().line(request.line).image).reference
+    try:
+        found = images.find(reference) or images.pull(reference)
+        return replace(request, image=found.reference)
+    except EngineError as error:
+        report.say(f"note[{error.code}]: {error.message}; making one from packages")
+    try:
+        return replace(request, image=pipeline.make_base_image(request.line, None, report))
+    except UsageError as error:
+        report.say(f"note[{error.code}]: {error.message}; building without a container")
+        return replace(request, engine="local")
+
+
+def _with_toolkit(request: BuildRequest, report: BuildReport) -> BuildRequest:
+    if request.image is not None:
+        return request
+    try:
+        line = targets.load().line(request.line)
+        if line.accepts_toolkit(toolkit.locate().version):
+            return request
+    except UsageError as error:
+        report.say(f"note[{error.code}]: {error.message}; taking NVIDIA's wheels")
+    return replace(request, toolkit=toolkit.WHEELS)
+
+
+def _loader_environment() -> Mapping[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces")}
+
+
+def _loader_json(*argv: str) -> dict[str, Any]:
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_loader", *argv, "--json"],
+        capture_output=True,
+        text=True,
+        env=_loader_environment(),
+        timeout=_LOADER_SECONDS,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise FarmError("DEMO_LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@contextmanager
+def _serving(*options: str) -> Iterator[str]:
+    """Run ``llama_loader serve`` until the context is left; gives the server's URL."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "llama_loader", "serve", *options],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_loader_environment(),
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line.startswith("ready "):
+                raise FarmError("DEMO_SERVER_FAILED", "llama_loader serve ended before it was ready")
+            yield line.split()[1]
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def _complete(url: str) -> str:
+    body = {"prompt": PROMPT, "n_predict": 1, "temperature": 0}
+    with requests.post(f"{url}/completion", json=body, timeout=60) as answer:
+        answer.raise_for_status()
+        content: str = answer.json()["content"]
+        return content

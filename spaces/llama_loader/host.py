@@ -1,0 +1,225 @@
+"""What this machine is: facts only, gathered without creating a CUDA context.
+
+A context in the calling process would break ZeroGPU (the main process must never touch CUDA) and
+cost half a second elsewhere. So GPUs are asked for through NVML, which is management only, then
+``nvidia-smi``, then ``/proc/driver/nvidia``, then what ZeroGPU documents; the first that answers
+counts, and ``gpu_source`` says which.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llama_loader import known_gpus, nvml, processes
+from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from llama_loader.settings import Settings
+
+_SMI_TIMEOUT: Final = 20.0
+"""Seconds. nvidia-smi takes 0.1 s, but several where the driver is not kept loaded."""
+_SMI_FIELDS: Final = "name,compute_cap,memory.total,driver_version,uuid"
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU. ``capability`` has no dot (``90``); ``memory`` in bytes; None for unknown."""
+
+    name: str
+    capability: str | None
+    memory: int | None = None
+    uuid: str | None = None
+
+
+@dataclass(frozen=True)
+class HostFacts:
+    """This machine, as far as choosing an artifact and serving a model need it.
+
+    Attributes:
+        system, machine: such as ``linux`` and ``x86_64``.
+        glibc, glibcxx: versions (``2.36``, ``3.4.30``); None where there is none or unknown.
+        python: version of this interpreter.
+        driver: NVIDIA driver's version, None where there is none or it cannot be known.
+        gpus: what was found; on ZeroGPU what will be attached.
+        gpu_source: who said so: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
+            ``setting`` or ``none``.
+        libraries: CUDA libraries that could serve, in the order in which they would be taken.
+        cpus: logical CPUs that this process may use.
+        memory: bytes of main memory.
+        zerogpu: this is a ZeroGPU Space.
+        visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
+    """
+
+    system: str
+    machine: str
+    glibc: str | None
+    glibcxx: str | None
+    python: str
+    driver: str | None
+    gpus: tuple[Gpu, ...]
+    gpu_source: str
+    libraries: tuple[Library, ...]
+    cpus: int
+    memory: int
+    zerogpu: bool = False
+    visible_devices: str | None = None
+
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Known compute capabilities, each once, in the GPUs' order."""
+        return tuple(dict.fromkeys(gpu.capability for gpu in self.gpus if gpu.capability))
+
+
+def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
+    """Gather the facts; takes some ten milliseconds, and never raises.
+
+    Args:
+        settings: what may be seen of the environment, and whether this is ZeroGPU.
+        root: where ``/proc`` and ``/usr`` are looked for; tests give another.
+    """
+    environ = processes.environment(settings.inherited)
+    cache = linker_cache(environ)
+    driver, gpus, source = _gpus(environ, root, zerogpu=settings.zerogpu)
+    return HostFacts(
+        system=sys.platform,
+        machine=platform.machine(),
+        glibc=_glibc(),
+        glibcxx=_glibcxx([path.parent for path in cache], root),
+        python=platform.python_version(),
+        driver=driver,
+        gpus=gpus,
+        gpu_source=source,
+        libraries=find_libraries(
+            settings.library_path, cache, [Path(entry) for entry in sys.path if entry], root
+        ),
+        cpus=len(os.sched_getaffinity(0)),
+        memory=_memory(root),
+        zerogpu=settings.zerogpu,
+        visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
+    )
+
+
+def _gpus(
+    environ: Mapping[str, str], root: Path, *, zerogpu: bool
+) -> tuple[str | None, tuple[Gpu, ...], str]:
+    """Return driver, GPUs and who said so."""
+    here = root == Path("/")
+    answer = nvml.query() if here else None
+    if answer is not None and answer.gpus:
+        found = tuple(Gpu(gpu.name, gpu.capability, gpu.memory, gpu.uuid) for gpu in answer.gpus)
+        return answer.driver, found, "nvml"
+    driver, smi = _from_smi(environ) if here else (None, ())
+    if smi:
+        return driver, smi, "nvidia-smi"
+    driver = driver or (answer.driver if answer else None) or _proc_driver(root)
+    named = _from_proc(root)
+    if named:
+        return driver, named, "/proc/driver/nvidia"
+    if zerogpu:
+        known = Gpu(
+            known_gpus.ZEROGPU_NAME, known_gpus.ZEROGPU_CAPABILITY, known_gpus.ZEROGPU_MEMORY
+        )
+        return driver, (known,), "zerogpu"
+    return driver, (), "none"
+
+
+def _from_smi(environ: Mapping[str, str]) -> tuple[str | None, tuple[Gpu, ...]]:
+    argv = ["nvidia-smi", f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits"]
+    done = processes.run(argv, environ, timeout=_SMI_TIMEOUT)
+    return parse_smi(done.output) if done.status == 0 else (None, ())
+
+
+def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
+    """Read ``nvidia-smi --query-gpu``'s CSV: the driver's version and the GPUs.
+
+    Lines that are not such a row are passed over; ``[N/A]`` is unknown.
+    """
+    driver, found = None, []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) != len(_SMI_FIELDS.split(",")) or not _known(cells[0]):
+            continue
+        name, capability, memory, version, uuid = cells
+        driver = driver or _known(version)
+        found.append(
+            Gpu(
+                name,
+                (_known(capability) or "").replace(".", "") or known_gpus.capability(name),
+                int(memory) * 1024**2 if memory.isdigit() else None,
+                _known(uuid),
+            )
+        )
+    return driver, tuple(found)
+
+
+def _known(cell: str) -> str | None:
+    return None if not cell or cell.startswith("[") else cell
+
+
+def _from_proc(root: Path) -> tuple[Gpu, ...]:
+    found = []
+    for information in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
+        text = _read(information)
+        model = re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE)
+        uuid = re.search(r"^GPU UUID:\s*(\S+)", text, re.MULTILINE)
+        if model:
+            name = model[1]
+            found.append(Gpu(name, known_gpus.capability(name), None, uuid[1] if uuid else None))
+    return tuple(found)
+
+
+def _proc_driver(root: Path) -> str | None:
+    text = _read(root / "proc/driver/nvidia/version")
+    version = re.search(r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)\s", text)
+    return version[1] if version else None
+
+
+def _glibc() -> str | None:
+    try:
+        answer = os.confstr("CS_GNU_LIBC_VERSION") or ""
+    except (ValueError, OSError):  # another C library
+        return None
+    name, _, version = answer.partition(" ")
+    return version if name == "glibc" else None
+
+
+def _glibcxx(folders: Sequence[Path], root: Path) -> str | None:
+    """Return the newest GLIBCXX version that the system's libstdc++ offers."""
+    usual = [root / "usr/lib/x86_64-linux-gnu", root / "usr/lib64", root / "usr/lib"]
+    for folder in dict.fromkeys([*folders, *usual]):
+        library = folder / "libstdc++.so.6"
+        if library.is_file():
+            return _newest_glibcxx(library)
+    return None
+
+
+def _newest_glibcxx(library: Path) -> str | None:
+    try:
+        data = library.read_bytes()
+    except OSError:
+        return None
+    versions = [
+        tuple(map(int, found.split(b".")))
+        for found in re.findall(rb"GLIBCXX_([0-9]+(?:\.[0-9]+)+)\x00", data)
+    ]
+    return ".".join(map(str, max(versions))) if versions else None
+
+
+def _memory(root: Path) -> int:
+    total = re.search(r"^MemTotal:\s*([0-9]+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    return int(total[1]) * 1024 if total else 0
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text("utf-8", "replace")
+    except OSError:
+        return ""

@@ -1,0 +1,385 @@
+"""Which artifact this host gets, and why each other one is passed over. Pure: no I/O at all.
+
+Order of preference: the most GPUs served, machine code (SASS) before code for the driver's
+compiler (PTX), CUDA libraries that are there before such that are missing, then fewer bytes to
+download, then the name. Everything that it needs is an argument, so it can be asked what another
+machine would get.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Final
+
+from llama_loader import cuda_libraries, known_gpus
+from llama_loader.errors import HostError, LoaderError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from llama_loader.cuda_libraries import Library
+    from llama_loader.host import HostFacts
+    from llama_loader.manifest import Artifact, Manifest
+
+FORMATS: Final = frozenset({"tar.gz", "tar.xz", "tar.zst"})
+"""Archives that ``unpack`` reads."""
+_MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
+
+
+class Stage(IntEnum):
+    """How far an artifact came before it was passed over: the furthest one names the error."""
+
+    FORMAT = 0
+    PLATFORM = 1
+    BACKEND = 2
+    GPU = 3
+    GLIBC = 4
+    DRIVER = 5
+    FITS = 6
+
+
+_CODES: Final = {
+    Stage.FORMAT: "NO_ARTIFACT",
+    Stage.PLATFORM: "PLATFORM_UNSUPPORTED",
+    Stage.BACKEND: "NO_ARTIFACT",
+    Stage.GPU: "NO_ARTIFACT_FOR_GPU",
+    Stage.GLIBC: "GLIBC_TOO_OLD",
+    Stage.DRIVER: "DRIVER_TOO_OLD",
+}
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What a person asked for: ``arch`` replaces the detected capability, ``backend`` narrows."""
+
+    arch: str | None = None
+    allow_cpu: bool = False
+    backend: str | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about one artifact; ``fits`` says whether it could run here."""
+
+    name: str
+    fits: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What to fetch.
+
+    Attributes:
+        artifact: the chosen one.
+        reason: why it.
+        runs_on: ``gpu`` or ``cpu``.
+        native: machine code for every GPU meant; False where the driver compiles first.
+        capabilities: the GPUs that it serves.
+        libraries: CUDA libraries that it will use.
+        missing: sonames of CUDA libraries that are not here; ``require_libraries`` says so.
+        verdicts: one for each artifact of the manifest, in its order.
+    """
+
+    artifact: Artifact
+    reason: str
+    runs_on: str
+    native: bool
+    capabilities: tuple[str, ...]
+    libraries: tuple[Library, ...]
+    missing: tuple[str, ...]
+    verdicts: tuple[Verdict, ...]
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    artifact: Artifact
+    stage: Stage
+    reason: str
+    served: tuple[str, ...] = ()
+    native: bool = True
+    libraries: tuple[Library, ...] = ()
+    missing: tuple[str, ...] = ()
+
+    @property
+    def rank(self) -> tuple[bool, int, bool, bool, int, str]:
+        """Smaller is better."""
+        return (
+            self.artifact.backend != "cuda",
+            -len(self.served),
+            not self.native,
+            bool(self.missing),
+            self.artifact.size,
+            self.artifact.name,
+        )
+
+
+def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
+    """Choose the artifact for this host.
+
+    Raises:
+        HostError: nothing fits; the message lists what there is. Missing CUDA libraries are not
+            an error here, because fetching needs none: see ``require_libraries``.
+    """
+    targets = (wishes.arch,) if wishes.arch else host.capabilities
+    on_gpu = bool(targets) and wishes.backend != "cpu"
+    judged = [_judge(artifact, host, targets if on_gpu else ()) for artifact in manifest.artifacts]
+    if on_gpu:
+        gpu = [one for one in judged if one.stage is Stage.FITS and one.served]
+        if gpu:
+            return _choice(min(gpu, key=lambda one: one.rank), judged, "gpu")
+    if not wishes.allow_cpu and wishes.backend != "cpu":
+        raise _no_gpu(host) if not targets else _nothing(manifest, targets, judged, host)
+    cpu = [_judge(artifact, host, ()) for artifact in manifest.artifacts]
+    fitting = [one for one in cpu if one.stage is Stage.FITS]
+    if not fitting:
+        raise _nothing(manifest, targets, cpu, host)
+    best = min(fitting, key=lambda one: (one.artifact.backend != "cpu", one.artifact.size))
+    return _choice(best, judged if on_gpu else cpu, "cpu")
+
+
+def require_libraries(choice: Choice, host: HostFacts) -> None:
+    """Refuse a choice whose CUDA libraries are not here, before anything is started.
+
+    Raises:
+        HostError: names the libraries, where they were looked for, the other majors that were
+            found, and the packages that bring them.
+    """
+    if choice.runs_on != "gpu" or not choice.missing:
+        return
+    stems = {name.split(".so.")[0] for name in choice.missing}
+    others = [
+        f"{one.soname} in {one.folder}"
+        for one in host.libraries
+        if one.soname.split(".so.")[0] in stems
+    ]
+    found = f"; found only {', '.join(others)}" if others else ""
+    packages = " ".join(cuda_libraries.packages(choice.missing))
+    raise HostError(
+        "CUDA_LIBRARY_MISSING",
+        f"{choice.artifact.name} needs {', '.join(choice.missing)}, which is neither in"
+        " LD_LIBRARY_PATH, nor in site-packages/nvidia, nor in a CUDA toolkit under /usr/local or"
+        f" /cuda-image, nor known to ldconfig{found}",
+        hint=f"add to requirements.txt (or pip install): {packages}",
+    )
+
+
+def cuda_code(artifact: Artifact, target: str) -> str:
+    """Say how an artifact runs on a GPU: ``sass``, ``ptx`` or, where it does not, nothing.
+
+    SASS runs on its own capability and on later ones of the same major (CUDA C++ programming
+    guide, "Binary Compatibility"); ``120a`` on 12.0 alone, ``120f`` within its family. PTX can be
+    compiled for its own capability and all later ones, with the same exceptions.
+    """
+    cuda = artifact.cuda
+    if cuda is None:
+        return ""
+    if any(_runs(arch, target, same_major=True) for arch in cuda.sass):
+        return "sass"
+    return "ptx" if any(_runs(arch, target, same_major=False) for arch in cuda.ptx) else ""
+
+
+def _runs(arch: str, target: str, *, same_major: bool) -> bool:
+    number, wanted = int(arch.rstrip("af")), int(target.rstrip("af"))
+    if arch.endswith("a"):
+        return number == wanted
+    same = number // 10 == wanted // 10
+    return number <= wanted and (same or not (same_major or arch.endswith("f")))
+
+
+def _judge(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) -> _Candidate:
+    """Judge one artifact for the GPUs ``targets``; for the CPU where there are none."""
+    refused = _refused_by_platform(artifact, host)
+    if refused:
+        return _Candidate(artifact, *refused)
+    if targets:
+        return _judge_gpu(artifact, host, targets)
+    if artifact.backend == "cuda":
+        return _Candidate(artifact, Stage.FITS, "built for CUDA; can run on the CPU too")
+    return _Candidate(artifact, Stage.FITS, "built for the CPU")
+
+
+def _refused_by_platform(artifact: Artifact, host: HostFacts) -> tuple[Stage, str] | None:
+    if artifact.format not in FORMATS:
+        return Stage.FORMAT, f"its format {artifact.format} is unknown to this loader"
+    wanted, system = artifact.platform, host.system.rstrip("0123456789")
+    machine = _MACHINES.get(host.machine.lower(), host.machine)
+    if (wanted.system, wanted.machine) != (system, machine):
+        return (
+            Stage.PLATFORM,
+            f"is for {wanted.system} {wanted.machine}, this is {system} {machine}",
+        )
+    if artifact.backend not in {"cuda", "cpu"}:
+        return Stage.BACKEND, f"its backend {artifact.backend} is unknown to this loader"
+    return None
+
+
+def _glibc_trouble(artifact: Artifact, host: HostFacts) -> str | None:
+    wanted = artifact.platform
+    if host.glibc is None or _older(host.glibc, wanted.glibc):
+        return f"needs glibc {wanted.glibc}, this machine has {host.glibc or 'none'}"
+    if wanted.glibcxx and host.glibcxx and _older(host.glibcxx, wanted.glibcxx):
+        return f"needs GLIBCXX {wanted.glibcxx} (libstdc++), this machine has {host.glibcxx}"
+    return None
+
+
+def _judge_gpu(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) -> _Candidate:
+    if artifact.cuda is None:
+        return _Candidate(artifact, Stage.BACKEND, "has no CUDA code, and there is a GPU")
+    codes = {target: cuda_code(artifact, target) for target in targets}
+    served = tuple(target for target, code in codes.items() if code)
+    if not served:
+        return _Candidate(artifact, Stage.GPU, f"{_holds(artifact)}: not for {_dotted(targets)}")
+    trouble = _glibc_trouble(artifact, host)
+    if trouble:
+        return _Candidate(artifact, Stage.GLIBC, trouble)
+    native = all(codes[target] == "sass" for target in served)
+    trouble = _driver_trouble(artifact, host.driver, native=native)
+    if trouble:
+        return _Candidate(artifact, Stage.DRIVER, trouble)
+    taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
+    reason = _fits_reason(artifact, served, targets, native=native, missing=missing)
+    return _Candidate(artifact, Stage.FITS, reason, served, native, taken, missing)
+
+
+def _fits_reason(
+    artifact: Artifact,
+    served: tuple[str, ...],
+    targets: tuple[str, ...],
+    *,
+    native: bool,
+    missing: tuple[str, ...],
+) -> str:
+    how = "machine code" if native else "PTX, which the driver compiles at the first start (slow),"
+    parts = [f"{how} for {_dotted(served)}"]
+    left = tuple(target for target in targets if target not in served)
+    parts += [f"none for {_dotted(left)}"] if left else []
+    parts += [f"{', '.join(missing)} missing here"] if missing else []
+    return f"{'; '.join(parts)}; {artifact.size / 1e6:.1f} MB"
+
+
+def _driver_trouble(artifact: Artifact, driver: str | None, *, native: bool) -> str | None:
+    """An unknown driver (ZeroGPU before a GPU is attached) is given the benefit of the doubt."""
+    cuda = artifact.cuda
+    if cuda is None or driver is None:
+        return None
+    if _older(driver, cuda.min_driver):
+        return f"CUDA {cuda.toolkit} needs driver {cuda.min_driver}, this machine has {driver}"
+    jit = None if native else known_gpus.jit_driver(cuda.toolkit)
+    if jit and _older(driver, jit):
+        return f"its PTX of CUDA {cuda.toolkit} needs driver {jit}, this machine has {driver}"
+    return None
+
+
+def _choice(best: _Candidate, judged: Iterable[_Candidate], runs_on: str) -> Choice:
+    verdicts = tuple(_verdict(one, best, runs_on) for one in judged)
+    reason = best.reason
+    if runs_on == "cpu":
+        reason += "; the CPU is allowed and no GPU can be served"
+    return Choice(
+        best.artifact,
+        reason,
+        runs_on,
+        best.native,
+        best.served,
+        best.libraries,
+        best.missing if runs_on == "gpu" else (),
+        verdicts,
+    )
+
+
+def _verdict(one: _Candidate, best: _Candidate, runs_on: str) -> Verdict:
+    if one.artifact is best.artifact:
+        reason = one.reason if runs_on == "gpu" or one.served == () else best.reason
+        return Verdict(one.artifact.name, fits=True, reason=f"chosen: {reason}")
+    if one.stage is not Stage.FITS:
+        return Verdict(one.artifact.name, fits=False, reason=one.reason)
+    return Verdict(one.artifact.name, fits=True, reason=f"{_why_not(one, best)} ({one.reason})")
+
+
+def _why_not(one: _Candidate, best: _Candidate) -> str:
+    chosen = best.artifact.name
+    if one.artifact.backend != best.artifact.backend:
+        return f"would run, but {chosen} is for this backend"
+    if len(one.served) != len(best.served):
+        return f"would run, but {chosen} serves more GPUs"
+    if one.native != best.native:
+        return f"would run, but {chosen} has machine code"
+    if bool(one.missing) != bool(best.missing):
+        return f"would run, but the libraries of {chosen} are here"
+    return (
+        f"would run, but {chosen} is smaller"
+        if one.artifact.size != best.artifact.size
+        else (f"would run, but {chosen} comes first by name")
+    )
+
+
+def _no_gpu(host: HostFacts) -> HostError:
+    named = ", ".join(gpu.name for gpu in host.gpus)
+    found = f"only {named}, whose compute capability is unknown" if named else "none was found"
+    return HostError(
+        "NO_GPU",
+        f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
+        hint="check that the Space's hardware is ZeroGPU or another GPU; to run on the CPU, give"
+        " --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a"
+        " compute capability that cannot be detected",
+    )
+
+
+def _nothing(
+    manifest: Manifest, targets: tuple[str, ...], judged: list[_Candidate], host: HostFacts
+) -> LoaderError:
+    """The error of the artifact that came furthest, with a list of what there is."""
+    furthest = max((one.stage for one in judged), default=Stage.FORMAT)
+    best = [one for one in judged if one.stage is furthest]
+    there = ", ".join(dict.fromkeys(_holds(artifact) for artifact in manifest.artifacts))
+    what = f"compute capability {_dotted(targets)}" if targets else "the CPU"
+    why = {
+        Stage.GPU: "none has code for it",
+        Stage.BACKEND: "none is for it",
+        Stage.FORMAT: "none can be read",
+    }.get(furthest, "; ".join(f"{one.artifact.name} {one.reason}" for one in best[:3]))
+    return HostError(
+        _CODES.get(furthest, "NO_ARTIFACT"),
+        f"release {manifest.release} has nothing for {what} on this machine: {why}"
+        f" (there is: {there or 'nothing at all'})",
+        hint=_hint(furthest, host),
+    )
+
+
+def _hint(stage: Stage, host: HostFacts) -> str:
+    if stage is Stage.GLIBC:
+        return (
+            f"this system's glibc is {host.glibc}: use a newer base image, or a release built on"
+            " an older system"
+        )
+    if stage is Stage.DRIVER:
+        return "update the NVIDIA driver, or use a release of an older CUDA line (cu124)"
+    if stage is Stage.GPU:
+        return (
+            "build that set (invoke build-cuda --arch-set …) and publish it, or run on the CPU"
+            " with --allow-cpu"
+        )
+    return "look at the release's manifest; `doctor` shows why each artifact is passed over"
+
+
+def _holds(artifact: Artifact) -> str:
+    if artifact.cuda is None:
+        return f"{artifact.backend}, no CUDA"
+    parts = [_dotted(artifact.cuda.sass)] if artifact.cuda.sass else []
+    parts += [f"{_dotted(artifact.cuda.ptx)} as PTX"] if artifact.cuda.ptx else []
+    return f"CUDA {artifact.cuda.toolkit} for {' and '.join(parts) or 'nothing'}"
+
+
+def _dotted(archs: Iterable[str]) -> str:
+    """``("90", "120a")`` → ``9.0, 12.0a``: as NVIDIA writes compute capabilities."""
+    return ", ".join(re.sub(r"^([0-9]+)([0-9][af]?)$", r"\1.\2", arch) for arch in archs)
+
+
+def _older(one: str, other: str) -> bool:
+    """Compare versions such as 2.36 and 580.65 by their numbers; 525.60 equals 525.60.0."""
+    left, right = (list(map(int, re.findall(r"[0-9]+", text))) for text in (one, other))
+    width = max(len(left), len(right))
+    return left + [0] * (width - len(left)) < right + [0] * (width - len(right))

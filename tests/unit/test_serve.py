@@ -1,0 +1,259 @@
+"""The release server, asked over real connections."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import socket
+import subprocess
+import sys
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm.errors import FarmError, UsageError
+from farm.serve import ReleaseServer, parse_range
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+CONTENT = bytes(range(256)) * 4096
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[ReleaseServer]:
+    folder = tmp_path / "release"
+    folder.mkdir()
+    (folder / "a.tar.zst").write_bytes(CONTENT)
+    (folder / "empty").write_bytes(b"")
+    (folder / "with space.json").write_text("{}", "utf-8")
+    (folder / "sub").mkdir()
+    (folder / "sub" / "x").write_text("x", "utf-8")
+    (tmp_path / "secret").write_text("secret", "utf-8")
+    (folder / "way-out").symlink_to(tmp_path / "secret")
+    with ReleaseServer(folder) as running:
+        yield running
+
+
+def ask(
+    server: ReleaseServer, target: str, method: str = "GET", **headers: str
+) -> tuple[http.client.HTTPResponse, bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    try:
+        named = {name.replace("_", "-"): value for name, value in headers.items()}
+        connection.request(method, target, headers=named)
+        response = connection.getresponse()
+        return response, response.read()
+    finally:
+        connection.close()
+
+
+def test_whole_file(server: ReleaseServer) -> None:
+    with urllib.request.urlopen(f"{server.url}a.tar.zst", timeout=10) as response:
+        assert response.read() == CONTENT
+        assert response.headers["Content-Length"] == str(len(CONTENT))
+        assert response.headers["Accept-Ranges"] == "bytes"
+        assert response.headers["ETag"].startswith('"')
+        assert "Content-Encoding" not in response.headers
+
+
+def test_head_has_the_headers_and_no_body(server: ReleaseServer) -> None:
+    response, body = ask(server, "/a.tar.zst", "HEAD")
+    assert (response.status, body) == (200, b"")
+    assert response.headers["Content-Length"] == str(len(CONTENT))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "first", "last"),
+    [
+        ("bytes=0-0", 0, 0),
+        ("bytes=10-19", 10, 19),
+        ("bytes=1048570-", 1048570, 1048575),
+        ("bytes=1048570-99999999", 1048570, 1048575),
+        ("bytes=-6", 1048570, 1048575),
+        ("bytes=-99999999", 0, 1048575),
+    ],
+)
+def test_range(server: ReleaseServer, wanted: str, first: int, last: int) -> None:
+    response, body = ask(server, "/a.tar.zst", Range=wanted)
+    assert response.status == 206
+    assert body == CONTENT[first : last + 1]
+    assert response.headers["Content-Range"] == f"bytes {first}-{last}/{len(CONTENT)}"
+    assert response.headers["Content-Length"] == str(last + 1 - first)
+
+
+@pytest.mark.parametrize("wanted", ["bytes=1048576-", "bytes=99999999-", "bytes=-0"])
+def test_range_outside_the_file(server: ReleaseServer, wanted: str) -> None:
+    response, _ = ask(server, "/a.tar.zst", Range=wanted)
+    assert response.status == 416
+    assert response.headers["Content-Range"] == f"bytes */{len(CONTENT)}"
+
+
+@pytest.mark.parametrize(
+    "wanted",
+    ["bytes=0-1,5-6", "items=0-1", "bytes=5-2", "bytes=-", "bytes=x-", "bytes=" + "9" * 5000 + "-"],
+)
+def test_range_that_is_ignored(server: ReleaseServer, wanted: str) -> None:
+    response, body = ask(server, "/a.tar.zst", Range=wanted)
+    assert (response.status, len(body)) == (200, len(CONTENT))
+
+
+def test_if_range(server: ReleaseServer) -> None:
+    tag = ask(server, "/a.tar.zst", "HEAD")[0].headers["ETag"]
+    same, part = ask(server, "/a.tar.zst", Range="bytes=5-9", If_Range=tag)
+    assert (same.status, part) == (206, CONTENT[5:10])
+    other, whole = ask(server, "/a.tar.zst", Range="bytes=5-9", If_Range='"other"')
+    assert (other.status, len(whole)) == (200, len(CONTENT))
+
+
+def test_tag_changes_with_the_file(server: ReleaseServer, tmp_path: Path) -> None:
+    before = ask(server, "/a.tar.zst", "HEAD")[0].headers["ETag"]
+    assert ask(server, "/a.tar.zst", "HEAD")[0].headers["ETag"] == before
+    path = tmp_path / "release" / "a.tar.zst"
+    status = path.stat()
+    new = tmp_path / "new"
+    new.write_bytes(CONTENT[::-1])
+    os.utime(new, ns=(status.st_atime_ns, status.st_mtime_ns))
+    new.replace(path)
+    assert ask(server, "/a.tar.zst", "HEAD")[0].headers["ETag"] != before
+
+
+def test_connection_is_kept(server: ReleaseServer) -> None:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    for _ in range(3):
+        connection.request("GET", "/sub/x")
+        assert connection.getresponse().read() == b"x"
+    connection.close()
+
+
+@pytest.mark.parametrize("target", ["/empty", "/with%20space.json", "/sub/x?query=1", "//sub//x"])
+def test_names(server: ReleaseServer, target: str) -> None:
+    assert ask(server, target)[0].status == 200
+
+
+@pytest.mark.parametrize(
+    "target",
+    [
+        "/../secret",
+        "/%2e%2e/secret",
+        "/sub/../../secret",
+        "/..%2fsecret",
+        "/%2e%2e%2f%2e%2e%2fetc/passwd",
+        "//etc/passwd",
+        "/way-out",
+        "/sub",
+        "/",
+        "/none",
+        "/a.tar.zst%00",
+        "/%ff",
+        "/" + "x" * 5000,
+        "/sub\\x",
+        "/http://[/",
+    ],
+)
+def test_nothing_else_is_served(server: ReleaseServer, target: str) -> None:
+    response, body = ask(server, target)
+    assert response.status == 404
+    assert b"secret" not in body
+
+
+def test_other_methods_are_refused(server: ReleaseServer) -> None:
+    assert ask(server, "/a.tar.zst", "POST")[0].status == 501
+    assert ask(server, "/a.tar.zst", "DELETE")[0].status == 501
+
+
+def test_many_at_once(server: ReleaseServer) -> None:
+    bodies: list[bytes] = []
+
+    def fetch() -> None:
+        bodies.append(ask(server, "/a.tar.zst")[1])
+
+    threads = [threading.Thread(target=fetch) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert bodies == [CONTENT] * 16
+
+
+def test_client_that_goes_away_leaves_the_server_well(
+    server: ReleaseServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for request in (b"GET /a.tar.zst HTTP/1.1\r\n\r\n", b"GET /a.t", b""):
+        client = socket.create_connection(("127.0.0.1", server.port))
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        client.sendall(request)
+        client.close()
+    assert ask(server, "/sub/x")[1] == b"x"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_garbage_is_answered_or_dropped(
+    server: ReleaseServer, capfd: pytest.CaptureFixture[str]
+) -> None:
+    for garbage in (b"\x16\x03\x01\r\n\r\n", b"GET\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        with socket.create_connection(("127.0.0.1", server.port)) as client:
+            client.sendall(garbage)
+            client.recv(100)
+    assert ask(server, "/sub/x")[1] == b"x"
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_only_loopback_listens(server: ReleaseServer) -> None:
+    assert server.url == f"http://127.0.0.1:{server.port}/"
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.2", server.port), timeout=2)
+
+
+def test_port_in_use(server: ReleaseServer, tmp_path: Path) -> None:
+    with pytest.raises(FarmError) as caught:
+        ReleaseServer(tmp_path, server.port)
+    assert caught.value.code == "PORT_IN_USE"
+    assert str(server.port) in caught.value.message
+
+
+def test_port_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        ReleaseServer(tmp_path, 70000)
+    assert caught.value.code == "PORT_INVALID"
+
+
+def test_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        ReleaseServer(tmp_path / "none")
+    assert caught.value.code == "FOLDER_MISSING"
+
+
+def test_port_is_free_again_afterwards(tmp_path: Path) -> None:
+    with ReleaseServer(tmp_path) as first:
+        pass
+    with ReleaseServer(tmp_path, first.port) as second:
+        assert second.port == first.port
+
+
+def test_serve_forever_prints_its_url_and_ends_on_interrupt(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("served", "utf-8")
+    text = "import sys; from pathlib import Path; from farm.serve import serve_forever; "
+    text += "serve_forever(Path(sys.argv[1]), 0)"
+    process = subprocess.Popen(
+        [sys.executable, "-c", text, str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    url = process.stdout.readline().split()[-1]
+    with urllib.request.urlopen(f"{url}x", timeout=10) as response:
+        assert response.read() == b"served"
+    process.send_signal(2)
+    _, errors = process.communicate(timeout=10)
+    assert (process.returncode, errors) == (0, "")
+
+
+def test_parse_range_of_an_empty_file() -> None:
+    with pytest.raises(ValueError, match="behind the end"):
+        parse_range("bytes=0-", 0)
