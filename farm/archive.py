@@ -162,6 +162,10 @@ def members(raw: BinaryIO, archive_format: str, *, what: str) -> Iterator[Member
     ):
         for info in tar:
             yield _member(tar, info, what)
+        # The compressor's checksum stands at the very end: read up to it.
+        while rest := unpacked.read(BLOCK):
+            if rest.strip(b"\0"):
+                raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
 
 
 def format_of(name: str) -> str:

@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, cast
 
 from farm import archive, elf
 from farm.archive import Member
@@ -39,6 +39,9 @@ PLUGINS: Final = ("libggml-cpu-*.so", "libggml-cpu.so", "libggml-cuda.so")
 BUILD_RECORD: Final = "BUILD.json"
 LICENCES: Final = "licenses"
 ELF_MAGIC: Final = b"\x7fELF"
+_IN_MEMORY: Final = 64 << 20
+"""Bytes of one member that are kept in memory; only a plugin with CUDA code is larger."""
+_FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,8 @@ def read_inventory(path: Path, *, name: str | None = None) -> Inventory:
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED", f"{called}: {error}", hint="pack it again") from error
     except OSError as error:
+        if error.errno in _FULL:
+            raise _disk_full(Path(tempfile.gettempdir()), error) from error
         raise PackError("TARBALL_UNREADABLE", f"{path}: {error.strerror or error}") from error
     _reject_twins([entry.path for entry, _, _ in found], called)
     return Inventory(
@@ -207,7 +212,7 @@ def read_inventory(path: Path, *, name: str | None = None) -> Inventory:
 
 def _examine(member: Member, what: str) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and its build record."""
-    with tempfile.TemporaryFile() as copy:
+    with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
         digest = hashlib.sha256()
         while block := member.stream.read(archive.BLOCK):
             digest.update(block)
@@ -218,7 +223,8 @@ def _examine(member: Member, what: str) -> tuple[FileEntry, Inspection | None, b
         )
         copy.seek(0)
         if copy.read(len(ELF_MAGIC)) == ELF_MAGIC:
-            return entry, elf.inspect_stream(copy, PurePosixPath(member.path).name), b""
+            stream = cast("BinaryIO", copy)
+            return entry, elf.inspect_stream(stream, PurePosixPath(member.path).name), b""
         if executable:
             raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} is no program")
         copy.seek(0)
@@ -302,13 +308,17 @@ def _appearing(out: Path) -> Iterator[Path]:
 
 
 def _write_failed(out: Path, error: OSError) -> PackError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        return PackError(
-            "DISK_FULL",
-            f"{out}: {error.strerror}; nothing was written",
-            hint=f"free some space in {out.parent}, or name another folder with --out",
-        )
+    if error.errno in _FULL:
+        return _disk_full(out, error)
     return PackError("PACK_FAILED", f"{out}: {error.strerror or error}")
+
+
+def _disk_full(place: Path, error: OSError) -> PackError:
+    return PackError(
+        "DISK_FULL",
+        f"{place}: {error.strerror}; nothing was written",
+        hint="free some space there, or name other folders with --out and TMPDIR",
+    )
 
 
 def _cuda(name: str, merged: Merged, line: Promise) -> Cuda | None:

@@ -16,7 +16,7 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING, Final, Self
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
 from farm.errors import FarmError, UsageError
 
@@ -228,15 +228,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 def locate(folder: Path, target: str) -> Path | None:
     """Return the regular file below ``folder`` (resolved) that a request's target names, if any."""
-    parts = [part for part in unquote(urlsplit(target).path).split("/") if part]
+    path_part = target.partition("#")[0].partition("?")[0]
+    parts = [part for part in unquote(path_part).split("/") if part]
     if any(part in (".", "..") or "\0" in part or "\\" in part for part in parts):
         return None
     # resolve() follows links, so that one cannot lead out of the folder either.
     try:
         path = folder.joinpath(*parts).resolve()
+        return path if path.is_relative_to(folder) and path.is_file() else None
     except OSError:
         return None
-    return path if path.is_relative_to(folder) and path.is_file() else None
 
 
 def _etag(path: Path) -> str:

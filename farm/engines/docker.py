@@ -41,6 +41,7 @@ _PING_SECONDS: Final = 10
 _STREAM_SECONDS: Final = 24 * 3600
 """docker-py's timeout is between two reads, and one CUDA object can take many silent minutes."""
 
+_PIECE: Final = 1 << 20
 _PULL_HINT: Final = (
     "where the image's registry cannot be reached, `invoke base-image --line LINE` makes one from "
     "the distribution's packages; give its name with --image"
@@ -196,8 +197,10 @@ class DockerImages:
         repository, _, version = tag.partition(":")
         changes = [f'LABEL "{name}"="{value}"' for name, value in sorted(labels.items())]
         with _engine_errors("ENGINE_FAILED", f"image {tag} could not be imported"):
+            # An iterator: docker-py announces chunks, but requests sends a file in one piece.
+            pieces = iter(lambda: tar.read(_PIECE), b"")
             self._client.api.import_image_from_stream(
-                tar, repository=repository, tag=version, changes=changes
+                pieces, repository=repository, tag=version, changes=changes
             )
             return _facts(self._client.images.get(tag), tag)
 

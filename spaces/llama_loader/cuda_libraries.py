@@ -7,6 +7,8 @@ the server gets ``LD_LIBRARY_PATH`` with exactly the folders that it needs.
 
 from __future__ import annotations
 
+import contextlib
+import mmap
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +23,7 @@ _FILE: Final = re.compile(
     r"(?P<soname>lib(?P<stem>cublasLt|cublas|cudart|nvrtc)\.so\.(?P<major>[0-9]+))"
     r"(?P<rest>(?:\.[0-9]+)*)"
 )
+_NEEDED: Final = re.compile(rb"(?<=\x00)lib(?:cublasLt|cublas|cudart)\.so\.[0-9]+(?=\x00)")
 _PACKAGE: Final = {
     "cublas": "nvidia-cublas",
     "cublasLt": "nvidia-cublas",
@@ -85,7 +88,8 @@ def find_libraries(
     for origin, folders in places:
         for folder in folders:
             for library in _in_folder(folder, origin):
-                found.setdefault((library.soname, library.folder), library)
+                # /usr/local/cuda, cuda/lib64 and the like are links to one and the same folder
+                found.setdefault((library.soname, library.folder.resolve()), library)
     return tuple(found.values())
 
 
@@ -136,6 +140,20 @@ def pip_package(soname: str) -> str | None:
         return None
     package = _PACKAGE[matched["stem"]]
     return f"{package}-cu{matched['major']}" if matched["major"] in _SUFFIXED else package
+
+
+def read_needs(runtime: Path) -> tuple[str, ...]:
+    """Find the CUDA libraries that a runtime's own libraries name, where no manifest says it.
+
+    For archives given by URL. A soname stands in the file between two zero bytes, in the dynamic
+    string table; one that the runtime brings along itself is not needed.
+    """
+    found: set[str] = set()
+    for path in sorted(runtime.glob("*.so*")):
+        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                found.update(name.decode("ascii") for name in _NEEDED.findall(data))
+    return tuple(sorted(name for name in found if not (runtime / name).exists()))
 
 
 def split_needs(

@@ -136,10 +136,18 @@ def stop(process: subprocess.Popen[bytes], *, grace: float) -> int:
     """
     if process.poll() is None:
         _signal_group(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(grace)
+        ended(process, grace)
     kill_group(process.pid)
     return process.wait()
+
+
+def ended(process: subprocess.Popen[bytes], timeout: float) -> bool:
+    """Wait at most ``timeout`` seconds; True where the program has ended."""
+    try:
+        process.wait(timeout)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def kill_group(group: int) -> None:

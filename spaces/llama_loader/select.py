@@ -149,19 +149,24 @@ def require_libraries(choice: Choice, host: HostFacts) -> None:
     """
     if choice.runs_on != "gpu" or not choice.missing:
         return
-    stems = {name.split(".so.")[0] for name in choice.missing}
+    raise missing_libraries(choice.artifact.name, choice.missing, host.libraries)
+
+
+def missing_libraries(
+    what: str, missing: tuple[str, ...], libraries: tuple[Library, ...]
+) -> HostError:
+    """Return the error for CUDA libraries that are not here: which, where looked, what to add."""
+    stems = {name.split(".so.")[0] for name in missing}
     others = [
-        f"{one.soname} in {one.folder}"
-        for one in host.libraries
-        if one.soname.split(".so.")[0] in stems
+        f"{one.soname} in {one.folder}" for one in libraries if one.soname.split(".so.")[0] in stems
     ]
     found = f"; found only {', '.join(others)}" if others else ""
-    packages = " ".join(cuda_libraries.packages(choice.missing))
-    raise HostError(
+    packages = " ".join(cuda_libraries.packages(missing))
+    return HostError(
         "CUDA_LIBRARY_MISSING",
-        f"{choice.artifact.name} needs {', '.join(choice.missing)}, which is neither in"
-        " LD_LIBRARY_PATH, nor in site-packages/nvidia, nor in a CUDA toolkit under /usr/local or"
-        f" /cuda-image, nor known to ldconfig{found}",
+        f"{what} needs {', '.join(missing)}, which is neither in LD_LIBRARY_PATH, nor in"
+        " site-packages/nvidia, nor in a CUDA toolkit under /usr/local or /cuda-image, nor known"
+        f" to ldconfig{found}",
         hint=f"add to requirements.txt (or pip install): {packages}",
     )
 
@@ -196,6 +201,9 @@ def _judge(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) -> _Ca
         return _Candidate(artifact, *refused)
     if targets:
         return _judge_gpu(artifact, host, targets)
+    trouble = _glibc_trouble(artifact, host)
+    if trouble:
+        return _Candidate(artifact, Stage.GLIBC, trouble)
     if artifact.backend == "cuda":
         return _Candidate(artifact, Stage.FITS, "built for CUDA; can run on the CPU too")
     return _Candidate(artifact, Stage.FITS, "built for the CPU")

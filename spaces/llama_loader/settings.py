@@ -300,7 +300,7 @@ def _default_store(environ: Mapping[str, str]) -> Path:
     cache = environ.get("XDG_CACHE_HOME", "").strip()
     if cache.startswith("/"):
         return Path(cache) / "llama-loader"
-    from platformdirs import user_cache_path  # noqa: PLC0415 - only where it is needed
+    from platformdirs import user_cache_path
 
     return user_cache_path("llama-loader", appauthor=False)
 

@@ -1,0 +1,317 @@
+"""``python -m llama_loader COMMAND``: fetch, devices, serve, doctor, verify.
+
+The contract (outputs, exit statuses) is docs/cli.md. Only ``argparse`` is imported before a
+command runs, so that ``--help`` answers at once. Exit statuses are decided here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from llama_loader.console import Console
+    from llama_loader.settings import Settings
+
+_OK, _FAILED, _USAGE = 0, 1, 2
+_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+_OPTIONS = {
+    # option of the command line: field of Settings
+    "manifest": "manifest_url",
+    "manifest_sha256": "manifest_sha256",
+    "url": "url",
+    "sha256": "sha256",
+    "store": "store",
+    "arch": "cuda_arch",
+    "device": "devices",
+    "allow_cpu": "allow_cpu",
+    "offline": "offline",
+    "port": "server_port",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says usage errors in the words of all other errors."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error line and end with status 2."""
+        text = " ".join(message.split())
+        line = f"error[USAGE]: {text}\nhint: {self.prog} --help"
+        sys.stderr.write(line + "\n")
+        raise SystemExit(_USAGE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    extra: list[str] | None = None
+    if "--" in given:
+        extra = given[given.index("--") + 1 :]
+        given = given[: given.index("--")]
+    parser = _parser()
+    options = parser.parse_args(given)
+    if extra is not None and options.command != "serve":
+        parser.error(f"'{options.command}' takes no arguments after --")
+    options.extra = tuple(extra or ())
+    return _guarded(options)
+
+
+def _guarded(options: argparse.Namespace) -> int:
+    """Run; turn errors into their lines and statuses. Never a traceback."""
+    from llama_loader.errors import LoaderError
+
+    _on_sigterm()
+    try:
+        status: int = options.run(options)
+        sys.stdout.flush()
+    except LoaderError as error:
+        return _complain(error.render(), error.exit_status)
+    except KeyboardInterrupt:
+        return _complain("error[INTERRUPTED]: stopped; nothing half-done was left", _INTERRUPTED)
+    except BrokenPipeError:
+        return _reader_gone()
+    except Exception as error:  # noqa: BLE001 - a person gets a line, never a traceback
+        return _complain(_unexpected(error), _FAILED)
+    return status
+
+
+def _unexpected(error: Exception) -> str:
+    """One line with the place in the code: enough for a report."""
+    import traceback
+
+    from llama_loader.errors import LoaderError
+
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
+    return LoaderError(
+        "UNEXPECTED",
+        f"{type(error).__name__}: {error} ({place})",
+        hint="this is a defect of the loader: please report it with this line",
+    ).render()
+
+
+def _complain(line: str, status: int) -> int:
+    import contextlib
+
+    with contextlib.suppress(OSError):
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[K")
+        sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+    return status
+
+
+def _reader_gone() -> int:
+    """``| head`` went away: nothing more can be said on stdout, also not at the very end."""
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return _FAILED
+
+
+def _on_sigterm() -> None:
+    """SIGTERM cleans up like Ctrl-C; while that goes on, further signals change nothing."""
+    import signal
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # `nohup`, or a shell's `&`
+        signal.signal(signal.SIGINT, interrupt)
+
+
+def _settings(options: argparse.Namespace) -> Settings:
+    """Environment and options, options last."""
+    from llama_loader import settings
+
+    given = {
+        field: "1" if getattr(options, name) is True else getattr(options, name)
+        for name, field in _OPTIONS.items()
+        if getattr(options, name, None)
+    }
+    if getattr(options, "model", None) is not None:
+        given["gguf_path"] = options.model
+    if getattr(options, "hf", None):
+        given["gguf_repo_id"], given["gguf_filename"] = options.hf
+    return settings.load(given)
+
+
+def _console() -> Console:
+    from llama_loader.console import Console
+
+    return Console()
+
+
+def _print_json(document: Any) -> None:
+    import json
+
+    print(json.dumps(document, ensure_ascii=False), flush=True)
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    """Install the runtime; its folder alone on stdout's last line."""
+    from llama_loader import report
+    from llama_loader.prepare import prepare
+
+    console = _console()
+    prepared = prepare(_settings(options), sink=console)
+    console.timeline(prepared.timeline)
+    for note in report.notes(prepared):
+        console(note)
+    if options.json:
+        _print_json(report.fetched(prepared))
+    else:
+        print(prepared.runtime, flush=True)
+    return _OK
+
+
+def _devices(options: argparse.Namespace) -> int:
+    """What ``--list-devices`` finds, what would be chosen, and why."""
+    from llama_loader import devices, launch, report
+    from llama_loader.prepare import environment, prepare
+
+    settings, console = _settings(options), _console()
+    prepared = prepare(settings, sink=console)
+    console.clear()
+    launch.require_libraries(prepared, allow_cpu=settings.allow_cpu or settings.cpu_chosen)
+    listing = devices.list_devices(prepared.runtime, environment(settings, prepared))
+    if not options.json:
+        print(report.device_list(listing.devices), flush=True)
+    allowed = settings.allow_cpu or settings.cpu_chosen
+    chosen = devices.choose(listing.devices, settings.devices, needed=None, allow_cpu=allowed)
+    if options.json:
+        _print_json(report.devices_json(listing, chosen))
+    else:
+        print(f"chosen: {', '.join(chosen.names) or 'the CPU'} ({chosen.reason})", flush=True)
+    return _OK
+
+
+def _serve(options: argparse.Namespace) -> int:
+    """Serve until interrupted."""
+    try:
+        return _serve_until_interrupted(options)
+    except KeyboardInterrupt:
+        return _OK
+
+
+def _serve_until_interrupted(options: argparse.Namespace) -> int:
+    from llama_loader import launch, model, report, server
+    from llama_loader.prepare import prepare
+
+    settings, console = _settings(options), _console()
+    if settings.server_port is not None:
+        server.claim(settings.server_port)  # said before anything is fetched
+    prepared = prepare(settings, sink=console)
+    allowed = settings.allow_cpu or settings.cpu_chosen
+    launch.require_libraries(prepared, allow_cpu=allowed)
+    console.stage("fetching the model")
+    with prepared.timeline.stage("model"):
+        path = model.get(model.from_settings(settings), settings)
+    console.stage(f"starting llama-server on {path.name}")
+    running = launch.start(settings, prepared, path, options.extra)
+    try:
+        console.timeline(prepared.timeline)
+        if options.json:
+            _print_json(report.served(prepared, running, path))
+        print(f"ready {running.url}", flush=True)
+        running.wait(None)
+        running.check()
+    finally:
+        running.stop()
+    return _OK
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    """Every fact, choice, check and hint; 0 only if a model could be served now."""
+    from llama_loader import doctor
+
+    examined = doctor.examine(lambda: _settings(options), sink=_console())
+    if options.json:
+        _print_json(examined.as_json())
+    else:
+        print(examined.as_text(), flush=True)
+    return examined.exit_status
+
+
+def _verify(options: argparse.Namespace) -> int:
+    """Re-hash an installed runtime."""
+    from pathlib import Path
+
+    from llama_loader.store import Store
+
+    console = _console()
+    store = Store(_settings(options).store, sink=console)
+    installed = store.verify(Path(options.folder).absolute())
+    console.clear()
+    if options.json:
+        _print_json({"folder": str(installed.folder), "sha256": installed.sha256, "ok": True})
+    else:
+        print(f"ok {installed.folder}", flush=True)
+    return _OK
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="python -m llama_loader",
+        description="Fetches a verified llama-server for this machine, and runs it.",
+        epilog="Options override the YAKULINGO_SPACES_… variables. Exit status: 0 done, 2 usage or"
+        " setting, 3 network, 4 integrity or trust, 5 this host cannot run it, 6 disk or store,"
+        " 7 the server did not start or died.",
+        allow_abbrev=False,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    common = _common()
+    for name, run, text in (
+        ("fetch", _fetch, "install the runtime for this host; prints its folder"),
+        ("devices", _devices, "what --list-devices finds, and which would be chosen"),
+        ("serve", _serve, "serve a model until interrupted"),
+        ("doctor", _doctor, "every fact, choice, check and hint on one page"),
+        ("verify", _verify, "hash an installed runtime again"),
+    ):
+        command = commands.add_parser(
+            name, help=text, description=text, parents=[common], allow_abbrev=False
+        )
+        command.set_defaults(run=run)
+        if name == "serve":
+            _add_serve(command)
+        elif name == "verify":
+            command.add_argument("folder", metavar="DIR", help="the folder that fetch printed")
+    return parser
+
+
+def _add_serve(command: argparse.ArgumentParser) -> None:
+    command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
+    what = command.add_mutually_exclusive_group(required=True)
+    what.add_argument("--model", metavar="PATH", help="a GGUF file")
+    what.add_argument("--hf", nargs=2, metavar=("REPO", "FILE"), help="a file on the Hub")
+    command.add_argument("--port", metavar="N", help="listen here (default: a free port)")
+
+
+def _common() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name, value, text in (
+        ("--manifest", "URL", "the release's manifest"),
+        ("--manifest-sha256", "HEX", "pins that manifest"),
+        ("--url", "URL", "a tarball instead of a manifest"),
+        ("--sha256", "HEX", "pins that tarball"),
+        ("--store", "DIR", "where runtimes are installed"),
+        ("--arch", "N", "compute capability instead of the detected one, e.g. 90"),
+        ("--device", "NAMES", "'auto', or names such as CUDA0,CUDA1"),
+    ):
+        common.add_argument(name, metavar=value, help=text)
+    common.add_argument("--allow-cpu", action="store_true", help="run where no GPU is found")
+    common.add_argument("--offline", action="store_true", help="never open a connection")
+    common.add_argument("--json", action="store_true", help="machine-readable output")
+    return common
+
+
+if __name__ == "__main__":
+    sys.exit(main())

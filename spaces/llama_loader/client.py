@@ -1,0 +1,256 @@
+"""llama-server's HTTP API over the standard library: health, completion, streamed chat.
+
+One connection for each request, no pool: the server is on loopback, and closing the connection is
+how a stream is stopped (the server notices and frees the slot).
+"""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader.errors import ServerError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+_MAX_ANSWER: Final = 64 * 1024 * 1024
+"""Bytes. Far above any answer; a stranger on the port must not fill the memory."""
+_MAX_LINE: Final = 4 * 1024 * 1024
+_SHOWN: Final = 300
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, or a part of one.
+
+    Attributes:
+        text: the words.
+        finished: nothing follows.
+        reason: why it ended: ``stop``, ``length`` …; empty while it goes on.
+        tokens: tokens made so far, None where the server does not say.
+        tokens_per_second: None where the server does not say.
+    """
+
+    text: str
+    finished: bool = True
+    reason: str = ""
+    tokens: int | None = None
+    tokens_per_second: float | None = None
+
+
+class Client:
+    """One llama-server. ``timeout`` is seconds of silence, for connecting and between bytes."""
+
+    def __init__(self, port: int, api_key: str | None, *, timeout: float = 60.0) -> None:
+        self._port = port
+        self._api_key = api_key
+        self._timeout = timeout
+
+    def health(self, *, timeout: float = 2.0) -> int | None:
+        """Return the status of ``/health``: 200 ready, 503 loading; None where nobody answers.
+
+        200 says that the model was loaded once, not that anything works now: only a completion
+        proves life (FACTS §1).
+        """
+        try:
+            return self._request("GET", "/health", None, timeout=timeout)[0]
+        except ServerError:
+            return None
+
+    def refuses_strangers(self, *, timeout: float = 5.0) -> bool:
+        """True where a request with a wrong key is refused: this is the server that got ours."""
+        stranger = Client(self._port, "not-the-key", timeout=timeout)
+        return stranger._request("GET", "/props", None, timeout=timeout)[0] == 401  # noqa: PLR2004
+
+    def completion(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        timeout: float | None = None,
+        **extra: Any,
+    ) -> Completion:
+        """Complete a text in one piece.
+
+        Raises:
+            ServerError: nobody answers, in time or in the right words, or it refuses.
+        """
+        body = {"prompt": prompt, "n_predict": max_tokens, "temperature": temperature, **extra}
+        answer = self._json("POST", "/completion", body, timeout=timeout or self._timeout)
+        text = answer.get("content")
+        if not isinstance(text, str):
+            raise _not_llama(answer)
+        timings = answer.get("timings") or {}
+        return Completion(
+            text,
+            finished=True,
+            reason=str(answer.get("stop_type") or ""),
+            tokens=_whole(answer.get("tokens_predicted")),
+            tokens_per_second=_number(timings.get("predicted_per_second")),
+        )
+
+    def stream_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        **extra: Any,
+    ) -> Iterator[Completion]:
+        """Stream a chat's answer, piece by piece; closing the iterator stops the generation.
+
+        ``max_tokens`` bounds the answer. ``extra`` goes into the request as it is.
+
+        Raises:
+            ServerError: as for ``completion``, also in the middle of an answer.
+        """
+        body = {
+            "messages": list(messages),
+            "max_tokens": max_tokens,
+            "temperature": temperature,
+            "stream": True,
+            **extra,
+        }
+        yield from self._stream("/v1/chat/completions", body)
+
+    def tokens(self, text: str) -> int:
+        """Count the tokens of a text."""
+        answer = self._json("POST", "/tokenize", {"content": text}, timeout=self._timeout)
+        found = answer.get("tokens")
+        if not isinstance(found, list):
+            raise _not_llama(answer)
+        return len(found)
+
+    def props(self) -> dict[str, Any]:
+        """Return ``/props``: the chat template, the slots, the build."""
+        return self._json("GET", "/props", None, timeout=self._timeout)
+
+    def _stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Completion]:
+        connection = self._connection(self._timeout)
+        try:
+            response = self._send(connection, "POST", path, body)
+            if response.status != 200:  # noqa: PLR2004 - the one status of success here
+                raise _refused(path, response.status, response.read(_SHOWN))
+            yield from _chunks(response)
+        except (OSError, http.client.HTTPException) as error:
+            raise _silent(path, error, self._timeout) from error
+        finally:
+            connection.close()
+
+    def _json(
+        self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout: float
+    ) -> dict[str, Any]:
+        status, data = self._request(method, path, body, timeout=timeout)
+        if status != 200:  # noqa: PLR2004 - the one status of success here
+            raise _refused(path, status, data)
+        try:
+            answer = json.loads(data)
+        except (ValueError, RecursionError):
+            answer = None
+        if not isinstance(answer, dict):
+            raise _not_llama(data[:_SHOWN])
+        return answer
+
+    def _request(
+        self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout: float
+    ) -> tuple[int, bytes]:
+        connection = self._connection(timeout)
+        try:
+            response = self._send(connection, method, path, body)
+            return response.status, response.read(_MAX_ANSWER)
+        except (OSError, http.client.HTTPException) as error:
+            raise _silent(path, error, timeout) from error
+        finally:
+            connection.close()
+
+    def _connection(self, timeout: float) -> http.client.HTTPConnection:
+        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
+
+    def _send(
+        self,
+        connection: http.client.HTTPConnection,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None,
+    ) -> http.client.HTTPResponse:
+        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        data = None
+        if body is not None:
+            data = json.dumps(body).encode()
+            headers["Content-Type"] = "application/json"
+        connection.request(method, path, data, headers)
+        return connection.getresponse()
+
+
+def _chunks(response: http.client.HTTPResponse) -> Iterator[Completion]:
+    """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``."""
+    while True:
+        line = response.readline(_MAX_LINE)
+        if not line:
+            raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
+        name, _, value = line.strip().partition(b":")
+        if name == b"error":
+            raise _refused("the stream", 500, value)
+        if name != b"data":
+            continue
+        if value.strip() == b"[DONE]":
+            return
+        yield _chunk(value)
+
+
+def _chunk(value: bytes) -> Completion:
+    try:
+        event = json.loads(value)
+        if isinstance(event, dict) and "error" in event:
+            raise _refused("the stream", 500, json.dumps(event).encode())
+        choices = event["choices"]
+        timings = event.get("timings") or {}
+        delta, reason = "", ""
+        if choices:
+            delta = choices[0].get("delta", {}).get("content") or ""
+            reason = choices[0].get("finish_reason") or ""
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise _not_llama(value[:_SHOWN]) from error
+    return Completion(
+        str(delta),
+        finished=bool(reason),
+        reason=str(reason),
+        tokens=_whole(timings.get("predicted_n")),
+        tokens_per_second=_number(timings.get("predicted_per_second")),
+    )
+
+
+def _whole(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int | float) else None
+
+
+def _silent(path: str, error: Exception, timeout: float) -> ServerError:
+    if isinstance(error, TimeoutError):
+        return ServerError("ANSWER_TIMEOUT", f"llama-server was silent for {timeout:g} s at {path}")
+    return ServerError("NO_ANSWER", f"llama-server does not answer at {path}: {error!r}")
+
+
+def _refused(path: str, status: int, data: bytes) -> ServerError:
+    text = data[:4096].decode("utf-8", "replace")
+    try:
+        message = json.loads(text)["error"]
+        text = message["message"] if isinstance(message, dict) else str(message)
+    except (ValueError, KeyError, TypeError):
+        pass
+    return ServerError(
+        "REQUEST_REFUSED", f"llama-server refused {path} with status {status}: {text[:_SHOWN]}"
+    )
+
+
+def _not_llama(answer: object) -> ServerError:
+    return ServerError(
+        "NOT_LLAMA_SERVER", f"what answers on the port is not llama-server: {str(answer)[:_SHOWN]}"
+    )

@@ -1,0 +1,211 @@
+"""What ``llama-server --list-devices`` finds, and which of it to use.
+
+The program is asked, not the driver: what counts is what this binary, with these libraries, can
+use. Present output, earlier forms, empty and garbled output are told apart (FAULTS row 47).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from llama_loader import processes
+from llama_loader.errors import HostError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+TIMEOUT: Final = 60.0
+"""Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
+_MIB: Final = 1024**2
+_DEVICE: Final = re.compile(
+    r"^\s*(?P<name>(?!Device\b)[A-Za-z][A-Za-z0-9_.-]*[0-9]*(?:\[[^\]]*\])?)\s*: "
+    r"(?P<description>.+?)"
+    r"(?: \((?P<total>[0-9]+) MiB(?:, (?P<free>[0-9]+) MiB free)?\))?\s*$"
+)
+_INIT: Final = re.compile(
+    r"^\s*Device (?P<index>[0-9]+): (?P<description>[^,]+), compute capability (?P<cc>[0-9.]+)"
+)
+"""ggml-cuda's own start-up report; builds of 2024 and before print nothing else."""
+_SHOWN: Final = 300
+"""Most characters of foreign output in a message."""
+INVALID_DEVICE_HINT: Final = (
+    "--list-devices empty or 'invalid device' usually means a Vulkan build of llama-server, and"
+    " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
+    " CUDA build and set YAKULINGO_SPACES_LLAMA_DEVICE=auto"
+)
+"""The seed document's chapter on ``invalid device``."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """One device as llama-server names it; memory in bytes, None where it does not say."""
+
+    name: str
+    description: str
+    total: int | None = None
+    free: int | None = None
+
+    @property
+    def is_cuda(self) -> bool:
+        """True for NVIDIA devices."""
+        return self.name.upper().startswith("CUDA")
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What was found, and what the program printed."""
+
+    devices: tuple[Device, ...]
+    output: str
+    seconds: float
+
+
+@dataclass(frozen=True)
+class DeviceChoice:
+    """Names for ``--device``; empty is the CPU."""
+
+    names: tuple[str, ...]
+    reason: str
+
+
+def list_devices(runtime: Path, environ: Mapping[str, str], *, timeout: float = TIMEOUT) -> Listing:
+    """Ask the installed llama-server.
+
+    Args:
+        runtime: the folder that holds ``llama-server``.
+        environ: what it may see, with the CUDA libraries' folders (``processes.environment``).
+        timeout: seconds.
+
+    Raises:
+        HostError: it hangs, crashes, cannot be started or prints something else.
+    """
+    argv = [str(runtime / "llama-server"), "--list-devices"]
+    done = processes.run(argv, environ, timeout=timeout)
+    tail = done.output.strip()[-_SHOWN:]
+    if done.failure:
+        raise HostError("RUNTIME_NOT_EXECUTABLE", f"cannot start llama-server: {done.failure}")
+    if done.status is None:
+        raise HostError(
+            "DEVICE_LIST_HANGS",
+            f"llama-server --list-devices did not end within {timeout:g} s; it printed: {tail!r}",
+            hint="the NVIDIA driver hangs: try again, or restart the Space",
+        )
+    if done.status != 0:
+        raise _crashed(done.status, done.output, tail)
+    return Listing(parse(done.output), done.output, done.seconds)
+
+
+def _crashed(status: int, output: str, tail: str) -> HostError:
+    missing = re.search(r"libraries: (\S+): cannot open shared object", output)
+    if missing:
+        return HostError(
+            "LIBRARY_MISSING", f"llama-server needs {missing[1]}, which this machine does not have"
+        )
+    version = re.search(r"version `(GLIBC(?:XX)?_[0-9.]+)' not found", output)
+    if version:
+        return HostError(
+            "GLIBC_TOO_OLD", f"llama-server needs {version[1]}, which this system does not have"
+        )
+    how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
+    return HostError(
+        "DEVICE_LIST_FAILED", f"llama-server --list-devices {how}; it printed: {tail!r}"
+    )
+
+
+def parse(output: str) -> tuple[Device, ...]:
+    """Read the list.
+
+    Present form: ``Available devices:`` and then ``  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB
+    free)`` or ``  (none)``. Earlier ones lack the free memory, all memory, or ``(none)``; before
+    there was a list, ggml-cuda's ``  Device 0: …, compute capability 9.0`` is all there is.
+
+    Raises:
+        HostError: it is none of these.
+    """
+    _, heading, body = output.partition("Available devices:")
+    if heading:
+        return tuple(_device(m) for m in map(_DEVICE.match, body.splitlines()) if m)
+    early = [matched for matched in map(_INIT.match, output.splitlines()) if matched]
+    if early:
+        return tuple(Device(f"CUDA{m['index']}", m["description"].strip()) for m in early)
+    if output.strip():
+        raise HostError(
+            "DEVICE_LIST_GARBLED",
+            f"llama-server --list-devices printed no list: {output.strip()[:_SHOWN]!r}",
+            hint="is this really a llama-server? Look at the runtime's archive",
+        )
+    return ()
+
+
+def _device(matched: re.Match[str]) -> Device:
+    total, free = (int(matched[key]) * _MIB if matched[key] else None for key in ("total", "free"))
+    return Device(matched["name"], matched["description"].strip(), total, free)
+
+
+def choose(
+    found: Sequence[Device], wanted: Sequence[str], *, needed: int | None, allow_cpu: bool
+) -> DeviceChoice:
+    """Choose devices.
+
+    Args:
+        found: what ``list_devices`` found.
+        wanted: names that a person gave; empty for ``auto``.
+        needed: bytes that the model and its context take, None where unknown.
+        allow_cpu: whether no device at all is fine.
+
+    Raises:
+        HostError: a named device is not there; or there is none and the CPU is not allowed.
+    """
+    if wanted:
+        return _named(found, wanted)
+    cuda = [device for device in found if device.is_cuda]
+    usable = cuda or [device for device in found if not device.name.upper().startswith("CPU")]
+    if not usable:
+        if allow_cpu:
+            return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
+        raise HostError(
+            "NO_DEVICE",
+            "llama-server --list-devices lists no device",
+            hint=f"{INVALID_DEVICE_HINT}; to run on the CPU, give --allow-cpu or set"
+            " YAKULINGO_SPACES_ALLOW_CPU=1",
+        )
+    return _fewest(usable, needed)
+
+
+def _named(found: Sequence[Device], wanted: Sequence[str]) -> DeviceChoice:
+    if [name.lower() for name in wanted] in (["none"], ["cpu"]):
+        return DeviceChoice((), f"{wanted[0]} was asked for: no device, the CPU alone")
+    names = {device.name.lower(): device.name for device in found}
+    unknown = [name for name in wanted if name.lower() not in names]
+    if unknown:
+        there = ", ".join(names.values()) or "none"
+        raise HostError(
+            "INVALID_DEVICE",
+            f"there is no device {', '.join(unknown)}; llama-server lists: {there}",
+            hint=INVALID_DEVICE_HINT,
+        )
+    return DeviceChoice(tuple(names[name.lower()] for name in wanted), "asked for by name")
+
+
+def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
+    """Take the fewest devices, those with the most free memory, that hold the model."""
+    if len(usable) == 1:
+        return DeviceChoice((usable[0].name,), f"the only one: {usable[0].description}")
+    if needed is None or any(device.free is None for device in usable):
+        return DeviceChoice(tuple(device.name for device in usable), "all: the sizes are not known")
+    roomiest = sorted(usable, key=lambda device: -(device.free or 0))
+    room = 0
+    for count, device in enumerate(roomiest, 1):
+        room += device.free or 0
+        if room >= needed:
+            chosen = {one.name for one in roomiest[:count]}
+            names = tuple(one.name for one in usable if one.name in chosen)
+            return DeviceChoice(
+                names,
+                f"the fewest that hold {needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free",
+            )
+    names = tuple(device.name for device in usable)
+    return DeviceChoice(names, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB")

@@ -1,0 +1,171 @@
+"""The model file: a local path, or a file of a repository on the Hugging Face Hub.
+
+The Hub's own client does the fetching (resume, cache, ``HF_ENDPOINT``, proxies); here its errors
+become sentences, and a pinned digest is checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from llama_loader.errors import (
+    IntegrityError,
+    LoaderError,
+    NetworkError,
+    SettingError,
+    StoreError,
+)
+
+if TYPE_CHECKING:
+    from llama_loader.settings import Settings
+
+_BLOCK: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where a model comes from: ``path``, or repository, file and revision."""
+
+    path: Path | None
+    repo_id: str
+    filename: str
+    revision: str | None = None
+    sha256: str | None = None
+
+    @property
+    def label(self) -> str:
+        """What to call it."""
+        return str(self.path) if self.path else f"{self.repo_id}/{self.filename}"
+
+
+def from_settings(settings: Settings) -> ModelSource:
+    """Return what the settings name; a local path wins."""
+    return ModelSource(
+        settings.gguf_path,
+        settings.gguf_repo_id,
+        settings.gguf_filename,
+        settings.gguf_revision,
+        settings.gguf_sha256,
+    )
+
+
+def get(source: ModelSource, settings: Settings) -> Path:
+    """Return the model's local path, fetched where it is not there yet.
+
+    A local path is not looked into: llama-server says what is wrong with it.
+
+    Raises:
+        NetworkError: the Hub cannot be reached, or does not have it for this token.
+        SettingError: no such repository, file or revision; huggingface_hub is not installed.
+        IntegrityError: it is not the file that the pinned digest names.
+        StoreError: it cannot be written.
+    """
+    path = source.path or _from_hub(source, settings)
+    if source.sha256:
+        _check(path, source.sha256)
+    return path
+
+
+def _from_hub(source: ModelSource, settings: Settings) -> Path:
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise SettingError(
+            "HUB_CLIENT_MISSING",
+            "huggingface_hub is not installed, so no model can be fetched from the Hub",
+            hint="pip install huggingface_hub, or give a local file with --model",
+        ) from error
+    try:
+        found = huggingface_hub.hf_hub_download(
+            source.repo_id,
+            source.filename,
+            revision=source.revision,
+            token=settings.hf_token or False,
+            endpoint=settings.hf_endpoint,
+            local_files_only=settings.offline,
+        )
+    except Exception as error:
+        raise _explained(error, source, settings) from error
+    return Path(found)
+
+
+def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
+    """Turn any of the Hub client's errors (its own, its HTTP library's, the system's) into ours."""
+    from huggingface_hub import errors
+
+    endpoint = settings.hf_endpoint or "https://huggingface.co"
+    what = f"{source.label}" + (f" at {source.revision}" if source.revision else "")
+    if isinstance(error, errors.GatedRepoError):
+        return _gated(source, endpoint, has_token=settings.hf_token is not None)
+    if isinstance(error, errors.RepositoryNotFoundError):
+        return SettingError(
+            "REPOSITORY_NOT_FOUND",
+            f"{endpoint} has no repository {source.repo_id}, or it is private",
+            hint="check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN",
+        )
+    if isinstance(error, errors.RevisionNotFoundError):
+        return SettingError(
+            "REVISION_NOT_FOUND",
+            f"{source.repo_id} has no revision {source.revision}",
+            hint="check YAKULINGO_SPACES_GGUF_REVISION",
+        )
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return _not_local(what, endpoint, offline=settings.offline)
+    if isinstance(error, errors.EntryNotFoundError):
+        return SettingError(
+            "FILE_NOT_FOUND",
+            f"{source.repo_id} has no file {source.filename}",
+            hint="check YAKULINGO_SPACES_GGUF_FILENAME against the repository's file list",
+        )
+    if isinstance(error, errors.HFValidationError):
+        return SettingError("REPOSITORY_INVALID", f"{source.repo_id}: {error}")
+    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
+        return StoreError("MODEL_NOT_WRITTEN", f"cannot write {what}: {error}")
+    return NetworkError(
+        "HUB_UNREACHABLE",
+        f"cannot fetch {what} from {endpoint}: {error}",
+        hint="try again; with a copy at hand give it with --model",
+    )
+
+
+def _gated(source: ModelSource, endpoint: str, *, has_token: bool) -> NetworkError:
+    state = "and this HF_TOKEN has no access to it" if has_token else "and HF_TOKEN is not set"
+    return NetworkError(
+        "MODEL_GATED",
+        f"{source.repo_id} is gated, {state}",
+        hint=f"accept its licence at {endpoint}/{source.repo_id} and set HF_TOKEN in the Space's"
+        " secrets to a token of that account",
+    )
+
+
+def _not_local(what: str, endpoint: str, *, offline: bool) -> NetworkError:
+    if offline:
+        return NetworkError(
+            "OFFLINE",
+            f"{what} is not in the local cache, and offline is set",
+            hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
+        )
+    return NetworkError(
+        "HUB_UNREACHABLE",
+        f"cannot reach {endpoint}, and {what} is not in the local cache",
+        hint="try again; with a copy at hand give it with --model",
+    )
+
+
+def _check(path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+    except OSError as error:
+        raise SettingError("MODEL_NOT_READABLE", f"{path}: {error.strerror}") from error
+    if digest.hexdigest() != sha256:
+        raise IntegrityError(
+            "MODEL_SHA256_MISMATCH",
+            f"{path} has the sha256 {digest.hexdigest()}, pinned is {sha256}",
+            hint="correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
+        )

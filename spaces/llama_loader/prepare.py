@@ -1,0 +1,138 @@
+"""From the settings to a verified runtime on this machine.
+
+settings → manifest + host → choice → store → installed. Nothing here knows bytes, processes or
+HTTP: it says in which order the rooms are entered, and keeps the time of each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from llama_loader import cuda_libraries, host, processes, select
+from llama_loader.events import ignore
+from llama_loader.timeline import Timeline
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llama_loader.cuda_libraries import Library
+    from llama_loader.events import Sink
+    from llama_loader.fetch import Fetcher
+    from llama_loader.host import HostFacts
+    from llama_loader.manifest import Manifest
+    from llama_loader.select import Choice
+    from llama_loader.settings import Settings
+    from llama_loader.store import Installed, Store
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A verified runtime.
+
+    Attributes:
+        installed: what the store says about it.
+        host: this machine.
+        choice: why this artifact; None where a tarball was given by URL.
+        libraries: CUDA libraries that it will use.
+        missing: sonames of those that are not here.
+        timeline: resolve, fetch, verify, unpack.
+    """
+
+    installed: Installed
+    host: HostFacts
+    choice: Choice | None
+    libraries: tuple[Library, ...]
+    missing: tuple[str, ...]
+    timeline: Timeline
+
+    @property
+    def runtime(self) -> Path:
+        """The folder that holds ``llama-server``."""
+        return self.installed.folder
+
+
+def prepare(settings: Settings, *, sink: Sink = ignore) -> Prepared:
+    """Resolve, fetch, verify and unpack what this host needs.
+
+    Raises:
+        LoaderError: any of the loader's errors but those of the server.
+    """
+    timeline = Timeline()
+    with timeline.stage("resolve"):
+        store = _store(settings, timeline.listening(sink))
+        facts = host.detect(settings)
+        chosen = None if settings.url else _choose(settings, store, facts, sink)
+    if chosen is None:
+        return _from_archive(settings, store, facts, timeline, sink)
+    manifest, url, choice = chosen
+    installed = store.install(
+        choice.artifact,
+        choice.artifact.resolved_urls(url),
+        _fetcher(settings, sink),
+        release=manifest.release,
+    )
+    return Prepared(installed, facts, choice, choice.libraries, choice.missing, timeline)
+
+
+def resolve(settings: Settings, *, sink: Sink = ignore) -> tuple[Manifest, HostFacts, Choice]:
+    """Read the manifest and choose, without fetching anything else.
+
+    Raises:
+        LoaderError: the manifest cannot be had or trusted, or nothing in it fits this host.
+    """
+    facts = host.detect(settings)
+    manifest, _, choice = _choose(settings, _store(settings, sink), facts, sink)
+    return manifest, facts, choice
+
+
+def wishes(settings: Settings) -> select.Wishes:
+    """Return what the settings say about the choice."""
+    return select.Wishes(
+        arch=settings.cuda_arch, allow_cpu=settings.allow_cpu or settings.cpu_chosen
+    )
+
+
+def _choose(
+    settings: Settings, store: Store, facts: HostFacts, sink: Sink
+) -> tuple[Manifest, str, Choice]:
+    from llama_loader import trust
+
+    manifest, url = trust.manifest(settings, store, _fetcher(settings, sink))
+    return manifest, url, select.select(manifest, facts, wishes(settings))
+
+
+def _from_archive(
+    settings: Settings, store: Store, facts: HostFacts, timeline: Timeline, sink: Sink
+) -> Prepared:
+    installed = store.install_archive(settings.url or "", settings.sha256, _fetcher(settings, sink))
+    needs = cuda_libraries.read_needs(installed.folder)
+    taken, missing = cuda_libraries.split_needs(needs, facts.libraries)
+    return Prepared(installed, facts, None, taken, missing, timeline)
+
+
+def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
+    """Return what the runtime's programs may see: the allow-list and the libraries' folders.
+
+    A foreign archive may lack a RUNPATH: its own folder comes first.
+    """
+    own = [] if prepared.choice else [prepared.runtime]
+    folders = [*own, *cuda_libraries.folders(prepared.libraries)]
+    return processes.environment(settings.inherited, libraries=folders)
+
+
+def _store(settings: Settings, sink: Sink) -> Store:
+    from llama_loader.store import Store as OnDisk
+
+    return OnDisk(settings.store, sink=sink)
+
+
+def _fetcher(settings: Settings, sink: Sink) -> Fetcher:
+    from llama_loader.fetch import Fetcher as Reader
+
+    return Reader(
+        offline=settings.offline,
+        token=settings.hf_token,
+        endpoint=settings.hf_endpoint,
+        sink=sink,
+    )

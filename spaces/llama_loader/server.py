@@ -1,0 +1,346 @@
+"""A supervised ``llama-server``: started, proven to answer, watched, and ended with its group.
+
+It listens on loopback with a random key, so that a stranger on the port is found out and nobody
+else on the machine can use it. It is ready when a one-token completion has come back: ``/health``
+alone stays 200 even after CUDA has hung. It dies with this process, however that ends (see
+``processes``).
+"""
+
+from __future__ import annotations
+
+import errno
+import secrets
+import shutil
+import socket
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, final
+
+from llama_loader import exits, processes
+from llama_loader.client import Client
+from llama_loader.errors import HostError, LoaderError, ServerError
+from llama_loader.server_log import LoadReport, ServerLog
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Mapping
+    from types import TracebackType
+    from typing import BinaryIO
+
+STOP_GRACE: Final = 5.0
+"""Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.01, 0.05
+"""Seconds between two looks at a server that is loading."""
+_PORT_TRIES: Final = 3
+"""A free port can be taken by somebody else before the server binds it."""
+_TRACE: Final = "4"
+"""``-lv``: the level at which libllama says where the weights went (common/log.cpp)."""
+
+
+@dataclass(frozen=True)
+class ServerPlan:
+    """What to run.
+
+    Attributes:
+        runtime: folder that holds ``llama-server``.
+        model: GGUF file.
+        environ: what it may see (``processes.environment``).
+        devices: names for ``--device``; empty for the CPU.
+        n_gpu_layers: 999 or -1 for all that fit.
+        n_ctx: tokens.
+        port: None for a free one.
+        startup_timeout: seconds until the first token.
+        allow_cpu: a model that lands on the CPU is fine although devices were chosen.
+        pinned_build: the build is one of ours, so it knows the newer options.
+        extra: arguments from the person, last, so that they win.
+    """
+
+    runtime: Path
+    model: Path
+    environ: Mapping[str, str]
+    devices: tuple[str, ...] = ()
+    n_gpu_layers: int = 999
+    n_ctx: int = 4096
+    port: int | None = None
+    startup_timeout: float = 120.0
+    allow_cpu: bool = False
+    pinned_build: bool = False
+    extra: tuple[str, ...] = ()
+
+    def argv(self, port: int, key_file: Path) -> list[str]:
+        """Return the whole command line."""
+        layers = self.n_gpu_layers if self.devices else 0
+        options = {
+            "--model": str(self.model),
+            "--host": "127.0.0.1",
+            "--port": str(port),
+            "--api-key-file": str(key_file),
+            "--ctx-size": str(self.n_ctx),
+            "--n-gpu-layers": str(layers),
+            "--device": ",".join(self.devices) or "none",
+            "--verbosity": _TRACE,
+        }
+        if self.pinned_build and layers >= 0:
+            # with layers and context given there is nothing to fit: saves loading the header twice
+            options["--fit"] = "off"
+        pairs = [part for pair in options.items() for part in pair]
+        return [str(self.runtime / "llama-server"), *pairs, "--no-webui", *self.extra]
+
+
+@dataclass(frozen=True)
+class Started:
+    """When it answered: seconds from the start to ``/health`` 200, then to the first token."""
+
+    loaded: float
+    first_token: float
+
+
+@final
+class Server:
+    """One llama-server process. Use as a context manager, or call ``stop``."""
+
+    def __init__(self, plan: ServerPlan) -> None:
+        self.plan = plan
+        self.port = 0
+        self.api_key = secrets.token_urlsafe(32)
+        self.started: Started | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: ServerLog | None = None
+        self._folder: Path | None = None
+        self._stopping = threading.Event()
+
+    def __enter__(self) -> Server:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        """Stop it."""
+        self.stop()
+
+    @property
+    def url(self) -> str:
+        """Where it listens."""
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None where it does not run."""
+        return self._process.pid if self._process and self._process.poll() is None else None
+
+    @property
+    def report(self) -> LoadReport:
+        """Where the weights went, by its own words."""
+        return self._log.report() if self._log else LoadReport(None, None, {})
+
+    @property
+    def log_path(self) -> Path | None:
+        """Its log file; gone after ``stop``."""
+        return self._log.path if self._log else None
+
+    def client(self, *, timeout: float = 60.0) -> Client:
+        """Return a client with its key; ``timeout`` in seconds of silence."""
+        return Client(self.port, self.api_key, timeout=timeout)
+
+    def tail(self, count: int = 40) -> list[str]:
+        """Return its last lines, oldest first."""
+        return self._log.tail(count) if self._log else []
+
+    def start(self) -> Started:
+        """Start it and wait for its first token.
+
+        Raises:
+            ServerError: port taken, bad model, out of memory, killed, no answer in time …
+            HostError: a library, a device or code for the GPU is missing, or the model landed on
+                the CPU.
+            SettingError: it does not take one of ``extra``.
+        """
+        if self.plan.port is not None:
+            claim(self.plan.port)
+        for attempt in range(_PORT_TRIES):
+            try:
+                self.started = self._start_once(self.plan.port or free_port())
+            except LoaderError as error:
+                self._clear()
+                last = self.plan.port is not None or attempt == _PORT_TRIES - 1
+                if error.code != "PORT_IN_USE" or last:
+                    raise
+            except BaseException:
+                self.stop()
+                raise
+            else:
+                return self.started
+        raise AssertionError("unreachable: the last try raises")
+
+    def check(self) -> None:
+        """Raise what ended it, if it has ended.
+
+        Raises:
+            LoaderError: as for ``start``.
+        """
+        if self._stopping.is_set():
+            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+        if self._process is None or self._log is None:
+            raise ServerError("SERVER_NOT_STARTED", "llama-server was not started")
+        status = self._process.poll()
+        if status is not None:
+            self._log.finish()
+            raise exits.explain(status, self._log.tail(200), loading=self.started is None)
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds for its end; True where it has ended or never ran."""
+        return self._process is None or processes.ended(self._process, timeout)
+
+    def stop(self) -> None:
+        """End it and everything that it started; safe to call twice and from another thread."""
+        self._stopping.set()
+        self._clear()
+
+    def _start_once(self, port: int) -> Started:
+        began = time.monotonic()
+        self.port = port
+        self._spawn(port)
+        deadline = began + self.plan.startup_timeout
+        self._await_health(deadline)
+        loaded = time.monotonic() - began
+        self._first_token(deadline)
+        first_token = time.monotonic() - began
+        self._check_devices()
+        return Started(loaded, first_token)
+
+    def _spawn(self, port: int) -> None:
+        self._folder = Path(tempfile.mkdtemp(prefix="llama-server-"))
+        key_file = self._folder / "api-key"
+        key_file.touch(mode=0o600)
+        key_file.write_text(self.api_key + "\n", "ascii")
+        argv = self.plan.argv(port, key_file)
+        environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
+        try:
+            self._process = processes.spawn(argv, environ, folder=self._folder)
+        except OSError as error:
+            raise ServerError(
+                "SERVER_NOT_STARTED", f"cannot start {argv[0]}: {error.strerror or error}"
+            ) from error
+        self._log = ServerLog(_stdout(self._process), self._folder / "llama-server.log")
+
+    def _await_health(self, deadline: float) -> None:
+        pause = _FIRST_PAUSE
+        client = self.client()
+        while True:
+            self.check()
+            status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
+            if status == 200:  # noqa: PLR2004 - HTTP's OK
+                return
+            if time.monotonic() >= deadline:
+                raise self._too_late("loads the model still" if status else "does not listen")
+            time.sleep(pause)
+            pause = min(pause * 1.5, _LONGEST_PAUSE)
+
+    def _first_token(self, deadline: float) -> None:
+        """Prove that it is ours and that it computes."""
+        left = max(0.1, deadline - time.monotonic())
+        try:
+            ours = self.client().refuses_strangers(timeout=left)
+            if ours:
+                self.client().completion("1", max_tokens=1, timeout=left, cache_prompt=False)
+        except ServerError as error:
+            self._settle()
+            self.check()
+            if error.code == "ANSWER_TIMEOUT":
+                raise self._too_late("is loaded, but does not answer") from error
+            raise
+        self.check()
+        if not ours:
+            raise ServerError(
+                "PORT_IN_USE",
+                f"another program answers on port {self.port}",
+                hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
+            )
+        if self._folder:
+            (self._folder / "api-key").unlink(missing_ok=True)  # it has been read
+
+    def _settle(self) -> None:
+        """A connection that breaks comes a moment before the end of the process can be seen."""
+        if self._process:
+            processes.ended(self._process, 0.5)
+
+    def _too_late(self, what: str) -> ServerError:
+        return ServerError(
+            "START_TIMEOUT",
+            f"llama-server {what} after {self.plan.startup_timeout:g} s; its last lines:"
+            f" {exits.quote(self.tail())}",
+            hint="raise YAKULINGO_SPACES_LLAMA_SERVER_STARTUP_TIMEOUT, or take a smaller model",
+        )
+
+    def _check_devices(self) -> None:
+        """A GPU was chosen: the server's own report must say that the weights are on it."""
+        if not self.plan.devices or self.plan.allow_cpu or self.plan.n_gpu_layers == 0:
+            return
+        report = self.report
+        if report.on_devices(self.plan.devices) is False:
+            where = ", ".join(report.buffers) or "the CPU"
+            raise HostError(
+                "MODEL_ON_CPU",
+                f"the model was meant for {', '.join(self.plan.devices)}, but it is in {where}",
+                hint="this would be far too slow: is a GPU attached, and is the Space's hardware"
+                " ZeroGPU? To run on the CPU, give --allow-cpu or set"
+                " YAKULINGO_SPACES_ALLOW_CPU=1",
+            )
+
+    def _clear(self) -> None:
+        """End the process and remove its folder; the last lines stay."""
+        process, self._process = self._process, None
+        if process is not None:
+            processes.stop(process, grace=STOP_GRACE)
+        if self._log is not None:
+            self._log.finish()
+        folder, self._folder = self._folder, None
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _stdout(process: subprocess.Popen[bytes]) -> BinaryIO:
+    if process.stdout is None:
+        raise AssertionError("spawn always gives a pipe")
+    return process.stdout  # type: ignore[return-value]
+
+
+def free_port() -> int:
+    """Return a TCP port that was free on loopback a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def claim(port: int) -> None:
+    """Check that a port can be had.
+
+    Raises:
+        ServerError: somebody has it, or this user may not have it; the message names it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # as the server does: a connection that is still closing does not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ServerError(
+                    "PORT_IN_USE",
+                    f"port {port} on 127.0.0.1 is in use by another program",
+                    hint="give another --port, or none (and leave"
+                    " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
+                ) from error
+            raise ServerError(
+                "PORT_FORBIDDEN", f"port {port} cannot be had: {error.strerror}"
+            ) from error

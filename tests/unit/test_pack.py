@@ -1,0 +1,494 @@
+"""Packing real ELF trees, reading tarballs again, and everything that must be refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import struct
+import subprocess
+import sys
+import tarfile
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from backports import zstd
+
+from farm import archive, pack, targets
+from farm.errors import FarmError, InspectError, PackError
+from farm.pack import PackRequest
+from llama_loader import manifest
+
+sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+from binaries import FATBINS, compile_c, library, program
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TABLE = targets.load()
+CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
+MTIME = 1_577_836_800
+FORMATS = ("tar.zst", "tar.gz")
+
+
+def versioned(folder: Path, stem: str, *needs: str) -> None:
+    """Make a library as CMake does: libx.so → libx.so.0 → libx.so.0.6.0."""
+    library(folder, f"{stem}.so.0.6.0", *needs, soname=f"{stem}.so.0")
+    (folder / f"{stem}.so.0").symlink_to(f"{stem}.so.0.6.0")
+    (folder / f"{stem}.so").symlink_to(f"{stem}.so.0")
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A CPU build's ``bin`` folder, with things in it that are not for shipping."""
+    folder = tmp_path_factory.mktemp("built") / "bin"
+    folder.mkdir()
+    versioned(folder, "libggml-base")
+    versioned(folder, "libggml", "libggml-base.so")
+    versioned(folder, "libllama", "libggml.so")
+    versioned(folder, "libllava-shared")
+    library(folder, "libllama-server-impl.so", "libllama.so")
+    library(folder, "libggml-cpu-x64.so", "libggml-base.so", soname=None)
+    library(folder, "libggml-cpu-haswell.so", "libggml-base.so", soname=None)
+    source = "extern int made_for_a_test; int main(void) { return 0; }\n"
+    program(folder, "llama-server", "libllama-server-impl.so", source=source)
+    program(folder, "llama-cli", "libllama.so", source=source)
+    program(folder, "test-something", "libllava-shared.so")
+    (folder / "default.metallib").write_text("not for Linux", "utf-8")
+    (folder / "folder").mkdir()
+    return folder
+
+
+@pytest.fixture
+def tree(built: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(built, tmp_path / "bin", symlinks=True))
+
+
+@pytest.fixture
+def cuda_tree(tree: Path) -> Path:
+    library(
+        tree, "libggml-cuda.so", "libggml-base.so", soname=None, fatbin=FATBINS / "sass-90.fatbin"
+    )
+    return tree
+
+
+def request(tree: Path, archive_format: str = "tar.gz", **changes: object) -> PackRequest:
+    asked = PackRequest(
+        tree=tree,
+        out=tree.parent / f"runtime.{archive_format}",
+        format=archive_format,
+        line=CPU,
+        sass=frozenset(),
+        ptx=frozenset(),
+        licences={"LICENSE": b"MIT\n", "LICENSE.yyjson": b"MIT too\n"},
+        build_json=b'{"schema_version": 1}\n',
+        mtime=MTIME,
+    )
+    return dataclasses.replace(asked, **changes)  # type: ignore[arg-type]
+
+
+def refused(kind: type[FarmError], code: str, action: Callable[[], object]) -> str:
+    with pytest.raises(kind) as caught:
+        action()
+    assert caught.value.code == code
+    return caught.value.message
+
+
+def opened(path: Path) -> tarfile.TarFile:
+    raw = path.read_bytes()
+    unpacked = gzip.decompress(raw) if path.name.endswith("gz") else zstd.decompress(raw)
+    return tarfile.open(fileobj=io.BytesIO(unpacked))
+
+
+# What is shipped
+
+
+def test_programs_plugins_and_what_they_need(built: Path) -> None:
+    assert list(pack.select(built)) == [
+        "libggml-base.so.0",
+        "libggml-cpu-haswell.so",
+        "libggml-cpu-x64.so",
+        "libggml.so.0",
+        "libllama-server-impl.so",
+        "libllama.so.0",
+        "llama-cli",
+        "llama-server",
+    ]
+
+
+def test_library_is_found_by_its_soname_where_links_are_lost(tree: Path) -> None:
+    for path in tree.iterdir():
+        if path.is_symlink():
+            path.unlink()
+    assert pack.select(tree)["libllama.so.0"].name == "libllama.so.0.6.0"
+
+
+def test_plugin_that_the_server_links_against_is_shipped_once(tree: Path) -> None:
+    (tree / "libggml-cpu-x64.so").unlink()
+    versioned(tree, "libggml-cpu")
+    library(tree, "libllama-server-impl.so", "libllama.so", "libggml-cpu.so")
+    chosen = pack.select(tree)
+    assert "libggml-cpu.so.0" in chosen
+    assert "libggml-cpu.so" not in chosen
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_shipped_program_starts_where_nothing_else_is(tree: Path, archive_format: str) -> None:
+    asked = request(tree, archive_format)
+    pack.pack(asked)
+    place = tree.parent / "elsewhere"
+    with opened(asked.out) as tar:
+        tar.extractall(place, filter="data")
+    shutil.rmtree(tree)
+    for name in pack.PROGRAMS:
+        assert subprocess.run([place / "runtime" / name], check=False, env={}).returncode == 0
+
+
+# The tarball
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_members(tree: Path, archive_format: str) -> None:
+    asked = request(tree, archive_format)
+    pack.pack(asked)
+    with opened(asked.out) as tar:
+        members = tar.getmembers()
+    names = [member.name for member in members]
+    assert names == sorted(names)
+    assert {"runtime/BUILD.json", "runtime/licenses/LICENSE.yyjson"} < set(names)
+    for member in members:
+        assert member.isreg()
+        is_program = member.name.rsplit("/", 1)[1] in pack.PROGRAMS
+        assert member.mode == (0o755 if is_program else 0o644)
+        assert (member.uid, member.gid, member.uname, member.gname) == (0, 0, "", "")
+        assert (member.mtime, member.pax_headers) == (MTIME, {})
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_packing_twice_gives_the_same_bytes(
+    tree: Path, tmp_path: Path, archive_format: str
+) -> None:
+    first = request(tree, archive_format)
+    pack.pack(first)
+    other = Path(shutil.copytree(tree, tmp_path / "other" / "bin", symlinks=True))
+    for path in other.iterdir():
+        os.utime(path, (1, 1), follow_symlinks=False)
+        if not path.is_symlink() and path.is_file():
+            path.chmod(0o700)
+    licences = dict(reversed(first.licences.items()))
+    out = tmp_path / f"renamed.{archive_format}"
+    second = request(other, archive_format, out=out, licences=licences)
+    pack.pack(second)
+    assert first.out.read_bytes() == second.out.read_bytes()
+
+
+def test_gzip_header_has_no_time_and_no_name(tree: Path) -> None:
+    asked = request(tree)
+    pack.pack(asked)
+    magic, method, flags, mtime = struct.unpack_from("<HBBI", asked.out.read_bytes())
+    assert (magic, method, flags, mtime) == (0x8B1F, 8, 0, 0)
+
+
+def test_zstd_frame_has_a_small_window_and_a_checksum(tmp_path: Path) -> None:
+    content = os.urandom(1 << 20) * 20
+    path = tmp_path / "x.tar.zst"
+    with path.open("wb") as raw, archive.write(raw, "tar.zst", MTIME) as writer:
+        writer.add(archive.Member("runtime/x", len(content), 0o644, io.BytesIO(content)))
+    magic, descriptor, window = struct.unpack_from("<IBB", path.read_bytes())
+    assert magic == 0xFD2FB528
+    assert descriptor & 0b100, "content checksum"
+    assert not descriptor & 0b100000, "a single segment has no window"
+    assert (1 << (10 + (window >> 3))) + (1 << (7 + (window >> 3))) * (window & 7) <= 8 << 20
+
+
+# The manifest's entry
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_entry_says_what_the_bytes_are(tree: Path, archive_format: str) -> None:
+    asked = request(tree, archive_format)
+    entry = pack.pack(asked)
+    data = asked.out.read_bytes()
+    assert (entry.name, entry.urls) == (asked.out.name, (asked.out.name,))
+    assert (entry.format, entry.size) == (archive_format, len(data))
+    assert entry.sha256 == hashlib.sha256(data).hexdigest()
+    assert entry.chunks == (entry.sha256,)
+    assert (entry.backend, entry.cuda, entry.needs) == ("cpu", None, ())
+    assert (entry.platform.system, entry.platform.machine) == ("linux", os.uname().machine)
+    with opened(asked.out) as tar:
+        for listed, member in zip(entry.files, tar.getmembers(), strict=True):
+            stream = tar.extractfile(member)
+            assert stream is not None
+            content = stream.read()
+            assert (listed.path, listed.size) == (member.name, len(content))
+            assert listed.sha256 == hashlib.sha256(content).hexdigest()
+            assert listed.executable == (member.mode == 0o755)
+    assert entry.unpacked_size == sum(file.size for file in entry.files)
+    # It stands up to the reader's own rules.
+    tree_of_json = json.loads(manifest.encode(entry))
+    assert manifest.convert(tree_of_json, manifest.Artifact, what="entry", code="X") == entry
+
+
+def test_entry_of_a_cuda_build(cuda_tree: Path) -> None:
+    source = "int x;\n"
+    for name in ("libcuda.so.1", "libcudart.so.13", "libcublas.so.13"):
+        compile_c(cuda_tree.parent / name, source, "-shared", f"-Wl,-soname,{name}")
+    plugin = cuda_tree / "libggml-cuda.so"
+    code = FATBINS / "sass-90.fatbin"
+    text = f'__asm__(".section .nv_fatbin,\\"a\\"\\n.incbin \\"{code}\\"\\n.text");'
+    flags = [
+        "-shared",
+        "-fPIC",
+        "-Wl,-rpath,$ORIGIN",
+        "-Wl,--no-as-needed",
+        f"-L{cuda_tree.parent}",
+    ]
+    libraries = ["-l:libcuda.so.1", "-l:libcudart.so.13", "-l:libcublas.so.13"]
+    compile_c(plugin, text, *flags, *libraries)
+    entry = pack.pack(request(cuda_tree, line=CU130, sass=frozenset({"90"})))
+    assert entry.backend == "cuda"
+    assert entry.cuda == manifest.Cuda(toolkit="13.0", min_driver="580.65", sass=("90",), ptx=())
+    assert entry.needs == ("libcublas.so.13", "libcuda.so.1", "libcudart.so.13")
+
+
+def test_reading_again_gives_the_same_entry(cuda_tree: Path) -> None:
+    asked = request(cuda_tree, "tar.zst", line=CU130, sass=frozenset({"90"}))
+    entry = pack.pack(asked)
+    inventory = pack.read_inventory(asked.out)
+    assert inventory.artifact(CU130) == entry
+    assert inventory.build_json == asked.build_json
+
+
+def test_chunks() -> None:
+    data = os.urandom(10_000)
+    found = archive.hash_file(io.BytesIO(data), chunk_size=4096)
+    parts = [data[:4096], data[4096:8192], data[8192:]]
+    assert found.chunks == tuple(hashlib.sha256(part).hexdigest() for part in parts)
+    assert (found.size, found.sha256) == (10_000, hashlib.sha256(data).hexdigest())
+    assert len(archive.hash_file(io.BytesIO(data[:8192]), chunk_size=4096).chunks) == 2
+    hasher = archive.ChunkHasher(4096)
+    for at in range(0, len(data), 777):
+        hasher.update(data[at : at + 777])
+    assert hasher.digests() == found
+
+
+# What is refused
+
+
+def test_missing_program(tree: Path) -> None:
+    (tree / "llama-server").unlink()
+    message = refused(PackError, "PROGRAM_MISSING", lambda: pack.pack(request(tree)))
+    assert message.endswith("has no llama-server")
+
+
+def test_tree_that_is_not_there(tmp_path: Path) -> None:
+    refused(PackError, "TREE_MISSING", lambda: pack.pack(request(tmp_path / "none")))
+
+
+@pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone"])
+def test_link_out_of_the_tree(tree: Path, target: str) -> None:
+    (tree.parent / "outside").write_text("x", "utf-8")
+    (tree / "libx.so").symlink_to(target)
+    message = refused(PackError, "LINK_OUTSIDE", lambda: pack.pack(request(tree)))
+    assert "libx.so" in message
+
+
+def test_library_that_is_nowhere(tree: Path) -> None:
+    for path in tree.glob("libllama.so*"):
+        path.unlink()
+    message = refused(InspectError, "LIBRARY_NOT_ALLOWED", lambda: pack.pack(request(tree)))
+    assert "needs libllama.so.0" in message
+
+
+def test_set_whose_binaries_lack_its_architecture(cuda_tree: Path) -> None:
+    asked = request(cuda_tree, line=CU130, sass=frozenset({"120a"}))
+    refused(InspectError, "ARCH_MISSING", lambda: pack.pack(asked))
+    assert not asked.out.exists()
+
+
+def test_cuda_code_in_a_cpu_line(cuda_tree: Path) -> None:
+    refused(InspectError, "CODE_NOT_ASKED", lambda: pack.pack(request(cuda_tree)))
+
+
+def test_runpath_of_the_build_machine(tree: Path) -> None:
+    compile_c(tree / "libggml-cpu-x64.so", "int x;", "-shared", "-Wl,-rpath,/build/bin")
+    message = refused(InspectError, "RUNPATH_NOT_ORIGIN", lambda: pack.pack(request(tree)))
+    assert "libggml-cpu-x64.so" in message
+
+
+def test_damaged_library(tree: Path) -> None:
+    path = tree / "libllama.so.0.6.0"
+    path.write_bytes(path.read_bytes()[:3000])
+    refused(InspectError, "ELF_CORRUPT", lambda: pack.pack(request(tree)))
+
+
+def test_unknown_format(tree: Path) -> None:
+    asked = request(tree, "tar.lz4")
+    refused(PackError, "FORMAT_UNKNOWN", lambda: pack.pack(asked))
+    assert not list(tree.parent.glob(".packing-*"))
+
+
+def test_name_that_no_tarball_can_hold(tree: Path) -> None:
+    asked = request(tree, licences={"x" * 200: b""})
+    refused(PackError, "NAME_TOO_LONG", lambda: pack.pack(asked))
+    assert not asked.out.exists()
+
+
+# A disk that is full
+
+
+def _leftovers(folder: Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.is_file()]
+
+
+IN_CHILD = """
+    import os, resource, sys
+    from pathlib import Path
+    from farm import pack, targets
+    from farm.errors import PackError
+    tree, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    if limit:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    asked = pack.PackRequest(tree, out, sys.argv[4], targets.load().line("cpu"), frozenset(),
+                             frozenset(), {"L": os.urandom(100_000)}, b"{}", 0)
+    try:
+        pack.pack(asked)
+    except PackError as error:
+        sys.exit(error.render())
+"""
+
+
+def _pack_in_child(
+    tree: Path, out: Path, archive_format: str, *, limit: int = 0, before: tuple[str, ...] = ()
+) -> subprocess.CompletedProcess[str]:
+    script = textwrap.dedent(IN_CHILD)
+    command = [sys.executable, "-W", "error", "-c", script]
+    return subprocess.run(
+        [*before, *command, str(tree), str(out), str(limit), archive_format],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+@pytest.mark.parametrize("limit", [1, 4096, 99_000])
+def test_file_that_may_not_grow(
+    built: Path, tmp_path: Path, archive_format: str, limit: int
+) -> None:
+    out = tmp_path / f"x.{archive_format}"
+    out.write_bytes(b"?")
+    done = _pack_in_child(built, out, archive_format, limit=limit)
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"error[DISK_FULL]: {out}: ")
+    assert lines[1].startswith("hint: free some space")
+    assert len(lines) == 2
+    # The one that was there is still there, and nothing else is.
+    assert out.read_bytes() == b"?"
+    assert _leftovers(tmp_path) == [out.name]
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_full_disk(built: Path, tmp_path: Path, archive_format: str) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounts = f'mount -t tmpfs -o size=8k tmpfs "{disk}" && "$@"; s=$?; ls -A "{disk}"; exit $s'
+    before = ("unshare", "-Urm", "sh", "-c", mounts, "sh")
+    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode != 0:
+        pytest.skip("this machine lets nobody mount a tmpfs (unshare -Urm)")
+    done = _pack_in_child(built, disk / f"x.{archive_format}", archive_format, before=before)
+    assert done.stderr.startswith("error[DISK_FULL]: ")
+    assert "No space left on device; nothing was written" in done.stderr
+    assert (done.returncode, done.stdout) == (1, "")
+
+
+def test_folder_that_is_not_there(tree: Path) -> None:
+    asked = request(tree, out=tree.parent / "none" / "x.tar.gz")
+    refused(PackError, "PACK_FAILED", lambda: pack.pack(asked))
+
+
+# Tarballs that are not ours, or damaged
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_something_behind_the_archive(tree: Path, archive_format: str) -> None:
+    asked = request(tree, archive_format)
+    pack.pack(asked)
+    compress = gzip.compress if archive_format == "tar.gz" else zstd.compress
+    with asked.out.open("ab") as stream:
+        stream.write(compress(bytes(20_000) + b"hidden"))
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(asked.out))
+
+
+def tarball(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for name, fields, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            for field, value in fields.items():
+                setattr(info, field, value)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("problem", "members"),
+    [
+        ("is not a regular file", [("runtime/x", {"type": tarfile.SYMTYPE, "linkname": "y"}, b"")]),
+        ("is not a regular file", [("runtime/x", {"type": tarfile.LNKTYPE, "linkname": "y"}, b"")]),
+        ("is not a regular file", [("runtime/x", {"type": tarfile.FIFOTYPE}, b"")]),
+        ("is not a file below runtime/", [("x", {}, b"")]),
+        ("is not a file below runtime/", [("runtime/../x", {}, b"")]),
+        ("is not a file below runtime/", [("/runtime/x", {}, b"")]),
+        ("has mode 4755", [("runtime/x", {"mode": 0o4755}, b"")]),
+        ("has mode 0666", [("runtime/x", {"mode": 0o666}, b"")]),
+        ("is not owned by 0:0", [("runtime/x", {"uid": 1000}, b"")]),
+        ("is no program", [("runtime/x", {"mode": 0o755}, b"#!/bin/sh")]),
+        ("stands in it twice", [("runtime/x", {}, b""), ("runtime/X", {}, b"")]),
+    ],
+)
+def test_unsound_tarball(
+    tmp_path: Path, problem: str, members: list[tuple[str, dict[str, object], bytes]]
+) -> None:
+    path = tarball(tmp_path / "x.tar.gz", *members)
+    message = refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
+    assert problem in message
+
+
+@pytest.mark.parametrize("archive_format", FORMATS)
+def test_tarball_that_is_cut_or_changed(tree: Path, archive_format: str) -> None:
+    asked = request(tree, archive_format)
+    pack.pack(asked)
+    whole = asked.out.read_bytes()
+    for cut in (0, 1, 10, len(whole) // 2, len(whole) - 1):
+        asked.out.write_bytes(whole[:cut])
+        refused(PackError, "ARCHIVE_DAMAGED", lambda: pack.read_inventory(asked.out))
+    for at in range(len(whole) // 3, len(whole), len(whole) // 40):
+        asked.out.write_bytes(whole[:at] + bytes([whole[at] ^ 0x55]) + whole[at + 1 :])
+        with pytest.raises((PackError, InspectError)):
+            pack.read_inventory(asked.out)
+
+
+def test_tarball_without_programs(tmp_path: Path) -> None:
+    inventory = pack.read_inventory(tarball(tmp_path / "x.tar.gz", ("runtime/x", {}, b"x")))
+    assert inventory.build_json == b""
+    refused(InspectError, "NO_BINARIES", lambda: inventory.artifact(CPU))
+
+
+def test_tarball_that_is_not_there(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.gz"
+    refused(PackError, "TARBALL_UNREADABLE", lambda: pack.read_inventory(path))
+    refused(PackError, "FORMAT_UNKNOWN", lambda: pack.read_inventory(tmp_path / "x.zip"))
+
+
+def test_zstd_window_larger_than_any_of_ours_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar.zst"
+    options = {zstd.CompressionParameter.window_log: 27}
+    path.write_bytes(zstd.compress(os.urandom(1 << 12) * (1 << 12), options=options))
+    refused(PackError, "ARCHIVE_DAMAGED", lambda: pack.read_inventory(path))

@@ -1,0 +1,87 @@
+"""The verbs as a person calls them: another process, the exit status, one clear line."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).parent.parent.parent
+VERBS = (
+    "base-image",
+    "build-cpu",
+    "build-cuda",
+    "demo",
+    "manifest",
+    "pack",
+    "serve-release",
+    "status",
+    "targets",
+    "update-pins",
+    "verify",
+)
+
+
+def invoke(*argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "invoke", *argv],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_the_list_shows_every_verb_with_a_sentence() -> None:
+    listed = invoke("--list").stdout
+    for verb in VERBS:
+        assert re.search(rf"^  {verb}  +\S", listed, re.MULTILINE), verb
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "named"),
+    [
+        ("build-cuda --arch-set sm91", "ARCH_SET_UNKNOWN", "sm90"),
+        ("build-cuda --arch-set sm90 --line cu99", "LINE_UNKNOWN", "cu128"),
+        ("build-cuda --archs 80;foo", "ARCHS_INVALID", "'foo'"),
+        ("build-cuda --archs=", "ARCHS_INVALID", "80;86;89;90"),
+        ("build-cuda --arch-set sm100 --line cu124", "ARCH_NOT_IN_LINE", "100"),
+        ("build-cuda --archs 70 --line cu130", "ARCH_NOT_IN_LINE", "75 to 121"),
+        ("build-cuda --arch-set cpu", "SET_HAS_NO_CUDA", "build-cpu"),
+        ("build-cuda --arch-set sm90 --archs 90", "SET_AND_ARCHS", "--archs"),
+        ("build-cuda --arch-set sm90 --line cpu", "LINE_HAS_NO_CUDA", "cu128"),
+        ("build-cpu --engine podman", "ENGINE_UNKNOWN", "docker"),
+        ("build-cpu --jobs 0", "NUMBER_INVALID", "--jobs"),
+        ("build-cpu --jobs many", "NUMBER_INVALID", "'many'"),
+        ("build-cpu --format zip", "FORMAT_UNKNOWN", "tar.zst"),
+        ("build-cpu --engine local --image x", "IMAGE_WITHOUT_DOCKER", "docker"),
+        ("build-cpu --engine local --ref a --source b", "REF_AND_SOURCE", "--source"),
+        ("base-image --line cu128", "BASE_IMAGE_UNKNOWN", "cu130"),
+        ("pack --tree nowhere", "TREE_MISSING", "nowhere"),
+        ("verify --folder nowhere", "RELEASE_MISSING", "nowhere"),
+        ("status --folder nowhere", "RELEASE_MISSING", "nowhere"),
+        ("manifest --out tests", "RELEASE_EMPTY", "tests"),
+        ("manifest --serial -1", "NUMBER_INVALID", "--serial"),
+        ("serve-release --folder nowhere", "FOLDER_MISSING", "nowhere"),
+        ("serve-release --port 70000", "PORT_INVALID", "65535"),
+    ],
+)
+def test_a_wrong_call_is_one_clear_line_and_status_two(
+    command: str, code: str, named: str
+) -> None:
+    refused = invoke(*command.split())
+    assert refused.returncode == 2, refused.stderr
+    assert f"error[{code}]: " in refused.stderr
+    assert named in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert refused.stdout == ""
+
+
+def test_the_table_of_targets_names_every_line_and_set() -> None:
+    shown = invoke("targets").stdout
+    for word in ("cu124", "cu128", "cu130", "sm120", "80;86;89;90", "zerogpu"):
+        assert word in shown
