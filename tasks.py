@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from invoke import Context, task
+from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
+from invoke.tasks import task
 
 from farm import show
 from farm.cli import verb

@@ -38,6 +38,7 @@ EXPECTED: Final = " Paris"
 CUDA_LINE: Final = "cu130"
 """The one line whose toolkit can be had as packages, without any image registry."""
 
+SERVER_STAGES: Final = ("start", "first token")
 _LOADER_SECONDS: Final = 300.0
 
 
@@ -59,14 +60,13 @@ class Demo:
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-demo-") as folder:
             out = Path(folder) / "release"
-            tarball = self._build(out, report)
+            self._build(out, report)
             model = packages.fetch_model(pins.load().model(MODEL))
             with ReleaseServer(out) as server:
                 manifest = f"{server.url}{release.MANIFEST}"
-                answer = self._use(manifest, model, Path(folder) / "store", tarball, report)
+                answer = self._use(manifest, model, Path(folder) / "store", report)
         spans = tuple(self._spans)
-        report.say(f"\n  {PROMPT}\x1b[1m{answer}\x1b[0m\n" if report.console.is_terminal else
-                   f"\n  {PROMPT}{answer}\n")  # fmt: skip
+        report.say(f"\n  {PROMPT}{answer}\n")
         report.say("\n".join(rows(spans)))
         self.figure.parent.mkdir(parents=True, exist_ok=True)
         self.figure.write_text(svg(spans, title="From source to the first token"), "utf-8")
@@ -74,20 +74,16 @@ class Demo:
         if not answer.startswith(EXPECTED):
             raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
 
-    def _build(self, out: Path, report: BuildReport) -> Path:
+    def _build(self, out: Path, report: BuildReport) -> None:
         request = self._request(out, report)
         started = time.monotonic()
         tree = pipeline.choose_source(request)
         pin = pins.load().source
         self._spans.append(Span("source", "farm", time.monotonic() - started, pin.size))
         report.say(f"source: llama.cpp b{tree.build}, {len(list(tree.tree.rglob('*')))} files")
-        started = time.monotonic()
-        tarball = pipeline.build(request, report)[0]
-        built = time.monotonic() - started
-        packed = pipeline.last_pack_seconds()
-        self._spans.append(Span("build", "farm", built - packed))
-        self._spans.append(Span("pack", "farm", packed, tarball.stat().st_size))
-        return tarball
+        (made,) = pipeline.build(request, report)
+        self._spans.append(Span("build", "farm", made.build_seconds))
+        self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.stat().st_size))
 
     def _request(self, out: Path, report: BuildReport) -> BuildRequest:
         is_cpu = self.arch_set == "cpu"
@@ -102,24 +98,14 @@ class Demo:
             request = _with_image(request, report)
         return request if is_cpu else _with_toolkit(request, report)
 
-    def _use(
-        self, manifest: str, model: Path, store: Path, tarball: Path, report: BuildReport
-    ) -> str:
+    def _use(self, manifest: str, model: Path, store: Path, report: BuildReport) -> str:
         options = ("--manifest", manifest, "--store", str(store), "--allow-cpu")
         fetched = _loader_json("fetch", *options)
-        sizes = {"fetch": tarball.stat().st_size}
-        self._spans += [
-            Span(stage["stage"], "loader", stage["seconds"], sizes.get(stage["stage"]))
-            for stage in fetched["timeline"]
-        ]
-        report.say(f"installed: {fetched['release']}, every byte verified")
-        started = time.monotonic()
-        with _serving(*options, "--model", str(model)) as url:
-            self._spans.append(Span("start", "server", time.monotonic() - started))
-            started = time.monotonic()
-            answer = _complete(url)
-            self._spans.append(Span("first token", "server", time.monotonic() - started))
-        return answer
+        self._spans += _spans(fetched, "loader")
+        report.say(f"installed: {fetched['artifact']}, every byte verified")
+        with _serving(*options, "--model", str(model)) as served:
+            self._spans += _spans(served, "server", only=SERVER_STAGES)
+            return _complete(served["url"])
 
 
 def _with_image(request: BuildRequest, report: BuildReport) -> BuildRequest:
@@ -153,6 +139,15 @@ def _with_toolkit(request: BuildRequest, report: BuildReport) -> BuildRequest:
     return replace(request, toolkit=toolkit.WHEELS)
 
 
+def _spans(told: Mapping[str, Any], owner: str, only: tuple[str, ...] = ()) -> list[Span]:
+    """Take the stages that the loader timed."""
+    return [
+        Span(stage["name"], owner, stage["seconds"], stage["size"])
+        for stage in told["timeline"]
+        if not only or stage["name"] in only
+    ]
+
+
 def _loader_environment() -> Mapping[str, str]:
     return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces")}
 
@@ -173,10 +168,10 @@ def _loader_json(*argv: str) -> dict[str, Any]:
 
 
 @contextmanager
-def _serving(*options: str) -> Iterator[str]:
-    """Run ``llama_loader serve`` until the context is left; gives the server's URL."""
+def _serving(*options: str) -> Iterator[dict[str, Any]]:
+    """Run ``llama_loader serve`` until the context is left; gives what it says of the server."""
     with subprocess.Popen(
-        [sys.executable, "-m", "llama_loader", "serve", *options],
+        [sys.executable, "-m", "llama_loader", "serve", *options, "--json"],
         stdout=subprocess.PIPE,
         text=True,
         env=_loader_environment(),
@@ -184,7 +179,9 @@ def _serving(*options: str) -> Iterator[str]:
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line.startswith("ready "):
-                raise FarmError("DEMO_SERVER_FAILED", "llama_loader serve ended before it was ready")
+                raise FarmError(
+                    "DEMO_SERVER_FAILED", "llama_loader serve ended before it was ready"
+                )
             yield line.split()[1]
         finally:
             process.send_signal(signal.SIGINT)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -46,13 +47,22 @@ class BuildRequest:
     fresh: bool = False
 
 
-def build(request: BuildRequest, report: BuildReport) -> tuple[Path, ...]:
+@dataclass(frozen=True)
+class Made:
+    """One tarball, and how long its build (container, compile, copying out) and packing took."""
+
+    tarball: Path
+    build_seconds: float
+    pack_seconds: float
+
+
+def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     """Build, pack and list everything that ``request`` names.
 
     A set that fails does not stop the others; it is named at the end.
 
     Returns:
-        The tarballs' paths.
+        The tarballs that were made, one for each set that did not fail.
 
     Raises:
         UsageError: what is asked for does not exist or cannot be built; nothing was started.
@@ -62,20 +72,20 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Path, ...]:
     engine = choose_engine(request, line, report)
     tree = choose_source(request)
     report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
-    tarballs: list[Path] = []
+    made: list[Made] = []
     failures: list[FarmError] = []
     for arch_set in sets:
         try:
-            tarballs.append(_build_one(BuildPlan(arch_set, line, tree), engine, request, report))
+            made.append(_build_one(BuildPlan(arch_set, line, tree), engine, request, report))
         except (BuildError, EngineError) as error:
             failures.append(error)
             report.say(error.render())
-    if tarballs:
+    if made:
         manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if failures:
         raise _summary(failures, len(sets))
-    return tuple(tarballs)
+    return tuple(made)
 
 
 def make_base_image(line: str, tag: str | None, report: BuildReport) -> str:
@@ -195,18 +205,20 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
     return LocalEngine(cuda=found.root, jobs=request.jobs)
 
 
-def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Path:
+def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Made:
     logs = STATE / "logs"
+    started = time.monotonic()
     with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
         tree = STATE / "trees" / plan.key
         _replace(built.folder, tree / "bin")
         (tree / "BUILD.json").write_bytes(
             build_record.encode(build_record.of(plan, built.toolchain))
         )
+    compiled = time.monotonic()
     _write_licences(tree / "licenses", source.licences(plan.source.tree))
     tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
     report.say(f"packed: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
-    return tarball
+    return Made(tarball, compiled - started, time.monotonic() - compiled)
 
 
 def _replace(new: Path, place: Path) -> None:

@@ -61,8 +61,8 @@ def svg(spans: tuple[Span, ...], *, title: str) -> str:
         f"""<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}"
   width="{_WIDTH}" height="{height}" font-family="system-ui, sans-serif" font-size="14">""",
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
-        f'<text x="24" y="34" font-size="18" font-weight="600" fill="{_INK}">'
-        + f"{escape(title)}</text>",
+        f"""<text x="24" y="34" font-size="18" font-weight="600" fill="{_INK}">
+  {escape(title)}</text>""",
     ]
     farm = tuple(span for span in spans if span.owner == "farm")
     rest = tuple(span for span in spans if span.owner != "farm")

@@ -203,12 +203,12 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
-    from llama_loader import launch, model, report, server
+    from llama_loader import launch, model, report, sockets
     from llama_loader.prepare import prepare
 
     settings, console = _settings(options), _console()
     if settings.server_port is not None:
-        server.claim(settings.server_port)  # said before anything is fetched
+        sockets.claim(settings.server_port)  # said before anything is fetched
     prepared = prepare(settings, sink=console)
     allowed = settings.allow_cpu or settings.cpu_chosen
     launch.require_libraries(prepared, allow_cpu=allowed)
@@ -216,7 +216,8 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     with prepared.timeline.stage("model"):
         path = model.get(model.from_settings(settings), settings)
     console.stage(f"starting llama-server on {path.name}")
-    running = launch.start(settings, prepared, path, options.extra)
+    # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
+    running = launch.start(settings, prepared, path, options.extra, keyed=False)
     try:
         console.timeline(prepared.timeline)
         if options.json:
@@ -295,8 +296,8 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument("--port", metavar="N", help="listen here (default: a free port)")
 
 
-def _common() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+def _common() -> _Parser:
+    common = _Parser(add_help=False, allow_abbrev=False)
     for name, value, text in (
         ("--manifest", "URL", "the release's manifest"),
         ("--manifest-sha256", "HEX", "pins that manifest"),

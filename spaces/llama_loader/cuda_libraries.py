@@ -150,10 +150,14 @@ def read_needs(runtime: Path) -> tuple[str, ...]:
     """
     found: set[str] = set()
     for path in sorted(runtime.glob("*.so*")):
-        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
-            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-                found.update(name.decode("ascii") for name in _NEEDED.findall(data))
+        with contextlib.suppress(OSError, ValueError):
+            found.update(name.decode("ascii") for name in _named_in(path))
     return tuple(sorted(name for name in found if not (runtime / name).exists()))
+
+
+def _named_in(path: Path) -> list[bytes]:
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        return _NEEDED.findall(data)
 
 
 def split_needs(

@@ -76,7 +76,12 @@ def require_libraries(prepared: Prepared, *, allow_cpu: bool) -> None:
 
 
 def plan_server(
-    settings: Settings, prepared: Prepared, model: Path, extra: tuple[str, ...] = ()
+    settings: Settings,
+    prepared: Prepared,
+    model: Path,
+    extra: tuple[str, ...] = (),
+    *,
+    keyed: bool = True,
 ) -> ServerPlan:
     """Return the plan of a server for this model.
 
@@ -94,6 +99,7 @@ def plan_server(
         n_ctx=settings.n_ctx,
         port=settings.server_port,
         startup_timeout=settings.startup_timeout,
+        keyed=keyed,
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
         extra=extra,
@@ -101,14 +107,19 @@ def plan_server(
 
 
 def start(
-    settings: Settings, prepared: Prepared, model: Path, extra: tuple[str, ...] = ()
+    settings: Settings,
+    prepared: Prepared,
+    model: Path,
+    extra: tuple[str, ...] = (),
+    *,
+    keyed: bool = True,
 ) -> Server:
     """Start a server and wait for its first token; its times go to the timeline.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
-    plan = plan_server(settings, prepared, model, extra)
+    plan = plan_server(settings, prepared, model, extra, keyed=keyed)
     server = Server(plan)
     try:
         times = server.start()

@@ -97,36 +97,43 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
     from huggingface_hub import errors
 
     endpoint = settings.hf_endpoint or "https://huggingface.co"
-    what = f"{source.label}" + (f" at {source.revision}" if source.revision else "")
     if isinstance(error, errors.GatedRepoError):
         return _gated(source, endpoint, has_token=settings.hf_token is not None)
-    if isinstance(error, errors.RepositoryNotFoundError):
-        return SettingError(
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        return _not_local(source.label, endpoint, offline=settings.offline)
+    for kind, code, sentence, hint in (
+        (
+            errors.RepositoryNotFoundError,
             "REPOSITORY_NOT_FOUND",
             f"{endpoint} has no repository {source.repo_id}, or it is private",
-            hint="check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN",
-        )
-    if isinstance(error, errors.RevisionNotFoundError):
-        return SettingError(
+            "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN",
+        ),
+        (
+            errors.RevisionNotFoundError,
             "REVISION_NOT_FOUND",
             f"{source.repo_id} has no revision {source.revision}",
-            hint="check YAKULINGO_SPACES_GGUF_REVISION",
-        )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return _not_local(what, endpoint, offline=settings.offline)
-    if isinstance(error, errors.EntryNotFoundError):
-        return SettingError(
+            "check YAKULINGO_SPACES_GGUF_REVISION",
+        ),
+        (
+            errors.EntryNotFoundError,
             "FILE_NOT_FOUND",
             f"{source.repo_id} has no file {source.filename}",
-            hint="check YAKULINGO_SPACES_GGUF_FILENAME against the repository's file list",
-        )
-    if isinstance(error, errors.HFValidationError):
-        return SettingError("REPOSITORY_INVALID", f"{source.repo_id}: {error}")
+            "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files",
+        ),
+        (errors.HFValidationError, "REPOSITORY_INVALID", f"{source.repo_id}: {error}", ""),
+    ):
+        if isinstance(error, kind):
+            return SettingError(code, sentence, hint=hint)
+    return _no_bytes(error, source, endpoint)
+
+
+def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
+    """The disk's errors carry a number and a file; all others are the network's."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return StoreError("MODEL_NOT_WRITTEN", f"cannot write {what}: {error}")
+        return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
     return NetworkError(
         "HUB_UNREACHABLE",
-        f"cannot fetch {what} from {endpoint}: {error}",
+        f"cannot fetch {source.label} from {endpoint}: {error}",
         hint="try again; with a copy at hand give it with --model",
     )
 

@@ -141,8 +141,8 @@ def stop(process: subprocess.Popen[bytes], *, grace: float) -> int:
     return process.wait()
 
 
-def ended(process: subprocess.Popen[bytes], timeout: float) -> bool:
-    """Wait at most ``timeout`` seconds; True where the program has ended."""
+def ended(process: subprocess.Popen[bytes], timeout: float | None) -> bool:
+    """Wait at most ``timeout`` seconds (for ever for None); True where the program has ended."""
     try:
         process.wait(timeout)
     except subprocess.TimeoutExpired:

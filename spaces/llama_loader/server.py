@@ -8,10 +8,8 @@ alone stays 200 even after CUDA has hung. It dies with this process, however tha
 
 from __future__ import annotations
 
-import errno
 import secrets
 import shutil
-import socket
 import tempfile
 import threading
 import time
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import exits, processes
+from llama_loader import exits, processes, sockets
 from llama_loader.client import Client
 from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.server_log import LoadReport, ServerLog
@@ -53,6 +51,7 @@ class ServerPlan:
         n_ctx: tokens.
         port: None for a free one.
         startup_timeout: seconds until the first token.
+        keyed: only who has the server's random key may use it.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
         extra: arguments from the person, last, so that they win.
@@ -66,23 +65,25 @@ class ServerPlan:
     n_ctx: int = 4096
     port: int | None = None
     startup_timeout: float = 120.0
+    keyed: bool = True
     allow_cpu: bool = False
     pinned_build: bool = False
     extra: tuple[str, ...] = ()
 
-    def argv(self, port: int, key_file: Path) -> list[str]:
+    def argv(self, port: int, key_file: Path | None) -> list[str]:
         """Return the whole command line."""
         layers = self.n_gpu_layers if self.devices else 0
         options = {
             "--model": str(self.model),
             "--host": "127.0.0.1",
             "--port": str(port),
-            "--api-key-file": str(key_file),
             "--ctx-size": str(self.n_ctx),
             "--n-gpu-layers": str(layers),
             "--device": ",".join(self.devices) or "none",
             "--verbosity": _TRACE,
         }
+        if key_file is not None:
+            options["--api-key-file"] = str(key_file)
         if self.pinned_build and layers >= 0:
             # with layers and context given there is nothing to fit: saves loading the header twice
             options["--fit"] = "off"
@@ -105,7 +106,7 @@ class Server:
     def __init__(self, plan: ServerPlan) -> None:
         self.plan = plan
         self.port = 0
-        self.api_key = secrets.token_urlsafe(32)
+        self.api_key = secrets.token_urlsafe(32) if plan.keyed else None
         self.started: Started | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log: ServerLog | None = None
@@ -164,10 +165,10 @@ class Server:
             SettingError: it does not take one of ``extra``.
         """
         if self.plan.port is not None:
-            claim(self.plan.port)
+            sockets.claim(self.plan.port)
         for attempt in range(_PORT_TRIES):
             try:
-                self.started = self._start_once(self.plan.port or free_port())
+                self.started = self._start_once(self.plan.port or sockets.free_port())
             except LoaderError as error:
                 self._clear()
                 last = self.plan.port is not None or attempt == _PORT_TRIES - 1
@@ -195,8 +196,8 @@ class Server:
             self._log.finish()
             raise exits.explain(status, self._log.tail(200), loading=self.started is None)
 
-    def wait(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds for its end; True where it has ended or never ran."""
+    def wait(self, timeout: float | None) -> bool:
+        """Wait for its end, at most ``timeout`` seconds; True where it has ended or never ran."""
         return self._process is None or processes.ended(self._process, timeout)
 
     def stop(self) -> None:
@@ -218,10 +219,7 @@ class Server:
 
     def _spawn(self, port: int) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="llama-server-"))
-        key_file = self._folder / "api-key"
-        key_file.touch(mode=0o600)
-        key_file.write_text(self.api_key + "\n", "ascii")
-        argv = self.plan.argv(port, key_file)
+        argv = self.plan.argv(port, self._key_file(self._folder))
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
         try:
             self._process = processes.spawn(argv, environ, folder=self._folder)
@@ -230,6 +228,15 @@ class Server:
                 "SERVER_NOT_STARTED", f"cannot start {argv[0]}: {error.strerror or error}"
             ) from error
         self._log = ServerLog(_stdout(self._process), self._folder / "llama-server.log")
+
+    def _key_file(self, folder: Path) -> Path | None:
+        """Write the key where only this user can read it; a command line can be read by all."""
+        if self.api_key is None:
+            return None
+        path = folder / "api-key"
+        path.touch(mode=0o600)
+        path.write_text(f"{self.api_key}\n", "ascii")
+        return path
 
     def _await_health(self, deadline: float) -> None:
         pause = _FIRST_PAUSE
@@ -248,7 +255,7 @@ class Server:
         """Prove that it is ours and that it computes."""
         left = max(0.1, deadline - time.monotonic())
         try:
-            ours = self.client().refuses_strangers(timeout=left)
+            ours = self._is_ours(left)
             if ours:
                 self.client().completion("1", max_tokens=1, timeout=left, cache_prompt=False)
         except ServerError as error:
@@ -264,8 +271,14 @@ class Server:
                 f"another program answers on port {self.port}",
                 hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
             )
-        if self._folder:
-            (self._folder / "api-key").unlink(missing_ok=True)  # it has been read
+
+    def _is_ours(self, timeout: float) -> bool:
+        """Tell our server from a stranger on its port: by the socket, else by the key."""
+        pid = self.pid
+        owned = sockets.listens(pid, self.port) if pid else None
+        if owned is None and self.plan.keyed:
+            return self.client().refuses_strangers(timeout=timeout)
+        return owned is not False
 
     def _settle(self) -> None:
         """A connection that breaks comes a moment before the end of the process can be seen."""
@@ -311,36 +324,3 @@ def _stdout(process: subprocess.Popen[bytes]) -> BinaryIO:
     if process.stdout is None:
         raise AssertionError("spawn always gives a pipe")
     return process.stdout  # type: ignore[return-value]
-
-
-def free_port() -> int:
-    """Return a TCP port that was free on loopback a moment ago."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def claim(port: int) -> None:
-    """Check that a port can be had.
-
-    Raises:
-        ServerError: somebody has it, or this user may not have it; the message names it.
-    """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # as the server does: a connection that is still closing does not count
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-            probe.listen(1)
-        except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ServerError(
-                    "PORT_IN_USE",
-                    f"port {port} on 127.0.0.1 is in use by another program",
-                    hint="give another --port, or none (and leave"
-                    " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
-                ) from error
-            raise ServerError(
-                "PORT_FORBIDDEN", f"port {port} cannot be had: {error.strerror}"
-            ) from error

@@ -488,7 +488,14 @@ def test_tarball_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_zstd_window_larger_than_any_of_ours_is_refused(tmp_path: Path) -> None:
+    content = ("runtime/x", {}, os.urandom(1 << 12) * (1 << 12))
+    unpacked = gzip.decompress(tarball(tmp_path / "x.tar.gz", content).read_bytes())
     path = tmp_path / "x.tar.zst"
-    options = {zstd.CompressionParameter.window_log: 27}
-    path.write_bytes(zstd.compress(os.urandom(1 << 12) * (1 << 12), options=options))
-    refused(PackError, "ARCHIVE_DAMAGED", lambda: pack.read_inventory(path))
+    for window, fits in ((23, True), (24, False)):
+        options = {zstd.CompressionParameter.window_log: window}
+        with zstd.open(path, "wb", options=options) as stream:
+            stream.write(unpacked)
+        if fits:
+            assert len(pack.read_inventory(path).files) == 1
+        else:
+            refused(PackError, "ARCHIVE_DAMAGED", lambda: pack.read_inventory(path))

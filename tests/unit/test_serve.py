@@ -67,6 +67,15 @@ def test_head_has_the_headers_and_no_body(server: ReleaseServer) -> None:
     assert response.headers["Content-Length"] == str(len(CONTENT))
 
 
+@pytest.mark.parametrize("target", ["/a.tar.zst", "/none"])
+def test_head_sends_nothing_behind_its_headers(server: ReleaseServer, target: str) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
+        client.sendall(f"HEAD {target} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
+        answer = b"".join(iter(lambda: client.recv(4096), b""))
+    assert answer.endswith(b"\r\n\r\n")
+    assert answer.count(b"\r\n\r\n") == 1
+
+
 @pytest.mark.parametrize(
     ("wanted", "first", "last"),
     [

