@@ -86,7 +86,7 @@ def _inputs(line: str, base: ImageFacts | None) -> str:
         parts = [_ROOT_RECIPE, rootfs.SUITE]
     else:
         parts = [base.id, _recipe(line).read_text("utf-8")]
-        parts += [pin.sha256 for pin in _wheels(line)]
+        parts += [toolkit.RECIPE, *(pin.sha256 for pin in _wheels(line))]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 

@@ -178,11 +178,12 @@ def _serving(*options: str) -> Iterator[dict[str, Any]]:
     ) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
-            if not line.startswith("ready "):
+            if not line:
                 raise FarmError(
                     "DEMO_SERVER_FAILED", "llama_loader serve ended before it was ready"
                 )
-            yield line.split()[1]
+            served: dict[str, Any] = json.loads(line)
+            yield served
         finally:
             process.send_signal(signal.SIGINT)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import shutil
 import time
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from farm import PROJECT_ROOT, base_image, build_record, pins, release, source, targets, toolkit
+from farm.elf import version_key
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError
@@ -70,6 +72,8 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     """
     line, sets = resolve(request)
     engine = choose_engine(request, line, report)
+    if engine.name == "local":
+        line = promise_of_this_host(line, report)
     tree = choose_source(request)
     report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
     made: list[Made] = []
@@ -187,6 +191,18 @@ def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Eng
     reference = request.image or pins.load().image(line.image).reference
     report.say(f"engine: docker, because one answers; devel image {reference}")
     return DockerEngine(client, reference=reference, jobs=request.jobs)
+
+
+def promise_of_this_host(line: Line, report: BuildReport) -> Line:
+    """Let a local build need this host's glibc; the line promises that of its devel image."""
+    host = platform.libc_ver()[1]
+    if not host or version_key(host) <= version_key(line.glibc):
+        return line
+    report.note(
+        f"note[GLIBC_OF_THIS_HOST]: line {line.name} promises glibc {line.glibc}; what is built "
+        f"here may need up to {host}, and the manifest says what it needs"
+    )
+    return msgspec.structs.replace(line, glibc=host)
 
 
 def _local(request: BuildRequest, line: Line) -> LocalEngine:

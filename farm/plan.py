@@ -126,6 +126,8 @@ class BuildPlan:
             ("CMAKE_CUDA_ARCHITECTURES", self.arch_set.archs),
             # One compressor over the whole archive beats nvcc's, cubin by cubin (docs/size.md).
             ("GGML_CUDA_COMPRESSION_MODE", mode),
+            # ON by default where NCCL is found: the library would need libnccl.so.2 on the host.
+            ("GGML_CUDA_NCCL", "OFF"),
         )
 
     def steps(self, layout: Layout, *, jobs: int) -> tuple[Step, ...]:

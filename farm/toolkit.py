@@ -30,7 +30,7 @@ WHEELS_LINE: Final = "cu130"
 """The one line whose nvcc NVIDIA publishes as wheels: those of CUDA 12 hold only ptxas."""
 DEFAULT_ROOT: Final = Path("/usr/local/cuda")
 
-_RECIPE: Final = "1"
+RECIPE: Final = "1"
 """Changed by hand when ``_complete`` makes another tree out of the same wheels."""
 _STUB_ERROR: Final = 34
 """CUDA_ERROR_STUB_LIBRARY, cuda.h: what NVIDIA's own stub returns."""
@@ -87,7 +87,7 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
         SourceError: a wheel cannot be had, or they do not make a toolkit.
         EngineError: there is no C compiler to make the driver's stub with.
     """
-    key = hashlib.sha256("\n".join([_RECIPE, *(pin.sha256 for pin in wheels)]).encode()).hexdigest()
+    key = hashlib.sha256("\n".join([RECIPE, *(pin.sha256 for pin in wheels)]).encode()).hexdigest()
     folder = cache_folder("toolkits") / key[:32]
     if not folder.is_dir():
         with new_folder(folder) as staging:
@@ -129,12 +129,9 @@ def _at(root: Path, said_by: str) -> Toolkit:
 
 def _root_of(nvcc: str) -> Path:
     """Ask nvcc where its toolkit is: what is on PATH may be a wrapper script."""
-    match = re.search(
-        r"^#\$ (?:TOP|_HERE_)=(.+)$", _output((nvcc, "--dryrun", "x.cu")), re.MULTILINE
-    )
-    if match is None:
-        return Path(nvcc).resolve().parent.parent
-    return Path(os.path.normpath(match[1] if "_HERE_" not in match[0] else f"{match[1]}/.."))
+    told = _output((nvcc, "--dryrun", "x.cu"))
+    match = re.search(r"^#\$ _HERE_=(.+)$", told, re.MULTILINE)
+    return Path(match[1] if match else Path(nvcc).resolve().parent).parent
 
 
 def _output(argv: tuple[str, ...]) -> str:
@@ -152,7 +149,7 @@ def _wheel_root(folder: Path) -> Path:
     if len(roots) != 1 or not (roots[0] / "bin" / "nvcc").is_file():
         raise SourceError(
             "TOOLKIT_INCOMPLETE",
-            f"the wheels make no toolkit: {[r.name for r in roots]} in nvidia/",
+            "the wheels make no toolkit: together they hold no nvidia/cu*/bin/nvcc",
         )
     return roots[0]
 

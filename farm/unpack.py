@@ -6,6 +6,7 @@ import shutil
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
@@ -36,7 +37,7 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
                     _extract_file(tar, member, inside, staging)
             if not any(staging.iterdir()):
                 raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
-    except tarfile.TarError as error:
+    except (tarfile.TarError, EOFError, zlib.error) as error:
         raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
 
 

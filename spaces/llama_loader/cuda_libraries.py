@@ -119,7 +119,7 @@ def _version(soname: str, from_name: str, folder: Path) -> str | None:
         return None
     package = pip_package(soname)
     for info in site.glob(f"{(package or '').replace('-', '_')}-*.dist-info"):
-        return info.name.split("-")[1]
+        return info.name.removesuffix(".dist-info").split("-")[1]
     return None
 
 

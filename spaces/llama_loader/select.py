@@ -1,9 +1,9 @@
 """Which artifact this host gets, and why each other one is passed over. Pure: no I/O at all.
 
 Order of preference: the most GPUs served, machine code (SASS) before code for the driver's
-compiler (PTX), CUDA libraries that are there before such that are missing, then fewer bytes to
-download, then the name. Everything that it needs is an argument, so it can be asked what another
-machine would get.
+compiler (PTX), CUDA libraries that are there before such that are missing, code made for this GPU
+before code for an older one of its family, then fewer bytes to download, then the name.
+Everything that it needs is an argument, so it can be asked what another machine would get.
 """
 
 from __future__ import annotations
@@ -100,17 +100,19 @@ class _Candidate:
     reason: str
     served: tuple[str, ...] = ()
     native: bool = True
+    gap: int = 0
     libraries: tuple[Library, ...] = ()
     missing: tuple[str, ...] = ()
 
     @property
-    def rank(self) -> tuple[bool, int, bool, bool, int, str]:
+    def rank(self) -> tuple[bool, int, bool, bool, int, int, str]:
         """Smaller is better."""
         return (
             self.artifact.backend != "cuda",
             -len(self.served),
             not self.native,
             bool(self.missing),
+            self.gap,
             self.artifact.size,
             self.artifact.name,
         )
@@ -249,7 +251,18 @@ def _judge_gpu(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) ->
         return _Candidate(artifact, Stage.DRIVER, trouble)
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
     reason = _fits_reason(artifact, served, targets, native=native, missing=missing)
-    return _Candidate(artifact, Stage.FITS, reason, served, native, taken, missing)
+    gap = sum(_gap(artifact, target) for target in served)
+    return _Candidate(artifact, Stage.FITS, reason, served, native, gap, taken, missing)
+
+
+def _gap(artifact: Artifact, target: str) -> int:
+    """How much older the best code is than the GPU: 0 for its own, 6 for sm_80 code on 8.6."""
+    cuda = artifact.cuda
+    if cuda is None:
+        return 0
+    same = [arch for arch in cuda.sass if _runs(arch, target, same_major=True)]
+    usable = same or [arch for arch in cuda.ptx if _runs(arch, target, same_major=False)]
+    return int(target) - max(int(arch.rstrip("af")) for arch in usable)
 
 
 def _fits_reason(
@@ -317,6 +330,8 @@ def _why_not(one: _Candidate, best: _Candidate) -> str:
         return f"would run, but {chosen} has machine code"
     if bool(one.missing) != bool(best.missing):
         return f"would run, but the libraries of {chosen} are here"
+    if one.gap != best.gap:
+        return f"would run, but {chosen} is closer to this GPU"
     return (
         f"would run, but {chosen} is smaller"
         if one.artifact.size != best.artifact.size

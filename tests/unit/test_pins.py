@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import tomlkit
@@ -12,6 +11,9 @@ import tomllib
 
 from farm import pins
 from farm.errors import UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 REAL = pins.load()
 
@@ -74,12 +76,12 @@ def test_a_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="No such file"):
         pins.load(tmp_path / "pins.toml")
     (tmp_path / "pins.toml").write_text("[source", "utf-8")
-    with pytest.raises(UsageError, match="pins.toml"):
+    with pytest.raises(UsageError, match="table"):
         pins.load(tmp_path / "pins.toml")
 
 
 def test_what_is_not_pinned_is_an_error_with_a_way_out() -> None:
-    with pytest.raises(UsageError, match="ubuntu:99.04 has no digest") as refused:
+    with pytest.raises(UsageError, match=r"ubuntu:99\.04 has no digest") as refused:
         REAL.image("ubuntu:99.04")
     assert "update-pins" in refused.value.hint
     assert "--image" in refused.value.hint

@@ -1,0 +1,137 @@
+"""Stands in for llama-server: does what ``behaviour.json`` beside it says.
+
+Keys: ``list`` {text, status, sleep} for --list-devices; ``say`` lines to print; ``flood`` bytes to
+print at once; ``exit`` status or ``signal`` number to end with before it listens; ``never_listen``;
+``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang, die, refuse,
+garbage; ``deaf`` ignores SIGTERM; ``child`` starts a child that sleeps; ``bad_starts``: how many
+starts do this, later ones behave well; ``exit_after`` seconds of service with ``late_status``.
+"""
+
+from __future__ import annotations
+
+import http.server
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+HERE = Path(__file__).absolute().parent
+DO = json.loads((HERE / "behaviour.json").read_text())
+STARTED = time.monotonic()
+
+
+def option(name: str) -> str | None:
+    return sys.argv[sys.argv.index(name) + 1] if name in sys.argv else None
+
+
+def note_down() -> None:
+    seen = {
+        "argv": sys.argv[1:],
+        "environ": dict(os.environ),
+        "pid": os.getpid(),
+        "cwd": str(Path.cwd()),
+    }
+    (HERE / "seen.json").write_text(json.dumps(seen))
+    with (HERE / "starts").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+
+
+def list_devices() -> None:
+    do = DO.get("list", {})
+    sys.stdout.write(do.get("text", "Available devices:\n  (none)\n"))
+    sys.stdout.flush()
+    time.sleep(do.get("sleep", 0))
+    if do.get("signal"):
+        os.kill(os.getpid(), do["signal"])
+    sys.exit(do.get("status", 0))
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    key = ""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def answer(self, status: int, document: object) -> None:
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def refused(self) -> bool:
+        if DO.get("keyless") or not self.key:
+            return False
+        if self.headers.get("Authorization") == f"Bearer {self.key}":
+            return False
+        self.answer(401, {"error": {"message": "Invalid API Key"}})
+        return True
+
+    def do_GET(self) -> None:
+        if self.path == "/health":
+            loading = time.monotonic() - STARTED < DO.get("loading", 0)
+            self.answer(503 if loading else 200, {})
+        elif not self.refused():
+            self.answer(200, {})
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.refused():
+            return
+        do = DO.get("completion", "ok")
+        if do == "hang":
+            time.sleep(3600)
+        elif do == "die":
+            sys.stdout.write("CUDA error: an illegal memory access was encountered\n")
+            sys.stdout.flush()
+            os.abort()
+        elif do == "refuse":
+            self.answer(500, {"error": {"message": "the context is full"}})
+        elif do == "garbage":
+            self.answer(200, ["not", "llama"])
+        else:
+            self.answer(200, {"content": "!", "stop_type": "limit", "tokens_predicted": 1})
+
+
+def misbehave() -> None:
+    """Everything that happens before it listens."""
+    if DO.get("deaf"):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if DO.get("child"):
+        child = subprocess.Popen(["/bin/sleep", "3600"])
+        (HERE / "child").write_text(str(child.pid))
+    for line in DO.get("say", []):
+        print(line, flush=True)
+    sys.stdout.write(("x" * 999 + "\n") * (DO.get("flood", 0) // 1000))
+    sys.stdout.flush()
+    if DO.get("signal"):
+        os.kill(os.getpid(), DO["signal"])
+    if "exit" in DO:
+        sys.exit(DO["exit"])
+    if DO.get("never_listen"):
+        time.sleep(3600)
+
+
+def serve() -> None:
+    key_file = option("--api-key-file")
+    if key_file:
+        Handler.key = Path(key_file).read_text().strip()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(option("--port") or 0)), Handler)
+    if DO.get("exit_after") is not None:
+        threading.Timer(DO["exit_after"], lambda: os._exit(DO.get("late_status", 1))).start()
+    server.serve_forever()
+
+
+note_down()
+if "--list-devices" in sys.argv:
+    list_devices()
+if DO.get("bad_starts") is not None:
+    starts = len((HERE / "starts").read_text().splitlines())
+    if starts > DO["bad_starts"]:
+        DO.clear()
+misbehave()
+serve()

@@ -1,0 +1,250 @@
+"""Recipes of the base images, on an in-memory image store; the real engine's part is marked."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import sys
+import tarfile
+from typing import IO, TYPE_CHECKING
+
+import pytest
+
+from farm import base_image, pins, rootfs
+from farm.engines.docker import DockerImages, connect
+from farm.errors import EngineError, UsageError
+from farm.images import ImageFacts
+from farm.toolkit import Toolkit
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+FAKE_DEBOOTSTRAP = """#!{python}
+import pathlib, sys
+print("I: Retrieving Release")
+root = pathlib.Path(sys.argv[-1])
+if "--force-check-gpg" not in sys.argv:
+    sys.exit("signatures were not checked")
+for name in ("bin/sh", "etc/hostname", "var/log/bootstrap.log", "var/lib/apt/lists/x", "etc/os"):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_text(name)
+(root / "lib").symlink_to("usr/lib")
+"""
+
+
+class Store:
+    """Keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, ImageFacts] = {}
+        self.contexts: list[dict[str, tarfile.TarInfo]] = []
+        self.built_on: list[str] = []
+        self.imports = 0
+
+    def find(self, tag: str) -> ImageFacts | None:
+        return self.images.get(tag)
+
+    def pull(self, reference: str) -> ImageFacts:
+        raise EngineError("IMAGE_UNAVAILABLE", reference)
+
+    def import_root(self, tar: IO[bytes], tag: str, labels: Mapping[str, str]) -> ImageFacts:
+        self.imports += 1
+        return self._keep(tar, tag, labels)
+
+    def build(
+        self,
+        context: IO[bytes],
+        tag: str,
+        *,
+        buildargs: Mapping[str, str],
+        labels: Mapping[str, str],
+        log: Callable[[str], None],
+    ) -> ImageFacts:
+        log("Step 1/3")
+        self.built_on.append(buildargs["BASE"])
+        return self._keep(context, tag, labels)
+
+    def _keep(self, tar: IO[bytes], tag: str, labels: Mapping[str, str]) -> ImageFacts:
+        content = tar.read()
+        with tarfile.open(fileobj=io.BytesIO(content)) as archive:
+            self.contexts.append({entry.name: entry for entry in archive})
+        image = hashlib.sha256(content + tag.encode()).hexdigest()
+        self.images[tag] = ImageFacts(f"sha256:{image}", dict(labels), tag)
+        return self.images[tag]
+
+
+@pytest.fixture
+def root_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A host where this process is root and debootstrap is a script; returns the script."""
+    script = tmp_path / "bin" / "debootstrap"
+    script.parent.mkdir()
+    script.write_text(FAKE_DEBOOTSTRAP.format(python=sys.executable), "utf-8")
+    script.chmod(0o755)
+    monkeypatch.setenv("PATH", str(script.parent))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    return script
+
+
+def make(store: Store, line: str, *, fresh: bool = False) -> tuple[ImageFacts, list[str]]:
+    said: list[str] = []
+    made = base_image.make_base_image(store, line=line, fresh=fresh, log=said.append)
+    return made, said
+
+
+@pytest.mark.usefixtures("root_host")
+def test_the_cpu_image_is_a_bare_root_file_system() -> None:
+    store = Store()
+    made, said = make(store, "cpu")
+    assert made.reference == "llama-farm-base:bookworm"
+    assert made.labels["llama-farm"] == "base"
+    assert "I: Retrieving Release" in said
+    names = set(store.contexts[0])
+    assert {"./bin/sh", "./etc/os", "./lib", "./var/lib/apt/lists", "./var/log"} < names
+    assert names.isdisjoint({"./etc/hostname", "./var/log/bootstrap.log", "./var/lib/apt/lists/x"})
+    assert {entry.mtime for entry in store.contexts[0].values()} == {1_577_836_800}
+
+
+@pytest.mark.usefixtures("root_host")
+def test_an_image_of_the_same_inputs_is_used_again_and_says_so() -> None:
+    store = Store()
+    made, _ = make(store, "cpu")
+    again, said = make(store, "cpu")
+    assert again == made
+    assert said == ["image llama-farm-base:bookworm: there already, made from the same inputs"]
+    make(store, "cpu", fresh=True)
+    assert store.imports == 2
+
+
+@pytest.mark.usefixtures("root_host")
+def test_an_image_of_other_inputs_under_the_tag_is_replaced() -> None:
+    store = Store()
+    tag = base_image.TAGS["cpu"]
+    store.images[tag] = ImageFacts("sha256:other", {base_image.INPUTS_LABEL: "other"}, tag)
+    made, _ = make(store, "cpu")
+    assert made.id != "sha256:other"
+
+
+@pytest.mark.usefixtures("root_host")
+def test_cu124_is_its_recipe_on_top_of_the_cpu_image() -> None:
+    store = Store()
+    made, _ = make(store, "cu124")
+    assert made.reference == "llama-farm-base:bookworm-cu124"
+    assert store.built_on == [store.images["llama-farm-base:bookworm"].id]
+    assert set(store.contexts[-1]) == {"Dockerfile"}
+    assert make(store, "cu124")[0] == made
+    assert (store.imports, len(store.built_on)) == (1, 1)
+
+
+@pytest.mark.usefixtures("root_host")
+def test_cu130_takes_the_wheels_toolkit_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = tmp_path / "cu13"
+    (root / "bin").mkdir(parents=True)
+    (root / "bin" / "nvcc").touch(mode=0o755)
+    (root / "lib64").symlink_to("lib")
+    asked: list[object] = []
+
+    def unpacked(wheels: tuple[pins.PackagePin, ...]) -> Toolkit:
+        asked.append(wheels)
+        return Toolkit(root, "13.0", "wheels")
+
+    monkeypatch.setattr("farm.toolkit.from_wheels", unpacked)
+    store = Store()
+    make(store, "cu130")
+    context = store.contexts[-1]
+    assert {"Dockerfile", "cuda/bin/nvcc", "cuda/lib64"} < set(context)
+    assert context["cuda/lib64"].linkname == "lib"
+    assert context["cuda/bin/nvcc"].mode & 0o111
+    assert asked == [pins.load().toolkit_of("cu130")]
+
+
+def test_a_line_without_a_recipe_is_a_usage_error() -> None:
+    with pytest.raises(UsageError, match="line cu128") as refused:
+        make(Store(), "cu128")
+    assert "cpu, cu124, cu130" in refused.value.hint
+
+
+@pytest.mark.parametrize("recipe", ["cu124", "cu130", "builder"])
+def test_recipes_name_no_host_and_need_no_buildkit(recipe: str) -> None:
+    text = (base_image.RECIPES / f"{recipe}.Dockerfile").read_text("utf-8")
+    assert "ARG BASE\nFROM ${BASE}" in text
+    assert "://" not in text
+    assert "\nRUN --" not in text
+    assert "<<" not in text
+
+
+def test_without_debootstrap_it_says_what_to_install(root_host: Path) -> None:
+    root_host.unlink()
+    with pytest.raises(UsageError, match="debootstrap is not installed") as refused:
+        make(Store(), "cpu")
+    assert "apt-get install debootstrap" in refused.value.hint
+
+
+@pytest.mark.usefixtures("root_host")
+def test_without_root_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    with pytest.raises(UsageError, match="only root may") as refused:
+        make(Store(), "cpu")
+    assert "sudo" in refused.value.hint
+
+
+def test_a_failing_debootstrap_shows_its_last_lines(root_host: Path, tmp_path: Path) -> None:
+    lines = "; ".join(f"print('line {n}')" for n in range(30))
+    root_host.write_text(f"#!{sys.executable}\n{lines}\nraise SystemExit(7)\n", "utf-8")
+    with pytest.raises(EngineError, match="ended with status 7") as failed:
+        make(Store(), "cpu")
+    assert "line 29" in failed.value.message
+    assert "line 1\n" not in failed.value.message
+    assert list((tmp_path / "cache" / "llama-server-farm" / "roots").iterdir()) == []
+
+
+def test_one_tree_packs_to_the_same_bytes_whenever_and_by_whomever(tmp_path: Path) -> None:
+    packed = []
+    for name, when in (("a", 1), ("b", 2)):
+        (tmp_path / name / "etc").mkdir(parents=True)
+        for file in ("z", "a"):
+            (tmp_path / name / "etc" / file).write_text(file, "utf-8")
+            os.utime(tmp_path / name / "etc" / file, (when, when))
+        stream = io.BytesIO()
+        rootfs.pack(tmp_path / name, stream)
+        packed.append(stream.getvalue())
+    assert packed[0] == packed[1]
+
+
+@pytest.fixture
+def engine() -> DockerImages:
+    """A real engine; its absence fails where CI demands it, else skips."""
+    try:
+        return DockerImages(connect())
+    except EngineError as error:
+        if os.environ.get("FARM_REQUIRE_ALL") == "1":
+            raise
+        pytest.skip(f"no Docker engine: {error.message}")
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(900)
+def test_a_real_engine_takes_a_root_file_system_and_builds_on_it(engine: DockerImages) -> None:
+    if os.geteuid() != 0 or shutil.which("debootstrap") is None:
+        pytest.skip("making a root file system needs root and debootstrap")
+    base = base_image.make_base_image(engine, line="cpu", log=lambda _: None)
+    assert base == base_image.make_base_image(engine, line="cpu", log=lambda _: None)
+    lines: list[str] = []
+    context = io.BytesIO()
+    with tarfile.open(fileobj=context, mode="w") as tar:
+        recipe = b"ARG BASE\nFROM ${BASE}\nRUN cat /etc/debian_version && echo lost >&2 && false\n"
+        entry = tarfile.TarInfo("Dockerfile")
+        entry.size = len(recipe)
+        tar.addfile(entry, io.BytesIO(recipe))
+    context.seek(0)
+    with pytest.raises(EngineError, match="lost"):
+        engine.build(
+            context, "farm-test:never", buildargs={"BASE": base.id}, labels={}, log=lines.append
+        )
+    assert any(line.startswith("12.") for line in lines)
+    assert engine.find("farm-test:never") is None

@@ -1,0 +1,265 @@
+from __future__ import annotations
+
+import signal
+import struct
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_loader import devices, model_file, processes
+from llama_loader.devices import Device, choose, list_devices, parse
+from llama_loader.errors import HostError, LoaderError
+
+if TYPE_CHECKING:
+    from conftest import Impostor
+
+MIB = 1024**2
+H200 = "  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"
+ENVIRON = processes.environment({})
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            f"Available devices:\n{H200}",
+            [Device("CUDA0", "NVIDIA H200", 143155 * MIB, 142629 * MIB)],
+        ),
+        ("Available devices:\n  (none)\n", []),
+        ("Available devices:\n", []),
+        (
+            "ggml_cuda_init: found 2 CUDA devices:\n  Device 0: NVIDIA L4, compute capability 8.9\n"
+            "load_backend: loaded CUDA backend from /x/libggml-cuda.so\n"
+            "Available devices:\n  CUDA0: NVIDIA L4 (22500 MiB, 22000 MiB free)\n"
+            "  CUDA1: NVIDIA L4 (22500 MiB, 100 MiB free)\n",
+            [
+                Device("CUDA0", "NVIDIA L4", 22500 * MIB, 22000 * MIB),
+                Device("CUDA1", "NVIDIA L4", 22500 * MIB, 100 * MIB),
+            ],
+        ),
+        (
+            "Available devices:\n  Vulkan0: AMD Radeon (RADV NAVI31) (20464 MiB, 20000 MiB free)\n",
+            [Device("Vulkan0", "AMD Radeon (RADV NAVI31)", 20464 * MIB, 20000 * MIB)],
+        ),
+        (
+            "Available devices:\n  RPC[10.0.0.1:50052]: RPC[10.0.0.1:50052] (100 MiB, 99 MiB free)",
+            [Device("RPC[10.0.0.1:50052]", "RPC[10.0.0.1:50052]", 100 * MIB, 99 * MIB)],
+        ),
+        (
+            "Available devices:\n  CUDA0: NVIDIA H200 (143155 MiB)\n",
+            [Device("CUDA0", "NVIDIA H200", 143155 * MIB)],
+        ),
+        ("Available devices:\n  CUDA0: NVIDIA H200\n", [Device("CUDA0", "NVIDIA H200")]),
+        (
+            "ggml_cuda_init: found 1 CUDA devices:\n"
+            "  Device 0: NVIDIA A10G, compute capability 8.6, VMM: yes\n",
+            [Device("CUDA0", "NVIDIA A10G")],
+        ),
+        ("", []),
+        ("\n", []),
+    ],
+)
+def test_present_and_earlier_output(text: str, expected: list[Device]) -> None:
+    assert list(parse(text)) == expected
+
+
+def test_what_is_no_list_is_said_and_quoted() -> None:
+    with pytest.raises(HostError, match="usage: frobnicate") as caught:
+        parse("usage: frobnicate [options]\n")
+    assert caught.value.code == "DEVICE_LIST_GARBLED"
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_list_or_an_error(text: str) -> None:
+    refused = None
+    try:
+        found = parse(f"Available devices:\n{text}")
+        assert all(device.name and device.description for device in found)
+        parse(text)
+    except HostError as error:
+        refused = error
+    assert refused is None or refused.code == "DEVICE_LIST_GARBLED"
+
+
+def test_the_program_is_asked_with_its_own_environment(impostor: Impostor) -> None:
+    runtime = impostor.behave(list={"text": f"Available devices:\n{H200}"})
+    environ = processes.environment({"PATH": "/bin"}, libraries=[Path("/cu13"), Path("/cu12")])
+    listing = list_devices(runtime, environ)
+    assert [device.name for device in listing.devices] == ["CUDA0"]
+    seen = impostor.seen()["environ"]
+    assert seen.pop("LD_LIBRARY_PATH") == "/cu13:/cu12"
+    assert {name for name in seen if name != "LC_CTYPE"} == {"PATH"}
+
+
+@pytest.mark.parametrize(
+    ("do", "code", "words"),
+    [
+        ({"sleep": 60, "text": "Avail"}, "DEVICE_LIST_HANGS", "Avail"),
+        ({"status": 3, "text": "oh no"}, "DEVICE_LIST_FAILED", "status 3; it printed: 'oh no'"),
+        ({"signal": signal.SIGSEGV}, "DEVICE_LIST_FAILED", "signal 11"),
+        ({"text": "<html>"}, "DEVICE_LIST_GARBLED", "<html>"),
+        (
+            {
+                "status": 127,
+                "text": "error while loading shared libraries: libcublas.so.12: cannot"
+                " open shared object file: No such file or directory",
+            },
+            "LIBRARY_MISSING",
+            "libcublas.so.12",
+        ),
+        (
+            {"status": 1, "text": "/lib/libc.so.6: version `GLIBC_2.38' not found (required by x)"},
+            "GLIBC_TOO_OLD",
+            "GLIBC_2.38",
+        ),
+    ],
+)
+def test_a_list_that_cannot_be_had(
+    impostor: Impostor, do: dict[str, object], code: str, words: str
+) -> None:
+    started = time.monotonic()
+    with pytest.raises(HostError) as caught:
+        list_devices(impostor.behave(list=do), ENVIRON, timeout=2.0)
+    assert (caught.value.code, caught.value.exit_status) == (code, 5)
+    assert words in caught.value.message
+    assert time.monotonic() - started < 10
+
+
+def test_no_program_at_all(tmp_path: Path) -> None:
+    with pytest.raises(HostError, match="No such file") as caught:
+        list_devices(tmp_path, ENVIRON)
+    assert caught.value.code == "RUNTIME_NOT_EXECUTABLE"
+
+
+def gpus(*free: int) -> list[Device]:
+    return [Device(f"CUDA{i}", "GPU", 80 * MIB, mib * MIB) for i, mib in enumerate(free)]
+
+
+@pytest.mark.parametrize(
+    ("free", "needed", "expected"),
+    [
+        ((70,), 60, ("CUDA0",)),
+        ((70,), 90, ("CUDA0",)),
+        ((10, 70, 60), 60, ("CUDA1",)),
+        ((10, 70, 60), 100, ("CUDA1", "CUDA2")),
+        ((40, 40, 40), 100, ("CUDA0", "CUDA1", "CUDA2")),
+        ((40, 40), 200, ("CUDA0", "CUDA1")),
+        ((40, 40), None, ("CUDA0", "CUDA1")),
+    ],
+)
+def test_the_fewest_devices_that_hold_the_model(
+    free: tuple[int, ...], needed: int | None, expected: tuple[str, ...]
+) -> None:
+    chosen = choose(gpus(*free), (), needed=needed and needed * MIB, allow_cpu=False)
+    assert chosen.names == expected
+    assert chosen.reason
+
+
+def test_cuda_before_vulkan_and_vulkan_before_nothing() -> None:
+    vulkan = Device("Vulkan0", "Radeon", 1, 1)
+    found = [vulkan, *gpus(10)]
+    assert choose(found, (), needed=None, allow_cpu=False).names == ("CUDA0",)
+    assert choose([vulkan], (), needed=None, allow_cpu=False).names == ("Vulkan0",)
+
+
+def test_names_are_taken_as_they_are() -> None:
+    found = gpus(10, 20, 30)
+    chosen = choose(found, ("cuda2", "CUDA0"), needed=1, allow_cpu=False)
+    assert chosen.names == ("CUDA2", "CUDA0")
+    assert choose(found, ("none",), needed=1, allow_cpu=False).names == ()
+
+
+@pytest.mark.parametrize("name", ["Vulkan0", "CUDA7"])
+def test_a_device_that_is_not_there_gets_the_seeds_chapter(name: str) -> None:
+    with pytest.raises(HostError) as caught:
+        choose(gpus(10), (name,), needed=None, allow_cpu=True)
+    assert caught.value.code == "INVALID_DEVICE"
+    assert f"no device {name}; llama-server lists: CUDA0" in caught.value.message
+    assert "YAKULINGO_SPACES_LLAMA_CPP_URL" in caught.value.hint
+    assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in caught.value.hint
+
+
+def test_no_device_is_an_error_unless_the_cpu_is_allowed() -> None:
+    with pytest.raises(HostError) as caught:
+        choose([], (), needed=None, allow_cpu=False)
+    assert caught.value.code == "NO_DEVICE"
+    assert choose([], (), needed=None, allow_cpu=True).names == ()
+
+
+def gguf(path: Path, **values: int) -> Path:
+    """A GGUF header with these whole numbers, a text and a long array of texts."""
+    body = b""
+    for key, value in values.items():
+        name = f"llama.{key.replace('__', '.')}".encode()
+        body += struct.pack("<Q", len(name)) + name + struct.pack("<II", 4, value)
+    texts = b"".join(struct.pack("<Q", 3) + b"abc" for _ in range(1000))
+    name = b"tokenizer.ggml.tokens"
+    body = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, 8, 1000) + texts + body
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(values) + 1) + body)
+    return path
+
+
+def test_the_model_is_sized_from_its_header(tmp_path: Path) -> None:
+    path = gguf(
+        tmp_path / "m.gguf",
+        block_count=62,
+        embedding_length=5376,
+        attention__head_count=32,
+        attention__head_count_kv=16,
+        attention__key_length=128,
+        attention__value_length=128,
+    )
+    size = model_file.measure(path, 4096)
+    assert size is not None
+    assert size.file == path.stat().st_size
+    assert size.context == 4096 * 62 * 16 * 256 * 2
+    assert size.needed > size.file + size.context
+
+
+@pytest.mark.parametrize("data", [b"", b"GGUF", b"hello", b"GGUF" + b"\xff" * 100])
+def test_what_is_not_gguf_has_no_size(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(data)
+    assert model_file.measure(path, 4096) is None
+    assert model_file.measure(tmp_path / "missing", 4096) is None
+
+
+@given(st.binary(max_size=200))
+def test_no_header_makes_the_sizing_fail(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzz.gguf"
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + data)
+    model_file.measure(path, 4096)
+
+
+def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
+    first = gguf(tmp_path / "m-00001-of-00002.gguf", block_count=1)
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(b"x" * 1000)
+    size = model_file.measure(first, 1)
+    assert size is not None
+    assert size.file == first.stat().st_size + 1000
+
+
+@pytest.mark.model
+def test_the_real_server_lists_and_the_real_model_is_sized(
+    real_runtime: Path, real_model: Path
+) -> None:
+    listing = devices.list_devices(real_runtime, ENVIRON)
+    assert "Available devices:" in listing.output
+    size = model_file.measure(real_model, 4096)
+    assert size is not None
+    # llama-server's own report: "KV buffer size = 90.00 MiB"
+    assert size.context == 90 * MIB
+
+
+@pytest.mark.model
+def test_the_real_server_refuses_what_is_not_there(real_runtime: Path) -> None:
+    with pytest.raises(LoaderError) as caught:
+        found = devices.list_devices(real_runtime, ENVIRON).devices
+        choose(found, ("CUDA77",), needed=None, allow_cpu=True)
+    assert caught.value.code == "INVALID_DEVICE"

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import cuda_libraries, host, known_gpus, nvml
+from llama_loader.cuda_libraries import Library, find_libraries
+from llama_loader.settings import load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+NAME = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_the_facts_of_this_machine() -> None:
+    facts = host.detect(load(environ={}))
+    assert facts.system == "linux"
+    assert facts.machine
+    assert facts.cpus > 0
+    assert facts.memory > 1 << 28
+    assert facts.glibc is None or float(facts.glibc) >= 2.28
+    assert facts.glibcxx is None or facts.glibcxx.startswith("3.4.")
+
+
+def test_proc_names_the_gpu_before_any_is_attached(tmp_path: Path) -> None:
+    write(
+        tmp_path / "proc/driver/nvidia/version",
+        "NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.95.05  Release Build\n"
+        "GCC version:  gcc version 13.3.0\n",
+    )
+    write(
+        tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information",
+        f"Model: \t\t {NAME}\nIRQ:   \t\t 133\nGPU UUID: \t GPU-1234\nVideo BIOS: \t ??\n",
+    )
+    facts = host.detect(load(environ={"SPACES_ZERO_GPU": "1"}), root=tmp_path)
+    assert facts.gpu_source == "/proc/driver/nvidia"
+    assert facts.driver == "580.95.05"
+    assert facts.gpus == (host.Gpu(NAME, "120", None, "GPU-1234"),)
+    assert facts.zerogpu
+
+
+def test_zerogpu_without_any_trace_is_what_it_documents(tmp_path: Path) -> None:
+    facts = host.detect(load(environ={"SPACES_ZERO_GPU": "true"}), root=tmp_path)
+    assert (facts.gpu_source, facts.capabilities, facts.driver) == ("zerogpu", ("120",), None)
+    plain = host.detect(load(environ={}), root=tmp_path)
+    assert (plain.gpu_source, plain.gpus) == ("none", ())
+
+
+def test_nvidia_smi_is_read() -> None:
+    driver, gpus = host.parse_smi(
+        "NVIDIA H200, 9.0, 143771, 580.159.03, GPU-a\n"
+        "Tesla T4, [N/A], [N/A], 580.159.03, [N/A]\n"
+        "a warning on stderr\n"
+    )
+    assert driver == "580.159.03"
+    assert gpus == (
+        host.Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
+        host.Gpu("Tesla T4", "75", None, None),
+    )
+    assert host.parse_smi("No devices were found\n") == (None, ())
+
+
+def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    old = write(site / "nvidia/cublas/lib/libcublas.so.12").parent
+    write(old / "libcublasLt.so.12")
+    write(site / "nvidia_cublas_cu12-12.8.4.1.dist-info/METADATA")
+    new = write(site / "nvidia/cu13/lib/libcublas.so.13").parent
+    write(site / "nvidia_cublas-13.0.2.14.dist-info/METADATA")
+    kit = write(tmp_path / "root/usr/local/cuda-12.4/lib64/libcudart.so.12.4.127").parent
+    (kit / "libcudart.so.12").symlink_to("libcudart.so.12.4.127")
+    (tmp_path / "root/usr/local/cuda").symlink_to("cuda-12.4")
+    mounted = write(tmp_path / "root/cuda-image/usr/local/cuda-13.0/lib64/libcudart.so.13").parent
+    chosen = write(tmp_path / "mine/libcudart.so.12").parent
+    cached = write(tmp_path / "lib/libcublas.so.12")
+    found = find_libraries([chosen], [cached], [site], tmp_path / "root")
+    assert found == (
+        Library("libcudart.so.12", chosen, None, "LD_LIBRARY_PATH"),
+        Library("libcublas.so.13", new, "13.0.2.14", "site-packages"),
+        Library("libcublas.so.12", old, "12.8.4.1", "site-packages"),
+        Library("libcublasLt.so.12", old, "12.8.4.1", "site-packages"),
+        Library("libcublas.so.12", cached.parent, None, "ldconfig"),
+        Library("libcudart.so.12", kit, "12.4.127", "toolkit"),
+        Library("libcudart.so.13", mounted, None, "toolkit"),
+    )
+    taken, missing = cuda_libraries.split_needs(
+        ["libcublas.so.12", "libcudart.so.12", "libcuda.so.1", "libgomp.so.1"], found
+    )
+    assert [one.folder for one in taken] == [old, old, chosen]
+    assert missing == ()
+    assert cuda_libraries.folders(taken) == (old, chosen)
+
+
+def test_a_dangling_link_is_no_library(tmp_path: Path) -> None:
+    (tmp_path / "libcudart.so.12").symlink_to("gone")
+    assert find_libraries([tmp_path], [], [], tmp_path / "root") == ()
+
+
+def test_needs_are_read_from_a_foreign_runtime(tmp_path: Path) -> None:
+    write(tmp_path / "libggml-cuda.so", "\x7fELF\0libcudart.so.12\0libcublas.so.12\0libc.so.6\0")
+    write(tmp_path / "libcudart.so.12", "\0")
+    write(tmp_path / "empty.so")
+    assert cuda_libraries.read_needs(tmp_path) == ("libcublas.so.12",)
+
+
+@pytest.mark.parametrize(
+    ("soname", "package"),
+    [
+        ("libcublas.so.12", "nvidia-cublas-cu12"),
+        ("libcublasLt.so.13", "nvidia-cublas"),
+        ("libcudart.so.13", "nvidia-cuda-runtime"),
+        ("libcudart.so.12", "nvidia-cuda-runtime-cu12"),
+        ("libcuda.so.1", None),
+    ],
+)
+def test_the_package_that_brings_a_library(soname: str, package: str | None) -> None:
+    assert cuda_libraries.pip_package(soname) == package
+
+
+class FakeNvml:
+    """NVML's calling convention: results through pointers, 0 for success."""
+
+    def __init__(self, *, refuse: str = "") -> None:
+        self.refuse = refuse
+        self.shut = 0
+
+    def __getattr__(self, name: str) -> Callable[..., int]:
+        def call(*arguments: Any) -> int:
+            self.shut += name == "nvmlShutdown"
+            if name == self.refuse:
+                return 3
+            ANSWERS.get(name, lambda *_: None)(*arguments)
+            return 0
+
+        return call
+
+
+def put_text(text: bytes) -> Callable[..., None]:
+    return lambda *arguments: setattr(arguments[-2], "value", text)
+
+
+def put(*values: int, field: str = "value") -> Callable[..., None]:
+    def fill(*arguments: Any) -> None:
+        for pointer, value in zip(arguments[-len(values) :], values, strict=True):
+            setattr(pointer._obj, field, value)
+
+    return fill
+
+
+ANSWERS = {
+    "nvmlSystemGetDriverVersion": put_text(b"580.159.03"),
+    "nvmlDeviceGetCount_v2": put(1),
+    "nvmlDeviceGetHandleByIndex_v2": put(1),
+    "nvmlDeviceGetName": put_text(b"NVIDIA H200"),
+    "nvmlDeviceGetUUID": put_text(b"GPU-a"),
+    "nvmlDeviceGetMemoryInfo": put(150_000_000_000, field="total"),
+    "nvmlDeviceGetCudaComputeCapability": put(9, 0),
+}
+
+
+@pytest.mark.parametrize(
+    ("refuse", "memory"),
+    [
+        ("", 150_000_000_000),
+        ("nvmlDeviceGetMemoryInfo", None),
+        ("nvmlDeviceGetCudaComputeCapability", 150_000_000_000),
+    ],
+)
+def test_nvml_answers(monkeypatch: pytest.MonkeyPatch, refuse: str, memory: int | None) -> None:
+    library = FakeNvml(refuse=refuse)
+    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: library)
+    answer = nvml.query()
+    assert answer == nvml.Answer(
+        "580.159.03", (nvml.NvmlGpu("NVIDIA H200", "90", memory, "GPU-a"),)
+    )
+    assert library.shut == 1
+
+
+@pytest.mark.parametrize("refuse", ["nvmlInit_v2", "nvmlDeviceGetCount_v2"])
+def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str) -> None:
+    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: FakeNvml(refuse=refuse))
+    assert nvml.query() is None
+
+
+def test_jit_drivers_by_toolkit() -> None:
+    assert known_gpus.jit_driver("12.8.1") == "570.26"
+    assert known_gpus.jit_driver("99.0") is None

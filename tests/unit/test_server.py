@@ -1,0 +1,524 @@
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import exits, processes, server_log, sockets
+from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
+from llama_loader.server import Server, ServerPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Impostor
+
+ENVIRON = processes.environment({"PATH": os.environ["PATH"]})
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+
+
+def plan(runtime: Path, **changes: Any) -> ServerPlan:
+    default = ServerPlan(
+        runtime=runtime, model=Path("/m.gguf"), environ=ENVIRON, startup_timeout=20.0
+    )
+    return replace(default, **changes)
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs; one that only waits to be reaped does not."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+def gone(pid: int, within: float = 2.0) -> bool:
+    deadline = time.monotonic() + within
+    while alive(pid):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+@pytest.fixture(autouse=True)
+def no_folder_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    yield
+    assert list(place.iterdir()) == []
+
+
+def failure(runtime: Path, **changes: Any) -> LoaderError:
+    with pytest.raises(LoaderError) as caught:
+        Server(plan(runtime, **changes)).start()
+    return caught.value
+
+
+def test_it_starts_answers_and_ends(impostor: Impostor) -> None:
+    with Server(plan(impostor.behave(loading=0.2))) as server:
+        assert server.started is not None
+        assert 0.2 <= server.started.loaded <= server.started.first_token
+        pid = server.pid
+        assert pid is not None
+        assert server.url == f"http://127.0.0.1:{server.port}"
+        assert server.client().completion("x", max_tokens=1).text == "!"
+        assert os.getpgid(pid) == pid
+        assert not server.wait(0.01)
+    assert gone(pid)
+    assert server.pid is None
+    server.stop()
+
+
+def test_the_key_is_random_private_and_not_on_the_command_line(impostor: Impostor) -> None:
+    with Server(plan(impostor.behave())) as one, Server(plan(impostor.behave())) as two:
+        assert one.api_key
+        assert two.api_key
+        assert one.api_key != two.api_key
+        argv = impostor.seen()["argv"]
+        key_file = Path(argv[argv.index("--api-key-file") + 1])
+        assert stat.S_IMODE(key_file.stat().st_mode) == 0o600
+        assert stat.S_IMODE(key_file.parent.stat().st_mode) == 0o700
+        assert key_file.read_text().strip() == two.api_key
+        assert two.api_key not in " ".join(argv)
+        with pytest.raises(ServerError, match="Invalid API Key"):
+            Server.client(replace_key(two)).completion("x", max_tokens=1)
+
+
+def replace_key(server: Server) -> Server:
+    other = Server(server.plan)
+    other.port = server.port
+    return other
+
+
+def test_nothing_hostile_is_passed_on(impostor: Impostor, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("LLAMA_ARG_CTX_SIZE", "AIP_HTTP_PORT", "LD_PRELOAD", "HF_TOKEN", "PYTHONPATH"):
+        monkeypatch.setenv(name, "1" if name != "LD_PRELOAD" else "")
+    with Server(plan(impostor.behave())):
+        seen = impostor.seen()["environ"]
+    assert set(seen) - {"LC_CTYPE"} == {"PATH", "GGML_NO_BACKTRACE"}
+
+
+def test_the_command_line(impostor: Impostor) -> None:
+    runtime = impostor.behave()
+    wanted = plan(
+        runtime,
+        devices=("CUDA0", "CUDA1"),
+        n_ctx=8192,
+        pinned_build=True,
+        allow_cpu=True,
+        extra=("--threads", "3"),
+    )
+    with Server(wanted) as server:
+        argv = impostor.seen()["argv"]
+        text = " ".join(argv)
+        assert f"--model /m.gguf --host 127.0.0.1 --port {server.port} --ctx-size 8192" in text
+        assert "--n-gpu-layers 999 --device CUDA0,CUDA1" in text
+        assert "--fit off" in text
+        assert text.endswith("--no-webui --threads 3")
+    with Server(plan(runtime, keyed=False)) as server:
+        text = " ".join(impostor.seen()["argv"])
+        assert "--n-gpu-layers 0 --device none" in text
+        assert "--fit" not in text
+        assert "api-key" not in text
+        assert server.api_key is None
+
+
+def test_a_port_that_is_taken_is_named(impostor: Impostor) -> None:
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen(1)
+        port = other.getsockname()[1]
+        error = failure(impostor.behave(), port=port)
+    assert (error.code, error.exit_status) == ("PORT_IN_USE", 7)
+    assert str(port) in error.message
+    assert not (impostor.folder / "starts").exists()
+
+
+def test_a_port_of_ones_own(impostor: Impostor) -> None:
+    port = sockets.free_port()
+    with Server(plan(impostor.behave(), port=port)) as server:
+        assert server.port == port
+        assert sockets.listens(server.pid or 0, port) is True
+        assert sockets.listens(os.getpid(), port) is False
+    assert sockets.listens(os.getpid(), port) is None
+
+
+def test_a_stranger_on_the_port_is_found_out(
+    impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Our server hangs before it binds, and somebody else binds the port meanwhile."""
+    stranger = tmp_path / "stranger"
+    stranger.mkdir()
+    (stranger / "llama-server").write_bytes((impostor.folder / "llama-server").read_bytes())
+    (stranger / "llama-server").chmod(0o755)
+    (stranger / "behaviour.json").write_text('{"keyless": true}')
+    with Server(plan(stranger, keyed=False)) as other:
+        monkeypatch.setattr(sockets, "free_port", lambda: other.port)
+        for proc_is_there in (True, False):
+            if not proc_is_there:
+                monkeypatch.setattr(sockets, "listens", lambda *_: None)
+            error = failure(impostor.behave(never_listen=True))
+            assert error.code == "PORT_IN_USE"
+            assert f"another program answers on port {other.port}" in error.message
+        assert other.client().completion("x", max_tokens=1).text == "!"
+
+
+def test_a_free_port_that_is_lost_to_somebody_is_tried_again(impostor: Impostor) -> None:
+    runtime = impostor.behave(
+        bad_starts=2, say=["E srv start: couldn't bind HTTP server socket, port: 1"], exit=1
+    )
+    with Server(plan(runtime)):
+        assert impostor.starts() == 3
+
+
+@pytest.mark.parametrize(
+    ("do", "kind", "code", "words"),
+    [
+        (
+            {
+                "say": [
+                    "0.00.1.2 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 15000.50 MiB"
+                    " on device 0: cudaMalloc failed: out of memory",
+                    "0.00.1.3 E llama_model_load: error loading model: unable to allocate CUDA0"
+                    " buffer",
+                ],
+                "exit": 1,
+            },
+            ServerError,
+            "OUT_OF_MEMORY",
+            "not enough GPU memory for the model and its context (allocating 15000.50 MiB on"
+            " device 0)",
+        ),
+        (
+            {
+                "say": [
+                    "0.0.1.2 E load: unknown model architecture: 'zork'",
+                    "0.0.1.3 E srv load_model: failed to load model, '/m.gguf'",
+                ],
+                "exit": 1,
+            },
+            ServerError,
+            "BAD_MODEL",
+            "unknown model architecture: 'zork'",
+        ),
+        (
+            {"say": ["error: invalid argument: --frob"], "exit": 1},
+            SettingError,
+            "SERVER_ARGUMENT_INVALID",
+            "--frob",
+        ),
+        (
+            {"say": ['error while handling argument "--device": invalid device: CUDA7'], "exit": 1},
+            HostError,
+            "INVALID_DEVICE",
+            "CUDA7",
+        ),
+        (
+            {
+                "say": [
+                    "llama-server: error while loading shared libraries: libcublas.so.12: cannot"
+                    " open shared object file"
+                ],
+                "exit": 127,
+            },
+            HostError,
+            "LIBRARY_MISSING",
+            "libcublas.so.12",
+        ),
+        (
+            {
+                "say": ["CUDA error: no kernel image is available for execution on the device"],
+                "signal": 6,
+            },
+            HostError,
+            "NO_KERNEL_IMAGE",
+            "no code for this GPU",
+        ),
+        (
+            {"say": ["CUDA error: misaligned address"], "signal": 6},
+            ServerError,
+            "CUDA_ERROR",
+            "misaligned",
+        ),
+        ({"signal": 9}, ServerError, "SERVER_KILLED", "SIGKILL) while loading"),
+        ({"signal": 11}, ServerError, "SERVER_CRASHED", "SIGSEGV while loading"),
+        ({"exit": 3}, ServerError, "SERVER_ENDED", "status 3 while loading"),
+        ({"exit": 0, "say": ["bye"]}, ServerError, "SERVER_ENDED", "bye"),
+        ({"completion": "die"}, ServerError, "CUDA_ERROR", "illegal memory access"),
+        ({"completion": "refuse"}, ServerError, "REQUEST_REFUSED", "the context is full"),
+        ({"completion": "garbage"}, ServerError, "NOT_LLAMA_SERVER", "not llama-server"),
+    ],
+)
+def test_ends_are_told_apart(
+    impostor: Impostor, do: dict[str, Any], kind: type[LoaderError], code: str, words: str
+) -> None:
+    error = failure(impostor.behave(**do))
+    assert (type(error), error.code) == (kind, code)
+    assert words in error.message
+    assert gone(impostor.seen()["pid"])
+
+
+@pytest.mark.parametrize(
+    ("do", "words"),
+    [
+        ({"never_listen": True, "say": ["thinking"]}, "does not listen after 1 s"),
+        ({"loading": 60}, "loads the model still after 1 s"),
+        ({"completion": "hang"}, "is loaded, but does not answer after 1 s"),
+    ],
+)
+def test_a_start_that_takes_too_long(impostor: Impostor, do: dict[str, Any], words: str) -> None:
+    started = time.monotonic()
+    error = failure(impostor.behave(**do), startup_timeout=1.0)
+    assert error.code == "START_TIMEOUT"
+    assert words in error.message
+    assert time.monotonic() - started < 4
+    assert gone(impostor.seen()["pid"])
+
+
+def test_no_program_there(tmp_path: Path) -> None:
+    error = failure(tmp_path)
+    assert error.exit_status == 7
+    assert "cannot execute: No such file" in error.message
+
+
+def test_ten_megabytes_of_log_at_once(impostor: Impostor) -> None:
+    with Server(plan(impostor.behave(flood=10_000_000))) as server:
+        path = server.log_path
+        assert path is not None
+        together = sum(one.stat().st_size for one in path.parent.glob("llama-server.log*"))
+        assert 100_000 < together <= server_log.MAX_BYTES
+        assert len(server.tail(1000)) <= 200
+
+
+def test_the_group_goes_too_and_deafness_does_not_help(
+    impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("llama_loader.server.STOP_GRACE", 0.3)
+    with Server(plan(impostor.behave(child=True, deaf=True))) as server:
+        pid = server.pid
+        child = int((impostor.folder / "child").read_text())
+        assert alive(child)
+        assert pid is not None
+    assert gone(pid)
+    assert gone(child)
+
+
+def test_stopped_while_it_loads(impostor: Impostor) -> None:
+    server = Server(plan(impostor.behave(loading=60)))
+    seen: list[LoaderError] = []
+
+    def start() -> None:
+        try:
+            server.start()
+        except LoaderError as error:
+            seen.append(error)
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    while server.pid is None or not (impostor.folder / "seen.json").exists():
+        time.sleep(0.01)
+    pid = server.pid
+    server.stop()
+    thread.join(5)
+    assert [error.code for error in seen] == ["SERVER_STOPPED"]
+    assert gone(pid)
+
+
+def test_a_death_later_on_is_explained(impostor: Impostor) -> None:
+    with Server(plan(impostor.behave(exit_after=0.6, late_status=4))) as server:
+        assert server.wait(10)
+        with pytest.raises(ServerError, match="status 4 while it served"):
+            server.check()
+
+
+def test_a_model_on_the_cpu_is_an_error_unless_allowed(impostor: Impostor) -> None:
+    say = [
+        "load_tensors: offloaded 0/31 layers to GPU",
+        "load_tensors:   CPU_Mapped model buffer size =    92.10 MiB",
+    ]
+    runtime = impostor.behave(say=say)
+    error = failure(runtime, devices=("CUDA0",))
+    assert (error.code, error.exit_status) == ("MODEL_ON_CPU", 5)
+    assert "CUDA0, but it is in CPU_Mapped" in error.message
+    with Server(plan(runtime, devices=("CUDA0",), allow_cpu=True)) as server:
+        assert server.report.offloaded == 0
+    good = impostor.behave(say=[*say, "load_tensors: CUDA0 model buffer size = 900.00 MiB"])
+    with Server(plan(good, devices=("CUDA0",))) as server:
+        assert server.report.buffers["CUDA0"] == 900 * 1024**2
+
+
+PARENT = """
+import sys, threading, time
+sys.path.insert(0, {spaces!r})
+from pathlib import Path
+from llama_loader.server import Server, ServerPlan
+server = Server(ServerPlan(Path({runtime!r}), Path("/m"), {{"PATH": "/bin"}}))
+thread = threading.Thread(target=server.start)
+thread.start(); thread.join()
+print(server.pid, flush=True)
+time.sleep(3600)
+"""
+
+
+def test_it_outlives_the_calling_thread_and_dies_with_the_process(
+    impostor: Impostor, tmp_path: Path
+) -> None:
+    """FAULTS 56 and 57: on ZeroGPU every call is a new thread of one worker process."""
+    code = PARENT.format(spaces=str(SPACES), runtime=str(impostor.behave()))
+    for number in (signal.SIGKILL, signal.SIGTERM):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, env={"TMPDIR": str(tmp_path)}
+        ) as parent:
+            assert parent.stdout is not None
+            pid = int(parent.stdout.readline())
+            time.sleep(0.3)
+            assert alive(pid)
+            parent.send_signal(number)
+        assert gone(pid, 1.0)
+
+
+def test_a_parent_killed_at_any_moment_leaves_nothing(impostor: Impostor, tmp_path: Path) -> None:
+    code = PARENT.format(spaces=str(SPACES), runtime=str(impostor.behave(loading=3600)))
+    for delay in (0.08, 0.12, 0.16, 0.2, 0.25):
+        with subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env={"TMPDIR": str(tmp_path)},
+        ) as parent:
+            time.sleep(delay)
+            parent.kill()
+    time.sleep(0.3)
+    with contextlib.suppress(FileNotFoundError):
+        for pid in (impostor.folder / "starts").read_text().split():
+            assert gone(int(pid), 1.0)
+
+
+def test_a_fork_gets_a_keeper_of_its_own(impostor: Impostor) -> None:
+    with Server(plan(impostor.behave())):
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                with Server(plan(impostor.folder)) as inner:
+                    os.write(writer, str(inner.pid).encode())
+                status = 0
+            finally:
+                os._exit(status)
+        assert os.waitpid(pid, 0)[1] == 0
+        assert gone(int(os.read(reader, 20)))
+        os.close(reader)
+        os.close(writer)
+
+
+def test_run_ends_a_whole_group_in_time(tmp_path: Path) -> None:
+    pid_file = tmp_path / "pid"
+    done = processes.run(
+        ["/bin/sh", "-c", f"echo begun; sleep 99 & echo $! > {pid_file}; wait"],
+        ENVIRON,
+        timeout=0.5,
+    )
+    assert done.status is None
+    assert done.output == "begun\n"
+    assert gone(int(pid_file.read_text()))
+
+
+def test_what_is_quoted_complains_or_comes_last() -> None:
+    lines = ["0.00.1.2 I loading", "0.00.1.3 E failed to open", "0.00.1.4 I cleaning up"]
+    assert exits.quote(lines) == "failed to open"
+    assert exits.quote(["a", "b"]) == "a | b"
+    assert exits.quote([]) == "(it printed nothing)"
+
+
+# --- the real llama-server -----------------------------------------------------------------
+
+
+@pytest.mark.model
+def test_the_real_server_answers_paris(real_runtime: Path, real_model: Path) -> None:
+    wanted = plan(real_runtime, model=real_model, pinned_build=True, startup_timeout=120.0)
+    with Server(wanted) as server:
+        answer = server.client().completion("The capital of France is", max_tokens=3)
+        assert answer.text.startswith(" Paris")
+        assert server.report.buffers
+        pid = server.pid
+        assert pid is not None
+    assert gone(pid)
+
+
+@pytest.mark.model
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda _: None, "No such file or directory"),
+        (lambda model: model.read_bytes()[:20_000_000], "not within the file bounds"),
+        (lambda _: b"hello", "invalid magic"),
+        (lambda _: b"", "failed to load model"),
+        (
+            lambda model: model.read_bytes().replace(
+                b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0llama",
+                b"general.architecture\x08\0\0\0\x05\0\0\0\0\0\0\0zorko",
+                1,
+            ),
+            "zorko",
+        ),
+    ],
+    ids=["missing", "truncated", "not-gguf", "empty", "unknown-architecture"],
+)
+def test_the_real_server_says_what_is_wrong_with_a_model(
+    real_runtime: Path, real_model: Path, tmp_path: Path, make: Any, words: str
+) -> None:
+    model = tmp_path / "bad.gguf"
+    data = make(real_model)
+    if data is not None:
+        model.write_bytes(data)
+    error = failure(real_runtime, model=model, startup_timeout=60.0)
+    assert (error.code, error.exit_status) == ("BAD_MODEL", 7)
+    assert words in error.message
+
+
+@pytest.mark.model
+def test_the_real_server_without_memory(real_runtime: Path, real_model: Path) -> None:
+    """A context of 16 million tokens: 360 GB of cache."""
+    error = failure(real_runtime, model=real_model, n_ctx=16_000_000, startup_timeout=60.0)
+    assert error.code == "OUT_OF_MEMORY"
+    assert "MB" in error.message or "size" in error.message
+
+
+@pytest.mark.model
+def test_the_real_server_refuses_an_argument(real_runtime: Path, real_model: Path) -> None:
+    error = failure(real_runtime, model=real_model, extra=("--frobnicate",))
+    assert (error.code, error.exit_status) == ("SERVER_ARGUMENT_INVALID", 2)
+
+
+@pytest.mark.model
+def test_the_real_server_stopped_at_once(real_runtime: Path, real_model: Path) -> None:
+    server = Server(plan(real_runtime, model=real_model))
+    starter = threading.Thread(target=_start_quietly, args=(server,))
+    starter.start()
+    while server.pid is None:
+        time.sleep(0.001)
+    pid = server.pid
+    server.stop()
+    starter.join(10)
+    assert not starter.is_alive()
+    assert gone(pid)
+
+
+def _start_quietly(server: Server) -> None:
+    with contextlib.suppress(LoaderError):
+        server.start()

