@@ -217,16 +217,15 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
         path = model.get(model.from_settings(settings), settings)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
-    running = launch.start(settings, prepared, path, options.extra, keyed=False)
+    supervisor = launch.start(settings, prepared, path, options.extra, keyed=False, sink=console)
     try:
         console.timeline(prepared.timeline)
         if options.json:
-            _print_json(report.served(prepared, running, path))
-        print(f"ready {running.url}", flush=True)
-        running.wait(None)
-        running.check()
+            _print_json(report.served(prepared, supervisor.server, path))
+        print(f"ready {supervisor.server.url}", flush=True)
+        supervisor.watch()
     finally:
-        running.stop()
+        supervisor.stop()
     return _OK
 
 

@@ -65,6 +65,18 @@ class Client:
         stranger = Client(self._port, "not-the-key", timeout=timeout)
         return stranger._request("GET", "/props", None, timeout=timeout)[0] == 401  # noqa: PLR2004
 
+    def turns(self, *, timeout: float) -> bool:
+        """Whether the server's main loop turns: ``/slots`` is answered from within it.
+
+        Unlike a completion this does not wait for a free slot. A server that was told not to
+        offer it (501, 403, 404) counts as turning.
+        """
+        try:
+            self._request("GET", "/slots", None, timeout=timeout)
+        except ServerError:
+            return False
+        return True
+
     def completion(
         self,
         prompt: str,
@@ -132,10 +144,11 @@ class Client:
     def _stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Completion]:
         connection = self._connection(self._timeout)
         try:
-            response = self._send(connection, "POST", path, body)
-            if response.status != 200:  # noqa: PLR2004 - the one status of success here
-                raise _refused(path, response.status, response.read(_SHOWN))
-            yield from _chunks(response)
+            # closed by itself: the connection gives its socket away to an answer without length
+            with self._send(connection, "POST", path, body) as response:
+                if response.status != 200:  # noqa: PLR2004 - the one status of success here
+                    raise _refused(path, response.status, response.read(_SHOWN))
+                yield from _chunks(response)
         except (OSError, http.client.HTTPException) as error:
             raise _silent(path, error, self._timeout) from error
         finally:
@@ -160,8 +173,8 @@ class Client:
     ) -> tuple[int, bytes]:
         connection = self._connection(timeout)
         try:
-            response = self._send(connection, method, path, body)
-            return response.status, response.read(_MAX_ANSWER)
+            with self._send(connection, method, path, body) as response:
+                return response.status, response.read(_MAX_ANSWER)
         except (OSError, http.client.HTTPException) as error:
             raise _silent(path, error, timeout) from error
         finally:

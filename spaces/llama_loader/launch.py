@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import devices, model_file, select
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError
+from llama_loader.events import ignore
 from llama_loader.prepare import environment
 from llama_loader.server import Server, ServerPlan
+from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
+    from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
 
@@ -100,10 +102,28 @@ def plan_server(
         port=settings.server_port,
         startup_timeout=settings.startup_timeout,
         keyed=keyed,
+        own_key=own_key(extra),
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
         extra=extra,
     )
+
+
+def own_key(extra: tuple[str, ...]) -> str | None:
+    """Return the first key that a person gave llama-server after ``--``, None for none.
+
+    Without it the loader's own request for the first token would be refused.
+    """
+    for option, value in zip(extra, extra[1:]):  # noqa: B905, RUF007 - Python 3.10 has no strict
+        if option == "--api-key":
+            return value.split(",")[0]
+        if option == "--api-key-file":
+            try:
+                lines = Path(value).read_text("utf-8", "replace").splitlines()
+            except OSError:  # llama-server says so
+                return None
+            return next((line for line in lines if line and not line.startswith("#")), None)
+    return None
 
 
 def start(
@@ -113,23 +133,26 @@ def start(
     extra: tuple[str, ...] = (),
     *,
     keyed: bool = True,
-) -> Server:
+    sink: Sink = ignore,
+) -> Supervisor:
     """Start a server and wait for its first token; its times go to the timeline.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
     plan = plan_server(settings, prepared, model, extra, keyed=keyed)
-    server = Server(plan)
+    supervisor = Supervisor(Server(plan), sink=sink)
     try:
-        times = server.start()
+        server = supervisor.start()
     except HostError as error:
-        if error.code != "INVALID_DEVICE" or settings.devices:
+        if error.code != "INVALID_DEVICE" or settings.devices or not plan.devices:
             raise
         # the one GPU of this machine is not visible to the server: ask what it sees
         chosen = ask_devices(settings, prepared, model)
-        server = Server(replace(plan, devices=chosen.names))
-        times = server.start()
-    prepared.timeline.add("start", times.loaded)
-    prepared.timeline.add("first token", times.first_token - times.loaded)
-    return server
+        supervisor = Supervisor(Server(replace(plan, devices=chosen.names)), sink=sink)
+        server = supervisor.start()
+    if server.started is not None:
+        prepared.timeline.add("start", server.started.loaded)
+        first_token = server.started.first_token - server.started.loaded
+        prepared.timeline.add("first token", first_token)
+    return supervisor

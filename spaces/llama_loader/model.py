@@ -7,6 +7,7 @@ become sentences, and a pinned digest is checked.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -78,6 +79,8 @@ def _from_hub(source: ModelSource, settings: Settings) -> Path:
             "huggingface_hub is not installed, so no model can be fetched from the Hub",
             hint="pip install huggingface_hub, or give a local file with --model",
         ) from error
+    # its advice ("you are sending unauthenticated requests …") is not for our stderr
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:
         found = huggingface_hub.hf_hub_download(
             source.repo_id,

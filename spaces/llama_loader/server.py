@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
@@ -52,6 +52,7 @@ class ServerPlan:
         port: None for a free one.
         startup_timeout: seconds until the first token.
         keyed: only who has the server's random key may use it.
+        own_key: a key that the person set in ``extra``.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
         extra: arguments from the person, last, so that they win.
@@ -66,6 +67,7 @@ class ServerPlan:
     port: int | None = None
     startup_timeout: float = 120.0
     keyed: bool = True
+    own_key: str | None = field(default=None, repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
     extra: tuple[str, ...] = ()
@@ -106,7 +108,7 @@ class Server:
     def __init__(self, plan: ServerPlan) -> None:
         self.plan = plan
         self.port = 0
-        self.api_key = secrets.token_urlsafe(32) if plan.keyed else None
+        self.api_key = secrets.token_urlsafe(32) if plan.keyed else plan.own_key
         self.started: Started | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log: ServerLog | None = None
@@ -231,7 +233,7 @@ class Server:
 
     def _key_file(self, folder: Path) -> Path | None:
         """Write the key where only this user can read it; a command line can be read by all."""
-        if self.api_key is None:
+        if not self.plan.keyed:
             return None
         path = folder / "api-key"
         path.touch(mode=0o600)

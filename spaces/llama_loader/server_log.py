@@ -20,6 +20,7 @@ _LINE: Final = 2000
 _BLOCK: Final = 64 * 1024
 
 _OFFLOADED: Final = re.compile(r"offloaded ([0-9]+)/([0-9]+) layers to GPU")
+_BUFFER_MARK: Final = " model buffer size = "
 _BUFFER: Final = re.compile(r"(\S+) model buffer size = +([0-9.]+) MiB")
 
 
@@ -107,7 +108,8 @@ class ServerLog:
         offloaded = _OFFLOADED.search(line)
         if offloaded:
             self._offloaded = int(offloaded[1]), int(offloaded[2])
-        buffer = _BUFFER.search(line)
+        # the plain look first: searching for \S+ in a long line takes quadratic time
+        buffer = _BUFFER.search(line) if _BUFFER_MARK in line else None
         if buffer:
             size = int(float(buffer[2]) * 1024**2)
             self._buffers[buffer[1]] = self._buffers.get(buffer[1], 0) + size

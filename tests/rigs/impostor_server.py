@@ -1,10 +1,12 @@
 """Stands in for llama-server: does what ``behaviour.json`` beside it says.
 
-Keys: ``list`` {text, status, sleep} for --list-devices; ``say`` lines to print; ``flood`` bytes to
-print at once; ``exit`` status or ``signal`` number to end with before it listens; ``never_listen``;
-``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang, die, refuse,
-garbage; ``deaf`` ignores SIGTERM; ``child`` starts a child that sleeps; ``bad_starts``: how many
-starts do this, later ones behave well; ``exit_after`` seconds of service with ``late_status``.
+Keys: ``list`` {text, status, sleep, signal} for --list-devices; ``say`` lines to print; ``flood``
+bytes to print at once; ``exit`` status or ``signal`` number to end with before it listens;
+``never_listen``; ``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang,
+die, refuse, garbage; ``deaf`` ignores SIGTERM; ``child`` starts a child that sleeps;
+``hang_after`` and ``stuck_after`` seconds: completions or /slots hang; ``exit_after`` seconds of
+service with ``late_status``; ``known_devices``: what --device may name; ``bad_starts``: how many
+starts do all this, later ones behave well.
 """
 
 from __future__ import annotations
@@ -76,6 +78,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             loading = time.monotonic() - STARTED < DO.get("loading", 0)
             self.answer(503 if loading else 200, {})
         elif not self.refused():
+            if DO.get("stuck_after") is not None and self.path == "/slots":
+                time.sleep(3600 if time.monotonic() - STARTED > DO["stuck_after"] else 0)
             self.answer(200, {})
 
     def do_POST(self) -> None:
@@ -83,6 +87,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.refused():
             return
         do = DO.get("completion", "ok")
+        if DO.get("hang_after") is not None and time.monotonic() - STARTED > DO["hang_after"]:
+            do = "hang"
         if do == "hang":
             time.sleep(3600)
         elif do == "die":
@@ -97,6 +103,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, {"content": "!", "stop_type": "limit", "tokens_predicted": 1})
 
 
+DO.setdefault("known_devices", ["CUDA0", "CUDA1"])
+
+
 def misbehave() -> None:
     """Everything that happens before it listens."""
     if DO.get("deaf"):
@@ -104,6 +113,10 @@ def misbehave() -> None:
     if DO.get("child"):
         child = subprocess.Popen(["/bin/sleep", "3600"])
         (HERE / "child").write_text(str(child.pid))
+    unknown = set((option("--device") or "none").split(",")) - {"none", *DO["known_devices"]}
+    if unknown:
+        print(f'error while handling argument "--device": invalid device: {unknown.pop()}')
+        sys.exit(1)
     for line in DO.get("say", []):
         print(line, flush=True)
     sys.stdout.write(("x" * 999 + "\n") * (DO.get("flood", 0) // 1000))
@@ -133,5 +146,6 @@ if DO.get("bad_starts") is not None:
     starts = len((HERE / "starts").read_text().splitlines())
     if starts > DO["bad_starts"]:
         DO.clear()
+        DO["known_devices"] = ["CUDA0", "CUDA1"]
 misbehave()
 serve()

@@ -32,10 +32,13 @@ ENVIRON = processes.environment({})
         ("Available devices:\n  (none)\n", []),
         ("Available devices:\n", []),
         (
-            "ggml_cuda_init: found 2 CUDA devices:\n  Device 0: NVIDIA L4, compute capability 8.9\n"
-            "load_backend: loaded CUDA backend from /x/libggml-cuda.so\n"
-            "Available devices:\n  CUDA0: NVIDIA L4 (22500 MiB, 22000 MiB free)\n"
-            "  CUDA1: NVIDIA L4 (22500 MiB, 100 MiB free)\n",
+            (
+                "ggml_cuda_init: found 2 CUDA devices:\n"
+                "  Device 0: NVIDIA L4, compute capability 8.9\n"
+                "load_backend: loaded CUDA backend from /x/libggml-cuda.so\n"
+                "Available devices:\n  CUDA0: NVIDIA L4 (22500 MiB, 22000 MiB free)\n"
+                "  CUDA1: NVIDIA L4 (22500 MiB, 100 MiB free)\n"
+            ),
             [
                 Device("CUDA0", "NVIDIA L4", 22500 * MIB, 22000 * MIB),
                 Device("CUDA1", "NVIDIA L4", 22500 * MIB, 100 * MIB),
@@ -55,8 +58,10 @@ ENVIRON = processes.environment({})
         ),
         ("Available devices:\n  CUDA0: NVIDIA H200\n", [Device("CUDA0", "NVIDIA H200")]),
         (
-            "ggml_cuda_init: found 1 CUDA devices:\n"
-            "  Device 0: NVIDIA A10G, compute capability 8.6, VMM: yes\n",
+            (
+                "ggml_cuda_init: found 1 CUDA devices:\n"
+                "  Device 0: NVIDIA A10G, compute capability 8.6, VMM: yes\n"
+            ),
             [Device("CUDA0", "NVIDIA A10G")],
         ),
         ("", []),
@@ -259,7 +264,7 @@ def test_the_real_server_lists_and_the_real_model_is_sized(
 
 @pytest.mark.model
 def test_the_real_server_refuses_what_is_not_there(real_runtime: Path) -> None:
+    found = devices.list_devices(real_runtime, ENVIRON).devices
     with pytest.raises(LoaderError) as caught:
-        found = devices.list_devices(real_runtime, ENVIRON).devices
         choose(found, ("CUDA77",), needed=None, allow_cpu=True)
     assert caught.value.code == "INVALID_DEVICE"

@@ -1,65 +1,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_loader import known_gpus
-from llama_loader.cuda_libraries import Library
 from llama_loader.errors import HostError
 from llama_loader.host import Gpu, HostFacts
-from llama_loader.manifest import Artifact, Cuda, FileEntry, Manifest, Platform, Source, parse
+from llama_loader.manifest import Artifact
 from llama_loader.select import Wishes, cuda_code, require_libraries, select
-
-SHA = "0" * 64
-LINES = {"cu124": ("12.4", "525.60"), "cu128": ("12.8", "525.60"), "cu130": ("13.0", "580.65")}
-
-
-def artifact(
-    line: str, name: str, sass: str = "", ptx: str = "", *, size: int = 20_000_000, **platform: str
-) -> Artifact:
-    toolkit, driver = LINES.get(line, ("", ""))
-    major = toolkit.partition(".")[0]
-    cuda = toolkit and Cuda(
-        toolkit=toolkit, min_driver=driver, sass=tuple(sass.split()), ptx=tuple(ptx.split())
-    )
-    words = {"system": "linux", "machine": "x86_64", "glibc": "2.34", "glibcxx": "3.4.30"}
-    return Artifact(
-        name=f"llama-server-b11549-{line}-{name}-linux-x86_64.tar.zst",
-        urls=("x",),
-        format="tar.zst",
-        size=size,
-        sha256=SHA,
-        chunk_size=1 << 30,
-        chunks=(SHA,),
-        unpacked_size=1,
-        backend="cuda" if cuda else "cpu",
-        cuda=cuda or None,
-        platform=Platform(**{**words, **platform}),
-        needs=(f"libcublas.so.{major}", f"libcudart.so.{major}", "libcuda.so.1") if cuda else (),
-        files=(FileEntry(path="runtime/llama-server", size=1, sha256=SHA, executable=True),),
-    )
-
-
-def manifest(*artifacts: Artifact) -> Manifest:
-    document = Manifest(
-        schema_version=1,
-        release="b11549-1",
-        serial=1,
-        created="2026-10-10T00:00:00Z",  # type: ignore[arg-type]
-        expires=None,
-        source=Source(
-            project="llama.cpp", version=None, build=11549, commit=None, origin="x", sha256=None
-        ),
-        artifacts=artifacts,
-    )
-    from llama_loader.manifest import dump
-
-    return parse(dump(document))
-
+from tests.rigs.releases import BARE, artifact, libraries, manifest
 
 RELEASE = manifest(
     artifact("cpu", "cpu", size=6_400_000),
@@ -82,29 +34,6 @@ RELEASE = manifest(
             ("121", "121a"),
         )
     ),
-)
-
-
-def libraries(*majors: int) -> tuple[Library, ...]:
-    return tuple(
-        Library(f"{stem}.so.{major}", Path(f"/cu{major}"), None, "site-packages")
-        for major in majors
-        for stem in ("libcublas", "libcublasLt", "libcudart")
-    )
-
-
-BARE = HostFacts(
-    system="linux",
-    machine="x86_64",
-    glibc="2.36",
-    glibcxx="3.4.30",
-    python="3.12.12",
-    driver=None,
-    gpus=(),
-    gpu_source="none",
-    libraries=(),
-    cpus=8,
-    memory=1 << 36,
 )
 
 
@@ -134,7 +63,7 @@ GPUS = [
     ("NVIDIA RTX A6000", "86", "cu124-sm86", "cu130-sm86"),
     ("NVIDIA GeForce RTX 3090", "86", "cu124-sm86", "cu130-sm86"),
     ("NVIDIA GeForce RTX 3060 Laptop GPU", "86", "cu124-sm86", "cu130-sm86"),
-    ("Orin", "87", "cu124-sm80", "cu130-sm80"),
+    ("Orin", "87", "cu124-sm86", "cu130-sm86"),
     ("NVIDIA L4", "89", "cu124-sm89", "cu130-sm89"),
     ("NVIDIA L40S", "89", "cu124-sm89", "cu130-sm89"),
     ("NVIDIA RTX 6000 Ada Generation", "89", "cu124-sm89", "cu130-sm89"),

@@ -191,17 +191,23 @@ def test_a_free_port_that_is_lost_to_somebody_is_tried_again(impostor: Impostor)
         (
             {
                 "say": [
-                    "0.00.1.2 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating 15000.50 MiB"
-                    " on device 0: cudaMalloc failed: out of memory",
-                    "0.00.1.3 E llama_model_load: error loading model: unable to allocate CUDA0"
-                    " buffer",
+                    (
+                        "0.00.1.2 E ggml_backend_cuda_buffer_type_alloc_buffer: allocating"
+                        " 15000.50 MiB on device 0: cudaMalloc failed: out of memory"
+                    ),
+                    (
+                        "0.00.1.3 E llama_model_load: error loading model: unable to allocate CUDA0"
+                        " buffer"
+                    ),
                 ],
                 "exit": 1,
             },
             ServerError,
             "OUT_OF_MEMORY",
-            "not enough GPU memory for the model and its context (allocating 15000.50 MiB on"
-            " device 0)",
+            (
+                "not enough GPU memory for the model and its context (allocating 15000.50 MiB on"
+                " device 0)"
+            ),
         ),
         (
             {
@@ -230,8 +236,10 @@ def test_a_free_port_that_is_lost_to_somebody_is_tried_again(impostor: Impostor)
         (
             {
                 "say": [
-                    "llama-server: error while loading shared libraries: libcublas.so.12: cannot"
-                    " open shared object file"
+                    (
+                        "llama-server: error while loading shared libraries: libcublas.so.12:"
+                        " cannot open shared object file"
+                    )
                 ],
                 "exit": 127,
             },

@@ -1,0 +1,175 @@
+"""Keeps a llama-server answering: dead or hung, it is started anew, until that is no use.
+
+Two ways to use it. A caller that sends requests asks ``ensure`` before each, and says ``suspect``
+when an answer did not come: the server is asked for one token, with a deadline, and replaced if it
+stays silent (``/health`` would still say 200). ``watch`` is for a process that only serves.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+
+from llama_loader.errors import LoaderError, ServerError
+from llama_loader.events import Note, ignore
+from llama_loader.server import Server
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llama_loader.events import Sink
+
+LIMIT: Final = 5
+WINDOW: Final = 600.0
+"""Seconds: after ``LIMIT`` ends within them the cause is not bad luck."""
+TRANSIENT: Final = frozenset({"SERVER_KILLED", "SERVER_CRASHED", "SERVER_ENDED", "CUDA_ERROR"})
+"""Ends that another try may cure; a bad model or too little memory stays what it is."""
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
+"""Seconds before a new start; doubled each time within the window."""
+PROBE_EVERY: Final = 15.0
+"""Seconds between two looks at whether the server's main loop turns."""
+PROBE_DEADLINE: Final = 120.0
+"""Seconds. One step of a long prompt may take tens of seconds on a CPU."""
+TOKEN_DEADLINE: Final = 20.0
+"""Seconds for the one token of ``suspect``; it may queue behind other answers."""
+
+
+class Supervisor:
+    """Owns a server and its successors on the same port. Safe to use from threads."""
+
+    def __init__(
+        self,
+        server: Server,
+        *,
+        sink: Sink = ignore,
+        sleep: Callable[[float], None] = time.sleep,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._server = server
+        self._sink = sink
+        self._sleep = sleep
+        self._clock = clock
+        self._ends: deque[float] = deque(maxlen=LIMIT)
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
+
+    @property
+    def server(self) -> Server:
+        """The present server; it may have died a moment ago."""
+        return self._server
+
+    def start(self) -> Server:
+        """Start the first server; one that is killed or crashes while it loads is tried again.
+
+        Raises:
+            LoaderError: as for ``Server.start``, or that it died too often.
+        """
+        with self._lock:
+            try:
+                self._server.start()
+            except ServerError as error:
+                if error.code not in TRANSIENT:
+                    raise
+                self._replace(error)
+            return self._server
+
+    def ensure(self) -> Server:
+        """Return a server that runs, started anew if need be.
+
+        Raises:
+            ServerError: it died too often; the message has the last reason.
+            LoaderError: what a new start cannot cure.
+        """
+        with self._lock:
+            try:
+                self._server.check()
+            except LoaderError as error:
+                if self._stopped.is_set():
+                    raise
+                self._replace(error)
+            return self._server
+
+    def suspect(self, *, deadline: float = TOKEN_DEADLINE) -> Server:
+        """Return a server that gave a token just now; one that hangs is replaced.
+
+        Raises:
+            LoaderError: as for ``ensure``.
+        """
+        with self._lock:
+            server = self.ensure()
+            try:
+                server.client().completion("1", max_tokens=1, timeout=deadline)
+            except ServerError as error:
+                server.wait(0.5)  # a broken connection comes before the end of the process
+                self._replace(self._end_of(server) or _hung(error, deadline))
+            return self._server
+
+    def watch(self, *, every: float = PROBE_EVERY, deadline: float = PROBE_DEADLINE) -> None:
+        """Keep it alive until ``stop``.
+
+        Raises:
+            LoaderError: as for ``ensure``.
+        """
+        while not self._stopped.is_set():
+            server = self._server
+            if server.wait(every):
+                if not self._stopped.is_set():
+                    self.ensure()
+            elif not server.client().turns(timeout=deadline):
+                with self._lock:
+                    trouble = ServerError("ANSWER_TIMEOUT", "its main loop does not turn")
+                    self._replace(self._end_of(server) or _hung(trouble, deadline))
+
+    def stop(self) -> None:
+        """End it for good."""
+        self._stopped.set()
+        self._server.stop()
+
+    def _end_of(self, server: Server) -> LoaderError | None:
+        try:
+            server.check()
+        except LoaderError as error:
+            return error
+        return None
+
+    def _replace(self, reason: LoaderError) -> None:
+        """Start a successor, again and again with growing pauses, or give up."""
+        while True:
+            self._server.stop()
+            self._count(reason)
+            pause = min(_FIRST_PAUSE * 2 ** (len(self._ends) - 1), _LONGEST_PAUSE)
+            self._sink(Note("SERVER_RESTARTED", f"{reason.message}; started anew in {pause:g} s"))
+            self._sleep(pause)
+            if self._stopped.is_set():
+                raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+            self._server = Server(replace(self._server.plan, port=self._server.port))
+            try:
+                self._server.start()
+            except ServerError as error:
+                reason = error
+            else:
+                if self._stopped.is_set():  # meanwhile, from another thread
+                    self._server.stop()
+                return
+
+    def _count(self, reason: LoaderError) -> None:
+        now = self._clock()
+        while self._ends and self._ends[0] < now - WINDOW:
+            self._ends.popleft()
+        self._ends.append(now)
+        if len(self._ends) == LIMIT:
+            raise ServerError(
+                "SERVER_GAVE_UP",
+                f"llama-server ended {LIMIT} times within {WINDOW / 60:g} minutes; the last time:"
+                f" {reason.message}",
+                hint=reason.hint,
+            ) from reason
+
+
+def _hung(error: ServerError, deadline: float) -> ServerError:
+    return ServerError(
+        "SERVER_HANGS", f"llama-server hangs: no token within {deadline:g} s ({error.message})"
+    )

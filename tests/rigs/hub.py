@@ -1,0 +1,81 @@
+"""A Hugging Face Hub of one repository, on loopback: enough for the real client to download.
+
+Paths ``/OWNER/NAME/resolve/REVISION/FILE``, by HEAD and GET, with the headers that
+huggingface_hub reads (``X-Repo-Commit``, ``ETag``, ``X-Error-Code``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+COMMIT = "c" * 40
+
+
+@dataclass
+class Hub:
+    """What it holds, and what it was asked."""
+
+    repo: str = "me/model"
+    files: dict[str, bytes] = field(default_factory=dict)
+    token: str | None = None
+    url: str = ""
+    tokens_seen: set[str | None] = field(default_factory=set)
+
+    def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
+        """Return status, error code and body for a request."""
+        self.tokens_seen.add(authorization)
+        repo, _, rest = path.lstrip("/").partition("/resolve/")
+        revision, _, name = rest.partition("/")
+        if repo != self.repo:
+            return 404, "RepoNotFound", b""
+        if self.token is not None and authorization != f"Bearer {self.token}":
+            return 401 if authorization is None else 403, "GatedRepo", b""
+        if revision not in {"main", COMMIT}:
+            return 404, "RevisionNotFound", b""
+        if name not in self.files:
+            return 404, "EntryNotFound", b""
+        return 200, "", self.files[name]
+
+
+@contextmanager
+def serving(hub: Hub) -> Iterator[Hub]:
+    """Serve it; its ``url`` is set."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def answer(self) -> None:
+            path = self.path.partition("?")[0]
+            status, code, body = hub.judge(path, self.headers["Authorization"])
+            self.send_response(status)
+            self.send_header("X-Repo-Commit", COMMIT)
+            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
+            self.send_header("Content-Length", str(len(body)))
+            if code:
+                self.send_header("X-Error-Code", code)
+            self.end_headers()
+            if self.command == "GET":
+                self.wfile.write(body)
+
+        do_GET = answer  # noqa: N815
+        do_HEAD = answer  # noqa: N815
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+        yield hub
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()

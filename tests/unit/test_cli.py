@@ -1,0 +1,436 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import doctor, known_gpus
+from llama_loader.__main__ import main
+from llama_loader.manifest import dump, parse
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Impostor
+
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+NAME = "llama-server-b1-cpu-cpu-linux-x86_64.tar.gz"
+
+
+@pytest.fixture
+def release(impostor: Impostor, tmp_path: Path) -> Path:
+    """A release with one cpu artifact, whose llama-server is the impostor."""
+    return make_release(impostor, tmp_path / "release")
+
+
+def make_release(impostor: Impostor, folder: Path, **artifact: Any) -> Path:
+    folder.mkdir()
+    if not (impostor.folder / "behaviour.json").exists():
+        impostor.behave()
+    entries = []
+    buffer = BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w:gz", compresslevel=1) as archive:
+        for path in sorted(impostor.folder.iterdir()):
+            member = archive.gettarinfo(path, f"runtime/{path.name}")
+            member.uid = member.gid = 0
+            member.mode = 0o755 if path.name == "llama-server" else 0o644
+            data = path.read_bytes()
+            archive.addfile(member, BytesIO(data))
+            entries.append(
+                {
+                    "path": member.name,
+                    "size": len(data),
+                    "sha256": hashlib.sha256(data).hexdigest(),
+                    "executable": member.mode == 0o755,
+                }
+            )
+    data = buffer.getvalue()
+    digest = hashlib.sha256(data).hexdigest()
+    (folder / NAME).write_bytes(data)
+    document = {
+        "schema_version": 1,
+        "release": "b1-1",
+        "serial": 1,
+        "created": "2026-10-10T15:54:57Z",
+        "expires": None,
+        "source": {"project": "llama.cpp", "version": None, "build": 1, "commit": None,
+                   "origin": "x", "sha256": None},
+        "artifacts": [
+            {
+                "name": NAME,
+                "urls": [NAME],
+                "format": "tar.gz",
+                "size": len(data),
+                "sha256": digest,
+                "chunk_size": 4194304,
+                "chunks": [digest],
+                "unpacked_size": sum(entry["size"] for entry in entries),
+                "backend": "cpu",
+                "cuda": None,
+                "platform": {"system": "linux", "machine": os.uname().machine, "glibc": "2.17",
+                             "glibcxx": None},
+                "needs": [],
+                "files": entries,
+                **artifact,
+            }
+        ],
+    }  # fmt: skip
+    (folder / "manifest.json").write_bytes(dump(parse(json.dumps(document).encode())))
+    return folder
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> dict[str, str]:
+    """An environment with nothing of this machine's but the PATH."""
+    (tmp_path / "tmp").mkdir()
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "HF_HOME": str(tmp_path / "hf"),
+        "TMPDIR": str(tmp_path / "tmp"),
+        "PYTHONPATH": str(SPACES),
+    }
+
+
+def run(home: dict[str, str], *argv: str, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "llama_loader", *argv],
+        env=home,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+        **kwargs,
+    )
+
+
+def manifest_options(release: Path) -> list[str]:
+    data = (release / "manifest.json").read_bytes()
+    digest = hashlib.sha256(data).hexdigest()
+    return ["--manifest", (release / "manifest.json").as_uri(), "--manifest-sha256", digest]
+
+
+def refused(done: subprocess.CompletedProcess[str], status: int, code: str) -> str:
+    """An error is one line, then perhaps a hint, and nothing else; nothing stands on stdout."""
+    assert done.returncode == status, done.stdout + done.stderr
+    lines = done.stderr.splitlines()
+    assert lines[0].startswith(f"error[{code}]: "), done.stderr
+    assert [line[:6] for line in lines[1:]] in ([], ["hint: "]), done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_help_is_there_at_once_and_loads_nothing() -> None:
+    """Contract: < 0.25 s. The best of five: other tests may run at the same time."""
+    command = [sys.executable, "-X", "importtime", "-m", "llama_loader", "--help"]
+    environ = {**os.environ, "PYTHONPATH": str(SPACES), "PYTHONDONTWRITEBYTECODE": "1"}
+    times = []
+    for _ in range(5):
+        started = time.monotonic()
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+        times.append(time.monotonic() - started)
+    assert min(times) < 0.25
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert not loaded & {"torch", "gradio", "requests", "msgspec", "dataclasses", "subprocess"}
+    for command_name in ("fetch", "devices", "serve", "doctor", "verify"):
+        assert command_name in done.stdout
+
+
+def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> None:
+    done = run(home, "fetch", *manifest_options(release), "--allow-cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    folder = Path(done.stdout.splitlines()[-1])
+    assert folder.is_absolute()
+    assert (folder / "llama-server").is_file()
+    assert folder.is_relative_to(Path(home["HF_HOME"]) / "llama-loader")
+    assert run(home, "verify", str(folder)).returncode == 0
+    again = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--offline", "--json")
+    told = json.loads(again.stdout)
+    assert told["folder"] == str(folder)
+    assert [stage["name"] for stage in told["timeline"]] == ["resolve", "verify"]
+    assert told["verified"] is True
+    assert told["choice"]["verdicts"][0]["name"] == NAME
+
+
+def test_fetch_of_a_cold_store_tells_every_stage(home: dict[str, str], release: Path) -> None:
+    done = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--json")
+    stages = {stage["name"]: stage for stage in json.loads(done.stdout)["timeline"]}
+    assert list(stages) == ["resolve", "fetch", "unpack", "verify"]
+    assert stages["fetch"]["size"] == (release / NAME).stat().st_size
+    assert all(stage["seconds"] >= 0 for stage in stages.values())
+
+
+def test_an_archive_by_url_wins_and_says_that_it_is_not_pinned(
+    home: dict[str, str], release: Path
+) -> None:
+    url = (release / NAME).as_uri()
+    done = run(home, "fetch", "--url", url, "--manifest", "file:///nowhere")
+    assert done.returncode == 0, done.stderr
+    digest = hashlib.sha256((release / NAME).read_bytes()).hexdigest()
+    assert digest in done.stderr
+    assert done.stderr.startswith("warning[")
+    pinned = run(home, "fetch", "--url", url, "--sha256", digest)
+    assert (pinned.returncode, pinned.stderr) == (0, "")
+    wrong = run(home, "fetch", "--url", url, "--sha256", "0" * 64)
+    refused(wrong, 4, "SHA256_MISMATCH")
+
+
+def test_a_runtime_that_was_changed_is_found(home: dict[str, str], release: Path) -> None:
+    folder = Path(run(home, "fetch", *manifest_options(release), "--allow-cpu").stdout.strip())
+    (folder / "llama-server").chmod(0o755)
+    with (folder / "llama-server").open("a") as file:
+        file.write("# changed\n")
+    assert run(home, "verify", str(folder)).returncode == 4
+
+
+def test_verify_of_something_else(home: dict[str, str], tmp_path: Path) -> None:
+    refused(run(home, "verify", str(tmp_path)), 2, "NOT_A_RUNTIME")
+
+
+def test_devices_lists_and_says_why(
+    home: dict[str, str], impostor: Impostor, tmp_path: Path
+) -> None:
+    impostor.behave(
+        list={"text": "Available devices:\n  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"}
+    )
+    options = [*manifest_options(make_release(impostor, tmp_path / "r")), "--allow-cpu"]
+    done = run(home, "devices", *options)
+    assert done.stdout == (
+        "Available devices:\n  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"
+        "chosen: CUDA0 (the only one: NVIDIA H200)\n"
+    )
+    told = json.loads(run(home, "devices", *options, "--json").stdout)
+    assert told["chosen"] == ["CUDA0"]
+    assert told["devices"][0]["free"] == 142629 * 1024**2
+    missing = run(home, "devices", *options, "--device", "Vulkan0")
+    assert missing.returncode == 5
+    assert "error[INVALID_DEVICE]" in missing.stderr
+    assert "LLAMA_DEVICE=auto" in missing.stderr
+
+
+@pytest.mark.parametrize(
+    ("argv", "status", "code"),
+    [
+        ([], 2, "USAGE"),
+        (["frobnicate"], 2, "USAGE"),
+        (["fetch", "--frob"], 2, "USAGE"),
+        (["fetch", "--arc", "90"], 2, "USAGE"),
+        (["fetch", "--", "x"], 2, "USAGE"),
+        (["serve"], 2, "USAGE"),
+        (["serve", "--model", "a", "--hf", "b", "c"], 2, "USAGE"),
+        (["serve", "--hf", "only-one"], 2, "USAGE"),
+        (["verify"], 2, "USAGE"),
+        (["fetch", "--arch", "hopper"], 2, "SETTING_INVALID"),
+        (["fetch", "--manifest", "not a url"], 2, "SETTING_INVALID"),
+        (["fetch", "--manifest", "http://example.org/manifest.json"], 2, "URL_REFUSED"),
+        (["fetch", "--manifest-sha256", "12"], 2, "SETTING_INVALID"),
+        (["serve", "--model", "a", "--port", "zero"], 2, "SETTING_INVALID"),
+        (["fetch", "--manifest", "https://example.org/m.json", "--offline"], 3, "OFFLINE"),
+    ],
+)
+def test_bad_usage_and_settings(
+    home: dict[str, str], argv: list[str], status: int, code: str
+) -> None:
+    refused(run(home, *argv), status, code)
+
+
+def test_a_manifest_that_is_not_there(home: dict[str, str]) -> None:
+    refused(run(home, "fetch", "--manifest", "file:///nowhere.json"), 3, "UNREACHABLE")
+
+
+def test_a_host_without_gpu(home: dict[str, str], release: Path) -> None:
+    if Path("/proc/driver/nvidia/gpus").exists():
+        pytest.skip("this machine has an NVIDIA GPU")
+    for command in (["fetch"], ["devices"], ["serve", "--model", "/m"]):
+        done = run(home, *command, *manifest_options(release))
+        assert "--allow-cpu" in refused(done, 5, "NO_GPU")
+
+
+def test_a_variable_that_cannot_be_read(home: dict[str, str]) -> None:
+    home["YAKULINGO_SPACES_N_CTX"] = "lots"
+    assert "YAKULINGO_SPACES_N_CTX" in refused(run(home, "fetch"), 2, "SETTING_INVALID")
+
+
+class Serving:
+    """A ``serve`` in the background."""
+
+    def __init__(self, home: dict[str, str], *argv: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "llama_loader", "serve", *argv],
+            env=home,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def url(self) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith("ready http://127.0.0.1:"):
+                return line.split()[1]
+        raise AssertionError(self.process.communicate())
+
+    def end(self, number: int) -> tuple[int, str]:
+        self.process.send_signal(number)
+        _, errors = self.process.communicate(timeout=20)
+        return self.process.returncode, errors
+
+
+@pytest.fixture
+def serving(home: dict[str, str]) -> Iterator[Any]:
+    started: list[Serving] = []
+
+    def start(*argv: str) -> Serving:
+        started.append(Serving(home, *argv))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.process.kill()
+        one.process.communicate()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serve_until_interrupted(serving: Any, release: Path, number: int) -> None:
+    server = serving(*manifest_options(release), "--allow-cpu", "--model", "/m.gguf")
+    url = server.url()
+    with urllib.request.urlopen(f"{url}/health") as answer:
+        assert answer.status == 200
+    assert server.end(number) == (0, "")
+    with pytest.raises(OSError, match=r"refused|reset"):
+        urllib.request.urlopen(f"{url}/health")
+
+
+def test_serve_interrupted_while_it_loads(
+    serving: Any, impostor: Impostor, tmp_path: Path, home: dict[str, str]
+) -> None:
+    impostor.behave(loading=60)
+    options = manifest_options(make_release(impostor, tmp_path / "r"))
+    server = serving(*options, "--allow-cpu", "--model", "/m.gguf")
+    runtimes = Path(home["HF_HOME"]) / "llama-loader/runtimes"
+    deadline = time.monotonic() + 20
+    while not list(runtimes.rglob("seen.json")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    pid = json.loads(next(runtimes.rglob("seen.json")).read_text())["pid"]
+    assert server.end(signal.SIGTERM) == (0, "")
+    assert not Path(f"/proc/{pid}").exists()
+
+
+def test_serve_passes_on_what_follows_the_dashes(
+    serving: Any, release: Path, home: dict[str, str]
+) -> None:
+    server = serving(
+        *manifest_options(release), "--allow-cpu", "--model", "m.gguf", "--json", "--",
+        "--threads", "3",
+    )  # fmt: skip
+    server.url()
+    seen = next(Path(home["HF_HOME"]).rglob("seen.json"))
+    argv = json.loads(seen.read_text())["argv"]
+    assert argv[-2:] == ["--threads", "3"]
+    assert argv[argv.index("--model") + 1] == str(Path.cwd() / "m.gguf")
+    server.end(signal.SIGINT)
+
+
+def test_serve_on_a_port_that_is_taken(serving: Any, home: dict[str, str], release: Path) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--model", "/m"]
+    port = serving(*options).url().rpartition(":")[2]
+    done = run(home, "serve", *options, "--port", port)
+    assert port in refused(done, 7, "PORT_IN_USE")
+
+
+def test_serve_whose_server_dies(home: dict[str, str], impostor: Impostor, tmp_path: Path) -> None:
+    impostor.behave(exit=1, say=["E srv load_model: failed to load model, '/m'"])
+    release = make_release(impostor, tmp_path / "r")
+    done = run(home, "serve", *manifest_options(release), "--allow-cpu", "--model", "/m")
+    assert "failed to load model, '/m'" in refused(done, 7, "BAD_MODEL")
+
+
+def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:
+    home["HF_TOKEN"] = "hf_verysecret"  # noqa: S105
+    options = manifest_options(release)
+    good = run(home, "doctor", *options, "--allow-cpu")
+    assert good.returncode == 0, good.stdout
+    for word in ("glibc", "ok   runtime", "ok   devices", "chosen: built for the CPU", "verdict"):
+        assert word in good.stdout
+    told = json.loads(run(home, "doctor", *options, "--allow-cpu", "--json").stdout)
+    assert told["ok"] is True
+    assert [check["name"] for check in told["checks"]] == [
+        "settings", "gpu", "store", "runtime", "libraries", "devices", "model",
+    ]  # fmt: skip
+    assert "hf_verysecret" not in json.dumps(told) + good.stdout
+    assert "set" in told["settings"]["hf_token"]
+
+
+def test_doctor_without_gpu_fails_with_the_seeds_chapter(
+    home: dict[str, str], release: Path
+) -> None:
+    if Path("/proc/driver/nvidia/gpus").exists():
+        pytest.skip("this machine has an NVIDIA GPU")
+    done = run(home, "doctor", *manifest_options(release))
+    assert done.returncode == 5
+    assert "FAIL gpu: no NVIDIA GPU found" in done.stdout
+    assert "hardware is ZeroGPU" in done.stdout
+    assert "cannot be served" in done.stdout
+
+
+def test_doctor_tries_everything_whatever_fails(home: dict[str, str]) -> None:
+    home["YAKULINGO_SPACES_GGUF_PATH"] = "/nowhere.gguf"
+    done = run(home, "doctor", "--allow-cpu", "--json", "--manifest", "file:///nowhere.json")
+    told = json.loads(done.stdout)
+    checks = {check["name"]: check for check in told["checks"]}
+    assert done.returncode == told["exit_status"] == checks["runtime"]["status"] == 3
+    assert checks["store"]["ok"]
+    assert checks["model"]["code"] == "MODEL_MISSING"
+
+
+def test_doctor_reports_settings_that_cannot_be_read(home: dict[str, str]) -> None:
+    home["YAKULINGO_SPACES_OFFLINE"] = "?"
+    done = run(home, "doctor")
+    assert done.returncode == 2
+    assert "FAIL settings: YAKULINGO_SPACES_OFFLINE is '?'" in done.stdout
+
+
+def test_a_reader_that_goes_away_gets_no_traceback(home: dict[str, str], release: Path) -> None:
+    options = " ".join(manifest_options(release))
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{sys.executable} -m llama_loader doctor {options} | true"],
+        env=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+
+
+def test_a_defect_is_one_line_too(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("x\ny")
+
+    monkeypatch.setattr(doctor, "examine", broken)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        status = main(["doctor"])
+    finally:
+        signal.signal(signal.SIGTERM, before[0])
+        signal.signal(signal.SIGINT, before[1])
+    assert status == 1
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("error[UNEXPECTED]: ZeroDivisionError: x y (test_cli.py:")
+    assert len(lines) == 2
+
+
+def test_zerogpu_is_what_the_table_says() -> None:
+    assert known_gpus.capability(known_gpus.ZEROGPU_NAME) == known_gpus.ZEROGPU_CAPABILITY

@@ -1,0 +1,225 @@
+from __future__ import annotations
+
+import http.server
+import json
+import socket
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llama_loader import processes
+from llama_loader.client import Client, Completion
+from llama_loader.errors import ServerError
+from llama_loader.server import Server, ServerPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event(**fields: object) -> bytes:
+    return b"data: " + json.dumps(fields).encode() + b"\n\n"
+
+
+def delta(text: str, finish: str | None = None) -> bytes:
+    return event(choices=[{"delta": {"content": text}, "finish_reason": finish}])
+
+
+@contextmanager
+def answering(
+    status: int, body: bytes, *, stay: bool = False, seen: list[dict[str, object]] | None = None
+) -> Iterator[int]:
+    """A server that gives one answer to everything; ``stay`` keeps the connection open."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args: object) -> None:
+            pass
+
+        def do_POST(self) -> None:
+            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            if seen is not None:
+                seen.append({"body": json.loads(data), "key": self.headers["Authorization"]})
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body)
+            self.wfile.flush()
+            while stay:
+                time.sleep(0.05)
+                try:
+                    self.wfile.write(b": ping\n")
+                except OSError:
+                    if seen is not None:
+                        seen.append({"gone": True})
+                    return
+
+        do_GET = do_POST  # noqa: N815
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield server.server_address[1]
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def chat(port: int) -> list[Completion]:
+    messages = [{"role": "user", "content": "Hi"}]
+    return list(Client(port, "key", timeout=5.0).stream_chat(messages, max_tokens=5))
+
+
+def test_a_completion_with_its_key_and_figures() -> None:
+    seen: list[dict[str, object]] = []
+    answer = {
+        "content": " Paris",
+        "stop_type": "limit",
+        "tokens_predicted": 1,
+        "timings": {"predicted_per_second": 117.5},
+    }
+    with answering(200, json.dumps(answer).encode(), seen=seen) as port:
+        found = Client(port, "key").completion("x", max_tokens=1, cache_prompt=False)
+    assert found == Completion(
+        " Paris", finished=True, reason="limit", tokens=1, tokens_per_second=117.5
+    )
+    assert seen == [
+        {
+            "body": {"prompt": "x", "n_predict": 1, "temperature": 0.0, "cache_prompt": False},
+            "key": "Bearer key",
+        }
+    ]
+
+
+def test_a_chat_comes_piece_by_piece() -> None:
+    body = (
+        b": a comment\n\n"
+        + delta("")
+        + delta("あ")
+        + delta("b")
+        + event(
+            choices=[{"delta": {}, "finish_reason": "stop"}],
+            timings={"predicted_n": 2, "predicted_per_second": 9.5},
+        )
+        + DONE
+    )
+    with answering(200, body) as port:
+        pieces = chat(port)
+    assert "".join(piece.text for piece in pieces) == "あb"
+    assert [piece.finished for piece in pieces] == [False, False, False, True]
+    assert pieces[-1] == Completion(
+        "", finished=True, reason="stop", tokens=2, tokens_per_second=9.5
+    )
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "code", "words"),
+    [
+        (400, b'{"error": {"message": "too long"}}', "REQUEST_REFUSED", "400: too long"),
+        (401, b'{"error": "no"}', "REQUEST_REFUSED", "401: no"),
+        (500, b"<html>oops", "REQUEST_REFUSED", "<html>oops"),
+        (200, delta("a"), "ANSWER_CUT", "in the middle"),
+        (200, b"", "ANSWER_CUT", "in the middle"),
+        (200, b"data: nonsense\n\n", "NOT_LLAMA_SERVER", "nonsense"),
+        (200, b'data: {"choices": 5}\n\n', "NOT_LLAMA_SERVER", "choices"),
+        (200, b"data: []\n\n", "NOT_LLAMA_SERVER", "[]"),
+        (
+            200,
+            delta("a") + event(error={"message": "out of memory"}),
+            "REQUEST_REFUSED",
+            "out of memory",
+        ),
+        (200, b'error: {"error": {"message": "late"}}\n', "REQUEST_REFUSED", "late"),
+    ],
+)
+def test_what_goes_wrong_in_a_chat_is_a_sentence(
+    status: int, body: bytes, code: str, words: str
+) -> None:
+    with answering(status, body) as port, pytest.raises(ServerError) as caught:
+        chat(port)
+    assert caught.value.code == code
+    assert words in caught.value.message
+
+
+@pytest.mark.parametrize("body", [b"hello", b"[]", b"{}", b'{"content": 5}', b"[" * 100_000])
+def test_a_stranger_is_not_taken_for_llama_server(body: bytes) -> None:
+    with answering(200, body) as port, pytest.raises(ServerError) as caught:
+        Client(port, None).completion("x", max_tokens=1)
+    assert caught.value.code == "NOT_LLAMA_SERVER"
+    assert len(caught.value.message) < 500
+
+
+def test_nobody_there() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        client = Client(free.getsockname()[1], None)
+        assert client.health() is None
+        with pytest.raises(ServerError) as caught:
+            client.completion("x", max_tokens=1)
+    assert caught.value.code == "NO_ANSWER"
+
+
+def test_silence_has_an_end() -> None:
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        deaf.listen(1)
+        with pytest.raises(ServerError, match=r"silent for 0\.2 s") as caught:
+            Client(deaf.getsockname()[1], None, timeout=0.2).completion("x", max_tokens=1)
+    assert caught.value.code == "ANSWER_TIMEOUT"
+
+
+def test_closing_the_stream_closes_the_connection() -> None:
+    seen: list[dict[str, object]] = []
+    with answering(200, delta("a"), stay=True, seen=seen) as port:
+        stream = Client(port, None, timeout=5.0).stream_chat([], max_tokens=5)
+        assert next(stream).text == "a"
+        stream.close()
+        deadline = time.monotonic() + 3
+        while {"gone": True} not in seen and time.monotonic() < deadline:
+            time.sleep(0.01)
+    assert {"gone": True} in seen
+
+
+@pytest.mark.model
+def test_the_real_server(real_runtime: Path, real_model: Path) -> None:
+    environ = processes.environment({})
+    with Server(ServerPlan(real_runtime, real_model, environ)) as server:
+        client = server.client()
+        assert client.health() == 200
+        assert client.refuses_strangers()
+        assert client.tokens("The capital of France is") == 5
+        assert "chat_template" in client.props()
+        answer = client.completion("The capital of France is", max_tokens=3)
+        assert (answer.text[:6], answer.reason, answer.tokens) == (" Paris", "limit", 3)
+        assert answer.tokens_per_second
+        question = [{"role": "user", "content": "What is the capital of France?"}]
+        pieces = list(client.stream_chat(question, max_tokens=20))
+        assert len([piece for piece in pieces if piece.text]) > 3
+        assert pieces[-1].finished
+        assert client.turns(timeout=10)
+        with pytest.raises(ServerError, match="400"):
+            list(client.stream_chat([{"role": "user"}], max_tokens=1))
+
+
+@pytest.mark.model
+def test_the_real_server_stops_when_the_client_goes_away(
+    real_runtime: Path, real_model: Path
+) -> None:
+    """FAULTS 60: with one slot, a second answer comes only once the first one has ended."""
+    environ = processes.environment({})
+    plan = ServerPlan(real_runtime, real_model, environ, extra=("--parallel", "1"))
+    with Server(plan) as server:
+        stream = server.client().stream_chat(
+            [{"role": "user", "content": "Count to a thousand."}], max_tokens=4000
+        )
+        for _ in range(4):
+            next(stream)
+        stream.close()
+        started = time.monotonic()
+        assert server.client(timeout=10).completion("The", max_tokens=1).finished
+        assert time.monotonic() - started < 5

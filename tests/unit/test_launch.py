@@ -1,0 +1,251 @@
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import launch, model, prepare, select
+from llama_loader.errors import HostError, IntegrityError, LoaderError
+from llama_loader.host import Gpu, HostFacts
+from llama_loader.select import Wishes
+from llama_loader.settings import Settings, load
+from llama_loader.store import Installed
+from llama_loader.timeline import Timeline
+from tests.rigs.hub import COMMIT, Hub, serving
+from tests.rigs.releases import BARE, artifact, libraries, manifest
+
+if TYPE_CHECKING:
+    from conftest import Impostor
+
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", libraries=libraries(13))
+TWO = replace(H200, gpus=H200.gpus * 2)
+RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
+LIST = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n  CUDA1: B (80 MiB, 2 MiB free)\n"
+
+
+def settings(**variables: str) -> Settings:
+    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+    return load(environ={"PATH": os.environ["PATH"], "HOME": "/home/user", **names})
+
+
+def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> prepare.Prepared:  # noqa: B008
+    choice = select.select(RELEASE, host, wishes)
+    installed = Installed(runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True)
+    return prepare.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
+
+
+def start(wanted: Settings, ready: prepare.Prepared) -> tuple[list[str], dict[str, str]]:
+    """Start and stop; returns what the server saw."""
+    supervisor = launch.start(wanted, ready, Path("/m.gguf"))
+    seen = json.loads((ready.runtime / "seen.json").read_text())
+    supervisor.stop()
+    return seen["argv"], seen["environ"]
+
+
+def device(argv: list[str]) -> str:
+    return argv[argv.index("--device") + 1]
+
+
+def test_one_gpu_is_taken_without_asking(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(list={"text": "garbage"}), H200)
+    argv, environ = start(settings(), ready)
+    assert device(argv) == "CUDA0"
+    assert environ["LD_LIBRARY_PATH"] == "/cu13"
+    assert [stage.name for stage in ready.timeline.stages] == ["devices", "start", "first token"]
+    assert impostor.starts() == 1
+
+
+def test_of_two_gpus_the_program_is_asked(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(list={"text": LIST}), TWO)
+    argv, _ = start(settings(), ready)
+    assert device(argv) == "CUDA0,CUDA1"
+    argv, _ = start(settings(LLAMA_DEVICE="CUDA1"), ready)
+    assert device(argv) == "CUDA1"
+
+
+def test_the_only_gpu_may_be_hidden_from_the_program(impostor: Impostor) -> None:
+    """CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks."""
+    ready = prepared(impostor.behave(known_devices=[]), H200)
+    with pytest.raises(HostError) as caught:
+        launch.start(settings(), ready, Path("/m.gguf"))
+    assert caught.value.code == "NO_DEVICE"
+    allowed = settings(ALLOW_CPU="1")
+    argv, _ = start(allowed, ready)
+    assert device(argv) == "none"
+    with pytest.raises(HostError) as caught:
+        launch.start(settings(LLAMA_DEVICE="CUDA0"), ready, Path("/m.gguf"))
+    assert caught.value.code == "INVALID_DEVICE"
+
+
+def test_missing_libraries_are_said_before_anything_starts(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(), replace(H200, libraries=()))
+    with pytest.raises(HostError) as caught:
+        launch.start(settings(), ready, Path("/m.gguf"))
+    assert caught.value.code == "CUDA_LIBRARY_MISSING"
+    assert "nvidia-cublas" in caught.value.hint
+    assert not (impostor.folder / "starts").exists()
+    argv, _ = start(settings(ALLOW_CPU="1"), ready)
+    assert device(argv) == "none"
+
+
+def test_no_layers_means_the_cpu(impostor: Impostor) -> None:
+    argv, _ = start(settings(N_GPU_LAYERS="0"), prepared(impostor.behave(), H200))
+    assert (device(argv), argv[argv.index("--n-gpu-layers") + 1]) == ("none", "0")
+
+
+def test_a_foreign_archive_is_asked_and_gets_its_own_folder(impostor: Impostor) -> None:
+    ready = replace(prepared(impostor.behave(list={"text": LIST}), H200), choice=None)
+    argv, environ = start(settings(), ready)
+    assert device(argv) == "CUDA0,CUDA1"
+    assert environ["LD_LIBRARY_PATH"] == f"{impostor.folder}:/cu13"
+    assert "--fit" not in argv
+    missing = replace(ready, missing=("libcublas.so.12",))
+    with pytest.raises(HostError, match="the archive needs libcublas"):
+        launch.start(settings(), missing, Path("/m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("extra", "expected"),
+    [
+        ((), None),
+        (("--api-key", "a,b"), "a"),
+        (("--threads", "3", "--api-key-file", "FILE"), "from-file"),
+        (("--api-key-file", "/nowhere"), None),
+        (("--api-key",), None),
+    ],
+)
+def test_a_key_of_the_persons_own(
+    extra: tuple[str, ...], expected: str | None, tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("# mine\n\nfrom-file\n")
+    given = tuple(str(tmp_path / "key") if word == "FILE" else word for word in extra)
+    assert launch.own_key(given) == expected
+
+
+# --- the model ------------------------------------------------------------------------------
+
+
+def test_a_local_model_is_taken_as_it_is(tmp_path: Path) -> None:
+    wanted = settings(GGUF_PATH=str(tmp_path / "m.gguf"))
+    assert model.get(model.from_settings(wanted), wanted) == tmp_path / "m.gguf"
+
+
+def test_a_pinned_model_is_hashed(tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(b"GGUF")
+    digest = hashlib.sha256(b"GGUF").hexdigest()
+    good = settings(GGUF_PATH=str(path), GGUF_SHA256=digest)
+    assert model.get(model.from_settings(good), good) == path
+    bad = settings(GGUF_PATH=str(path), GGUF_SHA256="0" * 64)
+    with pytest.raises(IntegrityError, match=digest):
+        model.get(model.from_settings(bad), bad)
+
+
+def hub_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **variables: str) -> LoaderError:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    wanted = settings(GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf", **variables)
+    with pytest.raises(LoaderError) as caught:
+        model.get(model.from_settings(wanted), wanted)
+    return caught.value
+
+
+def from_hub(hub: Hub, place: Path, **variables: str) -> Path:
+    """Fetch with the real client, in a process of its own: its settings are read at import."""
+    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+    code = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "print(model.get(model.from_settings(s), s))"
+    )
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(place),
+        "HF_HOME": str(place / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "PYTHONPATH": str(SPACES),
+        "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
+        "YAKULINGO_SPACES_GGUF_FILENAME": "sub/m.gguf",
+        **names,
+    }
+    if "HF_TOKEN" in variables:
+        environ["HF_TOKEN"] = variables["HF_TOKEN"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise AssertionError(done.stderr.splitlines()[-1])
+    assert done.stderr == ""
+    return Path(done.stdout.strip())
+
+
+def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
+    with serving(Hub(files={"sub/m.gguf": b"GGUF model"})) as hub:
+        path = from_hub(hub, tmp_path)
+        assert path.read_bytes() == b"GGUF model"
+        assert path.is_relative_to(tmp_path / "hf")
+        assert hub.tokens_seen == {None}
+        digest = hashlib.sha256(b"GGUF model").hexdigest()
+        assert from_hub(hub, tmp_path, GGUF_SHA256=digest, GGUF_REVISION=COMMIT) == path
+        for variables, words in (
+            ({"GGUF_FILENAME": "other.gguf"}, "has no file other.gguf"),
+            ({"GGUF_REVISION": "v9"}, "has no revision v9"),
+            ({"GGUF_REPO_ID": "me/other"}, "has no repository me/other"),
+            ({"GGUF_SHA256": "0" * 64}, "pinned is 0000"),
+        ):
+            with pytest.raises(AssertionError, match=words):
+                from_hub(hub, tmp_path, **variables)
+    assert from_hub(hub, tmp_path, OFFLINE="1") == path
+
+
+def test_a_gated_model_needs_the_token(tmp_path: Path) -> None:
+    with serving(Hub(files={"sub/m.gguf": b"GGUF"}, token="hf_right")) as hub:  # noqa: S106
+        with pytest.raises(AssertionError, match="is gated, and HF_TOKEN is not set"):
+            from_hub(hub, tmp_path)
+        with pytest.raises(AssertionError, match="has no access to it"):
+            from_hub(hub, tmp_path, HF_TOKEN="hf_wrong")  # noqa: S106
+        assert from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == b"GGUF"  # noqa: S106
+
+
+def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    error = hub_failure(monkeypatch, tmp_path, OFFLINE="1")
+    assert (error.code, error.exit_status) == ("OFFLINE", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "status", "words"),
+    [
+        ("GatedRepoError", "MODEL_GATED", 3, "HF_TOKEN is not set"),
+        ("RepositoryNotFoundError", "REPOSITORY_NOT_FOUND", 2, "me/model"),
+        ("RevisionNotFoundError", "REVISION_NOT_FOUND", 2, "no revision"),
+        ("RemoteEntryNotFoundError", "FILE_NOT_FOUND", 2, "no file m.gguf"),
+        ("LocalEntryNotFoundError", "HUB_UNREACHABLE", 3, "https://huggingface.co"),
+        ("OSError", "MODEL_NOT_WRITTEN", 6, "No space left"),
+        ("ValueError", "HUB_UNREACHABLE", 3, "what"),
+    ],
+)
+def test_the_hubs_errors_become_sentences(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, code: str, status: int, words: str
+) -> None:
+    from huggingface_hub import errors
+
+    def fail(*_: object, **__: object) -> None:
+        if name == "OSError":
+            raise OSError(28, "No space left on device", "/cache/x")
+        if name == "ValueError":
+            raise ValueError("what")
+        kind: Any = getattr(errors, name)
+        error = kind.__new__(kind)
+        Exception.__init__(error, "told")
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    error = hub_failure(monkeypatch, tmp_path)
+    assert (error.code, error.exit_status) == (code, status)
+    assert words in error.render()

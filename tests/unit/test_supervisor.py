@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import processes, supervisor
+from llama_loader.errors import LoaderError, ServerError
+from llama_loader.events import Event, Note
+from llama_loader.server import Server, ServerPlan
+from llama_loader.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from conftest import Impostor
+
+
+class Rig:
+    """A supervised impostor whose pauses are noted down instead of waited for."""
+
+    def __init__(self, runtime: Path) -> None:
+        plan = ServerPlan(runtime, Path("/m"), processes.environment({}), startup_timeout=20.0)
+        server = Server(plan)
+        server.start()
+        self.pauses: list[float] = []
+        self.events: list[Event] = []
+        self.now = 0.0
+        self.supervisor = Supervisor(
+            server, sink=self.events.append, sleep=self.pauses.append, clock=lambda: self.now
+        )
+
+    def kill(self) -> None:
+        pid = self.supervisor.server.pid
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        self.supervisor.server.wait(5)
+
+
+@pytest.fixture
+def rigs() -> Iterator[Any]:
+    made: list[Rig] = []
+
+    def make(runtime: Path) -> Rig:
+        made.append(Rig(runtime))
+        return made[-1]
+
+    yield make
+    for rig in made:
+        rig.supervisor.stop()
+
+
+def test_a_live_server_is_left_alone(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    first = rig.supervisor.server
+    assert rig.supervisor.ensure() is first
+    assert rig.supervisor.suspect() is first
+    assert (rig.pauses, rig.events) == ([], [])
+
+
+def test_a_dead_one_is_started_anew_on_the_same_port(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    first = rig.supervisor.server
+    rig.kill()
+    second = rig.supervisor.ensure()
+    assert second is not first
+    assert second.port == first.port
+    assert second.client().completion("x", max_tokens=1).text == "!"
+    assert rig.pauses == [0.25]
+    assert isinstance(rig.events[0], Note)
+    assert "SIGKILL" in rig.events[0].message
+
+
+def test_the_fifth_end_in_the_window_is_the_last(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    for _ in range(4):
+        rig.kill()
+        rig.supervisor.ensure()
+    rig.kill()
+    with pytest.raises(ServerError) as caught:
+        rig.supervisor.ensure()
+    assert caught.value.code == "SERVER_GAVE_UP"
+    assert "5 times" in caught.value.message
+    assert "SIGKILL" in caught.value.message
+    assert rig.pauses == [0.25, 0.5, 1.0, 2.0]
+
+
+def test_ends_that_are_far_apart_are_bad_luck(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    for _ in range(7):
+        rig.now += supervisor.WINDOW / 3
+        rig.kill()
+        rig.supervisor.ensure()
+    assert max(rig.pauses) <= 2.0
+    assert impostor.starts() == 8
+
+
+def test_a_successor_that_cannot_start_counts_too(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    impostor.behave(exit=1, say=["E error loading model: oh no"])
+    rig.kill()
+    with pytest.raises(ServerError, match="error loading model: oh no") as caught:
+        rig.supervisor.ensure()
+    assert caught.value.code == "SERVER_GAVE_UP"
+    assert impostor.starts() == 5
+
+
+def test_what_a_new_start_cannot_cure_is_said_at_once(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    impostor.behave(exit=1, say=["version `GLIBC_2.38' not found"])
+    rig.kill()
+    with pytest.raises(LoaderError) as caught:
+        rig.supervisor.ensure()
+    assert caught.value.code == "GLIBC_TOO_OLD"
+    assert impostor.starts() == 2
+
+
+@pytest.mark.parametrize(
+    ("do", "starts", "code"),
+    [
+        ({"signal": 9, "bad_starts": 2}, 3, ""),
+        ({"signal": 11}, 5, "SERVER_GAVE_UP"),
+        ({"exit": 1, "say": ["E error loading model: bad"]}, 1, "BAD_MODEL"),
+    ],
+)
+def test_death_while_the_first_one_loads(
+    impostor: Impostor, do: dict[str, Any], starts: int, code: str
+) -> None:
+    plan = ServerPlan(impostor.behave(**do), Path("/m"), processes.environment({}))
+    keeper = Supervisor(Server(plan), sleep=lambda _: None)
+    caught = ""
+    try:
+        keeper.start()
+    except LoaderError as error:
+        caught = error.code
+    finally:
+        keeper.stop()
+    assert (impostor.starts(), caught) == (starts, code)
+
+
+def test_a_hang_is_found_by_a_completion_while_health_says_200(
+    rigs: Any, impostor: Impostor
+) -> None:
+    rig = rigs(impostor.behave(bad_starts=1, hang_after=0.5))
+    first = rig.supervisor.server
+    time.sleep(0.6)
+    assert first.client().health() == 200
+    assert rig.supervisor.suspect(deadline=0.3) is not first
+    assert "hangs: no token within 0.3 s" in rig.events[0].message
+
+
+def test_watching_finds_death_and_a_loop_that_is_stuck(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave(bad_starts=2, stuck_after=0.3))
+    thread = threading.Thread(target=rig.supervisor.watch, kwargs={"every": 0.1, "deadline": 0.3})
+    thread.start()
+    deadline = time.monotonic() + 10
+    while impostor.starts() < 3 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    while rig.supervisor.server.started is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    rig.kill()
+    while impostor.starts() < 4 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    while rig.supervisor.server.started is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    rig.supervisor.stop()
+    thread.join(5)
+    assert not thread.is_alive()
+    told = [event.message for event in rig.events]
+    assert ["main loop" in text for text in told] == [True, True, False]
+    assert "SIGKILL" in told[2]
+
+
+def test_stopped_is_stopped(rigs: Any, impostor: Impostor) -> None:
+    rig = rigs(impostor.behave())
+    rig.supervisor.stop()
+    with pytest.raises(ServerError) as caught:
+        rig.supervisor.ensure()
+    assert caught.value.code == "SERVER_STOPPED"
+    assert impostor.starts() == 1
