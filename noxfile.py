@@ -50,7 +50,8 @@ def tests(session: nox.Session) -> None:
 def unit(session: nox.Session) -> None:
     """The fast tests only: no engine, no model, nothing fetched."""
     _install(session, DEV_LOCK)
-    session.run("pytest", "tests/unit", *session.posargs, env=MODULE_PATH)
+    marks = ("-m", "not docker and not model")
+    session.run("pytest", "tests/unit", *marks, *session.posargs, env=MODULE_PATH)
 
 
 @nox.session

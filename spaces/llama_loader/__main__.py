@@ -7,6 +7,7 @@ command runs, so that ``--help`` answers at once. Exit statuses are decided here
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -65,6 +66,7 @@ def _guarded(options: argparse.Namespace) -> int:
     from llama_loader.errors import LoaderError
 
     _on_sigterm()
+    _print_anything()
     try:
         status: int = options.run(options)
         sys.stdout.flush()
@@ -77,6 +79,13 @@ def _guarded(options: argparse.Namespace) -> int:
     except Exception as error:  # noqa: BLE001 - a person gets a line, never a traceback
         return _complain(_unexpected(error), _FAILED)
     return status
+
+
+def _print_anything() -> None:
+    """A terminal that takes ASCII alone must not turn a sentence into a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _unexpected(error: Exception) -> str:

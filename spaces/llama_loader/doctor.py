@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import shutil
 import sys
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import devices, host, launch, model, prepare, report
+from llama_loader import devices, host, launch, model, prepare, report, select
 from llama_loader.errors import HostError, LoaderError, StoreError
 from llama_loader.events import Note
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.events import Event, Sink
-    from llama_loader.host import HostFacts
+    from llama_loader.host import Gpu, HostFacts
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
 
@@ -150,7 +150,7 @@ def _plain(value: object) -> object:
 
 
 def _gpu(found: Examination, facts: HostFacts, settings: Settings) -> None:
-    named = ", ".join(f"{gpu.name} ({gpu.capability or 'unknown'})" for gpu in facts.gpus)
+    named = ", ".join(f"{gpu.name} ({_dotted(gpu)})" for gpu in facts.gpus)
     if facts.gpus and facts.gpu_source != "zerogpu":
         detail = f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
         found.checks.append(Check("gpu", ok=True, detail=detail))
@@ -213,8 +213,11 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings) -> None
         chosen = devices.choose(listing.devices, settings.devices, needed=None, allow_cpu=allowed)
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
 
-    if _tried(found, "libraries", libraries):
-        _tried(found, "devices", listed)
+    if _tried(found, "libraries", libraries) and not _tried(found, "devices", listed):
+        failed = found.checks[-1]
+        if failed.code == "NO_DEVICE" and prepared.host.zerogpu:
+            # the main process of a ZeroGPU Space never has one: another build would not help
+            found.checks[-1] = replace(failed, hint=_TOO_SLOW_HINT)
 
 
 def _model(found: Examination, settings: Settings) -> None:
@@ -251,11 +254,15 @@ def _noting(found: Examination, sink: Sink) -> Sink:
     return take
 
 
+def _dotted(gpu: Gpu) -> str:
+    return select.dotted([gpu.capability]) if gpu.capability else "unknown"
+
+
 def _host_lines(facts: HostFacts | None) -> list[str]:
     if facts is None:
         return []
     gpus = [
-        f"{gpu.name}, compute capability {gpu.capability or 'unknown'}"
+        f"{gpu.name}, compute capability {_dotted(gpu)}"
         + (f", {gpu.memory / 1e9:.0f} GB" if gpu.memory else "")
         for gpu in facts.gpus
     ]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import select
 import signal
 import subprocess
 import sys
@@ -59,7 +60,8 @@ class Finished:
     """A program that was run to its end.
 
     Attributes:
-        status: exit status; negative for a signal; None where it was stopped for lack of time.
+        status: exit status; negative for a signal; None where it was stopped because it took too
+            long or printed too much.
         output: what it printed on both streams, decoded, at most 1 MiB.
         seconds: how long it ran.
         failure: why it could not be started, else empty.
@@ -88,7 +90,7 @@ def environment(
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> Finished:
-    """Run a program to its end, or end it (its whole group) after ``timeout`` seconds."""
+    """Run a program to its end; end its whole group after ``timeout`` seconds or 1 MiB of output."""
     started = time.monotonic()
     try:
         process = subprocess.Popen(
@@ -103,14 +105,29 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> F
         return Finished(None, "", 0.0, f"{argv[0]}: {error.strerror or error}")
     with process:
         try:
-            output, _ = process.communicate(timeout=timeout)
-            status: int | None = process.returncode
-        except subprocess.TimeoutExpired as late:
-            output, status = late.output or b"", None
+            output, finished = _collect(process, started + timeout)
+            status = process.wait() if finished else None
         finally:
             kill_group(process.pid)
-    text = output[:_OUTPUT_LIMIT].decode("utf-8", "replace")
+    text = output.decode("utf-8", "replace")
     return Finished(status, text, time.monotonic() - started)
+
+
+def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
+    """Read a program's output to its end; whether that came in time and within the limit."""
+    output = bytearray()
+    stream = process.stdout
+    if stream is None:
+        raise AssertionError("started with a pipe")
+    while len(output) < _OUTPUT_LIMIT:
+        left = deadline - time.monotonic()
+        if left <= 0 or not select.select([stream], [], [], left)[0]:
+            return bytes(output), False
+        block = os.read(stream.fileno(), 65536)
+        if not block:
+            return bytes(output), ended(process, max(0.0, deadline - time.monotonic()))
+        output += block
+    return bytes(output), False
 
 
 def spawn(

@@ -241,7 +241,7 @@ def _judge_gpu(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) ->
     codes = {target: cuda_code(artifact, target) for target in targets}
     served = tuple(target for target, code in codes.items() if code)
     if not served:
-        return _Candidate(artifact, Stage.GPU, f"{_holds(artifact)}: not for {_dotted(targets)}")
+        return _Candidate(artifact, Stage.GPU, f"{_holds(artifact)}: not for {dotted(targets)}")
     trouble = _glibc_trouble(artifact, host)
     if trouble:
         return _Candidate(artifact, Stage.GLIBC, trouble)
@@ -274,9 +274,9 @@ def _fits_reason(
     missing: tuple[str, ...],
 ) -> str:
     how = "machine code" if native else "PTX, which the driver compiles at the first start (slow),"
-    parts = [f"{how} for {_dotted(served)}"]
+    parts = [f"{how} for {dotted(served)}"]
     left = tuple(target for target in targets if target not in served)
-    parts += [f"none for {_dotted(left)}"] if left else []
+    parts += [f"none for {dotted(left)}"] if left else []
     parts += [f"{', '.join(missing)} missing here"] if missing else []
     return f"{'; '.join(parts)}; {artifact.size / 1e6:.1f} MB"
 
@@ -358,7 +358,7 @@ def _nothing(
     furthest = max((one.stage for one in judged), default=Stage.FORMAT)
     best = [one for one in judged if one.stage is furthest]
     there = ", ".join(dict.fromkeys(_holds(artifact) for artifact in manifest.artifacts))
-    what = f"compute capability {_dotted(targets)}" if targets else "the CPU"
+    what = f"compute capability {dotted(targets)}" if targets else "the CPU"
     why = {
         Stage.GPU: "none has code for it",
         Stage.BACKEND: "none is for it",
@@ -391,13 +391,13 @@ def _hint(stage: Stage, host: HostFacts) -> str:
 def _holds(artifact: Artifact) -> str:
     if artifact.cuda is None:
         return f"{artifact.backend}, no CUDA"
-    parts = [_dotted(artifact.cuda.sass)] if artifact.cuda.sass else []
-    parts += [f"{_dotted(artifact.cuda.ptx)} as PTX"] if artifact.cuda.ptx else []
+    parts = [dotted(artifact.cuda.sass)] if artifact.cuda.sass else []
+    parts += [f"{dotted(artifact.cuda.ptx)} as PTX"] if artifact.cuda.ptx else []
     return f"CUDA {artifact.cuda.toolkit} for {' and '.join(parts) or 'nothing'}"
 
 
-def _dotted(archs: Iterable[str]) -> str:
-    """``("90", "120a")`` → ``9.0, 12.0a``: as NVIDIA writes compute capabilities."""
+def dotted(archs: Iterable[str]) -> str:
+    """Write compute capabilities as NVIDIA does: ``("90", "120a")`` → ``9.0, 12.0a``."""
     return ", ".join(re.sub(r"^([0-9]+)([0-9][af]?)$", r"\1.\2", arch) for arch in archs)
 
 

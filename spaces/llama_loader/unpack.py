@@ -70,6 +70,36 @@ class Source(io.RawIOBase):
         return len(taken)
 
 
+class _Xz(io.RawIOBase):
+    """Decompresses one xz stream. ``lzma.LZMAFile`` passes over what follows it."""
+
+    def __init__(self, source: IO[bytes]) -> None:
+        self._source = source
+        self._decompressor = lzma.LZMADecompressor(format=lzma.FORMAT_XZ)
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        """Fill ``buffer`` with decompressed bytes.
+
+        Raises:
+            LZMAError: the stream is damaged, or bytes follow it.
+            EOFError: it ends too early.
+        """
+        plain = b""
+        while not plain and not self._decompressor.eof:
+            packed = self._source.read(_PIECE) if self._decompressor.needs_input else b""
+            if not packed and self._decompressor.needs_input:
+                raise EOFError("the compressed data ends too early")
+            plain = self._decompressor.decompress(packed, len(buffer))
+        if self._decompressor.eof and self._decompressor.unused_data:
+            raise lzma.LZMAError("bytes follow the end of the compressed data")
+        buffer[: len(plain)] = plain
+        return len(plain)
+
+
 def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sink = ignore) -> None:
     """Unpack a release's tarball into the empty folder ``into``; every byte is checked.
 
@@ -262,7 +292,7 @@ def _decompressed(source: IO[bytes], kind: str) -> IO[bytes]:
     if kind == "tar.gz":
         return cast("IO[bytes]", gzip.GzipFile(fileobj=source, mode="rb"))
     if kind == "tar.xz":
-        return cast("IO[bytes]", lzma.LZMAFile(source))
+        return cast("IO[bytes]", io.BufferedReader(_Xz(source), _PIECE))
     if kind == "tar.zst":
         zstd = _zstd()
         options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}

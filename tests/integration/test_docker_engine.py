@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import INVOKE, PROJECT, invoke
+from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
 from farm.engines.docker import LABEL, DockerEngine, connect

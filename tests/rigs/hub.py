@@ -66,8 +66,8 @@ def serving(hub: Hub) -> Iterator[Hub]:
             if self.command == "GET":
                 self.wfile.write(body)
 
-        do_GET = answer  # noqa: N815
-        do_HEAD = answer  # noqa: N815
+        do_GET = answer  # noqa: N815 - the name in the base
+        do_HEAD = answer  # noqa: N815 - the name in the base
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)

@@ -357,7 +357,7 @@ def test_serve_whose_server_dies(home: dict[str, str], impostor: Impostor, tmp_p
 
 
 def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:
-    home["HF_TOKEN"] = "hf_verysecret"  # noqa: S105
+    home["HF_TOKEN"] = "hf_verysecret"
     options = manifest_options(release)
     good = run(home, "doctor", *options, "--allow-cpu")
     assert good.returncode == 0, good.stdout
@@ -399,6 +399,13 @@ def test_doctor_reports_settings_that_cannot_be_read(home: dict[str, str]) -> No
     done = run(home, "doctor")
     assert done.returncode == 2
     assert "FAIL settings: YAKULINGO_SPACES_OFFLINE is '?'" in done.stdout
+
+
+def test_a_terminal_of_plain_ascii(home: dict[str, str]) -> None:
+    home["PYTHONIOENCODING"] = "ascii:strict"
+    done = run(home, "fetch", "--arch", "ü")
+    assert r"\xfc" in refused(done, 2, "SETTING_INVALID")
+    assert run(home, "doctor", "--manifest", "file:///ü.json").returncode in {2, 3, 5}
 
 
 def test_a_reader_that_goes_away_gets_no_traceback(home: dict[str, str], release: Path) -> None:

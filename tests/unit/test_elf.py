@@ -389,7 +389,7 @@ def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
 
 
 def test_5000_mutations_end_in_facts_or_an_error_of_ours(made: Path) -> None:
-    chance = random.Random(2)  # noqa: S311
+    chance = random.Random(2)
     base = (made / "libcuda90.so").read_bytes()
     table = struct.unpack_from("<Q", base, 40)[0]
     hot = [*range(64), *range(table, len(base))]

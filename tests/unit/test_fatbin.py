@@ -174,7 +174,7 @@ def test_what_is_written_is_read(
 
 
 def test_5000_mutations_end_in_contents_or_the_one_error() -> None:
-    chance = random.Random(1)  # noqa: S311
+    chance = random.Random(1)
     bases = [path.read_bytes() for path in sorted(FATBINS.glob("*.fatbin"))]
     outcomes = {"read": 0, "refused": 0}
     for _ in range(5000):

@@ -205,12 +205,12 @@ def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
 
 
 def test_a_gated_model_needs_the_token(tmp_path: Path) -> None:
-    with serving(Hub(files={"sub/m.gguf": b"GGUF"}, token="hf_right")) as hub:  # noqa: S106
+    with serving(Hub(files={"sub/m.gguf": b"GGUF"}, token="hf_right")) as hub:
         with pytest.raises(AssertionError, match="is gated, and HF_TOKEN is not set"):
             from_hub(hub, tmp_path)
         with pytest.raises(AssertionError, match="has no access to it"):
-            from_hub(hub, tmp_path, HF_TOKEN="hf_wrong")  # noqa: S106
-        assert from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == b"GGUF"  # noqa: S106
+            from_hub(hub, tmp_path, HF_TOKEN="hf_wrong")
+        assert from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == b"GGUF"
 
 
 def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -446,6 +446,13 @@ def test_run_ends_a_whole_group_in_time(tmp_path: Path) -> None:
     assert gone(int(pid_file.read_text()))
 
 
+def test_run_ends_a_program_that_never_stops_printing() -> None:
+    done = processes.run(["/usr/bin/yes"], ENVIRON, timeout=30.0)
+    assert done.status is None
+    assert 1024**2 <= len(done.output) < 1024**2 + 65536
+    assert done.seconds < 10
+
+
 def test_what_is_quoted_complains_or_comes_last() -> None:
     lines = ["0.00.1.2 I loading", "0.00.1.3 E failed to open", "0.00.1.4 I cleaning up"]
     assert exits.quote(lines) == "failed to open"

@@ -1,0 +1,33 @@
+"""Invoke verbs as a person runs them: another process, from the project's root."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent.parent
+INVOKE = (sys.executable, "-m", "invoke")
+
+
+def invoke(*argv: str, timeout: float = 3000) -> subprocess.CompletedProcess[str]:
+    """Run an invoke verb as a person would, from the project's root."""
+    return subprocess.run(
+        [*INVOKE, *argv], cwd=PROJECT, capture_output=True, text=True, timeout=timeout, check=False
+    )
+
+
+def succeed(*argv: str, timeout: float = 3000) -> str:
+    """Run an invoke verb that must succeed; returns what it printed."""
+    done = invoke(*argv, timeout=timeout)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+@dataclass(frozen=True)
+class Release:
+    """A folder with a built release, and what the build printed."""
+
+    folder: Path
+    log: str

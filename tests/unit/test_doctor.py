@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llama_loader import doctor, select
+from llama_loader.errors import HostError, LoaderError, NetworkError
+from llama_loader.events import Note, ignore
+from llama_loader.host import Gpu, HostFacts
+from llama_loader.prepare import Prepared
+from llama_loader.select import Wishes
+from llama_loader.settings import Settings, load
+from llama_loader.store import Installed
+from llama_loader.timeline import Timeline
+from tests.rigs.releases import BARE, artifact, libraries, manifest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from conftest import Impostor
+
+    from llama_loader.doctor import Examination
+    from llama_loader.events import Sink
+
+H200 = replace(
+    BARE,
+    gpus=(Gpu("NVIDIA H200", "90", 150_000_000_000),),
+    driver="580.159",
+    gpu_source="nvml",
+    libraries=libraries(13),
+)
+RELEASE = manifest(
+    artifact("cu130", "sm90", "90"), artifact("cu130", "sm120", "120a"), artifact("cpu", "cpu")
+)
+LIST = {"text": "Available devices:\n  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"}
+
+
+class Clinic:
+    """A doctor whose host and release are given; llama-server is the impostor."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, runtime: Path, store: Path) -> None:
+        self.host: HostFacts = H200
+        self.runtime = runtime
+        self.fault: LoaderError | None = None
+        self.variables = {"PATH": os.environ["PATH"], "HF_HOME": str(store)}
+        monkeypatch.setattr(doctor.host, "detect", lambda _: self.host)
+        monkeypatch.setattr(doctor.prepare, "prepare", self.prepare)
+
+    def prepare(self, settings: Settings, *, sink: Sink) -> Prepared:
+        if self.fault:
+            raise self.fault
+        sink(Note("MANIFEST_NOT_PINNED", "it is not", "pin it"))
+        choice = select.select(RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu))
+        place = self.runtime
+        installed = Installed(place, place, "0" * 64, "b1", choice.artifact, verified=True)
+        return Prepared(installed, self.host, choice, choice.libraries, choice.missing, Timeline())
+
+    def examine(self, **variables: str) -> Examination:
+        names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+        return doctor.examine(lambda: load(environ={**self.variables, **names}), sink=ignore)
+
+
+@pytest.fixture
+def clinic(monkeypatch: pytest.MonkeyPatch, impostor: Impostor, tmp_path: Path) -> Clinic:
+    return Clinic(monkeypatch, impostor.behave(list=LIST), tmp_path / "store")
+
+
+def failures(found: Examination) -> dict[str, str]:
+    return {check.name: check.code for check in found.checks if not check.ok}
+
+
+def test_a_gpu_that_can_serve(clinic: Clinic) -> None:
+    found = clinic.examine()
+    assert (found.exit_status, failures(found)) == (0, {})
+    page = found.as_text()
+    for words in (
+        "NVIDIA H200, compute capability 9.0, 150 GB",
+        "driver: 580.159",
+        "libcublas.so.13 ? in /cu13 (site-packages)",
+        "cu130-sm90-linux-x86_64.tar.zst: chosen: machine code for 9.0; 20.0 MB",
+        "cu130-sm120-linux-x86_64.tar.zst: CUDA 13.0 for 12.0a: not for 9.0",
+        "ok   devices: CUDA0 (the only one: NVIDIA H200)",
+        "note MANIFEST_NOT_PINNED: it is not",
+        "a model can be served here now",
+    ):
+        assert words in page
+    told = json.loads(json.dumps(found.as_json()))
+    assert told["host"]["gpus"][0]["capability"] == "90"
+    assert told["choice"]["libraries"]["libcudart.so.13"] == "/cu13"
+
+
+def test_missing_libraries_name_the_packages(clinic: Clinic) -> None:
+    clinic.host = replace(H200, libraries=libraries(12))
+    found = clinic.examine()
+    assert failures(found) == {"libraries": "CUDA_LIBRARY_MISSING"}
+    assert found.exit_status == HostError.exit_status
+    assert "hint: add to requirements.txt (or pip install): nvidia-cublas" in found.as_text()
+
+
+@pytest.mark.parametrize(
+    ("listing", "code", "hint"),
+    [
+        ({"text": "Available devices:\n  (none)\n"}, "NO_DEVICE", "Vulkan build"),
+        ({"text": "what?"}, "DEVICE_LIST_GARBLED", "really a llama-server"),
+        ({"status": 1, "text": "version `GLIBC_2.38' not found"}, "GLIBC_TOO_OLD", ""),
+    ],
+)
+def test_the_list_of_devices_decides(
+    clinic: Clinic, impostor: Impostor, listing: dict[str, object], code: str, hint: str
+) -> None:
+    impostor.behave(list=listing)
+    found = clinic.examine()
+    assert failures(found) == {"devices": code}
+    assert hint in found.as_text()
+    assert found.exit_status == 5
+
+
+def test_a_named_device_that_is_not_there(clinic: Clinic) -> None:
+    found = clinic.examine(LLAMA_DEVICE="Vulkan0")
+    assert failures(found) == {"devices": "INVALID_DEVICE"}
+    assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in found.as_text()
+
+
+def test_zerogpu_s_main_process_is_told_where_gpus_come_from(
+    clinic: Clinic, impostor: Impostor
+) -> None:
+    clinic.host = replace(H200, zerogpu=True, gpu_source="/proc/driver/nvidia")
+    impostor.behave(list={})
+    found = clinic.examine()
+    assert failures(found) == {"devices": "NO_DEVICE"}
+    assert "inside a decorated function" in found.as_text()
+    assert "Vulkan" not in found.as_text()
+
+
+def test_what_zerogpu_documents_is_no_gpu(clinic: Clinic) -> None:
+    clinic.host = replace(H200, zerogpu=True, gpu_source="zerogpu")
+    assert failures(clinic.examine())["gpu"] == "NO_GPU"
+
+
+def test_a_fault_in_between_does_not_end_the_examination(clinic: Clinic) -> None:
+    clinic.fault = NetworkError("UNREACHABLE", "no route\nto host", hint="look")
+    found = clinic.examine()
+    assert failures(found) == {"runtime": "UNREACHABLE"}
+    assert found.exit_status == 3
+    assert [check.name for check in found.checks][-1] == "model"
+    assert "FAIL runtime: no route to host" in found.as_text()
+
+
+def test_a_disk_that_is_nearly_full(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = doctor.shutil.disk_usage("/")._replace(free=5_000_000)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
+    found = clinic.examine()
+    assert failures(found) == {"store": "DISK_NEARLY_FULL"}
+    assert found.exit_status == 6
+
+
+def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
+    clinic.variables["HF_TOKEN"] = "hf_secret"
+    found = clinic.examine()
+    assert "hf_secret" not in found.as_text() + json.dumps(found.as_json())
+    assert "with token" in found.as_text()
