@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -111,13 +111,15 @@ class Demo:
 def _with_image(request: BuildRequest, report: BuildReport) -> BuildRequest:
     """Settle on a devel image: the line's own, else one made from packages, else no container."""
     try:
-        images = DockerImages(connect())
+        client = connect()
     except EngineError:
         return request  # pipeline.choose_engine says why it is local
     reference = pins.load().image(targets.load().line(request.line).image).reference
     try:
-        found = images.find(reference) or images.pull(reference)
-        return replace(request, image=found.reference)
+        with closing(client):
+            images = DockerImages(client)
+            found = images.find(reference) or images.pull(reference)
+            return replace(request, image=found.reference)
     except EngineError as error:
         report.say(f"note[{error.code}]: {error.message}; making one from packages")
     try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import shutil
 import time
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -71,16 +72,23 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         FarmError: a build, or the packing of one, failed.
     """
     line, sets = resolve(request)
-    engine = choose_engine(request, line, report)
-    if engine.name == "local":
-        line = promise_of_this_host(line, report)
-    tree = choose_source(request)
-    report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+    with closing(choose_engine(request, line, report)) as engine:
+        if engine.name == "local":
+            line = promise_of_this_host(line, report)
+        tree = choose_source(request)
+        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+        plans = [BuildPlan(arch_set, line, tree) for arch_set in sets]
+        return _build_all(plans, engine, request, report)
+
+
+def _build_all(
+    plans: list[BuildPlan], engine: Engine, request: BuildRequest, report: BuildReport
+) -> tuple[Made, ...]:
     made: list[Made] = []
     failures: list[FarmError] = []
-    for arch_set in sets:
+    for plan in plans:
         try:
-            made.append(_build_one(BuildPlan(arch_set, line, tree), engine, request, report))
+            made.append(_build_one(plan, engine, request, report))
         except (BuildError, EngineError) as error:
             failures.append(error)
             report.say(error.render())
@@ -88,7 +96,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if failures:
-        raise _summary(failures, len(sets))
+        raise _summary(failures, len(plans))
     return tuple(made)
 
 
@@ -109,7 +117,9 @@ def make_base_image(line: str, tag: str | None, report: BuildReport) -> str:
             report.activity(f"base image {line}: {text}")
 
         report.say(f"base image for line {line}: making it, or finding it made (log: {log})")
-        made = base_image.make_base_image(DockerImages(connect()), line=line, tag=tag, log=take)
+        with closing(connect()) as client:
+            images = DockerImages(client)
+            made = base_image.make_base_image(images, line=line, tag=tag, log=take)
     report.say(f"image: {made.reference} ({made.id})")
     return made.reference
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import zipfile
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
@@ -66,9 +67,9 @@ def registry_digest(name: str) -> str:
     Raises:
         EngineError: no engine answers, or it cannot reach the registry.
     """
-    client = connect()
     try:
-        return str(client.images.get_registry_data(name).id)
+        with closing(connect()) as client:
+            return str(client.images.get_registry_data(name).id)
     except requests.RequestException as error:  # docker's own errors are among them
         reason = getattr(error, "explanation", None) or error
         raise EngineError("REGISTRY_UNREACHABLE", f"its registry: {reason}") from error

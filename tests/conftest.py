@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import pytest
 from verbs import PROJECT, Release, succeed
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from docker import DockerClient
+
 RIGS = Path(__file__).parent / "rigs"
+
+
+# A CI runner may start us with SIGINT ignored, and children inherit that: Ctrl-C is tested here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _must_or_skip(reason: str) -> NoReturn:
@@ -25,22 +36,23 @@ def _must_or_skip(reason: str) -> NoReturn:
 
 
 @pytest.fixture(scope="session")
-def engine() -> str:
+def client() -> Iterator[DockerClient]:
     """A Docker engine that answers; its absence fails where CI demands it, else skips."""
     from farm.engines.docker import connect
     from farm.errors import EngineError
 
     try:
-        version: str = connect().version()["Version"]
+        connected = connect()
     except EngineError as error:
         _must_or_skip(f"no Docker engine: {error.message}")
-    return version
+    with closing(connected):
+        yield connected
 
 
 @pytest.fixture(scope="session")
-def base_image(engine: str) -> str:
+def base_image(client: DockerClient) -> str:
     """The Debian 12 devel image, made from the distribution's packages."""
-    del engine
+    del client
     tag = "llama-farm-base:bookworm"
     succeed("base-image", "--line", "cpu", "--tag", tag)
     return tag

@@ -75,3 +75,6 @@ class Engine(Protocol):
         Raises:
             EngineError: the engine is out of reach, or an image cannot be had.
         """
+
+    def close(self) -> None:
+        """Let go of what the engine holds open; call it when no workspace is."""

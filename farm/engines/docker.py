@@ -12,7 +12,7 @@ import io
 import secrets
 import tarfile
 import tempfile
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Final
@@ -128,6 +128,10 @@ class DockerEngine:
         finally:
             with _engine_errors("ENGINE_LOST", f"container {container.name} may be left behind"):
                 _remove(container)
+
+    def close(self) -> None:
+        """Close the connections to the engine."""
+        self._client.close()
 
     def _builder_image(self, base: ImageFacts, sink: LineSink) -> ImageFacts:
         recipe = BUILDER_DOCKERFILE.read_bytes()
@@ -252,7 +256,8 @@ def connect() -> docker.DockerClient:
         EngineError: none answers, or this user may not talk to it.
     """
     try:
-        docker.from_env(timeout=_PING_SECONDS).ping()
+        with closing(docker.from_env(timeout=_PING_SECONDS)) as probe:
+            probe.ping()
         return docker.from_env(timeout=_STREAM_SECONDS)
     except (DockerException, requests.RequestException) as error:
         reason = _reason(error)

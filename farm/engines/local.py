@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
     from farm.engines.base import LineSink
 
-PASSED_ON: Final = ("PATH", "HOME", "TMPDIR", "LANG", "CCACHE_REMOTE_STORAGE", "CCACHE_MAXSIZE")
-"""The only variables that a step gets from outside: CFLAGS and the like would change the bytes."""
+PASSED_ON: Final = ("PATH", "HOME", "TMPDIR", "CCACHE_REMOTE_STORAGE", "CCACHE_MAXSIZE")
+"""The only variables that a step gets from outside: CFLAGS and the like would change
+the bytes, and LANG would make ccache take another machine's objects for others."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,9 @@ class LocalEngine:
                 jobs=self._jobs,
                 ccache_dir=_ccache_dir() if ccache else None,
             )
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
 
 def _ccache_dir() -> Path:

@@ -11,10 +11,11 @@ import time
 from pathlib import Path
 
 import pytest
+from docker import DockerClient
 from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
-from farm.engines.docker import LABEL, DockerEngine, connect
+from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import BuildError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
@@ -35,13 +36,15 @@ def plan_of(tree: Path) -> BuildPlan:
     return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
 
 
-def our_containers() -> list[str]:
-    found = connect().containers.list(all=True, filters={"label": LABEL})
+def our_containers(client: DockerClient) -> list[str]:
+    found = client.containers.list(all=True, filters={"label": LABEL})
     return [container.name for container in found]
 
 
-def test_products_come_out_and_nothing_stays(base_image: str, tmp_path: Path) -> None:
-    docker = DockerEngine(connect(), reference=base_image)
+def test_products_come_out_and_nothing_stays(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
+    docker = DockerEngine(client, reference=base_image)
     with execute(plan_of(TINY), docker, logs=tmp_path, reporter=Silent()) as built:
         program = built.folder / "llama-server"
         told = subprocess.run([program], capture_output=True, text=True, check=True)
@@ -49,14 +52,16 @@ def test_products_come_out_and_nothing_stays(base_image: str, tmp_path: Path) ->
         assert (built.folder / "libllama.so").is_symlink()
         assert built.toolchain.image == base_image
         assert str(built.toolchain.image_digest).startswith("sha256:")
-        assert len(our_containers()) == 1
-    assert our_containers() == []
+        assert len(our_containers(client)) == 1
+    assert our_containers(client) == []
 
 
-def test_the_container_has_no_network_and_no_folder_of_the_host(base_image: str) -> None:
-    docker = DockerEngine(connect(), reference=base_image)
+def test_the_container_has_no_network_and_no_folder_of_the_host(
+    client: DockerClient, base_image: str
+) -> None:
+    docker = DockerEngine(client, reference=base_image)
     with docker.open(plan_of(TINY), lambda _: None) as workspace:
-        details = connect().api.inspect_container(workspace.container.id)
+        details = client.api.inspect_container(workspace.container.id)
         assert details["HostConfig"]["NetworkMode"] == "none"
         assert {mount["Type"] for mount in details["Mounts"]} == {"volume"}
         lines: list[str] = []
@@ -65,21 +70,23 @@ def test_the_container_has_no_network_and_no_folder_of_the_host(base_image: str)
 
 
 def test_a_compile_error_names_file_and_lines_and_removes_the_container(
-    base_image: str, tmp_path: Path
+    client: DockerClient, base_image: str, tmp_path: Path
 ) -> None:
     tree = Path(shutil.copytree(TINY, tmp_path / "broken"))
     (tree / "plugin.c").write_text("int broken( { return 1; }\n", "utf-8")
-    docker = DockerEngine(connect(), reference=base_image)
+    docker = DockerEngine(client, reference=base_image)
     with (
         pytest.raises(BuildError, match=r"plugin\.c") as failed,
         execute(plan_of(tree), docker, logs=tmp_path, reporter=Silent()),
     ):
         pytest.fail("a tree was handed over")
     assert "int broken( {" in failed.value.message
-    assert our_containers() == []
+    assert our_containers(client) == []
 
 
-def test_ctrl_c_removes_the_container_and_keeps_the_cache(base_image: str, tmp_path: Path) -> None:
+def test_ctrl_c_removes_the_container_and_keeps_the_cache(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
     tree = Path(shutil.copytree(TINY, tmp_path / "slow"))
     with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
         file.write("add_custom_target(slow ALL COMMAND sleep 300)\nadd_dependencies(llama slow)\n")
@@ -89,7 +96,7 @@ def test_ctrl_c_removes_the_container_and_keeps_the_cache(base_image: str, tmp_p
         [*INVOKE, *build, "--out", str(out)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
-    while not our_containers() and time.monotonic() < deadline:
+    while not our_containers(client) and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(2)
     process.send_signal(signal.SIGINT)
@@ -97,9 +104,9 @@ def test_ctrl_c_removes_the_container_and_keeps_the_cache(base_image: str, tmp_p
     assert process.returncode == 130, told
     assert "error[INTERRUPTED]" in told
     assert "Traceback" not in told
-    assert our_containers() == []
+    assert our_containers(client) == []
     assert not out.exists() or not list(out.iterdir())
-    assert connect().volumes.get("llama-farm-ccache")
+    assert client.volumes.get("llama-farm-ccache")
 
 
 def test_no_engine_is_one_line_and_status_one(
@@ -126,8 +133,8 @@ def test_auto_says_why_it_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user without permission")
-def test_no_permission_is_told_apart_from_no_engine(engine: str) -> None:
-    del engine
+def test_no_permission_is_told_apart_from_no_engine(client: DockerClient) -> None:
+    del client
     script = (
         "import os, sys; os.setgid(65534); os.setgroups([]); os.setuid(65534)\n"
         "sys.path[:0] = ['.', 'spaces']\n"
@@ -149,9 +156,8 @@ def test_no_permission_is_told_apart_from_no_engine(engine: str) -> None:
 
 
 def test_an_image_that_cannot_be_pulled_is_named_with_a_way_out(
-    engine: str, tmp_path: Path
+    client: DockerClient, tmp_path: Path
 ) -> None:
-    del engine
     image = "localhost:1/no/such:image"
     refused = invoke(
         "build-cpu", "--engine", "docker", "--image", image, "--out", str(tmp_path / "out")
@@ -160,4 +166,4 @@ def test_an_image_that_cannot_be_pulled_is_named_with_a_way_out(
     assert "error[IMAGE_UNAVAILABLE]" in refused.stderr
     assert image in refused.stderr
     assert "invoke base-image" in refused.stderr
-    assert our_containers() == []
+    assert our_containers(client) == []

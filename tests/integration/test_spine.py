@@ -17,11 +17,13 @@ import pytest
 from verbs import PROJECT, Release, invoke, succeed
 
 from farm import elf, pins, source, targets
-from farm.engines.docker import LABEL, DockerEngine, connect
+from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 
@@ -99,9 +101,11 @@ def test_progress_without_a_terminal_is_plain_lines(cpu_release: Release) -> Non
     assert "cpu-cpu compile [" in cpu_release.log
 
 
-def test_nothing_of_the_build_is_left_in_the_engine(cpu_release: Release) -> None:
+def test_nothing_of_the_build_is_left_in_the_engine(
+    client: DockerClient, cpu_release: Release
+) -> None:
     del cpu_release
-    assert connect().containers.list(all=True, filters={"label": LABEL}) == []
+    assert client.containers.list(all=True, filters={"label": LABEL}) == []
 
 
 def test_a_user_gets_an_answer_from_an_empty_store(
@@ -174,7 +178,10 @@ def test_verify_reads_every_tarball_again(cpu_release: Release, tmp_path: Path) 
 
 
 def test_the_local_engine_makes_the_same_binaries(
-    cpu_release: Release, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: DockerClient,
+    cpu_release: Release,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Same compiler (Debian 12's), other folders: only BUILD.json may tell the engines apart."""
     compiler = subprocess.run(
@@ -184,7 +191,7 @@ def test_the_local_engine_makes_the_same_binaries(
     if not record["toolchain"]["compiler"].endswith(compiler.stdout.strip()):
         pytest.skip(f"this host's g++ {compiler.stdout.strip()} is not the container's")
     kept = Path(shutil.copytree(PROJECT / ".farm/trees/cpu-cpu", tmp_path / "kept", symlinks=True))
-    monkeypatch.setenv("CCACHE_DIR", str(_cache_of_the_engine(tmp_path)))
+    monkeypatch.setenv("CCACHE_DIR", str(_cache_of_the_engine(client, tmp_path)))
     succeed("build-cpu", "--engine", "local", "--out", str(tmp_path / "local"))
     ours, theirs = (
         {entry["path"]: entry["sha256"] for entry in manifest_of(folder)["artifacts"][0]["files"]}
@@ -196,11 +203,8 @@ def test_the_local_engine_makes_the_same_binaries(
     shutil.move(kept, PROJECT / ".farm/trees/cpu-cpu")
 
 
-def _cache_of_the_engine(tmp_path: Path) -> Path:
+def _cache_of_the_engine(client: DockerClient, tmp_path: Path) -> Path:
     """Copy the container's compiler cache out: the local build then compiles next to nothing."""
-    from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME
-
-    client = connect()
     container = client.containers.create(
         "llama-farm-base:bookworm", ["true"], volumes={CACHE_VOLUME: {"bind": str(CACHE_FOLDER)}}
     )
@@ -214,7 +218,9 @@ def _cache_of_the_engine(tmp_path: Path) -> Path:
     return tmp_path / CACHE_FOLDER.name
 
 
-def test_one_real_cuda_object_holds_sass_90_and_no_ptx(base_image: str, tmp_path: Path) -> None:
+def test_one_real_cuda_object_holds_sass_90_and_no_ptx(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
     del base_image
     tag = "llama-farm-base:bookworm-cu130"
     succeed("base-image", "--line", "cu130", "--tag", tag)
@@ -227,7 +233,7 @@ def test_one_real_cuda_object_holds_sass_90_and_no_ptx(base_image: str, tmp_path
         targets=(object_name,),
     )
     lines: list[str] = []
-    with DockerEngine(connect(), reference=tag).open(plan, lines.append) as workspace:
+    with DockerEngine(client, reference=tag).open(plan, lines.append) as workspace:
         environment = plan.environment(CONTAINER_LAYOUT, ccache_dir=workspace.ccache_dir)
         for step in plan.steps(CONTAINER_LAYOUT, jobs=workspace.jobs):
             status = workspace.run(step.argv, environment, lines.append)
