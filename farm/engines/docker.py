@@ -20,6 +20,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import docker
 import requests
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
+from docker.utils.socket import frames_iter
 
 from farm import PROJECT_ROOT
 from farm.errors import EngineError
@@ -72,7 +73,8 @@ class DockerWorkspace:
                 environment=dict(environment),
                 workdir=str(self.layout.build),
             )["Id"]
-            _split_lines(api.exec_start(execution, stream=True), sink)
+            with _output(api, execution) as pieces:
+                _split_lines(pieces, sink)
             status = api.exec_inspect(execution)["ExitCode"]
         if status is None:
             raise EngineError("ENGINE_LOST", "the container ended in the middle of a step")
@@ -297,6 +299,16 @@ def _reason(error: BaseException) -> str:
 
 def _facts(image: Any, reference: str) -> ImageFacts:
     return ImageFacts(id=image.id, labels=dict(image.labels), reference=reference)
+
+
+@contextmanager
+def _output(api: Any, execution: str) -> Iterator[Iterator[bytes]]:
+    """Start a command and give its output; docker-py's own stream never closes its socket."""
+    stream = api.exec_start(execution, socket=True)
+    try:
+        yield (data for _, data in frames_iter(stream, tty=False))  # type: ignore[no-untyped-call]
+    finally:
+        stream._response.close()  # noqa: SLF001 - docker-py keeps the answer there
 
 
 def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:

@@ -9,9 +9,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
-from docker import DockerClient
 from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
@@ -19,6 +19,9 @@ from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import BuildError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
+
+if TYPE_CHECKING:
+    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
