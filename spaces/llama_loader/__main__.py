@@ -133,8 +133,8 @@ def _on_sigterm() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, interrupt)
-    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # `nohup`, or a shell's `&`
-        signal.signal(signal.SIGINT, interrupt)
+    # also where a shell's `&` had it ignored: whoever sends it to this process means it
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _settings(options: argparse.Namespace) -> Settings:

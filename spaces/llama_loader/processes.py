@@ -90,7 +90,7 @@ def environment(
 
 
 def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> Finished:
-    """Run a program to its end; end its whole group after ``timeout`` seconds or 1 MiB of output."""
+    """Run a program to its end; its group is ended after ``timeout`` seconds or 1 MiB of output."""
     started = time.monotonic()
     try:
         process = subprocess.Popen(

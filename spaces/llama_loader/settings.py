@@ -122,11 +122,6 @@ def load(
     )
 
 
-def no_color(environ: Mapping[str, str] | None = None) -> bool:
-    """True where NO_COLOR is set (https://no-color.org)."""
-    return bool((os.environ if environ is None else environ).get("NO_COLOR"))
-
-
 @dataclass(frozen=True)
 class _Row:
     """One setting: its variable, its command line option, how to parse it, its default."""

@@ -202,6 +202,11 @@ def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
     assert choice.missing == ()
 
 
+def test_the_cpu_can_be_asked_for_beside_a_gpu() -> None:
+    choice = select(RELEASE, host("90"), Wishes(backend="cpu"))
+    assert (short(choice.artifact.name), choice.runs_on) == ("cpu-cpu", "cpu")
+
+
 def test_a_cuda_artifact_runs_on_the_cpu_where_there_is_no_other() -> None:
     release = manifest(artifact("cu130", "sm90", "90"))
     choice = select(release, BARE, Wishes(allow_cpu=True))
