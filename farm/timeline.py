@@ -10,10 +10,12 @@ _WIDTH: Final = 960
 _LEFT: Final = 150
 _RIGHT: Final = 190
 _ROW: Final = 30
-_TOP: Final = 64
+_TOP: Final = 76
 _MIN_BAR: Final = 3.0
+_SCALES: Final = "the farm's rows and the rows of a start each have a scale of their own"
 _INK: Final = "#1d2733"
 _COLOURS: Final = {"farm": "#3b6ea8", "loader": "#2f8f5b", "server": "#c2782b"}
+_OWNERS: Final = {"farm": "the farm, once", "loader": "the loader", "server": "llama-server"}
 _TENTH: Final = 0.1
 _TEN: Final = 10.0
 
@@ -63,6 +65,7 @@ def svg(spans: tuple[Span, ...], *, title: str) -> str:
         f'<rect width="{_WIDTH}" height="{height}" fill="#ffffff"/>',
         f"""<text x="24" y="34" font-size="18" font-weight="600" fill="{_INK}">
   {escape(title)}</text>""",
+        f"""<text x="24" y="56" font-size="13" fill="#48566a">{_SCALES}</text>""",
     ]
     farm = tuple(span for span in spans if span.owner == "farm")
     rest = tuple(span for span in spans if span.owner != "farm")
@@ -70,7 +73,7 @@ def svg(spans: tuple[Span, ...], *, title: str) -> str:
     for group in (farm, rest):
         parts += _group(group, y)
         y += _ROW * len(group)
-    parts.append(_legend(y + 22))
+    parts.append(_legend(spans, y + 24))
     return "\n".join([*parts, "</svg>", ""])
 
 
@@ -95,14 +98,14 @@ def _group(spans: tuple[Span, ...], top: float) -> list[str]:
     return parts
 
 
-def _legend(y: float) -> str:
-    entries = (("farm", "the farm, once"), ("loader", "the loader"), ("server", "llama-server"))
-    x = float(_LEFT)
+def _legend(spans: tuple[Span, ...], y: float) -> str:
     parts = []
-    for owner, text in entries:
+    x = float(_LEFT)
+    for owner, text in _OWNERS.items():
+        total = sum(span.seconds for span in spans if span.owner == owner)
         parts.append(
             f'<rect x="{x}" y="{y - 11}" width="12" height="12" rx="2" fill="{_COLOURS[owner]}"/>'
-            f'<text x="{x + 18}" y="{y}" fill="#48566a">{text}</text>'
+            f'<text x="{x + 18}" y="{y}" fill="#48566a">{text}: {seconds(total)}</text>'
         )
-        x += 150
+        x += 190
     return "".join(parts)
