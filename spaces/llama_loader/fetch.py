@@ -8,39 +8,35 @@ is fetched once more and then refused.
 from __future__ import annotations
 
 import hashlib
-import random
+import stat
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any, Final, TypeVar
+from dataclasses import dataclass, replace
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Any, Final
 
-from llama_loader import locations
-from llama_loader.errors import IntegrityError, LoaderError, NetworkError
+from llama_loader import locations, web
+from llama_loader.errors import IntegrityError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
 from llama_loader.locations import Hub, Local, Web
 from llama_loader.manifest import MAX_MANIFEST_BYTES, Manifest, parse
+from llama_loader.mirrors import Mirror, Mirrors, WrongBytesError
+from llama_loader.web import AttemptError, Body, Deadline, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
 PIECE: Final = 1 << 18
-CONNECT_SECONDS: Final = 10.0
-READ_SECONDS: Final = 30.0
-MAX_REDIRECTS: Final = 5
-ATTEMPTS: Final = 4
-"""For each URL; the waits between them add up to at most about 14 seconds without Retry-After."""
-MAX_WAIT: Final = 60.0
-"""A server that asks for more is left for the next mirror."""
-MIN_RATE: Final = 16 * 1024
-"""Bytes a second over ``RATE_WINDOW``; less than that is as good as a dead connection."""
-RATE_WINDOW: Final = 20.0
-
-_Answer = TypeVar("_Answer")
-
-_OK: Final = 200
-_PARTIAL: Final = 206
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_AGAIN: Final = frozenset({408, 429, 500, 502, 503, 504})
+SMALL_FILE_SECONDS: Final = 120.0
+"""A manifest has some hundred kilobytes: who waits for longer waits in vain."""
+_WORTH_ANOTHER: Final = 1 << 20
+"""Bytes that a resumed copy must have gained for its failures to be forgiven."""
+_BEGINNINGS: Final = {
+    "tar.gz": b"\x1f\x8b",
+    "tar.xz": b"\xfd7zXZ\x00",
+    "tar.zst": b"\x28\xb5\x2f\xfd",
+}
 
 
 @dataclass(frozen=True)
@@ -53,6 +49,7 @@ class Wanted:
         sha256: of the whole.
         chunk_size: bytes of every chunk but the last.
         chunks: digests of the chunks.
+        format: of the archive; tells a login page from a file that was cut.
     """
 
     name: str
@@ -60,26 +57,23 @@ class Wanted:
     sha256: str
     chunk_size: int
     chunks: tuple[str, ...]
+    format: str = ""
 
-
-class _AttemptError(Exception):
-    """One attempt failed; ``wait`` is the server's Retry-After in seconds, if it gave one."""
-
-    def __init__(self, reason: str, *, wait: float | None = None, final: bool = False) -> None:
-        super().__init__(reason)
-        self.wait = wait
-        self.final = final
+    def length(self, index: int) -> int:
+        """Bytes of a chunk."""
+        return min(self.chunk_size, self.size - index * self.chunk_size)
 
 
 class Fetcher:
-    """Reads URLs. One per installation; opens nothing until it is asked to.
+    """Reads URLs. Opens nothing until it is asked to, and keeps no connection.
 
     Args:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
         endpoint: the Hub's address where it is not the usual one.
         sink: told of progress.
-        sleep: how to wait between attempts.
+        sleep: how to wait between attempts, in seconds.
+        patience: how long servers may take.
     """
 
     def __init__(
@@ -90,13 +84,14 @@ class Fetcher:
         endpoint: str | None = None,
         sink: Sink = ignore,
         sleep: Callable[[float], None] = time.sleep,
+        patience: Patience | None = None,
     ) -> None:
         self._offline = offline
         self._token = token
         self._endpoint = endpoint
         self._sink = sink
         self._sleep = sleep
-        self._session: Any = None
+        self._patience = patience or Patience()
 
     def manifest(self, url: str, sha256: str | None) -> Manifest:
         """Read, verify (against the pin, if there is one) and parse a manifest.
@@ -126,319 +121,264 @@ class Fetcher:
         """Return a whole small file.
 
         Raises:
+            SettingError: it is not a URL to load from.
             NetworkError: it cannot be had, with every attempt's reason.
             IntegrityError: it is larger than ``limit`` bytes.
         """
-
-        def attempt() -> bytes:
-            received = bytearray()
-            with self._open(url, 0) as (_, pieces):
-                for piece in pieces:
-                    received += piece
-                    if len(received) > limit:
-                        raise IntegrityError(
-                            "FILE_TOO_LARGE", f"{url} is larger than {limit} bytes"
-                        )
-            return bytes(received)
-
-        return self._with_retries(url, attempt)
-
-    def chunks(self, wanted: Wanted, urls: Sequence[str]) -> Iterator[bytes]:
-        """Yield an artifact's chunks in order, each one verified.
-
-        Raises:
-            NetworkError: it cannot be had from any URL; names each with its reason.
-            IntegrityError: a chunk is wrong twice, or the whole is not what it must be.
-        """
-        whole, done = hashlib.sha256(), 0
-        state = _Progress()
-        while state.index < len(wanted.chunks):
-            for chunk in self._run(wanted, urls, state):
-                whole.update(chunk)
-                done += len(chunk)
-                self._sink(Downloading(wanted.name, done, wanted.size))
-                yield chunk
-        if whole.hexdigest() != wanted.sha256:
-            raise IntegrityError(
-                "SHA256_MISMATCH",
-                f"{wanted.name}: every chunk is right, but the whole has sha256 "
-                f"{whole.hexdigest()}, not {wanted.sha256}",
-                hint="the manifest contradicts itself; ask who published it",
-            )
+        target = BytesIO()
+        seconds = min(SMALL_FILE_SECONDS, self._patience.deadline)
+        self._copy(url, target, limit, replace(self._patience, deadline=seconds), ignore)
+        return target.getvalue()
 
     def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
         """Copy a file whose size and digest are not known; return its sha256 and size.
 
+        A cut connection goes on where it was cut if the server names its content (a strong ETag);
+        else from the beginning.
+
         Raises:
+            SettingError: it is not a URL to load from.
             NetworkError: it cannot be had.
             IntegrityError: it is larger than ``limit`` bytes.
+            OSError: ``target`` cannot be written.
         """
+        return self._copy(url, target, limit, self._patience, self._sink)
 
-        def attempt() -> tuple[str, int]:
-            digest, received = hashlib.sha256(), 0
-            target.seek(0)
-            target.truncate()
-            with self._open(url, 0) as (total, pieces):
-                for piece in pieces:
-                    received += len(piece)
-                    if received > limit:
-                        raise IntegrityError(
-                            "FILE_TOO_LARGE", f"{url} is larger than {limit} bytes"
-                        )
-                    digest.update(piece)
-                    target.write(piece)
-                    self._sink(Downloading(url, received, total))
-                if total is not None and received < total:
-                    raise _AttemptError(f"ended after {received} of {total} bytes")
-            return digest.hexdigest(), received
+    def chunks(self, wanted: Wanted, urls: Sequence[str]) -> Iterator[bytes]:
+        """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
 
-        return self._with_retries(url, attempt)
-
-    def _run(self, wanted: Wanted, urls: Sequence[str], state: _Progress) -> Iterator[bytes]:
-        """One connection's worth of verified chunks; moves ``state`` on, also when it fails."""
-        url = urls[state.url % len(urls)]
-        try:
-            with self._open(url, state.index * wanted.chunk_size, wanted.size) as (_, pieces):
-                for chunk in _cut(pieces, wanted, state.index):
-                    self._check(chunk, wanted, state)
-                    state.accept()
-                    yield chunk
-            _require_end(state.index == len(wanted.chunks))
-        except _AttemptError as error:
-            state.failed(url, error, len(urls))
-            if state.attempts >= ATTEMPTS * len(urls):
-                raise _unreachable(wanted.name, state.reasons) from error
-            if not state.wrong_chunk:
-                self._sleep(_wait(state.attempts, error.wait))
-
-    def _check(self, chunk: bytes, wanted: Wanted, state: _Progress) -> None:
-        found = hashlib.sha256(chunk).hexdigest()
-        if found == wanted.chunks[state.index]:
-            return
-        if state.wrong_chunk:
-            raise IntegrityError(
-                "CHUNK_MISMATCH",
-                f"{wanted.name}: bytes from {state.index * wanted.chunk_size} on are not what the "
-                "manifest says, and were not when they were fetched again",
-                hint="the file behind the URL is not the one that was published",
-            )
-        state.wrong_chunk = True
-        raise _AttemptError(f"chunk {state.index} is wrong")
-
-    def _with_retries(self, url: str, attempt: Callable[[], _Answer]) -> _Answer:
-        reasons: list[str] = []
-        for number in range(1, ATTEMPTS + 1):
+        Raises:
+            NetworkError: it cannot be had from any URL; names each with its reason.
+            IntegrityError: what comes is not what was published.
+        """
+        mirrors = Mirrors(wanted.name, self._allowed(urls), self._patience)
+        deadline = Deadline(self._patience.deadline)
+        whole, index = hashlib.sha256(), 0
+        while index < len(wanted.chunks):
+            mirror = self._best(mirrors, deadline)
             try:
-                return attempt()
-            except _AttemptError as error:
-                reasons.append(f"{url}: {error}")
-                if error.final or number == ATTEMPTS:
-                    raise _unreachable(url, reasons) from error
-                self._sleep(_wait(number, error.wait))
-        raise AssertionError(reasons)
+                for chunk in self._chunks_from(mirror, wanted, index, deadline):
+                    whole.update(chunk)
+                    index += 1
+                    mirror.gained()
+                    done = min(index * wanted.chunk_size, wanted.size)
+                    if done == wanted.size:
+                        _require_whole(wanted, whole.hexdigest())
+                    self._sink(Downloading(wanted.name, done, wanted.size))
+                    yield chunk
+            except AttemptError as error:
+                mirrors.failed(mirror, error)
 
-    @contextmanager
-    def _open(
-        self, url: str, start: int, size: int | None = None
-    ) -> Iterator[tuple[int | None, Iterator[bytes]]]:
-        """Give the size that is announced, if any, and the bytes from ``start`` on."""
-        place = locations.parse(url)
-        if isinstance(place, Local):
-            with _opened_file(place) as stream:
-                stream.seek(start)
-                yield place.path.stat().st_size, iter(lambda: stream.read(PIECE), b"")
-            return
-        if self._offline:
+    def _chunks_from(
+        self, mirror: Mirror, wanted: Wanted, first: int, deadline: Deadline
+    ) -> Iterator[bytes]:
+        """One connection's worth of verified chunks."""
+        start = first * wanted.chunk_size
+        with self._open(mirror, start, deadline) as body:
+            if body.total is not None and body.total > wanted.size:
+                raise _too_large(wanted, body.total)
+            _skip(body, start - body.start)
+            for index in range(first, len(wanted.chunks)):
+                chunk = _read_chunk(body, wanted, index)
+                if hashlib.sha256(chunk).hexdigest() != wanted.chunks[index]:
+                    raise WrongBytesError(
+                        "CHUNK_MISMATCH",
+                        f"the {len(chunk)} bytes from {index * wanted.chunk_size} on are wrong",
+                    )
+                if index == len(wanted.chunks) - 1 and body.read(1):
+                    raise _too_large(wanted, None)
+                yield chunk
+
+    def _copy(
+        self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
+    ) -> tuple[str, int]:
+        place = locations.parse(url)  # a setting that is no URL is not the network's fault
+        mirrors = Mirrors(url, self._allowed((url,)), patience)
+        if isinstance(place, Hub):
+            self._hub_url(place)
+        deadline = Deadline(patience.deadline)
+        copy = _Copy(target)
+        while True:
+            mirror = self._best(mirrors, deadline)
+            before = copy.size
+            try:
+                with self._open(mirror, copy.size if mirror.etag else 0, deadline) as body:
+                    copy.take(body, url, limit, sink)
+                return copy.digest.hexdigest(), copy.size
+            except AttemptError as error:
+                if mirror.etag and copy.size - before >= _WORTH_ANOTHER:
+                    mirror.gained()
+                mirrors.failed(mirror, error)
+
+    def _allowed(self, urls: Sequence[str]) -> Sequence[str]:
+        """Return the URLs that may be asked: offline, those of files.
+
+        Raises:
+            NetworkError: there are none.
+        """
+        if not self._offline:
+            return urls
+        local = [url for url in urls if url.startswith("file:")]
+        if not local:
             raise NetworkError(
                 "OFFLINE",
-                f"{url} is not here, and the loader may not open a connection",
+                f"{', '.join(urls)} is not here, and the loader may not open a connection",
                 hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
             )
-        with self._opened_web(place, start) as answer:
-            yield _announced(answer), _body(answer, start, size)
+        return local
+
+    def _best(self, mirrors: Mirrors, deadline: Deadline) -> Mirror:
+        """Return the mirror to ask, after the wait that is due."""
+        mirror = mirrors.best()
+        if mirror.failures and mirror.wait:
+            if mirror.wait > deadline.remaining():
+                raise mirrors.given_up()
+            self._sleep(mirror.wait)
+        return mirror
 
     @contextmanager
-    def _opened_web(self, place: Web | Hub, start: int) -> Iterator[Any]:
-        import requests
-
-        self._session = self._session or requests.Session()
-        url = place.url if isinstance(place, Web) else self._hub_url(place)
-        first_host = _host(url)
-        for _ in range(MAX_REDIRECTS + 1):
-            headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
-            if start:
-                headers["Range"] = f"bytes={start}-"
-            # The token goes to the Hub alone: it redirects to storage on other hosts.
-            if isinstance(place, Hub) and self._token and _host(url) == first_host:
-                headers["Authorization"] = f"Bearer {self._token}"
-            answer = self._get(url, headers)
-            with answer:
-                if answer.status_code not in _REDIRECTS:
-                    _require_success(answer)
-                    yield answer
-                    return
-                url = _redirected(url, answer.headers.get("Location"))
-        raise _AttemptError(f"more than {MAX_REDIRECTS} redirects", final=True)
-
-    def _get(self, url: str, headers: dict[str, str]) -> Any:
-        import requests
-
+    def _open(self, mirror: Mirror, start: int, deadline: Deadline) -> Iterator[Body]:
+        """Open a mirror at ``start``, or at 0 where it cannot serve parts."""
         try:
-            return self._session.get(
-                url,
-                headers=headers,
-                stream=True,
-                allow_redirects=False,
-                timeout=(CONNECT_SECONDS, READ_SECONDS),
-            )
-        except requests.RequestException as error:
-            raise _AttemptError(_innermost(error)) from error
+            place = locations.parse(mirror.url)
+            opened = self._opened(place, start if mirror.ranges else 0, mirror.etag, deadline)
+        except SettingError as error:
+            # One of the manifest's mirrors; the others may do.
+            raise AttemptError(error.message, final=True) from error
+        with opened as body:
+            if body.start and mirror.etag not in (None, body.etag):
+                raise RangeError("the file changed in the middle")
+            mirror.etag = body.etag
+            yield body
+
+    def _opened(
+        self, place: Web | Local | Hub, start: int, etag: str | None, deadline: Deadline
+    ) -> AbstractContextManager[Body]:
+        if isinstance(place, Local):
+            return _opened_file(place, start)
+        url = place.url if isinstance(place, Web) else self._hub_url(place)
+        return web.opened(
+            url,
+            start=start,
+            etag=etag,
+            token=self._token if isinstance(place, Hub) else None,
+            patience=self._patience,
+            deadline=deadline,
+        )
 
     def _hub_url(self, place: Hub) -> str:
-        from huggingface_hub import hf_hub_url
-
-        return hf_hub_url(place.repo, place.path, revision=place.revision, endpoint=self._endpoint)
-
-
-@dataclass
-class _Progress:
-    """Where a fetch stands. ``attempts`` counts failures since the last accepted chunk."""
-
-    index: int = 0
-    url: int = 0
-    attempts: int = 0
-    wrong_chunk: bool = False
-    reasons: tuple[str, ...] = ()
-
-    def accept(self) -> None:
-        self.index += 1
-        self.attempts = 0
-        self.wrong_chunk = False
-
-    def failed(self, url: str, error: _AttemptError, urls: int) -> None:
-        self.reasons = (*self.reasons, f"{url}: {error}")
-        self.attempts += ATTEMPTS if error.final and urls == 1 else 1
-        self.url += 1
-
-
-def _cut(pieces: Iterator[bytes], wanted: Wanted, index: int) -> Iterator[bytes]:
-    """Cut a stream into the chunks that remain; stop at ``size``, refuse a byte more."""
-    rest = bytearray()
-    for piece in pieces:
-        rest += piece
-        while index < len(wanted.chunks) and len(rest) >= _length(wanted, index):
-            length = _length(wanted, index)
-            yield bytes(rest[:length])
-            del rest[:length]
-            index += 1
-        if index == len(wanted.chunks) and rest:
-            raise IntegrityError(
-                "FILE_TOO_LARGE", f"{wanted.name} is larger than the {wanted.size} bytes it must be"
+        try:
+            from huggingface_hub import hf_hub_url
+        except ImportError as error:
+            raise SettingError(
+                "HUB_CLIENT_MISSING",
+                "huggingface_hub is not installed, so no hf:// URL can be read",
+                hint="pip install huggingface_hub, or give an https:// URL",
+            ) from error
+        try:
+            url = hf_hub_url(
+                place.repo, place.path, revision=place.revision, endpoint=self._endpoint
             )
+        except ValueError as error:
+            raise SettingError("URL_REFUSED", f"{place.repo!r}: {error}") from error
+        if not locations.is_allowed_web(url):  # the token would go over the wire in clear
+            raise SettingError(
+                "ENDPOINT_REFUSED",
+                f"{self._endpoint} is neither https nor on loopback",
+                hint="correct HF_ENDPOINT",
+            )
+        return url
 
 
-def _require_end(reached: bool) -> None:  # noqa: FBT001 - it is what is asked
-    if not reached:
-        raise _AttemptError("the body is shorter than the manifest says")
+class _Copy:
+    """A file of unknown size on its way into ``target``."""
+
+    def __init__(self, target: IO[bytes]) -> None:
+        self.target = target
+        self.digest = hashlib.sha256()
+        self.size = 0
+
+    def take(self, body: Body, url: str, limit: int, sink: Sink) -> None:
+        """Append a body that goes on where the last one ended; start over with any other."""
+        if body.start != self.size:
+            self.target.seek(0)
+            self.target.truncate()
+            self.digest, self.size = hashlib.sha256(), 0
+        while piece := body.read(min(PIECE, limit + 1 - self.size)):
+            self.size += len(piece)
+            if self.size > limit:
+                raise IntegrityError("FILE_TOO_LARGE", f"{url} is larger than {limit} bytes")
+            self.digest.update(piece)
+            self.target.write(piece)
+            sink(Downloading(url, self.size, body.total))
 
 
-def _length(wanted: Wanted, index: int) -> int:
-    return min(wanted.chunk_size, wanted.size - index * wanted.chunk_size)
+def _read_chunk(body: Body, wanted: Wanted, index: int) -> bytes:
+    chunk = bytearray()
+    length = wanted.length(index)
+    while len(chunk) < length:
+        piece = body.read(min(PIECE, length - len(chunk)))
+        if not piece:
+            raise _too_short(bytes(chunk), wanted, index)
+        chunk += piece
+    return bytes(chunk)
 
 
-def _body(answer: Any, start: int, size: int | None) -> Iterator[bytes]:
-    """Yield the body from ``start`` on, whether or not the server heeded the range."""
-    import requests
-    import urllib3
-
-    skip = start
-    if answer.status_code == _PARTIAL:
-        given = answer.headers.get("Content-Range", "")
-        if not given.startswith(f"bytes {start}-") or not _same_total(given, size):
-            raise _AttemptError(f"answered with the wrong range: {given!r}")
-        skip = 0
-    began, received = time.monotonic(), 0
-    try:
-        for piece in answer.raw.stream(PIECE, decode_content=False):
-            received += len(piece)
-            elapsed = time.monotonic() - began
-            if elapsed > RATE_WINDOW and received < MIN_RATE * elapsed:
-                raise _AttemptError(f"slower than {MIN_RATE} bytes a second")
-            taken, skip = piece[skip:], max(0, skip - len(piece))
-            if taken:
-                yield taken
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        raise _AttemptError(_innermost(error)) from error
+def _too_short(begun: bytes, wanted: Wanted, index: int) -> AttemptError:
+    """A body that ended early was cut; one that also begins otherwise is another file."""
+    got = index * wanted.chunk_size + len(begun)
+    beginning = _BEGINNINGS.get(wanted.format, b"")
+    if index == 0 and begun and not begun.startswith(beginning):
+        return WrongBytesError(
+            "NOT_THE_FILE", f"{got} bytes that are no {wanted.format} came with status 200"
+        )
+    return AttemptError(f"ended after {got} of {wanted.size} bytes")
 
 
-def _same_total(content_range: str, size: int | None) -> bool:
-    total = content_range.rpartition("/")[2]
-    return size is None or total in ("*", str(size))
+def _too_large(wanted: Wanted, size: int | None) -> WrongBytesError:
+    found = "longer" if size is None else f"{size} bytes long"
+    return WrongBytesError("FILE_TOO_LARGE", f"it is {found}, and must be {wanted.size} bytes")
 
 
-def _announced(answer: Any) -> int | None:
-    text = answer.headers.get("Content-Length", "")
-    return int(text) if text.isascii() and text.isdigit() else None
+def _require_whole(wanted: Wanted, found: str) -> None:
+    if found != wanted.sha256:
+        raise IntegrityError(
+            "SHA256_MISMATCH",
+            f"{wanted.name}: every chunk is right, but the whole has sha256 {found}, not "
+            f"{wanted.sha256}",
+            hint="the manifest contradicts itself; ask who published it",
+        )
 
 
-def _require_success(answer: Any) -> None:
-    status = answer.status_code
-    if answer.headers.get("Content-Encoding", "identity") != "identity":
-        raise _AttemptError("the server compresses what must come as it is", final=True)
-    if status in (_OK, _PARTIAL):
-        return
-    wait = answer.headers.get("Retry-After", "")
-    seconds = float(wait) if wait.isascii() and wait.isdigit() else None
-    impatient = seconds is not None and seconds > MAX_WAIT
-    raise _AttemptError(
-        f"HTTP status {status}", wait=seconds, final=status not in _AGAIN or impatient
-    )
-
-
-def _redirected(url: str, location: str | None) -> str:
-    from urllib.parse import urljoin
-
-    target = urljoin(url, location or "")
-    if not location or not locations.is_allowed_web(target):
-        raise _AttemptError(f"redirected to {target!r}, which is not https", final=True)
-    return target
-
-
-def _host(url: str) -> str:
-    from urllib.parse import urlsplit
-
-    return urlsplit(url).netloc
+def _skip(body: Body, count: int) -> None:
+    """Read over what is here already: the server did not heed the range."""
+    while count > 0:
+        piece = body.read(min(PIECE, count))
+        if not piece:
+            raise AttemptError("ended before what is here already")
+        count -= len(piece)
 
 
 @contextmanager
-def _opened_file(place: Local) -> Iterator[IO[bytes]]:
+def _opened_file(place: Local, start: int) -> Iterator[Body]:
     try:
+        status = place.path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a FIFO would be waited for, for ever
+            raise AttemptError("it is not a file", final=True)
         stream = place.path.open("rb")
     except OSError as error:
-        raise _AttemptError(error.strerror or str(error), final=True) from error
+        raise AttemptError(error.strerror or str(error), final=True) from error
     with stream:
-        yield stream
+        stream.seek(start)
+        yield Body(start, status.st_size, None, _read_local(stream))
 
 
-def _wait(attempt: int, asked: float | None) -> float:
-    """Seconds before the next attempt: what the server asked for, else 1, 2, 4 … jittered."""
-    if asked is not None:
-        return min(asked, MAX_WAIT)
-    return float(min(2 ** (attempt - 1), 8)) * random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+def _read_local(stream: Any) -> Callable[[int], bytes]:
+    def read(size: int) -> bytes:
+        try:
+            data: bytes = stream.read(size)
+        except OSError as error:
+            raise AttemptError(error.strerror or str(error), final=True) from error
+        return data
 
-
-def _innermost(error: BaseException) -> str:
-    cause: BaseException = error
-    while cause.__context__ is not None:
-        cause = cause.__context__
-    return str(cause) or type(cause).__name__
-
-
-def _unreachable(name: str, reasons: Sequence[str]) -> LoaderError:
-    told = "; ".join(dict.fromkeys(reasons))
-    return NetworkError(
-        "UNREACHABLE",
-        f"{name} cannot be fetched: {told}",
-        hint="is the address right, and does this machine reach it? A mirror can be listed in the "
-        "manifest's urls, or the release opened as file://",
-    )
+    return read

@@ -6,12 +6,14 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
 from llama_loader.errors import SettingError
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
-_HF: Final = re.compile(r"hf://(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<path>[^?#]+)")
+_HF: Final = re.compile(
+    r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+)"
+)
 _ACCEPTED: Final = (
     "it is https://…, http:// on loopback only, file:///…, or hf://OWNER/REPO[@REVISION]/PATH"
 )
@@ -46,16 +48,22 @@ def parse(url: str) -> Web | Local | Hub:
     Raises:
         SettingError: it is none that the loader reads from; says what is.
     """
+    if not url.isprintable():
+        raise _refused(url)
     match = _HF.fullmatch(url)
     if match is not None:
         return Hub(match["repo"], match["revision"], match["path"])
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-    except ValueError as error:
-        raise _refused(url) from error
-    if parts.scheme == "file" and host in (None, "", "localhost") and parts.path:
-        return Local(Path(unquote(parts.path)))
+    parts = _split(url)
+    if parts is None:
+        raise _refused(url)
+    if parts.password is not None:
+        # Errors quote URLs, and a Space's log is public.
+        shown = url.replace(f"{parts.username}:{parts.password}@", "…@")
+        raise SettingError("URL_REFUSED", f"{shown!r} has a password in it", hint=_ACCEPTED)
+    if parts.scheme == "file" and parts.hostname in (None, "localhost") and parts.path:
+        path = unquote(parts.path)
+        if "\0" not in path:
+            return Local(Path(path))
     if is_allowed_web(url):
         return Web(url)
     raise _refused(url)
@@ -63,9 +71,41 @@ def parse(url: str) -> Web | Local | Hub:
 
 def is_allowed_web(url: str) -> bool:
     """Whether a URL is https, or http on loopback."""
-    parts = urlsplit(url)
-    secure = parts.scheme == "https" and bool(parts.hostname)
-    return secure or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+    parts = _split(url)
+    if parts is None or not parts.hostname:
+        return False
+    return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL's host is this machine; no proxy may stand in between."""
+    parts = _split(url)
+    return parts is not None and parts.hostname in LOOPBACK
+
+
+def redirected(url: str, location: str) -> str | None:
+    """Return where a redirect leads, or None where it may not be followed.
+
+    https stays https: also a redirect to http on loopback would let a stranger's server choose
+    what this machine's own services are asked.
+    """
+    try:
+        target = urljoin(url, location)
+    except ValueError:
+        return None
+    downgraded = url.startswith("https:") and not target.startswith("https:")
+    return target if location and is_allowed_web(target) and not downgraded else None
+
+
+def _split(url: str) -> SplitResult | None:
+    """Split a URL; None where host or port are malformed."""
+    try:
+        parts = urlsplit(url)
+        if parts.port == 0:
+            return None
+    except ValueError:
+        return None
+    return parts
 
 
 def _refused(url: str) -> SettingError:

@@ -1,154 +1,346 @@
-"""A loopback HTTP server that misbehaves as it is told, and remembers what it was asked.
+"""A real HTTP server on loopback that misbehaves on demand, and counts what it was asked for.
 
-Each path has a script: a list of faults, one for each request, the last one for all that follow.
+with FaultServer() as server:
+    url = server.put("/file", data)
+    server.fail("/file", cut(after=1000), status(503))   # the first two requests; then it heals
+    server.fail("/file", drip(64, every=0.1), always=True)
 """
 
 from __future__ import annotations
 
 import contextlib
+import gzip
+import select
+import socket
+import ssl
+import subprocess
 import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Callable
+    from pathlib import Path
 
-    from typing_extensions import Self
+    Fault = Callable[["Answer"], None]
 
-
-@dataclass(frozen=True)
-class Fault:
-    """What one answer does wrong; the default does nothing wrong.
-
-    Attributes:
-        status: answered instead of 200 or 206.
-        headers: added, or replacing the server's own.
-        cut: bytes of the body after which the connection is closed.
-        ignore_range: answer 200 and the whole file.
-        body: sent instead of the file's bytes.
-        flip: position in the file of a byte whose lowest bit is wrong.
-        drip: seconds before each 1,000 bytes.
-        endless: go on sending after the end.
-    """
-
-    status: int | None = None
-    headers: dict[str, str] = field(default_factory=dict)
-    cut: int | None = None
-    ignore_range: bool = False
-    body: bytes | None = None
-    flip: int | None = None
-    drip: float = 0.0
-    endless: bool = False
+ENOUGH = 64 << 20
+"""Bytes of an endless body, should nobody hang up."""
 
 
-@dataclass(frozen=True)
-class Asked:
-    """One request as it came."""
+@dataclass
+class Request:
+    """What was asked, and the bytes of body that left for it."""
 
     path: str
     headers: dict[str, str]
+    sent: int = 0
 
-    @property
-    def first_byte(self) -> int:
-        """Where its range begins, 0 without one."""
-        wanted = self.headers.get("Range", "bytes=0-")
-        return int(wanted.removeprefix("bytes=").rstrip("-"))
+
+@dataclass
+class File:
+    """What lies behind a path, and the faults of the requests to come."""
+
+    data: bytes
+    etag: str | None = None
+    faults: list[Fault] = field(default_factory=list)
+    always: Fault | None = None
 
 
 class FaultServer:
-    """Serves ``files`` from a thread; ``script`` says what goes wrong for which path."""
+    """Serves files with Range and If-Range.
 
-    def __init__(self, files: dict[str, bytes]) -> None:
-        self.files = files
-        self.script: dict[str, list[Fault]] = {}
-        self.asked: list[Asked] = []
-        self.sent = 0
-        server = self
-        self._http = ThreadingHTTPServer(
-            ("127.0.0.1", 0), type("Handler", (_Handler,), {"owner": server})
-        )
-        self._http.daemon_threads = True
-        self._thread = threading.Thread(target=self._http.serve_forever, args=(0.01,))
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
+    Attributes:
+        requests: all of them, in order.
+        url: without a slash at the end.
+    """
 
-    def __enter__(self) -> Self:
+    def __init__(self, certificate: Path | None = None) -> None:
+        self.requests: list[Request] = []
+        self._files: dict[str, File] = {}
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        self._server.daemon_threads = True
+        scheme = "http"
+        if certificate is not None:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(certificate)
+            self._server.socket = context.wrap_socket(self._server.socket, server_side=True)
+            scheme = "https"
+        self.port = self._server.server_address[1]
+        self.url = f"{scheme}://127.0.0.1:{self.port}"
+
+    def __enter__(self) -> FaultServer:
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._http.shutdown()
-        self._http.server_close()
+    def __exit__(self, *exception: object) -> None:
+        self._server.shutdown()
         self._thread.join()
+        self._server.server_close()
 
-    def next_fault(self, path: str) -> Fault:
-        """Take the fault for this request; the last one of a script stays."""
-        script = self.script.get(path, [Fault()])
-        return script.pop(0) if len(script) > 1 else script[0]
+    def put(self, path: str, data: bytes, *, etag: str | None = None) -> str:
+        """Serve ``data``; returns the URL."""
+        self._files[path] = File(data, etag)
+        return self.url + path
+
+    def fail(self, path: str, *faults: Fault, always: bool = False) -> None:
+        """Have the next requests for a path fail, one fault each; or all of them."""
+        file = self._files.setdefault(path, File(b""))
+        if always:
+            (file.always,) = faults
+        else:
+            file.faults.extend(faults)
+
+    def file(self, path: str) -> File | None:
+        return self._files.get(path)
+
+    def sent(self, path: str) -> int:
+        """Bytes of body that left for a path."""
+        return sum(request.sent for request in self.requests if request.path == path)
+
+    def asked(self, path: str) -> list[Request]:
+        """The requests for a path."""
+        return [request for request in self.requests if request.path == path]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    owner: FaultServer
-    protocol_version = "HTTP/1.1"
+class Answer:
+    """What a fault works with: the request, the file, and the connection."""
 
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name in the base
-        """Say nothing."""
+    def __init__(self, handler: BaseHTTPRequestHandler, file: File, request: Request) -> None:
+        self.handler = handler
+        self.file = file
+        self.request = request
+        self.data = file.data
+        self.total = len(file.data)
+        self.start = 0
+        self.etag = file.etag
 
-    def do_GET(self) -> None:
-        """Answer with the file and its fault."""
-        asked = Asked(self.path, dict(self.headers.items()))
-        self.owner.asked.append(asked)
-        fault = self.owner.next_fault(self.path)
-        content = self.owner.files.get(self.path)
-        if content is None and fault.body is None and fault.status is None:
-            self.send_error(404)
-            return
-        body, status, headers = self._answer(asked, fault, content or b"")
-        self.send_response(fault.status or status)
-        for name, value in {**headers, **fault.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        self.close_connection = True
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
-            self._send(body, fault)
+    def heed_range(self) -> None:
+        """Do what Range and If-Range ask for."""
+        wanted = self.request.headers.get("range", "")
+        condition = self.request.headers.get("if-range")
+        if wanted.startswith("bytes=") and condition in (None, self.etag):
+            self.start = int(wanted.removeprefix("bytes=").removesuffix("-"))
 
-    def _answer(
-        self, asked: Asked, fault: Fault, content: bytes
-    ) -> tuple[bytes, int, dict[str, str]]:
-        if fault.flip is not None:
-            changed = bytearray(content)
-            changed[fault.flip] ^= 1
-            content = bytes(changed)
-        if fault.body is not None:
-            return fault.body, 200, {"Content-Length": str(len(fault.body))}
-        start = asked.first_byte
-        if "Range" not in asked.headers or fault.ignore_range:
-            length = {} if fault.endless else {"Content-Length": str(len(content))}
-            return content, 200, length
-        part = content[start:]
-        return (
-            part,
-            206,
-            {
-                "Content-Length": str(len(part)),
-                "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}",
-            },
-        )
+    def head(self, status: int = 0, length: int | None = -1, **headers: str) -> None:
+        """Send the status line and the headers; a length of -1 is the right one."""
+        self.handler.send_response(status or (206 if self.start else 200))
+        if length is not None:
+            right = self.total - self.start
+            self.handler.send_header("Content-Length", str(right if length < 0 else length))
+        if self.etag:
+            self.handler.send_header("ETag", self.etag)
+        if self.start and "Content_Range" not in headers:
+            last = f"{self.start}-{self.total - 1}/{self.total}"
+            self.handler.send_header("Content-Range", f"bytes {last}")
+        for name, value in headers.items():
+            self.handler.send_header(name.replace("_", "-"), value)
+        self.handler.send_header("Connection", "close")
+        self.handler.end_headers()
 
-    def _send(self, body: bytes, fault: Fault) -> None:
-        if fault.cut is not None:
-            body = body[: fault.cut]
-        step = 1000 if fault.drip else 1 << 16
-        for at in range(0, len(body), step):
-            if fault.drip:
-                time.sleep(fault.drip)
-            self.wfile.write(body[at : at + step])
-            self.owner.sent += len(body[at : at + step])
-        while fault.endless:
-            self.wfile.write(b"\0" * 65536)
+    def send(self, data: bytes) -> None:
+        """Send a piece of the body."""
+        for at in range(0, len(data), 16384):
+            self.handler.wfile.write(data[at : at + 16384])
+            self.request.sent += len(data[at : at + 16384])
+
+    def rest(self) -> bytes:
+        return self.data[self.start :]
+
+
+def healthy(answer: Answer) -> None:
+    """Send what was asked for."""
+    answer.heed_range()
+    if answer.start >= answer.total > 0:
+        answer.start = 0
+        answer.head(416, 0)
+        return
+    answer.head()
+    answer.send(answer.rest())
+
+
+def cut(after: int) -> Fault:
+    """Close the connection when the file's first ``after`` bytes are sent."""
+
+    def fault(answer: Answer) -> None:
+        answer.heed_range()
+        answer.head()
+        answer.send(answer.data[answer.start : after])
+
+    return fault
+
+
+def status(code: int, **headers: str) -> Fault:
+    """Answer with another status."""
+    return lambda answer: answer.head(code, 0, **headers)
+
+
+def ignores_range(answer: Answer) -> None:
+    """Send all of it, whatever is asked for."""
+    answer.head()
+    answer.send(answer.data)
+
+
+def content_range(value: str, shift: int = 0) -> Fault:
+    """Answer 206 with this Content-Range, and bytes from elsewhere."""
+
+    def fault(answer: Answer) -> None:
+        answer.heed_range()
+        answer.start = max(answer.start + shift, 0)
+        answer.head(206, Content_Range=value)
+        answer.send(answer.rest())
+
+    return fault
+
+
+def body(data: bytes, code: int = 200, *, chunked: bool = False, **headers: str) -> Fault:
+    """Send other bytes, as if they were all there is."""
+
+    def fault(answer: Answer) -> None:
+        if chunked:
+            answer.head(code, None, Transfer_Encoding="chunked", **headers)
+            answer.send(b"%x\r\n%b\r\n0\r\n\r\n" % (len(data), data))
+        else:
+            answer.head(code, len(data), **headers)
+            answer.send(data)
+
+    return fault
+
+
+def endless(answer: Answer) -> None:
+    """Send the file, and then go on."""
+    answer.heed_range()
+    answer.head(length=None)
+    answer.send(answer.rest())
+    while answer.request.sent < ENOUGH:
+        answer.send(bytes(1 << 16))
+
+
+def flipped(at: int) -> Fault:
+    """Send the file with one bit turned."""
+
+    def fault(answer: Answer) -> None:
+        changed = bytearray(answer.data)
+        changed[at] ^= 1
+        answer.data = bytes(changed)
+        healthy(answer)
+
+    return fault
+
+
+def drip(count: int, every: float) -> Fault:
+    """Send ``count`` bytes every so many seconds."""
+
+    def fault(answer: Answer) -> None:
+        answer.heed_range()
+        answer.head()
+        rest = answer.rest()
+        for at in range(0, len(rest), count):
+            answer.send(rest[at : at + count])
+            time.sleep(every)
+
+    return fault
+
+
+def silent(seconds: float) -> Fault:
+    """Accept, and say nothing."""
+    return lambda answer: time.sleep(seconds)  # noqa: ARG005 - a fault takes its answer
+
+
+def redirect(location: str, code: int = 302) -> Fault:
+    """Send elsewhere."""
+    return status(code, Location=location)
+
+
+def encoded(answer: Answer) -> None:
+    """Compress it on the way, although it was asked for as it is."""
+    data = gzip.compress(answer.data)
+    answer.head(200, len(data), Content_Encoding="gzip")
+    answer.send(data)
+
+
+def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:  # noqa: N802 - http.server's name
+            headers = {name.lower(): value for name, value in self.headers.items()}
+            request = Request(self.path.partition("?")[0], headers)
+            server.requests.append(request)
+            self.close_connection = True
+            file = server.file(request.path)
+            if file is None:
+                file = File(b"", always=status(404))
+            fault = file.faults.pop(0) if file.faults else file.always or healthy
+            with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
+                fault(Answer(self, file, request))
+
+        def log_message(self, *args: Any) -> None:
+            """Say nothing."""
+
+    return Handler
+
+
+class Proxy:
+    """A CONNECT proxy that leads every host to one port of this machine.
+
+    Attributes:
+        targets: the ``host:port`` of every tunnel that was asked for.
+    """
+
+    def __init__(self, port: int) -> None:
+        self.targets: list[str] = []
+        self._port = port
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
+
+    def __enter__(self) -> Proxy:
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                with client:
+                    self._tunnel(client)
+
+    def _tunnel(self, client: socket.socket) -> None:
+        request = b""
+        while b"\r\n\r\n" not in request:
+            request += client.recv(4096)
+        self.targets.append(request.split()[1].decode())
+        with socket.create_connection(("127.0.0.1", self._port)) as server:
+            client.sendall(b"HTTP/1.1 200 Connection established\r\n\r\n")
+            ends = {client: server, server: client}
+            while True:
+                for end in select.select([client, server], [], [])[0]:
+                    data = cast("socket.socket", end).recv(65536)
+                    if not data:
+                        return
+                    ends[end].sendall(data)
+
+
+def make_certificate(folder: Path, *names: str) -> Path:
+    """Make a key and a certificate that signs itself, in one PEM file (by ``openssl``)."""
+    place = folder / "certificate.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2",
+            "-subj", f"/CN={names[0]}", "-addext", f"subjectAltName={','.join(names[1:])}",
+            "-keyout", folder / "key.pem", "-out", place,
+        ],
+        check=True,
+        capture_output=True,
+    )  # fmt: skip
+    place.write_text(place.read_text() + (folder / "key.pem").read_text())
+    return place

@@ -1,303 +1,842 @@
-"""Downloads from a real server on loopback that misbehaves (FAULTS rows 1 to 17)."""
+"""Faults 1 to 17: a server that does not do what it should (docs/faults.md)."""
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import random
-from typing import TYPE_CHECKING
+import re
+import socket
+from contextlib import closing
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from fault_server import Fault, FaultServer
 
-from llama_loader import fetch
+from llama_loader import locations
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
+from llama_loader.events import Downloading, Event
 from llama_loader.fetch import Fetcher, Wanted
+from llama_loader.mirrors import backoff
+from llama_loader.web import Patience
+from tests.rigs import fault_server as faults
+from tests.rigs.fault_server import FaultServer, Proxy, make_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-CHUNK = 64 * 1024
-CONTENT = random.Random(7).randbytes(10 * CHUNK + 123)
-PATH = "/a.tar.zst"
+CHUNK = 50_000
+DATA = b"\x1f\x8b" + random.Random(7).randbytes(950_000)
+OTHER = b"\x1f\x8b" + random.Random(8).randbytes(950_000)
+IMPATIENT = Patience(connect=2, silence=1, rate=100_000, window=0.3, deadline=20)
 
 
-def digest(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+def wanted(data: bytes = DATA, **fields: Any) -> Wanted:
+    chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
+    digests = tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
+    whole = hashlib.sha256(data).hexdigest()
+    known = {"sha256": whole, "chunks": digests, "format": "tar.gz", **fields}
+    return Wanted("a.tar.gz", len(data), chunk_size=CHUNK, **known)
 
 
-WANTED = Wanted(
-    name="a.tar.zst",
-    size=len(CONTENT),
-    sha256=digest(CONTENT),
-    chunk_size=CHUNK,
-    chunks=tuple(digest(CONTENT[i : i + CHUNK]) for i in range(0, len(CONTENT), CHUNK)),
-)
+class Reader:
+    """A fetcher that does not wait, but writes down how long it would have."""
+
+    def __init__(self, **options: Any) -> None:
+        self.sleeps: list[float] = []
+        self.events: list[Event] = []
+        options.setdefault("patience", IMPATIENT)
+        self.fetcher = Fetcher(sleep=self.sleeps.append, sink=self.events.append, **options)
+
+    def fetch(self, *urls: str, **fields: Any) -> bytes:
+        with closing(self.fetcher.chunks(wanted(**fields), urls)) as chunks:  # type: ignore[type-var]
+            return b"".join(chunks)
+
+    def copy(self, url: str, limit: int = 10_000_000) -> bytes:
+        target = io.BytesIO()
+        digest, size = self.fetcher.copy(url, target, limit=limit)
+        data = target.getvalue()
+        assert (hashlib.sha256(data).hexdigest(), len(data)) == (digest, size)
+        return data
 
 
 @pytest.fixture
 def server() -> Iterator[FaultServer]:
-    with FaultServer({PATH: CONTENT}) as running:
+    with FaultServer() as running:
         yield running
 
 
 @pytest.fixture
-def waits() -> list[float]:
-    return []
+def reader() -> Reader:
+    return Reader()
 
 
-@pytest.fixture
-def fetcher(waits: list[float]) -> Fetcher:
-    return Fetcher(sleep=waits.append)
+def refused(kind: type[LoaderError], code: str, reader: Reader, *urls: str, **fields: Any) -> str:
+    with pytest.raises(kind) as caught:
+        reader.fetch(*urls, **fields)
+    assert caught.value.code == code, caught.value.message
+    return caught.value.message
 
 
-def get(fetcher: Fetcher, *urls: str, wanted: Wanted = WANTED) -> bytes:
-    return b"".join(fetcher.chunks(wanted, urls))
+def ranges(server: FaultServer, path: str = "/a") -> list[str | None]:
+    return [request.headers.get("range") for request in server.asked(path)]
 
 
-def test_a_sound_download_is_one_request(fetcher: Fetcher, server: FaultServer) -> None:
-    assert get(fetcher, server.url + PATH) == CONTENT
-    assert len(server.asked) == 1
-    assert server.asked[0].headers["Accept-Encoding"] == "identity"
+def test_a_file_comes_whole_and_says_how_far_it_is(server: FaultServer, reader: Reader) -> None:
+    assert reader.fetch(server.put("/a", DATA)) == DATA
+    done = [event.done for event in reader.events if isinstance(event, Downloading)]
+    assert done == [*range(CHUNK, len(DATA), CHUNK), len(DATA)]
+    assert server.asked("/a")[0].headers["accept-encoding"] == "identity"
+    assert reader.sleeps == []
 
 
-@pytest.mark.parametrize("percent", [10, 50, 90])
+def test_chunks_are_handed_over_as_they_come(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.cut(2 * CHUNK + 1))
+    chunks = reader.fetcher.chunks(wanted(), [url])
+    with closing(chunks):  # type: ignore[type-var]
+        assert [len(next(chunks)), len(next(chunks))] == [CHUNK, CHUNK]
+        assert len(server.requests) == 1
+
+
+# 1: cut
+
+
+@pytest.mark.parametrize("share", [10, 50, 90])
 def test_a_cut_connection_goes_on_at_the_last_verified_chunk(
-    fetcher: Fetcher, server: FaultServer, waits: list[float], percent: int
+    server: FaultServer, reader: Reader, share: int
 ) -> None:
-    cut = len(CONTENT) * percent // 100
-    server.script[PATH] = [Fault(cut=cut), Fault()]
-    assert get(fetcher, server.url + PATH) == CONTENT
-    assert [asked.first_byte for asked in server.asked] == [0, cut // CHUNK * CHUNK]
-    assert server.sent - len(CONTENT) < CHUNK
-    assert len(waits) == 1
+    url = server.put("/a", DATA)
+    after = len(DATA) * share // 100
+    server.fail("/a", faults.cut(after))
+    assert reader.fetch(url) == DATA
+    assert ranges(server) == [None, f"bytes={after // CHUNK * CHUNK}-"]
+    assert server.sent("/a") - len(DATA) == after % CHUNK
+    assert len(reader.sleeps) == 1
 
 
-def test_a_server_without_ranges_is_read_from_the_start(
-    fetcher: Fetcher, server: FaultServer
-) -> None:
-    server.script[PATH] = [Fault(cut=5 * CHUNK), Fault(ignore_range=True)]
-    assert get(fetcher, server.url + PATH) == CONTENT
+def test_every_chunk_gained_forgives_what_failed(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", *[faults.cut(CHUNK * number + 1) for number in range(1, 10)])
+    assert reader.fetch(url) == DATA
+    assert all(0.5 <= pause <= 1.5 for pause in reader.sleeps)
 
 
-@pytest.mark.parametrize("wrong", ["bytes 0-9/10", "bytes 5-9/99999999", "rubbish", ""])
+def test_a_server_that_always_cuts_is_given_up(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.cut(CHUNK // 2), always=True)
+    message = refused(NetworkError, "UNREACHABLE", reader, url)
+    assert url in message
+    assert len(server.requests) == IMPATIENT.attempts
+    low, high = zip((0.5, 1.5), (1, 3), (2, 6), strict=True)
+    assert len(reader.sleeps) == 3
+    assert all(a <= s <= b for a, s, b in zip(low, reader.sleeps, high, strict=True))
+
+
+def test_a_cut_in_a_chunked_body_is_seen(server: FaultServer, reader: Reader) -> None:
+    def cut(answer: faults.Answer) -> None:
+        answer.head(length=None, Transfer_Encoding="chunked")
+        answer.send(b"%x\r\n" % len(DATA) + DATA[: CHUNK + 5])
+
+    url = server.put("/a", DATA)
+    server.fail("/a", cut)
+    assert reader.fetch(url) == DATA
+    assert ranges(server) == [None, f"bytes={CHUNK}-"]
+
+
+# 2, 3, 4: ranges
+
+
+def test_a_server_without_ranges_sends_it_all_again(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.cut(5 * CHUNK), faults.ignores_range)
+    assert reader.fetch(url) == DATA
+
+
+@pytest.mark.parametrize(
+    ("value", "shift"),
+    [
+        ("bytes 0-9/10", 0),
+        ("bytes 250001-950001/950002", 1),
+        ("", 0),
+        ("pages 1-2/3", 0),
+        ("bytes -1-5/6", 0),
+    ],
+)
 def test_a_wrong_content_range_is_not_believed(
-    fetcher: Fetcher, server: FaultServer, wrong: str
+    server: FaultServer, reader: Reader, value: str, shift: int
 ) -> None:
-    server.script[PATH] = [
-        Fault(cut=5 * CHUNK),
-        Fault(headers={"Content-Range": wrong}),
-        Fault(ignore_range=True),
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.cut(5 * CHUNK), faults.content_range(value, shift))
+    assert reader.fetch(url) == DATA
+    assert ranges(server) == [None, f"bytes={5 * CHUNK}-", None]
+
+
+def test_a_server_that_cannot_satisfy_a_range_starts_over(
+    server: FaultServer, reader: Reader
+) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.cut(5 * CHUNK), faults.status(416))
+    assert reader.fetch(url) == DATA
+    assert ranges(server)[-1] is None
+
+
+def test_the_same_content_under_another_name_goes_on(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA, etag='"one"')
+
+    def cut_and_renamed(answer: faults.Answer) -> None:
+        faults.cut(5 * CHUNK)(answer)
+        answer.file.etag = '"two"'
+
+    server.fail("/a", cut_and_renamed)
+    assert reader.fetch(url) == DATA
+    second = server.asked("/a")[1]
+    assert second.headers["if-range"] == '"one"'
+    assert second.sent == len(DATA)
+
+
+def test_other_content_in_the_middle_is_wrong(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA, etag='"one"')
+
+    def cut_and_changed(answer: faults.Answer) -> None:
+        faults.cut(5 * CHUNK)(answer)
+        answer.file.etag, answer.file.data = '"two"', OTHER
+
+    server.fail("/a", cut_and_changed)
+    refused(IntegrityError, "CHUNK_MISMATCH", reader, url)
+
+
+def test_a_copy_goes_on_only_with_the_same_content(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA, etag='"one"')
+    server.fail("/a", faults.cut(300_000))
+    assert reader.copy(url) == DATA
+    assert ranges(server) == [None, "bytes=300000-"]
+    assert server.sent("/a") == len(DATA)
+
+
+def test_a_copy_of_a_file_that_changes_starts_over(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA, etag='"one"')
+
+    def cut_and_changed(answer: faults.Answer) -> None:
+        faults.cut(300_000)(answer)
+        answer.file.etag, answer.file.data = '"two"', OTHER
+
+    server.fail("/a", cut_and_changed)
+    assert reader.copy(url) == OTHER
+
+
+def test_a_copy_notices_a_server_that_ignores_if_range(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", OTHER, etag='"two"')
+
+    def first(answer: faults.Answer) -> None:
+        answer.data, answer.etag = DATA, '"one"'
+        faults.cut(300_000)(answer)
+
+    def careless(answer: faults.Answer) -> None:
+        answer.request.headers.pop("if-range")
+        faults.healthy(answer)
+
+    server.fail("/a", first, careless)
+    assert reader.copy(url) == OTHER
+
+
+@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
+def test_a_copy_without_a_strong_name_starts_over(
+    server: FaultServer, reader: Reader, etag: str | None
+) -> None:
+    url = server.put("/a", DATA, etag=etag)
+    server.fail("/a", faults.cut(300_000))
+    assert reader.copy(url) == DATA
+    assert ranges(server) == [None, None]
+
+
+# 5, 6, 7: length
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("length", [0, 10, CHUNK, len(DATA) - 1])
+def test_a_body_that_is_too_short(
+    server: FaultServer, reader: Reader, length: int, chunked: bool
+) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.body(DATA[:length], chunked=chunked), always=True)
+    message = refused(NetworkError, "UNREACHABLE", reader, url)
+    assert f"{length} of {len(DATA)} bytes" in message
+
+
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("more", [1, 5_000_000])
+def test_a_body_that_is_too_long(
+    server: FaultServer, reader: Reader, more: int, chunked: bool
+) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.body(DATA + bytes(more), chunked=chunked), always=True)
+    refused(IntegrityError, "FILE_TOO_LARGE", reader, url)
+
+
+def test_one_byte_too_many_is_all_that_is_read(
+    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import urllib3
+
+    sizes: list[int] = []
+    original = urllib3.HTTPResponse.read1
+
+    def counting(self: urllib3.HTTPResponse, *args: Any, **kwargs: Any) -> bytes:
+        data = original(self, *args, **kwargs)
+        sizes.append(len(data))
+        return data
+
+    monkeypatch.setattr(urllib3.HTTPResponse, "read1", counting)
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.endless, always=True)
+    refused(IntegrityError, "FILE_TOO_LARGE", reader, url)
+    assert sum(sizes) == len(DATA) + 1 + (len(DATA) % CHUNK + 1)  # and the last chunk once more
+
+
+def test_an_endless_body_is_not_awaited(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.endless, always=True)
+    refused(IntegrityError, "FILE_TOO_LARGE", reader, url)
+    with pytest.raises(IntegrityError, match="larger than 2000000 bytes"):
+        reader.copy(url, limit=2_000_000)
+    with pytest.raises(IntegrityError, match="larger than 100 bytes"):
+        reader.fetcher.read(url, limit=100)
+    assert server.sent("/a") < faults.ENOUGH
+
+
+def test_a_body_of_exactly_the_limit_is_taken(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    assert reader.fetcher.read(url, limit=len(DATA)) == DATA
+    assert reader.copy(url, limit=len(DATA)) == DATA
+
+
+# 8: a flipped bit
+
+
+@pytest.mark.parametrize("at", [0, 5 * CHUNK, len(DATA) - 1])
+def test_a_flipped_bit_costs_one_chunk(server: FaultServer, reader: Reader, at: int) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.flipped(at))
+    assert reader.fetch(url) == DATA
+    first = at // CHUNK * CHUNK
+    assert ranges(server) == [None, f"bytes={first}-" if first else None]
+    assert reader.sleeps == []
+
+
+def test_a_bit_flipped_twice_is_refused(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.flipped(5 * CHUNK), always=True)
+    message = refused(IntegrityError, "CHUNK_MISMATCH", reader, url)
+    assert f"from {5 * CHUNK} on" in message
+    assert len(server.requests) == 2
+
+
+def test_wrong_bytes_of_one_mirror_are_repaired_by_the_next(
+    server: FaultServer, reader: Reader
+) -> None:
+    bad, good = server.put("/bad", OTHER), server.put("/good", DATA)
+    assert reader.fetch(bad, good) == DATA
+    server.fail("/good", faults.status(404), always=True)
+    message = refused(IntegrityError, "CHUNK_MISMATCH", reader, bad, good)
+    assert "404" in message
+
+
+def test_chunks_that_are_right_do_not_make_the_whole_right(
+    server: FaultServer, reader: Reader
+) -> None:
+    url = server.put("/a", DATA)
+    got: list[bytes] = []
+    with pytest.raises(IntegrityError, match="every chunk is right") as caught:
+        got.extend(reader.fetcher.chunks(wanted(sha256="0" * 64), [url]))
+    assert caught.value.code == "SHA256_MISMATCH"
+    assert len(b"".join(got)) < len(DATA)
+
+
+# 9: busy
+
+
+def in_seconds(seconds: float) -> str:
+    return format_datetime(datetime.now(timezone.utc) + timedelta(seconds=seconds), usegmt=True)
+
+
+@pytest.mark.parametrize("code", [429, 500, 502, 503, 504, 408])
+def test_a_busy_server_is_asked_again(server: FaultServer, reader: Reader, code: int) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.status(code), faults.status(code))
+    assert reader.fetch(url) == DATA
+    assert 0.5 <= reader.sleeps[0] <= 1.5
+    assert 1 <= reader.sleeps[1] <= 3
+
+
+def test_retry_after_is_heeded(server: FaultServer) -> None:
+    reader = Reader(patience=Patience())
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.status(429, Retry_After="7"))
+    server.fail("/a", faults.status(503, Retry_After=in_seconds(20)))
+    server.fail("/a", faults.status(503, Retry_After="soon"))
+    server.fail("/a", faults.cut(CHUNK + 1), faults.status(503, Retry_After=in_seconds(-50)))
+    assert reader.fetch(url) == DATA
+    assert reader.sleeps[0] == 7
+    assert 18 <= reader.sleeps[1] <= 20
+    assert 2 <= reader.sleeps[2] <= 6
+    assert len(reader.sleeps) == 4  # a date that is over asks for no wait
+
+
+def test_a_server_that_asks_for_too_much_is_left(server: FaultServer) -> None:
+    reader = Reader(patience=Patience())
+    busy, good = server.put("/busy", DATA), server.put("/good", DATA)
+    server.fail("/busy", faults.status(503, Retry_After="3600"), always=True)
+    assert reader.fetch(busy, good) == DATA
+    assert reader.sleeps == []
+    assert "3600 s" in refused(NetworkError, "UNREACHABLE", reader, busy)
+    assert len(server.asked("/busy")) == 2
+
+
+def test_waiting_has_an_end(server: FaultServer) -> None:
+    reader = Reader(patience=Patience(deadline=30))
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.status(503, Retry_After="50"), always=True)
+    refused(NetworkError, "UNREACHABLE", reader, url)
+    assert reader.sleeps == []
+
+
+def test_a_download_has_an_end(server: FaultServer) -> None:
+    reader = Reader(patience=Patience(deadline=0.5, rate=1))
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.drip(10_000, every=0.05), always=True)
+    assert "not done within 0.5 s" in refused(NetworkError, "UNREACHABLE", reader, url)
+
+
+def test_backoff_grows_to_a_limit_and_is_jittered() -> None:
+    waits = {count: [backoff(count, None, IMPATIENT) for _ in range(200)] for count in (1, 4, 50)}
+    assert all(0.5 <= wait <= 1.5 for wait in waits[1])
+    assert all(4 <= wait <= 12 for wait in waits[4] + waits[50])
+    assert len(set(waits[1])) > 100
+    assert backoff(1, 500, IMPATIENT) == IMPATIENT.longest_wait
+
+
+@pytest.mark.parametrize("code", [400, 401, 403, 404, 410])
+def test_a_refusal_is_not_asked_again(server: FaultServer, reader: Reader, code: int) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.status(code), always=True)
+    assert f"HTTP status {code}" in refused(NetworkError, "UNREACHABLE", reader, url)
+    assert len(server.requests) == 1
+
+
+# 10, 11: not there, or hardly
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def test_the_next_mirror_is_asked_at_once(server: FaultServer, reader: Reader) -> None:
+    dead = f"http://127.0.0.1:{closed_port()}/a"
+    assert reader.fetch(dead, server.put("/a", DATA)) == DATA
+    assert reader.sleeps == []
+
+
+def test_every_url_is_named_with_its_reason(server: FaultServer, reader: Reader) -> None:
+    urls = [
+        f"http://127.0.0.1:{closed_port()}/a",
+        "https://nowhere.invalid/a",
+        f"{server.url}/missing",
+        "ftp://example.org/a",
+        "file:///nowhere/a",
     ]
-    assert get(fetcher, server.url + PATH) == CONTENT
+    message = refused(NetworkError, "UNREACHABLE", reader, *urls)
+    for url, reason in zip(
+        urls, ("refused", "nowhere.invalid|known|resol|proxy|Tunnel", "404", "not a URL", "No such"),
+        strict=True,
+    ):  # fmt: skip
+        assert re.search(f"{re.escape(url)}: [^;]*({reason})", message, re.IGNORECASE), message
 
 
-def test_a_file_that_changed_between_attempts_is_found_out(
-    fetcher: Fetcher, server: FaultServer
+@pytest.mark.parametrize("fault", [faults.drip(100, every=0.02), faults.silent(3)])
+def test_a_trickle_is_left_for_the_next_mirror(
+    server: FaultServer, reader: Reader, fault: Any
 ) -> None:
-    server.script[PATH] = [Fault(cut=5 * CHUNK), Fault(body=b"x" * len(CONTENT))]
-    with pytest.raises(LoaderError) as refused:
-        get(fetcher, server.url + PATH)
-    assert refused.value.exit_status in (3, 4)
+    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
+    server.fail("/slow", fault, always=True)
+    assert reader.fetch(slow, good) == DATA
 
 
-def test_a_body_that_ends_too_early_is_a_network_error(
-    fetcher: Fetcher, server: FaultServer
+def test_a_trickle_after_a_good_beginning_is_found_too(server: FaultServer, reader: Reader) -> None:
+    def tires(answer: faults.Answer) -> None:
+        answer.head()
+        answer.send(DATA[: 8 * CHUNK])
+        faults.drip(100, every=0.02)(Tail(answer))
+
+    class Tail(faults.Answer):
+        def __init__(self, answer: faults.Answer) -> None:
+            self.__dict__.update(answer.__dict__)
+
+        def head(self, *args: Any, **kwargs: Any) -> None:
+            self.start = 8 * CHUNK
+
+    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
+    server.fail("/slow", tires, always=True)
+    assert reader.fetch(slow, good) == DATA
+    assert ranges(server, "/good") == [f"bytes={8 * CHUNK}-"]
+
+
+def test_a_slow_consumer_is_not_the_servers_fault(server: FaultServer) -> None:
+    import time
+
+    reader = Reader(patience=Patience(window=0.2, rate=1_000_000))
+    url = server.put("/a", DATA)
+    got = []
+    for chunk in reader.fetcher.chunks(wanted(), [url]):
+        time.sleep(0.05)
+        got.append(chunk)
+    assert b"".join(got) == DATA
+    assert len(server.requests) == 1
+
+
+# 12, 13: redirects
+
+
+def test_redirects_are_followed_with_the_range(server: FaultServer, reader: Reader) -> None:
+    server.put("/b", DATA)
+    url = server.put("/a", b"")
+    server.fail("/a", faults.redirect("/b", 307), always=True)
+    server.fail("/b", faults.cut(3 * CHUNK))
+    assert reader.fetch(url) == DATA
+    assert ranges(server, "/b") == [None, f"bytes={3 * CHUNK}-"]
+
+
+@pytest.mark.parametrize(
+    "location",
+    [
+        "http://example.org/a",
+        "file:///etc/passwd",
+        "ftp://127.0.0.1/",
+        "//example.org/a",
+        "http://[::1",
+        "",
+        "hf://a/b/c",
+    ],
+)
+def test_a_redirect_elsewhere_is_refused(
+    server: FaultServer, reader: Reader, location: str
 ) -> None:
-    short = CONTENT[: 3 * CHUNK]
-    server.files[PATH] = short
-    with pytest.raises(NetworkError, match=r"shorter|range"):
-        get(fetcher, server.url + PATH)
+    url = server.put("/a", b"")
+    server.fail("/a", faults.redirect(location), always=True)
+    assert "redirected to" in refused(NetworkError, "UNREACHABLE", reader, url)
 
 
-@pytest.mark.parametrize("fault", [Fault(body=CONTENT + b"x"), Fault(endless=True)])
-def test_a_body_that_goes_on_is_stopped(
-    fetcher: Fetcher, server: FaultServer, fault: Fault
+def test_a_redirect_that_goes_round_is_refused(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", b"")
+    server.fail("/a", faults.redirect("/a"), always=True)
+    assert "more than 5 redirects" in refused(NetworkError, "UNREACHABLE", reader, url)
+    assert len(server.requests) == 6
+
+
+def test_the_body_of_a_redirect_is_not_read(server: FaultServer, reader: Reader) -> None:
+    def endless_redirect(answer: faults.Answer) -> None:
+        answer.head(302, None, Location="/b")
+        while answer.request.sent < faults.ENOUGH:
+            answer.send(bytes(1 << 16))
+
+    server.put("/b", DATA)
+    url = server.put("/a", b"")
+    server.fail("/a", endless_redirect)
+    assert reader.fetch(url) == DATA
+    assert server.sent("/a") < faults.ENOUGH
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tls")
+    return make_certificate(folder, "release.invalid", "DNS:release.invalid", "IP:127.0.0.1")
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_certificates_of_the_environment(
+    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    server.script[PATH] = [fault]
-    with pytest.raises(IntegrityError, match="larger") as refused:
-        get(fetcher, server.url + PATH)
-    assert refused.value.exit_status == 4
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    # requests reads no variable for a host on loopback: only the proxy leads to another name.
+    monkeypatch.setenv(variable, str(certificate))
+    with FaultServer(certificate) as server, Proxy(server.port) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        server.put("/a", DATA)
+        assert reader.fetch("https://release.invalid/a") == DATA
+        assert proxy.targets == ["release.invalid:443"]
 
 
-def test_one_flipped_bit_costs_one_chunk(
-    fetcher: Fetcher, server: FaultServer, waits: list[float]
+def test_an_unknown_certificate_is_refused(
+    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.script[PATH] = [Fault(flip=4 * CHUNK + 9), Fault()]
-    assert get(fetcher, server.url + PATH) == CONTENT
-    assert [asked.first_byte for asked in server.asked] == [0, 4 * CHUNK]
-    assert waits == []
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+    with FaultServer(certificate) as server:
+        server.put("/a", DATA)
+        message = refused(NetworkError, "UNREACHABLE", reader, f"{server.url}/a")
+    assert "certificate" in message
 
 
-def test_a_chunk_that_is_wrong_twice_is_refused(fetcher: Fetcher, server: FaultServer) -> None:
-    server.script[PATH] = [Fault(flip=4 * CHUNK + 9)]
-    taken = []
-    with pytest.raises(IntegrityError) as refused:
-        taken.extend(fetcher.chunks(WANTED, [server.url + PATH]))
-    assert refused.value.code == "CHUNK_MISMATCH"
-    assert len(taken) == 4
-    assert len(server.asked) == 2
-
-
-def test_a_wrong_chunk_is_fetched_from_the_mirror(fetcher: Fetcher, server: FaultServer) -> None:
-    server.files["/mirror"] = CONTENT
-    server.script[PATH] = [Fault(flip=9)]
-    assert get(fetcher, server.url + PATH, server.url + "/mirror") == CONTENT
-
-
-def test_right_chunks_of_a_wrong_whole_are_refused(fetcher: Fetcher, server: FaultServer) -> None:
-    lying = Wanted(WANTED.name, WANTED.size, "0" * 64, CHUNK, WANTED.chunks)
-    with pytest.raises(IntegrityError, match="whole"):
-        get(fetcher, server.url + PATH, wanted=lying)
-
-
-@pytest.mark.parametrize("status", [429, 500, 502, 503, 504])
-def test_a_busy_server_is_asked_again_after_a_while(
-    fetcher: Fetcher, server: FaultServer, waits: list[float], status: int
+def test_a_certificate_file_that_is_not_there_is_the_networks_fault(
+    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server.script[PATH] = [Fault(status=status), Fault(status=status), Fault()]
-    assert get(fetcher, server.url + PATH) == CONTENT
-    assert len(waits) == 2
-    assert 0.5 <= waits[0] <= 1.5
-    assert 1.0 <= waits[1] <= 3.0
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
+    with FaultServer(certificate) as server, Proxy(server.port) as proxy:
+        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        message = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
+    assert "nowhere.pem" in message
 
 
-def test_retry_after_is_heeded(fetcher: Fetcher, server: FaultServer, waits: list[float]) -> None:
-    server.script[PATH] = [Fault(status=503, headers={"Retry-After": "7"}), Fault()]
-    assert get(fetcher, server.url + PATH) == CONTENT
-    assert waits == [7.0]
-
-
-def test_a_server_that_stays_busy_is_given_up_with_the_reason(
-    fetcher: Fetcher, server: FaultServer, waits: list[float]
+@pytest.mark.parametrize("plain", ["http://127.0.0.1:1/a", "http://release.invalid/a"])
+def test_https_never_becomes_http(
+    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, plain: str
 ) -> None:
-    server.script[PATH] = [Fault(status=503)]
-    with pytest.raises(NetworkError, match="HTTP status 503") as failed:
-        get(fetcher, server.url + PATH)
-    assert server.url in failed.value.message
-    assert len(server.asked) == fetch.ATTEMPTS
-    assert sum(waits) < 60
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
+    with FaultServer(certificate) as server:
+        url = server.put("/a", b"")
+        server.fail("/a", faults.redirect(plain), always=True)
+        assert "which is not https" in refused(NetworkError, "UNREACHABLE", reader, url)
 
 
-def test_a_missing_file_is_not_asked_for_again(fetcher: Fetcher, server: FaultServer) -> None:
-    with pytest.raises(NetworkError, match="404"):
-        get(fetcher, server.url + "/nowhere")
-    assert len(server.asked) == 1
+# 14, 15: not the file
 
 
-def test_nobody_listening_is_a_network_error_that_names_every_mirror(fetcher: Fetcher) -> None:
-    urls = ("http://127.0.0.1:1/a", "http://127.0.0.1:2/b")
-    with pytest.raises(NetworkError) as failed:
-        get(fetcher, *urls)
-    assert failed.value.exit_status == 3
-    for url in urls:
-        assert url in failed.value.message
+def test_compression_on_the_way_is_not_undone(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.encoded, always=True)
+    refused(IntegrityError, "FILE_TOO_LARGE", reader, url)
+    assert gzip.decompress(reader.copy(url)) == DATA
 
 
-def test_the_next_mirror_helps(fetcher: Fetcher, server: FaultServer) -> None:
-    assert get(fetcher, "http://127.0.0.1:1/a", server.url + PATH) == CONTENT
-
-
-def test_a_drip_is_as_good_as_nothing(
-    fetcher: Fetcher, server: FaultServer, monkeypatch: pytest.MonkeyPatch
+def test_a_server_that_calls_a_tarball_encoded_is_understood(
+    server: FaultServer, reader: Reader
 ) -> None:
-    monkeypatch.setattr(fetch, "RATE_WINDOW", 0.2)
-    monkeypatch.setattr(fetch, "MIN_RATE", 1_000_000)
-    monkeypatch.setattr(fetch, "PIECE", 1000)
-    server.files["/mirror"] = CONTENT
-    server.script[PATH] = [Fault(drip=0.01)]
-    assert get(fetcher, server.url + PATH, server.url + "/mirror") == CONTENT
-    assert server.asked[-1].path == "/mirror"
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.body(DATA, Content_Encoding="gzip"), always=True)
+    assert reader.fetch(url) == DATA
 
 
-@pytest.mark.parametrize("target", ["http://example.com/a", "ftp://example.com/a", ""])
-def test_a_redirect_away_from_https_is_refused(
-    fetcher: Fetcher, server: FaultServer, target: str
+@pytest.mark.parametrize("chunked", [False, True])
+@pytest.mark.parametrize("length", [200, CHUNK + 10, 2_000_000])
+def test_a_login_page_is_not_the_file(
+    server: FaultServer, reader: Reader, length: int, chunked: bool
 ) -> None:
-    server.script[PATH] = [Fault(status=302, headers={"Location": target, "Content-Length": "0"})]
-    with pytest.raises(NetworkError, match="redirected"):
-        get(fetcher, server.url + PATH)
-    assert len(server.asked) == 1
+    page = b"<!doctype html><title>Log in</title>".ljust(length)
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.body(page, chunked=chunked, Content_Type="text/html"), always=True)
+    with pytest.raises(IntegrityError) as caught:
+        reader.fetch(url)
+    assert caught.value.code in {"NOT_THE_FILE", "CHUNK_MISMATCH", "FILE_TOO_LARGE"}
+    assert "login" in caught.value.hint
 
 
-def test_a_redirect_is_followed_and_a_loop_is_not(fetcher: Fetcher, server: FaultServer) -> None:
-    empty = {"Content-Length": "0"}
-    server.script["/moved"] = [Fault(status=302, headers={"Location": PATH, **empty})]
-    assert get(fetcher, server.url + "/moved") == CONTENT
-    server.script["/loop"] = [Fault(status=302, headers={"Location": "/loop", **empty})]
-    with pytest.raises(NetworkError, match="redirects"):
-        get(fetcher, server.url + "/loop")
+def test_a_login_page_is_not_a_manifest(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/m", b"<!doctype html><title>Log in</title>")
+    with pytest.raises(IntegrityError, match="pinned") as caught:
+        reader.fetcher.manifest(url, "0" * 64)
+    assert caught.value.code == "MANIFEST_PIN_MISMATCH"
+    with pytest.raises(IntegrityError, match="not JSON"):
+        reader.fetcher.manifest(url, None)
 
 
-def test_compressed_transfer_is_refused_not_decoded(fetcher: Fetcher, server: FaultServer) -> None:
-    server.script[PATH] = [Fault(headers={"Content-Encoding": "gzip"})]
-    with pytest.raises(NetworkError, match="compresses"):
-        get(fetcher, server.url + PATH)
+# 16, 17: proxies, offline
 
 
-def test_a_login_page_is_an_integrity_error(fetcher: Fetcher, server: FaultServer) -> None:
-    server.script[PATH] = [Fault(body=b"<html>log in</html>" + b" " * len(CONTENT))]
-    with pytest.raises(IntegrityError):
-        get(fetcher, server.url + PATH)
-
-
-def test_offline_opens_no_connection(server: FaultServer, tmp_path: Path) -> None:
-    offline = Fetcher(offline=True)
-    with pytest.raises(NetworkError) as refused:
-        get(offline, server.url + PATH)
-    assert refused.value.code == "OFFLINE"
-    assert server.asked == []
-    file = tmp_path / "a"
-    file.write_bytes(CONTENT)
-    assert get(offline, file.as_uri()) == CONTENT
-
-
-def test_proxy_variables_are_honoured(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fetcher: Fetcher
+def test_loopback_is_never_reached_through_a_proxy(
+    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The proxy is our own server: it is asked for the absolute URL of another host."""
-    monkeypatch.setenv("HTTPS_PROXY", server.url)
-    monkeypatch.setenv("https_proxy", server.url)
-    with pytest.raises(NetworkError, match=r"roxy|501|Tunnel"):
-        get(fetcher, "https://releases.example/a.tar.zst")
+    with Proxy(1) as proxy:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, proxy.url)
+            monkeypatch.setenv(name.lower(), proxy.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        monkeypatch.setenv("no_proxy", "")
+        assert reader.fetch(server.put("/a", DATA)) == DATA
+        assert proxy.targets == []
 
 
-def test_a_manifest_is_checked_against_its_pin(fetcher: Fetcher, server: FaultServer) -> None:
-    server.files["/m.json"] = b"{}"
-    with pytest.raises(IntegrityError) as refused:
-        fetcher.manifest(server.url + "/m.json", "0" * 64)
-    assert refused.value.code == "MANIFEST_PIN_MISMATCH"
-    with pytest.raises(IntegrityError, match=r"\$"):
-        fetcher.manifest(server.url + "/m.json", digest(b"{}"))
+def test_offline_opens_nothing(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reader = Reader(offline=True)
+    url = server.put("/a", DATA)
+    (tmp_path / "a").write_bytes(DATA)
+
+    def forbidden(*args: object, **kwargs: object) -> None:
+        raise AssertionError(args)
+
+    monkeypatch.setattr(socket, "socket", forbidden)
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    message = refused(NetworkError, "OFFLINE", reader, url, "https://example.org/a")
+    assert url in message
+    with pytest.raises(NetworkError, match="may not open a connection"):
+        reader.fetcher.manifest("hf://owner/name/manifest.json", None)
+    with pytest.raises(NetworkError):
+        reader.copy(url)
+    assert reader.fetch(url, (tmp_path / "a").as_uri()) == DATA
+    assert server.requests == []
 
 
-def test_a_huge_manifest_is_stopped(fetcher: Fetcher, server: FaultServer) -> None:
-    server.script["/m.json"] = [Fault(endless=True, body=None)]
-    server.files["/m.json"] = b" " * 1000
-    with pytest.raises(IntegrityError, match="larger"):
-        fetcher.manifest(server.url + "/m.json", None)
+# the other kinds of URL
+
+
+def test_files_are_read_like_the_rest(tmp_path: Path, reader: Reader) -> None:
+    (tmp_path / "a b%").write_bytes(DATA)
+    url = (tmp_path / "a b%").as_uri()
+    assert reader.fetch(url) == DATA
+    assert reader.copy(url) == DATA
+    (tmp_path / "a b%").write_bytes(OTHER)
+    refused(IntegrityError, "CHUNK_MISMATCH", reader, url)
+
+
+def test_a_file_that_is_none_is_not_waited_for(tmp_path: Path, reader: Reader) -> None:
+    import os
+
+    os.mkfifo(tmp_path / "fifo")
+    for path, reason in ((tmp_path / "fifo", "not a file"), (tmp_path, "not a file")):
+        assert reason in refused(NetworkError, "UNREACHABLE", reader, path.as_uri())
 
 
 @pytest.mark.parametrize(
     "url",
-    ["foo", "", "http://example.com/m.json", "ftp://a/b", "hf://only", "file://host/x", "https://"],
+    [
+        "foo",
+        "",
+        "http://example.com/manifest.json",
+        "http://127.0.0.1.example.com/x",
+        "http://localhost@example.com/x",
+        "ftp://example.com/m",
+        "https://",
+        "https:///m.json",
+        "file://host/m.json",
+        "file://",
+        "file:///a%00b",
+        "hf://owner",
+        "hf://owner/name",
+        "hf://owner/name@/x",
+        "hf://owner/name/x?y",
+        "https://user:secret@example.com/m",
+        "http://[::1/",
+        "https://example.com:99999/",
+        "https://example.com:zero/",
+        "https://example.com/\n",
+        "javascript:alert(1)",
+        "data:,x",
+    ],
 )
-def test_what_is_no_url_to_load_from_is_a_setting_error(fetcher: Fetcher, url: str) -> None:
-    with pytest.raises(SettingError) as refused:
-        fetcher.manifest(url, None)
-    assert "file://" in refused.value.hint
+def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, reader: Reader) -> None:
+    for ask in (lambda: reader.fetcher.manifest(url, None), lambda: reader.copy(url)):
+        with pytest.raises(SettingError) as caught:
+            ask()
+        assert caught.value.exit_status == 2
+        assert "hf://OWNER/REPO" in caught.value.hint
+        assert "secret" not in caught.value.message
 
 
-def test_a_hub_url_goes_to_the_endpoint_with_the_token_and_no_further(
-    server: FaultServer,
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("https://example.com/m.json", locations.Web("https://example.com/m.json")),
+        ("http://localhost:1/m", locations.Web("http://localhost:1/m")),
+        ("http://[::1]:1/m", locations.Web("http://[::1]:1/m")),
+        ("hf://o/n/m.json", locations.Hub("o/n", None, "m.json")),
+        ("hf://o/n@v1.0/d/m.json", locations.Hub("o/n", "v1.0", "d/m.json")),
+    ],
+)
+def test_kinds_of_url(url: str, place: object) -> None:
+    assert locations.parse(url) == place
+
+
+def test_the_hub_gets_the_token_and_nobody_else(server: FaultServer) -> None:
+    with FaultServer() as storage:
+        storage.put("/blob", DATA)
+        path = "/o/n/resolve/main/dir/a%20b"
+        server.put(path, b"")
+        server.fail(path, faults.redirect(f"{storage.url}/blob?signature=x"), always=True)
+        reader = Reader(token="hf_secret", endpoint=server.url)
+        assert reader.fetch("hf://o/n/dir/a b") == DATA
+        assert server.asked(path)[0].headers["authorization"] == "Bearer hf_secret"
+        assert "authorization" not in storage.asked("/blob")[0].headers
+        assert reader.fetch(server.put("/plain", DATA)) == DATA
+        assert "authorization" not in server.asked("/plain")[0].headers
+
+
+def test_a_redirect_within_the_hub_keeps_the_token(server: FaultServer) -> None:
+    server.put("/renamed", DATA)
+    server.fail("/o/n/resolve/v1/a", faults.redirect("/renamed"), always=True)
+    reader = Reader(token="hf_secret", endpoint=server.url)
+    assert reader.copy("hf://o/n@v1/a") == DATA
+    assert server.asked("/renamed")[0].headers["authorization"] == "Bearer hf_secret"
+
+
+def test_netrc_is_left_alone(
+    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The Hub redirects to storage on another host, which must not see the token."""
-    with FaultServer({"/blob": CONTENT}) as storage:
-        path = "/owner/repo/resolve/v1/m.bin"
-        server.script[path] = [
-            Fault(status=302, headers={"Location": storage.url + "/blob", "Content-Length": "0"})
-        ]
-        hub = Fetcher(token="hf_secret", endpoint=server.url, sleep=lambda _: None)
-        assert get(hub, "hf://owner/repo@v1/m.bin") == CONTENT
-        assert server.asked[0].headers["Authorization"] == "Bearer hf_secret"
-        assert "Authorization" not in storage.asked[0].headers
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password netrc-secret\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    assert Reader().copy(server.put("/a", DATA)) == DATA
+    assert "authorization" not in server.requests[0].headers
+
+
+def test_a_token_never_goes_over_plain_http() -> None:
+    reader = Reader(token="hf_secret", endpoint="http://hub.example.org")
+    with pytest.raises(SettingError, match="neither https nor on loopback"):
+        reader.copy("hf://o/n/a")
+    assert "neither https" in refused(NetworkError, "UNREACHABLE", reader, "hf://o/n/a")
+
+
+@pytest.mark.parametrize("url", ["hf://o/n--bad..name/x", "hf://o/-n/x"])
+def test_a_repository_that_cannot_be(url: str) -> None:
+    with pytest.raises(SettingError):
+        Reader().copy(url)
+
+
+def test_a_manifest_is_read_with_retries(server: FaultServer, reader: Reader) -> None:
+    from tests.rigs import archives
+
+    _, artifact = archives.release()
+    data = archives.manifest(artifact)
+    url = server.put("/m.json", data)
+    server.fail("/m.json", faults.cut(100), faults.status(503))
+    manifest = reader.fetcher.manifest(url, hashlib.sha256(data).hexdigest())
+    assert manifest.artifacts == (artifact,)
+    assert len(reader.sleeps) == 2
+
+
+def test_a_manifest_that_is_missing_names_the_url(server: FaultServer, reader: Reader) -> None:
+    with pytest.raises(NetworkError, match="404") as caught:
+        reader.fetcher.manifest(f"{server.url}/m.json", None)
+    assert f"{server.url}/m.json" in caught.value.message
+
+
+def test_a_manifest_of_100_megabytes_is_not_read(tmp_path: Path, reader: Reader) -> None:
+    with (tmp_path / "m.json").open("wb") as stream:
+        stream.truncate(100 << 20)
+    with pytest.raises(IntegrityError, match="larger than 8388608 bytes"):
+        reader.fetcher.manifest((tmp_path / "m.json").as_uri(), None)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_any_row_of_faults_ends_with_the_file(seed: int, server: FaultServer) -> None:
+    """Whatever goes wrong and heals, what is handed over is the file, and nothing twice."""
+    dice = random.Random(seed)
+    url = server.put("/a", DATA, etag='"one"')
+    kinds: Sequence[Any] = (
+        lambda: faults.cut(dice.randrange(len(DATA))),
+        lambda: faults.status(503),
+        lambda: faults.ignores_range,
+        lambda: faults.flipped(dice.randrange(len(DATA))),
+        lambda: faults.content_range("bytes 5-6/7"),
+    )
+    server.fail("/a", *[dice.choice(kinds)() for _ in range(2)])
+    assert Reader().fetch(url) == DATA
