@@ -108,14 +108,21 @@ def build_cpu(
         build(request, report)
 
 
-@task(name="base-image", help={"line": "cpu, cu124 or cu130", "tag": "the image's name"})
+@task(
+    name="base-image",
+    help={
+        "line": "cpu, cu124 or cu130",
+        "tag": "the image's name",
+        "fresh": "make it even if it is there, with the distribution's packages of today",
+    },
+)
 @verb
-def base_image(_: Context, line: str = "cpu", tag: str | None = None) -> None:
+def base_image(_: Context, line: str = "cpu", tag: str | None = None, fresh: bool = False) -> None:
     """Make a devel image from the distribution's packages, where no registry is in reach."""
     from farm.pipeline import make_base_image
 
     with show.report() as report:
-        make_base_image(line, tag, report)
+        make_base_image(line, tag, report, fresh=fresh)
 
 
 @task(help={"tree": "a built tree (.farm/trees/NAME)", "format": "tar.zst or tar.gz"})

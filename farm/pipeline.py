@@ -100,7 +100,7 @@ def _build_all(
     return tuple(made)
 
 
-def make_base_image(line: str, tag: str | None, report: BuildReport) -> str:
+def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: bool = False) -> str:
     """Make the devel image of a line from packages; returns its name.
 
     Raises:
@@ -119,7 +119,7 @@ def make_base_image(line: str, tag: str | None, report: BuildReport) -> str:
         report.say(f"base image for line {line}: making it, or finding it made (log: {log})")
         with closing(connect()) as client:
             images = DockerImages(client)
-            made = base_image.make_base_image(images, line=line, tag=tag, log=take)
+            made = base_image.make_base_image(images, line=line, tag=tag, fresh=fresh, log=take)
     report.say(f"image: {made.reference} ({made.id})")
     return made.reference
 
