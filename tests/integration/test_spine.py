@@ -192,6 +192,8 @@ def test_the_local_engine_makes_the_same_binaries(
         pytest.skip(f"this host's g++ {compiler.stdout.strip()} is not the container's")
     kept = Path(shutil.copytree(PROJECT / ".farm/trees/cpu-cpu", tmp_path / "kept", symlinks=True))
     monkeypatch.setenv("CCACHE_DIR", str(_cache_of_the_engine(client, tmp_path)))
+    # The distribution's CMake, as in the container: another one has other flags, and other keys.
+    monkeypatch.setenv("PATH", os.defpath)
     succeed("build-cpu", "--engine", "local", "--out", str(tmp_path / "local"))
     ours, theirs = (
         {entry["path"]: entry["sha256"] for entry in manifest_of(folder)["artifacts"][0]["files"]}
