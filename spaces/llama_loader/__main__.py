@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from types import TracebackType
 
     from llama_loader.console import Console
     from llama_loader.settings import Settings
@@ -65,6 +66,7 @@ def _guarded(options: argparse.Namespace) -> int:
     """Run; turn errors into their lines and statuses. Never a traceback."""
     from llama_loader.errors import LoaderError
 
+    sys.excepthook = _report_defect
     _on_sigterm()
     _print_anything()
     try:
@@ -76,8 +78,6 @@ def _guarded(options: argparse.Namespace) -> int:
         return _complain("error[INTERRUPTED]: stopped; nothing half-done was left", _INTERRUPTED)
     except BrokenPipeError:
         return _reader_gone()
-    except Exception as error:  # noqa: BLE001 - a person gets a line, never a traceback
-        return _complain(_unexpected(error), _FAILED)
     return status
 
 
@@ -88,19 +88,22 @@ def _print_anything() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def _unexpected(error: Exception) -> str:
-    """One line with the place in the code: enough for a report."""
+def _report_defect(
+    kind: type[BaseException], error: BaseException, trace: TracebackType | None
+) -> None:
+    """One line with the place in the code instead of a traceback; the exit status is 1."""
     import traceback
 
     from llama_loader.errors import LoaderError
 
-    frame = traceback.extract_tb(error.__traceback__)[-1]
+    frame = traceback.extract_tb(trace)[-1]
     place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
-    return LoaderError(
+    defect = LoaderError(
         "UNEXPECTED",
-        f"{type(error).__name__}: {error} ({place})",
+        f"{kind.__name__}: {error} ({place})",
         hint="this is a defect of the loader: please report it with this line",
-    ).render()
+    )
+    _complain(defect.render(), _FAILED)
 
 
 def _complain(line: str, status: int) -> int:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -90,9 +91,22 @@ def _from_hub(source: ModelSource, settings: Settings) -> Path:
             endpoint=settings.hf_endpoint,
             local_files_only=settings.offline,
         )
-    except Exception as error:
+    except _hub_errors() as error:
         raise _explained(error, source, settings) from error
     return Path(found)
+
+
+def _hub_errors() -> tuple[type[Exception], ...]:
+    """What the Hub client raises: its own, the system's, and those of its HTTP library.
+
+    Which library that is changed from version to version (requests, httpx, httpx2); requests'
+    errors are OSErrors.
+    """
+    from huggingface_hub import errors
+
+    libraries = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
+    transport = [library.HTTPError for library in libraries]
+    return (OSError, ValueError, errors.HfHubHTTPError, *transport)
 
 
 def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:

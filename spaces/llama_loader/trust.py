@@ -26,7 +26,7 @@ _MAX_BYTES: Final = 64 * 1024
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """One release, to the last byte."""
+    """One release, to the last byte; ``public_key`` is here to be refused."""
 
     manifest_url: schema.Text
     manifest_sha256: schema.Sha256 | None = None
@@ -43,11 +43,19 @@ def manifest(settings: Settings, store: Store, fetcher: Fetcher) -> tuple[Manife
         IntegrityError: it is not what is pinned, or malformed.
     """
     if settings.manifest_url is not None:
-        url, sha256 = settings.manifest_url, settings.manifest_sha256
+        url, sha256, least = settings.manifest_url, settings.manifest_sha256, None
     else:
-        pin = read()
+        pin = read(RELEASE_FILE)
         url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
-    return store.manifest(url, sha256, fetcher), url
+        least = pin.min_serial
+    found = store.manifest(url, sha256, fetcher)
+    if least is not None and found.serial < least:
+        raise IntegrityError(
+            "SERIAL_TOO_LOW",
+            f"manifest {url} has serial {found.serial}; {RELEASE_FILE.name} asks for {least}",
+            hint="it is older than the releases that this Space may run",
+        )
+    return found, url
 
 
 def read(path: Path = RELEASE_FILE) -> Pin:

@@ -37,7 +37,9 @@ def note_down() -> None:
         "pid": os.getpid(),
         "cwd": str(Path.cwd()),
     }
-    (HERE / "seen.json").write_text(json.dumps(seen))
+    # in one step: whoever waits for the file may read it as soon as it is there
+    (HERE / "seen.tmp").write_text(json.dumps(seen))
+    (HERE / "seen.tmp").replace(HERE / "seen.json")
     with (HERE / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
 

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import doctor, known_gpus
-from llama_loader.__main__ import main
+from llama_loader import known_gpus
 from llama_loader.manifest import dump, parse
 
 if TYPE_CHECKING:
@@ -420,22 +419,20 @@ def test_a_reader_that_goes_away_gets_no_traceback(home: dict[str, str], release
     assert done.stderr == ""
 
 
-def test_a_defect_is_one_line_too(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    def broken(*_: object, **__: object) -> None:
-        raise ZeroDivisionError("x\ny")
-
-    monkeypatch.setattr(doctor, "examine", broken)
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        status = main(["doctor"])
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
-    assert status == 1
-    lines = capsys.readouterr().err.splitlines()
-    assert lines[0].startswith("error[UNEXPECTED]: ZeroDivisionError: x y (test_cli.py:")
+def test_a_defect_is_one_line_with_its_place() -> None:
+    script = (
+        "from llama_loader import doctor\n"
+        "def examine(*_, **__): raise ZeroDivisionError('x\\ny')\n"
+        "doctor.examine = examine\n"
+        "from llama_loader.__main__ import main\n"
+        "main(['doctor'])\n"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", script], cwd=SPACES, capture_output=True, text=True, check=False
+    )
+    assert told.returncode == 1
+    lines = told.stderr.splitlines()
+    assert lines[0] == "error[UNEXPECTED]: ZeroDivisionError: x y (<string>:2)"
     assert len(lines) == 2
 
 

@@ -1,0 +1,207 @@
+"""Any llama.cpp archive → files in a private folder, by rules of its own (``…_LLAMA_CPP_URL``).
+
+Nobody lists what is in it. Links that stay inside become files, so that what is installed is files
+and folders and nothing else; whatever leads out, is special, or stands there twice is refused.
+"""
+
+from __future__ import annotations
+
+import stat
+import zipfile
+import zlib
+from pathlib import PurePosixPath
+from typing import IO, TYPE_CHECKING, Final
+
+from llama_loader import decompress
+from llama_loader.decompress import refused
+from llama_loader.tarball import Member, Reader
+from llama_loader.unpack import PROGRAM, write
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+    from llama_loader.manifest import FileEntry
+
+MAX_BYTES: Final = 8 << 30
+"""An official CUDA release with its cuBLAS unpacks to about 2 GB."""
+MAX_MEMBERS: Final = 20_000
+
+_SPECIAL_BITS: Final = 0o7000
+_MAX_PATH: Final = 1024
+_MAX_PART: Final = 255
+_LINKS: Final = ("symbolic link", "hard link")
+_ZIP_DAMAGE: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
+"""The last two are zipfile's words for a method that it does not know, and for encryption."""
+
+
+def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
+    """Unpack an archive (``tar.gz``, ``tar.xz``, ``tar.zst``, ``zip``) into an empty folder.
+
+    Args:
+        archive: can be read from anywhere.
+        name: for errors.
+        into: the empty folder.
+
+    Returns:
+        Every file that was written, sorted by path.
+
+    Raises:
+        IntegrityError: it is damaged or unsafe, or of a kind that is not known.
+        OSError: a file cannot be written.
+    """
+    archive.seek(0)
+    form = decompress.kind(archive.read(8), name)
+    archive.seek(0)
+    tree = _Tree(name, into)
+    if form == "zip":
+        _unpack_zip(archive, name, tree)
+    else:
+        chunks = iter(lambda: archive.read(decompress.PIECE), b"")
+        reader = Reader(decompress.decompressed(chunks, form, name), name, MAX_BYTES)
+        for member in reader.members():
+            tree.add(member, reader.content())
+    tree.resolve_links()
+    return tuple(tree.files[path] for path in sorted(tree.files))
+
+
+class _Tree:
+    """What was unpacked so far."""
+
+    def __init__(self, name: str, into: Path) -> None:
+        self.files: dict[str, FileEntry] = {}
+        self._name = name
+        self._into = into
+        self._links: dict[str, str] = {}
+        self._spellings: dict[str, tuple[str, bool]] = {}
+        self._size = 0
+        self._members = 0
+
+    def add(self, member: Member, content: Iterable[memoryview]) -> None:
+        """Write a file, or remember a link."""
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise refused(self._name, f"it has more than {MAX_MEMBERS} members")
+        path = self._safe(member.path)
+        if member.kind == "folder":
+            if path != ".":
+                self._claim(path, is_folder=True)
+            return
+        self._claim(path, is_folder=False)
+        if member.kind in _LINKS:
+            self._links[path] = self._target(member, path)
+        elif member.kind != "file":
+            raise refused(self._name, f"{member.path!r} is a {member.kind}")
+        elif member.mode & _SPECIAL_BITS:
+            raise refused(self._name, f"{member.path!r} has mode {member.mode:04o}")
+        else:
+            self._write(path, content, executable=bool(member.mode & stat.S_IXUSR))
+
+    def resolve_links(self) -> None:
+        """Write a copy for every link; a link to a folder brings the folder's own files."""
+        own = dict(self.files)
+        for link in self._links:
+            target = self._final(link)
+            inside = {path: path[len(target) :] for path in own if path.startswith(f"{target}/")}
+            if target in own:
+                inside = {target: ""}
+            if not inside:
+                raise refused(self._name, f"{link!r} is a link to nothing")
+            for path, rest in inside.items():
+                with (self._into / path).open("rb") as stream:
+                    copy = f"{link}{rest}"
+                    self._write(copy, _pieces(stream), executable=own[path].executable)
+
+    def _write(self, path: str, content: Iterable[memoryview], *, executable: bool) -> None:
+        # Old zip tools forget the bit; without it nothing can be started.
+        starts = executable or path.rpartition("/")[2] == PROGRAM
+        entry = write(self._counted(content), path, self._into, executable=starts)
+        self.files[path] = entry
+
+    def _counted(self, content: Iterable[memoryview]) -> Iterator[memoryview]:
+        for piece in content:
+            self._size += len(piece)
+            if self._size > MAX_BYTES:
+                raise refused(self._name, f"it unpacks to more than {MAX_BYTES} bytes")
+            yield piece
+
+    def _safe(self, member: str) -> str:
+        """Return a member's path in one spelling, without ``.`` and double slashes."""
+        path = PurePosixPath(member)
+        unsafe = path.is_absolute() or ".." in path.parts or "\\" in member
+        long = len(member) > _MAX_PATH or any(len(p.encode()) > _MAX_PART for p in path.parts)
+        if not member or unsafe or long or not member.isprintable():
+            raise refused(self._name, f"a member is called {member[:80]!r}")
+        return str(path)
+
+    def _claim(self, path: str, *, is_folder: bool) -> None:
+        """Refuse what stands there already, in this or another case, or below a file or link."""
+        for parent in PurePosixPath(path).parents:
+            if str(parent) != ".":
+                self._settle(str(parent), is_folder=True)
+        if not is_folder and path.casefold() in self._spellings:
+            twin = self._spellings[path.casefold()][0]
+            raise refused(self._name, f"{path!r} and {twin!r} are one, or differ in case only")
+        self._settle(path, is_folder=is_folder)
+
+    def _settle(self, path: str, *, is_folder: bool) -> None:
+        known = self._spellings.setdefault(path.casefold(), (path, is_folder))
+        if known != (path, is_folder):
+            raise refused(self._name, f"{path!r} stands where {known[0]!r} is already")
+
+    def _target(self, member: Member, path: str) -> str:
+        """Return where a link leads, as a path in the archive."""
+        target = PurePosixPath(member.target)
+        start = PurePosixPath(path).parent if member.kind == "symbolic link" else PurePosixPath()
+        parts = list(start.parts)
+        for part in target.parts:
+            if part == "..":
+                if not parts:
+                    raise refused(self._name, f"{member.path!r} is a link that leads out of it")
+                parts.pop()
+            else:
+                parts.append(part)
+        if target.is_absolute() or not parts:
+            raise refused(self._name, f"{member.path!r} is a link to {member.target!r}")
+        return "/".join(parts)
+
+    def _final(self, link: str) -> str:
+        """Follow links, also those in the middle of a path."""
+        target, steps = self._links[link], 0
+        while (via := self._link_in(target)) is not None:
+            steps += 1
+            if steps > len(self._links):
+                raise refused(self._name, f"{link!r} is a link that leads in a circle")
+            target = self._links[via] + target[len(via) :]
+        return target
+
+    def _link_in(self, path: str) -> str | None:
+        parts = path.split("/")
+        heads = ("/".join(parts[:count]) for count in range(1, len(parts) + 1))
+        return next((head for head in heads if head in self._links), None)
+
+
+def _unpack_zip(archive: IO[bytes], name: str, tree: _Tree) -> None:
+    try:
+        with zipfile.ZipFile(archive) as opened:
+            for info in opened.infolist():
+                with opened.open(info) as stream:
+                    tree.add(_zip_member(info, stream), _pieces(stream))
+    except _ZIP_DAMAGE as error:
+        raise refused(name, f"it is damaged: {error}") from error
+
+
+def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> Member:
+    """The upper half of the attributes is the Unix mode, 0 where Windows packed it."""
+    mode = info.external_attr >> 16
+    if stat.S_ISLNK(mode):
+        target = stream.read(_MAX_PATH).decode("utf-8", "replace")
+        return Member(info.filename, "symbolic link", 0, 0o777, target)
+    special = stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR)
+    kind = "folder" if info.is_dir() else "special file" if special else "file"
+    return Member(info.filename, kind, info.file_size, stat.S_IMODE(mode), "")
+
+
+def _pieces(stream: IO[bytes]) -> Iterator[memoryview]:
+    while piece := stream.read(decompress.PIECE):
+        yield memoryview(piece)

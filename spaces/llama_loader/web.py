@@ -1,0 +1,302 @@
+"""One HTTP request: its redirects in our own hands, its body as it comes over the wire.
+
+``requests`` does TLS, proxies and the environment's certificates (``REQUESTS_CA_BUNDLE``, and here
+also ``SSL_CERT_FILE``). It follows no redirect and decodes nothing: what is hashed is what was
+sent.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from email.utils import parsedate_to_datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader import locations
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+MAX_REDIRECTS: Final = 5
+
+_OK: Final = 200
+_PARTIAL: Final = 206
+_UNSATISFIABLE: Final = 416
+_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
+_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_RANGE: Final = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<total>\d+|\*)")
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server may take.
+
+    Attributes:
+        connect: seconds until a connection stands.
+        silence: seconds between two bytes.
+        rate: bytes a second that must come, over every ``window`` seconds of waiting for them.
+        window: see ``rate``.
+        attempts: how often one URL may fail with nothing gained in between.
+        longest_wait: seconds; a server that asks for more is left for the next mirror.
+        deadline: seconds for a whole file, all attempts and all mirrors together.
+    """
+
+    connect: float = 10.0
+    silence: float = 20.0
+    rate: int = 16 * 1024
+    window: float = 20.0
+    attempts: int = 4
+    longest_wait: float = 60.0
+    deadline: float = 3600.0
+
+
+class AttemptError(Exception):
+    """One attempt failed, and another may not.
+
+    Attributes:
+        wait: seconds that the server asks to wait, None where it does not say.
+        final: this URL need not be asked again.
+    """
+
+    def __init__(self, reason: str, *, wait: float | None = None, final: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        self.final = final
+
+
+class RangeError(AttemptError):
+    """The server answered a request for a part with another part."""
+
+
+class Deadline:
+    """A moment after which nothing is waited for."""
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._seconds = seconds
+        self._clock = clock
+        self._end = clock() + seconds
+
+    def remaining(self) -> float:
+        """Seconds left; negative when it is over."""
+        return self._end - self._clock()
+
+    def check(self) -> None:
+        """Raise ``AttemptError`` when it is over."""
+        if self.remaining() < 0:
+            raise AttemptError(f"not done within {self._seconds:g} s", final=True)
+
+
+@dataclass(frozen=True)
+class Body:
+    """A file's bytes, on their way.
+
+    Attributes:
+        start: offset in the file of the first byte that comes.
+        total: the whole file's size in bytes, where the server says it.
+        etag: names this very content (a strong ETag), else None.
+        read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
+    """
+
+    start: int
+    total: int | None
+    etag: str | None
+    read: Callable[[int], bytes]
+
+
+@contextmanager
+def opened(
+    url: str,
+    *,
+    start: int = 0,
+    etag: str | None = None,
+    token: str | None = None,
+    patience: Patience,
+    deadline: Deadline,
+) -> Iterator[Body]:
+    """Ask for a file from ``start`` on, following redirects.
+
+    Args:
+        url: https, or http on loopback.
+        start: offset in bytes; the answer may begin at 0 all the same (``Body.start``).
+        etag: of the content whose first bytes are here: other content comes from its beginning.
+        token: sent to this URL's own host and to no other.
+        patience: how long the server may take.
+        deadline: when to give up whatever happens.
+
+    Raises:
+        AttemptError: no bytes from there, this time.
+    """
+    here = url
+    with _session() as session:
+        for _ in range(MAX_REDIRECTS + 1):
+            deadline.check()
+            headers = _headers(start, etag)
+            if token and _origin(here) == _origin(url):
+                headers["Authorization"] = f"Bearer {token}"
+            session.trust_env = not locations.is_loopback(here)
+            with _asked(session, here, headers, patience) as answer:
+                if answer.status_code not in _REDIRECTS:
+                    yield _body(answer, start, patience, deadline)
+                    return
+                here = _next(here, answer.headers.get("Location", ""))
+    raise AttemptError(f"more than {MAX_REDIRECTS} redirects", final=True)
+
+
+def _session() -> Any:
+    import requests
+
+    session: Any = requests.Session()
+    session.auth = _no_auth
+    session.verify = _certificates()
+    # Told not to follow redirects, requests still reads their bodies to the end, endless or not.
+    session.get_redirect_target = _no_redirect
+    return session
+
+
+def _headers(start: int, etag: str | None) -> dict[str, str]:
+    headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
+    if start:
+        headers["Range"] = f"bytes={start}-"
+        if etag:
+            headers["If-Range"] = etag
+    return headers
+
+
+def _asked(session: Any, url: str, headers: dict[str, str], patience: Patience) -> Any:
+    import requests
+    import urllib3
+
+    try:
+        return session.get(
+            url,
+            headers=headers,
+            stream=True,
+            allow_redirects=False,
+            timeout=(patience.connect, patience.silence),
+        )
+    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+        raise AttemptError(_innermost(error)) from error
+
+
+def _next(url: str, location: str) -> str:
+    target = locations.redirected(url, location)
+    if target is None:
+        shown = location.partition("?")[0]  # what follows may be a signature
+        raise AttemptError(f"redirected to {shown!r}, which is not https", final=True)
+    return target
+
+
+def _body(answer: Any, start: int, patience: Patience, deadline: Deadline) -> Body:
+    _require_success(answer, patience)
+    first, total = 0, _number(answer.headers.get("Content-Length"))
+    if answer.status_code == _PARTIAL:
+        given = answer.headers.get("Content-Range", "")
+        match = _RANGE.fullmatch(given)
+        if match is None or int(match["first"]) != start:
+            raise RangeError(f"asked for bytes from {start} on, answered with {given!r}")
+        first, total = start, _number(match["total"])
+    etag = answer.headers.get("ETag", "")
+    strong = etag if etag.startswith('"') else None
+    return Body(first, total, strong, _Reader(answer.raw, patience, deadline).read)
+
+
+def _require_success(answer: Any, patience: Patience) -> None:
+    status = answer.status_code
+    if status in (_OK, _PARTIAL):
+        return
+    if status == _UNSATISFIABLE:
+        raise RangeError("HTTP status 416")
+    wait = _retry_after(answer.headers.get("Retry-After", ""))
+    impatient = wait is not None and wait > patience.longest_wait
+    asked = f", to be asked again in {wait:.0f} s" if wait is not None else ""
+    final = status not in _AGAIN or impatient
+    raise AttemptError(f"HTTP status {status}{asked}", wait=wait, final=final)
+
+
+class _Reader:
+    """Reads a response undecoded, as it comes, and gives up on one that only trickles."""
+
+    def __init__(self, raw: Any, patience: Patience, deadline: Deadline) -> None:
+        self._raw = raw
+        self._patience = patience
+        self._deadline = deadline
+        self._seconds = 0.0
+        self._bytes = 0
+
+    def read(self, size: int) -> bytes:
+        import urllib3
+
+        self._deadline.check()
+        began = time.monotonic()
+        try:
+            # read1 returns what is there: read would wait for all of it, byte by byte.
+            data: bytes = self._raw.read1(size, decode_content=False) or b""
+        except (urllib3.exceptions.HTTPError, OSError) as error:
+            raise AttemptError(_innermost(error)) from error
+        if data:
+            self._keep_pace(time.monotonic() - began, len(data))
+        return data
+
+    def _keep_pace(self, seconds: float, count: int) -> None:
+        """Only the time spent waiting counts: unpacking is not the server's fault."""
+        self._seconds += seconds
+        self._bytes += count
+        if self._seconds < self._patience.window:
+            return
+        if self._bytes < self._patience.rate * self._seconds:
+            raise AttemptError(f"slower than {self._patience.rate} bytes a second")
+        self._seconds, self._bytes = 0.0, 0
+
+
+def _certificates() -> str | bool:
+    """``SSL_CERT_FILE`` where it is set; ``REQUESTS_CA_BUNDLE`` wins over it inside requests."""
+    paths = ssl.get_default_verify_paths()
+    if paths.cafile and paths.cafile != paths.openssl_cafile:
+        return paths.cafile
+    return True
+
+
+def _no_auth(request: Any) -> Any:
+    """Keep requests from taking passwords out of ``~/.netrc``, over our own header."""
+    return request
+
+
+def _no_redirect(answer: Any) -> None:
+    """Keep requests from looking where a redirect leads."""
+    del answer
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text and text.isascii() and text.isdigit() else None
+
+
+def _retry_after(text: str) -> float | None:
+    """Seconds that a Retry-After asks for: a number, or a date."""
+    seconds = _number(text)
+    if seconds is not None:
+        return float(seconds)
+    try:
+        moment = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    zoned = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())
+
+
+def _origin(url: str) -> tuple[str, str]:
+    from urllib.parse import urlsplit
+
+    parts = urlsplit(url)
+    return parts.scheme, parts.netloc
+
+
+def _innermost(error: BaseException) -> str:
+    """The sentence of the first cause: requests and urllib3 wrap it three times."""
+    cause: BaseException = error
+    while cause.__context__ is not None:
+        cause = cause.__context__
+    return str(cause) or type(cause).__name__

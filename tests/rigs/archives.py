@@ -1,0 +1,131 @@
+"""Tarballs made by hand, good and bad, and the manifest entries that describe them."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import lzma
+import tarfile
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from backports import zstd
+
+from llama_loader.manifest import Artifact, FileEntry, Manifest, Platform, Source, dump
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SCRIPT = b"#!/bin/sh\necho hello\n"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A member of a tarball."""
+
+    path: str
+    data: bytes = b""
+    mode: int = 0o644
+    kind: bytes = tarfile.REGTYPE
+    target: str = ""
+    pax: dict[str, str] = field(default_factory=dict)
+
+
+SERVER = Entry("runtime/llama-server", SCRIPT, 0o755)
+LIBRARY = Entry("runtime/libllama.so.0", bytes(range(256)) * 400)
+GOOD = (SERVER, LIBRARY, Entry("runtime/licenses/MIT", b"do what you like\n"), Entry("runtime/no"))
+
+
+def link(path: str, target: str, *, hard: bool = False) -> Entry:
+    kind = tarfile.LNKTYPE if hard else tarfile.SYMTYPE
+    return Entry(path, kind=kind, target=target, mode=0o777)
+
+
+def tar(entries: Iterable[Entry], style: int = tarfile.PAX_FORMAT) -> bytes:
+    """Pack entries as they are, whatever they are."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=style) as archive:
+        for entry in entries:
+            info = tarfile.TarInfo(entry.path)
+            info.size, info.mode, info.type = len(entry.data), entry.mode, entry.kind
+            info.linkname, info.pax_headers = entry.target, dict(entry.pax)
+            archive.addfile(info, io.BytesIO(entry.data))
+    return buffer.getvalue()
+
+
+def compress(data: bytes, form: str = "tar.gz") -> bytes:
+    if form == "tar.gz":
+        return gzip.compress(data, 1, mtime=0)
+    return lzma.compress(data, preset=0) if form == "tar.xz" else zstd.compress(data, 1)
+
+
+def file_entry(entry: Entry) -> FileEntry:
+    return FileEntry(
+        path=entry.path,
+        size=len(entry.data),
+        sha256=hashlib.sha256(entry.data).hexdigest(),
+        executable=entry.mode == 0o755,
+    )
+
+
+def describe(
+    packed: bytes,
+    entries: Iterable[Entry] = GOOD,
+    form: str = "tar.gz",
+    chunk_size: int = 65536,
+    **fields: Any,
+) -> Artifact:
+    """Return the manifest's entry for a packed archive that should hold ``entries``."""
+    files = tuple(file_entry(entry) for entry in entries)
+    digests = [
+        hashlib.sha256(packed[at : at + chunk_size]).hexdigest()
+        for at in range(0, len(packed), chunk_size)
+    ]
+    artifact = Artifact(
+        name=f"llama-server-b1-cpu-cpu-linux-x86_64.{form}",
+        urls=(f"llama-server-b1-cpu-cpu-linux-x86_64.{form}",),
+        format=form,
+        size=len(packed),
+        sha256=hashlib.sha256(packed).hexdigest(),
+        chunk_size=chunk_size,
+        chunks=tuple(digests),
+        unpacked_size=sum(entry.size for entry in files),
+        backend="cpu",
+        cuda=None,
+        platform=Platform(system="linux", machine="x86_64", glibc="2.34", glibcxx=None),
+        needs=(),
+        files=files,
+    )
+    changed = {name: getattr(artifact, name) for name in artifact.__struct_fields__} | fields
+    return Artifact(**changed)
+
+
+def release(
+    entries: Iterable[Entry] = GOOD, form: str = "tar.gz", **fields: Any
+) -> tuple[bytes, Artifact]:
+    """Pack entries; returns the archive and its description."""
+    entries = tuple(entries)
+    packed = compress(tar(entries), form)
+    return packed, describe(packed, entries, form, **fields)
+
+
+def manifest(*artifacts: Artifact, **fields: Any) -> bytes:
+    """Return a manifest's bytes."""
+    source = Source(
+        project="llama.cpp", version=None, build=1, commit=None, origin="x", sha256=None
+    )
+    words: dict[str, Any] = {
+        "schema_version": 1,
+        "release": "b1-1",
+        "serial": 1,
+        "created": "2026-10-10T15:54:57Z",
+        "expires": None,
+        "source": source,
+        "artifacts": artifacts,
+    }
+    return dump(Manifest(**(words | fields)))
+
+
+def renamed(entry: Entry, path: str) -> Entry:
+    return replace(entry, path=path)

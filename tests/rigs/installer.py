@@ -1,0 +1,99 @@
+"""One installation in a process of its own: to be raced, traced and killed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+SPACES = Path(__file__).parents[2] / "spaces"
+PROGRAM = """
+import sys
+spaces, root, url, sha256, locks, patience = sys.argv[1:]
+sys.path.insert(0, spaces)
+from pathlib import Path
+from llama_loader import store as module
+from llama_loader.errors import LoaderError
+from llama_loader.fetch import Fetcher
+
+class NoLock:
+    def __init__(self, *args, **kwargs): pass
+    def acquire(self): pass
+    def release(self): pass
+
+class FailingLock(NoLock):
+    def acquire(self): raise NotImplementedError("no locks here")
+    def release(self): raise AssertionError
+
+if locks != "locks":
+    import filelock
+    filelock.FileLock = {"no-locks": NoLock, "failing-locks": FailingLock}[locks]
+module.LOCK_SECONDS = float(patience)
+store, fetcher = module.Store(Path(root)), Fetcher()
+try:
+    manifest = store.manifest(url, sha256, fetcher)
+    urls = manifest.artifacts[0].resolved_urls(url)
+    installed = store.install(manifest.artifacts[0], urls, fetcher, release=manifest.release)
+except LoaderError as error:
+    sys.exit(error.render())
+heavy = {"requests", "urllib3", "huggingface_hub", "filelock", "backports.zstd"}
+print(installed.folder, *sorted(heavy & set(sys.modules)), sep="\\n")
+"""
+CALLS = (
+    "mkdir", "write", "fsync", "rename", "fchmod", "chmod", "unlink", "unlinkat", "rmdir",
+    "ftruncate", "flock",
+)  # fmt: skip
+"""Calls that an installation makes and the start of an interpreter hardly does."""
+
+
+class Point(NamedTuple):
+    """The ``nth`` use of a system call, from 1."""
+
+    call: str
+    nth: int
+
+
+def command(root: Path, url: str, sha256: str, locks: str = "locks", wait: float = 60) -> list[str]:
+    """Return an installation's argv; it prints the folder, then heavy modules that it imported."""
+    return [sys.executable, "-c", PROGRAM, str(SPACES), str(root), url, sha256, locks, str(wait)]
+
+
+def is_traceable() -> bool:
+    """Whether ``strace`` is here and may trace."""
+    if shutil.which("strace") is None:
+        return False
+    argv = ["strace", "-qq", "-o", "/dev/null", "true"]
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+def trace(argv: Sequence[str], log: Path) -> list[Point]:
+    """Run to the end; return every use of ``CALLS`` by the main thread, in order."""
+    _strace(argv, log, f"trace={','.join(CALLS)}").check_returncode()
+    lines = [line.split(maxsplit=1) for line in log.read_text().splitlines()]
+    used: dict[str, int] = {}
+    points = []
+    for thread, rest in lines:
+        match = re.match(r"(\w+)\(", rest)
+        if match and thread == lines[0][0]:
+            used[match[1]] = used.get(match[1], 0) + 1
+            points.append(Point(match[1], used[match[1]]))
+    return points
+
+
+def kill_at(point: Point, argv: Sequence[str], log: Path) -> int:
+    """Run, and have the kernel send SIGKILL on entry to that call; return the status."""
+    inject = f"inject={point.call}:signal=KILL:when={point.nth}"
+    return _strace(argv, log, inject).returncode
+
+
+def _strace(argv: Sequence[str], log: Path, expression: str) -> subprocess.CompletedProcess[str]:
+    traced = ["strace", "-f", "-qq", "-o", str(log), "-e", expression, *argv]
+    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(traced, capture_output=True, text=True, check=False, env=environment)

@@ -1,0 +1,275 @@
+"""Faults 18 to 20: manifests that are not what they should be (docs/faults.md)."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from typing import Any
+
+import jsonschema
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llama_loader import manifest
+from llama_loader.errors import IntegrityError
+from tests.rigs import archives
+
+_, ARTIFACT = archives.release()
+GOOD: dict[str, Any] = json.loads(archives.manifest(ARTIFACT))
+CUDA = {"toolkit": "12.8", "min_driver": "525.60", "sass": ["90", "120a"], "ptx": []}
+
+
+def changed(path: str, value: object) -> bytes:
+    """A good manifest with one value changed: ``artifacts.0.size``."""
+    tree = copy.deepcopy(GOOD)
+    *heads, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    place: Any = tree
+    for head in heads:
+        place = place[head]
+    if value is ...:
+        del place[last]
+    else:
+        place[last] = value
+    return json.dumps(tree).encode()
+
+
+def test_a_good_manifest_goes_round() -> None:
+    data = archives.manifest(ARTIFACT)
+    parsed = manifest.parse(data)
+    assert parsed.artifacts == (ARTIFACT,)
+    assert manifest.dump(parsed) == data
+    jsonschema.validate(json.loads(data), manifest.json_schema())
+
+
+def test_a_cuda_artifact_goes_round() -> None:
+    tree = copy.deepcopy(GOOD)
+    tree["artifacts"][0].update(backend="cuda", cuda=CUDA, needs=["libcublas.so.12"])
+    parsed = manifest.parse(json.dumps(tree).encode())
+    assert parsed.artifacts[0].cuda is not None
+    assert parsed.artifacts[0].cuda.sass == ("90", "120a")
+
+
+@pytest.mark.parametrize("path", ["x", "source.x", "artifacts.0.x", "artifacts.0.files.0.x"])
+def test_unknown_fields_are_ignored(path: str) -> None:
+    assert manifest.parse(changed(path, {"a": [1]})).artifacts == (ARTIFACT,)
+
+
+@pytest.mark.parametrize("version", [2, 3, 0, -1, 1000])
+def test_an_unknown_schema_says_to_update(version: int) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        manifest.parse(changed("schema_version", version), what="manifest here")
+    assert caught.value.code == "MANIFEST_SCHEMA_UNKNOWN"
+    assert "update the loader" in caught.value.hint
+    assert "manifest here" in caught.value.message
+
+
+BAD = [
+    ("schema_version", "1"),
+    ("schema_version", 1.5),
+    ("schema_version", True),
+    ("schema_version", None),
+    ("schema_version", ...),
+    ("release", "../x"),
+    ("release", ""),
+    ("release", "a/b"),
+    ("serial", -1),
+    ("serial", "7"),
+    ("created", "yesterday"),
+    ("created", "2026-10-10T15:54:57"),
+    ("expires", 1),
+    ("source", None),
+    ("source.build", -1),
+    ("source.sha256", "0" * 63),
+    ("artifacts", {}),
+    ("artifacts", [None]),
+    ("artifacts.0.name", "../x"),
+    ("artifacts.0.name", "/x"),
+    ("artifacts.0.name", ".."),
+    ("artifacts.0.name", "a\\b"),
+    ("artifacts.0.name", "a\nb"),
+    ("artifacts.0.name", "a\u0000b"),
+    ("artifacts.0.name", "x" * 256),
+    ("artifacts.0.urls", []),
+    ("artifacts.0.urls", ["x", 1]),
+    ("artifacts.0.urls.0", ""),
+    ("artifacts.0.size", 0),
+    ("artifacts.0.size", -1),
+    ("artifacts.0.size", 1.0),
+    ("artifacts.0.size", "1"),
+    ("artifacts.0.size", 1 << 41),
+    ("artifacts.0.sha256", "0" * 65),
+    ("artifacts.0.sha256", "G" * 64),
+    ("artifacts.0.sha256", "A" * 64),
+    ("artifacts.0.sha256", "0" * 64 + "\n"),
+    ("artifacts.0.chunk_size", 0),
+    ("artifacts.0.chunk_size", 1 << 31),
+    ("artifacts.0.chunks.0", "zz"),
+    ("artifacts.0.unpacked_size", -1),
+    ("artifacts.0.platform.glibc", "two"),
+    ("artifacts.0.platform.glibc", "2.34 "),
+    ("artifacts.0.needs", "libx.so"),
+    ("artifacts.0.needs", ["../libx.so"]),
+    ("artifacts.0.files", []),
+    ("artifacts.0.files.0.path", "/etc/passwd"),
+    ("artifacts.0.files.0.path", "runtime/../../x"),
+    ("artifacts.0.files.0.path", "./x"),
+    ("artifacts.0.files.0.path", "x/."),
+    ("artifacts.0.files.0.path", "x//y"),
+    ("artifacts.0.files.0.path", "x/"),
+    ("artifacts.0.files.0.path", "x\\..\\y"),
+    ("artifacts.0.files.0.path", ""),
+    ("artifacts.0.files.0.path", "x" * 1025),
+    ("artifacts.0.files.0.size", -1),
+    ("artifacts.0.files.0.sha256", ""),
+    ("artifacts.0.files.0.executable", 1),
+    ("artifacts.0.files.0.executable", "yes"),
+    ("artifacts.0.sbom", {"url": "x"}),
+]
+
+
+def dollar(path: str) -> str:
+    return "$" + re.sub(r"\.(\d+)", r"[\1]", f".{path}")
+
+
+@pytest.mark.parametrize(("path", "value"), BAD, ids=lambda value: str(value)[:30])
+def test_a_bad_value_is_named_by_its_place(path: str, value: object) -> None:
+    with pytest.raises(IntegrityError) as caught:
+        manifest.parse(changed(path, value), what="manifest here")
+    assert caught.value.code == "MANIFEST_INVALID"
+    head = dollar(path.rpartition(".")[0]) if value is ... else dollar(path)
+    assert caught.value.message.startswith("manifest here: $")
+    assert head.removesuffix("[0]").replace("$.", "$") in caught.value.message.replace("$.", "$")
+    assert "regex" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "match"),
+    [
+        ("artifacts.0.chunks", [], "chunks: their number"),
+        ("artifacts.0.chunks", ["0" * 64] * 9, "chunks: their number"),
+        ("artifacts.0.unpacked_size", 1, "unpacked_size: is not the sum"),
+        ("artifacts.0.files.3.path", "runtime/LLAMA-server", "differ in case only"),
+        ("artifacts.0.files.3.path", "runtime/llama-server", "equal or differ"),
+        ("artifacts.0.cuda", CUDA, "cuda: must be given"),
+        ("artifacts.0.backend", "cuda", "cuda: must be given"),
+        ("artifacts", [GOOD["artifacts"][0]] * 2, "two have the same name"),
+    ],
+)
+def test_values_that_contradict_one_another(path: str, value: object, match: str) -> None:
+    with pytest.raises(IntegrityError, match=match) as caught:
+        manifest.parse(changed(path, value))
+    assert caught.value.code == "MANIFEST_INVALID"
+    assert "$" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"1", b'"x"', b"null", b"<html>", archives.manifest(ARTIFACT)[:-30]]
+)
+def test_what_is_no_manifest(data: bytes) -> None:
+    with pytest.raises(IntegrityError):
+        manifest.parse(data)
+
+
+def test_100_megabytes_are_not_parsed() -> None:
+    data = b" " * (100 << 20)
+    with pytest.raises(IntegrityError) as caught:
+        manifest.parse(data)
+    assert caught.value.code == "JSON_TOO_LARGE"
+
+
+@pytest.mark.parametrize(
+    ("base", "url", "found"),
+    [
+        ("https://h/r/manifest.json", "a.tar", "https://h/r/a.tar"),
+        ("https://h/r/manifest.json", "/a.tar", "https://h/a.tar"),
+        ("https://h/r/manifest.json", "//m/a.tar", "https://m/a.tar"),
+        ("https://h/r/manifest.json?x=1", "a.tar", "https://h/r/a.tar"),
+        ("https://h/r/manifest.json", "http://m/a.tar", "http://m/a.tar"),
+        ("file:///r/manifest.json", "a.tar", "file:///r/a.tar"),
+        ("hf://o/n@v1/r/manifest.json", "a.tar", "hf://o/n@v1/r/a.tar"),
+        ("hf://o/n/manifest.json", "https://m/a.tar", "https://m/a.tar"),
+        ("hf://o/n/manifest.json", "hf://p/q/a.tar", "hf://p/q/a.tar"),
+    ],
+)
+def test_urls_resolve_against_the_manifests_own(base: str, url: str, found: str) -> None:
+    assert manifest.resolve(base, url) == found
+
+
+# generated manifests
+
+
+def refused(error: IntegrityError) -> None:
+    assert error.code.startswith(("JSON_", "MANIFEST_"))
+
+
+def places(tree: object, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    found = [path] if path else []
+    if isinstance(tree, dict):
+        for key, value in tree.items():
+            found += places(value, (*path, key))
+    elif isinstance(tree, list):
+        for index, value in enumerate(tree):
+            found += places(value, (*path, index))
+    return found
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**70), 2**70)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=12)
+    | st.sampled_from(["../x", "/x", "a/../b", "0" * 64, "9" * 65, "2.34", "90", "..", "\n"])
+    | st.lists(st.integers(), max_size=3)
+    | st.dictionaries(st.text(max_size=3), st.integers(), max_size=3)
+)
+
+
+@st.composite
+def manifests(draw: st.DrawFn) -> bytes:
+    """A good manifest with some values replaced, removed or repeated."""
+    tree = copy.deepcopy(GOOD)
+    for _ in range(draw(st.integers(0, 3))):
+        *heads, last = draw(st.sampled_from(places(tree)))
+        place: Any = tree
+        for head in heads:
+            place = place[head]
+        what = draw(st.integers(0, 3))
+        if what == 0:
+            del place[last]
+        elif what == 1 and isinstance(place, list):
+            place.append(place[last])
+        else:
+            place[last] = draw(VALUES)
+        if not tree:
+            break
+    data = json.dumps(tree).encode()
+    cut = draw(st.integers(0, 20))
+    return data[: len(data) - cut * 7] if cut < 3 else data
+
+
+@settings(max_examples=600, deadline=None)
+@given(data=manifests())
+def test_any_manifest_is_read_safely_or_refused_with_a_place(data: bytes) -> None:
+    try:
+        parsed = manifest.parse(data)
+    except IntegrityError as error:
+        refused(error)
+        return
+    for artifact in parsed.artifacts:
+        assert "/" not in artifact.name
+        assert len(artifact.sha256) == 64
+        assert sum(entry.size for entry in artifact.files) == artifact.unpacked_size
+        for entry in artifact.files:
+            assert not entry.path.startswith("/")
+            assert not {"..", ".", ""} & set(entry.path.split("/"))
+    assert manifest.parse(manifest.dump(parsed)) == parsed
+
+
+@settings(max_examples=200, deadline=None)
+@given(data=st.binary(max_size=200))
+def test_any_bytes_are_refused(data: bytes) -> None:
+    with pytest.raises(IntegrityError):
+        manifest.parse(data)

@@ -1,0 +1,710 @@
+"""Faults 27 to 35: archives that are not what they should be (docs/faults.md)."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import io
+import lzma
+import os
+import random
+import stat
+import tarfile
+import tempfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from backports import zstd
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from llama_loader import foreign, tarball, unpack
+from llama_loader.decompress import decompressed
+from llama_loader.errors import IntegrityError
+from llama_loader.events import Event, Unpacking
+from tests.rigs.archives import (
+    GOOD,
+    LIBRARY,
+    SCRIPT,
+    SERVER,
+    Entry,
+    compress,
+    describe,
+    file_entry,
+    link,
+    release,
+    renamed,
+    tar,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+FORMS = ("tar.gz", "tar.xz", "tar.zst")
+ENTRIES = {entry.path: entry for entry in GOOD}
+
+
+def pieces(data: bytes, size: int = 4096) -> Iterator[bytes]:
+    return (data[at : at + size] for at in range(0, len(data), size))
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if not path.is_dir()
+    }
+
+
+@pytest.fixture
+def into(tmp_path: Path) -> Path:
+    (tmp_path / "into").mkdir()
+    return tmp_path / "into"
+
+
+def refused(into: Path, packed: bytes, artifact: Any, match: str) -> None:
+    fresh = Path(tempfile.mkdtemp(dir=into))
+    with pytest.raises(IntegrityError, match=match) as caught:
+        unpack.unpack(pieces(packed), artifact, fresh)
+    assert caught.value.code == "ARCHIVE_REFUSED"
+    assert artifact.name in caught.value.message
+    assert names(into.parent) == ["into"]
+    assert not any(path.is_symlink() for path in into.rglob("*"))
+
+
+def refused_members(into: Path, entries: Iterable[Entry], match: str, **options: Any) -> None:
+    packed = compress(tar(entries, **options))
+    refused(into, packed, describe(packed), match)
+
+
+@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_listed_is_written(into: Path, form: str, style: int) -> None:
+    long = Entry(f"runtime/{'d' * 60}/{'e' * 60}/file", b"deep")
+    folders = [Entry(path, kind=tarfile.DIRTYPE, mode=0o755) for path in ("runtime", "runtime/d/")]
+    entries = (*GOOD, long, Entry("runtime/d/x", b"x"))
+    packed = compress(tar((*folders, *entries), style), form)
+    events: list[Event] = []
+    artifact = describe(packed, entries, form)
+    unpack.unpack(pieces(packed), artifact, into, sink=events.append)
+    assert contents(into) == {entry.path: entry.data for entry in entries}
+    modes = {stat.S_IMODE((into / entry.path).stat().st_mode) == entry.mode for entry in entries}
+    assert modes == {True}
+    assert events[-1] == Unpacking(artifact.name, artifact.unpacked_size, artifact.unpacked_size)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+def test_the_size_of_the_pieces_does_not_matter(into: Path, form: str, size: int) -> None:
+    packed, artifact = release(form=form)
+    unpack.unpack(pieces(packed, size), artifact, into)
+    assert contents(into) == {entry.path: entry.data for entry in GOOD}
+
+
+def test_extended_headers_that_only_tell_times_are_read_over(into: Path) -> None:
+    timed = (replace(SERVER, pax={"mtime": "12.5", "comment": "x=y"}), *GOOD[1:])
+    packed = compress(tar(timed))
+    unpack.unpack(pieces(packed), describe(packed), into)
+    assert (into / SERVER.path).read_bytes() == SCRIPT
+
+
+# 27: places
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../x",
+        "/etc/x",
+        "runtime/../../x",
+        "runtime/./x",
+        "runtime//x",
+        "./runtime/llama-server",
+        "runtime\\x",
+        "runtime/llama-server/",
+        "runtime/llama-server/x",
+    ],
+)
+@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_a_member_elsewhere(into: Path, path: str, style: int) -> None:
+    refused_members(into, (*GOOD, Entry(path, b"x")), "listed|folder|content", style=style)
+
+
+@pytest.mark.parametrize("path", ["../x", "/x", "runtime/other"])
+def test_an_extended_header_cannot_move_a_member(into: Path, path: str) -> None:
+    moved = replace(SERVER, pax={"path": path})
+    refused_members(into, (moved, *GOOD[1:]), "not listed")
+
+
+def test_a_folder_that_no_file_needs(into: Path) -> None:
+    for path in ("elsewhere", "../up", "runtime/empty"):
+        folder = Entry(path, kind=tarfile.DIRTYPE, mode=0o755)
+        refused_members(into, (folder, *GOOD), "folder, not a plain file")
+
+
+def test_a_manifest_that_lists_a_file_as_a_folder(into: Path) -> None:
+    entries = (Entry("runtime", b""), *GOOD)
+    packed, artifact = release(entries)
+    refused(into, packed, artifact, "listed as file and as folder")
+
+
+# 28, 29, 30: kinds and modes
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        link("runtime/no", "/etc/passwd"),
+        link("runtime/no", "llama-server"),
+        link("runtime/no", "runtime/llama-server", hard=True),
+        Entry("runtime/no", kind=tarfile.CHRTYPE),
+        Entry("runtime/no", kind=tarfile.BLKTYPE),
+        Entry("runtime/no", kind=tarfile.FIFOTYPE),
+        Entry("runtime/no", kind=tarfile.CONTTYPE),
+        Entry("runtime/no", kind=b"S"),
+        Entry("runtime/no", kind=b"V"),
+    ],
+    ids=lambda entry: repr(entry.kind) + entry.target,
+)
+def test_only_plain_files(into: Path, bad: Entry) -> None:
+    refused_members(into, (*GOOD[:-1], bad), "not a plain file")
+
+
+def test_writing_through_a_link(into: Path) -> None:
+    entries = (link("runtime", str(into.parent)), *GOOD)
+    refused_members(into, entries, "symbolic link")
+
+
+@pytest.mark.parametrize("mode", [0o4755, 0o2755, 0o1755, 0o777, 0o644, 0o700, 0])
+def test_modes(into: Path, mode: int) -> None:
+    refused_members(into, (replace(SERVER, mode=mode), *GOOD[1:]), "has mode")
+
+
+# 31, 32, 33: too many, too large, not the listed
+
+
+def test_a_member_twice(into: Path) -> None:
+    refused_members(into, (*GOOD, SERVER), "stands there twice")
+
+
+def test_a_member_in_another_case(into: Path) -> None:
+    refused_members(into, (*GOOD, renamed(SERVER, "runtime/LLAMA-server")), "not listed")
+
+
+def test_a_member_that_is_missing(into: Path) -> None:
+    refused_members(into, GOOD[1:], "runtime/llama-server is listed but missing")
+    refused_members(into, (), "listed but missing")
+
+
+@pytest.mark.parametrize("data", [SCRIPT + b"x", SCRIPT[:-1], b""])
+def test_a_member_of_another_size(into: Path, data: bytes) -> None:
+    refused_members(into, (replace(SERVER, data=data), *GOOD[1:]), "bytes, not 21")
+
+
+def test_a_member_of_other_content(into: Path) -> None:
+    refused_members(
+        into, (replace(SERVER, data=b"x" * len(SCRIPT)), *GOOD[1:]), "not what the manifest lists"
+    )
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_bomb_is_not_unpacked(into: Path, form: str) -> None:
+    bomb = compress(bytes(64 << 20), form)
+    for packed in (compress(tar(GOOD), form) + bomb, bomb + bomb):
+        refused(into, packed, describe(packed, form=form), "more than it may|missing")
+
+
+def test_a_bomb_within_a_listed_file(into: Path) -> None:
+    packed = compress(tar((*GOOD[:-1], Entry("runtime/no", bytes(1 << 20)))))
+    refused(into, packed, describe(packed), "1048576 bytes, not 0")
+
+
+def test_a_million_members_end_with_the_first(into: Path) -> None:
+    header = tar([Entry("x/a")])[:512]
+    packed = compress(header * 1_000_000)
+    refused(into, packed, describe(packed), "not listed")
+    assert contents(into) == {}
+
+
+def test_folders_without_end(into: Path) -> None:
+    header = tar([Entry("runtime", kind=tarfile.DIRTYPE, mode=0o755)])[:512]
+    packed = compress(header * 100_000)
+    refused(into, packed, describe(packed), "more than it may")
+
+
+def test_an_extended_header_of_a_gigabyte_is_not_read(into: Path) -> None:
+    for kind in (b"x", b"g", b"L", b"K"):
+        info = tarfile.TarInfo("x")
+        info.type, info.size = kind, 1 << 30
+        packed = compress(info.tobuf(tarfile.GNU_FORMAT) + bytes(100_000))
+        refused(into, packed, describe(packed), "extended header has 1073741824 bytes")
+
+
+# 34: damage
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("share", [0, 0.01, 0.5, 0.99])
+def test_a_truncated_archive(into: Path, form: str, share: float) -> None:
+    packed, _ = release(form=form)
+    short = packed[: int(len(packed) * share)]
+    refused(into, short, describe(short or b"x", form=form), "damaged")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("lost", [1, 4, 8])
+def test_an_archive_without_its_last_bytes(into: Path, form: str, lost: int) -> None:
+    packed, _ = release(form=form)
+    refused(into, packed[:-lost], describe(packed[:-lost], form=form), "damaged")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("tail", [b"\0", b"garbage", b"\n" * 4096, bytes(100_000)])
+def test_garbage_behind_the_archive(into: Path, form: str, tail: bytes) -> None:
+    packed, _ = release(form=form)
+    refused(into, packed + tail, describe(packed + tail, form=form), "damaged")
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("far", [False, True])
+def test_data_behind_the_end_of_the_tar(into: Path, form: str, far: bool) -> None:
+    plain = tar(GOOD)
+    packed = compress(plain + bytes(600_000 if far else 0) + b"hidden", form)
+    refused(into, packed, describe(packed, form=form), "follows the end")
+    two = compress(plain, form) + compress(tar([Entry("x")]), form)
+    refused(into, two, describe(two, form=form), "follows the end")
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_archive_in_several_members_is_one(into: Path, form: str) -> None:
+    plain = tar(GOOD)
+    packed = b"".join(compress(plain[at : at + 5000], form) for at in range(0, len(plain), 5000))
+    unpack.unpack(pieces(packed), describe(packed, form=form), into)
+    assert contents(into) == {entry.path: entry.data for entry in GOOD}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_flipped_bit_of_the_compressed_data(form: str) -> None:
+    packed, _ = release(form=form)
+    for at in range(0, len(packed), max(1, len(packed) // 40)):
+        damaged = bytearray(packed)
+        damaged[at] ^= 4
+        with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+            patch.setattr(os, "fsync", lambda _: None)
+            try:
+                unpack.unpack(pieces(bytes(damaged)), describe(packed, form=form), Path(folder))
+            except IntegrityError:
+                continue
+            # Some bits say nothing: a gzip header's time, a flag that readers ignore.
+            assert contents(Path(folder)) == {entry.path: entry.data for entry in GOOD}
+
+
+def test_no_end_and_half_a_header(into: Path) -> None:
+    plain = tar(GOOD, tarfile.USTAR_FORMAT)
+    end = -(-len(plain.rstrip(b"\0")) // 512) * 512
+    for length in (end, end + 188):
+        packed = compress(plain[:length])
+        refused(into, packed, describe(packed), "ends in the middle")
+
+
+@pytest.mark.parametrize(
+    ("at", "value", "match"),
+    [
+        (0, b"R", "checksum"),
+        (148, b"0000000\0", "checksum"),
+        (148, b"9999999\0", "not a number"),
+        (124, b"\x80\0\0\0\0\0\0\0\0\0\0\x15", "checksum|not a number"),
+    ],
+)
+def test_a_damaged_header(into: Path, at: int, value: bytes, match: str) -> None:
+    plain = bytearray(tar(GOOD, tarfile.USTAR_FORMAT))
+    plain[at : at + len(value)] = value
+    packed = compress(bytes(plain))
+    refused(into, packed, describe(packed), match)
+
+
+def crafted(**fields: bytes) -> bytes:
+    """The first header of a good archive with fields changed, and a right checksum."""
+    places = {"name": 0, "mode": 100, "size": 124, "flag": 156, "magic": 257, "prefix": 345}
+    plain = bytearray(tar(GOOD, tarfile.USTAR_FORMAT))
+    for name, value in fields.items():
+        plain[places[name] : places[name] + len(value)] = value
+    total = sum(plain[:148]) + sum(plain[156:512]) + 256
+    plain[148:156] = b"%06o\0 " % total
+    return bytes(plain)
+
+
+@pytest.mark.parametrize(
+    ("fields", "match"),
+    [
+        ({"size": b"\x80\0\0\0\0\0\0\0\0\0\0\x15"}, "not a number"),
+        ({"size": b"-0000000025\0"}, "not a number"),
+        ({"size": b"77777777777\0"}, "bytes, not 21"),
+        ({"name": b"\xff\xfe\0"}, "not UTF-8"),
+        ({"flag": b"5"}, "has content"),
+        ({"flag": b"1"}, "has content"),
+        ({"prefix": b"..\0"}, "not listed"),
+    ],
+)
+def test_a_hostile_header(into: Path, fields: dict[str, bytes], match: str) -> None:
+    packed = compress(crafted(**fields))
+    refused(into, packed, describe(packed), match)
+
+
+def test_a_header_of_before_posix_is_read(into: Path) -> None:
+    packed = compress(crafted(magic=bytes(8), flag=b"\0"))
+    unpack.unpack(pieces(packed), describe(packed), into)
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"12 size=0021",
+        b"9999 path=x\n",
+        b"0 path=x\n",
+        b"xx path=x\n",
+        b"11 path:xx\n",
+        b"11 path=xxx",
+        b"13 size=0x15\n",
+        b"12 size= 21\n",
+        b"22 GNU.sparse.major=1\n",
+        b"11 path=\xff\xff\n",
+    ],
+)
+def test_a_damaged_extended_header(into: Path, record: bytes) -> None:
+    info = tarfile.TarInfo("x")
+    info.type, info.size = b"x", len(record)
+    header = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+    packed = compress(header + tar(GOOD))
+    refused(into, packed, describe(packed), "damaged|not read|UTF-8|bytes, not")
+
+
+def test_an_extended_header_at_the_end(into: Path) -> None:
+    record = b"10 path=x\n"
+    info = tarfile.TarInfo("x")
+    info.type, info.size = b"x", len(record)
+    plain = tar(GOOD, tarfile.USTAR_FORMAT)
+    end = -(-len(plain.rstrip(b"\0")) // 512) * 512
+    extra = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+    packed = compress(plain[:end] + extra + bytes(1024))
+    refused(into, packed, describe(packed), "after an extended header")
+
+
+def test_a_global_header_may_not_name_files(into: Path) -> None:
+    for record, fine in ((b"15 comment=abc\n", True), (b"10 path=x\n", False)):
+        info = tarfile.TarInfo("pax_global_header")
+        info.type, info.size = b"g", len(record)
+        header = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0")
+        packed = compress(header + tar(GOOD))
+        if fine:
+            unpack.unpack(pieces(packed), describe(packed), into)
+        else:
+            refused(into, packed, describe(packed), "not read")
+
+
+def test_a_zstd_window_of_more_than_8_mib(into: Path) -> None:
+    data = random.Random(1).randbytes(1 << 20) * 20
+    for log, fine in ((23, True), (24, False)):
+        packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
+        packed = packer.compress(data) + packer.flush()
+        if fine:
+            plain = b"".join(decompressed(pieces(packed), "tar.zst", "a"))
+            assert hashlib.sha256(plain).digest() == hashlib.sha256(data).digest()
+        else:
+            refused(into, packed, describe(packed, form="tar.zst"), "damaged")
+
+
+def test_an_xz_dictionary_of_more_than_80_mib(into: Path) -> None:
+    for megabytes, fine in ((64, True), (96, False)):
+        size = megabytes << 20
+        fast: dict[str, Any] = {"mode": lzma.MODE_FAST, "mf": lzma.MF_HC3, "nice_len": 32}
+        filters = [{"id": lzma.FILTER_LZMA2, "dict_size": size, **fast}]
+        packed = lzma.compress(tar(GOOD), filters=filters)
+        if fine:
+            assert b"".join(decompressed(pieces(packed), "tar.xz", "a")) == tar(GOOD)
+        else:
+            refused(into, packed, describe(packed, form="tar.xz"), "[Mm]emory")
+
+
+def test_a_format_that_is_not_known_yet(into: Path) -> None:
+    packed, artifact = release(format="tar.br")
+    with pytest.raises(IntegrityError, match=r"cannot read 'tar\.br'") as caught:
+        unpack.unpack(pieces(packed), artifact, into)
+    assert "update the loader" in caught.value.hint
+
+
+def test_pieces_stay_small() -> None:
+    packed = compress(bytes(30 << 20), "tar.zst")
+    assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) <= 1 << 20
+
+
+def test_the_reader_leaves_what_is_not_asked_for() -> None:
+    reader = tarball.Reader(pieces(tar(GOOD), 100), "a", 1 << 30)
+    assert [member.path for member in reader.members()] == list(ENTRIES)
+
+
+# 35: archives by others
+
+
+def foreign_unpack(packed: bytes, into: Path) -> dict[str, bytes]:
+    entries = foreign.unpack(io.BytesIO(packed), "theirs", into)
+    found = contents(into)
+    assert [entry.path for entry in entries] == sorted(found)
+    for entry in entries:
+        assert entry.sha256 == hashlib.sha256(found[entry.path]).hexdigest()
+        assert entry.size == len(found[entry.path])
+        assert not (into / entry.path).is_symlink()
+        assert bool((into / entry.path).stat().st_mode & 0o100) == entry.executable
+    return found
+
+
+LIB = Entry("build/bin/libllama.so.0.0.7", b"library")
+PROGRAM = Entry("build/bin/llama-server", SCRIPT, 0o755)
+OFFICIAL = (
+    Entry("build", kind=tarfile.DIRTYPE, mode=0o755),
+    Entry("build/bin/", kind=tarfile.DIRTYPE, mode=0o755),
+    link("build/bin/libllama.so", "libllama.so.0"),
+    link("build/bin/libllama.so.0", "libllama.so.0.0.7"),
+    LIB,
+    PROGRAM,
+    link("build/bin/llama-cli", "build/bin/llama-server", hard=True),
+)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dot", ["", "./"])
+def test_links_become_files(into: Path, form: str, dot: str) -> None:
+    entries = [replace(entry, path=dot + entry.path) for entry in OFFICIAL]
+    found = foreign_unpack(compress(tar(entries), form), into)
+    assert found["build/bin/libllama.so"] == b"library"
+    assert found["build/bin/libllama.so.0"] == b"library"
+    assert found["build/bin/llama-cli"] == SCRIPT
+    assert os.access(into / "build/bin/llama-cli", os.X_OK)
+    assert unpack.find_program(found, "theirs") == "build/bin"
+
+
+def test_links_to_folders_and_through_them(into: Path) -> None:
+    entries = (
+        PROGRAM,
+        Entry("build/lib/libx.so.1", b"x"),
+        link("build/lib64", "lib"),
+        link("build/bin/libx.so", "../lib64/libx.so.1"),
+    )
+    found = foreign_unpack(compress(tar(entries)), into)
+    assert found["build/lib64/libx.so.1"] == found["build/bin/libx.so"] == b"x"
+
+
+def test_a_bare_folder_of_programs(into: Path) -> None:
+    found = foreign_unpack(compress(tar([renamed(PROGRAM, "llama-server")])), into)
+    assert unpack.find_program(found, "theirs") == "."
+
+
+@pytest.mark.parametrize(
+    ("bad", "match"),
+    [
+        ([Entry("../x", b"x")], "a member is called"),
+        ([Entry("/x", b"x")], "a member is called"),
+        ([Entry("a/../x", b"x")], "a member is called"),
+        ([Entry("a\\x", b"x")], "a member is called"),
+        ([Entry("a\nx", b"x")], "a member is called"),
+        ([Entry("x" * 256, b"x")], "a member is called"),
+        ([Entry("x/" * 600 + "x", b"x")], "a member is called"),
+        ([link("x", "/etc/passwd")], "link to '/etc/passwd'"),
+        ([link("x", "../x")], "leads out"),
+        ([link("build/x", "../../x")], "leads out"),
+        ([link("x", "../x", hard=True)], "leads out"),
+        ([link("x", "nothing")], "link to nothing"),
+        ([link("x", ".")], "link to '.'"),
+        ([link("x", "x")], "circle"),
+        ([link("x", "y"), link("y", "x")], "circle"),
+        ([link("x", "x/y")], "circle"),
+        ([link("out", "/var"), Entry("out/x", b"x")], "link to '/var'"),
+        ([link("in", "build"), Entry("in/x", b"x")], "stands where 'in' is already"),
+        ([Entry("in/x", b"x"), link("in", "build")], "one, or differ"),
+        ([Entry("build/bin/llama-server/x", b"x")], "stands where"),
+        ([link("out", "/etc"), link("x", "out", hard=True)], "link to '/etc'"),
+        ([PROGRAM], "one, or differ in case"),
+        ([renamed(PROGRAM, "build/bin/LLAMA-server")], "one, or differ in case"),
+        ([Entry("BUILD/bin/x", b"x")], "stands where 'build/bin' is already"),
+        ([Entry("x", kind=tarfile.FIFOTYPE)], "is a FIFO"),
+        ([Entry("x", kind=tarfile.CHRTYPE)], "is a character device"),
+        ([Entry("x", b"x", 0o4755)], "mode 4755"),
+        ([Entry("x", b"x", 0o2755)], "mode 2755"),
+    ],
+)
+def test_their_archive_may_not_lead_out(into: Path, bad: list[Entry], match: str) -> None:
+    with pytest.raises(IntegrityError, match=match) as caught:
+        foreign_unpack(compress(tar((PROGRAM, *bad))), into)
+    assert caught.value.code == "ARCHIVE_REFUSED"
+    assert set(names(into.parent)) == {"into"}
+
+
+def test_a_hard_link_to_a_symbolic_link_is_a_copy(into: Path) -> None:
+    entries = (PROGRAM, link("a", "build/bin/llama-server"), link("b", "a", hard=True))
+    assert foreign_unpack(compress(tar(entries)), into)["b"] == SCRIPT
+
+
+def test_their_bombs(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = tar([Entry("x", kind=tarfile.DIRTYPE)], tarfile.USTAR_FORMAT)[:512]
+    with pytest.raises(IntegrityError, match="more than 20000 members"):
+        foreign.unpack(io.BytesIO(compress(folders * 20_001)), "theirs", into)
+    monkeypatch.setattr(foreign, "MAX_BYTES", 1 << 20)
+    big = Entry("build/big", bytes(800_000))
+    copies = tar((PROGRAM, big, link("one", "build/big"), link("two", "build")))
+    with pytest.raises(IntegrityError, match="more than"):
+        foreign.unpack(io.BytesIO(compress(copies)), "theirs", into)
+
+
+def zipped(*members: tuple[str, bytes, int]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        for path, data, mode in members:
+            info = zipfile.ZipInfo(path)
+            info.external_attr = mode << 16
+            archive.writestr(info, data)
+    return buffer.getvalue()
+
+
+def test_a_zip(into: Path) -> None:
+    packed = zipped(
+        ("build/bin/", b"", 0o40755),
+        ("build/bin/llama-server", SCRIPT, 0),
+        ("build/bin/libx.so.1", b"x", 0o100644),
+        ("build/bin/libx.so", b"libx.so.1", 0o120777),
+    )
+    found = foreign_unpack(packed, into)
+    assert found["build/bin/libx.so"] == b"x"
+    assert os.access(into / "build/bin/llama-server", os.X_OK)
+
+
+@pytest.mark.parametrize(
+    ("path", "data", "mode", "match"),
+    [
+        ("../x", b"", 0o100644, "a member is called"),
+        ("x", b"/etc/passwd", 0o120777, "link to"),
+        ("x", b"", 0o010644, "special file"),
+        ("x", b"", 0o104755, "mode 4755"),
+    ],
+)
+def test_a_bad_zip(into: Path, path: str, data: bytes, mode: int, match: str) -> None:
+    packed = zipped(("llama-server", SCRIPT, 0o100755), (path, data, mode))
+    with pytest.raises(IntegrityError, match=match):
+        foreign_unpack(packed, into)
+
+
+def test_a_damaged_zip(into: Path) -> None:
+    packed = zipped(("llama-server", SCRIPT * 100, 0o100755))
+    middle = packed.index(b"llama-server") + 30
+    for damaged in (packed[:-30], packed[:middle] + b"\xff\xff" + packed[middle + 2 :]):
+        with pytest.raises(IntegrityError, match="damaged"):
+            foreign_unpack(damaged, into)
+
+
+@pytest.mark.parametrize("data", [b"", b"<!doctype html>", b"\x7fELF", b"ustar" * 200])
+def test_what_is_no_archive(into: Path, data: bytes) -> None:
+    with pytest.raises(IntegrityError, match="neither gzip") as caught:
+        foreign.unpack(io.BytesIO(data), "theirs", into)
+    assert caught.value.code == "ARCHIVE_UNKNOWN"
+
+
+@pytest.mark.parametrize(
+    ("paths", "match"),
+    [
+        (["a/x"], "no llama-server"),
+        (["a/llama-server", "b/llama-server"], "a/llama-server and b/llama-server"),
+    ],
+)
+def test_the_program_must_be_there_once(paths: list[str], match: str) -> None:
+    with pytest.raises(IntegrityError, match=match) as caught:
+        unpack.find_program(paths, "theirs")
+    assert caught.value.code == "NO_SERVER_IN_ARCHIVE"
+
+
+# generated archives
+
+PATHS = st.sampled_from(
+    ["runtime/llama-server", "runtime/no", "a", "a/b", "A", "../x", "/x", "a/../../x", ".", "b/"]
+) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
+MEMBERS = st.builds(
+    Entry,
+    path=PATHS,
+    data=st.binary(max_size=600),
+    mode=st.sampled_from([0o644, 0o755, 0o4755, 0o777, 0]),
+    kind=st.sampled_from([b"0", b"0", b"0", b"1", b"2", b"2", b"3", b"5", b"6", b"S", b"x", b"7"]),
+    target=PATHS,
+)
+
+
+@st.composite
+def archives(draw: st.DrawFn) -> bytes:
+    """Archives of any members, good ones in any order, sometimes with a changed byte."""
+    entries = draw(st.lists(MEMBERS, max_size=5)) + draw(st.permutations(GOOD))
+    if draw(st.booleans()):
+        entries = draw(st.permutations(entries))
+    style = draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
+    kinds = (b"0", b"S", b"7", b"x")
+    plain = bytearray(tar([e if e.kind in kinds else replace(e, data=b"") for e in entries], style))
+    for at, value in draw(
+        st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=3)
+    ):
+        plain[at] = value
+    if draw(st.booleans()):
+        del plain[draw(st.integers(0, len(plain))) :]
+    return bytes(plain)
+
+
+def unpacked_safely(outside: Path, work: Any) -> bool:
+    """Run ``work`` on an inner folder: typed errors only, and not a byte outside of it."""
+    into = outside / "into"
+    into.mkdir()
+    try:
+        work(into)
+        fine = True
+    except IntegrityError:
+        fine = False
+    assert names(outside) == ["into"]
+    for place in into.rglob("*"):
+        assert not place.is_symlink()
+        assert stat.S_ISREG(place.lstat().st_mode) or stat.S_ISDIR(place.lstat().st_mode)
+        assert not place.lstat().st_mode & 0o7000
+    return fine
+
+
+@settings(max_examples=250, deadline=None)
+@given(plain=archives())
+@example(plain=tar(GOOD))
+@example(plain=tar((*GOOD, Entry("../x", b"x"))))
+@example(plain=b"")
+def test_generated_archives(plain: bytes) -> None:
+    packed = gzip.compress(plain, 0)
+    artifact = describe(packed)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(os, "fsync", lambda _: None)
+        fine = unpacked_safely(
+            Path(folder), lambda into: unpack.unpack(pieces(packed), artifact, into)
+        )
+        if fine:
+            assert contents(Path(folder) / "into") == {e.path: e.data for e in GOOD}
+
+
+@settings(max_examples=250, deadline=None)
+@given(plain=archives())
+@example(plain=tar(OFFICIAL))
+def test_generated_archives_by_others(plain: bytes) -> None:
+    packed = gzip.compress(plain, 0)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
+        patch.setattr(os, "fsync", lambda _: None)
+        unpacked_safely(
+            Path(folder), lambda into: foreign.unpack(io.BytesIO(packed), "theirs", into)
+        )
+
+
+def test_the_rig_describes_what_it_packs() -> None:
+    assert file_entry(LIBRARY).sha256 == hashlib.sha256(LIBRARY.data).hexdigest()
