@@ -129,14 +129,14 @@ def base_image(_: Context, line: str = "cpu", tag: str | None = None, fresh: boo
 @verb
 def pack(
     _: Context,
-    tree: str,
+    tree: str | None = None,
     format: str = "tar.zst",  # noqa: A002 - the option's name
     out: str = "dist",
 ) -> None:
     """Pack a built tree into a tarball; the same tree gives the same bytes."""
     from farm.release import pack_tree
 
-    show.line(str(pack_tree(Path(tree), Path(out), format)))
+    show.line(str(pack_tree(show.given("--tree", _path(tree)), Path(out), format)))
 
 
 @task(help={"out": "the folder with tarballs", "release": "its name, e.g. b11549-1"})

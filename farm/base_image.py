@@ -59,13 +59,7 @@ def make_base_image(
         SourceError: a wheel of the toolkit cannot be had.
         EngineError: a step failed; shows its last lines.
     """
-    if line not in TAGS:
-        raise UsageError(
-            "BASE_IMAGE_UNKNOWN",
-            f"no base image can be made for line {line}: its toolkit comes in no package",
-            hint=f"there are recipes for {', '.join(TAGS)}; use the line's own image where its "
-            "registry can be reached",
-        )
+    check_line(line)
     tag = tag or TAGS[line]
     base = None if line == "cpu" else make_base_image(store, line="cpu", fresh=fresh, log=log)
     inputs = _inputs(line, base)
@@ -79,6 +73,21 @@ def make_base_image(
             return store.import_root(root, tag, labels)
     with _context(line) as context:
         return store.build(context, tag, buildargs={"BASE": base.id}, labels=labels, log=log)
+
+
+def check_line(line: str) -> None:
+    """Refuse a line that no recipe makes an image for.
+
+    Raises:
+        UsageError: names the lines that have one.
+    """
+    if line not in TAGS:
+        raise UsageError(
+            "BASE_IMAGE_UNKNOWN",
+            f"no base image can be made for line {line}: its toolkit comes in no package",
+            hint=f"there are recipes for {', '.join(TAGS)}; use the line's own image where its "
+            "registry can be reached",
+        )
 
 
 def _inputs(line: str, base: ImageFacts | None) -> str:

@@ -23,17 +23,24 @@ _Arguments = ParamSpec("_Arguments")
 
 
 def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
-    """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C."""
+    """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C.
+
+    A disk's error that nobody expected is one line, too.
+    """
 
     @functools.wraps(function)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
-        signal.signal(signal.SIGTERM, _interrupt)
+        # also SIGINT: a shell's `&` starts programs with it ignored, but whoever sends it means it
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, _interrupt)
         try:
             function(*args, **kwargs)
         except FarmError as error:
             _end(error.render(), error.exit_status)
         except LoaderError as error:
             _end(error.render(), 1)
+        except OSError as error:
+            _end(f"error[SYSTEM]: {error}\nhint: is there room, and may this user write?", 1)
         except KeyboardInterrupt:
             _end("error[INTERRUPTED]: stopped; nothing half-made was left behind", INTERRUPTED)
 

@@ -75,6 +75,7 @@ class Demo:
             raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
 
     def _build(self, out: Path, report: BuildReport) -> None:
+        pipeline.resolve(BuildRequest(arch_set=self.arch_set, line=self._line))
         request = self._request(out, report)
         started = time.monotonic()
         tree = pipeline.choose_source(request)
@@ -85,11 +86,15 @@ class Demo:
         self._spans.append(Span("build", "farm", made.build_seconds))
         self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.stat().st_size))
 
+    @property
+    def _line(self) -> str:
+        return "cpu" if self.arch_set == "cpu" else CUDA_LINE
+
     def _request(self, out: Path, report: BuildReport) -> BuildRequest:
         is_cpu = self.arch_set == "cpu"
         request = BuildRequest(
             arch_set=self.arch_set,
-            line="cpu" if is_cpu else CUDA_LINE,
+            line=self._line,
             engine=self.engine,
             image=self.image,
             out=out,

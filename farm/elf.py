@@ -147,6 +147,8 @@ def inspect(path: Path) -> Inspection:
         UsageError: ``FILE_MISSING``: there is no such file, or it cannot be read.
         InspectError: it is no ELF file, or it is damaged.
     """
+    if path.exists() and not path.is_file():
+        raise UsageError("FILE_MISSING", f"{path}: is not a regular file")
     try:
         with path.open("rb") as stream:
             return inspect_stream(stream, _printable(path.name))

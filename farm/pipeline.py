@@ -72,10 +72,11 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         FarmError: a build, or the packing of one, failed.
     """
     line, sets = resolve(request)
+    named = choose_source(request) if request.source or request.ref else None
     with closing(choose_engine(request, line, report)) as engine:
         if engine.name == "local":
             line = promise_of_this_host(line, report)
-        tree = choose_source(request)
+        tree = named or choose_source(request)
         report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
         plans = [BuildPlan(arch_set, line, tree) for arch_set in sets]
         return _build_all(plans, engine, request, report)
@@ -107,6 +108,7 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
         UsageError: there is no recipe for the line, or debootstrap cannot run here.
         EngineError: no engine answers, or a step failed; the log has all of its lines.
     """
+    base_image.check_line(line)
     logs = STATE / "logs"
     logs.mkdir(parents=True, exist_ok=True)
     log = logs / f"base-image-{line}.log"

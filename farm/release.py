@@ -90,6 +90,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     inventories = [read_inventory(path) for path in _tarballs(out)]
     records = [_record(inventory) for inventory in inventories]
     for inventory, record in zip(inventories, records, strict=True):
+        _check_name(inventory, record)
         elf.check(inventory.inspections, _asked(record))
     source = _one_source(records)
     before = load(out) if (out / MANIFEST).is_file() else None
@@ -146,8 +147,15 @@ def verify(folder: Path) -> tuple[str, ...]:
         record = _record(inventory)
         elf.check(inventory.inspections, _asked(record))
         _compare(listed, inventory.artifact(record.line))
+    unlisted = {path.name for path in _tarballs(folder)} - {a.name for a in manifest.artifacts}
+    if unlisted:
+        raise PackError("RELEASE_MISMATCH", f"{min(unlisted)} is not in the manifest")
     sums = _sums(manifest, (folder / MANIFEST).read_bytes())
-    if (folder / SUMS).read_bytes() != sums:
+    try:
+        found = (folder / SUMS).read_bytes()
+    except OSError as error:
+        raise PackError("RELEASE_MISMATCH", f"{folder / SUMS}: {error.strerror}") from error
+    if found != sums:
         raise PackError("RELEASE_MISMATCH", f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
 
@@ -188,6 +196,16 @@ def _record(inventory: Inventory) -> BuildRecord:
             "BUILD_RECORD_MISSING", f"{inventory.name}: has no {BUILD_RECORD}, so it is not ours"
         )
     return build_record.decode(inventory.build_json, what=inventory.name)
+
+
+def _check_name(inventory: Inventory, record: BuildRecord) -> None:
+    name = artifact_name(record.source.build, record.line.name, record.arch_set, inventory.format)
+    if inventory.name != name:
+        raise PackError(
+            "TARBALL_RENAMED",
+            f"{inventory.name} was packed as {name}",
+            hint="give it its name back",
+        )
 
 
 def _one_source(records: list[BuildRecord]) -> build_record.SourceRecord:

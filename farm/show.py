@@ -14,6 +14,7 @@ from farm.report import BuildReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from llama_loader.manifest import Artifact, Manifest
 
@@ -39,6 +40,17 @@ def positive(option: str, text: str | None) -> int | None:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise UsageError("NUMBER_INVALID", f"{option} {text!r} is not a positive number")
     return int(text)
+
+
+def given(option: str, path: Path | None) -> Path:
+    """Return a path that has no default.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    if path is None:
+        raise UsageError("OPTION_MISSING", f"{option} was not given")
+    return path
 
 
 def port(option: str, text: str) -> int:

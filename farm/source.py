@@ -99,11 +99,11 @@ def from_folder(folder: Path) -> Source:
     """Take a folder as it is; its own git history, if any, gives build number and commit.
 
     Raises:
-        SourceError: the folder is not a llama.cpp source tree.
+        UsageError: the folder is not a llama.cpp source tree.
     """
     tree = folder.resolve()
     if not (tree / "CMakeLists.txt").is_file() or not (tree / "tools" / "server").is_dir():
-        raise SourceError(
+        raise UsageError(
             "SOURCE_NOT_LLAMA_CPP",
             f"{folder} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
             hint="give the folder that holds llama.cpp's own CMakeLists.txt",

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from llama_loader.console import Console
     from llama_loader.settings import Settings
 
-_OK, _FAILED, _USAGE = 0, 1, 2
+_OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
+_SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
 _INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 _OPTIONS = {
@@ -78,6 +79,9 @@ def _guarded(options: argparse.Namespace) -> int:
         return _complain("error[INTERRUPTED]: stopped; nothing half-done was left", _INTERRUPTED)
     except BrokenPipeError:
         return _reader_gone()
+    except OSError as error:
+        _reader_gone()
+        return _complain(f"error[SYSTEM]: {error}\nhint: {_SYSTEM_HINT}", _SYSTEM)
     return status
 
 
@@ -147,7 +151,7 @@ def _settings(options: argparse.Namespace) -> Settings:
     given = {
         field: "1" if getattr(options, name) is True else getattr(options, name)
         for name, field in _OPTIONS.items()
-        if getattr(options, name, None)
+        if getattr(options, name, None) not in (None, False)
     }
     if getattr(options, "model", None) is not None:
         given["gguf_path"] = options.model
@@ -215,10 +219,12 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
-    from llama_loader import launch, model, report, sockets
+    from llama_loader import extra_arguments, launch, model, report, sockets
     from llama_loader.prepare import prepare
 
     settings, console = _settings(options), _console()
+    for note in extra_arguments.check(options.extra):
+        console(note)
     if settings.server_port is not None:
         sockets.claim(settings.server_port)  # said before anything is fetched
     prepared = prepare(settings, sink=console)

@@ -17,7 +17,7 @@ from llama_loader.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR})
+NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 STALE_SECONDS: Final = 3600.0
 """What nobody wrote to for so long has no owner any more, wherever that owner ran."""
 

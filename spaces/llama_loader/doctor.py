@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import devices, host, launch, model, prepare, report, select
-from llama_loader.errors import HostError, LoaderError, StoreError
+from llama_loader.errors import HostError, LoaderError, StoreError, without_secrets
 from llama_loader.events import Note
 
 if TYPE_CHECKING:
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from llama_loader.events import Event, Sink
     from llama_loader.host import Gpu, HostFacts
+    from llama_loader.model import ModelSource
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
 
@@ -146,7 +147,9 @@ def _settings(found: Examination, load: Callable[[], Settings]) -> Settings | No
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return without_secrets(str(value))
 
 
 def _gpu(found: Examination, facts: HostFacts, settings: Settings) -> None:
@@ -224,10 +227,7 @@ def _model(found: Examination, settings: Settings) -> None:
     """Say which model is set; one that has to be fetched first is no fault."""
     source = model.from_settings(settings)
     if source.path is None:
-        detail = (
-            f"{source.label}, from the Hub ({'with' if settings.hf_token else 'without'} token)"
-        )
-        found.checks.append(Check("model", ok=True, detail=detail))
+        _tried(found, "model", lambda: _on_the_hub(source, settings))
         return
     there = source.path.is_file()
     found.checks.append(
@@ -240,6 +240,13 @@ def _model(found: Examination, settings: Settings) -> None:
             status=0 if there else 2,
         )
     )
+
+
+def _on_the_hub(source: ModelSource, settings: Settings) -> str:
+    """Offline it must be in the cache already; online it may still have to come."""
+    if settings.offline:
+        return f"{source.label}, in {model.get(replace(source, sha256=None), settings).parent}"
+    return f"{source.label}, from the Hub ({'with' if settings.hf_token else 'without'} token)"
 
 
 def _noting(found: Examination, sink: Sink) -> Sink:

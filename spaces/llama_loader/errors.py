@@ -7,7 +7,11 @@ turned into a process's exit status in ``__main__`` only.
 
 from __future__ import annotations
 
-from typing import ClassVar
+import re
+from typing import ClassVar, Final
+
+_USER: Final = re.compile(r"://[^/\s@'\"]+@")
+_QUERY: Final = re.compile(r"(\b[a-z]+://[^\s?'\"]*)\?[^\s'\";,)]*")
 
 
 class LoaderError(Exception):
@@ -29,7 +33,7 @@ class LoaderError(Exception):
 
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""
-        line = f"error[{self.code}]: {_one_line(self.message)}"
+        line = f"error[{self.code}]: {_one_line(without_secrets(self.message))}"
         return f"{line}\nhint: {_one_line(self.hint)}" if self.hint else line
 
 
@@ -67,6 +71,14 @@ class ServerError(LoaderError):
     """The server did not start, or died (exit status 7)."""
 
     exit_status = 7
+
+
+def without_secrets(text: str) -> str:
+    """Return a text whose URLs have lost their user names, passwords and queries.
+
+    A Space's log is public, and a query is where signed URLs carry their signature.
+    """
+    return _QUERY.sub(r"\1?…", _USER.sub("://…@", text))
 
 
 def _one_line(text: str) -> str:

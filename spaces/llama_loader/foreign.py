@@ -84,9 +84,11 @@ class _Tree:
             raise refused(self._name, f"it has more than {MAX_MEMBERS} members")
         path = self._safe(member.path)
         if member.kind == "folder":
-            if path != ".":
+            if path != ".":  # tar of a whole folder begins with it
                 self._claim(path, is_folder=True)
             return
+        if path == ".":
+            raise refused(self._name, f"{member.path!r} is a {member.kind}")
         self._claim(path, is_folder=False)
         if member.kind in _LINKS:
             self._links[path] = self._target(member, path)

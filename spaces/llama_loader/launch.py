@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, model_file, select
+from llama_loader import devices, extra_arguments, model_file, select
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError
 from llama_loader.events import ignore
@@ -15,6 +14,8 @@ from llama_loader.server import Server, ServerPlan
 from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
@@ -102,28 +103,11 @@ def plan_server(
         port=settings.server_port,
         startup_timeout=settings.startup_timeout,
         keyed=keyed,
-        own_key=own_key(extra),
+        own_key=extra_arguments.own_key(extra),
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
         extra=extra,
     )
-
-
-def own_key(extra: tuple[str, ...]) -> str | None:
-    """Return the first key that a person gave llama-server after ``--``, None for none.
-
-    Without it the loader's own request for the first token would be refused.
-    """
-    for option, value in zip(extra, extra[1:]):  # noqa: B905, RUF007 - Python 3.10 has no strict
-        if option == "--api-key":
-            return value.split(",")[0]
-        if option == "--api-key-file":
-            try:
-                lines = Path(value).read_text("utf-8", "replace").splitlines()
-            except OSError:  # llama-server says so
-                return None
-            return next((line for line in lines if line and not line.startswith("#")), None)
-    return None
 
 
 def start(

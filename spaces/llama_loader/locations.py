@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from llama_loader.errors import SettingError
+from llama_loader.errors import SettingError, without_secrets
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HF: Final = re.compile(
@@ -56,10 +56,12 @@ def parse(url: str) -> Web | Local | Hub:
     parts = _split(url)
     if parts is None:
         raise _refused(url)
-    if parts.password is not None:
+    if parts.username is not None or parts.password is not None:
         # Errors quote URLs, and a Space's log is public.
-        shown = url.replace(f"{parts.username}:{parts.password}@", "…@")
-        raise SettingError("URL_REFUSED", f"{shown!r} has a password in it", hint=_ACCEPTED)
+        shown = without_secrets(url)
+        raise SettingError(
+            "URL_REFUSED", f"{shown!r} has a user name or password in it", hint=_ACCEPTED
+        )
     if parts.scheme == "file" and parts.hostname in (None, "localhost") and parts.path:
         path = unquote(parts.path)
         if "\0" not in path:

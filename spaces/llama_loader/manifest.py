@@ -141,7 +141,7 @@ class Manifest(_Frozen, frozen=True, kw_only=True):
 
     schema_version: Annotated[int, Meta(ge=1)]
     release: Name
-    serial: Annotated[int, Meta(ge=0)]
+    serial: Annotated[int, Meta(ge=0, le=2**53 - 1)]
     created: Moment
     expires: Moment | None
     source: Source

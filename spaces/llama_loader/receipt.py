@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 RECEIPT: Final = "receipt.json"
 FILES: Final = "files"
 
+_REPAIR: Final = "`fetch` takes it out of use and repairs it"
 _PIECE: Final = 1 << 20
 _SHOWN: Final = 10
 _SPECIAL_BITS: Final = 0o7000
@@ -58,7 +59,7 @@ def read(place: Path) -> Receipt:
     try:
         data = (place / RECEIPT).read_bytes()
     except FileNotFoundError as error:
-        raise IntegrityError("RUNTIME_DAMAGED", f"{place}: has no receipt") from error
+        raise IntegrityError("RUNTIME_DAMAGED", f"{place}: has no receipt", hint=_REPAIR) from error
     what = f"receipt of {place.name[:12]}"
     tree = strict_json.loads(data, what=what, max_bytes=schema.MAX_MANIFEST_BYTES)
     receipt = schema.convert(tree, Receipt, what=what, code="RECEIPT_INVALID")
@@ -66,7 +67,9 @@ def read(place: Path) -> Receipt:
         receipt.artifact.sha256 == receipt.sha256 and receipt.artifact.files == receipt.files
     )
     if receipt.sha256 != place.name or not of_artifact:
-        raise IntegrityError("RUNTIME_DAMAGED", f"{place}: its receipt is of another runtime")
+        raise IntegrityError(
+            "RUNTIME_DAMAGED", f"{place}: its receipt is of another runtime", hint=_REPAIR
+        )
     return receipt
 
 
@@ -92,9 +95,7 @@ def check_files(place: Path, receipt: Receipt) -> None:
     }
     if any(problems.values()):
         told = "; ".join(f"{_names(paths)} {what}" for what, paths in problems.items() if paths)
-        raise IntegrityError(
-            "RUNTIME_DAMAGED", f"{place}: {told}", hint="`fetch` takes it out of use and repairs it"
-        )
+        raise IntegrityError("RUNTIME_DAMAGED", f"{place}: {told}", hint=_REPAIR)
 
 
 def _walk(folder: Path, inside: str) -> Iterator[str]:

@@ -10,14 +10,12 @@ from __future__ import annotations
 
 import secrets
 import shutil
-import tempfile
 import threading
 import time
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import exits, processes, sockets
+from llama_loader import disk, exits, processes, sockets
 from llama_loader.client import Client
 from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.server_log import LoadReport, ServerLog
@@ -25,6 +23,7 @@ from llama_loader.server_log import LoadReport, ServerLog
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Mapping
+    from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
 
@@ -220,7 +219,7 @@ class Server:
         return Started(loaded, first_token)
 
     def _spawn(self, port: int) -> None:
-        self._folder = Path(tempfile.mkdtemp(prefix="llama-server-"))
+        self._folder = _scratch()
         argv = self.plan.argv(port, self._key_file(self._folder))
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
         try:
@@ -320,6 +319,13 @@ class Server:
         folder, self._folder = self._folder, None
         if folder is not None:
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _scratch() -> Path:
+    """Make a folder for the log and the key; what killed loaders left behind goes."""
+    place = disk.private_folder("llama-server")
+    disk.sweep(place)
+    return disk.new_folder(place, "run")
 
 
 def _stdout(process: subprocess.Popen[bytes]) -> BinaryIO:

@@ -113,6 +113,13 @@ def load(
     given = {name: value for name, value in (options or {}).items() if value is not None}
     values = {name: _value(name, row, given, environ) for name, row in _FIELDS.items()}
     store = values.pop("store")
+    if values["sha256"] and not values["url"]:
+        raise SettingError(
+            "SETTING_INVALID",
+            f"{PREFIX}LLAMA_CPP_SHA256 (--sha256) pins a tarball, but none is named",
+            hint=f"set {PREFIX}LLAMA_CPP_URL (--url) to it; a manifest is pinned by"
+            f" {PREFIX}LLAMA_CPP_MANIFEST_SHA256",
+        )
     return Settings(
         **values,
         store=_default_store(environ) if store is None else store,
@@ -132,6 +139,7 @@ class _Row:
     accepts: str
     option: str = ""
     optional_text: bool = False
+    secret: bool = False
 
 
 class _RefusedError(Exception):
@@ -152,7 +160,8 @@ def _value(name: str, row: _Row, given: Mapping[str, str], environ: Mapping[str,
     except _RefusedError:
         raise SettingError(
             "SETTING_INVALID",
-            f"{source} is {text!r}, which is not {row.accepts}",
+            f"{source} is {'not shown here' if row.secret else repr(text)}, which is not "
+            f"{row.accepts}",
             hint=f"set {source} to {row.accepts}, or leave it away for the default"
             f" ({_shown(row.default)})",
         ) from None
@@ -259,7 +268,7 @@ def _http_url(text: str) -> str:
 
 
 def _repository(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]+(?:/[\w.-]+)?", text, re.ASCII) or ".." in text:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII) or ".." in text:
         raise _RefusedError
     return text
 
@@ -279,8 +288,11 @@ def _text(text: str) -> str:
 def _path(text: str) -> Path:
     if not text or "\0" in text:
         raise _RefusedError
-    # absolute: the server that gets the path runs in another folder
-    return Path(text).expanduser().absolute()
+    try:
+        # absolute: the server that gets the path runs in another folder
+        return Path(text).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody/…: no such user
+        raise _RefusedError from error
 
 
 def _library_path(text: str) -> tuple[Path, ...]:
@@ -291,7 +303,8 @@ def _library_path(text: str) -> tuple[Path, ...]:
 def _default_store(environ: Mapping[str, str]) -> Path:
     """``$HF_HOME/llama-loader``, else in the user's cache folder."""
     if environ.get("HF_HOME", "").strip():
-        return _path(environ["HF_HOME"].strip()) / "llama-loader"
+        row = _Row("HF_HOME", _path, None, "a folder")
+        return Path(_value("", row, {}, environ)) / "llama-loader"
     cache = environ.get("XDG_CACHE_HOME", "").strip()
     if cache.startswith("/"):
         return Path(cache) / "llama-loader"
@@ -375,7 +388,11 @@ _FIELDS: Final[Mapping[str, _Row]] = {
         PREFIX + "CUDA_ARCH", _arch, None, "a compute capability such as 90 or 12.0", "--arch"
     ),
     "offline": _Row(PREFIX + "OFFLINE", _flag, False, _YES_NO, "--offline"),  # noqa: FBT003
-    "hf_token": _Row("HF_TOKEN", _text, None, "a token without spaces", optional_text=True),
-    "hf_endpoint": _Row("HF_ENDPOINT", _http_url, None, "an http(s) URL", optional_text=True),
+    "hf_token": _Row(
+        "HF_TOKEN", _text, None, "a token without spaces", optional_text=True, secret=True
+    ),
+    "hf_endpoint": _Row(
+        "HF_ENDPOINT", _http_url, None, "an http(s) URL", optional_text=True, secret=True
+    ),
     "store": _Row("", _path, None, "a folder's path", "--store"),
 }

@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, receipt
+from llama_loader import disk, notes, receipt
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, SettingError, StoreError
 from llama_loader.events import Note, Sink, Stage, ignore
@@ -136,7 +136,7 @@ class Store:
         what = f"manifest {url}"
         if sha256 is None:
             data = fetcher.manifest_bytes(url, None)
-            self._say_unpinned(url, data)
+            self._sink(notes.manifest_not_pinned(url, hashlib.sha256(data).hexdigest()))
             return schema.parse(data, what=what)
         cached = self._cached_manifest(sha256)
         data = fetcher.manifest_bytes(url, sha256) if cached is None else cached
@@ -304,14 +304,7 @@ class Store:
             with disk.errors(usual):
                 self._root = disk.private_folder("llama-loader")
                 self._make_folders()
-            self._sink(
-                Note(
-                    "STORE_TEMPORARY",
-                    f"{usual} cannot be written ({error.strerror}); installing to {self._root}, "
-                    "which is gone with this machine's temporary files",
-                    "set HF_HOME or --store to a folder that can be written",
-                )
-            )
+            self._sink(notes.store_temporary(usual, error, self._root))
         with disk.errors(self._root):
             disk.sweep(self._staging)
 
@@ -358,9 +351,13 @@ class Store:
     def _lock(self, sha256: str) -> Iterator[None]:
         from filelock import FileLock, Timeout
 
-        lock = FileLock(self._staging / f"{sha256}.lock", timeout=LOCK_SECONDS)
+        lock = FileLock(self._staging / f"{sha256}.lock")
         try:
-            lock.acquire()
+            try:
+                lock.acquire(timeout=0)
+            except Timeout:
+                self._sink(Note("STORE_BUSY", "another process installs it; waiting for that"))
+                lock.acquire(timeout=LOCK_SECONDS)
         except (Timeout, NotImplementedError, OSError) as error:
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:
                 raise
@@ -375,14 +372,7 @@ class Store:
 
     def _judge(self, url: str, digest: str, sha256: str | None) -> None:
         if sha256 is None:
-            self._sink(
-                Note(
-                    "UNVERIFIED",
-                    f"{url} is not pinned: these bytes are run as they came; their sha256 is "
-                    f"{digest}",
-                    f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest}",
-                )
-            )
+            self._sink(notes.archive_not_pinned(url, digest))
         elif digest != sha256:
             raise IntegrityError(
                 "SHA256_MISMATCH",
@@ -390,16 +380,6 @@ class Store:
                 hint="if the archive is meant to change, pin the new digest; otherwise do not "
                 "use it",
             )
-
-    def _say_unpinned(self, url: str, data: bytes) -> None:
-        digest = hashlib.sha256(data).hexdigest()
-        self._sink(
-            Note(
-                "MANIFEST_NOT_PINNED",
-                f"manifest {url} is not pinned; its sha256 is {digest}",
-                f"set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256={digest}",
-            )
-        )
 
     def _cached_manifest(self, sha256: str) -> bytes | None:
         path = self._root / "manifests" / f"{sha256}.json"

@@ -142,9 +142,7 @@ class Reader:
         while data:
             match = _RECORD.match(data)
             length = int(match[1]) if match else 0
-            if not match or length > len(data) or length <= match.end():
-                raise refused(self._name, "it is damaged: an extended header cannot be read")
-            if data[length - 1 : length] != b"\n":
+            if not match or length <= match.end() or data[length - 1 : length] != b"\n":
                 raise refused(self._name, "it is damaged: an extended header cannot be read")
             key = match[2].decode("ascii", "replace")
             if key in ("path", "linkpath", "size"):

@@ -28,6 +28,8 @@ _PARTIAL: Final = 206
 _UNSATISFIABLE: Final = 416
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
+_DIRECTLY: Final = {"http": None, "https": None, "all": None}
+"""What requests takes for: by no proxy, whatever the environment says."""
 _RANGE: Final = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<total>\d+|\*)")
 
 
@@ -137,7 +139,6 @@ def opened(
             headers = _headers(start, etag)
             if token and _origin(here) == _origin(url):
                 headers["Authorization"] = f"Bearer {token}"
-            session.trust_env = not locations.is_loopback(here)
             with _asked(session, here, headers, patience) as answer:
                 if answer.status_code not in _REDIRECTS:
                     yield _body(answer, start, patience, deadline)
@@ -176,6 +177,7 @@ def _asked(session: Any, url: str, headers: dict[str, str], patience: Patience) 
             headers=headers,
             stream=True,
             allow_redirects=False,
+            proxies=_DIRECTLY if locations.is_loopback(url) else None,
             timeout=(patience.connect, patience.silence),
         )
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:

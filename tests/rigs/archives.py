@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import lzma
+import os
 import tarfile
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from llama_loader.manifest import Artifact, FileEntry, Manifest, Platform, Sourc
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+SCALE = int(os.environ.get("FAULTS_SCALE", "1"))
+"""How many times as many archives and manifests to generate (docs/faults.md)."""
 SCRIPT = b"#!/bin/sh\necho hello\n"
 
 
@@ -33,7 +36,7 @@ class Entry:
 
 
 SERVER = Entry("runtime/llama-server", SCRIPT, 0o755)
-LIBRARY = Entry("runtime/libllama.so.0", bytes(range(256)) * 400)
+LIBRARY = Entry("runtime/libllama.so.0", bytes(range(256)) * 8)
 GOOD = (SERVER, LIBRARY, Entry("runtime/licenses/MIT", b"do what you like\n"), Entry("runtime/no"))
 
 

@@ -25,11 +25,11 @@ from llama_loader.fetch import Fetcher
 
 class NoLock:
     def __init__(self, *args, **kwargs): pass
-    def acquire(self): pass
+    def acquire(self, **kwargs): pass
     def release(self): pass
 
 class FailingLock(NoLock):
-    def acquire(self): raise NotImplementedError("no locks here")
+    def acquire(self, **kwargs): raise NotImplementedError("no locks here")
     def release(self): raise AssertionError
 
 if locks != "locks":

@@ -231,6 +231,12 @@ def test_devices_lists_and_says_why(
         (["serve", "--hf", "only-one"], 2, "USAGE"),
         (["verify"], 2, "USAGE"),
         (["fetch", "--arch", "hopper"], 2, "SETTING_INVALID"),
+        (["fetch", "--arch", ""], 2, "SETTING_INVALID"),
+        (["fetch", "--store", "~nobody-of-that-name/x"], 2, "SETTING_INVALID"),
+        (["fetch", "--sha256", "0" * 64], 2, "SETTING_INVALID"),
+        (["fetch", "--manifest", "https://me:hf_pw@example.org/m.json"], 2, "URL_REFUSED"),
+        (["fetch", "--manifest", "https://hf_pw@example.org/m.json"], 2, "URL_REFUSED"),
+        (["serve", "--model", "a", "--", "--port", "1"], 2, "EXTRA_ARGUMENT"),
         (["fetch", "--manifest", "not a url"], 2, "SETTING_INVALID"),
         (["fetch", "--manifest", "http://example.org/manifest.json"], 2, "URL_REFUSED"),
         (["fetch", "--manifest-sha256", "12"], 2, "SETTING_INVALID"),
@@ -241,7 +247,32 @@ def test_devices_lists_and_says_why(
 def test_bad_usage_and_settings(
     home: dict[str, str], argv: list[str], status: int, code: str
 ) -> None:
-    refused(run(home, *argv), status, code)
+    assert "hf_pw" not in refused(run(home, *argv), status, code)
+
+
+def test_a_store_that_cannot_be_a_folder(home: dict[str, str], release: Path) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--store", "/dev/null"]
+    assert "/dev/null" in refused(run(home, "fetch", *options), 6, "STORE_FAILED")
+
+
+def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--json"]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "llama_loader", "fetch", *options],
+            env=home, stdout=full, stderr=subprocess.PIPE, text=True, check=False,
+        )  # fmt: skip
+    assert done.returncode == 6
+    assert "error[SYSTEM]: " in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
+
+
+def test_a_query_of_a_url_is_not_told(home: dict[str, str]) -> None:
+    done = run(home, "fetch", "--manifest", "https://127.0.0.1:9/m.json?sig=hf_secret")
+    assert "hf_secret" not in refused(done, 3, "UNREACHABLE")
+    page = run(home, "doctor", "--manifest", "https://127.0.0.1:9/m.json?sig=hf_secret", "--json")
+    assert "hf_secret" not in page.stdout + page.stderr
 
 
 def test_a_manifest_that_is_not_there(home: dict[str, str]) -> None:

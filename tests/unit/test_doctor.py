@@ -158,6 +158,16 @@ def test_a_disk_that_is_nearly_full(clinic: Clinic, monkeypatch: pytest.MonkeyPa
     assert found.exit_status == 6
 
 
+def test_offline_a_model_of_the_hub_must_be_here_already(clinic: Clinic, tmp_path: Path) -> None:
+    clinic.variables |= {"YAKULINGO_SPACES_OFFLINE": "1"}
+    found = clinic.examine()
+    assert failures(found) == {"model": "OFFLINE"}
+    assert found.exit_status == 3
+    (tmp_path / "m.gguf").touch()
+    clinic.variables |= {"YAKULINGO_SPACES_GGUF_PATH": str(tmp_path / "m.gguf")}
+    assert clinic.examine().exit_status == 0
+
+
 def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
     clinic.variables["HF_TOKEN"] = "hf_secret"
     found = clinic.examine()

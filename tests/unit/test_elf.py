@@ -384,7 +384,7 @@ def test_code_cut_out_into_a_debug_file(made: Path, tmp_path: Path) -> None:
 def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
     with pytest.raises(UsageError):
         elf.inspect(tmp_path / "none")
-    with pytest.raises(UsageError, match="Is a directory"):
+    with pytest.raises(UsageError, match="is not a regular file"):
         elf.inspect(tmp_path)
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from farm import source, targets
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, SourceError
+from farm.errors import BuildError, UsageError
 from farm.execute import execute
 from farm.packages import cache_folder
 from farm.plan import BuildPlan, Step
@@ -172,6 +172,6 @@ def test_ctrl_c_leaves_no_process_and_no_half_product(tiny: Path, tmp_path: Path
 
 
 def test_a_folder_that_is_no_llama_cpp_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(SourceError) as refused:
+    with pytest.raises(UsageError) as refused:
         source.from_folder(tmp_path)
     assert refused.value.code == "SOURCE_NOT_LLAMA_CPP"

@@ -69,6 +69,12 @@ def server() -> Iterator[FaultServer]:
         yield running
 
 
+@pytest.fixture(autouse=True)
+def _no_certificates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def reader() -> Reader:
     return Reader()
@@ -251,6 +257,29 @@ def test_a_copy_without_a_strong_name_starts_over(
     server.fail("/a", faults.cut(300_000))
     assert reader.copy(url) == DATA
     assert ranges(server) == [None, None]
+
+
+@pytest.mark.parametrize(("etag", "asked"), [('"one"', 6), (None, 4)])
+def test_a_copy_that_gains_is_forgiven(
+    server: FaultServer, reader: Reader, etag: str | None, asked: int
+) -> None:
+    data = DATA * 7
+    url = server.put("/a", data, etag=etag)
+    server.fail("/a", *[faults.cut(1_200_000 * number) for number in range(1, 6)])
+    if etag:
+        assert reader.copy(url) == data
+    else:
+        with pytest.raises(NetworkError):
+            reader.copy(url)
+    assert len(server.requests) == asked
+
+
+def test_a_copy_that_hardly_gains_is_given_up(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA, etag='"one"')
+    server.fail("/a", *[faults.cut(100_000 * number) for number in range(1, 6)])
+    with pytest.raises(NetworkError):
+        reader.copy(url)
+    assert len(server.requests) == IMPATIENT.attempts
 
 
 # 5, 6, 7: length
@@ -561,9 +590,6 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_certificates_of_the_environment(
     certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
-    # requests reads no variable for a host on loopback: only the proxy leads to another name.
     monkeypatch.setenv(variable, str(certificate))
     with FaultServer(certificate) as server, Proxy(server.port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
@@ -573,11 +599,16 @@ def test_certificates_of_the_environment(
         assert proxy.targets == ["release.invalid:443"]
 
 
-def test_an_unknown_certificate_is_refused(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
+def test_https_on_loopback(
+    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv(variable, str(certificate))
+    with FaultServer(certificate) as server:
+        assert reader.fetch(server.put("/a", DATA)) == DATA
+
+
+def test_an_unknown_certificate_is_refused(certificate: Path, reader: Reader) -> None:
     with FaultServer(certificate) as server:
         server.put("/a", DATA)
         message = refused(NetworkError, "UNREACHABLE", reader, f"{server.url}/a")
@@ -599,7 +630,6 @@ def test_https_never_becomes_http(
     certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, plain: str
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    monkeypatch.delenv("REQUESTS_CA_BUNDLE", raising=False)
     with FaultServer(certificate) as server:
         url = server.put("/a", b"")
         server.fail("/a", faults.redirect(plain), always=True)

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import launch, model, prepare, select
-from llama_loader.errors import HostError, IntegrityError, LoaderError
+from llama_loader import extra_arguments, launch, model, prepare, select
+from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.select import Wishes
 from llama_loader.settings import Settings, load
@@ -127,7 +127,32 @@ def test_a_key_of_the_persons_own(
 ) -> None:
     (tmp_path / "key").write_text("# mine\n\nfrom-file\n")
     given = tuple(str(tmp_path / "key") if word == "FILE" else word for word in extra)
-    assert launch.own_key(given) == expected
+    assert extra_arguments.own_key(given) == expected
+
+
+@pytest.mark.parametrize(
+    "extra",
+    [
+        ("--port", "1"),
+        ("--port=1",),
+        ("-m", "x"),
+        ("--threads", "2", "--model", "x"),
+        ("-hf", "a/b"),
+        ("--host", "192.0.2.1"),
+    ],
+)
+def test_arguments_that_make_another_server_are_refused(extra: tuple[str, ...]) -> None:
+    with pytest.raises(SettingError) as caught:
+        extra_arguments.check(extra)
+    assert caught.value.code == "EXTRA_ARGUMENT"
+    assert caught.value.hint.startswith("give --")
+
+
+def test_a_server_open_to_everybody_is_said() -> None:
+    (note,) = extra_arguments.check(("--host", "0.0.0.0"))
+    assert (note.code, "--api-key" in note.hint) == ("SERVER_OPEN", True)
+    assert extra_arguments.check(("--host", "0.0.0.0", "--api-key", "k")) == ()
+    assert extra_arguments.check(("--host", "localhost", "--threads", "2")) == ()
 
 
 # --- the model ------------------------------------------------------------------------------

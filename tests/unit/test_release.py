@@ -154,6 +154,23 @@ def test_what_is_not_there_is_a_usage_error(tmp_path: Path, call: object, code: 
     assert (refused.value.code, refused.value.exit_status) == (code, 2)
 
 
+def test_a_tarball_under_another_name_is_refused(released: Path) -> None:
+    (released / NAME).rename(released / NAME.replace("b0", "b9"))
+    with pytest.raises(PackError, match=f"was packed as {NAME}") as refused:
+        release.write(released)
+    assert refused.value.code == "TARBALL_RENAMED"
+
+
+def test_verify_misses_the_sums_and_names_what_is_not_listed(released: Path) -> None:
+    shutil.copy(released / NAME, released / f"x-{NAME}")
+    with pytest.raises(PackError, match=f"x-{NAME} is not in the manifest"):
+        release.verify(released)
+    (released / f"x-{NAME}").unlink()
+    (released / "SHA256SUMS").unlink()
+    with pytest.raises(PackError, match="SHA256SUMS: No such file"):
+        release.verify(released)
+
+
 def test_a_foreign_tarball_is_refused(released: Path, tmp_path: Path) -> None:
     foreign = tmp_path / "x"
     foreign.mkdir()

@@ -59,7 +59,7 @@ def no_folder_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
     yield
-    assert list(place.iterdir()) == []
+    assert list(place.glob("*/*")) == []
 
 
 def failure(runtime: Path, **changes: Any) -> LoaderError:
@@ -414,6 +414,21 @@ def test_a_parent_killed_at_any_moment_leaves_nothing(impostor: Impostor, tmp_pa
     with contextlib.suppress(FileNotFoundError):
         for pid in (impostor.folder / "starts").read_text().split():
             assert gone(int(pid), 1.0)
+
+
+def test_what_a_killed_parent_left_on_the_disk_goes_with_the_next_start(
+    impostor: Impostor, tmp_path: Path
+) -> None:
+    code = PARENT.format(spaces=str(SPACES), runtime=str(impostor.behave()))
+    environ = {"TMPDIR": str(tmp_path)}
+    for _ in range(2):
+        with subprocess.Popen(
+            [sys.executable, "-c", code], stdout=subprocess.PIPE, env=environ
+        ) as parent:
+            assert parent.stdout is not None
+            assert parent.stdout.readline()
+            assert len(list(tmp_path.glob("llama-server-*/run.*"))) == 1
+            parent.kill()
 
 
 def test_a_fork_gets_a_keeper_of_its_own(impostor: Impostor) -> None:

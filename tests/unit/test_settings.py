@@ -46,7 +46,6 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ("LLAMA_CPP_MANIFEST_URL", "hf://me/rel@main/manifest.json", "manifest_url", None),
         ("LLAMA_CPP_MANIFEST_SHA256", f"sha256:{DIGEST.upper()}", "manifest_sha256", DIGEST),
         ("LLAMA_CPP_URL", "https://example.org/a.tar.gz", "url", None),
-        ("LLAMA_CPP_SHA256", DIGEST, "sha256", DIGEST),
         ("LLAMA_DEVICE", "auto", "devices", ()),
         ("LLAMA_DEVICE", "AUTO", "devices", ()),
         ("LLAMA_DEVICE", "CUDA0, CUDA1", "devices", ("CUDA0", "CUDA1")),
@@ -89,6 +88,8 @@ def test_each_variable_is_read(name: str, value: str, field: str, expected: obje
         ("ALLOW_CPU", "maybe"),
         ("ALLOW_CPU", ""),
         ("GGUF_REPO_ID", "https://huggingface.co/a/b"),
+        ("GGUF_REPO_ID", "without-owner"),
+        ("GGUF_PATH", "~nobody-of-that-name/m.gguf"),
         ("GGUF_FILENAME", "../../etc/passwd"),
         ("N_CTX", "0"),
         ("N_CTX", ""),
@@ -124,6 +125,26 @@ def test_options_win_and_are_named_as_options() -> None:
     assert (found.cuda_arch, found.offline) == ("90", True)
     with pytest.raises(SettingError, match="--arch is 'x'"):
         load({"cuda_arch": "x"}, environ)
+
+
+def test_a_pin_pins_something() -> None:
+    found = of(LLAMA_CPP_SHA256=DIGEST, LLAMA_CPP_URL="https://example.org/a.tar.gz")
+    assert found.sha256 == DIGEST
+    with pytest.raises(SettingError, match="none is named") as caught:
+        of(LLAMA_CPP_SHA256=DIGEST)
+    assert "LLAMA_CPP_MANIFEST_SHA256" in caught.value.hint
+    with pytest.raises(SettingError, match="--sha256"):
+        load({"sha256": ""}, {})
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("HF_TOKEN", "hf_se cret"), ("HF_ENDPOINT", "hf_secret")]
+)
+def test_a_secret_that_cannot_be_parsed_is_not_quoted(name: str, value: str) -> None:
+    with pytest.raises(SettingError, match="not shown here") as caught:
+        load(environ={name: value})
+    assert "cret" not in caught.value.render()
+    assert name in caught.value.message
 
 
 def test_empty_text_is_unset() -> None:

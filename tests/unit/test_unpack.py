@@ -28,6 +28,7 @@ from llama_loader.events import Event, Unpacking
 from tests.rigs.archives import (
     GOOD,
     LIBRARY,
+    SCALE,
     SCRIPT,
     SERVER,
     Entry,
@@ -512,6 +513,8 @@ def test_a_bare_folder_of_programs(into: Path) -> None:
         ([Entry("../x", b"x")], "a member is called"),
         ([Entry("/x", b"x")], "a member is called"),
         ([Entry("a/../x", b"x")], "a member is called"),
+        ([Entry(".", b"x")], "'.' is a file"),
+        ([link(".", "build")], "'.' is a symbolic link"),
         ([Entry("a\\x", b"x")], "a member is called"),
         ([Entry("a\nx", b"x")], "a member is called"),
         ([Entry("x" * 256, b"x")], "a member is called"),
@@ -677,7 +680,7 @@ def unpacked_safely(outside: Path, work: Any) -> bool:
     return fine
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250 * SCALE, deadline=None)
 @given(plain=archives())
 @example(plain=tar(GOOD))
 @example(plain=tar((*GOOD, Entry("../x", b"x"))))
@@ -694,7 +697,7 @@ def test_generated_archives(plain: bytes) -> None:
             assert contents(Path(folder) / "into") == {e.path: e.data for e in GOOD}
 
 
-@settings(max_examples=250, deadline=None)
+@settings(max_examples=250 * SCALE, deadline=None)
 @given(plain=archives())
 @example(plain=tar(OFFICIAL))
 def test_generated_archives_by_others(plain: bytes) -> None:
