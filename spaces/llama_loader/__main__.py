@@ -249,6 +249,8 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
 
 def _doctor(options: argparse.Namespace) -> int:
     """Every fact, choice, check and hint; 0 only if a model could be served now."""
+    if options.suppose is not None:
+        return _suppose(options)
     from llama_loader import doctor
 
     examined = doctor.examine(lambda: _settings(options), sink=_console())
@@ -257,6 +259,21 @@ def _doctor(options: argparse.Namespace) -> int:
     else:
         print(examined.as_text(), flush=True)
     return examined.exit_status
+
+
+def _suppose(options: argparse.Namespace) -> int:
+    """What another machine would fetch; 0 where it has all that it needs."""
+    from llama_loader import select, suppose
+    from llama_loader.prepare import resolve
+
+    facts = suppose.host(options.suppose)
+    release, _, chosen = resolve(_settings(options), facts=facts, sink=_console())
+    if options.json:
+        _print_json(suppose.as_json(release, facts, chosen))
+    else:
+        print(suppose.as_text(release, chosen), flush=True)
+    select.require_libraries(chosen, facts)
+    return _OK
 
 
 def _verify(options: argparse.Namespace) -> int:
@@ -300,6 +317,13 @@ def _parser() -> _Parser:
         command.set_defaults(run=run)
         if name == "serve":
             _add_serve(command)
+        elif name == "doctor":
+            command.add_argument(
+                "--suppose",
+                metavar="FACTS",
+                help="say what another machine would fetch, e.g."
+                " capability=12.0,driver=580,glibc=2.36,torch=cu128",
+            )
         elif name == "verify":
             command.add_argument("folder", metavar="DIR", help="the folder that fetch printed")
     return parser

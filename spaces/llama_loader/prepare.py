@@ -75,13 +75,20 @@ def prepare(settings: Settings, *, sink: Sink = ignore) -> Prepared:
     return Prepared(installed, facts, choice, choice.libraries, choice.missing, timeline)
 
 
-def resolve(settings: Settings, *, sink: Sink = ignore) -> tuple[Manifest, HostFacts, Choice]:
+def resolve(
+    settings: Settings, *, facts: HostFacts | None = None, sink: Sink = ignore
+) -> tuple[Manifest, HostFacts, Choice]:
     """Read the manifest and choose, without fetching anything else.
+
+    Args:
+        settings: what was asked for.
+        facts: another machine instead of this one.
+        sink: told of progress.
 
     Raises:
         LoaderError: the manifest cannot be had or trusted, or nothing in it fits this host.
     """
-    facts = host.detect(settings)
+    facts = host.detect(settings) if facts is None else facts
     manifest, _, choice = _choose(settings, _store(settings, sink), facts, sink)
     return manifest, facts, choice
 

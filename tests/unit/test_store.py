@@ -281,7 +281,7 @@ def small_disk(place: Path, size: str) -> Iterator[Callable[[str], None]]:
         subprocess.run(["umount", place], check=True)
 
 
-@pytest.mark.parametrize("size", ["12k", "64k", "300k", "700k"])
+@pytest.mark.parametrize("size", ["12k", "64k", "300k", "450k"])
 def test_a_full_disk_is_one_clear_line(release: Release, tmp_path: Path, size: str) -> None:
     with small_disk(tmp_path / "disk", size) as resize:
         release.root = tmp_path / "disk" / "store"
@@ -413,10 +413,13 @@ def test_a_damaged_runtime_of_a_read_only_store(release: Release, temporary: Pat
         assert (repaired.folder / "llama-server").read_bytes() == SCRIPT
 
 
-def test_a_store_below_a_file(release: Release, temporary: Path, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_a_folder(release: Release, temporary: Path, tmp_path: Path) -> None:
+    """A setting that is wrong is no reason to install elsewhere."""
     (tmp_path / "file").write_text("")
     release.root = tmp_path / "file" / "store"
-    assert release.install().folder.is_relative_to(temporary)
+    with pytest.raises(StoreError, match="Not a directory"):
+        release.install()
+    assert names(temporary) == []
 
 
 @pytest.mark.parametrize("what", ["open", "link", "file"])
@@ -432,9 +435,8 @@ def test_a_temporary_folder_prepared_by_somebody_else(
         trap.symlink_to(tmp_path / "theirs")
     else:
         trap.write_text("")
-    (tmp_path / "file").write_text("")
-    release.root = tmp_path / "file" / "store"
-    folder = release.install().folder
+    with read_only(release.root):
+        folder = release.install().folder
     assert not folder.is_relative_to(trap)
     assert names(tmp_path / "theirs") == []
     assert folder.relative_to(temporary).parts[0].startswith("llama-loader-")

@@ -1,0 +1,150 @@
+"""What another machine would get: a host described in words instead of looked at. Pure.
+
+``capability=12.0,driver=580,glibc=2.36,torch=cu128`` is enough to ask, on a laptop without a GPU,
+what a Space will fetch before it is ever started.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader import known_gpus, report
+from llama_loader.cuda_libraries import Library, packages
+from llama_loader.errors import SettingError
+from llama_loader.host import Gpu, HostFacts
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_loader.manifest import Manifest
+    from llama_loader.select import Choice
+
+_STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
+"""CUDA libraries that come with every torch built for CUDA, and that llama-server needs."""
+_VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
+_CAPABILITY: Final = re.compile(r"([0-9]{1,2})\.?([0-9])")
+_TORCH: Final = re.compile(r"cu([0-9]{2})([0-9])|none")
+_NEWEST: Final = "999"
+"""A driver given by its branch alone, such as 580, is taken for the newest of that branch."""
+_DEFAULTS: Final = HostFacts(
+    system="linux",
+    machine="x86_64",
+    glibc="2.36",
+    glibcxx=None,
+    python="",
+    driver=None,
+    gpus=(),
+    gpu_source="supposed",
+    libraries=(),
+    cpus=0,
+    memory=0,
+)
+"""Debian 12, as ZeroGPU's images have been; no GPU, no driver, no CUDA library."""
+_ACCEPTS: Final = (
+    "a list such as capability=12.0,driver=580,glibc=2.36,torch=cu128; capability (or gpu=NAME),"
+    " driver, glibc, glibcxx, machine and torch (cu124, cu128, cu130 … or none) can be given"
+)
+
+
+def host(text: str) -> HostFacts:
+    """Return the machine that a list of ``name=value`` describes.
+
+    What is not named is as on Debian 12 without a GPU; an unknown driver or GLIBCXX is given the
+    benefit of the doubt, as on ZeroGPU before a GPU is attached.
+
+    Raises:
+        SettingError: names the part that cannot be read, and what can be given.
+    """
+    facts = _DEFAULTS
+    for part in filter(None, (part.strip() for part in text.split(","))):
+        name, _, value = part.partition("=")
+        read = _READERS.get(name.strip())
+        changes = read(value.strip()) if read else None
+        if changes is None:
+            raise SettingError(
+                "SETTING_INVALID", f"--suppose {part!r} cannot be read", hint=f"give {_ACCEPTS}"
+            )
+        facts = replace(facts, **changes)
+    return facts
+
+
+def _capability(value: str) -> Mapping[str, Any] | None:
+    matched = _CAPABILITY.fullmatch(value)
+    if not matched:
+        return None
+    return {"gpus": (Gpu(f"compute capability {value}", f"{matched[1]}{matched[2]}"),)}
+
+
+def _gpu(value: str) -> Mapping[str, Any] | None:
+    found = known_gpus.capability(value)
+    return {"gpus": (Gpu(value, found),)} if found else None
+
+
+def _driver(value: str) -> Mapping[str, Any] | None:
+    if not _VERSION.fullmatch(value):
+        return None
+    return {"driver": value if "." in value else f"{value}.{_NEWEST}"}
+
+
+def _glibc(value: str) -> Mapping[str, Any] | None:
+    return {"glibc": value} if _VERSION.fullmatch(value) else None
+
+
+def _glibcxx(value: str) -> Mapping[str, Any] | None:
+    return {"glibcxx": value} if _VERSION.fullmatch(value) else None
+
+
+def _machine(value: str) -> Mapping[str, Any] | None:
+    return {"machine": value} if re.fullmatch(r"\w+", value) else None
+
+
+def _torch(value: str) -> Mapping[str, Any] | None:
+    """Torch brings its CUDA's libraries into ``site-packages/nvidia``."""
+    matched = _TORCH.fullmatch(value)
+    if not matched:
+        return None
+    folder = Path("site-packages/nvidia")
+    major, minor = matched[1], matched[2]
+    return {
+        "libraries": tuple(
+            Library(f"{stem}.so.{major}", folder, f"{major}.{minor}", f"torch {value}")
+            for stem in _STEMS
+            if major
+        )
+    }
+
+
+_READERS: Final = {
+    "capability": _capability,
+    "gpu": _gpu,
+    "driver": _driver,
+    "glibc": _glibc,
+    "glibcxx": _glibcxx,
+    "machine": _machine,
+    "torch": _torch,
+}
+
+
+def as_text(release: Manifest, chosen: Choice) -> str:
+    """Return the answer for people: what would be fetched, and why each other thing would not."""
+    lines = [
+        f"would fetch {chosen.artifact.name} of release {release.release}",
+        f"  because: {chosen.reason}",
+    ]
+    if chosen.missing:
+        wanted = " ".join(packages(chosen.missing))
+        lines.append(f"  missing: {', '.join(chosen.missing)} (pip install {wanted})")
+    lines += [f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts]
+    return "\n".join(lines)
+
+
+def as_json(release: Manifest, facts: HostFacts, chosen: Choice) -> dict[str, Any]:
+    """Return the answer as plain data."""
+    return {
+        "release": release.release,
+        "supposed": report.host(facts),
+        "choice": report.choice(chosen),
+    }
