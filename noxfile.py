@@ -6,6 +6,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import nox
 
 nox.needs_version = ">=2025.2"
@@ -15,8 +18,17 @@ nox.options.error_on_external_run = True
 
 FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
-SOURCES = ("farm", "spaces", "tests", "tasks.py", "noxfile.py")
-MODULE_PATH = {"PYTHONPATH": ".:spaces"}
+SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
+MODULE_PATH = {
+    "PYTHONPATH": ":".join((".", "spaces", *filter(None, (os.environ.get("PYTHONPATH"),))))
+}
+PYTHON = ("python", "-m")
+UPSTREAM_ARCHS = "75-virtual;80-virtual;86-real;89-real;90-virtual;120a-real;121a-real"
+"""What llama.cpp's own CUDA releases are built for (ggml/src/ggml-cuda/CMakeLists.txt)."""
+FIRST_ARCH_SPECIFIC = 120
+"""From here on ggml's own CMake file turns an architecture into its ``a`` form."""
+MODEL = "from farm import packages, pins; print(packages.fetch_model(pins.load().model('smollm2')))"
+RESULT = "cold_start.json"
 
 
 def _install(session: nox.Session, lock: str) -> None:
@@ -36,7 +48,7 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Strict types, for the farm and the loader."""
     _install(session, DEV_LOCK)
-    session.run("mypy", "farm", "spaces/llama_loader", "tasks.py", "noxfile.py")
+    session.run("mypy", "farm", "spaces/llama_loader", "benchmarks", "tasks.py", "noxfile.py")
 
 
 @nox.session
@@ -59,6 +71,41 @@ def demo(session: nox.Session) -> None:
     """Source → container → tarball → loader → a verified server's first token. Takes options."""
     _install(session, FARM_LOCK)
     session.run("invoke", "demo", *session.posargs)
+
+
+@nox.session(venv_backend="none")
+def gpu(session: nox.Session) -> None:
+    """On a machine with an NVIDIA GPU and a CUDA toolkit, network or not: build, test, measure.
+
+    Uses the Python that runs nox, so that it works where nothing can be installed. What is built
+    already stays, so it can be called again; ``dist/gpu/cold_start.json`` is the result.
+    """
+    out = Path("dist/gpu")
+    for name, options in {
+        "single": ("--archs", _single_arch(session), "--also", "llama-bench"),
+        "upstream": ("--archs", UPSTREAM_ARCHS, "--format", "tar.gz"),
+    }.items():
+        if not (out / name / "manifest.json").exists():
+            build = ("invoke", "build-cuda", "--engine", "local", "--line", "cu130")
+            session.run(*PYTHON, *build, *options, "--out", str(out / name))
+    model = str(session.run("python", "-c", MODEL, silent=True, env=MODULE_PATH)).strip()
+    given = {"FARM_GPU_RELEASE": str(out / "single"), "FARM_GPU_MODEL": model}
+    session.run(*PYTHON, "pytest", "tests/gpu", env=MODULE_PATH | given)
+    tools = sorted(Path(".farm/trees").glob("*/bin/llama-bench"))
+    session.run(
+        *("python", "benchmarks/cold_start.py", "--model", model, "--out", str(out / RESULT)),
+        *("--release", str(out / "single"), "--upstream", str(out / "upstream")),
+        *(option for tool in tools[:1] for option in ("--llama-bench", str(tool))),
+        *session.posargs,
+        env=MODULE_PATH,
+    )
+
+
+def _single_arch(session: nox.Session) -> str:
+    query = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
+    told = str(session.run(*query, silent=True, external=True))
+    number = told.split(maxsplit=1)[0].replace(".", "")
+    return f"{number}a-real" if int(number) >= FIRST_ARCH_SPECIFIC else f"{number}-real"
 
 
 @nox.session(name="format")

@@ -37,6 +37,7 @@ def targets(_: Context) -> None:
         "jobs": "compilers at a time",
         "out": "where tarballs and manifest go",
         "fresh": "compile everything again, using nothing from the compiler cache",
+        "also": "further targets of llama.cpp, e.g. llama-bench: kept in .farm/trees, not shipped",
     },
 )
 @verb
@@ -54,6 +55,7 @@ def build_cuda(
     jobs: str | None = None,
     out: str = "dist",
     fresh: bool = False,
+    also: str = "",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
     from farm.pipeline import BuildRequest, build
@@ -71,6 +73,7 @@ def build_cuda(
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
+        also=show.names("--also", also),
     )
     with show.report() as report:
         build(request, report)
@@ -137,6 +140,27 @@ def pack(
     from farm.release import pack_tree
 
     show.line(str(pack_tree(show.given("--tree", _path(tree)), Path(out), format)))
+
+
+@task(
+    name="cuda-runtime",
+    help={
+        "line": "the CUDA line whose libraries they are, e.g. cu130",
+        "out": "where the tarball goes; `invoke manifest` lists it",
+        "format": "tar.zst or tar.gz",
+    },
+)
+@verb
+def cuda_runtime(
+    _: Context,
+    line: str = "cu130",
+    out: str = "dist",
+    format: str = "tar.zst",  # noqa: A002 - the option's name
+) -> None:
+    """Pack NVIDIA's cuBLAS and cudart, unmodified, for hosts that have none."""
+    from farm.cuda_runtime import make
+
+    show.line(str(make(line, Path(out), format)))
 
 
 @task(help={"out": "the folder with tarballs", "release": "its name, e.g. b11549-1"})

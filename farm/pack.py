@@ -22,10 +22,17 @@ from typing import TYPE_CHECKING, Final, cast
 from farm import archive, elf
 from farm.archive import Member
 from farm.errors import InspectError, PackError
-from llama_loader.manifest import CHUNK_SIZE, Artifact, Cuda, FileEntry, Platform
+from llama_loader.manifest import (
+    CHUNK_SIZE,
+    LLAMA_SERVER,
+    Artifact,
+    Cuda,
+    FileEntry,
+    Platform,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from typing import BinaryIO
 
@@ -71,6 +78,22 @@ class PackRequest:
 
 
 @dataclass(frozen=True)
+class Layout:
+    """How one kind of tarball is laid out.
+
+    Attributes:
+        record: the member that says what it was made of.
+        members: yields its members and refuses what it may not hold, as ``archive.members`` does.
+    """
+
+    record: str
+    members: Callable[..., Iterator[Member]]
+
+
+SERVER: Final = Layout(f"{ROOT}/{BUILD_RECORD}", archive.members)
+
+
+@dataclass(frozen=True)
 class Inventory:
     """What a tarball really is, read from its bytes.
 
@@ -79,7 +102,7 @@ class Inventory:
         digests: of the tarball.
         files: its members, in order.
         inspections: of its programs and libraries.
-        build_json: the bytes of its ``BUILD.json``, empty where it has none.
+        build_json: the bytes of its record (``BUILD.json``), empty where it has none.
     """
 
     name: str
@@ -90,18 +113,27 @@ class Inventory:
     build_json: bytes
 
     def artifact(self, line: Promise) -> Artifact:
-        """Return the manifest's entry; only ``toolkit`` and ``min_driver`` come from ``line``.
+        """Return a server's entry; only ``toolkit`` and ``min_driver`` come from ``line``.
 
         Raises:
             InspectError: ``CODE_NOT_ASKED``: CUDA code in a line without a toolkit;
                 ``NO_BINARIES``: nothing in it is a program for one kind of machine.
+        """
+        return self.entry(_cuda(self.name, elf.merge(self.inspections), line))
+
+    def entry(
+        self, cuda: Cuda | None, *, kind: str = LLAMA_SERVER, provides: tuple[str, ...] = ()
+    ) -> Artifact:
+        """Return the manifest's entry, the rest of it read from the tarball.
+
+        Raises:
+            InspectError: ``NO_BINARIES``: nothing in it is a program for one kind of machine.
         """
         merged = elf.merge(self.inspections)
         if len(merged.machines) != 1 or merged.glibc is None:
             raise InspectError(
                 "NO_BINARIES", f"{self.name}: holds no programs for one machine and glibc"
             )
-        cuda = _cuda(self.name, merged, line)
         return Artifact(
             name=self.name,
             urls=(self.name,),
@@ -121,6 +153,8 @@ class Inventory:
             ),
             needs=merged.needs,
             files=self.files,
+            kind=kind,
+            provides=provides,
         )
 
 
@@ -137,7 +171,7 @@ def pack(request: PackRequest) -> Artifact:
     inspections = tuple(_inspected(name, path) for name, path in chosen.items())
     elf.check(inspections, elf.Asked(request.sass, request.ptx, request.line))
     try:
-        with _appearing(request.out) as temporary:
+        with appearing(request.out) as temporary:
             with temporary.open("wb") as raw:
                 _write(request, chosen, raw)
                 raw.flush()
@@ -145,7 +179,7 @@ def pack(request: PackRequest) -> Artifact:
             inventory = read_inventory(temporary, name=request.out.name)
             artifact = inventory.artifact(request.line)
     except OSError as error:
-        raise _write_failed(request.out, error) from error
+        raise write_failed(request.out, error) from error
     return artifact
 
 
@@ -171,12 +205,13 @@ def select(tree: Path) -> dict[str, Path]:
     return dict(sorted(chosen.items()))
 
 
-def read_inventory(path: Path, *, name: str | None = None) -> Inventory:
+def read_inventory(path: Path, *, name: str | None = None, layout: Layout = SERVER) -> Inventory:
     """Read a tarball again, streaming it: its digests, its files, what its binaries hold.
 
     Args:
         path: the tarball.
         name: what it is called, where that is not ``path``'s name.
+        layout: what kind of tarball it is.
 
     Raises:
         PackError: it cannot be read, is damaged, or holds what no release may (links, other
@@ -190,8 +225,8 @@ def read_inventory(path: Path, *, name: str | None = None) -> Inventory:
             digests = archive.hash_file(raw)
             raw.seek(0)
             found = [
-                _examine(member, called)
-                for member in archive.members(raw, archive_format, what=called)
+                _examine(member, called, layout.record)
+                for member in layout.members(raw, archive_format, what=called)
             ]
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED", f"{called}: {error}", hint="pack it again") from error
@@ -210,8 +245,8 @@ def read_inventory(path: Path, *, name: str | None = None) -> Inventory:
     )
 
 
-def _examine(member: Member, what: str) -> tuple[FileEntry, Inspection | None, bytes]:
-    """Return a member's entry, what it holds and needs where it is ELF, and its build record."""
+def _examine(member: Member, what: str, record: str) -> tuple[FileEntry, Inspection | None, bytes]:
+    """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
         digest = hashlib.sha256()
         while block := member.stream.read(archive.BLOCK):
@@ -228,8 +263,7 @@ def _examine(member: Member, what: str) -> tuple[FileEntry, Inspection | None, b
         if executable:
             raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} is no program")
         copy.seek(0)
-        is_record = member.path == f"{ROOT}/{BUILD_RECORD}"
-        return entry, None, copy.read() if is_record else b""
+        return entry, None, copy.read() if member.path == record else b""
 
 
 def _reject_twins(paths: list[str], what: str) -> None:
@@ -294,7 +328,7 @@ def _write(request: PackRequest, chosen: Mapping[str, Path], raw: BinaryIO) -> N
 
 
 @contextmanager
-def _appearing(out: Path) -> Iterator[Path]:
+def appearing(out: Path) -> Iterator[Path]:
     """Give a private name in ``out``'s folder; it becomes ``out`` if all went well, else goes."""
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=".packing-", suffix=".tmp")
     os.close(handle)
@@ -307,7 +341,8 @@ def _appearing(out: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _write_failed(out: Path, error: OSError) -> PackError:
+def write_failed(out: Path, error: OSError) -> PackError:
+    """Return the error of a tarball that could not be written."""
     if error.errno in _FULL:
         return _disk_full(out, error)
     return PackError("PACK_FAILED", f"{out}: {error.strerror or error}")

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 PINS_FILE: Final = PROJECT_ROOT / "build" / "pins.toml"
+_CUDA_RUNTIME: Final = re.compile(r"nvidia-(?:cublas|cuda-runtime)(?:-cu\d+)?")
+"""The packages whose wheels hold cuBLAS and cudart; of CUDA 12 they carry the major's number."""
 
 Sha256 = manifest.Sha256
 Name = manifest.Name
@@ -62,7 +64,7 @@ class ModelPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ToolkitPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One wheel of NVIDIA's CUDA toolkit; ``line`` says which line it belongs to."""
+    """One wheel of NVIDIA's, of the toolkit or its libraries; ``line`` says of which line."""
 
     line: Text
 
@@ -89,6 +91,7 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     source: SourcePin
     models: tuple[ModelPin, ...]
     toolkit: tuple[ToolkitPin, ...] = ()
+    cuda_runtime: tuple[ToolkitPin, ...] = ()
     images: tuple[ImagePin, ...] = ()
 
     def model(self, name: str) -> ModelPin:
@@ -118,6 +121,24 @@ class Pins(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
                 hint=f"there are wheels for: {known}",
             )
         return found
+
+    def cuda_runtime_of(self, line: str) -> tuple[ToolkitPin, ...]:
+        """Return the wheels that hold a line's cuBLAS and cudart, by package.
+
+        Raises:
+            UsageError: none are pinned; names the lines that have some.
+        """
+        rows = (*self.toolkit, *self.cuda_runtime)
+        wheels = [pin for pin in rows if _CUDA_RUNTIME.fullmatch(pin.package)]
+        found = sorted((p for p in wheels if p.line == line), key=lambda pin: pin.package)
+        if not found:
+            known = ", ".join(sorted({pin.line for pin in wheels}))
+            raise UsageError(
+                "CUDA_RUNTIME_NOT_PINNED",
+                f"no wheels with the CUDA libraries of line {line} are pinned",
+                hint=f"there are wheels for: {known}",
+            )
+        return tuple(found)
 
     def image(self, tag: str) -> ImagePin:
         """Return the pin of an image.

@@ -18,7 +18,7 @@ from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.execute import execute
-from farm.plan import BuildPlan
+from farm.plan import TARGETS, BuildPlan
 
 if TYPE_CHECKING:
     from farm.engines.base import Engine
@@ -48,6 +48,8 @@ class BuildRequest:
     jobs: int | None = None
     out: Path = Path("dist")
     fresh: bool = False
+    also: tuple[str, ...] = ()
+    """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
             line = promise_of_this_host(line, report)
         tree = named or choose_source(request)
         report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
-        plans = [BuildPlan(arch_set, line, tree) for arch_set in sets]
+        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
         return _build_all(plans, engine, request, report)
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import archive, build_record, elf, targets
+from farm import archive, build_record, cuda_runtime, elf, targets
 from farm.errors import PackError, UsageError
 from farm.pack import BUILD_RECORD, LICENCES, Inventory, PackRequest, pack, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
@@ -78,16 +78,18 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     """Write the manifest and what stands beside it for all tarballs in a folder; manifest last.
 
     Args:
-        out: the folder.
+        out: the folder; tarballs of CUDA's libraries come after the servers'.
         release: the release's name; kept from the manifest there, else ``b<build>-1``.
         serial: its serial; kept from the manifest there, else 1.
 
     Raises:
-        UsageError: the folder has no tarballs.
+        UsageError: the folder has no tarballs of llama-server.
         PackError: the tarballs are of different sources, or one is not ours.
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
-    inventories = [read_inventory(path) for path in _tarballs(out)]
+    tarballs = _tarballs(out)
+    inventories = [read_inventory(p) for p in tarballs if not cuda_runtime.is_one(p.name)]
+    libraries = [cuda_runtime.read(p) for p in tarballs if cuda_runtime.is_one(p.name)]
     records = [_record(inventory) for inventory in inventories]
     for inventory, record in zip(inventories, records, strict=True):
         _check_name(inventory, record)
@@ -101,9 +103,9 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         created=_now(),
         expires=None,
         source=schema.Source(**msgspec.structs.asdict(source)),
-        artifacts=tuple(
-            inventory.artifact(record.line)
-            for inventory, record in zip(inventories, records, strict=True)
+        artifacts=(
+            *(i.artifact(record.line) for i, record in zip(inventories, records, strict=True)),
+            *libraries,
         ),
     )
     content = schema.dump(written)
@@ -143,10 +145,7 @@ def verify(folder: Path) -> tuple[str, ...]:
     """
     manifest = load(folder)
     for listed in manifest.artifacts:
-        inventory = read_inventory(folder / listed.name)
-        record = _record(inventory)
-        elf.check(inventory.inspections, _asked(record))
-        _compare(listed, inventory.artifact(record.line))
+        _compare(listed, _read(folder / listed.name))
     unlisted = {path.name for path in _tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
         raise PackError("RELEASE_MISMATCH", f"{min(unlisted)} is not in the manifest")
@@ -160,9 +159,19 @@ def verify(folder: Path) -> tuple[str, ...]:
     return tuple(artifact.name for artifact in manifest.artifacts)
 
 
+def _read(path: Path) -> Artifact:
+    """Read a tarball of any kind again."""
+    if cuda_runtime.is_one(path.name):
+        return cuda_runtime.read(path)
+    inventory = read_inventory(path)
+    record = _record(inventory)
+    elf.check(inventory.inspections, _asked(record))
+    return inventory.artifact(record.line)
+
+
 def _compare(listed: Artifact, found: Artifact) -> None:
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
-                  "platform", "needs", "files", "format"):  # fmt: skip
+                  "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
         if getattr(listed, field) != getattr(found, field):
             raise PackError(
                 "RELEASE_MISMATCH",
@@ -181,10 +190,10 @@ def _tarballs(out: Path) -> list[Path]:
     found = sorted(
         path for archive_format in archive.FORMATS for path in out.glob(f"*.{archive_format}")
     )
-    if not found:
+    if all(cuda_runtime.is_one(path.name) for path in found):
         raise UsageError(
             "RELEASE_EMPTY",
-            f"{out} holds no tarballs",
+            f"{out} holds no tarballs of llama-server",
             hint="invoke build-cuda or invoke build-cpu makes them",
         )
     return found

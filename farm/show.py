@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -11,12 +12,15 @@ from rich.table import Table
 from farm import targets as table_of_targets
 from farm.errors import UsageError
 from farm.report import BuildReport
+from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
     from llama_loader.manifest import Artifact, Manifest
+
+_TARGET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def report() -> BuildReport:
@@ -51,6 +55,19 @@ def given(option: str, path: Path | None) -> Path:
     if path is None:
         raise UsageError("OPTION_MISSING", f"{option} was not given")
     return path
+
+
+def names(option: str, text: str) -> tuple[str, ...]:
+    """Parse names of CMake targets with commas between them.
+
+    Raises:
+        UsageError: names the option and the part that is no target's name.
+    """
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    for name in found:
+        if not _TARGET.fullmatch(name):
+            raise UsageError("TARGET_INVALID", f"{option} {name!r} is not a target's name")
+    return found
 
 
 def port(option: str, text: str) -> int:
@@ -99,8 +116,7 @@ def status(manifest: Manifest) -> None:
             artifact.name,
             _megabytes(artifact.size),
             _megabytes(artifact.unpacked_size),
-            _megabytes(parts["gpu"]),
-            _megabytes(parts["host"]),
+            *(_megabytes(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")),
             _holds(artifact),
         )
     console.print(table)
@@ -114,6 +130,9 @@ def verified(names: Iterable[str]) -> None:
 
 def _parts(artifact: Artifact) -> Counter[str]:
     sizes: Counter[str] = Counter()
+    if artifact.kind != LLAMA_SERVER:
+        return sizes
+    sizes["gpu"] = 0
     for entry in artifact.files:
         sizes["gpu" if entry.path.endswith("libggml-cuda.so") else "host"] += entry.size
     return sizes
@@ -122,6 +141,8 @@ def _parts(artifact: Artifact) -> Counter[str]:
 def _holds(artifact: Artifact) -> str:
     if artifact.cuda is None:
         return "no CUDA"
+    if artifact.kind == CUDA_RUNTIME:
+        return f"CUDA {artifact.cuda.toolkit} libraries"
     ptx = f", PTX {' '.join(artifact.cuda.ptx)}" if artifact.cuda.ptx else ""
     return f"SASS {' '.join(artifact.cuda.sass)}{ptx}"
 

@@ -81,7 +81,7 @@ def _update_files(document: Any) -> None:
         for row in document["models"]:
             _update_file(web, row, ANY_WHEEL)
             _update_member(row)
-        for row in document["toolkit"]:
+        for row in (*document["toolkit"], *document.get("cuda_runtime", ())):
             _update_file(web, row, LINUX_WHEEL)
 
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from llama_loader.console import Console
+    from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
+    from llama_loader.test_run import Verdict
 
 _OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
 _SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
@@ -33,6 +35,7 @@ _OPTIONS = {
     "device": "devices",
     "allow_cpu": "allow_cpu",
     "offline": "offline",
+    "no_test_run": "no_test_run",
     "port": "server_port",
 }
 
@@ -177,16 +180,32 @@ def _fetch(options: argparse.Namespace) -> int:
     from llama_loader import report
     from llama_loader.prepare import prepare
 
-    console = _console()
-    prepared = prepare(_settings(options), sink=console)
+    settings, console = _settings(options), _console()
+    prepared = prepare(settings, sink=console)
+    verdict = _tested(settings, prepared, console)
     console.timeline(prepared.timeline)
     for note in report.notes(prepared):
         console(note)
     if options.json:
-        _print_json(report.fetched(prepared))
+        _print_json(report.fetched(prepared, verdict))
     else:
         print(prepared.runtime, flush=True)
     return _OK
+
+
+def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict | None:
+    """Try what was fetched, where that can be done here; a kept verdict loads no more code."""
+    from llama_loader import test_run
+
+    if settings.no_test_run or not test_run.possible(settings, prepared):
+        return None
+    kept = test_run.kept(settings, prepared)
+    if kept is not None:
+        return kept
+    from llama_loader import launch
+
+    console.stage("test run with a tiny model")
+    return launch.try_runtime(settings, prepared)
 
 
 def _devices(options: argparse.Namespace) -> int:
@@ -315,6 +334,10 @@ def _parser() -> _Parser:
             name, help=text, description=text, parents=[common], allow_abbrev=False
         )
         command.set_defaults(run=run)
+        if name in {"fetch", "serve", "doctor"}:
+            command.add_argument(
+                "--no-test-run", action="store_true", help="do not try it with a tiny model"
+            )
         if name == "serve":
             _add_serve(command)
         elif name == "doctor":

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
+    from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
     from llama_loader.host import Gpu, HostFacts
     from llama_loader.model import ModelSource
@@ -210,17 +211,27 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings) -> None
         taken = [f"{one.soname} in {one.folder}" for one in prepared.libraries]
         return ", ".join(taken) or "none needed"
 
+    listings: list[Listing] = []
+
     def listed() -> str:
         environ = prepare.environment(settings, prepared)
-        listing = devices.list_devices(prepared.runtime, environ)
-        chosen = devices.choose(listing.devices, settings.devices, needed=None, allow_cpu=allowed)
+        listings.append(devices.list_devices(prepared.runtime, environ))
+        there = listings[0].devices
+        chosen = devices.choose(there, settings.devices, needed=None, allow_cpu=allowed)
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
 
-    if _tried(found, "libraries", libraries) and not _tried(found, "devices", listed):
+    def tried() -> str:
+        return report.test_run_line(launch.try_runtime(settings, prepared, listings[0]))
+
+    if not _tried(found, "libraries", libraries):
+        return
+    if not _tried(found, "devices", listed):
         failed = found.checks[-1]
         if failed.code == "NO_DEVICE" and prepared.host.zerogpu:
             # the main process of a ZeroGPU Space never has one: another build would not help
             found.checks[-1] = replace(failed, hint=_TOO_SLOW_HINT)
+    elif not settings.no_test_run:
+        _tried(found, "test run", tried)
 
 
 def _model(found: Examination, settings: Settings) -> None:

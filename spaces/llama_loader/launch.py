@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, extra_arguments, model_file, select
+from llama_loader import devices, extra_arguments, model_file, select, test_run
 from llama_loader.devices import DeviceChoice
-from llama_loader.errors import HostError
+from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
 from llama_loader.prepare import environment
 from llama_loader.server import Server, ServerPlan
@@ -16,9 +16,11 @@ from llama_loader.supervisor import Supervisor
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llama_loader.devices import Listing
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
+    from llama_loader.test_run import Verdict
 
 _ONLY_DEVICE: Final = "CUDA0"
 """What llama-server calls the GPU of a machine that has one."""
@@ -33,28 +35,41 @@ def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -
     Raises:
         HostError: no device, an unknown one, or missing CUDA libraries.
     """
-    if settings.cpu_chosen:
-        return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
-    require_libraries(prepared, allow_cpu=settings.allow_cpu)
-    choice, gpus = prepared.choice, prepared.host.gpus
-    if choice is not None and not settings.devices:
-        if choice.runs_on == "cpu":
-            return DeviceChoice((), choice.reason)
-        if prepared.missing:
-            missing = ", ".join(prepared.missing)
-            return DeviceChoice((), f"{missing} is not here, and the CPU is allowed")
-        if len(gpus) == 1:
-            return DeviceChoice((_ONLY_DEVICE,), f"the only one: {gpus[0].name}")
+    on_cpu = _cpu_alone(settings, prepared)
+    if on_cpu is not None:
+        return on_cpu
+    gpus = prepared.host.gpus
+    if prepared.choice is not None and not settings.devices and len(gpus) == 1:
+        return DeviceChoice((_ONLY_DEVICE,), f"the only one: {gpus[0].name}")
     return ask_devices(settings, prepared, model)
 
 
-def ask_devices(settings: Settings, prepared: Prepared, model: Path | None) -> DeviceChoice:
-    """Choose among what ``--list-devices`` finds.
+def _cpu_alone(settings: Settings, prepared: Prepared) -> DeviceChoice | None:
+    """Choose no device where no GPU can be meant; None where there may be one to choose."""
+    if settings.cpu_chosen:
+        return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
+    require_libraries(prepared, allow_cpu=settings.allow_cpu)
+    choice = prepared.choice
+    if choice is None or settings.devices:
+        return None
+    if choice.runs_on == "cpu":
+        return DeviceChoice((), choice.reason)
+    if prepared.missing:
+        missing = ", ".join(prepared.missing)
+        return DeviceChoice((), f"{missing} is not here, and the CPU is allowed")
+    return None
+
+
+def ask_devices(
+    settings: Settings, prepared: Prepared, model: Path | None, listing: Listing | None = None
+) -> DeviceChoice:
+    """Choose among what ``--list-devices`` finds, or has found (``listing``).
 
     Raises:
         HostError: no device, or an unknown one.
     """
-    listing = devices.list_devices(prepared.runtime, environment(settings, prepared))
+    if listing is None:
+        listing = devices.list_devices(prepared.runtime, environment(settings, prepared))
     size = model_file.measure(model, settings.n_ctx) if model else None
     return devices.choose(
         listing.devices,
@@ -110,6 +125,36 @@ def plan_server(
     )
 
 
+def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None = None) -> Verdict:
+    """Try a runtime with the loader's own tiny model, on every device that may be chosen.
+
+    A good verdict that was kept is enough. What it costs goes to the timeline.
+
+    Args:
+        settings: what was asked for.
+        prepared: the runtime.
+        listing: what ``--list-devices`` found, where it was asked already.
+
+    Raises:
+        HostError: this machine cannot run it.
+        ServerError: it does not start, or answers wrongly or too late.
+    """
+    kept = test_run.kept(settings, prepared)
+    if kept is not None:
+        return kept
+
+    def choose() -> DeviceChoice:
+        on_cpu = _cpu_alone(settings, prepared)
+        if on_cpu is not None:
+            return on_cpu
+        environ = environment(settings, prepared)
+        found = listing or devices.list_devices(prepared.runtime, environ, timeout=test_run.TIMEOUT)
+        return ask_devices(settings, prepared, None, found)
+
+    with prepared.timeline.stage("test run"):
+        return test_run.run(settings, prepared, choose)
+
+
 def start(
     settings: Settings,
     prepared: Prepared,
@@ -121,22 +166,38 @@ def start(
 ) -> Supervisor:
     """Start a server and wait for its first token; its times go to the timeline.
 
+    A start that works is remembered as a good test run. After one that does not, the loader's own
+    tiny model tells whether the runtime is at fault, where the error leaves that open.
+
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
     plan = plan_server(settings, prepared, model, extra, keyed=keyed)
-    supervisor = Supervisor(Server(plan), sink=sink)
     try:
-        server = supervisor.start()
+        supervisor = _started(settings, prepared, plan, sink)
     except HostError as error:
         if error.code != "INVALID_DEVICE" or settings.devices or not plan.devices:
             raise
         # the one GPU of this machine is not visible to the server: ask what it sees
         chosen = ask_devices(settings, prepared, model)
-        supervisor = Supervisor(Server(replace(plan, devices=chosen.names)), sink=sink)
-        server = supervisor.start()
+        plan = replace(plan, devices=chosen.names)
+        supervisor = _started(settings, prepared, plan, sink)
+    server = supervisor.server
     if server.started is not None:
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
         prepared.timeline.add("first token", first_token)
+    test_run.remember(settings, prepared, server)
+    return supervisor
+
+
+def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sink) -> Supervisor:
+    supervisor = Supervisor(Server(plan), sink=sink)
+    try:
+        supervisor.start()
+    except LoaderError as error:
+        judged = test_run.judged(settings, prepared, plan.devices, error)
+        if judged is None:
+            raise
+        raise judged from error
     return supervisor

@@ -21,6 +21,10 @@ from llama_loader.errors import IntegrityError
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
 """A manifest of 40 artifacts with 40 files each is about 300 kB."""
+LLAMA_SERVER: Final = "llama-server"
+"""The ``kind`` of an artifact that can be started; what an artifact without the field is."""
+CUDA_RUNTIME: Final = "cuda-runtime"
+"""The ``kind`` of NVIDIA's libraries for hosts that have none; there is nothing to start in it."""
 CHUNK_SIZE: Final = 4 * 1024 * 1024
 """What the farm writes: a 20 MB artifact has five chunks, and a flipped bit costs 4 MiB."""
 
@@ -98,8 +102,12 @@ class Sbom(_Frozen, frozen=True, kw_only=True):
     sha256: Sha256
 
 
-class Artifact(_Frozen, frozen=True, kw_only=True):
-    """One tarball. ``chunks[i]`` digests bytes ``[i*chunk_size, (i+1)*chunk_size)``."""
+class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
+    """One tarball. ``chunks[i]`` digests bytes ``[i*chunk_size, (i+1)*chunk_size)``.
+
+    ``kind`` is ``llama-server`` (not written) or ``cuda-runtime``; a reader passes over others.
+    ``provides`` names the libraries that a ``cuda-runtime`` brings, all in one folder of it.
+    """
 
     name: Name
     urls: Annotated[tuple[Text, ...], Meta(min_length=1)]
@@ -114,13 +122,16 @@ class Artifact(_Frozen, frozen=True, kw_only=True):
     platform: Platform
     needs: tuple[Name, ...]
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=10_000)]
-    sbom: Sbom | None = None
+    # A factory, because omit_defaults leaves those in: releases have always said "sbom": null.
+    sbom: Sbom | None = msgspec.field(default_factory=lambda: None)
+    kind: Text = LLAMA_SERVER
+    provides: tuple[Name, ...] = ()
 
     def __post_init__(self) -> None:
         """Check what no single field can say.
 
         Raises:
-            ValueError: chunks, files, sizes or ``cuda`` contradict one another.
+            ValueError: chunks, files, sizes, ``cuda`` or ``provides`` contradict one another.
         """
         if len(self.chunks) != -(-self.size // self.chunk_size):
             raise ValueError("chunks: their number does not follow from size and chunk_size")
@@ -130,6 +141,21 @@ class Artifact(_Frozen, frozen=True, kw_only=True):
             raise ValueError("files: two paths are equal or differ in case only")
         if (self.cuda is None) == (self.backend == "cuda"):
             raise ValueError("cuda: must be given for backend 'cuda' and for no other")
+        if self.kind == CUDA_RUNTIME and len(self._library_folders) != 1:
+            raise ValueError("provides: must name files that are all in one folder")
+
+    @property
+    def library_folder(self) -> str:
+        """The folder (relative, ``.`` at the top) with what a ``cuda-runtime`` provides."""
+        return self._library_folders[0].rstrip("/") or "."
+
+    @property
+    def _library_folders(self) -> list[str]:
+        """Every folder (with its slash) that holds all that is provided."""
+        paths = {entry.path for entry in self.files}
+        first = self.provides[0] if self.provides else None
+        folders = [path.removesuffix(first) for path in paths if first == path.rpartition("/")[2]]
+        return [one for one in folders if paths.issuperset(one + name for name in self.provides)]
 
     def resolved_urls(self, manifest_url: str) -> tuple[str, ...]:
         """Return ``urls`` in order, relative ones resolved against the manifest's own URL."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from llama_loader import cuda_libraries, host, processes, select
-from llama_loader.events import ignore
+from llama_loader.events import Note, ignore
 from llama_loader.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from llama_loader.events import Sink
     from llama_loader.fetch import Fetcher
     from llama_loader.host import HostFacts
-    from llama_loader.manifest import Manifest
+    from llama_loader.manifest import Artifact, Manifest
     from llama_loader.select import Choice
     from llama_loader.settings import Settings
     from llama_loader.store import Installed, Store
@@ -34,9 +34,10 @@ class Prepared:
         installed: what the store says about it.
         host: this machine.
         choice: why this artifact; None where a tarball was given by URL.
-        libraries: CUDA libraries that it will use.
+        libraries: CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones.
         missing: sonames of those that are not here.
         timeline: resolve, fetch, verify, unpack.
+        runtime_libraries: the fetched ones, None where this host has its own, or none are had.
     """
 
     installed: Installed
@@ -45,6 +46,7 @@ class Prepared:
     libraries: tuple[Library, ...]
     missing: tuple[str, ...]
     timeline: Timeline
+    runtime_libraries: Installed | None = None
 
     @property
     def runtime(self) -> Path:
@@ -72,7 +74,18 @@ def prepare(settings: Settings, *, sink: Sink = ignore) -> Prepared:
         _fetcher(settings, sink),
         release=manifest.release,
     )
-    return Prepared(installed, facts, choice, choice.libraries, choice.missing, timeline)
+    brought = choice.runtime_libraries
+    if brought is None:
+        return Prepared(installed, facts, choice, choice.libraries, choice.missing, timeline)
+    added = store.install(
+        brought,
+        brought.resolved_urls(url),
+        _fetcher(settings, sink),
+        release=manifest.release,
+        note=_fetched_note(choice, brought),
+    )
+    libraries = _with_release(choice.libraries, brought, added.folder)
+    return Prepared(installed, facts, choice, libraries, (), timeline, added)
 
 
 def resolve(
@@ -91,6 +104,30 @@ def resolve(
     facts = host.detect(settings) if facts is None else facts
     manifest, _, choice = _choose(settings, _store(settings, sink), facts, sink)
     return manifest, facts, choice
+
+
+def _fetched_note(choice: Choice, brought: Artifact) -> Note:
+    packages = " ".join(cuda_libraries.packages(choice.missing))
+    return Note(
+        "CUDA_RUNTIME_FETCHED",
+        f"fetching {brought.size / 1e6:.0f} MB of CUDA libraries ({brought.name}), because this"
+        f" machine lacks {', '.join(choice.missing)}",
+        f"to have nothing to fetch, add to requirements.txt (or pip install): {packages}",
+    )
+
+
+def _with_release(
+    here: tuple[Library, ...], brought: Artifact, folder: Path
+) -> tuple[Library, ...]:
+    """Put the release's libraries before the host's, all of them where one was missing.
+
+    cuBLAS is made for the cuBLASLt of its own version: what comes together is taken together.
+    """
+    version = brought.cuda.toolkit if brought.cuda else None
+    fetched = [
+        cuda_libraries.Library(soname, folder, version, "release") for soname in brought.provides
+    ]
+    return (*fetched, *(one for one in here if one.soname not in brought.provides))
 
 
 def wishes(settings: Settings) -> select.Wishes:

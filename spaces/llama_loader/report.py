@@ -10,17 +10,19 @@ from llama_loader.errors import HostError
 from llama_loader.events import Note
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from llama_loader.cuda_libraries import Library
     from llama_loader.devices import Device, DeviceChoice, Listing
     from llama_loader.host import HostFacts
     from llama_loader.prepare import Prepared
     from llama_loader.select import Choice
     from llama_loader.server import Server
+    from llama_loader.test_run import Verdict
 
 
-def fetched(prepared: Prepared) -> dict[str, Any]:
+def fetched(prepared: Prepared, verdict: Verdict | None = None) -> dict[str, Any]:
     """What ``fetch --json`` prints."""
     installed = prepared.installed
     return {
@@ -30,8 +32,27 @@ def fetched(prepared: Prepared) -> dict[str, Any]:
         "artifact": installed.artifact.name if installed.artifact else None,
         "verified": installed.verified,
         "choice": choice(prepared.choice) if prepared.choice else None,
+        "libraries": _folders(prepared.libraries),
+        "test_run": _test_run(verdict) if verdict else None,
         "timeline": prepared.timeline.as_json(),
     }
+
+
+def _test_run(verdict: Verdict) -> dict[str, Any]:
+    return {
+        "devices": list(verdict.devices),
+        "seconds": round(verdict.seconds, 4),
+        "by": verdict.by,
+        "kept": verdict.kept,
+    }
+
+
+def test_run_line(verdict: Verdict) -> str:
+    """Say in a sentence what a good test run found."""
+    what = "a model was served" if verdict.by == "model" else "the tiny model answered rightly"
+    where = ", ".join(verdict.devices) or "the CPU"
+    when = " at an earlier run" if verdict.kept else f" in {verdict.seconds:.2f} s"
+    return f"{what} on {where}{when}"
 
 
 def served(prepared: Prepared, server: Server, model: Path) -> dict[str, Any]:
@@ -58,9 +79,14 @@ def choice(chosen: Choice) -> dict[str, Any]:
         "runs_on": chosen.runs_on,
         "native": chosen.native,
         "missing": list(chosen.missing),
-        "libraries": {one.soname: str(one.folder) for one in chosen.libraries},
+        "libraries": _folders(chosen.libraries),
+        "runtime_libraries": chosen.runtime_libraries.name if chosen.runtime_libraries else None,
         "verdicts": [asdict(verdict) for verdict in chosen.verdicts],
     }
+
+
+def _folders(libraries: Iterable[Library]) -> dict[str, str]:
+    return {one.soname: str(one.folder) for one in libraries}
 
 
 def host(facts: HostFacts) -> dict[str, Any]:
@@ -73,7 +99,7 @@ def host(facts: HostFacts) -> dict[str, Any]:
 
 def notes(prepared: Prepared) -> list[Note]:
     """What a person should know about a runtime that was only fetched."""
-    if prepared.choice is None or not prepared.choice.missing:
+    if prepared.choice is None or not prepared.missing:
         return []
     try:
         select.require_libraries(prepared.choice, prepared.host)

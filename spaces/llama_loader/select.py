@@ -1,20 +1,22 @@
 """Which artifact this host gets, and why each other one is passed over. Pure: no I/O at all.
 
 Order of preference: the most GPUs served, machine code (SASS) before code for the driver's
-compiler (PTX), CUDA libraries that are there before such that are missing, code made for this GPU
-before code for an older one of its family, then fewer bytes to download, then the name.
+compiler (PTX), CUDA libraries that are there before such that the release brings before such that
+are missing, code made for this GPU before code for an older one of its family, then fewer bytes to
+download, then the name.
 Everything that it needs is an argument, so it can be asked what another machine would get.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cuda_libraries, known_gpus
 from llama_loader.errors import HostError, LoaderError
+from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -31,16 +33,18 @@ _MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
 class Stage(IntEnum):
     """How far an artifact came before it was passed over: the furthest one names the error."""
 
-    FORMAT = 0
-    PLATFORM = 1
-    BACKEND = 2
-    GPU = 3
-    GLIBC = 4
-    DRIVER = 5
-    FITS = 6
+    KIND = 0
+    FORMAT = 1
+    PLATFORM = 2
+    BACKEND = 3
+    GPU = 4
+    GLIBC = 5
+    DRIVER = 6
+    FITS = 7
 
 
 _CODES: Final = {
+    Stage.KIND: "NO_ARTIFACT",
     Stage.FORMAT: "NO_ARTIFACT",
     Stage.PLATFORM: "PLATFORM_UNSUPPORTED",
     Stage.BACKEND: "NO_ARTIFACT",
@@ -81,6 +85,8 @@ class Choice:
         libraries: CUDA libraries that it will use.
         missing: sonames of CUDA libraries that are not here; ``require_libraries`` says so.
         verdicts: one for each artifact of the manifest, in its order.
+        runtime_libraries: what of the same release brings all that is missing; None where nothing
+            is, where nothing does, or where the CPU would do.
     """
 
     artifact: Artifact
@@ -91,6 +97,7 @@ class Choice:
     libraries: tuple[Library, ...]
     missing: tuple[str, ...]
     verdicts: tuple[Verdict, ...]
+    runtime_libraries: Artifact | None = None
 
 
 @dataclass(frozen=True)
@@ -103,17 +110,25 @@ class _Candidate:
     gap: int = 0
     libraries: tuple[Library, ...] = ()
     missing: tuple[str, ...] = ()
+    brings: Artifact | None = None
 
     @property
-    def rank(self) -> tuple[bool, int, bool, bool, int, int, str]:
+    def lack(self) -> int:
+        """0: its libraries are here; 1: the release brings them; 2: they are missing."""
+        if not self.missing:
+            return 0
+        return 1 if self.brings else 2
+
+    @property
+    def rank(self) -> tuple[bool, int, bool, int, int, int, str]:
         """Smaller is better."""
         return (
             self.artifact.backend != "cuda",
             -len(self.served),
             not self.native,
-            bool(self.missing),
+            self.lack,
             self.gap,
-            self.artifact.size,
+            self.artifact.size + (self.brings.size if self.brings else 0),
             self.artifact.name,
         )
 
@@ -127,7 +142,9 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     """
     targets = (wishes.arch,) if wishes.arch else host.capabilities
     on_gpu = bool(targets) and wishes.backend != "cpu"
-    judged = [_judge(artifact, host, targets if on_gpu else ()) for artifact in manifest.artifacts]
+    # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
+    runtimes = () if wishes.allow_cpu else _usable_runtimes(manifest, host)
+    judged = [_judge(one, host, targets if on_gpu else (), runtimes) for one in manifest.artifacts]
     if on_gpu:
         gpu = [one for one in judged if one.stage is Stage.FITS and one.served]
         if gpu:
@@ -143,13 +160,13 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
-    """Refuse a choice whose CUDA libraries are not here, before anything is started.
+    """Refuse a choice whose CUDA libraries neither are here nor come with it, before any start.
 
     Raises:
         HostError: names the libraries, where they were looked for, the other majors that were
             found, and the packages that bring them.
     """
-    if choice.runs_on != "gpu" or not choice.missing:
+    if choice.runs_on != "gpu" or not choice.missing or choice.runtime_libraries:
         return
     raise missing_libraries(choice.artifact.name, choice.missing, host.libraries)
 
@@ -196,19 +213,32 @@ def _runs(arch: str, target: str, *, same_major: bool) -> bool:
     return number <= wanted and (same or not (same_major or arch.endswith("f")))
 
 
-def _judge(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) -> _Candidate:
+def _judge(
+    artifact: Artifact,
+    host: HostFacts,
+    targets: tuple[str, ...],
+    runtimes: tuple[Artifact, ...] = (),
+) -> _Candidate:
     """Judge one artifact for the GPUs ``targets``; for the CPU where there are none."""
-    refused = _refused_by_platform(artifact, host)
+    refused = _refused_by_kind(artifact) or _refused_by_platform(artifact, host)
     if refused:
         return _Candidate(artifact, *refused)
     if targets:
-        return _judge_gpu(artifact, host, targets)
+        return _judge_gpu(artifact, host, targets, runtimes)
     trouble = _glibc_trouble(artifact, host)
     if trouble:
         return _Candidate(artifact, Stage.GLIBC, trouble)
     if artifact.backend == "cuda":
         return _Candidate(artifact, Stage.FITS, "built for CUDA; can run on the CPU too")
     return _Candidate(artifact, Stage.FITS, "built for the CPU")
+
+
+def _refused_by_kind(artifact: Artifact) -> tuple[Stage, str] | None:
+    if artifact.kind == LLAMA_SERVER:
+        return None
+    if artifact.kind == CUDA_RUNTIME:
+        return Stage.KIND, "holds CUDA libraries, no server"
+    return Stage.KIND, f"its kind {artifact.kind} is unknown to this loader"
 
 
 def _refused_by_platform(artifact: Artifact, host: HostFacts) -> tuple[Stage, str] | None:
@@ -235,7 +265,41 @@ def _glibc_trouble(artifact: Artifact, host: HostFacts) -> str | None:
     return None
 
 
-def _judge_gpu(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) -> _Candidate:
+def _usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...]:
+    """Return the release's CUDA libraries that this host could load."""
+    return tuple(
+        one
+        for one in manifest.artifacts
+        if one.kind == CUDA_RUNTIME
+        and not _refused_by_platform(one, host)
+        and not _glibc_trouble(one, host)
+        and not _driver_trouble(one, host.driver, native=True)
+        and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
+    )
+
+
+def _bringing(
+    artifact: Artifact, missing: tuple[str, ...], runtimes: Iterable[Artifact]
+) -> Artifact | None:
+    """Choose the libraries for a server: of its own toolkit, else of the next one that covers it.
+
+    Not of an older toolkit: a soname stays from 12.0 to 12.9, but functions are added.
+    """
+    usable = [
+        (one.cuda.toolkit != artifact.cuda.toolkit, one.size, one.name, one)
+        for one in runtimes
+        if one.cuda
+        and artifact.cuda
+        and missing
+        and set(missing) <= set(one.provides)
+        and not _older(one.cuda.toolkit, artifact.cuda.toolkit)
+    ]
+    return min(usable)[-1] if usable else None
+
+
+def _judge_gpu(
+    artifact: Artifact, host: HostFacts, targets: tuple[str, ...], runtimes: tuple[Artifact, ...]
+) -> _Candidate:
     if artifact.cuda is None:
         return _Candidate(artifact, Stage.BACKEND, "has no CUDA code, and there is a GPU")
     codes = {target: cuda_code(artifact, target) for target in targets}
@@ -250,9 +314,10 @@ def _judge_gpu(artifact: Artifact, host: HostFacts, targets: tuple[str, ...]) ->
     if trouble:
         return _Candidate(artifact, Stage.DRIVER, trouble)
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    reason = _fits_reason(artifact, served, targets, native=native, missing=missing)
     gap = sum(_gap(artifact, target) for target in served)
-    return _Candidate(artifact, Stage.FITS, reason, served, native, gap, taken, missing)
+    brings = _bringing(artifact, missing, runtimes)
+    fitting = _Candidate(artifact, Stage.FITS, "", served, native, gap, taken, missing, brings)
+    return replace(fitting, reason=_fits_reason(fitting, targets))
 
 
 def _gap(artifact: Artifact, target: str) -> int:
@@ -265,20 +330,15 @@ def _gap(artifact: Artifact, target: str) -> int:
     return int(target) - max(int(arch.rstrip("af")) for arch in usable)
 
 
-def _fits_reason(
-    artifact: Artifact,
-    served: tuple[str, ...],
-    targets: tuple[str, ...],
-    *,
-    native: bool,
-    missing: tuple[str, ...],
-) -> str:
-    how = "machine code" if native else "PTX, which the driver compiles at the first start (slow),"
-    parts = [f"{how} for {dotted(served)}"]
-    left = tuple(target for target in targets if target not in served)
+def _fits_reason(one: _Candidate, targets: tuple[str, ...]) -> str:
+    slow = "PTX, which the driver compiles at the first start (slow),"
+    parts = [f"{'machine code' if one.native else slow} for {dotted(one.served)}"]
+    left = tuple(target for target in targets if target not in one.served)
     parts += [f"none for {dotted(left)}"] if left else []
-    parts += [f"{', '.join(missing)} missing here"] if missing else []
-    return f"{'; '.join(parts)}; {artifact.size / 1e6:.1f} MB"
+    if one.missing:
+        bringing = f", brought by {one.brings.name}" if one.brings else ""
+        parts.append(f"{', '.join(one.missing)} missing here{bringing}")
+    return f"{'; '.join(parts)}; {one.artifact.size / 1e6:.1f} MB"
 
 
 def _driver_trouble(artifact: Artifact, driver: str | None, *, native: bool) -> str | None:
@@ -308,6 +368,7 @@ def _choice(best: _Candidate, judged: Iterable[_Candidate], runs_on: str) -> Cho
         best.libraries,
         best.missing if runs_on == "gpu" else (),
         verdicts,
+        best.brings if runs_on == "gpu" else None,
     )
 
 
@@ -315,6 +376,9 @@ def _verdict(one: _Candidate, best: _Candidate, runs_on: str) -> Verdict:
     if one.artifact is best.artifact:
         reason = one.reason if runs_on == "gpu" or one.served == () else best.reason
         return Verdict(one.artifact.name, fits=True, reason=f"chosen: {reason}")
+    if runs_on == "gpu" and one.artifact is best.brings:
+        size = f"{one.artifact.size / 1e6:.1f} MB"
+        return Verdict(one.artifact.name, fits=True, reason=f"fetched too: libraries; {size}")
     if one.stage is not Stage.FITS:
         return Verdict(one.artifact.name, fits=False, reason=one.reason)
     return Verdict(one.artifact.name, fits=True, reason=f"{_why_not(one, best)} ({one.reason})")
@@ -328,8 +392,9 @@ def _why_not(one: _Candidate, best: _Candidate) -> str:
         return f"would run, but {chosen} serves more GPUs"
     if one.native != best.native:
         return f"would run, but {chosen} has machine code"
-    if bool(one.missing) != bool(best.missing):
-        return f"would run, but the libraries of {chosen} are here"
+    if one.lack != best.lack:
+        there = "here" if best.lack == 0 else "in this release"
+        return f"would run, but the libraries of {chosen} are {there}"
     if one.gap != best.gap:
         return f"would run, but {chosen} is closer to this GPU"
     return (
@@ -355,14 +420,16 @@ def _nothing(
     manifest: Manifest, targets: tuple[str, ...], judged: list[_Candidate], host: HostFacts
 ) -> LoaderError:
     """The error of the artifact that came furthest, with a list of what there is."""
-    furthest = max((one.stage for one in judged), default=Stage.FORMAT)
+    furthest = max((one.stage for one in judged), default=Stage.KIND)
     best = [one for one in judged if one.stage is furthest]
-    there = ", ".join(dict.fromkeys(_holds(artifact) for artifact in manifest.artifacts))
+    servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
+    there = ", ".join(dict.fromkeys(_holds(artifact) for artifact in servers))
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
     why = {
         Stage.GPU: "none has code for it",
         Stage.BACKEND: "none is for it",
         Stage.FORMAT: "none can be read",
+        Stage.KIND: "none is a server",
     }.get(furthest, "; ".join(f"{one.artifact.name} {one.reason}" for one in best[:3]))
     return HostError(
         _CODES.get(furthest, "NO_ARTIFACT"),

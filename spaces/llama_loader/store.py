@@ -45,7 +45,8 @@ class Installed:
     """A runtime whose files were all hashed and found right.
 
     Attributes:
-        folder: the absolute folder that holds ``llama-server``.
+        folder: the absolute folder that holds ``llama-server``, or the libraries of an artifact
+            that has none.
         root: the runtime's own folder in the store.
         sha256: of the archive that it came from.
         release: the release's name, None for an archive by URL.
@@ -84,9 +85,22 @@ class Store:
         return self._find(sha256, None)
 
     def install(
-        self, artifact: Artifact, urls: Sequence[str], fetcher: Fetcher, *, release: str
+        self,
+        artifact: Artifact,
+        urls: Sequence[str],
+        fetcher: Fetcher,
+        *,
+        release: str,
+        note: Note | None = None,
     ) -> Installed:
         """Return the artifact's runtime, fetched and unpacked unless it is there already.
+
+        Args:
+            artifact: a server, or libraries for one.
+            urls: where it is, tried in order.
+            fetcher: fetches it.
+            release: the release's name.
+            note: what a person should know where it really has to be fetched.
 
         Raises:
             NetworkError: it cannot be had from any URL.
@@ -98,6 +112,8 @@ class Store:
             return found
         with self._installing(artifact.sha256) as staging:
             if staging is not None:
+                if note is not None:
+                    self._sink(note)
                 self._fetch_and_unpack(artifact, urls, fetcher, staging / FILES)
                 done = Receipt(
                     format=FORMAT,
@@ -123,6 +139,8 @@ class Store:
         found = self.find(sha256) if sha256 is not None else None
         if found is None:
             found = self._install_archive(url, sha256, fetcher)
+        elif found.artifact is not None and found.artifact.kind != schema.LLAMA_SERVER:
+            raise IntegrityError("NO_SERVER_IN_ARCHIVE", f"{url} holds no llama-server")
         return replace(found, verified=sha256 is not None)
 
     def manifest(self, url: str, sha256: str | None, fetcher: Fetcher) -> Manifest:
@@ -182,8 +200,6 @@ class Store:
 
     def _checked(self, place: Path, files: tuple[FileEntry, ...] | None) -> Installed:
         """Hash a runtime; where ``files`` are given, it must be those: they are what is trusted."""
-        from llama_loader.unpack import find_program
-
         started = time.monotonic()
         found = receipt.read(place)
         if files is not None and found.files != files:
@@ -192,7 +208,7 @@ class Store:
         size = sum(entry.size for entry in found.files)
         self._sink(Stage("verify", time.monotonic() - started, size))
         return Installed(
-            folder=place / FILES / find_program((entry.path for entry in found.files), place.name),
+            folder=place / FILES / _main_folder(found, place.name),
             root=place,
             sha256=found.sha256,
             release=found.release,
@@ -276,9 +292,7 @@ class Store:
 
     def _publish(self, staging: Path, done: Receipt, name: str) -> None:
         """Make a complete runtime visible, in one step."""
-        from llama_loader.unpack import find_program
-
-        find_program((entry.path for entry in done.files), name)
+        _main_folder(done, name)
         disk.write_new(staging / RECEIPT, schema.encode(done))
         for folder in (staging, *staging.rglob("*")):
             if folder.is_dir():
@@ -393,6 +407,15 @@ class Store:
         path = self._root / "manifests" / f"{sha256}.json"
         with disk.errors(path):
             disk.write_whole(path, data, staging=self._staging)
+
+
+def _main_folder(found: Receipt, name: str) -> str:
+    """Return the folder of a runtime that others ask for: its server's, or its libraries'."""
+    from llama_loader.unpack import find_program
+
+    if found.artifact is not None and found.artifact.kind == schema.CUDA_RUNTIME:
+        return found.artifact.library_folder
+    return find_program((entry.path for entry in found.files), name)
 
 
 class _Clock:

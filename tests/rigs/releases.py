@@ -7,6 +7,7 @@ from pathlib import Path
 from llama_loader.cuda_libraries import Library
 from llama_loader.host import HostFacts
 from llama_loader.manifest import (
+    CUDA_RUNTIME,
     Artifact,
     Cuda,
     FileEntry,
@@ -44,6 +45,34 @@ def artifact(
         platform=Platform(**{**words, **platform}),
         needs=(f"libcublas.so.{major}", f"libcudart.so.{major}", "libcuda.so.1") if cuda else (),
         files=(FileEntry(path="runtime/llama-server", size=1, sha256=SHA, executable=True),),
+    )
+
+
+def runtime(line: str, *, size: int = 400_000_000, name: str = "", **platform: str) -> Artifact:
+    """CUDA's libraries of a line, as ``invoke cuda-runtime`` packs them."""
+    toolkit, driver = LINES[line]
+    major = toolkit.partition(".")[0]
+    provides = tuple(f"{stem}.so.{major}" for stem in ("libcublas", "libcublasLt", "libcudart"))
+    words = {"system": "linux", "machine": "x86_64", "glibc": "2.27", "glibcxx": None}
+    return Artifact(
+        name=f"cuda-runtime-{name or toolkit}-{line}-linux-x86_64.tar.zst",
+        urls=("x",),
+        format="tar.zst",
+        size=size,
+        sha256=SHA,
+        chunk_size=1 << 30,
+        chunks=(SHA,),
+        unpacked_size=len(provides),
+        backend="cuda",
+        cuda=Cuda(toolkit=toolkit, min_driver=driver, sass=(), ptx=()),
+        platform=Platform(**{**words, **platform}),
+        needs=(),
+        files=tuple(
+            FileEntry(path=f"cuda-runtime/{one}", size=1, sha256=SHA, executable=False)
+            for one in provides
+        ),
+        kind=CUDA_RUNTIME,
+        provides=provides,
     )
 
 

@@ -147,14 +147,15 @@ def test_help_is_there_at_once_and_loads_nothing() -> None:
 
 
 def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> None:
-    done = run(home, "fetch", *manifest_options(release), "--allow-cpu")
+    options = [*manifest_options(release), "--allow-cpu", "--no-test-run"]
+    done = run(home, "fetch", *options)
     assert (done.returncode, done.stderr) == (0, "")
     folder = Path(done.stdout.splitlines()[-1])
     assert folder.is_absolute()
     assert (folder / "llama-server").is_file()
     assert folder.is_relative_to(Path(home["HF_HOME"]) / "llama-loader")
     assert run(home, "verify", str(folder)).returncode == 0
-    again = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--offline", "--json")
+    again = run(home, "fetch", *options, "--offline", "--json")
     told = json.loads(again.stdout)
     assert told["folder"] == str(folder)
     assert [stage["name"] for stage in told["timeline"]] == ["resolve", "verify"]
@@ -165,9 +166,26 @@ def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> N
 def test_fetch_of_a_cold_store_tells_every_stage(home: dict[str, str], release: Path) -> None:
     done = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--json")
     stages = {stage["name"]: stage for stage in json.loads(done.stdout)["timeline"]}
-    assert list(stages) == ["resolve", "fetch", "unpack", "verify"]
+    assert list(stages) == ["resolve", "fetch", "unpack", "verify", "test run"]
     assert stages["fetch"]["size"] == (release / NAME).stat().st_size
     assert all(stage["seconds"] >= 0 for stage in stages.values())
+
+
+def test_fetch_tries_what_it_installed(
+    home: dict[str, str], impostor: Impostor, tmp_path: Path
+) -> None:
+    impostor.behave(exit=3, say=["E it is broken"])
+    options = [*manifest_options(make_release(impostor, tmp_path / "r")), "--allow-cpu"]
+    done = run(home, "fetch", *options)
+    assert "--no-test-run" in refused(done, 7, "SERVER_ENDED")
+    assert "the loader's own tiny model failed" in done.stderr
+    assert "status 3 while loading; its last lines: E it is broken" in done.stderr
+    assert run(home, "fetch", *options, "--no-test-run").returncode == 0
+    page = run(home, "doctor", *options)
+    assert page.returncode == 7
+    assert "FAIL test run: the test run with the loader's own tiny model failed" in page.stdout
+    told = json.loads(run(home, "doctor", *options, "--no-test-run", "--json").stdout)
+    assert "test run" not in [check["name"] for check in told["checks"]]
 
 
 def test_an_archive_by_url_wins_and_says_that_it_is_not_pinned(
@@ -224,6 +242,7 @@ def test_devices_lists_and_says_why(
         ([], 2, "USAGE"),
         (["frobnicate"], 2, "USAGE"),
         (["fetch", "--frob"], 2, "USAGE"),
+        (["verify", "--no-test-run", "x"], 2, "USAGE"),
         (["fetch", "--arc", "90"], 2, "USAGE"),
         (["fetch", "--", "x"], 2, "USAGE"),
         (["serve"], 2, "USAGE"),
@@ -396,7 +415,7 @@ def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:
     told = json.loads(run(home, "doctor", *options, "--allow-cpu", "--json").stdout)
     assert told["ok"] is True
     assert [check["name"] for check in told["checks"]] == [
-        "settings", "gpu", "store", "runtime", "libraries", "devices", "model",
+        "settings", "gpu", "store", "runtime", "libraries", "devices", "test run", "model",
     ]  # fmt: skip
     assert "hf_verysecret" not in json.dumps(told) + good.stdout
     assert "set" in told["settings"]["hf_token"]

@@ -119,6 +119,17 @@ def test_the_list_of_devices_decides(
     assert found.exit_status == 5
 
 
+def test_a_runtime_that_lists_a_device_but_does_not_compute(
+    clinic: Clinic, impostor: Impostor
+) -> None:
+    impostor.behave(list=LIST, completion="die")
+    found = clinic.examine()
+    assert failures(found) == {"test run": "CUDA_ERROR"}
+    assert found.exit_status == 7
+    assert "your model is not the cause" in found.as_text()
+    assert impostor.starts() == 2
+
+
 def test_a_named_device_that_is_not_there(clinic: Clinic) -> None:
     found = clinic.examine(LLAMA_DEVICE="Vulkan0")
     assert failures(found) == {"devices": "INVALID_DEVICE"}

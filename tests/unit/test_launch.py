@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import extra_arguments, launch, model, prepare, select
+from llama_loader import extra_arguments, launch, model, prepare, select, test_run
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.select import Wishes
@@ -99,6 +99,36 @@ def test_missing_libraries_are_said_before_anything_starts(impostor: Impostor) -
 def test_no_layers_means_the_cpu(impostor: Impostor) -> None:
     argv, _ = start(settings(N_GPU_LAYERS="0"), prepared(impostor.behave(), H200))
     assert (device(argv), argv[argv.index("--n-gpu-layers") + 1]) == ("none", "0")
+
+
+def test_a_failed_start_is_told_from_a_failed_runtime(
+    impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The tiny model takes the same way; what it says decides who is at fault."""
+    monkeypatch.setattr(test_run, "TIMEOUT", 1.0)
+    hangs = impostor.behave(completion="hang")
+    wanted = settings(LLAMA_SERVER_STARTUP_TIMEOUT="1")
+    with pytest.raises(LoaderError) as caught:
+        launch.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
+    assert (caught.value.code, caught.value.exit_status) == ("START_TIMEOUT", 7)
+    assert caught.value.message.startswith("the test run with the loader's own tiny model failed")
+    assert "your model is not the cause" in caught.value.message
+    assert "with your model: llama-server is loaded, but does not answer" in caught.value.message
+    assert device(impostor.seen()["argv"]) == "CUDA0"
+    impostor.behave(completion="hang", bad_starts=3)
+    with pytest.raises(LoaderError) as caught:
+        launch.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
+    assert caught.value.code == "START_TIMEOUT"
+    assert "tiny model answers here, so the runtime works" in caught.value.message
+    assert "look at the model" in caught.value.hint
+
+
+def test_errors_that_name_their_cause_need_no_test_run(impostor: Impostor) -> None:
+    runtime = impostor.behave(exit=1, say=["E srv load_model: failed to load model, '/m'"])
+    with pytest.raises(LoaderError) as caught:
+        launch.start(settings(), prepared(runtime, H200), Path("/m"))
+    assert caught.value.code == "BAD_MODEL"
+    assert impostor.starts() == 1
 
 
 def test_a_foreign_archive_is_asked_and_gets_its_own_folder(impostor: Impostor) -> None:

@@ -51,6 +51,50 @@ def test_a_cuda_artifact_goes_round() -> None:
     assert parsed.artifacts[0].cuda.sass == ("90", "120a")
 
 
+def libraries(**changes: Any) -> bytes:
+    """A good manifest whose artifact is of the kind ``cuda-runtime``."""
+    tree = copy.deepcopy(GOOD)
+    tree["artifacts"][0].update({"kind": "cuda-runtime", "provides": ["libllama.so.0"]} | changes)
+    return json.dumps(tree).encode()
+
+
+def test_a_cuda_runtime_goes_round() -> None:
+    parsed = manifest.parse(libraries())
+    found = parsed.artifacts[0]
+    assert (found.kind, found.provides) == ("cuda-runtime", ("libllama.so.0",))
+    assert found.library_folder == "runtime"
+    assert manifest.parse(manifest.dump(parsed)) == parsed
+    jsonschema.validate(json.loads(manifest.dump(parsed)), manifest.json_schema())
+
+
+def test_a_server_is_written_as_before_there_were_kinds() -> None:
+    assert ARTIFACT.kind == "llama-server"
+    assert not {"kind", "provides"} & GOOD["artifacts"][0].keys()
+    assert GOOD["artifacts"][0]["sbom"] is None
+    told = manifest.parse(changed("artifacts.0.kind", "llama-server"))
+    assert told.artifacts == (ARTIFACT,)
+
+
+@pytest.mark.parametrize(
+    "provides", [[], ["libother.so"], ["libllama.so.0", "libother.so"], ["MIT", "llama-server"]]
+)
+def test_a_cuda_runtime_provides_files_of_one_folder(provides: list[str]) -> None:
+    with pytest.raises(IntegrityError, match="provides: must name files that are all in one"):
+        manifest.parse(libraries(provides=provides))
+
+
+def test_provides_says_which_folder_where_a_name_stands_in_two() -> None:
+    tree = copy.deepcopy(GOOD)
+    artifact = tree["artifacts"][0]
+    artifact["files"][2]["path"] = "runtime/old/libllama.so.0"
+    artifact.update(kind="cuda-runtime", provides=["libllama.so.0", "no"])
+    found = manifest.parse(json.dumps(tree).encode()).artifacts[0]
+    assert found.library_folder == "runtime"
+    artifact["provides"] = ["libllama.so.0"]
+    with pytest.raises(IntegrityError, match="provides"):
+        manifest.parse(json.dumps(tree).encode())
+
+
 @pytest.mark.parametrize("path", ["x", "source.x", "artifacts.0.x", "artifacts.0.files.0.x"])
 def test_unknown_fields_are_ignored(path: str) -> None:
     assert manifest.parse(changed(path, {"a": [1]})).artifacts == (ARTIFACT,)
@@ -126,6 +170,10 @@ BAD = [
     ("artifacts.0.files.0.executable", 1),
     ("artifacts.0.files.0.executable", "yes"),
     ("artifacts.0.sbom", {"url": "x"}),
+    ("artifacts.0.kind", ""),
+    ("artifacts.0.kind", None),
+    ("artifacts.0.provides", "libcudart.so.13"),
+    ("artifacts.0.provides", ["../libcudart.so.13"]),
 ]
 
 

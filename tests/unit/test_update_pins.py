@@ -47,6 +47,11 @@ line = "cu130"
 package = "nvcc"
 version = "13.0.1"
 
+[[cuda_runtime]]
+line = "cu124"
+package = "nvidia-cublas-cu12"
+version = "12.4.5"
+
 [[images]]
 tag = "known:1"
 digest = "sha256:{old}"
@@ -71,6 +76,9 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[PackageIn
         served.add("tiny-model", "tiny_model-1.0-py3-none-any.whl", wheel.read_bytes())
         served.add("nvcc", f"nvcc-13.0.1-py3-none-{LINUX}.whl", b"nvcc")
         served.add("nvcc", "nvcc-13.0.1-py3-none-win_amd64.whl", b"another nvcc")
+        for name in (LINUX, "win_amd64"):
+            wheel_name = f"nvidia_cublas_cu12-12.4.5-py3-none-{name}.whl"
+            served.add("nvidia-cublas-cu12", wheel_name, f"cublas {name}".encode())
         yield served
 
 
@@ -92,6 +100,8 @@ def test_names_sizes_and_digests_are_looked_up(file: Path) -> None:
     assert written.source.filename == "llama-1.0.tar.gz"
     assert written.source.sha256 == hashlib.sha256(b"source").hexdigest()
     assert written.toolkit[0].filename.endswith("x86_64.whl")
+    (cublas,) = written.cuda_runtime_of("cu124")
+    assert cublas.sha256 == hashlib.sha256(f"cublas {LINUX}".encode()).hexdigest()
     assert written.model("tiny").member_size == 4
     assert written.model("tiny").member_sha256 == hashlib.sha256(b"GGUF").hexdigest()
     assert written.image("known:1") == pins.ImagePin(

@@ -1,0 +1,334 @@
+"""From nothing to tokens on a GPU: our loader, the bare server, and upstream's release list.
+
+    PYTHONPATH=.:spaces python benchmarks/cold_start.py --release DIR --model FILE.gguf \
+        [--upstream DIR] [--llama-bench FILE] [--runs 5] [--out FILE.json]
+
+DIR is a release folder with one CUDA artifact (``invoke build-cuda --out DIR``). Every run starts
+new processes; ``cold`` runs get an empty folder for the driver's JIT cache, ``warm`` ones keep it.
+The sides take turns, so that whatever else the machine does hits all of them. Prints a table and
+writes every single figure, with the machine's facts, as JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+
+from farm.serve import ReleaseServer
+from llama_loader import host, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PROMPT: Final = "The capital of France is"
+TOKENS: Final = 64
+BENCH_TOKENS: Final = 128
+CONTEXT: Final = 4096
+_START_SECONDS: Final = 300.0
+"""Upstream's list takes 41 s to its first answer on an H200: the driver compiles (FACTS §1)."""
+_POLL: Final = 0.005
+_OK: Final = 200
+
+
+@dataclass
+class Side:
+    """One way to start, and its runs: seconds by milestone, all counted from the start."""
+
+    name: str
+    runs: list[dict[str, float]] = field(default_factory=list)
+
+    def median(self, milestone: str) -> float:
+        """Return the median of a milestone over all runs."""
+        return statistics.median(run[milestone] for run in self.runs)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What is compared, and the folder for stores and caches."""
+
+    release: Path
+    model: Path
+    scratch: Path
+    manifest_url: str
+
+    @property
+    def pin(self) -> str:
+        """The manifest's digest, as a Space pins it."""
+        return hashlib.sha256((self.release / "manifest.json").read_bytes()).hexdigest()
+
+    def loader(self, store: Path, cache: Path) -> dict[str, float]:
+        """Start with the loader: from its process's start to its ``ready`` line, and 64 tokens."""
+        command = [
+            *(sys.executable, "-m", "llama_loader", "serve", "--json", "--model", str(self.model)),
+            *("--manifest", self.manifest_url, "--manifest-sha256", self.pin),
+            *("--store", str(store)),
+        ]
+        began = time.monotonic()
+        with _process(command, cache) as process:
+            told = _line(process, "{")
+            url = _line(process, "ready ").split()[1]
+            first = time.monotonic() - began
+            stages = {one["name"]: one["seconds"] for one in json.loads(told)["timeline"]}
+            after = first + _generate(url, TOKENS)[0]
+            speed = _generate(url, BENCH_TOKENS)[1]
+        ready = first - stages["first token"]
+        return {
+            "ready": ready,
+            "first token": first,
+            "64 tokens": after,
+            "tokens/s": speed,
+            **{f"stage: {name}": value for name, value in stages.items()},
+        }
+
+    def bare(self, runtime: Path, libraries: str, cache: Path) -> dict[str, float]:
+        """Start llama-server as a person would by hand."""
+        port = _free_port()
+        command = [str(runtime / "llama-server"), "--model", str(self.model), "--port", str(port)]
+        command += ["--n-gpu-layers", "99", "--ctx-size", str(CONTEXT)]
+        url = f"http://127.0.0.1:{port}"
+        began = time.monotonic()
+        with _process(command, cache, LD_LIBRARY_PATH=libraries) as process:
+            _await_health(url, process)
+            ready = time.monotonic() - began
+            _generate(url, 1)
+            first = time.monotonic() - began
+            after = first + _generate(url, TOKENS)[0]
+            speed = _generate(url, BENCH_TOKENS)[1]
+        return {"ready": ready, "first token": first, "64 tokens": after, "tokens/s": speed}
+
+
+def measure(bench: Bench, upstream: Path | None, runs: int) -> tuple[list[Side], dict[str, Any]]:
+    """Run every side ``runs`` times, in turn; returns the sides and what was served where."""
+    installed = _fetch(bench.manifest_url, bench.pin, bench.scratch / "kept")
+    libraries = ":".join(dict.fromkeys(installed["choice"]["libraries"].values()))
+    ours = Path(installed["folder"])
+    sides: dict[str, Callable[[int], dict[str, float]]] = {
+        "manifest URL": lambda n: bench.loader(bench.scratch / f"store{n}", _fresh(bench)),
+        "installed": lambda _: bench.loader(bench.scratch / "kept", _fresh(bench)),
+        "installed, warm JIT cache": lambda _: bench.loader(
+            bench.scratch / "kept", bench.scratch / "warm-ours"
+        ),
+        "bare server": lambda _: bench.bare(ours, libraries, _fresh(bench)),
+    }
+    if upstream is not None:
+        theirs = _unpacked(upstream, bench.scratch / "upstream")
+        sides["upstream's list, bare"] = lambda _: bench.bare(theirs, libraries, _fresh(bench))
+        sides["upstream's list, warm JIT cache"] = lambda _: bench.bare(
+            theirs, libraries, bench.scratch / "warm-theirs"
+        )
+    found = [Side(name) for name in sides]
+    bench.bare(ours, libraries, bench.scratch / "warm-ours")  # reads everything into memory once
+    for number in range(runs):
+        for side in found:
+            side.runs.append(sides[side.name](number))
+            print(f"{number + 1}/{runs} {side.name}: {side.runs[-1]['first token']:.2f} s")
+    return found, {"artifact": installed["artifact"], "libraries": libraries}
+
+
+def bench_tokens(program: Path, model: Path, libraries: str, runs: int) -> list[float]:
+    """Return llama-bench's tokens per second for text generation, one figure a run."""
+    command = [str(program), "-m", str(model), "-p", "0", "-n", str(BENCH_TOKENS)]
+    command += ["-ngl", "99", "-r", str(runs), "-o", "json"]
+    environ = {**os.environ, "LD_LIBRARY_PATH": f"{program.parent}:{libraries}"}
+    told = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    samples: list[float] = json.loads(told.stdout)[0]["samples_ts"]
+    return samples
+
+
+def ratios(sides: list[Side], llama_bench: list[float]) -> dict[str, float]:
+    """Return what is promised: how much sooner, how much later, how fast."""
+    by_name = {side.name: side for side in sides}
+    ours, bare = by_name["installed"], by_name["bare server"]
+    found = {
+        "first token, installed / bare server": ours.median("first token")
+        / bare.median("first token"),
+        "manifest URL to first token, seconds": by_name["manifest URL"].median("first token"),
+    }
+    theirs = by_name.get("upstream's list, bare")
+    if theirs is not None:
+        found["first token, upstream's list / installed"] = theirs.median(
+            "first token"
+        ) / ours.median("first token")
+    if llama_bench:
+        found["tokens/s, installed / llama-bench"] = ours.median("tokens/s") / statistics.median(
+            llama_bench
+        )
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def table(sides: list[Side]) -> str:
+    """Return the medians, one line a side."""
+    milestones = ("ready", "first token", "64 tokens", "tokens/s")
+    lines = [f"{'':34}" + "".join(f"{name:>13}" for name in milestones)]
+    lines += [
+        f"{side.name:34}" + "".join(f"{side.median(name):13.2f}" for name in milestones)
+        for side in sides
+    ]
+    return "\n".join(lines)
+
+
+def _generate(url: str, tokens: int) -> tuple[float, float]:
+    """Ask for tokens; returns the wall seconds, and the server's own tokens per second."""
+    body = {
+        "prompt": PROMPT,
+        "n_predict": tokens,
+        "temperature": 0,
+        "ignore_eos": True,
+        "cache_prompt": False,
+    }
+    began = time.monotonic()
+    answer = requests.post(f"{url}/completion", json=body, timeout=_START_SECONDS)
+    answer.raise_for_status()
+    return time.monotonic() - began, float(answer.json()["timings"]["predicted_per_second"])
+
+
+def _await_health(url: str, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise SystemExit(f"llama-server ended with status {process.returncode}")
+        try:
+            if requests.get(f"{url}/health", timeout=5).status_code == _OK:
+                return
+        except requests.ConnectionError:
+            pass
+        time.sleep(_POLL)
+    raise SystemExit(f"llama-server was not ready within {_START_SECONDS:g} s")
+
+
+@contextmanager
+def _process(command: list[str], cache: Path, **extra: str) -> Iterator[subprocess.Popen[str]]:
+    """Run a server with its own JIT cache; ended with SIGTERM on every exit."""
+    environ = {**os.environ, "CUDA_CACHE_PATH": str(cache), **extra}
+    with tempfile.TemporaryFile("w+") as errors:
+        process = subprocess.Popen(
+            command, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True
+        )
+        try:
+            yield process
+        except BaseException:
+            errors.seek(0)
+            sys.stderr.write(errors.read()[-2000:])
+            raise
+        finally:
+            process.terminate()
+            if process.stdout is not None:
+                process.stdout.close()
+            process.wait()
+
+
+def _line(process: subprocess.Popen[str], beginning: str) -> str:
+    for line in process.stdout or ():
+        if line.startswith(beginning):
+            return line
+    raise SystemExit(f"the loader printed no line that begins with {beginning!r}")
+
+
+def _fetch(manifest: str, pin: str, store: Path) -> dict[str, Any]:
+    command = [sys.executable, "-m", "llama_loader", "fetch", "--json", "--manifest", manifest]
+    command += ["--manifest-sha256", pin, "--store", str(store)]
+    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    found: dict[str, Any] = json.loads(told.stdout)
+    return found
+
+
+def _unpacked(release: Path, into: Path) -> Path:
+    """Install upstream's list with the loader too: it serves any capability that it has PTX for."""
+    data = (release / "manifest.json").read_bytes()
+    uri = (release / "manifest.json").resolve().as_uri()
+    return Path(_fetch(uri, hashlib.sha256(data).hexdigest(), into)["folder"])
+
+
+def _fresh(bench: Bench) -> Path:
+    return Path(tempfile.mkdtemp(prefix="jit-", dir=bench.scratch))
+
+
+def _free_port() -> int:
+    with closing(socket.socket()) as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _machine() -> dict[str, Any]:
+    """Say what was measured on, without the paths of that machine."""
+    facts = host.detect(settings.load())
+    return {
+        "gpus": [asdict(gpu) | {"uuid": None} for gpu in facts.gpus],
+        "driver": facts.driver,
+        "cpus": facts.cpus,
+        "memory": facts.memory,
+        "glibc": facts.glibc,
+        "libraries": {one.soname: one.version for one in facts.libraries},
+    }
+
+
+def _versions() -> dict[str, str]:
+    nvcc = shutil.which("nvcc")
+    told = (
+        subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+        if nvcc
+        else ""
+    )
+    release = re.search(r"V([0-9.]+)", told)
+    return {"python": sys.version.split()[0], "nvcc": release[1] if release else "none"}
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--release", type=Path, required=True)
+    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--upstream", type=Path)
+    parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="cold-start-") as scratch,
+        ReleaseServer(options.release) as server,
+    ):
+        bench = Bench(
+            options.release, options.model.resolve(), Path(scratch), f"{server.url}manifest.json"
+        )
+        sides, served = measure(bench, options.upstream, options.runs)
+    speeds = (
+        bench_tokens(options.llama_bench, bench.model, served["libraries"], options.runs)
+        if options.llama_bench
+        else []
+    )
+    result = {
+        "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "machine": _machine(),
+        "versions": _versions(),
+        "artifact": served["artifact"],
+        "model": {"name": bench.model.name, "bytes": bench.model.stat().st_size},
+        "ratios": ratios(sides, speeds),
+        "llama_bench": speeds,
+        "sides": [asdict(side) for side in sides],
+    }
+    print(table(sides))
+    print(json.dumps(result["ratios"], indent=2))
+    if options.out:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+if __name__ == "__main__":
+    main()

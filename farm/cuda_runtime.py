@@ -1,0 +1,381 @@
+"""cuBLAS and cudart out of NVIDIA's wheels → a tarball of their own, for hosts that have none.
+
+NVIDIA's licence lets these files be passed on unmodified with an application. So they go into the
+tarball byte for byte, with the licence that lies in the wheels, and ``CUDA_RUNTIME.json`` says of
+each which wheel it is from and what it is there: anybody can compare. Nothing is stripped, nothing
+is patched. The files stream from the wheels into the compressor; 540 MB are never in memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import io
+import os
+import sys
+import tarfile
+import zipfile
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final, cast
+
+import msgspec
+
+from farm import archive, elf, pins, targets
+from farm.archive import Member
+from farm.build_record import LineRecord
+from farm.errors import InspectError, PackError, SourceError, UsageError
+from farm.pack import LICENCES, Inventory, Layout, appearing, read_inventory, write_failed
+from farm.packages import fetch_package
+from farm.plan import SOURCE_DATE_EPOCH
+from llama_loader.manifest import CUDA_RUNTIME, Cuda
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+    from typing import BinaryIO
+
+    from farm.pins import PackagePin
+    from farm.targets import Line
+    from llama_loader.manifest import Artifact
+
+ROOT: Final = "cuda-runtime"
+RECORD: Final = "CUDA_RUNTIME.json"
+STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
+"""What llama-server's CUDA backend links, and what cuBLAS itself needs."""
+ZSTD_LEVEL: Final = 12
+"""NVIDIA compressed the kernels already, so there is little left to gain. ``libcublasLt.so.13`` of
+13.0.2.14 (539.5 MB), seconds of CPU: level 3 353.1 MB in 2.4 s, 9 350.6 MB in 4.7 s, 12 350.1 MB
+in 9.6 s, 15 349.8 MB in 38 s, and 19, the servers' level, 346.7 MB in 219 s."""
+
+_LICENCE_NAMES: Final = ("license", "licence", "copying", "notice", "eula")
+_CUBLAS: Final = "nvidia-cublas"
+_ZSTD_OPTIONS: Final[dict[int, int]] = {
+    zstd.CompressionParameter.compression_level: ZSTD_LEVEL,
+    zstd.CompressionParameter.window_log: archive.ZSTD_WINDOW_LOG,
+    zstd.CompressionParameter.checksum_flag: 1,
+}
+
+
+class WheelFile(msgspec.Struct, frozen=True):
+    """One file as it is in its wheel: ``path`` there, ``name`` in the tarball, bytes, digest."""
+
+    path: str
+    name: str
+    size: int
+    sha256: str
+
+
+class Wheel(msgspec.Struct, frozen=True):
+    """One wheel of NVIDIA's, and what was taken out of it."""
+
+    package: str
+    version: str
+    filename: str
+    sha256: str
+    files: tuple[WheelFile, ...]
+
+
+class RuntimeRecord(msgspec.Struct, frozen=True):
+    """Everything in ``CUDA_RUNTIME.json``."""
+
+    line: LineRecord
+    wheels: tuple[Wheel, ...]
+    schema_version: int = 1
+
+    @property
+    def version(self) -> str:
+        """The version that the tarball is called by: cuBLAS's, which is nearly all of it."""
+        return next(w.version for w in self.wheels if w.package.startswith(_CUBLAS))
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A member of an opened wheel, and what it is called in the tarball."""
+
+    wheel: zipfile.ZipFile
+    info: zipfile.ZipInfo
+    name: str
+
+
+def make(line: str, out: Path, archive_format: str = "tar.zst") -> Path:
+    """Fetch a line's wheels and pack their libraries into a tarball in ``out``.
+
+    Raises:
+        UsageError: no wheels of that line are pinned, or the format is unknown.
+        SourceError: a wheel cannot be had, or lacks a library or its licence.
+        PackError: the tarball cannot be written.
+    """
+    if archive_format not in archive.FORMATS:
+        raise UsageError(
+            "FORMAT_UNKNOWN",
+            f"--format {archive_format!r}",
+            hint=f"it is one of {', '.join(archive.FORMATS)}",
+        )
+    wheels = pins.load().cuda_runtime_of(line)
+    row = targets.load().line(line)
+    return pack([(pin, fetch_package(pin)) for pin in wheels], row, out, archive_format)
+
+
+def pack(
+    wheels: Sequence[tuple[PackagePin, Path]], line: Line, out: Path, archive_format: str
+) -> Path:
+    """Pack the libraries and licences of verified wheels; the same wheels give the same bytes.
+
+    The tarball appears complete and read back, or not at all.
+
+    Raises:
+        SourceError: the wheels lack a library or a licence, or one is no wheel.
+        PackError: the tarball cannot be written.
+        InspectError: a library is not what its name and line say.
+    """
+    with contextlib.ExitStack() as stack:
+        opened = [(pin, stack.enter_context(_open_wheel(path))) for pin, path in wheels]
+        libraries = _libraries(opened, line)
+        taken = [(pin, [*libraries[pin.filename], *_licences(pin, w)]) for pin, w in opened]
+        record = _record(taken, line)
+        name = file_name(record, archive_format)
+        content: dict[str, _Taken | bytes] = {one.name: one for _, files in taken for one in files}
+        content[RECORD] = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+        try:
+            out.mkdir(parents=True, exist_ok=True)
+            with appearing(out / name) as temporary:
+                with temporary.open("wb") as raw:
+                    _write(content, raw, archive_format)
+                    raw.flush()
+                    os.fsync(raw.fileno())
+                read(temporary, name=name)
+        except OSError as error:
+            raise write_failed(out / name, error) from error
+    return out / name
+
+
+def file_name(record: RuntimeRecord, archive_format: str) -> str:
+    """Return a tarball's name (contract: docs/manifest.md)."""
+    return f"{ROOT}-{record.version}-{record.line.name}-linux-x86_64.{archive_format}"
+
+
+def is_one(name: str) -> bool:
+    """Whether a tarball's name says that it holds CUDA's libraries."""
+    return name.startswith(f"{ROOT}-")
+
+
+def read(path: Path, *, name: str | None = None) -> Artifact:
+    """Read a tarball again, and check that it holds what its record says, unmodified.
+
+    ``sass`` and ``ptx`` stay empty: which GPUs cuBLAS serves is the toolkit's promise, and a
+    reader that does not know the artifact's kind finds nothing to run in it.
+
+    Args:
+        path: the tarball.
+        name: what it is called, where that is not ``path``'s name.
+
+    Raises:
+        PackError: it is damaged, is not ours, or a file in it is not as it was in its wheel.
+        InspectError: a library is not what its name and line say.
+    """
+    inventory = read_inventory(path, name=name, layout=_LAYOUT)
+    record = _decode(inventory)
+    _check_files(inventory, record)
+    _check_libraries(inventory, record.line)
+    toolkit, driver = record.line.toolkit, record.line.min_driver
+    if toolkit is None or driver is None:
+        raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: its line has no CUDA")
+    cuda = Cuda(toolkit=toolkit, min_driver=driver, sass=(), ptx=())
+    provides = tuple(sorted(one.soname for one in inventory.inspections if one.soname))
+    return inventory.entry(cuda, kind=CUDA_RUNTIME, provides=provides)
+
+
+@contextmanager
+def _open_wheel(path: Path) -> Iterator[zipfile.ZipFile]:
+    try:
+        with zipfile.ZipFile(path) as wheel:
+            yield wheel
+    except zipfile.BadZipFile as error:
+        raise SourceError("ARCHIVE_UNSAFE", f"{path.name}: {error}") from error
+
+
+def _libraries(
+    opened: Sequence[tuple[PackagePin, zipfile.ZipFile]], line: Line
+) -> dict[str, list[_Taken]]:
+    """Return each library, in exactly one wheel of the line's, by the wheel's file name."""
+    found: dict[str, list[_Taken]] = {pin.filename: [] for pin, _ in opened}
+    for soname in (f"{stem}.so.{line.cuda_major}" for stem in STEMS):
+        holding = [
+            (pin, _Taken(wheel, info, soname))
+            for pin, wheel in opened
+            for info in wheel.infolist()
+            if PurePosixPath(info.filename).name == soname
+        ]
+        if len(holding) != 1:
+            names = ", ".join(pin.filename for pin, _ in opened)
+            raise SourceError(
+                "LIBRARY_MISSING",
+                f"{soname} is {len(holding)} times in the wheels of {line.name} ({names}); once "
+                "is right",
+                hint="correct the versions in build/pins.toml, then invoke update-pins",
+            )
+        found[holding[0][0].filename].append(holding[0][1])
+    return found
+
+
+def _licences(pin: PackagePin, wheel: zipfile.ZipFile) -> list[_Taken]:
+    """Return a wheel's licence texts; without one nothing of it may be passed on."""
+    found = [
+        _Taken(wheel, info, f"{LICENCES}/{pin.package}/{PurePosixPath(info.filename).name}")
+        for info in wheel.infolist()
+        if ".dist-info/" in info.filename
+        and PurePosixPath(info.filename).name.lower().startswith(_LICENCE_NAMES)
+    ]
+    if not found:
+        raise SourceError(
+            "LICENCE_MISSING",
+            f"{pin.filename} carries no licence, so its files cannot be passed on",
+        )
+    return found
+
+
+def _record(taken: Sequence[tuple[PackagePin, list[_Taken]]], line: Line) -> RuntimeRecord:
+    wheels = tuple(
+        Wheel(
+            package=pin.package,
+            version=pin.version,
+            filename=pin.filename,
+            sha256=pin.sha256,
+            files=tuple(_as_in_wheel(one) for one in files),
+        )
+        for pin, files in taken
+    )
+    return RuntimeRecord(LineRecord(line.name, line.toolkit, line.min_driver, line.glibc), wheels)
+
+
+def _as_in_wheel(taken: _Taken) -> WheelFile:
+    with taken.wheel.open(taken.info) as stream:
+        digest = hashlib.file_digest(stream, "sha256")  # type: ignore[arg-type]
+    return WheelFile(taken.info.filename, taken.name, taken.info.file_size, digest.hexdigest())
+
+
+def _write(content: Mapping[str, _Taken | bytes], raw: BinaryIO, archive_format: str) -> None:
+    with _writer(raw, archive_format) as writer:
+        for name, source in sorted(content.items()):
+            path = f"{ROOT}/{name}"
+            if isinstance(source, bytes):
+                writer.add(Member(path, len(source), archive.FILE_MODE, io.BytesIO(source)))
+                continue
+            with source.wheel.open(source.info) as stream:
+                size = source.info.file_size
+                writer.add(Member(path, size, archive.FILE_MODE, cast("BinaryIO", stream)))
+
+
+@contextmanager
+def _writer(raw: BinaryIO, archive_format: str) -> Iterator[archive.Writer]:
+    """Write as ``archive.write`` does, but at this kind's own level of zstd."""
+    if archive_format != "tar.zst":
+        with archive.write(raw, archive_format, SOURCE_DATE_EPOCH) as writer:
+            yield writer
+        return
+    with (
+        zstd.ZstdFile(raw, "wb", options=_ZSTD_OPTIONS) as packed,
+        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
+    ):
+        yield archive.Writer(tar, SOURCE_DATE_EPOCH)
+
+
+def _members(raw: BinaryIO, archive_format: str, *, what: str) -> Iterator[Member]:
+    """Yield the members as ``archive.members`` does for servers: plain files below our root."""
+    with (
+        _decompressor(raw, archive_format) as unpacked,
+        tarfile.open(fileobj=unpacked, mode="r|") as tar,
+    ):
+        for info in tar:
+            stream = tar.extractfile(info) if _is_sound(info) else None
+            if stream is None:
+                raise PackError(
+                    "ARCHIVE_UNSOUND",
+                    f"{what}: {info.name!r} is not a plain file below {ROOT}/ of mode 0644",
+                )
+            yield Member(info.name, info.size, info.mode, cast("BinaryIO", stream))
+        while rest := unpacked.read(archive.BLOCK):
+            if rest.strip(b"\0"):
+                raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
+
+
+_LAYOUT: Final = Layout(f"{ROOT}/{RECORD}", _members)
+
+
+def _is_sound(info: tarfile.TarInfo) -> bool:
+    root, *inside = info.name.split("/")
+    below = root == ROOT and inside and not {"", ".", ".."} & set(inside)
+    ours = (info.mode, info.uid, info.gid) == (archive.FILE_MODE, 0, 0)
+    return bool(info.isreg() and below and ours)
+
+
+def _decompressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.ZstdFile:
+    if archive_format == "tar.gz":
+        return gzip.GzipFile(fileobj=raw, mode="rb")
+    window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: archive.ZSTD_WINDOW_LOG}
+    return zstd.ZstdFile(raw, "rb", options=window)
+
+
+def _decode(inventory: Inventory) -> RuntimeRecord:
+    if not inventory.build_json:
+        raise PackError("RECORD_MISSING", f"{inventory.name}: has no {RECORD}, so it is not ours")
+    try:
+        record = msgspec.json.decode(inventory.build_json, type=RuntimeRecord)
+        expected = file_name(record, inventory.format)
+    except (msgspec.DecodeError, StopIteration) as error:
+        raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: {error}") from error
+    if inventory.name != expected:
+        raise PackError(
+            "TARBALL_RENAMED",
+            f"{inventory.name} was packed as {expected}",
+            hint="give it its name back",
+        )
+    return record
+
+
+def _check_files(inventory: Inventory, record: RuntimeRecord) -> None:
+    """Refuse a file that is not as it was in its wheel, and one that is in none."""
+    recorded = {f"{ROOT}/{one.name}": one for wheel in record.wheels for one in wheel.files}
+    packed = {entry.path: entry for entry in inventory.files if entry.path != _LAYOUT.record}
+    differing = sorted(recorded.keys() ^ packed.keys()) or [
+        path
+        for path, one in recorded.items()
+        if (packed[path].size, packed[path].sha256) != (one.size, one.sha256)
+    ]
+    if differing:
+        raise PackError(
+            "FILE_MODIFIED",
+            f"{inventory.name}: {differing[0]} is not as its wheel had it",
+            hint="NVIDIA's files may be passed on unmodified only; invoke cuda-runtime packs them",
+        )
+
+
+def _check_libraries(inventory: Inventory, line: LineRecord) -> None:
+    """Refuse libraries other than a line's, with other sonames, or for a newer glibc."""
+    major = (line.toolkit or "").partition(".")[0]
+    expected = [f"{stem}.so.{major}" for stem in STEMS]
+    found = {one.file: one for one in inventory.inspections}
+    if sorted(found) != sorted(expected):
+        raise InspectError(
+            "LIBRARY_MISSING",
+            f"{inventory.name}: holds {', '.join(found) or 'no libraries'}; {', '.join(expected)} "
+            f"are what line {line.name} needs",
+        )
+    for one in found.values():
+        if one.soname != one.file:
+            raise InspectError(
+                "SONAME_DIFFERS", f"{inventory.name}: {one.file} says that it is {one.soname}"
+            )
+        if one.glibc and elf.version_key(one.glibc) > elf.version_key(line.glibc):
+            raise InspectError(
+                "GLIBC_TOO_NEW",
+                f"{one.file}: needs glibc {one.glibc}; its line promises {line.glibc}",
+            )

@@ -1,0 +1,98 @@
+"""A GPU, a CUDA release and a model: what these tests need, and what they say where it is not."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import host, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llama_loader.host import HostFacts
+
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+
+
+@pytest.fixture(scope="session")
+def machine() -> HostFacts:
+    facts = host.detect(settings.load())
+    if not facts.gpus or facts.gpu_source == "zerogpu":
+        pytest.skip("no NVIDIA GPU here")
+    return facts
+
+
+@pytest.fixture(scope="session")
+def release(machine: HostFacts) -> Path:
+    del machine  # without a GPU there is nothing to run it on
+    folder = os.environ.get("FARM_GPU_RELEASE")
+    if not folder:
+        pytest.skip("FARM_GPU_RELEASE names no release folder; `nox -s gpu` builds one")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def model() -> Path:
+    return Path(os.environ["FARM_GPU_MODEL"])
+
+
+class Loader:
+    """The loader as a person calls it, with one store for all tests."""
+
+    def __init__(self, release: Path, store: Path) -> None:
+        self.options = (
+            *("--manifest", (release / "manifest.json").resolve().as_uri()),
+            *("--store", str(store)),
+        )
+
+    def run(self, command: str, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            self._command(command, *argv),
+            env={**os.environ, "PYTHONPATH": _path(), **variables},
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+
+    def json(self, command: str, *argv: str, **variables: str) -> Any:
+        done = self.run(command, *argv, "--json", **variables)
+        return json.loads(done.stdout)
+
+    @contextmanager
+    def serving(self, model: Path, *argv: str, **variables: str) -> Iterator[dict[str, Any]]:
+        process = subprocess.Popen(
+            self._command("serve", "--model", str(model), "--json", *argv),
+            env={**os.environ, "PYTHONPATH": _path(), **variables},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            assert process.stdout is not None
+            told: dict[str, Any] = json.loads(process.stdout.readline())
+            assert process.stdout.readline().startswith("ready ")
+            yield told
+        finally:
+            process.terminate()
+            process.communicate(timeout=30)
+
+    def _command(self, command: str, *argv: str) -> list[str]:
+        # the loader's own options come before what is for llama-server
+        return [sys.executable, "-m", "llama_loader", command, *self.options, *argv]
+
+
+def _path() -> str:
+    return f"{SPACES}:{os.environ.get('PYTHONPATH', '')}"
+
+
+@pytest.fixture(scope="session")
+def loader(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Loader:
+    return Loader(release, tmp_path_factory.mktemp("store"))

@@ -1,0 +1,137 @@
+"""What only a real GPU can show. `nox -s gpu` builds the release that these tests need."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from farm import elf
+from llama_loader import host, settings
+
+if TYPE_CHECKING:
+    from conftest import Loader
+
+    from llama_loader.host import HostFacts
+
+pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
+
+
+def complete(url: str, tokens: int = 8) -> str:
+    body = {"prompt": "The capital of France is", "n_predict": tokens, "temperature": 0}
+    answer: dict[str, Any] = requests.post(f"{url}/completion", json=body, timeout=60).json()
+    return str(answer["content"])
+
+
+def smi(field: str) -> list[str]:
+    command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
+    told = subprocess.run(command, capture_output=True, text=True, check=True)
+    return [line.strip() for line in told.stdout.splitlines()]
+
+
+def test_nvml_says_what_nvidia_smi_says(machine: HostFacts) -> None:
+    assert machine.gpu_source == "nvml"
+    assert [gpu.name for gpu in machine.gpus] == smi("name")
+    assert [gpu.uuid for gpu in machine.gpus] == smi("uuid")
+    assert {machine.driver} == set(smi("driver_version"))
+    capabilities = [text.replace(".", "") for text in smi("compute_cap")]
+    assert [gpu.capability for gpu in machine.gpus] == capabilities
+
+
+@pytest.mark.usefixtures("machine")
+def test_looking_at_the_host_makes_no_context() -> None:
+    """ZeroGPU's main process must never touch CUDA: no context, no memory, no libcuda mapped."""
+    before = smi("memory.used")
+    host.detect(settings.load())
+    with Path("/proc/self/maps").open() as maps:
+        assert "libcuda.so" not in maps.read()
+    assert smi("memory.used") == before
+
+
+def test_doctor_finds_nothing_wrong(loader: Loader, model: Path) -> None:
+    told = loader.json("doctor", YAKULINGO_SPACES_GGUF_PATH=str(model))
+    assert told["exit_status"] == 0, told["checks"]
+    assert told["choice"]["native"]
+
+
+def test_every_layer_is_on_the_gpu(loader: Loader, model: Path) -> None:
+    with loader.serving(model) as told:
+        assert told["devices"] == ["CUDA0"]
+        assert told["layers_on_gpu"] == told["layers"] > 0
+        assert told["buffers"]["CUDA0"] > 0
+        assert complete(told["url"]).startswith(" Paris")
+
+
+def test_two_models_at_once(loader: Loader, model: Path) -> None:
+    with loader.serving(model) as one, loader.serving(model) as two:
+        assert one["url"] != two["url"]
+        assert complete(one["url"]) == complete(two["url"])
+
+
+def test_out_of_memory_is_told_with_sizes(loader: Loader, model: Path) -> None:
+    done = loader.run("serve", "--model", str(model), YAKULINGO_SPACES_N_CTX="16777216")
+    assert done.returncode == 7, done.stderr
+    assert "error[OUT_OF_MEMORY]: " in done.stderr
+    assert re.search(r"\d+(\.\d+)? (GB|GiB|MB|MiB)", done.stderr)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_hidden_gpu(loader: Loader, model: Path) -> None:
+    done = loader.run("serve", "--model", str(model), CUDA_VISIBLE_DEVICES="")
+    assert done.returncode == 5, done.stderr
+    assert "error[NO_DEVICE]: " in done.stderr
+    with loader.serving(model, "--allow-cpu", CUDA_VISIBLE_DEVICES="") as told:
+        assert told["devices"] == []
+        assert complete(told["url"]).startswith(" Paris")
+
+
+def test_a_device_that_is_not_there(loader: Loader, model: Path) -> None:
+    done = loader.run("serve", "--model", str(model), "--device", "CUDA9")
+    assert done.returncode == 5
+    assert "error[INVALID_DEVICE]: " in done.stderr
+
+
+def test_the_reader_says_what_cuobjdump_says(loader: Loader) -> None:
+    if shutil.which("cuobjdump") is None:
+        pytest.skip("no cuobjdump on PATH")
+    library = f"{loader.json('fetch')['folder']}/libggml-cuda.so"
+    listed = {
+        kind: subprocess.run(
+            ["cuobjdump", f"--list-{kind}", library], capture_output=True, text=True, check=False
+        ).stdout
+        for kind in ("elf", "ptx")
+    }
+    ours = elf.inspect(Path(library))
+    assert {f"sm_{arch}" for arch in ours.sass} == set(re.findall(r"sm_\d+[af]?", listed["elf"]))
+    assert {f"sm_{arch}" for arch in ours.ptx} == set(re.findall(r"sm_\d+[af]?", listed["ptx"]))
+
+
+class TestSeveral:
+    """Two GPUs and more."""
+
+    @pytest.fixture(autouse=True)
+    def _several(self, machine: HostFacts) -> None:
+        if len(machine.gpus) < 2:
+            pytest.skip("one GPU here: needs two")
+
+    def test_one_is_enough_for_a_small_model(self, loader: Loader, model: Path) -> None:
+        with loader.serving(model) as told:
+            assert len(told["devices"]) == 1
+
+    def test_the_roomier_one_is_taken(self, loader: Loader, model: Path) -> None:
+        with (
+            loader.serving(model, "--device", "CUDA0", YAKULINGO_SPACES_N_CTX="262144"),
+            loader.serving(model) as told,
+        ):
+            assert told["devices"] == ["CUDA1"]
+
+    def test_both_are_taken_where_both_are_named(self, loader: Loader, model: Path) -> None:
+        with loader.serving(model, "--device", "CUDA0,CUDA1") as told:
+            assert told["devices"] == ["CUDA0", "CUDA1"]
+            assert {"CUDA0", "CUDA1"} <= set(told["buffers"])
+            assert complete(told["url"]).startswith(" Paris")

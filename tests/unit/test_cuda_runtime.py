@@ -1,0 +1,431 @@
+"""CUDA's libraries as an artifact of their own: out of wheels, into a release, and read again."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import shutil
+import sys
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import msgspec
+import pytest
+from backports import zstd
+
+from farm import cuda_runtime, pins, release, show, targets
+from farm.errors import FarmError, InspectError, PackError, SourceError, UsageError
+from llama_loader import manifest as schema
+
+sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+import cuda_wheels
+from binaries import library
+from cuda_wheels import CUBLAS, CUDART, LIB, LICENCE, SONAMES
+from package_index import PackageIndex
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+NAME = "cuda-runtime-13.0.2.14-cu130-linux-x86_64.tar.zst"
+CU130 = targets.load().line("cu130")
+REAL = pins.load()
+Wheels = dict[str, dict[str, bytes]]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return cuda_wheels.libraries(tmp_path_factory.mktemp("made"))
+
+
+@pytest.fixture
+def wheels(made: dict[str, bytes]) -> Wheels:
+    return cuda_wheels.contents(made)
+
+
+@pytest.fixture
+def tarball(wheels: Wheels, tmp_path: Path) -> Path:
+    return packed(wheels, tmp_path, tmp_path / "dist")
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("server")
+    return cuda_wheels.server(folder, folder / "out")
+
+
+def packed(wheels: Wheels, work: Path, out: Path, form: str = "tar.zst", **line: Any) -> Path:
+    work.mkdir(exist_ok=True)
+    paths = {package: cuda_wheels.wheel(work, package, one) for package, one in wheels.items()}
+    pinned = [(cuda_wheels.pin(package, path), path) for package, path in paths.items()]
+    row = msgspec.structs.replace(CU130, **line)
+    return cuda_runtime.pack(pinned, row, out, form)
+
+
+def unpacked(tarball: Path) -> dict[str, bytes]:
+    plain = zstd.decompress(tarball.read_bytes())
+    with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
+        files = {info.name: tar.extractfile(info) for info in tar}
+        return {name: stream.read() for name, stream in files.items() if stream}
+
+
+@dataclasses.dataclass
+class Forged:
+    """A tarball that is not as the farm makes it."""
+
+    place: Path
+    members: dict[str, bytes]
+
+    def write(self, *, tail: bytes = b"", **changes: Any) -> Path:
+        buffer = io.BytesIO()
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for name, data in self.members.items():
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                for field, value in changes.items():
+                    setattr(info, field, value)
+                tar.addfile(info, io.BytesIO(data))
+        self.place.write_bytes(zstd.compress(buffer.getvalue() + tail))
+        return self.place
+
+
+@pytest.fixture
+def forged(tarball: Path) -> Forged:
+    return Forged(tarball, unpacked(tarball))
+
+
+def refused(kind: type[FarmError], code: str, action: Callable[[], object]) -> FarmError:
+    with pytest.raises(kind) as caught:
+        action()
+    assert caught.value.code == code
+    return caught.value
+
+
+# Out of the wheels
+
+
+def test_exactly_the_libraries_unmodified_and_the_licences(
+    tarball: Path, made: dict[str, bytes], wheels: Wheels
+) -> None:
+    assert tarball.name == NAME
+    found = unpacked(tarball)
+    assert list(found) == [
+        "cuda-runtime/CUDA_RUNTIME.json",
+        "cuda-runtime/libcublas.so.13",
+        "cuda-runtime/libcublasLt.so.13",
+        "cuda-runtime/libcudart.so.13",
+        f"cuda-runtime/licenses/{CUBLAS}/License.txt",
+        f"cuda-runtime/licenses/{CUDART}/License.txt",
+    ]
+    assert {name: found[f"cuda-runtime/{name}"] for name in SONAMES} == made
+    assert found[f"cuda-runtime/licenses/{CUBLAS}/License.txt"] == LICENCE
+    record = json.loads(found["cuda-runtime/CUDA_RUNTIME.json"])
+    for told in record["wheels"]:
+        for one in told["files"]:
+            content = wheels[told["package"]][one["path"]]
+            assert one["sha256"] == hashlib.sha256(content).hexdigest()
+            assert content == found[f"cuda-runtime/{one['name']}"]
+    assert record["line"]["name"] == "cu130"
+
+
+@pytest.mark.parametrize("form", ["tar.zst", "tar.gz"])
+def test_the_same_wheels_give_the_same_bytes(wheels: Wheels, tmp_path: Path, form: str) -> None:
+    first = packed(wheels, tmp_path / "a", tmp_path / "first", form)
+    again = packed(wheels, tmp_path / "b", tmp_path / "again", form)
+    assert first.name.endswith(form)
+    assert first.read_bytes() == again.read_bytes()
+    assert cuda_runtime.read(first).provides == SONAMES
+
+
+def test_what_the_manifest_says_of_it(tarball: Path) -> None:
+    found = cuda_runtime.read(tarball)
+    assert (found.kind, found.backend) == ("cuda-runtime", "cuda")
+    assert found.provides == SONAMES
+    assert found.library_folder == "cuda-runtime"
+    assert found.needs == ()
+    assert found.cuda == schema.Cuda(toolkit="13.0", min_driver="580.65", sass=(), ptx=())
+    assert (found.platform.machine, found.platform.glibc) == ("x86_64", "2.2.5")
+    assert not any(entry.executable for entry in found.files)
+
+
+def without(wheels: Wheels, ending: str) -> Wheels:
+    return {
+        package: {name: data for name, data in members.items() if not name.endswith(ending)}
+        for package, members in wheels.items()
+    }
+
+
+@pytest.mark.parametrize("soname", SONAMES)
+def test_a_wheel_that_lacks_its_library(wheels: Wheels, tmp_path: Path, soname: str) -> None:
+    error = refused(
+        SourceError,
+        "LIBRARY_MISSING",
+        lambda: packed(without(wheels, f"/{soname}"), tmp_path, tmp_path / "out"),
+    )
+    assert soname in error.message
+    assert "nvidia_cublas-13.0.2.14" in error.message
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_library_that_stands_in_two_wheels(wheels: Wheels, tmp_path: Path) -> None:
+    wheels[CUDART][f"{LIB}/libcublas.so.13"] = b"another"
+    error = refused(
+        SourceError, "LIBRARY_MISSING", lambda: packed(wheels, tmp_path, tmp_path / "out")
+    )
+    assert "libcublas.so.13 is 2 times" in error.message
+
+
+def test_nothing_is_passed_on_without_its_licence(wheels: Wheels, tmp_path: Path) -> None:
+    bare = {**wheels, CUDART: without(wheels, "License.txt")[CUDART]}
+    error = refused(
+        SourceError, "LICENCE_MISSING", lambda: packed(bare, tmp_path, tmp_path / "out")
+    )
+    assert "nvidia_cuda_runtime" in error.message
+
+
+def test_what_is_no_wheel(tmp_path: Path) -> None:
+    path = tmp_path / f"nvidia_cublas-13.0.2.14-{cuda_wheels.TAIL}"
+    path.write_bytes(b"no zip archive")
+    pinned = [(cuda_wheels.pin(CUBLAS, path), path)]
+    refused(
+        SourceError,
+        "ARCHIVE_UNSAFE",
+        lambda: cuda_runtime.pack(pinned, CU130, tmp_path / "out", "tar.zst"),
+    )
+
+
+def test_a_library_under_another_soname(wheels: Wheels, tmp_path: Path) -> None:
+    other = library(tmp_path, "x.so", soname="libcudart.so.12").read_bytes()
+    wheels[CUDART][f"{LIB}/libcudart.so.13"] = other
+    error = refused(
+        InspectError, "SONAME_DIFFERS", lambda: packed(wheels, tmp_path, tmp_path / "out")
+    )
+    assert "libcudart.so.12" in error.message
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_library_for_a_newer_system_than_its_line_promises(
+    wheels: Wheels, tmp_path: Path
+) -> None:
+    refused(
+        InspectError,
+        "GLIBC_TOO_NEW",
+        lambda: packed(wheels, tmp_path, tmp_path / "out", glibc="2.1"),
+    )
+
+
+def test_a_folder_that_cannot_be_written(wheels: Wheels, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file", "utf-8")
+    refused(PackError, "PACK_FAILED", lambda: packed(wheels, tmp_path, tmp_path / "out"))
+
+
+# Which wheels
+
+
+@pytest.fixture
+def index(
+    wheels: Wheels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[PackageIndex]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    work = tmp_path / "wheels"
+    work.mkdir()
+    with PackageIndex().serve() as served:
+        monkeypatch.setenv("PIP_INDEX_URL", served.url)
+        pinned = cuda_wheels.publish(served, work, wheels)
+        table = pins.Pins(source=REAL.source, models=REAL.models, toolkit=pinned)
+        monkeypatch.setattr(cuda_runtime.pins, "load", lambda: table)
+        yield served
+
+
+def test_pinned_wheels_are_fetched_once(index: PackageIndex, tmp_path: Path) -> None:
+    made = cuda_runtime.make("cu130", tmp_path / "out")
+    assert made.name == NAME
+    asked = len(index.asked)
+    assert asked == 4
+    assert cuda_runtime.make("cu130", tmp_path / "again").read_bytes() == made.read_bytes()
+    assert len(index.asked) == asked
+
+
+def test_other_bytes_than_pinned_are_refused(index: PackageIndex, tmp_path: Path) -> None:
+    name = next(iter(index.projects[CUDART]))
+    index.instead[name] = b"something else"
+    refused(SourceError, "SHA256_MISMATCH", lambda: cuda_runtime.make("cu130", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("line", ["cu99", "cpu", ""])
+def test_an_unknown_line_is_told_which_can_be_had(line: str, tmp_path: Path) -> None:
+    error = refused(
+        UsageError, "CUDA_RUNTIME_NOT_PINNED", lambda: cuda_runtime.make(line, tmp_path)
+    )
+    assert error.exit_status == 2
+    assert error.hint == "there are wheels for: cu124, cu128, cu130"
+
+
+@pytest.mark.parametrize(("line", "major"), [("cu124", "12.4"), ("cu128", "12.8")])
+def test_the_pins_of_older_lines(line: str, major: str) -> None:
+    found = REAL.cuda_runtime_of(line)
+    assert [pin.package for pin in found] == [f"{CUBLAS}-cu12", f"{CUDART}-cu12"]
+    assert all(pin.version.startswith(f"{major}.") for pin in found)
+    assert [pin.package for pin in REAL.cuda_runtime_of("cu130")] == [CUBLAS, CUDART]
+
+
+# In a release
+
+
+@pytest.fixture
+def released(tarball: Path, server: Path) -> Path:
+    shutil.copy(server, tarball.parent)
+    release.write(tarball.parent)
+    return tarball.parent
+
+
+def test_a_release_lists_it_after_its_servers(released: Path, server: Path) -> None:
+    data = (released / "manifest.json").read_bytes()
+    tree = json.loads(data)
+    assert [one["name"] for one in tree["artifacts"]] == [server.name, NAME]
+    assert [one.get("kind") for one in tree["artifacts"]] == [None, "cuda-runtime"]
+    assert "provides" not in tree["artifacts"][0]
+    assert tree["artifacts"][0]["sbom"] is None
+    assert tree["source"]["build"] == 11549
+    jsonschema.validate(tree, json.loads((released / "manifest.schema.json").read_bytes()))
+    assert schema.dump(schema.parse(data)) == data
+    assert f"  {NAME}\n" in (released / "SHA256SUMS").read_text("utf-8")
+    assert release.verify(released) == (server.name, NAME)
+
+
+def test_status_shows_what_it_provides(
+    released: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    show.status(release.load(released))
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "cuda-runtime-13.0.2.14" in shown
+    assert "CUDA 13.0 libraries" in shown
+    assert "SASS 90" in shown
+
+
+def test_libraries_alone_are_no_release(tarball: Path) -> None:
+    error = refused(UsageError, "RELEASE_EMPTY", lambda: release.write(tarball.parent))
+    assert "llama-server" in error.message
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("kind", "cuda-extras"), ("provides", ["libcudart.so.13"]), ("needs", [])]
+)
+def test_verify_names_a_field_that_is_not_so(released: Path, field: str, value: object) -> None:
+    path = released / "manifest.json"
+    tree = json.loads(path.read_bytes())
+    tree["artifacts"][1][field] = ["libfoo.so.1"] if field == "needs" else value
+    path.write_text(json.dumps(tree), "utf-8")
+    error = refused(PackError, "RELEASE_MISMATCH", lambda: release.verify(released))
+    assert f"{NAME}: {field} is" in error.message
+
+
+def test_verify_refuses_a_damaged_tarball(released: Path) -> None:
+    data = bytearray((released / NAME).read_bytes())
+    data[len(data) // 2] ^= 0x10
+    (released / NAME).write_bytes(data)
+    with pytest.raises(FarmError, match=r"damaged|checksum|corrupt"):
+        release.verify(released)
+    (released / NAME).write_bytes(data[: len(data) // 3])
+    refused(PackError, "ARCHIVE_DAMAGED", lambda: release.verify(released))
+    (released / NAME).unlink()
+    refused(PackError, "TARBALL_UNREADABLE", lambda: release.verify(released))
+
+
+# What is not ours, or not NVIDIA's any more
+
+
+def test_a_forgery_with_nothing_changed_is_read(forged: Forged) -> None:
+    before = cuda_runtime.read(forged.place)
+    assert cuda_runtime.read(forged.write()).files == before.files
+
+
+def test_a_modified_library_is_refused(forged: Forged) -> None:
+    forged.members["cuda-runtime/libcudart.so.13"] += b"\0"
+    error = refused(PackError, "FILE_MODIFIED", lambda: cuda_runtime.read(forged.write()))
+    assert "libcudart.so.13" in error.message
+
+
+@pytest.mark.parametrize(
+    ("added", "gone"),
+    [("cuda-runtime/libnvblas.so.13", ""), ("", f"cuda-runtime/licenses/{CUDART}/License.txt")],
+)
+def test_a_file_more_or_less_is_refused(forged: Forged, added: str, gone: str) -> None:
+    if added:
+        forged.members[added] = b"x"
+    forged.members.pop(gone, None)
+    error = refused(PackError, "FILE_MODIFIED", lambda: cuda_runtime.read(forged.write()))
+    assert (added or gone) in error.message
+
+
+def test_a_record_that_lists_fewer_libraries(forged: Forged) -> None:
+    record = json.loads(forged.members["cuda-runtime/CUDA_RUNTIME.json"])
+    dropped = record["wheels"][1]["files"].pop(0)
+    forged.members["cuda-runtime/CUDA_RUNTIME.json"] = json.dumps(record).encode()
+    del forged.members[f"cuda-runtime/{dropped['name']}"]
+    error = refused(InspectError, "LIBRARY_MISSING", lambda: cuda_runtime.read(forged.write()))
+    assert "libcudart.so.13" in error.message
+
+
+@pytest.mark.parametrize(
+    ("content", "code"),
+    [
+        (None, "RECORD_MISSING"),
+        (b"{}", "RECORD_INVALID"),
+        (b"not JSON", "RECORD_INVALID"),
+        (b'{"line": {"name": "x", "toolkit": null}, "wheels": []}', "RECORD_INVALID"),
+    ],
+)
+def test_a_tarball_without_a_sound_record(forged: Forged, content: bytes | None, code: str) -> None:
+    del forged.members["cuda-runtime/CUDA_RUNTIME.json"]
+    if content is not None:
+        forged.members["cuda-runtime/CUDA_RUNTIME.json"] = content
+    refused(PackError, code, lambda: cuda_runtime.read(forged.write()))
+
+
+def test_a_record_whose_wheels_hold_no_cublas(forged: Forged) -> None:
+    record = json.loads(forged.members["cuda-runtime/CUDA_RUNTIME.json"])
+    del record["wheels"][0]
+    forged.members["cuda-runtime/CUDA_RUNTIME.json"] = json.dumps(record).encode()
+    refused(PackError, "RECORD_INVALID", lambda: cuda_runtime.read(forged.write()))
+
+
+def test_a_line_without_cuda_is_no_line_of_these(forged: Forged) -> None:
+    record = json.loads(forged.members["cuda-runtime/CUDA_RUNTIME.json"])
+    record["line"]["min_driver"] = None
+    forged.members["cuda-runtime/CUDA_RUNTIME.json"] = json.dumps(record).encode()
+    refused(PackError, "RECORD_INVALID", lambda: cuda_runtime.read(forged.write()))
+
+
+def test_a_tarball_under_another_name(tarball: Path) -> None:
+    moved = tarball.rename(tarball.with_name(NAME.replace("13.0.2.14", "13.0.3")))
+    error = refused(PackError, "TARBALL_RENAMED", lambda: cuda_runtime.read(moved))
+    assert NAME in error.message
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mode": 0o755},
+        {"mode": 0o4644},
+        {"uid": 1000},
+        {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0},
+        {"name": "runtime/libcudart.so.13"},
+        {"name": "cuda-runtime/../x"},
+        {"name": "/cuda-runtime/x"},
+        {"name": "cuda-runtime"},
+        {"tail": b"garbage behind the end"},
+    ],
+)
+def test_what_no_release_may_hold(forged: Forged, changes: dict[str, Any]) -> None:
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: cuda_runtime.read(forged.write(**changes)))
+
+
+def test_a_file_that_stands_in_it_twice(forged: Forged) -> None:
+    forged.members["cuda-runtime/LIBCUDART.so.13"] = b"x"
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: cuda_runtime.read(forged.write()))
