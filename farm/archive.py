@@ -35,11 +35,6 @@ FORMATS: Final = ("tar.zst", "tar.gz")
 FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
 
-_ZSTD_OPTIONS: Final[dict[int, int]] = {
-    zstd.CompressionParameter.compression_level: ZSTD_LEVEL,
-    zstd.CompressionParameter.window_log: ZSTD_WINDOW_LOG,
-    zstd.CompressionParameter.checksum_flag: 1,
-}
 BLOCK: Final = 1 << 20
 """Bytes that are read at a time."""
 DAMAGE: Final = (tarfile.TarError, zstd.ZstdError, zlib.error, EOFError, gzip.BadGzipFile)
@@ -131,26 +126,37 @@ class Writer:
 
 
 @contextmanager
-def write(raw: BinaryIO, archive_format: str, mtime: int) -> Iterator[Writer]:
+def write(
+    raw: BinaryIO, archive_format: str, mtime: int, *, level: int = ZSTD_LEVEL
+) -> Iterator[Writer]:
     """Write an archive to ``raw``, which stays open.
 
     Args:
         raw: where the compressed bytes go.
         archive_format: one of ``FORMATS``.
         mtime: every member's time, in seconds since 1970.
+        level: zstd's.
 
     Raises:
         PackError: ``FORMAT_UNKNOWN``.
     """
     with (
-        _compressor(raw, archive_format) as packed,
+        _compressor(raw, archive_format, level) as packed,
         tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
     ):
         yield Writer(tar, mtime)
 
 
-def members(raw: BinaryIO, archive_format: str, *, what: str) -> Iterator[Member]:
+def members(
+    raw: BinaryIO, archive_format: str, *, what: str, root: str = "runtime"
+) -> Iterator[Member]:
     """Yield an archive's members, streaming it once; read each before asking for the next.
+
+    Args:
+        raw: the compressed bytes.
+        archive_format: one of ``FORMATS``.
+        what: what to call it in an error.
+        root: the one folder that everything must lie in.
 
     Raises:
         PackError: ``ARCHIVE_UNSOUND``: it holds what no release may.
@@ -161,7 +167,7 @@ def members(raw: BinaryIO, archive_format: str, *, what: str) -> Iterator[Member
         tarfile.open(fileobj=unpacked, mode="r|") as tar,
     ):
         for info in tar:
-            yield _member(tar, info, what)
+            yield _member(tar, info, what, root)
         # The compressor's checksum stands at the very end: read up to it.
         while rest := unpacked.read(BLOCK):
             if rest.strip(b"\0"):
@@ -180,30 +186,35 @@ def format_of(name: str) -> str:
     raise _unknown(name)
 
 
-def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str) -> Member:
-    problem = _unsound(info)
+def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str, root: str) -> Member:
+    problem = _unsound(info, root)
     stream = tar.extractfile(info) if not problem else None
     if stream is None:
         raise PackError("ARCHIVE_UNSOUND", f"{what}: {info.name!r} {problem}")
     return Member(info.name, info.size, info.mode, cast("BinaryIO", stream))
 
 
-def _unsound(info: tarfile.TarInfo) -> str:
-    parts = info.name.split("/")
+def _unsound(info: tarfile.TarInfo, root: str) -> str:
+    top, *inside = info.name.split("/")
     if not info.isreg():
         return "is not a regular file"
-    if parts[0] != "runtime" or len(parts) < 2 or {"", ".", ".."} & set(parts):  # noqa: PLR2004
-        return "is not a file below runtime/"
+    if top != root or not inside or {"", ".", ".."} & set(inside):
+        return f"is not a file below {root}/"
     if info.mode not in (FILE_MODE, PROGRAM_MODE):
         return f"has mode {info.mode:04o}"
     return "" if (info.uid, info.gid) == (0, 0) else "is not owned by 0:0"
 
 
-def _compressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.ZstdFile:
+def _compressor(raw: BinaryIO, archive_format: str, level: int) -> gzip.GzipFile | zstd.ZstdFile:
     if archive_format == "tar.gz":
         return gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0)
     if archive_format == "tar.zst":
-        return zstd.ZstdFile(raw, "wb", options=_ZSTD_OPTIONS)
+        options: dict[int, int] = {
+            zstd.CompressionParameter.compression_level: level,
+            zstd.CompressionParameter.window_log: ZSTD_WINDOW_LOG,
+            zstd.CompressionParameter.checksum_flag: 1,
+        }
+        return zstd.ZstdFile(raw, "wb", options=options)
     raise _unknown(archive_format)
 
 

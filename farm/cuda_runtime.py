@@ -9,12 +9,9 @@ is patched. The files stream from the wheels into the compressor; 540 MB are nev
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import io
 import os
-import sys
-import tarfile
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -31,11 +28,6 @@ from farm.pack import LICENCES, Inventory, Layout, appearing, read_inventory, wr
 from farm.packages import fetch_package
 from farm.plan import SOURCE_DATE_EPOCH
 from llama_loader.manifest import CUDA_RUNTIME, Cuda
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -57,11 +49,6 @@ in 9.6 s, 15 349.8 MB in 38 s, and 19, the servers' level, 346.7 MB in 219 s."""
 
 _LICENCE_NAMES: Final = ("license", "licence", "copying", "notice", "eula")
 _CUBLAS: Final = "nvidia-cublas"
-_ZSTD_OPTIONS: Final[dict[int, int]] = {
-    zstd.CompressionParameter.compression_level: ZSTD_LEVEL,
-    zstd.CompressionParameter.window_log: archive.ZSTD_WINDOW_LOG,
-    zstd.CompressionParameter.checksum_flag: 1,
-}
 
 
 class WheelFile(msgspec.Struct, frozen=True):
@@ -263,7 +250,7 @@ def _as_in_wheel(taken: _Taken) -> WheelFile:
 
 
 def _write(content: Mapping[str, _Taken | bytes], raw: BinaryIO, archive_format: str) -> None:
-    with _writer(raw, archive_format) as writer:
+    with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=ZSTD_LEVEL) as writer:
         for name, source in sorted(content.items()):
             path = f"{ROOT}/{name}"
             if isinstance(source, bytes):
@@ -274,54 +261,7 @@ def _write(content: Mapping[str, _Taken | bytes], raw: BinaryIO, archive_format:
                 writer.add(Member(path, size, archive.FILE_MODE, cast("BinaryIO", stream)))
 
 
-@contextmanager
-def _writer(raw: BinaryIO, archive_format: str) -> Iterator[archive.Writer]:
-    """Write as ``archive.write`` does, but at this kind's own level of zstd."""
-    if archive_format != "tar.zst":
-        with archive.write(raw, archive_format, SOURCE_DATE_EPOCH) as writer:
-            yield writer
-        return
-    with (
-        zstd.ZstdFile(raw, "wb", options=_ZSTD_OPTIONS) as packed,
-        tarfile.open(fileobj=packed, mode="w", format=tarfile.USTAR_FORMAT) as tar,
-    ):
-        yield archive.Writer(tar, SOURCE_DATE_EPOCH)
-
-
-def _members(raw: BinaryIO, archive_format: str, *, what: str) -> Iterator[Member]:
-    """Yield the members as ``archive.members`` does for servers: plain files below our root."""
-    with (
-        _decompressor(raw, archive_format) as unpacked,
-        tarfile.open(fileobj=unpacked, mode="r|") as tar,
-    ):
-        for info in tar:
-            stream = tar.extractfile(info) if _is_sound(info) else None
-            if stream is None:
-                raise PackError(
-                    "ARCHIVE_UNSOUND",
-                    f"{what}: {info.name!r} is not a plain file below {ROOT}/ of mode 0644",
-                )
-            yield Member(info.name, info.size, info.mode, cast("BinaryIO", stream))
-        while rest := unpacked.read(archive.BLOCK):
-            if rest.strip(b"\0"):
-                raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
-
-
-_LAYOUT: Final = Layout(f"{ROOT}/{RECORD}", _members)
-
-
-def _is_sound(info: tarfile.TarInfo) -> bool:
-    root, *inside = info.name.split("/")
-    below = root == ROOT and inside and not {"", ".", ".."} & set(inside)
-    ours = (info.mode, info.uid, info.gid) == (archive.FILE_MODE, 0, 0)
-    return bool(info.isreg() and below and ours)
-
-
-def _decompressor(raw: BinaryIO, archive_format: str) -> gzip.GzipFile | zstd.ZstdFile:
-    if archive_format == "tar.gz":
-        return gzip.GzipFile(fileobj=raw, mode="rb")
-    window: dict[int, int] = {zstd.DecompressionParameter.window_log_max: archive.ZSTD_WINDOW_LOG}
-    return zstd.ZstdFile(raw, "rb", options=window)
+_LAYOUT: Final = Layout(ROOT, f"{ROOT}/{RECORD}")
 
 
 def _decode(inventory: Inventory) -> RuntimeRecord:
@@ -349,6 +289,7 @@ def _check_files(inventory: Inventory, record: RuntimeRecord) -> None:
         path
         for path, one in recorded.items()
         if (packed[path].size, packed[path].sha256) != (one.size, one.sha256)
+        or packed[path].executable
     ]
     if differing:
         raise PackError(

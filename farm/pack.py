@@ -8,7 +8,6 @@ for. Everything else that CMake left stays behind.
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import os
 import tempfile
@@ -32,7 +31,7 @@ from llama_loader.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from collections.abc import Set as AbstractSet
     from typing import BinaryIO
 
@@ -82,15 +81,15 @@ class Layout:
     """How one kind of tarball is laid out.
 
     Attributes:
+        root: the one folder that everything lies in.
         record: the member that says what it was made of.
-        members: yields its members and refuses what it may not hold, as ``archive.members`` does.
     """
 
+    root: str
     record: str
-    members: Callable[..., Iterator[Member]]
 
 
-SERVER: Final = Layout(f"{ROOT}/{BUILD_RECORD}", archive.members)
+SERVER: Final = Layout(ROOT, f"{ROOT}/{BUILD_RECORD}")
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def read_inventory(path: Path, *, name: str | None = None, layout: Layout = SERV
             raw.seek(0)
             found = [
                 _examine(member, called, layout.record)
-                for member in layout.members(raw, archive_format, what=called)
+                for member in archive.members(raw, archive_format, what=called, root=layout.root)
             ]
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED", f"{called}: {error}", hint="pack it again") from error
@@ -248,13 +247,18 @@ def read_inventory(path: Path, *, name: str | None = None, layout: Layout = SERV
 def _examine(member: Member, what: str, record: str) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
-        digest = hashlib.sha256()
+        hasher = archive.ChunkHasher()
         while block := member.stream.read(archive.BLOCK):
-            digest.update(block)
+            hasher.update(block)
             copy.write(block)
+        digests = hasher.digests()
         executable = member.mode == archive.PROGRAM_MODE
         entry = FileEntry(
-            path=member.path, size=member.size, sha256=digest.hexdigest(), executable=executable
+            path=member.path,
+            size=member.size,
+            sha256=digests.sha256,
+            executable=executable,
+            chunks=digests.chunks if member.size > CHUNK_SIZE else (),
         )
         copy.seek(0)
         if copy.read(len(ELF_MAGIC)) == ELF_MAGIC:

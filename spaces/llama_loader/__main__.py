@@ -238,15 +238,18 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
+    from llama_loader import host
+
+    settings, console = _settings(options), _console()
+    looking = host.begin(settings)
     from llama_loader import extra_arguments, launch, model, report, sockets
     from llama_loader.prepare import prepare
 
-    settings, console = _settings(options), _console()
     for note in extra_arguments.check(options.extra):
         console(note)
     if settings.server_port is not None:
         sockets.claim(settings.server_port)  # said before anything is fetched
-    prepared = prepare(settings, sink=console)
+    prepared = prepare(settings, looking=looking, sink=console)
     allowed = settings.allow_cpu or settings.cpu_chosen
     launch.require_libraries(prepared, allow_cpu=allowed)
     console.stage("fetching the model")

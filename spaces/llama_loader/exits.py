@@ -143,7 +143,7 @@ def _out_of_memory(lines: Sequence[str]) -> ServerError:
     )
 
 
-def _by_status(status: int, quoted: str, *, loading: bool) -> ServerError:
+def _by_status(status: int, quoted: str, *, loading: bool) -> LoaderError:
     when = "while loading" if loading else "while it served"
     if status == -signal.SIGKILL:
         return ServerError(
@@ -151,14 +151,17 @@ def _by_status(status: int, quoted: str, *, loading: bool) -> ServerError:
             f"llama-server was killed (SIGKILL) {when}{quoted}",
             hint="usually the system ran out of main memory: take a smaller model or context",
         )
-    if status < 0:
-        return ServerError(
-            "SERVER_CRASHED",
-            f"llama-server was ended by {_signal_name(-status)} {when}{quoted}",
-            hint="an illegal instruction means a CPU older than the build"
-            if status == -signal.SIGILL
-            else "",
+    if status == -signal.SIGILL:
+        # the same instruction comes at the same place again: no reason to try it once more
+        return HostError(
+            "ILLEGAL_INSTRUCTION",
+            f"llama-server used an instruction that this CPU does not have (SIGILL) {when}{quoted}",
+            hint="a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all"
+            " layers must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
         )
+    if status < 0:
+        name = _signal_name(-status)
+        return ServerError("SERVER_CRASHED", f"llama-server was ended by {name} {when}{quoted}")
     return ServerError("SERVER_ENDED", f"llama-server ended with status {status} {when}{quoted}")
 
 

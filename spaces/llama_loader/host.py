@@ -12,6 +12,7 @@ import os
 import platform
 import re
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -21,6 +22,7 @@ from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from concurrent.futures import Future
 
     from llama_loader.settings import Settings
 
@@ -77,6 +79,17 @@ class HostFacts:
         """Known compute capabilities, each once, in the GPUs' order."""
         return tuple(dict.fromkeys(gpu.capability for gpu in self.gpus if gpu.capability))
 
+    @property
+    def visible_count(self) -> int:
+        """How many GPUs a program will see: CUDA_VISIBLE_DEVICES may name fewer than there are.
+
+        An upper bound: a name in it that stands for no GPU hides those behind it.
+        """
+        if self.visible_devices is None:
+            return len(self.gpus)
+        named = [name for name in self.visible_devices.split(",") if name.strip()]
+        return min(len(named), len(self.gpus))
+
 
 def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     """Gather the facts; takes some ten milliseconds, and never raises.
@@ -105,6 +118,14 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         zerogpu=settings.zerogpu,
         visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
     )
+
+
+def begin(settings: Settings) -> Future[HostFacts]:
+    """Begin to ``detect`` in a thread: the driver and ldconfig take 50 ms that others can use."""
+    pool = ThreadPoolExecutor(1, "llama-loader-host")
+    looking = pool.submit(detect, settings)
+    pool.shutdown(wait=False)
+    return looking
 
 
 def _gpus(

@@ -38,9 +38,10 @@ def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -
     on_cpu = _cpu_alone(settings, prepared)
     if on_cpu is not None:
         return on_cpu
-    gpus = prepared.host.gpus
-    if prepared.choice is not None and not settings.devices and len(gpus) == 1:
-        return DeviceChoice((_ONLY_DEVICE,), f"the only one: {gpus[0].name}")
+    facts = prepared.host
+    if prepared.choice is not None and not settings.devices and facts.visible_count == 1:
+        seen = facts.gpus[0].name if len(facts.gpus) == 1 else "by CUDA_VISIBLE_DEVICES"
+        return DeviceChoice((_ONLY_DEVICE,), f"the only one: {seen}")
     return ask_devices(settings, prepared, model)
 
 

@@ -14,6 +14,7 @@ from llama_loader.events import Note, ignore
 from llama_loader.timeline import Timeline
 
 if TYPE_CHECKING:
+    from concurrent.futures import Future
     from pathlib import Path
 
     from llama_loader.cuda_libraries import Library
@@ -54,8 +55,15 @@ class Prepared:
         return self.installed.folder
 
 
-def prepare(settings: Settings, *, sink: Sink = ignore) -> Prepared:
+def prepare(
+    settings: Settings, *, looking: Future[HostFacts] | None = None, sink: Sink = ignore
+) -> Prepared:
     """Resolve, fetch, verify and unpack what this host needs.
+
+    Args:
+        settings: what was asked for.
+        looking: ``host.begin``, where that was called before.
+        sink: told of progress.
 
     Raises:
         LoaderError: any of the loader's errors but those of the server.
@@ -63,11 +71,14 @@ def prepare(settings: Settings, *, sink: Sink = ignore) -> Prepared:
     timeline = Timeline()
     with timeline.stage("resolve"):
         store = _store(settings, timeline.listening(sink))
-        facts = host.detect(settings)
-        chosen = None if settings.url else _choose(settings, store, facts, sink)
-    if chosen is None:
+        looking = looking or host.begin(settings)
+        released = None if settings.url else _released(settings, store, sink)
+        facts = looking.result()
+        if released is not None:
+            manifest, url = released
+            choice = select.select(manifest, facts, wishes(settings))
+    if released is None:
         return _from_archive(settings, store, facts, timeline, sink)
-    manifest, url, choice = chosen
     installed = store.install(
         choice.artifact,
         choice.artifact.resolved_urls(url),
@@ -102,8 +113,8 @@ def resolve(
         LoaderError: the manifest cannot be had or trusted, or nothing in it fits this host.
     """
     facts = host.detect(settings) if facts is None else facts
-    manifest, _, choice = _choose(settings, _store(settings, sink), facts, sink)
-    return manifest, facts, choice
+    manifest, _ = _released(settings, _store(settings, sink), sink)
+    return manifest, facts, select.select(manifest, facts, wishes(settings))
 
 
 def _fetched_note(choice: Choice, brought: Artifact) -> Note:
@@ -137,13 +148,10 @@ def wishes(settings: Settings) -> select.Wishes:
     )
 
 
-def _choose(
-    settings: Settings, store: Store, facts: HostFacts, sink: Sink
-) -> tuple[Manifest, str, Choice]:
+def _released(settings: Settings, store: Store, sink: Sink) -> tuple[Manifest, str]:
     from llama_loader import trust
 
-    manifest, url = trust.manifest(settings, store, _fetcher(settings, sink))
-    return manifest, url, select.select(manifest, facts, wishes(settings))
+    return trust.manifest(settings, store, _fetcher(settings, sink))
 
 
 def _from_archive(

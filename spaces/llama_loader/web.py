@@ -8,12 +8,10 @@ sent.
 from __future__ import annotations
 
 import re
-import ssl
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import locations
@@ -256,6 +254,8 @@ class _Reader:
 
 def _certificates() -> str | bool:
     """``SSL_CERT_FILE`` where it is set; ``REQUESTS_CA_BUNDLE`` wins over it inside requests."""
+    import ssl
+
     paths = ssl.get_default_verify_paths()
     if paths.cafile and paths.cafile != paths.openssl_cafile:
         return paths.cafile
@@ -281,6 +281,8 @@ def _retry_after(text: str) -> float | None:
     seconds = _number(text)
     if seconds is not None:
         return float(seconds)
+    from email.utils import parsedate_to_datetime
+
     try:
         moment = parsedate_to_datetime(text)
     except ValueError:

@@ -63,12 +63,19 @@ def compress(data: bytes, form: str = "tar.gz") -> bytes:
     return lzma.compress(data, preset=0) if form == "tar.xz" else zstd.compress(data, 1)
 
 
-def file_entry(entry: Entry) -> FileEntry:
+def chunk_digests(data: bytes, size: int) -> tuple[str, ...]:
+    return tuple(
+        hashlib.sha256(data[at : at + size]).hexdigest() for at in range(0, len(data), size)
+    )
+
+
+def file_entry(entry: Entry, chunk_size: int = 65536) -> FileEntry:
     return FileEntry(
         path=entry.path,
         size=len(entry.data),
         sha256=hashlib.sha256(entry.data).hexdigest(),
         executable=entry.mode == 0o755,
+        chunks=chunk_digests(entry.data, chunk_size) if len(entry.data) > chunk_size else (),
     )
 
 
@@ -80,11 +87,7 @@ def describe(
     **fields: Any,
 ) -> Artifact:
     """Return the manifest's entry for a packed archive that should hold ``entries``."""
-    files = tuple(file_entry(entry) for entry in entries)
-    digests = [
-        hashlib.sha256(packed[at : at + chunk_size]).hexdigest()
-        for at in range(0, len(packed), chunk_size)
-    ]
+    files = tuple(file_entry(entry, chunk_size) for entry in entries)
     artifact = Artifact(
         name=f"llama-server-b1-cpu-cpu-linux-x86_64.{form}",
         urls=(f"llama-server-b1-cpu-cpu-linux-x86_64.{form}",),
@@ -92,7 +95,7 @@ def describe(
         size=len(packed),
         sha256=hashlib.sha256(packed).hexdigest(),
         chunk_size=chunk_size,
-        chunks=tuple(digests),
+        chunks=chunk_digests(packed, chunk_size),
         unpacked_size=sum(entry.size for entry in files),
         backend="cpu",
         cuda=None,

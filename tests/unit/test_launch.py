@@ -71,6 +71,19 @@ def test_of_two_gpus_the_program_is_asked(impostor: Impostor) -> None:
     assert device(argv) == "CUDA1"
 
 
+def test_one_visible_gpu_of_two_is_taken_without_asking(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(list={"text": "garbage"}), replace(TWO, visible_devices="1"))
+    argv, _ = start(settings(), ready)
+    assert device(argv) == "CUDA0"  # llama-server counts what it sees
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(None, 2), ("", 0), ("0", 1), ("GPU-1f2e", 1), ("0,1", 2), ("0,1,2", 2)]
+)
+def test_how_many_gpus_a_program_will_see(named: str | None, expected: int) -> None:
+    assert replace(TWO, visible_devices=named).visible_count == expected
+
+
 def test_the_only_gpu_may_be_hidden_from_the_program(impostor: Impostor) -> None:
     """CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks."""
     ready = prepared(impostor.behave(known_devices=[]), H200)

@@ -202,6 +202,7 @@ def test_a_bad_value_is_named_by_its_place(path: str, value: object) -> None:
         ("artifacts.0.files.3.path", "runtime/llama-server", "equal or differ"),
         ("artifacts.0.cuda", CUDA, "cuda: must be given"),
         ("artifacts.0.backend", "cuda", "cuda: must be given"),
+        ("artifacts.0.files.0.chunks", ["0" * 64] * 9, "do not follow from its size"),
         ("artifacts", [GOOD["artifacts"][0]] * 2, "two have the same name"),
     ],
 )

@@ -128,7 +128,7 @@ def test_the_command_line(impostor: Impostor) -> None:
         assert f"--model /m.gguf --host 127.0.0.1 --port {server.port} --ctx-size 8192" in text
         assert "--n-gpu-layers 999 --device CUDA0,CUDA1" in text
         assert "--fit off" in text
-        assert text.endswith("--no-webui --threads 3")
+        assert text.endswith("--no-webui --no-warmup --threads 3")
     with Server(plan(runtime, keyed=False)) as server:
         text = " ".join(impostor.seen()["argv"])
         assert "--n-gpu-layers 0 --device none" in text
@@ -264,6 +264,7 @@ def test_a_free_port_that_is_lost_to_somebody_is_tried_again(impostor: Impostor)
         ),
         ({"signal": 9}, ServerError, "SERVER_KILLED", "SIGKILL) while loading"),
         ({"signal": 11}, ServerError, "SERVER_CRASHED", "SIGSEGV while loading"),
+        ({"signal": 4}, HostError, "ILLEGAL_INSTRUCTION", "this CPU does not have (SIGILL)"),
         ({"exit": 3}, ServerError, "SERVER_ENDED", "status 3 while loading"),
         ({"exit": 0, "say": ["bye"]}, ServerError, "SERVER_ENDED", "bye"),
         ({"completion": "die"}, ServerError, "CUDA_ERROR", "illegal memory access"),

@@ -442,6 +442,21 @@ def test_a_temporary_folder_prepared_by_somebody_else(
     assert folder.relative_to(temporary).parts[0].startswith("llama-loader-")
 
 
+@pytest.mark.parametrize("at", [0, 65535, 65536, 150_000, 199_999])
+def test_a_large_file_is_checked_in_pieces(release: Release, at: int) -> None:
+    big = archives.Entry("runtime/libggml-big.so", random.Random(1).randbytes(200_000))
+    release.packed, artifact = archives.release((*ENTRIES, big))
+    release.url = release.server.put("/big.tar.gz", release.packed)
+    assert len(next(one for one in artifact.files if one.path == big.path).chunks) == 4
+    place = release.install(artifact).folder / "libggml-big.so"
+    data = bytearray(big.data)
+    data[at] ^= 1
+    place.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"libggml-big\.so changed"):
+        release.store().verify(place.parent)
+    assert (release.install(artifact).folder / "libggml-big.so").read_bytes() == big.data
+
+
 # 38: several installers
 
 
