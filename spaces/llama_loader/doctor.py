@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import devices, host, launch, model, prepare, report, select
+from llama_loader import compatibility, devices, host, launch, model, prepare, report
 from llama_loader.errors import HostError, LoaderError, StoreError, without_secrets
 from llama_loader.events import Note
 
@@ -273,7 +273,7 @@ def _noting(found: Examination, sink: Sink) -> Sink:
 
 
 def _dotted(gpu: Gpu) -> str:
-    return select.dotted([gpu.capability]) if gpu.capability else "unknown"
+    return compatibility.dotted([gpu.capability]) if gpu.capability else "unknown"
 
 
 def _host_lines(facts: HostFacts | None) -> list[str]:

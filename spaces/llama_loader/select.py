@@ -9,12 +9,22 @@ Everything that it needs is an argument, so it can be asked what another machine
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cuda_libraries, known_gpus
+from llama_loader import cuda_libraries
+from llama_loader.compatibility import (
+    Stage,
+    cuda_code,
+    dotted,
+    driver_trouble,
+    gap,
+    glibc_trouble,
+    holds,
+    older,
+    refused_by_kind,
+    refused_by_platform,
+)
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
@@ -24,24 +34,6 @@ if TYPE_CHECKING:
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
-
-FORMATS: Final = frozenset({"tar.gz", "tar.xz", "tar.zst"})
-"""Archives that ``unpack`` reads."""
-_MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
-
-
-class Stage(IntEnum):
-    """How far an artifact came before it was passed over: the furthest one names the error."""
-
-    KIND = 0
-    FORMAT = 1
-    PLATFORM = 2
-    BACKEND = 3
-    GPU = 4
-    GLIBC = 5
-    DRIVER = 6
-    FITS = 7
-
 
 _CODES: Final = {
     Stage.KIND: "NO_ARTIFACT",
@@ -190,29 +182,6 @@ def missing_libraries(
     )
 
 
-def cuda_code(artifact: Artifact, target: str) -> str:
-    """Say how an artifact runs on a GPU: ``sass``, ``ptx`` or, where it does not, nothing.
-
-    SASS runs on its own capability and on later ones of the same major (CUDA C++ programming
-    guide, "Binary Compatibility"); ``120a`` on 12.0 alone, ``120f`` within its family. PTX can be
-    compiled for its own capability and all later ones, with the same exceptions.
-    """
-    cuda = artifact.cuda
-    if cuda is None:
-        return ""
-    if any(_runs(arch, target, same_major=True) for arch in cuda.sass):
-        return "sass"
-    return "ptx" if any(_runs(arch, target, same_major=False) for arch in cuda.ptx) else ""
-
-
-def _runs(arch: str, target: str, *, same_major: bool) -> bool:
-    number, wanted = int(arch.rstrip("af")), int(target.rstrip("af"))
-    if arch.endswith("a"):
-        return number == wanted
-    same = number // 10 == wanted // 10
-    return number <= wanted and (same or not (same_major or arch.endswith("f")))
-
-
 def _judge(
     artifact: Artifact,
     host: HostFacts,
@@ -220,49 +189,17 @@ def _judge(
     runtimes: tuple[Artifact, ...] = (),
 ) -> _Candidate:
     """Judge one artifact for the GPUs ``targets``; for the CPU where there are none."""
-    refused = _refused_by_kind(artifact) or _refused_by_platform(artifact, host)
+    refused = refused_by_kind(artifact) or refused_by_platform(artifact, host)
     if refused:
         return _Candidate(artifact, *refused)
     if targets:
         return _judge_gpu(artifact, host, targets, runtimes)
-    trouble = _glibc_trouble(artifact, host)
+    trouble = glibc_trouble(artifact, host)
     if trouble:
         return _Candidate(artifact, Stage.GLIBC, trouble)
     if artifact.backend == "cuda":
         return _Candidate(artifact, Stage.FITS, "built for CUDA; can run on the CPU too")
     return _Candidate(artifact, Stage.FITS, "built for the CPU")
-
-
-def _refused_by_kind(artifact: Artifact) -> tuple[Stage, str] | None:
-    if artifact.kind == LLAMA_SERVER:
-        return None
-    if artifact.kind == CUDA_RUNTIME:
-        return Stage.KIND, "holds CUDA libraries, no server"
-    return Stage.KIND, f"its kind {artifact.kind} is unknown to this loader"
-
-
-def _refused_by_platform(artifact: Artifact, host: HostFacts) -> tuple[Stage, str] | None:
-    if artifact.format not in FORMATS:
-        return Stage.FORMAT, f"its format {artifact.format} is unknown to this loader"
-    wanted, system = artifact.platform, host.system.rstrip("0123456789")
-    machine = _MACHINES.get(host.machine.lower(), host.machine)
-    if (wanted.system, wanted.machine) != (system, machine):
-        return (
-            Stage.PLATFORM,
-            f"is for {wanted.system} {wanted.machine}, this is {system} {machine}",
-        )
-    if artifact.backend not in {"cuda", "cpu"}:
-        return Stage.BACKEND, f"its backend {artifact.backend} is unknown to this loader"
-    return None
-
-
-def _glibc_trouble(artifact: Artifact, host: HostFacts) -> str | None:
-    wanted = artifact.platform
-    if host.glibc is None or _older(host.glibc, wanted.glibc):
-        return f"needs glibc {wanted.glibc}, this machine has {host.glibc or 'none'}"
-    if wanted.glibcxx and host.glibcxx and _older(host.glibcxx, wanted.glibcxx):
-        return f"needs GLIBCXX {wanted.glibcxx} (libstdc++), this machine has {host.glibcxx}"
-    return None
 
 
 def _usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...]:
@@ -271,9 +208,9 @@ def _usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...
         one
         for one in manifest.artifacts
         if one.kind == CUDA_RUNTIME
-        and not _refused_by_platform(one, host)
-        and not _glibc_trouble(one, host)
-        and not _driver_trouble(one, host.driver, native=True)
+        and not refused_by_platform(one, host)
+        and not glibc_trouble(one, host)
+        and not driver_trouble(one, host.driver, native=True)
         and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     )
 
@@ -292,7 +229,7 @@ def _bringing(
         and artifact.cuda
         and missing
         and set(missing) <= set(one.provides)
-        and not _older(one.cuda.toolkit, artifact.cuda.toolkit)
+        and not older(one.cuda.toolkit, artifact.cuda.toolkit)
     ]
     return min(usable)[-1] if usable else None
 
@@ -305,29 +242,23 @@ def _judge_gpu(
     codes = {target: cuda_code(artifact, target) for target in targets}
     served = tuple(target for target, code in codes.items() if code)
     if not served:
-        return _Candidate(artifact, Stage.GPU, f"{_holds(artifact)}: not for {dotted(targets)}")
-    trouble = _glibc_trouble(artifact, host)
+        return _Candidate(
+            artifact,
+            Stage.GPU,
+            f"{holds(artifact)}: not for {dotted(targets)}",
+        )
+    trouble = glibc_trouble(artifact, host)
     if trouble:
         return _Candidate(artifact, Stage.GLIBC, trouble)
     native = all(codes[target] == "sass" for target in served)
-    trouble = _driver_trouble(artifact, host.driver, native=native)
+    trouble = driver_trouble(artifact, host.driver, native=native)
     if trouble:
         return _Candidate(artifact, Stage.DRIVER, trouble)
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    gap = sum(_gap(artifact, target) for target in served)
+    distance = sum(gap(artifact, target) for target in served)
     brings = _bringing(artifact, missing, runtimes)
-    fitting = _Candidate(artifact, Stage.FITS, "", served, native, gap, taken, missing, brings)
+    fitting = _Candidate(artifact, Stage.FITS, "", served, native, distance, taken, missing, brings)
     return replace(fitting, reason=_fits_reason(fitting, targets))
-
-
-def _gap(artifact: Artifact, target: str) -> int:
-    """How much older the best code is than the GPU: 0 for its own, 6 for sm_80 code on 8.6."""
-    cuda = artifact.cuda
-    if cuda is None:
-        return 0
-    same = [arch for arch in cuda.sass if _runs(arch, target, same_major=True)]
-    usable = same or [arch for arch in cuda.ptx if _runs(arch, target, same_major=False)]
-    return int(target) - max(int(arch.rstrip("af")) for arch in usable)
 
 
 def _fits_reason(one: _Candidate, targets: tuple[str, ...]) -> str:
@@ -339,19 +270,6 @@ def _fits_reason(one: _Candidate, targets: tuple[str, ...]) -> str:
         bringing = f", brought by {one.brings.name}" if one.brings else ""
         parts.append(f"{', '.join(one.missing)} missing here{bringing}")
     return f"{'; '.join(parts)}; {one.artifact.size / 1e6:.1f} MB"
-
-
-def _driver_trouble(artifact: Artifact, driver: str | None, *, native: bool) -> str | None:
-    """An unknown driver (ZeroGPU before a GPU is attached) is given the benefit of the doubt."""
-    cuda = artifact.cuda
-    if cuda is None or driver is None:
-        return None
-    if _older(driver, cuda.min_driver):
-        return f"CUDA {cuda.toolkit} needs driver {cuda.min_driver}, this machine has {driver}"
-    jit = None if native else known_gpus.jit_driver(cuda.toolkit)
-    if jit and _older(driver, jit):
-        return f"its PTX of CUDA {cuda.toolkit} needs driver {jit}, this machine has {driver}"
-    return None
 
 
 def _choice(best: _Candidate, judged: Iterable[_Candidate], runs_on: str) -> Choice:
@@ -423,7 +341,7 @@ def _nothing(
     furthest = max((one.stage for one in judged), default=Stage.KIND)
     best = [one for one in judged if one.stage is furthest]
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
-    there = ", ".join(dict.fromkeys(_holds(artifact) for artifact in servers))
+    there = ", ".join(dict.fromkeys(holds(artifact) for artifact in servers))
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
     why = {
         Stage.GPU: "none has code for it",
@@ -453,23 +371,3 @@ def _hint(stage: Stage, host: HostFacts) -> str:
             " with --allow-cpu"
         )
     return "look at the release's manifest; `doctor` shows why each artifact is passed over"
-
-
-def _holds(artifact: Artifact) -> str:
-    if artifact.cuda is None:
-        return f"{artifact.backend}, no CUDA"
-    parts = [dotted(artifact.cuda.sass)] if artifact.cuda.sass else []
-    parts += [f"{dotted(artifact.cuda.ptx)} as PTX"] if artifact.cuda.ptx else []
-    return f"CUDA {artifact.cuda.toolkit} for {' and '.join(parts) or 'nothing'}"
-
-
-def dotted(archs: Iterable[str]) -> str:
-    """Write compute capabilities as NVIDIA does: ``("90", "120a")`` → ``9.0, 12.0a``."""
-    return ", ".join(re.sub(r"^([0-9]+)([0-9][af]?)$", r"\1.\2", arch) for arch in archs)
-
-
-def _older(one: str, other: str) -> bool:
-    """Compare versions such as 2.36 and 580.65 by their numbers; 525.60 equals 525.60.0."""
-    left, right = (list(map(int, re.findall(r"[0-9]+", text))) for text in (one, other))
-    width = max(len(left), len(right))
-    return left + [0] * (width - len(left)) < right + [0] * (width - len(right))
