@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -27,6 +29,11 @@ PASSED_ON: Final = ("PATH", "HOME", "TMPDIR", "CCACHE_REMOTE_STORAGE", "CCACHE_M
 the bytes, and LANG would make ccache take another machine's objects for others."""
 
 
+_GRACE: Final = 5.0
+"""Seconds for a build that was interrupted to end its compilers."""
+_PAUSE: Final = 0.02
+
+
 @dataclass(frozen=True)
 class LocalWorkspace:
     """A private folder with a copy of the source beside the build tree, as in a container."""
@@ -37,7 +44,7 @@ class LocalWorkspace:
     image: None = None
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
-        """Run one command in a process group of its own; ended with it on any exception."""
+        """Run one command in a session of its own; all of it is ended on any exception."""
         inherited = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         with subprocess.Popen(
             argv,
@@ -55,7 +62,7 @@ class LocalWorkspace:
                     sink(line.rstrip("\n"))
                 return process.wait()
             except BaseException:
-                _end_group(process)
+                _end_session(process)
                 raise
 
     def collect(self, products: PurePath, into: Path) -> None:
@@ -135,8 +142,33 @@ def _require_compiler() -> None:
         )
 
 
-def _end_group(process: subprocess.Popen[str]) -> None:
-    try:
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        return
+def _end_session(process: subprocess.Popen[str]) -> None:
+    """End a build and everything that it started.
+
+    Ninja gives every compiler a process group of its own, so a signal to the build's group does
+    not reach them: asked nicely ninja ends them itself, and whatever is left is found by its
+    session, which nobody leaves.
+    """
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGTERM)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(_GRACE)
+    deadline = time.monotonic() + _GRACE
+    while (left := _session_members(process.pid)) and time.monotonic() < deadline:
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        time.sleep(_PAUSE)
+
+
+def _session_members(session: int) -> list[int]:
+    """Return the processes of a session that still run (``/proc/PID/stat``, proc(5))."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            state, _, _, of_session = stat.read_text().rpartition(")")[2].split()[:4]
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has ended meanwhile
+        if int(of_session) == session and state != "Z":
+            found.append(int(stat.parent.name))
+    return found

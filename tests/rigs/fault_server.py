@@ -18,7 +18,7 @@ import threading
 import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -325,7 +325,7 @@ class Proxy:
             ends = {client: server, server: client}
             while True:
                 for end in select.select([client, server], [], [])[0]:
-                    data = cast("socket.socket", end).recv(65536)
+                    data = end.recv(65536)
                     if not data:
                         return
                     ends[end].sendall(data)
