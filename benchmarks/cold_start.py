@@ -117,7 +117,7 @@ class Bench:
 def measure(bench: Bench, upstream: Path | None, runs: int) -> tuple[list[Side], dict[str, Any]]:
     """Run every side ``runs`` times, in turn; returns the sides and what was served where."""
     installed = _fetch(bench.manifest_url, bench.pin, bench.scratch / "kept")
-    libraries = ":".join(dict.fromkeys(installed["choice"]["libraries"].values()))
+    libraries = ":".join(dict.fromkeys(installed["libraries"].values()))
     ours = Path(installed["folder"])
     sides: dict[str, Callable[[int], dict[str, float]]] = {
         "manifest URL": lambda n: bench.loader(bench.scratch / f"store{n}", _fresh(bench)),

@@ -4,7 +4,7 @@
 
 The arithmetic of a token does not depend on what the weights are, so tokens per second of this
 file are those of a real llama of its shape (34 layers of 2560, 10240 in the feed-forward, Q4_K and
-Q6_K as in a Q4_K_M file, about 2.2 GB). Its answers mean nothing.
+Q6_K as in a Q4_K_M file, 3.4 billion of them, 2.0 GB). Its answers mean nothing.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def examine(load: Callable[[], Settings], *, sink: Sink) -> Examination:
 def _tried(found: Examination, name: str, check: Callable[[], str]) -> bool:
     """Run a check; its sentence, or its error, goes on the page."""
     try:
-        found.checks.append(Check(name, ok=True, detail=check()))
+        found.checks.append(Check(name, ok=True, detail=without_secrets(check())))
     except LoaderError as error:
         found.checks.append(_failed(name, error))
         return False
@@ -265,7 +265,8 @@ def _noting(found: Examination, sink: Sink) -> Sink:
 
     def take(event: Event) -> None:
         if isinstance(event, Note):
-            found.notes.append(event)
+            plain = without_secrets(event.message), without_secrets(event.hint)
+            found.notes.append(Note(event.code, *plain))
         else:
             sink(event)
 

@@ -12,9 +12,10 @@ import os
 import platform
 import re
 import sys
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import known_gpus, nvml, processes
@@ -22,7 +23,6 @@ from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from concurrent.futures import Future
 
     from llama_loader.settings import Settings
 
@@ -122,10 +122,17 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
 
 def begin(settings: Settings) -> Future[HostFacts]:
     """Begin to ``detect`` in a thread: the driver and ldconfig take 50 ms that others can use."""
-    pool = ThreadPoolExecutor(1, "llama-loader-host")
-    looking = pool.submit(detect, settings)
-    pool.shutdown(wait=False)
+    looking: Future[HostFacts] = Future()
+    # a daemon: a driver that hangs must not keep this process from ending
+    Thread(target=_detect_for, args=(looking, settings), daemon=True).start()
     return looking
+
+
+def _detect_for(looking: Future[HostFacts], settings: Settings) -> None:
+    try:
+        looking.set_result(detect(settings))
+    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+        looking.set_exception(error)
 
 
 def _gpus(

@@ -183,13 +183,20 @@ def start(
         chosen = ask_devices(settings, prepared, model)
         plan = replace(plan, devices=chosen.names)
         supervisor = _started(settings, prepared, plan, sink)
-    server = supervisor.server
+    try:
+        _note_start(settings, prepared, supervisor.server)
+    except BaseException:  # a signal, say: nobody has the supervisor yet to stop it
+        supervisor.stop()
+        raise
+    return supervisor
+
+
+def _note_start(settings: Settings, prepared: Prepared, server: Server) -> None:
     if server.started is not None:
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
         prepared.timeline.add("first token", first_token)
     test_run.remember(settings, prepared, server)
-    return supervisor
 
 
 def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sink) -> Supervisor:

@@ -488,3 +488,15 @@ def test_a_defect_is_one_line_with_its_place() -> None:
 
 def test_zerogpu_is_what_the_table_says() -> None:
     assert known_gpus.capability(known_gpus.ZEROGPU_NAME) == known_gpus.ZEROGPU_CAPABILITY
+
+
+def test_a_driver_that_hangs_keeps_nobody_from_ending(home: dict[str, str], tmp_path: Path) -> None:
+    program = tmp_path / "bin" / "nvidia-smi"
+    program.parent.mkdir()
+    program.write_text("#!/bin/sh\nexec sleep 15\n")
+    program.chmod(0o755)
+    home["PATH"] = f"{program.parent}:{home['PATH']}"
+    began = time.monotonic()
+    done = run(home, "serve", "--model", "/m", "--", "--port", "1")
+    refused(done, 2, "EXTRA_ARGUMENT")
+    assert time.monotonic() - began < 10

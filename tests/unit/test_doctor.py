@@ -46,6 +46,7 @@ class Clinic:
         self.host: HostFacts = H200
         self.runtime = runtime
         self.fault: LoaderError | None = None
+        self.note = Note("MANIFEST_NOT_PINNED", "it is not", "pin it")
         self.variables = {"PATH": os.environ["PATH"], "HF_HOME": str(store)}
         monkeypatch.setattr(doctor.host, "detect", lambda _: self.host)
         monkeypatch.setattr(doctor.prepare, "prepare", self.prepare)
@@ -53,7 +54,7 @@ class Clinic:
     def prepare(self, settings: Settings, *, sink: Sink) -> Prepared:
         if self.fault:
             raise self.fault
-        sink(Note("MANIFEST_NOT_PINNED", "it is not", "pin it"))
+        sink(self.note)
         choice = select.select(RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu))
         place = self.runtime
         installed = Installed(place, place, "0" * 64, "b1", choice.artifact, verified=True)
@@ -177,6 +178,13 @@ def test_offline_a_model_of_the_hub_must_be_here_already(clinic: Clinic, tmp_pat
     (tmp_path / "m.gguf").touch()
     clinic.variables |= {"YAKULINGO_SPACES_GGUF_PATH": str(tmp_path / "m.gguf")}
     assert clinic.examine().exit_status == 0
+
+
+def test_what_a_signed_url_carries_is_not_on_the_page(clinic: Clinic) -> None:
+    clinic.note = Note("UNVERIFIED", "https://h/x.tar.gz?sig=hf_secret is not pinned", "pin it")
+    found = clinic.examine()
+    assert "hf_secret" not in found.as_text() + json.dumps(found.as_json())
+    assert "https://h/x.tar.gz?… is not pinned" in found.as_text()
 
 
 def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
