@@ -238,10 +238,11 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
-    from llama_loader import host
+    from llama_loader import host, processes
 
     settings, console = _settings(options), _console()
     looking = host.begin(settings)
+    processes.spawn_soon()
     from llama_loader import extra_arguments, launch, model, report, sockets
     from llama_loader.prepare import prepare
 

@@ -12,13 +12,12 @@ import os
 import platform
 import re
 import sys
-from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import known_gpus, nvml, processes
+from llama_loader.background import Background
 from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
 
 if TYPE_CHECKING:
@@ -120,19 +119,9 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     )
 
 
-def begin(settings: Settings) -> Future[HostFacts]:
-    """Begin to ``detect`` in a thread: the driver and ldconfig take 50 ms that others can use."""
-    looking: Future[HostFacts] = Future()
-    # a daemon: a driver that hangs must not keep this process from ending
-    Thread(target=_detect_for, args=(looking, settings), daemon=True).start()
-    return looking
-
-
-def _detect_for(looking: Future[HostFacts], settings: Settings) -> None:
-    try:
-        looking.set_result(detect(settings))
-    except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
-        looking.set_exception(error)
+def begin(settings: Settings) -> Background[HostFacts]:
+    """Begin to ``detect``: the driver and ldconfig take 50 ms that others can use."""
+    return Background(lambda: detect(settings))
 
 
 def _gpus(

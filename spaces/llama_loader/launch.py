@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, extra_arguments, model_file, select, test_run
+from llama_loader import devices, extra_arguments, model_file, select
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
@@ -140,6 +140,8 @@ def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None 
         HostError: this machine cannot run it.
         ServerError: it does not start, or answers wrongly or too late.
     """
+    from llama_loader import test_run
+
     kept = test_run.kept(settings, prepared)
     if kept is not None:
         return kept
@@ -192,6 +194,8 @@ def start(
 
 
 def _note_start(settings: Settings, prepared: Prepared, server: Server) -> None:
+    from llama_loader import test_run  # only now: the server runs already
+
     if server.started is not None:
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
@@ -204,6 +208,8 @@ def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sin
     try:
         supervisor.start()
     except LoaderError as error:
+        from llama_loader import test_run
+
         judged = test_run.judged(settings, prepared, plan.devices, error)
         if judged is None:
             raise

@@ -7,7 +7,6 @@ become sentences, and a pinned digest is checked.
 from __future__ import annotations
 
 import hashlib
-import logging
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,6 +79,8 @@ def _from_hub(source: ModelSource, settings: Settings) -> Path:
             "huggingface_hub is not installed, so no model can be fetched from the Hub",
             hint="pip install huggingface_hub, or give a local file with --model",
         ) from error
+    import logging
+
     # its advice ("you are sending unauthenticated requests …") is not for our stderr
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
     try:

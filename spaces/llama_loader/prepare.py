@@ -14,9 +14,9 @@ from llama_loader.events import Note, ignore
 from llama_loader.timeline import Timeline
 
 if TYPE_CHECKING:
-    from concurrent.futures import Future
     from pathlib import Path
 
+    from llama_loader.background import Background
     from llama_loader.cuda_libraries import Library
     from llama_loader.events import Sink
     from llama_loader.fetch import Fetcher
@@ -56,7 +56,7 @@ class Prepared:
 
 
 def prepare(
-    settings: Settings, *, looking: Future[HostFacts] | None = None, sink: Sink = ignore
+    settings: Settings, *, looking: Background[HostFacts] | None = None, sink: Sink = ignore
 ) -> Prepared:
     """Resolve, fetch, verify and unpack what this host needs.
 

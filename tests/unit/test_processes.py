@@ -1,0 +1,99 @@
+"""Programs that are started ahead of time, and what becomes of them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llama_loader import processes
+
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+ENVIRON = processes.environment({"PATH": os.environ["PATH"]})
+
+
+def children() -> set[int]:
+    """The launchers of this process that wait for an order."""
+    told = Path(f"/proc/{os.getpid()}/task").glob("*/children")
+    pids = [int(pid) for listed in told for pid in listed.read_text().split()]
+    return {pid for pid in pids if b"prctl" in Path(f"/proc/{pid}/cmdline").read_bytes()}
+
+
+def a_spare_launcher() -> int:
+    before = children()
+    processes.spawn_soon()
+    deadline = time.monotonic() + 5
+    while not (more := children() - before):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return more.pop()
+
+
+def say(text: str, folder: Path) -> tuple[int, bytes]:
+    program = processes.spawn(["/bin/echo", text], ENVIRON, folder=folder)
+    with program:
+        assert program.stdout is not None
+        return program.pid, program.stdout.read()
+
+
+def test_a_waiting_launcher_becomes_the_next_program(tmp_path: Path) -> None:
+    pid = a_spare_launcher()
+    processes.spawn_soon()  # there is one already
+    assert say("a b\nc\udcff", tmp_path) == (pid, b"a b\nc\xff\n")
+    assert say("another", tmp_path)[0] != pid
+
+
+def test_a_launcher_that_was_killed_is_replaced(tmp_path: Path) -> None:
+    pid = a_spare_launcher()
+    os.kill(pid, signal.SIGKILL)
+    time.sleep(0.1)
+    other, told = say("all the same", tmp_path)
+    assert (other != pid, told) == (True, b"all the same\n")
+
+
+def test_the_program_sees_its_folder_no_input_and_what_it_was_given(tmp_path: Path) -> None:
+    script = "pwd; cat; env -0"
+    program = processes.spawn(["/bin/sh", "-c", script], {"ONE": "1 = \n2"}, folder=tmp_path)
+    with program:
+        assert program.stdout is not None
+        seen = program.stdout.read().decode()
+    assert seen == f"{tmp_path}\nONE=1 = \n2\0PWD={tmp_path}\0"
+
+
+def test_nothing_is_run_that_cannot_be_run(tmp_path: Path) -> None:
+    program = processes.spawn([str(tmp_path / "no")], ENVIRON, folder=tmp_path)
+    with program:
+        assert program.stdout is not None
+        assert program.stdout.read().endswith(b"/no: cannot execute: No such file or directory\n")
+    assert program.returncode == 1
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_an_order_that_was_cut_off_runs_nothing(share: float, tmp_path: Path) -> None:
+    order = processes._order(["/bin/touch", str(tmp_path / "run")], ENVIRON, tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", processes._LAUNCHER, str(os.getpid())],
+        input=order[: int(len(order) * share)],
+        capture_output=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_launcher_without_an_order_ends_with_its_parent() -> None:
+    code = (
+        f"import sys; sys.path.insert(0, {str(SPACES)!r})\n"
+        f"sys.path.insert(0, {str(Path(__file__).parent)!r})\n"
+        "import test_processes; print(test_processes.a_spare_launcher())\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    deadline = time.monotonic() + 5
+    while Path(f"/proc/{done.stdout.strip()}").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
