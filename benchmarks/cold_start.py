@@ -114,10 +114,10 @@ class Bench:
         return {"ready": ready, "first token": first, "64 tokens": after, "tokens/s": speed}
 
 
-def measure(bench: Bench, upstream: Path | None, runs: int) -> tuple[list[Side], dict[str, Any]]:
-    """Run every side ``runs`` times, in turn; returns the sides and what was served where."""
+def measure(bench: Bench, upstream: Path | None, rounds: int) -> Iterator[list[Side]]:
+    """Run every side once a round, in turn; yields all sides with their runs after each round."""
     installed = _fetch(bench.manifest_url, bench.pin, bench.scratch / "kept")
-    libraries = ":".join(dict.fromkeys(installed["libraries"].values()))
+    libraries = library_path(installed)
     ours = Path(installed["folder"])
     sides: dict[str, Callable[[int], dict[str, float]]] = {
         "manifest URL": lambda n: bench.loader(bench.scratch / f"store{n}", _fresh(bench)),
@@ -135,11 +135,16 @@ def measure(bench: Bench, upstream: Path | None, runs: int) -> tuple[list[Side],
         )
     found = [Side(name) for name in sides]
     bench.bare(ours, libraries, bench.scratch / "warm-ours")  # reads everything into memory once
-    for number in range(runs):
+    for number in range(rounds):
         for side in found:
             side.runs.append(sides[side.name](number))
-            print(f"{number + 1}/{runs} {side.name}: {side.runs[-1]['first token']:.2f} s")
-    return found, {"artifact": installed["artifact"], "libraries": libraries}
+            print(f"{number + 1}/{rounds} {side.name}: {side.runs[-1]['first token']:.2f} s")
+        yield found
+
+
+def library_path(installed: dict[str, Any]) -> str:
+    """Return the folders of the CUDA libraries that ``fetch --json`` named."""
+    return ":".join(dict.fromkeys(installed["libraries"].values()))
 
 
 def bench_tokens(program: Path, model: Path, libraries: str, runs: int) -> list[float]:
@@ -152,8 +157,9 @@ def bench_tokens(program: Path, model: Path, libraries: str, runs: int) -> list[
     return samples
 
 
-def speeds(bench: Bench, program: Path, model: Path, libraries: str, runs: int) -> dict[str, Any]:
+def speeds(bench: Bench, program: Path, model: Path, runs: int) -> dict[str, Any]:
     """Compare tokens per second with llama-bench's, on one model."""
+    libraries = library_path(_fetch(bench.manifest_url, bench.pin, bench.scratch / "kept"))
     command = [
         *(sys.executable, "-m", "llama_loader", "serve", "--model", str(model)),
         *("--manifest", bench.manifest_url, "--manifest-sha256", bench.pin),
@@ -161,7 +167,8 @@ def speeds(bench: Bench, program: Path, model: Path, libraries: str, runs: int) 
     ]
     with _process(command, _fresh(bench)) as process:
         url = _line(process, "ready ").split()[1]
-        served = [_speed(url) for _ in range(runs)]
+        _generate(url, BENCH_TOKENS)  # the GPU's clocks go up
+        served = [_generate(url, BENCH_TOKENS)[1] for _ in range(runs)]
     alone = bench_tokens(program, model, libraries, runs)
     return {
         "model": model.name,
@@ -320,6 +327,7 @@ def main() -> None:
     parser.add_argument("--upstream", type=Path)
     parser.add_argument("--llama-bench", type=Path, help="compare tokens per second with it")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="… on these models, too")
+    parser.add_argument("--only-speed", action="store_true", help="no starts, tokens alone")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -330,27 +338,34 @@ def main() -> None:
         bench = Bench(
             options.release, options.model.resolve(), Path(scratch), f"{server.url}manifest.json"
         )
-        sides, served = measure(bench, options.upstream, options.runs)
-        compared = [
-            speeds(bench, options.llama_bench, model, served["libraries"], options.runs)
-            for model in (bench.model, *options.also)
-            if options.llama_bench
-        ]
-    result = {
+        result = _facts(bench)
+        if not options.only_speed:
+            for sides in measure(bench, options.upstream, options.runs):
+                result |= {"ratios": ratios(sides), "sides": [asdict(side) for side in sides]}
+                _write(options.out, result)  # a lease may end before the last round
+            print(table(sides))
+            print(json.dumps(result["ratios"], indent=2))
+        result["tokens/s"] = []
+        for model in (bench.model, *options.also) if options.llama_bench else ():
+            result["tokens/s"].append(speeds(bench, options.llama_bench, model, options.runs))
+            print(json.dumps(result["tokens/s"][-1]))
+            _write(options.out, result)
+
+
+def _facts(bench: Bench) -> dict[str, Any]:
+    return {
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": _versions(),
-        "artifact": served["artifact"],
+        "artifact": _fetch(bench.manifest_url, bench.pin, bench.scratch / "kept")["artifact"],
         "model": {"name": bench.model.name, "bytes": bench.model.stat().st_size},
-        "ratios": ratios(sides),
-        "tokens/s": compared,
-        "sides": [asdict(side) for side in sides],
     }
-    print(table(sides))
-    print(json.dumps(result["ratios"] | {one["model"]: one["ratio"] for one in compared}, indent=2))
-    if options.out:
-        options.out.parent.mkdir(parents=True, exist_ok=True)
-        options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+
+
+def _write(out: Path | None, result: dict[str, Any]) -> None:
+    if out:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import hashlib
 import string
 import struct
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -46,6 +47,19 @@ _Q4_K_SCALE: Final = struct.pack("<e", 2**-11)
 _Q4_K_OFFSET: Final = struct.pack("<e", 7.5 * 2**-11)
 """With 7.5 times the scale as offset the 4-bit values 0 to 15 lie evenly around zero."""
 _Q6_K_SCALE: Final = struct.pack("<e", 2**-12)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """How large a llama is: layers, weights in a row, tokens of context."""
+
+    layers: int
+    width: int
+    feed_forward: int
+    head: int
+    heads: int
+    key_heads: int
+    context: int
 
 
 class Noise:
@@ -129,26 +143,38 @@ def write(path: Path) -> None:
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("test run of llama_loader")
     writer.add_description("noise from a fixed seed; made by farm/tiny_model.py")
-    writer.add_context_length(CONTEXT)
-    writer.add_embedding_length(WIDTH)
-    writer.add_feed_forward_length(WIDTH)
-    writer.add_block_count(1)
-    writer.add_head_count(HEADS)
-    writer.add_head_count_kv(KEY_HEADS)
-    writer.add_rope_dimension_count(HEAD)
-    writer.add_layer_norm_rms_eps(1e-5)
-    _add_tokenizer(writer)
+    add_shape(
+        writer,
+        Shape(
+            layers=1,
+            width=WIDTH,
+            feed_forward=WIDTH,
+            head=HEAD,
+            heads=HEADS,
+            key_heads=KEY_HEADS,
+            context=CONTEXT,
+        ),
+    )
+    add_tokenizer(writer, vocabulary())
     for name, (data, kind) in tensors().items():
         writer.add_tensor(name, data, raw_dtype=kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
+    finish(writer)
 
 
-def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
-    """A SentencePiece vocabulary of single letters: no merges, no bytes."""
-    tokens = vocabulary()
+def add_shape(writer: gguf.GGUFWriter, shape: Shape) -> None:
+    """Say what size a llama is."""
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_block_count(shape.layers)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.key_heads)
+    writer.add_rope_dimension_count(shape.head)
+    writer.add_layer_norm_rms_eps(1e-5)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, tokens: Sequence[str]) -> None:
+    """Add a SentencePiece vocabulary whose first three are the special ones: no merges."""
     kinds = [gguf.TokenType.UNKNOWN, gguf.TokenType.CONTROL, gguf.TokenType.CONTROL]
     kinds += [gguf.TokenType.NORMAL] * (len(tokens) - len(kinds))
     writer.add_tokenizer_model("llama")
@@ -160,6 +186,14 @@ def _add_tokenizer(writer: gguf.GGUFWriter) -> None:
     writer.add_eos_token_id(2)
     writer.add_add_bos_token(value=True)
     writer.add_add_space_prefix(value=False)
+
+
+def finish(writer: gguf.GGUFWriter) -> None:
+    """Write everything that was added."""
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
 
 
 def main(arguments: Sequence[str]) -> int:

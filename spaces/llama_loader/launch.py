@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, extra_arguments, model_file, select
+from llama_loader import devices, extra_arguments, model_file, notes, select
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
@@ -186,20 +186,24 @@ def start(
         plan = replace(plan, devices=chosen.names)
         supervisor = _started(settings, prepared, plan, sink)
     try:
-        _note_start(settings, prepared, supervisor.server)
+        _note_start(settings, prepared, supervisor.server, sink)
     except BaseException:  # a signal, say: nobody has the supervisor yet to stop it
         supervisor.stop()
         raise
     return supervisor
 
 
-def _note_start(settings: Settings, prepared: Prepared, server: Server) -> None:
+def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Sink) -> None:
     from llama_loader import test_run  # only now: the server runs already
 
     if server.started is not None:
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
         prepared.timeline.add("first token", first_token)
+    if not server.plan.repacked:
+        sink(notes.not_repacked())
+    if server.plan.fitted:
+        sink(notes.layers_left_over(server.report))
     test_run.remember(settings, prepared, server)
 
 

@@ -1,4 +1,4 @@
-"""What the store tells a person, in words: each with what to do about it."""
+"""What a person is told where something is not as asked: each with what to do about it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from llama_loader.events import Note
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from llama_loader.server_log import LoadReport
 
 
 def archive_not_pinned(url: str, digest: str) -> Note:
@@ -35,4 +37,26 @@ def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
         f"{usual} cannot be written ({why.strerror}); installing to {instead}, "
         "which is gone with this machine's temporary files",
         "set HF_HOME or --store to a folder that can be written",
+    )
+
+
+def layers_left_over(report: LoadReport) -> Note:
+    """All layers were to be on the GPU, and did not fit."""
+    there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"
+    return Note(
+        "LAYERS_LEFT_OVER",
+        f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and each"
+        " token waits for it",
+        "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
+    )
+
+
+def not_repacked() -> Note:
+    """The CPU announces instructions that it does not have, as some virtual machines do."""
+    return Note(
+        "CPU_NOT_REPACKED",
+        "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL); llama-server"
+        " was started anew without weights laid out for them (--no-repack), so prompts take longer"
+        " on the CPU",
+        "nothing is wrong on the GPU; otherwise choose another machine type",
     )

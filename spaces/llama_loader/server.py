@@ -11,12 +11,13 @@ from __future__ import annotations
 import shutil
 import threading
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import disk, exits, processes, sockets
 from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.server_log import LoadReport, ServerLog
+from llama_loader.settings import ALL_LAYERS
 
 if TYPE_CHECKING:
     import subprocess
@@ -35,6 +36,8 @@ _PAUSE_GROWTH: Final = 1.02
 """5 ms at first, 11 ms after a third of a second, 25 ms after one, 50 ms from two and a half on."""
 _PORT_TRIES: Final = 3
 """A free port can be taken by somebody else before the server binds it."""
+_FITTING: Final = -1
+"""``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
 _TRACE: Final = "4"
 """``-lv``: the level at which libllama says where the weights went (common/log.cpp)."""
 
@@ -48,7 +51,7 @@ class ServerPlan:
         model: GGUF file.
         environ: what it may see (``processes.environment``).
         devices: names for ``--device``; empty for the CPU.
-        n_gpu_layers: 999 or -1 for all that fit.
+        n_gpu_layers: ``ALL_LAYERS`` for all that fit.
         n_ctx: tokens.
         port: None for a free one.
         startup_timeout: seconds until the first token.
@@ -56,6 +59,8 @@ class ServerPlan:
         own_key: a key that the person set in ``extra``.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
+        fitted: the server finds out itself how many layers fit; else all must.
+        repacked: weights on the CPU may be laid out anew for its instructions (AMX, AVX-512).
         extra: arguments from the person, last, so that they win.
     """
 
@@ -63,7 +68,7 @@ class ServerPlan:
     model: Path
     environ: Mapping[str, str]
     devices: tuple[str, ...] = ()
-    n_gpu_layers: int = 999
+    n_gpu_layers: int = ALL_LAYERS
     n_ctx: int = 4096
     port: int | None = None
     startup_timeout: float = 120.0
@@ -71,11 +76,15 @@ class ServerPlan:
     own_key: str | None = field(default=None, repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
+    fitted: bool = False
+    repacked: bool = True
     extra: tuple[str, ...] = ()
 
     def argv(self, port: int, key_file: Path | None) -> list[str]:
         """Return the whole command line."""
         layers = self.n_gpu_layers if self.devices else 0
+        if self.fitted:
+            layers = _FITTING
         options = {
             "--model": str(self.model),
             "--host": "127.0.0.1",
@@ -87,13 +96,28 @@ class ServerPlan:
         }
         if key_file is not None:
             options["--api-key-file"] = str(key_file)
-        if self.pinned_build and layers >= 0:
+        if self.pinned_build and not self.fitted:
             # with layers and context given there is nothing to fit: saves loading the header twice
             options["--fit"] = "off"
-        # the first token, which is asked for anyway, warms it up: one pass over the model less
-        flags = ("--no-webui", *(("--no-warmup",) if self.pinned_build else ()))
+        flags = ["--no-webui"]
+        if self.pinned_build:
+            # the first token, which is asked for anyway, warms it up: one pass over the model less
+            flags.append("--no-warmup")
+        if not self.repacked:
+            flags.append("--no-repack")
         pairs = [part for pair in options.items() for part in pair]
         return [str(self.runtime / "llama-server"), *pairs, *flags, *self.extra]
+
+    def eased(self, error: LoaderError) -> ServerPlan | None:
+        """Return the plan of a start that asks for less, where that may cure ``error``."""
+        if not self.pinned_build:
+            return None
+        if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
+            return replace(self, repacked=False)
+        all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
+        if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted:
+            return replace(self, fitted=True)
+        return None
 
 
 @dataclass(frozen=True)
@@ -165,6 +189,9 @@ class Server:
     def start(self) -> Started:
         """Start it and wait for its first token.
 
+        Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``);
+        ``plan`` is what it runs with in the end.
+
         Raises:
             ServerError: port taken, bad model, out of memory, killed, no answer in time …
             HostError: a library, a device or code for the GPU is missing, or the model landed on
@@ -173,6 +200,16 @@ class Server:
         """
         if self.plan.port is not None:
             sockets.claim(self.plan.port)
+        while True:
+            try:
+                return self._start_on_a_port()
+            except LoaderError as error:
+                eased = self.plan.eased(error)
+                if eased is None:
+                    raise
+                self.plan = eased
+
+    def _start_on_a_port(self) -> Started:
         for attempt in range(_PORT_TRIES):
             try:
                 self.started = self._start_once(self.plan.port or sockets.free_port())

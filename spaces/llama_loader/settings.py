@@ -51,7 +51,7 @@ class Settings:
         manifest_url, manifest_sha256: which release; None leaves it to ``release.json``.
         url, sha256: one tarball, by hand; wins over the manifest.
         devices: names such as ``CUDA0``; empty for ``auto``.
-        n_gpu_layers: 999 or -1 for all that fit, 0 for the CPU.
+        n_gpu_layers: ``ALL_LAYERS`` for all that fit, 0 for the CPU.
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
         cuda_arch: compute capability without its dot (``90``), None for detected.
@@ -173,6 +173,11 @@ def _shown(default: object) -> str:
     if default is None:
         return "unset"
     return "auto" if default == () else str(int(default) if default is False else default)
+
+
+def _layers(text: str) -> int:
+    layers = _integer(-1, 100_000)(text)
+    return ALL_LAYERS if layers < 0 else layers
 
 
 def _integer(low: int, high: int) -> Callable[[str], int]:
@@ -339,7 +344,7 @@ _FIELDS: Final[Mapping[str, _Row]] = {
     ),
     "n_gpu_layers": _Row(
         PREFIX + "N_GPU_LAYERS",
-        _integer(-1, 100_000),
+        _layers,
         ALL_LAYERS,
         "a number of layers: 999 (or -1) for all that fit, 0 for the CPU",
     ),

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 from llama_loader import disk
 from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.prepare import environment
+from llama_loader.settings import ALL_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -57,7 +58,6 @@ DOUBTFUL: Final = frozenset(
 """Errors of a start that leave open who is at fault; the others name it."""
 
 _N_CTX: Final = 256
-_ALL_LAYERS: Final = 999
 _CPU, _ALL = "cpu", "all"
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
@@ -190,7 +190,7 @@ def _compute(settings: Settings, prepared: Prepared, devices: tuple[str, ...]) -
         model=MODEL,
         environ=environment(settings, prepared),
         devices=devices,
-        n_gpu_layers=0 if settings.cpu_chosen else _ALL_LAYERS,
+        n_gpu_layers=0 if settings.cpu_chosen else ALL_LAYERS,
         n_ctx=_N_CTX,
         startup_timeout=limit,
         allow_cpu=settings.allow_cpu,

@@ -52,6 +52,7 @@ class Loader:
             *("--manifest", (release / "manifest.json").resolve().as_uri()),
             *("--store", str(store)),
         )
+        self._warnings = (store.parent / "stderr").open("a+")
 
     def run(self, command: str, *argv: str, **variables: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
@@ -69,10 +70,12 @@ class Loader:
 
     @contextmanager
     def serving(self, model: Path, *argv: str, **variables: str) -> Iterator[dict[str, Any]]:
+        self._warnings.truncate(0)
         process = subprocess.Popen(
             self._command("serve", "--model", str(model), "--json", *argv),
             env={**os.environ, "PYTHONPATH": _path(), **variables},
             stdout=subprocess.PIPE,
+            stderr=self._warnings,
             text=True,
         )
         try:
@@ -84,6 +87,14 @@ class Loader:
             process.terminate()
             process.communicate(timeout=30)
 
+    def warnings(self) -> str:
+        """What the last server's loader said on stderr."""
+        self._warnings.seek(0)
+        return self._warnings.read()
+
+    def close(self) -> None:
+        self._warnings.close()
+
     def _command(self, command: str, *argv: str) -> list[str]:
         # the loader's own options come before what is for llama-server
         return [sys.executable, "-m", "llama_loader", command, *self.options, *argv]
@@ -94,5 +105,7 @@ def _path() -> str:
 
 
 @pytest.fixture(scope="session")
-def loader(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Loader:
-    return Loader(release, tmp_path_factory.mktemp("store"))
+def loader(release: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loader]:
+    made = Loader(release, tmp_path_factory.mktemp("gpu") / "store")
+    yield made
+    made.close()

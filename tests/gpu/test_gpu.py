@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,8 @@ import requests
 from farm import elf
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from conftest import Loader
 
     from llama_loader.host import HostFacts
@@ -33,6 +36,33 @@ def smi(field: str) -> list[str]:
     command = ["nvidia-smi", f"--query-gpu={field}", "--format=csv,noheader,nounits"]
     told = subprocess.run(command, capture_output=True, text=True, check=True)
     return [line.strip() for line in told.stdout.splitlines()]
+
+
+HOG = """
+import ctypes, sys
+cuda = ctypes.CDLL("libcuda.so.1")
+device, context, pointer = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
+free, total = ctypes.c_size_t(), ctypes.c_size_t()
+assert cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
+assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
+assert cuda.cuCtxSetCurrent(context) == 0
+assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
+size = ctypes.c_size_t(free.value - int(sys.argv[1]))
+assert cuda.cuMemAlloc_v2(ctypes.byref(pointer), size) == 0
+print("taken", flush=True)
+sys.stdin.read()
+"""
+
+
+@contextmanager
+def hog(*, leaving: int) -> Iterator[None]:
+    """Another program that takes the first GPU's memory, but for some bytes."""
+    command = [sys.executable, "-c", HOG, str(leaving)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"taken\n"
+        yield
+        process.communicate()
 
 
 def test_nvml_says_what_nvidia_smi_says(machine: HostFacts) -> None:
@@ -89,13 +119,24 @@ def test_out_of_memory_is_told_with_sizes(loader: Loader, model: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_what_does_not_fit_is_left_to_the_cpu(loader: Loader, model: Path) -> None:
+    """4 GiB free, a context of 6: some layers go, the loader says which, and it answers."""
+    with (
+        hog(leaving=4 * 1024**3),
+        loader.serving(model, YAKULINGO_SPACES_N_CTX="262144") as told,
+    ):
+        assert 0 < told["layers_on_gpu"] < told["layers"]
+        assert complete(told["url"]).startswith(" Paris")
+        assert "warning[LAYERS_LEFT_OVER]: " in loader.warnings()
+
+
 def test_a_hidden_gpu(loader: Loader, model: Path) -> None:
     done = loader.run("serve", "--model", str(model), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 5, done.stderr
     assert "error[NO_DEVICE]: " in done.stderr
     with loader.serving(model, "--allow-cpu", CUDA_VISIBLE_DEVICES="") as told:
         assert told["devices"] == []
-        assert complete(told["url"]).startswith(" Paris")
+        assert complete(told["url"], tokens=1) == " Paris"
 
 
 def test_a_device_that_is_not_there(loader: Loader, model: Path) -> None:

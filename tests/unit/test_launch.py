@@ -78,6 +78,34 @@ def test_one_visible_gpu_of_two_is_taken_without_asking(impostor: Impostor) -> N
 
 
 @pytest.mark.parametrize(
+    ("trouble", "code", "said"),
+    [
+        (
+            {
+                "say": [
+                    "allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory",
+                    "load_tensors: offloaded 12/31 layers to GPU",
+                ],
+                "exit": 1,
+            },
+            "LAYERS_LEFT_OVER",
+            "not all layers are on the GPU",
+        ),
+        ({"signal": 4}, "CPU_NOT_REPACKED", "--no-repack"),
+    ],
+)
+def test_what_is_not_as_asked_is_said(
+    trouble: dict[str, Any], code: str, said: str, impostor: Impostor
+) -> None:
+    told: list[Any] = []
+    ready = prepared(impostor.behave(**trouble, bad_starts=1), H200)
+    launch.start(settings(), ready, Path("/m.gguf"), sink=told.append).stop()
+    notes = {one.code: one.message for one in told}
+    assert set(notes) == {code}
+    assert said in notes[code]
+
+
+@pytest.mark.parametrize(
     ("named", "expected"), [(None, 2), ("", 0), ("0", 1), ("GPU-1f2e", 1), ("0,1", 2), ("0,1,2", 2)]
 )
 def test_how_many_gpus_a_program_will_see(named: str | None, expected: int) -> None:

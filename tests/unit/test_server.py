@@ -112,6 +112,44 @@ def test_nothing_hostile_is_passed_on(impostor: Impostor, monkeypatch: pytest.Mo
     assert set(seen) - {"LC_CTYPE"} == {"PATH", "GGML_NO_BACKTRACE"}
 
 
+def test_a_cpu_that_announces_too_much_is_tried_again_without_repacking(impostor: Impostor) -> None:
+    runtime = impostor.behave(signal=signal.SIGILL, bad_starts=1)
+    with Server(plan(runtime, pinned_build=True)) as server:
+        assert "--no-repack" in impostor.seen()["argv"]
+        assert not server.plan.repacked
+    assert impostor.starts() == 2
+
+
+NO_MEMORY = "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory"
+
+
+def test_layers_that_do_not_fit_are_left_to_the_server(impostor: Impostor) -> None:
+    runtime = impostor.behave(say=[NO_MEMORY], exit=1, bad_starts=1)
+    with Server(plan(runtime, pinned_build=True, devices=("CUDA0",))) as server:
+        argv = impostor.seen()["argv"]
+        assert argv[argv.index("--n-gpu-layers") + 1] == "-1"
+        assert "--fit" not in argv
+        assert server.plan.fitted
+    assert impostor.starts() == 2
+
+
+@pytest.mark.parametrize(
+    ("changes", "starts"),
+    [
+        ({"pinned_build": False, "devices": ("CUDA0",)}, 1),  # may not know how to fit
+        ({"pinned_build": True, "devices": ("CUDA0",), "n_gpu_layers": 20}, 1),  # asked for
+        ({"pinned_build": True}, 1),  # on the CPU there is no room to be made
+        ({"pinned_build": True, "devices": ("CUDA0",)}, 2),  # once more, not for ever
+    ],
+)
+def test_what_cannot_be_eased_is_an_error(
+    changes: dict[str, Any], starts: int, impostor: Impostor
+) -> None:
+    error = failure(impostor.behave(say=[NO_MEMORY], exit=1), **changes)
+    assert error.code == "OUT_OF_MEMORY"
+    assert impostor.starts() == starts
+
+
 def test_the_command_line(impostor: Impostor) -> None:
     runtime = impostor.behave()
     wanted = plan(

@@ -49,7 +49,7 @@ def test_the_defaults_are_the_documented_ones() -> None:
         ("LLAMA_DEVICE", "auto", "devices", ()),
         ("LLAMA_DEVICE", "AUTO", "devices", ()),
         ("LLAMA_DEVICE", "CUDA0, CUDA1", "devices", ("CUDA0", "CUDA1")),
-        ("N_GPU_LAYERS", "-1", "n_gpu_layers", -1),
+        ("N_GPU_LAYERS", "-1", "n_gpu_layers", 999),
         ("N_GPU_LAYERS", "0", "n_gpu_layers", 0),
         ("ALLOW_CPU", "1", "allow_cpu", True),
         ("ALLOW_CPU", "False", "allow_cpu", False),
