@@ -26,7 +26,7 @@ import tempfile
 from pathlib import Path, PurePath
 from typing import Final
 
-from farm import pins, source, targets, toolkit
+from farm import pins, recipe, source, targets, toolkit
 from farm.plan import BuildPlan, Layout
 
 SINGLES: Final = ("sm80", "sm86", "sm89", "sm90")
@@ -36,7 +36,9 @@ TOGETHER: Final = "seed"
 def configure(plan: BuildPlan, tools: toolkit.Toolkit, folder: Path) -> dict[str, list[str]]:
     """Configure a plan in ``folder``; returns the command of every CUDA unit by its name."""
     folder.mkdir()
-    layout = Layout(source=PurePath(plan.source.tree), build=folder, cuda=tools.root)
+    layout = Layout(
+        source=PurePath(plan.source.tree), build=folder, recipe=recipe.FILE, cuda=tools.root
+    )
     step = plan.steps(layout, jobs=1)[0]
     environ = {**os.environ, **plan.environment(layout, ccache_dir=None)}
     command = [*step.argv, "-DCMAKE_EXPORT_COMPILE_COMMANDS=ON"]

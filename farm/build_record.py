@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from farm import recipe
 from farm.engines.base import Toolchain
 from farm.errors import PackError
 
@@ -46,6 +47,7 @@ class BuildRecord(msgspec.Struct, frozen=True):
     line: LineRecord
     defines: dict[str, str]
     toolchain: Toolchain
+    recipe_sha256: str | None = None
     schema_version: int = 1
 
 
@@ -66,6 +68,7 @@ def of(plan: BuildPlan, toolchain: Toolchain) -> BuildRecord:
         line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc),
         defines=dict(plan.defines()),
         toolchain=toolchain,
+        recipe_sha256=recipe.sha256(),
     )
 
 

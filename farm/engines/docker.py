@@ -22,7 +22,7 @@ import requests
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
 from docker.utils.socket import frames_iter
 
-from farm import PROJECT_ROOT
+from farm import PROJECT_ROOT, recipe
 from farm.errors import EngineError
 from farm.images import ImageFacts
 from farm.plan import CONTAINER_LAYOUT, BuildPlan, Layout
@@ -334,6 +334,7 @@ def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
                 entry.type, entry.mode = tarfile.DIRTYPE, 0o755
                 tar.addfile(entry)
             tar.add(tree, arcname=str(layout.source).lstrip("/"), filter=_without_git)
+            tar.add(recipe.FILE, arcname=str(layout.recipe).lstrip("/"), filter=_without_git)
         spool.seek(0)
         container.put_archive("/", spool)
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
+from farm import recipe
 from farm.errors import EngineError
 from farm.packages import cache_folder
 from farm.plan import BuildPlan, Layout
@@ -102,6 +103,7 @@ class LocalEngine:
                 layout=Layout(
                     source=tree,
                     build=build,
+                    recipe=recipe.FILE,
                     cuda=self._cuda,
                     launcher=ccache or "",
                     cmake=cmake,

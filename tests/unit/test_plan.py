@@ -81,9 +81,10 @@ def test_every_build_has_the_flags_that_make_it_portable(name: str, value: str) 
 
 
 def test_only_the_layout_knows_folders() -> None:
-    elsewhere = Layout(source=PurePosixPath("/x/s"), build=PurePosixPath("/x/b"))
+    elsewhere = Layout(PurePosixPath("/x/s"), PurePosixPath("/x/b"), PurePosixPath("/x/r.cmake"))
     assert plan("cpu", "cpu").defines() == plan("cpu", "cpu").defines()
     assert not [value for _, value in plan("cu130", "sm90").defines() if "/" in value]
+    assert defines("cpu", "cpu", elsewhere)["CMAKE_PROJECT_INCLUDE"] == "/x/r.cmake"
     assert defines("cpu", "cpu", elsewhere)["CMAKE_C_FLAGS"] == (
         "-ffile-prefix-map=/x/s=llama.cpp -ffile-prefix-map=/x/b=build "
         "-ffile-prefix-map=../s=llama.cpp"
