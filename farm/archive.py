@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
-from farm.errors import PackError
+from farm.errors import PackError, UsageError
 from llama_loader.manifest import CHUNK_SIZE
 
 if sys.version_info >= (3, 14):
@@ -172,6 +172,18 @@ def members(
         while rest := unpacked.read(BLOCK):
             if rest.strip(b"\0"):
                 raise PackError("ARCHIVE_UNSOUND", f"{what}: something follows the archive's end")
+
+
+def require_format(asked: str) -> None:
+    """Refuse a ``--format`` that is none.
+
+    Raises:
+        UsageError: ``FORMAT_UNKNOWN``.
+    """
+    if asked not in FORMATS:
+        raise UsageError(
+            "FORMAT_UNKNOWN", f"--format {asked!r}", hint=f"it is one of {', '.join(FORMATS)}"
+        )
 
 
 def format_of(name: str) -> str:

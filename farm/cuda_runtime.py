@@ -11,7 +11,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,8 +22,16 @@ import msgspec
 from farm import archive, elf, pins, targets
 from farm.archive import Member
 from farm.build_record import LineRecord
-from farm.errors import InspectError, PackError, SourceError, UsageError
-from farm.pack import LICENCES, Inventory, Layout, appearing, read_inventory, write_failed
+from farm.errors import InspectError, PackError, SourceError
+from farm.pack import (
+    LICENCES,
+    Inventory,
+    Layout,
+    appearing,
+    read_inventory,
+    write_failed,
+    written,
+)
 from farm.packages import fetch_package
 from farm.plan import SOURCE_DATE_EPOCH
 from llama_loader.manifest import CUDA_RUNTIME, Cuda
@@ -100,12 +107,7 @@ def make(line: str, out: Path, archive_format: str = "tar.zst") -> Path:
         SourceError: a wheel cannot be had, or lacks a library or its licence.
         PackError: the tarball cannot be written.
     """
-    if archive_format not in archive.FORMATS:
-        raise UsageError(
-            "FORMAT_UNKNOWN",
-            f"--format {archive_format!r}",
-            hint=f"it is one of {', '.join(archive.FORMATS)}",
-        )
+    archive.require_format(archive_format)
     wheels = pins.load().cuda_runtime_of(line)
     row = targets.load().line(line)
     return pack([(pin, fetch_package(pin)) for pin in wheels], row, out, archive_format)
@@ -134,10 +136,8 @@ def pack(
         try:
             out.mkdir(parents=True, exist_ok=True)
             with appearing(out / name) as temporary:
-                with temporary.open("wb") as raw:
+                with written(temporary) as raw:
                     _write(content, raw, archive_format)
-                    raw.flush()
-                    os.fsync(raw.fileno())
                 read(temporary, name=name)
         except OSError as error:
             raise write_failed(out / name, error) from error
@@ -272,12 +272,7 @@ def _decode(inventory: Inventory) -> RuntimeRecord:
         expected = file_name(record, inventory.format)
     except (msgspec.DecodeError, StopIteration) as error:
         raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: {error}") from error
-    if inventory.name != expected:
-        raise PackError(
-            "TARBALL_RENAMED",
-            f"{inventory.name} was packed as {expected}",
-            hint="give it its name back",
-        )
+    inventory.require_name(expected)
     return record
 
 
@@ -315,8 +310,4 @@ def _check_libraries(inventory: Inventory, line: LineRecord) -> None:
             raise InspectError(
                 "SONAME_DIFFERS", f"{inventory.name}: {one.file} says that it is {one.soname}"
             )
-        if one.glibc and elf.version_key(one.glibc) > elf.version_key(line.glibc):
-            raise InspectError(
-                "GLIBC_TOO_NEW",
-                f"{one.file}: needs glibc {one.glibc}; its line promises {line.glibc}",
-            )
+        elf.check_glibc(one, line.glibc)

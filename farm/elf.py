@@ -207,7 +207,7 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
     """
     for inspection in inspections:
         _check_runpath(inspection)
-        _check_glibc(inspection, asked.line.glibc)
+        check_glibc(inspection, asked.line.glibc)
     merged = merge(inspections)
     if len(merged.machines) > 1:
         raise InspectError("MACHINE_MIXED", f"binaries for {' and '.join(merged.machines)}")
@@ -277,7 +277,12 @@ def _check_runpath(inspection: Inspection) -> None:
     )
 
 
-def _check_glibc(inspection: Inspection, promised: str) -> None:
+def check_glibc(inspection: Inspection, promised: str) -> None:
+    """Refuse a binary that needs a newer glibc than its line promises.
+
+    Raises:
+        InspectError: ``GLIBC_TOO_NEW``.
+    """
     unknown = [mark for mark in inspection.marks if mark not in _GLIBC_MARKS]
     if unknown:
         raise InspectError(

@@ -156,6 +156,19 @@ class Inventory:
             provides=provides,
         )
 
+    def require_name(self, packed_as: str) -> None:
+        """Refuse a file that has lost the name under which it was packed.
+
+        Raises:
+            PackError: ``TARBALL_RENAMED``.
+        """
+        if self.name != packed_as:
+            raise PackError(
+                "TARBALL_RENAMED",
+                f"{self.name} was packed as {packed_as}",
+                hint="give it its name back",
+            )
+
 
 def pack(request: PackRequest) -> Artifact:
     """Check a tree's binaries, write the tarball, and read it back for its manifest entry.
@@ -171,10 +184,8 @@ def pack(request: PackRequest) -> Artifact:
     elf.check(inspections, elf.Asked(request.sass, request.ptx, request.line))
     try:
         with appearing(request.out) as temporary:
-            with temporary.open("wb") as raw:
+            with written(temporary) as raw:
                 _write(request, chosen, raw)
-                raw.flush()
-                os.fsync(raw.fileno())
             inventory = read_inventory(temporary, name=request.out.name)
             artifact = inventory.artifact(request.line)
     except OSError as error:
@@ -343,6 +354,15 @@ def appearing(out: Path) -> Iterator[Path]:
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def written(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to write; on the way out its bytes are on the disk, not only on their way."""
+    with path.open("wb") as raw:
+        yield raw
+        raw.flush()
+        os.fsync(raw.fileno())
 
 
 def write_failed(out: Path, error: OSError) -> PackError:

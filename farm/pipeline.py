@@ -12,7 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import PROJECT_ROOT, base_image, build_record, pins, release, source, targets, toolkit
+from farm import (
+    PROJECT_ROOT,
+    archive,
+    base_image,
+    build_record,
+    pins,
+    release,
+    source,
+    targets,
+    toolkit,
+)
 from farm.elf import version_key
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
@@ -138,12 +148,8 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
     line = table.line(request.line)
     if request.arch_set and request.archs:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
-    if request.format not in (None, *targets.FORMATS):
-        raise UsageError(
-            "FORMAT_UNKNOWN",
-            f"--format {request.format!r}",
-            hint=f"it is one of {', '.join(targets.FORMATS)}",
-        )
+    if request.format is not None:
+        archive.require_format(request.format)
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
     sets = (

@@ -40,12 +40,7 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
         PackError: the disk is full, or a program is missing.
         InspectError: a binary is not what its set and line say.
     """
-    if archive_format not in archive.FORMATS:
-        raise UsageError(
-            "FORMAT_UNKNOWN",
-            f"--format {archive_format!r}",
-            hint=f"it is one of {', '.join(archive.FORMATS)}",
-        )
+    archive.require_format(archive_format)
     try:
         build_json = (tree / BUILD_RECORD).read_bytes()
     except OSError as error:
@@ -88,13 +83,9 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
     tarballs = _tarballs(out)
-    inventories = [read_inventory(p) for p in tarballs if not cuda_runtime.is_one(p.name)]
-    libraries = [cuda_runtime.read(p) for p in tarballs if cuda_runtime.is_one(p.name)]
-    records = [_record(inventory) for inventory in inventories]
-    for inventory, record in zip(inventories, records, strict=True):
-        _check_name(inventory, record)
-        elf.check(inventory.inspections, _asked(record))
-    source = _one_source(records)
+    servers = [_server(path) for path in tarballs if not cuda_runtime.is_one(path.name)]
+    libraries = [cuda_runtime.read(path) for path in tarballs if cuda_runtime.is_one(path.name)]
+    source = _one_source([record for record, _ in servers])
     before = load(out) if (out / MANIFEST).is_file() else None
     written = Manifest(
         schema_version=schema.SCHEMA_VERSION,
@@ -103,10 +94,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         created=_now(),
         expires=None,
         source=schema.Source(**msgspec.structs.asdict(source)),
-        artifacts=(
-            *(i.artifact(record.line) for i, record in zip(inventories, records, strict=True)),
-            *libraries,
-        ),
+        artifacts=(*(artifact for _, artifact in servers), *libraries),
     )
     content = schema.dump(written)
     schema.parse(content, what=MANIFEST)
@@ -161,12 +149,16 @@ def verify(folder: Path) -> tuple[str, ...]:
 
 def _read(path: Path) -> Artifact:
     """Read a tarball of any kind again."""
-    if cuda_runtime.is_one(path.name):
-        return cuda_runtime.read(path)
+    return cuda_runtime.read(path) if cuda_runtime.is_one(path.name) else _server(path)[1]
+
+
+def _server(path: Path) -> tuple[BuildRecord, Artifact]:
+    """Read a server's tarball: its record, and the entry that its bytes make."""
     inventory = read_inventory(path)
     record = _record(inventory)
+    inventory.require_name(_packed_as(inventory, record))
     elf.check(inventory.inspections, _asked(record))
-    return inventory.artifact(record.line)
+    return record, inventory.artifact(record.line)
 
 
 def _compare(listed: Artifact, found: Artifact) -> None:
@@ -207,14 +199,8 @@ def _record(inventory: Inventory) -> BuildRecord:
     return build_record.decode(inventory.build_json, what=inventory.name)
 
 
-def _check_name(inventory: Inventory, record: BuildRecord) -> None:
-    name = artifact_name(record.source.build, record.line.name, record.arch_set, inventory.format)
-    if inventory.name != name:
-        raise PackError(
-            "TARBALL_RENAMED",
-            f"{inventory.name} was packed as {name}",
-            hint="give it its name back",
-        )
+def _packed_as(inventory: Inventory, record: BuildRecord) -> str:
+    return artifact_name(record.source.build, record.line.name, record.arch_set, inventory.format)
 
 
 def _one_source(records: list[BuildRecord]) -> build_record.SourceRecord:

@@ -14,6 +14,7 @@ import tomllib
 from msgspec import Meta
 
 from farm import PROJECT_ROOT
+from farm.archive import FORMATS
 from farm.errors import UsageError
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"
-FORMATS: Final = ("tar.zst", "tar.gz")
 
 _Row = TypeVar("_Row")
 _ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-real|-virtual)?")
