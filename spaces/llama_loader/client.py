@@ -91,7 +91,7 @@ class Client:
         Raises:
             ServerError: nobody answers, in time or in the right words, or it refuses.
         """
-        body = {"prompt": prompt, "n_predict": max_tokens, "temperature": temperature, **extra}
+        body = {"prompt": prompt, "n_predict": max_tokens, **_sampling(temperature), **extra}
         answer = self._json("POST", "/completion", body, timeout=timeout or self._timeout)
         text = answer.get("content")
         if not isinstance(text, str):
@@ -123,7 +123,7 @@ class Client:
         body = {
             "messages": list(messages),
             "max_tokens": max_tokens,
-            "temperature": temperature,
+            **_sampling(temperature),
             "stream": True,
             **extra,
         }
@@ -197,6 +197,17 @@ class Client:
             headers["Content-Type"] = "application/json"
         connection.request(method, path, data, headers)
         return connection.getresponse()
+
+
+def _sampling(temperature: float) -> dict[str, Any]:
+    """Return how the next token is picked.
+
+    At temperature 0 it is the likeliest, whatever else the usual chain of samplers would look at
+    first, and Gemma's vocabulary has 262,144 tokens: with the last of the chain alone the answer
+    is the same and llama-server takes its greedy short cut (common/sampling.cpp).
+    """
+    greedy = {"samplers": ["temperature"]} if temperature == 0 else {}
+    return {"temperature": temperature, **greedy}
 
 
 def _chunks(response: http.client.HTTPResponse) -> Iterator[Completion]:

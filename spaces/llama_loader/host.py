@@ -54,7 +54,7 @@ class HostFacts:
             ``setting`` or ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
         cpus: logical CPUs that this process may use.
-        memory: bytes of main memory.
+        memory: bytes of main memory that this process may use; 0 for unknown.
         zerogpu: this is a ZeroGPU Space.
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
     """
@@ -231,8 +231,13 @@ def _newest_glibcxx(library: Path) -> str | None:
 
 
 def _memory(root: Path) -> int:
+    """The machine's, or what this container may use of it (cgroup v2, then v1)."""
     total = re.search(r"^MemTotal:\s*([0-9]+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
-    return int(total[1]) * 1024 if total else 0
+    known = [int(total[1]) * 1024] if total else []
+    for limit in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        told = _read(root / limit).strip()
+        known += [int(told)] if told.isdigit() else []
+    return min(known, default=0)
 
 
 def _read(path: Path) -> str:

@@ -122,6 +122,7 @@ def plan_server(
         own_key=extra_arguments.own_key(extra),
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
+        main_memory=prepared.host.memory,
         extra=extra,
     )
 

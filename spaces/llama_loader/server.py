@@ -38,6 +38,8 @@ _PORT_TRIES: Final = 3
 """A free port can be taken by somebody else before the server binds it."""
 _FITTING: Final = -1
 """``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
+_MAIN_MEMORY_SHARE: Final = 0.8
+"""Of main memory a model and its context may take: a container that takes all of it is killed."""
 _TRACE: Final = "4"
 """``-lv``: the level at which libllama says where the weights went (common/log.cpp)."""
 
@@ -60,6 +62,7 @@ class ServerPlan:
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
         fitted: the server finds out itself how many layers fit; else all must.
+        main_memory: bytes of it; what does not fit on the GPU must fit here.
         repacked: weights on the CPU may be laid out anew for its instructions (AMX, AVX-512).
         extra: arguments from the person, last, so that they win.
     """
@@ -77,6 +80,7 @@ class ServerPlan:
     allow_cpu: bool = False
     pinned_build: bool = False
     fitted: bool = False
+    main_memory: int = 0
     repacked: bool = True
     extra: tuple[str, ...] = ()
 
@@ -115,9 +119,16 @@ class ServerPlan:
         if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
             return replace(self, repacked=False)
         all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
-        if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted:
+        if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted and self._spills():
             return replace(self, fitted=True)
         return None
+
+    def _spills(self) -> bool:
+        """Whether main memory takes whatever the GPU leaves over, with room to spare."""
+        from llama_loader import model_file
+
+        size = model_file.measure(self.model, self.n_ctx)
+        return size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE
 
 
 @dataclass(frozen=True)

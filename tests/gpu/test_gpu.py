@@ -123,7 +123,7 @@ def test_what_does_not_fit_is_left_to_the_cpu(loader: Loader, model: Path) -> No
     """4 GiB free, a context of 6: some layers go, the loader says which, and it answers."""
     with (
         hog(leaving=4 * 1024**3),
-        loader.serving(model, YAKULINGO_SPACES_N_CTX="262144") as told,
+        loader.serving(model, CUDA_VISIBLE_DEVICES="0", YAKULINGO_SPACES_N_CTX="262144") as told,
     ):
         assert 0 < told["layers_on_gpu"] < told["layers"]
         assert complete(told["url"]).startswith(" Paris")

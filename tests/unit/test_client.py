@@ -90,7 +90,13 @@ def test_a_completion_with_its_key_and_figures() -> None:
     )
     assert seen == [
         {
-            "body": {"prompt": "x", "n_predict": 1, "temperature": 0.0, "cache_prompt": False},
+            "body": {
+                "prompt": "x",
+                "n_predict": 1,
+                "temperature": 0.0,
+                "samplers": ["temperature"],
+                "cache_prompt": False,
+            },
             "key": "Bearer key",
         }
     ]

@@ -194,3 +194,22 @@ def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str)
 def test_jit_drivers_by_toolkit() -> None:
     assert known_gpus.jit_driver("12.8.1") == "570.26"
     assert known_gpus.jit_driver("99.0") is None
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        ({}, 0),
+        ({"proc/meminfo": "MemTotal:   2048 kB\n"}, 2 << 20),
+        ({"proc/meminfo": "MemTotal:   2048 kB\n", "sys/fs/cgroup/memory.max": "max\n"}, 2 << 20),
+        ({"proc/meminfo": "MemTotal:   2048 kB\n", "sys/fs/cgroup/memory.max": "4096\n"}, 4096),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "8192\n"}, 8192),
+    ],
+)
+def test_a_container_may_use_less_memory_than_there_is(
+    files: dict[str, str], expected: int, tmp_path: Path
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    assert host.detect(load(environ={}), root=tmp_path).memory == expected

@@ -99,7 +99,7 @@ def test_what_is_not_as_asked_is_said(
 ) -> None:
     told: list[Any] = []
     ready = prepared(impostor.behave(**trouble, bad_starts=1), H200)
-    launch.start(settings(), ready, Path("/m.gguf"), sink=told.append).stop()
+    launch.start(settings(), ready, test_run.MODEL, sink=told.append).stop()
     notes = {one.code: one.message for one in told}
     assert set(notes) == {code}
     assert said in notes[code]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import exits, processes, server_log, sockets
+from llama_loader import exits, processes, server_log, sockets, test_run
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 from llama_loader.server import Server, ServerPlan
 
@@ -120,12 +120,18 @@ def test_a_cpu_that_announces_too_much_is_tried_again_without_repacking(impostor
     assert impostor.starts() == 2
 
 
+SPILLS = {
+    "pinned_build": True,
+    "devices": ("CUDA0",),
+    "model": test_run.MODEL,
+    "main_memory": 1 << 30,
+}
 NO_MEMORY = "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory"
 
 
 def test_layers_that_do_not_fit_are_left_to_the_server(impostor: Impostor) -> None:
     runtime = impostor.behave(say=[NO_MEMORY], exit=1, bad_starts=1)
-    with Server(plan(runtime, pinned_build=True, devices=("CUDA0",))) as server:
+    with Server(plan(runtime, **SPILLS)) as server:
         argv = impostor.seen()["argv"]
         assert argv[argv.index("--n-gpu-layers") + 1] == "-1"
         assert "--fit" not in argv
@@ -136,16 +142,19 @@ def test_layers_that_do_not_fit_are_left_to_the_server(impostor: Impostor) -> No
 @pytest.mark.parametrize(
     ("changes", "starts"),
     [
-        ({"pinned_build": False, "devices": ("CUDA0",)}, 1),  # may not know how to fit
-        ({"pinned_build": True, "devices": ("CUDA0",), "n_gpu_layers": 20}, 1),  # asked for
-        ({"pinned_build": True}, 1),  # on the CPU there is no room to be made
-        ({"pinned_build": True, "devices": ("CUDA0",)}, 2),  # once more, not for ever
+        ({"pinned_build": False}, 1),  # may not know how to fit
+        ({"n_gpu_layers": 20}, 1),  # asked for
+        ({"devices": ()}, 1),  # on the CPU there is no room to be made
+        ({"n_ctx": 16_777_216}, 1),  # main memory has no room for it, either
+        ({"main_memory": 0}, 1),  # … or nobody knows
+        ({"model": Path("/m.gguf")}, 1),
+        ({}, 2),  # once more, not for ever
     ],
 )
 def test_what_cannot_be_eased_is_an_error(
     changes: dict[str, Any], starts: int, impostor: Impostor
 ) -> None:
-    error = failure(impostor.behave(say=[NO_MEMORY], exit=1), **changes)
+    error = failure(impostor.behave(say=[NO_MEMORY], exit=1), **SPILLS | changes)
     assert error.code == "OUT_OF_MEMORY"
     assert impostor.starts() == starts
 
