@@ -87,13 +87,11 @@ class Bench:
             first = time.monotonic() - began
             stages = {one["name"]: one["seconds"] for one in json.loads(told)["timeline"]}
             after = first + _generate(url, TOKENS)[0]
-            speed = _speed(url)
         ready = first - stages["first token"]
         return {
             "ready": ready,
             "first token": first,
             "64 tokens": after,
-            "tokens/s": speed,
             **{f"stage: {name}": value for name, value in stages.items()},
         }
 
@@ -110,8 +108,7 @@ class Bench:
             _generate(url, 1)
             first = time.monotonic() - began
             after = first + _generate(url, TOKENS)[0]
-            speed = _speed(url)
-        return {"ready": ready, "first token": first, "64 tokens": after, "tokens/s": speed}
+        return {"ready": ready, "first token": first, "64 tokens": after}
 
 
 def measure(bench: Bench, upstream: Path | None, rounds: int) -> Iterator[list[Side]]:
@@ -129,9 +126,12 @@ def measure(bench: Bench, upstream: Path | None, rounds: int) -> Iterator[list[S
     }
     if upstream is not None:
         theirs = _unpacked(upstream, bench.scratch / "upstream")
-        sides["upstream's list, bare"] = lambda _: bench.bare(theirs, libraries, _fresh(bench))
-        sides["upstream's list, warm JIT cache"] = lambda _: bench.bare(
-            theirs, libraries, bench.scratch / "warm-theirs"
+        sides["upstream's list, bare"] = lambda number: bench.bare(
+            theirs, libraries, bench.scratch / f"jit-theirs{number}"
+        )
+        # what the cold run of the same round has left there
+        sides["upstream's list, warm JIT cache"] = lambda number: bench.bare(
+            theirs, libraries, bench.scratch / f"jit-theirs{number}"
         )
     found = [Side(name) for name in sides]
     bench.bare(ours, libraries, bench.scratch / "warm-ours")  # reads everything into memory once
@@ -198,7 +198,7 @@ def ratios(sides: list[Side]) -> dict[str, float]:
 
 def table(sides: list[Side]) -> str:
     """Return the medians, one line a side."""
-    milestones = ("ready", "first token", "64 tokens", "tokens/s")
+    milestones = ("ready", "first token", "64 tokens")
     lines = [f"{'':34}" + "".join(f"{name:>13}" for name in milestones)]
     lines += [
         f"{side.name:34}" + "".join(f"{side.median(name):13.2f}" for name in milestones)
@@ -220,12 +220,6 @@ def _generate(url: str, tokens: int) -> tuple[float, float]:
     answer = requests.post(f"{url}/completion", json=body, timeout=_START_SECONDS)
     answer.raise_for_status()
     return time.monotonic() - began, float(answer.json()["timings"]["predicted_per_second"])
-
-
-def _speed(url: str) -> float:
-    """Tokens per second by the server's own count, once the GPU's clocks are up: median of 3."""
-    _generate(url, BENCH_TOKENS)
-    return statistics.median(_generate(url, BENCH_TOKENS)[1] for _ in range(3))
 
 
 def _await_health(url: str, process: subprocess.Popen[str]) -> None:
