@@ -29,7 +29,8 @@ FILES: Final = "files"
 _REPAIR: Final = "`fetch` takes it out of use and repairs it"
 _BLOCK: Final = 1 << 20
 _SHOWN: Final = 10
-_SPECIAL_BITS: Final = 0o7000
+_FORBIDDEN_BITS: Final = 0o7022
+"""Set-id and sticky bits, and what would let others change a file after it was hashed."""
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -76,19 +77,23 @@ def read(place: Path) -> Receipt:
     return receipt
 
 
-def check_files(place: Path, receipt: Receipt) -> None:
+def check_files(place: Path, entries: Sequence[FileEntry], chunk_size: int) -> None:
     """Hash every file of the runtime at ``place``; nothing else may be there.
+
+    Args:
+        place: the runtime's folder.
+        entries: all that it has to hold.
+        chunk_size: bytes of the pieces whose digests an entry may have.
 
     Raises:
         IntegrityError: names the files that are missing, changed or not listed.
         OSError: one cannot be read.
     """
     folder = place / FILES
-    listed = {entry.path: entry for entry in receipt.files}
+    listed = {entry.path: entry for entry in entries}
     present = set(_walk(folder, ""))
     there = [entry for path, entry in listed.items() if path in present]
-    sound = [entry for entry in there if _has_its_form(folder / entry.path, entry)]
-    chunk_size = receipt.artifact.chunk_size if receipt.artifact else 0
+    sound = [entry for entry in there if _has_its_form((folder / entry.path).lstat(), entry)]
     pieces = [piece for entry in sound for piece in _pieces(entry, chunk_size)]
     pieces.sort(key=lambda piece: -piece.length)
     changed = _wrong(folder, pieces) | {entry.path for entry in there if entry not in sound}
@@ -116,10 +121,10 @@ def _walk(folder: Path, inside: str) -> Iterator[str]:
         return
 
 
-def _has_its_form(path: Path, entry: FileEntry) -> bool:
-    status = path.lstat()
+def _has_its_form(status: os.stat_result, entry: FileEntry) -> bool:
+    """Whether it is a plain file of the right size that nobody but its owner can write."""
     executable = bool(status.st_mode & stat.S_IXUSR)
-    regular = stat.S_ISREG(status.st_mode) and not status.st_mode & _SPECIAL_BITS
+    regular = stat.S_ISREG(status.st_mode) and not status.st_mode & _FORBIDDEN_BITS
     return regular and status.st_size == entry.size and executable == entry.executable
 
 
@@ -127,16 +132,19 @@ def _has_its_form(path: Path, entry: FileEntry) -> bool:
 class _Piece:
     """Bytes of an installed file, and what their sha256 must be."""
 
-    path: str
+    entry: FileEntry
     start: int
     length: int
     sha256: str
 
     def is_in(self, folder: Path) -> bool:
-        """Hash it; a file that was cut meanwhile has other bytes, too."""
+        """Hash it, if the file that is open is what was looked at before."""
         # O_NONBLOCK: somebody may have put a FIFO there.
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        with os.fdopen(os.open(folder / self.path, flags), "rb", buffering=0) as stream:
+        path = folder / self.entry.path
+        with os.fdopen(os.open(path, flags), "rb", buffering=0) as stream:
+            if not _has_its_form(os.fstat(stream.fileno()), self.entry):
+                return False
             stream.seek(self.start)
             digest, left = hashlib.sha256(), self.length
             while left and (block := stream.read(min(left, _BLOCK))):
@@ -148,11 +156,11 @@ class _Piece:
 def _pieces(entry: FileEntry, chunk_size: int) -> Iterator[_Piece]:
     """Split a file where the manifest has the digests of its pieces."""
     if not entry.chunks or not chunk_size:
-        yield _Piece(entry.path, 0, entry.size, entry.sha256)
+        yield _Piece(entry, 0, entry.size, entry.sha256)
         return
     for index, digest in enumerate(entry.chunks):
         start = index * chunk_size
-        yield _Piece(entry.path, start, min(chunk_size, entry.size - start), digest)
+        yield _Piece(entry, start, min(chunk_size, entry.size - start), digest)
 
 
 def _wrong(folder: Path, pieces: Sequence[_Piece]) -> set[str]:
@@ -170,7 +178,7 @@ def _wrong(folder: Path, pieces: Sequence[_Piece]) -> set[str]:
             while True:
                 piece = left.get_nowait()
                 if not piece.is_in(folder):
-                    wrong.add(piece.path)
+                    wrong.add(piece.entry.path)
         return wrong
 
     count = min(len(pieces), os.cpu_count() or 1)

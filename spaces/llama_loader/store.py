@@ -22,6 +22,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from llama_loader import disk, notes, receipt
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, SettingError, StoreError
@@ -82,7 +84,7 @@ class Store:
         Raises:
             StoreError: the store is of a newer loader, or cannot be read.
         """
-        return self._find(sha256, None)
+        return self._find(sha256)
 
     def install(
         self,
@@ -107,7 +109,7 @@ class Store:
             IntegrityError: what was had is not what the manifest says.
             StoreError: the disk is full or broken.
         """
-        found = self._find(artifact.sha256, artifact.files)
+        found = self._find(artifact.sha256, artifact)
         if found is not None:
             return found
         with self._installing(artifact.sha256) as staging:
@@ -124,7 +126,7 @@ class Store:
                     files=artifact.files,
                 )
                 self._publish(staging, done, artifact.name)
-        return self._found_after_install(artifact.sha256, artifact.files)
+        return self._found_after_install(artifact.sha256, artifact)
 
     def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
         """Return the runtime of any llama.cpp archive, wherever its ``llama-server`` lies.
@@ -178,33 +180,35 @@ class Store:
         for place in (resolved, *resolved.parents):
             if (place / RECEIPT).is_file() and place.parent.name == "runtimes":
                 with disk.errors(place):
-                    return self._checked(place, None)
+                    return self._checked(place)
         raise SettingError(
             "NOT_A_RUNTIME",
             f"{folder} is not in an installed runtime",
             hint="give the folder that `python -m llama_loader fetch` prints",
         )
 
-    def _find(self, sha256: str, files: tuple[FileEntry, ...] | None) -> Installed | None:
+    def _find(self, sha256: str, trusted: Artifact | None = None) -> Installed | None:
         place = self._root / "runtimes" / sha256
         with disk.errors(place):
             self._check_format()
             if not place.is_dir():
                 return None
             try:
-                return self._checked(place, files)
+                return self._checked(place, trusted)
             except IntegrityError as error:
                 self._sink(Note(error.code, error.message, "it is fetched again"))
                 self._discard(place)
                 return None
 
-    def _checked(self, place: Path, files: tuple[FileEntry, ...] | None) -> Installed:
-        """Hash a runtime; where ``files`` are given, it must be those: they are what is trusted."""
+    def _checked(self, place: Path, trusted: Artifact | None = None) -> Installed:
+        """Hash a runtime against the entry that is trusted, else against its own receipt."""
         started = time.monotonic()
         found = receipt.read(place)
-        if files is not None and found.files != files:
+        against = trusted or found.artifact
+        if trusted is not None and not _same_files(found.files, trusted.files):
             raise IntegrityError("RUNTIME_DAMAGED", f"{place}: its receipt lists other files")
-        receipt.check_files(place, found)
+        files, chunk_size = (against.files, against.chunk_size) if against else (found.files, 0)
+        receipt.check_files(place, files, chunk_size)
         size = sum(entry.size for entry in found.files)
         self._sink(Stage("verify", time.monotonic() - started, size))
         return Installed(
@@ -216,10 +220,8 @@ class Store:
             verified=found.verified,
         )
 
-    def _found_after_install(
-        self, sha256: str, files: tuple[FileEntry, ...] | None = None
-    ) -> Installed:
-        found = self._find(sha256, files)
+    def _found_after_install(self, sha256: str, trusted: Artifact | None = None) -> Installed:
+        found = self._find(sha256, trusted)
         if found is None:
             raise StoreError(
                 "STORE_UNSTABLE",
@@ -407,6 +409,13 @@ class Store:
         path = self._root / "manifests" / f"{sha256}.json"
         with disk.errors(path):
             disk.write_whole(path, data, staging=self._staging)
+
+
+def _same_files(one: tuple[FileEntry, ...], other: tuple[FileEntry, ...]) -> bool:
+    """Whether two lists mean the same files; a manifest may gain their pieces' digests later."""
+    return [msgspec.structs.replace(entry, chunks=()) for entry in one] == [
+        msgspec.structs.replace(entry, chunks=()) for entry in other
+    ]
 
 
 def _main_folder(found: Receipt, name: str) -> str:

@@ -49,13 +49,45 @@ def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sin
         if member.kind == "folder" and member.path.rstrip("/") in folders:
             continue
         entry = _expected(member, listed, artifact.name)
-        written = write(reader.content(), entry.path, into, executable=entry.executable)
-        if (written.size, written.sha256) != (entry.size, entry.sha256):
+        pieces = Pieces(entry.chunks, artifact.chunk_size)
+        content = pieces.passing(reader.content())
+        written = write(content, entry.path, into, executable=entry.executable)
+        if (written.size, written.sha256) != (entry.size, entry.sha256) or not pieces.right():
             raise refused(artifact.name, f"{entry.path!r} is not what the manifest lists")
         done += entry.size
         sink(Unpacking(artifact.name, done, artifact.unpacked_size))
     if listed:
         raise refused(artifact.name, f"{min(listed)} is listed but missing")
+
+
+class Pieces:
+    """Checks the digests of a file's pieces while it is written; there may be none."""
+
+    def __init__(self, listed: tuple[str, ...], size: int) -> None:
+        self._listed, self._size = listed, size
+        self._found: list[str] = []
+        self._piece, self._filled = hashlib.sha256(), 0
+
+    def passing(self, content: Iterable[memoryview]) -> Iterable[memoryview]:
+        """Return the content as it is, hashed on its way."""
+        return map(self._take, content) if self._listed else content
+
+    def right(self) -> bool:
+        """Whether what has passed had the listed digests."""
+        last = [self._piece.hexdigest()] if self._filled else []
+        return [*self._found, *last] == list(self._listed)
+
+    def _take(self, content: memoryview) -> memoryview:
+        rest = content
+        while rest:
+            room = self._size - self._filled
+            self._piece.update(rest[:room])
+            self._filled += len(rest[:room])
+            rest = rest[room:]
+            if self._filled == self._size:
+                self._found.append(self._piece.hexdigest())
+                self._piece, self._filled = hashlib.sha256(), 0
+        return content
 
 
 def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bool) -> FileEntry:

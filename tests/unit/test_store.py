@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from llama_loader import disk, unpack
@@ -455,6 +456,43 @@ def test_a_large_file_is_checked_in_pieces(release: Release, at: int) -> None:
     with pytest.raises(IntegrityError, match=r"libggml-big\.so changed"):
         release.store().verify(place.parent)
     assert (release.install(artifact).folder / "libggml-big.so").read_bytes() == big.data
+
+
+def with_chunks(
+    artifact: Artifact, change: Callable[[tuple[str, ...]], tuple[str, ...]]
+) -> Artifact:
+    """The same artifact, where the digests of its large files' pieces are others."""
+    files = tuple(msgspec.structs.replace(e, chunks=change(e.chunks)) for e in artifact.files)
+    return msgspec.structs.replace(artifact, files=files)
+
+
+def test_a_runtime_stays_when_its_manifest_gains_digests_of_pieces(release: Release) -> None:
+    plain = with_chunks(release.artifact, lambda _: ())
+    assert plain != release.artifact
+    release.install(plain)
+    asked = len(release.server.requests)
+    folder = release.install().folder
+    assert len(release.server.requests) == asked
+    assert release.notes() == []
+    (folder / "libggml-cuda.so").write_bytes(BIG.data[::-1])
+    release.install()
+    assert release.notes() == ["RUNTIME_DAMAGED"]
+
+
+def test_pieces_that_contradict_the_whole_are_the_manifests_fault(release: Release) -> None:
+    wrong = with_chunks(release.artifact, lambda chunks: ("0" * 64,) * len(chunks))
+    with pytest.raises(IntegrityError, match=r"libggml-cuda\.so' is not what the manifest lists"):
+        release.install(wrong)
+    assert not release.place.exists()
+    assert release.left() == []
+
+
+@pytest.mark.parametrize("bit", [0o020, 0o002, 0o4000])
+def test_a_file_that_others_could_write_is_not_trusted(release: Release, bit: int) -> None:
+    place = release.install().folder / "llama-server"
+    place.chmod(place.stat().st_mode | bit)
+    with pytest.raises(IntegrityError, match="llama-server changed"):
+        release.store().verify(place.parent)
 
 
 # 38: several installers
