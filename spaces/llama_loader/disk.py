@@ -54,11 +54,19 @@ def failure(place: Path, error: OSError) -> StoreError:
 
 
 def read_if_there(path: Path) -> bytes | None:
-    """Return a file's bytes, or None where there is none."""
+    """Return a plain file's bytes, or None where there is none.
+
+    Raises:
+        OSError: it cannot be read, or is a pipe, which might never end.
+    """
     try:
-        return path.read_bytes()
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return None
+    with os.fdopen(handle, "rb") as stream:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "not a plain file", str(path))
+        return stream.read()
 
 
 def write_new(path: Path, data: bytes) -> None:

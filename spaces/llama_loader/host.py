@@ -57,6 +57,7 @@ class HostFacts:
         memory: bytes of main memory that this process may use; 0 for unknown.
         zerogpu: this is a ZeroGPU Space.
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
+        cpu: the processor's name, None where unknown.
     """
 
     system: str
@@ -72,6 +73,7 @@ class HostFacts:
     memory: int
     zerogpu: bool = False
     visible_devices: str | None = None
+    cpu: str | None = None
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -116,6 +118,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         memory=_memory(root),
         zerogpu=settings.zerogpu,
         visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
+        cpu=_cpu(root),
     )
 
 
@@ -228,6 +231,11 @@ def _newest_glibcxx(library: Path) -> str | None:
         for found in re.findall(rb"GLIBCXX_([0-9]+(?:\.[0-9]+)+)\x00", data)
     ]
     return ".".join(map(str, max(versions))) if versions else None
+
+
+def _cpu(root: Path) -> str | None:
+    named = re.search(r"^model name\s*: (.+)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    return named[1].strip() if named else None
 
 
 def _memory(root: Path) -> int:

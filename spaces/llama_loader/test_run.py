@@ -17,10 +17,13 @@ import json
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from llama_loader import disk
-from llama_loader.errors import HostError, LoaderError, ServerError
+import msgspec
+from msgspec import Meta
+
+from llama_loader import disk, strict_json
+from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError
 from llama_loader.prepare import environment
 from llama_loader.settings import ALL_LAYERS
 
@@ -58,6 +61,9 @@ DOUBTFUL: Final = frozenset(
 """Errors of a start that leave open who is at fault; the others name it."""
 
 _N_CTX: Final = 256
+_MAX_BYTES: Final = 64 * 1024
+_LONGEST: Final = 86_400.0
+"""Seconds; a start may be given at most a day."""
 _CPU, _ALL = "cpu", "all"
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
@@ -92,11 +98,11 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
     Not in the main process of a ZeroGPU Space, which has no GPU; not where a runtime for another
     machine was asked for, or the libraries are missing still (a note says so).
     """
-    if settings.allow_cpu or settings.cpu_chosen:
-        return True
     host = prepared.host
-    attached = bool(host.gpus) and host.gpu_source not in {"zerogpu", "none"} and not host.zerogpu
     meant = settings.cuda_arch is None or settings.cuda_arch in host.capabilities
+    if settings.allow_cpu or settings.cpu_chosen:
+        return meant
+    attached = bool(host.gpus) and host.gpu_source not in {"zerogpu", "none"} and not host.zerogpu
     return attached and meant and not prepared.missing
 
 
@@ -251,14 +257,14 @@ def _meant(settings: Settings, prepared: Prepared) -> list[str]:
     if named:
         return [_CPU] if named in (["none"], ["cpu"]) or settings.cpu_chosen else named
     on_cpu = choice is not None and (choice.runs_on == "cpu" or bool(prepared.missing))
-    return [_CPU] if settings.cpu_chosen or on_cpu or not prepared.host.gpus else [_ALL]
+    return [_CPU] if settings.cpu_chosen or on_cpu or not prepared.host.visible_count else [_ALL]
 
 
 def _tested(settings: Settings, prepared: Prepared, used: tuple[str, ...]) -> list[str]:
     """Name the devices that were used, in the words of ``_meant``."""
     if not used or settings.cpu_chosen:
         return [_CPU]
-    if not settings.devices and len(used) >= len(prepared.host.gpus):
+    if not settings.devices and len(used) >= prepared.host.visible_count:
         return [_ALL]
     return [name.lower() for name in used]
 
@@ -279,6 +285,9 @@ def _key(prepared: Prepared, devices: list[str]) -> str:
         [[gpu.name, gpu.uuid, gpu.capability] for gpu in host.gpus],
         host.driver,
         host.visible_devices,
+        host.cpu,
+        host.glibc,
+        hashlib.sha256(MODEL.read_bytes()).hexdigest(),
         prepared.installed.sha256,
         [[one.soname, str(one.folder), one.version] for one in prepared.libraries],
         devices,
@@ -286,21 +295,24 @@ def _key(prepared: Prepared, devices: list[str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
+class _Kept(msgspec.Struct, frozen=True):
+    """A good verdict, as it is read again."""
+
+    ok: Literal[True]
+    devices: tuple[Annotated[str, Meta(pattern=r"\A\w{1,64}\Z")], ...]
+    seconds: Annotated[float, Meta(ge=0, le=_LONGEST)]
+    by: Literal["tiny model", "model"]
+
+
 def _read(path: Path) -> Verdict | None:
     """Read a good verdict; anything else counts as none."""
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError):
+        data = disk.read_if_there(path)
+        tree = strict_json.loads(data or b"", what=path.name, max_bytes=_MAX_BYTES)
+        found = msgspec.convert(tree, _Kept)
+    except (OSError, IntegrityError, msgspec.ValidationError):
         return None
-    if not isinstance(found, dict) or found.get("ok") is not True:
-        return None
-    names, seconds = found.get("devices"), found.get("seconds")
-    if not isinstance(names, list) or not isinstance(seconds, int | float):
-        return None
-    by = str(found.get("by"))
-    return Verdict(
-        ok=True, devices=tuple(map(str, names)), seconds=float(seconds), by=by, kept=True
-    )
+    return Verdict(ok=True, devices=found.devices, seconds=found.seconds, by=found.by, kept=True)
 
 
 def _keep_bad(prepared: Prepared, devices: list[str], error: LoaderError, seconds: float) -> None:

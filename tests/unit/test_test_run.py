@@ -265,7 +265,13 @@ def test_it_holds_for_this_gpu_driver_artifact_and_devices_alone(
     launch.try_runtime(settings(), ready)
     assert test_run.kept(settings(), ready)
     other = replace(GPU, uuid="GPU-9")
-    for change in ({"driver": "590.1"}, {"gpus": (other,)}, {"visible_devices": "1"}):
+    for change in (
+        {"driver": "590.1"},
+        {"gpus": (other,)},
+        {"visible_devices": "1"},
+        {"cpu": "another"},
+        {"glibc": "2.39"},
+    ):
         assert not test_run.kept(settings(), replace(ready, host=replace(H200, **change)))
     newer = replace(ready.installed, sha256="1" * 64)
     assert not test_run.kept(settings(), replace(ready, installed=newer))
@@ -289,9 +295,24 @@ def test_a_verdict_that_cannot_be_read_is_none(impostor: Impostor, store: Path) 
     ready = prepared(impostor.behave(**LIST), store)
     launch.try_runtime(settings(), ready)
     (path,) = (store / "test-runs").iterdir()
-    for content in ("", "{", "[]", '{"ok": 1}', '{"ok": true, "devices": 1}', "[" * 100_000):
+    good = path.read_text()
+    for content in (
+        *("", "{", "[]", '{"ok": 1}', '{"ok": true, "devices": 1}', "[" * 100_000),
+        good.replace('"seconds": ', '"seconds": 1' + "0" * 400),
+        good.replace('"seconds": ', '"seconds": NaN, "x": '),
+        good.replace('"seconds": ', '"seconds": -'),
+        good.replace("CUDA0", "CUDA0\\u001b[2J"),
+        good.replace('"tiny model"', '"\\u001b[2J"'),
+        good.replace("{", '{"ok": false, ', 1),
+        good + " " * 100_000,
+    ):
+        assert content != good
         path.write_text(content)
         assert test_run.kept(settings(), ready) is None
+    path.unlink()
+    os.mkfifo(path)
+    assert test_run.kept(settings(), ready) is None
+    path.unlink()
     assert launch.try_runtime(settings(), ready).ok
     assert test_run.kept(settings(), ready)
 
@@ -348,6 +369,15 @@ def test_of_several_gpus_the_one_that_was_used_is_proven(impostor: Impostor, sto
     assert test_run.kept(settings(), ready)
 
 
+def test_of_several_gpus_the_visible_ones_are_all_there_are(
+    impostor: Impostor, store: Path
+) -> None:
+    one_visible = replace(TWO, visible_devices="1")
+    ready = prepared(impostor.behave(**LIST), store, one_visible)
+    start(settings(), ready)
+    assert test_run.kept(settings(), ready)
+
+
 def test_a_model_that_was_allowed_onto_the_cpu_proves_no_gpu(
     impostor: Impostor, store: Path
 ) -> None:
@@ -375,6 +405,7 @@ def test_without_a_test_run_nothing_is_tried_or_kept(impostor: Impostor, store: 
         ((), {}, H200, True),
         ((), {"CUDA_ARCH": "90"}, H200, True),
         ((), {"CUDA_ARCH": "120"}, H200, False),
+        (("allow_cpu",), {"CUDA_ARCH": "120"}, H200, False),
         ((), {}, replace(H200, libraries=()), False),
         ((), {}, replace(H200, zerogpu=True, gpu_source="zerogpu"), False),
         ((), {}, replace(H200, zerogpu=True, gpu_source="/proc/driver/nvidia"), False),
