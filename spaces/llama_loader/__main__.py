@@ -45,8 +45,9 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error line and end with status 2."""
-        text = " ".join(message.split())
-        line = f"error[USAGE]: {text}\nhint: {self.prog} --help"
+        from llama_loader.errors import LoaderError
+
+        line = LoaderError("USAGE", message, hint=f"{self.prog} --help").render()
         sys.stderr.write(line + "\n")
         raise SystemExit(_USAGE)
 
@@ -238,6 +239,8 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
+    from pathlib import Path
+
     from llama_loader import host, processes
 
     settings, console = _settings(options), _console()
@@ -258,7 +261,8 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
         path = model.get(model.from_settings(settings), settings)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
-    supervisor = launch.start(settings, prepared, path, options.extra, keyed=False, sink=console)
+    extra = extra_arguments.with_whole_paths(options.extra, Path.cwd())
+    supervisor = launch.start(settings, prepared, path, extra, keyed=False, sink=console)
     try:
         console.timeline(prepared.timeline)
         if options.json:
@@ -289,8 +293,10 @@ def _suppose(options: argparse.Namespace) -> int:
     from llama_loader import select, suppose
     from llama_loader.prepare import resolve
 
+    settings = _settings(options)
+    suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
-    release, _, chosen = resolve(_settings(options), facts=facts, sink=_console())
+    release, _, chosen = resolve(settings, facts=facts, sink=_console())
     if options.json:
         _print_json(suppose.as_json(release, facts, chosen))
     else:

@@ -6,7 +6,7 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
-from llama_loader.errors import LoaderError
+from llama_loader.errors import LoaderError, without_secrets
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ class Console:
             self._line(f"{verb} {event.name} {_share(event.done, event.total)}")
 
     def _line(self, text: str) -> None:
-        safe = "".join(letter if letter.isprintable() else "?" for letter in text)
+        known = without_secrets(text)
+        safe = "".join(letter if letter.isprintable() else "?" for letter in known)
         self._stream.write(f"\r\x1b[K{safe[:118]}")
         self._stream.flush()
         self._drawn = True

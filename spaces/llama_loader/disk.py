@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -130,6 +131,14 @@ def private_folder(name: str) -> Path:
         if not mine or stat.S_IMODE(status.st_mode) & 0o077:
             return Path(tempfile.mkdtemp(prefix=f"{name}-"))
     return folder
+
+
+def remove_run(folder: Path) -> None:
+    """Remove a folder made in a ``private_folder``, and that too where it was made for it alone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    if not folder.parent.name.endswith(f"-{os.geteuid()}"):
+        with contextlib.suppress(OSError):
+            folder.parent.rmdir()
 
 
 def _is_stale(folder: Path) -> bool:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import re
 from typing import ClassVar, Final
 
-_USER: Final = re.compile(r"://[^/\s@'\"]+@")
-_QUERY: Final = re.compile(r"(\b[a-z]+://[^\s?'\"]*)\?[^\s'\";,)]*")
+_URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>\S+)")
+_CLOSING: Final = re.compile(r"[)\]}>'\",;:.]*\Z")
+"""What a sentence may put right behind a URL."""
 
 
 class LoaderError(Exception):
@@ -34,7 +35,7 @@ class LoaderError(Exception):
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""
         line = f"error[{self.code}]: {_one_line(without_secrets(self.message))}"
-        return f"{line}\nhint: {_one_line(self.hint)}" if self.hint else line
+        return f"{line}\nhint: {_one_line(without_secrets(self.hint))}" if self.hint else line
 
 
 class SettingError(LoaderError):
@@ -74,11 +75,25 @@ class ServerError(LoaderError):
 
 
 def without_secrets(text: str) -> str:
-    """Return a text whose URLs have lost their user names, passwords and queries.
+    """Return a text whose URLs have lost user names, passwords, queries and fragments.
 
-    A Space's log is public, and a query is where signed URLs carry their signature.
+    A Space's log is public, and a query is where signed URLs carry their signature. What may be a
+    secret goes, also where that takes more than needed: a password may hold ``/`` and ``@``.
     """
-    return _QUERY.sub(r"\1?…", _USER.sub("://…@", text))
+    return _URL.sub(_without_secrets, text)
+
+
+def _without_secrets(url: re.Match[str]) -> str:
+    rest = url["rest"]
+    place = re.split(r"[?#]", rest, maxsplit=1)[0]
+    hidden = rest[len(place) :]
+    # hf://OWNER/REPO@REVISION/PATH has no user, but an @ all the same
+    if "@" in place and url["scheme"].lower() != "hf":
+        place = f"…@{place.rpartition('@')[2]}"
+    if not hidden:
+        return f"{url['scheme']}://{place}"
+    closing = _CLOSING.search(hidden)
+    return f"{url['scheme']}://{place}{hidden[0]}…{closing[0] if closing else ''}"
 
 
 def _one_line(text: str) -> str:

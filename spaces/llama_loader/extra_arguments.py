@@ -2,22 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Final
 
 from llama_loader.errors import SettingError
 from llama_loader.events import Note
 
+_MODEL, _HUB = "--model PATH, before the --", "--hf REPO FILE, before the --"
 _OURS: Final = {
     "--port": "--port N, before the --",
-    "-m": "--model PATH, before the --",
-    "--model": "--model PATH, before the --",
-    "--model-url": "--hf REPO FILE, before the --",
-    "-mu": "--hf REPO FILE, before the --",
-    "-hf": "--hf REPO FILE, before the --",
-    "--hf-repo": "--hf REPO FILE, before the --",
+    **dict.fromkeys(("-m", "--model", "--models-dir", "--models-preset"), _MODEL),
+    **dict.fromkeys(("-mu", "--model-url", "-dr", "--docker-repo"), _MODEL),
+    **dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), _HUB),
 }
 """Options of llama-server that would make it another server than the loader waits for."""
+_FILES: Final = frozenset(
+    {
+        *("--api-key-file", "--chat-template-file", "--grammar-file", "--log-file"),
+        *("--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"),
+        *("-jf", "--json-schema-file", "-mm", "--mmproj", "--media-path", "--path"),
+        *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
+        *("-md", "--model-draft", "--spec-draft-model", "--slot-save-path"),
+        *("--ssl-cert-file", "--ssl-key-file", "--ui-config-file", "--webui-config-file"),
+        *("--log-prompts-dir", "--mcp-servers-config"),
+    }
+)
+"""Those that name files or folders (common/arg.cpp of b11549), several ones with commas."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost"})
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - compared with, not bound to
 _KEYS: Final = frozenset({"--api-key", "--api-key-file"})
@@ -37,7 +48,7 @@ def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
                 f"{name} after -- would start another server than the one that is waited for",
                 hint=f"give {_OURS[name]}",
             )
-    host = _value(extra, "--host")
+    host = next(reversed(_values(extra, "--host")), None)  # the last one counts
     if host is None or host in _LOOPBACK:
         return ()
     if host != _EVERYWHERE:
@@ -63,18 +74,29 @@ def own_key(extra: tuple[str, ...]) -> str | None:
 
     Without it the loader's own request for the first token would be refused.
     """
-    key = _value(extra, "--api-key")
-    if key is not None:
+    for key in _values(extra, "--api-key"):
         return key.split(",")[0]
-    path = _value(extra, "--api-key-file")
-    if path is None:
-        return None
-    try:
-        lines = Path(path).read_text("utf-8", "replace").splitlines()
-    except OSError:  # llama-server says so
-        return None
+    lines = []
+    for path in _values(extra, "--api-key-file"):
+        with contextlib.suppress(OSError):  # llama-server says so
+            lines += Path(path).read_text("utf-8", "replace").splitlines()
     return next((line for line in lines if line and not line.startswith("#")), None)
 
 
-def _value(extra: tuple[str, ...], option: str) -> str | None:
-    return next((value for name, value in zip(extra, extra[1:]) if name == option), None)  # noqa: B905, RUF007 - Python 3.10 has no strict
+def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """Return the arguments with relative files taken from ``folder``, where the person is.
+
+    llama-server runs in a folder of its own, because it would load any ``libggml-*.so`` that lies
+    in its working folder.
+    """
+    found, named = [], False
+    for argument in extra:
+        parts = argument.split(",") if named else []
+        found.append(",".join(str(folder / part) for part in parts) if named else argument)
+        named = not named and argument in _FILES
+    return tuple(found)
+
+
+def _values(extra: tuple[str, ...], option: str) -> list[str]:
+    """Return what follows an option, each time that it is given."""
+    return [extra[at + 1] for at, name in enumerate(extra[:-1]) if name == option]

@@ -8,14 +8,13 @@ alone stays 200 even after CUDA has hung. It dies with this process, however tha
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import disk, exits, processes, sockets
-from llama_loader.errors import HostError, LoaderError, ServerError
+from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
 from llama_loader.server_log import LoadReport, ServerLog
 from llama_loader.settings import ALL_LAYERS
 
@@ -208,6 +207,7 @@ class Server:
             HostError: a library, a device or code for the GPU is missing, or the model landed on
                 the CPU.
             SettingError: it does not take one of ``extra``.
+            StoreError: its log and key cannot be written.
         """
         if self.plan.port is not None:
             sockets.claim(self.plan.port)
@@ -273,8 +273,17 @@ class Server:
         return Started(loaded, first_token)
 
     def _spawn(self, port: int) -> None:
-        self._folder = _scratch()
-        argv = self.plan.argv(port, self._key_file(self._folder))
+        try:
+            self._folder = _scratch()
+            key_file = self._key_file(self._folder)
+        except OSError as error:
+            raise StoreError(
+                "SCRATCH_NOT_WRITABLE",
+                f"no folder for llama-server's log and key can be made: {error}",
+                hint="TMPDIR names the folder for temporary files: is there room, and may this"
+                " user write there?",
+            ) from error
+        argv = self.plan.argv(port, key_file)
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
         try:
             self._process = processes.spawn(argv, environ, folder=self._folder)
@@ -372,7 +381,7 @@ class Server:
             self._log.finish()
         folder, self._folder = self._folder, None
         if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
+            disk.remove_run(folder)
 
 
 def _new_key() -> str:

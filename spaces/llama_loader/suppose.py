@@ -17,10 +17,11 @@ from llama_loader.errors import SettingError
 from llama_loader.host import Gpu, HostFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from llama_loader.manifest import Manifest
     from llama_loader.select import Choice
+    from llama_loader.settings import Settings
 
 _STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
 """CUDA libraries that come with every torch built for CUDA, and that llama-server needs."""
@@ -58,8 +59,8 @@ def host(text: str) -> HostFacts:
     Raises:
         SettingError: names the part that cannot be read, and what can be given.
     """
-    facts = _DEFAULTS
-    for part in filter(None, (part.strip() for part in text.split(","))):
+    facts, given = _DEFAULTS, set[str]()
+    for part in (part.strip() for part in text.split(",")):
         name, _, value = part.partition("=")
         read = _READERS.get(name.strip())
         changes = read(value.strip()) if read else None
@@ -67,8 +68,33 @@ def host(text: str) -> HostFacts:
             raise SettingError(
                 "SETTING_INVALID", f"--suppose {part!r} cannot be read", hint=f"give {_ACCEPTS}"
             )
+        if given & changes.keys():
+            raise SettingError(
+                "SETTING_INVALID",
+                f"--suppose {part!r}: {'/'.join(changes)} stands there already",
+                hint="give each fact once",
+            )
+        given |= changes.keys()
         facts = replace(facts, **changes)
     return facts
+
+
+def require_no_override(settings: Settings) -> None:
+    """Refuse settings that would answer another question than the supposed machine's.
+
+    Raises:
+        SettingError: names the setting.
+    """
+    for variable, option, value in (
+        ("CUDA_ARCH", "--arch", settings.cuda_arch),
+        ("LLAMA_CPP_URL", "--url", settings.url),
+    ):
+        if value is not None:
+            raise SettingError(
+                "SETTING_INVALID",
+                f"YAKULINGO_SPACES_{variable} ({option}) leaves --suppose nothing to choose",
+                hint="unset it; --suppose says the capability, and a manifest what there is",
+            )
 
 
 def _capability(value: str) -> Mapping[str, Any] | None:
@@ -89,12 +115,8 @@ def _driver(value: str) -> Mapping[str, Any] | None:
     return {"driver": value if "." in value else f"{value}.{_NEWEST}"}
 
 
-def _glibc(value: str) -> Mapping[str, Any] | None:
-    return {"glibc": value} if _VERSION.fullmatch(value) else None
-
-
-def _glibcxx(value: str) -> Mapping[str, Any] | None:
-    return {"glibcxx": value} if _VERSION.fullmatch(value) else None
+def _version(fact: str) -> Callable[[str], Mapping[str, Any] | None]:
+    return lambda value: {fact: value} if _VERSION.fullmatch(value) else None
 
 
 def _machine(value: str) -> Mapping[str, Any] | None:
@@ -121,8 +143,8 @@ _READERS: Final = {
     "capability": _capability,
     "gpu": _gpu,
     "driver": _driver,
-    "glibc": _glibc,
-    "glibcxx": _glibcxx,
+    "glibc": _version("glibc"),
+    "glibcxx": _version("glibcxx"),
     "machine": _machine,
     "torch": _torch,
 }

@@ -23,7 +23,13 @@ import msgspec
 from msgspec import Meta
 
 from llama_loader import disk, strict_json
-from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError
+from llama_loader.errors import (
+    HostError,
+    IntegrityError,
+    LoaderError,
+    ServerError,
+    StoreError,
+)
 from llama_loader.prepare import environment
 from llama_loader.settings import ALL_LAYERS
 
@@ -121,10 +127,13 @@ def run(settings: Settings, prepared: Prepared, choose: Callable[[], DeviceChoic
     Raises:
         HostError: this machine cannot run the runtime, or it ran on the CPU instead.
         ServerError: it did not start, answer in time, or answer rightly.
+        StoreError: there is no room for its log.
     """
     began = time.monotonic()
     try:
         used = _compute(settings, prepared, choose().names)
+    except StoreError:  # says nothing about the runtime
+        raise
     except LoaderError as error:
         told = _runtime_trouble(error)
         _keep_bad(prepared, _meant(settings, prepared), told, time.monotonic() - began)
@@ -164,6 +173,8 @@ def judged(
     began = time.monotonic()
     try:
         used = _compute(settings, prepared, devices)
+    except StoreError:  # the disk keeps the tiny model from telling: the start's error stands
+        return None
     except LoaderError as trouble:
         told = _runtime_trouble(trouble)
         _keep_bad(prepared, _tested(settings, prepared, devices), told, time.monotonic() - began)

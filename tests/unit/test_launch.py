@@ -190,6 +190,7 @@ def test_a_foreign_archive_is_asked_and_gets_its_own_folder(impostor: Impostor) 
         (("--api-key", "a,b"), "a"),
         (("--threads", "3", "--api-key-file", "FILE"), "from-file"),
         (("--api-key-file", "/nowhere"), None),
+        (("--api-key-file", "/nowhere", "--api-key-file", "FILE"), "from-file"),
         (("--api-key",), None),
     ],
 )
@@ -209,6 +210,11 @@ def test_a_key_of_the_persons_own(
         ("-m", "x"),
         ("--threads", "2", "--model", "x"),
         ("-hf", "a/b"),
+        ("-hfr", "a/b"),
+        ("--hf-file", "x"),
+        ("-dr", "x"),
+        ("--models-dir", "x"),
+        ("--host", "127.0.0.1", "--host", "192.0.2.1"),
         ("--host", "192.0.2.1"),
     ],
 )
@@ -217,6 +223,14 @@ def test_arguments_that_make_another_server_are_refused(extra: tuple[str, ...]) 
         extra_arguments.check(extra)
     assert caught.value.code == "EXTRA_ARGUMENT"
     assert caught.value.hint.startswith("give --")
+
+
+def test_relative_files_are_those_of_the_person() -> None:
+    given = ("--lora", "a.gguf,/b.gguf", "--threads", "2", "--api-key-file", "keys", "--lora")
+    assert extra_arguments.with_whole_paths(given, Path("/here")) == (
+        *("--lora", "/here/a.gguf,/b.gguf", "--threads", "2"),
+        *("--api-key-file", "/here/keys", "--lora"),
+    )
 
 
 def test_a_server_open_to_everybody_is_said() -> None:

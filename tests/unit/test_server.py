@@ -479,6 +479,30 @@ def test_what_a_killed_parent_left_on_the_disk_goes_with_the_next_start(
             parent.kill()
 
 
+def test_no_place_for_the_log_is_told(
+    impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    error = failure(impostor.behave())
+    assert (error.code, error.exit_status) == ("SCRATCH_NOT_WRITABLE", 6)
+    assert "nowhere" in error.message
+    assert not (impostor.folder / "starts").exists()
+
+
+def test_a_folder_of_somebody_else_leaves_nothing_behind(
+    impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "shared"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    theirs = place / f"llama-server-{os.geteuid()}"
+    theirs.mkdir(mode=0o755)
+    for _ in range(2):
+        with Server(plan(impostor.behave())):
+            assert len(list(place.iterdir())) == 2
+    assert list(place.iterdir()) == [theirs]
+
+
 def test_a_fork_gets_a_keeper_of_its_own(impostor: Impostor) -> None:
     with Server(plan(impostor.behave())):
         reader, writer = os.pipe()

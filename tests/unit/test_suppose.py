@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -59,6 +60,30 @@ def test_what_cannot_be_read_is_named(text: str) -> None:
         suppose.host(f"machine=x86_64,{text}")
     assert repr(text) in caught.value.message
     assert "capability=12.0" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "''"),
+        ("driver=580,", "''"),
+        ("driver=580,,glibc=2.36", "''"),
+        ("driver=580,driver=570", "'driver=570'"),
+        ("capability=90,gpu=NVIDIA H200", "'gpu=NVIDIA H200'"),
+    ],
+)
+def test_nothing_is_left_out_or_said_twice(text: str, named: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(named)):
+        suppose.host(text)
+
+
+@pytest.mark.parametrize("option", [("--arch", "90"), ("--url", "https://x/a.tar.gz")])
+def test_settings_that_would_answer_another_question(
+    option: tuple[str, str], tmp_path: Path
+) -> None:
+    told = ask(tmp_path / "manifest.json", "--suppose", QUESTION, *option)
+    assert told.returncode == 2
+    assert option[0] in told.stderr.splitlines()[0]
 
 
 def ask(release: Path, *argv: str) -> subprocess.CompletedProcess[str]:

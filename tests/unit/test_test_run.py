@@ -182,6 +182,17 @@ def test_a_failure_is_not_blamed_on_the_users_model(
     assert ready.timeline.stages == []
 
 
+def test_a_full_disk_is_not_blamed_on_the_runtime(
+    impostor: Impostor, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ready = prepared(impostor.behave(**LIST), store)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
+    assert failure(settings(), ready).code == "SCRATCH_NOT_WRITABLE"
+    crashed = LoaderError("SERVER_CRASHED", "it crashed")
+    assert test_run.judged(settings(), ready, ("CUDA0",), crashed) is None
+    assert not (store / "test-runs").exists()
+
+
 @pytest.mark.parametrize("do", [{"never_listen": True}, {"loading": 60}, {"completion": "hang"}])
 def test_a_hang_is_ended_by_the_deadline(
     impostor: Impostor, store: Path, monkeypatch: pytest.MonkeyPatch, do: dict[str, Any]

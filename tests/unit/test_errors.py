@@ -1,0 +1,58 @@
+"""What may be a secret never stands in an error, a hint or a line of progress."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+
+from llama_loader.console import Console
+from llama_loader.errors import LoaderError, without_secrets
+from llama_loader.events import Resolving
+
+SECRET = "s3cret"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        f"https://h/x?sig={SECRET}",
+        f"https://h/x?a=1&sig='{SECRET}'",
+        f"https://h/x?a;b={SECRET}",
+        f"https://h/x?a,b={SECRET}",
+        f"https://h/x?(a)={SECRET}",
+        f"https://h/x?a?b={SECRET}",
+        f"https://h/x#token={SECRET}",
+        f"HTTPS://h/x?sig={SECRET}",
+        f"https://user:{SECRET}@h/x",
+        f"https://user:{SECRET}@more@h/x",
+        f"https://user:a/{SECRET}@h/x",
+        f"https://user:a?{SECRET}@h/x",
+        f"HtTpS://{SECRET}@h/x",
+        f"hf://OWNER/REPO@main/x?token={SECRET}",
+    ],
+)
+def test_no_secret_of_a_url_is_shown(url: str) -> None:
+    for text in (url, f"cannot read '{url}'.", f"({url}), then", f"{url}\nhttps://other/"):
+        assert SECRET not in without_secrets(text)
+    assert SECRET not in LoaderError("X", url, hint=f"try {url}").render()
+    stream = io.StringIO()
+    stream.isatty = lambda: True  # type: ignore[method-assign]
+    Console(stream)(Resolving(url))
+    assert SECRET not in stream.getvalue()
+    assert "reading" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("https://h/x.tar.gz is cut", "https://h/x.tar.gz is cut"),
+        ("'https://h/x?q=1' is cut", "'https://h/x?…' is cut"),
+        ("(see https://u:p@h:8080/x)", "(see https://…@h:8080/x)"),
+        ("hf://O/R@v1/m.json is cut", "hf://O/R@v1/m.json is cut"),
+        ("file:///a/b c?", "file:///a/b c?"),
+        ("a ? b # c @ d", "a ? b # c @ d"),
+    ],
+)
+def test_the_rest_can_be_read(text: str, shown: str) -> None:
+    assert without_secrets(text) == shown
