@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
+import sys
 
 import nox
 
@@ -22,13 +22,6 @@ SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
 MODULE_PATH = {
     "PYTHONPATH": ":".join((".", "spaces", *filter(None, (os.environ.get("PYTHONPATH"),))))
 }
-PYTHON = ("python", "-m")
-UPSTREAM_ARCHS = "75-virtual;80-virtual;86-real;89-real;90-virtual;120a-real;121a-real"
-"""What llama.cpp's own CUDA releases are built for (ggml/src/ggml-cuda/CMakeLists.txt)."""
-FIRST_ARCH_SPECIFIC = 120
-"""From here on ggml's own CMake file turns an architecture into its ``a`` form."""
-MODEL = "from farm import packages, pins; print(packages.fetch_model(pins.load().model('smollm2')))"
-RESULT = "cold_start.json"
 
 
 def _install(session: nox.Session, lock: str) -> None:
@@ -77,35 +70,10 @@ def demo(session: nox.Session) -> None:
 def gpu(session: nox.Session) -> None:
     """On a machine with an NVIDIA GPU and a CUDA toolkit, network or not: build, test, measure.
 
-    Uses the Python that runs nox, so that it works where nothing can be installed. What is built
-    already stays, so it can be called again; ``dist/gpu/cold_start.json`` is the result.
+    Uses the Python that runs nox, so that it works where nothing can be installed. What was built
+    already stays; ``dist/gpu/cold_start.json`` is the result.
     """
-    out = Path("dist/gpu")
-    for name, options in {
-        "single": ("--archs", _single_arch(session), "--also", "llama-bench"),
-        "upstream": ("--archs", UPSTREAM_ARCHS, "--format", "tar.gz"),
-    }.items():
-        if not (out / name / "manifest.json").exists():
-            build = ("invoke", "build-cuda", "--engine", "local", "--line", "cu130")
-            session.run(*PYTHON, *build, *options, "--out", str(out / name))
-    model = str(session.run("python", "-c", MODEL, silent=True, env=MODULE_PATH)).strip()
-    given = {"FARM_GPU_RELEASE": str(out / "single"), "FARM_GPU_MODEL": model}
-    session.run(*PYTHON, "pytest", "tests/gpu", env=MODULE_PATH | given)
-    tools = sorted(Path(".farm/trees").glob("*/bin/llama-bench"))
-    session.run(
-        *("python", "benchmarks/cold_start.py", "--model", model, "--out", str(out / RESULT)),
-        *("--release", str(out / "single"), "--upstream", str(out / "upstream")),
-        *(option for tool in tools[:1] for option in ("--llama-bench", str(tool))),
-        *session.posargs,
-        env=MODULE_PATH,
-    )
-
-
-def _single_arch(session: nox.Session) -> str:
-    query = ("nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader")
-    told = str(session.run(*query, silent=True, external=True))
-    number = told.split(maxsplit=1)[0].replace(".", "")
-    return f"{number}a-real" if int(number) >= FIRST_ARCH_SPECIFIC else f"{number}-real"
+    session.run(sys.executable, "benchmarks/on_gpu.py", *session.posargs, env=MODULE_PATH)
 
 
 @nox.session(name="format")

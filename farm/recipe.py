@@ -12,6 +12,11 @@ FILE: Final = PROJECT_ROOT / "build" / "cmake" / "host_size.cmake"
 
 
 @cache
+def content() -> bytes:
+    """Return the file's bytes, read once: what is built with is what is recorded."""
+    return FILE.read_bytes()
+
+
 def sha256() -> str:
-    """Return the file's digest: it decides the bytes of a build, so BUILD.json has it."""
-    return hashlib.sha256(FILE.read_bytes()).hexdigest()
+    """Return the digest: it decides the bytes of a build, so BUILD.json has it."""
+    return hashlib.sha256(content()).hexdigest()

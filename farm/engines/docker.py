@@ -334,7 +334,9 @@ def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
                 entry.type, entry.mode = tarfile.DIRTYPE, 0o755
                 tar.addfile(entry)
             tar.add(tree, arcname=str(layout.source).lstrip("/"), filter=_without_git)
-            tar.add(recipe.FILE, arcname=str(layout.recipe).lstrip("/"), filter=_without_git)
+            entry = tarfile.TarInfo(str(layout.recipe).lstrip("/"))
+            entry.size = len(recipe.content())
+            tar.addfile(entry, io.BytesIO(recipe.content()))
         spool.seek(0)
         container.put_archive("/", spool)
 

@@ -99,11 +99,13 @@ class LocalEngine:
                 plan.source.tree, tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
             )
             build.mkdir()
+            cmake_file = Path(folder) / recipe.FILE.name
+            cmake_file.write_bytes(recipe.content())
             yield LocalWorkspace(
                 layout=Layout(
                     source=tree,
                     build=build,
-                    recipe=recipe.FILE,
+                    recipe=cmake_file,
                     cuda=self._cuda,
                     launcher=ccache or "",
                     cmake=cmake,
