@@ -45,9 +45,13 @@ class SettingError(LoaderError):
 
 
 class NetworkError(LoaderError):
-    """Bytes could not be had (exit status 3)."""
+    """Bytes could not be had (exit status 3); ``missing`` where they are nowhere any more."""
 
     exit_status = 3
+
+    def __init__(self, code: str, message: str, *, hint: str = "", missing: bool = False) -> None:
+        super().__init__(code, message, hint=hint)
+        self.missing = missing
 
 
 class IntegrityError(LoaderError):

@@ -367,7 +367,9 @@ def _opened_file(place: Local, start: int) -> Iterator[Body]:
             raise AttemptError("it is not a file", final=True)
         stream = place.path.open("rb")
     except OSError as error:
-        raise AttemptError(error.strerror or str(error), final=True) from error
+        missing = isinstance(error, FileNotFoundError)
+        reason = error.strerror or str(error)
+        raise AttemptError(reason, final=True, missing=missing) from error
     with stream:
         stream.seek(start)
         yield Body(start, status.st_size, None, _read_local(stream))

@@ -44,6 +44,7 @@ class Mirror:
     wait: float = 0.0
     wrong: int = 0
     gone: bool = False
+    missing: bool = False
 
     def gained(self) -> None:
         """Forget what went wrong: it moves on."""
@@ -87,6 +88,7 @@ class Mirrors:
             mirror.wrong, mirror.wait = mirror.wrong + 1, 0.0
         exhausted = mirror.failures >= self.patience.attempts or mirror.wrong >= MAX_WRONG
         mirror.gone = mirror.gone or error.final or exhausted
+        mirror.missing = error.missing
 
     def given_up(self) -> LoaderError:
         """Return the error that names every URL and why it did not do."""
@@ -103,6 +105,7 @@ class Mirrors:
             f"{self.name} cannot be fetched: {told}",
             hint="is the address right, and does this machine reach it? A mirror can be listed in "
             "the manifest's urls, or the release opened as file://",
+            missing=all(mirror.missing for mirror in self._all),
         )
 
 

@@ -30,6 +30,16 @@ def manifest_not_pinned(url: str, digest: str) -> Note:
     )
 
 
+def channel_out_of_reach(url: str, serial: int, why: str) -> Note:
+    """A channel cannot be asked; the last release accepted from it is used."""
+    return Note(
+        "CHANNEL_OUT_OF_REACH",
+        f"channel {url} cannot be asked ({why}); going on with serial {serial}, which was"
+        " accepted before",
+        "it is asked again at the next start",
+    )
+
+
 def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
     """The usual store cannot be written."""
     return Note(

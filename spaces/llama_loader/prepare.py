@@ -151,7 +151,7 @@ def wishes(settings: Settings) -> select.Wishes:
 def _released(settings: Settings, store: Store, sink: Sink) -> tuple[Manifest, str]:
     from llama_loader import trust
 
-    return trust.manifest(settings, store, _fetcher(settings, sink))
+    return trust.manifest(settings, store, _fetcher(settings, sink), sink)
 
 
 def _from_archive(

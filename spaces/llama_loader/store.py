@@ -3,6 +3,7 @@
     <root>/FORMAT                       the layout's version
     <root>/runtimes/<sha256>/           one runtime: receipt.json and files/
     <root>/manifests/<sha256>.json      pinned manifests, so that a warm start needs no network
+    <root>/channels/<name>/<serial>.json  what was accepted from a signed channel (``channel``)
     <root>/staging/                     what is being installed; private, gone afterwards
 
 A runtime appears by one rename of a complete, synced folder, so it is there whole or not at all,
@@ -405,10 +406,29 @@ class Store:
         return data if sound else None
 
     def _keep_manifest(self, sha256: str, data: bytes) -> None:
-        self._prepare()
-        path = self._root / "manifests" / f"{sha256}.json"
+        path = self.folder("manifests") / f"{sha256}.json"
         with disk.errors(path):
-            disk.write_whole(path, data, staging=self._staging)
+            self.write_whole(path, data)
+
+    def folder(self, *names: str) -> Path:
+        """Return a folder of the store, made if need be.
+
+        Raises:
+            StoreError: it cannot be made.
+        """
+        self._prepare()
+        folder = self._root.joinpath(*names)
+        with disk.errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def write_whole(self, path: Path, data: bytes) -> None:
+        """Write a small file so that it is the old one or the new one at every moment.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        disk.write_whole(path, data, staging=self._staging)
 
 
 def _same_files(one: tuple[FileEntry, ...], other: tuple[FileEntry, ...]) -> bool:

@@ -1,21 +1,24 @@
 """Which release this Space trusts: ``release.json`` beside ``app.py``.
 
 ``{"manifest_url": …, "manifest_sha256": …}`` pins one release exactly. That is the default, and
-needs no key.
+needs no key. With ``public_key`` instead of the digest it follows a signed channel (``channel``).
 """
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
+from msgspec import Meta
 
 from llama_loader import manifest as schema
 from llama_loader import strict_json
 from llama_loader.errors import IntegrityError, SettingError
+from llama_loader.events import ignore
 
 if TYPE_CHECKING:
+    from llama_loader.events import Sink
     from llama_loader.fetch import Fetcher
     from llama_loader.manifest import Manifest
     from llama_loader.settings import Settings
@@ -26,21 +29,25 @@ _MAX_BYTES: Final = 64 * 1024
 
 
 class Pin(msgspec.Struct, frozen=True, kw_only=True):
-    """One release, to the last byte; ``public_key`` is here to be refused."""
+    """One release, to the last byte (``manifest_sha256``), or a signed channel."""
 
     manifest_url: schema.Text
     manifest_sha256: schema.Sha256 | None = None
-    public_key: str | None = None
-    min_serial: int | None = None
+    public_key: schema.Text | None = None
+    min_serial: Annotated[int, Meta(ge=0, le=2**53 - 1)] | None = None
 
 
-def manifest(settings: Settings, store: Store, fetcher: Fetcher) -> tuple[Manifest, str]:
-    """Return the manifest that is trusted, and its URL: the settings' own, else the pinned one.
+def manifest(
+    settings: Settings, store: Store, fetcher: Fetcher, sink: Sink = ignore
+) -> tuple[Manifest, str]:
+    """Return the manifest that is trusted, and its URL: the settings' own, else release.json's.
+
+    A digest in the settings pins, whatever release.json says.
 
     Raises:
         SettingError: nothing says which release to run.
         NetworkError: it cannot be had.
-        IntegrityError: it is not what is pinned, or malformed.
+        IntegrityError: it is not what is pinned, not what a channel may offer, or malformed.
     """
     if settings.manifest_url is not None:
         url, sha256, least = settings.manifest_url, settings.manifest_sha256, None
@@ -48,6 +55,11 @@ def manifest(settings: Settings, store: Store, fetcher: Fetcher) -> tuple[Manife
         pin = read(RELEASE_FILE)
         url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
         least = pin.min_serial
+        if pin.public_key is not None and sha256 is None:
+            from llama_loader.channel import Channel
+
+            channel = Channel(url, pin.public_key, least or 0, store=store, sink=sink)
+            return channel.manifest(fetcher), url
     found = store.manifest(url, sha256, fetcher)
     if least is not None and found.serial < least:
         raise IntegrityError(
@@ -63,8 +75,8 @@ def read(path: Path = RELEASE_FILE) -> Pin:
 
     Raises:
         SettingError: there is none, so nothing says which release to trust.
-        IntegrityError: it is malformed, pins nothing, or names a signed channel, which this loader
-            does not follow.
+        IntegrityError: it is malformed, or neither pins a release nor names a channel's key, or
+            does both.
     """
     try:
         data = path.read_bytes()
@@ -77,16 +89,16 @@ def read(path: Path = RELEASE_FILE) -> Pin:
         ) from error
     tree = strict_json.loads(data, what=path.name, max_bytes=_MAX_BYTES)
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")
-    if pin.public_key is not None:
-        raise IntegrityError(
-            "CHANNEL_UNSUPPORTED",
-            f"{path.name} names a signed channel, which this loader cannot check",
-            hint="pin a release with manifest_sha256, or update the loader",
-        )
-    if pin.manifest_sha256 is None:
+    if pin.manifest_sha256 is None and pin.public_key is None:
         raise IntegrityError(
             "RELEASE_NOT_PINNED",
             f"{path.name} has neither manifest_sha256 nor public_key",
             hint="add the manifest's sha256",
+        )
+    if pin.manifest_sha256 is not None and pin.public_key is not None:
+        raise IntegrityError(
+            "RELEASE_INVALID",
+            f"{path.name} has both manifest_sha256 and public_key",
+            hint="the one pins a release, the other follows a channel: keep one of them",
         )
     return pin

@@ -24,6 +24,7 @@ MAX_REDIRECTS: Final = 5
 _OK: Final = 200
 _PARTIAL: Final = 206
 _UNSATISFIABLE: Final = 416
+_MISSING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DIRECTLY: Final = {"http": None, "https": None, "all": None}
@@ -60,12 +61,21 @@ class AttemptError(Exception):
     Attributes:
         wait: seconds that the server asks to wait, None where it does not say.
         final: this URL need not be asked again.
+        missing: there is nothing behind it.
     """
 
-    def __init__(self, reason: str, *, wait: float | None = None, final: bool = False) -> None:
+    def __init__(
+        self,
+        reason: str,
+        *,
+        wait: float | None = None,
+        final: bool = False,
+        missing: bool = False,
+    ) -> None:
         super().__init__(reason)
         self.wait = wait
         self.final = final
+        self.missing = missing
 
 
 class RangeError(AttemptError):
@@ -214,7 +224,8 @@ def _require_success(answer: Any, patience: Patience) -> None:
     impatient = wait is not None and wait > patience.longest_wait
     asked = f", to be asked again in {wait:.0f} s" if wait is not None else ""
     final = status not in _AGAIN or impatient
-    raise AttemptError(f"HTTP status {status}{asked}", wait=wait, final=final)
+    missing = status in _MISSING
+    raise AttemptError(f"HTTP status {status}{asked}", wait=wait, final=final, missing=missing)
 
 
 class _Reader:
