@@ -3,8 +3,8 @@
     PYTHONPATH=.:spaces python benchmarks/archive_size.py TARBALL.tar.zst
 
 Packs the tarball's own tar stream again in every way below, and each part of it alone with the
-way that the farm uses. Prints one JSON object: bytes, seconds to make, seconds to read (best of
-three, one thread), and whether the loader reads it (docs/manifest.md bounds the window).
+way that the farm uses. Prints one JSON object: bytes, seconds to make and to read (the latter the
+best of three; one thread). docs/manifest.md bounds the window that the loader reads.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backports import zstd
 
+from farm import archive
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -37,17 +39,18 @@ def _zstd(level: int, window: int, *, long: bool = False) -> Callable[[bytes], b
     return partial(zstd.compress, options=options)
 
 
-def _xz(preset: int, dictionary: int, lc: int = 3) -> Callable[[bytes], bytes]:
-    chain = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary, "lc": lc}]
+def _xz(preset: int, dictionary: int) -> Callable[[bytes], bytes]:
+    chain = [{"id": lzma.FILTER_LZMA2, "preset": preset, "dict_size": dictionary}]
     return partial(lzma.compress, format=lzma.FORMAT_XZ, filters=chain)
 
 
+FARMS: Final = "zstd -19, window 8 MiB (the farm's)"
 _read_zstd: Final = partial(zstd.decompress, options=_LIMIT)
 WAYS: Final[dict[str, tuple[Callable[[bytes], bytes], Callable[[bytes], bytes]]]] = {
     "gzip -6": (partial(gzip.compress, compresslevel=6), gzip.decompress),
     "gzip -9": (partial(gzip.compress, compresslevel=9), gzip.decompress),
     "zstd -3, window 8 MiB": (_zstd(3, 23), _read_zstd),
-    "zstd -19, window 8 MiB (the farm's)": (_zstd(19, 23), _read_zstd),
+    FARMS: (_zstd(archive.ZSTD_LEVEL, archive.ZSTD_WINDOW_LOG), _read_zstd),
     "zstd -22, window 8 MiB": (_zstd(22, 23), _read_zstd),
     "zstd -22, window 128 MiB": (_zstd(22, 27, long=True), _read_zstd),
     "xz -6, dictionary 8 MiB": (_xz(6, 8 << 20), lzma.decompress),
@@ -62,8 +65,7 @@ def main(tarball: Path) -> None:
     parts = _parts(plain)
     found: dict[str, Any] = {"tarball": tarball.name, "bytes": tarball.stat().st_size}
     found["unpacked"] = {name: len(data) for name, data in parts.items()}
-    farm = "zstd -19, window 8 MiB (the farm's)"
-    found["parts"] = {name: _tried(farm, data) for name, data in parts.items()}
+    found["parts"] = {name: _tried(FARMS, data) for name, data in parts.items()}
     found["whole"] = {}
     for way in WAYS:
         found["whole"][way] = _tried(way, plain)
@@ -91,9 +93,9 @@ def _tried(way: str, data: bytes) -> dict[str, float]:
 def _parts(plain: bytes) -> dict[str, bytes]:
     """Split a runtime: the CUDA library, the CPU variants, everything else; in the tar's order."""
     parts = {"CUDA library": bytearray(), "CPU variants": bytearray(), "the rest": bytearray()}
-    with tarfile.open(fileobj=io.BytesIO(plain)) as archive:
-        for member in archive:
-            stream = archive.extractfile(member)
+    with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
+        for member in tar:
+            stream = tar.extractfile(member)
             name = Path(member.name).name
             part = (
                 "CUDA library"

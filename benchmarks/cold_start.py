@@ -17,13 +17,12 @@ import json
 import os
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -32,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Final
 import requests
 
 from farm.serve import ReleaseServer
-from llama_loader import host, settings
+from llama_loader import host, settings, sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,17 +68,29 @@ class Bench:
     manifest_url: str
 
     @property
-    def pin(self) -> str:
-        """The manifest's digest, as a Space pins it."""
-        return hashlib.sha256((self.release / "manifest.json").read_bytes()).hexdigest()
+    def kept(self) -> Path:
+        """The store in which the release is installed before anything is measured."""
+        return self.scratch / "kept"
+
+    def command(self, name: str, store: Path, *options: str) -> list[str]:
+        """Return a command line of the loader, the manifest pinned as in a Space."""
+        pin = hashlib.sha256((self.release / "manifest.json").read_bytes()).hexdigest()
+        return [
+            *(sys.executable, "-m", "llama_loader", name, *options),
+            *("--manifest", self.manifest_url, "--manifest-sha256", pin, "--store", str(store)),
+        ]
+
+    def fetch(self, store: Path) -> dict[str, Any]:
+        """Install the release; returns what ``fetch --json`` says."""
+        told = subprocess.run(
+            self.command("fetch", store, "--json"), stdout=subprocess.PIPE, text=True, check=True
+        )
+        found: dict[str, Any] = json.loads(told.stdout)
+        return found
 
     def loader(self, store: Path, cache: Path) -> dict[str, float]:
         """Start with the loader: from its process's start to its ``ready`` line, and 64 tokens."""
-        command = [
-            *(sys.executable, "-m", "llama_loader", "serve", "--json", "--model", str(self.model)),
-            *("--manifest", self.manifest_url, "--manifest-sha256", self.pin),
-            *("--store", str(store)),
-        ]
+        command = self.command("serve", store, "--json", "--model", str(self.model))
         began = time.monotonic()
         with _process(command, cache) as process:
             told = _line(process, "{")
@@ -97,7 +108,7 @@ class Bench:
 
     def bare(self, runtime: Path, libraries: str, cache: Path) -> dict[str, float]:
         """Start llama-server as a person would by hand."""
-        port = _free_port()
+        port = sockets.free_port()
         command = [str(runtime / "llama-server"), "--model", str(self.model), "--port", str(port)]
         command += ["--n-gpu-layers", "99", "--ctx-size", str(CONTEXT)]
         url = f"http://127.0.0.1:{port}"
@@ -113,19 +124,22 @@ class Bench:
 
 def measure(bench: Bench, upstream: Path | None, rounds: int) -> Iterator[list[Side]]:
     """Run every side once a round, in turn; yields all sides with their runs after each round."""
-    installed = _fetch(bench.manifest_url, bench.pin, bench.scratch / "kept")
+    installed = bench.fetch(bench.kept)
     libraries = library_path(installed)
     ours = Path(installed["folder"])
     sides: dict[str, Callable[[int], dict[str, float]]] = {
         "manifest URL": lambda n: bench.loader(bench.scratch / f"store{n}", _fresh(bench)),
-        "installed": lambda _: bench.loader(bench.scratch / "kept", _fresh(bench)),
+        "installed": lambda _: bench.loader(bench.kept, _fresh(bench)),
         "installed, warm JIT cache": lambda _: bench.loader(
-            bench.scratch / "kept", bench.scratch / "warm-ours"
+            bench.kept, bench.scratch / "warm-ours"
         ),
         "bare server": lambda _: bench.bare(ours, libraries, _fresh(bench)),
     }
     if upstream is not None:
-        theirs = _unpacked(upstream, bench.scratch / "upstream")
+        # installed with the loader too: it serves any capability that it has PTX for
+        uri = (upstream / "manifest.json").resolve().as_uri()
+        other = Bench(upstream, bench.model, bench.scratch, uri)
+        theirs = Path(other.fetch(bench.scratch / "upstream")["folder"])
         sides["upstream's list, bare"] = lambda number: bench.bare(
             theirs, libraries, bench.scratch / f"jit-theirs{number}"
         )
@@ -159,12 +173,8 @@ def bench_tokens(program: Path, model: Path, libraries: str, runs: int) -> list[
 
 def speeds(bench: Bench, program: Path, model: Path, runs: int) -> dict[str, Any]:
     """Compare tokens per second with llama-bench's, on one model."""
-    libraries = library_path(_fetch(bench.manifest_url, bench.pin, bench.scratch / "kept"))
-    command = [
-        *(sys.executable, "-m", "llama_loader", "serve", "--model", str(model)),
-        *("--manifest", bench.manifest_url, "--manifest-sha256", bench.pin),
-        *("--store", str(bench.scratch / "kept")),
-    ]
+    libraries = library_path(bench.fetch(bench.kept))
+    command = bench.command("serve", bench.kept, "--model", str(model))
     with _process(command, _fresh(bench)) as process:
         url = _line(process, "ready ").split()[1]
         _generate(url, BENCH_TOKENS)  # the GPU's clocks go up
@@ -264,29 +274,8 @@ def _line(process: subprocess.Popen[str], beginning: str) -> str:
     raise SystemExit(f"the loader printed no line that begins with {beginning!r}")
 
 
-def _fetch(manifest: str, pin: str, store: Path) -> dict[str, Any]:
-    command = [sys.executable, "-m", "llama_loader", "fetch", "--json", "--manifest", manifest]
-    command += ["--manifest-sha256", pin, "--store", str(store)]
-    told = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, Any] = json.loads(told.stdout)
-    return found
-
-
-def _unpacked(release: Path, into: Path) -> Path:
-    """Install upstream's list with the loader too: it serves any capability that it has PTX for."""
-    data = (release / "manifest.json").read_bytes()
-    uri = (release / "manifest.json").resolve().as_uri()
-    return Path(_fetch(uri, hashlib.sha256(data).hexdigest(), into)["folder"])
-
-
 def _fresh(bench: Bench) -> Path:
     return Path(tempfile.mkdtemp(prefix="jit-", dir=bench.scratch))
-
-
-def _free_port() -> int:
-    with closing(socket.socket()) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _machine() -> dict[str, Any]:
@@ -351,7 +340,7 @@ def _facts(bench: Bench) -> dict[str, Any]:
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": _machine(),
         "versions": _versions(),
-        "artifact": _fetch(bench.manifest_url, bench.pin, bench.scratch / "kept")["artifact"],
+        "artifact": bench.fetch(bench.kept)["artifact"],
         "model": {"name": bench.model.name, "bytes": bench.model.stat().st_size},
     }
 

@@ -16,31 +16,22 @@ import subprocess
 import sys
 import tempfile
 import time
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 
+from farm.serve import ReleaseServer
 from llama_loader import manifest
 from tests.rigs import installer
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    def log_message(self, *args: object) -> None:
-        """Say nothing."""
 
 
 def main(release: Path, rounds: int) -> None:
     """Print the figures of one release folder with one artifact."""
     data = (release / "manifest.json").read_bytes()
     artifact = manifest.parse(data).artifacts[0]
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Quiet, directory=str(release)))
-    Thread(target=server.serve_forever, daemon=True).start()
-    url = f"http://127.0.0.1:{server.server_address[1]}/manifest.json"
-    pipe = f"curl -s {url.rpartition('/')[0]}/{artifact.urls[0]} | zstd -dc | tar x -C"
     figures: dict[str, list[float]] = {"loader": [], "pipe": [], "warm": []}
     memory = 0
-    with tempfile.TemporaryDirectory(dir=".") as folder:
+    with tempfile.TemporaryDirectory(dir=".") as folder, ReleaseServer(release) as server:
+        url = f"{server.url}manifest.json"
+        pipe = f"curl -s {server.url}{artifact.urls[0]} | zstd -dc | tar x -C"
         argv = installer.command(Path(folder) / "store", url, hashlib.sha256(data).hexdigest())
         for _ in range(rounds):
             for kind in ("loader", "warm"):
@@ -64,7 +55,6 @@ def main(release: Path, rounds: int) -> None:
             }
         )
     )
-    server.shutdown()
 
 
 def _timed(argv: list[str]) -> tuple[float, int]:

@@ -79,22 +79,15 @@ def prepare(
             choice = select.select(manifest, facts, wishes(settings))
     if released is None:
         return _from_archive(settings, store, facts, timeline, sink)
-    installed = store.install(
-        choice.artifact,
-        choice.artifact.resolved_urls(url),
-        _fetcher(settings, sink),
-        release=manifest.release,
-    )
-    brought = choice.runtime_libraries
+
+    def install(artifact: Artifact, note: Note | None = None) -> Installed:
+        urls, fetcher = artifact.resolved_urls(url), _fetcher(settings, sink)
+        return store.install(artifact, urls, fetcher, release=manifest.release, note=note)
+
+    installed, brought = install(choice.artifact), choice.runtime_libraries
     if brought is None:
         return Prepared(installed, facts, choice, choice.libraries, choice.missing, timeline)
-    added = store.install(
-        brought,
-        brought.resolved_urls(url),
-        _fetcher(settings, sink),
-        release=manifest.release,
-        note=_fetched_note(choice, brought),
-    )
+    added = install(brought, _fetched_note(choice, brought))
     libraries = _with_release(choice.libraries, brought, added.folder)
     return Prepared(installed, facts, choice, libraries, (), timeline, added)
 
