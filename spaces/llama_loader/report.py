@@ -66,6 +66,8 @@ def served(prepared: Prepared, server: Server, model: Path) -> dict[str, Any]:
         "devices": list(server.plan.devices),
         "layers_on_gpu": report.offloaded,
         "layers": report.layers,
+        "fitted": server.plan.fitted,
+        "repacked": server.plan.repacked,
         "buffers": report.buffers,
         "log": str(server.log_path) if server.log_path else None,
     }

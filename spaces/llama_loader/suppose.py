@@ -156,7 +156,11 @@ def as_text(release: Manifest, chosen: Choice) -> str:
         f"would fetch {chosen.artifact.name} of release {release.release}",
         f"  because: {chosen.reason}",
     ]
-    if chosen.missing:
+    brought = chosen.runtime_libraries
+    if brought is not None:
+        size = f"{brought.size / 1e6:.0f} MB"
+        lines.append(f"  with {brought.name} ({size}), which brings {', '.join(brought.provides)}")
+    elif chosen.missing:
         wanted = " ".join(packages(chosen.missing))
         lines.append(f"  missing: {', '.join(chosen.missing)} (pip install {wanted})")
     lines += [f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts]

@@ -14,6 +14,7 @@ from llama_loader import known_gpus, suppose
 from llama_loader.errors import HostError, SettingError
 from llama_loader.manifest import dump
 from llama_loader.select import Wishes, select
+from tests.rigs.releases import artifact, manifest, runtime
 from tests.unit.test_select import GPUS, RELEASE, short
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
@@ -42,6 +43,14 @@ def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13
 def test_what_is_missing_there_is_said_with_its_package() -> None:
     chosen = select(RELEASE, suppose.host("capability=90,driver=580,torch=none"), Wishes())
     assert "pip install nvidia-cublas" in suppose.as_text(RELEASE, chosen)
+
+
+def test_what_the_release_brings_there_is_said() -> None:
+    bringing = manifest(artifact("cu130", "sm90", "90"), runtime("cu130"))
+    chosen = select(bringing, suppose.host("capability=90,driver=580,torch=none"), Wishes())
+    line = suppose.as_text(bringing, chosen).splitlines()[2]
+    assert line.startswith("  with cuda-runtime-13.0-cu130")
+    assert "libcublas.so.13" in line
 
 
 def test_an_old_system_there_is_an_error_here() -> None:
