@@ -203,9 +203,9 @@ def ratios(sides: list[Side]) -> dict[str, float]:
     }
     theirs = by_name.get("upstream's list, bare")
     if theirs is not None:
-        found["first token, upstream's list / installed"] = theirs.median(
-            "first token"
-        ) / ours.median("first token")
+        slow = theirs.median("first token")
+        found["first token, upstream's list / installed"] = slow / ours.median("first token")
+        found["first token, upstream's list / bare server"] = slow / bare.median("first token")
     return {name: round(value, 3) for name, value in found.items()}
 
 

@@ -10,6 +10,7 @@ import codecs
 import hashlib
 import io
 import secrets
+import socket
 import tarfile
 import tempfile
 from contextlib import closing, contextmanager
@@ -20,6 +21,7 @@ from typing import IO, TYPE_CHECKING, Any, Final
 import docker
 import requests
 from docker.errors import APIError, BuildError, DockerException, ImageNotFound, NotFound
+from docker.utils import kwargs_from_env, parse_host
 from docker.utils.socket import frames_iter
 
 from farm import PROJECT_ROOT, recipe
@@ -258,10 +260,11 @@ def connect() -> docker.DockerClient:
         EngineError: none answers, or this user may not talk to it.
     """
     try:
+        _knock()
         with closing(docker.from_env(timeout=_PING_SECONDS)) as probe:
             probe.ping()
         return docker.from_env(timeout=_STREAM_SECONDS)
-    except (DockerException, requests.RequestException) as error:
+    except (DockerException, requests.RequestException, OSError) as error:
         reason = _reason(error)
         if "Permission denied" in reason:
             raise EngineError(
@@ -274,6 +277,21 @@ def connect() -> docker.DockerClient:
             f"no Docker engine answers: {reason}",
             hint="start one, name one with DOCKER_HOST, or use --engine local",
         ) from error
+
+
+def _knock() -> None:
+    """Open the engine's Unix socket once by ourselves: where that fails docker-py leaks its own.
+
+    Raises:
+        OSError: nobody listens there, or this user may not.
+        DockerException: DOCKER_HOST or its companions cannot be read.
+    """
+    url = str(parse_host(kwargs_from_env().get("base_url")))
+    scheme, _, path = url.partition("://")
+    if scheme == "http+unix":
+        with closing(socket.socket(socket.AF_UNIX)) as knocking:
+            knocking.settimeout(_PING_SECONDS)
+            knocking.connect(path)
 
 
 @contextmanager

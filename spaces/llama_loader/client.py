@@ -204,9 +204,10 @@ def _sampling(temperature: float) -> dict[str, Any]:
 
     At temperature 0 it is the likeliest, whatever else the usual chain of samplers would look at
     first, and Gemma's vocabulary has 262,144 tokens: with the last of the chain alone the answer
-    is the same and llama-server takes its greedy short cut (common/sampling.cpp).
+    is the same and llama-server takes its greedy short cut (common/sampling.cpp), on the GPU where
+    the logits are (``backend_sampling``; docs/gpu.md has what that brings).
     """
-    greedy = {"samplers": ["temperature"]} if temperature == 0 else {}
+    greedy = {"samplers": ["temperature"], "backend_sampling": True} if temperature == 0 else {}
     return {"temperature": temperature, **greedy}
 
 

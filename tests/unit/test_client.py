@@ -95,6 +95,7 @@ def test_a_completion_with_its_key_and_figures() -> None:
                 "n_predict": 1,
                 "temperature": 0.0,
                 "samplers": ["temperature"],
+                "backend_sampling": True,
                 "cache_prompt": False,
             },
             "key": "Bearer key",
