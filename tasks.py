@@ -7,7 +7,7 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 from invoke.tasks import task
 
-from farm import show
+from farm import show, show_published
 from farm.cli import verb
 
 
@@ -193,6 +193,157 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
     serve_forever(Path(folder), show.port("--port", port))
 
 
+@task(
+    help={
+        "to": "a folder, github:OWNER/REPO or hf:OWNER/REPO",
+        "folder": "a release folder",
+        "channel": "also promote it to this channel",
+        "dry_run": "show what would be sent, and end",
+        "key": "for --channel: the file with the signing key, else FARM_SIGNING_KEY",
+    }
+)
+@verb
+def publish(
+    _: Context,
+    to: str | None = None,
+    folder: str = "dist",
+    channel: str | None = None,
+    dry_run: bool = False,
+    key: str | None = None,
+) -> None:
+    """Send a release to where loaders read it, the manifest last; nothing is sent twice."""
+    from farm import trust
+    from farm.publish import destination, places, publishing
+
+    place = places.parse(to)
+    wanted = None if channel is None else destination.require_name("channel", channel)
+    signer = None if wanted is None or dry_run else trust.signer(_path(key))
+    plan = publishing.prepare(Path(folder), place)
+    show_published.plan(plan)
+    if dry_run:
+        return
+    show.line(publishing.publish(plan, place, show_published.line))
+    if wanted is not None and signer is not None:
+        from farm import channels
+
+        show_published.promotion(channels.promote(place, plan.release, wanted, signer))
+
+
+@task(positional=["release"], help={"release": "its name, e.g. b11549-1", "channel": "e.g. stable"})
+@verb
+def promote(
+    _: Context,
+    release: str | None = None,
+    channel: str | None = None,
+    to: str | None = None,
+    key: str | None = None,
+    days: str = "90",
+) -> None:
+    """Make a published release a channel's present one: a signed manifest with the next serial."""
+    from farm import channels, trust
+    from farm.publish import destination, places
+
+    name = destination.require_name("release", release)
+    wanted = destination.require_name("channel", channel)
+    place = places.parse(to)
+    signer = trust.signer(_path(key))
+    show_published.promotion(
+        channels.promote(place, name, wanted, signer, days=show.positive("--days", days) or 1)
+    )
+
+
+@task(help={"channel": "e.g. stable", "to": "where it is", "key": "the file with the signing key"})
+@verb
+def rollback(
+    _: Context,
+    channel: str | None = None,
+    to: str | None = None,
+    key: str | None = None,
+    days: str = "90",
+) -> None:
+    """Make the release before a channel's present one current again, with a higher serial."""
+    from farm import channels, trust
+    from farm.publish import destination, places
+
+    wanted = destination.require_name("channel", channel)
+    place = places.parse(to)
+    signer = trust.signer(_path(key))
+    show_published.promotion(
+        channels.rollback(place, wanted, signer, days=show.positive("--days", days) or 1)
+    )
+
+
+@task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
+@verb
+def keygen(_: Context, out: str = "farm-signing.key") -> None:
+    """Make a pair of minisign keys for channels; only the public one is shown."""
+    from farm import trust
+
+    public = trust.generate(Path(out))
+    show.line(f"secret key: {out} (keep it; FARM_SIGNING_KEY takes its text)")
+    show.line(f"public key: {public}")
+
+
+@task(
+    name="pin-space",
+    help={
+        "manifest": "a manifest's URL",
+        "to": "where it is published, instead of --manifest",
+        "release": "the release there to pin",
+        "channel": "the channel there to follow, instead of --release",
+        "public_key": "for --channel: the key that must have signed it (RW…)",
+    },
+)
+@verb
+def pin_space(
+    _: Context,
+    manifest: str | None = None,
+    to: str | None = None,
+    release: str | None = None,
+    channel: str | None = None,
+    public_key: str | None = None,
+) -> None:
+    """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
+    from farm import pin_space as pins_of
+    from farm.publish import destination, places
+
+    show.one_of({"--manifest": manifest, "--release": release, "--channel": channel})
+    if manifest is not None:
+        pin = pins_of.url(manifest)
+    elif release is not None:
+        pin = pins_of.release(places.parse(to), destination.require_name("release", release))
+    else:
+        name = destination.require_name("channel", channel)
+        pin = pins_of.channel(places.parse(to), name, show.text("--public-key", public_key))
+    pins_of.write(pin)
+    show_published.pin(pin)
+
+
+@task(
+    name="deploy-space",
+    iterable=["set"],
+    help={
+        "to": "the Space: OWNER/NAME",
+        "set": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
+        "dry_run": "show what would be uploaded, and end",
+    },
+)
+@verb
+def deploy_space(
+    _: Context,
+    to: str | None = None,
+    set: list[str] | None = None,  # noqa: A002 - the option's name
+    dry_run: bool = False,
+) -> None:
+    """Upload spaces/ alone to a Space on the Hub, and set its variables."""
+    from farm import deploy_space as deploying
+
+    deployment = deploying.plan(show.text("--to", to), set or ())
+    show_published.deployment(deployment)
+    if not dry_run:
+        show.line(deploying.deploy(deployment))
+
+
 @task(name="update-pins")
 @verb
 def update_pins(_: Context) -> None:
@@ -202,13 +353,30 @@ def update_pins(_: Context) -> None:
     main()
 
 
-@task
+@task(
+    help={
+        "folder": "a release folder",
+        "to": "a place where releases are published, instead of a folder",
+        "suppose": "also say what a host would get: capability=12.0,driver=580,glibc=2.36",
+    }
+)
 @verb
-def status(_: Context, folder: str = "dist") -> None:
-    """Show a release folder: its artifacts, what they hold, and their size by part."""
-    from farm.release import load
+def status(
+    _: Context, folder: str = "dist", to: str | None = None, suppose: str | None = None
+) -> None:
+    """Show a release folder, or the channels and releases of a place; what a host would get."""
+    from farm import overview
+    from farm.release import MANIFEST, load
 
-    show.status(load(Path(folder)))
+    if to is None:
+        show.status(load(Path(folder)))
+        if suppose is not None:
+            manifest = Path(folder, MANIFEST).read_bytes()
+            show.line(overview.supposed(manifest, suppose))
+        return
+    from farm.publish import places
+
+    show_published.overview(overview.of(places.parse(to), suppose))
 
 
 @task(

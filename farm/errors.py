@@ -56,3 +56,7 @@ class InspectError(FarmError):
 
 class PackError(FarmError):
     """A tree could not be packed."""
+
+
+class PublishError(FarmError):
+    """A release could not be published, promoted or rolled back; nothing half-done is visible."""

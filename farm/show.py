@@ -15,7 +15,7 @@ from farm.report import BuildReport
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from llama_loader.manifest import Artifact, Manifest
@@ -55,6 +55,30 @@ def given(option: str, path: Path | None) -> Path:
     if path is None:
         raise UsageError("OPTION_MISSING", f"{option} was not given")
     return path
+
+
+def text(option: str, value: str | None) -> str:
+    """Return a text that has no default.
+
+    Raises:
+        UsageError: it was not given.
+    """
+    if not value:
+        raise UsageError("OPTION_MISSING", f"{option} was not given")
+    return value
+
+
+def one_of(options: Mapping[str, str | None]) -> None:
+    """Require exactly one of several options.
+
+    Raises:
+        UsageError: none or more than one was given.
+    """
+    given = [name for name, value in options.items() if value is not None]
+    if len(given) != 1:
+        raise UsageError(
+            "OPTIONS_INVALID", f"one of {', '.join(options)} is needed, not {len(given)} of them"
+        )
 
 
 def names(option: str, text: str) -> tuple[str, ...]:

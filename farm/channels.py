@@ -1,0 +1,155 @@
+"""Channels: a signed manifest that says which published release is the present one.
+
+A channel's manifest is a release's, with a serial of the channel's own that only ever grows, an
+expiry, and URLs that lead to the release. Every one stays beside it under its serial: who was
+promoted when can be read there, and a rollback knows what was before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from farm import trust
+from farm.errors import PublishError
+from farm.publish.destination import Signed
+from farm.release import MANIFEST
+from llama_loader import manifest as schema
+
+if TYPE_CHECKING:
+    from farm.publish.destination import Destination
+    from farm.trust import Signer
+    from llama_loader.manifest import Manifest
+
+DAYS: Final = 90
+"""How long a promotion holds. Long enough for holidays, short enough that a channel that somebody
+holds back is noticed within a season."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a channel came to point at."""
+
+    channel: str
+    release: str
+    before: str | None
+    serial: int
+    expires: datetime
+    url: str
+
+
+def promote(
+    destination: Destination, release: str, channel: str, signer: Signer, *, days: int = DAYS
+) -> Promotion:
+    """Make a published release the channel's present one.
+
+    Raises:
+        PublishError: it is not published, its llama.cpp has a known hole, or the channel is
+            another key's.
+    """
+    published = _read(destination, release)
+    serials = destination.channel_serials(channel)
+    before = _present(destination, channel, signer)
+    serial = max((0, *serials, before.serial if before else 0)) + 1
+    now = datetime.now(timezone.utc).replace(microsecond=0)
+    pointer = point(published, serial, now, days, destination.artifact_base(release))
+    content = schema.dump(pointer)
+    schema.parse(content, what=f"channel {channel}")
+    comment = f"channel {channel} serial {serial} release {release}"
+    destination.put_channel(channel, serial, Signed(content, signer.sign(content, comment)))
+    return Promotion(
+        channel,
+        release,
+        before.release if before else None,
+        serial,
+        now + timedelta(days=days),
+        destination.channel_url(channel),
+    )
+
+
+def rollback(
+    destination: Destination, channel: str, signer: Signer, *, days: int = DAYS
+) -> Promotion:
+    """Make the release current that was so before the present one, with a higher serial.
+
+    Raises:
+        PublishError: there is no channel, or nothing was promoted to it before.
+    """
+    present = _present(destination, channel, signer)
+    if present is None:
+        raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
+    return promote(destination, _before(destination, channel, present), channel, signer, days=days)
+
+
+def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -> Manifest:
+    """Return a release's manifest as a channel has it. Pure.
+
+    Args:
+        release: as it was published.
+        serial: the channel's own, one more than its last.
+        now: when it is promoted; stands as ``created``.
+        days: until it expires.
+        base: what stands before the names of files beside the release's manifest.
+    """
+    artifacts = tuple(
+        msgspec.structs.replace(
+            one,
+            urls=tuple(_moved(url, base) for url in one.urls),
+            sbom=one.sbom and msgspec.structs.replace(one.sbom, url=_moved(one.sbom.url, base)),
+        )
+        for one in release.artifacts
+    )
+    return msgspec.structs.replace(
+        release,
+        serial=serial,
+        created=now,
+        expires=now + timedelta(days=days),
+        artifacts=artifacts,
+    )
+
+
+def _present(destination: Destination, channel: str, signer: Signer) -> Manifest | None:
+    """Return what the channel says now; a channel of another key is not ours to change."""
+    content = destination.channel_file(channel, MANIFEST)
+    if content is None:
+        return None
+    signature = destination.channel_file(channel, f"{MANIFEST}.minisig") or b""
+    trust.require_signed(
+        content, signature, signer.public_key, what=f"channel {channel} of {destination.where}"
+    )
+    return schema.parse(content, what=f"channel {channel}")
+
+
+def _before(destination: Destination, channel: str, present: Manifest) -> str:
+    """Return the release that was current before the present one; after a rollback, that one."""
+    history = [s for s in destination.channel_serials(channel) if s < present.serial]
+    for serial in reversed(history):
+        content = destination.channel_file(channel, f"{serial}.json")
+        if content is None:
+            continue
+        found = schema.parse(content, what=f"serial {serial} of channel {channel}")
+        if found.release != present.release:
+            return found.release
+    raise PublishError(
+        "NOTHING_BEFORE",
+        f"channel {channel} of {destination.where} has had no release but {present.release}",
+        hint="invoke promote RELEASE makes another one current",
+    )
+
+
+def _read(destination: Destination, release: str) -> Manifest:
+    content = b"".join(destination.read(release, MANIFEST))
+    found = schema.parse(content, what=f"{release} of {destination.where}")
+    if found.release != release:
+        raise PublishError(
+            "RELEASE_MISNAMED",
+            f"{destination.where} has {found.release} under the name {release}",
+        )
+    return found
+
+
+def _moved(url: str, base: str) -> str:
+    return url if ":" in url else base + url

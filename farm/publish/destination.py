@@ -1,0 +1,86 @@
+"""The places that a release can go to, told apart once, and what each of them can do."""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+from farm.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+
+    from farm.publish.parts import Known, Part, Plan
+
+_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+
+
+class Signed(NamedTuple):
+    """A channel's manifest, and its minisign signature."""
+
+    manifest: bytes
+    signature: bytes
+
+
+class Destination(Protocol):
+    """One place. Everything that it raises on purpose is a ``FarmError``."""
+
+    where: str
+    """As a person wrote it."""
+
+    def present(self, release: str) -> Mapping[str, Known]:
+        """Return the finished parts of a release that are there, visible or not yet."""
+
+    def publish(
+        self,
+        plan: Plan,
+        check: Callable[[Part, Iterable[bytes]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Send what is new, read everything back, then make it visible; the manifest last."""
+
+    def read(self, release: str, name: str) -> Iterator[bytes]:
+        """Read a published file.
+
+        Raises:
+            PublishError: ``NOT_PUBLISHED``: there is none.
+        """
+
+    def manifest_url(self, release: str) -> str:
+        """Return the URL that loaders read a release at."""
+
+    def releases(self) -> tuple[str, ...]:
+        """Return the visible releases, oldest first where that is known."""
+
+    def artifact_base(self, release: str) -> str:
+        """Return what stands before a file's name in a channel's manifest: where it lies."""
+
+    def channel_url(self, channel: str) -> str:
+        """Return the URL that loaders read a channel at."""
+
+    def channel_file(self, channel: str, name: str) -> bytes | None:
+        """Read a file of a channel; None where there is none."""
+
+    def channel_serials(self, channel: str) -> tuple[int, ...]:
+        """Return the serials that were promoted to a channel, in order."""
+
+    def channels(self) -> tuple[str, ...]:
+        """Return the channels' names."""
+
+    def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
+        """Make a signed manifest the channel's present one, and keep it under its serial."""
+
+
+def require_name(kind: str, name: str | None) -> str:
+    """Return a release's or channel's name, which becomes a folder, a tag, part of a URL.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if name is None or not _NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            "NAME_INVALID",
+            f"{name!r} is not a {kind}'s name" if name else f"no {kind} was named",
+            hint="letters, digits, '.', '_' and '-', 64 at most: b11549-1, stable",
+        )
+    return name

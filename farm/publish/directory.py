@@ -1,0 +1,173 @@
+"""A folder: to serve as static files, to mirror, or to open as ``file://``.
+
+``RELEASE/…`` and ``channels/NAME/manifest.json``. A release is gathered in a hidden folder beside
+its place, every file synced, and appears with one rename.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from farm.errors import PublishError
+from farm.publish import parts
+from farm.release import MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from farm.publish.destination import Signed
+    from farm.publish.parts import Known, Part, Plan
+
+CHANNELS: Final = "channels"
+SIGNATURE: Final = f"{MANIFEST}.minisig"
+_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
+
+
+class Directory:
+    """See ``destination.Destination``."""
+
+    def __init__(self, root: Path) -> None:
+        self.where = str(root)
+        self._root = root.absolute()
+
+    def present(self, release: str) -> Mapping[str, Known]:
+        """Return the parts in the release's folder, else those gathered for it."""
+        place = self._root / release
+        place = place if place.is_dir() else self._gathered(release)
+        with _disk(place):
+            found = sorted(place.iterdir()) if place.is_dir() else []
+            return {path.name: parts.known(path) for path in found if not path.name.startswith(".")}
+
+    def publish(
+        self,
+        plan: Plan,
+        check: Callable[[Part, Iterable[bytes]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Gather, compare, rename."""
+        final, gathered = self._root / plan.release, self._gathered(plan.release)
+        place = final if final.is_dir() else gathered
+        with _disk(place):
+            place.mkdir(parents=True, exist_ok=True)
+            for part in plan.new:
+                tell(f"{part.name}: {part.size / 1e6:.1f} MB")
+                _copy(part, place / part.name)
+            for part in plan.parts:
+                check(part, parts.blocks(place / part.name))
+            _sync(place)
+            if place is gathered:
+                gathered.rename(final)
+            _sync(self._root)
+
+    def read(self, release: str, name: str) -> Iterator[bytes]:
+        """Read a file of a release."""
+        path = self._root / release / name
+        if not path.is_file():
+            raise PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {release}")
+        return parts.blocks(path)
+
+    def manifest_url(self, release: str) -> str:
+        """Return a ``file://`` URL; served over HTTP the path is the same."""
+        return (self._root / release / MANIFEST).as_uri()
+
+    def releases(self) -> tuple[str, ...]:
+        """Return the folders with a manifest, by the time of that."""
+        with _disk(self._root):
+            found = [path for path in self._root.glob(f"*/{MANIFEST}") if path.is_file()]
+            found.sort(key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
+        return tuple(path.parent.name for path in found)
+
+    def artifact_base(self, release: str) -> str:
+        """Return a relative URL, which holds wherever the folder is mirrored to."""
+        return f"../../{release}/"
+
+    def channel_url(self, channel: str) -> str:
+        """Return a ``file://`` URL."""
+        return (self._channel(channel) / MANIFEST).as_uri()
+
+    def channel_file(self, channel: str, name: str) -> bytes | None:
+        """Read a file of a channel."""
+        path = self._channel(channel) / name
+        with _disk(path):
+            return path.read_bytes() if path.is_file() else None
+
+    def channel_serials(self, channel: str) -> tuple[int, ...]:
+        """Return the numbers among the file names."""
+        with _disk(self._channel(channel)):
+            names = [path.name for path in self._channel(channel).glob("*.json")]
+        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
+
+    def channels(self) -> tuple[str, ...]:
+        """Return the folders below ``channels/``."""
+        with _disk(self._root):
+            found = self._root.glob(f"{CHANNELS}/*/{MANIFEST}")
+            return tuple(sorted(path.parent.name for path in found))
+
+    def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
+        """Write the numbered pair, then the present one: the signature, then the manifest.
+
+        Between these two renames a reader may get the new signature with the old manifest; the
+        loader then reads both once more.
+        """
+        folder = self._channel(channel)
+        with _disk(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            for name, content in (
+                (f"{serial}.json.minisig", signed.signature),
+                (f"{serial}.json", signed.manifest),
+                (SIGNATURE, signed.signature),
+                (MANIFEST, signed.manifest),
+            ):
+                _write(folder / name, content)
+            _sync(folder)
+
+    def _channel(self, channel: str) -> Path:
+        return self._root / CHANNELS / channel
+
+    def _gathered(self, release: str) -> Path:
+        return self._root / f".{release}.publishing"
+
+
+@contextmanager
+def _disk(place: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise PublishError(
+            "DESTINATION_NOT_WRITABLE",
+            f"{place}: {error.strerror or error}",
+            hint="is there room, and may this user write there? Publishing again goes on",
+        ) from error
+
+
+def _copy(part: Part, place: Path) -> None:
+    beginning = place.with_name(f".{place.name}.part")
+    with part.path.open("rb") as source, beginning.open("wb") as out:
+        shutil.copyfileobj(source, out, parts.BLOCK)
+        out.flush()
+        os.fsync(out.fileno())
+    beginning.chmod(0o644)
+    beginning.rename(place)
+
+
+def _write(place: Path, content: bytes) -> None:
+    beginning = place.with_name(f".{place.name}.part")
+    with beginning.open("wb") as out:
+        out.write(content)
+        out.flush()
+        os.fsync(out.fileno())
+    beginning.chmod(0o644)
+    beginning.rename(place)
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,211 @@
+"""The Hugging Face Hub: a model repository, one commit and one tag a release.
+
+``RELEASE/…`` and ``channels/NAME/manifest.json``, as in a folder. A commit is visible as a whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import tempfile
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+import httpx2
+from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.hf_api import RepoFile, RepoFolder
+
+from farm.errors import PublishError
+from farm.publish import parts
+from farm.publish.parts import Known
+from farm.release import MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from farm.publish.destination import Signed
+    from farm.publish.parts import Part, Plan
+
+CHANNELS: Final = "channels"
+_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
+_MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
+
+
+class Hub:
+    """See ``destination.Destination``. ``HF_TOKEN`` must be allowed to write."""
+
+    def __init__(self, repository: str) -> None:
+        self.where = f"hf:{repository}"
+        self._repository = repository
+        self._api = HfApi(library_name="llama-server-farm")
+
+    def present(self, release: str) -> Mapping[str, Known]:
+        """Return the files of a release on the main branch."""
+        return {
+            path.rpartition("/")[2]: self._known(file)
+            for path, file in self._files(release).items()
+        }
+
+    def publish(
+        self,
+        plan: Plan,
+        check: Callable[[Part, Iterable[bytes]], None],
+        tell: Callable[[str], None],
+    ) -> None:
+        """Commit, compare at that commit, tag it. The client sends no finished large file twice."""
+        with hub_errors(self.where):
+            self._api.create_repo(self._repository, repo_type="model", exist_ok=True)
+            for part in plan.new:
+                tell(f"{part.name}: {part.size / 1e6:.1f} MB")
+            commit = self._commit(
+                f"Release {plan.release}",
+                {f"{plan.release}/{part.name}": part.path for part in plan.new},
+            )
+            for part in plan.parts:
+                check(part, self._content(f"{plan.release}/{part.name}", commit))
+            self._tag(plan.release, commit, move=bool(plan.new))
+
+    def read(self, release: str, name: str) -> Iterator[bytes]:
+        """Download a file of a release."""
+        with hub_errors(self.where):
+            try:
+                yield from self._content(f"{release}/{name}", "main")
+            except _MISSING as error:
+                raise PublishError(
+                    "NOT_PUBLISHED", f"{self.where} has no {name} of {release}"
+                ) from error
+
+    def manifest_url(self, release: str) -> str:
+        """Return the manifest's URL at the release's tag."""
+        return f"hf://{self._repository}@{release}/{release}/{MANIFEST}"
+
+    def releases(self) -> tuple[str, ...]:
+        """Return the folders that have a manifest."""
+        return tuple(
+            name for name in self._folders("") if f"{name}/{MANIFEST}" in self._files(name)
+        )
+
+    def artifact_base(self, release: str) -> str:
+        """Return a relative URL: mirrors keep their own."""
+        return f"../../{release}/"
+
+    def channel_url(self, channel: str) -> str:
+        """Return the manifest's URL on the main branch."""
+        return f"hf://{self._repository}/{CHANNELS}/{channel}/{MANIFEST}"
+
+    def channel_file(self, channel: str, name: str) -> bytes | None:
+        """Download a file of a channel."""
+        with hub_errors(self.where):
+            try:
+                return b"".join(self._content(f"{CHANNELS}/{channel}/{name}", "main"))
+            except _MISSING:
+                return None
+
+    def channel_serials(self, channel: str) -> tuple[int, ...]:
+        """Return the numbers among the file names."""
+        names = [path.rpartition("/")[2] for path in self._files(f"{CHANNELS}/{channel}")]
+        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
+
+    def channels(self) -> tuple[str, ...]:
+        """Return the folders below ``channels/``."""
+        return tuple(path.rpartition("/")[2] for path in self._folders(CHANNELS))
+
+    def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
+        """Commit the manifest and its signature together."""
+        place = f"{CHANNELS}/{channel}"
+        with hub_errors(self.where):
+            self._commit(
+                f"Channel {channel}: serial {serial}",
+                {
+                    f"{place}/{name}.json{suffix}": data
+                    for name in (str(serial), "manifest")
+                    for suffix, data in (("", signed.manifest), (".minisig", signed.signature))
+                },
+            )
+
+    def _commit(self, message: str, files: Mapping[str, Path | bytes]) -> str:
+        if not files:
+            return str(self._api.repo_info(self._repository).sha)
+        additions = [
+            CommitOperationAdd(path, data if isinstance(data, bytes) else str(data))
+            for path, data in files.items()
+        ]
+        done = self._api.create_commit(self._repository, additions, commit_message=message)
+        return str(done.oid)
+
+    def _tag(self, release: str, commit: str, *, move: bool) -> None:
+        refs = self._api.list_repo_refs(self._repository)
+        there = any(tag.name == release for tag in refs.tags)
+        if there and not move:
+            return
+        if there:  # what was there stays under its name; something was added beside it
+            self._api.delete_tag(self._repository, tag=release)
+        self._api.create_tag(self._repository, tag=release, revision=commit)
+
+    def _content(self, path: str, revision: str) -> Iterator[bytes]:
+        """Download past every cache: what comes back is what the Hub has."""
+        with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as folder:
+            file = self._api.hf_hub_download(
+                self._repository, path, revision=revision, cache_dir=folder, force_download=True
+            )
+            with open(file, "rb") as stream:  # noqa: PTH123 - a path that is given as text
+                while block := stream.read(parts.BLOCK):
+                    yield block
+
+    def _known(self, file: RepoFile) -> Known:
+        if file.lfs is not None:
+            return Known(file.size, file.lfs.sha256)
+        digest = hashlib.sha256()
+        with hub_errors(self.where):
+            for block in self._content(file.path, "main"):
+                digest.update(block)
+        return Known(file.size, digest.hexdigest())
+
+    def _files(self, path: str) -> dict[str, RepoFile]:
+        """Return the files in a folder by their paths; none where there is no such folder."""
+        with hub_errors(self.where):
+            try:
+                found = list(self._api.list_repo_tree(self._repository, path))
+            except _MISSING:
+                return {}
+        return {one.path: one for one in found if isinstance(one, RepoFile)}
+
+    def _folders(self, path: str) -> tuple[str, ...]:
+        with hub_errors(self.where):
+            try:
+                found = list(self._api.list_repo_tree(self._repository, path or None))
+            except _MISSING:
+                return ()
+        return tuple(one.path for one in found if isinstance(one, RepoFolder))
+
+
+@contextmanager
+def hub_errors(where: str) -> Iterator[None]:
+    """Say what the Hub or the way to it refused.
+
+    Raises:
+        PublishError: ``HUB_REFUSED``.
+    """
+    try:
+        yield
+    except _MISSING as error:
+        raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=_HINT) from error
+    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+        raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=_HINT) from error
+
+
+_HINT: Final = (
+    "does the repository exist, and may HF_TOKEN write to it? Publishing again sends only what is"
+    " missing"
+)
+
+
+def _said(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]

@@ -1,0 +1,165 @@
+"""What a release consists of, and what of it is still to be sent. Pure but for reading files."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from farm import release as folder_of
+from farm.errors import PublishError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from llama_loader.manifest import Manifest
+
+BLOCK: Final = 1 << 20
+"""Bytes of a file that are held at a time."""
+GATE: Final = "gate.json"
+"""The report of the checks before a promotion; a release may have it."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One file of a release."""
+
+    name: str
+    path: Path
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a place has under a name."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be done for one release; ``new`` in the order of sending, the manifest last."""
+
+    release: str
+    where: str
+    there: tuple[Part, ...]
+    new: tuple[Part, ...]
+
+    @property
+    def parts(self) -> tuple[Part, ...]:
+        """All parts, the manifest last."""
+        return tuple(sorted((*self.there, *self.new), key=_manifest_last))
+
+    @property
+    def size(self) -> int:
+        """Bytes to send."""
+        return sum(part.size for part in self.new)
+
+
+def of_folder(folder: Path) -> tuple[Manifest, tuple[Part, ...]]:
+    """Read a release folder: its manifest, and the files to send, the manifest last.
+
+    Raises:
+        UsageError: it is no release folder.
+        PublishError: a file is missing, or the manifest points elsewhere than beside itself.
+    """
+    manifest = folder_of.load(folder)
+    names: dict[str, None] = {}
+    for artifact in manifest.artifacts:
+        names[_beside(artifact.urls[0], artifact.name)] = None
+        if artifact.sbom is not None:
+            names[_beside(artifact.sbom.url, None)] = None
+    names |= dict.fromkeys((folder_of.SCHEMA, folder_of.SUMS))
+    if (folder / GATE).is_file():
+        names[GATE] = None
+    names[folder_of.MANIFEST] = None
+    return manifest, tuple(_part(folder / name) for name in names)
+
+
+def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
+    """Tell what is there already from what is new.
+
+    Raises:
+        PublishError: ``PUBLISHED_DIFFERS``: other bytes are published under a part's name.
+    """
+    there, new = [], []
+    for part in parts:
+        known = present.get(part.name)
+        if known is None:
+            new.append(part)
+            continue
+        if known != Known(part.size, part.sha256):
+            raise PublishError(
+                "PUBLISHED_DIFFERS",
+                f"{where} has other bytes as {part.name} of {release}: {known.size} bytes with"
+                f" sha256 {known.sha256}, not {part.size} with {part.sha256}",
+                hint="what is published stays as it is: give the release another name"
+                " (invoke manifest --release b…-2)",
+            )
+        there.append(part)
+    return Plan(release, where, tuple(there), tuple(new))
+
+
+def compare(part: Part, content: Iterable[bytes]) -> None:
+    """Read a published part back.
+
+    Raises:
+        PublishError: ``READ_BACK_DIFFERS``: it is not what was sent.
+    """
+    digest, size = hashlib.sha256(), 0
+    for block in content:
+        digest.update(block)
+        size += len(block)
+    if (size, digest.hexdigest()) != (part.size, part.sha256):
+        raise PublishError(
+            "READ_BACK_DIFFERS",
+            f"{part.name} was read back as {size} bytes with sha256 {digest.hexdigest()}, not"
+            f" {part.size} with {part.sha256}",
+            hint="nothing points at it yet; publish again",
+        )
+
+
+def known(path: Path) -> Known:
+    """Hash a file."""
+    part = _part(path)
+    return Known(part.size, part.sha256)
+
+
+def blocks(path: Path) -> Iterator[bytes]:
+    """Read a file piece by piece."""
+    with path.open("rb") as stream:
+        while block := stream.read(BLOCK):
+            yield block
+
+
+def _part(path: Path) -> Part:
+    digest, size = hashlib.sha256(), 0
+    try:
+        for block in blocks(path):
+            digest.update(block)
+            size += len(block)
+    except OSError as error:
+        raise PublishError(
+            "RELEASE_INCOMPLETE",
+            f"{path}: {error.strerror}",
+            hint="invoke manifest writes what stands beside the tarballs again",
+        ) from error
+    return Part(path.name, path, size, digest.hexdigest())
+
+
+def _beside(url: str, name: str | None) -> str:
+    """Return a relative URL that is a plain file name; anything else is not ours to publish."""
+    if "/" in url or ":" in url or (name is not None and url != name):
+        raise PublishError(
+            "MANIFEST_POINTS_ELSEWHERE",
+            f"the manifest has {url!r} where a file beside it is meant",
+            hint="publish a release folder as invoke manifest writes it",
+        )
+    return url
+
+
+def _manifest_last(part: Part) -> bool:
+    return part.name == folder_of.MANIFEST

@@ -1,0 +1,96 @@
+"""Tables and lines of publishing, for people. No decisions."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import timedelta
+
+    from farm.channels import Promotion
+    from farm.deploy_space import Deployment
+    from farm.overview import Overview, Row
+    from farm.publish.parts import Plan
+
+
+def line(text: str) -> None:
+    """Print one line to stdout, at once: uploads take long."""
+    print(text, flush=True)
+
+
+def plan(planned: Plan) -> None:
+    """Print what publishing would do."""
+    line(
+        f"{planned.release} → {planned.where}: {len(planned.there)} files are there,"
+        f" {len(planned.new)} to send, {planned.size / 1e6:.1f} MB"
+    )
+    for part in planned.parts:
+        word = "send " if part in planned.new else "there"
+        line(f"  {word} {part.name}  {part.size / 1e6:.1f} MB  sha256 {part.sha256}")
+
+
+def promotion(done: Promotion) -> None:
+    """Print what a channel came to point at."""
+    before = f" (before: {done.before})" if done.before else ""
+    line(
+        f"channel {done.channel} → {done.release}{before}, serial {done.serial}, until"
+        f" {done.expires:%Y-%m-%d}"
+    )
+    line(done.url)
+
+
+def pin(written: Mapping[str, Any]) -> None:
+    """Print what stands in ``release.json`` now."""
+    line(json.dumps(written, indent=2))
+
+
+def deployment(planned: Deployment) -> None:
+    """Print what would be uploaded to a Space."""
+    size = planned.size / 1e3
+    line(f"Space {planned.space}: {len(planned.files)} files, {size:.0f} kB, gradio")
+    for name in planned.files:
+        line(f"  {name}")
+    for name, value in planned.variables.items():
+        line(f"  variable {name}={value}")
+
+
+def overview(found: Overview) -> None:
+    """Print the channels and releases of a place."""
+    console = Console(highlight=False)
+    console.print(found.where)
+    for title, rows in (("channel", found.channels), ("release", found.releases)):
+        if rows:
+            console.print(_table(title, rows))
+        else:
+            console.print(f"no {title}s")
+
+
+def _table(title: str, rows: Iterable[Row]) -> Table:
+    rows = list(rows)
+    table = Table(title, "release", "serial", "age", "expires in", "tarballs", "size", box=None)
+    supposed = any(row.gets for row in rows)
+    if supposed:
+        table.add_column("that host gets", overflow="fold")
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.release,
+            str(row.serial),
+            _span(row.age),
+            "" if row.left is None else _span(row.left),
+            str(row.artifacts),
+            f"{row.size / 1e6:.1f} MB",
+            *((row.gets or "",) if supposed else ()),
+        )
+    return table
+
+
+def _span(span: timedelta) -> str:
+    """Return days, or hours where it is less than two of them."""
+    hours = int(span.total_seconds() // 3600)
+    return f"{hours} h" if abs(hours) < 48 else f"{hours // 24} days"  # noqa: PLR2004 - two days

@@ -1,0 +1,139 @@
+"""Keys and signatures of channels: minisign, through py-minisign.
+
+The secret key comes from ``FARM_SIGNING_KEY`` (its text) or a file, never from the command line,
+where every process of the machine could read it, and is never printed. ``FARM_SIGNING_PASSWORD``
+opens an encrypted one.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import minisign
+
+from farm.errors import PublishError, UsageError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+VARIABLE: Final = "FARM_SIGNING_KEY"
+PASSWORD: Final = "FARM_SIGNING_PASSWORD"  # noqa: S105 - the variable's name
+
+
+@dataclass(frozen=True)
+class Signer:
+    """A secret key, ready to sign."""
+
+    _key: minisign.SecretKey
+
+    @property
+    def public_key(self) -> str:
+        """The line of base64 that goes into ``release.json``."""
+        return str(self._key.get_public_key().to_base64(), "ascii")
+
+    def sign(self, content: bytes, comment: str) -> bytes:
+        """Return the ``.minisig`` file of some content; the comment is signed, too."""
+        return bytes(self._key.sign(content, trusted_comment=comment))
+
+    def __repr__(self) -> str:
+        """Show whose it is, and nothing else."""
+        return f"Signer({self.public_key})"
+
+
+def generate(place: Path) -> str:
+    """Write a new pair of keys, ``place`` (0600) and ``place.pub``; returns the public one.
+
+    The secret key is encrypted where ``FARM_SIGNING_PASSWORD`` is set.
+
+    Raises:
+        UsageError: there is a key already.
+        PublishError: it cannot be written.
+    """
+    pair = minisign.KeyPair.generate()
+    public = str(pair.public_key.to_base64(), "ascii")
+    password = os.environ.get(PASSWORD)
+    if password:
+        pair.secret_key.encrypt(password)
+    try:
+        _write_new(place, bytes(pair.secret_key), 0o600)
+        _write_new(place.with_name(f"{place.name}.pub"), bytes(pair.public_key), 0o644)
+    except FileExistsError as error:
+        raise UsageError(
+            "KEY_EXISTS",
+            f"{error.filename} is there already",
+            hint="who loses a key cannot promote to its channels any more: name another file",
+        ) from error
+    except OSError as error:
+        raise PublishError("KEY_NOT_WRITTEN", f"{place}: {error.strerror}") from error
+    return public
+
+
+def signer(file: Path | None) -> Signer:
+    """Read the secret key from a file, else from ``FARM_SIGNING_KEY``.
+
+    Raises:
+        UsageError: there is none, it is none, or the password does not open it.
+    """
+    text = os.environ.get(VARIABLE, "").encode() if file is None else _read(file)
+    if not text.strip():
+        raise UsageError(
+            "KEY_MISSING",
+            f"no signing key: neither --key nor {VARIABLE} is given",
+            hint="invoke keygen makes one",
+        )
+    where = VARIABLE if file is None else str(file)
+    try:
+        key = _parse(text)
+        if key.is_encrypted():
+            key.decrypt(os.environ.get(PASSWORD, ""))
+        key.get_public_key()
+    except (minisign.Error, ValueError) as error:
+        raise UsageError(
+            "KEY_INVALID",
+            f"{where} does not hold a minisign secret key that can be opened: {error}",
+            hint=f"an encrypted one needs {PASSWORD}",
+        ) from error
+    return Signer(key)
+
+
+def require_signed(content: bytes, signature: bytes, public_key: str, *, what: str) -> None:
+    """Check a signature.
+
+    Raises:
+        PublishError: ``SIGNED_BY_ANOTHER_KEY``: it is not that key's, or of other bytes.
+    """
+    try:
+        key = minisign.PublicKey.from_base64(public_key)
+        key.verify(content, minisign.Signature.from_bytes(signature))
+    except (minisign.Error, ValueError) as error:
+        raise PublishError(
+            "SIGNED_BY_ANOTHER_KEY",
+            f"{what} is not signed by {public_key[:80]}: {error}",
+            hint="use the key that its Spaces trust, or another channel",
+        ) from error
+
+
+def _parse(text: bytes) -> minisign.SecretKey:
+    """Take the whole file, or its second line alone, which is easier to put into a variable."""
+    stripped = text.strip()
+    if b"\n" in stripped:
+        return minisign.SecretKey.from_bytes(stripped + b"\n")
+    return minisign.SecretKey.from_base64(stripped)
+
+
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise UsageError("KEY_MISSING", f"{file}: {error.strerror}") from error
+
+
+def _write_new(place: Path, content: bytes, mode: int) -> None:
+    """Write a file that must not be there; it never has a wider mode, not for a moment."""
+    handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    with os.fdopen(handle, "wb") as stream:
+        stream.write(content)
+        stream.flush()
+        os.fsync(stream.fileno())
