@@ -233,7 +233,7 @@ def publish(
 @verb
 def promote(
     _: Context,
-    release: str | None = None,
+    release: str = "",
     channel: str | None = None,
     to: str | None = None,
     key: str | None = None,

@@ -6,6 +6,7 @@ in logs. They belong on the Space's own settings page.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -75,7 +76,8 @@ def deploy(deployment: Deployment) -> str:
     Raises:
         PublishError: the Hub refuses.
     """
-    api = HfApi(library_name="llama-server-farm")
+    endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads it only once
+    api = HfApi(endpoint, library_name="llama-server-farm")
     with hub_errors(f"Space {deployment.space}"):
         made = api.create_repo(
             deployment.space, repo_type="space", space_sdk="gradio", exist_ok=True

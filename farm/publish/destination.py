@@ -77,7 +77,7 @@ def require_name(kind: str, name: str | None) -> str:
     Raises:
         UsageError: it cannot be one.
     """
-    if name is None or not _NAME.fullmatch(name) or ".." in name:
+    if not name or not _NAME.fullmatch(name) or ".." in name:
         raise UsageError(
             "NAME_INVALID",
             f"{name!r} is not a {kind}'s name" if name else f"no {kind} was named",

@@ -78,7 +78,11 @@ class Directory:
     def releases(self) -> tuple[str, ...]:
         """Return the folders with a manifest, by the time of that."""
         with _disk(self._root):
-            found = [path for path in self._root.glob(f"*/{MANIFEST}") if path.is_file()]
+            found = [
+                path
+                for path in self._root.glob(f"*/{MANIFEST}")
+                if not path.parent.name.startswith(".")  # gathered, not published yet
+            ]
             found.sort(key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
         return tuple(path.parent.name for path in found)
 

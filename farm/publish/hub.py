@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import sys
 import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
@@ -20,6 +22,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 from huggingface_hub.hf_api import RepoFile, RepoFolder
+from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError
 from farm.publish import parts
@@ -44,7 +47,10 @@ class Hub:
     def __init__(self, repository: str) -> None:
         self.where = f"hf:{repository}"
         self._repository = repository
-        self._api = HfApi(library_name="llama-server-farm")
+        endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads it only once
+        self._api = HfApi(endpoint, library_name="llama-server-farm")
+        if not sys.stderr.isatty():
+            disable_progress_bars()
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the files of a release on the main branch."""
@@ -153,7 +159,7 @@ class Hub:
         """Download past every cache: what comes back is what the Hub has."""
         with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as folder:
             file = self._api.hf_hub_download(
-                self._repository, path, revision=revision, cache_dir=folder, force_download=True
+                self._repository, path, revision=revision, cache_dir=folder
             )
             with open(file, "rb") as stream:  # noqa: PTH123 - a path that is given as text
                 while block := stream.read(parts.BLOCK):
@@ -197,7 +203,8 @@ def hub_errors(where: str) -> Iterator[None]:
         yield
     except _MISSING as error:
         raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=_HINT) from error
-    except (HfHubHTTPError, httpx2.HTTPError, OSError) as error:
+    except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
+        # RuntimeError: what the client makes of whatever stopped the upload of a large file
         raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=_HINT) from error
 
 
@@ -208,4 +215,5 @@ _HINT: Final = (
 
 
 def _said(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+    cause = f": {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else ""
+    return " ".join(f"{error}{cause}".split())[:300]

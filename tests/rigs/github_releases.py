@@ -1,0 +1,275 @@
+"""GitHub's releases on loopback: the REST API as it is documented, its limits included.
+
+https://docs.github.com/en/rest/releases. Drafts are only found by listing, lists come in pages,
+an upload that is cut off leaves a ``starter`` asset, a second asset of a name is refused, and the
+public download address knows published releases only.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "gh_t0ken"
+REPOSITORY = "owner/name"
+
+
+@dataclass
+class Asset:
+    """One file of a release."""
+
+    id: int
+    name: str
+    content: bytes
+    state: str = "uploaded"
+
+
+@dataclass
+class Release:
+    """One tag."""
+
+    id: int
+    tag: str
+    draft: bool
+    prerelease: bool
+    assets: list[Asset] = field(default_factory=list)
+
+
+@dataclass
+class GitHub:
+    """One repository.
+
+    Attributes:
+        page: how many entries a page of a list has.
+        limited: how many requests are answered with 429 and ``Retry-After`` first.
+        break_upload_of: the asset whose upload is cut off, once, and stays as ``starter``.
+        digests: whether assets have a digest, as they do since June 2025.
+        uploads: names of what was uploaded whole, in order.
+    """
+
+    releases: list[Release] = field(default_factory=list)
+    page: int = 2
+    limited: int = 0
+    break_upload_of: str = ""
+    digests: bool = True
+    uploads: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    url: str = ""
+    _ids: int = 0
+
+    def release(self, tag: str) -> Release:
+        (found,) = (one for one in self.releases if one.tag == tag)
+        return found
+
+    def asset(self, tag: str, name: str) -> bytes:
+        (found,) = (one for one in self.release(tag).assets if one.name == name)
+        return found.content
+
+    @contextmanager
+    def serve(self) -> Iterator[GitHub]:
+        """Serve until the context is left; ``url`` is set."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+    def next_id(self) -> int:
+        self._ids += 1
+        return self._ids
+
+    def answer(self, method: str, path: str, query: dict[str, str], body: bytes) -> Answer:
+        self.calls.append(f"{method} {path}")
+        for pattern, handler in _ROUTES.items():
+            matched = re.fullmatch(pattern, f"{method} {path}")
+            if matched:
+                return handler(self, query, body, **matched.groupdict())
+        return Answer(404, {"message": "Not Found"})
+
+    def json_of(self, release: Release) -> dict[str, Any]:
+        return {
+            "id": release.id,
+            "tag_name": release.tag,
+            "draft": release.draft,
+            "prerelease": release.prerelease,
+            "upload_url": f"{self.url}/uploads/{release.id}/assets{{?name,label}}",
+            "assets": [self.asset_json(one) for one in release.assets],
+        }
+
+    def asset_json(self, asset: Asset) -> dict[str, Any]:
+        digest = f"sha256:{hashlib.sha256(asset.content).hexdigest()}" if self.digests else None
+        size = len(asset.content)
+        return {
+            "id": asset.id, "name": asset.name, "size": size, "state": asset.state,
+            "digest": digest,
+        }  # fmt: skip
+
+
+@dataclass
+class Answer:
+    """Status, JSON or bytes, and headers."""
+
+    status: int
+    body: Any = None
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+def _paged(github: GitHub, items: list[Any], path: str, query: dict[str, str]) -> Answer:
+    number = int(query.get("page", "1"))
+    begin = (number - 1) * github.page
+    headers = {}
+    if begin + github.page < len(items):
+        url = f"{github.url}/repos/{REPOSITORY}{path}?per_page=100&page={number + 1}"
+        headers["Link"] = f'<{url}>; rel="next"'
+    return Answer(200, items[begin : begin + github.page], headers)
+
+
+def _list(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
+    del body
+    newest_first = [github.json_of(one) for one in reversed(github.releases)]
+    return _paged(github, newest_first, "/releases", query)
+
+
+def _create(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
+    del query
+    asked = json.loads(body)
+    made = Release(
+        github.next_id(), asked["tag_name"], asked["draft"], asked.get("prerelease", False)
+    )
+    github.releases.append(made)
+    return Answer(201, github.json_of(made))
+
+
+def _by_id(github: GitHub, number: str) -> Release:
+    (found,) = (one for one in github.releases if one.id == int(number))
+    return found
+
+
+def _change(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del query
+    release = _by_id(github, number)
+    release.draft = json.loads(body).get("draft", release.draft)
+    return Answer(200, github.json_of(release))
+
+
+def _assets(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del body
+    assets = [github.asset_json(one) for one in _by_id(github, number).assets]
+    return _paged(github, assets, f"/releases/{number}/assets", query)
+
+
+def _upload(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    release, name = _by_id(github, number), query["name"]
+    if any(one.name == name for one in release.assets):
+        return Answer(422, {"message": "Validation Failed: already_exists"})
+    if name == github.break_upload_of:
+        github.break_upload_of = ""
+        release.assets.append(Asset(github.next_id(), name, body[: len(body) // 2], "starter"))
+        return Answer(502, {"message": "Server Error"})
+    release.assets.append(Asset(github.next_id(), name, body))
+    github.uploads.append(name)
+    return Answer(201, github.asset_json(release.assets[-1]))
+
+
+def _asset(github: GitHub, number: str) -> tuple[Release, Asset]:
+    ((release, asset),) = (
+        (release, asset)
+        for release in github.releases
+        for asset in release.assets
+        if asset.id == int(number)
+    )
+    return release, asset
+
+
+def _download(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del query, body
+    return Answer(200, _asset(github, number)[1].content)
+
+
+def _rename(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del query
+    release, asset = _asset(github, number)
+    name = json.loads(body)["name"]
+    if any(one.name == name for one in release.assets):
+        return Answer(422, {"message": "Validation Failed: already_exists"})
+    asset.name = name
+    return Answer(200, github.asset_json(asset))
+
+
+def _delete(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del query, body
+    release, asset = _asset(github, number)
+    release.assets.remove(asset)
+    return Answer(204)
+
+
+def _public(github: GitHub, query: dict[str, str], body: bytes, tag: str, name: str) -> Answer:
+    del query, body
+    for release in github.releases:
+        if release.tag == tag and not release.draft:
+            for asset in release.assets:
+                if asset.name == name and asset.state == "uploaded":
+                    return Answer(200, asset.content)
+    return Answer(404, {"message": "Not Found"})
+
+
+_ROUTES: dict[str, Any] = {
+    f"GET /repos/{REPOSITORY}/releases": _list,
+    f"POST /repos/{REPOSITORY}/releases": _create,
+    f"PATCH /repos/{REPOSITORY}/releases/(?P<number>[0-9]+)": _change,
+    f"GET /repos/{REPOSITORY}/releases/(?P<number>[0-9]+)/assets": _assets,
+    "POST /uploads/(?P<number>[0-9]+)/assets": _upload,
+    f"GET /repos/{REPOSITORY}/releases/assets/(?P<number>[0-9]+)": _download,
+    f"PATCH /repos/{REPOSITORY}/releases/assets/(?P<number>[0-9]+)": _rename,
+    f"DELETE /repos/{REPOSITORY}/releases/assets/(?P<number>[0-9]+)": _delete,
+    f"GET /{REPOSITORY}/releases/download/(?P<tag>[^/]+)/(?P<name>[^/]+)": _public,
+}
+
+
+def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+        def _answer(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            parts = urlsplit(self.path)
+            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            if github.limited:
+                github.limited -= 1
+                return self._send(Answer(429, {"message": "slow down"}, {"Retry-After": "0"}))
+            public = parts.path.startswith(f"/{REPOSITORY}/")
+            if not public and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+                return self._send(Answer(401, {"message": "Bad credentials"}))
+            return self._send(github.answer(self.command, parts.path, query, body))
+
+        def _send(self, answer: Answer) -> None:
+            is_json = not isinstance(answer.body, bytes)
+            body = json.dumps(answer.body).encode() if is_json else answer.body
+            body = b"" if answer.body is None else body
+            self.send_response(answer.status)
+            for name, value in answer.headers.items():
+                self.send_header(name, value)
+            self.send_header("Content-Type", "application/json" if is_json else "x/y")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base's names
+
+    return Handler

@@ -1,0 +1,302 @@
+"""A Hugging Face Hub on loopback that takes commits: enough for the real client to publish to.
+
+Repositories of models and Spaces, large files through the LFS protocol, commits, tags, variables.
+It counts what was sent, and can refuse a request, to cut a publication off half-way.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "hf_t0ken"
+LARGE = 1 << 16
+"""Bytes from which on a file goes through LFS."""
+
+
+@dataclass
+class Repository:
+    """One repository; ``commits`` are whole trees, the first one empty."""
+
+    commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
+    tags: dict[str, str] = field(default_factory=dict)
+    variables: dict[str, str] = field(default_factory=dict)
+
+    def commit_of(self, revision: str) -> int:
+        oids = [oid(number) for number in range(len(self.commits))]
+        revision = self.tags.get(revision, revision)
+        if revision == "main":
+            return len(oids) - 1
+        return oids.index(revision) if revision in oids else -1
+
+
+@dataclass
+class Hub:
+    """What it holds, what it was asked, and what it refuses.
+
+    Attributes:
+        refuse: a regular expression over ``METHOD path``: answered with 500.
+        sent: the names of large files that were uploaded, in order; twice if they came twice.
+    """
+
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    refuse: str = ""
+    sent: list[str] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    url: str = ""
+
+    def answer(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
+        """Return status, error code and body."""
+        path = unquote(urlsplit(target).path)
+        call = f"{method} {path}"
+        self.calls.append(call)
+        if self.refuse and re.search(self.refuse, call):
+            return 500, "", b'{"error": "out of order"}'
+        for pattern, handler in _ROUTES.items():
+            matched = re.fullmatch(pattern, call)
+            if matched:
+                return handler(self, body, **matched.groupdict())
+        return 404, "EntryNotFound", b"{}"
+
+    @contextmanager
+    def serve(self) -> Iterator[Hub]:
+        """Serve until the context is left; ``url`` is set."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def oid(number: int) -> str:
+    return f"{number:040x}"
+
+
+def _create(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
+    asked = json.loads(body)
+    name = (
+        f"{asked['organization']}/{asked['name']}" if asked.get("organization") else asked["name"]
+    )
+    kind = asked.get("type", "model")
+    status = 409 if name in hub.repositories else 200
+    hub.repositories.setdefault(name, Repository())
+    prefix = "spaces/" if kind == "space" else ""
+    return status, "", json.dumps({"url": f"{hub.url}/{prefix}{name}", "id": name}).encode()
+
+
+def _preupload(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
+    del hub, repo, revision
+    files = [
+        {
+            "path": one["path"],
+            "uploadMode": "lfs" if one["size"] >= LARGE else "regular",
+            "shouldIgnore": False,
+            "oid": None,
+        }
+        for one in json.loads(body)["files"]
+    ]
+    return 200, "", json.dumps({"files": files}).encode()
+
+
+def _batch(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    del repo
+    objects = []
+    for one in json.loads(body)["objects"]:
+        answer = {"oid": one["oid"], "size": one["size"]}
+        if one["oid"] not in hub.large:
+            answer["actions"] = {"upload": {"href": f"{hub.url}/lfs/{one['oid']}"}}
+        objects.append(answer)
+    return 200, "", json.dumps({"transfer": "basic", "objects": objects}).encode()
+
+
+def _put_large(hub: Hub, body: bytes, sha: str) -> tuple[int, str, bytes]:
+    if hashlib.sha256(body).hexdigest() != sha:
+        return 400, "", b"{}"
+    hub.large[sha] = body
+    hub.sent.append(sha)
+    return 200, "", b""
+
+
+def _commit(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
+    del revision
+    repository = hub.repositories[repo]
+    tree = dict(repository.commits[-1])
+    for line in body.splitlines():
+        entry = json.loads(line)
+        value = entry["value"]
+        if entry["key"] == "file":
+            tree[value["path"]] = base64.b64decode(value["content"])
+        elif entry["key"] == "lfsFile":
+            if value["oid"] not in hub.large:
+                return 400, "", b'{"error": "LFS file is missing"}'
+            tree[value["path"]] = hub.large[value["oid"]]
+        elif entry["key"] == "deletedFile":
+            del tree[value["path"]]
+    repository.commits.append(tree)
+    made = oid(len(repository.commits) - 1)
+    told = {"commitUrl": f"{hub.url}/{repo}/commit/{made}", "commitOid": made}
+    return 200, "", json.dumps(told).encode()
+
+
+def _tree(
+    hub: Hub, body: bytes, repo: str, revision: str, folder: str | None = None
+) -> tuple[int, str, bytes]:
+    del body
+    if repo not in hub.repositories:
+        return 404, "RepoNotFound", b"{}"
+    repository = hub.repositories[repo]
+    files = repository.commits[repository.commit_of(revision)]
+    prefix = f"{folder.strip('/')}/" if folder and folder.strip("/") else ""
+    below = [path for path in files if path.startswith(prefix)]
+    if prefix and not below:
+        return 404, "EntryNotFound", b"{}"
+    recursive = "/api/spaces/" in hub.calls[-1]
+    entries: dict[str, dict[str, Any]] = {}
+    for path in below:
+        first, _, rest = path[len(prefix) :].partition("/")
+        if rest and not recursive:
+            entries[prefix + first] = {"type": "directory", "path": prefix + first, "oid": "0" * 40}
+        else:
+            entries[path] = _file(path, files[path])
+    return 200, "", json.dumps(list(entries.values())).encode()
+
+
+def _file(path: str, content: bytes) -> dict[str, Any]:
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "1" * 40}
+    if len(content) >= LARGE:
+        digest = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
+    return entry
+
+
+def _refs(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    del body
+    tags = [
+        {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
+        for name, commit in hub.repositories[repo].tags.items()
+    ]
+    return 200, "", json.dumps({"branches": [], "converts": [], "tags": tags}).encode()
+
+
+def _tag(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
+    repository = hub.repositories[repo]
+    name = json.loads(body)["tag"]
+    if name in repository.tags:
+        return 409, "", b"{}"
+    repository.tags[name] = oid(repository.commit_of(revision))
+    return 200, "", b""
+
+
+def _untag(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
+    del body
+    del hub.repositories[repo].tags[revision]
+    return 200, "", b""
+
+
+def _info(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    del body
+    if repo not in hub.repositories:
+        return 404, "RepoNotFound", b"{}"
+    sha = oid(len(hub.repositories[repo].commits) - 1)
+    return 200, "", json.dumps({"id": repo, "sha": sha, "tags": [], "siblings": []}).encode()
+
+
+def _resolve(hub: Hub, body: bytes, repo: str, revision: str, path: str) -> tuple[int, str, bytes]:
+    del body
+    repository = hub.repositories.get(repo)
+    if repository is None:
+        return 404, "RepoNotFound", b""
+    number = repository.commit_of(revision)
+    if number < 0:
+        return 404, "RevisionNotFound", b""
+    content = repository.commits[number].get(path)
+    return (404, "EntryNotFound", b"") if content is None else (200, oid(number), content)
+
+
+def _variable(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    asked = json.loads(body)
+    hub.repositories[repo].variables[asked["key"]] = asked["value"]
+    return 200, "", json.dumps({asked["key"]: {"value": asked["value"]}}).encode()
+
+
+def _validate(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
+    """The Hub looks at a README's front matter before it takes it."""
+    del hub, body
+    return 200, "", b'{"errors": [], "warnings": []}'
+
+
+_KIND = "/api/(?:models|spaces)/"
+_REPO = "(?P<repo>[^/]+/[^/]+)"
+_REVISION = "(?P<revision>[^/]+)"
+_ROUTES: dict[str, Any] = {
+    "POST /api/repos/create": _create,
+    "POST /api/validate-yaml": _validate,
+    f"POST {_KIND}{_REPO}/preupload/{_REVISION}": _preupload,
+    r"POST /(?:spaces/)?(?P<repo>[^/]+/[^/]+)\.git/info/lfs/objects/batch": _batch,
+    "PUT /lfs/(?P<sha>[0-9a-f]{64})": _put_large,
+    f"POST {_KIND}{_REPO}/commit/{_REVISION}": _commit,
+    f"GET {_KIND}{_REPO}/tree/{_REVISION}(?P<folder>/.*)?": _tree,
+    f"GET {_KIND}{_REPO}/refs": _refs,
+    f"POST {_KIND}{_REPO}/tag/{_REVISION}": _tag,
+    f"DELETE {_KIND}{_REPO}/tag/{_REVISION}": _untag,
+    f"GET {_KIND}{_REPO}(?:/revision/main)?": _info,
+    f"POST {_KIND}{_REPO}/variables": _variable,
+    f"(?:GET|HEAD) /{_REPO}/resolve/{_REVISION}/(?P<path>.+)": _resolve,
+}
+
+
+def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+        def _answer(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = self.rfile.read(length)
+            if self.headers.get("Transfer-Encoding") == "chunked":
+                body = self._chunked()
+            reads = self.command in {"GET", "HEAD"} or "/lfs/" in self.path
+            if reads or self.headers.get("Authorization") == f"Bearer {TOKEN}":
+                status, code, told = hub.answer(self.command, self.path, body)
+            else:
+                status, code, told = 401, "RepoNotFound", b'{"error": "Invalid credentials"}'
+            self.send_response(status)
+            if "/resolve/" in self.path and status == 200:
+                self.send_header("X-Repo-Commit", code)
+                self.send_header("ETag", f'"{hashlib.sha256(told).hexdigest()}"')
+            elif code:
+                self.send_header("X-Error-Code", code)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(told)))
+            self.end_headers()
+            if self.command != "HEAD":
+                self.wfile.write(told)
+
+        def _chunked(self) -> bytes:
+            body = b""
+            while size := int(self.rfile.readline().strip() or b"0", 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
+
+        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the base's names
+
+    return Handler

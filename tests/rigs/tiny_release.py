@@ -1,0 +1,54 @@
+"""A release of real, small binaries: built by the local engine from the tiny source tree."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from unittest.mock import patch
+
+import msgspec
+
+from farm import build_record, release, source, targets
+from farm.engines.local import LocalEngine
+from farm.execute import execute
+from farm.plan import BuildPlan, Step
+
+TINY = Path(__file__).parent / "tiny_llama"
+
+
+class Silent:
+    """A reporter that says nothing."""
+
+    def step(self, plan: BuildPlan, step: Step) -> None: ...
+    def count(self, done: int, total: int) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
+def tree(folder: Path) -> Path:
+    """Build a kept tree, as ``invoke build-cpu`` leaves it."""
+    table = targets.load()
+    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(TINY))
+    with (
+        patch.dict("os.environ", XDG_CACHE_HOME=str(folder / "cache")),
+        execute(plan, LocalEngine(), logs=folder, reporter=Silent()) as built,
+    ):
+        shutil.copytree(built.folder, folder / "bin", symlinks=True)
+        record = build_record.of(plan, built.toolchain)
+    (folder / "BUILD.json").write_bytes(build_record.encode(record))
+    (folder / "licenses").mkdir()
+    (folder / "licenses" / "LICENSE").write_bytes((TINY / "LICENSE").read_bytes())
+    return folder
+
+
+def of_build(kept: Path, build: int, place: Path, *, name: str | None = None) -> Path:
+    """Pack a kept tree as if it were llama.cpp's build of that number; returns the release."""
+    copy = Path(shutil.copytree(kept, place / f"tree-{build}", symlinks=True))
+    record = build_record.decode((copy / "BUILD.json").read_bytes(), what="test")
+    renumbered = msgspec.structs.replace(
+        record, source=msgspec.structs.replace(record.source, build=build)
+    )
+    (copy / "BUILD.json").write_bytes(build_record.encode(renumbered))
+    out = place / f"dist-{build}"
+    release.pack_tree(copy, out, "tar.zst")
+    release.write(out, release=name)
+    return out
