@@ -168,20 +168,27 @@ def cuda_runtime(
 def manifest(
     _: Context, out: str = "dist", release: str | None = None, serial: str | None = None
 ) -> None:
-    """Write manifest.json, its schema and SHA256SUMS from the tarballs in a folder."""
+    """Write manifest.json, its schema, the SBOMs and SHA256SUMS from the tarballs in a folder."""
     from farm.release import MANIFEST, write
 
     written = write(Path(out), release=release, serial=show.positive("--serial", serial))
     show.line(f"{Path(out) / MANIFEST}: {written.release}, {len(written.artifacts)} artifacts")
 
 
-@task(help={"folder": "a release folder"})
+@task(
+    help={
+        "folder": "the release: a folder, a manifest.json, or the URL of either",
+        "sha256": "what the manifest's bytes must come to",
+    },
+)
 @verb
-def verify(_: Context, folder: str = "dist") -> None:
-    """Read every tarball of a release again and compare it with the manifest and SHA256SUMS."""
+def verify(_: Context, folder: str, sha256: str | None = None) -> None:
+    """Read a release again: tarballs, manifest, SHA256SUMS, SBOMs, licences, BUILD.json."""
     from farm.release import verify as verify_release
+    from farm.remote_release import opened
 
-    show.verified(verify_release(Path(folder)))
+    with opened(folder, sha256=sha256) as found:
+        show.verified(verify_release(found, show.note))
 
 
 @task(name="serve-release", help={"folder": "a release folder", "port": "0: a free one"})

@@ -17,6 +17,8 @@ from farm import (
     archive,
     base_image,
     build_record,
+    images,
+    parts,
     pins,
     release,
     source,
@@ -31,6 +33,8 @@ from farm.execute import execute
 from farm.plan import TARGETS, BuildPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from farm.engines.base import Engine
     from farm.report import BuildReport
     from farm.source import Source
@@ -243,15 +247,23 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
 
 def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Made:
     logs = STATE / "logs"
+    survey = parts.survey(plan.source.tree, version=plan.source.version)
+    for part in survey.parts:
+        if not part.licence_files:
+            report.note(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
     started = time.monotonic()
     with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
         tree = STATE / "trees" / plan.key
         _replace(built.folder, tree / "bin")
         (tree / "BUILD.json").write_bytes(
-            build_record.encode(build_record.of(plan, built.toolchain))
+            build_record.encode(
+                build_record.of(
+                    plan, built.toolchain, parts=survey.parts, inputs=_inputs(request, engine)
+                )
+            )
         )
     compiled = time.monotonic()
-    _write_licences(tree / "licenses", source.licences(plan.source.tree))
+    _write_licences(tree / "licenses", survey.texts)
     tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
     report.say(f"packed: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
     return Made(tarball, compiled - started, time.monotonic() - compiled)
@@ -264,8 +276,19 @@ def _replace(new: Path, place: Path) -> None:
     shutil.copytree(new, place, symlinks=True)
 
 
-def _write_licences(folder: Path, texts: dict[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _inputs(request: BuildRequest, engine: Engine) -> dict[str, str]:
+    """Return the digests of pinned files that neither the source nor an image's digest covers."""
+    if engine.name == "docker":
+        return {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
+    if request.toolkit != toolkit.WHEELS:
+        return {}
+    return {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}
+
+
+def _write_licences(folder: Path, texts: Mapping[str, bytes]) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     for name, text in texts.items():
         (folder / name).write_bytes(text)
 

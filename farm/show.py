@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +32,11 @@ def report() -> BuildReport:
 def line(text: str) -> None:
     """Print one line to stdout."""
     print(text)
+
+
+def note(text: str) -> None:
+    """Print one line to stderr, beside what was asked for."""
+    print(text, file=sys.stderr)
 
 
 def positive(option: str, text: str | None) -> int | None:

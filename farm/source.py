@@ -119,13 +119,6 @@ def read_version(tree: Path) -> str | None:
     return ".".join(parts[name] for name in names) if len(parts) == len(names) else None
 
 
-def licences(tree: Path) -> dict[str, bytes]:
-    """Return the licence texts of llama.cpp and what it vendors, by a flat file name."""
-    patterns = ("LICENSE*", "licenses/*", "vendor/*/LICENSE*", "vendor/*/COPYING*")
-    found = sorted(path for pattern in patterns for path in tree.glob(pattern) if path.is_file())
-    return {str(path.relative_to(tree)).replace("/", "-"): path.read_bytes() for path in found}
-
-
 def _history(tree: Path) -> tuple[int, str | None]:
     if not (tree / ".git").exists():
         return 0, None

@@ -97,7 +97,3 @@ def test_a_shallow_history_gives_no_wrong_build_number(upstream: Path, tmp_path:
 def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:
     found = source.from_folder(Path(shutil.copytree(TINY, tmp_path / "plain")))
     assert (found.build, found.commit, found.version) == (0, None, "0.6.1")
-
-
-def test_licences_come_with_the_tree() -> None:
-    assert list(source.licences(TINY)) == ["LICENSE"]
