@@ -15,11 +15,14 @@ def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
 
 
-@task
+@task(help={"json": "what a release holds, as the matrix of a workflow"})
 @verb
-def targets(_: Context) -> None:
+def targets(_: Context, json: bool = False) -> None:
     """Show the architecture sets, the groups of sets and the CUDA lines."""
-    show.targets()
+    if json:
+        show.release_rows()
+    else:
+        show.targets()
 
 
 @task(
@@ -27,7 +30,7 @@ def targets(_: Context) -> None:
     help={
         "arch_set": "a set or group of build/targets.toml, e.g. sm90, zerogpu, seed",
         "archs": "what CMAKE_CUDA_ARCHITECTURES takes, e.g. '80;86;89;90'",
-        "line": "the CUDA line, e.g. cu128",
+        "line": "the CUDA line, e.g. cu128; without it the image's, else cu128",
         "engine": "auto (docker where one answers, else local), docker, local",
         "image": "the devel image to build on, instead of the line's",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
@@ -37,6 +40,7 @@ def targets(_: Context) -> None:
         "jobs": "compilers at a time",
         "out": "where tarballs and manifest go",
         "fresh": "compile everything again, using nothing from the compiler cache",
+        "copy": "also copy the one tarball here, under a name of its own",
         "also": "further targets of llama.cpp, e.g. llama-bench: kept in .farm/trees, not shipped",
     },
 )
@@ -45,7 +49,7 @@ def build_cuda(
     _: Context,
     arch_set: str | None = None,
     archs: str | None = None,
-    line: str = "cu128",
+    line: str | None = None,
     engine: str = "auto",
     image: str | None = None,
     toolkit: str | None = None,
@@ -55,6 +59,7 @@ def build_cuda(
     jobs: str | None = None,
     out: str = "dist",
     fresh: bool = False,
+    copy: str | None = None,
     also: str = "",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
@@ -73,6 +78,7 @@ def build_cuda(
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
+        copy=_path(copy),
         also=show.names("--also", also),
     )
     with show.report() as report:
@@ -189,6 +195,16 @@ def verify(_: Context, folder: str, sha256: str | None = None) -> None:
 
     with opened(folder, sha256=sha256) as found:
         show.verified(verify_release(found, show.note))
+
+
+@task(help={"folder": "a release folder"})
+@verb
+def smoke(_: Context, folder: str) -> None:
+    """Install each tarball with the loader into an empty store and let it compute on the CPU."""
+    from farm import smoke as trial
+
+    for line in trial.run(Path(folder)):
+        show.line(line)
 
 
 @task(name="serve-release", help={"folder": "a release folder", "port": "0: a free one"})
@@ -351,13 +367,51 @@ def deploy_space(
         show.line(deploying.deploy(deployment))
 
 
-@task(name="update-pins")
+@task(
+    name="update-pins",
+    help={
+        "newest": "take the newest source archive whose build llama.cpp has a tag for",
+        "propose": "if that changed anything, open a pull request; prints its branch",
+    },
+)
 @verb
-def update_pins(_: Context) -> None:
+def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
+    from farm.pull_request import Repository, propose_pins
     from farm.update_pins import main
 
-    main()
+    repository = Repository.of_environment() if propose else None
+    say = show.note if propose else show.line
+    if main(newest=newest, say=say) and repository:
+        branch, address = propose_pins(repository)
+        show.note(address)
+        show.line(branch)
+
+
+@task(
+    name="compiler-cache",
+    help={
+        "save": "a file to copy the Docker engine's compiler cache into",
+        "load": "a file to copy into it",
+        "line": "the line whose devel image is used to reach it",
+        "image": "another image for that",
+    },
+)
+@verb
+def compiler_cache(
+    _: Context,
+    save: str | None = None,
+    load: str | None = None,
+    line: str = "cu128",
+    image: str | None = None,
+) -> None:
+    """Copy the compiler cache out of the Docker engine, or into it."""
+    from farm import compiler_cache as cache
+
+    if load:
+        show.line(f"loaded {load}: {cache.load(Path(load), line=line, image=image)} bytes")
+    if save:
+        show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
 
 
 @task(

@@ -52,7 +52,8 @@ class BuildRequest:
 
     arch_set: str | None = None
     archs: str | None = None
-    line: str = targets.DEFAULT_LINE
+    line: str | None = None
+    """None: the line that ``image`` is for, else ``targets.DEFAULT_LINE``."""
     engine: str = "auto"
     image: str | None = None
     toolkit: str | None = None
@@ -64,6 +65,8 @@ class BuildRequest:
     fresh: bool = False
     also: tuple[str, ...] = ()
     """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
+    copy: Path | None = None
+    """Where the tarball goes under a name of its own, too, for those who want one file."""
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,13 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
         UsageError: an unknown name, a malformed option, or a combination that nvcc cannot build.
     """
     table = targets.load()
-    line = table.line(request.line)
+    line = table.line(request.line) if request.line else table.line_of_image(request.image)
     if request.arch_set and request.archs:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
     if request.format is not None:
         archive.require_format(request.format)
+    if request.copy is not None and request.archs is None:
+        raise UsageError("COPY_OF_SEVERAL", "--copy is for the one tarball that --archs makes")
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
     sets = (
@@ -212,9 +217,23 @@ def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Eng
             raise
         report.say(f"engine: local, because {error.message}")
         return _local(request, line)
-    reference = request.image or pins.load().image(line.image).reference
+    reference = _reference(request, line, report)
     report.say(f"engine: docker, because one answers; devel image {reference}")
     return DockerEngine(client, reference=reference, jobs=request.jobs)
+
+
+def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
+    """Return the devel image by its digest where its tag is pinned, else as it was asked for."""
+    pinned = pins.load()
+    if request.image is None:
+        return pinned.image(line.image).reference
+    known = {pin.tag: pin.reference for pin in pinned.images}
+    if request.image not in known and "@sha256:" not in request.image:
+        report.note(
+            f"note[IMAGE_NOT_PINNED]: {request.image} has no digest in build/pins.toml; BUILD.json "
+            "records the one that is used"
+        )
+    return known.get(request.image, request.image)
 
 
 def promise_of_this_host(line: Line, report: BuildReport) -> Line:
@@ -253,6 +272,7 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: B
             report.note(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
     started = time.monotonic()
     with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
+        _check_nvcc(plan, built.toolchain.nvcc)
         tree = STATE / "trees" / plan.key
         _replace(built.folder, tree / "bin")
         (tree / "BUILD.json").write_bytes(
@@ -265,6 +285,9 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: B
     compiled = time.monotonic()
     _write_licences(tree / "licenses", survey.texts)
     tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
+    if request.copy is not None:
+        request.copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tarball, request.copy)
     report.say(f"packed: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
     return Made(tarball, compiled - started, time.monotonic() - compiled)
 
@@ -274,6 +297,17 @@ def _replace(new: Path, place: Path) -> None:
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(new, place, symlinks=True)
+
+
+def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
+    """Refuse what another toolkit made than the line promises: another driver may be needed."""
+    version = (nvcc or "").rpartition(" ")[2]
+    if plan.line.is_cuda and not plan.line.accepts_toolkit(version):
+        raise BuildError(
+            "TOOLKIT_NOT_OF_LINE",
+            f"line {plan.line.name} is CUDA {plan.line.toolkit}; nvcc of the image is {nvcc}",
+            hint="--line names the line of that image",
+        )
 
 
 def _inputs(request: BuildRequest, engine: Engine) -> dict[str, str]:

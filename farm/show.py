@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections import Counter
@@ -128,6 +129,11 @@ def targets() -> None:
     for table in (lines, sets, groups):
         console.print(table)
         console.print()
+
+
+def release_rows() -> None:
+    """Print what a release holds as one line of JSON, a matrix in the words of GitHub's."""
+    print(json.dumps({"include": table_of_targets.load().release_rows()}))
 
 
 def status(manifest: Manifest) -> None:

@@ -112,6 +112,19 @@ def from_folder(folder: Path) -> Source:
     return Source(tree, read_version(tree), build, commit, f"folder:{tree.name}", None)
 
 
+def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
+    """Return the build numbers that llama.cpp's repository has tags for (``b11549``), in order.
+
+    Raises:
+        SourceError: git is missing, or the repository cannot be reached or has no such tag.
+    """
+    listed = _git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
+    found = sorted(int(number) for number in re.findall(r"refs/tags/b(\d+)$", listed, re.MULTILINE))
+    if not found:
+        raise SourceError("TAGS_MISSING", f"{remote} has no tags like b11549")
+    return tuple(found)
+
+
 def read_version(tree: Path) -> str | None:
     """Return upstream's release number (``0.6.0``) from its CMakeLists.txt, None before it."""
     parts = dict(_VERSION_PART.findall((tree / "CMakeLists.txt").read_text("utf-8", "replace")))

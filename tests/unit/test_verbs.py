@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,16 +10,20 @@ from pathlib import Path
 
 import pytest
 
+from farm import targets
+
 PROJECT = Path(__file__).parent.parent.parent
 VERBS = (
     "base-image",
     "build-cpu",
     "build-cuda",
+    "compiler-cache",
     "cuda-runtime",
     "demo",
     "manifest",
     "pack",
     "serve-release",
+    "smoke",
     "status",
     "targets",
     "update-pins",
@@ -57,6 +62,13 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("build-cuda --arch-set sm90 --line cpu", "LINE_HAS_NO_CUDA", "cu128"),
         ("build-cpu --engine podman", "ENGINE_UNKNOWN", "docker"),
         ("build-cuda --arch-set sm90 --also x;y", "TARGET_INVALID", "'x;y'"),
+        ("build-cuda --arch-set zerogpu --copy x.tar.gz", "COPY_OF_SEVERAL", "--archs"),
+        (
+            "build-cuda --image nvidia/cuda:11.8.0-devel-x --archs 90",
+            "LINE_OF_IMAGE_UNKNOWN",
+            "11.8",
+        ),
+        ("build-cuda --image nvidia/cuda:12.4.1-devel-x --archs 120", "ARCH_NOT_IN_LINE", "cu124"),
         ("build-cpu --jobs 0", "NUMBER_INVALID", "--jobs"),
         ("build-cpu --jobs many", "NUMBER_INVALID", "'many'"),
         ("build-cpu --format zip", "FORMAT_UNKNOWN", "tar.zst"),
@@ -71,6 +83,11 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("demo --arch-set nope", "ARCH_SET_UNKNOWN", "sm90"),
         ("build-cpu --source nowhere", "SOURCE_NOT_LLAMA_CPP", "nowhere"),
         ("verify --folder nowhere", "RELEASE_MISSING", "nowhere"),
+        ("verify nowhere/manifest.json", "RELEASE_MISSING", "nowhere"),
+        ("verify http://192.0.2.1/", "RELEASE_URL_UNSAFE", "https"),
+        ("smoke nowhere", "RELEASE_MISSING", "nowhere"),
+        ("compiler-cache --load nowhere", "CACHE_MISSING", "nowhere"),
+        ("update-pins --propose", "VARIABLE_MISSING", "GITHUB_REPOSITORY"),
         ("status --folder nowhere", "RELEASE_MISSING", "nowhere"),
         ("manifest --out tests", "RELEASE_EMPTY", "tests"),
         ("manifest --serial -1", "NUMBER_INVALID", "--serial"),
@@ -91,3 +108,15 @@ def test_the_table_of_targets_names_every_line_and_set() -> None:
     shown = invoke("targets").stdout
     for word in ("cu124", "cu128", "cu130", "sm120", "80;86;89;90", "zerogpu"):
         assert word in shown
+
+
+def test_the_matrix_of_a_release_is_one_line_of_json_that_the_table_makes() -> None:
+    told = invoke("targets", "--json").stdout
+    assert told.count("\n") == 1
+    rows = json.loads(told)["include"]
+    assert {"line": "cpu", "set": "cpu", "verb": "build-cpu"} in rows
+    assert {"line": "cu128", "set": "sm120", "verb": "build-cuda"} in rows
+    table = targets.load()
+    assert [(row["line"], row["set"]) for row in rows] == [
+        (line, name) for line, names in table.release.items() for name in names
+    ]
