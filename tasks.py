@@ -97,6 +97,7 @@ def build_cpu(
     jobs: str | None = None,
     out: str = "dist",
     fresh: bool = False,
+    copy: str | None = None,
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
     from farm.pipeline import BuildRequest, build
@@ -112,6 +113,7 @@ def build_cpu(
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
+        copy=_path(copy),
     )
     with show.report() as report:
         build(request, report)

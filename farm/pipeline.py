@@ -157,8 +157,6 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
     if request.format is not None:
         archive.require_format(request.format)
-    if request.copy is not None and request.archs is None:
-        raise UsageError("COPY_OF_SEVERAL", "--copy is for the one tarball that --archs makes")
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
     sets = (
@@ -166,6 +164,8 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
         if request.archs is not None
         else table.resolve(request.arch_set or "zerogpu")
     )
+    if request.copy is not None and len(sets) > 1:
+        raise UsageError("COPY_OF_SEVERAL", f"--copy is for one tarball; {len(sets)} are asked for")
     for arch_set in sets:
         targets.check_buildable(line, arch_set)
         if line.is_cuda and not arch_set.archs:

@@ -62,7 +62,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("build-cuda --arch-set sm90 --line cpu", "LINE_HAS_NO_CUDA", "cu128"),
         ("build-cpu --engine podman", "ENGINE_UNKNOWN", "docker"),
         ("build-cuda --arch-set sm90 --also x;y", "TARGET_INVALID", "'x;y'"),
-        ("build-cuda --arch-set zerogpu --copy x.tar.gz", "COPY_OF_SEVERAL", "--archs"),
+        ("build-cuda --arch-set zerogpu --copy x.tar.gz", "COPY_OF_SEVERAL", "2 are asked"),
         (
             "build-cuda --image nvidia/cuda:11.8.0-devel-x --archs 90",
             "LINE_OF_IMAGE_UNKNOWN",
