@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
-from farm import PROJECT_ROOT, packages, pins
+from farm import PROJECT_ROOT, packages, pins, source
 from farm.errors import FarmError, UsageError
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ _VERSION: Final = "2022-11-28"
 _TIMEOUT: Final = (10.0, 60.0)
 _EXISTS: Final = 422
 _MISSING: Final = 404
+_SHOWN: Final = 40
+"""How many differing files stand in a pull request's text."""
 
 
 @dataclass(frozen=True)
@@ -111,20 +113,32 @@ def propose(repository: Repository, file: Path, *, branch: str, title: str, body
     return str(repository.call("POST", "/pulls", json=asked)["html_url"])
 
 
-def propose_pins(repository: Repository) -> tuple[str, str]:
+def propose_pins(repository: Repository, *, remote: str = source.GIT_REMOTE) -> tuple[str, str]:
     """Propose ``build/pins.toml`` as it is now; returns the branch and the address.
 
+    The text says in what the pinned archive differs from llama.cpp's own tag, so that a person
+    can look at just that before it is merged.
+
     Raises:
+        SourceError: llama.cpp's repository or the package index cannot be reached.
         FarmError: GitHub refused, or cannot be reached.
     """
-    source = pins.load().source
-    branch = f"llama.cpp-b{source.build}"
-    title = f"Build llama.cpp b{source.build}"
+    pin = pins.load().source
+    branch, title = f"llama.cpp-b{pin.build}", f"Build llama.cpp b{pin.build}"
+    tag = source.from_ref(f"b{pin.build}", remote=remote)
+    differing = source.differences(source.from_archive(pin).tree, tag.tree)
     body = (
-        f"`build/pins.toml` as `invoke update-pins --newest` wrote it: llama.cpp b{source.build} "
-        f"({source.llama_version}) from {source.filename}, sha256 `{source.sha256}`."
+        f"`build/pins.toml` as `invoke update-pins --newest` wrote it: llama.cpp b{pin.build} "
+        f"({pin.llama_version}) from {pin.filename}, sha256 `{pin.sha256}`.\n\n"
+        f"Compared with llama.cpp's own tag b{pin.build} ({tag.commit}): {len(differing)} files of "
+        f"the archive are not as there.\n{_listed(differing)}"
     )
     return branch, propose(repository, pins.PINS_FILE, branch=branch, title=title, body=body)
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    shown = "".join(f"\n- `{name}`" for name in names[:_SHOWN])
+    return shown + (f"\n- and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
 
 
 def _put(repository: Repository, name: str, content: bytes, branch: str, message: str) -> None:

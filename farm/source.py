@@ -6,6 +6,7 @@ The build number and the commit come with the source, whichever way it came: the
 
 from __future__ import annotations
 
+import filecmp
 import re
 import shutil
 import subprocess
@@ -123,6 +124,20 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
     if not found:
         raise SourceError("TAGS_MISSING", f"{remote} has no tags like b11549")
     return tuple(found)
+
+
+def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
+    """Return the files of a tree that upstream does not have, or has with other bytes.
+
+    What only upstream has is not among them: an archive may leave things out.
+    """
+    files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    names = [path.relative_to(tree) for path in files]
+    return tuple(str(name) for name in names if not _same(tree / name, upstream / name))
+
+
+def _same(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)
 
 
 def read_version(tree: Path) -> str | None:

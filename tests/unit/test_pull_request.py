@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING
 import pytest
 from github_api import TOKEN, GitHub
 
-from farm import pins
+from farm import pins, pull_request, source
 from farm.errors import FarmError, UsageError
 from farm.pull_request import Repository, propose_pins
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 PINS = "build/pins.toml"
 BRANCH = f"llama.cpp-b{pins.load().source.build}"
@@ -23,6 +24,42 @@ def github() -> Iterator[GitHub]:
     with GitHub().serve() as served:
         served.branches["main"][PINS] = b"the pins of before"
         yield served
+
+
+@pytest.fixture(autouse=True)
+def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The archive's tree and the tag's, in place of what is fetched for them."""
+    found = {name: tmp_path / name for name in ("archive", "tag")}
+    for tree in found.values():
+        (tree / "src").mkdir(parents=True)
+        (tree / "src" / "llama.cpp").write_text("int main;")
+
+    def of(name: str) -> Callable[..., source.Source]:
+        return lambda *_, **__: source.Source(found[name], None, 1, "c" * 40, "x", None)
+
+    monkeypatch.setattr(source, "from_archive", of("archive"))
+    monkeypatch.setattr(source, "from_ref", of("tag"))
+    return found
+
+
+def test_what_is_not_as_upstream_has_it_stands_in_the_text(
+    github: GitHub, trees: dict[str, Path]
+) -> None:
+    (trees["archive"] / "src" / "llama.cpp").write_text("int evil;")
+    (trees["archive"] / "new.cpp").write_text("")
+    (trees["tag"] / "left_out.cpp").write_text("")
+    propose_pins(repository(github))
+    text = github.pulls[0]["body"]
+    assert text.endswith(
+        "2 files of the archive are not as there.\n\n- `new.cpp`\n- `src/llama.cpp`"
+    )
+
+
+def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path]) -> None:
+    for number in range(pull_request._SHOWN + 3):
+        (trees["archive"] / f"{number}.cpp").write_text("")
+    propose_pins(repository(github))
+    assert github.pulls[0]["body"].endswith("- and 3 more")
 
 
 def repository(github: GitHub, token: str = TOKEN) -> Repository:
