@@ -108,11 +108,23 @@ def test_every_command_of_every_workflow_is_run_or_said_to_be_elsewhere() -> Non
 
 def test_every_verb_and_option_in_a_workflow_exists() -> None:
     listed = set(re.findall(r"^  ([a-z-]+) ", succeed("--list"), re.MULTILINE))
-    called = [(verb, options) for one in COMMANDS for verb, options in one.verbs()]
+    called = [(verb, options) for one in COMMANDS for verb, options in workflows.verbs(one.run)]
     assert {verb for verb, _ in called} - listed == NOT_HERE_YET
     for verb in {verb for verb, _ in called} & listed:
         known = succeed("--help", verb)
         for option in {option for one, options in called if one == verb for option in options}:
+            assert re.search(rf"{option}\b", known), f"invoke {verb} {option}"
+
+
+def test_every_verb_and_option_in_the_guide_exists() -> None:
+    guide = (PROJECT / "docs" / "ci.md").read_text("utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", guide, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    called = [workflows.verbs(line) for line in lines if "invoke " in line]
+    assert len(called) > 8
+    for ((verb, options),) in called:
+        known = succeed("--help", verb)
+        for option in options:
             assert re.search(rf"{option}\b", known), f"invoke {verb} {option}"
 
 

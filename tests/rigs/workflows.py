@@ -22,7 +22,7 @@ PROJECT = Path(__file__).resolve().parent.parent.parent
 FOLDER = PROJECT / ".github" / "workflows"
 _EXPRESSION = re.compile(r"\$\{\{\s*([\w.-]+)\s*\}\}")
 _COMPARISON = re.compile(r"([\w.-]+) (==|!=) '([^']*)'")
-_VERB = re.compile(r"\binvoke ([a-z-]+)([^|&;)\n]*)")
+_VERB = re.compile(r"\binvoke ([a-z-]+)([^|&;)\n#]*)")
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,10 @@ class Step:
     def where(self) -> str:
         return f"{self.workflow}/{self.job}/{self.name}"
 
-    def verbs(self) -> list[tuple[str, list[str]]]:
-        """Return the invoke verbs of the command, each with its long options."""
-        return [(verb, re.findall(r"--[a-z-]+", rest)) for verb, rest in _VERB.findall(self.run)]
+
+def verbs(command: str) -> list[tuple[str, list[str]]]:
+    """Return the invoke verbs of a command, each with its long options."""
+    return [(verb, re.findall(r"--[a-z-]+", rest)) for verb, rest in _VERB.findall(command)]
 
 
 def load(name: str) -> dict[str, Any]:
