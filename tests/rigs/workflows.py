@@ -45,7 +45,7 @@ class Step:
 
 def verbs(command: str) -> list[tuple[str, list[str]]]:
     """Return the invoke verbs of a command, each with its long options."""
-    return [(verb, re.findall(r"--[a-z-]+", rest)) for verb, rest in _VERB.findall(command)]
+    return [(verb, re.findall(r"--[a-z0-9-]+", rest)) for verb, rest in _VERB.findall(command)]
 
 
 def load(name: str) -> dict[str, Any]:
