@@ -64,6 +64,6 @@ def test_a_compiler_of_the_line_is_accepted(line: str, nvcc: str | None, tmp_pat
 
 @pytest.mark.parametrize("nvcc", ["NVIDIA 12.6.20", "NVIDIA 12.40.1", None])
 def test_a_compiler_of_another_toolkit_is_refused(nvcc: str | None, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match="line cu124 is CUDA 12.4") as refused:
+    with pytest.raises(BuildError, match=r"line cu124 is CUDA 12\.4") as refused:
         pipeline._check_nvcc(plan("cu124", tmp_path), nvcc)
     assert refused.value.code == "TOOLKIT_NOT_OF_LINE"
