@@ -104,8 +104,9 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     schema.parse(content, what=MANIFEST)
     for one in found:
         _replace(out / sbom.name_of(one.artifact.name), one.sbom)
-    _replace(out / SCHEMA, json.dumps(schema.json_schema(), indent=2).encode() + b"\n")
-    _replace(out / SUMS, sums(written, content))
+    published = json.dumps(schema.json_schema(), indent=2).encode() + b"\n"
+    _replace(out / SCHEMA, published)
+    _replace(out / SUMS, sums(written, content, published))
     _replace(out / MANIFEST, content)
     return written
 
@@ -155,7 +156,8 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
     unlisted = {path.name for path in tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
         raise PackError("RELEASE_MISMATCH", f"{min(unlisted)} is not in the manifest")
-    if _bytes(folder / SUMS) != sums(manifest, _bytes(folder / MANIFEST)):
+    beside = sums(manifest, _bytes(folder / MANIFEST), _bytes(folder / SCHEMA))
+    if _bytes(folder / SUMS) != beside:
         raise PackError("RELEASE_MISMATCH", f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
 
@@ -281,11 +283,12 @@ def _listed_sbom(artifact: Artifact, document: bytes) -> schema.Sbom:
     return schema.Sbom(url=sbom.name_of(artifact.name), sha256=digest)
 
 
-def sums(manifest: Manifest, content: bytes) -> bytes:
-    """Return ``SHA256SUMS``: tarballs, their SBOMs, and the manifest, whose bytes are given."""
+def sums(manifest: Manifest, content: bytes, published_schema: bytes) -> bytes:
+    """Return ``SHA256SUMS``: tarballs, SBOMs, and the schema and the manifest, given as bytes."""
     lines = [f"{artifact.sha256}  {artifact.name}" for artifact in manifest.artifacts]
     lines += [f"{one.sbom.sha256}  {one.sbom.url}" for one in manifest.artifacts if one.sbom]
-    lines.append(f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}")
+    for name, data in ((SCHEMA, published_schema), (MANIFEST, content)):
+        lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}")
     return "".join(f"{line}\n" for line in lines).encode()
 
 

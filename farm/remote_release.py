@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ import urllib3
 
 from farm import packages
 from farm.errors import PackError, SourceError, UsageError
-from farm.release import MANIFEST, SUMS
+from farm.release import MANIFEST, SCHEMA, SUMS
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
     from llama_loader.manifest import Artifact
 
 MAX_BESIDE: Final = 8 << 20
-"""Bytes of an SBOM or of ``SHA256SUMS``; the largest seen are 60 kB."""
+"""Bytes of an SBOM, the schema or ``SHA256SUMS``; the largest seen has 36 kB."""
 _TIMEOUT: Final = (10.0, 60.0)
 _BLOCK: Final = 1 << 20
+_HUB: Final = re.compile(
+    r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
+)
 _LOOPBACK: Final = ("localhost",)
 
 
@@ -40,7 +44,7 @@ def opened(release: str, *, sha256: str | None = None) -> Iterator[Path]:
 
     Args:
         release: a folder, the ``manifest.json`` in it, or a URL (https, file, or http on loopback)
-            of either.
+            of either; or ``hf://OWNER/REPO[@REVISION]/PATH``, a manifest on the Hub.
         sha256: what the manifest's bytes must come to.
 
     Raises:
@@ -50,6 +54,7 @@ def opened(release: str, *, sha256: str | None = None) -> Iterator[Path]:
             than the manifest says.
         IntegrityError: the manifest is malformed.
     """
+    release = _hub_address(release)
     parts = urlsplit(release)
     if parts.scheme in {"http", "https"}:
         _require_safe(release)
@@ -61,14 +66,24 @@ def opened(release: str, *, sha256: str | None = None) -> Iterator[Path]:
     if parts.scheme not in {"", "file"}:
         raise UsageError(
             "RELEASE_URL_UNKNOWN",
-            f"{release}: neither a folder nor a URL that begins with https:",
-            hint="of a model repository: https://huggingface.co/OWNER/REPO/resolve/TAG/manifest.json",
+            f"{release}: neither a folder nor a URL of a manifest",
+            hint="it is https://…, file:///…, or hf://OWNER/REPO[@REVISION]/PATH",
         )
     path = Path(unquote(parts.path)) if parts.scheme else Path(release)
     folder = path.parent if path.name == MANIFEST else path
     if sha256 is not None and (folder / MANIFEST).is_file():
         _require_pin((folder / MANIFEST).read_bytes(), sha256, release)
     yield folder
+
+
+def _hub_address(release: str) -> str:
+    """Turn ``hf://`` into the Hub's https address (``HF_ENDPOINT`` names another Hub)."""
+    match = _HUB.fullmatch(release)
+    if match is None:
+        return release
+    from huggingface_hub import hf_hub_url  # noqa: PLC0415 - a second to import, and seldom needed
+
+    return hf_hub_url(match["repo"], match["path"], revision=match["revision"])
 
 
 def _fetch_release(url: str, folder: Path, sha256: str | None) -> None:
@@ -80,7 +95,8 @@ def _fetch_release(url: str, folder: Path, sha256: str | None) -> None:
         if sha256 is not None:
             _require_pin(content, sha256, manifest_url)
         manifest = schema.parse(content, what=manifest_url)
-        _fetch(web, (urljoin(manifest_url, SUMS),), folder / SUMS, MAX_BESIDE)
+        for name in (SCHEMA, SUMS):
+            _fetch(web, (urljoin(manifest_url, name),), folder / name, MAX_BESIDE)
         for artifact in manifest.artifacts:
             _fetch_artifact(web, artifact, manifest_url, folder)
 

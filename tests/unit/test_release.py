@@ -85,7 +85,10 @@ def test_the_manifest_is_what_its_schema_and_its_reader_say(released: Path) -> N
         jsonschema.validate(broken, published)
 
 
-def test_sums_are_those_of_sha256sum(released: Path) -> None:
+def test_sums_are_those_of_sha256sum_and_name_everything(released: Path) -> None:
+    text = (released / "SHA256SUMS").read_text("utf-8")
+    named = {line.partition("  ")[2] for line in text.splitlines()}
+    assert named == {path.name for path in released.iterdir()} - {"SHA256SUMS"}
     for line in (released / "SHA256SUMS").read_text("utf-8").splitlines():
         digest, _, name = line.partition("  ")
         assert hashlib.sha256((released / name).read_bytes()).hexdigest() == digest

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
+import sys
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -39,6 +42,7 @@ def folder(tmp_path: Path) -> Path:
     (place / listed.name).write_bytes(TARBALL)
     (place / f"{listed.name}.cdx.json").write_text("{}")
     (place / "SHA256SUMS").write_text("")
+    (place / "manifest.schema.json").write_text("{}")
     return place
 
 
@@ -54,6 +58,30 @@ def test_a_url_gives_everything_that_the_manifest_names_and_leaves_nothing(folde
                 for name in names(folder):
                     assert (found / name).read_bytes() == (folder / name).read_bytes()
             assert not found.exists()
+
+
+def test_a_manifest_on_the_hub_is_read_from_its_repository(folder: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub" / "owner" / "repo" / "resolve" / "b11549-1"
+    hub.parent.mkdir(parents=True)
+    folder.rename(hub)
+    with ReleaseServer(tmp_path / "hub") as server:
+        # huggingface_hub reads its endpoint once, when it is imported: so in another process.
+        done = subprocess.run(
+            [sys.executable, "-c", READ, "hf://owner/repo@b11549-1/manifest.json"],
+            env={**os.environ, "HF_ENDPOINT": server.url.rstrip("/")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout.split() == sorted(names(hub)), done.stderr
+
+
+READ = """
+import sys
+from farm.remote_release import opened
+with opened(sys.argv[1]) as folder:
+    print(*sorted(path.name for path in folder.iterdir()))
+"""
 
 
 def test_a_folder_is_taken_by_any_of_its_names(folder: Path) -> None:
@@ -112,7 +140,7 @@ def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None
     [
         ("http://192.0.2.1/manifest.json", "RELEASE_URL_UNSAFE"),
         ("ftp://example.org/manifest.json", "RELEASE_URL_UNKNOWN"),
-        ("hf://owner/repo/manifest.json", "RELEASE_URL_UNKNOWN"),
+        ("hf://owner/manifest.json", "RELEASE_URL_UNKNOWN"),
     ],
 )
 def test_other_kinds_of_urls_are_refused_before_anything_is_opened(url: str, code: str) -> None:
