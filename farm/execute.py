@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
+from farm import cub
 from farm.engines.base import Toolchain
 from farm.errors import BuildError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from farm.engines.base import Engine, LineSink, Workspace
+    from farm.parts import Part
     from farm.plan import BuildPlan, Step
 
 SHOWN_LINES: Final = 20
@@ -52,12 +54,16 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class BuiltTree:
-    """What a build left: CMake's ``bin`` folder, who compiled it, and how long each step took."""
+    """What a build left: CMake's ``bin`` folder, who compiled it, and how long each step took.
+
+    ``cub`` is what of the toolkit was compiled in, with its licence's text.
+    """
 
     folder: Path
     toolchain: Toolchain
     seconds: dict[str, float]
     log: Path
+    cub: tuple[Part, bytes] | None = None
 
 
 @dataclass
@@ -131,7 +137,7 @@ def execute(
         products.mkdir()
         workspace.collect(workspace.layout.products, products)
         toolchain = _toolchain(plan, workspace, step_log, engine.name)
-        yield BuiltTree(products, toolchain, seconds, log)
+        yield BuiltTree(products, toolchain, seconds, log, _cub(plan, workspace))
 
 
 def _run(
@@ -192,6 +198,15 @@ def _toolchain(plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine
         image_digest=image.id if image else None,
         programs=_programs(plan, workspace),
     )
+
+
+def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
+    cuda = workspace.layout.cuda
+    if not plan.line.is_cuda or cuda is None:
+        return None
+    lines: list[str] = []
+    workspace.run(cub.command(cuda), {}, lines.append)
+    return cub.parse(lines)
 
 
 def _programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:

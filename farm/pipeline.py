@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from farm.engines.base import Engine
+    from farm.parts import Part, Survey
     from farm.report import BuildReport
     from farm.source import Source
     from farm.targets import ArchSet, Line
@@ -273,17 +274,18 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: B
     started = time.monotonic()
     with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
         _check_nvcc(plan, built.toolchain.nvcc)
+        found = _with_cub(survey, built.cub)
         tree = STATE / "trees" / plan.key
         _replace(built.folder, tree / "bin")
         (tree / "BUILD.json").write_bytes(
             build_record.encode(
                 build_record.of(
-                    plan, built.toolchain, parts=survey.parts, inputs=_inputs(request, engine)
+                    plan, built.toolchain, parts=found.parts, inputs=_inputs(request, engine)
                 )
             )
         )
     compiled = time.monotonic()
-    _write_licences(tree / "licenses", survey.texts)
+    _write_licences(tree / "licenses", found.texts)
     tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
     if request.copy is not None:
         request.copy.parent.mkdir(parents=True, exist_ok=True)
@@ -297,6 +299,15 @@ def _replace(new: Path, place: Path) -> None:
         shutil.rmtree(place)
     place.parent.mkdir(parents=True, exist_ok=True)
     shutil.copytree(new, place, symlinks=True)
+
+
+def _with_cub(survey: Survey, cub: tuple[Part, bytes] | None) -> Survey:
+    """Add what the toolkit put into the binaries to what the source did."""
+    if cub is None:
+        return survey
+    part, text = cub
+    texts = dict.fromkeys(part.licence_files, text)
+    return parts.Survey((*survey.parts, part), {**survey.texts, **texts})
 
 
 def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
