@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import time
 from contextlib import closing
@@ -45,6 +46,9 @@ STATE: Final = PROJECT_ROOT / ".farm"
 """Trees and logs of this checkout; git ignores it."""
 
 ENGINES: Final = ("auto", "docker", "local")
+
+_NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
+"""CMake's words: ``NVIDIA 13.0.88``, newer ones followed by ``with host compiler GNU 12.2.0``."""
 
 
 @dataclass(frozen=True)
@@ -312,8 +316,8 @@ def _with_cub(survey: Survey, cub: tuple[Part, bytes] | None) -> Survey:
 
 def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
     """Refuse what another toolkit made than the line promises: another driver may be needed."""
-    version = (nvcc or "").rpartition(" ")[2]
-    if plan.line.is_cuda and not plan.line.accepts_toolkit(version):
+    version = _NVCC.match(nvcc or "")
+    if plan.line.is_cuda and not (version and plan.line.accepts_toolkit(version[1])):
         raise BuildError(
             "TOOLKIT_NOT_OF_LINE",
             f"line {plan.line.name} is CUDA {plan.line.toolkit}; nvcc of the image is {nvcc}",

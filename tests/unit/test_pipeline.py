@@ -56,13 +56,20 @@ def plan(line: str, tree: Path) -> BuildPlan:
 
 
 @pytest.mark.parametrize(
-    ("line", "nvcc"), [("cu124", "NVIDIA 12.4.131"), ("cu130", "NVIDIA 13.0.88"), ("cpu", None)]
+    ("line", "nvcc"),
+    [
+        ("cu124", "NVIDIA 12.4.131"),
+        ("cu130", "NVIDIA 13.0.88 with host compiler GNU 12.2.0"),
+        ("cpu", None),
+    ],
 )
 def test_a_compiler_of_the_line_is_accepted(line: str, nvcc: str | None, tmp_path: Path) -> None:
     pipeline._check_nvcc(plan(line, tmp_path), nvcc)
 
 
-@pytest.mark.parametrize("nvcc", ["NVIDIA 12.6.20", "NVIDIA 12.40.1", None])
+@pytest.mark.parametrize(
+    "nvcc", ["NVIDIA 12.6.20 with host compiler GNU 12.4.0", "NVIDIA 12.40.1", None]
+)
 def test_a_compiler_of_another_toolkit_is_refused(nvcc: str | None, tmp_path: Path) -> None:
     with pytest.raises(BuildError, match=r"line cu124 is CUDA 12\.4") as refused:
         pipeline._check_nvcc(plan("cu124", tmp_path), nvcc)
