@@ -60,8 +60,9 @@ def of_server(artifact: Artifact, record: BuildRecord) -> bytes:
         record: its ``BUILD.json``.
     """
     source = record.source
-    root = _root(artifact, f"b{source.build}", _expression("MIT"))
     parts = record.parts
+    licence = parts[0].licence if parts else None
+    root = _root(artifact, f"b{source.build}", _expression(licence))
     root.properties.update(
         _properties(
             {

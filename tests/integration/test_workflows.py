@@ -226,6 +226,27 @@ def test_the_sets_become_a_release_that_is_read_again(
 
 
 @pytest.mark.docker
+def test_a_set_is_built_in_a_container_and_its_compiler_cache_kept(
+    runner: workflows.Runner, base_image: str
+) -> None:
+    runner.context.update({"matrix.line": "cpu", "matrix.set": "cpu"})
+    if "DOCKER_HOST" in os.environ:
+        runner.environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
+    small = ("--engine docker", f"--engine docker --image {base_image} --source {TINY}")
+    reached = ('--line "$LINE"', f'--line "$LINE" --image {base_image}')
+    built = runner.run(workflows.step("sets/build/Build for CPUs"), small)
+    assert built.returncode == 0, built.stderr
+    assert sorted(path.name for path in (runner.folder / "dist").glob("*.tar.*")) == [
+        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst",
+        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst.cdx.json",
+    ]
+    for name in ("Save", "Load"):
+        done = runner.run(workflows.step(f"sets/build/{name} the compiler cache"), reached)
+        assert done.returncode == 0, done.stderr
+        assert ".farm/ccache.tar: " in done.stdout
+
+
+@pytest.mark.docker
 @pytest.mark.parametrize(
     "where",
     [
