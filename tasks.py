@@ -379,13 +379,15 @@ def deploy_space(
 @verb
 def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
-    from farm.pull_request import Repository, propose_pins
+    from farm import pull_request
+    from farm.publish.github_api import Api
     from farm.update_pins import main
 
-    repository = Repository.of_environment() if propose else None
-    say = show.note if propose else show.line
-    if main(newest=newest, say=say) and repository:
-        branch, address = propose_pins(repository)
+    name = pull_request.repository() if propose else ""
+    api = Api(name) if propose else None
+    changed = main(newest=newest, say=show.note if propose else show.line)
+    if changed and api is not None:
+        branch, address = pull_request.propose_pins(name, api)
         show.note(address)
         show.line(branch)
 

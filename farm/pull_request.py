@@ -8,112 +8,69 @@ from __future__ import annotations
 
 import base64
 import os
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-import requests
-
-from farm import PROJECT_ROOT, packages, pins, source
-from farm.errors import FarmError, UsageError
+from farm import PROJECT_ROOT, pins, source
+from farm.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
     from pathlib import Path
 
-API: Final = "https://api.github.com"
-"""What ``GITHUB_API_URL`` replaces, as on every runner."""
-_VERSION: Final = "2022-11-28"
-_TIMEOUT: Final = (10.0, 60.0)
-_EXISTS: Final = 422
-_MISSING: Final = 404
+    from farm.publish.github_api import Api
+
+REPOSITORY: Final = "GITHUB_REPOSITORY"
+"""``OWNER/NAME``, as on every runner; ``GITHUB_TOKEN`` and ``GITHUB_API_URL`` are the API's."""
 _SHOWN: Final = 40
 """How many differing files stand in a pull request's text."""
 
 
-@dataclass(frozen=True)
-class Repository:
-    """A repository on GitHub, and who speaks. The token is in no message.
+def repository() -> str:
+    """Return the repository that this runs for.
 
-    Attributes:
-        name: ``OWNER/NAME``.
-        token: what may write contents and pull requests.
-        api: the API's address.
+    Raises:
+        UsageError: ``GITHUB_REPOSITORY`` does not say.
     """
-
-    name: str
-    token: str
-    api: str = API
-
-    def __repr__(self) -> str:
-        return f"Repository({self.name!r}, api={self.api!r})"
-
-    @classmethod
-    def of_environment(cls, environment: Mapping[str, str] | None = None) -> Repository:
-        """Take ``GITHUB_REPOSITORY``, ``GITHUB_TOKEN`` and ``GITHUB_API_URL``.
-
-        Raises:
-            UsageError: one is missing; names it.
-        """
-        given = os.environ if environment is None else environment
-        for name in ("GITHUB_REPOSITORY", "GITHUB_TOKEN"):
-            if not given.get(name):
-                raise UsageError("VARIABLE_MISSING", f"{name} is not set", hint="see docs/ci.md")
-        return cls(
-            given["GITHUB_REPOSITORY"], given["GITHUB_TOKEN"], given.get("GITHUB_API_URL") or API
+    name = os.environ.get(REPOSITORY, "")
+    if not name:
+        raise UsageError(
+            "VARIABLE_MISSING", f"{REPOSITORY} is not set", hint="OWNER/NAME; see docs/ci.md"
         )
-
-    def call(self, method: str, path: str, *, allow: tuple[int, ...] = (), **options: Any) -> Any:
-        """Call the API below ``/repos/OWNER/NAME``.
-
-        Returns:
-            The JSON answer, None where its status is in ``allow``.
-
-        Raises:
-            FarmError: ``GITHUB_REFUSED``: names what was asked, and what GitHub said.
-        """
-        headers = {
-            "Accept": "application/vnd.github+json",
-            "Authorization": f"Bearer {self.token}",
-            "X-GitHub-Api-Version": _VERSION,
-        }
-        url = f"{self.api}/repos/{self.name}{path}"
-        try:
-            with packages.session() as web:
-                answer = web.request(method, url, headers=headers, timeout=_TIMEOUT, **options)
-            if answer.status_code in allow:
-                return None
-            if not answer.ok:
-                raise FarmError("GITHUB_REFUSED", f"{method} {path}: {_said(answer)}")
-            return answer.json()
-        except requests.RequestException as error:
-            raise FarmError("GITHUB_UNREACHABLE", f"{method} {path}: {error}") from error
+    return name
 
 
-def propose(repository: Repository, file: Path, *, branch: str, title: str, body: str) -> str:
+def propose(name: str, api: Api, file: Path, *, branch: str, title: str, body: str) -> str:
     """Put a file of this checkout on a branch and ask for it to be merged.
+
+    Args:
+        name: the repository, ``OWNER/NAME``.
+        api: the API of it.
+        file: a file that the repository has already.
+        branch: made from the default branch where it is not there.
+        title: of the commit and of the pull request.
+        body: the pull request's text.
 
     Returns:
         The pull request's address.
 
     Raises:
-        FarmError: GitHub refused, or cannot be reached.
+        PublishError: GitHub refused, or cannot be reached.
     """
-    name = file.relative_to(PROJECT_ROOT).as_posix()
-    base = repository.call("GET", "")["default_branch"]
-    head = repository.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
-    reference = {"ref": f"refs/heads/{branch}", "sha": head}
-    repository.call("POST", "/git/refs", json=reference, allow=(_EXISTS,))
-    _put(repository, name, file.read_bytes(), branch, title)
-    owner = repository.name.partition("/")[0]
-    query = {"head": f"{owner}:{branch}", "state": "open"}
-    there = repository.call("GET", "/pulls", params=query)
-    if there:
-        return str(there[0]["html_url"])
+    base = api.call("GET", "")["default_branch"]
+    reference = f"refs/heads/{branch}"
+    there = api.call("GET", f"/git/matching-refs/heads/{branch}")
+    if reference not in {one["ref"] for one in there}:
+        head = api.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
+        api.call("POST", "/git/refs", json={"ref": reference, "sha": head})
+    _put(api, file, branch, title)
+    query = {"head": f"{name.partition('/')[0]}:{branch}", "state": "open"}
+    open_ones = api.call("GET", "/pulls", params=query)
+    if open_ones:
+        return str(open_ones[0]["html_url"])
     asked = {"title": title, "body": body, "head": branch, "base": base}
-    return str(repository.call("POST", "/pulls", json=asked)["html_url"])
+    return str(api.call("POST", "/pulls", json=asked)["html_url"])
 
 
-def propose_pins(repository: Repository, *, remote: str = source.GIT_REMOTE) -> tuple[str, str]:
+def propose_pins(name: str, api: Api, *, remote: str = source.GIT_REMOTE) -> tuple[str, str]:
     """Propose ``build/pins.toml`` as it is now; returns the branch and the address.
 
     The text says in what the pinned archive differs from llama.cpp's own tag, so that a person
@@ -121,7 +78,7 @@ def propose_pins(repository: Repository, *, remote: str = source.GIT_REMOTE) -> 
 
     Raises:
         SourceError: llama.cpp's repository or the package index cannot be reached.
-        FarmError: GitHub refused, or cannot be reached.
+        PublishError: GitHub refused, or cannot be reached.
     """
     pin = pins.load().source
     branch, title = f"llama.cpp-b{pin.build}", f"Build llama.cpp b{pin.build}"
@@ -133,7 +90,7 @@ def propose_pins(repository: Repository, *, remote: str = source.GIT_REMOTE) -> 
         f"Compared with llama.cpp's own tag b{pin.build} ({tag.commit}): {len(differing)} files of "
         f"the archive are not as there.\n{_listed(differing)}"
     )
-    return branch, propose(repository, pins.PINS_FILE, branch=branch, title=title, body=body)
+    return branch, propose(name, api, pins.PINS_FILE, branch=branch, title=title, body=body)
 
 
 def _listed(names: tuple[str, ...]) -> str:
@@ -141,22 +98,12 @@ def _listed(names: tuple[str, ...]) -> str:
     return shown + (f"\n- and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
 
 
-def _put(repository: Repository, name: str, content: bytes, branch: str, message: str) -> None:
-    there = repository.call("GET", f"/contents/{name}", params={"ref": branch}, allow=(_MISSING,))
-    if there is not None and base64.b64decode(there["content"]) == content:
+def _put(api: Api, file: Path, branch: str, message: str) -> None:
+    path = f"/contents/{file.relative_to(PROJECT_ROOT).as_posix()}"
+    content = file.read_bytes()
+    there = api.call("GET", path, params={"ref": branch})
+    if base64.b64decode(there["content"]) == content:
         return
-    change = {
-        "message": message,
-        "content": base64.b64encode(content).decode(),
-        "branch": branch,
-        **({"sha": there["sha"]} if there is not None else {}),
-    }
-    repository.call("PUT", f"/contents/{name}", json=change)
-
-
-def _said(answer: requests.Response) -> str:
-    """Return GitHub's own sentence, which names no secret."""
-    try:
-        return f"{answer.status_code} {answer.json()['message']}"
-    except (ValueError, KeyError, TypeError):
-        return f"{answer.status_code} {answer.reason}"
+    encoded = base64.b64encode(content).decode()
+    change = {"message": message, "content": encoded, "branch": branch, "sha": there["sha"]}
+    api.call("PUT", path, json=change)

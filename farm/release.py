@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin
 
 import msgspec
 
@@ -147,6 +148,7 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
             artifact and what differs.
     """
     manifest = load(folder)
+    require_whole(manifest, (folder.resolve() / MANIFEST).as_uri())
     for listed in manifest.artifacts:
         found = read(folder / listed.name)
         _compare(listed, found.artifact)
@@ -160,6 +162,22 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
     if _bytes(folder / SUMS) != beside:
         raise PackError("RELEASE_MISMATCH", f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
+
+
+def require_whole(manifest: Manifest, url: str) -> None:
+    """Refuse a channel's manifest: it names a release, and what stands beside that is checked.
+
+    Raises:
+        UsageError: ``CHANNEL_NOT_RELEASE``, with the release's own manifest in the hint.
+    """
+    for artifact in manifest.artifacts:
+        if artifact.urls[0] != artifact.name:
+            own = urljoin(artifact.resolved_urls(url)[0], MANIFEST)
+            raise UsageError(
+                "CHANNEL_NOT_RELEASE",
+                f"{url} is a channel's manifest of {manifest.release}; a release is verified",
+                hint=f"invoke verify {own}",
+            )
 
 
 def _compare(listed: Artifact, found: Artifact) -> None:

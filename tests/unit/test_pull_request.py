@@ -9,7 +9,8 @@ from github_api import TOKEN, GitHub
 
 from farm import pins, pull_request, source
 from farm.errors import FarmError, UsageError
-from farm.pull_request import Repository, propose_pins
+from farm.publish.github_api import Api
+from farm.pull_request import propose_pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,8 +21,10 @@ BRANCH = f"llama.cpp-b{pins.load().source.build}"
 
 
 @pytest.fixture
-def github() -> Iterator[GitHub]:
+def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
     with GitHub().serve() as served:
+        monkeypatch.setenv("GITHUB_API_URL", served.url)
+        monkeypatch.setenv("GITHUB_TOKEN", TOKEN)
         served.branches["main"][PINS] = b"the pins of before"
         yield served
 
@@ -48,7 +51,7 @@ def test_what_is_not_as_upstream_has_it_stands_in_the_text(
     (trees["archive"] / "src" / "llama.cpp").write_text("int evil;")
     (trees["archive"] / "new.cpp").write_text("")
     (trees["tag"] / "left_out.cpp").write_text("")
-    propose_pins(repository(github))
+    propose(github)
     text = github.pulls[0]["body"]
     assert text.endswith(
         "2 files of the archive are not as there.\n\n- `new.cpp`\n- `src/llama.cpp`"
@@ -58,16 +61,17 @@ def test_what_is_not_as_upstream_has_it_stands_in_the_text(
 def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path]) -> None:
     for number in range(pull_request._SHOWN + 3):
         (trees["archive"] / f"{number}.cpp").write_text("")
-    propose_pins(repository(github))
+    propose(github)
     assert github.pulls[0]["body"].endswith("- and 3 more")
 
 
-def repository(github: GitHub, token: str = TOKEN) -> Repository:
-    return Repository("owner/name", token, github.url)
+def propose(github: GitHub) -> tuple[str, str]:
+    del github  # it is found by its address
+    return propose_pins("owner/name", Api("owner/name", sleep=lambda _: None))
 
 
 def test_the_pins_are_proposed_on_a_branch_of_their_own(github: GitHub) -> None:
-    assert propose_pins(repository(github)) == (BRANCH, "https://github.test/pull/1")
+    assert propose(github) == (BRANCH, "https://github.test/pull/1")
     assert github.branches[BRANCH][PINS] == pins.PINS_FILE.read_bytes()
     assert github.branches["main"][PINS] == b"the pins of before"
     (pull,) = github.pulls
@@ -76,10 +80,10 @@ def test_the_pins_are_proposed_on_a_branch_of_their_own(github: GitHub) -> None:
 
 
 def test_a_second_run_makes_no_second_commit_and_no_second_pull_request(github: GitHub) -> None:
-    first = propose_pins(repository(github))
+    first = propose(github)
     github.calls.clear()
-    assert propose_pins(repository(github)) == first
-    assert [call for call in github.calls if not call.startswith("GET")] == ["POST /git/refs"]
+    assert propose(github) == first
+    assert [call for call in github.calls if not call.startswith("GET")] == []
 
 
 @pytest.mark.parametrize("stopped", ["POST /git/refs", f"PUT /contents/{PINS}", "POST /pulls"])
@@ -88,30 +92,30 @@ def test_what_was_stopped_half_way_is_completed_by_the_next_run(
 ) -> None:
     github.refuse = stopped
     with pytest.raises(FarmError, match="not accessible") as refused:
-        propose_pins(repository(github))
+        propose(github)
     assert refused.value.code == "GITHUB_REFUSED"
     github.refuse = ""
-    assert propose_pins(repository(github)) == (BRANCH, "https://github.test/pull/1")
+    assert propose(github) == (BRANCH, "https://github.test/pull/1")
     assert len(github.pulls) == 1
 
 
-def test_a_wrong_token_is_refused_and_never_shown(github: GitHub) -> None:
-    wrong = repository(github, "s3cret")
-    with pytest.raises(FarmError, match="401 Bad credentials") as refused:
-        propose_pins(wrong)
-    assert "s3cret" not in refused.value.render() + repr(wrong)
+def test_a_wrong_token_is_refused_and_never_shown(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
+    with pytest.raises(FarmError, match="401: Bad credentials") as refused:
+        propose(github)
+    assert "s3cret" not in refused.value.render()
 
 
-def test_nobody_there_is_one_clear_error() -> None:
-    nobody = Repository("owner/name", TOKEN, "http://127.0.0.1:9")
-    with pytest.raises(FarmError) as failed:
-        propose_pins(nobody)
-    assert failed.value.code == "GITHUB_UNREACHABLE"
+def test_another_branch_that_begins_alike_is_not_taken_for_it(github: GitHub) -> None:
+    github.branches[f"{BRANCH}0"] = {}
+    propose(github)
+    assert github.branches[BRANCH][PINS] == pins.PINS_FILE.read_bytes()
+    assert github.branches[f"{BRANCH}0"] == {}
 
 
-@pytest.mark.parametrize("missing", ["GITHUB_REPOSITORY", "GITHUB_TOKEN"])
-def test_a_missing_variable_is_named(missing: str) -> None:
-    environment = {"GITHUB_REPOSITORY": "owner/name", "GITHUB_TOKEN": TOKEN}
-    del environment[missing]
-    with pytest.raises(UsageError, match=missing):
-        Repository.of_environment(environment)
+def test_a_runner_without_a_repository_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    with pytest.raises(UsageError, match="GITHUB_REPOSITORY"):
+        pull_request.repository()

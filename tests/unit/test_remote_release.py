@@ -129,10 +129,27 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
 def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None:
     tree = json.loads((folder / "manifest.json").read_bytes())
     tarball = tree["artifacts"][0]
-    tarball["urls"] = ["gone/nowhere.tar.zst", tarball["name"]]
+    mirror = folder / "mirror"
+    mirror.mkdir()
+    (folder / tarball["name"]).rename(mirror / "moved")
+    tarball["urls"] = [tarball["name"], "mirror/moved"]
     (folder / "manifest.json").write_text(json.dumps(tree))
     with ReleaseServer(folder) as server, opened(server.url) as found:
         assert (found / tarball["name"]).read_bytes() == TARBALL
+
+
+def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_path: Path) -> None:
+    channel = tmp_path / "channels" / "stable"
+    channel.mkdir(parents=True)
+    tree = json.loads((folder / "manifest.json").read_bytes())
+    tree["artifacts"][0]["urls"] = [f"../../dist/{tree['artifacts'][0]['name']}"]
+    (channel / "manifest.json").write_text(json.dumps(tree))
+    with ReleaseServer(tmp_path) as server:
+        for where in (f"{server.url}channels/stable/manifest.json", str(channel)):
+            with pytest.raises(FarmError) as refused, opened(where) as found:
+                release.verify(found)
+            assert refused.value.code == "CHANNEL_NOT_RELEASE"
+            assert refused.value.hint.endswith("/dist/manifest.json")
 
 
 @pytest.mark.parametrize(
