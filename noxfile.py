@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import nox
 
@@ -19,6 +20,7 @@ nox.options.error_on_external_run = True
 FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
 SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
+WORKFLOWS = ".github/workflows"
 MODULE_PATH = {
     "PYTHONPATH": ":".join((".", "spaces", *filter(None, (os.environ.get("PYTHONPATH"),))))
 }
@@ -30,11 +32,14 @@ def _install(session: nox.Session, lock: str) -> None:
 
 @nox.session
 def lint(session: nox.Session) -> None:
-    """Formatting, lint rules, and the one arrow between the packages."""
+    """Formatting, lint rules, the one arrow between the packages, and the workflows."""
     _install(session, DEV_LOCK)
     session.run("ruff", "format", "--check", *SOURCES)
     session.run("ruff", "check", *SOURCES)
     session.run("lint-imports", env=MODULE_PATH)
+    session.run("zizmor", "--offline", "--no-progress", "--persona=pedantic", WORKFLOWS)
+    files = sorted(str(path) for path in Path(WORKFLOWS).glob("*.yml"))
+    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
 
 
 @nox.session

@@ -15,11 +15,14 @@ def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
 
 
-@task
+@task(help={"json": "what a release holds, as the matrix of a workflow"})
 @verb
-def targets(_: Context) -> None:
+def targets(_: Context, json: bool = False) -> None:
     """Show the architecture sets, the groups of sets and the CUDA lines."""
-    show.targets()
+    if json:
+        show.release_rows()
+    else:
+        show.targets()
 
 
 @task(
@@ -27,7 +30,7 @@ def targets(_: Context) -> None:
     help={
         "arch_set": "a set or group of build/targets.toml, e.g. sm90, zerogpu, seed",
         "archs": "what CMAKE_CUDA_ARCHITECTURES takes, e.g. '80;86;89;90'",
-        "line": "the CUDA line, e.g. cu128",
+        "line": "the CUDA line, e.g. cu128; without it the image's, else cu128",
         "engine": "auto (docker where one answers, else local), docker, local",
         "image": "the devel image to build on, instead of the line's",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
@@ -37,6 +40,7 @@ def targets(_: Context) -> None:
         "jobs": "compilers at a time",
         "out": "where tarballs and manifest go",
         "fresh": "compile everything again, using nothing from the compiler cache",
+        "copy": "also copy the one tarball here, under a name of its own",
         "also": "further targets of llama.cpp, e.g. llama-bench: kept in .farm/trees, not shipped",
     },
 )
@@ -45,7 +49,7 @@ def build_cuda(
     _: Context,
     arch_set: str | None = None,
     archs: str | None = None,
-    line: str = "cu128",
+    line: str | None = None,
     engine: str = "auto",
     image: str | None = None,
     toolkit: str | None = None,
@@ -55,6 +59,7 @@ def build_cuda(
     jobs: str | None = None,
     out: str = "dist",
     fresh: bool = False,
+    copy: str | None = None,
     also: str = "",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
@@ -73,6 +78,7 @@ def build_cuda(
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
+        copy=_path(copy),
         also=show.names("--also", also),
     )
     with show.report() as report:
@@ -91,6 +97,7 @@ def build_cpu(
     jobs: str | None = None,
     out: str = "dist",
     fresh: bool = False,
+    copy: str | None = None,
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
     from farm.pipeline import BuildRequest, build
@@ -106,6 +113,7 @@ def build_cpu(
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
+        copy=_path(copy),
     )
     with show.report() as report:
         build(request, report)
@@ -168,20 +176,37 @@ def cuda_runtime(
 def manifest(
     _: Context, out: str = "dist", release: str | None = None, serial: str | None = None
 ) -> None:
-    """Write manifest.json, its schema and SHA256SUMS from the tarballs in a folder."""
+    """Write manifest.json, its schema, the SBOMs and SHA256SUMS from the tarballs in a folder."""
     from farm.release import MANIFEST, write
 
     written = write(Path(out), release=release, serial=show.positive("--serial", serial))
     show.line(f"{Path(out) / MANIFEST}: {written.release}, {len(written.artifacts)} artifacts")
 
 
+@task(
+    help={
+        "folder": "the release: a folder, a manifest.json, or the URL of either",
+        "sha256": "what the manifest's bytes must come to",
+    },
+)
+@verb
+def verify(_: Context, folder: str, sha256: str | None = None) -> None:
+    """Read a release again: tarballs, manifest, SHA256SUMS, SBOMs, licences, BUILD.json."""
+    from farm.release import verify as verify_release
+    from farm.remote_release import opened
+
+    with opened(folder, sha256=sha256) as found:
+        show.verified(verify_release(found, show.note))
+
+
 @task(help={"folder": "a release folder"})
 @verb
-def verify(_: Context, folder: str = "dist") -> None:
-    """Read every tarball of a release again and compare it with the manifest and SHA256SUMS."""
-    from farm.release import verify as verify_release
+def smoke(_: Context, folder: str) -> None:
+    """Install each tarball with the loader into an empty store and let it compute on the CPU."""
+    from farm import smoke as trial
 
-    show.verified(verify_release(Path(folder)))
+    for line in trial.run(Path(folder)):
+        show.line(line)
 
 
 @task(name="serve-release", help={"folder": "a release folder", "port": "0: a free one"})
@@ -229,11 +254,11 @@ def publish(
         show_published.promotion(channels.promote(place, plan.release, wanted, signer))
 
 
-@task(positional=["release"], help={"release": "its name, e.g. b11549-1", "channel": "e.g. stable"})
+@task(help={"release": "its name, e.g. b11549-1", "channel": "e.g. stable"})
 @verb
 def promote(
     _: Context,
-    release: str = "",
+    release: str,
     channel: str | None = None,
     to: str | None = None,
     key: str | None = None,
@@ -344,13 +369,53 @@ def deploy_space(
         show.line(deploying.deploy(deployment))
 
 
-@task(name="update-pins")
+@task(
+    name="update-pins",
+    help={
+        "newest": "take the newest source archive whose build llama.cpp has a tag for",
+        "propose": "if that changed anything, open a pull request; prints its branch",
+    },
+)
 @verb
-def update_pins(_: Context) -> None:
+def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
+    from farm import pull_request
+    from farm.publish.github_api import Api
     from farm.update_pins import main
 
-    main()
+    name = pull_request.repository() if propose else ""
+    api = Api(name) if propose else None
+    changed = main(newest=newest, say=show.note if propose else show.line)
+    if changed and api is not None:
+        branch, address = pull_request.propose_pins(name, api)
+        show.note(address)
+        show.line(branch)
+
+
+@task(
+    name="compiler-cache",
+    help={
+        "save": "a file to copy the Docker engine's compiler cache into",
+        "load": "a file to copy into it",
+        "line": "the line whose devel image is used to reach it",
+        "image": "another image for that",
+    },
+)
+@verb
+def compiler_cache(
+    _: Context,
+    save: str | None = None,
+    load: str | None = None,
+    line: str = "cu128",
+    image: str | None = None,
+) -> None:
+    """Copy the compiler cache out of the Docker engine, or into it."""
+    from farm import compiler_cache as cache
+
+    if load:
+        show.line(f"loaded {load}: {cache.load(Path(load), line=line, image=image)} bytes")
+    if save:
+        show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
 
 
 @task(

@@ -1,21 +1,35 @@
 """``BUILD.json``: what a tarball was made from and with. Travels inside it.
 
 Only what decides the bytes, and who compiled; no time, no machine's name, no folder of this
-machine: the same plan with the same compiler gives the same record.
+machine: the same plan with the same compiler gives the same record. Command lines are recorded for
+``LAYOUT``, whose folders stand for those of whichever engine it was.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from farm import recipe
 from farm.engines.base import Toolchain
 from farm.errors import PackError
+from farm.parts import Part
+from farm.plan import Layout
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from farm.plan import BuildPlan
+
+LAYOUT: Final = Layout(
+    source=PurePosixPath("/source"),
+    build=PurePosixPath("/build"),
+    recipe=PurePosixPath("/host_size.cmake"),
+    cuda=PurePosixPath("/cuda"),
+)
+"""Names for the folders of a record's command lines; no compiler cache, which decides no byte."""
 
 
 class SourceRecord(msgspec.Struct, frozen=True):
@@ -39,7 +53,20 @@ class LineRecord(msgspec.Struct, frozen=True):
 
 
 class BuildRecord(msgspec.Struct, frozen=True):
-    """Everything in ``BUILD.json``."""
+    """Everything in ``BUILD.json``.
+
+    Attributes:
+        source: where llama.cpp came from.
+        arch_set, archs, line: what was asked for.
+        defines: CMake's definitions that name no folder.
+        toolchain: who compiled, with the digests of the programs and of the image.
+        recipe_sha256: of ``build/cmake/host_size.cmake``, as it was put into the build.
+        parts: what the source tree is made of, each with a digest and its licence; None in
+            tarballs from before it was recorded.
+        commands: the steps' command lines, every flag in them, for ``LAYOUT``.
+        environment: the variables of every step.
+        inputs: further pinned files that the build read, file name → sha256.
+    """
 
     source: SourceRecord
     arch_set: str
@@ -49,10 +76,20 @@ class BuildRecord(msgspec.Struct, frozen=True):
     toolchain: Toolchain
     recipe_sha256: str | None = None
     schema_version: int = 1
+    parts: tuple[Part, ...] | None = None
+    commands: tuple[tuple[str, ...], ...] = ()
+    environment: dict[str, str] = {}
+    inputs: dict[str, str] = {}
 
 
-def of(plan: BuildPlan, toolchain: Toolchain) -> BuildRecord:
-    """Record a plan and who carried it out."""
+def of(
+    plan: BuildPlan,
+    toolchain: Toolchain,
+    *,
+    parts: tuple[Part, ...] | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> BuildRecord:
+    """Record a plan, who carried it out, and what it read."""
     source, line = plan.source, plan.line
     return BuildRecord(
         source=SourceRecord(
@@ -69,6 +106,10 @@ def of(plan: BuildPlan, toolchain: Toolchain) -> BuildRecord:
         defines=dict(plan.defines()),
         toolchain=toolchain,
         recipe_sha256=recipe.sha256(),
+        parts=parts,
+        commands=tuple(step.argv for step in plan.steps(LAYOUT, jobs=1)),
+        environment=plan.environment(LAYOUT, ccache_dir=None),
+        inputs=dict(sorted((inputs or {}).items())),
     )
 
 

@@ -168,6 +168,11 @@ def read(path: Path, *, name: str | None = None) -> Artifact:
         PackError: it is damaged, is not ours, or a file in it is not as it was in its wheel.
         InspectError: a library is not what its name and line say.
     """
+    return read_with_record(path, name=name)[0]
+
+
+def read_with_record(path: Path, *, name: str | None = None) -> tuple[Artifact, RuntimeRecord]:
+    """Do what ``read`` does, and give the tarball's record, too."""
     inventory = read_inventory(path, name=name, layout=_LAYOUT)
     record = _decode(inventory)
     _check_files(inventory, record)
@@ -177,7 +182,7 @@ def read(path: Path, *, name: str | None = None) -> Artifact:
         raise PackError("RECORD_INVALID", f"{inventory.name}: {RECORD}: its line has no CUDA")
     cuda = Cuda(toolkit=toolkit, min_driver=driver, sass=(), ptx=())
     provides = tuple(sorted(one.soname for one in inventory.inspections if one.soname))
-    return inventory.entry(cuda, kind=CUDA_RUNTIME, provides=provides)
+    return inventory.entry(cuda, kind=CUDA_RUNTIME, provides=provides), record
 
 
 @contextmanager

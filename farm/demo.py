@@ -100,8 +100,8 @@ class Demo:
             out=out,
         )
         if self.engine != "local" and self.image is None:
-            request = _with_image(request, report)
-        return request if is_cpu else _with_toolkit(request, report)
+            request = _with_image(request, self._line, report)
+        return request if is_cpu else _with_toolkit(request, self._line, report)
 
     def _use(self, manifest: str, model: Path, store: Path, report: BuildReport) -> str:
         options = ("--manifest", manifest, "--store", str(store), "--allow-cpu")
@@ -113,13 +113,13 @@ class Demo:
             return _complete(served["url"])
 
 
-def _with_image(request: BuildRequest, report: BuildReport) -> BuildRequest:
+def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
     """Settle on a devel image: the line's own, else one made from packages, else no container."""
     try:
         client = connect()
     except EngineError:
         return request  # pipeline.choose_engine says why it is local
-    reference = pins.load().image(targets.load().line(request.line).image).reference
+    reference = pins.load().image(targets.load().line(line).image).reference
     try:
         with closing(client):
             images = DockerImages(client)
@@ -128,18 +128,18 @@ def _with_image(request: BuildRequest, report: BuildReport) -> BuildRequest:
     except EngineError as error:
         report.say(f"note[{error.code}]: {error.message}; making one from packages")
     try:
-        return replace(request, image=pipeline.make_base_image(request.line, None, report))
+        return replace(request, image=pipeline.make_base_image(line, None, report))
     except UsageError as error:
         report.say(f"note[{error.code}]: {error.message}; building without a container")
         return replace(request, engine="local")
 
 
-def _with_toolkit(request: BuildRequest, report: BuildReport) -> BuildRequest:
+def _with_toolkit(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
     if request.image is not None:
         return request
     try:
-        line = targets.load().line(request.line)
-        if line.accepts_toolkit(toolkit.locate().version):
+        row = targets.load().line(line)
+        if row.accepts_toolkit(toolkit.locate().version):
             return request
     except UsageError as error:
         report.say(f"note[{error.code}]: {error.message}; taking NVIDIA's wheels")

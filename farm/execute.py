@@ -7,9 +7,10 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
+from farm import cub
 from farm.engines.base import Toolchain
 from farm.errors import BuildError
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from farm.engines.base import Engine, LineSink, Workspace
+    from farm.parts import Part
     from farm.plan import BuildPlan, Step
 
 SHOWN_LINES: Final = 20
@@ -27,6 +29,14 @@ _NINJA_FAILED: Final = re.compile(r"^FAILED: (?:\[code=\d+\] )?(.+)$")
 _IDENTIFICATION: Final = re.compile(
     r"^-- The (?P<language>C|CXX|CUDA) compiler identification is (?P<name>.+)$"
 )
+_CUDA_PROGRAMS: Final = ("bin/nvcc", "bin/cudafe++", "bin/ptxas", "bin/fatbinary", "nvvm/bin/cicc")
+_HASH_PROGRAMS: Final = """
+for name in "$@" $(for part in cc1plus as ld; do g++ -print-prog-name="$part"; done); do
+    path=$(command -v "$name") && echo "$(sha256sum < "$path") $name"
+done
+"""
+"""g++ is a driver: ``cc1plus`` compiles, ``as`` and ``ld`` do the rest."""
+_HASHED: Final = re.compile(r"([0-9a-f]{64})  - (\S+)\Z")
 
 
 class Reporter(Protocol):
@@ -44,12 +54,16 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class BuiltTree:
-    """What a build left: CMake's ``bin`` folder, who compiled it, and how long each step took."""
+    """What a build left: CMake's ``bin`` folder, who compiled it, and how long each step took.
+
+    ``cub`` is what of the toolkit was compiled in, with its licence's text.
+    """
 
     folder: Path
     toolchain: Toolchain
     seconds: dict[str, float]
     log: Path
+    cub: tuple[Part, bytes] | None = None
 
 
 @dataclass
@@ -123,7 +137,7 @@ def execute(
         products.mkdir()
         workspace.collect(workspace.layout.products, products)
         toolchain = _toolchain(plan, workspace, step_log, engine.name)
-        yield BuiltTree(products, toolchain, seconds, log)
+        yield BuiltTree(products, toolchain, seconds, log, _cub(plan, workspace))
 
 
 def _run(
@@ -172,9 +186,9 @@ def _both(stream: TextIO, reporter: Reporter) -> LineSink:
 
 
 def _toolchain(plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine: str) -> Toolchain:
-    image = workspace.image
+    image, layout = workspace.image, workspace.layout
     lines: list[str] = []
-    workspace.run((workspace.layout.cmake, "--version"), {}, lines.append)
+    workspace.run((layout.cmake, "--version"), {}, lines.append)
     return Toolchain(
         engine=engine,
         compiler=step_log.compilers.get("CXX", "unknown"),
@@ -182,4 +196,26 @@ def _toolchain(plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine
         nvcc=step_log.compilers.get("CUDA") if plan.line.is_cuda else None,
         image=image.reference if image else None,
         image_digest=image.id if image else None,
+        programs=_programs(plan, workspace),
     )
+
+
+def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
+    cuda = workspace.layout.cuda
+    if not plan.line.is_cuda or cuda is None:
+        return None
+    lines: list[str] = []
+    workspace.run(cub.command(cuda), {}, lines.append)
+    return cub.parse(lines)
+
+
+def _programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
+    """Hash what compiled and linked, where the engine has it; what is not there is left out."""
+    layout = workspace.layout
+    asked = ["g++", layout.cmake, layout.ninja]
+    if plan.line.is_cuda and layout.cuda is not None:
+        asked += [str(layout.cuda / program) for program in _CUDA_PROGRAMS]
+    lines: list[str] = []
+    workspace.run(("sh", "-c", _HASH_PROGRAMS, "sh", *asked), {}, lines.append)
+    found = (_HASHED.match(line) for line in lines)
+    return {PurePath(match[2]).name: match[1] for match in found if match}

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, field
-from typing import IO, TYPE_CHECKING, Protocol
+from typing import IO, TYPE_CHECKING, Final, Protocol
+
+from farm import PROJECT_ROOT
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+
+BUILDER_DOCKERFILE: Final = PROJECT_ROOT / "build" / "images" / "builder.Dockerfile"
+"""What is put on top of every devel image."""
+
+
+def builder_sha256() -> str:
+    """Return the digest of ``builder.Dockerfile``, for BUILD.json."""
+    return hashlib.sha256(BUILDER_DOCKERFILE.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)

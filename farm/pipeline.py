@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shutil
 import time
 from contextlib import closing
@@ -17,6 +18,8 @@ from farm import (
     archive,
     base_image,
     build_record,
+    images,
+    parts,
     pins,
     release,
     source,
@@ -31,7 +34,10 @@ from farm.execute import execute
 from farm.plan import TARGETS, BuildPlan
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from farm.engines.base import Engine
+    from farm.parts import Part, Survey
     from farm.report import BuildReport
     from farm.source import Source
     from farm.targets import ArchSet, Line
@@ -41,6 +47,9 @@ STATE: Final = PROJECT_ROOT / ".farm"
 
 ENGINES: Final = ("auto", "docker", "local")
 
+_NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
+"""CMake's words: ``NVIDIA 13.0.88``, newer ones followed by ``with host compiler GNU 12.2.0``."""
+
 
 @dataclass(frozen=True)
 class BuildRequest:
@@ -48,7 +57,8 @@ class BuildRequest:
 
     arch_set: str | None = None
     archs: str | None = None
-    line: str = targets.DEFAULT_LINE
+    line: str | None = None
+    """None: the line that ``image`` is for, else ``targets.DEFAULT_LINE``."""
     engine: str = "auto"
     image: str | None = None
     toolkit: str | None = None
@@ -60,6 +70,8 @@ class BuildRequest:
     fresh: bool = False
     also: tuple[str, ...] = ()
     """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
+    copy: Path | None = None
+    """Where the tarball goes under a name of its own, too, for those who want one file."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +157,7 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
         UsageError: an unknown name, a malformed option, or a combination that nvcc cannot build.
     """
     table = targets.load()
-    line = table.line(request.line)
+    line = table.line(request.line) if request.line else table.line_of_image(request.image)
     if request.arch_set and request.archs:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
     if request.format is not None:
@@ -157,6 +169,8 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
         if request.archs is not None
         else table.resolve(request.arch_set or "zerogpu")
     )
+    if request.copy is not None and len(sets) > 1:
+        raise UsageError("COPY_OF_SEVERAL", f"--copy is for one tarball; {len(sets)} are asked for")
     for arch_set in sets:
         targets.check_buildable(line, arch_set)
         if line.is_cuda and not arch_set.archs:
@@ -208,9 +222,23 @@ def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Eng
             raise
         report.say(f"engine: local, because {error.message}")
         return _local(request, line)
-    reference = request.image or pins.load().image(line.image).reference
+    reference = _reference(request, line, report)
     report.say(f"engine: docker, because one answers; devel image {reference}")
     return DockerEngine(client, reference=reference, jobs=request.jobs)
+
+
+def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
+    """Return the devel image by its digest where its tag is pinned, else as it was asked for."""
+    pinned = pins.load()
+    if request.image is None:
+        return pinned.image(line.image).reference
+    known = {pin.tag: pin.reference for pin in pinned.images}
+    if request.image not in known and "@sha256:" not in request.image:
+        report.note(
+            f"note[IMAGE_NOT_PINNED]: {request.image} has no digest in build/pins.toml; BUILD.json "
+            "records the one that is used"
+        )
+    return known.get(request.image, request.image)
 
 
 def promise_of_this_host(line: Line, report: BuildReport) -> Line:
@@ -243,16 +271,29 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
 
 def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Made:
     logs = STATE / "logs"
+    survey = parts.survey(plan.source.tree, version=plan.source.version)
+    for part in survey.parts:
+        if not part.licence_files:
+            report.note(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
     started = time.monotonic()
     with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
+        _check_nvcc(plan, built.toolchain.nvcc)
+        found = _with_cub(survey, built.cub)
         tree = STATE / "trees" / plan.key
         _replace(built.folder, tree / "bin")
         (tree / "BUILD.json").write_bytes(
-            build_record.encode(build_record.of(plan, built.toolchain))
+            build_record.encode(
+                build_record.of(
+                    plan, built.toolchain, parts=found.parts, inputs=_inputs(request, engine)
+                )
+            )
         )
     compiled = time.monotonic()
-    _write_licences(tree / "licenses", source.licences(plan.source.tree))
+    _write_licences(tree / "licenses", found.texts)
     tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
+    if request.copy is not None:
+        request.copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(tarball, request.copy)
     report.say(f"packed: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
     return Made(tarball, compiled - started, time.monotonic() - compiled)
 
@@ -264,8 +305,39 @@ def _replace(new: Path, place: Path) -> None:
     shutil.copytree(new, place, symlinks=True)
 
 
-def _write_licences(folder: Path, texts: dict[str, bytes]) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
+def _with_cub(survey: Survey, cub: tuple[Part, bytes] | None) -> Survey:
+    """Add what the toolkit put into the binaries to what the source did."""
+    if cub is None:
+        return survey
+    part, text = cub
+    texts = dict.fromkeys(part.licence_files, text)
+    return parts.Survey((*survey.parts, part), {**survey.texts, **texts})
+
+
+def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
+    """Refuse what another toolkit made than the line promises: another driver may be needed."""
+    version = _NVCC.match(nvcc or "")
+    if plan.line.is_cuda and not (version and plan.line.accepts_toolkit(version[1])):
+        raise BuildError(
+            "TOOLKIT_NOT_OF_LINE",
+            f"line {plan.line.name} is CUDA {plan.line.toolkit}; nvcc of the image is {nvcc}",
+            hint="--line names the line of that image",
+        )
+
+
+def _inputs(request: BuildRequest, engine: Engine) -> dict[str, str]:
+    """Return the digests of pinned files that neither the source nor an image's digest covers."""
+    if engine.name == "docker":
+        return {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
+    if request.toolkit != toolkit.WHEELS:
+        return {}
+    return {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}
+
+
+def _write_licences(folder: Path, texts: Mapping[str, bytes]) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
     for name, text in texts.items():
         (folder / name).write_bytes(text)
 

@@ -1,4 +1,4 @@
-"""Tarballs in a folder → a release: manifest, its JSON schema, ``SHA256SUMS``.
+"""Tarballs in a folder → a release: manifest, SBOMs, JSON schema, ``SHA256SUMS``.
 
 A release folder can be served, mirrored or opened as ``file://`` as it is. Everything that the
 manifest says of a tarball is read from the tarball.
@@ -10,26 +10,32 @@ import hashlib
 import json
 import os
 import tempfile
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urljoin
 
 import msgspec
 
-from farm import archive, build_record, cuda_runtime, elf, targets
+from farm import archive, build_record, cuda_runtime, elf, sbom, targets
 from farm.errors import PackError, UsageError
-from farm.pack import BUILD_RECORD, LICENCES, Inventory, PackRequest, pack, read_inventory
+from farm.pack import BUILD_RECORD, LICENCES, ROOT, Inventory, PackRequest, pack, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
 from llama_loader import manifest as schema
 from llama_loader.manifest import Manifest
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from farm.build_record import BuildRecord
+    from farm.parts import Part
     from llama_loader.manifest import Artifact
 
 MANIFEST: Final = "manifest.json"
 SCHEMA: Final = "manifest.schema.json"
 SUMS: Final = "SHA256SUMS"
+_AGAIN: Final = "invoke manifest writes manifest and SBOMs again from the tarballs"
 
 
 def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
@@ -82,10 +88,9 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         PackError: the tarballs are of different sources, or one is not ours.
         InspectError: a tarball's binaries are not what its ``BUILD.json`` says.
     """
-    tarballs = _tarballs(out)
-    servers = [_server(path) for path in tarballs if not cuda_runtime.is_one(path.name)]
-    libraries = [cuda_runtime.read(path) for path in tarballs if cuda_runtime.is_one(path.name)]
-    source = _one_source([record for record, _ in servers])
+    found = [read(path) for path in tarballs(out)]
+    found.sort(key=lambda one: one.source is None)
+    source = _one_source([one.source for one in found if one.source])
     before = load(out) if (out / MANIFEST).is_file() else None
     written = Manifest(
         schema_version=schema.SCHEMA_VERSION,
@@ -94,12 +99,15 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         created=_now(),
         expires=None,
         source=schema.Source(**msgspec.structs.asdict(source)),
-        artifacts=(*(artifact for _, artifact in servers), *libraries),
+        artifacts=tuple(one.artifact for one in found),
     )
     content = schema.dump(written)
     schema.parse(content, what=MANIFEST)
-    _replace(out / SCHEMA, json.dumps(schema.json_schema(), indent=2).encode() + b"\n")
-    _replace(out / SUMS, _sums(written, content))
+    for one in found:
+        _replace(out / sbom.name_of(one.artifact.name), one.sbom)
+    published = json.dumps(schema.json_schema(), indent=2).encode() + b"\n"
+    _replace(out / SCHEMA, published)
+    _replace(out / SUMS, sums(written, content, published))
     _replace(out / MANIFEST, content)
     return written
 
@@ -122,43 +130,54 @@ def load(folder: Path) -> Manifest:
     return schema.parse(data, what=str(folder / MANIFEST))
 
 
-def verify(folder: Path) -> tuple[str, ...]:
-    """Read every artifact again and compare it with the manifest and ``SHA256SUMS``.
+def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]:
+    """Read every artifact again and compare all that stands beside it with what it says.
+
+    That is the manifest, the SBOMs, ``SHA256SUMS``, and, in each tarball, the record
+    of its build and the licences of everything that the record names. Opens no connection.
+
+    Args:
+        folder: the release.
+        note: takes one line about what an old tarball does not tell.
 
     Returns:
         The artifacts' names.
 
     Raises:
-        PackError: ``RELEASE_MISMATCH``: names the artifact and the field that differs.
+        PackError: ``RELEASE_MISMATCH``, ``SBOM_MISSING`` or ``LICENCE_MISSING``: names the
+            artifact and what differs.
     """
     manifest = load(folder)
+    require_whole(manifest, (folder.resolve() / MANIFEST).as_uri())
     for listed in manifest.artifacts:
-        _compare(listed, _read(folder / listed.name))
-    unlisted = {path.name for path in _tarballs(folder)} - {a.name for a in manifest.artifacts}
+        found = read(folder / listed.name)
+        _compare(listed, found.artifact)
+        _check_sbom(folder, listed, found)
+        _check_source(manifest, listed, found)
+        _check_licences(found, note)
+    unlisted = {path.name for path in tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
         raise PackError("RELEASE_MISMATCH", f"{min(unlisted)} is not in the manifest")
-    sums = _sums(manifest, (folder / MANIFEST).read_bytes())
-    try:
-        found = (folder / SUMS).read_bytes()
-    except OSError as error:
-        raise PackError("RELEASE_MISMATCH", f"{folder / SUMS}: {error.strerror}") from error
-    if found != sums:
+    beside = sums(manifest, _bytes(folder / MANIFEST), _bytes(folder / SCHEMA))
+    if _bytes(folder / SUMS) != beside:
         raise PackError("RELEASE_MISMATCH", f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
 
 
-def _read(path: Path) -> Artifact:
-    """Read a tarball of any kind again."""
-    return cuda_runtime.read(path) if cuda_runtime.is_one(path.name) else _server(path)[1]
+def require_whole(manifest: Manifest, url: str) -> None:
+    """Refuse a channel's manifest: it names a release, and what stands beside that is checked.
 
-
-def _server(path: Path) -> tuple[BuildRecord, Artifact]:
-    """Read a server's tarball: its record, and the entry that its bytes make."""
-    inventory = read_inventory(path)
-    record = _record(inventory)
-    inventory.require_name(_packed_as(inventory, record))
-    elf.check(inventory.inspections, _asked(record))
-    return record, inventory.artifact(record.line)
+    Raises:
+        UsageError: ``CHANNEL_NOT_RELEASE``, with the release's own manifest in the hint.
+    """
+    for artifact in manifest.artifacts:
+        if artifact.urls[0] != artifact.name:
+            own = urljoin(artifact.resolved_urls(url)[0], MANIFEST)
+            raise UsageError(
+                "CHANNEL_NOT_RELEASE",
+                f"{url} is a channel's manifest of {manifest.release}; a release is verified",
+                hint=f"invoke verify {own}",
+            )
 
 
 def _compare(listed: Artifact, found: Artifact) -> None:
@@ -169,8 +188,126 @@ def _compare(listed: Artifact, found: Artifact) -> None:
                 "RELEASE_MISMATCH",
                 f"{listed.name}: {field} is {getattr(listed, field)!r:.80} in the manifest, but "
                 f"{getattr(found, field)!r:.80} in the tarball",
-                hint="invoke manifest writes the manifest again from the tarballs",
+                hint=_AGAIN,
             )
+
+
+def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
+    if listed.sbom is None:
+        raise PackError("SBOM_MISSING", f"{listed.name}: has no SBOM in the manifest", hint=_AGAIN)
+    content = _bytes(folder / listed.sbom.url)
+    if listed.sbom != _listed_sbom(listed, content):
+        raise PackError(
+            "RELEASE_MISMATCH",
+            f"{listed.name}: its SBOM {listed.sbom.url} is not the file that the manifest names",
+            hint=_AGAIN,
+        )
+    # As data: another version of the library may write the same document in other bytes.
+    if _json(content) != _json(found.sbom):
+        raise PackError(
+            "RELEASE_MISMATCH",
+            f"{listed.sbom.url}: does not say what the tarball holds",
+            hint=_AGAIN,
+        )
+
+
+def _check_source(manifest: Manifest, listed: Artifact, found: Found) -> None:
+    if found.source and schema.Source(**msgspec.structs.asdict(found.source)) != manifest.source:
+        raise PackError(
+            "RELEASE_MISMATCH",
+            f"{listed.name}: was built from {found.source.origin}, which is not the manifest's "
+            "source",
+            hint=_AGAIN,
+        )
+
+
+def _check_licences(found: Found, note: Callable[[str], None]) -> None:
+    """Refuse a part without its licence's text in the tarball; ``cuda_runtime`` checks its own."""
+    name = found.artifact.name
+    if found.parts is None:
+        note(
+            f"note[PARTS_UNKNOWN]: {name} was packed before the parts of its source were "
+            "recorded; its licences are as they were found then"
+        )
+        return
+    packed = {entry.path for entry in found.artifact.files}
+    for part in found.parts:
+        wanted = {f"{ROOT}/{LICENCES}/{file}" for file in part.licence_files}
+        if part.licence is None or not wanted or not wanted <= packed:
+            raise PackError(
+                "LICENCE_MISSING",
+                f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
+                "not in the tarball",
+                hint="what has no licence may not be passed on; farm/licence_text.py knows the "
+                "texts",
+            )
+
+
+def _json(document: bytes) -> object:
+    try:
+        return json.loads(document)
+    except ValueError:
+        return None
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise PackError("RELEASE_MISMATCH", f"{path}: {error.strerror}") from error
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a tarball's bytes say: its entry (SBOM included), its SBOM, its record's source."""
+
+    artifact: Artifact
+    sbom: bytes
+    source: build_record.SourceRecord | None
+    parts: tuple[Part, ...] | None = ()
+
+
+def read(path: Path) -> Found:
+    """Read a tarball of any kind.
+
+    Raises:
+        PackError: it cannot be read, or is not ours.
+        InspectError: its binaries are not what its record says.
+    """
+    if cuda_runtime.is_one(path.name):
+        libraries, wheels = cuda_runtime.read_with_record(path)
+        return _found(libraries, sbom.of_cuda_runtime(libraries, wheels), None)
+    inventory = read_inventory(path)
+    record = _record(inventory)
+    inventory.require_name(_packed_as(inventory, record))
+    elf.check(inventory.inspections, _asked(record))
+    server = inventory.artifact(record.line)
+    document = sbom.of_server(server, record)
+    return _found(server, document, record.source, record.parts)
+
+
+def _found(
+    artifact: Artifact,
+    document: bytes,
+    source: build_record.SourceRecord | None,
+    parts: tuple[Part, ...] | None = (),
+) -> Found:
+    listed = _listed_sbom(artifact, document)
+    return Found(msgspec.structs.replace(artifact, sbom=listed), document, source, parts)
+
+
+def _listed_sbom(artifact: Artifact, document: bytes) -> schema.Sbom:
+    digest = hashlib.sha256(document).hexdigest()
+    return schema.Sbom(url=sbom.name_of(artifact.name), sha256=digest)
+
+
+def sums(manifest: Manifest, content: bytes, published_schema: bytes) -> bytes:
+    """Return ``SHA256SUMS``: tarballs, SBOMs, and the schema and the manifest, given as bytes."""
+    lines = [f"{artifact.sha256}  {artifact.name}" for artifact in manifest.artifacts]
+    lines += [f"{one.sbom.sha256}  {one.sbom.url}" for one in manifest.artifacts if one.sbom]
+    for name, data in ((SCHEMA, published_schema), (MANIFEST, content)):
+        lines.append(f"{hashlib.sha256(data).hexdigest()}  {name}")
+    return "".join(f"{line}\n" for line in lines).encode()
 
 
 def _asked(record: BuildRecord) -> elf.Asked:
@@ -178,7 +315,12 @@ def _asked(record: BuildRecord) -> elf.Asked:
     return elf.Asked(arch_set.sass, arch_set.ptx, record.line)
 
 
-def _tarballs(out: Path) -> list[Path]:
+def tarballs(out: Path) -> list[Path]:
+    """Return the tarballs in a folder.
+
+    Raises:
+        UsageError: none of them is a llama-server.
+    """
     found = sorted(
         path for archive_format in archive.FORMATS for path in out.glob(f"*.{archive_format}")
     )
@@ -203,22 +345,15 @@ def _packed_as(inventory: Inventory, record: BuildRecord) -> str:
     return artifact_name(record.source.build, record.line.name, record.arch_set, inventory.format)
 
 
-def _one_source(records: list[BuildRecord]) -> build_record.SourceRecord:
-    sources = {record.source for record in records}
-    if len(sources) > 1:
-        builds = ", ".join(sorted(f"b{source.build} ({source.origin})" for source in sources))
+def _one_source(sources: list[build_record.SourceRecord]) -> build_record.SourceRecord:
+    if len(set(sources)) > 1:
+        builds = ", ".join(sorted(f"b{source.build} ({source.origin})" for source in set(sources)))
         raise PackError(
             "SOURCES_MIXED",
             f"the tarballs are of different sources: {builds}",
             hint="one folder holds one release; build into another one with --out",
         )
-    return records[0].source
-
-
-def _sums(manifest: Manifest, content: bytes) -> bytes:
-    lines = [f"{artifact.sha256}  {artifact.name}" for artifact in manifest.artifacts]
-    lines.append(f"{hashlib.sha256(content).hexdigest()}  {MANIFEST}")
-    return "".join(f"{line}\n" for line in lines).encode()
+    return sources[0]
 
 
 def _now() -> datetime:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Final
 
@@ -31,6 +33,11 @@ def report() -> BuildReport:
 def line(text: str) -> None:
     """Print one line to stdout."""
     print(text)
+
+
+def note(text: str) -> None:
+    """Print one line to stderr, beside what was asked for."""
+    print(text, file=sys.stderr)
 
 
 def positive(option: str, text: str | None) -> int | None:
@@ -122,6 +129,11 @@ def targets() -> None:
     for table in (lines, sets, groups):
         console.print(table)
         console.print()
+
+
+def release_rows() -> None:
+    """Print what a release holds as one line of JSON, a matrix in the words of GitHub's."""
+    print(json.dumps({"include": table_of_targets.load().release_rows()}))
 
 
 def status(manifest: Manifest) -> None:

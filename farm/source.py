@@ -6,6 +6,7 @@ The build number and the commit come with the source, whichever way it came: the
 
 from __future__ import annotations
 
+import filecmp
 import re
 import shutil
 import subprocess
@@ -112,18 +113,38 @@ def from_folder(folder: Path) -> Source:
     return Source(tree, read_version(tree), build, commit, f"folder:{tree.name}", None)
 
 
+def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
+    """Return the build numbers that llama.cpp's repository has tags for (``b11549``), in order.
+
+    Raises:
+        SourceError: git is missing, or the repository cannot be reached or has no such tag.
+    """
+    listed = _git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
+    found = sorted(int(number) for number in re.findall(r"refs/tags/b(\d+)$", listed, re.MULTILINE))
+    if not found:
+        raise SourceError("TAGS_MISSING", f"{remote} has no tags like b11549")
+    return tuple(found)
+
+
+def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
+    """Return the files of a tree that upstream does not have, or has with other bytes.
+
+    What only upstream has is not among them: an archive may leave things out.
+    """
+    files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
+    names = [path.relative_to(tree) for path in files]
+    return tuple(str(name) for name in names if not _same(tree / name, upstream / name))
+
+
+def _same(first: Path, second: Path) -> bool:
+    return second.is_file() and filecmp.cmp(first, second, shallow=False)
+
+
 def read_version(tree: Path) -> str | None:
     """Return upstream's release number (``0.6.0``) from its CMakeLists.txt, None before it."""
     parts = dict(_VERSION_PART.findall((tree / "CMakeLists.txt").read_text("utf-8", "replace")))
     names = ("MAJOR", "MINOR", "PATCH")
     return ".".join(parts[name] for name in names) if len(parts) == len(names) else None
-
-
-def licences(tree: Path) -> dict[str, bytes]:
-    """Return the licence texts of llama.cpp and what it vendors, by a flat file name."""
-    patterns = ("LICENSE*", "licenses/*", "vendor/*/LICENSE*", "vendor/*/COPYING*")
-    found = sorted(path for pattern in patterns for path in tree.glob(pattern) if path.is_file())
-    return {str(path.relative_to(tree)).replace("/", "-"): path.read_bytes() for path in found}
 
 
 def _history(tree: Path) -> tuple[int, str | None]:

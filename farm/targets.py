@@ -25,6 +25,8 @@ TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"
 
 _Row = TypeVar("_Row")
+_IMAGE_TOOLKIT: Final = re.compile(r"(?:^|/)cuda:(\d+\.\d+)(?:\.\d+)*-")
+"""The toolkit's version in the tag of NVIDIA's images, ``nvidia/cuda:12.4.1-devel-ubuntu22.04``."""
 _ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-real|-virtual)?")
 
 Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
@@ -102,14 +104,16 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     lines: dict[str, Line]
     sets: dict[str, _SetRow]
     groups: dict[str, tuple[str, ...]]
+    release: dict[str, tuple[str, ...]] = {}
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """Everything that can be asked for by name."""
+    """Everything that can be asked for by name; ``release`` is the sets of each line in one."""
 
     lines: dict[str, Line]
     sets: dict[str, ArchSet]
     groups: dict[str, tuple[str, ...]]
+    release: dict[str, tuple[str, ...]] = {}
 
     def line(self, name: str) -> Line:
         """Return the line called ``name``.
@@ -118,6 +122,36 @@ class Targets(msgspec.Struct, frozen=True):
             UsageError: there is none.
         """
         return _look_up("line", name, self.lines)
+
+    def line_of_image(self, image: str | None) -> Line:
+        """Return the line that a devel image is for, by its tag; the default without an image.
+
+        Raises:
+            UsageError: no line has the toolkit that the image's tag names.
+        """
+        version = _IMAGE_TOOLKIT.search(image or "")
+        if version is None:
+            return self.line(DEFAULT_LINE)
+        for line in self.lines.values():
+            if line.toolkit == version[1]:
+                return line
+        raise UsageError(
+            "LINE_OF_IMAGE_UNKNOWN",
+            f"{image} has CUDA {version[1]}, of which there is no line",
+            hint=f"there is {', '.join(self.lines)}; --line names one (invoke targets)",
+        )
+
+    def release_rows(self) -> tuple[dict[str, str], ...]:
+        """Return one row for each tarball of a release: ``line``, ``set``, and the verb for it."""
+        return tuple(
+            {
+                "line": line,
+                "set": name,
+                "verb": "build-cuda" if self.sets[name].archs else "build-cpu",
+            }
+            for line, names in self.release.items()
+            for name in names
+        )
 
     def resolve(self, name: str) -> tuple[ArchSet, ...]:
         """Return the sets that ``name`` (a set, or a group of sets) stands for.
@@ -144,6 +178,7 @@ def load(path: Path = TARGETS_FILE) -> Targets:
         lines={n: msgspec.structs.replace(line, name=n) for n, line in parsed.lines.items()},
         sets={n: ArchSet(n, row.archs, row.format) for n, row in parsed.sets.items()},
         groups=parsed.groups,
+        release=parsed.release,
     )
     _check_rows(targets, path.name)
     return targets
@@ -243,6 +278,17 @@ def _check_rows(targets: Targets, file: str) -> None:
             raise UsageError("TARGETS_INVALID", f"{file}: sets.{name}.format: not in {FORMATS}")
         _ = row.parsed
     for name, members in targets.groups.items():
-        unknown = [member for member in members if member not in targets.sets]
-        if unknown:
-            raise UsageError("TARGETS_INVALID", f"{file}: groups.{name}: no set {unknown[0]!r}")
+        _require_sets(targets, members, f"{file}: groups.{name}")
+    for name, members in targets.release.items():
+        where = f"{file}: release.{name}"
+        if name not in targets.lines:
+            raise UsageError("TARGETS_INVALID", f"{where}: there is no such line")
+        _require_sets(targets, members, where)
+        for member in members:
+            check_buildable(targets.lines[name], targets.sets[member])
+
+
+def _require_sets(targets: Targets, names: Iterable[str], where: str) -> None:
+    unknown = [name for name in names if name not in targets.sets]
+    if unknown:
+        raise UsageError("TARGETS_INVALID", f"{where}: no set {unknown[0]!r}")

@@ -16,7 +16,7 @@ import requests
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from farm import packages, pins, targets
+from farm import packages, pins, source, targets
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
 
@@ -28,6 +28,8 @@ SDIST: Final = re.compile(r".*\.tar\.gz")
 ANY_WHEEL: Final = re.compile(r".*-py3-none-any\.whl")
 LINUX_WHEEL: Final = re.compile(r".*-py3-none-manylinux\S*_x86_64\.whl")
 SEEN_REGISTRY: Final = "registry"
+_BUILD_IN_VERSION: Final = re.compile(r"\d{4}\.\d{1,2}\.(\d{4,6})")
+"""xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""
 
 
 def main(
@@ -35,16 +37,24 @@ def main(
     *,
     say: Callable[[str], None] = print,
     digest_of: Callable[[str], str] | None = None,
-) -> None:
+    newest: bool = False,
+    tags_of: Callable[[], tuple[int, ...]] = source.upstream_builds,
+) -> bool:
     """Look everything up again and write the file, if it changed; then read it back.
 
     Args:
         path: the file to write.
         say: takes one line for a person at a time.
         digest_of: an image's name → its digest; asks the registry when None.
+        newest: take the newest source archive, too, instead of the version in the file.
+        tags_of: gives the build numbers that llama.cpp's repository has tags for.
+
+    Returns:
+        Whether the file changed.
 
     Raises:
-        SourceError: the package index is out of reach or lacks a pinned version.
+        SourceError: the package index is out of reach or lacks a pinned version; or the newest
+            archive has a build number that llama.cpp's repository has no tag for.
         UsageError: the file is malformed.
     """
     try:
@@ -52,13 +62,18 @@ def main(
         document = tomlkit.parse(before)
     except (OSError, TOMLKitError) as error:
         raise UsageError("PINS_INVALID", f"{path.name}: {error}") from error
+    if newest:
+        _take_newest(document["source"], say, tags_of)
     _update_files(document)
+    if newest:
+        _read_source(document["source"])
     _update_images(document, say, digest_of or registry_digest)
     after = tomlkit.dumps(document)
     if after != before:
         path.write_text(after, "utf-8")
     pins.load(path)
     say(f"{path.name}: {'written' if after != before else 'unchanged'}")
+    return after != before
 
 
 def registry_digest(name: str) -> str:
@@ -73,6 +88,44 @@ def registry_digest(name: str) -> str:
     except requests.RequestException as error:  # docker's own errors are among them
         reason = getattr(error, "explanation", None) or error
         raise EngineError("REGISTRY_UNREACHABLE", f"its registry: {reason}") from error
+
+
+def _take_newest(
+    row: Any, say: Callable[[str], None], tags_of: Callable[[], tuple[int, ...]]
+) -> None:
+    """Name the newest archive on the index, if it is newer and its build is one of upstream's."""
+    with packages.session() as web:
+        files = packages.project_files(web, row["package"])
+    builds = {
+        int(match[1]): file.version
+        for file in files
+        if file.version and SDIST.fullmatch(file.filename) and not file.is_yanked
+        for match in [_BUILD_IN_VERSION.fullmatch(file.version)]
+        if match
+    }
+    newest = max(builds, default=0)
+    tags = tags_of()
+    say(f"llama.cpp: pinned b{row['build']}, newest archive b{newest}, newest tag b{max(tags)}")
+    if newest <= int(row["build"]):
+        return
+    if newest not in tags:
+        raise SourceError(
+            "BUILD_NOT_TAGGED",
+            f"{row['package']} {builds[newest]} says that it is llama.cpp b{newest}, which is no "
+            "tag of llama.cpp's repository",
+            hint="look at that package before anything is built from it",
+        )
+    row["version"], row["build"] = builds[newest], newest
+
+
+def _read_source(row: Any) -> None:
+    """Look into the archive: the index does not know upstream's release number."""
+    names = pins.SourcePin.__struct_fields__
+    pin = pins.SourcePin(**{name: row[name] for name in names if name in row})
+    told = source.read_version(source.from_archive(pin).tree)
+    if told is None:
+        raise SourceError("VERSION_UNKNOWN", f"{pin.filename}: tells no version of llama.cpp")
+    row["llama_version"] = told
 
 
 def _update_files(document: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ LineSink = Callable[[str], None]
 class Toolchain:
     """What compiled: goes into BUILD.json, never into a binary.
 
-    ``image`` and ``image_digest`` are None for the local engine.
+    ``image`` and ``image_digest`` are None for the local engine. ``programs`` are the sha256 of
+    what did the work, by name: ``cc1plus``, ``ld``, ``cicc`` and so on.
     """
 
     engine: str
@@ -30,6 +31,7 @@ class Toolchain:
     nvcc: str | None
     image: str | None = None
     image_digest: str | None = None
+    programs: dict[str, str] = field(default_factory=dict)
 
 
 class Workspace(Protocol):

@@ -24,9 +24,9 @@ from docker.errors import APIError, BuildError, DockerException, ImageNotFound, 
 from docker.utils import kwargs_from_env, parse_host
 from docker.utils.socket import frames_iter
 
-from farm import PROJECT_ROOT, recipe
+from farm import recipe
 from farm.errors import EngineError
-from farm.images import ImageFacts
+from farm.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.plan import CONTAINER_LAYOUT, BuildPlan, Layout
 
 if TYPE_CHECKING:
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
     from farm.engines.base import LineSink
 
-BUILDER_DOCKERFILE: Final = PROJECT_ROOT / "build" / "images" / "builder.Dockerfile"
 CACHE_VOLUME: Final = "llama-farm-ccache"
 CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
 LABEL: Final = "llama-farm"

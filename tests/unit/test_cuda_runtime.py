@@ -289,7 +289,8 @@ def test_a_release_lists_it_after_its_servers(released: Path, server: Path) -> N
     assert [one["name"] for one in tree["artifacts"]] == [server.name, NAME]
     assert [one.get("kind") for one in tree["artifacts"]] == [None, "cuda-runtime"]
     assert "provides" not in tree["artifacts"][0]
-    assert tree["artifacts"][0]["sbom"] is None
+    for one in tree["artifacts"]:
+        assert one["sbom"]["url"] == f"{one['name']}.cdx.json"
     assert tree["source"]["build"] == 11549
     jsonschema.validate(tree, json.loads((released / "manifest.schema.json").read_bytes()))
     assert schema.dump(schema.parse(data)) == data

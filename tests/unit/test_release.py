@@ -6,17 +6,22 @@ import hashlib
 import json
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jsonschema
 import msgspec
 import pytest
+import vendored
 
-from farm import build_record, release, source, targets
+from farm import build_record, parts, release, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError, InspectError, PackError, UsageError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
 from llama_loader import manifest as schema
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
@@ -33,17 +38,20 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A kept tree, as `invoke build-cpu` leaves it."""
     folder = tmp_path_factory.mktemp("tree")
     table = targets.load()
-    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(TINY))
+    llama = vendored.add(Path(shutil.copytree(TINY, folder / "llama.cpp")))
+    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(llama))
+    survey = parts.survey(llama, version="0.6.1")
     with (
         pytest.MonkeyPatch.context() as patch,
     ):
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         with execute(plan, LocalEngine(), logs=folder, reporter=Silent()) as built:
             shutil.copytree(built.folder, folder / "bin", symlinks=True)
-            record = build_record.of(plan, built.toolchain)
+            record = build_record.of(plan, built.toolchain, parts=survey.parts)
     (folder / "BUILD.json").write_bytes(build_record.encode(record))
     (folder / "licenses").mkdir()
-    (folder / "licenses" / "LICENSE").write_bytes((TINY / "LICENSE").read_bytes())
+    for name, text in survey.texts.items():
+        (folder / "licenses" / name).write_bytes(text)
     return folder
 
 
@@ -77,7 +85,10 @@ def test_the_manifest_is_what_its_schema_and_its_reader_say(released: Path) -> N
         jsonschema.validate(broken, published)
 
 
-def test_sums_are_those_of_sha256sum(released: Path) -> None:
+def test_sums_are_those_of_sha256sum_and_name_everything(released: Path) -> None:
+    text = (released / "SHA256SUMS").read_text("utf-8")
+    named = {line.partition("  ")[2] for line in text.splitlines()}
+    assert named == {path.name for path in released.iterdir()} - {"SHA256SUMS"}
     for line in (released / "SHA256SUMS").read_text("utf-8").splitlines():
         digest, _, name = line.partition("  ")
         assert hashlib.sha256((released / name).read_bytes()).hexdigest() == digest
@@ -92,6 +103,102 @@ def test_packing_twice_gives_the_same_bytes_in_both_formats(tree: Path, tmp_path
 
 def test_verify_accepts_what_write_wrote(released: Path) -> None:
     assert release.verify(released) == (NAME,)
+
+
+def test_the_record_has_every_flag_and_the_digest_of_every_program(tree: Path) -> None:
+    record = build_record.decode((tree / "BUILD.json").read_bytes(), what="test")
+    configure, compile_ = record.commands
+    assert {f"-D{name}={value}" for name, value in record.defines.items()} < set(configure)
+    assert "-DCMAKE_C_FLAGS=-ffile-prefix-map=/source=llama.cpp" in " ".join(configure)
+    assert compile_[-2:] == ("llama-server", "llama-cli")
+    assert record.environment["SOURCE_DATE_EPOCH"] == "1577836800"
+    assert str(tree) not in (tree / "BUILD.json").read_text()
+    compiler = shutil.which("g++")
+    assert compiler is not None
+    digest = hashlib.sha256(Path(compiler).read_bytes()).hexdigest()
+    assert record.toolchain.programs["g++"] == digest
+    assert {"cc1plus", "as", "ld", "cmake", "ninja"} < record.toolchain.programs.keys()
+
+
+def test_a_manifest_may_be_written_again_without_a_changed_sbom(released: Path) -> None:
+    before = (released / f"{NAME}.cdx.json").read_bytes()
+    release.write(released, serial=9)
+    assert (released / f"{NAME}.cdx.json").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("damage", "code", "named"),
+    [
+        (lambda text: text.replace('"0.60.1"', '"0.60.2"'), "RELEASE_MISMATCH", "the file"),
+        (lambda _: "{", "RELEASE_MISMATCH", "the file"),
+        (None, "RELEASE_MISMATCH", "No such file"),
+    ],
+)
+def test_verify_refuses_a_changed_sbom(
+    released: Path, damage: Callable[[str], str] | None, code: str, named: str
+) -> None:
+    document = released / f"{NAME}.cdx.json"
+    if damage:
+        document.write_text(damage(document.read_text()))
+    else:
+        document.unlink()
+    with pytest.raises(PackError, match=named) as refused:
+        release.verify(released)
+    assert refused.value.code == code
+
+
+def test_verify_refuses_an_sbom_that_is_listed_but_says_something_else(released: Path) -> None:
+    document = released / f"{NAME}.cdx.json"
+    lying = document.read_text().replace('"0.60.1"', '"0.60.2"')
+    document.write_text(lying)
+    manifest = json.loads((released / "manifest.json").read_bytes())
+    manifest["artifacts"][0]["sbom"]["sha256"] = hashlib.sha256(lying.encode()).hexdigest()
+    (released / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackError, match="does not say what the tarball holds"):
+        release.verify(released)
+
+
+def test_verify_refuses_a_release_without_an_sbom(released: Path) -> None:
+    manifest = json.loads((released / "manifest.json").read_bytes())
+    manifest["artifacts"][0]["sbom"] = None
+    (released / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackError, match="has no SBOM") as refused:
+        release.verify(released)
+    assert refused.value.code == "SBOM_MISSING"
+
+
+def test_verify_refuses_another_source_than_the_manifest_names(released: Path) -> None:
+    manifest = json.loads((released / "manifest.json").read_bytes())
+    manifest["source"]["origin"] = "somewhere"
+    (released / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(PackError, match="not the manifest's source"):
+        release.verify(released)
+
+
+@pytest.mark.parametrize("missing", ["LICENSE", "vendor-stb-stb_image.h.txt"])
+def test_verify_refuses_a_tarball_that_lacks_a_licence(
+    tree: Path, tmp_path: Path, missing: str
+) -> None:
+    lacking = changed(tree, tmp_path / "lacking")
+    (lacking / "licenses" / missing).unlink()
+    out = tmp_path / "out"
+    release.pack_tree(lacking, out, "tar.zst")
+    release.write(out)
+    with pytest.raises(PackError, match=r"stb \(vendor/stb\)|llama.cpp \(\.\)") as refused:
+        release.verify(out)
+    assert refused.value.code == "LICENCE_MISSING"
+
+
+def test_a_tarball_from_before_parts_were_recorded_is_accepted_and_said(
+    tree: Path, tmp_path: Path
+) -> None:
+    old = changed(tree, tmp_path / "old", parts=None)
+    out = tmp_path / "out"
+    release.pack_tree(old, out, "tar.zst")
+    release.write(out)
+    said: list[str] = []
+    release.verify(out, said.append)
+    assert [line.partition(":")[0] for line in said] == ["note[PARTS_UNKNOWN]"]
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,19 @@ def test_a_commit_is_a_ref_too_and_a_new_one_is_fetched(upstream: Path) -> None:
     assert source.from_ref("master", remote=remote).build == 4
 
 
+def test_the_tags_of_a_repository_are_its_builds_in_order(upstream: Path) -> None:
+    for tag in ("b10", "b3", "b3-rc", "v1.0"):
+        git(upstream, "tag", tag)
+    assert source.upstream_builds(f"file://{upstream}") == (2, 3, 10)
+
+
+def test_a_repository_without_such_tags_is_not_taken_for_one(upstream: Path) -> None:
+    git(upstream, "tag", "--delete", "b2")
+    with pytest.raises(SourceError) as failed:
+        source.upstream_builds(f"file://{upstream}")
+    assert failed.value.code == "TAGS_MISSING"
+
+
 def test_an_unknown_ref_is_a_usage_error(upstream: Path) -> None:
     with pytest.raises(UsageError, match="no tag, branch or commit 'b99'") as refused:
         source.from_ref("b99", remote=f"file://{upstream}")
@@ -97,7 +110,3 @@ def test_a_shallow_history_gives_no_wrong_build_number(upstream: Path, tmp_path:
 def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:
     found = source.from_folder(Path(shutil.copytree(TINY, tmp_path / "plain")))
     assert (found.build, found.commit, found.version) == (0, None, "0.6.1")
-
-
-def test_licences_come_with_the_tree() -> None:
-    assert list(source.licences(TINY)) == ["LICENSE"]

@@ -131,3 +131,45 @@ def test_a_malformed_table_is_refused_naming_the_place(
     file.write_text("\n".join([*absent, text]), "utf-8")
     with pytest.raises(UsageError, match=named):
         targets.load(file)
+
+
+@pytest.mark.parametrize(
+    ("image", "line"),
+    [
+        ("nvidia/cuda:12.4.1-devel-ubuntu22.04", "cu124"),
+        ("registry.example:5000/nvidia/cuda:12.8.1-devel-ubuntu22.04", "cu128"),
+        ("nvidia/cuda:13.0.2-devel-ubuntu22.04", "cu130"),
+        ("llama-farm-base:bookworm-cu130", targets.DEFAULT_LINE),
+        (None, targets.DEFAULT_LINE),
+    ],
+)
+def test_an_image_s_tag_says_its_line(image: str | None, line: str) -> None:
+    assert TABLE.line_of_image(image).name == line
+
+
+def test_every_line_s_own_image_is_of_that_line() -> None:
+    for line in TABLE.lines.values():
+        assert not line.is_cuda or TABLE.line_of_image(line.image) is line
+
+
+def test_a_release_holds_zerogpu_for_cuda_12_and_13_and_every_architecture_once() -> None:
+    assert set(TABLE.groups["zerogpu"]) <= set(TABLE.release["cu128"])
+    assert set(TABLE.groups["zerogpu"]) <= set(TABLE.release["cu130"])
+    single = {name for name in TABLE.sets if name.startswith("sm")}
+    assert single == {n for names in TABLE.release.values() for n in names if n != "cpu"}
+
+
+@pytest.mark.parametrize(
+    ("row", "named"),
+    [
+        ('cu99 = ["sm90"]', "release.cu99"),
+        ('cu128 = ["sm91"]', "'sm91'"),
+        ('cu124 = ["sm120"]', "120"),
+    ],
+)
+def test_a_release_that_cannot_be_built_is_refused(tmp_path: Path, row: str, named: str) -> None:
+    file = tmp_path / "targets.toml"
+    text = targets.TARGETS_FILE.read_text("utf-8").partition("[release]")[0]
+    file.write_text(f"{text}[release]\n{row}\n", "utf-8")
+    with pytest.raises(UsageError, match=named):
+        targets.load(file)

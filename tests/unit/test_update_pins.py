@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import sys
+import tarfile
 import zipfile
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -155,6 +157,68 @@ def test_a_malformed_file_is_a_usage_error(file: Path) -> None:
     file.write_text("[source", "utf-8")
     with pytest.raises(UsageError, match=r"pins\.toml"):
         update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+
+
+def sdist(version: str) -> bytes:
+    """A source archive whose llama.cpp says what it is."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w:gz") as tar:
+        for name, text in {
+            "CMakeLists.txt": "".join(
+                f"set(LLAMA_VERSION_{part} {number})\n"
+                for part, number in zip(
+                    ("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True
+                )
+            ),
+        }.items():
+            member = tarfile.TarInfo(f"llama-1/src/{name}")
+            member.size = len(text)
+            tar.addfile(member, io.BytesIO(text.encode()))
+    return packed.getvalue()
+
+
+def test_the_newest_archive_is_taken_with_its_build_and_version(
+    file: Path, index: PackageIndex
+) -> None:
+    for version, inside in (("2026.11.11600", "0.7.0"), ("2026.10.11549", "0.6.0")):
+        index.add("llama", f"llama-{version}.tar.gz", sdist(inside))
+    said: list[str] = []
+    changed = update_pins.main(
+        file,
+        say=said.append,
+        digest_of=unreachable,
+        newest=True,
+        tags_of=lambda: (11549, 11600, 11611),
+    )
+    assert changed
+    source = pins.load(file).source
+    assert (source.version, source.build, source.llama_version) == ("2026.11.11600", 11600, "0.7.0")
+    assert said[0] == "llama.cpp: pinned b1, newest archive b11600, newest tag b11611"
+
+
+def test_an_archive_of_no_tag_of_upstream_s_is_refused(file: Path, index: PackageIndex) -> None:
+    index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
+    before = file.read_bytes()
+    with pytest.raises(SourceError, match="b11600, which is no tag") as refused:
+        update_pins.main(
+            file, say=lambda _: None, digest_of=unreachable, newest=True, tags_of=lambda: (11611,)
+        )
+    assert refused.value.code == "BUILD_NOT_TAGGED"
+    assert file.read_bytes() == before
+
+
+def test_without_a_newer_archive_the_pin_stays(file: Path, index: PackageIndex) -> None:
+    index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
+
+    def update() -> bool:
+        return update_pins.main(
+            file, say=lambda _: None, digest_of=unreachable, newest=True, tags_of=lambda: (11600,)
+        )
+
+    assert update()
+    before = file.read_bytes()
+    assert not update()
+    assert file.read_bytes() == before
 
 
 @contextmanager

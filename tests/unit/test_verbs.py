@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -9,11 +10,14 @@ from pathlib import Path
 
 import pytest
 
+from farm import targets
+
 PROJECT = Path(__file__).parent.parent.parent
 VERBS = (
     "base-image",
     "build-cpu",
     "build-cuda",
+    "compiler-cache",
     "cuda-runtime",
     "demo",
     "deploy-space",
@@ -25,6 +29,7 @@ VERBS = (
     "publish",
     "rollback",
     "serve-release",
+    "smoke",
     "status",
     "targets",
     "update-pins",
@@ -66,11 +71,18 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("publish --to s3:bucket", "DESTINATION_INVALID", "hf:OWNER/REPO"),
         ("publish", "OPTION_MISSING", "--to"),
         ("promote b1-1 --to x", "NAME_INVALID", "channel"),
-        ("promote --channel stable --to x", "NAME_INVALID", "release"),
+        ("promote ../x --channel stable --to x", "NAME_INVALID", "release"),
         ("rollback --channel ../x --to y", "NAME_INVALID", "'../x'"),
         ("pin-space", "OPTIONS_INVALID", "--manifest"),
         ("pin-space --manifest http://example.org/m.json", "MANIFEST_URL_INVALID", "https"),
         ("deploy-space --to nobody", "SPACE_INVALID", "OWNER/NAME"),
+        ("build-cuda --arch-set zerogpu --copy x.tar.gz", "COPY_OF_SEVERAL", "2 are asked"),
+        (
+            "build-cuda --image nvidia/cuda:11.8.0-devel-x --archs 90",
+            "LINE_OF_IMAGE_UNKNOWN",
+            "11.8",
+        ),
+        ("build-cuda --image nvidia/cuda:12.4.1-devel-x --archs 120", "ARCH_NOT_IN_LINE", "cu124"),
         ("build-cpu --jobs 0", "NUMBER_INVALID", "--jobs"),
         ("build-cpu --jobs many", "NUMBER_INVALID", "'many'"),
         ("build-cpu --format zip", "FORMAT_UNKNOWN", "tar.zst"),
@@ -85,6 +97,11 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("demo --arch-set nope", "ARCH_SET_UNKNOWN", "sm90"),
         ("build-cpu --source nowhere", "SOURCE_NOT_LLAMA_CPP", "nowhere"),
         ("verify --folder nowhere", "RELEASE_MISSING", "nowhere"),
+        ("verify nowhere/manifest.json", "RELEASE_MISSING", "nowhere"),
+        ("verify http://192.0.2.1/", "RELEASE_URL_UNSAFE", "https"),
+        ("smoke nowhere", "RELEASE_MISSING", "nowhere"),
+        ("compiler-cache --load nowhere", "CACHE_MISSING", "nowhere"),
+        ("update-pins --propose", "VARIABLE_MISSING", "GITHUB_REPOSITORY"),
         ("status --folder nowhere", "RELEASE_MISSING", "nowhere"),
         ("manifest --out tests", "RELEASE_EMPTY", "tests"),
         ("manifest --serial -1", "NUMBER_INVALID", "--serial"),
@@ -105,3 +122,15 @@ def test_the_table_of_targets_names_every_line_and_set() -> None:
     shown = invoke("targets").stdout
     for word in ("cu124", "cu128", "cu130", "sm120", "80;86;89;90", "zerogpu"):
         assert word in shown
+
+
+def test_the_matrix_of_a_release_is_one_line_of_json_that_the_table_makes() -> None:
+    told = invoke("targets", "--json").stdout
+    assert told.count("\n") == 1
+    rows = json.loads(told)["include"]
+    assert {"line": "cpu", "set": "cpu", "verb": "build-cpu"} in rows
+    assert {"line": "cu128", "set": "sm120", "verb": "build-cuda"} in rows
+    table = targets.load()
+    assert [(row["line"], row["set"]) for row in rows] == [
+        (line, name) for line, names in table.release.items() for name in names
+    ]

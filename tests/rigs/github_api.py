@@ -1,0 +1,127 @@
+"""The part of GitHub's REST API that proposes a file, over real HTTP on loopback."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qs, urlsplit
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+TOKEN = "t0ken"
+
+
+@dataclass
+class GitHub:
+    """One repository, ``owner/name``; ``branches`` are the files of each.
+
+    Attributes:
+        refuse: method and path that are answered with 403, to stop half-way.
+        calls: method and path of every request, in order.
+    """
+
+    branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
+    pulls: list[dict[str, str]] = field(default_factory=list)
+    calls: list[str] = field(default_factory=list)
+    refuse: str = ""
+    url: str = ""
+
+    def answer(self, method: str, target: str, body: dict[str, Any]) -> tuple[int, Any]:
+        parts = urlsplit(target)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        path = parts.path.removeprefix("/repos/owner/name")
+        self.calls.append(f"{method} {path}")
+        if self.refuse == f"{method} {path}":
+            return 403, {"message": "Resource not accessible by integration"}
+        if path.startswith("/contents/"):
+            return self._contents(method, path.removeprefix("/contents/"), query, body)
+        calls = {
+            "GET ": lambda: (200, {"default_branch": "main"}),
+            "GET /git/ref/heads/main": lambda: (200, {"object": {"sha": "5" * 40}}),
+            "GET /git/matching-refs": lambda: (200, self._refs(parts.path.rpartition("/")[2])),
+            "POST /git/refs": lambda: self._branch(body["ref"].removeprefix("refs/heads/")),
+            "GET /pulls": lambda: (200, self._pulls_of(query["head"].partition(":")[2])),
+            "POST /pulls": lambda: self._pull(body),
+        }
+        path = path if not path.startswith("/git/matching-refs/") else "/git/matching-refs"
+        return calls.get(f"{method} {path}", lambda: (404, {"message": "Not Found"}))()
+
+    def _refs(self, prefix: str) -> list[dict[str, str]]:
+        return [{"ref": f"refs/heads/{name}"} for name in self.branches if name.startswith(prefix)]
+
+    def _branch(self, name: str) -> tuple[int, Any]:
+        if name in self.branches:
+            return 422, {"message": "Reference already exists"}
+        self.branches[name] = dict(self.branches["main"])
+        return 201, {"ref": name}
+
+    def _pulls_of(self, head: str) -> list[dict[str, str]]:
+        return [one for one in self.pulls if one["head"] == head]
+
+    def _pull(self, body: dict[str, str]) -> tuple[int, Any]:
+        self.pulls.append({**body, "html_url": f"https://github.test/pull/{len(self.pulls) + 1}"})
+        return 201, self.pulls[-1]
+
+    def _contents(
+        self, method: str, name: str, query: dict[str, str], body: dict[str, Any]
+    ) -> tuple[int, Any]:
+        files = self.branches[query.get("ref") or body["branch"]]
+        there = files.get(name)
+        sha = hashlib.sha1(there or b"", usedforsecurity=False).hexdigest()
+        if method == "GET":
+            if there is None:
+                return 404, {"message": "Not Found"}
+            # as GitHub does it, with a line break every 60 characters
+            text = base64.b64encode(there).decode()
+            lines = "\n".join(text[at : at + 60] for at in range(0, len(text), 60))
+            return 200, {"sha": sha, "content": lines}
+        if there is not None and body.get("sha") != sha:
+            return 409, {"message": f"{name} does not match {sha}"}
+        files[name] = base64.b64decode(body["content"])
+        return 200, {"commit": {"message": body["message"]}}
+
+    @contextmanager
+    def serve(self) -> Iterator[GitHub]:
+        """Serve until the context is left."""
+        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        server.daemon_threads = True
+        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        try:
+            yield self
+        finally:
+            server.shutdown()
+            thread.join()
+            server.server_close()
+
+
+def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
+    class Handler(BaseHTTPRequestHandler):
+        def _answer(self) -> None:
+            length = int(self.headers.get("Content-Length") or 0)
+            body = json.loads(self.rfile.read(length) or b"{}")
+            if self.headers.get("Authorization") == f"Bearer {TOKEN}":
+                status, told = github.answer(self.command, self.path, body)
+            else:
+                status, told = 401, {"message": "Bad credentials"}
+            data = json.dumps(told).encode()
+            self.send_response(status)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the server calls them so
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    return Handler

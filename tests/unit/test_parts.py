@@ -1,0 +1,128 @@
+"""What a source tree is made of: names, versions, licences and digests, read from the tree."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+import vendored
+
+from farm import licence_text, parts
+
+TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return vendored.add(Path(shutil.copytree(TINY, tmp_path / "tree")))
+
+
+def by_path(tree: Path) -> dict[str, parts.Part]:
+    return {part.path: part for part in parts.survey(tree, version="0.6.1").parts}
+
+
+@pytest.mark.parametrize(
+    ("path", "name", "version", "licence"),
+    [
+        (".", "llama.cpp", "0.6.1", "MIT"),
+        ("vendor/cpp-httplib", "cpp-httplib", "0.60.1", "MIT"),
+        ("vendor/hash/xxhash", "xxhash", "0.8.3", "BSD-2-Clause"),
+        ("vendor/hash/sha1", "sha1", None, "LicenseRef-public-domain"),
+        ("vendor/stb", "stb", "2.30", "MIT OR Unlicense"),
+        ("vendor/nlohmann", "nlohmann", "3.12.0", "MIT"),
+        ("vendor/sheredom", "subprocess.h", vendored.COMMIT, "Unlicense"),
+        ("common/base64.hpp", "base64.hpp", None, "Unlicense"),
+    ],
+)
+def test_each_part_is_read_from_where_the_tree_says_it(
+    tree: Path, path: str, name: str, version: str | None, licence: str
+) -> None:
+    part = by_path(tree)[path]
+    assert (part.name, part.version, part.licence) == (name, version, licence)
+
+
+def test_nothing_else_is_a_part(tree: Path) -> None:
+    assert len(by_path(tree)) == 8
+
+
+def test_every_part_has_its_licence_s_text(tree: Path) -> None:
+    found = parts.survey(tree)
+    for part in found.parts:
+        assert part.licence_files, part.path
+        for name in part.licence_files:
+            assert licence_text.identify(found.texts[name].decode()), name
+    assert "json" in found.texts["licenses-LICENSE-jsonhpp"].decode()
+
+
+def test_a_text_in_comments_is_given_whole_and_without_its_marks(tree: Path) -> None:
+    text = parts.survey(tree).texts["vendor-stb-stb_image.h.txt"].decode()
+    assert vendored.MIT.format(author="stb") in text
+    assert vendored.UNLICENSE in text
+    assert "*/" not in text
+
+
+def test_a_part_without_a_licence_has_none_and_no_text(tree: Path) -> None:
+    (tree / "vendor/cpp-httplib/LICENSE").unlink()
+    part = by_path(tree)["vendor/cpp-httplib"]
+    assert (part.licence, part.licence_files) == (None, ())
+
+
+def test_the_digest_is_that_of_what_sha256sum_prints(tree: Path) -> None:
+    names = sorted(path.name for path in (tree / "vendor/cpp-httplib").iterdir())
+    lines = subprocess.run(
+        ["sha256sum", *(f"vendor/cpp-httplib/{name}" for name in names)],
+        cwd=tree,
+        capture_output=True,
+        check=True,
+    ).stdout
+    assert by_path(tree)["vendor/cpp-httplib"].sha256 == hashlib.sha256(lines).hexdigest()
+
+
+def test_one_changed_byte_changes_the_part_s_and_the_tree_s_digest_only(tree: Path) -> None:
+    before = by_path(tree)
+    header = tree / "vendor/nlohmann/json.hpp"
+    header.write_text(header.read_text() + " ")
+    after = by_path(tree)
+    changed = {path for path in before if before[path].sha256 != after[path].sha256}
+    assert changed == {".", "vendor/nlohmann"}
+
+
+def test_a_link_counts_by_where_it_leads(tree: Path) -> None:
+    before = by_path(tree)["."].sha256
+    (tree / "link").symlink_to("LICENSE")
+    first = by_path(tree)["."].sha256
+    (tree / "link").unlink()
+    (tree / "link").symlink_to("vendor/cpp-httplib/LICENSE")
+    assert len({before, first, by_path(tree)["."].sha256}) == 3
+
+
+def test_git_s_own_files_are_no_part_of_the_source(tree: Path) -> None:
+    before = by_path(tree)["."].sha256
+    (tree / ".git").mkdir()
+    (tree / ".git" / "HEAD").write_text("ref: refs/heads/master")
+    assert by_path(tree)["."].sha256 == before
+
+
+@pytest.mark.parametrize(
+    ("text", "licence"),
+    [
+        (vendored.MIT, "MIT"),
+        (vendored.UNLICENSE, "Unlicense"),
+        ("2010-06-11 : Igor Pavlov : Public domain", "LicenseRef-public-domain"),
+        ("Apache License\nVersion 2.0, January 2004", "Apache-2.0"),
+        (
+            "Redistributions in binary form must reproduce the above\nNeither the name of",
+            "BSD-3-Clause",
+        ),
+        (vendored.MIT.partition("The above")[0], "MIT-0"),
+        ("All rights reserved.", None),
+        ("", None),
+    ],
+)
+def test_a_text_is_the_licence_whose_words_it_has(text: str, licence: str | None) -> None:
+    assert licence_text.identify(text) == licence
+    commented = "".join(f"// {line}\n" for line in text.splitlines())
+    assert licence_text.identify(commented) == licence

@@ -1,0 +1,76 @@
+"""Which image is pulled for a request, and which compiler is accepted."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm import pins, pipeline, source, targets
+from farm.errors import BuildError
+from farm.pipeline import BuildRequest
+from farm.plan import BuildPlan
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TABLE = targets.load()
+IMAGE = "nvidia/cuda:12.4.1-devel-ubuntu22.04"
+
+
+class Notes:
+    """Takes what is said."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def reference(image: str | None, line: str = "cu124") -> tuple[str, list[str]]:
+    notes = Notes()
+    request = BuildRequest(image=image)
+    found = pipeline._reference(request, TABLE.line(line), notes)  # type: ignore[arg-type]
+    return found, notes.lines
+
+
+def test_a_pinned_image_that_is_named_by_its_tag_is_pulled_by_its_digest() -> None:
+    pinned = pins.load().image(IMAGE).reference
+    assert "@sha256:" in pinned
+    assert reference(IMAGE) == (pinned, [])
+    assert reference(None) == (pinned, [])
+
+
+def test_an_image_without_a_pin_is_taken_as_it_is_named_and_said() -> None:
+    found, said = reference("nvidia/cuda:12.4.0-devel-ubuntu22.04")
+    assert found == "nvidia/cuda:12.4.0-devel-ubuntu22.04"
+    assert [line.partition(":")[0] for line in said] == ["note[IMAGE_NOT_PINNED]"]
+    digest = f"own/image@sha256:{'0' * 64}"
+    assert reference(digest) == (digest, [])
+
+
+def plan(line: str, tree: Path) -> BuildPlan:
+    llama = source.Source(tree, None, 1, None, "x", None)
+    return BuildPlan(TABLE.sets["cpu" if line == "cpu" else "sm90"], TABLE.line(line), llama)
+
+
+@pytest.mark.parametrize(
+    ("line", "nvcc"),
+    [
+        ("cu124", "NVIDIA 12.4.131"),
+        ("cu130", "NVIDIA 13.0.88 with host compiler GNU 12.2.0"),
+        ("cpu", None),
+    ],
+)
+def test_a_compiler_of_the_line_is_accepted(line: str, nvcc: str | None, tmp_path: Path) -> None:
+    pipeline._check_nvcc(plan(line, tmp_path), nvcc)
+
+
+@pytest.mark.parametrize(
+    "nvcc", ["NVIDIA 12.6.20 with host compiler GNU 12.4.0", "NVIDIA 12.40.1", None]
+)
+def test_a_compiler_of_another_toolkit_is_refused(nvcc: str | None, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"line cu124 is CUDA 12\.4") as refused:
+        pipeline._check_nvcc(plan("cu124", tmp_path), nvcc)
+    assert refused.value.code == "TOOLKIT_NOT_OF_LINE"

@@ -1,0 +1,121 @@
+"""A changed file becomes a pull request; run again, it completes what was begun."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+from github_api import TOKEN, GitHub
+
+from farm import pins, pull_request, source
+from farm.errors import FarmError, UsageError
+from farm.publish.github_api import Api
+from farm.pull_request import propose_pins
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+PINS = "build/pins.toml"
+BRANCH = f"llama.cpp-b{pins.load().source.build}"
+
+
+@pytest.fixture
+def github(monkeypatch: pytest.MonkeyPatch) -> Iterator[GitHub]:
+    with GitHub().serve() as served:
+        monkeypatch.setenv("GITHUB_API_URL", served.url)
+        monkeypatch.setenv("GITHUB_TOKEN", TOKEN)
+        served.branches["main"][PINS] = b"the pins of before"
+        yield served
+
+
+@pytest.fixture(autouse=True)
+def trees(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """The archive's tree and the tag's, in place of what is fetched for them."""
+    found = {name: tmp_path / name for name in ("archive", "tag")}
+    for tree in found.values():
+        (tree / "src").mkdir(parents=True)
+        (tree / "src" / "llama.cpp").write_text("int main;")
+
+    def of(name: str) -> Callable[..., source.Source]:
+        return lambda *_, **__: source.Source(found[name], None, 1, "c" * 40, "x", None)
+
+    monkeypatch.setattr(source, "from_archive", of("archive"))
+    monkeypatch.setattr(source, "from_ref", of("tag"))
+    return found
+
+
+def test_what_is_not_as_upstream_has_it_stands_in_the_text(
+    github: GitHub, trees: dict[str, Path]
+) -> None:
+    (trees["archive"] / "src" / "llama.cpp").write_text("int evil;")
+    (trees["archive"] / "new.cpp").write_text("")
+    (trees["tag"] / "left_out.cpp").write_text("")
+    propose(github)
+    text = github.pulls[0]["body"]
+    assert text.endswith(
+        "2 files of the archive are not as there.\n\n- `new.cpp`\n- `src/llama.cpp`"
+    )
+
+
+def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path]) -> None:
+    for number in range(pull_request._SHOWN + 3):
+        (trees["archive"] / f"{number}.cpp").write_text("")
+    propose(github)
+    assert github.pulls[0]["body"].endswith("- and 3 more")
+
+
+def propose(github: GitHub) -> tuple[str, str]:
+    del github  # it is found by its address
+    return propose_pins("owner/name", Api("owner/name", sleep=lambda _: None))
+
+
+def test_the_pins_are_proposed_on_a_branch_of_their_own(github: GitHub) -> None:
+    assert propose(github) == (BRANCH, "https://github.test/pull/1")
+    assert github.branches[BRANCH][PINS] == pins.PINS_FILE.read_bytes()
+    assert github.branches["main"][PINS] == b"the pins of before"
+    (pull,) = github.pulls
+    assert (pull["base"], pull["head"]) == ("main", BRANCH)
+    assert pins.load().source.sha256 in pull["body"]
+
+
+def test_a_second_run_makes_no_second_commit_and_no_second_pull_request(github: GitHub) -> None:
+    first = propose(github)
+    github.calls.clear()
+    assert propose(github) == first
+    assert [call for call in github.calls if not call.startswith("GET")] == []
+
+
+@pytest.mark.parametrize("stopped", ["POST /git/refs", f"PUT /contents/{PINS}", "POST /pulls"])
+def test_what_was_stopped_half_way_is_completed_by_the_next_run(
+    github: GitHub, stopped: str
+) -> None:
+    github.refuse = stopped
+    with pytest.raises(FarmError, match="not accessible") as refused:
+        propose(github)
+    assert refused.value.code == "GITHUB_REFUSED"
+    github.refuse = ""
+    assert propose(github) == (BRANCH, "https://github.test/pull/1")
+    assert len(github.pulls) == 1
+
+
+def test_a_wrong_token_is_refused_and_never_shown(
+    github: GitHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
+    with pytest.raises(FarmError, match="401: Bad credentials") as refused:
+        propose(github)
+    assert "s3cret" not in refused.value.render()
+
+
+def test_another_branch_that_begins_alike_is_not_taken_for_it(github: GitHub) -> None:
+    github.branches[f"{BRANCH}0"] = {}
+    propose(github)
+    assert github.branches[BRANCH][PINS] == pins.PINS_FILE.read_bytes()
+    assert github.branches[f"{BRANCH}0"] == {}
+
+
+def test_a_runner_without_a_repository_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    with pytest.raises(UsageError, match="GITHUB_REPOSITORY"):
+        pull_request.repository()

@@ -1,0 +1,179 @@
+"""A release by its folder, its manifest or its URL; what is fetched is bounded and checked."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from fault_server import FaultServer
+from releases import artifact, manifest
+
+from farm import release
+from farm.errors import FarmError
+from farm.remote_release import opened
+from farm.serve import ReleaseServer
+from llama_loader import manifest as schema
+from llama_loader.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+TARBALL = b"a tarball, as far as fetching is concerned"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A release folder, complete in names and sizes."""
+    place = tmp_path / "dist"
+    place.mkdir()
+    plain = artifact("cu128", "sm90", "90", size=len(TARBALL))
+    listed = msgspec.structs.replace(
+        plain,
+        urls=(plain.name,),
+        sbom=schema.Sbom(url=f"{plain.name}.cdx.json", sha256="0" * 64),
+    )
+    (place / "manifest.json").write_bytes(schema.dump(manifest(listed)))
+    (place / listed.name).write_bytes(TARBALL)
+    (place / f"{listed.name}.cdx.json").write_text("{}")
+    (place / "SHA256SUMS").write_text("")
+    (place / "manifest.schema.json").write_text("{}")
+    return place
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def test_a_url_gives_everything_that_the_manifest_names_and_leaves_nothing(folder: Path) -> None:
+    with ReleaseServer(folder) as server:
+        for url in (server.url, f"{server.url}manifest.json"):
+            with opened(url) as found:
+                assert names(found) == names(folder)
+                for name in names(folder):
+                    assert (found / name).read_bytes() == (folder / name).read_bytes()
+            assert not found.exists()
+
+
+def test_a_manifest_on_the_hub_is_read_from_its_repository(folder: Path, tmp_path: Path) -> None:
+    hub = tmp_path / "hub" / "owner" / "repo" / "resolve" / "b11549-1"
+    hub.parent.mkdir(parents=True)
+    folder.rename(hub)
+    with ReleaseServer(tmp_path / "hub") as server:
+        # huggingface_hub reads its endpoint once, when it is imported: so in another process.
+        done = subprocess.run(
+            [sys.executable, "-c", READ, "hf://owner/repo@b11549-1/manifest.json"],
+            env={**os.environ, "HF_ENDPOINT": server.url.rstrip("/")},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.stdout.split() == sorted(names(hub)), done.stderr
+
+
+READ = """
+import sys
+from farm.remote_release import opened
+with opened(sys.argv[1]) as folder:
+    print(*sorted(path.name for path in folder.iterdir()))
+"""
+
+
+def test_a_folder_is_taken_by_any_of_its_names(folder: Path) -> None:
+    for name in (str(folder), f"{folder}/manifest.json", folder.as_uri(), f"{folder.as_uri()}/"):
+        with opened(name) as found:
+            assert found.samefile(folder)
+
+
+def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:
+    right = hashlib.sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    with ReleaseServer(folder) as server:
+        for where in (str(folder), server.url):
+            with opened(where, sha256=right):
+                pass
+            with (
+                pytest.raises(FarmError, match="not the pinned") as refused,
+                opened(where, sha256="0" * 64),
+            ):
+                pass
+            assert refused.value.code == "RELEASE_MISMATCH"
+
+
+def test_a_body_longer_than_the_manifest_says_is_not_read_to_its_end(folder: Path) -> None:
+    tarball = next(folder.glob("*.tar.zst"))
+    tarball.write_bytes(TARBALL + b"!")
+    with (
+        ReleaseServer(folder) as server,
+        pytest.raises(FarmError, match=f"is longer than {len(TARBALL)} bytes"),
+        opened(server.url),
+    ):
+        pass
+
+
+def test_what_is_not_there_is_named(folder: Path) -> None:
+    next(folder.glob("*.cdx.json")).unlink()
+    with (
+        ReleaseServer(folder) as server,
+        pytest.raises(FarmError, match=r"cdx\.json cannot be fetched: .*404") as refused,
+        opened(server.url),
+    ):
+        pass
+    assert refused.value.code == "RELEASE_UNREACHABLE"
+
+
+def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None:
+    tree = json.loads((folder / "manifest.json").read_bytes())
+    tarball = tree["artifacts"][0]
+    mirror = folder / "mirror"
+    mirror.mkdir()
+    (folder / tarball["name"]).rename(mirror / "moved")
+    tarball["urls"] = [tarball["name"], "mirror/moved"]
+    (folder / "manifest.json").write_text(json.dumps(tree))
+    with ReleaseServer(folder) as server, opened(server.url) as found:
+        assert (found / tarball["name"]).read_bytes() == TARBALL
+
+
+def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_path: Path) -> None:
+    channel = tmp_path / "channels" / "stable"
+    channel.mkdir(parents=True)
+    tree = json.loads((folder / "manifest.json").read_bytes())
+    tree["artifacts"][0]["urls"] = [f"../../dist/{tree['artifacts'][0]['name']}"]
+    (channel / "manifest.json").write_text(json.dumps(tree))
+    with ReleaseServer(tmp_path) as server:
+        for where in (f"{server.url}channels/stable/manifest.json", str(channel)):
+            with pytest.raises(FarmError) as refused, opened(where) as found:
+                release.verify(found)
+            assert refused.value.code == "CHANNEL_NOT_RELEASE"
+            assert refused.value.hint.endswith("/dist/manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("url", "code"),
+    [
+        ("http://192.0.2.1/manifest.json", "RELEASE_URL_UNSAFE"),
+        ("ftp://example.org/manifest.json", "RELEASE_URL_UNKNOWN"),
+        ("hf://owner/manifest.json", "RELEASE_URL_UNKNOWN"),
+    ],
+)
+def test_other_kinds_of_urls_are_refused_before_anything_is_opened(url: str, code: str) -> None:
+    with pytest.raises(FarmError) as refused, opened(url):
+        pass
+    assert (refused.value.code, refused.value.exit_status) == (code, 2)
+
+
+def test_a_manifest_that_is_a_login_page_is_refused() -> None:
+    with FaultServer() as server:
+        url = server.put("/manifest.json", b"<html>log in</html>")
+        with pytest.raises(IntegrityError, match="JSON"), opened(url):
+            pass
+
+
+def test_a_local_folder_without_a_manifest_is_a_wrong_call(tmp_path: Path) -> None:
+    with pytest.raises(FarmError) as refused, opened(str(tmp_path)) as found:
+        release.verify(found)
+    assert refused.value.code == "RELEASE_MISSING"
