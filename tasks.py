@@ -249,9 +249,27 @@ def publish(
         return
     show.line(publishing.publish(plan, place, show_published.line))
     if wanted is not None and signer is not None:
-        from farm import channels
+        from farm import channels, promotion
 
+        promotion.require_gate(place, plan.release, show_published.check)
         show_published.promotion(channels.promote(place, plan.release, wanted, signer))
+
+
+@task(
+    help={
+        "folder": "a release folder",
+        "against": "where the last release is published, to compare figures with on a GPU",
+    }
+)
+@verb
+def gate(_: Context, folder: str = "dist", against: str | None = None) -> None:
+    """Check a release as promotion demands it, and write the report into its folder."""
+    from farm import gate as checking
+    from farm.publish import last_report, places
+
+    last = None if against is None else last_report.of(places.parse(against), Path(folder))
+    report = checking.run(Path(folder), last, show_published.check)
+    show_published.gate(report)
 
 
 @task(help={"release": "its name, e.g. b11549-1", "channel": "e.g. stable"})
@@ -265,16 +283,15 @@ def promote(
     days: str = "90",
 ) -> None:
     """Make a published release a channel's present one: a signed manifest with the next serial."""
-    from farm import channels, trust
+    from farm import channels, promotion, trust
     from farm.publish import destination, places
 
     name = destination.require_name("release", release)
     wanted = destination.require_name("channel", channel)
     place = places.parse(to)
-    signer = trust.signer(_path(key))
-    show_published.promotion(
-        channels.promote(place, name, wanted, signer, days=show.positive("--days", days) or 1)
-    )
+    signer, lasting = trust.signer(_path(key)), show.positive("--days", days) or 1
+    promotion.require_gate(place, name, show_published.check)
+    show_published.promotion(channels.promote(place, name, wanted, signer, days=lasting))
 
 
 @task(help={"channel": "e.g. stable", "to": "where it is", "key": "the file with the signing key"})

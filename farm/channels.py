@@ -47,8 +47,7 @@ def promote(
     """Make a published release the channel's present one.
 
     Raises:
-        PublishError: it is not published, its llama.cpp has a known hole, or the channel is
-            another key's.
+        PublishError: it is not published, or the channel is another key's.
     """
     published = _read(destination, release)
     serials = destination.channel_serials(channel)

@@ -6,21 +6,14 @@ its own with an empty store, ``llama-server`` on a real small model.
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-import requests
-
-from farm import PROJECT_ROOT, packages, pins, pipeline, release, targets, toolkit
+from farm import loader, packages, pins, pipeline, release, targets, toolkit
 from farm.engines.docker import DockerImages, connect
 from farm.errors import EngineError, FarmError, UsageError
 from farm.pipeline import BuildRequest
@@ -28,7 +21,7 @@ from farm.serve import ReleaseServer
 from farm.timeline import Span, rows, svg
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from farm.report import BuildReport
 
@@ -105,12 +98,12 @@ class Demo:
 
     def _use(self, manifest: str, model: Path, store: Path, report: BuildReport) -> str:
         options = ("--manifest", manifest, "--store", str(store), "--allow-cpu")
-        fetched = _loader_json("fetch", *options)
+        fetched = loader.told("fetch", *options)
         self._spans += _spans(fetched, "loader")
         report.say(f"installed: {fetched['artifact']}, every byte verified")
-        with _serving(*options, "--model", str(model)) as served:
+        with loader.serving(*options, "--model", str(model)) as served:
             self._spans += _spans(served, "server", only=SERVER_STAGES)
-            return _complete(served["url"])
+            return str(loader.complete(served["url"], PROMPT, 1)["content"])
 
 
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
@@ -153,51 +146,3 @@ def _spans(told: Mapping[str, Any], owner: str, only: tuple[str, ...] = ()) -> l
         for stage in told["timeline"]
         if not only or stage["name"] in only
     ]
-
-
-def _loader_environment() -> Mapping[str, str]:
-    return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces")}
-
-
-def _loader_json(*argv: str) -> dict[str, Any]:
-    done = subprocess.run(
-        [sys.executable, "-m", "llama_loader", *argv, "--json"],
-        capture_output=True,
-        text=True,
-        env=_loader_environment(),
-        timeout=_LOADER_SECONDS,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise FarmError("DEMO_LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
-
-
-@contextmanager
-def _serving(*options: str) -> Iterator[dict[str, Any]]:
-    """Run ``llama_loader serve`` until the context is left; gives what it says of the server."""
-    with subprocess.Popen(
-        [sys.executable, "-m", "llama_loader", "serve", *options, "--json"],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=_loader_environment(),
-    ) as process:
-        try:
-            line = process.stdout.readline() if process.stdout else ""
-            if not line:
-                raise FarmError(
-                    "DEMO_SERVER_FAILED", "llama_loader serve ended before it was ready"
-                )
-            served: dict[str, Any] = json.loads(line)
-            yield served
-        finally:
-            process.send_signal(signal.SIGINT)
-
-
-def _complete(url: str) -> str:
-    body = {"prompt": PROMPT, "n_predict": 1, "temperature": 0}
-    with requests.post(f"{url}/completion", json=body, timeout=60) as answer:
-        answer.raise_for_status()
-        content: str = answer.json()["content"]
-        return content

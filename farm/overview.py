@@ -4,27 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-import subprocess
-import sys
 import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import PROJECT_ROOT
+from farm import loader
 from farm.errors import UsageError
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
+    import subprocess
     from datetime import timedelta
 
     from farm.publish.destination import Destination
 
-_DOCTOR: Final = (sys.executable, "-m", "llama_loader", "doctor")
 _USAGE: Final = 2
 _CODE: Final = re.compile(r"^error\[(\w+)\]", re.MULTILINE)
 
@@ -122,13 +119,7 @@ def _ask(manifest: bytes, suppose: str, *options: str) -> subprocess.CompletedPr
         pin = hashlib.sha256(manifest).hexdigest()
         named = ("--manifest", place.as_uri(), "--manifest-sha256", pin)
         store = ("--store", str(Path(folder) / "store"))
-        done = subprocess.run(
-            [*_DOCTOR, "--suppose", suppose, *named, *store, *options],
-            capture_output=True,
-            text=True,
-            check=False,
-            env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces")},
-        )
+        done = loader.run("doctor", "--suppose", suppose, *named, *store, *options)
     if done.returncode == _USAGE:
         raise UsageError("SUPPOSE_INVALID", done.stderr.strip().partition(": ")[2])
     return done

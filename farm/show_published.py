@@ -8,12 +8,16 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
+from farm.errors import PublishError
+from farm.publish.parts import GATE
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from datetime import timedelta
 
     from farm.channels import Promotion
     from farm.deploy_space import Deployment
+    from farm.gate import Check, Report
     from farm.overview import Overview, Row
     from farm.publish.parts import Plan
 
@@ -42,6 +46,25 @@ def promotion(done: Promotion) -> None:
         f" {done.expires:%Y-%m-%d}"
     )
     line(done.url)
+
+
+def check(made: Check) -> None:
+    """Print one check of the gate as it is made."""
+    word = {True: "ok", False: "FAILED", None: "not made"}[made.passed]
+    line(f"{word:8} {made.name}: {made.detail}")
+
+
+def gate(report: Report) -> None:
+    """Print the end of the gate.
+
+    Raises:
+        PublishError: a check failed.
+    """
+    if report.failed:
+        raise PublishError(
+            "GATE_FAILED", f"{report.release} did not pass: {'; '.join(report.failed)}"
+        )
+    line(f"{report.release} may be published and promoted; the report is {GATE}")
 
 
 def pin(written: Mapping[str, Any]) -> None:

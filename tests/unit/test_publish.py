@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -10,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
-from farm import channels, pin_space, trust
+from farm import channels, gate, pin_space, promotion, trust
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import destination, places, publishing
 from farm.publish.parts import Known, Part, plan
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 NAMES = [
     "llama-server-b11549-cpu-cpu-linux-x86_64.tar.zst",
+    "llama-server-b11549-cpu-cpu-linux-x86_64.tar.zst.cdx.json",
     "manifest.schema.json",
     "SHA256SUMS",
     "manifest.json",
@@ -286,6 +289,74 @@ class TestHub:
         hub.refuse = ""
         self.publish(released)
         assert hub.repositories["owner/name"].tags == {"b11549-1": hub_repository.oid(1)}
+
+
+class TestGate:
+    """A release comes into a channel with a report of its checks, or not at all."""
+
+    def report(self, folder: Path, *, passed: bool = True) -> None:
+        content = (folder / "manifest.json").read_bytes()
+        made = gate.Report(
+            "b11549-1",
+            hashlib.sha256(content).hexdigest(),
+            "2026-11-23T00:00:00+00:00",
+            (gate.Check("starts", passed, "it does"), gate.Check("is fast", None, "no GPU")),
+        )
+        (folder / "gate.json").write_bytes(msgspec.json.encode(made))
+
+    def test_a_report_of_these_bytes_lets_it_through(self, place: Place, released: Path) -> None:
+        self.report(released)
+        publish(place, released)
+        assert "gate.json" in place.open().present("b11549-1")
+        promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+
+    def test_a_failed_check_does_not(self, place: Place, released: Path) -> None:
+        self.report(released, passed=False)
+        publish(place, released)
+        with pytest.raises(PublishError) as refused:
+            promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+        assert refused.value.code == "GATE_FAILED"
+        assert "starts" in refused.value.message
+
+    def test_a_report_of_other_bytes_does_not(self, released: Path) -> None:
+        self.report(released)
+        report = (released / "gate.json").read_bytes()
+        with pytest.raises(PublishError) as refused:
+            gate.require_passed(report, b"another manifest", what="it")
+        assert refused.value.code == "GATE_OF_OTHER_BYTES"
+
+    def test_without_a_report_it_is_checked_then_and_there(
+        self, released: Path, tmp_path: Path
+    ) -> None:
+        """The tiny tree's llama-server is none: the check finds that, and nothing is promoted."""
+        to = places.parse(str(tmp_path / "published"))
+        publishing.publish(publishing.prepare(released, to), to, lambda _: None)
+        made: list[gate.Check] = []
+        with pytest.raises(PublishError) as refused:
+            promotion.require_gate(to, "b11549-1", made.append)
+        assert refused.value.code == "GATE_FAILED"
+        assert [check.passed for check in made[:3]] == [True, True, False]
+        assert "gate.json" not in to.present("b11549-1")
+
+    @pytest.mark.parametrize(
+        ("now", "last", "passed"),
+        [
+            ((1.0, 100.0), (1.0, 100.0), True),
+            ((1.04, 96.0), (1.0, 100.0), True),
+            ((1.06, 100.0), (1.0, 100.0), False),
+            ((1.0, 94.0), (1.0, 100.0), False),
+            ((9.0, 1.0), None, None),
+        ],
+    )
+    def test_figures(
+        self, now: tuple[float, float], last: tuple[float, float] | None, passed: bool | None
+    ) -> None:
+        before = last and gate.Figures("H200", *last)
+        assert gate.compare(gate.Figures("H200", *now), before or None).passed is passed
+
+    def test_figures_of_another_gpu_are_not_compared(self) -> None:
+        now, last = gate.Figures("H200", 9.0, 1.0), gate.Figures("L4", 1.0, 9.0)
+        assert gate.compare(now, last).passed is None
 
 
 class TestPlan:

@@ -21,6 +21,7 @@ VERBS = (
     "cuda-runtime",
     "demo",
     "deploy-space",
+    "gate",
     "keygen",
     "manifest",
     "pack",

@@ -1,0 +1,84 @@
+"""The loader as a person runs it: a process of its own. The farm imports nothing of it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+
+from farm import PROJECT_ROOT
+from farm.errors import FarmError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+_COMMAND: Final = (sys.executable, "-m", "llama_loader")
+_SECONDS: Final = 600.0
+_ANSWER_SECONDS: Final = 300.0
+
+
+def run(*argv: str) -> subprocess.CompletedProcess[str]:
+    """Run a command of the loader to its end, whatever that is."""
+    return subprocess.run(
+        [*_COMMAND, *argv],
+        capture_output=True,
+        text=True,
+        env=_environment({}),
+        timeout=_SECONDS,
+        check=False,
+    )
+
+
+def told(*argv: str) -> dict[str, Any]:
+    """Run a command with ``--json``; returns what it says.
+
+    Raises:
+        FarmError: ``LOADER_FAILED``, with the loader's own words.
+    """
+    done = run(*argv, "--json")
+    if done.returncode != 0:
+        raise FarmError("LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+@contextmanager
+def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
+    """Run ``serve`` until the context is left; gives what it says of the server.
+
+    Raises:
+        FarmError: ``LOADER_FAILED``: it ended before the server was ready; its words are on stderr.
+    """
+    with subprocess.Popen(
+        [*_COMMAND, "serve", *options, "--json"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=_environment(variables or {}),
+    ) as process:
+        try:
+            line = process.stdout.readline() if process.stdout else ""
+            if not line:
+                raise FarmError("LOADER_FAILED", "llama_loader serve ended before it was ready")
+            served: dict[str, Any] = json.loads(line)
+            yield served
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def complete(url: str, prompt: str, tokens: int) -> dict[str, Any]:
+    """Ask a server for tokens at temperature 0; returns its whole answer."""
+    body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
+    with requests.post(f"{url}/completion", json=body, timeout=_ANSWER_SECONDS) as answer:
+        answer.raise_for_status()
+        content: dict[str, Any] = answer.json()
+        return content
+
+
+def _environment(variables: Mapping[str, str]) -> Mapping[str, str]:
+    return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces"), **variables}
