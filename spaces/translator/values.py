@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
+
+from llama_loader.errors import LoaderError, without_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Phase = Literal["preparing", "ready", "failed"]
 
@@ -50,7 +54,7 @@ class Progress:
     """The GPU or the server is being got ready, inside a call.
 
     Attributes:
-        stage: ``prepare``, ``queue``, ``start`` or ``restart``.
+        stage: ``prepare``, ``start``, ``restart`` or ``waiting`` (for the next words).
         text: a sentence for a person.
     """
 
@@ -73,6 +77,55 @@ class Failure:
     message: str
     hint: str
     exit_status: int
+
+    @classmethod
+    def of(cls, error: LoaderError) -> Failure:
+        """Return the loader's error as a value."""
+        message = " ".join(without_secrets(error.message).split())
+        return cls(error.code, message, without_secrets(error.hint), error.exit_status)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What was chosen to run.
+
+    Attributes:
+        release: the release's name, None for an archive by URL.
+        artifact: the tarball's name, None for an archive by URL.
+        architecture: what its binaries were made for (``90``, ``cpu``), None for unknown.
+        digest: the tarball's sha256.
+        verified: False where nothing pinned it.
+    """
+
+    release: str | None
+    artifact: str | None
+    architecture: str | None
+    digest: str | None
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker tells the app's process, which cannot see it: once a call, before the words.
+
+    Attributes:
+        runtime: what it runs; another one than was expected where the GPU is another.
+        devices: llama-server's names; empty for the CPU.
+        memory: bytes of weights by buffer.
+        server_pid, worker_pid: processes.
+        warm: the server ran before this call.
+        timeline: (stage, seconds) of the server's start.
+        notes: what a person should know.
+    """
+
+    runtime: Runtime
+    devices: tuple[str, ...]
+    memory: Mapping[str, int]
+    server_pid: int | None
+    worker_pid: int
+    warm: bool
+    timeline: tuple[tuple[str, float], ...]
+    notes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
