@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from translator.preparation import Ready
     from translator.values import Ask, Item, Report
 
-BEAT: Final = 0.5
+BEAT: Final = 0.25
 """Seconds between two signs of life."""
 SILENCE: Final = 120.0
 """Seconds without a word after which the server is suspected: a long prompt on a CPU takes some."""

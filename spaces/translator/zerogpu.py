@@ -88,11 +88,11 @@ def call(decorated: Callable[[Job], Iterator[Item | Report]], job: Job) -> Itera
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    """gradio's error with a title, what the package raises by itself, its HTTP client's."""  # noqa: D403
+    """gradio's error with a title, what the package raises by itself, its HTTP client's, not JSON."""  # noqa: D403
     import gradio
 
     libraries = [sys.modules[name] for name in ("httpx",) if name in sys.modules]
-    return (gradio.Error, RuntimeError, OSError, *(one.HTTPError for one in libraries))
+    return (gradio.Error, RuntimeError, OSError, ValueError, *(one.HTTPError for one in libraries))
 
 
 def _explained(error: Any) -> Failure:
