@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import host, model, report
-from llama_loader.errors import HostError
+from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Note, Stage
 from llama_loader.prepare import prepare
 from llama_loader.timeline import Timeline
@@ -80,7 +80,7 @@ def run(settings: Settings, sink: Sink) -> Preparation:
     for note in report.notes(prepared[0]):
         sink(note)
     with timeline.stage("model"):
-        path = model.get(model.from_settings(settings), settings, sink=sink)
+        path = _model(settings, sink)
     stages = [stage for one in prepared for stage in one.timeline.stages]
     if settings.url and not settings.sha256:
         settings = replace(settings, sha256=prepared[0].installed.sha256)
@@ -141,6 +141,18 @@ def summed(stages: list[Stage]) -> tuple[tuple[str, float], ...]:
     for one in stages:
         seconds[one.name] = seconds.get(one.name, 0.0) + one.seconds
     return tuple((name, round(took, 4)) for name, took in seconds.items())
+
+
+def _model(settings: Settings, sink: Sink) -> Path:
+    """Fetch the model; a local one must be there, or a GPU would be asked for in vain."""
+    path = model.get(model.from_settings(settings), settings, sink=sink)
+    if not path.is_file():
+        raise SettingError(
+            "MODEL_MISSING",
+            f"there is no file {path}",
+            hint="correct YAKULINGO_SPACES_GGUF_PATH, or unset it to have the model fetched",
+        )
+    return path
 
 
 def _named_digest(path: Path) -> str | None:

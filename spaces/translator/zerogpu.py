@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from translator.answering import Job
     from translator.values import Item, Report
 
+_ABORTED: Final = "ZEROGPU_ABORTED"
 _CODES: Final = {
     # titles of the `spaces` package's errors (spaces/zero/client.py, wrappers.py): code, hint
     "ZeroGPU quota exceeded": (
@@ -37,7 +38,7 @@ _CODES: Final = {
     "ZeroGPU queue timeout": ("ZEROGPU_BUSY", "no GPU became free: try again in a minute"),
     "ZeroGPU client error": ("ZEROGPU_BUSY", "reload the page and try again in a minute"),
     "ZeroGPU worker error": (
-        "ZEROGPU_ABORTED",
+        _ABORTED,
         "the GPU was taken away, mostly for taking too long: try again with a shorter text",
     ),
 }
@@ -80,11 +81,24 @@ def _seconds(job: Job) -> int:
 
 
 def call(decorated: Callable[[Job], Iterator[Item | Report]], job: Job) -> Iterator[Item | Report]:
-    """Run a job in a worker; what ZeroGPU refuses becomes a ``Failure``."""
-    try:
-        yield from decorated(job)
-    except _expected() as error:
-        yield _explained(error)
+    """Run a job in a worker; what ZeroGPU refuses becomes a ``Failure``.
+
+    A worker that says nothing at all, not even that it waits, was being ended when the job came:
+    the job is given to another one, once.
+    """
+    began = False
+    for last in (False, True):
+        try:
+            for item in decorated(job):
+                began = True
+                yield item
+        except _expected() as error:
+            failure = _explained(error)
+            if last or began or failure.code != _ABORTED:
+                yield failure
+                return
+        else:
+            return
 
 
 def _expected() -> tuple[type[Exception], ...]:
@@ -99,5 +113,5 @@ def _explained(error: Any) -> Failure:
     title = getattr(error, "title", "")
     message = " ".join(str(getattr(error, "message", error)).split())
     code, hint = _CODES.get(title, ("ZEROGPU_FAILED", _UNREACHABLE_HINT))
-    status = _SERVER if code == "ZEROGPU_ABORTED" else _HOST
+    status = _SERVER if code == _ABORTED else _HOST
     return Failure(code, f"{title}: {message}" if title else message, hint, status)

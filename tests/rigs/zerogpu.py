@@ -8,7 +8,7 @@ From a test: ``with Emulator() as emulator: emulator.script(Quota())``. From ano
 as a browser test's: ``POST /_script`` with ``[{"answer": "quota", "left": 10}]``, ``GET
 /_requests``. As a program, for people without ZeroGPU:
 
-    python -m tests.rigs.zerogpu [--slots N] [--enforce] -- python spaces/app.py
+    python -m tests.rigs.zerogpu [--slots N] [--patience 1] -- python spaces/app.py
 """
 
 from __future__ import annotations
@@ -121,15 +121,16 @@ class Emulator:
 
     Args:
         slots: GPUs that this Space may have at a time.
-        enforce: end the worker of a call that takes longer than it asked for.
+        patience: end the worker of a call that takes longer than so many times what it asked for;
+            None for never.
         port: 0 for a free one.
     """
 
-    def __init__(self, *, slots: int = 1, enforce: bool = False, port: int = 0) -> None:
+    def __init__(self, *, slots: int = 1, patience: float | None = None, port: int = 0) -> None:
         self.requests: list[Request] = []
         self._script: deque[Answer] = deque()
         self._slots = [Slot(index) for index in range(slots)]
-        self._enforce = enforce
+        self.patience = patience
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
@@ -216,11 +217,6 @@ class Emulator:
                 "allowToken": slot.token,
             }
 
-    def await_slot(self, timeout: float) -> None:
-        """Wait until a GPU may be free."""
-        with self._changed:
-            self._changed.wait_for(lambda: any(one.token is None for one in self._slots), timeout)
-
     def allow(self, query: Mapping[str, str]) -> int:
         with self._changed:
             slot = self._holder(query["allowToken"])
@@ -247,9 +243,9 @@ class Emulator:
         return next((slot for slot in self._slots if slot.token == token), None)
 
     def _watch(self, slot: Slot, seconds: float) -> None:
-        if not self._enforce:
+        if self.patience is None:
             return
-        slot.watch = threading.Timer(seconds, self._too_long, (slot, slot.token))
+        slot.watch = threading.Timer(seconds * self.patience, self._too_long, (slot, slot.token))
         slot.watch.daemon = True
         slot.watch.start()
 
@@ -357,21 +353,21 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         pings = 0
         while True:
             self._chunk("event: ping\n\n")
+            # the package takes what arrives together for one event: leave a gap before the next
+            time.sleep(PING_EVERY)
             pings += 1
             if wished.cut:
                 self.close_connection = True
                 return
-            if pings < wished.pings or wished.fails:
-                time.sleep(PING_EVERY)
-                if wished.fails and pings >= wished.pings:
-                    self._chunk("event: failed\n\n")
-                    break
+            if pings < wished.pings:
                 continue
+            if wished.fails:
+                self._chunk("event: failed\n\n")
+                break
             granted = self.emulator.take(query, wished)
             if granted is not None:
                 self._chunk(f"event: succeeded\ndata: {json.dumps(granted)}\n\n")
                 break
-            self.emulator.await_slot(PING_EVERY)
         self.wfile.write(b"0\r\n\r\n")
 
     def _chunk(self, text: str) -> None:
@@ -401,11 +397,11 @@ def main() -> int:
     """Run a program under the emulator; its exit status is ours."""
     parser = argparse.ArgumentParser(prog="python -m tests.rigs.zerogpu")
     parser.add_argument("--slots", type=int, default=1, help="GPUs at a time (1)")
-    parser.add_argument("--enforce", action="store_true", help="end calls that take too long")
+    parser.add_argument("--patience", type=float, help="end calls after so many times their wish")
     parser.add_argument("--port", type=int, default=0, help="of the device API (a free one)")
     parser.add_argument("program", nargs="+", metavar="PROGRAM", help="after --")
     options = parser.parse_args()
-    with Emulator(slots=options.slots, enforce=options.enforce, port=options.port) as emulator:
+    with Emulator(slots=options.slots, patience=options.patience, port=options.port) as emulator:
         sys.stderr.write(f"device API {emulator.url}\n")
         process = subprocess.Popen(options.program, env={**os.environ, **emulator.environment})
         signal.signal(signal.SIGTERM, lambda *_: process.terminate())

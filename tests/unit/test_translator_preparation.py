@@ -9,7 +9,7 @@ from releases import BARE, artifact, manifest
 
 from llama_loader import prepare as loader
 from llama_loader import settings
-from llama_loader.errors import HostError
+from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Stage
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.prepare import Prepared
@@ -60,6 +60,7 @@ def installing(
 ) -> list[str | None]:
     """Let ``prepare`` pretend: nothing is fetched, and some architectures are not there."""
     asked: list[str | None] = []
+    (tmp_path / "m.gguf").touch()
 
     def prepare(given: Settings, **_: object) -> Prepared:
         asked.append(given.cuda_arch)
@@ -78,7 +79,7 @@ def installing(
 
 def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = installing(monkeypatch, tmp_path, ASSUMED)
-    done = preparation.run(zerogpu(gguf_path="/m.gguf"), lambda _: None)
+    done = preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), lambda _: None)
     assert asked == ["120", "90"]
     assert [one.architecture for one in done.runtimes] == ["120", "90"]
     assert done.timeline[0] == ("fetch", 2.0)
@@ -90,7 +91,7 @@ def test_one_of_two_is_enough_and_the_other_is_said(
 ) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120")
     events: list[Event] = []
-    done = preparation.run(zerogpu(gguf_path="/m.gguf"), events.append)
+    done = preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), events.append)
     assert [one.architecture for one in done.runtimes] == ["90"]
     assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
 
@@ -98,7 +99,15 @@ def test_one_of_two_is_enough_and_the_other_is_said(
 def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120", "90")
     with pytest.raises(HostError, match="nothing for 120"):
-        preparation.run(zerogpu(gguf_path="/m.gguf"), lambda _: None)
+        preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), lambda _: None)
+
+
+def test_a_model_that_is_not_there_is_found_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installing(monkeypatch, tmp_path, NAMED)
+    with pytest.raises(SettingError, match="/nowhere"):
+        preparation.run(zerogpu(gguf_path="/nowhere"), lambda _: None)
 
 
 def test_what_a_worker_gets_can_be_pickled(tmp_path: Path) -> None:
