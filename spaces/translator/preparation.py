@@ -42,11 +42,13 @@ class Ready:
         settings: as given; an archive without a pin is pinned to what was fetched.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
         model: the model's file.
+        pinned: by the person; what pins an archive only since it was fetched proves nothing.
     """
 
     settings: Settings
     released: tuple[Manifest, str] | None
     model: Path
+    pinned: bool = True
 
 
 @dataclass(frozen=True)
@@ -82,10 +84,11 @@ def run(settings: Settings, sink: Sink) -> Preparation:
     with timeline.stage("model"):
         path = _model(settings, sink)
     stages = [stage for one in prepared for stage in one.timeline.stages]
-    if settings.url and not settings.sha256:
+    pinned = not settings.url or settings.sha256 is not None
+    if not pinned:
         settings = replace(settings, sha256=prepared[0].installed.sha256)
     return Preparation(
-        ready=Ready(settings, prepared[0].released, path),
+        ready=Ready(settings, prepared[0].released, path, pinned),
         runtimes=tuple(map(runtime, prepared)),
         model_sha256=settings.gguf_sha256 or _named_digest(path),
         timeline=summed([*stages, *(one for one in timeline.stages if one.name == "model")]),
@@ -122,8 +125,8 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
     return ZEROGPU_ARCHITECTURES
 
 
-def runtime(prepared: Prepared) -> Runtime:
-    """Say what was chosen."""
+def runtime(prepared: Prepared, *, pinned: bool = True) -> Runtime:
+    """Say what was chosen; ``Ready.pinned`` says whether it can be called verified."""
     installed = prepared.installed
     artifact = installed.artifact
     architecture = None
@@ -131,7 +134,7 @@ def runtime(prepared: Prepared) -> Runtime:
         code = (*artifact.cuda.sass, *artifact.cuda.ptx) if artifact.cuda else ("cpu",)
         architecture = ";".join(dict.fromkeys(code))
     name = artifact.name if artifact else None
-    digest, verified = installed.sha256, installed.verified
+    digest, verified = installed.sha256, installed.verified and pinned
     return Runtime(installed.release, name, architecture, digest, verified)
 
 

@@ -82,7 +82,7 @@ class Serving:
         processes.spawn_soon()
         ours = settings.renewed(self.ready.settings)
         prepared = prepare(ours, released=self.ready.released, sink=self._hear)
-        self._runtime = preparation.runtime(prepared)
+        self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
         launch.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
         self._latest = f"llama-server loads {self.ready.model.name}"
         supervisor = launch.start(ours, prepared, self.ready.model, sink=self._hear)

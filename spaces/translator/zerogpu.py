@@ -102,7 +102,7 @@ def call(decorated: Callable[[Job], Iterator[Item | Report]], job: Job) -> Itera
 
 
 def _expected() -> tuple[type[Exception], ...]:
-    """gradio's error with a title, what the package raises by itself, its HTTP client's, not JSON."""  # noqa: D403
+    """What the package raises: gradio's error with a title, its own, HTTP's, bad JSON's."""
     import gradio
 
     libraries = [sys.modules[name] for name in ("httpx",) if name in sys.modules]

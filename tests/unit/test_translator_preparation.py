@@ -112,7 +112,7 @@ def test_a_model_that_is_not_there_is_found_without_a_gpu(
 
 def test_what_a_worker_gets_can_be_pickled(tmp_path: Path) -> None:
     ready = Ready(zerogpu(), (RELEASE, "https://x/manifest.json"), tmp_path)
-    assert pickle.loads(pickle.dumps(ready)) == ready
+    assert pickle.loads(pickle.dumps(ready)) == ready  # noqa: S301
 
 
 def test_a_manifest_that_is_trusted_already_is_not_read_again(
@@ -121,7 +121,9 @@ def test_a_manifest_that_is_trusted_already_is_not_read_again(
     given = settings.load({"store": str(tmp_path), "allow_cpu": "1"}, {})
     wanted: list[str] = []
 
-    def install(_: object, found: object, urls: tuple[str, ...], *__: object, **___: object) -> str:
+    def install(
+        _: object, _artifact: object, urls: tuple[str, ...], *__: object, **___: object
+    ) -> str:
         wanted.extend(urls)
         return "installed"
 
