@@ -19,7 +19,6 @@ nox.options.error_on_external_run = True
 
 FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
-_DEV_GROUPS = ("--group", "test", "--group", "lint", "--group", "space")
 SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
 WORKFLOWS = ".github/workflows"
 MODULE_PATH = {
@@ -113,4 +112,4 @@ def lock(session: nox.Session) -> None:
     )
     compile_ = ("uv", "pip", "compile", *common, *session.posargs, "pyproject.toml")
     session.run(*compile_, "-o", FARM_LOCK)
-    session.run(*compile_, *_DEV_GROUPS, "-o", DEV_LOCK)
+    session.run(*compile_, "--group", "test", "--group", "lint", "-o", DEV_LOCK)

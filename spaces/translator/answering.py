@@ -43,11 +43,19 @@ class Job:
         ready: how to start a server.
         ask: what the page wants.
         seconds: of GPU time to ask for.
+        app: the process that asks.
     """
 
     ready: Ready
     ask: Ask
     seconds: int
+    app: int
+
+
+def answer_in_worker(job: Job) -> Iterator[Item | Report]:
+    """Answer a call in a ZeroGPU worker, which from now on ends with the app."""
+    serving.end_with(job.app)
+    yield from answer(job)
 
 
 def answer(job: Job) -> Iterator[Item | Report]:

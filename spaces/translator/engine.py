@@ -7,6 +7,7 @@ arrives as one ``Report`` in its stream, is taken out here and remembered.
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -92,7 +93,7 @@ class Engine:
         if ready is None:
             yield failure or Failure("NOT_BEGUN", "the engine was not begun", "", 1)
             return
-        job = Job(ready, ask, self.duration(ask))
+        job = Job(ready, ask, self.duration(ask), os.getpid())
         made = answering.answer(job)
         if self._decorated is not None:
             made = zerogpu.call(self._decorated, job)

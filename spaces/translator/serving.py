@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from multiprocessing import util
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import (
     client,
@@ -100,6 +101,9 @@ class Serving:
 _lock = threading.Lock()
 _shared: tuple[int, Serving] | None = None
 _finalizer: tuple[int, util.Finalize] | None = None
+_watched: int | None = None
+_LOOK: Final = 0.5
+"""Seconds between two looks at whether the app's process is there."""
 
 
 def _renew_lock() -> None:
@@ -128,6 +132,28 @@ def shared(ready: Ready) -> Serving:
         _shared = (os.getpid(), serving)
         _stop_at_exit()
         return serving
+
+
+def end_with(parent: int) -> None:
+    """End this process, a worker, and its server when the app's process has ended.
+
+    A worker waits for calls on a pipe whose other end it has inherited, so it would wait for ever.
+    The kernel's parent-death signal is of no use to it: it would come at the end of the thread of
+    the app that happened to fork it.
+    """
+    global _watched  # noqa: PLW0603 - one watch for each process
+    with _lock:
+        if _watched == os.getpid():
+            return
+        _watched = os.getpid()
+    threading.Thread(target=_watch, args=(parent,), name="translator-parent", daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_LOOK)
+    stop()
+    os._exit(0)
 
 
 def _stop_at_exit() -> None:

@@ -48,7 +48,7 @@ _HOST, _SERVER = 5, 7
 
 
 def entry_point(size: str) -> Callable[[Job], Iterator[Item | Report]]:
-    """Return ``answering.answer``, decorated: it runs in a worker with a GPU.
+    """Return ``answering.answer_in_worker``, decorated: it runs in a worker with a GPU.
 
     Has to be called before the app is launched. The same function however often it is called.
 
@@ -72,7 +72,7 @@ def entry_point(size: str) -> Callable[[Job], Iterator[Item | Report]]:
             hint="pip install spaces, or unset SPACES_ZERO_GPU: outside ZeroGPU it is not needed",
         ) from error
     decorated: Callable[[Job], Iterator[Item | Report]]
-    decorated = gpu(duration=_seconds, size=size)(answering.answer)
+    decorated = gpu(duration=_seconds, size=size)(answering.answer_in_worker)
     return decorated
 
 

@@ -374,27 +374,39 @@ def test_only_one_function_is_decorated(app: App) -> None:
 
 
 _ONE_CALL = """
+import time
 from llama_loader import settings
 from translator.engine import Ask, Engine, Failure
 engine = Engine(settings.load())
 engine.begin()
 for item in engine.stream(Ask(({"role": "user", "content": "Hi"},), 3)):
     assert not isinstance(item, Failure), item
+print(engine.state().server_pid, flush=True)
+time.sleep(3600)
 """
 
 
-def test_size_and_duration_are_the_owners(emulator: Emulator, environment: dict[str, str]) -> None:
-    """Here with no page at all: the engine is of use without one."""
+def test_workers_end_with_an_app_that_is_killed(
+    emulator: Emulator, environment: dict[str, str]
+) -> None:
+    """No page at all: the engine is of use without one. Size and duration are the owner's wish."""
     before = len(emulator.seen("/schedule"))
     wishes = {"ZEROGPU_SIZE": "xlarge", "ZEROGPU_DURATION": "77"}
     wishes = {f"YAKULINGO_SPACES_{name}": value for name, value in wishes.items()}
-    subprocess.run(
+    with subprocess.Popen(
         [sys.executable, "-c", _ONE_CALL],
         env={**os.environ, **environment, **emulator.environment, **wishes},
-        stdout=subprocess.DEVNULL,
-        timeout=120,
-        check=True,
-    )
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        # the package has words of its own for stdout
+        server = next(int(line) for line in process.stdout if line.strip().isdigit())
+        worker = emulator.workers()[-1]
+        assert processes.lives(worker)
+        process.kill()
+    assert until(lambda: not processes.lives(worker), 5.0)
+    assert until(lambda: not processes.lives(server), 1.0)
     (asked,) = emulator.seen("/schedule")[before:]
     assert (asked.query["gpuSize"], asked.query["durationSeconds"]) == ("xlarge", "77")
 

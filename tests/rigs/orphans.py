@@ -79,6 +79,8 @@ def _killed(runtime: Path, after: float | None) -> float:
     while _left_by(pid, runtime) and time.monotonic() < killed + WITHIN:
         time.sleep(0.002)
     lived = time.monotonic() - killed
+    for orphan in _left_by(pid, runtime):
+        os.kill(orphan, signal.SIGKILL)
     for scratch in runtime.parent.glob("llama-server-*"):
         shutil.rmtree(scratch)
     return lived

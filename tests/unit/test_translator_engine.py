@@ -8,7 +8,9 @@ import json
 import pickle
 import sys
 import tarfile
+import threading
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +23,6 @@ from translator.engine import Ask, Engine, Failure, Piece, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from conftest import Impostor
 
@@ -209,6 +210,27 @@ def test_a_stream_that_is_closed_ends_at_once(rig: Rig) -> None:
 def test_signs_of_life_come_while_no_word_does(rig: Rig) -> None:
     rig.behave(between=0.6).begin()
     assert "waiting" in {one.stage for one in rig.answer() if isinstance(one, Progress)}
+
+
+def test_a_hundred_calls_leave_nothing_behind(rig: Rig) -> None:
+    engine = rig.behave()
+    engine.begin()
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    for _ in range(3):
+        rig.answer()
+    before = held()
+    for number in range(100):
+        if number % 10:
+            assert rig.text() == "one two three"
+        else:
+            stream = engine.stream(ASK)
+            next(stream)
+            stream.close()  # type: ignore[attr-defined]
+    assert held() == before
+    assert len(engine.state().calls) == 20
 
 
 def test_closed_is_closed(rig: Rig) -> None:
