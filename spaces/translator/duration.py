@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
-SHORTEST, LONGEST = 10, 120
-"""Seconds; ZeroGPU's own default is 60, and it counts 1.5 for each on half a GPU."""
+SHORTEST, LONGEST = 15, 120
+"""Seconds; ZeroGPU's own default is 60, and it counts 1.5 for each on half a GPU. The least leaves
+room for a start where ZeroGPU gives a call to another worker than the warm one."""
 _MARGIN: Final = 1.3
 """For a GPU that others heat up, and a context that grows."""
 _SPARE: Final = 4.0

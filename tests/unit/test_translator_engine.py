@@ -252,7 +252,7 @@ def test_the_doctors_page_is_text(rig: Rig) -> None:
 def test_seconds_are_computed_or_the_owners() -> None:
     given = settings.load({}, {"YAKULINGO_SPACES_ZEROGPU_DURATION": "33"})
     assert Engine(given).duration(ASK) == 33
-    assert 10 <= Engine(settings.load({}, {})).duration(ASK) <= 120
+    assert 15 <= Engine(settings.load({}, {})).duration(ASK) <= 120
 
 
 def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
