@@ -46,7 +46,15 @@ def lint(session: nox.Session) -> None:
 def typecheck(session: nox.Session) -> None:
     """Strict types, for the farm and the loader."""
     _install(session, DEV_LOCK)
-    session.run("mypy", "farm", "spaces/llama_loader", "benchmarks", "tasks.py", "noxfile.py")
+    session.run(
+        "mypy",
+        "farm",
+        "spaces/llama_loader",
+        "spaces/translator",
+        "benchmarks",
+        "tasks.py",
+        "noxfile.py",
+    )
 
 
 @nox.session

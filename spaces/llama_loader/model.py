@@ -7,10 +7,12 @@ become sentences, and a pinned digest is checked.
 from __future__ import annotations
 
 import hashlib
+import inspect
+import io
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader.errors import (
     IntegrityError,
@@ -19,8 +21,12 @@ from llama_loader.errors import (
     SettingError,
     StoreError,
 )
+from llama_loader.events import Downloading, ignore
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from llama_loader.events import Sink
     from llama_loader.settings import Settings
 
 _BLOCK: Final = 4 * 1024 * 1024
@@ -53,8 +59,8 @@ def from_settings(settings: Settings) -> ModelSource:
     )
 
 
-def get(source: ModelSource, settings: Settings) -> Path:
-    """Return the model's local path, fetched where it is not there yet.
+def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path:
+    """Return the model's local path, fetched where it is not there yet; ``sink`` hears how far.
 
     A local path is not looked into: llama-server says what is wrong with it.
 
@@ -64,13 +70,13 @@ def get(source: ModelSource, settings: Settings) -> Path:
         IntegrityError: it is not the file that the pinned digest names.
         StoreError: it cannot be written.
     """
-    path = source.path or _from_hub(source, settings)
+    path = source.path or _from_hub(source, settings, sink)
     if source.sha256:
         _check(path, source.sha256)
     return path
 
 
-def _from_hub(source: ModelSource, settings: Settings) -> Path:
+def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -91,10 +97,35 @@ def _from_hub(source: ModelSource, settings: Settings) -> Path:
             token=settings.hf_token or False,
             endpoint=settings.hf_endpoint,
             local_files_only=settings.offline,
+            **_progress(huggingface_hub.hf_hub_download, source.filename, sink),
         )
     except _hub_errors() as error:
         raise _explained(error, source, settings) from error
     return Path(found)
+
+
+def _progress(download: Callable[..., object], name: str, sink: Sink) -> dict[str, Any]:
+    """Return the option that makes the Hub's client tell ``sink`` how far it is.
+
+    Its progress is a tqdm class; older clients (before 1.0) take none, and say nothing then.
+    """
+    if sink is ignore or "tqdm_class" not in inspect.signature(download).parameters:
+        return {}
+    from tqdm import tqdm
+
+    class Told(tqdm):  # type: ignore[misc] # it has no types
+        """Draws nothing; each step becomes an event."""
+
+        def __init__(self, *arguments: Any, **options: Any) -> None:
+            options.pop("name", None)
+            super().__init__(*arguments, **{**options, "disable": False, "file": io.StringIO()})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            drawn: bool | None = super().update(n)
+            sink(Downloading(name, int(self.n), int(self.total) if self.total else None))
+            return drawn
+
+    return {"tqdm_class": Told}
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:

@@ -39,6 +39,7 @@ class Prepared:
         missing: sonames of those that are not here.
         timeline: resolve, fetch, verify, unpack.
         runtime_libraries: the fetched ones, None where this host has its own, or none are had.
+        released: the trusted manifest and its URL; None where a tarball was given by URL.
     """
 
     installed: Installed
@@ -48,6 +49,7 @@ class Prepared:
     missing: tuple[str, ...]
     timeline: Timeline
     runtime_libraries: Installed | None = None
+    released: tuple[Manifest, str] | None = None
 
     @property
     def runtime(self) -> Path:
@@ -56,13 +58,18 @@ class Prepared:
 
 
 def prepare(
-    settings: Settings, *, looking: Background[HostFacts] | None = None, sink: Sink = ignore
+    settings: Settings,
+    *,
+    looking: Background[HostFacts] | None = None,
+    released: tuple[Manifest, str] | None = None,
+    sink: Sink = ignore,
 ) -> Prepared:
     """Resolve, fetch, verify and unpack what this host needs.
 
     Args:
         settings: what was asked for.
         looking: ``host.begin``, where that was called before.
+        released: ``Prepared.released`` of an earlier call: a manifest that is trusted already.
         sink: told of progress.
 
     Raises:
@@ -72,7 +79,8 @@ def prepare(
     with timeline.stage("resolve"):
         store = _store(settings, timeline.listening(sink))
         looking = looking or host.begin(settings)
-        released = None if settings.url else _released(settings, store, sink)
+        if released is None and not settings.url:
+            released = _released(settings, store, sink)
         facts = looking.result()
         if released is not None:
             manifest, url = released
@@ -86,10 +94,13 @@ def prepare(
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
     if brought is None:
-        return Prepared(installed, facts, choice, choice.libraries, choice.missing, timeline)
+        return Prepared(
+            *(installed, facts, choice, choice.libraries, choice.missing, timeline),
+            released=released,
+        )
     added = install(brought, _fetched_note(choice, brought))
     libraries = _with_release(choice.libraries, brought, added.folder)
-    return Prepared(installed, facts, choice, libraries, (), timeline, added)
+    return Prepared(installed, facts, choice, libraries, (), timeline, added, released)
 
 
 def resolve(

@@ -22,11 +22,11 @@ import sys
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from pathlib import Path
 
 _LAUNCHER: Final = r"""
 import ctypes, os, resource, sys
@@ -177,6 +177,15 @@ def ended(process: subprocess.Popen[bytes], timeout: float | None) -> bool:
     except subprocess.TimeoutExpired:
         return False
     return True
+
+
+def lives(pid: int) -> bool:
+    """Whether a process is there and has not ended; one that nobody waited for has ended."""
+    try:
+        status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return False
+    return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
 
 
 def kill_group(group: int) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -129,6 +129,15 @@ def load(
         library_path=_library_path(environ.get("LD_LIBRARY_PATH", "")),
         inherited={name: environ[name] for name in _INHERITED if name in environ},
     )
+
+
+def renewed(settings: Settings) -> Settings:
+    """Return the settings with what a started program may see of *this* process's environment.
+
+    A ZeroGPU worker is a fork whose ``CUDA_VISIBLE_DEVICES`` was set after it began.
+    """
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return replace(settings, inherited=inherited)
 
 
 @dataclass(frozen=True)

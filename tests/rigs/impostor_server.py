@@ -3,7 +3,8 @@
 Keys: ``list`` {text, status, sleep, signal} for --list-devices; ``say`` lines to print; ``flood``
 bytes to print at once; ``exit`` status or ``signal`` number to end with before it listens;
 ``never_listen``; ``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang,
-die, refuse, garbage; ``deaf`` ignores SIGTERM; ``child`` starts a child that sleeps;
+die, refuse, garbage; ``chat``: ok, die, refuse; ``between`` seconds between its words; ``deaf``
+ignores SIGTERM; ``child`` starts a child that sleeps;
 ``hang_after`` and ``stuck_after`` seconds: completions or /slots hang; ``exit_after`` seconds of
 service with ``late_status``; ``known_devices``: what --device may name; ``bad_starts``: how many
 starts do all this, later ones behave well.
@@ -101,8 +102,30 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(500, {"error": {"message": "the context is full"}})
         elif do == "garbage":
             self.answer(200, ["not", "llama"])
+        elif self.path == "/v1/chat/completions":
+            self.chat()
         else:
             self.answer(200, {"content": "!", "stop_type": "limit", "tokens_predicted": 1})
+
+    def chat(self) -> None:
+        """Stream three words; ``chat``: die (after one), refuse."""
+        if DO.get("chat") == "refuse":
+            self.answer(400, {"error": {"message": "the prompt is too long"}})
+            return
+        self.send_response(200)
+        self.end_headers()
+        for word in ("one", " two", " three"):
+            delta = {"delta": {"content": word}, "finish_reason": None}
+            self.wfile.write(f"data: {json.dumps({'choices': [delta]})}\n\n".encode())
+            self.wfile.flush()
+            if DO.get("chat") == "die":
+                os.kill(os.getpid(), signal.SIGKILL)
+            time.sleep(DO.get("between", 0))
+        last = {
+            "choices": [{"delta": {}, "finish_reason": "stop"}],
+            "timings": {"predicted_n": 3, "predicted_per_second": 50.0},
+        }
+        self.wfile.write(f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode())
 
 
 DO.setdefault("known_devices", ["CUDA0", "CUDA1"])

@@ -230,3 +230,35 @@ def test_the_real_server_stops_when_the_client_goes_away(
         started = time.monotonic()
         assert server.client(timeout=10).completion("The", max_tokens=1).finished
         assert time.monotonic() - started < 5
+
+
+def test_another_thread_stops_a_stream_that_waits() -> None:
+    """Also where not a single word has come: a reader must not wait for one to be told."""
+    seen: list[dict[str, object]] = []
+    for body in (b"", delta("one")):
+        with answering(200, body, stay=True, seen=seen) as port:
+            stream = Client(port, "key").chat([{"role": "user"}], max_tokens=5)
+            got: list[Completion] = []
+            reader = threading.Thread(target=lambda s=stream, g=got: g.extend(s))
+            reader.start()
+            deadline = time.monotonic() + 20
+            while len(got) < len(body[:1]) or not seen:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            stream.stop()
+            reader.join(10)
+            assert not reader.is_alive()
+            while seen[-1] != {"gone": True}:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            seen.clear()
+
+
+def test_a_stream_stopped_before_it_began_asks_nothing() -> None:
+    seen: list[dict[str, object]] = []
+    with answering(200, DONE, seen=seen) as port:
+        stream = Client(port, None).chat([], max_tokens=1)
+        stream.stop()
+        stream.stop()
+        assert list(stream) == []
+    assert seen == []

@@ -267,13 +267,15 @@ def hub_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **variables: st
     return caught.value
 
 
-def from_hub(hub: Hub, place: Path, **variables: str) -> Path:
+PRINT_PATH = (
+    "from llama_loader import model, settings; s = settings.load();"
+    "print(model.get(model.from_settings(s), s))"
+)
+
+
+def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
     """Fetch with the real client, in a process of its own: its settings are read at import."""
     names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
-    code = (
-        "from llama_loader import model, settings; s = settings.load();"
-        "print(model.get(model.from_settings(s), s))"
-    )
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(place),
@@ -292,17 +294,35 @@ def from_hub(hub: Hub, place: Path, **variables: str) -> Path:
     if done.returncode:
         raise AssertionError(done.stderr.splitlines()[-1])
     assert done.stderr == ""
-    return Path(done.stdout.strip())
+    return done.stdout.strip()
+
+
+def path_from_hub(hub: Hub, place: Path, **variables: str) -> Path:
+    return Path(from_hub(hub, place, PRINT_PATH, **variables))
+
+
+def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
+    content = bytes(30_000_000)
+    code = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "model.get(model.from_settings(s), s, sink=lambda e: print(e.name, e.done, e.total))"
+    )
+    with serving(Hub(files={"sub/m.gguf": content})) as hub:
+        told = from_hub(hub, tmp_path, code).splitlines()
+    counts = [int(line.split()[1]) for line in told]
+    assert told[-1] == "sub/m.gguf 30000000 30000000"
+    assert len(counts) > 1
+    assert counts == sorted(counts)
 
 
 def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
     with serving(Hub(files={"sub/m.gguf": b"GGUF model"})) as hub:
-        path = from_hub(hub, tmp_path)
+        path = path_from_hub(hub, tmp_path)
         assert path.read_bytes() == b"GGUF model"
         assert path.is_relative_to(tmp_path / "hf")
         assert hub.tokens_seen == {None}
         digest = hashlib.sha256(b"GGUF model").hexdigest()
-        assert from_hub(hub, tmp_path, GGUF_SHA256=digest, GGUF_REVISION=COMMIT) == path
+        assert path_from_hub(hub, tmp_path, GGUF_SHA256=digest, GGUF_REVISION=COMMIT) == path
         for variables, words in (
             ({"GGUF_FILENAME": "other.gguf"}, "has no file other.gguf"),
             ({"GGUF_REVISION": "v9"}, "has no revision v9"),
@@ -310,17 +330,17 @@ def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
             ({"GGUF_SHA256": "0" * 64}, "pinned is 0000"),
         ):
             with pytest.raises(AssertionError, match=words):
-                from_hub(hub, tmp_path, **variables)
-    assert from_hub(hub, tmp_path, OFFLINE="1") == path
+                path_from_hub(hub, tmp_path, **variables)
+    assert path_from_hub(hub, tmp_path, OFFLINE="1") == path
 
 
 def test_a_gated_model_needs_the_token(tmp_path: Path) -> None:
     with serving(Hub(files={"sub/m.gguf": b"GGUF"}, token="hf_right")) as hub:
         with pytest.raises(AssertionError, match="is gated, and HF_TOKEN is not set"):
-            from_hub(hub, tmp_path)
+            path_from_hub(hub, tmp_path)
         with pytest.raises(AssertionError, match="has no access to it"):
-            from_hub(hub, tmp_path, HF_TOKEN="hf_wrong")
-        assert from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == b"GGUF"
+            path_from_hub(hub, tmp_path, HF_TOKEN="hf_wrong")
+        assert path_from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == b"GGUF"
 
 
 def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

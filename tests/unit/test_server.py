@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -462,6 +463,20 @@ def test_a_parent_killed_at_any_moment_leaves_nothing(impostor: Impostor, tmp_pa
     with contextlib.suppress(FileNotFoundError):
         for pid in (impostor.folder / "starts").read_text().split():
             assert gone(int(pid), 1.0)
+
+
+def test_killed_parents_leave_no_orphans() -> None:
+    """FAULTS 56: 20 of them here, as many times more as FAULTS_SCALE says."""
+    count = 20 * int(os.environ.get("FAULTS_SCALE", "1"))
+    done = subprocess.run(
+        [sys.executable, str(SPACES.parent / "tests/rigs/orphans.py"), str(count)],
+        env={**os.environ, "PYTHONPATH": str(SPACES)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert json.loads(done.stdout)["orphans"] == 0
 
 
 def test_what_a_killed_parent_left_on_the_disk_goes_with_the_next_start(

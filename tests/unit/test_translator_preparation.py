@@ -1,0 +1,155 @@
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from releases import BARE, artifact, manifest
+
+from llama_loader import prepare as loader
+from llama_loader import settings
+from llama_loader.errors import HostError, SettingError
+from llama_loader.events import Event, Note, Stage
+from llama_loader.host import Gpu, HostFacts
+from llama_loader.prepare import Prepared
+from llama_loader.store import Installed
+from llama_loader.timeline import Timeline
+from translator import preparation
+from translator.preparation import Ready
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llama_loader.settings import Settings
+
+ASSUMED = replace(
+    BARE, zerogpu=True, gpu_source="zerogpu", gpus=(Gpu("NVIDIA RTX PRO 6000 Blackwell", "120"),)
+)
+NAMED = replace(ASSUMED, gpu_source="/proc/driver/nvidia", gpus=(Gpu("NVIDIA H200", "90"),))
+UNKNOWN = replace(ASSUMED, gpu_source="/proc/driver/nvidia", gpus=(Gpu("NVIDIA X1000", None),))
+RELEASE = manifest(
+    artifact("cu128", "sm90", "90"), artifact("cu128", "sm120", "120"), artifact("cpu", "cpu")
+)
+
+
+def zerogpu(**options: str) -> Settings:
+    return settings.load(options, {"SPACES_ZERO_GPU": "true"})
+
+
+@pytest.mark.parametrize(
+    ("given", "facts", "expected"),
+    [
+        (zerogpu(), ASSUMED, ("120", "90")),
+        (zerogpu(), UNKNOWN, ("120", "90")),
+        (zerogpu(), NAMED, (None,)),
+        (zerogpu(cuda_arch="90"), ASSUMED, ("90",)),
+        (zerogpu(n_gpu_layers="0"), ASSUMED, (None,)),
+        (zerogpu(url="https://x/a.tar.gz"), ASSUMED, (None,)),
+        (settings.load({}, {}), BARE, (None,)),
+    ],
+)
+def test_both_kinds_of_zerogpu_where_the_gpu_is_not_known(
+    given: Settings, facts: HostFacts, expected: tuple[str | None, ...]
+) -> None:
+    assert preparation.likely(given, facts) == expected
+
+
+def installing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, facts: HostFacts, *lacking: str
+) -> list[str | None]:
+    """Let ``prepare`` pretend: nothing is fetched, and some architectures are not there."""
+    asked: list[str | None] = []
+    (tmp_path / "m.gguf").touch()
+
+    def prepare(given: Settings, **_: object) -> Prepared:
+        asked.append(given.cuda_arch)
+        if given.cuda_arch in lacking:
+            raise HostError("NO_ARTIFACT_FOR_GPU", f"nothing for {given.cuda_arch}")
+        found = RELEASE.artifacts[0 if given.cuda_arch == "90" else 1]
+        installed = Installed(tmp_path, tmp_path, "0" * 64, "r", found, verified=True)
+        timeline = Timeline()
+        timeline.add("fetch", 1.0)
+        return Prepared(installed, facts, None, (), (), timeline, released=(RELEASE, "u"))
+
+    monkeypatch.setattr(preparation, "prepare", prepare)
+    monkeypatch.setattr(preparation.host, "detect", lambda _: facts)
+    return asked
+
+
+def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = installing(monkeypatch, tmp_path, ASSUMED)
+    done = preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), lambda _: None)
+    assert asked == ["120", "90"]
+    assert [one.architecture for one in done.runtimes] == ["120", "90"]
+    assert done.timeline[0] == ("fetch", 2.0)
+    assert done.ready.settings.cuda_arch is None
+
+
+def test_one_of_two_is_enough_and_the_other_is_said(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installing(monkeypatch, tmp_path, ASSUMED, "120")
+    events: list[Event] = []
+    done = preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), events.append)
+    assert [one.architecture for one in done.runtimes] == ["90"]
+    assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
+
+
+def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installing(monkeypatch, tmp_path, ASSUMED, "120", "90")
+    with pytest.raises(HostError, match="nothing for 120"):
+        preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), lambda _: None)
+
+
+def test_a_model_that_is_not_there_is_found_without_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installing(monkeypatch, tmp_path, NAMED)
+    with pytest.raises(SettingError, match="/nowhere"):
+        preparation.run(zerogpu(gguf_path="/nowhere"), lambda _: None)
+
+
+def test_what_a_worker_gets_can_be_pickled(tmp_path: Path) -> None:
+    ready = Ready(zerogpu(), (RELEASE, "https://x/manifest.json"), tmp_path)
+    assert pickle.loads(pickle.dumps(ready)) == ready  # noqa: S301
+
+
+def test_a_manifest_that_is_trusted_already_is_not_read_again(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    given = settings.load({"store": str(tmp_path), "allow_cpu": "1"}, {})
+    wanted: list[str] = []
+
+    def install(
+        _: object, _artifact: object, urls: tuple[str, ...], *__: object, **___: object
+    ) -> str:
+        wanted.extend(urls)
+        return "installed"
+
+    monkeypatch.setattr("llama_loader.store.Store.install", install)
+    prepared = loader.prepare(given, released=(RELEASE, "https://x/y/manifest.json"))
+    assert wanted == ["https://x/y/x"]
+    assert prepared.released == (RELEASE, "https://x/y/manifest.json")
+
+
+def test_stages_of_one_name_are_added_up() -> None:
+    stages = [Stage("fetch", 1.0), Stage("verify", 0.5), Stage("fetch", 2.0)]
+    assert preparation.summed(stages) == (("fetch", 3.0), ("verify", 0.5))
+
+
+def test_a_file_is_warmed_only_where_memory_has_room(tmp_path: Path) -> None:
+    file = tmp_path / "model"
+    file.write_bytes(bytes(1000))
+    assert preparation.warm(file, 10_000)
+    assert not preparation.warm(file, 1000)
+    assert not preparation.warm(file, 0)
+    assert not preparation.warm(tmp_path / "nothing", 10_000)
+
+
+def test_the_hubs_cache_names_a_file_by_its_digest(tmp_path: Path) -> None:
+    blob = tmp_path / ("a1" * 32)
+    blob.write_bytes(b"")
+    (tmp_path / "model.gguf").symlink_to(blob)
+    assert preparation._named_digest(tmp_path / "model.gguf") == "a1" * 32
+    assert preparation._named_digest(tmp_path / "other.gguf") is None

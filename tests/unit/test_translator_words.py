@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_loader.errors import SettingError
+from llama_loader.events import Downloading, Event, Note, Resolving, Stage, Unpacking
+from translator import words
+from translator.values import Failure
+
+SECRET = "https://hub/file?Signature=abc"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (Resolving(SECRET), "reading https://hub/file?…"),
+        (
+            Downloading("a.tar", 5_540_000, 11_080_000),
+            "downloading a.tar: 5.54 MB of 11.1 MB (50%)",
+        ),
+        (Downloading("a.tar", 1234, None), "downloading a.tar: 1.23 kB"),
+        (Unpacking("a.tar", 0, 17_000_000_000), "unpacking a.tar: 0 B of 17 GB (0%)"),
+        (Stage("verify", 0.25, 31_700_000), "verify: 0.2 s (31.7 MB)"),
+        (Stage("resolve", 0.06), "resolve: 0.1 s"),
+        (
+            Note("UNVERIFIED", f"{SECRET} is", "do this"),
+            "UNVERIFIED: https://hub/file?… is; do this",
+        ),
+    ],
+)
+def test_events_in_words(event: Event, said: str) -> None:
+    assert words.event(event) == said
+
+
+def test_later_news_of_the_same_thing_take_the_place_of_the_earlier() -> None:
+    assert words.about(Downloading("a", 1, 2)) == words.about(Downloading("a", 2, 2))
+    assert words.about(Downloading("a", 1, 2)) != words.about(Unpacking("a", 1, 2))
+    assert words.about(Note("A", "x")) != words.about(Note("B", "x"))
+
+
+def test_an_error_as_a_value_has_no_secrets_and_one_line() -> None:
+    failure = Failure.of(SettingError("BAD", f"two\nlines of {SECRET}", hint=f"see {SECRET}"))
+    assert failure == Failure("BAD", "two lines of https://hub/file?…", "see https://hub/file?…", 2)
