@@ -4,7 +4,5 @@ from __future__ import annotations
 
 from translator import start
 
-demo = start.app()
-
 if __name__ == "__main__":
-    start.run(demo)
+    start.run(start.app())

@@ -1,7 +1,7 @@
 """What a GGUF header says: how much memory model and context take, and the chat template.
 
-Only what is needed is read: a few integers of the metadata, and one text. A file that cannot be read so is
-not an error here; llama-server will say what is wrong with it in its own words.
+Only what is needed is read: a few integers of the metadata, and one text. A file that cannot be
+read so is not an error here; llama-server will say what is wrong with it in its own words.
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]
 
     def translate_text(
         text: str, target_language: str = "en", source_language: str = "auto"
-    ) -> str:
+    ) -> Iterator[str]:
         """Translate a text with the model that this Space serves.
 
         Args:
@@ -34,6 +34,8 @@ def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]
                 shown = update.text
                 yield shown
 
+    # a caller gets a text; that it comes piece by piece gradio sees by itself
+    translate_text.__annotations__["return"] = str
     return translate_text
 
 

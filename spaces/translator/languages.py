@@ -78,7 +78,9 @@ def known() -> Mapping[str, Language]:
     """Return the languages by code: the first pair, then by English name."""
     text = Path(__file__).with_name("languages.json").read_text("utf-8")
     rows = [Language(**row) for row in json.loads(text)]
-    rows.sort(key=lambda one: (FIRST.index(one.code) if one.code in FIRST else len(FIRST), one.english))
+    rows.sort(
+        key=lambda one: (FIRST.index(one.code) if one.code in FIRST else len(FIRST), one.english)
+    )
     return {one.code: one for one in rows}
 
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
+from gradio.events import api as gradio_api
 
 from translator import advice, api, languages, panels, texts
 from translator.session import Answer, Job, Refusal, Waiting, translate
 from translator.values import Failure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
     from llama_loader.settings import Settings
     from translator.session import Engine, Update
-    from translator.values import Piece, State
+    from translator.values import Piece
 
 HERE: Final = Path(__file__).parent
 CONCURRENCY: Final = 3
@@ -27,7 +30,13 @@ _EXAMPLES: Final = (
     ("吾輩は猫である。名前はまだ無い。", "en"),
     ("It rained until noon, and then the whole street smelled of cedar.", "ja"),
     ("会議は三十分遅れて始まります。資料は先にお送りします。", "en"),
-    ("Please confirm the delivery date by Friday; the parts are out of stock until the 12th.", "ja"),
+    (
+        "Please confirm the delivery date by Friday; the parts are out of stock until the 12th.",
+        "ja",
+    ),
+)
+_NO_TOOLS: Final = (
+    "warning[MCP_MISSING]: there is no MCP tool on this page\nhint: pip install 'gradio[mcp]'\n"
 )
 _SANS: Final = (
     "-apple-system",
@@ -46,7 +55,7 @@ class Page:
     """Holds what the handlers need; ``build`` puts the components on the page."""
 
     def __init__(self, engine: Engine, settings: Settings | None) -> None:
-        self._engine = engine
+        self.engine = engine
         self._settings = settings
         self._limit = settings.max_chars if settings else 0
         self.i18n = gr.I18n(**{name: dict(words) for name, words in texts.every().items()})
@@ -61,13 +70,30 @@ class Page:
             self._doctor()
             self._wire(demo)
             if self._settings is not None:
-                gr.api(
-                    api.endpoint(self._engine, self._settings),
+                gradio_api(
+                    api.endpoint(self.engine, self._settings),
                     api_name="translate",
                     concurrency_id="translate",
                 )
         demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING)
-        return demo
+        made: gr.Blocks = demo
+        return made
+
+    def launch(self, **options: Any) -> Any:
+        """Build the page and serve it. ``options`` go to gradio's ``launch``."""
+        tools = find_spec("mcp") is not None
+        if not tools:
+            sys.stderr.write(_NO_TOOLS)
+        return self.build().launch(
+            theme=theme(),
+            css_paths=[HERE / "style.css"],
+            head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",
+            i18n=self.i18n,
+            mcp_server=tools,
+            ssr_mode=False,
+            footer_links=["api"],
+            **options,
+        )
 
     def _masthead(self) -> None:
         with gr.Row(elem_id="top"):
@@ -95,7 +121,7 @@ class Page:
                     )
 
     def _language(self, label: str, value: str) -> gr.Dropdown:
-        choices = [(_named(one), one.code) for one in languages.known().values()]
+        choices: list[Any] = [(_named(one), one.code) for one in languages.known().values()]
         if value == languages.AUTO:
             choices.insert(0, (self.i18n("detect"), languages.AUTO))
         return gr.Dropdown(
@@ -200,12 +226,12 @@ class Page:
     def greet(self, request: gr.Request) -> list[Any]:
         """Write the page's words for this browser."""
         words = _words(request)
-        doctor = f'<h2>{words["doctor"]}</h2><p>{words["doctor_text"]}</p>'
+        doctor = f"<h2>{words['doctor']}</h2><p>{words['doctor_text']}</p>"
         return [panels.masthead(words), _keys(words), doctor, *self._standing(words)]
 
     def refresh(self, request: gr.Request) -> list[Any]:
         """Write what is running; the clock stops once there is nothing to wait for."""
-        waiting = self._engine.state().phase == "preparing"
+        waiting = self.engine.state().phase == "preparing"
         return [*self._standing(_words(request)), gr.Timer(active=waiting)]
 
     def standing(self, request: gr.Request) -> list[Any]:
@@ -214,11 +240,11 @@ class Page:
 
     def again(self, request: gr.Request) -> list[Any]:
         """Prepare again after a failure."""
-        self._engine.retry()
+        self.engine.retry()
         return [*self._standing(_words(request)), gr.Timer(active=True)]
 
     def _standing(self, words: Mapping[str, str]) -> list[Any]:
-        state = self._engine.state()
+        state = self.engine.state()
         failed = state.phase == "failed"
         return [
             panels.pill(state, words),
@@ -233,11 +259,11 @@ class Page:
         """Stream a translation onto the right page."""
         words = _words(request)
         if self._settings is None:
-            yield ["", panels.failure(self._engine.state().failure, words), gr.skip(), gr.skip()]
+            yield ["", panels.failure(self.engine.state().failure, words), gr.skip(), gr.skip()]
             return
         job = Job(text or "", source, target)
         yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
-        for update in translate(self._engine, self._settings, job):
+        for update in translate(self.engine, self._settings, job):
             yield _shown(update, words)
 
     def stopped(self, request: gr.Request) -> list[Any]:
@@ -248,29 +274,12 @@ class Page:
         """Run the doctor."""
         words = _words(request)
         yield [panels.status("working", words["examining"]), gr.skip(), gr.skip()]
-        report = self._engine.doctor()
-        state = self._engine.state()
+        report = self.engine.doctor()
+        state = self.engine.state()
         known = dict.fromkeys([*advice.of_report(report), *advice.of_state(state)])
         advised = panels.advices(tuple(known), words)
         well = panels.status("done", words["all_well"])
         yield [advised or well, gr.Textbox(report, visible=True), gr.Button(visible=True)]
-
-
-def launch(page: Page, demo: gr.Blocks, **options: Any) -> Any:
-    """Start the page. ``options`` go to gradio's ``launch``."""
-    tools = find_spec("mcp") is not None
-    if not tools:
-        print("warning[MCP_MISSING]: no MCP tool is offered\nhint: pip install 'gradio[mcp]'")  # noqa: T201
-    return demo.launch(
-        theme=theme(),
-        css_paths=[HERE / "style.css"],
-        head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",
-        i18n=page.i18n,
-        mcp_server=tools,
-        ssr_mode=False,
-        footer_links=["api"],
-        **options,
-    )
 
 
 def theme() -> gr.themes.Base:
@@ -281,8 +290,7 @@ def theme() -> gr.themes.Base:
 
 
 def _words(request: gr.Request) -> Mapping[str, str]:
-    header = request.headers.get("accept-language") if request else None
-    return texts.every()[texts.accepted(header)]
+    return texts.every()[texts.accepted(request.headers.get("accept-language"))]
 
 
 def _named(language: languages.Language) -> str:
@@ -320,7 +328,9 @@ def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list
         line = panels.status("working", words["working"], pair)
         return [answer.text, line, gr.skip(), answer.target.code]
     cut = answer.last is not None and answer.last.reason == "length"
-    line = panels.status("done", words["cut" if cut else "done"], _figures(answer.last, pair, words))
+    line = panels.status(
+        "done", words["cut" if cut else "done"], _figures(answer.last, pair, words)
+    )
     return [answer.text, line, over, answer.target.code]
 
 

@@ -17,6 +17,7 @@ _MIB: Final = 1024**2
 _GIB: Final = 1024**3
 _SHOWN_PROGRESS: Final = 4
 
+
 def masthead(words: Mapping[str, str]) -> str:
     """The seal, the name, one sentence."""
     return (
@@ -61,7 +62,8 @@ def advices(known: Sequence[Advice], words: Mapping[str, str]) -> str:
         lines = "\n".join(one.settings)
         shown = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
         parts.append(
-            f'<section class="advice"><h4>{escape(title)}</h4><p>{escape(text)}</p>{shown}</section>'
+            f'<section class="advice"><h4>{escape(title)}</h4><p>{escape(text)}</p>'
+            f"{shown}</section>"
         )
     return "".join(parts)
 
@@ -72,7 +74,8 @@ def colophon(state: State, words: Mapping[str, str]) -> str:
     return (
         f'<section class="colophon" id="colophon"><h2>{escape(words["colophon"])}'
         f"<small>{escape(words['colophon_mark'])}</small></h2>"
-        f'<div class="columns"><dl>{facts}</dl><div class="times">{_times(state, words)}</div></div>'
+        f'<div class="columns"><dl>{facts}</dl>'
+        f'<div class="times">{_times(state, words)}</div></div>'
         f"{_notes(state, words)}</section>"
     )
 
@@ -91,16 +94,16 @@ def _architecture(state: State) -> str:
 
 
 def _facts(state: State, words: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    unknown = f'<i>{escape(words["not_yet"])}</i>'
+    unknown = f"<i>{escape(words['not_yet'])}</i>"
     yield "release", _text(state.release) or unknown
     yield "architecture", _text(_architecture(state)) or unknown
     yield "digest", _digest(state, words) if state.digest else unknown
     yield "device", _device(state, words)
-    yield "memory", _memory(state) or f'<i>{escape(words["after_first"])}</i>'
+    yield "memory", _memory(state) or f"<i>{escape(words['after_first'])}</i>"
     yield "model", _text(state.model) or unknown
     pinned = _hash(state.model_sha256) if state.model_sha256 else ""
-    yield "model_digest", pinned or f'<i>{escape(words["not_pinned"])}</i>'
-    yield "speed", _speed(state, words) or f'<i>{escape(words["after_first"])}</i>'
+    yield "model_digest", pinned or f"<i>{escape(words['not_pinned'])}</i>"
+    yield "speed", _speed(state, words) or f"<i>{escape(words['after_first'])}</i>"
 
 
 def _fact(name: str, value: str) -> str:
@@ -130,7 +133,7 @@ def _device(state: State, words: Mapping[str, str]) -> str:
         return escape(", ".join(state.devices))
     if state.calls or state.server_pid is not None:
         return escape(words["cpu"])
-    return f'<i>{escape(words["after_first"])}</i>'
+    return f"<i>{escape(words['after_first'])}</i>"
 
 
 def _memory(state: State) -> str:

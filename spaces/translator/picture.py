@@ -23,11 +23,13 @@ _LEAST: Final = 2.0
 """Width of the shortest bar: a stage of a millisecond was a stage."""
 _SPAN: Final = _WIDTH - _LEFT - _RIGHT
 _CALLS: Final = 8
-_TENTH, _TEN = 0.1, 10.0
+_THOUSANDTH, _TENTH, _TEN = 0.001, 0.1, 10.0
 
 
 def seconds(value: float) -> str:
     """Write a duration with as many digits as mean something."""
+    if value < _THOUSANDTH:
+        return "<1 ms"
     if value < _TENTH:
         return f"{value * 1000:.0f} ms"
     return f"{value:.2f} s" if value < _TEN else f"{value:.0f} s"

@@ -39,9 +39,7 @@ def server_arguments(template: str | None) -> tuple[str, ...]:
     return ("--chat-template", AS_IT_IS) if template is None else ()
 
 
-def ask(
-    kind: Format, text: str, pair: tuple[Language, Language], settings: Settings
-) -> Ask:
+def ask(kind: Format, text: str, pair: tuple[Language, Language], settings: Settings) -> Ask:
     """Return the request for one translation; ``pair`` is source and target."""
     source, target = pair
     content, extra = _CONTENTS[kind](text, source, target)

@@ -14,6 +14,7 @@ from translator.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from pathlib import Path
 
     from llama_loader.settings import Settings
     from translator.languages import Language
@@ -144,18 +145,16 @@ def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterato
 
 
 def _format(settings: Settings) -> prompt.Format:
-    return prompt.format_of(template(settings))
-
-
-@cache
-def template(settings: Settings) -> str | None:
-    """Return the chat template of the model that is here already.
-
-    One that cannot be found or read counts as a base model; llama-server says what is wrong.
-    """
+    """Look at the model that is here; one that is not has failed, or fails, for that reason."""
     source = replace(model.from_settings(settings), sha256=None)
     try:
         path = model.get(source, replace(settings, offline=True))
     except LoaderError:
-        return None
+        return "chat"
+    return prompt.format_of(_template(path))
+
+
+@cache
+def _template(path: Path) -> str | None:
+    """A header is read once: Gemma's has 262,144 tokens to skip."""
     return model_file.chat_template(path)

@@ -19,9 +19,7 @@ def every() -> Mapping[str, Mapping[str, str]]:
     found: dict[str, dict[str, str]] = json.loads(
         Path(__file__).with_name("texts.json").read_text("utf-8")
     )
-    return {
-        locale: {name: words[locale] for name, words in found.items()} for locale in LOCALES
-    }
+    return {locale: {name: words[locale] for name, words in found.items()} for locale in LOCALES}
 
 
 def accepted(header: str | None) -> str:
