@@ -131,6 +131,7 @@ def _script(letter: str) -> str:
 
 
 def _latin(text: str) -> str:
+    """One frequent word alone proves nothing: "a" is English, and Hungarian for "the"."""
     words = Counter(re.findall(r"\w+", text.casefold()))
     scores = {
         one.code: sum(words[word] for word in one.words.split())
@@ -138,7 +139,7 @@ def _latin(text: str) -> str:
         if one.words
     }
     best = max(scores, key=lambda code: scores[code])
-    return best if scores[best] > scores["en"] else "en"
+    return best if scores[best] > max(scores["en"], 1) else "en"
 
 
 def _by_letters(text: str, rules: tuple[tuple[str, str], ...]) -> str:
