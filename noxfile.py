@@ -89,6 +89,16 @@ def gpu(session: nox.Session) -> None:
     session.run(sys.executable, "benchmarks/on_gpu.py", *session.posargs, env=MODULE_PATH)
 
 
+@nox.session
+def screenshots(session: nox.Session) -> None:
+    """Pictures of the Space's page into docs/figures, in Debian's Chromium.
+
+    The variables say which release and model, as for the Space (docs/settings.md).
+    """
+    _install(session, DEV_LOCK)
+    session.run("python", "benchmarks/screenshots.py", *session.posargs, env=MODULE_PATH)
+
+
 @nox.session(name="format")
 def format_(session: nox.Session) -> None:
     """Rewrite the sources in the project's format; the equal of a pre-commit hook's fixes."""

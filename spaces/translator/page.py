@@ -196,7 +196,7 @@ class Page:
             [self.target, self.status, self.stop, self.target_language],
             concurrency_limit=CONCURRENCY,
             concurrency_id="translate",
-            trigger_mode="always_last",  # pressed again while it runs or is being stopped: then next
+            trigger_mode="always_last",  # pressed while it runs or is being stopped: next
             **quiet,
         )
         run.then(self.standing, None, standing, queue=False, **quiet)
