@@ -114,7 +114,7 @@ def space_packages() -> None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            _must_or_skip(f"{package} is not installed")
+            must_or_skip(f"{package} is not installed")
 
 
 @dataclass(frozen=True)

@@ -312,7 +312,9 @@ def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
     """Return the right page, the status, the stop button and the target for an update."""
     over = gr.Button(interactive=False)
     if isinstance(update, Waiting):
-        line = panels.status("working", words["waiting"], update.why)
+        line = panels.status(
+            "working", words["working" if update.working else "waiting"], update.why
+        )
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):
         line = panels.status("failed", words[update.name].format(**update.values))

@@ -59,9 +59,13 @@ class Job:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing to show yet; ``why`` in the engine's words."""
+    """Nothing new to show; ``why`` in the engine's words.
+
+    ``working``: the model is at it, all that it needs is here.
+    """
 
     why: str
+    working: bool = False
 
 
 @dataclass(frozen=True)
@@ -129,18 +133,21 @@ def _prepared(engine: Engine) -> Iterator[Waiting | Failure]:
 
 
 def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterator[Update]:
-    text, shown = "", 0.0
+    text, shown, last = "", "", 0.0
     for item in stream:
         if isinstance(item, Failure):
             yield item
             return
         if isinstance(item, Progress):
-            yield Waiting(item.text)
+            if text != shown:  # a pause: show what was held back for the sake of a steady pace
+                shown = text
+                yield Answer(text, *pair, None)
+            yield Waiting(item.text, working=item.stage == "waiting")
             continue
         text = (text + item.text).lstrip()
         now = time.monotonic()
-        if item.finished or (text and now - shown >= _SHOW_EVERY):
-            shown = now
+        if item.finished or (text and now - last >= _SHOW_EVERY):
+            shown, last = text, now
             yield Answer(text.rstrip() if item.finished else text, *pair, item)
 
 

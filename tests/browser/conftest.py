@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +13,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from space import Space
 
@@ -33,16 +32,9 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="session")
-def cpu(request: pytest.FixtureRequest) -> dict[str, str]:
-    """Variables for the cpu release: ``LLAMA_TEST_RELEASE`` names one, else it is built."""
-    named = os.environ.get("LLAMA_TEST_RELEASE")
-    folder = Path(named) if named else request.getfixturevalue("cpu_release").folder
-    manifest = folder / "manifest.json"
-    return {
-        "llama_cpp_manifest_url": f"file://{manifest}",
-        "llama_cpp_manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "allow_cpu": "1",
-    }
+def cpu(real_manifest: str) -> dict[str, str]:
+    """Variables for the cpu release."""
+    return space.pinned(real_manifest)
 
 
 @pytest.fixture(scope="session")

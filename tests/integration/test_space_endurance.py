@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import closing
 from dataclasses import dataclass
@@ -45,15 +44,10 @@ def descendants(pid: int) -> list[int]:
 
 
 def test_a_hundred_calls_leave_no_process_no_file_and_no_memory_behind(
-    request: pytest.FixtureRequest, real_model: Path, tmp_path: Path
+    real_manifest: str, real_model: Path, tmp_path: Path
 ) -> None:
-    named = os.environ.get("LLAMA_TEST_RELEASE")
-    folder = Path(named) if named else request.getfixturevalue("cpu_release").folder
-    manifest = folder / "manifest.json"
     variables = {
-        "llama_cpp_manifest_url": f"file://{manifest}",
-        "llama_cpp_manifest_sha256": hashlib.sha256(manifest.read_bytes()).hexdigest(),
-        "allow_cpu": "1",
+        **space.pinned(real_manifest),
         "gguf_path": str(real_model),
         "max_new_tokens": "3",
         "n_ctx": "512",

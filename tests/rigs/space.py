@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from verbs import PROJECT
@@ -17,7 +19,6 @@ from llama_loader import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 READY = "Running on local URL"
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
@@ -34,6 +35,16 @@ class Space:
     def said(self) -> str:
         """Everything that it has printed so far."""
         return self.log.read_text("utf-8", "replace")
+
+
+def pinned(manifest: str) -> dict[str, str]:
+    """Variables that pin a manifest (a ``file://`` URL) and allow the CPU."""
+    content = Path(manifest.removeprefix("file://")).read_bytes()
+    return {
+        "llama_cpp_manifest_url": manifest,
+        "llama_cpp_manifest_sha256": hashlib.sha256(content).hexdigest(),
+        "allow_cpu": "1",
+    }
 
 
 @contextmanager

@@ -79,6 +79,15 @@ def test_progress_and_preparation_are_passed_on() -> None:
     assert updates[:2] == [Waiting("downloading"), Waiting("waiting for a GPU")]
 
 
+def test_words_held_back_are_shown_before_a_pause() -> None:
+    pause = Progress("waiting", "waiting for words (1 s)")
+    engine = Playing(piece("A"), piece("B"), pause, piece("C", finished=True))
+    updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
+    texts = [one.text for one in updates if isinstance(one, Answer)]
+    assert texts == ["A", "AB", "ABC"]
+    assert Waiting(pause.text, working=True) in updates
+
+
 def test_a_failed_preparation_asks_for_nothing() -> None:
     engine = Playing(states=(State("failed", failure=BROKEN),))
     assert list(translate(engine, SETTINGS, Job("猫", "auto", "en"))) == [BROKEN]
