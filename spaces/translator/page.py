@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
 from importlib.util import find_spec
 from pathlib import Path
@@ -58,6 +59,7 @@ class Page:
         self.engine = engine
         self._settings = settings
         self._limit = settings.max_chars if settings else 0
+        self._stops: dict[str, threading.Event] = {}
         self.i18n = gr.I18n(**{name: dict(words) for name, words in texts.every().items()})
 
     def build(self) -> gr.Blocks:
@@ -188,6 +190,7 @@ class Page:
             self.greet, None, [self.head, self.keys, self.doctor_head, *standing], queue=False,
             **quiet,
         )  # fmt: skip
+        demo.unload(self.leave)
         timer.tick(self.refresh, None, [*standing, timer], queue=False, **quiet)
         self.retry.click(self.again, None, [*standing, timer], queue=False, **quiet)
         run = self.go.click(
@@ -200,9 +203,8 @@ class Page:
             **quiet,
         )
         run.then(self.standing, None, standing, queue=False, **quiet)
-        self.stop.click(
-            self.stopped, None, [self.status, self.stop], cancels=[run], queue=False, **quiet
-        ).then(self.standing, None, standing, queue=False, **quiet)
+        # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
+        self.stop.click(self.end, None, [self.stop], queue=False, **quiet)
         self.examine.click(
             self.diagnose, None, [self.advice, self.report, self.copy_report], **quiet
         )
@@ -264,12 +266,26 @@ class Page:
             return
         job = Job(text or "", source, target)
         yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
-        for update in translate(self.engine, self._settings, job):
+        updates = translate(self.engine, self._settings, job)
+        stopped = self._stops[str(request.session_hash)] = threading.Event()
+        for update in updates:
+            if stopped.is_set():
+                updates.close()
+                line = panels.status("stopped", words["stopped"])
+                yield [gr.skip(), line, gr.Button(interactive=False), gr.skip()]
+                return
             yield _shown(update, words)
 
-    def stopped(self, request: gr.Request) -> list[Any]:
-        """Say that it was stopped."""
-        return [panels.status("stopped", _words(request)["stopped"]), gr.Button(interactive=False)]
+    def end(self, request: gr.Request) -> gr.Button:
+        """Have this visitor's translation end with its next update, a quarter of a second away."""
+        running = self._stops.get(str(request.session_hash))
+        if running is not None:
+            running.set()
+        return gr.Button(interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """Forget a visitor who has gone."""
+        self._stops.pop(str(request.session_hash), None)
 
     def diagnose(self, request: gr.Request) -> Iterator[list[Any]]:
         """Run the doctor."""

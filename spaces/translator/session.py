@@ -13,7 +13,7 @@ from translator import languages, prompt
 from translator.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
     from llama_loader.settings import Settings
@@ -99,7 +99,7 @@ def refusal(job: Job, max_chars: int) -> Refusal | None:
     return Refusal("same", {"language": source.native}) if source == target else None
 
 
-def translate(engine: Engine, settings: Settings, job: Job) -> Iterator[Update]:
+def translate(engine: Engine, settings: Settings, job: Job) -> Generator[Update, None, None]:
     """Translate; the last update is a finished answer, a refusal or a failure.
 
     Closing the iterator stops the generation.

@@ -122,7 +122,7 @@ def test_closing_a_translation_closes_the_engine_s_stream() -> None:
     engine = Playing(piece("A"), piece("B", finished=True))
     made = translate(engine, SETTINGS, Job("猫", "auto", "en"))
     next(made)
-    made.close()  # type: ignore[attr-defined]
+    made.close()
     assert engine.closed
 
 
