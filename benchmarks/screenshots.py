@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from translator.session import Engine as AnyEngine
 
-_COLOURS: Final = 200
+_COLOURS: Final = 256
 """A palette is enough for a page, and a third of the bytes."""
 _TEXT: Final = "今日は朝から雨が降っています。傘を忘れないでください。"
 Scheme = Literal["light", "dark"]
@@ -98,7 +98,7 @@ def keep(tab: Tab, shot: Shot, folder: Path) -> None:
     tab.mouse.move(2, 2)
     tab.evaluate("document.activeElement?.blur()")
     picture = Image.open(BytesIO(tab.screenshot(full_page=shot.whole, animations="disabled")))
-    small = picture.convert("RGB").quantize(_COLOURS, dither=Image.Dither.NONE)
+    small = picture.convert("RGB").quantize(_COLOURS, kmeans=1, dither=Image.Dither.NONE)
     path = folder / f"{shot.name}.png"
     small.save(path, optimize=True)
     sys.stdout.write(f"{path} {path.stat().st_size // 1000} kB\n")

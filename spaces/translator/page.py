@@ -356,4 +356,4 @@ def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list
 def _figures(last: Piece | None, pair: str, words: Mapping[str, str]) -> str:
     if last is None or last.tokens_per_second is None:
         return pair
-    return f"{pair} · {last.tokens_per_second:.0f} {words['speed_unit']}"
+    return f"{pair} · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _MIB: Final = 1024**2
 _GIB: Final = 1024**3
 _SHOWN_PROGRESS: Final = 4
+_TEN: Final = 10
 
 
 def masthead(words: Mapping[str, str]) -> str:
@@ -86,6 +87,11 @@ def status(kind: str, text: str, aside: str = "") -> str:
     return f'<div class="status {kind}" role="status"><b>{escape(text)}</b>{side}</div>'
 
 
+def rate(speed: float) -> str:
+    """Write tokens per second with as many digits as mean something."""
+    return f"{speed:.1f}" if speed < _TEN else f"{speed:.0f}"
+
+
 def _architecture(state: State) -> str:
     name = state.architecture
     if not name:
@@ -148,7 +154,7 @@ def _size(size: int) -> str:
 def _speed(state: State, words: Mapping[str, str]) -> str:
     if state.tokens_per_second is None:
         return ""
-    return f"{state.tokens_per_second:.0f} {escape(words['speed_unit'])}"
+    return f"{rate(state.tokens_per_second)} {escape(words['speed_unit'])}"
 
 
 def _times(state: State, words: Mapping[str, str]) -> str:
