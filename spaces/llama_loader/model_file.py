@@ -1,7 +1,7 @@
-"""How much memory a model and its context take, from the GGUF header alone.
+"""What a GGUF header says: how much memory model and context take, and the chat template.
 
-Only what sizing needs is read: a few integers of the metadata. A file that cannot be read so is
-not an error here; llama-server will say what is wrong with it in its own words.
+Only what is needed is read: a few integers of the metadata, and one text. A file that cannot be
+read so is not an error here; llama-server will say what is wrong with it in its own words.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 _MAGIC: Final = b"GGUF"
@@ -30,6 +31,7 @@ _SCALARS: Final = {
     12: "<d",
 }
 _TEXT: Final = 8
+_TEMPLATE: Final = "tokenizer.chat_template"
 _ARRAY: Final = 9
 _MAX_KEYS: Final = 10_000
 _MAX_SKIP: Final = 1 << 30
@@ -69,6 +71,23 @@ def measure(path: Path, n_ctx: int) -> ModelSize | None:
     return ModelSize(size, _cache(metadata, n_ctx))
 
 
+def chat_template(path: Path) -> str | None:
+    """Return the chat template that a model carries; None where it has none: a base model.
+
+    llama-server cannot tell: without one it takes ChatML and shows that as the model's own.
+    """
+    try:
+        with path.open("rb") as file:
+            for name in _names(file):
+                kind = struct.unpack("<I", _exactly(file, 4))[0]
+                if name == _TEMPLATE and kind == _TEXT:
+                    return _text(file).decode("utf-8", "replace")
+                _value(file, kind)
+    except (OSError, ValueError, struct.error, OverflowError):
+        return None
+    return None
+
+
 def _parts(path: Path) -> list[Path]:
     split = _SPLIT.search(path.name)
     if not split:
@@ -89,18 +108,23 @@ def _cache(metadata: dict[str, int], n_ctx: int) -> int:
 
 def _metadata(file: BinaryIO) -> dict[str, int]:
     """Return the architecture's whole numbers, without its prefix (``llama.block_count``)."""
+    found: dict[str, int] = {}
+    for name in _names(file):
+        value = _value(file, struct.unpack("<I", _exactly(file, 4))[0])
+        if value is not None:
+            found[name.partition(".")[2]] = value
+    return found
+
+
+def _names(file: BinaryIO) -> Iterator[str]:
+    """Yield each key's name; who takes one reads its value before the next."""
     if file.read(4) != _MAGIC:
         raise ValueError("not GGUF")
     version, _tensors, keys = struct.unpack("<IQQ", _exactly(file, 20))
     if not 2 <= version <= 3 or keys > _MAX_KEYS:  # noqa: PLR2004 - the versions there are
         raise ValueError("a GGUF version that is not known")
-    found: dict[str, int] = {}
     for _ in range(keys):
-        name = _text(file).decode("utf-8", "replace")
-        value = _value(file, struct.unpack("<I", _exactly(file, 4))[0])
-        if value is not None:
-            found[name.partition(".")[2]] = value
-    return found
+        yield _text(file).decode("utf-8", "replace")
 
 
 def _value(file: BinaryIO, kind: int) -> int | None:

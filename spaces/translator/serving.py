@@ -25,7 +25,7 @@ from llama_loader import (
 from llama_loader.background import Background
 from llama_loader.events import Note
 from llama_loader.prepare import prepare
-from translator import preparation, words
+from translator import preparation, prompt, words
 from translator.values import Report
 
 if TYPE_CHECKING:
@@ -86,7 +86,8 @@ class Serving:
         self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
         launch.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
         self._latest = f"llama-server loads {self.ready.model.name}"
-        supervisor = launch.start(ours, prepared, self.ready.model, sink=self._hear)
+        told = prompt.server_arguments(model_file.chat_template(self.ready.model))
+        supervisor = launch.start(ours, prepared, self.ready.model, told, sink=self._hear)
         self._timeline = preparation.summed(prepared.timeline.stages)
         if self._stopped.is_set():
             supervisor.stop()

@@ -1,0 +1,57 @@
+"""The endpoint for programs: an API route and an MCP tool, both called ``translate``.
+
+No ``from __future__ import annotations`` here: gradio reads the hints as they are.
+"""
+
+from collections.abc import Callable, Iterator
+
+import gradio as gr
+
+from llama_loader.settings import Settings
+from translator import languages, texts
+from translator.session import Answer, Engine, Job, Refusal, Update, translate
+from translator.values import Failure
+
+
+def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]:
+    """Return the function behind the endpoint."""
+
+    def translate_text(
+        text: str, target_language: str = "en", source_language: str = "auto"
+    ) -> Iterator[str]:
+        """Translate a text with the model that this Space serves.
+
+        Args:
+            text: what to translate; at most as many characters as the page says.
+            target_language: a code or a name, such as en, ja, zh-Hans, German.
+            source_language: likewise, or auto to have it detected.
+        """
+        job = Job(text, _code(source_language), _code(target_language))
+        shown = ""
+        for update in translate(engine, settings, job):
+            _raise(update)
+            if isinstance(update, Answer) and update.text != shown:
+                shown = update.text
+                yield shown
+
+    # a caller gets a text; that it comes piece by piece gradio sees by itself
+    translate_text.__annotations__["return"] = str
+    return translate_text
+
+
+def _code(name: str) -> str:
+    if name.strip().lower() == languages.AUTO:
+        return languages.AUTO
+    found = languages.find(name)
+    if found is None:
+        some = ", ".join(list(languages.known())[:6])
+        raise gr.Error(f"LANGUAGE_UNKNOWN: there is no language {name!r}; try {some} …")
+    return found.code
+
+
+def _raise(update: Update) -> None:
+    """Only the text of a ``gr.Error`` reaches the caller."""
+    if isinstance(update, Refusal):
+        raise gr.Error(texts.every()["en"][update.name].format(**update.values))
+    if isinstance(update, Failure):
+        raise gr.Error(f"{update.code}: {update.message}; {update.hint}".rstrip("; "))

@@ -1,0 +1,186 @@
+"""The parts of the page that say what is running, as HTML. Pure; everything foreign is escaped."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import TYPE_CHECKING, Final
+
+from translator import advice, picture
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from translator.advice import Advice
+    from translator.values import Failure, State
+
+_MIB: Final = 1024**2
+_GIB: Final = 1024**3
+_SHOWN_PROGRESS: Final = 4
+_TEN: Final = 10
+
+
+def masthead(words: Mapping[str, str]) -> str:
+    """The seal, the name, one sentence."""
+    return (
+        '<header class="masthead"><span class="seal" aria-hidden="true">訳</span>'
+        f"<div><h1>{escape(words['title'])}</h1><p>{escape(words['subtitle'])}</p></div></header>"
+    )
+
+
+def pill(state: State, words: Mapping[str, str]) -> str:
+    """One line that links to the colophon: the phase, the release, whether it is verified."""
+    parts = [words[state.phase]]
+    if state.phase == "ready":
+        parts += [part for part in (state.release, _architecture(state)) if part]
+        parts.append(words["verified" if state.verified else "unverified"])
+    elif state.phase == "preparing" and state.progress:
+        parts.append(state.progress[-1])
+    loud = " unverified" if state.phase == "ready" and not state.verified else ""
+    line = " · ".join(map(escape, parts))
+    return (
+        f'<a class="pill {state.phase}{loud}" href="#colophon" aria-live="polite">'
+        f'<span class="dot" aria-hidden="true"></span><span class="line">{line}</span></a>'
+    )
+
+
+def failure(found: Failure | None, words: Mapping[str, str]) -> str:
+    """What happened and what to do; nothing where all is well."""
+    if found is None:
+        return ""
+    known = advice.of_failure(found)
+    hint = f"<p><b>{escape(words['what_to_do'])}</b> {escape(found.hint)}</p>" if found.hint else ""
+    return (
+        f'<div class="failure" role="alert"><p class="code">{escape(found.code)}</p>'
+        f"<p class='what'>{escape(found.message)}</p>{hint}{advices(known, words)}</div>"
+    )
+
+
+def advices(known: Sequence[Advice], words: Mapping[str, str]) -> str:
+    """What to set, with the lines to copy."""
+    parts = []
+    for one in known:
+        title, text = words[f"advice_{one.name}_title"], words[f"advice_{one.name}"]
+        lines = "\n".join(one.settings)
+        shown = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
+        parts.append(
+            f'<section class="advice"><h4>{escape(title)}</h4><p>{escape(text)}</p>'
+            f"{shown}</section>"
+        )
+    return "".join(parts)
+
+
+def colophon(state: State, words: Mapping[str, str]) -> str:
+    """What is running: facts on one side, what they took on the other."""
+    facts = "".join(_fact(words[name], value) for name, value in _facts(state, words))
+    return (
+        f'<section class="colophon" id="colophon"><h2>{escape(words["colophon"])}'
+        f"<small>{escape(words['colophon_mark'])}</small></h2>"
+        f'<div class="columns"><dl>{facts}</dl>'
+        f'<div class="times">{_times(state, words)}</div></div>'
+        f"{_notes(state, words)}</section>"
+    )
+
+
+def status(kind: str, text: str, aside: str = "") -> str:
+    """The line under the right page; ``kind`` is a class: working, done, stopped, failed."""
+    side = f"<span>{escape(aside)}</span>" if aside else ""
+    return f'<div class="status {kind}" role="status"><b>{escape(text)}</b>{side}</div>'
+
+
+def rate(speed: float) -> str:
+    """Write tokens per second with as many digits as mean something."""
+    return f"{speed:.1f}" if speed < _TEN else f"{speed:.0f}"
+
+
+def _architecture(state: State) -> str:
+    name = state.architecture
+    if not name:
+        return ""
+    return "CPU" if name == "cpu" else f"sm_{name}" if name[:1].isdigit() else name
+
+
+def _facts(state: State, words: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+    unknown = f"<i>{escape(words['not_yet'])}</i>"
+    yield "release", _text(state.release) or unknown
+    yield "architecture", _text(_architecture(state)) or unknown
+    yield "digest", _digest(state, words) if state.digest else unknown
+    yield "device", _device(state, words)
+    yield "memory", _memory(state) or f"<i>{escape(words['after_first'])}</i>"
+    yield "model", _text(state.model) or unknown
+    pinned = _hash(state.model_sha256) if state.model_sha256 else ""
+    yield "model_digest", pinned or f"<i>{escape(words['not_pinned'])}</i>"
+    yield "speed", _speed(state, words) or f"<i>{escape(words['after_first'])}</i>"
+
+
+def _fact(name: str, value: str) -> str:
+    return f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>"
+
+
+def _text(value: str | None) -> str:
+    return escape(value) if value else ""
+
+
+def _hash(digest: str) -> str:
+    """All of it, in a form that a phone can break."""
+    return f'<code title="{escape(digest)}">{escape(digest)}</code>'
+
+
+def _digest(state: State, words: Mapping[str, str]) -> str:
+    if state.verified:
+        return f'<span class="stamp">{escape(words["verified"])}</span> {_hash(state.digest or "")}'
+    return (
+        f'<span class="stamp loud">{escape(words["unverified"])}</span> {_hash(state.digest or "")}'
+        f"<em>{escape(words['unverified_text'])}</em>"
+    )
+
+
+def _device(state: State, words: Mapping[str, str]) -> str:
+    if state.devices:
+        return escape(", ".join(state.devices))
+    if state.calls or state.server_pid is not None:
+        return escape(words["cpu"])
+    return f"<i>{escape(words['after_first'])}</i>"
+
+
+def _memory(state: State) -> str:
+    parts = [f"{escape(name)} {_size(size)}" for name, size in state.memory.items() if size]
+    return "<br>".join(parts)
+
+
+def _size(size: int) -> str:
+    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
+
+
+def _speed(state: State, words: Mapping[str, str]) -> str:
+    if state.tokens_per_second is None:
+        return ""
+    return f"{rate(state.tokens_per_second)} {escape(words['speed_unit'])}"
+
+
+def _times(state: State, words: Mapping[str, str]) -> str:
+    parts = []
+    if state.phase == "preparing":
+        lines = "".join(f"<li>{escape(one)}</li>" for one in state.progress[-_SHOWN_PROGRESS:])
+        parts.append(f'<ol class="progress">{lines}</ol>' if lines else "")
+    if state.timeline:
+        parts.append(_figure(words["this_start"], picture.start(state.timeline, words)))
+    if state.calls:
+        legend = (
+            f'<span class="key wait">{escape(words["first_words"])}</span>'
+            f'<span class="key answer">{escape(words["whole_answer"])}</span>'
+        )
+        parts.append(_figure(words["last_calls"], picture.calls(state.calls, words), legend))
+    elif state.phase == "ready":
+        parts.append(_figure(words["last_calls"], f"<p>{escape(words['no_calls'])}</p>"))
+    return "".join(parts)
+
+
+def _figure(title: str, drawing: str, legend: str = "") -> str:
+    return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{drawing}</figure>"
+
+
+def _notes(state: State, words: Mapping[str, str]) -> str:
+    lines = "".join(f"<li>{escape(note)}</li>" for note in state.notes)
+    known = advices(advice.of_state(state), words) if state.failure is None else ""
+    shown = f"<h3>{escape(words['notes'])}</h3><ul>{lines}</ul>" if lines else ""
+    return f'<div class="notes">{shown}{known}</div>' if shown or known else ""

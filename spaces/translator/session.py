@@ -1,0 +1,167 @@
+"""One translation, from what a person asked for to what is shown: checks, prompt, pieces."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING, Final, Protocol, Union
+
+from llama_loader import model, model_file
+from llama_loader.errors import LoaderError
+from translator import languages, prompt
+from translator.values import Failure, Piece, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator, Mapping
+    from pathlib import Path
+
+    from llama_loader.settings import Settings
+    from translator.languages import Language
+    from translator.values import Ask, Item, State
+
+_LOOK_AGAIN: Final = 0.25
+"""Seconds between two looks at an engine that is preparing."""
+_SHOW_EVERY: Final = 0.04
+"""Seconds. More than 25 updates in a second nobody sees; the first is shown at once."""
+
+
+class Engine(Protocol):
+    """What the page asks of an engine (``translator.engine.Engine`` is the one there is)."""
+
+    def begin(self) -> None:
+        """Begin to prepare."""
+
+    def state(self) -> State:
+        """Return what is known now."""
+
+    def retry(self) -> None:
+        """Prepare again after a failure."""
+
+    def stream(self, ask: Ask) -> Iterator[Item]:
+        """Stream an answer; closing the iterator stops it."""
+
+    def doctor(self) -> str:
+        """Return the doctor's page."""
+
+    def close(self) -> None:
+        """End the server."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a person asked for; ``source`` may be ``auto``."""
+
+    text: str
+    source: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Waiting:
+    """Nothing new to show; ``why`` in the engine's words.
+
+    ``working``: the model is at it, all that it needs is here.
+    """
+
+    why: str
+    working: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The translation so far; ``last`` is the newest piece, None before the first."""
+
+    text: str
+    source: Language
+    target: Language
+    last: Piece | None
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """The job cannot be done as it is; ``name`` is that of the words in ``texts.json``."""
+
+    name: str
+    values: Mapping[str, object] = field(default_factory=dict)
+
+
+Update = Union[Waiting, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on Python 3.10 too
+
+
+def refusal(job: Job, max_chars: int) -> Refusal | None:
+    """Say what is wrong with a job; None for nothing. Pure."""
+    if not job.text.strip():
+        return Refusal("nothing")
+    if len(job.text) > max_chars:
+        return Refusal("too_long", {"count": len(job.text), "limit": max_chars})
+    source, target = languages.pair(job.source, job.target, job.text)
+    return Refusal("same", {"language": source.native}) if source == target else None
+
+
+def translate(engine: Engine, settings: Settings, job: Job) -> Generator[Update, None, None]:
+    """Translate; the last update is a finished answer, a refusal or a failure.
+
+    Closing the iterator stops the generation.
+    """
+    refused = refusal(job, settings.max_chars)
+    if refused:
+        yield refused
+        return
+    for update in _prepared(engine):
+        yield update
+        if isinstance(update, Failure):
+            return
+    pair = languages.pair(job.source, job.target, job.text)
+    ask = prompt.ask(_format(settings), job.text, pair, settings)
+    stream = engine.stream(ask)
+    try:
+        yield from _answers(stream, pair)
+    finally:
+        close = getattr(stream, "close", None)
+        if close is not None:
+            close()
+
+
+def _prepared(engine: Engine) -> Iterator[Waiting | Failure]:
+    """Wait until the model is here: its header says how it wants to be asked."""
+    while (state := engine.state()).phase == "preparing":
+        yield Waiting(state.progress[-1] if state.progress else "")
+        time.sleep(_LOOK_AGAIN)
+    if state.phase == "failed" and state.failure is not None:
+        yield state.failure
+
+
+def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterator[Update]:
+    text, shown, last = "", "", 0.0
+    for item in stream:
+        if isinstance(item, Failure):
+            yield item
+            return
+        if isinstance(item, Progress):
+            if text != shown:  # a pause: show what was held back for the sake of a steady pace
+                shown = text
+                yield Answer(text, *pair, None)
+            yield Waiting(item.text, working=item.stage == "waiting")
+            continue
+        text = (text + item.text).lstrip()
+        now = time.monotonic()
+        if item.finished or (text and now - last >= _SHOW_EVERY):
+            shown, last = text, now
+            yield Answer(text.rstrip() if item.finished else text, *pair, item)
+
+
+def _format(settings: Settings) -> prompt.Format:
+    """Look at the model that is here; one that is not has failed, or fails, for that reason."""
+    source = replace(model.from_settings(settings), sha256=None)
+    try:
+        path = model.get(source, replace(settings, offline=True))
+    except LoaderError:
+        return "chat"
+    return prompt.format_of(_template(path))
+
+
+@cache
+def _template(path: Path) -> str | None:
+    """A header is read once: Gemma's has 262,144 tokens to skip."""
+    return model_file.chat_template(path)

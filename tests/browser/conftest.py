@@ -1,0 +1,73 @@
+"""A real headless Chromium, and the real app with a real CPU llama-server and a real model."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+import space
+from needs import must_or_skip
+from playwright.sync_api import Browser, Page, sync_playwright
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from space import Space
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """The distribution's Chromium; root has no sandbox to put it into."""
+    program = shutil.which("chromium")
+    if program is None:
+        must_or_skip("no Chromium: apt-get install chromium fonts-noto-cjk")
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=program, args=flags)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="session")
+def cpu(real_manifest: str) -> dict[str, str]:
+    """Variables for the cpu release."""
+    return space.pinned(real_manifest)
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One store for all apps: the release is installed once."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(scope="module")
+def app(cpu: dict[str, str], home: Path, real_model: Path) -> Iterator[Space]:
+    """The app on SmolLM2, with room for a short answer."""
+    limits = {"max_chars": "300", "max_new_tokens": "40", "n_ctx": "1024"}
+    with space.serving(home, **cpu, **limits, gguf_path=str(real_model)) as served:
+        yield served
+
+
+@pytest.fixture
+def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
+    """Open a page in a fresh context; what it throws is a failure of the test."""
+    thrown: list[str] = []
+    contexts = []
+
+    def open_(url: str, *, locale: str = "en-GB", width: int = 1280, height: int = 900) -> Page:
+        context = browser.new_context(locale=locale, viewport={"width": width, "height": height})
+        contexts.append(context)
+        page = context.new_page()
+        page.on("pageerror", lambda error: thrown.append(str(error)))
+        page.set_default_timeout(60_000)
+        page.goto(url)
+        page.wait_for_selector(".pill")
+        return page
+
+    yield open_
+    for context in contexts:
+        context.close()
+    assert not thrown

@@ -1,0 +1,165 @@
+"""The page in a real browser, as a person uses it."""
+
+from __future__ import annotations
+
+import itertools
+from typing import TYPE_CHECKING
+
+import pytest
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import Page
+    from space import Space
+
+pytestmark = [pytest.mark.browser, pytest.mark.docker, pytest.mark.model]
+
+SOURCE, TARGET = "#source textarea", "#target textarea"
+SENTENCE = "The train leaves at nine, and the tickets are on the table."
+WATCH = """() => {
+    const area = document.querySelector("#target textarea");
+    window.seen = [];
+    const look = () => {
+        if (window.seen.at(-1) !== area.value) window.seen.push(area.value);
+        requestAnimationFrame(look);
+    };
+    look();
+}"""
+
+
+@pytest.fixture
+def page(app: Space, visit: Callable[..., Page]) -> Page:
+    opened = visit(app.url)
+    opened.wait_for_selector(".pill.ready")
+    return opened
+
+
+def test_a_translation_streams_and_ends(page: Page) -> None:
+    page.evaluate(WATCH)
+    page.locator(SOURCE).fill(SENTENCE)
+    page.get_by_role("button", name="Translate").click()
+    page.wait_for_selector(".status.done")
+    seen = [text for text in page.evaluate("window.seen") if text]
+    assert len(seen) >= 3
+    assert all(later.startswith(one[:1]) for one, later in itertools.pairwise(seen))
+    assert "tokens/s" in page.locator("#status").inner_text()
+
+
+def test_what_is_running_is_said_and_drawn(page: Page) -> None:
+    page.locator(SOURCE).fill(SENTENCE)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    page.wait_for_selector("figure .answer")
+    shown = page.locator("#colophon").inner_text()
+    for part in ("verified", "CPU", "SmolLM2-135M-Instruct.Q4_1.gguf", "tokens/s", "first token"):
+        assert part in shown
+    assert "UNVERIFIED" not in page.locator(".pill").inner_text()
+
+
+def test_stop_ends_the_answer_and_the_next_one_begins_at_once(page: Page) -> None:
+    page.locator(SOURCE).fill("Write the numbers from one to five hundred in words.")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(TARGET)).not_to_have_value("")
+    page.keyboard.press("Escape")
+    page.wait_for_selector(".status.stopped")
+    expect(page.locator("#stop")).to_be_disabled()
+    left = page.locator(TARGET).input_value()
+    page.locator(SOURCE).fill(SENTENCE)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    assert page.locator(TARGET).input_value() != left
+
+
+def test_swap_turns_texts_and_languages_round(page: Page) -> None:
+    page.locator(SOURCE).fill("猫が好きです。")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    answer = page.locator(TARGET).input_value()
+    page.locator("#swap").click()
+    expect(page.locator(SOURCE)).to_have_value(answer)
+    expect(page.locator(TARGET)).to_have_value("猫が好きです。")
+    expect(page.locator("#source_language input")).to_have_value("English")
+    expect(page.locator("#target_language input")).to_have_value("日本語 · Japanese")
+
+
+def test_an_english_text_turns_the_target_to_japanese(page: Page) -> None:
+    page.locator(SOURCE).fill(SENTENCE)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    expect(page.locator("#target_language input")).to_have_value("日本語 · Japanese")
+
+
+def test_the_counter_counts_and_a_text_too_long_is_a_sentence(page: Page) -> None:
+    page.locator(SOURCE).fill("猫" * 300)
+    expect(page.locator("#count")).to_have_text("300 / 300")
+    page.locator(SOURCE).fill("猫" * 301)
+    expect(page.locator("#count.over")).to_have_text("301 / 300")
+    page.locator("#go").click()
+    expect(page.locator(".status.failed")).to_contain_text("YAKULINGO_SPACES_MAX_CHARS")
+    expect(page.locator("#stop")).to_be_disabled()
+
+
+def test_an_example_fills_the_left_page_and_clear_empties_both(page: Page) -> None:
+    page.locator("button.example").first.click()
+    expect(page.locator(SOURCE)).to_have_value("吾輩は猫である。名前はまだ無い。")
+    expect(page.locator("#count")).to_have_text("16 / 300")
+    page.get_by_role("button", name="Clear").click()
+    expect(page.locator(SOURCE)).to_have_value("")
+
+
+def test_copy_puts_the_translation_on_the_clipboard(page: Page) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.locator(SOURCE).fill(SENTENCE)
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    page.locator("#copy").click()
+    page.wait_for_selector("#copy.copied")
+    answer = page.locator(TARGET).input_value()
+    assert page.evaluate("navigator.clipboard.readText()") == answer
+
+
+def test_the_doctor_reports_and_its_report_has_no_secret(page: Page) -> None:
+    page.locator("#examine").click()
+    page.wait_for_selector("#report textarea")
+    report = page.locator("#report textarea").input_value()
+    assert "verdict: a model can be served here now" in report
+    assert "The model runs on the CPU" in page.locator("#advice").inner_text()
+
+
+def test_the_keyboard_alone_is_enough(page: Page) -> None:
+    expect(page.locator(SOURCE)).to_be_focused()
+    page.keyboard.type("Hello")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    reached = []
+    for _ in range(14):
+        page.keyboard.press("Tab")
+        reached.append(page.evaluate("document.activeElement.closest('[id]')?.id ?? ''"))
+    for name in ("swap", "copy", "go"):
+        assert name in reached
+    page.locator("#swap").focus()
+    page.keyboard.press("Enter")
+    expect(page.locator(TARGET)).to_have_value("Hello")
+
+
+def test_a_narrow_phone_shows_all_of_it(app: Space, visit: Callable[..., Page]) -> None:
+    page = visit(app.url, width=360, height=740)
+    page.wait_for_selector(".pill.ready")
+    page.locator(SOURCE).fill(SENTENCE)
+    page.locator("#go").click()
+    page.wait_for_selector(".status.done")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    left, right = page.locator("#left").bounding_box(), page.locator("#right").bounding_box()
+    assert left is not None
+    assert right is not None
+    assert right["y"] >= left["y"] + left["height"] - 1
+
+
+def test_a_japanese_browser_reads_japanese(app: Space, visit: Callable[..., Page]) -> None:
+    page = visit(app.url, locale="ja-JP")
+    page.wait_for_selector(".pill.ready")
+    expect(page.locator("#go")).to_have_text("翻訳する")
+    expect(page.locator(".colophon h2")).to_contain_text("いま動いているもの")
+    expect(page.locator("#source_language input")).to_have_value("言語を検出")

@@ -1,0 +1,110 @@
+"""What is set wrongly or out of reach is a sentence on a page that stands, never a stack trace."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import hub
+import pytest
+import space
+from playwright.sync_api import expect
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.docker]
+
+SECRET = "hf_verysecretvalue"
+
+
+def shown(visit: Callable[..., Page], url: str) -> Page:
+    """The page, once it says what is wrong; nothing of it may look like Python."""
+    page = visit(url)
+    page.wait_for_selector("#failure .failure")
+    text = page.locator("body").inner_text()
+    assert "Traceback" not in text
+    assert SECRET not in text
+    return page
+
+
+def test_a_setting_that_cannot_be_read_names_itself_and_the_page_stands(
+    cpu: dict[str, str], home: Path, visit: Callable[..., Page]
+) -> None:
+    with space.serving(home, **cpu, n_ctx="lots") as served:
+        page = shown(visit, served.url)
+        expect(page.locator("#failure")).to_contain_text("YAKULINGO_SPACES_N_CTX is 'lots'")
+        expect(page.locator("#failure")).to_contain_text("a number of tokens from 16")
+        page.locator("#source textarea").fill("猫")
+        page.locator("#go").click()
+        expect(page.locator("#status .failure")).to_contain_text("SETTING_INVALID")
+        page.locator("#examine").click()
+        page.wait_for_selector("#report textarea")
+        assert "FAIL settings" in page.locator("#report textarea").input_value()
+        assert "Traceback" not in served.said()
+
+
+def test_a_gated_model_without_a_token_says_where_to_put_one(
+    cpu: dict[str, str], home: Path, visit: Callable[..., Page]
+) -> None:
+    locked = hub.Hub(files={"m.gguf": b"GGUF"}, token=SECRET)
+    named = {"gguf_repo_id": locked.repo, "gguf_filename": "m.gguf"}
+    with hub.serving(locked), space.serving(home, **cpu, **named, HF_ENDPOINT=locked.url) as served:
+        page = shown(visit, served.url)
+        expect(page.locator("#failure")).to_contain_text("MODEL_GATED")
+        expect(page.locator(".advice")).to_contain_text("HF_TOKEN")
+        expect(page.locator("#retry")).to_be_visible()
+        assert "Traceback" not in served.said()
+
+
+def test_a_file_that_the_repository_lacks_is_named_and_trying_again_finds_it(
+    cpu: dict[str, str], home: Path, real_model: Path, visit: Callable[..., Page]
+) -> None:
+    empty = hub.Hub(token=SECRET)
+    named = {"gguf_repo_id": empty.repo, "gguf_filename": "m.gguf"}
+    with (
+        hub.serving(empty),
+        space.serving(home, **cpu, **named, HF_ENDPOINT=empty.url, HF_TOKEN=SECRET) as served,
+    ):
+        page = shown(visit, served.url)
+        expect(page.locator("#failure")).to_contain_text("has no file m.gguf")
+        empty.files["m.gguf"] = real_model.read_bytes()
+        page.locator("#retry").click()
+        page.wait_for_selector(".pill.ready")
+        expect(page.locator("#failure .failure")).to_have_count(0)
+        assert SECRET not in served.said()
+
+
+def test_a_hub_that_is_down_is_a_sentence(
+    cpu: dict[str, str], home: Path, visit: Callable[..., Page]
+) -> None:
+    with space.serving(
+        home, **cpu, gguf_repo_id="me/other", HF_ENDPOINT="http://127.0.0.1:9"
+    ) as served:
+        page = shown(visit, served.url)
+        expect(page.locator("#failure .code")).to_have_text("HUB_UNREACHABLE")
+        expect(page.locator("#failure")).to_contain_text("try again")
+        assert "Traceback" not in served.said()
+
+
+def test_no_release_is_said_with_the_variables_to_set(
+    home: Path, visit: Callable[..., Page]
+) -> None:
+    with space.serving(home) as served:
+        page = shown(visit, served.url)
+        expect(page.locator(".advice")).to_contain_text("YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL")
+
+
+def test_without_a_gpu_the_doctor_answers_both_chapters_with_the_setting(
+    cpu: dict[str, str], home: Path, real_model: Path, visit: Callable[..., Page]
+) -> None:
+    refused = {**cpu, "allow_cpu": "0"}
+    with space.serving(home, **refused, gguf_path=str(real_model)) as served:
+        page = shown(visit, served.url)
+        page.locator("#examine").click()
+        page.wait_for_selector("#report textarea")
+        advised = page.locator("#advice").inner_text()
+    assert "YAKULINGO_SPACES_ALLOW_CPU=1" in advised
+    assert "ZeroGPU" in advised

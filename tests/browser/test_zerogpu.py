@@ -1,0 +1,65 @@
+"""The same page on ZeroGPU: the real ``spaces`` package, a real worker, an imitated device API."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import space
+from playwright.sync_api import expect
+from zerogpu import Emulator, Queued, Quota
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser, pytest.mark.docker, pytest.mark.model]
+
+SOURCE, TARGET = "#source textarea", "#target textarea"
+
+
+@pytest.fixture(scope="module")
+def emulator() -> Iterator[Emulator]:
+    with Emulator() as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def url(
+    emulator: Emulator, cpu: dict[str, str], home: Path, real_model: Path, space_packages: None
+) -> Iterator[str]:
+    del space_packages
+    few = {"max_new_tokens": "20", "n_ctx": "512", "gguf_path": str(real_model)}
+    with space.serving(home, **cpu, **few, **emulator.environment) as served:
+        yield served.url
+
+
+def test_a_worker_answers_and_the_page_says_what_it_runs(
+    url: str, emulator: Emulator, visit: Callable[..., Page]
+) -> None:
+    page = visit(url)
+    page.wait_for_selector(".pill.ready")
+    emulator.script(Queued(pings=2))
+    page.locator(SOURCE).fill("猫が好きです。")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    expect(page.locator(TARGET)).not_to_have_value("")
+    page.wait_for_selector("figure .answer")
+    assert "tokens/s" in page.locator("#colophon").inner_text()
+    assert len(emulator.seen("/schedule")) == 1
+
+
+def test_a_quota_that_is_used_up_is_a_sentence_and_the_next_call_works(
+    url: str, emulator: Emulator, visit: Callable[..., Page]
+) -> None:
+    page = visit(url)
+    page.wait_for_selector(".pill.ready")
+    emulator.script(Quota())
+    page.locator(SOURCE).fill("犬も好きです。")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#status .failure .code")).to_have_text("ZEROGPU_QUOTA")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    assert "Traceback" not in page.locator("body").inner_text()

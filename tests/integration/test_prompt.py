@@ -1,0 +1,136 @@
+"""What a real llama-server makes of our requests, with Gemma 3's real tokenizer."""
+
+from __future__ import annotations
+
+import http.client
+import json
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import gemma
+import pytest
+from needs import must_or_skip
+
+from farm.errors import SourceError
+from llama_loader import model_file, processes, settings
+from llama_loader.server import Server, ServerPlan
+from translator import languages, prompt
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from translator.values import Ask
+
+pytestmark = [pytest.mark.docker, pytest.mark.model]
+
+JA, EN = languages.known()["ja"], languages.known()["en"]
+SETTINGS = replace(settings.load(environ={}), max_new_tokens=24)
+TEXT = "今日はいい天気です。"
+
+
+@pytest.fixture(scope="module")
+def base_model() -> Path:
+    try:
+        return gemma.model()
+    except SourceError as error:
+        must_or_skip(error.message)
+
+
+@pytest.fixture(scope="module")
+def template() -> str:
+    try:
+        return gemma.translategemma_template()
+    except SourceError as error:
+        must_or_skip(error.message)
+
+
+def started(runtime: Path, model: Path, *extra: str) -> Server:
+    environ = processes.environment({})
+    return Server(ServerPlan(runtime, model, environ, n_ctx=1024, keyed=False, extra=extra))
+
+
+@pytest.fixture(scope="module")
+def translategemma(
+    real_runtime: Path, base_model: Path, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
+    """Gemma's weights and tokenizer under TranslateGemma's own template."""
+    path = tmp_path_factory.mktemp("template") / "translategemma.jinja"
+    path.write_text(template, "utf-8")
+    with started(real_runtime, base_model, "--chat-template-file", str(path)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def base(real_runtime: Path, base_model: Path) -> Iterator[Server]:
+    told = prompt.server_arguments(model_file.chat_template(base_model))
+    with started(real_runtime, base_model, *told) as server:
+        yield server
+
+
+def post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+    answer: dict[str, Any] = json.loads(connection.getresponse().read())
+    connection.close()
+    return answer
+
+
+def applied(server: Server, ask: Ask) -> str:
+    """The prompt that llama-server makes of a request."""
+    made = post(server, "/apply-template", {"messages": list(ask.messages), **ask.extra})
+    assert "prompt" in made, made
+    return str(made["prompt"])
+
+
+def test_the_template_is_recognised_as_translategemma_s(template: str) -> None:
+    assert prompt.format_of(template) == "translategemma"
+
+
+def test_the_template_knows_every_language_of_the_page(template: str) -> None:
+    unknown = [code for code in languages.known() if f'"{code}": "' not in template]
+    assert not unknown
+
+
+def test_translategemma_is_asked_from_the_source_into_the_target(translategemma: Server) -> None:
+    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN), SETTINGS))
+    assert made.startswith("<start_of_turn>user\n")
+    assert "Japanese (ja) to English (en)" in made
+    assert made.endswith(f"\n\n\n{TEXT}<end_of_turn>\n<start_of_turn>model\n")
+    assert "en-GB" not in made
+
+
+@pytest.mark.parametrize("code", ["zh-Hans", "fil-PH", "pt-BR", "sr"])
+def test_codes_with_a_region_or_script_reach_the_prompt(translategemma: Server, code: str) -> None:
+    pair = languages.known()[code], EN
+    assert f"({code}) to English (en)" in applied(
+        translategemma, prompt.ask("translategemma", "x", pair, SETTINGS)
+    )
+
+
+def test_the_turn_s_marks_are_single_tokens_of_gemma_s_vocabulary(translategemma: Server) -> None:
+    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN), SETTINGS))
+    body = {"content": made, "parse_special": True, "with_pieces": True}
+    pieces = [one["piece"] for one in post(translategemma, "/tokenize", body)["tokens"]]
+    assert pieces.count("<start_of_turn>") == 2
+    assert pieces.count("<end_of_turn>") == 1
+
+
+def test_the_base_model_carries_no_template(base_model: Path, real_model: Path) -> None:
+    assert model_file.chat_template(base_model) is None
+    assert "<|im_start|>" in (model_file.chat_template(real_model) or "")
+
+
+def test_a_base_model_s_prompt_is_the_text_and_nothing_else(base: Server) -> None:
+    ask = prompt.ask("base", TEXT, (JA, EN), SETTINGS)
+    assert applied(base, ask) == ask.messages[0]["content"]
+
+
+def test_a_base_model_translates_by_example_and_stops_at_the_line_s_end(base: Server) -> None:
+    ask = prompt.ask("base", TEXT, (JA, EN), SETTINGS)
+    client = base.client()
+    pieces = list(client.stream_chat(ask.messages, max_tokens=24, **ask.extra))
+    answer = "".join(piece.text for piece in pieces).strip()
+    assert pieces[-1].reason == "stop"
+    assert "\n" not in answer
+    assert "day" in answer or "weather" in answer

@@ -1,0 +1,163 @@
+"""The pure parts of the page: words, pictures, panels, advice."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import xml.etree.ElementTree as ET
+
+import pytest
+
+from translator import advice, panels, picture, texts
+from translator.values import Call, Failure, State
+
+WORDS = texts.every()["en"]
+RUNNING = State(
+    "ready",
+    release="b11549-1",
+    architecture="90",
+    digest="ab" * 32,
+    verified=True,
+    model="model.gguf",
+    devices=("CUDA0",),
+    memory={"CUDA0": 3 * 1024**3},
+    tokens_per_second=41.6,
+    server_pid=1,
+    timeline=(("resolve", 0.08), ("start", 0.5)),
+    calls=(Call(0.0, 0.2, 1.0, 30, warm=False), Call(1.0, 0.1, 0.5, 12, warm=True)),
+)
+
+
+@pytest.mark.parametrize(
+    ("header", "locale"),
+    [
+        (None, "en"),
+        ("", "en"),
+        ("ja", "ja"),
+        ("ja-JP,en;q=0.9", "ja"),
+        ("en-GB,en;q=0.9,ja;q=0.8", "en"),
+        ("de-DE,de;q=0.9", "en"),
+        ("de,ja;q=0.5,en;q=0.4", "ja"),
+        ("ja;q=0", "en"),
+        ("ja;q=x, en;q=0.1", "en"),
+    ],
+)
+def test_the_browser_s_first_language_of_ours_is_taken(header: str | None, locale: str) -> None:
+    assert texts.accepted(header) == locale
+
+
+def test_both_locales_have_all_words_with_the_same_blanks() -> None:
+    for name, english in texts.every()["en"].items():
+        japanese = texts.every()["ja"][name]
+        assert japanese
+        for blank in ("{count}", "{limit}", "{language}", "YAKULINGO"):
+            assert (blank in english) == (blank in japanese), name
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "<1 ms"), (0.012, "12 ms"), (0.5, "0.50 s"), (9.99, "9.99 s"), (61.2, "61 s")],
+)
+def test_a_duration_has_the_digits_that_mean_something(value: float, text: str) -> None:
+    assert picture.seconds(value) == text
+
+
+def bars(drawing: str) -> list[tuple[float, float]]:
+    root = ET.fromstring(drawing)
+    found = [one for one in root.iter() if one.tag == "rect"]
+    return [(float(one.attrib["x"]), float(one.attrib["width"])) for one in found]
+
+
+def test_each_stage_begins_where_the_one_before_ended_and_all_fit() -> None:
+    stages = (("resolve", 0.1), ("fetch", 3.0), ("verify", 0.2), ("start", 0.0), ("x<y", 1.0))
+    drawn = bars(picture.start(stages, WORDS))
+    assert len(drawn) == len(stages)
+    for (x, width), (following, _) in itertools.pairwise(drawn):
+        assert x <= following <= x + max(width, 2.1)
+    assert max(x + width for x, width in drawn) <= 380 - 62 + 0.1
+
+
+def test_nothing_that_took_no_time_breaks_a_picture() -> None:
+    assert bars(picture.start((("start", 0.0),), WORDS))
+    assert bars(picture.calls((Call(0.0, None, 0.0, None, warm=True),), WORDS))
+
+
+def test_the_last_calls_are_drawn_newest_first_and_the_cold_one_is_marked() -> None:
+    drawn = picture.calls(RUNNING.calls, WORDS)
+    assert drawn.index("12 tok") < drawn.index("30 tok · cold")
+
+
+def test_the_colophon_names_everything_that_runs() -> None:
+    shown = panels.colophon(RUNNING, WORDS)
+    facts = ("b11549-1", "sm_90", "ab" * 32, "CUDA0", "3.0 GiB", "model.gguf", "42 tokens/s")
+    for fact in facts:
+        assert fact in shown
+    assert "verified" in panels.pill(RUNNING, WORDS)
+
+
+def test_unverified_bytes_are_said_loudly_twice() -> None:
+    loose = dataclasses.replace(RUNNING, verified=False)
+    assert "UNVERIFIED" in panels.pill(loose, WORDS)
+    assert "stamp loud" in panels.colophon(loose, WORDS)
+
+
+def test_what_comes_from_elsewhere_is_escaped() -> None:
+    evil = "<script>alert(1)</script>"
+    state = State(
+        "failed",
+        release=evil,
+        model=evil,
+        devices=(evil,),
+        memory={evil: 5},
+        timeline=((evil, 1.0),),
+        notes=(evil,),
+        failure=Failure(evil, evil, evil, 1),
+    )
+    shown = panels.colophon(state, WORDS) + panels.failure(state.failure, WORDS)
+    assert evil not in shown + panels.pill(state, WORDS) + panels.status("done", evil, evil)
+    assert "&lt;script&gt;" in shown
+
+
+def test_while_it_prepares_the_latest_progress_is_shown() -> None:
+    state = State("preparing", progress=("reading x", "downloading y: 3 MB of 20 MB (15%)"))
+    assert "3 MB of 20 MB" in panels.pill(state, WORDS)
+    assert "3 MB of 20 MB" in panels.colophon(state, WORDS)
+
+
+LIST_EMPTY = """checks
+  ok   settings: all variables can be read
+  FAIL gpu: no NVIDIA GPU found
+       hint: no GPU is attached
+  FAIL devices: llama-server --list-devices lists no device
+       hint: …
+verdict: a model cannot be served here now"""
+
+
+def test_both_chapters_are_recognised_in_a_report_and_name_the_setting() -> None:
+    found = advice.of_report(LIST_EMPTY)
+    assert found == (advice.SLOW, advice.DEVICES)
+    shown = panels.advices(found, WORDS)
+    assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in shown
+    assert "YAKULINGO_SPACES_ALLOW_CPU=1" in shown
+    assert "ZeroGPU" in shown
+
+
+def test_a_good_report_needs_no_advice() -> None:
+    assert advice.of_report("checks\n  ok   devices: CUDA0\nverdict: a model can be served") == ()
+
+
+@pytest.mark.parametrize(
+    ("code", "name"),
+    [("INVALID_DEVICE", "devices"), ("MODEL_GATED", "gated"), ("MODEL_ON_CPU", "slow")],
+)
+def test_a_failure_is_advised_on_by_its_code(code: str, name: str) -> None:
+    shown = panels.failure(Failure(code, "it broke", "do this", 5), WORDS)
+    assert WORDS[f"advice_{name}_title"] in shown
+    assert "do this" in shown
+
+
+def test_a_model_on_the_cpu_is_said_only_where_it_is() -> None:
+    on_cpu = dataclasses.replace(RUNNING, devices=())
+    assert advice.of_state(on_cpu) == (advice.CPU,)
+    assert advice.of_state(RUNNING) == ()
+    assert advice.of_state(State("preparing")) == ()

@@ -1,0 +1,158 @@
+"""One translation, with an engine that plays what it is told."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+import gradio
+import pytest
+
+from llama_loader import settings
+from llama_loader.errors import SettingError
+from translator import api
+from translator.refusing import RefusingEngine
+from translator.session import Answer, Job, Refusal, Waiting, translate
+from translator.values import Ask, Failure, Item, Piece, Progress, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
+BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
+
+
+class Playing:
+    """Says its states in turn, then plays its items."""
+
+    def __init__(self, *items: Item, states: tuple[State, ...] = (State("ready"),)) -> None:
+        self.items = items
+        self.states = deque(states)
+        self.asked: list[Ask] = []
+        self.closed = False
+
+    def begin(self) -> None: ...
+
+    def retry(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def doctor(self) -> str:
+        return "well"
+
+    def state(self) -> State:
+        return self.states.popleft() if len(self.states) > 1 else self.states[0]
+
+    def stream(self, ask: Ask) -> Iterator[Item]:
+        self.asked.append(ask)
+        try:
+            yield from self.items
+        finally:
+            self.closed = True
+
+
+def piece(text: str, *, finished: bool = False, reason: str = "") -> Piece:
+    return Piece(text, finished, 1, 5.0, reason)
+
+
+def test_the_first_words_come_at_once_and_the_end_is_whole() -> None:
+    engine = Playing(piece(" "), piece("A"), piece(" cat"), piece("", finished=True, reason="stop"))
+    *some, last = translate(engine, SETTINGS, Job("猫", "auto", "en"))
+    first = some[0]
+    assert isinstance(first, Answer)
+    assert first.text == "A"
+    assert isinstance(last, Answer)
+    assert (last.text, last.source.code, last.target.code) == ("A cat", "ja", "en")
+
+
+def test_a_failure_in_the_middle_is_the_last_word() -> None:
+    engine = Playing(piece("A"), BROKEN, piece("never"))
+    assert list(translate(engine, SETTINGS, Job("猫", "auto", "en")))[-1] == BROKEN
+
+
+def test_progress_and_preparation_are_passed_on() -> None:
+    states = (State("preparing", progress=("downloading",)), State("ready"))
+    engine = Playing(
+        Progress("queue", "waiting for a GPU"), piece("A", finished=True), states=states
+    )
+    updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
+    assert updates[:2] == [Waiting("downloading"), Waiting("waiting for a GPU")]
+
+
+def test_words_held_back_are_shown_before_a_pause() -> None:
+    pause = Progress("waiting", "waiting for words (1 s)")
+    engine = Playing(piece("A"), piece("B"), pause, piece("C", finished=True))
+    updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
+    texts = [one.text for one in updates if isinstance(one, Answer)]
+    assert texts == ["A", "AB", "ABC"]
+    assert Waiting(pause.text, working=True) in updates
+
+
+def test_a_failed_preparation_asks_for_nothing() -> None:
+    engine = Playing(states=(State("failed", failure=BROKEN),))
+    assert list(translate(engine, SETTINGS, Job("猫", "auto", "en"))) == [BROKEN]
+    assert not engine.asked
+
+
+@pytest.mark.parametrize(
+    ("text", "source", "target", "refused"),
+    [
+        ("  \n", "auto", "en", "nothing"),
+        ("x" * 21, "auto", "ja", "too_long"),
+        ("猫", "ja", "ja", "same"),
+    ],
+)
+def test_a_job_that_makes_no_sense_asks_for_nothing(
+    text: str, source: str, target: str, refused: str
+) -> None:
+    engine = Playing(piece("A", finished=True))
+    (update,) = translate(engine, SETTINGS, Job(text, source, target))
+    assert isinstance(update, Refusal)
+    assert update.name == refused
+    assert not engine.asked
+
+
+def test_the_limit_counts_characters_not_bytes() -> None:
+    engine = Playing(piece("A", finished=True))
+    updates = list(translate(engine, SETTINGS, Job("猫" * 20, "auto", "en")))
+    assert isinstance(updates[-1], Answer)
+
+
+def test_closing_a_translation_closes_the_engine_s_stream() -> None:
+    engine = Playing(piece("A"), piece("B", finished=True))
+    made = translate(engine, SETTINGS, Job("猫", "auto", "en"))
+    next(made)
+    made.close()
+    assert engine.closed
+
+
+def test_the_endpoint_yields_the_text_so_far() -> None:
+    engine = Playing(piece("A"), piece(" cat", finished=True))
+    assert list(api.endpoint(engine, SETTINGS)("猫", "English"))[-1] == "A cat"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("猫", "Klingon"), "LANGUAGE_UNKNOWN"),
+        (("猫" * 21, "en"), "21 characters, 20 are allowed"),
+        (("猫", "en"), "SERVER_CRASHED: it died; try again"),
+    ],
+)
+def test_the_endpoint_raises_a_sentence(arguments: tuple[Any, ...], words: str) -> None:
+    with pytest.raises(gradio.Error, match=words):
+        list(api.endpoint(Playing(BROKEN), SETTINGS)(*arguments))
+
+
+def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("YAKULINGO_SPACES_N_CTX", "lots")
+    with pytest.raises(SettingError) as caught:
+        settings.load()
+    engine = RefusingEngine(caught.value)
+    failure = engine.state().failure
+    assert failure is not None
+    assert "YAKULINGO_SPACES_N_CTX" in failure.message
+    assert "YAKULINGO_SPACES_N_CTX" in engine.doctor()
+    assert list(engine.stream(Ask((), 1))) == [failure]
