@@ -38,8 +38,8 @@ def single_arch() -> str:
     return f"{number}a-real" if int(number) >= FIRST_ARCH_SPECIFIC else f"{number}-real"
 
 
-def is_built(folder: Path) -> bool:
-    """Whether a release folder holds a build of the pinned source with today's recipe."""
+def is_built(folder: Path, archs: str) -> bool:
+    """Whether a release folder holds these architectures, of the pinned source and recipe."""
     if not (folder / release.MANIFEST).exists():
         return False
     (artifact,) = release.load(folder).artifacts
@@ -47,19 +47,21 @@ def is_built(folder: Path) -> bool:
         read_inventory(folder / artifact.name).build_json, what=artifact.name
     )
     pinned = pins.load().source.sha256
-    return (record.source.sha256, record.recipe_sha256) == (pinned, recipe.sha256())
+    built = (record.source.sha256, record.recipe_sha256, record.line.name, record.archs)
+    return built == (pinned, recipe.sha256(), LINE, archs)
 
 
-def build(folder: Path, *options: str) -> None:
+def build(folder: Path, archs: str, *options: str) -> None:
     """Build into a folder, unless that is done already.
 
     Raises:
         FarmError: what lies there cannot be read.
         SystemExit: the build failed.
     """
-    if is_built(folder):
+    if is_built(folder, archs):
         return
     command = ["build-cuda", "--engine", "local", "--line", LINE, "--out", str(folder)]
+    command += ["--archs", archs]
     if _python("-m", "invoke", *command, *options):
         raise SystemExit(1)
 
@@ -82,9 +84,9 @@ def main() -> int:
     options = parser.parse_args()
     single, upstream = options.out / "single", options.out / "upstream"
     try:
-        build(single, "--archs", single_arch(), "--also", "llama-bench")
+        build(single, single_arch(), "--also", "llama-bench")
         if not options.skip_upstream:
-            build(upstream, "--archs", UPSTREAM_ARCHS, "--format", "tar.gz")
+            build(upstream, UPSTREAM_ARCHS, "--format", "tar.gz")
         model = str(packages.fetch_model(pins.load().model("smollm2")))
     except FarmError as error:
         raise SystemExit(error.render()) from error

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import time
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
@@ -22,7 +23,7 @@ from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from llama_loader.events import Sink
@@ -36,6 +37,9 @@ SKEW: Final = timedelta(days=1)
 _MAX_SIGNATURE: Final = 4096
 """Bytes. A minisign signature has some 350, most of them comments."""
 _NAME: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
+_TRIES, _BETWEEN = 3, 1.0
+"""How often a manifest and its signature are fetched until they belong together, and the seconds
+between: a promotion replaces two files, one after the other."""
 _KEPT: Final = 3
 """Manifests of a channel that stay in the store: the last one, and two to look back at."""
 
@@ -57,6 +61,7 @@ class Channel:
         store: keeps what was accepted.
         sink: told where the channel is out of reach.
         now: what the clock says.
+        sleep: waits between two tries.
     """
 
     def __init__(
@@ -68,12 +73,14 @@ class Channel:
         store: Store,
         sink: Sink,
         now: datetime | None = None,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._url = url
         self._public_key = public_key
         self._min_serial = min_serial
         self._store = store
         self._sink = sink
+        self._sleep = sleep
         self._now = now or datetime.now(timezone.utc)
         # of another key or place, serials mean something else
         self._name = hashlib.sha256(f"{public_key}\n{url}".encode()).hexdigest()[:32]
@@ -88,20 +95,36 @@ class Channel:
                 was accepted.
             StoreError: it cannot be kept.
         """
-        highest = max(self._serials(), default=0)
         try:
-            signed = self._fetch(fetcher)
+            signed = self._signed(fetcher)
         except NetworkError as error:
-            if not highest:
+            highest = self._highest()
+            if highest is None:
                 raise
             self._sink(notes.channel_out_of_reach(self._url, highest, error.message))
             signed = self._kept(highest)
-        self._verify(signed)
+            self._verify(signed)
         found = schema.parse(signed.data, what=f"manifest {self._url}")
-        self._require_current(found, highest)
+        self._require_current(found, self._highest())
         if signed != self._kept(found.serial):
             self._keep(found.serial, signed)
+            # another process may have accepted a later one meanwhile
+            self._require_current(found, self._highest())
         return found
+
+    def _signed(self, fetcher: Fetcher) -> Signed:
+        """Fetch the pair and verify it; once more where a promotion came between its two files."""
+        for left in reversed(range(_TRIES)):
+            try:
+                signed = self._fetch(fetcher)
+                self._verify(signed)
+            except IntegrityError:
+                if not left:
+                    raise
+                self._sleep(_BETWEEN)
+            else:
+                return signed
+        raise AssertionError("unreachable: the last try raises")
 
     def _fetch(self, fetcher: Fetcher) -> Signed:
         data = fetcher.manifest_bytes(self._url, None)
@@ -140,8 +163,8 @@ class Channel:
                 " its author confirms the key",
             ) from error
 
-    def _require_current(self, found: Manifest, highest: int) -> None:
-        least = max(highest, self._min_serial)
+    def _require_current(self, found: Manifest, highest: int | None) -> None:
+        least = max(highest or 0, self._min_serial)
         if found.serial < least:
             why = "was accepted before" if least == highest else "is asked for"
             raise IntegrityError(
@@ -166,20 +189,30 @@ class Channel:
             )
 
     @property
-    def _folder(self) -> Path:
-        return self._store.root / "channels" / self._name
+    def _folders(self) -> tuple[Path, ...]:
+        """Where manifests may have been kept: a store that cannot be written has a stand-in."""
+        roots = dict.fromkeys((self._store.root, disk.private_place("llama-loader")))
+        return tuple(root / "channels" / self._name for root in roots if root is not None)
 
-    def _serials(self) -> Iterator[int]:
-        with disk.errors(self._folder):
-            names = [path.name for path in self._folder.glob("*.json")]
+    def _serials(self, folder: Path) -> Iterator[int]:
+        with disk.errors(folder):
+            names = [path.name for path in folder.glob("*.json")]
         return (int(named[1]) for name in names if (named := _NAME.fullmatch(name)))
 
+    def _highest(self) -> int | None:
+        """Return the high-water mark, None on a machine that never saw the channel."""
+        found = [serial for folder in self._folders for serial in self._serials(folder)]
+        return max(found, default=None)
+
     def _kept(self, serial: int) -> Signed:
-        place = self._folder / f"{serial}.json"
-        with disk.errors(place):
-            data = disk.read_if_there(place)
-            signature = disk.read_if_there(place.with_name(f"{place.name}{SUFFIX}"))
-        return Signed(data or b"", signature or b"")
+        for folder in self._folders:
+            place = folder / f"{serial}.json"
+            with disk.errors(place):
+                data = disk.read_if_there(place)
+                signature = disk.read_if_there(place.with_name(f"{place.name}{SUFFIX}"))
+            if data is not None:
+                return Signed(data, signature or b"")
+        return Signed(b"", b"")
 
     def _keep(self, serial: int, signed: Signed) -> None:
         folder = self._store.folder("channels", self._name)
@@ -187,6 +220,6 @@ class Channel:
         with disk.errors(folder):
             self._store.write_whole(folder / f"{name}{SUFFIX}", signed.signature)
             self._store.write_whole(folder / name, signed.data)
-            for old in sorted(self._serials())[:-_KEPT]:
+            for old in sorted(self._serials(folder))[:-_KEPT]:
                 (folder / f"{old}.json").unlink(missing_ok=True)
                 (folder / f"{old}.json{SUFFIX}").unlink(missing_ok=True)

@@ -117,6 +117,12 @@ def sweep(staging: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
+def private_place(name: str) -> Path | None:
+    """Return the folder that ``private_folder`` made before; None where there is none of ours."""
+    folder = Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
+    return folder if folder.is_dir() and _is_private(folder) else None
+
+
 def private_folder(name: str) -> Path:
     """Return a folder for this user alone among the temporary files, the same one every time.
 
@@ -126,11 +132,15 @@ def private_folder(name: str) -> Path:
     try:
         folder.mkdir(mode=_PRIVATE)
     except FileExistsError:
-        status = folder.lstat()
-        mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-        if not mine or stat.S_IMODE(status.st_mode) & 0o077:
+        if not _is_private(folder):
             return Path(tempfile.mkdtemp(prefix=f"{name}-"))
     return folder
+
+
+def _is_private(folder: Path) -> bool:
+    status = folder.lstat()
+    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+    return mine and not stat.S_IMODE(status.st_mode) & 0o077
 
 
 def remove_run(folder: Path) -> None:

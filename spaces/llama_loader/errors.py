@@ -87,12 +87,24 @@ def without_secrets(text: str) -> str:
     return _URL.sub(_without_secrets, text)
 
 
+def mistyped(url: str) -> str:
+    """Return what was meant to be a URL, and is none, without what may be a secret in it.
+
+    Everything up to the last ``@`` goes, whatever stands before it, and what follows ``?`` or
+    ``#``: without a proper scheme nobody can tell where a password begins.
+    """
+    place = re.split(r"[?#]", url, maxsplit=1)[0]
+    shown = f"…@{place.rpartition('@')[2]}" if "@" in place else place
+    return shown if place == url else f"{shown}{url[len(place)]}…"
+
+
 def _without_secrets(url: re.Match[str]) -> str:
     rest = url["rest"]
     place = re.split(r"[?#]", rest, maxsplit=1)[0]
     hidden = rest[len(place) :]
     # hf://OWNER/REPO@REVISION/PATH has no user, but an @ all the same
-    if "@" in place and url["scheme"].lower() != "hf":
+    user = place.partition("@")[0]
+    if "@" in place and (url["scheme"].lower() != "hf" or ":" in user):
         place = f"…@{place.rpartition('@')[2]}"
     if not hidden:
         return f"{url['scheme']}://{place}"

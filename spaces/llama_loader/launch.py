@@ -201,10 +201,8 @@ def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Si
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
         prepared.timeline.add("first token", first_token)
-    if not server.plan.repacked:
-        sink(notes.not_repacked())
-    if server.plan.fitted:
-        sink(notes.layers_left_over(server.report))
+    for note in notes.given_up(server):
+        sink(note)
     test_run.remember(settings, prepared, server)
 
 

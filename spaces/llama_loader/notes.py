@@ -9,6 +9,7 @@ from llama_loader.events import Note
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llama_loader.server import Server
     from llama_loader.server_log import LoadReport
 
 
@@ -70,3 +71,13 @@ def not_repacked() -> Note:
         " on the CPU",
         "nothing is wrong on the GPU; otherwise choose another machine type",
     )
+
+
+def given_up(server: Server) -> tuple[Note, ...]:
+    """Return what a start had to do without, for people to know; empty where it went as asked."""
+    found = []
+    if not server.plan.repacked:
+        found.append(not_repacked())
+    if server.plan.fitted:
+        found.append(layers_left_over(server.report))
+    return tuple(found)

@@ -143,7 +143,7 @@ class Server:
     """One llama-server process. Use as a context manager, or call ``stop``."""
 
     def __init__(self, plan: ServerPlan) -> None:
-        self.plan = plan
+        self.plan = self.asked = plan
         self.port = 0
         self.api_key = _new_key() if plan.keyed else plan.own_key
         self.started: Started | None = None
@@ -200,7 +200,8 @@ class Server:
         """Start it and wait for its first token.
 
         Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``);
-        ``plan`` is what it runs with in the end.
+        ``plan`` is what it runs with in the end, ``asked`` what was planned. All tries together
+        have ``startup_timeout``.
 
         Raises:
             ServerError: port taken, bad model, out of memory, killed, no answer in time …
@@ -211,19 +212,20 @@ class Server:
         """
         if self.plan.port is not None:
             sockets.claim(self.plan.port)
+        began = time.monotonic()
         while True:
             try:
-                return self._start_on_a_port()
+                return self._start_on_a_port(began)
             except LoaderError as error:
                 eased = self.plan.eased(error)
                 if eased is None:
                     raise
                 self.plan = eased
 
-    def _start_on_a_port(self) -> Started:
+    def _start_on_a_port(self, began: float) -> Started:
         for attempt in range(_PORT_TRIES):
             try:
-                self.started = self._start_once(self.plan.port or sockets.free_port())
+                self.started = self._start_once(self.plan.port or sockets.free_port(), began)
             except LoaderError as error:
                 self._clear()
                 last = self.plan.port is not None or attempt == _PORT_TRIES - 1
@@ -260,8 +262,7 @@ class Server:
         self._stopping.set()
         self._clear()
 
-    def _start_once(self, port: int) -> Started:
-        began = time.monotonic()
+    def _start_once(self, port: int, began: float) -> Started:
         self.port = port
         self._spawn(port)
         deadline = began + self.plan.startup_timeout

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.errors import SettingError
+from llama_loader.errors import SettingError, mistyped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -169,9 +169,10 @@ def _value(name: str, row: _Row, given: Mapping[str, str], environ: Mapping[str,
     try:
         return row.parse(text.strip())
     except _RefusedError:
+        shown = mistyped(text) if row.parse is _url else text
         raise SettingError(
             "SETTING_INVALID",
-            f"{source} is {'not shown here' if row.secret else repr(text)}, which is not "
+            f"{source} is {'not shown here' if row.secret else repr(shown)}, which is not "
             f"{row.accepts}",
             hint=f"set {source} to {row.accepts}, or leave it away for the default"
             f" ({_shown(row.default)})",

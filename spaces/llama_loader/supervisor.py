@@ -13,6 +13,7 @@ from collections import deque
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
+from llama_loader import notes
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Note, ignore
 from llama_loader.server import Server
@@ -145,7 +146,8 @@ class Supervisor:
             self._sleep(pause)
             if self._stopped.is_set():
                 raise ServerError("SERVER_STOPPED", "llama-server was stopped")
-            self._server = Server(replace(self._server.plan, port=self._server.port))
+            # as it was asked for: what one start had to give up is tried again
+            self._server = Server(replace(self._server.asked, port=self._server.port))
             try:
                 self._server.start()
             except ServerError as error:
@@ -153,6 +155,8 @@ class Supervisor:
             else:
                 if self._stopped.is_set():  # meanwhile, from another thread
                     self._server.stop()
+                for note in notes.given_up(self._server):
+                    self._sink(note)
                 return
 
     def _count(self, reason: LoaderError) -> None:

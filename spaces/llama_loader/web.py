@@ -15,6 +15,7 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import locations
+from llama_loader.errors import mistyped
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -195,8 +196,7 @@ def _asked(session: Any, url: str, headers: dict[str, str], patience: Patience) 
 def _next(url: str, location: str) -> str:
     target = locations.redirected(url, location)
     if target is None:
-        shown = location.partition("?")[0]  # what follows may be a signature
-        raise AttemptError(f"redirected to {shown!r}, which is not https", final=True)
+        raise AttemptError(f"redirected to {mistyped(location)!r}, which is not https", final=True)
     return target
 
 

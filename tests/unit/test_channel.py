@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import minisign
 import pytest
 
-from llama_loader import trust
+from llama_loader import disk, trust
 from llama_loader.channel import Channel
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Note, ignore
@@ -69,7 +69,8 @@ class Published:
                 self.notes.append(event)
 
         store = Store(self.root)
-        channel = Channel(self.url, key, least, store=store, sink=listen, now=now)
+        wait = options.pop("between", lambda _: None)
+        channel = Channel(self.url, key, least, store=store, sink=listen, now=now, sleep=wait)
         patience = Patience(attempts=1)
         return channel.manifest(Fetcher(sleep=lambda _: None, patience=patience, **options))
 
@@ -118,7 +119,7 @@ def test_what_is_not_signed_by_the_key_is_refused(
 ) -> None:
     published.put(manifest(), signature or b"")
     if signature is None:
-        published.server.fail(f"{PATH}.minisig", faults.status(404))
+        published.server.fail(f"{PATH}.minisig", faults.status(404), always=True)
     error = refused(published)
     assert (code in error.code, error.exit_status) == (True, 4)
 
@@ -250,3 +251,68 @@ def test_release_json_names_a_channel(
     published.put(fresh, sign(fresh, OTHER))
     with pytest.raises(IntegrityError, match="is not signed by"):
         trust.manifest(words, Store(published.root), Fetcher(), ignore)
+
+
+def test_a_promotion_between_the_two_files_is_waited_for(published: Published) -> None:
+    """The signature of serial 8 is there already, its manifest a moment later."""
+    later = manifest(serial=8)
+    published.put(manifest(), sign(later))
+    waits: list[float] = []
+
+    def promote(seconds: float) -> None:
+        waits.append(seconds)
+        published.put(later)
+
+    assert published.follow(between=promote).serial == 8
+    assert len(waits) == 1
+
+
+def test_a_pair_that_never_fits_is_refused_after_three_tries(published: Published) -> None:
+    published.put(manifest(), sign(manifest(serial=8)))
+    waits: list[float] = []
+    with pytest.raises(IntegrityError) as refused:
+        published.follow(between=waits.append)
+    assert refused.value.code == "SIGNATURE_INVALID"
+    assert len(waits) == 2
+    assert published.kept() == []
+
+
+def test_a_stand_in_for_the_store_counts(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a store that cannot be written had to keep among the temporary files."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    stand_in = Published(published.server, disk.private_folder("llama-loader"))
+    stand_in.put(manifest(serial=9))
+    assert stand_in.follow().serial == 9
+    published.put(manifest(serial=8))
+    with pytest.raises(IntegrityError) as refused:
+        published.follow()
+    assert refused.value.code == "SERIAL_TOO_LOW"
+
+
+def test_a_stand_in_of_somebody_else_does_not(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    folder = disk.private_folder("llama-loader")
+    stand_in = Published(published.server, folder)
+    stand_in.put(manifest(serial=9))
+    stand_in.follow()
+    folder.chmod(0o777)
+    published.put(manifest(serial=8))
+    assert published.follow().serial == 8
+
+
+def test_what_was_accepted_meanwhile_counts(published: Published) -> None:
+    """While this process waits for the network, another one accepts serial 10."""
+    published.put(manifest(), sign(manifest(serial=8)))
+
+    def other(_: float) -> None:
+        published.put(manifest(serial=10))
+        assert published.follow().serial == 10
+        published.put(manifest(serial=9))
+
+    with pytest.raises(IntegrityError) as refused:
+        published.follow(between=other)
+    assert refused.value.code == "SERIAL_TOO_LOW"

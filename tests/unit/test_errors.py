@@ -6,8 +6,9 @@ import io
 
 import pytest
 
+from llama_loader import settings
 from llama_loader.console import Console
-from llama_loader.errors import LoaderError, without_secrets
+from llama_loader.errors import LoaderError, SettingError, mistyped, without_secrets
 from llama_loader.events import Resolving
 
 SECRET = "s3cret"
@@ -30,6 +31,7 @@ SECRET = "s3cret"
         f"https://user:a?{SECRET}@h/x",
         f"HtTpS://{SECRET}@h/x",
         f"hf://OWNER/REPO@main/x?token={SECRET}",
+        f"hf://user:{SECRET}@OWNER/REPO/x",
     ],
 )
 def test_no_secret_of_a_url_is_shown(url: str) -> None:
@@ -56,3 +58,28 @@ def test_no_secret_of_a_url_is_shown(url: str) -> None:
 )
 def test_the_rest_can_be_read(text: str, shown: str) -> None:
     assert without_secrets(text) == shown
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"user:{SECRET}@mirror.example/manifest.json?sig={SECRET}",
+        f"https:/u:{SECRET}@h/x?sig={SECRET}",
+        f"https://user:pa {SECRET}@h.invalid/m.json",
+        f"//u:{SECRET}@h.invalid/x#{SECRET}",
+        f"hf://user:{SECRET}@owner/repo/m.json",
+    ],
+)
+def test_no_secret_of_what_is_no_url_is_shown(text: str) -> None:
+    assert SECRET not in mistyped(text)
+    for variable in ("LLAMA_CPP_MANIFEST_URL", "LLAMA_CPP_URL"):
+        name = f"YAKULINGO_SPACES_{variable}"
+        if text.startswith("hf://"):
+            continue  # a URL as far as settings can tell
+        with pytest.raises(SettingError, match=name) as refused:
+            settings.load(environ={name: text})
+        assert SECRET not in refused.value.render()
+
+
+def test_what_has_no_secret_is_shown_whole() -> None:
+    assert mistyped("htps://mirror.example/manifest.json") == "htps://mirror.example/manifest.json"

@@ -192,6 +192,9 @@ def test_a_foreign_archive_is_asked_and_gets_its_own_folder(impostor: Impostor) 
         (("--api-key-file", "/nowhere"), None),
         (("--api-key-file", "/nowhere", "--api-key-file", "FILE"), "from-file"),
         (("--api-key",), None),
+        (("--api-key", ""), None),
+        (("--api-key", ",b"), "b"),
+        (("--api_key", "a"), "a"),
     ],
 )
 def test_a_key_of_the_persons_own(
@@ -211,6 +214,8 @@ def test_a_key_of_the_persons_own(
         ("--threads", "2", "--model", "x"),
         ("-hf", "a/b"),
         ("-hfr", "a/b"),
+        ("--hf_repo", "a/b"),
+        ("--docker_repo=x",),
         ("--hf-file", "x"),
         ("-dr", "x"),
         ("--models-dir", "x"),
@@ -233,8 +238,27 @@ def test_relative_files_are_those_of_the_person() -> None:
     )
 
 
-def test_a_server_open_to_everybody_is_said() -> None:
-    (note,) = extra_arguments.check(("--host", "0.0.0.0"))
+def test_a_file_whose_name_has_a_comma() -> None:
+    given = ("--chat_template_file", "a,b.jinja", "--video-ffmpeg-dir", "bin")
+    assert extra_arguments.with_whole_paths(given, Path("/here")) == (
+        *("--chat_template_file", "/here/a,b.jinja", "--video-ffmpeg-dir", "/here/bin"),
+    )
+
+
+@pytest.mark.parametrize("content", [b"key\r\n", b" key\n", b"a\tb\n"])
+def test_a_key_that_no_request_can_carry(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "key").write_bytes(content)
+    with pytest.raises(SettingError, match="no request can carry it"):
+        extra_arguments.own_key(("--api-key-file", str(tmp_path / "key")))
+
+
+@pytest.mark.parametrize(
+    "keys", [(), ("--api-key", ""), ("--api-key", ","), ("--api-key-file", "FILE")]
+)
+def test_a_server_open_to_everybody_is_said(keys: tuple[str, ...], tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text("# none yet\n\n")
+    given = tuple(str(tmp_path / "keys") if word == "FILE" else word for word in keys)
+    (note,) = extra_arguments.check(("--host", "0.0.0.0", *given))
     assert (note.code, "--api-key" in note.hint) == ("SERVER_OPEN", True)
     assert extra_arguments.check(("--host", "0.0.0.0", "--api-key", "k")) == ()
     assert extra_arguments.check(("--host", "localhost", "--threads", "2")) == ()

@@ -18,7 +18,7 @@ import pytest
 
 from llama_loader import exits, processes, server_log, sockets, test_run
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server, ServerPlan, Started
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -138,6 +138,21 @@ def test_layers_that_do_not_fit_are_left_to_the_server(impostor: Impostor) -> No
         assert "--fit" not in argv
         assert server.plan.fitted
     assert impostor.starts() == 2
+
+
+def test_all_tries_share_one_deadline(impostor: Impostor, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[float] = []
+    once = Server._start_once
+
+    def watched(server: Server, port: int, at: float) -> Started:
+        began.append(at)
+        return once(server, port, at)
+
+    monkeypatch.setattr(Server, "_start_once", watched)
+    runtime = impostor.behave(say=[NO_MEMORY], exit=1, bad_starts=1)
+    with Server(plan(runtime, **SPILLS)):
+        assert len(began) == 2
+        assert began[0] == began[1]
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import processes, supervisor
+from llama_loader import processes, supervisor, test_run
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Event, Note
 from llama_loader.server import Server, ServerPlan
@@ -21,11 +21,15 @@ if TYPE_CHECKING:
     from conftest import Impostor
 
 
+NO_MEMORY = "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory"
+
+
 class Rig:
     """A supervised impostor whose pauses are noted down instead of waited for."""
 
-    def __init__(self, runtime: Path) -> None:
-        plan = ServerPlan(runtime, Path("/m"), processes.environment({}), startup_timeout=20.0)
+    def __init__(self, runtime: Path, **changes: Any) -> None:
+        words: dict[str, Any] = {"model": Path("/m"), "startup_timeout": 20.0} | changes
+        plan = ServerPlan(runtime, environ=processes.environment({}), **words)
         server = Server(plan)
         server.start()
         self.pauses: list[float] = []
@@ -46,8 +50,8 @@ class Rig:
 def rigs() -> Iterator[Any]:
     made: list[Rig] = []
 
-    def make(runtime: Path) -> Rig:
-        made.append(Rig(runtime))
+    def make(runtime: Path, **changes: Any) -> Rig:
+        made.append(Rig(runtime, **changes))
         return made[-1]
 
     yield make
@@ -183,3 +187,24 @@ def test_stopped_is_stopped(rigs: Any, impostor: Impostor) -> None:
         rig.supervisor.ensure()
     assert caught.value.code == "SERVER_STOPPED"
     assert impostor.starts() == 1
+
+
+def test_what_a_restart_gives_up_is_said_and_tried_again_later(
+    rigs: Any, impostor: Impostor
+) -> None:
+    """Memory is short during one restart only: nothing is lost silently, nor for ever."""
+    short = {"say": [NO_MEMORY], "exit": 1}
+    rig = rigs(
+        impostor.behave(),
+        pinned_build=True,
+        devices=("CUDA0",),
+        model=test_run.MODEL,
+        main_memory=1 << 30,
+    )
+    impostor.behave(**short, bad_starts=impostor.starts() + 1)
+    rig.kill()
+    assert rig.supervisor.ensure().plan.fitted
+    codes = [event.code for event in rig.events if isinstance(event, Note)]
+    assert codes == ["SERVER_RESTARTED", "LAYERS_LEFT_OVER"]
+    rig.kill()
+    assert not rig.supervisor.ensure().plan.fitted
