@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_loader.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
 PIECE: Final = 1 << 20
 """The largest piece that is handed on, in bytes."""
@@ -51,7 +51,7 @@ def kind(head: bytes, name: str) -> str:
     )
 
 
-def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Iterator[bytes]:
+def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[bytes, None, None]:
     """Yield the plain bytes of a ``tar.gz``, ``tar.xz`` or ``tar.zst``, ``PIECE`` at most each.
 
     Args:
