@@ -22,11 +22,15 @@ _Item = TypeVar("_Item")
 def ahead(items: Generator[_Item, None, None], count: int) -> Generator[_Item, None, None]:
     """Yield the items in order; an error of the iterator is raised where its item would be.
 
+    Args:
+        items: ends up closed, in its own thread.
+        count: how many may wait; 1 is the one that comes next.
+
     Closed early, it lets go of the iterator at its next item and does not wait for that: it may
     hang in a read.
     """
     ready: SimpleQueue[Any] = SimpleQueue()
-    room = Semaphore(count)
+    room = Semaphore(count - 1)
     over: list[None] = []
 
     def produce() -> None:

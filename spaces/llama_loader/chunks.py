@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from io import BytesIO
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llama_loader.errors import IntegrityError
@@ -80,15 +81,13 @@ def read(body: Body, wanted: Wanted, index: int) -> bytes:
         AttemptError: the body ends before it does.
     """
     length = wanted.length(index)
-    parts: list[bytes] = []
-    left = length
-    while left:
-        piece = body.read(min(PIECE, left))
+    begun = BytesIO()  # hands its buffer over without a copy
+    while begun.tell() < length:
+        piece = body.read(min(PIECE, length - begun.tell()))
         if not piece:
-            raise _too_short(b"".join(parts), wanted, index)
-        parts.append(piece)
-        left -= len(piece)
-    chunk = b"".join(parts)
+            raise _too_short(begun.getvalue(), wanted, index)
+        begun.write(piece)
+    chunk = begun.getvalue()
     if not wanted.is_right(index, chunk):
         raise WrongBytesError(
             "CHUNK_MISMATCH", f"the {length} bytes from {wanted.start(index)} on are wrong"

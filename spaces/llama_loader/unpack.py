@@ -32,7 +32,7 @@ FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
 
 AHEAD: Final = 4
-"""Pieces of 1 MiB that may wait to be written."""
+"""Pieces of half a MiB that may wait to be written."""
 _SLACK: Final = 1 << 20
 """Bytes of padding at an archive's end; tar writes up to 10 KiB, other tools more."""
 _HEADERS: Final = 8 * 1024
