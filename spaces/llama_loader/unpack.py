@@ -10,10 +10,13 @@ import hashlib
 import os
 import stat
 from contextlib import closing
+from queue import SimpleQueue
+from threading import Semaphore
 from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from llama_loader.ahead import ahead
+from llama_loader.background import Background
 from llama_loader.decompress import decompressed, refused
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Sink, Unpacking, ignore
@@ -32,7 +35,7 @@ FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
 
 AHEAD: Final = 4
-"""Pieces of half a MiB that may wait to be written."""
+"""Pieces of 256 KiB that may wait to be written."""
 _SLACK: Final = 1 << 20
 """Bytes of padding at an archive's end; tar writes up to 10 KiB, other tools more."""
 _HEADERS: Final = 8 * 1024
@@ -78,23 +81,44 @@ def _plain(chunks: Iterator[bytes], artifact: Artifact) -> Generator[bytes, None
 
 
 class Pieces:
-    """Checks the digests of a file's pieces while it is written; there may be none."""
+    """Checks the digests of a file's pieces while it is written; there may be none.
+
+    In a thread of its own: the file is hashed as a whole as well, and hashing is half of the work.
+    """
 
     def __init__(self, listed: tuple[str, ...], size: int) -> None:
         self._listed, self._size = listed, size
         self._found: list[str] = []
         self._piece, self._filled = hashlib.sha256(), 0
+        self._waiting: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._room = Semaphore(AHEAD)
 
-    def passing(self, content: Iterable[memoryview]) -> Iterable[memoryview]:
-        """Return the content as it is, hashed on its way."""
-        return map(self._take, content) if self._listed else content
+    def passing(self, content: Iterable[memoryview]) -> Iterator[memoryview]:
+        """Yield the content as it is, hashed on its way."""
+        if not self._listed:
+            yield from content
+            return
+        hashing = Background(self._hash)
+        try:
+            for piece in content:
+                self._room.acquire()
+                self._waiting.put(piece)
+                yield piece
+        finally:
+            self._waiting.put(None)
+        hashing.result()
+
+    def _hash(self) -> None:
+        while (piece := self._waiting.get()) is not None:
+            self._take(piece)
+            self._room.release()
 
     def right(self) -> bool:
         """Whether what has passed had the listed digests."""
         last = [self._piece.hexdigest()] if self._filled else []
         return [*self._found, *last] == list(self._listed)
 
-    def _take(self, content: memoryview) -> memoryview:
+    def _take(self, content: memoryview) -> None:
         rest = content
         while rest:
             room = self._size - self._filled
@@ -104,7 +128,6 @@ class Pieces:
             if self._filled == self._size:
                 self._found.append(self._piece.hexdigest())
                 self._piece, self._filled = hashlib.sha256(), 0
-        return content
 
 
 def write(
