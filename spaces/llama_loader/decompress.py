@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_loader.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator, Iterator
 
-PIECE: Final = 1 << 20
+PIECE: Final = 1 << 18
 """The largest piece that is handed on, in bytes."""
 WINDOW_LOG: Final = 23
 """zstd windows of at most 8 MiB: what the farm writes (docs/manifest.md), and little memory."""
@@ -51,7 +51,7 @@ def kind(head: bytes, name: str) -> str:
     )
 
 
-def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Iterator[bytes]:
+def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[bytes, None, None]:
     """Yield the plain bytes of a ``tar.gz``, ``tar.xz`` or ``tar.zst``, ``PIECE`` at most each.
 
     Args:

@@ -35,6 +35,8 @@ class Mirror:
         etag: names the content that it sent last.
         failures: since something was last gained from it.
         wait: seconds before it is asked again.
+        slow: the rest is worth several connections at once.
+        alone: several were tried, and did not do.
     """
 
     url: str
@@ -45,6 +47,8 @@ class Mirror:
     wrong: int = 0
     gone: bool = False
     missing: bool = False
+    slow: bool = False
+    alone: bool = False
 
     def gained(self) -> None:
         """Forget what went wrong: it moves on."""

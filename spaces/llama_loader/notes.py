@@ -51,6 +51,15 @@ def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
     )
 
 
+def previous_release(release: str) -> Note:
+    """A person asked for the release before the one that is pinned or promoted."""
+    return Note(
+        "PREVIOUS_RELEASE",
+        f"going back to {release}, which was used here before; nothing else was asked",
+        "to stay with it, pin it: leave --previous away once the pin or channel names it",
+    )
+
+
 def layers_left_over(report: LoadReport) -> Note:
     """All layers were to be on the GPU, and did not fit."""
     there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"

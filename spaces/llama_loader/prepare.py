@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llama_loader import cuda_libraries, host, processes, select
+from llama_loader import cuda_libraries, host, notes, processes, select
 from llama_loader.events import Note, ignore
 from llama_loader.timeline import Timeline
 
@@ -79,7 +79,8 @@ def prepare(
     with timeline.stage("resolve"):
         store = _store(settings, timeline.listening(sink))
         looking = looking or host.begin(settings)
-        if released is None and not settings.url:
+        archive = settings.url and not settings.previous
+        if released is None and not archive:
             released = _released(settings, store, sink)
         facts = looking.result()
         if released is not None:
@@ -93,12 +94,14 @@ def prepare(
         return store.install(artifact, urls, fetcher, release=manifest.release, note=note)
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
-    if brought is None:
+    added = install(brought, _fetched_note(choice, brought)) if brought else None
+    if not settings.previous:
+        store.use(manifest, url, [installed, *filter(None, [added])])
+    if brought is None or added is None:
         return Prepared(
             *(installed, facts, choice, choice.libraries, choice.missing, timeline),
             released=released,
         )
-    added = install(brought, _fetched_note(choice, brought))
     libraries = _with_release(choice.libraries, brought, added.folder)
     return Prepared(installed, facts, choice, libraries, (), timeline, added, released)
 
@@ -153,6 +156,10 @@ def wishes(settings: Settings) -> select.Wishes:
 
 
 def _released(settings: Settings, store: Store, sink: Sink) -> tuple[Manifest, str]:
+    if settings.previous:
+        manifest, url = store.previous()
+        sink(notes.previous_release(manifest.release))
+        return manifest, url
     from llama_loader import trust
 
     return trust.manifest(settings, store, _fetcher(settings, sink), sink)

@@ -77,6 +77,22 @@ def read(place: Path) -> Receipt:
     return receipt
 
 
+def same_files(one: tuple[FileEntry, ...], other: tuple[FileEntry, ...]) -> bool:
+    """Whether two lists mean the same files; a manifest may gain their pieces' digests later."""
+    return [msgspec.structs.replace(entry, chunks=()) for entry in one] == [
+        msgspec.structs.replace(entry, chunks=()) for entry in other
+    ]
+
+
+def main_folder(found: Receipt, name: str) -> str:
+    """Return the folder of a runtime that others ask for: its server's, or its libraries'."""
+    from llama_loader.unpack import find_program
+
+    if found.artifact is not None and found.artifact.kind == schema.CUDA_RUNTIME:
+        return found.artifact.library_folder
+    return find_program((entry.path for entry in found.files), name)
+
+
 def check_files(place: Path, entries: Sequence[FileEntry], chunk_size: int) -> None:
     """Hash every file of the runtime at ``place``; nothing else may be there.
 

@@ -1,19 +1,13 @@
 """Installed runtimes, by the digest of the archive that they came from.
 
-    <root>/FORMAT                       the layout's version
-    <root>/runtimes/<sha256>/           one runtime: receipt.json and files/
-    <root>/manifests/<sha256>.json      pinned manifests, so that a warm start needs no network
-    <root>/channels/<name>/<serial>.json  what was accepted from a signed channel (``channel``)
-    <root>/staging/                     what is being installed; private, gone afterwards
-
 A runtime appears by one rename of a complete, synced folder, so it is there whole or not at all,
 with or without working file locks; the lock only spares two installers the same work. Before every
-start all files are hashed again: a damaged runtime is taken out of use, never executed.
+start all files are hashed again: a damaged runtime is taken out of use, never executed. The layout
+is ``store_folder``'s.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import hashlib
 import shutil
@@ -23,22 +17,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
-from llama_loader import disk, notes, receipt
+from llama_loader import disk, generations, notes, receipt
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, SettingError, StoreError
 from llama_loader.events import Note, Sink, Stage, ignore
 from llama_loader.receipt import FILES, RECEIPT, Receipt
+from llama_loader.store_folder import FORMAT, StoreFolder, kept_manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from llama_loader.fetch import Fetcher
-    from llama_loader.manifest import Artifact, FileEntry, Manifest
+    from llama_loader.manifest import Artifact, Manifest
 
-FORMAT: Final = 1
 LOCK_SECONDS: Final = 900.0
 """An installation over a slow link; after that the other installer is taken for dead."""
 
@@ -69,13 +61,13 @@ class Store:
     """Runtimes below ``root``. Nothing is written before something is installed."""
 
     def __init__(self, root: Path, *, sink: Sink = ignore) -> None:
-        self._root = root.absolute()
+        self._folder = StoreFolder(root, sink)
         self._sink = sink
 
     @property
     def root(self) -> Path:
         """Where runtimes are installed; a private folder once the usual one was not writable."""
-        return self._root
+        return self._folder.path
 
     def find(self, sha256: str) -> Installed | None:
         """Return an installed runtime, every file of it hashed now; None where there is none.
@@ -117,16 +109,7 @@ class Store:
             if staging is not None:
                 if note is not None:
                     self._sink(note)
-                self._fetch_and_unpack(artifact, urls, fetcher, staging / FILES)
-                done = Receipt(
-                    format=FORMAT,
-                    sha256=artifact.sha256,
-                    release=release,
-                    artifact=artifact,
-                    verified=True,
-                    files=artifact.files,
-                )
-                self._publish(staging, done, artifact.name)
+                self._install(artifact, urls, fetcher, staging, release)
         return self._found_after_install(artifact.sha256, artifact)
 
     def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
@@ -159,12 +142,69 @@ class Store:
             data = fetcher.manifest_bytes(url, None)
             self._sink(notes.manifest_not_pinned(url, hashlib.sha256(data).hexdigest()))
             return schema.parse(data, what=what)
-        cached = self._cached_manifest(sha256)
+        cached = kept_manifest(self.root, sha256)
         data = fetcher.manifest_bytes(url, sha256) if cached is None else cached
         manifest = schema.parse(data, what=what)
         if cached is None:
             self._keep_manifest(sha256, data)
         return manifest
+
+    def use(self, manifest: Manifest, url: str, installed: Sequence[Installed]) -> None:
+        """Hold what was installed of a release for as long as this process lives; make it current.
+
+        The release that was current becomes the previous one. Where the store cannot be written,
+        it stays as it is.
+
+        Raises:
+            StoreError: the disk is full or broken.
+        """
+        for one in installed:
+            generations.hold(one.root)
+        digests = tuple(one.sha256 for one in installed)
+        record = generations.read(self.root)
+        if record is not None and record.current.runtimes == digests:
+            return
+        with disk.errors(self.root):
+            try:
+                self._switch(record, manifest, url, digests)
+            except OSError as error:
+                if error.errno not in disk.NOT_WRITABLE:
+                    raise
+
+    def previous(self) -> tuple[Manifest, str]:
+        """Return the manifest (and its URL) of the release that was used here before this one.
+
+        Raises:
+            StoreError: there is none.
+        """
+        record = generations.read(self.root)
+        before = record.previous if record is not None else None
+        data = kept_manifest(self.root, before.manifest) if before is not None else None
+        if before is None or data is None:
+            raise StoreError(
+                "NO_PREVIOUS_RELEASE",
+                f"the store {self.root} has no release before the one in use",
+                hint="pin the release that you want: its manifest's URL and sha256",
+            )
+        return schema.parse(data, what=f"manifest of {before.release}"), before.url
+
+    def _switch(
+        self,
+        record: generations.Record | None,
+        manifest: Manifest,
+        url: str,
+        digests: tuple[str, ...],
+    ) -> None:
+        """Write the manifest down, then the new pair, then remove what nobody needs any more."""
+        data = schema.dump(manifest)
+        sha256 = hashlib.sha256(data).hexdigest()
+        self._keep_manifest(sha256, data)
+        now = generations.Generation(
+            release=manifest.release, url=url, manifest=sha256, runtimes=digests
+        )
+        after = generations.following(record, now)
+        self.write_whole(self.root / generations.CURRENT, schema.encode(after))
+        generations.collect(self._folder.runtimes, after.runtimes, self._folder.discard)
 
     def verify(self, folder: Path) -> Installed:
         """Hash the files of an installed runtime again.
@@ -189,16 +229,17 @@ class Store:
         )
 
     def _find(self, sha256: str, trusted: Artifact | None = None) -> Installed | None:
-        place = self._root / "runtimes" / sha256
+        place = self._folder.runtimes / sha256
         with disk.errors(place):
-            self._check_format()
+            self._folder.check_format()
             if not place.is_dir():
                 return None
+            generations.touch(place)
             try:
                 return self._checked(place, trusted)
             except IntegrityError as error:
                 self._sink(Note(error.code, error.message, "it is fetched again"))
-                self._discard(place)
+                self._folder.discard(place)
                 return None
 
     def _checked(self, place: Path, trusted: Artifact | None = None) -> Installed:
@@ -206,14 +247,14 @@ class Store:
         started = time.monotonic()
         found = receipt.read(place)
         against = trusted or found.artifact
-        if trusted is not None and not _same_files(found.files, trusted.files):
+        if trusted is not None and not receipt.same_files(found.files, trusted.files):
             raise IntegrityError("RUNTIME_DAMAGED", f"{place}: its receipt lists other files")
         files, chunk_size = (against.files, against.chunk_size) if against else (found.files, 0)
         receipt.check_files(place, files, chunk_size)
         size = sum(entry.size for entry in found.files)
         self._sink(Stage("verify", time.monotonic() - started, size))
         return Installed(
-            folder=place / FILES / _main_folder(found, place.name),
+            folder=place / FILES / receipt.main_folder(found, place.name),
             root=place,
             sha256=found.sha256,
             release=found.release,
@@ -231,32 +272,36 @@ class Store:
             )
         return found
 
-    def _fetch_and_unpack(
-        self, artifact: Artifact, urls: Sequence[str], fetcher: Fetcher, into: Path
+    def _install(
+        self,
+        artifact: Artifact,
+        urls: Sequence[str],
+        fetcher: Fetcher,
+        staging: Path,
+        release: str,
     ) -> None:
-        from llama_loader import unpack
-        from llama_loader.fetch import Wanted
+        from llama_loader import installation, partial
 
-        wanted = Wanted(
-            artifact.name,
-            artifact.size,
-            artifact.sha256,
-            artifact.chunk_size,
-            artifact.chunks,
-            artifact.format,
-        )
-        clock, started = _Clock(), time.monotonic()
-        with contextlib.closing(clock.around(fetcher.chunks(wanted, urls))) as chunks:
-            unpack.unpack(chunks, artifact, into, sink=self._sink)
-        unpacking = time.monotonic() - started - clock.seconds
-        self._sink(Stage("fetch", clock.seconds, artifact.size))
-        self._sink(Stage("unpack", unpacking, artifact.unpacked_size))
+        folder = self.root / partial.FOLDER
+        with installation.resumable(folder, artifact, self._sink) as kept:
+            installation.fetch_and_unpack(
+                artifact, urls, fetcher, staging / FILES, partial=kept, sink=self._sink
+            )
+            done = Receipt(
+                format=FORMAT,
+                sha256=artifact.sha256,
+                release=release,
+                artifact=artifact,
+                verified=True,
+                files=artifact.files,
+            )
+            self._publish(staging, done, artifact.name)
 
     def _install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
         from llama_loader import foreign
 
-        self._prepare()
-        with disk.errors(self._root), tempfile.TemporaryFile(dir=self._staging) as spool:
+        self._folder.prepare()
+        with disk.errors(self.root), tempfile.TemporaryFile(dir=self._folder.staging) as spool:
             started = time.monotonic()
             digest, size = fetcher.copy(url, spool, limit=foreign.MAX_BYTES)
             self._sink(Stage("fetch", time.monotonic() - started, size))
@@ -281,12 +326,12 @@ class Store:
     @contextmanager
     def _installing(self, sha256: str) -> Iterator[Path | None]:
         """Give a private folder to install into; None where somebody else was faster."""
-        self._prepare()
-        with disk.errors(self._root), self._lock(sha256):
-            if (self._root / "runtimes" / sha256).is_dir():
+        self._folder.prepare()
+        with disk.errors(self.root), self._folder.lock(sha256, LOCK_SECONDS):
+            if (self._folder.runtimes / sha256).is_dir():
                 yield None
                 return
-            staging = disk.new_folder(self._staging, sha256[:12])
+            staging = disk.new_folder(self._folder.staging, sha256[:12])
             try:
                 (staging / FILES).mkdir()
                 yield staging
@@ -295,13 +340,13 @@ class Store:
 
     def _publish(self, staging: Path, done: Receipt, name: str) -> None:
         """Make a complete runtime visible, in one step."""
-        _main_folder(done, name)
+        receipt.main_folder(done, name)
         disk.write_new(staging / RECEIPT, schema.encode(done))
         for folder in (staging, *staging.rglob("*")):
             if folder.is_dir():
                 folder.chmod(0o755)
                 disk.sync_folder(folder)
-        runtimes = self._root / "runtimes"
+        runtimes = self._folder.runtimes
         try:
             staging.rename(runtimes / done.sha256)
         except OSError as error:
@@ -309,83 +354,6 @@ class Store:
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
         disk.sync_folder(runtimes)
-
-    def _prepare(self) -> None:
-        """Make the store's folders, or fall back to a private temporary store and say so."""
-        try:
-            self._make_folders()
-        except OSError as error:
-            if error.errno not in disk.NOT_WRITABLE:
-                raise disk.failure(self._root, error) from error
-            usual = self._root
-            with disk.errors(usual):
-                self._root = disk.private_folder("llama-loader")
-                self._make_folders()
-            self._sink(notes.store_temporary(usual, error, self._root))
-        with disk.errors(self._root):
-            disk.sweep(self._staging)
-
-    def _make_folders(self) -> None:
-        for name in ("runtimes", "manifests", "staging"):
-            (self._root / name).mkdir(parents=True, exist_ok=True)
-        self._staging.chmod(0o700)
-        self._check_format()
-        # A folder may be there and not writable: find out before anything is fetched.
-        with tempfile.TemporaryFile(dir=self._staging):
-            pass
-        if not (self._root / "FORMAT").is_file():
-            disk.write_whole(self._root / "FORMAT", f"{FORMAT}\n".encode(), staging=self._staging)
-
-    def _check_format(self) -> None:
-        text = disk.read_if_there(self._root / "FORMAT")
-        if text is not None and text.strip() != str(FORMAT).encode():
-            raise StoreError(
-                "STORE_NEWER",
-                f"the store {self._root} has format {text[:20].decode('ascii', 'replace')!r}; "
-                f"this loader knows {FORMAT}",
-                hint="update the loader, or use another store with --store",
-            )
-
-    @property
-    def _staging(self) -> Path:
-        return self._root / "staging"
-
-    def _discard(self, place: Path) -> None:
-        """Take a runtime out of use in one step, then delete it."""
-        try:
-            self._staging.mkdir(mode=0o700, parents=True, exist_ok=True)
-            grave = disk.new_folder(self._staging, "damaged")
-            place.rename(grave / place.name)
-        except FileNotFoundError:  # another process was faster
-            return
-        except OSError as error:
-            if error.errno in disk.NOT_WRITABLE:  # the temporary store will do
-                return
-            raise
-        shutil.rmtree(grave, ignore_errors=True)
-
-    @contextmanager
-    def _lock(self, sha256: str) -> Iterator[None]:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self._staging / f"{sha256}.lock")
-        try:
-            try:
-                lock.acquire(timeout=0)
-            except Timeout:
-                self._sink(Note("STORE_BUSY", "another process installs it; waiting for that"))
-                lock.acquire(timeout=LOCK_SECONDS)
-        except (Timeout, NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise
-            why = "another installer holds it too long" if isinstance(error, Timeout) else error
-            self._sink(Note("STORE_NOT_LOCKED", f"installing without a lock: {why}"))
-            yield
-            return
-        try:
-            yield
-        finally:
-            lock.release()
 
     def _judge(self, url: str, digest: str, sha256: str | None) -> None:
         if sha256 is None:
@@ -398,13 +366,6 @@ class Store:
                 "use it",
             )
 
-    def _cached_manifest(self, sha256: str) -> bytes | None:
-        path = self._root / "manifests" / f"{sha256}.json"
-        with disk.errors(path):
-            data = disk.read_if_there(path)
-        sound = data is not None and hashlib.sha256(data).hexdigest() == sha256
-        return data if sound else None
-
     def _keep_manifest(self, sha256: str, data: bytes) -> None:
         path = self.folder("manifests") / f"{sha256}.json"
         with disk.errors(path):
@@ -416,8 +377,8 @@ class Store:
         Raises:
             StoreError: it cannot be made.
         """
-        self._prepare()
-        folder = self._root.joinpath(*names)
+        self._folder.prepare()
+        folder = self.root.joinpath(*names)
         with disk.errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         return folder
@@ -428,36 +389,4 @@ class Store:
         Raises:
             OSError: it cannot be written.
         """
-        disk.write_whole(path, data, staging=self._staging)
-
-
-def _same_files(one: tuple[FileEntry, ...], other: tuple[FileEntry, ...]) -> bool:
-    """Whether two lists mean the same files; a manifest may gain their pieces' digests later."""
-    return [msgspec.structs.replace(entry, chunks=()) for entry in one] == [
-        msgspec.structs.replace(entry, chunks=()) for entry in other
-    ]
-
-
-def _main_folder(found: Receipt, name: str) -> str:
-    """Return the folder of a runtime that others ask for: its server's, or its libraries'."""
-    from llama_loader.unpack import find_program
-
-    if found.artifact is not None and found.artifact.kind == schema.CUDA_RUNTIME:
-        return found.artifact.library_folder
-    return find_program((entry.path for entry in found.files), name)
-
-
-class _Clock:
-    """Adds up the time that an iterator takes; the rest is its consumer's."""
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def around(self, chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
-        while True:
-            started = time.monotonic()
-            chunk = next(chunks, None)
-            self.seconds += time.monotonic() - started
-            if chunk is None:
-                return
-            yield chunk
+        disk.write_whole(path, data, staging=self._folder.staging)

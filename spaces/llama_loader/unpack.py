@@ -9,16 +9,23 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from contextlib import closing
+from queue import SimpleQueue
+from threading import Semaphore
+from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
+from llama_loader.ahead import ahead
+from llama_loader.background import Background
 from llama_loader.decompress import decompressed, refused
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Sink, Unpacking, ignore
 from llama_loader.manifest import FileEntry
+from llama_loader.syncing import EVERY, Syncing
 from llama_loader.tarball import Member, Reader
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
     from pathlib import Path
 
     from llama_loader.manifest import Artifact
@@ -27,6 +34,8 @@ PROGRAM: Final = "llama-server"
 FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
 
+AHEAD: Final = 4
+"""Pieces of 256 KiB that may wait to be written."""
 _SLACK: Final = 1 << 20
 """Bytes of padding at an archive's end; tar writes up to 10 KiB, other tools more."""
 _HEADERS: Final = 8 * 1024
@@ -43,41 +52,73 @@ def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sin
     listed = {entry.path: entry for entry in artifact.files}
     folders = _folders(listed, artifact.name)
     limit = artifact.unpacked_size + _SLACK + _HEADERS * (len(listed) + len(folders))
-    reader = Reader(decompressed(chunks, artifact.format, artifact.name), artifact.name, limit)
+    plain = ahead(_plain(chunks, artifact), AHEAD)
     done = 0
-    for member in reader.members():
-        if member.kind == "folder" and member.path.rstrip("/") in folders:
-            continue
-        entry = _expected(member, listed, artifact.name)
-        pieces = Pieces(entry.chunks, artifact.chunk_size)
-        content = pieces.passing(reader.content())
-        written = write(content, entry.path, into, executable=entry.executable)
-        if (written.size, written.sha256) != (entry.size, entry.sha256) or not pieces.right():
-            raise refused(artifact.name, f"{entry.path!r} is not what the manifest lists")
-        done += entry.size
-        sink(Unpacking(artifact.name, done, artifact.unpacked_size))
+    with closing(plain), Syncing() as syncing:
+        reader = Reader(plain, artifact.name, limit)
+        for member in reader.members():
+            if member.kind == "folder" and member.path.rstrip("/") in folders:
+                continue
+            entry = _expected(member, listed, artifact.name)
+            pieces = Pieces(entry.chunks, artifact.chunk_size)
+            content = pieces.passing(reader.content())
+            written = write(content, entry.path, into, executable=entry.executable, syncing=syncing)
+            if (written.size, written.sha256) != (entry.size, entry.sha256) or not pieces.right():
+                raise refused(artifact.name, f"{entry.path!r} is not what the manifest lists")
+            done += entry.size
+            sink(Unpacking(artifact.name, done, artifact.unpacked_size))
     if listed:
         raise refused(artifact.name, f"{min(listed)} is listed but missing")
 
 
+def _plain(chunks: Iterator[bytes], artifact: Artifact) -> Generator[bytes, None, None]:
+    """Decompress, in whichever thread this runs, and let go of the chunks there."""
+    try:
+        yield from decompressed(chunks, artifact.format, artifact.name)
+    finally:
+        if isinstance(chunks, GeneratorType):
+            chunks.close()
+
+
 class Pieces:
-    """Checks the digests of a file's pieces while it is written; there may be none."""
+    """Checks the digests of a file's pieces while it is written; there may be none.
+
+    In a thread of its own: the file is hashed as a whole as well, and hashing is half of the work.
+    """
 
     def __init__(self, listed: tuple[str, ...], size: int) -> None:
         self._listed, self._size = listed, size
         self._found: list[str] = []
         self._piece, self._filled = hashlib.sha256(), 0
+        self._waiting: SimpleQueue[memoryview | None] = SimpleQueue()
+        self._room = Semaphore(AHEAD)
 
-    def passing(self, content: Iterable[memoryview]) -> Iterable[memoryview]:
-        """Return the content as it is, hashed on its way."""
-        return map(self._take, content) if self._listed else content
+    def passing(self, content: Iterable[memoryview]) -> Iterator[memoryview]:
+        """Yield the content as it is, hashed on its way."""
+        if not self._listed:
+            yield from content
+            return
+        hashing = Background(self._hash)
+        try:
+            for piece in content:
+                self._room.acquire()
+                self._waiting.put(piece)
+                yield piece
+        finally:
+            self._waiting.put(None)
+        hashing.result()
+
+    def _hash(self) -> None:
+        while (piece := self._waiting.get()) is not None:
+            self._take(piece)
+            self._room.release()
 
     def right(self) -> bool:
         """Whether what has passed had the listed digests."""
         last = [self._piece.hexdigest()] if self._filled else []
         return [*self._found, *last] == list(self._listed)
 
-    def _take(self, content: memoryview) -> memoryview:
+    def _take(self, content: memoryview) -> None:
         rest = content
         while rest:
             room = self._size - self._filled
@@ -87,16 +128,29 @@ class Pieces:
             if self._filled == self._size:
                 self._found.append(self._piece.hexdigest())
                 self._piece, self._filled = hashlib.sha256(), 0
-        return content
 
 
-def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bool) -> FileEntry:
-    """Write a new file and have it on the disk; return what was written.
+def write(
+    pieces: Iterable[memoryview],
+    path: str,
+    into: Path,
+    *,
+    executable: bool,
+    syncing: Syncing | None = None,
+) -> FileEntry:
+    """Write a new file; return what was written.
+
+    Args:
+        pieces: its content.
+        path: its place in the folder.
+        into: the folder.
+        executable: its mode.
+        syncing: has it on the disk soon; None to have it there now.
 
     Raises:
         OSError: it cannot be written, or is there already.
     """
-    digest, size = hashlib.sha256(), 0
+    digest, size, begun = hashlib.sha256(), 0, 0
     place = into / path
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_file(place) as stream:
@@ -104,9 +158,15 @@ def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bo
             digest.update(piece)
             size += len(piece)
             stream.write(piece)
+            if syncing is not None and size - begun >= EVERY:
+                begun = size
+                syncing.add(stream.fileno())
         stream.flush()
         os.fchmod(stream.fileno(), PROGRAM_MODE if executable else FILE_MODE)
-        os.fsync(stream.fileno())
+        if syncing is None:
+            os.fsync(stream.fileno())
+        else:
+            syncing.add(stream.fileno())
     return FileEntry(path=path, size=size, sha256=digest.hexdigest(), executable=executable)
 
 

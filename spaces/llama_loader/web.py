@@ -110,12 +110,16 @@ class Body:
         total: the whole file's size in bytes, where the server says it.
         etag: names this very content (a strong ETag), else None.
         read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
+        ranges: the server says that it sends parts.
+        is_local: it is a file of this machine.
     """
 
     start: int
     total: int | None
     etag: str | None
     read: Callable[[int], bytes]
+    ranges: bool = False
+    is_local: bool = False
 
 
 @contextmanager
@@ -123,6 +127,7 @@ def opened(
     url: str,
     *,
     start: int = 0,
+    end: int | None = None,
     etag: str | None = None,
     token: str | None = None,
     patience: Patience,
@@ -133,6 +138,7 @@ def opened(
     Args:
         url: https, or http on loopback.
         start: offset in bytes; the answer may begin at 0 all the same (``Body.start``).
+        end: offset behind the last byte that is wanted, None for all the rest.
         etag: of the content whose first bytes are here: other content comes from its beginning.
         token: sent to this URL's own host and to no other.
         patience: how long the server may take.
@@ -145,7 +151,7 @@ def opened(
     with _session() as session:
         for _ in range(MAX_REDIRECTS + 1):
             deadline.check()
-            headers = _headers(start, etag)
+            headers = _headers(start, end, etag)
             if token and _origin(here) == _origin(url):
                 headers["Authorization"] = f"Bearer {token}"
             with _asked(session, here, headers, patience) as answer:
@@ -167,10 +173,10 @@ def _session() -> Any:
     return session
 
 
-def _headers(start: int, etag: str | None) -> dict[str, str]:
+def _headers(start: int, end: int | None, etag: str | None) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
-    if start:
-        headers["Range"] = f"bytes={start}-"
+    if start or end is not None:
+        headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
         if etag:
             headers["If-Range"] = etag
     return headers
@@ -211,7 +217,8 @@ def _body(answer: Any, start: int, patience: Patience, deadline: Deadline) -> Bo
         first, total = start, _number(match["total"])
     etag = answer.headers.get("ETag", "")
     strong = etag if etag.startswith('"') else None
-    return Body(first, total, strong, _Reader(answer.raw, patience, deadline).read)
+    ranges = answer.status_code == _PARTIAL or answer.headers.get("Accept-Ranges") == "bytes"
+    return Body(first, total, strong, _Reader(answer.raw, patience, deadline).read, ranges)
 
 
 def _require_success(answer: Any, patience: Patience) -> None:

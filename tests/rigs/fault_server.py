@@ -117,6 +117,7 @@ class Answer:
         self.data = file.data
         self.total = len(file.data)
         self.start = 0
+        self.end = self.total
         self.etag = file.etag
 
     def heed_range(self) -> None:
@@ -124,18 +125,21 @@ class Answer:
         wanted = self.request.headers.get("range", "")
         condition = self.request.headers.get("if-range")
         if wanted.startswith("bytes=") and condition in (None, self.etag):
-            self.start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+            first, _, last = wanted.removeprefix("bytes=").partition("-")
+            self.start = int(first)
+            self.end = min(int(last) + 1, self.total) if last else self.total
 
     def head(self, status: int = 0, length: int | None = -1, **headers: str) -> None:
         """Send the status line and the headers; a length of -1 is the right one."""
-        self.handler.send_response(status or (206 if self.start else 200))
+        partial = self.start > 0 or self.end < self.total
+        self.handler.send_response(status or (206 if partial else 200))
         if length is not None:
-            right = self.total - self.start
+            right = self.end - self.start
             self.handler.send_header("Content-Length", str(right if length < 0 else length))
         if self.etag:
             self.handler.send_header("ETag", self.etag)
-        if self.start and "Content_Range" not in headers:
-            last = f"{self.start}-{self.total - 1}/{self.total}"
+        if partial and "Content_Range" not in headers:
+            last = f"{self.start}-{self.end - 1}/{self.total}"
             self.handler.send_header("Content-Range", f"bytes {last}")
         for name, value in headers.items():
             self.handler.send_header(name.replace("_", "-"), value)
@@ -149,7 +153,7 @@ class Answer:
             self.request.sent += len(data[at : at + 16384])
 
     def rest(self) -> bytes:
-        return self.data[self.start :]
+        return self.data[self.start : self.end]
 
 
 def healthy(answer: Answer) -> None:
@@ -242,6 +246,46 @@ def drip(count: int, every: float) -> Fault:
         for at in range(0, len(rest), count):
             answer.send(rest[at : at + count])
             time.sleep(every)
+
+    return fault
+
+
+def shaped(rate: float, *, ranges: bool = True, most: int = 99) -> Fault:
+    """Send so many bytes a second over each connection, at most ``most`` at the same time.
+
+    It says that it sends parts, and does where ``ranges``; one connection too many is a 503.
+    """
+    at_work = threading.Semaphore(most)
+
+    def fault(answer: Answer) -> None:
+        if not at_work.acquire(blocking=False):
+            answer.head(503, 0)
+            return
+        try:
+            if ranges:
+                answer.heed_range()
+            answer.head(Accept_Ranges="bytes")
+            began, sent = time.monotonic(), 0
+            for at in range(answer.start, answer.end, 16384):
+                piece = answer.data[at : min(at + 16384, answer.end)]
+                answer.send(piece)
+                sent += len(piece)
+                time.sleep(max(0.0, began + sent / rate - time.monotonic()))
+        finally:
+            at_work.release()
+
+    return fault
+
+
+def stalls(after: int) -> Fault:
+    """Send the file's first ``after`` bytes, and then nothing until the other end hangs up."""
+
+    def fault(answer: Answer) -> None:
+        answer.heed_range()
+        answer.head()
+        answer.send(answer.data[answer.start : after])
+        answer.handler.connection.settimeout(30)
+        answer.handler.connection.recv(1)
 
     return fault
 

@@ -48,7 +48,7 @@ print(installed.folder, *sorted(heavy & set(sys.modules)), sep="\\n")
 """
 CALLS = (
     "mkdir", "write", "fsync", "rename", "fchmod", "chmod", "unlink", "unlinkat", "rmdir",
-    "ftruncate", "flock",
+    "ftruncate", "flock", "pwrite64",
 )  # fmt: skip
 """Calls that an installation makes and the start of an interpreter hardly does."""
 
@@ -74,17 +74,20 @@ def is_traceable() -> bool:
 
 
 def trace(argv: Sequence[str], log: Path) -> list[Point]:
-    """Run to the end; return every use of ``CALLS`` by the main thread, in order."""
+    """Run to the end; return every use of ``CALLS``, in order.
+
+    strace counts for each thread by itself: the nth use is that of whichever thread is first.
+    """
     _strace(argv, log, f"trace={','.join(CALLS)}").check_returncode()
     lines = [line.split(maxsplit=1) for line in log.read_text().splitlines()]
-    used: dict[str, int] = {}
-    points = []
+    used: dict[tuple[str, str], int] = {}
+    points: dict[Point, None] = {}
     for thread, rest in lines:
         match = re.match(r"(\w+)\(", rest)
-        if match and thread == lines[0][0]:
-            used[match[1]] = used.get(match[1], 0) + 1
-            points.append(Point(match[1], used[match[1]]))
-    return points
+        if match:
+            used[thread, match[1]] = used.get((thread, match[1]), 0) + 1
+            points[Point(match[1], used[thread, match[1]])] = None
+    return list(points)
 
 
 def kill_at(point: Point, argv: Sequence[str], log: Path) -> int:

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader import locations
+from llama_loader.chunks import Wanted
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Event
-from llama_loader.fetch import Fetcher, Wanted
+from llama_loader.fetch import Fetcher
 from llama_loader.mirrors import backoff
 from llama_loader.web import Patience
 from tests.rigs import fault_server as faults

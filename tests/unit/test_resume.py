@@ -1,0 +1,302 @@
+"""Nothing is fetched twice: other processes, other mirrors, several connections at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from llama_loader import partial
+from llama_loader.chunks import Wanted
+from llama_loader.errors import IntegrityError, NetworkError
+from llama_loader.events import Event, Note
+from llama_loader.fetch import Fetcher
+from llama_loader.partial import Partial
+from llama_loader.store import Store
+from llama_loader.together import Pace
+from llama_loader.web import Patience
+from tests.rigs import archives, installer
+from tests.rigs import fault_server as faults
+from tests.rigs.archives import GOOD, Entry, compress, tar
+from tests.rigs.fault_server import FaultServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+CHUNK = 65_536
+BIG = Entry("runtime/libggml-cuda.so", random.Random(5).randbytes(1_000_000))
+PACKED, ARTIFACT = archives.release((*GOOD, BIG))
+WANTED = Wanted(
+    ARTIFACT.name, ARTIFACT.size, ARTIFACT.sha256, CHUNK, ARTIFACT.chunks, ARTIFACT.format
+)
+PATIENCE = Patience(connect=2, silence=2, window=1, deadline=60)
+EAGER = Pace(slow=1e9, left=0.0, window=0.2)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    with FaultServer() as running:
+        yield running
+
+
+def install(root: Path, *urls: str, events: list[Event] | None = None) -> None:
+    told = [] if events is None else events
+    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE, sink=told.append)
+    installed = Store(root, sink=told.append).install(ARTIFACT, urls, fetcher, release="b1")
+    assert (installed.folder / "libggml-cuda.so").read_bytes() == BIG.data
+
+
+def kept(root: Path) -> list[int]:
+    with Partial(root / "partial", WANTED) as found:
+        return [at for at in range(len(WANTED.chunks)) if found.has(at)]
+
+
+def ranges(server: FaultServer, path: str) -> list[str | None]:
+    return [request.headers.get("range") for request in server.asked(path)]
+
+
+@pytest.mark.parametrize("share", [10, 50, 90])
+def test_killed_and_gone_on_with_from_another_mirror(
+    server: FaultServer, tmp_path: Path, share: int
+) -> None:
+    """SIGKILL in the middle; the next process asks the other mirror for the rest alone."""
+    after = len(PACKED) * share // 100
+    whole, root = after // CHUNK, tmp_path / "store"
+    first = server.put(f"/{ARTIFACT.urls[0]}", PACKED)
+    server.fail(f"/{ARTIFACT.urls[0]}", faults.stalls(after), always=True)
+    manifest = archives.manifest(ARTIFACT)
+    url = server.put("/manifest.json", manifest)
+    process = subprocess.Popen(
+        installer.command(root, url, hashlib.sha256(manifest).hexdigest()),
+        stdout=subprocess.DEVNULL,
+    )
+    try:
+        deadline = time.monotonic() + 30
+        while kept(root) != list(range(whole)):
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert list((root / "runtimes").iterdir()) == []
+    second = server.put("/mirror", PACKED, etag='"other"')
+    install(root, second, first)
+    assert ranges(server, "/mirror") == [f"bytes={whole * CHUNK}-"]
+    again = server.sent("/mirror") - (len(PACKED) - after)
+    assert again == after % CHUNK
+    assert list((root / "partial").iterdir()) == []
+
+
+def test_a_network_error_leaves_what_was_verified(server: FaultServer, tmp_path: Path) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", faults.cut(4 * CHUNK + 7), always=True)
+    with pytest.raises(NetworkError):
+        install(tmp_path, url)
+    assert kept(tmp_path) == [0, 1, 2, 3]
+    assert (tmp_path / "partial").stat().st_mode & 0o777 == 0o700
+    (left,) = (tmp_path / "partial").iterdir()
+    assert (left.name, left.stat().st_mode & 0o777) == (ARTIFACT.sha256, 0o600)
+    assert list((tmp_path / "staging").glob("*/")) == []
+    server.put("/b", PACKED)
+    install(tmp_path, server.url + "/b")
+    assert ranges(server, "/b") == [f"bytes={4 * CHUNK}-"]
+
+
+def test_a_server_that_ignores_the_range_is_read_over(server: FaultServer, tmp_path: Path) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", *[faults.cut(4 * CHUNK)] * 4)
+    with pytest.raises(NetworkError):
+        install(tmp_path, url)
+    server.fail("/a", faults.ignores_range, always=True)
+    install(tmp_path, url)
+
+
+def damage(path: Path, how: str) -> None:
+    data = bytearray(path.read_bytes())
+    if how == "bit":
+        data[CHUNK + 5] ^= 1
+        path.write_bytes(data)
+    elif how == "short":
+        path.write_bytes(data[: 3 * CHUNK - 1])
+    elif how == "empty":
+        path.write_bytes(b"")
+    elif how == "noise":
+        path.write_bytes(bytes(len(data) + 1))
+    else:
+        path.unlink()
+        if how == "link":
+            path.symlink_to("/etc/passwd")
+        elif how == "pipe":
+            os.mkfifo(path)
+        else:
+            path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("how", "asked"),
+    [
+        ("bit", [f"bytes={CHUNK}-{2 * CHUNK - 1}", f"bytes={4 * CHUNK}-"]),
+        ("short", [f"bytes={2 * CHUNK}-"]),
+        ("empty", [None]),
+        ("noise", [None]),
+        ("link", [None]),
+        ("pipe", [None]),
+        ("folder", [None]),
+    ],
+)
+def test_only_what_is_right_is_gone_on_with(
+    server: FaultServer, tmp_path: Path, how: str, asked: list[str | None]
+) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", *[faults.cut(4 * CHUNK)] * 5)
+    with pytest.raises(NetworkError):
+        install(tmp_path, url)
+    server.requests.clear()
+    damage(tmp_path / "partial" / ARTIFACT.sha256, how)
+    server.put("/a", PACKED)
+    events: list[Event] = []
+    install(tmp_path, url, events=events)
+    assert ranges(server, "/a") == asked
+    notes = [event.code for event in events if isinstance(event, Note)]
+    assert notes == (["PARTIAL_NOT_KEPT"] if how == "folder" else [])
+
+
+def test_an_archive_that_lies_is_not_kept(server: FaultServer, tmp_path: Path) -> None:
+    packed = compress(tar((*GOOD, BIG, Entry("runtime/extra", b"x"))))
+    lying = archives.describe(packed, (*GOOD, BIG))
+    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
+    with pytest.raises(IntegrityError):
+        Store(tmp_path).install(lying, [server.put("/a", packed)], fetcher, release="b1")
+    assert list((tmp_path / "partial").iterdir()) == []
+
+
+def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) -> None:
+    folder = tmp_path / "partial"
+    folder.mkdir()
+    old, new = folder / ("0" * 64), folder / ("1" * 64)
+    for path in (old, new):
+        path.write_bytes(b"x")
+    then = time.time() - partial.STALE_SECONDS - 60
+    os.utime(old, (then, then))
+    install(tmp_path, server.put("/a", PACKED))
+    assert list(folder.iterdir()) == [new]
+
+
+def test_a_chunk_that_is_damaged_on_the_disk_meanwhile_is_not_handed_over(tmp_path: Path) -> None:
+    with Partial(tmp_path / "partial", WANTED) as here:
+        assert here.keep(0, PACKED[:CHUNK])
+        assert here.get(0) == PACKED[:CHUNK]
+        damage(tmp_path / "partial" / ARTIFACT.sha256, "noise")
+        assert here.get(0) is None
+        assert not here.has(0)
+
+
+# several connections
+
+
+def fetched(tmp_path: Path, *urls: str, pace: Pace = EAGER, **options: Any) -> tuple[bytes, float]:
+    fetcher = Fetcher(
+        # the server needs a moment to see that a connection was given up
+        sleep=lambda seconds: time.sleep(min(seconds, 0.3)),
+        patience=PATIENCE,
+        pace=pace,
+        **options,
+    )
+    began = time.monotonic()
+    with Partial(tmp_path / "partial", WANTED) as here:
+        with closing(fetcher.chunks(WANTED, urls, here)) as chunks:
+            data = b"".join(chunks)
+        here.discard()
+    return data, time.monotonic() - began
+
+
+def test_several_connections_are_faster_where_each_is_slow(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", faults.shaped(300_000), always=True)
+    data, alone = fetched(tmp_path, url, pace=Pace(most=1))
+    assert data == PACKED
+    assert len(server.requests) == 1
+    data, together = fetched(tmp_path, url)
+    assert data == PACKED
+    assert together < alone / 1.6, (alone, together)
+    again = server.sent("/a") - 2 * len(PACKED)
+    assert again <= 2 * CHUNK  # what was on its way when the first connection was given up
+
+
+def test_never_more_than_four_connections(server: FaultServer, tmp_path: Path) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", faults.shaped(100_000, most=4), always=True)
+    data, _ = fetched(tmp_path, url)
+    assert data == PACKED  # a fifth would be a 503
+
+
+def test_a_fast_connection_stays_alone(server: FaultServer, tmp_path: Path) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", faults.shaped(20_000_000), always=True)
+    assert fetched(tmp_path, url, pace=Pace())[0] == PACKED
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("fault", "least"),
+    [
+        (faults.shaped(2_000_000, ranges=False), 2),
+        (faults.shaped(2_000_000, most=1), 2),
+    ],
+    ids=["ignores ranges", "one connection only"],
+)
+def test_a_server_that_does_not_want_it_is_asked_as_before(
+    server: FaultServer, tmp_path: Path, fault: faults.Fault, least: int
+) -> None:
+    url = server.put("/a", PACKED)
+    server.fail("/a", fault, always=True)
+    data, _ = fetched(tmp_path, url)
+    assert data == PACKED
+    assert len(server.requests) >= least
+
+
+def test_wrong_bytes_over_several_connections_are_refused(
+    server: FaultServer, tmp_path: Path
+) -> None:
+    def wrong(answer: faults.Answer) -> None:
+        data = bytearray(answer.data)
+        data[5 * CHUNK] ^= 1
+        answer.data = bytes(data)
+        faults.shaped(3_000_000)(answer)
+
+    url, good = server.put("/a", PACKED), server.put("/good", PACKED)
+    server.fail("/a", wrong, always=True)
+    assert fetched(tmp_path, url, good)[0] == PACKED
+    with pytest.raises(IntegrityError) as caught:
+        fetched(tmp_path, url)
+    assert caught.value.code == "CHUNK_MISMATCH"
+
+
+def test_a_reader_who_leaves_leaves_no_worker_behind(server: FaultServer, tmp_path: Path) -> None:
+    """The interpreter ends at once, although connections are open and slow."""
+    url = server.put("/a", PACKED)
+    server.fail("/a", faults.shaped(50_000), always=True)
+    program = f"""
+import sys
+sys.path[:0] = [{str(installer.SPACES)!r}, {str(installer.SPACES.parent)!r}]
+from contextlib import closing
+from pathlib import Path
+from tests.unit import test_resume as here
+from llama_loader.fetch import Fetcher
+from llama_loader.partial import Partial
+with Partial(Path({str(tmp_path)!r}), here.WANTED) as kept:
+    with closing(Fetcher(pace=here.EAGER).chunks(here.WANTED, [{url!r}], kept)) as chunks:
+        next(chunks), next(chunks)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
