@@ -8,15 +8,15 @@ from collections.abc import Callable, Iterator
 import gradio as gr
 
 from llama_loader.settings import Settings
-from translator import languages, texts
-from translator.session import Answer, Engine, Job, Refusal, Update, translate
+from translator import languages, session, texts
+from translator.session import Answer, Engine, Job, Refusal, Update
 from translator.values import Failure
 
 
 def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]:
     """Return the function behind the endpoint."""
 
-    def translate_text(
+    def translate(
         text: str, target_language: str = "en", source_language: str = "auto"
     ) -> Iterator[str]:
         """Translate a text with the model that this Space serves.
@@ -28,15 +28,15 @@ def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]
         """
         job = Job(text, _code(source_language), _code(target_language))
         shown = ""
-        for update in translate(engine, settings, job):
+        for update in session.translate(engine, settings, job):
             _raise(update)
             if isinstance(update, Answer) and update.text != shown:
                 shown = update.text
                 yield shown
 
     # a caller gets a text; that it comes piece by piece gradio sees by itself
-    translate_text.__annotations__["return"] = str
-    return translate_text
+    translate.__annotations__["return"] = str
+    return translate
 
 
 def _code(name: str) -> str:

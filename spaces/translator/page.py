@@ -194,7 +194,7 @@ class Page:
         timer.tick(self.refresh, None, [*standing, timer], queue=False, **quiet)
         self.retry.click(self.again, None, [*standing, timer], queue=False, **quiet)
         run = self.go.click(
-            self.translate,
+            self.press,
             [self.source, self.source_language, self.target_language],
             [self.target, self.status, self.stop, self.target_language],
             concurrency_limit=CONCURRENCY,
@@ -256,7 +256,7 @@ class Page:
             panels.colophon(state, words),
         ]
 
-    def translate(
+    def press(
         self, text: str, source: str, target: str, request: gr.Request
     ) -> Iterator[list[Any]]:
         """Stream a translation onto the right page."""

@@ -11,7 +11,7 @@ import pytest
 import space
 from gradio_client import Client
 
-pytestmark = [pytest.mark.docker, pytest.mark.model]
+pytestmark = [pytest.mark.docker, pytest.mark.model, pytest.mark.timeout(900)]
 
 WARM_UP, CALLS = 20, 100
 ROOM = 24 * 1024**2

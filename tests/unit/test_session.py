@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import gradio
 import pytest
+from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.errors import SettingError
@@ -156,3 +160,33 @@ def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
     assert "YAKULINGO_SPACES_N_CTX" in failure.message
     assert "YAKULINGO_SPACES_N_CTX" in engine.doctor()
     assert list(engine.stream(Ask((), 1))) == [failure]
+
+
+NAMED = """
+import json
+from llama_loader import settings
+from llama_loader.errors import SettingError
+from translator.page import Page
+from translator.refusing import RefusingEngine
+page = Page(RefusingEngine(SettingError("X", "x")), settings.load(environ={}))
+print(json.dumps(page.build().get_api_info()["named_endpoints"]))
+"""
+
+
+def test_programs_see_one_endpoint_and_it_is_called_translate() -> None:
+    """Handlers of the page have names too; one of the same name would take it away.
+
+    In a process of its own: gradio leaves event loops open, which is a warning here.
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", NAMED],
+        cwd=PROJECT / "spaces",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    named = json.loads(done.stdout)
+    assert list(named) == ["/translate"]
+    parameters = [one["parameter_name"] for one in named["/translate"]["parameters"]]
+    assert parameters == ["text", "target_language", "source_language"]
+    assert named["/translate"]["returns"][0]["type"] == {"type": "string"}
