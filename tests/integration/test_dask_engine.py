@@ -19,8 +19,6 @@ import pytest
 from rich.console import Console
 from verbs import PROJECT
 
-pytest.importorskip("distributed")
-
 from farm import pipeline, source, targets
 from farm.errors import EngineError, FarmError
 from farm.pipeline import BuildRequest
