@@ -123,4 +123,5 @@ def lock(session: nox.Session) -> None:
     )
     compile_ = ("uv", "pip", "compile", *common, *session.posargs, "pyproject.toml")
     session.run(*compile_, "-o", FARM_LOCK)
-    session.run(*compile_, "--group", "test", "--group", "lint", "-o", DEV_LOCK)
+    groups = (f"--group={name}" for name in ("cluster", "test", "lint"))
+    session.run(*compile_, *groups, "-o", DEV_LOCK)

@@ -31,7 +31,10 @@ def targets(_: Context, json: bool = False) -> None:
         "arch_set": "a set or group of build/targets.toml, e.g. sm90, zerogpu, seed",
         "archs": "what CMAKE_CUDA_ARCHITECTURES takes, e.g. '80;86;89;90'",
         "line": "the CUDA line, e.g. cu128; without it the image's, else cu128",
-        "engine": "auto (docker where one answers, else local), docker, local",
+        "engine": "auto (docker where one answers, else local), docker, local, dask",
+        "scheduler": "for dask: the cluster's address, tcp://…; without it, this machine",
+        "workers": "for dask on this machine: builds at a time",
+        "worker_engine": "for dask: what its hosts build with: auto, docker, local",
         "image": "the devel image to build on, instead of the line's",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
         "ref": "a tag, branch or commit of llama.cpp, instead of the pinned archive",
@@ -61,6 +64,9 @@ def build_cuda(
     fresh: bool = False,
     copy: str | None = None,
     also: str = "",
+    scheduler: str | None = None,
+    workers: str | None = None,
+    worker_engine: str = "auto",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
     from farm.pipeline import BuildRequest, build
@@ -80,6 +86,9 @@ def build_cuda(
         fresh=fresh,
         copy=_path(copy),
         also=show.names("--also", also),
+        scheduler=scheduler,
+        workers=show.positive("--workers", workers),
+        worker_engine=worker_engine,
     )
     with show.report() as report:
         build(request, report)
@@ -448,10 +457,12 @@ def status(
 ) -> None:
     """Show a release folder, or the channels and releases of a place; what a host would get."""
     from farm import overview
+    from farm.engines.local import ccache_dir
     from farm.release import MANIFEST, load
 
     if to is None:
         show.status(load(Path(folder)))
+        show.compiler_cache(ccache_dir())
         if suppose is not None:
             manifest = Path(folder, MANIFEST).read_bytes()
             show.line(overview.supposed(manifest, suppose))

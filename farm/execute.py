@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
-from farm import cub
+from farm import cub, shared_cache
 from farm.engines.base import Toolchain
 from farm.errors import BuildError
 
@@ -127,6 +127,8 @@ def execute(
     ):
         step_log = _StepLog(stream, reporter)
         environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
+        if workspace.ccache_dir is not None:
+            environment |= shared_cache.environment()
         if fresh:
             environment["CCACHE_RECACHE"] = "1"
         seconds = {

@@ -31,21 +31,24 @@ from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.execute import execute
+from farm.journal import Recording
+from farm.kept_tree import KeptTree
 from farm.plan import TARGETS, BuildPlan
+from farm.plan_digest import digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from farm.engines.base import Engine
+    from farm.engines.base import Engine, Toolchain
     from farm.parts import Part, Survey
     from farm.report import BuildReport
     from farm.source import Source
     from farm.targets import ArchSet, Line
 
 STATE: Final = PROJECT_ROOT / ".farm"
-"""Trees and logs of this checkout; git ignores it."""
+"""Trees, logs and journal of this checkout; git ignores it."""
 
-ENGINES: Final = ("auto", "docker", "local")
+ENGINES: Final = ("auto", "docker", "local", "dask")
 
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
 """CMake's words: ``NVIDIA 13.0.88``, newer ones followed by ``with host compiler GNU 12.2.0``."""
@@ -72,6 +75,9 @@ class BuildRequest:
     """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
     copy: Path | None = None
     """Where the tarball goes under a name of its own, too, for those who want one file."""
+    scheduler: str | None = None
+    workers: int | None = None
+    worker_engine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,11 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     """
     line, sets = resolve(request)
     named = choose_source(request) if request.source or request.ref else None
+    if request.engine == "dask":
+        tree = named or choose_source(request)
+        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        return build_spread(plans, request, report)
     with closing(choose_engine(request, line, report)) as engine:
         if engine.name == "local":
             line = promise_of_this_host(line, report)
@@ -110,19 +121,47 @@ def _build_all(
     plans: list[BuildPlan], engine: Engine, request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
     made: list[Made] = []
-    failures: list[FarmError] = []
+    failures: dict[str, FarmError] = {}
     for plan in plans:
         try:
             made.append(_build_one(plan, engine, request, report))
-        except (BuildError, EngineError) as error:
-            failures.append(error)
+        except FarmError as error:
+            failures[plan.key] = error
             report.say(error.render())
+    return _conclude(made, failures, request, report)
+
+
+def _conclude(
+    made: list[Made], failures: dict[str, FarmError], request: BuildRequest, report: BuildReport
+) -> tuple[Made, ...]:
     if made:
         manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if failures:
-        raise _summary(failures, len(plans))
+        raise _summary(failures, len(made) + len(failures))
     return tuple(made)
+
+
+def build_spread(
+    plans: list[BuildPlan], request: BuildRequest, report: BuildReport
+) -> tuple[Made, ...]:
+    """Build sets on the hosts of a Dask cluster, longest first; pack them here.
+
+    Raises:
+        UsageError: the farm's group ``cluster`` is not installed.
+        EngineError: no scheduler or no host answers.
+        FarmError: sets failed; the others are built and packed.
+    """
+    from farm.spread import Spread  # noqa: PLC0415 - needs the optional group
+
+    spread = Spread(plans, request, report, STATE)
+    for kept in spread.run():
+        try:
+            spread.made.append(pack_kept(kept, request, report, began=spread.began))
+        except FarmError as error:
+            spread.failures[kept.plan.key] = error
+            report.say(error.render())
+    return _conclude(spread.made, spread.failures, request, report)
 
 
 def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: bool = False) -> str:
@@ -162,6 +201,12 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
     if request.format is not None:
         archive.require_format(request.format)
+    if request.worker_engine not in ENGINES[:-1]:
+        raise UsageError(
+            "ENGINE_UNKNOWN",
+            f"--worker-engine {request.worker_engine!r}",
+            hint="it is one of auto, docker, local",
+        )
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
     sets = (
@@ -241,6 +286,21 @@ def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
     return known.get(request.image, request.image)
 
 
+def docker_answers() -> bool:
+    """Whether a Docker engine answers here."""
+    try:
+        connect().close()
+    except EngineError:
+        return False
+    return True
+
+
+def local_identity(request: BuildRequest, line: Line) -> str:
+    """Name this host's own compilers for a line."""
+    with closing(_local(request, line)) as engine:
+        return engine.compilers(line)
+
+
 def promise_of_this_host(line: Line, report: BuildReport) -> Line:
     """Let a local build need this host's glibc; the line promises that of its devel image."""
     host = platform.libc_ver()[1]
@@ -270,39 +330,69 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
 
 
 def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Made:
-    logs = STATE / "logs"
+    started = time.monotonic()
+    kept = KeptTree(plan, digest(plan, engine.identity(plan)), STATE)
+    if not found_built(kept, report, fresh=request.fresh):
+        recording = Recording(report, kept.journal, kept.entry())
+        with execute(
+            plan, engine, logs=STATE / "logs", reporter=recording, fresh=request.fresh
+        ) as built:
+            build_json, licences = recorded(plan, built.toolchain, built.cub, request, report)
+            kept.keep(built.folder, build_json, licences, built.seconds)
+    return pack_kept(kept, request, report, began=started)
+
+
+def recorded(
+    plan: BuildPlan,
+    toolchain: Toolchain,
+    cub: tuple[Part, bytes] | None,
+    request: BuildRequest,
+    report: BuildReport,
+) -> tuple[bytes, Mapping[str, bytes]]:
+    """Return what a built tree is accompanied by: ``BUILD.json`` and the licences' texts.
+
+    Raises:
+        BuildError: ``TOOLKIT_NOT_OF_LINE``: another nvcc compiled it than the line promises.
+    """
     survey = parts.survey(plan.source.tree, version=plan.source.version)
     for part in survey.parts:
         if not part.licence_files:
             report.note(f"note[LICENCE_MISSING]: no licence text in the source for {part.path}")
-    started = time.monotonic()
-    with execute(plan, engine, logs=logs, reporter=report, fresh=request.fresh) as built:
-        _check_nvcc(plan, built.toolchain.nvcc)
-        found = _with_cub(survey, built.cub)
-        tree = STATE / "trees" / plan.key
-        _replace(built.folder, tree / "bin")
-        (tree / "BUILD.json").write_bytes(
-            build_record.encode(
-                build_record.of(
-                    plan, built.toolchain, parts=found.parts, inputs=_inputs(request, engine)
-                )
-            )
+    _check_nvcc(plan, toolchain.nvcc)
+    found = _with_cub(survey, cub)
+    inputs = _inputs(request, toolchain.engine)
+    record = build_record.of(plan, toolchain, parts=found.parts, inputs=inputs)
+    return build_record.encode(record), found.texts
+
+
+def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
+    """Whether an earlier run has built this plan; says so, or how far it had come."""
+    if fresh:
+        kept.forget()
+        return False
+    if kept.is_whole():
+        report.say(f"{kept.plan.key}: built already, in an earlier run (--fresh builds it again)")
+        return True
+    progress = kept.progress()
+    if progress is not None:
+        report.say(
+            f"{kept.plan.key}: goes on: {progress}; what the compiler cache holds is not compiled "
+            "again"
         )
+    return False
+
+
+def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, began: float) -> Made:
+    """Pack a set's tree, unless the very tarball lies in the request's folder."""
     compiled = time.monotonic()
-    _write_licences(tree / "licenses", found.texts)
-    tarball = release.pack_tree(tree, request.out, plan.arch_set.format)
+    tarball = kept.packed(request.out)
+    how = "packed" if tarball is None else "packed already"
+    tarball = tarball or kept.pack(request.out)
     if request.copy is not None:
         request.copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(tarball, request.copy)
-    report.say(f"packed: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
-    return Made(tarball, compiled - started, time.monotonic() - compiled)
-
-
-def _replace(new: Path, place: Path) -> None:
-    if place.exists():
-        shutil.rmtree(place)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    shutil.copytree(new, place, symlinks=True)
+    report.say(f"{how}: {tarball} ({tarball.stat().st_size / 1e6:.1f} MB)")
+    return Made(tarball, compiled - began, time.monotonic() - compiled)
 
 
 def _with_cub(survey: Survey, cub: tuple[Part, bytes] | None) -> Survey:
@@ -325,29 +415,22 @@ def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
         )
 
 
-def _inputs(request: BuildRequest, engine: Engine) -> dict[str, str]:
+def _inputs(request: BuildRequest, engine: str) -> dict[str, str]:
     """Return the digests of pinned files that neither the source nor an image's digest covers."""
-    if engine.name == "docker":
+    if engine == "docker":
         return {images.BUILDER_DOCKERFILE.name: images.builder_sha256()}
     if request.toolkit != toolkit.WHEELS:
         return {}
     return {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}
 
 
-def _write_licences(folder: Path, texts: Mapping[str, bytes]) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    for name, text in texts.items():
-        (folder / name).write_bytes(text)
-
-
-def _summary(failures: list[FarmError], asked: int) -> FarmError:
+def _summary(failures: dict[str, FarmError], asked: int) -> FarmError:
+    first = next(iter(failures.values()))
     if asked == 1:
-        return failures[0]
+        return first
     return BuildError(
         "SETS_FAILED",
-        f"{len(failures)} of {asked} sets failed; the others are built",
+        f"{len(failures)} of {asked} sets failed ({', '.join(failures)}); the others are built",
         hint="each one's error stands above",
-        log=failures[0].log,
+        log=first.log,
     )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
+from farm import shared_cache as cache
 from farm import targets as table_of_targets
 from farm.errors import UsageError
 from farm.report import BuildReport
@@ -156,6 +157,20 @@ def status(manifest: Manifest) -> None:
             _holds(artifact),
         )
     console.print(table)
+
+
+def compiler_cache(folder: Path) -> None:
+    """Print the local engine's compiler cache: hits, misses, size."""
+    counted = cache.statistics(folder)
+    if counted is None:
+        line("compiler cache: no ccache on PATH")
+        return
+    asked = counted.hits + counted.misses
+    share = f" ({counted.hits / asked:.0%})" if asked else ""
+    line(
+        f"compiler cache: {counted.hits} of {asked} hits{share}, {_megabytes(counted.size)} "
+        f"in {folder}"
+    )
 
 
 def verified(names: Iterable[str]) -> None:

@@ -71,6 +71,13 @@ class Engine(Protocol):
     def name(self) -> str:
         """The word for ``--engine``."""
 
+    def identity(self, plan: BuildPlan) -> str:
+        """Name what compiles ``plan``: with another answer the bytes may be others.
+
+        Raises:
+            EngineError: it cannot be told, because the image or a compiler cannot be had.
+        """
+
     def open(self, plan: BuildPlan, sink: LineSink) -> AbstractContextManager[Workspace]:
         """Make a workspace for ``plan`` with its source inside.
 

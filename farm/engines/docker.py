@@ -1,7 +1,8 @@
 """The Docker engine. The only module that imports ``docker``.
 
 Works against any engine that ``DOCKER_HOST`` names: the source is copied in and the products are
-copied out, nothing is mounted from this machine. Containers have no network.
+copied out, nothing is mounted from this machine. Containers have no network, unless the compiler
+cache is shared between machines.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from docker.errors import APIError, BuildError, DockerException, ImageNotFound, 
 from docker.utils import kwargs_from_env, parse_host
 from docker.utils.socket import frames_iter
 
-from farm import recipe
+from farm import recipe, shared_cache
 from farm.errors import EngineError
 from farm.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.plan import CONTAINER_LAYOUT, BuildPlan, Layout
@@ -110,6 +111,15 @@ class DockerEngine:
         self._jobs = jobs
         self._images = DockerImages(client)
 
+    def identity(self, plan: BuildPlan) -> str:
+        """Name the devel image's content, and what is built on top of it.
+
+        Raises:
+            EngineError: the image cannot be had, or the engine is out of reach.
+        """
+        del plan  # all of a run's plans are built on one image
+        return f"docker {self._base().id} {_builder_tag(self._base())}"
+
     @contextmanager
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[DockerWorkspace]:
         """Start a container with the plan's source; it is removed on every exit.
@@ -117,7 +127,7 @@ class DockerEngine:
         Raises:
             EngineError: the image cannot be had, or the engine is out of reach.
         """
-        base = self._images.find(self._reference) or self._images.pull(self._reference)
+        base = self._base()
         builder = self._builder_image(base, sink)
         container = self._start(plan, builder)
         try:
@@ -136,15 +146,16 @@ class DockerEngine:
         """Close the connections to the engine."""
         self._client.close()
 
+    def _base(self) -> ImageFacts:
+        return self._images.find(self._reference) or self._images.pull(self._reference)
+
     def _builder_image(self, base: ImageFacts, sink: LineSink) -> ImageFacts:
-        recipe = BUILDER_DOCKERFILE.read_bytes()
-        inputs = hashlib.sha256(base.id.encode() + recipe).hexdigest()[:16]
-        tag = f"llama-farm-builder:{inputs}"
+        tag = _builder_tag(base)
         found = self._images.find(tag)
         if found is not None:
             return found
         sink(f"note[BUILDER_IMAGE]: making {tag} on top of {self._reference}")
-        context = _tar_of({"Dockerfile": recipe})
+        context = _tar_of({"Dockerfile": BUILDER_DOCKERFILE.read_bytes()})
         return self._images.build(
             context, tag, buildargs={"BASE": base.id}, labels={LABEL: "builder"}, log=sink
         )
@@ -157,7 +168,8 @@ class DockerEngine:
                 name=f"llama-farm-{plan.key}-{secrets.token_hex(4)}",
                 detach=True,
                 init=True,
-                network_mode="none",
+                # Only a cache shared between machines needs one.
+                network_mode="bridge" if shared_cache.remote() else "none",
                 labels={LABEL: plan.key},
                 volumes={CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}},
             )
@@ -250,6 +262,11 @@ class DockerImages:
                 for line in new:
                     log(line)
             return _facts(self._client.images.get(tag), tag)
+
+
+def _builder_tag(base: ImageFacts) -> str:
+    inputs = hashlib.sha256(base.id.encode() + BUILDER_DOCKERFILE.read_bytes())
+    return f"llama-farm-builder:{inputs.hexdigest()[:16]}"
 
 
 def connect() -> docker.DockerClient:

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from farm.engines.base import LineSink
+    from farm.targets import Line
 
-PASSED_ON: Final = ("PATH", "HOME", "TMPDIR", "CCACHE_REMOTE_STORAGE", "CCACHE_MAXSIZE")
+PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change
 the bytes, and LANG would make ccache take another machine's objects for others."""
 
@@ -80,6 +81,23 @@ class LocalEngine:
         self._cuda = cuda
         self._jobs = jobs or os.cpu_count() or 1
 
+    def identity(self, plan: BuildPlan) -> str:
+        """Name the compilers by what they say of themselves.
+
+        Raises:
+            EngineError: there is no C++ compiler, or one does not run.
+        """
+        return self.compilers(plan.line)
+
+    def compilers(self, line: Line) -> str:
+        """Name the compilers that a line needs; see ``identity``."""
+        _require_compiler()
+        programs = [shutil.which(name) for name in ("cc", "gcc", "c++", "g++", "ld")]
+        if line.is_cuda and self._cuda is not None:
+            programs.append(str(self._cuda / "bin" / "nvcc"))
+        told = [_version(program) for program in programs if program]
+        return "\n".join(["local", _version(_tool("cmake")), *told])
+
     @contextmanager
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[LocalWorkspace]:
         """Make a private build folder below the user's cache, removed on every exit.
@@ -112,14 +130,15 @@ class LocalEngine:
                     ninja=ninja,
                 ),
                 jobs=self._jobs,
-                ccache_dir=_ccache_dir() if ccache else None,
+                ccache_dir=ccache_dir() if ccache else None,
             )
 
     def close(self) -> None:
         """Nothing stays open."""
 
 
-def _ccache_dir() -> Path:
+def ccache_dir() -> Path:
+    """Return the local engine's compiler cache; ``CCACHE_DIR`` moves it."""
     configured = os.environ.get("CCACHE_DIR")
     return Path(configured) if configured else cache_folder("ccache")
 
@@ -135,6 +154,14 @@ def _tool(name: str) -> str:
             hint=f"python3 -m pip install {name}",
         )
     return found
+
+
+def _version(program: str) -> str:
+    try:
+        done = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise EngineError("COMPILER_BROKEN", f"{program} --version: {error}") from error
+    return f"{program}: {done.stdout.strip()}"
 
 
 def _require_compiler() -> None:

@@ -84,6 +84,12 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
             "11.8",
         ),
         ("build-cuda --image nvidia/cuda:12.4.1-devel-x --archs 120", "ARCH_NOT_IN_LINE", "cu124"),
+        ("build-cuda --arch-set sm90 --engine dask --workers 0", "NUMBER_INVALID", "--workers"),
+        (
+            "build-cuda --arch-set sm90 --engine dask --worker-engine dask",
+            "ENGINE_UNKNOWN",
+            "--worker-engine",
+        ),
         ("build-cpu --jobs 0", "NUMBER_INVALID", "--jobs"),
         ("build-cpu --jobs many", "NUMBER_INVALID", "'many'"),
         ("build-cpu --format zip", "FORMAT_UNKNOWN", "tar.zst"),

@@ -1,0 +1,164 @@
+"""How long all sets take on several hosts, against the least that any schedule could take.
+
+    PYTHONPATH=.:spaces python benchmarks/makespan.py --out benchmarks/results/makespan.json
+
+Simulated: every set of build/targets.toml on every CUDA line that can build it, with the CPU
+seconds of ``results/build_cost.json`` (a set that was not measured: the median), handed out by the
+recorded times while the real ones are off by up to a fifth. Real: targets of different length,
+compiled through the Dask engine by two workers of this machine, one compiler each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+
+from farm import remote_build, schedule, source, targets
+from farm.engines.dask import Dispatcher, cluster
+from farm.errors import FarmError
+from farm.fleet import Fleet
+from farm.pipeline import BuildRequest
+from farm.plan import BuildPlan
+from farm.plan_digest import source_digest
+from farm.remote_build import Job
+from farm.report import BuildReport
+
+PROJECT: Final = Path(__file__).parent.parent
+TINY: Final = PROJECT / "tests" / "rigs" / "tiny_llama"
+COST: Final = PROJECT / "benchmarks" / "results" / "build_cost.json"
+UNITS: Final = (8, 6, 5, 4, 3, 2)
+"""C++ files of each real target; every one includes <regex> and <iostream> and instantiates."""
+HOSTS: Final = (2, 3, 4, 6, 8, 12, 16)
+BIN: Final = "${CMAKE_BINARY_DIR}/bin"
+DRAWS: Final = 200
+ERROR: Final = 0.2
+
+UNIT: Final = """#include <iostream>
+#include <regex>
+int unit_{number}() {{ std::regex r("a(b|c)*{number}"); return std::regex_match("abc", r); }}
+"""
+
+
+def matrix() -> dict[str, float]:
+    """Return the recorded seconds of every set on every CUDA line that can build it."""
+    measured: dict[str, float] = json.loads(COST.read_text("utf-8"))["cpu_seconds"]
+    table = targets.load()
+    keys = []
+    for line in table.lines.values():
+        for arch_set in table.sets.values():
+            try:
+                targets.check_buildable(line, arch_set)
+            except FarmError:
+                continue
+            if line.is_cuda and arch_set.archs:
+                keys.append((line.name, arch_set.name))
+    recorded = {f"{line}-{name}": measured[name] for line, name in keys if name in measured}
+    return schedule.expected([f"{line}-{name}" for line, name in keys], recorded)
+
+
+def simulate(recorded: dict[str, float], hosts: int) -> dict[str, float]:
+    """Return makespan over the lower bound: as recorded, and with errors (mean, worst)."""
+    order = schedule.longest_first(recorded)
+    draw = random.Random(hosts)  # noqa: S311 - a simulation that gives the same again
+    ratios = []
+    for _ in range(DRAWS):
+        real = [recorded[key] * draw.uniform(1 - ERROR, 1 + ERROR) for key in order]
+        ratios.append(schedule.finish(real, [0.0] * hosts) / schedule.lower_bound(real, hosts))
+    exact = [recorded[key] for key in order]
+    end, least = schedule.finish(exact, [0.0] * hosts), schedule.lower_bound(exact, hosts)
+    return {
+        "hosts": hosts,
+        "as_recorded": round(end / least, 3),
+        "with_errors_mean": round(sum(ratios) / DRAWS, 3),
+        "with_errors_worst": round(max(ratios), 3),
+        "single_longest_decides": max(exact) > sum(exact) / hosts,
+    }
+
+
+def real() -> dict[str, Any]:
+    """Compile targets of different length through two workers; times are wall seconds."""
+    with tempfile.TemporaryDirectory(prefix="makespan-") as folder:
+        os.environ["XDG_CACHE_HOME"] = folder
+        os.environ["CCACHE_DIR"] = f"{folder}/ccache"
+        tree = Path(shutil.copytree(TINY, Path(folder) / "llama.cpp"))
+        _add_targets(tree)
+        origin, line = source.from_folder(tree), targets.load().line("cpu")
+        plans = [
+            BuildPlan(targets.ArchSet(f"load{units}", ""), line, origin, (f"load{units}",))
+            for units in UNITS
+        ]
+        request = BuildRequest(engine="local", jobs=1, workers=2, fresh=True)
+        expected = {plan.key: float(units) for plan, units in zip(plans, UNITS, strict=True)}
+        fleet = Fleet(BuildReport(Console(stderr=True)), expected)
+        with cluster(request, len(plans)) as address:
+            packed = remote_build.pack_folder(tree)
+            with Dispatcher(address, lambda: packed, fleet) as hosts, fleet:
+                jobs = [Job(plan, source_digest(origin), request) for plan in plans]
+                began = time.monotonic()
+                for job, outcome in hosts.run(jobs):
+                    if outcome.failure is not None:
+                        sys.exit(f"{job.plan.key}: {outcome.failure}")
+                    fleet.end(job.plan.key, "built")
+                makespan = time.monotonic() - began
+        took = [
+            row.ended - row.began
+            for row in fleet.rows.values()
+            if row.began is not None and row.ended is not None
+        ]
+    least = schedule.lower_bound(took, 2)
+    return {
+        "units": UNITS,
+        "set_seconds": [round(seconds, 2) for seconds in took],
+        "makespan": round(makespan, 2),
+        "lower_bound": round(least, 2),
+        "ratio": round(makespan / least, 3),
+        "load_before": round(os.getloadavg()[0], 1),
+        "cores": os.cpu_count(),
+    }
+
+
+def _add_targets(tree: Path) -> None:
+    rows = []
+    for units in UNITS:
+        names = [f"unit_{units}_{number}.cpp" for number in range(units)]
+        for name in names:
+            number = name.removeprefix("unit_").removesuffix(".cpp")
+            (tree / name).write_text(UNIT.format(number=number), "utf-8")
+        rows += [
+            f"add_library(load{units} SHARED {' '.join(names)})",
+            # What the farm collects is CMake's bin folder.
+            f"set_target_properties(load{units} PROPERTIES LIBRARY_OUTPUT_DIRECTORY {BIN})",
+        ]
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write("\n" + "\n".join(rows) + "\n")
+
+
+def main() -> None:
+    """Write the result."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--simulate-only", action="store_true")
+    options = parser.parse_args()
+    recorded = matrix()
+    result: dict[str, Any] = {
+        "sets": len(recorded),
+        "simulated": [simulate(recorded, hosts) for hosts in HOSTS],
+    }
+    if not options.simulate_only:
+        result["real"] = real()
+    options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

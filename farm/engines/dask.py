@@ -1,0 +1,324 @@
+"""Sets on a Dask cluster. The only module that imports ``distributed``.
+
+Dask brings the connections, the hosts' coming and going, the resource that keeps it at one build
+a host, and the dashboard. Which set goes where is decided here: the longest that waits, to a host
+that is free. A host that is gone gives its set back.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from distributed import Client, LocalCluster, get_worker
+from distributed.core import Status
+
+from farm import remote_build
+from farm.errors import EngineError
+from farm.remote_build import Failure, Outcome
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from distributed import Future
+
+    from farm.fleet import Fleet
+    from farm.pipeline import BuildRequest
+    from farm.plan import BuildPlan, Step
+    from farm.remote_build import Job
+    from farm.targets import Line
+
+RESOURCE: Final = "FARM_BUILD"
+"""What a worker declares: how many builds it takes at a time."""
+TOPIC: Final = "llama-farm"
+TRIES: Final = 2
+LOSSES: Final = 3
+"""A set is given up after so many failures, or after so many hosts were lost with it."""
+
+_POLL: Final = 0.25
+_CONNECT_SECONDS: Final = 20.0
+_PATIENCE: Final = 600.0
+"""Seconds without a scheduler or a host after which a run gives up."""
+_FETCH_SECONDS: Final = 300.0
+_COUNT_SECONDS: Final = 1.0
+
+
+class AbandonedError(BaseException):
+    """Nobody waits for this build any more: ends it like Ctrl-C."""
+
+
+@contextmanager
+def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
+    """Give the scheduler's address: the one that was named, else one of this machine.
+
+    Raises:
+        EngineError: none answers at that address.
+    """
+    if request.scheduler is not None:
+        yield request.scheduler
+        return
+    with LocalCluster(
+        n_workers=min(request.workers or 1, sets),
+        threads_per_worker=1,
+        processes=False,  # builds are processes of their own
+        protocol="tcp",
+        dashboard_address=None,
+        resources={RESOURCE: 1},
+    ) as local:
+        yield local.scheduler_address
+
+
+@dataclass
+class _Running:
+    job: Job
+    future: Future[Outcome]
+    worker: str
+
+
+@dataclass
+class Dispatcher:
+    """Hands jobs out and takes outcomes in. Use as a context manager.
+
+    Args:
+        address: the scheduler's.
+        source: packs the source; called once, if a host lacks it.
+        fleet: is told everything.
+    """
+
+    address: str
+    source: Callable[[], bytes]
+    fleet: Fleet
+    patience: float = _PATIENCE
+    _client: Any = None
+    _waiting: list[Job] = field(default_factory=list)
+    _running: dict[str, _Running] = field(default_factory=dict)
+    _failures: dict[str, int] = field(default_factory=dict)
+    _losses: dict[str, int] = field(default_factory=dict)
+    _packed: bytes | None = None
+
+    def __enter__(self) -> Self:
+        """Connect to the scheduler.
+
+        Raises:
+            EngineError: ``SCHEDULER_UNREACHABLE``.
+        """
+        self._client = self._connect()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give up what still runs: the hosts end it at their compiler's next line."""
+        self._drop_all()
+        self._client.close()
+
+    def identities(self, request: BuildRequest, line: Line) -> list[str]:
+        """Ask every host for its compiler; equal answers once."""
+        self._await_hosts()
+        told = self._client.run(remote_build.identity, request, line, workers=self._hosts())
+        return sorted(set(told.values()))
+
+    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Build all jobs, given longest first; gives each with its outcome as it comes.
+
+        Raises:
+            EngineError: no scheduler or no host for ten minutes.
+        """
+        self._waiting = list(jobs)
+        seen = time.monotonic()
+        while self._waiting or self._running:
+            if self._client.status == "closed":
+                self._drop_all()
+                self._client = self._reconnect(seen + self.patience)
+            hosts = self._hosts()
+            if hosts:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > self.patience:
+                raise _no_hosts(self.address)
+            self.fleet.hosts = max(len(hosts), 1)
+            self._take_back(hosts)
+            self._hand_out(hosts)
+            yield from self._take_in()
+            time.sleep(_POLL)
+
+    def _connect(self) -> Any:
+        try:
+            client = Client(
+                self.address,
+                timeout=_CONNECT_SECONDS,
+                set_as_default=False,
+                direct_to_workers=False,
+            )
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                "SCHEDULER_UNREACHABLE",
+                f"no Dask scheduler answers at {self.address}: {error}",
+                hint="start one with `dask scheduler`; docs/scaling.md",
+            ) from error
+        client.subscribe_topic(TOPIC, self._told)
+        return client
+
+    def _reconnect(self, until: float) -> Any:
+        self.fleet.say("note[SCHEDULER_LOST]: the scheduler is gone; waiting for it")
+        while True:
+            try:
+                return self._connect()
+            except EngineError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(_POLL)
+
+    def _hosts(self) -> list[str]:
+        if self._client.status != "running":
+            return []
+        workers = self._client.scheduler_info(n_workers=-1)["workers"]
+        return [where for where, facts in workers.items() if facts["resources"].get(RESOURCE)]
+
+    def _await_hosts(self) -> None:
+        until = time.monotonic() + _CONNECT_SECONDS
+        while not self._hosts():
+            if time.monotonic() > until:
+                raise _no_hosts(self.address)
+            time.sleep(_POLL)
+
+    def _take_back(self, hosts: list[str]) -> None:
+        """Take sets from hosts that are gone, and all of them from a scheduler that is."""
+        if self._client.status != "running":
+            return
+        for key, running in list(self._running.items()):
+            lost = running.future.cancelled()
+            if running.worker in hosts and not lost:
+                continue
+            del self._running[key]
+            running.future.cancel()
+            self._losses[key] = self._losses.get(key, 0) + (not lost)
+            self._waiting.insert(0, running.job)
+            where = "the scheduler was lost" if lost else f"{running.worker} was lost"
+            self.fleet.wait(key, f"{where}; it is built elsewhere")
+
+    def _hand_out(self, hosts: list[str]) -> None:
+        busy = {running.worker for running in self._running.values()}
+        for worker in hosts:
+            if not self._waiting:
+                return
+            if worker in busy:
+                continue
+            job = self._waiting[0]
+            try:
+                self._send_source(worker, job.source)
+            except (OSError, KeyError, ValueError):  # it went away meanwhile
+                continue
+            del self._waiting[0]
+            future = self._client.submit(
+                _work,
+                job,
+                workers=[worker],
+                resources={RESOURCE: 1},
+                pure=False,
+                retries=0,
+            )
+            self._running[job.plan.key] = _Running(job, future, worker)
+            self.fleet.begin(job.plan.key, worker.rpartition("://")[2])
+
+    def _send_source(self, worker: str, digest: str) -> None:
+        has = self._client.run(remote_build.has_source, digest, workers=[worker])
+        if has[worker]:
+            return
+        if self._packed is None:
+            self._packed = self.source()
+        self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {worker.rpartition('://')[2]}")
+        self._client.run(remote_build.put_source, digest, self._packed, workers=[worker])
+
+    def _take_in(self) -> Iterator[tuple[Job, Outcome]]:
+        for key, running in list(self._running.items()):
+            if not running.future.done() or running.future.cancelled():
+                continue
+            outcome = self._outcome(running)
+            del self._running[key]
+            if outcome.failure is not None and self._tries_again(running.job, outcome.failure):
+                continue
+            yield running.job, outcome
+
+    def _outcome(self, running: _Running) -> Outcome:
+        where = running.worker
+        if running.future.status == "error":
+            error = running.future.exception()
+            return Outcome(where, b"", Failure("WORKER_FAILED", f"{where}: {error!r}"))
+        try:
+            return running.future.result(timeout=_FETCH_SECONDS)
+        except (OSError, TimeoutError) as error:
+            return Outcome(where, b"", Failure("WORKER_LOST", f"{where}: {error!r}"))
+
+    def _tries_again(self, job: Job, failure: Failure) -> bool:
+        key = job.plan.key
+        self._failures[key] = self._failures.get(key, 0) + 1
+        if self._failures[key] >= TRIES or self._losses.get(key, 0) >= LOSSES:
+            return False
+        self._waiting.append(job)
+        self.fleet.wait(key, f"failed ({failure.code}); it is tried once more")
+        return True
+
+    def _drop_all(self) -> None:
+        for key, running in self._running.items():
+            if self._client.status == "running":
+                running.future.cancel()
+            self._waiting.insert(0, running.job)
+            self.fleet.rows[key] = replace(self.fleet.rows[key], host="", state="waiting")
+        self._running.clear()
+
+    def _told(self, event: tuple[float, dict[str, Any]]) -> None:
+        told = event[1]
+        if told["key"] not in self._running:
+            return
+        if told["what"] == "step":
+            self.fleet.step(told["key"], told["name"])
+        elif told["what"] == "count":
+            self.fleet.counted(told["key"], told["done"], told["total"])
+
+
+class _Telling:
+    """A reporter on a worker: tells the client, and ends a build that nobody waits for."""
+
+    def __init__(self, key: str) -> None:
+        self._worker = get_worker()
+        self._task = self._worker.get_current_task()
+        self._key = key
+        self._due = 0.0
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Tell that a step has begun."""
+        del plan
+        self._tell(what="step", name=step.name)
+
+    def count(self, done: int, total: int) -> None:
+        """Tell ninja's counter, once a second."""
+        self._check()
+        now = time.monotonic()
+        if now >= self._due or done == total:
+            self._due = now + _COUNT_SECONDS
+            self._tell(what="count", done=done, total=total)
+
+    def note(self, line: str) -> None:
+        """Notes of a host stay in its log."""
+
+    def _tell(self, **what: object) -> None:
+        self._check()
+        self._worker.log_event(TOPIC, {"key": self._key, **what})
+
+    def _check(self) -> None:
+        task = self._worker.state.tasks.get(self._task)
+        if task is None or task.state == "cancelled" or self._worker.status is not Status.running:
+            raise AbandonedError
+
+
+def _work(job: Job) -> Outcome:
+    return remote_build.build(job, _Telling(job.plan.key))
+
+
+def _no_hosts(address: str) -> EngineError:
+    return EngineError(
+        "WORKERS_MISSING",
+        f"the scheduler at {address} has no worker that takes builds",
+        hint=f"start one with `dask worker {address} --nthreads 1 --resources {RESOURCE}=1`; "
+        "docs/scaling.md",
+    )

@@ -1,0 +1,170 @@
+"""What a host of a cluster does for one set: has the source, builds, hands the products back.
+
+Knows nothing of what brings the job and takes the outcome (``farm/engines/dask.py``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import socket
+import tarfile
+import tempfile
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from farm import pins, pipeline
+from farm.errors import BuildError, EngineError, FarmError
+from farm.execute import execute
+from farm.packages import cache_folder
+from farm.report import BuildReport
+from farm.unpack import new_folder
+
+if TYPE_CHECKING:
+    from farm.engines.base import Toolchain
+    from farm.execute import Reporter
+    from farm.parts import Part
+    from farm.pipeline import BuildRequest
+    from farm.plan import BuildPlan
+    from farm.targets import Line
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set for another host. The plan's source folder means nothing there: ``source`` does."""
+
+    plan: BuildPlan
+    source: str
+    request: BuildRequest
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A ``FarmError`` in words, as it travels."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: ``products`` (a tar) and who made it, or ``failure``.
+
+    ``sha256`` is of ``products``, taken on the host; ``line`` is what the host could promise.
+    """
+
+    host: str
+    log: bytes
+    failure: Failure | None = None
+    products: bytes = b""
+    sha256: str = ""
+    line: Line | None = None
+    toolchain: Toolchain | None = None
+    seconds: dict[str, float] | None = None
+    cub: tuple[Part, bytes] | None = None
+
+
+def host_name() -> str:
+    """Return this host's name, for people."""
+    return socket.gethostname()
+
+
+def source_folder(digest: str) -> Path:
+    """Return where a source that was sent lies on this host."""
+    return cache_folder("sources") / f"sent-{digest}"
+
+
+def has_source(digest: str) -> bool:
+    """Whether this host has a source; it appears whole or not at all."""
+    return source_folder(digest).is_dir()
+
+
+def put_source(digest: str, packed: bytes) -> None:
+    """Unpack a source that was sent; one that is there already stays."""
+    if has_source(digest):
+        return
+    with (
+        new_folder(source_folder(digest)) as staging,
+        tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar,
+    ):
+        tar.extractall(staging, filter="data")
+
+
+def pack_folder(folder: Path) -> bytes:
+    """Return a folder as a tar, without ``.git`` and without owners."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in sorted(folder.iterdir()):
+            if path.name != ".git":
+                tar.add(path, arcname=path.name, filter=_anonymous)
+    return packed.getvalue()
+
+
+def unpack_products(outcome: Outcome, into: Path) -> None:
+    """Check and unpack what came back.
+
+    Raises:
+        BuildError: ``PRODUCTS_DAMAGED``: it is not what the host has sent.
+    """
+    if hashlib.sha256(outcome.products).hexdigest() != outcome.sha256:
+        raise BuildError("PRODUCTS_DAMAGED", f"what {outcome.host} built arrived damaged")
+    with tarfile.open(fileobj=io.BytesIO(outcome.products), mode="r:") as tar:
+        tar.extractall(into, filter="data")
+
+
+def identity(request: BuildRequest, line: Line) -> str:
+    """Name this host's compiler for a line; nothing is pulled or built for the answer."""
+    if request.engine != "local" and (request.engine == "docker" or pipeline.docker_answers()):
+        return f"docker {request.image or pins.load().image(line.image).reference}"
+    return pipeline.local_identity(request, line)
+
+
+def build(job: Job, reporter: Reporter) -> Outcome:
+    """Build a set on this host; every expected failure is an outcome, not an exception."""
+    with tempfile.TemporaryDirectory(prefix="llama-farm-remote-") as folder:
+        try:
+            return _build(job, reporter, Path(folder))
+        except FarmError as error:
+            failure = Failure(error.code, error.message, error.hint)
+            return Outcome(host_name(), _log(Path(folder), job.plan), failure)
+
+
+def _build(job: Job, reporter: Reporter, folder: Path) -> Outcome:
+    if not has_source(job.source):
+        raise EngineError("SOURCE_MISSING", f"{host_name()} has no source {job.source[:12]}")
+    quiet = BuildReport(Console(quiet=True))
+    line = job.plan.line
+    with closing(pipeline.choose_engine(job.request, line, quiet)) as engine:
+        if engine.name == "local":
+            line = pipeline.promise_of_this_host(line, quiet)
+        tree = replace(job.plan.source, tree=source_folder(job.source))
+        plan = replace(job.plan, line=line, source=tree)
+        fresh = job.request.fresh
+        with execute(plan, engine, logs=folder, reporter=reporter, fresh=fresh) as built:
+            products = pack_folder(built.folder)
+    return Outcome(
+        host=host_name(),
+        log=_log(folder, job.plan),
+        products=products,
+        sha256=hashlib.sha256(products).hexdigest(),
+        line=line,
+        toolchain=built.toolchain,
+        seconds=built.seconds,
+        cub=built.cub,
+    )
+
+
+def _log(folder: Path, plan: BuildPlan) -> bytes:
+    log = folder / f"{plan.key}.log"
+    return log.read_bytes() if log.is_file() else b""
+
+
+def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry

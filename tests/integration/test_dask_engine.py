@@ -1,0 +1,325 @@
+"""Sets on a Dask cluster: a real scheduler and real workers, each a process, compiling for real."""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from contextlib import closing, suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+from verbs import PROJECT
+
+from farm import pipeline, source, targets
+from farm.errors import EngineError, FarmError
+from farm.pipeline import BuildRequest
+from farm.plan import BuildPlan
+from farm.report import BuildReport
+from farm.targets import ArchSet
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+pytestmark = [
+    pytest.mark.timeout(600),
+    # distributed and tornado leave sockets to the garbage collector when a peer is killed.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+LINE = targets.load().line("cpu")
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+def free_port() -> int:
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        return int(server.getsockname()[1])
+
+
+@dataclass
+class Hosts:
+    """A scheduler and workers, each in a process group and with a cache of its own."""
+
+    folder: Path
+    port: int = field(default_factory=free_port)
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
+
+    @property
+    def address(self) -> str:
+        return f"tcp://127.0.0.1:{self.port}"
+
+    def scheduler(self) -> subprocess.Popen[bytes]:
+        options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        started = self._start("scheduler", "dask_scheduler", *options)
+        until(self._answers, "the scheduler does not listen")
+        return started
+
+    def worker(self, name: str, address: str | None = None) -> subprocess.Popen[bytes]:
+        options = ("--nthreads", "1", "--no-nanny", "--resources", "FARM_BUILD=1", "--name", name)
+        local = (
+            "--host",
+            "127.0.0.1",
+            "--no-dashboard",
+            "--local-directory",
+            f"{self.folder}/{name}",
+        )
+        return self._start(name, "dask_worker", address or self.address, *options, *local)
+
+    def _start(self, name: str, program: str, *options: str) -> subprocess.Popen[bytes]:
+        home = self.folder / name
+        home.mkdir(exist_ok=True)
+        environment = os.environ | {
+            "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}",
+            "XDG_CACHE_HOME": str(home / "cache"),
+            "CCACHE_DIR": str(self.folder / "ccache"),
+        }
+        with (self.folder / f"{name}.log").open("ab") as log:
+            process = subprocess.Popen(
+                [sys.executable, "-m", f"distributed.cli.{program}", *options],
+                cwd=PROJECT,
+                env=environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        self.started.append(process)
+        return process
+
+    def _answers(self) -> bool:
+        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+            return True
+        return False
+
+    def end(self) -> None:
+        for process in self.started:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait(30)
+
+
+@pytest.fixture
+def hosts(tmp_path: Path) -> Iterator[Hosts]:
+    made = Hosts(tmp_path)
+    yield made
+    made.end()
+
+
+@dataclass
+class Held:
+    """A source whose build waits, in a custom target, until the test lets it go."""
+
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "llama.cpp"
+
+    @property
+    def begun(self) -> int:
+        marks = self.folder / "begun"
+        return len(marks.read_text().splitlines()) if marks.exists() else 0
+
+    def let_go(self) -> None:
+        (self.folder / "go").touch()
+
+
+@pytest.fixture
+def held(tmp_path: Path) -> Iterator[Held]:
+    made = Held(tmp_path / "held")
+    made.folder.mkdir()
+    shutil.copytree(TINY, made.tree)
+    wait = made.folder / "wait"
+    wait.write_text(
+        f"#!/bin/sh\necho begun >> {made.folder}/begun\n"
+        f"while [ ! -e {made.folder}/go ]; do sleep 0.1; done\n"
+    )
+    wait.chmod(0o755)
+    with (made.tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(f'\nadd_custom_target(held ALL COMMAND "{wait}")\n')
+        file.write("add_dependencies(llama-cli held)\n")
+    yield made
+    made.let_go()
+
+
+class Run(threading.Thread):
+    """``build_spread`` in the background; ``told`` is what a person saw, piped."""
+
+    def __init__(self, tree: Path, names: tuple[str, ...], request: BuildRequest) -> None:
+        super().__init__(daemon=True)
+        line = pipeline.promise_of_this_host(LINE, BuildReport(Console(quiet=True)))
+        origin = source.from_folder(tree)
+        self.plans = [BuildPlan(ArchSet(name, ""), line, origin) for name in names]
+        self.request = request
+        self.stream = io.StringIO()
+        self.error: FarmError | None = None
+
+    def run(self) -> None:
+        with BuildReport(Console(file=self.stream, width=300)) as report:
+            try:
+                pipeline.build_spread(self.plans, self.request, report)
+            except FarmError as error:
+                self.error = error
+
+    @property
+    def told(self) -> str:
+        return self.stream.getvalue()
+
+    def finish(self) -> str:
+        self.join(400)
+        assert not self.is_alive(), self.told
+        return self.told
+
+
+@pytest.fixture
+def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
+    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    return BuildRequest(engine="dask", worker_engine="local", out=tmp_path / "out")
+
+
+def tarballs(request: BuildRequest) -> set[str]:
+    return {path.name.split("-")[4] for path in request.out.glob("*.tar.zst")}
+
+
+def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) -> None:
+    run = Run(TINY, ("one", "bad", "two"), replace(request_, workers=2))
+    run.plans[1] = replace(run.plans[1], targets=("llama-server", "no-such-target"))
+    run.start()
+    told = run.finish()
+    assert tarballs(request_) == {"one", "two"}
+    assert run.error is not None
+    assert run.error.code == "SETS_FAILED"
+    assert "(cpu-bad)" in run.error.message
+    assert told.count("cpu-bad: failed (COMPILE_FAILED); it is tried once more") == 1
+    assert "no-such-target" in (pipeline.STATE / "logs" / "cpu-bad.log").read_text()
+    assert told.count("source: ") == 1, "one machine has the source once"
+    again = Run(TINY, ("one", "two"), request_)
+    again.start()
+    told = again.finish()
+    assert again.error is None
+    assert told.count("built already") == 2
+
+
+def test_a_worker_killed_in_mid_build_is_replaced_by_another(
+    hosts: Hosts, held: Held, request_: BuildRequest
+) -> None:
+    hosts.scheduler()
+    first = hosts.worker("first")
+    run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
+    run.start()
+    until(lambda: held.begun == 1, "the build does not begin")
+    hosts.worker("second")
+    os.killpg(first.pid, signal.SIGKILL)
+    until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+    held.let_go()
+    told = run.finish()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one"}
+    assert "was lost; it is built elsewhere" in told
+    assert told.count("source: ") == 2, "each host gets the source once"
+
+
+def test_a_scheduler_that_is_started_again_gets_the_sets_again(
+    hosts: Hosts, held: Held, request_: BuildRequest
+) -> None:
+    scheduler = hosts.scheduler()
+    worker = hosts.worker("first")
+    run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
+    run.start()
+    until(lambda: held.begun == 1, "the build does not begin")
+    os.killpg(scheduler.pid, signal.SIGKILL)
+    os.killpg(worker.pid, signal.SIGKILL)
+    hosts.scheduler()
+    hosts.worker("first")
+    until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+    held.let_go()
+    told = run.finish()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one"}
+    assert told.count("source: ") == 1, "the host still has the source"
+
+
+class Wire:
+    """A TCP proxy that can be cut."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.port = int(self._server.getsockname()[1])
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._server.accept()
+                far = socket.create_connection(("127.0.0.1", self._to))
+                self._open += [near, far]
+                for pair in ((near, far), (far, near)):
+                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
+
+    @staticmethod
+    def _copy(source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 16):
+                target.sendall(data)
+            target.shutdown(socket.SHUT_WR)
+
+    def cut(self) -> None:
+        for end in (self._server, *self._open):
+            with suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+            end.close()
+
+
+def test_a_host_whose_network_is_cut_gives_its_set_back(
+    hosts: Hosts, held: Held, request_: BuildRequest
+) -> None:
+    hosts.scheduler()
+    wire = Wire(hosts.port)
+    hosts.worker("far", f"tcp://127.0.0.1:{wire.port}")
+    run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
+    run.start()
+    until(lambda: held.begun == 1, "the build does not begin")
+    hosts.worker("near")
+    wire.cut()
+    until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+    held.let_go()
+    told = run.finish()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one"}
+
+
+def test_a_scheduler_without_hosts_or_none_at_all_is_named(
+    hosts: Hosts, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from farm.engines import dask
+
+    monkeypatch.setattr(dask, "_CONNECT_SECONDS", 2.0)
+    run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
+    run.run()
+    assert isinstance(run.error, EngineError)
+    assert run.error.code == "SCHEDULER_UNREACHABLE"
+    hosts.scheduler()
+    run.run()
+    assert run.error.code == "WORKERS_MISSING"
+    assert "FARM_BUILD=1" in run.error.hint

@@ -1,0 +1,250 @@
+"""What an interrupted or repeated build does again, on a real project that compiles in a second."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from farm import pipeline, source, targets
+from farm.engines.local import LocalEngine
+from farm.errors import BuildError
+from farm.journal import Entry, Journal, Recording
+from farm.pipeline import BuildRequest
+from farm.plan import BuildPlan, Step
+from farm.plan_digest import digest, folder_digest
+from farm.report import BuildReport
+from farm.targets import ArchSet
+
+PROJECT = Path(__file__).parent.parent.parent
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+TABLE = targets.load()
+ALREADY = "cpu-cpu: built already, in an earlier run (--fresh builds it again)"
+
+
+@pytest.fixture(autouse=True)
+def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+
+
+def build(tiny: Path, out: Path, *, fresh: bool = False) -> list[str]:
+    told = io.StringIO()
+    request = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tiny, out=out, fresh=fresh
+    )
+    pipeline.STATE.mkdir(exist_ok=True)
+    with BuildReport(Console(file=told, width=200)) as report:
+        _build(request, report)
+    return told.getvalue().splitlines()
+
+
+def _build(request: BuildRequest, report: BuildReport) -> None:
+    assert request.source is not None
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(request.source))
+    line = pipeline.promise_of_this_host(plan.line, report)
+    plan = BuildPlan(plan.arch_set, line, plan.source)
+    pipeline._build_all([plan], LocalEngine(), request, report)
+
+
+def compiled(told: list[str]) -> bool:
+    return any("cpu-cpu compile" in line for line in told)
+
+
+def test_what_is_built_and_packed_is_not_built_again(tiny: Path, tmp_path: Path) -> None:
+    assert compiled(build(tiny, tmp_path / "out"))
+    told = build(tiny, tmp_path / "out")
+    assert ALREADY in told
+    assert not compiled(told)
+    assert any(line.startswith("packed already: ") for line in told)
+
+
+def test_another_folder_for_the_release_packs_the_kept_tree(tiny: Path, tmp_path: Path) -> None:
+    build(tiny, tmp_path / "out")
+    told = build(tiny, tmp_path / "elsewhere")
+    assert ALREADY in told
+    first, second = ((tmp_path / name).glob("*.tar.zst") for name in ("out", "elsewhere"))
+    assert next(first).read_bytes() == next(second).read_bytes()
+
+
+def test_fresh_builds_it_again(tiny: Path, tmp_path: Path) -> None:
+    build(tiny, tmp_path / "out")
+    told = build(tiny, tmp_path / "out", fresh=True)
+    assert ALREADY not in told
+    assert compiled(told)
+
+
+def test_another_source_is_another_build(tiny: Path, tmp_path: Path) -> None:
+    build(tiny, tmp_path / "out")
+    with (tiny / "llama.cpp").open("a", encoding="utf-8") as file:
+        file.write("int one_more() { return 1; }\n")
+    assert compiled(build(tiny, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("damage", ["changed", "missing", "added"])
+def test_a_tree_that_somebody_changed_is_not_used(tiny: Path, tmp_path: Path, damage: str) -> None:
+    build(tiny, tmp_path / "out")
+    program = pipeline.STATE / "trees" / "cpu-cpu" / "bin" / "llama-server"
+    if damage == "changed":
+        program.write_bytes(program.read_bytes() + b"\0")
+    elif damage == "missing":
+        program.unlink()
+    else:
+        program.with_name("libmore.so").write_bytes(b"")
+    assert compiled(build(tiny, tmp_path / "out"))
+
+
+def test_a_tarball_that_was_changed_is_packed_again(tiny: Path, tmp_path: Path) -> None:
+    build(tiny, tmp_path / "out")
+    (tarball,) = (tmp_path / "out").glob("*.tar.zst")
+    whole = tarball.read_bytes()
+    tarball.write_bytes(whole[:-1])
+    told = build(tiny, tmp_path / "out")
+    assert ALREADY in told
+    assert tarball.read_bytes() == whole
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": 1}'])
+def test_a_journal_that_cannot_be_read_is_no_journal(
+    tiny: Path, tmp_path: Path, content: bytes
+) -> None:
+    build(tiny, tmp_path / "out")
+    (pipeline.STATE / "journal" / "cpu-cpu.json").write_bytes(content)
+    assert compiled(build(tiny, tmp_path / "out"))
+
+
+@pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL])
+def test_the_run_after_an_interrupted_one_says_where_it_goes_on(
+    tiny: Path, tmp_path: Path, end: signal.Signals
+) -> None:
+    marker, slow = tmp_path / "compiling", tmp_path / "slow_step"
+    slow.write_text(f"#!/bin/sh\ntouch {marker}\nexec sleep 120\n", "utf-8")
+    slow.chmod(0o755)
+    with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(f'\nadd_custom_target(slow ALL COMMAND "{slow}")\n')
+        file.write("add_dependencies(llama-cli slow)\n")
+    script = (
+        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/unit']\n"
+        "from pathlib import Path\n"
+        "import test_resume as t\n"
+        f"t.pipeline.STATE = Path({str(pipeline.STATE)!r})\n"
+        f"t.build(Path({str(tiny)!r}), Path({str(tmp_path / 'out')!r}))\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True
+    )
+    deadline = time.monotonic() + 120
+    while not marker.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert marker.exists()
+    process.send_signal(end)
+    process.communicate(timeout=60)
+    _end_what_a_killed_run_leaves(slow)
+    slow.write_text("#!/bin/sh\n", "utf-8")
+    told = build(tiny, tmp_path / "out")
+    (goes_on,) = (line for line in told if "goes on" in line)
+    assert goes_on.startswith("cpu-cpu: goes on: configure finished, compile had ")
+    assert len(list((tmp_path / "out").glob("*.tar.zst"))) == 1
+
+
+def _end_what_a_killed_run_leaves(program: Path) -> None:
+    """``exec sleep`` keeps the folder of the build: only ours is ended."""
+    for cwd in Path("/proc").glob("[0-9]*/cwd"):
+        try:
+            if str(cwd.readlink()).startswith(str(program.parent)):
+                os.kill(int(cwd.parent.name), signal.SIGKILL)
+        except (FileNotFoundError, PermissionError, ProcessLookupError):
+            continue
+
+
+def test_a_set_that_fails_does_not_stop_the_others(tiny: Path, tmp_path: Path) -> None:
+    broken = Path(shutil.copytree(tiny, tmp_path / "broken"))
+    (broken / "llama.cpp").write_text("int broken( { return 1; }\n", "utf-8")
+    line = pipeline.promise_of_this_host(TABLE.line("cpu"), BuildReport(Console(quiet=True)))
+    plans = [
+        BuildPlan(ArchSet("first", ""), line, source.from_folder(broken)),
+        BuildPlan(TABLE.sets["cpu"], line, source.from_folder(tiny)),
+    ]
+    told = io.StringIO()
+    request = BuildRequest(out=tmp_path / "out")
+    with (
+        BuildReport(Console(file=told, width=200)) as report,
+        pytest.raises(BuildError) as failed,
+    ):
+        pipeline._build_all(plans, LocalEngine(), request, report)
+    assert failed.value.code == "SETS_FAILED"
+    assert "1 of 2 sets failed (cpu-first)" in failed.value.message
+    log = pipeline.STATE / "logs" / "cpu-first.log"
+    assert failed.value.log == str(log)
+    assert "int broken( {" in log.read_text("utf-8")
+    assert [path.name for path in (tmp_path / "out").glob("*.tar.zst")] == [
+        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
+    ]
+
+
+class Silent:
+    def step(self, plan: BuildPlan, step: Step) -> None: ...
+    def count(self, done: int, total: int) -> None: ...
+    def note(self, line: str) -> None: ...
+
+
+def test_every_step_is_on_the_disk_when_the_next_begins(tiny: Path, tmp_path: Path) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    now = [100.0]
+    recording = Recording(Silent(), Journal(tmp_path), Entry("d"), clock=lambda: now[0])
+    recording.step(plan, Step("configure", ()))
+    now[0] += 2.5
+    recording.step(plan, Step("compile", (), counts=True))
+    recording.count(1, 9)
+    now[0] += 60
+    recording.count(7, 9)
+    stored = json.loads((tmp_path / "cpu-cpu.json").read_bytes())
+    assert (stored["steps"], stored["running"]) == ({"configure": 2.5}, "compile")
+    assert stored["count"] == [7, 9]
+
+
+def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    journal.write("k", Entry("one", tree="t", seconds=12.0))
+    assert journal.read("k", "two") == Entry("two", seconds=12.0)
+    assert journal.seconds("k") == 12.0
+    assert journal.seconds("other") is None
+
+
+def test_what_decides_the_bytes_decides_the_digest(tiny: Path) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    also = BuildPlan(plan.arch_set, plan.line, plan.source, (*plan.targets, "llama-bench"))
+    moved = BuildPlan(
+        plan.arch_set,
+        plan.line,
+        source.from_folder(Path(shutil.copytree(tiny, tiny.parent / "moved" / tiny.name))),
+    )
+    digests = {digest(plan, "gcc 1"), digest(plan, "gcc 2"), digest(also, "gcc 1")}
+    assert len(digests) == 3
+    assert digest(moved, "gcc 1") == digest(plan, "gcc 1")
+
+
+def test_a_folders_digest_sees_modes_links_and_names(tiny: Path) -> None:
+    seen = {folder_digest(tiny)}
+    (tiny / "plugin.c").chmod(0o755)
+    seen.add(folder_digest(tiny))
+    (tiny / "link").symlink_to("plugin.c")
+    seen.add(folder_digest(tiny))
+    (tiny / "plugin.c").rename(tiny / "plugin2.c")
+    seen.add(folder_digest(tiny))
+    assert len(seen) == 4

@@ -1,0 +1,115 @@
+"""Longest first: against the best schedule there can be, and as a person sees it."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from rich.console import Console
+
+from farm import schedule
+from farm.fleet import Fleet
+from farm.report import BuildReport
+
+
+@given(
+    st.lists(st.floats(1.0, 1e4), min_size=1, max_size=40),
+    st.integers(1, 16),
+)
+def test_longest_first_keeps_grahams_bound(durations: list[float], hosts: int) -> None:
+    ordered = sorted(durations, reverse=True)
+    end = schedule.finish(ordered, [0.0] * hosts)
+    least = schedule.lower_bound(durations, hosts)
+    assert end >= least * (1 - 1e-9)
+    # Of any order: no host is idle while a set waits (Graham 1966).
+    assert end <= (sum(durations) / hosts + (1 - 1 / hosts) * max(durations)) * (1 + 1e-9)
+
+
+def test_grahams_own_worst_case_for_two_hosts() -> None:
+    assert schedule.finish([3, 3, 2, 2, 2], [0, 0]) == 7
+    assert schedule.lower_bound([3, 3, 2, 2, 2], 2) == 6
+
+
+def test_a_busy_host_gets_less() -> None:
+    assert schedule.finish([5, 5], [0, 100]) == 100
+    assert schedule.finish([5, 5], [0, 7]) == 10
+
+
+def test_what_is_not_recorded_is_taken_as_the_median() -> None:
+    seconds = schedule.expected(["a", "b", "c", "d"], {"a": 10, "b": 30, "c": 20})
+    assert seconds == {"a": 10, "b": 30, "c": 20, "d": 20}
+    assert schedule.longest_first(seconds) == ["b", "c", "d", "a"]
+    assert set(schedule.expected(["x"], {}).values()) == {schedule.UNKNOWN_SECONDS}
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def fleet(console: Console) -> tuple[Fleet, Clock]:
+    clock = Clock()
+    keys = {"cu130-sm120": 300.0, "cu130-sm90": 600.0, "cu130-seed": 2000.0}
+    made = Fleet(BuildReport(console), keys, clock=clock)
+    made.hosts = 2
+    return made, clock
+
+
+def drive(made: Fleet, clock: Clock) -> None:
+    made.begin("cu130-seed", "builder-1.example.org:40001")
+    made.begin("cu130-sm90", "builder-2.example.org:40001")
+    made.step("cu130-seed", "configure")
+    clock.now = 20
+    made.step("cu130-seed", "compile")
+    for done in range(1, 101):
+        clock.now = 20 + done
+        made.counted("cu130-seed", done, 400)
+    made.end("cu130-sm90", "built")
+
+
+@pytest.mark.parametrize("width", [80, 200])
+@pytest.mark.parametrize("colour", [True, False])
+def test_a_table_has_one_line_for_each_set_at_any_width(width: int, *, colour: bool) -> None:
+    stream = io.StringIO()
+    console = Console(
+        file=stream, width=width, force_terminal=True, no_color=not colour, color_system="standard"
+    )
+    made, clock = fleet(console)
+    drive(made, clock)
+    stream.truncate(0)
+    stream.seek(0)
+    console.print(made.table(width))
+    plain = Console(file=io.StringIO(), width=width)
+    plain.print(made.table(width))
+    assert isinstance(plain.file, io.StringIO)
+    lines = plain.file.getvalue().splitlines()
+    assert max(map(len, lines)) <= width
+    assert lines[0].startswith("1 of 3 sets, 2 hosts, 2:00 passed, about ")
+    assert [line.split()[0] for line in lines[2:]] == ["cu130-seed", "cu130-sm90", "cu130-sm120"]
+    assert "100/400" in lines[2]
+    assert ("\x1b[32m" in stream.getvalue()) is colour
+
+
+def test_the_end_is_estimated_from_ninjas_counter_and_what_waits() -> None:
+    made, clock = fleet(Console(file=io.StringIO()))
+    drive(made, clock)
+    assert made.rows["cu130-seed"].left(120) == 360
+    assert made.left() == 360  # the set that waits takes 300, on the host that is free
+    made.hosts = 1
+    assert made.left() == 660
+
+
+def test_piped_it_is_plain_lines_and_not_one_for_every_object() -> None:
+    stream = io.StringIO()
+    made, clock = fleet(Console(file=stream, width=80))
+    with made:
+        drive(made, clock)
+    lines = stream.getvalue().splitlines()
+    assert "\x1b" not in stream.getvalue()
+    assert lines[0] == "cu130-seed: to builder-1.example.org:40001"
+    assert lines[-1] == "cu130-sm90: built on builder-2.example.org:40001 in 2:00"
+    assert len([line for line in lines if "/400]" in line]) == 6
