@@ -239,11 +239,162 @@ def test_100_megabytes_are_not_parsed() -> None:
         ("file:///r/manifest.json", "a.tar", "file:///r/a.tar"),
         ("hf://o/n@v1/r/manifest.json", "a.tar", "hf://o/n@v1/r/a.tar"),
         ("hf://o/n/manifest.json", "https://m/a.tar", "https://m/a.tar"),
+        ("hf://o/n/hf:/manifest.json", "a.tar", "hf://o/n/hf:/a.tar"),
+        ("hf://o/n/https:/manifest.json", "a.tar", "hf://o/n/https:/a.tar"),
         ("hf://o/n/manifest.json", "hf://p/q/a.tar", "hf://p/q/a.tar"),
     ],
 )
 def test_urls_resolve_against_the_manifests_own(base: str, url: str, found: str) -> None:
     assert manifest.resolve(base, url) == found
+
+
+# limits
+
+
+def one_file(**fields: Any) -> bytes:
+    """A good manifest whose one artifact has one file, with fields of both changed."""
+    tree = copy.deepcopy(GOOD)
+    artifact = tree["artifacts"][0]
+    artifact["files"] = artifact["files"][:1]
+    artifact["files"][0]["size"] = fields.pop("file_size", artifact["files"][0]["size"])
+    artifact["unpacked_size"] = artifact["files"][0]["size"]
+    artifact.update(fields)
+    return json.dumps(tree).encode()
+
+
+def many_files(count: int) -> bytes:
+    tree = copy.deepcopy(GOOD)
+    empty = GOOD["artifacts"][0]["files"][3]
+    tree["artifacts"][0].update(files=[empty | {"path": f"f{n}"} for n in range(count)])
+    tree["artifacts"][0]["unpacked_size"] = 0
+    return json.dumps(tree).encode()
+
+
+def many_artifacts(count: int) -> bytes:
+    artifact = json.loads(one_file())["artifacts"][0]
+    return json.dumps(
+        GOOD | {"artifacts": [artifact | {"name": f"a{n}"} for n in range(count)]}
+    ).encode()
+
+
+LIMITS = {
+    "name": (changed("artifacts.0.name", "x" * 255), changed("artifacts.0.name", "x" * 256)),
+    "path": (
+        changed("artifacts.0.files.0.path", "x" * 1024),
+        changed("artifacts.0.files.0.path", "x" * 1025),
+    ),
+    "version": (
+        changed("artifacts.0.platform.glibc", "1" * 32),
+        changed("artifacts.0.platform.glibc", "1" * 33),
+    ),
+    "text": (changed("source.origin", "x" * 1024), changed("source.origin", "x" * 1025)),
+    "some text": (changed("source.origin", "x"), changed("source.origin", "")),
+    "build": (changed("source.build", 0), changed("source.build", -1)),
+    "serial": (changed("serial", 0), changed("serial", -1)),
+    "high serial": (changed("serial", 2**53 - 1), changed("serial", 2**53)),
+    "urls": (changed("artifacts.0.urls", ["x"]), changed("artifacts.0.urls", [])),
+    "size": (
+        one_file(size=1 << 40, chunk_size=1 << 30, chunks=["0" * 64] * 1024),
+        one_file(size=(1 << 40) + 1, chunk_size=1 << 30, chunks=["0" * 64] * 1025),
+    ),
+    "small size": (
+        one_file(size=1, chunk_size=1, chunks=["0" * 64]),
+        one_file(size=0, chunk_size=1, chunks=[]),
+    ),
+    "chunk size": (
+        one_file(chunk_size=1 << 30),
+        one_file(chunk_size=(1 << 30) + 1),
+    ),
+    "small chunk size": (
+        one_file(size=2, chunk_size=1, chunks=["0" * 64] * 2),
+        one_file(size=2, chunk_size=0, chunks=["0" * 64] * 2),
+    ),
+    "file size": (one_file(file_size=1 << 40), one_file(file_size=(1 << 40) + 1)),
+    "files": (many_files(10_000), many_files(10_001)),
+    "artifacts": (many_artifacts(1000), many_artifacts(1001)),
+    "no artifacts": (changed("artifacts", []), changed("artifacts", None)),
+    "bytes": (
+        archives.manifest(ARTIFACT).ljust(8_388_608),
+        archives.manifest(ARTIFACT).ljust(8_388_609),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", LIMITS)
+def test_the_last_value_that_is_accepted_and_the_first_that_is_not(what: str) -> None:
+    accepted, too_far = LIMITS[what]
+    assert manifest.parse(accepted).schema_version == 1
+    with pytest.raises(IntegrityError):
+        manifest.parse(too_far)
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        manifest.Source,
+        manifest.Cuda,
+        manifest.Platform,
+        manifest.FileEntry,
+        manifest.Sbom,
+        manifest.Artifact,
+        manifest.Manifest,
+    ],
+)
+def test_what_was_parsed_never_changes(kind: Any) -> None:
+    fields = dict.fromkeys(kind.__struct_fields__)
+    if kind in (manifest.Artifact, manifest.Manifest):
+        parsed: Any = manifest.parse(archives.manifest(ARTIFACT))
+        one = parsed if kind is manifest.Manifest else parsed.artifacts[0]
+    else:
+        one = kind(**fields)
+    with pytest.raises(AttributeError):
+        setattr(one, kind.__struct_fields__[0], None)
+    with pytest.raises(TypeError, match="positional"):
+        kind(*fields.values())
+
+
+def test_what_is_not_said_is_not_written() -> None:
+    """Releases of before a field existed keep their bytes, and with them their digests."""
+    written = json.loads(archives.manifest(ARTIFACT))["artifacts"][0]
+    assert set(written["files"][0]) == {"path", "size", "sha256", "executable"}
+    assert "provides" not in written
+    assert written["sbom"] is None
+
+
+def test_a_manifest_is_written_for_people_too() -> None:
+    data = archives.manifest(ARTIFACT)
+    assert data == json.dumps(json.loads(data), indent=2).encode() + b"\n"
+
+
+def test_the_schema_says_which_it_is() -> None:
+    schema = manifest.json_schema()
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    assert schema["title"] == "llama-server release manifest"
+    patterns = set(re.findall(r'"pattern": "(.*?)"[,}]', json.dumps(schema)))
+    assert "^[0-9a-f]{64}$" in patterns
+    assert all(pattern.startswith("^") and pattern.endswith("$") for pattern in patterns)
+
+
+def test_constants_that_releases_rely_on() -> None:
+    assert (manifest.LLAMA_SERVER, manifest.CUDA_RUNTIME) == ("llama-server", "cuda-runtime")
+    assert (manifest.SCHEMA_VERSION, manifest.CHUNK_SIZE) == (1, 4_194_304)
+
+
+def test_an_error_says_what_it_is_about() -> None:
+    with pytest.raises(IntegrityError, match=r"^manifest is not JSON"):
+        manifest.parse(b"")
+    with pytest.raises(IntegrityError, match=r"^manifest: \$: must be a JSON object") as caught:
+        manifest.parse(b"[]")
+    assert caught.value.code == "MANIFEST_INVALID"
+
+
+@pytest.mark.parametrize(("folder", "found"), [("", "."), ("libX/", "libX"), ("a/b/", "a/b")])
+def test_the_folder_of_the_libraries(folder: str, found: str) -> None:
+    tree = copy.deepcopy(GOOD)
+    tree["artifacts"][0].update(kind="cuda-runtime", provides=["libllama.so.0", "other"])
+    tree["artifacts"][0]["files"][1]["path"] = f"{folder}libllama.so.0"
+    tree["artifacts"][0]["files"][2]["path"] = f"{folder}other"
+    assert manifest.parse(json.dumps(tree).encode()).artifacts[0].library_folder == found
 
 
 # generated manifests
