@@ -4,7 +4,7 @@
 
 Each mutant (``benchmarks/mutants.py``) runs in a forked process against the tests that call the
 function it is in, the fastest first, until one fails. It counts as noticed where a test fails or
-it takes many times as long as the sound module. Only what is imported in that process is mutated,
+it takes many times as long as the sound module. Only that process is mutated,
 so a test that starts the loader as a program notices nothing here: the score is a lower bound.
 ``--sample N --seed S`` takes N of a module's mutants; ``--budget S`` leaves out the slowest tests,
 so that all that are run take S seconds on the sound module.
@@ -13,6 +13,7 @@ so that all that are run take S seconds on the sound module.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import random
@@ -22,12 +23,13 @@ import tempfile
 import threading
 import time
 import traceback
-from collections import defaultdict
+import types
+from importlib import import_module
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec, SourceFileLoader
 from importlib.util import spec_from_file_location
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import hypothesis
 import pytest
@@ -36,7 +38,6 @@ from benchmarks.mutants import Mutant, mutants
 
 if TYPE_CHECKING:
     import ast
-    import types
     from collections.abc import Callable, Sequence
 
 ROOT: Final = Path(__file__).resolve().parents[1]
@@ -55,52 +56,36 @@ _HEAVY: Final = ("requests", "minisign", "backports.zstd", "filelock", "jsonsche
 """Imported once, before forking: what the tests need of others."""
 _SLOWER: Final = 4.0
 _LEAST_SECONDS: Final = 20.0
+_IMPORT, _BROKEN = 71, 70  # exit statuses: must be imported anew; failed before its tests
 
 
-class _Calls:
-    """A pytest plugin: how long each test takes, and which functions of a module it calls."""
+class _Session:
+    """A pytest plugin: does something else with the collected tests than running them all."""
 
-    def __init__(self, module: Path) -> None:
-        self._file = str(module)
-        self._lines: set[int] = set()
-        self.seconds: dict[str, float] = {}
-        self.functions: dict[str, list[int]] = {}
+    def __init__(self, work: Callable[[list[pytest.Item]], None]) -> None:
+        self._work = work
 
-    @pytest.hookimpl(wrapper=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> Any:
-        """Time one test with its fixtures."""
-        self._lines = set()
-        started = time.monotonic()
-        _profile(self._seen)
-        try:
-            return (yield)
-        finally:
-            _profile(None)
-            self.seconds[item.nodeid] = time.monotonic() - started
-            self.functions[item.nodeid] = sorted(self._lines)
-
-    def _seen(self, frame: types.FrameType, event: str, _: object) -> None:
-        if event == "call" and frame.f_code.co_filename == self._file:
-            self._lines.add(frame.f_code.co_firstlineno)
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        """Replace pytest's own loop."""
+        self._work(session.items)
+        return True
 
 
-def _profile(function: Any) -> None:
-    threading.setprofile(function)
-    sys.setprofile(function)
+class _Failures:
+    """A pytest plugin: whether a test failed in this process."""
+
+    seen = False
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Look at a part of a test."""
+        self.seen = self.seen or report.failed
 
 
-class _Chosen:
-    """A pytest plugin: runs these tests, in this order."""
+class Calls(NamedTuple):
+    """By the tests' names: how long each takes, and the first lines of the functions it calls."""
 
-    def __init__(self, tests: Sequence[str]) -> None:
-        self._tests = {name: place for place, name in enumerate(tests)}
-
-    def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        """Keep and sort."""
-        items[:] = sorted(
-            (item for item in items if item.nodeid in self._tests),
-            key=lambda item: self._tests[item.nodeid],
-        )
+    seconds: dict[str, float]
+    functions: dict[str, list[int]]
 
 
 class _MutantLoader(SourceFileLoader):
@@ -125,17 +110,30 @@ class _MutantFinder(MetaPathFinder):
         return spec_from_file_location(fullname, self._path, loader=loader)
 
 
-def _run(arguments: Sequence[str], plugin: object) -> int:
-    """Run pytest in this (forked) process, quietly; returns its status."""
+def _collected(
+    files: Sequence[str], work: Callable[[list[pytest.Item]], None], *more: object
+) -> int:
+    """Collect tests in this (forked) process, and do ``work`` with them."""
     os.setsid()
     devnull = os.open(os.devnull, os.O_RDWR)
-    for descriptor in (0, 1, 2):
+    for descriptor in (0, 1):
         os.dup2(devnull, descriptor)
     hypothesis.settings.register_profile("mutation", derandomize=True, database=None)
     hypothesis.settings.load_profile("mutation")
     quiet = ("-W", "ignore::pytest.PytestAssertRewriteWarning")  # imported before, on purpose
-    common = ("-q", "-x", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *quiet)
-    return int(pytest.main([*common, *arguments], plugins=[plugin]))
+    common = ("-q", "-s", "-p", "no:cacheprovider", f"--rootdir={ROOT}", *quiet)
+    return int(pytest.main([*common, *files], plugins=[_Session(work), *more]))
+
+
+def _first_failure(items: list[pytest.Item], names: Sequence[str], failures: _Failures) -> bool:
+    """Run these tests in this order; whether one failed, which is then the last."""
+    by_name = {item.nodeid: item for item in items}
+    chosen = [by_name[name] for name in names if name in by_name]
+    for item, following in zip(chosen, [*chosen[1:], None], strict=True):
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        if failures.seen:
+            return True
+    return False
 
 
 def _forked(work: Callable[[], int], limit: float) -> int | None:
@@ -146,40 +144,71 @@ def _forked(work: Callable[[], int], limit: float) -> int | None:
             os._exit(work())
         except BaseException:  # noqa: BLE001  a child must never return into its parent's code
             traceback.print_exc()
-            os._exit(70)
+            os._exit(_BROKEN)
     deadline = time.monotonic() + limit
     while time.monotonic() < deadline:
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    os.killpg(child, signal.SIGKILL)  # a session of its own, with whatever it started
-    os.waitpid(child, 0)
+        time.sleep(0.005)
+    _end(child)
     return None
 
 
-def baseline(module: Path, tests: Sequence[str]) -> _Calls:
-    """Run all the tests on the sound module and learn what they call.
+def _end(child: int) -> None:
+    """End a child; where it has a session of its own, with whatever it started."""
+    if os.getsid(child) == child:
+        os.killpg(child, signal.SIGKILL)
+    else:
+        os.kill(child, signal.SIGKILL)
+    os.waitpid(child, 0)
 
-    Raises:
-        SystemExit: they fail as it is.
-    """
-    calls = _Calls(module)
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder) / "calls.json"
 
-        def work() -> int:
-            status = _run(tests, calls)
-            out.write_text(json.dumps([calls.seconds, calls.functions]))
-            return status
+def _watched(items: list[pytest.Item], module: Path, failures: _Failures) -> Calls:
+    """Run all the tests on the sound module, and learn what they call."""
+    calls = Calls({}, {})
+    lines = set[int]()
 
-        if _forked(work, 900) != 0:
-            sys.exit(f"{module.name}: its tests fail without any change")
-        calls.seconds, calls.functions = json.loads(out.read_text())
+    def seen(frame: types.FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_filename == str(module):
+            lines.add(frame.f_code.co_firstlineno)
+
+    for item, following in zip(items, [*items[1:], None], strict=True):
+        lines.clear()
+        started = time.monotonic()
+        threading.setprofile(seen)
+        sys.setprofile(seen)
+        item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
+        sys.setprofile(None)
+        threading.setprofile(None)
+        if failures.seen:
+            sys.exit(f"{module.name}: {item.nodeid} fails without any change")
+        calls.seconds[item.nodeid] = time.monotonic() - started
+        calls.functions[item.nodeid] = sorted(lines)
     return calls
 
 
-def able(mutant: Mutant, calls: _Calls, budget: float) -> list[str]:
+def _put_in_place(tree: ast.Module, module: Path) -> bool:
+    """Give every live function of a module its mutated code; whether all of them took it."""
+    codes = {}
+    waiting = [compile(tree, str(module), "exec", dont_inherit=True)]
+    while waiting:
+        code = waiting.pop()
+        codes[code.co_qualname, code.co_firstlineno] = code
+        waiting += [one for one in code.co_consts if isinstance(one, types.CodeType)]
+    for function in gc.get_objects():
+        if isinstance(function, types.FunctionType) and function.__code__.co_filename == str(
+            module
+        ):
+            other = codes.get((function.__code__.co_qualname, function.__code__.co_firstlineno))
+            if other is not None and other.co_freevars != function.__code__.co_freevars:
+                return False
+            if other is not None:
+                function.__code__ = other
+    return True
+
+
+def able(mutant: Mutant, calls: Calls, budget: float) -> list[str]:
     """The tests that run what was changed, the fastest first, as many as fit into the budget."""
     found: list[str] = []
     spent = 0.0
@@ -192,37 +221,96 @@ def able(mutant: Mutant, calls: _Calls, budget: float) -> list[str]:
     return found
 
 
-def survives(
-    mutant: Mutant, module: Path, files: Sequence[str], tests: Sequence[str], seconds: float
-) -> bool:
-    """Whether no test notices a mutant."""
+def _limit(tests: Sequence[str], calls: Calls) -> float:
+    return _LEAST_SECONDS + _SLOWER * sum(calls.seconds[test] for test in tests)
+
+
+def run_in_place(
+    chosen: Sequence[Mutant], module: Path, files: Sequence[str], budget: float, out: Path
+) -> int:
+    """Run the mutants of functions after collecting the tests once.
+
+    Writes ``[calls, outcomes]``; an outcome is an exit status, None for one that had to be ended.
+    A mutant that needs the module to be imported anew is left to ``run_anew``.
+    """
+    failures = _Failures()
+
+    def each(items: list[pytest.Item]) -> None:
+        import_module(f"llama_loader.{module.stem}")  # it may only be imported while a test runs
+        told = out.with_suffix(".calls")
+
+        def learn() -> int:
+            told.write_text(json.dumps(_watched(items, module, failures)))
+            return 0
+
+        if _forked(learn, 1800) != 0:
+            sys.exit(f"{module.name}: its tests fail without any change")
+        calls = Calls(*json.loads(told.read_text()))
+        outcomes: dict[int, int | None] = {}
+        for number, mutant in enumerate(chosen):
+            tests = able(mutant, calls, budget)
+            if mutant.function is not None:
+
+                def attempt(mutant: Mutant = mutant, tests: list[str] = tests) -> int:
+                    if not _put_in_place(mutant.tree, module):
+                        return _IMPORT
+                    return int(_first_failure(items, tests, failures))
+
+                outcomes[number] = _forked(attempt, _limit(tests, calls)) if tests else 0
+            _say(module, number, len(chosen), mutant, outcomes.get(number, _IMPORT))
+        out.write_text(json.dumps([calls, outcomes]))
+
+    return _collected(files, each, failures)
+
+
+def run_anew(
+    mutant: Mutant, module: Path, files: Sequence[str], calls: Calls, budget: float
+) -> int | None:
+    """Import the mutant as the module, collect the tests, run them until one fails."""
+    tests = able(mutant, calls, budget)
+    failures = _Failures()
 
     def work() -> int:
         sys.meta_path.insert(0, _MutantFinder(module, mutant.tree))
-        return _run(files, _Chosen(tests))
+        found: list[bool] = []
+        status = _collected(
+            files, lambda items: found.append(_first_failure(items, tests, failures)), failures
+        )
+        return int(not found or found[0] or status not in (0, 1))
 
-    return not tests or _forked(work, _LEAST_SECONDS + _SLOWER * seconds) == 0
+    return _forked(work, _LEAST_SECONDS + _limit(tests, calls))
+
+
+def _say(module: Path, number: int, of: int, mutant: Mutant, outcome: int | None) -> None:
+    if outcome == 0:
+        words = f"{module.stem} {number + 1}/{of} {mutant.line}: {mutant.change}"
+        print(words, file=sys.stderr, flush=True)
 
 
 def score(
     module: Path, files: Sequence[str], sample: int | None, seed: int, budget: float
 ) -> dict[str, Any]:
     """Run a module's mutants, all or a sample; returns the counts and the survivors."""
-    source = module.read_text()
-    every = list(mutants(source))
+    every = list(mutants(module.read_text()))
     chosen = every
     if sample is not None and sample < len(every):
         chosen = sorted(random.Random(seed).sample(every, sample), key=lambda one: one.line)  # noqa: S311
     started = time.monotonic()
-    calls = baseline(module, files)
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.json"
+        _forked(lambda: run_in_place(chosen, module, files, budget, out), 36_000)
+        told, outcomes = json.loads(out.read_text())
+    calls = Calls(*told)
     known = json.loads(_EQUIVALENT.read_text()).get(module.stem, {}) if _EQUIVALENT.exists() else {}
-    left: dict[str, list[str]] = defaultdict(list)
-    for number, mutant in enumerate(chosen, 1):
-        tests = able(mutant, calls, budget)
-        if survives(mutant, module, files, tests, sum(calls.seconds[test] for test in tests)):
+    left: dict[str, list[str]] = {"equivalent": [], "survivors": []}
+    for number, mutant in enumerate(chosen):
+        outcome = outcomes.get(str(number), _IMPORT)
+        if outcome in (_IMPORT, _BROKEN):
+            outcome = run_anew(mutant, module, files, calls, budget)
+            _say(module, number, len(chosen), mutant, outcome)
+        if outcome == 0:
             kind = "equivalent" if mutant.change in known else "survivors"
             left[kind].append(f"{mutant.line}: {mutant.change}")
-            print(f"{module.stem} {number}/{len(chosen)} {left[kind][-1]}", file=sys.stderr)
     found = len(chosen) - len(left["survivors"]) - len(left["equivalent"])
     return {
         "mutants": len(every),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -111,7 +112,8 @@ def test_what_is_signed_is_followed(published: Published, *, prehash: bool) -> N
         (sign(manifest(serial=8)), "SIGNATURE_INVALID"),
         (sign(manifest())[:-20], "SIGNATURE_INVALID"),
         (b"\xff" * 300, "SIGNATURE_INVALID"),
-        (b"x" * 5000, "TOO_LARGE"),
+        (b"x" * 4096, "SIGNATURE_INVALID"),
+        (b"x" * 4097, "FILE_TOO_LARGE"),
     ],
 )
 def test_what_is_not_signed_by_the_key_is_refused(
@@ -121,7 +123,13 @@ def test_what_is_not_signed_by_the_key_is_refused(
     if signature is None:
         published.server.fail(f"{PATH}.minisig", faults.status(404), always=True)
     error = refused(published)
-    assert (code in error.code, error.exit_status) == (True, 4)
+    assert (error.code, error.exit_status) == (code, 4)
+
+
+def test_a_signature_that_is_out_of_reach_is_not_one_that_is_missing(published: Published) -> None:
+    published.server.fail(f"{PATH}.minisig", faults.status(500), always=True)
+    error = refused(published)
+    assert (type(error), error.exit_status) == (NetworkError, 3)
 
 
 def test_a_trusted_comment_cannot_be_changed(published: Published) -> None:
@@ -140,6 +148,10 @@ def test_a_key_that_is_none_is_a_setting(published: Published, key: str) -> None
     error = refused(published, key=key)
     assert isinstance(error, SettingError | IntegrityError)
     assert error.code in {"PUBLIC_KEY_INVALID", "SIGNATURE_INVALID"}
+
+
+def test_a_key_that_is_none_is_not_shown_without_end(published: Published) -> None:
+    assert f"{'x' * 80!r} is not" in refused(published, key="x" * 500).message
 
 
 def test_a_serial_never_goes_back(published: Published) -> None:
@@ -179,6 +191,13 @@ def test_a_channel_lives_in_the_present(
     assert "clock" in error.hint
 
 
+def test_a_clock_may_be_a_day_behind_and_no_more(published: Published) -> None:
+    published.put(manifest(created=NOW + timedelta(days=1)))
+    assert published.follow().serial == 7
+    published.put(manifest(created=NOW + timedelta(days=1, seconds=1)))
+    assert refused(published).code == "CLOCK_WRONG"
+
+
 def test_out_of_reach_it_goes_on_with_what_was_accepted(published: Published) -> None:
     with pytest.raises(NetworkError):
         published.follow(offline=True)
@@ -214,6 +233,24 @@ def test_a_few_are_kept(published: Published) -> None:
         published.follow()
     assert published.kept() == ["12.json", "13.json", "14.json"]
     assert len(list(published.root.glob("channels/*/*.minisig"))) == 3
+
+
+def test_what_is_kept_lies_where_a_later_loader_looks_for_it(published: Published) -> None:
+    """The high-water mark is worth as much as the name that it is found under."""
+    published.follow()
+    name = hashlib.sha256(f"{PUBLIC}\n{published.url}".encode()).hexdigest()[:32]
+    assert (published.root / "channels" / name / "7.json").is_file()
+    assert (published.root / "channels" / name / "7.json.minisig").is_file()
+
+
+def test_what_somebody_else_swept_is_not_missed(published: Published) -> None:
+    published.follow()
+    (signature,) = published.root.glob("channels/*/7.json.minisig")
+    signature.unlink()
+    for serial in range(8, 12):
+        published.put(manifest(serial=serial))
+        published.follow()
+    assert published.kept() == ["10.json", "11.json", "9.json"]
 
 
 def test_many_at_once_leave_the_highest(published: Published) -> None:
@@ -316,3 +353,48 @@ def test_what_was_accepted_meanwhile_counts(published: Published) -> None:
     with pytest.raises(IntegrityError) as refused:
         published.follow(between=other)
     assert refused.value.code == "SERIAL_TOO_LOW"
+
+
+@pytest.mark.parametrize(
+    ("serial", "least", "code"), [(0, None, ""), (7, 7, ""), (7, 8, "SERIAL_TOO_LOW")]
+)
+def test_release_json_says_the_least_serial_of_a_channel(
+    published: Published,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    serial: int,
+    least: int | None,
+    code: str,
+) -> None:
+    now = datetime.now(timezone.utc)
+    published.put(manifest(serial, created=now, expires=now + timedelta(days=1)))
+    place = tmp_path / "release.json"
+    told = {"manifest_url": published.url, "public_key": PUBLIC, "min_serial": least}
+    place.write_text(json.dumps(told))
+    monkeypatch.setattr(trust, "RELEASE_FILE", place)
+    words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=None)
+    if not code:
+        found, _ = trust.manifest(words, Store(published.root), Fetcher(), ignore)
+        assert found.serial == serial
+        return
+    with pytest.raises(IntegrityError) as caught:
+        trust.manifest(words, Store(published.root), Fetcher(), ignore)
+    assert caught.value.code == code
+
+
+def test_a_digest_of_the_settings_pins_whatever_a_channel_says(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = manifest()
+    published.put(data, b"no signature at all")
+    place = tmp_path / "release.json"
+    place.write_text(json.dumps({"manifest_url": published.url, "public_key": PUBLIC}))
+    monkeypatch.setattr(trust, "RELEASE_FILE", place)
+    digest = hashlib.sha256(data).hexdigest()
+    words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=digest)
+    found, url = trust.manifest(words, Store(published.root), Fetcher(), ignore)
+    assert (found.serial, url) == (7, published.url)
+    words.manifest_sha256 = "0" * 64
+    with pytest.raises(IntegrityError) as caught:
+        trust.manifest(words, Store(published.root), Fetcher(), ignore)
+    assert caught.value.code == "MANIFEST_PIN_MISMATCH"

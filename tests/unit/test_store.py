@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 import pytest
+from needs import must_or_skip
 
 from llama_loader import disk, unpack
 from llama_loader import store as store_module
@@ -584,7 +585,7 @@ def test_a_lock_that_nobody_lets_go(release: Release) -> None:
 def points(tmp_path_factory: pytest.TempPathFactory) -> list[installer.Point]:
     """The calls of an installation that change the store."""
     if not installer.is_traceable():
-        pytest.skip("strace is not installed, or may not trace here")
+        must_or_skip("strace is not installed, or may not trace here")
     folder = tmp_path_factory.mktemp("trace")
     with FaultServer() as server:
         release = Release(server, folder / "store")

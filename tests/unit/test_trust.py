@@ -163,3 +163,22 @@ def test_a_serial_below_the_least(
     with pytest.raises(IntegrityError, match="serial 1") as caught:
         resolve(tmp_path)
     assert caught.value.code == "SERIAL_TOO_LOW"
+
+
+def test_the_file_lies_beside_the_page() -> None:
+    assert trust.RELEASE_FILE.name == "release.json"
+    assert (trust.RELEASE_FILE.parent / "llama_loader" / "trust.py").samefile(trust.__file__)
+
+
+def test_a_pin_never_changes(place: Path) -> None:
+    write(place, manifest_url=URL, manifest_sha256=SHA)
+    pin: Any = trust.read(place)
+    with pytest.raises(AttributeError):
+        pin.manifest_url = "https://example.org/other.json"
+    with pytest.raises(TypeError, match="positional"):
+        type(pin)(URL, SHA)
+
+
+def test_why_there_is_no_release(place: Path) -> None:
+    with pytest.raises(SettingError, match=r"cannot be read \(No such file or directory\)$"):
+        trust.read(place)

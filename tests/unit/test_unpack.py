@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import lzma
@@ -19,12 +18,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from backports import zstd
 from hypothesis import example, given, settings
-from hypothesis import strategies as st
 
 from llama_loader import foreign, tarball, unpack
 from llama_loader.decompress import decompressed
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
+from llama_loader.manifest import Artifact
+from tests.rigs import generated, writes
 from tests.rigs.archives import (
     GOOD,
     LIBRARY,
@@ -632,81 +632,45 @@ def test_the_program_must_be_there_once(paths: list[str], match: str) -> None:
 
 # generated archives
 
-PATHS = st.sampled_from(
-    ["runtime/llama-server", "runtime/no", "a", "a/b", "A", "../x", "/x", "a/../../x", ".", "b/"]
-) | st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20)
-MEMBERS = st.builds(
-    Entry,
-    path=PATHS,
-    data=st.binary(max_size=600),
-    mode=st.sampled_from([0o644, 0o755, 0o4755, 0o777, 0]),
-    kind=st.sampled_from([b"0", b"0", b"0", b"1", b"2", b"2", b"3", b"5", b"6", b"S", b"x", b"7"]),
-    target=PATHS,
-)
+
+def listed_wrongly(**changes: Any) -> generated.Case:
+    packed, artifact = release()
+    fields = {name: getattr(artifact, name) for name in artifact.__struct_fields__} | changes
+    return generated.Case(packed, Artifact(**fields), "none", "by hand")
 
 
-@st.composite
-def archives(draw: st.DrawFn) -> bytes:
-    """Archives of any members, good ones in any order, sometimes with a changed byte."""
-    entries = draw(st.lists(MEMBERS, max_size=5)) + draw(st.permutations(GOOD))
-    if draw(st.booleans()):
-        entries = draw(st.permutations(entries))
-    style = draw(st.sampled_from([tarfile.GNU_FORMAT, tarfile.PAX_FORMAT]))
-    kinds = (b"0", b"S", b"7", b"x")
-    plain = bytearray(tar([e if e.kind in kinds else replace(e, data=b"") for e in entries], style))
-    for at, value in draw(
-        st.lists(st.tuples(st.integers(0, 5000), st.integers(0, 255)), max_size=3)
-    ):
-        plain[at] = value
-    if draw(st.booleans()):
-        del plain[draw(st.integers(0, len(plain))) :]
-    return bytes(plain)
+@settings(max_examples=150 * SCALE, deadline=None)
+@given(case=generated.cases())
+@example(case=listed_wrongly())
+@example(case=listed_wrongly(sha256="0" * 64))
+def test_generated_archives(case: generated.Case) -> None:
+    """The whole way through the store; benchmarks/fuzz.py does 2,000 of them."""
+    outcome = generated.check_case(case)
+    if case.listed not in {"right", "by hand"}:
+        assert outcome != "fine"
 
 
-def unpacked_safely(outside: Path, work: Any) -> bool:
-    """Run ``work`` on an inner folder: typed errors only, and not a byte outside of it."""
-    into = outside / "into"
-    into.mkdir()
-    try:
-        work(into)
-        fine = True
-    except IntegrityError:
-        fine = False
-    assert names(outside) == ["into"]
-    for place in into.rglob("*"):
-        assert not place.is_symlink()
-        assert stat.S_ISREG(place.lstat().st_mode) or stat.S_ISDIR(place.lstat().st_mode)
-        assert not place.lstat().st_mode & 0o7000
-    return fine
+@settings(max_examples=100 * SCALE, deadline=None)
+@given(made=generated.theirs())
+@example(made=("tar.gz", compress(tar(OFFICIAL))))
+def test_generated_archives_by_others(made: tuple[str, bytes]) -> None:
+    assert generated.check_theirs(made[1])
 
 
-@settings(max_examples=250 * SCALE, deadline=None)
-@given(plain=archives())
-@example(plain=tar(GOOD))
-@example(plain=tar((*GOOD, Entry("../x", b"x"))))
-@example(plain=b"")
-def test_generated_archives(plain: bytes) -> None:
-    packed = gzip.compress(plain, 0)
-    artifact = describe(packed)
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(os, "fsync", lambda _: None)
-        fine = unpacked_safely(
-            Path(folder), lambda into: unpack.unpack(pieces(packed), artifact, into)
-        )
-        if fine:
-            assert contents(Path(folder) / "into") == {e.path: e.data for e in GOOD}
-
-
-@settings(max_examples=250 * SCALE, deadline=None)
-@given(plain=archives())
-@example(plain=tar(OFFICIAL))
-def test_generated_archives_by_others(plain: bytes) -> None:
-    packed = gzip.compress(plain, 0)
-    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:
-        patch.setattr(os, "fsync", lambda _: None)
-        unpacked_safely(
-            Path(folder), lambda into: foreign.unpack(io.BytesIO(packed), "theirs", into)
-        )
+def test_the_watch_sees_what_is_written_elsewhere(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    with writes.watched() as changed:
+        root.mkdir()
+        (root / "fine").write_text("x")
+        (root / "link").symlink_to(tmp_path)
+        (root / "link" / "through").write_text("x")
+        (root / ".." / "up").mkdir()
+        (root / "fine").rename(tmp_path / "away")
+        (tmp_path / "away").read_text()
+        (tmp_path / "away").unlink()
+    found = writes.outside(root, changed)
+    assert [path.name for path in found] == ["through", "up", "away", "away"]
+    assert writes.outside(tmp_path, changed) == []
 
 
 def test_the_rig_describes_what_it_packs() -> None:
