@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 from backports import zstd
 from hypothesis import example, given, settings
@@ -213,6 +214,67 @@ def test_a_member_of_other_content(into: Path) -> None:
     refused_members(
         into, (replace(SERVER, data=b"x" * len(SCRIPT)), *GOOD[1:]), "not what the manifest lists"
     )
+
+
+@pytest.mark.parametrize("size", [100, 512, 1024, 2047])
+@pytest.mark.parametrize("fed", [7, 100_000])
+def test_the_pieces_of_a_large_file_are_checked_too(into: Path, size: int, fed: int) -> None:
+    """A start hashes the pieces, so an installation must have seen that they are right."""
+    packed, artifact = release(chunk_size=size)
+    (into / "right").mkdir()
+    unpack.unpack(pieces(packed, fed), artifact, into / "right")
+    large = next(entry for entry in artifact.files if entry.path == LIBRARY.path)
+    assert len(large.chunks) == -(-len(LIBRARY.data) // size)
+    for at in range(len(large.chunks)):
+        chunks = (*large.chunks[:at], "0" * 64, *large.chunks[at + 1 :])
+        other = msgspec.structs.replace(large, chunks=chunks)
+        files = tuple(other if entry is large else entry for entry in artifact.files)
+        wrong = msgspec.structs.replace(artifact, files=files)
+        refused(into, packed, wrong, "libllama.so.0' is not what the manifest lists")
+
+
+def test_a_file_is_private_until_it_is_whole_and_then_on_the_disk(
+    into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At its fsync the file has all its bytes and its mode; before, nobody else may read it."""
+    synced: list[tuple[int, int]] = []
+
+    def look(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        synced.append((status.st_size, stat.S_IMODE(status.st_mode)))
+
+    def content() -> Iterator[memoryview]:
+        yield memoryview(b"one")
+        assert stat.S_IMODE((into / "deep/file").stat().st_mode) == 0o600
+        assert synced == []
+        yield memoryview(b"two")
+
+    monkeypatch.setattr(os, "fsync", look)
+    written = unpack.write(content(), "deep/file", into, executable=True)
+    assert synced == [(6, 0o755)]
+    assert (written.path, written.size, written.executable) == ("deep/file", 6, True)
+    with pytest.raises(FileExistsError):
+        unpack.write(content(), "deep/file", into, executable=True)
+
+
+def test_how_much_more_than_its_files_an_archive_may_hold(into: Path) -> None:
+    """1 MiB of padding, and 8 KiB for each of the four files and the two folders."""
+    plain = tar(GOOD)
+    limit = sum(len(entry.data) for entry in GOOD) + (1 << 20) + 8192 * 6
+    for length, fine in ((limit, True), (limit + 1, False)):
+        packed = compress(plain.ljust(length, b"\0"))
+        if fine:
+            unpack.unpack(pieces(packed), describe(packed), into / "fine")
+        else:
+            refused(into, packed, describe(packed), "more than it may")
+
+
+@pytest.mark.parametrize("folder", ["runtime/X", "runtime/X/", "runtime/X//"])
+def test_folders_of_listed_files_may_stand_there(into: Path, folder: str) -> None:
+    entries = (*GOOD, Entry("runtime/X/file", b"x"))
+    packed = compress(tar((Entry(folder, kind=tarfile.DIRTYPE, mode=0o755), *entries)))
+    unpack.unpack(pieces(packed), describe(packed, entries), into)
+    assert (into / "runtime/X/file").read_bytes() == b"x"
 
 
 @pytest.mark.parametrize("form", FORMS)
