@@ -291,6 +291,7 @@ def score(
     module: Path, files: Sequence[str], sample: int | None, seed: int, budget: float
 ) -> dict[str, Any]:
     """Run a module's mutants, all or a sample; returns the counts and the survivors."""
+    lines = module.read_text().splitlines()
     every = list(mutants(module.read_text()))
     chosen = every
     if sample is not None and sample < len(every):
@@ -309,7 +310,8 @@ def score(
             outcome = run_anew(mutant, module, files, calls, budget)
             _say(module, number, len(chosen), mutant, outcome)
         if outcome == 0:
-            kind = "equivalent" if mutant.change in known else "survivors"
+            named = f"{lines[mutant.line - 1].strip()} | {mutant.change}"
+            kind = "equivalent" if named in known else "survivors"
             left[kind].append(f"{mutant.line}: {mutant.change}")
     found = len(chosen) - len(left["survivors"]) - len(left["equivalent"])
     return {

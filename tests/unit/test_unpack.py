@@ -508,6 +508,51 @@ def test_pieces_stay_small() -> None:
     assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) <= 1 << 20
 
 
+def members(plain: bytes) -> list[tarball.Member]:
+    return list(tarball.Reader(pieces(plain, 100), "a", 1 << 30).members())
+
+
+@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 3000])
+def test_links_of_every_length_lead_where_they_say(style: int, length: int) -> None:
+    target = "t" * length
+    found = members(tar([link("x", target), link("y", target, hard=True)], style))
+    assert [(one.path, one.kind, one.target) for one in found] == [
+        ("x", "symbolic link", target),
+        ("y", "hard link", target),
+    ]
+
+
+@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("length", [99, 100, 101, 256, 3000])
+def test_paths_of_every_length_are_read_as_they_stand_there(style: int, length: int) -> None:
+    path = "p" * length
+    found = members(tar([Entry(path, b"x"), Entry("next", b"y")], style))
+    assert [one.path for one in found] == [path, "next"]
+
+
+def test_a_header_is_read_to_its_fields_ends() -> None:
+    (found, *_) = members(crafted(mode=b"7654321\0", prefix=b"a\0"))
+    assert (found.mode, found.path) == (0o7654321, "a/runtime/llama-server")
+    (found, *_) = members(crafted(prefix=b"p" * 155))
+    assert found.path == f"{'p' * 155}/runtime/llama-server"
+    (found, *_) = members(crafted(name=b"n" * 100))
+    assert found.path == "n" * 100
+    full = crafted(name=b"z" * 100, prefix=b"z" * 155)
+    assert full[148:149] == b"1"  # a checksum of as many digits as there is room for
+    (found, *_) = members(full)
+    assert found.path == f"{'z' * 155}/{'z' * 100}"
+
+
+def test_a_file_whose_name_ends_with_a_slash_is_a_folder() -> None:
+    (found,) = members(tar([Entry("runtime/", kind=tarfile.REGTYPE)]))
+    assert (found.kind, found.size) == ("folder", 0)
+
+
+def test_before_the_first_member_there_is_no_content() -> None:
+    assert list(tarball.Reader(pieces(tar(GOOD)), "a", 1 << 30).content()) == []
+
+
 def test_the_reader_leaves_what_is_not_asked_for() -> None:
     reader = tarball.Reader(pieces(tar(GOOD), 100), "a", 1 << 30)
     assert [member.path for member in reader.members()] == list(ENTRIES)
