@@ -34,7 +34,8 @@ if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
     sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
 if os.getppid() != int(sys.argv[1]):
     sys.exit("the loader has gone away")
-*order, end = sys.stdin.buffer.read().split(b"\0")
+size = int(sys.stdin.buffer.read(12) or 0)
+*order, end = sys.stdin.buffer.read(size).split(b"\0")
 if end != b"end":
     sys.exit(0)  # nothing was ordered, or the loader died in the middle of the order
 folder, count, *rest = order
@@ -53,7 +54,8 @@ A small interpreter of its own instead of ``preexec_fn``: running Python between
 deadlock in a process with threads, and every Space has threads. The parent may die before the
 signal is set; that is what the second check is for. No core file: a server that aborts with 17 GB
 of weights mapped would fill the disk. It takes its order (``_order``) from its standard input, so
-that it can be started ahead of time.
+that it can be started ahead of time. The order begins with its length: its end is not the stream's,
+which a child that the parent forks meanwhile keeps open.
 """
 _OUTPUT_LIMIT: Final = 1024 * 1024
 """Most bytes kept of the output of a program that is run to its end."""
@@ -266,10 +268,11 @@ def _told(launcher: subprocess.Popen[bytes], order: bytes) -> subprocess.Popen[b
 
 
 def _order(argv: Sequence[str], environ: Mapping[str, str], folder: Path) -> bytes:
-    """Folder, number of arguments, arguments, variables, and a mark that nothing was cut off."""
+    """Length, folder, number of arguments, these, variables, a mark that nothing was cut off."""
     variables = [f"{name}={value}" for name, value in environ.items()]
     words = [str(folder), str(len(argv)), *argv, *variables, "end"]
-    return b"\0".join(os.fsencode(word) for word in words)
+    order = b"\0".join(os.fsencode(word) for word in words)
+    return b"%012d" % len(order) + order
 
 
 def _launcher() -> subprocess.Popen[bytes]:

@@ -97,3 +97,28 @@ def test_a_launcher_without_an_order_ends_with_its_parent() -> None:
     while Path(f"/proc/{done.stdout.strip()}").exists():
         assert time.monotonic() < deadline
         time.sleep(0.01)
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_hold_a_start_up() -> None:
+    """It has the waiting launcher's standard input open for as long as it lives."""
+    script = """
+import os, pathlib, select, sys
+from llama_loader import processes
+launched = processes._launcher()
+read, write = os.pipe()
+if not os.fork():
+    os.close(write)
+    os.read(read, 1)  # lives until the parent is done
+    os._exit(0)
+order = processes._order(["/bin/echo", "hello"], {"PATH": "/bin"}, pathlib.Path("/"))
+processes._told(launched, order)
+ready = bool(select.select([launched.stdout], [], [], 10)[0])
+print(ready, ready and launched.stdout.read())
+os.close(write)
+launched.wait()
+os.wait()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert ran.stdout == "True b'hello\\n'\n"
