@@ -207,7 +207,7 @@ def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict
     from llama_loader import launch
 
     console.stage("test run with a tiny model")
-    return launch.try_runtime(settings, prepared)
+    return launch.try_runtime(settings, prepared, sink=console)
 
 
 def _devices(options: argparse.Namespace) -> int:

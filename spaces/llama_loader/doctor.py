@@ -109,7 +109,7 @@ def examine(load: Callable[[], Settings], *, sink: Sink) -> Examination:
     _tried(found, "store", lambda: _store(settings.store))
     found.prepared = _prepared(found, settings, _noting(found, sink))
     if found.prepared is not None:
-        _runtime(found, found.prepared, settings)
+        _runtime(found, found.prepared, settings, _noting(found, sink))
     _model(found, settings)
     return found
 
@@ -203,7 +203,7 @@ def _prepared(found: Examination, settings: Settings, sink: Sink) -> Prepared | 
     return got[0] if got else None
 
 
-def _runtime(found: Examination, prepared: Prepared, settings: Settings) -> None:
+def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: Sink) -> None:
     allowed = settings.allow_cpu or settings.cpu_chosen
 
     def libraries() -> str:
@@ -221,7 +221,7 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings) -> None
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
 
     def tried() -> str:
-        return report.test_run_line(launch.try_runtime(settings, prepared, listings[0]))
+        return report.test_run_line(launch.try_runtime(settings, prepared, listings[0], sink=sink))
 
     if not _tried(found, "libraries", libraries):
         return

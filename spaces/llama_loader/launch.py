@@ -127,7 +127,13 @@ def plan_server(
     )
 
 
-def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None = None) -> Verdict:
+def try_runtime(
+    settings: Settings,
+    prepared: Prepared,
+    listing: Listing | None = None,
+    *,
+    sink: Sink = ignore,
+) -> Verdict:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
     A good verdict that was kept is enough. What it costs goes to the timeline.
@@ -136,6 +142,7 @@ def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None 
         settings: what was asked for.
         prepared: the runtime.
         listing: what ``--list-devices`` found, where it was asked already.
+        sink: told what the server's start gave up.
 
     Raises:
         HostError: this machine cannot run it.
@@ -156,7 +163,7 @@ def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None 
         return ask_devices(settings, prepared, None, found)
 
     with prepared.timeline.stage("test run"):
-        return test_run.run(settings, prepared, choose)
+        return test_run.run(settings, prepared, choose, sink)
 
 
 def start(

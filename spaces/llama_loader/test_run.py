@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, strict_json
+from llama_loader import disk, notes, strict_json
 from llama_loader.errors import (
     HostError,
     IntegrityError,
@@ -30,6 +30,7 @@ from llama_loader.errors import (
     ServerError,
     StoreError,
 )
+from llama_loader.events import ignore
 from llama_loader.prepare import environment
 from llama_loader.settings import ALL_LAYERS
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llama_loader.devices import DeviceChoice
+    from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.server import Server
     from llama_loader.settings import Settings
@@ -121,8 +123,15 @@ def kept(settings: Settings, prepared: Prepared) -> Verdict | None:
     return _read(path) if path else None
 
 
-def run(settings: Settings, prepared: Prepared, choose: Callable[[], DeviceChoice]) -> Verdict:
+def run(
+    settings: Settings,
+    prepared: Prepared,
+    choose: Callable[[], DeviceChoice],
+    sink: Sink = ignore,
+) -> Verdict:
     """Run it on the devices that ``choose`` finds, and keep the verdict.
+
+    What the server's start gave up is told to ``sink``.
 
     Raises:
         HostError: this machine cannot run the runtime, or it ran on the CPU instead.
@@ -131,7 +140,7 @@ def run(settings: Settings, prepared: Prepared, choose: Callable[[], DeviceChoic
     """
     began = time.monotonic()
     try:
-        used = _compute(settings, prepared, choose().names)
+        used = _compute(settings, prepared, choose().names, sink)
     except StoreError:  # says nothing about the runtime
         raise
     except LoaderError as error:
@@ -192,7 +201,9 @@ def judged(
     )
 
 
-def _compute(settings: Settings, prepared: Prepared, devices: tuple[str, ...]) -> tuple[str, ...]:
+def _compute(
+    settings: Settings, prepared: Prepared, devices: tuple[str, ...], sink: Sink = ignore
+) -> tuple[str, ...]:
     """Start the tiny model as the user's would be; returns the devices that it really used.
 
     Raises:
@@ -214,6 +225,8 @@ def _compute(settings: Settings, prepared: Prepared, devices: tuple[str, ...]) -
         pinned_build=prepared.choice is not None,
     )
     with Server(plan) as server:
+        for note in notes.given_up(server):
+            sink(note)
         for cached in (False, True):  # all tokens at once, then the last one alone on the cache
             answer = _answer(server, deadline, cached=cached)
             if answer != ANSWER:

@@ -251,6 +251,13 @@ def test_a_driver_that_must_compile_first_gets_the_time_of_a_start(
     assert launch.try_runtime(settings(), compiled).ok
 
 
+def test_what_its_start_gave_up_is_said(impostor: Impostor, store: Path) -> None:
+    told: list[Any] = []
+    ready = prepared(impostor.behave(**LIST, signal=4, bad_starts=2), store)
+    assert launch.try_runtime(settings(), ready, sink=told.append).ok
+    assert [one.code for one in told] == ["CPU_NOT_REPACKED"]
+
+
 # --- the verdict ----------------------------------------------------------------------------
 
 
