@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import trust
+from farm import advisories, trust
 from farm.errors import PublishError
 from farm.publish.destination import Signed
 from farm.release import MANIFEST
@@ -47,9 +47,10 @@ def promote(
     """Make a published release the channel's present one.
 
     Raises:
-        PublishError: it is not published, or the channel is another key's.
+        PublishError: it is not published, has a known hole, or the channel is another key's.
     """
     published = _read(destination, release)
+    advisories.require_none(published.source)
     serials = destination.channel_serials(channel)
     before = _present(destination, channel, signer)
     serial = max((0, *serials, before.serial if before else 0)) + 1
@@ -80,7 +81,9 @@ def rollback(
     present = _present(destination, channel, signer)
     if present is None:
         raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
-    return promote(destination, _before(destination, channel, present), channel, signer, days=days)
+    return promote(
+        destination, _before(destination, channel, present, signer), channel, signer, days=days
+    )
 
 
 def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -> Manifest:
@@ -111,25 +114,40 @@ def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -
 
 
 def _present(destination: Destination, channel: str, signer: Signer) -> Manifest | None:
-    """Return what the channel says now; a channel of another key is not ours to change."""
+    """Return what the channel says now; a channel of another key is not ours to change.
+
+    A promotion that was cut off between two files leaves a manifest and a signature that do not
+    belong together. The numbered pair was written before them, and says whose the channel is.
+    """
     content = destination.channel_file(channel, MANIFEST)
-    if content is None:
+    serials = destination.channel_serials(channel)
+    if content is None and not serials:
         return None
+    what = f"channel {channel} of {destination.where}"
     signature = destination.channel_file(channel, f"{MANIFEST}.minisig") or b""
-    trust.require_signed(
-        content, signature, signer.public_key, what=f"channel {channel} of {destination.where}"
-    )
-    return schema.parse(content, what=f"channel {channel}")
+    try:
+        trust.require_signed(content or b"", signature, signer.public_key, what=what)
+    except PublishError:
+        if not serials:
+            raise
+        return _numbered(destination, channel, serials[-1], signer)
+    return schema.parse(content or b"", what=what)
 
 
-def _before(destination: Destination, channel: str, present: Manifest) -> str:
+def _numbered(destination: Destination, channel: str, serial: int, signer: Signer) -> Manifest:
+    """Read what was promoted under a serial; anybody may have put it there, so it is verified."""
+    what = f"serial {serial} of channel {channel} of {destination.where}"
+    content = destination.channel_file(channel, f"{serial}.json") or b""
+    signature = destination.channel_file(channel, f"{serial}.json.minisig") or b""
+    trust.require_signed(content, signature, signer.public_key, what=what)
+    return schema.parse(content, what=what)
+
+
+def _before(destination: Destination, channel: str, present: Manifest, signer: Signer) -> str:
     """Return the release that was current before the present one; after a rollback, that one."""
     history = [s for s in destination.channel_serials(channel) if s < present.serial]
     for serial in reversed(history):
-        content = destination.channel_file(channel, f"{serial}.json")
-        if content is None:
-            continue
-        found = schema.parse(content, what=f"serial {serial} of channel {channel}")
+        found = _numbered(destination, channel, serial, signer)
         if found.release != present.release:
             return found.release
     raise PublishError(

@@ -131,7 +131,7 @@ def require_passed(content: bytes | None, manifest: bytes, *, what: str) -> None
     report = decode(content, what=f"{GATE} of {what}")
     if report.manifest_sha256 != hashlib.sha256(manifest).hexdigest():
         raise PublishError("GATE_OF_OTHER_BYTES", f"{GATE} of {what} is of another manifest")
-    if report.failed:
+    if report.failed or not any(check.passed for check in report.checks):
         raise PublishError(
             "GATE_FAILED", f"{what} did not pass: {'; '.join(report.failed)}", hint=hint
         )

@@ -30,6 +30,18 @@ RIGS = Path(__file__).parent / "rigs"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+_BUILT = frozenset({"base_image", "cpu_release", "real_manifest", "real_runtime"})
+_BUILD_SECONDS = 3600
+"""A cold build of the cpu set in a container takes 11 minutes of two idle cores (FACTS §1)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whichever test comes first waits for what all of them share: the time of that is not its."""
+    for item in items:
+        if _BUILT & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
+
+
 @pytest.fixture(scope="session")
 def client() -> Iterator[DockerClient]:
     """A Docker engine that answers; its absence fails where CI demands it, else skips."""

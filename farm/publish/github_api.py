@@ -22,7 +22,9 @@ _TRIES: Final = 4
 _LONGEST_WAIT: Final = 900.0
 """Seconds. A rate limit that ends later than that is an error."""
 _LIMITED, _BROKEN = frozenset({403, 429}), frozenset({500, 502, 503, 504})
-_EXISTS: Final = 422
+_EXISTS, _TOO_MANY = 422, 429
+_UNTOLD: Final = 60.0
+"""Seconds to wait where GitHub does not say how long."""
 
 
 class Api:
@@ -118,13 +120,13 @@ class Api:
                 self._sleep(2.0**attempt)
                 continue
             pause = self._pause(answer, attempt)
-            if pause is None or (last and answer.status_code in _LIMITED):
+            if pause is None:
                 _require_success(method, url, answer)
                 return answer
             answer.close()
+            self._sleep(pause)
             if last:
                 raise _unreachable(method, url, f"status {answer.status_code}")
-            self._sleep(pause)
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _pause(self, answer: requests.Response, attempt: int) -> float | None:
@@ -140,7 +142,9 @@ class Api:
             pause = float(answer.headers["Retry-After"])
         elif answer.headers.get("X-RateLimit-Remaining") == "0":
             pause = float(answer.headers.get("X-RateLimit-Reset", "0")) - self._now() + 1
-        else:
+        elif answer.status_code == _TOO_MANY:
+            pause = _UNTOLD
+        else:  # not allowed at all
             return None
         return max(pause, 0.0) if pause <= _LONGEST_WAIT else None
 

@@ -26,9 +26,10 @@ def prepare(folder: Path, destination: Destination) -> Plan:
     release.verify(folder)
     manifest, found = parts.of_folder(folder)
     advisories.require_none(manifest.source)
-    return parts.plan(
-        manifest.release, destination.where, found, destination.present(manifest.release)
-    )
+    present = destination.present(manifest.release)
+    if parts.GATE in present:  # the one report of a release is the published one
+        found = tuple(part for part in found if part.name != parts.GATE)
+    return parts.plan(manifest.release, destination.where, found, present)
 
 
 def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -> str:

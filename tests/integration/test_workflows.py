@@ -48,7 +48,7 @@ RUN_HERE = {
     "sets/build/Save the compiler cache",
     "release/release/Assemble",
     "release/release/Read the release again",
-    "release/release/Start every llama-server",
+    "release/release/Check what promotion demands",
     "release/release/Publish",
     "release/release/Promote to candidate",
     "weekly/pins/Update build/pins.toml",
@@ -265,14 +265,15 @@ def test_what_a_container_built_starts_is_published_and_promoted(
         "weekly/assemble/Start every llama-server",
         "release/release/Assemble",
         "release/release/Read the release again",
-        "release/release/Start every llama-server",
+        "release/release/Check what promotion demands",
         "release/release/Publish",
         "release/release/Promote to candidate",
     ):
-        here = [('"$TARGET"', str(published))] if where.endswith(("Publish", "candidate")) else []
+        placed = where.endswith(("demands", "Publish", "candidate"))
+        here = [('"$TARGET"', str(published))] if placed else []
         done = runner.run(workflows.step(where), *here)
         assert done.returncode == 0, done.stdout + done.stderr
-        if "Start" in where:
+        if "Start" in where or "Check" in where:
             assert "answers on the CPU" in done.stdout
         assert secret.strip() not in done.stdout + done.stderr
     assert "ok " in succeed("verify", str(published / "b11549-3" / "manifest.json"))

@@ -52,6 +52,7 @@ class GitHub:
     Attributes:
         page: how many entries a page of a list has.
         limited: how many requests are answered with 429 and ``Retry-After`` first.
+        limited_uploads: how many uploads are, each with the whole body read.
         break_upload_of: the asset whose upload is cut off, once, and stays as ``starter``.
         digests: whether assets have a digest, as they do since June 2025.
         uploads: names of what was uploaded whole, in order.
@@ -60,6 +61,7 @@ class GitHub:
     releases: list[Release] = field(default_factory=list)
     page: int = 2
     limited: int = 0
+    limited_uploads: int = 0
     break_upload_of: str = ""
     digests: bool = True
     uploads: list[str] = field(default_factory=list)
@@ -250,6 +252,9 @@ def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+            if github.limited_uploads and parts.path.startswith("/uploads/"):
+                github.limited_uploads -= 1
+                return self._send(Answer(429, {"message": "slow down"}, {"Retry-After": "0"}))
             if github.limited:
                 github.limited -= 1
                 return self._send(Answer(429, {"message": "slow down"}, {"Retry-After": "0"}))

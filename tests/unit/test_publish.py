@@ -193,6 +193,13 @@ class TestGitHub:
         to = places.parse("github:owner/name")
         publishing.publish(publishing.prepare(folder, to), to, lambda _: None)
 
+    def test_a_limit_in_the_middle_of_the_uploads_is_waited_for(
+        self, server: github_releases.GitHub, released: Path
+    ) -> None:
+        server.limited_uploads = 3
+        self.publish(released)
+        assert server.uploads == NAMES
+
     def test_a_release_is_a_draft_until_it_is_whole(
         self, server: github_releases.GitHub, released: Path
     ) -> None:
@@ -317,6 +324,19 @@ class TestGate:
             promotion.require_gate(place.open(), "b11549-1", lambda _: None)
         assert refused.value.code == "GATE_FAILED"
         assert "starts" in refused.value.message
+
+    def test_a_second_report_does_not_stand_in_the_way(self, place: Place, released: Path) -> None:
+        self.report(released)
+        publish(place, released)
+        (released / "gate.json").write_bytes((released / "gate.json").read_bytes() + b" ")
+        assert publishing.prepare(released, place.open()).new == ()
+
+    def test_a_report_of_nothing_does_not(self, released: Path) -> None:
+        manifest = (released / "manifest.json").read_bytes()
+        empty = gate.Report("b11549-1", hashlib.sha256(manifest).hexdigest(), "", ())
+        with pytest.raises(PublishError) as refused:
+            gate.require_passed(msgspec.json.encode(empty), manifest, what="it")
+        assert refused.value.code == "GATE_FAILED"
 
     def test_a_report_of_other_bytes_does_not(self, released: Path) -> None:
         self.report(released)
@@ -474,6 +494,36 @@ class TestChannels:
         with pytest.raises(PublishError) as nothing:
             channels.rollback(two, "stable", signer)
         assert nothing.value.code == "NOTHING_BEFORE"
+
+    def test_a_promotion_that_was_cut_off_can_be_done_again(
+        self, kept: Path, signer: trust.Signer, tmp_path: Path
+    ) -> None:
+        """The signature is the new one already, the manifest still the old one."""
+        two = places.parse(str(tmp_path / "published"))
+        for build in (11549, 11550):
+            folder = tiny_release.of_build(kept, build, tmp_path / "two")
+            publishing.publish(publishing.prepare(folder, two), two, lambda _: None)
+        channels.promote(two, "b11549-1", "stable", signer)
+        channel = tmp_path / "published" / "channels" / "stable"
+        before = (channel / "manifest.json").read_bytes()
+        channels.promote(two, "b11550-1", "stable", signer)
+        (channel / "manifest.json").write_bytes(before)
+        assert channels.promote(two, "b11550-1", "stable", signer).serial == 3
+
+    def test_a_changed_history_is_not_rolled_back_to(
+        self, kept: Path, signer: trust.Signer, tmp_path: Path
+    ) -> None:
+        two = places.parse(str(tmp_path / "published"))
+        for build in (11549, 11550, 11551):
+            folder = tiny_release.of_build(kept, build, tmp_path / "three")
+            publishing.publish(publishing.prepare(folder, two), two, lambda _: None)
+        for build in (11549, 11550):
+            channels.promote(two, f"b{build}-1", "stable", signer)
+        past = tmp_path / "published" / "channels" / "stable" / "1.json"
+        past.write_bytes(past.read_bytes().replace(b"11549", b"11551"))
+        with pytest.raises(PublishError) as refused:
+            channels.rollback(two, "stable", signer)
+        assert refused.value.code == "SIGNED_BY_ANOTHER_KEY"
 
     def test_only_what_is_published_is_promoted(
         self, two: Destination, signer: trust.Signer
