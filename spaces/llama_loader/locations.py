@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import SplitResult, unquote, urljoin, urlsplit
 
-from llama_loader.errors import SettingError, without_secrets
+from llama_loader.errors import SettingError, mistyped, without_secrets
 
 LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HF: Final = re.compile(
@@ -111,4 +111,6 @@ def _split(url: str) -> SplitResult | None:
 
 
 def _refused(url: str) -> SettingError:
-    return SettingError("URL_REFUSED", f"{url!r} is not a URL to load from", hint=_ACCEPTED)
+    return SettingError(
+        "URL_REFUSED", f"{mistyped(url)!r} is not a URL to load from", hint=_ACCEPTED
+    )
