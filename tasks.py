@@ -69,7 +69,8 @@ def build_cuda(
     worker_engine: str = "auto",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
-    from farm.pipeline import BuildRequest, build
+    from farm.building import build
+    from farm.request import BuildRequest
 
     request = BuildRequest(
         arch_set=arch_set,
@@ -109,7 +110,8 @@ def build_cpu(
     copy: str | None = None,
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
-    from farm.pipeline import BuildRequest, build
+    from farm.building import build
+    from farm.request import BuildRequest
 
     request = BuildRequest(
         arch_set="cpu",

@@ -27,11 +27,11 @@ from farm import remote_build, schedule, source, targets
 from farm.engines.dask import Dispatcher, cluster
 from farm.errors import FarmError
 from farm.fleet import Fleet
-from farm.pipeline import BuildRequest
 from farm.plan import BuildPlan
 from farm.plan_digest import source_digest
 from farm.remote_build import Job
 from farm.report import BuildReport
+from farm.request import BuildRequest
 
 PROJECT: Final = Path(__file__).parent.parent
 TINY: Final = PROJECT / "tests" / "rigs" / "tiny_llama"

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import loader, packages, pins, pipeline, release, targets, toolkit
+from farm import building, loader, packages, pins, pipeline, release, targets, toolkit
 from farm.engines.docker import DockerImages, connect
 from farm.errors import EngineError, FarmError, UsageError
-from farm.pipeline import BuildRequest
+from farm.request import BuildRequest, choose_source, resolve
 from farm.serve import ReleaseServer
 from farm.timeline import Span, rows, svg
 
@@ -68,14 +68,14 @@ class Demo:
             raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
 
     def _build(self, out: Path, report: BuildReport) -> None:
-        pipeline.resolve(BuildRequest(arch_set=self.arch_set, line=self._line))
+        resolve(BuildRequest(arch_set=self.arch_set, line=self._line))
         request = self._request(out, report)
         started = time.monotonic()
-        tree = pipeline.choose_source(request)
+        tree = choose_source(request)
         pin = pins.load().source
         self._spans.append(Span("source", "farm", time.monotonic() - started, pin.size))
         report.say(f"source: llama.cpp b{tree.build}, {len(list(tree.tree.rglob('*')))} files")
-        (made,) = pipeline.build(request, report)
+        (made,) = building.build(request, report)
         self._spans.append(Span("build", "farm", made.build_seconds))
         self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.stat().st_size))
 

@@ -1,4 +1,4 @@
-"""What `invoke build-cuda` does: request → plans → engine → trees → tarballs → manifest."""
+"""Plans → engine → trees → tarballs → manifest, on one machine."""
 
 from __future__ import annotations
 
@@ -8,22 +8,18 @@ import shutil
 import time
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
 from farm import (
     PROJECT_ROOT,
-    archive,
     base_image,
     build_record,
     images,
     parts,
     pins,
     release,
-    source,
-    targets,
     toolkit,
 )
 from farm.elf import version_key
@@ -33,51 +29,25 @@ from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.execute import execute
 from farm.journal import Recording
 from farm.kept_tree import KeptTree
-from farm.plan import TARGETS, BuildPlan
 from farm.plan_digest import digest
+from farm.request import ENGINES
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from farm.engines.base import Engine, Toolchain
     from farm.parts import Part, Survey
+    from farm.plan import BuildPlan
     from farm.report import BuildReport
-    from farm.source import Source
-    from farm.targets import ArchSet, Line
+    from farm.request import BuildRequest
+    from farm.targets import Line
 
 STATE: Final = PROJECT_ROOT / ".farm"
 """Trees, logs and journal of this checkout; git ignores it."""
 
-ENGINES: Final = ("auto", "docker", "local", "dask")
-
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
 """CMake's words: ``NVIDIA 13.0.88``, newer ones followed by ``with host compiler GNU 12.2.0``."""
-
-
-@dataclass(frozen=True)
-class BuildRequest:
-    """What a person asked for, in the words of the options (DESIGN 3.6)."""
-
-    arch_set: str | None = None
-    archs: str | None = None
-    line: str | None = None
-    """None: the line that ``image`` is for, else ``targets.DEFAULT_LINE``."""
-    engine: str = "auto"
-    image: str | None = None
-    toolkit: str | None = None
-    ref: str | None = None
-    source: Path | None = None
-    format: str | None = None
-    jobs: int | None = None
-    out: Path = Path("dist")
-    fresh: bool = False
-    also: tuple[str, ...] = ()
-    """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
-    copy: Path | None = None
-    """Where the tarball goes under a name of its own, too, for those who want one file."""
-    scheduler: str | None = None
-    workers: int | None = None
-    worker_engine: str = "auto"
 
 
 @dataclass(frozen=True)
@@ -89,37 +59,14 @@ class Made:
     pack_seconds: float
 
 
-def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
-    """Build, pack and list everything that ``request`` names.
-
-    A set that fails does not stop the others; it is named at the end.
-
-    Returns:
-        The tarballs that were made, one for each set that did not fail.
-
-    Raises:
-        UsageError: what is asked for does not exist or cannot be built; nothing was started.
-        FarmError: a build, or the packing of one, failed.
-    """
-    line, sets = resolve(request)
-    named = choose_source(request) if request.source or request.ref else None
-    if request.engine == "dask":
-        tree = named or choose_source(request)
-        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
-        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
-        return build_spread(plans, request, report)
-    with closing(choose_engine(request, line, report)) as engine:
-        if engine.name == "local":
-            line = promise_of_this_host(line, report)
-        tree = named or choose_source(request)
-        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
-        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
-        return _build_all(plans, engine, request, report)
-
-
-def _build_all(
+def build_all(
     plans: list[BuildPlan], engine: Engine, request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
+    """Build and pack sets with one engine; one that fails does not stop the others.
+
+    Raises:
+        FarmError: sets failed; names them.
+    """
     made: list[Made] = []
     failures: dict[str, FarmError] = {}
     for plan in plans:
@@ -128,40 +75,23 @@ def _build_all(
         except FarmError as error:
             failures[plan.key] = error
             report.say(error.render())
-    return _conclude(made, failures, request, report)
+    return conclude(made, failures, request, report)
 
 
-def _conclude(
+def conclude(
     made: list[Made], failures: dict[str, FarmError], request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
+    """Write the manifest of what was made, and name what failed.
+
+    Raises:
+        FarmError: sets failed.
+    """
     if made:
         manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if failures:
         raise _summary(failures, len(made) + len(failures))
     return tuple(made)
-
-
-def build_spread(
-    plans: list[BuildPlan], request: BuildRequest, report: BuildReport
-) -> tuple[Made, ...]:
-    """Build sets on the hosts of a Dask cluster, longest first; pack them here.
-
-    Raises:
-        UsageError: the farm's group ``cluster`` is not installed.
-        EngineError: no scheduler or no host answers.
-        FarmError: sets failed; the others are built and packed.
-    """
-    from farm.spread import Spread  # noqa: PLC0415 - needs the optional group
-
-    spread = Spread(plans, request, report, STATE)
-    for kept in spread.run():
-        try:
-            spread.made.append(pack_kept(kept, request, report, began=spread.began))
-        except FarmError as error:
-            spread.failures[kept.plan.key] = error
-            report.say(error.render())
-    return _conclude(spread.made, spread.failures, request, report)
 
 
 def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: bool = False) -> str:
@@ -187,62 +117,6 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
             made = base_image.make_base_image(images, line=line, tag=tag, fresh=fresh, log=take)
     report.say(f"image: {made.reference} ({made.id})")
     return made.reference
-
-
-def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
-    """Turn names into a line and sets, refusing what cannot be built.
-
-    Raises:
-        UsageError: an unknown name, a malformed option, or a combination that nvcc cannot build.
-    """
-    table = targets.load()
-    line = table.line(request.line) if request.line else table.line_of_image(request.image)
-    if request.arch_set and request.archs:
-        raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
-    if request.format is not None:
-        archive.require_format(request.format)
-    if request.worker_engine not in ENGINES[:-1]:
-        raise UsageError(
-            "ENGINE_UNKNOWN",
-            f"--worker-engine {request.worker_engine!r}",
-            hint="it is one of auto, docker, local",
-        )
-    if request.jobs is not None and request.jobs < 1:
-        raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
-    sets = (
-        (targets.custom_set(request.archs, archive_format=request.format),)
-        if request.archs is not None
-        else table.resolve(request.arch_set or "zerogpu")
-    )
-    if request.copy is not None and len(sets) > 1:
-        raise UsageError("COPY_OF_SEVERAL", f"--copy is for one tarball; {len(sets)} are asked for")
-    for arch_set in sets:
-        targets.check_buildable(line, arch_set)
-        if line.is_cuda and not arch_set.archs:
-            raise UsageError(
-                "SET_HAS_NO_CUDA",
-                f"set {arch_set.name} holds no CUDA code",
-                hint="invoke build-cpu builds it",
-            )
-    if request.format is None:
-        return line, sets
-    return line, tuple(msgspec.structs.replace(s, format=request.format) for s in sets)
-
-
-def choose_source(request: BuildRequest) -> Source:
-    """Return the source that ``--ref`` or ``--source`` names, else the pinned archive.
-
-    Raises:
-        UsageError: both are given, or the ref does not exist.
-        SourceError: it cannot be had, or is not what its pin says.
-    """
-    if request.ref and request.source:
-        raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
-    if request.ref:
-        return source.from_ref(request.ref)
-    if request.source:
-        return source.from_folder(request.source)
-    return source.from_archive(pins.load().source)
 
 
 def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Engine:

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from farm.engines.base import Toolchain
     from farm.execute import Reporter
     from farm.parts import Part
-    from farm.pipeline import BuildRequest
     from farm.plan import BuildPlan
+    from farm.request import BuildRequest
     from farm.targets import Line
 
 

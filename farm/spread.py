@@ -28,10 +28,10 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farm.pipeline import BuildRequest
     from farm.plan import BuildPlan
     from farm.remote_build import Outcome
     from farm.report import BuildReport
+    from farm.request import BuildRequest
 
 
 @dataclass

@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from farm.fleet import Fleet
-    from farm.pipeline import BuildRequest
     from farm.plan import BuildPlan, Step
     from farm.remote_build import Job
+    from farm.request import BuildRequest
     from farm.targets import Line
 
 RESOURCE: Final = "FARM_BUILD"

@@ -19,11 +19,11 @@ import pytest
 from rich.console import Console
 from verbs import PROJECT
 
-from farm import pipeline, source, targets
+from farm import building, pipeline, source, targets
 from farm.errors import EngineError, FarmError
-from farm.pipeline import BuildRequest
 from farm.plan import BuildPlan
 from farm.report import BuildReport
+from farm.request import BuildRequest
 from farm.targets import ArchSet
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Run(threading.Thread):
     def run(self) -> None:
         with BuildReport(Console(file=self.stream, width=300)) as report:
             try:
-                pipeline.build_spread(self.plans, self.request, report)
+                building.build_spread(self.plans, self.request, report)
             except FarmError as error:
                 self.error = error
 

@@ -19,10 +19,10 @@ from farm import pipeline, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.journal import Entry, Journal, Recording
-from farm.pipeline import BuildRequest
 from farm.plan import BuildPlan, Step
 from farm.plan_digest import digest, folder_digest
 from farm.report import BuildReport
+from farm.request import BuildRequest
 from farm.targets import ArchSet
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -59,7 +59,7 @@ def _build(request: BuildRequest, report: BuildReport) -> None:
     plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(request.source))
     line = pipeline.promise_of_this_host(plan.line, report)
     plan = BuildPlan(plan.arch_set, line, plan.source)
-    pipeline._build_all([plan], LocalEngine(), request, report)
+    pipeline.build_all([plan], LocalEngine(), request, report)
 
 
 def compiled(told: list[str]) -> bool:
@@ -186,7 +186,7 @@ def test_a_set_that_fails_does_not_stop_the_others(tiny: Path, tmp_path: Path) -
         BuildReport(Console(file=told, width=200)) as report,
         pytest.raises(BuildError) as failed,
     ):
-        pipeline._build_all(plans, LocalEngine(), request, report)
+        pipeline.build_all(plans, LocalEngine(), request, report)
     assert failed.value.code == "SETS_FAILED"
     assert "1 of 2 sets failed (cpu-first)" in failed.value.message
     log = pipeline.STATE / "logs" / "cpu-first.log"

@@ -8,8 +8,8 @@ import pytest
 
 from farm import pins, pipeline, source, targets
 from farm.errors import BuildError
-from farm.pipeline import BuildRequest
 from farm.plan import BuildPlan
+from farm.request import BuildRequest
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,66 @@
+"""What `invoke build-cuda` does: sets are built on this machine, or spread over a cluster."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+from farm import pipeline
+from farm.errors import FarmError
+from farm.plan import TARGETS, BuildPlan
+from farm.request import choose_source, resolve
+
+if TYPE_CHECKING:
+    from farm.pipeline import Made
+    from farm.report import BuildReport
+    from farm.request import BuildRequest
+
+
+def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
+    """Build, pack and list everything that ``request`` names.
+
+    A set that fails does not stop the others; it is named at the end.
+
+    Returns:
+        The tarballs that were made, one for each set that did not fail.
+
+    Raises:
+        UsageError: what is asked for does not exist or cannot be built; nothing was started.
+        FarmError: a build, or the packing of one, failed.
+    """
+    line, sets = resolve(request)
+    named = choose_source(request) if request.source or request.ref else None
+    if request.engine == "dask":
+        tree = named or choose_source(request)
+        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        return build_spread(plans, request, report)
+    with closing(pipeline.choose_engine(request, line, report)) as engine:
+        if engine.name == "local":
+            line = pipeline.promise_of_this_host(line, report)
+        tree = named or choose_source(request)
+        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        return pipeline.build_all(plans, engine, request, report)
+
+
+def build_spread(
+    plans: list[BuildPlan], request: BuildRequest, report: BuildReport
+) -> tuple[Made, ...]:
+    """Build sets on the hosts of a Dask cluster, longest first; pack them here.
+
+    Raises:
+        UsageError: the farm's group ``cluster`` is not installed.
+        EngineError: no scheduler or no host answers.
+        FarmError: sets failed; the others are built and packed.
+    """
+    from farm.spread import Spread  # noqa: PLC0415 - needs the optional group
+
+    spread = Spread(plans, request, report, pipeline.STATE)
+    for kept in spread.run():
+        try:
+            spread.made.append(pipeline.pack_kept(kept, request, report, began=spread.began))
+        except FarmError as error:
+            spread.failures[kept.plan.key] = error
+            report.say(error.render())
+    return pipeline.conclude(spread.made, spread.failures, request, report)
