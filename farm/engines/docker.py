@@ -288,6 +288,12 @@ def connect() -> docker.DockerClient:
                 f"a Docker engine is there, but this user may not use it: {reason}",
                 hint="add the user to the group docker and log in again, or use --engine local",
             ) from error
+        if "SSHHTTPAdapter" in reason:
+            raise EngineError(
+                "ENGINE_SSH_MISSING",
+                "DOCKER_HOST is an ssh:// address, and paramiko is not installed",
+                hint="python3 -m pip install paramiko, or forward the host's socket by ssh -L",
+            ) from error
         raise EngineError(
             "ENGINE_NOT_RUNNING",
             f"no Docker engine answers: {reason}",

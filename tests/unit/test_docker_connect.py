@@ -30,3 +30,11 @@ def test_no_engine_is_one_error_and_leaves_no_socket(
         gc.collect()
     assert refused.value.code == "ENGINE_NOT_RUNNING"
     assert [one for one in caught if one.category is ResourceWarning] == []
+
+
+def test_an_engine_behind_ssh_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://somebody@127.0.0.1:1")
+    with pytest.raises(EngineError) as refused:
+        connect()
+    assert refused.value.code == "ENGINE_SSH_MISSING"
+    assert "paramiko" in refused.value.hint
