@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -72,7 +73,10 @@ def cpu_release(base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Re
     # Nothing is known of an earlier run's build: this one is looked at.
     (PROJECT / ".farm" / "journal" / "cpu-cpu.json").unlink(missing_ok=True)
     log = succeed("build-cpu", "--engine", "docker", "--image", base_image, "--out", str(folder))
-    return Release(folder, log)
+    # other tests build sets of the same name: this one's tree is looked at later
+    tree = tmp_path_factory.mktemp("tree") / "cpu-cpu"
+    shutil.copytree(PROJECT / ".farm" / "trees" / "cpu-cpu", tree, symlinks=True)
+    return Release(folder, log, tree)
 
 
 @pytest.fixture(scope="session")

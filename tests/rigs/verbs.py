@@ -27,7 +27,8 @@ def succeed(*argv: str, timeout: float = 3000) -> str:
 
 @dataclass(frozen=True)
 class Release:
-    """A folder with a built release, and what the build printed."""
+    """A folder with a built release, what the build printed, and the kept tree that it is of."""
 
     folder: Path
     log: str
+    tree: Path
