@@ -71,12 +71,20 @@ def read(root: Path) -> Record | None:
 
 
 def following(record: Record | None, generation: Generation) -> Record:
-    """Return the record after a switch; the same runtimes again are no new generation."""
+    """Return the record after a switch; the same runtimes again are no new generation.
+
+    Nor is another runtime of the same manifest: on ZeroGPU those for both likely GPUs are in use.
+    """
     if record is None:
         return Record(current=generation)
-    if record.current.runtimes == generation.runtimes:
+    now = record.current
+    if now.runtimes == generation.runtimes:
         return Record(current=generation, previous=record.previous)
-    return Record(current=generation, previous=record.current)
+    if now.manifest == generation.manifest:
+        both = tuple(dict.fromkeys((*generation.runtimes, *now.runtimes)))
+        current = msgspec.structs.replace(generation, runtimes=both)
+        return Record(current=current, previous=record.previous)
+    return Record(current=generation, previous=now)
 
 
 def touch(place: Path) -> None:

@@ -254,3 +254,20 @@ def test_where_locks_do_not_work_nothing_is_collected(
     monkeypatch.setattr(generations.fcntl, "flock", failing)
     assert generations.collect(place.parent, (), shutil.rmtree) == []
     assert place.exists()
+
+
+def generation(release: str, *runtimes: str) -> generations.Generation:
+    return generations.Generation(
+        release=release, url="https://x/", manifest=release * 64, runtimes=runtimes
+    )
+
+
+def test_runtimes_for_two_gpus_are_one_generation() -> None:
+    """ZeroGPU: both likely ones are fetched, a worker takes one, and the release before stays."""
+    record = generations.following(None, generation("a", "0" * 64))
+    for runtime in ("1" * 64, "2" * 64, "1" * 64):
+        record = generations.following(record, generation("b", runtime))
+    assert record.current.release == "b"
+    assert set(record.current.runtimes) == {"1" * 64, "2" * 64}
+    assert record.previous is not None
+    assert record.previous.release == "a"

@@ -128,6 +128,7 @@ def test_a_manifest_that_is_trusted_already_is_not_read_again(
         return "installed"
 
     monkeypatch.setattr("llama_loader.store.Store.install", install)
+    monkeypatch.setattr("llama_loader.store.Store.use", lambda *_: None)
     prepared = loader.prepare(given, released=(RELEASE, "https://x/y/manifest.json"))
     assert wanted == ["https://x/y/x"]
     assert prepared.released == (RELEASE, "https://x/y/manifest.json")
