@@ -37,7 +37,8 @@ def watched() -> Iterator[list[Path]]:
     if not _hooked:
         sys.addaudithook(_hook)
         _hooked = True
-    _seen = found = []
+    found: list[Path] = []
+    _seen = found
     try:
         yield found
     finally:
