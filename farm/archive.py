@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, cast
 
 from farm.errors import PackError, UsageError
-from llama_loader.manifest import CHUNK_SIZE
+from llama_loader.manifest import CHUNK_SIZE, FILE_CHUNK_SIZE
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -51,6 +51,14 @@ class Digests:
 
 
 @dataclass(frozen=True)
+class Chunking:
+    """Bytes of the chunks of a tarball, and of those of the files in it."""
+
+    archive: int = CHUNK_SIZE
+    files: int = FILE_CHUNK_SIZE
+
+
+@dataclass(frozen=True)
 class Member:
     """One regular file of an archive. ``stream`` is good until the next member is asked for."""
 
@@ -63,7 +71,7 @@ class Member:
 class ChunkHasher:
     """Hashes a file as a whole and in chunks of ``chunk_size`` bytes."""
 
-    def __init__(self, chunk_size: int = CHUNK_SIZE) -> None:
+    def __init__(self, chunk_size: int) -> None:
         self.chunk_size = chunk_size
         self._whole = hashlib.sha256()
         self._chunk = hashlib.sha256()
@@ -92,7 +100,7 @@ class ChunkHasher:
         self._chunk = hashlib.sha256()
 
 
-def hash_file(stream: BinaryIO, *, chunk_size: int = CHUNK_SIZE) -> Digests:
+def hash_file(stream: BinaryIO, chunk_size: int) -> Digests:
     """Hash a stream from where it stands to its end."""
     hasher = ChunkHasher(chunk_size)
     while block := stream.read(BLOCK):

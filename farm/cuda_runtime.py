@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Final, cast
 import msgspec
 
 from farm import archive, elf, pins, targets
-from farm.archive import Member
+from farm.archive import Chunking, Member
 from farm.build_record import LineRecord
 from farm.errors import InspectError, PackError, SourceError
 from farm.pack import (
@@ -171,9 +171,14 @@ def read(path: Path, *, name: str | None = None) -> Artifact:
     return read_with_record(path, name=name)[0]
 
 
-def read_with_record(path: Path, *, name: str | None = None) -> tuple[Artifact, RuntimeRecord]:
-    """Do what ``read`` does, and give the tarball's record, too."""
-    inventory = read_inventory(path, name=name, layout=_LAYOUT)
+def read_with_record(
+    path: Path,
+    *,
+    name: str | None = None,
+    chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
+) -> tuple[Artifact, RuntimeRecord]:
+    """Do what ``read`` does, cut as is asked, and give the tarball's record, too."""
+    inventory = read_inventory(path, name=name, layout=_LAYOUT, chunking=chunking)
     record = _decode(inventory)
     _check_files(inventory, record)
     _check_libraries(inventory, record.line)

@@ -19,10 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
 from farm import archive, elf
-from farm.archive import Member
+from farm.archive import Chunking, Member
 from farm.errors import InspectError, PackError
 from llama_loader.manifest import (
-    CHUNK_SIZE,
     LLAMA_SERVER,
     Artifact,
     Cuda,
@@ -102,6 +101,7 @@ class Inventory:
         files: its members, in order.
         inspections: of its programs and libraries.
         build_json: the bytes of its record (``BUILD.json``), empty where it has none.
+        chunking: how it was cut for the digests.
     """
 
     name: str
@@ -110,6 +110,7 @@ class Inventory:
     files: tuple[FileEntry, ...]
     inspections: tuple[Inspection, ...]
     build_json: bytes
+    chunking: Chunking
 
     def artifact(self, line: Promise) -> Artifact:
         """Return a server's entry; only ``toolkit`` and ``min_driver`` come from ``line``.
@@ -139,8 +140,9 @@ class Inventory:
             format=self.format,
             size=self.digests.size,
             sha256=self.digests.sha256,
-            chunk_size=CHUNK_SIZE,
+            chunk_size=self.chunking.archive,
             chunks=self.digests.chunks,
+            file_chunk_size=self.chunking.files,
             unpacked_size=sum(entry.size for entry in self.files),
             backend="cuda" if cuda else "cpu",
             cuda=cuda,
@@ -215,13 +217,20 @@ def select(tree: Path) -> dict[str, Path]:
     return dict(sorted(chosen.items()))
 
 
-def read_inventory(path: Path, *, name: str | None = None, layout: Layout = SERVER) -> Inventory:
+def read_inventory(
+    path: Path,
+    *,
+    name: str | None = None,
+    layout: Layout = SERVER,
+    chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
+) -> Inventory:
     """Read a tarball again, streaming it: its digests, its files, what its binaries hold.
 
     Args:
         path: the tarball.
         name: what it is called, where that is not ``path``'s name.
         layout: what kind of tarball it is.
+        chunking: how to cut it for the digests.
 
     Raises:
         PackError: it cannot be read, is damaged, or holds what no release may (links, other
@@ -232,10 +241,10 @@ def read_inventory(path: Path, *, name: str | None = None, layout: Layout = SERV
     archive_format = archive.format_of(called)
     try:
         with path.open("rb") as raw:
-            digests = archive.hash_file(raw)
+            digests = archive.hash_file(raw, chunking.archive)
             raw.seek(0)
             found = [
-                _examine(member, called, layout.record)
+                _examine(member, called, layout.record, chunking.files)
                 for member in archive.members(raw, archive_format, what=called, root=layout.root)
             ]
     except archive.DAMAGE as error:
@@ -252,13 +261,16 @@ def read_inventory(path: Path, *, name: str | None = None, layout: Layout = SERV
         files=tuple(entry for entry, _, _ in found),
         inspections=tuple(inspection for _, inspection, _ in found if inspection),
         build_json=next((data for _, _, data in found if data), b""),
+        chunking=chunking,
     )
 
 
-def _examine(member: Member, what: str, record: str) -> tuple[FileEntry, Inspection | None, bytes]:
+def _examine(
+    member: Member, what: str, record: str, chunk_size: int
+) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
-        hasher = archive.ChunkHasher()
+        hasher = archive.ChunkHasher(chunk_size)
         while block := member.stream.read(archive.BLOCK):
             hasher.update(block)
             copy.write(block)
@@ -269,7 +281,7 @@ def _examine(member: Member, what: str, record: str) -> tuple[FileEntry, Inspect
             size=member.size,
             sha256=digests.sha256,
             executable=executable,
-            chunks=digests.chunks if member.size > CHUNK_SIZE else (),
+            chunks=digests.chunks if member.size > chunk_size else (),
         )
         copy.seek(0)
         if copy.read(len(ELF_MAGIC)) == ELF_MAGIC:

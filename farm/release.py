@@ -19,6 +19,7 @@ from urllib.parse import urljoin
 import msgspec
 
 from farm import archive, build_record, cuda_runtime, elf, sbom, targets
+from farm.archive import Chunking
 from farm.errors import PackError, UsageError
 from farm.pack import BUILD_RECORD, LICENCES, ROOT, Inventory, PackRequest, pack, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
@@ -150,7 +151,7 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
     manifest = load(folder)
     require_whole(manifest, (folder.resolve() / MANIFEST).as_uri())
     for listed in manifest.artifacts:
-        found = read(folder / listed.name)
+        found = read(folder / listed.name, Chunking(listed.chunk_size, listed.piece_size))
         _compare(listed, found.artifact)
         _check_sbom(folder, listed, found)
         _check_source(manifest, listed, found)
@@ -267,17 +268,17 @@ class Found:
     parts: tuple[Part, ...] | None = ()
 
 
-def read(path: Path) -> Found:
-    """Read a tarball of any kind.
+def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - it is frozen
+    """Read a tarball of any kind, cut for its digests as is asked.
 
     Raises:
         PackError: it cannot be read, or is not ours.
         InspectError: its binaries are not what its record says.
     """
     if cuda_runtime.is_one(path.name):
-        libraries, wheels = cuda_runtime.read_with_record(path)
+        libraries, wheels = cuda_runtime.read_with_record(path, chunking=chunking)
         return _found(libraries, sbom.of_cuda_runtime(libraries, wheels), None)
-    inventory = read_inventory(path)
+    inventory = read_inventory(path, chunking=chunking)
     record = _record(inventory)
     inventory.require_name(_packed_as(inventory, record))
     elf.check(inventory.inspections, _asked(record))

@@ -213,13 +213,13 @@ def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict
 def _devices(options: argparse.Namespace) -> int:
     """What ``--list-devices`` finds, what would be chosen, and why."""
     from llama_loader import devices, launch, report
-    from llama_loader.prepare import environment, prepare
+    from llama_loader.prepare import prepare
 
     settings, console = _settings(options), _console()
     prepared = prepare(settings, sink=console)
     console.clear()
     launch.require_libraries(prepared, allow_cpu=settings.allow_cpu or settings.cpu_chosen)
-    listing = devices.list_devices(prepared.runtime, environment(settings, prepared))
+    listing = launch.list_devices(settings, prepared)
     if not options.json:
         print(report.device_list(listing.devices), flush=True)
     allowed = settings.allow_cpu or settings.cpu_chosen

@@ -214,8 +214,7 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
     listings: list[Listing] = []
 
     def listed() -> str:
-        environ = prepare.environment(settings, prepared)
-        listings.append(devices.list_devices(prepared.runtime, environ))
+        listings.append(launch.list_devices(settings, prepared))
         there = listings[0].devices
         chosen = devices.choose(there, settings.devices, needed=None, allow_cpu=allowed)
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"

@@ -70,7 +70,7 @@ def ask_devices(
         HostError: no device, or an unknown one.
     """
     if listing is None:
-        listing = devices.list_devices(prepared.runtime, environment(settings, prepared))
+        listing = list_devices(settings, prepared)
     size = model_file.measure(model, settings.n_ctx) if model else None
     return devices.choose(
         listing.devices,
@@ -78,6 +78,21 @@ def ask_devices(
         needed=size.needed if size else None,
         allow_cpu=settings.allow_cpu,
     )
+
+
+def list_devices(
+    settings: Settings, prepared: Prepared, *, timeout: float = devices.TIMEOUT
+) -> Listing:
+    """Run ``llama-server --list-devices``.
+
+    Raises:
+        HostError: as for ``devices.list_devices``.
+        IntegrityError: a file of the runtime is not what it was any more.
+        StoreError: one cannot be read.
+    """
+    prepared.require_sound()
+    environ = environment(settings, prepared)
+    return devices.list_devices(prepared.runtime, environ, timeout=timeout)
 
 
 def require_libraries(prepared: Prepared, *, allow_cpu: bool) -> None:
@@ -158,8 +173,7 @@ def try_runtime(
         on_cpu = _cpu_alone(settings, prepared)
         if on_cpu is not None:
             return on_cpu
-        environ = environment(settings, prepared)
-        found = listing or devices.list_devices(prepared.runtime, environ, timeout=test_run.TIMEOUT)
+        found = listing or list_devices(settings, prepared, timeout=test_run.TIMEOUT)
         return ask_devices(settings, prepared, None, found)
 
     with prepared.timeline.stage("test run"):
@@ -214,7 +228,7 @@ def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Si
 
 
 def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sink) -> Supervisor:
-    supervisor = Supervisor(Server(plan), sink=sink)
+    supervisor = Supervisor(Server(plan), before=prepared.require_sound, sink=sink)
     try:
         supervisor.start()
     except LoaderError as error:

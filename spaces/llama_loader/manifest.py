@@ -25,8 +25,11 @@ LLAMA_SERVER: Final = "llama-server"
 """The ``kind`` of an artifact that can be started; what an artifact without the field is."""
 CUDA_RUNTIME: Final = "cuda-runtime"
 """The ``kind`` of NVIDIA's libraries for hosts that have none; there is nothing to start in it."""
-CHUNK_SIZE: Final = 4 * 1024 * 1024
-"""What the farm writes: a 20 MB artifact has five chunks, and a flipped bit costs 4 MiB."""
+CHUNK_SIZE: Final = 512 * 1024
+"""What the farm writes: a 20 MB artifact has 40 chunks. A chunk is unpacked once it is verified, so
+over a slow link the last one is what remains to be done after the last byte (docs/store.md)."""
+FILE_CHUNK_SIZE: Final = 4 * 1024 * 1024
+"""What the farm writes for files: they are hashed on all cores, and 45 pieces keep those busy."""
 
 _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+"
 _HEX64: Final = r"\A[0-9a-f]{64}\Z"
@@ -89,7 +92,7 @@ class Platform(_Frozen, frozen=True, kw_only=True):
 class FileEntry(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     """One regular file of the archive; ``size`` in bytes, mode 0755 or 0644 by ``executable``.
 
-    A file larger than the artifact's ``chunk_size`` also has ``chunks``, the digests of its pieces
+    A file larger than the artifact's ``piece_size`` also has ``chunks``, the digests of its pieces
     of that size: an installed file of 150 MB is hashed on all cores before every start.
     """
 
@@ -110,6 +113,7 @@ class Sbom(_Frozen, frozen=True, kw_only=True):
 class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     """One tarball. ``chunks[i]`` digests bytes ``[i*chunk_size, (i+1)*chunk_size)``.
 
+    The pieces of its files have ``file_chunk_size`` bytes, ``chunk_size`` where that is not given.
     ``kind`` is ``llama-server`` (not written) or ``cuda-runtime``; a reader passes over others.
     ``provides`` names the libraries that a ``cuda-runtime`` brings, all in one folder of it.
     """
@@ -131,6 +135,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     sbom: Sbom | None = msgspec.field(default_factory=lambda: None)
     kind: Text = LLAMA_SERVER
     provides: tuple[Name, ...] = ()
+    file_chunk_size: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
 
     def __post_init__(self) -> None:
         """Check what no single field can say.
@@ -138,10 +143,10 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         Raises:
             ValueError: chunks, files, sizes, ``cuda`` or ``provides`` contradict one another.
         """
-        if len(self.chunks) != self._chunk_count(self.size):
+        if len(self.chunks) != -(-self.size // self.chunk_size):
             raise ValueError("chunks: their number does not follow from size and chunk_size")
         for entry in self.files:
-            if entry.chunks and len(entry.chunks) != self._chunk_count(entry.size):
+            if entry.chunks and len(entry.chunks) != -(-entry.size // self.piece_size):
                 raise ValueError(f"files: the chunks of {entry.path} do not follow from its size")
         if sum(entry.size for entry in self.files) != self.unpacked_size:
             raise ValueError("unpacked_size: is not the sum of the files' sizes")
@@ -152,8 +157,10 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         if self.kind == CUDA_RUNTIME and len(self._library_folders) != 1:
             raise ValueError("provides: must name files that are all in one folder")
 
-    def _chunk_count(self, size: int) -> int:
-        return -(-size // self.chunk_size)
+    @property
+    def piece_size(self) -> int:
+        """Bytes of the pieces whose digests a file may have."""
+        return self.file_chunk_size or self.chunk_size
 
     @property
     def library_folder(self) -> str:

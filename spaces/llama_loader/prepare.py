@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from llama_loader import cuda_libraries, host, notes, processes, select
+from llama_loader import cuda_libraries, disk, host, notes, processes, select
 from llama_loader.events import Note, ignore
 from llama_loader.timeline import Timeline
 
@@ -55,6 +55,17 @@ class Prepared:
     def runtime(self) -> Path:
         """The folder that holds ``llama-server``."""
         return self.installed.folder
+
+    def require_sound(self) -> None:
+        """Hash what is about to be executed, unless that was done a moment ago.
+
+        Raises:
+            IntegrityError: names the files that are damaged, missing or not listed.
+            StoreError: one cannot be read.
+        """
+        for installed in filter(None, (self.installed, self.runtime_libraries)):
+            with disk.errors(installed.root):
+                installed.sound.require()
 
 
 def prepare(

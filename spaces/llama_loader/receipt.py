@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 RECEIPT: Final = "receipt.json"
 FILES: Final = "files"
 
+CONTRADICTION: Final = "MANIFEST_CONTRADICTS_ITSELF"
+"""The code of an error that fetching again does not cure."""
+
 _REPAIR: Final = "`fetch` takes it out of use and repairs it"
 _BLOCK: Final = 1 << 20
 _SHOWN: Final = 10
@@ -93,16 +96,17 @@ def main_folder(found: Receipt, name: str) -> str:
     return find_program((entry.path for entry in found.files), name)
 
 
-def check_files(place: Path, entries: Sequence[FileEntry], chunk_size: int) -> None:
+def check_files(place: Path, entries: Sequence[FileEntry], piece_size: int) -> None:
     """Hash every file of the runtime at ``place``; nothing else may be there.
 
     Args:
         place: the runtime's folder.
         entries: all that it has to hold.
-        chunk_size: bytes of the pieces whose digests an entry may have.
+        piece_size: bytes of the pieces whose digests an entry may have.
 
     Raises:
-        IntegrityError: names the files that are missing, changed or not listed.
+        IntegrityError: names the files that are missing, changed or not listed; or a file is right
+            as a whole and its pieces are not (``CONTRADICTION``).
         OSError: one cannot be read.
     """
     folder = place / FILES
@@ -110,9 +114,11 @@ def check_files(place: Path, entries: Sequence[FileEntry], chunk_size: int) -> N
     present = set(_walk(folder, ""))
     there = [entry for path, entry in listed.items() if path in present]
     sound = [entry for entry in there if _has_its_form((folder / entry.path).lstat(), entry)]
-    pieces = [piece for entry in sound for piece in _pieces(entry, chunk_size)]
+    pieces = [piece for entry in sound for piece in _pieces(entry, piece_size)]
     pieces.sort(key=lambda piece: -piece.length)
-    changed = _wrong(folder, pieces) | {entry.path for entry in there if entry not in sound}
+    wrong = _wrong(folder, pieces)
+    _require_one_truth(folder, [entry for entry in sound if entry.path in wrong])
+    changed = wrong | {entry.path for entry in there if entry not in sound}
     problems = {
         "changed": changed,
         "missing": listed.keys() - present,
@@ -121,6 +127,22 @@ def check_files(place: Path, entries: Sequence[FileEntry], chunk_size: int) -> N
     if any(problems.values()):
         told = "; ".join(f"{_names(paths)} {what}" for what, paths in problems.items() if paths)
         raise IntegrityError("RUNTIME_DAMAGED", f"{place}: {told}", hint=_REPAIR)
+
+
+def _require_one_truth(folder: Path, wrong: Sequence[FileEntry]) -> None:
+    """Tell a list that contradicts itself from a file that was changed.
+
+    While a file is unpacked it is hashed as a whole: hashing its pieces as well would cost a
+    quarter of an installation.
+    """
+    for entry in wrong:
+        whole = _Piece(entry, 0, entry.size, entry.sha256)
+        if entry.chunks and whole.is_in(folder):
+            raise IntegrityError(
+                CONTRADICTION,
+                f"{entry.path} has the sha256 that is listed for it, but not its pieces'",
+                hint="the manifest contradicts itself; ask who published it",
+            )
 
 
 def _walk(folder: Path, inside: str) -> Iterator[str]:
@@ -169,14 +191,14 @@ class _Piece:
         return digest.hexdigest() == self.sha256
 
 
-def _pieces(entry: FileEntry, chunk_size: int) -> Iterator[_Piece]:
+def _pieces(entry: FileEntry, piece_size: int) -> Iterator[_Piece]:
     """Split a file where the manifest has the digests of its pieces."""
-    if not entry.chunks or not chunk_size:
+    if not entry.chunks or not piece_size:
         yield _Piece(entry, 0, entry.size, entry.sha256)
         return
     for index, digest in enumerate(entry.chunks):
-        start = index * chunk_size
-        yield _Piece(entry, start, min(chunk_size, entry.size - start), digest)
+        start = index * piece_size
+        yield _Piece(entry, start, min(piece_size, entry.size - start), digest)
 
 
 def _wrong(folder: Path, pieces: Sequence[_Piece]) -> set[str]:

@@ -14,7 +14,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import disk, generations, notes, receipt
@@ -22,6 +22,7 @@ from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, SettingError, StoreError
 from llama_loader.events import Note, Sink, Stage, ignore
 from llama_loader.receipt import FILES, RECEIPT, Receipt
+from llama_loader.soundness import Soundness
 from llama_loader.store_folder import FORMAT, StoreFolder, kept_manifest
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ LOCK_SECONDS: Final = 900.0
 
 @dataclass(frozen=True)
 class Installed:
-    """A runtime whose files were all hashed and found right.
+    """A runtime whose files were all hashed and found right, on their way here or again now.
 
     Attributes:
         folder: the absolute folder that holds ``llama-server``, or the libraries of an artifact
@@ -47,6 +48,7 @@ class Installed:
         release: the release's name, None for an archive by URL.
         artifact: the manifest's entry, None for an archive by URL.
         verified: False where nothing pinned the archive.
+        sound: whoever executes a file of it asks this first.
     """
 
     folder: Path
@@ -55,6 +57,7 @@ class Installed:
     release: str | None
     artifact: Artifact | None
     verified: bool
+    sound: Soundness = field(compare=False, repr=False)
 
 
 class Store:
@@ -109,7 +112,9 @@ class Store:
             if staging is not None:
                 if note is not None:
                     self._sink(note)
-                self._install(artifact, urls, fetcher, staging, release)
+                done = self._install(artifact, urls, fetcher, staging, release)
+                if done is not None:
+                    return self._installed(done)
         return self._found_after_install(artifact.sha256, artifact)
 
     def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
@@ -238,21 +243,33 @@ class Store:
             try:
                 return self._checked(place, trusted)
             except IntegrityError as error:
+                if error.code == receipt.CONTRADICTION:
+                    raise
                 self._sink(Note(error.code, error.message, "it is fetched again"))
                 self._folder.discard(place)
                 return None
 
     def _checked(self, place: Path, trusted: Artifact | None = None) -> Installed:
         """Hash a runtime against the entry that is trusted, else against its own receipt."""
-        started = time.monotonic()
         found = receipt.read(place)
-        against = trusted or found.artifact
         if trusted is not None and not receipt.same_files(found.files, trusted.files):
             raise IntegrityError("RUNTIME_DAMAGED", f"{place}: its receipt lists other files")
-        files, chunk_size = (against.files, against.chunk_size) if against else (found.files, 0)
-        receipt.check_files(place, files, chunk_size)
-        size = sum(entry.size for entry in found.files)
-        self._sink(Stage("verify", time.monotonic() - started, size))
+        installed = self._installed(found, trusted)
+        installed.sound.look()
+        return installed
+
+    def _installed(self, found: Receipt, trusted: Artifact | None = None) -> Installed:
+        """Describe a runtime; its files have still to be hashed where they lie."""
+        place = self._folder.runtimes / found.sha256
+        against = trusted or found.artifact
+        files, piece_size = (against.files, against.piece_size) if against else (found.files, 0)
+
+        def look() -> None:
+            started = time.monotonic()
+            receipt.check_files(place, files, piece_size)
+            size = sum(entry.size for entry in files)
+            self._sink(Stage("verify", time.monotonic() - started, size))
+
         return Installed(
             folder=place / FILES / receipt.main_folder(found, place.name),
             root=place,
@@ -260,6 +277,7 @@ class Store:
             release=found.release,
             artifact=found.artifact,
             verified=found.verified,
+            sound=Soundness(look),
         )
 
     def _found_after_install(self, sha256: str, trusted: Artifact | None = None) -> Installed:
@@ -279,7 +297,8 @@ class Store:
         fetcher: Fetcher,
         staging: Path,
         release: str,
-    ) -> None:
+    ) -> Receipt | None:
+        """Fetch, unpack and publish; None where another installer's runtime stands there now."""
         from llama_loader import installation, partial
 
         folder = self.root / partial.FOLDER
@@ -295,7 +314,7 @@ class Store:
                 verified=True,
                 files=artifact.files,
             )
-            self._publish(staging, done, artifact.name)
+            return done if self._publish(staging, done, artifact.name) else None
 
     def _install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
         from llama_loader import foreign
@@ -320,7 +339,8 @@ class Store:
                         verified=sha256 is not None,
                         files=files,
                     )
-                    self._publish(staging, done, url)
+                    if self._publish(staging, done, url):
+                        return self._installed(done)
         return self._found_after_install(digest)
 
     @contextmanager
@@ -338,8 +358,8 @@ class Store:
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
 
-    def _publish(self, staging: Path, done: Receipt, name: str) -> None:
-        """Make a complete runtime visible, in one step."""
+    def _publish(self, staging: Path, done: Receipt, name: str) -> bool:
+        """Make a complete runtime visible, in one step; False where another one stands there."""
         receipt.main_folder(done, name)
         disk.write_new(staging / RECEIPT, schema.encode(done))
         for folder in (staging, *staging.rglob("*")):
@@ -353,7 +373,9 @@ class Store:
             # Without working locks another installer may have been faster: theirs is as good.
             if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
                 raise
+            return False
         disk.sync_folder(runtimes)
+        return True
 
     def _judge(self, url: str, digest: str, sha256: str | None) -> None:
         if sha256 is None:

@@ -136,12 +136,13 @@ def run(
     Raises:
         HostError: this machine cannot run the runtime, or it ran on the CPU instead.
         ServerError: it did not start, answer in time, or answer rightly.
+        IntegrityError: a file of it is not what it was any more.
         StoreError: there is no room for its log.
     """
     began = time.monotonic()
     try:
         used = _compute(settings, prepared, choose().names, sink)
-    except StoreError:  # says nothing about the runtime
+    except (StoreError, IntegrityError):  # it was not even started
         raise
     except LoaderError as error:
         told = _runtime_trouble(error)
@@ -184,6 +185,8 @@ def judged(
         used = _compute(settings, prepared, devices)
     except StoreError:  # the disk keeps the tiny model from telling: the start's error stands
         return None
+    except IntegrityError as damaged:  # this is why, then
+        return damaged
     except LoaderError as trouble:
         told = _runtime_trouble(trouble)
         _keep_bad(prepared, _tested(settings, prepared, devices), told, time.monotonic() - began)
@@ -224,6 +227,7 @@ def _compute(
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
     )
+    prepared.require_sound()
     with Server(plan) as server:
         for note in notes.given_up(server):
             sink(note)

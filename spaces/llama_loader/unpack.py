@@ -10,13 +10,11 @@ import hashlib
 import os
 import stat
 from contextlib import closing
-from queue import SimpleQueue
-from threading import Semaphore
 from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from llama_loader.ahead import ahead
-from llama_loader.background import Background
+from llama_loader.aside import aside
 from llama_loader.decompress import decompressed, refused
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Sink, Unpacking, ignore
@@ -60,10 +58,9 @@ def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sin
             if member.kind == "folder" and member.path.rstrip("/") in folders:
                 continue
             entry = _expected(member, listed, artifact.name)
-            pieces = Pieces(entry.chunks, artifact.chunk_size)
-            content = pieces.passing(reader.content())
-            written = write(content, entry.path, into, executable=entry.executable, syncing=syncing)
-            if (written.size, written.sha256) != (entry.size, entry.sha256) or not pieces.right():
+            content, executable = reader.content(), entry.executable
+            written = write(content, entry.path, into, executable=executable, syncing=syncing)
+            if (written.size, written.sha256) != (entry.size, entry.sha256):
                 raise refused(artifact.name, f"{entry.path!r} is not what the manifest lists")
             done += entry.size
             sink(Unpacking(artifact.name, done, artifact.unpacked_size))
@@ -78,56 +75,6 @@ def _plain(chunks: Iterator[bytes], artifact: Artifact) -> Generator[bytes, None
     finally:
         if isinstance(chunks, GeneratorType):
             chunks.close()
-
-
-class Pieces:
-    """Checks the digests of a file's pieces while it is written; there may be none.
-
-    In a thread of its own: the file is hashed as a whole as well, and hashing is half of the work.
-    """
-
-    def __init__(self, listed: tuple[str, ...], size: int) -> None:
-        self._listed, self._size = listed, size
-        self._found: list[str] = []
-        self._piece, self._filled = hashlib.sha256(), 0
-        self._waiting: SimpleQueue[memoryview | None] = SimpleQueue()
-        self._room = Semaphore(AHEAD)
-
-    def passing(self, content: Iterable[memoryview]) -> Iterator[memoryview]:
-        """Yield the content as it is, hashed on its way."""
-        if not self._listed:
-            yield from content
-            return
-        hashing = Background(self._hash)
-        try:
-            for piece in content:
-                self._room.acquire()
-                self._waiting.put(piece)
-                yield piece
-        finally:
-            self._waiting.put(None)
-        hashing.result()
-
-    def _hash(self) -> None:
-        while (piece := self._waiting.get()) is not None:
-            self._take(piece)
-            self._room.release()
-
-    def right(self) -> bool:
-        """Whether what has passed had the listed digests."""
-        last = [self._piece.hexdigest()] if self._filled else []
-        return [*self._found, *last] == list(self._listed)
-
-    def _take(self, content: memoryview) -> None:
-        rest = content
-        while rest:
-            room = self._size - self._filled
-            self._piece.update(rest[:room])
-            self._filled += len(rest[:room])
-            rest = rest[room:]
-            if self._filled == self._size:
-                self._found.append(self._piece.hexdigest())
-                self._piece, self._filled = hashlib.sha256(), 0
 
 
 def write(
@@ -154,8 +101,7 @@ def write(
     place = into / path
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_file(place) as stream:
-        for piece in pieces:
-            digest.update(piece)
+        for piece in aside(pieces, digest.update):
             size += len(piece)
             stream.write(piece)
             if syncing is not None and size - begun >= EVERY:

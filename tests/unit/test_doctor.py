@@ -14,6 +14,7 @@ from llama_loader.host import Gpu, HostFacts
 from llama_loader.prepare import Prepared
 from llama_loader.select import Wishes
 from llama_loader.settings import Settings, load
+from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.releases import BARE, artifact, libraries, manifest
@@ -33,6 +34,7 @@ H200 = replace(
     gpu_source="nvml",
     libraries=libraries(13),
 )
+SOUND = Soundness(lambda: None)
 RELEASE = manifest(
     artifact("cu130", "sm90", "90"), artifact("cu130", "sm120", "120a"), artifact("cpu", "cpu")
 )
@@ -57,7 +59,9 @@ class Clinic:
         sink(self.note)
         choice = select.select(RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu))
         place = self.runtime
-        installed = Installed(place, place, "0" * 64, "b1", choice.artifact, verified=True)
+        installed = Installed(
+            place, place, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
+        )
         return Prepared(installed, self.host, choice, choice.libraries, choice.missing, Timeline())
 
     def examine(self, **variables: str) -> Examination:

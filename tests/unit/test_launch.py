@@ -16,6 +16,7 @@ from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingE
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.select import Wishes
 from llama_loader.settings import Settings, load
+from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.hub import COMMIT, Hub, serving
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", libraries=libraries(13))
 TWO = replace(H200, gpus=H200.gpus * 2)
+SOUND = Soundness(lambda: None)
 RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
 LIST = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n  CUDA1: B (80 MiB, 2 MiB free)\n"
 
@@ -38,7 +40,9 @@ def settings(**variables: str) -> Settings:
 
 def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> prepare.Prepared:  # noqa: B008
     choice = select.select(RELEASE, host, wishes)
-    installed = Installed(runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True)
+    installed = Installed(
+        runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
+    )
     return prepare.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 
@@ -403,3 +407,39 @@ def test_the_hubs_errors_become_sentences(
     error = hub_failure(monkeypatch, tmp_path)
     assert (error.code, error.exit_status) == (code, status)
     assert words in error.render()
+
+
+def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impostor) -> None:
+    """Between the installation and the start a model of 17 GB may have been fetched."""
+    ready = prepared(impostor.behave(list={"text": LIST}), TWO)
+    damaged = IntegrityError("RUNTIME_DAMAGED", "libggml.so changed")
+
+    def look() -> None:
+        raise damaged
+
+    installed = replace(ready.installed, sound=Soundness(look))
+    ready = replace(ready, installed=installed)
+    wanted = settings(NO_TEST_RUN="1")
+    for execute in (
+        lambda: launch.list_devices(wanted, ready),
+        lambda: launch.try_runtime(wanted, ready),
+        lambda: launch.start(wanted, ready, Path("/m.gguf")),
+        lambda: launch.start(settings(LLAMA_DEVICE="CUDA1"), ready, Path("/m.gguf")),
+    ):
+        with pytest.raises(IntegrityError, match="changed"):
+            execute()
+    assert not (ready.runtime / "starts").exists()
+
+
+def test_the_releases_own_libraries_are_looked_at_too(impostor: Impostor, tmp_path: Path) -> None:
+    looked: list[str] = []
+    ready = prepared(impostor.behave(), H200)
+    ready = replace(
+        ready,
+        installed=replace(ready.installed, sound=Soundness(lambda: looked.append("server"))),
+        runtime_libraries=replace(
+            ready.installed, root=tmp_path, sound=Soundness(lambda: looked.append("libraries"))
+        ),
+    )
+    start(settings(), ready)
+    assert looked == ["server", "libraries"]

@@ -377,7 +377,8 @@ def test_the_schema_says_which_it_is() -> None:
 
 def test_constants_that_releases_rely_on() -> None:
     assert (manifest.LLAMA_SERVER, manifest.CUDA_RUNTIME) == ("llama-server", "cuda-runtime")
-    assert (manifest.SCHEMA_VERSION, manifest.CHUNK_SIZE) == (1, 4_194_304)
+    assert (manifest.SCHEMA_VERSION, manifest.CHUNK_SIZE) == (1, 524_288)
+    assert manifest.FILE_CHUNK_SIZE == 4_194_304
 
 
 def test_an_error_says_what_it_is_about() -> None:

@@ -14,6 +14,7 @@ import pytest
 import vendored
 
 from farm import build_record, parts, release, source, targets
+from farm.archive import Chunking
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError, InspectError, PackError, UsageError
 from farm.execute import execute
@@ -103,6 +104,22 @@ def test_packing_twice_gives_the_same_bytes_in_both_formats(tree: Path, tmp_path
 
 def test_verify_accepts_what_write_wrote(released: Path) -> None:
     assert release.verify(released) == (NAME,)
+
+
+def test_a_release_that_was_cut_into_other_chunks_is_verified_as_it_was_cut(
+    released: Path,
+) -> None:
+    """Releases outlive the farm that made them; 4096 so that tiny files have pieces, too."""
+    before = release.load(released)
+    for file_chunk_size in (4096, 0):
+        found = release.read(released / NAME, Chunking(4096, 4096))
+        cut = msgspec.structs.replace(found.artifact, file_chunk_size=file_chunk_size)
+        assert any(len(entry.chunks) > 1 for entry in cut.files)
+        listed = msgspec.structs.replace(before, artifacts=(cut,))
+        (released / "manifest.json").write_bytes(schema.dump(listed))
+        beside = ((released / name).read_bytes() for name in ("manifest.json", release.SCHEMA))
+        (released / "SHA256SUMS").write_bytes(release.sums(listed, *beside))
+        assert release.verify(released) == (NAME,)
 
 
 def test_the_record_has_every_flag_and_the_digest_of_every_program(tree: Path) -> None:

@@ -75,6 +75,9 @@ class Release:
             artifact or self.artifact, [self.url], self.fetcher(**options), release="b1-1"
         )
 
+    def stages(self) -> list[str]:
+        return [event.name for event in self.events if isinstance(event, Stage)]
+
     def notes(self) -> list[str]:
         return [event.code for event in self.events if isinstance(event, Note)]
 
@@ -121,8 +124,9 @@ def test_a_runtime_is_installed_once(release: Release) -> None:
     assert installed.artifact == release.artifact
     assert files_of(release.place / "files") == {entry.path: entry.data for entry in ENTRIES}
     assert subprocess.run([installed.folder / "llama-server"], check=True).returncode == 0
-    stages = [event.name for event in release.events if isinstance(event, Stage)]
-    assert stages == ["fetch", "unpack", "verify"]
+    assert release.stages() == ["fetch", "unpack"]
+    installed.sound.require()  # every byte was verified on its way; now where it lies
+    assert release.stages() == ["fetch", "unpack", "verify"]
     assert release.left() == []
     assert release.notes() == []
     assert release.install() == installed
@@ -481,11 +485,17 @@ def test_a_runtime_stays_when_its_manifest_gains_digests_of_pieces(release: Rele
 
 
 def test_pieces_that_contradict_the_whole_are_the_manifests_fault(release: Release) -> None:
-    wrong = with_chunks(release.artifact, lambda chunks: ("0" * 64,) * len(chunks))
-    with pytest.raises(IntegrityError, match=r"libggml-cuda\.so' is not what the manifest lists"):
-        release.install(wrong)
-    assert not release.place.exists()
-    assert release.left() == []
+    """Found before anything is executed; the manifest that is right finds nothing to fetch."""
+    wrong = with_chunks(release.artifact, lambda chunks: chunks and (*chunks[:-1], "0" * 64))
+    installed = release.install(wrong)
+    for look in (installed.sound.require, lambda: release.install(wrong)):
+        with pytest.raises(IntegrityError, match=r"has the .* not its pieces'") as caught:
+            look()
+        assert caught.value.code == "MANIFEST_CONTRADICTS_ITSELF"
+        assert "ask who published it" in caught.value.hint
+    asked = len(release.server.requests)
+    release.install().sound.require()
+    assert len(release.server.requests) == asked
 
 
 @pytest.mark.parametrize("bit", [0o020, 0o002, 0o4000])
@@ -804,6 +814,28 @@ def test_a_store_that_damages_what_is_installed(
             DAMAGES["bit"](release.place)
 
     monkeypatch.setattr(os, "rename", rename_and_damage)
+    installed = release.install()
+    with pytest.raises(IntegrityError, match="changed") as caught:
+        installed.sound.require()
+    assert caught.value.code == "RUNTIME_DAMAGED"
+
+
+def test_another_installers_runtime_that_is_damaged(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without working locks another one may have been faster, and a disk may fail."""
+    release.install()
+    DAMAGES["bit"](release.place)
+    elsewhere = release.place.with_name("elsewhere")
+    release.place.rename(elsewhere)
+    original = os.rename
+
+    def theirs_first(source: Any, target: Any, **kwargs: Any) -> None:
+        if Path(target) == release.place:
+            original(elsewhere, target)
+        original(source, target, **kwargs)
+
+    monkeypatch.setattr(os, "rename", theirs_first)
     with pytest.raises(StoreError) as caught:
         release.install()
     assert caught.value.code == "STORE_UNSTABLE"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader import processes, supervisor, test_run
-from llama_loader.errors import LoaderError, ServerError
+from llama_loader.errors import IntegrityError, LoaderError, ServerError
 from llama_loader.events import Event, Note
 from llama_loader.server import Server, ServerPlan
 from llama_loader.supervisor import Supervisor
@@ -35,9 +35,19 @@ class Rig:
         self.pauses: list[float] = []
         self.events: list[Event] = []
         self.now = 0.0
+        self.damage: IntegrityError | None = None
         self.supervisor = Supervisor(
-            server, sink=self.events.append, sleep=self.pauses.append, clock=lambda: self.now
+            server,
+            before=self.look,
+            sink=self.events.append,
+            sleep=self.pauses.append,
+            clock=lambda: self.now,
         )
+
+    def look(self) -> None:
+        """At the runtime, before each start."""
+        if self.damage is not None:
+            raise self.damage
 
     def kill(self) -> None:
         pid = self.supervisor.server.pid
@@ -78,6 +88,18 @@ def test_a_dead_one_is_started_anew_on_the_same_port(rigs: Any, impostor: Impost
     assert rig.pauses == [0.25]
     assert isinstance(rig.events[0], Note)
     assert "SIGKILL" in rig.events[0].message
+
+
+def test_a_successor_is_not_executed_where_the_runtime_has_changed(
+    rigs: Any, impostor: Impostor
+) -> None:
+    rig = rigs(impostor.behave())
+    rig.kill()
+    rig.damage = IntegrityError("RUNTIME_DAMAGED", "libggml.so changed")
+    for _ in range(2):
+        with pytest.raises(IntegrityError, match="changed"):
+            rig.supervisor.ensure()
+    assert impostor.starts() == 1
 
 
 def test_the_fifth_end_in_the_window_is_the_last(rigs: Any, impostor: Impostor) -> None:

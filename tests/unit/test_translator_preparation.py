@@ -13,6 +13,7 @@ from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Stage
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.prepare import Prepared
+from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from translator import preparation
@@ -28,6 +29,7 @@ ASSUMED = replace(
 )
 NAMED = replace(ASSUMED, gpu_source="/proc/driver/nvidia", gpus=(Gpu("NVIDIA H200", "90"),))
 UNKNOWN = replace(ASSUMED, gpu_source="/proc/driver/nvidia", gpus=(Gpu("NVIDIA X1000", None),))
+SOUND = Soundness(lambda: None)
 RELEASE = manifest(
     artifact("cu128", "sm90", "90"), artifact("cu128", "sm120", "120"), artifact("cpu", "cpu")
 )
@@ -67,7 +69,7 @@ def installing(
         if given.cuda_arch in lacking:
             raise HostError("NO_ARTIFACT_FOR_GPU", f"nothing for {given.cuda_arch}")
         found = RELEASE.artifacts[0 if given.cuda_arch == "90" else 1]
-        installed = Installed(tmp_path, tmp_path, "0" * 64, "r", found, verified=True)
+        installed = Installed(tmp_path, tmp_path, "0" * 64, "r", found, verified=True, sound=SOUND)
         timeline = Timeline()
         timeline.add("fetch", 1.0)
         return Prepared(installed, facts, None, (), (), timeline, released=(RELEASE, "u"))

@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import msgspec
 import pytest
 from backports import zstd
 from hypothesis import example, given, settings
@@ -214,23 +213,6 @@ def test_a_member_of_other_content(into: Path) -> None:
     refused_members(
         into, (replace(SERVER, data=b"x" * len(SCRIPT)), *GOOD[1:]), "not what the manifest lists"
     )
-
-
-@pytest.mark.parametrize("size", [100, 512, 1024, 2047])
-@pytest.mark.parametrize("fed", [7, 100_000])
-def test_the_pieces_of_a_large_file_are_checked_too(into: Path, size: int, fed: int) -> None:
-    """A start hashes the pieces, so an installation must have seen that they are right."""
-    packed, artifact = release(chunk_size=size)
-    (into / "right").mkdir()
-    unpack.unpack(pieces(packed, fed), artifact, into / "right")
-    large = next(entry for entry in artifact.files if entry.path == LIBRARY.path)
-    assert len(large.chunks) == -(-len(LIBRARY.data) // size)
-    for at in range(len(large.chunks)):
-        chunks = (*large.chunks[:at], "0" * 64, *large.chunks[at + 1 :])
-        other = msgspec.structs.replace(large, chunks=chunks)
-        files = tuple(other if entry is large else entry for entry in artifact.files)
-        wrong = msgspec.structs.replace(artifact, files=files)
-        refused(into, packed, wrong, "libllama.so.0' is not what the manifest lists")
 
 
 def test_a_file_is_private_until_it_is_whole_and_then_on_the_disk(
