@@ -47,8 +47,21 @@ ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "manifest": {"manifest": ("manifest", "strict_json")},
     "trust": {"trust": ("trust", "channel"), "channel": ("channel", "trust")},
     "unpack": {"unpack": ("unpack",), "tarball": ("unpack",), "decompress": ("unpack",)},
-    "store": {"store": ("store",), "disk": ("store",), "receipt": ("store",)},
-    "fetch": {"fetch": ("fetch",), "mirrors": ("fetch",), "web": ("fetch",)},
+    "store": {
+        "store": ("store", "generations", "resume"),
+        "disk": ("store",),
+        "receipt": ("store",),
+        "soundness": ("soundness",),
+        "generations": ("generations",),
+    },
+    "fetch": {
+        "fetch": ("fetch", "resume"),
+        "download": ("fetch", "resume"),
+        "chunks": ("fetch", "resume"),
+        "partial": ("resume",),
+        "mirrors": ("fetch",),
+        "web": ("fetch",),
+    },
 }
 """Each room: its modules, and the unit tests of each."""
 _EQUIVALENT: Final = Path(__file__).with_name("equivalent_mutants.json")
