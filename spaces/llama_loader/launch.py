@@ -228,7 +228,7 @@ def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Si
 
 
 def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sink) -> Supervisor:
-    supervisor = Supervisor(Server(plan), before=prepared.require_sound, sink=sink)
+    supervisor = Supervisor(Server(plan, before=prepared.require_sound), sink=sink)
     try:
         supervisor.start()
     except LoaderError as error:

@@ -20,7 +20,7 @@ from llama_loader.settings import ALL_LAYERS
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
@@ -140,10 +140,16 @@ class Started:
 
 @final
 class Server:
-    """One llama-server process. Use as a context manager, or call ``stop``."""
+    """One llama-server process. Use as a context manager, or call ``stop``.
 
-    def __init__(self, plan: ServerPlan) -> None:
+    Args:
+        plan: what to run.
+        before: called each time that it is about to be executed; what it raises prevents that.
+    """
+
+    def __init__(self, plan: ServerPlan, *, before: Callable[[], None] = lambda: None) -> None:
         self.plan = self.asked = plan
+        self.before = before
         self.port = 0
         self.api_key = _new_key() if plan.keyed else plan.own_key
         self.started: Started | None = None
@@ -208,6 +214,7 @@ class Server:
             HostError: a library, a device or code for the GPU is missing, or the model landed on
                 the CPU.
             SettingError: it does not take one of ``extra``.
+            IntegrityError: a file of it is not what it was any more.
             StoreError: its log and key cannot be written.
         """
         if self.plan.port is not None:
@@ -274,6 +281,7 @@ class Server:
         return Started(loaded, first_token)
 
     def _spawn(self, port: int) -> None:
+        self.before()
         try:
             self._folder = _scratch()
             key_file = self._key_file(self._folder)

@@ -39,27 +39,17 @@ TOKEN_DEADLINE: Final = 20.0
 
 
 class Supervisor:
-    """Owns a server and its successors on the same port. Safe to use from threads.
-
-    Args:
-        server: the first one.
-        before: called before each start; what it raises keeps the server from being started.
-        sink: told of each new start, and of what it had to give up.
-        sleep: how to wait.
-        clock: seconds.
-    """
+    """Owns a server and its successors on the same port. Safe to use from threads."""
 
     def __init__(
         self,
         server: Server,
         *,
-        before: Callable[[], None] = lambda: None,
         sink: Sink = ignore,
         sleep: Callable[[float], None] = time.sleep,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
-        self._before = before
         self._sink = sink
         self._sleep = sleep
         self._clock = clock
@@ -79,7 +69,6 @@ class Supervisor:
             LoaderError: as for ``Server.start``, or that it died too often.
         """
         with self._lock:
-            self._before()
             try:
                 self._server.start()
             except ServerError as error:
@@ -158,8 +147,8 @@ class Supervisor:
             if self._stopped.is_set():
                 raise ServerError("SERVER_STOPPED", "llama-server was stopped")
             # as it was asked for: what one start had to give up is tried again
-            self._server = Server(replace(self._server.asked, port=self._server.port))
-            self._before()
+            again = replace(self._server.asked, port=self._server.port)
+            self._server = Server(again, before=self._server.before)
             try:
                 self._server.start()
             except ServerError as error:

@@ -227,8 +227,7 @@ def _compute(
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
     )
-    prepared.require_sound()
-    with Server(plan) as server:
+    with Server(plan, before=prepared.require_sound) as server:
         for note in notes.given_up(server):
             sink(note)
         for cached in (False, True):  # all tokens at once, then the last one alone on the cache

@@ -115,9 +115,15 @@ def test_nothing_hostile_is_passed_on(impostor: Impostor, monkeypatch: pytest.Mo
 
 def test_a_cpu_that_announces_too_much_is_tried_again_without_repacking(impostor: Impostor) -> None:
     runtime = impostor.behave(signal=signal.SIGILL, bad_starts=1)
-    with Server(plan(runtime, pinned_build=True)) as server:
+    looked: list[int] = []
+
+    def look() -> None:  # before every execution, a second try's too
+        looked.append(impostor.starts() if looked else 0)
+
+    with Server(plan(runtime, pinned_build=True), before=look) as server:
         assert "--no-repack" in impostor.seen()["argv"]
         assert not server.plan.repacked
+    assert looked == [0, 1]
     assert impostor.starts() == 2
 
 

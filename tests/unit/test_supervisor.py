@@ -30,18 +30,14 @@ class Rig:
     def __init__(self, runtime: Path, **changes: Any) -> None:
         words: dict[str, Any] = {"model": Path("/m"), "startup_timeout": 20.0} | changes
         plan = ServerPlan(runtime, environ=processes.environment({}), **words)
-        server = Server(plan)
+        self.damage: IntegrityError | None = None
+        server = Server(plan, before=self.look)
         server.start()
         self.pauses: list[float] = []
         self.events: list[Event] = []
         self.now = 0.0
-        self.damage: IntegrityError | None = None
         self.supervisor = Supervisor(
-            server,
-            before=self.look,
-            sink=self.events.append,
-            sleep=self.pauses.append,
-            clock=lambda: self.now,
+            server, sink=self.events.append, sleep=self.pauses.append, clock=lambda: self.now
         )
 
     def look(self) -> None:
