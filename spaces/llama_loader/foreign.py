@@ -14,8 +14,9 @@ from typing import IO, TYPE_CHECKING, Final
 
 from llama_loader import decompress
 from llama_loader.decompress import refused
+from llama_loader.receipt import PROGRAM
 from llama_loader.tarball import Member, Reader
-from llama_loader.unpack import PROGRAM, write
+from llama_loader.unpack import write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

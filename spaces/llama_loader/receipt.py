@@ -20,11 +20,12 @@ from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, FileEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
     from pathlib import Path
 
 RECEIPT: Final = "receipt.json"
 FILES: Final = "files"
+PROGRAM: Final = "llama-server"
 
 CONTRADICTION: Final = "MANIFEST_CONTRADICTS_ITSELF"
 """The code of an error that fetching again does not cure."""
@@ -89,11 +90,26 @@ def same_files(one: tuple[FileEntry, ...], other: tuple[FileEntry, ...]) -> bool
 
 def main_folder(found: Receipt, name: str) -> str:
     """Return the folder of a runtime that others ask for: its server's, or its libraries'."""
-    from llama_loader.unpack import find_program
-
     if found.artifact is not None and found.artifact.kind == schema.CUDA_RUNTIME:
         return found.artifact.library_folder
     return find_program((entry.path for entry in found.files), name)
+
+
+def find_program(paths: Iterable[str], name: str) -> str:
+    """Return the folder (relative, ``.`` at the top) that holds ``llama-server``.
+
+    Raises:
+        IntegrityError: there is none, or there are several.
+    """
+    found = [path for path in paths if path.rpartition("/")[2] == PROGRAM]
+    if len(found) != 1:
+        what = "holds no llama-server" if not found else f"holds {' and '.join(sorted(found))}"
+        raise IntegrityError(
+            "NO_SERVER_IN_ARCHIVE",
+            f"{name} {what}",
+            hint="name an archive of a llama.cpp release for Linux",
+        )
+    return found[0].rpartition("/")[0] or "."
 
 
 def check_files(place: Path, entries: Sequence[FileEntry], piece_size: int) -> None:

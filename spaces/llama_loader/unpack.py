@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, BinaryIO, Final
 from llama_loader.ahead import ahead
 from llama_loader.aside import aside
 from llama_loader.decompress import decompressed, refused
-from llama_loader.errors import IntegrityError
 from llama_loader.events import Sink, Unpacking, ignore
 from llama_loader.manifest import FileEntry
 from llama_loader.syncing import EVERY, Syncing
@@ -28,7 +27,6 @@ if TYPE_CHECKING:
 
     from llama_loader.manifest import Artifact
 
-PROGRAM: Final = "llama-server"
 FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
 
@@ -119,23 +117,6 @@ def write(
 def _new_file(place: Path) -> BinaryIO:
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
     return os.fdopen(os.open(place, flags, stat.S_IRUSR | stat.S_IWUSR), "wb")
-
-
-def find_program(paths: Iterable[str], name: str) -> str:
-    """Return the folder (relative, ``.`` at the top) that holds ``llama-server``.
-
-    Raises:
-        IntegrityError: there is none, or there are several.
-    """
-    found = [path for path in paths if path.rpartition("/")[2] == PROGRAM]
-    if len(found) != 1:
-        what = "holds no llama-server" if not found else f"holds {' and '.join(sorted(found))}"
-        raise IntegrityError(
-            "NO_SERVER_IN_ARCHIVE",
-            f"{name} {what}",
-            hint="name an archive of a llama.cpp release for Linux",
-        )
-    return found[0].rpartition("/")[0] or "."
 
 
 def _folders(listed: dict[str, FileEntry], name: str) -> set[str]:

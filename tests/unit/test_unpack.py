@@ -19,7 +19,7 @@ import pytest
 from backports import zstd
 from hypothesis import example, given, settings
 
-from llama_loader import foreign, tarball, unpack
+from llama_loader import foreign, receipt, tarball, unpack
 from llama_loader.decompress import decompressed
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
@@ -577,7 +577,7 @@ def test_links_become_files(into: Path, form: str, dot: str) -> None:
     assert found["build/bin/libllama.so.0"] == b"library"
     assert found["build/bin/llama-cli"] == SCRIPT
     assert os.access(into / "build/bin/llama-cli", os.X_OK)
-    assert unpack.find_program(found, "theirs") == "build/bin"
+    assert receipt.find_program(found, "theirs") == "build/bin"
 
 
 def test_links_to_folders_and_through_them(into: Path) -> None:
@@ -593,7 +593,7 @@ def test_links_to_folders_and_through_them(into: Path) -> None:
 
 def test_a_bare_folder_of_programs(into: Path) -> None:
     found = foreign_unpack(compress(tar([renamed(PROGRAM, "llama-server")])), into)
-    assert unpack.find_program(found, "theirs") == "."
+    assert receipt.find_program(found, "theirs") == "."
 
 
 @pytest.mark.parametrize(
@@ -715,7 +715,7 @@ def test_what_is_no_archive(into: Path, data: bytes) -> None:
 )
 def test_the_program_must_be_there_once(paths: list[str], match: str) -> None:
     with pytest.raises(IntegrityError, match=match) as caught:
-        unpack.find_program(paths, "theirs")
+        receipt.find_program(paths, "theirs")
     assert caught.value.code == "NO_SERVER_IN_ARCHIVE"
 
 
