@@ -40,6 +40,8 @@ class Patience:
     Attributes:
         connect: seconds until a connection stands.
         silence: seconds between two bytes.
+        headers: seconds until all of an answer's headers are here: names, connections, TLS and
+            redirects included.
         rate: bytes a second that must come, over every ``window`` seconds of waiting for them.
         window: see ``rate``.
         attempts: how often one URL may fail with nothing gained in between.
@@ -49,6 +51,7 @@ class Patience:
 
     connect: float = 10.0
     silence: float = 20.0
+    headers: float = 30.0
     rate: int = 16 * 1024
     window: float = 20.0
     attempts: int = 4
@@ -147,25 +150,31 @@ def opened(
     Raises:
         AttemptError: no bytes from there, this time.
     """
-    here = url
-    with _session() as session:
+    here, waiting = url, _Waiting(patience, deadline)
+    with _session(waiting) as session:
         for _ in range(MAX_REDIRECTS + 1):
-            deadline.check()
             headers = _headers(start, end, etag)
             if token and _origin(here) == _origin(url):
                 headers["Authorization"] = f"Bearer {token}"
-            with _asked(session, here, headers, patience) as answer:
+            seconds = (min(patience.connect, waiting.left()), patience.silence)
+            with _asked(session, here, headers, seconds) as answer:
                 if answer.status_code not in _REDIRECTS:
-                    yield _body(answer, start, patience, deadline)
+                    _require_success(answer, patience)
+                    waiting.headers_came()
+                    yield _body(answer, start, waiting)
                     return
                 here = _next(here, answer.headers.get("Location", ""))
     raise AttemptError(f"more than {MAX_REDIRECTS} redirects", final=True)
 
 
-def _session() -> Any:
+def _session(waiting: _Waiting) -> Any:
     import requests
 
+    from llama_loader.connections import Watched
+
     session: Any = requests.Session()
+    for scheme in ("http://", "https://"):
+        session.mount(scheme, Watched(waiting))
     session.auth = _no_auth
     session.verify = _certificates()
     # Told not to follow redirects, requests still reads their bodies to the end, endless or not.
@@ -182,7 +191,7 @@ def _headers(start: int, end: int | None, etag: str | None) -> dict[str, str]:
     return headers
 
 
-def _asked(session: Any, url: str, headers: dict[str, str], patience: Patience) -> Any:
+def _asked(session: Any, url: str, headers: dict[str, str], seconds: tuple[float, float]) -> Any:
     import requests
     import urllib3
 
@@ -193,7 +202,7 @@ def _asked(session: Any, url: str, headers: dict[str, str], patience: Patience) 
             stream=True,
             allow_redirects=False,
             proxies=_DIRECTLY if locations.is_loopback(url) else None,
-            timeout=(patience.connect, patience.silence),
+            timeout=seconds,
         )
     except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
         raise AttemptError(_innermost(error)) from error
@@ -206,8 +215,7 @@ def _next(url: str, location: str) -> str:
     return target
 
 
-def _body(answer: Any, start: int, patience: Patience, deadline: Deadline) -> Body:
-    _require_success(answer, patience)
+def _body(answer: Any, start: int, waiting: _Waiting) -> Body:
     first, total = 0, _number(answer.headers.get("Content-Length"))
     if answer.status_code == _PARTIAL:
         given = answer.headers.get("Content-Range", "")
@@ -218,7 +226,7 @@ def _body(answer: Any, start: int, patience: Patience, deadline: Deadline) -> Bo
     etag = answer.headers.get("ETag", "")
     strong = etag if etag.startswith('"') else None
     ranges = answer.status_code == _PARTIAL or answer.headers.get("Accept-Ranges") == "bytes"
-    return Body(first, total, strong, _Reader(answer.raw, patience, deadline).read, ranges)
+    return Body(first, total, strong, _Reader(answer.raw, waiting).read, ranges)
 
 
 def _require_success(answer: Any, patience: Patience) -> None:
@@ -235,39 +243,82 @@ def _require_success(answer: Any, patience: Patience) -> None:
     raise AttemptError(f"HTTP status {status}{asked}", wait=wait, final=final, missing=missing)
 
 
-class _Reader:
-    """Reads a response undecoded, as it comes, and gives up on one that only trickles."""
+class _Waiting:
+    """How long a server may keep us waiting: for all headers together, then by what it brings.
 
-    def __init__(self, raw: Any, patience: Patience, deadline: Deadline) -> None:
-        self._raw = raw
+    It is asked before, and told after, each read of the connection (``connections.Watch``).
+    """
+
+    def __init__(self, patience: Patience, deadline: Deadline) -> None:
         self._patience = patience
         self._deadline = deadline
+        self._headers: Deadline | None = Deadline(patience.headers)
         self._seconds = 0.0
         self._bytes = 0
+
+    def headers_came(self) -> None:
+        """From now on the rate counts."""
+        self._headers, self._seconds = None, 0.0
+
+    def left(self) -> float:
+        """Seconds that may still be waited.
+
+        Raises:
+            AttemptError: there are none.
+        """
+        self._deadline.check()
+        left = self._deadline.remaining()
+        if self._headers is None:
+            return left
+        if self._headers.remaining() <= 0:
+            raise AttemptError(f"no answer within {self._patience.headers:g} s")
+        return min(left, self._headers.remaining())
+
+    def waited(self, seconds: float) -> None:
+        """Count time spent waiting: unpacking is not the server's fault.
+
+        Raises:
+            AttemptError: it took too long in all, or nothing of the file comes any more.
+        """
+        self._seconds += seconds
+        self.left()
+        if self._headers is None and self._seconds >= 2 * self._patience.window:
+            self._require_pace()
+
+    def came(self, count: int) -> None:
+        """Count bytes of the file: what else a server sends is no progress.
+
+        Raises:
+            AttemptError: it only trickles.
+        """
+        self._bytes += count
+        if self._seconds >= self._patience.window:
+            self._require_pace()
+
+    def _require_pace(self) -> None:
+        if self._bytes < self._patience.rate * self._seconds:
+            raise AttemptError(f"slower than {self._patience.rate} bytes a second")
+        self._seconds, self._bytes = 0.0, 0
+
+
+class _Reader:
+    """Reads a response undecoded, as it comes."""
+
+    def __init__(self, raw: Any, waiting: _Waiting) -> None:
+        self._raw = raw
+        self._waiting = waiting
 
     def read(self, size: int) -> bytes:
         import urllib3
 
-        self._deadline.check()
-        began = time.monotonic()
         try:
             # read1 returns what is there: read would wait for all of it, byte by byte.
             data: bytes = self._raw.read1(size, decode_content=False) or b""
         except (urllib3.exceptions.HTTPError, OSError) as error:
             raise AttemptError(_innermost(error)) from error
         if data:
-            self._keep_pace(time.monotonic() - began, len(data))
+            self._waiting.came(len(data))
         return data
-
-    def _keep_pace(self, seconds: float, count: int) -> None:
-        """Only the time spent waiting counts: unpacking is not the server's fault."""
-        self._seconds += seconds
-        self._bytes += count
-        if self._seconds < self._patience.window:
-            return
-        if self._bytes < self._patience.rate * self._seconds:
-            raise AttemptError(f"slower than {self._patience.rate} bytes a second")
-        self._seconds, self._bytes = 0.0, 0
 
 
 def _certificates() -> str | bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import io
 import select
 import socket
 import ssl
@@ -250,6 +251,36 @@ def drip(count: int, every: float) -> Fault:
     return fault
 
 
+def drips_head(count: int, every: float, code: int = 200, **headers: str) -> Fault:
+    """Send status line and headers ``count`` bytes at a time, then the body at once."""
+
+    def fault(answer: Answer) -> None:
+        handler = answer.handler
+        kept, handler.wfile = handler.wfile, io.BytesIO()
+        answer.heed_range()
+        answer.head(code, **headers)
+        head, handler.wfile = handler.wfile.getvalue(), kept
+        for at in range(0, len(head), count):
+            handler.wfile.write(head[at : at + count])
+            time.sleep(every)
+        answer.send(answer.rest())
+
+    return fault
+
+
+def repeats(piece: bytes, every: float = 0.0, *, behind: bytes = b"") -> Fault:
+    """Send ``behind`` as it is, and then a piece of a head, chunk or trailer again and again."""
+
+    def fault(answer: Answer) -> None:
+        answer.handler.wfile.write(behind)
+        while answer.request.sent < ENOUGH:
+            answer.handler.wfile.write(piece)
+            answer.request.sent += len(piece)
+            time.sleep(every)
+
+    return fault
+
+
 def shaped(rate: float, *, ranges: bool = True, most: int = 99) -> Fault:
     """Send so many bytes a second over each connection, at most ``most`` at the same time.
 
@@ -323,6 +354,9 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
             with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
                 fault(Answer(self, file, request))
 
+        def do_CONNECT(self) -> None:
+            self.do_GET()
+
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
 
@@ -373,6 +407,50 @@ class Proxy:
                     if not data:
                         return
                     ends[end].sendall(data)
+
+
+class Trickle:
+    """Leads to a port of this machine; what comes back from there comes a byte at a time."""
+
+    def __init__(self, port: int, every: float) -> None:
+        self._port = port
+        self._every = every
+        self._socket = socket.create_server(("127.0.0.1", 0))
+        self.port = self._socket.getsockname()[1]
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+        self._thread.join(5)
+
+    def _serve(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client, _ = self._socket.accept()
+                threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with (
+            contextlib.suppress(OSError),
+            client,
+            socket.create_connection(("127.0.0.1", self._port)) as server,
+        ):
+            while True:
+                ready = select.select([client, server], [], [])[0]
+                for end, other, most in ((client, server, 65536), (server, client, 1)):
+                    if end not in ready:
+                        continue
+                    data = end.recv(most)
+                    if not data:
+                        return
+                    other.sendall(data)
+                if server in ready:
+                    time.sleep(self._every)
 
 
 def make_certificate(folder: Path, *names: str) -> Path:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
 import random
 import re
 import socket
+import time
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import TYPE_CHECKING, Any
@@ -23,7 +26,7 @@ from llama_loader.fetch import Fetcher
 from llama_loader.mirrors import backoff
 from llama_loader.web import Patience
 from tests.rigs import fault_server as faults
-from tests.rigs.fault_server import FaultServer, Proxy, make_certificate
+from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -517,8 +520,6 @@ def test_a_trickle_after_a_good_beginning_is_found_too(server: FaultServer, read
 
 
 def test_a_slow_consumer_is_not_the_servers_fault(server: FaultServer) -> None:
-    import time
-
     reader = Reader(patience=Patience(window=0.2, rate=1_000_000))
     url = server.put("/a", DATA)
     got = []
@@ -527,6 +528,136 @@ def test_a_slow_consumer_is_not_the_servers_fault(server: FaultServer) -> None:
         got.append(chunk)
     assert b"".join(got) == DATA
     assert len(server.requests) == 1
+
+
+HEADERS = replace(IMPATIENT, headers=1.0)
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.drips_head(1, every=0.1),
+        faults.drips_head(40, every=0.4),
+        faults.repeats(b"H", every=0.1, behind=b"HTTP/1.1 200 OK\r\n"),
+        faults.repeats(b"HTTP/1.1 100 Continue\r\n\r\n", every=0.01),
+        faults.repeats(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
+        faults.drips_head(1, every=0.1, code=302, Location="/good"),
+    ],
+    ids=["bytes", "lines", "endless", "continue", "fast continue", "redirect"],
+)
+def test_headers_that_drip_are_left_for_the_next_mirror(server: FaultServer, fault: Any) -> None:
+    """Every byte comes within the silence that is allowed: only a deadline over all ends it."""
+    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
+    server.fail("/slow", fault, always=True)
+    began = time.monotonic()
+    assert Reader(patience=HEADERS).fetch(slow, good) == DATA
+    assert time.monotonic() - began < 3 * HEADERS.headers
+    assert len(server.asked("/slow")) == 1
+
+
+def test_headers_have_one_deadline_over_all_redirects(server: FaultServer) -> None:
+    for number in range(5):
+        there = f"/{number + 1}"
+        server.put(f"/{number}", b"")
+        drip = faults.drips_head(20, every=0.09, code=302, Location=there)
+        server.fail(f"/{number}", drip, always=True)
+    server.put("/5", DATA)
+    good = server.put("/good", DATA)
+    assert Reader(patience=HEADERS).fetch(f"{server.url}/0", good) == DATA
+    assert len(server.asked("/1")) == 1
+    assert server.asked("/5") == []
+
+
+def test_headers_that_drip_and_no_mirror(server: FaultServer) -> None:
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.drips_head(1, every=0.1), always=True)
+    reader = Reader(patience=replace(HEADERS, headers=0.4, attempts=2))
+    assert "no answer within 0.4 s" in refused(NetworkError, "UNREACHABLE", reader, url)
+
+
+def test_slow_headers_within_the_deadline_are_no_fault(server: FaultServer) -> None:
+    """Nor does their time count against the body's rate."""
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.drips_head(30, every=0.08), always=True)
+    reader = Reader(patience=replace(IMPATIENT, headers=5.0, rate=4_000_000))
+    assert reader.fetch(url) == DATA
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        faults.repeats(b"x", every=0.05, behind=CHUNKED + b"5;"),
+        faults.repeats(b"0", every=0.05, behind=CHUNKED),
+        faults.repeats(b"x: y\r\n", every=0.05, behind=CHUNKED + b"0\r\n"),
+    ],
+    ids=["extension", "length", "trailers"],
+)
+def test_a_drip_between_the_bytes_of_a_body_is_no_progress(server: FaultServer, fault: Any) -> None:
+    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
+    server.fail("/slow", fault, always=True)
+    began = time.monotonic()
+    assert Reader().fetch(slow, good) == DATA
+    assert time.monotonic() - began < 10 * IMPATIENT.window
+
+
+def test_trailers_without_end_are_left_at_the_deadline(server: FaultServer) -> None:
+    url = server.put("/a", DATA)
+    trailers = faults.repeats(b"x: y\r\n" * 1000, behind=CHUNKED + b"0\r\n")
+    server.fail("/a", trailers, always=True)
+    reader = Reader(patience=replace(IMPATIENT, deadline=1.0, rate=0))
+    assert "not done within 1 s" in refused(NetworkError, "UNREACHABLE", reader, url)
+
+
+def test_a_tls_handshake_that_drips_is_left_for_the_next_mirror(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    patience = replace(IMPATIENT, connect=1.0)
+    with FaultServer(certificate) as server, Trickle(server.port, every=0.05) as trickle:
+        good = server.put("/a", DATA)
+        began = time.monotonic()
+        slow = f"https://127.0.0.1:{trickle.port}/a"
+        assert Reader(patience=patience).fetch(slow, good) == DATA
+        assert time.monotonic() - began < 3
+
+
+@pytest.mark.parametrize("behind", [b"", b"HTTP/1.1 200 OK\r\n"])
+def test_a_proxy_that_drips_is_left(monkeypatch: pytest.MonkeyPatch, behind: bytes) -> None:
+    with FaultServer() as server:
+        server.fail("release.invalid:443", faults.repeats(b"x", every=0.05, behind=behind))
+        monkeypatch.setenv("HTTPS_PROXY", server.url)
+        monkeypatch.setenv("NO_PROXY", "")
+        reader = Reader(patience=replace(HEADERS, attempts=1))
+        began = time.monotonic()
+        said = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
+        assert "no answer within 1 s" in said
+        assert time.monotonic() - began < 3 * HEADERS.headers
+
+
+def test_addresses_that_do_not_answer_share_the_time(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a name does whose IPv6 addresses lead nowhere: the last of its addresses is reached."""
+    nowhere = socket.create_server(("127.0.0.2", server.port), backlog=0)
+    usual = socket.getaddrinfo
+
+    def several(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
+        names = ["127.0.0.2"] * 5 + ["127.0.0.1"] if host == "localhost" else [host]
+        return [found for name in names for found in usual(name, port, *args, **kwargs)]
+
+    with nowhere, contextlib.ExitStack() as waiting:
+        for _ in range(2):  # fill its queue: the next ones are not answered
+            caller = waiting.enter_context(socket.socket())
+            caller.settimeout(0)
+            caller.connect_ex(nowhere.getsockname())
+        monkeypatch.setattr(socket, "getaddrinfo", several)
+        reader = Reader(patience=replace(IMPATIENT, connect=5, headers=2, attempts=1))
+        server.put("/a", DATA)
+        began = time.monotonic()
+        assert reader.fetch(f"http://localhost:{server.port}/a") == DATA
+        assert 1 < time.monotonic() - began < 2
 
 
 # 12, 13: redirects
