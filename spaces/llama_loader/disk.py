@@ -113,14 +113,14 @@ def new_folder(staging: Path, purpose: str) -> Path:
 def sweep(staging: Path) -> None:
     """Remove the folders whose owner is gone: killed, or of a container that ended long ago."""
     for left in staging.iterdir():
-        if left.is_dir() and not left.is_symlink() and _is_stale(left):
+        if left.is_dir() and not left.is_symlink() and is_stale(left):
             shutil.rmtree(left, ignore_errors=True)
 
 
 def private_place(name: str) -> Path | None:
     """Return the folder that ``private_folder`` made before; None where there is none of ours."""
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
-    return folder if folder.is_dir() and _is_private(folder) else None
+    return folder if folder.is_dir() and is_private(folder) else None
 
 
 def private_folder(name: str) -> Path:
@@ -132,12 +132,13 @@ def private_folder(name: str) -> Path:
     try:
         folder.mkdir(mode=_PRIVATE)
     except FileExistsError:
-        if not _is_private(folder):
+        if not is_private(folder):
             return Path(tempfile.mkdtemp(prefix=f"{name}-"))
     return folder
 
 
-def _is_private(folder: Path) -> bool:
+def is_private(folder: Path) -> bool:
+    """Whether it is a folder of this user that nobody else may look into."""
     status = folder.lstat()
     mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
     return mine and not stat.S_IMODE(status.st_mode) & 0o077
@@ -151,12 +152,13 @@ def remove_run(folder: Path) -> None:
             folder.parent.rmdir()
 
 
-def _is_stale(folder: Path) -> bool:
+def is_stale(folder: Path) -> bool:
+    """Whether the owner that a folder's name tells (``new_folder``) is gone."""
     parts = folder.name.split(".")
     if len(parts) == _NAME_PARTS and parts[1] == _world() != _NOWHERE:
         # Process numbers are used again: the moment of the start tells two owners apart.
         return not parts[2].isdigit() or _started(int(parts[2])) != parts[3]
-    return _newest(folder) < time.time() - STALE_SECONDS
+    return newest(folder) < time.time() - STALE_SECONDS
 
 
 def _world() -> str:
@@ -177,7 +179,7 @@ def _started(pid: int) -> str:
     return text.rpartition(")")[2].split()[_START_TIME]
 
 
-def _newest(folder: Path) -> float:
+def newest(folder: Path) -> float:
     """When something was last written in a folder: seconds since the epoch."""
     newest = 0.0
     for place in (folder, *folder.rglob("*")):

@@ -11,11 +11,11 @@ import hashlib
 import time
 from dataclasses import replace
 from io import BytesIO
-from typing import IO, TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final
 
 from llama_loader import locations
 from llama_loader.ahead import ahead as in_thread
-from llama_loader.chunks import PIECE, Wanted
+from llama_loader.copying import Copy
 from llama_loader.download import Download, best
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
@@ -23,12 +23,12 @@ from llama_loader.manifest import MAX_MANIFEST_BYTES, Manifest, parse
 from llama_loader.mirrors import Mirrors
 from llama_loader.sources import Sources
 from llama_loader.together import Pace
-from llama_loader.web import AttemptError, Body, Deadline, Patience
+from llama_loader.web import AttemptError, Deadline, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from llama_loader.chunks import Keeper
+    from llama_loader.chunks import Keeper, Wanted
 
 SMALL_FILE_SECONDS: Final = 120.0
 """A manifest has some hundred kilobytes: who waits for longer waits in vain."""
@@ -102,22 +102,22 @@ class Fetcher:
         """
         target = BytesIO()
         seconds = min(SMALL_FILE_SECONDS, self._patience.deadline)
-        self._copy(url, target, limit, replace(self._patience, deadline=seconds), ignore)
+        self._copy(url, Copy(target), limit, replace(self._patience, deadline=seconds), ignore)
         return target.getvalue()
 
-    def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
-        """Copy a file whose size and digest are not known; return its sha256 and size.
+    def copy(self, url: str, copy: Copy, *, limit: int) -> tuple[str, int]:
+        """Fetch what is missing of a file of unknown size and digest; return its sha256 and size.
 
-        A cut connection goes on where it was cut if the server names its content (a strong ETag);
-        else from the beginning.
+        It goes on where it was cut if the server names its content (a strong ETag, or the date of
+        its last change); else from the beginning.
 
         Raises:
             SettingError: it is not a URL to load from.
             NetworkError: it cannot be had.
             IntegrityError: it is larger than ``limit`` bytes.
-            OSError: ``target`` cannot be written.
+            OSError: the copy cannot be written.
         """
-        return self._copy(url, target, limit, self._patience, self._sink)
+        return self._copy(url, copy, limit, self._patience, self._sink)
 
     def chunks(
         self,
@@ -156,45 +156,21 @@ class Fetcher:
             yield chunk
 
     def _copy(
-        self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
+        self, url: str, copy: Copy, limit: int, patience: Patience, sink: Sink
     ) -> tuple[str, int]:
         locations.parse(url)  # a setting that is no URL is not the network's fault
         mirrors = Mirrors(url, self._sources.allowed((url,)), patience)
         self._sources.require_readable(url)
         deadline = Deadline(patience.deadline)
-        copy = _Copy(target)
         while True:
             mirror = best(mirrors, deadline, self._sleep)
-            before = copy.size
+            before, mirror.validator = copy.size, copy.validator
             try:
-                start = copy.size if mirror.etag else 0
+                start = copy.size if copy.validator else 0
                 with self._sources.opened(mirror, start, deadline) as body:
                     copy.take(body, url, limit, sink)
                 return copy.digest.hexdigest(), copy.size
             except AttemptError as error:
-                if mirror.etag and copy.size - before >= _WORTH_ANOTHER:
+                if copy.validator and copy.size - before >= _WORTH_ANOTHER:
                     mirror.gained()
                 mirrors.failed(mirror, error)
-
-
-class _Copy:
-    """A file of unknown size on its way into ``target``."""
-
-    def __init__(self, target: IO[bytes]) -> None:
-        self.target = target
-        self.digest = hashlib.sha256()
-        self.size = 0
-
-    def take(self, body: Body, url: str, limit: int, sink: Sink) -> None:
-        """Append a body that goes on where the last one ended; start over with any other."""
-        if body.start != self.size:
-            self.target.seek(0)
-            self.target.truncate()
-            self.digest, self.size = hashlib.sha256(), 0
-        while piece := body.read(min(PIECE, limit + 1 - self.size)):
-            self.size += len(piece)
-            if self.size > limit:
-                raise IntegrityError("FILE_TOO_LARGE", f"{url} is larger than {limit} bytes")
-            self.digest.update(piece)
-            self.target.write(piece)
-            sink(Downloading(url, self.size, body.total))

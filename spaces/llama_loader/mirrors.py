@@ -32,7 +32,7 @@ class Mirror:
     Attributes:
         url: of the file.
         ranges: whether it may be asked for a part.
-        etag: names the content that it sent last.
+        validator: names the content that it sent last.
         failures: since something was last gained from it.
         wait: seconds before it is asked again.
         slow: the rest is worth several connections at once.
@@ -41,7 +41,7 @@ class Mirror:
 
     url: str
     ranges: bool = True
-    etag: str | None = None
+    validator: str | None = None
     failures: int = 0
     wait: float = 0.0
     wrong: int = 0
@@ -86,7 +86,7 @@ class Mirrors:
         mirror.failures += 1
         mirror.wait = backoff(mirror.failures, error.wait, self.patience)
         if isinstance(error, RangeError):
-            mirror.ranges, mirror.etag, mirror.wait = False, None, 0.0
+            mirror.ranges, mirror.validator, mirror.wait = False, None, 0.0
         elif isinstance(error, WrongBytesError):
             self.code = error.code
             mirror.wrong, mirror.wait = mirror.wrong + 1, 0.0

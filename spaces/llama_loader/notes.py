@@ -51,6 +51,14 @@ def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
     )
 
 
+def partial_not_kept(place: Path, why: OSError) -> Note:
+    """What came of a download cannot outlive this process."""
+    return Note(
+        "PARTIAL_NOT_KEPT",
+        f"{place}: {why.strerror or why}: if this download is cut off, the next one begins anew",
+    )
+
+
 def previous_release(release: str) -> Note:
     """A person asked for the release before the one that is pinned or promoted."""
     return Note(

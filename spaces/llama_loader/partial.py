@@ -11,12 +11,14 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import stat
 import time
 from threading import Lock
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader.events import Note, Sink, ignore
+from llama_loader import disk, notes
+from llama_loader.events import Sink, ignore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -139,13 +141,7 @@ class Partial:
         self._refused = True
         self._close()
         self._unlink()
-        self._sink(
-            Note(
-                "PARTIAL_NOT_KEPT",
-                f"{self._path}: {error.strerror}: if this download is cut off, the next one"
-                " begins anew",
-            )
-        )
+        self._sink(notes.partial_not_kept(self._path, error))
 
     def _close(self) -> None:
         self._there.clear()
@@ -167,7 +163,10 @@ def sweep(folder: Path) -> None:
     oldest = time.time() - STALE_SECONDS
     for left in folder.iterdir():
         try:
-            if left.lstat().st_mtime < oldest:
+            if left.is_dir() and not left.is_symlink():  # an archive's (``kept_archive``)
+                if disk.newest(left) < oldest:
+                    shutil.rmtree(left, ignore_errors=True)
+            elif left.lstat().st_mtime < oldest:
                 left.unlink(missing_ok=True)
         except OSError:  # another process was faster, or it is not ours to remove
             continue

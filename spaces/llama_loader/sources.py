@@ -83,14 +83,14 @@ class Sources:
         until = end if mirror.ranges else None
         try:
             place = locations.parse(mirror.url)
-            opened = self._opened(place, first, until, mirror.etag, deadline)
+            opened = self._opened(place, first, until, mirror.validator, deadline)
         except SettingError as error:
             # One of the manifest's mirrors; the others may do.
             raise AttemptError(error.message, final=True) from error
         with opened as body:
-            if body.start and mirror.etag not in (None, body.etag):
+            if body.start and mirror.validator not in (None, body.etag, body.modified):
                 raise RangeError("the file changed in the middle")
-            mirror.etag = body.etag
+            mirror.validator = body.etag
             yield body
 
     def _opened(
@@ -98,7 +98,7 @@ class Sources:
         place: Web | Local | Hub,
         start: int,
         end: int | None,
-        etag: str | None,
+        validator: str | None,
         deadline: Deadline,
     ) -> AbstractContextManager[Body]:
         if isinstance(place, Local):
@@ -108,7 +108,7 @@ class Sources:
             url,
             start=start,
             end=end,
-            etag=etag,
+            validator=validator,
             token=self._token if isinstance(place, Hub) else None,
             patience=self._patience,
             deadline=deadline,
@@ -151,7 +151,7 @@ def _opened_file(place: Local, start: int) -> Iterator[Body]:
         raise AttemptError(reason, final=True, missing=missing) from error
     with stream:
         stream.seek(start)
-        yield Body(start, status.st_size, None, _read_local(stream), is_local=True)
+        yield Body(start, status.st_size, None, None, _read_local(stream), is_local=True)
 
 
 def _read_local(stream: Any) -> Callable[[int], bytes]:

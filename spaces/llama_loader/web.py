@@ -11,14 +11,14 @@ import re
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import locations
 from llama_loader.errors import mistyped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
 MAX_REDIRECTS: Final = 5
 
@@ -30,6 +30,8 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DIRECTLY: Final = {"http": None, "https": None, "all": None}
 """What requests takes for: by no proxy, whatever the environment says."""
+_SETTLED: Final = timedelta(minutes=1)
+"""A file that changed so shortly before it was sent may change again and keep its date."""
 _RANGE: Final = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<total>\d+|\*)")
 
 
@@ -112,6 +114,8 @@ class Body:
         start: offset in the file of the first byte that comes.
         total: the whole file's size in bytes, where the server says it.
         etag: names this very content (a strong ETag), else None.
+        modified: when it changed last, as the server wrote it; None where it may have changed
+            twice within that second (RFC 9110, 8.8.2.2).
         read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
         ranges: the server says that it sends parts.
         is_local: it is a file of this machine.
@@ -120,6 +124,7 @@ class Body:
     start: int
     total: int | None
     etag: str | None
+    modified: str | None
     read: Callable[[int], bytes]
     ranges: bool = False
     is_local: bool = False
@@ -131,7 +136,7 @@ def opened(
     *,
     start: int = 0,
     end: int | None = None,
-    etag: str | None = None,
+    validator: str | None = None,
     token: str | None = None,
     patience: Patience,
     deadline: Deadline,
@@ -142,7 +147,8 @@ def opened(
         url: https, or http on loopback.
         start: offset in bytes; the answer may begin at 0 all the same (``Body.start``).
         end: offset behind the last byte that is wanted, None for all the rest.
-        etag: of the content whose first bytes are here: other content comes from its beginning.
+        validator: of the content whose first bytes are here: other content comes from its
+            beginning.
         token: sent to this URL's own host and to no other.
         patience: how long the server may take.
         deadline: when to give up whatever happens.
@@ -153,7 +159,7 @@ def opened(
     here, waiting = url, _Waiting(patience, deadline)
     with _session(waiting) as session:
         for _ in range(MAX_REDIRECTS + 1):
-            headers = _headers(start, end, etag)
+            headers = _headers(start, end, validator)
             if token and _origin(here) == _origin(url):
                 headers["Authorization"] = f"Bearer {token}"
             seconds = (min(patience.connect, waiting.left()), patience.silence)
@@ -182,12 +188,12 @@ def _session(waiting: _Waiting) -> Any:
     return session
 
 
-def _headers(start: int, end: int | None, etag: str | None) -> dict[str, str]:
+def _headers(start: int, end: int | None, validator: str | None) -> dict[str, str]:
     headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
     if start or end is not None:
         headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-        if etag:
-            headers["If-Range"] = etag
+        if validator:
+            headers["If-Range"] = validator
     return headers
 
 
@@ -224,9 +230,11 @@ def _body(answer: Any, start: int, waiting: _Waiting) -> Body:
             raise RangeError(f"asked for bytes from {start} on, answered with {given!r}")
         first, total = start, _number(match["total"])
     etag = answer.headers.get("ETag", "")
-    strong = etag if etag.startswith('"') else None
+    strong = etag if etag.startswith('"') and etag.isascii() and etag.isprintable() else None
     ranges = answer.status_code == _PARTIAL or answer.headers.get("Accept-Ranges") == "bytes"
-    return Body(first, total, strong, _Reader(answer.raw, waiting).read, ranges)
+    return Body(
+        first, total, strong, _modified(answer.headers), _Reader(answer.raw, waiting).read, ranges
+    )
 
 
 def _require_success(answer: Any, patience: Patience) -> None:
@@ -345,19 +353,32 @@ def _number(text: str | None) -> int | None:
     return int(text) if text and text.isascii() and text.isdigit() else None
 
 
+def _modified(headers: Mapping[str, str]) -> str | None:
+    changed, sent = (_moment(headers.get(name, "")) for name in ("Last-Modified", "Date"))
+    settled = changed is not None and sent is not None and sent - changed >= _SETTLED
+    return headers["Last-Modified"] if settled else None
+
+
 def _retry_after(text: str) -> float | None:
     """Seconds that a Retry-After asks for: a number, or a date."""
     seconds = _number(text)
     if seconds is not None:
         return float(seconds)
+    moment = _moment(text)
+    if moment is None:
+        return None
+    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
+
+
+def _moment(text: str) -> datetime | None:
+    """The moment that an HTTP date names, None where it is none."""
     from email.utils import parsedate_to_datetime
 
     try:
         moment = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
-    zoned = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return max(0.0, (zoned - datetime.now(timezone.utc)).total_seconds())
+    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
 
 
 def _origin(url: str) -> tuple[str, str]:

@@ -47,6 +47,7 @@ class File:
 
     data: bytes
     etag: str | None = None
+    modified: str | None = None
     faults: list[Fault] = field(default_factory=list)
     always: Fault | None = None
 
@@ -83,9 +84,11 @@ class FaultServer:
         self._thread.join()
         self._server.server_close()
 
-    def put(self, path: str, data: bytes, *, etag: str | None = None) -> str:
+    def put(
+        self, path: str, data: bytes, *, etag: str | None = None, modified: str | None = None
+    ) -> str:
         """Serve ``data``; returns the URL."""
-        self._files[path] = File(data, etag)
+        self._files[path] = File(data, etag, modified)
         return self.url + path
 
     def fail(self, path: str, *faults: Fault, always: bool = False) -> None:
@@ -125,7 +128,7 @@ class Answer:
         """Do what Range and If-Range ask for."""
         wanted = self.request.headers.get("range", "")
         condition = self.request.headers.get("if-range")
-        if wanted.startswith("bytes=") and condition in (None, self.etag):
+        if wanted.startswith("bytes=") and condition in (None, self.etag, self.file.modified):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             self.start = int(first)
             self.end = min(int(last) + 1, self.total) if last else self.total
@@ -139,6 +142,8 @@ class Answer:
             self.handler.send_header("Content-Length", str(right if length < 0 else length))
         if self.etag:
             self.handler.send_header("ETag", self.etag)
+        if self.file.modified:
+            self.handler.send_header("Last-Modified", self.file.modified)
         if partial and "Content_Range" not in headers:
             last = f"{self.start}-{self.end - 1}/{self.total}"
             self.handler.send_header("Content-Range", f"bytes {last}")

@@ -20,6 +20,7 @@ import pytest
 
 from llama_loader import locations
 from llama_loader.chunks import Wanted
+from llama_loader.copying import Copy
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Event
 from llama_loader.fetch import Fetcher
@@ -61,7 +62,7 @@ class Reader:
 
     def copy(self, url: str, limit: int = 10_000_000) -> bytes:
         target = io.BytesIO()
-        digest, size = self.fetcher.copy(url, target, limit=limit)
+        digest, size = self.fetcher.copy(url, Copy(target), limit=limit)
         data = target.getvalue()
         assert (hashlib.sha256(data).hexdigest(), len(data)) == (digest, size)
         return data
