@@ -27,6 +27,7 @@ from llama_loader import store as store_module
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
 from llama_loader.events import Downloading, Event, Note, Stage
 from llama_loader.fetch import Fetcher
+from llama_loader.soundness import Soundness
 from llama_loader.store import Store
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
@@ -928,6 +929,99 @@ def test_a_damaged_archive_by_url_is_repaired(release: Release) -> None:
     assert len(release.server.requests) == 2
 
 
+def test_the_stages_of_an_archive_by_url(release: Release) -> None:
+    release.store().install_archive(release.url, None, release.fetcher())
+    fetched, unpacked = (event for event in release.events if isinstance(event, Stage))
+    assert (fetched.name, fetched.size) == ("fetch", len(release.packed))
+    assert (unpacked.name, unpacked.size) == ("unpack", sum(len(e.data) for e in ENTRIES))
+    assert 0 <= fetched.seconds < 60
+    assert 0 <= unpacked.seconds < 60
+
+
+def test_an_archive_of_libraries_serves_nothing(release: Release) -> None:
+    """Known to the store as CUDA's libraries, asked for as if it were a server."""
+    libraries = Entry("cuda-runtime/libcudart.so.13", b"x")
+    packed, artifact = archives.release(
+        (libraries,), kind="cuda-runtime", provides=("libcudart.so.13",)
+    )
+    release.url = release.server.put("/libraries", packed)
+    installed = release.install(artifact)
+    assert installed.folder.name == "cuda-runtime"
+    with pytest.raises(IntegrityError) as caught:
+        release.store().install_archive(release.url, artifact.sha256, release.fetcher())
+    assert caught.value.code == "NO_SERVER_IN_ARCHIVE"
+
+
+# on the disk, and in words
+
+
+def test_all_names_are_on_the_disk_before_and_after_it_is_seen(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rename is worth nothing after a power cut where a folder's own names are not synced."""
+    synced: list[tuple[Path, bool]] = []
+    original = disk.sync_folder
+
+    def watched(folder: Path) -> None:
+        synced.append((folder, release.place.exists()))
+        original(folder)
+
+    monkeypatch.setattr(disk, "sync_folder", watched)
+    release.install()
+    before = {folder.name for folder, seen in synced if not seen}
+    assert before >= {"files", "runtime"}
+    assert any(folder.parent.name == "staging" for folder, seen in synced if not seen)
+    assert (release.place.parent, True) in synced
+
+
+def test_a_disk_that_refuses_the_last_step(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(_: Any, target: Any) -> None:
+        raise OSError(errno.EIO, "Input/output error", str(target))
+
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(StoreError) as caught:
+        release.install()
+    assert caught.value.code == "STORE_FAILED"
+    assert release.left() == []
+
+
+def test_what_is_said_before_a_download_is_not_said_without_one(release: Release) -> None:
+    note = Note("FETCHING", "much")
+    for _ in range(2):
+        release.store().install(
+            release.artifact, [release.url], release.fetcher(), release="b1", note=note
+        )
+    assert release.notes() == ["FETCHING"]
+
+
+def test_a_runtime_is_not_told_with_what_it_can_do(release: Release) -> None:
+    installed = release.install()
+    assert "sound" not in repr(installed)
+    assert installed == replace(installed, sound=Soundness(lambda: None))
+
+
+def test_a_folder_that_is_no_runtime_has_its_own_code(release: Release) -> None:
+    release.install()
+    with pytest.raises(SettingError) as caught:
+        release.store().verify(release.root)
+    assert caught.value.code == "NOT_A_RUNTIME"
+
+
+def test_a_receipt_that_lists_other_files_than_the_manifest(release: Release) -> None:
+    """Right by its own receipt, and not what is trusted now."""
+    release.install()
+    other = with_chunks(release.artifact, lambda chunks: chunks)
+    entry = msgspec.structs.replace(other.files[0], executable=False)
+    trusted = msgspec.structs.replace(other, files=(entry, *other.files[1:]))
+    with pytest.raises(IntegrityError, match="mode"):
+        release.install(trusted)
+    note = next(event for event in release.events if isinstance(event, Note))
+    assert note.code == "RUNTIME_DAMAGED"
+    assert "lists other files" in note.message
+
+
 # lightness
 
 
@@ -941,3 +1035,4 @@ def test_a_warm_start_imports_no_http(release: Release) -> None:
 
 def test_constants_that_other_parts_rely_on() -> None:
     assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_module.FORMAT) == (0o644, 0o755, 1)
+    assert store_module.LOCK_SECONDS == 900

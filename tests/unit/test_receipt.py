@@ -1,0 +1,189 @@
+"""What stands beside an installed runtime, and how its files are looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pytest
+import releases
+from archives import GOOD, Entry, file_entry
+
+from llama_loader import manifest as schema
+from llama_loader import receipt
+from llama_loader.errors import IntegrityError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+SHA = "ab" * 32
+BIG = Entry("runtime/libbig.so", bytes(range(256)) * 40)
+PIECE = 1000
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A runtime of small files and one of several pieces, with its receipt."""
+    place = tmp_path / "runtimes" / SHA
+    for entry in (*GOOD, BIG):
+        path = place / receipt.FILES / entry.path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(entry.data)
+        path.chmod(entry.mode)
+    write(place, sha256=SHA)
+    return place
+
+
+def entries() -> tuple[schema.FileEntry, ...]:
+    return tuple(file_entry(entry, PIECE) for entry in (*GOOD, BIG))
+
+
+def write(place: Path, **fields: Any) -> None:
+    whole = {
+        "format": 1,
+        "sha256": SHA,
+        "release": None,
+        "artifact": None,
+        "verified": True,
+        "files": msgspec.to_builtins(entries()),
+    }
+    (place / receipt.RECEIPT).write_text(json.dumps(whole | fields))
+
+
+def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
+    found = receipt.read(place)
+    assert (found.format, found.sha256, found.files) == (1, SHA, entries())
+    assert receipt.main_folder(found, "it") == "runtime"
+    assert receipt.PROGRAM == "llama-server"
+    with pytest.raises(AttributeError):
+        found.verified = False  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("fields", "code", "words"),
+    [
+        ({"sha256": "cd" * 32}, "RUNTIME_DAMAGED", "is of another runtime"),
+        ({"format": 0}, "RECEIPT_INVALID", "receipt of abababababab: "),
+        ({"verified": "yes"}, "RECEIPT_INVALID", "receipt of abababababab: "),
+        ({"files": [{}]}, "RECEIPT_INVALID", "receipt of abababababab: "),
+    ],
+)
+def test_a_receipt_that_is_wrong(place: Path, fields: Any, code: str, words: str) -> None:
+    write(place, **fields)
+    with pytest.raises(IntegrityError, match=words) as caught:
+        receipt.read(place)
+    assert caught.value.code == code
+
+
+def test_a_receipt_that_is_missing(place: Path) -> None:
+    (place / receipt.RECEIPT).unlink()
+    with pytest.raises(IntegrityError, match="has no receipt") as caught:
+        receipt.read(place)
+    assert caught.value.code == "RUNTIME_DAMAGED"
+    assert "repairs it" in caught.value.hint
+
+
+def test_a_receipt_of_an_artifact_lists_its_files(place: Path) -> None:
+    artifact = releases.artifact("cpu", "cpu")
+    own = msgspec.to_builtins(msgspec.structs.replace(artifact, sha256=SHA))
+    write(place, artifact=own)
+    with pytest.raises(IntegrityError, match="is of another runtime"):
+        receipt.read(place)
+    write(place, artifact=own, files=own["files"])
+    assert receipt.read(place).files == artifact.files
+    write(place, artifact=own | {"sha256": "cd" * 32}, files=own["files"])
+    with pytest.raises(IntegrityError, match="is of another runtime"):
+        receipt.read(place)
+
+
+def test_the_folder_of_libraries_is_where_they_are() -> None:
+    artifact = releases.runtime("cu130")
+    found = receipt.Receipt(
+        format=1,
+        sha256=SHA,
+        release="b1",
+        artifact=artifact,
+        verified=True,
+        files=artifact.files,
+    )
+    assert receipt.main_folder(found, "it") == "cuda-runtime"
+
+
+def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags: set[int] = set()
+    original = os.open
+
+    def watched(path: Path, how: int, *rest: int) -> int:
+        flags.add(how)
+        return original(path, how, *rest)
+
+    monkeypatch.setattr(os, "open", watched)
+    receipt.check_files(place, entries(), PIECE)
+    assert flags == {os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC}
+
+
+@pytest.mark.parametrize("at", [0, 999, 1000, len(BIG.data) - 1])
+@pytest.mark.parametrize("piece_size", [PIECE, 0])
+def test_every_byte_is_looked_at(place: Path, at: int, piece_size: int) -> None:
+    receipt.check_files(place, entries(), piece_size)
+    path = place / receipt.FILES / BIG.path
+    data = bytearray(BIG.data)
+    data[at] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(IntegrityError, match=r"runtime/libbig\.so changed"):
+        receipt.check_files(place, entries(), piece_size)
+
+
+def test_every_piece_of_a_list_is_looked_at(place: Path) -> None:
+    """A list whose last piece is wrong contradicts the file's own digest."""
+    whole = entries()
+    wrong = msgspec.structs.replace(whole[-1], chunks=(*whole[-1].chunks[:-1], "0" * 64))
+    with pytest.raises(IntegrityError) as caught:
+        receipt.check_files(place, (*whole[:-1], wrong), PIECE)
+    assert caught.value.code == receipt.CONTRADICTION == "MANIFEST_CONTRADICTS_ITSELF"
+    assert "libbig.so" in caught.value.message
+    (place / receipt.FILES / BIG.path).write_bytes(BIG.data[::-1])
+    with pytest.raises(IntegrityError, match="changed"):
+        receipt.check_files(place, (*whole[:-1], wrong), PIECE)
+
+
+def test_what_others_could_write_or_run_otherwise_is_changed(place: Path) -> None:
+    path = place / receipt.FILES / BIG.path
+    for mode in (0o664, 0o646, 0o744, 0o4644, 0o2644, 0o1644):
+        path.chmod(mode)
+        with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
+            receipt.check_files(place, entries(), PIECE)
+    path.chmod(0o644)
+    receipt.check_files(place, entries(), PIECE)
+
+
+def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was opened is looked at again: its path may lead elsewhere by then."""
+    path = place / receipt.FILES / BIG.path
+    other = place / "other"
+    other.write_bytes(BIG.data)
+    other.chmod(0o666)
+    original = os.open
+
+    def swapped(name: Path, how: int, *rest: int) -> int:
+        return original(other if name == path else name, how, *rest)
+
+    monkeypatch.setattr(os, "open", swapped)
+    with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
+        receipt.check_files(place, entries(), PIECE)
+
+
+def test_the_same_files_with_and_without_pieces() -> None:
+    with_pieces = entries()
+    without = tuple(file_entry(entry, 1 << 20) for entry in (*GOOD, BIG))
+    assert with_pieces != without
+    assert receipt.same_files(with_pieces, without)
+    other = msgspec.structs.replace(without[0], sha256=hashlib.sha256(b"").hexdigest())
+    assert not receipt.same_files(with_pieces, (other, *without[1:]))
