@@ -160,7 +160,7 @@ def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         stale.rmdir()
         return True
 
-    monkeypatch.setattr(disk, "_is_stale", other_was_faster)
+    monkeypatch.setattr(disk, "is_stale", other_was_faster)
     disk.sweep(tmp_path)
     assert not folder.exists()
 

@@ -271,3 +271,75 @@ def test_runtimes_for_two_gpus_are_one_generation() -> None:
     assert set(record.current.runtimes) == {"1" * 64, "2" * 64}
     assert record.previous is not None
     assert record.previous.release == "a"
+
+
+def test_the_same_runtimes_again_keep_the_release_before() -> None:
+    one, two = generation("a", "1" * 64), generation("b", "2" * 64)
+    record = generations.following(generations.following(None, one), two)
+    assert (record.current, record.previous) == (two, one)
+    renamed = generation("c", "2" * 64)
+    after = generations.following(record, renamed)
+    assert (after.current, after.previous) == (renamed, one)
+    assert after.runtimes == {"1" * 64, "2" * 64}
+
+
+@pytest.mark.parametrize("kind", ["age", "size", "recent"])
+def test_limits_are_kept_to_the_second_and_the_byte(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    now = 2_000_000_000.0
+    place = tmp_path / ("a" * 64)
+    place.mkdir()
+    (place / "file").write_bytes(bytes(100))
+    monkeypatch.setattr(time, "time", lambda: now)
+    size = sum(path.lstat().st_size for path in place.rglob("*"))
+
+    def goes(unused: float, most: int) -> bool:
+        os.utime(place, (now - unused, now - unused))
+        monkeypatch.setattr(generations, "MAX_BYTES", most)
+        gone: list[Path] = []
+        generations.collect(tmp_path, (), gone.append)
+        return gone == [place]
+
+    if kind == "age":
+        outcomes = [goes(14 * 86400 - 1, size), goes(14 * 86400, size)]
+    elif kind == "size":
+        outcomes = [goes(7200, size), goes(7200, size - 1)]
+    else:
+        outcomes = [goes(3599, 0), goes(3600, 0)]
+    assert outcomes == [False, True]
+
+
+def test_no_runtime_of_a_store_takes_more_than_one_file_handle(tmp_path: Path) -> None:
+    """A worker that asks before every start must not run out of them."""
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts, no paths
+    for _ in range(5):
+        generations.hold(tmp_path)
+        generations.collect(tmp_path.parent, (), lambda _: None)
+    assert len(os.listdir("/proc/self/fd")) == before + 1  # noqa: PTH208
+
+
+def test_folders_are_opened_as_such_and_for_this_process_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "runtimes" / ("a" * 64)
+    place.mkdir(parents=True)
+    os.utime(place, (0, 0))
+    flags: list[int] = []
+    original = os.open
+
+    def watched(path: Path, how: int, *rest: int, **where: int) -> int:
+        flags.append(how)
+        return original(path, how, *rest, **where)
+
+    monkeypatch.setattr(os, "open", watched)
+    generations.hold(place)
+    generations.collect(place.parent, (), lambda _: None)
+    folder = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    assert flags == [folder, folder | os.O_NOFOLLOW]
+
+
+def test_limits_that_the_documents_name() -> None:
+    assert generations.MAX_AGE_SECONDS == 14 * 24 * 3600
+    assert generations.MAX_BYTES == 8 * 1024**3
+    assert generations.RECENT_SECONDS == 3600
