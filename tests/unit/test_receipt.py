@@ -187,3 +187,29 @@ def test_the_same_files_with_and_without_pieces() -> None:
     assert receipt.same_files(with_pieces, without)
     other = msgspec.structs.replace(without[0], sha256=hashlib.sha256(b"").hexdigest())
     assert not receipt.same_files(with_pieces, (other, *without[1:]))
+
+
+def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
+    """Up to ten of a kind, then how many more there are."""
+    (place / receipt.FILES / BIG.path).unlink()
+    for number in range(10):
+        (place / receipt.FILES / f"x{number}").touch()
+    with pytest.raises(IntegrityError) as caught:
+        receipt.check_files(place, entries(), PIECE)
+    extra = ", ".join(f"x{number}" for number in range(10))
+    assert caught.value.message == f"{place}: runtime/libbig.so missing; {extra} not listed"
+    (place / receipt.FILES / "y").touch()
+    with pytest.raises(IntegrityError, match="x9 and 1 more not listed"):
+        receipt.check_files(place, entries(), PIECE)
+
+
+def test_an_archive_has_one_server() -> None:
+    assert receipt.find_program(["a/llama-server", "a/b"], "it") == "a"
+    assert receipt.find_program(["llama-server"], "it") == "."
+    for paths, words in (
+        (["a/b"], "it holds no llama-server"),
+        (["b/llama-server", "a/llama-server"], "it holds a/llama-server and b/llama-server"),
+    ):
+        with pytest.raises(IntegrityError, match=words) as caught:
+            receipt.find_program(paths, "it")
+        assert caught.value.code == "NO_SERVER_IN_ARCHIVE"

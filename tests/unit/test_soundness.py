@@ -40,6 +40,22 @@ def test_what_was_hashed_a_moment_ago_is_not_hashed_again() -> None:
     assert files.looked == 2
 
 
+def test_a_look_that_found_damage_counts_for_nothing() -> None:
+    """Not even the good one a second before it."""
+    files = Files()
+    files.sound.look()
+    files.trouble = IntegrityError("RUNTIME_DAMAGED", "changed")
+    with pytest.raises(IntegrityError):
+        files.sound.look()
+    with pytest.raises(IntegrityError):
+        files.sound.require()
+    assert files.looked == 3
+
+
+def test_how_long_a_look_counts() -> None:
+    assert FRESH == 10
+
+
 def test_what_was_found_damaged_stays_so() -> None:
     files = Files()
     files.sound.look()
