@@ -30,8 +30,8 @@ class Watch(Protocol):
     def left(self) -> float:
         """Seconds that may still be waited; raises where there are none."""
 
-    def waited(self, seconds: float) -> None:
-        """Take note of a wait; raises where it was one too many."""
+    def waited(self, seconds: float, count: int) -> None:
+        """Take note of a wait and the bytes that it brought; raises where it is one too many."""
 
 
 class Watched(HTTPAdapter):
@@ -85,7 +85,10 @@ class _Connection(HTTPConnection):
 
     def _new_conn(self) -> socket.socket:
         """Connect to one address after the other: none may take more than its share of the time."""
-        found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        try:
+            found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+        except UnicodeError as error:  # a label is empty or too long
+            raise OSError(f"{self.host[:80]!r} is no host's name") from error
         for others in reversed(range(len(found))):
             address = found[-1 - others][4]
             share = min(float(self.timeout or 0), self.watch.left() / (others + 1))
@@ -124,16 +127,16 @@ class _Reads(io.RawIOBase):
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: Any) -> int | None:
+    def readinto(self, buffer: Any) -> int:
         timeout = min(self._silence, max(self._watch.left(), _SHORTEST))
         if timeout != self._timeout:  # each change is a system call
             self._sock.settimeout(timeout)
             self._timeout = timeout
-        began = time.monotonic()
+        began, count = time.monotonic(), 0
         try:
-            count: int | None = self._raw.readinto(buffer)
+            count = self._raw.readinto(buffer) or 0
         finally:
-            self._watch.waited(time.monotonic() - began)
+            self._watch.waited(time.monotonic() - began, count)
         return count
 
     def close(self) -> None:

@@ -74,7 +74,8 @@ def parse(url: str) -> Web | Local | Hub:
 def is_allowed_web(url: str) -> bool:
     """Whether a URL is https, or http on loopback."""
     parts = _split(url)
-    if parts is None or not parts.hostname:
+    # For requests a backslash ends the host's name, for urlsplit it does not.
+    if parts is None or not parts.hostname or "@" in parts.netloc or "\\" in url:
         return False
     return parts.scheme == "https" or (parts.scheme == "http" and parts.hostname in LOOPBACK)
 

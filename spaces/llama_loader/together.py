@@ -63,7 +63,7 @@ class Together:
         self._indexes = indexes
         self._pace = pace
         self._changed = Condition()
-        self._error: AttemptError | None = None
+        self._error: BaseException | None = None
         self._over = False
         self._workers: list[Background[None]] = []
         self._bytes = 0
@@ -118,7 +118,7 @@ class Together:
         try:
             while (index := self._claim()) is not None:
                 self._bring(index)
-        except AttemptError as error:
+        except BaseException as error:  # noqa: BLE001 - raised again by whoever waits for chunks
             with self._changed:
                 self._error = self._error or error
                 self._over = True

@@ -30,9 +30,14 @@ _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _DIRECTLY: Final = {"http": None, "https": None, "all": None}
 """What requests takes for: by no proxy, whatever the environment says."""
+_MOST_WRAPPING: Final = 1 << 20
+"""Bytes between two pieces of a file: lengths of chunks, extensions, trailers; one piece itself."""
 _SETTLED: Final = timedelta(minutes=1)
 """A file that changed so shortly before it was sent may change again and keep its date."""
-_RANGE: Final = re.compile(r"bytes (?P<first>\d+)-(?P<last>\d+)/(?P<total>\d+|\*)")
+_NUMBER: Final = re.compile(r"[0-9]{1,18}")
+_RANGE: Final = re.compile(
+    r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18}|\*)"
+)
 
 
 @dataclass(frozen=True)
@@ -263,10 +268,11 @@ class _Waiting:
         self._headers: Deadline | None = Deadline(patience.headers)
         self._seconds = 0.0
         self._bytes = 0
+        self._wrapping = 0
 
     def headers_came(self) -> None:
         """From now on the rate counts."""
-        self._headers, self._seconds = None, 0.0
+        self._headers, self._seconds, self._wrapping = None, 0.0, 0
 
     def left(self) -> float:
         """Seconds that may still be waited.
@@ -282,14 +288,17 @@ class _Waiting:
             raise AttemptError(f"no answer within {self._patience.headers:g} s")
         return min(left, self._headers.remaining())
 
-    def waited(self, seconds: float) -> None:
-        """Count time spent waiting: unpacking is not the server's fault.
+    def waited(self, seconds: float, count: int) -> None:
+        """Count time spent waiting (unpacking is not the server's fault) and bytes of any kind.
 
         Raises:
             AttemptError: it took too long in all, or nothing of the file comes any more.
         """
         self._seconds += seconds
+        self._wrapping += count
         self.left()
+        if self._headers is None and self._wrapping > _MOST_WRAPPING:
+            raise AttemptError("sends no end of what is not the file")
         if self._headers is None and self._seconds >= 2 * self._patience.window:
             self._require_pace()
 
@@ -300,6 +309,7 @@ class _Waiting:
             AttemptError: it only trickles.
         """
         self._bytes += count
+        self._wrapping = 0
         if self._seconds >= self._patience.window:
             self._require_pace()
 
@@ -350,7 +360,8 @@ def _no_redirect(answer: Any) -> None:
 
 
 def _number(text: str | None) -> int | None:
-    return int(text) if text and text.isascii() and text.isdigit() else None
+    """What a header counts; None where it is no number, or one of a length that nothing has."""
+    return int(text) if text and _NUMBER.fullmatch(text) else None
 
 
 def _modified(headers: Mapping[str, str]) -> str | None:

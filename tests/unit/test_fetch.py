@@ -603,12 +603,72 @@ def test_a_drip_between_the_bytes_of_a_body_is_no_progress(server: FaultServer, 
     assert time.monotonic() - began < 10 * IMPATIENT.window
 
 
-def test_trailers_without_end_are_left_at_the_deadline(server: FaultServer) -> None:
+@pytest.mark.parametrize(
+    ("piece", "behind"),
+    [(b"x: y\r\n" * 1000, b"0\r\n"), (b"0" * 8192, b""), (b"1;" + b"x" * 60_000 + b"\r\n", b"")],
+    ids=["trailers", "length", "extensions"],
+)
+def test_what_is_not_the_file_is_not_read_without_end(
+    server: FaultServer, reader: Reader, piece: bytes, behind: bytes
+) -> None:
+    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
+    server.fail("/slow", faults.repeats(piece, behind=CHUNKED + behind), always=True)
+    assert reader.fetch(slow, good) == DATA
+    assert server.sent("/slow") < faults.ENOUGH
+
+
+def test_small_chunks_are_not_mistaken_for_that(server: FaultServer, reader: Reader) -> None:
+    def crumbs(answer: faults.Answer) -> None:
+        answer.handler.wfile.write(CHUNKED)
+        pieces = (DATA[at : at + 7] for at in range(0, len(DATA), 7))
+        answer.handler.wfile.write(b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces))
+        answer.handler.wfile.write(b"0\r\n\r\n")
+
     url = server.put("/a", DATA)
-    trailers = faults.repeats(b"x: y\r\n" * 1000, behind=CHUNKED + b"0\r\n")
-    server.fail("/a", trailers, always=True)
-    reader = Reader(patience=replace(IMPATIENT, deadline=1.0, rate=0))
-    assert "not done within 1 s" in refused(NetworkError, "UNREACHABLE", reader, url)
+    server.fail("/a", crumbs)
+    assert reader.fetch(url) == DATA
+    assert len(server.requests) == 1
+
+
+HUGE = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (503, {"Retry-After": "9" * 400}),
+        (503, {"Retry-After": HUGE}),
+        (503, {"Retry-After": "Mon, 01 Jan 99999999999999 00:00:00 GMT"}),
+        (503, {"Retry-After": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999"}),
+        (200, {"Content-Length": HUGE}),
+        (200, {"Content-Length": "-5"}),
+        (206, {"Content-Range": f"bytes {HUGE}-9/10"}),
+        (206, {"Content-Range": f"bytes 0-9/{HUGE}"}),
+        (206, {"Content-Range": "bytes \u00b2-9/10"}),
+        (200, {"Last-Modified": "Mon, 01 Jan 2020 00:00:00 +9999999999", "Date": "x"}),
+        (200, {"Transfer-Encoding": "chunked", "Content-Length": "5"}),
+        (302, {"Location": f"https://{'a' * 70}.com/"}),
+        (302, {"Location": "https://a..b/"}),
+        (302, {"Location": "https://%00/"}),
+        (302, {"Location": "https://xn--\u00ff/"}),
+        (302, {"Location": "https://[v1.x]/"}),
+        (302, {f"X-{number}": "x" for number in range(200)}),
+    ],
+)
+def test_hostile_headers_are_an_error_of_the_network(
+    server: FaultServer, reader: Reader, status: int, headers: dict[str, str]
+) -> None:
+    """Neither a number that is too large nor a host that cannot be is a programming error."""
+
+    def hostile(answer: faults.Answer) -> None:
+        lines = [f"HTTP/1.1 {status} x", *(f"{name}: {text}" for name, text in headers.items())]
+        answer.handler.wfile.write("\r\n".join([*lines, "", "hello"]).encode("latin-1"))
+
+    url, good = server.put("/a", DATA), server.put("/good", DATA)
+    server.fail("/a", hostile, always=True)
+    assert reader.fetch(url, good) == DATA
+    with pytest.raises(LoaderError):
+        reader.fetch(url)
 
 
 def test_a_tls_handshake_that_drips_is_left_for_the_next_mirror(
@@ -683,6 +743,9 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, reader: Read
         "http://[::1",
         "",
         "hf://a/b/c",
+        "http://example.org\\@127.0.0.1/",
+        "http://user:password@127.0.0.1/",
+        "http://127.0.0.1\\.example.org/",
     ],
 )
 def test_a_redirect_elsewhere_is_refused(

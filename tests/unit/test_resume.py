@@ -21,7 +21,7 @@ from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
 from llama_loader.partial import Partial
 from llama_loader.store import Store
-from llama_loader.together import Pace
+from llama_loader.together import Pace, Together
 from llama_loader.web import Patience
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
@@ -281,6 +281,18 @@ def test_wrong_bytes_over_several_connections_are_refused(
     with pytest.raises(IntegrityError) as caught:
         fetched(tmp_path, url)
     assert caught.value.code == "CHUNK_MISMATCH"
+
+
+def test_an_error_of_any_kind_in_a_worker_is_the_readers(tmp_path: Path) -> None:
+    """Nobody waits for chunks that no worker will bring."""
+
+    def breaks(index: int) -> bytes:
+        raise OverflowError(index)
+
+    with Partial(tmp_path / "partial", WANTED) as here:
+        together = Together(breaks, here, iter(range(4)), EAGER)
+        with pytest.raises(OverflowError):
+            next(iter(together.chunks(0, 4)))
 
 
 def test_a_reader_who_leaves_leaves_no_worker_behind(server: FaultServer, tmp_path: Path) -> None:
