@@ -19,13 +19,22 @@ from typing import Any, Final
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 TABLE: Final = ROOT / "docs" / "faults.md"
-_ROW: Final = re.compile(r"^\| ([\d, ]+) \|(.*)$", re.MULTILINE)
+_ROW: Final = re.compile(r"^\|([\d, ]*)\|(.*)$", re.MULTILINE)
 
 
 def rows() -> dict[str, list[str]]:
-    """The table's rows, by their numbers, with the tests that each names."""
-    found = _ROW.findall(TABLE.read_text())
-    return {numbers: re.findall(r"`(test_\w+)`", rest) for numbers, rest in found}
+    """The table's rows, by their numbers, with the tests that each names.
+
+    A fault may have several rows; one without a number belongs to the fault before it.
+    """
+    found: dict[str, list[str]] = {}
+    numbers = ""
+    for given, rest in _ROW.findall(TABLE.read_text()):
+        numbers = given.strip() or numbers
+        tests = re.findall(r"`(test_\w+)`", rest)
+        if given.strip() or tests:  # else it is the head of a table
+            found.setdefault(numbers, []).extend(tests)
+    return found
 
 
 def collected() -> Counter[str]:
