@@ -8,7 +8,6 @@ import random
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from email.utils import formatdate
 from pathlib import Path
@@ -24,9 +23,9 @@ from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 from llama_loader.web import Patience
 from tests.rigs import fault_server as faults
+from tests.rigs import installer
 from tests.rigs.archives import SCRIPT, Entry, compress, tar
 from tests.rigs.fault_server import FaultServer
-from tests.rigs.installer import SPACES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,18 +37,6 @@ SERVER = Entry("llama/llama-server", SCRIPT, 0o755)
 PATIENCE = Patience(connect=2, silence=2, window=1, deadline=60, attempts=2)
 LONG_AGO = formatdate(1_700_000_000, usegmt=True)
 NAMED: dict[str, dict[str, str]] = {"etag": {"etag": '"one"'}, "date": {"modified": LONG_AGO}}
-
-PROGRAM = """
-import sys
-spaces, root, url, chunk = sys.argv[1:]
-sys.path.insert(0, spaces)
-from pathlib import Path
-from llama_loader import kept_archive
-from llama_loader.fetch import Fetcher
-from llama_loader.store import Store
-kept_archive.CHUNK = int(chunk)
-Store(Path(root)).install_archive(url, None, Fetcher())
-"""
 
 
 def archive(seed: int, size: int = 1_000_000) -> bytes:
@@ -111,8 +98,7 @@ def test_an_archive_by_url_is_gone_on_with_after_a_kill(
     whole, root = after // CHUNK, tmp_path / "store"
     url = server.put("/a", PACKED, **NAMED[named])
     server.fail("/a", faults.stalls(after))
-    argv = [sys.executable, "-c", PROGRAM, str(SPACES), str(root), url, str(CHUNK)]
-    with subprocess.Popen(argv) as process:
+    with subprocess.Popen(installer.archive_command(root, url, CHUNK)) as process:
         deadline = time.monotonic() + 30
         while chunks_in(root) != whole:
             assert time.monotonic() < deadline
