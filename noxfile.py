@@ -19,6 +19,7 @@ nox.options.error_on_external_run = True
 
 FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
+LOADER_LOCK = "requirements-loader.lock"
 SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
 WORKFLOWS = ".github/workflows"
 MODULE_PATH = {
@@ -114,14 +115,16 @@ def lock(session: nox.Session) -> None:
     session.install("uv>=0.13")
     common = (
         "--universal",
-        "--python-version=3.11",
         "--generate-hashes",
         "--no-emit-index-url",
         "--no-annotate",
         "--custom-compile-command=nox -s lock",
         "--quiet",
     )
-    compile_ = ("uv", "pip", "compile", *common, *session.posargs, "pyproject.toml")
-    session.run(*compile_, "-o", FARM_LOCK)
+    compile_ = ("uv", "pip", "compile", *common, *session.posargs)
+    ours = (*compile_, "--python-version=3.11", "pyproject.toml")
+    session.run(*ours, "-o", FARM_LOCK)
     groups = (f"--group={name}" for name in ("cluster", "test", "lint"))
-    session.run(*compile_, *groups, "-o", DEV_LOCK)
+    session.run(*ours, *groups, "-o", DEV_LOCK)
+    loader = ("--python-version=3.10", "spaces/requirements.txt", "--group=loader-test")
+    session.run(*compile_, *loader, "-o", LOADER_LOCK)

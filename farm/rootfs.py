@@ -12,6 +12,7 @@ import subprocess
 import tarfile
 import tempfile
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -24,6 +25,28 @@ if TYPE_CHECKING:
 
 SUITE: Final = "bookworm"
 """Debian 12: its glibc 2.36 gives binaries that need 2.34 (FACTS: measured)."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """What a root file system is made of.
+
+    Attributes:
+        suite: the distribution's name for its release.
+        packages: what is in it beside the minimum.
+        mirror: where its packages are, empty for the one that debootstrap knows.
+        components: the parts of the mirror that are used.
+        keyring: whose signatures the mirror must carry, None for this system's own.
+    """
+
+    suite: str
+    packages: tuple[str, ...] = ()
+    mirror: str = ""
+    components: tuple[str, ...] = ("main",)
+    keyring: Path | None = None
+
+
+DEVEL: Final = Distribution(SUITE)
 
 SHOWN_LINES: Final = 12
 
@@ -64,8 +87,8 @@ def require_tools() -> None:
 
 
 @contextmanager
-def root_tar(log: Callable[[str], None], *, suite: str = SUITE) -> Iterator[IO[bytes]]:
-    """Make a minimal root file system of ``suite``; gone when closed.
+def root_tar(log: Callable[[str], None], *, of: Distribution = DEVEL) -> Iterator[IO[bytes]]:
+    """Make a root file system of a distribution; gone when closed.
 
     Yields:
         An uncompressed tar stream, about 200 MB: sorted names, fixed times, no logs.
@@ -81,7 +104,7 @@ def root_tar(log: Callable[[str], None], *, suite: str = SUITE) -> Iterator[IO[b
         tempfile.TemporaryFile(dir=folder) as stream,
     ):
         root = Path(folder) / "root"
-        _debootstrap(suite, root, log)
+        _debootstrap(of, root, log)
         pack(root, stream)
         stream.seek(0)
         yield stream
@@ -102,16 +125,20 @@ def _normal(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return entry
 
 
-def _debootstrap(suite: str, root: Path, log: Callable[[str], None]) -> None:
+def _debootstrap(of: Distribution, root: Path, log: Callable[[str], None]) -> None:
     argv = (
         "debootstrap",
         "--variant=minbase",
         "--arch=amd64",
         # On a host of another distribution a missing keyring is only a warning without it.
         "--force-check-gpg",
-        f"--cache-dir={cache_folder('debs')}",
-        suite,
+        f"--cache-dir={cache_folder(f'debs-{of.suite}')}",
+        f"--components={','.join(of.components)}",
+        *((f"--include={','.join(of.packages)}",) if of.packages else ()),
+        *((f"--keyring={of.keyring}",) if of.keyring else ()),
+        of.suite,
         str(root),
+        *((of.mirror,) if of.mirror else ()),
     )
     # Passwords' dates of change would differ from day to day.
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH), "LC_ALL": "C"}
