@@ -7,6 +7,7 @@ import errno
 import hashlib
 import json
 import os
+import pathlib
 import random
 import resource
 import shutil
@@ -326,6 +327,14 @@ def test_a_limit_on_the_size_of_files(release: Release) -> None:
     assert release.install().verified
 
 
+def of_the_system(monkeypatch: pytest.MonkeyPatch, call: str, function: Any) -> None:
+    """Replace a function of ``os``; pathlib of Python 3.10 has taken most of them at its import."""
+    monkeypatch.setattr(os, call, function)
+    taken = getattr(pathlib, "_normal_accessor", None)
+    if taken is not None and call in {"rename", "mkdir", "scandir"}:
+        monkeypatch.setattr(taken, call, function)
+
+
 @pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "fchmod", "open", "scandir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_at_any_call(
@@ -344,13 +353,13 @@ def test_a_disk_that_fails_at_any_call(
                     raise OSError(number, os.strerror(number), str(args[0]))
             return _original(*args, **kw)
 
-        monkeypatch.setattr(os, call, failing)
+        of_the_system(monkeypatch, call, failing)
         try:
             outcomes.add(type(release.install()).__name__)
         except StoreError as error:
             outcomes.add(error.code)
         finally:
-            monkeypatch.setattr(os, call, original)
+            of_the_system(monkeypatch, call, original)
         assert release.install().verified
         # Where removing what was half done failed itself, a later process does it.
         assert len(release.left()) <= (call in {"open", "scandir"})
@@ -814,7 +823,7 @@ def test_a_store_that_damages_what_is_installed(
         if Path(target) == release.place:
             DAMAGES["bit"](release.place)
 
-    monkeypatch.setattr(os, "rename", rename_and_damage)
+    of_the_system(monkeypatch, "rename", rename_and_damage)
     installed = release.install()
     with pytest.raises(IntegrityError, match="changed") as caught:
         installed.sound.require()
@@ -836,7 +845,7 @@ def test_another_installers_runtime_that_is_damaged(
             original(elsewhere, target)
         original(source, target, **kwargs)
 
-    monkeypatch.setattr(os, "rename", theirs_first)
+    of_the_system(monkeypatch, "rename", theirs_first)
     with pytest.raises(StoreError) as caught:
         release.install()
     assert caught.value.code == "STORE_UNSTABLE"
