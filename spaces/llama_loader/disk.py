@@ -71,8 +71,9 @@ def read_if_there(path: Path) -> bytes | None:
 
 
 def write_new(path: Path, data: bytes) -> None:
-    """Write a file that is not there yet, and have it on the disk."""
-    with path.open("xb") as stream:
+    """Write a file that is not there yet, for its owner to change, and have it on the disk."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    with os.fdopen(os.open(path, flags, 0o644), "wb") as stream:
         stream.write(data)
         stream.flush()
         os.fsync(stream.fileno())

@@ -402,9 +402,11 @@ class Store:
             StoreError: it cannot be made.
         """
         self._folder.prepare()
-        folder = self.root.joinpath(*names)
-        with disk.errors(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        folder = self.root
+        for name in names:
+            folder /= name
+            with disk.errors(folder):
+                folder.mkdir(mode=0o755, exist_ok=True)
         return folder
 
     def write_whole(self, path: Path, data: bytes) -> None:

@@ -129,8 +129,10 @@ class StoreFolder:
             lock.release()
 
     def _make_folders(self) -> None:
-        for name in ("runtimes", "manifests", "staging"):
-            (self.path / name).mkdir(parents=True, exist_ok=True)
+        # Whoever may write here may change what was verified, whatever umask this process has.
+        for folder in (self.path, *(self.path / name for name in ("runtimes", "manifests"))):
+            folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        self.staging.mkdir(mode=0o700, exist_ok=True)
         self.staging.chmod(0o700)
         self.check_format()
         # A folder may be there and not writable: find out before anything is fetched.

@@ -327,6 +327,24 @@ def test_a_limit_on_the_size_of_files(release: Release) -> None:
     assert release.install().verified
 
 
+def test_nobody_else_may_write_in_a_store_whatever_the_umask(release: Release) -> None:
+    """What was verified could be changed before it is executed."""
+    before = os.umask(0)
+    try:
+        release.install()
+        manifest = archives.manifest(release.artifact)
+        url = release.server.put("/manifest.json", manifest)
+        pin = hashlib.sha256(manifest).hexdigest()
+        release.store().manifest(url, pin, release.fetcher())
+        release.store().folder("channels", "one")
+    finally:
+        os.umask(before)
+    places = [release.root, *release.root.rglob("*")]
+    assert len(places) > 12
+    open_to_all = [place for place in places if place.lstat().st_mode & 0o022]
+    assert [place for place in open_to_all if place.suffix != ".lock"] == []
+
+
 def of_the_system(monkeypatch: pytest.MonkeyPatch, call: str, function: Any) -> None:
     """Replace a function of ``os``; pathlib of Python 3.10 has taken most of them at its import."""
     monkeypatch.setattr(os, call, function)
