@@ -34,14 +34,12 @@ class Distribution:
     Attributes:
         suite: the distribution's name for its release.
         packages: what is in it beside the minimum.
-        mirror: where its packages are, empty for the one that debootstrap knows.
         components: the parts of the mirror that are used.
         keyring: whose signatures the mirror must carry, None for this system's own.
     """
 
     suite: str
     packages: tuple[str, ...] = ()
-    mirror: str = ""
     components: tuple[str, ...] = ("main",)
     keyring: Path | None = None
 
@@ -138,7 +136,6 @@ def _debootstrap(of: Distribution, root: Path, log: Callable[[str], None]) -> No
         *((f"--keyring={of.keyring}",) if of.keyring else ()),
         of.suite,
         str(root),
-        *((of.mirror,) if of.mirror else ()),
     )
     # Passwords' dates of change would differ from day to day.
     environment = os.environ | {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH), "LC_ALL": "C"}

@@ -1,4 +1,4 @@
-"""The loader's own tests on the oldest and on the newest Python of a Space, in containers."""
+"""The loader's own tests on other Pythons than the farm's, in containers."""
 
 from __future__ import annotations
 

@@ -3,18 +3,19 @@
 The root file systems come from the distributions, signed; the packages from
 requirements-loader.lock, chosen for that Python and put into the container by this host. Inside
 there is no network, and none of the farm's packages.
+
+    PYTHONPATH=.:spaces:tests/rigs python tests/rigs/pythons.py 3.10
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import subprocess
+import sys
 import tarfile
 import tempfile
-import urllib.request
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -42,18 +43,21 @@ LEFT_OUT: Final = (
 """What takes long, or measures time, and does not depend on the Python."""
 PACKAGES: Final = ("ca-certificates", "openssl", "python3")
 DISTRIBUTIONS: Final = {
-    "3.10": Distribution(
-        "jammy", PACKAGES, "http://archive.ubuntu.com/ubuntu", ("main", "universe")
-    ),
+    "3.11": Distribution("bookworm", PACKAGES),
     "3.13": Distribution("trixie", PACKAGES),
 }
+"""Debian's, as everything else here."""
+BY_HAND: Final = {
+    "3.10": Distribution(
+        "jammy",
+        PACKAGES,
+        components=("main", "universe"),
+        keyring=Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
+    ),
+}
+"""Ubuntu's: its mirror has to be in reach, and its keys (Debian: ubuntu-archive-keyring)."""
 SECONDS: Final = 900
 
-_KEYRING: Final = Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg")
-_KEYRING_PACKAGE: Final = (
-    "http://archive.ubuntu.com/ubuntu/pool/main/u/ubuntu-keyring/ubuntu-keyring_2021.03.26_all.deb"
-)
-_KEYRING_SHA256: Final = "0d0e7ed6b112f5d03eabf3c7eb01ebdacf9c57714b279e90495cfc58c8c4520f"
 _LABEL: Final = "llama-farm.python"
 _INSIDE: Final = "project"
 
@@ -101,31 +105,15 @@ def _run(client: DockerClient, python: str) -> Run:
 
 def _image(client: DockerClient, python: str) -> str:
     """Return the image with that Python, made of its distribution unless it is here."""
-    wanted = DISTRIBUTIONS[python]
+    wanted = (DISTRIBUTIONS | BY_HAND)[python]
     tag, inputs = f"llama-farm-python:{python}", repr(wanted)
     images = DockerImages(client)
     there = images.find(tag)
     if there is not None and there.labels.get(_LABEL) == inputs:
         return there.id
     lines: list[str] = []
-    with tempfile.TemporaryDirectory() as folder:
-        signed = replace(wanted, keyring=_ubuntu_keyring(Path(folder))) if wanted.mirror else wanted
-        with rootfs.root_tar(lines.append, of=signed) as root:
-            return images.import_root(root, tag, {_LABEL: inputs}).id
-
-
-def _ubuntu_keyring(folder: Path) -> Path:
-    """Return Ubuntu's keys: this system's, or out of their own package, which is pinned."""
-    if _KEYRING.is_file():
-        return _KEYRING
-    with urllib.request.urlopen(_KEYRING_PACKAGE, timeout=60) as answer:
-        data = answer.read()
-    found = hashlib.sha256(data).hexdigest()
-    if found != _KEYRING_SHA256:
-        raise ValueError(f"{_KEYRING_PACKAGE} has sha256 {found}")
-    (folder / "keyring.deb").write_bytes(data)
-    subprocess.run(["dpkg-deb", "-x", folder / "keyring.deb", folder], check=True)
-    return folder / _KEYRING.relative_to("/")
+    with rootfs.root_tar(lines.append, of=wanted) as root:
+        return images.import_root(root, tag, {_LABEL: inputs}).id
 
 
 def _contents(python: str) -> bytes:
@@ -153,3 +141,11 @@ def _contents(python: str) -> bytes:
 
 def _source(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
     return None if entry.name.endswith("__pycache__") else entry
+
+
+if __name__ == "__main__":
+    for version in sys.argv[1:] or (*BY_HAND, *DISTRIBUTIONS):
+        done = run(version)
+        print(f"Python {version}: {done.log}")
+        if done.status:
+            sys.exit(done.status)
