@@ -8,7 +8,9 @@ from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 from invoke.tasks import task
 
 from farm import show, show_published
-from farm.cli import verb
+from farm.cli import refuse_wrong_usage, verb
+
+refuse_wrong_usage()
 
 
 def _path(value: str | None) -> Path | None:
@@ -254,7 +256,7 @@ def publish(
     place = places.parse(to)
     wanted = None if channel is None else destination.require_name("channel", channel)
     signer = None if wanted is None or dry_run else trust.signer(_path(key))
-    plan = publishing.prepare(Path(folder), place)
+    plan = publishing.prepare(Path(folder), place, show.note)
     show_published.plan(plan)
     if dry_run:
         return
@@ -269,17 +271,32 @@ def publish(
 @task(
     help={
         "folder": "a release folder",
-        "against": "where the last release is published, to compare figures with on a GPU",
+        "against": "where earlier releases are published, to compare figures with on a GPU",
+        "to": "instead of a folder: where the release is published; one more report goes there",
+        "release": "for --to: its name, e.g. b11549-1",
     }
 )
 @verb
-def gate(_: Context, folder: str = "dist", against: str | None = None) -> None:
-    """Check a release as promotion demands it, and write the report into its folder."""
+def gate(
+    _: Context,
+    folder: str = "dist",
+    against: str | None = None,
+    to: str | None = None,
+    release: str | None = None,
+) -> None:
+    """Check a release as promotion demands it, and write the report beside it."""
     from farm import gate as checking
-    from farm.publish import last_report, places
+    from farm import promotion
+    from farm.publish import destination, last_report, places
+    from farm.release import load
 
-    last = None if against is None else last_report.of(places.parse(against), Path(folder))
-    report = checking.run(Path(folder), last, show_published.check)
+    if to is None and release is None:
+        own = load(Path(folder)).release
+        earlier = () if against is None else last_report.figures(places.parse(against), own)
+        report = checking.run(Path(folder), earlier, show_published.check)
+    else:
+        name = destination.require_name("release", release)
+        report = promotion.check(places.parse(to), name, show_published.check)
     show_published.gate(report)
 
 
@@ -300,7 +317,7 @@ def promote(
     name = destination.require_name("release", release)
     wanted = destination.require_name("channel", channel)
     place = places.parse(to)
-    signer, lasting = trust.signer(_path(key)), show.positive("--days", days) or 1
+    lasting, signer = show.days("--days", days), trust.signer(_path(key))
     promotion.require_gate(place, name, show_published.check)
     show_published.promotion(channels.promote(place, name, wanted, signer, days=lasting))
 
@@ -320,10 +337,8 @@ def rollback(
 
     wanted = destination.require_name("channel", channel)
     place = places.parse(to)
-    signer = trust.signer(_path(key))
-    show_published.promotion(
-        channels.rollback(place, wanted, signer, days=show.positive("--days", days) or 1)
-    )
+    lasting, signer = show.days("--days", days), trust.signer(_path(key))
+    show_published.promotion(channels.rollback(place, wanted, signer, days=lasting))
 
 
 @task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
@@ -358,6 +373,7 @@ def pin_space(
 ) -> None:
     """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
     from farm import pin_space as pins_of
+    from farm import trust
     from farm.publish import destination, places
 
     show.one_of({"--manifest": manifest, "--release": release, "--channel": channel})
@@ -367,7 +383,8 @@ def pin_space(
         pin = pins_of.release(places.parse(to), destination.require_name("release", release))
     else:
         name = destination.require_name("channel", channel)
-        pin = pins_of.channel(places.parse(to), name, show.text("--public-key", public_key))
+        key = trust.require_public(show.text("--public-key", public_key))
+        pin = pins_of.channel(places.parse(to), name, key)
     pins_of.write(pin)
     show_published.pin(pin)
 

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DAYS: Final = 90
 """How long a promotion holds. Long enough for holidays, short enough that a channel that somebody
 holds back is noticed within a season."""
+_SKEW: Final = timedelta(minutes=5)
+"""How far two machines' clocks may be apart."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +49,22 @@ def promote(
     """Make a published release the channel's present one.
 
     Raises:
-        PublishError: it is not published, has a known hole, or the channel is another key's.
+        PublishError: it is not published, has a known hole, the channel is another key's, was
+            promoted meanwhile, or this machine's clock is behind its last promotion.
     """
     published = _read(destination, release)
     advisories.require_none(published.source)
     serials = destination.channel_serials(channel)
-    before = _present(destination, channel, signer)
+    before, _ = _present(destination, channel, signer)
     serial = max((0, *serials, before.serial if before else 0)) + 1
-    now = datetime.now(timezone.utc).replace(microsecond=0)
+    now = _now()
+    if before is not None and before.created > now + _SKEW:
+        raise PublishError(
+            "CLOCK_BEHIND",
+            f"it is {now:%Y-%m-%d %H:%M} here, but channel {channel} was promoted at"
+            f" {before.created:%Y-%m-%d %H:%M}",
+            hint="set this machine's clock: the expiry is counted from it",
+        )
     pointer = point(published, serial, now, days, destination.artifact_base(release))
     content = schema.dump(pointer)
     schema.parse(content, what=f"channel {channel}")
@@ -75,12 +85,23 @@ def rollback(
 ) -> Promotion:
     """Make the release current that was so before the present one, with a higher serial.
 
+    After a rollback, the release before is the one that was rolled back.
+
     Raises:
-        PublishError: there is no channel, or nothing was promoted to it before.
+        PublishError: there is no channel, nothing was promoted to it before, or its last promotion
+            was cut off, so that "before" could mean two releases.
     """
-    present = _present(destination, channel, signer)
+    present, whole = _present(destination, channel, signer)
     if present is None:
         raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
+    if not whole:
+        raise PublishError(
+            "PROMOTION_CUT_OFF",
+            f"channel {channel} of {destination.where}: serial {present.serial} with"
+            f" {present.release} was written by halves",
+            hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
+            " another one current",
+        )
     return promote(
         destination, _before(destination, channel, present, signer), channel, signer, days=days
     )
@@ -113,8 +134,10 @@ def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -
     )
 
 
-def _present(destination: Destination, channel: str, signer: Signer) -> Manifest | None:
-    """Return what the channel says now; a channel of another key is not ours to change.
+def _present(
+    destination: Destination, channel: str, signer: Signer
+) -> tuple[Manifest | None, bool]:
+    """Return what the channel says now, and whether it says it whole; another key's is not ours.
 
     A promotion that was cut off between two files leaves a manifest and a signature that do not
     belong together. The numbered pair was written before them, and says whose the channel is.
@@ -122,7 +145,7 @@ def _present(destination: Destination, channel: str, signer: Signer) -> Manifest
     content = destination.channel_file(channel, MANIFEST)
     serials = destination.channel_serials(channel)
     if content is None and not serials:
-        return None
+        return None, True
     what = f"channel {channel} of {destination.where}"
     signature = destination.channel_file(channel, f"{MANIFEST}.minisig") or b""
     try:
@@ -130,8 +153,8 @@ def _present(destination: Destination, channel: str, signer: Signer) -> Manifest
     except PublishError:
         if not serials:
             raise
-        return _numbered(destination, channel, serials[-1], signer)
-    return schema.parse(content or b"", what=what)
+        return _numbered(destination, channel, serials[-1], signer), False
+    return schema.parse(content or b"", what=what), True
 
 
 def _numbered(destination: Destination, channel: str, serial: int, signer: Signer) -> Manifest:
@@ -166,6 +189,10 @@ def _read(destination: Destination, release: str) -> Manifest:
             f"{destination.where} has {found.release} under the name {release}",
         )
     return found
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).replace(microsecond=0)
 
 
 def _moved(url: str, base: str) -> str:

@@ -1,4 +1,4 @@
-"""From a verb's function to a process's exit status. Nothing else knows exit statuses."""
+"""From what was typed to a process's exit status. Nothing else knows exit statuses."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final, ParamSpec
 
-from invoke.exceptions import Exit
+from invoke.exceptions import Exit, ParseError
+from invoke.program import Program
 
 from farm.errors import FarmError
 from llama_loader.errors import LoaderError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import FrameType
 
+USAGE: Final = 2
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
 
@@ -43,6 +45,31 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
             _end(f"error[SYSTEM]: {error}\nhint: is there room, and may this user write?", 1)
         except KeyboardInterrupt:
             _end("error[INTERRUPTED]: stopped; nothing half-made was left behind", INTERRUPTED)
+
+    return run
+
+
+def refuse_wrong_usage() -> None:
+    """Let invoke end with our line and status where a verb or option is unknown or missing.
+
+    invoke's own status for that is 1, the same as for a failed build, and no setting changes it.
+    Its program is at work already when it loads ``tasks.py``, so that its methods are replaced.
+    Called twice it changes nothing the second time.
+    """
+    for name in ("parse_tasks", "parse_cleanup"):
+        method = getattr(Program, name)
+        if not hasattr(method, "__wrapped__"):
+            setattr(Program, name, _as_usage(method))
+
+
+def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
+    @functools.wraps(method)
+    def run(program: Program) -> None:
+        try:
+            method(program)
+        except ParseError as error:
+            said = f"error[USAGE]: {error}"
+            _end(f"{said}\nhint: invoke --list, or invoke --help VERB, says what there is", USAGE)
 
     return run
 

@@ -6,27 +6,30 @@ in logs. They belong on the Space's own settings page.
 
 from __future__ import annotations
 
-import os
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError
 from huggingface_hub.hf_api import RepoFile
 
 from farm import PROJECT_ROOT
 from farm.errors import PublishError, UsageError
-from farm.publish.hub import hub_errors
+from farm.publish import hub
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from huggingface_hub import HfApi
+
 ROOT: Final = PROJECT_ROOT / "spaces"
 NEEDED: Final = ("app.py", "README.md", "requirements.txt")
 _VARIABLE: Final = re.compile(r"[A-Z][A-Z0-9_]{0,63}", re.ASCII)
 _SECRET: Final = re.compile(r"TOKEN|SECRET|PASSWORD|CREDENTIAL|API_?KEY|PRIVATE", re.ASCII)
+_TOKEN: Final = re.compile(r"\b(?:hf_|gh[opsru]_|github_pat_|sk-)\w{8}", re.ASCII)
+"""How tokens of the Hub, of GitHub and of the usual model services begin."""
 _KEPT: Final = frozenset({".gitattributes"})
 """Files of the Hub's own that are in no folder of ours."""
 
@@ -76,9 +79,8 @@ def deploy(deployment: Deployment) -> str:
     Raises:
         PublishError: the Hub refuses.
     """
-    endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads it only once
-    api = HfApi(endpoint, library_name="llama-server-farm")
-    with hub_errors(f"Space {deployment.space}"):
+    api = hub.api()
+    with hub.hub_errors(f"Space {deployment.space}"):
         made = api.create_repo(
             deployment.space, repo_type="space", space_sdk="gradio", exist_ok=True
         )
@@ -107,12 +109,14 @@ def _gone(api: HfApi, deployment: Deployment) -> list[str]:
 
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
-    if not equals or not _VARIABLE.fullmatch(name):
-        raise UsageError("VARIABLE_INVALID", f"--set {name[:64]!r} is not NAME=VALUE")
-    if _SECRET.search(name):
+    if not equals:  # not quoted: it may be a secret whose name was forgotten
+        raise UsageError("VARIABLE_INVALID", "--set takes NAME=VALUE, and one has no '='")
+    if not _VARIABLE.fullmatch(name):
+        raise UsageError("VARIABLE_INVALID", f"--set {name[:64]!r} is no variable's name")
+    if _SECRET.search(name) or _TOKEN.search(value):
         raise UsageError(
             "VARIABLE_IS_SECRET",
-            f"{name} is not set from a command line, which others can read",
+            f"{name} looks like a secret: it is not set from a command line, which others can read",
             hint="set it as a secret on the Space's settings page",
         )
     return name, value

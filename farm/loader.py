@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 _COMMAND: Final = (sys.executable, "-m", "llama_loader")
+_SECRETS: Final = frozenset(
+    {"FARM_SIGNING_KEY", "FARM_SIGNING_PASSWORD", "GITHUB_TOKEN", "HF_TOKEN"}
+)
+"""It is given files of this machine: no token opens them."""
 _SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 300.0
 
@@ -29,7 +33,7 @@ def run(*argv: str) -> subprocess.CompletedProcess[str]:
         [*_COMMAND, *argv],
         capture_output=True,
         text=True,
-        env=_environment({}),
+        env=environment({}),
         timeout=_SECONDS,
         check=False,
     )
@@ -59,7 +63,7 @@ def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterat
         [*_COMMAND, "serve", *options, "--json"],
         stdout=subprocess.PIPE,
         text=True,
-        env=_environment(variables or {}),
+        env=environment(variables or {}),
     ) as process:
         try:
             line = process.stdout.readline() if process.stdout else ""
@@ -71,7 +75,7 @@ def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterat
             process.send_signal(signal.SIGINT)
 
 
-def complete(url: str, prompt: str, tokens: int) -> dict[str, Any]:
+def complete(url: str, prompt: str | list[int], tokens: int) -> dict[str, Any]:
     """Ask a server for tokens at temperature 0; returns its whole answer."""
     body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
     with requests.post(f"{url}/completion", json=body, timeout=_ANSWER_SECONDS) as answer:
@@ -80,5 +84,7 @@ def complete(url: str, prompt: str, tokens: int) -> dict[str, Any]:
         return content
 
 
-def _environment(variables: Mapping[str, str]) -> Mapping[str, str]:
-    return {**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces"), **variables}
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's variables without what the loader, and what it starts, must not see."""
+    own = {name: value for name, value in os.environ.items() if name not in _SECRETS}
+    return {**own, "PYTHONPATH": str(PROJECT_ROOT / "spaces"), **variables}

@@ -67,6 +67,7 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
         PublishError: the place cannot be read.
         LoaderError: a manifest is malformed, or ``suppose`` cannot be read.
     """
+    destination.require_there()
     channels = {name: destination.channel_file(name, MANIFEST) for name in destination.channels()}
     releases = {name: b"".join(destination.read(name, MANIFEST)) for name in destination.releases()}
     return Overview(

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from llama_loader.manifest import Artifact, Manifest
 
+_LONGEST: Final = 3650
+"""Days. A channel that lives longer than that has no expiry worth the name."""
+_NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _TARGET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
@@ -42,15 +45,28 @@ def note(text: str) -> None:
 
 
 def positive(option: str, text: str | None) -> int | None:
-    """Parse a positive number; None stays None.
+    """Parse a positive number of at most nine digits; None stays None.
 
     Raises:
         UsageError: names the option and what it takes.
     """
     if text is None:
         return None
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise UsageError("NUMBER_INVALID", f"{option} {text!r} is not a positive number")
+    if not _NUMBER.fullmatch(text) or int(text) < 1:
+        raise UsageError("NUMBER_INVALID", f"{option} {text[:40]!r} is not a positive number")
+    return int(text)
+
+
+def days(option: str, text: str) -> int:
+    """Parse a number of days from now.
+
+    Raises:
+        UsageError: names the option and what it takes.
+    """
+    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= _LONGEST:
+        raise UsageError(
+            "NUMBER_INVALID", f"{option} {text[:40]!r} is not a number of days up to {_LONGEST}"
+        )
     return int(text)
 
 
@@ -108,8 +124,8 @@ def port(option: str, text: str) -> int:
     Raises:
         UsageError: names the option and what it takes.
     """
-    if not text.isascii() or not text.isdigit() or int(text) > 65535:  # noqa: PLR2004 - TCP's limit
-        raise UsageError("PORT_INVALID", f"{option} {text!r} is not a port from 0 to 65535")
+    if not _NUMBER.fullmatch(text) or int(text) > 65535:  # noqa: PLR2004 - TCP's limit
+        raise UsageError("PORT_INVALID", f"{option} {text[:40]!r} is not a port from 0 to 65535")
     return int(text)
 
 

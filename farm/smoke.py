@@ -9,13 +9,12 @@ kernels; ``nox -s gpu`` does.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from typing import TYPE_CHECKING, Final
 
-from farm import PROJECT_ROOT, release
+from farm import loader, release
 from farm.errors import FarmError
 from llama_loader.manifest import LLAMA_SERVER
 
@@ -51,7 +50,7 @@ def _try(folder: Path, artifact: Artifact) -> str:
             ],
             capture_output=True,
             text=True,
-            env={**os.environ, "PYTHONPATH": str(PROJECT_ROOT / "spaces")},
+            env=loader.environment({}),
             timeout=_SECONDS,
             check=False,
         )

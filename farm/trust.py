@@ -8,6 +8,8 @@ opens an encrypted one.
 from __future__ import annotations
 
 import os
+import stat
+import sys
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 VARIABLE: Final = "FARM_SIGNING_KEY"
 PASSWORD: Final = "FARM_SIGNING_PASSWORD"  # noqa: S105 - the variable's name
+_LARGEST: Final = 4096
+"""Bytes. A minisign key has about 250."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +60,15 @@ def generate(place: Path) -> str:
     password = os.environ.get(PASSWORD)
     if password:
         pair.secret_key.encrypt(password)
+    published = place.with_name(f"{place.name}.pub")
     try:
-        _write_new(place, bytes(pair.secret_key), 0o600)
-        _write_new(place.with_name(f"{place.name}.pub"), bytes(pair.public_key), 0o644)
+        # the public one first: what fails leaves no secret key behind that nobody knows of
+        _write_new(published, bytes(pair.public_key), 0o644)
+        try:
+            _write_new(place, bytes(pair.secret_key), 0o600)
+        except OSError:
+            published.unlink()
+            raise
     except FileExistsError as error:
         raise UsageError(
             "KEY_EXISTS",
@@ -115,6 +125,24 @@ def require_signed(content: bytes, signature: bytes, public_key: str, *, what: s
         ) from error
 
 
+def require_public(text: str) -> str:
+    """Return a public key's line of base64, also out of the whole text of its ``.pub`` file.
+
+    Raises:
+        UsageError: ``KEY_INVALID``.
+    """
+    line = text.strip().splitlines()[-1].strip() if text.strip() else ""
+    try:
+        minisign.PublicKey.from_base64(line)
+    except (minisign.Error, ValueError) as error:
+        raise UsageError(
+            "KEY_INVALID",
+            f"{line[:80]!r} is not a minisign public key: {error}",
+            hint="it begins with RW: the last line of what invoke keygen wrote beside the key",
+        ) from error
+    return line
+
+
 def _parse(text: bytes) -> minisign.SecretKey:
     """Take the whole file, or its second line alone, which is easier to put into a variable."""
     stripped = text.strip()
@@ -125,15 +153,24 @@ def _parse(text: bytes) -> minisign.SecretKey:
 
 def _read(file: Path) -> bytes:
     try:
-        return file.read_bytes()
+        with file.open("rb") as stream:
+            mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+            content = stream.read(_LARGEST)
     except OSError as error:
         raise UsageError("KEY_MISSING", f"{file}: {error.strerror}") from error
+    if mode & 0o077:
+        sys.stderr.write(f"note[KEY_READABLE]: others may read {file}: chmod 600 {file}\n")
+    return content
 
 
 def _write_new(place: Path, content: bytes, mode: int) -> None:
     """Write a file that must not be there; it never has a wider mode, not for a moment."""
     handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(handle, "wb") as stream:
-        stream.write(content)
-        stream.flush()
-        os.fsync(stream.fileno())
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+    except OSError:
+        place.unlink()
+        raise

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
-from farm.errors import UsageError
+from farm.errors import PublishError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from farm.publish.parts import Known, Part, Plan
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+
+_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
+_RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
 
 
 class Signed(NamedTuple):
@@ -27,6 +30,13 @@ class Destination(Protocol):
 
     where: str
     """As a person wrote it."""
+
+    def require_there(self) -> None:
+        """See that the place exists, and may be read.
+
+        Raises:
+            FarmError: it does not, or may not.
+        """
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the finished parts of a release that are there, visible or not yet."""
@@ -50,7 +60,7 @@ class Destination(Protocol):
         """Return the URL that loaders read a release at."""
 
     def releases(self) -> tuple[str, ...]:
-        """Return the visible releases, oldest first where that is known."""
+        """Return the visible releases, oldest first; by their names where nothing else tells."""
 
     def artifact_base(self, release: str) -> str:
         """Return what stands before a file's name in a channel's manifest: where it lies."""
@@ -68,7 +78,11 @@ class Destination(Protocol):
         """Return the channels' names."""
 
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
-        """Make a signed manifest the channel's present one, and keep it under its serial."""
+        """Make a signed manifest the channel's present one, and keep it under its serial.
+
+        Raises:
+            PublishError: ``CHANNEL_MOVED``: another one was promoted under that serial meanwhile.
+        """
 
 
 def require_name(kind: str, name: str | None) -> str:
@@ -77,6 +91,10 @@ def require_name(kind: str, name: str | None) -> str:
     Raises:
         UsageError: it cannot be one.
     """
+    if kind == "release" and name and _RESERVED.fullmatch(name):
+        raise UsageError(
+            "NAME_INVALID", f"{name!r} is not a release's name: places keep their channels there"
+        )
     if not name or not _NAME.fullmatch(name) or ".." in name:
         raise UsageError(
             "NAME_INVALID",
@@ -84,3 +102,21 @@ def require_name(kind: str, name: str | None) -> str:
             hint="letters, digits, '.', '_' and '-', 64 at most: b11549-1, stable",
         )
     return name
+
+
+def moved(channel: str, serial: int, where: str) -> PublishError:
+    """Return the error of a promotion that another one overtook."""
+    return PublishError(
+        "CHANNEL_MOVED",
+        f"channel {channel} of {where} came to serial {serial} meanwhile, by another promotion",
+        hint="invoke status shows what it says now",
+    )
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort releases as a person counts: b9999-1 comes before b11549-1, and that before b11549-2."""
+    return tuple(sorted(names, key=_counted))
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]

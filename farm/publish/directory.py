@@ -6,14 +6,15 @@ its place, every file synced, and appears with one rename.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import re
 import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from farm.errors import PublishError
-from farm.publish import parts
+from farm.errors import PublishError, UsageError
+from farm.publish import destination, parts
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
@@ -35,13 +36,23 @@ class Directory:
         self.where = str(root)
         self._root = root.absolute()
 
+    def require_there(self) -> None:
+        """See that the folder exists."""
+        if not self._root.is_dir():
+            raise UsageError("DESTINATION_MISSING", f"there is no folder {self.where}")
+
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the parts in the release's folder, else those gathered for it."""
         place = self._root / release
-        place = place if place.is_dir() else self._gathered(release)
+        visible = place.is_dir()
+        place = place if visible else self._gathered(release)
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
-            return {path.name: parts.known(path) for path in found if not path.name.startswith(".")}
+            return {
+                path.name: parts.known(path, visible=visible)
+                for path in found
+                if not path.name.startswith(".")
+            }
 
     def publish(
         self,
@@ -51,9 +62,13 @@ class Directory:
     ) -> None:
         """Gather, compare, rename."""
         final, gathered = self._root / plan.release, self._gathered(plan.release)
-        place = final if final.is_dir() else gathered
-        with _disk(place):
-            place.mkdir(parents=True, exist_ok=True)
+        with _disk(self._root), self._locked(tell):
+            # whoever held the lock before may have published the same release, or another one
+            plan = parts.plan(plan.release, self.where, plan.parts, self.present(plan.release))
+            place = final if final.is_dir() else gathered
+            place.mkdir(exist_ok=True)
+            if place is gathered:
+                _leave_only({part.name for part in plan.parts}, gathered)
             for part in plan.new:
                 tell(f"{part.name}: {part.size / 1e6:.1f} MB")
                 _copy(part, place / part.name)
@@ -76,15 +91,14 @@ class Directory:
         return (self._root / release / MANIFEST).as_uri()
 
     def releases(self) -> tuple[str, ...]:
-        """Return the folders with a manifest, by the time of that."""
+        """Return the folders with a manifest; times of files are lost on the way to a mirror."""
         with _disk(self._root):
             found = [
                 path
                 for path in self._root.glob(f"*/{MANIFEST}")
                 if not path.parent.name.startswith(".")  # gathered, not published yet
             ]
-            found.sort(key=lambda path: (path.stat().st_mtime_ns, path.parent.name))
-        return tuple(path.parent.name for path in found)
+        return destination.in_order(path.parent.name for path in found)
 
     def artifact_base(self, release: str) -> str:
         """Return a relative URL, which holds wherever the folder is mirrored to."""
@@ -119,8 +133,10 @@ class Directory:
         loader then reads both once more.
         """
         folder = self._channel(channel)
-        with _disk(folder):
+        with _disk(folder), self._locked(lambda _: None):
             folder.mkdir(parents=True, exist_ok=True)
+            if (folder / f"{serial}.json").exists():
+                raise destination.moved(channel, serial, self.where)
             for name, content in (
                 (f"{serial}.json.minisig", signed.signature),
                 (f"{serial}.json", signed.manifest),
@@ -129,6 +145,24 @@ class Directory:
             ):
                 _write(folder / name, content)
             _sync(folder)
+
+    @contextmanager
+    def _locked(self, tell: Callable[[str], None]) -> Iterator[None]:
+        """Let one process at a time change the folder. The lock leaves no file in what is served.
+
+        It ends with the process. Where a folder cannot be locked, that is an error.
+        """
+        self._root.mkdir(exist_ok=True)
+        handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                tell(f"waiting for another process that publishes to {self.where}")
+                fcntl.flock(handle, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(handle)
 
     def _channel(self, channel: str) -> Path:
         return self._root / CHANNELS / channel
@@ -147,6 +181,13 @@ def _disk(place: Path) -> Iterator[None]:
             f"{place}: {error.strerror or error}",
             hint="is there room, and may this user write there? Publishing again goes on",
         ) from error
+
+
+def _leave_only(names: set[str], gathered: Path) -> None:
+    """Remove what an earlier publication that was cut off gathered and this one does not have."""
+    for path in gathered.iterdir():
+        if path.name not in names:
+            path.unlink()
 
 
 def _copy(part: Part, place: Path) -> None:

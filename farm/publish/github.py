@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from farm.errors import PublishError
-from farm.publish import github_api
+from farm.publish import destination, github_api, parts
 from farm.publish.parts import Known
 from farm.release import MANIFEST
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from farm.publish.destination import Signed
     from farm.publish.parts import Part, Plan
 
+SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
 _CHANNEL: Final = "channel-"
 _NEXT: Final = ".next"
@@ -38,10 +39,14 @@ class GitHub:
         self._api = github_api.Api(repository)
         self._server = os.environ.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
 
+    def require_there(self) -> None:
+        """Ask for the repository."""
+        self._api.call("GET", "")
+
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the uploaded assets of a release or its draft."""
         found = self._release(release)
-        return {} if found is None else {a["name"]: self._known(a) for a in self._assets(found)}
+        return {} if found is None else self._present(found)
 
     def publish(
         self,
@@ -51,6 +56,12 @@ class GitHub:
     ) -> None:
         """Draft, assets, comparison, publication."""
         release = self._release(plan.release) or self._create(plan.release, draft=True)
+        # somebody else may have begun, or even published, since the plan was made
+        plan = parts.plan(plan.release, self.where, plan.parts, self._present(release))
+        replaced = {part.name for part in plan.new} if release["draft"] else set()
+        for asset in self._assets(release):
+            if asset["name"] in replaced:  # of a publication that was cut off; nobody saw it
+                self._api.call("DELETE", f"/releases/assets/{asset['id']}")
         for part in plan.new:
             tell(f"{part.name}: {part.size / 1e6:.1f} MB")
             self._api.upload(release, part.name, part.path)
@@ -119,12 +130,15 @@ class GitHub:
         """Upload everything under other names first; what is replaced is gone for two requests."""
         tag = _CHANNEL + channel
         release = self._release(tag) or self._create(tag, draft=False)
-        there = {asset["name"] for asset in self._assets(release)}
-        pair = {f"{MANIFEST}.minisig": signed.signature, MANIFEST: signed.manifest}
-        numbered = {name.replace("manifest", str(serial)): data for name, data in pair.items()}
-        for name, data in numbered.items():
-            if name not in there:
-                self._api.upload(release, name, data)
+        there = {asset["name"]: asset for asset in self._assets(release)}
+        if f"{serial}.json" in there:
+            raise destination.moved(channel, serial, self.where)
+        stale = there.get(f"{serial}.json.minisig")
+        if stale is not None:  # of a promotion that was cut off before its manifest
+            self._api.call("DELETE", f"/releases/assets/{stale['id']}")
+        pair = {SIGNATURE: signed.signature, MANIFEST: signed.manifest}
+        for name, data in pair.items():
+            self._api.upload(release, name.replace("manifest", str(serial)), data)
         for name, data in pair.items():
             self._api.upload(release, name + _NEXT, data)
         ids = {asset["name"]: asset for asset in self._assets(release)}
@@ -134,15 +148,29 @@ class GitHub:
             path = f"/releases/assets/{ids[name + _NEXT]['id']}"
             self._api.call("PATCH", path, json={"name": name})
 
+    def _present(self, release: Mapping[str, Any]) -> dict[str, Known]:
+        visible = not release["draft"]
+        return {one["name"]: self._known(one, visible=visible) for one in self._assets(release)}
+
     def _release(self, tag: str) -> dict[str, Any] | None:
-        """Drafts are only found by listing."""
-        found = (one for one in self._api.pages("/releases") if one["tag_name"] == tag)
-        return next(found, None)
+        """Return the published release of a tag, else its oldest draft.
+
+        Drafts are only found by listing, and there may be several of one tag.
+        """
+        found = [one for one in self._api.pages("/releases") if one["tag_name"] == tag]
+        return min(found, key=lambda one: (one["draft"], one["id"]), default=None)
 
     def _create(self, tag: str, *, draft: bool) -> dict[str, Any]:
+        """Make a release; where the answer was lost or somebody was faster, use the one there is.
+
+        A second draft of a tag is no error to GitHub, so it is looked for, and ours taken back.
+        """
         body = {"tag_name": tag, "name": tag, "draft": draft, "prerelease": not draft}
-        created: dict[str, Any] = self._api.call("POST", "/releases", json=body)
-        return created
+        made = self._api.create("/releases", body, lambda: self._release(tag))
+        first = self._release(tag) or made
+        if first["id"] != made["id"] and made["draft"]:
+            self._api.call("DELETE", f"/releases/{made['id']}")
+        return first
 
     def _assets(self, release: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Return those that are whole: an upload that was cut off stays as ``starter``."""
@@ -153,13 +181,13 @@ class GitHub:
         release = self._release(_CHANNEL + channel)
         return [] if release is None else self._assets(release)
 
-    def _known(self, asset: Mapping[str, Any]) -> Known:
+    def _known(self, asset: Mapping[str, Any], *, visible: bool) -> Known:
         """Take GitHub's own digest, else read the asset: those from before 2025-06 have none."""
         algorithm, _, told = str(asset.get("digest") or "").partition(":")
         if algorithm == "sha256":
-            return Known(asset["size"], told)
+            return Known(asset["size"], told, visible)
         digest = hashlib.sha256()
         with self._api.asset(asset) as content:
             for block in content:
                 digest.update(block)
-        return Known(asset["size"], digest.hexdigest())
+        return Known(asset["size"], digest.hexdigest(), visible)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 import requests
 
 from farm.errors import PublishError, UsageError
+from farm.publish import token
 from farm.publish.parts import BLOCK
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ _TRIES: Final = 4
 _LONGEST_WAIT: Final = 900.0
 """Seconds. A rate limit that ends later than that is an error."""
 _LIMITED, _BROKEN = frozenset({403, 429}), frozenset({500, 502, 503, 504})
-_EXISTS, _TOO_MANY = 422, 429
+_GONE, _EXISTS, _TOO_MANY = 404, 422, 429
 _UNTOLD: Final = 60.0
 """Seconds to wait where GitHub does not say how long."""
 
@@ -37,8 +38,8 @@ class Api:
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.time,
     ) -> None:
-        token = os.environ.get("GITHUB_TOKEN", "")
-        if not token:
+        found = token.read("GITHUB_TOKEN")
+        if found is None:
             raise UsageError(
                 "TOKEN_MISSING",
                 "GITHUB_TOKEN is not set",
@@ -48,7 +49,7 @@ class Api:
         self._root = f"{root}/repos/{repository}"
         self._sleep, self._now = sleep, now
         self._session = requests.Session()
-        self._session.headers["Authorization"] = f"Bearer {token}"
+        self._session.headers["Authorization"] = f"Bearer {found}"
         self._session.headers["X-GitHub-Api-Version"] = "2022-11-28"
 
     def call(self, method: str, path: str, **options: Any) -> Any:
@@ -59,6 +60,31 @@ class Api:
         """
         with self._answer(method, self._root + path, **options) as answer:
             return answer.json() if answer.content else None
+
+    def create(
+        self, path: str, body: Mapping[str, Any], find: Callable[[], dict[str, Any] | None]
+    ) -> dict[str, Any]:
+        """Make something that must not be made twice.
+
+        A request whose answer was lost may have been carried out: ``find`` is asked before it is
+        made again.
+
+        Raises:
+            PublishError: GitHub refuses, or cannot be reached.
+        """
+        for attempt in range(_TRIES):
+            try:
+                with self._answer("POST", self._root + path, tries=1, json=body) as answer:
+                    made: dict[str, Any] = answer.json()
+                    return made
+            except PublishError as error:
+                if error.code != "GITHUB_UNREACHABLE" or attempt == _TRIES - 1:
+                    raise
+            self._sleep(2.0**attempt)
+            found = find()
+            if found is not None:
+                return found
+        raise AssertionError("unreachable: the last try returns or raises")
 
     def pages(self, path: str) -> Iterator[dict[str, Any]]:
         """List something to its end, page by page."""
@@ -104,9 +130,10 @@ class Api:
                 self.call("DELETE", f"/releases/assets/{asset['id']}")
 
     def _answer(
-        self, method: str, url: str, *, tries: int = _TRIES, **options: Any
+        self, method: str, url: str, *, tries: int | None = None, **options: Any
     ) -> requests.Response:
         """Ask until there is an answer that is none of a limit or of a broken server."""
+        tries = tries or _TRIES
         headers = {"Accept": "application/vnd.github+json", **options.pop("headers", {})}
         for attempt in range(tries):
             last = attempt == tries - 1
@@ -124,9 +151,11 @@ class Api:
                 _require_success(method, url, answer)
                 return answer
             answer.close()
+            if last and answer.status_code in _BROKEN:
+                raise _unreachable(method, url, f"status {answer.status_code}")
             self._sleep(pause)
             if last:
-                raise _unreachable(method, url, f"status {answer.status_code}")
+                raise _unreachable(method, url, "its rate limit did not end")
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _pause(self, answer: requests.Response, attempt: int) -> float | None:
@@ -138,15 +167,29 @@ class Api:
             return 2.0**attempt
         if answer.status_code not in _LIMITED:
             return None
-        if answer.headers.get("Retry-After", "").isdigit():
-            pause = float(answer.headers["Retry-After"])
-        elif answer.headers.get("X-RateLimit-Remaining") == "0":
-            pause = float(answer.headers.get("X-RateLimit-Reset", "0")) - self._now() + 1
-        elif answer.status_code == _TOO_MANY:
-            pause = _UNTOLD
-        else:  # not allowed at all
-            return None
-        return max(pause, 0.0) if pause <= _LONGEST_WAIT else None
+        pause = self._limit(answer)
+        if pause is not None and pause > _LONGEST_WAIT:
+            raise PublishError(
+                "GITHUB_LIMIT",
+                f"{_shown(answer.url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
+                hint="publishing again then goes on with what is missing",
+            )
+        return pause
+
+    def _limit(self, answer: requests.Response) -> float | None:
+        """Return the seconds until a limit ends; None where it is another refusal."""
+        after = _number(answer.headers.get("Retry-After"))
+        if after is not None:
+            return after
+        if answer.headers.get("X-RateLimit-Remaining") == "0":
+            reset = _number(answer.headers.get("X-RateLimit-Reset"))
+            return _UNTOLD if reset is None else max(reset - self._now() + 1, 0.0)
+        told = answer.status_code == _TOO_MANY or "rate limit" in answer.text.lower()
+        return _UNTOLD if told else None
+
+
+def _number(text: str | None) -> float | None:
+    return float(text) if text and len(text) < 16 and text.isascii() and text.isdigit() else None  # noqa: PLR2004
 
 
 def _content(answer: requests.Response) -> Iterator[bytes]:
@@ -157,8 +200,8 @@ def _content(answer: requests.Response) -> Iterator[bytes]:
 
 
 def _require_success(method: str, url: str, answer: requests.Response) -> None:
-    if answer.ok:
-        return
+    if answer.ok or (method, answer.status_code) == ("DELETE", _GONE):
+        return  # what is removed a second time, because the first answer was lost, is gone
     try:
         told = answer.json().get("message", "")
     except (ValueError, AttributeError):

@@ -25,7 +25,7 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError
-from farm.publish import parts
+from farm.publish import destination, parts, token
 from farm.publish.parts import Known
 from farm.release import MANIFEST
 
@@ -41,23 +41,34 @@ _SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
 _MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
+def api() -> HfApi:
+    """Return the Hub's client, at ``HF_ENDPOINT``, with ``HF_TOKEN`` or the token of its login.
+
+    Raises:
+        UsageError: ``TOKEN_INVALID``.
+    """
+    if not sys.stderr.isatty():
+        disable_progress_bars()
+    endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads both only once
+    return HfApi(endpoint, token=token.read("HF_TOKEN"), library_name="llama-server-farm")
+
+
 class Hub:
     """See ``destination.Destination``. ``HF_TOKEN`` must be allowed to write."""
 
     def __init__(self, repository: str) -> None:
         self.where = f"hf:{repository}"
         self._repository = repository
-        endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads it only once
-        self._api = HfApi(endpoint, library_name="llama-server-farm")
-        if not sys.stderr.isatty():
-            disable_progress_bars()
+        self._api = api()
+
+    def require_there(self) -> None:
+        """Ask for the repository."""
+        with hub_errors(self.where):
+            self._head()
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the files of a release on the main branch."""
-        return {
-            path.rpartition("/")[2]: self._known(file)
-            for path, file in self._files(release).items()
-        }
+        return self._folder(release, "main")
 
     def publish(
         self,
@@ -65,18 +76,26 @@ class Hub:
         check: Callable[[Part, Iterable[bytes]], None],
         tell: Callable[[str], None],
     ) -> None:
-        """Commit, compare at that commit, tag it. The client sends no finished large file twice."""
+        """Commit, compare at that commit, tag it. The client sends no finished large file twice.
+
+        A commit is made onto the one that was looked at: who commits in between makes it fail, and
+        nothing is overwritten.
+        """
         with hub_errors(self.where):
             self._api.create_repo(self._repository, repo_type="model", exist_ok=True)
+            head = self._head()
+            there = self._folder(plan.release, head)
+            plan = parts.plan(plan.release, self.where, plan.parts, there)
             for part in plan.new:
                 tell(f"{part.name}: {part.size / 1e6:.1f} MB")
             commit = self._commit(
                 f"Release {plan.release}",
                 {f"{plan.release}/{part.name}": part.path for part in plan.new},
+                head,
             )
             for part in plan.parts:
                 check(part, self._content(f"{plan.release}/{part.name}", commit))
-            self._tag(plan.release, commit, move=bool(plan.new))
+            self._tag(plan, commit, check)
 
     def read(self, release: str, name: str) -> Iterator[bytes]:
         """Download a file of a release."""
@@ -94,7 +113,7 @@ class Hub:
 
     def releases(self) -> tuple[str, ...]:
         """Return the folders that have a manifest."""
-        return tuple(
+        return destination.in_order(
             name for name in self._folders("") if f"{name}/{MANIFEST}" in self._files(name)
         )
 
@@ -127,6 +146,9 @@ class Hub:
         """Commit the manifest and its signature together."""
         place = f"{CHANNELS}/{channel}"
         with hub_errors(self.where):
+            head = self._head()
+            if f"{place}/{serial}.json" in self._files(place, head):
+                raise destination.moved(channel, serial, self.where)
             self._commit(
                 f"Channel {channel}: serial {serial}",
                 {
@@ -134,26 +156,48 @@ class Hub:
                     for name in (str(serial), "manifest")
                     for suffix, data in (("", signed.manifest), (".minisig", signed.signature))
                 },
+                head,
             )
 
-    def _commit(self, message: str, files: Mapping[str, Path | bytes]) -> str:
+    def _head(self) -> str:
+        return str(self._api.repo_info(self._repository).sha)
+
+    def _commit(self, message: str, files: Mapping[str, Path | bytes], parent: str) -> str:
         if not files:
-            return str(self._api.repo_info(self._repository).sha)
+            return parent
         additions = [
             CommitOperationAdd(path, data if isinstance(data, bytes) else str(data))
             for path, data in files.items()
         ]
-        done = self._api.create_commit(self._repository, additions, commit_message=message)
+        done = self._api.create_commit(
+            self._repository, additions, commit_message=message, parent_commit=parent
+        )
         return str(done.oid)
 
-    def _tag(self, release: str, commit: str, *, move: bool) -> None:
+    def _tag(self, plan: Plan, commit: str, check: Callable[[Part, Iterable[bytes]], None]) -> None:
+        """Tag the release, once: loaders read it by that name, so that a tag never moves.
+
+        What is added later, such as one more report, is on the main branch.
+        """
         refs = self._api.list_repo_refs(self._repository)
-        there = any(tag.name == release for tag in refs.tags)
-        if there and not move:
-            return
-        if there:  # what was there stays under its name; something was added beside it
-            self._api.delete_tag(self._repository, tag=release)
-        self._api.create_tag(self._repository, tag=release, revision=commit)
+        if all(tag.name != plan.release for tag in refs.tags):
+            self._api.create_tag(self._repository, tag=plan.release, revision=commit)
+        manifest = plan.parts[-1]
+        path = f"{plan.release}/{manifest.name}"
+        try:
+            check(manifest, self._content(path, plan.release))
+        except _MISSING as error:
+            raise PublishError(
+                "TAG_IS_ANOTHER_S",
+                f"{self.where} has a tag {plan.release} of something else: {path} is not there",
+                hint="remove that tag, or give the release another name",
+            ) from error
+
+    def _folder(self, release: str, revision: str) -> Mapping[str, Known]:
+        return {
+            path.rpartition("/")[2]: self._known(file, revision)
+            for path, file in self._files(release, revision).items()
+        }
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
         """Download past every cache: what comes back is what the Hub has."""
@@ -165,20 +209,20 @@ class Hub:
                 while block := stream.read(parts.BLOCK):
                     yield block
 
-    def _known(self, file: RepoFile) -> Known:
+    def _known(self, file: RepoFile, revision: str) -> Known:
         if file.lfs is not None:
             return Known(file.size, file.lfs.sha256)
         digest = hashlib.sha256()
         with hub_errors(self.where):
-            for block in self._content(file.path, "main"):
+            for block in self._content(file.path, revision):
                 digest.update(block)
         return Known(file.size, digest.hexdigest())
 
-    def _files(self, path: str) -> dict[str, RepoFile]:
+    def _files(self, path: str, revision: str = "main") -> dict[str, RepoFile]:
         """Return the files in a folder by their paths; none where there is no such folder."""
         with hub_errors(self.where):
             try:
-                found = list(self._api.list_repo_tree(self._repository, path))
+                found = list(self._api.list_repo_tree(self._repository, path, revision=revision))
             except _MISSING:
                 return {}
         return {one.path: one for one in found if isinstance(one, RepoFile)}

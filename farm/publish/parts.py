@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,7 +19,12 @@ if TYPE_CHECKING:
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
 GATE: Final = "gate.json"
-"""The report of the checks before a promotion; a release may have it."""
+"""The report of the checks before a promotion; a release may have it.
+
+What is published stays as it is, so a later report of the same release is ``gate-2.json``, then
+``gate-3.json``: the highest number counts.
+"""
+_REPORT: Final = re.compile(r"gate(?:-([2-9]|[1-9][0-9]{1,5}))?\.json", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,15 @@ class Part:
 
 @dataclass(frozen=True)
 class Known:
-    """What a place has under a name."""
+    """What a place has under a name; ``visible`` once a loader could have read it."""
 
     size: int
     sha256: str
+    visible: bool = True
+
+    def is_of(self, part: Part) -> bool:
+        """Say whether these are a part's bytes."""
+        return (self.size, self.sha256) == (part.size, part.sha256)
 
 
 @dataclass(frozen=True)
@@ -67,20 +78,41 @@ def of_folder(folder: Path) -> tuple[Manifest, tuple[Part, ...]]:
         PublishError: a file is missing, or the manifest points elsewhere than beside itself.
     """
     manifest = folder_of.load(folder)
+    names = list(names_of(manifest))
+    if (folder / GATE).is_file():
+        names.insert(-1, GATE)
+    return manifest, tuple(_part(folder / name) for name in names)
+
+
+def names_of(manifest: Manifest) -> tuple[str, ...]:
+    """Return the names of a release's files, the report aside; the manifest's is the last.
+
+    Raises:
+        PublishError: the manifest points elsewhere than beside itself.
+    """
     names: dict[str, None] = {}
     for artifact in manifest.artifacts:
         names[_beside(artifact.urls[0], artifact.name)] = None
         if artifact.sbom is not None:
             names[_beside(artifact.sbom.url, None)] = None
-    names |= dict.fromkeys((folder_of.SCHEMA, folder_of.SUMS))
-    if (folder / GATE).is_file():
-        names[GATE] = None
-    names[folder_of.MANIFEST] = None
-    return manifest, tuple(_part(folder / name) for name in names)
+    return (*names, folder_of.SCHEMA, folder_of.SUMS, folder_of.MANIFEST)
+
+
+def reports(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the gate's reports among some names, the one that counts first."""
+    return tuple(sorted(filter(_REPORT.fullmatch, names), key=_number, reverse=True))
+
+
+def next_report(names: Iterable[str]) -> str:
+    """Return the name for one more report."""
+    found = reports(names)
+    return f"gate-{_number(found[0]) + 1}.json" if found else GATE
 
 
 def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
     """Tell what is there already from what is new.
+
+    Other bytes that nobody can have seen, of a publication that was cut off, are new: replaced.
 
     Raises:
         PublishError: ``PUBLISHED_DIFFERS``: other bytes are published under a part's name.
@@ -88,10 +120,10 @@ def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, 
     there, new = [], []
     for part in parts:
         known = present.get(part.name)
-        if known is None:
+        if known is None or (not known.visible and not known.is_of(part)):
             new.append(part)
             continue
-        if known != Known(part.size, part.sha256):
+        if not known.is_of(part):
             raise PublishError(
                 "PUBLISHED_DIFFERS",
                 f"{where} has other bytes as {part.name} of {release}: {known.size} bytes with"
@@ -122,10 +154,10 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
         )
 
 
-def known(path: Path) -> Known:
+def known(path: Path, *, visible: bool) -> Known:
     """Hash a file."""
     part = _part(path)
-    return Known(part.size, part.sha256)
+    return Known(part.size, part.sha256, visible)
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -159,6 +191,11 @@ def _beside(url: str, name: str | None) -> str:
             hint="publish a release folder as invoke manifest writes it",
         )
     return url
+
+
+def _number(report: str) -> int:
+    match = _REPORT.fullmatch(report)
+    return int(match[1] or 1) if match else 0
 
 
 def _manifest_last(part: Part) -> bool:

@@ -2,34 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from farm import advisories, release
+from farm import advisories, gate, release
+from farm.errors import PublishError
+from farm.publish import destination as places
 from farm.publish import parts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from farm.publish.destination import Destination
-    from farm.publish.parts import Plan
+    from farm.publish.parts import Known, Part, Plan
 
 
-def prepare(folder: Path, destination: Destination) -> Plan:
+def prepare(folder: Path, destination: Destination, note: Callable[[str], None] = print) -> Plan:
     """Verify a release folder and say what publishing it would do.
 
+    Args:
+        folder: the release.
+        destination: where it is to go.
+        note: takes one line about what an old tarball does not tell.
+
     Raises:
-        UsageError: it is no release folder.
+        UsageError: it is no release folder, or its name cannot be published.
         PackError: a tarball is not what the manifest says.
-        PublishError: its llama.cpp has a known hole, or other bytes are published already.
+        PublishError: its llama.cpp has a known hole, other bytes are published already, or its
+            report is of another manifest.
     """
-    release.verify(folder)
+    release.verify(folder, note)
     manifest, found = parts.of_folder(folder)
+    name = places.require_name("release", manifest.release)
     advisories.require_none(manifest.source)
-    present = destination.present(manifest.release)
-    if parts.GATE in present:  # the one report of a release is the published one
-        found = tuple(part for part in found if part.name != parts.GATE)
-    return parts.plan(manifest.release, destination.where, found, present)
+    present = destination.present(name)
+    wanted = _with_report(name, found, destination, present)
+    return parts.plan(name, destination.where, wanted, present)
 
 
 def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -> str:
@@ -41,3 +50,38 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
     """
     destination.publish(plan, parts.compare, tell)
     return destination.manifest_url(plan.release)
+
+
+def _with_report(
+    name: str, found: Iterable[Part], destination: Destination, present: Mapping[str, Known]
+) -> tuple[Part, ...]:
+    """Give the folder's report the name that it is, or will be, published under.
+
+    A report that adds nothing to the published one is left out: who repeats a whole run sends
+    nothing twice.
+    """
+    by_name = {part.name: part for part in found}
+    own = by_name.get(parts.GATE)
+    if own is None:
+        return tuple(by_name.values())
+    report = gate.of_these_bytes(own.path.read_bytes(), by_name[release.MANIFEST].path.read_bytes())
+    published = parts.reports(file for file, known in present.items() if known.visible)
+    if published:
+        newest = present[published[0]]
+        if newest.is_of(own):
+            by_name[parts.GATE] = replace(own, name=published[0])
+        elif report.adds_to(_report(destination, name, published[0])):
+            by_name[parts.GATE] = replace(own, name=parts.next_report(published))
+        else:
+            del by_name[parts.GATE]
+    return tuple(by_name.values())
+
+
+def _report(destination: Destination, name: str, file: str) -> gate.Report | None:
+    """Read a published report; None where it is none that this farm understands."""
+    try:
+        return gate.decode(b"".join(destination.read(name, file)), what=f"{file} of {name}")
+    except PublishError as error:
+        if error.code != "GATE_INVALID":
+            raise
+        return None

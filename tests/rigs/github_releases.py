@@ -1,7 +1,8 @@
 """GitHub's releases on loopback: the REST API as it is documented, its limits included.
 
 https://docs.github.com/en/rest/releases. Drafts are only found by listing, lists come in pages,
-an upload that is cut off leaves a ``starter`` asset, a second asset of a name is refused, and the
+an upload that is cut off leaves a ``starter`` asset, a second asset of a name is refused, a tag may
+have several drafts and one published release, assets come from another host by a redirect, and the
 public download address knows published releases only.
 """
 
@@ -52,7 +53,12 @@ class GitHub:
     Attributes:
         page: how many entries a page of a list has.
         limited: how many requests are answered with 429 and ``Retry-After`` first.
+        limit: what such an answer is: by default 429 with ``Retry-After``.
         limited_uploads: how many uploads are, each with the whole body read.
+        cut_at: the connection is closed without an answer at the n-th request from now that would
+            change something.
+        cut_after: whether that request is carried out before.
+        tokens_elsewhere: ``Authorization`` headers that came to the host of the redirects.
         break_upload_of: the asset whose upload is cut off, once, and stays as ``starter``.
         digests: whether assets have a digest, as they do since June 2025.
         uploads: names of what was uploaded whole, in order.
@@ -61,7 +67,11 @@ class GitHub:
     releases: list[Release] = field(default_factory=list)
     page: int = 2
     limited: int = 0
+    limit: Answer = field(default_factory=lambda: Answer(429, {}, {"Retry-After": "0"}))
     limited_uploads: int = 0
+    cut_at: int = 0
+    cut_after: bool = False
+    tokens_elsewhere: list[str] = field(default_factory=list)
     break_upload_of: str = ""
     digests: bool = True
     uploads: list[str] = field(default_factory=list)
@@ -91,6 +101,21 @@ class GitHub:
             thread.join()
             server.server_close()
 
+    def is_limited(self, path: str) -> bool:
+        """Count a request that is answered with the limit."""
+        if path.startswith("/uploads/") and self.limited_uploads:
+            self.limited_uploads -= 1
+            return True
+        if self.limited:
+            self.limited -= 1
+            return True
+        return False
+
+    def is_cut(self) -> bool:
+        """Count a request that changes something; say whether it is the one to be cut off."""
+        self.cut_at -= 1
+        return self.cut_at == 0
+
     def next_id(self) -> int:
         self._ids += 1
         return self._ids
@@ -101,7 +126,7 @@ class GitHub:
             matched = re.fullmatch(pattern, f"{method} {path}")
             if matched:
                 return handler(self, query, body, **matched.groupdict())
-        return Answer(404, {"message": "Not Found"})
+        return _NOT_FOUND
 
     def json_of(self, release: Release) -> dict[str, Any]:
         return {
@@ -129,6 +154,9 @@ class Answer:
     status: int
     body: Any = None
     headers: dict[str, str] = field(default_factory=dict)
+
+
+_NOT_FOUND = Answer(404, {"message": "Not Found"})
 
 
 def _paged(github: GitHub, items: list[Any], path: str, query: dict[str, str]) -> Answer:
@@ -165,8 +193,23 @@ def _by_id(github: GitHub, number: str) -> Release:
 def _change(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
     del query
     release = _by_id(github, number)
-    release.draft = json.loads(body).get("draft", release.draft)
+    draft = json.loads(body).get("draft", release.draft)
+    others = [one for one in github.releases if one.tag == release.tag and one is not release]
+    if not draft and any(not one.draft for one in others):
+        return Answer(422, {"message": "Validation Failed: tag_name already_exists"})
+    release.draft = draft
     return Answer(200, github.json_of(release))
+
+
+def _remove(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del query, body
+    github.releases.remove(_by_id(github, number))
+    return Answer(204)
+
+
+def _repository(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
+    del github, query, body
+    return Answer(200, {"full_name": REPOSITORY})
 
 
 def _assets(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
@@ -188,26 +231,39 @@ def _upload(github: GitHub, query: dict[str, str], body: bytes, number: str) -> 
     return Answer(201, github.asset_json(release.assets[-1]))
 
 
-def _asset(github: GitHub, number: str) -> tuple[Release, Asset]:
-    ((release, asset),) = (
+def _asset(github: GitHub, number: str) -> tuple[Release, Asset] | None:
+    found = (
         (release, asset)
         for release in github.releases
         for asset in release.assets
         if asset.id == int(number)
     )
-    return release, asset
+    return next(found, None)
 
 
 def _download(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
     del query, body
-    return Answer(200, _asset(github, number)[1].content)
+    elsewhere = github.url.replace("127.0.0.1", "localhost")
+    if _asset(github, number) is None:
+        return _NOT_FOUND
+    return Answer(302, None, {"Location": f"{elsewhere}/blobs/{number}?signature=s3cret"})
+
+
+def _blob(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
+    del body
+    found = _asset(github, number)
+    is_signed = query == {"signature": "s3cret"}
+    return _NOT_FOUND if found is None or not is_signed else Answer(200, found[1].content)
 
 
 def _rename(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
     del query
-    release, asset = _asset(github, number)
+    found = _asset(github, number)
+    if found is None:
+        return _NOT_FOUND
+    release, asset = found
     name = json.loads(body)["name"]
-    if any(one.name == name for one in release.assets):
+    if any(one.name == name for one in release.assets if one is not asset):
         return Answer(422, {"message": "Validation Failed: already_exists"})
     asset.name = name
     return Answer(200, github.asset_json(asset))
@@ -215,7 +271,10 @@ def _rename(github: GitHub, query: dict[str, str], body: bytes, number: str) -> 
 
 def _delete(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
     del query, body
-    release, asset = _asset(github, number)
+    found = _asset(github, number)
+    if found is None:
+        return _NOT_FOUND
+    release, asset = found
     release.assets.remove(asset)
     return Answer(204)
 
@@ -227,10 +286,13 @@ def _public(github: GitHub, query: dict[str, str], body: bytes, tag: str, name: 
             for asset in release.assets:
                 if asset.name == name and asset.state == "uploaded":
                     return Answer(200, asset.content)
-    return Answer(404, {"message": "Not Found"})
+    return _NOT_FOUND
 
 
 _ROUTES: dict[str, Any] = {
+    f"GET /repos/{REPOSITORY}": _repository,
+    f"DELETE /repos/{REPOSITORY}/releases/(?P<number>[0-9]+)": _remove,
+    "GET /blobs/(?P<number>[0-9]+)": _blob,
     f"GET /repos/{REPOSITORY}/releases": _list,
     f"POST /repos/{REPOSITORY}/releases": _create,
     f"PATCH /repos/{REPOSITORY}/releases/(?P<number>[0-9]+)": _change,
@@ -252,16 +314,20 @@ def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
             parts = urlsplit(self.path)
             query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            if github.limited_uploads and parts.path.startswith("/uploads/"):
-                github.limited_uploads -= 1
-                return self._send(Answer(429, {"message": "slow down"}, {"Retry-After": "0"}))
-            if github.limited:
-                github.limited -= 1
-                return self._send(Answer(429, {"message": "slow down"}, {"Retry-After": "0"}))
-            public = parts.path.startswith(f"/{REPOSITORY}/")
+            if github.is_limited(parts.path):
+                return self._send(github.limit)
+            if parts.path.startswith("/blobs/"):
+                github.tokens_elsewhere += self.headers.get_all("Authorization") or []
+            public = parts.path.startswith((f"/{REPOSITORY}/", "/blobs/"))
             if not public and self.headers.get("Authorization") != f"Bearer {TOKEN}":
                 return self._send(Answer(401, {"message": "Bad credentials"}))
-            return self._send(github.answer(self.command, parts.path, query, body))
+            cut = self.command != "GET" and github.is_cut()
+            if not cut or github.cut_after:
+                answer = github.answer(self.command, parts.path, query, body)
+            if cut:
+                self.close_connection = True
+                return None
+            return self._send(answer)
 
         def _send(self, answer: Answer) -> None:
             is_json = not isinstance(answer.body, bytes)

@@ -47,12 +47,16 @@ class Hub:
 
     Attributes:
         refuse: a regular expression over ``METHOD path``: answered with 500.
+        cut_at: 500 is also the answer to the n-th request from now that would change something.
+        cut_after: whether that request is carried out before.
         sent: the names of large files that were uploaded, in order; twice if they came twice.
     """
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     large: dict[str, bytes] = field(default_factory=dict)
     refuse: str = ""
+    cut_at: int = 0
+    cut_after: bool = False
     sent: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     url: str = ""
@@ -62,8 +66,14 @@ class Hub:
         path = unquote(urlsplit(target).path)
         call = f"{method} {path}"
         self.calls.append(call)
-        if self.refuse and re.search(self.refuse, call):
+        self.cut_at -= method not in {"GET", "HEAD"}
+        cut = self.cut_at == 0 and method not in {"GET", "HEAD"}
+        if (self.refuse and re.search(self.refuse, call)) or (cut and not self.cut_after):
             return 500, "", b'{"error": "out of order"}'
+        told = self._told(call, body)
+        return (500, "", b'{"error": "the answer was lost"}') if cut else told
+
+    def _told(self, call: str, body: bytes) -> tuple[int, str, bytes]:
         for pattern, handler in _ROUTES.items():
             matched = re.fullmatch(pattern, call)
             if matched:
@@ -141,6 +151,9 @@ def _commit(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, 
     for line in body.splitlines():
         entry = json.loads(line)
         value = entry["value"]
+        newest = oid(len(repository.commits) - 1)
+        if entry["key"] == "header" and value.get("parentCommit", newest) != newest:
+            return 412, "", b'{"error": "A commit has happened since. Please refresh"}'
         if entry["key"] == "file":
             tree[value["path"]] = base64.b64decode(value["content"])
         elif entry["key"] == "lfsFile":

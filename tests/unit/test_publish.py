@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import subprocess
-import sys
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
 
-from farm import channels, gate, pin_space, promotion, trust
+from farm import gate, pin_space, release
 from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import destination, places, publishing
 from farm.publish.parts import Known, Part, plan
-from tests.rigs import github_releases, hub_repository, tiny_release
+from llama_loader import manifest as schema
+from llama_loader.errors import IntegrityError
+from tests.rigs import github_releases, hub_repository, published, tiny_release
+from tests.rigs.published import Place, publish
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farm.publish.destination import Destination
-
-SPACES = Path(__file__).parent.parent.parent / "spaces"
 NAMES = [
     "llama-server-b11549-cpu-cpu-linux-x86_64.tar.zst",
     "llama-server-b11549-cpu-cpu-linux-x86_64.tar.zst.cdx.json",
@@ -33,89 +32,6 @@ NAMES = [
     "SHA256SUMS",
     "manifest.json",
 ]
-ZSTD = b"\x28\xb5\x2f\xfd"
-KINDS = ("folder", "github", "hub")
-
-
-@dataclass
-class Place:
-    """A place to publish to, the server behind it, and what a loader there needs to see."""
-
-    kind: str
-    to: str
-    server: Any
-    root: Path
-
-    def open(self) -> Destination:
-        return places.parse(self.to)
-
-    def large_files_sent(self) -> int:
-        """How many tarballs were sent whole."""
-        if self.kind == "github":
-            return sum(name.endswith(".tar.zst") for name in self.server.uploads)
-        if self.kind == "hub":
-            return sum(self.server.large[one].startswith(ZSTD) for one in self.server.sent)
-        return len(list(self.root.rglob("*.tar.zst")))
-
-
-@pytest.fixture(autouse=True)
-def _small_tarballs_are_large_files(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Through LFS, as its documentation has it; Xet's protocol is a program of the Hub's own."""
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(hub_repository, "LARGE", 3000)
-
-
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_release.tree(tmp_path_factory.mktemp("kept"))
-
-
-@pytest.fixture
-def released(kept: Path, tmp_path: Path) -> Path:
-    return tiny_release.of_build(kept, 11549, tmp_path)
-
-
-@pytest.fixture(params=KINDS)
-def place(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Place]:
-    root = tmp_path / "published"
-    if request.param == "folder":
-        yield Place("folder", str(root), None, root)
-        return
-    if request.param == "github":
-        with github_releases.GitHub().serve() as server:
-            monkeypatch.setenv("GITHUB_TOKEN", github_releases.TOKEN)
-            monkeypatch.setenv("GITHUB_API_URL", server.url)
-            monkeypatch.setenv("GITHUB_SERVER_URL", server.url)
-            yield Place("github", f"github:{github_releases.REPOSITORY}", server, root)
-        return
-    with hub_repository.Hub().serve() as hub:
-        monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
-        monkeypatch.setenv("HF_ENDPOINT", hub.url)
-        yield Place("hub", "hf:owner/name", hub, root)
-
-
-def publish(place: Place, folder: Path) -> str:
-    there = place.open()
-    return publishing.publish(publishing.prepare(folder, there), there, lambda _: None)
-
-
-def fetch(url: str, store: Path, *options: str, **variables: str) -> dict[str, Any]:
-    """What a Space does with it: the loader as a process of its own, with an empty store."""
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "llama_loader", "fetch", "--json", "--allow-cpu"),
-            *("--no-test-run", "--store", str(store), "--manifest", url, *options),
-        ],
-        env={**os.environ, "PYTHONPATH": str(SPACES), **variables},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    told: dict[str, Any] = json.loads(done.stdout)
-    return told
 
 
 def test_what_is_published_is_what_a_loader_gets(
@@ -124,7 +40,7 @@ def test_what_is_published_is_what_a_loader_gets(
     url = publish(place, released)
     pin = pin_space.release(place.open(), "b11549-1")
     assert pin["manifest_url"] == url
-    told = fetch(url, tmp_path / "store", "--manifest-sha256", pin["manifest_sha256"])
+    told = published.fetch(url, tmp_path / "store", "--manifest-sha256", pin["manifest_sha256"])
     assert (told["artifact"], told["release"]) == (NAMES[0], "b11549-1")
     assert place.open().releases() == ("b11549-1",)
 
@@ -178,16 +94,86 @@ def test_a_folder_appears_with_one_rename(released: Path, tmp_path: Path) -> Non
     assert [path.name for path in (tmp_path / "published").iterdir()] == ["b11549-1"]
 
 
+def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
+    first, second = (publishing.prepare(released, place.open()) for _ in range(2))
+    assert first.new == second.new
+    for planned in (first, second):
+        publishing.publish(planned, place.open(), lambda _: None)
+    assert place.large_files_sent() == 1
+    assert place.open().releases() == ("b11549-1",)
+
+
+def test_of_two_publishers_with_other_bytes_the_second_is_refused(
+    place: Place, released: Path, tmp_path: Path
+) -> None:
+    first = publishing.prepare(released, place.open())
+    other = tmp_path / "SHA256SUMS"
+    other.write_text("other\n")
+    changed = replace(first.new[-2], path=other, size=6, sha256=sha256(b"other\n").hexdigest())
+    assert changed.name == "SHA256SUMS"
+    second = replace(first, new=(*first.new[:-2], changed, first.new[-1]))
+    publishing.publish(first, place.open(), lambda _: None)
+    with pytest.raises(PublishError) as refused:
+        publishing.publish(second, place.open(), lambda _: None)
+    assert refused.value.code == "PUBLISHED_DIFFERS"
+    assert b"".join(place.open().read("b11549-1", "SHA256SUMS")) != b"other\n"
+
+
+def test_two_processes_publish_to_a_folder_at_the_same_time(released: Path, tmp_path: Path) -> None:
+    (tmp_path / "published").mkdir()
+    to = places.parse(str(tmp_path / "published"))
+    planned, said = publishing.prepare(released, to), []
+    with ThreadPoolExecutor(2) as pool:
+        for _ in pool.map(lambda _: publishing.publish(planned, to, said.append), range(2)):
+            pass
+    sent = [line for line in said if not line.startswith("waiting")]
+    assert len(sent) == len(NAMES)
+    assert to.releases() == ("b11549-1",)
+    assert [path.name for path in (tmp_path / "published").iterdir()] == ["b11549-1"]
+
+
+def test_what_nobody_saw_is_replaced(place: Place, released: Path, tmp_path: Path) -> None:
+    """A publication was cut off, the release was assembled again, and is published then."""
+    if place.kind == "hub":
+        return  # a commit is visible as a whole: there is no such state
+    cut_off_before_the_end(place, released)
+    again = tiny_release.of_build(released.parent / "tree-11549", 11549, tmp_path / "again")
+    release.write(again, serial=8)
+    url = publish(place, again)
+    assert json.loads(b"".join(place.open().read("b11549-1", "manifest.json")))["serial"] == 8
+    assert published.fetch(url, tmp_path / "store")["release"] == "b11549-1"
+
+
+def cut_off_before_the_end(place: Place, folder: Path) -> None:
+    """Send everything, but let the last comparison fail."""
+
+    def refuse(part: Part, _: object) -> None:
+        if part.name == "manifest.json":
+            raise PublishError("READ_BACK_DIFFERS", "a bad line")
+
+    to = place.open()
+    with pytest.raises(PublishError):
+        to.publish(publishing.prepare(folder, to), refuse, lambda _: None)
+    assert to.releases() == ()
+
+
 class TestGitHub:
     """Limits and faults of the REST API."""
 
     @pytest.fixture
-    def server(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[github_releases.GitHub]:
-        with github_releases.GitHub().serve() as server:
-            monkeypatch.setenv("GITHUB_TOKEN", github_releases.TOKEN)
-            monkeypatch.setenv("GITHUB_API_URL", server.url)
-            monkeypatch.setenv("GITHUB_SERVER_URL", server.url)
-            yield server
+    def server(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> Iterator[github_releases.GitHub]:
+        with published.serving("github", tmp_path, monkeypatch) as place:
+            yield place.server
+
+    @pytest.fixture
+    def waits(self, monkeypatch: pytest.MonkeyPatch) -> list[float]:
+        """Return the seconds that would have been waited for; nobody waits."""
+        waited: list[float] = []
+        clock = {"sleep": waited.append, "now": lambda: 0.0}
+        monkeypatch.setattr("farm.publish.github_api.Api.__init__.__kwdefaults__", clock)
+        return waited
 
     def publish(self, folder: Path) -> None:
         to = places.parse("github:owner/name")
@@ -247,6 +233,86 @@ class TestGitHub:
         assert "wrong" not in refused.value.render()
         assert server.releases == []
 
+    def test_a_limit_without_a_header_is_waited_for(
+        self, server: github_releases.GitHub, released: Path, waits: list[float]
+    ) -> None:
+        said = {"message": "You have exceeded a secondary rate limit"}
+        server.limited, server.limit = 1, github_releases.Answer(403, said)
+        self.publish(released)
+        assert waits == [60.0]
+
+    @pytest.mark.parametrize(
+        "headers",
+        [
+            {"Retry-After": "7200"},
+            {"X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "99999999999"},
+        ],
+    )
+    def test_a_limit_that_lasts_is_said(
+        self, server: github_releases.GitHub, released: Path, headers: dict[str, str]
+    ) -> None:
+        server.limited, server.limit = 1, github_releases.Answer(403, {"message": "no"}, headers)
+        with pytest.raises(PublishError) as refused:
+            self.publish(released)
+        assert refused.value.code == "GITHUB_LIMIT"
+        assert "minutes" in refused.value.message
+
+    def test_what_may_not_be_done_is_not_waited_for(
+        self, server: github_releases.GitHub, released: Path
+    ) -> None:
+        said = {"message": "Resource not accessible by integration"}
+        server.limited, server.limit = 9, github_releases.Answer(403, said)
+        with pytest.raises(PublishError) as refused:
+            self.publish(released)
+        assert refused.value.code == "GITHUB_REFUSED"
+        assert server.limited == 8
+
+    def test_the_token_does_not_follow_a_redirect_to_another_host(
+        self, server: github_releases.GitHub, released: Path
+    ) -> None:
+        self.publish(released)
+        assert any(call.startswith("GET /blobs/") for call in server.calls)
+        assert server.tokens_elsewhere == []
+
+    def test_a_draft_whose_answer_was_lost_is_not_made_twice(
+        self, server: github_releases.GitHub, released: Path, waits: list[float]
+    ) -> None:
+        server.cut_at, server.cut_after = 1, True
+        self.publish(released)
+        assert [(one.tag, one.draft) for one in server.releases] == [("b11549-1", False)]
+        assert waits == [1.0]
+
+    def test_of_several_drafts_the_oldest_is_used_and_a_published_one_before_them(
+        self, server: github_releases.GitHub, released: Path
+    ) -> None:
+        for number in (901, 902):
+            server.releases.append(
+                github_releases.Release(number, "b11549-1", draft=True, prerelease=False)
+            )
+        self.publish(released)
+        assert [one.draft for one in server.releases] == [False, True]
+        assert places.parse("github:owner/name").releases() == ("b11549-1",)
+        assert publishing.prepare(released, places.parse("github:owner/name")).new == ()
+
+    @pytest.mark.parametrize("token", ["s3cret\nX-Evil: 1", "s3cret t", "s3cret→", "s3\x00cret"])
+    def test_a_token_that_is_none_is_not_repeated(
+        self, token: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for variable, to in (("GITHUB_TOKEN", "github:owner/name"), ("HF_TOKEN", "hf:owner/name")):
+            # what cannot be in an environment at all can still be handed in by a test
+            monkeypatch.setattr("os.environ", {**os.environ, variable: token})
+            with pytest.raises(UsageError) as refused:
+                places.parse(to)
+            assert refused.value.code == "TOKEN_INVALID"
+            assert "s3" not in refused.value.render()
+
+    def test_a_token_out_of_a_file_with_its_line_break(
+        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GITHUB_TOKEN", f"{github_releases.TOKEN}\n")
+        self.publish(released)
+        assert server.uploads == NAMES
+
     def test_no_token_is_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GITHUB_TOKEN", raising=False)
         with pytest.raises(UsageError) as refused:
@@ -258,11 +324,9 @@ class TestHub:
     """One commit and one tag."""
 
     @pytest.fixture
-    def hub(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_repository.Hub]:
-        with hub_repository.Hub().serve() as hub:
-            monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
-            monkeypatch.setenv("HF_ENDPOINT", hub.url)
-            yield hub
+    def hub(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_repository.Hub]:
+        with published.serving("hub", tmp_path, monkeypatch) as place:
+            yield place.server
 
     def publish(self, folder: Path) -> None:
         to = places.parse("hf:owner/name")
@@ -297,86 +361,52 @@ class TestHub:
         self.publish(released)
         assert hub.repositories["owner/name"].tags == {"b11549-1": hub_repository.oid(1)}
 
+    def test_a_tag_never_moves(self, hub: hub_repository.Hub, released: Path) -> None:
+        self.publish(released)
+        tags = dict(hub.repositories["owner/name"].tags)
+        (released / "gate.json").write_bytes(report_of(released))
+        self.publish(released)
+        assert len(hub.repositories["owner/name"].commits) == 3
+        assert hub.repositories["owner/name"].tags == tags
+        assert not any(call.startswith("DELETE") for call in hub.calls)
 
-class TestGate:
-    """A release comes into a channel with a report of its checks, or not at all."""
+    def test_a_tag_of_something_else_is_said(self, hub: hub_repository.Hub, released: Path) -> None:
+        hub.repositories["owner/name"] = hub_repository.Repository()
+        hub.repositories["owner/name"].tags["b11549-1"] = hub_repository.oid(0)
+        with pytest.raises(PublishError) as refused:
+            self.publish(released)
+        assert refused.value.code == "TAG_IS_ANOTHER_S"
+        assert "b11549-1" in refused.value.message
 
-    def report(self, folder: Path, *, passed: bool = True) -> None:
-        content = (folder / "manifest.json").read_bytes()
-        made = gate.Report(
-            "b11549-1",
-            hashlib.sha256(content).hexdigest(),
-            "2026-11-23T00:00:00+00:00",
-            (gate.Check("starts", passed, "it does"), gate.Check("is fast", None, "no GPU")),
+    def test_a_commit_in_between_is_not_overwritten(
+        self, hub: hub_repository.Hub, released: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        to = places.parse("hf:owner/name")
+        planned = publishing.prepare(released, to)
+        look = to._head  # type: ignore[attr-defined]
+
+        def and_then_somebody_commits() -> str:
+            head: str = look()
+            repository = hub.repositories["owner/name"]
+            repository.commits.append({**repository.commits[-1], "theirs": b"x"})
+            return head
+
+        monkeypatch.setattr(to, "_head", and_then_somebody_commits)
+        with pytest.raises(PublishError) as refused:
+            publishing.publish(planned, to, lambda _: None)
+        assert refused.value.code == "HUB_REFUSED"
+        assert "412" in refused.value.message
+        monkeypatch.undo()
+
+
+def report_of(folder: Path) -> bytes:
+    """Return a report of a folder's manifest in which all is well."""
+    manifest = sha256((folder / "manifest.json").read_bytes()).hexdigest()
+    return msgspec.json.encode(
+        gate.Report(
+            "b11549-1", manifest, "2026-11-23", (gate.Check("starts", passed=True, detail="yes"),)
         )
-        (folder / "gate.json").write_bytes(msgspec.json.encode(made))
-
-    def test_a_report_of_these_bytes_lets_it_through(self, place: Place, released: Path) -> None:
-        self.report(released)
-        publish(place, released)
-        assert "gate.json" in place.open().present("b11549-1")
-        promotion.require_gate(place.open(), "b11549-1", lambda _: None)
-
-    def test_a_failed_check_does_not(self, place: Place, released: Path) -> None:
-        self.report(released, passed=False)
-        publish(place, released)
-        with pytest.raises(PublishError) as refused:
-            promotion.require_gate(place.open(), "b11549-1", lambda _: None)
-        assert refused.value.code == "GATE_FAILED"
-        assert "starts" in refused.value.message
-
-    def test_a_second_report_does_not_stand_in_the_way(self, place: Place, released: Path) -> None:
-        self.report(released)
-        publish(place, released)
-        (released / "gate.json").write_bytes((released / "gate.json").read_bytes() + b" ")
-        assert publishing.prepare(released, place.open()).new == ()
-
-    def test_a_report_of_nothing_does_not(self, released: Path) -> None:
-        manifest = (released / "manifest.json").read_bytes()
-        empty = gate.Report("b11549-1", hashlib.sha256(manifest).hexdigest(), "", ())
-        with pytest.raises(PublishError) as refused:
-            gate.require_passed(msgspec.json.encode(empty), manifest, what="it")
-        assert refused.value.code == "GATE_FAILED"
-
-    def test_a_report_of_other_bytes_does_not(self, released: Path) -> None:
-        self.report(released)
-        report = (released / "gate.json").read_bytes()
-        with pytest.raises(PublishError) as refused:
-            gate.require_passed(report, b"another manifest", what="it")
-        assert refused.value.code == "GATE_OF_OTHER_BYTES"
-
-    def test_without_a_report_it_is_checked_then_and_there(
-        self, released: Path, tmp_path: Path
-    ) -> None:
-        """The tiny tree's llama-server is none: the check finds that, and nothing is promoted."""
-        to = places.parse(str(tmp_path / "published"))
-        publishing.publish(publishing.prepare(released, to), to, lambda _: None)
-        made: list[gate.Check] = []
-        with pytest.raises(PublishError) as refused:
-            promotion.require_gate(to, "b11549-1", made.append)
-        assert refused.value.code == "GATE_FAILED"
-        assert [check.passed for check in made[:3]] == [True, True, False]
-        assert "gate.json" not in to.present("b11549-1")
-
-    @pytest.mark.parametrize(
-        ("now", "last", "passed"),
-        [
-            ((1.0, 100.0), (1.0, 100.0), True),
-            ((1.04, 96.0), (1.0, 100.0), True),
-            ((1.06, 100.0), (1.0, 100.0), False),
-            ((1.0, 94.0), (1.0, 100.0), False),
-            ((9.0, 1.0), None, None),
-        ],
     )
-    def test_figures(
-        self, now: tuple[float, float], last: tuple[float, float] | None, passed: bool | None
-    ) -> None:
-        before = last and gate.Figures("H200", *last)
-        assert gate.compare(gate.Figures("H200", *now), before or None).passed is passed
-
-    def test_figures_of_another_gpu_are_not_compared(self) -> None:
-        now, last = gate.Figures("H200", 9.0, 1.0), gate.Figures("L4", 1.0, 9.0)
-        assert gate.compare(now, last).passed is None
 
 
 class TestPlan:
@@ -407,127 +437,56 @@ def test_a_build_with_a_known_hole_is_refused(kept: Path, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["github:owner", "hf:a/b/c", "hf:../x", "s3:bucket/x", "https://x.invalid", ""]
+    "text",
+    [
+        *("github:owner", "hf:a/b/c", "hf:../x", "hf:a/..", "github:a/b?c=d", "github:a/b\n"),
+        *("s3:bucket/x", "https://x.invalid", "HTTPS://x.invalid", "file:///srv", ""),
+        *("owner/name", "/nowhere/at/all", str(Path(__file__))),
+    ],
 )
 def test_a_place_that_is_none(text: str) -> None:
     with pytest.raises(UsageError):
         places.parse(text)
 
 
+def test_a_kind_of_place_is_told_in_any_case(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "x")
+    assert places.parse("GitHub:owner/name").where == "github:owner/name"
+
+
+def test_a_home_folder_that_no_shell_expanded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert places.parse("~/releases").manifest_url("r").startswith(tmp_path.as_uri())
+
+
+@pytest.mark.parametrize("name", ["channels", "Channels", "channel-stable", "../../x"])
+def test_a_release_is_not_published_where_channels_are(released: Path, name: str) -> None:
+    content = (released / "manifest.json").read_bytes()
+    manifest = msgspec.structs.replace(schema.parse(content), release="x")
+    written = schema.dump(manifest).replace(b'"release": "x"', f'"release": "{name}"'.encode())
+    assert name.encode() in written
+    (released / "manifest.json").write_bytes(written)
+    sums = (
+        (released / "SHA256SUMS")
+        .read_text()
+        .replace(sha256(content).hexdigest(), sha256(written).hexdigest())
+    )
+    (released / "SHA256SUMS").write_text(sums)
+    to = places.parse(str(released.parent / "published"))
+    with pytest.raises((UsageError, IntegrityError)):
+        publishing.prepare(released, to, lambda _: None)
+    assert not (released.parent / "published").exists()
+
+
+def test_releases_are_in_the_order_of_their_numbers() -> None:
+    names = ["b11549-10", "b9999-1", "b11549-2", "b11549", "a"]
+    expected = ("a", "b9999-1", "b11549", "b11549-2", "b11549-10")
+    assert destination.in_order(names) == expected
+
+
 @pytest.mark.parametrize("name", [None, "", "../x", "a/b", "-x", "x" * 65, "a b"])
 def test_a_name_that_is_none(name: str | None) -> None:
     with pytest.raises(UsageError):
         destination.require_name("channel", name)
-
-
-class TestChannels:
-    """Signed pointers, and the loader that follows them."""
-
-    @pytest.fixture
-    def signer(self, tmp_path: Path) -> trust.Signer:
-        trust.generate(tmp_path / "key")
-        return trust.signer(tmp_path / "key")
-
-    @pytest.fixture
-    def two(self, place: Place, kept: Path, tmp_path: Path) -> Destination:
-        """Two releases are published."""
-        for build in (11549, 11550):
-            publish(place, tiny_release.of_build(kept, build, tmp_path / "two"))
-        return place.open()
-
-    def follow(self, to: Destination, key: str, store: Path) -> dict[str, Any]:
-        """Follow the channel as a copy of ``spaces/`` does, by its ``release.json``."""
-        space = store.parent / "space"
-        if not space.exists():
-            space.mkdir()
-            (space / "llama_loader").symlink_to(SPACES / "llama_loader")
-        pin_space.write(pin_space.channel(to, "stable", key), store.parent / "release.json")
-        script = (
-            "import pathlib, sys; from llama_loader import trust, __main__;"
-            "trust.RELEASE_FILE = pathlib.Path(sys.argv.pop(1)); sys.exit(__main__.main())"
-        )
-        done = subprocess.run(
-            [
-                *(sys.executable, "-c", script, str(store.parent / "release.json"), "fetch"),
-                *("--json", "--allow-cpu", "--no-test-run", "--store", str(store)),
-            ],
-            env={**os.environ, "PYTHONPATH": str(SPACES)},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr
-        told: dict[str, Any] = json.loads(done.stdout)
-        return told
-
-    def test_promote_then_roll_back_and_the_loader_follows(
-        self, two: Destination, signer: trust.Signer, tmp_path: Path
-    ) -> None:
-        store = tmp_path / "store"
-        first = channels.promote(two, "b11549-1", "stable", signer)
-        assert (first.serial, first.before) == (1, None)
-        assert self.follow(two, signer.public_key, store)["release"] == "b11549-1"
-        second = channels.promote(two, "b11550-1", "stable", signer)
-        assert (second.serial, second.before) == (2, "b11549-1")
-        assert self.follow(two, signer.public_key, store)["release"] == "b11550-1"
-        back = channels.rollback(two, "stable", signer)
-        assert (back.serial, back.release) == (3, "b11549-1")
-        assert self.follow(two, signer.public_key, store)["release"] == "b11549-1"
-        assert two.channel_serials("stable") == (1, 2, 3)
-        assert two.channels() == ("stable",)
-
-    def test_a_channel_of_another_key_is_left_alone(
-        self, two: Destination, signer: trust.Signer, tmp_path: Path
-    ) -> None:
-        channels.promote(two, "b11549-1", "stable", signer)
-        trust.generate(tmp_path / "other")
-        with pytest.raises(PublishError) as refused:
-            channels.promote(two, "b11550-1", "stable", trust.signer(tmp_path / "other"))
-        assert refused.value.code == "SIGNED_BY_ANOTHER_KEY"
-        assert two.channel_serials("stable") == (1,)
-
-    def test_there_must_be_something_before(self, two: Destination, signer: trust.Signer) -> None:
-        with pytest.raises(PublishError) as missing:
-            channels.rollback(two, "stable", signer)
-        assert missing.value.code == "CHANNEL_MISSING"
-        channels.promote(two, "b11549-1", "stable", signer)
-        with pytest.raises(PublishError) as nothing:
-            channels.rollback(two, "stable", signer)
-        assert nothing.value.code == "NOTHING_BEFORE"
-
-    def test_a_promotion_that_was_cut_off_can_be_done_again(
-        self, kept: Path, signer: trust.Signer, tmp_path: Path
-    ) -> None:
-        """The signature is the new one already, the manifest still the old one."""
-        two = places.parse(str(tmp_path / "published"))
-        for build in (11549, 11550):
-            folder = tiny_release.of_build(kept, build, tmp_path / "two")
-            publishing.publish(publishing.prepare(folder, two), two, lambda _: None)
-        channels.promote(two, "b11549-1", "stable", signer)
-        channel = tmp_path / "published" / "channels" / "stable"
-        before = (channel / "manifest.json").read_bytes()
-        channels.promote(two, "b11550-1", "stable", signer)
-        (channel / "manifest.json").write_bytes(before)
-        assert channels.promote(two, "b11550-1", "stable", signer).serial == 3
-
-    def test_a_changed_history_is_not_rolled_back_to(
-        self, kept: Path, signer: trust.Signer, tmp_path: Path
-    ) -> None:
-        two = places.parse(str(tmp_path / "published"))
-        for build in (11549, 11550, 11551):
-            folder = tiny_release.of_build(kept, build, tmp_path / "three")
-            publishing.publish(publishing.prepare(folder, two), two, lambda _: None)
-        for build in (11549, 11550):
-            channels.promote(two, f"b{build}-1", "stable", signer)
-        past = tmp_path / "published" / "channels" / "stable" / "1.json"
-        past.write_bytes(past.read_bytes().replace(b"11549", b"11551"))
-        with pytest.raises(PublishError) as refused:
-            channels.rollback(two, "stable", signer)
-        assert refused.value.code == "SIGNED_BY_ANOTHER_KEY"
-
-    def test_only_what_is_published_is_promoted(
-        self, two: Destination, signer: trust.Signer
-    ) -> None:
-        with pytest.raises(PublishError):
-            channels.promote(two, "b9-1", "stable", signer)
-        assert two.channels() == ()

@@ -1,0 +1,98 @@
+"""The three kinds of places that a release can be published to, with local servers behind them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from farm.publish import places, publishing
+from tests.rigs import github_releases, hub_repository
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pytest
+
+    from farm.publish.destination import Destination
+
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+KINDS = ("folder", "github", "hub")
+ZSTD = b"\x28\xb5\x2f\xfd"
+
+
+@dataclass
+class Place:
+    """A place to publish to, the server behind it, and what a loader there needs to see."""
+
+    kind: str
+    to: str
+    server: Any
+    root: Path
+
+    def open(self) -> Destination:
+        return places.parse(self.to)
+
+    def large_files_sent(self) -> int:
+        """How many tarballs were sent whole."""
+        if self.kind == "github":
+            return sum(name.endswith(".tar.zst") for name in self.server.uploads)
+        if self.kind == "hub":
+            return sum(self.server.large[one].startswith(ZSTD) for one in self.server.sent)
+        return len(list(self.root.rglob("*.tar.zst")))
+
+
+@contextmanager
+def serving(kind: str, root: Path, patch: pytest.MonkeyPatch) -> Iterator[Place]:
+    """Serve a place, empty, and point the farm at it."""
+    if kind == "folder":
+        yield Place(kind, str(root), None, root)
+    elif kind == "github":
+        with github_releases.GitHub().serve() as server:
+            patch.setenv("GITHUB_TOKEN", github_releases.TOKEN)
+            patch.setenv("GITHUB_API_URL", server.url)
+            patch.setenv("GITHUB_SERVER_URL", server.url)
+            yield Place(kind, f"github:{github_releases.REPOSITORY}", server, root)
+    else:
+        # Through LFS, as its documentation has it; Xet's protocol is a program of the Hub's own.
+        patch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        patch.setattr(hub_repository, "LARGE", 3000)
+        with hub_repository.Hub().serve() as hub:
+            patch.setenv("HF_TOKEN", hub_repository.TOKEN)
+            patch.setenv("HF_ENDPOINT", hub.url)
+            yield Place(kind, "hf:owner/name", hub, root)
+
+
+def publish(place: Place, folder: Path) -> str:
+    """Publish a folder; returns the manifest's URL."""
+    there = place.open()
+    planned = publishing.prepare(folder, there, lambda _: None)
+    return publishing.publish(planned, there, lambda _: None)
+
+
+def environment() -> dict[str, str]:
+    """Return a Space's variables: what is served here, and its own modules alone."""
+    return {**os.environ, "PYTHONPATH": str(SPACES)}
+
+
+def fetch(url: str, store: Path, *options: str) -> dict[str, Any]:
+    """What a Space does with a manifest's URL; it must succeed."""
+    named = ("--store", str(store), "--manifest", url)
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "llama_loader", "fetch", "--json", "--allow-cpu"),
+            *("--no-test-run", *named, *options),
+        ],
+        env=environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told: dict[str, Any] = json.loads(done.stdout)
+    return told

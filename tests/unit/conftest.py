@@ -1,0 +1,34 @@
+"""A small release, and the places that it can be published to."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.rigs import published, tiny_release
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture(scope="session")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a built tree, to be packed as many releases as are needed."""
+    return tiny_release.tree(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture
+def released(kept: Path, tmp_path: Path) -> Path:
+    """Return a release folder of b11549."""
+    return tiny_release.of_build(kept, 11549, tmp_path)
+
+
+@pytest.fixture(params=published.KINDS)
+def place(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[published.Place]:
+    """Give each kind of place in turn, empty."""
+    with published.serving(request.param, tmp_path / "published", monkeypatch) as served:
+        yield served

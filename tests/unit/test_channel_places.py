@@ -1,0 +1,260 @@
+"""Channels at published places: signed pointers, and the loader that follows them."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from farm import channels, overview, pin_space, trust
+from farm.errors import PublishError
+from farm.publish import places, publishing
+from tests.rigs import published, tiny_release
+from tests.rigs.published import Place, publish
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from farm.publish.destination import Destination
+
+FOLLOW = (
+    "import pathlib, sys; from llama_loader import trust, __main__;"
+    "trust.RELEASE_FILE = pathlib.Path(sys.argv.pop(1)); sys.exit(__main__.main())"
+)
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> trust.Signer:
+    trust.generate(tmp_path / "key")
+    return trust.signer(tmp_path / "key")
+
+
+@pytest.fixture
+def two(place: Place, kept: Path, tmp_path: Path) -> Destination:
+    """Two releases are published."""
+    for build in (11549, 11550):
+        publish(place, tiny_release.of_build(kept, build, tmp_path / "two"))
+    return place.open()
+
+
+@pytest.fixture
+def folder_of_two(kept: Path, tmp_path: Path) -> Destination:
+    """Two releases are published in a folder."""
+    to = places.parse(str(tmp_path / "published"))
+    for build in (11549, 11550):
+        folder = tiny_release.of_build(kept, build, tmp_path / "two")
+        publishing.publish(publishing.prepare(folder, to, lambda _: None), to, lambda _: None)
+    return to
+
+
+def ask(pin: dict[str, Any], store: Path) -> subprocess.CompletedProcess[str]:
+    """Fetch as a copy of ``spaces/`` does, by its ``release.json``."""
+    file = store.parent / "release.json"
+    pin_space.write(pin, file)
+    return subprocess.run(
+        [
+            *(sys.executable, "-c", FOLLOW, str(file), "fetch"),
+            *("--json", "--allow-cpu", "--no-test-run", "--store", str(store)),
+        ],
+        env=published.environment(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def follow(pin: dict[str, Any], store: Path) -> str:
+    """Return the release that a Space gets."""
+    done = ask(pin, store)
+    assert done.returncode == 0, done.stderr
+    name: str = json.loads(done.stdout)["release"]
+    return name
+
+
+def replay(place: Place, serial: int) -> None:
+    """Put an older signed pair back in place, as somebody does who may write there.
+
+    It is the place's own copy of it, kept under its serial; nobody needs the key for that.
+    """
+    to = place.open()
+    names = {f"{serial}.json{end}": f"manifest.json{end}" for end in ("", ".minisig")}
+    old = {new: to.channel_file("stable", name) for name, new in names.items()}
+    if place.kind == "folder":
+        for name, content in old.items():
+            (place.root / "channels" / "stable" / name).write_bytes(content or b"")
+    elif place.kind == "github":
+        for asset in place.server.release("channel-stable").assets:
+            asset.content = old.get(asset.name) or asset.content
+    else:
+        repository = place.server.repositories["owner/name"]
+        changed = {f"channels/stable/{name}": content or b"" for name, content in old.items()}
+        repository.commits.append({**repository.commits[-1], **changed})
+
+
+def test_promote_then_roll_back_and_the_loader_follows(
+    two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    def follow_now() -> str:
+        pin = pin_space.channel(two, "stable", signer.public_key)
+        return follow(pin, tmp_path / "store")
+
+    first = channels.promote(two, "b11549-1", "stable", signer)
+    assert (first.serial, first.before) == (1, None)
+    assert follow_now() == "b11549-1"
+    second = channels.promote(two, "b11550-1", "stable", signer)
+    assert (second.serial, second.before) == (2, "b11549-1")
+    assert follow_now() == "b11550-1"
+    back = channels.rollback(two, "stable", signer)
+    assert (back.serial, back.release) == (3, "b11549-1")
+    assert follow_now() == "b11549-1"
+    assert two.channel_serials("stable") == (1, 2, 3)
+    assert two.channels() == ("stable",)
+
+
+def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
+    place: Place, two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    """The Space was pinned once, with the serial of that day; only its store has seen more."""
+    store = tmp_path / "store"
+    channels.promote(two, "b11549-1", "stable", signer)
+    pin = pin_space.channel(two, "stable", signer.public_key)
+    assert pin["min_serial"] == 1
+    assert follow(pin, store) == "b11549-1"
+    channels.promote(two, "b11550-1", "stable", signer)
+    assert follow(pin, store) == "b11550-1"
+
+    replay(place, 1)
+    refused = ask(pin, store)
+    assert refused.returncode == 4
+    assert "error[SERIAL_TOO_LOW]" in refused.stderr
+    assert "Traceback" not in refused.stderr
+
+    # The farm is not taken in either: the next serial is above all that the place has.
+    back = channels.promote(two, "b11549-1", "stable", signer)
+    assert (back.release, back.serial) == ("b11549-1", 3)
+    assert follow(pin, store) == "b11549-1"  # the same release, rolled back to on purpose
+
+    replay(place, 2)
+    assert ask(pin, store).returncode == 4
+    channels.promote(two, "b11550-1", "stable", signer)
+    newer = channels.rollback(two, "stable", signer)
+    assert (newer.release, newer.serial) == ("b11549-1", 5)
+    assert follow(pin, store) == "b11549-1"
+    # A machine that never saw the channel knows only what its pin says.
+    replay(place, 4)
+    now = {**pin, "min_serial": 5}
+    assert ask(now, tmp_path / "fresh-store").returncode == 4
+
+
+def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
+    folder_of_two: Destination,
+    signer: trust.Signer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    past = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=91)
+    with monkeypatch.context() as patch:
+        patch.setattr(channels, "_now", lambda: past)
+        channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    expired = ask(pin, tmp_path / "store")
+    assert expired.returncode == 4
+    assert "expired" in expired.stderr.lower()
+    (row,) = overview.of(folder_of_two).channels
+    assert row.left is not None
+    assert row.left < timedelta(0)
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    assert follow(pin, tmp_path / "store") == "b11549-1"
+
+
+def test_a_clock_that_is_behind_promotes_nothing(
+    folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    past = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=365)
+    monkeypatch.setattr(channels, "_now", lambda: past)
+    with pytest.raises(PublishError) as refused:
+        channels.promote(folder_of_two, "b11550-1", "stable", signer)
+    assert refused.value.code == "CLOCK_BEHIND"
+    assert folder_of_two.channel_serials("stable") == (1,)
+
+
+def test_a_promotion_that_another_one_overtook_is_refused(
+    two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    channels.promote(two, "b11549-1", "stable", signer)
+    # both looked when serial 1 was the last one
+    monkeypatch.setattr(two, "channel_serials", lambda _: (1,))
+    channels.promote(two, "b11550-1", "stable", signer)
+    replayed = two.channel_file("stable", "1.json")
+    signature = two.channel_file("stable", "1.json.minisig")
+    read = {"manifest.json": replayed, "manifest.json.minisig": signature}
+    real = two.channel_file
+    monkeypatch.setattr(two, "channel_file", lambda c, n: read.get(n) or real(c, n))
+    with pytest.raises(PublishError) as refused:
+        channels.promote(two, "b11549-1", "stable", signer)
+    assert refused.value.code == "CHANNEL_MOVED"
+    monkeypatch.undo()
+
+
+def test_a_channel_of_another_key_is_left_alone(
+    two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    channels.promote(two, "b11549-1", "stable", signer)
+    trust.generate(tmp_path / "other")
+    with pytest.raises(PublishError) as refused:
+        channels.promote(two, "b11550-1", "stable", trust.signer(tmp_path / "other"))
+    assert refused.value.code == "SIGNED_BY_ANOTHER_KEY"
+    assert two.channel_serials("stable") == (1,)
+
+
+def test_there_must_be_something_before(two: Destination, signer: trust.Signer) -> None:
+    with pytest.raises(PublishError) as missing:
+        channels.rollback(two, "stable", signer)
+    assert missing.value.code == "CHANNEL_MISSING"
+    channels.promote(two, "b11549-1", "stable", signer)
+    with pytest.raises(PublishError) as nothing:
+        channels.rollback(two, "stable", signer)
+    assert nothing.value.code == "NOTHING_BEFORE"
+
+
+def test_a_promotion_that_was_cut_off_can_be_done_again(
+    kept: Path, signer: trust.Signer, tmp_path: Path
+) -> None:
+    """The signature is the new one already, the manifest still the old one."""
+    two = places.parse(str(tmp_path / "published"))
+    for build in (11549, 11550):
+        folder = tiny_release.of_build(kept, build, tmp_path / "two")
+        publishing.publish(publishing.prepare(folder, two), two, lambda _: None)
+    channels.promote(two, "b11549-1", "stable", signer)
+    channel = tmp_path / "published" / "channels" / "stable"
+    before = (channel / "manifest.json").read_bytes()
+    channels.promote(two, "b11550-1", "stable", signer)
+    (channel / "manifest.json").write_bytes(before)
+    assert channels.promote(two, "b11550-1", "stable", signer).serial == 3
+
+
+def test_a_changed_history_is_not_rolled_back_to(
+    kept: Path, signer: trust.Signer, tmp_path: Path
+) -> None:
+    two = places.parse(str(tmp_path / "published"))
+    for build in (11549, 11550, 11551):
+        folder = tiny_release.of_build(kept, build, tmp_path / "three")
+        publishing.publish(publishing.prepare(folder, two), two, lambda _: None)
+    for build in (11549, 11550):
+        channels.promote(two, f"b{build}-1", "stable", signer)
+    past = tmp_path / "published" / "channels" / "stable" / "1.json"
+    past.write_bytes(past.read_bytes().replace(b"11549", b"11551"))
+    with pytest.raises(PublishError) as refused:
+        channels.rollback(two, "stable", signer)
+    assert refused.value.code == "SIGNED_BY_ANOTHER_KEY"
+
+
+def test_only_what_is_published_is_promoted(two: Destination, signer: trust.Signer) -> None:
+    with pytest.raises(PublishError):
+        channels.promote(two, "b9-1", "stable", signer)
+    assert two.channels() == ()

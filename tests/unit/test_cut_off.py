@@ -1,0 +1,151 @@
+"""Publishing and promoting, cut off at every single effect: whole or not there, and done again."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm import channels, trust
+from farm.errors import PublishError
+from farm.publish import publishing
+from llama_loader import manifest as schema
+from tests.rigs import published, tiny_release
+from tests.rigs.published import publish
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from farm.publish.destination import Destination
+    from tests.rigs.published import Place
+
+EFFECTS = [
+    ("folder", False),
+    ("github", False),
+    ("github", True),
+    ("hub", False),
+    ("hub", True),
+]
+"""A place, and whether a request is carried out before its answer is lost."""
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> trust.Signer:
+    trust.generate(tmp_path / "key")
+    return trust.signer(tmp_path / "key")
+
+
+def cut_off(
+    place: Place, number: int, patch: pytest.MonkeyPatch, work: Callable[[], object]
+) -> tuple[bool, bool]:
+    """Do something whose n-th effect fails: a request, or a file on a disk that is full then.
+
+    Says whether there were as many effects, and whether that was the end of it: the Hub's client
+    asks some things again.
+    """
+    left, sync = [number], os.fsync
+
+    def fsync(handle: int) -> None:
+        left[0] -= 1
+        if left[0] == 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        sync(handle)
+
+    if place.kind == "folder":
+        patch.setattr("farm.publish.directory.os.fsync", fsync)
+    else:
+        patch.setattr("farm.publish.github_api._TRIES", 1)
+        patch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        place.server.cut_at = number
+    code = ""
+    try:
+        work()
+    except PublishError as error:
+        code = error.code
+    assert code in {"", "DESTINATION_NOT_WRITABLE", "GITHUB_UNREACHABLE", "HUB_REFUSED"}
+    patch.undo()
+    if place.server is None:
+        return left[0] <= 0, bool(code)
+    reached = place.server.cut_at <= 0
+    place.server.cut_at = 0
+    return reached, bool(code)
+
+
+def whole(to: Destination, folder: Path) -> bool:
+    """Say whether a release is visible; if it is, every part must be there, byte for byte."""
+    if not to.releases():
+        return False
+    assert publishing.prepare(folder, to, lambda _: None).new == ()
+    return True
+
+
+@pytest.mark.parametrize(("kind", "after"), EFFECTS)
+def test_a_publication_cut_off_anywhere_is_whole_or_not_there_and_the_next_run_finishes_it(
+    kind: str, *, after: bool, released: Path, tmp_path: Path
+) -> None:
+    for number in itertools.count(1):
+        served, patch = pytest.MonkeyPatch(), pytest.MonkeyPatch()
+        with published.serving(kind, tmp_path / f"place-{number}", served) as place:
+            if place.server is not None:
+                place.server.cut_after = after
+            reached, ended = cut_off(place, number, patch, lambda: publish(place, released))
+            assert whole(place.open(), released) or ended
+            publish(place, released)
+            assert whole(place.open(), released)
+            # the Hub's client itself asks again where an answer is lost
+            assert place.large_files_sent() <= (2 if kind == "hub" and after else 1)
+        served.undo()
+        if not reached:
+            break
+    assert number > 4
+
+
+@pytest.mark.parametrize(("kind", "after"), EFFECTS)
+def test_a_promotion_cut_off_anywhere_is_finished_by_the_next_one_and_can_be_rolled_back(
+    kind: str, *, after: bool, kept: Path, signer: trust.Signer, tmp_path: Path
+) -> None:
+    folders = [tiny_release.of_build(kept, build, tmp_path) for build in (11549, 11550)]
+    for number in itertools.count(1):
+        served, patch = pytest.MonkeyPatch(), pytest.MonkeyPatch()
+        with published.serving(kind, tmp_path / f"place-{number}", served) as place:
+            for folder in folders:
+                publish(place, folder)
+            to = place.open()
+            channels.promote(to, "b11549-1", "stable", signer)
+            if place.server is not None:
+                place.server.cut_after = after
+
+            def promote(to: Destination = to) -> None:
+                channels.promote(to, "b11550-1", "stable", signer)
+
+            reached, ended = cut_off(place, number, patch, promote)
+            shown = present(to, signer)
+            assert shown in {"b11549-1", "b11550-1"} or (ended and shown is None)
+            if shown is None:  # between its two files: nobody has to guess which one is meant
+                with pytest.raises(PublishError) as refused:
+                    channels.rollback(to, "stable", signer)
+                assert refused.value.code == "PROMOTION_CUT_OFF"
+                assert "b11550-1" in refused.value.hint
+            promote()
+            assert present(to, signer) == "b11550-1"
+            assert channels.rollback(to, "stable", signer).release == "b11549-1"
+            assert present(to, signer) == "b11549-1"
+        served.undo()
+        if not reached:
+            break
+    assert number > (1 if kind == "hub" else 4)
+
+
+def present(to: Destination, signer: trust.Signer) -> str | None:
+    """Return the release that the channel says now to a loader; None where it says nothing."""
+    content = to.channel_file("stable", "manifest.json")
+    signature = to.channel_file("stable", "manifest.json.minisig")
+    try:
+        trust.require_signed(content or b"", signature or b"", signer.public_key, what="it")
+    except PublishError:
+        return None
+    return schema.parse(content or b"").release
