@@ -16,12 +16,14 @@ import msgspec
 from msgspec import Meta
 
 from farm import loader, release
+from farm.errors import FarmError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
 TOLERANCE: Final = 0.05
 """How much worse than the last release's a figure may be."""
+_LEAST: Final = 1 - TOLERANCE
 _ROUNDS: Final = 5
 _PROMPT_TOKENS: Final = 512
 _TOKENS: Final = 128
@@ -58,13 +60,13 @@ class Figures(msgspec.Struct, frozen=True):
 
 
 def worse(now: Figures, last: Figures) -> tuple[str, ...]:
-    """Return which figures are worse than the last by more than the tolerance. Pure."""
-    slower = {
-        "first token": now.first_token / last.first_token - 1,
-        "tokens read": 1 - now.prompt_tokens_per_second / last.prompt_tokens_per_second,
-        "tokens written": 1 - now.tokens_per_second / last.tokens_per_second,
+    """Name the figures that are worse than the last by more than the tolerance. Pure."""
+    pairs = {
+        "first token": (now.first_token, last.first_token * (1 + TOLERANCE)),
+        "tokens read": (-now.prompt_tokens_per_second, -last.prompt_tokens_per_second * _LEAST),
+        "tokens written": (-now.tokens_per_second, -last.tokens_per_second * _LEAST),
     }
-    return tuple(f"{name} {share:.1%} worse" for name, share in slower.items() if share > TOLERANCE)
+    return tuple(name for name, (found, limit) in pairs.items() if found > limit)
 
 
 def last_on(gpu: str, earlier: Iterable[Figures]) -> Figures | None:
@@ -73,13 +75,18 @@ def last_on(gpu: str, earlier: Iterable[Figures]) -> Figures | None:
 
 
 def gpu() -> str | None:
-    """Return the first GPU's name, as the loader sees it; None where it sees none."""
+    """Return the first GPU's name, as the loader sees it; None where it sees none.
+
+    Raises:
+        FarmError: ``LOADER_FAILED``: it could not say.
+    """
     done = loader.run("doctor", "--json", "--offline")
     try:
         gpus = msgspec.json.decode(done.stdout.encode())["host"]["gpus"]
-    except (msgspec.DecodeError, KeyError, TypeError):
-        return None
-    return str(gpus[0]["name"]) if gpus else None
+        return str(gpus[0]["name"]) if gpus else None
+    except (msgspec.DecodeError, KeyError, TypeError) as error:
+        said = done.stderr.strip() or "said nothing of the host"
+        raise FarmError("LOADER_FAILED", f"llama_loader doctor: {said}") from error
 
 
 def measure(folder: Path, model: Path, gpu: str, *, rounds: int = _ROUNDS) -> Figures:

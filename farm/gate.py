@@ -161,8 +161,8 @@ def compare(now: Figures, earlier: Iterable[Figures]) -> Check:
     if last is None:
         return Check(_GPU_CHECK, None, f"{now} on {now.gpu}; no earlier release has figures of it")
     worse = figures_of.worse(now, last)
-    said = f"{now} on {now.gpu}; before {last}"
-    return Check(_GPU_CHECK, not worse, "; ".join((*worse, said)))
+    which = f"{', '.join(worse)}: more than {figures_of.TOLERANCE:.0%} worse. " if worse else ""
+    return Check(_GPU_CHECK, not worse, f"{which}{now} on {now.gpu}; before {last}")
 
 
 def _checks(

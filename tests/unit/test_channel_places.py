@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from farm import channels, overview, pin_space, trust
-from farm.errors import PublishError
+from farm.errors import FarmError, PublishError
 from farm.publish import places, publishing
 from tests.rigs import published, tiny_release
 from tests.rigs.published import Place, publish
@@ -258,3 +258,28 @@ def test_only_what_is_published_is_promoted(two: Destination, signer: trust.Sign
     with pytest.raises(PublishError):
         channels.promote(two, "b9-1", "stable", signer)
     assert two.channels() == ()
+
+
+def test_the_status_of_a_place(two: Destination, signer: trust.Signer) -> None:
+    channels.promote(two, "b11549-1", "stable", signer)
+    found = overview.of(two, "capability=9.0,driver=580,glibc=2.36,torch=cu128")
+    assert [row.name for row in found.releases] == ["b11549-1", "b11550-1"]
+    (stable,) = found.channels
+    assert (stable.name, stable.release, stable.serial) == ("stable", "b11549-1", 1)
+    assert stable.left is not None
+    assert timedelta(days=89) < stable.left <= timedelta(days=90)
+    assert timedelta(0) <= stable.age < timedelta(minutes=5)
+    assert stable.size == found.releases[0].size > 0
+    for row in (*found.channels, *found.releases):
+        # a GPU is there, and the release has the CPU's set alone: the loader's own word for it
+        assert row.gets == "nothing: NO_ARTIFACT_FOR_GPU"
+
+
+def test_the_status_of_no_place(place: Place) -> None:
+    """What is not there is said, and not an empty table; an empty repository is one."""
+    if place.kind == "github":
+        assert overview.of(place.open()).releases == ()
+        return
+    with pytest.raises(FarmError) as refused:
+        overview.of(place.open())
+    assert refused.value.code in {"DESTINATION_MISSING", "HUB_REFUSED"}
