@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 from typing import TYPE_CHECKING, Final, ParamSpec
@@ -41,6 +42,10 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
             _end(error.render(), error.exit_status)
         except LoaderError as error:
             _end(error.render(), 1)
+        except BrokenPipeError:
+            # nor may Python's own last flush fail, in a second message
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            _end("error[OUTPUT_CLOSED]: nobody reads the output any more, so this stopped", 1)
         except OSError as error:
             _end(f"error[SYSTEM]: {error}\nhint: is there room, and may this user write?", 1)
         except KeyboardInterrupt:

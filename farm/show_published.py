@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from farm.errors import PublishError
-from farm.publish.parts import GATE
+from farm.publish.parts import GATE, megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -31,11 +31,11 @@ def plan(planned: Plan) -> None:
     """Print what publishing would do."""
     line(
         f"{planned.release} → {planned.where}: {len(planned.there)} files are there,"
-        f" {len(planned.new)} to send, {planned.size / 1e6:.1f} MB"
+        f" {len(planned.new)} to send, {megabytes(planned.size)}"
     )
     for part in planned.parts:
         word = "send " if part in planned.new else "there"
-        line(f"  {word} {part.name}  {part.size / 1e6:.1f} MB  sha256 {part.sha256}")
+        line(f"  {word} {part.name}  {megabytes(part.size)}  sha256 {part.sha256}")
 
 
 def promotion(done: Promotion) -> None:
@@ -105,12 +105,18 @@ def _table(title: str, rows: Iterable[Row]) -> Table:
             row.release,
             str(row.serial),
             _span(row.age),
-            "" if row.left is None else _span(row.left),
+            _left(row),
             str(row.artifacts),
-            f"{row.size / 1e6:.1f} MB",
+            megabytes(row.size),
             *((row.gets or "",) if supposed else ()),
         )
     return table
+
+
+def _left(row: Row) -> str:
+    if row.left is None:
+        return ""
+    return _span(row.left) if row.left.total_seconds() > 0 else "expired"
 
 
 def _span(span: timedelta) -> str:

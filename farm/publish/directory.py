@@ -70,7 +70,7 @@ class Directory:
             if place is gathered:
                 _leave_only({part.name for part in plan.parts}, gathered)
             for part in plan.new:
-                tell(f"{part.name}: {part.size / 1e6:.1f} MB")
+                tell(str(part))
                 _copy(part, place / part.name)
             for part in plan.parts:
                 check(part, parts.blocks(place / part.name))

@@ -63,7 +63,7 @@ class GitHub:
             if asset["name"] in replaced:  # of a publication that was cut off; nobody saw it
                 self._api.call("DELETE", f"/releases/assets/{asset['id']}")
         for part in plan.new:
-            tell(f"{part.name}: {part.size / 1e6:.1f} MB")
+            tell(str(part))
             self._api.upload(release, part.name, part.path)
         ids = {asset["name"]: asset for asset in self._assets(release)}
         for part in plan.parts:

@@ -87,7 +87,7 @@ class Hub:
             there = self._folder(plan.release, head)
             plan = parts.plan(plan.release, self.where, plan.parts, there)
             for part in plan.new:
-                tell(f"{part.name}: {part.size / 1e6:.1f} MB")
+                tell(str(part))
             commit = self._commit(
                 f"Release {plan.release}",
                 {f"{plan.release}/{part.name}": part.path for part in plan.new},

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
+_SMALL: Final = 100_000
 GATE: Final = "gate.json"
 """The report of the checks before a promotion; a release may have it.
 
@@ -35,6 +36,10 @@ class Part:
     path: Path
     size: int
     sha256: str
+
+    def __str__(self) -> str:
+        """Return name and size, for people."""
+        return f"{self.name}: {megabytes(self.size)}"
 
 
 @dataclass(frozen=True)
@@ -152,6 +157,11 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
             f" {part.size} with {part.sha256}",
             hint="nothing points at it yet; publish again",
         )
+
+
+def megabytes(size: int) -> str:
+    """Return a size for people: MB, or kB where that would be 0.0."""
+    return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
 
 
 def known(path: Path, *, visible: bool) -> Known:

@@ -272,7 +272,7 @@ def test_the_status_of_a_place(two: Destination, signer: trust.Signer) -> None:
     assert stable.size == found.releases[0].size > 0
     for row in (*found.channels, *found.releases):
         # a GPU is there, and the release has the CPU's set alone: the loader's own word for it
-        assert row.gets == "nothing: NO_ARTIFACT_FOR_GPU"
+        assert row.gets == "nothing: NO_ARTIFACT"
 
 
 def test_the_status_of_no_place(place: Place) -> None:
