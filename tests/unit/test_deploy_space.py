@@ -64,6 +64,16 @@ def test_a_secret_is_refused_and_not_repeated(name: str, space: Path) -> None:
     assert "hush" not in refused.value.render()
 
 
+@pytest.mark.parametrize(
+    "value", ["hf_abcdefgh1", "ghp_abcdefgh1", "github_pat_1234567890", "sk-12345678"]
+)
+def test_a_token_under_any_name_is_refused_and_not_repeated(value: str, space: Path) -> None:
+    for text in (f"HARMLESS={value}", value):
+        with pytest.raises(UsageError) as refused:
+            deploy_space.plan("me/space", [text], space)
+        assert value not in refused.value.render()
+
+
 @pytest.mark.parametrize("text", ["x", "lower=1", "=1", "A B=1"])
 def test_what_is_no_variable(text: str, space: Path) -> None:
     with pytest.raises(UsageError):

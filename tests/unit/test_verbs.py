@@ -9,7 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from invoke.collection import Collection
+from invoke.program import Program
 
+import tasks
 from farm import targets
 
 PROJECT = Path(__file__).parent.parent.parent
@@ -114,6 +117,25 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("manifest --serial -1", "NUMBER_INVALID", "--serial"),
         ("serve-release --folder nowhere", "FOLDER_MISSING", "nowhere"),
         ("serve-release --port 70000", "PORT_INVALID", "65535"),
+        ("nosuch", "USAGE", "'nosuch'"),
+        ("--help nosuch", "USAGE", "'nosuch'"),
+        ("--nosuch", "USAGE", "--nosuch"),
+        ("verify", "USAGE", "'folder'"),
+        ("smoke", "USAGE", "'folder'"),
+        ("promote", "USAGE", "'release'"),
+        ("promote b1-1 --channel stable --to . --days 0", "NUMBER_INVALID", "--days"),
+        ("promote b1-1 --channel stable --to . --days 99999999", "NUMBER_INVALID", "3650"),
+        ("rollback --channel stable --to . --days many", "NUMBER_INVALID", "'many'"),
+        ("rollback --channel stable --to owner/name", "DESTINATION_MISSING", "hf:OWNER/REPO"),
+        ("publish --to OWNER/REPO", "DESTINATION_MISSING", "hf:OWNER/REPO"),
+        ("publish --to GitHub:owner", "DESTINATION_INVALID", "github:OWNER/REPO"),
+        ("publish --to README.md", "DESTINATION_INVALID", "a file"),
+        ("status --to nowhere", "DESTINATION_MISSING", "nowhere"),
+        ("gate --release b1-1", "OPTION_MISSING", "--to"),
+        ("gate --to .", "NAME_INVALID", "release"),
+        ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "'RWx'"),
+        ("deploy-space --to a/b --set hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
+        ("deploy-space --to a/b --set X=hf_0123456789", "VARIABLE_IS_SECRET", "Space's settings"),
     ],
 )
 def test_a_wrong_call_is_one_clear_line_and_status_two(command: str, code: str, named: str) -> None:
@@ -123,6 +145,30 @@ def test_a_wrong_call_is_one_clear_line_and_status_two(command: str, code: str, 
     assert named in refused.stderr
     assert "Traceback" not in refused.stderr
     assert refused.stdout == ""
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_an_option_that_a_verb_does_not_have_is_usage(verb: str) -> None:
+    """invoke's own status would be 1, the same as for what failed; its parser is asked here."""
+    program = Program(namespace=Collection.from_module(tasks))
+    with pytest.raises(SystemExit) as ended:
+        program.run(["invoke", verb, "--no-such-option"])
+    assert ended.value.code == 2
+
+
+def test_output_that_nobody_reads_is_one_line() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-m", "invoke", "deploy-space", "--to", "a/b", "--dry-run"],
+        cwd=PROJECT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    ) as told:
+        assert told.stdout is not None
+        assert told.stderr is not None
+        told.stdout.close()
+        said = told.stderr.read().decode()
+    assert told.returncode == 1
+    assert said == "error[OUTPUT_CLOSED]: nobody reads the output any more, so this stopped\n"
 
 
 def test_the_table_of_targets_names_every_line_and_set() -> None:

@@ -1,0 +1,138 @@
+"""Every command in the documentation is run by a test, or says what it needs that no test has."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import documented
+import pytest
+from invoke.collection import Collection
+from invoke.parser import Parser
+
+import tasks
+
+TESTS = Path(__file__).resolve().parents[1]
+EVERY = [one for page in documented.PAGES for one in documented.commands(page)]
+NEEDS = re.compile(
+    r"needs (?:an? GitHub account|an account|a GPU|another host|its devel image|half an hour)"
+)
+"""What a comment says where no machine of ours can run the command."""
+WHOLE = {"docs/publishing.md": "test_the_guide_to_publishing_command_by_command"}
+"""Pages of which a test runs every command in order, as it stands there."""
+SESSION = "this test is a part of what it runs: `.ci/run` calls it"
+BUILDER = CI_OWNER = "test_the_builder_s_and_the_ci_owner_s_commands_after_a_build"
+SPACE_OWNER = "test_the_space_owner_s_commands"
+ALONE = "test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set"
+CACHE = "test_a_set_is_built_in_a_container_and_its_compiler_cache_kept"
+HOSTS = "test_a_worker_killed_in_mid_build_is_replaced_by_another"
+LOADER, MANIFEST = "python -m llama_loader", "--manifest https://…/manifest.json"
+HOST = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
+SEED = (
+    '--archs "80;86;89;90" --image nvidia/cuda:12.4.1-devel-ubuntu22.04 --ref b11549'
+    " --format tar.gz --out dist --copy out/llama-server-cuda-ubuntu-x64.tar.gz"
+)
+RUN = {
+    # nox
+    "python3 -m pip install nox && python3 -m nox -s demo": "test_the_demo_of_the_readme",
+    "python3 -m nox": SESSION,
+    "FARM_REQUIRE_ALL=1 python3 -m nox": SESSION,
+    "python3 -m nox -l": "test_the_sessions_are_listed",
+    "python3 -m nox -s unit": SESSION,
+    "python3 -m pip install --require-hashes -r requirements.lock": SESSION,
+    # the loader
+    "cd spaces": SPACE_OWNER,
+    "python -m pip install -r requirements.txt": ALONE,
+    f"{LOADER} doctor {MANIFEST}": SPACE_OWNER,
+    f"{LOADER} doctor {MANIFEST} --suppose {HOST}": SPACE_OWNER,
+    f"{LOADER} fetch {MANIFEST}": SPACE_OWNER,
+    f"{LOADER} serve {MANIFEST} --model model.gguf": SPACE_OWNER,
+    'python -m pip install -r requirements.txt "gradio[mcp]" spaces huggingface_hub': ALONE,
+    "YAKULINGO_SPACES_ALLOW_CPU=1 YAKULINGO_SPACES_GGUF_PATH=model.gguf"
+    " YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=… python app.py": ALONE,
+    f"{LOADER} doctor --suppose {HOST}": SPACE_OWNER,
+    # building
+    "invoke targets": BUILDER,
+    "invoke build-cpu": "test_the_release_says_what_its_binaries_hold",
+    "invoke base-image --line cu130": "test_cu130_takes_the_wheels_toolkit_along",
+    "invoke cuda-runtime --line cu130": "test_exactly_the_libraries_unmodified_and_the_licences",
+    "invoke cuda-runtime --line cu130 --out dist": "test_what_the_manifest_says_of_it",
+    "FARM_CCACHE_REMOTE=redis://cache.example:6379 invoke build-cuda …": (
+        "test_what_one_machine_compiled_another_gets_from_redis"
+    ),
+    "invoke manifest --out dist": BUILDER,
+    "invoke verify dist": BUILDER,
+    "invoke smoke dist": BUILDER,
+    "invoke status --folder dist": BUILDER,
+    "invoke serve-release --folder dist": SPACE_OWNER,
+    "invoke publish --to hf:OWNER/REPO": BUILDER,
+    "invoke promote b11549-1 --channel stable --to hf:OWNER/REPO": BUILDER,
+    # CI
+    "invoke targets --json": CI_OWNER,
+    f"invoke build-cuda --engine docker {SEED}": "test_the_seed_s_workflow_with_its_defaults",
+    "invoke build-cuda --engine docker --arch-set sm90 --line cu128 --out dist": (
+        "test_the_sets_of_a_release"
+    ),
+    "invoke manifest --out dist --release b11549-1": CI_OWNER,
+    "invoke publish --to /srv/releases": CI_OWNER,
+    "invoke promote b11549-1 --channel candidate --to /srv/releases": CI_OWNER,
+    "invoke update-pins --newest": "test_the_weekly_run_proposes_the_newest_llama_cpp",
+    "invoke compiler-cache --save .farm/ccache.tar --line cu128": CACHE,
+    "invoke compiler-cache --load .farm/ccache.tar --line cu128": CACHE,
+    "invoke verify https://…/manifest.json --sha256 …": SPACE_OWNER,
+    # several hosts
+    "invoke build-cuda --arch-set zerogpu --engine dask": (
+        "test_sets_on_this_machine_with_one_that_fails_twice"
+    ),
+    "invoke build-cuda --arch-set zerogpu --engine dask --scheduler tcp://builder:8786": HOSTS,
+    "dask scheduler --port 8786": HOSTS,
+    "PYTHONPATH=.:spaces dask worker tcp://builder:8786 --nthreads 1 --resources FARM_BUILD=1": (
+        HOSTS
+    ),
+}
+"""Commands, and the tests that run them or the same with other names."""
+
+
+def test_no_command_stands_in_a_block_of_another_kind() -> None:
+    for page in documented.PAGES:
+        for language, text in documented.fences(page):
+            assert language in {"console", "", "json", "toml", "mermaid", "python"}, page
+            if language != "console":
+                assert not re.search(r"^\$ |^(?:invoke|python3?|pip) ", text, re.MULTILINE), page
+
+
+@pytest.mark.parametrize("page", sorted({one.page for one in EVERY}))
+def test_every_command_is_run_or_marked(page: str) -> None:
+    for one in documented.commands(page):
+        is_run = one.text in RUN or one.page in WHOLE
+        assert is_run != bool(NEEDS.search(one.comment)), f"{page}: {one.text}  # {one.comment}"
+
+
+def test_the_tests_that_run_them_exist_and_no_row_is_left_over() -> None:
+    sources = "".join(path.read_text("utf-8") for path in TESTS.rglob("test_*.py"))
+    named = {name for name in (*RUN.values(), *WHOLE.values()) if name != SESSION}
+    there = set(re.findall(r"def (test_\w+)", sources))
+    assert named - there == set()
+    assert RUN.keys() - {one.text for one in EVERY} == set()
+    assert WHOLE.keys() <= set(documented.PAGES)
+
+
+def test_every_verb_and_option_exists() -> None:
+    """Also of the commands that are not run here: invoke's own parser takes them."""
+    contexts = Collection.from_module(tasks).to_contexts()
+    lines = [one.text[one.text.index("invoke ") :] for one in EVERY if "invoke " in one.text]
+    assert len(lines) > 40
+    for line in lines:
+        words = shlex.split(line.replace("build-cuda …", "build-cuda"))[1:]
+        parsed = Parser(contexts=contexts).parse_argv(words)
+        assert [context.name for context in parsed] == [words[0]], line
+
+
+def test_every_verb_and_option_in_a_sentence_exists() -> None:
+    known = {one.name: one.flags for one in Collection.from_module(tasks).to_contexts()}
+    said = [(page, call) for page in documented.PAGES for call in documented.in_sentences(page)]
+    assert len(said) > 40
+    for page, (verb, options) in said:
+        assert verb in known, f"{page}: invoke {verb}"
+        assert options <= known[verb].keys(), f"{page}: invoke {verb} {options}"
