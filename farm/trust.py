@@ -137,7 +137,8 @@ def require_public(text: str) -> str:
     except (minisign.Error, ValueError) as error:
         raise UsageError(
             "KEY_INVALID",
-            f"{line[:80]!r} is not a minisign public key: {error}",
+            f"what was given is not a minisign public key: {error}",
+            # it is not quoted: it may be the secret one
             hint="it begins with RW: the last line of what invoke keygen wrote beside the key",
         ) from error
     return line

@@ -72,3 +72,66 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert refused.value.code == "KEY_NOT_WRITTEN"
     with pytest.raises(UsageError):
         trust.signer(tmp_path / "nowhere" / "key")
+
+
+def test_no_secret_key_is_left_where_the_public_one_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text("somebody else's")
+    with pytest.raises(UsageError) as refused:
+        trust.generate(tmp_path / "key")
+    assert refused.value.code == "KEY_EXISTS"
+    assert "key.pub" in refused.value.message
+    assert [path.name for path in tmp_path.iterdir()] == ["key.pub"]
+
+
+def test_no_public_key_is_left_where_the_secret_one_is_another_s(tmp_path: Path) -> None:
+    trust.generate(tmp_path / "key")
+    (tmp_path / "key.pub").unlink()
+    with pytest.raises(UsageError):
+        trust.generate(tmp_path / "key")
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_a_key_with_a_disk_s_line_ends_of_another_system(tmp_path: Path) -> None:
+    public = trust.generate(tmp_path / "key")
+    content = (tmp_path / "key").read_bytes().replace(b"\n", b"\r\n")
+    (tmp_path / "key").write_bytes(content)
+    assert trust.signer(tmp_path / "key").public_key == public
+
+
+def test_a_key_that_others_may_read_is_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trust.generate(tmp_path / "key")
+    trust.signer(tmp_path / "key")
+    assert capsys.readouterr().err == ""
+    (tmp_path / "key").chmod(0o640)
+    trust.signer(tmp_path / "key")
+    assert capsys.readouterr().err.startswith("note[KEY_READABLE]: ")
+
+
+@pytest.mark.parametrize("number", range(60))
+def test_a_key_or_signature_that_was_damaged_is_one_clear_error(
+    number: int, tmp_path: Path
+) -> None:
+    public = trust.generate(tmp_path / "key")
+    whole = (tmp_path / "key").read_bytes()
+    signature = trust.signer(tmp_path / "key").sign(b"x", "why")
+    at = number * len(signature) // 60
+    for damaged in (signature[:at], b"\0" + signature[at:], signature[at:]):
+        if damaged != signature:
+            with pytest.raises(PublishError):
+                trust.require_signed(b"x", damaged, public, what="x")
+    (tmp_path / "key").write_bytes(whole[: number * len(whole) // 62])
+    with pytest.raises(UsageError):
+        trust.signer(tmp_path / "key")
+
+
+def test_a_public_key_is_its_line_or_its_file(tmp_path: Path) -> None:
+    public = trust.generate(tmp_path / "key")
+    for text in (public, f" {public}\r\n", (tmp_path / "key.pub").read_text()):
+        assert trust.require_public(text) == public
+    for wrong in ("", "RWx", public[:-1], (tmp_path / "key").read_text()):
+        with pytest.raises(UsageError) as refused:
+            trust.require_public(wrong)
+        assert refused.value.code == "KEY_INVALID"
+        assert len(wrong) < 60 or wrong.split()[-1][:20] not in refused.value.render()

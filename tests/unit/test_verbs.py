@@ -133,7 +133,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("status --to nowhere", "DESTINATION_MISSING", "nowhere"),
         ("gate --release b1-1", "OPTION_MISSING", "--to"),
         ("gate --to .", "NAME_INVALID", "release"),
-        ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "'RWx'"),
+        ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
         ("deploy-space --to a/b --set hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
         ("deploy-space --to a/b --set X=hf_0123456789", "VARIABLE_IS_SECRET", "Space's settings"),
     ],
