@@ -43,9 +43,7 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
         except LoaderError as error:
             _end(error.render(), 1)
         except BrokenPipeError:
-            # nor may Python's own last flush fail, in a second message
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            _end("error[OUTPUT_CLOSED]: nobody reads the output any more, so this stopped", 1)
+            _end_unread()
         except OSError as error:
             _end(f"error[SYSTEM]: {error}\nhint: is there room, and may this user write?", 1)
         except KeyboardInterrupt:
@@ -75,8 +73,16 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
         except ParseError as error:
             said = f"error[USAGE]: {error}"
             _end(f"{said}\nhint: invoke --list, or invoke --help VERB, says what there is", USAGE)
+        except BrokenPipeError:  # invoke --list | head
+            _end_unread()
 
     return run
+
+
+def _end_unread() -> None:
+    # Python's own last flush must not fail, too, in a second message
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _end("error[OUTPUT_CLOSED]: nobody reads the output any more, so this stopped", 1)
 
 
 def _end(message: str, status: int) -> None:
