@@ -66,6 +66,16 @@ def test_what_is_no_key(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert refused.value.code in {"KEY_MISSING", "KEY_INVALID"}
 
 
+def test_a_file_s_name_where_its_text_is_meant(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trust.generate(tmp_path / "key")
+    monkeypatch.setenv("FARM_SIGNING_KEY", str(tmp_path / "key"))
+    with pytest.raises(UsageError) as refused:
+        trust.signer(None)
+    assert "--key its file" in refused.value.hint
+
+
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(PublishError) as refused:
         trust.generate(tmp_path / "nowhere" / "key")
