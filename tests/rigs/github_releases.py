@@ -243,10 +243,14 @@ def _asset(github: GitHub, number: str) -> tuple[Release, Asset] | None:
 
 def _download(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
     del query, body
-    elsewhere = github.url.replace("127.0.0.1", "localhost")
-    if _asset(github, number) is None:
-        return _NOT_FOUND
-    return Answer(302, None, {"Location": f"{elsewhere}/blobs/{number}?signature=s3cret"})
+    found = _asset(github, number)
+    return _NOT_FOUND if found is None else _elsewhere(github, found[1])
+
+
+def _elsewhere(github: GitHub, asset: Asset) -> Answer:
+    """Lead to the host that has the bytes, by an address that is a secret for a while."""
+    host = github.url.replace("127.0.0.1", "localhost")
+    return Answer(302, None, {"Location": f"{host}/blobs/{asset.id}?signature=s3cret"})
 
 
 def _blob(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
@@ -285,7 +289,7 @@ def _public(github: GitHub, query: dict[str, str], body: bytes, tag: str, name: 
         if release.tag == tag and not release.draft:
             for asset in release.assets:
                 if asset.name == name and asset.state == "uploaded":
-                    return Answer(200, asset.content)
+                    return _elsewhere(github, asset)
     return _NOT_FOUND
 
 
