@@ -103,7 +103,7 @@ def signer(file: Path | None) -> Signer:
         raise UsageError(
             "KEY_INVALID",
             f"{where} does not hold a minisign secret key that can be opened: {error}",
-            hint=f"{VARIABLE} takes a key's text, --key its file; an encrypted one needs {PASSWORD}",
+            hint=f"{VARIABLE} takes its text, --key its file; an encrypted one needs {PASSWORD}",
         ) from error
     return Signer(key)
 
