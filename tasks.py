@@ -300,7 +300,14 @@ def gate(
     show_published.gate(report)
 
 
-@task(help={"release": "its name, e.g. b11549-1", "channel": "e.g. stable"})
+@task(
+    help={
+        "release": "its name, e.g. b11549-1",
+        "channel": "e.g. stable",
+        "days": "until it expires",
+        "serial": "the lowest to give, where the place has lost those that it gave before",
+    }
+)
 @verb
 def promote(
     _: Context,
@@ -309,6 +316,7 @@ def promote(
     to: str | None = None,
     key: str | None = None,
     days: str = "90",
+    serial: str = "1",
 ) -> None:
     """Make a published release a channel's present one: a signed manifest with the next serial."""
     from farm import channels, promotion, trust
@@ -316,10 +324,11 @@ def promote(
 
     name = destination.require_name("release", release)
     wanted = destination.require_name("channel", channel)
-    place = places.parse(to)
-    lasting, signer = show.days("--days", days), trust.signer(_path(key))
+    lasting, lowest = show.days("--days", days), show.positive("--serial", serial) or 1
+    place, signer = places.parse(to), trust.signer(_path(key))
     promotion.require_gate(place, name, show_published.check)
-    show_published.promotion(channels.promote(place, name, wanted, signer, days=lasting))
+    done = channels.promote(place, name, wanted, signer, days=lasting, at_least=lowest)
+    show_published.promotion(done)
 
 
 @task(help={"channel": "e.g. stable", "to": "where it is", "key": "the file with the signing key"})

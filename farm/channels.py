@@ -44,9 +44,23 @@ class Promotion:
 
 
 def promote(
-    destination: Destination, release: str, channel: str, signer: Signer, *, days: int = DAYS
+    destination: Destination,
+    release: str,
+    channel: str,
+    signer: Signer,
+    *,
+    days: int = DAYS,
+    at_least: int = 1,
 ) -> Promotion:
     """Make a published release the channel's present one.
+
+    Args:
+        destination: where release and channel are.
+        release: the release's name.
+        channel: the channel's name; the first promotion makes it.
+        signer: whose channel it is.
+        days: until it expires.
+        at_least: the lowest serial to give, where the place has lost those that it gave before.
 
     Raises:
         PublishError: it is not published, has a known hole, the channel is another key's, was
@@ -56,7 +70,7 @@ def promote(
     advisories.require_none(published.source)
     serials = destination.channel_serials(channel)
     before, _ = _present(destination, channel, signer)
-    serial = max((0, *serials, before.serial if before else 0)) + 1
+    serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
     now = _now()
     if before is not None and before.created > now + _SKEW:
         raise PublishError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -148,6 +149,22 @@ def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
     replay(place, 4)
     now = {**pin, "min_serial": 5}
     assert ask(now, tmp_path / "fresh-store").returncode == 4
+
+
+def test_a_channel_whose_history_is_lost_begins_above_what_spaces_have_seen(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    for release in ("b11549-1", "b11550-1", "b11549-1"):
+        channels.promote(folder_of_two, release, "stable", signer)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    assert follow(pin, tmp_path / "store") == "b11549-1"
+    shutil.rmtree(tmp_path / "published" / "channels")
+    assert channels.promote(folder_of_two, "b11550-1", "stable", signer).serial == 1
+    assert ask(pin, tmp_path / "store").returncode == 4
+    again = channels.promote(folder_of_two, "b11550-1", "stable", signer, at_least=4)
+    assert again.serial == 4
+    assert follow(pin, tmp_path / "store") == "b11550-1"
+    assert channels.promote(folder_of_two, "b11549-1", "stable", signer, at_least=2).serial == 5
 
 
 def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
