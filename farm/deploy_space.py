@@ -67,6 +67,13 @@ def plan(space: str, variables: Iterable[str] = (), root: Path = ROOT) -> Deploy
         for path in sorted(root.rglob("*"))
         if path.is_file() and not _is_left_out(path.relative_to(root))
     }
+    keys = [name for name, path in files.items() if _is_key(path)]
+    if keys:
+        raise PublishError(
+            "SPACE_HAS_KEY",
+            f"{root.name}/{keys[0]} is a secret key: everything in the folder would be public",
+            hint="move it out of the folder; a Space needs the public key alone",
+        )
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise PublishError("SPACE_INCOMPLETE", f"{root.name}/ has no {', '.join(missing)}")
@@ -120,6 +127,12 @@ def _variable(text: str) -> tuple[str, str]:
             hint="set it as a secret on the Space's settings page",
         )
     return name, value
+
+
+def _is_key(path: Path) -> bool:
+    with path.open("rb") as stream:
+        first = stream.readline(256).lower()
+    return b"secret key" in first or b"private key-----" in first
 
 
 def _is_left_out(path: Path) -> bool:

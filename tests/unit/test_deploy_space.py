@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import deploy_space
+from farm import deploy_space, trust
 from farm.errors import PublishError, UsageError
 from tests.rigs import hub_repository
 
@@ -91,6 +91,16 @@ def test_a_folder_that_is_no_space(space: Path) -> None:
     with pytest.raises(PublishError) as refused:
         deploy_space.plan("me/space", (), space)
     assert "app.py" in refused.value.message
+
+
+def test_a_signing_key_is_not_uploaded(space: Path) -> None:
+    trust.generate(space / "farm.key")
+    with pytest.raises(PublishError) as refused:
+        deploy_space.plan("me/space", (), space)
+    assert refused.value.code == "SPACE_HAS_KEY"
+    assert "farm.key" in refused.value.message
+    (space / "farm.key").unlink()
+    assert "farm.key.pub" in deploy_space.plan("me/space", (), space).files
 
 
 def test_a_hub_that_refuses(hub: hub_repository.Hub, space: Path) -> None:
