@@ -18,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llama_loader import fetch as fetch_module
 from llama_loader import locations
 from llama_loader.chunks import Wanted
 from llama_loader.copying import Copy
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.events import Downloading, Event
+from llama_loader.events import Downloading, Event, Resolving
 from llama_loader.fetch import Fetcher
 from llama_loader.mirrors import backoff
 from llama_loader.web import Patience
@@ -1065,3 +1066,41 @@ def test_any_row_of_faults_ends_with_the_file(seed: int, server: FaultServer) ->
     )
     server.fail("/a", *[dice.choice(kinds)() for _ in range(2)])
     assert Reader().fetch(url) == DATA
+
+
+def test_what_is_read_first_is_said_first(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/m", b"{}")
+    assert reader.fetcher.manifest_bytes(url, None) == b"{}"
+    assert reader.events == [Resolving(url)]  # a manifest's own bytes are no progress
+
+
+@pytest.mark.parametrize("url", ["nothing", "ftp://host/a", "https://"])
+def test_what_is_no_url_is_the_settings_fault(url: str) -> None:
+    """Offline, too: nobody has to be asked to see it."""
+    for offline in (False, True):
+        reader = Reader(offline=offline)
+        with pytest.raises(SettingError):
+            reader.copy(url)
+        with pytest.raises(SettingError):
+            reader.fetcher.read(url, limit=10)
+
+
+@pytest.mark.parametrize(("gained", "forgiven"), [(0, True), (-1, False)])
+def test_a_copy_that_gains_little_is_not_tried_for_ever(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, gained: int, forgiven: bool
+) -> None:
+    """Each connection brings so much and breaks; a gain of ``_WORTH_ANOTHER`` is one."""
+    each = 60_000
+    monkeypatch.setattr(fetch_module, "_WORTH_ANOTHER", each - gained)
+    reader = Reader()
+    url = server.put("/a", DATA, etag='"one"')
+    server.fail("/a", *(faults.cut(end) for end in range(each, len(DATA), each)))
+    if forgiven:
+        assert reader.copy(url) == DATA
+    else:
+        with pytest.raises(NetworkError):
+            reader.copy(url)
+
+
+def test_how_long_a_small_file_is_waited_for() -> None:
+    assert fetch_module.SMALL_FILE_SECONDS == 120

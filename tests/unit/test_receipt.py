@@ -14,9 +14,11 @@ from archives import GOOD, Entry, file_entry
 
 from llama_loader import manifest as schema
 from llama_loader import receipt
+from llama_loader.background import Background
 from llama_loader.errors import IntegrityError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
 SHA = "ab" * 32
@@ -213,3 +215,29 @@ def test_an_archive_has_one_server() -> None:
         with pytest.raises(IntegrityError, match=words) as caught:
             receipt.find_program(paths, "it")
         assert caught.value.code == "NO_SERVER_IN_ARCHIVE"
+
+
+@pytest.mark.parametrize(("processors", "threads"), [(None, 1), (1, 1), (3, 3), (99, 99)])
+def test_as_many_threads_as_there_are_processors_the_largest_piece_first(
+    place: Path, monkeypatch: pytest.MonkeyPatch, processors: int | None, threads: int
+) -> None:
+    begun: list[object] = []
+    lengths: list[int] = []
+    original = receipt._Piece.is_in
+
+    def background(work: Callable[[], set[str]]) -> Background[set[str]]:
+        begun.append(work)
+        return Background(work)
+
+    def watched(piece: Any, folder: Path) -> bool:
+        lengths.append(piece.length)
+        return original(piece, folder)
+
+    monkeypatch.setattr(os, "cpu_count", lambda: processors)
+    monkeypatch.setattr(receipt, "Background", background)
+    monkeypatch.setattr(receipt._Piece, "is_in", watched)
+    receipt.check_files(place, entries(), PIECE)
+    assert len(lengths) == sum(max(1, len(entry.chunks)) for entry in entries())
+    assert len(begun) == min(threads, len(lengths))
+    if threads == 1:
+        assert lengths == sorted(lengths, reverse=True)
