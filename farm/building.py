@@ -5,12 +5,14 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import pipeline
+from farm import pipeline, run_lock
 from farm.errors import FarmError
 from farm.plan import TARGETS, BuildPlan
 from farm.request import choose_source, resolve
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from farm.pipeline import Made
     from farm.report import BuildReport
     from farm.request import BuildRequest
@@ -26,6 +28,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
 
     Raises:
         UsageError: what is asked for does not exist or cannot be built; nothing was started.
+        BuildError: ``SET_IS_BEING_BUILT``: another run has the checkout or the folder.
         FarmError: a build, or the packing of one, failed.
     """
     line, sets = resolve(request)
@@ -34,14 +37,22 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         tree = named or choose_source(request)
         report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
         plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
-        return build_spread(plans, request, report)
+        with _alone(plans, request):
+            return build_spread(plans, request, report)
     with closing(pipeline.choose_engine(request, line, report)) as engine:
         if engine.name == "local":
             line = pipeline.promise_of_this_host(line, report)
         tree = named or choose_source(request)
         report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
         plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
-        return pipeline.build_all(plans, engine, request, report)
+        with _alone(plans, request):
+            return pipeline.build_all(plans, engine, request, report)
+
+
+def _alone(plans: list[BuildPlan], request: BuildRequest) -> AbstractContextManager[None]:
+    """Keep other runs off the sets' trees of this checkout, and off their tarballs."""
+    folders = (pipeline.STATE / "locks", request.out)
+    return run_lock.held([plan.key for plan in plans], folders)
 
 
 def build_spread(

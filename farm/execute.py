@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from farm import cub, shared_cache
+from farm.cache_watch import CacheWatch
 from farm.engines.base import Toolchain
 from farm.errors import BuildError
 
@@ -131,10 +132,13 @@ def execute(
             environment |= shared_cache.environment()
         if fresh:
             environment["CCACHE_RECACHE"] = "1"
+        watch = CacheWatch(workspace, environment, _both(stream, reporter))
+        watch.begin()
         seconds = {
             step.name: _run(step, plan, workspace, environment, step_log)
             for step in plan.steps(workspace.layout, jobs=workspace.jobs)
         }
+        watch.end()
         products = Path(folder) / "bin"
         products.mkdir()
         workspace.collect(workspace.layout.products, products)

@@ -20,6 +20,7 @@ from farm import (
     parts,
     pins,
     release,
+    run_lock,
     toolkit,
 )
 from farm.elf import version_key
@@ -87,7 +88,9 @@ def conclude(
         FarmError: sets failed.
     """
     if made:
-        manifest = release.write(request.out)
+        # Runs of other sets may share the folder: the manifest is of all that is there.
+        with run_lock.turn(request.out, "manifest"):
+            manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
     if failures:
         raise _summary(failures, len(made) + len(failures))

@@ -63,6 +63,7 @@ class Layout:
         cuda: the toolkit's root, None for the CPU line.
         launcher: the compiler launcher (ccache), empty where there is none.
         cmake, ninja: the programs.
+        passing: whether the folders have other names the next time.
     """
 
     source: PurePath
@@ -72,6 +73,7 @@ class Layout:
     launcher: str = ""
     cmake: str = "cmake"
     ninja: str = "ninja"
+    passing: bool = False
 
     @property
     def products(self) -> PurePath:
@@ -185,12 +187,17 @@ class BuildPlan:
                 for language in launchers
                 if layout.launcher
             ),
-            *(self._cuda_layout_defines(layout.cuda, prefix_maps) if self.line.is_cuda else ()),
+            *(self._cuda_layout_defines(layout, prefix_maps) if self.line.is_cuda else ()),
         )
 
     def _cuda_layout_defines(
-        self, cuda: PurePath | None, prefix_maps: tuple[str, ...]
+        self, layout: Layout, prefix_maps: tuple[str, ...]
     ) -> tuple[tuple[str, str], ...]:
+        cuda = layout.cuda
+        if layout.passing and layout.launcher:
+            # ccache takes no folder's name for the same as another behind -Xcompiler, and nvcc
+            # gets relative paths from it: the last map is the one that counts.
+            prefix_maps = prefix_maps[-1:]
         flags = [f"-Xcompiler={prefix_map}" for prefix_map in prefix_maps]
         if self.arch_set.format == "tar.zst" and self._toolkit_version < _COMPRESSION_MODE_SINCE:
             flags.append("--no-compress")

@@ -270,7 +270,9 @@ class Dispatcher:
         told = event[1]
         if told["key"] not in self._running:
             return
-        if told["what"] == "step":
+        if told["what"] == "note":
+            self.fleet.say(f"{told['key']}: {told['line']}")
+        elif told["what"] == "step":
             self.fleet.step(told["key"], told["name"])
         elif told["what"] == "count":
             self.fleet.counted(told["key"], told["done"], told["total"])
@@ -299,7 +301,8 @@ class _Telling:
             self._tell(what="count", done=done, total=total)
 
     def note(self, line: str) -> None:
-        """Notes of a host stay in its log."""
+        """Tell a coded line of a host."""
+        self._tell(what="note", line=line)
 
     def _tell(self, **what: object) -> None:
         self._check()

@@ -128,6 +128,7 @@ class LocalEngine:
                     launcher=ccache or "",
                     cmake=cmake,
                     ninja=ninja,
+                    passing=True,
                 ),
                 jobs=self._jobs,
                 ccache_dir=ccache_dir() if ccache else None,

@@ -1,4 +1,4 @@
-"""Two machines (two caches) that share compiled objects through a real Redis server."""
+"""Two machines (two caches) that share compiled objects through Redis and HTTP, for real."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ import socket
 import subprocess
 import time
 from contextlib import closing, suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+from needs import must_or_skip
+from object_storage import ObjectStorage
 from verbs import PROJECT
 
 from farm import shared_cache, source, targets
@@ -27,23 +30,31 @@ TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
 
 
-class Silent:
+@dataclass
+class Person:
+    """Sees only the coded lines."""
+
+    told: list[str] = field(default_factory=list)
+
     def step(self, plan: BuildPlan, step: Step) -> None: ...
     def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None: ...
+    def note(self, line: str) -> None:
+        self.told.append(line)
 
 
-def lacking(program: str) -> None:
-    if os.environ.get("FARM_REQUIRE_ALL") == "1":
-        pytest.fail(f"no {program}")
-    pytest.skip(f"no {program}")
+@pytest.fixture
+def storage() -> Iterator[ObjectStorage]:
+    if shutil.which("ccache") is None:
+        must_or_skip("no ccache")
+    with ObjectStorage() as made:
+        yield made
 
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
     for program in ("redis-server", "ccache"):
         if shutil.which(program) is None:
-            lacking(program)
+            must_or_skip(f"no {program}")
     with closing(socket.create_server(("127.0.0.1", 0))) as server:
         port = server.getsockname()[1]
     options = ("--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path))
@@ -59,11 +70,14 @@ def redis(tmp_path: Path) -> Iterator[str]:
             process.terminate()
 
 
-def build(machine: Path, monkeypatch: pytest.MonkeyPatch) -> shared_cache.Statistics:
+def build(
+    machine: Path, monkeypatch: pytest.MonkeyPatch, person: Person | None = None
+) -> shared_cache.Statistics:
+    machine.mkdir(exist_ok=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(machine / "cache"))
     monkeypatch.setenv("CCACHE_DIR", str(machine / "ccache"))
     plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
-    with execute(plan, LocalEngine(), logs=machine, reporter=Silent()):
+    with execute(plan, LocalEngine(), logs=machine, reporter=person or Person()):
         found = shared_cache.statistics(machine / "ccache")
     assert found is not None
     return found
@@ -72,8 +86,6 @@ def build(machine: Path, monkeypatch: pytest.MonkeyPatch) -> shared_cache.Statis
 def test_what_one_machine_compiled_another_gets_from_redis(
     redis: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("one", "two", "alone"):
-        (tmp_path / name).mkdir()
     monkeypatch.setenv(shared_cache.VARIABLE, redis)
     first = build(tmp_path / "one", monkeypatch)
     asked = first.hits + first.misses
@@ -85,6 +97,75 @@ def test_what_one_machine_compiled_another_gets_from_redis(
     assert remote_hits(tmp_path / "two") >= asked - 1
     monkeypatch.delenv(shared_cache.VARIABLE)
     assert build(tmp_path / "alone", monkeypatch).misses >= asked - 1
+
+
+def test_what_one_machine_compiled_another_gets_over_http(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(shared_cache.VARIABLE, storage.url())
+    person = Person()
+    first = build(tmp_path / "one", monkeypatch, person)
+    assert first.misses >= 3
+    assert storage.count("PUT", 201) >= 2 * first.misses, "a manifest and a result for each"
+    second = build(tmp_path / "two", monkeypatch, person)
+    assert (second.hits, second.misses) == (first.hits + first.misses, 0)
+    assert remote_hits(tmp_path / "two") >= first.misses
+    assert person.told == []
+
+
+def test_a_storage_that_wants_a_token_gets_it_and_says_no_without(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage.token = "s3cret-word"
+    monkeypatch.setenv(shared_cache.VARIABLE, storage.url(**{"bearer-token": "s3cret-word"}))
+    person = Person()
+    build(tmp_path / "one", monkeypatch, person)
+    assert person.told == []
+    assert storage.count("PUT", 201) >= 4
+    stored = len(storage.objects)
+    monkeypatch.setenv(shared_cache.VARIABLE, storage.url(**{"bearer-token": "wrong"}))
+    assert build(tmp_path / "two", monkeypatch, person).misses >= 3, "nothing came from there"
+    assert len(storage.objects) == stored
+    assert person.told[0].startswith("note[CCACHE_REMOTE_DOWN]: ")
+    assert "wrong" not in "".join(person.told), "an address may hold a password"
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:{}/cache/", "redis://:s3cret@127.0.0.1:{}"])
+def test_a_storage_that_is_down_is_said_in_one_line_and_the_build_goes_on(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, address: str
+) -> None:
+    del storage  # that ccache is there
+    with closing(socket.create_server(("127.0.0.1", 0))) as server:
+        port = server.getsockname()[1]
+    monkeypatch.setenv(shared_cache.VARIABLE, address.format(port))
+    person = Person()
+    first = build(tmp_path / "one", monkeypatch, person)
+    again = build(tmp_path / "one", monkeypatch)
+    assert again.misses == first.misses, "its own cache works"
+    begin, end = person.told
+    assert begin == (
+        "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
+        "the build goes on with this machine's own cache"
+    )
+    assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
+    assert "\n" not in begin + end
+    assert "s3cret" not in begin + end
+
+
+def test_a_storage_that_fails_in_the_middle_is_counted_at_the_end(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(shared_cache.VARIABLE, storage.url())
+    person = Person()
+
+    def step(plan: BuildPlan, step: Step) -> None:
+        del plan
+        storage.refuse = step.name == "compile"
+
+    monkeypatch.setattr(person, "step", step)
+    assert build(tmp_path / "one", monkeypatch, person).misses >= 3
+    assert len(person.told) == 1
+    assert person.told[0].startswith("note[CCACHE_REMOTE_ERRORS]: ")
 
 
 def remote_hits(machine: Path) -> int:

@@ -1,0 +1,99 @@
+"""One run at a time for each set, in a checkout and in a folder of tarballs.
+
+``flock``: the system lets go of it when a process ends, however it ends. The lock's file is removed
+by whoever holds it, so a lock counts only on the file that still has the name.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import ExitStack, contextmanager
+from typing import IO, TYPE_CHECKING
+
+from farm.errors import BuildError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from pathlib import Path
+
+
+@contextmanager
+def held(keys: Iterable[str], folders: Iterable[Path]) -> Iterator[None]:
+    """Hold every set's lock in every folder; a folder that is not there is made.
+
+    Raises:
+        BuildError: ``SET_IS_BEING_BUILT``: another run has one of them; ``OUT_NOT_WRITABLE``.
+    """
+    wanted = [(key, folder) for folder in folders for key in keys]
+    with ExitStack() as stack:
+        for key, folder in wanted:
+            stack.enter_context(_one(key, folder))
+        yield
+
+
+@contextmanager
+def turn(folder: Path, name: str) -> Iterator[None]:
+    """Wait until nobody else has a lock, and hold it: for what takes seconds.
+
+    Raises:
+        BuildError: ``OUT_NOT_WRITABLE``.
+    """
+    place = folder / f".{name}.lock"
+    with _locked(place, fcntl.LOCK_EX):
+        yield
+
+
+@contextmanager
+def _one(key: str, folder: Path) -> Iterator[None]:
+    place = folder / f".{key}.lock"
+    try:
+        with _locked(place, fcntl.LOCK_EX | fcntl.LOCK_NB) as file:
+            file.truncate(0)
+            file.write(f"{os.getpid()}\n")
+            file.flush()
+            yield
+    except _Taken as taken:
+        raise BuildError(
+            "SET_IS_BEING_BUILT",
+            f"{key} is being built into {folder}{taken}",
+            hint="wait for that run, or build in another checkout with another --out",
+        ) from taken
+
+
+class _Taken(Exception):  # noqa: N818 - never leaves this module
+    """Somebody else has a lock; says who."""
+
+
+@contextmanager
+def _locked(place: Path, how: int) -> Iterator[IO[str]]:
+    with _open(place, how) as file:
+        try:
+            yield file
+        finally:
+            place.unlink(missing_ok=True)
+
+
+def _open(place: Path, how: int) -> IO[str]:
+    """Open and lock the file that has this name, made where there is none."""
+    while True:
+        try:
+            place.parent.mkdir(parents=True, exist_ok=True)
+            file = place.open("a+", encoding="ascii")
+        except OSError as error:
+            raise BuildError("OUT_NOT_WRITABLE", f"{place.parent}: {error.strerror}") from error
+        try:
+            fcntl.flock(file, how)
+            if place.stat().st_ino == os.fstat(file.fileno()).st_ino:
+                return file
+        except FileNotFoundError:
+            pass  # its holder has removed it meanwhile
+        except BlockingIOError:
+            file.seek(0)
+            number = file.read().strip()
+            file.close()
+            raise _Taken(f" by process {number}" if number else "") from None
+        except OSError as error:
+            file.close()
+            raise BuildError("OUT_NOT_WRITABLE", f"{place}: {error.strerror}") from error
+        file.close()
