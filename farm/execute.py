@@ -88,13 +88,16 @@ class _StepLog:
                 self.tail.clear()
             return
         failed = _NINJA_FAILED.match(line)
-        if failed is not None and not self.failed:
+        if failed is not None:
+            if not self.failed:
+                self.tail.clear()
             self.failed.append(failed[1].strip())
-            self.tail.clear()
             return
         identified = _IDENTIFICATION.match(line)
         if identified is not None:
             self.compilers[identified["language"]] = identified["name"]
+        if len(self.failed) > 1:
+            return  # the first that failed is shown; of those beside it the log has the rest
         self.tail.append(line)
         if not self.failed:
             del self.tail[:-SHOWN_LINES]
@@ -177,7 +180,7 @@ def _failure(step: Step, plan: BuildPlan, status: int, step_log: _StepLog) -> Bu
 
 def _telling(lines: list[str]) -> list[str]:
     """Pick the compiler's messages: ninja repeats the whole command line before them."""
-    told = [line for line in lines if line.strip() and not line.startswith("ninja: ")]
+    told = [line for line in lines if line.strip() and not line.startswith("ninja: build stopped")]
     without_command = told[1:] if len(told) > 1 and " -c " in told[0] else told
     return without_command[:SHOWN_LINES]
 

@@ -1,13 +1,16 @@
-"""The sets of a run on several hosts, and how they look: a live table, or plain lines."""
+"""The sets of a run, on one host or several, and how they look: a live table, or plain lines."""
 
 from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TYPE_CHECKING, Final, Self
 
+from rich.console import Group
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from farm import schedule
 from farm.report import PLAIN_SECONDS
@@ -16,20 +19,29 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from types import TracebackType
 
+    from farm.plan import BuildPlan, Step
     from farm.report import BuildReport
 
 WAITING: Final = "waiting"
-_STYLES: Final = {"built": "green", "failed": "red", WAITING: "dim"}
+BUILT: Final = "built"
+FAILED: Final = "failed"
+BEFORE: Final = "built before"
+"""By an earlier run."""
+_STYLES: Final = {BUILT: "green", BEFORE: "green", FAILED: "red", WAITING: "dim"}
+_TELLS: Final = 0.05
+"""The share of ninja's edges that must be done before the rest is reckoned from them."""
 _NARROW: Final = 100
+_STEP: Final = len("configure")
+_FIGURE: Final = len("470/470")
 _MINUTE: Final = 60
 
 
 @dataclass
 class Row:
-    """One set: where it is built and how far it is. ``expected`` is in seconds."""
+    """One set: where it is built and how far it is. ``expected`` is in seconds, None: not known."""
 
     key: str
-    expected: float
+    expected: float | None
     host: str = ""
     state: str = WAITING
     count: tuple[int, int] | None = None
@@ -39,32 +51,51 @@ class Row:
     @property
     def is_open(self) -> bool:
         """Whether it is neither built nor given up."""
-        return self.state not in {"built", "failed"}
+        return self.state not in {BUILT, FAILED, BEFORE}
 
-    def left(self, now: float) -> float:
-        """Estimate its seconds left, by what was recorded or by ninja's counter."""
+    def whole(self, now: float) -> float | None:
+        """Estimate its seconds from begin to end: by ninja's counter, else by what was recorded."""
         if self.began is None:
             return self.expected
-        passed = now - self.began
-        if self.count is not None and self.count[0]:
-            return passed * (self.count[1] - self.count[0]) / self.count[0]
-        return max(self.expected - passed, 0.0)
+        passed = (self.ended or now) - self.began
+        if self.ended is not None:
+            return passed
+        if self.count is not None and self.count[0] >= self.count[1] * _TELLS:
+            return passed * self.count[1] / max(self.count[0], 1)
+        return max(self.expected, passed) if self.expected is not None else None
+
+    def left(self, now: float) -> float | None:
+        """Estimate its seconds left, None where nothing tells."""
+        whole = self.whole(now)
+        if whole is None or self.began is None:
+            return whole
+        return max(whole - (now - self.began), 0.0)
 
 
 @dataclass
 class Fleet:
-    """The live table of a run. A context manager: the terminal is restored on every exit."""
+    """The live table of a run. A context manager: the terminal is restored on every exit.
+
+    Args:
+        report: the run's.
+        expected: seconds by set, in the order in which the sets are built.
+        known: whether any of them was recorded; else nothing is estimated until ninja counts.
+        many: whether there are several hosts, and so a column for them.
+    """
 
     report: BuildReport
     expected: Mapping[str, float]
     clock: Callable[[], float] = time.monotonic
     rows: dict[str, Row] = field(default_factory=dict)
     hosts: int = 1
+    known: bool = True
+    many: bool = True
     _due: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.rows = {
-            key: Row(key, self.expected[key]) for key in schedule.longest_first(self.expected)
+            key: Row(key, seconds if self.known else None)
+            for key, seconds in self.expected.items()
         }
         console = self.report.console
         self._began = self.clock()
@@ -99,7 +130,12 @@ class Fleet:
         """A set has been handed to a host."""
         row = self.rows[key]
         row.host, row.state, row.count, row.began = host, "starting", None, self.clock()
-        self._plain(f"{key}: to {host}")
+        if self.many:
+            self._plain(f"{key}: to {host}")
+
+    def before(self, key: str) -> None:
+        """A set was built by an earlier run."""
+        self.rows[key].state = BEFORE
 
     def wait(self, key: str, why: str) -> None:
         """A set waits for a host again."""
@@ -108,67 +144,121 @@ class Fleet:
         self.say(f"{key}: {why}")
 
     def end(self, key: str, state: str) -> None:
-        """A set is ``built`` or has ``failed``."""
+        """A set is ``BUILT`` or has ``FAILED``."""
         row = self.rows[key]
         row.state, row.ended = state, self.clock()
         took = row.ended - (row.began if row.began is not None else row.ended)
-        self._plain(f"{key}: {state} on {row.host} in {_span(took)}")
+        self._plain(f"{key}: {state}{self._on(row)} in {_span(took)}{self._rest()}")
 
     def step(self, key: str, name: str) -> None:
         """A set's step has begun."""
         row = self.rows[key]
         row.state, row.count = name, None
         self._due[key] = self.clock() + PLAIN_SECONDS
-        self._plain(f"{key} {name} on {row.host} …")
+        self._plain(f"{key} {name}{self._on(row)} …")
+        self._show()
 
     def counted(self, key: str, done: int, total: int) -> None:
         """Ninja's counter of a set."""
         row = self.rows[key]
         row.count = (done, total)
         now = self.clock()
-        if now >= self._due.get(key, now):
+        if done == total:
+            self._show()
+        if now >= self._due.get(key, now) or done == total:
             self._due[key] = now + PLAIN_SECONDS
-            self._plain(f"{key} {row.state} [{done}/{total}] on {row.host}")
+            self._plain(f"{key} {row.state} [{done}/{total}]{self._on(row)}{self._rest()}")
 
-    def left(self) -> float:
-        """Estimate the seconds until the last set is done."""
+    def left(self) -> float | None:
+        """Estimate the seconds until the last set is done, None where nothing tells."""
         now = self.clock()
-        running = [row.left(now) for row in self.rows.values() if row.is_open and row.host]
+        open_rows = [row for row in self.rows.values() if row.is_open]
+        lasting = [row for row in self.rows.values() if row.state not in {FAILED, BEFORE}]
+        told = [seconds for row in lasting if (seconds := row.whole(now)) is not None]
+        if not told:
+            return None
+        usual = median(told)  # for sets of which nothing is known
+        running = [_or(row.left(now), usual) for row in open_rows if row.began is not None]
+        waiting = [_or(row.expected, usual) for row in open_rows if row.began is None]
         idle = [0.0] * max(self.hosts - len(running), 0)
-        waiting = [row.expected for row in self.rows.values() if row.state == WAITING]
         return schedule.finish(waiting, [*running, *idle] or [0.0])
 
-    def table(self, width: int) -> Table:
-        """Return the table for a terminal of this width; every set has one line."""
+    def table(self, width: int) -> Group:
+        """Return what a terminal of this width shows; every set has one line."""
         wide = width >= _NARROW
-        table = Table(box=None, title_justify="left", title=self._title(), title_style="")
-        for name in ("set", "host", "step", "ninja", "passed", *(("left",) if wide else ())):
-            table.add_column(name, no_wrap=True, overflow="ellipsis")
+        table = Table(box=None)
+        hosts = ("host",) if self.many else ()
+        for name in ("set", *hosts, "step"):
+            # as wide as its longest word: the table does not move from step to step
+            least = _STEP if name == "step" else None
+            table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
+        for name in ("ninja", "passed", *(("left",) if wide else ())):
+            table.add_column(name, no_wrap=True, justify="right", min_width=_FIGURE)
         now = self.clock()
         for row in self.rows.values():
+            left = row.left(now) if row.is_open and row.began is not None else None
             cells = [
                 row.key,
-                row.host,
+                *((row.host,) if self.many else ()),
                 row.state,
                 f"{row.count[0]}/{row.count[1]}" if row.count else "",
                 _span((row.ended or now) - row.began) if row.began is not None else "",
+                *((_span(left) if left is not None else "",) if wide else ()),
             ]
-            left = _span(row.left(now)) if row.is_open and row.began is not None else ""
-            table.add_row(*cells, *((left,) if wide else ()), style=_STYLES.get(row.state, ""))
-        return table
+            table.add_row(*cells, style=_STYLES.get(row.state, ""))
+        return Group(Text(self._title(), no_wrap=True, overflow="ellipsis"), table)
 
     def _title(self) -> str:
         done = sum(not row.is_open for row in self.rows.values())
-        said = f"{done} of {len(self.rows)} sets, {self.hosts} hosts, {_span(self._passed)} passed"
-        return f"{said}, about {_span(self.left())} left" if done < len(self.rows) else said
+        hosts = f", {self.hosts} host{'s' if self.hosts != 1 else ''}" if self.many else ""
+        passed = f"{_span(self._passed)} passed"
+        return f"{done} of {len(self.rows)} sets{hosts}, {passed}{self._rest()}"
+
+    def _rest(self) -> str:
+        """Return the estimate in words, nothing where all is done or nothing tells."""
+        left = self.left() if any(row.is_open for row in self.rows.values()) else None
+        return f", about {_span(left)} left" if left is not None else ""
+
+    def _on(self, row: Row) -> str:
+        return f" on {row.host}" if self.many else ""
 
     @property
     def _passed(self) -> float:
         return self.clock() - self._began
 
+    def _show(self) -> None:
+        """Show what has changed now: no step is too short to be seen."""
+        if self._live.is_started:
+            self._live.refresh()
+
     def _plain(self, line: str) -> None:
         if not self.report.console.is_terminal:
             self.say(line)
+
+
+@dataclass(frozen=True)
+class SetReporter:
+    """A reporter for one set of a table."""
+
+    fleet: Fleet
+    key: str
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Show that a step has begun."""
+        del plan
+        self.fleet.step(self.key, step.name)
+
+    def count(self, done: int, total: int) -> None:
+        """Show ninja's counter."""
+        self.fleet.counted(self.key, done, total)
+
+    def note(self, line: str) -> None:
+        """Show one coded line above the table."""
+        self.fleet.say(line)
+
+
+def _or(seconds: float | None, usual: float) -> float:
+    return usual if seconds is None else seconds
 
 
 def _span(seconds: float) -> str:

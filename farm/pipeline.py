@@ -21,6 +21,7 @@ from farm import (
     pins,
     release,
     run_lock,
+    schedule,
     toolkit,
 )
 from farm.elf import version_key
@@ -28,7 +29,8 @@ from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.execute import execute
-from farm.journal import Recording
+from farm.fleet import BUILT, FAILED, Fleet, SetReporter
+from farm.journal import Journal, Recording
 from farm.kept_tree import KeptTree
 from farm.plan_digest import digest
 from farm.request import ENGINES
@@ -70,12 +72,14 @@ def build_all(
     """
     made: list[Made] = []
     failures: dict[str, FarmError] = {}
-    for plan in plans:
-        try:
-            made.append(_build_one(plan, engine, request, report))
-        except FarmError as error:
-            failures[plan.key] = error
-            report.say(error.render())
+    with _fleet(plans, report) as fleet:
+        for plan in plans:
+            try:
+                made.append(_build_one(plan, engine, request, fleet))
+            except FarmError as error:
+                fleet.end(plan.key, FAILED)
+                failures[plan.key] = error
+                report.say(error.render())
     return conclude(made, failures, request, report)
 
 
@@ -206,17 +210,32 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
     return LocalEngine(cuda=found.root, jobs=request.jobs)
 
 
-def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, report: BuildReport) -> Made:
-    started = time.monotonic()
+def _fleet(plans: list[BuildPlan], report: BuildReport) -> Fleet:
+    """Return the table of sets that are built one after the other on this machine."""
+    journal = Journal(STATE / "journal")
+    found = {plan.key: journal.seconds(plan.key) for plan in plans}
+    known = {key: seconds for key, seconds in found.items() if seconds is not None}
+    expected = schedule.expected(list(found), known)
+    return Fleet(report, expected, known=bool(known), many=False)
+
+
+def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fleet) -> Made:
+    started, report = time.monotonic(), fleet.report
     kept = KeptTree(plan, digest(plan, engine.identity(plan)), STATE)
-    if not found_built(kept, report, fresh=request.fresh):
-        recording = Recording(report, kept.journal, kept.entry())
-        with execute(
-            plan, engine, logs=STATE / "logs", reporter=recording, fresh=request.fresh
-        ) as built:
-            build_json, licences = recorded(plan, built.toolchain, built.cub, request, report)
-            kept.keep(built.folder, build_json, licences, built.seconds)
-    return pack_kept(kept, request, report, began=started)
+    if found_built(kept, report, fresh=request.fresh):
+        made = pack_kept(kept, request, report, began=started)
+        fleet.before(plan.key)
+        return made
+    fleet.begin(plan.key, engine.name)
+    recording = Recording(SetReporter(fleet, plan.key), kept.journal, kept.entry())
+    logs = STATE / "logs"
+    with execute(plan, engine, logs=logs, reporter=recording, fresh=request.fresh) as built:
+        build_json, licences = recorded(plan, built.toolchain, built.cub, request, report)
+        kept.keep(built.folder, build_json, licences, built.seconds)
+    fleet.step(plan.key, "pack")
+    made = pack_kept(kept, request, report, began=started)
+    fleet.end(plan.key, BUILT)
+    return made
 
 
 def recorded(
@@ -305,9 +324,10 @@ def _summary(failures: dict[str, FarmError], asked: int) -> FarmError:
     first = next(iter(failures.values()))
     if asked == 1:
         return first
+    others = "; the others are built" if len(failures) < asked else ""
     return BuildError(
         "SETS_FAILED",
-        f"{len(failures)} of {asked} sets failed ({', '.join(failures)}); the others are built",
+        f"{len(failures)} of {asked} sets failed ({', '.join(failures)}){others}",
         hint="each one's error stands above",
         log=first.log,
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from farm import pipeline, remote_build, schedule
 from farm.errors import BuildError, FarmError, UsageError
-from farm.fleet import Fleet
+from farm.fleet import BUILT, FAILED, Fleet
 from farm.kept_tree import KeptTree
 from farm.pipeline import Made, found_built
 from farm.plan_digest import digest, source_digest
@@ -60,7 +60,11 @@ class Spread:
         known = {key: seconds for key, seconds in recorded.items() if seconds is not None}
         expected = schedule.expected([p.key for p in self.plans], known)
         with cluster(self.request, len(self.plans)) as address:
-            fleet = Fleet(self.report, expected)
+            fleet = Fleet(
+                self.report,
+                {key: expected[key] for key in schedule.longest_first(expected)},
+                known=bool(known),
+            )
             tree = plan.source.tree
             with Dispatcher(address, lambda: remote_build.pack_folder(tree), fleet) as hosts:
                 told = hosts.identities(inner, plan.line)
@@ -74,7 +78,7 @@ class Spread:
                         for key in schedule.longest_first(expected)
                         if kept[key] not in built}  # fmt: skip
                 for done in built:
-                    del fleet.rows[done.plan.key]
+                    fleet.before(done.plan.key)
                 with fleet:
                     for job, outcome in hosts.run(list(jobs.values())):
                         yield from self._keep(kept[job.plan.key], outcome, fleet)
@@ -99,10 +103,10 @@ class Spread:
             self._take_over(kept, outcome, log)
         except FarmError as error:
             self.failures[key] = error
-            fleet.end(key, "failed")
+            fleet.end(key, FAILED)
             self.report.say(error.render())
             return
-        fleet.end(key, "built")
+        fleet.end(key, BUILT)
         yield kept
 
     def _take_over(self, kept: KeptTree, outcome: Outcome, log: Path) -> None:

@@ -1,30 +1,13 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from farm import targets
-from farm.plan import BuildPlan, Step
-from farm.report import PLAIN_SECONDS, BuildReport
-from farm.source import Source
+from farm.report import BuildReport
 
-PLAN = BuildPlan(
-    targets.load().sets["cpu"],
-    targets.load().line("cpu"),
-    Source(Path(), None, 1, None, "test", None),
-)
-COMPILE = Step("compile", ("true",), counts=True)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = 0.0
-
-    def __call__(self) -> float:
-        return self.now
+LONG = "note[LONG]: " + "word " * 40 + "end"
 
 
 @pytest.fixture
@@ -32,31 +15,31 @@ def written() -> io.StringIO:
     return io.StringIO()
 
 
-def test_elsewhere_than_on_a_terminal_there_are_few_plain_lines(written: io.StringIO) -> None:
-    clock = Clock()
-    with BuildReport(Console(file=written, force_terminal=False), clock=clock) as report:
-        report.step(PLAN, COMPILE)
-        for done in range(1, 101):
-            report.count(done, 100)
-            clock.now += PLAIN_SECONDS / 20
-    lines = written.getvalue().splitlines()
-    assert lines[0] == "cpu-cpu compile …"
-    assert lines[-1] == "cpu-cpu compile [100/100]"
-    assert 6 <= len(lines) <= 9
-    assert not [line for line in lines if "\x1b" in line]
-
-
-def test_a_terminal_gets_a_bar_with_the_counter(written: io.StringIO) -> None:
-    console = Console(file=written, force_terminal=True, width=100)
-    with BuildReport(console) as report:
-        report.step(PLAN, COMPILE)
-        report.count(37, 470)
-        report.note("note[NO_CCACHE]: no ccache")
-    assert "37/470" in written.getvalue()
-    assert "note[NO_CCACHE]: no ccache" in written.getvalue()
-
-
 def test_what_looks_like_markup_is_shown_as_it_is(written: io.StringIO) -> None:
     with BuildReport(Console(file=written, force_terminal=False)) as report:
         report.say("error[X]: [red]not red[/red]")
     assert written.getvalue() == "error[X]: [red]not red[/red]\n"
+
+
+def test_a_terminal_gets_long_lines_broken_between_words(written: io.StringIO) -> None:
+    with BuildReport(Console(file=written, force_terminal=True, width=80)) as report:
+        report.say(LONG)
+    lines = [line.strip() for line in written.getvalue().splitlines() if "word" in line]
+    assert len(lines) > 2
+    assert all(len(line) <= 80 for line in lines)
+    assert all(line.endswith(("word", "end")) for line in lines)
+
+
+def test_a_file_gets_long_lines_whole(written: io.StringIO) -> None:
+    with BuildReport(Console(file=written, force_terminal=False, width=80)) as report:
+        report.say(LONG)
+    assert written.getvalue() == f"{LONG}\n"
+
+
+def test_what_is_being_done_is_shown_on_a_terminal_only(written: io.StringIO) -> None:
+    file = io.StringIO()
+    for stream, terminal in ((written, True), (file, False)):
+        with BuildReport(Console(file=stream, force_terminal=terminal, width=100)) as report:
+            report.activity("base image cu130: unpacking")
+    assert "base image cu130: unpacking" in written.getvalue()
+    assert file.getvalue() == ""

@@ -53,7 +53,7 @@ class Clock:
 
 def fleet(console: Console) -> tuple[Fleet, Clock]:
     clock = Clock()
-    keys = {"cu130-sm120": 300.0, "cu130-sm90": 600.0, "cu130-seed": 2000.0}
+    keys = {"cu130-seed": 2000.0, "cu130-sm90": 600.0, "cu130-sm120": 300.0}
     made = Fleet(BuildReport(console), keys, clock=clock)
     made.hosts = 2
     return made, clock
@@ -111,5 +111,7 @@ def test_piped_it_is_plain_lines_and_not_one_for_every_object() -> None:
     lines = stream.getvalue().splitlines()
     assert "\x1b" not in stream.getvalue()
     assert lines[0] == "cu130-seed: to builder-1.example.org:40001"
-    assert lines[-1] == "cu130-sm90: built on builder-2.example.org:40001 in 2:00"
+    assert lines[-1] == (
+        "cu130-sm90: built on builder-2.example.org:40001 in 2:00, about 6:00 left"
+    )
     assert len([line for line in lines if "/400]" in line]) == 6

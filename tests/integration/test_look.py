@@ -1,0 +1,105 @@
+"""What a person sees of a build of three sets: real builds, on terminals of two widths and in a file."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import terminal
+from needs import must_or_skip
+from verbs import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.timeout(600)
+
+SETS = ("cpu-first", "cpu-second", "cpu-third")
+COUNTED = re.compile(r"[1-9]\d*/[1-9]\d*")
+ABOUT = re.compile(r", about (\d+:)?\d+:\d\d left")
+
+
+@pytest.fixture(autouse=True)
+def compiler() -> None:
+    if shutil.which("g++") is None:
+        must_or_skip("no g++")
+
+
+def command(folder: Path, *argv: str) -> list[str]:
+    rig = PROJECT / "tests" / "rigs" / "three_sets.py"
+    return [sys.executable, "-W", "ignore", str(rig), str(folder), *argv]
+
+
+def environment(**more: str) -> dict[str, str]:
+    kept = {k: v for k, v in os.environ.items() if k not in {"NO_COLOR", "FORCE_COLOR", "COLUMNS"}}
+    return {**kept, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}", **more}
+
+
+@pytest.mark.parametrize("engine", ["local", "dask"])
+@pytest.mark.parametrize("columns", [80, 200])
+def test_a_terminal_shows_every_set_its_step_counter_and_the_end(
+    tmp_path: Path, engine: str, columns: int
+) -> None:
+    status, written = terminal.run(command(tmp_path, engine), columns, environment())
+    lines = terminal.lines(written)
+    assert status == 0, written
+    assert [line for line in lines if len(line) > columns] == []
+    titles = [line for line in lines if " of 3 sets" in line]
+    assert titles[0].startswith("0 of 3 sets")
+    assert titles[-1].startswith("3 of 3 sets")
+    assert any(ABOUT.search(title) for title in titles), "the estimated end"
+    assert not ABOUT.search(titles[-1])
+    rows = {name: [line for line in lines if line.startswith(f" {name}")] for name in SETS}
+    assert any("waiting" in row for row in rows["cpu-third"])
+    for shown in rows.values():
+        assert any("compile" in row and COUNTED.search(row) for row in shown)
+        assert "built" in shown[-1]
+    header = next(line for line in lines if line.split()[:1] == ["set"])
+    assert ("left" in header) is (columns == 200)
+    assert ("host" in header) is (engine == "dask")
+    assert terminal.has_colour(written)
+    assert written.endswith("\n")
+    assert written.rfind("\x1b[?25h") > written.rfind("\x1b[?25l"), "the cursor is shown again"
+
+
+def test_no_colour_where_none_is_wanted(tmp_path: Path) -> None:
+    status, written = terminal.run(command(tmp_path, "local"), 80, environment(NO_COLOR="1"))
+    assert status == 0, written
+    assert not terminal.has_colour(written)
+    assert "3 of 3 sets" in written
+
+
+def test_a_set_that_fails_is_told_and_the_estimate_is_of_the_others(tmp_path: Path) -> None:
+    status, written = terminal.run(command(tmp_path, "local", "second"), 80, environment())
+    lines = terminal.lines(written)
+    assert status == 1
+    assert [line for line in lines if len(line) > 80 and not line.startswith("log: ")] == []
+    assert any("unknown target 'no-such-target'" in line for line in lines)
+    assert "failed" in [line for line in lines if line.startswith(" cpu-second")][-1]
+    assert "built" in [line for line in lines if line.startswith(" cpu-third")][-1]
+
+
+@pytest.mark.parametrize("engine", ["local", "dask"])
+def test_a_file_gets_plain_lines_without_control_codes(tmp_path: Path, engine: str) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        done = subprocess.run(
+            command(tmp_path, engine),
+            stdout=log,
+            stderr=log,
+            env=environment(TERM="xterm-256color"),
+            check=False,
+        )
+    written = (tmp_path / "log").read_text("utf-8")
+    assert done.returncode == 0, written
+    assert not terminal.has_control(written)
+    lines = written.splitlines()
+    for name in SETS:
+        assert any(line.startswith(f"{name} configure") for line in lines)
+        assert any(line.startswith(f"{name} compile [") for line in lines)
+        assert any(line.startswith(f"{name}: built") for line in lines)
+    assert len(lines) < 40, "a log stays readable"
