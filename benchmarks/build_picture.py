@@ -31,7 +31,7 @@ COLUMNS: Final = 100
 UNITS: Final = ("argsort", "concat", "norm", "rope", "scale", "softmax")
 GROUP: Final = "blackwell"
 COMMAND: Final = ("build-cuda", "--arch-set", GROUP, "--line", "cu130")
-MOMENT: Final = re.compile(r"1 of 3 sets.* compile +(?:[6-9]|1[0-3])/\d+ ", re.DOTALL)
+MOMENT: Final = re.compile(r"1 of 3 sets.* compile +(?:[6-9]|1[0-3])/\d+ .* waiting", re.DOTALL)
 
 
 def written(folder: Path) -> str:
