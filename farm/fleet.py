@@ -16,7 +16,7 @@ from farm import schedule
 from farm.report import PLAIN_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
     from farm.plan import BuildPlan, Step
@@ -30,6 +30,8 @@ BEFORE: Final = "built before"
 _STYLES: Final = {BUILT: "green", BEFORE: "green", FAILED: "red", WAITING: "dim"}
 _TELLS: Final = 0.05
 """The share of ninja's edges that must be done before the rest is reckoned from them."""
+_SLOW: Final = 2.0
+"""A set is slow that has more than this many times its usual length left."""
 _NARROW: Final = 100
 _STEP: Final = len("configure")
 _FIGURE: Final = len("470/470")
@@ -183,6 +185,18 @@ class Fleet:
         idle = [0.0] * max(self.hosts - len(running), 0)
         return schedule.finish(waiting, [*running, *idle] or [0.0])
 
+    def is_slow(self, key: str) -> bool:
+        """Whether another host would be done sooner, were it handed the set now.
+
+        Compared with what was recorded of the set, else with the sets that this run has built.
+        """
+        row, now = self.rows[key], self.clock()
+        done = [other.whole(now) for other in self.rows.values() if other.state == BUILT]
+        usual = row.expected if row.expected is not None else _middle(done)
+        if usual is None or row.began is None:
+            return False
+        return _or(row.left(now), 0.0) > _SLOW * usual or now - row.began > (_SLOW + 1) * usual
+
     def table(self, width: int) -> Group:
         """Return what a terminal of this width shows; every set has one line."""
         wide = width >= _NARROW
@@ -255,6 +269,11 @@ class SetReporter:
     def note(self, line: str) -> None:
         """Show one coded line above the table."""
         self.fleet.say(line)
+
+
+def _middle(seconds: Sequence[float | None]) -> float | None:
+    known = [one for one in seconds if one is not None]
+    return median(known) if known else None
 
 
 def _or(seconds: float | None, usual: float) -> float:

@@ -70,11 +70,15 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
         yield local.scheduler_address
 
 
-@dataclass
+@dataclass(eq=False)
 class _Running:
     job: Job
     future: Future[Outcome]
     worker: str
+
+    @property
+    def key(self) -> str:
+        return self.job.plan.key
 
 
 @dataclass
@@ -93,9 +97,10 @@ class Dispatcher:
     patience: float = _PATIENCE
     _client: Any = None
     _waiting: list[Job] = field(default_factory=list)
-    _running: dict[str, _Running] = field(default_factory=dict)
+    _running: list[_Running] = field(default_factory=list)
     _failures: dict[str, int] = field(default_factory=dict)
     _losses: dict[str, int] = field(default_factory=dict)
+    _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
 
     def __enter__(self) -> Self:
@@ -138,6 +143,7 @@ class Dispatcher:
             self.fleet.hosts = max(len(hosts), 1)
             self._take_back(hosts)
             self._hand_out(hosts)
+            self._overtake(hosts)
             yield from self._take_in()
             time.sleep(_POLL)
 
@@ -185,40 +191,66 @@ class Dispatcher:
         """Take sets from hosts that are gone, and all of them from a scheduler that is."""
         if self._client.status != "running":
             return
-        for key, running in list(self._running.items()):
+        for running in list(self._running):
             lost = running.future.cancelled()
             if running.worker in hosts and not lost:
                 continue
-            del self._running[key]
+            self._running.remove(running)
             running.future.cancel()
-            self._losses[key] = self._losses.get(key, 0) + (not lost)
-            self._waiting.insert(0, running.job)
             where = "the scheduler was lost" if lost else f"{running.worker} was lost"
-            self.fleet.wait(key, f"{where}; it is built elsewhere")
+            if self._copies(running.key):
+                self.fleet.say(f"{running.key}: {where}; another host has it, too")
+                continue
+            self._losses[running.key] = self._losses.get(running.key, 0) + (not lost)
+            self._waiting.insert(0, running.job)
+            self.fleet.wait(running.key, f"{where}; it is built elsewhere")
+
+    def _copies(self, key: str) -> list[_Running]:
+        return [running for running in self._running if running.key == key]
 
     def _hand_out(self, hosts: list[str]) -> None:
-        busy = {running.worker for running in self._running.values()}
-        for worker in hosts:
+        for worker in self._idle(hosts):
             if not self._waiting:
                 return
-            if worker in busy:
-                continue
-            job = self._waiting[0]
-            try:
-                self._send_source(worker, job.source)
-            except (OSError, KeyError, ValueError):  # it went away meanwhile
-                continue
-            del self._waiting[0]
-            future = self._client.submit(
-                _work,
-                job,
-                workers=[worker],
-                resources={RESOURCE: 1},
-                pure=False,
-                retries=0,
-            )
-            self._running[job.plan.key] = _Running(job, future, worker)
-            self.fleet.begin(job.plan.key, worker.rpartition("://")[2])
+            if self._submit(self._waiting[0], worker):
+                del self._waiting[0]
+
+    def _idle(self, hosts: list[str]) -> list[str]:
+        busy = {running.worker for running in self._running}
+        return [worker for worker in hosts if worker not in busy]
+
+    def _overtake(self, hosts: list[str]) -> None:
+        """Hand a set that is slow where it is to a host that has nothing to do, once."""
+        if self._waiting:
+            return
+        for worker in self._idle(hosts):
+            slow = [r for r in self._running if len(self._copies(r.key)) == 1
+                    and r.key not in self._overtaken and self.fleet.is_slow(r.key)]  # fmt: skip
+            if not slow:
+                return
+            if self._submit(slow[0].job, worker):
+                self._overtaken.add(slow[0].key)
+                self.fleet.say(
+                    f"{slow[0].key}: slow on {_place(slow[0].worker)}; {_place(worker)} builds it, "
+                    "too, and the first that is done counts"
+                )
+
+    def _submit(self, job: Job, worker: str) -> bool:
+        try:
+            self._send_source(worker, job.source)
+        except (OSError, KeyError, ValueError):  # it went away meanwhile
+            return False
+        future = self._client.submit(
+            _work,
+            job,
+            workers=[worker],
+            resources={RESOURCE: 1},
+            pure=False,
+            retries=0,
+        )
+        self._running.append(_Running(job, future, worker))
+        self.fleet.begin(job.plan.key, _place(worker))
+        return True
 
     def _send_source(self, worker: str, digest: str) -> None:
         has = self._client.run(remote_build.has_source, digest, workers=[worker])
@@ -226,15 +258,24 @@ class Dispatcher:
             return
         if self._packed is None:
             self._packed = self.source()
-        self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {worker.rpartition('://')[2]}")
+        self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {_place(worker)}")
         self._client.run(remote_build.put_source, digest, self._packed, workers=[worker])
 
     def _take_in(self) -> Iterator[tuple[Job, Outcome]]:
-        for key, running in list(self._running.items()):
+        for running in list(self._running):
             if not running.future.done() or running.future.cancelled():
                 continue
+            if running not in self._running:  # another host was sooner, a moment ago
+                continue
             outcome = self._outcome(running)
-            del self._running[key]
+            self._running.remove(running)
+            others = self._copies(running.key)
+            if outcome.failure is not None and others:
+                self.fleet.say(f"{running.key}: failed on {_place(running.worker)}")
+                continue
+            for other in others:
+                other.future.cancel()
+                self._running.remove(other)
             if outcome.failure is not None and self._tries_again(running.job, outcome.failure):
                 continue
             yield running.job, outcome
@@ -259,16 +300,19 @@ class Dispatcher:
         return True
 
     def _drop_all(self) -> None:
-        for key, running in self._running.items():
+        for running in self._running:
             if self._client.status == "running":
                 running.future.cancel()
-            self._waiting.insert(0, running.job)
+            if running.job not in self._waiting:
+                self._waiting.insert(0, running.job)
+            key = running.key
             self.fleet.rows[key] = replace(self.fleet.rows[key], host="", state="waiting")
         self._running.clear()
 
     def _told(self, event: tuple[float, dict[str, Any]]) -> None:
         told = event[1]
-        if told["key"] not in self._running:
+        places = [_place(running.worker) for running in self._copies(told["key"])]
+        if told["where"] not in places or told["where"] != self.fleet.rows[told["key"]].host:
             return
         if told["what"] == "note":
             self.fleet.say(f"{told['key']}: {told['line']}")
@@ -306,7 +350,8 @@ class _Telling:
 
     def _tell(self, **what: object) -> None:
         self._check()
-        self._worker.log_event(TOPIC, {"key": self._key, **what})
+        where = _place(self._worker.address)
+        self._worker.log_event(TOPIC, {"key": self._key, "where": where, **what})
 
     def _check(self) -> None:
         task = self._worker.state.tasks.get(self._task)
@@ -316,6 +361,11 @@ class _Telling:
 
 def _work(job: Job) -> Outcome:
     return remote_build.build(job, _Telling(job.plan.key))
+
+
+def _place(worker: str) -> str:
+    """Return a worker's address without its protocol."""
+    return worker.rpartition("://")[2]
 
 
 def _no_hosts(address: str) -> EngineError:

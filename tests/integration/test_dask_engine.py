@@ -309,6 +309,28 @@ def test_a_host_whose_network_is_cut_gives_its_set_back(
     assert tarballs(request_) == {"one"}
 
 
+def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
+    hosts: Hosts, held: Held, request_: BuildRequest
+) -> None:
+    """Whoever begins first comes to no end; the other host is done with its own set soon."""
+    wait = held.folder / "wait"
+    wait.write_text(
+        f"#!/bin/sh\necho begun >> {held.folder}/begun\n"
+        f"mkdir {held.folder}/first || exit 0\nwhile [ ! -e {held.folder}/go ]; do sleep 0.1; done\n"
+    )
+    hosts.scheduler()
+    hosts.worker("slow")
+    hosts.worker("quick")
+    run = Run(held.tree, ("one", "two"), replace(request_, scheduler=hosts.address))
+    run.start()
+    told = run.finish()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one", "two"}
+    assert told.count("and the first that is done counts") == 1, told
+    assert held.begun == 3
+    assert not (held.folder / "go").exists(), "nobody waited for the slow host"
+
+
 def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     hosts: Hosts, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
