@@ -32,6 +32,8 @@ _TELLS: Final = 0.05
 """The share of ninja's edges that must be done before the rest is reckoned from them."""
 _SLOW: Final = 2.0
 """A set is slow that has more than this many times its usual length left."""
+_LEAST: Final = 5.0
+"""Seconds that count as usual at least: of sets that take a moment nothing can be told."""
 _NARROW: Final = 100
 _STEP: Final = len("configure")
 _FIGURE: Final = len("470/470")
@@ -195,6 +197,7 @@ class Fleet:
         usual = row.expected if row.expected is not None else _middle(done)
         if usual is None or row.began is None:
             return False
+        usual = max(usual, _LEAST)
         return _or(row.left(now), 0.0) > _SLOW * usual or now - row.began > (_SLOW + 1) * usual
 
     def table(self, width: int) -> Group:

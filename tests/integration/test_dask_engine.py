@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
+from needs import must_or_skip
 from verbs import PROJECT
 
 from farm import building, pipeline, source, targets
@@ -55,35 +56,102 @@ def free_port() -> int:
 
 
 @dataclass
+class Net:
+    """A host's own network: a namespace with one end of a cable, the other end is here."""
+
+    number: int
+    ours: str = field(init=False)
+    ip: str = field(init=False)
+    name: str = field(init=False)
+    cable: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        # a link-local /30 of this process: nothing else on the machine is in it
+        block = (os.getpid() * 8 + self.number * 4) % 65024
+        base = f"169.254.{block // 256}"
+        self.ours, self.ip = f"{base}.{block % 256 + 1}", f"{base}.{block % 256 + 2}"
+        self.name = self.cable = f"farm{os.getpid()}{'ab'[self.number]}"
+
+    def up(self) -> None:
+        ip("netns", "add", self.name)
+        far = ("peer", "name", "host", "netns", self.name)
+        ip("link", "add", self.cable, "type", "veth", *far)
+        ip("addr", "add", f"{self.ours}/30", "dev", self.cable)
+        ip("link", "set", self.cable, "up")
+        for argv in (
+            ("link", "set", "lo", "up"),
+            ("addr", "add", f"{self.ip}/30", "dev", "host"),
+            ("link", "set", "host", "up"),
+        ):
+            ip("-n", self.name, *argv)
+
+    def cut(self) -> None:
+        """Pull the cable: nobody gets an answer, and nobody is told."""
+        ip("link", "set", self.cable, "down")
+
+    def down(self) -> None:
+        ip("link", "del", self.cable, check=False)
+        ip("netns", "del", self.name, check=False)
+
+
+def ip(*argv: str, check: bool = True) -> None:
+    subprocess.run(["ip", *argv], check=check, capture_output=True, text=True)
+
+
+@pytest.fixture
+def net() -> Iterator[Net]:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    if shutil.which("ip") is None:
+        must_or_skip("no ip (iproute2)")
+    made = Net(0)
+    try:
+        try:
+            made.up()
+        except subprocess.CalledProcessError as error:
+            must_or_skip(f"this machine makes no network namespaces: {error.stderr}")
+        yield made
+    finally:
+        made.down()
+
+
+@dataclass
 class Hosts:
     """A scheduler and workers, each in a process group and with a cache of its own."""
 
     folder: Path
+    ip: str = "127.0.0.1"
     port: int = field(default_factory=free_port)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
     def address(self) -> str:
-        return f"tcp://127.0.0.1:{self.port}"
+        return f"tcp://{self.ip}:{self.port}"
 
     def scheduler(self) -> subprocess.Popen[bytes]:
-        options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard")
+        options = ("--host", self.ip, "--port", str(self.port), "--no-dashboard")
         started = self._start("scheduler", "dask_scheduler", *options)
         until(self._answers, "the scheduler does not listen")
         return started
 
-    def worker(self, name: str, address: str | None = None) -> subprocess.Popen[bytes]:
+    def worker(
+        self, name: str, address: str | None = None, *, net: Net | None = None
+    ) -> subprocess.Popen[bytes]:
         options = ("--nthreads", "1", "--no-nanny", "--resources", "FARM_BUILD=1", "--name", name)
         local = (
             "--host",
-            "127.0.0.1",
+            net.ip if net else self.ip,
             "--no-dashboard",
             "--local-directory",
             f"{self.folder}/{name}",
         )
-        return self._start(name, "dask_worker", address or self.address, *options, *local)
+        before = ("ip", "netns", "exec", net.name) if net else ()
+        where = address or self.address
+        return self._start(name, "dask_worker", where, *options, *local, before=before)
 
-    def _start(self, name: str, program: str, *options: str) -> subprocess.Popen[bytes]:
+    def _start(
+        self, name: str, program: str, *options: str, before: tuple[str, ...] = ()
+    ) -> subprocess.Popen[bytes]:
         home = self.folder / name
         home.mkdir(exist_ok=True)
         environment = os.environ | {
@@ -93,7 +161,7 @@ class Hosts:
         }
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", f"distributed.cli.{program}", *options],
+                [*before, sys.executable, "-m", f"distributed.cli.{program}", *options],
                 cwd=PROJECT,
                 env=environment,
                 stdout=log,
@@ -104,7 +172,7 @@ class Hosts:
         return process
 
     def _answers(self) -> bool:
-        with suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1):
+        with suppress(OSError), socket.create_connection((self.ip, self.port), 1):
             return True
         return False
 
@@ -307,6 +375,31 @@ def test_a_host_whose_network_is_cut_gives_its_set_back(
     told = run.finish()
     assert run.error is None, told
     assert tarballs(request_) == {"one"}
+
+
+def test_a_host_in_a_network_of_its_own_whose_cable_is_pulled(
+    tmp_path: Path, net: Net, held: Held, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No end of the connection is told: only silence says that the host is gone."""
+    monkeypatch.setenv("DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP", "12s")
+    hosts = Hosts(tmp_path, ip=net.ours)
+    try:
+        hosts.scheduler()
+        hosts.worker("far", net=net)
+        run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
+        run.start()
+        until(lambda: held.begun == 1, f"the build does not begin: {run.told}")
+        assert f"cpu-one: to {net.ip}:" in run.told
+        hosts.worker("near")
+        net.cut()
+        until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+        held.let_go()
+        told = run.finish()
+    finally:
+        hosts.end()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one"}
+    assert f"{net.ip}" in next(line for line in told.splitlines() if "was lost" in line)
 
 
 def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
