@@ -103,7 +103,7 @@ def screenshots(session: nox.Session) -> None:
 
 @nox.session(name="build-picture")
 def build_picture(session: nox.Session) -> None:
-    """A picture of a terminal that builds three sets, into docs/figures; needs g++, fetches nvcc."""
+    """A picture of a terminal that builds three sets, into docs/figures; fetches nvcc."""
     _install(session, DEV_LOCK)
     session.install("pyte==0.8.2")
     session.run("python", "benchmarks/build_picture.py", *session.posargs, env=MODULE_PATH)

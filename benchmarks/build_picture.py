@@ -2,8 +2,8 @@
 
     python3 -m nox -s build-picture
 
-A real `invoke build-cuda --arch-set blackwell` with the local engine and NVIDIA's wheels, of a small
-source with six CUDA files (tests/rigs/tiny_cuda.py), on a pseudo-terminal. What a terminal shows of
+A real `invoke build-cuda --arch-set blackwell` with the local engine and NVIDIA's wheels, of a
+small source with six CUDA files (tests/rigs/tiny_cuda.py), on a pseudo-terminal. What one shows of
 the bytes is worked out by pyte; the picture is of the moment at which the second set is compiled.
 """
 

@@ -124,9 +124,7 @@ def run(toolkit_name: str | None, scratch: Path) -> dict[str, Any]:
     whole = source.from_archive(pins.load().source)
     tree = replace(whole, tree=reduced(whole.tree, scratch / "llama.cpp"))
     engine = LocalEngine(cuda=tools.root)
-    first, second = (
-        BuildPlan(table.sets[name], table.line(LINE), tree, TARGETS) for name in SETS
-    )
+    first, second = (BuildPlan(table.sets[name], table.line(LINE), tree, TARGETS) for name in SETS)
     builds = {
         "cold": measure(first, engine, scratch),
         "unchanged": measure(first, engine, scratch),
@@ -148,9 +146,7 @@ def _summary(builds: dict[str, dict[str, Any]]) -> dict[str, Any]:
         "unchanged_share_of_cold_cpu": round(
             builds["unchanged"]["cpu_seconds"] / builds["cold"]["cpu_seconds"], 4
         ),
-        "second_architecture_host_hits": round(
-            host["hits"] / (host["hits"] + host["misses"]), 4
-        ),
+        "second_architecture_host_hits": round(host["hits"] / (host["hits"] + host["misses"]), 4),
         "changed_unit": CHANGED,
         "recompiled_after_change": [
             builds[name]["missed"] for name in ("changed_first", "changed_second")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from farm.request import choose_source, resolve
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
+    from farm.kept_tree import KeptTree
     from farm.pipeline import Made
     from farm.report import BuildReport
     from farm.request import BuildRequest
@@ -68,10 +70,17 @@ def build_spread(
     from farm.spread import Spread  # noqa: PLC0415 - needs the optional group
 
     spread = Spread(plans, request, report, pipeline.STATE)
-    for kept in spread.run():
+
+    def pack(kept: KeptTree) -> None:
         try:
             spread.made.append(pipeline.pack_kept(kept, request, report, began=spread.began))
         except FarmError as error:
             spread.failures[kept.plan.key] = error
             report.say(error.render())
+
+    # Beside the handing out: no host waits for a tarball of what another has built.
+    with ThreadPoolExecutor(max_workers=1) as packer:
+        packing = [packer.submit(pack, kept) for kept in spread.run()]
+    for one in packing:
+        one.result()
     return pipeline.conclude(spread.made, spread.failures, request, report)

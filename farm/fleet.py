@@ -98,8 +98,7 @@ class Fleet:
 
     def __post_init__(self) -> None:
         self.rows = {
-            key: Row(key, seconds if self.known else None)
-            for key, seconds in self.expected.items()
+            key: Row(key, seconds if self.known else None) for key, seconds in self.expected.items()
         }
         console = self.report.console
         self._began = self.clock()

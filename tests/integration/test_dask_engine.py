@@ -16,8 +16,8 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pytest
-from rich.console import Console
 from needs import must_or_skip
+from rich.console import Console
 from verbs import PROJECT
 
 from farm import building, pipeline, source, targets
@@ -409,7 +409,8 @@ def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
     wait = held.folder / "wait"
     wait.write_text(
         f"#!/bin/sh\necho begun >> {held.folder}/begun\n"
-        f"mkdir {held.folder}/first || exit 0\nwhile [ ! -e {held.folder}/go ]; do sleep 0.1; done\n"
+        f"mkdir {held.folder}/first || exit 0\n"
+        f"while [ ! -e {held.folder}/go ]; do sleep 0.1; done\n"
     )
     hosts.scheduler()
     hosts.worker("slow")

@@ -1,4 +1,4 @@
-"""What a person sees of a build of three sets: real builds, on terminals of two widths and in a file."""
+"""What a person sees of three sets: real builds, on terminals of two widths and in a file."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ class ObjectStorage:
             def do_GET(self) -> None:
                 storage.answer(self)
 
-            do_HEAD = do_PUT = do_DELETE = do_GET
+            do_HEAD = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's names
 
             def log_message(self, *_: object) -> None: ...
 

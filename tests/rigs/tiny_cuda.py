@@ -17,7 +17,7 @@ if(GGML_CUDA)
     add_dependencies(llama-server ggml-cuda)
 endif()
 """
-_UNIT = """// The kernel is another one for every architecture, and the host code tells where it lay.
+_UNIT = """// The kernel is another one for each architecture, and the host code tells where it lay.
 __device__ static int kernel_arch() {
 #ifdef __CUDA_ARCH__
     return __CUDA_ARCH__;
