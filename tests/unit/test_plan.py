@@ -91,6 +91,23 @@ def test_only_the_layout_knows_folders() -> None:
     )
 
 
+def test_a_cuda_object_is_the_same_in_another_folder_that_does_not_last() -> None:
+    """ccache compares what stands behind -Xcompiler letter by letter."""
+    first, second = (
+        Layout(
+            PurePosixPath(f"/{name}/s"),
+            PurePosixPath(f"/{name}/b"),
+            PurePosixPath("/r"),
+            launcher="ccache",
+            passing=True,
+        )
+        for name in ("x", "y")
+    )
+    flags = defines("cu130", "sm90", first)["CMAKE_CUDA_FLAGS"]
+    assert flags == defines("cu130", "sm90", second)["CMAKE_CUDA_FLAGS"]
+    assert flags == "-Xcompiler=-ffile-prefix-map=../s=llama.cpp"
+
+
 def test_jobs_and_targets_are_given_to_the_build() -> None:
     compile_ = plan("cpu", "cpu").steps(CONTAINER_LAYOUT, jobs=3)[1]
     assert compile_.argv[-5:] == ("-j", "3", "--target", "llama-server", "llama-cli")
