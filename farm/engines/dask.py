@@ -7,6 +7,7 @@ that is free. A host that is gone gives its set back.
 
 from __future__ import annotations
 
+import logging
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -59,12 +60,16 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
     if request.scheduler is not None:
         yield request.scheduler
         return
+    # A person reads the table, not Dask's own log; its workers write there after their end, too.
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(logging.CRITICAL)
     with LocalCluster(
         n_workers=min(request.workers or 1, sets),
         threads_per_worker=1,
         processes=False,  # builds are processes of their own
         protocol="tcp",
         dashboard_address=None,
+        silence_logs=False,
         resources={RESOURCE: 1},
     ) as local:
         yield local.scheduler_address
