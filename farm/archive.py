@@ -60,12 +60,16 @@ class Chunking:
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file of an archive. ``stream`` is good until the next member is asked for."""
+    """One regular file of an archive. ``stream`` is good until the next member is asked for.
+
+    ``mtime`` is what was read; a ``Writer`` gives all of its members one time.
+    """
 
     path: str
     size: int
     mode: int
     stream: BinaryIO
+    mtime: int = 0
 
 
 class ChunkHasher:
@@ -211,7 +215,7 @@ def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str, root: str) -
     stream = tar.extractfile(info) if not problem else None
     if stream is None:
         raise PackError("ARCHIVE_UNSOUND", f"{what}: {info.name!r} {problem}")
-    return Member(info.name, info.size, info.mode, cast("BinaryIO", stream))
+    return Member(info.name, info.size, info.mode, cast("BinaryIO", stream), int(info.mtime))
 
 
 def _unsound(info: tarfile.TarInfo, root: str) -> str:

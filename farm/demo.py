@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import tempfile
 import time
-from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import building, loader, packages, pins, pipeline, release, targets, toolkit
-from farm.engines.docker import DockerImages, connect
-from farm.errors import EngineError, FarmError, UsageError
+from farm import building, loader, packages, pins, release, targets, toolkit
+from farm.devel_image import with_image
+from farm.errors import FarmError, UsageError
 from farm.request import BuildRequest, choose_source, resolve
 from farm.serve import ReleaseServer
 from farm.timeline import Span, rows, svg
@@ -107,21 +106,9 @@ class Demo:
 
 
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
-    """Settle on a devel image: the line's own, else one made from packages, else no container."""
+    """Settle on a devel image, else on no container."""
     try:
-        client = connect()
-    except EngineError:
-        return request  # pipeline.choose_engine says why it is local
-    reference = pins.load().image(targets.load().line(line).image).reference
-    try:
-        with closing(client):
-            images = DockerImages(client)
-            found = images.find(reference) or images.pull(reference)
-            return replace(request, image=found.reference)
-    except EngineError as error:
-        report.say(f"note[{error.code}]: {error.message}; making one from packages")
-    try:
-        return replace(request, image=pipeline.make_base_image(line, None, report))
+        return with_image(request, line, report)
     except UsageError as error:
         report.say(f"note[{error.code}]: {error.message}; building without a container")
         return replace(request, engine="local")

@@ -205,7 +205,7 @@ def _toolchain(plan: BuildPlan, workspace: Workspace, step_log: _StepLog, engine
         nvcc=step_log.compilers.get("CUDA") if plan.line.is_cuda else None,
         image=image.reference if image else None,
         image_digest=image.id if image else None,
-        programs=_programs(plan, workspace),
+        programs=programs(plan, workspace),
     )
 
 
@@ -218,8 +218,8 @@ def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
     return cub.parse(lines)
 
 
-def _programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
-    """Hash what compiled and linked, where the engine has it; what is not there is left out."""
+def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
+    """Return the sha256 of what compiles and links, by name; what is not there is left out."""
     layout = workspace.layout
     asked = ["g++", layout.cmake, layout.ninja]
     if plan.line.is_cuda and layout.cuda is not None:

@@ -150,7 +150,7 @@ def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Eng
         return _local(request, line)
     reference = _reference(request, line, report)
     report.say(f"engine: docker, because one answers; devel image {reference}")
-    return DockerEngine(client, reference=reference, jobs=request.jobs)
+    return DockerEngine(client, reference=reference, jobs=request.jobs, cached=request.cached)
 
 
 def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
@@ -198,7 +198,7 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
     if request.image:
         raise UsageError("IMAGE_WITHOUT_DOCKER", "--image needs the docker engine")
     if not line.is_cuda:
-        return LocalEngine(jobs=request.jobs)
+        return LocalEngine(jobs=request.jobs, cached=request.cached)
     found = toolkit.locate(request.toolkit)
     if not line.accepts_toolkit(found.version):
         raise UsageError(
@@ -207,7 +207,7 @@ def _local(request: BuildRequest, line: Line) -> LocalEngine:
             f"{found.version}",
             hint="choose the line of that toolkit, or point CUDA_PATH at another one",
         )
-    return LocalEngine(cuda=found.root, jobs=request.jobs)
+    return LocalEngine(cuda=found.root, jobs=request.jobs, cached=request.cached)
 
 
 def _fleet(plans: list[BuildPlan], report: BuildReport) -> Fleet:

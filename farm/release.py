@@ -151,11 +151,7 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
     manifest = load(folder)
     require_whole(manifest, (folder.resolve() / MANIFEST).as_uri())
     for listed in manifest.artifacts:
-        found = read(folder / listed.name, Chunking(listed.chunk_size, listed.piece_size))
-        _compare(listed, found.artifact)
-        _check_sbom(folder, listed, found)
-        _check_source(manifest, listed, found)
-        _check_licences(found, note)
+        verify_artifact(folder, manifest, listed, note)
     unlisted = {path.name for path in tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
         raise PackError("RELEASE_MISMATCH", f"{min(unlisted)} is not in the manifest")
@@ -163,6 +159,22 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
     if _bytes(folder / SUMS) != beside:
         raise PackError("RELEASE_MISMATCH", f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
+
+
+def verify_artifact(
+    folder: Path, manifest: Manifest, listed: Artifact, note: Callable[[str], None]
+) -> None:
+    """Read one artifact again: its bytes, its SBOM, its record and its licences.
+
+    Raises:
+        PackError: as ``verify``.
+        InspectError: its binaries are not what its record says.
+    """
+    found = read(folder / listed.name, Chunking(listed.chunk_size, listed.piece_size))
+    _compare(listed, found.artifact)
+    _check_sbom(folder, listed, found)
+    _check_source(manifest, listed, found)
+    _check_licences(found, note)
 
 
 def require_whole(manifest: Manifest, url: str) -> None:

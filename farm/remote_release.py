@@ -24,9 +24,11 @@ from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
-    from llama_loader.manifest import Artifact
+    from llama_loader.manifest import Artifact, Manifest
+
+    Choice = Callable[[Manifest], Artifact]
 
 MAX_BESIDE: Final = 8 << 20
 """Bytes of an SBOM, the schema or ``SHA256SUMS``; the largest seen has 36 kB."""
@@ -39,13 +41,16 @@ _LOOPBACK: Final = ("localhost",)
 
 
 @contextmanager
-def opened(release: str, *, sha256: str | None = None) -> Iterator[Path]:
-    """Give a folder with a whole release.
+def opened(
+    release: str, *, sha256: str | None = None, wanted: Choice | None = None
+) -> Iterator[Path]:
+    """Give a folder with a release, whole or one artifact of it.
 
     Args:
         release: a folder, the ``manifest.json`` in it, or a URL (https, file, or http on loopback)
             of either; or ``hf://OWNER/REPO[@REVISION]/PATH``, a manifest on the Hub.
         sha256: what the manifest's bytes must come to.
+        wanted: chooses the one artifact that is fetched; all are without it.
 
     Raises:
         UsageError: the URL is of another kind, or a local release is not there.
@@ -60,7 +65,7 @@ def opened(release: str, *, sha256: str | None = None) -> Iterator[Path]:
         _require_safe(release)
         with tempfile.TemporaryDirectory(prefix="llama-farm-verify-") as name:
             folder = Path(name)
-            _fetch_release(release, folder, sha256)
+            _fetch_release(release, folder, sha256, wanted)
             yield folder
         return
     if parts.scheme not in {"", "file"}:
@@ -86,8 +91,8 @@ def _hub_address(release: str) -> str:
     return hf_hub_url(match["repo"], match["path"], revision=match["revision"])
 
 
-def _fetch_release(url: str, folder: Path, sha256: str | None) -> None:
-    """Fetch the manifest first, then everything that it names."""
+def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | None) -> None:
+    """Fetch the manifest first, then everything that it names, or what is wanted of it."""
     manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
     with packages.session() as web:
         _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
@@ -98,7 +103,7 @@ def _fetch_release(url: str, folder: Path, sha256: str | None) -> None:
         require_whole(manifest, manifest_url)
         for name in (SCHEMA, SUMS):
             _fetch(web, (urljoin(manifest_url, name),), folder / name, MAX_BESIDE)
-        for artifact in manifest.artifacts:
+        for artifact in manifest.artifacts if wanted is None else (wanted(manifest),):
             _fetch_artifact(web, artifact, manifest_url, folder)
 
 

@@ -35,6 +35,8 @@ class BuildRequest:
     jobs: int | None = None
     out: Path = Path("dist")
     fresh: bool = False
+    cached: bool = True
+    """False: no compiler cache at all is used, and none is filled."""
     also: tuple[str, ...] = ()
     """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
     copy: Path | None = None

@@ -15,7 +15,7 @@ import socket
 import tarfile
 import tempfile
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath, PurePosixPath
 from typing import IO, TYPE_CHECKING, Any, Final
 
@@ -59,7 +59,7 @@ class DockerWorkspace:
     layout: Layout
     jobs: int
     image: ImageFacts | None
-    ccache_dir: PurePath | None = CACHE_FOLDER
+    ccache_dir: PurePath | None
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
         """Run one command in the container.
@@ -99,16 +99,23 @@ class DockerEngine:
     Args:
         reference: the devel image; an image that the engine has is used as it is, else pulled.
         jobs: compilers at a time; the engine's processor count when None.
+        cached: False compiles everything, with no compiler cache in the container.
     """
 
     name = "docker"
 
     def __init__(
-        self, client: docker.DockerClient, *, reference: str, jobs: int | None = None
+        self,
+        client: docker.DockerClient,
+        *,
+        reference: str,
+        jobs: int | None = None,
+        cached: bool = True,
     ) -> None:
         self._client = client
         self._reference = reference
         self._jobs = jobs
+        self._cached = cached
         self._images = DockerImages(client)
 
     def identity(self, plan: BuildPlan) -> str:
@@ -134,9 +141,10 @@ class DockerEngine:
             _copy_in(container, plan.source.tree, CONTAINER_LAYOUT)
             yield DockerWorkspace(
                 container=container,
-                layout=CONTAINER_LAYOUT,
+                layout=CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher=""),
                 jobs=self._jobs or int(self._client.info()["NCPU"]),
                 image=ImageFacts(id=base.id, labels=base.labels, reference=self._reference),
+                ccache_dir=CACHE_FOLDER if self._cached else None,
             )
         finally:
             with _engine_errors("ENGINE_LOST", f"container {container.name} may be left behind"):
@@ -161,6 +169,8 @@ class DockerEngine:
         )
 
     def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
+        volumes = {CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
+        shared = self._cached and shared_cache.remote()
         with _engine_errors("ENGINE_FAILED", "the build container could not be started"):
             return self._client.containers.run(
                 image.id,
@@ -169,9 +179,9 @@ class DockerEngine:
                 detach=True,
                 init=True,
                 # Only a cache shared between machines needs one.
-                network_mode="bridge" if shared_cache.remote() else "none",
+                network_mode="bridge" if shared else "none",
                 labels={LABEL: plan.key},
-                volumes={CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}},
+                volumes=volumes if self._cached else {},
             )
 
 

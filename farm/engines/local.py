@@ -73,13 +73,16 @@ class LocalWorkspace:
 
 
 class LocalEngine:
-    """Builds with what this host has."""
+    """Builds with what this host has; ``cached=False`` leaves its compiler cache out."""
 
     name = "local"
 
-    def __init__(self, *, cuda: Path | None = None, jobs: int | None = None) -> None:
+    def __init__(
+        self, *, cuda: Path | None = None, jobs: int | None = None, cached: bool = True
+    ) -> None:
         self._cuda = cuda
         self._jobs = jobs or os.cpu_count() or 1
+        self._cached = cached
 
     def identity(self, plan: BuildPlan) -> str:
         """Name the compilers by what they say of themselves.
@@ -107,8 +110,8 @@ class LocalEngine:
         """
         cmake, ninja = _tool("cmake"), _tool("ninja")
         _require_compiler()
-        ccache = shutil.which("ccache")
-        if ccache is None:
+        ccache = shutil.which("ccache") if self._cached else None
+        if ccache is None and self._cached:
             sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
         parent = cache_folder("builds")
         with tempfile.TemporaryDirectory(prefix=f"{plan.key}.", dir=parent) as folder:

@@ -31,6 +31,8 @@ VERBS = (
     "pin-space",
     "promote",
     "publish",
+    "rebuild",
+    "reproducible",
     "rollback",
     "serve-release",
     "smoke",
