@@ -81,6 +81,22 @@ def demo(session: nox.Session) -> None:
     session.run("invoke", "demo", *session.posargs)
 
 
+@nox.session
+def reproducible(session: nox.Session) -> None:
+    """Two clean builds in two containers, with other numbers of jobs: the same bytes?
+
+    Without options: the whole set cpu, and 21 CUDA objects of sm90. Options are those of
+    ``invoke reproducible``, such as ``-- --arch-set sm90 --line cu130`` for a whole CUDA set.
+    """
+    _install(session, FARM_LOCK)
+    if session.posargs:
+        session.run("invoke", "reproducible", *session.posargs)
+        return
+    session.run("invoke", "reproducible")
+    cuda = ("--arch-set", "sm90", "--line", "cu130", "--objects", "21")
+    session.run("invoke", "reproducible", *cuda)
+
+
 @nox.session(venv_backend="none")
 def gpu(session: nox.Session) -> None:
     """On a machine with an NVIDIA GPU and a CUDA toolkit, network or not: build, test, measure.

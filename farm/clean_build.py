@@ -82,7 +82,7 @@ class Objects:
 def cuda_objects(
     plan: BuildPlan, engine: Engine, count: int, report: BuildReport, folder: Path
 ) -> Objects:
-    """Compile every n-th CUDA object of a plan, ``count`` or a few more, and strip copies of them.
+    """Compile ``count`` of a plan's CUDA objects, spread over all, and strip copies of them.
 
     Raises:
         BuildError: a step failed, or the plan has fewer objects.
@@ -115,7 +115,7 @@ def _every_nth(names: tuple[str, ...], count: int) -> tuple[str, ...]:
         raise BuildError(
             "OBJECTS_TOO_FEW", f"{count} CUDA objects asked for, there are {len(names)}"
         )
-    return names[:: len(names) // count]
+    return tuple(names[number * len(names) // count] for number in range(count))
 
 
 @dataclass(frozen=True)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
-import os
 import shutil
 from pathlib import Path
 
@@ -88,7 +88,7 @@ def test_a_section_that_only_one_has_is_named(library: Path, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("texts", "cause"),
     [
-        (("/tmp/one/source.c", "/tmp/two/source.c"), "a folder of the build"),
+        (("/home/one/source.c", "/home/two/source.c"), "a folder of the build"),
         (("Nov 23 2026", "Nov 24 2026"), "a date of the build"),
         (("at 12:30:01 sharp", "at 12:30:02 sharp"), "a time of day"),
         (("tmpxft_00001_norm", "tmpxft_00002_norm"), "a temporary file of nvcc's"),
@@ -183,8 +183,9 @@ def test_a_damaged_tarball_is_one_error(tmp_path: Path) -> None:
     first = tarball(tmp_path / "first", MEMBERS)
     second = tarball(tmp_path / "second", MEMBERS)
     second.write_bytes(second.read_bytes()[:-9])
-    with pytest.raises(PackError, match=r"ARCHIVE_DAMAGED|x\.tar\.zst"):
+    with pytest.raises(PackError) as failed:
         compare_tarballs(first, second)
+    assert failed.value.code == "ARCHIVE_DAMAGED"
 
 
 @given(st.binary(max_size=200), st.binary(max_size=200))
@@ -197,7 +198,8 @@ def test_bytes_are_compared_as_python_compares_them(first: bytes, second: bytes)
         assert found is None
         return
     assert found is not None
-    assert found.first == len(os.path.commonprefix([first, second]))
+    same = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(first, second, strict=False))
+    assert found.first == len(list(same))
     same_size = len(first) == len(second)
     expected = sum(a != b for a, b in zip(first, second, strict=True)) if same_size else None
     assert found.count == expected

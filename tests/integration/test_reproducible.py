@@ -1,0 +1,151 @@
+"""Two clean builds of one set are the same to the byte; what is not is found and named.
+
+Here the set is a small tree, and some of ggml's CUDA objects; `nox -s reproducible` has the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from needs import must_or_skip
+from verbs import PROJECT, invoke, succeed
+
+from farm.base_image import TAGS
+from farm.engines.docker import CACHE_FOLDER, DockerEngine
+from farm.plan import BuildPlan
+from farm.source import from_folder
+from farm.targets import load
+
+if TYPE_CHECKING:
+    import subprocess
+
+    from docker import DockerClient
+
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+OBJECTS = 21
+RANDOM = """
+file(READ /proc/sys/kernel/random/uuid uuid LIMIT 36)
+target_compile_definitions(llama PRIVATE BUILT="${uuid}")
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+
+
+def twice(tree: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    return invoke("reproducible", "--source", str(tree), "--jobs", "1", *options)
+
+
+def with_code(tree: Path, code: str) -> Path:
+    with (tree / "llama.cpp").open("a", encoding="utf-8") as out:
+        out.write(f"\n{code}\n")
+    return tree
+
+
+def test_two_local_builds_are_the_same(tiny: Path) -> None:
+    done = twice(tiny, "--engine", "local")
+    assert done.returncode == 0, done.stderr
+    assert "first build, -j 1, no compiler cache" in done.stderr
+    assert "second build, -j 2, no compiler cache" in done.stderr
+    assert "identical: cpu-cpu, whole: " in done.stderr
+
+
+def test_the_compiler_s_date_is_that_of_the_plan_on_any_day(tiny: Path) -> None:
+    """`__DATE__` and `__TIME__` come from SOURCE_DATE_EPOCH, as CMake's own time stamps do."""
+    with_code(tiny, 'extern "C" const char * built() { return __DATE__ " at " __TIME__; }')
+    with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as out:
+        out.write('string(TIMESTAMP now UTC)\nmessage(STATUS "It is ${now}")\n')
+    done = twice(tiny, "--engine", "local")
+    assert done.returncode == 0, done.stderr
+    out = tiny.parent / "dist"
+    succeed("build-cpu", "--engine", "local", "--source", str(tiny), "--out", str(out))
+    kept = PROJECT / ".farm" / "trees" / "cpu-cpu" / "bin" / "libllama.so.0.6.1"
+    assert b"Jan  1 2020 at 00:00:00" in kept.read_bytes()
+    log = (PROJECT / ".farm" / "logs" / "cpu-cpu.log").read_text("utf-8")
+    assert "It is 2020-01-01T00:00:00Z" in log
+
+
+def test_the_folder_of_a_build_is_in_no_byte(tiny: Path) -> None:
+    """Each local build has a folder of another name: its path may not get in."""
+    with_code(tiny, 'extern "C" const char * where() { return __FILE__; }')
+    done = twice(tiny, "--engine", "local")
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_differs_is_named_by_file_and_section(tiny: Path) -> None:
+    with_code(tiny, 'extern "C" const char * id() { return BUILT; }')
+    with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as out:
+        out.write(RANDOM)
+    done = twice(tiny, "--engine", "local")
+    assert done.returncode == 1
+    assert "error[NOT_REPRODUCIBLE]: two builds are not the same: cpu-cpu, whole" in done.stderr
+    assert "differs: bin/libllama.so.0.6.1: section .rodata, " in done.stderr
+    assert "differs: runtime/libllama.so.0: section .rodata, " in done.stderr
+    assert "llama-server: section" not in done.stderr
+    kept = PROJECT / ".farm" / "reproducible" / "cpu-cpu"
+    ours, theirs = (
+        (kept / side / "bin" / "libllama.so.0.6.1").read_bytes() for side in ("first", "second")
+    )
+    assert len(ours) == len(theirs)
+    assert ours != theirs
+
+
+def test_diffoscope_tells_the_rest(tiny: Path) -> None:
+    if shutil.which("diffoscope") is None:
+        must_or_skip("diffoscope is not installed (apt-get install diffoscope-minimal)")
+    with_code(tiny, 'extern "C" const char * id() { return BUILT; }')
+    with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as out:
+        out.write(RANDOM)
+    done = twice(tiny, "--engine", "local")
+    assert "diffoscope's report: " in done.stderr
+    report = PROJECT / ".farm" / "reproducible" / "cpu-cpu" / "diffoscope.txt"
+    assert ".rodata" in report.read_text("utf-8")
+
+
+@pytest.mark.docker
+def test_two_containers_make_the_same(base_image: str, tiny: Path) -> None:
+    done = twice(tiny, "--image", base_image)
+    assert done.returncode == 0, done.stderr
+    assert "identical: cpu-cpu, whole: " in done.stderr
+
+
+@pytest.mark.docker
+def test_a_clean_container_has_no_compiler_cache(client: DockerClient, base_image: str) -> None:
+    table = load()
+    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), from_folder(TINY))
+    engine = DockerEngine(client, reference=base_image, cached=False)
+    with engine.open(plan, lambda _: None) as workspace:
+        assert client.api.inspect_container(workspace.container.id)["Mounts"] == []
+        assert (workspace.ccache_dir, workspace.layout.launcher) == (None, "")
+        assert workspace.run(("test", "-e", str(CACHE_FOLDER)), {}, print) == 1
+
+
+@pytest.mark.docker
+def test_what_one_container_built_another_builds_again(
+    base_image: str, tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "dist"
+    options = ("--engine", "docker", "--image", base_image, "--source", str(tiny))
+    succeed("build-cpu", *options, "--out", str(out))
+    done = invoke("rebuild", out.as_uri(), "--source", str(tiny), "--jobs", "3")
+    assert done.returncode == 0, done.stderr
+    assert "identical: llama-server-b0-cpu-cpu-linux-x86_64.tar.zst" in done.stderr
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(1800)
+def test_cuda_objects_of_two_containers_are_the_same(client: DockerClient) -> None:
+    """Every seventh object of sm90, from launch code alone to the largest templates' instances."""
+    del client
+    succeed("base-image", "--line", "cu130", "--tag", TAGS["cu130"])
+    options = ("--arch-set", "sm90", "--line", "cu130", "--image", TAGS["cu130"])
+    jobs = str(os.cpu_count() or 1)
+    done = invoke("reproducible", *options, "--objects", str(OBJECTS), "--jobs", jobs)
+    assert done.returncode == 0, done.stderr
+    assert f"identical: cu130-sm90, {OBJECTS} CUDA objects, stripped" in done.stderr

@@ -1,0 +1,277 @@
+"""`invoke rebuild`: a tarball is built again from its record, or what is not to be had is said."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from releases import artifact, runtime
+from releases import manifest as manifest_of
+from rich.console import Console
+from verbs import invoke
+
+from farm import build_record, building, pipeline, rebuild, recorded_plan, release, source
+from farm.engines.base import Toolchain
+from farm.errors import EngineError, FarmError
+from farm.pack import read_inventory
+from farm.rebuild import RebuildRequest, choose
+from farm.report import BuildReport
+from farm.request import BuildRequest
+from farm.serve import ReleaseServer
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from farm.build_record import BuildRecord, SourceRecord
+
+TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
+NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A release of the small source tree, as `invoke build-cpu --engine local` makes it."""
+    folder = tmp_path_factory.mktemp("published")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+        patch.setattr(pipeline, "STATE", folder / "state")
+        request = BuildRequest(
+            arch_set="cpu", line="cpu", engine="local", source=TINY, out=folder / "dist"
+        )
+        building.build(request, BuildReport(Console(file=io.StringIO())))
+        yield folder / "dist"
+
+
+@pytest.fixture
+def record(published: Path) -> BuildRecord:
+    return build_record.decode(read_inventory(published / NAME).build_json, what="test")
+
+
+def again(published: Path | str, **options: object) -> list[str]:
+    told = io.StringIO()
+    asked = replace(RebuildRequest(str(published), source=TINY), **options)
+    try:
+        rebuild.rebuild(asked, BuildReport(Console(file=told, width=200)))
+    except FarmError as error:
+        return [*told.getvalue().splitlines(), *error.render().splitlines()]
+    return told.getvalue().splitlines()
+
+
+@pytest.fixture(autouse=True)
+def private(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(rebuild, "OUT", tmp_path / "rebuilt")
+
+
+def test_the_same_comes_out_from_a_folder_a_file_url_and_over_http(
+    published: Path, tmp_path: Path
+) -> None:
+    for place in (published, published / "manifest.json", published.as_uri()):
+        assert again(place)[-1].startswith(f"identical: {NAME}, ")
+    with ReleaseServer(published) as server:
+        assert again(f"{server.url}manifest.json", artifact=NAME)[-1].startswith("identical: ")
+    assert (tmp_path / "rebuilt" / NAME).read_bytes() == (published / NAME).read_bytes()
+
+
+def test_the_verb_says_identical_and_exits_0(published: Path) -> None:
+    done = invoke("rebuild", published.as_uri(), "--source", str(TINY), "--jobs", "1")
+    assert (done.returncode, "identical: " in done.stderr) == (0, True), done.stderr
+
+
+def test_no_compiler_cache_is_used_or_filled(
+    published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    assert again(published)[-1].startswith("identical: ")
+    assert not (tmp_path / "ccache").exists()
+
+
+@pytest.mark.usefixtures("published")
+def test_another_binary_is_named_by_its_section(tmp_path: Path) -> None:
+    """A release whose server was not made of what its record says."""
+    tree = Path(
+        shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tmp_path / "tree", symlinks=True)
+    )
+    server = tree / "bin" / "llama-server"
+    content = server.read_bytes()
+    assert content.count(b"version: %d") == 1
+    server.write_bytes(content.replace(b"version: %d", b"Version: %d"))
+    out = tmp_path / "dist"
+    release.pack_tree(tree, out, "tar.zst")
+    release.write(out)
+    said = again(out)
+    assert [line for line in said if "differs" in line] == [
+        line for line in said if "runtime/llama-server: section .rodata, 1 of " in line
+    ]
+    assert said[-2].startswith(f"error[NOT_IDENTICAL]: {NAME}: 1 of its ")
+    done = invoke("rebuild", str(out), "--source", str(TINY))
+    assert (done.returncode, "error[NOT_IDENTICAL]" in done.stderr) == (1, True)
+
+
+def test_a_changed_byte_of_the_tarball_is_refused_before_anything_is_built(
+    published: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "dist"))
+    content = bytearray((folder / NAME).read_bytes())
+    content[len(content) // 2] ^= 1
+    (folder / NAME).write_bytes(content)
+    said = again(folder)
+    assert said[0].startswith(("error[ARCHIVE_DAMAGED]", "error[RELEASE_MISMATCH]"))
+    assert not any("configure" in line for line in said)
+
+
+def test_a_pinned_manifest_is_checked(published: Path) -> None:
+    assert again(published, sha256="0" * 64)[0].startswith("error[RELEASE_MISMATCH]")
+
+
+def test_a_folder_that_only_its_builder_has_is_asked_for(published: Path) -> None:
+    said = again(published, source=None)
+    assert said[-2].startswith("error[SOURCE_NOT_PUBLISHED]: it was built from folder:tiny_llama")
+    assert "--source DIR" in said[-1]
+
+
+def test_another_source_is_refused_by_its_parts(published: Path, tmp_path: Path) -> None:
+    tree = Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+    (tree / "plugin.c").write_text("int changed(void) { return 1; }\n", "utf-8")
+    assert again(published, source=tree)[-1].startswith("error[SOURCE_DIFFERS]: ")
+
+
+def with_source(record: BuildRecord, **fields: object) -> SourceRecord:
+    return msgspec.structs.replace(record.source, **fields)
+
+
+def test_an_archive_is_fetched_by_the_recorded_digest(
+    record: BuildRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def fetch(pin: object) -> source.Source:
+        asked.append(pin)
+        return source.from_folder(TINY)
+
+    monkeypatch.setattr(source, "from_archive", fetch)
+    origin = "pypi:xllamacpp-2025.1.9000.tar.gz#thirdparty/llama.cpp"
+    named = with_source(record, origin=origin, sha256="ab" * 32, build=9000, version="0.5.0")
+    found = recorded_plan.source_of(named, None)
+    assert (found.origin, found.build, found.version) == (origin, 9000, "0.5.0")
+    pin = msgspec.to_builtins(asked[0])
+    assert (pin["package"], pin["version"], pin["sha256"], pin["subdir"]) == (
+        "xllamacpp",
+        "2025.1.9000",
+        "ab" * 32,
+        "thirdparty/llama.cpp",
+    )
+
+
+@pytest.mark.parametrize(
+    ("origin", "code"),
+    [
+        ("pypi:xllamacpp-2025.1.9000.tar.gz#thirdparty/llama.cpp", "SOURCE_NOT_PINNED"),
+        ("git+https://example.org/llama.cpp@b1", "SOURCE_NOT_PUBLISHED"),
+        ("folder:mine", "SOURCE_NOT_PUBLISHED"),
+    ],
+)
+def test_a_source_without_a_digest_is_not_to_be_had(
+    record: BuildRecord, origin: str, code: str
+) -> None:
+    with pytest.raises(FarmError) as failed:
+        recorded_plan.source_of(with_source(record, origin=origin), None)
+    assert failed.value.code == code
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("defines", {"CMAKE_BUILD_TYPE": "Debug"}),
+        ("commands", (("cmake", "--build", "/build", "--target", "llama-server", "llama-cli"),)),
+        ("environment", {"LC_ALL": "C"}),
+        ("recipe_sha256", "0" * 64),
+    ],
+)
+def test_another_recipe_than_this_checkout_s_is_named(
+    record: BuildRecord, field: str, value: object
+) -> None:
+    other = msgspec.structs.replace(record, **{field: value})
+    with pytest.raises(FarmError, match=rf"\b{field} of BUILD\.json") as failed:
+        recorded_plan.plan_of(other, source.from_folder(TINY), "tar.zst")
+    assert failed.value.code == "RECIPE_DIFFERS"
+
+
+def test_other_files_in_the_builder_s_image_are_another_recipe(record: BuildRecord) -> None:
+    other = msgspec.structs.replace(
+        record,
+        toolchain=replace(record.toolchain, engine="docker"),
+        inputs={"builder.Dockerfile": "0" * 64},
+    )
+    with pytest.raises(FarmError, match=r"inputs\.builder\.Dockerfile"):
+        recorded_plan.plan_of(other, source.from_folder(TINY), "tar.zst")
+
+
+def test_targets_that_were_built_beside_the_server_are_built_again(record: BuildRecord) -> None:
+    *others, compile_ = record.commands
+    more = msgspec.structs.replace(record, commands=(*others, (*compile_, "llama-bench")))
+    plan = recorded_plan.plan_of(more, source.from_folder(TINY), "tar.zst")
+    assert plan.targets == ("llama-server", "llama-cli", "llama-bench")
+
+
+def test_wheels_that_are_not_pinned_here_are_named(record: BuildRecord) -> None:
+    other = msgspec.structs.replace(record, inputs={"nvidia_nvvm-1.whl": "0" * 64})
+    with pytest.raises(FarmError, match=r"nvidia_nvvm-1\.whl") as failed:
+        recorded_plan.toolkit_of(other, None)
+    assert failed.value.code == "TOOLKIT_NOT_PINNED"
+    assert recorded_plan.toolkit_of(other, "/opt/cuda") == "/opt/cuda"
+
+
+def test_another_compiler_is_refused_before_anything_is_compiled(
+    published: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(published, tmp_path / "dist"))
+    tree = Path(
+        shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tmp_path / "tree", symlinks=True)
+    )
+    record = build_record.decode((tree / "BUILD.json").read_bytes(), what="test")
+    programs = record.toolchain.programs | {"cc1plus": "0" * 64}
+    other = msgspec.structs.replace(record, toolchain=replace(record.toolchain, programs=programs))
+    (tree / "BUILD.json").write_bytes(build_record.encode(other))
+    release.pack_tree(tree, folder, "tar.zst")
+    release.write(folder)
+    lines = again(folder)
+    assert lines[-2].startswith("error[COMPILER_DIFFERS]: another compiler is here: cc1plus of ")
+    assert not any("configure" in line for line in lines)
+
+
+def test_which_artifact_is_asked_where_there_are_several() -> None:
+    one, two = artifact("cu128", "sm90", "90"), artifact("cu128", "sm120", "120a")
+    libraries = runtime("cu128")
+    several = manifest_of(one, two, libraries)
+    assert choose(several, two.name) == two
+    assert choose(manifest_of(one, libraries), None) == one
+    for name, code in ((None, "NEEDED"), ("x.tar.zst", "UNKNOWN"), (libraries.name, "NOT_BUILT")):
+        with pytest.raises(FarmError) as failed:
+            choose(several, name)
+        assert failed.value.code == f"ARTIFACT_{code}"
+        assert failed.value.exit_status == 2
+
+
+def test_an_image_is_called_as_recorded_only_where_it_is_that_image() -> None:
+    recorded = Toolchain("docker", "GNU 12", "3.25", None, "base:tag", "sha256:1")
+    told = rebuild._named_as(recorded)
+    assert told(replace(recorded, image="sha256:1")) == recorded
+    assert told(replace(recorded, image="x", image_digest="sha256:2")).image == "x"
+
+
+def test_no_engine_for_what_a_container_built(
+    record: BuildRecord, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path}/nobody.sock")
+    docker = msgspec.structs.replace(
+        record, toolchain=replace(record.toolchain, engine="docker", image="a:b")
+    )
+    with pytest.raises(EngineError) as failed:
+        rebuild._image(docker, RebuildRequest("x"), BuildReport(Console(file=io.StringIO())))
+    assert failed.value.code == "ENGINE_NOT_RUNNING"
