@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 
 from farm import clean_build, diffoscope, pipeline, release
 from farm.devel_image import with_image
-from farm.errors import BuildError
+from farm.errors import BuildError, UsageError
 from farm.plan import BuildPlan
 from farm.reproducibility import compare_tarballs, compare_trees
 from farm.request import choose_source, resolve
@@ -54,6 +54,7 @@ def prove(request: BuildRequest, report: BuildReport, *, objects: int | None = N
         EngineError: the engine is out of reach or went away.
     """
     line, sets = resolve(request)
+    _check(request, sets, objects)
     if request.engine != "local" and request.image is None:
         request = with_image(request, line.name, report)
     proofs = []
@@ -73,6 +74,22 @@ def prove(request: BuildRequest, report: BuildReport, *, objects: int | None = N
         )
 
 
+def _check(request: BuildRequest, sets: tuple[ArchSet, ...], objects: int | None) -> None:
+    if request.engine == "dask":
+        raise UsageError(
+            "ENGINE_UNKNOWN",
+            "--engine 'dask' spreads sets over hosts; here one set is built twice",
+            hint="it is one of auto, docker, local",
+        )
+    for arch_set in sets:
+        if objects is not None and not arch_set.archs:
+            raise UsageError(
+                "SET_HAS_NO_CUDA",
+                f"set {arch_set.name} holds no CUDA code, so --objects has nothing to choose from",
+                hint="without --objects all of it is built and compared",
+            )
+
+
 @dataclass(frozen=True)
 class _Trial:
     """One set and where its two builds go."""
@@ -84,7 +101,7 @@ class _Trial:
     folder: Path
 
     def whole(self) -> Proof:
-        """Build the set twice; compare trees, and tarballs in both formats' bytes."""
+        """Build the set twice; compare the trees and the tarballs."""
         first, second = (
             clean_build.tree(plan, engine, request, self.report, folder)
             for plan, engine, request, folder in self._both()
