@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from farm.report import BuildReport
     from farm.request import BuildRequest
 
+Wanted = int | tuple[str, ...]
+"""How many objects, or which."""
 CUDA_OBJECTS: Final = "ggml/src/ggml-cuda/CMakeFiles/ggml-cuda.dir"
 """Where CMake leaves the objects of ggml's CUDA code, below the build folder."""
 LOGS: Final = pipeline.STATE / "logs"
@@ -80,19 +82,26 @@ class Objects:
 
 
 def cuda_objects(
-    plan: BuildPlan, engine: Engine, count: int, report: BuildReport, folder: Path
+    plan: BuildPlan, engine: Engine, wanted: Wanted, report: BuildReport, folder: Path
 ) -> Objects:
-    """Compile ``count`` of a plan's CUDA objects, spread over all, and strip copies of them.
+    """Compile some of a plan's CUDA objects, and strip copies of them.
+
+    Args:
+        plan: what to build.
+        engine: where; it must not use a compiler cache.
+        wanted: how many, spread over all of them; or their names, such as ``norm``.
+        report: who is told.
+        folder: an existing, empty folder.
 
     Raises:
-        BuildError: a step failed, or the plan has fewer objects.
+        BuildError: a step failed, or the plan has no such objects, or fewer.
         EngineError: the engine is out of reach or went away.
     """
     with _Run.opened(plan, engine, report, folder) as run:
         layout = run.workspace.layout
         configure, _ = plan.steps(layout, jobs=run.workspace.jobs)
         run.step(plan, configure.name, configure.argv)
-        names = _every_nth(run.listed(layout), count)
+        names = _chosen(run.listed(layout), wanted)
         chosen = replace(plan, targets=tuple(f"{CUDA_OBJECTS}/{name}" for name in names))
         _, compile_ = chosen.steps(layout, jobs=run.workspace.jobs)
         run.step(plan, compile_.name, compile_.argv)
@@ -109,13 +118,21 @@ def _collect(workspace: Workspace, products: PurePath, into: Path) -> None:
     workspace.collect(products, into)
 
 
-def _every_nth(names: tuple[str, ...], count: int) -> tuple[str, ...]:
-    """Take a systematic sample: large kernels, small ones, and everything between."""
-    if len(names) < count:
+def _chosen(names: tuple[str, ...], wanted: Wanted) -> tuple[str, ...]:
+    """Take what is named, or a systematic sample: large kernels, small ones, and all between."""
+    if not isinstance(wanted, int):
+        by_stem = {name.rpartition("/")[2].removesuffix(".cu.o"): name for name in names}
+        unknown = [name for name in wanted if name not in by_stem]
+        if unknown:
+            raise BuildError(
+                "OBJECTS_UNKNOWN", f"the build has no CUDA object called {', '.join(unknown)}"
+            )
+        return tuple(by_stem[name] for name in wanted)
+    if len(names) < wanted:
         raise BuildError(
-            "OBJECTS_TOO_FEW", f"{count} CUDA objects asked for, there are {len(names)}"
+            "OBJECTS_TOO_FEW", f"{wanted} CUDA objects asked for, there are {len(names)}"
         )
-    return tuple(names[number * len(names) // count] for number in range(count))
+    return tuple(names[number * len(names) // wanted] for number in range(wanted))
 
 
 @dataclass(frozen=True)

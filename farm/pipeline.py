@@ -159,7 +159,7 @@ def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
     if request.image is None:
         return pinned.image(line.image).reference
     known = {pin.tag: pin.reference for pin in pinned.images}
-    if request.image not in known and "@sha256:" not in request.image:
+    if request.image not in known and "sha256:" not in request.image:
         report.note(
             f"note[IMAGE_NOT_PINNED]: {request.image} has no digest in build/pins.toml; BUILD.json "
             "records the one that is used"

@@ -15,7 +15,7 @@ from farm.cli import verb
     help={
         "arch_set": "a set or group of build/targets.toml",
         "line": "the CUDA line, e.g. cu130; the set cpu needs none",
-        "objects": "compile only so many CUDA objects, spread over the whole set",
+        "objects": "only so many CUDA objects, spread over the set; or names: norm,rope",
         "engine": "auto, docker, local",
         "image": "the devel image; without it the line's, else one made from packages",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
@@ -50,7 +50,7 @@ def reproducible(
         cached=False,
     )
     with show.report() as report:
-        prove(request, report, objects=show.positive("--objects", objects))
+        prove(request, report, objects=show.count_or_names("--objects", objects))
 
 
 @task(

@@ -118,6 +118,17 @@ def names(option: str, text: str) -> tuple[str, ...]:
     return found
 
 
+def count_or_names(option: str, value: str | None) -> int | tuple[str, ...] | None:
+    """Parse a positive number, or names with commas between them; None stays None.
+
+    Raises:
+        UsageError: names the option and what it takes.
+    """
+    if value is None or value[:1].isdigit() or value.startswith("-"):
+        return positive(option, value)
+    return names(option, value)
+
+
 def port(option: str, text: str) -> int:
     """Parse a TCP port; 0 asks for a free one.
 

@@ -19,6 +19,7 @@ from farm.request import choose_source, resolve
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from farm.clean_build import Wanted
     from farm.engines.base import Engine
     from farm.report import BuildReport
     from farm.reproducibility import Difference
@@ -39,13 +40,13 @@ class Proof:
     differences: tuple[Difference, ...]
 
 
-def prove(request: BuildRequest, report: BuildReport, *, objects: int | None = None) -> None:
+def prove(request: BuildRequest, report: BuildReport, *, objects: Wanted | None = None) -> None:
     """Build each set of a request twice and compare the files and the tarballs.
 
     Args:
         request: what to build; its ``jobs`` is for the first build, the second has one more.
         report: who is told.
-        objects: compile only so many CUDA objects of a set, spread over all of them.
+        objects: compile only so many CUDA objects of a set, spread over all; or the named ones.
 
     Raises:
         UsageError: what is asked for does not exist or cannot be built.
@@ -74,7 +75,7 @@ def prove(request: BuildRequest, report: BuildReport, *, objects: int | None = N
         )
 
 
-def _check(request: BuildRequest, sets: tuple[ArchSet, ...], objects: int | None) -> None:
+def _check(request: BuildRequest, sets: tuple[ArchSet, ...], objects: Wanted | None) -> None:
     if request.engine == "dask":
         raise UsageError(
             "ENGINE_UNKNOWN",
@@ -113,10 +114,10 @@ class _Trial:
         found = (*compare_trees(first, second), *compare_tarballs(*tarballs))
         return self._proof(f"{self._key}, whole", first, second, found)
 
-    def objects(self, count: int) -> Proof:
+    def objects(self, wanted: Wanted) -> Proof:
         """Compile some CUDA objects twice; what stripping leaves counts, as in a tarball."""
         first, second = (
-            clean_build.cuda_objects(plan, engine, count, self.report, folder)
+            clean_build.cuda_objects(plan, engine, wanted, self.report, folder)
             for plan, engine, _, folder in self._both()
         )
         raw = compare_trees(first.raw, second.raw)
