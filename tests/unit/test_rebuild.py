@@ -17,6 +17,7 @@ from verbs import invoke
 
 from farm import build_record, building, pipeline, rebuild, recorded_plan, release, source
 from farm.engines.base import Toolchain
+from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
 from farm.pack import read_inventory
 from farm.rebuild import RebuildRequest, choose
@@ -275,3 +276,14 @@ def test_no_engine_for_what_a_container_built(
     with pytest.raises(EngineError) as failed:
         rebuild._image(docker, RebuildRequest("x"), BuildReport(Console(file=io.StringIO())))
     assert failed.value.code == "ENGINE_NOT_RUNNING"
+
+
+def test_with_an_image_of_one_s_own_another_compiler_is_only_noted() -> None:
+    recorded = Toolchain("docker", "GNU 12", "3.25", None, programs={"ld": "0" * 64, "as": ""})
+    told = io.StringIO()
+    report = BuildReport(Console(file=told, width=200))
+    lenient = rebuild._SameCompilers(LocalEngine(), recorded, report, strict=False)
+    lenient._check({"ld": "1" * 64, "as": ""})
+    assert told.getvalue().startswith("note[COMPILER_DIFFERS]: ld of GNU 12 are not")
+    lenient._check({"ld": "0" * 64, "as": "", "cicc": "not recorded"})
+    assert told.getvalue().count("COMPILER_DIFFERS") == 1
