@@ -23,7 +23,7 @@ def test_more_than_there_are_is_an_error() -> None:
 
 def test_names_are_found_in_every_folder() -> None:
     assert _chosen(NAMES, ("wkv", "mmq-q4")) == (NAMES[4], NAMES[3])
-    with pytest.raises(BuildError, match="called nonsense, more$") as failed:
+    with pytest.raises(BuildError, match=r"called nonsense, more\Z") as failed:
         _chosen(NAMES, ("acc", "nonsense", "more"))
     assert failed.value.code == "OBJECTS_UNKNOWN"
 
