@@ -34,7 +34,7 @@ OBJECTS = (
     "cross-entropy-loss,wkv,concat,im2col,norm,rope,mmq-instance-q4_k"
 )
 """Small ones, so that a CI machine has the time, and one instance of the large templates."""
-HOST_TARGETS = ("ggml-base", "ggml", "ggml-cpu-x64", "ggml-cpu-haswell", "ggml-cpu-zen4")
+HOST_TARGETS = ("ggml-base", "ggml-cpu-x64", "ggml-cpu-haswell", "ggml-cpu-zen4")
 """Libraries with the code that computes, for three of the fourteen kinds of CPU."""
 RANDOM = """
 file(READ /proc/sys/kernel/random/uuid uuid LIMIT 36)
