@@ -9,12 +9,15 @@ import gradio as gr
 
 from llama_loader.settings import Settings
 from translator import languages, session, texts
+from translator.line import Line
 from translator.session import Answer, Engine, Job, Refusal, Update
 from translator.values import Failure
 
 
-def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]:
-    """Return the function behind the endpoint."""
+def endpoint(
+    engine: Engine, settings: Settings, line: Line | None = None
+) -> Callable[..., Iterator[str]]:
+    """Return the function behind the endpoint; its callers stand in the page's line."""
 
     def translate(
         text: str, target_language: str = "en", source_language: str = "auto"
@@ -28,7 +31,7 @@ def endpoint(engine: Engine, settings: Settings) -> Callable[..., Iterator[str]]
         """
         job = Job(text, _code(source_language), _code(target_language))
         shown = ""
-        for update in session.translate(engine, settings, job):
+        for update in session.translate(engine, settings, job, line):
             _raise(update)
             if isinstance(update, Answer) and update.text != shown:
                 shown = update.text

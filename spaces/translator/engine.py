@@ -231,7 +231,7 @@ class Engine:
             self._told.pop(words.about(event), None)
             self._told[words.about(event)] = said
             if isinstance(event, Note):
-                notes = dict.fromkeys((*self._state.notes, said))
+                notes = dict.fromkeys((*self._state.notes, words.plain(event)))
                 self._state = replace(self._state, notes=tuple(notes))
         if isinstance(event, Note):
             _log(said)

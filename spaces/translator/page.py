@@ -1,10 +1,8 @@
-"""The page: what is on it, and what happens when something is pressed. gradio 6."""
+"""The page: what is on it, and which handler each press calls. gradio 6."""
 
 from __future__ import annotations
 
 import sys
-import threading
-from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -12,21 +10,20 @@ from typing import TYPE_CHECKING, Any, Final
 import gradio as gr
 from gradio.events import api as gradio_api
 
-from translator import advice, api, languages, panels, texts
-from translator.session import Answer, Job, Refusal, Waiting, translate
-from translator.values import Failure
+from translator import api, handlers, languages, panels, texts
+from translator.line import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from llama_loader.settings import Settings
-    from translator.session import Engine, Update
-    from translator.values import Piece
+    from translator.session import Engine
 
 HERE: Final = Path(__file__).parent
 CONCURRENCY: Final = 3
 WAITING: Final = 20
-"""Gradio's own queue on ZeroGPU holds one caller; the rest would be turned away (FACTS §3)."""
+"""Visitors who may wait for their turn, in a line of ours that says where one stands."""
+_ALL: Final = CONCURRENCY + WAITING + 2
+"""Gradio lets everybody in who may wait, and somebody more to be told that the line is full.
+Each takes one of its 40 threads at times."""
 _EXAMPLES: Final = (
     ("吾輩は猫である。名前はまだ無い。", "en"),
     ("It rained until noon, and then the whole street smelled of cedar.", "ja"),
@@ -53,13 +50,14 @@ _MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu S
 
 
 class Page:
-    """Holds what the handlers need; ``build`` puts the components on the page."""
+    """Holds the components; ``build`` puts them on the page, ``launch`` serves it."""
 
     def __init__(self, engine: Engine, settings: Settings | None) -> None:
         self.engine = engine
         self._settings = settings
         self._limit = settings.max_chars if settings else 0
-        self._stops: dict[str, threading.Event] = {}
+        self._line = Line(CONCURRENCY, WAITING)
+        self._handlers = handlers.Handlers(engine, settings, self._line)
         self.i18n = gr.I18n(**{name: dict(words) for name, words in texts.every().items()})
 
     def build(self) -> gr.Blocks:
@@ -73,10 +71,12 @@ class Page:
             self._wire(demo)
             if self._settings is not None:
                 gradio_api(
-                    api.endpoint(self.engine, self._settings),
+                    api.endpoint(self.engine, self._settings, self._line),
                     api_name="translate",
+                    concurrency_limit=_ALL,
                     concurrency_id="translate",
                 )
+        # gradio's own queue on ZeroGPU holds one caller; the rest would be turned away
         demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING)
         made: gr.Blocks = demo
         return made
@@ -153,7 +153,7 @@ class Page:
         with gr.Row(elem_id="actions"):
             self.go = gr.Button(self.i18n("translate"), variant="primary", elem_id="go")
             self.stop = gr.Button(self.i18n("stop"), elem_id="stop", interactive=False)
-            self.keys = gr.HTML(_keys(texts.every()["en"]), padding=False, elem_id="keys")
+            self.keys = gr.HTML(handlers.keys(texts.every()["en"]), padding=False, elem_id="keys")
         with gr.Row(elem_id="examples"):
             self.examples = [
                 (gr.Button(text, size="sm", elem_classes="example"), text, target)
@@ -184,29 +184,30 @@ class Page:
 
     def _wire(self, demo: gr.Blocks) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
+        react = self._handlers
         standing = [self.pill, self.failure, self.retry, self.colophon]
         timer = gr.Timer(1.0)
         demo.load(
-            self.greet, None, [self.head, self.keys, self.doctor_head, *standing], queue=False,
+            react.greet, None, [self.head, self.keys, self.doctor_head, *standing], queue=False,
             **quiet,
         )  # fmt: skip
-        demo.unload(self.leave)
-        timer.tick(self.refresh, None, [*standing, timer], queue=False, **quiet)
-        self.retry.click(self.again, None, [*standing, timer], queue=False, **quiet)
+        demo.unload(react.leave)
+        timer.tick(react.refresh, None, [*standing, timer], queue=False, **quiet)
+        self.retry.click(react.again, None, [*standing, timer], queue=False, **quiet)
         run = self.go.click(
-            self.press,
+            react.press,
             [self.source, self.source_language, self.target_language],
             [self.target, self.status, self.stop, self.target_language],
-            concurrency_limit=CONCURRENCY,
+            concurrency_limit=_ALL,
             concurrency_id="translate",
             trigger_mode="always_last",  # pressed while it runs or is being stopped: next
             **quiet,
         )
-        run.then(self.standing, None, standing, queue=False, **quiet)
+        run.then(react.standing, None, standing, queue=False, **quiet)
         # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
-        self.stop.click(self.end, None, [self.stop], queue=False, **quiet)
+        self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
         self.examine.click(
-            self.diagnose, None, [self.advice, self.report, self.copy_report], **quiet
+            react.diagnose, None, [self.advice, self.report, self.copy_report], **quiet
         )
         self._wire_in_the_browser()
 
@@ -226,88 +227,12 @@ class Page:
             chosen = [self.source, self.source_language, self.target_language]
             button.click(js=f"() => {[text, languages.AUTO, target]!r}", outputs=chosen, **here)
 
-    def greet(self, request: gr.Request) -> list[Any]:
-        """Write the page's words for this browser."""
-        words = _words(request)
-        doctor = f"<h2>{words['doctor']}</h2><p>{words['doctor_text']}</p>"
-        return [panels.masthead(words), _keys(words), doctor, *self._standing(words)]
-
-    def refresh(self, request: gr.Request) -> list[Any]:
-        """Write what is running; the clock stops once there is nothing to wait for."""
-        waiting = self.engine.state().phase == "preparing"
-        return [*self._standing(_words(request)), gr.Timer(active=waiting)]
-
-    def standing(self, request: gr.Request) -> list[Any]:
-        """Write what is running."""
-        return self._standing(_words(request))
-
-    def again(self, request: gr.Request) -> list[Any]:
-        """Prepare again after a failure."""
-        self.engine.retry()
-        return [*self._standing(_words(request)), gr.Timer(active=True)]
-
-    def _standing(self, words: Mapping[str, str]) -> list[Any]:
-        state = self.engine.state()
-        failed = state.phase == "failed"
-        return [
-            panels.pill(state, words),
-            panels.failure(state.failure if failed else None, words),
-            gr.Button(visible=failed and self._settings is not None),
-            panels.colophon(state, words),
-        ]
-
-    def press(
-        self, text: str, source: str, target: str, request: gr.Request
-    ) -> Iterator[list[Any]]:
-        """Stream a translation onto the right page."""
-        words = _words(request)
-        if self._settings is None:
-            yield ["", panels.failure(self.engine.state().failure, words), gr.skip(), gr.skip()]
-            return
-        job = Job(text or "", source, target)
-        yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
-        updates = translate(self.engine, self._settings, job)
-        stopped = self._stops[str(request.session_hash)] = threading.Event()
-        for update in updates:
-            if stopped.is_set():
-                updates.close()
-                line = panels.status("stopped", words["stopped"])
-                yield [gr.skip(), line, gr.Button(interactive=False), gr.skip()]
-                return
-            yield _shown(update, words)
-
-    def end(self, request: gr.Request) -> gr.Button:
-        """Have this visitor's translation end with its next update, a quarter of a second away."""
-        running = self._stops.get(str(request.session_hash))
-        if running is not None:
-            running.set()
-        return gr.Button(interactive=False)
-
-    def leave(self, request: gr.Request) -> None:
-        """Forget a visitor who has gone."""
-        self._stops.pop(str(request.session_hash), None)
-
-    def diagnose(self, request: gr.Request) -> Iterator[list[Any]]:
-        """Run the doctor."""
-        words = _words(request)
-        yield [panels.status("working", words["examining"]), gr.skip(), gr.skip()]
-        report = self.engine.doctor()
-        state = self.engine.state()
-        known = dict.fromkeys([*advice.of_report(report), *advice.of_state(state)])
-        advised = panels.advices(tuple(known), words)
-        well = panels.status("done", words["all_well"])
-        yield [advised or well, gr.Textbox(report, visible=True), gr.Button(visible=True)]
-
 
 def theme() -> gr.themes.Base:
     """The bare theme with system fonts: nothing is fetched from elsewhere. Style is in the CSS."""
     return gr.themes.Base(
         primary_hue="slate", neutral_hue="slate", font=list(_SANS), font_mono=list(_MONO)
     )
-
-
-def _words(request: gr.Request) -> Mapping[str, str]:
-    return texts.every()[texts.accepted(request.headers.get("accept-language"))]
 
 
 def _named(language: languages.Language) -> str:
@@ -318,42 +243,3 @@ def _named(language: languages.Language) -> str:
 
 def _counter(limit: int) -> str:
     return f'<span id="count" data-limit="{limit}" aria-live="off">0 / {limit}</span>'
-
-
-def _keys(words: Mapping[str, str]) -> str:
-    return f"<span>{words['keys']}</span>"
-
-
-def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
-    """Return the right page, the status, the stop button and the target for an update."""
-    over = gr.Button(interactive=False)
-    if isinstance(update, Waiting):
-        line = panels.status(
-            "working", words["working" if update.working else "waiting"], update.why
-        )
-        return [gr.skip(), line, gr.skip(), gr.skip()]
-    if isinstance(update, Refusal):
-        line = panels.status("failed", words[update.name].format(**update.values))
-        return [gr.skip(), line, over, gr.skip()]
-    if isinstance(update, Failure):
-        return [gr.skip(), panels.failure(update, words), over, gr.skip()]
-    return _answered(update, words, over)
-
-
-def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list[Any]:
-    pair = f"{answer.source.native} → {answer.target.native}"
-    finished = answer.last is not None and answer.last.finished
-    if not finished:
-        line = panels.status("working", words["working"], pair)
-        return [answer.text, line, gr.skip(), answer.target.code]
-    cut = answer.last is not None and answer.last.reason == "length"
-    line = panels.status(
-        "done", words["cut" if cut else "done"], _figures(answer.last, pair, words)
-    )
-    return [answer.text, line, over, answer.target.code]
-
-
-def _figures(last: Piece | None, pair: str, words: Mapping[str, str]) -> str:
-    if last is None or last.tokens_per_second is None:
-        return pair
-    return f"{pair} · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"

@@ -5,12 +5,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from translator import advice, picture
+from translator import advice, picture, sentences
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from llama_loader.events import Note
     from translator.advice import Advice
+    from translator.sentences import Said
     from translator.values import Failure, State
 
 _MIB: Final = 1024**2
@@ -34,7 +36,7 @@ def pill(state: State, words: Mapping[str, str]) -> str:
         parts += [part for part in (state.release, _architecture(state)) if part]
         parts.append(words["verified" if state.verified else "unverified"])
     elif state.phase == "preparing" and state.progress:
-        parts.append(state.progress[-1])
+        parts.append(sentences.progress(state.progress[-1], words["locale"]))
     loud = " unverified" if state.phase == "ready" and not state.verified else ""
     line = " · ".join(map(escape, parts))
     return (
@@ -48,10 +50,23 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     if found is None:
         return ""
     known = advice.of_failure(found)
-    hint = f"<p><b>{escape(words['what_to_do'])}</b> {escape(found.hint)}</p>" if found.hint else ""
+    said = sentences.say(found.code, found.message, found.hint, words["locale"])
+    hint = escape(said.hint or words["no_hint"])
     return (
         f'<div class="failure" role="alert"><p class="code">{escape(found.code)}</p>'
-        f"<p class='what'>{escape(found.message)}</p>{hint}{advices(known, words)}</div>"
+        f"<p class='what'>{escape(said.what)}</p>"
+        f"<p><b>{escape(words['what_to_do'])}</b> {hint}</p>"
+        f"{_original(said, words)}{advices(known, words)}</div>"
+    )
+
+
+def _original(said: Said, words: Mapping[str, str]) -> str:
+    """The loader's own words under a translation: they are what can be searched for."""
+    if not said.original:
+        return ""
+    return (
+        f'<details class="original"><summary>{escape(words["original"])}</summary>'
+        f'<p lang="en">{"<br>".join(map(escape, said.original.splitlines()))}</p></details>'
     )
 
 
@@ -160,7 +175,8 @@ def _speed(state: State, words: Mapping[str, str]) -> str:
 def _times(state: State, words: Mapping[str, str]) -> str:
     parts = []
     if state.phase == "preparing":
-        lines = "".join(f"<li>{escape(one)}</li>" for one in state.progress[-_SHOWN_PROGRESS:])
+        latest = [sentences.progress(one, words["locale"]) for one in state.progress]
+        lines = "".join(f"<li>{escape(one)}</li>" for one in latest[-_SHOWN_PROGRESS:])
         parts.append(f'<ol class="progress">{lines}</ol>' if lines else "")
     if state.timeline:
         parts.append(_figure(words["this_start"], picture.start(state.timeline, words)))
@@ -180,7 +196,16 @@ def _figure(title: str, drawing: str, legend: str = "") -> str:
 
 
 def _notes(state: State, words: Mapping[str, str]) -> str:
-    lines = "".join(f"<li>{escape(note)}</li>" for note in state.notes)
+    lines = "".join(_note(note, words) for note in state.notes)
     known = advices(advice.of_state(state), words) if state.failure is None else ""
     shown = f"<h3>{escape(words['notes'])}</h3><ul>{lines}</ul>" if lines else ""
     return f'<div class="notes">{shown}{known}</div>' if shown or known else ""
+
+
+def _note(note: Note, words: Mapping[str, str]) -> str:
+    said = sentences.say(note.code, note.message, note.hint, words["locale"])
+    hint = f"<p>{escape(said.hint)}</p>" if said.hint else ""
+    return (
+        f"<li><code>{escape(note.code)}</code><p>{escape(said.what)}</p>{hint}"
+        f"{_original(said, words)}</li>"
+    )

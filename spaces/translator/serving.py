@@ -45,7 +45,7 @@ class Serving:
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
         self._latest = "starting llama-server"
-        self._notes: dict[str, None] = {}
+        self._notes: dict[Note, None] = {}
         self._runtime: Runtime | None = None
         self._timeline: tuple[tuple[str, float], ...] = ()
         self._stopped = threading.Event()
@@ -96,7 +96,7 @@ class Serving:
     def _hear(self, event: Event) -> None:
         self._latest = words.event(event)
         if isinstance(event, Note):
-            self._notes[self._latest] = None
+            self._notes[words.plain(event)] = None
 
 
 _lock = threading.Lock()

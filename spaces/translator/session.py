@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, Protocol, Union
 from llama_loader import model, model_file
 from llama_loader.errors import LoaderError
 from translator import languages, prompt
+from translator.line import FullError, Line
 from translator.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from llama_loader.settings import Settings
     from translator.languages import Language
+    from translator.line import Ticket
     from translator.values import Ask, Item, State
 
 _LOOK_AGAIN: Final = 0.25
@@ -59,13 +61,22 @@ class Job:
 
 @dataclass(frozen=True)
 class Waiting:
-    """Nothing new to show; ``why`` in the engine's words.
+    """Nothing new to show.
 
-    ``working``: the model is at it, all that it needs is here.
+    Attributes:
+        why: in the engine's words.
+        stage: that of ``Progress``; ``waiting`` where the model is at it, ``queue`` for a GPU.
     """
 
     why: str
-    working: bool = False
+    stage: str = "prepare"
+
+
+@dataclass(frozen=True)
+class InLine:
+    """Others are before this visitor; ``place`` 1 is the next whose turn it is."""
+
+    place: int
 
 
 @dataclass(frozen=True)
@@ -86,7 +97,7 @@ class Refusal:
     values: Mapping[str, object] = field(default_factory=dict)
 
 
-Update = Union[Waiting, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on Python 3.10 too
+Update = Union[Waiting, InLine, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on 3.10 too
 
 
 def refusal(job: Job, max_chars: int) -> Refusal | None:
@@ -99,19 +110,41 @@ def refusal(job: Job, max_chars: int) -> Refusal | None:
     return Refusal("same", {"language": source.native}) if source == target else None
 
 
-def translate(engine: Engine, settings: Settings, job: Job) -> Generator[Update, None, None]:
+def translate(
+    engine: Engine, settings: Settings, job: Job, line: Line | None = None
+) -> Generator[Update, None, None]:
     """Translate; the last update is a finished answer, a refusal or a failure.
 
     Closing the iterator stops the generation.
+
+    Args:
+        engine: has the model.
+        settings: limits, and how to sample.
+        job: what to translate.
+        line: where this job waits for its turn; None where nobody else asks.
     """
     refused = refusal(job, settings.max_chars)
     if refused:
         yield refused
         return
+    try:
+        with (line or Line(1, 0)).ticket() as ticket:
+            yield from _in_turn(engine, settings, job, ticket)
+    except FullError:
+        yield Refusal("full")
+
+
+def _in_turn(
+    engine: Engine, settings: Settings, job: Job, ticket: Ticket
+) -> Generator[Update, None, None]:
+    """Wait for the model and for the turn, then stream."""
     for update in _prepared(engine):
         yield update
         if isinstance(update, Failure):
             return
+    while place := ticket.place():
+        yield InLine(place)
+        ticket.await_change(_LOOK_AGAIN)
     pair = languages.pair(job.source, job.target, job.text)
     ask = prompt.ask(_format(settings), job.text, pair, settings)
     stream = engine.stream(ask)
@@ -142,7 +175,7 @@ def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterato
             if text != shown:  # a pause: show what was held back for the sake of a steady pace
                 shown = text
                 yield Answer(text, *pair, None)
-            yield Waiting(item.text, working=item.stage == "waiting")
+            yield Waiting(item.text, item.stage)
             continue
         text = (text + item.text).lstrip()
         now = time.monotonic()

@@ -10,6 +10,8 @@ from llama_loader.errors import LoaderError, without_secrets
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llama_loader.events import Note
+
 Phase = Literal["preparing", "ready", "failed"]
 
 
@@ -54,7 +56,8 @@ class Progress:
     """The GPU or the server is being got ready, inside a call.
 
     Attributes:
-        stage: ``prepare``, ``start``, ``restart`` or ``waiting`` (for the next words).
+        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``restart`` or ``waiting`` (for the
+            next words).
         text: a sentence for a person.
     """
 
@@ -115,7 +118,7 @@ class Report:
         server_pid, worker_pid: processes.
         warm: the server ran before this call.
         timeline: (stage, seconds) of the server's start.
-        notes: what a person should know.
+        notes: what a person should know, without secrets.
     """
 
     runtime: Runtime
@@ -125,7 +128,7 @@ class Report:
     worker_pid: int
     warm: bool
     timeline: tuple[tuple[str, float], ...]
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
@@ -185,7 +188,7 @@ class State:
     calls: tuple[Call, ...] = ()
     progress: tuple[str, ...] = ()
     failure: Failure | None = None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 Item = Union[Piece, Progress, Failure]  # noqa: UP007 - evaluated at run time, on Python 3.10 too

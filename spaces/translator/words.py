@@ -27,6 +27,11 @@ def event(one: Event) -> str:
     return note(one)
 
 
+def plain(one: Note) -> Note:
+    """Return a note that a page may show."""
+    return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
+
+
 def note(one: Note) -> str:
     """Say a note and what to do about it."""
     hint = f"; {one.hint}" if one.hint else ""

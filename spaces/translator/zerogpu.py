@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader.errors import SettingError
 from translator import answering
-from translator.values import Failure
+from translator.values import Failure, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,6 +86,7 @@ def call(decorated: Callable[[Job], Iterator[Item | Report]], job: Job) -> Itera
     A worker that says nothing at all, not even that it waits, was being ended when the job came:
     the job is given to another one, once.
     """
+    yield Progress("queue", "ZeroGPU lends a GPU as soon as one is free")
     began = False
     for last in (False, True):
         try:

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
+from llama_loader.events import Note
 from translator import advice, panels, picture, texts
 from translator.values import Call, Failure, State
 
@@ -50,7 +51,7 @@ def test_both_locales_have_all_words_with_the_same_blanks() -> None:
     for name, english in texts.every()["en"].items():
         japanese = texts.every()["ja"][name]
         assert japanese
-        for blank in ("{count}", "{limit}", "{language}", "YAKULINGO"):
+        for blank in ("{count}", "{limit}", "{language}", "{place}", "YAKULINGO"):
             assert (blank in english) == (blank in japanese), name
 
 
@@ -110,7 +111,7 @@ def test_what_comes_from_elsewhere_is_escaped() -> None:
         devices=(evil,),
         memory={evil: 5},
         timeline=((evil, 1.0),),
-        notes=(evil,),
+        notes=(Note(evil, evil, evil),),
         failure=Failure(evil, evil, evil, 1),
     )
     shown = panels.colophon(state, WORDS) + panels.failure(state.failure, WORDS)

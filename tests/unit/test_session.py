@@ -15,8 +15,9 @@ from verbs import PROJECT
 from llama_loader import settings
 from llama_loader.errors import SettingError
 from translator import api
+from translator.line import Line
 from translator.refusing import RefusingEngine
-from translator.session import Answer, Job, Refusal, Waiting, translate
+from translator.session import Answer, InLine, Job, Refusal, Waiting, translate
 from translator.values import Ask, Failure, Item, Piece, Progress, State
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def test_progress_and_preparation_are_passed_on() -> None:
         Progress("queue", "waiting for a GPU"), piece("A", finished=True), states=states
     )
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
-    assert updates[:2] == [Waiting("downloading"), Waiting("waiting for a GPU")]
+    assert updates[:2] == [Waiting("downloading"), Waiting("waiting for a GPU", "queue")]
 
 
 def test_words_held_back_are_shown_before_a_pause() -> None:
@@ -89,7 +90,7 @@ def test_words_held_back_are_shown_before_a_pause() -> None:
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
     texts = [one.text for one in updates if isinstance(one, Answer)]
     assert texts == ["A", "AB", "ABC"]
-    assert Waiting(pause.text, working=True) in updates
+    assert Waiting(pause.text, "waiting") in updates
 
 
 def test_a_failed_preparation_asks_for_nothing() -> None:
@@ -128,6 +129,44 @@ def test_closing_a_translation_closes_the_engine_s_stream() -> None:
     next(made)
     made.close()
     assert engine.closed
+
+
+def test_a_second_visitor_is_told_the_place_and_comes_next() -> None:
+    line, job = Line(at_once=1, waiting=2), Job("猫", "auto", "en")
+    engine = Playing(piece("A"), piece(" cat", finished=True))
+    first, second, third = (translate(engine, SETTINGS, job, line) for _ in range(3))
+    assert isinstance(next(first), Answer)
+    assert [next(second), next(third), next(second)] == [InLine(1), InLine(2), InLine(1)]
+    first.close()
+    assert isinstance(next(second), Answer)
+    assert next(third) == InLine(1)
+    second.close()
+    last = list(third)[-1]
+    assert isinstance(last, Answer)
+    assert last.text == "A cat"
+
+
+def test_a_visitor_who_leaves_the_line_moves_the_others_on() -> None:
+    line, job = Line(at_once=1, waiting=2), Job("猫", "auto", "en")
+    engine = Playing(piece("A"), piece("B", finished=True))
+    visitors = [translate(engine, SETTINGS, job, line) for _ in range(3)]
+    for one in visitors:
+        next(one)
+    visitors[1].close()
+    assert next(visitors[2]) == InLine(1)
+    assert len(engine.asked) == 1
+
+
+def test_a_line_that_is_full_is_said_and_a_bad_job_needs_no_place_in_it() -> None:
+    line = Line(at_once=1, waiting=0)
+    engine = Playing(piece("A"), piece("B", finished=True))
+    first = translate(engine, SETTINGS, Job("猫", "auto", "en"), line)
+    next(first)
+    assert list(translate(engine, SETTINGS, Job("犬", "auto", "en"), line)) == [Refusal("full")]
+    assert list(translate(engine, SETTINGS, Job("", "auto", "en"), line)) == [Refusal("nothing")]
+    first.close()
+    assert len(list(translate(engine, SETTINGS, Job("犬", "auto", "en"), line))) >= 1
+    assert len(engine.asked) == 2
 
 
 def test_the_endpoint_yields_the_text_so_far() -> None:

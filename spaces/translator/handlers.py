@@ -1,0 +1,154 @@
+"""What happens when something is pressed, and what the page says then."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
+from typing import TYPE_CHECKING, Any
+
+import gradio as gr
+
+from translator import advice, panels, sentences, texts
+from translator.session import Answer, InLine, Job, Refusal, Waiting, translate
+from translator.values import Failure
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_loader.settings import Settings
+    from translator.line import Line
+    from translator.session import Engine, Update
+    from translator.values import Piece
+
+_STAGES = {"waiting": "working", "queue": "waiting_gpu"}
+"""Words for a ``Waiting``'s stage; for all others ``waiting``."""
+
+
+class Handlers:
+    """One for each page: gradio calls its methods with what its components hold."""
+
+    def __init__(self, engine: Engine, settings: Settings | None, line: Line) -> None:
+        self._engine = engine
+        self._settings = settings
+        self._line = line
+        self._stops: dict[str, threading.Event] = {}
+
+    def greet(self, request: gr.Request) -> list[Any]:
+        """Write the page's words for this browser."""
+        words = _words(request)
+        doctor = f"<h2>{words['doctor']}</h2><p>{words['doctor_text']}</p>"
+        return [panels.masthead(words), keys(words), doctor, *self._standing(words)]
+
+    def refresh(self, request: gr.Request) -> list[Any]:
+        """Write what is running; the clock stops once there is nothing to wait for."""
+        waiting = self._engine.state().phase == "preparing"
+        return [*self._standing(_words(request)), gr.Timer(active=waiting)]
+
+    def standing(self, request: gr.Request) -> list[Any]:
+        """Write what is running."""
+        return self._standing(_words(request))
+
+    def again(self, request: gr.Request) -> list[Any]:
+        """Prepare again after a failure."""
+        self._engine.retry()
+        return [*self._standing(_words(request)), gr.Timer(active=True)]
+
+    def _standing(self, words: Mapping[str, str]) -> list[Any]:
+        state = self._engine.state()
+        failed = state.phase == "failed"
+        return [
+            panels.pill(state, words),
+            panels.failure(state.failure if failed else None, words),
+            gr.Button(visible=failed and self._settings is not None),
+            panels.colophon(state, words),
+        ]
+
+    def press(
+        self, text: str, source: str, target: str, request: gr.Request
+    ) -> Iterator[list[Any]]:
+        """Stream a translation onto the right page."""
+        words = _words(request)
+        if self._settings is None:
+            yield ["", panels.failure(self._engine.state().failure, words), gr.skip(), gr.skip()]
+            return
+        job = Job(text or "", source, target)
+        yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
+        updates = translate(self._engine, self._settings, job, self._line)
+        stopped = self._stops[str(request.session_hash)] = threading.Event()
+        for update in updates:
+            if stopped.is_set():
+                updates.close()
+                line = panels.status("stopped", words["stopped"])
+                yield [gr.skip(), line, gr.Button(interactive=False), gr.skip()]
+                return
+            yield _shown(update, words)
+
+    def end(self, request: gr.Request) -> gr.Button:
+        """Have this visitor's translation end with its next update, a quarter of a second away."""
+        running = self._stops.get(str(request.session_hash))
+        if running is not None:
+            running.set()
+        return gr.Button(interactive=False)
+
+    def leave(self, request: gr.Request) -> None:
+        """End what a visitor who has gone is waiting for, and forget the visitor."""
+        running = self._stops.pop(str(request.session_hash), None)
+        if running is not None:
+            running.set()
+
+    def diagnose(self, request: gr.Request) -> Iterator[list[Any]]:
+        """Run the doctor."""
+        words = _words(request)
+        yield [panels.status("working", words["examining"]), gr.skip(), gr.skip()]
+        report = self._engine.doctor()
+        state = self._engine.state()
+        known = dict.fromkeys([*advice.of_report(report), *advice.of_state(state)])
+        advised = panels.advices(tuple(known), words)
+        well = panels.status("done", words["all_well"])
+        yield [advised or well, gr.Textbox(report, visible=True), gr.Button(visible=True)]
+
+
+def _words(request: gr.Request) -> Mapping[str, str]:
+    return texts.every()[texts.accepted(request.headers.get("accept-language"))]
+
+
+def keys(words: Mapping[str, str]) -> str:
+    """Return the line that names the keys."""
+    return f"<span>{words['keys']}</span>"
+
+
+def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
+    """Return the right page, the status, the stop button and the target for an update."""
+    over = gr.Button(interactive=False)
+    if isinstance(update, InLine):
+        line = panels.status("waiting", words["in_line"].format(place=update.place))
+        return [gr.skip(), line, gr.skip(), gr.skip()]
+    if isinstance(update, Waiting):
+        why = sentences.progress(update.why, words["locale"])
+        line = panels.status("working", words[_STAGES.get(update.stage, "waiting")], why)
+        return [gr.skip(), line, gr.skip(), gr.skip()]
+    if isinstance(update, Refusal):
+        line = panels.status("failed", words[update.name].format(**update.values))
+        return [gr.skip(), line, over, gr.skip()]
+    if isinstance(update, Failure):
+        return [gr.skip(), panels.failure(update, words), over, gr.skip()]
+    return _answered(update, words, over)
+
+
+def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list[Any]:
+    pair = f"{answer.source.native} → {answer.target.native}"
+    finished = answer.last is not None and answer.last.finished
+    if not finished:
+        line = panels.status("working", words["working"], pair)
+        return [answer.text, line, gr.skip(), answer.target.code]
+    cut = answer.last is not None and answer.last.reason == "length"
+    line = panels.status(
+        "done", words["cut" if cut else "done"], _figures(answer.last, pair, words)
+    )
+    return [answer.text, line, over, answer.target.code]
+
+
+def _figures(last: Piece | None, pair: str, words: Mapping[str, str]) -> str:
+    if last is None or last.tokens_per_second is None:
+        return pair
+    return f"{pair} · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
