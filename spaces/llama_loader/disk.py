@@ -39,13 +39,18 @@ def errors(place: Path) -> Iterator[None]:
         raise failure(place, error) from error
 
 
+def is_full(error: OSError) -> bool:
+    """Whether an error means that there is no room (or none for this user)."""
+    return error.errno in _FULL
+
+
 def failure(place: Path, error: OSError) -> StoreError:
     """Return the error of a disk that is full, or does not do what it should."""
-    if error.errno in _FULL:
+    if is_full(error):
         return StoreError(
             "DISK_FULL",
             f"no room in {place}: {error.strerror}; nothing was half-installed",
-            hint="free some space, or use another store with --store",
+            hint="free some space and try again, or use another store (HF_HOME, or --store)",
         )
     return StoreError(
         "STORE_FAILED",

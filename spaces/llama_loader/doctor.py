@@ -183,7 +183,7 @@ def _store(root: Path) -> str:
         raise StoreError(
             "DISK_NEARLY_FULL",
             f"{free / 1e6:.0f} MB free at {root}",
-            hint="free some space, or use another store with --store",
+            hint="free some space, or use another store (HF_HOME, or --store)",
         )
     return f"{root}, {free / 1e9:.1f} GB free"
 

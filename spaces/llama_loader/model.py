@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llama_loader import disk
 from llama_loader.errors import (
     IntegrityError,
     LoaderError,
@@ -177,7 +178,14 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
 
 
 def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
-    """The disk's errors carry a number and a file; all others are the network's."""
+    """The disk's errors carry a number and a file; all others are the network's.
+
+    A write to a disk that is full has a number alone.
+    """
+    if isinstance(error, OSError) and disk.is_full(error):
+        from huggingface_hub import constants
+
+        return disk.failure(Path(constants.HF_HUB_CACHE), error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
     return NetworkError(

@@ -86,7 +86,8 @@ class Page:
         tools = find_spec("mcp") is not None
         if not tools:
             sys.stderr.write(_NO_TOOLS)
-        return self.build().launch(
+        self.demo = self.build()
+        return self.demo.launch(
             theme=theme(),
             css_paths=[HERE / "style.css"],
             head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import hub
 import pytest
+import small_disk
 import space
 from playwright.sync_api import expect
 
@@ -20,9 +21,9 @@ pytestmark = [pytest.mark.browser, pytest.mark.docker]
 SECRET = "hf_verysecretvalue"
 
 
-def shown(visit: Callable[..., Page], url: str) -> Page:
+def shown(visit: Callable[..., Page], url: str, *, locale: str = "en-GB") -> Page:
     """The page, once it says what is wrong; nothing of it may look like Python."""
-    page = visit(url)
+    page = visit(url, locale=locale)
     page.wait_for_selector("#failure .failure")
     text = page.locator("body").inner_text()
     assert "Traceback" not in text
@@ -87,6 +88,56 @@ def test_a_hub_that_is_down_is_a_sentence(
         expect(page.locator("#failure .code")).to_have_text("HUB_UNREACHABLE")
         expect(page.locator("#failure")).to_contain_text("try again")
         assert "Traceback" not in served.said()
+
+
+def test_a_full_disk_is_a_sentence_and_once_there_is_room_it_goes_on(
+    cpu: dict[str, str], real_model: Path, tmp_path: Path, visit: Callable[..., Page]
+) -> None:
+    """First the runtime finds no room, then the model; the page stands all the while."""
+    here = hub.Hub(files={"m.gguf": real_model.read_bytes()})
+    named = {"gguf_repo_id": here.repo, "gguf_filename": "m.gguf", "max_new_tokens": "8"}
+    few = {"n_ctx": "512", "HF_HUB_DISABLE_XET": "1"}
+    place = tmp_path / "disk"
+    with (
+        small_disk.mounted(place, "8m") as resize,
+        hub.serving(here),
+        space.serving(
+            tmp_path / "home", **cpu, **named, **few, HF_ENDPOINT=here.url, HF_HOME=str(place)
+        ) as served,
+    ):
+        page = shown(visit, served.url)
+        for size in ("64m", "300m"):
+            expect(page.locator("#failure .code")).to_have_text("DISK_FULL")
+            expect(page.locator("#failure")).to_contain_text(str(place))
+            expect(page.locator("#failure")).to_contain_text("free some space and try again")
+            page.locator("#source textarea").fill("猫")
+            page.locator("#go").click()
+            expect(page.locator("#status .failure .code")).to_have_text("DISK_FULL")
+            resize(size)
+            page.locator("#retry").click()
+            page.wait_for_selector(".pill.ready, .pill.failed")
+        page.wait_for_selector(".pill.ready")
+        expect(page.locator("#failure .failure")).to_have_count(0)
+        page.locator("#go").click()
+        page.wait_for_selector(".status.done")
+        assert "Traceback" not in served.said()
+
+
+def test_a_japanese_visitor_reads_the_fault_in_japanese_with_the_english_under_it(
+    cpu: dict[str, str], home: Path, visit: Callable[..., Page]
+) -> None:
+    with space.serving(home, **cpu, n_ctx="lots") as served:
+        page = shown(visit, served.url, locale="ja-JP")
+        what = page.locator("#failure .what")
+        expect(what).to_have_text(
+            "YAKULINGO_SPACES_N_CTX の値 'lots' は使えません。"
+            "使える値: 16 から 16777216 までのトークン数。"
+        )
+        expect(page.locator("#failure")).to_contain_text("既定値（4096）")
+        english = page.locator("#failure details p")
+        expect(english).to_be_hidden()
+        page.locator("#failure summary").click()
+        expect(english).to_contain_text("which is not a number of tokens from 16")
 
 
 def test_no_release_is_said_with_the_variables_to_set(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -384,7 +385,8 @@ def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ("RevisionNotFoundError", "REVISION_NOT_FOUND", 2, "no revision"),
         ("RemoteEntryNotFoundError", "FILE_NOT_FOUND", 2, "no file m.gguf"),
         ("LocalEntryNotFoundError", "HUB_UNREACHABLE", 3, "https://huggingface.co"),
-        ("OSError", "MODEL_NOT_WRITTEN", 6, "No space left"),
+        ("full disk", "DISK_FULL", 6, "No space left"),
+        ("read-only disk", "MODEL_NOT_WRITTEN", 6, "Read-only file system"),
         ("ValueError", "HUB_UNREACHABLE", 3, "what"),
     ],
 )
@@ -394,8 +396,10 @@ def test_the_hubs_errors_become_sentences(
     from huggingface_hub import errors
 
     def fail(*_: object, **__: object) -> None:
-        if name == "OSError":
-            raise OSError(28, "No space left on device", "/cache/x")
+        if name == "full disk":  # as a write says it: without a name
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if name == "read-only disk":
+            raise OSError(errno.EROFS, "Read-only file system", "/cache/x")
         if name == "ValueError":
             raise ValueError("what")
         kind: Any = getattr(errors, name)

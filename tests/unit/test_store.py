@@ -30,7 +30,7 @@ from llama_loader.events import Downloading, Event, Note, Stage
 from llama_loader.fetch import Fetcher
 from llama_loader.soundness import Soundness
 from llama_loader.store import Store
-from tests.rigs import archives, installer
+from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
@@ -271,27 +271,9 @@ def test_interrupted_by_the_keyboard(release: Release) -> None:
 # 36: a full disk
 
 
-@contextlib.contextmanager
-def small_disk(place: Path, size: str) -> Iterator[Callable[[str], None]]:
-    """A tmpfs of a size that can be changed."""
-    place.mkdir()
-    argv = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place]
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
-        pytest.skip(f"cannot mount a tmpfs here: {done.stderr.strip()}")
-
-    def resize(new: str) -> None:
-        subprocess.run(["mount", "-o", f"remount,size={new}", place], check=True)
-
-    try:
-        yield resize
-    finally:
-        subprocess.run(["umount", place], check=True)
-
-
 @pytest.mark.parametrize("size", ["12k", "64k", "300k", "450k"])
 def test_a_full_disk_is_one_clear_line(release: Release, tmp_path: Path, size: str) -> None:
-    with small_disk(tmp_path / "disk", size) as resize:
+    with small_disk.mounted(tmp_path / "disk", size) as resize:
         release.root = tmp_path / "disk" / "store"
         with pytest.raises(StoreError) as caught:
             release.install()
@@ -304,7 +286,7 @@ def test_a_full_disk_is_one_clear_line(release: Release, tmp_path: Path, size: s
 
 @pytest.mark.parametrize("size", ["12k", "300k", "800k"])
 def test_a_full_disk_and_an_archive_by_url(release: Release, tmp_path: Path, size: str) -> None:
-    with small_disk(tmp_path / "disk", size) as resize:
+    with small_disk.mounted(tmp_path / "disk", size) as resize:
         release.root = tmp_path / "disk" / "store"
         with pytest.raises(StoreError) as caught:
             release.store().install_archive(release.url, None, release.fetcher())

@@ -1,0 +1,125 @@
+"""The Space for programs: gradio's own client, and the MCP SDK's, over what is served."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import space
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+from mcp.types import TextContent
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mcp.types import CallToolResult, Tool
+    from space import Space
+
+pytestmark = [pytest.mark.docker, pytest.mark.model, pytest.mark.timeout(300)]
+
+TEXT = "猫が好きです。"
+
+
+@pytest.fixture(scope="module")
+def app(
+    real_manifest: str, real_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Space]:
+    variables = {
+        **space.pinned(real_manifest),
+        "max_chars": "300",
+        "max_new_tokens": "16",
+        "n_ctx": "512",
+    }
+    home = tmp_path_factory.mktemp("home")
+    with space.serving(home, **variables, gguf_path=str(real_model)) as served:
+        yield served
+
+
+@pytest.fixture(scope="module")
+def client(app: Space) -> Iterator[Client]:
+    with closing(Client(app.url, verbose=False)) as connected:
+        yield connected
+
+
+def test_gradio_s_client_gets_the_text_piece_by_piece(client: Client) -> None:
+    job = client.submit(TEXT, "en", api_name="/translate")
+    whole = job.result(120)
+    pieces = job.outputs()
+    assert whole
+    assert pieces[-1] == whole
+    assert len(pieces) > 1
+    assert all(whole.startswith(one.rstrip()) for one in pieces)
+
+
+def test_gradio_s_client_may_name_languages_or_leave_them_away(client: Client) -> None:
+    named = client.predict(TEXT, "English", "Japanese", api_name="/translate")
+    assert named == client.predict(TEXT, api_name="/translate")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ((TEXT, "Klingon"), "LANGUAGE_UNKNOWN: there is no language 'Klingon'"),
+        (("x" * 301, "ja"), "301 characters, 300 are allowed"),
+    ],
+)
+def test_gradio_s_client_is_told_what_is_wrong(
+    client: Client, arguments: tuple[str, ...], sentence: str
+) -> None:
+    with pytest.raises(AppError, match=sentence):
+        client.predict(*arguments, api_name="/translate")
+
+
+def test_nothing_else_is_offered_to_programs(client: Client) -> None:
+    offered: dict[str, Any] = client.view_api(return_format="dict", print_info=False)
+    assert list(offered["named_endpoints"]) == ["/translate"]
+    assert not offered["unnamed_endpoints"]
+
+
+async def by_mcp(url: str, *calls: dict[str, Any]) -> tuple[list[Tool], list[CallToolResult]]:
+    """Shake hands, list the tools, and call the one there is, in one session."""
+    async with (
+        streamable_http_client(f"{url}/gradio_api/mcp/") as (reading, writing, _),
+        ClientSession(reading, writing) as session,
+    ):
+        await session.initialize()
+        tools = (await session.list_tools()).tools
+        results = [await session.call_tool(tools[0].name, call) for call in calls]
+    return tools, results
+
+
+def said(result: CallToolResult) -> str:
+    return "".join(one.text for one in result.content if isinstance(one, TextContent))
+
+
+def test_an_mcp_client_finds_one_tool_that_says_what_it_takes(app: Space) -> None:
+    tools, _ = asyncio.run(by_mcp(app.url))
+    (tool,) = tools
+    assert tool.name == "translate"
+    assert "Translate a text" in (tool.description or "")
+    properties = tool.inputSchema["properties"]
+    assert set(properties) == {"text", "target_language", "source_language"}
+    assert "zh-Hans" in properties["target_language"]["description"]
+
+
+def test_an_mcp_client_gets_the_same_translation_as_gradio_s(app: Space, client: Client) -> None:
+    call = {"text": TEXT, "target_language": "en"}
+    _, (result,) = asyncio.run(by_mcp(app.url, call))
+    assert not result.isError
+    assert said(result).strip() == client.predict(TEXT, "en", api_name="/translate").strip()
+
+
+def test_an_mcp_client_is_told_what_is_wrong_and_may_go_on(app: Space) -> None:
+    wrong = {"text": TEXT, "target_language": "Klingon"}
+    right = {"text": TEXT, "target_language": "en"}
+    _, (refused, answered) = asyncio.run(by_mcp(app.url, wrong, right))
+    assert refused.isError
+    assert "LANGUAGE_UNKNOWN" in said(refused)
+    assert not answered.isError
+    assert "Traceback" not in app.said().split("LANGUAGE_UNKNOWN")[0]
