@@ -100,12 +100,15 @@ def _measured(url: str, found: Settings, turns: int) -> dict[str, Any]:
         tab.wait_for_selector(".pill.ready", timeout=120_000)
         client = _supervisor().server.client()
         on_the_page(tab, 0), direct(client, found, 1)
+        before = os.getloadavg()[0]
         pairs = [
             (on_the_page(tab, 2 * turn), direct(client, found, 2 * turn + 1))
             for turn in range(1, turns + 1)
         ]
+        load = (before, os.getloadavg()[0])
         browser.close()
-    return summary([one for one, _ in pairs], [one for _, one in pairs])
+    found_out = summary([one for one, _ in pairs], [one for _, one in pairs])
+    return {**found_out, "load": load, "cpus": os.cpu_count()}
 
 
 def _supervisor() -> Supervisor:

@@ -1,5 +1,8 @@
 """Pictures of the real page in a real Chromium: light, dark, narrow, an error, the doctor.
 
+``--more`` makes those too that no document shows, to be looked at: while it prepares, in line, and
+errors and the doctor on a narrow phone and in Japanese.
+
 Runs the app with the variables that are set, as the Space does (docs/settings.md):
 ``YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL``, ``YAKULINGO_SPACES_GGUF_PATH`` …
 """
@@ -10,8 +13,9 @@ import argparse
 import os
 import shutil
 import sys
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
@@ -19,19 +23,21 @@ from typing import TYPE_CHECKING, Final, Literal
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from llama_loader import settings, sockets
+from llama_loader import notes, settings, sockets
 from llama_loader.errors import SettingError
 from translator.engine import Engine
 from translator.page import Page
 from translator.refusing import RefusingEngine
+from translator.values import Progress, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
     from translator.session import Engine as AnyEngine
+    from translator.values import Ask, Item
 
 _COLOURS: Final = 256
 """A palette is enough for a page, and a third of the bytes."""
@@ -58,6 +64,49 @@ SHOTS: Final = (
     Shot("page-narrow", locale="ja-JP", width=390, height=844, whole=True),
     Shot("page-doctor", doctor=True, whole=True),
 )
+
+MORE: Final = (
+    Shot("more-doctor-narrow-dark", "dark", "ja-JP", 360, 740, doctor=True, whole=True),
+    Shot("more-light-narrow", width=360, height=740, whole=True),
+)
+_PREPARING: Final = State(
+    "preparing",
+    release="b11549-1",
+    progress=(
+        "reading https://huggingface.co/me/releases/resolve/main/manifest.json",
+        "verify: 0.1 s (21.1 MB)",
+        "downloading translategemma-27b-it.i1-Q4_K_M.gguf: 3.21 GB of 16.5 GB (19%)",
+    ),
+    timeline=(("resolve", 0.4), ("fetch", 2.1), ("verify", 0.1), ("unpack", 0.6)),
+    notes=(notes.manifest_not_pinned("https://hub/m.json", "ab" * 32),),
+)
+
+
+class Still:
+    """An engine that stays in one state, and never answers."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+
+    def begin(self) -> None:
+        """Do nothing."""
+
+    retry = close = begin
+
+    def state(self) -> State:
+        """Return the state."""
+        return self._state
+
+    def stream(self, ask: Ask) -> Iterator[Item]:
+        """Wait for ever."""
+        del ask
+        while True:
+            yield Progress("waiting", "waiting for words (3 s)")
+            time.sleep(0.2)
+
+    def doctor(self) -> str:
+        """Return nothing."""
+        return ""
 
 
 @contextmanager
@@ -114,26 +163,73 @@ def refused() -> RefusingEngine:
     raise AssertionError("that is no device")
 
 
+def prepared(browser: Browser, found: settings.Settings, shots: Iterable[Shot], to: Path) -> None:
+    """Pictures of the real engine with an answer, or with the doctor's."""
+    with served(Engine(found), found) as url:
+        for shot in shots:
+            tab = opened(browser, url, shot)
+            translated(tab, shot)
+            keep(tab, shot, to)
+
+
+def failed(browser: Browser, shots: Iterable[Shot], to: Path) -> None:
+    """Pictures of a setting that cannot be read."""
+    with served(refused(), None) as url:
+        for shot in shots:
+            tab = opened(browser, url, shot)
+            tab.wait_for_selector("#failure .failure")
+            for summary in tab.locator("#failure summary").all():
+                summary.click()
+            keep(tab, shot, to)
+
+
+def preparing(browser: Browser, found: settings.Settings, to: Path) -> None:
+    """Pictures of an engine that is not ready yet."""
+    with served(Still(_PREPARING), found) as url:
+        for shot in (
+            Shot("more-preparing", height=1000),
+            Shot("more-preparing-narrow-ja", "dark", "ja-JP", 360, 740, whole=True),
+        ):
+            tab = opened(browser, url, shot)
+            tab.wait_for_selector(".pill.preparing")
+            tab.wait_for_selector(".progress li")
+            keep(tab, shot, to)
+
+
+def in_line(browser: Browser, found: settings.Settings, to: Path) -> None:
+    """The picture of a visitor behind three others."""
+    shots = [Shot(f"more-line-{number}", locale="ja-JP") for number in range(1, 5)]
+    with served(Still(replace(_PREPARING, phase="ready", server_pid=1)), found) as url:
+        tabs = [opened(browser, url, shot) for shot in shots]
+        for tab in tabs:
+            tab.wait_for_selector(".pill.ready")
+            tab.locator("#source textarea").fill(_TEXT)
+            tab.locator("#go").click()
+            tab.wait_for_selector(".status")
+        tabs[-1].wait_for_selector(".status.waiting")
+        keep(tabs[-1], shots[-1], to)
+        for tab in tabs[:-1]:
+            tab.close()
+
+
 def main(argv: list[str] | None = None) -> int:
     """Make all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    folder = parser.parse_args(argv).out
-    found = settings.load()
+    parser.add_argument("--more", action="store_true", help="those too that no document shows")
+    options = parser.parse_args(argv)
+    folder, found = options.out, settings.load()
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     program = shutil.which("chromium") or "chromium"
+    broken = Shot("page-error", height=820)
+    narrow = Shot("more-error-narrow-ja", "light", "ja-JP", 360, 740, whole=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
-        with served(Engine(found), found) as url:
-            for shot in SHOTS:
-                tab = opened(browser, url, shot)
-                translated(tab, shot)
-                keep(tab, shot, folder)
-        broken = Shot("page-error", height=820)
-        with served(refused(), None) as url:
-            tab = opened(browser, url, broken)
-            tab.wait_for_selector("#failure .failure")
-            keep(tab, broken, folder)
+        failed(browser, (broken, narrow) if options.more else (broken,), folder)
+        if options.more:
+            preparing(browser, found, folder)
+            in_line(browser, found, folder)
+        prepared(browser, found, (*SHOTS, *MORE) if options.more else SHOTS, folder)
         browser.close()
     return 0
 
