@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +15,20 @@ from gradio_client import Client
 
 pytestmark = [pytest.mark.docker, pytest.mark.model, pytest.mark.timeout(900)]
 
-WARM_UP, CALLS = 20, 100
-ROOM = 24 * 1024**2
-"""Bytes. What the allocator may keep; a leak of 250 kB in each call would be more."""
+WARM_UP, ROUNDS, ROUND = 20, 4, 25
+ROOM = 10 * 1024**2
+"""Bytes. What an allocator may keep: a leak of 200 kB in each of the 50 calls between the two
+halves would be more."""
+LEAKING = """
+import subprocess, sys
+kept = bytearray(32 * 1024**2)
+file = open(sys.executable, "rb")
+child = subprocess.Popen(["sleep", "60"])
+print("there", flush=True)
+sys.stdin.read()
+child.kill()
+child.wait()
+"""
 
 
 @dataclass(frozen=True)
@@ -57,10 +70,35 @@ def test_a_hundred_calls_leave_no_process_no_file_and_no_memory_behind(
         with closing(client):
             for number in range(WARM_UP):
                 assert client.predict(f"{number} cats", "ja", api_name="/translate") is not None
-            before = used(served.pid)
-            for number in range(CALLS):
+            uses = [used(served.pid)]
+            for number in range(ROUNDS * ROUND):
                 client.predict(f"{number} dogs", "ja", api_name="/translate")
-            after = used(served.pid)
+                if (number + 1) % ROUND == 0:
+                    uses.append(used(served.pid))
+    before, after = uses[0], uses[-1]
     assert after.processes == before.processes
-    assert after.files <= before.files + 2, (before, after)
-    assert after.memory <= before.memory + ROOM, (before, after)
+    assert after.files <= before.files + 2, uses
+    middle = len(uses) // 2
+    early = min(use.memory for use in uses[1 : middle + 1])
+    late = min(use.memory for use in uses[middle + 1 :])
+    assert late <= early + ROOM, uses
+
+
+def test_what_is_measured_sees_a_process_a_file_and_memory() -> None:
+    """The measure above would notice what it looks for."""
+    idle = [sys.executable, "-c", "print('there', flush=True); input()"]
+    before, after = (measured(argv) for argv in (idle, [sys.executable, "-c", LEAKING]))
+    assert after.processes == before.processes + 1
+    assert after.files > before.files
+    assert after.memory > before.memory + ROOM
+
+
+def measured(argv: list[str]) -> Use:
+    process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "there\n"
+        use = used(process.pid)
+        process.communicate("\n")
+    return use
