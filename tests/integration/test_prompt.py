@@ -51,13 +51,22 @@ def started(runtime: Path, model: Path, *extra: str) -> Server:
 
 
 @pytest.fixture(scope="module")
-def translategemma(
-    real_runtime: Path, base_model: Path, template: str, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Server]:
-    """Gemma's weights and tokenizer under TranslateGemma's own template."""
-    path = tmp_path_factory.mktemp("template") / "translategemma.jinja"
-    path.write_text(template, "utf-8")
-    with started(real_runtime, base_model, "--chat-template-file", str(path)) as server:
+def its_model(
+    base_model: Path, template: str, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Path]:
+    """Gemma's weights and tokenizer, with TranslateGemma's own template in the file's header."""
+    del base_model
+    path = gemma.carrying(template, tmp_path_factory.mktemp("template"))
+    yield path
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def translategemma(real_runtime: Path, its_model: Path) -> Iterator[Server]:
+    """A server as the Space starts it: what the file carries is all that it is told."""
+    told = prompt.server_arguments(model_file.chat_template(its_model))
+    assert told == ()
+    with started(real_runtime, its_model, *told) as server:
         yield server
 
 
@@ -83,8 +92,22 @@ def applied(server: Server, ask: Ask) -> str:
     return str(made["prompt"])
 
 
-def test_the_template_is_recognised_as_translategemma_s(template: str) -> None:
+def test_the_template_is_read_from_the_file_and_recognised(its_model: Path, template: str) -> None:
+    assert model_file.chat_template(its_model) == template
     assert prompt.format_of(template) == "translategemma"
+
+
+def test_the_server_has_taken_the_template_from_the_file(
+    translategemma: Server, template: str
+) -> None:
+    assert translategemma.client().props()["chat_template"].strip() == template.strip()
+
+
+def test_the_chat_that_the_page_sends_is_answered(translategemma: Server) -> None:
+    ask = prompt.ask("translategemma", TEXT, (JA, EN), SETTINGS)
+    pieces = list(translategemma.client().stream_chat(ask.messages, max_tokens=8, **ask.extra))
+    assert pieces[-1].reason in {"stop", "length"}
+    assert "".join(piece.text for piece in pieces).strip()
 
 
 def test_the_template_knows_every_language_of_the_page(template: str) -> None:

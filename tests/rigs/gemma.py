@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+import struct
 import tarfile
 import zipfile
 from typing import TYPE_CHECKING, Final
@@ -22,6 +23,10 @@ _PARTS: Final = (
     (59882045, "94a258d51e6affe7cfdcc461eefb4091a0a72b2f407e0b6ce6832c004a767b72"),
     (60704618, "1bad81ad2dd240a233067f9e19bec22329b8454e76222d065f6585522077be38"),
 )
+_HEAD: Final = struct.Struct("<4sIQQ")
+_STRING: Final = 8
+_ALIGNMENT: Final = 32
+_FILLER: Final = "test.filler"
 _TEMPLATE: Final = "models/templates/google-translategemma-4b-it.jinja"
 
 
@@ -65,6 +70,34 @@ def translategemma_template() -> str:
         found = archive.extractfile(f"{stem}/{pin.subdir}/{_TEMPLATE}")
         assert found is not None
         return found.read().decode()
+
+
+def carrying(template: str, folder: Path) -> Path:
+    """Write the model with a chat template in its header, as TranslateGemma's GGUF files carry it.
+
+    The two values come first among the header's (specification: ggml's docs/gguf.md); the second
+    fills up to the alignment, so that the tensors keep their places.
+    """
+    told = _value("tokenizer.chat_template", template)
+    filler = -(len(told) + len(_value(_FILLER, ""))) % _ALIGNMENT
+    told += _value(_FILLER, " " * filler)
+    made = folder / "translategemma.gguf"
+    with model().open("rb") as source, made.open("wb") as target:
+        magic, version, tensors, values = _HEAD.unpack(source.read(_HEAD.size))
+        target.write(_HEAD.pack(magic, version, tensors, values + 2))
+        target.write(told)
+        shutil.copyfileobj(source, target, 1 << 20)
+    return made
+
+
+def _value(key: str, text: str) -> bytes:
+    """A key, the type of a string, a string."""
+    return b"".join((_string(key), struct.pack("<I", _STRING), _string(text)))
+
+
+def _string(text: str) -> bytes:
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
 
 
 def _digest(path: Path) -> str:
