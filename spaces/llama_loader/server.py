@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import disk, exits, processes, sockets
 from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
+from llama_loader.parsers import ALL_LAYERS
 from llama_loader.server_log import LoadReport, ServerLog
-from llama_loader.settings import ALL_LAYERS
 
 if TYPE_CHECKING:
     import subprocess

@@ -8,14 +8,15 @@ docs/settings.md.
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llama_loader import parsers
 from llama_loader.errors import SettingError, mistyped
+from llama_loader.parsers import ALL_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
 PREFIX: Final = "YAKULINGO_SPACES_"
 DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
 DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"
-ALL_LAYERS: Final = 999
-"""The seed's word for "every layer"; more than any model has."""
-
 _INHERITED: Final = (
     "HOME",
     "LANG",
@@ -155,10 +153,6 @@ class _Row:
     secret: bool = False
 
 
-class _RefusedError(Exception):
-    """A parser's answer to a value that it does not take."""
-
-
 def _value(name: str, row: _Row, given: Mapping[str, str], environ: Mapping[str, str]) -> Any:
     if name in given:
         source, text = row.option or name, given[name]
@@ -170,8 +164,8 @@ def _value(name: str, row: _Row, given: Mapping[str, str], environ: Mapping[str,
         return row.default
     try:
         return row.parse(text.strip())
-    except _RefusedError:
-        shown = mistyped(text) if row.parse is _url else text
+    except parsers.RefusedError:
+        shown = mistyped(text) if row.parse is parsers.url else text
         raise SettingError(
             "SETTING_INVALID",
             f"{source} is {'not shown here' if row.secret else repr(shown)}, which is not "
@@ -187,131 +181,9 @@ def _shown(default: object) -> str:
     return "auto" if default == () else str(int(default) if default is False else default)
 
 
-def _layers(text: str) -> int:
-    layers = _integer(-1, 100_000)(text)
-    return ALL_LAYERS if layers < 0 else layers
-
-
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[+-]?[0-9]{1,12}", text, re.ASCII) or not low <= int(text) <= high:
-            raise _RefusedError
-        return int(text)
-
-    return parse
-
-
-def _seconds(text: str) -> float:
-    number = _decimal(text)
-    if not 0 < number <= 24 * 3600:
-        raise _RefusedError
-    return number
-
-
-def _temperature(text: str) -> float:
-    number = _decimal(text)
-    if not 0 <= number <= 10:  # noqa: PLR2004 - said in what the variable accepts
-        raise _RefusedError
-    return number
-
-
-def _decimal(text: str) -> float:
-    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text, re.ASCII):
-        raise _RefusedError
-    number = float(text)
-    return number if math.isfinite(number) else 0.0
-
-
-def _flag(text: str) -> bool:
-    if text.lower() in {"1", "true", "yes", "on"}:
-        return True
-    if text.lower() in {"0", "false", "no", "off"}:
-        return False
-    raise _RefusedError
-
-
 def _flag_or_false(text: str) -> bool:
     """Read another program's variable: what it means by odd values is its own affair."""
     return text.lower() in {"1", "t", "true"}
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text.lower() not in words:
-            raise _RefusedError
-        return text.lower()
-
-    return parse
-
-
-def _sha256(text: str) -> str:
-    digest = text.lower().removeprefix("sha256:")
-    if not re.fullmatch(r"[0-9a-f]{64}", digest):
-        raise _RefusedError
-    return digest
-
-
-def _devices(text: str) -> tuple[str, ...]:
-    """``auto`` is the empty tuple. Names are checked against what is there by ``devices``."""
-    if text.lower() == "auto":
-        return ()
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}", name) for name in names):
-        raise _RefusedError
-    return names
-
-
-def _arch(text: str) -> str:
-    """Take 90, 9.0, sm_90 or 120a; give the digits without a suffix, as hosts are described."""
-    matched = re.fullmatch(r"(?:sm_?)?([0-9]{1,2})\.?([0-9])[af]?", text.lower(), re.ASCII)
-    if not matched:
-        raise _RefusedError
-    return f"{matched[1]}{matched[2]}"
-
-
-def _duration(text: str) -> int | None:
-    return None if text.lower() in {"computed", "auto"} else _integer(1, 24 * 3600)(text)
-
-
-def _url(text: str) -> str:
-    """Only the scheme is looked at; ``fetch`` says what it can open."""
-    if not re.match(r"(?:https?://|hf://|file:/)\S", text) or re.search(r"\s", text):
-        raise _RefusedError
-    return text
-
-
-def _http_url(text: str) -> str:
-    if not re.fullmatch(r"https?://\S+", text):
-        raise _RefusedError
-    return text.rstrip("/")
-
-
-def _repository(text: str) -> str:
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", text, re.ASCII) or ".." in text:
-        raise _RefusedError
-    return text
-
-
-def _path_inside(text: str) -> str:
-    if not text or text.startswith("/") or ".." in text.split("/") or not text.isprintable():
-        raise _RefusedError
-    return text
-
-
-def _text(text: str) -> str:
-    if not text or not text.isprintable() or re.search(r"\s", text):
-        raise _RefusedError
-    return text
-
-
-def _path(text: str) -> Path:
-    if not text or "\0" in text:
-        raise _RefusedError
-    try:
-        # absolute: the server that gets the path runs in another folder
-        return Path(text).expanduser().absolute()
-    except RuntimeError as error:  # ~nobody/…: no such user
-        raise _RefusedError from error
 
 
 def _library_path(text: str) -> tuple[Path, ...]:
@@ -322,7 +194,7 @@ def _library_path(text: str) -> tuple[Path, ...]:
 def _default_store(environ: Mapping[str, str]) -> Path:
     """``$HF_HOME/llama-loader``, else in the user's cache folder."""
     if environ.get("HF_HOME", "").strip():
-        row = _Row("HF_HOME", _path, None, "a folder")
+        row = _Row("HF_HOME", parsers.path, None, "a folder")
         return Path(_value("", row, {}, environ)) / "llama-loader"
     cache = environ.get("XDG_CACHE_HOME", "").strip()
     if cache.startswith("/"):
@@ -337,83 +209,104 @@ _LINK: Final = "a URL: https://…, http:// on loopback, file:///… or hf://OWN
 _YES_NO: Final = "1 or 0 (also true/false, yes/no, on/off)"
 _FIELDS: Final[Mapping[str, _Row]] = {
     "backend": _Row(
-        PREFIX + "BACKEND", _one_of("gguf"), "gguf", "'gguf', the only backend of this loader"
+        PREFIX + "BACKEND",
+        parsers.one_of("gguf"),
+        "gguf",
+        "'gguf', the only backend of this loader",
     ),
     "manifest_url": _Row(
-        PREFIX + "LLAMA_CPP_MANIFEST_URL", _url, None, _LINK, "--manifest", optional_text=True
+        PREFIX + "LLAMA_CPP_MANIFEST_URL",
+        parsers.url,
+        None,
+        _LINK,
+        "--manifest",
+        optional_text=True,
     ),
     "manifest_sha256": _Row(
-        PREFIX + "LLAMA_CPP_MANIFEST_SHA256", _sha256, None, _DIGEST, "--manifest-sha256"
+        PREFIX + "LLAMA_CPP_MANIFEST_SHA256", parsers.sha256, None, _DIGEST, "--manifest-sha256"
     ),
-    "url": _Row(PREFIX + "LLAMA_CPP_URL", _url, None, _LINK, "--url", optional_text=True),
-    "sha256": _Row(PREFIX + "LLAMA_CPP_SHA256", _sha256, None, _DIGEST, "--sha256"),
+    "url": _Row(PREFIX + "LLAMA_CPP_URL", parsers.url, None, _LINK, "--url", optional_text=True),
+    "sha256": _Row(PREFIX + "LLAMA_CPP_SHA256", parsers.sha256, None, _DIGEST, "--sha256"),
     "devices": _Row(
         PREFIX + "LLAMA_DEVICE",
-        _devices,
+        parsers.devices,
         (),
         "'auto', or device names such as CUDA0 or CUDA0,CUDA1",
         "--device",
     ),
     "n_gpu_layers": _Row(
         PREFIX + "N_GPU_LAYERS",
-        _layers,
+        parsers.layers,
         ALL_LAYERS,
         "a number of layers: 999 (or -1) for all that fit, 0 for the CPU",
     ),
-    "allow_cpu": _Row(PREFIX + "ALLOW_CPU", _flag, False, _YES_NO, "--allow-cpu"),  # noqa: FBT003
+    "allow_cpu": _Row(PREFIX + "ALLOW_CPU", parsers.flag, False, _YES_NO, "--allow-cpu"),  # noqa: FBT003
     "gguf_repo_id": _Row(
-        PREFIX + "GGUF_REPO_ID", _repository, DEFAULT_REPO, "a repository: OWNER/NAME", "--hf"
+        PREFIX + "GGUF_REPO_ID",
+        parsers.repository,
+        DEFAULT_REPO,
+        "a repository: OWNER/NAME",
+        "--hf",
     ),
     "gguf_filename": _Row(
-        PREFIX + "GGUF_FILENAME", _path_inside, DEFAULT_FILE, "a file's path in it", "--hf"
+        PREFIX + "GGUF_FILENAME", parsers.path_inside, DEFAULT_FILE, "a file's path in it", "--hf"
     ),
     "gguf_revision": _Row(
-        PREFIX + "GGUF_REVISION", _text, None, "a branch, tag or commit", optional_text=True
+        PREFIX + "GGUF_REVISION", parsers.text, None, "a branch, tag or commit", optional_text=True
     ),
-    "gguf_sha256": _Row(PREFIX + "GGUF_SHA256", _sha256, None, _DIGEST),
+    "gguf_sha256": _Row(PREFIX + "GGUF_SHA256", parsers.sha256, None, _DIGEST),
     "gguf_path": _Row(
-        PREFIX + "GGUF_PATH", _path, None, "a file's path", "--model", optional_text=True
+        PREFIX + "GGUF_PATH", parsers.path, None, "a file's path", "--model", optional_text=True
     ),
     "n_ctx": _Row(
-        PREFIX + "N_CTX", _integer(16, 16_777_216), 4096, "a number of tokens from 16 to 16777216"
+        PREFIX + "N_CTX",
+        parsers.integer(16, 16_777_216),
+        4096,
+        "a number of tokens from 16 to 16777216",
     ),
-    "temperature": _Row(PREFIX + "TEMPERATURE", _temperature, 0.0, "a decimal number from 0 to 10"),
+    "temperature": _Row(
+        PREFIX + "TEMPERATURE", parsers.temperature, 0.0, "a decimal number from 0 to 10"
+    ),
     "max_new_tokens": _Row(
-        PREFIX + "MAX_NEW_TOKENS", _integer(1, 1_000_000), 1024, "a number from 1 to 1000000"
+        PREFIX + "MAX_NEW_TOKENS", parsers.integer(1, 1_000_000), 1024, "a number from 1 to 1000000"
     ),
     "max_chars": _Row(
-        PREFIX + "MAX_CHARS", _integer(1, 10_000_000), 2000, "a number from 1 to 10000000"
+        PREFIX + "MAX_CHARS", parsers.integer(1, 10_000_000), 2000, "a number from 1 to 10000000"
     ),
     "server_port": _Row(
         PREFIX + "LLAMA_SERVER_PORT",
-        _integer(1, 65535),
+        parsers.integer(1, 65535),
         None,
         "a TCP port from 1 to 65535",
         "--port",
     ),
     "startup_timeout": _Row(
         PREFIX + "LLAMA_SERVER_STARTUP_TIMEOUT",
-        _seconds,
+        parsers.seconds,
         120.0,
         "a number of seconds above 0, at most 86400",
     ),
     "zerogpu_size": _Row(
-        PREFIX + "ZEROGPU_SIZE", _one_of("large", "xlarge"), "large", "'large' or 'xlarge'"
+        PREFIX + "ZEROGPU_SIZE", parsers.one_of("large", "xlarge"), "large", "'large' or 'xlarge'"
     ),
     "zerogpu_duration": _Row(
-        PREFIX + "ZEROGPU_DURATION", _duration, None, "a number of seconds, or 'computed'"
+        PREFIX + "ZEROGPU_DURATION", parsers.duration, None, "a number of seconds, or 'computed'"
     ),
     "cuda_arch": _Row(
-        PREFIX + "CUDA_ARCH", _arch, None, "a compute capability such as 90 or 12.0", "--arch"
+        PREFIX + "CUDA_ARCH",
+        parsers.arch,
+        None,
+        "a compute capability such as 90 or 12.0",
+        "--arch",
     ),
-    "offline": _Row(PREFIX + "OFFLINE", _flag, False, _YES_NO, "--offline"),  # noqa: FBT003
+    "offline": _Row(PREFIX + "OFFLINE", parsers.flag, False, _YES_NO, "--offline"),  # noqa: FBT003
     "hf_token": _Row(
-        "HF_TOKEN", _text, None, "a token without spaces", optional_text=True, secret=True
+        "HF_TOKEN", parsers.text, None, "a token without spaces", optional_text=True, secret=True
     ),
     "hf_endpoint": _Row(
-        "HF_ENDPOINT", _http_url, None, "an http(s) URL", optional_text=True, secret=True
+        "HF_ENDPOINT", parsers.http_url, None, "an http(s) URL", optional_text=True, secret=True
     ),
-    "previous": _Row("", _flag, False, _YES_NO, "--previous"),  # noqa: FBT003
-    "no_test_run": _Row("", _flag, False, _YES_NO, "--no-test-run"),  # noqa: FBT003
-    "store": _Row("", _path, None, "a folder's path", "--store"),
+    "previous": _Row("", parsers.flag, False, _YES_NO, "--previous"),  # noqa: FBT003
+    "no_test_run": _Row("", parsers.flag, False, _YES_NO, "--no-test-run"),  # noqa: FBT003
+    "store": _Row("", parsers.path, None, "a folder's path", "--store"),
 }
