@@ -77,6 +77,7 @@ _PREPARING: Final = State(
         "verify: 0.1 s (21.1 MB)",
         "downloading translategemma-27b-it.i1-Q4_K_M.gguf: 3.21 GB of 16.5 GB (19%)",
     ),
+    elapsed=48.0,
     timeline=(("resolve", 0.4), ("fetch", 2.1), ("verify", 0.1), ("unpack", 0.6)),
     notes=(notes.manifest_not_pinned("https://hub/m.json", "ab" * 32),),
 )

@@ -55,6 +55,7 @@ class Engine:
         self._ready: Ready | None = None
         self._busy = False
         self._told: dict[str, str] = {}
+        self._began = time.monotonic()
         self._workers: dict[int, Report] = {}
         self._speeds = duration.Speeds()
 
@@ -67,6 +68,7 @@ class Engine:
             if self._busy or self._ready is not None:
                 return
             self._busy = True
+            self._began = time.monotonic()
             self._told.clear()
             self._state = replace(self._state, phase="preparing", failure=None, progress=())
         threading.Thread(target=self._prepare, name="translator-prepare", daemon=True).start()
@@ -79,7 +81,8 @@ class Engine:
         """Return what is known now."""
         with self._lock:
             state = replace(self._state, progress=tuple(self._told.values())[-_KEPT_WORDS:])
-        return replace(state, warm=self._warm())
+            elapsed = time.monotonic() - self._began if self._busy else None
+        return replace(state, warm=self._warm(), elapsed=elapsed)
 
     def stream(self, ask: Ask) -> Iterator[Item]:
         """Stream an answer: progress, pieces, and a ``Failure`` as the last item where it fails.

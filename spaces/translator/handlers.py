@@ -113,8 +113,8 @@ def _words(request: gr.Request) -> Mapping[str, str]:
 
 
 def keys(words: Mapping[str, str]) -> str:
-    """Return the line that names the keys."""
-    return f"<span>{words['keys']}</span>"
+    """Return the line that names the keys; the script takes the swap button's name from it."""
+    return f'<span data-swap="{words["swap_title"]}">{words["keys"]}</span>'
 
 
 def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:

@@ -49,4 +49,10 @@ document.addEventListener("input", (event) => {
 new MutationObserver(() => {
   for (const area of document.querySelectorAll("#source textarea, #target textarea"))
     if (area.dir !== "auto") area.dir = "auto";
+  const name = document.querySelector("[data-swap]")?.dataset.swap;
+  const swap = document.getElementById("swap");
+  if (name && swap && swap.title !== name) {
+    swap.title = name;
+    swap.setAttribute("aria-label", name);
+  }
 }).observe(document, { childList: true, subtree: true });

@@ -35,12 +35,16 @@ def pill(state: State, words: Mapping[str, str]) -> str:
     if state.phase == "ready":
         parts += [part for part in (state.release, _architecture(state)) if part]
         parts.append(words["verified" if state.verified else "unverified"])
-    elif state.phase == "preparing" and state.progress:
-        parts.append(sentences.progress(state.progress[-1], words["locale"]))
+    elif state.phase == "preparing":
+        latest = [sentences.progress(one, words["locale"]) for one in state.progress[-1:]]
+        so_far = [] if state.elapsed is None else [picture.seconds(state.elapsed)]
+        parts += [*so_far, *latest]
     loud = " unverified" if state.phase == "ready" and not state.verified else ""
     line = " · ".join(map(escape, parts))
+    # what changes every second is not read out
+    live = "off" if state.phase == "preparing" else "polite"
     return (
-        f'<a class="pill {state.phase}{loud}" href="#colophon" aria-live="polite">'
+        f'<a class="pill {state.phase}{loud}" href="#colophon" aria-live="{live}">'
         f'<span class="dot" aria-hidden="true"></span><span class="line">{line}</span></a>'
     )
 

@@ -167,6 +167,7 @@ class State:
         timeline: (stage, seconds) of this start, in order.
         calls: the last ones, oldest first.
         progress: the latest events in words.
+        elapsed: seconds of the preparation that is under way, else None.
         failure: why ``phase`` is ``failed``.
         notes: what a person should know: not as asked, or not verified.
     """
@@ -187,6 +188,7 @@ class State:
     timeline: tuple[tuple[str, float], ...] = ()
     calls: tuple[Call, ...] = ()
     progress: tuple[str, ...] = ()
+    elapsed: float | None = None
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
 

@@ -77,7 +77,7 @@ def test_swap_turns_texts_and_languages_round(page: Page) -> None:
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".status.done")
     answer = page.locator(TARGET).input_value()
-    page.locator("#swap").click()
+    page.get_by_role("button", name="Swap the two pages").click()
     expect(page.locator(SOURCE)).to_have_value(answer)
     expect(page.locator(TARGET)).to_have_value("猫が好きです。")
     expect(page.locator("#source_language input")).to_have_value("English")

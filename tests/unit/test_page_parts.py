@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
+from verbs import PROJECT
 
 from llama_loader.events import Note
 from translator import advice, panels, picture, texts
@@ -53,6 +55,21 @@ def test_both_locales_have_all_words_with_the_same_blanks() -> None:
         assert japanese
         for blank in ("{count}", "{limit}", "{language}", "{place}", "YAKULINGO"):
             assert (blank in english) == (blank in japanese), name
+
+
+def test_every_word_is_used() -> None:
+    folder = PROJECT / "spaces/translator"
+    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    named = (name for name in WORDS if not name.startswith(("stage_", "advice_")))
+    assert [name for name in named if f'"{name}"' not in source and f"'{name}'" not in source] == []
+
+
+def test_every_stage_of_a_start_has_its_word() -> None:
+    folders = (PROJECT / "spaces/translator", PROJECT / "spaces/llama_loader")
+    source = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    stages = set(re.findall(r'(?:\.stage|Stage|timeline\.add|took = )\(\s*"([a-z ]+)"', source))
+    assert {"resolve", "fetch", "model", "start", "page cache"} <= stages
+    assert {name for name in stages if f"stage_{name}" not in WORDS} == set()
 
 
 @pytest.mark.parametrize(
@@ -122,6 +139,7 @@ def test_what_comes_from_elsewhere_is_escaped() -> None:
 def test_while_it_prepares_the_latest_progress_is_shown() -> None:
     state = State("preparing", progress=("reading x", "downloading y: 3 MB of 20 MB (15%)"))
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
+    assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)
     assert "3 MB of 20 MB" in panels.colophon(state, WORDS)
 
 
