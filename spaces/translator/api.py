@@ -48,13 +48,18 @@ def _code(name: str) -> str:
     found = languages.find(name)
     if found is None:
         some = ", ".join(list(languages.known())[:6])
-        raise gr.Error(f"LANGUAGE_UNKNOWN: there is no language {name!r}; try {some} …")
+        raise _refused(f"LANGUAGE_UNKNOWN: there is no language {name!r}; try {some} …")
     return found.code
 
 
 def _raise(update: Update) -> None:
     """Only the text of a ``gr.Error`` reaches the caller."""
     if isinstance(update, Refusal):
-        raise gr.Error(texts.every()["en"][update.name].format(**update.values))
+        raise _refused(texts.every()["en"][update.name].format(**update.values))
     if isinstance(update, Failure):
-        raise gr.Error(f"{update.code}: {update.message}; {update.hint}".rstrip("; "))
+        raise _refused(f"{update.code}: {update.message}; {update.hint}".rstrip("; "))
+
+
+def _refused(sentence: str) -> gr.Error:
+    """A caller's mistake is no reason for a stack trace in the Space's log."""
+    return gr.Error(sentence, print_exception=False)
