@@ -28,4 +28,5 @@ def mounted(place: Path, size: str) -> Iterator[Callable[[str], None]]:
     try:
         yield resize
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        # lazily: what ends with its parent may be a moment behind it
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
