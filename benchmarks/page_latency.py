@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final
 from playwright.sync_api import sync_playwright
 
 from llama_loader import settings, sockets
-from translator import languages, prompt, serving
+from translator import languages, prompt, serving, session
 from translator.engine import Engine
 from translator.page import Page
 
@@ -77,6 +77,16 @@ def direct(client: Client, found: Settings, number: int) -> float:
     return first - began
 
 
+def without_the_page(engine: Engine, found: Settings, number: int) -> float:
+    """Return the seconds that the same takes without browser and gradio."""
+    began = time.perf_counter()
+    updates = session.translate(engine, found, session.Job(text(number), "auto", "ja"))
+    first = next(time.perf_counter() for one in updates if isinstance(one, session.Answer))
+    for _ in updates:
+        pass
+    return first - began
+
+
 def measure(found: Settings, turns: int) -> dict[str, Any]:
     """Start everything, take turns, and return what came out."""
     engine = Engine(found)
@@ -85,12 +95,12 @@ def measure(found: Settings, turns: int) -> dict[str, Any]:
     page = Page(engine, found)
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
     try:
-        return _measured(f"http://127.0.0.1:{port}", found, turns)
+        return _measured(f"http://127.0.0.1:{port}", engine, found, turns)
     finally:
         engine.close()
 
 
-def _measured(url: str, found: Settings, turns: int) -> dict[str, Any]:
+def _measured(url: str, engine: Engine, found: Settings, turns: int) -> dict[str, Any]:
     program = shutil.which("chromium") or "chromium"
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     with sync_playwright() as playwright:
@@ -101,14 +111,19 @@ def _measured(url: str, found: Settings, turns: int) -> dict[str, Any]:
         client = _supervisor().server.client()
         on_the_page(tab, 0), direct(client, found, 1)
         before = os.getloadavg()[0]
-        pairs = [
-            (on_the_page(tab, 2 * turn), direct(client, found, 2 * turn + 1))
+        times = [
+            (
+                on_the_page(tab, 3 * turn),
+                direct(client, found, 3 * turn + 1),
+                without_the_page(engine, found, 3 * turn + 2),
+            )
             for turn in range(1, turns + 1)
         ]
         load = (before, os.getloadavg()[0])
         browser.close()
-    found_out = summary([one for one, _ in pairs], [one for _, one in pairs])
-    return {**found_out, "load": load, "cpus": os.cpu_count()}
+    page, server, inside = (list(column) for column in zip(*times, strict=True))
+    machine = {"load": load, "cpus": os.cpu_count()}
+    return {**summary(page, server), "without_page_median": _median(inside), **machine}
 
 
 def _supervisor() -> Supervisor:
@@ -116,6 +131,10 @@ def _supervisor() -> Supervisor:
     if shared is None:
         raise AssertionError("the page is ready, so there is a server")
     return shared[1].start.result()
+
+
+def _median(seconds: list[float]) -> float:
+    return round(statistics.median(seconds), 4)
 
 
 def summary(page: list[float], server: list[float]) -> dict[str, Any]:
