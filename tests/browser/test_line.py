@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import queue
+import subprocess
+import sys
 import threading
 from contextlib import closing
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
+from verbs import PROJECT
 
-from llama_loader import settings, sockets
+from llama_loader import sockets
 from translator import page as page_module
-from translator.page import Page as OurPage
-from translator.values import Ask, Item, Piece, Progress, State
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -23,105 +25,111 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.browser]
 
-BEAT = 0.05
-
 
 class Held:
-    """An engine whose answers end when they are let go: no model is as punctual."""
+    """The page of rigs/held_page.py, in a process of its own."""
 
     def __init__(self) -> None:
-        self._over = threading.Semaphore(0)
-        self.begun = threading.Semaphore(0)
-        self.running = 0
+        port = sockets.free_port()
+        self.url = f"http://127.0.0.1:{port}"
+        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._process = subprocess.Popen(
+            [sys.executable, str(PROJECT / "tests/rigs/held_page.py"), str(port)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=PROJECT,
+        )
+        assert self._process.stdout is not None
+        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
+        self._reader.start()
 
-    def begin(self) -> None: ...
+    def _read(self, stream: IO[str]) -> None:
+        for line in stream:
+            self._lines.put(line.strip())
 
-    def retry(self) -> None: ...
+    def await_line(self, wanted: str) -> None:
+        while self._lines.get(timeout=90) != wanted:
+            pass
 
-    def close(self) -> None: ...
+    def begun(self) -> int:
+        """How many answers began since they were last counted."""
+        return sum(self._lines.get() == "begun" for _ in range(self._lines.qsize()))
 
-    def doctor(self) -> str:
-        return ""
+    def let_go(self, count: int) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.flush()
 
-    def state(self) -> State:
-        return State("ready", server_pid=1)
+    def end(self) -> None:
+        self._process.terminate()
+        self._process.communicate()
+        self._reader.join()
 
-    def let_go(self, count: int = 1) -> None:
-        self._over.release(count)
 
-    def stream(self, ask: Ask) -> Iterator[Item]:
-        del ask
-        self.running += 1
-        self.begun.release()
-        try:
-            yield Piece("A cat", finished=False, tokens=1, tokens_per_second=1.0, reason="")
-            while not self._over.acquire(timeout=BEAT):
-                yield Progress("waiting", "waiting for words (1 s)")
-            yield Piece("", finished=True, tokens=2, tokens_per_second=1.0, reason="stop")
-        finally:
-            self.running -= 1
+@pytest.fixture(scope="module")
+def served() -> Iterator[Held]:
+    held = Held()
+    try:
+        held.await_line("serving")
+        yield held
+    finally:
+        held.end()
 
 
 @pytest.fixture
-def engine() -> Held:
-    return Held()
-
-
-@pytest.fixture
-def url(engine: Held) -> Iterator[str]:
-    port = sockets.free_port()
-    served = OurPage(engine, settings.load(environ={}))
-    served.launch(prevent_thread_lock=True, server_port=port, quiet=True)
-    yield f"http://127.0.0.1:{port}"
-    served.demo.close()
-
-
-@pytest.fixture
-def taken(url: str, engine: Held) -> Iterator[list[Job]]:
+def taken(served: Held) -> Iterator[list[Job]]:
     """Every place is taken by a program; they end where the test ends."""
-    with closing(Client(url, verbose=False)) as client:
-        jobs = [
-            client.submit("猫", "en", api_name="/translate") for _ in range(page_module.CONCURRENCY)
-        ]
-        for _ in jobs:
-            assert engine.begun.acquire(timeout=30)
+    with closing(Client(served.url, verbose=False)) as client:
+        jobs = []
+        for _ in range(page_module.CONCURRENCY):
+            jobs.append(client.submit("猫", "en", api_name="/translate"))
+            served.await_line("begun")
         yield jobs
-        engine.let_go(100)
+        served.let_go(len([job for job in jobs if not job.done()]))
         for job in jobs:
-            job.result(30)
+            assert job.result(60) == "A cat"
 
 
-def asking(visit: Callable[..., Page], url: str, locale: str) -> Page:
+def asking(visit: Callable[..., Page], url: str, locale: str = "en-GB") -> Page:
     page = visit(url, locale=locale)
     page.wait_for_selector(".pill.ready")
     page.locator("#source textarea").fill("猫")
     page.locator("#go").click()
+    page.wait_for_selector(".status.waiting")
     return page
 
 
 def test_each_visitor_reads_the_place_and_moves_up(
-    url: str, engine: Held, taken: list[Job], visit: Callable[..., Page]
+    served: Held, taken: list[Job], visit: Callable[..., Page]
 ) -> None:
-    first = asking(visit, url, "en-GB")
+    first = asking(visit, served.url)
     expect(first.locator("#status")).to_contain_text("In line, number 1.")
-    second = asking(visit, url, "ja-JP")
+    second = asking(visit, served.url, "ja-JP")
     expect(second.locator("#status")).to_contain_text("順番待ち 2 番目です。")
-    assert engine.running == len(taken)
-    engine.let_go()
+    assert served.begun() == 0
+    served.let_go(1)
     expect(first.locator("#target textarea")).to_have_value("A cat")
     expect(second.locator("#status")).to_contain_text("順番待ち 1 番目です。")
-    engine.let_go(100)
+    assert served.begun() == 1
+    served.let_go(len(taken))
+    first.wait_for_selector(".status.done")
+    expect(second.locator("#target textarea")).to_have_value("A cat")
+    served.let_go(1)
     second.wait_for_selector(".status.done")
 
 
 def test_who_stops_or_leaves_gives_the_place_up(
-    url: str, engine: Held, taken: list[Job], visit: Callable[..., Page]
+    served: Held, taken: list[Job], visit: Callable[..., Page]
 ) -> None:
-    stops, leaves, stays = (asking(visit, url, "en-GB") for _ in range(3))
+    stops, leaves, stays = (asking(visit, served.url) for _ in range(3))
     expect(stays.locator("#status")).to_contain_text("number 3.")
     stops.keyboard.press("Escape")
     stops.wait_for_selector(".status.stopped")
     expect(stays.locator("#status")).to_contain_text("number 2.")
     leaves.close()
     expect(stays.locator("#status")).to_contain_text("number 1.")
-    assert engine.running == len(taken)
+    assert served.begun() == 0
+    assert not any(job.done() for job in taken)
+    stays.keyboard.press("Escape")
+    stays.wait_for_selector(".status.stopped")

@@ -1,0 +1,64 @@
+"""The real page on an engine whose answers end when they are let go: no model is as punctual.
+
+Run with a port: ``begun`` on stdout for each answer that begins, a number on stdin lets so many
+end, the end of stdin ends it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+from llama_loader import settings
+from translator.page import Page
+from translator.values import Ask, Item, Piece, Progress, State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BEAT = 0.05
+
+
+class Held:
+    """An engine that is ready, and answers "A cat"."""
+
+    def __init__(self) -> None:
+        self._over = threading.Semaphore(0)
+
+    def begin(self) -> None: ...
+
+    def retry(self) -> None: ...
+
+    def close(self) -> None: ...
+
+    def doctor(self) -> str:
+        return ""
+
+    def state(self) -> State:
+        return State("ready", server_pid=1)
+
+    def let_go(self, count: int) -> None:
+        self._over.release(count)
+
+    def stream(self, ask: Ask) -> Iterator[Item]:
+        del ask
+        print("begun", flush=True)
+        yield Piece("A cat", finished=False, tokens=1, tokens_per_second=1.0, reason="")
+        while not self._over.acquire(timeout=BEAT):
+            yield Progress("waiting", "waiting for words (1 s)")
+        yield Piece("", finished=True, tokens=2, tokens_per_second=1.0, reason="stop")
+
+
+def main() -> None:
+    """Serve until stdin ends."""
+    engine = Held()
+    page = Page(engine, settings.load(environ={}))
+    page.launch(prevent_thread_lock=True, server_port=int(sys.argv[1]), quiet=True)
+    print("serving", flush=True)
+    for line in sys.stdin:
+        engine.let_go(int(line))
+
+
+if __name__ == "__main__":
+    main()
