@@ -33,6 +33,7 @@ class Held:
         port = sockets.free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._running = 0
         self._process = subprocess.Popen(
             [sys.executable, str(PROJECT / "tests/rigs/held_page.py"), str(port)],
             stdin=subprocess.PIPE,
@@ -46,6 +47,7 @@ class Held:
 
     def _read(self, stream: IO[str]) -> None:
         for line in stream:
+            self._running += line.strip() == "begun"
             self._lines.put(line.strip())
 
     def await_line(self, wanted: str) -> None:
@@ -56,7 +58,10 @@ class Held:
         """How many answers began since they were last counted."""
         return sum(self._lines.get() == "begun" for _ in range(self._lines.qsize()))
 
-    def let_go(self, count: int) -> None:
+    def let_go(self, count: int | None = None) -> None:
+        """Have so many answers end, or all that began and were not let go yet."""
+        count = self._running if count is None else count
+        self._running -= count
         assert self._process.stdin is not None
         self._process.stdin.write(f"{count}\n")
         self._process.stdin.flush()
@@ -86,7 +91,7 @@ def taken(served: Held) -> Iterator[list[Job]]:
             jobs.append(client.submit("猫", "en", api_name="/translate"))
             served.await_line("begun")
         yield jobs
-        served.let_go(len([job for job in jobs if not job.done()]))
+        served.let_go()
         for job in jobs:
             assert job.result(60) == "A cat"
 
