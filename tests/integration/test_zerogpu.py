@@ -314,7 +314,9 @@ def test_what_zerogpu_refuses_is_a_value_with_a_hint(
 
 def test_a_call_that_has_to_queue_gets_its_turn(app: App) -> None:
     app.emulator.script(Queued(pings=3))
-    assert app.ask().good
+    answer = app.ask()
+    assert answer.good
+    assert (answer.items[0]["kind"], answer.items[0]["stage"]) == ("Progress", "queue")
 
 
 def test_a_queue_that_loses_the_connection_is_asked_again(app: App) -> None:
