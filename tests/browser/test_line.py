@@ -72,7 +72,7 @@ class Held:
         self._reader.join()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def served() -> Iterator[Held]:
     held = Held()
     try:
