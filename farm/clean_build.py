@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 from farm import build_record, pipeline
 from farm.errors import BuildError
 from farm.execute import execute
+from farm.fleet import BUILT, Fleet, SetReporter
 from farm.pack import BUILD_RECORD, LICENCES
 
 if TYPE_CHECKING:
@@ -56,7 +57,10 @@ def tree(
         BuildError: a step failed.
         EngineError: the engine is out of reach or went away.
     """
-    with execute(plan, engine, logs=LOGS / folder.name, reporter=report) as built:
+    with (
+        _watched(plan, engine, report) as reporter,
+        execute(plan, engine, logs=LOGS / folder.name, reporter=reporter) as built,
+    ):
         toolchain = told(built.toolchain)
         build_json, licences = pipeline.recorded(plan, toolchain, built.cub, request, report)
         shutil.copytree(built.folder, folder / "bin", symlinks=True)
@@ -65,6 +69,15 @@ def tree(
     for name, text in licences.items():
         (folder / LICENCES / name).write_bytes(text)
     return folder
+
+
+@contextmanager
+def _watched(plan: BuildPlan, engine: Engine, report: BuildReport) -> Iterator[SetReporter]:
+    """Show this one build as the only set of a table; it is no run of which times are kept."""
+    with Fleet(report, {plan.key: 0.0}, known=False, many=False) as fleet:
+        fleet.begin(plan.key, engine.name)
+        yield SetReporter(fleet, plan.key)
+        fleet.end(plan.key, BUILT)
 
 
 def record_of(folder: Path) -> build_record.BuildRecord:
