@@ -1,12 +1,14 @@
 """What happens while a release is fetched, as plain frozen data.
 
 A terminal, a Gradio bar and a log show the same events; nobody prints in the middle of the work.
+Whoever works tells a ``Sink``; ``told`` makes an iterator of that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,50 @@ class Note:
 Event = Resolving | Downloading | Unpacking | Stage | Note
 Sink = Callable[[Event], None]
 
+_Result = TypeVar("_Result")
+
 
 def ignore(event: Event) -> None:
     """Take an event and do nothing."""
     del event
+
+
+class Abandoned(BaseException):
+    """Nobody listens any more: raised in the work itself, which cleans up as after Ctrl-C."""
+
+
+def told(work: Callable[[Sink], _Result]) -> Generator[Event, None, _Result]:
+    """Do ``work`` in a thread of its own and yield what it tells, as it happens.
+
+    ``for event in told(lambda sink: prepare(settings, sink=sink))`` shows an installation;
+    ``result = yield from told(…)`` gives its result, too. Closed early, the work is given up at
+    its next event, and leaves nothing half done.
+
+    Raises:
+        BaseException: what ``work`` raises, after the last event.
+    """
+    from queue import SimpleQueue
+
+    from llama_loader.background import Background
+
+    events: SimpleQueue[Event | None] = SimpleQueue()
+    over: list[None] = []
+
+    def sink(event: Event) -> None:
+        if over:
+            raise Abandoned
+        events.put(event)
+
+    def run() -> _Result:
+        try:
+            return work(sink)
+        finally:
+            events.put(None)
+
+    working = Background(run)
+    try:
+        while (event := events.get()) is not None:
+            yield event
+        return working.result()
+    finally:
+        over.append(None)
