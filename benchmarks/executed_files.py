@@ -153,7 +153,7 @@ def judge(log: Path, runtime: Path, listed: dict[str, str], cuda: set[str]) -> d
         "files": {word: len(paths) for word, paths in by.items()},
         "executable memory of no file": sum(len(one.anonymous) for one in family),
         "by": by,
-        "programs of the loader": sorted(programs - files - {""}),
+        "programs of the loader": sorted({Path(one).name for one in programs - files - {""}}),
     }
 
 
