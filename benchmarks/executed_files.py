@@ -153,8 +153,13 @@ def judge(log: Path, runtime: Path, listed: dict[str, str], cuda: set[str]) -> d
         "files": {word: len(paths) for word, paths in by.items()},
         "executable memory of no file": sum(len(one.anonymous) for one in family),
         "by": by,
-        "programs of the loader": sorted({Path(one).name for one in programs - files - {""}}),
+        "programs of the loader": sorted(map(_called, programs - files - {""})),
     }
+
+
+def _called(program: str) -> str:
+    """Name a program by its path; this Python, which lies elsewhere on every machine, as such."""
+    return "python" if program in {sys.executable, os.path.realpath(sys.executable)} else program
 
 
 def _listed(release: Path, runtime: Path) -> dict[str, str]:
