@@ -42,7 +42,8 @@ def test_errors_of_the_operating_system(error: OSError, code: str, words: str) -
     told = disk.failure(Path("/store"), error)
     assert told.code == code
     assert told.message.startswith(words)
-    assert "another store with --store" in told.hint
+    assert "use another store" in told.hint
+    assert "--store" in told.hint
 
 
 def test_only_plain_files_are_read(tmp_path: Path) -> None:
