@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pytest
 import space
@@ -15,13 +16,15 @@ from mcp.client.streamable_http import streamable_http_client
 from mcp.types import TextContent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Coroutine, Iterator
     from pathlib import Path
 
     from mcp.types import CallToolResult, Tool
     from space import Space
 
 pytestmark = [pytest.mark.docker, pytest.mark.model, pytest.mark.timeout(300)]
+
+_Answer = TypeVar("_Answer")
 
 TEXT = "猫が好きです。"
 
@@ -94,12 +97,18 @@ async def by_mcp(url: str, *calls: dict[str, Any]) -> tuple[list[Tool], list[Cal
     return tools, results
 
 
+def run(answer: Coroutine[Any, Any, _Answer]) -> _Answer:
+    """Run it in a thread of its own: playwright's loop, of other tests, runs in this one."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, answer).result()
+
+
 def said(result: CallToolResult) -> str:
     return "".join(one.text for one in result.content if isinstance(one, TextContent))
 
 
 def test_an_mcp_client_finds_one_tool_that_says_what_it_takes(app: Space) -> None:
-    tools, _ = asyncio.run(by_mcp(app.url))
+    tools, _ = run(by_mcp(app.url))
     (tool,) = tools
     assert tool.name == "translate"
     assert "Translate a text" in (tool.description or "")
@@ -110,7 +119,7 @@ def test_an_mcp_client_finds_one_tool_that_says_what_it_takes(app: Space) -> Non
 
 def test_an_mcp_client_gets_the_same_translation_as_gradio_s(app: Space, client: Client) -> None:
     call = {"text": TEXT, "target_language": "en"}
-    _, (result,) = asyncio.run(by_mcp(app.url, call))
+    _, (result,) = run(by_mcp(app.url, call))
     assert not result.isError
     assert said(result).strip() == client.predict(TEXT, "en", api_name="/translate").strip()
 
@@ -118,7 +127,7 @@ def test_an_mcp_client_gets_the_same_translation_as_gradio_s(app: Space, client:
 def test_an_mcp_client_is_told_what_is_wrong_and_may_go_on(app: Space) -> None:
     wrong = {"text": TEXT, "target_language": "Klingon"}
     right = {"text": TEXT, "target_language": "en"}
-    _, (refused, answered) = asyncio.run(by_mcp(app.url, wrong, right))
+    _, (refused, answered) = run(by_mcp(app.url, wrong, right))
     assert refused.isError
     assert "LANGUAGE_UNKNOWN" in said(refused)
     assert not answered.isError

@@ -263,7 +263,7 @@ def drips_head(count: int, every: float, code: int = 200, **headers: str) -> Fau
         handler = answer.handler
         kept, handler.wfile = handler.wfile, io.BytesIO()
         answer.heed_range()
-        answer.head(code, **headers)
+        answer.head(code, -1, **headers)
         head, handler.wfile = handler.wfile.getvalue(), kept
         for at in range(0, len(head), count):
             handler.wfile.write(head[at : at + count])
