@@ -32,8 +32,9 @@ from urllib.parse import urlsplit
 import requests
 
 from farm.serve import ReleaseServer
-from llama_loader import host, settings, sockets
+from llama_loader import host, settings
 from llama_loader.client import Client
+from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

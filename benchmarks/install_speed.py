@@ -48,7 +48,8 @@ from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 if preload == "1":
     import filelock, requests, urllib3
-    from llama_loader import installation, decompress
+    from llama_loader import installation
+    from llama_loader.archive import decompress
     decompress._zstd()
 store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)

@@ -75,6 +75,11 @@ _LEAST_SECONDS: Final = 20.0
 _IMPORT, _BROKEN = 71, 70  # exit statuses: must be imported anew; failed before its tests
 
 
+def dotted(module: Path) -> str:
+    """The name that a module of the loader is imported by."""
+    return ".".join(module.relative_to(LOADER.parent).with_suffix("").parts)
+
+
 class _Session:
     """A pytest plugin: does something else with the collected tests than running them all."""
 
@@ -117,7 +122,7 @@ class _MutantLoader(SourceFileLoader):
 
 class _MutantFinder(MetaPathFinder):
     def __init__(self, path: Path, tree: ast.Module) -> None:
-        self._name, self._path, self._tree = f"llama_loader.{path.stem}", path, tree
+        self._name, self._path, self._tree = dotted(path), path, tree
 
     def find_spec(self, fullname: str, *_: object) -> ModuleSpec | None:
         if fullname != self._name:
@@ -252,7 +257,7 @@ def run_in_place(
     failures = _Failures()
 
     def each(items: list[pytest.Item]) -> None:
-        import_module(f"llama_loader.{module.stem}")  # it may only be imported while a test runs
+        import_module(dotted(module))  # it may only be imported while a test runs
         told = out.with_suffix(".calls")
 
         def learn() -> int:
@@ -365,7 +370,7 @@ def main() -> int:
         for name in ROOMS.get(room, {room: ()}):
             tests = [str(UNIT / f"test_{test}.py") for test in modules[name]]
             found[name] = score(
-                LOADER / f"{name}.py", tests, options.sample, options.seed, options.budget
+                next(LOADER.rglob(f"{name}.py")), tests, options.sample, options.seed, options.budget
             )
             if options.out:
                 options.out.write_text(json.dumps(found, indent=2) + "\n")

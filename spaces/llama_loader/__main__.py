@@ -247,8 +247,9 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     settings, console = _settings(options), _console()
     looking = host.begin(settings)
     processes.spawn_soon()
-    from llama_loader import extra_arguments, launch, model, report, sockets
+    from llama_loader import launch, model, report
     from llama_loader.prepare import prepare
+    from llama_loader.serving import extra_arguments, sockets
 
     for note in extra_arguments.check(options.extra):
         console(note)

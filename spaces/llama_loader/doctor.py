@@ -13,9 +13,10 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import compatibility, devices, host, launch, model, prepare, report
+from llama_loader import devices, host, launch, model, prepare, report
 from llama_loader.errors import HostError, LoaderError, StoreError, without_secrets
 from llama_loader.events import Note
+from llama_loader.facts import compatibility
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import known_gpus, nvml, processes
-from llama_loader.background import Background
-from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
+from llama_loader import processes
+from llama_loader.concurrency.background import Background
+from llama_loader.facts import known_gpus, nvml
+from llama_loader.facts.cuda_libraries import Library, find_libraries, linker_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

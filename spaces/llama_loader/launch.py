@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, extra_arguments, model_file, notes, select
+from llama_loader import devices, model_file, notes, select
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
 from llama_loader.prepare import environment
 from llama_loader.server import Server, ServerPlan
+from llama_loader.serving import extra_arguments
 from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:

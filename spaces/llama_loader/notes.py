@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.server import Server
-    from llama_loader.server_log import LoadReport
+    from llama_loader.serving.server_log import LoadReport
 
 
 def archive_not_pinned(url: str, digest: str) -> Note:

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from llama_loader import cuda_libraries, disk, host, notes, processes, select
+from llama_loader import host, notes, processes, select
 from llama_loader.events import Note, ignore
+from llama_loader.facts import cuda_libraries
+from llama_loader.storage import disk
 from llama_loader.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from llama_loader.background import Background
-    from llama_loader.cuda_libraries import Library
+    from llama_loader.concurrency.background import Background
     from llama_loader.events import Sink
+    from llama_loader.facts.cuda_libraries import Library
     from llama_loader.fetch import Fetcher
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from llama_loader.cuda_libraries import Library
     from llama_loader.devices import Device, DeviceChoice, Listing
+    from llama_loader.facts.cuda_libraries import Library
     from llama_loader.host import HostFacts
     from llama_loader.prepare import Prepared
     from llama_loader.select import Choice

@@ -12,8 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cuda_libraries
-from llama_loader.compatibility import (
+from llama_loader.errors import HostError, LoaderError
+from llama_loader.facts import cuda_libraries
+from llama_loader.facts.compatibility import (
     Stage,
     cuda_code,
     dotted,
@@ -25,13 +26,12 @@ from llama_loader.compatibility import (
     refused_by_kind,
     refused_by_platform,
 )
-from llama_loader.errors import HostError, LoaderError
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from llama_loader.cuda_libraries import Library
+    from llama_loader.facts.cuda_libraries import Library
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
 

@@ -13,10 +13,12 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import disk, exits, processes, sockets
+from llama_loader import processes
 from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
 from llama_loader.parsers import ALL_LAYERS
-from llama_loader.server_log import LoadReport, ServerLog
+from llama_loader.serving import exits, sockets
+from llama_loader.serving.server_log import LoadReport, ServerLog
+from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     import subprocess

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import known_gpus, report
-from llama_loader.cuda_libraries import Library, packages
+from llama_loader import report
 from llama_loader.errors import SettingError
+from llama_loader.facts import known_gpus
+from llama_loader.facts.cuda_libraries import Library, packages
 from llama_loader.host import Gpu, HostFacts
 
 if TYPE_CHECKING:

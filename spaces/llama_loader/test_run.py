@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, notes, strict_json
+from llama_loader import notes, strict_json
 from llama_loader.errors import (
     HostError,
     IntegrityError,
@@ -33,6 +33,7 @@ from llama_loader.errors import (
 from llama_loader.events import ignore
 from llama_loader.parsers import ALL_LAYERS
 from llama_loader.prepare import environment
+from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -13,18 +13,11 @@ import time
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import (
-    client,
-    extra_arguments,
-    launch,
-    model_file,
-    processes,
-    settings,
-    test_run,
-)
-from llama_loader.background import Background
+from llama_loader import client, launch, model_file, processes, settings, test_run
+from llama_loader.concurrency.background import Background
 from llama_loader.events import Note
 from llama_loader.prepare import prepare
+from llama_loader.serving import extra_arguments
 from translator import preparation, prompt, words
 from translator.values import Report
 

@@ -29,7 +29,8 @@ from zerogpu import (
     Refused,
 )
 
-from llama_loader import processes, sockets
+from llama_loader import processes
+from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from llama_loader.server import Server, ServerPlan
 
-WITHIN = 1.0
+WITHIN = 5.0
 """Seconds after which what is left is an orphan."""
 _EARLY = 0.4
 """Seconds: a kill before the server answers comes within these."""

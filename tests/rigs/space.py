@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from verbs import PROJECT
 
-from llama_loader import sockets
+from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

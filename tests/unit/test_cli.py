@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import known_gpus
+from llama_loader.facts import known_gpus
 from llama_loader.manifest import dump, parse
 
 if TYPE_CHECKING:
@@ -165,7 +165,7 @@ def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> N
 
 def test_a_warm_start_loads_nothing_that_fetches(home: dict[str, str], release: Path) -> None:
     options = [*manifest_options(release), "--allow-cpu", "--no-test-run"]
-    modules = {"llama_loader.fetch", "llama_loader.web", "requests", "llama_loader.unpack"}
+    modules = {"llama_loader.fetch", "llama_loader.transfer.web", "requests", "llama_loader.unpack"}
     for there in (modules, set()):
         done = run(home | {"PYTHONPROFILEIMPORTTIME": "1"}, "fetch", *options)
         assert done.returncode == 0

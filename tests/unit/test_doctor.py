@@ -14,7 +14,7 @@ from llama_loader.host import Gpu, HostFacts
 from llama_loader.prepare import Prepared
 from llama_loader.select import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.soundness import Soundness
+from llama_loader.storage.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.releases import BARE, artifact, libraries, manifest

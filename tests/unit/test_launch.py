@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import extra_arguments, launch, model, prepare, select, test_run
+from llama_loader import launch, model, prepare, select, test_run
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.select import Wishes
+from llama_loader.serving import extra_arguments
 from llama_loader.settings import Settings, load
-from llama_loader.soundness import Soundness
+from llama_loader.storage.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.hub import COMMIT, Hub, serving

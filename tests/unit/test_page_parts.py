@@ -59,14 +59,14 @@ def test_both_locales_have_all_words_with_the_same_blanks() -> None:
 
 def test_every_word_is_used() -> None:
     folder = PROJECT / "spaces/translator"
-    source = "".join(path.read_text() for path in folder.glob("*.py"))
+    source = "".join(path.read_text() for path in folder.rglob("*.py"))
     named = (name for name in WORDS if not name.startswith(("stage_", "advice_")))
     assert [name for name in named if f'"{name}"' not in source and f"'{name}'" not in source] == []
 
 
 def test_every_stage_of_a_start_has_its_word() -> None:
     folders = (PROJECT / "spaces/translator", PROJECT / "spaces/llama_loader")
-    source = "".join(path.read_text() for folder in folders for path in folder.glob("*.py"))
+    source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     stages = set(
         re.findall(r'(?:(?<!console)\.stage|Stage|timeline\.add|took = )\(\s*"([a-z ]+)"', source)
     )

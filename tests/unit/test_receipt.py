@@ -12,14 +12,15 @@ import pytest
 import releases
 from archives import GOOD, Entry, file_entry
 
-from llama_loader import manifest as schema
-from llama_loader import receipt
-from llama_loader.background import Background
+from llama_loader.concurrency.background import Background
 from llama_loader.errors import IntegrityError
+from llama_loader.storage import receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from llama_loader import manifest as schema
 
 SHA = "ab" * 32
 BIG = Entry("runtime/libbig.so", bytes(range(256)) * 40)

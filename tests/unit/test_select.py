@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_loader import known_gpus
-from llama_loader.compatibility import cuda_code
 from llama_loader.errors import HostError
+from llama_loader.facts import known_gpus
+from llama_loader.facts.compatibility import cuda_code
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.manifest import Artifact
 from llama_loader.select import Wishes, require_libraries, select

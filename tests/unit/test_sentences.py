@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import pytest
 from verbs import PROJECT
 
-from llama_loader import exits, settings
+from llama_loader import settings
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
+from llama_loader.serving import exits
 from translator import panels, sentences, texts, words
 from translator.values import Failure, State
 
@@ -35,7 +36,7 @@ NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIE
 
 def sources() -> Iterator[tuple[Path, ast.Module]]:
     for package in PACKAGES:
-        for path in sorted(package.glob("*.py")):
+        for path in sorted(package.rglob("*.py")):
             yield path, ast.parse(path.read_text())
 
 

@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llama_loader import known_gpus, suppose
+from llama_loader import suppose
 from llama_loader.errors import HostError, SettingError
+from llama_loader.facts import known_gpus
 from llama_loader.manifest import dump
 from llama_loader.select import Wishes, select
 from tests.rigs.releases import artifact, manifest, runtime

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from llama_loader.background import Background
-from llama_loader.web import AttemptError
+from llama_loader.concurrency.background import Background
+from llama_loader.transfer.web import AttemptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llama_loader.chunks import Keeper
+    from llama_loader.transfer.chunks import Keeper
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Final
 
-from llama_loader import known_gpus
+from llama_loader.facts import known_gpus
 
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _TEXT: Final = 96

@@ -19,9 +19,10 @@ import tempfile
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, notes
+from llama_loader import notes
 from llama_loader.errors import StoreError
 from llama_loader.events import Note
+from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +60,7 @@ class StoreFolder:
         Raises:
             StoreError: neither can be done, or the store is of a newer loader.
         """
-        from llama_loader import partial
+        from llama_loader.storage import partial
 
         try:
             self._make_folders()

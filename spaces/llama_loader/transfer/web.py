@@ -181,7 +181,7 @@ def opened(
 def _session(waiting: _Waiting) -> Any:
     import requests
 
-    from llama_loader.connections import Watched
+    from llama_loader.transfer.connections import Watched
 
     session: Any = requests.Session()
     for scheme in ("http://", "https://"):

@@ -8,11 +8,11 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final, Protocol
 
 from llama_loader.errors import IntegrityError
-from llama_loader.mirrors import WrongBytesError
-from llama_loader.web import AttemptError
+from llama_loader.transfer.mirrors import WrongBytesError
+from llama_loader.transfer.web import AttemptError
 
 if TYPE_CHECKING:
-    from llama_loader.web import Body
+    from llama_loader.transfer.web import Body
 
 PIECE: Final = 1 << 18
 _BEGINNINGS: Final = {

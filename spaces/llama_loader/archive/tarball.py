@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llama_loader.decompress import refused
+from llama_loader.archive.decompress import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

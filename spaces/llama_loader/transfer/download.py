@@ -7,19 +7,19 @@ import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from llama_loader import chunks as bytes_of
-from llama_loader.mirrors import Mirrors
-from llama_loader.together import Together
-from llama_loader.web import AttemptError, Deadline, RangeError
+from llama_loader.transfer import chunks as bytes_of
+from llama_loader.transfer.mirrors import Mirrors
+from llama_loader.transfer.together import Together
+from llama_loader.transfer.web import AttemptError, Deadline, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from llama_loader.chunks import Keeper, Wanted
-    from llama_loader.mirrors import Mirror
-    from llama_loader.sources import Sources
-    from llama_loader.together import Pace
-    from llama_loader.web import Body, Patience
+    from llama_loader.transfer.chunks import Keeper, Wanted
+    from llama_loader.transfer.mirrors import Mirror
+    from llama_loader.transfer.sources import Sources
+    from llama_loader.transfer.together import Pace
+    from llama_loader.transfer.web import Body, Patience
 
 
 class Download:

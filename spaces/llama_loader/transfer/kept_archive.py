@@ -24,10 +24,11 @@ from typing import IO, TYPE_CHECKING, Annotated, Final, Literal, final
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, notes
-from llama_loader.chunks import PIECE
-from llama_loader.copying import Copy
+from llama_loader import notes
 from llama_loader.errors import IntegrityError
+from llama_loader.storage import disk
+from llama_loader.transfer.chunks import PIECE
+from llama_loader.transfer.copying import Copy
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

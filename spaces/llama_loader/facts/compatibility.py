@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import known_gpus
+from llama_loader.facts import known_gpus
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:

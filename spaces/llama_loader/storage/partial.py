@@ -17,14 +17,15 @@ import time
 from threading import Lock
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import disk, notes
+from llama_loader import notes
 from llama_loader.events import Sink, ignore
+from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
 
-    from llama_loader.chunks import Wanted
+    from llama_loader.transfer.chunks import Wanted
 
 FOLDER: Final = "partial"
 STALE_SECONDS: Final = 3 * 86400.0

@@ -6,17 +6,18 @@ import stat
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from llama_loader import locations, web
+from llama_loader import locations
 from llama_loader.errors import NetworkError, SettingError
 from llama_loader.locations import Hub, Local, Web
-from llama_loader.web import AttemptError, Body, RangeError
+from llama_loader.transfer import web
+from llama_loader.transfer.web import AttemptError, Body, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
-    from llama_loader.mirrors import Mirror
-    from llama_loader.web import Deadline, Patience
+    from llama_loader.transfer.mirrors import Mirror
+    from llama_loader.transfer.web import Deadline, Patience
 
 
 class Sources:

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from llama_loader import disk
 from llama_loader import manifest as schema
+from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Collection, Iterator

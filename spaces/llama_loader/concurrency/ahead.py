@@ -11,7 +11,7 @@ from queue import SimpleQueue
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from llama_loader.background import Background
+from llama_loader.concurrency.background import Background
 
 if TYPE_CHECKING:
     from collections.abc import Generator

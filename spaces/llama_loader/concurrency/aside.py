@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from threading import Semaphore
 from typing import TYPE_CHECKING, Final
 
-from llama_loader.background import Background
+from llama_loader.concurrency.background import Background
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator

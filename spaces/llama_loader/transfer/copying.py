@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from typing import IO, TYPE_CHECKING
 
-from llama_loader.chunks import PIECE
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading
-from llama_loader.web import RangeError
+from llama_loader.transfer.chunks import PIECE
+from llama_loader.transfer.web import RangeError
 
 if TYPE_CHECKING:
     from llama_loader.events import Sink
-    from llama_loader.web import Body
+    from llama_loader.transfer.web import Body
 
 
 class Copy:

@@ -1,0 +1,1 @@
+"""What archives are made of: compression, tar members, other people's archives."""

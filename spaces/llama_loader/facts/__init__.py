@@ -1,0 +1,1 @@
+"""What is known of GPUs, drivers and CUDA libraries: facts, and nothing done about them."""

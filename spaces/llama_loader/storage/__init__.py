@@ -1,0 +1,1 @@
+"""What the store is made of: folders, locks, receipts, generations, and proofs of soundness."""
