@@ -56,7 +56,7 @@ ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "fetch": {
         "fetch": ("fetch", "resume"),
-        "download": ("fetch", "resume"),
+        "download": ("download", "fetch", "resume"),
         "chunks": ("fetch", "resume"),
         "partial": ("resume",),
         "kept_archive": ("kept_archive",),
@@ -369,9 +369,8 @@ def main() -> int:
     for room in options.rooms:
         for name in ROOMS.get(room, {room: ()}):
             tests = [str(UNIT / f"test_{test}.py") for test in modules[name]]
-            found[name] = score(
-                next(LOADER.rglob(f"{name}.py")), tests, options.sample, options.seed, options.budget
-            )
+            module = next(LOADER.rglob(f"{name}.py"))
+            found[name] = score(module, tests, options.sample, options.seed, options.budget)
             if options.out:
                 options.out.write_text(json.dumps(found, indent=2) + "\n")
     print(json.dumps(found, indent=2))
