@@ -57,13 +57,15 @@ ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "fetch": {
         "fetch": ("fetch", "resume"),
         "download": ("download", "fetch", "resume"),
-        "chunks": ("fetch", "resume"),
-        "partial": ("resume",),
+        "chunks": ("chunks", "fetch", "resume"),
+        "partial": ("partial", "resume"),
         "kept_archive": ("kept_archive",),
         "copying": ("fetch", "kept_archive"),
         "connections": ("fetch",),
-        "mirrors": ("fetch",),
+        "mirrors": ("mirrors", "fetch"),
         "web": ("fetch",),
+        "sources": ("fetch",),
+        "together": ("download", "resume"),
     },
 }
 """Each room: its modules, and the unit tests of each."""

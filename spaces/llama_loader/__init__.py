@@ -1,6 +1,6 @@
-"""The loader: host facts → choice → bytes → verified files → running server.
+"""The loader: host facts → choice → bytes → verified files → a running ``llama-server``.
 
-To be read in this order, each room before what is made of it:
+It runs alone from the root of a Space and imports nothing of the farm. To be read in this order:
 
 1. what it works with: ``errors``, ``settings``, ``manifest``, ``locations``, ``events``, ``notes``
 2. what to run here: ``host`` (``facts/``), ``select``, ``suppose``
@@ -10,6 +10,6 @@ To be read in this order, each room before what is made of it:
    ``launch``, ``test_run``, ``client``
 6. what a person sees: ``doctor``, ``report``, ``console``, ``timeline``, ``__main__``
 
-What stands above knows what stands below, never the other way round: the layers are a contract in
-the farm's ``pyproject.toml``.
+Import its modules by name; this file stays empty so that ``python -m llama_loader --help`` costs
+nothing. Which of them may know which is a contract in the project's ``pyproject.toml``.
 """
