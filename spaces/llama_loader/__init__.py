@@ -8,7 +8,8 @@ It runs alone from the root of a Space and imports nothing of the farm. To be re
 4. files: ``unpack`` and ``foreign`` (``archive/``), ``installation``, ``store`` (``storage/``)
 5. a server: ``prepare``, ``devices``, ``model``, ``server`` (``serving/``), ``supervisor``,
    ``launch``, ``test_run``, ``client``
-6. what a person sees: ``doctor``, ``report``, ``console``, ``timeline``, ``__main__``
+6. what a person sees: ``doctor``, ``report``, ``console``, ``timeline``, ``interrupts`` and
+   ``__main__``
 
 Import its modules by name; this file stays empty so that ``python -m llama_loader --help`` costs
 nothing. Which of them may know which is a contract in the project's ``pyproject.toml``.

@@ -71,9 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _guarded(options: argparse.Namespace) -> int:
     """Run; turn errors into their lines and statuses. Never a traceback."""
     from llama_loader.errors import LoaderError
+    from llama_loader.interrupts import clean_up_when_told
 
     sys.excepthook = _report_defect
-    _on_sigterm()
+    clean_up_when_told()
     _print_anything()
     try:
         status: int = options.run(options)
@@ -132,21 +133,6 @@ def _reader_gone() -> int:
 
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _FAILED
-
-
-def _on_sigterm() -> None:
-    """SIGTERM cleans up like Ctrl-C; while that goes on, further signals change nothing."""
-    import signal
-
-    def interrupt(number: int, frame: object) -> None:
-        del number, frame
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        raise KeyboardInterrupt
-
-    signal.signal(signal.SIGTERM, interrupt)
-    # also where a shell's `&` had it ignored: whoever sends it to this process means it
-    signal.signal(signal.SIGINT, interrupt)
 
 
 def _settings(options: argparse.Namespace) -> Settings:

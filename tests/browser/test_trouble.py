@@ -115,6 +115,7 @@ def test_a_full_disk_is_a_sentence_and_once_there_is_room_it_goes_on(
             expect(page.locator("#status .failure .code")).to_have_text("DISK_FULL")
             resize(size)
             page.locator("#retry").click()
+            page.locator("#retry").wait_for(state="detached")  # the failure before this one is gone
             page.wait_for_selector(".pill.ready, .pill.failed")
         page.wait_for_selector(".pill.ready")
         expect(page.locator("#failure .failure")).to_have_count(0)
