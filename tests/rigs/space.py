@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from verbs import PROJECT
-
 from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+PROJECT = Path(__file__).resolve().parents[2]
 READY = "Running on local URL"
 _KEPT = ("PATH", "LANG", "LC_ALL", "TMPDIR", "LD_LIBRARY_PATH")
 

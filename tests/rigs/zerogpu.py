@@ -25,12 +25,13 @@ import threading
 import time
 import uuid
 from collections import deque
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
 
 PING_EVERY = 0.2
@@ -109,11 +110,11 @@ class Slot:
     """One GPU: the call that has it, and the worker that was let in."""
 
     index: int
+    nvidia_uuid: str
     token: str | None = None
     task: str | None = None
     pid: int | None = None
     watch: threading.Timer | None = None
-    nvidia_uuid: str = field(default_factory=lambda: f"GPU-{uuid.uuid4()}")
 
 
 class Emulator:
@@ -124,12 +125,22 @@ class Emulator:
         patience: end the worker of a call that takes longer than so many times what it asked for;
             None for never.
         port: 0 for a free one.
+        uuids: of this machine's GPUs, where it has some: what a worker gets to see.
     """
 
-    def __init__(self, *, slots: int = 1, patience: float | None = None, port: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int = 1,
+        patience: float | None = None,
+        port: int = 0,
+        uuids: Sequence[str] = (),
+    ) -> None:
         self.requests: list[Request] = []
         self._script: deque[Answer] = deque()
-        self._slots = [Slot(index) for index in range(slots)]
+        imagined = (f"GPU-{uuid.uuid4()}" for _ in range(slots))
+        names = islice(chain(uuids, imagined), slots)
+        self._slots = [Slot(index, name) for index, name in enumerate(names)]
         self.patience = patience
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
