@@ -4,8 +4,9 @@
 
 ``fetch`` into an empty store, then ``serve`` until a completion has come back. Each such file of
 the server and its threads must be one of: listed in the manifest, with the listed digest now; a
-CUDA library that ``doctor`` named; the system's own, that is below its library folders and not
-writable by anybody but root. Executable memory without a file behind it is as bad as a file that
+CUDA library that ``doctor`` named; the system's own, that is below its library folders or in one
+of its dynamic linker's cache (a driver's libcuda may lie elsewhere), and not writable by anybody
+but root. Executable memory without a file behind it is as bad as a file that
 nobody vouches for. The exit status is 1 where there is either.
 """
 
@@ -23,6 +24,7 @@ import sys
 import tempfile
 import urllib.request
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, Final
 
@@ -100,11 +102,19 @@ def vouched(path: str, listed: dict[str, str], cuda: set[str]) -> str:
 
 
 def _is_the_systems(real: Path) -> bool:
-    folders = [Path(os.path.realpath(folder)) for folder in SYSTEM]
+    folders = [Path(os.path.realpath(folder)) for folder in (*SYSTEM, *_linker_folders())]
     if not real.is_file() or not any(folder in real.parents for folder in folders):
         return False
     status = real.stat()
     return status.st_uid == 0 and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+@cache
+def _linker_folders() -> tuple[str, ...]:
+    """Where root has told the dynamic linker to look."""
+    listed = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, check=True)
+    found = (line.rpartition(" => ")[2] for line in listed.stdout.splitlines() if " => " in line)
+    return tuple(sorted({str(Path(path).parent) for path in found}))
 
 
 def interpreter(program: Path) -> str:
