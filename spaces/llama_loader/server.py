@@ -115,10 +115,10 @@ class ServerPlan:
 
     def eased(self, error: LoaderError) -> ServerPlan | None:
         """Return the plan of a start that asks for less, where that may cure ``error``."""
-        if not self.pinned_build:
-            return None
         if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
             return replace(self, repacked=False)
+        if not self.pinned_build:
+            return None
         all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
         if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted and self._spills():
             return replace(self, fitted=True)
@@ -221,15 +221,17 @@ class Server:
         """
         if self.plan.port is not None:
             sockets.claim(self.plan.port)
-        began = time.monotonic()
+        began, first = time.monotonic(), None
         while True:
             try:
                 return self._start_on_a_port(began)
             except LoaderError as error:
                 eased = self.plan.eased(error)
+                if first is not None and error.code == exits.ARGUMENT_INVALID:
+                    raise first from error  # a build of others, too old for what would ease it
                 if eased is None:
                     raise
-                self.plan = eased
+                self.plan, first = eased, error
 
     def _start_on_a_port(self, began: float) -> Started:
         for attempt in range(_PORT_TRIES):

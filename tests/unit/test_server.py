@@ -114,18 +114,33 @@ def test_nothing_hostile_is_passed_on(impostor: Impostor, monkeypatch: pytest.Mo
     assert set(seen) - {"LC_CTYPE"} == {"PATH", "GGML_NO_BACKTRACE"}
 
 
-def test_a_cpu_that_announces_too_much_is_tried_again_without_repacking(impostor: Impostor) -> None:
+@pytest.mark.parametrize("pinned_build", [True, False])
+def test_a_cpu_that_announces_too_much_is_tried_again_without_repacking(
+    impostor: Impostor, pinned_build: bool
+) -> None:
     runtime = impostor.behave(signal=signal.SIGILL, bad_starts=1)
     looked: list[int] = []
 
     def look() -> None:  # before every execution, a second try's too
         looked.append(impostor.starts() if looked else 0)
 
-    with Server(plan(runtime, pinned_build=True), before=look) as server:
+    with Server(plan(runtime, pinned_build=pinned_build), before=look) as server:
         assert "--no-repack" in impostor.seen()["argv"]
         assert not server.plan.repacked
     assert looked == [0, 1]
     assert impostor.starts() == 2
+
+
+def test_a_build_too_old_for_that_is_told_as_what_it_is(tmp_path: Path) -> None:
+    """Not as one that was given a wrong argument: nobody gave it any."""
+    program = tmp_path / "llama-server"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *--no-repack*)'
+        " echo 'error: invalid argument: --no-repack'; exit 1;; esac\nkill -ILL $$\n"
+    )
+    program.chmod(0o755)
+    error = failure(tmp_path)
+    assert (error.code, error.exit_status) == ("ILLEGAL_INSTRUCTION", 5)
 
 
 SPILLS = {

@@ -12,6 +12,8 @@ from llama_loader.errors import HostError, LoaderError, ServerError, SettingErro
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
+
 _STAMP: Final = re.compile(r"^[0-9]+(?:\.[0-9]+){3} [IWED] ")
 _QUOTED_LINES: Final = 6
 _QUOTED_CHARACTERS: Final = 700
@@ -63,7 +65,7 @@ _KNOWN: Final[tuple[tuple[str, _Kind, str, str, str], ...]] = (
     (
         r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
         SettingError,
-        "SERVER_ARGUMENT_INVALID",
+        ARGUMENT_INVALID,
         "it does not take an argument that it was given",
         "look at the arguments after `--`; `llama-server --help` lists what it takes",
     ),
