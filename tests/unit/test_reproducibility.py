@@ -91,6 +91,10 @@ def test_a_section_that_only_one_has_is_named(library: Path, tmp_path: Path) -> 
         (("/home/one/source.c", "/home/two/source.c"), "a folder of the build"),
         (("Nov 23 2026", "Nov 24 2026"), "a date of the build"),
         (("at 12:30:01 sharp", "at 12:30:02 sharp"), "a time of day"),
+        (
+            ("_ZN41_INTERNAL_bc76a5bc_10_argsort_cu", "_ZN41_INTERNAL_d9998459_10_argsort_cu"),
+            "nvcc's own name for a source file",
+        ),
         (("tmpxft_00001_norm", "tmpxft_00002_norm"), "a temporary file of nvcc's"),
         (("some words", "other words"), ""),
     ],
