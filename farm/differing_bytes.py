@@ -20,7 +20,7 @@ _TEXT: Final = re.compile(rb"[ -~]{6,}")
 _CAUSES: Final = (
     (
         re.compile(r"_INTERNAL_[0-9a-f]{8}_"),
-        "nvcc's own name for a source file, made from its folder's: the same in folders of one name",
+        "nvcc's own name for a source file, made from its folder's: equal in folders of one name",
     ),
     (re.compile(r"tmpxft_"), "a temporary file of nvcc's, named after its process"),
     (re.compile(r"\b\d\d:\d\d:\d\d\b"), "a time of day: __TIME__, or a time stamp of the build"),

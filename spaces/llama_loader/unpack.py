@@ -31,7 +31,7 @@ FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
 
 AHEAD: Final = 4
-"""Pieces of 256 KiB that may wait to be written."""
+"""Pieces of 512 KiB that may wait to be written."""
 _SLACK: Final = 1 << 20
 """Bytes of padding at an archive's end; tar writes up to 10 KiB, other tools more."""
 _HEADERS: Final = 8 * 1024

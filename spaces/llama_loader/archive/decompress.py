@@ -12,7 +12,7 @@ from llama_loader.errors import IntegrityError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-PIECE: Final = 1 << 18
+PIECE: Final = 1 << 19
 """The largest piece that is handed on, in bytes."""
 WINDOW_LOG: Final = 23
 """zstd windows of at most 8 MiB: what the farm writes (docs/manifest.md), and little memory."""
