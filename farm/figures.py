@@ -69,6 +69,16 @@ def worse(now: Figures, last: Figures) -> tuple[str, ...]:
     return tuple(name for name, (found, limit) in pairs.items() if found > limit)
 
 
+def best(one: Figures, other: Figures) -> Figures:
+    """Return the better of each figure: noise only makes them worse. Pure."""
+    return Figures(
+        one.gpu,
+        min(one.first_token, other.first_token),
+        max(one.prompt_tokens_per_second, other.prompt_tokens_per_second),
+        max(one.tokens_per_second, other.tokens_per_second),
+    )
+
+
 def last_on(gpu: str, earlier: Iterable[Figures]) -> Figures | None:
     """Return the newest figures of the same GPU; others say nothing about this one. Pure."""
     return next((one for one in earlier if one.gpu == gpu), None)

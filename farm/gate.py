@@ -43,6 +43,9 @@ _EXPECTED_ERRORS: Final = (
 )
 """What a broken release, a server that dies, or its wrong answer looks like."""
 _GPU_CHECK: Final = "not slower than the last release"
+_AGAIN: Final = 2
+"""How often figures that are worse are measured again. On an idle H200 one release had 547 tokens/s
+of a model with 135 million weights, and 412 half a minute later."""
 
 
 class Check(msgspec.Struct, frozen=True):
@@ -187,10 +190,21 @@ def _on_the_gpu(folder: Path, earlier: Iterable[Figures], measured: list[Figures
         gpu = figures_of.gpu()
         if gpu is None:
             return Check(_GPU_CHECK, None, "no NVIDIA GPU here: not measured")
-        measured.append(figures_of.measure(folder, _model(), gpu))
-        return compare(measured[0], earlier)
+        last = figures_of.last_on(gpu, earlier)
+        measured.append(_measured(folder, gpu, last))
+        return compare(measured[0], [last] if last else [])
     except _EXPECTED_ERRORS as error:
         return Check(_GPU_CHECK, passed=False, detail=str(error))
+
+
+def _measured(folder: Path, gpu: str, last: Figures | None) -> Figures:
+    """Measure; again where it is worse than the last, and keep the better: noise only slows."""
+    now = figures_of.measure(folder, _model(), gpu)
+    for _ in range(_AGAIN):
+        if last is None or not figures_of.worse(now, last):
+            break
+        now = figures_of.best(now, figures_of.measure(folder, _model(), gpu))
+    return now
 
 
 def _check(name: str, make: Callable[[], str]) -> Check:
