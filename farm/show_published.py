@@ -91,14 +91,15 @@ def overview(found: Overview) -> None:
             console.print(_table(title, rows))
         else:
             console.print(f"no {title}s")
+    supposed = [row for row in (*found.channels, *found.releases) if row.gets]
+    if supposed:
+        console.print("that host gets")
+    for row in supposed:
+        console.print(f" {row.name}: {row.gets}", soft_wrap=True)
 
 
 def _table(title: str, rows: Iterable[Row]) -> Table:
-    rows = list(rows)
     table = Table(title, "release", "serial", "age", "expires in", "tarballs", "size", box=None)
-    supposed = any(row.gets for row in rows)
-    if supposed:
-        table.add_column("that host gets", overflow="fold")
     for row in rows:
         table.add_row(
             row.name,
@@ -108,7 +109,6 @@ def _table(title: str, rows: Iterable[Row]) -> Table:
             _left(row),
             str(row.artifacts),
             megabytes(row.size),
-            *((row.gets or "",) if supposed else ()),
         )
     return table
 

@@ -1,0 +1,55 @@
+"""What a place holds, in a terminal of 80 columns."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pytest
+
+from farm import show_published
+from farm.overview import Overview, Row
+
+NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
+
+
+def row(name: str, gets: str | None, left: timedelta | None = None) -> Row:
+    return Row(name, "b11549-1", 7, timedelta(hours=30), left, 9, 190_000_000, gets)
+
+
+def test_what_a_host_gets_is_named_in_one_piece(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    stable = row("stable", f"{NAME}, {NAME}", timedelta(days=89))
+    show_published.overview(Overview("/srv/farm", (stable,), (row("b11549-1", NAME),)))
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "/srv/farm"
+    assert said[2].split() == [
+        "stable",
+        "b11549-1",
+        "7",
+        "30",
+        "h",
+        "89",
+        "days",
+        "9",
+        "190.0",
+        "MB",
+    ]
+    assert said[-3:] == ["that host gets", f" stable: {NAME}, {NAME}", f" b11549-1: {NAME}"]
+
+
+def test_nothing_is_said_of_a_host_that_nobody_supposed(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    show_published.overview(Overview("/srv/farm", (), (row("b11549-1", None),)))
+    said = capsys.readouterr().out
+    assert "no channels" in said
+    assert "host" not in said
+
+
+def test_a_channel_that_has_expired_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    show_published.overview(Overview("/x", (row("old", None, timedelta(seconds=-1)),), ()))
+    said = capsys.readouterr().out
+    assert "expired" in said
+    assert "no releases" in said
