@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import timedelta
-
-import pytest
+from typing import TYPE_CHECKING
 
 from farm import show_published
 from farm.overview import Overview, Row
+
+if TYPE_CHECKING:
+    import pytest
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
 
