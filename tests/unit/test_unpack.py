@@ -766,3 +766,27 @@ def test_the_watch_sees_what_is_written_elsewhere(tmp_path: Path) -> None:
 
 def test_the_rig_describes_what_it_packs() -> None:
     assert file_entry(LIBRARY).sha256 == hashlib.sha256(LIBRARY.data).hexdigest()
+
+
+class Synced:
+    """Keeps count of what is to be on the disk soon."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, handle: int) -> None:
+        assert handle > 2
+        self.count += 1
+
+
+@pytest.mark.parametrize(("pieces", "synced"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 4)])
+def test_a_large_file_is_on_its_way_to_the_disk_while_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, synced: int
+) -> None:
+    monkeypatch.setattr(unpack, "EVERY", 10)
+    content = [memoryview(b"12345")] * pieces
+    syncing: Any = Synced()
+    unpack.write(content, "bin/a", tmp_path, executable=False, syncing=syncing)
+    assert syncing.count == synced  # after each ten bytes, and in the end
+    unpack.write(content, "bin/b", tmp_path, executable=False)
+    assert (tmp_path / "bin/b").read_bytes() == b"12345" * pieces
