@@ -10,8 +10,9 @@ from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
 from llama_loader.prepare import environment
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server
 from llama_loader.serving import extra_arguments
+from llama_loader.serving.server_plan import ServerPlan
 from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:

@@ -10,24 +10,24 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import processes
 from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
-from llama_loader.parsers import ALL_LAYERS
 from llama_loader.serving import exits, sockets
 from llama_loader.serving.server_log import LoadReport, ServerLog
 from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
     from pathlib import Path
     from types import TracebackType
     from typing import BinaryIO
 
     from llama_loader.client import Client
+    from llama_loader.serving.server_plan import ServerPlan
 
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
@@ -37,99 +37,6 @@ _PAUSE_GROWTH: Final = 1.02
 """5 ms at first, 11 ms after a third of a second, 25 ms after one, 50 ms from two and a half on."""
 _PORT_TRIES: Final = 3
 """A free port can be taken by somebody else before the server binds it."""
-_FITTING: Final = -1
-"""``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
-_MAIN_MEMORY_SHARE: Final = 0.8
-"""Of main memory a model and its context may take: a container that takes all of it is killed."""
-_TRACE: Final = "4"
-"""``-lv``: the level at which libllama says where the weights went (common/log.cpp)."""
-
-
-@dataclass(frozen=True)
-class ServerPlan:
-    """What to run.
-
-    Attributes:
-        runtime: folder that holds ``llama-server``.
-        model: GGUF file.
-        environ: what it may see (``processes.environment``).
-        devices: names for ``--device``; empty for the CPU.
-        n_gpu_layers: ``ALL_LAYERS`` for all that fit.
-        n_ctx: tokens.
-        port: None for a free one.
-        startup_timeout: seconds until the first token.
-        keyed: only who has the server's random key may use it.
-        own_key: a key that the person set in ``extra``.
-        allow_cpu: a model that lands on the CPU is fine although devices were chosen.
-        pinned_build: the build is one of ours, so it knows the newer options.
-        fitted: the server finds out itself how many layers fit; else all must.
-        main_memory: bytes of it; what does not fit on the GPU must fit here.
-        repacked: weights on the CPU may be laid out anew for its instructions (AMX, AVX-512).
-        extra: arguments from the person, last, so that they win.
-    """
-
-    runtime: Path
-    model: Path
-    environ: Mapping[str, str]
-    devices: tuple[str, ...] = ()
-    n_gpu_layers: int = ALL_LAYERS
-    n_ctx: int = 4096
-    port: int | None = None
-    startup_timeout: float = 120.0
-    keyed: bool = True
-    own_key: str | None = field(default=None, repr=False)
-    allow_cpu: bool = False
-    pinned_build: bool = False
-    fitted: bool = False
-    main_memory: int = 0
-    repacked: bool = True
-    extra: tuple[str, ...] = ()
-
-    def argv(self, port: int, key_file: Path | None) -> list[str]:
-        """Return the whole command line."""
-        layers = self.n_gpu_layers if self.devices else 0
-        if self.fitted:
-            layers = _FITTING
-        options = {
-            "--model": str(self.model),
-            "--host": "127.0.0.1",
-            "--port": str(port),
-            "--ctx-size": str(self.n_ctx),
-            "--n-gpu-layers": str(layers),
-            "--device": ",".join(self.devices) or "none",
-            "--verbosity": _TRACE,
-        }
-        if key_file is not None:
-            options["--api-key-file"] = str(key_file)
-        if self.pinned_build and not self.fitted:
-            # with layers and context given there is nothing to fit: saves loading the header twice
-            options["--fit"] = "off"
-        flags = ["--no-webui"]
-        if self.pinned_build:
-            # the first token, which is asked for anyway, warms it up: one pass over the model less
-            flags.append("--no-warmup")
-        if not self.repacked:
-            flags.append("--no-repack")
-        pairs = [part for pair in options.items() for part in pair]
-        return [str(self.runtime / "llama-server"), *pairs, *flags, *self.extra]
-
-    def eased(self, error: LoaderError) -> ServerPlan | None:
-        """Return the plan of a start that asks for less, where that may cure ``error``."""
-        if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
-            return replace(self, repacked=False)
-        if not self.pinned_build:
-            return None
-        all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
-        if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted and self._spills():
-            return replace(self, fitted=True)
-        return None
-
-    def _spills(self) -> bool:
-        """Whether main memory takes whatever the GPU leaves over, with room to spare."""
-        from llama_loader import model_file
-
-        size = model_file.measure(self.model, self.n_ctx)
-        return size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE
 
 
 @dataclass(frozen=True)

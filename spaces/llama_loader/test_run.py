@@ -213,7 +213,8 @@ def _compute(
     Raises:
         LoaderError: as for ``Server.start``, or another answer than the known one.
     """
-    from llama_loader.server import Server, ServerPlan
+    from llama_loader.server import Server
+    from llama_loader.serving.server_plan import ServerPlan
 
     limit = _limit(settings, prepared, devices)
     deadline = time.monotonic() + limit

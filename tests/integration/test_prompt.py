@@ -13,7 +13,8 @@ from needs import must_or_skip
 
 from farm.errors import SourceError
 from llama_loader import model_file, processes, settings
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server
+from llama_loader.serving.server_plan import ServerPlan
 from translator import languages, prompt
 
 if TYPE_CHECKING:

@@ -20,7 +20,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server
+from llama_loader.serving.server_plan import ServerPlan
 
 WITHIN = 5.0
 """Seconds after which what is left is an orphan."""

@@ -18,8 +18,9 @@ import pytest
 
 from llama_loader import processes, test_run
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
-from llama_loader.server import Server, ServerPlan, Started
+from llama_loader.server import Server, Started
 from llama_loader.serving import exits, server_log, sockets
+from llama_loader.serving.server_plan import ServerPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -212,7 +213,7 @@ def test_the_command_line(impostor: Impostor) -> None:
         text = " ".join(argv)
         assert f"--model /m.gguf --host 127.0.0.1 --port {server.port} --ctx-size 8192" in text
         assert "--n-gpu-layers 999 --device CUDA0,CUDA1" in text
-        assert "--fit off" in text
+        assert "--threads 1 --fit off" in text
         assert text.endswith("--no-webui --no-warmup --threads 3")
     with Server(plan(runtime, keyed=False)) as server:
         text = " ".join(impostor.seen()["argv"])
@@ -220,6 +221,19 @@ def test_the_command_line(impostor: Impostor) -> None:
         assert "--fit" not in text
         assert "api-key" not in text
         assert server.api_key is None
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"devices": ()}, id="on the CPU"),
+        pytest.param({"n_gpu_layers": 20}, id="some layers are on the CPU"),
+        pytest.param({"fitted": True}, id="some layers may be on the CPU"),
+    ],
+)
+def test_all_threads_where_the_cpu_has_layers(impostor: Impostor, changes: dict[str, Any]) -> None:
+    wanted = plan(impostor.behave(), **{"devices": ("CUDA0",), "pinned_build": True} | changes)
+    assert "--threads" not in wanted.argv(1, None)
 
 
 def test_a_port_that_is_taken_is_named(impostor: Impostor) -> None:
@@ -459,7 +473,8 @@ PARENT = """
 import sys, threading, time
 sys.path.insert(0, {spaces!r})
 from pathlib import Path
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server
+from llama_loader.serving.server_plan import ServerPlan
 server = Server(ServerPlan(Path({runtime!r}), Path("/m"), {{"PATH": "/bin"}}))
 thread = threading.Thread(target=server.start)
 thread.start(); thread.join()

@@ -12,7 +12,8 @@ import pytest
 from llama_loader import processes, supervisor, test_run
 from llama_loader.errors import IntegrityError, LoaderError, ServerError
 from llama_loader.events import Event, Note
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server
+from llama_loader.serving.server_plan import ServerPlan
 from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from llama_loader.errors import LoaderError
 from llama_loader.host import Gpu, HostFacts
 from llama_loader.prepare import Prepared
 from llama_loader.select import Wishes
-from llama_loader.server import Server, ServerPlan
+from llama_loader.server import Server
+from llama_loader.serving.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
 from llama_loader.storage.soundness import Soundness
 from llama_loader.store import Installed
