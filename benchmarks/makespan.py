@@ -5,7 +5,8 @@
 Simulated: every set of build/targets.toml on every CUDA line that can build it, with the CPU
 seconds of ``results/build_cost.json`` (a set that was not measured: the median), handed out by the
 recorded times while the real ones are off by up to a fifth. Real: targets of different length,
-compiled through the Dask engine by two workers of this machine, one compiler each.
+three for each worker, compiled through the Dask engine by workers of this machine with one
+compiler each; ``--workers 2 4 8`` of them one after the other, by default as many as CPUs.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 
@@ -33,11 +34,16 @@ from farm.remote_build import Job
 from farm.report import BuildReport
 from farm.request import BuildRequest
 
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
 PROJECT: Final = Path(__file__).parent.parent
 TINY: Final = PROJECT / "tests" / "rigs" / "tiny_llama"
 COST: Final = PROJECT / "benchmarks" / "results" / "build_cost.json"
 UNITS: Final = (8, 6, 5, 4, 3, 2)
-"""C++ files of each real target; every one includes <regex> and <iostream> and instantiates."""
+"""C++ files of six real targets; every one includes <regex> and <iostream> and instantiates."""
+UNITS_FOR: Final = 2
+"""Workers that they are for; more get them several times."""
 HOSTS: Final = (2, 3, 4, 6, 8, 12, 16)
 BIN: Final = "${CMAKE_BINARY_DIR}/bin"
 DRAWS: Final = 200
@@ -85,20 +91,20 @@ def simulate(recorded: dict[str, float], hosts: int) -> dict[str, float]:
     }
 
 
-def real() -> dict[str, Any]:
-    """Compile targets of different length through two workers; times are wall seconds."""
+def real(workers: int) -> dict[str, Any]:
+    """Compile targets of different length through so many workers; times are wall seconds."""
+    units = UNITS * max(1, workers // UNITS_FOR)
     with tempfile.TemporaryDirectory(prefix="makespan-") as folder:
         os.environ["XDG_CACHE_HOME"] = folder
         os.environ["CCACHE_DIR"] = f"{folder}/ccache"
         tree = Path(shutil.copytree(TINY, Path(folder) / "llama.cpp"))
-        _add_targets(tree)
+        _add_targets(tree, units)
         origin, line = source.from_folder(tree), targets.load().line("cpu")
         plans = [
-            BuildPlan(targets.ArchSet(f"load{units}", ""), line, origin, (f"load{units}",))
-            for units in UNITS
+            BuildPlan(targets.ArchSet(name, ""), line, origin, (name,)) for name in _names(units)
         ]
-        request = BuildRequest(engine="local", jobs=1, workers=2, fresh=True)
-        expected = {plan.key: float(units) for plan, units in zip(plans, UNITS, strict=True)}
+        request = BuildRequest(engine="local", jobs=1, workers=workers, fresh=True)
+        expected = {plan.key: float(count) for plan, count in zip(plans, units, strict=True)}
         fleet = Fleet(BuildReport(Console(stderr=True)), expected)
         with cluster(request, len(plans)) as address:
             packed = remote_build.pack_folder(tree)
@@ -115,9 +121,10 @@ def real() -> dict[str, Any]:
             for row in fleet.rows.values()
             if row.began is not None and row.ended is not None
         ]
-    least = schedule.lower_bound(took, 2)
+    least = schedule.lower_bound(took, workers)
     return {
-        "units": UNITS,
+        "workers": workers,
+        "units": units,
         "set_seconds": [round(seconds, 2) for seconds in took],
         "makespan": round(makespan, 2),
         "lower_bound": round(least, 2),
@@ -127,20 +134,24 @@ def real() -> dict[str, Any]:
     }
 
 
-def _add_targets(tree: Path) -> None:
+def _names(units: Sequence[int]) -> list[str]:
+    """Return a target's name for each number of files."""
+    return [f"load{position}of{count}" for position, count in enumerate(units)]
+
+
+def _add_targets(tree: Path, units: Sequence[int]) -> None:
     rows = []
-    for units in UNITS:
-        names = [f"unit_{units}_{number}.cpp" for number in range(units)]
-        for name in names:
-            number = name.removeprefix("unit_").removesuffix(".cpp")
-            (tree / name).write_text(UNIT.format(number=number), "utf-8")
+    for name, count in zip(_names(units), units, strict=True):
+        files = [f"{name}_{number}.cpp" for number in range(count)]
+        for number, file in enumerate(files):
+            (tree / file).write_text(UNIT.format(number=number), "utf-8")
         rows += [
-            f"add_library(load{units} SHARED {' '.join(names)})",
+            f"add_library({name} SHARED {' '.join(files)})",
             # What the farm collects is CMake's bin folder.
-            f"set_target_properties(load{units} PROPERTIES LIBRARY_OUTPUT_DIRECTORY {BIN})",
+            f"set_target_properties({name} PROPERTIES LIBRARY_OUTPUT_DIRECTORY {BIN})",
         ]
-    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
-        file.write("\n" + "\n".join(rows) + "\n")
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as lists:
+        lists.write("\n" + "\n".join(rows) + "\n")
 
 
 def main() -> None:
@@ -148,6 +159,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--simulate-only", action="store_true")
+    parser.add_argument("--workers", type=int, nargs="*", default=[os.cpu_count() or UNITS_FOR])
     options = parser.parse_args()
     recorded = matrix()
     result: dict[str, Any] = {
@@ -155,7 +167,7 @@ def main() -> None:
         "simulated": [simulate(recorded, hosts) for hosts in HOSTS],
     }
     if not options.simulate_only:
-        result["real"] = real()
+        result["real"] = [real(workers) for workers in options.workers]
     options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps(result, indent=2))
 
