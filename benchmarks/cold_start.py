@@ -31,6 +31,7 @@ from urllib.parse import urlsplit
 
 import requests
 
+from benchmarks import running_python
 from farm.serve import ReleaseServer
 from llama_loader import host, settings
 from llama_loader.client import Client
@@ -39,6 +40,8 @@ from llama_loader.serving import sockets
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+RUNNING_PYTHON: Final = Path(running_python.__file__)
+RUNNING: Final = "installed, in a running Python"
 PROMPT: Final = "the capital of france is"
 TOKENS: Final = 64
 BENCH_TOKENS: Final = 256
@@ -77,9 +80,13 @@ class Bench:
 
     def command(self, name: str, store: Path, *options: str) -> list[str]:
         """Return a command line of the loader, the manifest pinned as in a Space."""
+        return [sys.executable, "-m", "llama_loader", *self.arguments(name, store, *options)]
+
+    def arguments(self, name: str, store: Path, *options: str) -> list[str]:
+        """Return the same without the program."""
         pin = hashlib.sha256((self.release / "manifest.json").read_bytes()).hexdigest()
         return [
-            *(sys.executable, "-m", "llama_loader", name, *options),
+            *(name, *options),
             *("--manifest", self.manifest_url, "--manifest-sha256", pin, "--store", str(store)),
         ]
 
@@ -91,11 +98,20 @@ class Bench:
         found: dict[str, Any] = json.loads(told.stdout)
         return found
 
-    def loader(self, store: Path, cache: Path) -> dict[str, float]:
-        """Start with the loader: from its process's start to its ``ready`` line, and 64 tokens."""
-        command = self.command("serve", store, "--json", "--model", str(self.model))
+    def loader(self, store: Path, cache: Path, *, running: bool = False) -> dict[str, float]:
+        """Start with the loader: to its ``ready`` line, and 64 tokens.
+
+        Counted from its process's start, or, where it is ``running``, from the moment that a Python
+        which has its modules is told to: as in a Space, whose process is there already.
+        """
+        arguments = self.arguments("serve", store, "--json", "--model", str(self.model))
+        program = [str(RUNNING_PYTHON)] if running else ["-m", "llama_loader"]
         began = time.monotonic()
-        with _process(command, cache) as process:
+        with _process([sys.executable, *program, *arguments], cache) as process:
+            if running:
+                _line(process, running_python.READY)
+                began = time.monotonic()
+                _tell(process)
             told = _line(process, "{")
             url = _line(process, "ready ").split()[1]
             first = time.monotonic() - began
@@ -136,6 +152,7 @@ def measure(bench: Bench, upstream: Path | None, rounds: int) -> Iterator[list[S
         "installed, warm JIT cache": lambda _: bench.loader(
             bench.kept, bench.scratch / "warm-ours"
         ),
+        RUNNING: lambda _: bench.loader(bench.kept, _fresh(bench), running=True),
         "bare server": lambda _: bench.bare(ours, libraries, _fresh(bench)),
     }
     if upstream is not None:
@@ -207,6 +224,8 @@ def ratios(sides: list[Side]) -> dict[str, float]:
         slow = theirs.median("first token")
         found["first token, upstream's list / installed"] = slow / ours.median("first token")
         found["first token, upstream's list / bare server"] = slow / bare.median("first token")
+        worker = by_name[RUNNING].median("first token")
+        found["first token, upstream's list / installed, in a running Python"] = slow / worker
     return {name: round(value, 3) for name, value in found.items()}
 
 
@@ -262,7 +281,12 @@ def _process(command: list[str], cache: Path, **extra: str) -> Iterator[subproce
     environ = {**os.environ, "CUDA_CACHE_PATH": str(cache), **extra}
     with tempfile.TemporaryFile("w+") as errors:
         process = subprocess.Popen(
-            command, env=environ, stdout=subprocess.PIPE, stderr=errors, text=True
+            command,
+            env=environ,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
         )
         try:
             yield process
@@ -272,9 +296,16 @@ def _process(command: list[str], cache: Path, **extra: str) -> Iterator[subproce
             raise
         finally:
             process.terminate()
-            if process.stdout is not None:
-                process.stdout.close()
+            for stream in (process.stdin, process.stdout):
+                if stream is not None:
+                    stream.close()
             process.wait()
+
+
+def _tell(process: subprocess.Popen[str]) -> None:
+    if process.stdin is not None:
+        process.stdin.write("\n")
+        process.stdin.flush()
 
 
 def _line(process: subprocess.Popen[str], beginning: str) -> str:
