@@ -5,8 +5,9 @@
 Simulated: every set of build/targets.toml on every CUDA line that can build it, with the CPU
 seconds of ``results/build_cost.json`` (a set that was not measured: the median), handed out by the
 recorded times while the real ones are off by up to a fifth. Real: targets of different length,
-three for each worker, compiled through the Dask engine by workers of this machine with one
-compiler each; ``--workers 2 4 8`` of them one after the other, by default as many as CPUs.
+compiled through the Dask engine by workers of this machine with one compiler each; ``--hosts 2 4``
+of them one after the other, by default as many as CPUs. With ``--throttled`` each is a process in a
+control group (version 1, root) that gets its equal part of the CPUs and no more: a slow host.
 """
 
 from __future__ import annotations
@@ -16,16 +17,19 @@ import json
 import os
 import random
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from distributed import Client
 from rich.console import Console
 
 from farm import remote_build, schedule, source, targets
-from farm.engines.dask import Dispatcher, cluster
+from farm.engines.dask import RESOURCE, Dispatcher, cluster
 from farm.errors import FarmError
 from farm.fleet import Fleet
 from farm.plan import BuildPlan
@@ -35,7 +39,7 @@ from farm.report import BuildReport
 from farm.request import BuildRequest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 PROJECT: Final = Path(__file__).parent.parent
 TINY: Final = PROJECT / "tests" / "rigs" / "tiny_llama"
@@ -43,7 +47,12 @@ COST: Final = PROJECT / "benchmarks" / "results" / "build_cost.json"
 UNITS: Final = (8, 6, 5, 4, 3, 2)
 """C++ files of six real targets; every one includes <regex> and <iostream> and instantiates."""
 UNITS_FOR: Final = 2
-"""Workers that they are for; more get them several times."""
+"""Hosts that they are for; more get smaller ones, as many for each host."""
+SECONDS: Final = 5.0
+"""Of one CPU for a file, roughly: what a set may take before it counts as slow."""
+CONTROL_GROUPS: Final = Path("/sys/fs/cgroup/cpu")
+PERIOD: Final = 100_000
+"""Microseconds: ``cpu.cfs_period_us``."""
 HOSTS: Final = (2, 3, 4, 6, 8, 12, 16)
 BIN: Final = "${CMAKE_BINARY_DIR}/bin"
 DRAWS: Final = 200
@@ -91,10 +100,64 @@ def simulate(recorded: dict[str, float], hosts: int) -> dict[str, float]:
     }
 
 
-def real(workers: int) -> dict[str, Any]:
-    """Compile targets of different length through so many workers; times are wall seconds."""
-    units = UNITS * max(1, workers // UNITS_FOR)
-    with tempfile.TemporaryDirectory(prefix="makespan-") as folder:
+def units_for(hosts: int) -> tuple[int, ...]:
+    """Return the number of C++ files of each target that so many hosts share, most first."""
+    if hosts <= UNITS_FOR:
+        return UNITS
+    each = (1 + position % 4 for position in range(hosts * len(UNITS) // UNITS_FOR))
+    return tuple(sorted(each, reverse=True))
+
+
+@contextmanager
+def throttled(hosts: int) -> Iterator[str]:
+    """Give the address of a cluster whose hosts have an equal part of this machine's CPUs each."""
+    program = (sys.executable, "-m")
+    with tempfile.TemporaryDirectory(prefix="cluster-") as folder, ExitStack() as ends:
+        where = f"{folder}/scheduler.json"
+        common = ("--no-dashboard", "--host", "127.0.0.1", "--scheduler-file", where)
+        scheduler = (*program, "distributed.cli.dask_scheduler", "--port", "0", *common)
+        worker = (*program, "distributed.cli.dask_worker", "--no-nanny", "--nthreads", "1", *common)
+        declared = ("--resources", f"{RESOURCE}=1", "--local-directory", folder)
+        ends.enter_context(_process(scheduler))
+        processes = [ends.enter_context(_process((*worker, *declared))) for _ in range(hosts)]
+        with Client(scheduler_file=where, timeout=60) as client:  # type: ignore[no-untyped-call]
+            client.wait_for_workers(hosts, timeout=120)
+            address = client.scheduler.address
+        for number, process in enumerate(processes):
+            ends.enter_context(_control_group(number, process.pid, (os.cpu_count() or 1) / hosts))
+        yield address
+
+
+@contextmanager
+def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
+
+
+@contextmanager
+def _control_group(number: int, pid: int, cpus: float) -> Iterator[None]:
+    """Cap a process and its children to come; on the way out they are uncapped again."""
+    folder = CONTROL_GROUPS / f"farm-makespan-{os.getpid()}-{number}"
+    folder.mkdir()
+    (folder / "cpu.cfs_period_us").write_text(str(PERIOD))
+    (folder / "cpu.cfs_quota_us").write_text(str(int(cpus * PERIOD)))
+    (folder / "cgroup.procs").write_text(str(pid))
+    try:
+        yield
+    finally:
+        for one in (folder / "cgroup.procs").read_text().split():
+            (CONTROL_GROUPS / "cgroup.procs").write_text(one)
+        folder.rmdir()
+
+
+def real(hosts: int, *, capped: bool) -> dict[str, Any]:
+    """Compile targets of different length on so many hosts; times are wall seconds."""
+    units, load = units_for(hosts), os.getloadavg()[0]
+    with tempfile.TemporaryDirectory(prefix="makespan-") as folder, ExitStack() as ends:
         os.environ["XDG_CACHE_HOME"] = folder
         os.environ["CCACHE_DIR"] = f"{folder}/ccache"
         tree = Path(shutil.copytree(TINY, Path(folder) / "llama.cpp"))
@@ -103,35 +166,45 @@ def real(workers: int) -> dict[str, Any]:
         plans = [
             BuildPlan(targets.ArchSet(name, ""), line, origin, (name,)) for name in _names(units)
         ]
-        request = BuildRequest(engine="local", jobs=1, workers=workers, fresh=True)
-        expected = {plan.key: float(count) for plan, count in zip(plans, units, strict=True)}
+        request = BuildRequest(engine="local", jobs=1, workers=hosts, fresh=True)
+        each = SECONDS * max(1.0, hosts / (os.cpu_count() or 1))
+        expected = {plan.key: each * count for plan, count in zip(plans, units, strict=True)}
         fleet = Fleet(BuildReport(Console(stderr=True)), expected)
-        with cluster(request, len(plans)) as address:
-            packed = remote_build.pack_folder(tree)
-            with Dispatcher(address, lambda: packed, fleet) as hosts, fleet:
-                jobs = [Job(plan, source_digest(origin), request) for plan in plans]
-                began = time.monotonic()
-                for job, outcome in hosts.run(jobs):
-                    if outcome.failure is not None:
-                        sys.exit(f"{job.plan.key}: {outcome.failure}")
-                    fleet.end(job.plan.key, "built")
-                makespan = time.monotonic() - began
-        took = [
-            row.ended - row.began
-            for row in fleet.rows.values()
-            if row.began is not None and row.ended is not None
-        ]
-    least = schedule.lower_bound(took, workers)
+        address = ends.enter_context(throttled(hosts) if capped else cluster(request, len(plans)))
+        jobs = [Job(plan, source_digest(origin), request) for plan in plans]
+        makespan = _run(jobs, address, tree, fleet)
+    took = [
+        row.ended - row.began
+        for row in fleet.rows.values()
+        if row.began is not None and row.ended is not None
+    ]
+    least = schedule.lower_bound(took, hosts)
+    ideal = schedule.finish(took, [0.0] * hosts)  # handed out in this order, in no time
     return {
-        "workers": workers,
+        "hosts": hosts,
+        "cpus_of_each": round((os.cpu_count() or 1) / hosts, 3) if capped else None,
         "units": units,
         "set_seconds": [round(seconds, 2) for seconds in took],
         "makespan": round(makespan, 2),
+        "longest_first": round(ideal, 2),
         "lower_bound": round(least, 2),
+        "over_longest_first": round(makespan / ideal, 3),
         "ratio": round(makespan / least, 3),
-        "load_before": round(os.getloadavg()[0], 1),
+        "load_before": round(load, 1),
         "cores": os.cpu_count(),
     }
+
+
+def _run(jobs: list[Job], address: str, tree: Path, fleet: Fleet) -> float:
+    """Build them all; returns the seconds from the first handing out to the last outcome."""
+    packed = remote_build.pack_folder(tree)
+    with Dispatcher(address, lambda: packed, fleet) as hosts, fleet:
+        began = time.monotonic()
+        for job, outcome in hosts.run(jobs):
+            if outcome.failure is not None:
+                sys.exit(f"{job.plan.key}: {outcome.failure}")
+            fleet.end(job.plan.key, "built")
+        return time.monotonic() - began
 
 
 def _names(units: Sequence[int]) -> list[str]:
@@ -159,7 +232,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--simulate-only", action="store_true")
-    parser.add_argument("--workers", type=int, nargs="*", default=[os.cpu_count() or UNITS_FOR])
+    parser.add_argument("--hosts", type=int, nargs="*", default=[os.cpu_count() or UNITS_FOR])
+    parser.add_argument("--throttled", action="store_true", help="each has its part of the CPUs")
     options = parser.parse_args()
     recorded = matrix()
     result: dict[str, Any] = {
@@ -167,7 +241,7 @@ def main() -> None:
         "simulated": [simulate(recorded, hosts) for hosts in HOSTS],
     }
     if not options.simulate_only:
-        result["real"] = [real(workers) for workers in options.workers]
+        result["real"] = [real(hosts, capped=options.throttled) for hosts in options.hosts]
     options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps(result, indent=2))
 

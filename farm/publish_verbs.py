@@ -1,0 +1,207 @@
+"""Verbs that publish: `tasks.py` takes them over, so `invoke --list` shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
+from invoke.tasks import task
+
+from farm import show, show_published
+from farm.cli import verb
+
+
+def _path(value: str | None) -> Path | None:
+    return Path(value) if value else None
+
+
+@task(
+    help={
+        "to": "a folder, github:OWNER/REPO or hf:OWNER/REPO",
+        "folder": "a release folder",
+        "channel": "also promote it to this channel",
+        "dry_run": "show what would be sent, and end",
+        "key": "for --channel: the file with the signing key, else FARM_SIGNING_KEY",
+    }
+)
+@verb
+def publish(
+    _: Context,
+    to: str | None = None,
+    folder: str = "dist",
+    channel: str | None = None,
+    dry_run: bool = False,
+    key: str | None = None,
+) -> None:
+    """Send a release to where loaders read it, the manifest last; nothing is sent twice."""
+    from farm import trust
+    from farm.publish import destination, places, publishing
+
+    place = places.parse(to)
+    wanted = None if channel is None else destination.require_name("channel", channel)
+    signer = None if wanted is None or dry_run else trust.signer(_path(key))
+    plan = publishing.prepare(Path(folder), place, show.note)
+    show_published.plan(plan)
+    if dry_run:
+        return
+    show.line(publishing.publish(plan, place, show_published.line))
+    if wanted is not None and signer is not None:
+        from farm import channels, promotion
+
+        promotion.require_gate(place, plan.release, show_published.check)
+        show_published.promotion(channels.promote(place, plan.release, wanted, signer))
+
+
+@task(
+    help={
+        "folder": "a release folder",
+        "against": "where earlier releases are published, to compare figures with on a GPU",
+        "to": "instead of a folder: where the release is published; one more report goes there",
+        "release": "for --to: its name, e.g. b11549-1",
+    }
+)
+@verb
+def gate(
+    _: Context,
+    folder: str = "dist",
+    against: str | None = None,
+    to: str | None = None,
+    release: str | None = None,
+) -> None:
+    """Check a release as promotion demands it, and write the report beside it."""
+    from farm import gate as checking
+    from farm import promotion
+    from farm.publish import destination, last_report, places
+    from farm.release import load
+
+    if to is None and release is None:
+        own = load(Path(folder)).release
+        earlier = () if against is None else last_report.figures(places.parse(against), own)
+        report = checking.run(Path(folder), earlier, show_published.check)
+    else:
+        name = destination.require_name("release", release)
+        report = promotion.check(places.parse(to), name, show_published.check)
+    show_published.gate(report)
+
+
+@task(
+    help={
+        "release": "its name, e.g. b11549-1",
+        "channel": "e.g. stable",
+        "days": "until it expires",
+        "serial": "the lowest to give, where the place has lost those that it gave before",
+    }
+)
+@verb
+def promote(
+    _: Context,
+    release: str,
+    channel: str | None = None,
+    to: str | None = None,
+    key: str | None = None,
+    days: str = "90",
+    serial: str = "1",
+) -> None:
+    """Make a published release a channel's present one: a signed manifest with the next serial."""
+    from farm import channels, promotion, trust
+    from farm.publish import destination, places
+
+    name = destination.require_name("release", release)
+    wanted = destination.require_name("channel", channel)
+    lasting, lowest = show.days("--days", days), show.positive("--serial", serial) or 1
+    place, signer = places.parse(to), trust.signer(_path(key))
+    promotion.require_gate(place, name, show_published.check)
+    done = channels.promote(place, name, wanted, signer, days=lasting, at_least=lowest)
+    show_published.promotion(done)
+
+
+@task(help={"channel": "e.g. stable", "to": "where it is", "key": "the file with the signing key"})
+@verb
+def rollback(
+    _: Context,
+    channel: str | None = None,
+    to: str | None = None,
+    key: str | None = None,
+    days: str = "90",
+) -> None:
+    """Make the release before a channel's present one current again, with a higher serial."""
+    from farm import channels, trust
+    from farm.publish import destination, places
+
+    wanted = destination.require_name("channel", channel)
+    place = places.parse(to)
+    lasting, signer = show.days("--days", days), trust.signer(_path(key))
+    show_published.promotion(channels.rollback(place, wanted, signer, days=lasting))
+
+
+@task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
+@verb
+def keygen(_: Context, out: str = "farm-signing.key") -> None:
+    """Make a pair of minisign keys for channels; only the public one is shown."""
+    from farm import trust
+
+    public = trust.generate(Path(out))
+    show.line(f"secret key: {out} (keep it; FARM_SIGNING_KEY takes its text)")
+    show.line(f"public key: {public}")
+
+
+@task(
+    name="pin-space",
+    help={
+        "manifest": "a manifest's URL",
+        "to": "where it is published, instead of --manifest",
+        "release": "the release there to pin",
+        "channel": "the channel there to follow, instead of --release",
+        "public_key": "for --channel: the key that must have signed it (RW…)",
+    },
+)
+@verb
+def pin_space(
+    _: Context,
+    manifest: str | None = None,
+    to: str | None = None,
+    release: str | None = None,
+    channel: str | None = None,
+    public_key: str | None = None,
+) -> None:
+    """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
+    from farm import pin_space as pins_of
+    from farm import trust
+    from farm.publish import destination, places
+
+    show.one_of({"--manifest": manifest, "--release": release, "--channel": channel})
+    if manifest is not None:
+        pin = pins_of.url(manifest)
+    elif release is not None:
+        pin = pins_of.release(places.parse(to), destination.require_name("release", release))
+    else:
+        name = destination.require_name("channel", channel)
+        key = trust.require_public(show.text("--public-key", public_key))
+        pin = pins_of.channel(places.parse(to), name, key)
+    pins_of.write(pin)
+    show_published.pin(pin)
+
+
+@task(
+    name="deploy-space",
+    iterable=["set"],
+    help={
+        "to": "the Space: OWNER/NAME",
+        "set": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
+        "dry_run": "show what would be uploaded, and end",
+    },
+)
+@verb
+def deploy_space(
+    _: Context,
+    to: str | None = None,
+    set: list[str] | None = None,  # noqa: A002 - the option's name
+    dry_run: bool = False,
+) -> None:
+    """Upload spaces/ alone to a Space on the Hub, and set its variables."""
+    from farm import deploy_space as deploying
+
+    deployment = deploying.plan(show.text("--to", to), set or ())
+    show_published.deployment(deployment)
+    if not dry_run:
+        show.line(deploying.deploy(deployment))
