@@ -132,7 +132,8 @@ class Fleet:
     def begin(self, key: str, host: str) -> None:
         """A set has been handed to a host."""
         row = self.rows[key]
-        row.host, row.state, row.count, row.began = host, "starting", None, self.clock()
+        began = self.clock() if row.began is None else row.began  # else a second host has it, too
+        row.host, row.state, row.count, row.began = host, "starting", None, began
         if self.many:
             self._plain(f"{key}: to {host}")
 

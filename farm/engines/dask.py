@@ -107,6 +107,8 @@ class Dispatcher:
     _losses: dict[str, int] = field(default_factory=dict)
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
+    _known: list[str] = field(default_factory=list)
+    _order: dict[str, int] = field(default_factory=dict)
 
     def __enter__(self) -> Self:
         """Connect to the scheduler.
@@ -135,6 +137,7 @@ class Dispatcher:
             EngineError: no scheduler or no host for ten minutes.
         """
         self._waiting = list(jobs)
+        self._order = {job.plan.key: place for place, job in enumerate(jobs)}
         seen = time.monotonic()
         while self._waiting or self._running:
             if self._client.status == "closed":
@@ -180,10 +183,20 @@ class Dispatcher:
                 time.sleep(_POLL)
 
     def _hosts(self) -> list[str]:
+        """Return the addresses of the workers that build.
+
+        Not from ``Client.scheduler_info``: a timer of the client's puts an answer without workers
+        in the place of the one that was asked for, and every build would count as lost.
+        """
         if self._client.status != "running":
             return []
-        workers = self._client.scheduler_info(n_workers=-1)["workers"]
-        return [where for where, facts in workers.items() if facts["resources"].get(RESOURCE)]
+        try:
+            told = self._client.sync(self._client.scheduler.identity, n_workers=-1)
+        except OSError:  # the connection has ended, and the client has not seen it yet
+            return self._known
+        workers = told["workers"].items()
+        self._known = [where for where, facts in workers if facts["resources"].get(RESOURCE)]
+        return self._known
 
     def _await_hosts(self) -> None:
         until = time.monotonic() + _CONNECT_SECONDS
@@ -207,8 +220,15 @@ class Dispatcher:
                 self.fleet.say(f"{running.key}: {where}; another host has it, too")
                 continue
             self._losses[running.key] = self._losses.get(running.key, 0) + (not lost)
-            self._waiting.insert(0, running.job)
+            self._wait_again(running.job)
             self.fleet.wait(running.key, f"{where}; it is built elsewhere")
+
+    def _wait_again(self, job: Job) -> None:
+        """Put a job back where it was in the order, which is longest first."""
+        place = self._order[job.plan.key]
+        waiting = enumerate(self._waiting)
+        later = (at for at, other in waiting if self._order[other.plan.key] > place)
+        self._waiting.insert(next(later, len(self._waiting)), job)
 
     def _copies(self, key: str) -> list[_Running]:
         return [running for running in self._running if running.key == key]
@@ -308,8 +328,8 @@ class Dispatcher:
         for running in self._running:
             if self._client.status == "running":
                 running.future.cancel()
-            if running.job not in self._waiting:
-                self._waiting.insert(0, running.job)
+            if running.job not in self._waiting:  # a slow one has two hosts
+                self._wait_again(running.job)
             key = running.key
             self.fleet.rows[key] = replace(self.fleet.rows[key], host="", state="waiting")
         self._running.clear()

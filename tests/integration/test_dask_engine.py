@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 import signal
 import socket
@@ -15,13 +16,16 @@ from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import dask
 import pytest
 from needs import must_or_skip
 from rich.console import Console
 from verbs import PROJECT
 
 from farm import building, pipeline, source, targets
+from farm.engines.dask import Dispatcher
 from farm.errors import EngineError, FarmError
+from farm.fleet import Fleet
 from farm.plan import BuildPlan
 from farm.report import BuildReport
 from farm.request import BuildRequest
@@ -306,6 +310,26 @@ def test_a_worker_killed_in_mid_build_is_replaced_by_another(
     assert told.count("source: ") == 2, "each host gets the source once"
 
 
+def test_sets_of_lost_hosts_are_built_in_the_order_they_had(
+    hosts: Hosts, held: Held, request_: BuildRequest
+) -> None:
+    """Longest first, also for what has to be built again."""
+    hosts.scheduler()
+    workers = [hosts.worker(name) for name in ("first", "second", "third")]
+    run = Run(held.tree, ("one", "two", "three"), replace(request_, scheduler=hosts.address))
+    run.start()
+    until(lambda: held.begun == 3, "the builds do not begin")
+    order = re.findall(r"(cpu-\w+): to", run.told)
+    for worker in workers:
+        os.killpg(worker.pid, signal.SIGKILL)
+    until(lambda: run.told.count("was lost") == 3, f"they are not missed: {run.told}")
+    held.let_go()
+    hosts.worker("fourth")
+    told = run.finish()
+    assert run.error is None, told
+    assert re.findall(r"(cpu-\w+): to", told) == [*order, *order]
+
+
 def test_a_scheduler_that_is_started_again_gets_the_sets_again(
     hosts: Hosts, held: Held, request_: BuildRequest
 ) -> None:
@@ -423,6 +447,22 @@ def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
     assert told.count("and the first that is done counts") == 1, told
     assert held.begun == 3
     assert not (held.folder / "go").exists(), "nobody waited for the slow host"
+
+
+def test_hosts_are_never_taken_for_lost_by_what_a_timer_of_the_client_s_writes(
+    hosts: Hosts,
+) -> None:
+    """``Client.scheduler_info`` gave no workers now and then: all builds were begun again."""
+    hosts.scheduler()
+    hosts.worker("one")
+    hosts.worker("two")
+    console = Console(quiet=True)
+    with (
+        dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}),
+        Dispatcher(hosts.address, bytes, Fleet(BuildReport(console), {})) as dispatcher,
+    ):
+        until(lambda: len(dispatcher._hosts()) == 2, "the workers do not come")
+        assert {len(dispatcher._hosts()) for _ in range(1000)} == {2}
 
 
 def test_a_scheduler_without_hosts_or_none_at_all_is_named(

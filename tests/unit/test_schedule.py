@@ -115,3 +115,15 @@ def test_piped_it_is_plain_lines_and_not_one_for_every_object() -> None:
         "cu130-sm90: built on builder-2.example.org:40001 in 2:00, about 6:00 left"
     )
     assert len([line for line in lines if "/400]" in line]) == 6
+
+
+def test_a_set_that_a_second_host_has_too_took_as_long_as_it_did() -> None:
+    stream = io.StringIO()
+    made, clock = fleet(Console(file=stream, width=200))
+    with made:
+        made.begin("cu130-sm90", "slow")
+        clock.now = 100.0
+        made.begin("cu130-sm90", "quick")
+        clock.now = 160.0
+        made.end("cu130-sm90", "built")
+    assert "cu130-sm90: built on quick in 2:40" in stream.getvalue()
