@@ -41,6 +41,7 @@ def draw(result: dict[str, Any], out: Path) -> None:
     longest = max(run["64 tokens"] for side in sides for run in side["runs"])
     axes.set_xlim(0 if longest < _LONG else 0.1, longest * 1.25)
     axes.set_xscale("linear" if longest < _LONG else "log")
+    axes.xaxis.set_major_formatter("{x:g}")
     gpu, model = result["machine"]["gpus"][0]["name"], result["model"]["name"]
     axes.set_xlabel(f"seconds from the start of the first process ({gpu}, {model})")
     axes.spines[["top", "right"]].set_visible(False)
