@@ -186,7 +186,9 @@ def bench_tokens(program: Path, model: Path, libraries: str, runs: int) -> list[
     command = [str(program), "-m", str(model), "-p", "0", "-n", str(BENCH_TOKENS)]
     command += ["-ngl", "99", "-r", str(runs), "-o", "json"]
     environ = {**os.environ, "LD_LIBRARY_PATH": f"{program.parent}:{libraries}"}
-    told = subprocess.run(command, env=environ, capture_output=True, text=True, check=True)
+    told = subprocess.run(command, env=environ, capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise SystemExit(f"{program} ended with status {told.returncode}: {told.stderr[-2000:]}")
     samples: list[float] = json.loads(told.stdout)[0]["samples_ts"]
     return samples
 
