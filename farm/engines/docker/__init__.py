@@ -1,0 +1,12 @@
+"""The Docker engine. The only package that imports ``docker``.
+
+Works against any engine that ``DOCKER_HOST`` names: the source is copied in and the products are
+copied out, nothing is mounted from this machine. Containers have no network, unless the compiler
+cache is shared between machines.
+"""
+
+from farm.engines.docker.connection import connect
+from farm.engines.docker.engine import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
+from farm.engines.docker.images import DockerImages
+
+__all__ = ["CACHE_FOLDER", "CACHE_VOLUME", "LABEL", "DockerEngine", "DockerImages", "connect"]

@@ -1,0 +1,148 @@
+"""Builds in containers on top of one devel image."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import secrets
+import tarfile
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
+
+from docker.errors import NotFound
+
+from farm import shared_cache
+from farm.engines.docker.connection import engine_errors
+from farm.engines.docker.images import DockerImages
+from farm.engines.docker.workspace import DockerWorkspace, copy_in
+from farm.images import BUILDER_DOCKERFILE, ImageFacts
+from farm.plan import CONTAINER_LAYOUT, BuildPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import docker
+
+    from farm.engines.base import LineSink
+
+CACHE_VOLUME: Final = "llama-farm-ccache"
+CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
+LABEL: Final = "llama-farm"
+"""On every container and image of ours, so that a person can find them: ``--filter label=…``."""
+
+
+class DockerEngine:
+    """Builds in containers on top of one devel image.
+
+    Args:
+        reference: the devel image; an image that the engine has is used as it is, else pulled.
+        jobs: compilers at a time; the engine's processor count when None.
+        cached: False compiles everything, with no compiler cache in the container.
+    """
+
+    name = "docker"
+
+    def __init__(
+        self,
+        client: docker.DockerClient,
+        *,
+        reference: str,
+        jobs: int | None = None,
+        cached: bool = True,
+    ) -> None:
+        self._client = client
+        self._reference = reference
+        self._jobs = jobs
+        self._cached = cached
+        self._images = DockerImages(client)
+
+    def identity(self, plan: BuildPlan) -> str:
+        """Name the devel image's content, and what is built on top of it.
+
+        Raises:
+            EngineError: the image cannot be had, or the engine is out of reach.
+        """
+        del plan  # all of a run's plans are built on one image
+        return f"docker {self._base().id} {_builder_tag(self._base())}"
+
+    @contextmanager
+    def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[DockerWorkspace]:
+        """Start a container with the plan's source; it is removed on every exit.
+
+        Raises:
+            EngineError: the image cannot be had, or the engine is out of reach.
+        """
+        base = self._base()
+        builder = self._builder_image(base, sink)
+        container = self._start(plan, builder)
+        try:
+            copy_in(container, plan.source.tree, CONTAINER_LAYOUT)
+            yield DockerWorkspace(
+                container=container,
+                layout=CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher=""),
+                jobs=self._jobs or int(self._client.info()["NCPU"]),
+                image=ImageFacts(id=base.id, labels=base.labels, reference=self._reference),
+                ccache_dir=CACHE_FOLDER if self._cached else None,
+            )
+        finally:
+            with engine_errors("ENGINE_LOST", f"container {container.name} may be left behind"):
+                _remove(container)
+
+    def close(self) -> None:
+        """Close the connections to the engine."""
+        self._client.close()
+
+    def _base(self) -> ImageFacts:
+        return self._images.find(self._reference) or self._images.pull(self._reference)
+
+    def _builder_image(self, base: ImageFacts, sink: LineSink) -> ImageFacts:
+        tag = _builder_tag(base)
+        found = self._images.find(tag)
+        if found is not None:
+            return found
+        sink(f"note[BUILDER_IMAGE]: making {tag} on top of {self._reference}")
+        context = _tar_of({"Dockerfile": BUILDER_DOCKERFILE.read_bytes()})
+        return self._images.build(
+            context, tag, buildargs={"BASE": base.id}, labels={LABEL: "builder"}, log=sink
+        )
+
+    def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
+        volumes = {CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
+        shared = self._cached and shared_cache.remote()
+        with engine_errors("ENGINE_FAILED", "the build container could not be started"):
+            return self._client.containers.run(
+                image.id,
+                ["sleep", "infinity"],
+                name=f"llama-farm-{plan.key}-{secrets.token_hex(4)}",
+                detach=True,
+                init=True,
+                # Only a cache shared between machines needs one.
+                network_mode="bridge" if shared else "none",
+                labels={LABEL: plan.key},
+                volumes=volumes if self._cached else {},
+            )
+
+
+def _builder_tag(base: ImageFacts) -> str:
+    inputs = hashlib.sha256(base.id.encode() + BUILDER_DOCKERFILE.read_bytes())
+    return f"llama-farm-builder:{inputs.hexdigest()[:16]}"
+
+
+def _remove(container: Any) -> None:
+    try:
+        container.remove(force=True, v=True)
+    except NotFound:
+        return
+
+
+def _tar_of(files: Mapping[str, bytes]) -> io.BytesIO:
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for name, content in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            tar.addfile(entry, io.BytesIO(content))
+    packed.seek(0)
+    return packed
