@@ -1,7 +1,8 @@
 """What ``llama-server --list-devices`` finds, and which of it to use.
 
-The program is asked, not the driver: what counts is what this binary, with these libraries, can
-use. Present output, earlier forms, empty and garbled output are told apart (FAULTS row 47).
+What counts is what this binary, with these libraries, can use, so the program is asked; the driver
+only where its answer cannot be another one (``by_the_driver``). Present output, earlier forms, empty
+and garbled output are told apart (FAULTS row 47).
 """
 
 from __future__ import annotations
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from llama_loader.host import Gpu
+
 TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
 _MIB: Final = 1024**2
@@ -31,6 +34,11 @@ _INIT: Final = re.compile(
 """ggml-cuda's own start-up report; builds of 2024 and before print nothing else."""
 _SHOWN: Final = 300
 """Most characters of foreign output in a message."""
+_CONTEXT: Final = 640 * _MIB
+"""Bytes of a GPU that its CUDA context takes, which the driver still counts as free: 516 MiB on an
+H200, 529 on an H100 (total less what ``--list-devices`` calls free, driver 580, CUDA 13.0)."""
+BY_BUS: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+"""Makes CUDA count GPUs as NVML and nvidia-smi do: ``CUDA1`` is nvidia-smi's GPU 1."""
 INVALID_DEVICE_HINT: Final = (
     "--list-devices empty or 'invalid device' usually means a Vulkan build of llama-server, and"
     " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
@@ -96,6 +104,28 @@ def list_devices(runtime: Path, environ: Mapping[str, str], *, timeout: float = 
     if done.status != 0:
         raise _crashed(done.status, done.output, tail)
     return Listing(parse(done.output), done.output, done.seconds)
+
+
+def by_the_driver(gpus: Sequence[Gpu]) -> tuple[Device, ...] | None:
+    """Name the devices that llama-server would list, without starting it.
+
+    Listing costs 0.9 s on two H100s, because it makes a context on every GPU; several equal GPUs
+    of which the driver knows all are listed the same way under ``BY_BUS``.
+
+    Args:
+        gpus: all that are visible, in PCI order, with their free memory.
+
+    Returns:
+        None where only the program knows: no GPU, different ones, or an amount that is unknown.
+    """
+    if not gpus or len({(gpu.name, gpu.capability, gpu.memory) for gpu in gpus}) != 1:
+        return None
+    if any(gpu.capability is None or gpu.free is None for gpu in gpus):
+        return None
+    return tuple(
+        Device(f"CUDA{index}", gpu.name, gpu.memory, max(0, (gpu.free or 0) - _CONTEXT))
+        for index, gpu in enumerate(gpus)
+    )
 
 
 def _crashed(status: int, output: str, tail: str) -> HostError:

@@ -33,12 +33,16 @@ _SMI_FIELDS: Final = "name,compute_cap,memory.total,driver_version,uuid"
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU. ``capability`` has no dot (``90``); ``memory`` in bytes; None for unknown."""
+    """One GPU. ``capability`` has no dot (``90``); None for unknown.
+
+    ``memory`` and ``free``, what nobody used of it when the driver was asked, are in bytes.
+    """
 
     name: str
     capability: str | None
     memory: int | None = None
     uuid: str | None = None
+    free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -135,7 +139,9 @@ def _gpus(
     here = root == Path("/")
     answer = nvml.query() if here else None
     if answer is not None and answer.gpus:
-        found = tuple(Gpu(gpu.name, gpu.capability, gpu.memory, gpu.uuid) for gpu in answer.gpus)
+        found = tuple(
+            Gpu(gpu.name, gpu.capability, gpu.memory, gpu.uuid, gpu.free) for gpu in answer.gpus
+        )
         return answer.driver, found, "nvml"
     driver, smi = _from_smi(environ) if here else (None, ())
     if smi:

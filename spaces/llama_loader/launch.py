@@ -18,7 +18,7 @@ from llama_loader.supervisor import Supervisor
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llama_loader.devices import Listing
+    from llama_loader.devices import Device, Listing
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
@@ -31,8 +31,9 @@ _ONLY_DEVICE: Final = "CUDA0"
 def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -> DeviceChoice:
     """Choose the devices for a model; asks llama-server only where there is a question.
 
-    One GPU, and an artifact of ours made for it, leave nothing to ask: listing costs 0.4 s on an
-    H200, and the server itself refuses a device that is not there.
+    One GPU, or several equal ones, and an artifact of ours made for them, leave nothing to ask:
+    listing costs 0.4 s on an H200 and 0.9 s on two H100s, and the server itself refuses a device
+    that is not there (docs/decisions/0044-several-equal-gpus.md).
 
     Raises:
         HostError: no device, an unknown one, or missing CUDA libraries.
@@ -44,7 +45,20 @@ def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -
     if prepared.choice is not None and not settings.devices and facts.visible_count == 1:
         seen = facts.gpus[0].name if len(facts.gpus) == 1 else "by CUDA_VISIBLE_DEVICES"
         return DeviceChoice((_ONLY_DEVICE,), f"the only one: {seen}")
+    known = _known_devices(settings, prepared)
+    if known is not None:
+        return _chosen(settings, known, model)
     return ask_devices(settings, prepared, model)
+
+
+def _known_devices(settings: Settings, prepared: Prepared) -> tuple[Device, ...] | None:
+    """Return what llama-server would list, where the driver's word is enough to know it."""
+    order = devices.BY_BUS.items() <= environment(settings, prepared).items()
+    facts = prepared.host
+    ours = prepared.choice is not None and not settings.devices
+    if not ours or not order or facts.gpu_source != "nvml" or facts.visible_devices is not None:
+        return None
+    return devices.by_the_driver(facts.gpus)
 
 
 def _cpu_alone(settings: Settings, prepared: Prepared) -> DeviceChoice | None:
@@ -73,9 +87,13 @@ def ask_devices(
     """
     if listing is None:
         listing = list_devices(settings, prepared)
+    return _chosen(settings, listing.devices, model)
+
+
+def _chosen(settings: Settings, found: tuple[Device, ...], model: Path | None) -> DeviceChoice:
     size = model_file.measure(model, settings.n_ctx) if model else None
     return devices.choose(
-        listing.devices,
+        found,
         settings.devices,
         needed=size.needed if size else None,
         allow_cpu=settings.allow_cpu,
@@ -205,7 +223,7 @@ def start(
     except HostError as error:
         if error.code != "INVALID_DEVICE" or settings.devices or not plan.devices:
             raise
-        # the one GPU of this machine is not visible to the server: ask what it sees
+        # a GPU of which the driver tells is not visible to the server: ask what it sees
         chosen = ask_devices(settings, prepared, model)
         plan = replace(plan, devices=chosen.names)
         supervisor = _started(settings, prepared, plan, sink)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from llama_loader import host, notes, processes, select
+from llama_loader import devices, host, notes, processes, select
 from llama_loader.events import Note, ignore
 from llama_loader.facts import cuda_libraries
 from llama_loader.storage import disk
@@ -192,11 +192,12 @@ def _from_archive(
 def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     """Return what the runtime's programs may see: the allow-list and the libraries' folders.
 
-    A foreign archive may lack a RUNPATH: its own folder comes first.
+    A foreign archive may lack a RUNPATH: its own folder comes first. GPUs are counted as nvidia-smi
+    counts them, unless ``CUDA_DEVICE_ORDER`` says otherwise.
     """
     own = [] if prepared.choice else [prepared.runtime]
     folders = [*own, *cuda_libraries.folders(prepared.libraries)]
-    return processes.environment(settings.inherited, libraries=folders)
+    return processes.environment({**devices.BY_BUS, **settings.inherited}, libraries=folders)
 
 
 def _store(settings: Settings, sink: Sink) -> Store:

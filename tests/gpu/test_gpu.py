@@ -43,7 +43,7 @@ import ctypes, sys
 cuda = ctypes.CDLL("libcuda.so.1")
 device, context, pointer = ctypes.c_int(), ctypes.c_void_p(), ctypes.c_uint64()
 free, total = ctypes.c_size_t(), ctypes.c_size_t()
-assert cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(device), 0) == 0
+assert cuda.cuInit(0) == cuda.cuDeviceGet(ctypes.byref(device), int(sys.argv[2])) == 0
 assert cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), device) == 0
 assert cuda.cuCtxSetCurrent(context) == 0
 assert cuda.cuMemGetInfo_v2(ctypes.byref(free), ctypes.byref(total)) == 0
@@ -55,9 +55,9 @@ sys.stdin.read()
 
 
 @contextmanager
-def hog(*, leaving: int) -> Iterator[None]:
-    """Another program that takes the first GPU's memory, but for some bytes."""
-    command = [sys.executable, "-c", HOG, str(leaving)]
+def hog(*, leaving: int, gpu: int = 0) -> Iterator[None]:
+    """Another program that takes a GPU's memory, but for some bytes."""
+    command = [sys.executable, "-c", HOG, str(leaving), str(gpu)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"taken\n"
@@ -178,6 +178,20 @@ class TestSeveral:
             loader.serving(model) as told,
         ):
             assert told["devices"] == ["CUDA1"]
+
+    def test_two_are_taken_where_one_does_not_hold_it(self, loader: Loader, model: Path) -> None:
+        """5 GiB free on each, a context of 6: neither holds it alone, both together do."""
+        room = 5 * 1024**3
+        with (
+            hog(leaving=room, gpu=0),
+            hog(leaving=room, gpu=1),
+            loader.serving(
+                model, CUDA_VISIBLE_DEVICES="0,1", YAKULINGO_SPACES_N_CTX="262144"
+            ) as told,
+        ):
+            assert sorted(told["devices"]) == ["CUDA0", "CUDA1"]
+            assert told["layers_on_gpu"] == told["layers"]
+            assert complete(told["url"]).startswith(" Paris")
 
     def test_both_are_taken_where_both_are_named(self, loader: Loader, model: Path) -> None:
         with loader.serving(model, "--device", "CUDA0,CUDA1") as told:

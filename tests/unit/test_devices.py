@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from llama_loader import devices, model_file, processes
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
+from llama_loader.host import Gpu
 
 if TYPE_CHECKING:
     from conftest import Impostor
@@ -162,6 +163,32 @@ def test_the_fewest_devices_that_hold_the_model(
     chosen = choose(gpus(*free), (), needed=needed and needed * MIB, allow_cpu=False)
     assert chosen.names == expected
     assert chosen.reason
+
+
+def test_equal_gpus_are_named_as_the_driver_counts_them() -> None:
+    """Their CUDA context is not in what the driver calls free."""
+    found = devices.by_the_driver(
+        [Gpu("L40S", "89", 48 << 30, None, free) for free in (40 << 30, 5)]
+    )
+    assert found is not None
+    assert [(one.name, one.description, one.total) for one in found] == [
+        ("CUDA0", "L40S", 48 << 30),
+        ("CUDA1", "L40S", 48 << 30),
+    ]
+    assert [one.free for one in found] == [(40 << 30) - 640 * MIB, 0]
+
+
+@pytest.mark.parametrize(
+    "gpus",
+    [
+        [],
+        [Gpu("L4", "89", 24 << 30, None, 1), Gpu("L40S", "89", 48 << 30, None, 1)],
+        [Gpu("L4", None, 24 << 30, None, 1)] * 2,
+        [Gpu("L4", "89", 24 << 30)] * 2,
+    ],
+)
+def test_what_the_driver_alone_cannot_tell(gpus: list[Gpu]) -> None:
+    assert devices.by_the_driver(gpus) is None
 
 
 def test_cuda_before_vulkan_and_vulkan_before_nothing() -> None:

@@ -149,10 +149,17 @@ def put_text(text: bytes) -> Callable[..., None]:
     return lambda *arguments: setattr(arguments[-2], "value", text)
 
 
-def put(*values: int, field: str = "value") -> Callable[..., None]:
+def put(*values: int) -> Callable[..., None]:
     def fill(*arguments: Any) -> None:
         for pointer, value in zip(arguments[-len(values) :], values, strict=True):
-            setattr(pointer._obj, field, value)
+            pointer._obj.value = value
+
+    return fill
+
+
+def put_memory(total: int, free: int) -> Callable[..., None]:
+    def fill(*arguments: Any) -> None:
+        arguments[-1]._obj.total, arguments[-1]._obj.free = total, free
 
     return fill
 
@@ -163,25 +170,27 @@ ANSWERS = {
     "nvmlDeviceGetHandleByIndex_v2": put(1),
     "nvmlDeviceGetName": put_text(b"NVIDIA H200"),
     "nvmlDeviceGetUUID": put_text(b"GPU-a"),
-    "nvmlDeviceGetMemoryInfo": put(150_000_000_000, field="total"),
+    "nvmlDeviceGetMemoryInfo": put_memory(150_000_000_000, 149_000_000_000),
     "nvmlDeviceGetCudaComputeCapability": put(9, 0),
 }
 
 
 @pytest.mark.parametrize(
-    ("refuse", "memory"),
+    ("refuse", "memory", "free"),
     [
-        ("", 150_000_000_000),
-        ("nvmlDeviceGetMemoryInfo", None),
-        ("nvmlDeviceGetCudaComputeCapability", 150_000_000_000),
+        ("", 150_000_000_000, 149_000_000_000),
+        ("nvmlDeviceGetMemoryInfo", None, None),
+        ("nvmlDeviceGetCudaComputeCapability", 150_000_000_000, 149_000_000_000),
     ],
 )
-def test_nvml_answers(monkeypatch: pytest.MonkeyPatch, refuse: str, memory: int | None) -> None:
+def test_nvml_answers(
+    monkeypatch: pytest.MonkeyPatch, refuse: str, memory: int | None, free: int | None
+) -> None:
     library = FakeNvml(refuse=refuse)
     monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: library)
     answer = nvml.query()
     assert answer == nvml.Answer(
-        "580.159.03", (nvml.NvmlGpu("NVIDIA H200", "90", memory, "GPU-a"),)
+        "580.159.03", (nvml.NvmlGpu("NVIDIA H200", "90", memory, "GPU-a", free),)
     )
     assert library.shut == 1
 

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", libraries=libraries(13))
 TWO = replace(H200, gpus=H200.gpus * 2)
+ROOMY, FULL = (Gpu("NVIDIA H200", "90", 140 << 30, None, free) for free in (139 << 30, 1 << 30))
 SOUND = Soundness(lambda: None)
 RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
 LIST = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n  CUDA1: B (80 MiB, 2 MiB free)\n"
@@ -48,9 +49,11 @@ def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> prepa
     return prepare.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 
-def start(wanted: Settings, ready: prepare.Prepared) -> tuple[list[str], dict[str, str]]:
+def start(
+    wanted: Settings, ready: prepare.Prepared, model: Path = Path("/m.gguf")
+) -> tuple[list[str], dict[str, str]]:
     """Start and stop; returns what the server saw."""
-    supervisor = launch.start(wanted, ready, Path("/m.gguf"))
+    supervisor = launch.start(wanted, ready, model)
     seen = json.loads((ready.runtime / "seen.json").read_text())
     supervisor.stop()
     return seen["argv"], seen["environ"]
@@ -75,6 +78,52 @@ def test_of_two_gpus_the_program_is_asked(impostor: Impostor) -> None:
     assert device(argv) == "CUDA0,CUDA1"
     argv, _ = start(settings(LLAMA_DEVICE="CUDA1"), ready)
     assert device(argv) == "CUDA1"
+
+
+@pytest.mark.parametrize(
+    ("gpus", "expected"),
+    [((FULL, ROOMY), "CUDA1"), ((ROOMY, FULL), "CUDA0"), ((FULL, FULL), "CUDA0,CUDA1")],
+)
+def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_asking(
+    gpus: tuple[Gpu, ...], expected: str, impostor: Impostor
+) -> None:
+    host = replace(TWO, gpus=gpus, gpu_source="nvml")
+    ready = prepared(impostor.behave(list={"text": "garbage"}), host)
+    argv, environ = start(settings(), ready, test_run.MODEL)
+    assert device(argv) == expected
+    assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # the driver's own
+    assert impostor.starts() == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "variables"),
+    [
+        ({"gpu_source": "nvidia-smi"}, {}),
+        ({"visible_devices": "1,0"}, {}),
+        ({"gpus": (FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))}, {}),
+        ({"gpus": (FULL, replace(ROOMY, free=None))}, {}),
+        ({}, {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}),
+    ],
+)
+def test_where_the_driver_may_count_otherwise_the_program_is_asked(
+    change: dict[str, Any], variables: dict[str, str], impostor: Impostor
+) -> None:
+    host = replace(TWO, **{"gpus": (ROOMY, FULL), "gpu_source": "nvml", **change})
+    ready = prepared(impostor.behave(list={"text": LIST}), host)
+    wanted = settings()
+    wanted = replace(wanted, inherited={**wanted.inherited, **variables})
+    argv, _ = start(wanted, ready, test_run.MODEL)
+    assert device(argv) == "CUDA0,CUDA1"  # what the list says: 1 and 2 MiB are not enough
+    assert impostor.starts() == 2
+
+
+def test_a_gpu_that_the_driver_knows_and_the_program_does_not_see(impostor: Impostor) -> None:
+    """MIG, say: the server refuses the device, and only then is asked."""
+    host = replace(TWO, gpus=(FULL, ROOMY), gpu_source="nvml")
+    one = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n"
+    ready = prepared(impostor.behave(known_devices=["CUDA0"], list={"text": one}), host)
+    argv, _ = start(settings(), ready)
+    assert device(argv) == "CUDA0"
 
 
 def test_one_visible_gpu_of_two_is_taken_without_asking(impostor: Impostor) -> None:

@@ -29,12 +29,13 @@ class _Memory(ctypes.Structure):
 
 @dataclass(frozen=True)
 class NvmlGpu:
-    """One GPU as NVML describes it; ``memory`` in bytes."""
+    """One GPU as NVML describes it; ``memory`` and what is ``free`` of it in bytes."""
 
     name: str
     capability: str | None
     memory: int | None
     uuid: str | None
+    free: int | None = None
 
 
 @dataclass(frozen=True)
@@ -76,12 +77,11 @@ def _gpu(library: ctypes.CDLL, index: int) -> NvmlGpu:
     name = _text(library, "nvmlDeviceGetName", handle) or f"GPU {index}"
     try:
         _call(library, "nvmlDeviceGetMemoryInfo", handle, ctypes.byref(memory))
-        total: int | None = memory.total
+        total, free = memory.total, memory.free
     except _Refused:  # GB10 shares the CPU's memory and says NOT_SUPPORTED
-        total = None
-    return NvmlGpu(
-        name, _capability(library, handle, name), total, _text(library, "nvmlDeviceGetUUID", handle)
-    )
+        total = free = None
+    uuid = _text(library, "nvmlDeviceGetUUID", handle)
+    return NvmlGpu(name, _capability(library, handle, name), total, uuid, free)
 
 
 def _capability(library: ctypes.CDLL, handle: ctypes.c_void_p, name: str) -> str | None:
