@@ -40,6 +40,7 @@ class RebuildRequest:
         artifact: its name; may be left out where the release has one server.
         sha256: what the manifest's bytes must come to.
         source: the tree, for what was built from a folder.
+        remote: the repository that its source is taken from, where that is not llama.cpp's own.
         image: another devel image; what its compiler makes is compared all the same.
         toolkit: as for ``invoke build-cuda``.
         jobs: compilers at a time.
@@ -49,6 +50,7 @@ class RebuildRequest:
     artifact: str | None = None
     sha256: str | None = None
     source: Path | None = None
+    remote: str | None = None
     image: str | None = None
     toolkit: str | None = None
     jobs: int | None = None
@@ -107,7 +109,7 @@ def choose(manifest: Manifest, name: str | None) -> Artifact:
 def _build(
     record: BuildRecord, listed: Artifact, asked: RebuildRequest, report: BuildReport
 ) -> Path:
-    tree = recorded_plan.source_of(record.source, asked.source)
+    tree = recorded_plan.source_of(record.source, asked.source, remote=asked.remote)
     recorded_plan.require_parts(record, tree.tree)
     plan = recorded_plan.plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")

@@ -31,15 +31,17 @@ _MAX_ARCHIVE: Final = 1 << 30
 """Bytes of a source archive; the largest seen has 77 MB. Its digest is what is checked."""
 
 
-def source_of(record: SourceRecord, folder: Path | None) -> Source:
+def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None = None) -> Source:
     """Fetch the source that a record names.
 
     Args:
         record: of the source.
         folder: the tree, for what was built from a folder that nobody else has.
+        remote: the repository that a person trusts beside llama.cpp's own.
 
     Raises:
         SourceError: it cannot be had, or is not the recorded one; names what is.
+            ``REMOTE_NOT_TRUSTED``: it lies in a repository that nobody has named here.
         UsageError: its repository has no such commit, or ``folder`` is no source tree.
     """
     if folder is not None:
@@ -47,6 +49,7 @@ def source_of(record: SourceRecord, folder: Path | None) -> Source:
     elif match := _PYPI.fullmatch(record.origin):
         found = source.from_archive(_pin(record, match))
     elif (match := _GIT.fullmatch(record.origin)) and record.commit:
+        _require_trusted(match["remote"], remote)
         found = source.from_ref(record.commit, remote=match["remote"])
     else:
         raise SourceError(
@@ -63,6 +66,16 @@ def source_of(record: SourceRecord, folder: Path | None) -> Source:
         sha256=record.sha256,
         project=record.project,
     )
+
+
+def _require_trusted(recorded: str, named: str | None) -> None:
+    """Refuse a repository that only the record names: its build scripts would run here."""
+    if recorded not in (source.GIT_REMOTE, named):
+        raise SourceError(
+            "REMOTE_NOT_TRUSTED",
+            f"BUILD.json names {recorded!r} for its source, which is not llama.cpp's own repository",
+            hint="if you trust it, name it: --remote URL; or a tree that you have: --source DIR",
+        )
 
 
 def _pin(record: SourceRecord, match: re.Match[str]) -> pins.SourcePin:

@@ -7,6 +7,7 @@ The build number and the commit come with the source, whichever way it came: the
 from __future__ import annotations
 
 import filecmp
+import hashlib
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from farm.errors import SourceError, UsageError
 from farm.packages import cache_folder, extract_subtree, fetch_package
@@ -76,17 +78,19 @@ def from_archive(pin: SourcePin) -> Source:
 
 
 def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
-    """Fetch a tag, branch or commit of llama.cpp's repository.
+    """Fetch a tag, branch or commit of a repository, by its address: none is remembered.
+
+    What one repository gave is never looked at for another one.
 
     Raises:
-        UsageError: the repository has no such ref.
+        UsageError: the repository has no such ref, or its address is not https.
         SourceError: git is missing or the repository cannot be reached.
     """
-    repository = cache_folder("git") / "llama.cpp.git"
+    _require_https(remote)
+    repository = cache_folder("git") / f"{hashlib.sha256(remote.encode()).hexdigest()}.git"
     if not (repository / "HEAD").is_file():
         _git("init", "--quiet", "--bare", str(repository))
-        _git("-C", str(repository), "remote", "add", "origin", remote)
-    fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", "origin")
+    fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
     _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
     tree = cache_folder("sources") / commit
@@ -117,8 +121,10 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
     """Return the build numbers that llama.cpp's repository has tags for (``b11549``), in order.
 
     Raises:
+        UsageError: its address is not https.
         SourceError: git is missing, or the repository cannot be reached or has no such tag.
     """
+    _require_https(remote)
     listed = _git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
     found = sorted(int(number) for number in re.findall(r"refs/tags/b(\d+)$", listed, re.MULTILINE))
     if not found:
@@ -157,17 +163,37 @@ def _history(tree: Path) -> tuple[int, str | None]:
     return (0 if shallow else int(_git("-C", str(tree), "rev-list", "--count", "HEAD"))), commit
 
 
+def _require_https(remote: str) -> None:
+    """Refuse what git would read as a folder, an option or a program to run."""
+    try:
+        address = urlsplit(remote)
+    except ValueError:
+        address = urlsplit("")
+    if address.scheme != "https" or not address.hostname:
+        raise UsageError(
+            "REMOTE_NOT_HTTPS",
+            f"{remote!r} is not an https:// address",
+            hint="git's own url.<base>.insteadOf names a mirror of any kind",
+        )
+
+
 def _resolve_ref(repository: Path, ref: str) -> str:
     for candidate in (f"refs/tags/{ref}", f"refs/remotes/origin/{ref}", ref):
         verify = ("rev-parse", "--quiet", "--verify", f"{candidate}^{{commit}}")
         found = _run_git(("-C", str(repository), *verify))
-        if found.returncode == 0:
+        if found.returncode == 0 and _is_reachable(repository, found.stdout.strip()):
             return found.stdout.strip()
     raise UsageError(
         "REF_UNKNOWN",
         f"llama.cpp's repository has no tag, branch or commit {ref!r}",
         hint="a release tag looks like b11549",
     )
+
+
+def _is_reachable(repository: Path, commit: str) -> bool:
+    """Whether a branch or tag has the commit: GitHub gives a fork's commits by number, too."""
+    beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
+    return _git("-C", str(repository), *beyond) == ""
 
 
 def _check_out(repository: Path, commit: str, tree: Path) -> None:

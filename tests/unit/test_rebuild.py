@@ -185,6 +185,30 @@ def test_a_source_without_a_digest_is_not_to_be_had(
     assert failed.value.code == code
 
 
+def test_a_repository_that_only_the_record_names_is_not_fetched(
+    record: BuildRecord, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def fetch(ref: str, *, remote: str) -> source.Source:
+        asked.append(f"{remote} {ref}")
+        return source.from_folder(TINY)
+
+    monkeypatch.setattr(source, "from_ref", fetch)
+    evil = "https://evil.example/llama.cpp"
+    foreign = with_source(record, origin=f"git+{evil}@b1", commit="c" * 40)
+    for named in (None, "https://other.example"):
+        with pytest.raises(FarmError) as refused:
+            recorded_plan.source_of(foreign, None, remote=named)
+        assert (refused.value.code, asked) == ("REMOTE_NOT_TRUSTED", [])
+        assert evil in refused.value.message
+        assert "--remote" in refused.value.hint
+    recorded_plan.source_of(foreign, None, remote=evil)
+    own = with_source(record, origin=f"git+{source.GIT_REMOTE}@b1", commit="d" * 40)
+    recorded_plan.source_of(own, None)
+    assert asked == [f"{evil} {'c' * 40}", f"{source.GIT_REMOTE} {'d' * 40}"]
+
+
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -27,10 +27,28 @@ def private_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
 
+HOSTILE = "https://hostile.invalid/llama.cpp"
+
+
+@pytest.fixture(autouse=True)
+def mirrors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Git's own setting: folders here are what these addresses lead to."""
+    places = {source.GIT_REMOTE: "upstream", HOSTILE: "hostile"}
+    monkeypatch.setenv("GIT_CONFIG_COUNT", str(len(places)))
+    for number, (address, name) in enumerate(places.items()):
+        base = f"url.{(tmp_path / name).as_uri()}.insteadOf"
+        monkeypatch.setenv(f"GIT_CONFIG_KEY_{number}", base)
+        monkeypatch.setenv(f"GIT_CONFIG_VALUE_{number}", address)
+
+
 @pytest.fixture
 def upstream(tmp_path: Path) -> Path:
     """A repository of three commits; the second carries the tag b2."""
-    tree = Path(shutil.copytree(TINY, tmp_path / "upstream"))
+    return repository(tmp_path / "upstream")
+
+
+def repository(place: Path) -> Path:
+    tree = Path(shutil.copytree(TINY, place))
     git(tree, "init", "--quiet", "--initial-branch=master")
     git(tree, "config", "uploadpack.allowFilter", "true")
     git(tree, "config", "uploadpack.allowAnySHA1InWant", "true")
@@ -45,7 +63,7 @@ def upstream(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("ref", "build"), [("b2", 2), ("master", 3)])
 def test_a_ref_brings_its_build_number_and_commit(upstream: Path, ref: str, build: int) -> None:
-    found = source.from_ref(ref, remote=f"file://{upstream}")
+    found = source.from_ref(ref)
     assert found.build == build
     assert found.commit == git(upstream, "rev-parse", ref)
     assert found.version == "0.6.1"
@@ -54,41 +72,84 @@ def test_a_ref_brings_its_build_number_and_commit(upstream: Path, ref: str, buil
 
 
 def test_a_commit_is_a_ref_too_and_a_new_one_is_fetched(upstream: Path) -> None:
-    remote = f"file://{upstream}"
     first = git(upstream, "rev-parse", "HEAD~2")
-    assert source.from_ref(first[:12], remote=remote).build == 1
+    assert source.from_ref(first[:12]).build == 1
     (upstream / "NUMBER").write_text("4", "utf-8")
     git(upstream, "commit", "--quiet", "-am", "commit 4")
-    assert source.from_ref("master", remote=remote).build == 4
+    assert source.from_ref("master").build == 4
 
 
 def test_the_tags_of_a_repository_are_its_builds_in_order(upstream: Path) -> None:
     for tag in ("b10", "b3", "b3-rc", "v1.0"):
         git(upstream, "tag", tag)
-    assert source.upstream_builds(f"file://{upstream}") == (2, 3, 10)
+    assert source.upstream_builds() == (2, 3, 10)
 
 
 def test_a_repository_without_such_tags_is_not_taken_for_one(upstream: Path) -> None:
     git(upstream, "tag", "--delete", "b2")
     with pytest.raises(SourceError) as failed:
-        source.upstream_builds(f"file://{upstream}")
+        source.upstream_builds()
     assert failed.value.code == "TAGS_MISSING"
+
+
+def test_what_one_repository_gave_is_not_taken_for_another_s(
+    upstream: Path, tmp_path: Path
+) -> None:
+    """A recorded remote came first, as by `invoke rebuild` of somebody's manifest."""
+    hostile = repository(tmp_path / "hostile")
+    (hostile / "NUMBER").write_text("evil", "utf-8")
+    git(hostile, "commit", "--quiet", "-am", "evil")
+    git(hostile, "tag", "--force", "b2")
+    git(hostile, "tag", "b9")
+    evil = source.from_ref("b2", remote=HOSTILE)
+    assert (evil.tree / "NUMBER").read_text("utf-8") == "evil"
+    found = source.from_ref("b2")
+    assert (found.tree / "NUMBER").read_text("utf-8") == "2"
+    assert found.commit == git(upstream, "rev-parse", "b2")
+    assert found.origin == f"git+{source.GIT_REMOTE}@b2"
+    for only_there in ("b9", evil.commit or ""):
+        with pytest.raises(UsageError, match="no tag, branch or commit"):
+            source.from_ref(only_there)
+
+
+def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Path) -> None:
+    """A fork's commits can be fetched from GitHub's upstream by their number."""
+    git(upstream, "commit", "--quiet", "--allow-empty", "-m", "of a fork")
+    orphan = git(upstream, "rev-parse", "HEAD")
+    git(upstream, "reset", "--quiet", "--hard", "HEAD~1")
+    with pytest.raises(UsageError, match="no tag, branch or commit"):
+        source.from_ref(orphan)
+
+
+@pytest.mark.parametrize(
+    "remote",
+    ["ext::sh -c id", "--upload-pack=id", "/tmp", "file:///tmp", "http://a.example", "https://["],
+)
+def test_a_remote_that_is_not_https_is_refused(remote: str) -> None:
+    for ask in (
+        lambda: source.from_ref("b2", remote=remote),
+        lambda: source.upstream_builds(remote),
+    ):
+        with pytest.raises(UsageError) as refused:
+            ask()
+        assert refused.value.code == "REMOTE_NOT_HTTPS"
 
 
 def test_an_unknown_ref_is_a_usage_error(upstream: Path) -> None:
     with pytest.raises(UsageError, match="no tag, branch or commit 'b99'") as refused:
-        source.from_ref("b99", remote=f"file://{upstream}")
+        source.from_ref("b99")
     assert refused.value.exit_status == 2
 
 
 def test_a_ref_that_looks_like_an_option_is_not_one(upstream: Path) -> None:
     with pytest.raises(UsageError, match="no tag, branch or commit"):
-        source.from_ref("--output=/etc/passwd", remote=f"file://{upstream}")
+        source.from_ref("--output=/etc/passwd")
 
 
 def test_a_repository_out_of_reach_says_what_to_do(tmp_path: Path) -> None:
+    assert not (tmp_path / "upstream").exists()
     with pytest.raises(SourceError) as failed:
-        source.from_ref("master", remote=f"file://{tmp_path / 'nowhere'}")
+        source.from_ref("master")
     assert failed.value.code == "GIT_FAILED"
     assert "fetch" in failed.value.message
     assert "--ref" in failed.value.hint
