@@ -83,7 +83,7 @@ class Journal:
     def _stored(self, key: str) -> Entry | None:
         try:
             return msgspec.json.decode(self._file(key).read_bytes(), type=Entry)
-        except (FileNotFoundError, msgspec.DecodeError):
+        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
             return None
 
     def _file(self, key: str) -> Path:
@@ -91,7 +91,11 @@ class Journal:
 
 
 class Recording:
-    """A reporter that writes the journal and hands everything on."""
+    """A reporter that writes the journal and hands everything on.
+
+    Of the entry it is given it takes over how long the plan took: a run begins with its first step
+    again, so that nothing of it has finished, and what was running has ended somehow.
+    """
 
     def __init__(
         self,
@@ -106,7 +110,7 @@ class Recording:
         self._clock = clock
         self._begun = clock()
         self._due = self._begun
-        self.entry = entry
+        self.entry = Entry(entry.plan, seconds=entry.seconds)
 
     def step(self, plan: BuildPlan, step: Step) -> None:
         """Record that a step has begun, and so that the one before it is finished."""

@@ -19,6 +19,7 @@ from farm import pipeline, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.journal import Entry, Journal, Recording
+from farm.kept_tree import KeptTree
 from farm.plan import BuildPlan, Step
 from farm.plan_digest import digest, folder_digest
 from farm.report import BuildReport
@@ -119,7 +120,7 @@ def test_a_tarball_that_was_changed_is_packed_again(tiny: Path, tmp_path: Path) 
     assert tarball.read_bytes() == whole
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": 1}'])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": 1}', b'{"plan": "\xff"}'])
 def test_a_journal_that_cannot_be_read_is_no_journal(
     tiny: Path, tmp_path: Path, content: bytes
 ) -> None:
@@ -216,6 +217,23 @@ def test_every_step_is_on_the_disk_when_the_next_begins(tiny: Path, tmp_path: Pa
     stored = json.loads((tmp_path / "cpu-cpu.json").read_bytes())
     assert (stored["steps"], stored["running"]) == ({"configure": 2.5}, "compile")
     assert stored["count"] == [7, 9]
+
+
+def test_a_step_that_was_killed_twice_is_never_called_finished(tiny: Path, tmp_path: Path) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    kept = KeptTree(plan, "d", tmp_path)
+
+    def killed_in(*steps: str) -> str | None:
+        recording = Recording(Silent(), kept.journal, kept.entry())
+        for name in steps:
+            recording.step(plan, Step(name, ()))
+        return kept.progress()
+
+    kept.journal.write(plan.key, Entry("d", seconds=12.0))
+    assert killed_in("configure", "compile") == "configure finished, compile had begun"
+    assert killed_in("configure") == "configure had begun"
+    assert killed_in("configure", "compile") == "configure finished, compile had begun"
+    assert kept.entry().seconds == 12.0
 
 
 def test_the_time_of_another_plan_is_kept_and_nothing_else_of_it(tmp_path: Path) -> None:

@@ -135,13 +135,15 @@ def test_a_remote_that_is_not_https_is_refused(remote: str) -> None:
         assert refused.value.code == "REMOTE_NOT_HTTPS"
 
 
-def test_an_unknown_ref_is_a_usage_error(upstream: Path) -> None:
+@pytest.mark.usefixtures("upstream")
+def test_an_unknown_ref_is_a_usage_error() -> None:
     with pytest.raises(UsageError, match="no tag, branch or commit 'b99'") as refused:
         source.from_ref("b99")
     assert refused.value.exit_status == 2
 
 
-def test_a_ref_that_looks_like_an_option_is_not_one(upstream: Path) -> None:
+@pytest.mark.usefixtures("upstream")
+def test_a_ref_that_looks_like_an_option_is_not_one() -> None:
     with pytest.raises(UsageError, match="no tag, branch or commit"):
         source.from_ref("--output=/etc/passwd")
 
