@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final, Protocol, TextIO
+from typing import TYPE_CHECKING, Final, Protocol
 
-from farm import cub, shared_cache
+from farm import cub, durable, shared_cache
 from farm.cache_watch import CacheWatch
 from farm.engines.base import Toolchain
 from farm.errors import BuildError
@@ -67,11 +67,36 @@ class BuiltTree:
     cub: tuple[Part, bytes] | None = None
 
 
+class _Log:
+    """A set's full log; unbuffered, so that nothing is left to be written when it is closed."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        with durable.writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = path.open("wb", buffering=0)
+
+    def write(self, line: str) -> None:
+        """Write one line.
+
+        Raises:
+            PackError: ``WRITE_FAILED``: the disk is full.
+        """
+        rest = f"{line}\n".encode("utf-8", "replace")
+        with durable.writing(self.path):
+            while rest:
+                rest = rest[self._file.write(rest) :]
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
 @dataclass
 class _StepLog:
     """Writes every line to the log, hands counts on, remembers what an error must show."""
 
-    stream: TextIO
+    log: _Log
     reporter: Reporter
     counts: bool = False
     tail: list[str] = field(default_factory=list)
@@ -80,7 +105,7 @@ class _StepLog:
 
     def take(self, line: str) -> None:
         """Take one line of a step's output."""
-        self.stream.write(f"{line}\n")
+        self.log.write(line)
         count = _NINJA_COUNT.match(line) if self.counts else None
         if count is not None:
             self.reporter.count(int(count[1]), int(count[2]))
@@ -121,21 +146,20 @@ def execute(
     Raises:
         BuildError: a step failed; shows the failing file and the compiler's last lines.
         EngineError: the engine is out of reach or went away.
+        PackError: ``WRITE_FAILED``: the disk is full.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    log = logs / f"{plan.key}.log"
     with (
-        log.open("w", encoding="utf-8", buffering=1) as stream,
+        closing(_Log(logs / f"{plan.key}.log")) as log,
         tempfile.TemporaryDirectory(prefix="llama-farm-") as folder,
-        engine.open(plan, _both(stream, reporter)) as workspace,
+        engine.open(plan, _both(log, reporter)) as workspace,
     ):
-        step_log = _StepLog(stream, reporter)
+        step_log = _StepLog(log, reporter)
         environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
         if workspace.ccache_dir is not None:
             environment |= shared_cache.environment()
         if fresh:
             environment["CCACHE_RECACHE"] = "1"
-        watch = CacheWatch(workspace, environment, _both(stream, reporter))
+        watch = CacheWatch(workspace, environment, _both(log, reporter))
         watch.begin()
         seconds = {
             step.name: _run(step, plan, workspace, environment, step_log)
@@ -146,7 +170,7 @@ def execute(
         products.mkdir()
         workspace.collect(workspace.layout.products, products)
         toolchain = _toolchain(plan, workspace, step_log, engine.name)
-        yield BuiltTree(products, toolchain, seconds, log, _cub(plan, workspace))
+        yield BuiltTree(products, toolchain, seconds, log.path, _cub(plan, workspace))
 
 
 def _run(
@@ -157,7 +181,7 @@ def _run(
     step_log: _StepLog,
 ) -> float:
     step_log.reporter.step(plan, step)
-    step_log.stream.write(f"$ {' '.join(step.argv)}\n")
+    step_log.log.write(f"$ {' '.join(step.argv)}")
     step_log.counts = step.counts
     step_log.tail.clear()
     started = time.monotonic()
@@ -174,7 +198,7 @@ def _failure(step: Step, plan: BuildPlan, status: int, step_log: _StepLog) -> Bu
         "COMPILE_FAILED" if step.counts else "CONFIGURE_FAILED",
         f"{plan.key}: step {step.name} ended with status {status}{what}\n{shown}",
         hint="the first error above is the one that counts",
-        log=step_log.stream.name,
+        log=str(step_log.log.path),
     )
 
 
@@ -185,9 +209,9 @@ def _telling(lines: list[str]) -> list[str]:
     return without_command[:SHOWN_LINES]
 
 
-def _both(stream: TextIO, reporter: Reporter) -> LineSink:
+def _both(log: _Log, reporter: Reporter) -> LineSink:
     def take(line: str) -> None:
-        stream.write(f"{line}\n")
+        log.write(line)
         if line.startswith(("note[", "warning[")):
             reporter.note(line)
 

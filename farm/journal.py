@@ -6,19 +6,17 @@ belongs to one plan's digest; of another plan's entry only the time that it took
 
 from __future__ import annotations
 
-import os
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm.errors import PackError
+from farm import durable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from farm.execute import Reporter
     from farm.plan import BuildPlan, Step
@@ -74,11 +72,10 @@ class Journal:
         Raises:
             PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
         """
-        try:
+        content = msgspec.json.format(msgspec.json.encode(entry), indent=2)
+        with durable.writing(self._file(key)):
             self.folder.mkdir(parents=True, exist_ok=True)
-            _replace(self._file(key), msgspec.json.format(msgspec.json.encode(entry), indent=2))
-        except OSError as error:
-            raise PackError("WRITE_FAILED", f"{self._file(key)}: {error.strerror}") from error
+            durable.replace(self._file(key), content)
 
     def _stored(self, key: str) -> Entry | None:
         try:
@@ -137,20 +134,3 @@ class Recording:
     def _write(self, **changes: object) -> None:
         self.entry = msgspec.structs.replace(self.entry, **changes)
         self._journal.write(self._key, self.entry)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).replace(path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

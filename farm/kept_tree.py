@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from farm import release
+from farm import durable, release
+from farm.errors import PackError
 from farm.journal import Entry, Journal
 from farm.plan_digest import folder_digest
 
@@ -83,10 +84,21 @@ class KeptTree:
         """Take over a build's products; the tree counts once the journal names it.
 
         Raises:
-            PackError: the journal cannot be written.
+            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write; what had
+                been written is gone, so that there is room for the sets after this one.
         """
         entry = Entry(self.digest, steps=seconds, seconds=sum(seconds.values()))
         self.journal.write(self.plan.key, entry)
+        try:
+            with durable.writing(self.folder):
+                self._fill(products, build_json, licences)
+                whole = folder_digest(self.folder)
+        except PackError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self.journal.write(self.plan.key, msgspec.structs.replace(entry, tree=whole))
+
+    def _fill(self, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:
         if self.folder.exists():
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
@@ -95,9 +107,6 @@ class KeptTree:
         (self.folder / "licenses").mkdir()
         for name, text in licences.items():
             (self.folder / "licenses" / name).write_bytes(text)
-        self.journal.write(
-            self.plan.key, msgspec.structs.replace(entry, tree=folder_digest(self.folder))
-        )
 
     def packed(self, out: Path) -> Path | None:
         """Return the tarball where it lies in ``out`` with the bytes that were recorded."""

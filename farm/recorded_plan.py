@@ -73,7 +73,7 @@ def _require_trusted(recorded: str, named: str | None) -> None:
     if recorded not in (source.GIT_REMOTE, named):
         raise SourceError(
             "REMOTE_NOT_TRUSTED",
-            f"BUILD.json names {recorded!r} for its source, which is not llama.cpp's own repository",
+            f"BUILD.json names {recorded!r} for its source, not llama.cpp's own repository",
             hint="if you trust it, name it: --remote URL; or a tree that you have: --source DIR",
         )
 

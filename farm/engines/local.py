@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
-from farm import recipe
+from farm import durable, recipe
 from farm.errors import EngineError
 from farm.packages import cache_folder
 from farm.plan import BuildPlan, Layout
@@ -68,8 +68,13 @@ class LocalWorkspace:
                 raise
 
     def collect(self, products: PurePath, into: Path) -> None:
-        """Copy the products, links as links."""
-        shutil.copytree(products, into, symlinks=True, dirs_exist_ok=True)
+        """Copy the products, links as links.
+
+        Raises:
+            PackError: ``WRITE_FAILED``: the disk is full.
+        """
+        with durable.writing(into):
+            shutil.copytree(products, into, symlinks=True, dirs_exist_ok=True)
 
 
 class LocalEngine:

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import pytest
+import small_disk
 from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
 from farm.engines.docker import LABEL, DockerEngine
-from farm.errors import BuildError
+from farm.errors import BuildError, PackError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
 
@@ -70,6 +72,27 @@ def test_the_container_has_no_network_and_no_folder_of_the_host(
         lines: list[str] = []
         status = workspace.run(("cat", "/proc/net/route"), {}, lines.append)
         assert (status, len(lines)) == (0, 1)
+
+
+def test_a_log_on_a_full_disk_is_not_called_the_engine_s_fault(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
+    def full(line: str) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), line)
+
+    docker = DockerEngine(client, reference=base_image)
+    with docker.open(plan_of(TINY), lambda _: None) as workspace:
+        with pytest.raises(OSError, match="No space left") as failed:
+            workspace.run(("echo", "words"), {}, full)
+        assert failed.value.filename == "words"
+        # and so for the products, on a small disk here
+        with (
+            small_disk.mounted(tmp_path / "small", "64k"),
+            pytest.raises(PackError) as not_written,
+        ):
+            workspace.collect(PurePosixPath("/usr/include"), tmp_path / "small")
+    assert not_written.value.code == "WRITE_FAILED"
+    assert not_written.value.message.endswith("No space left on device")
 
 
 def test_a_compile_error_names_file_and_lines_and_removes_the_container(

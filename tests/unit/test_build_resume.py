@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import small_disk
 from rich.console import Console
 
 from farm import pipeline, source, targets
@@ -196,6 +197,31 @@ def test_a_set_that_fails_does_not_stop_the_others(tiny: Path, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "out").glob("*.tar.zst")] == [
         "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
     ]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount a small disk")
+def test_a_disk_that_is_full_while_a_tree_is_kept_fails_that_set_alone(
+    tiny: Path, tmp_path: Path
+) -> None:
+    big = Path(shutil.copytree(tiny, tmp_path / "big"))
+    with (big / "llama.cpp").open("a", encoding="utf-8") as file:
+        file.write("extern const char much[3 << 20] = {1};\n")
+    line = pipeline.promise_of_this_host(TABLE.line("cpu"), BuildReport(Console(quiet=True)))
+    plans = [
+        BuildPlan(ArchSet("first", ""), line, source.from_folder(big)),
+        BuildPlan(TABLE.sets["cpu"], line, source.from_folder(tiny)),
+    ]
+    told = io.StringIO()
+    with (
+        small_disk.mounted(pipeline.STATE, "2m"),
+        BuildReport(Console(file=told, width=400)) as report,
+        pytest.raises(BuildError, match=r"1 of 2 sets failed \(cpu-first\)"),
+    ):
+        pipeline.build_all(plans, LocalEngine(), BuildRequest(out=tmp_path / "out"), report)
+    (said,) = (line for line in told.getvalue().splitlines() if "error[" in line)
+    tree = pipeline.STATE / "trees" / "cpu-first"
+    assert said.startswith(f"error[WRITE_FAILED]: {tree}: [Errno 28] No space left on device")
+    assert len(list((tmp_path / "out").glob("*.tar.zst"))) == 1
 
 
 class Silent:

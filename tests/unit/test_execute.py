@@ -15,7 +15,7 @@ import pytest
 
 from farm import source, targets
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, UsageError
+from farm.errors import BuildError, PackError, UsageError
 from farm.execute import execute
 from farm.packages import cache_folder
 from farm.plan import BuildPlan, Step
@@ -56,6 +56,17 @@ def tiny(tmp_path: Path) -> Path:
 
 def plan_of(tree: Path) -> BuildPlan:
     return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+
+
+def test_a_log_that_cannot_be_written_is_one_line(tiny: Path, tmp_path: Path) -> None:
+    log = tmp_path / "cpu-cpu.log"
+    log.symlink_to("/dev/full")
+    with (
+        pytest.raises(PackError) as failed,
+        execute(plan_of(tiny), LocalEngine(), logs=tmp_path, reporter=Recorder()),
+    ):
+        pytest.fail("a tree was handed over")
+    assert failed.value.render() == f"error[WRITE_FAILED]: {log}: No space left on device"
 
 
 def test_a_build_gives_programs_that_run_and_knows_who_compiled(tiny: Path, tmp_path: Path) -> None:

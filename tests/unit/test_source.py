@@ -123,7 +123,14 @@ def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Pa
 
 @pytest.mark.parametrize(
     "remote",
-    ["ext::sh -c id", "--upload-pack=id", "/tmp", "file:///tmp", "http://a.example", "https://["],
+    [
+        "ext::sh -c id",
+        "--upload-pack=id",
+        "/srv/x",
+        "file:///srv/x",
+        "http://a.example",
+        "https://[",
+    ],
 )
 def test_a_remote_that_is_not_https_is_refused(remote: str) -> None:
     for ask in (

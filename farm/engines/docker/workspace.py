@@ -8,16 +8,17 @@ import tarfile
 import tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, Final
 
 from docker.utils.socket import frames_iter
 
-from farm import recipe
+from farm import durable, recipe
 from farm.engines.docker.connection import engine_errors
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
+    from contextlib import AbstractContextManager
     from pathlib import Path, PurePath
 
     from farm.engines.base import LineSink
@@ -42,37 +43,64 @@ class DockerWorkspace:
             EngineError: the engine or the container went away in the middle.
         """
         api = self.container.client.api
-        with engine_errors("ENGINE_LOST", "the Docker engine went away in the middle of a step"):
+        with _engine():
             execution = api.exec_create(
                 self.container.id,
                 list(argv),
                 environment=dict(environment),
                 workdir=str(self.layout.build),
             )["Id"]
-            with _output(api, execution) as pieces:
-                _split_lines(pieces, sink)
+        with _output(api, execution) as pieces:
+            # Outside of the engine's errors: a log that cannot be written is no engine's fault.
+            _split_lines(pieces, sink)
+        with _engine():
             status = api.exec_inspect(execution)["ExitCode"]
         if status is None:
             raise EngineError("ENGINE_LOST", "the container ended in the middle of a step")
         return int(status)
 
     def collect(self, products: PurePath, into: Path) -> None:
-        """Copy a folder out of the container, links as links."""
-        with engine_errors("ENGINE_LOST", "the products could not be copied out"):
+        """Copy a folder out of the container, links as links.
+
+        Raises:
+            EngineError: the engine or the container went away.
+            PackError: ``WRITE_FAILED``: the disk is full here.
+        """
+        what = "the products could not be copied out"
+        with engine_errors("ENGINE_LOST", what):
             stream, _ = self.container.get_archive(str(products))
-            with tempfile.TemporaryFile() as spool:
-                for piece in stream:
-                    spool.write(piece)
-                spool.seek(0)
-                _extract(spool, products.name, into)
+        with durable.writing(into), tempfile.TemporaryFile() as spool:
+            for piece in _guarded(iter(stream), what):
+                spool.write(piece)
+            spool.seek(0)
+            _extract(spool, products.name, into)
+
+
+_LOST: Final = "the Docker engine went away in the middle of a step"
+
+
+def _engine() -> AbstractContextManager[None]:
+    return engine_errors("ENGINE_LOST", _LOST)
+
+
+def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
+    """Hand on what the engine sends; only reading it can be the engine's failure."""
+    while True:
+        with engine_errors("ENGINE_LOST", what):
+            piece = next(pieces, None)
+        if piece is None:
+            return
+        yield piece
 
 
 @contextmanager
 def _output(api: Any, execution: str) -> Iterator[Iterator[bytes]]:
     """Start a command and give its output; docker-py's own stream never closes its socket."""
-    stream = api.exec_start(execution, socket=True)
+    with _engine():
+        stream = api.exec_start(execution, socket=True)
+    frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
     try:
-        yield (data for _, data in frames_iter(stream, tty=False))  # type: ignore[no-untyped-call]
+        yield _guarded((data for _, data in frames), _LOST)
     finally:
         stream._response.close()  # noqa: SLF001 - docker-py keeps the answer there
 

@@ -1,0 +1,66 @@
+"""Files and folders that are on the disk when they have their name; a full disk is one line."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from farm.errors import PackError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@contextmanager
+def writing(place: Path) -> Iterator[None]:
+    """Tell of a disk that is full, or not ours, in one line.
+
+    Raises:
+        PackError: ``WRITE_FAILED``, instead of the block's ``OSError``.
+    """
+    try:
+        yield
+    except shutil.Error as error:  # a list of all that went wrong in a whole tree
+        raise PackError("WRITE_FAILED", f"{place}: {error.args[0][0][2]}") from error
+    except OSError as error:
+        raise PackError("WRITE_FAILED", f"{place}: {error.strerror or error}") from error
+
+
+def replace(path: Path, content: bytes) -> None:
+    """Write a file that is the old one or the new one at every moment.
+
+    Raises:
+        OSError: the disk is full, or this user may not write.
+    """
+    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        Path(name).replace(path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+    sync(path.parent)
+
+
+def sync_tree(folder: Path) -> None:
+    """Wait until a folder and all that is in it are on the disk; links stand in their folders."""
+    for parent, _, names in os.walk(folder, topdown=False):
+        for name in names:
+            if not (Path(parent) / name).is_symlink():
+                sync(Path(parent) / name)
+        sync(Path(parent))
+
+
+def sync(path: Path) -> None:
+    """Wait until one file or folder is on the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
