@@ -79,7 +79,8 @@ def build_all(
             except FarmError as error:
                 fleet.end(plan.key, FAILED)
                 failures[plan.key] = error
-                report.say(error.render())
+                if len(plans) > 1:  # that of the only one is raised
+                    report.say(error.render())
     return conclude(made, failures, request, report)
 
 

@@ -8,14 +8,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
-import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from farm import durable, recipe
+from farm.engines import build_folder
 from farm.errors import EngineError
 from farm.packages import cache_folder
 from farm.plan import BuildPlan, Layout
@@ -33,7 +32,6 @@ the bytes, and LANG would make ccache take another machine's objects for others.
 
 _GRACE: Final = 5.0
 """Seconds for a build that was interrupted to end its compilers."""
-_PAUSE: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -60,6 +58,7 @@ class LocalWorkspace:
             start_new_session=True,
         ) as process:
             try:
+                build_folder.note_session(self.layout.build.parent, process.pid)
                 for line in process.stdout or ():
                     sink(line.rstrip("\n"))
                 return process.wait()
@@ -110,6 +109,8 @@ class LocalEngine:
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[LocalWorkspace]:
         """Make a private build folder below the user's cache, removed on every exit.
 
+        Those whose makers were killed are removed first, and their compilers ended.
+
         Raises:
             EngineError: there is no C++ compiler, CMake or Ninja.
         """
@@ -119,13 +120,14 @@ class LocalEngine:
         if ccache is None and self._cached:
             sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
         parent = cache_folder("builds")
-        with tempfile.TemporaryDirectory(prefix=f"{plan.key}.", dir=parent) as folder:
-            tree, build = Path(folder) / "source", Path(folder) / "build"
+        build_folder.sweep(parent, sink)
+        with build_folder.held(parent, f"{plan.key}.") as folder:
+            tree, build = folder / "source", folder / "build"
             shutil.copytree(
                 plan.source.tree, tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
             )
             build.mkdir()
-            cmake_file = Path(folder) / recipe.FILE.name
+            cmake_file = folder / recipe.FILE.name
             cmake_file.write_bytes(recipe.content())
             yield LocalWorkspace(
                 layout=Layout(
@@ -193,22 +195,4 @@ def _end_session(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)
-    deadline = time.monotonic() + _GRACE
-    while (left := _session_members(process.pid)) and time.monotonic() < deadline:
-        for pid in left:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        time.sleep(_PAUSE)
-
-
-def _session_members(session: int) -> list[int]:
-    """Return the processes of a session that still run (``/proc/PID/stat``, proc(5))."""
-    found = []
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            state, _, _, of_session = stat.read_text().rpartition(")")[2].split()[:4]
-        except (FileNotFoundError, ProcessLookupError):
-            continue  # it has ended meanwhile
-        if int(of_session) == session and state != "Z":
-            found.append(int(stat.parent.name))
-    return found
+    build_folder.end_session(process.pid)

@@ -9,20 +9,25 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
+import cut_proxy
 import pytest
 import small_disk
 from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
-from farm.engines.docker import LABEL, DockerEngine
+from farm.engines.docker import PID_LABEL, DockerEngine
+from farm.engines.docker.left_behind import HOST_LABEL, labels
 from farm.errors import BuildError, PackError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
@@ -41,8 +46,10 @@ def plan_of(tree: Path) -> BuildPlan:
     return BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
 
 
-def our_containers(client: DockerClient) -> list[str]:
-    found = client.containers.list(all=True, filters={"label": LABEL})
+def our_containers(client: DockerClient, maker: int | None = None) -> list[str]:
+    """Containers that this process or another one made: beside others' builds on the engine."""
+    made = f"{PID_LABEL}={maker or os.getpid()}"
+    found = client.containers.list(all=True, filters={"label": made}, ignore_removed=True)
     return [container.name for container in found]
 
 
@@ -110,29 +117,109 @@ def test_a_compile_error_names_file_and_lines_and_removes_the_container(
     assert our_containers(client) == []
 
 
+def slow_tree(place: Path) -> Path:
+    tree = Path(shutil.copytree(TINY, place))
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write("add_custom_target(slow ALL COMMAND sleep 300)\nadd_dependencies(llama slow)\n")
+    return tree
+
+
+@contextmanager
+def slow_build(
+    client: DockerClient, image: str, folder: Path, **environment: str
+) -> Iterator[subprocess.Popen[str]]:
+    """A build that is in the middle of its compile step, in a process of its own."""
+    tree, log = slow_tree(folder / "slow"), PROJECT / ".farm" / "logs" / "cpu-cpu.log"
+    log.unlink(missing_ok=True)
+    build = ("build-cpu", "--engine", "docker", "--image", image, "--source", str(tree))
+    process = subprocess.Popen(
+        [*INVOKE, *build, "--out", str(folder / "out")],
+        cwd=PROJECT,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | environment,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if log.is_file() and "--build" in log.read_text() and our_containers(client, process.pid):
+            break
+        time.sleep(0.2)
+    time.sleep(1)
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.communicate()
+
+
 def test_ctrl_c_removes_the_container_and_keeps_the_cache(
     client: DockerClient, base_image: str, tmp_path: Path
 ) -> None:
-    tree = Path(shutil.copytree(TINY, tmp_path / "slow"))
-    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
-        file.write("add_custom_target(slow ALL COMMAND sleep 300)\nadd_dependencies(llama slow)\n")
     out = tmp_path / "out"
-    build = ("build-cpu", "--engine", "docker", "--image", base_image, "--source", str(tree))
-    process = subprocess.Popen(
-        [*INVOKE, *build, "--out", str(out)], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    )
-    deadline = time.monotonic() + 120
-    while not our_containers(client) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    time.sleep(2)
-    process.send_signal(signal.SIGINT)
-    _, told = process.communicate(timeout=60)
+    with slow_build(client, base_image, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        _, told = process.communicate(timeout=60)
     assert process.returncode == 130, told
     assert "error[INTERRUPTED]" in told
     assert "Traceback" not in told
-    assert our_containers(client) == []
+    assert our_containers(client, process.pid) == []
     assert not out.exists() or not list(out.iterdir())
     assert client.volumes.get("llama-farm-ccache")
+
+
+def test_a_container_whose_maker_was_killed_is_removed_by_the_next_run(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
+    with slow_build(client, base_image, tmp_path) as process:
+        process.kill()
+        process.communicate()
+        (left,) = our_containers(client, process.pid)
+    lines: list[str] = []
+    others = [{"llama-farm": "cpu-cpu"}]  # of before, of another host, of another's living maker
+    others += [labels("k") | {HOST_LABEL: "0" * 32, PID_LABEL: "1"}, labels("k")]
+    image, made = client.images.get(base_image), []
+    try:
+        made = [client.containers.create(image, ["true"], labels=one).id for one in others]
+        docker = DockerEngine(client, reference=base_image)
+        with docker.open(plan_of(TINY), lines.append):
+            assert len(our_containers(client)) == 2
+        there = {one.id for one in client.containers.list(all=True, ignore_removed=True)}
+        assert set(made) <= there
+    finally:
+        for name in made:
+            client.api.remove_container(name, force=True)
+    assert our_containers(client, process.pid) == []
+    (said,) = (line for line in lines if left in line)
+    assert said.startswith(f"note[LEFT_BEHIND]: removed container {left}: process {process.pid}, ")
+
+
+@pytest.mark.skipif(
+    not os.environ.get("DOCKER_HOST", "unix:").startswith("unix:"), reason="needs a local socket"
+)
+def test_an_engine_that_dies_in_the_middle_is_one_line_and_the_next_run_goes_on(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
+    engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
+    address = tmp_path / "engine.sock"
+    with (
+        cut_proxy.between(address, Path(engine.removeprefix("unix://"))) as cut,
+        slow_build(client, base_image, tmp_path, DOCKER_HOST=f"unix://{address}") as process,
+    ):
+        cut()
+        _, told = process.communicate(timeout=60)
+    errors = [line for line in told.splitlines() if line.startswith("error[")]
+    assert process.returncode == 1, told
+    assert len(errors) == 1, told
+    assert errors[0].startswith("error[ENGINE_LOST]: ")
+    assert "Traceback" not in told
+    assert "--build" in (PROJECT / ".farm" / "logs" / "cpu-cpu.log").read_text()
+    (tmp_path / "slow" / "CMakeLists.txt").write_text((TINY / "CMakeLists.txt").read_text())
+    again = ("--image", base_image, "--source", str(tmp_path / "slow"))
+    done = invoke("build-cpu", "--engine", "docker", *again, "--out", str(tmp_path / "out"))
+    assert done.returncode == 0, done.stderr
+    assert "note[LEFT_BEHIND]: removed container llama-farm-cpu-cpu-" in done.stderr
+    assert our_containers(client, process.pid) == []
 
 
 def test_no_engine_is_one_line_and_status_one(

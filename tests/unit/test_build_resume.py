@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import small_disk
 from rich.console import Console
 
 from farm import pipeline, source, targets
+from farm.engines import build_folder
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.journal import Entry, Journal, Recording
@@ -156,22 +158,42 @@ def test_the_run_after_an_interrupted_one_says_where_it_goes_on(
     assert marker.exists()
     process.send_signal(end)
     process.communicate(timeout=60)
-    _end_what_a_killed_run_leaves(slow)
+    builds = tmp_path / "cache" / "llama-server-farm" / "builds"
+    (left,) = builds.glob("cpu-cpu.*") if end == signal.SIGKILL else [None]
+    assert bool(_working_below(builds)) == (end == signal.SIGKILL)
     slow.write_text("#!/bin/sh\n", "utf-8")
     told = build(tiny, tmp_path / "out")
     (goes_on,) = (line for line in told if "goes on" in line)
     assert goes_on.startswith("cpu-cpu: goes on: configure finished, compile had ")
+    swept = [line for line in told if "LEFT_BEHIND" in line]
+    assert len(swept) == (left is not None)
+    assert all(f"removed {left}, whose maker was killed, and ended " in line for line in swept)
+    assert (_working_below(builds), list(builds.iterdir())) == ([], [])
     assert len(list((tmp_path / "out").glob("*.tar.zst"))) == 1
 
 
-def _end_what_a_killed_run_leaves(program: Path) -> None:
-    """``exec sleep`` keeps the folder of the build: only ours is ended."""
+def _working_below(folder: Path) -> list[int]:
+    found = []
     for cwd in Path("/proc").glob("[0-9]*/cwd"):
-        try:
-            if str(cwd.readlink()).startswith(str(program.parent)):
-                os.kill(int(cwd.parent.name), signal.SIGKILL)
-        except (FileNotFoundError, PermissionError, ProcessLookupError):
-            continue
+        with contextlib.suppress(OSError):
+            if cwd.readlink().is_relative_to(folder):
+                found.append(int(cwd.parent.name))
+    return found
+
+
+def test_only_folders_that_nobody_holds_are_swept(tmp_path: Path) -> None:
+    told: list[str] = []
+    (tmp_path / "of-before").mkdir()
+    with build_folder.held(tmp_path, "held.") as held:
+        build_folder.sweep(tmp_path, told.append)
+        assert held.is_dir()
+    assert not held.exists()
+    left = tmp_path / "left"
+    left.mkdir()
+    (left / "maker").write_text("another host\n1\n")
+    build_folder.sweep(tmp_path, told.append)
+    assert told == [f"note[LEFT_BEHIND]: removed {left}, whose maker was killed"]
+    assert [path.name for path in tmp_path.iterdir()] == ["of-before"]
 
 
 def test_a_set_that_fails_does_not_stop_the_others(tiny: Path, tmp_path: Path) -> None:

@@ -6,7 +6,16 @@ cache is shared between machines.
 """
 
 from farm.engines.docker.connection import connect
-from farm.engines.docker.engine import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
+from farm.engines.docker.engine import CACHE_FOLDER, CACHE_VOLUME, DockerEngine
 from farm.engines.docker.images import DockerImages
+from farm.engines.docker.left_behind import LABEL, PID_LABEL
 
-__all__ = ["CACHE_FOLDER", "CACHE_VOLUME", "LABEL", "DockerEngine", "DockerImages", "connect"]
+__all__ = [
+    "CACHE_FOLDER",
+    "CACHE_VOLUME",
+    "LABEL",
+    "PID_LABEL",
+    "DockerEngine",
+    "DockerImages",
+    "connect",
+]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import secrets
@@ -16,7 +17,9 @@ from docker.errors import NotFound
 from farm import shared_cache
 from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.images import DockerImages
+from farm.engines.docker.left_behind import LABEL, labels, sweep
 from farm.engines.docker.workspace import DockerWorkspace, copy_in
+from farm.errors import EngineError
 from farm.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
@@ -29,8 +32,6 @@ if TYPE_CHECKING:
 
 CACHE_VOLUME: Final = "llama-farm-ccache"
 CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
-LABEL: Final = "llama-farm"
-"""On every container and image of ours, so that a person can find them: ``--filter label=…``."""
 
 
 class DockerEngine:
@@ -71,13 +72,16 @@ class DockerEngine:
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[DockerWorkspace]:
         """Start a container with the plan's source; it is removed on every exit.
 
+        Those whose makers were killed are removed first.
+
         Raises:
             EngineError: the image cannot be had, or the engine is out of reach.
         """
         base = self._base()
         builder = self._builder_image(base, sink)
+        sweep(self._client, sink)
         container = self._start(plan, builder)
-        try:
+        with _removing(container):
             copy_in(container, plan.source.tree, CONTAINER_LAYOUT)
             yield DockerWorkspace(
                 container=container,
@@ -86,9 +90,6 @@ class DockerEngine:
                 image=ImageFacts(id=base.id, labels=base.labels, reference=self._reference),
                 ccache_dir=CACHE_FOLDER if self._cached else None,
             )
-        finally:
-            with engine_errors("ENGINE_LOST", f"container {container.name} may be left behind"):
-                _remove(container)
 
     def close(self) -> None:
         """Close the connections to the engine."""
@@ -120,7 +121,7 @@ class DockerEngine:
                 init=True,
                 # Only a cache shared between machines needs one.
                 network_mode="bridge" if shared else "none",
-                labels={LABEL: plan.key},
+                labels=labels(plan.key),
                 volumes=volumes if self._cached else {},
             )
 
@@ -130,11 +131,29 @@ def _builder_tag(base: ImageFacts) -> str:
     return f"llama-farm-builder:{inputs.hexdigest()[:16]}"
 
 
-def _remove(container: Any) -> None:
+@contextmanager
+def _removing(container: Any) -> Iterator[None]:
+    """Remove a container on every exit.
+
+    Where the engine has failed, that is what is told; the next run removes what is left.
+    """
+    failed = False
     try:
-        container.remove(force=True, v=True)
-    except NotFound:
-        return
+        yield
+    except EngineError:
+        failed = True
+        raise
+    finally:
+        with contextlib.suppress(EngineError) if failed else contextlib.nullcontext():
+            _remove(container)
+
+
+def _remove(container: Any) -> None:
+    with engine_errors("ENGINE_LOST", f"container {container.name} may be left behind"):
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            return
 
 
 def _tar_of(files: Mapping[str, bytes]) -> io.BytesIO:
