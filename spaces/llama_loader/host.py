@@ -180,28 +180,30 @@ def _from_smi(environ: Mapping[str, str]) -> tuple[str | None, tuple[Gpu, ...]]:
 def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
     """Read ``nvidia-smi --query-gpu``'s CSV: the driver's version and the GPUs.
 
-    Lines that are not such a row are passed over; ``[N/A]`` is unknown.
+    Lines that are not such a row are passed over; ``[N/A]``, ``Unknown Error`` and whatever else
+    is no number is unknown.
     """
     driver, found = None, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != len(_SMI_FIELDS.split(",")) or not _known(cells[0]):
+        if len(cells) != len(_SMI_FIELDS.split(",")) or cells[0][:1] in {"", "["}:
             continue
         name, capability, memory, version, uuid = cells
-        driver = driver or _known(version)
+        driver = driver or (version if re.fullmatch(r"[0-9]+(\.[0-9]+)+", version) else None)
         found.append(
             Gpu(
                 name,
-                (_known(capability) or "").replace(".", "") or known_gpus.capability(name),
-                int(memory) * 1024**2 if memory.isdigit() else None,
-                _known(uuid),
+                _capability(capability) or known_gpus.capability(name),
+                int(memory) * 1024**2 if re.fullmatch(r"[0-9]{1,9}", memory) else None,
+                uuid if uuid.startswith("GPU-") else None,
             )
         )
     return driver, tuple(found)
 
 
-def _known(cell: str) -> str | None:
-    return None if not cell or cell.startswith("[") else cell
+def _capability(cell: str) -> str | None:
+    """``9.0`` → ``90``; ``[N/A]``, ``Unknown Error`` and the like are no capability."""
+    return cell.replace(".", "") if re.fullmatch(r"[0-9]{1,2}\.[0-9]", cell) else None
 
 
 def _from_proc(root: Path) -> tuple[Gpu, ...]:
@@ -265,7 +267,7 @@ def _memory(root: Path) -> int:
     known = [int(total[1]) * 1024] if total else []
     for limit in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
         told = _read(root / limit).strip()
-        known += [int(told)] if told.isdigit() else []
+        known += [int(told)] if re.fullmatch(r"[0-9]{1,20}", told) else []
     return min(known, default=0)
 
 
