@@ -129,7 +129,11 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         gpus=gpus,
         gpu_source=source,
         libraries=find_libraries(
-            settings.library_path, cache, [Path(entry) for entry in sys.path if entry], root
+            settings.library_path,
+            cache,
+            [Path(entry) for entry in sys.path if entry],
+            root,
+            platform.machine(),
         ),
         cpus=len(os.sched_getaffinity(0)),
         memory=_memory(root),

@@ -131,6 +131,8 @@ def missing_libraries(
         f"{one.soname} in {one.folder}" for one in libraries if one.soname.split(".so.")[0] in stems
     ]
     found = f"; found only {', '.join(others)}" if others else ""
+    mismatch = cuda_libraries.unpaired(missing, libraries)
+    found = f"; but {mismatch}" if mismatch else found
     packages = " ".join(cuda_libraries.packages(missing))
     return HostError(
         "CUDA_LIBRARY_MISSING",

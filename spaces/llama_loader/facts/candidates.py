@@ -179,10 +179,10 @@ def _judge_gpu(
         missing=missing,
         brings=_bringing(artifact, missing, runtimes),
     )
-    return replace(fitting, reason=_fits_reason(fitting, targets))
+    return replace(fitting, reason=_fits_reason(fitting, targets, host.libraries))
 
 
-def _fits_reason(one: Candidate, targets: tuple[str, ...]) -> str:
+def _fits_reason(one: Candidate, targets: tuple[str, ...], libraries: tuple[Library, ...]) -> str:
     slow = "PTX, which the driver compiles at the first start (slow),"
     parts = [f"{'machine code' if one.native else slow} for {dotted(one.served)}"]
     left = tuple(target for target in targets if target not in one.served)
@@ -190,4 +190,6 @@ def _fits_reason(one: Candidate, targets: tuple[str, ...]) -> str:
     if one.missing:
         bringing = f", brought by {one.brings.name}" if one.brings else ""
         parts.append(f"{', '.join(one.missing)} missing here{bringing}")
+        mismatch = cuda_libraries.unpaired(one.missing, libraries)
+        parts += [mismatch] if mismatch else []
     return f"{'; '.join(parts)}; {one.artifact.size / 1e6:.1f} MB"
