@@ -226,9 +226,21 @@ def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str)
     assert nvml.query() is None
 
 
-def test_jit_drivers_by_toolkit() -> None:
-    assert known_gpus.jit_driver("12.8.1") == "570.26"
-    assert known_gpus.jit_driver("99.0") is None
+@pytest.mark.parametrize(
+    ("toolkit", "driver"),
+    [
+        ("11.4", None),
+        ("12", "525.60"),
+        ("12.7", "570.26"),
+        ("12.8.1", "570.26"),
+        ("13.0.2", "580.65"),
+        ("13.1", "590.44"),
+        ("13.2", "595.0"),
+        ("99.0", "595.0"),
+    ],
+)
+def test_jit_drivers_by_toolkit(toolkit: str, driver: str | None) -> None:
+    assert known_gpus.jit_driver(toolkit) == driver
 
 
 @pytest.mark.parametrize(

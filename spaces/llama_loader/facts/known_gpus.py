@@ -45,7 +45,10 @@ _JIT_DRIVER: Final = {
     "12.8": "570.26",
     "12.9": "575.51",
     "13.0": "580.65",
+    "13.1": "590.44",
 }
+_BRANCHES: Final = 5
+"""Linux drivers' branches are multiples of it: 570, 575, 580, 590."""
 
 ZEROGPU_NAME: Final = "NVIDIA RTX PRO 6000 Blackwell"
 """What ZeroGPU documents as its hardware (docs/zerogpu.md); ``large`` is half of one, 48 GB."""
@@ -65,5 +68,19 @@ def capability(name: str) -> str | None:
 
 
 def jit_driver(toolkit: str) -> str | None:
-    """Return the oldest driver that can compile PTX of this toolkit, None where it is unknown."""
-    return _JIT_DRIVER.get(".".join(toolkit.split(".")[:2]))
+    """Return the oldest driver that can compile PTX of this toolkit, None for one before 11.8.
+
+    A toolkit that is newer than the table needs a later branch than the last one in it: which, only
+    a newer table knows, so the answer is the next.
+    """
+    wanted = _numbers(toolkit)
+    known = {_numbers(one): driver for one, driver in _JIT_DRIVER.items()}
+    if wanted < min(known):
+        return None
+    if wanted > max(known):
+        return f"{int(known[max(known)].partition('.')[0]) + _BRANCHES}.0"
+    return known[min(one for one in known if one >= wanted)]
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")[:2]))
