@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_loader import processes
 from llama_loader.concurrency.background import Background
-from llama_loader.facts import known_gpus, nvml
+from llama_loader.facts import known_gpus, nvml, visible
 from llama_loader.facts.cuda_libraries import Library, find_libraries, linker_cache
 
 if TYPE_CHECKING:
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 _SMI_TIMEOUT: Final = 20.0
 """Seconds. nvidia-smi takes 0.1 s, but several where the driver is not kept loaded."""
+_ATTACHED: Final = frozenset({"nvml", "nvidia-smi"})
+"""Who tells only of GPUs that this process could use."""
 _SMI_FIELDS: Final = "name,compute_cap,memory.total,driver_version,uuid"
 
 
@@ -63,6 +65,7 @@ class HostFacts:
         zerogpu: this is a ZeroGPU Space.
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
         cpu: the processor's name, None where unknown.
+        device_order: CUDA_DEVICE_ORDER, None where unset.
     """
 
     system: str
@@ -79,22 +82,31 @@ class HostFacts:
     zerogpu: bool = False
     visible_devices: str | None = None
     cpu: str | None = None
+    device_order: str | None = None
 
     @property
-    def capabilities(self) -> tuple[str, ...]:
-        """Known compute capabilities, each once, in the GPUs' order."""
-        return tuple(dict.fromkeys(gpu.capability for gpu in self.gpus if gpu.capability))
+    def visible(self) -> tuple[Gpu, ...]:
+        """The GPUs that a program will see, in its order; all where that cannot be known."""
+        return visible.gpus(self.gpus, self._named, self.device_order)
 
     @property
     def visible_count(self) -> int:
-        """How many GPUs a program will see: CUDA_VISIBLE_DEVICES may name fewer than there are.
+        """How many GPUs a program will see, also where it is unknown which; an upper bound."""
+        return visible.count(self.gpus, self._named)
 
-        An upper bound: a name in it that stands for no GPU hides those behind it.
+    @property
+    def capabilities(self) -> tuple[str, ...]:
+        """Known compute capabilities of the visible GPUs, each once, in their order."""
+        return tuple(dict.fromkeys(gpu.capability for gpu in self.visible if gpu.capability))
+
+    @property
+    def _named(self) -> str | None:
+        """CUDA_VISIBLE_DEVICES, where it is the one that a program will have.
+
+        A ZeroGPU worker gets its own: that of the main process, which has no GPU, means nothing.
         """
-        if self.visible_devices is None:
-            return len(self.gpus)
-        named = [name for name in self.visible_devices.split(",") if name.strip()]
-        return min(len(named), len(self.gpus))
+        to_come = self.zerogpu and self.gpu_source not in _ATTACHED
+        return None if to_come else self.visible_devices
 
 
 def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
@@ -117,13 +129,18 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         gpus=gpus,
         gpu_source=source,
         libraries=find_libraries(
-            settings.library_path, cache, [Path(entry) for entry in sys.path if entry], root
+            settings.library_path,
+            cache,
+            [Path(entry) for entry in sys.path if entry],
+            root,
+            platform.machine(),
         ),
         cpus=len(os.sched_getaffinity(0)),
         memory=_memory(root),
         zerogpu=settings.zerogpu,
         visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
         cpu=_cpu(root),
+        device_order=settings.inherited.get("CUDA_DEVICE_ORDER"),
     )
 
 
@@ -167,28 +184,30 @@ def _from_smi(environ: Mapping[str, str]) -> tuple[str | None, tuple[Gpu, ...]]:
 def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
     """Read ``nvidia-smi --query-gpu``'s CSV: the driver's version and the GPUs.
 
-    Lines that are not such a row are passed over; ``[N/A]`` is unknown.
+    Lines that are not such a row are passed over; ``[N/A]``, ``Unknown Error`` and whatever else
+    is no number is unknown.
     """
     driver, found = None, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != len(_SMI_FIELDS.split(",")) or not _known(cells[0]):
+        if len(cells) != len(_SMI_FIELDS.split(",")) or cells[0][:1] in {"", "["}:
             continue
         name, capability, memory, version, uuid = cells
-        driver = driver or _known(version)
+        driver = driver or (version if re.fullmatch(r"[0-9]+(\.[0-9]+)+", version) else None)
         found.append(
             Gpu(
                 name,
-                (_known(capability) or "").replace(".", "") or known_gpus.capability(name),
-                int(memory) * 1024**2 if memory.isdigit() else None,
-                _known(uuid),
+                _capability(capability) or known_gpus.capability(name),
+                int(memory) * 1024**2 if re.fullmatch(r"[0-9]{1,9}", memory) else None,
+                uuid if uuid.startswith("GPU-") else None,
             )
         )
     return driver, tuple(found)
 
 
-def _known(cell: str) -> str | None:
-    return None if not cell or cell.startswith("[") else cell
+def _capability(cell: str) -> str | None:
+    """``9.0`` → ``90``; ``[N/A]``, ``Unknown Error`` and the like are no capability."""
+    return cell.replace(".", "") if re.fullmatch(r"[0-9]{1,2}\.[0-9]", cell) else None
 
 
 def _from_proc(root: Path) -> tuple[Gpu, ...]:
@@ -196,7 +215,8 @@ def _from_proc(root: Path) -> tuple[Gpu, ...]:
     for information in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
         text = _read(information)
         model = re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE)
-        uuid = re.search(r"^GPU UUID:\s*(\S+)", text, re.MULTILINE)
+        # GPU-????????-…: the driver has not asked this GPU yet
+        uuid = re.search(r"^GPU UUID:\s*([^\s?]+)\s*$", text, re.MULTILINE)
         if model:
             name = model[1]
             found.append(Gpu(name, known_gpus.capability(name), None, uuid[1] if uuid else None))
@@ -251,7 +271,7 @@ def _memory(root: Path) -> int:
     known = [int(total[1]) * 1024] if total else []
     for limit in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
         told = _read(root / limit).strip()
-        known += [int(told)] if told.isdigit() else []
+        known += [int(told)] if re.fullmatch(r"[0-9]{1,20}", told) else []
     return min(known, default=0)
 
 

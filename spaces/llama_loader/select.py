@@ -1,6 +1,7 @@
 """Which artifact this host gets, and why each other one is passed over. Pure: no I/O at all.
 
-Order of preference: the most GPUs served, machine code (SASS) before code for the driver's
+Order of preference: the most memory of visible GPUs served (or the most GPUs, where their memory
+is unknown), machine code (SASS) before code for the driver's
 compiler (PTX), CUDA libraries that are there before such that the release brings before such that
 are missing, code made for this GPU before code for an older one of its family, then fewer bytes to
 download, then the name.
@@ -9,28 +10,19 @@ Everything that it needs is an argument, so it can be asked what another machine
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.facts import cuda_libraries
-from llama_loader.facts.compatibility import (
-    Stage,
-    cuda_code,
-    dotted,
-    driver_trouble,
-    gap,
-    glibc_trouble,
-    holds,
-    older,
-    refused_by_kind,
-    refused_by_platform,
-)
-from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
+from llama_loader.facts.candidates import judge, usable_runtimes
+from llama_loader.facts.compatibility import Stage, dotted, holds
+from llama_loader.manifest import LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from llama_loader.facts.candidates import Candidate
     from llama_loader.facts.cuda_libraries import Library
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
@@ -92,39 +84,6 @@ class Choice:
     runtime_libraries: Artifact | None = None
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    artifact: Artifact
-    stage: Stage
-    reason: str
-    served: tuple[str, ...] = ()
-    native: bool = True
-    gap: int = 0
-    libraries: tuple[Library, ...] = ()
-    missing: tuple[str, ...] = ()
-    brings: Artifact | None = None
-
-    @property
-    def lack(self) -> int:
-        """0: its libraries are here; 1: the release brings them; 2: they are missing."""
-        if not self.missing:
-            return 0
-        return 1 if self.brings else 2
-
-    @property
-    def rank(self) -> tuple[bool, int, bool, int, int, int, str]:
-        """Smaller is better."""
-        return (
-            self.artifact.backend != "cuda",
-            -len(self.served),
-            not self.native,
-            self.lack,
-            self.gap,
-            self.artifact.size + (self.brings.size if self.brings else 0),
-            self.artifact.name,
-        )
-
-
 def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     """Choose the artifact for this host.
 
@@ -135,15 +94,15 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     targets = (wishes.arch,) if wishes.arch else host.capabilities
     on_gpu = bool(targets) and wishes.backend != "cpu"
     # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
-    runtimes = () if wishes.allow_cpu else _usable_runtimes(manifest, host)
-    judged = [_judge(one, host, targets if on_gpu else (), runtimes) for one in manifest.artifacts]
+    runtimes = () if wishes.allow_cpu else usable_runtimes(manifest, host)
+    judged = [judge(one, host, targets if on_gpu else (), runtimes) for one in manifest.artifacts]
     if on_gpu:
         gpu = [one for one in judged if one.stage is Stage.FITS and one.served]
         if gpu:
             return _choice(min(gpu, key=lambda one: one.rank), judged, "gpu")
     if not wishes.allow_cpu and wishes.backend != "cpu":
         raise _no_gpu(host) if not targets else _nothing(manifest, targets, judged, host)
-    cpu = [_judge(artifact, host, ()) for artifact in manifest.artifacts]
+    cpu = [judge(artifact, host, ()) for artifact in manifest.artifacts]
     fitting = [one for one in cpu if one.stage is Stage.FITS]
     if not fitting:
         raise _nothing(manifest, targets, cpu, host)
@@ -172,6 +131,8 @@ def missing_libraries(
         f"{one.soname} in {one.folder}" for one in libraries if one.soname.split(".so.")[0] in stems
     ]
     found = f"; found only {', '.join(others)}" if others else ""
+    mismatch = cuda_libraries.unpaired(missing, libraries)
+    found = f"; but {mismatch}" if mismatch else found
     packages = " ".join(cuda_libraries.packages(missing))
     return HostError(
         "CUDA_LIBRARY_MISSING",
@@ -182,97 +143,7 @@ def missing_libraries(
     )
 
 
-def _judge(
-    artifact: Artifact,
-    host: HostFacts,
-    targets: tuple[str, ...],
-    runtimes: tuple[Artifact, ...] = (),
-) -> _Candidate:
-    """Judge one artifact for the GPUs ``targets``; for the CPU where there are none."""
-    refused = refused_by_kind(artifact) or refused_by_platform(artifact, host)
-    if refused:
-        return _Candidate(artifact, *refused)
-    if targets:
-        return _judge_gpu(artifact, host, targets, runtimes)
-    trouble = glibc_trouble(artifact, host)
-    if trouble:
-        return _Candidate(artifact, Stage.GLIBC, trouble)
-    if artifact.backend == "cuda":
-        return _Candidate(artifact, Stage.FITS, "built for CUDA; can run on the CPU too")
-    return _Candidate(artifact, Stage.FITS, "built for the CPU")
-
-
-def _usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...]:
-    """Return the release's CUDA libraries that this host could load."""
-    return tuple(
-        one
-        for one in manifest.artifacts
-        if one.kind == CUDA_RUNTIME
-        and not refused_by_platform(one, host)
-        and not glibc_trouble(one, host)
-        and not driver_trouble(one, host.driver, native=True)
-        and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
-    )
-
-
-def _bringing(
-    artifact: Artifact, missing: tuple[str, ...], runtimes: Iterable[Artifact]
-) -> Artifact | None:
-    """Choose the libraries for a server: of its own toolkit, else of the next one that covers it.
-
-    Not of an older toolkit: a soname stays from 12.0 to 12.9, but functions are added.
-    """
-    usable = [
-        (one.cuda.toolkit != artifact.cuda.toolkit, one.size, one.name, one)
-        for one in runtimes
-        if one.cuda
-        and artifact.cuda
-        and missing
-        and set(missing) <= set(one.provides)
-        and not older(one.cuda.toolkit, artifact.cuda.toolkit)
-    ]
-    return min(usable)[-1] if usable else None
-
-
-def _judge_gpu(
-    artifact: Artifact, host: HostFacts, targets: tuple[str, ...], runtimes: tuple[Artifact, ...]
-) -> _Candidate:
-    if artifact.cuda is None:
-        return _Candidate(artifact, Stage.BACKEND, "has no CUDA code, and there is a GPU")
-    codes = {target: cuda_code(artifact, target) for target in targets}
-    served = tuple(target for target, code in codes.items() if code)
-    if not served:
-        return _Candidate(
-            artifact,
-            Stage.GPU,
-            f"{holds(artifact)}: not for {dotted(targets)}",
-        )
-    trouble = glibc_trouble(artifact, host)
-    if trouble:
-        return _Candidate(artifact, Stage.GLIBC, trouble)
-    native = all(codes[target] == "sass" for target in served)
-    trouble = driver_trouble(artifact, host.driver, native=native)
-    if trouble:
-        return _Candidate(artifact, Stage.DRIVER, trouble)
-    taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    distance = sum(gap(artifact, target) for target in served)
-    brings = _bringing(artifact, missing, runtimes)
-    fitting = _Candidate(artifact, Stage.FITS, "", served, native, distance, taken, missing, brings)
-    return replace(fitting, reason=_fits_reason(fitting, targets))
-
-
-def _fits_reason(one: _Candidate, targets: tuple[str, ...]) -> str:
-    slow = "PTX, which the driver compiles at the first start (slow),"
-    parts = [f"{'machine code' if one.native else slow} for {dotted(one.served)}"]
-    left = tuple(target for target in targets if target not in one.served)
-    parts += [f"none for {dotted(left)}"] if left else []
-    if one.missing:
-        bringing = f", brought by {one.brings.name}" if one.brings else ""
-        parts.append(f"{', '.join(one.missing)} missing here{bringing}")
-    return f"{'; '.join(parts)}; {one.artifact.size / 1e6:.1f} MB"
-
-
-def _choice(best: _Candidate, judged: Iterable[_Candidate], runs_on: str) -> Choice:
+def _choice(best: Candidate, judged: Iterable[Candidate], runs_on: str) -> Choice:
     verdicts = tuple(_verdict(one, best, runs_on) for one in judged)
     reason = best.reason
     if runs_on == "cpu":
@@ -290,7 +161,7 @@ def _choice(best: _Candidate, judged: Iterable[_Candidate], runs_on: str) -> Cho
     )
 
 
-def _verdict(one: _Candidate, best: _Candidate, runs_on: str) -> Verdict:
+def _verdict(one: Candidate, best: Candidate, runs_on: str) -> Verdict:
     if one.artifact is best.artifact:
         reason = one.reason if runs_on == "gpu" or one.served == () else best.reason
         return Verdict(one.artifact.name, fits=True, reason=f"chosen: {reason}")
@@ -302,12 +173,13 @@ def _verdict(one: _Candidate, best: _Candidate, runs_on: str) -> Verdict:
     return Verdict(one.artifact.name, fits=True, reason=f"{_why_not(one, best)} ({one.reason})")
 
 
-def _why_not(one: _Candidate, best: _Candidate) -> str:
+def _why_not(one: Candidate, best: Candidate) -> str:
     chosen = best.artifact.name
     if one.artifact.backend != best.artifact.backend:
         return f"would run, but {chosen} is for this backend"
-    if len(one.served) != len(best.served):
-        return f"would run, but {chosen} serves more GPUs"
+    if one.weight != best.weight:
+        more = "GPUs" if len(one.served) < len(best.served) else "of the GPUs' memory"
+        return f"would run, but {chosen} serves more {more}"
     if one.native != best.native:
         return f"would run, but {chosen} has machine code"
     if one.lack != best.lack:
@@ -324,6 +196,13 @@ def _why_not(one: _Candidate, best: _Candidate) -> str:
 
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
+    if named and not host.visible:
+        return HostError(
+            "NO_GPU",
+            f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}",
+            hint="unset it, or name a GPU that `nvidia-smi -L` lists; YAKULINGO_SPACES_CUDA_ARCH"
+            " chooses for a GPU that is not seen; to run on the CPU, give --allow-cpu",
+        )
     found = f"only {named}, whose compute capability is unknown" if named else "none was found"
     return HostError(
         "NO_GPU",
@@ -335,7 +214,7 @@ def _no_gpu(host: HostFacts) -> HostError:
 
 
 def _nothing(
-    manifest: Manifest, targets: tuple[str, ...], judged: list[_Candidate], host: HostFacts
+    manifest: Manifest, targets: tuple[str, ...], judged: list[Candidate], host: HostFacts
 ) -> LoaderError:
     """The error of the artifact that came furthest, with a list of what there is."""
     furthest = max((one.stage for one in judged), default=Stage.KIND)

@@ -133,7 +133,8 @@ def test_what_does_not_fit_is_left_to_the_cpu(loader: Loader, model: Path) -> No
 def test_a_hidden_gpu(loader: Loader, model: Path) -> None:
     done = loader.run("serve", "--model", str(model), CUDA_VISIBLE_DEVICES="")
     assert done.returncode == 5, done.stderr
-    assert "error[NO_DEVICE]: " in done.stderr
+    assert "error[NO_GPU]: " in done.stderr
+    assert "CUDA_VISIBLE_DEVICES" in done.stderr
     with loader.serving(model, "--allow-cpu", CUDA_VISIBLE_DEVICES="") as told:
         assert told["devices"] == []
         assert complete(told["url"], tokens=1) == " Paris"

@@ -316,6 +316,28 @@ def test_a_host_without_gpu(home: dict[str, str], release: Path) -> None:
         assert "--allow-cpu" in refused(done, 5, "NO_GPU")
 
 
+@pytest.mark.parametrize(
+    "row",
+    ["NVIDIA Mystery, Unknown Error, 100, 580.1, GPU-1", "NVIDIA Mystery, [N/A], ², 580.1, GPU-1"],
+)
+def test_a_driver_that_answers_oddly(
+    row: str, home: dict[str, str], release: Path, tmp_path: Path
+) -> None:
+    if Path("/proc/driver/nvidia/gpus").exists():
+        pytest.skip("this machine has an NVIDIA GPU")
+    program = tmp_path / "bin/nvidia-smi"
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\necho '{row}'\n")
+    program.chmod(0o755)
+    home["PATH"] = f"{program.parent}:{home['PATH']}"
+    done = run(home, "fetch", *manifest_options(release))
+    refused(done, 5, "NO_GPU")
+    assert "NVIDIA Mystery, whose compute capability is unknown" in done.stderr
+    done = run(home, "doctor", *manifest_options(release))
+    assert done.returncode == 5, done.stderr
+    assert "NVIDIA Mystery, compute capability unknown" in done.stdout
+
+
 def test_a_variable_that_cannot_be_read(home: dict[str, str]) -> None:
     home["YAKULINGO_SPACES_N_CTX"] = "lots"
     assert "YAKULINGO_SPACES_N_CTX" in refused(run(home, "fetch"), 2, "SETTING_INVALID")

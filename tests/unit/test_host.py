@@ -70,6 +70,31 @@ def test_nvidia_smi_is_read() -> None:
     assert host.parse_smi("No devices were found\n") == (None, ())
 
 
+@pytest.mark.parametrize(
+    ("row", "driver", "gpu"),
+    [
+        ("NVIDIA H200, Unknown Error, 100, 580.1, GPU-1", "580.1", ("90", 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, Unknown Error, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, 9, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, 9.0.1, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, ９.０, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),  # noqa: RUF001
+        ("NVIDIA Mystery, .., 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, 9.0, ², 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        ("NVIDIA Mystery, 9.0, ٣, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        ("NVIDIA Mystery, 9.0, -1, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        (f"NVIDIA Mystery, 9.0, {'9' * 5000}, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        ("NVIDIA Mystery, 9.0, 100, Unknown Error, Unknown Error", None, ("90", 100 << 20, None)),
+        ("NVIDIA Mystery, 9.0, 100, ERR!, ERR!", None, ("90", 100 << 20, None)),
+    ],
+)
+def test_whatever_nvidia_smi_says_that_is_no_number_is_unknown(
+    row: str, driver: str | None, gpu: tuple[str | None, int | None, str | None]
+) -> None:
+    capability, memory, uuid = gpu
+    expected = host.Gpu(row.split(",", maxsplit=1)[0], capability, memory, uuid)
+    assert host.parse_smi(f"{row}\n") == (driver, (expected,))
+
+
 def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
     site = tmp_path / "site-packages"
     old = write(site / "nvidia/cublas/lib/libcublas.so.12").parent
@@ -201,9 +226,21 @@ def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str)
     assert nvml.query() is None
 
 
-def test_jit_drivers_by_toolkit() -> None:
-    assert known_gpus.jit_driver("12.8.1") == "570.26"
-    assert known_gpus.jit_driver("99.0") is None
+@pytest.mark.parametrize(
+    ("toolkit", "driver"),
+    [
+        ("11.4", None),
+        ("12", "525.60"),
+        ("12.7", "570.26"),
+        ("12.8.1", "570.26"),
+        ("13.0.2", "580.65"),
+        ("13.1", "590.44"),
+        ("13.2", "595.0"),
+        ("99.0", "595.0"),
+    ],
+)
+def test_jit_drivers_by_toolkit(toolkit: str, driver: str | None) -> None:
+    assert known_gpus.jit_driver(toolkit) == driver
 
 
 @pytest.mark.parametrize(
@@ -214,6 +251,7 @@ def test_jit_drivers_by_toolkit() -> None:
         ({"proc/meminfo": "MemTotal:   2048 kB\n", "sys/fs/cgroup/memory.max": "max\n"}, 2 << 20),
         ({"proc/meminfo": "MemTotal:   2048 kB\n", "sys/fs/cgroup/memory.max": "4096\n"}, 4096),
         ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "8192\n"}, 8192),
+        ({"sys/fs/cgroup/memory.max": "²\n"}, 0),
     ],
 )
 def test_a_container_may_use_less_memory_than_there_is(

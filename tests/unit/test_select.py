@@ -10,7 +10,7 @@ from llama_loader.errors import HostError
 from llama_loader.facts import known_gpus
 from llama_loader.facts.compatibility import cuda_code
 from llama_loader.host import Gpu, HostFacts
-from llama_loader.manifest import Artifact
+from llama_loader.manifest import Artifact, Cuda
 from llama_loader.select import Wishes, require_libraries, select
 from tests.rigs.releases import BARE, artifact, libraries, manifest
 
@@ -159,6 +159,18 @@ def test_ptx_of_a_newer_toolkit_needs_a_newer_driver() -> None:
     assert caught.value.code == "DRIVER_TOO_OLD"
     assert "570.26" in caught.value.message
     assert select(release, host("86", driver="535.183", cuda=12), Wishes()).native
+
+
+@pytest.mark.parametrize("toolkit", ["13.1", "13.2", "14.0"])
+def test_ptx_of_a_toolkit_after_the_last_known_needs_a_later_branch(toolkit: str) -> None:
+    made = artifact("cu130", "fat", "90", "90")
+    cuda = Cuda(toolkit=toolkit, min_driver="580.65", sass=("90",), ptx=("90",))
+    release = manifest(Artifact(**{**_fields(made), "cuda": cuda}))
+    with pytest.raises(HostError, match=f"PTX of CUDA {toolkit} needs driver 59") as caught:
+        select(release, host("120", driver="580.65"), Wishes())
+    assert caught.value.code == "DRIVER_TOO_OLD"
+    assert select(release, host("90", driver="580.65"), Wishes()).native
+    assert not select(release, host("120", driver="595.10"), Wishes()).native
 
 
 @pytest.mark.parametrize(

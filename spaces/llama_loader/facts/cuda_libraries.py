@@ -41,6 +41,11 @@ _TOOLKITS: Final = (
     "cuda-image/usr/local/cuda-*/lib64",
     "cuda-image/usr/local/cuda-*/targets/*/lib",
 )
+_TARGETS: Final = {
+    "x86_64": frozenset({"x86_64-linux"}),
+    "aarch64": frozenset({"aarch64-linux", "sbsa-linux"}),
+}
+"""Folders under a toolkit's ``targets`` that are for a machine; others are for cross compiling."""
 _LDCONFIG_TIMEOUT: Final = 10.0
 
 
@@ -66,6 +71,7 @@ def find_libraries(
     cache: Sequence[Path],
     python_path: Sequence[Path],
     root: Path = Path("/"),
+    machine: str = "x86_64",
 ) -> tuple[Library, ...]:
     """List what is there, in the order in which it is taken: the person's choice first.
 
@@ -74,9 +80,11 @@ def find_libraries(
         cache: files that the dynamic linker's cache knows (``linker_cache``).
         python_path: folders that may hold an ``nvidia`` folder of wheels.
         root: where the toolkits are looked for.
+        machine: what this machine is called, such as ``x86_64``.
     """
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
-    toolkits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
+    kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
+    toolkits = [lib for lib in kits if _is_for(machine, lib.resolve())]
     linked = dict.fromkeys(path.parent for path in cache if _FILE.fullmatch(path.name))
     places = (
         ("LD_LIBRARY_PATH", library_path),
@@ -91,6 +99,14 @@ def find_libraries(
                 # /usr/local/cuda, cuda/lib64 and the like are links to one and the same folder
                 found.setdefault((library.soname, library.folder.resolve()), library)
     return tuple(found.values())
+
+
+def _is_for(machine: str, folder: Path) -> bool:
+    """Whether a toolkit's folder holds libraries for this machine, as far as its path says so."""
+    target = folder.parent
+    return target.parent.name != "targets" or target.name in _TARGETS.get(
+        machine, {f"{machine}-linux"}
+    )
 
 
 def _in_folder(folder: Path, origin: str) -> Iterable[Library]:
@@ -166,28 +182,87 @@ def split_needs(
     """Pair what an artifact needs with what there is: the libraries to take, the names missing.
 
     Needs that are not CUDA toolkit libraries are not looked for: ``libcuda.so.1`` comes with the
-    driver, and the rest is the operating system's.
+    driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are of one version or
+    not taken (``unpaired`` says which), and first: no other folder may come before theirs.
     """
+    wanted = _with_pulled_in(needs)
     taken: list[Library] = []
-    missing: list[str] = []
-    for need in _with_pulled_in(needs):
-        library = next((one for one in libraries if one.soname == need), None)
-        if library is None:
-            missing.append(need)
-        else:
-            taken.append(library)
-    return tuple(taken), tuple(missing)
+    mismatched: set[str] = set()
+    for one, other in _pairs(wanted):
+        pair = _pair(one, other, libraries)
+        taken += pair
+        mismatched |= {one, other} if not pair and _both(one, other, libraries) else set()
+    got = {library.soname for library in taken} | mismatched
+    rest = [_first(need, libraries, taken) for need in wanted if need not in got]
+    taken += [library for library in rest if library]
+    there = {library.soname for library in taken}
+    return tuple(taken), tuple(need for need in wanted if need not in there)
+
+
+def unpaired(needs: Iterable[str], libraries: Sequence[Library]) -> str:
+    """Say which libraries are here and cannot be taken, because they are of two versions."""
+    said = [
+        f"{one} ({_described(one, libraries)}) and {other} ({_described(other, libraries)})"
+        " are of different versions"
+        for one, other in _pairs(tuple(needs))
+        if _both(one, other, libraries) and not _pair(one, other, libraries)
+    ]
+    return ", ".join(said)
+
+
+def _described(soname: str, libraries: Iterable[Library]) -> str:
+    return ", ".join(
+        f"{one.version or 'version unknown'} in {one.folder}"
+        for one in libraries
+        if one.soname == soname
+    )
+
+
+def _pairs(wanted: Sequence[str]) -> list[tuple[str, str]]:
+    """Return each cuBLAS that is wanted, with its cuBLASLt."""
+    found = [(need, _partner(need)) for need in wanted]
+    return [(need, partner) for need, partner in found if partner and partner in wanted]
+
+
+def _both(one: str, other: str, libraries: Iterable[Library]) -> bool:
+    return {one, other} <= {library.soname for library in libraries}
+
+
+def _pair(one: str, other: str, libraries: Sequence[Library]) -> tuple[Library, ...]:
+    """Take the first two of one folder or of one known version; nothing where there is none."""
+    for library in (found for found in libraries if found.soname == one):
+        partners = [
+            found for found in libraries if found.soname == other and _match(library, found)
+        ]
+        if partners:
+            return library, min(partners, key=lambda found: found.folder != library.folder)
+    return ()
+
+
+def _match(one: Library, other: Library) -> bool:
+    return one.folder == other.folder or (one.version is not None and one.version == other.version)
+
+
+def _first(need: str, libraries: Iterable[Library], taken: Sequence[Library]) -> Library | None:
+    """Return the first, but none whose folder would hide a library that the linker has to find."""
+    found = [one for one in libraries if one.soname == need]
+    linked = {one.soname for one in taken if one.origin == "ldconfig"}
+    hiding = {one.folder for one in libraries if one.soname in linked and one.origin != "ldconfig"}
+    clear = [one for one in found if one.folder not in hiding]
+    return next(iter([*clear, *found]), None)
 
 
 def _with_pulled_in(needs: Iterable[str]) -> tuple[str, ...]:
-    wanted: dict[str, None] = {}
-    for need in needs:
-        matched = _FILE.fullmatch(need)
-        if matched:
-            wanted[need] = None
-            if matched["stem"] in _PULLED_IN:
-                wanted[f"lib{_PULLED_IN[matched['stem']]}.so.{matched['major']}"] = None
-    return tuple(wanted)
+    known = [need for need in needs if _FILE.fullmatch(need)]
+    both = [name for need in known for name in (need, _partner(need)) if name]
+    return tuple(dict.fromkeys(both))
+
+
+def _partner(soname: str) -> str | None:
+    """Return what a library pulls in: ``libcublas.so.12`` → ``libcublasLt.so.12``."""
+    matched = _FILE.fullmatch(soname)
+    pulled = _PULLED_IN.get(matched["stem"]) if matched else None
+    return f"lib{pulled}.so.{matched['major']}" if matched and pulled else None
 
 
 def folders(libraries: Iterable[Library]) -> tuple[Path, ...]:

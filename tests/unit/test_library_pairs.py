@@ -1,0 +1,116 @@
+"""cuBLAS and cuBLASLt are of one version, and of this machine's kind."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llama_loader.errors import HostError
+from llama_loader.facts.cuda_libraries import Library, find_libraries, folders, split_needs
+from llama_loader.select import Wishes, require_libraries, select
+from tests.rigs.releases import BARE, artifact, manifest, runtime
+from tests.unit.test_select import host
+
+CUBLAS, LT, CUDART = (f"{stem}.so.12" for stem in ("libcublas", "libcublasLt", "libcudart"))
+NEEDS = (CUDART, CUBLAS, "libcuda.so.1")
+
+
+def library(
+    soname: str, folder: str, version: str | None = None, origin: str = "toolkit"
+) -> Library:
+    return Library(soname, Path(folder), version, origin)
+
+
+WHEELS = tuple(library(name, "/wheels", "12.8.4.1") for name in (CUBLAS, LT, CUDART))
+
+
+@pytest.mark.parametrize(
+    ("first", "expected"),
+    [
+        # only half a pair in the folder that comes first: the whole pair of the next
+        ([library(CUBLAS, "/A", "12.1.3.1")], ("/wheels", "/wheels", "/wheels")),
+        ([library(LT, "/A", "12.1.3.1")], ("/wheels", "/wheels", "/wheels")),
+        ([library(CUBLAS, "/A")], ("/wheels", "/wheels", "/wheels")),
+        # of one version: wherever they lie
+        ([library(CUBLAS, "/A", "12.8.4.1")], ("/A", "/wheels", "/wheels")),
+        # a whole pair
+        ([library(CUBLAS, "/A"), library(LT, "/A")], ("/A", "/A", "/wheels")),
+        # cudart is nobody's half
+        ([library(CUDART, "/A"), library(CUBLAS, "/A")], ("/wheels", "/wheels", "/A")),
+        # two halves and then a pair
+        ([library(CUBLAS, "/A", "12.1"), library(LT, "/B", "12.2")], ("/wheels",) * 3),
+    ],
+)
+def test_the_pair_is_of_one_version(first: list[Library], expected: tuple[str, ...]) -> None:
+    taken, missing = split_needs(NEEDS, [*first, *WHEELS])
+    assert missing == ()
+    where = {one.soname: str(one.folder) for one in taken}
+    assert tuple(where[name] for name in (CUBLAS, LT, CUDART)) == expected
+    # what the linker finds first is what was taken
+    there = [(str(one.folder), one.soname) for one in (*first, *WHEELS)]
+    for name, folder in where.items():
+        found = next(str(path) for path in folders(taken) if (str(path), name) in there)
+        assert found == folder or name == CUDART
+
+
+def test_no_folder_hides_what_the_linker_finds_by_itself() -> None:
+    system = [library(name, "/usr/lib", "12.8", "ldconfig") for name in (CUBLAS, LT, CUDART)]
+    half = [library(CUBLAS, "/A", "12.1"), library(CUDART, "/A", "12.1")]
+    taken, missing = split_needs(NEEDS, [*half, *system])
+    assert (folders(taken), missing) == ((), ())
+
+
+def test_a_mismatch_is_missing_and_said() -> None:
+    halves = (library(CUBLAS, "/A", "12.1.3.1"), library(LT, "/B", "12.8.4.1"), WHEELS[2])
+    assert split_needs(NEEDS, halves) == ((WHEELS[2],), (CUBLAS, LT))
+    asked = replace(host("90"), libraries=halves)
+    release = manifest(artifact("cu128", "sm90", "90"))
+    chosen = select(release, asked, Wishes())
+    said = "libcublas.so.12 (12.1.3.1 in /A) and libcublasLt.so.12 (12.8.4.1 in /B) are of differ"
+    assert said in chosen.verdicts[0].reason
+    with pytest.raises(HostError) as caught:
+        require_libraries(chosen, asked)
+    assert said in caught.value.message
+    bringing = manifest(artifact("cu128", "sm90", "90"), runtime("cu128"))
+    assert select(bringing, asked, Wishes()).runtime_libraries
+
+
+@pytest.mark.parametrize(
+    ("only", "lacking"), [(CUBLAS, (LT, CUDART)), (LT, (CUBLAS, CUDART)), (CUDART, (CUBLAS, LT))]
+)
+def test_what_is_not_here_at_all_is_missing_alone(only: str, lacking: tuple[str, ...]) -> None:
+    taken, missing = split_needs(NEEDS, [library(only, "/A")])
+    assert [one.soname for one in taken] == [only]
+    assert sorted(missing) == sorted(lacking)
+
+
+@pytest.mark.parametrize(
+    ("machine", "expected"),
+    [
+        ("x86_64", {"x86_64-linux"}),
+        ("aarch64", {"aarch64-linux", "sbsa-linux"}),
+        ("riscv64", set()),
+    ],
+)
+@pytest.mark.parametrize("kit", ["usr/local/cuda-12.4", "cuda-image/usr/local/cuda-12.4"])
+def test_a_toolkit_for_another_machine_does_not_count(
+    machine: str, expected: set[str], kit: str, tmp_path: Path
+) -> None:
+    for target in ("x86_64-linux", "sbsa-linux", "aarch64-linux", "armv7-linux-gnueabihf"):
+        file = tmp_path / kit / "targets" / target / "lib" / CUBLAS
+        file.parent.mkdir(parents=True)
+        file.touch()
+    (tmp_path / kit / "lib64").symlink_to("targets/sbsa-linux/lib")  # a cross toolkit's
+    found = find_libraries([], [], [], tmp_path, machine)
+    assert {one.folder.resolve().parent.name for one in found} == expected
+
+
+def test_a_plain_toolkit_counts(tmp_path: Path) -> None:
+    file = tmp_path / "usr/local/cuda-12.4/lib64" / CUBLAS
+    file.parent.mkdir(parents=True)
+    file.touch()
+    assert [one.folder for one in find_libraries([], [], [], tmp_path, BARE.machine)] == [
+        file.parent
+    ]

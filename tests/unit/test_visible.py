@@ -1,0 +1,179 @@
+"""CUDA_VISIBLE_DEVICES decides which GPUs are chosen for."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llama_loader import host
+from llama_loader.errors import HostError
+from llama_loader.host import Gpu, HostFacts
+from llama_loader.select import Wishes, select
+from llama_loader.settings import load
+from tests.rigs.releases import BARE, artifact, libraries, manifest
+from tests.unit.test_select import short
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+A100 = Gpu("NVIDIA A100", "80", 80 << 30, "GPU-aa11")
+T4 = Gpu("Tesla T4", "75", 16 << 30, "GPU-ab22")
+L4 = Gpu("NVIDIA L4", "89", 24 << 30, "GPU-cc33")
+THREE = replace(
+    BARE, gpus=(A100, T4, L4), driver="580.159", gpu_source="nvml", libraries=libraries(12, 13)
+)
+SINGLES = manifest(
+    *(artifact("cu130", f"sm{a}", a, size=int(a) * 100_000) for a in ("75", "80", "86", "89"))
+)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [
+        (None, (A100, T4, L4)),
+        ("", ()),
+        (" ", ()),
+        ("0", (A100,)),
+        (" 1 , 0", (T4, A100)),
+        ("2,1,0", (L4, T4, A100)),
+        ("00001", (T4,)),
+        ("+1", (T4,)),
+        ("1gpu2,2ampere", (T4, L4)),
+        ("1,3,0", (T4,)),
+        ("1,-1,0", (T4,)),
+        ("-1", ()),
+        ("1,none,0", (T4,)),
+        ("1,,0", (T4,)),
+        ("NoDevFiles", ()),
+        ("９", ()),  # noqa: RUF001 - a digit, but not one of strtoul's
+        ("9" * 5000, ()),
+        ("0,0", ()),
+        ("0,1,0", ()),
+        ("GPU-aa11", (A100,)),
+        ("GPU-aa", (A100,)),
+        ("GPU-cc33,GPU-ab", (L4, T4)),
+        ("GPU-a", ()),  # two begin so
+        ("GPU-cc,GPU-a,GPU-aa11", (L4,)),
+        ("GPU-ff,GPU-aa11", ()),
+        ("GPU-aa11,GPU-aa", ()),
+        ("GPU-aa11,1", (A100,)),
+        ("1,GPU-aa11", (T4,)),
+        ("gpu-aa11", ()),
+        ("MIG-GPU-ab22/1/0", (T4,)),
+        ("MIG-GPU-ab22/1/0,MIG-GPU-ab22/2/0", (T4,)),
+        ("MIG-GPU-ff/1/0", ()),
+        ("MIG-GPU-ab22/1/0,0", (T4,)),
+        ("MIG-5c89a7b2-0000", (A100, T4, L4)),  # of which GPU, only the driver knows
+    ],
+)
+def test_what_a_program_sees(named: str | None, expected: tuple[Gpu, ...]) -> None:
+    facts = replace(THREE, visible_devices=named)
+    assert facts.visible == expected
+    assert facts.capabilities == tuple(gpu.capability for gpu in expected)
+    assert facts.visible_count == (1 if str(named).startswith("MIG-5c") else len(expected))
+
+
+@pytest.mark.parametrize(
+    ("order", "named", "expected"),
+    [
+        ("PCI_BUS_ID", "1", (T4,)),
+        ("FASTEST_FIRST", "1", (A100, T4, L4)),
+        ("nonsense", "1", (A100, T4, L4)),
+        ("FASTEST_FIRST", "GPU-ab22", (T4,)),
+        ("FASTEST_FIRST", "", ()),
+    ],
+)
+def test_indices_count_in_another_order_only_where_that_is_known(
+    order: str, named: str, expected: tuple[Gpu, ...]
+) -> None:
+    facts = replace(THREE, visible_devices=named, device_order=order)
+    assert facts.visible == expected
+    assert facts.visible_count == len(named.split(",")) if named else not facts.visible_count
+
+
+def test_among_equal_gpus_any_order_is_the_same() -> None:
+    two = replace(T4, uuid="GPU-dd44")
+    facts = replace(THREE, gpus=(T4, two), visible_devices="1", device_order="FASTEST_FIRST")
+    assert facts.visible == (two,)
+
+
+@pytest.mark.parametrize("named", ["GPU-aa11", "MIG-GPU-aa11/1/0"])
+def test_a_uuid_among_gpus_that_tell_none_is_not_known(named: str) -> None:
+    facts = replace(THREE, gpus=(T4, replace(L4, uuid=None)), visible_devices=named)
+    assert (facts.visible, facts.visible_count) == (facts.gpus, 1)
+
+
+@pytest.mark.parametrize("source", ["zerogpu", "/proc/driver/nvidia"])
+def test_a_gpu_that_zerogpu_will_attach_is_not_hidden_yet(source: str) -> None:
+    facts = replace(THREE, gpus=(L4,), gpu_source=source, zerogpu=True, visible_devices="")
+    assert (facts.visible, facts.visible_count) == ((L4,), 1)
+    assert not replace(facts, gpu_source="nvml").visible
+
+
+def test_both_variables_are_facts(tmp_path: Path) -> None:
+    environ = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    facts = host.detect(load(environ=environ), root=tmp_path)
+    assert (facts.visible_devices, facts.device_order) == ("1", "FASTEST_FIRST")
+
+
+def test_a_uuid_that_the_driver_has_not_read_yet_is_none(tmp_path: Path) -> None:
+    file = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
+    file.parent.mkdir(parents=True)
+    file.write_text("Model: \t Tesla T4\nGPU UUID: \t GPU-????????-????-????-????-????????????\n")
+    assert host.detect(load(environ={}), root=tmp_path).gpus == (Gpu("Tesla T4", "75"),)
+
+
+def chosen(facts: HostFacts, wishes: Wishes = Wishes()) -> str:  # noqa: B008
+    return short(select(SINGLES, facts, wishes).artifact.name)
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"),
+    [("0", "sm80"), ("1", "sm75"), ("2", "sm89"), ("GPU-ab22", "sm75"), ("1,0", "sm80")],
+)
+def test_the_choice_is_for_the_visible_gpus(named: str, expected: str) -> None:
+    assert chosen(replace(THREE, visible_devices=named)) == f"cu130-{expected}"
+
+
+def test_a_hidden_gpu_asks_for_no_fat_set() -> None:
+    release = manifest(
+        artifact("cu124", "seed", "80 86 89 90", "80 86 89 90", size=130_000_000),
+        artifact("cu128", "sm90", "90"),
+        artifact("cu128", "sm120", "120a"),
+    )
+    both = (Gpu("NVIDIA H200", "90", 141 << 30), Gpu("NVIDIA GeForce RTX 5090", "120", 32 << 30))
+    for named, expected in (("0", "cu128-sm90"), ("1", "cu128-sm120"), (None, "cu124-seed")):
+        facts = replace(THREE, gpus=both, visible_devices=named)
+        choice = select(release, facts, Wishes())
+        assert short(choice.artifact.name) == expected
+        assert choice.native == (named is not None)
+
+
+def test_where_nothing_serves_all_the_most_memory_counts() -> None:
+    facts = replace(THREE, gpus=(A100, T4))
+    choice = select(SINGLES, facts, Wishes())
+    assert short(choice.artifact.name) == "cu130-sm80"
+    reasons = {short(one.name): one.reason for one in choice.verdicts}
+    assert "serves more of the GPUs' memory" in reasons["cu130-sm75"]
+    many = replace(facts, gpus=(A100, *(T4,) * 6))
+    assert chosen(many) == "cu130-sm75"
+    unknown = replace(facts, gpus=(replace(A100, memory=None), T4, T4))
+    assert chosen(unknown) == "cu130-sm75"
+
+
+def test_of_equal_memory_machine_code_counts_before_the_size() -> None:
+    release = manifest(artifact("cu124", "fat", ptx="75", size=1), artifact("cu130", "sm80", "80"))
+    assert short(select(release, replace(THREE, gpus=(A100,)), Wishes()).artifact.name) == (
+        "cu130-sm80"
+    )
+
+
+def test_all_hidden_is_said_as_such() -> None:
+    facts = replace(THREE, visible_devices="7")
+    with pytest.raises(HostError) as caught:
+        select(SINGLES, facts, Wishes())
+    assert caught.value.code == "NO_GPU"
+    assert "CUDA_VISIBLE_DEVICES='7' hides all: NVIDIA A100" in caught.value.message
+    assert chosen(facts, Wishes(arch="75")) == "cu130-sm75"
