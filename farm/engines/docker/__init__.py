@@ -5,8 +5,17 @@ copied out, nothing is mounted from this machine. Containers have no network, un
 cache is shared between machines.
 """
 
+from farm.engines.docker.cache import cache_counters
 from farm.engines.docker.connection import connect
 from farm.engines.docker.engine import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
 from farm.engines.docker.images import DockerImages
 
-__all__ = ["CACHE_FOLDER", "CACHE_VOLUME", "LABEL", "DockerEngine", "DockerImages", "connect"]
+__all__ = [
+    "CACHE_FOLDER",
+    "CACHE_VOLUME",
+    "LABEL",
+    "DockerEngine",
+    "DockerImages",
+    "cache_counters",
+    "connect",
+]
