@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import secrets
 import tarfile
 import tempfile
 import time
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import redis_server
 import tiny_cuda
 from needs import must_or_skip
 from tiny_release import Silent
@@ -44,9 +47,20 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
         made.remove()
 
 
-def build(client: DockerClient, image: str, logs: Path) -> None:
+@dataclass
+class Person(Silent):
+    """Sees only the coded lines."""
+
+    told: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        self.told.append(line)
+
+
+def build(client: DockerClient, image: str, logs: Path, person: Silent | None = None) -> None:
     plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
-    with execute(plan, DockerEngine(client, reference=image), logs=logs, reporter=Silent()):
+    docker = DockerEngine(client, reference=image)
+    with execute(plan, docker, logs=logs, reporter=person or Silent()):
         pass
 
 
@@ -158,3 +172,62 @@ def test_two_arch_sets_share_the_host_s_objects_and_no_cuda_object(
     assert misses == 2, "the two CUDA units are another machine's code"
     assert hits == first_hits + first_misses - 2, "every host object is shared"
     assert compiled("sm90") == (first_hits + first_misses, 0), "and of each set its own is kept"
+
+
+@pytest.fixture
+def gateway(client: DockerClient) -> str:
+    """This machine's address as the engine's containers see it, where the engine is here."""
+    config = client.networks.get("bridge").attrs["IPAM"]["Config"][0]
+    hosts = ipaddress.ip_network(config["Subnet"]).hosts()
+    return str(config.get("Gateway") or next(hosts))
+
+
+def test_what_one_engine_compiled_another_gets_from_redis(
+    client: DockerClient,
+    base_image: str,
+    volume: str,
+    gateway: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person = Person()
+    with redis_server.serving(gateway, tmp_path, password="s3cret") as address:
+        monkeypatch.setenv(shared_cache.VARIABLE, address)
+        build(client, base_image, tmp_path, person)
+        first = counted(client, volume)
+        client.volumes.get(volume).remove()  # another engine's volume, as empty as this one's
+        build(client, base_image, tmp_path, person)
+    second = counted(client, volume)
+    assert first.misses >= 3
+    assert (second.hits, second.misses) == (first.hits + first.misses, 0)
+    assert remote_hits(client, volume) >= first.misses - 1, "the same main.cpp is in it twice"
+    assert person.told == []
+
+
+def remote_hits(client: DockerClient, volume: str) -> int:
+    rows = dict(line.split("\t")[:2] for line in cache_counters(client, volume) or ())
+    return int(rows["remote_storage_hit"])
+
+
+def test_a_storage_that_no_container_reaches_is_said_and_the_build_goes_on(
+    client: DockerClient,
+    base_image: str,
+    volume: str,
+    gateway: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = f"redis://:s3cret@{gateway}:{redis_server.free_port(gateway)}"
+    monkeypatch.setenv(shared_cache.VARIABLE, address)
+    person = Person()
+    build(client, base_image, tmp_path, person)
+    first = counted(client, volume)
+    build(client, base_image, tmp_path, Person())
+    assert counted(client, volume).misses == first.misses >= 3, "the volume works"
+    begin, end = person.told
+    assert begin == (
+        "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
+        "the build goes on with this machine's own cache"
+    )
+    assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
+    assert "s3cret" not in begin + end
