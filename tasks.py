@@ -305,27 +305,22 @@ def compiler_cache(
 
 @task(
     help={
-        "folder": "a release folder",
+        "folder": "a release folder; without it dist, where there is one",
         "to": "a place where releases are published, instead of a folder",
         "suppose": "also say what a host would get: capability=12.0,driver=580,glibc=2.36",
     }
 )
 @verb
 def status(
-    _: Context, folder: str = "dist", to: str | None = None, suppose: str | None = None
+    _: Context, folder: str | None = None, to: str | None = None, suppose: str | None = None
 ) -> None:
-    """Show a release folder, or the channels and releases of a place; what a host would get."""
-    from farm import overview
-    from farm.engines.local import ccache_dir
-    from farm.release import MANIFEST, load
-
+    """Show a release folder and the compiler caches, or a place; what a host would get."""
     if to is None:
-        show.status(load(Path(folder)))
-        show.compiler_cache(ccache_dir())
-        if suppose is not None:
-            manifest = Path(folder, MANIFEST).read_bytes()
-            show.line(overview.supposed(manifest, suppose))
+        from farm import status_here
+
+        status_here.tell(_path(folder), suppose)
         return
+    from farm import overview
     from farm.publish import places
 
     show_published.overview(overview.of(places.parse(to), suppose))

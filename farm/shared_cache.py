@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 from farm.errors import UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import PurePath
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"
@@ -80,10 +81,15 @@ def statistics(folder: PurePath) -> Statistics | None:
         text=True,
         check=False,
     )
-    rows = (line.split("\t") for line in done.stdout.splitlines())
-    counted = {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
+    return counted(done.stdout.splitlines())
+
+
+def counted(lines: Iterable[str]) -> Statistics:
+    """Read what ``ccache --print-stats`` printed."""
+    rows = (line.split("\t") for line in lines)
+    found = {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
     return Statistics(
-        hits=sum(counted.get(name, 0) for name in _HITS),
-        misses=counted.get("cache_miss", 0),
-        size=counted.get("cache_size_kibibyte", 0) * _KIBIBYTE,
+        hits=sum(found.get(name, 0) for name in _HITS),
+        misses=found.get("cache_miss", 0),
+        size=found.get("cache_size_kibibyte", 0) * _KIBIBYTE,
     )

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from farm import shared_cache as cache
 from farm import targets as table_of_targets
 from farm.errors import UsageError
 from farm.report import BuildReport
@@ -178,26 +177,12 @@ def status(manifest: Manifest) -> None:
         parts = _parts(artifact)
         table.add_row(
             artifact.name,
-            _megabytes(artifact.size),
-            _megabytes(artifact.unpacked_size),
-            *(_megabytes(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")),
+            megabytes(artifact.size),
+            megabytes(artifact.unpacked_size),
+            *(megabytes(parts[kind]) if kind in parts else "" for kind in ("gpu", "host")),
             _holds(artifact),
         )
     console.print(table)
-
-
-def compiler_cache(folder: Path) -> None:
-    """Print the local engine's compiler cache: hits, misses, size."""
-    counted = cache.statistics(folder)
-    if counted is None:
-        line("compiler cache: no ccache on PATH")
-        return
-    asked = counted.hits + counted.misses
-    share = f" ({counted.hits / asked:.0%})" if asked else ""
-    line(
-        f"compiler cache: {counted.hits} of {asked} hits{share}, {_megabytes(counted.size)} "
-        f"in {folder}"
-    )
 
 
 def verified(names: Iterable[str]) -> None:
@@ -225,5 +210,6 @@ def _holds(artifact: Artifact) -> str:
     return f"SASS {' '.join(artifact.cuda.sass)}{ptx}"
 
 
-def _megabytes(size: int) -> str:
+def megabytes(size: int) -> str:
+    """Return a size in words; MB are 10^6 bytes."""
     return f"{size / 1e6:.1f} MB"

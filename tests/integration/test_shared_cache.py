@@ -6,12 +6,12 @@ import os
 import shutil
 import socket
 import subprocess
-import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
+import redis_server
 from needs import must_or_skip
 from object_storage import ObjectStorage
 from verbs import PROJECT
@@ -52,22 +52,10 @@ def storage() -> Iterator[ObjectStorage]:
 
 @pytest.fixture
 def redis(tmp_path: Path) -> Iterator[str]:
-    for program in ("redis-server", "ccache"):
-        if shutil.which(program) is None:
-            must_or_skip(f"no {program}")
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        port = server.getsockname()[1]
-    options = ("--bind", "127.0.0.1", "--port", str(port), "--save", "", "--dir", str(tmp_path))
-    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 30
-            while process.poll() is None and time.monotonic() < deadline:
-                with suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
-                    break
-                time.sleep(0.05)
-            yield f"redis://127.0.0.1:{port}"
-        finally:
-            process.terminate()
+    if shutil.which("ccache") is None:
+        must_or_skip("no ccache")
+    with redis_server.serving("127.0.0.1", tmp_path) as address:
+        yield address
 
 
 def build(

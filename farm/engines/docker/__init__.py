@@ -5,6 +5,7 @@ copied out, nothing is mounted from this machine. Containers have no network, un
 cache is shared between machines.
 """
 
+from farm.engines.docker.cache import cache_counters
 from farm.engines.docker.connection import connect
 from farm.engines.docker.engine import CACHE_FOLDER, CACHE_VOLUME, DockerEngine
 from farm.engines.docker.images import DockerImages
@@ -17,5 +18,6 @@ __all__ = [
     "PID_LABEL",
     "DockerEngine",
     "DockerImages",
+    "cache_counters",
     "connect",
 ]

@@ -21,17 +21,20 @@ _STREAM_SECONDS: Final = 24 * 3600
 """docker-py's timeout is between two reads, and one CUDA object can take many silent minutes."""
 
 
-def connect() -> docker.DockerClient:
+def connect(patience: int | None = None) -> docker.DockerClient:
     """Connect to the engine that the environment names (``DOCKER_HOST``, else the socket).
+
+    Args:
+        patience: seconds for every answer; None waits as long as a compiler may be silent.
 
     Raises:
         EngineError: none answers, or this user may not talk to it.
     """
     try:
         _knock()
-        with closing(docker.from_env(timeout=_PING_SECONDS)) as probe:
+        with closing(docker.from_env(timeout=patience or _PING_SECONDS)) as probe:
             probe.ping()
-        return docker.from_env(timeout=_STREAM_SECONDS)
+        return docker.from_env(timeout=patience or _STREAM_SECONDS)
     except (DockerException, requests.RequestException, OSError) as error:
         said = reason(error)
         if "Permission denied" in said:

@@ -1,0 +1,233 @@
+"""The compiler cache of the docker engine: real containers, gcc and ccache, a volume of our own."""
+
+from __future__ import annotations
+
+import io
+import ipaddress
+import secrets
+import tarfile
+import tempfile
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import pytest
+import redis_server
+import tiny_cuda
+from needs import must_or_skip
+from tiny_release import Silent
+from verbs import PROJECT, invoke
+
+from farm import elf, pins, shared_cache, source, status_here, targets, toolkit
+from farm.engines.docker import DockerEngine, DockerImages, cache, cache_counters, engine
+from farm.errors import SourceError
+from farm.execute import execute
+from farm.plan import BuildPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from docker import DockerClient
+
+pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
+
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+TABLE = targets.load()
+
+
+@pytest.fixture
+def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """The name of a volume of the test's own in place of the farm's; nothing has made it yet."""
+    name = f"llama-farm-test-{secrets.token_hex(4)}"
+    monkeypatch.setattr(engine, "CACHE_VOLUME", name)
+    monkeypatch.setattr(status_here, "CACHE_VOLUME", name)
+    yield name
+    for made in client.volumes.list(filters={"name": name}):
+        made.remove()
+
+
+@dataclass
+class Person(Silent):
+    """Sees only the coded lines."""
+
+    told: list[str] = field(default_factory=list)
+
+    def note(self, line: str) -> None:
+        self.told.append(line)
+
+
+def build(client: DockerClient, image: str, logs: Path, person: Silent | None = None) -> None:
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(TINY))
+    docker = DockerEngine(client, reference=image)
+    with execute(plan, docker, logs=logs, reporter=person or Silent()):
+        pass
+
+
+def counted(client: DockerClient, volume: str) -> shared_cache.Statistics:
+    lines = cache_counters(client, volume)
+    assert lines is not None
+    return shared_cache.counted(lines)
+
+
+def of_docker() -> str:
+    lines = [line for line in status_here.caches() if "docker engine" in line]
+    assert len(lines) == 1
+    return lines[0].removeprefix("compiler cache, docker engine: ")
+
+
+def test_the_status_tells_hits_and_size_of_the_engine_s_volume(
+    client: DockerClient, base_image: str, volume: str, tmp_path: Path
+) -> None:
+    assert of_docker() == f"empty, no volume {volume} yet"
+    build(client, base_image, tmp_path)
+    build(client, base_image, tmp_path)
+    found = counted(client, volume)
+    began = time.monotonic()
+    told = of_docker()
+    assert time.monotonic() - began < 5, "half a second on an idle machine"
+    assert told.startswith(f"{found.hits} of {found.hits + found.misses} hits (")
+    assert told.endswith(f" MB in volume {volume}")
+    assert found.hits > 0
+    assert found.size > 0
+    assert client.containers.list(all=True, filters={"label": "llama-farm=cache"}) == []
+
+
+def test_without_a_builder_image_the_status_says_what_makes_one(
+    client: DockerClient, volume: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client.volumes.create(volume)
+    monkeypatch.setattr(cache, "LABEL", "llama-farm-no-such-label")
+    assert of_docker() == (f"no builder image to read volume {volume} with; a build makes one")
+
+
+def test_the_status_names_both_caches_where_there_is_no_release(client: DockerClient) -> None:
+    del client
+    told = invoke("status", "--folder", "/nonexistent")
+    assert told.returncode == 2
+    assert told.stderr.startswith("error[RELEASE_MISSING]: /nonexistent is not a release folder")
+    local, docker = told.stdout.splitlines()
+    assert local.startswith("compiler cache, local engine: ")
+    assert docker.startswith("compiler cache, docker engine: ")
+
+
+def test_a_second_container_gets_everything_from_the_volume(
+    client: DockerClient, base_image: str, volume: str, tmp_path: Path
+) -> None:
+    build(client, base_image, tmp_path)
+    first = counted(client, volume)
+    build(client, base_image, tmp_path)
+    second = counted(client, volume)
+    # Both programs have the same main.cpp: built after one another, the second is a hit at once.
+    assert first.misses >= 3
+    assert second.misses == first.misses, "nothing was compiled again"
+    assert second.hits == 2 * first.hits + first.misses, "every object was a hit"
+
+
+@pytest.fixture(scope="module")
+def cuda_image(client: DockerClient, base_image: str) -> Iterator[str]:
+    """The devel image and NVIDIA's pinned nvcc, without cuBLAS: a few units are compiled on it."""
+    wheels = pins.load().toolkit_of(toolkit.WHEELS_LINE)
+    try:
+        root = toolkit.from_wheels([pin for pin in wheels if pin.package in tiny_cuda.NVCC]).root
+    except SourceError as error:
+        must_or_skip(error.message)
+    tag = f"llama-farm-test-nvcc:{secrets.token_hex(4)}"
+    dockerfile = f"FROM {base_image}\nCOPY cuda /usr/local/cuda\n".encode()
+    with tempfile.TemporaryFile() as context:
+        with tarfile.open(fileobj=context, mode="w") as tar:
+            entry = tarfile.TarInfo("Dockerfile")
+            entry.size = len(dockerfile)
+            tar.addfile(entry, io.BytesIO(dockerfile))
+            tar.add(root, "cuda")
+        context.seek(0)
+        DockerImages(client).build(context, tag, buildargs={}, labels={}, log=lambda _: None)
+    builders = {image.id for image in client.images.list(filters={"label": "llama-farm=builder"})}
+    yield tag
+    for image in client.images.list(filters={"label": "llama-farm=builder"}):
+        if image.id not in builders:
+            client.images.remove(image.id, force=True)
+    client.images.remove(tag)
+
+
+def test_two_arch_sets_share_the_host_s_objects_and_no_cuda_object(
+    client: DockerClient, cuda_image: str, volume: str, tmp_path: Path
+) -> None:
+    tree = tiny_cuda.tree(tmp_path, ("one", "two"))
+
+    def compiled(name: str) -> tuple[int, int]:
+        """Return hits and misses of one set's build, and look at what is in its CUDA library."""
+        before = counted(client, volume) if client.volumes.list(filters={"name": volume}) else None
+        plan = BuildPlan(TABLE.sets[name], TABLE.line("cu130"), source.from_folder(tree))
+        docker = DockerEngine(client, reference=cuda_image)
+        with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
+            library = elf.inspect(built.folder / "libggml-cuda.so")
+            assert set(library.sass) == TABLE.sets[name].sass
+        after = counted(client, volume)
+        started = before or shared_cache.Statistics(0, 0, 0)
+        return after.hits - started.hits, after.misses - started.misses
+
+    first_hits, first_misses = compiled("sm90")
+    hits, misses = compiled("sm120")
+    assert misses == 2, "the two CUDA units are another machine's code"
+    assert hits == first_hits + first_misses - 2, "every host object is shared"
+    assert compiled("sm90") == (first_hits + first_misses, 0), "and of each set its own is kept"
+
+
+@pytest.fixture
+def gateway(client: DockerClient) -> str:
+    """This machine's address as the engine's containers see it, where the engine is here."""
+    config = client.networks.get("bridge").attrs["IPAM"]["Config"][0]
+    hosts = ipaddress.ip_network(config["Subnet"]).hosts()
+    return str(config.get("Gateway") or next(hosts))
+
+
+def test_what_one_engine_compiled_another_gets_from_redis(
+    client: DockerClient,
+    base_image: str,
+    volume: str,
+    gateway: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    person = Person()
+    with redis_server.serving(gateway, tmp_path, password="s3cret") as address:
+        monkeypatch.setenv(shared_cache.VARIABLE, address)
+        build(client, base_image, tmp_path, person)
+        first = counted(client, volume)
+        client.volumes.get(volume).remove()  # another engine's volume, as empty as this one's
+        build(client, base_image, tmp_path, person)
+    second = counted(client, volume)
+    assert first.misses >= 3
+    assert (second.hits, second.misses) == (first.hits + first.misses, 0)
+    assert remote_hits(client, volume) >= first.misses - 1, "the same main.cpp is in it twice"
+    assert person.told == []
+
+
+def remote_hits(client: DockerClient, volume: str) -> int:
+    rows = dict(line.split("\t")[:2] for line in cache_counters(client, volume) or ())
+    return int(rows["remote_storage_hit"])
+
+
+def test_a_storage_that_no_container_reaches_is_said_and_the_build_goes_on(
+    client: DockerClient,
+    base_image: str,
+    volume: str,
+    gateway: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = f"redis://:s3cret@{gateway}:{redis_server.free_port(gateway)}"
+    monkeypatch.setenv(shared_cache.VARIABLE, address)
+    person = Person()
+    build(client, base_image, tmp_path, person)
+    first = counted(client, volume)
+    build(client, base_image, tmp_path, Person())
+    assert counted(client, volume).misses == first.misses >= 3, "the volume works"
+    begin, end = person.told
+    assert begin == (
+        "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
+        "the build goes on with this machine's own cache"
+    )
+    assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
+    assert "s3cret" not in begin + end

@@ -1,0 +1,45 @@
+"""Debian's redis-server as a process of a test's own, with nothing on disk."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import time
+from contextlib import closing, contextmanager, suppress
+from typing import TYPE_CHECKING
+
+from needs import must_or_skip
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+def free_port(host: str) -> int:
+    """Return a port of an address of this machine; nobody listens there."""
+    try:
+        with closing(socket.create_server((host, 0))) as server:
+            return int(server.getsockname()[1])
+    except OSError as error:
+        must_or_skip(f"{host} is no address of this machine: {error.strerror}")
+
+
+@contextmanager
+def serving(host: str, folder: Path, password: str = "") -> Iterator[str]:
+    """Serve on a free port of ``host``; gives the address in ccache's words."""
+    if shutil.which("redis-server") is None:
+        must_or_skip("no redis-server")
+    port = free_port(host)
+    options = ["--bind", host, "--port", str(port), "--save", "", "--dir", str(folder)]
+    options += ["--requirepass", password] if password else []
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as process:
+        try:
+            deadline = time.monotonic() + 30
+            while process.poll() is None and time.monotonic() < deadline:
+                with suppress(OSError), socket.create_connection((host, port), 1):
+                    break
+                time.sleep(0.05)
+            yield f"redis://{password}@{host}:{port}" if password else f"redis://{host}:{port}"
+        finally:
+            process.terminate()
