@@ -79,8 +79,12 @@ def build_spread(
             report.say(error.render())
 
     # Beside the handing out: no host waits for a tarball of what another has built.
-    with ThreadPoolExecutor(max_workers=1) as packer:
-        packing = [packer.submit(pack, kept) for kept in spread.run()]
+    with ThreadPoolExecutor(max_workers=1) as packer, closing(spread.run()) as trees:
+        try:
+            packing = [packer.submit(pack, kept) for kept in trees]
+        except BaseException:
+            packer.shutdown(wait=False, cancel_futures=True)
+            raise
     for one in packing:
         one.result()
     return pipeline.conclude(spread.made, spread.failures, request, report)

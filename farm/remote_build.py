@@ -1,6 +1,6 @@
 """What a host of a cluster does for one set: has the source, builds, hands the products back.
 
-Knows nothing of what brings the job and takes the outcome (``farm/engines/dask.py``).
+Knows nothing of what brings the job and takes the outcome (``farm/engines/dask``).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from farm import pins, pipeline
+from farm.engines.watched import WatchedEngine
 from farm.errors import BuildError, EngineError, FarmError
 from farm.execute import execute
 from farm.packages import cache_folder
@@ -25,6 +26,8 @@ from farm.report import BuildReport
 from farm.unpack import new_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from farm.engines.base import Toolchain
     from farm.execute import Reporter
     from farm.parts import Part
@@ -124,17 +127,23 @@ def identity(request: BuildRequest, line: Line) -> str:
     return pipeline.local_identity(request, line)
 
 
-def build(job: Job, reporter: Reporter) -> Outcome:
-    """Build a set on this host; every expected failure is an outcome, not an exception."""
+def build(job: Job, reporter: Reporter, check: Callable[[], None]) -> Outcome:
+    """Build a set on this host; every expected failure is an outcome, not an exception.
+
+    Args:
+        job: the set.
+        reporter: is told how far it is.
+        check: asked twice a second whether anybody waits for it; what it raises ends the build.
+    """
     with tempfile.TemporaryDirectory(prefix="llama-farm-remote-") as folder:
         try:
-            return _build(job, reporter, Path(folder))
+            return _build(job, reporter, check, Path(folder))
         except FarmError as error:
             failure = Failure(error.code, error.message, error.hint)
             return Outcome(host_name(), _log(Path(folder), job.plan), failure)
 
 
-def _build(job: Job, reporter: Reporter, folder: Path) -> Outcome:
+def _build(job: Job, reporter: Reporter, check: Callable[[], None], folder: Path) -> Outcome:
     if not has_source(job.source):
         raise EngineError("SOURCE_MISSING", f"{host_name()} has no source {job.source[:12]}")
     quiet = BuildReport(Console(quiet=True))
@@ -145,7 +154,8 @@ def _build(job: Job, reporter: Reporter, folder: Path) -> Outcome:
         tree = replace(job.plan.source, tree=source_folder(job.source))
         plan = replace(job.plan, line=line, source=tree)
         fresh = job.request.fresh
-        with execute(plan, engine, logs=folder, reporter=reporter, fresh=fresh) as built:
+        watched = WatchedEngine(engine, check)
+        with execute(plan, watched, logs=folder, reporter=reporter, fresh=fresh) as built:
             products = pack_folder(built.folder)
     return Outcome(
         host=host_name(),

@@ -26,7 +26,7 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator, Iterator
 
     from farm.plan import BuildPlan
     from farm.remote_build import Outcome
@@ -46,7 +46,7 @@ class Spread:
     failures: dict[str, FarmError] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
-    def run(self) -> Iterator[KeptTree]:
+    def run(self) -> Generator[KeptTree, None, None]:
         """Give the sets' trees: those of earlier runs first, then as they are built.
 
         Raises:

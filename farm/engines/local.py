@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
@@ -34,6 +34,26 @@ _GRACE: Final = 5.0
 """Seconds for a build that was interrupted to end its compilers."""
 
 
+@dataclass
+class _Sessions:
+    """The commands of one workspace: what still runs when it is closed is ended."""
+
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
+    closed: bool = False
+
+    def add(self, process: subprocess.Popen[str]) -> None:
+        """Remember a command; of a workspace that is closed already, end it."""
+        self.started.append(process)
+        if self.closed:
+            _end_session(process)
+
+    def close(self) -> None:
+        """End what runs."""
+        self.closed = True
+        for process in list(self.started):
+            _end_session(process)
+
+
 @dataclass(frozen=True)
 class LocalWorkspace:
     """A private folder with a copy of the source beside the build tree, as in a container."""
@@ -42,6 +62,7 @@ class LocalWorkspace:
     jobs: int
     ccache_dir: PurePath | None
     image: None = None
+    sessions: _Sessions = field(default_factory=_Sessions)
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
         """Run one command in a session of its own; all of it is ended on any exception."""
@@ -57,6 +78,7 @@ class LocalWorkspace:
             errors="replace",
             start_new_session=True,
         ) as process:
+            self.sessions.add(process)
             try:
                 build_folder.note_session(self.layout.build.parent, process.pid)
                 for line in process.stdout or ():
@@ -65,6 +87,8 @@ class LocalWorkspace:
             except BaseException:
                 _end_session(process)
                 raise
+            finally:
+                self.sessions.started.remove(process)
 
     def collect(self, products: PurePath, into: Path) -> None:
         """Copy the products, links as links.
@@ -129,7 +153,7 @@ class LocalEngine:
             build.mkdir()
             cmake_file = folder / recipe.FILE.name
             cmake_file.write_bytes(recipe.content())
-            yield LocalWorkspace(
+            workspace = LocalWorkspace(
                 layout=Layout(
                     source=tree,
                     build=build,
@@ -143,6 +167,10 @@ class LocalEngine:
                 jobs=self._jobs,
                 ccache_dir=ccache_dir() if ccache else None,
             )
+            try:
+                yield workspace
+            finally:
+                workspace.sessions.close()
 
     def close(self) -> None:
         """Nothing stays open."""

@@ -14,7 +14,8 @@ import threading
 import time
 from contextlib import closing, suppress
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import dask
 import pytest
@@ -24,6 +25,7 @@ from verbs import PROJECT
 
 from farm import building, pipeline, source, targets
 from farm.engines.dask import Dispatcher
+from farm.engines.docker import LABEL
 from farm.errors import EngineError, FarmError
 from farm.fleet import Fleet
 from farm.plan import BuildPlan
@@ -33,7 +35,8 @@ from farm.targets import ArchSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
+
+    from docker import DockerClient
 
 pytestmark = [
     pytest.mark.timeout(600),
@@ -45,6 +48,8 @@ pytestmark = [
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 LINE = targets.load().line("cpu")
+SOON = 8.0
+"""Seconds; a machine that is busy with other tests included."""
 
 
 def until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
@@ -291,6 +296,83 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
     assert told.count("built already") == 2
 
 
+def client_process(tree: Path, folder: Path, **options: str) -> subprocess.Popen[str]:
+    """A run in a process of its own, with caches of its own, as a person starts it."""
+    told = [f"{name}={value}" for name, value in options.items()]
+    argv = [sys.executable, str(PROJECT / "tests" / "rigs" / "dask_client.py"), str(tree)]
+    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}"}
+    return subprocess.Popen(
+        [*argv, str(folder), *told],
+        cwd=PROJECT,
+        env=environment,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def interrupted(process: subprocess.Popen[str]) -> float:
+    """Press Ctrl-C; returns the seconds until the run has ended."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130, told
+    assert "error[INTERRUPTED]" in told
+    assert "Traceback" not in told
+    return time.monotonic() - began
+
+
+def running(what: str) -> list[str]:
+    """Name the processes whose command line has this in it."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(OSError):
+            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            found += [line] if what in line and "pytest" not in line else []
+    return found
+
+
+def test_ctrl_c_ends_a_compiler_that_says_nothing(held: Held, tmp_path: Path) -> None:
+    process = client_process(held.tree, tmp_path, worker_engine="local")
+    until(lambda: held.begun == 1, "the build does not begin", 60)
+    assert interrupted(process) < SOON
+    assert running(str(held.folder / "wait")) == []
+    assert not list((tmp_path / "cache").glob("*/builds/*"))
+
+
+@pytest.mark.docker
+def test_ctrl_c_removes_the_container_of_a_compiler_that_says_nothing(
+    client: DockerClient, base_image: str, tmp_path: Path
+) -> None:
+    tree = tmp_path / "slow"
+    shutil.copytree(TINY, tree)
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write("add_custom_target(slow ALL COMMAND sleep 300)\nadd_dependencies(llama slow)\n")
+    ours: dict[str, Any] = {"all": True, "filters": {"label": f"{LABEL}=cpu-cpu"}}
+
+    def compiling() -> bool:
+        tables = [one.top()["Processes"] for one in client.containers.list(**ours)]
+        return any("sleep 300" in str(table) for table in tables)
+
+    process = client_process(tree, tmp_path, worker_engine="docker", image=base_image)
+    until(compiling, "the build does not begin", seconds=300)
+    assert interrupted(process) < SOON
+    assert client.containers.list(**ours) == []
+
+
+def test_a_host_ends_its_build_when_the_client_is_killed(
+    hosts: Hosts, held: Held, tmp_path: Path
+) -> None:
+    hosts.scheduler()
+    hosts.worker("first")
+    run = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
+    until(lambda: held.begun == 1, "the build does not begin", 60)
+    run.kill()
+    run.communicate(timeout=10)
+    until(lambda: not running(str(held.folder / "wait")), "it goes on", seconds=10)
+    builds = tmp_path / "first" / "cache"
+    until(lambda: not list(builds.glob("*/builds/*")), "its folder stays", seconds=10)
+
+
 def test_a_worker_killed_in_mid_build_is_replaced_by_another(
     hosts: Hosts, held: Held, request_: BuildRequest
 ) -> None:
@@ -461,16 +543,16 @@ def test_hosts_are_never_taken_for_lost_by_what_a_timer_of_the_client_s_writes(
         dask.config.set({"distributed.client.scheduler-info-interval": "1ms"}),
         Dispatcher(hosts.address, bytes, Fleet(BuildReport(console), {})) as dispatcher,
     ):
-        until(lambda: len(dispatcher._hosts()) == 2, "the workers do not come")
-        assert {len(dispatcher._hosts()) for _ in range(1000)} == {2}
+        until(lambda: len(dispatcher._link.hosts()) == 2, "the workers do not come")
+        assert {len(dispatcher._link.hosts()) for _ in range(1000)} == {2}
 
 
 def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     hosts: Hosts, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from farm.engines import dask
+    from farm.engines.dask import connection
 
-    monkeypatch.setattr(dask, "_CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_CONNECT_SECONDS", 2.0)
     run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
     run.run()
     assert isinstance(run.error, EngineError)

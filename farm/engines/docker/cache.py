@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, Final
 from docker.errors import NotFound
 
 from farm.engines.docker.connection import engine_errors
-from farm.engines.docker.engine import CACHE_FOLDER, LABEL
+from farm.engines.docker.engine import CACHE_FOLDER
+from farm.engines.docker.left_behind import LABEL
 from farm.errors import EngineError
 
 if TYPE_CHECKING:

@@ -1,0 +1,164 @@
+"""The connection to a scheduler: made, made again, asked for the hosts."""
+
+from __future__ import annotations
+
+import logging
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Final
+
+from distributed import Client, LocalCluster
+
+from farm.engines.dask.worker import TOPIC
+from farm.errors import EngineError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from distributed import Future
+
+    from farm.request import BuildRequest
+
+RESOURCE: Final = "FARM_BUILD"
+"""What a worker declares: how many builds it takes at a time."""
+POLL: Final = 0.25
+
+_CONNECT_SECONDS: Final = 20.0
+
+Event = tuple[float, dict[str, Any]]
+
+
+@contextmanager
+def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
+    """Give the scheduler's address: the one that was named, else one of this machine.
+
+    Raises:
+        EngineError: none answers at that address.
+    """
+    if request.scheduler is not None:
+        yield request.scheduler
+        return
+    # A person reads the table, not Dask's own log; its workers write there after their end, too.
+    for handler in logging.getLogger("distributed").handlers:
+        handler.setLevel(logging.CRITICAL)
+    with LocalCluster(
+        n_workers=min(request.workers or 1, sets),
+        threads_per_worker=1,
+        processes=False,  # builds are processes of their own
+        protocol="tcp",
+        dashboard_address=None,
+        silence_logs=False,
+        resources={RESOURCE: 1},
+    ) as local:
+        yield local.scheduler_address
+
+
+class Connection:
+    """A client of the scheduler at ``address``; ``told`` is given what workers tell.
+
+    Raises:
+        EngineError: ``SCHEDULER_UNREACHABLE``.
+    """
+
+    def __init__(self, address: str, told: Callable[[Event], None]) -> None:
+        self.address = address
+        self._told = told
+        self._known: list[str] = []
+        self._client = self._connect()
+
+    def close(self) -> None:
+        """End the connection: the scheduler gives up what this client waits for."""
+        self._client.close()
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the scheduler is there."""
+        return bool(self._client.status == "running")
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the scheduler is gone for good."""
+        return bool(self._client.status == "closed")
+
+    def reopen(self, until: float) -> None:
+        """Connect again, trying until a moment of the monotonic clock.
+
+        Raises:
+            EngineError: ``SCHEDULER_UNREACHABLE``.
+        """
+        while True:
+            try:
+                self._client = self._connect()
+            except EngineError:
+                if time.monotonic() > until:
+                    raise
+                time.sleep(POLL)
+            else:
+                return
+
+    def hosts(self) -> list[str]:
+        """Return the addresses of the workers that build.
+
+        Not from ``Client.scheduler_info``: a timer of the client's puts an answer without workers
+        in the place of the one that was asked for, and every build would count as lost.
+        """
+        if not self.is_open:
+            return []
+        try:
+            told = self._client.sync(self._client.scheduler.identity, n_workers=-1)
+        except OSError:  # the connection has ended, and the client has not seen it yet
+            return self._known
+        workers = told["workers"].items()
+        self._known = [where for where, facts in workers if facts["resources"].get(RESOURCE)]
+        return self._known
+
+    def await_hosts(self) -> list[str]:
+        """Return the hosts as soon as there are any.
+
+        Raises:
+            EngineError: ``WORKERS_MISSING``.
+        """
+        until = time.monotonic() + _CONNECT_SECONDS
+        while not (hosts := self.hosts()):
+            if time.monotonic() > until:
+                raise no_hosts(self.address)
+            time.sleep(POLL)
+        return hosts
+
+    def ask(self, hosts: list[str], function: Callable[..., Any], *args: object) -> dict[str, Any]:
+        """Run a function on hosts, beside their builds; gives what each of them returned."""
+        answers: dict[str, Any] = self._client.run(function, *args, workers=hosts)
+        return answers
+
+    def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:
+        """Hand a job to a host."""
+        where: dict[str, Any] = {"workers": [worker], "resources": {RESOURCE: 1}}
+        future: Future[Any] = self._client.submit(function, job, **where, pure=False, retries=0)
+        return future
+
+    def _connect(self) -> Any:
+        try:
+            client = Client(
+                self.address,
+                timeout=_CONNECT_SECONDS,
+                set_as_default=False,
+                direct_to_workers=False,
+            )
+        except (OSError, ValueError) as error:
+            raise EngineError(
+                "SCHEDULER_UNREACHABLE",
+                f"no Dask scheduler answers at {self.address}: {error}",
+                hint="start one with `dask scheduler`; docs/scaling.md",
+            ) from error
+        client.subscribe_topic(TOPIC, self._told)
+        return client
+
+
+def no_hosts(address: str) -> EngineError:
+    """Return the error of a scheduler without workers of ours."""
+    return EngineError(
+        "WORKERS_MISSING",
+        f"the scheduler at {address} has no worker that takes builds",
+        hint=f"start one with `dask worker {address} --nthreads 1 --resources {RESOURCE}=1`; "
+        "docs/scaling.md",
+    )

@@ -1,0 +1,74 @@
+"""What runs on a host of the cluster: one build, which tells the client how far it is."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Final
+
+from distributed import get_worker
+from distributed.core import Status
+
+from farm import remote_build
+
+if TYPE_CHECKING:
+    from farm.plan import BuildPlan, Step
+    from farm.remote_build import Job, Outcome
+
+TOPIC: Final = "llama-farm"
+_COUNT_SECONDS: Final = 1.0
+
+
+class AbandonedError(BaseException):
+    """Nobody waits for this build any more: ends it like Ctrl-C."""
+
+
+class _Telling:
+    """A reporter on a worker: tells the client, and ends a build that nobody waits for."""
+
+    def __init__(self, key: str) -> None:
+        self._worker = get_worker()
+        self._task = self._worker.get_current_task()
+        self._key = key
+        self._due = 0.0
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Tell that a step has begun."""
+        del plan
+        self._tell(what="step", name=step.name)
+
+    def count(self, done: int, total: int) -> None:
+        """Tell ninja's counter, once a second."""
+        now = time.monotonic()
+        if now >= self._due or done == total:
+            self._due = now + _COUNT_SECONDS
+            self._tell(what="count", done=done, total=total)
+
+    def note(self, line: str) -> None:
+        """Tell a coded line of a host."""
+        self._tell(what="note", line=line)
+
+    def check(self) -> None:
+        """Ask whether somebody waits for this build.
+
+        Raises:
+            AbandonedError: the client gave it up or is gone, or this worker is being ended.
+        """
+        task = self._worker.state.tasks.get(self._task)
+        if task is None or task.state == "cancelled" or self._worker.status is not Status.running:
+            raise AbandonedError
+
+    def _tell(self, **what: object) -> None:
+        self.check()
+        where = place(self._worker.address)
+        self._worker.log_event(TOPIC, {"key": self._key, "where": where, **what})
+
+
+def work(job: Job) -> Outcome:
+    """Build a set here."""
+    telling = _Telling(job.plan.key)
+    return remote_build.build(job, telling, telling.check)
+
+
+def place(worker: str) -> str:
+    """Return a worker's address without its protocol."""
+    return worker.rpartition("://")[2]
