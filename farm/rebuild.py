@@ -110,6 +110,8 @@ def _build(
     record: BuildRecord, listed: Artifact, asked: RebuildRequest, report: BuildReport
 ) -> Path:
     tree = recorded_plan.source_of(record.source, asked.source, remote=asked.remote)
+    if tree.note:
+        report.note(tree.note)
     recorded_plan.require_parts(record, tree.tree)
     plan = recorded_plan.plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")

