@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import os
 import re
 import subprocess
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from urllib.parse import urlsplit
 from farm.errors import SourceError, UsageError
 from farm.kept_source import kept
 from farm.packages import cache_folder, extract_subtree, fetch_package
+from farm.plan_digest import files
 from farm.unpack import new_folder
 
 if TYPE_CHECKING:
@@ -38,8 +40,8 @@ class Source:
     """A source tree and what is known of it.
 
     ``build`` is llama.cpp's build number, 0 where it is not known; ``commit`` has 40 digits
-    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's; ``note`` is a line
-    that a person must see.
+    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's; ``note`` is
+    a line that a person must see.
     """
 
     tree: Path
@@ -106,7 +108,8 @@ def from_folder(folder: Path) -> Source:
     """Take a folder as it is; its own git history, if any, gives build number and commit.
 
     Raises:
-        UsageError: the folder is not a llama.cpp source tree.
+        UsageError: the folder is not a llama.cpp source tree, or holds what no source has: a pipe,
+            a socket, a device, or a name that is not UTF-8.
     """
     tree = folder.resolve()
     if not (tree / "CMakeLists.txt").is_file() or not (tree / "tools" / "server").is_dir():
@@ -115,8 +118,23 @@ def from_folder(folder: Path) -> Source:
             f"{folder} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
             hint="give the folder that holds llama.cpp's own CMakeLists.txt",
         )
+    _require_readable(tree)
     build, commit = _history(tree)
     return Source(tree, read_version(tree), build, commit, f"folder:{tree.name}", None)
+
+
+def _require_readable(tree: Path) -> None:
+    for path in files(tree):
+        plain = path.is_symlink() or path.is_file()
+        if plain and os.fsencode(path).decode("utf-8", "replace") == str(path):
+            continue
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        why = "a name that is not UTF-8" if plain else "neither a file, a folder nor a link"
+        raise UsageError(
+            "SOURCE_UNREADABLE",
+            f"{shown}: {why}",
+            hint="take it out of the source tree: no build needs it",
+        )
 
 
 def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:

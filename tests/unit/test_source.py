@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
+import socket
 import subprocess
 import tarfile
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 from farm import pins, source
 from farm.errors import SourceError, UsageError
 from farm.packages import cache_folder
+from farm.plan_digest import folder_digest
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 
@@ -227,6 +230,26 @@ def test_a_shallow_history_gives_no_wrong_build_number(upstream: Path, tmp_path:
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{upstream}", str(shallow))
     assert source.from_folder(shallow).build == 0
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "name"])
+def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) -> None:
+    tree = Path(shutil.copytree(TINY, tmp_path / "plain"))
+    place = tree / "tools" / ("n\udcff" if kind == "name" else kind)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "socket":
+            listener.bind(str(place))
+        else:
+            place.write_text("")
+        with pytest.raises(UsageError) as refused:
+            source.from_folder(tree)
+        folder_digest(tree)  # neither waits nor fails
+    assert (refused.value.code, refused.value.exit_status) == ("SOURCE_UNREADABLE", 2)
+    shown = f"{tree}/tools/" + (r"n\udcff" if kind == "name" else kind)
+    assert refused.value.message.startswith(f"{shown}: ")
 
 
 def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:
