@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from farm.pipeline import Made
     from farm.report import BuildReport
     from farm.request import BuildRequest
+    from farm.source import Source
 
 
 def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
@@ -37,7 +38,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     named = choose_source(request) if request.source or request.ref else None
     if request.engine == "dask":
         tree = named or choose_source(request)
-        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+        _say_source(tree, report)
         plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
         with _alone(plans, request):
             return build_spread(plans, request, report)
@@ -45,10 +46,16 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         if engine.name == "local":
             line = pipeline.promise_of_this_host(line, report)
         tree = named or choose_source(request)
-        report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+        _say_source(tree, report)
         plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
         with _alone(plans, request):
             return pipeline.build_all(plans, engine, request, report)
+
+
+def _say_source(tree: Source, report: BuildReport) -> None:
+    if tree.note:
+        report.note(tree.note)
+    report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
 
 
 def _alone(plans: list[BuildPlan], request: BuildRequest) -> AbstractContextManager[None]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -49,12 +50,20 @@ def replace(path: Path, content: bytes) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until a folder and all that is in it are on the disk; links stand in their folders."""
-    for parent, _, names in os.walk(folder, topdown=False):
-        for name in names:
-            if not (Path(parent) / name).is_symlink():
-                sync(Path(parent) / name)
-        sync(Path(parent))
+    """Wait until a folder and all that is in it are on the disk: syncfs(2), one call for all.
+
+    A source tree has thousands of files; one ``fsync`` for each takes half a minute.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(handle):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), str(folder))
+    finally:
+        os.close(handle)
 
 
 def sync(path: Path) -> None:

@@ -30,13 +30,21 @@ _NINJA_FAILED: Final = re.compile(r"^FAILED: (?:\[code=\d+\] )?(.+)$")
 _IDENTIFICATION: Final = re.compile(
     r"^-- The (?P<language>C|CXX|CUDA) compiler identification is (?P<name>.+)$"
 )
-_CUDA_PROGRAMS: Final = ("bin/nvcc", "bin/cudafe++", "bin/ptxas", "bin/fatbinary", "nvvm/bin/cicc")
+_CUDA_PROGRAMS: Final = (
+    "bin/nvcc",
+    "bin/cudafe++",
+    "bin/ptxas",
+    "bin/fatbinary",
+    "bin/nvlink",
+    "nvvm/bin/cicc",
+)
 _HASH_PROGRAMS: Final = """
-for name in "$@" $(for part in cc1plus as ld; do g++ -print-prog-name="$part"; done); do
+parts="cc1 cc1plus collect2 lto-wrapper lto1 as ld ar ranlib"
+for name in "$@" $(for part in $parts; do g++ -print-prog-name="$part"; done); do
     path=$(command -v "$name") && echo "$(sha256sum < "$path") $name"
 done
 """
-"""g++ is a driver: ``cc1plus`` compiles, ``as`` and ``ld`` do the rest."""
+"""gcc and g++ are drivers: ``cc1`` and ``cc1plus`` compile, the others do the rest."""
 _HASHED: Final = re.compile(r"([0-9a-f]{64})  - (\S+)\Z")
 
 
@@ -245,7 +253,7 @@ def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
 def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
     """Return the sha256 of what compiles and links, by name; what is not there is left out."""
     layout = workspace.layout
-    asked = ["g++", layout.cmake, layout.ninja]
+    asked = ["gcc", "g++", layout.cmake, layout.ninja]
     if plan.line.is_cuda and layout.cuda is not None:
         asked += [str(layout.cuda / program) for program in _CUDA_PROGRAMS]
     lines: list[str] = []

@@ -110,6 +110,8 @@ def _build(
     record: BuildRecord, listed: Artifact, asked: RebuildRequest, report: BuildReport
 ) -> Path:
     tree = recorded_plan.source_of(record.source, asked.source, remote=asked.remote)
+    if tree.note:
+        report.note(tree.note)
     recorded_plan.require_parts(record, tree.tree)
     plan = recorded_plan.plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
@@ -162,11 +164,18 @@ def _image(record: BuildRecord, asked: RebuildRequest, report: BuildReport) -> s
 
 
 def _named_as(recorded: Toolchain) -> Callable[[Toolchain], Toolchain]:
-    """Call an image as the record does, if it is that very image: a name decides no byte."""
+    """Tell of a toolchain as the record does.
+
+    An image is called by its recorded name if it is that very image: a name decides no byte. Of
+    the programs those are told that the record has: an older farm looked at fewer.
+    """
 
     def told(found: Toolchain) -> Toolchain:
         same = found.image_digest is not None and found.image_digest == recorded.image_digest
-        return replace(found, image=recorded.image) if same else found
+        programs = {
+            name: found.programs[name] for name in recorded.programs if name in found.programs
+        }
+        return replace(found, image=recorded.image if same else found.image, programs=programs)
 
     return told
 

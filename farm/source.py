@@ -8,19 +8,22 @@ from __future__ import annotations
 
 import filecmp
 import hashlib
+import os
 import re
-import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from farm.errors import SourceError, UsageError
+from farm.kept_source import kept
 from farm.packages import cache_folder, extract_subtree, fetch_package
+from farm.plan_digest import files
+from farm.unpack import new_folder
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from farm.pins import SourcePin
 
 GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
@@ -37,7 +40,8 @@ class Source:
     """A source tree and what is known of it.
 
     ``build`` is llama.cpp's build number, 0 where it is not known; ``commit`` has 40 digits
-    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's.
+    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's; ``note`` is
+    a line that a person must see.
     """
 
     tree: Path
@@ -47,6 +51,7 @@ class Source:
     origin: str
     sha256: str | None
     project: str = "llama.cpp"
+    note: str | None = None
 
     @property
     def short_commit(self) -> str:
@@ -64,9 +69,8 @@ def from_archive(pin: SourcePin) -> Source:
         SourceError: no network and no cached copy, or the bytes are not those of the pin.
     """
     archive = fetch_package(pin)
-    tree = cache_folder("sources") / pin.sha256
-    if not tree.is_dir():
-        extract_subtree(archive, pin.subdir, tree)
+    key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
+    tree, note = kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
     return Source(
         tree=tree,
         version=pin.llama_version,
@@ -74,6 +78,7 @@ def from_archive(pin: SourcePin) -> Source:
         commit=pin.commit,
         origin=f"pypi:{pin.filename}#{pin.subdir}",
         sha256=pin.sha256,
+        note=note,
     )
 
 
@@ -93,18 +98,18 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
     _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
-    tree = cache_folder("sources") / commit
-    if not tree.is_dir():
-        _check_out(repository, commit, tree)
+    tree, note = kept(commit, lambda folder: _check_out(repository, commit, folder))
     count = _git("-C", str(repository), "rev-list", "--count", commit)
-    return Source(tree, read_version(tree), int(count), commit, f"git+{remote}@{ref}", None)
+    origin = f"git+{remote}@{ref}"
+    return Source(tree, read_version(tree), int(count), commit, origin, None, note=note)
 
 
 def from_folder(folder: Path) -> Source:
     """Take a folder as it is; its own git history, if any, gives build number and commit.
 
     Raises:
-        UsageError: the folder is not a llama.cpp source tree.
+        UsageError: the folder is not a llama.cpp source tree, or holds what no source has: a pipe,
+            a socket, a device, or a name that is not UTF-8.
     """
     tree = folder.resolve()
     if not (tree / "CMakeLists.txt").is_file() or not (tree / "tools" / "server").is_dir():
@@ -113,8 +118,23 @@ def from_folder(folder: Path) -> Source:
             f"{folder} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
             hint="give the folder that holds llama.cpp's own CMakeLists.txt",
         )
+    _require_readable(tree)
     build, commit = _history(tree)
     return Source(tree, read_version(tree), build, commit, f"folder:{tree.name}", None)
+
+
+def _require_readable(tree: Path) -> None:
+    for path in files(tree):
+        plain = path.is_symlink() or path.is_file()
+        if plain and os.fsencode(path).decode("utf-8", "replace") == str(path):
+            continue
+        shown = str(path).encode("utf-8", "backslashreplace").decode()
+        why = "a name that is not UTF-8" if plain else "neither a file, a folder nor a link"
+        raise UsageError(
+            "SOURCE_UNREADABLE",
+            f"{shown}: {why}",
+            hint="take it out of the source tree: no build needs it",
+        )
 
 
 def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
@@ -197,16 +217,11 @@ def _is_reachable(repository: Path, commit: str) -> bool:
 
 
 def _check_out(repository: Path, commit: str, tree: Path) -> None:
-    tree.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=f"{commit}.", dir=tree.parent))
-    try:
+    with new_folder(tree) as staging:
         # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
-        _git("-C", str(repository), "worktree", "add", "--detach", str(staging / "tree"), commit)
-        (staging / "tree" / ".git").unlink()
+        _git("-C", str(repository), "worktree", "add", "--detach", str(staging), commit)
+        (staging / ".git").unlink()
         _git("-C", str(repository), "worktree", "prune")
-        (staging / "tree").rename(tree)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _git(*argv: str) -> str:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from farm import durable
 from farm.errors import SourceError
 
 if TYPE_CHECKING:
@@ -64,12 +65,16 @@ def extract_wheel(wheel: Path, into: Path) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under another name; of two processes the faster one wins."""
+    """Fill a folder under another name; of two processes the faster one wins.
+
+    All of it is on the disk before it has its name.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent)) / folder.name
     staging.mkdir()
     try:
         yield staging
+        durable.sync_tree(staging)
         try:
             staging.rename(folder)
         except OSError:

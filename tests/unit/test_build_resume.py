@@ -86,11 +86,31 @@ def test_another_folder_for_the_release_packs_the_kept_tree(tiny: Path, tmp_path
     assert next(first).read_bytes() == next(second).read_bytes()
 
 
-def test_fresh_builds_it_again(tiny: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(shutil.which("ccache") is None, reason="needs ccache")
+def test_fresh_builds_it_again_with_nothing_from_the_compiler_cache(
+    tiny: Path, tmp_path: Path
+) -> None:
     build(tiny, tmp_path / "out")
+    shutil.rmtree(pipeline.STATE / "trees")
+    before = cache_counts()
+    assert compiled(build(tiny, tmp_path / "out"))  # a cache that is used has hits
+    filled = cache_counts()
+    assert filled["hits"] > before["hits"]
     told = build(tiny, tmp_path / "out", fresh=True)
+    after = cache_counts()
     assert ALREADY not in told
     assert compiled(told)
+    assert after["hits"] == filled["hits"]
+    assert after["recache"] - filled["recache"] >= filled["hits"] - before["hits"]
+
+
+def cache_counts() -> dict[str, int]:
+    told = subprocess.run(
+        ["ccache", "--print-stats"], capture_output=True, text=True, check=True
+    ).stdout
+    counts = {name: int(count) for name, count in (line.split() for line in told.splitlines())}
+    hits = counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]
+    return {"hits": hits, "recache": counts["recache"]}
 
 
 def test_another_source_is_another_build(tiny: Path, tmp_path: Path) -> None:

@@ -38,3 +38,14 @@ def test_an_engine_behind_ssh_needs_a_package(monkeypatch: pytest.MonkeyPatch) -
         connect()
     assert refused.value.code == "ENGINE_SSH_MISSING"
     assert "paramiko" in refused.value.hint
+
+
+@pytest.mark.parametrize("address", ["tcp://1.2.3.4:notaport", "tcp://127.0.0.1:99999", "tcp://["])
+def test_an_address_that_is_none_is_one_error(
+    address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", address)
+    with pytest.raises(EngineError) as refused:
+        connect()
+    assert refused.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}
+    assert "DOCKER_HOST" in refused.value.render()

@@ -270,6 +270,23 @@ def test_another_compiler_is_refused_before_anything_is_compiled(
     assert not any("configure" in line for line in lines)
 
 
+@pytest.mark.usefixtures("published")
+def test_a_record_of_an_older_farm_that_knew_fewer_programs_comes_out_identical(
+    tmp_path: Path,
+) -> None:
+    tree = Path(
+        shutil.copytree(pipeline.STATE / "trees" / "cpu-cpu", tmp_path / "tree", symlinks=True)
+    )
+    record = build_record.decode((tree / "BUILD.json").read_bytes(), what="test")
+    programs = {name: record.toolchain.programs[name] for name in ("ld", "cc1plus")}
+    older = msgspec.structs.replace(record, toolchain=replace(record.toolchain, programs=programs))
+    (tree / "BUILD.json").write_bytes(build_record.encode(older))
+    out = tmp_path / "dist"
+    release.pack_tree(tree, out, "tar.zst")
+    release.write(out)
+    assert again(out)[-1].startswith("identical: ")
+
+
 def test_which_artifact_is_asked_where_there_are_several() -> None:
     one, two = artifact("cu128", "sm90", "90"), artifact("cu128", "sm120", "120a")
     libraries = runtime("cu128")

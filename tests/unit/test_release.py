@@ -134,7 +134,17 @@ def test_the_record_has_every_flag_and_the_digest_of_every_program(tree: Path) -
     assert compiler is not None
     digest = hashlib.sha256(Path(compiler).read_bytes()).hexdigest()
     assert record.toolchain.programs["g++"] == digest
-    assert {"cc1plus", "as", "ld", "cmake", "ninja"} < record.toolchain.programs.keys()
+    assert {
+        "gcc",
+        "cc1",
+        "cc1plus",
+        "collect2",
+        "as",
+        "ld",
+        "ar",
+        "cmake",
+        "ninja",
+    } < record.toolchain.programs.keys()
 
 
 def test_a_manifest_may_be_written_again_without_a_changed_sbom(released: Path) -> None:

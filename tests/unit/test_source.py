@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import shutil
+import socket
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from farm import source
+from farm import pins, source
 from farm.errors import SourceError, UsageError
+from farm.packages import cache_folder
+from farm.plan_digest import folder_digest
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 
@@ -112,6 +118,55 @@ def test_what_one_repository_gave_is_not_taken_for_another_s(
             source.from_ref(only_there)
 
 
+def test_a_kept_tree_that_was_changed_is_made_again_and_said(upstream: Path) -> None:
+    del upstream
+    first = source.from_ref("b2")
+    assert source.from_ref("b2").note is None
+    (first.tree / "NUMBER").write_text("changed", "utf-8")
+    again = source.from_ref("b2")
+    assert (again.tree / "NUMBER").read_text("utf-8") == "2"
+    assert again.note == (
+        f"note[SOURCE_CHANGED]: {first.tree} was changed by somebody; it is made again"
+    )
+    assert source.from_ref("b2").note is None
+
+
+def pin_of(archive: Path, subdir: str) -> pins.SourcePin:
+    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
+    place = cache_folder("downloads") / digest / archive.name
+    place.parent.mkdir(exist_ok=True)
+    shutil.copyfile(archive, place)
+    return pins.SourcePin(
+        package="x",
+        version="1",
+        filename=archive.name,
+        size=archive.stat().st_size,
+        sha256=digest,
+        subdir=subdir,
+        build=1,
+        llama_version="0.6.1",
+        commit=None,
+    )
+
+
+def test_an_archive_s_tree_is_kept_for_its_folder_and_looked_at_each_time(tmp_path: Path) -> None:
+    archive = tmp_path / "x-1.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(TINY, "x-1/one")
+        tar.add(TINY / "CMakeLists.txt", "x-1/two/CMakeLists.txt")
+    one, two = (source.from_archive(pin_of(archive, name)) for name in ("one", "two"))
+    assert [path.name for path in two.tree.iterdir()] == ["CMakeLists.txt"]
+    (one.tree / "llama.cpp").write_text("int evil;", "utf-8")
+    again = source.from_archive(pin_of(archive, "one"))
+    assert (again.tree / "llama.cpp").read_bytes() == (TINY / "llama.cpp").read_bytes()
+    assert "SOURCE_CHANGED" in (again.note or "")
+    cut_off = one.tree.with_name(f"{one.tree.name}.sha256")
+    cut_off.unlink()
+    (one.tree / "llama.cpp").write_bytes(b"")
+    assert source.from_archive(pin_of(archive, "one")).note is None
+    assert (one.tree / "llama.cpp").read_bytes() == (TINY / "llama.cpp").read_bytes()
+
+
 def test_a_commit_that_no_branch_or_tag_has_is_not_the_repository_s(upstream: Path) -> None:
     """A fork's commits can be fetched from GitHub's upstream by their number."""
     git(upstream, "commit", "--quiet", "--allow-empty", "-m", "of a fork")
@@ -175,6 +230,26 @@ def test_a_shallow_history_gives_no_wrong_build_number(upstream: Path, tmp_path:
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{upstream}", str(shallow))
     assert source.from_folder(shallow).build == 0
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "socket", "name"])
+def test_what_no_source_has_is_refused_by_its_path(tmp_path: Path, kind: str) -> None:
+    tree = Path(shutil.copytree(TINY, tmp_path / "plain"))
+    place = tree / "tools" / ("n\udcff" if kind == "name" else kind)
+    with socket.socket(socket.AF_UNIX) as listener:
+        if kind == "pipe":
+            os.mkfifo(place)
+        elif kind == "socket":
+            listener.bind(str(place))
+        else:
+            place.write_text("")
+        with pytest.raises(UsageError) as refused:
+            source.from_folder(tree)
+        folder_digest(tree)  # neither waits nor fails
+    assert (refused.value.code, refused.value.exit_status) == ("SOURCE_UNREADABLE", 2)
+    shown = f"{tree}/tools/" + (r"n\udcff" if kind == "name" else kind)
+    assert refused.value.message.startswith(f"{shown}: ")
 
 
 def test_a_folder_without_history_has_no_build_number(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ def connect(patience: int | None = None) -> docker.DockerClient:
         patience: seconds for every answer; None waits as long as a compiler may be silent.
 
     Raises:
-        EngineError: none answers, or this user may not talk to it.
+        EngineError: none answers, this user may not talk to it, or its address is none.
     """
     try:
         _knock()
@@ -53,6 +53,12 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             "ENGINE_NOT_RUNNING",
             f"no Docker engine answers: {said}",
             hint="start one, name one with DOCKER_HOST, or use --engine local",
+        ) from error
+    except ValueError as error:  # of a port that is no number, before anybody was asked
+        raise EngineError(
+            "ENGINE_ADDRESS_INVALID",
+            f"DOCKER_HOST is not the address of an engine: {error}",
+            hint="it is like unix:///var/run/docker.sock or tcp://builder.example:2376",
         ) from error
 
 
