@@ -79,7 +79,8 @@ def build_all(
             except FarmError as error:
                 fleet.end(plan.key, FAILED)
                 failures[plan.key] = error
-                report.say(error.render())
+                if len(plans) > 1:  # else it is all that is said at the end
+                    report.say(error.render())
     return conclude(made, failures, request, report)
 
 
