@@ -111,7 +111,7 @@ class Fleet:
 
     def __enter__(self) -> Self:
         """Start the table, if there is a terminal."""
-        if self.report.console.is_terminal:
+        if self.report.is_live:
             self._live.start()
         return self
 
@@ -122,7 +122,7 @@ class Fleet:
         trace: TracebackType | None,
     ) -> None:
         """Leave the last table standing."""
-        if self.report.console.is_terminal:
+        if self.report.is_live:
             self._live.stop()
 
     def say(self, line: str) -> None:
@@ -249,7 +249,7 @@ class Fleet:
             self._live.refresh()
 
     def _plain(self, line: str) -> None:
-        if not self.report.console.is_terminal:
+        if not self.report.is_live:
             self.say(line)
 
 
