@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import pipeline, run_lock
+from farm import pipeline, run_lock, shared_cache
 from farm.errors import FarmError
 from farm.plan import TARGETS, BuildPlan
 from farm.request import choose_source, resolve
@@ -35,6 +35,8 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         FarmError: a build, or the packing of one, failed.
     """
     line, sets = resolve(request)
+    if request.cached:
+        shared_cache.check(report.note)
     named = choose_source(request) if request.source or request.ref else None
     if request.engine == "dask":
         tree = named or choose_source(request)
@@ -83,7 +85,8 @@ def build_spread(
             spread.made.append(pipeline.pack_kept(kept, request, report, began=spread.began))
         except FarmError as error:
             spread.failures[kept.plan.key] = error
-            report.say(error.render())
+            if len(plans) > 1:  # else it is all that is said at the end
+                report.say(error.render())
 
     # Beside the handing out: no host waits for a tarball of what another has built.
     with ThreadPoolExecutor(max_workers=1) as packer, closing(spread.run()) as trees:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Final, Self
@@ -34,6 +35,10 @@ _SLOW: Final = 2.0
 """A set is slow that has more than this many times its usual length left."""
 _LEAST: Final = 5.0
 """Seconds that count as usual at least: of sets that take a moment nothing can be told."""
+_KINDS: Final = ("running", FAILED, WAITING, "done")
+"""The order in which sets get the room that a terminal has."""
+_HEADS: Final = 2
+"""Lines above the sets: of the whole run, and the columns' names."""
 _NARROW: Final = 100
 _STEP: Final = len("configure")
 _FIGURE: Final = len("470/470")
@@ -56,6 +61,13 @@ class Row:
     def is_open(self) -> bool:
         """Whether it is neither built nor given up."""
         return self.state not in {BUILT, FAILED, BEFORE}
+
+    @property
+    def kind(self) -> str:
+        """One of ``_KINDS``."""
+        if self.is_open:
+            return WAITING if self.state == WAITING else "running"
+        return FAILED if self.state == FAILED else "done"
 
     def whole(self, now: float) -> float | None:
         """Estimate its seconds from begin to end: by ninja's counter, else by what was recorded."""
@@ -100,18 +112,18 @@ class Fleet:
         self.rows = {
             key: Row(key, seconds if self.known else None) for key, seconds in self.expected.items()
         }
-        console = self.report.console
         self._began = self.clock()
+        self._over = False
         self._live = Live(
-            console=console,
-            get_renderable=lambda: self.table(console.width),
+            console=self.report.console,
+            get_renderable=self._fitted,
             refresh_per_second=2,
             transient=False,
         )
 
     def __enter__(self) -> Self:
-        """Start the table, if there is a terminal."""
-        if self.report.console.is_terminal:
+        """Start the table, where one can be drawn."""
+        if self.report.is_live:
             self._live.start()
         return self
 
@@ -121,8 +133,9 @@ class Fleet:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        """Leave the last table standing."""
-        if self.report.console.is_terminal:
+        """Leave the last table standing, whole: nothing is drawn over it any more."""
+        self._over = True
+        if self._live.is_started:
             self._live.stop()
 
     def say(self, line: str) -> None:
@@ -200,30 +213,54 @@ class Fleet:
         usual = max(usual, _LEAST)
         return _or(row.left(now), 0.0) > _SLOW * usual or now - row.began > (_SLOW + 1) * usual
 
-    def table(self, width: int) -> Group:
-        """Return what a terminal of this width shows; every set has one line."""
+    def table(self, width: int, height: int | None = None) -> Group:
+        """Return what a terminal of this size shows; every set has one line where there is room.
+
+        Where there is not, what runs and what has failed is shown first; the sets that wait or
+        are done and find no room are counted in one line.
+        """
+        shown = self._shown(height)
         wide = width >= _NARROW
+        table = self._columns(wide=wide)
+        for row in shown:
+            table.add_row(*self._cells(row, wide=wide), style=_STYLES.get(row.state, ""))
+        title = Text(self._title(), no_wrap=True, overflow="ellipsis")
+        hidden = Counter(row.kind for row in self.rows.values() if row not in shown)
+        return Group(title, table, *([_folded(hidden)] if hidden else []))
+
+    def _shown(self, height: int | None) -> list[Row]:
+        rows = list(self.rows.values())
+        if height is None or len(rows) <= height - _HEADS:
+            return rows
+        room = max(height - _HEADS - 1, 1)
+        first = sorted(rows, key=lambda row: _KINDS.index(row.kind))[:room]
+        return [row for row in rows if row in first]
+
+    def _columns(self, *, wide: bool) -> Table:
         table = Table(box=None)
-        hosts = ("host",) if self.many else ()
-        for name in ("set", *hosts, "step"):
+        for name in ("set", *(("host",) if self.many else ()), "step"):
             # as wide as its longest word: the table does not move from step to step
             least = _STEP if name == "step" else None
             table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
         for name in ("ninja", "passed", *(("left",) if wide else ())):
             table.add_column(name, no_wrap=True, justify="right", min_width=_FIGURE)
+        return table
+
+    def _cells(self, row: Row, *, wide: bool) -> tuple[str, ...]:
         now = self.clock()
-        for row in self.rows.values():
-            left = row.left(now) if row.is_open and row.began is not None else None
-            cells = [
-                row.key,
-                *((row.host,) if self.many else ()),
-                row.state,
-                f"{row.count[0]}/{row.count[1]}" if row.count else "",
-                _span((row.ended or now) - row.began) if row.began is not None else "",
-                *((_span(left) if left is not None else "",) if wide else ()),
-            ]
-            table.add_row(*cells, style=_STYLES.get(row.state, ""))
-        return Group(Text(self._title(), no_wrap=True, overflow="ellipsis"), table)
+        left = row.left(now) if row.is_open and row.began is not None else None
+        return (
+            row.key,
+            *((row.host,) if self.many else ()),
+            row.state,
+            f"{row.count[0]}/{row.count[1]}" if row.count else "",
+            _span((row.ended or now) - row.began) if row.began is not None else "",
+            *((_span(left) if left is not None else "",) if wide else ()),
+        )
+
+    def _fitted(self) -> Group:
+        console = self.report.console
+        return self.table(console.width, None if self._over else console.height)
 
     def _title(self) -> str:
         done = sum(not row.is_open for row in self.rows.values())
@@ -249,7 +286,7 @@ class Fleet:
             self._live.refresh()
 
     def _plain(self, line: str) -> None:
-        if not self.report.console.is_terminal:
+        if not self.report.is_live:
             self.say(line)
 
 
@@ -272,6 +309,12 @@ class SetReporter:
     def note(self, line: str) -> None:
         """Show one coded line above the table."""
         self.fleet.say(line)
+
+
+def _folded(hidden: Counter[str]) -> Text:
+    """Return the line for sets that find no room on the terminal."""
+    told = ", ".join(f"{hidden[kind]} more {kind}" for kind in _KINDS if hidden[kind])
+    return Text(f" {told}", style="dim", no_wrap=True, overflow="ellipsis")
 
 
 def _middle(seconds: Sequence[float | None]) -> float | None:

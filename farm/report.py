@@ -24,9 +24,14 @@ class BuildReport:
             BarColumn(),
             TimeElapsedColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=not self.is_live,
         )
         self._task = self._bar.add_task("", total=None, visible=False)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether lines can be drawn again: a dumb terminal gets them like a file does."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def __enter__(self) -> Self:
         """Nothing is live yet: a table of sets may be, and two lives disturb one another."""
@@ -43,7 +48,7 @@ class BuildReport:
 
     def say(self, line: str) -> None:
         """Show one line that stays."""
-        whole = not self.console.is_terminal  # a terminal gets its lines broken between words
+        whole = not self.is_live  # a terminal gets its lines broken between words
         self.console.print(line, markup=False, highlight=False, soft_wrap=whole)
 
     def activity(self, text: str) -> None:

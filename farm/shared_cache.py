@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Final
 from farm.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from pathlib import PurePath
 
 VARIABLE: Final = "FARM_CCACHE_REMOTE"
@@ -25,6 +25,8 @@ MAXSIZE_VARIABLE: Final = "CCACHE_MAXSIZE"
 DEFAULT_MAXSIZE: Final = "20G"
 
 _STORAGE: Final = re.compile(r"(redis|redis\+unix|http|file):\S+")
+_SIZE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(?:[kKMGT]i?B?)?")
+"""ccache reads more than that, such as ``5GG``, and means something else by it."""
 _HITS: Final = ("direct_cache_hit", "preprocessed_cache_hit")
 _KIBIBYTE: Final = 1024
 
@@ -56,13 +58,45 @@ def remote() -> str | None:
     return address
 
 
+def bound() -> str:
+    """Return how large the cache may get, in ccache's words.
+
+    Raises:
+        UsageError: ``CCACHE_MAXSIZE_INVALID``: it is no size.
+    """
+    size = os.environ.get(MAXSIZE_VARIABLE) or DEFAULT_MAXSIZE
+    if not _SIZE.fullmatch(size):
+        raise UsageError(
+            "CCACHE_MAXSIZE_INVALID",
+            f"{MAXSIZE_VARIABLE} {size[:40]!r} is not a size",
+            hint="it is a number with k, M, G, T, Ki, Mi, Gi or Ti, e.g. 20G; alone it is in G; "
+            "0 is no bound",
+        )
+    return size
+
+
+def check(note: Callable[[str], None]) -> None:
+    """Refuse variables that ccache would not take, before anything starts; say what is unbounded.
+
+    Raises:
+        UsageError: names the variable and what it accepts.
+    """
+    remote()
+    size = bound()
+    if (number := _SIZE.fullmatch(size)) and float(number[1]) == 0:
+        note(
+            f"note[CCACHE_UNBOUNDED]: {MAXSIZE_VARIABLE}={size} is no bound: the compiler cache "
+            "grows until its disk is full"
+        )
+
+
 def environment() -> dict[str, str]:
     """Return ccache's variables for every step of a build.
 
     Raises:
-        UsageError: the shared storage's address is none.
+        UsageError: the bound is none, or the shared storage's address.
     """
-    variables = {MAXSIZE_VARIABLE: os.environ.get(MAXSIZE_VARIABLE, DEFAULT_MAXSIZE)}
+    variables = {MAXSIZE_VARIABLE: bound()}
     address = remote()
     if address is not None:
         variables["CCACHE_REMOTE_STORAGE"] = address
@@ -76,7 +110,8 @@ def statistics(folder: PurePath) -> Statistics | None:
         return None
     done = subprocess.run(
         [ccache, "--print-stats"],
-        env={**os.environ, "CCACHE_DIR": str(folder)},
+        # ccache refuses to count where another variable of its own is wrong
+        env={"CCACHE_DIR": str(folder)},
         capture_output=True,
         text=True,
         check=False,

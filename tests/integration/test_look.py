@@ -86,6 +86,34 @@ def test_a_set_that_fails_is_told_and_the_estimate_is_of_the_others(tmp_path: Pa
     assert "built" in [line for line in lines if line.startswith(" cpu-third")][-1]
 
 
+def test_a_low_terminal_always_shows_the_set_that_is_built(tmp_path: Path) -> None:
+    """Two lines for the heads, one for a set, and one for all the others."""
+    status, written = terminal.run(command(tmp_path, "local"), 80, environment(), rows=4)
+    lines = terminal.lines(written)
+    assert status == 0, written
+    assert "..." not in lines, "nothing is cut off at the end"
+    for name in SETS:
+        assert any(line.startswith(f" {name}  compile") for line in lines), name
+    folded = [line for line in lines if " more " in line]
+    for told in (" 2 more waiting", " 1 more waiting, 1 more done", " 2 more done"):
+        assert told in folded
+    last = len(lines) - lines[::-1].index(next(x for x in lines[::-1] if " of 3 sets" in x)) - 1
+    whole = [line for line in lines[last:] if line.startswith(" cpu-")]
+    assert [line.split()[1] for line in whole] == ["built"] * 3, "the last table is whole"
+
+
+def test_a_dumb_terminal_gets_plain_lines(tmp_path: Path) -> None:
+    status, written = terminal.run(command(tmp_path, "local"), 80, environment(), kind="dumb")
+    written = written.replace("\r\n", "\n")  # what the terminal's driver makes of the end of a line
+    assert status == 0, written
+    assert not terminal.has_control(written)
+    lines = written.splitlines()
+    for name in SETS:
+        assert any(line.startswith(f"{name} configure") for line in lines)
+        assert any(line.startswith(f"{name} compile [") for line in lines)
+        assert any(line.startswith(f"{name}: built") for line in lines)
+
+
 @pytest.mark.parametrize("engine", ["local", "dask"])
 def test_a_file_gets_plain_lines_without_control_codes(tmp_path: Path, engine: str) -> None:
     with (tmp_path / "log").open("wb") as log:
@@ -136,3 +164,12 @@ def test_a_second_run_of_a_set_ends_at_once_with_one_line(tmp_path: Path) -> Non
     assert hint.startswith("hint: wait for that run")
     assert sorted(path.suffix for path in (tmp_path / "dist").glob(".*")) == []
     assert (tmp_path / "dist" / "manifest.json").is_file()
+
+
+def test_the_error_of_a_set_that_was_alone_is_said_once(tmp_path: Path) -> None:
+    tree = shutil.copytree(PROJECT / "tests" / "rigs" / "tiny_llama", tmp_path / "llama.cpp")
+    (tree / "plugin.c").write_text("int broken( {\n", "utf-8")
+    options = ("--engine", "local", "--source", str(tree), "--out", str(tmp_path / "dist"))
+    failed = invoke("build-cpu", *options)
+    assert failed.returncode == 1
+    assert failed.stderr.count("error[COMPILE_FAILED]") == 1

@@ -10,11 +10,12 @@ from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import ccache_bound
 import pytest
 import redis_server
 from needs import must_or_skip
 from object_storage import ObjectStorage
-from verbs import PROJECT
+from verbs import PROJECT, invoke
 
 from farm import shared_cache, source, targets
 from farm.engines.local import LocalEngine
@@ -174,3 +175,56 @@ def test_an_address_that_ccache_does_not_know_is_refused(monkeypatch: pytest.Mon
         shared_cache.environment()
     assert refused.value.code == "CCACHE_REMOTE_INVALID"
     assert "memcached" not in refused.value.render(), "it may hold a password"
+
+
+@pytest.mark.parametrize(("given", "bound"), [(None, "20.0G"), ("7G", "7.0G"), ("0", "0")])
+def test_ccache_is_told_the_bound_that_was_given(
+    storage: ObjectStorage,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    given: str | None,
+    bound: str,
+) -> None:
+    del storage  # that ccache is there
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+    monkeypatch.delenv(shared_cache.MAXSIZE_VARIABLE, raising=False)
+    if given is not None:
+        monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, given)
+    tree = ccache_bound.tree(tmp_path)
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
+    with execute(plan, LocalEngine(), logs=tmp_path, reporter=Person()) as built:
+        assert ccache_bound.told(built.log) == bound
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "code"),
+    [
+        (shared_cache.MAXSIZE_VARIABLE, "banana", "CCACHE_MAXSIZE_INVALID"),
+        (shared_cache.MAXSIZE_VARIABLE, "5GG", "CCACHE_MAXSIZE_INVALID"),
+        (shared_cache.MAXSIZE_VARIABLE, "-1", "CCACHE_MAXSIZE_INVALID"),
+        (shared_cache.VARIABLE, "memcached://host", "CCACHE_REMOTE_INVALID"),
+    ],
+)
+def test_a_variable_that_ccache_would_not_take_is_one_error_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str, value: str, code: str
+) -> None:
+    monkeypatch.setenv(variable, value)
+    options = ("--engine", "local", "--source", str(TINY), "--out", str(tmp_path / "dist"))
+    refused = invoke("build-cpu", *options)
+    assert refused.returncode == 2
+    error, hint = refused.stderr.splitlines()
+    assert error.startswith(f"error[{code}]: {variable} ")
+    assert hint.startswith("hint: it ")
+    assert not (tmp_path / "dist").exists()
+
+
+@pytest.mark.parametrize("size", ["0", "0G", "0.0"])
+def test_no_bound_is_said(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
+    told: list[str] = []
+    monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, size)
+    shared_cache.check(told.append)
+    assert told[0].startswith(f"note[CCACHE_UNBOUNDED]: CCACHE_MAXSIZE={size} is no bound: ")
+    for bounded in ("20", "1.5G", "10GiB", "500M", "7k", ""):
+        monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, bounded)
+        shared_cache.check(told.append)
+    assert len(told) == 1

@@ -21,13 +21,20 @@ _COLOUR = re.compile(r"\x1b\[(?:\d+;)*(?:3[0-7]|4[0-7]|9[0-7])(?:;\d+)*m")
 
 
 def run(
-    argv: list[str], columns: int, environment: Mapping[str, str], limit: float = 200
+    argv: list[str],
+    columns: int,
+    environment: Mapping[str, str],
+    limit: float = 200,
+    *,
+    rows: int = ROWS,
+    kind: str = "xterm-256color",
 ) -> tuple[int, str]:
     """Run a program; returns its exit status and everything that it wrote, control codes too."""
     near, far = os.openpty()
-    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", ROWS, columns, 0, 0))
-    environment = {**environment, "TERM": "xterm-256color"}
-    environment.pop("COLUMNS", None)
+    fcntl.ioctl(far, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+    environment = {**environment, "TERM": kind}
+    for name in ("COLUMNS", "LINES"):
+        environment.pop(name, None)
     pieces = []
     with subprocess.Popen(
         argv, stdin=far, stdout=far, stderr=far, env=environment, start_new_session=True

@@ -1,0 +1,28 @@
+"""A source tree whose build tells in its log which bound ccache was given."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+TINY = Path(__file__).parent / "tiny_llama"
+_ASKS = """
+execute_process(COMMAND ccache --get-config max_size OUTPUT_VARIABLE bound)
+message(STATUS "ccache's bound is ${bound}")
+"""
+
+
+def tree(folder: Path) -> Path:
+    """Make the tree."""
+    made = Path(shutil.copytree(TINY, folder / "llama.cpp"))
+    with (made / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(_ASKS)
+    return made
+
+
+def told(log: Path) -> str:
+    """Return what ccache said in a build's log."""
+    found = re.findall(r"^-- ccache's bound is (\S+)$", log.read_text("utf-8"), re.MULTILINE)
+    assert len(found) == 1
+    return str(found[0])
