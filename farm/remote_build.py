@@ -13,13 +13,13 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 
 from farm import pins, pipeline
 from farm.engines.watched import WatchedEngine
-from farm.errors import BuildError, EngineError, FarmError
+from farm.errors import EngineError, FarmError
 from farm.execute import execute
 from farm.packages import cache_folder
 from farm.report import BuildReport
@@ -52,6 +52,11 @@ class Failure:
     code: str
     message: str
     hint: str = ""
+
+    @classmethod
+    def of(cls, error: FarmError) -> Self:
+        """Put an error into words."""
+        return cls(error.code, error.message, error.hint)
 
 
 @dataclass(frozen=True)
@@ -108,18 +113,6 @@ def pack_folder(folder: Path) -> bytes:
     return packed.getvalue()
 
 
-def unpack_products(outcome: Outcome, into: Path) -> None:
-    """Check and unpack what came back.
-
-    Raises:
-        BuildError: ``PRODUCTS_DAMAGED``: it is not what the host has sent.
-    """
-    if hashlib.sha256(outcome.products).hexdigest() != outcome.sha256:
-        raise BuildError("PRODUCTS_DAMAGED", f"what {outcome.host} built arrived damaged")
-    with tarfile.open(fileobj=io.BytesIO(outcome.products), mode="r:") as tar:
-        tar.extractall(into, filter="data")
-
-
 def identity(request: BuildRequest, line: Line) -> str:
     """Name this host's compiler for a line; nothing is pulled or built for the answer."""
     if request.engine != "local" and (request.engine == "docker" or pipeline.docker_answers()):
@@ -139,8 +132,7 @@ def build(job: Job, reporter: Reporter, check: Callable[[], None]) -> Outcome:
         try:
             return _build(job, reporter, check, Path(folder))
         except FarmError as error:
-            failure = Failure(error.code, error.message, error.hint)
-            return Outcome(host_name(), _log(Path(folder), job.plan), failure)
+            return Outcome(host_name(), _log(Path(folder), job.plan), Failure.of(error))
 
 
 def _build(job: Job, reporter: Reporter, check: Callable[[], None], folder: Path) -> Outcome:

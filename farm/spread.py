@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from farm import pipeline, remote_build, schedule
+from farm import pipeline, remote_build, remote_products, schedule
 from farm.errors import BuildError, FarmError, UsageError
 from farm.fleet import BUILT, FAILED, Fleet
 from farm.kept_tree import KeptTree
@@ -119,7 +119,7 @@ class Spread:
             )
             raise BuildError(code, f"{message} (on {outcome.host})", hint=hint, log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
-            remote_build.unpack_products(outcome, Path(folder))
+            remote_products.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))
             build_json, licences = pipeline.recorded(
                 promised.plan, outcome.toolchain, outcome.cub, self.request, self.report

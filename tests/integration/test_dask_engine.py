@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from contextlib import closing, suppress
@@ -23,7 +24,7 @@ from needs import must_or_skip
 from rich.console import Console
 from verbs import PROJECT
 
-from farm import building, pipeline, source, targets
+from farm import building, pipeline, remote_build, source, targets
 from farm.engines.dask import Dispatcher
 from farm.engines.docker import LABEL
 from farm.errors import EngineError, FarmError
@@ -561,3 +562,30 @@ def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     run.run()
     assert run.error.code == "WORKERS_MISSING"
     assert "FARM_BUILD=1" in run.error.hint
+
+
+def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is a thread of this process: what it packs is replaced, for one set."""
+    honest = remote_build.pack_folder
+
+    def hostile(folder: Path) -> bytes:
+        """Of the set that has llama-server alone, and not of the source."""
+        if folder.name != "bin" or (folder / "llama-cli").exists():
+            return honest(folder)
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("../outside"))
+        return made.getvalue()
+
+    monkeypatch.setattr(remote_build, "pack_folder", hostile)
+    run = Run(TINY, ("bad", "good"), request_)
+    run.plans[0] = replace(run.plans[0], targets=("llama-server",))
+    run.start()
+    told = run.finish()
+    assert tarballs(request_) == {"good"}, told
+    assert run.error is not None
+    assert "(cpu-bad)" in run.error.message
+    assert "cpu-bad: failed (PRODUCTS_UNSAFE); it is tried once more" in told
+    assert told.count("error[PRODUCTS_UNSAFE]") == 1

@@ -9,9 +9,10 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final, Self
 
-from farm import remote_build
+from farm import remote_build, remote_products
 from farm.engines.dask.connection import POLL, Connection, no_hosts
 from farm.engines.dask.worker import place, work
+from farm.errors import BuildError
 from farm.remote_build import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -212,9 +213,10 @@ class Dispatcher:
             error = running.future.exception()
             return Outcome(where, b"", Failure("WORKER_FAILED", f"{where}: {error!r}"))
         try:
-            return running.future.result(timeout=_FETCH_SECONDS)
+            outcome = running.future.result(timeout=_FETCH_SECONDS)
         except (OSError, TimeoutError) as error:
             return Outcome(where, b"", Failure("WORKER_LOST", f"{where}: {error!r}"))
+        return _checked(outcome)
 
     def _tries_again(self, job: Job, failure: Failure) -> bool:
         key = job.plan.key
@@ -246,3 +248,14 @@ class Dispatcher:
             self.fleet.step(told["key"], told["name"])
         elif told["what"] == "count":
             self.fleet.counted(told["key"], told["done"], told["total"])
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    """Make a failure of products that cannot be used: it is tried again like any other."""
+    if outcome.failure is not None:
+        return outcome
+    try:
+        remote_products.check(outcome)
+    except BuildError as error:
+        return Outcome(outcome.host, outcome.log, Failure.of(error))
+    return outcome
