@@ -589,3 +589,35 @@ def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
     assert "(cpu-bad)" in run.error.message
     assert "cpu-bad: failed (PRODUCTS_UNSAFE); it is tried once more" in told
     assert told.count("error[PRODUCTS_UNSAFE]") == 1
+
+
+DEADLY = """#!{python}
+import os, signal
+from pathlib import Path
+pid = os.getppid()
+while b"dask_worker" not in Path(f"/proc/{{pid}}/cmdline").read_bytes():
+    pid = int(Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1])
+os.kill(pid, signal.SIGKILL)
+"""
+
+
+def test_a_set_that_kills_its_hosts_is_given_up_and_the_others_finish(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path
+) -> None:
+    shutil.copytree(TINY, tmp_path / "tree")
+    deadly = tmp_path / "deadly"
+    deadly.write_text(DEADLY.format(python=sys.executable))
+    deadly.chmod(0o755)
+    with (tmp_path / "tree" / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(f'\nadd_custom_target(deadly COMMAND "{deadly}")\n')
+    hosts.scheduler()
+    for name in ("first", "second", "third", "fourth"):
+        hosts.worker(name)
+    run = Run(tmp_path / "tree", ("bad", "good"), replace(request_, scheduler=hosts.address))
+    run.plans[0] = replace(run.plans[0], targets=("deadly",))
+    run.start()
+    told = run.finish()
+    assert tarballs(request_) == {"good"}, told
+    assert run.error is not None
+    assert "(cpu-bad)" in run.error.message
+    assert told.count("error[HOSTS_LOST]: 3 hosts were lost while they built it: 127.0.0.1:") == 1

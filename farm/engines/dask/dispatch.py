@@ -63,7 +63,7 @@ class Dispatcher:
     _waiting: list[Job] = field(default_factory=list)
     _running: list[_Running] = field(default_factory=list)
     _failures: dict[str, int] = field(default_factory=dict)
-    _losses: dict[str, int] = field(default_factory=dict)
+    _losses: dict[str, list[str]] = field(default_factory=dict)
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
     _order: dict[str, int] = field(default_factory=dict)
@@ -108,14 +108,17 @@ class Dispatcher:
             elif time.monotonic() - seen > self.patience:
                 raise no_hosts(self.address)
             self.fleet.hosts = max(len(hosts), 1)
-            self._take_back(hosts)
+            yield from self._take_back(hosts)
             self._hand_out(hosts)
             self._overtake(hosts)
             yield from self._take_in()
             time.sleep(POLL)
 
-    def _take_back(self, hosts: list[str]) -> None:
-        """Take sets from hosts that are gone, and all of them from a scheduler that is."""
+    def _take_back(self, hosts: list[str]) -> Iterator[tuple[Job, Outcome]]:
+        """Take sets from hosts that are gone, and all of them from a scheduler that is.
+
+        A set with which many hosts were lost is given up: it may be what ends them.
+        """
         if not self._link.is_open:
             return
         for running in list(self._running):
@@ -124,11 +127,15 @@ class Dispatcher:
                 continue
             self._running.remove(running)
             running.future.cancel()
+            gone = self._losses.setdefault(running.key, [])
+            gone += [] if lost else [place(running.worker)]
             where = "the scheduler was lost" if lost else f"{running.worker} was lost"
             if self._copies(running.key):
                 self.fleet.say(f"{running.key}: {where}; another host has it, too")
                 continue
-            self._losses[running.key] = self._losses.get(running.key, 0) + (not lost)
+            if len(gone) >= LOSSES:
+                yield running.job, _hosts_lost(gone)
+                continue
             self._wait_again(running.job)
             self.fleet.wait(running.key, f"{where}; it is built elsewhere")
 
@@ -221,7 +228,7 @@ class Dispatcher:
     def _tries_again(self, job: Job, failure: Failure) -> bool:
         key = job.plan.key
         self._failures[key] = self._failures.get(key, 0) + 1
-        if self._failures[key] >= TRIES or self._losses.get(key, 0) >= LOSSES:
+        if self._failures[key] >= TRIES:
             return False
         self._waiting.append(job)
         self.fleet.wait(key, f"failed ({failure.code}); it is tried once more")
@@ -259,3 +266,9 @@ def _checked(outcome: Outcome) -> Outcome:
     except BuildError as error:
         return Outcome(outcome.host, outcome.log, Failure.of(error))
     return outcome
+
+
+def _hosts_lost(gone: list[str]) -> Outcome:
+    why = f"{len(gone)} hosts were lost while they built it: {', '.join(gone)}"
+    hint = "is their memory too small for so many compilers? --jobs makes it fewer"
+    return Outcome(gone[-1], b"", Failure("HOSTS_LOST", why, hint))
