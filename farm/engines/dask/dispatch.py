@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Self
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from farm import remote_build, remote_products
 from farm.engines.dask.connection import POLL, Connection, no_hosts
 from farm.engines.dask.worker import place, work
-from farm.errors import BuildError
+from farm.errors import BuildError, PackError
+from farm.fleet import SetReporter
+from farm.plan import Step
 from farm.remote_build import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -21,7 +24,9 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from farm.engines.dask.connection import Event
+    from farm.execute import Reporter
     from farm.fleet import Fleet
+    from farm.plan import BuildPlan
     from farm.remote_build import Job
     from farm.request import BuildRequest
     from farm.targets import Line
@@ -54,12 +59,14 @@ class Dispatcher:
         address: the scheduler's.
         source: packs the source; called once, if a host lacks it.
         fleet: is told everything.
+        record: gives who is told of a set's steps, each time that it is handed out.
     """
 
     address: str
     source: Callable[[], bytes]
     fleet: Fleet
     patience: float = _PATIENCE
+    record: Callable[[str], Reporter] | None = None
     _waiting: list[Job] = field(default_factory=list)
     _running: list[_Running] = field(default_factory=list)
     _failures: dict[str, int] = field(default_factory=dict)
@@ -67,6 +74,8 @@ class Dispatcher:
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
     _order: dict[str, int] = field(default_factory=dict)
+    _reporters: dict[str, Reporter] = field(default_factory=dict)
+    _events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
     _link: Connection = field(init=False)
 
     def __enter__(self) -> Self:
@@ -75,7 +84,7 @@ class Dispatcher:
         Raises:
             EngineError: ``SCHEDULER_UNREACHABLE``.
         """
-        self._link = Connection(self.address, self._told)
+        self._link = Connection(self.address, self._events.put)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -111,6 +120,8 @@ class Dispatcher:
             yield from self._take_back(hosts)
             self._hand_out(hosts)
             self._overtake(hosts)
+            while not self._events.empty():
+                self._told(self._events.get())
             yield from self._take_in()
             time.sleep(POLL)
 
@@ -183,7 +194,9 @@ class Dispatcher:
             return False
         future = self._link.submit(worker, work, job)
         self._running.append(_Running(job, future, worker))
-        self.fleet.begin(job.plan.key, place(worker))
+        key = job.plan.key
+        self.fleet.begin(key, place(worker))
+        self._reporters[key] = self.record(key) if self.record else SetReporter(self.fleet, key)
         return True
 
     def _send_source(self, worker: str, digest: str) -> None:
@@ -246,15 +259,23 @@ class Dispatcher:
 
     def _told(self, event: Event) -> None:
         told = event[1]
-        places = [place(running.worker) for running in self._copies(told["key"])]
-        if told["where"] not in places or told["where"] != self.fleet.rows[told["key"]].host:
+        copies = {place(running.worker): running for running in self._copies(told["key"])}
+        if told["where"] not in copies or told["where"] != self.fleet.rows[told["key"]].host:
             return
+        try:
+            self._report(copies[told["where"]].job.plan, told)
+        except PackError as error:  # the journal cannot be written; the set may still be built
+            self.fleet.say(error.render())
+            self._reporters[told["key"]] = SetReporter(self.fleet, told["key"])
+
+    def _report(self, plan: BuildPlan, told: dict[str, Any]) -> None:
+        reporter = self._reporters[plan.key]
         if told["what"] == "note":
-            self.fleet.say(f"{told['key']}: {told['line']}")
+            self.fleet.say(f"{plan.key}: {told['line']}")
         elif told["what"] == "step":
-            self.fleet.step(told["key"], told["name"])
+            reporter.step(plan, Step(told["name"], ()))
         elif told["what"] == "count":
-            self.fleet.counted(told["key"], told["done"], told["total"])
+            reporter.count(told["done"], told["total"])
 
 
 def _checked(outcome: Outcome) -> Outcome:
