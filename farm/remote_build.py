@@ -103,6 +103,16 @@ def put_source(digest: str, packed: bytes) -> None:
         tar.extractall(staging, filter="data")
 
 
+def offer_source(digest: str, packed: bytes | None) -> bool | Failure:
+    """Take a source, if one is sent; returns whether this host has it, or why it cannot."""
+    try:
+        if packed is not None:
+            put_source(digest, packed)
+        return has_source(digest)
+    except (OSError, tarfile.TarError) as error:
+        return Failure("CACHE_UNUSABLE", f"the source cannot be kept there: {error}")
+
+
 def pack_folder(folder: Path) -> bytes:
     """Return a folder as a tar, without ``.git`` and without owners."""
     packed = io.BytesIO()
@@ -118,6 +128,14 @@ def identity(request: BuildRequest, line: Line) -> str:
     if request.engine != "local" and (request.engine == "docker" or pipeline.docker_answers()):
         return f"docker {request.image or pins.load().image(line.image).reference}"
     return pipeline.local_identity(request, line)
+
+
+def compilers(request: BuildRequest, line: Line) -> str | Failure:
+    """Return this host's ``identity``, or why it cannot build."""
+    try:
+        return identity(request, line)
+    except FarmError as error:
+        return Failure.of(error)
 
 
 def build(job: Job, reporter: Reporter, check: Callable[[], None]) -> Outcome:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import pytest
+from distributed import Client
 from needs import must_or_skip
 from rich.console import Console
 from verbs import PROJECT
@@ -145,7 +146,7 @@ class Hosts:
         return started
 
     def worker(
-        self, name: str, address: str | None = None, *, net: Net | None = None
+        self, name: str, address: str | None = None, *, net: Net | None = None, **environ: str
     ) -> subprocess.Popen[bytes]:
         options = ("--nthreads", "1", "--no-nanny", "--resources", "FARM_BUILD=1", "--name", name)
         local = (
@@ -157,18 +158,27 @@ class Hosts:
         )
         before = ("ip", "netns", "exec", net.name) if net else ()
         where = address or self.address
-        return self._start(name, "dask_worker", where, *options, *local, before=before)
+        return self._start(name, "dask_worker", where, *options, *local, before=before, **environ)
 
     def _start(
-        self, name: str, program: str, *options: str, before: tuple[str, ...] = ()
+        self,
+        name: str,
+        program: str,
+        *options: str,
+        before: tuple[str, ...] = (),
+        **environ: str,
     ) -> subprocess.Popen[bytes]:
         home = self.folder / name
         home.mkdir(exist_ok=True)
-        environment = os.environ | {
-            "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}",
-            "XDG_CACHE_HOME": str(home / "cache"),
-            "CCACHE_DIR": str(self.folder / "ccache"),
-        }
+        environment = (
+            os.environ
+            | {
+                "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}",
+                "XDG_CACHE_HOME": str(home / "cache"),
+                "CCACHE_DIR": str(self.folder / "ccache"),
+            }
+            | environ
+        )
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*before, sys.executable, "-m", f"distributed.cli.{program}", *options],
@@ -628,3 +638,30 @@ def test_a_set_that_kills_its_hosts_is_given_up_and_the_others_finish(
     assert run.error is not None
     assert "(cpu-bad)" in run.error.message
     assert told.count("error[HOSTS_LOST]: 3 hosts were lost while they built it: 127.0.0.1:") == 1
+
+
+@pytest.mark.parametrize("what", ["cache", "compiler"])
+def test_a_host_that_cannot_build_is_named_and_left_out(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nothing").mkdir()
+    wrong = {"cache": {"XDG_CACHE_HOME": str(tmp_path / "file")},
+             "compiler": {"PATH": str(tmp_path / "nothing")}}[what]  # fmt: skip
+    code = {"cache": "CACHE_UNUSABLE", "compiler": "COMPILER_MISSING"}[what]
+    hosts.scheduler()
+    hosts.worker("broken", **wrong)
+    run = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
+    run.run()
+    assert isinstance(run.error, EngineError)
+    assert run.error.code == "HOSTS_UNUSABLE"
+    assert code in run.error.message
+    hosts.worker("good")
+    with closing(Client(hosts.address, set_as_default=False)) as client:
+        client.wait_for_workers(2, timeout=60)
+    again = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
+    again.start()
+    told = again.finish()
+    assert again.error is None, told
+    assert tarballs(request_) == {"one", "two"}
+    assert told.count(f"is not used: {code}") == 1

@@ -126,8 +126,13 @@ class Connection:
         return hosts
 
     def ask(self, hosts: list[str], function: Callable[..., Any], *args: object) -> dict[str, Any]:
-        """Run a function on hosts, beside their builds; gives what each of them returned."""
-        answers: dict[str, Any] = self._client.run(function, *args, workers=hosts)
+        """Run a function on hosts, beside their builds.
+
+        Returns:
+            What each of them returned; an exception where one was raised, or the host is gone.
+        """
+        where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
+        answers: dict[str, Any] = self._client.run(function, *args, **where)
         return answers
 
     def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:

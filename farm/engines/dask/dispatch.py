@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from farm import remote_build, remote_products
 from farm.engines.dask.connection import POLL, Connection, no_hosts
 from farm.engines.dask.worker import place, work
-from farm.errors import BuildError, PackError
+from farm.errors import BuildError, EngineError, PackError
 from farm.fleet import SetReporter
 from farm.plan import Step
 from farm.remote_build import Failure, Outcome
@@ -73,6 +73,7 @@ class Dispatcher:
     _losses: dict[str, list[str]] = field(default_factory=dict)
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
+    _dropped: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
     _reporters: dict[str, Reporter] = field(default_factory=dict)
     _events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
@@ -93,15 +94,24 @@ class Dispatcher:
         self._link.close()
 
     def identities(self, request: BuildRequest, line: Line) -> list[str]:
-        """Ask every host for its compiler; equal answers once."""
-        told = self._link.ask(self._link.await_hosts(), remote_build.identity, request, line)
-        return sorted(set(told.values()))
+        """Ask every host for its compiler; equal answers once.
+
+        Raises:
+            EngineError: ``WORKERS_MISSING``, or ``HOSTS_UNUSABLE``: none of them can build.
+        """
+        hosts = self._link.await_hosts()
+        told = self._link.ask(hosts, remote_build.compilers, request, line)
+        for worker, answer in told.items():
+            if not isinstance(answer, str):
+                self._drop(worker, answer)
+        self._usable(hosts)
+        return sorted({answer for answer in told.values() if isinstance(answer, str)})
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Build all jobs, given longest first; gives each with its outcome as it comes.
 
         Raises:
-            EngineError: no scheduler or no host for ten minutes.
+            EngineError: no scheduler or no host for ten minutes, or none that can build.
         """
         self._waiting = list(jobs)
         self._order = {job.plan.key: place for place, job in enumerate(jobs)}
@@ -111,7 +121,7 @@ class Dispatcher:
                 self._drop_all()
                 self.fleet.say("note[SCHEDULER_LOST]: the scheduler is gone; waiting for it")
                 self._link.reopen(seen + self.patience)
-            hosts = self._link.hosts()
+            hosts = self._usable(self._link.hosts())
             if hosts:
                 seen = time.monotonic()
             elif time.monotonic() - seen > self.patience:
@@ -188,9 +198,7 @@ class Dispatcher:
                 )
 
     def _submit(self, job: Job, worker: str) -> bool:
-        try:
-            self._send_source(worker, job.source)
-        except (OSError, KeyError, ValueError):  # it went away meanwhile
+        if not self._has_source(worker, job.source):
             return False
         future = self._link.submit(worker, work, job)
         self._running.append(_Running(job, future, worker))
@@ -199,14 +207,43 @@ class Dispatcher:
         self._reporters[key] = self.record(key) if self.record else SetReporter(self.fleet, key)
         return True
 
-    def _send_source(self, worker: str, digest: str) -> None:
-        has = self._link.ask([worker], remote_build.has_source, digest)
-        if has[worker]:
-            return
-        if self._packed is None:
-            self._packed = self.source()
-        self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
-        self._link.ask([worker], remote_build.put_source, digest, self._packed)
+    def _has_source(self, worker: str, digest: str) -> bool:
+        """Bring a host the source, if it has none; one that cannot keep it is not used."""
+        answer = self._offer(worker, digest, None)
+        if answer is False:
+            if self._packed is None:
+                self._packed = self.source()
+            self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
+            answer = self._offer(worker, digest, self._packed)
+        # an OSError is the connection's: a host that goes away is missed soon
+        if answer is not True and not isinstance(answer, OSError):
+            self._drop(worker, answer)
+        return answer is True
+
+    def _offer(self, worker: str, digest: str, packed: bytes | None) -> object:
+        try:
+            told = self._link.ask([worker], remote_build.offer_source, digest, packed)
+        except (OSError, ValueError) as error:  # the scheduler, or the host, went away meanwhile
+            return error if isinstance(error, OSError) else OSError(str(error))
+        return told[worker]
+
+    def _drop(self, worker: str, why: object) -> None:
+        """Use a host no more in this run, and say so."""
+        said = f"{why.code}: {why.message}" if isinstance(why, Failure) else repr(why)
+        self._dropped[worker] = said
+        self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
+
+    def _usable(self, hosts: list[str]) -> list[str]:
+        """Return the hosts that were not dropped.
+
+        Raises:
+            EngineError: ``HOSTS_UNUSABLE``: there are hosts, and all of them were.
+        """
+        good = [worker for worker in hosts if worker not in self._dropped]
+        if hosts and not good and not self._running:
+            told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
+            raise EngineError("HOSTS_UNUSABLE", f"no host can build: {told}")
+        return good
 
     def _take_in(self) -> Iterator[tuple[Job, Outcome]]:
         for running in list(self._running):
