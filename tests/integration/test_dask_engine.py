@@ -571,6 +571,7 @@ def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     from farm.engines.dask import connection
 
     monkeypatch.setattr(connection, "_CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_HOSTS_SECONDS", 2.0)
     run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
     run.run()
     assert isinstance(run.error, EngineError)
@@ -665,3 +666,15 @@ def test_a_host_that_cannot_build_is_named_and_left_out(
     assert again.error is None, told
     assert tarballs(request_) == {"one", "two"}
     assert told.count(f"is not used: {code}") == 1
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
+def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path, address: str) -> None:
+    """One that takes the connection and says nothing, too."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+        named = address.replace("mute", f"tcp://127.0.0.1:{mute.getsockname()[1]}")
+        process = client_process(TINY, tmp_path, scheduler=named, worker_engine="local")
+        _, told = process.communicate(timeout=40)
+    assert process.returncode == 1, told
+    assert f"error[SCHEDULER_UNREACHABLE]: no Dask scheduler answers at {named}" in told
+    assert "Traceback" not in told
