@@ -76,7 +76,7 @@ class Spread:
                 fleet,
                 record=lambda key: _recording(fleet, kept[key]),
             ) as hosts:
-                told = hosts.identities(inner, plan.line)
+                told = hosts.identities(inner, plan)
                 self._compare(told)
                 for one in self.plans:
                     kept[one.key] = KeptTree(one, digest(one, "\n".join(told)), self.state)

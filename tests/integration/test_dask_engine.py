@@ -27,7 +27,7 @@ from verbs import PROJECT
 
 from farm import building, pipeline, remote_build, source, targets
 from farm.engines.dask import Dispatcher
-from farm.engines.docker import LABEL
+from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import EngineError, FarmError
 from farm.fleet import Fleet
 from farm.plan import BuildPlan
@@ -132,6 +132,7 @@ class Hosts:
 
     folder: Path
     ip: str = "127.0.0.1"
+    checkout: Path = PROJECT
     port: int = field(default_factory=free_port)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -173,7 +174,7 @@ class Hosts:
         environment = (
             os.environ
             | {
-                "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}",
+                "PYTHONPATH": f"{self.checkout}:{self.checkout / 'spaces'}",
                 "XDG_CACHE_HOME": str(home / "cache"),
                 "CCACHE_DIR": str(self.folder / "ccache"),
             }
@@ -182,7 +183,7 @@ class Hosts:
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*before, sys.executable, "-m", f"distributed.cli.{program}", *options],
-                cwd=PROJECT,
+                cwd=self.checkout,
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -678,3 +679,53 @@ def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path, address: s
     assert process.returncode == 1, told
     assert f"error[SCHEDULER_UNREACHABLE]: no Dask scheduler answers at {named}" in told
     assert "Traceback" not in told
+
+
+def test_a_host_with_another_checkout_is_refused(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path
+) -> None:
+    for folder in ("farm", "build", "spaces"):
+        shutil.copytree(PROJECT / folder, tmp_path / "other" / folder)
+    with (tmp_path / "other" / "build" / "cmake" / "host_size.cmake").open("a") as file:
+        file.write("# another commit\n")
+    hosts.scheduler()
+    hosts.checkout = tmp_path / "other"
+    hosts.worker("other")
+    run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
+    run.run()
+    assert isinstance(run.error, EngineError)
+    assert run.error.code == "HOSTS_UNUSABLE"
+    assert "FARM_DIFFERS" in run.error.message
+    assert "check out the same commit" in run.error.message
+
+
+def test_a_host_that_joins_with_another_compiler_gets_nothing(
+    hosts: Hosts, held: Held, request_: BuildRequest, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "c++"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\necho another compiler\n")
+    other.chmod(0o755)
+    hosts.scheduler()
+    hosts.worker("first")
+    run = Run(held.tree, ("one", "two"), replace(request_, scheduler=hosts.address))
+    run.start()
+    until(lambda: held.begun == 1, "the build does not begin")
+    hosts.worker("late", PATH=f"{other.parent}:{os.environ['PATH']}")
+    until(lambda: "is not used: COMPILER_DIFFERS" in run.told, f"not asked: {run.told}", 60)
+    held.let_go()
+    told = run.finish()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one", "two"}
+
+
+@pytest.mark.docker
+def test_a_host_names_its_devel_image_as_the_engine_does(
+    client: DockerClient, base_image: str
+) -> None:
+    """By its digest and by what is built on it: a tag that moves is another identity."""
+    plan = BuildPlan(ArchSet("one", ""), LINE, source.from_folder(TINY))
+    request = BuildRequest(engine="docker", image=base_image)
+    told = remote_build.identity(request, plan)
+    assert told == DockerEngine(client, reference=base_image).identity(plan)
+    assert str(client.images.get(base_image).id) in told

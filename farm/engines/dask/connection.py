@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
-from farm.engines.dask.worker import TOPIC
+from farm.engines.dask.worker import TOPIC, aside
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -136,7 +136,7 @@ class Connection:
             What each of them returned; an exception where one was raised, or the host is gone.
         """
         where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
-        answers: dict[str, Any] = self._client.run(function, *args, **where)
+        answers: dict[str, Any] = self._client.run(aside, function, *args, **where)
         return answers
 
     def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:

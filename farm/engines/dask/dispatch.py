@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from farm.plan import BuildPlan
     from farm.remote_build import Job
     from farm.request import BuildRequest
-    from farm.targets import Line
 
 TRIES: Final = 2
 LOSSES: Final = 3
@@ -73,6 +72,7 @@ class Dispatcher:
     _losses: dict[str, list[str]] = field(default_factory=dict)
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
+    _compilers: dict[str, str] = field(default_factory=dict)
     _dropped: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
     _reporters: dict[str, Reporter] = field(default_factory=dict)
@@ -93,19 +93,21 @@ class Dispatcher:
         self._drop_all()
         self._link.close()
 
-    def identities(self, request: BuildRequest, line: Line) -> list[str]:
+    def identities(self, request: BuildRequest, plan: BuildPlan) -> list[str]:
         """Ask every host for its compiler; equal answers once.
 
         Raises:
             EngineError: ``WORKERS_MISSING``, or ``HOSTS_UNUSABLE``: none of them can build.
         """
         hosts = self._link.await_hosts()
-        told = self._link.ask(hosts, remote_build.compilers, request, line)
+        told = self._link.ask(hosts, remote_build.compilers, request, plan, remote_build.FARM)
         for worker, answer in told.items():
-            if not isinstance(answer, str):
+            if isinstance(answer, str):
+                self._compilers[worker] = answer
+            else:
                 self._drop(worker, answer)
         self._usable(hosts)
-        return sorted({answer for answer in told.values() if isinstance(answer, str)})
+        return sorted(set(self._compilers.values()))
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Build all jobs, given longest first; gives each with its outcome as it comes.
@@ -198,7 +200,7 @@ class Dispatcher:
                 )
 
     def _submit(self, job: Job, worker: str) -> bool:
-        if not self._has_source(worker, job.source):
+        if not (self._is_known(worker, job) and self._has_source(worker, job.source)):
             return False
         future = self._link.submit(worker, work, job)
         self._running.append(_Running(job, future, worker))
@@ -207,29 +209,45 @@ class Dispatcher:
         self._reporters[key] = self.record(key) if self.record else SetReporter(self.fleet, key)
         return True
 
+    def _is_known(self, worker: str, job: Job) -> bool:
+        """Ask a host that came later for its compiler: another one is not the run's."""
+        if worker in self._compilers:
+            return True
+        question = (remote_build.compilers, job.request, job.plan, job.farm)
+        answer = self._answer(worker, *question)
+        known = set(self._compilers.values())
+        if isinstance(answer, str) and known and answer not in known:
+            why = "it came with another compiler than the run began with; the next run takes it"
+            answer = Failure("COMPILER_DIFFERS", why)
+        if isinstance(answer, str):
+            self._compilers[worker] = answer
+        elif not isinstance(answer, OSError):
+            self._drop(worker, answer)
+        return isinstance(answer, str)
+
     def _has_source(self, worker: str, digest: str) -> bool:
         """Bring a host the source, if it has none; one that cannot keep it is not used."""
-        answer = self._offer(worker, digest, None)
+        answer = self._answer(worker, remote_build.offer_source, digest, None)
         if answer is False:
             if self._packed is None:
                 self._packed = self.source()
             self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
-            answer = self._offer(worker, digest, self._packed)
+            answer = self._answer(worker, remote_build.offer_source, digest, self._packed)
         # an OSError is the connection's: a host that goes away is missed soon
         if answer is not True and not isinstance(answer, OSError):
             self._drop(worker, answer)
         return answer is True
 
-    def _offer(self, worker: str, digest: str, packed: bytes | None) -> object:
+    def _answer(self, worker: str, question: Callable[..., object], *args: object) -> object:
         try:
-            told = self._link.ask([worker], remote_build.offer_source, digest, packed)
+            told = self._link.ask([worker], question, *args)
         except (OSError, ValueError) as error:  # the scheduler, or the host, went away meanwhile
             return error if isinstance(error, OSError) else OSError(str(error))
         return told[worker]
 
     def _drop(self, worker: str, why: object) -> None:
         """Use a host no more in this run, and say so."""
-        said = f"{why.code}: {why.message}" if isinstance(why, Failure) else repr(why)
+        said = str(why) if isinstance(why, Failure) else repr(why)
         self._dropped[worker] = said
         self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
 
