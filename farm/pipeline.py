@@ -168,21 +168,6 @@ def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
     return known.get(request.image, request.image)
 
 
-def docker_answers() -> bool:
-    """Whether a Docker engine answers here."""
-    try:
-        connect().close()
-    except EngineError:
-        return False
-    return True
-
-
-def local_identity(request: BuildRequest, line: Line) -> str:
-    """Name this host's own compilers for a line."""
-    with closing(_local(request, line)) as engine:
-        return engine.compilers(line)
-
-
 def promise_of_this_host(line: Line, report: BuildReport) -> Line:
     """Let a local build need this host's glibc; the line promises that of its devel image."""
     host = platform.libc_ver()[1]

@@ -13,13 +13,13 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final, Self
 
 from rich.console import Console
 
-from farm import pins, pipeline
+from farm import PROJECT_ROOT, pipeline
 from farm.engines.watched import WatchedEngine
-from farm.errors import BuildError, EngineError, FarmError
+from farm.errors import EngineError, FarmError
 from farm.execute import execute
 from farm.packages import cache_folder
 from farm.report import BuildReport
@@ -36,6 +36,21 @@ if TYPE_CHECKING:
     from farm.targets import Line
 
 
+def _farm_digest() -> str:
+    """Return the sha256 of this checkout's recipe, data and code, which BUILD.json speaks of."""
+    whole = hashlib.sha256()
+    for name in ("farm/**/*.py", "build/**/*", "spaces/llama_loader/**/*.py"):
+        for path in sorted(PROJECT_ROOT.glob(name)):
+            if path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                whole.update(f"{path.relative_to(PROJECT_ROOT)} {content}\n".encode())
+    return whole.hexdigest()
+
+
+FARM: Final = _farm_digest()
+"""Taken when this process began: of the code that it runs, also where the checkout moves on."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One set for another host. The plan's source folder means nothing there: ``source`` does."""
@@ -43,6 +58,7 @@ class Job:
     plan: BuildPlan
     source: str
     request: BuildRequest
+    farm: str = FARM
 
 
 @dataclass(frozen=True)
@@ -52,6 +68,14 @@ class Failure:
     code: str
     message: str
     hint: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}{f' ({self.hint})' if self.hint else ''}"
+
+    @classmethod
+    def of(cls, error: FarmError) -> Self:
+        """Put an error into words."""
+        return cls(error.code, error.message, error.hint)
 
 
 @dataclass(frozen=True)
@@ -98,6 +122,16 @@ def put_source(digest: str, packed: bytes) -> None:
         tar.extractall(staging, filter="data")
 
 
+def offer_source(digest: str, packed: bytes | None) -> bool | Failure:
+    """Take a source, if one is sent; returns whether this host has it, or why it cannot."""
+    try:
+        if packed is not None:
+            put_source(digest, packed)
+        return has_source(digest)
+    except (OSError, tarfile.TarError) as error:
+        return Failure("CACHE_UNUSABLE", f"the source cannot be kept there: {error}")
+
+
 def pack_folder(folder: Path) -> bytes:
     """Return a folder as a tar, without ``.git`` and without owners."""
     packed = io.BytesIO()
@@ -108,23 +142,24 @@ def pack_folder(folder: Path) -> bytes:
     return packed.getvalue()
 
 
-def unpack_products(outcome: Outcome, into: Path) -> None:
-    """Check and unpack what came back.
+def identity(request: BuildRequest, plan: BuildPlan) -> str:
+    """Name what compiles a plan here: the engine's own answer, a devel image's digest included.
 
     Raises:
-        BuildError: ``PRODUCTS_DAMAGED``: it is not what the host has sent.
+        FarmError: this host cannot build it.
     """
-    if hashlib.sha256(outcome.products).hexdigest() != outcome.sha256:
-        raise BuildError("PRODUCTS_DAMAGED", f"what {outcome.host} built arrived damaged")
-    with tarfile.open(fileobj=io.BytesIO(outcome.products), mode="r:") as tar:
-        tar.extractall(into, filter="data")
+    quiet = BuildReport(Console(quiet=True))
+    with closing(pipeline.choose_engine(request, plan.line, quiet)) as engine:
+        return engine.identity(plan)
 
 
-def identity(request: BuildRequest, line: Line) -> str:
-    """Name this host's compiler for a line; nothing is pulled or built for the answer."""
-    if request.engine != "local" and (request.engine == "docker" or pipeline.docker_answers()):
-        return f"docker {request.image or pins.load().image(line.image).reference}"
-    return pipeline.local_identity(request, line)
+def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | Failure:
+    """Return this host's ``identity``, or why it cannot build: another checkout is a reason."""
+    try:
+        _require_same(farm)
+        return identity(request, plan)
+    except FarmError as error:
+        return Failure.of(error)
 
 
 def build(job: Job, reporter: Reporter, check: Callable[[], None]) -> Outcome:
@@ -139,11 +174,20 @@ def build(job: Job, reporter: Reporter, check: Callable[[], None]) -> Outcome:
         try:
             return _build(job, reporter, check, Path(folder))
         except FarmError as error:
-            failure = Failure(error.code, error.message, error.hint)
-            return Outcome(host_name(), _log(Path(folder), job.plan), failure)
+            return Outcome(host_name(), _log(Path(folder), job.plan), Failure.of(error))
+
+
+def _require_same(farm: str) -> None:
+    if farm != FARM:
+        raise EngineError(
+            "FARM_DIFFERS",
+            f"{host_name()} builds with another state of the farm than this checkout's",
+            hint="check out the same commit there and start its worker again",
+        )
 
 
 def _build(job: Job, reporter: Reporter, check: Callable[[], None], folder: Path) -> Outcome:
+    _require_same(job.farm)
     if not has_source(job.source):
         raise EngineError("SOURCE_MISSING", f"{host_name()} has no source {job.source[:12]}")
     quiet = BuildReport(Console(quiet=True))

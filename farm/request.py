@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
     from farm.targets import ArchSet, Line
 
 ENGINES: Final = ("auto", "docker", "local", "dask")
+SCHEMES: Final = ("tcp", "tls", "ws", "wss")
+"""What a scheduler's address may begin with; ``tcp`` where it begins with nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,7 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
             f"--worker-engine {request.worker_engine!r}",
             hint="it is one of auto, docker, local",
         )
+    _check_cluster(request)
     if request.jobs is not None and request.jobs < 1:
         raise UsageError("JOBS_INVALID", f"--jobs {request.jobs} is not a positive number")
     sets = (
@@ -84,6 +88,35 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
     if request.format is None:
         return line, sets
     return line, tuple(msgspec.structs.replace(s, format=request.format) for s in sets)
+
+
+def _check_cluster(request: BuildRequest) -> None:
+    """Refuse what no cluster can be meant by."""
+    if request.engine != "dask":
+        given = [f"--{name}" for name in ("scheduler", "workers") if getattr(request, name)]
+        if given:
+            raise UsageError(
+                "CLUSTER_WITHOUT_DASK",
+                f"{' and '.join(given)} without --engine dask",
+                hint="add --engine dask, or leave it out",
+            )
+    if request.scheduler is not None and not _is_address(request.scheduler):
+        raise UsageError(
+            "SCHEDULER_INVALID",
+            f"--scheduler {request.scheduler!r} is no scheduler's address",
+            hint="it is tcp://HOST:PORT, or tls://, ws://, wss://",
+        )
+
+
+def _is_address(text: str) -> bool:
+    scheme, mark, rest = text.partition("://")
+    if mark and scheme not in SCHEMES:
+        return False
+    try:
+        parts = urlsplit(f"//{rest if mark else text}")
+        return bool(parts.hostname and parts.port) and parts.netloc == parts.geturl()[2:]
+    except ValueError:  # the port is no number, or there cannot be such a one
+        return False
 
 
 def choose_source(request: BuildRequest) -> Source:

@@ -8,9 +8,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from farm import pipeline, remote_build, schedule
+import msgspec
+
+from farm import pipeline, remote_build, remote_products, schedule
 from farm.errors import BuildError, FarmError, UsageError
-from farm.fleet import BUILT, FAILED, Fleet
+from farm.fleet import BUILT, FAILED, Fleet, SetReporter
+from farm.journal import Recording
 from farm.kept_tree import KeptTree
 from farm.pipeline import Made, found_built
 from farm.plan_digest import digest, source_digest
@@ -66,11 +69,17 @@ class Spread:
                 known=bool(known),
             )
             tree = plan.source.tree
-            with Dispatcher(address, lambda: remote_build.pack_folder(tree), fleet) as hosts:
-                told = hosts.identities(inner, plan.line)
+            kept: dict[str, KeptTree] = {}
+            with Dispatcher(
+                address,
+                lambda: remote_build.pack_folder(tree),
+                fleet,
+                record=lambda key: _recording(fleet, kept[key]),
+            ) as hosts:
+                told = hosts.identities(inner, plan)
                 self._compare(told)
-                kept = {p.key: KeptTree(p, digest(p, "\n".join(told)), self.state)
-                        for p in self.plans}  # fmt: skip
+                for one in self.plans:
+                    kept[one.key] = KeptTree(one, digest(one, "\n".join(told)), self.state)
                 built = [k for k in kept.values()
                          if found_built(k, self.report, fresh=inner.fresh)]  # fmt: skip
                 yield from built
@@ -119,9 +128,15 @@ class Spread:
             )
             raise BuildError(code, f"{message} (on {outcome.host})", hint=hint, log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
-            remote_build.unpack_products(outcome, Path(folder))
+            remote_products.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))
             build_json, licences = pipeline.recorded(
                 promised.plan, outcome.toolchain, outcome.cub, self.request, self.report
             )
             promised.keep(Path(folder), build_json, licences, outcome.seconds or {})
+
+
+def _recording(fleet: Fleet, kept: KeptTree) -> Recording:
+    """Write a build's steps into the journal; what an earlier build had come to is over."""
+    entry = msgspec.structs.replace(kept.entry(), steps={}, running=None, count=None)
+    return Recording(SetReporter(fleet, kept.plan.key), kept.journal, entry)

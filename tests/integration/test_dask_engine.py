@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from contextlib import closing, suppress
@@ -19,13 +20,14 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import pytest
+from distributed import Client
 from needs import must_or_skip
 from rich.console import Console
 from verbs import PROJECT
 
-from farm import building, pipeline, source, targets
+from farm import building, pipeline, remote_build, source, targets
 from farm.engines.dask import Dispatcher
-from farm.engines.docker import LABEL
+from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import EngineError, FarmError
 from farm.fleet import Fleet
 from farm.plan import BuildPlan
@@ -130,6 +132,7 @@ class Hosts:
 
     folder: Path
     ip: str = "127.0.0.1"
+    checkout: Path = PROJECT
     port: int = field(default_factory=free_port)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
@@ -144,7 +147,7 @@ class Hosts:
         return started
 
     def worker(
-        self, name: str, address: str | None = None, *, net: Net | None = None
+        self, name: str, address: str | None = None, *, net: Net | None = None, **environ: str
     ) -> subprocess.Popen[bytes]:
         options = ("--nthreads", "1", "--no-nanny", "--resources", "FARM_BUILD=1", "--name", name)
         local = (
@@ -156,22 +159,31 @@ class Hosts:
         )
         before = ("ip", "netns", "exec", net.name) if net else ()
         where = address or self.address
-        return self._start(name, "dask_worker", where, *options, *local, before=before)
+        return self._start(name, "dask_worker", where, *options, *local, before=before, **environ)
 
     def _start(
-        self, name: str, program: str, *options: str, before: tuple[str, ...] = ()
+        self,
+        name: str,
+        program: str,
+        *options: str,
+        before: tuple[str, ...] = (),
+        **environ: str,
     ) -> subprocess.Popen[bytes]:
         home = self.folder / name
         home.mkdir(exist_ok=True)
-        environment = os.environ | {
-            "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}",
-            "XDG_CACHE_HOME": str(home / "cache"),
-            "CCACHE_DIR": str(self.folder / "ccache"),
-        }
+        environment = (
+            os.environ
+            | {
+                "PYTHONPATH": f"{self.checkout}:{self.checkout / 'spaces'}",
+                "XDG_CACHE_HOME": str(home / "cache"),
+                "CCACHE_DIR": str(self.folder / "ccache"),
+            }
+            | environ
+        )
         with (self.folder / f"{name}.log").open("ab") as log:
             process = subprocess.Popen(
                 [*before, sys.executable, "-m", f"distributed.cli.{program}", *options],
-                cwd=PROJECT,
+                cwd=self.checkout,
                 env=environment,
                 stdout=log,
                 stderr=log,
@@ -366,11 +378,18 @@ def test_a_host_ends_its_build_when_the_client_is_killed(
     hosts.worker("first")
     run = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
     until(lambda: held.begun == 1, "the build does not begin", 60)
+    journal = tmp_path / "state" / "journal" / "cpu-cpu.json"
+    until(lambda: journal.exists() and "compile" in journal.read_text(), "no step is recorded", 30)
     run.kill()
     run.communicate(timeout=10)
     until(lambda: not running(str(held.folder / "wait")), "it goes on", seconds=10)
     builds = tmp_path / "first" / "cache"
     until(lambda: not list(builds.glob("*/builds/*")), "its folder stays", seconds=10)
+    held.let_go()
+    again = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
+    _, told = again.communicate(timeout=100)
+    assert again.returncode == 0, told
+    assert "cpu-cpu: goes on: configure finished, compile had" in told
 
 
 def test_a_worker_killed_in_mid_build_is_replaced_by_another(
@@ -553,6 +572,7 @@ def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     from farm.engines.dask import connection
 
     monkeypatch.setattr(connection, "_CONNECT_SECONDS", 2.0)
+    monkeypatch.setattr(connection, "_HOSTS_SECONDS", 2.0)
     run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
     run.run()
     assert isinstance(run.error, EngineError)
@@ -561,3 +581,151 @@ def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     run.run()
     assert run.error.code == "WORKERS_MISSING"
     assert "FARM_BUILD=1" in run.error.hint
+
+
+def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
+    request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is a thread of this process: what it packs is replaced, for one set."""
+    honest = remote_build.pack_folder
+
+    def hostile(folder: Path) -> bytes:
+        """Of the set that has llama-server alone, and not of the source."""
+        if folder.name != "bin" or (folder / "llama-cli").exists():
+            return honest(folder)
+        made = io.BytesIO()
+        with tarfile.open(fileobj=made, mode="w") as tar:
+            tar.addfile(tarfile.TarInfo("../outside"))
+        return made.getvalue()
+
+    monkeypatch.setattr(remote_build, "pack_folder", hostile)
+    run = Run(TINY, ("bad", "good"), request_)
+    run.plans[0] = replace(run.plans[0], targets=("llama-server",))
+    run.start()
+    told = run.finish()
+    assert tarballs(request_) == {"good"}, told
+    assert run.error is not None
+    assert "(cpu-bad)" in run.error.message
+    assert "cpu-bad: failed (PRODUCTS_UNSAFE); it is tried once more" in told
+    assert told.count("error[PRODUCTS_UNSAFE]") == 1
+
+
+DEADLY = """#!{python}
+import os, signal
+from pathlib import Path
+pid = os.getppid()
+while b"dask_worker" not in Path(f"/proc/{{pid}}/cmdline").read_bytes():
+    pid = int(Path(f"/proc/{{pid}}/stat").read_text().rpartition(")")[2].split()[1])
+os.kill(pid, signal.SIGKILL)
+"""
+
+
+def test_a_set_that_kills_its_hosts_is_given_up_and_the_others_finish(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path
+) -> None:
+    shutil.copytree(TINY, tmp_path / "tree")
+    deadly = tmp_path / "deadly"
+    deadly.write_text(DEADLY.format(python=sys.executable))
+    deadly.chmod(0o755)
+    with (tmp_path / "tree" / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write(f'\nadd_custom_target(deadly COMMAND "{deadly}")\n')
+    hosts.scheduler()
+    for name in ("first", "second", "third", "fourth"):
+        hosts.worker(name)
+    run = Run(tmp_path / "tree", ("bad", "good"), replace(request_, scheduler=hosts.address))
+    run.plans[0] = replace(run.plans[0], targets=("deadly",))
+    run.start()
+    told = run.finish()
+    assert tarballs(request_) == {"good"}, told
+    assert run.error is not None
+    assert "(cpu-bad)" in run.error.message
+    assert told.count("error[HOSTS_LOST]: 3 hosts were lost while they built it: 127.0.0.1:") == 1
+
+
+@pytest.mark.parametrize("what", ["cache", "compiler"])
+def test_a_host_that_cannot_build_is_named_and_left_out(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path, what: str
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "nothing").mkdir()
+    wrong = {"cache": {"XDG_CACHE_HOME": str(tmp_path / "file")},
+             "compiler": {"PATH": str(tmp_path / "nothing")}}[what]  # fmt: skip
+    code = {"cache": "CACHE_UNUSABLE", "compiler": "COMPILER_MISSING"}[what]
+    hosts.scheduler()
+    hosts.worker("broken", **wrong)
+    run = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
+    run.run()
+    assert isinstance(run.error, EngineError)
+    assert run.error.code == "HOSTS_UNUSABLE"
+    assert code in run.error.message
+    hosts.worker("good")
+    with closing(Client(hosts.address, set_as_default=False)) as client:
+        client.wait_for_workers(2, timeout=60)
+    again = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
+    again.start()
+    told = again.finish()
+    assert again.error is None, told
+    assert tarballs(request_) == {"one", "two"}
+    assert told.count(f"is not used: {code}") == 1
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
+def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path, address: str) -> None:
+    """One that takes the connection and says nothing, too."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as mute:
+        named = address.replace("mute", f"tcp://127.0.0.1:{mute.getsockname()[1]}")
+        process = client_process(TINY, tmp_path, scheduler=named, worker_engine="local")
+        _, told = process.communicate(timeout=40)
+    assert process.returncode == 1, told
+    assert f"error[SCHEDULER_UNREACHABLE]: no Dask scheduler answers at {named}" in told
+    assert "Traceback" not in told
+
+
+def test_a_host_with_another_checkout_is_refused(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path
+) -> None:
+    for folder in ("farm", "build", "spaces"):
+        shutil.copytree(PROJECT / folder, tmp_path / "other" / folder)
+    with (tmp_path / "other" / "build" / "cmake" / "host_size.cmake").open("a") as file:
+        file.write("# another commit\n")
+    hosts.scheduler()
+    hosts.checkout = tmp_path / "other"
+    hosts.worker("other")
+    run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
+    run.run()
+    assert isinstance(run.error, EngineError)
+    assert run.error.code == "HOSTS_UNUSABLE"
+    assert "FARM_DIFFERS" in run.error.message
+    assert "check out the same commit" in run.error.message
+
+
+def test_a_host_that_joins_with_another_compiler_gets_nothing(
+    hosts: Hosts, held: Held, request_: BuildRequest, tmp_path: Path
+) -> None:
+    other = tmp_path / "other" / "c++"
+    other.parent.mkdir()
+    other.write_text("#!/bin/sh\necho another compiler\n")
+    other.chmod(0o755)
+    hosts.scheduler()
+    hosts.worker("first")
+    run = Run(held.tree, ("one", "two"), replace(request_, scheduler=hosts.address))
+    run.start()
+    until(lambda: held.begun == 1, "the build does not begin")
+    hosts.worker("late", PATH=f"{other.parent}:{os.environ['PATH']}")
+    until(lambda: "is not used: COMPILER_DIFFERS" in run.told, f"not asked: {run.told}", 60)
+    held.let_go()
+    told = run.finish()
+    assert run.error is None, told
+    assert tarballs(request_) == {"one", "two"}
+
+
+@pytest.mark.docker
+def test_a_host_names_its_devel_image_as_the_engine_does(
+    client: DockerClient, base_image: str
+) -> None:
+    """By its digest and by what is built on it: a tag that moves is another identity."""
+    plan = BuildPlan(ArchSet("one", ""), LINE, source.from_folder(TINY))
+    request = BuildRequest(engine="docker", image=base_image)
+    told = remote_build.identity(request, plan)
+    assert told == DockerEngine(client, reference=base_image).identity(plan)
+    assert str(client.images.get(base_image).id) in told

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import logging
+import socket
 import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 from distributed import Client, LocalCluster
+from distributed.security import Security
 
-from farm.engines.dask.worker import TOPIC
+from farm.engines.dask.worker import TOPIC, aside
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -23,7 +26,8 @@ RESOURCE: Final = "FARM_BUILD"
 """What a worker declares: how many builds it takes at a time."""
 POLL: Final = 0.25
 
-_CONNECT_SECONDS: Final = 20.0
+_CONNECT_SECONDS: Final = 10.0
+_HOSTS_SECONDS: Final = 20.0
 
 Event = tuple[float, dict[str, Any]]
 
@@ -118,7 +122,7 @@ class Connection:
         Raises:
             EngineError: ``WORKERS_MISSING``.
         """
-        until = time.monotonic() + _CONNECT_SECONDS
+        until = time.monotonic() + _HOSTS_SECONDS
         while not (hosts := self.hosts()):
             if time.monotonic() > until:
                 raise no_hosts(self.address)
@@ -126,8 +130,13 @@ class Connection:
         return hosts
 
     def ask(self, hosts: list[str], function: Callable[..., Any], *args: object) -> dict[str, Any]:
-        """Run a function on hosts, beside their builds; gives what each of them returned."""
-        answers: dict[str, Any] = self._client.run(function, *args, workers=hosts)
+        """Run a function on hosts, beside their builds.
+
+        Returns:
+            What each of them returned; an exception where one was raised, or the host is gone.
+        """
+        where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
+        answers: dict[str, Any] = self._client.run(aside, function, *args, **where)
         return answers
 
     def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:
@@ -138,13 +147,14 @@ class Connection:
 
     def _connect(self) -> Any:
         try:
+            _knock(self.address)
             client = Client(
                 self.address,
                 timeout=_CONNECT_SECONDS,
                 set_as_default=False,
                 direct_to_workers=False,
             )
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise EngineError(
                 "SCHEDULER_UNREACHABLE",
                 f"no Dask scheduler answers at {self.address}: {error}",
@@ -152,6 +162,26 @@ class Connection:
             ) from error
         client.subscribe_topic(TOPIC, self._told)
         return client
+
+
+def _knock(address: str) -> None:
+    """See by ourselves whether anybody listens: a client of Dask's that fails says much more.
+
+    Raises:
+        OSError: nobody does.
+        ValueError: this process has no certificates for ``tls://``.
+    """
+    scheme, _, rest = address.rpartition("://")
+    if scheme in {"tls", "wss"}:
+        arguments = Security().get_connection_args("client")
+        if arguments.get("ssl_context") is None:
+            raise ValueError("no TLS certificates are configured (distributed.comm.tls)")
+    parts = urlsplit(f"//{rest}")
+    where = (parts.hostname or "", parts.port or 0)
+    with socket.create_connection(where, _CONNECT_SECONDS) as knocking:
+        # over plain TCP a scheduler speaks first
+        if scheme in {"", "tcp"} and not knocking.recv(1):
+            raise ConnectionResetError("it ends the connection")
 
 
 def no_hosts(address: str) -> EngineError:

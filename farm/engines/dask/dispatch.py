@@ -7,11 +7,15 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final, Self
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, Self
 
-from farm import remote_build
+from farm import remote_build, remote_products
 from farm.engines.dask.connection import POLL, Connection, no_hosts
 from farm.engines.dask.worker import place, work
+from farm.errors import BuildError, EngineError, PackError
+from farm.fleet import SetReporter
+from farm.plan import Step
 from farm.remote_build import Failure, Outcome
 
 if TYPE_CHECKING:
@@ -20,10 +24,11 @@ if TYPE_CHECKING:
     from distributed import Future
 
     from farm.engines.dask.connection import Event
+    from farm.execute import Reporter
     from farm.fleet import Fleet
+    from farm.plan import BuildPlan
     from farm.remote_build import Job
     from farm.request import BuildRequest
-    from farm.targets import Line
 
 TRIES: Final = 2
 LOSSES: Final = 3
@@ -53,19 +58,25 @@ class Dispatcher:
         address: the scheduler's.
         source: packs the source; called once, if a host lacks it.
         fleet: is told everything.
+        record: gives who is told of a set's steps, each time that it is handed out.
     """
 
     address: str
     source: Callable[[], bytes]
     fleet: Fleet
     patience: float = _PATIENCE
+    record: Callable[[str], Reporter] | None = None
     _waiting: list[Job] = field(default_factory=list)
     _running: list[_Running] = field(default_factory=list)
     _failures: dict[str, int] = field(default_factory=dict)
-    _losses: dict[str, int] = field(default_factory=dict)
+    _losses: dict[str, list[str]] = field(default_factory=dict)
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
+    _compilers: dict[str, str] = field(default_factory=dict)
+    _dropped: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
+    _reporters: dict[str, Reporter] = field(default_factory=dict)
+    _events: SimpleQueue[Event] = field(default_factory=SimpleQueue)
     _link: Connection = field(init=False)
 
     def __enter__(self) -> Self:
@@ -74,7 +85,7 @@ class Dispatcher:
         Raises:
             EngineError: ``SCHEDULER_UNREACHABLE``.
         """
-        self._link = Connection(self.address, self._told)
+        self._link = Connection(self.address, self._events.put)
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -82,16 +93,27 @@ class Dispatcher:
         self._drop_all()
         self._link.close()
 
-    def identities(self, request: BuildRequest, line: Line) -> list[str]:
-        """Ask every host for its compiler; equal answers once."""
-        told = self._link.ask(self._link.await_hosts(), remote_build.identity, request, line)
-        return sorted(set(told.values()))
+    def identities(self, request: BuildRequest, plan: BuildPlan) -> list[str]:
+        """Ask every host for its compiler; equal answers once.
+
+        Raises:
+            EngineError: ``WORKERS_MISSING``, or ``HOSTS_UNUSABLE``: none of them can build.
+        """
+        hosts = self._link.await_hosts()
+        told = self._link.ask(hosts, remote_build.compilers, request, plan, remote_build.FARM)
+        for worker, answer in told.items():
+            if isinstance(answer, str):
+                self._compilers[worker] = answer
+            else:
+                self._drop(worker, answer)
+        self._usable(hosts)
+        return sorted(set(self._compilers.values()))
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
         """Build all jobs, given longest first; gives each with its outcome as it comes.
 
         Raises:
-            EngineError: no scheduler or no host for ten minutes.
+            EngineError: no scheduler or no host for ten minutes, or none that can build.
         """
         self._waiting = list(jobs)
         self._order = {job.plan.key: place for place, job in enumerate(jobs)}
@@ -101,20 +123,25 @@ class Dispatcher:
                 self._drop_all()
                 self.fleet.say("note[SCHEDULER_LOST]: the scheduler is gone; waiting for it")
                 self._link.reopen(seen + self.patience)
-            hosts = self._link.hosts()
+            hosts = self._usable(self._link.hosts())
             if hosts:
                 seen = time.monotonic()
             elif time.monotonic() - seen > self.patience:
                 raise no_hosts(self.address)
             self.fleet.hosts = max(len(hosts), 1)
-            self._take_back(hosts)
+            yield from self._take_back(hosts)
             self._hand_out(hosts)
             self._overtake(hosts)
+            while not self._events.empty():
+                self._told(self._events.get())
             yield from self._take_in()
             time.sleep(POLL)
 
-    def _take_back(self, hosts: list[str]) -> None:
-        """Take sets from hosts that are gone, and all of them from a scheduler that is."""
+    def _take_back(self, hosts: list[str]) -> Iterator[tuple[Job, Outcome]]:
+        """Take sets from hosts that are gone, and all of them from a scheduler that is.
+
+        A set with which many hosts were lost is given up: it may be what ends them.
+        """
         if not self._link.is_open:
             return
         for running in list(self._running):
@@ -123,11 +150,15 @@ class Dispatcher:
                 continue
             self._running.remove(running)
             running.future.cancel()
+            gone = self._losses.setdefault(running.key, [])
+            gone += [] if lost else [place(running.worker)]
             where = "the scheduler was lost" if lost else f"{running.worker} was lost"
             if self._copies(running.key):
                 self.fleet.say(f"{running.key}: {where}; another host has it, too")
                 continue
-            self._losses[running.key] = self._losses.get(running.key, 0) + (not lost)
+            if len(gone) >= LOSSES:
+                yield running.job, _hosts_lost(gone)
+                continue
             self._wait_again(running.job)
             self.fleet.wait(running.key, f"{where}; it is built elsewhere")
 
@@ -169,23 +200,68 @@ class Dispatcher:
                 )
 
     def _submit(self, job: Job, worker: str) -> bool:
-        try:
-            self._send_source(worker, job.source)
-        except (OSError, KeyError, ValueError):  # it went away meanwhile
+        if not (self._is_known(worker, job) and self._has_source(worker, job.source)):
             return False
         future = self._link.submit(worker, work, job)
         self._running.append(_Running(job, future, worker))
-        self.fleet.begin(job.plan.key, place(worker))
+        key = job.plan.key
+        self.fleet.begin(key, place(worker))
+        self._reporters[key] = self.record(key) if self.record else SetReporter(self.fleet, key)
         return True
 
-    def _send_source(self, worker: str, digest: str) -> None:
-        has = self._link.ask([worker], remote_build.has_source, digest)
-        if has[worker]:
-            return
-        if self._packed is None:
-            self._packed = self.source()
-        self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
-        self._link.ask([worker], remote_build.put_source, digest, self._packed)
+    def _is_known(self, worker: str, job: Job) -> bool:
+        """Ask a host that came later for its compiler: another one is not the run's."""
+        if worker in self._compilers:
+            return True
+        question = (remote_build.compilers, job.request, job.plan, job.farm)
+        answer = self._answer(worker, *question)
+        known = set(self._compilers.values())
+        if isinstance(answer, str) and known and answer not in known:
+            why = "it came with another compiler than the run began with; the next run takes it"
+            answer = Failure("COMPILER_DIFFERS", why)
+        if isinstance(answer, str):
+            self._compilers[worker] = answer
+        elif not isinstance(answer, OSError):
+            self._drop(worker, answer)
+        return isinstance(answer, str)
+
+    def _has_source(self, worker: str, digest: str) -> bool:
+        """Bring a host the source, if it has none; one that cannot keep it is not used."""
+        answer = self._answer(worker, remote_build.offer_source, digest, None)
+        if answer is False:
+            if self._packed is None:
+                self._packed = self.source()
+            self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
+            answer = self._answer(worker, remote_build.offer_source, digest, self._packed)
+        # an OSError is the connection's: a host that goes away is missed soon
+        if answer is not True and not isinstance(answer, OSError):
+            self._drop(worker, answer)
+        return answer is True
+
+    def _answer(self, worker: str, question: Callable[..., object], *args: object) -> object:
+        try:
+            told = self._link.ask([worker], question, *args)
+        except (OSError, ValueError) as error:  # the scheduler, or the host, went away meanwhile
+            return error if isinstance(error, OSError) else OSError(str(error))
+        return told[worker]
+
+    def _drop(self, worker: str, why: object) -> None:
+        """Use a host no more in this run, and say so."""
+        said = str(why) if isinstance(why, Failure) else repr(why)
+        self._dropped[worker] = said
+        self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
+
+    def _usable(self, hosts: list[str]) -> list[str]:
+        """Return the hosts that were not dropped.
+
+        Raises:
+            EngineError: ``HOSTS_UNUSABLE``: there are hosts, and all of them were.
+        """
+        good = [worker for worker in hosts if worker not in self._dropped]
+        if hosts and not good and not self._running:
+            told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
+            raise EngineError("HOSTS_UNUSABLE", f"no host can build: {told}")
+        return good
 
     def _take_in(self) -> Iterator[tuple[Job, Outcome]]:
         for running in list(self._running):
@@ -212,14 +288,15 @@ class Dispatcher:
             error = running.future.exception()
             return Outcome(where, b"", Failure("WORKER_FAILED", f"{where}: {error!r}"))
         try:
-            return running.future.result(timeout=_FETCH_SECONDS)
+            outcome = running.future.result(timeout=_FETCH_SECONDS)
         except (OSError, TimeoutError) as error:
             return Outcome(where, b"", Failure("WORKER_LOST", f"{where}: {error!r}"))
+        return _checked(outcome)
 
     def _tries_again(self, job: Job, failure: Failure) -> bool:
         key = job.plan.key
         self._failures[key] = self._failures.get(key, 0) + 1
-        if self._failures[key] >= TRIES or self._losses.get(key, 0) >= LOSSES:
+        if self._failures[key] >= TRIES:
             return False
         self._waiting.append(job)
         self.fleet.wait(key, f"failed ({failure.code}); it is tried once more")
@@ -237,12 +314,37 @@ class Dispatcher:
 
     def _told(self, event: Event) -> None:
         told = event[1]
-        places = [place(running.worker) for running in self._copies(told["key"])]
-        if told["where"] not in places or told["where"] != self.fleet.rows[told["key"]].host:
+        copies = {place(running.worker): running for running in self._copies(told["key"])}
+        if told["where"] not in copies or told["where"] != self.fleet.rows[told["key"]].host:
             return
+        try:
+            self._report(copies[told["where"]].job.plan, told)
+        except PackError as error:  # the journal cannot be written; the set may still be built
+            self.fleet.say(error.render())
+            self._reporters[told["key"]] = SetReporter(self.fleet, told["key"])
+
+    def _report(self, plan: BuildPlan, told: dict[str, Any]) -> None:
+        reporter = self._reporters[plan.key]
         if told["what"] == "note":
-            self.fleet.say(f"{told['key']}: {told['line']}")
+            self.fleet.say(f"{plan.key}: {told['line']}")
         elif told["what"] == "step":
-            self.fleet.step(told["key"], told["name"])
+            reporter.step(plan, Step(told["name"], ()))
         elif told["what"] == "count":
-            self.fleet.counted(told["key"], told["done"], told["total"])
+            reporter.count(told["done"], told["total"])
+
+
+def _checked(outcome: Outcome) -> Outcome:
+    """Make a failure of products that cannot be used: it is tried again like any other."""
+    if outcome.failure is not None:
+        return outcome
+    try:
+        remote_products.check(outcome)
+    except BuildError as error:
+        return Outcome(outcome.host, outcome.log, Failure.of(error))
+    return outcome
+
+
+def _hosts_lost(gone: list[str]) -> Outcome:
+    why = f"{len(gone)} hosts were lost while they built it: {', '.join(gone)}"
+    hint = "is their memory too small for so many compilers? --jobs makes it fewer"
+    return Outcome(gone[-1], b"", Failure("HOSTS_LOST", why, hint))

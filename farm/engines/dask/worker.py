@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from distributed import get_worker
 from distributed.core import Status
@@ -11,6 +12,8 @@ from distributed.core import Status
 from farm import remote_build
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from farm.plan import BuildPlan, Step
     from farm.remote_build import Job, Outcome
 
@@ -67,6 +70,11 @@ def work(job: Job) -> Outcome:
     """Build a set here."""
     telling = _Telling(job.plan.key)
     return remote_build.build(job, telling, telling.check)
+
+
+async def aside(function: Callable[..., Any], *args: object) -> Any:
+    """Run a function in a thread, for what may take long: the worker's own loop goes on."""
+    return await asyncio.to_thread(function, *args)
 
 
 def place(worker: str) -> str:
