@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CODE_SECTIONS: Final = frozenset({"nv_fatbin", "nv_relfatbin"})
 """``.nv_fatbin`` for whole programs, ``__nv_relfatbin`` for relocatable device code."""
 _REGISTRATION: Final = ".nvFatBinSegment"
-"""Tells the CUDA runtime where the containers are, 24 bytes for each."""
+"""Tells the CUDA runtime where the containers are."""
 
 _VERSION_NEED: Final = re.compile(r"(?P<family>GLIBC|GLIBCXX)_(?P<version>[0-9]+(?:\.[0-9]+)*)")
 _GLIBC_MARKS: Final = {"GLIBC_ABI_DT_RELR": "2.36"}
@@ -230,6 +230,7 @@ def _printable(name: str) -> str:
 
 def _code(elf: ElfFile) -> fatbin.Contents:
     sections = [s for s in elf.sections if s.name.lstrip("._") in _CODE_SECTIONS]
+    registration = [s for s in elf.sections if s.name == _REGISTRATION]
     for section in sections:
         if section.type == elf_file.SHT_NOBITS:
             raise InspectError(
@@ -237,12 +238,15 @@ def _code(elf: ElfFile) -> fatbin.Contents:
             )
         if section.offset + section.size > elf.size:
             raise elf.corrupt(f"section {section.name} runs past the end of the file")
-    if sum(section.size for section in sections) > elf.size:
+    if sum(section.size for section in (*sections, *registration)) > elf.size:
         raise elf.corrupt("its sections of CUDA code overlap")
+    registered = fatbin.read_registration(b"".join(map(elf.contents, registration)))
     found = fatbin.read(elf.stream, [(s.offset, s.size) for s in sections], what=elf.what)
-    registered = any(s.name == _REGISTRATION and s.size for s in elf.sections)
-    if registered and not found.containers:
-        raise elf.corrupt(f"{_REGISTRATION} registers CUDA code, but there is none")
+    if found.containers + found.empty < registered.containers:
+        raise elf.corrupt(
+            f"{_REGISTRATION} registers {registered.containers} CUDA objects; "
+            f"{found.containers + found.empty} are there"
+        )
     return found
 
 

@@ -41,6 +41,11 @@ _ENTRY: Final = struct.Struct("<HHIQ12xI8xQ")
 _ENTRY_BYTES: Final = 64
 """The shortest entry header seen; longer ones carry options and a file name."""
 _BLOCK: Final = 1 << 16
+_WRAPPER: Final = struct.Struct("<II16x")
+"""What ``.nvFatBinSegment`` has for each container: magic, version, two addresses."""
+_WRAPPER_MAGIC: Final = 0x466243B1
+_WRAPPER_OF_A_LINK: Final = 2
+"""An object's has version 1 (seen from nvcc 12.4 and 13.0)."""
 _ARCHS: Final = range(10, 1000)
 """Compute capability times ten. Anything else means that this is no entry header."""
 
@@ -55,6 +60,14 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """What the CUDA runtime is told of: ``containers``, and how many device ``links`` made."""
+
+    containers: int = 0
+    links: int = 0
+
+
+@dataclass(frozen=True)
 class Contents:
     """What the containers of one binary hold together.
 
@@ -64,7 +77,8 @@ class Contents:
         other: entries of neither kind (8: LTO code), as ``kind 8 for 90``.
         partial: code that some containers hold and others lack, as ``sass 90``. For PTX only
             containers with any PTX count: a device link adds one that has none.
-        containers: how many there are.
+        containers: how many hold code.
+        empty: how many hold none: a device link of PTX leaves one.
     """
 
     sass: tuple[str, ...] = ()
@@ -72,6 +86,7 @@ class Contents:
     other: tuple[str, ...] = ()
     partial: tuple[str, ...] = ()
     containers: int = 0
+    empty: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -99,6 +114,16 @@ def read(stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str) ->
     )
 
 
+def read_registration(data: bytes) -> Registered:
+    """Read ``.nvFatBinSegment``, which stands apart from the code and survives its loss."""
+    whole = len(data) - len(data) % _WRAPPER.size
+    rows = list(_WRAPPER.iter_unpack(data[:whole]))
+    return Registered(
+        containers=-(-len(data) // _WRAPPER.size),
+        links=rows.count((_WRAPPER_MAGIC, _WRAPPER_OF_A_LINK)),
+    )
+
+
 def _summarize(found: list[tuple[Entry, ...]]) -> Contents:
     holding = [entries for entries in found if entries]
     sass = [frozenset(e.arch for e in entries if e.kind == KIND_SASS) for entries in holding]
@@ -113,6 +138,7 @@ def _summarize(found: list[tuple[Entry, ...]]) -> Contents:
             + [f"ptx {arch}" for arch in _partial([archs for archs in ptx if archs])]
         ),
         containers=len(holding),
+        empty=len(found) - len(holding),
     )
 
 

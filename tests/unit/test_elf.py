@@ -23,7 +23,15 @@ from farm import elf, targets
 from farm.errors import FarmError, InspectError, UsageError
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from binaries import FATBINS, compile_c, container, entry, library, program
+from binaries import (
+    FATBINS,
+    compile_c,
+    container,
+    entry,
+    library,
+    library_of_objects,
+    program,
+)
 
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
@@ -368,8 +376,26 @@ def test_damaged_cuda_section(made: Path, tmp_path: Path) -> None:
 def test_registered_code_that_is_gone(tmp_path: Path) -> None:
     text = '__asm__(".section .nvFatBinSegment,\\"aw\\"\\n.fill 24\\n.text");'
     path = compile_c(tmp_path / "gone.so", text, "-shared")
-    with pytest.raises(InspectError, match="registers CUDA code, but there is none"):
+    with pytest.raises(InspectError, match="registers 1 CUDA objects; 0 are there"):
         elf.inspect(path)
+
+
+def test_zeros_from_the_second_container_on(tmp_path: Path) -> None:
+    code = (FATBINS / "sass-90.fatbin").read_bytes()
+    path = library_of_objects(tmp_path, "libtwo.so", [code, code])
+    assert elf.inspect(path).code.containers == 2
+    data = path.read_bytes()
+    at = data.find(code, data.find(code) + 1)
+    path.write_bytes(data[:at] + bytes(len(code)) + data[at + len(code) :])
+    with pytest.raises(InspectError, match="registers 2 CUDA objects; 1 are there"):
+        elf.inspect(path)
+
+
+def test_empty_container_of_a_device_link_counts_as_registered(tmp_path: Path) -> None:
+    code = (FATBINS / "ptx-90.fatbin").read_bytes()
+    path = library_of_objects(tmp_path, "liblinked.so", [code], links=[container()])
+    found = elf.inspect(path).code
+    assert (found.containers, found.empty) == (1, 1)
 
 
 def test_code_cut_out_into_a_debug_file(made: Path, tmp_path: Path) -> None:
