@@ -241,7 +241,8 @@ def _code(elf: ElfFile) -> fatbin.Contents:
     if sum(section.size for section in (*sections, *registration)) > elf.size:
         raise elf.corrupt("its sections of CUDA code overlap")
     registered = fatbin.read_registration(b"".join(map(elf.contents, registration)))
-    found = fatbin.read(elf.stream, [(s.offset, s.size) for s in sections], what=elf.what)
+    spans = [(section.offset, section.size) for section in sections]
+    found = fatbin.read(elf.stream, spans, what=elf.what, links=registered.links)
     if found.containers + found.empty < registered.containers:
         raise elf.corrupt(
             f"{_REGISTRATION} registers {registered.containers} CUDA objects; "
@@ -349,16 +350,17 @@ def _answers(arch: str, held: tuple[str, ...]) -> bool:
 
 
 def _check_whole(inspection: Inspection) -> None:
-    if inspection.code.partial:
+    code = inspection.code
+    if code.gaps:
+        gaps = ", ".join(f"{gap.code} is missing in {gap.lacking}" for gap in code.gaps)
         raise InspectError(
             "ARCH_PARTIAL",
-            f"{inspection.file}: only some of its {inspection.code.containers} CUDA objects hold "
-            f"{', '.join(inspection.code.partial)}",
+            f"{inspection.file}: of its {code.containers + code.empty} CUDA objects, {gaps}",
             hint="objects of different builds were mixed; build again with --fresh",
         )
-    if inspection.code.other:
+    if code.other:
         raise InspectError(
-            "CODE_NOT_ASKED", f"{inspection.file}: holds code of {', '.join(inspection.code.other)}"
+            "CODE_NOT_ASKED", f"{inspection.file}: holds code of {', '.join(code.other)}"
         )
 
 

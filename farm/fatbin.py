@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from farm.errors import InspectError
 
@@ -67,6 +67,13 @@ class Registered:
     links: int = 0
 
 
+class Gap(NamedTuple):
+    """Code that some objects hold and others lack, as ``sass 90``, and how many lack it."""
+
+    code: str
+    lacking: int
+
+
 @dataclass(frozen=True)
 class Contents:
     """What the containers of one binary hold together.
@@ -75,8 +82,8 @@ class Contents:
         sass: architectures with machine code in any container, in order.
         ptx: architectures with PTX in any container, in order.
         other: entries of neither kind (8: LTO code), as ``kind 8 for 90``.
-        partial: code that some containers hold and others lack, as ``sass 90``. For PTX only
-            containers with any PTX count: a device link adds one that has none.
+        gaps: code that some containers hold and others lack. A device link's container never
+            has PTX, and nothing at all where only PTX was linked: that is no gap.
         containers: how many hold code.
         empty: how many hold none: a device link of PTX leaves one.
     """
@@ -84,9 +91,14 @@ class Contents:
     sass: tuple[str, ...] = ()
     ptx: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
-    partial: tuple[str, ...] = ()
+    gaps: tuple[Gap, ...] = ()
     containers: int = 0
     empty: int = 0
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """Code that some containers hold and others lack, as ``sass 90``."""
+        return tuple(gap.code for gap in self.gaps)
 
     @property
     def is_empty(self) -> bool:
@@ -94,13 +106,16 @@ class Contents:
         return not (self.sass or self.ptx or self.other)
 
 
-def read(stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str) -> Contents:
+def read(
+    stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str, links: int = 0
+) -> Contents:
     """Read a binary's sections.
 
     Args:
         stream: the binary, seekable.
         sections: where each section lies in it: offset and size in bytes.
         what: the binary's name, for errors.
+        links: how many of its containers device links made (``Registered.links``).
 
     Raises:
         InspectError: ``FATBIN_CORRUPT``; names ``what`` and the offset in the section.
@@ -110,7 +125,8 @@ def read(stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str) ->
             entries
             for start, size in sections
             for entries in _containers(_Section(stream, start, size, what))
-        ]
+        ],
+        links,
     )
 
 
@@ -124,21 +140,18 @@ def read_registration(data: bytes) -> Registered:
     )
 
 
-def _summarize(found: list[tuple[Entry, ...]]) -> Contents:
-    holding = [entries for entries in found if entries]
-    sass = [frozenset(e.arch for e in entries if e.kind == KIND_SASS) for entries in holding]
-    ptx = [frozenset(e.arch for e in entries if e.kind == KIND_PTX) for entries in holding]
-    other = {f"kind {e.kind} for {e.arch}" for x in holding for e in x if e.kind not in (1, 2)}
+def _summarize(found: list[tuple[Entry, ...]], links: int) -> Contents:
+    sass = [frozenset(e.arch for e in entries if e.kind == KIND_SASS) for entries in found]
+    ptx = [frozenset(e.arch for e in entries if e.kind == KIND_PTX) for entries in found]
+    other = {f"kind {e.kind} for {e.arch}" for x in found for e in x if e.kind not in (1, 2)}
+    empty = sum(not entries for entries in found)
     return Contents(
         sass=sort_archs(frozenset().union(*sass)),
         ptx=sort_archs(frozenset().union(*ptx)),
         other=tuple(sorted(other)),
-        partial=tuple(
-            [f"sass {arch}" for arch in _partial(sass)]
-            + [f"ptx {arch}" for arch in _partial([archs for archs in ptx if archs])]
-        ),
-        containers=len(holding),
-        empty=len(found) - len(holding),
+        gaps=(*_gaps("sass", sass, min(links, empty)), *_gaps("ptx", ptx, links)),
+        containers=len(found) - empty,
+        empty=empty,
     )
 
 
@@ -221,6 +234,10 @@ def _skip_padding(section: _Section, offset: int) -> int:
     return section.size
 
 
-def _partial(archs: list[frozenset[str]]) -> tuple[str, ...]:
-    everywhere = frozenset.intersection(*archs) if archs else frozenset[str]()
-    return sort_archs(frozenset().union(*archs) - everywhere)
+def _gaps(kind: str, archs: list[frozenset[str]], excused: int) -> Iterator[Gap]:
+    """Yield what some of the containers lack; ``excused`` of those with nothing need nothing."""
+    owing = len(archs) - min(excused, archs.count(frozenset()))
+    for arch in sort_archs(frozenset().union(*archs)):
+        lacking = owing - sum(arch in held for held in archs)
+        if lacking:
+            yield Gap(f"{kind} {arch}", lacking)

@@ -237,7 +237,33 @@ def test_architecture_in_some_objects_only(tmp_path: Path) -> None:
     mixed.write_bytes(b"".join(part.read_bytes() for part in parts))
     files = [elf.inspect(library(tmp_path, "libmixed.so", fatbin=mixed))]
     wanted = asked("86", "89", "90", "120a", "121a", ptx=("75", "80", "90"))
-    assert "some of its 2 CUDA objects hold sass 86" in refused("ARCH_PARTIAL", files, wanted)
+    assert "of its 2 CUDA objects, sass 86 is missing in 1, sass 89 is missing in 1" in refused(
+        "ARCH_PARTIAL", files, wanted
+    )
+
+
+def test_ptx_in_some_objects_only(tmp_path: Path) -> None:
+    both, plain = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "sass-90"))
+    path = library_of_objects(tmp_path, "libmixed.so", [both, plain, both])
+    message = refused("ARCH_PARTIAL", [elf.inspect(path)], asked("90", ptx=("90",)))
+    assert message == "libmixed.so: of its 3 CUDA objects, ptx 90 is missing in 1"
+
+
+def test_machine_code_in_some_objects_only(tmp_path: Path) -> None:
+    both, ptx = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "ptx-90"))
+    path = library_of_objects(tmp_path, "libmixed.so", [both, ptx])
+    message = refused("ARCH_PARTIAL", [elf.inspect(path)], asked("90", ptx=("90",)))
+    assert message == "libmixed.so: of its 2 CUDA objects, sass 90 is missing in 1"
+
+
+def test_device_link_needs_no_ptx_but_excuses_one_container_only(tmp_path: Path) -> None:
+    both, plain = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "sass-90"))
+    wanted = asked("90", ptx=("90",))
+    linked = library_of_objects(tmp_path, "liblinked.so", [both, both], links=[plain])
+    elf.check([elf.inspect(linked)], wanted)
+    mixed = library_of_objects(tmp_path, "libmixed.so", [both, plain], links=[plain])
+    message = refused("ARCH_PARTIAL", [elf.inspect(mixed)], wanted)
+    assert message == "libmixed.so: of its 3 CUDA objects, ptx 90 is missing in 1"
 
 
 def test_newer_glibc_than_promised(made: Path) -> None:

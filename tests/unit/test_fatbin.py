@@ -23,14 +23,14 @@ CORPUS = json.loads((FATBINS / "corpus.json").read_text("utf-8"))["cases"]
 PTX, SASS, LTO = 1, 2, 8
 
 
-def read(*sections: bytes) -> fatbin.Contents:
+def read(*sections: bytes, links: int = 0) -> fatbin.Contents:
     data = b"\xff" * 24 + b"".join(sections)
     spans = []
     at = 24
     for section in sections:
         spans.append((at, len(section)))
         at += len(section)
-    return fatbin.read(io.BytesIO(data), spans, what="libx.so")
+    return fatbin.read(io.BytesIO(data), spans, what="libx.so", links=links)
 
 
 def corrupt(data: bytes) -> str:
@@ -112,8 +112,28 @@ def test_code_that_only_some_containers_hold_is_partial() -> None:
 
 
 def test_container_of_a_device_link_has_no_ptx_and_makes_none_partial() -> None:
-    linked = container(entry(SASS, 90))
-    assert read(container(entry(SASS, 90), entry(PTX, 90)), linked).partial == ()
+    linked, whole = container(entry(SASS, 90)), container(entry(SASS, 90), entry(PTX, 90))
+    assert read(linked, whole, whole, links=1).partial == ()
+    assert read(linked, whole, linked, links=1).gaps == (("ptx 90", 1),)
+
+
+def test_object_without_ptx_beside_others_with_ptx() -> None:
+    plain, whole = container(entry(SASS, 90)), container(entry(SASS, 90), entry(PTX, 90))
+    assert read(whole, plain, plain).gaps == (("ptx 90", 2),)
+
+
+def test_empty_container_is_right_for_a_device_link_of_ptx_only() -> None:
+    ptx = container(entry(PTX, 90))
+    assert read(container(), ptx, links=1).gaps == ()
+    assert read(container(), ptx).gaps == (("ptx 90", 1),)
+    assert read(container(), container(entry(SASS, 90))).gaps == (("sass 90", 1),)
+
+
+def test_registration_tells_device_links_from_objects() -> None:
+    rows = b"".join(struct.pack("<II16x", 0x466243B1, version) for version in (2, 1, 1))
+    assert fatbin.read_registration(rows) == fatbin.Registered(containers=3, links=1)
+    assert fatbin.read_registration(b"") == fatbin.Registered()
+    assert fatbin.read_registration(bytes(30)) == fatbin.Registered(containers=2)
 
 
 def test_container_with_ptx_only_lacks_machine_code() -> None:
