@@ -177,9 +177,9 @@ def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
         glibcxx=_highest(_numbered(versions, "GLIBCXX")),
         marks=tuple(sorted(v for v in versions if _is_mark(v))),
         needs=tuple(value for tag, value in dynamic if tag == elf_file.DT_NEEDED),
-        soname=_one(dynamic, elf_file.DT_SONAME),
-        runpath=_one(dynamic, elf_file.DT_RUNPATH),
-        rpath=_one(dynamic, elf_file.DT_RPATH),
+        soname=_one(elf, dynamic, elf_file.DT_SONAME),
+        runpath=_one(elf, dynamic, elf_file.DT_RUNPATH),
+        rpath=_one(elf, dynamic, elf_file.DT_RPATH),
     )
 
 
@@ -266,8 +266,12 @@ def _highest(versions: Iterable[str]) -> str | None:
     return max(versions, key=version_key, default=None)
 
 
-def _one(dynamic: list[tuple[int, str]], tag: int) -> str | None:
-    return next((value for found, value in dynamic if found == tag), None)
+def _one(elf: ElfFile, dynamic: list[tuple[int, str]], tag: int) -> str | None:
+    values = [value for found, value in dynamic if found == tag]
+    if len(values) > 1:
+        # The linker writes one; glibc takes the last where there are more, other tools the first.
+        raise elf.corrupt(f"{len(values)} dynamic entries with tag {tag}: {', '.join(values)}")
+    return values[0] if values else None
 
 
 def _check_runpath(inspection: Inspection) -> None:

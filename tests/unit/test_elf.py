@@ -114,6 +114,24 @@ def test_dt_rpath_is_told_from_runpath(tmp_path: Path) -> None:
     assert (found.rpath, found.runpath) == ("/opt/x:$ORIGIN", None)
 
 
+@pytest.mark.parametrize("tag", [14, 15, 29], ids=["SONAME", "RPATH", "RUNPATH"])
+def test_two_of_what_there_may_be_one(tmp_path: Path, tag: int) -> None:
+    library(tmp_path, "libbase.so.0")
+    path = library(tmp_path, "libtwo.so", "libbase.so.0")
+    data = bytearray(path.read_bytes())
+    with path.open("rb") as stream:
+        section = ELFFile(stream).get_section_by_name(".dynamic")
+        at, size = section["sh_offset"], section["sh_size"]
+    tags = {struct.unpack_from("<q", data, at + row)[0]: at + row for row in range(0, size, 16)}
+    other = 29 if tag == 14 else 14
+    struct.pack_into("<q", data, tags[1], tag)
+    struct.pack_into("<q", data, tags[other], tag)
+    path.write_bytes(data)
+    with pytest.raises(InspectError, match=f"dynamic entries with tag {tag}: ") as caught:
+        elf.inspect(path)
+    assert caught.value.code == "ELF_CORRUPT"
+
+
 def test_relative_relocations_need_glibc_2_36(tmp_path: Path) -> None:
     flags = ("-pie", "-fPIE", "-Wl,-z,pack-relative-relocs")
     try:
