@@ -38,6 +38,7 @@ _SYSTEM: Final = re.compile(
 """glibc, libstdc++ and libgcc: their versions are what ``platform`` says."""
 _ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
 _DRIVER: Final = "libcuda.so.1"
+_TURNED_BY_GGML: Final = re.compile("12[0-9]")
 _CUDA_LIBRARIES: Final = ("libcudart", "libcublas", "libcublasLt")
 
 
@@ -333,13 +334,14 @@ def _may_need(library: str, toolkit: str | None) -> bool:
 
 
 def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> None:
-    missing = [arch for arch in fatbin.sort_archs(asked) if not _answers(arch, held)]
+    answers = {arch: arch if arch in held else _turned(arch) for arch in asked}
+    missing = [arch for arch in fatbin.sort_archs(asked) if answers[arch] not in held]
     if missing:
         raise InspectError(
             "ARCH_MISSING",
             f"{kind} for {', '.join(missing)} was asked for; the binaries hold {_list(held)}",
         )
-    extra = [arch for arch in held if arch not in asked and arch.rstrip("af") not in asked]
+    extra = [arch for arch in held if arch not in answers.values()]
     if extra:
         raise InspectError(
             "CODE_NOT_ASKED",
@@ -348,9 +350,9 @@ def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> No
         )
 
 
-def _answers(arch: str, held: tuple[str, ...]) -> bool:
-    # ggml's CMake turns 120 into 120a by itself; that runs on every 12.0, as was asked.
-    return arch in held or (arch.isdigit() and any(h.rstrip("af") == arch for h in held))
+def _turned(arch: str) -> str:
+    """Return what ggml-cuda's CMakeLists.txt makes of an architecture: a plain 12X is 12Xa."""
+    return f"{arch}a" if _TURNED_BY_GGML.fullmatch(arch) else arch
 
 
 def _check_whole(inspection: Inspection) -> None:

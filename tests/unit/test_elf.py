@@ -218,6 +218,34 @@ def test_specific_code_answers_the_plain_request(made: Path) -> None:
     assert "120f" in refused("ARCH_MISSING", files, asked("120f", ptx=("120a",)))
 
 
+def _holding(folder: Path, *archs: tuple[int, int]) -> list[elf.Inspection]:
+    """Inspect a library with machine code for these numbers and flags."""
+    code = container(*(entry(2, number, flags=flags) for number, flags in archs))
+    return [elf.inspect(library_of_objects(folder, "libx.so", [code]))]
+
+
+PLAIN, SPECIFIC, FAMILY = 0x11, 0x100011, 0x200011
+
+
+@pytest.mark.parametrize("flags", [SPECIFIC, FAMILY])
+@pytest.mark.parametrize("arch", [90, 100, 103])
+def test_specific_code_is_no_answer_that_ggml_did_not_choose(
+    tmp_path: Path, arch: int, flags: int
+) -> None:
+    wanted = asked(str(arch))
+    refused("ARCH_MISSING", _holding(tmp_path, (arch, flags)), wanted)
+    refused("CODE_NOT_ASKED", _holding(tmp_path, (arch, PLAIN), (arch, flags)), wanted)
+
+
+def test_120_is_answered_by_120_or_120a_but_not_by_both(tmp_path: Path) -> None:
+    wanted = asked("120")
+    elf.check(_holding(tmp_path, (120, PLAIN)), wanted)
+    elf.check(_holding(tmp_path, (120, SPECIFIC)), wanted)
+    elf.check(_holding(tmp_path, (120, SPECIFIC)), asked("120", "120a"))
+    refused("CODE_NOT_ASKED", _holding(tmp_path, (120, PLAIN), (120, SPECIFIC)), wanted)
+    refused("ARCH_MISSING", _holding(tmp_path, (120, FAMILY)), wanted)
+
+
 def test_missing_architecture(made: Path) -> None:
     files = [elf.inspect(made / n) for n in ("libbase.so.0", "libcuda90.so")]
     assert "86" in refused("ARCH_MISSING", files, asked("86", "90"))
