@@ -17,6 +17,7 @@ that a section of any size is read in little memory, and compressed entries need
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -30,6 +31,7 @@ MAGIC: Final = 0xBA55ED50
 CONTAINER_VERSION: Final = 1
 KIND_PTX: Final = 1
 KIND_SASS: Final = 2
+_KINDS: Final = {KIND_PTX: "ptx", KIND_SASS: "sass"}
 FLAG_ARCH_SPECIFIC: Final = 0x10_0000
 """``90a``, ``120a``: compiled for one architecture's own instructions."""
 FLAG_FAMILY_SPECIFIC: Final = 0x20_0000
@@ -86,6 +88,8 @@ class Contents:
             has PTX, and nothing at all where only PTX was linked: that is no gap.
         containers: how many hold code.
         empty: how many hold none: a device link of PTX leaves one.
+        entries: how many there are of each kind and architecture, as ``("sass 90", 144)``;
+            cuobjdump lists a line for each.
     """
 
     sass: tuple[str, ...] = ()
@@ -94,6 +98,7 @@ class Contents:
     gaps: tuple[Gap, ...] = ()
     containers: int = 0
     empty: int = 0
+    entries: tuple[tuple[str, int], ...] = ()
 
     @property
     def partial(self) -> tuple[str, ...]:
@@ -152,7 +157,12 @@ def _summarize(found: list[tuple[Entry, ...]], links: int) -> Contents:
         gaps=(*_gaps("sass", sass, min(links, empty)), *_gaps("ptx", ptx, links)),
         containers=len(found) - empty,
         empty=empty,
+        entries=tuple(sorted(Counter(_code_name(e) for x in found for e in x).items())),
     )
+
+
+def _code_name(entry: Entry) -> str:
+    return f"{_KINDS.get(entry.kind, f'kind {entry.kind}')} {entry.arch}"
 
 
 def sort_archs(archs: Iterable[str]) -> tuple[str, ...]:
