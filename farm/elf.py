@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 _CODE_SECTIONS: Final = frozenset({"nv_fatbin", "nv_relfatbin"})
 """``.nv_fatbin`` for whole programs, ``__nv_relfatbin`` for relocatable device code."""
 _REGISTRATION: Final = ".nvFatBinSegment"
-"""Tells the CUDA runtime where the containers are, 24 bytes for each."""
+"""Tells the CUDA runtime where the containers are."""
 
 _VERSION_NEED: Final = re.compile(r"(?P<family>GLIBC|GLIBCXX)_(?P<version>[0-9]+(?:\.[0-9]+)*)")
 _GLIBC_MARKS: Final = {"GLIBC_ABI_DT_RELR": "2.36"}
@@ -38,6 +38,7 @@ _SYSTEM: Final = re.compile(
 """glibc, libstdc++ and libgcc: their versions are what ``platform`` says."""
 _ALLOWED: Final = re.compile(rf"(?:{_SYSTEM.pattern}|libgomp\.so\.1)")
 _DRIVER: Final = "libcuda.so.1"
+_TURNED_BY_GGML: Final = re.compile("12[0-9]")
 _CUDA_LIBRARIES: Final = ("libcudart", "libcublas", "libcublasLt")
 
 
@@ -177,9 +178,9 @@ def inspect_stream(stream: BinaryIO, name: str) -> Inspection:
         glibcxx=_highest(_numbered(versions, "GLIBCXX")),
         marks=tuple(sorted(v for v in versions if _is_mark(v))),
         needs=tuple(value for tag, value in dynamic if tag == elf_file.DT_NEEDED),
-        soname=_one(dynamic, elf_file.DT_SONAME),
-        runpath=_one(dynamic, elf_file.DT_RUNPATH),
-        rpath=_one(dynamic, elf_file.DT_RPATH),
+        soname=_one(elf, dynamic, elf_file.DT_SONAME),
+        runpath=_one(elf, dynamic, elf_file.DT_RUNPATH),
+        rpath=_one(elf, dynamic, elf_file.DT_RPATH),
     )
 
 
@@ -230,6 +231,7 @@ def _printable(name: str) -> str:
 
 def _code(elf: ElfFile) -> fatbin.Contents:
     sections = [s for s in elf.sections if s.name.lstrip("._") in _CODE_SECTIONS]
+    registration = [s for s in elf.sections if s.name == _REGISTRATION]
     for section in sections:
         if section.type == elf_file.SHT_NOBITS:
             raise InspectError(
@@ -237,12 +239,16 @@ def _code(elf: ElfFile) -> fatbin.Contents:
             )
         if section.offset + section.size > elf.size:
             raise elf.corrupt(f"section {section.name} runs past the end of the file")
-    if sum(section.size for section in sections) > elf.size:
+    if sum(section.size for section in (*sections, *registration)) > elf.size:
         raise elf.corrupt("its sections of CUDA code overlap")
-    found = fatbin.read(elf.stream, [(s.offset, s.size) for s in sections], what=elf.what)
-    registered = any(s.name == _REGISTRATION and s.size for s in elf.sections)
-    if registered and not found.containers:
-        raise elf.corrupt(f"{_REGISTRATION} registers CUDA code, but there is none")
+    registered = fatbin.read_registration(b"".join(map(elf.contents, registration)))
+    spans = [(section.offset, section.size) for section in sections]
+    found = fatbin.read(elf.stream, spans, what=elf.what, links=registered.links)
+    if found.containers + found.empty < registered.containers:
+        raise elf.corrupt(
+            f"{_REGISTRATION} registers {registered.containers} CUDA objects; "
+            f"{found.containers + found.empty} are there"
+        )
     return found
 
 
@@ -261,8 +267,12 @@ def _highest(versions: Iterable[str]) -> str | None:
     return max(versions, key=version_key, default=None)
 
 
-def _one(dynamic: list[tuple[int, str]], tag: int) -> str | None:
-    return next((value for found, value in dynamic if found == tag), None)
+def _one(elf: ElfFile, dynamic: list[tuple[int, str]], tag: int) -> str | None:
+    values = [value for found, value in dynamic if found == tag]
+    if len(values) > 1:
+        # The linker writes one; glibc takes the last where there are more, other tools the first.
+        raise elf.corrupt(f"{len(values)} dynamic entries with tag {tag}: {', '.join(values)}")
+    return values[0] if values else None
 
 
 def _check_runpath(inspection: Inspection) -> None:
@@ -324,13 +334,14 @@ def _may_need(library: str, toolkit: str | None) -> bool:
 
 
 def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> None:
-    missing = [arch for arch in fatbin.sort_archs(asked) if not _answers(arch, held)]
+    answers = {arch: arch if arch in held else _turned(arch) for arch in asked}
+    missing = [arch for arch in fatbin.sort_archs(asked) if answers[arch] not in held]
     if missing:
         raise InspectError(
             "ARCH_MISSING",
             f"{kind} for {', '.join(missing)} was asked for; the binaries hold {_list(held)}",
         )
-    extra = [arch for arch in held if arch not in asked and arch.rstrip("af") not in asked]
+    extra = [arch for arch in held if arch not in answers.values()]
     if extra:
         raise InspectError(
             "CODE_NOT_ASKED",
@@ -339,22 +350,23 @@ def _check_code(kind: str, held: tuple[str, ...], asked: AbstractSet[str]) -> No
         )
 
 
-def _answers(arch: str, held: tuple[str, ...]) -> bool:
-    # ggml's CMake turns 120 into 120a by itself; that runs on every 12.0, as was asked.
-    return arch in held or (arch.isdigit() and any(h.rstrip("af") == arch for h in held))
+def _turned(arch: str) -> str:
+    """Return what ggml-cuda's CMakeLists.txt makes of an architecture: a plain 12X is 12Xa."""
+    return f"{arch}a" if _TURNED_BY_GGML.fullmatch(arch) else arch
 
 
 def _check_whole(inspection: Inspection) -> None:
-    if inspection.code.partial:
+    code = inspection.code
+    if code.gaps:
+        gaps = ", ".join(f"{gap.code} is missing in {gap.lacking}" for gap in code.gaps)
         raise InspectError(
             "ARCH_PARTIAL",
-            f"{inspection.file}: only some of its {inspection.code.containers} CUDA objects hold "
-            f"{', '.join(inspection.code.partial)}",
+            f"{inspection.file}: of its {code.containers + code.empty} CUDA objects, {gaps}",
             hint="objects of different builds were mixed; build again with --fresh",
         )
-    if inspection.code.other:
+    if code.other:
         raise InspectError(
-            "CODE_NOT_ASKED", f"{inspection.file}: holds code of {', '.join(inspection.code.other)}"
+            "CODE_NOT_ASKED", f"{inspection.file}: holds code of {', '.join(code.other)}"
         )
 
 

@@ -17,8 +17,9 @@ that a section of any size is read in little memory, and compressed entries need
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from farm.errors import InspectError
 
@@ -30,6 +31,7 @@ MAGIC: Final = 0xBA55ED50
 CONTAINER_VERSION: Final = 1
 KIND_PTX: Final = 1
 KIND_SASS: Final = 2
+_KINDS: Final = {KIND_PTX: "ptx", KIND_SASS: "sass"}
 FLAG_ARCH_SPECIFIC: Final = 0x10_0000
 """``90a``, ``120a``: compiled for one architecture's own instructions."""
 FLAG_FAMILY_SPECIFIC: Final = 0x20_0000
@@ -41,6 +43,11 @@ _ENTRY: Final = struct.Struct("<HHIQ12xI8xQ")
 _ENTRY_BYTES: Final = 64
 """The shortest entry header seen; longer ones carry options and a file name."""
 _BLOCK: Final = 1 << 16
+_WRAPPER: Final = struct.Struct("<II16x")
+"""What ``.nvFatBinSegment`` has for each container: magic, version, two addresses."""
+_WRAPPER_MAGIC: Final = 0x466243B1
+_WRAPPER_OF_A_LINK: Final = 2
+"""An object's has version 1 (seen from nvcc 12.4 and 13.0)."""
 _ARCHS: Final = range(10, 1000)
 """Compute capability times ten. Anything else means that this is no entry header."""
 
@@ -55,6 +62,21 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Registered:
+    """What the CUDA runtime is told of: ``containers``, and how many device ``links`` made."""
+
+    containers: int = 0
+    links: int = 0
+
+
+class Gap(NamedTuple):
+    """Code that some objects hold and others lack, as ``sass 90``, and how many lack it."""
+
+    code: str
+    lacking: int
+
+
+@dataclass(frozen=True)
 class Contents:
     """What the containers of one binary hold together.
 
@@ -62,16 +84,26 @@ class Contents:
         sass: architectures with machine code in any container, in order.
         ptx: architectures with PTX in any container, in order.
         other: entries of neither kind (8: LTO code), as ``kind 8 for 90``.
-        partial: code that some containers hold and others lack, as ``sass 90``. For PTX only
-            containers with any PTX count: a device link adds one that has none.
-        containers: how many there are.
+        gaps: code that some containers hold and others lack. A device link's container never
+            has PTX, and nothing at all where only PTX was linked: that is no gap.
+        containers: how many hold code.
+        empty: how many hold none: a device link of PTX leaves one.
+        entries: how many there are of each kind and architecture, as ``("sass 90", 144)``;
+            cuobjdump lists a line for each.
     """
 
     sass: tuple[str, ...] = ()
     ptx: tuple[str, ...] = ()
     other: tuple[str, ...] = ()
-    partial: tuple[str, ...] = ()
+    gaps: tuple[Gap, ...] = ()
     containers: int = 0
+    empty: int = 0
+    entries: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def partial(self) -> tuple[str, ...]:
+        """Code that some containers hold and others lack, as ``sass 90``."""
+        return tuple(gap.code for gap in self.gaps)
 
     @property
     def is_empty(self) -> bool:
@@ -79,13 +111,16 @@ class Contents:
         return not (self.sass or self.ptx or self.other)
 
 
-def read(stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str) -> Contents:
+def read(
+    stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str, links: int = 0
+) -> Contents:
     """Read a binary's sections.
 
     Args:
         stream: the binary, seekable.
         sections: where each section lies in it: offset and size in bytes.
         what: the binary's name, for errors.
+        links: how many of its containers device links made (``Registered.links``).
 
     Raises:
         InspectError: ``FATBIN_CORRUPT``; names ``what`` and the offset in the section.
@@ -95,25 +130,39 @@ def read(stream: BinaryIO, sections: Iterable[tuple[int, int]], *, what: str) ->
             entries
             for start, size in sections
             for entries in _containers(_Section(stream, start, size, what))
-        ]
+        ],
+        links,
     )
 
 
-def _summarize(found: list[tuple[Entry, ...]]) -> Contents:
-    holding = [entries for entries in found if entries]
-    sass = [frozenset(e.arch for e in entries if e.kind == KIND_SASS) for entries in holding]
-    ptx = [frozenset(e.arch for e in entries if e.kind == KIND_PTX) for entries in holding]
-    other = {f"kind {e.kind} for {e.arch}" for x in holding for e in x if e.kind not in (1, 2)}
+def read_registration(data: bytes) -> Registered:
+    """Read ``.nvFatBinSegment``, which stands apart from the code and survives its loss."""
+    whole = len(data) - len(data) % _WRAPPER.size
+    rows = list(_WRAPPER.iter_unpack(data[:whole]))
+    return Registered(
+        containers=-(-len(data) // _WRAPPER.size),
+        links=rows.count((_WRAPPER_MAGIC, _WRAPPER_OF_A_LINK)),
+    )
+
+
+def _summarize(found: list[tuple[Entry, ...]], links: int) -> Contents:
+    sass = [frozenset(e.arch for e in entries if e.kind == KIND_SASS) for entries in found]
+    ptx = [frozenset(e.arch for e in entries if e.kind == KIND_PTX) for entries in found]
+    other = {f"kind {e.kind} for {e.arch}" for x in found for e in x if e.kind not in (1, 2)}
+    empty = sum(not entries for entries in found)
     return Contents(
         sass=sort_archs(frozenset().union(*sass)),
         ptx=sort_archs(frozenset().union(*ptx)),
         other=tuple(sorted(other)),
-        partial=tuple(
-            [f"sass {arch}" for arch in _partial(sass)]
-            + [f"ptx {arch}" for arch in _partial([archs for archs in ptx if archs])]
-        ),
-        containers=len(holding),
+        gaps=(*_gaps("sass", sass, min(links, empty)), *_gaps("ptx", ptx, links)),
+        containers=len(found) - empty,
+        empty=empty,
+        entries=tuple(sorted(Counter(_code_name(e) for x in found for e in x).items())),
     )
+
+
+def _code_name(entry: Entry) -> str:
+    return f"{_KINDS.get(entry.kind, f'kind {entry.kind}')} {entry.arch}"
 
 
 def sort_archs(archs: Iterable[str]) -> tuple[str, ...]:
@@ -195,6 +244,10 @@ def _skip_padding(section: _Section, offset: int) -> int:
     return section.size
 
 
-def _partial(archs: list[frozenset[str]]) -> tuple[str, ...]:
-    everywhere = frozenset.intersection(*archs) if archs else frozenset[str]()
-    return sort_archs(frozenset().union(*archs) - everywhere)
+def _gaps(kind: str, archs: list[frozenset[str]], excused: int) -> Iterator[Gap]:
+    """Yield what some of the containers lack; ``excused`` of those with nothing need nothing."""
+    owing = len(archs) - min(excused, archs.count(frozenset()))
+    for arch in sort_archs(frozenset().union(*archs)):
+        lacking = owing - sum(arch in held for held in archs)
+        if lacking:
+            yield Gap(f"{kind} {arch}", lacking)

@@ -5,6 +5,10 @@ from __future__ import annotations
 import struct
 import subprocess
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 FATBINS = Path(__file__).parents[1] / "data" / "fatbin"
 
@@ -49,6 +53,26 @@ def library(folder: Path, name: str, *needs: str, soname: str | None = "", **cod
     flags = ["-shared", "-fPIC", "-Wl,-rpath,$ORIGIN", "-Wl,--no-as-needed"]
     flags += [] if soname is None else [f"-Wl,-soname,{soname or name}"]
     return compile_c(folder / name, _with_code(code.get("fatbin")), *flags, *_linked(folder, needs))
+
+
+def library_of_objects(
+    folder: Path, name: str, objects: Sequence[bytes], *, links: Sequence[bytes] = ()
+) -> Path:
+    """Make a shared library as nvcc's linker does: containers, and a registration of each.
+
+    Args:
+        folder: where.
+        name: its file name.
+        objects: the container of each CUDA object.
+        links: the container of each device link; they come first.
+    """
+    fatbin, wrappers = folder / f"{name}.fatbin", folder / f"{name}.wrappers"
+    fatbin.write_bytes(b"".join(code + b"\0" * (-len(code) % 8) for code in (*links, *objects)))
+    versions = [2] * len(links) + [1] * len(objects)
+    wrappers.write_bytes(b"".join(struct.pack("<II16x", 0x466243B1, v) for v in versions))
+    assembly = f'.section .nvFatBinSegment,\\"aw\\"\\n.incbin \\"{wrappers}\\"\\n.text\\n'
+    source = f'{_with_code(fatbin)}__asm__("{assembly}");\n'
+    return compile_c(folder / name, source, "-shared", f"-Wl,-soname,{name},-rpath,$ORIGIN")
 
 
 def program(folder: Path, name: str, *needs: str, source: str = "") -> Path:

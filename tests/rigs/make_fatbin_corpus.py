@@ -1,10 +1,12 @@
 """Makes tests/data/fatbin: what nvcc really writes, and what cuobjdump says that it is.
 
-    python tests/rigs/make_fatbin_corpus.py --cuda DIR [--out DIR]
+    python tests/rigs/make_fatbin_corpus.py --cuda DIR [--out DIR] [--without-modes]
 
 ``DIR/bin`` must have nvcc and cuobjdump (PyPI: nvidia-cuda-nvcc, -nvvm, -crt, -runtime, -cccl,
 -cuobjdump). Each file is the bare section of one tiny object; corpus.json has the command lines and
-cuobjdump's list. Run it with a new toolkit and a new ``--out`` to see whether the format changed.
+cuobjdump's list. ``--without-modes`` is for toolkits before 12.8, which have neither compress modes
+nor Blackwell: tests/data/fatbin/cu124, of the toolkit that line cu124 builds with. Run it with a
+new toolkit and a new ``--out`` to see whether the format changed.
 """
 
 from __future__ import annotations
@@ -66,6 +68,22 @@ CASES = {
     ],
 }
 
+WITHOUT_MODES = {
+    **{name: flags for name, flags in CASES.items() if name.startswith(("sass-90", "ptx-90"))},
+    "both-90-default": BOTH_90,
+    "both-90-no-compress": [*BOTH_90, "--no-compress"],
+    "both-90-compress-all": [*BOTH_90, "-Xfatbin", "-compress-all"],
+    "both-90-debug": [*BOTH_90, "-G"],
+    "both-90-relocatable": [*BOTH_90, "-rdc=true"],
+    "lto-and-sass-90": ["-rdc=true", "-gencode", "arch=compute_90,code=[lto_90,sm_90]"],
+    "both-90a": ["-gencode", "arch=compute_90a,code=[compute_90a,sm_90a]"],
+    "seed-list": [
+        part
+        for arch in (80, 86, 89, 90)
+        for part in ("-gencode", f"arch=compute_{arch},code=[compute_{arch},sm_{arch}]")
+    ],
+}
+
 
 def main() -> None:
     """Make every case."""
@@ -73,17 +91,22 @@ def main() -> None:
     parser.add_argument("--cuda", type=Path, required=True)
     default = Path(__file__).parents[1] / "data" / "fatbin"
     parser.add_argument("--out", type=Path, default=default)
+    parser.add_argument("--without-modes", action="store_true")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         cases = {
             name: make(name, flags, options.cuda / "bin", Path(folder), options.out)
-            for name, flags in CASES.items()
+            for name, flags in (WITHOUT_MODES if options.without_modes else CASES).items()
         }
-    nvcc = output([str(options.cuda / "bin" / "nvcc"), "--version"]).split(", V")[1].split()[0]
-    (options.out / "corpus.json").write_text(
-        json.dumps({"nvcc": nvcc, "source": SOURCE, "cases": cases}, indent=2) + "\n"
-    )
+    nvcc, cuobjdump = (version(options.cuda / "bin" / tool) for tool in ("nvcc", "cuobjdump"))
+    made = {"nvcc": nvcc, "cuobjdump": cuobjdump, "source": SOURCE, "cases": cases}
+    (options.out / "corpus.json").write_text(json.dumps(made, indent=2) + "\n")
+
+
+def version(tool: Path) -> str:
+    """Return the version that a tool of the toolkit says."""
+    return output([str(tool), "--version"]).split(", V")[1].split()[0]
 
 
 def make(name: str, flags: list[str], tools: Path, folder: Path, out: Path) -> dict[str, object]:

@@ -23,7 +23,15 @@ from farm import elf, targets
 from farm.errors import FarmError, InspectError, UsageError
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from binaries import FATBINS, compile_c, container, entry, library, program
+from binaries import (
+    FATBINS,
+    compile_c,
+    container,
+    entry,
+    library,
+    library_of_objects,
+    program,
+)
 
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
@@ -104,6 +112,24 @@ def test_dt_rpath_is_told_from_runpath(tmp_path: Path) -> None:
     )
     found = elf.inspect(path)
     assert (found.rpath, found.runpath) == ("/opt/x:$ORIGIN", None)
+
+
+@pytest.mark.parametrize("tag", [14, 15, 29], ids=["SONAME", "RPATH", "RUNPATH"])
+def test_two_of_what_there_may_be_one(tmp_path: Path, tag: int) -> None:
+    library(tmp_path, "libbase.so.0")
+    path = library(tmp_path, "libtwo.so", "libbase.so.0")
+    data = bytearray(path.read_bytes())
+    with path.open("rb") as stream:
+        section = ELFFile(stream).get_section_by_name(".dynamic")
+        at, size = section["sh_offset"], section["sh_size"]
+    tags = {struct.unpack_from("<q", data, at + row)[0]: at + row for row in range(0, size, 16)}
+    other = 29 if tag == 14 else 14
+    struct.pack_into("<q", data, tags[1], tag)
+    struct.pack_into("<q", data, tags[other], tag)
+    path.write_bytes(data)
+    with pytest.raises(InspectError, match=f"dynamic entries with tag {tag}: ") as caught:
+        elf.inspect(path)
+    assert caught.value.code == "ELF_CORRUPT"
 
 
 def test_relative_relocations_need_glibc_2_36(tmp_path: Path) -> None:
@@ -192,6 +218,34 @@ def test_specific_code_answers_the_plain_request(made: Path) -> None:
     assert "120f" in refused("ARCH_MISSING", files, asked("120f", ptx=("120a",)))
 
 
+def _holding(folder: Path, *archs: tuple[int, int]) -> list[elf.Inspection]:
+    """Inspect a library with machine code for these numbers and flags."""
+    code = container(*(entry(2, number, flags=flags) for number, flags in archs))
+    return [elf.inspect(library_of_objects(folder, "libx.so", [code]))]
+
+
+PLAIN, SPECIFIC, FAMILY = 0x11, 0x100011, 0x200011
+
+
+@pytest.mark.parametrize("flags", [SPECIFIC, FAMILY])
+@pytest.mark.parametrize("arch", [90, 100, 103])
+def test_specific_code_is_no_answer_that_ggml_did_not_choose(
+    tmp_path: Path, arch: int, flags: int
+) -> None:
+    wanted = asked(str(arch))
+    refused("ARCH_MISSING", _holding(tmp_path, (arch, flags)), wanted)
+    refused("CODE_NOT_ASKED", _holding(tmp_path, (arch, PLAIN), (arch, flags)), wanted)
+
+
+def test_120_is_answered_by_120_or_120a_but_not_by_both(tmp_path: Path) -> None:
+    wanted = asked("120")
+    elf.check(_holding(tmp_path, (120, PLAIN)), wanted)
+    elf.check(_holding(tmp_path, (120, SPECIFIC)), wanted)
+    elf.check(_holding(tmp_path, (120, SPECIFIC)), asked("120", "120a"))
+    refused("CODE_NOT_ASKED", _holding(tmp_path, (120, PLAIN), (120, SPECIFIC)), wanted)
+    refused("ARCH_MISSING", _holding(tmp_path, (120, FAMILY)), wanted)
+
+
 def test_missing_architecture(made: Path) -> None:
     files = [elf.inspect(made / n) for n in ("libbase.so.0", "libcuda90.so")]
     assert "86" in refused("ARCH_MISSING", files, asked("86", "90"))
@@ -229,7 +283,33 @@ def test_architecture_in_some_objects_only(tmp_path: Path) -> None:
     mixed.write_bytes(b"".join(part.read_bytes() for part in parts))
     files = [elf.inspect(library(tmp_path, "libmixed.so", fatbin=mixed))]
     wanted = asked("86", "89", "90", "120a", "121a", ptx=("75", "80", "90"))
-    assert "some of its 2 CUDA objects hold sass 86" in refused("ARCH_PARTIAL", files, wanted)
+    assert "of its 2 CUDA objects, sass 86 is missing in 1, sass 89 is missing in 1" in refused(
+        "ARCH_PARTIAL", files, wanted
+    )
+
+
+def test_ptx_in_some_objects_only(tmp_path: Path) -> None:
+    both, plain = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "sass-90"))
+    path = library_of_objects(tmp_path, "libmixed.so", [both, plain, both])
+    message = refused("ARCH_PARTIAL", [elf.inspect(path)], asked("90", ptx=("90",)))
+    assert message == "libmixed.so: of its 3 CUDA objects, ptx 90 is missing in 1"
+
+
+def test_machine_code_in_some_objects_only(tmp_path: Path) -> None:
+    both, ptx = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "ptx-90"))
+    path = library_of_objects(tmp_path, "libmixed.so", [both, ptx])
+    message = refused("ARCH_PARTIAL", [elf.inspect(path)], asked("90", ptx=("90",)))
+    assert message == "libmixed.so: of its 2 CUDA objects, sass 90 is missing in 1"
+
+
+def test_device_link_needs_no_ptx_but_excuses_one_container_only(tmp_path: Path) -> None:
+    both, plain = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "sass-90"))
+    wanted = asked("90", ptx=("90",))
+    linked = library_of_objects(tmp_path, "liblinked.so", [both, both], links=[plain])
+    elf.check([elf.inspect(linked)], wanted)
+    mixed = library_of_objects(tmp_path, "libmixed.so", [both, plain], links=[plain])
+    message = refused("ARCH_PARTIAL", [elf.inspect(mixed)], wanted)
+    assert message == "libmixed.so: of its 3 CUDA objects, ptx 90 is missing in 1"
 
 
 def test_newer_glibc_than_promised(made: Path) -> None:
@@ -368,8 +448,26 @@ def test_damaged_cuda_section(made: Path, tmp_path: Path) -> None:
 def test_registered_code_that_is_gone(tmp_path: Path) -> None:
     text = '__asm__(".section .nvFatBinSegment,\\"aw\\"\\n.fill 24\\n.text");'
     path = compile_c(tmp_path / "gone.so", text, "-shared")
-    with pytest.raises(InspectError, match="registers CUDA code, but there is none"):
+    with pytest.raises(InspectError, match="registers 1 CUDA objects; 0 are there"):
         elf.inspect(path)
+
+
+def test_zeros_from_the_second_container_on(tmp_path: Path) -> None:
+    code = (FATBINS / "sass-90.fatbin").read_bytes()
+    path = library_of_objects(tmp_path, "libtwo.so", [code, code])
+    assert elf.inspect(path).code.containers == 2
+    data = path.read_bytes()
+    at = data.find(code, data.find(code) + 1)
+    path.write_bytes(data[:at] + bytes(len(code)) + data[at + len(code) :])
+    with pytest.raises(InspectError, match="registers 2 CUDA objects; 1 are there"):
+        elf.inspect(path)
+
+
+def test_empty_container_of_a_device_link_counts_as_registered(tmp_path: Path) -> None:
+    code = (FATBINS / "ptx-90.fatbin").read_bytes()
+    path = library_of_objects(tmp_path, "liblinked.so", [code], links=[container()])
+    found = elf.inspect(path).code
+    assert (found.containers, found.empty) == (1, 1)
 
 
 def test_code_cut_out_into_a_debug_file(made: Path, tmp_path: Path) -> None:

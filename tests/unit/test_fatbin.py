@@ -7,6 +7,7 @@ import json
 import random
 import struct
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -19,18 +20,22 @@ from farm.errors import InspectError
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 from binaries import FATBINS, container, entry
 
-CORPUS = json.loads((FATBINS / "corpus.json").read_text("utf-8"))["cases"]
+CORPUS = {
+    str((path.parent / name).relative_to(FATBINS)): case
+    for path in (FATBINS / "corpus.json", FATBINS / "cu124" / "corpus.json")
+    for name, case in json.loads(path.read_text("utf-8"))["cases"].items()
+}
 PTX, SASS, LTO = 1, 2, 8
 
 
-def read(*sections: bytes) -> fatbin.Contents:
+def read(*sections: bytes, links: int = 0) -> fatbin.Contents:
     data = b"\xff" * 24 + b"".join(sections)
     spans = []
     at = 24
     for section in sections:
         spans.append((at, len(section)))
         at += len(section)
-    return fatbin.read(io.BytesIO(data), spans, what="libx.so")
+    return fatbin.read(io.BytesIO(data), spans, what="libx.so", links=links)
 
 
 def corrupt(data: bytes) -> str:
@@ -50,21 +55,37 @@ def test_real_section_holds_what_cuobjdump_lists(name: str) -> None:
     assert list(found.ptx) == sorted(listed["ptx"], key=_number)
     assert found.containers == 1
     assert found.partial == ()
+    theirs = Counter(f"{kind} {arch}" for kind in ("sass", "ptx") for arch in listed[kind])
+    ours = {name.rstrip("f") if name.startswith("sass") else name: n for name, n in found.entries}
+    assert {name: n for name, n in ours.items() if not name.startswith("kind")} == theirs
+
+
+def test_entries_are_counted() -> None:
+    one = container(entry(SASS, 90), entry(SASS, 90), entry(PTX, 90))
+    assert read(one, one).entries == (("ptx 90", 2), ("sass 90", 4))
 
 
 def _number(arch: str) -> int:
     return int(arch.rstrip("af"))
 
 
-def test_corpus_has_compressed_and_plain_code_of_both_kinds() -> None:
+def _kinds_and_compression(folder: Path) -> set[tuple[int, int]]:
     seen = set()
-    for path in FATBINS.glob("*.fatbin"):
+    for path in folder.glob("*.fatbin"):
         data, at = path.read_bytes(), 16
         while at < len(data):
             kind, _, header, payload = struct.unpack_from("<HHIQ", data, at)
             seen.add((kind, struct.unpack_from("<Q", data, at + 40)[0] & 0xF000))
             at += header + payload
-    assert {(k, f) for k in (PTX, SASS) for f in (0, 0x2000, 0x8000)} <= seen
+    return seen
+
+
+def test_corpus_has_compressed_and_plain_code_of_both_kinds() -> None:
+    assert {(k, f) for k in (PTX, SASS) for f in (0, 0x2000, 0x8000)} <= _kinds_and_compression(
+        FATBINS
+    )
+    older = {(PTX, 0), (PTX, 0x2000), (SASS, 0), (SASS, 0x2000)}
+    assert older <= _kinds_and_compression(FATBINS / "cu124")
 
 
 def test_letters_come_from_the_flags() -> None:
@@ -112,8 +133,28 @@ def test_code_that_only_some_containers_hold_is_partial() -> None:
 
 
 def test_container_of_a_device_link_has_no_ptx_and_makes_none_partial() -> None:
-    linked = container(entry(SASS, 90))
-    assert read(container(entry(SASS, 90), entry(PTX, 90)), linked).partial == ()
+    linked, whole = container(entry(SASS, 90)), container(entry(SASS, 90), entry(PTX, 90))
+    assert read(linked, whole, whole, links=1).partial == ()
+    assert read(linked, whole, linked, links=1).gaps == (("ptx 90", 1),)
+
+
+def test_object_without_ptx_beside_others_with_ptx() -> None:
+    plain, whole = container(entry(SASS, 90)), container(entry(SASS, 90), entry(PTX, 90))
+    assert read(whole, plain, plain).gaps == (("ptx 90", 2),)
+
+
+def test_empty_container_is_right_for_a_device_link_of_ptx_only() -> None:
+    ptx = container(entry(PTX, 90))
+    assert read(container(), ptx, links=1).gaps == ()
+    assert read(container(), ptx).gaps == (("ptx 90", 1),)
+    assert read(container(), container(entry(SASS, 90))).gaps == (("sass 90", 1),)
+
+
+def test_registration_tells_device_links_from_objects() -> None:
+    rows = b"".join(struct.pack("<II16x", 0x466243B1, version) for version in (2, 1, 1))
+    assert fatbin.read_registration(rows) == fatbin.Registered(containers=3, links=1)
+    assert fatbin.read_registration(b"") == fatbin.Registered()
+    assert fatbin.read_registration(bytes(30)) == fatbin.Registered(containers=2)
 
 
 def test_container_with_ptx_only_lacks_machine_code() -> None:
@@ -175,7 +216,7 @@ def test_what_is_written_is_read(
 
 def test_5000_mutations_end_in_contents_or_the_one_error() -> None:
     chance = random.Random(1)
-    bases = [path.read_bytes() for path in sorted(FATBINS.glob("*.fatbin"))]
+    bases = [path.read_bytes() for path in sorted(FATBINS.rglob("*.fatbin"))]
     outcomes = {"read": 0, "refused": 0}
     for _ in range(5000):
         data = bytearray(chance.choice(bases))
