@@ -118,10 +118,12 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
 def kept(settings: Settings, prepared: Prepared) -> Verdict | None:
     """Return the good verdict of an earlier run for this GPU, driver, artifact and devices.
 
-    A bad one does not count: it may have been a passing trouble.
+    A bad one does not count: it may have been a passing trouble. Nor does one that the CPU gave,
+    where nobody lets the CPU do.
     """
     path = _path(prepared, _meant(settings, prepared))
-    return _read(path) if path else None
+    found = _read(path) if path else None
+    return found if found and (found.devices or _cpu_will_do(settings)) else None
 
 
 def run(
@@ -279,12 +281,21 @@ def _runtime_trouble(error: LoaderError) -> HostError | ServerError:
     return ServerError(error.code, f"{message} (your model is not the cause)", hint=_REPORT)
 
 
+def _cpu_will_do(settings: Settings) -> bool:
+    """Whether a person allowed the CPU, or chose it."""
+    return settings.allow_cpu or settings.cpu_chosen or _cpu_named(settings)
+
+
+def _cpu_named(settings: Settings) -> bool:
+    return [name.lower() for name in settings.devices] in (["none"], ["cpu"])
+
+
 def _meant(settings: Settings, prepared: Prepared) -> list[str]:
     """Name the devices that a start would take, without asking for them."""
     choice = prepared.choice
     named = [name.lower() for name in settings.devices]
     if named:
-        return [_CPU] if named in (["none"], ["cpu"]) or settings.cpu_chosen else named
+        return [_CPU] if _cpu_named(settings) or settings.cpu_chosen else named
     on_cpu = choice is not None and (choice.runs_on == "cpu" or bool(prepared.missing))
     return [_CPU] if settings.cpu_chosen or on_cpu or not prepared.host.visible_count else [_ALL]
 

@@ -410,6 +410,23 @@ def test_a_model_that_was_allowed_onto_the_cpu_proves_no_gpu(
     assert [one["for"] for one in documents(store)] == [["cpu"]]
 
 
+NO_GPU_SEEN = {"list": {"text": "Available devices:\n  (none)\n"}, "known_devices": []}
+
+
+def test_the_cpus_verdict_is_no_gpus(impostor: Impostor, store: Path) -> None:
+    """CUDA_VISIBLE_DEVICES is empty: what one start with --allow-cpu proved, it proved of that."""
+    hidden = replace(H200, visible_devices="")
+    ready = prepared(impostor.behave(**NO_GPU_SEEN), store, hidden)
+    start(settings("allow_cpu"), ready)
+    assert test_run.kept(settings(), ready) is None
+    error = failure(settings(), ready)
+    assert (error.code, error.exit_status) == ("NO_DEVICE", 5)
+    start(settings("allow_cpu"), ready)
+    assert test_run.kept(settings("allow_cpu"), ready)
+    assert test_run.kept(settings(N_GPU_LAYERS="0"), ready)
+    assert test_run.kept(settings(LLAMA_DEVICE="none"), ready)
+
+
 def test_without_a_test_run_nothing_is_tried_or_kept(impostor: Impostor, store: Path) -> None:
     ready = prepared(impostor.behave(), store)
     start(settings("no_test_run"), ready)
