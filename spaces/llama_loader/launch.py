@@ -242,7 +242,7 @@ def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Si
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
         prepared.timeline.add("first token", first_token)
-    for note in notes.given_up(server):
+    for note in notes.not_as_asked(server):
         sink(note)
     test_run.remember(settings, prepared, server)
 

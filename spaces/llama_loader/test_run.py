@@ -15,7 +15,7 @@ import contextlib
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
@@ -144,14 +144,18 @@ def run(
     """
     began = time.monotonic()
     try:
-        used = _compute(settings, prepared, choose().names, sink)
+        meant = choose().names
+        used = _compute(settings, prepared, meant, sink)
     except (StoreError, IntegrityError):  # it was not even started
         raise
     except LoaderError as error:
         told = _runtime_trouble(error)
         _keep_bad(prepared, _meant(settings, prepared), told, time.monotonic() - began)
         raise told from error
-    verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
+    verdict = Verdict(ok=True, devices=meant, seconds=time.monotonic() - began)
+    if used is None:
+        return verdict
+    verdict = replace(verdict, devices=used)
     _keep(prepared, _tested(settings, prepared, used), verdict)
     return verdict
 
@@ -162,6 +166,8 @@ def remember(settings: Settings, prepared: Prepared, server: Server) -> None:
     if settings.no_test_run or started is None:
         return
     used = _really_used(server)
+    if used is None:  # nobody knows what it proved
+        return
     label = _tested(settings, prepared, used)
     path = _path(prepared, label)
     if path is not None and _read(path) is None:
@@ -196,8 +202,9 @@ def judged(
         return type(told)(
             told.code, f"{told.message}; with your model: {error.message}", hint=told.hint
         )
-    verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
-    _keep(prepared, _tested(settings, prepared, used), verdict)
+    if used is not None:
+        verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
+        _keep(prepared, _tested(settings, prepared, used), verdict)
     works = "the loader's own tiny model answers here, so the runtime works"
     hint = "look at the model, its size and the server's arguments"
     return type(error)(
@@ -209,8 +216,10 @@ def judged(
 
 def _compute(
     settings: Settings, prepared: Prepared, devices: tuple[str, ...], sink: Sink = ignore
-) -> tuple[str, ...]:
+) -> tuple[str, ...] | None:
     """Start the tiny model as the user's would be; returns the devices that it really used.
+
+    None where the server did not say.
 
     Raises:
         LoaderError: as for ``Server.start``, or another answer than the known one.
@@ -232,7 +241,8 @@ def _compute(
         pinned_build=prepared.choice is not None,
     )
     with Server(plan, before=prepared.require_sound) as server:
-        for note in notes.given_up(server):
+        unchecked = () if server.report.told else notes.placement(server)
+        for note in (*notes.given_up(server), *unchecked):
             sink(note)
         for cached in (False, True):  # all tokens at once, then the last one alone on the cache
             answer = _answer(server, deadline, cached=cached)
@@ -266,10 +276,16 @@ def _answer(server: Server, deadline: float, *, cached: bool) -> str:
         raise
 
 
-def _really_used(server: Server) -> tuple[str, ...]:
-    """Return the server's devices; none where it says that the weights are elsewhere."""
+def _really_used(server: Server) -> tuple[str, ...] | None:
+    """Return the server's devices; none where it says that the weights are elsewhere.
+
+    None where it says nothing of them.
+    """
     names = server.plan.devices
-    return () if server.report.on_devices(names) is False else names
+    there = server.report.on_devices(names) if names else False
+    if there is None:
+        return None
+    return names if there else ()
 
 
 def _runtime_trouble(error: LoaderError) -> HostError | ServerError:

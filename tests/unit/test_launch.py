@@ -137,14 +137,11 @@ def test_one_visible_gpu_of_two_is_taken_without_asking(impostor: Impostor) -> N
     [
         (
             {
-                "say": [
-                    "allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory",
-                    "load_tensors: offloaded 12/31 layers to GPU",
-                ],
+                "say": ["allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory"],
                 "exit": 1,
             },
             "LAYERS_LEFT_OVER",
-            "not all layers are on the GPU",
+            "12 of 31 layers are on the GPU",
         ),
         ({"signal": 4}, "CPU_NOT_REPACKED", "--no-repack"),
     ],
@@ -158,6 +155,50 @@ def test_what_is_not_as_asked_is_said(
     notes = {one.code: one.message for one in told}
     assert set(notes) == {code}
     assert said in notes[code]
+
+
+PARTLY = [
+    "load_tensors: offloaded 1/63 layers to GPU",
+    "load_tensors:        CUDA0 model buffer size =   100.00 MiB",
+    "load_tensors:   CPU_Mapped model buffer size = 16000.00 MiB",
+]
+
+
+def told(
+    ready: prepare.Prepared, extra: tuple[str, ...] = (), **variables: str
+) -> dict[str, str]:
+    """Start; returns the notes by code."""
+    notes: list[Any] = []
+    launch.start(settings(**variables), ready, test_run.MODEL, extra, sink=notes.append).stop()
+    return {one.code: one.message for one in notes}
+
+
+def test_layers_on_the_cpu_although_all_were_asked_for(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(say=PARTLY), H200)
+    notes = told(ready)
+    assert set(notes) == {"LAYERS_ON_CPU"}
+    assert notes["LAYERS_ON_CPU"].startswith("1 of 63 layers are on the GPU, although all")
+    assert told(ready, N_GPU_LAYERS="1") == {}
+    assert told(ready, ("-ngl", "1")) == {}
+    assert set(told(ready, ALLOW_CPU="1")) == {"LAYERS_ON_CPU"}
+
+
+def test_a_device_that_got_nothing_is_said(impostor: Impostor) -> None:
+    """One name may be the beginning of another: CUDA1 has nothing of what is on CUDA10."""
+    say = ["load_tensors: CUDA0 model buffer size = 9.00 MiB", "x CUDA10 model buffer size = 9 MiB"]
+    ready = prepared(impostor.behave(list={"text": LIST}, say=say), TWO)
+    notes = told(ready)
+    assert set(notes) == {"DEVICE_UNUSED"}
+    assert notes["DEVICE_UNUSED"].startswith("CUDA1 got no part")
+    split = ["load_tensors: CUDA_Split model buffer size = 9.00 MiB"]
+    assert told(prepared(impostor.behave(list={"text": LIST}, say=split), TWO)) == {}
+
+
+def test_a_server_that_does_not_say_where_the_model_is(impostor: Impostor) -> None:
+    notes = told(prepared(impostor.behave(), H200), ("--log-disable",))
+    assert set(notes) == {"DEVICES_NOT_CHECKED"}
+    assert "CUDA0 could not be checked" in notes["DEVICES_NOT_CHECKED"]
+    assert told(prepared(impostor.behave(mute=True), H200), N_GPU_LAYERS="0") == {}
 
 
 @pytest.mark.parametrize(

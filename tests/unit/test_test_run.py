@@ -410,6 +410,17 @@ def test_a_model_that_was_allowed_onto_the_cpu_proves_no_gpu(
     assert [one["for"] for one in documents(store)] == [["cpu"]]
 
 
+def test_a_server_that_does_not_say_where_it_computes_proves_nothing(
+    impostor: Impostor, store: Path
+) -> None:
+    told: list[Any] = []
+    ready = prepared(impostor.behave(**LIST, mute=True), store)
+    start(settings(), ready)
+    assert launch.try_runtime(settings(), ready, sink=told.append).devices == ("CUDA0",)
+    assert [one.code for one in told] == ["DEVICES_NOT_CHECKED"]
+    assert not (store / "test-runs").exists()
+
+
 NO_GPU_SEEN = {"list": {"text": "Available devices:\n  (none)\n"}, "known_devices": []}
 
 
