@@ -1,8 +1,8 @@
 """What ``llama-server --list-devices`` finds, and which of it to use.
 
 What counts is what this binary, with these libraries, can use, so the program is asked; the driver
-only where its answer cannot be another one (``by_the_driver``). Present output, earlier forms, empty
-and garbled output are told apart (FAULTS row 47).
+only where its answer cannot be another one (``by_the_driver``). Present output, earlier forms,
+empty and garbled output are told apart (FAULTS row 47).
 """
 
 from __future__ import annotations

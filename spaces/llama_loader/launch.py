@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
-    from llama_loader.test_run import Verdict
+    from llama_loader.verdicts import Verdict
 
 _ONLY_DEVICE: Final = "CUDA0"
 """What llama-server calls the GPU of a machine that has one."""

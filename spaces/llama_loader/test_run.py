@@ -11,18 +11,14 @@ succeeds is the better proof and must not wait (docs/decisions/0012-test-run.md)
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-from msgspec import Meta
-
-from llama_loader import notes, strict_json
+from llama_loader import notes, verdicts
 from llama_loader.errors import (
     HostError,
     IntegrityError,
@@ -33,7 +29,7 @@ from llama_loader.errors import (
 from llama_loader.events import ignore
 from llama_loader.parsers import ALL_LAYERS
 from llama_loader.prepare import environment
-from llama_loader.storage import disk
+from llama_loader.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.server import Server
+    from llama_loader.serving.server_plan import ServerPlan
     from llama_loader.settings import Settings
 
 VERSION: Final = 1
@@ -52,8 +49,6 @@ PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
 ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
 """Seconds for the device list, and again for the tokens. Both together take 1 s on an H200."""
-FOLDER: Final = "test-runs"
-"""Where verdicts are kept in the store, a file each."""
 DOUBTFUL: Final = frozenset(
     {
         "CUDA_ERROR",
@@ -70,35 +65,12 @@ DOUBTFUL: Final = frozenset(
 """Errors of a start that leave open who is at fault; the others name it."""
 
 _N_CTX: Final = 256
-_MAX_BYTES: Final = 64 * 1024
-_LONGEST: Final = 86_400.0
-"""Seconds; a start may be given at most a day."""
+_ENOUGH: Final = 3
+"""So many times what the first devices took must be left to try the next: a machine that is merely
+slow is not to be blamed by the deadline."""
 _CPU, _ALL = "cpu", "all"
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a test run found.
-
-    Attributes:
-        ok: the right answer came, from the devices that were meant.
-        devices: which they were; empty for the CPU.
-        seconds: what it cost.
-        by: ``tiny model``, or ``model`` where a start of the user's own was the proof.
-        kept: it was read from the store; nothing ran now.
-        code, message, hint: of the error, where it is not ok.
-    """
-
-    ok: bool
-    devices: tuple[str, ...]
-    seconds: float
-    by: str = "tiny model"
-    kept: bool = False
-    code: str = ""
-    message: str = ""
-    hint: str = ""
 
 
 def possible(settings: Settings, prepared: Prepared) -> bool:
@@ -122,7 +94,7 @@ def kept(settings: Settings, prepared: Prepared) -> Verdict | None:
     where nobody lets the CPU do.
     """
     path = _path(prepared, _meant(settings, prepared))
-    found = _read(path) if path else None
+    found = verdicts.read(path) if path else None
     return found if found and (found.devices or _cpu_will_do(settings)) else None
 
 
@@ -170,7 +142,7 @@ def remember(settings: Settings, prepared: Prepared, server: Server) -> None:
         return
     label = _tested(settings, prepared, used)
     path = _path(prepared, label)
-    if path is not None and _read(path) is None:
+    if path is not None and verdicts.read(path) is None:
         _keep(
             prepared, label, Verdict(ok=True, devices=used, seconds=started.first_token, by="model")
         )
@@ -219,17 +191,34 @@ def _compute(
 ) -> tuple[str, ...] | None:
     """Start the tiny model as the user's would be; returns the devices that it really used.
 
-    None where the server did not say.
+    None where the server did not say. A model of one layer reaches two devices at most, so it is
+    started again on those that got nothing, as long as there is time for that.
 
     Raises:
         LoaderError: as for ``Server.start``, or another answer than the known one.
     """
-    from llama_loader.server import Server
+    limit = _limit(settings, prepared, devices)
+    began = time.monotonic()
+    used = _compute_once(_plan(settings, prepared, devices, limit), prepared, sink)
+    longest = time.monotonic() - began
+    while used and len(used) < len(devices):
+        left = limit - (time.monotonic() - began)
+        if left < _ENOUGH * longest:
+            break
+        rest = tuple(name for name in devices if name not in used)
+        more = _compute_once(_plan(settings, prepared, rest, left), prepared, ignore)
+        if not more:
+            break
+        used = tuple(name for name in devices if name in {*used, *more})
+    return used
+
+
+def _plan(
+    settings: Settings, prepared: Prepared, devices: tuple[str, ...], limit: float
+) -> ServerPlan:
     from llama_loader.serving.server_plan import ServerPlan
 
-    limit = _limit(settings, prepared, devices)
-    deadline = time.monotonic() + limit
-    plan = ServerPlan(
+    return ServerPlan(
         runtime=prepared.runtime,
         model=MODEL,
         environ=environment(settings, prepared),
@@ -240,6 +229,12 @@ def _compute(
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
     )
+
+
+def _compute_once(plan: ServerPlan, prepared: Prepared, sink: Sink) -> tuple[str, ...] | None:
+    from llama_loader.server import Server
+
+    deadline = time.monotonic() + plan.startup_timeout
     with Server(plan, before=prepared.require_sound) as server:
         unchecked = () if server.report.told else notes.placement(server)
         for note in (*notes.given_up(server), *unchecked):
@@ -277,15 +272,15 @@ def _answer(server: Server, deadline: float, *, cached: bool) -> str:
 
 
 def _really_used(server: Server) -> tuple[str, ...] | None:
-    """Return the server's devices; none where it says that the weights are elsewhere.
+    """Return those of the server's devices that hold weights; none where the CPU has them all.
 
-    None where it says nothing of them.
+    None where it does not say which, and so proves nothing of any.
     """
-    names = server.plan.devices
-    there = server.report.on_devices(names) if names else False
-    if there is None:
-        return None
-    return names if there else ()
+    names, report = server.plan.devices, server.report
+    owners = report.owners(names)
+    if owners or not names or report.on_devices(names) is False:
+        return owners
+    return names if report.offloaded and len(names) == 1 else None
 
 
 def _runtime_trouble(error: LoaderError) -> HostError | ServerError:
@@ -330,7 +325,7 @@ def _path(prepared: Prepared, devices: list[str]) -> Path | None:
     runtimes = prepared.installed.root.parent
     if runtimes.name != "runtimes":
         return None
-    return runtimes.parent / FOLDER / f"{_key(prepared, devices)}.json"
+    return runtimes.parent / verdicts.FOLDER / f"{_key(prepared, devices)}.json"
 
 
 def _key(prepared: Prepared, devices: list[str]) -> str:
@@ -351,26 +346,6 @@ def _key(prepared: Prepared, devices: list[str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """A good verdict, as it is read again."""
-
-    ok: Literal[True]
-    devices: tuple[Annotated[str, Meta(pattern=r"\A\w{1,64}\Z")], ...]
-    seconds: Annotated[float, Meta(ge=0, le=_LONGEST)]
-    by: Literal["tiny model", "model"]
-
-
-def _read(path: Path) -> Verdict | None:
-    """Read a good verdict; anything else counts as none."""
-    try:
-        data = disk.read_if_there(path)
-        tree = strict_json.loads(data or b"", what=path.name, max_bytes=_MAX_BYTES)
-        found = msgspec.convert(tree, _Kept)
-    except (OSError, IntegrityError, msgspec.ValidationError):
-        return None
-    return Verdict(ok=True, devices=found.devices, seconds=found.seconds, by=found.by, kept=True)
-
-
 def _keep_bad(prepared: Prepared, devices: list[str], error: LoaderError, seconds: float) -> None:
     bad = Verdict(
         ok=False,
@@ -384,20 +359,14 @@ def _keep_bad(prepared: Prepared, devices: list[str], error: LoaderError, second
 
 
 def _keep(prepared: Prepared, devices: list[str], verdict: Verdict) -> None:
-    """Write a verdict for the next run, and for people; a store that is read-only keeps none."""
+    """Write a verdict for the next run, and for people."""
     path = _path(prepared, devices)
     if path is None:
         return
-    document = {
-        **asdict(verdict),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    facts = {
         "artifact": prepared.installed.sha256,
         "gpus": [asdict(gpu) for gpu in prepared.host.gpus],
         "driver": prepared.host.driver,
         "for": devices,
     }
-    del document["kept"]
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        data = json.dumps(document, indent=1).encode()
-        disk.write_whole(path, data, staging=path.parents[1] / "staging")
+    verdicts.write(path, verdict, facts)

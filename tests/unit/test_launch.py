@@ -164,9 +164,7 @@ PARTLY = [
 ]
 
 
-def told(
-    ready: prepare.Prepared, extra: tuple[str, ...] = (), **variables: str
-) -> dict[str, str]:
+def told(ready: prepare.Prepared, extra: tuple[str, ...] = (), **variables: str) -> dict[str, str]:
     """Start; returns the notes by code."""
     notes: list[Any] = []
     launch.start(settings(**variables), ready, test_run.MODEL, extra, sink=notes.append).stop()

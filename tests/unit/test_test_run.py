@@ -421,6 +421,48 @@ def test_a_server_that_does_not_say_where_it_computes_proves_nothing(
     assert not (store / "test-runs").exists()
 
 
+MANY = tuple(replace(GPU, uuid=f"GPU-{at}") for at in range(5))
+FIVE_NAMES = [f"CUDA{at}" for at in range(5)]
+FIVE: dict[str, Any] = {
+    "list": {
+        "text": "\n  ".join(["Available devices:", *(f"{one}: A (9 MiB)" for one in FIVE_NAMES)])
+    },
+    "known_devices": FIVE_NAMES,
+}
+
+
+def test_each_device_that_a_start_may_choose_computes(impostor: Impostor, store: Path) -> None:
+    """The tiny model's one layer and its output reach two at most."""
+    ready = prepared(impostor.behave(**FIVE, reaches=2), store, replace(H200, gpus=MANY))
+    verdict = launch.try_runtime(settings(), ready)
+    assert verdict.devices == tuple(FIVE_NAMES)
+    assert impostor.starts() == 1 + 3
+    assert test_run.kept(settings(), ready)
+    assert "--device CUDA4" in " ".join(impostor.seen()["argv"])
+
+
+def test_devices_for_which_there_is_no_time_are_not_proven(
+    impostor: Impostor, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_run, "_ENOUGH", 1e9)
+    ready = prepared(impostor.behave(**FIVE, reaches=2), store, replace(H200, gpus=MANY))
+    assert launch.try_runtime(settings(), ready).devices == ("CUDA0", "CUDA1")
+    assert test_run.kept(settings(), ready) is None
+    assert test_run.kept(settings(LLAMA_DEVICE="CUDA0,CUDA1"), ready)
+
+
+def test_a_start_proves_only_the_devices_that_got_a_part(impostor: Impostor, store: Path) -> None:
+    ready = prepared(impostor.behave(list={"text": TWO_LISTED}, reaches=1), store, TWO)
+    start(settings(), ready)
+    assert test_run.kept(settings(), ready) is None
+    assert test_run.kept(settings(LLAMA_DEVICE="CUDA0"), ready)
+    only_layers = ["load_tensors: offloaded 31/31 layers to GPU"]
+    ready = prepared(impostor.behave(list={"text": TWO_LISTED}, say=only_layers), store, TWO)
+    (store / "test-runs").rename(store / "away")
+    start(settings(), ready)
+    assert not (store / "test-runs").exists()
+
+
 NO_GPU_SEEN = {"list": {"text": "Available devices:\n  (none)\n"}, "known_devices": []}
 
 
