@@ -78,10 +78,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Names for ``--device``; empty is the CPU."""
+    """Names for ``--device``; empty is the CPU.
+
+    ``every`` has all that could be used, where fewer were taken because they seem enough.
+    """
 
     names: tuple[str, ...]
     reason: str
+    every: tuple[str, ...] = ()
 
 
 def list_devices(runtime: Path, environ: Mapping[str, str], *, timeout: float = TIMEOUT) -> Listing:
@@ -243,6 +247,7 @@ def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
         return DeviceChoice((usable[0].name,), f"the only one: {usable[0].description}")
     if needed is None or any(device.free is None for device in usable):
         return DeviceChoice(tuple(device.name for device in usable), "all: the sizes are not known")
+    every = tuple(device.name for device in usable)
     roomiest = sorted(usable, key=lambda device: -(device.free or 0))
     room = 0
     for count, device in enumerate(roomiest, 1):
@@ -253,6 +258,6 @@ def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
             return DeviceChoice(
                 names,
                 f"the fewest that hold {needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free",
+                every if names != every else (),
             )
-    names = tuple(device.name for device in usable)
-    return DeviceChoice(names, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB")
+    return DeviceChoice(every, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB")

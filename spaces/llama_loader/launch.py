@@ -149,6 +149,7 @@ def plan_server(
         model=model,
         environ=environment(settings, prepared),
         devices=chosen.names,
+        every_device=chosen.every,
         n_gpu_layers=settings.n_gpu_layers,
         n_ctx=settings.n_ctx,
         port=settings.server_port,
@@ -225,7 +226,7 @@ def start(
             raise
         # a GPU of which the driver tells is not visible to the server: ask what it sees
         chosen = ask_devices(settings, prepared, model)
-        plan = replace(plan, devices=chosen.names)
+        plan = replace(plan, devices=chosen.names, every_device=chosen.every)
         supervisor = _started(settings, prepared, plan, sink)
     try:
         _note_start(settings, prepared, supervisor.server, sink)

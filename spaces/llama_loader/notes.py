@@ -81,6 +81,17 @@ def layers_left_over(report: LoadReport) -> Note:
     )
 
 
+def devices_added(asked: tuple[str, ...], names: tuple[str, ...]) -> Note:
+    """The model took more memory than was reckoned, and other GPUs were there."""
+    return Note(
+        "DEVICES_ADDED",
+        f"{', '.join(asked)} had no room for the model, although it was reckoned to fit; it is on"
+        f" {', '.join(names)} now",
+        "somebody else may use that GPU; to start on all at once, name them in"
+        " YAKULINGO_SPACES_LLAMA_DEVICE",
+    )
+
+
 def not_repacked() -> Note:
     """The CPU announces instructions that it does not have, as some virtual machines do."""
     return Note(
@@ -158,6 +169,8 @@ def given_up(server: Server) -> tuple[Note, ...]:
     found = []
     if not server.plan.repacked:
         found.append(not_repacked())
+    if server.plan.devices != server.asked.devices:
+        found.append(devices_added(server.asked.devices, server.plan.devices))
     if server.plan.fitted:
         found.append(layers_left_over(server.report))
     return tuple(found)

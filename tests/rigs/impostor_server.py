@@ -189,8 +189,9 @@ if "--list-devices" in sys.argv:
 if DO.get("bad_starts") is not None:
     starts = len((HERE / "starts").read_text().splitlines())
     if starts > DO["bad_starts"]:
+        known = DO["known_devices"]
         DO.clear()
-        DO["known_devices"] = ["CUDA0", "CUDA1"]
+        DO["known_devices"] = known
 misbehave()
 report()
 serve()

@@ -157,6 +157,46 @@ def test_what_is_not_as_asked_is_said(
     assert said in notes[code]
 
 
+NO_MEMORY = "allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory"
+FOUR_NAMES = [f"CUDA{at}" for at in range(4)]
+FOUR: dict[str, Any] = {
+    "list": {
+        "text": "\n  ".join(
+            ["Available devices:", *(f"{one}: A (24000 MiB, 3000 MiB free)" for one in FOUR_NAMES)]
+        )
+    },
+    "known_devices": FOUR_NAMES,
+}
+
+
+@pytest.mark.parametrize(
+    ("bad_starts", "codes"),
+    [(2, ["DEVICES_ADDED"]), (3, ["DEVICES_ADDED", "LAYERS_LEFT_OVER"])],
+)
+def test_idle_gpus_come_before_the_cpu(
+    bad_starts: int, codes: list[str], impostor: Impostor
+) -> None:
+    """One GPU was reckoned to be enough, and is not: the first start is the list's."""
+    host = replace(H200, gpus=H200.gpus * 4, memory=64 << 30)
+    do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": bad_starts}
+    ready = prepared(impostor.behave(**do), host)
+    notes: list[Any] = []
+    launch.start(settings(), ready, test_run.MODEL, sink=notes.append).stop()
+    argv = impostor.seen()["argv"]
+    assert device(argv) == "CUDA0,CUDA1,CUDA2,CUDA3"
+    assert ("-1" in argv) == (bad_starts == 3)
+    assert [one.code for one in notes] == codes
+    assert "CUDA0 had no room" in notes[0].message
+
+
+def test_a_gpu_that_was_named_is_not_added_to(impostor: Impostor) -> None:
+    host = replace(H200, gpus=H200.gpus * 4, memory=64 << 30)
+    do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": 2}
+    ready = prepared(impostor.behave(**do), host)
+    start(settings(LLAMA_DEVICE="CUDA0"), ready, test_run.MODEL)
+    assert device(impostor.seen()["argv"]) == "CUDA0"
+
+
 PARTLY = [
     "load_tensors: offloaded 1/63 layers to GPU",
     "load_tensors:        CUDA0 model buffer size =   100.00 MiB",
