@@ -47,7 +47,7 @@ def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -
         return DeviceChoice((_ONLY_DEVICE,), f"the only one: {seen}")
     known = _known_devices(settings, prepared)
     if known is not None:
-        return _chosen(settings, known, model)
+        return _chosen(settings, prepared, known, model)
     return ask_devices(settings, prepared, model)
 
 
@@ -87,13 +87,40 @@ def ask_devices(
     """
     if listing is None:
         listing = list_devices(settings, prepared)
-    return _chosen(settings, listing.devices, model)
+    return _chosen(settings, prepared, listing.devices, model)
 
 
-def _chosen(settings: Settings, found: tuple[Device, ...], model: Path | None) -> DeviceChoice:
+def served(found: tuple[Device, ...], prepared: Prepared) -> tuple[Device, ...]:
+    """Leave out devices for which the artifact has no code: hosts may mix GPUs.
+
+    The listing has names alone, so the host's GPUs of that name tell the capability. What is
+    unknown or could be either stays, and so do all where none would: the server says why.
+    """
+    choice = prepared.choice
+    if choice is None or choice.runs_on != "gpu":
+        return found
+    known: dict[str, set[str | None]] = {}
+    for gpu in prepared.host.gpus:
+        known.setdefault(_plain_name(gpu.name), set()).add(gpu.capability)
+
+    def usable(device: Device) -> bool:
+        capabilities = known.get(_plain_name(device.description), {None})
+        return None in capabilities or not capabilities.isdisjoint(choice.capabilities)
+
+    kept = tuple(one for one in found if not one.is_cuda or usable(one))
+    return kept if any(one.is_cuda for one in kept) else found
+
+
+def _plain_name(name: str) -> str:
+    return name.casefold().removeprefix("nvidia ").strip()
+
+
+def _chosen(
+    settings: Settings, prepared: Prepared, found: tuple[Device, ...], model: Path | None
+) -> DeviceChoice:
     size = model_file.measure(model, settings.n_ctx) if model else None
     return devices.choose(
-        found,
+        found if settings.devices else served(found, prepared),
         settings.devices,
         needed=size.needed if size else None,
         allow_cpu=settings.allow_cpu,

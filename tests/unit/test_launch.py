@@ -197,6 +197,50 @@ def test_a_gpu_that_was_named_is_not_added_to(impostor: Impostor) -> None:
     assert device(impostor.seen()["argv"]) == "CUDA0"
 
 
+A100, T4 = Gpu("NVIDIA A100-SXM4-40GB", "80"), Gpu("Tesla T4", "75")
+MIXED = (
+    "Available devices:\n"
+    "  CUDA0: NVIDIA A100-SXM4-40GB (40000 MiB, 39000 MiB free)\n"
+    "  CUDA1: Tesla T4 (15000 MiB, 14000 MiB free)\n"
+)
+
+
+def on_mixed_gpus(runtime: Path, *gpus: Gpu, **choice: Any) -> prepare.Prepared:
+    """The artifact has code for the T4 alone."""
+    ready = prepared(runtime, H200)
+    assert ready.choice is not None
+    serves = replace(ready.choice, **{"capabilities": ("75",), **choice})
+    return replace(ready, choice=serves, host=replace(ready.host, gpus=gpus))
+
+
+def test_a_gpu_that_the_artifact_has_no_code_for_is_passed_over(impostor: Impostor) -> None:
+    runtime = impostor.behave(list={"text": MIXED})
+    for model_path in (test_run.MODEL, Path("/unknown.gguf")):
+        argv, _ = start(settings(), on_mixed_gpus(runtime, A100, T4), model_path)
+        assert device(argv) == "CUDA1"
+    argv, _ = start(settings(LLAMA_DEVICE="CUDA0"), on_mixed_gpus(runtime, A100, T4))
+    assert device(argv) == "CUDA0"  # a person's own word
+
+
+@pytest.mark.parametrize(
+    ("gpus", "choice"),
+    [
+        ((A100, T4), {"capabilities": ("80", "75")}),
+        ((A100, T4), {"capabilities": ("120",)}),  # --arch 120: neither
+        ((replace(A100, capability=None), T4), {}),
+        ((A100, replace(A100, capability="75"), T4), {}),  # the name stands for both
+        ((replace(A100, name="A100 PCIe"), T4), {}),
+        ((A100, T4), {"runs_on": "cpu"}),
+    ],
+)
+def test_where_the_names_do_not_tell_every_gpu_stays(
+    gpus: tuple[Gpu, ...], choice: dict[str, Any], impostor: Impostor
+) -> None:
+    ready = on_mixed_gpus(impostor.behave(list={"text": MIXED}), *gpus, **choice)
+    found = launch.list_devices(settings(), ready).devices
+    assert launch.served(found, ready) == found
+
+
 PARTLY = [
     "load_tensors: offloaded 1/63 layers to GPU",
     "load_tensors:        CUDA0 model buffer size =   100.00 MiB",
