@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from llama_loader.console import Console
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
-    from llama_loader.test_run import Verdict
+    from llama_loader.verdicts import Verdict
 
 _OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
 _SYSTEM_HINT = "is there room where the output goes, and may this user write there?"

@@ -24,12 +24,17 @@ TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
 _MIB: Final = 1024**2
 _DEVICE: Final = re.compile(
-    r"^\s*(?P<name>(?!Device\b)[A-Za-z][A-Za-z0-9_.-]*[0-9]*(?:\[[^\]]*\])?)\s*: "
-    r"(?P<description>.+?)"
-    r"(?: \((?P<total>[0-9]+) MiB(?:, (?P<free>[0-9]+) MiB free)?\))?\s*$"
+    r"  (?P<name>(?:[A-Z][A-Za-z]{0,30}[0-9]{1,3}|RPC[0-9]{0,3}\[[^\]\s]{1,255}\]"
+    r"|Metal|OpenCL|GPUOpenCL|WebGPU)): "
+    r"(?P<description>\S.*?)"
+    r"(?: \((?P<total>[0-9]{1,9}) MiB(?:, (?P<free>[0-9]{1,9}) MiB free)?\))?\s*"
 )
+"""A line as llama.cpp prints it (common/arg.cpp). Errors and logs of backends come between them."""
+_CUT: Final = re.compile(r"\([0-9]+(?: M|,|$)| MiB\b")
+"""In what should be a description: sizes that end too soon, or that no machine has."""
+_NO_GPU: Final = re.compile(r"(?:CPU|BLAS|ACCEL)[0-9]*", re.IGNORECASE)
 _INIT: Final = re.compile(
-    r"^\s*Device (?P<index>[0-9]+): (?P<description>[^,]+), compute capability (?P<cc>[0-9.]+)"
+    r"\s*Device (?P<index>[0-9]{1,3}): (?P<description>[^,]+), compute capability [0-9.]+"
 )
 """ggml-cuda's own start-up report; builds of 2024 and before print nothing else."""
 _SHOWN: Final = 300
@@ -73,10 +78,14 @@ class Listing:
 
 @dataclass(frozen=True)
 class DeviceChoice:
-    """Names for ``--device``; empty is the CPU."""
+    """Names for ``--device``; empty is the CPU.
+
+    ``every`` has all that could be used, where fewer were taken because they seem enough.
+    """
 
     names: tuple[str, ...]
     reason: str
+    every: tuple[str, ...] = ()
 
 
 def list_devices(runtime: Path, environ: Mapping[str, str], *, timeout: float = TIMEOUT) -> Listing:
@@ -150,29 +159,41 @@ def parse(output: str) -> tuple[Device, ...]:
 
     Present form: ``Available devices:`` and then ``  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB
     free)`` or ``  (none)``. Earlier ones lack the free memory, all memory, or ``(none)``; before
-    there was a list, ggml-cuda's ``  Device 0: …, compute capability 9.0`` is all there is.
+    there was a list, ggml-cuda's ``  Device 0: …, compute capability 9.0`` is all there is. Lines
+    of another form are no devices; nor are BLAS and the CPU, which no ``--device`` takes.
 
     Raises:
         HostError: it is none of these.
     """
     _, heading, body = output.partition("Available devices:")
     if heading:
-        return tuple(_device(m) for m in map(_DEVICE.match, body.splitlines()) if m)
-    early = [matched for matched in map(_INIT.match, output.splitlines()) if matched]
+        found = (_device(line) for line in body.split("\n"))
+        return tuple(one for one in found if one and not _NO_GPU.fullmatch(one.name))
+    early = [matched for matched in map(_INIT.match, output.split("\n")) if matched]
     if early:
         return tuple(Device(f"CUDA{m['index']}", m["description"].strip()) for m in early)
     if output.strip():
-        raise HostError(
-            "DEVICE_LIST_GARBLED",
-            f"llama-server --list-devices printed no list: {output.strip()[:_SHOWN]!r}",
-            hint="is this really a llama-server? Look at the runtime's archive",
-        )
+        raise _garbled("no list", output)
     return ()
 
 
-def _device(matched: re.Match[str]) -> Device:
+def _device(line: str) -> Device | None:
+    """Read a line; None for one that is of somebody else."""
+    matched = _DEVICE.fullmatch(line)
+    if not matched:
+        return None
+    if matched["total"] is None and _CUT.search(matched["description"]):
+        raise _garbled("a list that is cut off or damaged", line)
     total, free = (int(matched[key]) * _MIB if matched[key] else None for key in ("total", "free"))
     return Device(matched["name"], matched["description"].strip(), total, free)
+
+
+def _garbled(what: str, output: str) -> HostError:
+    return HostError(
+        "DEVICE_LIST_GARBLED",
+        f"llama-server --list-devices printed {what}: {output.strip()[:_SHOWN]!r}",
+        hint="is this really a llama-server? Look at the runtime's archive",
+    )
 
 
 def choose(
@@ -192,7 +213,7 @@ def choose(
     if wanted:
         return _named(found, wanted)
     cuda = [device for device in found if device.is_cuda]
-    usable = cuda or [device for device in found if not device.name.upper().startswith("CPU")]
+    usable = cuda or list(found)
     if not usable:
         if allow_cpu:
             return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
@@ -226,6 +247,7 @@ def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
         return DeviceChoice((usable[0].name,), f"the only one: {usable[0].description}")
     if needed is None or any(device.free is None for device in usable):
         return DeviceChoice(tuple(device.name for device in usable), "all: the sizes are not known")
+    every = tuple(device.name for device in usable)
     roomiest = sorted(usable, key=lambda device: -(device.free or 0))
     room = 0
     for count, device in enumerate(roomiest, 1):
@@ -236,6 +258,6 @@ def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
             return DeviceChoice(
                 names,
                 f"the fewest that hold {needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free",
+                every if names != every else (),
             )
-    names = tuple(device.name for device in usable)
-    return DeviceChoice(names, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB")
+    return DeviceChoice(every, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB")

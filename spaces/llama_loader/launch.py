@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
-    from llama_loader.test_run import Verdict
+    from llama_loader.verdicts import Verdict
 
 _ONLY_DEVICE: Final = "CUDA0"
 """What llama-server calls the GPU of a machine that has one."""
@@ -47,7 +47,7 @@ def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -
         return DeviceChoice((_ONLY_DEVICE,), f"the only one: {seen}")
     known = _known_devices(settings, prepared)
     if known is not None:
-        return _chosen(settings, known, model)
+        return _chosen(settings, prepared, known, model)
     return ask_devices(settings, prepared, model)
 
 
@@ -87,13 +87,40 @@ def ask_devices(
     """
     if listing is None:
         listing = list_devices(settings, prepared)
-    return _chosen(settings, listing.devices, model)
+    return _chosen(settings, prepared, listing.devices, model)
 
 
-def _chosen(settings: Settings, found: tuple[Device, ...], model: Path | None) -> DeviceChoice:
+def served(found: tuple[Device, ...], prepared: Prepared) -> tuple[Device, ...]:
+    """Leave out devices for which the artifact has no code: hosts may mix GPUs.
+
+    The listing has names alone, so the host's GPUs of that name tell the capability. What is
+    unknown or could be either stays, and so do all where none would: the server says why.
+    """
+    choice = prepared.choice
+    if choice is None or choice.runs_on != "gpu":
+        return found
+    known: dict[str, set[str | None]] = {}
+    for gpu in prepared.host.gpus:
+        known.setdefault(_plain_name(gpu.name), set()).add(gpu.capability)
+
+    def usable(device: Device) -> bool:
+        capabilities = known.get(_plain_name(device.description), {None})
+        return None in capabilities or not capabilities.isdisjoint(choice.capabilities)
+
+    kept = tuple(one for one in found if not one.is_cuda or usable(one))
+    return kept if any(one.is_cuda for one in kept) else found
+
+
+def _plain_name(name: str) -> str:
+    return name.casefold().removeprefix("nvidia ").strip()
+
+
+def _chosen(
+    settings: Settings, prepared: Prepared, found: tuple[Device, ...], model: Path | None
+) -> DeviceChoice:
     size = model_file.measure(model, settings.n_ctx) if model else None
     return devices.choose(
-        found,
+        found if settings.devices else served(found, prepared),
         settings.devices,
         needed=size.needed if size else None,
         allow_cpu=settings.allow_cpu,
@@ -149,6 +176,7 @@ def plan_server(
         model=model,
         environ=environment(settings, prepared),
         devices=chosen.names,
+        every_device=chosen.every,
         n_gpu_layers=settings.n_gpu_layers,
         n_ctx=settings.n_ctx,
         port=settings.server_port,
@@ -225,7 +253,7 @@ def start(
             raise
         # a GPU of which the driver tells is not visible to the server: ask what it sees
         chosen = ask_devices(settings, prepared, model)
-        plan = replace(plan, devices=chosen.names)
+        plan = replace(plan, devices=chosen.names, every_device=chosen.every)
         supervisor = _started(settings, prepared, plan, sink)
     try:
         _note_start(settings, prepared, supervisor.server, sink)
@@ -242,7 +270,7 @@ def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Si
         prepared.timeline.add("start", server.started.loaded)
         first_token = server.started.first_token - server.started.loaded
         prepared.timeline.add("first token", first_token)
-    for note in notes.given_up(server):
+    for note in notes.not_as_asked(server):
         sink(note)
     test_run.remember(settings, prepared, server)
 

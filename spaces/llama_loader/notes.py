@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from llama_loader.events import Note
+from llama_loader.parsers import ALL_LAYERS
+from llama_loader.serving import extra_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -79,6 +81,17 @@ def layers_left_over(report: LoadReport) -> Note:
     )
 
 
+def devices_added(asked: tuple[str, ...], names: tuple[str, ...]) -> Note:
+    """The model took more memory than was reckoned, and other GPUs were there."""
+    return Note(
+        "DEVICES_ADDED",
+        f"{', '.join(asked)} had no room for the model, although it was reckoned to fit; it is on"
+        f" {', '.join(names)} now",
+        "somebody else may use that GPU; to start on all at once, name them in"
+        " YAKULINGO_SPACES_LLAMA_DEVICE",
+    )
+
+
 def not_repacked() -> Note:
     """The CPU announces instructions that it does not have, as some virtual machines do."""
     return Note(
@@ -90,11 +103,74 @@ def not_repacked() -> Note:
     )
 
 
+def layers_on_cpu(report: LoadReport) -> Note:
+    """All layers were asked to be on the GPU, none was to be left, and yet some are."""
+    return Note(
+        "LAYERS_ON_CPU",
+        f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked for;"
+        " the CPU does the rest, and each token waits for it",
+        "look at the arguments after --; without any, report it with llama-server's log",
+    )
+
+
+def device_unused(names: tuple[str, ...]) -> Note:
+    """Several devices were meant, and some got nothing."""
+    return Note(
+        "DEVICE_UNUSED",
+        f"{', '.join(names)} got no part of the model, by llama-server's own report",
+        "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
+    )
+
+
+def devices_not_checked(names: tuple[str, ...]) -> Note:
+    """The server did not say where its weights are."""
+    return Note(
+        "DEVICES_NOT_CHECKED",
+        f"whether the model is on {', '.join(names)} could not be checked: llama-server did not say"
+        " where it put it, so this start proves nothing of the GPU",
+        "leave away --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU holds",
+    )
+
+
+def placement(server: Server) -> tuple[Note, ...]:
+    """Return what the server's own report says against the devices that were meant.
+
+    A model that is on none of them is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
+    """
+    plan, report = server.plan, server.report
+    if not plan.devices or plan.n_gpu_layers == 0:
+        return ()
+    if not report.told:
+        return () if plan.allow_cpu else (devices_not_checked(plan.devices),)
+    found = []
+    owners = report.owners(plan.devices)
+    unused = tuple(name for name in plan.devices if name not in owners)
+    if owners and unused:
+        found.append(device_unused(unused))
+    if report.offloaded and report.offloaded < (report.layers or 0) and _all_layers(server):
+        found.append(layers_on_cpu(report))
+    return tuple(found)
+
+
+def _all_layers(server: Server) -> bool:
+    """Whether every layer was to be on a GPU, and nobody said another number after ``--``."""
+    plan = server.plan
+    own = extra_arguments.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
+    return plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own is None
+
+
+def not_as_asked(server: Server) -> tuple[Note, ...]:
+    """Return all that people should know of a start that came to its end."""
+    return (*given_up(server), *placement(server))
+
+
 def given_up(server: Server) -> tuple[Note, ...]:
     """Return what a start had to do without, for people to know; empty where it went as asked."""
     found = []
     if not server.plan.repacked:
         found.append(not_repacked())
+    if server.plan.devices != server.asked.devices:
+        found.append(devices_added(server.asked.devices, server.plan.devices))
     if server.plan.fitted:
         found.append(layers_left_over(server.report))
     return tuple(found)

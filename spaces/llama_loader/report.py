@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from llama_loader.prepare import Prepared
     from llama_loader.select import Choice
     from llama_loader.server import Server
-    from llama_loader.test_run import Verdict
+    from llama_loader.verdicts import Verdict
 
 
 def fetched(prepared: Prepared, verdict: Verdict | None = None) -> dict[str, Any]:

@@ -156,7 +156,7 @@ class Supervisor:
             else:
                 if self._stopped.is_set():  # meanwhile, from another thread
                     self._server.stop()
-                for note in notes.given_up(self._server):
+                for note in notes.not_as_asked(self._server):
                     self._sink(note)
                 return
 

@@ -11,18 +11,14 @@ succeeds is the better proof and must not wait (docs/decisions/0012-test-run.md)
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal
+from typing import TYPE_CHECKING, Final
 
-import msgspec
-from msgspec import Meta
-
-from llama_loader import notes, strict_json
+from llama_loader import notes, verdicts
 from llama_loader.errors import (
     HostError,
     IntegrityError,
@@ -33,7 +29,7 @@ from llama_loader.errors import (
 from llama_loader.events import ignore
 from llama_loader.parsers import ALL_LAYERS
 from llama_loader.prepare import environment
-from llama_loader.storage import disk
+from llama_loader.verdicts import Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -42,6 +38,7 @@ if TYPE_CHECKING:
     from llama_loader.events import Sink
     from llama_loader.prepare import Prepared
     from llama_loader.server import Server
+    from llama_loader.serving.server_plan import ServerPlan
     from llama_loader.settings import Settings
 
 VERSION: Final = 1
@@ -52,8 +49,6 @@ PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
 ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
 """Seconds for the device list, and again for the tokens. Both together take 1 s on an H200."""
-FOLDER: Final = "test-runs"
-"""Where verdicts are kept in the store, a file each."""
 DOUBTFUL: Final = frozenset(
     {
         "CUDA_ERROR",
@@ -70,35 +65,12 @@ DOUBTFUL: Final = frozenset(
 """Errors of a start that leave open who is at fault; the others name it."""
 
 _N_CTX: Final = 256
-_MAX_BYTES: Final = 64 * 1024
-_LONGEST: Final = 86_400.0
-"""Seconds; a start may be given at most a day."""
+_ENOUGH: Final = 3
+"""So many times what the first devices took must be left to try the next: a machine that is merely
+slow is not to be blamed by the deadline."""
 _CPU, _ALL = "cpu", "all"
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a test run found.
-
-    Attributes:
-        ok: the right answer came, from the devices that were meant.
-        devices: which they were; empty for the CPU.
-        seconds: what it cost.
-        by: ``tiny model``, or ``model`` where a start of the user's own was the proof.
-        kept: it was read from the store; nothing ran now.
-        code, message, hint: of the error, where it is not ok.
-    """
-
-    ok: bool
-    devices: tuple[str, ...]
-    seconds: float
-    by: str = "tiny model"
-    kept: bool = False
-    code: str = ""
-    message: str = ""
-    hint: str = ""
 
 
 def possible(settings: Settings, prepared: Prepared) -> bool:
@@ -118,10 +90,12 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
 def kept(settings: Settings, prepared: Prepared) -> Verdict | None:
     """Return the good verdict of an earlier run for this GPU, driver, artifact and devices.
 
-    A bad one does not count: it may have been a passing trouble.
+    A bad one does not count: it may have been a passing trouble. Nor does one that the CPU gave,
+    where nobody lets the CPU do.
     """
     path = _path(prepared, _meant(settings, prepared))
-    return _read(path) if path else None
+    found = verdicts.read(path) if path else None
+    return found if found and (found.devices or _cpu_will_do(settings)) else None
 
 
 def run(
@@ -142,14 +116,18 @@ def run(
     """
     began = time.monotonic()
     try:
-        used = _compute(settings, prepared, choose().names, sink)
+        meant = choose().names
+        used = _compute(settings, prepared, meant, sink)
     except (StoreError, IntegrityError):  # it was not even started
         raise
     except LoaderError as error:
         told = _runtime_trouble(error)
         _keep_bad(prepared, _meant(settings, prepared), told, time.monotonic() - began)
         raise told from error
-    verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
+    verdict = Verdict(ok=True, devices=meant, seconds=time.monotonic() - began)
+    if used is None:
+        return verdict
+    verdict = replace(verdict, devices=used)
     _keep(prepared, _tested(settings, prepared, used), verdict)
     return verdict
 
@@ -160,9 +138,11 @@ def remember(settings: Settings, prepared: Prepared, server: Server) -> None:
     if settings.no_test_run or started is None:
         return
     used = _really_used(server)
+    if used is None:  # nobody knows what it proved
+        return
     label = _tested(settings, prepared, used)
     path = _path(prepared, label)
-    if path is not None and _read(path) is None:
+    if path is not None and verdicts.read(path) is None:
         _keep(
             prepared, label, Verdict(ok=True, devices=used, seconds=started.first_token, by="model")
         )
@@ -194,8 +174,9 @@ def judged(
         return type(told)(
             told.code, f"{told.message}; with your model: {error.message}", hint=told.hint
         )
-    verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
-    _keep(prepared, _tested(settings, prepared, used), verdict)
+    if used is not None:
+        verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
+        _keep(prepared, _tested(settings, prepared, used), verdict)
     works = "the loader's own tiny model answers here, so the runtime works"
     hint = "look at the model, its size and the server's arguments"
     return type(error)(
@@ -207,18 +188,37 @@ def judged(
 
 def _compute(
     settings: Settings, prepared: Prepared, devices: tuple[str, ...], sink: Sink = ignore
-) -> tuple[str, ...]:
+) -> tuple[str, ...] | None:
     """Start the tiny model as the user's would be; returns the devices that it really used.
+
+    None where the server did not say. A model of one layer reaches two devices at most, so it is
+    started again on those that got nothing, as long as there is time for that.
 
     Raises:
         LoaderError: as for ``Server.start``, or another answer than the known one.
     """
-    from llama_loader.server import Server
+    limit = _limit(settings, prepared, devices)
+    began = time.monotonic()
+    used = _compute_once(_plan(settings, prepared, devices, limit), prepared, sink)
+    longest = time.monotonic() - began
+    while used and len(used) < len(devices):
+        left = limit - (time.monotonic() - began)
+        if left < _ENOUGH * longest:
+            break
+        rest = tuple(name for name in devices if name not in used)
+        more = _compute_once(_plan(settings, prepared, rest, left), prepared, ignore)
+        if not more:
+            break
+        used = tuple(name for name in devices if name in {*used, *more})
+    return used
+
+
+def _plan(
+    settings: Settings, prepared: Prepared, devices: tuple[str, ...], limit: float
+) -> ServerPlan:
     from llama_loader.serving.server_plan import ServerPlan
 
-    limit = _limit(settings, prepared, devices)
-    deadline = time.monotonic() + limit
-    plan = ServerPlan(
+    return ServerPlan(
         runtime=prepared.runtime,
         model=MODEL,
         environ=environment(settings, prepared),
@@ -229,8 +229,15 @@ def _compute(
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
     )
+
+
+def _compute_once(plan: ServerPlan, prepared: Prepared, sink: Sink) -> tuple[str, ...] | None:
+    from llama_loader.server import Server
+
+    deadline = time.monotonic() + plan.startup_timeout
     with Server(plan, before=prepared.require_sound) as server:
-        for note in notes.given_up(server):
+        unchecked = () if server.report.told else notes.placement(server)
+        for note in (*notes.given_up(server), *unchecked):
             sink(note)
         for cached in (False, True):  # all tokens at once, then the last one alone on the cache
             answer = _answer(server, deadline, cached=cached)
@@ -264,10 +271,16 @@ def _answer(server: Server, deadline: float, *, cached: bool) -> str:
         raise
 
 
-def _really_used(server: Server) -> tuple[str, ...]:
-    """Return the server's devices; none where it says that the weights are elsewhere."""
-    names = server.plan.devices
-    return () if server.report.on_devices(names) is False else names
+def _really_used(server: Server) -> tuple[str, ...] | None:
+    """Return those of the server's devices that hold weights; none where the CPU has them all.
+
+    None where it does not say which, and so proves nothing of any.
+    """
+    names, report = server.plan.devices, server.report
+    owners = report.owners(names)
+    if owners or not names or report.on_devices(names) is False:
+        return owners
+    return names if report.offloaded and len(names) == 1 else None
 
 
 def _runtime_trouble(error: LoaderError) -> HostError | ServerError:
@@ -279,12 +292,21 @@ def _runtime_trouble(error: LoaderError) -> HostError | ServerError:
     return ServerError(error.code, f"{message} (your model is not the cause)", hint=_REPORT)
 
 
+def _cpu_will_do(settings: Settings) -> bool:
+    """Whether a person allowed the CPU, or chose it."""
+    return settings.allow_cpu or settings.cpu_chosen or _cpu_named(settings)
+
+
+def _cpu_named(settings: Settings) -> bool:
+    return [name.lower() for name in settings.devices] in (["none"], ["cpu"])
+
+
 def _meant(settings: Settings, prepared: Prepared) -> list[str]:
     """Name the devices that a start would take, without asking for them."""
     choice = prepared.choice
     named = [name.lower() for name in settings.devices]
     if named:
-        return [_CPU] if named in (["none"], ["cpu"]) or settings.cpu_chosen else named
+        return [_CPU] if _cpu_named(settings) or settings.cpu_chosen else named
     on_cpu = choice is not None and (choice.runs_on == "cpu" or bool(prepared.missing))
     return [_CPU] if settings.cpu_chosen or on_cpu or not prepared.host.visible_count else [_ALL]
 
@@ -303,7 +325,7 @@ def _path(prepared: Prepared, devices: list[str]) -> Path | None:
     runtimes = prepared.installed.root.parent
     if runtimes.name != "runtimes":
         return None
-    return runtimes.parent / FOLDER / f"{_key(prepared, devices)}.json"
+    return runtimes.parent / verdicts.FOLDER / f"{_key(prepared, devices)}.json"
 
 
 def _key(prepared: Prepared, devices: list[str]) -> str:
@@ -324,26 +346,6 @@ def _key(prepared: Prepared, devices: list[str]) -> str:
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
 
-class _Kept(msgspec.Struct, frozen=True):
-    """A good verdict, as it is read again."""
-
-    ok: Literal[True]
-    devices: tuple[Annotated[str, Meta(pattern=r"\A\w{1,64}\Z")], ...]
-    seconds: Annotated[float, Meta(ge=0, le=_LONGEST)]
-    by: Literal["tiny model", "model"]
-
-
-def _read(path: Path) -> Verdict | None:
-    """Read a good verdict; anything else counts as none."""
-    try:
-        data = disk.read_if_there(path)
-        tree = strict_json.loads(data or b"", what=path.name, max_bytes=_MAX_BYTES)
-        found = msgspec.convert(tree, _Kept)
-    except (OSError, IntegrityError, msgspec.ValidationError):
-        return None
-    return Verdict(ok=True, devices=found.devices, seconds=found.seconds, by=found.by, kept=True)
-
-
 def _keep_bad(prepared: Prepared, devices: list[str], error: LoaderError, seconds: float) -> None:
     bad = Verdict(
         ok=False,
@@ -357,20 +359,14 @@ def _keep_bad(prepared: Prepared, devices: list[str], error: LoaderError, second
 
 
 def _keep(prepared: Prepared, devices: list[str], verdict: Verdict) -> None:
-    """Write a verdict for the next run, and for people; a store that is read-only keeps none."""
+    """Write a verdict for the next run, and for people."""
     path = _path(prepared, devices)
     if path is None:
         return
-    document = {
-        **asdict(verdict),
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    facts = {
         "artifact": prepared.installed.sha256,
         "gpus": [asdict(gpu) for gpu in prepared.host.gpus],
         "driver": prepared.host.driver,
         "for": devices,
     }
-    del document["kept"]
-    with contextlib.suppress(OSError):
-        path.parent.mkdir(exist_ok=True)
-        data = json.dumps(document, indent=1).encode()
-        disk.write_whole(path, data, staging=path.parents[1] / "staging")
+    verdicts.write(path, verdict, facts)

@@ -1,6 +1,10 @@
 """Stands in for llama-server: does what ``behaviour.json`` beside it says.
 
-Keys: ``list`` {text, status, sleep, signal} for --list-devices; ``say`` lines to print; ``flood``
+Where its weights are it says as llama-server does: on all devices that it is given, all layers;
+some of them where it is to find out how many fit (``--n-gpu-layers -1``).
+Keys: ``list`` {text, status, sleep, signal} for --list-devices; ``say`` lines to print (instead of
+that where they speak of layers or buffers); ``mute`` says nothing of it, as with --log-disable;
+``reaches``: how many of its devices get a part; ``flood``
 bytes to print at once; ``exit`` status or ``signal`` number to end with before it listens;
 ``never_listen``; ``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang,
 die, refuse, garbage; ``chat``: ok, die, refuse; ``between`` seconds between its words; ``deaf``
@@ -131,6 +135,21 @@ class Handler(http.server.BaseHTTPRequestHandler):
 DO.setdefault("known_devices", ["CUDA0", "CUDA1"])
 
 
+def report() -> None:
+    """Say where the weights went, in the words of src/llama-model.cpp."""
+    told = any("offloaded" in line or "buffer size" in line for line in DO.get("say", []))
+    if told or DO.get("mute") or "--log-disable" in sys.argv:
+        return
+    wanted = int(option("--n-gpu-layers") or 0)
+    names = (option("--device") or "none").split(",")[: DO.get("reaches")]
+    on_gpu = [name for name in names if name != "none" and wanted]
+    layers = (31 if wanted > 0 else 12) if on_gpu else 0
+    print(f"load_tensors: offloaded {layers}/31 layers to GPU")
+    for name in on_gpu:
+        print(f"load_tensors: {name:>12} model buffer size =   900.00 MiB")
+    print("load_tensors:   CPU_Mapped model buffer size =    92.10 MiB", flush=True)
+
+
 def misbehave() -> None:
     """Everything that happens before it listens."""
     if DO.get("deaf"):
@@ -170,7 +189,9 @@ if "--list-devices" in sys.argv:
 if DO.get("bad_starts") is not None:
     starts = len((HERE / "starts").read_text().splitlines())
     if starts > DO["bad_starts"]:
+        known = DO["known_devices"]
         DO.clear()
-        DO["known_devices"] = ["CUDA0", "CUDA1"]
+        DO["known_devices"] = known
 misbehave()
+report()
 serve()

@@ -79,6 +79,53 @@ def test_what_is_no_list_is_said_and_quoted() -> None:
     assert caught.value.code == "DEVICE_LIST_GARBLED"
 
 
+@pytest.mark.parametrize(
+    "trailing",
+    [
+        "  (none)\nggml_vulkan: No devices found.",
+        "error: failed to initialize CUDA",
+        "  error: failed to initialize CUDA",
+        "  ggml_vulkan: No devices found.",
+        "  Warning: the driver is old",
+        "  BLAS: OpenBLAS (0 MiB, 0 MiB free)",
+        "  CPU: AMD EPYC (100 MiB, 90 MiB free)",
+        "  CPU0: AMD EPYC (100 MiB, 90 MiB free)",
+        "  Device 0: NVIDIA L4, compute capability 8.9",
+        "CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)",
+        "    CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)",
+    ],
+)
+def test_what_else_is_printed_is_no_device(trailing: str) -> None:
+    """The program's stderr comes along; a backend that finds nothing says so there."""
+    text = f"Available devices:\n{trailing}\n"
+    assert parse(text) == ()
+    assert choose(parse(text), (), needed=None, allow_cpu=True).names == ()
+    with pytest.raises(HostError) as caught:
+        choose(parse(text), (), needed=None, allow_cpu=False)
+    assert caught.value.code == "NO_DEVICE"
+    assert [one.name for one in parse(f"{text}{H200}")] == ["CUDA0"]
+
+
+@pytest.mark.parametrize("name", ["ROCm0", "SYCL0", "MUSA1", "MTL0", "Metal", "RPC0[h:1]", "HTP0"])
+def test_other_backends_devices(name: str) -> None:
+    (found,) = parse(f"Available devices:\n  {name}: A thing (one) (9 MiB, 8 MiB free)\r\n")
+    assert found == Device(name, "A thing (one)", 9 * MIB, 8 * MIB)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        *(H200.rstrip("\n")[:-cut] for cut in range(1, 18)),
+        f"  CUDA0: NVIDIA H200 ({'9' * 5000} MiB, 1 MiB free)",
+        f"  CUDA0: NVIDIA H200 (1 MiB, {'9' * 5000} MiB free)",
+    ],
+)
+def test_a_line_that_is_cut_off_is_no_device_of_unknown_size(line: str) -> None:
+    with pytest.raises(HostError, match="cut off or damaged") as caught:
+        parse(f"Available devices:\n{line}")
+    assert caught.value.code == "DEVICE_LIST_GARBLED"
+
+
 @given(st.text(max_size=300))
 def test_any_text_is_a_list_or_an_error(text: str) -> None:
     refused = None

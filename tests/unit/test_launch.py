@@ -137,14 +137,11 @@ def test_one_visible_gpu_of_two_is_taken_without_asking(impostor: Impostor) -> N
     [
         (
             {
-                "say": [
-                    "allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory",
-                    "load_tensors: offloaded 12/31 layers to GPU",
-                ],
+                "say": ["allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory"],
                 "exit": 1,
             },
             "LAYERS_LEFT_OVER",
-            "not all layers are on the GPU",
+            "12 of 31 layers are on the GPU",
         ),
         ({"signal": 4}, "CPU_NOT_REPACKED", "--no-repack"),
     ],
@@ -158,6 +155,132 @@ def test_what_is_not_as_asked_is_said(
     notes = {one.code: one.message for one in told}
     assert set(notes) == {code}
     assert said in notes[code]
+
+
+NO_MEMORY = "allocating 1.00 MiB on device 0: cudaMalloc failed: out of memory"
+FOUR_NAMES = [f"CUDA{at}" for at in range(4)]
+FOUR: dict[str, Any] = {
+    "list": {
+        "text": "\n  ".join(
+            ["Available devices:", *(f"{one}: A (24000 MiB, 3000 MiB free)" for one in FOUR_NAMES)]
+        )
+    },
+    "known_devices": FOUR_NAMES,
+}
+
+
+@pytest.mark.parametrize(
+    ("bad_starts", "codes"),
+    [(2, ["DEVICES_ADDED"]), (3, ["DEVICES_ADDED", "LAYERS_LEFT_OVER"])],
+)
+def test_idle_gpus_come_before_the_cpu(
+    bad_starts: int, codes: list[str], impostor: Impostor
+) -> None:
+    """One GPU was reckoned to be enough, and is not: the first start is the list's."""
+    host = replace(H200, gpus=H200.gpus * 4, memory=64 << 30)
+    do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": bad_starts}
+    ready = prepared(impostor.behave(**do), host)
+    notes: list[Any] = []
+    launch.start(settings(), ready, test_run.MODEL, sink=notes.append).stop()
+    argv = impostor.seen()["argv"]
+    assert device(argv) == "CUDA0,CUDA1,CUDA2,CUDA3"
+    assert ("-1" in argv) == (bad_starts == 3)
+    assert [one.code for one in notes] == codes
+    assert "CUDA0 had no room" in notes[0].message
+
+
+def test_a_gpu_that_was_named_is_not_added_to(impostor: Impostor) -> None:
+    host = replace(H200, gpus=H200.gpus * 4, memory=64 << 30)
+    do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": 2}
+    ready = prepared(impostor.behave(**do), host)
+    start(settings(LLAMA_DEVICE="CUDA0"), ready, test_run.MODEL)
+    assert device(impostor.seen()["argv"]) == "CUDA0"
+
+
+A100, T4 = Gpu("NVIDIA A100-SXM4-40GB", "80"), Gpu("Tesla T4", "75")
+MIXED = (
+    "Available devices:\n"
+    "  CUDA0: NVIDIA A100-SXM4-40GB (40000 MiB, 39000 MiB free)\n"
+    "  CUDA1: Tesla T4 (15000 MiB, 14000 MiB free)\n"
+)
+
+
+def on_mixed_gpus(runtime: Path, *gpus: Gpu, **choice: Any) -> prepare.Prepared:
+    """The artifact has code for the T4 alone."""
+    ready = prepared(runtime, H200)
+    assert ready.choice is not None
+    serves = replace(ready.choice, **{"capabilities": ("75",), **choice})
+    return replace(ready, choice=serves, host=replace(ready.host, gpus=gpus))
+
+
+def test_a_gpu_that_the_artifact_has_no_code_for_is_passed_over(impostor: Impostor) -> None:
+    runtime = impostor.behave(list={"text": MIXED})
+    for model_path in (test_run.MODEL, Path("/unknown.gguf")):
+        argv, _ = start(settings(), on_mixed_gpus(runtime, A100, T4), model_path)
+        assert device(argv) == "CUDA1"
+    argv, _ = start(settings(LLAMA_DEVICE="CUDA0"), on_mixed_gpus(runtime, A100, T4))
+    assert device(argv) == "CUDA0"  # a person's own word
+
+
+@pytest.mark.parametrize(
+    ("gpus", "choice"),
+    [
+        ((A100, T4), {"capabilities": ("80", "75")}),
+        ((A100, T4), {"capabilities": ("120",)}),  # --arch 120: neither
+        ((replace(A100, capability=None), T4), {}),
+        ((A100, replace(A100, capability="75"), T4), {}),  # the name stands for both
+        ((replace(A100, name="A100 PCIe"), T4), {}),
+        ((A100, T4), {"runs_on": "cpu"}),
+    ],
+)
+def test_where_the_names_do_not_tell_every_gpu_stays(
+    gpus: tuple[Gpu, ...], choice: dict[str, Any], impostor: Impostor
+) -> None:
+    ready = on_mixed_gpus(impostor.behave(list={"text": MIXED}), *gpus, **choice)
+    found = launch.list_devices(settings(), ready).devices
+    assert launch.served(found, ready) == found
+
+
+PARTLY = [
+    "load_tensors: offloaded 1/63 layers to GPU",
+    "load_tensors:        CUDA0 model buffer size =   100.00 MiB",
+    "load_tensors:   CPU_Mapped model buffer size = 16000.00 MiB",
+]
+
+
+def told(ready: prepare.Prepared, extra: tuple[str, ...] = (), **variables: str) -> dict[str, str]:
+    """Start; returns the notes by code."""
+    notes: list[Any] = []
+    launch.start(settings(**variables), ready, test_run.MODEL, extra, sink=notes.append).stop()
+    return {one.code: one.message for one in notes}
+
+
+def test_layers_on_the_cpu_although_all_were_asked_for(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(say=PARTLY), H200)
+    notes = told(ready)
+    assert set(notes) == {"LAYERS_ON_CPU"}
+    assert notes["LAYERS_ON_CPU"].startswith("1 of 63 layers are on the GPU, although all")
+    assert told(ready, N_GPU_LAYERS="1") == {}
+    assert told(ready, ("-ngl", "1")) == {}
+    assert set(told(ready, ALLOW_CPU="1")) == {"LAYERS_ON_CPU"}
+
+
+def test_a_device_that_got_nothing_is_said(impostor: Impostor) -> None:
+    """One name may be the beginning of another: CUDA1 has nothing of what is on CUDA10."""
+    say = ["load_tensors: CUDA0 model buffer size = 9.00 MiB", "x CUDA10 model buffer size = 9 MiB"]
+    ready = prepared(impostor.behave(list={"text": LIST}, say=say), TWO)
+    notes = told(ready)
+    assert set(notes) == {"DEVICE_UNUSED"}
+    assert notes["DEVICE_UNUSED"].startswith("CUDA1 got no part")
+    split = ["load_tensors: CUDA_Split model buffer size = 9.00 MiB"]
+    assert told(prepared(impostor.behave(list={"text": LIST}, say=split), TWO)) == {}
+
+
+def test_a_server_that_does_not_say_where_the_model_is(impostor: Impostor) -> None:
+    notes = told(prepared(impostor.behave(), H200), ("--log-disable",))
+    assert set(notes) == {"DEVICES_NOT_CHECKED"}
+    assert "CUDA0 could not be checked" in notes["DEVICES_NOT_CHECKED"]
+    assert told(prepared(impostor.behave(mute=True), H200), N_GPU_LAYERS="0") == {}
 
 
 @pytest.mark.parametrize(

@@ -469,6 +469,31 @@ def test_a_model_on_the_cpu_is_an_error_unless_allowed(impostor: Impostor) -> No
         assert server.report.buffers["CUDA0"] == 900 * 1024**2
 
 
+@pytest.mark.parametrize(
+    ("buffer", "on_it"),
+    [
+        ("CUDA1", True),
+        ("CUDA10", False),
+        ("CUDA0", False),
+        ("CUDA_Host", False),
+        ("CUDA_Split", True),
+        ("CPU_Mapped", False),
+    ],
+)
+def test_a_buffer_is_of_the_device_that_it_names(buffer: str, on_it: object) -> None:
+    report = server_log.LoadReport(None, None, {buffer: 5, "CPU": 9})
+    assert report.on_devices(("CUDA1",)) is on_it
+    assert report.owners(("CUDA1",)) == (("CUDA1",) if on_it else ())
+
+
+@pytest.mark.parametrize(
+    ("name", "buffer"),
+    [("MTL0", "MTL0_Mapped"), ("RPC0", "RPC0[h:1]"), ("RPC[h:1]", "RPC[h:1]"), ("Metal", "Metal")],
+)
+def test_buffers_of_other_backends(name: str, buffer: str) -> None:
+    assert server_log.LoadReport(None, None, {buffer: 5}).owners((name,)) == (name,)
+
+
 PARENT = """
 import sys, threading, time
 sys.path.insert(0, {spaces!r})

@@ -410,6 +410,76 @@ def test_a_model_that_was_allowed_onto_the_cpu_proves_no_gpu(
     assert [one["for"] for one in documents(store)] == [["cpu"]]
 
 
+def test_a_server_that_does_not_say_where_it_computes_proves_nothing(
+    impostor: Impostor, store: Path
+) -> None:
+    told: list[Any] = []
+    ready = prepared(impostor.behave(**LIST, mute=True), store)
+    start(settings(), ready)
+    assert launch.try_runtime(settings(), ready, sink=told.append).devices == ("CUDA0",)
+    assert [one.code for one in told] == ["DEVICES_NOT_CHECKED"]
+    assert not (store / "test-runs").exists()
+
+
+MANY = tuple(replace(GPU, uuid=f"GPU-{at}") for at in range(5))
+FIVE_NAMES = [f"CUDA{at}" for at in range(5)]
+FIVE: dict[str, Any] = {
+    "list": {
+        "text": "\n  ".join(["Available devices:", *(f"{one}: A (9 MiB)" for one in FIVE_NAMES)])
+    },
+    "known_devices": FIVE_NAMES,
+}
+
+
+def test_each_device_that_a_start_may_choose_computes(impostor: Impostor, store: Path) -> None:
+    """The tiny model's one layer and its output reach two at most."""
+    ready = prepared(impostor.behave(**FIVE, reaches=2), store, replace(H200, gpus=MANY))
+    verdict = launch.try_runtime(settings(), ready)
+    assert verdict.devices == tuple(FIVE_NAMES)
+    assert impostor.starts() == 1 + 3
+    assert test_run.kept(settings(), ready)
+    assert "--device CUDA4" in " ".join(impostor.seen()["argv"])
+
+
+def test_devices_for_which_there_is_no_time_are_not_proven(
+    impostor: Impostor, store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(test_run, "_ENOUGH", 1e9)
+    ready = prepared(impostor.behave(**FIVE, reaches=2), store, replace(H200, gpus=MANY))
+    assert launch.try_runtime(settings(), ready).devices == ("CUDA0", "CUDA1")
+    assert test_run.kept(settings(), ready) is None
+    assert test_run.kept(settings(LLAMA_DEVICE="CUDA0,CUDA1"), ready)
+
+
+def test_a_start_proves_only_the_devices_that_got_a_part(impostor: Impostor, store: Path) -> None:
+    ready = prepared(impostor.behave(list={"text": TWO_LISTED}, reaches=1), store, TWO)
+    start(settings(), ready)
+    assert test_run.kept(settings(), ready) is None
+    assert test_run.kept(settings(LLAMA_DEVICE="CUDA0"), ready)
+    only_layers = ["load_tensors: offloaded 31/31 layers to GPU"]
+    ready = prepared(impostor.behave(list={"text": TWO_LISTED}, say=only_layers), store, TWO)
+    (store / "test-runs").rename(store / "away")
+    start(settings(), ready)
+    assert not (store / "test-runs").exists()
+
+
+NO_GPU_SEEN = {"list": {"text": "Available devices:\n  (none)\n"}, "known_devices": []}
+
+
+def test_the_cpus_verdict_is_no_gpus(impostor: Impostor, store: Path) -> None:
+    """CUDA_VISIBLE_DEVICES is empty: what one start with --allow-cpu proved, it proved of that."""
+    hidden = replace(H200, visible_devices="")
+    ready = prepared(impostor.behave(**NO_GPU_SEEN), store, hidden)
+    start(settings("allow_cpu"), ready)
+    assert test_run.kept(settings(), ready) is None
+    error = failure(settings(), ready)
+    assert (error.code, error.exit_status) == ("NO_DEVICE", 5)
+    start(settings("allow_cpu"), ready)
+    assert test_run.kept(settings("allow_cpu"), ready)
+    assert test_run.kept(settings(N_GPU_LAYERS="0"), ready)
+    assert test_run.kept(settings(LLAMA_DEVICE="none"), ready)
+
+
 def test_without_a_test_run_nothing_is_tried_or_kept(impostor: Impostor, store: Path) -> None:
     ready = prepared(impostor.behave(), store)
     start(settings("no_test_run"), ready)

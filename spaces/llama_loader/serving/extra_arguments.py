@@ -124,6 +124,12 @@ def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     return tuple(found)
 
 
+def last(extra: tuple[str, ...], *names: str) -> str | None:
+    """Return what follows the last of an option's names: llama-server takes that one."""
+    found = [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) in names]
+    return found[-1] if found else None
+
+
 def _values(extra: tuple[str, ...], option: str) -> list[str]:
     """Return what follows an option, each time that it is given."""
     return [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) == option]

@@ -37,16 +37,33 @@ class LoadReport:
     layers: int | None
     buffers: dict[str, int]
 
-    def on_devices(self, names: tuple[str, ...]) -> bool | None:
-        """Whether weights lie on one of these devices; None where the server did not say.
+    @property
+    def told(self) -> bool:
+        """Whether the server said anything at all of where its weights are."""
+        return bool(self.buffers) or self.offloaded is not None
 
-        A buffer of a device bears its name; ``CUDA_Host`` is main memory.
-        """
-        if any(buffer.startswith(name) for buffer in self.buffers for name in names):
+    def owners(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Return those of these devices that weights lie on, as far as the server said so."""
+        return tuple(name for name in names if any(_is_of(name, one) for one in self.buffers))
+
+    def on_devices(self, names: tuple[str, ...]) -> bool | None:
+        """Whether weights lie on one of these devices; None where the server did not say."""
+        if self.owners(names):
             return True
         if self.buffers:
             return False
         return None if self.offloaded is None else self.offloaded > 0
+
+
+def _is_of(device: str, buffer: str) -> bool:
+    """Whether a buffer is a device's, by its name.
+
+    ``CUDA1`` has ``CUDA1``, not ``CUDA10``; Metal also ``MTL0_Mapped``, RPC ``RPC0[host:port]``.
+    ``CUDA_Split`` (``--split-mode row``) is on all of CUDA's, ``CUDA_Host`` is main memory.
+    """
+    if buffer == f"{device.rstrip('0123456789')}_Split":
+        return True
+    return buffer.startswith(device) and buffer[len(device) : len(device) + 1] in {"", "_", "["}
 
 
 class ServerLog:

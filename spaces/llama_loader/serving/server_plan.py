@@ -38,6 +38,7 @@ class ServerPlan:
         model: GGUF file.
         environ: what it may see (``processes.environment``).
         devices: names for ``--device``; empty for the CPU.
+        every_device: those that a start may take besides where these are too small; empty for none.
         n_gpu_layers: ``ALL_LAYERS`` for all that fit.
         n_ctx: tokens.
         port: None for a free one.
@@ -56,6 +57,7 @@ class ServerPlan:
     model: Path
     environ: Mapping[str, str]
     devices: tuple[str, ...] = ()
+    every_device: tuple[str, ...] = ()
     n_gpu_layers: int = ALL_LAYERS
     n_ctx: int = 4096
     port: int | None = None
@@ -103,6 +105,8 @@ class ServerPlan:
         """Return the plan of a start that asks for less, where that may cure ``error``."""
         if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
             return replace(self, repacked=False)
+        if error.code == "OUT_OF_MEMORY" and self.every_device:  # before anything goes to the CPU
+            return replace(self, devices=self.every_device, every_device=())
         if not self.pinned_build:
             return None
         all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
