@@ -247,10 +247,19 @@ def _named(found: Sequence[Device], wanted: Sequence[str]) -> DeviceChoice:
     return DeviceChoice(tuple(names[name.lower()] for name in wanted), "asked for by name")
 
 
+def _only(device: Device, needed: int | None, each: int) -> DeviceChoice:
+    """Take it anyhow; llama-server leaves to the CPU what it has no room for."""
+    reason = f"the only one: {device.description}"
+    if needed is not None and device.free is not None and needed + each > device.free:
+        size, free = (needed + each) / 1e9, device.free / 1e9
+        reason += f"; {size:.1f} GB do not fit into its {free:.1f} GB free"
+    return DeviceChoice((device.name,), reason)
+
+
 def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceChoice:
     """Take the fewest devices, those with the most free memory, that hold the model."""
     if len(usable) == 1:
-        return DeviceChoice((usable[0].name,), f"the only one: {usable[0].description}")
+        return _only(usable[0], needed, each)
     if needed is None or any(device.free is None for device in usable):
         return DeviceChoice(tuple(device.name for device in usable), "all: the sizes are not known")
     apart = f", {each / 1e9:.1f} GB apart on each to compute" if each else ""

@@ -66,7 +66,7 @@ def _known_devices(settings: Settings, prepared: Prepared) -> tuple[Device, ...]
 def _cpu_alone(settings: Settings, prepared: Prepared) -> DeviceChoice | None:
     """Choose no device where no GPU can be meant; None where there may be one to choose."""
     if settings.cpu_chosen:
-        return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
+        return _no_layers()
     require_libraries(prepared, allow_cpu=settings.allow_cpu)
     choice = prepared.choice
     if choice is None or settings.devices:
@@ -95,6 +95,27 @@ def ask_devices(
     if listing is None:
         listing = list_devices(settings, prepared)
     return _chosen(settings, prepared, listing.devices, model, extra)
+
+
+def would_choose(settings: Settings, prepared: Prepared, listing: Listing) -> DeviceChoice:
+    """Say what a start of the model that the settings name would choose, as far as it is here.
+
+    Raises:
+        HostError: no device, or an unknown one.
+    """
+    from llama_loader import model  # only now: a start has its path
+
+    if settings.cpu_chosen:
+        return _no_layers()
+    path = model.at_hand(model.from_settings(settings))
+    chosen = ask_devices(settings, prepared, path, listing)
+    if path is None and not settings.devices and len(chosen.names) > 1:
+        return replace(chosen, reason="all: the model is not here yet to be measured")
+    return chosen
+
+
+def _no_layers() -> DeviceChoice:
+    return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
 
 
 def served(found: tuple[Device, ...], prepared: Prepared) -> tuple[Device, ...]:

@@ -525,6 +525,21 @@ def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
     assert counts == sorted(counts)
 
 
+def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> None:
+    code = (
+        "from llama_loader import model, settings;"
+        "print(model.at_hand(model.from_settings(settings.load())))"
+    )
+    with serving(Hub(files={"sub/m.gguf": b"GGUF model"})) as hub:
+        assert from_hub(hub, tmp_path, code) == "None"
+        assert hub.tokens_seen == set()
+        path = path_from_hub(hub, tmp_path)
+    assert from_hub(hub, tmp_path, code) == str(path)
+    assert from_hub(hub, tmp_path, code, GGUF_REVISION=COMMIT) == str(path)
+    assert from_hub(hub, tmp_path, code, GGUF_REVISION="v9") == "None"
+    assert from_hub(hub, tmp_path, code, GGUF_PATH="/nowhere") == "None"
+
+
 def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
     with serving(Hub(files={"sub/m.gguf": b"GGUF model"})) as hub:
         path = path_from_hub(hub, tmp_path)
