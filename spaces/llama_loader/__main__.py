@@ -198,7 +198,7 @@ def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict
 
 def _devices(options: argparse.Namespace) -> int:
     """What ``--list-devices`` finds, what would be chosen, and why."""
-    from llama_loader import devices, launch, report
+    from llama_loader import launch, report
     from llama_loader.prepare import prepare
 
     settings, console = _settings(options), _console()
@@ -208,8 +208,7 @@ def _devices(options: argparse.Namespace) -> int:
     listing = launch.list_devices(settings, prepared)
     if not options.json:
         print(report.device_list(listing.devices), flush=True)
-    allowed = settings.allow_cpu or settings.cpu_chosen
-    chosen = devices.choose(listing.devices, settings.devices, needed=None, allow_cpu=allowed)
+    chosen = launch.would_choose(settings, prepared, listing)
     if options.json:
         _print_json(report.devices_json(listing, chosen))
     else:

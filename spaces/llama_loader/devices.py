@@ -197,15 +197,21 @@ def _garbled(what: str, output: str) -> HostError:
 
 
 def choose(
-    found: Sequence[Device], wanted: Sequence[str], *, needed: int | None, allow_cpu: bool
+    found: Sequence[Device],
+    wanted: Sequence[str],
+    *,
+    needed: int | None,
+    allow_cpu: bool,
+    each: int = 0,
 ) -> DeviceChoice:
     """Choose devices.
 
     Args:
         found: what ``list_devices`` found.
         wanted: names that a person gave; empty for ``auto``.
-        needed: bytes that the model and its context take, None where unknown.
+        needed: bytes that the model and its context take on all devices, None where unknown.
         allow_cpu: whether no device at all is fine.
+        each: bytes that are taken besides on every device.
 
     Raises:
         HostError: a named device is not there; or there is none and the CPU is not allowed.
@@ -223,7 +229,7 @@ def choose(
             hint=f"{INVALID_DEVICE_HINT}; to run on the CPU, give --allow-cpu or set"
             " YAKULINGO_SPACES_ALLOW_CPU=1",
         )
-    return _fewest(usable, needed)
+    return _fewest(usable, needed, each)
 
 
 def _named(found: Sequence[Device], wanted: Sequence[str]) -> DeviceChoice:
@@ -241,23 +247,35 @@ def _named(found: Sequence[Device], wanted: Sequence[str]) -> DeviceChoice:
     return DeviceChoice(tuple(names[name.lower()] for name in wanted), "asked for by name")
 
 
-def _fewest(usable: Sequence[Device], needed: int | None) -> DeviceChoice:
+def _only(device: Device, needed: int | None, each: int) -> DeviceChoice:
+    """Take it anyhow; llama-server leaves to the CPU what it has no room for."""
+    reason = f"the only one: {device.description}"
+    if needed is not None and device.free is not None and needed + each > device.free:
+        size, free = (needed + each) / 1e9, device.free / 1e9
+        reason += f"; {size:.1f} GB do not fit into its {free:.1f} GB free"
+    return DeviceChoice((device.name,), reason)
+
+
+def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceChoice:
     """Take the fewest devices, those with the most free memory, that hold the model."""
     if len(usable) == 1:
-        return DeviceChoice((usable[0].name,), f"the only one: {usable[0].description}")
+        return _only(usable[0], needed, each)
     if needed is None or any(device.free is None for device in usable):
         return DeviceChoice(tuple(device.name for device in usable), "all: the sizes are not known")
+    apart = f", {each / 1e9:.1f} GB apart on each to compute" if each else ""
     every = tuple(device.name for device in usable)
     roomiest = sorted(usable, key=lambda device: -(device.free or 0))
     room = 0
     for count, device in enumerate(roomiest, 1):
-        room += device.free or 0
+        room += max(0, (device.free or 0) - each)
         if room >= needed:
             chosen = {one.name for one in roomiest[:count]}
             names = tuple(one.name for one in usable if one.name in chosen)
             return DeviceChoice(
                 names,
-                f"the fewest that hold {needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free",
+                f"the fewest that hold {needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free{apart}",
                 every if names != every else (),
             )
-    return DeviceChoice(every, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB")
+    return DeviceChoice(
+        every, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB{apart}"
+    )

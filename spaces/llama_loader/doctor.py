@@ -13,7 +13,7 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import devices, host, launch, model, prepare, report
+from llama_loader import host, launch, model, prepare, report
 from llama_loader.errors import HostError, LoaderError, StoreError, without_secrets
 from llama_loader.events import Note
 from llama_loader.facts import compatibility
@@ -216,8 +216,7 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
 
     def listed() -> str:
         listings.append(launch.list_devices(settings, prepared))
-        there = listings[0].devices
-        chosen = devices.choose(there, settings.devices, needed=None, allow_cpu=allowed)
+        chosen = launch.would_choose(settings, prepared, listings[0])
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
 
     def tried() -> str:

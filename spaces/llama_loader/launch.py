@@ -11,7 +11,7 @@ from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
 from llama_loader.prepare import environment
 from llama_loader.server import Server
-from llama_loader.serving import extra_arguments
+from llama_loader.serving import extra_arguments, sizing
 from llama_loader.serving.server_plan import ServerPlan
 from llama_loader.supervisor import Supervisor
 
@@ -28,7 +28,9 @@ _ONLY_DEVICE: Final = "CUDA0"
 """What llama-server calls the GPU of a machine that has one."""
 
 
-def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -> DeviceChoice:
+def choose_devices(
+    settings: Settings, prepared: Prepared, model: Path | None, extra: tuple[str, ...] = ()
+) -> DeviceChoice:
     """Choose the devices for a model; asks llama-server only where there is a question.
 
     One GPU, or several equal ones, and an artifact of ours made for them, leave nothing to ask:
@@ -47,8 +49,8 @@ def choose_devices(settings: Settings, prepared: Prepared, model: Path | None) -
         return DeviceChoice((_ONLY_DEVICE,), f"the only one: {seen}")
     known = _known_devices(settings, prepared)
     if known is not None:
-        return _chosen(settings, prepared, known, model)
-    return ask_devices(settings, prepared, model)
+        return _chosen(settings, prepared, known, model, extra)
+    return ask_devices(settings, prepared, model, extra=extra)
 
 
 def _known_devices(settings: Settings, prepared: Prepared) -> tuple[Device, ...] | None:
@@ -64,7 +66,7 @@ def _known_devices(settings: Settings, prepared: Prepared) -> tuple[Device, ...]
 def _cpu_alone(settings: Settings, prepared: Prepared) -> DeviceChoice | None:
     """Choose no device where no GPU can be meant; None where there may be one to choose."""
     if settings.cpu_chosen:
-        return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
+        return _no_layers()
     require_libraries(prepared, allow_cpu=settings.allow_cpu)
     choice = prepared.choice
     if choice is None or settings.devices:
@@ -78,7 +80,12 @@ def _cpu_alone(settings: Settings, prepared: Prepared) -> DeviceChoice | None:
 
 
 def ask_devices(
-    settings: Settings, prepared: Prepared, model: Path | None, listing: Listing | None = None
+    settings: Settings,
+    prepared: Prepared,
+    model: Path | None,
+    listing: Listing | None = None,
+    *,
+    extra: tuple[str, ...] = (),
 ) -> DeviceChoice:
     """Choose among what ``--list-devices`` finds, or has found (``listing``).
 
@@ -87,7 +94,28 @@ def ask_devices(
     """
     if listing is None:
         listing = list_devices(settings, prepared)
-    return _chosen(settings, prepared, listing.devices, model)
+    return _chosen(settings, prepared, listing.devices, model, extra)
+
+
+def would_choose(settings: Settings, prepared: Prepared, listing: Listing) -> DeviceChoice:
+    """Say what a start of the model that the settings name would choose, as far as it is here.
+
+    Raises:
+        HostError: no device, or an unknown one.
+    """
+    from llama_loader import model  # only now: a start has its path
+
+    if settings.cpu_chosen:
+        return _no_layers()
+    path = model.at_hand(model.from_settings(settings))
+    chosen = ask_devices(settings, prepared, path, listing)
+    if path is None and not settings.devices and len(chosen.names) > 1:
+        return replace(chosen, reason="all: the model is not here yet to be measured")
+    return chosen
+
+
+def _no_layers() -> DeviceChoice:
+    return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
 
 
 def served(found: tuple[Device, ...], prepared: Prepared) -> tuple[Device, ...]:
@@ -116,14 +144,19 @@ def _plain_name(name: str) -> str:
 
 
 def _chosen(
-    settings: Settings, prepared: Prepared, found: tuple[Device, ...], model: Path | None
+    settings: Settings,
+    prepared: Prepared,
+    found: tuple[Device, ...],
+    model: Path | None,
+    extra: tuple[str, ...],
 ) -> DeviceChoice:
-    size = model_file.measure(model, settings.n_ctx) if model else None
+    size = sizing.measure(model, settings.n_ctx, extra) if model else None
     return devices.choose(
         found if settings.devices else served(found, prepared),
         settings.devices,
-        needed=size.needed if size else None,
+        needed=size.stored if size else None,
         allow_cpu=settings.allow_cpu,
+        each=model_file.COMPUTE_MARGIN,
     )
 
 
@@ -170,7 +203,7 @@ def plan_server(
         HostError: as for ``choose_devices``.
     """
     with prepared.timeline.stage("devices"):
-        chosen = choose_devices(settings, prepared, model)
+        chosen = choose_devices(settings, prepared, model, extra)
     return ServerPlan(
         runtime=prepared.runtime,
         model=model,
@@ -252,7 +285,7 @@ def start(
         if error.code != "INVALID_DEVICE" or settings.devices or not plan.devices:
             raise
         # a GPU of which the driver tells is not visible to the server: ask what it sees
-        chosen = ask_devices(settings, prepared, model)
+        chosen = ask_devices(settings, prepared, model, extra=extra)
         plan = replace(plan, devices=chosen.names, every_device=chosen.every)
         supervisor = _started(settings, prepared, plan, sink)
     try:

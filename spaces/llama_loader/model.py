@@ -77,6 +77,21 @@ def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path
     return path
 
 
+def at_hand(source: ModelSource) -> Path | None:
+    """Return the model's local path where it is here already; nothing is fetched or asked for."""
+    if source.path is not None:
+        return source.path if source.path.is_file() else None
+    try:
+        from huggingface_hub import errors, try_to_load_from_cache
+    except ImportError:
+        return None
+    try:
+        found = try_to_load_from_cache(source.repo_id, source.filename, revision=source.revision)
+    except (OSError, ValueError, errors.HFValidationError):
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
 def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
     try:
         import huggingface_hub

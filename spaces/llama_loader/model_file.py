@@ -36,8 +36,9 @@ _ARRAY: Final = 9
 _MAX_KEYS: Final = 10_000
 _MAX_SKIP: Final = 1 << 30
 """No array of a real header is longer than this many bytes."""
-_COMPUTE_MARGIN: Final = 512 * 1024**2
-"""Bytes for compute buffers and the CUDA context; llama.cpp measures 300 to 500 MiB for 27B."""
+COMPUTE_MARGIN: Final = 512 * 1024**2
+"""Bytes for compute buffers and the CUDA context, on each device that is used; llama.cpp measures
+300 to 500 MiB for 27B."""
 _F16: Final = 2
 """Bytes of one cached value in the default cache type."""
 _SPLIT: Final = re.compile(r"-00001-of-([0-9]{5})\.gguf\Z")
@@ -52,12 +53,19 @@ class ModelSize:
 
     @property
     def needed(self) -> int:
-        """Bytes of device memory to hold all of it."""
-        return self.file + self.context + _COMPUTE_MARGIN
+        """Bytes of memory to hold all of it on one device."""
+        return self.stored + COMPUTE_MARGIN
+
+    @property
+    def stored(self) -> int:
+        """Bytes that are shared out among the devices, however many there are."""
+        return self.file + self.context
 
 
 def measure(path: Path, n_ctx: int) -> ModelSize | None:
-    """Size a model for ``n_ctx`` tokens; None where the file cannot be read as GGUF.
+    """Size a model for ``n_ctx`` tokens, 0 for as many as it was trained for.
+
+    None where the file cannot be read as GGUF.
 
     The cache is counted as if every layer attended to everything: Gemma's sliding windows need
     less, so the figure errs to the safe side.
@@ -68,7 +76,7 @@ def measure(path: Path, n_ctx: int) -> ModelSize | None:
         size = sum(part.stat().st_size for part in _parts(path))
     except (OSError, ValueError, struct.error, OverflowError):
         return None
-    return ModelSize(size, _cache(metadata, n_ctx))
+    return ModelSize(size, _cache(metadata, n_ctx or metadata.get("context_length", 0)))
 
 
 def chat_template(path: Path) -> str | None:

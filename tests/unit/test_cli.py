@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llama_loader import test_run
 from llama_loader.facts import known_gpus
 from llama_loader.manifest import dump, parse
 
@@ -240,6 +241,15 @@ def test_devices_lists_and_says_why(
     told = json.loads(run(home, "devices", *options, "--json").stdout)
     assert told["chosen"] == ["CUDA0"]
     assert told["devices"][0]["free"] == 142629 * 1024**2
+    impostor.behave(
+        list={
+            "text": "Available devices:\n  CUDA0: L4 (9 MiB, 8 MiB free)\n"
+            "  CUDA1: L4 (22500 MiB, 22000 MiB free)\n"
+        }
+    )
+    names = {**home, "YAKULINGO_SPACES_GGUF_PATH": str(test_run.MODEL)}
+    two = [*manifest_options(make_release(impostor, tmp_path / "two")), "--allow-cpu"]
+    assert json.loads(run(names, "devices", *two, "--json").stdout)["chosen"] == ["CUDA1"]
     missing = run(home, "devices", *options, "--device", "Vulkan0")
     assert missing.returncode == 5
     assert "error[INVALID_DEVICE]" in missing.stderr

@@ -14,6 +14,7 @@ from llama_loader import devices, model_file, processes
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.host import Gpu
+from llama_loader.serving import sizing
 
 if TYPE_CHECKING:
     from conftest import Impostor
@@ -212,6 +213,22 @@ def test_the_fewest_devices_that_hold_the_model(
     assert chosen.reason
 
 
+@pytest.mark.parametrize(
+    ("free", "expected"),
+    [
+        ((70, 60), ("CUDA0",)),
+        ((69, 60), ("CUDA0", "CUDA1")),
+        ((40, 39, 30), ("CUDA0", "CUDA1", "CUDA2")),  # 40 + 39 would do, but not 30 + 29
+        ((40, 40, 5), ("CUDA0", "CUDA1")),
+    ],
+)
+def test_what_every_device_takes_besides_is_counted_on_each(
+    free: tuple[int, ...], expected: tuple[str, ...]
+) -> None:
+    chosen = choose(gpus(*free), (), needed=60 * MIB, allow_cpu=False, each=10 * MIB)
+    assert chosen.names == expected
+
+
 def test_equal_gpus_are_named_as_the_driver_counts_them() -> None:
     """Their CUDA context is not in what the driver calls free."""
     found = devices.by_the_driver(
@@ -297,6 +314,56 @@ def test_the_model_is_sized_from_its_header(tmp_path: Path) -> None:
     assert size.file == path.stat().st_size
     assert size.context == 4096 * 62 * 16 * 256 * 2
     assert size.needed > size.file + size.context
+
+
+CACHE = 62 * 16 * 256 * 2
+"""Bytes of the cache of one token of ``gemma``'s."""
+
+
+def gemma(path: Path) -> Path:
+    return gguf(
+        path,
+        block_count=62,
+        embedding_length=5376,
+        context_length=131072,
+        attention__head_count=32,
+        attention__head_count_kv=16,
+        attention__key_length=128,
+        attention__value_length=128,
+    )
+
+
+@pytest.mark.parametrize(
+    ("extra", "tokens"),
+    [
+        ((), 4096),
+        (("-c", "8192"), 8192),
+        (("--ctx-size", "8192", "-c", "16384"), 16384),
+        (("-c", "16384", "--ctx_size", "8192", "--threads", "2"), 8192),
+        (("-c", "0"), 131072),
+        (("-c", "much"), 4096),
+        (("-c",), 4096),
+    ],
+)
+def test_a_context_after_the_dashes_counts(
+    extra: tuple[str, ...], tokens: int, tmp_path: Path
+) -> None:
+    size = sizing.measure(gemma(tmp_path / "m.gguf"), 4096, extra)
+    assert size is not None
+    assert size.context == tokens * CACHE
+
+
+def test_a_draft_model_and_a_projector_count(tmp_path: Path) -> None:
+    path, draft = gemma(tmp_path / "m.gguf"), gemma(tmp_path / "draft.gguf")
+    (tmp_path / "mmproj.gguf").write_bytes(bytes(5000))
+    alone = sizing.measure(path, 1)
+    more = sizing.measure(path, 1, ("-md", str(draft), "--mmproj", str(tmp_path / "mmproj.gguf")))
+    assert alone is not None
+    assert more is not None
+    assert more.file == alone.file + draft.stat().st_size + 5000
+    assert more.context == 2 * alone.context
+    assert sizing.measure(path, 1, ("-md", "/nowhere", "-mm", "/nowhere")) == alone
+    assert sizing.measure(tmp_path / "missing", 1, ("-md", str(draft))) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"hello", b"GGUF" + b"\xff" * 100])

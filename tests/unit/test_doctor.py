@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import doctor, select
+from llama_loader import doctor, select, test_run
 from llama_loader.errors import HostError, LoaderError, NetworkError
 from llama_loader.events import Note, ignore
 from llama_loader.host import Gpu, HostFacts
@@ -122,6 +122,28 @@ def test_the_list_of_devices_decides(
     assert failures(found) == {"devices": code}
     assert hint in found.as_text()
     assert found.exit_status == 5
+
+
+SMALL = "Available devices:\n  CUDA0: L4 (9 MiB, 8 MiB free)\n"
+BOTH = f"{SMALL}  CUDA1: L4 (22500 MiB, 22000 MiB free)\n"
+
+
+def test_the_model_that_is_set_decides_what_is_chosen(clinic: Clinic, impostor: Impostor) -> None:
+    """As for a start: it is measured where it is here, and never fetched for that."""
+    clinic.host = replace(H200, gpus=H200.gpus * 2)
+    impostor.behave(list={"text": BOTH})
+    page = clinic.examine(GGUF_PATH=str(test_run.MODEL)).as_text()
+    assert "ok   devices: CUDA1 (the fewest that hold" in page
+    page = clinic.examine(GGUF_REPO_ID="me/none", GGUF_FILENAME="none.gguf").as_text()
+    assert "devices: CUDA0, CUDA1 (all: the model is not here yet to be measured)" in page
+    page = clinic.examine(GGUF_PATH=str(test_run.MODEL), N_GPU_LAYERS="0").as_text()
+    assert "devices: the CPU (YAKULINGO_SPACES_N_GPU_LAYERS is 0" in page
+
+
+def test_a_model_too_large_for_the_only_gpu_is_said(clinic: Clinic, impostor: Impostor) -> None:
+    impostor.behave(list={"text": SMALL})
+    page = clinic.examine(GGUF_PATH=str(test_run.MODEL)).as_text()
+    assert "devices: CUDA0 (the only one: L4; 0.5 GB do not fit into its 0.0 GB free)" in page
 
 
 def test_a_runtime_that_lists_a_device_but_does_not_compute(

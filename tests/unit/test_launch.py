@@ -23,6 +23,7 @@ from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.releases import BARE, artifact, libraries, manifest
+from tests.unit.test_devices import gemma
 
 if TYPE_CHECKING:
     from conftest import Impostor
@@ -195,6 +196,13 @@ def test_a_gpu_that_was_named_is_not_added_to(impostor: Impostor) -> None:
     ready = prepared(impostor.behave(**do), host)
     start(settings(LLAMA_DEVICE="CUDA0"), ready, test_run.MODEL)
     assert device(impostor.seen()["argv"]) == "CUDA0"
+
+
+def test_what_comes_after_the_dashes_needs_room_too(impostor: Impostor, tmp_path: Path) -> None:
+    ready = prepared(impostor.behave(**FOUR), replace(H200, gpus=H200.gpus * 4))
+    path = gemma(tmp_path / "m.gguf")
+    for extra, count in ((), 1), (("-c", "6144"), 2), (("--ctx-size", "131072"), 4):
+        assert len(launch.plan_server(settings(), ready, path, extra).devices) == count
 
 
 A100, T4 = Gpu("NVIDIA A100-SXM4-40GB", "80"), Gpu("Tesla T4", "75")
@@ -515,6 +523,21 @@ def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
     assert told[-1] == "sub/m.gguf 30000000 30000000"
     assert len(counts) > 1
     assert counts == sorted(counts)
+
+
+def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> None:
+    code = (
+        "from llama_loader import model, settings;"
+        "print(model.at_hand(model.from_settings(settings.load())))"
+    )
+    with serving(Hub(files={"sub/m.gguf": b"GGUF model"})) as hub:
+        assert from_hub(hub, tmp_path, code) == "None"
+        assert hub.tokens_seen == set()
+        path = path_from_hub(hub, tmp_path)
+    assert from_hub(hub, tmp_path, code) == str(path)
+    assert from_hub(hub, tmp_path, code, GGUF_REVISION=COMMIT) == str(path)
+    assert from_hub(hub, tmp_path, code, GGUF_REVISION="v9") == "None"
+    assert from_hub(hub, tmp_path, code, GGUF_PATH="/nowhere") == "None"
 
 
 def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:

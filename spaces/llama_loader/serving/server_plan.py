@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import model_file
 from llama_loader.parsers import ALL_LAYERS
+from llama_loader.serving import sizing
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -116,5 +116,5 @@ class ServerPlan:
 
     def _spills(self) -> bool:
         """Whether main memory takes whatever the GPU leaves over, with room to spare."""
-        size = model_file.measure(self.model, self.n_ctx)
+        size = sizing.measure(self.model, self.n_ctx, self.extra)
         return size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE
