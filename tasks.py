@@ -7,8 +7,6 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 from invoke.tasks import task
 
-from farm import show, show_published
-from farm.cli import refuse_wrong_usage, verb
 from farm.publish_verbs import (
     deploy_space,
     gate,
@@ -19,6 +17,8 @@ from farm.publish_verbs import (
     rollback,
 )
 from farm.reproduce_verbs import rebuild, reproducible
+from farm.terminal import show, show_published
+from farm.terminal.cli import refuse_wrong_usage, verb
 
 # theirs; invoke takes every task of this module
 __all__ = [
@@ -264,7 +264,7 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
 @verb
 def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
-    from farm import pull_request
+    from farm.publish import pull_request
     from farm.publish.github_api import Api
     from farm.update_pins import main
 
@@ -316,12 +316,12 @@ def status(
 ) -> None:
     """Show a release folder and the compiler caches, or a place; what a host would get."""
     if to is None:
-        from farm import status_here
+        from farm.terminal import status_here
 
         status_here.tell(_path(folder), suppose)
         return
-    from farm import overview
     from farm.publish import places
+    from farm.terminal import overview
 
     show_published.overview(overview.of(places.parse(to), suppose))
 

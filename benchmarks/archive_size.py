@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from backports import zstd
 
-from farm import archive
+from farm.tarball import archive
 
 if TYPE_CHECKING:
     from collections.abc import Callable

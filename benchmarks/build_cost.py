@@ -26,7 +26,8 @@ import tempfile
 from pathlib import Path, PurePath
 from typing import Final
 
-from farm import pins, recipe, source, targets, toolkit
+from farm import source, targets
+from farm.inputs import pins, recipe, toolkit
 from farm.plan import BuildPlan, Layout
 
 SINGLES: Final = ("sm80", "sm86", "sm89", "sm90")

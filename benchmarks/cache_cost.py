@@ -29,9 +29,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import pins, source, targets, toolkit
+from farm import source, targets
 from farm.engines.local import LocalEngine
 from farm.execute import execute
+from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan
 
 if TYPE_CHECKING:

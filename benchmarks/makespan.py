@@ -28,15 +28,17 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed import Client
 from rich.console import Console
 
-from farm import remote_build, schedule, source, targets
+from farm import source, targets
+from farm.cluster import remote_build
+from farm.cluster.remote_build import Job
 from farm.engines.dask import RESOURCE, Dispatcher, cluster
 from farm.errors import FarmError
-from farm.fleet import Fleet
+from farm.kept.plan_digest import source_digest
 from farm.plan import BuildPlan
-from farm.plan_digest import source_digest
-from farm.remote_build import Job
-from farm.report import BuildReport
 from farm.request import BuildRequest
+from farm.terminal import schedule
+from farm.terminal.fleet import Fleet
+from farm.terminal.report import BuildReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -17,9 +17,11 @@ import sys
 from pathlib import Path
 from typing import Final
 
-from farm import build_record, packages, pins, recipe, release
+from farm import release
 from farm.errors import FarmError
+from farm.inputs import packages, pins, recipe
 from farm.pack import read_inventory
+from farm.tarball import build_record
 from llama_loader import host, settings
 
 UPSTREAM_ARCHS: Final = "75-virtual;80-virtual;86-real;89-real;90-virtual;120a-real;121a-real"

@@ -6,7 +6,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import pipeline, run_lock, shared_cache
+from farm import pipeline, run_lock
+from farm.engines import shared_cache
 from farm.errors import FarmError
 from farm.plan import TARGETS, BuildPlan
 from farm.request import choose_source, resolve
@@ -14,11 +15,11 @@ from farm.request import choose_source, resolve
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from farm.kept_tree import KeptTree
+    from farm.kept.kept_tree import KeptTree
     from farm.pipeline import Made
-    from farm.report import BuildReport
     from farm.request import BuildRequest
     from farm.source import Source
+    from farm.terminal.report import BuildReport
 
 
 def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
@@ -76,7 +77,7 @@ def build_spread(
         EngineError: no scheduler or no host answers.
         FarmError: sets failed; the others are built and packed.
     """
-    from farm.spread import Spread  # noqa: PLC0415 - needs the optional group
+    from farm.cluster.spread import Spread  # noqa: PLC0415 - needs the optional group
 
     spread = Spread(plans, request, report, pipeline.STATE)
 

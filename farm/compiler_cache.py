@@ -10,9 +10,10 @@ import secrets
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import pins, targets
+from farm import targets
 from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerImages, connect
 from farm.errors import EngineError, UsageError
+from farm.inputs import pins
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from farm import archive, elf, pins, targets
-from farm.archive import Chunking, Member
-from farm.build_record import LineRecord
+from farm import elf, targets
 from farm.errors import InspectError, PackError, SourceError
+from farm.inputs import pins
+from farm.inputs.packages import fetch_package
 from farm.pack import (
     LICENCES,
     Inventory,
@@ -32,8 +32,10 @@ from farm.pack import (
     write_failed,
     written,
 )
-from farm.packages import fetch_package
 from farm.plan import SOURCE_DATE_EPOCH
+from farm.tarball import archive
+from farm.tarball.archive import Chunking, Member
+from farm.tarball.build_record import LineRecord
 from llama_loader.manifest import CUDA_RUNTIME, Cuda
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
     from typing import BinaryIO
 
-    from farm.pins import PackagePin
+    from farm.inputs.pins import PackagePin
     from farm.targets import Line
     from llama_loader.manifest import Artifact
 

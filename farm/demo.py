@@ -12,17 +12,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import building, loader, packages, pins, release, targets, toolkit
+from farm import building, loader, release, targets
 from farm.devel_image import with_image
 from farm.errors import FarmError, UsageError
+from farm.inputs import packages, pins, toolkit
 from farm.request import BuildRequest, choose_source, resolve
 from farm.serve import ReleaseServer
-from farm.timeline import Span, rows, svg
+from farm.terminal.timeline import Span, rows, svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from farm.report import BuildReport
+    from farm.terminal.report import BuildReport
 
 MODEL: Final = "smollm2"
 PROMPT: Final = "The capital of France is"

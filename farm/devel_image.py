@@ -6,13 +6,14 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from farm import pins, pipeline, targets
+from farm import pipeline, targets
 from farm.engines.docker import DockerImages, connect
 from farm.errors import EngineError
+from farm.inputs import pins
 
 if TYPE_CHECKING:
-    from farm.report import BuildReport
     from farm.request import BuildRequest
+    from farm.terminal.report import BuildReport
 
 
 def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:

@@ -10,17 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Protocol
 
-from farm import cub, durable, shared_cache
-from farm.cache_watch import CacheWatch
+from farm import durable
+from farm.engines import shared_cache
 from farm.engines.base import Toolchain
+from farm.engines.cache_watch import CacheWatch
 from farm.errors import BuildError
+from farm.tarball import cub
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
     from farm.engines.base import Engine, LineSink, Workspace
-    from farm.parts import Part
     from farm.plan import BuildPlan, Step
+    from farm.tarball.parts import Part
 
 SHOWN_LINES: Final = 20
 """How many of a failed compiler's lines stand in the error; the log has them all."""

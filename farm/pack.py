@@ -18,9 +18,10 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
-from farm import archive, elf
-from farm.archive import Chunking, Member
+from farm import elf
 from farm.errors import InspectError, PackError
+from farm.tarball import archive
+from farm.tarball.archive import Chunking, Member
 from llama_loader.manifest import (
     LLAMA_SERVER,
     Artifact,
@@ -34,8 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
     from typing import BinaryIO
 
-    from farm.archive import Digests
     from farm.elf import Inspection, Merged, Promise
+    from farm.tarball.archive import Digests
 
 ROOT: Final = "runtime"
 PROGRAMS: Final = ("llama-server", "llama-cli")

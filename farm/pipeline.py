@@ -12,39 +12,32 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import (
-    PROJECT_ROOT,
-    base_image,
-    build_record,
-    images,
-    parts,
-    pins,
-    release,
-    run_lock,
-    schedule,
-    toolkit,
-)
+from farm import PROJECT_ROOT, release, run_lock
 from farm.elf import version_key
+from farm.engines import images
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError
 from farm.execute import execute
-from farm.fleet import BUILT, FAILED, Fleet, SetReporter
-from farm.journal import Journal, Recording
-from farm.kept_tree import KeptTree
-from farm.plan_digest import digest
+from farm.inputs import base_image, pins, toolkit
+from farm.kept.journal import Journal, Recording
+from farm.kept.kept_tree import KeptTree
+from farm.kept.plan_digest import digest
 from farm.request import ENGINES
+from farm.tarball import build_record, parts
+from farm.terminal import schedule
+from farm.terminal.fleet import BUILT, FAILED, Fleet, SetReporter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
     from farm.engines.base import Engine, Toolchain
-    from farm.parts import Part, Survey
     from farm.plan import BuildPlan
-    from farm.report import BuildReport
     from farm.request import BuildRequest
+    from farm.tarball.parts import Part, Survey
     from farm.targets import Line
+    from farm.terminal.report import BuildReport
 
 STATE: Final = PROJECT_ROOT / ".farm"
 """Trees, logs and journal of this checkout; git ignores it."""

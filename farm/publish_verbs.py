@@ -7,8 +7,8 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 from invoke.tasks import task
 
-from farm import show, show_published
-from farm.cli import verb
+from farm.terminal import show, show_published
+from farm.terminal.cli import verb
 
 
 def _path(value: str | None) -> Path | None:
@@ -46,7 +46,7 @@ def publish(
         return
     show.line(publishing.publish(plan, place, show_published.line))
     if wanted is not None and signer is not None:
-        from farm import channels, promotion
+        from farm.publish import channels, promotion
 
         promotion.require_gate(place, plan.release, show_published.check)
         show_published.promotion(channels.promote(place, plan.release, wanted, signer))
@@ -69,9 +69,8 @@ def gate(
     release: str | None = None,
 ) -> None:
     """Check a release as promotion demands it, and write the report beside it."""
-    from farm import gate as checking
-    from farm import promotion
-    from farm.publish import destination, last_report, places
+    from farm.publish import destination, last_report, places, promotion
+    from farm.publish import gate as checking
     from farm.release import load
 
     if to is None and release is None:
@@ -103,8 +102,8 @@ def promote(
     serial: str = "1",
 ) -> None:
     """Make a published release a channel's present one: a signed manifest with the next serial."""
-    from farm import channels, promotion, trust
-    from farm.publish import destination, places
+    from farm import trust
+    from farm.publish import channels, destination, places, promotion
 
     name = destination.require_name("release", release)
     wanted = destination.require_name("channel", channel)
@@ -125,8 +124,8 @@ def rollback(
     days: str = "90",
 ) -> None:
     """Make the release before a channel's present one current again, with a higher serial."""
-    from farm import channels, trust
-    from farm.publish import destination, places
+    from farm import trust
+    from farm.publish import channels, destination, places
 
     wanted = destination.require_name("channel", channel)
     place = places.parse(to)
@@ -165,9 +164,9 @@ def pin_space(
     public_key: str | None = None,
 ) -> None:
     """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
-    from farm import pin_space as pins_of
     from farm import trust
     from farm.publish import destination, places
+    from farm.publish import pin_space as pins_of
 
     show.one_of({"--manifest": manifest, "--release": release, "--channel": channel})
     if manifest is not None:
@@ -199,7 +198,7 @@ def deploy_space(
     dry_run: bool = False,
 ) -> None:
     """Upload spaces/ alone to a Space on the Hub, and set its variables."""
-    from farm import deploy_space as deploying
+    from farm.publish import deploy_space as deploying
 
     deployment = deploying.plan(show.text("--to", to), set or ())
     show_published.deployment(deployment)

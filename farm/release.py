@@ -18,19 +18,20 @@ from urllib.parse import urljoin
 
 import msgspec
 
-from farm import archive, build_record, cuda_runtime, elf, sbom, targets
-from farm.archive import Chunking
+from farm import cuda_runtime, elf, targets
 from farm.errors import PackError, UsageError
 from farm.pack import BUILD_RECORD, LICENCES, ROOT, Inventory, PackRequest, pack, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
+from farm.tarball import archive, build_record, sbom
+from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
 from llama_loader.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.build_record import BuildRecord
-    from farm.parts import Part
+    from farm.tarball.build_record import BuildRecord
+    from farm.tarball.parts import Part
     from llama_loader.manifest import Artifact
 
 MANIFEST: Final = "manifest.json"
@@ -251,8 +252,8 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
                 "LICENCE_MISSING",
                 f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
                 "not in the tarball",
-                hint="what has no licence may not be passed on; farm/licence_text.py knows the "
-                "texts",
+                hint="what has no licence may not be passed on; farm/tarball/licence_text.py knows "
+                "the texts",
             )
 
 

@@ -18,8 +18,8 @@ from urllib.parse import unquote, urljoin, urlsplit
 import requests
 import urllib3
 
-from farm import packages
 from farm.errors import PackError, SourceError, UsageError
+from farm.inputs import packages
 from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
 from llama_loader import manifest as schema
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 from invoke.tasks import task
 
-from farm import show
-from farm.cli import verb
+from farm.terminal import show
+from farm.terminal.cli import verb
 
 
 @task(
@@ -36,8 +36,8 @@ def reproducible(
     jobs: str | None = None,
 ) -> None:
     """Build a set twice from nothing, in two containers, and compare every byte."""
+    from farm.reproduce.twice import prove
     from farm.request import BuildRequest
-    from farm.twice import prove
 
     request = BuildRequest(
         arch_set=arch_set,
@@ -78,8 +78,8 @@ def rebuild(
     jobs: str | None = None,
 ) -> None:
     """Build a published tarball again from its BUILD.json, and say whether it is identical."""
-    from farm.rebuild import RebuildRequest
-    from farm.rebuild import rebuild as build_again
+    from farm.reproduce.rebuild import RebuildRequest
+    from farm.reproduce.rebuild import rebuild as build_again
 
     asked = RebuildRequest(
         release=release,

@@ -9,8 +9,10 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from farm import archive, pins, source, targets
+from farm import source, targets
 from farm.errors import UsageError
+from farm.inputs import pins
+from farm.tarball import archive
 
 if TYPE_CHECKING:
     from farm.source import Source

@@ -16,15 +16,15 @@ from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from farm.errors import SourceError, UsageError
-from farm.kept_source import kept
-from farm.packages import cache_folder, extract_subtree, fetch_package
-from farm.plan_digest import files
-from farm.unpack import new_folder
+from farm.inputs.packages import cache_folder, extract_subtree, fetch_package
+from farm.inputs.unpack import new_folder
+from farm.kept.kept_source import kept
+from farm.kept.plan_digest import files
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from farm.pins import SourcePin
+    from farm.inputs.pins import SourcePin
 
 GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
 """A mirror is named with git's own ``url.<base>.insteadOf`` setting."""

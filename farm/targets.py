@@ -14,8 +14,8 @@ import tomllib
 from msgspec import Meta
 
 from farm import PROJECT_ROOT
-from farm.archive import FORMATS
 from farm.errors import UsageError
+from farm.tarball.archive import FORMATS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

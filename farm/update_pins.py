@@ -16,9 +16,10 @@ import requests
 import tomlkit
 from tomlkit.exceptions import TOMLKitError
 
-from farm import packages, pins, source, targets
+from farm import source, targets
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
+from farm.inputs import packages, pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -111,8 +111,8 @@ def real_runtime(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
 @pytest.fixture(scope="session")
 def real_model() -> Path:
     """The real SmolLM2-135M, from its pinned package; ``LLAMA_TEST_MODEL`` names a copy."""
-    from farm import packages, pins
     from farm.errors import SourceError
+    from farm.inputs import packages, pins
 
     named = os.environ.get("LLAMA_TEST_MODEL")
     if named:

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
-from farm import durable, recipe
+from farm import durable
 from farm.engines import build_folder
 from farm.errors import EngineError
-from farm.packages import cache_folder
+from farm.inputs import recipe
+from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Layout
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePath
 
     from farm.engines.base import Engine, LineSink, Workspace
-    from farm.images import ImageFacts
+    from farm.engines.images import ImageFacts
     from farm.plan import BuildPlan, Layout
 
 _EVERY: Final = 0.5

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from farm import gate
-from farm.publish import parts
+from farm.publish import gate, parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farm.figures import Figures
     from farm.publish.destination import Destination
+    from farm.publish.figures import Figures
 
 
 def figures(destination: Destination, own: str) -> Iterator[Figures]:

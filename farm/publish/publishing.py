@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from farm import advisories, gate, release
+from farm import release
 from farm.errors import PublishError
+from farm.inputs import advisories
 from farm.publish import destination as places
-from farm.publish import parts
+from farm.publish import gate, parts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping

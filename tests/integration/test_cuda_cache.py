@@ -10,10 +10,11 @@ import tiny_cuda
 from needs import must_or_skip
 
 from benchmarks.cache_cost import results
-from farm import elf, pins, source, targets, toolkit
+from farm import elf, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import SourceError
 from farm.execute import execute
+from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan, Step
 
 if TYPE_CHECKING:

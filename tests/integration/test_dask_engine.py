@@ -25,15 +25,16 @@ from needs import must_or_skip
 from rich.console import Console
 from verbs import PROJECT
 
-from farm import building, pipeline, remote_build, source, targets
+from farm import building, pipeline, source, targets
+from farm.cluster import remote_build
 from farm.engines.dask import Dispatcher
 from farm.engines.docker import LABEL, DockerEngine
 from farm.errors import EngineError, FarmError
-from farm.fleet import Fleet
 from farm.plan import BuildPlan
-from farm.report import BuildReport
 from farm.request import BuildRequest
 from farm.targets import ArchSet
+from farm.terminal.fleet import Fleet
+from farm.terminal.report import BuildReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

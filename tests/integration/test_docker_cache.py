@@ -19,11 +19,14 @@ from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, invoke
 
-from farm import elf, pins, shared_cache, source, status_here, targets, toolkit
+from farm import elf, source, targets
+from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine, DockerImages, cache, cache_counters, engine
 from farm.errors import SourceError
 from farm.execute import execute
+from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan
+from farm.terminal import status_here
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

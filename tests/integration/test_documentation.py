@@ -23,7 +23,9 @@ import hub_repository
 import pytest
 from verbs import PROJECT
 
-from farm import demo, pins, report
+from farm import demo
+from farm.inputs import pins
+from farm.terminal import report
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

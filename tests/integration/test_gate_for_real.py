@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from farm import figures, gate
+from farm.publish import figures, gate
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 
@@ -36,8 +36,8 @@ def test_a_real_release_is_started_and_measured(
 def test_a_real_release_passes(
     folder: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.gate._model", lambda: real_model)
-    monkeypatch.setattr("farm.figures.gpu", lambda: None)
+    monkeypatch.setattr("farm.publish.gate._model", lambda: real_model)
+    monkeypatch.setattr("farm.publish.figures.gpu", lambda: None)
     made = gate.run(folder, [], lambda _: None)
     assert made.failed == ()
     assert [check.passed for check in made.checks] == [True, True, True, True, None]

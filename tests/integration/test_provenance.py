@@ -11,8 +11,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from verbs import Release, succeed
 
-from farm import archive, licence_text, pins, release
+from farm import release
 from farm.errors import PackError
+from farm.inputs import pins
+from farm.tarball import archive, licence_text
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -14,12 +14,12 @@ from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, Release, invoke, succeed
 
-from farm import pins
-from farm.base_image import TAGS
 from farm.engines.docker import CACHE_FOLDER, DockerEngine
 from farm.execute import execute
+from farm.inputs import pins
+from farm.inputs.base_image import TAGS
 from farm.plan import BuildPlan
-from farm.reproducibility import compare_files
+from farm.reproduce.reproducibility import compare_files
 from farm.source import from_archive, from_folder
 from farm.targets import load
 

@@ -17,7 +17,8 @@ from needs import must_or_skip
 from object_storage import ObjectStorage
 from verbs import PROJECT, invoke
 
-from farm import shared_cache, source, targets
+from farm import source, targets
+from farm.engines import shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import UsageError
 from farm.execute import execute

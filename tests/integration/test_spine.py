@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from verbs import PROJECT, Release, invoke, succeed
 
-from farm import elf, pins, source, targets
+from farm import elf, source, targets
 from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
+from farm.inputs import pins
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:

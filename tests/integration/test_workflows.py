@@ -26,7 +26,8 @@ from package_index import PackageIndex
 from verbs import PROJECT, succeed
 
 import tasks
-from farm import advisories, pins, targets
+from farm import targets
+from farm.inputs import advisories, pins
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 NOWHERE = "unix:///nowhere/docker.sock"

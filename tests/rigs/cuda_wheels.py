@@ -12,9 +12,11 @@ from typing import TYPE_CHECKING
 
 from binaries import FATBINS, library, program
 
-from farm import build_record, pins, release
-from farm.build_record import BuildRecord, LineRecord, SourceRecord
+from farm import release
 from farm.engines.base import Toolchain
+from farm.inputs import pins
+from farm.tarball import build_record
+from farm.tarball.build_record import BuildRecord, LineRecord, SourceRecord
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -14,9 +14,9 @@ from pathlib import Path
 from invoke.exceptions import Exit
 
 from farm import building, pipeline
-from farm.cli import verb
-from farm.report import BuildReport
 from farm.request import BuildRequest
+from farm.terminal.cli import verb
+from farm.terminal.report import BuildReport
 
 
 @verb

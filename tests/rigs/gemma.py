@@ -9,8 +9,8 @@ import tarfile
 import zipfile
 from typing import TYPE_CHECKING, Final
 
-from farm import packages, pins
-from farm.pins import PackagePin
+from farm.inputs import packages, pins
+from farm.inputs.pins import PackagePin
 
 if TYPE_CHECKING:
     from pathlib import Path

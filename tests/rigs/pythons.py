@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import rootfs
 from farm.engines.docker import DockerImages, connect
-from farm.rootfs import Distribution
+from farm.inputs import rootfs
+from farm.inputs.rootfs import Distribution
 
 if TYPE_CHECKING:
     from docker import DockerClient

@@ -18,8 +18,8 @@ from farm import building, pipeline, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError
 from farm.plan import BuildPlan
-from farm.report import BuildReport
 from farm.request import BuildRequest
+from farm.terminal.report import BuildReport
 
 TINY = Path(__file__).parent / "tiny_llama"
 SETS = ("first", "second", "third")

@@ -8,10 +8,11 @@ from unittest.mock import patch
 
 import msgspec
 
-from farm import build_record, release, source, targets
+from farm import release, source, targets
 from farm.engines.local import LocalEngine
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
+from farm.tarball import build_record
 
 TINY = Path(__file__).parent / "tiny_llama"
 

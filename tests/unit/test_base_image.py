@@ -12,11 +12,11 @@ from typing import IO, TYPE_CHECKING
 
 import pytest
 
-from farm import base_image, pins, rootfs
 from farm.engines.docker import DockerImages, connect
+from farm.engines.images import ImageFacts
 from farm.errors import EngineError, UsageError
-from farm.images import ImageFacts
-from farm.toolkit import Toolkit
+from farm.inputs import base_image, pins, rootfs
+from farm.inputs.toolkit import Toolkit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -153,7 +153,7 @@ def test_cu130_takes_the_wheels_toolkit_along(
         asked.append(wheels)
         return Toolkit(root, "13.0", "wheels")
 
-    monkeypatch.setattr("farm.toolkit.from_wheels", unpacked)
+    monkeypatch.setattr("farm.inputs.toolkit.from_wheels", unpacked)
     store = Store()
     make(store, "cu130")
     context = store.contexts[-1]

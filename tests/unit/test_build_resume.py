@@ -21,13 +21,13 @@ from farm import pipeline, source, targets
 from farm.engines import build_folder
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
-from farm.journal import Entry, Journal, Recording
-from farm.kept_tree import KeptTree
+from farm.kept.journal import Entry, Journal, Recording
+from farm.kept.kept_tree import KeptTree
+from farm.kept.plan_digest import digest, folder_digest
 from farm.plan import BuildPlan, Step
-from farm.plan_digest import digest, folder_digest
-from farm.report import BuildReport
 from farm.request import BuildRequest
 from farm.targets import ArchSet
+from farm.terminal.report import BuildReport
 
 PROJECT = Path(__file__).parent.parent.parent
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"

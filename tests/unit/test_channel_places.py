@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from farm import channels, overview, pin_space, trust
+from farm import trust
 from farm.errors import FarmError, PublishError
-from farm.publish import places, publishing
+from farm.publish import channels, pin_space, places, publishing
+from farm.terminal import overview
 from tests.rigs import published, tiny_release
 from tests.rigs.published import Place, publish
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from farm import show
-from farm.clean_build import _chosen
 from farm.errors import BuildError, UsageError
+from farm.reproduce.clean_build import _chosen
+from farm.terminal import show
 
 NAMES = ("acc.cu.o", "mmq.cu.o", "norm.cu.o", "template-instances/mmq-q4.cu.o", "wkv.cu.o")
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from farm import cub, parts, pipeline
+from farm import pipeline
+from farm.tarball import cub, parts
 
 HEADER = """\
 /******************************************************************************

@@ -17,8 +17,10 @@ import msgspec
 import pytest
 from backports import zstd
 
-from farm import cuda_runtime, pins, release, show, targets
+from farm import cuda_runtime, release, targets
 from farm.errors import FarmError, InspectError, PackError, SourceError, UsageError
+from farm.inputs import pins
+from farm.terminal import show
 from llama_loader import manifest as schema
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import channels, trust
+from farm import trust
 from farm.errors import PublishError
-from farm.publish import publishing
+from farm.publish import channels, publishing
 from llama_loader import manifest as schema
 from tests.rigs import published, tiny_release
 from tests.rigs.published import publish

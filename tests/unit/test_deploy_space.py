@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import deploy_space, trust
+from farm import trust
 from farm.errors import PublishError, UsageError
+from farm.publish import deploy_space
 from tests.rigs import hub_repository
 
 if TYPE_CHECKING:

@@ -17,7 +17,7 @@ from farm import source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, PackError, UsageError
 from farm.execute import execute
-from farm.packages import cache_folder
+from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Step
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm import fatbin
+from farm.binaries import fatbin
 from farm.errors import InspectError
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))

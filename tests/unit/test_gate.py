@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import pytest
 
-from farm import figures, gate, loader, promotion, release
+from farm import loader, release
 from farm.errors import FarmError, PublishError, UsageError
-from farm.figures import Figures
-from farm.publish import last_report, parts, places, publishing
+from farm.publish import figures, gate, last_report, parts, places, promotion, publishing
+from farm.publish.figures import Figures
 from llama_loader import manifest as schema
 from tests.rigs import github_releases, published, tiny_release
 from tests.rigs.published import Place, publish
@@ -262,9 +262,9 @@ def test_figures_that_are_worse_are_measured_again_and_the_best_counts(
     best: tuple[float, float, float],
 ) -> None:
     to_come = [figures_of(*one) for one in rounds]
-    monkeypatch.setattr("farm.figures.gpu", lambda: "H200")
-    monkeypatch.setattr("farm.figures.measure", lambda *_: to_come.pop(0))
-    monkeypatch.setattr("farm.gate._model", lambda: tmp_path)
+    monkeypatch.setattr("farm.publish.figures.gpu", lambda: "H200")
+    monkeypatch.setattr("farm.publish.figures.measure", lambda *_: to_come.pop(0))
+    monkeypatch.setattr("farm.publish.gate._model", lambda: tmp_path)
     kept: list[Figures] = []
     earlier = iter([figures_of(9, 9, 9, "L4"), figures_of(1.0, 1000.0, 100.0)])
     check = gate._on_the_gpu(tmp_path, earlier, kept)
@@ -340,8 +340,8 @@ def test_what_is_measured_is_the_median_of_cold_starts(
 def test_the_gate_measures_where_the_loader_sees_a_gpu(
     measured: list[dict[str, Any]], released: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("farm.gate._model", lambda: Path("model.gguf"))
-    monkeypatch.setattr("farm.figures.gpu", lambda: "H200")
+    monkeypatch.setattr("farm.publish.gate._model", lambda: Path("model.gguf"))
+    monkeypatch.setattr("farm.publish.figures.gpu", lambda: "H200")
     made = gate.run(released, [figures_of(9.0, 1.0, 1.0)], lambda _: None)
     assert len(measured) == 5
     assert made.figures is not None
@@ -364,9 +364,9 @@ def test_a_measurement_that_fails_is_a_check_that_failed(
     def fail(*_: object) -> Figures:
         raise trouble
 
-    monkeypatch.setattr("farm.gate._model", lambda: Path("model.gguf"))
-    monkeypatch.setattr("farm.figures.gpu", lambda: "H200")
-    monkeypatch.setattr("farm.figures.measure", fail)
+    monkeypatch.setattr("farm.publish.gate._model", lambda: Path("model.gguf"))
+    monkeypatch.setattr("farm.publish.figures.gpu", lambda: "H200")
+    monkeypatch.setattr("farm.publish.figures.measure", fail)
     made = gate.run(released, [], lambda _: None)
     assert made.checks[-1].passed is False
     assert made.figures is None

@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING
 import pytest
 from backports import zstd
 
-from farm import archive, pack, targets
+from farm import pack, targets
 from farm.errors import FarmError, InspectError, PackError
 from farm.pack import PackRequest
+from farm.tarball import archive
 from llama_loader import manifest
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from farm import packages, unpack
 from farm.errors import SourceError
-from farm.pins import ModelPin, PackagePin
+from farm.inputs import packages, unpack
+from farm.inputs.pins import ModelPin, PackagePin
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import vendored
 
-from farm import licence_text, parts
+from farm.tarball import licence_text, parts
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 

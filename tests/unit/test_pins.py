@@ -9,8 +9,8 @@ import pytest
 import tomlkit
 import tomllib
 
-from farm import pins
 from farm.errors import UsageError
+from farm.inputs import pins
 
 if TYPE_CHECKING:
     from pathlib import Path

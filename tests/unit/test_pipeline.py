@@ -6,8 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import pins, pipeline, source, targets
+from farm import pipeline, source, targets
 from farm.errors import BuildError
+from farm.inputs import pins
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 

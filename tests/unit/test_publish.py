@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 import msgspec
 import pytest
 
-from farm import gate, pin_space, release
+from farm import release
 from farm.errors import FarmError, PublishError, UsageError
-from farm.publish import destination, places, publishing
+from farm.publish import destination, gate, pin_space, places, publishing
 from farm.publish.parts import Known, Part, plan
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError

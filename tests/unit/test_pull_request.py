@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING
 import pytest
 from github_api import TOKEN, GitHub
 
-from farm import pins, pull_request, source
+from farm import source
 from farm.errors import FarmError, UsageError
+from farm.inputs import pins
+from farm.publish import pull_request
 from farm.publish.github_api import Api
-from farm.pull_request import propose_pins
+from farm.publish.pull_request import propose_pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -15,20 +15,22 @@ from releases import manifest as manifest_of
 from rich.console import Console
 from verbs import invoke
 
-from farm import build_record, building, pipeline, rebuild, recorded_plan, release, source
+from farm import building, pipeline, release, source
 from farm.engines.base import Toolchain
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
 from farm.pack import read_inventory
-from farm.rebuild import RebuildRequest, choose
-from farm.report import BuildReport
+from farm.reproduce import rebuild, recorded_plan
+from farm.reproduce.rebuild import RebuildRequest, choose
 from farm.request import BuildRequest
 from farm.serve import ReleaseServer
+from farm.tarball import build_record
+from farm.terminal.report import BuildReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farm.build_record import BuildRecord, SourceRecord
+    from farm.tarball.build_record import BuildRecord, SourceRecord
 
 TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"

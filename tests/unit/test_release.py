@@ -13,12 +13,13 @@ import msgspec
 import pytest
 import vendored
 
-from farm import build_record, parts, release, source, targets
-from farm.archive import Chunking
+from farm import release, source, targets
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError, InspectError, PackError, UsageError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
+from farm.tarball import build_record, parts
+from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import remote_products
+from farm.cluster import remote_products
+from farm.cluster.remote_build import Outcome
 from farm.errors import BuildError
-from farm.remote_build import Outcome
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from farm.report import BuildReport
+from farm.terminal.report import BuildReport
 
 LONG = "note[LONG]: " + "word " * 40 + "end"
 

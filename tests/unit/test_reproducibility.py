@@ -13,12 +13,18 @@ from binaries import compile_c
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm import archive, diffoscope
-from farm.archive import Member
-from farm.differing_bytes import compare
-from farm.elf_file import ElfFile
+from farm.binaries.elf_file import ElfFile
 from farm.errors import PackError
-from farm.reproducibility import Difference, compare_files, compare_tarballs, compare_trees
+from farm.reproduce import diffoscope
+from farm.reproduce.differing_bytes import compare
+from farm.reproduce.reproducibility import (
+    Difference,
+    compare_files,
+    compare_tarballs,
+    compare_trees,
+)
+from farm.tarball import archive
+from farm.tarball.archive import Member
 
 SOURCE = """
 const char *const motto = "built the same way each time";

@@ -11,10 +11,10 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from releases import artifact
 
-from farm import build_record, sbom
 from farm.cuda_runtime import RuntimeRecord, Wheel
 from farm.engines.base import Toolchain
-from farm.parts import Part
+from farm.tarball import build_record, sbom
+from farm.tarball.parts import Part
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from farm import schedule
-from farm.fleet import Fleet
-from farm.report import BuildReport
+from farm.terminal import schedule
+from farm.terminal.fleet import Fleet
+from farm.terminal.report import BuildReport
 
 
 @given(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from farm import show_published
-from farm.overview import Overview, Row
+from farm.terminal import show_published
+from farm.terminal.overview import Overview, Row
 
 if TYPE_CHECKING:
     import pytest

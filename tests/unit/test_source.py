@@ -12,10 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from farm import pins, source
+from farm import source
 from farm.errors import SourceError, UsageError
-from farm.packages import cache_folder
-from farm.plan_digest import folder_digest
+from farm.inputs import pins
+from farm.inputs.packages import cache_folder
+from farm.kept.plan_digest import folder_digest
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from farm import status_here
 from farm.errors import UsageError
+from farm.terminal import status_here
 
 
 @pytest.fixture(autouse=True)

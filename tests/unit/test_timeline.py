@@ -4,7 +4,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from farm.timeline import Span, rows, seconds, svg
+from farm.terminal.timeline import Span, rows, seconds, svg
 
 SPANS = (
     Span("source", "farm", 1.5, 37_700_000),

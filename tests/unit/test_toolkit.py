@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from farm import toolkit
 from farm.errors import EngineError, SourceError, UsageError
-from farm.packages import cache_folder
-from farm.pins import PackagePin
+from farm.inputs import toolkit
+from farm.inputs.packages import cache_folder
+from farm.inputs.pins import PackagePin
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 

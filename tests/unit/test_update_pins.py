@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import pins, targets, update_pins
+from farm import targets, update_pins
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
+from farm.inputs import pins
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 

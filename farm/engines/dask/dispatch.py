@@ -10,25 +10,25 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Self
 
-from farm import remote_build, remote_products
+from farm.cluster import remote_build, remote_products
+from farm.cluster.remote_build import Failure, Outcome
 from farm.engines.dask.connection import POLL, Connection, no_hosts
 from farm.engines.dask.worker import place, work
 from farm.errors import BuildError, EngineError, PackError
-from farm.fleet import SetReporter
 from farm.plan import Step
-from farm.remote_build import Failure, Outcome
+from farm.terminal.fleet import SetReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from distributed import Future
 
+    from farm.cluster.remote_build import Job
     from farm.engines.dask.connection import Event
     from farm.execute import Reporter
-    from farm.fleet import Fleet
     from farm.plan import BuildPlan
-    from farm.remote_build import Job
     from farm.request import BuildRequest
+    from farm.terminal.fleet import Fleet
 
 TRIES: Final = 2
 LOSSES: Final = 3

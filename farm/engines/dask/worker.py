@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed import get_worker
 from distributed.core import Status
 
-from farm import remote_build
+from farm.cluster import remote_build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from farm.cluster.remote_build import Job, Outcome
     from farm.plan import BuildPlan, Step
-    from farm.remote_build import Job, Outcome
 
 TOPIC: Final = "llama-farm"
 _COUNT_SECONDS: Final = 1.0

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from docker.errors import NotFound
 
-from farm import shared_cache
+from farm.engines import shared_cache
 from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.images import DockerImages
 from farm.engines.docker.left_behind import LABEL, labels, sweep
 from farm.engines.docker.workspace import DockerWorkspace, copy_in
+from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.errors import EngineError
-from farm.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:

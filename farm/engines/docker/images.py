@@ -8,8 +8,8 @@ import requests
 from docker.errors import DockerException, ImageNotFound
 
 from farm.engines.docker.connection import engine_errors, reason
+from farm.engines.images import ImageFacts
 from farm.errors import EngineError
-from farm.images import ImageFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -24,7 +24,7 @@ _PULL_HINT: Final = (
 
 
 class DockerImages:
-    """Images of one engine; see ``farm.images.ImageStore``."""
+    """Images of one engine; see ``farm.engines.images.ImageStore``."""
 
     def __init__(self, client: docker.DockerClient) -> None:
         self._client = client

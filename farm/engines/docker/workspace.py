@@ -12,9 +12,10 @@ from typing import IO, TYPE_CHECKING, Any, Final
 
 from docker.utils.socket import frames_iter
 
-from farm import durable, recipe
+from farm import durable
 from farm.engines.docker.connection import engine_errors
 from farm.errors import EngineError
+from farm.inputs import recipe
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from pathlib import Path, PurePath
 
     from farm.engines.base import LineSink
-    from farm.images import ImageFacts
+    from farm.engines.images import ImageFacts
     from farm.plan import Layout
 
 

@@ -1,0 +1,1 @@
+"""What a binary holds: the parts of ``elf``."""

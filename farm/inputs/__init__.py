@@ -1,0 +1,1 @@
+"""What a build is made from: the data of ``build/``, and pinned files from outside."""

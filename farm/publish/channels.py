@@ -1,0 +1,214 @@
+"""Channels: a signed manifest that says which published release is the present one.
+
+A channel's manifest is a release's, with a serial of the channel's own that only ever grows, an
+expiry, and URLs that lead to the release. Every one stays beside it under its serial: who was
+promoted when can be read there, and a rollback knows what was before.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from farm import trust
+from farm.errors import PublishError
+from farm.inputs import advisories
+from farm.publish.destination import Signed
+from farm.release import MANIFEST
+from llama_loader import manifest as schema
+
+if TYPE_CHECKING:
+    from farm.publish.destination import Destination
+    from farm.trust import Signer
+    from llama_loader.manifest import Manifest
+
+DAYS: Final = 90
+"""How long a promotion holds. Long enough for holidays, short enough that a channel that somebody
+holds back is noticed within a season."""
+_SKEW: Final = timedelta(minutes=5)
+"""How far two machines' clocks may be apart."""
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """What a channel came to point at."""
+
+    channel: str
+    release: str
+    before: str | None
+    serial: int
+    expires: datetime
+    url: str
+
+
+def promote(
+    destination: Destination,
+    release: str,
+    channel: str,
+    signer: Signer,
+    *,
+    days: int = DAYS,
+    at_least: int = 1,
+) -> Promotion:
+    """Make a published release the channel's present one.
+
+    Args:
+        destination: where release and channel are.
+        release: the release's name.
+        channel: the channel's name; the first promotion makes it.
+        signer: whose channel it is.
+        days: until it expires.
+        at_least: the lowest serial to give, where the place has lost those that it gave before.
+
+    Raises:
+        PublishError: it is not published, has a known hole, the channel is another key's, was
+            promoted meanwhile, or this machine's clock is behind its last promotion.
+    """
+    published = _read(destination, release)
+    advisories.require_none(published.source)
+    serials = destination.channel_serials(channel)
+    before, _ = _present(destination, channel, signer)
+    serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
+    now = _now()
+    if before is not None and before.created > now + _SKEW:
+        raise PublishError(
+            "CLOCK_BEHIND",
+            f"it is {now:%Y-%m-%d %H:%M} here, but channel {channel} was promoted at"
+            f" {before.created:%Y-%m-%d %H:%M}",
+            hint="set this machine's clock: the expiry is counted from it",
+        )
+    pointer = point(published, serial, now, days, destination.artifact_base(release))
+    content = schema.dump(pointer)
+    schema.parse(content, what=f"channel {channel}")
+    comment = f"channel {channel} serial {serial} release {release}"
+    destination.put_channel(channel, serial, Signed(content, signer.sign(content, comment)))
+    return Promotion(
+        channel,
+        release,
+        before.release if before else None,
+        serial,
+        now + timedelta(days=days),
+        destination.channel_url(channel),
+    )
+
+
+def rollback(
+    destination: Destination, channel: str, signer: Signer, *, days: int = DAYS
+) -> Promotion:
+    """Make the release current that was so before the present one, with a higher serial.
+
+    After a rollback, the release before is the one that was rolled back.
+
+    Raises:
+        PublishError: there is no channel, nothing was promoted to it before, or its last promotion
+            was cut off, so that "before" could mean two releases.
+    """
+    present, whole = _present(destination, channel, signer)
+    if present is None:
+        raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
+    if not whole:
+        raise PublishError(
+            "PROMOTION_CUT_OFF",
+            f"channel {channel} of {destination.where}: serial {present.serial} with"
+            f" {present.release} was written by halves",
+            hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
+            " another one current",
+        )
+    return promote(
+        destination, _before(destination, channel, present, signer), channel, signer, days=days
+    )
+
+
+def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -> Manifest:
+    """Return a release's manifest as a channel has it. Pure.
+
+    Args:
+        release: as it was published.
+        serial: the channel's own, one more than its last.
+        now: when it is promoted; stands as ``created``.
+        days: until it expires.
+        base: what stands before the names of files beside the release's manifest.
+    """
+    artifacts = tuple(
+        msgspec.structs.replace(
+            one,
+            urls=tuple(_moved(url, base) for url in one.urls),
+            sbom=one.sbom and msgspec.structs.replace(one.sbom, url=_moved(one.sbom.url, base)),
+        )
+        for one in release.artifacts
+    )
+    return msgspec.structs.replace(
+        release,
+        serial=serial,
+        created=now,
+        expires=now + timedelta(days=days),
+        artifacts=artifacts,
+    )
+
+
+def _present(
+    destination: Destination, channel: str, signer: Signer
+) -> tuple[Manifest | None, bool]:
+    """Return what the channel says now, and whether it says it whole; another key's is not ours.
+
+    A promotion that was cut off between two files leaves a manifest and a signature that do not
+    belong together. The numbered pair was written before them, and says whose the channel is.
+    """
+    content = destination.channel_file(channel, MANIFEST)
+    serials = destination.channel_serials(channel)
+    if content is None and not serials:
+        return None, True
+    what = f"channel {channel} of {destination.where}"
+    signature = destination.channel_file(channel, f"{MANIFEST}.minisig") or b""
+    try:
+        trust.require_signed(content or b"", signature, signer.public_key, what=what)
+    except PublishError:
+        if not serials:
+            raise
+        return _numbered(destination, channel, serials[-1], signer), False
+    return schema.parse(content or b"", what=what), True
+
+
+def _numbered(destination: Destination, channel: str, serial: int, signer: Signer) -> Manifest:
+    """Read what was promoted under a serial; anybody may have put it there, so it is verified."""
+    what = f"serial {serial} of channel {channel} of {destination.where}"
+    content = destination.channel_file(channel, f"{serial}.json") or b""
+    signature = destination.channel_file(channel, f"{serial}.json.minisig") or b""
+    trust.require_signed(content, signature, signer.public_key, what=what)
+    return schema.parse(content, what=what)
+
+
+def _before(destination: Destination, channel: str, present: Manifest, signer: Signer) -> str:
+    """Return the release that was current before the present one; after a rollback, that one."""
+    history = [s for s in destination.channel_serials(channel) if s < present.serial]
+    for serial in reversed(history):
+        found = _numbered(destination, channel, serial, signer)
+        if found.release != present.release:
+            return found.release
+    raise PublishError(
+        "NOTHING_BEFORE",
+        f"channel {channel} of {destination.where} has had no release but {present.release}",
+        hint="invoke promote RELEASE makes another one current",
+    )
+
+
+def _read(destination: Destination, release: str) -> Manifest:
+    content = b"".join(destination.read(release, MANIFEST))
+    found = schema.parse(content, what=f"{release} of {destination.where}")
+    if found.release != release:
+        raise PublishError(
+            "RELEASE_MISNAMED",
+            f"{destination.where} has {found.release} under the name {release}",
+        )
+    return found
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+def _moved(url: str, base: str) -> str:
+    return url if ":" in url else base + url

@@ -1,0 +1,1 @@
+"""The same again: built twice, or from a published ``BUILD.json``, and compared."""

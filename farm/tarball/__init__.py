@@ -1,0 +1,1 @@
+"""What is in a tarball: the parts of ``pack`` and ``release``."""

@@ -1,0 +1,130 @@
+"""``BUILD.json``: what a tarball was made from and with. Travels inside it.
+
+Only what decides the bytes, and who compiled; no time, no machine's name, no folder of this
+machine: the same plan with the same compiler gives the same record. Command lines are recorded for
+``LAYOUT``, whose folders stand for those of whichever engine it was.
+"""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from farm.engines.base import Toolchain
+from farm.errors import PackError
+from farm.inputs import recipe
+from farm.plan import Layout
+from farm.tarball.parts import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from farm.plan import BuildPlan
+
+LAYOUT: Final = Layout(
+    source=PurePosixPath("/source"),
+    build=PurePosixPath("/build"),
+    recipe=PurePosixPath("/host_size.cmake"),
+    cuda=PurePosixPath("/cuda"),
+)
+"""Names for the folders of a record's command lines; no compiler cache, which decides no byte."""
+
+
+class SourceRecord(msgspec.Struct, frozen=True):
+    """The manifest's ``source``, as it was at build time."""
+
+    project: str
+    version: str | None
+    build: int
+    commit: str | None
+    origin: str
+    sha256: str | None
+
+
+class LineRecord(msgspec.Struct, frozen=True):
+    """The line's promises: checked again whenever the tarball is read."""
+
+    name: str
+    toolkit: str | None
+    min_driver: str | None
+    glibc: str
+
+
+class BuildRecord(msgspec.Struct, frozen=True):
+    """Everything in ``BUILD.json``.
+
+    Attributes:
+        source: where llama.cpp came from.
+        arch_set, archs, line: what was asked for.
+        defines: CMake's definitions that name no folder.
+        toolchain: who compiled, with the digests of the programs and of the image.
+        recipe_sha256: of ``build/cmake/host_size.cmake``, as it was put into the build.
+        parts: what the source tree is made of, each with a digest and its licence; None in
+            tarballs from before it was recorded.
+        commands: the steps' command lines, every flag in them, for ``LAYOUT``.
+        environment: the variables of every step.
+        inputs: further pinned files that the build read, file name → sha256.
+    """
+
+    source: SourceRecord
+    arch_set: str
+    archs: str
+    line: LineRecord
+    defines: dict[str, str]
+    toolchain: Toolchain
+    recipe_sha256: str | None = None
+    schema_version: int = 1
+    parts: tuple[Part, ...] | None = None
+    commands: tuple[tuple[str, ...], ...] = ()
+    environment: dict[str, str] = {}
+    inputs: dict[str, str] = {}
+
+
+def of(
+    plan: BuildPlan,
+    toolchain: Toolchain,
+    *,
+    parts: tuple[Part, ...] | None = None,
+    inputs: Mapping[str, str] | None = None,
+) -> BuildRecord:
+    """Record a plan, who carried it out, and what it read."""
+    source, line = plan.source, plan.line
+    return BuildRecord(
+        source=SourceRecord(
+            project=source.project,
+            version=source.version,
+            build=source.build,
+            commit=source.commit,
+            origin=source.origin,
+            sha256=source.sha256,
+        ),
+        arch_set=plan.arch_set.name,
+        archs=plan.arch_set.archs,
+        line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc),
+        defines=dict(plan.defines()),
+        toolchain=toolchain,
+        recipe_sha256=recipe.sha256(),
+        parts=parts,
+        commands=tuple(step.argv for step in plan.steps(LAYOUT, jobs=1)),
+        environment=plan.environment(LAYOUT, ccache_dir=None),
+        inputs=dict(sorted((inputs or {}).items())),
+    )
+
+
+def encode(record: BuildRecord) -> bytes:
+    """Return the file's bytes: indented JSON with one final newline."""
+    return msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
+
+
+def decode(data: bytes, *, what: str) -> BuildRecord:
+    """Parse a ``BUILD.json``.
+
+    Raises:
+        PackError: it is not one; names ``what`` and the JSON path.
+    """
+    try:
+        return msgspec.json.decode(data, type=BuildRecord)
+    except msgspec.DecodeError as error:
+        raise PackError("BUILD_RECORD_INVALID", f"{what}: BUILD.json: {error}") from error

@@ -1,0 +1,280 @@
+"""A llama.cpp source tree → what it is made of: itself and the code of others that it carries.
+
+Names, versions, origins and licences are read from the tree: its ``vendor/`` folders, upstream's
+own ``scripts/sync_vendor.py``, version lines in headers, licence files and comments. What cannot
+be read is None in the record, and ``invoke verify`` refuses a part whose licence is not there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from farm.tarball import licence_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from pathlib import Path
+
+SOURCE_SUFFIXES: Final = (".h", ".hpp", ".c", ".cpp", ".cu", ".cuh")
+COMPILED: Final = (
+    "common/**/*", "src/**/*", "ggml/src/*", "ggml/src/ggml-cpu/*", "ggml/src/ggml-cpu/llamafile/*",
+    "ggml/src/ggml-cpu/amx/*", "ggml/src/ggml-cuda/**/*", "tools/server/*", "tools/mtmd/**/*",
+    "tools/cli/*",
+)  # fmt: skip
+"""Where llama.cpp has what ends in an x86-64 build, and among it single files of others."""
+_LICENCE_FILES: Final = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
+_HEAD: Final = 4096
+"""Characters at a file's beginning in which a licence text of its own stands."""
+_TITLE: Final = 512
+"""Characters at a header's beginning that may call its version in words."""
+
+_QUOTED_VERSION: Final = re.compile(r'#define\s+\w*VERSION\w*\s+"v?(\d+(?:\.\d+)+)"')
+_NUMBERED_VERSION: Final = re.compile(
+    r"#define\s+\w*VERSION_(MAJOR|MINOR|PATCH|RELEASE|REVISION)\s+(\d+)"
+)
+_SPOKEN_VERSION: Final = re.compile(r"(?:\bversion\s+|- v)(\d+\.\d+(?:\.\d+)?)\b")
+_SYNC_CONSTANT: Final = re.compile(r'^([A-Z0-9_]+)\s*=\s*"([^"]+)"', re.MULTILINE)
+_SYNC_ROW: Final = re.compile(r'^\s*f?"(https://[^"]+)"\s*:\s*"([^"]+)"', re.MULTILINE)
+_GITHUB: Final = re.compile(
+    r"https://(?:raw\.githubusercontent|github)\.com/(?P<repository>[^/]+/[^/]+)/"
+    r"(?:raw/)?(?:(?P<commit>[0-9a-f]{40})|refs/tags/(?P<tag>[^/]+))?"
+)
+
+
+class Part(msgspec.Struct, frozen=True, kw_only=True):
+    """One author's code in the tree.
+
+    Attributes:
+        name: what it is called.
+        path: its folder or file in the tree, ``.`` for llama.cpp itself.
+        version: as its code says, else upstream's tag or commit.
+        origin: its repository, e.g. ``https://github.com/yhirose/cpp-httplib``.
+        licence: an SPDX expression.
+        licence_files: its texts' names in the tarball's ``licenses`` folder.
+        sha256: ``digest`` of its files.
+    """
+
+    name: str
+    path: str
+    version: str | None = None
+    origin: str | None = None
+    licence: str | None = None
+    licence_files: tuple[str, ...] = ()
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Survey:
+    """The parts of a tree, and every licence text by its file name in the tarball."""
+
+    parts: tuple[Part, ...]
+    texts: Mapping[str, bytes]
+
+
+@dataclass(frozen=True)
+class _Upstream:
+    """Where a vendored file comes from, by upstream's own list."""
+
+    path: str
+    origin: str
+    version: str | None
+
+
+@dataclass(frozen=True)
+class _Licence:
+    expression: str | None
+    texts: Mapping[str, bytes]
+
+
+def survey(tree: Path, *, version: str | None = None) -> Survey:
+    """Read what a source tree is made of.
+
+    Args:
+        tree: llama.cpp's folder.
+        version: its own release number, where that is known.
+    """
+    upstreams = _upstreams(tree)
+    own = _licence_in(tree, _licence_files(tree), tree)
+    llama = Part(
+        name="llama.cpp",
+        path=".",
+        version=version,
+        origin="https://github.com/ggml-org/llama.cpp",
+        licence=own.expression,
+        licence_files=tuple(sorted(own.texts)),
+        sha256=digest(tree, _files(tree)),
+    )
+    found = [_vendored(tree, folder, upstreams) for folder in _vendor_folders(tree)]
+    found += _single_files(tree)
+    texts = {**_loose_texts(tree), **own.texts}
+    for _, licence in found:
+        texts.update(licence.texts)
+    return Survey((llama, *(part for part, _ in found)), texts)
+
+
+def digest(tree: Path, files: Iterable[Path]) -> str:
+    """Return one sha256 for several files: that of the lines that ``sha256sum`` prints for them.
+
+    The paths are those below ``tree``, sorted by their bytes. Of a link it is the target's name.
+    """
+    lines = hashlib.sha256()
+    named = sorted((str(path.relative_to(tree)).encode(), path) for path in files)
+    for name, path in named:
+        if path.is_symlink():
+            content = hashlib.sha256(str(path.readlink()).encode()).hexdigest()
+        else:
+            with path.open("rb") as stream:
+                content = hashlib.file_digest(stream, "sha256").hexdigest()
+        lines.update(content.encode() + b"  " + name + b"\n")
+    return lines.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    """Return every file and link below a folder; git's own are no part of the source."""
+    return [
+        path
+        for path in folder.rglob("*")
+        if (path.is_symlink() or path.is_file()) and ".git" not in path.relative_to(folder).parts
+    ]
+
+
+def _vendor_folders(tree: Path) -> list[Path]:
+    """Return the folders of ``vendor/`` that hold code; one that holds parts gives these."""
+    found: list[Path] = []
+    for folder in sorted(path for path in (tree / "vendor").glob("*") if path.is_dir()):
+        inner = sorted(path for path in folder.iterdir() if path.is_dir() and _sources(path))
+        found += inner or [folder]
+    return found
+
+
+def _vendored(tree: Path, folder: Path, upstreams: Iterable[_Upstream]) -> tuple[Part, _Licence]:
+    path = str(folder.relative_to(tree))
+    upstream = next((row for row in upstreams if row.path.startswith(f"{path}/")), None)
+    licence = _licence_of(tree, folder)
+    return (
+        Part(
+            name=folder.name if not upstream else upstream.origin.rpartition("/")[2],
+            path=path,
+            version=_version(folder) or (upstream.version if upstream else None),
+            origin=upstream.origin if upstream else None,
+            licence=licence.expression,
+            licence_files=tuple(sorted(licence.texts)),
+            sha256=digest(tree, _files(folder)),
+        ),
+        licence,
+    )
+
+
+def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
+    """Find files among llama.cpp's own that begin with a licence text of their own."""
+    found: list[tuple[Part, _Licence]] = []
+    for path in sorted({path for pattern in COMPILED for path in tree.glob(pattern)}):
+        if path.suffix not in SOURCE_SUFFIXES or not path.is_file():
+            continue
+        text = licence_text.in_comments(path.read_text("utf-8", "replace")[:_HEAD])
+        if text is None:
+            continue
+        name = str(path.relative_to(tree))
+        licence = _Licence(licence_text.identify(text), {_text_name(name): text.encode()})
+        part = Part(
+            name=path.name,
+            path=name,
+            licence=licence.expression,
+            licence_files=tuple(licence.texts),
+            sha256=digest(tree, [path]),
+        )
+        found.append((part, licence))
+    return found
+
+
+def _licence_of(tree: Path, folder: Path) -> _Licence:
+    """Read a part's licence: its own files, the tree's ``licenses/``, else its comments."""
+    beside = _licence_files(folder)
+    named = [
+        path
+        for path in (tree / "licenses").glob("LICENSE-*")
+        if path.name.removeprefix("LICENSE-") in {_plain(one.name) for one in _sources(folder)}
+    ]
+    if beside or named:
+        return _licence_in(tree, [*beside, *named], folder)
+    texts: dict[str, bytes] = {}
+    for path in _sources(folder):
+        text = licence_text.in_comments(path.read_text("utf-8", "replace"))
+        if text is not None and text.encode() not in texts.values():
+            texts[_text_name(str(path.relative_to(tree)))] = text.encode()
+    return _Licence(_expression(texts.values()), texts)
+
+
+def _licence_in(tree: Path, files: Iterable[Path], folder: Path) -> _Licence:
+    texts = {str(path.relative_to(tree)).replace("/", "-"): path.read_bytes() for path in files}
+    said = (licence_text.declared(path.read_text("utf-8", "replace")) for path in _sources(folder))
+    expression = _expression(texts.values())
+    return _Licence(expression or next((one for one in said if one), None), texts)
+
+
+def _expression(texts: Iterable[bytes]) -> str | None:
+    names = {licence_text.identify(text.decode("utf-8", "replace")) for text in texts}
+    known = sorted(name for name in names if name)
+    return " AND ".join(f"({n})" if " " in n and known[1:] else n for n in known) or None
+
+
+def _loose_texts(tree: Path) -> dict[str, bytes]:
+    """Return what lies in ``licenses/`` and belongs to no folder of ``vendor/``."""
+    return {f"licenses-{p.name}": p.read_bytes() for p in tree.glob("licenses/*") if p.is_file()}
+
+
+def _licence_files(folder: Path) -> list[Path]:
+    found = {path for pattern in _LICENCE_FILES for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
+
+
+def _sources(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.suffix in SOURCE_SUFFIXES)
+
+
+def _plain(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _text_name(path: str) -> str:
+    return f"{path.replace('/', '-')}.txt"
+
+
+def _version(folder: Path) -> str | None:
+    """Read a version from a folder's headers: in the first words, quoted, or in numbers."""
+    for path in _sources(folder):
+        text = path.read_text("utf-8", "replace")
+        told = _SPOKEN_VERSION.search(text[:_TITLE]) or _QUOTED_VERSION.search(text)
+        if told:
+            return told[1]
+        numbers = dict(_NUMBERED_VERSION.findall(text))
+        last = numbers.get("PATCH") or numbers.get("RELEASE") or numbers.get("REVISION")
+        if {"MAJOR", "MINOR"} <= numbers.keys() and last:
+            return f"{numbers['MAJOR']}.{numbers['MINOR']}.{last}"
+    return None
+
+
+def _upstreams(tree: Path) -> list[_Upstream]:
+    """Read upstream's list of what it vendors from where; empty where the tree has none."""
+    script = tree / "scripts" / "sync_vendor.py"
+    if not script.is_file():
+        return []
+    text = script.read_text("utf-8", "replace")
+    constants = dict(_SYNC_CONSTANT.findall(text))
+    rows: list[_Upstream] = []
+    for url, path in _SYNC_ROW.findall(text):
+        for name, value in constants.items():
+            url = url.replace(f"{{{name}}}", value)  # noqa: PLW2901 - the same URL, filled in
+        match = _GITHUB.match(url)
+        if match:
+            origin = f"https://github.com/{match['repository']}"
+            rows.append(
+                _Upstream(str(PurePosixPath(path)), origin, match["commit"] or match["tag"])
+            )
+    return rows

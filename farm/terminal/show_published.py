@@ -1,0 +1,125 @@
+"""Tables and lines of publishing, for people. No decisions."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from farm.errors import PublishError
+from farm.publish.parts import GATE, megabytes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from datetime import timedelta
+
+    from farm.publish.channels import Promotion
+    from farm.publish.deploy_space import Deployment
+    from farm.publish.gate import Check, Report
+    from farm.publish.parts import Plan
+    from farm.terminal.overview import Overview, Row
+
+
+def line(text: str) -> None:
+    """Print one line to stdout, at once: uploads take long."""
+    print(text, flush=True)
+
+
+def plan(planned: Plan) -> None:
+    """Print what publishing would do."""
+    line(
+        f"{planned.release} → {planned.where}: {len(planned.there)} files are there,"
+        f" {len(planned.new)} to send, {megabytes(planned.size)}"
+    )
+    for part in planned.parts:
+        word = "send " if part in planned.new else "there"
+        line(f"  {word} {part.name}  {megabytes(part.size)}  sha256 {part.sha256}")
+
+
+def promotion(done: Promotion) -> None:
+    """Print what a channel came to point at."""
+    before = f" (before: {done.before})" if done.before else ""
+    line(
+        f"channel {done.channel} → {done.release}{before}, serial {done.serial}, until"
+        f" {done.expires:%Y-%m-%d}"
+    )
+    line(done.url)
+
+
+def check(made: Check) -> None:
+    """Print one check of the gate as it is made."""
+    word = {True: "ok", False: "FAILED", None: "not made"}[made.passed]
+    line(f"{word:8} {made.name}: {made.detail}")
+
+
+def gate(report: Report) -> None:
+    """Print the end of the gate.
+
+    Raises:
+        PublishError: a check failed.
+    """
+    if report.failed:
+        raise PublishError(
+            "GATE_FAILED", f"{report.release} did not pass: {'; '.join(report.failed)}"
+        )
+    line(f"{report.release} may be published and promoted; the report is {GATE}")
+
+
+def pin(written: Mapping[str, Any]) -> None:
+    """Print what stands in ``release.json`` now."""
+    line(json.dumps(written, indent=2))
+
+
+def deployment(planned: Deployment) -> None:
+    """Print what would be uploaded to a Space."""
+    size = planned.size / 1e3
+    line(f"Space {planned.space}: {len(planned.files)} files, {size:.0f} kB, gradio")
+    for name in planned.files:
+        line(f"  {name}")
+    for name, value in planned.variables.items():
+        line(f"  variable {name}={value}")
+
+
+def overview(found: Overview) -> None:
+    """Print the channels and releases of a place."""
+    console = Console(highlight=False)
+    console.print(found.where)
+    for title, rows in (("channel", found.channels), ("release", found.releases)):
+        if rows:
+            console.print(_table(title, rows))
+        else:
+            console.print(f"no {title}s")
+    supposed = [row for row in (*found.channels, *found.releases) if row.gets]
+    if supposed:
+        console.print("that host gets")
+    for row in supposed:
+        console.print(f" {row.name}: {row.gets}", soft_wrap=True)
+
+
+def _table(title: str, rows: Iterable[Row]) -> Table:
+    table = Table(title, "release", "serial", "age", "expires in", "tarballs", "size", box=None)
+    for row in rows:
+        table.add_row(
+            row.name,
+            row.release,
+            str(row.serial),
+            _span(row.age),
+            _left(row),
+            str(row.artifacts),
+            megabytes(row.size),
+        )
+    return table
+
+
+def _left(row: Row) -> str:
+    if row.left is None:
+        return ""
+    return _span(row.left) if row.left.total_seconds() > 0 else "expired"
+
+
+def _span(span: timedelta) -> str:
+    """Return days, or hours where it is less than two of them."""
+    hours = int(span.total_seconds() // 3600)
+    return f"{hours} h" if abs(hours) < 48 else f"{hours // 24} days"  # noqa: PLR2004 - two days
