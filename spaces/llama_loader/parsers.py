@@ -91,11 +91,17 @@ def sha256(text: str) -> str:
 
 
 def devices(text: str) -> tuple[str, ...]:
-    """Take ``auto``, the empty tuple, or names; ``devices`` knows which of them are there."""
+    """Take ``auto``, the empty tuple, or names, each once; ``devices`` knows which are there.
+
+    ``auto``, ``none`` and ``cpu`` stand alone: beside a name they would say two things.
+    """
     if text.lower() == "auto":
         return ()
     names = tuple(name.strip() for name in text.split(","))
     if not all(re.fullmatch(r"[A-Za-z][A-Za-z0-9_.:-]{0,63}", name) for name in names):
+        raise RefusedError
+    distinct = {name.lower() for name in names}
+    if len(distinct) < len(names) or (len(names) > 1 and distinct & {"auto", "none", "cpu"}):
         raise RefusedError
     return names
 

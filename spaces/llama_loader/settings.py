@@ -231,7 +231,7 @@ _FIELDS: Final[Mapping[str, _Row]] = {
         PREFIX + "LLAMA_DEVICE",
         parsers.devices,
         (),
-        "'auto', or device names such as CUDA0 or CUDA0,CUDA1",
+        "'auto', or device names such as CUDA0 or CUDA0,CUDA1, each once",
         "--device",
     ),
     "n_gpu_layers": _Row(

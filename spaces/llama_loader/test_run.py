@@ -206,7 +206,12 @@ def _compute(
         if left < _ENOUGH * longest:
             break
         rest = tuple(name for name in devices if name not in used)
-        more = _compute_once(_plan(settings, prepared, rest, left), prepared, ignore)
+        try:
+            more = _compute_once(_plan(settings, prepared, rest, left), prepared, ignore)
+        except ServerError as error:
+            if error.code != "OUT_OF_MEMORY":
+                raise
+            break  # somebody else has that GPU: a start takes others, and it is not proven
         if not more:
             break
         used = tuple(name for name in devices if name in {*used, *more})

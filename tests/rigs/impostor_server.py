@@ -4,6 +4,7 @@ Where its weights are it says as llama-server does: on all devices that it is gi
 some of them where it is to find out how many fit (``--n-gpu-layers -1``).
 Keys: ``list`` {text, status, sleep, signal} for --list-devices; ``say`` lines to print (instead of
 that where they speak of layers or buffers); ``mute`` says nothing of it, as with --log-disable;
+``full``: a device that has no memory left, said where it is the first of those given;
 ``reaches``: how many of its devices get a part; ``flood``
 bytes to print at once; ``exit`` status or ``signal`` number to end with before it listens;
 ``never_listen``; ``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang,
@@ -160,6 +161,9 @@ def misbehave() -> None:
     unknown = set((option("--device") or "none").split(",")) - {"none", *DO["known_devices"]}
     if unknown:
         print(f'error while handling argument "--device": invalid device: {unknown.pop()}')
+        sys.exit(1)
+    if (option("--device") or "none").split(",")[0] == DO.get("full"):
+        print("CUDA error: out of memory")
         sys.exit(1)
     for line in DO.get("say", []):
         print(line, flush=True)

@@ -451,6 +451,15 @@ def test_devices_for_which_there_is_no_time_are_not_proven(
     assert test_run.kept(settings(LLAMA_DEVICE="CUDA0,CUDA1"), ready)
 
 
+def test_a_gpu_that_somebody_else_fills_is_not_proven_and_no_fault(
+    impostor: Impostor, store: Path
+) -> None:
+    do = {**FIVE, "reaches": 2, "full": "CUDA2"}
+    ready = prepared(impostor.behave(**do), store, replace(H200, gpus=MANY))
+    assert launch.try_runtime(settings(), ready).devices == ("CUDA0", "CUDA1")
+    assert test_run.kept(settings(), ready) is None
+
+
 def test_a_start_proves_only_the_devices_that_got_a_part(impostor: Impostor, store: Path) -> None:
     ready = prepared(impostor.behave(list={"text": TWO_LISTED}, reaches=1), store, TWO)
     start(settings(), ready)
