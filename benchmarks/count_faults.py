@@ -39,15 +39,8 @@ def rows() -> dict[str, list[str]]:
 
 def collected() -> Counter[str]:
     """How many variants of each test function pytest collects."""
-    argv = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "--collect-only",
-        "-q",
-        "tests/unit",
-        "tests/integration",
-    ]
+    folders = ("tests/unit", "tests/integration", "tests/browser")
+    argv = [sys.executable, "-m", "pytest", "--collect-only", "-q", *folders]
     done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, check=True)
     return Counter(re.findall(r"::(test_\w+)", done.stdout))
 
