@@ -64,6 +64,7 @@ ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
         "connections": ("connections", "fetch"),
         "mirrors": ("mirrors", "fetch"),
         "web": ("fetch",),
+        "patience": ("fetch",),
         "sources": ("fetch",),
         "together": ("download", "resume"),
     },

@@ -21,9 +21,9 @@ from llama_loader.manifest import MAX_MANIFEST_BYTES, Manifest, parse
 from llama_loader.transfer.copying import Copy
 from llama_loader.transfer.download import Download, best
 from llama_loader.transfer.mirrors import Mirrors
+from llama_loader.transfer.patience import AttemptError, Deadline, Patience
 from llama_loader.transfer.sources import Sources
 from llama_loader.transfer.together import Pace
-from llama_loader.transfer.web import AttemptError, Deadline, Patience
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence

@@ -19,7 +19,7 @@ from llama_loader.events import Note, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.storage import disk
 from llama_loader.store import Store
-from llama_loader.transfer.web import Patience
+from llama_loader.transfer.patience import Patience
 from tests.rigs import archives
 from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer

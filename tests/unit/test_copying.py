@@ -10,7 +10,8 @@ import pytest
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading, Event
 from llama_loader.transfer.copying import Copy
-from llama_loader.transfer.web import Body, RangeError
+from llama_loader.transfer.patience import RangeError
+from llama_loader.transfer.web import Body
 
 
 def body(

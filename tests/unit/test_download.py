@@ -18,9 +18,10 @@ from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.transfer.chunks import Wanted
 from llama_loader.transfer.download import Download, best
 from llama_loader.transfer.mirrors import Mirrors
+from llama_loader.transfer.patience import AttemptError, Deadline, Patience
 from llama_loader.transfer.sources import Sources
 from llama_loader.transfer.together import Pace
-from llama_loader.transfer.web import AttemptError, Body, Deadline, Patience
+from llama_loader.transfer.web import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -26,7 +26,7 @@ from llama_loader.fetch import Fetcher
 from llama_loader.transfer.chunks import Wanted
 from llama_loader.transfer.copying import Copy
 from llama_loader.transfer.mirrors import backoff
-from llama_loader.transfer.web import Patience
+from llama_loader.transfer.patience import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
 

@@ -22,7 +22,7 @@ from llama_loader.fetch import Fetcher
 from llama_loader.storage import disk, partial
 from llama_loader.store import Store
 from llama_loader.transfer import kept_archive
-from llama_loader.transfer.web import Patience
+from llama_loader.transfer.patience import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs import installer
 from tests.rigs.archives import SCRIPT, Entry, compress, tar

@@ -21,8 +21,8 @@ from llama_loader.storage import partial
 from llama_loader.storage.partial import Partial
 from llama_loader.store import Store
 from llama_loader.transfer.chunks import Wanted
+from llama_loader.transfer.patience import Patience
 from llama_loader.transfer.together import Pace, Together
-from llama_loader.transfer.web import Patience
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, Entry, compress, tar

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from llama_loader.errors import IntegrityError
 from llama_loader.transfer.mirrors import WrongBytesError
-from llama_loader.transfer.web import AttemptError
+from llama_loader.transfer.patience import AttemptError
 
 if TYPE_CHECKING:
     from llama_loader.transfer.web import Body

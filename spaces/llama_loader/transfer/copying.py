@@ -8,7 +8,7 @@ from typing import IO, TYPE_CHECKING
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading
 from llama_loader.transfer.chunks import PIECE
-from llama_loader.transfer.web import RangeError
+from llama_loader.transfer.patience import RangeError
 
 if TYPE_CHECKING:
     from llama_loader.events import Sink

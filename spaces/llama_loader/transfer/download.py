@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING
 
 from llama_loader.transfer import chunks as bytes_of
 from llama_loader.transfer.mirrors import Mirrors
+from llama_loader.transfer.patience import AttemptError, Deadline, RangeError
 from llama_loader.transfer.together import Together
-from llama_loader.transfer.web import AttemptError, Deadline, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from llama_loader.transfer.chunks import Keeper, Wanted
     from llama_loader.transfer.mirrors import Mirror
+    from llama_loader.transfer.patience import Patience
     from llama_loader.transfer.sources import Sources
     from llama_loader.transfer.together import Pace
-    from llama_loader.transfer.web import Body, Patience
+    from llama_loader.transfer.web import Body
 
 
 class Download:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
-from llama_loader.transfer.web import AttemptError, Patience, RangeError
+from llama_loader.transfer.patience import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

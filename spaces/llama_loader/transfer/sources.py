@@ -10,14 +10,15 @@ from llama_loader import locations
 from llama_loader.errors import NetworkError, SettingError
 from llama_loader.locations import Hub, Local, Web
 from llama_loader.transfer import web
-from llama_loader.transfer.web import AttemptError, Body, RangeError
+from llama_loader.transfer.patience import AttemptError, RangeError
+from llama_loader.transfer.web import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import AbstractContextManager
 
     from llama_loader.transfer.mirrors import Mirror
-    from llama_loader.transfer.web import Deadline, Patience
+    from llama_loader.transfer.patience import Deadline, Patience
 
 
 class Sources:

@@ -14,7 +14,7 @@ from threading import Condition
 from typing import TYPE_CHECKING
 
 from llama_loader.concurrency.background import Background
-from llama_loader.transfer.web import AttemptError
+from llama_loader.transfer.patience import AttemptError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
