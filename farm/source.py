@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from farm.errors import SourceError, UsageError
 from farm.inputs.packages import cache_folder, extract_subtree, fetch_package
 from farm.inputs.unpack import new_folder
+from farm.kept.folder_digest import files
 from farm.kept.kept_source import kept
-from farm.kept.plan_digest import files
 
 if TYPE_CHECKING:
     from pathlib import Path

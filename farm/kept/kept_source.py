@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from farm import durable, run_lock
 from farm.inputs.packages import cache_folder
-from farm.kept.plan_digest import folder_digest
+from farm.kept.folder_digest import folder_digest
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -14,8 +14,8 @@ import msgspec
 
 from farm import durable, release
 from farm.errors import PackError
+from farm.kept.folder_digest import folder_digest
 from farm.kept.journal import Entry, Journal
-from farm.kept.plan_digest import folder_digest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

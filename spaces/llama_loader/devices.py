@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from llama_loader.host import Gpu
+    from llama_loader.facts.gpu import Gpu
 
 TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
@@ -42,8 +42,6 @@ _SHOWN: Final = 300
 _CONTEXT: Final = 640 * _MIB
 """Bytes of a GPU that its CUDA context takes, which the driver still counts as free: 516 MiB on an
 H200, 529 on an H100 (total less what ``--list-devices`` calls free, driver 580, CUDA 13.0)."""
-BY_BUS: Final = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-"""Makes CUDA count GPUs as NVML and nvidia-smi do: ``CUDA1`` is nvidia-smi's GPU 1."""
 INVALID_DEVICE_HINT: Final = (
     "--list-devices empty or 'invalid device' usually means a Vulkan build of llama-server, and"
     " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
@@ -119,7 +117,8 @@ def by_the_driver(gpus: Sequence[Gpu]) -> tuple[Device, ...] | None:
     """Name the devices that llama-server would list, without starting it.
 
     Listing costs 0.9 s on two H100s, because it makes a context on every GPU; several equal GPUs
-    of which the driver knows all are listed the same way under ``BY_BUS``.
+    of which the driver knows all are listed the same way where CUDA counts as it does
+    (``facts.visible.BY_BUS``).
 
     Args:
         gpus: all that are visible, in PCI order, with their free memory.

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
-    from llama_loader.host import Gpu, HostFacts
+    from llama_loader.facts.gpu import Gpu
+    from llama_loader.host import HostFacts
     from llama_loader.model import ModelSource
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings

@@ -20,6 +20,7 @@ from llama_loader import processes
 from llama_loader.concurrency.background import Background
 from llama_loader.facts import known_gpus, nvml, visible
 from llama_loader.facts.cuda_libraries import Library, find_libraries, linker_cache
+from llama_loader.facts.gpu import Gpu
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -31,20 +32,6 @@ _SMI_TIMEOUT: Final = 20.0
 _ATTACHED: Final = frozenset({"nvml", "nvidia-smi"})
 """Who tells only of GPUs that this process could use."""
 _SMI_FIELDS: Final = "name,compute_cap,memory.total,driver_version,uuid"
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """One GPU. ``capability`` has no dot (``90``); None for unknown.
-
-    ``memory`` and ``free``, what nobody used of it when the driver was asked, are in bytes.
-    """
-
-    name: str
-    capability: str | None
-    memory: int | None = None
-    uuid: str | None = None
-    free: int | None = None
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from llama_loader import devices, model_file, notes, select
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
+from llama_loader.facts import visible
 from llama_loader.prepare import environment
 from llama_loader.server import Server
 from llama_loader.serving import extra_arguments, sizing
@@ -55,7 +56,7 @@ def choose_devices(
 
 def _known_devices(settings: Settings, prepared: Prepared) -> tuple[Device, ...] | None:
     """Return what llama-server would list, where the driver's word is enough to know it."""
-    order = devices.BY_BUS.items() <= environment(settings, prepared).items()
+    order = environment(settings, prepared)["CUDA_DEVICE_ORDER"] == visible.BY_BUS
     facts = prepared.host
     ours = prepared.choice is not None and not settings.devices
     if not ours or not order or facts.gpu_source != "nvml" or facts.visible_devices is not None:

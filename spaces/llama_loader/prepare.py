@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from llama_loader import devices, host, notes, processes, select
+from llama_loader import host, notes, processes, select
 from llama_loader.events import Note, ignore
-from llama_loader.facts import cuda_libraries
+from llama_loader.facts import cuda_libraries, visible
 from llama_loader.storage import disk
 from llama_loader.timeline import Timeline
 
@@ -197,7 +197,9 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     """
     own = [] if prepared.choice else [prepared.runtime]
     folders = [*own, *cuda_libraries.folders(prepared.libraries)]
-    return processes.environment({**devices.BY_BUS, **settings.inherited}, libraries=folders)
+    return processes.environment(
+        {"CUDA_DEVICE_ORDER": visible.BY_BUS, **settings.inherited}, libraries=folders
+    )
 
 
 def _store(settings: Settings, sink: Sink) -> Store:

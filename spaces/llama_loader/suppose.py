@@ -15,7 +15,8 @@ from llama_loader import report
 from llama_loader.errors import SettingError
 from llama_loader.facts import known_gpus
 from llama_loader.facts.cuda_libraries import Library, packages
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
+from llama_loader.host import HostFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

@@ -341,6 +341,7 @@ def _key(prepared: Prepared, devices: list[str]) -> str:
         [[gpu.name, gpu.uuid, gpu.capability] for gpu in host.gpus],
         host.driver,
         host.visible_devices,
+        host.device_order,
         host.cpu,
         host.glibc,
         hashlib.sha256(MODEL.read_bytes()).hexdigest(),

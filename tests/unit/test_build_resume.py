@@ -21,9 +21,10 @@ from farm import pipeline, source, targets
 from farm.engines import build_folder
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
+from farm.kept.folder_digest import folder_digest
 from farm.kept.journal import Entry, Journal, Recording
 from farm.kept.kept_tree import KeptTree
-from farm.kept.plan_digest import digest, folder_digest
+from farm.kept.plan_digest import digest
 from farm.plan import BuildPlan, Step
 from farm.request import BuildRequest
 from farm.targets import ArchSet

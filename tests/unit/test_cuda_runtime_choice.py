@@ -15,8 +15,8 @@ from farm import cuda_runtime, release, targets
 from llama_loader import launch, prepare, report, select
 from llama_loader.errors import HostError, IntegrityError, NetworkError
 from llama_loader.events import Event, Note, Stage, ignore
+from llama_loader.facts.gpu import Gpu
 from llama_loader.fetch import Fetcher
-from llama_loader.host import Gpu, HostFacts
 from llama_loader.manifest import Artifact, Manifest
 from llama_loader.select import Wishes
 from llama_loader.settings import Settings, load
@@ -24,8 +24,13 @@ from llama_loader.store import Store
 from tests.rigs.releases import BARE, artifact, libraries, manifest, runtime
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+from typing import TYPE_CHECKING
+
 import cuda_wheels
 from cuda_wheels import SONAMES
+
+if TYPE_CHECKING:
+    from llama_loader.host import HostFacts
 
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", gpu_source="nvml")
 """No CUDA library on it."""

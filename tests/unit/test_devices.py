@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama_loader import devices, model_file, processes
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
-from llama_loader.host import Gpu
+from llama_loader.facts.gpu import Gpu
 from llama_loader.serving import sizing
 
 if TYPE_CHECKING:

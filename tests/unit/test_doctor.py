@@ -10,7 +10,7 @@ import pytest
 from llama_loader import doctor, select, test_run
 from llama_loader.errors import HostError, LoaderError, NetworkError
 from llama_loader.events import Note, ignore
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.select import Wishes
 from llama_loader.settings import Settings, load
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from llama_loader.doctor import Examination
     from llama_loader.events import Sink
+    from llama_loader.host import HostFacts
 
 H200 = replace(
     BARE,

@@ -7,6 +7,7 @@ import pytest
 from llama_loader import host
 from llama_loader.facts import cuda_libraries, known_gpus, nvml
 from llama_loader.facts.cuda_libraries import Library, find_libraries
+from llama_loader.facts.gpu import Gpu
 from llama_loader.settings import load
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def test_proc_names_the_gpu_before_any_is_attached(tmp_path: Path) -> None:
     facts = host.detect(load(environ={"SPACES_ZERO_GPU": "1"}), root=tmp_path)
     assert facts.gpu_source == "/proc/driver/nvidia"
     assert facts.driver == "580.95.05"
-    assert facts.gpus == (host.Gpu(NAME, "120", None, "GPU-1234"),)
+    assert facts.gpus == (Gpu(NAME, "120", None, "GPU-1234"),)
     assert facts.zerogpu
 
 
@@ -64,8 +65,8 @@ def test_nvidia_smi_is_read() -> None:
     )
     assert driver == "580.159.03"
     assert gpus == (
-        host.Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
-        host.Gpu("Tesla T4", "75", None, None),
+        Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
+        Gpu("Tesla T4", "75", None, None),
     )
     assert host.parse_smi("No devices were found\n") == (None, ())
 
@@ -91,7 +92,7 @@ def test_whatever_nvidia_smi_says_that_is_no_number_is_unknown(
     row: str, driver: str | None, gpu: tuple[str | None, int | None, str | None]
 ) -> None:
     capability, memory, uuid = gpu
-    expected = host.Gpu(row.split(",", maxsplit=1)[0], capability, memory, uuid)
+    expected = Gpu(row.split(",", maxsplit=1)[0], capability, memory, uuid)
     assert host.parse_smi(f"{row}\n") == (driver, (expected,))
 
 

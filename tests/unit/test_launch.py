@@ -14,7 +14,7 @@ import pytest
 
 from llama_loader import launch, model, prepare, select, test_run
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
 from llama_loader.select import Wishes
 from llama_loader.serving import extra_arguments
 from llama_loader.settings import Settings, load
@@ -27,6 +27,8 @@ from tests.unit.test_devices import gemma
 
 if TYPE_CHECKING:
     from conftest import Impostor
+
+    from llama_loader.host import HostFacts
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", libraries=libraries(13))

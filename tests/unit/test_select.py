@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import pytest
 from hypothesis import given
@@ -9,10 +10,13 @@ from hypothesis import strategies as st
 from llama_loader.errors import HostError
 from llama_loader.facts import known_gpus
 from llama_loader.facts.compatibility import cuda_code
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
 from llama_loader.manifest import Artifact, Cuda
 from llama_loader.select import Wishes, require_libraries, select
 from tests.rigs.releases import BARE, artifact, libraries, manifest
+
+if TYPE_CHECKING:
+    from llama_loader.host import HostFacts
 
 RELEASE = manifest(
     artifact("cpu", "cpu", size=6_400_000),

@@ -16,7 +16,7 @@ from farm import source
 from farm.errors import SourceError, UsageError
 from farm.inputs import pins
 from farm.inputs.packages import cache_folder
-from farm.kept.plan_digest import folder_digest
+from farm.kept.folder_digest import folder_digest
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 

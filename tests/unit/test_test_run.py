@@ -16,7 +16,7 @@ import pytest
 
 from llama_loader import devices, launch, prepare, select, test_run
 from llama_loader.errors import LoaderError
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.select import Wishes
 from llama_loader.server import Server
@@ -29,6 +29,8 @@ from tests.rigs.releases import BARE, artifact, libraries, manifest
 
 if TYPE_CHECKING:
     from conftest import Impostor
+
+    from llama_loader.host import HostFacts
 
 PROJECT = Path(__file__).parent.parent.parent
 GPU = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-1")

@@ -11,7 +11,7 @@ from llama_loader import prepare as loader
 from llama_loader import settings
 from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Stage
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.storage.soundness import Soundness
 from llama_loader.store import Installed
@@ -22,6 +22,7 @@ from translator.preparation import Ready
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from llama_loader.host import HostFacts
     from llama_loader.settings import Settings
 
 ASSUMED = replace(

@@ -9,7 +9,7 @@ import pytest
 
 from llama_loader import host
 from llama_loader.errors import HostError
-from llama_loader.host import Gpu, HostFacts
+from llama_loader.facts.gpu import Gpu
 from llama_loader.select import Wishes, select
 from llama_loader.settings import load
 from tests.rigs.releases import BARE, artifact, libraries, manifest
@@ -17,6 +17,8 @@ from tests.unit.test_select import short
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from llama_loader.host import HostFacts
 
 A100 = Gpu("NVIDIA A100", "80", 80 << 30, "GPU-aa11")
 T4 = Gpu("Tesla T4", "75", 16 << 30, "GPU-ab22")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from llama_loader.host import Gpu
+    from llama_loader.facts.gpu import Gpu
 
 BY_BUS: Final = "PCI_BUS_ID"
 """CUDA_DEVICE_ORDER in which CUDA counts as NVML does; the loader gives it where none is set."""
