@@ -480,7 +480,7 @@ NO_GPU_SEEN = {"list": {"text": "Available devices:\n  (none)\n"}, "known_device
 def test_the_cpus_verdict_is_no_gpus(impostor: Impostor, store: Path) -> None:
     """CUDA_VISIBLE_DEVICES is empty: what one start with --allow-cpu proved, it proved of that."""
     hidden = replace(H200, visible_devices="")
-    ready = prepared(impostor.behave(**NO_GPU_SEEN), store, hidden)
+    ready = prepared(impostor.behave(**NO_GPU_SEEN), store, hidden, Wishes(arch="90"))
     start(settings("allow_cpu"), ready)
     assert test_run.kept(settings(), ready) is None
     error = failure(settings(), ready)
