@@ -36,20 +36,13 @@ def tell(folder: Path | None, suppose: str | None) -> None:
     try:
         show.status(release.load(place))
     except UsageError as error:
-        if folder is None and suppose is None:
-            show.line(f"no release: {error.message} ({error.hint})")
-            _tell_caches()
-            return
-        _tell_caches()
-        raise
-    _tell_caches()
-    if suppose is not None:
-        show.line(overview.supposed((place / release.MANIFEST).read_bytes(), suppose))
-
-
-def _tell_caches() -> None:
+        if folder is not None or suppose is not None:
+            raise
+        show.line(f"no release: {error.message} ({error.hint})")
     for line in caches():
         show.line(line)
+    if suppose is not None:
+        show.line(overview.supposed((place / release.MANIFEST).read_bytes(), suppose))
 
 
 def caches() -> Iterator[str]:

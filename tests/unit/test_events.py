@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,6 +74,8 @@ def test_an_installation_that_nobody_watches_any_more_is_given_up(tmp_path: Path
             pass
         events.close()
         for thread in set(threading.enumerate()) - others:
+            while thread.ident is None:  # it was about to start when the watching ended
+                time.sleep(0.01)
             thread.join(10)
         assert not (tmp_path / "store" / "runtimes" / artifact.sha256).exists()
         whole = list(told(install))
