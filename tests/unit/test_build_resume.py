@@ -164,7 +164,7 @@ def test_the_run_after_an_interrupted_one_says_where_it_goes_on(
         file.write(f'\nadd_custom_target(slow ALL COMMAND "{slow}")\n')
         file.write("add_dependencies(llama-cli slow)\n")
     script = (
-        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/unit']\n"
+        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/unit', 'tests/rigs']\n"
         "from pathlib import Path\n"
         "import test_build_resume as t\n"
         f"t.pipeline.STATE = Path({str(pipeline.STATE)!r})\n"
@@ -174,9 +174,11 @@ def test_the_run_after_an_interrupted_one_says_where_it_goes_on(
         [sys.executable, "-c", script], cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True
     )
     deadline = time.monotonic() + 120
-    while not marker.exists() and time.monotonic() < deadline:
+    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert marker.exists()
+    if not marker.exists():
+        process.kill()
+        pytest.fail(process.communicate()[1].decode())
     process.send_signal(end)
     process.communicate(timeout=60)
     builds = tmp_path / "cache" / "llama-server-farm" / "builds"
