@@ -78,6 +78,8 @@ class Spread:
                 fleet,
                 record=lambda key: _recording(fleet, kept[key]),
             ) as hosts:
+                if dashboard := hosts.dashboard():
+                    self.report.say(f"dashboard: {dashboard}")
                 told = hosts.identities(inner, plan)
                 self._compare(told)
                 for one in self.plans:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import dask
 import pytest
+import requests
 from distributed import Client
 from needs import must_or_skip
 from rich.console import Console
@@ -141,8 +142,8 @@ class Hosts:
     def address(self) -> str:
         return f"tcp://{self.ip}:{self.port}"
 
-    def scheduler(self) -> subprocess.Popen[bytes]:
-        options = ("--host", self.ip, "--port", str(self.port), "--no-dashboard")
+    def scheduler(self, *pages: str) -> subprocess.Popen[bytes]:
+        options = ("--host", self.ip, "--port", str(self.port), *(pages or ("--no-dashboard",)))
         started = self._start("scheduler", "dask_scheduler", *options)
         until(self._answers, "the scheduler does not listen")
         return started
@@ -307,6 +308,36 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
     told = again.finish()
     assert again.error is None
     assert told.count("built already") == 2
+
+
+def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
+    held: Held, request_: BuildRequest
+) -> None:
+    run = Run(held.tree, ("one",), request_)
+    run.start()
+    until(lambda: held.begun == 1, "the build does not begin")
+    (page,) = re.findall(r"^dashboard: (http://127\.0\.0\.1:\d+/status)$", run.told, re.MULTILINE)
+    answer = requests.get(page, timeout=30)
+    assert answer.status_code == 200
+    assert "<title>Dask Diagnostic UI</title>" in answer.text
+    held.let_go()
+    run.finish()
+    assert run.error is None
+    with pytest.raises(requests.ConnectionError):
+        requests.get(page, timeout=30)
+
+
+@pytest.mark.parametrize("options", [("--no-dashboard",), ("--dashboard-address", "127.0.0.1:0")])
+def test_a_scheduler_s_dashboard_is_told_where_it_has_one(
+    hosts: Hosts, request_: BuildRequest, options: tuple[str, ...]
+) -> None:
+    hosts.scheduler(*options)
+    hosts.worker("a")
+    run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
+    run.start()
+    told = run.finish()
+    assert run.error is None
+    assert told.count("dashboard: http://127.0.0.1:") == (options[0] != "--no-dashboard")
 
 
 def client_process(tree: Path, folder: Path, **options: str) -> subprocess.Popen[str]:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
+import requests
 from distributed import Client, LocalCluster
 from distributed.security import Security
 
@@ -26,6 +27,9 @@ RESOURCE: Final = "FARM_BUILD"
 """What a worker declares: how many builds it takes at a time."""
 POLL: Final = 0.25
 
+_DASHBOARD: Final = "127.0.0.1:0"
+"""For this machine's users only, as the scheduler is; any free port: None would be Dask's own."""
+_DASHBOARD_SECONDS: Final = 3.0
 _CONNECT_SECONDS: Final = 10.0
 _HOSTS_SECONDS: Final = 20.0
 
@@ -50,7 +54,7 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
         threads_per_worker=1,
         processes=False,  # builds are processes of their own
         protocol="tcp",
-        dashboard_address=None,
+        dashboard_address=_DASHBOARD,
         silence_logs=False,
         resources={RESOURCE: 1},
     ) as local:
@@ -99,6 +103,18 @@ class Connection:
                 time.sleep(POLL)
             else:
                 return
+
+    def dashboard(self) -> str | None:
+        """Return where Dask's pages about this cluster are, None where they do not answer.
+
+        A scheduler without them names an address as well (``dask scheduler --no-dashboard``).
+        """
+        try:
+            link: str | None = self._client.dashboard_link
+            answers = link and requests.get(link, timeout=_DASHBOARD_SECONDS).ok
+        except (KeyError, OSError):  # requests' errors are OSErrors
+            return None
+        return link if answers else None
 
     def hosts(self) -> list[str]:
         """Return the addresses of the workers that build.

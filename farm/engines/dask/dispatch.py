@@ -93,6 +93,10 @@ class Dispatcher:
         self._drop_all()
         self._link.close()
 
+    def dashboard(self) -> str | None:
+        """Return the address of Dask's own pages, None where the scheduler has none."""
+        return self._link.dashboard()
+
     def identities(self, request: BuildRequest, plan: BuildPlan) -> list[str]:
         """Ask every host for its compiler; equal answers once.
 
