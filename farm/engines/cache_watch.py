@@ -7,6 +7,7 @@ last one. The address is never shown: it may hold a password.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -20,11 +21,14 @@ if TYPE_CHECKING:
 _FOLDER: Final = ".cache-probe"
 _PROBE: Final = """
 mkdir -p "$1" && cd "$1" && printf 'int probe;\\n' > probe.c || exit
-CCACHE_DIR=$1/cache "$2" cc -c probe.c -o probe.o
-CCACHE_DIR=$1/cache "$2" --print-stats
+for _ in first again; do
+    rm -rf "$1/cache"
+    CCACHE_DIR=$1/cache "$2" cc -c probe.c -o probe.o
+    CCACHE_DIR=$1/cache "$2" --print-stats
+done
 cd .. && rm -rf "$1"
 """
-"""One compilation with an empty cache of its own: ccache has to ask the storage."""
+"""Two compilations, each with an empty cache: ccache has to ask the storage, and may fill it."""
 _ERRORS: Final = ("remote_storage_error", "remote_storage_timeout")
 _GOES_ON: Final = "the build goes on with this machine's own cache"
 
@@ -50,16 +54,8 @@ class CacheWatch:
             return
         launcher, build = self.workspace.layout.launcher, self.workspace.layout.build
         found = self._counters("sh", "-c", _PROBE, "sh", str(build / _FOLDER), launcher)
-        if found is None:
-            self.say(
-                f"note[CCACHE_TOO_OLD]: {shared_cache.VARIABLE} needs ccache 4.7, and this one is "
-                f"older; {_GOES_ON}"
-            )
-        elif found:
-            self.say(
-                "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
-                f"{_GOES_ON}"
-            )
+        if trouble := _trouble(found):
+            self.say(f"{trouble}; {_GOES_ON}")
         self._before = self._counted()
 
     def end(self) -> None:
@@ -75,11 +71,31 @@ class CacheWatch:
         return "CCACHE_REMOTE_STORAGE" in self.environment
 
     def _counted(self) -> int:
-        return self._counters(self.workspace.layout.launcher, "--print-stats") or 0
+        found = self._counters(self.workspace.layout.launcher, "--print-stats")
+        return sum(found[name] for name in _ERRORS)
 
-    def _counters(self, *argv: str) -> int | None:
+    def _counters(self, *argv: str) -> Counter[str]:
         lines: list[str] = []
         self.workspace.run(argv, self.environment, lines.append)
-        rows = [line.split("\t") for line in lines]
-        counted = [int(row[1]) for row in rows if row[0] in _ERRORS and row[1:]]
-        return sum(counted) if counted else None
+        found: Counter[str] = Counter()
+        for name, *value in (line.split("\t") for line in lines):
+            if value and value[0].isdigit():
+                found[name] += int(value[0])
+        return found
+
+
+def _trouble(found: Counter[str]) -> str | None:
+    """Return what is wrong, from what the probe's two compilations counted."""
+    if not found.keys() & set(_ERRORS):
+        return (
+            f"note[CCACHE_TOO_OLD]: {shared_cache.VARIABLE} needs ccache 4.7, and this one is older"
+        )
+    if any(found[name] for name in _ERRORS):
+        return "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses"
+    # To ccache a refused GET is a miss, not an error (docs/building.md)
+    if found["remote_storage_write"] and not found["remote_storage_hit"]:
+        return (
+            "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache takes objects and gives "
+            "none back"
+        )
+    return None

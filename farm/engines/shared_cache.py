@@ -13,6 +13,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+from urllib.parse import unquote
 
 from farm.errors import UsageError
 
@@ -24,7 +25,7 @@ VARIABLE: Final = "FARM_CCACHE_REMOTE"
 MAXSIZE_VARIABLE: Final = "CCACHE_MAXSIZE"
 DEFAULT_MAXSIZE: Final = "20G"
 
-_STORAGE: Final = re.compile(r"(redis|redis\+unix|http|file):\S+")
+_STORAGE: Final = re.compile(r"(redis|redis\+unix|http):\S+|file:(?://)?(?P<folder>/[^\s|]+)\S*")
 _SIZE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(?:[kKMGT]i?B?)?")
 """ccache reads more than that, such as ``5GG``, and means something else by it."""
 _HITS: Final = ("direct_cache_hit", "preprocessed_cache_hit")
@@ -53,9 +54,19 @@ def remote() -> str | None:
         raise UsageError(
             "CCACHE_REMOTE_INVALID",
             f"{VARIABLE} is not the address of a storage that ccache knows",
-            hint="it begins with redis:, redis+unix:, http: or file:",
+            hint="it begins with redis:, redis+unix:, http: or file:/",
         )
     return address
+
+
+def folder() -> str | None:
+    """Return the storage's folder, None where it is none: a container has to be given it.
+
+    Raises:
+        UsageError: ``CCACHE_REMOTE_INVALID``.
+    """
+    found = _STORAGE.fullmatch(remote() or "")
+    return found and found["folder"] and unquote(found["folder"])
 
 
 def bound() -> str:

@@ -207,6 +207,27 @@ def test_what_one_engine_compiled_another_gets_from_redis(
     assert person.told == []
 
 
+def test_what_one_engine_compiled_another_gets_from_a_folder_that_both_mount(
+    client: DockerClient,
+    base_image: str,
+    volume: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Inside a container alone the folder would take everything, and be gone with it."""
+    monkeypatch.setenv(shared_cache.VARIABLE, f"file:{tmp_path}/shared%20by%20all|umask=002")
+    person = Person()
+    build(client, base_image, tmp_path, person)
+    first = counted(client, volume)
+    assert any((tmp_path / "shared by all").iterdir())
+    client.volumes.get(volume).remove()
+    build(client, base_image, tmp_path, person)
+    second = counted(client, volume)
+    assert first.misses >= 3
+    assert (second.hits, second.misses) == (first.hits + first.misses, 0)
+    assert person.told == []
+
+
 def remote_hits(client: DockerClient, volume: str) -> int:
     rows = dict(line.split("\t")[:2] for line in cache_counters(client, volume) or ())
     return int(rows["remote_storage_hit"])

@@ -1,4 +1,4 @@
-"""Two machines (two caches) that share compiled objects through Redis and HTTP, for real."""
+"""Two machines (two caches) that share compiled objects: Redis, HTTP, S3, a folder, for real."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from typing import TYPE_CHECKING
 import ccache_bound
 import pytest
 import redis_server
+import s3_server
 from needs import must_or_skip
 from object_storage import ObjectStorage
+from s3_server import S3Server
 from verbs import PROJECT, invoke
 
 from farm import source, targets
@@ -60,6 +62,14 @@ def redis(tmp_path: Path) -> Iterator[str]:
         yield address
 
 
+@pytest.fixture
+def s3(tmp_path: Path) -> Iterator[S3Server]:
+    if shutil.which("ccache") is None:
+        must_or_skip("no ccache")
+    with s3_server.serving(tmp_path) as server:
+        yield server
+
+
 def build(
     machine: Path, monkeypatch: pytest.MonkeyPatch, person: Person | None = None
 ) -> shared_cache.Statistics:
@@ -101,6 +111,51 @@ def test_what_one_machine_compiled_another_gets_over_http(
     assert (second.hits, second.misses) == (first.hits + first.misses, 0)
     assert remote_hits(tmp_path / "two") >= first.misses - 1, "the same main.cpp is in it twice"
     assert person.told == []
+
+
+def test_what_one_machine_compiled_another_gets_from_a_folder(
+    storage: ObjectStorage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    del storage  # that ccache is there
+    monkeypatch.setenv(shared_cache.VARIABLE, f"file:{tmp_path}/shared")
+    person = Person()
+    first = build(tmp_path / "one", monkeypatch, person)
+    second = build(tmp_path / "two", monkeypatch, person)
+    assert first.misses >= 3
+    assert (second.hits, second.misses) == (first.hits + first.misses, 0)
+    assert remote_hits(tmp_path / "two") >= first.misses - 1
+    assert person.told == []
+
+
+def test_what_one_machine_compiled_another_gets_from_s3(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(shared_cache.VARIABLE, s3.bucket("cache"))
+    person = Person()
+    first = build(tmp_path / "one", monkeypatch, person)
+    assert first.misses >= 3
+    assert len(s3.keys("cache")) >= 2 * first.misses - 1, "a manifest and a result for each"
+    second = build(tmp_path / "two", monkeypatch, person)
+    assert (second.hits, second.misses) == (first.hits + first.misses, 0)
+    assert remote_hits(tmp_path / "two") >= first.misses - 1
+    assert person.told == []
+
+
+def test_a_bucket_that_gives_nothing_back_or_is_not_there_is_said(
+    s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To ccache a refused GET is a miss: it would compile everything and say nothing."""
+    monkeypatch.setenv(shared_cache.VARIABLE, s3.bucket("write-only", readable=False))
+    person = Person()
+    build(tmp_path / "one", monkeypatch, person)
+    (told,) = person.told
+    assert told == (
+        "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache takes objects and gives none "
+        "back; the build goes on with this machine's own cache"
+    )
+    monkeypatch.setenv(shared_cache.VARIABLE, s3.address("no-such-bucket"))
+    assert build(tmp_path / "two", monkeypatch, person).misses >= 3
+    assert person.told[1].startswith("note[CCACHE_REMOTE_DOWN]: ")
 
 
 def test_a_storage_that_wants_a_token_gets_it_and_says_no_without(

@@ -2,7 +2,7 @@
 
 Works against any engine that ``DOCKER_HOST`` names: the source is copied in and the products are
 copied out, nothing is mounted from this machine. Containers have no network, unless the compiler
-cache is shared between machines.
+cache is shared over one; a folder that machines share for it (``file:``) is the engine's host's.
 """
 
 from farm.engines.docker.cache import cache_counters

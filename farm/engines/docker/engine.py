@@ -110,8 +110,8 @@ class DockerEngine:
         )
 
     def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
-        volumes = {CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
-        shared = self._cached and shared_cache.remote()
+        folder = self._cached and shared_cache.folder()
+        reached = self._cached and shared_cache.remote() and not folder
         with engine_errors("ENGINE_FAILED", "the build container could not be started"):
             return self._client.containers.run(
                 image.id,
@@ -119,11 +119,17 @@ class DockerEngine:
                 name=f"llama-farm-{plan.key}-{secrets.token_hex(4)}",
                 detach=True,
                 init=True,
-                # Only a cache shared between machines needs one.
-                network_mode="bridge" if shared else "none",
+                # Only a cache that machines share over one needs it.
+                network_mode="bridge" if reached else "none",
                 labels=labels(plan.key),
-                volumes=volumes if self._cached else {},
+                volumes=_volumes(folder or None) if self._cached else {},
             )
+
+
+def _volumes(shared: str | None) -> dict[str, dict[str, str]]:
+    volumes = {CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}}
+    # in the container alone it would take everything, and be gone with it
+    return volumes | ({shared: {"bind": shared, "mode": "rw"}} if shared else {})
 
 
 def _builder_tag(base: ImageFacts) -> str:
