@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import shutil
 import signal
 import stat
 import subprocess
@@ -15,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cpu_release as cpu_release_rig
 import pytest
+from cpu_release import CpuBuild
 from needs import must_or_skip
 from verbs import PROJECT, Release, succeed
 
@@ -31,20 +32,46 @@ RIGS = Path(__file__).parent / "rigs"
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_BUILT = frozenset({"base_image", "cpu_release", "real_manifest", "real_runtime"})
+_BUILT = frozenset({"client", "base_image", "cpu_release", "real_manifest", "real_runtime"})
 _BUILD_SECONDS = 3600
 """A cold build of the cpu set in a container takes 11 minutes of two idle cores (FACTS §1)."""
+UNIT = Path(__file__).parent / "unit"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whichever test comes first waits for what all of them share: the time of that is not its."""
+    """Put what can run beside the build before what waits for it, or must not be beside it.
+
+    Whichever test comes first waits for what all of them share: the time of that is not its.
+    """
     for item in items:
-        if _BUILT & set(getattr(item, "fixturenames", ())):
+        if _fixtures(item) & _BUILT:
             item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
+    items.sort(key=lambda i: bool(_fixtures(i) & _BUILT) or not i.path.is_relative_to(UNIT))
+
+
+def _fixtures(item: pytest.Item) -> set[str]:
+    return set(getattr(item, "fixturenames", ()))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cpu_build(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[CpuBuild | None]:
+    """The build that some test will ask for, begun before the first test; None without one."""
+    needed = set().union(*(_fixtures(item) for item in request.session.items))
+    from_release = {"real_manifest"} if "LLAMA_TEST_RELEASE" not in os.environ else set()
+    if from_release and "LLAMA_TEST_RUNTIME" not in os.environ:
+        from_release.add("real_runtime")
+    if not needed & ({"cpu_release"} | from_release):
+        yield None
+        return
+    with CpuBuild(tmp_path_factory.mktemp("release")) as begun:
+        yield begun
 
 
 @pytest.fixture(scope="session")
-def client() -> Iterator[DockerClient]:
+def client(cpu_build: CpuBuild | None) -> Iterator[DockerClient]:
     """A Docker engine that answers; its absence fails where CI demands it, else skips."""
     from farm.engines.docker import connect
     from farm.errors import EngineError
@@ -53,6 +80,8 @@ def client() -> Iterator[DockerClient]:
         connected = connect()
     except EngineError as error:
         must_or_skip(f"no Docker engine: {error.message}")
+    if cpu_build is not None:
+        cpu_build.wait()  # tests look at all of the engine's containers
     with closing(connected):
         yield connected
 
@@ -61,22 +90,16 @@ def client() -> Iterator[DockerClient]:
 def base_image(client: DockerClient) -> str:
     """The Debian 12 devel image, made from the distribution's packages."""
     del client
-    tag = "llama-farm-base:bookworm"
-    succeed("base-image", "--line", "cpu", "--tag", tag)
-    return tag
+    succeed("base-image", "--line", "cpu", "--tag", cpu_release_rig.IMAGE)
+    return cpu_release_rig.IMAGE
 
 
 @pytest.fixture(scope="session")
-def cpu_release(base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Release:
+def cpu_release(base_image: str, cpu_build: CpuBuild | None) -> Release:
     """The cpu set of the pinned llama.cpp, compiled in a container."""
-    folder = tmp_path_factory.mktemp("release")
-    # Nothing is known of an earlier run's build: this one is looked at.
-    (PROJECT / ".farm" / "journal" / "cpu-cpu.json").unlink(missing_ok=True)
-    log = succeed("build-cpu", "--engine", "docker", "--image", base_image, "--out", str(folder))
-    # other tests build sets of the same name: this one's tree is looked at later
-    tree = tmp_path_factory.mktemp("tree") / "cpu-cpu"
-    shutil.copytree(PROJECT / ".farm" / "trees" / "cpu-cpu", tree, symlinks=True)
-    return Release(folder, log, tree)
+    del base_image
+    assert cpu_build is not None
+    return cpu_build.release()
 
 
 @pytest.fixture(scope="session")

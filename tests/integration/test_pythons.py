@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,13 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1500)]
 
+OTHERS = [
+    python
+    for python in pythons.DISTRIBUTIONS
+    if python != f"{sys.version_info.major}.{sys.version_info.minor}"
+]
+"""This one runs the same tests, and all the others, already."""
+
 
 @pytest.fixture(scope="module")
 def runs(client: DockerClient) -> Iterator[dict[str, Future[pythons.Run]]]:
@@ -28,10 +36,10 @@ def runs(client: DockerClient) -> Iterator[dict[str, Future[pythons.Run]]]:
         must_or_skip("uv is not installed, which chooses the packages of another Python")
     del client  # an engine answers; each of them has a connection of its own
     with ThreadPoolExecutor() as pool:
-        yield {python: pool.submit(pythons.run, python) for python in pythons.DISTRIBUTIONS}
+        yield {python: pool.submit(pythons.run, python) for python in OTHERS}
 
 
-@pytest.mark.parametrize("python", pythons.DISTRIBUTIONS)
+@pytest.mark.parametrize("python", OTHERS)
 def test_the_loaders_tests_pass(python: str, runs: dict[str, Future[pythons.Run]]) -> None:
     try:
         done = runs[python].result()
