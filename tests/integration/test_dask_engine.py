@@ -311,11 +311,13 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
 
 
 def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
-    held: Held, request_: BuildRequest
+    held: Held, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     run = Run(held.tree, ("one",), request_)
     run.start()
     until(lambda: held.begun == 1, "the build does not begin")
+    monkeypatch.delenv("HTTP_PROXY")
     (page,) = re.findall(r"^dashboard: (http://127\.0\.0\.1:\d+/status)$", run.told, re.MULTILINE)
     answer = requests.get(page, timeout=30)
     assert answer.status_code == 200

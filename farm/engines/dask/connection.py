@@ -111,7 +111,9 @@ class Connection:
         """
         try:
             link: str | None = self._client.dashboard_link
-            answers = link and requests.get(link, timeout=_DASHBOARD_SECONDS).ok
+            with requests.Session() as direct:
+                direct.trust_env = False  # a proxy knows nothing of this machine's loopback
+                answers = link and direct.get(link, timeout=_DASHBOARD_SECONDS).ok
         except (KeyError, OSError):  # requests' errors are OSErrors
             return None
         return link if answers else None
