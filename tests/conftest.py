@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import cpu_release as cpu_release_rig
 import pytest
-from cpu_release import CpuBuild
 from needs import must_or_skip
 from verbs import PROJECT, Release, succeed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from cpu_release import CpuBuild
     from docker import DockerClient
 
 RIGS = Path(__file__).parent / "rigs"
@@ -66,8 +66,8 @@ def cpu_build(
     if not needed & ({"cpu_release"} | from_release):
         yield None
         return
-    with CpuBuild(tmp_path_factory.mktemp("release")) as begun:
-        yield begun
+    with cpu_release_rig.begun(tmp_path_factory.mktemp("release")) as build:
+        yield build
 
 
 @pytest.fixture(scope="session")

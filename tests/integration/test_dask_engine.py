@@ -36,6 +36,7 @@ from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.fleet import Fleet
 from farm.terminal.report import BuildReport
+from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -61,11 +62,6 @@ def until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
     while not true():
         assert time.monotonic() < deadline, what
         time.sleep(0.05)
-
-
-def free_port() -> int:
-    with closing(socket.create_server(("127.0.0.1", 0))) as server:
-        return int(server.getsockname()[1])
 
 
 @dataclass
@@ -135,7 +131,7 @@ class Hosts:
     folder: Path
     ip: str = "127.0.0.1"
     checkout: Path = PROJECT
-    port: int = field(default_factory=free_port)
+    port: int = field(default_factory=sockets.free_port)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property
@@ -313,7 +309,7 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
 def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
     held: Held, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{sockets.free_port()}")
     run = Run(held.tree, ("one",), request_)
     run.start()
     until(lambda: held.begun == 1, "the build does not begin")

@@ -8,61 +8,59 @@ work: so it is begun first, in a process of its own, and waited for where a test
 
 from __future__ import annotations
 
-import os
 import shutil
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Final
 
 import pytest
 from verbs import PROJECT, Release, succeed
 
 if TYPE_CHECKING:
-    from types import TracebackType
+    from collections.abc import Iterator
 
 IMAGE: Final = "llama-farm-base:bookworm"
 """The Debian 12 devel image, made from the distribution's packages."""
 
 
+@dataclass(frozen=True)
 class CpuBuild:
-    """One build, into ``folder``. A context manager: it is ended with the tests."""
+    """A build into ``folder`` that was begun."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._log = folder / "process.log"
-        with self._log.open("wb") as log:
-            argv = [sys.executable, str(Path(__file__).resolve()), str(folder)]
-            self._process = subprocess.Popen(
-                argv, cwd=PROJECT, env=_environment(), stdout=log, stderr=log
-            )
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._process.poll() is None:
-            self._process.send_signal(signal.SIGINT)
-        self._process.wait()
+    folder: Path
+    process: subprocess.Popen[bytes]
 
     def wait(self) -> None:
         """Return as soon as nothing is built any more, well or not."""
-        self._process.wait()
+        self.process.wait()
 
     def release(self) -> Release:
         """Wait for the release; fails the test where there is none."""
         self.wait()
-        told = _told(self._folder)
+        told = _told(self.folder)
         # not the exit status: a tracer of these tests may have been given it (rigs/tracer.py)
         if not told.exists():
-            pytest.fail(self._log.read_text())
-        return Release(_dist(self._folder), told.read_text(), _tree(self._folder))
+            pytest.fail(_log(self.folder).read_text())
+        return Release(_dist(self.folder), told.read_text(), _tree(self.folder))
+
+
+@contextmanager
+def begun(folder: Path) -> Iterator[CpuBuild]:
+    """Build in a process of its own, which is interrupted if it still runs when the block ends."""
+    argv = [sys.executable, str(Path(__file__).resolve()), str(folder)]
+    with (
+        _log(folder).open("wb") as log,
+        subprocess.Popen(argv, cwd=PROJECT, stdout=log, stderr=log) as process,
+    ):
+        try:
+            yield CpuBuild(folder, process)
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
 
 
 def build(folder: Path) -> None:
@@ -76,16 +74,16 @@ def build(folder: Path) -> None:
     _told(folder).write_text(log)
 
 
-def _environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": ":".join((str(PROJECT), str(PROJECT / "spaces")))}
-
-
 def _dist(folder: Path) -> Path:
     return folder / "dist"
 
 
 def _tree(folder: Path) -> Path:
     return folder / "tree" / "cpu-cpu"
+
+
+def _log(folder: Path) -> Path:
+    return folder / "process.log"
 
 
 def _told(folder: Path) -> Path:

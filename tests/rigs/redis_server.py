@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import shutil
 import socket
-import subprocess
-import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING
 
+import server_process
 from needs import must_or_skip
 
 if TYPE_CHECKING:
@@ -33,13 +32,7 @@ def serving(host: str, folder: Path, password: str = "") -> Iterator[str]:
     port = free_port(host)
     options = ["--bind", host, "--port", str(port), "--save", "", "--dir", str(folder)]
     options += ["--requirepass", password] if password else []
-    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as process:
-        try:
-            deadline = time.monotonic() + 30
-            while process.poll() is None and time.monotonic() < deadline:
-                with suppress(OSError), socket.create_connection((host, port), 1):
-                    break
-                time.sleep(0.05)
-            yield f"redis://{password}@{host}:{port}" if password else f"redis://{host}:{port}"
-        finally:
-            process.terminate()
+    address = f"redis://{password}@{host}:{port}" if password else f"redis://{host}:{port}"
+    log = folder / "redis_server.log"
+    with server_process.running(["redis-server", *options], (host, port), log):
+        yield address

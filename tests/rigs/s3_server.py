@@ -6,18 +6,18 @@ folder of the test's, not into the development environment.
 
 from __future__ import annotations
 
-import socket
 import subprocess
 import sys
-import time
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from xml.etree import ElementTree as ET
 
 import requests
-from redis_server import free_port
+import server_process
+
+from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,24 +62,8 @@ def serving(folder: Path) -> Iterator[S3Server]:
     uv = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--require-hashes")
     where = ("--python", sys.executable, "--target", str(packages), "-r", str(LOCK))
     subprocess.run([*uv, *where], check=True)
-    port = free_port(_HOST)
+    port = sockets.free_port()
     server = [sys.executable, "-m", "moto.server", "--host", _HOST, "--port", str(port)]
-    with (
-        (folder / "s3_server.log").open("wb") as log,
-        subprocess.Popen(
-            server, env={"PYTHONPATH": str(packages)}, stdout=log, stderr=log
-        ) as process,
-    ):
-        try:
-            _await(process, port)
-            yield S3Server(port)
-        finally:
-            process.terminate()
-
-
-def _await(process: subprocess.Popen[bytes], port: int) -> None:
-    deadline = time.monotonic() + 60
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(OSError), socket.create_connection((_HOST, port), 1):
-            return
-        time.sleep(0.1)
+    log, environment = folder / "s3_server.log", {"PYTHONPATH": str(packages)}
+    with server_process.running(server, (_HOST, port), log, environment):
+        yield S3Server(port)

@@ -110,7 +110,7 @@ class DockerEngine:
         )
 
     def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
-        folder = self._cached and shared_cache.folder()
+        folder = shared_cache.folder() if self._cached else None
         reached = self._cached and shared_cache.remote() and not folder
         with engine_errors("ENGINE_FAILED", "the build container could not be started"):
             return self._client.containers.run(
@@ -122,7 +122,7 @@ class DockerEngine:
                 # Only a cache that machines share over one needs it.
                 network_mode="bridge" if reached else "none",
                 labels=labels(plan.key),
-                volumes=_volumes(folder or None) if self._cached else {},
+                volumes=_volumes(folder) if self._cached else {},
             )
 
 

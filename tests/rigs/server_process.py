@@ -1,0 +1,45 @@
+"""A server of somebody else's as a process of a test's own."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+_SECONDS = 60
+
+
+@contextmanager
+def running(
+    argv: Sequence[str], where: tuple[str, int], log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[None]:
+    """Run it until the block ends, which is entered when it takes connections.
+
+    A server that does not come up fails the test with what it said.
+    """
+    with (
+        log.open("wb") as file,
+        subprocess.Popen(argv, env=env, stdout=file, stderr=file) as process,
+    ):
+        try:
+            _await(process, where, log)
+            yield
+        finally:
+            process.terminate()
+
+
+def _await(process: subprocess.Popen[bytes], where: tuple[str, int], log: Path) -> None:
+    deadline = time.monotonic() + _SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), socket.create_connection(where, 1):
+            return
+        time.sleep(0.05)
+    pytest.fail(log.read_text())
