@@ -34,11 +34,12 @@ ENOUGH = 64 << 20
 
 @dataclass
 class Request:
-    """What was asked, and the bytes of body that left for it."""
+    """What was asked, the bytes of body that left for it, and whether that is all of them."""
 
     path: str
     headers: dict[str, str]
     sent: int = 0
+    answered: threading.Event = field(default_factory=threading.Event)
 
 
 @dataclass
@@ -103,8 +104,13 @@ class FaultServer:
         return self._files.get(path)
 
     def sent(self, path: str) -> int:
-        """Bytes of body that left for a path."""
-        return sum(request.sent for request in self.requests if request.path == path)
+        """Bytes of body that left for a path, when every answer has come to its end.
+
+        Who reads the last byte is ahead of the thread that counts it.
+        """
+        asked = self.asked(path)
+        assert all(request.answered.wait(30) for request in asked), f"{path}: still being answered"
+        return sum(request.sent for request in asked)
 
     def asked(self, path: str) -> list[Request]:
         """The requests for a path."""
@@ -356,8 +362,11 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
             if file is None:
                 file = File(b"", always=status(404))
             fault = file.faults.pop(0) if file.faults else file.always or healthy
-            with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
-                fault(Answer(self, file, request))
+            try:
+                with contextlib.suppress(ConnectionError, TimeoutError, ssl.SSLError):
+                    fault(Answer(self, file, request))
+            finally:
+                request.answered.set()
 
         def do_CONNECT(self) -> None:
             self.do_GET()
