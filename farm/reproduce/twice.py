@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from farm.plan import BuildPlan
 from farm.reproduce import clean_build, diffoscope
 from farm.reproduce.reproducibility import compare_tarballs, compare_trees
 from farm.request import choose_source, resolve
+from llama_loader.facts import control_groups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +139,7 @@ class _Trial:
 
     def _both(self) -> Iterator[tuple[BuildPlan, Engine, BuildRequest, Path]]:
         """Give what each of the two builds needs; its engine is closed when the next one begins."""
-        jobs = self.request.jobs or os.cpu_count() or 1
+        jobs = self.request.jobs or control_groups.processors()
         for number, name in enumerate(_NAMES):
             request = replace(self.request, jobs=jobs + number, cached=False)
             folder = self.folder / name

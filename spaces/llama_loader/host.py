@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_loader import processes
 from llama_loader.concurrency.background import Background
-from llama_loader.facts import known_gpus, nvml, visible
+from llama_loader.facts import control_groups, known_gpus, nvml, visible
 from llama_loader.facts.cuda_libraries import Library, find_libraries, linker_cache
 from llama_loader.facts.gpu import Gpu
 
@@ -47,7 +47,7 @@ class HostFacts:
         gpu_source: who said so: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
             ``setting`` or ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
-        cpus: logical CPUs that this process may use.
+        cpus: logical CPUs that this process may use, by its affinity and its control groups.
         memory: bytes of main memory that this process may use; 0 for unknown.
         zerogpu: this is a ZeroGPU Space.
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
@@ -122,7 +122,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
             root,
             platform.machine(),
         ),
-        cpus=len(os.sched_getaffinity(0)),
+        cpus=control_groups.processors(root),
         memory=_memory(root),
         zerogpu=settings.zerogpu,
         visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
@@ -253,13 +253,11 @@ def _cpu(root: Path) -> str | None:
 
 
 def _memory(root: Path) -> int:
-    """The machine's, or what this container may use of it (cgroup v2, then v1)."""
+    """The machine's, or what this container may use of it."""
     total = re.search(r"^MemTotal:\s*([0-9]+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
     known = [int(total[1]) * 1024] if total else []
-    for limit in ("sys/fs/cgroup/memory.max", "sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        told = _read(root / limit).strip()
-        known += [int(told)] if re.fullmatch(r"[0-9]{1,20}", told) else []
-    return min(known, default=0)
+    limit = control_groups.memory(root)
+    return min([*known, *([] if limit is None else [limit])], default=0)
 
 
 def _read(path: Path) -> str:

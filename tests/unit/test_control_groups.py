@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from needs import must_or_skip
+
+from llama_loader.facts import control_groups
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+EVERY = len(os.sched_getaffinity(0))
+V1 = Path("/sys/fs/cgroup/cpu")
+V2 = Path("/sys/fs/cgroup/cgroup.controllers")
+
+
+def files(root: Path, **content: str) -> Path:
+    for name, text in content.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 64."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, 64),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        ({"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
+        ({"sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
+        ({"sys/fs/cgroup/cpu.max": "garbage\n"}, 64),
+        ({"sys/fs/cgroup/cpu.max": "1 0\n"}, 64),
+        # version 1, as a container without a namespace of its groups sees it
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/0123\n0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            64,
+        ),
+        # a batch job: the limit is the job's, the process is in a step of it
+        (
+            {
+                "proc/self/cgroup": "0::/system.slice/slurmstepd.scope/job_7/step_batch/user\n",
+                "sys/fs/cgroup/system.slice/slurmstepd.scope/job_7/cpu.max": "800000 100000\n",
+                "sys/fs/cgroup/system.slice/slurmstepd.scope/cpu.max": "max 100000\n",
+            },
+            8,
+        ),
+    ],
+)
+def test_a_quota_of_the_group_or_of_one_above_counts(
+    tmp_path: Path, told: dict[str, str], expected: int
+) -> None:
+    assert control_groups.processors(files(tmp_path, **told)) == expected
+
+
+def test_the_affinity_counts(tmp_path: Path) -> None:
+    asked = "from llama_loader.facts import control_groups; print(control_groups.processors())"
+    argv = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), sys.executable, "-c", asked]
+    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "1\n"
+    assert control_groups.processors(tmp_path) == EVERY
+
+
+def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
+    assert control_groups.memory(tmp_path) is None
+    told = {
+        "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
+        "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",
+        "sys/fs/cgroup/memory/kubepods/pod1/memory.limit_in_bytes": "8000\n",
+        "sys/fs/cgroup/job/memory.max": "8192\n",
+        "sys/fs/cgroup/memory.max": "max\n",
+    }
+    assert control_groups.memory(files(tmp_path, **told)) == 8000
+
+
+@pytest.fixture
+def half_a_processor() -> Iterator[list[str]]:
+    """What puts a command into a real control group with half a CPU."""
+    if os.geteuid() != 0:
+        pytest.skip("control groups need root")
+    group = (V1 if V1.is_dir() else V2.parent) / f"farm-test-{os.getpid()}"
+    quota = {"cpu.cfs_quota_us": "50000"} if V1.is_dir() else {"cpu.max": "50000 100000"}
+    try:
+        group.mkdir()
+        for name, value in quota.items():
+            (group / name).write_text(value)
+    except OSError as error:
+        with suppress(OSError):
+            group.rmdir()
+        must_or_skip(f"this machine makes no control groups: {error}")
+    yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
+    group.rmdir()
+
+
+def test_a_real_group_s_quota(half_a_processor: list[str]) -> None:
+    asked = "from llama_loader.facts import control_groups; print(control_groups.processors())"
+    argv = [*half_a_processor, sys.executable, "-c", asked]
+    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "1\n"
