@@ -285,10 +285,11 @@ def _host_lines(facts: HostFacts | None) -> list[str]:
         + (f", {gpu.memory / 1e9:.0f} GB" if gpu.memory else "")
         for gpu in facts.gpus
     ]
+    cpus = f"{facts.cpus} of {facts.machine_cpus}" if facts.cpu_limit else str(facts.cpus)
     rows = [
         (
             "system",
-            f"{facts.system} {facts.machine}, {facts.cpus} CPUs, {facts.memory / 1e9:.0f} GB",
+            f"{facts.system} {facts.machine}, {cpus} CPUs, {facts.memory / 1e9:.0f} GB",
         ),
         ("glibc", f"{facts.glibc or 'none'}, GLIBCXX {facts.glibcxx or 'unknown'}"),
         ("python", f"{facts.python} ({sys.executable})"),

@@ -99,6 +99,13 @@ def test_a_gpu_that_can_serve(clinic: Clinic) -> None:
     assert told["choice"]["libraries"]["libcudart.so.13"] == "/cu13"
 
 
+def test_a_container_s_part_of_the_processors_is_told(clinic: Clinic) -> None:
+    clinic.host = replace(clinic.host, cpus=2, machine_cpus=64)
+    assert "x86_64, 2 of 64 CPUs, " in clinic.examine().as_text()
+    clinic.host = replace(clinic.host, cpus=64)
+    assert "x86_64, 64 CPUs, " in clinic.examine().as_text()
+
+
 def test_missing_libraries_name_the_packages(clinic: Clinic) -> None:
     clinic.host = replace(H200, libraries=libraries(12))
     found = clinic.examine()

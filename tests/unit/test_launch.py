@@ -75,6 +75,21 @@ def test_one_gpu_is_taken_without_asking(impostor: Impostor) -> None:
     assert impostor.starts() == 1
 
 
+@pytest.mark.parametrize(
+    ("cpus", "host", "expected"),
+    [(2, BARE, "2"), (64, BARE, None), (2, H200, "1"), (64, H200, "1")],
+)
+def test_the_cpu_s_threads_are_those_of_the_container(
+    cpus: int, host: HostFacts, expected: str | None, impostor: Impostor
+) -> None:
+    """llama-server would start one for each core of the machine; docs/decisions/0046."""
+    limited = replace(host, cpus=cpus, machine_cpus=64)
+    ready = prepared(impostor.behave(), limited, Wishes(allow_cpu=True))
+    argv, _ = start(settings(ALLOW_CPU="1"), ready)
+    given = argv[argv.index("--threads") + 1] if "--threads" in argv else None
+    assert given == expected
+
+
 def test_of_two_gpus_the_program_is_asked(impostor: Impostor) -> None:
     ready = prepared(impostor.behave(list={"text": LIST}), TWO)
     argv, _ = start(settings(), ready)

@@ -234,6 +234,8 @@ def test_the_command_line(impostor: Impostor) -> None:
 def test_all_threads_where_the_cpu_has_layers(impostor: Impostor, changes: dict[str, Any]) -> None:
     wanted = plan(impostor.behave(), **{"devices": ("CUDA0",), "pinned_build": True} | changes)
     assert "--threads" not in wanted.argv(1, None)
+    limited = replace(wanted, threads=2).argv(1, None)
+    assert limited[limited.index("--threads") + 1] == "2"
 
 
 def test_a_port_that_is_taken_is_named(impostor: Impostor) -> None:

@@ -49,6 +49,8 @@ class ServerPlan:
         pinned_build: the build is one of ours, so it knows the newer options.
         fitted: the server finds out itself how many layers fit; else all must.
         main_memory: bytes of it; what does not fit on the GPU must fit here.
+        threads: that compute on the CPU; None for one per core of the machine, as llama-server
+            reckons: it asks neither its affinity nor its control groups (common/common.cpp).
         repacked: weights on the CPU may be laid out anew for its instructions (AMX, AVX-512).
         extra: arguments from the person, last, so that they win.
     """
@@ -68,6 +70,7 @@ class ServerPlan:
     pinned_build: bool = False
     fitted: bool = False
     main_memory: int = 0
+    threads: int | None = None
     repacked: bool = True
     extra: tuple[str, ...] = ()
 
@@ -89,6 +92,8 @@ class ServerPlan:
             options["--api-key-file"] = str(key_file)
         if layers >= ALL_LAYERS:
             options["--threads"] = _LOOKUP_THREADS
+        elif self.threads is not None:
+            options["--threads"] = str(self.threads)
         if self.pinned_build and not self.fitted:
             # with layers and context given there is nothing to fit: saves loading the header twice
             options["--fit"] = "off"

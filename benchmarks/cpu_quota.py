@@ -1,0 +1,115 @@
+"""Tokens per second in a container with fewer CPUs than its machine, with and without --threads.
+
+    python benchmarks/cpu_quota.py RUNTIME MODEL [--cpus 1] [--turns 5] [--out FILE]
+
+Puts itself into a control group with that quota (root), then starts llama-server in turn as it
+reckons by itself and as the loader starts it. Prints JSON; ``--out`` keeps it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+
+from llama_loader import host, processes, settings
+from llama_loader.server import Server
+from llama_loader.serving.server_plan import ServerPlan
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_PERIOD: Final = 100_000
+"""Microseconds of a control group's period: the kernel's default, and Docker's."""
+_TOKENS: Final = 96
+_PROMPT: Final = "Parcel 0001 left the harbour at noon and arrives on the third day. " * 8
+
+
+@contextmanager
+def quota(cpus: float) -> Iterator[None]:
+    """Give this process and its children so many CPUs, until the block ends."""
+    first = Path("/sys/fs/cgroup/cpu")
+    parent = first if first.is_dir() else Path("/sys/fs/cgroup")
+    group = parent / f"farm-quota-{os.getpid()}"
+    group.mkdir()
+    if first.is_dir():
+        (group / "cpu.cfs_period_us").write_text(str(_PERIOD))
+        (group / "cpu.cfs_quota_us").write_text(str(int(cpus * _PERIOD)))
+    else:
+        (group / "cpu.max").write_text(f"{int(cpus * _PERIOD)} {_PERIOD}")
+    (group / "cgroup.procs").write_text(str(os.getpid()))
+    try:
+        yield
+    finally:
+        (parent / "cgroup.procs").write_text(str(os.getpid()))
+        group.rmdir()
+
+
+def speeds(plan: ServerPlan) -> tuple[float, float]:
+    """Start a server; return its tokens per second, of the answer and of the prompt."""
+    body = {"prompt": _PROMPT, "n_predict": _TOKENS, "ignore_eos": True, "cache_prompt": False}
+    with Server(plan) as server:
+        key = {"Authorization": f"Bearer {server.api_key}"}
+        answer = requests.post(f"{server.url}/completion", json=body, headers=key, timeout=300)
+        answer.raise_for_status()
+        told = answer.json()["timings"]
+    return told["predicted_per_second"], told["prompt_per_second"]
+
+
+def measure(runtime: Path, model: Path, turns: int) -> dict[str, Any]:
+    """Take turns; returns every speed, in tokens per second."""
+    found = settings.load(environ={"PATH": os.environ["PATH"]})
+    facts = host.detect(found)
+    ours = ServerPlan(
+        runtime,
+        model,
+        processes.environment({"PATH": os.environ["PATH"]}),
+        pinned_build=True,
+        threads=facts.cpu_limit,
+    )
+    plans = {"its own reckoning": replace(ours, threads=None), "the loader's": ours}
+    taken: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
+    for _ in range(turns):
+        for name, plan in plans.items():
+            taken[name].append(speeds(plan))
+    medians = {name: [statistics.median(each) for each in zip(*all_, strict=True)]
+               for name, all_ in taken.items()}  # fmt: skip
+    plain, limited = medians.values()
+    return {
+        "cpus": facts.cpus,
+        "machine_cpus": facts.machine_cpus,
+        "threads": ours.threads,
+        "taken": taken,
+        "medians": medians,
+        "answer_ratio": round(limited[0] / plain[0], 2),
+        "prompt_ratio": round(limited[1] / plain[1], 2),
+        "load_before": round(os.getloadavg()[0], 1),
+    }
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("runtime", type=Path)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--cpus", type=float, default=1.0)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    with quota(options.cpus):
+        result = measure(options.runtime.absolute(), options.model.absolute(), options.turns)
+    text = json.dumps(result, indent=1)
+    print(text)
+    if options.out:
+        options.out.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
