@@ -19,6 +19,7 @@ nox.options.error_on_external_run = True
 
 FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
+CLUSTER_LOCK = "requirements-cluster.lock"
 LOADER_LOCK = "requirements-loader.lock"
 SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
 WORKFLOWS = ".github/workflows"
@@ -148,8 +149,9 @@ def lock(session: nox.Session) -> None:
     compile_ = ("uv", "pip", "compile", *common, *session.posargs)
     ours = (*compile_, "--python-version=3.11", "pyproject.toml")
     session.run(*ours, "-o", FARM_LOCK)
-    groups = (f"--group={name}" for name in ("cluster", "test", "lint"))
+    groups = (f"--group={name}" for name in ("deployers", "test", "lint"))
     session.run(*ours, *groups, "-o", DEV_LOCK)
+    session.run(*ours, "--group=deployers", "-c", DEV_LOCK, "-o", CLUSTER_LOCK)
     loader = ("--python-version=3.10", "spaces/requirements.txt", "--group=loader-test")
     session.run(*compile_, *loader, "-o", LOADER_LOCK)
     s3 = ("--python-version=3.11", "tests/rigs/s3_server.in")

@@ -24,13 +24,14 @@ import requests
 from distributed import Client
 from needs import must_or_skip
 from rich.console import Console
+from spread_run import LINE, TINY, Held, Run, tarballs, until
 from verbs import PROJECT
 
-from farm import building, pipeline, source, targets
+from farm import pipeline, source
 from farm.cluster import remote_build
 from farm.engines.dask import Dispatcher
 from farm.engines.docker import LABEL, DockerEngine
-from farm.errors import EngineError, FarmError
+from farm.errors import EngineError
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 from farm.targets import ArchSet
@@ -39,7 +40,7 @@ from farm.terminal.report import BuildReport
 from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from docker import DockerClient
 
@@ -51,17 +52,8 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
 ]
 
-TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
-LINE = targets.load().line("cpu")
 SOON = 8.0
 """Seconds; a machine that is busy with other tests included."""
-
-
-def until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
 
 
 @dataclass
@@ -207,84 +199,6 @@ def hosts(tmp_path: Path) -> Iterator[Hosts]:
     made = Hosts(tmp_path)
     yield made
     made.end()
-
-
-@dataclass
-class Held:
-    """A source whose build waits, in a custom target, until the test lets it go."""
-
-    folder: Path
-
-    @property
-    def tree(self) -> Path:
-        return self.folder / "llama.cpp"
-
-    @property
-    def begun(self) -> int:
-        marks = self.folder / "begun"
-        return len(marks.read_text().splitlines()) if marks.exists() else 0
-
-    def let_go(self) -> None:
-        (self.folder / "go").touch()
-
-
-@pytest.fixture
-def held(tmp_path: Path) -> Iterator[Held]:
-    made = Held(tmp_path / "held")
-    made.folder.mkdir()
-    shutil.copytree(TINY, made.tree)
-    wait = made.folder / "wait"
-    wait.write_text(
-        f"#!/bin/sh\necho begun >> {made.folder}/begun\n"
-        f"while [ ! -e {made.folder}/go ]; do sleep 0.1; done\n"
-    )
-    wait.chmod(0o755)
-    with (made.tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
-        file.write(f'\nadd_custom_target(held ALL COMMAND "{wait}")\n')
-        file.write("add_dependencies(llama-cli held)\n")
-    yield made
-    made.let_go()
-
-
-class Run(threading.Thread):
-    """``build_spread`` in the background; ``told`` is what a person saw, piped."""
-
-    def __init__(self, tree: Path, names: tuple[str, ...], request: BuildRequest) -> None:
-        super().__init__(daemon=True)
-        line = pipeline.promise_of_this_host(LINE, BuildReport(Console(quiet=True)))
-        origin = source.from_folder(tree)
-        self.plans = [BuildPlan(ArchSet(name, ""), line, origin) for name in names]
-        self.request = request
-        self.stream = io.StringIO()
-        self.error: FarmError | None = None
-
-    def run(self) -> None:
-        with BuildReport(Console(file=self.stream, width=300)) as report:
-            try:
-                building.build_spread(self.plans, self.request, report)
-            except FarmError as error:
-                self.error = error
-
-    @property
-    def told(self) -> str:
-        return self.stream.getvalue()
-
-    def finish(self) -> str:
-        self.join(400)
-        assert not self.is_alive(), self.told
-        return self.told
-
-
-@pytest.fixture
-def request_(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> BuildRequest:
-    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
-    return BuildRequest(engine="dask", worker_engine="local", out=tmp_path / "out")
-
-
-def tarballs(request: BuildRequest) -> set[str]:
-    return {path.name.split("-")[4] for path in request.out.glob("*.tar.zst")}
 
 
 def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) -> None:
@@ -697,6 +611,25 @@ def test_a_host_that_cannot_build_is_named_and_left_out(
     assert again.error is None, told
     assert tarballs(request_) == {"one", "two"}
     assert told.count(f"is not used: {code}") == 1
+
+
+def test_another_version_of_what_dask_consists_of_is_one_line(
+    hosts: Hosts, request_: BuildRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    other = tmp_path / "other" / "cloudpickle-0.1.dist-info"
+    other.mkdir(parents=True)
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: cloudpickle\nVersion: 0.1\n")
+    hosts.scheduler()
+    path = f"{PROJECT}:{PROJECT / 'spaces'}:{other.parent}"
+    hosts.worker("other", PYTHONPATH=path)
+    run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
+    run.start()
+    told = run.finish()
+    assert run.error is None, told
+    assert re.findall(r"note\[DASK_DIFFERS\]: (\S+) has cloudpickle 0\.1 \(here 3", told) == [
+        re.findall(r"cpu-one: to (\S+)", told)[0]
+    ]
+    assert "Mismatched versions" not in "".join(capfd.readouterr())
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])

@@ -26,6 +26,7 @@ BUILDER = CI_OWNER = "test_the_builder_s_and_the_ci_owner_s_commands_after_a_bui
 SPACE_OWNER = "test_the_space_owner_s_commands"
 ALONE = "test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set"
 CACHE = "test_a_set_is_built_in_a_container_and_its_compiler_cache_kept"
+DEPLOYED = "test_hosts_that_are_reached_over_ssh"
 HOSTS = "test_a_worker_killed_in_mid_build_is_replaced_by_another"
 LOADER, MANIFEST = "python -m llama_loader", "--manifest https://…/manifest.json"
 HOST = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
@@ -92,10 +93,11 @@ RUN = {
         "test_sets_on_this_machine_with_one_that_fails_twice"
     ),
     "invoke build-cuda --arch-set zerogpu --engine dask --scheduler tcp://builder:8786": HOSTS,
-    "dask scheduler --port 8786": HOSTS,
-    "PYTHONPATH=.:spaces dask worker tcp://builder:8786 --nthreads 1 --resources FARM_BUILD=1": (
-        HOSTS
-    ),
+    "python3 -m venv .venv": DEPLOYED,
+    ".venv/bin/python -m pip install --require-hashes -r requirements-cluster.lock": DEPLOYED,
+    ".venv/bin/python -m pip install --no-deps -e .": DEPLOYED,
+    ".venv/bin/dask scheduler --port 8786": HOSTS,
+    ".venv/bin/dask worker tcp://builder:8786 --nthreads 1 --resources FARM_BUILD=1": HOSTS,
 }
 """Commands, and the tests that run them or the same with other names."""
 

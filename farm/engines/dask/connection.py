@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import socket
 import time
+import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -12,8 +13,9 @@ from urllib.parse import urlsplit
 import requests
 from distributed import Client, LocalCluster
 from distributed.security import Security
+from distributed.versions import VersionMismatchWarning, get_versions, required_packages
 
-from farm.engines.dask.worker import TOPIC, aside
+from farm.engines.dask.worker import TOPIC, aside, place
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -157,6 +159,23 @@ class Connection:
         answers: dict[str, Any] = self._client.run(aside, function, *args, **where)
         return answers
 
+    def other_versions(self, hosts: list[str]) -> dict[str, str]:
+        """Return where Dask's own packages are not those of this process.
+
+        Returns:
+            For each place, such as a host, what it has: ``cloudpickle 3.1.3 (here 3.1.2)``.
+        """
+        there = {"the scheduler": self._client.sync(self._client.scheduler.versions)}
+        there |= {place(host): told for host, told in self.ask(hosts, get_versions).items()}
+        ours, found = get_versions()["packages"], {}
+        for where, told in there.items():
+            theirs = told["packages"] if isinstance(told, dict) else ours  # a host that went away
+            apart = [name for name in required_packages if theirs.get(name) != ours[name]]
+            if apart:
+                words = (f"{name} {theirs.get(name)} (here {ours[name]})" for name in apart)
+                found[where] = ", ".join(words)
+        return found
+
     def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:
         """Hand a job to a host."""
         where: dict[str, Any] = {"workers": [worker], "resources": {RESOURCE: 1}}
@@ -166,12 +185,15 @@ class Connection:
     def _connect(self) -> Any:
         try:
             _knock(self.address)
-            client = Client(
-                self.address,
-                timeout=_CONNECT_SECONDS,
-                set_as_default=False,
-                direct_to_workers=False,
-            )
+            with warnings.catch_warnings():
+                # a table of all packages, used or not: other_versions says what counts
+                warnings.simplefilter("ignore", VersionMismatchWarning)
+                client = Client(
+                    self.address,
+                    timeout=_CONNECT_SECONDS,
+                    set_as_default=False,
+                    direct_to_workers=False,
+                )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise EngineError(
                 "SCHEDULER_UNREACHABLE",

@@ -104,6 +104,11 @@ class Dispatcher:
             EngineError: ``WORKERS_MISSING``, or ``HOSTS_UNUSABLE``: none of them can build.
         """
         hosts = self._link.await_hosts()
+        for where, versions in self._link.other_versions(hosts).items():
+            self.fleet.say(
+                f"note[DASK_DIFFERS]: {where} has {versions}; one lock on all hosts avoids what"
+                " that may lead to (docs/scaling.md)"
+            )
         told = self._link.ask(hosts, remote_build.compilers, request, plan, remote_build.FARM)
         for worker, answer in told.items():
             if isinstance(answer, str):

@@ -1,0 +1,86 @@
+"""A run over many hosts in the background, and a source whose build waits for the test."""
+
+from __future__ import annotations
+
+import io
+import threading
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from verbs import PROJECT
+
+from farm import building, pipeline, source, targets
+from farm.errors import FarmError
+from farm.plan import BuildPlan
+from farm.targets import ArchSet
+from farm.terminal.report import BuildReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from farm.request import BuildRequest
+
+TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+LINE = targets.load().line("cpu")
+
+
+def until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.05)
+
+
+@dataclass
+class Held:
+    """A source whose build waits, in a custom target, until the test lets it go."""
+
+    folder: Path
+
+    @property
+    def tree(self) -> Path:
+        return self.folder / "llama.cpp"
+
+    @property
+    def begun(self) -> int:
+        marks = self.folder / "begun"
+        return len(marks.read_text().splitlines()) if marks.exists() else 0
+
+    def let_go(self) -> None:
+        (self.folder / "go").touch()
+
+
+class Run(threading.Thread):
+    """``build_spread`` in the background; ``told`` is what a person saw, piped."""
+
+    def __init__(self, tree: Path, names: tuple[str, ...], request: BuildRequest) -> None:
+        super().__init__(daemon=True)
+        line = pipeline.promise_of_this_host(LINE, BuildReport(Console(quiet=True)))
+        origin = source.from_folder(tree)
+        self.plans = [BuildPlan(ArchSet(name, ""), line, origin) for name in names]
+        self.request = request
+        self.stream = io.StringIO()
+        self.error: FarmError | None = None
+
+    def run(self) -> None:
+        with BuildReport(Console(file=self.stream, width=300)) as report:
+            try:
+                building.build_spread(self.plans, self.request, report)
+            except FarmError as error:
+                self.error = error
+
+    @property
+    def told(self) -> str:
+        return self.stream.getvalue()
+
+    def finish(self) -> str:
+        self.join(400)
+        assert not self.is_alive(), self.told
+        return self.told
+
+
+def tarballs(request: BuildRequest) -> set[str]:
+    return {path.name.split("-")[4] for path in request.out.glob("*.tar.zst")}
