@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
     """The distribution's Chromium; root has no sandbox to put it into."""
-    program = shutil.which("chromium")
+    # Debian's name first; GitHub's Ubuntu has the last one
+    names = ("chromium", "chromium-browser", "google-chrome")
+    program = next(filter(None, map(shutil.which, names)), None)
     if program is None:
         must_or_skip("no Chromium: apt-get install chromium fonts-noto-cjk")
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
