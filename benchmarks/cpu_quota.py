@@ -1,9 +1,10 @@
 """Tokens per second in a container with fewer CPUs than its machine, with and without --threads.
 
-    python benchmarks/cpu_quota.py RUNTIME MODEL [--cpus 1] [--turns 5] [--out FILE]
+    python benchmarks/cpu_quota.py RUNTIME MODEL [--cpus 1] [--threads N] [--turns 9] [--out FILE]
 
 Puts itself into a control group with that quota (root), then starts llama-server in turn as it
-reckons by itself and as the loader starts it. Prints JSON; ``--out`` keeps it.
+reckons by itself and as the loader starts it, or with so many threads. Prints JSON; ``--out``
+keeps it.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def speeds(plan: ServerPlan) -> tuple[float, float]:
     return told["predicted_per_second"], told["prompt_per_second"]
 
 
-def measure(runtime: Path, model: Path, turns: int) -> dict[str, Any]:
+def measure(runtime: Path, model: Path, turns: int, threads: int | None) -> dict[str, Any]:
     """Take turns; returns every speed, in tokens per second."""
     found = settings.load(environ={"PATH": os.environ["PATH"]})
     facts = host.detect(found)
@@ -72,9 +73,9 @@ def measure(runtime: Path, model: Path, turns: int) -> dict[str, Any]:
         model,
         processes.environment({"PATH": os.environ["PATH"]}),
         pinned_build=True,
-        threads=facts.cpu_limit,
+        threads=threads or facts.threads,
     )
-    plans = {"its own reckoning": replace(ours, threads=None), "the loader's": ours}
+    plans = {"its own reckoning": replace(ours, threads=None), "these threads": ours}
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in plans}
     for _ in range(turns):
         for name, plan in plans.items():
@@ -100,11 +101,13 @@ def main() -> None:
     parser.add_argument("runtime", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--cpus", type=float, default=1.0)
-    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--turns", type=int, default=9)
+    parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with quota(options.cpus):
-        result = measure(options.runtime.absolute(), options.model.absolute(), options.turns)
+        runtime, model = options.runtime.absolute(), options.model.absolute()
+        result = measure(runtime, model, options.turns, options.threads)
     text = json.dumps(result, indent=1)
     print(text)
     if options.out:

@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
     raise UsageError(
         "DASK_MISSING",
         f"--engine dask needs {error.name}, which is not installed",
-        hint="python3 -m pip install --group cluster",
+        hint="python3 -m pip install --require-hashes -r requirements-cluster.lock",
     ) from error
 
 if TYPE_CHECKING:

@@ -285,7 +285,11 @@ def _host_lines(facts: HostFacts | None) -> list[str]:
         + (f", {gpu.memory / 1e9:.0f} GB" if gpu.memory else "")
         for gpu in facts.gpus
     ]
-    cpus = f"{facts.cpus} of {facts.machine_cpus}" if facts.cpu_limit else str(facts.cpus)
+    cpus = (
+        f"{facts.cpus} of {facts.machine_cpus}"
+        if facts.cpus < facts.machine_cpus
+        else str(facts.cpus)
+    )
     rows = [
         (
             "system",

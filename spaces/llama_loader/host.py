@@ -50,6 +50,7 @@ class HostFacts:
         cpus: logical CPUs that this process may use, by its affinity and its control groups.
         memory: bytes of main memory that this process may use; 0 for unknown.
         machine_cpus: logical CPUs of the machine; 0 for unknown.
+        threads: that can compute at the same time here; None where that is all of its cores.
         zerogpu: this is a ZeroGPU Space.
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
         cpu: the processor's name, None where unknown.
@@ -68,15 +69,11 @@ class HostFacts:
     cpus: int
     memory: int
     machine_cpus: int = 0
+    threads: int | None = None
     zerogpu: bool = False
     visible_devices: str | None = None
     cpu: str | None = None
     device_order: str | None = None
-
-    @property
-    def cpu_limit(self) -> int | None:
-        """How many CPUs this process may use, where the machine has more; else None."""
-        return self.cpus if self.cpus < self.machine_cpus else None
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
@@ -132,6 +129,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         cpus=control_groups.processors(root),
         memory=_memory(root),
         machine_cpus=os.cpu_count() or 0,
+        threads=control_groups.threads(root),
         zerogpu=settings.zerogpu,
         visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
         cpu=_cpu(root),

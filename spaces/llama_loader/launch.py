@@ -220,7 +220,7 @@ def plan_server(
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
         main_memory=prepared.host.memory,
-        threads=prepared.host.cpu_limit,
+        threads=prepared.host.threads,
         extra=extra,
     )
 

@@ -233,7 +233,7 @@ def _plan(
         startup_timeout=limit,
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
-        threads=prepared.host.cpu_limit,
+        threads=prepared.host.threads,
     )
 
 

@@ -225,7 +225,7 @@ def test_a_worker_killed_in_mid_build_is_replaced_by_another(
     until(lambda: held.begun == 1, "the build does not begin")
     hosts.worker("second")
     os.killpg(first.pid, signal.SIGKILL)
-    until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+    until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
     held.let_go()
     told = run.finish()
     assert run.error is None, told
@@ -246,7 +246,7 @@ def test_sets_of_lost_hosts_are_built_in_the_order_they_had(
     order = re.findall(r"(cpu-\w+): to", run.told)
     for worker in workers:
         os.killpg(worker.pid, signal.SIGKILL)
-    until(lambda: run.told.count("was lost") == 3, f"they are not missed: {run.told}")
+    until(lambda: run.told.count("was lost") == 3, lambda: f"they are not missed: {run.told}")
     held.let_go()
     hosts.worker("fourth")
     told = run.finish()
@@ -266,7 +266,7 @@ def test_a_scheduler_that_is_started_again_gets_the_sets_again(
     os.killpg(worker.pid, signal.SIGKILL)
     hosts.scheduler()
     hosts.worker("first")
-    until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+    until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
     held.let_go()
     told = run.finish()
     assert run.error is None, told
@@ -285,7 +285,7 @@ def test_a_host_whose_network_is_cut_gives_its_set_back(
     until(lambda: held.begun == 1, "the build does not begin")
     hosts.worker("near")
     wire.cut()
-    until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+    until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
     held.let_go()
     told = run.finish()
     assert run.error is None, told
@@ -303,11 +303,11 @@ def test_a_host_in_a_network_of_its_own_whose_cable_is_pulled(
         hosts.worker("far", net=net)
         run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
         run.start()
-        until(lambda: held.begun == 1, f"the build does not begin: {run.told}")
+        until(lambda: held.begun == 1, lambda: f"the build does not begin: {run.told}")
         assert f"cpu-one: to {net.ip}:" in run.told
         hosts.worker("near")
         net.cut()
-        until(lambda: held.begun == 2, f"nobody takes it over: {run.told}")
+        until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
         held.let_go()
         told = run.finish()
     finally:
@@ -459,23 +459,45 @@ def test_a_host_that_cannot_build_is_named_and_left_out(
     assert told.count(f"is not used: {code}") == 1
 
 
+@pytest.fixture
+def other_cloudpickle(tmp_path: Path) -> str:
+    """PYTHONPATH of a host that has another version of a package of Dask's."""
+    found = tmp_path / "other" / "cloudpickle-0.1.dist-info"
+    found.mkdir(parents=True)
+    (found / "METADATA").write_text("Metadata-Version: 2.1\nName: cloudpickle\nVersion: 0.1\n")
+    return f"{PROJECT}:{PROJECT / 'spaces'}:{found.parent}"
+
+
 def test_another_version_of_what_dask_consists_of_is_one_line(
-    hosts: Hosts, request_: BuildRequest, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    hosts: Hosts, tmp_path: Path, other_cloudpickle: str
 ) -> None:
-    other = tmp_path / "other" / "cloudpickle-0.1.dist-info"
-    other.mkdir(parents=True)
-    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: cloudpickle\nVersion: 0.1\n")
     hosts.scheduler()
-    path = f"{PROJECT}:{PROJECT / 'spaces'}:{other.parent}"
-    hosts.worker("other", PYTHONPATH=path)
-    run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
-    run.start()
-    told = run.finish()
-    assert run.error is None, told
-    assert re.findall(r"note\[DASK_DIFFERS\]: (\S+) has cloudpickle 0\.1 \(here 3", told) == [
-        re.findall(r"cpu-one: to (\S+)", told)[0]
-    ]
-    assert "Mismatched versions" not in "".join(capfd.readouterr())
+    hosts.worker("other", PYTHONPATH=other_cloudpickle)
+    process = client_process(TINY, tmp_path, scheduler=hosts.address, worker_engine="local")
+    _, told = process.communicate(timeout=100)
+    assert process.returncode == 0, told
+    (host,) = re.findall(r"cpu-cpu: to (\S+)", told)
+    (line,) = re.findall(r"note\[DASK_DIFFERS\]: .*", told)
+    assert line.startswith(f"note[DASK_DIFFERS]: {host} has cloudpickle 0.1 (here ")
+    assert "Mismatched versions" not in told
+
+
+def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
+    hosts: Hosts, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from farm.engines.dask import connection
+
+    monkeypatch.setattr(connection, "_HOSTS_SECONDS", 2.0)
+    plan = BuildPlan(ArchSet("one", ""), LINE, source.from_folder(TINY))
+    scheduler = hosts.scheduler()
+    hosts.worker("first")
+    fleet = Fleet(BuildReport(Console(quiet=True)), {})
+    with Dispatcher(hosts.address, bytes, fleet) as dispatcher:
+        until(lambda: dispatcher._link.hosts() != [], "the worker does not come")
+        os.killpg(scheduler.pid, signal.SIGKILL)
+        with pytest.raises(EngineError) as caught:
+            dispatcher.identities(request_, plan)
+    assert caught.value.code == "SCHEDULER_UNREACHABLE"
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
@@ -509,9 +531,9 @@ def test_a_host_with_another_checkout_is_refused(
 
 
 def test_a_host_that_joins_with_another_compiler_gets_nothing(
-    hosts: Hosts, held: Held, request_: BuildRequest, tmp_path: Path
+    hosts: Hosts, held: Held, request_: BuildRequest, tmp_path: Path, other_cloudpickle: str
 ) -> None:
-    other = tmp_path / "other" / "c++"
+    other = tmp_path / "another" / "c++"
     other.parent.mkdir()
     other.write_text("#!/bin/sh\necho another compiler\n")
     other.chmod(0o755)
@@ -520,12 +542,14 @@ def test_a_host_that_joins_with_another_compiler_gets_nothing(
     run = Run(held.tree, ("one", "two"), replace(request_, scheduler=hosts.address))
     run.start()
     until(lambda: held.begun == 1, "the build does not begin")
-    hosts.worker("late", PATH=f"{other.parent}:{os.environ['PATH']}")
-    until(lambda: "is not used: COMPILER_DIFFERS" in run.told, f"not asked: {run.told}", 60)
+    path = f"{other.parent}:{os.environ['PATH']}"
+    hosts.worker("late", PATH=path, PYTHONPATH=other_cloudpickle)
+    until(lambda: "is not used: COMPILER_DIFFERS" in run.told, lambda: f"not asked: {run.told}", 60)
     held.let_go()
     told = run.finish()
     assert run.error is None, told
     assert tarballs(request_) == {"one", "two"}
+    assert told.count("has cloudpickle 0.1 (here ") == 1
 
 
 @pytest.mark.docker

@@ -27,10 +27,11 @@ TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 LINE = targets.load().line("cpu")
 
 
-def until(true: Callable[[], bool], what: str, seconds: float = 180) -> None:
+def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 180) -> None:
+    """Wait for it; a message that tells how far a run is has to be a function."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, what
+        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
         time.sleep(0.05)
 
 

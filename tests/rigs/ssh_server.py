@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 _SERVER = """\
 Port {port}
-ListenAddress 0.0.0.0
+{listen}
 HostKey {folder}/host
 AuthorizedKeysFile {folder}/user.pub
 PasswordAuthentication no
 StrictModes no
 UsePAM no
 PidFile none
-SetEnv XDG_CACHE_HOME={folder}/cache CCACHE_DIR={folder}/ccache
+SetEnv XDG_CACHE_HOME={folder}/cache CCACHE_DIR={folder}/ccache DASK_TEMPORARY_DIRECTORY={folder}
 """
 _CLIENT = """\
 Host {name}
@@ -51,7 +51,8 @@ def serving(folder: Path, home: Path, hosts: dict[str, str]) -> Iterator[None]:
     if os.geteuid() == 0:  # where it shuts itself in; systemd would make it
         Path("/run/sshd").mkdir(exist_ok=True)
     port = sockets.free_port()
-    (folder / "config").write_text(_SERVER.format(port=port, folder=folder))
+    listen = "\n".join(f"ListenAddress {address}" for address in hosts.values())
+    (folder / "config").write_text(_SERVER.format(port=port, listen=listen, folder=folder))
     _lead(folder, home, hosts, port)
     argv = [program, "-D", "-e", "-f", str(folder / "config")]
     with server_process.running(argv, ("127.0.0.1", port), folder / "log"):

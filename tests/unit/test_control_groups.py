@@ -5,7 +5,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from needs import must_or_skip
@@ -62,6 +62,23 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
             },
             64,
         ),
+        # the kernel's order of names is not the mount's
+        (
+            {
+                "proc/self/cgroup": "4:cpuacct,cpu:/slurm/job_7\n",
+                "sys/fs/cgroup/cpu/slurm/job_7/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu/slurm/job_7/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        # version 2 beside version 1
+        (
+            {
+                "proc/self/cgroup": "1:name=systemd:/x\n0::/job\n",
+                "sys/fs/cgroup/unified/job/cpu.max": "400000 100000\n",
+            },
+            4,
+        ),
         # a batch job: the limit is the job's, the process is in a step of it
         (
             {
@@ -86,8 +103,46 @@ def test_the_affinity_counts(tmp_path: Path) -> None:
     assert control_groups.processors(tmp_path) == EVERY
 
 
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(
+    ("quota", "cores", "expected"),
+    [
+        ("max", 64, None),
+        ("400000", 64, 4),
+        ("450000", 64, 5),
+        ("150000", 64, 2),
+        ("50000", 64, 1),
+        ("3200000", 32, None),  # as many as cores: what llama-server takes by itself
+        ("4000000", 32, None),
+        ("3100000", 32, 31),
+        ("400000", None, 4),
+    ],
+)
+def test_threads_are_no_more_than_compute_at_once(
+    tmp_path: Path, quota: str, cores: int | None, expected: int | None, monkeypatch: Any
+) -> None:
+    """64 logical CPUs; with 32 cores two of them are one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    told = {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"}
+    for cpu in range(64) if cores else ():
+        told[f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings"] = f"{cpu % cores:x}\n"
+    assert control_groups.threads(files(tmp_path, **told)) == expected
+
+
+def test_two_threads_of_one_core_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings": f"{cpu % 4}\n"
+        for cpu in range(8)
+    }
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2, 5})
+    assert control_groups.threads(files(tmp_path, **told)) == 2
+    assert control_groups.processors(tmp_path) == 3
+
+
 def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
-    assert control_groups.memory(tmp_path) is None
+    unlimited = {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
+    assert control_groups.memory(files(tmp_path, **unlimited)) is None
     told = {
         "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
         "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",

@@ -76,14 +76,14 @@ def test_one_gpu_is_taken_without_asking(impostor: Impostor) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cpus", "host", "expected"),
-    [(2, BARE, "2"), (64, BARE, None), (2, H200, "1"), (64, H200, "1")],
+    ("threads", "host", "expected"),
+    [(2, BARE, "2"), (None, BARE, None), (2, H200, "1"), (None, H200, "1")],
 )
 def test_the_cpu_s_threads_are_those_of_the_container(
-    cpus: int, host: HostFacts, expected: str | None, impostor: Impostor
+    threads: int | None, host: HostFacts, expected: str | None, impostor: Impostor
 ) -> None:
     """llama-server would start one for each core of the machine; docs/decisions/0046."""
-    limited = replace(host, cpus=cpus, machine_cpus=64)
+    limited = replace(host, threads=threads)
     ready = prepared(impostor.behave(), limited, Wishes(allow_cpu=True))
     argv, _ = start(settings(ALLOW_CPU="1"), ready)
     given = argv[argv.index("--threads") + 1] if "--threads" in argv else None

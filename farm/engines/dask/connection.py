@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 import requests
 from distributed import Client, LocalCluster
 from distributed.security import Security
-from distributed.versions import VersionMismatchWarning, get_versions, required_packages
+from distributed.versions import VersionMismatchWarning
 
-from farm.engines.dask.worker import TOPIC, aside, place
+from farm.engines.dask.worker import TOPIC, aside
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -34,6 +34,10 @@ _DASHBOARD: Final = "127.0.0.1:0"
 _DASHBOARD_SECONDS: Final = 3.0
 _CONNECT_SECONDS: Final = 10.0
 _HOSTS_SECONDS: Final = 20.0
+
+# A table of all packages, used or not, in the middle of ours: the dispatcher says what counts. A
+# client of Dask's connects again by itself, in a thread of its own, so it holds from now on.
+warnings.filterwarnings("ignore", category=VersionMismatchWarning)
 
 Event = tuple[float, dict[str, Any]]
 
@@ -140,12 +144,12 @@ class Connection:
         """Return the hosts as soon as there are any.
 
         Raises:
-            EngineError: ``WORKERS_MISSING``.
+            EngineError: ``WORKERS_MISSING``, or ``SCHEDULER_UNREACHABLE``: it went away.
         """
         until = time.monotonic() + _HOSTS_SECONDS
         while not (hosts := self.hosts()):
             if time.monotonic() > until:
-                raise no_hosts(self.address)
+                raise no_hosts(self.address) if self.is_open else _unreachable(self.address)
             time.sleep(POLL)
         return hosts
 
@@ -159,22 +163,14 @@ class Connection:
         answers: dict[str, Any] = self._client.run(aside, function, *args, **where)
         return answers
 
-    def other_versions(self, hosts: list[str]) -> dict[str, str]:
-        """Return where Dask's own packages are not those of this process.
-
-        Returns:
-            For each place, such as a host, what it has: ``cloudpickle 3.1.3 (here 3.1.2)``.
-        """
-        there = {"the scheduler": self._client.sync(self._client.scheduler.versions)}
-        there |= {place(host): told for host, told in self.ask(hosts, get_versions).items()}
-        ours, found = get_versions()["packages"], {}
-        for where, told in there.items():
-            theirs = told["packages"] if isinstance(told, dict) else ours  # a host that went away
-            apart = [name for name in required_packages if theirs.get(name) != ours[name]]
-            if apart:
-                words = (f"{name} {theirs.get(name)} (here {ours[name]})" for name in apart)
-                found[where] = ", ".join(words)
-        return found
+    def scheduler_packages(self) -> dict[str, str | None]:
+        """Return the versions of Dask's packages in the scheduler; empty where it went away."""
+        try:
+            told = self._client.sync(self._client.scheduler.versions)
+        except OSError:
+            return {}
+        versions: dict[str, str | None] = told["packages"]
+        return versions
 
     def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:
         """Hand a job to a host."""
@@ -185,21 +181,14 @@ class Connection:
     def _connect(self) -> Any:
         try:
             _knock(self.address)
-            with warnings.catch_warnings():
-                # a table of all packages, used or not: other_versions says what counts
-                warnings.simplefilter("ignore", VersionMismatchWarning)
-                client = Client(
-                    self.address,
-                    timeout=_CONNECT_SECONDS,
-                    set_as_default=False,
-                    direct_to_workers=False,
-                )
+            client = Client(
+                self.address,
+                timeout=_CONNECT_SECONDS,
+                set_as_default=False,
+                direct_to_workers=False,
+            )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise EngineError(
-                "SCHEDULER_UNREACHABLE",
-                f"no Dask scheduler answers at {self.address}: {error}",
-                hint="start one with `dask scheduler`; docs/scaling.md",
-            ) from error
+            raise _unreachable(self.address, f": {error}") from error
         client.subscribe_topic(TOPIC, self._told)
         return client
 
@@ -222,6 +211,14 @@ def _knock(address: str) -> None:
         # over plain TCP a scheduler speaks first
         if scheme in {"", "tcp"} and not knocking.recv(1):
             raise ConnectionResetError("it ends the connection")
+
+
+def _unreachable(address: str, why: str = " any more") -> EngineError:
+    return EngineError(
+        "SCHEDULER_UNREACHABLE",
+        f"no Dask scheduler answers at {address}{why}",
+        hint="start one with `dask scheduler`; docs/scaling.md",
+    )
 
 
 def no_hosts(address: str) -> EngineError:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from farm.cluster import remote_build, remote_products
 from farm.cluster.remote_build import Failure, Outcome
 from farm.engines.dask.connection import POLL, Connection, no_hosts
-from farm.engines.dask.worker import place, work
+from farm.engines.dask.worker import Introduction, introduce, packages, place, work
 from farm.errors import BuildError, EngineError, PackError
 from farm.plan import Step
 from farm.terminal.fleet import SetReporter
@@ -36,6 +36,12 @@ LOSSES: Final = 3
 
 _PATIENCE: Final = 600.0
 """Seconds without a scheduler or a host after which a run gives up."""
+_MEETING_SECONDS: Final = 60.0
+"""Seconds until one of the hosts that there are has said what it is."""
+_OTHER_COMPILER: Final = Failure(
+    "COMPILER_DIFFERS",
+    "it came with another compiler than the run began with; the next run takes it",
+)
 _FETCH_SECONDS: Final = 300.0
 
 
@@ -73,6 +79,8 @@ class Dispatcher:
     _overtaken: set[str] = field(default_factory=set)
     _packed: bytes | None = None
     _compilers: dict[str, str] = field(default_factory=dict)
+    _other: set[str] = field(default_factory=set)
+    _begun: bool = False
     _dropped: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
     _reporters: dict[str, Reporter] = field(default_factory=dict)
@@ -101,21 +109,19 @@ class Dispatcher:
         """Ask every host for its compiler; equal answers once.
 
         Raises:
-            EngineError: ``WORKERS_MISSING``, or ``HOSTS_UNUSABLE``: none of them can build.
+            EngineError: ``WORKERS_MISSING``, ``HOSTS_UNUSABLE``: none of them can build, or
+                ``SCHEDULER_UNREACHABLE``: it went away.
         """
-        hosts = self._link.await_hosts()
-        for where, versions in self._link.other_versions(hosts).items():
-            self.fleet.say(
-                f"note[DASK_DIFFERS]: {where} has {versions}; one lock on all hosts avoids what"
-                " that may lead to (docs/scaling.md)"
-            )
-        told = self._link.ask(hosts, remote_build.compilers, request, plan, remote_build.FARM)
-        for worker, answer in told.items():
-            if isinstance(answer, str):
-                self._compilers[worker] = answer
-            else:
-                self._drop(worker, answer)
-        self._usable(hosts)
+        self._compare("the scheduler", self._link.scheduler_packages())
+        until = time.monotonic() + _MEETING_SECONDS
+        while not self._compilers:
+            hosts = self._usable(self._link.await_hosts())
+            self._meet(hosts, request, plan, remote_build.FARM)
+            self._usable(hosts)
+            if not self._compilers:
+                if time.monotonic() > until:
+                    raise no_hosts(self.address)
+                time.sleep(POLL)
         return sorted(set(self._compilers.values()))
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
@@ -124,7 +130,7 @@ class Dispatcher:
         Raises:
             EngineError: no scheduler or no host for ten minutes, or none that can build.
         """
-        self._waiting = list(jobs)
+        self._waiting, self._begun = list(jobs), True
         self._order = {job.plan.key: place for place, job in enumerate(jobs)}
         seen = time.monotonic()
         while self._waiting or self._running:
@@ -132,6 +138,7 @@ class Dispatcher:
                 self._drop_all()
                 self.fleet.say("note[SCHEDULER_LOST]: the scheduler is gone; waiting for it")
                 self._link.reopen(seen + self.patience)
+                self._compare("the scheduler", self._link.scheduler_packages())
             hosts = self._usable(self._link.hosts())
             if hosts:
                 seen = time.monotonic()
@@ -219,20 +226,39 @@ class Dispatcher:
         return True
 
     def _is_known(self, worker: str, job: Job) -> bool:
-        """Ask a host that came later for its compiler: another one is not the run's."""
-        if worker in self._compilers:
-            return True
-        question = (remote_build.compilers, job.request, job.plan, job.farm)
-        answer = self._answer(worker, *question)
-        known = set(self._compilers.values())
-        if isinstance(answer, str) and known and answer not in known:
-            why = "it came with another compiler than the run began with; the next run takes it"
-            answer = Failure("COMPILER_DIFFERS", why)
-        if isinstance(answer, str):
-            self._compilers[worker] = answer
-        elif not isinstance(answer, OSError):
-            self._drop(worker, answer)
-        return isinstance(answer, str)
+        """Ask a host that came later what it is: another compiler than the run's is of no use."""
+        if worker not in self._compilers:
+            self._meet([worker], job.request, job.plan, job.farm)
+        return worker in self._compilers
+
+    def _meet(self, hosts: list[str], request: BuildRequest, plan: BuildPlan, farm: str) -> None:
+        """Ask hosts for their compilers and packages; those that cannot build are dropped."""
+        known = set(self._compilers.values()) if self._begun else set()
+        for worker, answer in self._answers(hosts, introduce, request, plan, farm).items():
+            if isinstance(answer, OSError):  # the connection's: it is asked again, or missed soon
+                continue
+            compilers = answer
+            if isinstance(answer, Introduction):
+                self._compare(place(worker), answer.packages)
+                compilers = answer.compilers
+            if not isinstance(compilers, str):
+                self._drop(worker, compilers)
+            elif known and compilers not in known:
+                self._drop(worker, _OTHER_COMPILER)
+            else:
+                self._compilers[worker] = compilers
+
+    def _compare(self, where: str, theirs: dict[str, str | None]) -> None:
+        """Say, once, which of Dask's packages have another version somewhere."""
+        ours = packages()
+        apart = [name for name, version in theirs.items() if ours.get(name, version) != version]
+        if apart and where not in self._other:
+            self._other.add(where)
+            words = ", ".join(f"{name} {theirs[name]} (here {ours[name]})" for name in apart)
+            self.fleet.say(
+                f"note[DASK_DIFFERS]: {where} has {words}; one lock on all hosts avoids what that"
+                " may lead to (docs/scaling.md)"
+            )
 
     def _has_source(self, worker: str, digest: str) -> bool:
         """Bring a host the source, if it has none; one that cannot keep it is not used."""
@@ -247,12 +273,18 @@ class Dispatcher:
             self._drop(worker, answer)
         return answer is True
 
-    def _answer(self, worker: str, question: Callable[..., object], *args: object) -> object:
+    def _answers(
+        self, hosts: list[str], question: Callable[..., object], *args: object
+    ) -> dict[str, object]:
+        """Ask all at once; an ``OSError`` stands for a scheduler or host that went away."""
         try:
-            told = self._link.ask([worker], question, *args)
-        except (OSError, ValueError) as error:  # the scheduler, or the host, went away meanwhile
-            return error if isinstance(error, OSError) else OSError(str(error))
-        return told[worker]
+            return self._link.ask(hosts, question, *args)
+        except (OSError, ValueError) as error:
+            lost = error if isinstance(error, OSError) else OSError(str(error))
+            return dict.fromkeys(hosts, lost)
+
+    def _answer(self, worker: str, question: Callable[..., object], *args: object) -> object:
+        return self._answers([worker], question, *args)[worker]
 
     def _drop(self, worker: str, why: object) -> None:
         """Use a host no more in this run, and say so."""

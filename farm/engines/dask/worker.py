@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import time
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed import get_worker
 from distributed.core import Status
+from distributed.versions import get_versions, required_packages
 
 from farm.cluster import remote_build
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from farm.cluster.remote_build import Job, Outcome
+    from farm.cluster.remote_build import Failure, Job, Outcome
     from farm.plan import BuildPlan, Step
+    from farm.request import BuildRequest
 
 TOPIC: Final = "llama-farm"
 _COUNT_SECONDS: Final = 1.0
@@ -70,6 +73,25 @@ def work(job: Job) -> Outcome:
     """Build a set here."""
     telling = _Telling(job.plan.key)
     return remote_build.build(job, telling, telling.check)
+
+
+@dataclass(frozen=True)
+class Introduction:
+    """What a host says of itself: what it compiles with, or why it cannot, and Dask's packages."""
+
+    compilers: str | Failure
+    packages: dict[str, str | None]
+
+
+def introduce(request: BuildRequest, plan: BuildPlan, farm: str) -> Introduction:
+    """Answer the first question to this host."""
+    return Introduction(remote_build.compilers(request, plan, farm), packages())
+
+
+def packages() -> dict[str, str | None]:
+    """Return the version of each package that Dask's protocol depends on, in this process."""
+    told = get_versions()["packages"]
+    return {name: told.get(name) for name in required_packages}
 
 
 async def aside(function: Callable[..., Any], *args: object) -> Any:

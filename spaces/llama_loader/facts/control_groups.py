@@ -14,27 +14,48 @@ import math
 import os
 import re
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_UNLIMITED: Final = 1 << 62
+"""Version 1 says a limit near 2**63 where there is none."""
 
 
 def processors(root: Path = Path("/")) -> int:
     """Return how many logical CPUs this process can keep busy, at least 1.
 
     ``os.cpu_count`` is the machine's number, which a container with two CPUs of 64 is given, too;
-    as many compilers or threads as that wait for each other, or for more memory than there is.
+    as many compilers as that run out of memory.
     """
     quotas = [math.ceil(quota) for quota in _quotas(root)]
     return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
 
 
+def threads(root: Path = Path("/")) -> int | None:
+    """Return how many threads can compute at the same time, where the machine's cores are more.
+
+    A thread without a CPU of its own holds up those that wait for it: so cores count, not their
+    hyper-threads. None where nothing limits this process, or not below the machine's cores.
+    """
+    quotas, mine = [math.ceil(quota) for quota in _quotas(root)], os.sched_getaffinity(0)
+    there = os.cpu_count() or 1
+    if not quotas and len(mine) >= there:
+        return None
+    names = {cpu: f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings"
+             for cpu in {*range(there), *mine}}  # fmt: skip
+    core = {cpu: _read(root / name) or name for cpu, name in names.items()}
+    found = max(1, min([len({core[cpu] for cpu in mine}), *quotas]))
+    return found if found < len(set(core.values())) else None
+
+
 def memory(root: Path = Path("/")) -> int | None:
     """Return the bytes of main memory that its groups allow this process; None without a limit."""
     files = (*_files(root, "", "memory.max"), *_files(root, "memory", "memory.limit_in_bytes"))
-    told = [_read(file) for file in files]
-    return min((int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)), default=None)
+    told = (_read(file) for file in files)
+    limits = [int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)]
+    return min((limit for limit in limits if limit < _UNLIMITED), default=None)
 
 
 def _quotas(root: Path) -> Iterator[float]:
@@ -49,16 +70,22 @@ def _quotas(root: Path) -> Iterator[float]:
 
 
 def _files(root: Path, controller: str, name: str) -> Iterator[Path]:
-    """Yield where a file of this process's groups may be; version 2's have no controller."""
+    """Yield where a file of this process's groups may be; version 2's have no controller.
+
+    Version 1's lie below the controller's name or below those of all that are mounted with it, in
+    an order that need not be the kernel's; beside version 1, version 2 lies in ``unified``.
+    """
     mounts = root / "sys/fs/cgroup"
     yield mounts / controller / name
     for line in _read(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
-        if controller in controllers.split(","):
+        if controller not in controllers.split(","):
+            continue
+        for mount in {controller, controllers} if controller else ("", "unified"):
             group = PurePosixPath(path)
             for parent in (group, *group.parents):
-                yield mounts / controllers / str(parent).lstrip("/") / name
+                yield mounts / mount / str(parent).lstrip("/") / name
 
 
 def _read(path: Path) -> str:
