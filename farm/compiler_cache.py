@@ -10,7 +10,7 @@ import secrets
 from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import targets
+from farm import durable, targets
 from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerImages, connect
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins
@@ -27,15 +27,15 @@ def save(place: Path, *, line: str, image: str | None = None) -> int:
 
     Raises:
         EngineError: no engine answers, or the devel image cannot be had.
+        PackError: it cannot be written.
     """
-    place.parent.mkdir(parents=True, exist_ok=True)
-    part = place.with_name(f".{place.name}.part")
+    with durable.writing(place):
+        place.parent.mkdir(parents=True, exist_ok=True)
     with _holder(line, image) as container:
         stream, _ = container.get_archive(str(CACHE_FOLDER))
-        with part.open("wb") as out:
+        with durable.writing(place), durable.replacing(place, 0o644) as out:
             for piece in stream:
                 out.write(piece)
-    part.replace(place)
     return place.stat().st_size
 
 

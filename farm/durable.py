@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from farm.errors import PackError
 
@@ -31,8 +31,11 @@ def writing(place: Path) -> Iterator[None]:
         raise PackError("WRITE_FAILED", f"{place}: {error.strerror or error}") from error
 
 
-def replace(path: Path, content: bytes) -> None:
-    """Write a file that is the old one or the new one at every moment.
+@contextmanager
+def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
+    """Give a private file to write, which takes ``path``'s place if all went well, else goes.
+
+    At every moment the old one or the new one is there, after a power cut too.
 
     Raises:
         OSError: the disk is full, or this user may not write.
@@ -40,13 +43,24 @@ def replace(path: Path, content: bytes) -> None:
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
         with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
+            yield stream
             stream.flush()
+            os.fchmod(stream.fileno(), mode)
             os.fsync(stream.fileno())
         Path(name).replace(path)
     finally:
         Path(name).unlink(missing_ok=True)
     sync(path.parent)
+
+
+def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
+    """Write a file as ``replacing`` does.
+
+    Raises:
+        OSError: the disk is full, or this user may not write.
+    """
+    with replacing(path, mode) as stream:
+        stream.write(content)
 
 
 def sync_tree(folder: Path) -> None:

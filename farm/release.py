@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin
 
 import msgspec
 
-from farm import cuda_runtime, elf, targets
+from farm import cuda_runtime, durable, elf, targets
 from farm.errors import PackError, UsageError
 from farm.pack import BUILD_RECORD, LICENCES, ROOT, Inventory, PackRequest, pack, read_inventory
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
@@ -29,6 +26,7 @@ from llama_loader.manifest import Manifest
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from farm.tarball.build_record import BuildRecord
     from farm.tarball.parts import Part
@@ -105,12 +103,12 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     )
     content = schema.dump(written)
     schema.parse(content, what=MANIFEST)
-    for one in found:
-        _replace(out / sbom.name_of(one.artifact.name), one.sbom)
     published = json.dumps(schema.json_schema(), indent=2).encode() + b"\n"
-    _replace(out / SCHEMA, published)
-    _replace(out / SUMS, sums(written, content, published))
-    _replace(out / MANIFEST, content)
+    files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
+    files |= {SCHEMA: published, SUMS: sums(written, content, published)}
+    for name, text in {**files, MANIFEST: content}.items():  # who sees the manifest sees them all
+        with durable.writing(out / name):
+            durable.replace(out / name, text, 0o644)
     return written
 
 
@@ -379,19 +377,3 @@ def _make_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PackError("OUT_NOT_WRITABLE", f"{folder}: {error.strerror}") from error
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file so that it is the old one or the new one at every moment."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except OSError as error:
-        raise PackError("WRITE_FAILED", f"{path}: {error.strerror}") from error
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -13,6 +13,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from farm import durable
 from farm.errors import PublishError, UsageError
 from farm.publish import destination, parts
 from farm.release import MANIFEST
@@ -74,10 +75,10 @@ class Directory:
                 _copy(part, place / part.name)
             for part in plan.parts:
                 check(part, parts.blocks(place / part.name))
-            _sync(place)
+            durable.sync(place)
             if place is gathered:
                 gathered.rename(final)
-            _sync(self._root)
+            durable.sync(self._root)
 
     def read(self, release: str, name: str) -> Iterator[bytes]:
         """Read a file of a release."""
@@ -144,7 +145,7 @@ class Directory:
                 (MANIFEST, signed.manifest),
             ):
                 _write(folder / name, content)
-            _sync(folder)
+            durable.sync(folder)
 
     @contextmanager
     def _locked(self, tell: Callable[[str], None]) -> Iterator[None]:
@@ -208,11 +209,3 @@ def _write(place: Path, content: bytes) -> None:
         os.fsync(out.fileno())
     beginning.chmod(0o644)
     beginning.rename(place)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

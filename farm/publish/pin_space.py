@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import unquote, urlsplit
@@ -13,7 +11,7 @@ from urllib.parse import unquote, urlsplit
 import requests
 import urllib3
 
-from farm import PROJECT_ROOT, trust
+from farm import PROJECT_ROOT, durable, trust
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.release import MANIFEST
@@ -77,11 +75,7 @@ def write(pin: dict[str, Any], file: Path = FILE) -> None:
         PublishError: it cannot be written.
     """
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(json.dumps(pin, indent=2) + "\n")
-        Path(name).chmod(0o644)
-        Path(name).replace(file)
+        durable.replace(file, f"{json.dumps(pin, indent=2)}\n".encode(), 0o644)
     except OSError as error:
         raise PublishError("PIN_NOT_WRITTEN", f"{file}: {error.strerror}") from error
 

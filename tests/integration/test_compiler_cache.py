@@ -8,8 +8,10 @@ import tarfile
 from typing import TYPE_CHECKING
 
 import pytest
+import small_disk
 
 from farm import compiler_cache
+from farm.errors import PackError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -51,5 +53,22 @@ def test_what_is_loaded_is_what_is_saved(
             assert stream.read() == b"an object file"
         left = client.containers.list(all=True, filters={"label": "llama-farm=cache"})
         assert left == []
+    finally:
+        client.volumes.get(volume).remove()
+
+
+def test_a_disk_that_is_full_is_one_line_and_keeps_nothing(
+    client: DockerClient, volume: str, base_image: str, tmp_path: Path
+) -> None:
+    place = tmp_path / "in.tar"
+    place.write_bytes(archive("a/result", secrets.token_bytes(256 << 10)))
+    try:
+        compiler_cache.load(place, line="cpu", image=base_image)
+        with small_disk.mounted(tmp_path / "disk", "64k"):
+            with pytest.raises(PackError) as caught:
+                compiler_cache.save(tmp_path / "disk" / "out.tar", line="cpu", image=base_image)
+            assert list((tmp_path / "disk").iterdir()) == []
+        assert caught.value.code == "WRITE_FAILED"
+        assert "No space left" in caught.value.message
     finally:
         client.volumes.get(volume).remove()

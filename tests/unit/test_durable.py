@@ -1,0 +1,82 @@
+"""A file is the old one or the new one, and a disk that is full is one line."""
+
+from __future__ import annotations
+
+import errno
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import small_disk
+
+from farm import compiler_cache, durable
+from farm.errors import PackError, PublishError
+from farm.publish import pin_space
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def full(tmp_path: Path) -> Iterator[Path]:
+    """A disk with 16 KiB left, and a file of a few bytes on it."""
+    if os.geteuid() != 0:
+        pytest.skip("small disks are mounted by root")
+    with small_disk.mounted(tmp_path / "disk", "32k"):
+        (tmp_path / "disk" / "file").write_bytes(b"old")
+        (tmp_path / "disk" / "other").write_bytes(bytes(12 << 10))
+        yield tmp_path / "disk"
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_has_its_bytes_and_mode(tmp_path: Path) -> None:
+    place = tmp_path / "file"
+    for content, mode in ((b"one", 0o600), (b"two", 0o644)):
+        durable.replace(place, content, mode)
+        assert place.read_bytes() == content
+        assert place.stat().st_mode & 0o777 == mode
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_full_disk_leaves_the_old_file_and_no_other(full: Path) -> None:
+    with pytest.raises(OSError, match="No space left") as caught:
+        durable.replace(full / "file", bytes(64 << 10))
+    assert caught.value.errno == errno.ENOSPC
+    assert (full / "file").read_bytes() == b"old"
+    assert names(full) == ["file", "other"]
+
+
+def test_whoever_fails_while_writing_leaves_the_old_file_and_no_other(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+
+    def write() -> None:
+        with durable.replacing(tmp_path / "file") as stream:
+            stream.write(b"half")
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        write()
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert names(tmp_path) == ["file"]
+
+
+def test_a_pin_that_does_not_fit_leaves_the_one_that_was_there(full: Path) -> None:
+    with pytest.raises(PublishError) as caught:
+        pin_space.write({"manifest_url": "x" * (64 << 10)}, full / "file")
+    assert caught.value.code == "PIN_NOT_WRITTEN"
+    assert "No space left" in caught.value.message
+    assert (full / "file").read_bytes() == b"old"
+    assert names(full) == ["file", "other"]
+
+
+def test_a_folder_that_cannot_be_made_for_the_compiler_cache_is_one_line(tmp_path: Path) -> None:
+    """Before an engine is asked."""
+    (tmp_path / "file").touch()
+    with pytest.raises(PackError) as caught:
+        compiler_cache.save(tmp_path / "file" / "cache.tar", line="cpu")
+    assert caught.value.code == "WRITE_FAILED"
+    assert "Not a directory" in caught.value.message or "File exists" in caught.value.message
