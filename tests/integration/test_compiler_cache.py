@@ -51,7 +51,9 @@ def test_what_is_loaded_is_what_is_saved(
             stream = tar.extractfile("ccache/a/result")
             assert stream is not None
             assert stream.read() == b"an object file"
-        left = client.containers.list(all=True, filters={"label": "llama-farm=cache"})
+        left = client.containers.list(
+            all=True, filters={"label": "llama-farm=cache"}, ignore_removed=True
+        )
         assert left == []
     finally:
         client.volumes.get(volume).remove()

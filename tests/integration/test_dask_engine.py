@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ import pytest
 import requests
 from dask_hosts import Hosts, Net, Wire
 from distributed import Client
+from docker.errors import APIError
 from needs import must_or_skip
 from rich.console import Console
 from spread_run import LINE, TINY, Held, Run, tarballs, until
@@ -131,18 +133,32 @@ def test_a_scheduler_s_dashboard_is_told_where_it_has_one(
     assert told.count("dashboard: http://127.0.0.1:") == (options[0] != "--no-dashboard")
 
 
-def client_process(tree: Path, folder: Path, **options: str) -> subprocess.Popen[str]:
-    """A run in a process of its own, with caches of its own, as a person starts it."""
-    told = [f"{name}={value}" for name, value in options.items()]
-    argv = [sys.executable, str(PROJECT / "tests" / "rigs" / "dask_client.py"), str(tree)]
-    environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}"}
-    return subprocess.Popen(
-        [*argv, str(folder), *told],
-        cwd=PROJECT,
-        env=environment,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+Start = Callable[..., "subprocess.Popen[str]"]
+
+
+@pytest.fixture
+def client_process() -> Iterator[Start]:
+    """Starts a run in a process of its own, with caches of its own, as a person does."""
+    started = []
+
+    def start(tree: Path, folder: Path, **options: str) -> subprocess.Popen[str]:
+        told = [f"{name}={value}" for name, value in options.items()]
+        argv = [sys.executable, str(PROJECT / "tests" / "rigs" / "dask_client.py"), str(tree)]
+        environment = os.environ | {"PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}"}
+        process = subprocess.Popen(
+            [*argv, str(folder), *told],
+            cwd=PROJECT,
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.send_signal(signal.SIGINT)  # so that it ends its compilers, too; of no use if ended
+        process.communicate(timeout=60)
 
 
 def interrupted(process: subprocess.Popen[str]) -> float:
@@ -166,7 +182,9 @@ def running(what: str) -> list[str]:
     return found
 
 
-def test_ctrl_c_ends_a_compiler_that_says_nothing(held: Held, tmp_path: Path) -> None:
+def test_ctrl_c_ends_a_compiler_that_says_nothing(
+    client_process: Start, held: Held, tmp_path: Path
+) -> None:
     process = client_process(held.tree, tmp_path, worker_engine="local")
     until(lambda: held.begun == 1, "the build does not begin", 60)
     assert interrupted(process) < SOON
@@ -176,7 +194,7 @@ def test_ctrl_c_ends_a_compiler_that_says_nothing(held: Held, tmp_path: Path) ->
 
 @pytest.mark.docker
 def test_ctrl_c_removes_the_container_of_a_compiler_that_says_nothing(
-    client: DockerClient, base_image: str, tmp_path: Path
+    client_process: Start, client: DockerClient, base_image: str, tmp_path: Path
 ) -> None:
     tree = tmp_path / "slow"
     shutil.copytree(TINY, tree)
@@ -185,17 +203,20 @@ def test_ctrl_c_removes_the_container_of_a_compiler_that_says_nothing(
     ours: dict[str, Any] = {"all": True, "filters": {"label": f"{LABEL}=cpu-cpu"}}
 
     def compiling() -> bool:
-        tables = [one.top()["Processes"] for one in client.containers.list(**ours)]
-        return any("sleep 300" in str(table) for table in tables)
+        for one in client.containers.list(**ours, ignore_removed=True):
+            with suppress(APIError):  # it is not started yet, or has gone meanwhile
+                if "sleep 300" in str(one.top()["Processes"]):
+                    return True
+        return False
 
     process = client_process(tree, tmp_path, worker_engine="docker", image=base_image)
     until(compiling, "the build does not begin", seconds=300)
     assert interrupted(process) < SOON
-    assert client.containers.list(**ours) == []
+    assert client.containers.list(**ours, ignore_removed=True) == []
 
 
 def test_a_host_ends_its_build_when_the_client_is_killed(
-    hosts: Hosts, held: Held, tmp_path: Path
+    client_process: Start, hosts: Hosts, held: Held, tmp_path: Path
 ) -> None:
     hosts.scheduler()
     hosts.worker("first")
@@ -469,7 +490,7 @@ def other_cloudpickle(tmp_path: Path) -> str:
 
 
 def test_another_version_of_what_dask_consists_of_is_one_line(
-    hosts: Hosts, tmp_path: Path, other_cloudpickle: str
+    client_process: Start, hosts: Hosts, tmp_path: Path, other_cloudpickle: str
 ) -> None:
     hosts.scheduler()
     hosts.worker("other", PYTHONPATH=other_cloudpickle)
@@ -501,7 +522,9 @@ def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
-def test_a_scheduler_that_does_not_answer_is_one_line(tmp_path: Path, address: str) -> None:
+def test_a_scheduler_that_does_not_answer_is_one_line(
+    client_process: Start, tmp_path: Path, address: str
+) -> None:
     """One that takes the connection and says nothing, too."""
     with closing(socket.create_server(("127.0.0.1", 0))) as mute:
         named = address.replace("mute", f"tcp://127.0.0.1:{mute.getsockname()[1]}")

@@ -94,7 +94,10 @@ def test_the_status_tells_hits_and_size_of_the_engine_s_volume(
     assert told.endswith(f" MB in volume {volume}")
     assert found.hits > 0
     assert found.size > 0
-    assert client.containers.list(all=True, filters={"label": "llama-farm=cache"}) == []
+    assert (
+        client.containers.list(all=True, filters={"label": "llama-farm=cache"}, ignore_removed=True)
+        == []
+    )
 
 
 def test_without_a_builder_image_the_status_says_what_makes_one(

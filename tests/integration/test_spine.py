@@ -109,7 +109,7 @@ def test_nothing_of_the_build_is_left_in_the_engine(
     client: DockerClient, cpu_release: Release
 ) -> None:
     del cpu_release
-    assert client.containers.list(all=True, filters={"label": LABEL}) == []
+    assert client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True) == []
 
 
 def test_a_user_gets_an_answer_from_an_empty_store(
