@@ -13,44 +13,19 @@ import argparse
 import json
 import os
 import statistics
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import requests
 
+from benchmarks import control_group
 from llama_loader import host, processes, settings
 from llama_loader.server import Server
 from llama_loader.serving.server_plan import ServerPlan
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-_PERIOD: Final = 100_000
-"""Microseconds of a control group's period: the kernel's default, and Docker's."""
 _TOKENS: Final = 96
 _PROMPT: Final = "Parcel 0001 left the harbour at noon and arrives on the third day. " * 8
-
-
-@contextmanager
-def quota(cpus: float) -> Iterator[None]:
-    """Give this process and its children so many CPUs, until the block ends."""
-    first = Path("/sys/fs/cgroup/cpu")
-    parent = first if first.is_dir() else Path("/sys/fs/cgroup")
-    group = parent / f"farm-quota-{os.getpid()}"
-    group.mkdir()
-    if first.is_dir():
-        (group / "cpu.cfs_period_us").write_text(str(_PERIOD))
-        (group / "cpu.cfs_quota_us").write_text(str(int(cpus * _PERIOD)))
-    else:
-        (group / "cpu.max").write_text(f"{int(cpus * _PERIOD)} {_PERIOD}")
-    (group / "cgroup.procs").write_text(str(os.getpid()))
-    try:
-        yield
-    finally:
-        (parent / "cgroup.procs").write_text(str(os.getpid()))
-        group.rmdir()
 
 
 def speeds(plan: ServerPlan) -> tuple[float, float]:
@@ -105,7 +80,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    with quota(options.cpus):
+    with control_group.capped(os.getpid(), options.cpus):
         runtime, model = options.runtime.absolute(), options.model.absolute()
         result = measure(runtime, model, options.turns, options.threads)
     text = json.dumps(result, indent=1)

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed import Client
 from rich.console import Console
 
+from benchmarks import control_group
 from farm import source, targets
 from farm.cluster import remote_build
 from farm.cluster.remote_build import Job
@@ -52,9 +53,6 @@ UNITS_FOR: Final = 2
 """Hosts that they are for; more get smaller ones, as many for each host."""
 SECONDS: Final = 5.0
 """Of one CPU for a file, roughly: what a set may take before it counts as slow."""
-CONTROL_GROUPS: Final = Path("/sys/fs/cgroup/cpu")
-PERIOD: Final = 100_000
-"""Microseconds: ``cpu.cfs_period_us``."""
 HOSTS: Final = (2, 3, 4, 6, 8, 12, 16)
 BIN: Final = "${CMAKE_BINARY_DIR}/bin"
 DRAWS: Final = 200
@@ -125,8 +123,8 @@ def throttled(hosts: int) -> Iterator[str]:
         with Client(scheduler_file=where, timeout=60) as client:  # type: ignore[no-untyped-call]
             client.wait_for_workers(hosts, timeout=120)
             address = client.scheduler.address
-        for number, process in enumerate(processes):
-            ends.enter_context(_control_group(number, process.pid, (os.cpu_count() or 1) / hosts))
+        for process in processes:
+            ends.enter_context(control_group.capped(process.pid, (os.cpu_count() or 1) / hosts))
         yield address
 
 
@@ -138,22 +136,6 @@ def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             process.terminate()
-
-
-@contextmanager
-def _control_group(number: int, pid: int, cpus: float) -> Iterator[None]:
-    """Cap a process and its children to come; on the way out they are uncapped again."""
-    folder = CONTROL_GROUPS / f"farm-makespan-{os.getpid()}-{number}"
-    folder.mkdir()
-    (folder / "cpu.cfs_period_us").write_text(str(PERIOD))
-    (folder / "cpu.cfs_quota_us").write_text(str(int(cpus * PERIOD)))
-    (folder / "cgroup.procs").write_text(str(pid))
-    try:
-        yield
-    finally:
-        for one in (folder / "cgroup.procs").read_text().split():
-            (CONTROL_GROUPS / "cgroup.procs").write_text(one)
-        folder.rmdir()
 
 
 def real(hosts: int, *, capped: bool) -> dict[str, Any]:

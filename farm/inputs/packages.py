@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import shutil
-import tempfile
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
@@ -30,6 +28,7 @@ from pypi_simple import (
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
+from farm import durable
 from farm.errors import SourceError
 from farm.inputs.unpack import extract_subtree, extract_wheel
 
@@ -197,12 +196,5 @@ def _digest(path: Path) -> str:
 def _replacing(place: Path) -> Iterator[IO[bytes]]:
     """Write a file under another name; it gets its own only when all went well."""
     place.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(prefix=".part-", dir=place.parent)) / place.name
-    try:
-        with staging.open("wb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        staging.replace(place)
-    finally:
-        shutil.rmtree(staging.parent, ignore_errors=True)
+    with durable.replacing(place, 0o644) as stream:
+        yield stream

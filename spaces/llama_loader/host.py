@@ -21,6 +21,7 @@ from llama_loader.concurrency.background import Background
 from llama_loader.facts import control_groups, known_gpus, nvml, visible
 from llama_loader.facts.cuda_libraries import Library, find_libraries, linker_cache
 from llama_loader.facts.gpu import Gpu
+from llama_loader.facts.system_files import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -206,7 +207,7 @@ def _capability(cell: str) -> str | None:
 def _from_proc(root: Path) -> tuple[Gpu, ...]:
     found = []
     for information in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
-        text = _read(information)
+        text = read(information)
         model = re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE)
         # GPU-????????-…: the driver has not asked this GPU yet
         uuid = re.search(r"^GPU UUID:\s*([^\s?]+)\s*$", text, re.MULTILINE)
@@ -217,7 +218,7 @@ def _from_proc(root: Path) -> tuple[Gpu, ...]:
 
 
 def _proc_driver(root: Path) -> str | None:
-    text = _read(root / "proc/driver/nvidia/version")
+    text = read(root / "proc/driver/nvidia/version")
     version = re.search(r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)\s", text)
     return version[1] if version else None
 
@@ -254,20 +255,13 @@ def _newest_glibcxx(library: Path) -> str | None:
 
 
 def _cpu(root: Path) -> str | None:
-    named = re.search(r"^model name\s*: (.+)$", _read(root / "proc/cpuinfo"), re.MULTILINE)
+    named = re.search(r"^model name\s*: (.+)$", read(root / "proc/cpuinfo"), re.MULTILINE)
     return named[1].strip() if named else None
 
 
 def _memory(root: Path) -> int:
     """The machine's, or what this container may use of it."""
-    total = re.search(r"^MemTotal:\s*([0-9]+) kB", _read(root / "proc/meminfo"), re.MULTILINE)
+    total = re.search(r"^MemTotal:\s*([0-9]+) kB", read(root / "proc/meminfo"), re.MULTILINE)
     known = [int(total[1]) * 1024] if total else []
     limit = control_groups.memory(root)
     return min([*known, *([] if limit is None else [limit])], default=0)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace")
-    except OSError:
-        return ""

@@ -15,7 +15,6 @@ import time
 from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import dask
@@ -25,9 +24,11 @@ from dask_hosts import Hosts, Net, Wire
 from distributed import Client
 from docker.errors import APIError
 from needs import must_or_skip
+from process_table import command_lines
 from rich.console import Console
-from spread_run import LINE, TINY, Held, Run, tarballs, until
+from spread_run import LINE, MARKS, TINY, Held, Run, tarballs
 from verbs import PROJECT
+from waiting import until
 
 from farm import pipeline, source
 from farm.cluster import remote_build
@@ -43,16 +44,11 @@ from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from docker import DockerClient
 
-pytestmark = [
-    pytest.mark.timeout(600),
-    # distributed and tornado leave sockets to the garbage collector when a peer is killed.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
-]
+pytestmark = MARKS
 
 SOON = 8.0
 """Seconds; a machine that is busy with other tests included."""
@@ -174,12 +170,7 @@ def interrupted(process: subprocess.Popen[str]) -> float:
 
 def running(what: str) -> list[str]:
     """Name the processes whose command line has this in it."""
-    found = []
-    for file in Path("/proc").glob("[0-9]*/cmdline"):
-        with suppress(OSError):
-            line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-            found += [line] if what in line and "pytest" not in line else []
-    return found
+    return [line for line in command_lines().values() if what in line and "pytest" not in line]
 
 
 def test_ctrl_c_ends_a_compiler_that_says_nothing(

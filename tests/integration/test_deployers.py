@@ -8,7 +8,6 @@ import signal
 import subprocess
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import documented
@@ -16,21 +15,20 @@ import farm_hosts
 import pytest
 import slurm as slurm_rig
 import ssh_server
-from spread_run import Held, Run, tarballs, until
+from process_table import command_lines
+from spread_run import MARKS, Held, Run, tarballs
+from waiting import until
 
 from farm import pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from farm.request import BuildRequest
 
 pytestmark = [
-    pytest.mark.timeout(600),
-    # distributed and tornado leave sockets to the garbage collector when a peer is killed.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+    *MARKS,
     # pytest forgets the filter of farm/engines/dask/connection.py; numpy is here and not there
     pytest.mark.filterwarnings("ignore::distributed.versions.VersionMismatchWarning"),
 ]
@@ -81,13 +79,11 @@ class Site:
 
     def workers(self) -> dict[int, str]:
         """Return what runs of Dask in the hosts' Python, the person's own program aside."""
-        found = {}
-        for file in Path("/proc").glob("[0-9]*/cmdline"):
-            with suppress(OSError):
-                line = file.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-                if f"{self.python} -" in line and " -c from dask" not in line:
-                    found[int(file.parent.name)] = line
-        return found
+        return {
+            pid: line
+            for pid, line in command_lines().items()
+            if f"{self.python} -" in line and " -c from dask" not in line
+        }
 
 
 @pytest.fixture(scope="module")

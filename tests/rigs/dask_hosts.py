@@ -12,8 +12,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from spread_run import until
 from verbs import PROJECT
+from waiting import until
 
 from llama_loader.serving import sockets
 

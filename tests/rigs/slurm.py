@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import time
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 import server_process
 from needs import must_or_skip
+from waiting import until
 
 from llama_loader.serving import sockets
 
@@ -60,6 +60,10 @@ class Slurm:
         done = subprocess.run(argv, env=environment, check=True, capture_output=True, text=True)
         return done.stdout.strip()
 
+    def nodes(self) -> list[str]:
+        """Return the state of each node."""
+        return self.ask("sinfo", "--noheader", "--Node", "--format=%t").split()
+
     def jobs(self) -> dict[str, str]:
         """Return the running jobs, each with its node."""
         told = self.ask("squeue", "--noheader", "--states=running", "--format=%A %N")
@@ -87,7 +91,7 @@ def running(folder: Path, *nodes: str) -> Iterator[Slurm]:
             env = os.environ | environ
             ends.enter_context(server_process.running(argv, where, log, env))
         slurm = Slurm(environ)
-        _await_idle(slurm, len(nodes))
+        until(lambda: slurm.nodes() == ["idle"] * len(nodes), lambda: f"{slurm.nodes()}", _SECONDS)
         yield slurm
 
 
@@ -117,20 +121,9 @@ def _munged(program: str, folder: Path) -> Iterator[None]:
         [program, "--foreground", "--force", *options], stderr=subprocess.DEVNULL
     ) as process:
         try:
-            deadline = time.monotonic() + _SECONDS
-            while not (folder / "munge.socket").exists():
-                assert process.poll() is None, "munged has ended"
-                assert time.monotonic() < deadline, "munged does not come up"
-                time.sleep(0.05)
+            listens = (folder / "munge.socket").exists
+            until(lambda: listens() or process.poll() is not None, "no munged", _SECONDS)
+            assert process.poll() is None, "munged has ended"
             yield
         finally:
             process.terminate()
-
-
-def _await_idle(slurm: Slurm, nodes: int) -> None:
-    deadline = time.monotonic() + _SECONDS
-    while (told := slurm.ask("sinfo", "--noheader", "--Node", "--format=%t").split()) != (
-        ["idle"] * nodes
-    ):
-        assert time.monotonic() < deadline, f"its nodes are {told}"
-        time.sleep(0.2)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import io
 import threading
-import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pytest
 from rich.console import Console
 from verbs import PROJECT
 
@@ -18,21 +18,20 @@ from farm.targets import ArchSet
 from farm.terminal.report import BuildReport
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from pathlib import Path
 
     from farm.request import BuildRequest
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 LINE = targets.load().line("cpu")
-
-
-def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 180) -> None:
-    """Wait for it; a message that tells how far a run is has to be a function."""
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
-        time.sleep(0.05)
+MARKS = [
+    pytest.mark.timeout(600),
+    # distributed and tornado leave sockets to the garbage collector when a peer is killed.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
+]
+"""Of tests that talk to a Dask cluster."""
 
 
 @dataclass

@@ -3,21 +3,18 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from needs import must_or_skip
 
+from benchmarks.control_group import capped
 from llama_loader.facts import control_groups
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 EVERY = len(os.sched_getaffinity(0))
-V1 = Path("/sys/fs/cgroup/cpu")
-V2 = Path("/sys/fs/cgroup/cgroup.controllers")
 
 
 def files(root: Path, **content: str) -> Path:
@@ -153,26 +150,17 @@ def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
     assert control_groups.memory(files(tmp_path, **told)) == 8000
 
 
-@pytest.fixture
-def half_a_processor() -> Iterator[list[str]]:
-    """What puts a command into a real control group with half a CPU."""
+def test_a_real_group_s_quota() -> None:
     if os.geteuid() != 0:
         pytest.skip("control groups need root")
-    group = (V1 if V1.is_dir() else V2.parent) / f"farm-test-{os.getpid()}"
-    quota = {"cpu.cfs_quota_us": "50000"} if V1.is_dir() else {"cpu.max": "50000 100000"}
-    try:
-        group.mkdir()
-        for name, value in quota.items():
-            (group / name).write_text(value)
-    except OSError as error:
-        with suppress(OSError):
-            group.rmdir()
-        must_or_skip(f"this machine makes no control groups: {error}")
-    yield ["sh", "-c", f'echo $$ > {group}/cgroup.procs; exec "$@"', "sh"]
-    group.rmdir()
-
-
-def test_a_real_group_s_quota(half_a_processor: list[str]) -> None:
-    asked = "from llama_loader.facts import control_groups; print(control_groups.processors())"
-    argv = [*half_a_processor, sys.executable, "-c", asked]
-    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "1\n"
+    asked = "input(); from llama_loader.facts import control_groups as groups; "
+    argv = [sys.executable, "-c", asked + "print(groups.processors())"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            with capped(process.pid, 0.5):
+                told, _ = process.communicate("\n", timeout=60)
+        except OSError as error:
+            process.kill()
+            must_or_skip(f"this machine makes no control groups: {error}")
+    assert (told, process.returncode) == ("1\n", 0)

@@ -80,7 +80,6 @@ class Dispatcher:
     _packed: bytes | None = None
     _compilers: dict[str, str] = field(default_factory=dict)
     _other: set[str] = field(default_factory=set)
-    _begun: bool = False
     _dropped: dict[str, str] = field(default_factory=dict)
     _order: dict[str, int] = field(default_factory=dict)
     _reporters: dict[str, Reporter] = field(default_factory=dict)
@@ -116,7 +115,8 @@ class Dispatcher:
         until = time.monotonic() + _MEETING_SECONDS
         while not self._compilers:
             hosts = self._usable(self._link.await_hosts())
-            self._meet(hosts, request, plan, remote_build.FARM)
+            answers = self._answers(hosts, introduce, request, plan, remote_build.FARM)
+            self._meet(answers, known=set())
             self._usable(hosts)
             if not self._compilers:
                 if time.monotonic() > until:
@@ -130,7 +130,7 @@ class Dispatcher:
         Raises:
             EngineError: no scheduler or no host for ten minutes, or none that can build.
         """
-        self._waiting, self._begun = list(jobs), True
+        self._waiting = list(jobs)
         self._order = {job.plan.key: place for place, job in enumerate(jobs)}
         seen = time.monotonic()
         while self._waiting or self._running:
@@ -228,13 +228,18 @@ class Dispatcher:
     def _is_known(self, worker: str, job: Job) -> bool:
         """Ask a host that came later what it is: another compiler than the run's is of no use."""
         if worker not in self._compilers:
-            self._meet([worker], job.request, job.plan, job.farm)
+            answers = self._answers([worker], introduce, job.request, job.plan, job.farm)
+            self._meet(answers, known=set(self._compilers.values()))
         return worker in self._compilers
 
-    def _meet(self, hosts: list[str], request: BuildRequest, plan: BuildPlan, farm: str) -> None:
-        """Ask hosts for their compilers and packages; those that cannot build are dropped."""
-        known = set(self._compilers.values()) if self._begun else set()
-        for worker, answer in self._answers(hosts, introduce, request, plan, farm).items():
+    def _meet(self, answers: dict[str, object], known: set[str]) -> None:
+        """Take in what hosts say of themselves; those that cannot build are dropped.
+
+        Args:
+            answers: what each of them said.
+            known: compilers of which theirs must be one; empty for any.
+        """
+        for worker, answer in answers.items():
             if isinstance(answer, OSError):  # the connection's: it is asked again, or missed soon
                 continue
             compilers = answer

@@ -16,6 +16,8 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
+from llama_loader.facts import system_files
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -89,7 +91,4 @@ def _files(root: Path, controller: str, name: str) -> Iterator[Path]:
 
 
 def _read(path: Path) -> str:
-    try:
-        return path.read_text("utf-8", "replace").strip()
-    except OSError:
-        return ""
+    return system_files.read(path).strip()
