@@ -33,9 +33,8 @@ import requests
 
 from benchmarks import running_python
 from farm.serve import ReleaseServer
-from llama_loader import host, settings
+from llama_loader import host, settings, sockets
 from llama_loader.client import Client
-from llama_loader.serving import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

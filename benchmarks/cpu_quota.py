@@ -22,7 +22,7 @@ import requests
 from benchmarks import control_group
 from llama_loader import host, processes, settings
 from llama_loader.server import Server
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 
 _TOKENS: Final = 96
 _PROMPT: Final = "Parcel 0001 left the harbour at noon and arrives on the third day. " * 8

@@ -49,7 +49,7 @@ from llama_loader.store import Store
 if preload == "1":
     import filelock, requests, urllib3
     from llama_loader import installation
-    from llama_loader.archive import decompress
+    from llama_loader import decompress
     decompress._zstd()
 store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)

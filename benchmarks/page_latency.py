@@ -19,8 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from playwright.sync_api import sync_playwright
 
-from llama_loader import settings
-from llama_loader.serving import sockets
+from llama_loader import settings, sockets
 from translator import languages, prompt, serving, session
 from translator.engine import Engine
 from translator.page import Page

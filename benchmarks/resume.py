@@ -17,11 +17,10 @@ import tempfile
 import time
 from pathlib import Path
 
-from llama_loader import installation, manifest
+from llama_loader import installation, kept_archive, manifest
 from llama_loader.fetch import Fetcher
-from llama_loader.storage.partial import FOLDER, Partial
+from llama_loader.partial import FOLDER, Partial
 from llama_loader.store import Store
-from llama_loader.transfer import kept_archive
 from tests.rigs import fault_server as faults
 from tests.rigs import installer
 

@@ -11,10 +11,19 @@ from __future__ import annotations
 import sys
 from typing import Final
 
-from llama_loader import __main__, client, launch, model, report, supervisor, test_run, trust
-from llama_loader.serving import extra_arguments
+from llama_loader import (
+    __main__,
+    client,
+    extra_arguments,
+    launch,
+    model,
+    report,
+    self_test,
+    supervisor,
+    trust,
+)
 
-IMPORTED: Final = (client, launch, model, report, supervisor, test_run, trust, extra_arguments)
+IMPORTED: Final = (client, launch, model, report, supervisor, self_test, trust, extra_arguments)
 """What ``serve`` imports on its way."""
 READY: Final = "imported"
 

@@ -23,9 +23,8 @@ from typing import TYPE_CHECKING, Final, Literal
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from llama_loader import notes, settings
+from llama_loader import notes, settings, sockets
 from llama_loader.errors import SettingError
-from llama_loader.serving import sockets
 from translator.engine import Engine
 from translator.page import Page
 from translator.refusing import RefusingEngine

@@ -5,10 +5,10 @@ in the quantisations of a Q4_K_M file (Q4_K and Q6_K), so that the kernels of a 
 The weights are noise from a fixed seed, written as quantised blocks directly: no floating point
 is in between, so that every machine and every version of numpy gives the same bytes.
 
-The seed was chosen among 1,300 so that the answer to the prompt of ``llama_loader.test_run`` is
+The seed was chosen among 1,300 so that the answer to the prompt of ``llama_loader.self_test`` is
 ``!`` by a clear margin, and another one without the attention, without the positions or without
 the feed-forward half: a library that computes wrongly is noticed, one that rounds in another way
-is not. ``tests/unit/test_test_run.py`` measures that margin with a real server.
+is not. ``tests/unit/test_self_test.py`` measures that margin with a real server.
 """
 
 from __future__ import annotations

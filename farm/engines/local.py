@@ -19,7 +19,7 @@ from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Layout
-from llama_loader.facts import control_groups
+from llama_loader import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +111,7 @@ class LocalEngine:
         self, *, cuda: Path | None = None, jobs: int | None = None, cached: bool = True
     ) -> None:
         self._cuda = cuda
-        self._jobs = jobs or control_groups.processors()
+        self._jobs = jobs or cgroups.processors()
         self._cached = cached
 
     def identity(self, plan: BuildPlan) -> str:

@@ -15,7 +15,7 @@ from farm.plan import BuildPlan
 from farm.reproduce import clean_build, diffoscope
 from farm.reproduce.reproducibility import compare_tarballs, compare_trees
 from farm.request import choose_source, resolve
-from llama_loader.facts import control_groups
+from llama_loader import cgroups
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -139,7 +139,7 @@ class _Trial:
 
     def _both(self) -> Iterator[tuple[BuildPlan, Engine, BuildRequest, Path]]:
         """Give what each of the two builds needs; its engine is closed when the next one begins."""
-        jobs = self.request.jobs or control_groups.processors()
+        jobs = self.request.jobs or cgroups.processors()
         for number, name in enumerate(_NAMES):
             request = replace(self.request, jobs=jobs + number, cached=False)
             folder = self.folder / name

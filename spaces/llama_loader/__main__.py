@@ -183,11 +183,11 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict | None:
     """Try what was fetched, where that can be done here; a kept verdict loads no more code."""
-    from llama_loader import test_run
+    from llama_loader import self_test
 
-    if settings.no_test_run or not test_run.possible(settings, prepared):
+    if settings.no_test_run or not self_test.possible(settings, prepared):
         return None
-    kept = test_run.kept(settings, prepared)
+    kept = self_test.kept(settings, prepared)
     if kept is not None:
         return kept
     from llama_loader import launch
@@ -232,9 +232,8 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     settings, console = _settings(options), _console()
     looking = host.begin(settings)
     processes.spawn_soon()
-    from llama_loader import launch, model, report
+    from llama_loader import extra_arguments, launch, model, report, sockets
     from llama_loader.prepare import prepare
-    from llama_loader.serving import extra_arguments, sockets
 
     for note in extra_arguments.check(options.extra):
         console(note)
@@ -277,7 +276,7 @@ def _doctor(options: argparse.Namespace) -> int:
 
 def _suppose(options: argparse.Namespace) -> int:
     """What another machine would fetch; 0 where it has all that it needs."""
-    from llama_loader import select, suppose
+    from llama_loader import selection, suppose
     from llama_loader.prepare import resolve
 
     settings = _settings(options)
@@ -288,7 +287,7 @@ def _suppose(options: argparse.Namespace) -> int:
         _print_json(suppose.as_json(release, facts, chosen))
     else:
         print(suppose.as_text(release, chosen), flush=True)
-    select.require_libraries(chosen, facts)
+    selection.require_libraries(chosen, facts)
     return _OK
 
 

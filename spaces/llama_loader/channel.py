@@ -18,10 +18,9 @@ from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Final, NamedTuple
 from urllib.parse import urlsplit
 
+from llama_loader import disk, notes
 from llama_loader import manifest as schema
-from llama_loader import notes
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
-from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

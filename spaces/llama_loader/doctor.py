@@ -13,10 +13,9 @@ import sys
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import host, launch, model, prepare, report
+from llama_loader import compatibility, host, launch, model, prepare, report
 from llama_loader.errors import HostError, LoaderError, StoreError, without_secrets
 from llama_loader.events import Note
-from llama_loader.facts import compatibility
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,7 +23,7 @@ if TYPE_CHECKING:
 
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
-    from llama_loader.facts.gpu import Gpu
+    from llama_loader.gpu import Gpu
     from llama_loader.host import HostFacts
     from llama_loader.model import ModelSource
     from llama_loader.prepare import Prepared

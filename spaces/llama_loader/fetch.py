@@ -14,21 +14,21 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import locations
-from llama_loader.concurrency.ahead import ahead as in_thread
+from llama_loader.ahead import ahead as in_thread
+from llama_loader.copying import Copy
+from llama_loader.download import Download, best
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
 from llama_loader.manifest import MAX_MANIFEST_BYTES, Manifest, parse
-from llama_loader.transfer.copying import Copy
-from llama_loader.transfer.download import Download, best
-from llama_loader.transfer.mirrors import Mirrors
-from llama_loader.transfer.patience import AttemptError, Deadline, Patience
-from llama_loader.transfer.sources import Sources
-from llama_loader.transfer.together import Pace
+from llama_loader.mirrors import Mirrors
+from llama_loader.patience import AttemptError, Deadline, Patience
+from llama_loader.sources import Sources
+from llama_loader.together import Pace
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Sequence
 
-    from llama_loader.transfer.chunks import Keeper, Wanted
+    from llama_loader.chunks import Keeper, Wanted
 
 SMALL_FILE_SECONDS: Final = 120.0
 """A manifest has some hundred kilobytes: who waits for longer waits in vain."""

@@ -12,10 +12,10 @@ import zlib
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader.archive import decompress
-from llama_loader.archive.decompress import refused
-from llama_loader.archive.tarball import Member, Reader
-from llama_loader.storage.receipt import PROGRAM
+from llama_loader import decompress
+from llama_loader.decompress import refused
+from llama_loader.receipt import PROGRAM
+from llama_loader.tarball import Member, Reader
 from llama_loader.unpack import write
 
 if TYPE_CHECKING:

@@ -16,12 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import processes
-from llama_loader.concurrency.background import Background
-from llama_loader.facts import control_groups, known_gpus, nvml, visible
-from llama_loader.facts.cuda_libraries import Library, find_libraries, linker_cache
-from llama_loader.facts.gpu import Gpu
-from llama_loader.facts.system_files import read
+from llama_loader import cgroups, known_gpus, nvml, processes, visible
+from llama_loader.background import Background
+from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
+from llama_loader.gpu import Gpu
+from llama_loader.system_files import read
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,10 +126,10 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
             root,
             platform.machine(),
         ),
-        cpus=control_groups.processors(root),
+        cpus=cgroups.processors(root),
         memory=_memory(root),
         machine_cpus=os.cpu_count() or 0,
-        threads=control_groups.threads(root),
+        threads=cgroups.threads(root),
         zerogpu=settings.zerogpu,
         visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
         cpu=_cpu(root),
@@ -263,5 +262,5 @@ def _memory(root: Path) -> int:
     """The machine's, or what this container may use of it."""
     total = re.search(r"^MemTotal:\s*([0-9]+) kB", read(root / "proc/meminfo"), re.MULTILINE)
     known = [int(total[1]) * 1024] if total else []
-    limit = control_groups.memory(root)
+    limit = cgroups.memory(root)
     return min([*known, *([] if limit is None else [limit])], default=0)

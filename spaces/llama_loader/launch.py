@@ -5,15 +5,13 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, model_file, notes, select
+from llama_loader import devices, extra_arguments, gguf_header, notes, selection, sizing, visible
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
-from llama_loader.facts import visible
 from llama_loader.prepare import environment
 from llama_loader.server import Server
-from llama_loader.serving import extra_arguments, sizing
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -157,7 +155,7 @@ def _chosen(
         settings.devices,
         needed=size.stored if size else None,
         allow_cpu=settings.allow_cpu,
-        each=model_file.COMPUTE_MARGIN,
+        each=gguf_header.COMPUTE_MARGIN,
     )
 
 
@@ -185,9 +183,9 @@ def require_libraries(prepared: Prepared, *, allow_cpu: bool) -> None:
     if allow_cpu:
         return
     if prepared.choice is not None:
-        select.require_libraries(prepared.choice, prepared.host)
+        selection.require_libraries(prepared.choice, prepared.host)
     elif prepared.missing:
-        raise select.missing_libraries("the archive", prepared.missing, prepared.host.libraries)
+        raise selection.missing_libraries("the archive", prepared.missing, prepared.host.libraries)
 
 
 def plan_server(
@@ -246,9 +244,9 @@ def try_runtime(
         HostError: this machine cannot run it.
         ServerError: it does not start, or answers wrongly or too late.
     """
-    from llama_loader import test_run
+    from llama_loader import self_test
 
-    kept = test_run.kept(settings, prepared)
+    kept = self_test.kept(settings, prepared)
     if kept is not None:
         return kept
 
@@ -256,11 +254,11 @@ def try_runtime(
         on_cpu = _cpu_alone(settings, prepared)
         if on_cpu is not None:
             return on_cpu
-        found = listing or list_devices(settings, prepared, timeout=test_run.TIMEOUT)
+        found = listing or list_devices(settings, prepared, timeout=self_test.TIMEOUT)
         return ask_devices(settings, prepared, None, found)
 
     with prepared.timeline.stage("test run"):
-        return test_run.run(settings, prepared, choose, sink)
+        return self_test.run(settings, prepared, choose, sink)
 
 
 def start(
@@ -299,7 +297,7 @@ def start(
 
 
 def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Sink) -> None:
-    from llama_loader import test_run  # only now: the server runs already
+    from llama_loader import self_test  # only now: the server runs already
 
     if server.started is not None:
         prepared.timeline.add("start", server.started.loaded)
@@ -307,7 +305,7 @@ def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Si
         prepared.timeline.add("first token", first_token)
     for note in notes.not_as_asked(server):
         sink(note)
-    test_run.remember(settings, prepared, server)
+    self_test.remember(settings, prepared, server)
 
 
 def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sink) -> Supervisor:
@@ -315,9 +313,9 @@ def _started(settings: Settings, prepared: Prepared, plan: ServerPlan, sink: Sin
     try:
         supervisor.start()
     except LoaderError as error:
-        from llama_loader import test_run
+        from llama_loader import self_test
 
-        judged = test_run.judged(settings, prepared, plan.devices, error)
+        judged = self_test.judged(settings, prepared, plan.devices, error)
         if judged is None:
             raise
         raise judged from error

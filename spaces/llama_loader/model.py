@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from llama_loader import disk
 from llama_loader.errors import (
     IntegrityError,
     LoaderError,
@@ -22,7 +23,6 @@ from llama_loader.errors import (
     StoreError,
 )
 from llama_loader.events import Downloading, ignore
-from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Callable

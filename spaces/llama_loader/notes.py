@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from llama_loader import extra_arguments
 from llama_loader.events import Note
 from llama_loader.parsers import ALL_LAYERS
-from llama_loader.serving import extra_arguments
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.server import Server
-    from llama_loader.serving.server_log import LoadReport
+    from llama_loader.server_log import LoadReport
 
 
 def archive_not_pinned(url: str, digest: str) -> Note:

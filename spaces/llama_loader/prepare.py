@@ -10,23 +10,21 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from llama_loader import host, notes, processes, select
+from llama_loader import cuda_libraries, disk, host, notes, processes, selection, visible
 from llama_loader.events import Note, ignore
-from llama_loader.facts import cuda_libraries, visible
-from llama_loader.storage import disk
 from llama_loader.timeline import Timeline
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from llama_loader.concurrency.background import Background
+    from llama_loader.background import Background
+    from llama_loader.cuda_libraries import Library
     from llama_loader.events import Sink
-    from llama_loader.facts.cuda_libraries import Library
     from llama_loader.fetch import Fetcher
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
-    from llama_loader.select import Choice
+    from llama_loader.selection import Choice
     from llama_loader.settings import Settings
     from llama_loader.store import Installed, Store
 
@@ -100,7 +98,7 @@ def prepare(
         facts = looking.result()
         if released is not None:
             manifest, url = released
-            choice = select.select(manifest, facts, wishes(settings))
+            choice = selection.select(manifest, facts, wishes(settings))
     if released is None:
         return _from_archive(settings, store, facts, timeline, sink)
 
@@ -136,7 +134,7 @@ def resolve(
     """
     facts = host.detect(settings) if facts is None else facts
     manifest, _ = _released(settings, _store(settings, sink), sink)
-    return manifest, facts, select.select(manifest, facts, wishes(settings))
+    return manifest, facts, selection.select(manifest, facts, wishes(settings))
 
 
 def _fetched_note(choice: Choice, brought: Artifact) -> Note:
@@ -163,9 +161,9 @@ def _with_release(
     return (*fetched, *(one for one in here if one.soname not in brought.provides))
 
 
-def wishes(settings: Settings) -> select.Wishes:
+def wishes(settings: Settings) -> selection.Wishes:
     """Return what the settings say about the choice."""
-    return select.Wishes(
+    return selection.Wishes(
         arch=settings.cuda_arch, allow_cpu=settings.allow_cpu or settings.cpu_chosen
     )
 

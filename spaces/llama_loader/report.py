@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llama_loader import select
+from llama_loader import selection
 from llama_loader.errors import HostError
 from llama_loader.events import Note
 
@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
+    from llama_loader.cuda_libraries import Library
     from llama_loader.devices import Device, DeviceChoice, Listing
-    from llama_loader.facts.cuda_libraries import Library
     from llama_loader.host import HostFacts
     from llama_loader.prepare import Prepared
-    from llama_loader.select import Choice
+    from llama_loader.selection import Choice
     from llama_loader.server import Server
     from llama_loader.verdicts import Verdict
 
@@ -104,7 +104,7 @@ def notes(prepared: Prepared) -> list[Note]:
     if prepared.choice is None or not prepared.missing:
         return []
     try:
-        select.require_libraries(prepared.choice, prepared.host)
+        selection.require_libraries(prepared.choice, prepared.host)
     except HostError as error:
         return [Note(error.code, error.message, error.hint)]
     return []

@@ -13,11 +13,9 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import processes
+from llama_loader import disk, exits, processes, sockets
 from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
-from llama_loader.serving import exits, sockets
-from llama_loader.serving.server_log import LoadReport, ServerLog
-from llama_loader.storage import disk
+from llama_loader.server_log import LoadReport, ServerLog
 
 if TYPE_CHECKING:
     import subprocess
@@ -27,7 +25,7 @@ if TYPE_CHECKING:
     from typing import BinaryIO
 
     from llama_loader.client import Client
-    from llama_loader.serving.server_plan import ServerPlan
+    from llama_loader.server_plan import ServerPlan
 
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""

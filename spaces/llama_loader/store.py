@@ -16,14 +16,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
+from llama_loader import disk, generations, notes, receipt
 from llama_loader import manifest as schema
-from llama_loader import notes
 from llama_loader.errors import IntegrityError, SettingError, StoreError
 from llama_loader.events import Note, Sink, Stage, ignore
-from llama_loader.storage import disk, generations, receipt
-from llama_loader.storage.receipt import FILES, RECEIPT, Receipt
-from llama_loader.storage.soundness import Soundness
-from llama_loader.storage.store_folder import FORMAT, StoreFolder, kept_manifest
+from llama_loader.receipt import FILES, RECEIPT, Receipt
+from llama_loader.soundness import Soundness
+from llama_loader.store_folder import FORMAT, StoreFolder, kept_manifest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -299,8 +298,7 @@ class Store:
         release: str,
     ) -> Receipt | None:
         """Fetch, unpack and publish; None where another installer's runtime stands there now."""
-        from llama_loader import installation
-        from llama_loader.storage import partial
+        from llama_loader import installation, partial
 
         folder = self.root / partial.FOLDER
         with installation.resumable(folder, artifact, self._sink) as kept:
@@ -318,9 +316,7 @@ class Store:
             return done if self._publish(staging, done, artifact.name) else None
 
     def _install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
-        from llama_loader import foreign
-        from llama_loader.storage import partial
-        from llama_loader.transfer import kept_archive
+        from llama_loader import foreign, kept_archive, partial
 
         self._folder.prepare()
         kept = kept_archive.kept(

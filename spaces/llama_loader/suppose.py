@@ -11,18 +11,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import report
+from llama_loader import known_gpus, report
+from llama_loader.cuda_libraries import Library, packages
 from llama_loader.errors import SettingError
-from llama_loader.facts import known_gpus
-from llama_loader.facts.cuda_libraries import Library, packages
-from llama_loader.facts.gpu import Gpu
+from llama_loader.gpu import Gpu
 from llama_loader.host import HostFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from llama_loader.manifest import Manifest
-    from llama_loader.select import Choice
+    from llama_loader.selection import Choice
     from llama_loader.settings import Settings
 
 _STEMS: Final = ("libcublas", "libcublasLt", "libcudart")

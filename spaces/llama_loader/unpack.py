@@ -13,13 +13,13 @@ from contextlib import closing
 from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from llama_loader.archive.decompress import decompressed, refused
-from llama_loader.archive.tarball import Member, Reader
-from llama_loader.concurrency.ahead import ahead
-from llama_loader.concurrency.aside import aside
+from llama_loader.ahead import ahead
+from llama_loader.aside import aside
+from llama_loader.decompress import decompressed, refused
 from llama_loader.events import Sink, Unpacking, ignore
 from llama_loader.manifest import FileEntry
-from llama_loader.storage.syncing import EVERY, Syncing
+from llama_loader.syncing import EVERY, Syncing
+from llama_loader.tarball import Member, Reader
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator

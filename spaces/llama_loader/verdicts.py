@@ -11,9 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from llama_loader import strict_json
+from llama_loader import disk, strict_json
 from llama_loader.errors import IntegrityError
-from llama_loader.storage import disk
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeVar
 
-from llama_loader.concurrency.background import Background
+from llama_loader.background import Background
 from llama_loader.errors import LoaderError, ServerError
 from translator import serving
 from translator.values import Failure, Piece, Progress

@@ -13,11 +13,18 @@ import time
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import client, launch, model_file, processes, settings, test_run
-from llama_loader.concurrency.background import Background
+from llama_loader import (
+    client,
+    extra_arguments,
+    gguf_header,
+    launch,
+    processes,
+    self_test,
+    settings,
+)
+from llama_loader.background import Background
 from llama_loader.events import Note
 from llama_loader.prepare import prepare
-from llama_loader.serving import extra_arguments
 from translator import preparation, prompt, words
 from translator.values import Report
 
@@ -28,7 +35,7 @@ if TYPE_CHECKING:
     from translator.values import Runtime
 
 # a fork imports nothing: another thread may have held an import lock when it was made
-_USED_LATER = (client, extra_arguments, model_file, test_run)
+_USED_LATER = (client, extra_arguments, gguf_header, self_test)
 
 
 @final
@@ -79,7 +86,7 @@ class Serving:
         self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
         launch.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
         self._latest = f"llama-server loads {self.ready.model.name}"
-        told = prompt.server_arguments(model_file.chat_template(self.ready.model))
+        told = prompt.server_arguments(gguf_header.chat_template(self.ready.model))
         supervisor = launch.start(ours, prepared, self.ready.model, told, sink=self._hear)
         self._timeline = preparation.summed(prepared.timeline.stages)
         if self._stopped.is_set():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Final, Protocol, Union
 
-from llama_loader import model, model_file
+from llama_loader import gguf_header, model
 from llama_loader.errors import LoaderError
 from translator import languages, prompt
 from translator.line import FullError, Line
@@ -197,4 +197,4 @@ def _format(settings: Settings) -> prompt.Format:
 @cache
 def _template(path: Path) -> str | None:
     """A header is read once: Gemma's has 262,144 tokens to skip."""
-    return model_file.chat_template(path)
+    return gguf_header.chat_template(path)

@@ -14,7 +14,7 @@ from gradio_client import Client
 from playwright.sync_api import expect
 from verbs import PROJECT
 
-from llama_loader.serving import sockets
+from llama_loader import sockets
 from translator import page as page_module
 
 if TYPE_CHECKING:

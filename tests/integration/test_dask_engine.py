@@ -40,7 +40,7 @@ from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.fleet import Fleet
 from farm.terminal.report import BuildReport
-from llama_loader.serving import sockets
+from llama_loader import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

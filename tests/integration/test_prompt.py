@@ -12,9 +12,9 @@ import pytest
 from needs import must_or_skip
 
 from farm.errors import SourceError
-from llama_loader import model_file, processes, settings
+from llama_loader import gguf_header, processes, settings
 from llama_loader.server import Server
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 from translator import languages, prompt
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ def its_model(
 @pytest.fixture(scope="module")
 def translategemma(real_runtime: Path, its_model: Path) -> Iterator[Server]:
     """A server as the Space starts it: what the file carries is all that it is told."""
-    told = prompt.server_arguments(model_file.chat_template(its_model))
+    told = prompt.server_arguments(gguf_header.chat_template(its_model))
     assert told == ()
     with started(real_runtime, its_model, *told) as server:
         yield server
@@ -73,7 +73,7 @@ def translategemma(real_runtime: Path, its_model: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def base(real_runtime: Path, base_model: Path) -> Iterator[Server]:
-    told = prompt.server_arguments(model_file.chat_template(base_model))
+    told = prompt.server_arguments(gguf_header.chat_template(base_model))
     with started(real_runtime, base_model, *told) as server:
         yield server
 
@@ -94,7 +94,7 @@ def applied(server: Server, ask: Ask) -> str:
 
 
 def test_the_template_is_read_from_the_file_and_recognised(its_model: Path, template: str) -> None:
-    assert model_file.chat_template(its_model) == template
+    assert gguf_header.chat_template(its_model) == template
     assert prompt.format_of(template) == "translategemma"
 
 
@@ -141,8 +141,8 @@ def test_the_turn_s_marks_are_single_tokens_of_gemma_s_vocabulary(translategemma
 
 
 def test_the_base_model_carries_no_template(base_model: Path, real_model: Path) -> None:
-    assert model_file.chat_template(base_model) is None
-    assert "<|im_start|>" in (model_file.chat_template(real_model) or "")
+    assert gguf_header.chat_template(base_model) is None
+    assert "<|im_start|>" in (gguf_header.chat_template(real_model) or "")
 
 
 def test_a_base_model_s_prompt_is_the_text_and_nothing_else(base: Server) -> None:

@@ -29,8 +29,7 @@ from zerogpu import (
     Refused,
 )
 
-from llama_loader import processes
-from llama_loader.serving import sockets
+from llama_loader import processes, sockets
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

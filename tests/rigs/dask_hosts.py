@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from verbs import PROJECT
 from waiting import until
 
-from llama_loader.serving import sockets
+from llama_loader import sockets
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -51,7 +51,7 @@ import sys
 spaces, root, url, chunk = sys.argv[1:]
 sys.path.insert(0, spaces)
 from pathlib import Path
-from llama_loader.transfer import kept_archive
+from llama_loader import kept_archive
 from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 kept_archive.CHUNK = int(chunk)

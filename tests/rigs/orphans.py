@@ -21,7 +21,7 @@ import time
 from pathlib import Path
 
 from llama_loader.server import Server
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 
 WITHIN = 5.0
 """Seconds after which what is left is an orphan."""

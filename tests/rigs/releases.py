@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llama_loader.facts.cuda_libraries import Library
+from llama_loader.cuda_libraries import Library
 from llama_loader.host import HostFacts
 from llama_loader.manifest import (
     CUDA_RUNTIME,

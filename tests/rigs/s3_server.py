@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import requests
 import server_process
 
-from llama_loader.serving import sockets
+from llama_loader import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -15,7 +15,7 @@ import server_process
 from needs import must_or_skip
 from waiting import until
 
-from llama_loader.serving import sockets
+from llama_loader import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_loader.serving import sockets
+from llama_loader import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

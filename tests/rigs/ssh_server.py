@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import server_process
 from needs import must_or_skip
 
-from llama_loader.serving import sockets
+from llama_loader import sockets
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import gguf
 import pytest
 
-from llama_loader import model_file
+from llama_loader import gguf_header
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,11 +28,11 @@ def written(path: Path, template: str | None) -> Path:
 
 @pytest.mark.parametrize("template", ["{{ messages }}", "訳" * 300])
 def test_the_template_is_read_as_it_is(tmp_path: Path, template: str) -> None:
-    assert model_file.chat_template(written(tmp_path / "m.gguf", template)) == template
+    assert gguf_header.chat_template(written(tmp_path / "m.gguf", template)) == template
 
 
 def test_a_model_without_one_has_none(tmp_path: Path) -> None:
-    assert model_file.chat_template(written(tmp_path / "m.gguf", None)) is None
+    assert gguf_header.chat_template(written(tmp_path / "m.gguf", None)) is None
 
 
 def test_what_cannot_be_read_has_none(tmp_path: Path) -> None:
@@ -40,5 +40,5 @@ def test_what_cannot_be_read_has_none(tmp_path: Path) -> None:
     cut = tmp_path / "cut.gguf"
     for length in (0, 3, 20, len(whole) // 2):
         cut.write_bytes(whole[:length])
-        assert model_file.chat_template(cut) is None
-    assert model_file.chat_template(tmp_path / "nowhere.gguf") is None
+        assert gguf_header.chat_template(cut) is None
+    assert gguf_header.chat_template(tmp_path / "nowhere.gguf") is None

@@ -7,12 +7,12 @@ import random
 
 import pytest
 
+from llama_loader import chunks
+from llama_loader.chunks import Wanted
 from llama_loader.errors import IntegrityError
-from llama_loader.transfer import chunks
-from llama_loader.transfer.chunks import Wanted
-from llama_loader.transfer.mirrors import WrongBytesError
-from llama_loader.transfer.patience import AttemptError
-from llama_loader.transfer.web import Body
+from llama_loader.mirrors import WrongBytesError
+from llama_loader.patience import AttemptError
+from llama_loader.web import Body
 
 SIZE = 1000
 BEGINNINGS = {"tar.gz": b"\x1f\x8b", "tar.xz": b"\xfd7zXZ\x00", "tar.zst": b"\x28\xb5\x2f\xfd"}

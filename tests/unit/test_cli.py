@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import test_run
-from llama_loader.facts import known_gpus
+from llama_loader import known_gpus, self_test
 from llama_loader.manifest import dump, parse
 
 if TYPE_CHECKING:
@@ -166,7 +165,7 @@ def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> N
 
 def test_a_warm_start_loads_nothing_that_fetches(home: dict[str, str], release: Path) -> None:
     options = [*manifest_options(release), "--allow-cpu", "--no-test-run"]
-    modules = {"llama_loader.fetch", "llama_loader.transfer.web", "requests", "llama_loader.unpack"}
+    modules = {"llama_loader.fetch", "llama_loader.web", "requests", "llama_loader.unpack"}
     for there in (modules, set()):
         done = run(home | {"PYTHONPROFILEIMPORTTIME": "1"}, "fetch", *options)
         assert done.returncode == 0
@@ -247,7 +246,7 @@ def test_devices_lists_and_says_why(
             "  CUDA1: L4 (22500 MiB, 22000 MiB free)\n"
         }
     )
-    names = {**home, "YAKULINGO_SPACES_GGUF_PATH": str(test_run.MODEL)}
+    names = {**home, "YAKULINGO_SPACES_GGUF_PATH": str(self_test.MODEL)}
     two = [*manifest_options(make_release(impostor, tmp_path / "two")), "--allow-cpu"]
     assert json.loads(run(names, "devices", *two, "--json").stdout)["chosen"] == ["CUDA1"]
     missing = run(home, "devices", *options, "--device", "Vulkan0")

@@ -14,7 +14,7 @@ from llama_loader import processes
 from llama_loader.client import Client, Completion
 from llama_loader.errors import ServerError
 from llama_loader.server import Server
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

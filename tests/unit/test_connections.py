@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llama_loader.transfer import connections
+from llama_loader import connections
 
 ADDRESSES = ["192.0.2.1", "192.0.2.2", "192.0.2.3"]
 

@@ -7,11 +7,11 @@ import io
 
 import pytest
 
+from llama_loader.copying import Copy
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading, Event
-from llama_loader.transfer.copying import Copy
-from llama_loader.transfer.patience import RangeError
-from llama_loader.transfer.web import Body
+from llama_loader.patience import RangeError
+from llama_loader.web import Body
 
 
 def body(

@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 
 from farm import cuda_runtime, release, targets
-from llama_loader import launch, prepare, report, select
+from llama_loader import launch, prepare, report, selection
 from llama_loader.errors import HostError, IntegrityError, NetworkError
 from llama_loader.events import Event, Note, Stage, ignore
-from llama_loader.facts.gpu import Gpu
 from llama_loader.fetch import Fetcher
+from llama_loader.gpu import Gpu
 from llama_loader.manifest import Artifact, Manifest
-from llama_loader.select import Wishes
+from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
 from llama_loader.store import Store
 from tests.rigs.releases import BARE, artifact, libraries, manifest, runtime
@@ -39,11 +39,15 @@ RUNTIME = runtime("cu130")
 RELEASE = manifest(RUNTIME, SM90, artifact("cpu", "cpu", size=6_000_000))
 
 
-def choose(document: Manifest, host: HostFacts = H200, wishes: Wishes = Wishes()) -> select.Choice:  # noqa: B008
-    return select.select(document, host, wishes)
+def choose(
+    document: Manifest,
+    host: HostFacts = H200,
+    wishes: Wishes = Wishes(),  # noqa: B008
+) -> selection.Choice:
+    return selection.select(document, host, wishes)
 
 
-def brought(choice: select.Choice) -> str | None:
+def brought(choice: selection.Choice) -> str | None:
     return choice.runtime_libraries.name if choice.runtime_libraries else None
 
 
@@ -54,7 +58,7 @@ def test_what_the_host_lacks_comes_with_the_server() -> None:
     choice = choose(RELEASE)
     assert (choice.artifact.name, choice.runtime_libraries) == (SM90.name, RUNTIME)
     assert choice.missing == SONAMES
-    select.require_libraries(choice, H200)
+    selection.require_libraries(choice, H200)
     verdicts = {one.name: one for one in choice.verdicts}
     assert len(verdicts) == 3
     assert verdicts[RUNTIME.name].fits
@@ -126,7 +130,7 @@ def test_libraries_that_cannot_serve_leave_the_error_as_it_was(unfit: Artifact) 
     choice = choose(manifest(SM90, unfit))
     assert choice.runtime_libraries is None
     with pytest.raises(HostError) as caught:
-        select.require_libraries(choice, H200)
+        selection.require_libraries(choice, H200)
     assert caught.value.code == "CUDA_LIBRARY_MISSING"
     assert caught.value.hint.endswith(": nvidia-cublas nvidia-cuda-runtime")
 

@@ -10,11 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_loader import devices, model_file, processes
+from llama_loader import devices, gguf_header, processes, sizing
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
-from llama_loader.facts.gpu import Gpu
-from llama_loader.serving import sizing
+from llama_loader.gpu import Gpu
 
 if TYPE_CHECKING:
     from conftest import Impostor
@@ -309,7 +308,7 @@ def test_the_model_is_sized_from_its_header(tmp_path: Path) -> None:
         attention__key_length=128,
         attention__value_length=128,
     )
-    size = model_file.measure(path, 4096)
+    size = gguf_header.measure(path, 4096)
     assert size is not None
     assert size.file == path.stat().st_size
     assert size.context == 4096 * 62 * 16 * 256 * 2
@@ -370,8 +369,8 @@ def test_a_draft_model_and_a_projector_count(tmp_path: Path) -> None:
 def test_what_is_not_gguf_has_no_size(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.gguf"
     path.write_bytes(data)
-    assert model_file.measure(path, 4096) is None
-    assert model_file.measure(tmp_path / "missing", 4096) is None
+    assert gguf_header.measure(path, 4096) is None
+    assert gguf_header.measure(tmp_path / "missing", 4096) is None
 
 
 @given(st.binary(max_size=200))
@@ -380,13 +379,13 @@ def test_no_header_makes_the_sizing_fail(
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzz.gguf"
     path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + data)
-    model_file.measure(path, 4096)
+    gguf_header.measure(path, 4096)
 
 
 def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
     first = gguf(tmp_path / "m-00001-of-00002.gguf", block_count=1)
     (tmp_path / "m-00002-of-00002.gguf").write_bytes(b"x" * 1000)
-    size = model_file.measure(first, 1)
+    size = gguf_header.measure(first, 1)
     assert size is not None
     assert size.file == first.stat().st_size + 1000
 
@@ -397,7 +396,7 @@ def test_the_real_server_lists_and_the_real_model_is_sized(
 ) -> None:
     listing = devices.list_devices(real_runtime, ENVIRON)
     assert "Available devices:" in listing.output
-    size = model_file.measure(real_model, 4096)
+    size = gguf_header.measure(real_model, 4096)
     assert size is not None
     # llama-server's own report: "KV buffer size = 90.00 MiB"
     assert size.context == 90 * MIB

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_loader.storage import disk
+from llama_loader import disk
 
 
 @pytest.fixture

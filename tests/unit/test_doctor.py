@@ -7,14 +7,14 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import doctor, select, test_run
+from llama_loader import doctor, selection, self_test
 from llama_loader.errors import HostError, LoaderError, NetworkError
 from llama_loader.events import Note, ignore
-from llama_loader.facts.gpu import Gpu
+from llama_loader.gpu import Gpu
 from llama_loader.prepare import Prepared
-from llama_loader.select import Wishes
+from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.storage.soundness import Soundness
+from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.releases import BARE, artifact, libraries, manifest
@@ -58,7 +58,9 @@ class Clinic:
         if self.fault:
             raise self.fault
         sink(self.note)
-        choice = select.select(RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu))
+        choice = selection.select(
+            RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu)
+        )
         place = self.runtime
         installed = Installed(
             place, place, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
@@ -140,17 +142,17 @@ def test_the_model_that_is_set_decides_what_is_chosen(clinic: Clinic, impostor: 
     """As for a start: it is measured where it is here, and never fetched for that."""
     clinic.host = replace(H200, gpus=H200.gpus * 2)
     impostor.behave(list={"text": BOTH})
-    page = clinic.examine(GGUF_PATH=str(test_run.MODEL)).as_text()
+    page = clinic.examine(GGUF_PATH=str(self_test.MODEL)).as_text()
     assert "ok   devices: CUDA1 (the fewest that hold" in page
     page = clinic.examine(GGUF_REPO_ID="me/none", GGUF_FILENAME="none.gguf").as_text()
     assert "devices: CUDA0, CUDA1 (all: the model is not here yet to be measured)" in page
-    page = clinic.examine(GGUF_PATH=str(test_run.MODEL), N_GPU_LAYERS="0").as_text()
+    page = clinic.examine(GGUF_PATH=str(self_test.MODEL), N_GPU_LAYERS="0").as_text()
     assert "devices: the CPU (YAKULINGO_SPACES_N_GPU_LAYERS is 0" in page
 
 
 def test_a_model_too_large_for_the_only_gpu_is_said(clinic: Clinic, impostor: Impostor) -> None:
     impostor.behave(list={"text": SMALL})
-    page = clinic.examine(GGUF_PATH=str(test_run.MODEL)).as_text()
+    page = clinic.examine(GGUF_PATH=str(self_test.MODEL)).as_text()
     assert "devices: CUDA0 (the only one: L4; 0.5 GB do not fit into its 0.0 GB free)" in page
 
 

@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from llama_loader.chunks import Wanted
+from llama_loader.download import Download, best
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
-from llama_loader.transfer.chunks import Wanted
-from llama_loader.transfer.download import Download, best
-from llama_loader.transfer.mirrors import Mirrors
-from llama_loader.transfer.patience import AttemptError, Deadline, Patience
-from llama_loader.transfer.sources import Sources
-from llama_loader.transfer.together import Pace
-from llama_loader.transfer.web import Body
+from llama_loader.mirrors import Mirrors
+from llama_loader.patience import AttemptError, Deadline, Patience
+from llama_loader.sources import Sources
+from llama_loader.together import Pace
+from llama_loader.web import Body
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from llama_loader.transfer.mirrors import Mirror
+    from llama_loader.mirrors import Mirror
 
 CHUNK = 100
 PATIENCE = Patience(attempts=3)

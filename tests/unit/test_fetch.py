@@ -20,13 +20,13 @@ import pytest
 
 from llama_loader import fetch as fetch_module
 from llama_loader import locations
+from llama_loader.chunks import Wanted
+from llama_loader.copying import Copy
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Event, Resolving
 from llama_loader.fetch import Fetcher
-from llama_loader.transfer.chunks import Wanted
-from llama_loader.transfer.copying import Copy
-from llama_loader.transfer.mirrors import backoff
-from llama_loader.transfer.patience import Patience
+from llama_loader.mirrors import backoff
+from llama_loader.patience import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
 

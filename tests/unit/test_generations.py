@@ -13,11 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader import __main__ as cli
-from llama_loader import prepare, settings
+from llama_loader import generations, prepare, settings
 from llama_loader.errors import StoreError
 from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
-from llama_loader.storage import generations
 from llama_loader.store import Store
 from tests.rigs import archives, installer
 from tests.rigs.archives import GOOD, Entry
@@ -217,7 +216,7 @@ HOLDER = """
 import sys
 sys.path.insert(0, sys.argv[1])
 from pathlib import Path
-from llama_loader.storage import generations
+from llama_loader import generations
 generations.hold(Path(sys.argv[2]))
 print("held", flush=True)
 sys.stdin.read()

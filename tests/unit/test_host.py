@@ -4,10 +4,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import host
-from llama_loader.facts import cuda_libraries, known_gpus, nvml
-from llama_loader.facts.cuda_libraries import Library, find_libraries
-from llama_loader.facts.gpu import Gpu
+from llama_loader import cuda_libraries, host, known_gpus, nvml
+from llama_loader.cuda_libraries import Library, find_libraries
+from llama_loader.gpu import Gpu
 from llama_loader.settings import load
 
 if TYPE_CHECKING:

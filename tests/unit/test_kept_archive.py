@@ -16,13 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llama_loader import disk, kept_archive, partial
 from llama_loader.errors import IntegrityError, NetworkError, StoreError
 from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
-from llama_loader.storage import disk, partial
+from llama_loader.patience import Patience
 from llama_loader.store import Store
-from llama_loader.transfer import kept_archive
-from llama_loader.transfer.patience import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs import installer
 from tests.rigs.archives import SCRIPT, Entry, compress, tar

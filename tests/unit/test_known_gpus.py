@@ -1,10 +1,10 @@
-"""GPUs by their names alone: those that the table of test_select has no room for."""
+"""GPUs by their names alone: those that the table of test_selection has no room for."""
 
 from __future__ import annotations
 
 import pytest
 
-from llama_loader.facts import known_gpus
+from llama_loader import known_gpus
 
 
 @pytest.mark.parametrize(

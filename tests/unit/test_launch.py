@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import launch, model, prepare, select, test_run
+from llama_loader import extra_arguments, launch, model, prepare, selection, self_test
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
-from llama_loader.facts.gpu import Gpu
-from llama_loader.select import Wishes
-from llama_loader.serving import extra_arguments
+from llama_loader.gpu import Gpu
+from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.storage.soundness import Soundness
+from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
 from tests.rigs.hub import COMMIT, Hub, serving
@@ -45,7 +44,7 @@ def settings(**variables: str) -> Settings:
 
 
 def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> prepare.Prepared:  # noqa: B008
-    choice = select.select(RELEASE, host, wishes)
+    choice = selection.select(RELEASE, host, wishes)
     installed = Installed(
         runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
     )
@@ -107,7 +106,7 @@ def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_askin
 ) -> None:
     host = replace(TWO, gpus=gpus, gpu_source="nvml")
     ready = prepared(impostor.behave(list={"text": "garbage"}), host)
-    argv, environ = start(settings(), ready, test_run.MODEL)
+    argv, environ = start(settings(), ready, self_test.MODEL)
     assert device(argv) == expected
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # the driver's own
     assert impostor.starts() == 1
@@ -130,7 +129,7 @@ def test_where_the_driver_may_count_otherwise_the_program_is_asked(
     ready = prepared(impostor.behave(list={"text": LIST}), host)
     wanted = settings()
     wanted = replace(wanted, inherited={**wanted.inherited, **variables})
-    argv, _ = start(wanted, ready, test_run.MODEL)
+    argv, _ = start(wanted, ready, self_test.MODEL)
     assert device(argv) == "CUDA0,CUDA1"  # what the list says: 1 and 2 MiB are not enough
     assert impostor.starts() == 2
 
@@ -169,7 +168,7 @@ def test_what_is_not_as_asked_is_said(
 ) -> None:
     told: list[Any] = []
     ready = prepared(impostor.behave(**trouble, bad_starts=1), H200)
-    launch.start(settings(), ready, test_run.MODEL, sink=told.append).stop()
+    launch.start(settings(), ready, self_test.MODEL, sink=told.append).stop()
     notes = {one.code: one.message for one in told}
     assert set(notes) == {code}
     assert said in notes[code]
@@ -199,7 +198,7 @@ def test_idle_gpus_come_before_the_cpu(
     do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": bad_starts}
     ready = prepared(impostor.behave(**do), host)
     notes: list[Any] = []
-    launch.start(settings(), ready, test_run.MODEL, sink=notes.append).stop()
+    launch.start(settings(), ready, self_test.MODEL, sink=notes.append).stop()
     argv = impostor.seen()["argv"]
     assert device(argv) == "CUDA0,CUDA1,CUDA2,CUDA3"
     assert ("-1" in argv) == (bad_starts == 3)
@@ -211,7 +210,7 @@ def test_a_gpu_that_was_named_is_not_added_to(impostor: Impostor) -> None:
     host = replace(H200, gpus=H200.gpus * 4, memory=64 << 30)
     do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": 2}
     ready = prepared(impostor.behave(**do), host)
-    start(settings(LLAMA_DEVICE="CUDA0"), ready, test_run.MODEL)
+    start(settings(LLAMA_DEVICE="CUDA0"), ready, self_test.MODEL)
     assert device(impostor.seen()["argv"]) == "CUDA0"
 
 
@@ -240,7 +239,7 @@ def on_mixed_gpus(runtime: Path, *gpus: Gpu, **choice: Any) -> prepare.Prepared:
 
 def test_a_gpu_that_the_artifact_has_no_code_for_is_passed_over(impostor: Impostor) -> None:
     runtime = impostor.behave(list={"text": MIXED})
-    for model_path in (test_run.MODEL, Path("/unknown.gguf")):
+    for model_path in (self_test.MODEL, Path("/unknown.gguf")):
         argv, _ = start(settings(), on_mixed_gpus(runtime, A100, T4), model_path)
         assert device(argv) == "CUDA1"
     argv, _ = start(settings(LLAMA_DEVICE="CUDA0"), on_mixed_gpus(runtime, A100, T4))
@@ -276,7 +275,7 @@ PARTLY = [
 def told(ready: prepare.Prepared, extra: tuple[str, ...] = (), **variables: str) -> dict[str, str]:
     """Start; returns the notes by code."""
     notes: list[Any] = []
-    launch.start(settings(**variables), ready, test_run.MODEL, extra, sink=notes.append).stop()
+    launch.start(settings(**variables), ready, self_test.MODEL, extra, sink=notes.append).stop()
     return {one.code: one.message for one in notes}
 
 
@@ -349,7 +348,7 @@ def test_a_failed_start_is_told_from_a_failed_runtime(
     impostor: Impostor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny model takes the same way; what it says decides who is at fault."""
-    monkeypatch.setattr(test_run, "TIMEOUT", 1.0)
+    monkeypatch.setattr(self_test, "TIMEOUT", 1.0)
     hangs = impostor.behave(completion="hang")
     wanted = settings(LLAMA_SERVER_STARTUP_TIMEOUT="1")
     with pytest.raises(LoaderError) as caught:

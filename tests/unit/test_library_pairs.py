@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from llama_loader.cuda_libraries import Library, find_libraries, folders, split_needs
 from llama_loader.errors import HostError
-from llama_loader.facts.cuda_libraries import Library, find_libraries, folders, split_needs
-from llama_loader.select import Wishes, require_libraries, select
+from llama_loader.selection import Wishes, require_libraries, select
 from tests.rigs.releases import BARE, artifact, manifest, runtime
-from tests.unit.test_select import host
+from tests.unit.test_selection import host
 
 CUBLAS, LT, CUDART = (f"{stem}.so.12" for stem in ("libcublas", "libcublasLt", "libcudart"))
 NEEDS = (CUDART, CUBLAS, "libcuda.so.1")

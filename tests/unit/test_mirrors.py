@@ -6,10 +6,10 @@ import random
 
 import pytest
 
+from llama_loader import mirrors as choosing
 from llama_loader.errors import IntegrityError, NetworkError
-from llama_loader.transfer import mirrors as choosing
-from llama_loader.transfer.mirrors import Mirrors, WrongBytesError, backoff
-from llama_loader.transfer.patience import AttemptError, Patience, RangeError
+from llama_loader.mirrors import Mirrors, WrongBytesError, backoff
+from llama_loader.patience import AttemptError, Patience, RangeError
 
 ONE, TWO = "https://one.invalid/a", "https://two.invalid/a"
 PATIENCE = Patience(attempts=3, longest_wait=60.0)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from llama_loader import partial
+from llama_loader.chunks import Wanted
 from llama_loader.events import Event, Note
-from llama_loader.storage import partial
-from llama_loader.storage.partial import Partial
-from llama_loader.transfer.chunks import Wanted
+from llama_loader.partial import Partial
 
 SIZE, COUNT = 1000, 4
 DATA = random.Random(11).randbytes(SIZE * (COUNT - 1) + 17)

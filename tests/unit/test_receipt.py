@@ -12,9 +12,9 @@ import pytest
 import releases
 from archives import GOOD, Entry, file_entry
 
-from llama_loader.concurrency.background import Background
+from llama_loader import receipt
+from llama_loader.background import Background
 from llama_loader.errors import IntegrityError
-from llama_loader.storage import receipt
 
 if TYPE_CHECKING:
     from collections.abc import Callable

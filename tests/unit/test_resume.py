@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from llama_loader import partial
+from llama_loader.chunks import Wanted
 from llama_loader.errors import IntegrityError, NetworkError
 from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
-from llama_loader.storage import partial
-from llama_loader.storage.partial import Partial
+from llama_loader.partial import Partial
+from llama_loader.patience import Patience
 from llama_loader.store import Store
-from llama_loader.transfer.chunks import Wanted
-from llama_loader.transfer.patience import Patience
-from llama_loader.transfer.together import Pace, Together
+from llama_loader.together import Pace, Together
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, Entry, compress, tar
@@ -306,7 +306,7 @@ from contextlib import closing
 from pathlib import Path
 from tests.unit import test_resume as here
 from llama_loader.fetch import Fetcher
-from llama_loader.storage.partial import Partial
+from llama_loader.partial import Partial
 with Partial(Path({str(tmp_path)!r}), here.WANTED) as kept:
     with closing(Fetcher(pace=here.EAGER).chunks(here.WANTED, [{url!r}], kept)) as chunks:
         next(chunks), next(chunks)

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 from verbs import PROJECT
 
-from llama_loader import settings
+from llama_loader import exits, settings
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
-from llama_loader.serving import exits
 from translator import panels, sentences, texts, words
 from translator.values import Failure, State
 

@@ -16,11 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import processes, test_run
+from llama_loader import exits, processes, self_test, server_log, sockets
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 from llama_loader.server import Server, Started
-from llama_loader.serving import exits, server_log, sockets
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -147,7 +146,7 @@ def test_a_build_too_old_for_that_is_told_as_what_it_is(tmp_path: Path) -> None:
 SPILLS = {
     "pinned_build": True,
     "devices": ("CUDA0",),
-    "model": test_run.MODEL,
+    "model": self_test.MODEL,
     "main_memory": 1 << 30,
 }
 NO_MEMORY = "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory"
@@ -501,7 +500,7 @@ import sys, threading, time
 sys.path.insert(0, {spaces!r})
 from pathlib import Path
 from llama_loader.server import Server
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 server = Server(ServerPlan(Path({runtime!r}), Path("/m"), {{"PATH": "/bin"}}))
 thread = threading.Thread(target=server.start)
 thread.start(); thread.join()

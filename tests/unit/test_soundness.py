@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_loader.errors import IntegrityError
-from llama_loader.storage.soundness import FRESH, Soundness
+from llama_loader.soundness import FRESH, Soundness
 
 
 class Files:

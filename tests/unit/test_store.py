@@ -23,13 +23,12 @@ import msgspec
 import pytest
 from needs import must_or_skip
 
+from llama_loader import disk, unpack
 from llama_loader import store as store_module
-from llama_loader import unpack
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
 from llama_loader.events import Downloading, Event, Note, Stage
 from llama_loader.fetch import Fetcher
-from llama_loader.storage import disk
-from llama_loader.storage.soundness import Soundness
+from llama_loader.soundness import Soundness
 from llama_loader.store import Store
 from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults

@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import processes, supervisor, test_run
+from llama_loader import processes, self_test, supervisor
 from llama_loader.errors import IntegrityError, LoaderError, ServerError
 from llama_loader.events import Event, Note
 from llama_loader.server import Server
-from llama_loader.serving.server_plan import ServerPlan
+from llama_loader.server_plan import ServerPlan
 from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:
@@ -217,7 +217,7 @@ def test_what_a_restart_gives_up_is_said_and_tried_again_later(
         impostor.behave(),
         pinned_build=True,
         devices=("CUDA0",),
-        model=test_run.MODEL,
+        model=self_test.MODEL,
         main_memory=1 << 30,
     )
     impostor.behave(**short, bad_starts=impostor.starts() + 1)

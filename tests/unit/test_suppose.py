@@ -10,13 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from llama_loader import suppose
+from llama_loader import known_gpus, suppose
 from llama_loader.errors import HostError, SettingError
-from llama_loader.facts import known_gpus
 from llama_loader.manifest import dump
-from llama_loader.select import Wishes, select
+from llama_loader.selection import Wishes, select
 from tests.rigs.releases import artifact, manifest, runtime
-from tests.unit.test_select import GPUS, RELEASE, short
+from tests.unit.test_selection import GPUS, RELEASE, short
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 QUESTION = "capability=12.0,driver=580,glibc=2.36,torch=cu128"

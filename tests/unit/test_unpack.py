@@ -19,13 +19,11 @@ import pytest
 from backports import zstd
 from hypothesis import example, given, settings
 
-from llama_loader import foreign, unpack
-from llama_loader.archive import tarball
-from llama_loader.archive.decompress import decompressed
+from llama_loader import foreign, receipt, tarball, unpack
+from llama_loader.decompress import decompressed
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
 from llama_loader.manifest import Artifact
-from llama_loader.storage import receipt
 from tests.rigs import generated, writes
 from tests.rigs.archives import (
     GOOD,

@@ -9,11 +9,11 @@ import pytest
 
 from llama_loader import host
 from llama_loader.errors import HostError
-from llama_loader.facts.gpu import Gpu
-from llama_loader.select import Wishes, select
+from llama_loader.gpu import Gpu
+from llama_loader.selection import Wishes, select
 from llama_loader.settings import load
 from tests.rigs.releases import BARE, artifact, libraries, manifest
-from tests.unit.test_select import short
+from tests.unit.test_selection import short
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,1 +1,0 @@
-"""What archives are made of: compression, tar members, other people's archives."""

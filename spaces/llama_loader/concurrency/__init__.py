@@ -1,1 +1,0 @@
-"""Work beside work: an iterator a thread ahead, a thread behind, a value that is on its way."""

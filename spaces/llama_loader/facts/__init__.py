@@ -1,1 +1,0 @@
-"""What is known of GPUs, drivers and CUDA libraries: facts, and nothing done about them."""

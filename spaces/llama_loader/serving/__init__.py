@@ -1,1 +1,0 @@
-"""What a running server needs and says: arguments, sockets, its log, its exit status."""

@@ -1,0 +1,211 @@
+"""A tar archive, read once from front to back. Says what is there; judges nothing.
+
+Python's ``tarfile`` reads headers of any size into memory, takes several readings of a damaged
+archive for one, and has let links escape (CVE-2026-11940). This reads the part of the format that
+GNU tar, bsdtar and Python write, and refuses the rest: one reading of each archive, bounded memory.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from llama_loader.decompress import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK: Final = 512
+MAX_EXTENDED: Final = 64 * 1024
+"""Bytes of one extended header: a path of 4,096 bytes fits many times."""
+
+_KINDS: Final = {
+    b"0": "file",
+    b"\0": "file",
+    b"1": "hard link",
+    b"2": "symbolic link",
+    b"3": "character device",
+    b"4": "block device",
+    b"5": "folder",
+    b"6": "FIFO",
+}
+_OCTAL: Final = re.compile(rb"[0-7]+")
+_RECORD: Final = re.compile(rb"(\d{1,6}) ([^=\n]+)=")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One header.
+
+    Attributes:
+        path: as it stands there.
+        kind: ``file``, ``folder``, ``symbolic link``, ``hard link`` or another word.
+        size: bytes of content.
+        mode: permission bits, with the set-id bits.
+        target: of a link.
+    """
+
+    path: str
+    kind: str
+    size: int
+    mode: int
+    target: str
+
+
+class Reader:
+    """Reads members from plain bytes.
+
+    Args:
+        pieces: the archive's bytes.
+        name: the archive's, for errors.
+        limit: the most bytes that the archive may have in all.
+    """
+
+    def __init__(self, pieces: Iterator[bytes], name: str, limit: int) -> None:
+        self._pieces = pieces
+        self._name = name
+        self._limit = limit
+        self._rest = memoryview(b"")
+        self._left = 0
+        self._padding = 0
+
+    def members(self) -> Iterator[Member]:
+        """Yield the members; take a file's ``content`` before the next one.
+
+        Raises:
+            IntegrityError: damaged, truncated, too large or beyond what is understood.
+        """
+        extended: dict[str, str] = {}
+        while (header := self._take(BLOCK)).count(0) != BLOCK:
+            self._check_sum(header)
+            flag, size = header[156:157], self._number(header[124:136])
+            if flag in b"xgLK" and flag:
+                extended.update(self._extended(flag, size))
+                continue
+            member = self._member(header, flag, extended)
+            extended = {}
+            self._left, self._padding = member.size, -member.size % BLOCK
+            yield member
+            for _ in self.content():
+                pass
+            self._take(self._padding)
+        if extended:
+            raise refused(self._name, "it is damaged: it ends after an extended header")
+        self._require_zeros()
+
+    def content(self) -> Iterator[memoryview]:
+        """Yield what has not been read yet of the member at hand."""
+        while self._left:
+            piece = self._some(self._left)
+            self._left -= len(piece)
+            yield piece
+
+    def _member(self, header: bytes, flag: bytes, extended: dict[str, str]) -> Member:
+        path = self._text(header[:100])
+        if header[257:263] == b"ustar\0" and header[345]:
+            path = f"{self._text(header[345:500])}/{path}"
+        path = extended.get("path", path)
+        kind = _KINDS.get(flag, f"member of type {flag!r}")
+        size = self._number(header[124:136])
+        if "size" in extended:
+            size = self._number_of(extended["size"])
+        if kind == "file" and path.endswith("/"):
+            kind = "folder"
+        if kind != "file" and size:
+            raise refused(self._name, f"{path!r}, a {kind}, has content")
+        return Member(
+            path=path,
+            kind=kind,
+            size=size,
+            mode=self._number(header[100:108]),
+            target=extended.get("linkpath", self._text(header[157:257])),
+        )
+
+    def _extended(self, flag: bytes, size: int) -> dict[str, str]:
+        """What an extended header says about the next member."""
+        if size > MAX_EXTENDED:
+            raise refused(self._name, f"an extended header has {size} bytes")
+        data = self._take(size)
+        self._take(-size % BLOCK)
+        if flag in b"LK":
+            return {"path" if flag == b"L" else "linkpath": self._text(data)}
+        found = self._records(data)
+        about_content = {"path", "linkpath", "size"} if flag == b"g" else set()
+        if about_content & found.keys() or any(key.startswith("GNU.sparse") for key in found):
+            raise refused(self._name, "an extended header is of a kind that is not read")
+        return {key: found[key] for key in ("path", "linkpath", "size") if key in found}
+
+    def _records(self, data: bytes) -> dict[str, str]:
+        """Parse records ``LENGTH KEY=VALUE``, each with its newline (POSIX pax)."""
+        found = {}
+        while data:
+            match = _RECORD.match(data)
+            length = int(match[1]) if match else 0
+            if not match or length <= match.end() or data[length - 1 : length] != b"\n":
+                raise refused(self._name, "it is damaged: an extended header cannot be read")
+            key = match[2].decode("ascii", "replace")
+            if key in ("path", "linkpath", "size"):
+                found[key] = self._decoded(data[match.end() : length - 1])
+            else:
+                found[key] = ""
+            data = data[length:]
+        return found
+
+    def _check_sum(self, header: bytes) -> None:
+        if sum(header[:148]) + sum(header[156:]) + 8 * 32 != self._number(header[148:156]):
+            raise refused(self._name, "it is damaged: a header's checksum is wrong")
+
+    def _number(self, field: bytes) -> int:
+        text = field.strip(b" \0")
+        if not text:
+            return 0
+        if not _OCTAL.fullmatch(text):
+            raise refused(self._name, f"it is damaged: {field!r} is not a number")
+        return int(text, 8)
+
+    def _number_of(self, text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,19}", text):
+            raise refused(self._name, f"it is damaged: {text!r} is not a size")
+        return int(text)
+
+    def _text(self, field: bytes) -> str:
+        return self._decoded(field.split(b"\0", 1)[0])
+
+    def _decoded(self, text: bytes) -> str:
+        try:
+            return text.decode()
+        except UnicodeDecodeError as error:
+            raise refused(self._name, f"{text!r} is not UTF-8") from error
+
+    def _take(self, size: int) -> bytes:
+        taken = bytearray()
+        while len(taken) < size:
+            taken += self._some(size - len(taken))
+        return bytes(taken)
+
+    def _some(self, size: int) -> memoryview:
+        """Return between 1 and ``size`` bytes."""
+        while not self._rest:
+            piece = next(self._pieces, None)
+            if piece is None:
+                raise refused(self._name, "it is damaged: it ends in the middle")
+            self._count(len(piece))
+            self._rest = memoryview(piece)
+        taken = self._rest[:size]
+        self._rest = self._rest[size:]
+        return taken
+
+    def _count(self, size: int) -> None:
+        self._limit -= size
+        if self._limit < 0:
+            raise refused(self._name, "it unpacks to more than it may")
+
+    def _require_zeros(self) -> None:
+        """Read to the very end: only zeros follow the archive, and the checksums are seen."""
+        if any(self._rest):
+            raise refused(self._name, "data follows the end of the archive")
+        for piece in self._pieces:
+            self._count(len(piece))
+            if piece.count(0) != len(piece):
+                raise refused(self._name, "data follows the end of the archive")

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from needs import must_or_skip
+
+from benchmarks.control_group import capped
+from llama_loader import cgroups
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+EVERY = len(os.sched_getaffinity(0))
+
+
+def files(root: Path, **content: str) -> Path:
+    for name, text in content.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+    return root
+
+
+@pytest.fixture
+def many(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine of 64."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(64)))
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(
+    ("told", "expected"),
+    [
+        ({}, 64),
+        ({"sys/fs/cgroup/cpu.max": "max 100000\n"}, 64),
+        ({"sys/fs/cgroup/cpu.max": "200000 100000\n"}, 2),
+        ({"sys/fs/cgroup/cpu.max": "250000 100000\n"}, 3),
+        ({"sys/fs/cgroup/cpu.max": "10000 100000\n"}, 1),
+        ({"sys/fs/cgroup/cpu.max": "9900000 100000\n"}, 64),
+        ({"sys/fs/cgroup/cpu.max": "garbage\n"}, 64),
+        ({"sys/fs/cgroup/cpu.max": "1 0\n"}, 64),
+        # version 1, as a container without a namespace of its groups sees it
+        (
+            {
+                "proc/self/cgroup": "4:cpu,cpuacct:/docker/0123\n0::/\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu,cpuacct/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        (
+            {
+                "sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            64,
+        ),
+        # the kernel's order of names is not the mount's
+        (
+            {
+                "proc/self/cgroup": "4:cpuacct,cpu:/slurm/job_7\n",
+                "sys/fs/cgroup/cpu/slurm/job_7/cpu.cfs_quota_us": "400000\n",
+                "sys/fs/cgroup/cpu/slurm/job_7/cpu.cfs_period_us": "100000\n",
+            },
+            4,
+        ),
+        # version 2 beside version 1
+        (
+            {
+                "proc/self/cgroup": "1:name=systemd:/x\n0::/job\n",
+                "sys/fs/cgroup/unified/job/cpu.max": "400000 100000\n",
+            },
+            4,
+        ),
+        # a batch job: the limit is the job's, the process is in a step of it
+        (
+            {
+                "proc/self/cgroup": "0::/system.slice/slurmstepd.scope/job_7/step_batch/user\n",
+                "sys/fs/cgroup/system.slice/slurmstepd.scope/job_7/cpu.max": "800000 100000\n",
+                "sys/fs/cgroup/system.slice/slurmstepd.scope/cpu.max": "max 100000\n",
+            },
+            8,
+        ),
+    ],
+)
+def test_a_quota_of_the_group_or_of_one_above_counts(
+    tmp_path: Path, told: dict[str, str], expected: int
+) -> None:
+    assert cgroups.processors(files(tmp_path, **told)) == expected
+
+
+def test_the_affinity_counts(tmp_path: Path) -> None:
+    asked = "from llama_loader import cgroups; print(cgroups.processors())"
+    argv = ["taskset", "--cpu-list", str(min(os.sched_getaffinity(0))), sys.executable, "-c", asked]
+    assert subprocess.run(argv, check=True, capture_output=True, text=True).stdout == "1\n"
+    assert cgroups.processors(tmp_path) == EVERY
+
+
+@pytest.mark.usefixtures("many")
+@pytest.mark.parametrize(
+    ("quota", "cores", "expected"),
+    [
+        ("max", 64, None),
+        ("400000", 64, 4),
+        ("450000", 64, 5),
+        ("150000", 64, 2),
+        ("50000", 64, 1),
+        ("3200000", 32, None),  # as many as cores: what llama-server takes by itself
+        ("4000000", 32, None),
+        ("3100000", 32, 31),
+        ("400000", None, 4),
+    ],
+)
+def test_threads_are_no_more_than_compute_at_once(
+    tmp_path: Path, quota: str, cores: int | None, expected: int | None, monkeypatch: Any
+) -> None:
+    """64 logical CPUs; with 32 cores two of them are one."""
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    told = {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"}
+    for cpu in range(64) if cores else ():
+        told[f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings"] = f"{cpu % cores:x}\n"
+    assert cgroups.threads(files(tmp_path, **told)) == expected
+
+
+def test_two_threads_of_one_core_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = {
+        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings": f"{cpu % 4}\n"
+        for cpu in range(8)
+    }
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2, 5})
+    assert cgroups.threads(files(tmp_path, **told)) == 2
+    assert cgroups.processors(tmp_path) == 3
+
+
+def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
+    unlimited = {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
+    assert cgroups.memory(files(tmp_path, **unlimited)) is None
+    told = {
+        "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
+        "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",
+        "sys/fs/cgroup/memory/kubepods/pod1/memory.limit_in_bytes": "8000\n",
+        "sys/fs/cgroup/job/memory.max": "8192\n",
+        "sys/fs/cgroup/memory.max": "max\n",
+    }
+    assert cgroups.memory(files(tmp_path, **told)) == 8000
+
+
+def test_a_real_group_s_quota() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("control groups need root")
+    asked = "input(); from llama_loader import cgroups as groups; "
+    argv = [sys.executable, "-c", asked + "print(groups.processors())"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(argv, stdin=pipe, stdout=pipe, text=True) as process:
+        try:
+            with capped(process.pid, 0.5):
+                told, _ = process.communicate("\n", timeout=60)
+        except OSError as error:
+            process.kill()
+            must_or_skip(f"this machine makes no control groups: {error}")
+    assert (told, process.returncode) == ("1\n", 0)

@@ -1,0 +1,336 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llama_loader import known_gpus
+from llama_loader.compatibility import cuda_code
+from llama_loader.errors import HostError
+from llama_loader.gpu import Gpu
+from llama_loader.manifest import Artifact, Cuda
+from llama_loader.selection import Wishes, require_libraries, select
+from tests.rigs.releases import BARE, artifact, libraries, manifest
+
+if TYPE_CHECKING:
+    from llama_loader.host import HostFacts
+
+RELEASE = manifest(
+    artifact("cpu", "cpu", size=6_400_000),
+    artifact("cu124", "seed", "80 86 89 90", "80 86 89 90", size=130_000_000),
+    *(artifact("cu124", f"sm{a}", a) for a in ("75", "80", "86", "89", "90")),
+    *(
+        artifact("cu128", f"sm{n}", a, size=20_500_000)
+        for n, a in (("90", "90"), ("100", "100"), ("120", "120a"))
+    ),
+    *(
+        artifact("cu130", f"sm{n}", a, size=19_000_000)
+        for n, a in (
+            ("75", "75"),
+            ("80", "80"),
+            ("86", "86"),
+            ("89", "89"),
+            ("90", "90"),
+            ("100", "100"),
+            ("120", "120a"),
+            ("121", "121a"),
+        )
+    ),
+)
+
+
+def host(*capabilities: str, driver: str | None = "580.159", cuda: int = 13) -> HostFacts:
+    gpus = tuple(Gpu(f"GPU {one}", one) for one in capabilities)
+    return replace(BARE, gpus=gpus, driver=driver, libraries=libraries(cuda), gpu_source="nvml")
+
+
+def short(name: str) -> str:
+    return name.removeprefix("llama-server-b11549-").removesuffix("-linux-x86_64.tar.zst")
+
+
+# Every NVIDIA data-centre, workstation and consumer GPU from Turing to Blackwell that a name
+# tells apart: what a Space with torch cu128 and driver 550, and one with cu130 and 580, gets.
+GPUS = [
+    ("Tesla T4", "75", "cu124-sm75", "cu130-sm75"),
+    ("NVIDIA GeForce RTX 2080 Ti", "75", "cu124-sm75", "cu130-sm75"),
+    ("NVIDIA GeForce GTX 1660 SUPER", "75", "cu124-sm75", "cu130-sm75"),
+    ("NVIDIA TITAN RTX", "75", "cu124-sm75", "cu130-sm75"),
+    ("Quadro RTX 8000", "75", "cu124-sm75", "cu130-sm75"),
+    ("NVIDIA A100-SXM4-80GB", "80", "cu124-sm80", "cu130-sm80"),
+    ("NVIDIA A100 80GB PCIe", "80", "cu124-sm80", "cu130-sm80"),
+    ("NVIDIA A30", "80", "cu124-sm80", "cu130-sm80"),
+    ("NVIDIA A10G", "86", "cu124-sm86", "cu130-sm86"),
+    ("NVIDIA A10", "86", "cu124-sm86", "cu130-sm86"),
+    ("NVIDIA A40", "86", "cu124-sm86", "cu130-sm86"),
+    ("NVIDIA RTX A6000", "86", "cu124-sm86", "cu130-sm86"),
+    ("NVIDIA GeForce RTX 3090", "86", "cu124-sm86", "cu130-sm86"),
+    ("NVIDIA GeForce RTX 3060 Laptop GPU", "86", "cu124-sm86", "cu130-sm86"),
+    ("Orin", "87", "cu124-sm86", "cu130-sm86"),
+    ("NVIDIA L4", "89", "cu124-sm89", "cu130-sm89"),
+    ("NVIDIA L40S", "89", "cu124-sm89", "cu130-sm89"),
+    ("NVIDIA RTX 6000 Ada Generation", "89", "cu124-sm89", "cu130-sm89"),
+    ("NVIDIA GeForce RTX 4090", "89", "cu124-sm89", "cu130-sm89"),
+    ("NVIDIA H100 80GB HBM3", "90", "cu124-sm90", "cu130-sm90"),
+    ("NVIDIA H200", "90", "cu124-sm90", "cu130-sm90"),
+    ("NVIDIA H20", "90", "cu124-sm90", "cu130-sm90"),
+    ("NVIDIA GH200 480GB", "90", "cu124-sm90", "cu130-sm90"),
+    ("NVIDIA B200", "100", "cu128-sm100", "cu130-sm100"),
+    ("NVIDIA GB200", "100", "cu128-sm100", "cu130-sm100"),
+    ("NVIDIA B300 SXM6 AC", "103", "cu128-sm100", "cu130-sm100"),
+    ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "120", "cu128-sm120", "cu130-sm120"),
+    ("NVIDIA RTX PRO 4500 Blackwell", "120", "cu128-sm120", "cu130-sm120"),
+    ("NVIDIA GeForce RTX 5090", "120", "cu128-sm120", "cu130-sm120"),
+    ("NVIDIA GeForce RTX 5060 Ti", "120", "cu128-sm120", "cu130-sm120"),
+]
+
+
+@pytest.mark.parametrize(("name", "capability", "with_12", "with_13"), GPUS)
+def test_every_gpu_gets_its_own_machine_code(
+    name: str, capability: str, with_12: str, with_13: str
+) -> None:
+    assert known_gpus.capability(name) == capability
+    older = select(RELEASE, host(capability, driver="570.86", cuda=12), Wishes())
+    newer = select(RELEASE, host(capability), Wishes())
+    assert (short(older.artifact.name), short(newer.artifact.name)) == (with_12, with_13)
+    assert older.native
+    assert newer.native
+    assert not older.missing
+    assert not newer.missing
+
+
+def test_gb10_needs_cuda_13() -> None:
+    assert known_gpus.capability("NVIDIA GB10") == "121"
+    assert short(select(RELEASE, host("121"), Wishes()).artifact.name) == "cu130-sm121"
+
+
+@pytest.mark.parametrize("name", ["Tesla V100-SXM2-16GB", "Tesla P100-PCIE-16GB", "Tesla P4"])
+def test_older_than_turing_is_refused_with_what_there_is(name: str) -> None:
+    capability = known_gpus.capability(name)
+    assert capability
+    with pytest.raises(HostError) as caught:
+        select(RELEASE, host(capability), Wishes())
+    assert caught.value.code == "NO_ARTIFACT_FOR_GPU"
+    assert f"{capability[0]}.{capability[1]}" in caught.value.message
+    assert "CUDA 12.8 for 12.0a" in caught.value.message
+
+
+def test_the_question_of_the_issue_is_answered_without_a_gpu() -> None:
+    asked = replace(BARE, driver="580.65", libraries=libraries(12))
+    choice = select(RELEASE, asked, Wishes(arch="120"))
+    assert short(choice.artifact.name) == "cu128-sm120"
+    assert {one.soname for one in choice.libraries} == {
+        "libcublas.so.12",
+        "libcublasLt.so.12",
+        "libcudart.so.12",
+    }
+
+
+def test_every_artifact_has_a_verdict_with_a_reason() -> None:
+    choice = select(RELEASE, host("90", cuda=12), Wishes())
+    assert [verdict.name for verdict in choice.verdicts] == [a.name for a in RELEASE.artifacts]
+    reasons = {short(verdict.name): verdict.reason for verdict in choice.verdicts}
+    assert reasons["cu124-sm90"].startswith("chosen: machine code for 9.0")
+    assert "is smaller" in reasons["cu128-sm90"]
+    assert "libraries of" in reasons["cu130-sm90"]
+    assert "is smaller" in reasons["cu124-seed"]
+    assert reasons["cu124-sm80"] == "CUDA 12.4 for 8.0: not for 9.0"
+    assert reasons["cpu-cpu"] == "has no CUDA code, and there is a GPU"
+
+
+def test_machine_code_before_ptx_even_where_its_libraries_are_missing() -> None:
+    release = manifest(
+        artifact("cu124", "ptx", ptx="80", size=1_000), artifact("cu130", "sm90", "90")
+    )
+    choice = select(release, host("90", cuda=12), Wishes())
+    assert short(choice.artifact.name) == "cu130-sm90"
+    assert choice.missing == ("libcublas.so.13", "libcublasLt.so.13", "libcudart.so.13")
+
+
+def test_ptx_is_taken_where_it_is_all_there_is_and_said_to_be_slow() -> None:
+    release = manifest(artifact("cu124", "fat", "80", "80"))
+    choice = select(release, host("90", cuda=12), Wishes())
+    assert not choice.native
+    assert "slow" in choice.reason
+
+
+def test_ptx_of_a_newer_toolkit_needs_a_newer_driver() -> None:
+    release = manifest(artifact("cu128", "fat", "80", "80"))
+    with pytest.raises(HostError) as caught:
+        select(release, host("90", driver="535.183", cuda=12), Wishes())
+    assert caught.value.code == "DRIVER_TOO_OLD"
+    assert "570.26" in caught.value.message
+    assert select(release, host("86", driver="535.183", cuda=12), Wishes()).native
+
+
+@pytest.mark.parametrize("toolkit", ["13.1", "13.2", "14.0"])
+def test_ptx_of_a_toolkit_after_the_last_known_needs_a_later_branch(toolkit: str) -> None:
+    made = artifact("cu130", "fat", "90", "90")
+    cuda = Cuda(toolkit=toolkit, min_driver="580.65", sass=("90",), ptx=("90",))
+    release = manifest(Artifact(**{**_fields(made), "cuda": cuda}))
+    with pytest.raises(HostError, match=f"PTX of CUDA {toolkit} needs driver 59") as caught:
+        select(release, host("120", driver="580.65"), Wishes())
+    assert caught.value.code == "DRIVER_TOO_OLD"
+    assert select(release, host("90", driver="580.65"), Wishes()).native
+    assert not select(release, host("120", driver="595.10"), Wishes()).native
+
+
+@pytest.mark.parametrize(
+    ("driver", "expected"),
+    [("580.65", "cu130-sm90"), ("580.65.06", "cu130-sm90"), ("580.64", "cu124-sm90")],
+)
+def test_the_driver_decides_the_line(driver: str, expected: str) -> None:
+    asked = replace(host("90", driver=driver), libraries=libraries(12, 13))
+    assert short(select(RELEASE, asked, Wishes()).artifact.name) == expected
+
+
+def test_a_driver_that_is_too_old_for_all() -> None:
+    with pytest.raises(HostError) as caught:
+        select(RELEASE, host("90", driver="470.82"), Wishes())
+    assert caught.value.code == "DRIVER_TOO_OLD"
+    assert caught.value.exit_status == 5
+    assert "470.82" in caught.value.message
+
+
+@pytest.mark.parametrize("change", [{"glibc": "2.31"}, {"glibcxx": "3.4.28"}, {"glibc": None}])
+def test_a_system_that_is_too_old(change: dict[str, str | None]) -> None:
+    for wishes in (Wishes(), Wishes(allow_cpu=True)):
+        with pytest.raises(HostError) as caught:
+            select(RELEASE, replace(host("90"), **change), wishes)  # type: ignore[arg-type]
+        assert caught.value.code == "GLIBC_TOO_OLD"
+        assert "needs GLIBC" in caught.value.message or "needs glibc" in caught.value.message
+
+
+def test_another_machine() -> None:
+    with pytest.raises(HostError) as caught:
+        select(RELEASE, replace(host("90"), machine="aarch64"), Wishes())
+    assert caught.value.code == "PLATFORM_UNSUPPORTED"
+
+
+def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
+    with pytest.raises(HostError) as caught:
+        select(RELEASE, BARE, Wishes())
+    assert caught.value.code == "NO_GPU"
+    assert "--allow-cpu" in caught.value.hint
+    choice = select(RELEASE, BARE, Wishes(allow_cpu=True))
+    assert (short(choice.artifact.name), choice.runs_on) == ("cpu-cpu", "cpu")
+    assert choice.missing == ()
+
+
+def test_the_cpu_can_be_asked_for_beside_a_gpu() -> None:
+    choice = select(RELEASE, host("90"), Wishes(backend="cpu"))
+    assert (short(choice.artifact.name), choice.runs_on) == ("cpu-cpu", "cpu")
+
+
+def test_a_cuda_artifact_runs_on_the_cpu_where_there_is_no_other() -> None:
+    release = manifest(artifact("cu130", "sm90", "90"))
+    choice = select(release, BARE, Wishes(allow_cpu=True))
+    assert choice.runs_on == "cpu"
+    require_libraries(choice, BARE)
+
+
+def test_a_gpu_without_an_artifact_falls_to_the_cpu_only_where_allowed() -> None:
+    choice = select(RELEASE, host("70"), Wishes(allow_cpu=True))
+    assert choice.runs_on == "cpu"
+    assert "not for 7.0" in next(v.reason for v in choice.verdicts if "cu124-sm75" in v.name)
+
+
+def test_a_gpu_whose_capability_is_unknown_is_named() -> None:
+    unknown = replace(BARE, gpus=(Gpu("NVIDIA Mystery 9000", None),))
+    with pytest.raises(HostError, match="Mystery 9000, whose compute capability is unknown"):
+        select(RELEASE, unknown, Wishes())
+
+
+def test_two_kinds_of_gpu_get_the_fat_build() -> None:
+    choice = select(RELEASE, host("80", "90", cuda=12), Wishes())
+    assert short(choice.artifact.name) == "cu124-seed"
+    single = next(v for v in choice.verdicts if "cu124-sm90" in v.name)
+    assert "serves more GPUs" in single.reason
+    assert "none for 8.0" in single.reason
+
+
+def test_missing_libraries_are_said_with_the_package_and_the_other_major() -> None:
+    release = manifest(artifact("cu130", "sm90", "90"))
+    asked = host("90", cuda=12)
+    with pytest.raises(HostError) as caught:
+        require_libraries(select(release, asked, Wishes()), asked)
+    assert caught.value.code == "CUDA_LIBRARY_MISSING"
+    assert "libcublas.so.13" in caught.value.message
+    assert "libcublas.so.12 in /cu12" in caught.value.message
+    assert caught.value.hint.endswith(": nvidia-cublas nvidia-cuda-runtime")
+    older = manifest(artifact("cu124", "sm90", "90"))
+    with pytest.raises(HostError, match="libcublas") as caught:
+        require_libraries(select(older, host("90"), Wishes()), host("90"))
+    assert caught.value.hint.endswith(": nvidia-cublas-cu12 nvidia-cuda-runtime-cu12")
+
+
+def test_what_a_newer_farm_may_publish_is_passed_over() -> None:
+    good = artifact("cu130", "sm90", "90")
+    strange = [
+        Artifact(**{**_fields(good), "name": "a", "format": "tar.br"}),
+        Artifact(**{**_fields(good), "name": "b", "backend": "vulkan", "cuda": None}),
+    ]
+    choice = select(manifest(*strange, good), host("90"), Wishes())
+    assert choice.artifact.name == good.name
+    assert [verdict.fits for verdict in choice.verdicts] == [False, False, True]
+    assert "unknown to this loader" in choice.verdicts[0].reason
+    with pytest.raises(HostError):
+        select(manifest(*strange), host("90"), Wishes())
+
+
+def test_an_empty_release() -> None:
+    with pytest.raises(HostError, match="nothing at all"):
+        select(manifest(), host("90"), Wishes())
+
+
+def _fields(one: Artifact) -> dict[str, object]:
+    return {name: getattr(one, name) for name in one.__struct_fields__}
+
+
+@pytest.mark.parametrize(
+    ("sass", "ptx", "target", "expected"),
+    [
+        ("90", "", "90", "sass"),
+        ("80", "", "86", "sass"),
+        ("86", "", "80", ""),
+        ("80", "", "90", ""),
+        ("", "80", "90", "ptx"),
+        ("", "90", "89", ""),
+        ("120a", "", "120", "sass"),
+        ("120a", "", "121", ""),
+        ("120f", "", "121", "sass"),
+        ("100f", "", "103", "sass"),
+        ("100f", "", "120", ""),
+        ("", "90a", "120", ""),
+        ("", "90a", "90", "ptx"),
+        ("", "120f", "121", "ptx"),
+        ("", "100f", "120", ""),
+        ("75", "75", "90", "ptx"),
+    ],
+)
+def test_what_runs_where(sass: str, ptx: str, target: str, expected: str) -> None:
+    assert cuda_code(artifact("cu130", "x", sass, ptx), target) == expected
+
+
+@given(
+    st.sampled_from(["75", "80", "86", "87", "89", "90", "100", "103", "120", "121"]),
+    st.sampled_from([None, "525.60", "550.54", "570.26", "580.65", "590.1"]),
+    st.sets(st.sampled_from([11, 12, 13])),
+)
+def test_whatever_is_chosen_can_run_here(
+    capability: str, driver: str | None, majors: set[int]
+) -> None:
+    asked = replace(host(capability, driver=driver), libraries=libraries(*majors))
+    try:
+        choice = select(RELEASE, asked, Wishes())
+    except HostError:
+        assert driver == "525.60" or (capability == "121" and driver != "580.65")
+        return
+    assert choice.artifact.cuda
+    assert cuda_code(choice.artifact, capability)
+    if driver is not None:
+        assert float(driver) >= float(choice.artifact.cuda.min_driver)
+    again = select(manifest(*reversed(RELEASE.artifacts)), asked, Wishes())
+    assert again.artifact.name == choice.artifact.name
