@@ -57,6 +57,7 @@ of weights mapped would fill the disk. It takes its order (``_order``) from its 
 that it can be started ahead of time. The order begins with its length: its end is not the stream's,
 which a child that the parent forks meanwhile keeps open.
 """
+_PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _OUTPUT_LIMIT: Final = 1024 * 1024
 """Most bytes kept of the output of a program that is run to its end."""
 
@@ -84,24 +85,42 @@ def environment(
 ) -> dict[str, str]:
     """Build a program's environment from nothing.
 
+    Empty and relative entries of ``PATH`` are dropped: they mean the working folder. So is a
+    library folder that is relative or has a ``:`` or ``;`` in its name, at which the dynamic
+    linker would split it.
+
     Args:
         inherited: the allow-listed variables of this process (``Settings.inherited``).
         libraries: folders for the dynamic linker, in order.
         extra: further variables.
     """
-    environ = {"PATH": "/usr/local/bin:/usr/bin:/bin", **inherited, **extra}
-    if libraries:
-        environ["LD_LIBRARY_PATH"] = ":".join(map(str, libraries))
+    environ = {"PATH": _PATH, **inherited, **extra}
+    absolute = [entry for entry in environ["PATH"].split(":") if entry.startswith("/")]
+    environ["PATH"] = ":".join(absolute) or _PATH
+    usable = [str(one) for one in libraries if one.is_absolute() and not {":", ";"} & {*str(one)}]
+    if usable:
+        environ["LD_LIBRARY_PATH"] = ":".join(usable)
     return environ
 
 
-def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> Finished:
-    """Run a program to its end; its group is ended after ``timeout`` seconds or 1 MiB of output."""
+def run(
+    argv: Sequence[str],
+    environ: Mapping[str, str],
+    *,
+    timeout: float,
+    folder: Path | None = None,
+) -> Finished:
+    """Run a program to its end; its group is killed after ``timeout`` seconds or 1 MiB of output.
+
+    It runs in ``folder``, by default ``/``, and never in the caller's working folder: llama-server
+    loads any ``libggml-*.so`` that lies in its working folder (ggml/src/ggml-backend-reg.cpp).
+    """
     started = time.monotonic()
     try:
         process = subprocess.Popen(
             list(argv),
             env=dict(environ),
+            cwd=folder or "/",
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -25,6 +25,7 @@ def children() -> set[int]:
 
 
 def a_spare_launcher() -> int:
+    say("use up a launcher that an earlier test left", Path("/"))
     before = children()
     processes.spawn_soon()
     deadline = time.monotonic() + 5
@@ -122,3 +123,33 @@ os.wait()
         [sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=True
     )
     assert ran.stdout == "True b'hello\\n'\n"
+
+
+def test_run_never_runs_in_the_callers_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ggml loads every ``libggml-*.so`` of the working folder."""
+    monkeypatch.chdir(tmp_path)
+    assert processes.run(["/bin/pwd"], ENVIRON, timeout=10).output == "/\n"
+    own = tmp_path / "own"
+    own.mkdir()
+    assert processes.run(["/bin/pwd"], ENVIRON, timeout=10, folder=own).output == f"{own}\n"
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"),
+    [
+        ("/opt/bin::/bin:", "/opt/bin:/bin"),
+        (".:/bin:bin:../x", "/bin"),
+        ("", "/usr/local/bin:/usr/bin:/bin"),
+        (":.", "/usr/local/bin:/usr/bin:/bin"),
+    ],
+)
+def test_the_path_has_absolute_folders_only(given: str, kept: str) -> None:
+    assert processes.environment({"PATH": given})["PATH"] == kept
+
+
+def test_the_dynamic_linker_gets_no_folder_that_it_would_split() -> None:
+    folders = [Path("/a:b"), Path("/cuda"), Path("c"), Path("/d;e")]
+    assert processes.environment({}, libraries=folders)["LD_LIBRARY_PATH"] == "/cuda"
+    assert "LD_LIBRARY_PATH" not in processes.environment({}, libraries=folders[:1])
