@@ -68,8 +68,10 @@ def direct(client: Client, found: Settings, number: int) -> float:
     pair = languages.pair("auto", "ja", text(number))
     ask = prompt.ask("chat", text(number), pair, found)
     began = time.perf_counter()
-    stream = client.stream_chat(
-        ask.messages, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra
+    stream = iter(
+        client.chat(
+            ask.messages, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra
+        )
     )
     first = next(time.perf_counter() for piece in stream if piece.text)
     for _ in stream:

@@ -1,7 +1,8 @@
-"""llama-server's HTTP API over the standard library: health, completion, streamed chat.
+"""Calls llama-server's HTTP API with the standard library: health, completion, streamed chat.
 
 One connection for each request, no pool: the server is on loopback, and closing the connection is
-how a stream is stopped (the server notices and frees the slot).
+how a stream is stopped (the server notices and frees the slot). Each request has a deadline, which
+a server that sends a byte now and then cannot put off.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import http.client
 import json
 import socket
 import threading
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, final
 
@@ -20,10 +22,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
 _MAX_ANSWER: Final = 64 * 1024 * 1024
-"""Bytes. Far above any answer; a stranger on the port must not fill the memory."""
+"""Bytes. Far above any answer; another program on the port must not fill the memory."""
 _MAX_LINE: Final = 4 * 1024 * 1024
 _SHOWN: Final = 300
 _CHAT: Final = "/v1/chat/completions"
+_OK, _UNAUTHORIZED = 200, 401
+_MOST: Final = 1e12
+"""Larger figures are no count of tokens and no speed."""
 
 
 @dataclass(frozen=True)
@@ -46,37 +51,42 @@ class Completion:
 
 
 class Client:
-    """One llama-server. ``timeout`` is seconds of silence, for connecting and between bytes."""
+    """Calls one llama-server.
+
+    Args:
+        port: on 127.0.0.1.
+        api_key: None where the server asks for none.
+        timeout: seconds for each whole answer, and for each event of a stream.
+    """
 
     def __init__(self, port: int, api_key: str | None, *, timeout: float = 60.0) -> None:
-        self._port = port
-        self._api_key = api_key
-        self._timeout = timeout
+        self.port = port
+        self.api_key = api_key
+        self.timeout = timeout
 
     def health(self, *, timeout: float = 2.0) -> int | None:
-        """Return the status of ``/health``: 200 ready, 503 loading; None where nobody answers.
+        """Return the status of ``/health``: 200 ready, 503 loading; None without an answer.
 
         200 says that the model was loaded once, not that anything works now: only a completion
-        proves life (FACTS §1).
+        proves life. The key is not sent.
         """
         try:
-            return self._request("GET", "/health", None, timeout=timeout)[0]
+            return self._status("/health", None, timeout)
         except ServerError:
             return None
 
-    def refuses_strangers(self, *, timeout: float = 5.0) -> bool:
-        """True where a request with a wrong key is refused: this is the server that got ours."""
-        stranger = Client(self._port, "not-the-key", timeout=timeout)
-        return stranger._request("GET", "/props", None, timeout=timeout)[0] == 401  # noqa: PLR2004
+    def refuses_wrong_keys(self, *, timeout: float = 5.0) -> bool:
+        """Return whether a request with a wrong key is refused, as our own server does."""
+        return self._status("/props", "not-the-key", timeout) == _UNAUTHORIZED
 
     def turns(self, *, timeout: float) -> bool:
-        """Whether the server's main loop turns: ``/slots`` is answered from within it.
+        """Return whether the server's main loop turns: ``/slots`` is answered from within it.
 
         Unlike a completion this does not wait for a free slot. A server that was told not to
         offer it (501, 403, 404) counts as turning.
         """
         try:
-            self._request("GET", "/slots", None, timeout=timeout)
+            self._status("/slots", self.api_key, timeout)
         except ServerError:
             return False
         return True
@@ -93,38 +103,29 @@ class Client:
         """Complete a text in one piece.
 
         Raises:
-            ServerError: nobody answers, in time or in the right words, or it refuses.
+            ServerError: no answer, none in time, not one of llama-server's, or a refusal.
         """
         body = {"prompt": prompt, "n_predict": max_tokens, **_sampling(temperature), **extra}
-        answer = self._json("POST", "/completion", body, timeout=timeout or self._timeout)
+        limit = timeout or self.timeout
+        with (
+            _explained("/completion", limit),
+            _Socket(self.port, limit) as sock,
+            self.send(sock, "/completion", body, self.api_key) as response,
+        ):
+            data = response.read(_MAX_ANSWER)
+        if response.status != _OK:
+            raise _refused("/completion", response.status, data)
+        answer = _object(data)
         text = answer.get("content")
         if not isinstance(text, str):
-            raise _not_llama(answer)
-        timings = answer.get("timings") or {}
+            raise _not_llama(data)
         return Completion(
-            text,
+            _encodable(text),
             finished=True,
-            reason=str(answer.get("stop_type") or ""),
+            reason=_encodable(str(answer.get("stop_type") or "")),
             tokens=_whole(answer.get("tokens_predicted")),
-            tokens_per_second=_number(timings.get("predicted_per_second")),
+            tokens_per_second=_number(_timings(answer).get("predicted_per_second")),
         )
-
-    def stream_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        **extra: Any,
-    ) -> Iterator[Completion]:
-        """Stream a chat's answer, piece by piece; closing the iterator stops the generation.
-
-        ``max_tokens`` bounds the answer. ``extra`` goes into the request as it is.
-
-        Raises:
-            ServerError: as for ``completion``, also in the middle of an answer.
-        """
-        yield from self.chat(messages, max_tokens=max_tokens, temperature=temperature, **extra)
 
     def chat(
         self,
@@ -134,7 +135,10 @@ class Client:
         temperature: float = 0.0,
         **extra: Any,
     ) -> ChatStream:
-        """Return a chat's answer as ``stream_chat`` gives it, which another thread may stop."""
+        """Return a chat's answer as a stream, which any thread may stop.
+
+        ``max_tokens`` limits the answer. ``extra`` goes into the request unchanged.
+        """
         body = {
             "messages": list(messages),
             "max_tokens": max_tokens,
@@ -142,63 +146,29 @@ class Client:
             "stream": True,
             **extra,
         }
-        return ChatStream(self._connection(self._timeout), self._timeout, self._headers(), body)
+        return ChatStream(self, body)
 
-    def tokens(self, text: str) -> int:
-        """Count the tokens of a text."""
-        answer = self._json("POST", "/tokenize", {"content": text}, timeout=self._timeout)
-        found = answer.get("tokens")
-        if not isinstance(found, list):
-            raise _not_llama(answer)
-        return len(found)
+    def _status(self, path: str, key: str | None, timeout: float) -> int:
+        """Return the status of a GET; the body is not read."""
+        with (
+            _explained(path, timeout),
+            _Socket(self.port, timeout) as sock,
+            self.send(sock, path, None, key) as response,
+        ):
+            return response.status
 
-    def props(self) -> dict[str, Any]:
-        """Return ``/props``: the chat template, the slots, the build."""
-        return self._json("GET", "/props", None, timeout=self._timeout)
-
-    def _json(
-        self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout: float
-    ) -> dict[str, Any]:
-        status, data = self._request(method, path, body, timeout=timeout)
-        if status != 200:  # noqa: PLR2004 - the one status of success here
-            raise _refused(path, status, data)
-        try:
-            answer = json.loads(data)
-        except (ValueError, RecursionError):
-            answer = None
-        if not isinstance(answer, dict):
-            raise _not_llama(data[:_SHOWN])
-        return answer
-
-    def _request(
-        self, method: str, path: str, body: Mapping[str, Any] | None, *, timeout: float
-    ) -> tuple[int, bytes]:
-        connection = self._connection(timeout)
-        try:
-            with self._send(connection, method, path, body) as response:
-                return response.status, response.read(_MAX_ANSWER)
-        except (OSError, http.client.HTTPException) as error:
-            raise _silent(path, error, timeout) from error
-        finally:
-            connection.close()
-
-    def _connection(self, timeout: float) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self._port, timeout=timeout)
-
-    def _send(
-        self,
-        connection: http.client.HTTPConnection,
-        method: str,
-        path: str,
-        body: Mapping[str, Any] | None,
+    def send(
+        self, sock: _Socket, path: str, body: Mapping[str, Any] | None, key: str | None
     ) -> http.client.HTTPResponse:
+        """Send a request and return its response with the body unread."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.port)
+        connection.sock = sock
+        headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
+        if key:
+            headers["Authorization"] = f"Bearer {key}".encode()
         data = None if body is None else json.dumps(body).encode()
-        connection.request(method, path, data, self._headers())
+        connection.request("GET" if data is None else "POST", path, data, headers)
         return connection.getresponse()
-
-    def _headers(self) -> dict[str, str]:
-        key = {"Authorization": f"Bearer {self._api_key}"} if self._api_key else {}
-        return {"Content-Type": "application/json", **key}
 
 
 @final
@@ -208,56 +178,91 @@ class ChatStream:
     The server sees the connection close, frees the slot, and is ready for the next request.
     """
 
-    def __init__(
-        self,
-        connection: http.client.HTTPConnection,
-        timeout: float,
-        headers: Mapping[str, str],
-        body: Mapping[str, Any],
-    ) -> None:
-        self._connection = connection
-        self._timeout = timeout
-        self._headers = headers
+    def __init__(self, client: Client, body: Mapping[str, Any]) -> None:
+        self._client = client
         self._body = body
-        self._socket: socket.socket | None = None
+        self._socket: _Socket | None = None
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Completion]:
-        """Send the request and yield what comes.
+        """Send the request and yield each piece of the answer.
 
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
         try:
-            yield from self._pieces()
-        except (OSError, http.client.HTTPException) as error:
-            if not self._stopped.is_set():
-                raise _silent(_CHAT, error, self._timeout) from error
+            with _explained(_CHAT, self._client.timeout):
+                yield from self._pieces()
         except ServerError:
             if not self._stopped.is_set():
                 raise
-        finally:
-            self._connection.close()
 
     def stop(self) -> None:
-        """End it, also where a thread waits for the next words; safe to call twice."""
+        """End it, also while a thread waits for the next piece; safe to call twice."""
         self._stopped.set()
         if self._socket is not None:
             with contextlib.suppress(OSError):  # it has ended by itself
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     def _pieces(self) -> Iterator[Completion]:
-        self._connection.connect()
-        self._socket = self._connection.sock
-        if self._stopped.is_set():
-            return
-        data = json.dumps(self._body).encode()
-        self._connection.request("POST", _CHAT, data, dict(self._headers))
-        # closed by itself: the connection gives its socket away to an answer without length
-        with self._connection.getresponse() as response:
-            if response.status != 200:  # noqa: PLR2004 - the one status of success here
-                raise _refused(_CHAT, response.status, response.read(_SHOWN))
-            yield from _chunks(response)
+        client = self._client
+        with _Socket(client.port, client.timeout) as sock:
+            self._socket = sock
+            if self._stopped.is_set():
+                return
+            with client.send(sock, _CHAT, self._body, client.api_key) as response:
+                if response.status != _OK:
+                    raise _refused(_CHAT, response.status, response.read(_SHOWN))
+                yield from _events(response, sock)
+
+
+class _Socket(socket.socket):
+    """A connection to loopback whose reads and writes all share one deadline."""
+
+    def __init__(self, port: int, timeout: float) -> None:
+        super().__init__(socket.AF_INET, socket.SOCK_STREAM)
+        self._seconds = timeout
+        self.renew()
+        try:
+            self.settimeout(timeout)
+            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.connect(("127.0.0.1", port))
+        except BaseException:
+            self.close()
+            raise
+
+    def renew(self) -> None:
+        """Start the time anew."""
+        self._deadline = time.monotonic() + self._seconds
+
+    def recv_into(self, *args: Any) -> int:
+        """Receive, at the latest until the deadline."""
+        self._limit()
+        return super().recv_into(*args)
+
+    def sendall(self, *args: Any) -> None:
+        """Send, at the latest until the deadline."""
+        self._limit()
+        super().sendall(*args)
+
+    def _limit(self) -> None:
+        left = self._deadline - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        self.settimeout(left)
+
+
+@contextlib.contextmanager
+def _explained(path: str, timeout: float) -> Iterator[None]:
+    """Raise what goes wrong with a connection as a ``ServerError``."""
+    try:
+        yield
+    except TimeoutError as error:
+        message = f"llama-server was silent for {timeout:g} s at {path}"
+        raise ServerError("ANSWER_TIMEOUT", message) from error
+    except (OSError, http.client.HTTPException) as error:
+        message = f"llama-server does not answer at {path}: {error!r}"
+        raise ServerError("NO_ANSWER", message) from error
 
 
 def _sampling(temperature: float) -> dict[str, Any]:
@@ -272,8 +277,11 @@ def _sampling(temperature: float) -> dict[str, Any]:
     return {"temperature": temperature, **greedy}
 
 
-def _chunks(response: http.client.HTTPResponse) -> Iterator[Completion]:
-    """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``."""
+def _events(response: http.client.HTTPResponse, sock: _Socket) -> Iterator[Completion]:
+    """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``.
+
+    Only an event gives the next one its time, not a comment or half a line.
+    """
     while True:
         line = response.readline(_MAX_LINE)
         if not line:
@@ -285,58 +293,74 @@ def _chunks(response: http.client.HTTPResponse) -> Iterator[Completion]:
             continue
         if value.strip() == b"[DONE]":
             return
-        yield _chunk(value)
+        sock.renew()
+        yield _event(value)
 
 
-def _chunk(value: bytes) -> Completion:
+def _event(value: bytes) -> Completion:
+    event = _object(value)
+    if "error" in event:
+        raise _refused("the stream", 500, value)
     try:
-        event = json.loads(value)
-        if isinstance(event, dict) and "error" in event:
-            raise _refused("the stream", 500, json.dumps(event).encode())
         choices = event["choices"]
-        timings = event.get("timings") or {}
-        delta, reason = "", ""
-        if choices:
-            delta = choices[0].get("delta", {}).get("content") or ""
-            reason = choices[0].get("finish_reason") or ""
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise _not_llama(value[:_SHOWN]) from error
+        choice = choices[0] if choices else {}
+        text = choice.get("delta", {}).get("content") or ""
+        reason = choice.get("finish_reason") or ""
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _not_llama(value) from error
+    if not isinstance(text, str) or not isinstance(reason, str):
+        raise _not_llama(value)
+    timings = _timings(event)
     return Completion(
-        str(delta),
+        _encodable(text),
         finished=bool(reason),
-        reason=str(reason),
+        reason=_encodable(reason),
         tokens=_whole(timings.get("predicted_n")),
         tokens_per_second=_number(timings.get("predicted_per_second")),
     )
 
 
+def _object(data: bytes) -> dict[str, Any]:
+    try:
+        answer = json.loads(data)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise _not_llama(data)
+    return answer
+
+
+def _timings(answer: dict[str, Any]) -> dict[str, Any]:
+    found = answer.get("timings")
+    return found if isinstance(found, dict) else {}
+
+
 def _whole(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    number = _number(value)
+    return int(number) if isinstance(value, int) and number is not None else None
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if 0 <= value < _MOST else None  # no NaN, no number of 400 digits
 
 
-def _silent(path: str, error: Exception, timeout: float) -> ServerError:
-    if isinstance(error, TimeoutError):
-        return ServerError("ANSWER_TIMEOUT", f"llama-server was silent for {timeout:g} s at {path}")
-    return ServerError("NO_ANSWER", f"llama-server does not answer at {path}: {error!r}")
+def _encodable(text: str) -> str:
+    """Return a text that can be printed: JSON may hold half of a surrogate pair."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _refused(path: str, status: int, data: bytes) -> ServerError:
     text = data[:4096].decode("utf-8", "replace")
-    try:
+    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         message = json.loads(text)["error"]
-        text = message["message"] if isinstance(message, dict) else str(message)
-    except (ValueError, KeyError, TypeError):
-        pass
+        text = _encodable(str(message["message"] if isinstance(message, dict) else message))
     return ServerError(
         "REQUEST_REFUSED", f"llama-server refused {path} with status {status}: {text[:_SHOWN]}"
     )
 
 
-def _not_llama(answer: object) -> ServerError:
-    return ServerError(
-        "NOT_LLAMA_SERVER", f"what answers on the port is not llama-server: {str(answer)[:_SHOWN]}"
-    )
+def _not_llama(data: bytes) -> ServerError:
+    shown = data[:_SHOWN].decode("utf-8", "replace")
+    return ServerError("NOT_LLAMA_SERVER", f"what answers on the port is not llama-server: {shown}")

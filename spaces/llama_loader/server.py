@@ -259,7 +259,7 @@ class Server:
         pid = self.pid
         owned = sockets.listens(pid, self.port) if pid else None
         if owned is None and self.plan.keyed:
-            return self.client().refuses_strangers(timeout=timeout)
+            return self.client().refuses_wrong_keys(timeout=timeout)
         return owned is not False
 
     def _settle(self) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import http.server
 import json
 import socket
@@ -33,7 +34,7 @@ def delta(text: str, finish: str | None = None) -> bytes:
 
 @contextmanager
 def answering(
-    status: int, body: bytes, *, stay: bool = False, seen: list[dict[str, object]] | None = None
+    status: int, answer: bytes, *, stay: bool = False, seen: list[dict[str, object]] | None = None
 ) -> Iterator[int]:
     """A server that gives one answer to everything; ``stay`` keeps the connection open."""
 
@@ -44,10 +45,12 @@ def answering(
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
             if seen is not None:
-                seen.append({"body": json.loads(data), "key": self.headers["Authorization"]})
+                seen.append(
+                    {"body": json.loads(data or b"null"), "key": self.headers["Authorization"]}
+                )
             self.send_response(status)
             self.end_headers()
-            self.wfile.write(body)
+            self.wfile.write(answer)
             self.wfile.flush()
             while stay:
                 time.sleep(0.05)
@@ -61,7 +64,7 @@ def answering(
         do_GET = do_POST  # noqa: N815
 
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
     thread.start()
     try:
         yield server.server_address[1]
@@ -73,7 +76,7 @@ def answering(
 
 def chat(port: int) -> list[Completion]:
     messages = [{"role": "user", "content": "Hi"}]
-    return list(Client(port, "key", timeout=5.0).stream_chat(messages, max_tokens=5))
+    return list(Client(port, "key", timeout=5.0).chat(messages, max_tokens=5))
 
 
 def test_a_completion_with_its_key_and_figures() -> None:
@@ -184,9 +187,9 @@ def test_silence_has_an_end() -> None:
 def test_closing_the_stream_closes_the_connection() -> None:
     seen: list[dict[str, object]] = []
     with answering(200, delta("a"), stay=True, seen=seen) as port:
-        stream = Client(port, None, timeout=5.0).stream_chat([], max_tokens=5)
+        stream = iter(Client(port, None, timeout=5.0).chat([], max_tokens=5))
         assert next(stream).text == "a"
-        stream.close()
+        stream.close()  # type: ignore[attr-defined]
         deadline = time.monotonic() + 3
         while {"gone": True} not in seen and time.monotonic() < deadline:
             time.sleep(0.01)
@@ -199,19 +202,17 @@ def test_the_real_server(real_runtime: Path, real_model: Path) -> None:
     with Server(ServerPlan(real_runtime, real_model, environ)) as server:
         client = server.client()
         assert client.health() == 200
-        assert client.refuses_strangers()
-        assert client.tokens("The capital of France is") == 5
-        assert "chat_template" in client.props()
+        assert client.refuses_wrong_keys()
         answer = client.completion("The capital of France is", max_tokens=3)
         assert (answer.text[:6], answer.reason, answer.tokens) == (" Paris", "limit", 3)
         assert answer.tokens_per_second
         question = [{"role": "user", "content": "What is the capital of France?"}]
-        pieces = list(client.stream_chat(question, max_tokens=20))
+        pieces = list(client.chat(question, max_tokens=20))
         assert len([piece for piece in pieces if piece.text]) > 3
         assert pieces[-1].finished
         assert client.turns(timeout=10)
         with pytest.raises(ServerError, match="400"):
-            list(client.stream_chat([{"role": "user"}], max_tokens=1))
+            list(client.chat([{"role": "user"}], max_tokens=1))
 
 
 @pytest.mark.model
@@ -222,12 +223,11 @@ def test_the_real_server_stops_when_the_client_goes_away(
     environ = processes.environment({})
     plan = ServerPlan(real_runtime, real_model, environ, extra=("--parallel", "1"))
     with Server(plan) as server:
-        stream = server.client().stream_chat(
-            [{"role": "user", "content": "Count to a thousand."}], max_tokens=4000
-        )
+        question = [{"role": "user", "content": "Count to a thousand."}]
+        stream = iter(server.client().chat(question, max_tokens=4000))
         for _ in range(4):
             next(stream)
-        stream.close()
+        stream.close()  # type: ignore[attr-defined]
         started = time.monotonic()
         assert server.client(timeout=10).completion("The", max_tokens=1).finished
         assert time.monotonic() - started < 5
@@ -263,3 +263,112 @@ def test_a_stream_stopped_before_it_began_asks_nothing() -> None:
         stream.stop()
         assert list(stream) == []
     assert seen == []
+
+
+@contextmanager
+def dripping(piece: bytes, *, first: bytes = b"") -> Iterator[int]:
+    """A server that sends a piece every 20 ms for as long as the client stays."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        while True:
+            try:
+                connection, _ = listener.accept()
+            except OSError:
+                return
+            with connection, contextlib.suppress(OSError):
+                connection.sendall(first)
+                while True:
+                    connection.sendall(piece)
+                    time.sleep(0.02)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+HEAD = b"HTTP/1.1 200 OK\r\n"
+
+
+@pytest.mark.parametrize(
+    ("piece", "first"),
+    [
+        (b"H", b""),
+        (b"a: b\r\n", HEAD),
+        (b"HTTP/1.1 100 Continue\r\n\r\n", b""),
+        (b"HTTP/1.1 100 Continue\r\n\r\n" * 5000, b""),
+        (b" ", HEAD + b"Content-Length: 1000000\r\n\r\n"),
+        (b"1\r\n \r\n", HEAD + b"Transfer-Encoding: chunked\r\n\r\n"),
+        (b": ping\n\n", HEAD + b"\r\n"),
+        (b"d", HEAD + b"\r\ndata: "),
+    ],
+    ids=["status", "headers", "100s", "many-100s", "length", "chunks", "comments", "line"],
+)
+def test_a_request_has_a_deadline_that_drips_do_not_put_off(piece: bytes, first: bytes) -> None:
+    with dripping(piece, first=first) as port:
+        client = Client(port, "key", timeout=0.3)
+        began = time.monotonic()
+        assert client.health(timeout=0.3) in {None, 200}
+        client.turns(timeout=0.3)
+        with pytest.raises(ServerError) as caught:
+            client.completion("x", max_tokens=1)
+        assert caught.value.code in {"ANSWER_TIMEOUT", "NO_ANSWER"}
+        with pytest.raises(ServerError) as caught:
+            list(client.chat([], max_tokens=1))
+        assert caught.value.code in {"ANSWER_TIMEOUT", "NO_ANSWER"}
+        assert time.monotonic() - began < 4 * 0.3 + 2
+
+
+def test_a_stream_may_take_long_as_long_as_events_come() -> None:
+    with dripping(delta("a"), first=HEAD + b"\r\n") as port:
+        began = time.monotonic()
+        for _ in Client(port, "key", timeout=0.2).chat([], max_tokens=1):
+            if time.monotonic() - began > 0.5:
+                return
+    raise AssertionError("the stream ended")
+
+
+@pytest.mark.parametrize("timings", [[], [1], "x", 5, None, {"predicted_per_second": []}])
+@pytest.mark.parametrize("figure", ["9" * 400, "1e999", "NaN", "-1", "true", '"1"', "[1]"])
+def test_figures_that_are_none_are_left_out(timings: object, figure: str) -> None:
+    body = f'{{"content": "a", "tokens_predicted": {figure}, "timings": {json.dumps(timings)}}}'
+    with answering(200, body.encode()) as port:
+        assert Client(port, None).completion("x", max_tokens=1) == Completion("a")
+    for told in (json.dumps(timings), f'{{"predicted_n": {figure}}}'):
+        event = f'data: {{"choices": [], "timings": {told}}}\n\n'.encode()
+        with answering(200, event + DONE) as port:
+            assert chat(port) == [Completion("", finished=False)]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b'{"error": {"message": 5}}', b'{"error": []}', b'{"error":' + b"[" * 2000, b"5", b"{}"],
+)
+def test_a_refusal_in_any_form_is_a_sentence(body: bytes) -> None:
+    with answering(500, body) as port, pytest.raises(ServerError, match="with status 500"):
+        Client(port, None).completion("x", max_tokens=1)
+
+
+def test_half_a_surrogate_pair_can_be_printed() -> None:
+    with answering(200, b'{"content": "a\\ud800"}') as port:
+        assert Client(port, None).completion("x", max_tokens=1).text == "a?"
+
+
+def test_a_key_in_any_script_is_sent_as_utf_8() -> None:
+    seen: list[dict[str, object]] = []
+    with answering(200, b'{"content": ""}', seen=seen) as port:
+        client = Client(port, "鍵")
+        client.completion("x", max_tokens=1)
+    assert str(seen[0]["key"]).encode("latin-1").decode() == "Bearer 鍵"
+
+
+def test_health_is_asked_without_the_key() -> None:
+    seen: list[dict[str, object]] = []
+    with answering(200, b"{}", seen=seen) as port:
+        assert Client(port, "key").health() == 200
+    assert [one["key"] for one in seen] == [None]
