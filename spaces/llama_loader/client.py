@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, final
 from llama_loader.errors import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
 _MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes. Far above any answer; another program on the port must not fill the memory."""
@@ -57,12 +57,21 @@ class Client:
         port: on 127.0.0.1.
         api_key: None where the server asks for none.
         timeout: seconds for each whole answer, and for each event of a stream.
+        require_ours: called when connected, before anything is sent; what it raises prevents that.
     """
 
-    def __init__(self, port: int, api_key: str | None, *, timeout: float = 60.0) -> None:
+    def __init__(
+        self,
+        port: int,
+        api_key: str | None,
+        *,
+        timeout: float = 60.0,
+        require_ours: Callable[[], None] = lambda: None,
+    ) -> None:
         self.port = port
         self.api_key = api_key
         self.timeout = timeout
+        self.require_ours = require_ours
 
     def health(self, *, timeout: float = 2.0) -> int | None:
         """Return the status of ``/health``: 200 ready, 503 loading; None without an answer.
@@ -71,13 +80,15 @@ class Client:
         proves life. The key is not sent.
         """
         try:
-            return self._status("/health", None, timeout)
+            keyless = Client(self.port, None)
+            return keyless._status("/health", timeout)
         except ServerError:
             return None
 
     def refuses_wrong_keys(self, *, timeout: float = 5.0) -> bool:
         """Return whether a request with a wrong key is refused, as our own server does."""
-        return self._status("/props", "not-the-key", timeout) == _UNAUTHORIZED
+        stranger = Client(self.port, "not-the-key")
+        return stranger._status("/props", timeout) == _UNAUTHORIZED
 
     def turns(self, *, timeout: float) -> bool:
         """Return whether the server's main loop turns: ``/slots`` is answered from within it.
@@ -86,7 +97,7 @@ class Client:
         offer it (501, 403, 404) counts as turning.
         """
         try:
-            self._status("/slots", self.api_key, timeout)
+            self._status("/slots", timeout)
         except ServerError:
             return False
         return True
@@ -110,7 +121,7 @@ class Client:
         with (
             _explained("/completion", limit),
             _Socket(self.port, limit) as sock,
-            self.send(sock, "/completion", body, self.api_key) as response,
+            self.send(sock, "/completion", body) as response,
         ):
             data = response.read(_MAX_ANSWER)
         if response.status != _OK:
@@ -148,24 +159,25 @@ class Client:
         }
         return ChatStream(self, body)
 
-    def _status(self, path: str, key: str | None, timeout: float) -> int:
+    def _status(self, path: str, timeout: float) -> int:
         """Return the status of a GET; the body is not read."""
         with (
             _explained(path, timeout),
             _Socket(self.port, timeout) as sock,
-            self.send(sock, path, None, key) as response,
+            self.send(sock, path) as response,
         ):
             return response.status
 
     def send(
-        self, sock: _Socket, path: str, body: Mapping[str, Any] | None, key: str | None
+        self, sock: _Socket, path: str, body: Mapping[str, Any] | None = None
     ) -> http.client.HTTPResponse:
         """Send a request and return its response with the body unread."""
+        self.require_ours()
         connection = http.client.HTTPConnection("127.0.0.1", self.port)
         connection.sock = sock
         headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
-        if key:
-            headers["Authorization"] = f"Bearer {key}".encode()
+        if self.api_key:
+            headers["Authorization"] = f"Bearer {self.api_key}".encode()
         data = None if body is None else json.dumps(body).encode()
         connection.request("GET" if data is None else "POST", path, data, headers)
         return connection.getresponse()
@@ -210,7 +222,7 @@ class ChatStream:
             self._socket = sock
             if self._stopped.is_set():
                 return
-            with client.send(sock, _CHAT, self._body, client.api_key) as response:
+            with client.send(sock, _CHAT, self._body) as response:
                 if response.status != _OK:
                     raise _refused(_CHAT, response.status, response.read(_SHOWN))
                 yield from _events(response, sock)

@@ -58,7 +58,7 @@ class Server:
         self.plan = self.asked = plan
         self.before = before
         self.port = 0
-        self.api_key = _new_key() if plan.keyed else plan.own_key
+        self.api_key: str | None = None
         self.started: Started | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log: ServerLog | None = None
@@ -100,10 +100,16 @@ class Server:
         return self._log.path if self._log else None
 
     def client(self, *, timeout: float = 60.0) -> Client:
-        """Return a client with its key; ``timeout`` in seconds of silence."""
+        """Return a client that sends the key to this server alone.
+
+        Args:
+            timeout: seconds for each whole answer, and for each event of a stream.
+        """
         from llama_loader import client  # only now: it is imported while the server loads
 
-        return client.Client(self.port, self.api_key, timeout=timeout)
+        return client.Client(
+            self.port, self.api_key, timeout=timeout, require_ours=self._require_ours
+        )
 
     def tail(self, count: int = 40) -> list[str]:
         """Return its last lines, oldest first."""
@@ -190,7 +196,8 @@ class Server:
         return Started(loaded, first_token)
 
     def _spawn(self, port: int) -> None:
-        self.before()
+        """Execute it with a key of its own; ``before`` is called last."""
+        self.api_key = _new_key() if self.plan.keyed else self.plan.own_key
         try:
             self._folder = _scratch()
             key_file = self._key_file(self._folder)
@@ -203,6 +210,8 @@ class Server:
             ) from error
         argv = self.plan.argv(port, key_file)
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
+        processes.spawn_soon()  # the launcher is ready when the hashing of ``before`` is done
+        self.before()
         try:
             self._process = processes.spawn(argv, environ, folder=self._folder)
         except OSError as error:
@@ -226,6 +235,10 @@ class Server:
         while True:
             self.check()
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
+            if status is not None and self._owns_its_port() is False:
+                self._settle()
+                self.check()
+                raise self._stranger()
             if status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
             if time.monotonic() >= deadline:
@@ -234,12 +247,14 @@ class Server:
             pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
 
     def _first_token(self, deadline: float) -> None:
-        """Prove that it is ours and that it computes."""
+        """Prove that it computes."""
         left = max(0.1, deadline - time.monotonic())
+        client = self.client()
         try:
-            ours = self._is_ours(left)
-            if ours:
-                self.client().completion("1", max_tokens=1, timeout=left, cache_prompt=False)
+            ours = self._owns_its_port()
+            if ours is None and self.plan.keyed and not client.refuses_wrong_keys(timeout=left):
+                raise self._stranger()
+            client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
         except ServerError as error:
             self._settle()
             self.check()
@@ -247,20 +262,30 @@ class Server:
                 raise self._too_late("is loaded, but does not answer") from error
             raise
         self.check()
-        if not ours:
+
+    def _owns_its_port(self) -> bool | None:
+        """Return whether the process listens on the port; None where that is not known."""
+        pid = self.pid
+        return sockets.listens(pid, self.port) if pid else False
+
+    def _require_ours(self) -> None:
+        """Raise an error where another program has the port: it must not get the key.
+
+        The port is on the command line, so any user of the machine can bind it before our server
+        does, or after it has ended.
+        """
+        if self._owns_its_port() is False:
             raise ServerError(
-                "PORT_IN_USE",
-                f"another program answers on port {self.port}",
-                hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
+                "NO_ANSWER",
+                f"llama-server does not answer at {self.url}: another program has its port",
             )
 
-    def _is_ours(self, timeout: float) -> bool:
-        """Tell our server from a stranger on its port: by the socket, else by the key."""
-        pid = self.pid
-        owned = sockets.listens(pid, self.port) if pid else None
-        if owned is None and self.plan.keyed:
-            return self.client().refuses_wrong_keys(timeout=timeout)
-        return owned is not False
+    def _stranger(self) -> ServerError:
+        return ServerError(
+            "PORT_IN_USE",
+            f"another program answers on port {self.port}",
+            hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
+        )
 
     def _settle(self) -> None:
         """A connection that breaks comes a moment before the end of the process can be seen."""

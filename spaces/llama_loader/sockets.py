@@ -49,7 +49,10 @@ def claim(port: int) -> None:
 
 
 def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
-    """Whether a process of this user listens on a port; None where that cannot be known."""
+    """Return whether a process of this user listens on a port; None where that is not known.
+
+    A table of sockets that is empty, as some sandboxes show it, tells nothing.
+    """
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
         inodes = {
@@ -59,12 +62,10 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
             and row[1].partition(":")[0] in _ADDRESSES
             and int(row[1].partition(":")[2], 16) == port
         }
-        if not inodes:
-            return None
-        held = [_target(link) for link in (proc / str(pid) / "fd").iterdir()]
+        held = {_target(link) for link in (proc / str(pid) / "fd").iterdir()} if inodes else set()
     except (OSError, IndexError, ValueError):
         return None
-    return any(target in inodes for target in held)
+    return not inodes.isdisjoint(held) if rows else None
 
 
 def _target(link: Path) -> str:

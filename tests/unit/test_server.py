@@ -8,6 +8,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -17,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader import exits, processes, self_test, server_log, sockets
-from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
+from llama_loader.client import Client
+from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
 from llama_loader.server import Server, Started
 from llama_loader.server_plan import ServerPlan
 
@@ -85,6 +87,28 @@ def test_it_starts_answers_and_ends(impostor: Impostor) -> None:
     server.stop()
 
 
+def test_before_is_called_last_before_each_execution(impostor: Impostor) -> None:
+    """It hashes the runtime: nothing that takes time may come between that and the execution."""
+    ready: list[tuple[str, ...]] = []
+
+    def before() -> None:
+        (folder,) = Path(tempfile.gettempdir()).glob("*/run.*")
+        ready.append((*(path.name for path in folder.iterdir()), str(server.port)))
+
+    server = Server(plan(impostor.behave(), keyed=True), before=before)
+    with server:
+        assert ready == [("api-key", str(server.port))]
+
+
+def test_what_before_raises_prevents_the_execution(impostor: Impostor) -> None:
+    def before() -> None:
+        raise IntegrityError("RUNTIME_DAMAGED", "it changed")
+
+    with pytest.raises(IntegrityError):
+        Server(plan(impostor.behave()), before=before).start()
+    assert not (impostor.folder / "starts").exists()
+
+
 def test_the_key_is_random_private_and_not_on_the_command_line(impostor: Impostor) -> None:
     with Server(plan(impostor.behave())) as one, Server(plan(impostor.behave())) as two:
         assert one.api_key
@@ -97,13 +121,7 @@ def test_the_key_is_random_private_and_not_on_the_command_line(impostor: Imposto
         assert key_file.read_text().strip() == two.api_key
         assert two.api_key not in " ".join(argv)
         with pytest.raises(ServerError, match="Invalid API Key"):
-            Server.client(replace_key(two)).completion("x", max_tokens=1)
-
-
-def replace_key(server: Server) -> Server:
-    other = Server(server.plan)
-    other.port = server.port
-    return other
+            Client(two.port, one.api_key).completion("x", max_tokens=1)
 
 
 def test_nothing_hostile_is_passed_on(impostor: Impostor, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -254,7 +272,75 @@ def test_a_port_of_ones_own(impostor: Impostor) -> None:
         assert server.port == port
         assert sockets.listens(server.pid or 0, port) is True
         assert sockets.listens(os.getpid(), port) is False
-    assert sockets.listens(os.getpid(), port) is None
+    assert sockets.listens(os.getpid(), port) is not True
+
+
+@contextlib.contextmanager
+def recording() -> Iterator[tuple[int, list[bytes]]]:
+    """Another program: answers 200 to everything, and keeps all that it receives."""
+    listener = socket.create_server(("127.0.0.1", 0))
+    seen: list[bytes] = []
+
+    def serve() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection:
+                    seen.append(connection.recv(65536))
+                    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}")
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], seen
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()
+
+
+def test_a_program_that_binds_the_port_first_never_sees_a_key(
+    impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keys: list[str | None] = []
+    spawn = processes.spawn
+
+    def watched(argv: list[str], environ: dict[str, str], *, folder: Path) -> Any:
+        keys.append(Path(argv[argv.index("--api-key-file") + 1]).read_text().strip())
+        return spawn(argv, environ, folder=folder)
+
+    monkeypatch.setattr(processes, "spawn", watched)
+    with recording() as (port, seen):
+        for known in (True, False):  # whether /proc tells whose the port is
+            if not known:
+                monkeypatch.setattr(sockets, "listens", lambda *_: None)
+            runtime = impostor.behave(never_listen=True, bad_starts=len(keys) + 2)
+            ports = iter([port, port, sockets.free_port()])
+            with monkeypatch.context() as patch:
+                patch.setattr(sockets, "free_port", lambda ports=ports: next(ports))
+                with Server(plan(runtime)) as server:
+                    assert server.port != port
+                    assert server.api_key == keys[-1]
+    assert len(set(keys)) == len(keys) == 6
+    assert seen
+    assert not [one for one in seen for key in keys if str(key).encode() in one]
+
+
+def test_a_program_that_takes_the_port_of_a_dead_server_never_sees_the_key(
+    impostor: Impostor,
+) -> None:
+    with Server(plan(impostor.behave())) as server, recording() as (port, seen):
+        client = server.client(timeout=5)
+        client.port = port  # as if the server had ended and another program had its port
+        server.port = port
+        for ask in (
+            lambda: client.completion("secret", max_tokens=1),
+            lambda: list(client.chat([{"role": "user"}], max_tokens=1)),
+        ):
+            with pytest.raises(ServerError, match="another program has its port"):
+                ask()
+        assert not client.turns(timeout=5)
+        assert not any(seen)
 
 
 def test_a_stranger_on_the_port_is_found_out(
