@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
+import re
 import select
 import signal
 import subprocess
@@ -127,7 +128,9 @@ def run(
             start_new_session=True,
         )
     except OSError as error:
-        return Finished(None, "", 0.0, f"{argv[0]}: {error.strerror or error}")
+        reason = why_not_executable(Path(argv[0]))
+        shown = f"{argv[0]}: {error.strerror or error}{reason and f' ({reason})'}"
+        return Finished(None, "", 0.0, shown)
     with process:
         try:
             output, finished = _collect(process, started + timeout)
@@ -136,6 +139,38 @@ def run(
             kill_group(process.pid)
     text = output.decode("utf-8", "replace")
     return Finished(status, text, time.monotonic() - started)
+
+
+def why_not_executable(program: Path) -> str:
+    """Say why the system cannot execute a file; empty where the file shows no reason."""
+    try:
+        if os.statvfs(program).f_flag & os.ST_NOEXEC:
+            return f"{program.parent} is on a disk that is mounted noexec"
+        if not os.access(program, os.X_OK):
+            return "this user may not execute the file"
+        return _why_not_loadable(_head(program), _head(Path(sys.executable)))
+    except OSError as error:
+        return error.strerror or str(error)
+
+
+def _why_not_loadable(head: bytes, ours: bytes) -> str:
+    """Compare a program's first bytes with those of one that runs here: the class, the machine."""
+    if head.startswith(b"\x7fELF"):
+        if head[4:6] + head[18:20] != ours[4:6] + ours[18:20]:
+            return "it is built for another processor"
+        loader = re.search(rb"\0(/[!-~]*/ld[!-~]*\.so[!-~]*)\0", head)
+    else:
+        loader = re.match(rb"#! *([!-~]+)", head)
+        if loader is None:
+            return "it is not a program"
+    if loader is not None and not Path(os.fsdecode(loader[1])).exists():
+        return f"its dynamic loader {os.fsdecode(loader[1])} is not on this system"
+    return ""
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(65536)
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:

@@ -13,7 +13,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import disk, exits, processes, sockets
+from llama_loader import disk, processes, server_log, sockets
 from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
 from llama_loader.server_log import LoadReport, ServerLog
 
@@ -138,7 +138,7 @@ class Server:
                 return self._start_on_a_port(began)
             except LoaderError as error:
                 eased = self.plan.eased(error)
-                if first is not None and error.code == exits.ARGUMENT_INVALID:
+                if first is not None and error.code == server_log.ARGUMENT_INVALID:
                     raise first from error  # a build of others, too old for what would ease it
                 if eased is None:
                     raise
@@ -173,7 +173,23 @@ class Server:
         status = self._process.poll()
         if status is not None:
             self._log.finish()
-            raise exits.explain(status, self._log.tail(200), loading=self.started is None)
+            raise self._end(status, self._log.tail())
+
+    def _end(self, status: int, lines: list[str]) -> LoaderError:
+        """Return the error of an end, also of a program that could not be executed."""
+        program = self.plan.runtime / "llama-server"
+        failure = f"{program}: cannot execute: "
+        if not (self.started is None and lines and lines[-1].startswith(failure)):
+            return server_log.explain(status, lines, loading=self.started is None)
+        why = lines[-1].removeprefix(f"{program}: ")
+        if not program.exists():
+            return ServerError("SERVER_NOT_STARTED", f"cannot start {program}: {why}")
+        reason = processes.why_not_executable(program)
+        return HostError(
+            "RUNTIME_NOT_EXECUTABLE",
+            f"cannot start llama-server: {why}{reason and f' ({reason})'}",
+            hint=server_log.NOT_EXECUTABLE_HINT,
+        )
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for its end, at most ``timeout`` seconds; True where it has ended or never ran."""
@@ -296,7 +312,7 @@ class Server:
         return ServerError(
             "START_TIMEOUT",
             f"llama-server {what} after {self.plan.startup_timeout:g} s; its last lines:"
-            f" {exits.quote(self.tail())}",
+            f" {server_log.quote(self.tail())}",
             hint="raise YAKULINGO_SPACES_LLAMA_SERVER_STARTUP_TIMEOUT, or take a smaller model",
         )
 

@@ -1,27 +1,40 @@
-"""What a running llama-server says: a file that cannot grow, the last lines, the load report."""
+"""Reads what a llama-server prints: where the weights are, and why it ended."""
 
 from __future__ import annotations
 
 import contextlib
 import re
+import signal
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+
+from llama_loader.devices import INVALID_DEVICE_HINT
+from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 MAX_BYTES: Final = 2 * 1024 * 1024
 """Most that the log file and its predecessor (``.1``) take together."""
-_KEPT_LINES: Final = 200
+KEPT_LINES: Final = 200
+ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
 _LINE: Final = 2000
 """Characters kept of one line."""
 _BLOCK: Final = 64 * 1024
 
-_OFFLOADED: Final = re.compile(r"offloaded ([0-9]+)/([0-9]+) layers to GPU")
-_BUFFER_MARK: Final = " model buffer size = "
-_BUFFER: Final = re.compile(r"(\S+) model buffer size = +([0-9.]+) MiB")
+_STAMP: Final = re.compile(r"[0-9]+(?:\.[0-9]+){3} (?P<level>[IWED]) ")
+"""What llama-server puts before a message (common/log.cpp): minutes to microseconds, the level."""
+_OFFLOADED: Final = re.compile(
+    r"(?:llm_)?load_tensors: offloaded ([0-9]{1,6})/([0-9]{1,6}) layers to GPU"
+)
+_BUFFER: Final = re.compile(
+    r"(?:llm_)?load_tensors: +(\S+) model buffer size = +([0-9]{1,9}(?:\.[0-9]{1,6})?) MiB"
+)
+_OF_THE_MODEL: Final = re.compile(r"llama_model_loader: - kv|(?:llm_load_)?print_(?:info|meta): ")
+"""Lines that repeat the model file's own texts."""
 
 
 @dataclass(frozen=True)
@@ -73,14 +86,15 @@ class ServerLog:
         self.path = path
         self._stream = stream
         self._limit = max_bytes // 2
-        self._lines: deque[str] = deque(maxlen=_KEPT_LINES)
+        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._lock = threading.Lock()
+        self._stamped = False
         self._offloaded: tuple[int, int] | None = None
         self._buffers: dict[str, int] = {}
         self._thread = threading.Thread(target=self._pump, name="llama-server-log", daemon=True)
         self._thread.start()
 
-    def tail(self, count: int = 40) -> list[str]:
+    def tail(self, count: int = KEPT_LINES) -> list[str]:
         """Return the last lines, oldest first."""
         with self._lock:
             return list(self._lines)[-count:]
@@ -122,12 +136,19 @@ class ServerLog:
                 self._learn(text)
 
     def _learn(self, line: str) -> None:
-        offloaded = _OFFLOADED.search(line)
-        if offloaded:
+        """Take the server's report of where the weights are, and nothing that the model says.
+
+        llama-server prints texts of the model's file, line breaks included. Its own messages have
+        a stamp in all builds that stamp any.
+        """
+        stamp = _STAMP.match(line)
+        self._stamped = self._stamped or stamp is not None
+        message = line[stamp.end() :] if stamp else line
+        if self._stamped and not stamp:
+            return
+        if offloaded := _OFFLOADED.fullmatch(message):
             self._offloaded = int(offloaded[1]), int(offloaded[2])
-        # the plain look first: searching for \S+ in a long line takes quadratic time
-        buffer = _BUFFER.search(line) if _BUFFER_MARK in line else None
-        if buffer:
+        if buffer := _BUFFER.fullmatch(message):
             size = int(float(buffer[2]) * 1024**2)
             self._buffers[buffer[1]] = self._buffers.get(buffer[1], 0) + size
 
@@ -160,3 +181,232 @@ class _BoundedFile:
         if file is not None:
             with contextlib.suppress(OSError):
                 file.close()
+
+
+_QUOTED_LINES: Final = 6
+_QUOTED_CHARACTERS: Final = 700
+_WORTH_QUOTING: Final = re.compile(
+    r"error|fail|invalid|unknown (?:model|arg)|cannot|abort|memory|GGML_ASSERT|what\(\)",
+    re.IGNORECASE,
+)
+_NO_MEMORY: Final = re.compile(
+    r"out of memory|insufficient memory|cudaMalloc failed|unable to allocate|"
+    r"failed to allocate .*buffer|std::bad_alloc|ENOMEM",
+    re.IGNORECASE,
+)
+_SIZES: Final = re.compile(
+    r"allocating [0-9.]+ MiB on device [0-9]+|attempted to allocate [0-9.]+ M[iB]+"
+    r"|failed to allocate \S+ buffer of size [0-9]+|model buffer size = +[0-9.]+ MiB"
+    r"|KV buffer size = +[0-9.]+ MiB|[0-9]+ MiB free"
+)
+_BAD_MODEL: Final = re.compile(
+    r"error loading model|failed to load model|failed to open GGUF|invalid magic|"
+    r"unknown model architecture|failed to read (?:magic|header)"
+)
+
+
+NOT_EXECUTABLE_HINT: Final = (
+    "put the store on a disk whose files may be executed: --store DIR, or HF_HOME; and check that"
+    " the release is for this machine's processor and system"
+)
+
+
+class _Cause(NamedTuple):
+    """A cause of an end that one line shows, and that another start does not remove."""
+
+    pattern: str
+    kind: type[LoaderError]
+    code: str
+    sentence: str
+    hint: str
+
+
+_CAUSES: Final = (  # the first that a line shows counts
+    _Cause(
+        r"couldn't bind HTTP server socket",
+        ServerError,
+        "PORT_IN_USE",
+        "another program has the port",
+        "leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
+    ),
+    _Cause(
+        r"failed to map segment from shared object",
+        HostError,
+        "RUNTIME_NOT_EXECUTABLE",
+        "a library of the runtime may not be executed where it is stored (noexec)",
+        NOT_EXECUTABLE_HINT,
+    ),
+    _Cause(
+        r"error while loading shared libraries: .*cannot open shared object",
+        HostError,
+        "LIBRARY_MISSING",
+        "a library that it needs is not on this machine",
+        "`python -m llama_loader doctor` names the package that brings it",
+    ),
+    _Cause(
+        r"version `GLIBC\S*' not found",
+        HostError,
+        "GLIBC_TOO_OLD",
+        "it was built for a newer system than this one",
+        "use a release built on an older system, or a newer base image",
+    ),
+    _Cause(
+        r"symbol lookup error|undefined symbol|version `\S+' not found"
+        r"|error while loading shared libraries",
+        HostError,
+        "LIBRARY_MISMATCH",
+        "a library on this machine does not fit the others",
+        "take the folder that the line names out of LD_LIBRARY_PATH, or install the packages that"
+        " `python -m llama_loader doctor` names",
+    ),
+    _Cause(
+        r"invalid device: ",
+        HostError,
+        "INVALID_DEVICE",
+        "a device that was named is not there",
+        INVALID_DEVICE_HINT,
+    ),
+    _Cause(
+        r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
+        SettingError,
+        ARGUMENT_INVALID,
+        "it does not take an argument that it was given",
+        "look at the arguments after `--`; `llama-server --help` lists what it takes",
+    ),
+    _Cause(
+        r"no kernel image is available|device kernel image is invalid",
+        HostError,
+        "NO_KERNEL_IMAGE",
+        "this build has no code for this GPU",
+        "leave YAKULINGO_SPACES_CUDA_ARCH unset, or publish a set for this GPU",
+    ),
+    _Cause(
+        r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
+        r"|forward compatibility was attempted|unsupported display driver / cuda driver"
+        r"|not supported in the installed CUDA driver",
+        HostError,
+        "DRIVER_TOO_OLD",
+        "the NVIDIA driver is older than this build's CUDA",
+        "update the driver, or use a release of an older CUDA line (cu124)",
+    ),
+)
+_MEMORY_HINT: Final = (
+    "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
+    " YAKULINGO_SPACES_N_GPU_LAYERS"
+)
+_FOLDER: Final = re.compile(r"(/[^\s:]*)/[^/\s:]+(?=: (?:undefined symbol|version `))")
+"""In a line of the dynamic linker: the folder of the library that it complains of."""
+
+
+def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
+    """Turn an end into an error.
+
+    Args:
+        status: exit status, negative for a signal.
+        lines: the last lines that it printed, oldest first.
+        loading: it had not answered yet.
+    """
+    own = [line for line in map(_message, lines) if not _OF_THE_MODEL.match(line)]
+    for cause in _CAUSES:
+        shown = _first(cause.pattern, own)
+        if shown is not None:
+            folder = _FOLDER.search(shown) if cause.code == "LIBRARY_MISMATCH" else None
+            where = f" (in {folder[1]})" if folder else ""
+            quoted = quote(lines, shown)
+            return cause.kind(
+                cause.code,
+                f"llama-server ended: {cause.sentence}{where}; its last lines: {quoted}",
+                hint=cause.hint,
+            )
+    shown = _first(_NO_MEMORY, own)
+    if shown is not None:
+        return _out_of_memory(lines, own, shown)
+    shown = _first("CUDA error", own)
+    if shown is not None:
+        return ServerError(
+            "CUDA_ERROR",
+            f"llama-server was stopped by a CUDA error; its last lines: {quote(lines, shown)}",
+            hint="the server is started anew; if it happens again, report it with this text",
+        )
+    shown = _first(_BAD_MODEL, own) if loading else None
+    if shown is not None:
+        return ServerError(
+            "BAD_MODEL",
+            f"llama-server cannot load the model; its last lines: {quote(lines, shown)}",
+            hint="is the file there, whole, GGUF, and of an architecture that this build knows?",
+        )
+    return _by_status(status, f"; its last lines: {quote(lines)}", loading=loading)
+
+
+def quote(lines: Sequence[str], decisive: str = "") -> str:
+    """Return the lines that say most, whole, as one line: the decisive one first.
+
+    Args:
+        lines: what was printed, oldest first.
+        decisive: the message that decided; by default the first error that was logged, else the
+            first line that complains. Where no line complains, the last ones are quoted.
+    """
+    complaints = [line.strip() for line in lines if _WORTH_QUOTING.search(line)]
+    errors = [line for line in complaints if (at := _STAMP.match(line)) and at["level"] == "E"]
+    first = decisive.strip() or _message(next(iter([*errors, *complaints]), ""))
+    chosen: list[str] = []
+    room = _QUOTED_CHARACTERS - len(first)
+    telling = [_message(line.strip()) for line in complaints or lines if line.strip()]
+    for line in reversed(dict.fromkeys(telling)):
+        room -= len(line)
+        if (room < 0 and (first or chosen)) or len(chosen) == _QUOTED_LINES:
+            break
+        if line != first:
+            chosen.append(line)
+    return " | ".join(filter(None, [first, *reversed(chosen)])) or "(it printed nothing)"
+
+
+def _message(line: str) -> str:
+    """Return a line without its stamp."""
+    return _STAMP.sub("", line, count=1) if _STAMP.match(line) else line
+
+
+def _first(pattern: str | re.Pattern[str], lines: Sequence[str]) -> str | None:
+    return next((line for line in lines if re.search(pattern, line)), None)
+
+
+def _out_of_memory(lines: Sequence[str], own: Sequence[str], shown: str) -> ServerError:
+    on_gpu = _first(r"cudaMalloc|on device [0-9]|CUDA[0-9]+ buffer", own) is not None
+    sizes = dict.fromkeys(found for line in own for found in _SIZES.findall(line))
+    where = "GPU" if on_gpu else "main"
+    said = f" ({'; '.join(list(sizes)[-_QUOTED_LINES:])})" if sizes else ""
+    return ServerError(
+        "OUT_OF_MEMORY",
+        f"not enough {where} memory for the model and its context{said}; llama-server's last"
+        f" lines: {quote(lines, shown)}",
+        hint=_MEMORY_HINT,
+    )
+
+
+def _by_status(status: int, quoted: str, *, loading: bool) -> LoaderError:
+    when = "while loading" if loading else "while it served"
+    if status == -signal.SIGKILL:
+        return ServerError(
+            "SERVER_KILLED",
+            f"llama-server was killed (SIGKILL) {when}{quoted}",
+            hint="usually the system ran out of main memory: take a smaller model or context",
+        )
+    if status == -signal.SIGILL:
+        # the same instruction comes at the same place again: no reason to try it once more
+        return HostError(
+            "ILLEGAL_INSTRUCTION",
+            f"llama-server used an instruction that this CPU does not have (SIGILL) {when}{quoted}",
+            hint="a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all"
+            " layers must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
+        )
+    if status < 0:
+        name = _signal_name(-status)
+        return ServerError("SERVER_CRASHED", f"llama-server was ended by {name} {when}{quoted}")
+    return ServerError("SERVER_ENDED", f"llama-server ended with status {status} {when}{quoted}")
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 from verbs import PROJECT
 
-from llama_loader import exits, settings
+from llama_loader import server_log, settings
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
 from translator import panels, sentences, texts, words
@@ -79,10 +79,10 @@ class Marked:
             return str(part.value)
         assert isinstance(part, ast.FormattedValue)
         shown = ast.unparse(part.value)
-        if shown == "quoted":  # exits.explain: what every end of a server is followed by
+        if shown == "quoted":  # server_log.explain: what every end of a server is followed by
             return f"; its last lines: {self._mark(shown)}"
         if shown == "_MEMORY_HINT":
-            return exits._MEMORY_HINT
+            return server_log._MEMORY_HINT
         return self._mark(shown)
 
     def _mark(self, shown: str) -> str:
@@ -177,7 +177,7 @@ def test_what_every_variable_accepts_is_said_in_japanese() -> None:
     ],
 )
 def test_an_end_of_the_server_is_quoted_in_japanese(status: int, lines: list[str]) -> None:
-    error = exits.explain(status, lines, loading=True)
+    error = server_log.explain(status, lines, loading=True)
     said = sentences.say(error.code, error.message, error.hint, "ja")
     assert JAPANESE.search(said.what)
     assert lines[0].removeprefix("E ") in said.what

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -17,11 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import exits, processes, self_test, server_log, sockets
+from llama_loader import processes, self_test, server_log, sockets
 from llama_loader.client import Client
 from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
 from llama_loader.server import Server, Started
 from llama_loader.server_plan import ServerPlan
+from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -448,6 +450,65 @@ def test_a_free_port_that_is_lost_to_somebody_is_tried_again(impostor: Impostor)
             "CUDA_ERROR",
             "misaligned",
         ),
+        *(
+            ({"say": [line], "signal": 6}, HostError, "DRIVER_TOO_OLD", line)
+            for line in (
+                "CUDA error: the provided PTX was compiled with an unsupported toolchain.",
+                "CUDA error: forward compatibility was attempted on non supported HW",
+                "CUDA error: system has unsupported display driver / cuda driver combination",
+            )
+        ),
+        (
+            {
+                "say": [
+                    (
+                        "/r/llama-server: symbol lookup error: /opt/old/libcublas.so.12:"
+                        " undefined symbol: cublasLtFoo, version libcublasLt.so.12"
+                    )
+                ],
+                "exit": 127,
+            },
+            HostError,
+            "LIBRARY_MISMATCH",
+            "does not fit the others (in /opt/old)",
+        ),
+        (
+            {
+                "say": [
+                    (
+                        "/r/llama-server: /opt/old/libcudart.so.12: version `libcudart.so.12' not"
+                        " found (required by /r/libggml-cuda.so)"
+                    )
+                ],
+                "exit": 1,
+            },
+            HostError,
+            "LIBRARY_MISMATCH",
+            "(in /opt/old)",
+        ),
+        (
+            {
+                "say": [
+                    (
+                        "llama-server: error while loading shared libraries: /s/libllama.so.0:"
+                        " failed to map segment from shared object"
+                    )
+                ],
+                "exit": 127,
+            },
+            HostError,
+            "RUNTIME_NOT_EXECUTABLE",
+            "noexec",
+        ),
+        (
+            {
+                "say": ["0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"],
+                "exit": 3,
+            },
+            ServerError,
+            "SERVER_ENDED",
+            "status 3",
+        ),
         ({"signal": 9}, ServerError, "SERVER_KILLED", "SIGKILL) while loading"),
         ({"signal": 11}, ServerError, "SERVER_CRASHED", "SIGSEGV while loading"),
         ({"signal": 4}, HostError, "ILLEGAL_INSTRUCTION", "this CPU does not have (SIGILL)"),
@@ -488,6 +549,54 @@ def test_no_program_there(tmp_path: Path) -> None:
     error = failure(tmp_path)
     assert error.exit_status == 7
     assert "cannot execute: No such file" in error.message
+
+
+def write(runtime: Path, content: bytes, mode: int = 0o755) -> Path:
+    program = runtime / "llama-server"
+    program.write_bytes(content)
+    program.chmod(mode)
+    return runtime
+
+
+ELF = bytearray(Path(sys.executable).read_bytes()[:4096].ljust(4096, b"\0"))
+OTHER_MACHINE = bytes(ELF[:18] + b"\xf3\0" + ELF[20:])
+NO_LOADER = b"#!/lib/ld-nowhere.so.2\n"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "reason"),
+    [
+        (b"hello", 0o755, "it is not a program"),
+        (OTHER_MACHINE, 0o755, "it is built for another processor"),
+        (NO_LOADER, 0o755, "its dynamic loader /lib/ld-nowhere.so.2 is not on this system"),
+        (b"#!/bin/sh\n", 0o644, "this user may not execute the file"),
+    ],
+)
+def test_what_cannot_be_executed_is_told_at_once_with_the_reason(
+    tmp_path: Path, content: bytes, mode: int, reason: str
+) -> None:
+    runtime = write(tmp_path, content, mode)
+    supervisor = Supervisor(Server(plan(runtime)))
+    with pytest.raises(HostError) as caught:
+        supervisor.start()
+    assert (caught.value.code, caught.value.exit_status) == ("RUNTIME_NOT_EXECUTABLE", 5)
+    assert f"({reason})" in caught.value.message
+    assert "--store" in caught.value.hint
+    done = processes.run([str(runtime / "llama-server")], ENVIRON, timeout=5)
+    assert f"({reason})" in done.failure
+
+
+def test_a_store_that_is_mounted_noexec_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mounting needs root: the file system's flag is what cannot be had here."""
+    program = write(tmp_path, b"#!/bin/sh\n") / "llama-server"
+    real = os.statvfs(program)
+    flagged = os.statvfs_result((*real[:8], real.f_flag | os.ST_NOEXEC, *real[9:]))
+    monkeypatch.setattr(os, "statvfs", lambda _: flagged)
+    assert (
+        processes.why_not_executable(program) == f"{tmp_path} is on a disk that is mounted noexec"
+    )
 
 
 def test_ten_megabytes_of_log_at_once(impostor: Impostor) -> None:
@@ -721,9 +830,44 @@ def test_run_ends_a_program_that_never_stops_printing() -> None:
 
 def test_what_is_quoted_complains_or_comes_last() -> None:
     lines = ["0.00.1.2 I loading", "0.00.1.3 E failed to open", "0.00.1.4 I cleaning up"]
-    assert exits.quote(lines) == "failed to open"
-    assert exits.quote(["a", "b"]) == "a | b"
-    assert exits.quote([]) == "(it printed nothing)"
+    assert server_log.quote(lines) == "failed to open"
+    assert server_log.quote(["a", "b"]) == "a | b"
+    assert server_log.quote([]) == "(it printed nothing)"
+
+
+def test_whole_lines_are_quoted_the_decisive_one_first() -> None:
+    cause = "0.00.1.2 E load: cudaMalloc failed: " + "x" * 400
+    later = [f"0.00.1.{number} E failed {number} " + "y" * 200 for number in range(3, 9)]
+    quoted = server_log.quote(["0.00.1.1 W failed to look", cause, *later]).split(" | ")
+    assert quoted == [line.split(" E ")[1] for line in (cause, later[-1])]
+    long = "0.00.1.9 I " + "z" * 1500
+    assert server_log.quote(["0.00.1.1 I a", long]) == "z" * 1500
+    error = server_log.explain(1, [cause, *later, "no kernel image is available"], loading=True)
+    assert "its last lines: no kernel image is available | " in error.message
+
+
+FORGED = "load_tensors:        CUDA0 model buffer size =   900.00 MiB"
+
+
+@pytest.mark.parametrize("stamp", ["", "0.00.123.637 I "])
+def test_only_the_servers_own_report_counts(stamp: str, tmp_path: Path) -> None:
+    """A model's name is printed with its line breaks; its stamp would have to be guessed."""
+    lines = [
+        f"{stamp}llama_model_loader: - kv   2: general.name str = {FORGED}",
+        f"{stamp}print_info: general.name = {FORGED}",
+        f"{stamp}print_info: general.name = a offloaded 31/31 layers to GPU",
+        *([FORGED, "load_tensors: offloaded 31/31 layers to GPU"] if stamp else []),
+        f"{stamp}load_tensors: offloaded 0/31 layers to GPU",
+        f"{stamp}load_tensors:   CPU_Mapped model buffer size =    92.10 MiB",
+        f"{stamp}load_tensors:   CPU_Mapped model buffer size =    1.2.3 MiB",
+        f"{stamp}load_tensors:   CPU_Mapped model buffer size = {'9' * 400} MiB",
+        f"{stamp}load_tensors: offloaded {'9' * 5000}/1 layers to GPU",
+        "the last one",
+    ]
+    log = server_log.ServerLog(io.BytesIO("\n".join(lines).encode()), tmp_path / "log")
+    log.finish(10)
+    assert log.report() == server_log.LoadReport(0, 31, {"CPU_Mapped": int(92.1 * 1024**2)})
+    assert log.tail()[-1] == "the last one"
 
 
 # --- the real llama-server -----------------------------------------------------------------
