@@ -33,8 +33,9 @@ import requests
 
 from benchmarks import running_python
 from farm.serve import ReleaseServer
-from llama_loader import host, settings, sockets
+from llama_loader import host, settings
 from llama_loader.client import Client
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -126,7 +127,7 @@ class Bench:
 
     def bare(self, runtime: Path, libraries: str, cache: Path) -> dict[str, float]:
         """Start llama-server as a person would by hand."""
-        port = sockets.free_port()
+        port = free_port()
         command = [str(runtime / "llama-server"), "--model", str(self.model), "--port", str(port)]
         command += ["--n-gpu-layers", "99", "--ctx-size", str(CONTEXT)]
         url = f"http://127.0.0.1:{port}"

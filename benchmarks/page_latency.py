@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from playwright.sync_api import sync_playwright
 
-from llama_loader import settings, sockets
+from llama_loader import settings
+from llama_loader.server import free_port
 from translator import languages, prompt, serving, session
 from translator.engine import Engine
 from translator.page import Page
@@ -93,7 +94,7 @@ def measure(found: Settings, turns: int) -> dict[str, Any]:
     """Start everything, take turns, and return what came out."""
     engine = Engine(found)
     engine.begin()
-    port = sockets.free_port()
+    port = free_port()
     page = Page(engine, found)
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
     try:

@@ -14,16 +14,16 @@ from typing import Final
 from llama_loader import (
     __main__,
     client,
-    extra_arguments,
     launch,
     model,
     report,
     self_test,
+    server_plan,
     supervisor,
     trust,
 )
 
-IMPORTED: Final = (client, launch, model, report, supervisor, self_test, trust, extra_arguments)
+IMPORTED: Final = (client, launch, model, report, supervisor, self_test, trust, server_plan)
 """What ``serve`` imports on its way."""
 READY: Final = "imported"
 

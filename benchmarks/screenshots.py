@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Final, Literal
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from llama_loader import notes, settings, sockets
+from llama_loader import notes, settings
 from llama_loader.errors import SettingError
+from llama_loader.server import free_port
 from translator.engine import Engine
 from translator.page import Page
 from translator.refusing import RefusingEngine
@@ -113,7 +114,7 @@ class Still:
 @contextmanager
 def served(engine: AnyEngine, found: settings.Settings | None) -> Iterator[str]:
     """Serve a page; gives its URL."""
-    page, port = Page(engine, found), sockets.free_port()
+    page, port = Page(engine, found), free_port()
     engine.begin()
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
     try:

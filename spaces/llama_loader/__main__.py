@@ -232,13 +232,13 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     settings, console = _settings(options), _console()
     looking = host.begin(settings)
     processes.spawn_soon()
-    from llama_loader import extra_arguments, launch, model, report, sockets
+    from llama_loader import launch, model, report, server, server_plan
     from llama_loader.prepare import prepare
 
-    for note in extra_arguments.check(options.extra):
+    for note in server_plan.check(options.extra):
         console(note)
     if settings.server_port is not None:
-        sockets.claim(settings.server_port)  # said before anything is fetched
+        server.claim(settings.server_port)  # said before anything is fetched
     prepared = prepare(settings, looking=looking, sink=console)
     allowed = settings.allow_cpu or settings.cpu_chosen
     launch.require_libraries(prepared, allow_cpu=allowed)
@@ -247,7 +247,7 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
         path = model.get(model.from_settings(settings), settings)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
-    extra = extra_arguments.with_whole_paths(options.extra, Path.cwd())
+    extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     supervisor = launch.start(settings, prepared, path, extra, keyed=False, sink=console)
     try:
         console.timeline(prepared.timeline)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, extra_arguments, gguf_header, notes, selection, sizing, visible
+from llama_loader import devices, gguf_header, notes, selection, server_plan, visible
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
@@ -149,7 +149,7 @@ def _chosen(
     model: Path | None,
     extra: tuple[str, ...],
 ) -> DeviceChoice:
-    size = sizing.measure(model, settings.n_ctx, extra) if model else None
+    size = server_plan.measure(model, settings.n_ctx, extra) if model else None
     return devices.choose(
         found if settings.devices else served(found, prepared),
         settings.devices,
@@ -214,7 +214,7 @@ def plan_server(
         port=settings.server_port,
         startup_timeout=settings.startup_timeout,
         keyed=keyed,
-        own_key=extra_arguments.own_key(extra),
+        own_key=server_plan.own_key(extra),
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
         main_memory=prepared.host.memory,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llama_loader import extra_arguments
+from llama_loader import server_plan
 from llama_loader.events import Note
 from llama_loader.parsers import ALL_LAYERS
 
@@ -155,7 +155,7 @@ def placement(server: Server) -> tuple[Note, ...]:
 def _all_layers(server: Server) -> bool:
     """Whether every layer was to be on a GPU, and nobody said another number after ``--``."""
     plan = server.plan
-    own = extra_arguments.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
+    own = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
     return plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own is None
 
 

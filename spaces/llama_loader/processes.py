@@ -1,8 +1,8 @@
-"""The only place that starts other programs. Their environment is built from nothing.
+"""Starts other programs, in an environment and a folder of their own; nothing else does.
 
 A program sees an allow-list of harmless variables (``settings.inherited``), the library folders
 and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*`` or ``AIP_*``, which
-change llama-server's settings behind one's back, no ``LD_PRELOAD``, no token.
+silently change llama-server's settings, no ``LD_PRELOAD``, no token.
 
 ``spawn`` ties a program's life to this process. The kernel's parent-death signal is tied to the
 *thread* that started the program, so it starts from one keeper thread that lives as long as the
@@ -236,7 +236,7 @@ def ended(process: subprocess.Popen[bytes], timeout: float | None) -> bool:
 
 
 def lives(pid: int) -> bool:
-    """Whether a process is there and has not ended; one that nobody waited for has ended."""
+    """Return whether a process runs; one that only waits to be reaped does not."""
     try:
         status = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:
@@ -245,7 +245,7 @@ def lives(pid: int) -> bool:
 
 
 def kill_group(group: int) -> None:
-    """SIGKILL to every process of a group; nothing where there is none left."""
+    """Kill every process of a group; do nothing where none is left."""
     _signal_group(group, signal.SIGKILL)
 
 
@@ -282,30 +282,25 @@ os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _keep(orders: queue.SimpleQueue[_Order | None]) -> None:
+    """Start what is ordered; ``None`` orders a launcher ahead of time."""
     spare: subprocess.Popen[bytes] | None = None
     while True:
-        spare = _carry_out(orders.get(), spare)
-
-
-def _carry_out(
-    ordered: _Order | None, spare: subprocess.Popen[bytes] | None
-) -> subprocess.Popen[bytes] | None:
-    """Start what is ordered, ``None`` for a launcher ahead of time; returns what is left over."""
-    if ordered is None:
-        with contextlib.suppress(OSError):  # the order itself will say it
-            return spare or _launcher()
-        return None
-    order, answer = ordered
-    try:
-        answer.put(_start(order, spare))
-    except OSError as error:
-        answer.put(error)
-    return None
+        ordered = orders.get()
+        if ordered is None:
+            with contextlib.suppress(OSError):  # the next order reports it
+                spare = spare or _launcher()
+            continue
+        order, answer = ordered
+        try:
+            answer.put(_start(order, spare))
+        except OSError as error:
+            answer.put(error)
+        spare = None
 
 
 def _start(order: bytes, spare: subprocess.Popen[bytes] | None) -> subprocess.Popen[bytes]:
     if spare is not None:
-        with contextlib.suppress(BrokenPipeError):  # somebody killed it while it waited
+        with contextlib.suppress(BrokenPipeError):  # it was killed while it waited
             return _told(spare, order)
         with spare:  # closes its pipes and waits for it
             pass

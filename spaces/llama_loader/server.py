@@ -1,40 +1,43 @@
-"""A supervised ``llama-server``: started, proven to answer, watched, and ended with its group.
+"""Starts a ``llama-server``, proves that it answers, and ends it with its process group.
 
-It listens on loopback with a random key, so that a stranger on the port is found out and nobody
-else on the machine can use it. It is ready when a one-token completion has come back: ``/health``
-alone stays 200 even after CUDA has hung. It dies with this process, however that ends (see
-``processes``).
+It listens on loopback with a random key, which only its own socket gets, so no other user of the
+machine can use it. It is ready when a one-token completion has come back: ``/health`` alone stays
+200 even after CUDA has hung. It dies with this process, however that ends (see ``processes``).
 """
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import secrets
+import socket
 import threading
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import disk, processes, server_log, sockets
+from llama_loader import disk, processes, server_log
 from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
 from llama_loader.server_log import LoadReport, ServerLog
 
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable
-    from pathlib import Path
-    from types import TracebackType
-    from typing import BinaryIO
 
     from llama_loader.client import Client
     from llama_loader.server_plan import ServerPlan
 
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.005, 0.05
-"""Seconds between two looks at a server that is loading: short ones for small models."""
-_PAUSE_GROWTH: Final = 1.02
-"""5 ms at first, 11 ms after a third of a second, 25 ms after one, 50 ms from two and a half on."""
+_SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_SHARE = 0.005, 0.05, 0.02
+"""Seconds between two looks at a server that is loading, and as a share of the time so far."""
 _PORT_TRIES: Final = 3
-"""A free port can be taken by somebody else before the server binds it."""
+"""Another program can take a free port before the server binds it."""
+_LISTEN: Final = "0A"
+"""TCP_LISTEN in ``/proc/net/tcp`` (linux/include/net/tcp_states.h)."""
+_ADDRESSES: Final = frozenset({"0100007F", "00000000"})
+"""127.0.0.1 and 0.0.0.0 as ``/proc/net/tcp`` writes them on a little-endian machine."""
 
 
 @dataclass(frozen=True)
@@ -70,12 +73,7 @@ class Server:
         self.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         """Stop it."""
         self.stop()
 
@@ -131,7 +129,7 @@ class Server:
             StoreError: its log and key cannot be written.
         """
         if self.plan.port is not None:
-            sockets.claim(self.plan.port)
+            claim(self.plan.port)
         began, first = time.monotonic(), None
         while True:
             try:
@@ -147,7 +145,7 @@ class Server:
     def _start_on_a_port(self, began: float) -> Started:
         for attempt in range(_PORT_TRIES):
             try:
-                self.started = self._start_once(self.plan.port or sockets.free_port(), began)
+                self.started = self._start_once(self.plan.port or free_port(), began)
             except LoaderError as error:
                 self._clear()
                 last = self.plan.port is not None or attempt == _PORT_TRIES - 1
@@ -178,10 +176,9 @@ class Server:
     def _end(self, status: int, lines: list[str]) -> LoaderError:
         """Return the error of an end, also of a program that could not be executed."""
         program = self.plan.runtime / "llama-server"
-        failure = f"{program}: cannot execute: "
-        if not (self.started is None and lines and lines[-1].startswith(failure)):
+        why = lines[-1].removeprefix(f"{program}: ") if lines and self.started is None else ""
+        if not why.startswith("cannot execute: "):
             return server_log.explain(status, lines, loading=self.started is None)
-        why = lines[-1].removeprefix(f"{program}: ")
         if not program.exists():
             return ServerError("SERVER_NOT_STARTED", f"cannot start {program}: {why}")
         reason = processes.why_not_executable(program)
@@ -213,7 +210,7 @@ class Server:
 
     def _spawn(self, port: int) -> None:
         """Execute it with a key of its own; ``before`` is called last."""
-        self.api_key = _new_key() if self.plan.keyed else self.plan.own_key
+        self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else self.plan.own_key
         try:
             self._folder = _scratch()
             key_file = self._key_file(self._folder)
@@ -234,7 +231,7 @@ class Server:
             raise ServerError(
                 "SERVER_NOT_STARTED", f"cannot start {argv[0]}: {error.strerror or error}"
             ) from error
-        self._log = ServerLog(_stdout(self._process), self._folder / "llama-server.log")
+        self._log = ServerLog(self._process, self._folder / "llama-server.log")
 
     def _key_file(self, folder: Path) -> Path | None:
         """Write the key where only this user can read it; a command line can be read by all."""
@@ -246,21 +243,19 @@ class Server:
         return path
 
     def _await_health(self, deadline: float) -> None:
-        pause = _FIRST_PAUSE
-        client = self.client()
+        began, client = time.monotonic(), self.client()
         while True:
             self.check()
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
             if status is not None and self._owns_its_port() is False:
-                self._settle()
-                self.check()
+                self._check_soon()
                 raise self._stranger()
             if status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
             if time.monotonic() >= deadline:
                 raise self._too_late("loads the model still" if status else "does not listen")
-            time.sleep(pause)
-            pause = min(pause * _PAUSE_GROWTH, _LONGEST_PAUSE)
+            pause = _PAUSE_SHARE * (time.monotonic() - began)
+            time.sleep(min(max(pause, _SHORTEST_PAUSE), _LONGEST_PAUSE))
 
     def _first_token(self, deadline: float) -> None:
         """Prove that it computes."""
@@ -272,8 +267,7 @@ class Server:
                 raise self._stranger()
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
         except ServerError as error:
-            self._settle()
-            self.check()
+            self._check_soon()
             if error.code == "ANSWER_TIMEOUT":
                 raise self._too_late("is loaded, but does not answer") from error
             raise
@@ -282,7 +276,7 @@ class Server:
     def _owns_its_port(self) -> bool | None:
         """Return whether the process listens on the port; None where that is not known."""
         pid = self.pid
-        return sockets.listens(pid, self.port) if pid else False
+        return listens(pid, self.port) if pid else False
 
     def _require_ours(self) -> None:
         """Raise an error where another program has the port: it must not get the key.
@@ -303,10 +297,10 @@ class Server:
             hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
         )
 
-    def _settle(self) -> None:
-        """A connection that breaks comes a moment before the end of the process can be seen."""
-        if self._process:
-            processes.ended(self._process, 0.5)
+    def _check_soon(self) -> None:
+        """Check once more: a connection breaks a moment before the process's end can be seen."""
+        self.wait(0.5)
+        self.check()
 
     def _too_late(self, what: str) -> ServerError:
         return ServerError(
@@ -317,7 +311,7 @@ class Server:
         )
 
     def _check_devices(self) -> None:
-        """A GPU was chosen: the server's own report must say that the weights are on it."""
+        """Refuse weights on the CPU where a GPU was chosen, by the server's own report."""
         if not self.plan.devices or self.plan.allow_cpu or self.plan.n_gpu_layers == 0:
             return
         report = self.report
@@ -343,12 +337,6 @@ class Server:
             disk.remove_run(folder)
 
 
-def _new_key() -> str:
-    import secrets
-
-    return secrets.token_urlsafe(32)
-
-
 def _scratch() -> Path:
     """Make a folder for the log and the key; what killed loaders left behind goes."""
     place = disk.private_folder("llama-server")
@@ -356,7 +344,57 @@ def _scratch() -> Path:
     return disk.new_folder(place, "run")
 
 
-def _stdout(process: subprocess.Popen[bytes]) -> BinaryIO:
-    if process.stdout is None:
-        raise AssertionError("spawn always gives a pipe")
-    return process.stdout  # type: ignore[return-value]
+def free_port() -> int:
+    """Return a TCP port that was free on loopback a moment ago."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def claim(port: int) -> None:
+    """Check that a port can be had.
+
+    Raises:
+        ServerError: another program has it, or this user may not; the message names it.
+    """
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # as the server does: a connection that is still closing does not count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+            probe.listen(1)
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ServerError(
+                    "PORT_IN_USE",
+                    f"port {port} on 127.0.0.1 is in use by another program",
+                    hint="give another --port, or none (and leave"
+                    " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
+                ) from error
+            raise ServerError(
+                "PORT_FORBIDDEN", f"port {port} cannot be had: {error.strerror}"
+            ) from error
+
+
+def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
+    """Return whether a process of this user listens on a port; None where that is not known.
+
+    A table of sockets that is empty, as some sandboxes show it, tells nothing.
+    """
+    try:
+        rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
+        inodes = {
+            f"socket:[{row[9]}]"
+            for row in rows
+            if row[3] == _LISTEN
+            and row[1].partition(":")[0] in _ADDRESSES
+            and int(row[1].partition(":")[2], 16) == port
+        }
+        held = set()
+        for link in (proc / str(pid) / "fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                held.add(str(link.readlink()))
+    except (OSError, IndexError, ValueError):
+        return None
+    return not inodes.isdisjoint(held) if rows else None

@@ -14,6 +14,7 @@ from llama_loader.devices import INVALID_DEVICE_HINT
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -82,9 +83,13 @@ def _is_of(device: str, buffer: str) -> bool:
 class ServerLog:
     """Reads a program's output to its end, so that it never blocks on a full pipe."""
 
-    def __init__(self, stream: BinaryIO, path: Path, *, max_bytes: int = MAX_BYTES) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], path: Path, *, max_bytes: int = MAX_BYTES
+    ) -> None:
+        if process.stdout is None:
+            raise AssertionError("processes.spawn always gives a pipe")
         self.path = path
-        self._stream = stream
+        self._stream = process.stdout
         self._limit = max_bytes // 2
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._lock = threading.Lock()

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import sizing
+from llama_loader import gguf_header
+from llama_loader.errors import SettingError
+from llama_loader.events import Note
+from llama_loader.gguf_header import ModelSize
 from llama_loader.parsers import ALL_LAYERS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llama_loader.errors import LoaderError
 
@@ -27,6 +32,33 @@ The CPU then looks up one row per token, which ggml gives to one thread (``ggml_
 others, one per core by default, wait for work in a busy loop of 6.5 million rounds (``--poll 50``)
 and so take the whole machine for nothing as long as tokens come.
 """
+
+_MODEL, _HUB = "--model PATH, before the --", "--hf REPO FILE, before the --"
+_OURS: Final = {
+    "--port": "--port N, before the --",
+    **dict.fromkeys(("-m", "--model", "--models-dir", "--models-preset"), _MODEL),
+    **dict.fromkeys(("-mu", "--model-url", "-dr", "--docker-repo"), _MODEL),
+    **dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), _HUB),
+}
+"""Options of llama-server that would make it another server than the loader waits for."""
+_FILES: Final = frozenset(
+    {
+        *("--api-key-file", "--chat-template-file", "--grammar-file", "--log-file"),
+        *("--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"),
+        *("-jf", "--json-schema-file", "-mm", "--mmproj", "--media-path", "--path"),
+        *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
+        *("-md", "--model-draft", "--spec-draft-model", "--slot-save-path"),
+        *("--ssl-cert-file", "--ssl-key-file", "--ui-config-file", "--webui-config-file"),
+        *("--log-prompts-dir", "--mcp-servers-config", "--video-ffmpeg-dir"),
+    }
+)
+"""Those that name files or folders (common/arg.cpp of b11549)."""
+_SEVERAL: Final = frozenset(
+    {"--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"}
+)
+"""Those of them that take several, with commas between."""
+_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost"})
+_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - compared with, not bound to
 
 
 @dataclass(frozen=True)
@@ -121,5 +153,147 @@ class ServerPlan:
 
     def _spills(self) -> bool:
         """Whether main memory takes whatever the GPU leaves over, with room to spare."""
-        size = sizing.measure(self.model, self.n_ctx, self.extra)
+        size = measure(self.model, self.n_ctx, self.extra)
         return size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE
+
+
+def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
+    """Size a start; None where the model cannot be read as GGUF.
+
+    Args:
+        model: the GGUF file.
+        n_ctx: tokens, unless ``extra`` has another number.
+        extra: arguments after ``--``. A draft model and a projector count where they can be read;
+            cache types and layers that are kept from the GPU do not: the figure errs to the safe
+            side.
+    """
+    given = tuple(extra)
+    tokens = _context(given, n_ctx)
+    size = gguf_header.measure(model, tokens)
+    if size is None:
+        return None
+    draft = _named(given, "-md", "--model-draft", "--spec-draft-model")
+    beside = gguf_header.measure(draft, tokens) if draft else None
+    projector = _named(given, "-mm", "--mmproj")
+    return ModelSize(
+        size.file + (beside.file if beside else 0) + (_bytes(projector) if projector else 0),
+        size.context + (beside.context if beside else 0),
+    )
+
+
+def _context(extra: tuple[str, ...], n_ctx: int) -> int:
+    """Return the tokens that llama-server will take; 0 is what the model was trained for."""
+    text = last(extra, "-c", "--ctx-size") or ""
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else n_ctx
+
+
+def _named(extra: tuple[str, ...], *options: str) -> Path | None:
+    text = last(extra, *options)
+    return Path(text) if text else None
+
+
+def _bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except (OSError, ValueError):  # llama-server says so
+        return 0
+
+
+def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
+    """Refuse what contradicts the loader's own arguments; return what should be said.
+
+    Raises:
+        SettingError: names the argument, and what to give instead.
+    """
+    for argument in extra:
+        name = _name(argument.partition("=")[0])
+        if name in _OURS:
+            raise SettingError(
+                "EXTRA_ARGUMENT",
+                f"{name} after -- would start another server than the one that is waited for",
+                hint=f"give {_OURS[name]}",
+            )
+    host = next(reversed(_values(extra, "--host")), None)  # the last one counts
+    if host is None or host in _LOOPBACK:
+        return ()
+    if host != _EVERYWHERE:
+        raise SettingError(
+            "EXTRA_ARGUMENT",
+            f"--host {host}: the loader reaches its server on loopback alone",
+            hint=f"give --host {_EVERYWHERE} with --api-key, or put a proxy before it",
+        )
+    if own_key(extra) is not None:
+        return ()
+    return (
+        Note(
+            "SERVER_OPEN",
+            "everybody who reaches this machine can use the server: it listens on all of its"
+            " addresses and asks for no key",
+            "add --api-key KEY or --api-key-file FILE after --",
+        ),
+    )
+
+
+def own_key(extra: tuple[str, ...]) -> str | None:
+    """Return the first key that a person gave llama-server, None for none.
+
+    Without it the loader's own request for the first token would be refused. An empty key is none
+    for llama-server, too: it then asks nobody for one.
+
+    Raises:
+        SettingError: a key that no request can carry.
+    """
+    for key in _keys(extra):
+        if key != key.strip() or not key.isprintable():
+            raise SettingError(
+                "EXTRA_ARGUMENT",
+                "a key of --api-key or --api-key-file has spaces around it or ends in CR: no"
+                " request can carry it",
+                hint="write one key a line, with line ends of Unix",
+            )
+        return key
+    return None
+
+
+def _keys(extra: tuple[str, ...]) -> Iterator[str]:
+    """Give the keys as llama-server reads them (common/arg.cpp)."""
+    for keys in _values(extra, "--api-key"):
+        yield from filter(None, keys.split(","))
+    for path in _values(extra, "--api-key-file"):
+        with contextlib.suppress(OSError):  # llama-server says so
+            lines = Path(path).read_bytes().decode("utf-8", "replace").split("\n")
+            yield from (line for line in lines if line and not line.startswith("#"))
+
+
+def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
+    """Return the arguments with relative files taken from ``folder``, where the person is.
+
+    llama-server runs in a folder of its own, because it would load any ``libggml-*.so`` that lies
+    in its working folder.
+    """
+    found, named = [], ""
+    for argument in extra:
+        if named:
+            parts = argument.split(",") if named in _SEVERAL else [argument]
+            found.append(",".join(str(folder / part) for part in parts))
+            named = ""
+        else:
+            found.append(argument)
+            named = _name(argument) if _name(argument) in _FILES else ""
+    return tuple(found)
+
+
+def last(extra: tuple[str, ...], *names: str) -> str | None:
+    """Return what follows the last of an option's names: llama-server takes that one."""
+    found = [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) in names]
+    return found[-1] if found else None
+
+
+def _values(extra: tuple[str, ...], option: str) -> list[str]:
+    """Return what follows an option, each time that it is given."""
+    return [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) == option]
+
+
+def _name(argument: str) -> str:
+    """Return an option as it is listed: llama.cpp takes ``--api_key`` for ``--api-key``, too."""
+    return argument.replace("_", "-") if argument.startswith("--") else argument

@@ -1,8 +1,8 @@
-"""Keeps a llama-server answering: dead or hung, it is started anew, until that is no use.
+"""Restarts a llama-server that has died or hangs, until a restart is of no use.
 
-Two ways to use it. A caller that sends requests asks ``ensure`` before each, and says ``suspect``
-when an answer did not come: the server is asked for one token, with a deadline, and replaced if it
-stays silent (``/health`` would still say 200). ``watch`` is for a process that only serves.
+A caller that sends requests calls ``ensure`` before each, and ``suspect`` when no answer came: the
+server is asked for one token, with a deadline, and replaced if it stays silent (``/health`` would
+still be 200). ``watch`` is for a process that only serves.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ LIMIT: Final = 5
 WINDOW: Final = 600.0
 """Seconds: after ``LIMIT`` ends within them the cause is not bad luck."""
 TRANSIENT: Final = frozenset({"SERVER_KILLED", "SERVER_CRASHED", "SERVER_ENDED", "CUDA_ERROR"})
-"""Ends that another try may cure; a bad model or too little memory stays what it is."""
+"""Ends that another try may cure, unlike a bad model or too little memory."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before a new start; doubled each time within the window."""
 PROBE_EVERY: Final = 15.0
@@ -39,7 +39,7 @@ TOKEN_DEADLINE: Final = 20.0
 
 
 class Supervisor:
-    """Owns a server and its successors on the same port. Safe to use from threads."""
+    """Owns a server and its successors on the same port; threads may share it."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class Supervisor:
             return self._server
 
     def ensure(self) -> Server:
-        """Return a server that runs, started anew if need be.
+        """Return a server that runs; restart it if it has ended.
 
         Raises:
             ServerError: it died too often; the message has the last reason.
@@ -94,7 +94,7 @@ class Supervisor:
             return self._server
 
     def suspect(self, *, deadline: float = TOKEN_DEADLINE) -> Server:
-        """Return a server that gave a token just now; one that hangs is replaced.
+        """Return a server that gave a token just now; replace one that hangs.
 
         Raises:
             LoaderError: as for ``ensure``.
@@ -105,7 +105,7 @@ class Supervisor:
                 server.client().completion("1", max_tokens=1, timeout=deadline)
             except ServerError as error:
                 server.wait(0.5)  # a broken connection comes before the end of the process
-                self._replace(self._end_of(server) or _hung(error, deadline))
+                self._replace_silent(error.message, deadline)
             return self._server
 
     def watch(self, *, every: float = PROBE_EVERY, deadline: float = PROBE_DEADLINE) -> None:
@@ -121,20 +121,22 @@ class Supervisor:
                     self.ensure()
             elif not server.client().turns(timeout=deadline):
                 with self._lock:
-                    trouble = ServerError("ANSWER_TIMEOUT", "its main loop does not turn")
-                    self._replace(self._end_of(server) or _hung(trouble, deadline))
+                    self._replace_silent("its main loop does not turn", deadline)
 
     def stop(self) -> None:
         """End it for good."""
         self._stopped.set()
         self._server.stop()
 
-    def _end_of(self, server: Server) -> LoaderError | None:
+    def _replace_silent(self, why: str, deadline: float) -> None:
+        """Replace a server that gave no answer, because it has ended or hangs."""
+        hangs = f"llama-server hangs: no token within {deadline:g} s ({why})"
+        reason: LoaderError = ServerError("SERVER_HANGS", hangs)
         try:
-            server.check()
-        except LoaderError as error:
-            return error
-        return None
+            self._server.check()
+        except LoaderError as end:
+            reason = end
+        self._replace(reason)
 
     def _replace(self, reason: LoaderError) -> None:
         """Start a successor, again and again with growing pauses, or give up."""
@@ -172,9 +174,3 @@ class Supervisor:
                 f" {reason.message}",
                 hint=reason.hint,
             ) from reason
-
-
-def _hung(error: ServerError, deadline: float) -> ServerError:
-    return ServerError(
-        "SERVER_HANGS", f"llama-server hangs: no token within {deadline:g} s ({error.message})"
-    )

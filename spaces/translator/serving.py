@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import (
     client,
-    extra_arguments,
     gguf_header,
     launch,
     processes,
     self_test,
+    server_plan,
     settings,
 )
 from llama_loader.background import Background
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from translator.values import Runtime
 
 # a fork imports nothing: another thread may have held an import lock when it was made
-_USED_LATER = (client, extra_arguments, gguf_header, self_test)
+_USED_LATER = (client, gguf_header, self_test, server_plan)
 
 
 @final

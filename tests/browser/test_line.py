@@ -14,7 +14,7 @@ from gradio_client import Client
 from playwright.sync_api import expect
 from verbs import PROJECT
 
-from llama_loader import sockets
+from llama_loader.server import free_port
 from translator import page as page_module
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class Held:
     """The page of rigs/held_page.py, in a process of its own."""
 
     def __init__(self) -> None:
-        port = sockets.free_port()
+        port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = 0

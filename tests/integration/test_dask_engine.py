@@ -40,7 +40,7 @@ from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.fleet import Fleet
 from farm.terminal.report import BuildReport
-from llama_loader import sockets
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,7 +100,7 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
 def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
     held: Held, request_: BuildRequest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{sockets.free_port()}")
+    monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     run = Run(held.tree, ("one",), request_)
     run.start()
     until(lambda: held.begun == 1, "the build does not begin")

@@ -29,7 +29,8 @@ from zerogpu import (
     Refused,
 )
 
-from llama_loader import processes, sockets
+from llama_loader import processes
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -86,7 +87,7 @@ class App:
 
     def __init__(self, emulator: Emulator, environment: dict[str, str]) -> None:
         self.emulator = emulator
-        port = sockets.free_port()
+        port = free_port()
         self._url = f"http://127.0.0.1:{port}/gradio_api"
         self.process = subprocess.Popen(
             [sys.executable, str(PROJECT / "tests/rigs/zerogpu_app.py"), str(port)],

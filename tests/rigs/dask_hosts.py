@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from verbs import PROJECT
 from waiting import until
 
-from llama_loader import sockets
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +71,7 @@ class Hosts:
     folder: Path
     ip: str = "127.0.0.1"
     checkout: Path = PROJECT
-    port: int = field(default_factory=sockets.free_port)
+    port: int = field(default_factory=free_port)
     started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     @property

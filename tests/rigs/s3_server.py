@@ -17,7 +17,7 @@ from xml.etree import ElementTree as ET
 import requests
 import server_process
 
-from llama_loader import sockets
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +62,7 @@ def serving(folder: Path) -> Iterator[S3Server]:
     uv = (sys.executable, "-m", "uv", "pip", "install", "--quiet", "--require-hashes")
     where = ("--python", sys.executable, "--target", str(packages), "-r", str(LOCK))
     subprocess.run([*uv, *where], check=True)
-    port = sockets.free_port()
+    port = free_port()
     server = [sys.executable, "-m", "moto.server", "--host", _HOST, "--port", str(port)]
     log, environment = folder / "s3_server.log", {"PYTHONPATH": str(packages)}
     with server_process.running(server, (_HOST, port), log, environment):

@@ -15,7 +15,7 @@ import server_process
 from needs import must_or_skip
 from waiting import until
 
-from llama_loader import sockets
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +80,7 @@ def running(folder: Path, *nodes: str) -> Iterator[Slurm]:
     if None in programs:
         must_or_skip("no Slurm (slurm-wlm, munge)")
     munged, controller, node = map(str, programs)
-    ports = {name: sockets.free_port() for name in ("", *nodes)}
+    ports = {name: free_port() for name in ("", *nodes)}
     _configure(folder, ports)
     environ = {"SLURM_CONF": f"{folder}/slurm.conf"}
     with ExitStack() as ends:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llama_loader import sockets
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,7 +59,7 @@ def serving(
         variables: names without ``YAKULINGO_SPACES_`` in lower case, others as they are.
     """
     home.mkdir(parents=True, exist_ok=True)
-    port = sockets.free_port()
+    port = free_port()
     log = home / "app.log"
     log.write_text("")
     process = subprocess.Popen(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import server_process
 from needs import must_or_skip
 
-from llama_loader import sockets
+from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -50,7 +50,7 @@ def serving(folder: Path, home: Path, hosts: dict[str, str]) -> Iterator[None]:
         subprocess.run(argv, check=True)
     if os.geteuid() == 0:  # where it shuts itself in; systemd would make it
         Path("/run/sshd").mkdir(exist_ok=True)
-    port = sockets.free_port()
+    port = free_port()
     listen = "\n".join(f"ListenAddress {address}" for address in hosts.values())
     (folder / "config").write_text(_SERVER.format(port=port, listen=listen, folder=folder))
     _lead(folder, home, hosts, port)

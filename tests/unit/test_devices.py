@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_loader import devices, gguf_header, processes, sizing
+from llama_loader import devices, gguf_header, processes, server_plan
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.gpu import Gpu
@@ -347,7 +347,7 @@ def gemma(path: Path) -> Path:
 def test_a_context_after_the_dashes_counts(
     extra: tuple[str, ...], tokens: int, tmp_path: Path
 ) -> None:
-    size = sizing.measure(gemma(tmp_path / "m.gguf"), 4096, extra)
+    size = server_plan.measure(gemma(tmp_path / "m.gguf"), 4096, extra)
     assert size is not None
     assert size.context == tokens * CACHE
 
@@ -355,14 +355,16 @@ def test_a_context_after_the_dashes_counts(
 def test_a_draft_model_and_a_projector_count(tmp_path: Path) -> None:
     path, draft = gemma(tmp_path / "m.gguf"), gemma(tmp_path / "draft.gguf")
     (tmp_path / "mmproj.gguf").write_bytes(bytes(5000))
-    alone = sizing.measure(path, 1)
-    more = sizing.measure(path, 1, ("-md", str(draft), "--mmproj", str(tmp_path / "mmproj.gguf")))
+    alone = server_plan.measure(path, 1)
+    more = server_plan.measure(
+        path, 1, ("-md", str(draft), "--mmproj", str(tmp_path / "mmproj.gguf"))
+    )
     assert alone is not None
     assert more is not None
     assert more.file == alone.file + draft.stat().st_size + 5000
     assert more.context == 2 * alone.context
-    assert sizing.measure(path, 1, ("-md", "/nowhere", "-mm", "/nowhere")) == alone
-    assert sizing.measure(tmp_path / "missing", 1, ("-md", str(draft))) is None
+    assert server_plan.measure(path, 1, ("-md", "/nowhere", "-mm", "/nowhere")) == alone
+    assert server_plan.measure(tmp_path / "missing", 1, ("-md", str(draft))) is None
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"hello", b"GGUF" + b"\xff" * 100])

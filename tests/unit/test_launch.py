@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import extra_arguments, launch, model, prepare, selection, self_test
+from llama_loader import launch, model, prepare, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.gpu import Gpu
 from llama_loader.selection import Wishes
@@ -404,7 +404,7 @@ def test_a_key_of_the_persons_own(
 ) -> None:
     (tmp_path / "key").write_text("# mine\n\nfrom-file\n")
     given = tuple(str(tmp_path / "key") if word == "FILE" else word for word in extra)
-    assert extra_arguments.own_key(given) == expected
+    assert server_plan.own_key(given) == expected
 
 
 @pytest.mark.parametrize(
@@ -427,14 +427,14 @@ def test_a_key_of_the_persons_own(
 )
 def test_arguments_that_make_another_server_are_refused(extra: tuple[str, ...]) -> None:
     with pytest.raises(SettingError) as caught:
-        extra_arguments.check(extra)
+        server_plan.check(extra)
     assert caught.value.code == "EXTRA_ARGUMENT"
     assert caught.value.hint.startswith("give --")
 
 
 def test_relative_files_are_those_of_the_person() -> None:
     given = ("--lora", "a.gguf,/b.gguf", "--threads", "2", "--api-key-file", "keys", "--lora")
-    assert extra_arguments.with_whole_paths(given, Path("/here")) == (
+    assert server_plan.with_whole_paths(given, Path("/here")) == (
         *("--lora", "/here/a.gguf,/b.gguf", "--threads", "2"),
         *("--api-key-file", "/here/keys", "--lora"),
     )
@@ -442,7 +442,7 @@ def test_relative_files_are_those_of_the_person() -> None:
 
 def test_a_file_whose_name_has_a_comma() -> None:
     given = ("--chat_template_file", "a,b.jinja", "--video-ffmpeg-dir", "bin")
-    assert extra_arguments.with_whole_paths(given, Path("/here")) == (
+    assert server_plan.with_whole_paths(given, Path("/here")) == (
         *("--chat_template_file", "/here/a,b.jinja", "--video-ffmpeg-dir", "/here/bin"),
     )
 
@@ -451,7 +451,7 @@ def test_a_file_whose_name_has_a_comma() -> None:
 def test_a_key_that_no_request_can_carry(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "key").write_bytes(content)
     with pytest.raises(SettingError, match="no request can carry it"):
-        extra_arguments.own_key(("--api-key-file", str(tmp_path / "key")))
+        server_plan.own_key(("--api-key-file", str(tmp_path / "key")))
 
 
 @pytest.mark.parametrize(
@@ -460,10 +460,10 @@ def test_a_key_that_no_request_can_carry(content: bytes, tmp_path: Path) -> None
 def test_a_server_open_to_everybody_is_said(keys: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "keys").write_text("# none yet\n\n")
     given = tuple(str(tmp_path / "keys") if word == "FILE" else word for word in keys)
-    (note,) = extra_arguments.check(("--host", "0.0.0.0", *given))
+    (note,) = server_plan.check(("--host", "0.0.0.0", *given))
     assert (note.code, "--api-key" in note.hint) == ("SERVER_OPEN", True)
-    assert extra_arguments.check(("--host", "0.0.0.0", "--api-key", "k")) == ()
-    assert extra_arguments.check(("--host", "localhost", "--threads", "2")) == ()
+    assert server_plan.check(("--host", "0.0.0.0", "--api-key", "k")) == ()
+    assert server_plan.check(("--host", "localhost", "--threads", "2")) == ()
 
 
 # --- the model ------------------------------------------------------------------------------

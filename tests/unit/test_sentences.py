@@ -111,7 +111,7 @@ def sites() -> list[Site]:
 
 
 def _on_the_command_line_only(path: Path, text: str) -> bool:
-    names = {"__main__.py", "extra_arguments.py", "suppose.py"}
+    names = {"__main__.py", "server_plan.py", "suppose.py"}
     return path.name in names or "--suppose" in text
 
 

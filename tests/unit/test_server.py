@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import os
 import signal
@@ -18,7 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import processes, self_test, server_log, sockets
+from llama_loader import processes, self_test, server_log
+from llama_loader import server as server_module
 from llama_loader.client import Client
 from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
 from llama_loader.server import Server, Started
@@ -269,12 +269,12 @@ def test_a_port_that_is_taken_is_named(impostor: Impostor) -> None:
 
 
 def test_a_port_of_ones_own(impostor: Impostor) -> None:
-    port = sockets.free_port()
+    port = server_module.free_port()
     with Server(plan(impostor.behave(), port=port)) as server:
         assert server.port == port
-        assert sockets.listens(server.pid or 0, port) is True
-        assert sockets.listens(os.getpid(), port) is False
-    assert sockets.listens(os.getpid(), port) is not True
+        assert server_module.listens(server.pid or 0, port) is True
+        assert server_module.listens(os.getpid(), port) is False
+    assert server_module.listens(os.getpid(), port) is not True
 
 
 @contextlib.contextmanager
@@ -315,11 +315,11 @@ def test_a_program_that_binds_the_port_first_never_sees_a_key(
     with recording() as (port, seen):
         for known in (True, False):  # whether /proc tells whose the port is
             if not known:
-                monkeypatch.setattr(sockets, "listens", lambda *_: None)
+                monkeypatch.setattr(server_module, "listens", lambda *_: None)
             runtime = impostor.behave(never_listen=True, bad_starts=len(keys) + 2)
-            ports = iter([port, port, sockets.free_port()])
+            ports = iter([port, port, server_module.free_port()])
             with monkeypatch.context() as patch:
-                patch.setattr(sockets, "free_port", lambda ports=ports: next(ports))
+                patch.setattr(server_module, "free_port", lambda ports=ports: next(ports))
                 with Server(plan(runtime)) as server:
                     assert server.port != port
                     assert server.api_key == keys[-1]
@@ -355,10 +355,10 @@ def test_a_stranger_on_the_port_is_found_out(
     (stranger / "llama-server").chmod(0o755)
     (stranger / "behaviour.json").write_text('{"keyless": true}')
     with Server(plan(stranger, keyed=False)) as other:
-        monkeypatch.setattr(sockets, "free_port", lambda: other.port)
+        monkeypatch.setattr(server_module, "free_port", lambda: other.port)
         for proc_is_there in (True, False):
             if not proc_is_there:
-                monkeypatch.setattr(sockets, "listens", lambda *_: None)
+                monkeypatch.setattr(server_module, "listens", lambda *_: None)
             error = failure(impostor.behave(never_listen=True))
             assert error.code == "PORT_IN_USE"
             assert f"another program answers on port {other.port}" in error.message
@@ -864,8 +864,10 @@ def test_only_the_servers_own_report_counts(stamp: str, tmp_path: Path) -> None:
         f"{stamp}load_tensors: offloaded {'9' * 5000}/1 layers to GPU",
         "the last one",
     ]
-    log = server_log.ServerLog(io.BytesIO("\n".join(lines).encode()), tmp_path / "log")
-    log.finish(10)
+    (tmp_path / "lines").write_text("\n".join(lines))
+    with subprocess.Popen(["/bin/cat", tmp_path / "lines"], stdout=subprocess.PIPE) as process:
+        log = server_log.ServerLog(process, tmp_path / "log")
+        log.finish(10)
     assert log.report() == server_log.LoadReport(0, 31, {"CPU_Mapped": int(92.1 * 1024**2)})
     assert log.tail()[-1] == "the last one"
 
