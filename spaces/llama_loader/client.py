@@ -118,25 +118,13 @@ class Client:
         """
         body = {"prompt": prompt, "n_predict": max_tokens, **_sampling(temperature), **extra}
         limit = timeout or self.timeout
-        with (
-            _explained("/completion", limit),
-            _Socket(self.port, limit) as sock,
-            self.send(sock, "/completion", body) as response,
-        ):
+        with self.request("/completion", limit, body) as (response, _):
             data = response.read(_MAX_ANSWER)
         if response.status != _OK:
             raise _refused("/completion", response.status, data)
         answer = _object(data)
-        text = answer.get("content")
-        if not isinstance(text, str):
-            raise _not_llama(data)
-        return Completion(
-            _encodable(text),
-            finished=True,
-            reason=_encodable(str(answer.get("stop_type") or "")),
-            tokens=_whole(answer.get("tokens_predicted")),
-            tokens_per_second=_number(_timings(answer).get("predicted_per_second")),
-        )
+        reason, tokens = answer.get("stop_type"), answer.get("tokens_predicted")
+        return _part(data, answer.get("content"), reason, answer, tokens=tokens, finished=True)
 
     def chat(
         self,
@@ -161,26 +149,41 @@ class Client:
 
     def _status(self, path: str, timeout: float) -> int:
         """Return the status of a GET; the body is not read."""
-        with (
-            _explained(path, timeout),
-            _Socket(self.port, timeout) as sock,
-            self.send(sock, path) as response,
-        ):
+        with self.request(path, timeout) as (response, _):
             return response.status
 
-    def send(
-        self, sock: _Socket, path: str, body: Mapping[str, Any] | None = None
-    ) -> http.client.HTTPResponse:
-        """Send a request and return its response with the body unread."""
-        self.require_ours()
-        connection = http.client.HTTPConnection("127.0.0.1", self.port)
-        connection.sock = sock
+    @contextlib.contextmanager
+    def request(
+        self,
+        path: str,
+        timeout: float,
+        body: Mapping[str, Any] | None = None,
+        connected: Callable[[Connection], None] = lambda _: None,
+    ) -> Iterator[tuple[http.client.HTTPResponse, Connection]]:
+        """Send a request; the response's body is unread.
+
+        Raises:
+            ServerError: no connection, or no answer in time.
+        """
         headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}".encode()
         data = None if body is None else json.dumps(body).encode()
-        connection.request("GET" if data is None else "POST", path, data, headers)
-        return connection.getresponse()
+        try:
+            with Connection(self.port, timeout) as sock:
+                connected(sock)
+                self.require_ours()
+                connection = http.client.HTTPConnection("127.0.0.1", self.port)
+                connection.sock = sock
+                connection.request("GET" if data is None else "POST", path, data, headers)
+                with connection.getresponse() as response:
+                    yield response, sock
+        except TimeoutError as error:
+            message = f"llama-server was silent for {timeout:g} s at {path}"
+            raise ServerError("ANSWER_TIMEOUT", message) from error
+        except (OSError, http.client.HTTPException) as error:
+            message = f"llama-server does not answer at {path}: {error!r}"
+            raise ServerError("NO_ANSWER", message) from error
 
 
 @final
@@ -193,7 +196,7 @@ class ChatStream:
     def __init__(self, client: Client, body: Mapping[str, Any]) -> None:
         self._client = client
         self._body = body
-        self._socket: _Socket | None = None
+        self._connection: Connection | None = None
         self._stopped = threading.Event()
 
     def __iter__(self) -> Iterator[Completion]:
@@ -202,9 +205,13 @@ class ChatStream:
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
+        limit = self._client.timeout
         try:
-            with _explained(_CHAT, self._client.timeout):
-                yield from self._pieces()
+            with self._client.request(_CHAT, limit, self._body, self._connected) as answered:
+                response, connection = answered
+                if response.status != _OK:
+                    raise _refused(_CHAT, response.status, response.read(_SHOWN))
+                yield from _events(response, connection)
         except ServerError:
             if not self._stopped.is_set():
                 raise
@@ -212,23 +219,17 @@ class ChatStream:
     def stop(self) -> None:
         """End it, also while a thread waits for the next piece; safe to call twice."""
         self._stopped.set()
-        if self._socket is not None:
+        if self._connection is not None:
             with contextlib.suppress(OSError):  # it has ended by itself
-                self._socket.shutdown(socket.SHUT_RDWR)
+                self._connection.shutdown(socket.SHUT_RDWR)
 
-    def _pieces(self) -> Iterator[Completion]:
-        client = self._client
-        with _Socket(client.port, client.timeout) as sock:
-            self._socket = sock
-            if self._stopped.is_set():
-                return
-            with client.send(sock, _CHAT, self._body) as response:
-                if response.status != _OK:
-                    raise _refused(_CHAT, response.status, response.read(_SHOWN))
-                yield from _events(response, sock)
+    def _connected(self, connection: Connection) -> None:
+        self._connection = connection
+        if self._stopped.is_set():
+            raise ServerError("ANSWER_CUT", "the stream was stopped before it began")
 
 
-class _Socket(socket.socket):
+class Connection(socket.socket):
     """A connection to loopback whose reads and writes all share one deadline."""
 
     def __init__(self, port: int, timeout: float) -> None:
@@ -264,19 +265,6 @@ class _Socket(socket.socket):
         self.settimeout(left)
 
 
-@contextlib.contextmanager
-def _explained(path: str, timeout: float) -> Iterator[None]:
-    """Raise what goes wrong with a connection as a ``ServerError``."""
-    try:
-        yield
-    except TimeoutError as error:
-        message = f"llama-server was silent for {timeout:g} s at {path}"
-        raise ServerError("ANSWER_TIMEOUT", message) from error
-    except (OSError, http.client.HTTPException) as error:
-        message = f"llama-server does not answer at {path}: {error!r}"
-        raise ServerError("NO_ANSWER", message) from error
-
-
 def _sampling(temperature: float) -> dict[str, Any]:
     """Return how the next token is picked.
 
@@ -289,7 +277,7 @@ def _sampling(temperature: float) -> dict[str, Any]:
     return {"temperature": temperature, **greedy}
 
 
-def _events(response: http.client.HTTPResponse, sock: _Socket) -> Iterator[Completion]:
+def _events(response: http.client.HTTPResponse, sock: Connection) -> Iterator[Completion]:
     """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``.
 
     Only an event gives the next one its time, not a comment or half a line.
@@ -316,20 +304,10 @@ def _event(value: bytes) -> Completion:
     try:
         choices = event["choices"]
         choice = choices[0] if choices else {}
-        text = choice.get("delta", {}).get("content") or ""
-        reason = choice.get("finish_reason") or ""
+        text, reason = choice.get("delta", {}).get("content"), choice.get("finish_reason")
     except (KeyError, TypeError, AttributeError) as error:
         raise _not_llama(value) from error
-    if not isinstance(text, str) or not isinstance(reason, str):
-        raise _not_llama(value)
-    timings = _timings(event)
-    return Completion(
-        _encodable(text),
-        finished=bool(reason),
-        reason=_encodable(reason),
-        tokens=_whole(timings.get("predicted_n")),
-        tokens_per_second=_number(timings.get("predicted_per_second")),
-    )
+    return _part(value, text or "", reason, event, finished=bool(reason))
 
 
 def _object(data: bytes) -> dict[str, Any]:
@@ -342,20 +320,36 @@ def _object(data: bytes) -> dict[str, Any]:
     return answer
 
 
-def _timings(answer: dict[str, Any]) -> dict[str, Any]:
-    found = answer.get("timings")
-    return found if isinstance(found, dict) else {}
-
-
-def _whole(value: object) -> int | None:
-    number = _number(value)
-    return int(number) if isinstance(value, int) and number is not None else None
+def _part(
+    data: bytes,
+    text: object,
+    reason: object,
+    answer: dict[str, Any],
+    *,
+    tokens: object = None,
+    finished: bool,
+) -> Completion:
+    """Make a completion of what an answer has; figures that are none are left out."""
+    if not isinstance(text, str):
+        raise _not_llama(data)
+    timings = answer.get("timings")
+    if not isinstance(timings, dict):
+        timings = {}
+    count = _number(timings.get("predicted_n") if tokens is None else tokens)
+    return Completion(
+        _encodable(text),
+        finished=finished,
+        reason=_encodable(reason) if isinstance(reason, str) else "",
+        tokens=None if count is None else int(count),
+        tokens_per_second=_number(timings.get("predicted_per_second")),
+    )
 
 
 def _number(value: object) -> float | None:
+    """Return a figure; None for what is none, such as a list, NaN, or 400 digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if 0 <= value < _MOST else None  # no NaN, no number of 400 digits
+    return float(value) if 0 <= value < _MOST else None
 
 
 def _encodable(text: str) -> str:

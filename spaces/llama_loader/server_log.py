@@ -83,14 +83,11 @@ def _is_of(device: str, buffer: str) -> bool:
 class ServerLog:
     """Reads a program's output to its end, so that it never blocks on a full pipe."""
 
-    def __init__(
-        self, process: subprocess.Popen[bytes], path: Path, *, max_bytes: int = MAX_BYTES
-    ) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
         if process.stdout is None:
             raise AssertionError("processes.spawn always gives a pipe")
         self.path = path
         self._stream = process.stdout
-        self._limit = max_bytes // 2
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._lock = threading.Lock()
         self._stamped = False
@@ -118,7 +115,7 @@ class ServerLog:
         rest = b""
         with contextlib.ExitStack() as stack:
             stack.callback(self._stream.close)
-            file = _BoundedFile(self.path, self._limit)
+            file = _BoundedFile(self.path, MAX_BYTES // 2)
             stack.callback(file.close)
             while block := self._read():
                 file.write(block)

@@ -1,4 +1,4 @@
-"""What a ``llama-server`` is started with: its command line, and the plan of a second try."""
+"""Plans a start of ``llama-server``: the command line, the memory, what a second try changes."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class ServerPlan:
 
 
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
-    """Size a start; None where the model cannot be read as GGUF.
+    """Return the bytes that a start takes; None where the model cannot be read as GGUF.
 
     Args:
         model: the GGUF file.
@@ -168,39 +168,25 @@ def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | N
             side.
     """
     given = tuple(extra)
-    tokens = _context(given, n_ctx)
+    asked = last(given, "-c", "--ctx-size") or ""
+    tokens = int(asked) if re.fullmatch(r"[0-9]{1,9}", asked, re.ASCII) else n_ctx
     size = gguf_header.measure(model, tokens)
     if size is None:
         return None
-    draft = _named(given, "-md", "--model-draft", "--spec-draft-model")
-    beside = gguf_header.measure(draft, tokens) if draft else None
-    projector = _named(given, "-mm", "--mmproj")
+    draft = last(given, "-md", "--model-draft", "--spec-draft-model")
+    beside = gguf_header.measure(Path(draft), tokens) if draft else None
+    projector, weight = last(given, "-mm", "--mmproj"), 0
+    if projector:
+        with contextlib.suppress(OSError, ValueError):  # llama-server reports it
+            weight = Path(projector).stat().st_size
     return ModelSize(
-        size.file + (beside.file if beside else 0) + (_bytes(projector) if projector else 0),
+        size.file + (beside.file if beside else 0) + weight,
         size.context + (beside.context if beside else 0),
     )
 
 
-def _context(extra: tuple[str, ...], n_ctx: int) -> int:
-    """Return the tokens that llama-server will take; 0 is what the model was trained for."""
-    text = last(extra, "-c", "--ctx-size") or ""
-    return int(text) if re.fullmatch(r"[0-9]{1,9}", text, re.ASCII) else n_ctx
-
-
-def _named(extra: tuple[str, ...], *options: str) -> Path | None:
-    text = last(extra, *options)
-    return Path(text) if text else None
-
-
-def _bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except (OSError, ValueError):  # llama-server says so
-        return 0
-
-
 def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
-    """Refuse what contradicts the loader's own arguments; return what should be said.
+    """Refuse a person's arguments that contradict the loader's own; return notes on the others.
 
     Raises:
         SettingError: names the argument, and what to give instead.
@@ -213,7 +199,7 @@ def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
                 f"{name} after -- would start another server than the one that is waited for",
                 hint=f"give {_OURS[name]}",
             )
-    host = next(reversed(_values(extra, "--host")), None)  # the last one counts
+    host = last(extra, "--host")
     if host is None or host in _LOOPBACK:
         return ()
     if host != _EVERYWHERE:
@@ -260,7 +246,7 @@ def _keys(extra: tuple[str, ...]) -> Iterator[str]:
     for keys in _values(extra, "--api-key"):
         yield from filter(None, keys.split(","))
     for path in _values(extra, "--api-key-file"):
-        with contextlib.suppress(OSError):  # llama-server says so
+        with contextlib.suppress(OSError):  # llama-server reports it
             lines = Path(path).read_bytes().decode("utf-8", "replace").split("\n")
             yield from (line for line in lines if line and not line.startswith("#"))
 
@@ -285,13 +271,12 @@ def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 def last(extra: tuple[str, ...], *names: str) -> str | None:
     """Return what follows the last of an option's names: llama-server takes that one."""
-    found = [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) in names]
-    return found[-1] if found else None
+    return next(reversed(_values(extra, *names)), None)
 
 
-def _values(extra: tuple[str, ...], option: str) -> list[str]:
+def _values(extra: tuple[str, ...], *names: str) -> list[str]:
     """Return what follows an option, each time that it is given."""
-    return [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) == option]
+    return [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) in names]
 
 
 def _name(argument: str) -> str:
