@@ -26,7 +26,7 @@ _LINE: Final = 2000
 """Characters kept of one line."""
 _BLOCK: Final = 64 * 1024
 
-_STAMP: Final = re.compile(r"[0-9]+(?:\.[0-9]+){3} (?P<level>[IWED]) ")
+_STAMP: Final = re.compile(r"^[0-9]+(?:\.[0-9]+){3} (?P<level>[IWED]) ")
 """What llama-server puts before a message (common/log.cpp): minutes to microseconds, the level."""
 _OFFLOADED: Final = re.compile(
     r"(?:llm_)?load_tensors: offloaded ([0-9]{1,6})/([0-9]{1,6}) layers to GPU"
@@ -121,7 +121,7 @@ class ServerLog:
                 file.write(block)
                 *lines, rest = (rest + block).split(b"\n")
                 self._keep(lines)
-                rest = rest[-_BLOCK:]
+                rest = rest[:_BLOCK]  # a line's beginning says whose it is
             self._keep([rest] if rest else [])
 
     def _read(self) -> bytes:
@@ -191,22 +191,11 @@ _WORTH_QUOTING: Final = re.compile(
     r"error|fail|invalid|unknown (?:model|arg)|cannot|abort|memory|GGML_ASSERT|what\(\)",
     re.IGNORECASE,
 )
-_NO_MEMORY: Final = re.compile(
-    r"out of memory|insufficient memory|cudaMalloc failed|unable to allocate|"
-    r"failed to allocate .*buffer|std::bad_alloc|ENOMEM",
-    re.IGNORECASE,
-)
 _SIZES: Final = re.compile(
     r"allocating [0-9.]+ MiB on device [0-9]+|attempted to allocate [0-9.]+ M[iB]+"
     r"|failed to allocate \S+ buffer of size [0-9]+|model buffer size = +[0-9.]+ MiB"
     r"|KV buffer size = +[0-9.]+ MiB|[0-9]+ MiB free"
 )
-_BAD_MODEL: Final = re.compile(
-    r"error loading model|failed to load model|failed to open GGUF|invalid magic|"
-    r"unknown model architecture|failed to read (?:magic|header)"
-)
-
-
 NOT_EXECUTABLE_HINT: Final = (
     "put the store on a disk whose files may be executed: --store DIR, or HF_HOME; and check that"
     " the release is for this machine's processor and system"
@@ -228,28 +217,28 @@ _CAUSES: Final = (  # the first that a line shows counts
         r"couldn't bind HTTP server socket",
         ServerError,
         "PORT_IN_USE",
-        "another program has the port",
+        "ended: another program has the port",
         "leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
     ),
     _Cause(
         r"failed to map segment from shared object",
         HostError,
         "RUNTIME_NOT_EXECUTABLE",
-        "a library of the runtime may not be executed where it is stored (noexec)",
+        "ended: a library of the runtime may not be executed where it is stored (noexec)",
         NOT_EXECUTABLE_HINT,
     ),
     _Cause(
         r"error while loading shared libraries: .*cannot open shared object",
         HostError,
         "LIBRARY_MISSING",
-        "a library that it needs is not on this machine",
+        "ended: a library that it needs is not on this machine",
         "`python -m llama_loader doctor` names the package that brings it",
     ),
     _Cause(
         r"version `GLIBC\S*' not found",
         HostError,
         "GLIBC_TOO_OLD",
-        "it was built for a newer system than this one",
+        "ended: it was built for a newer system than this one",
         "use a release built on an older system, or a newer base image",
     ),
     _Cause(
@@ -257,7 +246,7 @@ _CAUSES: Final = (  # the first that a line shows counts
         r"|error while loading shared libraries",
         HostError,
         "LIBRARY_MISMATCH",
-        "a library on this machine does not fit the others",
+        "ended: a library on this machine does not fit the others",
         "take the folder that the line names out of LD_LIBRARY_PATH, or install the packages that"
         " `python -m llama_loader doctor` names",
     ),
@@ -265,21 +254,21 @@ _CAUSES: Final = (  # the first that a line shows counts
         r"invalid device: ",
         HostError,
         "INVALID_DEVICE",
-        "a device that was named is not there",
+        "ended: a device that was named is not there",
         INVALID_DEVICE_HINT,
     ),
     _Cause(
         r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
         SettingError,
         ARGUMENT_INVALID,
-        "it does not take an argument that it was given",
+        "ended: it does not take an argument that it was given",
         "look at the arguments after `--`; `llama-server --help` lists what it takes",
     ),
     _Cause(
         r"no kernel image is available|device kernel image is invalid",
         HostError,
         "NO_KERNEL_IMAGE",
-        "this build has no code for this GPU",
+        "ended: this build has no code for this GPU",
         "leave YAKULINGO_SPACES_CUDA_ARCH unset, or publish a set for this GPU",
     ),
     _Cause(
@@ -288,8 +277,31 @@ _CAUSES: Final = (  # the first that a line shows counts
         r"|not supported in the installed CUDA driver",
         HostError,
         "DRIVER_TOO_OLD",
-        "the NVIDIA driver is older than this build's CUDA",
+        "ended: the NVIDIA driver is older than this build's CUDA",
         "update the driver, or use a release of an older CUDA line (cu124)",
+    ),
+    _Cause(
+        r"(?i)out of memory|insufficient memory|cudaMalloc failed|unable to allocate"
+        r"|failed to allocate .*buffer|std::bad_alloc|ENOMEM",
+        ServerError,
+        "OUT_OF_MEMORY",
+        "",
+        "",
+    ),
+    _Cause(
+        r"CUDA error",
+        ServerError,
+        "CUDA_ERROR",
+        "was stopped by a CUDA error",
+        "the server is started anew; if it happens again, report it with this text",
+    ),
+    _Cause(
+        r"error loading model|failed to load model|failed to open GGUF|invalid magic"
+        r"|unknown model architecture|failed to read (?:magic|header)",
+        ServerError,
+        "BAD_MODEL",
+        "cannot load the model",
+        "is the file there, whole, GGUF, and of an architecture that this build knows?",
     ),
 )
 _MEMORY_HINT: Final = (
@@ -308,35 +320,17 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
         lines: the last lines that it printed, oldest first.
         loading: it had not answered yet.
     """
-    own = [line for line in map(_message, lines) if not _OF_THE_MODEL.match(line)]
+    own = [_STAMP.sub("", line) for line in _without_the_models(lines)]
     for cause in _CAUSES:
         shown = _first(cause.pattern, own)
-        if shown is not None:
-            folder = _FOLDER.search(shown) if cause.code == "LIBRARY_MISMATCH" else None
-            where = f" (in {folder[1]})" if folder else ""
-            quoted = quote(lines, shown)
-            return cause.kind(
-                cause.code,
-                f"llama-server ended: {cause.sentence}{where}; its last lines: {quoted}",
-                hint=cause.hint,
-            )
-    shown = _first(_NO_MEMORY, own)
-    if shown is not None:
-        return _out_of_memory(lines, own, shown)
-    shown = _first("CUDA error", own)
-    if shown is not None:
-        return ServerError(
-            "CUDA_ERROR",
-            f"llama-server was stopped by a CUDA error; its last lines: {quote(lines, shown)}",
-            hint="the server is started anew; if it happens again, report it with this text",
-        )
-    shown = _first(_BAD_MODEL, own) if loading else None
-    if shown is not None:
-        return ServerError(
-            "BAD_MODEL",
-            f"llama-server cannot load the model; its last lines: {quote(lines, shown)}",
-            hint="is the file there, whole, GGUF, and of an architecture that this build knows?",
-        )
+        if shown is None or (cause.code == "BAD_MODEL" and not loading):
+            continue
+        if cause.code == "OUT_OF_MEMORY":
+            return _out_of_memory(lines, own, shown)
+        folder = _FOLDER.search(shown) if cause.code == "LIBRARY_MISMATCH" else None
+        where = f" (in {folder[1]})" if folder else ""
+        message = f"llama-server {cause.sentence}{where}; its last lines: {quote(lines, shown)}"
+        return cause.kind(cause.code, message, hint=cause.hint)
     return _by_status(status, f"; its last lines: {quote(lines)}", loading=loading)
 
 
@@ -348,12 +342,13 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
         decisive: the message that decided; by default the first error that was logged, else the
             first line that complains. Where no line complains, the last ones are quoted.
     """
-    complaints = [line.strip() for line in lines if _WORTH_QUOTING.search(line)]
+    own = [line.strip() for line in _without_the_models(lines) if line.strip()]
+    complaints = [line for line in own if _WORTH_QUOTING.search(line)]
     errors = [line for line in complaints if (at := _STAMP.match(line)) and at["level"] == "E"]
-    first = decisive.strip() or _message(next(iter([*errors, *complaints]), ""))
+    first = decisive.strip() or _STAMP.sub("", next(iter([*errors, *complaints]), ""))
     chosen: list[str] = []
     room = _QUOTED_CHARACTERS - len(first)
-    telling = [_message(line.strip()) for line in complaints or lines if line.strip()]
+    telling = [_STAMP.sub("", line) for line in complaints or own]
     for line in reversed(dict.fromkeys(telling)):
         room -= len(line)
         if (room < 0 and (first or chosen)) or len(chosen) == _QUOTED_LINES:
@@ -363,12 +358,12 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
     return " | ".join(filter(None, [first, *reversed(chosen)])) or "(it printed nothing)"
 
 
-def _message(line: str) -> str:
-    """Return a line without its stamp."""
-    return _STAMP.sub("", line, count=1) if _STAMP.match(line) else line
+def _without_the_models(lines: Sequence[str]) -> list[str]:
+    """Return the lines that do not repeat texts of the model's file."""
+    return [line for line in lines if not _OF_THE_MODEL.match(_STAMP.sub("", line))]
 
 
-def _first(pattern: str | re.Pattern[str], lines: Sequence[str]) -> str | None:
+def _first(pattern: str, lines: Sequence[str]) -> str | None:
     return next((line for line in lines if re.search(pattern, line)), None)
 
 

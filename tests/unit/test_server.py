@@ -840,6 +840,8 @@ def test_whole_lines_are_quoted_the_decisive_one_first() -> None:
     later = [f"0.00.1.{number} E failed {number} " + "y" * 200 for number in range(3, 9)]
     quoted = server_log.quote(["0.00.1.1 W failed to look", cause, *later]).split(" | ")
     assert quoted == [line.split(" E ")[1] for line in (cause, later[-1])]
+    model = "0.00.1.0 I llama_model_loader: - kv 2: general.name str = an error"
+    assert server_log.quote([model, "0.00.1.1 I loading"]) == "loading"
     long = "0.00.1.9 I " + "z" * 1500
     assert server_log.quote(["0.00.1.1 I a", long]) == "z" * 1500
     error = server_log.explain(1, [cause, *later, "no kernel image is available"], loading=True)
