@@ -33,17 +33,22 @@ def publish(
     key: str | None = None,
 ) -> None:
     """Send a release to where loaders read it, the manifest last; nothing is sent twice."""
-    from farm import trust
+    import tempfile
+
+    from farm import trust, wheel
     from farm.publish import destination, places, publishing
 
     place = places.parse(to)
     wanted = None if channel is None else destination.require_name("channel", channel)
     signer = None if wanted is None or dry_run else trust.signer(_path(key))
-    plan = publishing.prepare(Path(folder), place, show.note)
-    show_published.plan(plan)
-    if dry_run:
-        return
-    show.line(publishing.publish(plan, place, show_published.line))
+    with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
+        plan = publishing.prepare(Path(folder), place, show.note, wheel=wheel.build(Path(made)))
+        show_published.plan(plan)
+        if dry_run:
+            return
+        show.line(publishing.publish(plan, place, show_published.line))
+    if (line := publishing.requirement(plan, place)) is not None:
+        show.note(f"for requirements.txt of a Space: {line}")
     if wanted is not None and signer is not None:
         from farm.publish import channels, promotion
 
