@@ -52,6 +52,7 @@ def typecheck(session: nox.Session) -> None:
         "mypy",
         "farm",
         "spaces/llama_loader",
+        "spaces/llama_space",
         "spaces/translator",
         "spaces/app.py",
         "benchmarks",

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any, Final
 from playwright.sync_api import sync_playwright
 
 from llama_loader import settings, sockets
-from translator import languages, prompt, serving, session
-from translator.engine import Engine
+from llama_space import Engine, shared_server
+from translator import languages, prompt, session
 from translator.page import Page
 
 if TYPE_CHECKING:
@@ -89,8 +89,7 @@ def without_the_page(engine: Engine, found: Settings, number: int) -> float:
 
 def measure(found: Settings, turns: int) -> dict[str, Any]:
     """Start everything, take turns, and return what came out."""
-    engine = Engine(found)
-    engine.begin()
+    engine = Engine()
     port = sockets.free_port()
     page = Page(engine, found)
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
@@ -127,10 +126,10 @@ def _measured(url: str, engine: Engine, found: Settings, turns: int) -> dict[str
 
 
 def _supervisor() -> Supervisor:
-    shared = serving._shared  # noqa: SLF001 - the very server that the page talks to
+    shared = shared_server._shared  # noqa: SLF001 - the very server that the page talks to
     if shared is None:
         raise AssertionError("the page is ready, so there is a server")
-    return shared[1].start.result()
+    return shared.start.result()
 
 
 def _median(seconds: list[float]) -> float:

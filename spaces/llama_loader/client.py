@@ -24,6 +24,7 @@ _MAX_ANSWER: Final = 64 * 1024 * 1024
 _MAX_LINE: Final = 4 * 1024 * 1024
 _SHOWN: Final = 300
 _CHAT: Final = "/v1/chat/completions"
+_COMPLETIONS: Final = "/v1/completions"
 
 
 @dataclass(frozen=True)
@@ -144,6 +145,25 @@ class Client:
         }
         return ChatStream(self._connection(self._timeout), self._timeout, self._headers(), body)
 
+    def complete(
+        self,
+        prompt: str,
+        *,
+        max_tokens: int,
+        temperature: float = 0.0,
+        **extra: Any,
+    ) -> ChatStream:
+        """Return a text's continuation, which another thread may stop."""
+        body = {
+            "prompt": prompt,
+            "max_tokens": max_tokens,
+            **_sampling(temperature),
+            "stream": True,
+            **extra,
+        }
+        connection = self._connection(self._timeout)
+        return ChatStream(connection, self._timeout, self._headers(), body, path=_COMPLETIONS)
+
     def tokens(self, text: str) -> int:
         """Count the tokens of a text."""
         answer = self._json("POST", "/tokenize", {"content": text}, timeout=self._timeout)
@@ -214,7 +234,9 @@ class ChatStream:
         timeout: float,
         headers: Mapping[str, str],
         body: Mapping[str, Any],
+        path: str = _CHAT,
     ) -> None:
+        self._path = path
         self._connection = connection
         self._timeout = timeout
         self._headers = headers
@@ -232,7 +254,7 @@ class ChatStream:
             yield from self._pieces()
         except (OSError, http.client.HTTPException) as error:
             if not self._stopped.is_set():
-                raise _silent(_CHAT, error, self._timeout) from error
+                raise _silent(self._path, error, self._timeout) from error
         except ServerError:
             if not self._stopped.is_set():
                 raise
@@ -252,11 +274,11 @@ class ChatStream:
         if self._stopped.is_set():
             return
         data = json.dumps(self._body).encode()
-        self._connection.request("POST", _CHAT, data, dict(self._headers))
+        self._connection.request("POST", self._path, data, dict(self._headers))
         # closed by itself: the connection gives its socket away to an answer without length
         with self._connection.getresponse() as response:
             if response.status != 200:  # noqa: PLR2004 - the one status of success here
-                raise _refused(_CHAT, response.status, response.read(_SHOWN))
+                raise _refused(self._path, response.status, response.read(_SHOWN))
             yield from _chunks(response)
 
 
@@ -297,7 +319,7 @@ def _chunk(value: bytes) -> Completion:
         timings = event.get("timings") or {}
         delta, reason = "", ""
         if choices:
-            delta = choices[0].get("delta", {}).get("content") or ""
+            delta = choices[0].get("delta", {}).get("content") or choices[0].get("text") or ""
             reason = choices[0].get("finish_reason") or ""
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _not_llama(value[:_SHOWN]) from error

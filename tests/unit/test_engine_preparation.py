@@ -16,8 +16,8 @@ from llama_loader.prepare import Prepared
 from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
 from llama_loader.timeline import Timeline
-from translator import preparation
-from translator.preparation import Ready
+from llama_space import preparation
+from llama_space.preparation import Ready
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,4 +1,4 @@
-"""The one llama-server of this process: started once, shared by its calls, supervised.
+"""The one llama-server of this process: started once, shared by all calls, supervised.
 
 On ZeroGPU this process is a worker, a fork that lives for several calls, each in a thread of its
 own. The server is kept in a global of the module, and ``llama_loader.processes`` ties its life to
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
@@ -25,21 +24,24 @@ from llama_loader import (
 from llama_loader.background import Background
 from llama_loader.events import Note
 from llama_loader.prepare import prepare
-from translator import preparation, prompt, words
-from translator.values import Report
+from llama_space import event_text, preparation
+from llama_space.values import Report
 
 if TYPE_CHECKING:
     from llama_loader.events import Event
     from llama_loader.supervisor import Supervisor
-    from translator.preparation import Ready
-    from translator.values import Runtime
+    from llama_space.preparation import Ready
+    from llama_space.values import Runtime
+
+PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template that adds nothing: with it llama-server's chat is a completion."""
 
 # a fork imports nothing: another thread may have held an import lock when it was made
 _USED_LATER = (client, extra_arguments, gguf_header, self_test)
 
 
 @final
-class Serving:
+class SharedServer:
     """A server that is being started, or runs. Safe to use from threads."""
 
     def __init__(self, ready: Ready) -> None:
@@ -53,11 +55,11 @@ class Serving:
 
     @property
     def latest(self) -> str:
-        """What is being done, in words."""
+        """What the start is doing, as a line of text."""
         return self._latest
 
     def report(self, supervisor: Supervisor, *, warm: bool) -> Report:
-        """Say what runs now."""
+        """Return what runs now."""
         if self._runtime is None:
             raise AssertionError("a server that runs has a runtime")
         server = supervisor.server
@@ -73,7 +75,7 @@ class Serving:
         )
 
     def stop(self) -> None:
-        """End the server, or have its start end it; safe to call twice."""
+        """End the server, also one that is being started; safe to call twice."""
         self._stopped.set()
         if self.start.wait(0) and self.start.error is None:
             self.start.result().stop()
@@ -86,7 +88,7 @@ class Serving:
         self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
         launch.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
         self._latest = f"llama-server loads {self.ready.model.name}"
-        told = prompt.server_arguments(gguf_header.chat_template(self.ready.model))
+        told = server_arguments(gguf_header.chat_template(self.ready.model))
         supervisor = launch.start(ours, prepared, self.ready.model, told, sink=self._hear)
         self._timeline = preparation.summed(prepared.timeline.stages)
         if self._stopped.is_set():
@@ -94,80 +96,59 @@ class Serving:
         return supervisor
 
     def _hear(self, event: Event) -> None:
-        self._latest = words.event(event)
+        self._latest = event_text.event(event)
         if isinstance(event, Note):
-            self._notes[words.plain(event)] = None
+            self._notes[event_text.plain(event)] = None
+
+
+def server_arguments(template: str | None) -> tuple[str, ...]:
+    """Return what llama-server must be told about the model's chat template.
+
+    A base model carries none. llama-server would take ChatML for it, whose marks a base model has
+    never seen.
+
+    Args:
+        template: the one in the model's header.
+    """
+    return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
 
 
 _lock = threading.Lock()
-_shared: tuple[int, Serving] | None = None
-_finalizer: tuple[int, util.Finalize] | None = None
-_watched: int | None = None
-_LOOK: Final = 0.5
-"""Seconds between two looks at whether the app's process is there."""
+_shared: SharedServer | None = None
+_finalizer: util.Finalize | None = None
 
 
-def _renew_lock() -> None:
-    """A fork while another thread held the lock would leave it locked for ever in the child."""
-    global _lock  # noqa: PLW0603 - there is one lock for each process
-    _lock = threading.Lock()
+def _forget() -> None:
+    """Begin anew in a forked child: the server is the parent's, and the lock may be held there."""
+    global _lock, _shared, _finalizer
+    _lock, _shared, _finalizer = threading.Lock(), None, None
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+os.register_at_fork(after_in_child=_forget)
 
 
-def shared(ready: Ready) -> Serving:
-    """Return this process's server: the one there is, or a new one.
+def shared(ready: Ready) -> SharedServer:
+    """Return this process's server: the one that runs or is being started, or a new one.
 
-    A start that failed is tried again; another model or release takes the place of the old.
+    A start that failed is tried again. A server of another model or release is replaced.
     """
-    global _shared  # noqa: PLW0603 - one server for each process is the point
+    global _shared, _finalizer  # noqa: PLW0603 - one server for each process is the point
     with _lock:
-        if _shared is not None and _shared[0] == os.getpid():
-            serving = _shared[1]
-            failed = serving.start.wait(0) and serving.start.error is not None
-            if serving.ready == ready and not failed:
-                return serving
-            serving.stop()
-        serving = Serving(ready)
-        _shared = (os.getpid(), serving)
-        _stop_at_exit()
-        return serving
-
-
-def end_with(parent: int) -> None:
-    """End this process, a worker, and its server when the app's process has ended.
-
-    A worker waits for calls on a pipe whose other end it has inherited, so it would wait for ever.
-    The kernel's parent-death signal is of no use to it: it would come at the end of the thread of
-    the app that happened to fork it.
-    """
-    global _watched  # noqa: PLW0603 - one watch for each process
-    with _lock:
-        if _watched == os.getpid():
-            return
-        _watched = os.getpid()
-    threading.Thread(target=_watch, args=(parent,), name="translator-parent", daemon=True).start()
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(_LOOK)
-    stop()
-    os._exit(0)
-
-
-def _stop_at_exit() -> None:
-    """Finalizers run where a worker ends by SIGTERM; what ``atexit`` knows does not."""
-    global _finalizer  # noqa: PLW0603 - one for each process, too
-    if _finalizer is None or _finalizer[0] != os.getpid():
-        _finalizer = (os.getpid(), util.Finalize(None, stop, exitpriority=100))
+        if _shared is not None:
+            failed = _shared.start.wait(0) and _shared.start.error is not None
+            if _shared.ready == ready and not failed:
+                return _shared
+            _shared.stop()
+        _shared = SharedServer(ready)
+        # finalizers run where a worker ends by SIGTERM; atexit's functions do not
+        _finalizer = _finalizer or util.Finalize(None, stop, exitpriority=100)
+        return _shared
 
 
 def stop() -> None:
-    """End this process's server; nothing where there is none."""
+    """End this process's server; does nothing where there is none."""
     global _shared
     with _lock:
         found, _shared = _shared, None
-    if found is not None and found[0] == os.getpid():
-        found[1].stop()
+    if found is not None:
+        found.stop()
