@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cgroups, known_gpus, nvml, processes, visible
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
 from llama_loader.gpu import Gpu
 from llama_loader.system_files import read

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from llama_loader.background import Background
+    from llama_loader.concurrency import Background
     from llama_loader.cuda_libraries import Library
     from llama_loader.events import Sink
     from llama_loader.fetch import Fetcher

@@ -21,7 +21,7 @@ from llama_loader import (
     self_test,
     settings,
 )
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.events import Note
 from llama_loader.prepare import prepare
 from llama_space import event_text, preparation

@@ -12,7 +12,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.errors import LoaderError, ServerError
 from llama_space import shared_server
 from llama_space.values import Failure, Piece, Progress
