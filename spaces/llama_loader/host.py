@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +32,15 @@ _SMI_TIMEOUT: Final = 20.0
 """Seconds. nvidia-smi takes 0.1 s, but several where the driver is not kept loaded."""
 _ATTACHED: Final = frozenset({"nvml", "nvidia-smi"})
 """Who tells only of GPUs that this process could use."""
+_PROGRAM_FOLDERS: Final = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/usr/local/nvidia/bin",  # GKE
+    "/bin",
+    "/usr/lib/wsl/lib",  # WSL 2
+    "/run/current-system/sw/bin",  # NixOS
+)
+"""Where NVIDIA's programs are installed, searched before PATH."""
 _SMI_FIELDS: Final = "name,compute_cap,memory.total,driver_version,uuid"
 
 
@@ -169,9 +179,23 @@ def _gpus(
 
 
 def _from_smi(environ: Mapping[str, str]) -> tuple[str | None, tuple[Gpu, ...]]:
-    argv = ["nvidia-smi", f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits"]
+    program = find_program("nvidia-smi", environ)
+    if program is None:
+        return None, ()
+    argv = [program, f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits"]
     done = processes.run(argv, environ, timeout=_SMI_TIMEOUT)
     return parse_smi(done.output) if done.status == 0 else (None, ())
+
+
+def find_program(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the absolute path of a program, None where it is not installed.
+
+    The usual folders come first, then the absolute entries of PATH. An empty or relative entry
+    means the working folder, where anyone may have put a program: it is never searched.
+    """
+    entries = environ.get("PATH", "").split(os.pathsep)
+    folders = (*_PROGRAM_FOLDERS, *(entry for entry in entries if entry.startswith("/")))
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:

@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +15,6 @@ from llama_loader.settings import load
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from pathlib import Path
 
 NAME = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
@@ -93,6 +96,45 @@ def test_whatever_nvidia_smi_says_that_is_no_number_is_unknown(
     capability, memory, uuid = gpu
     expected = Gpu(row.split(",", maxsplit=1)[0], capability, memory, uuid)
     assert host.parse_smi(f"{row}\n") == (driver, (expected,))
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    path = write(folder / name, f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.mark.parametrize("entries", ["", ".", "tools", "./tools", "../{here}/tools", ":tools:."])
+def test_a_program_of_the_working_folder_is_never_run(
+    entries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "tools"):
+        for name in ("nvidia-smi", "ldconfig"):
+            program(folder, name, f": >{tmp_path}/executed")
+    script = (
+        "from llama_loader import host, settings\nprint(host.detect(settings.load()).gpu_source)\n"
+    )
+    search = entries.format(here=tmp_path.name)
+    environ = {"PATH": search, "PYTHONPATH": str(Path(host.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], env=environ, cwd=tmp_path, check=True)
+    assert not (tmp_path / "executed").exists()
+    monkeypatch.chdir(tmp_path)
+    assert host.find_program("llama-test-tool", {"PATH": search}) is None
+
+
+def test_a_program_is_found_in_an_absolute_entry_of_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program(tmp_path / "here", "llama-test-tool", "exit 1").parent)
+    tool = program(tmp_path / "bin", "llama-test-tool", "exit 0")
+    environ = {"PATH": os.pathsep.join([".", "", "/nowhere", str(tool.parent)])}
+    assert host.find_program("llama-test-tool", environ) == str(tool)
+    assert host.find_program("llama-test-tool", {}) is None
+
+
+def test_a_known_folder_comes_before_path(tmp_path: Path) -> None:
+    mine = program(tmp_path, "env", "exit 0")
+    assert host.find_program("env", {"PATH": str(mine.parent)}) in {"/usr/bin/env", "/bin/env"}
 
 
 def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
