@@ -1,6 +1,7 @@
 """A chat with any GGUF model: the whole Space."""
 
 import gradio as gr
+
 from llama_space import Engine
 
 engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one here

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import doctor
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.errors import LoaderError, ServerError, SettingError, StoreError
 from llama_loader.events import Stage, ignore
 from llama_space import given_settings, gpu_seconds, preparation, shared_server, worker, zerogpu

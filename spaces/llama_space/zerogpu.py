@@ -15,7 +15,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.errors import SettingError
 from llama_space import shared_server, worker
 from llama_space.values import Failure, Progress
