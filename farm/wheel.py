@@ -39,7 +39,12 @@ def build(into: Path, source: Path = SOURCE) -> Path:
         argv = (sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(made))
         environ = os.environ | {"SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH)}
         built = subprocess.run(
-            (*argv, str(copy)), env=environ, capture_output=True, text=True, check=False
+            (*argv, str(copy)),
+            env=environ,
+            umask=0o022,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if built.returncode != 0:
             raise PackError(
