@@ -10,7 +10,7 @@ import re
 from enum import IntEnum
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import known_gpus
+from llama_loader import gpus
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def driver_trouble(artifact: Artifact, driver: str | None, *, native: bool) -> s
         return None
     if older(driver, cuda.min_driver):
         return f"CUDA {cuda.toolkit} needs driver {cuda.min_driver}, this machine has {driver}"
-    jit = None if native else known_gpus.jit_driver(cuda.toolkit)
+    jit = None if native else gpus.jit_driver(cuda.toolkit)
     if jit and older(driver, jit):
         return f"its PTX of CUDA {cuda.toolkit} needs driver {jit}, this machine has {driver}"
     return None

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cgroups, known_gpus, nvml, processes, visible
+from llama_loader import cgroups, gpus, nvml, processes
 from llama_loader.concurrency import Background
 from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.system_files import read
 
 if TYPE_CHECKING:
@@ -88,12 +88,12 @@ class HostFacts:
     @property
     def visible(self) -> tuple[Gpu, ...]:
         """The GPUs that a program will see, in its order; all where that cannot be known."""
-        return visible.gpus(self.gpus, self._named, self.device_order)
+        return gpus.visible(self.gpus, self._named, self.device_order)
 
     @property
     def visible_count(self) -> int:
         """How many GPUs a program will see, also where it is unknown which; an upper bound."""
-        return visible.count(self.gpus, self._named)
+        return gpus.visible_count(self.gpus, self._named)
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -119,7 +119,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     """
     environ = processes.environment(settings.inherited)
     cache = linker_cache(environ)
-    driver, gpus, source = _gpus(environ, root, zerogpu=settings.zerogpu)
+    driver, found, source = _gpus(environ, root, zerogpu=settings.zerogpu)
     return HostFacts(
         system=sys.platform,
         machine=platform.machine(),
@@ -127,7 +127,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         glibcxx=_glibcxx([path.parent for path in cache], root),
         python=platform.python_version(),
         driver=driver,
-        gpus=gpus,
+        gpus=found,
         gpu_source=source,
         libraries=find_libraries(
             settings.library_path,
@@ -171,9 +171,7 @@ def _gpus(
     if named:
         return driver, named, "/proc/driver/nvidia"
     if zerogpu:
-        known = Gpu(
-            known_gpus.ZEROGPU_NAME, known_gpus.ZEROGPU_CAPABILITY, known_gpus.ZEROGPU_MEMORY
-        )
+        known = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
         return driver, (known,), "zerogpu"
     return driver, (), "none"
 
@@ -214,7 +212,7 @@ def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
         found.append(
             Gpu(
                 name,
-                _capability(capability) or known_gpus.capability(name),
+                _capability(capability) or gpus.capability(name),
                 int(memory) * 1024**2 if re.fullmatch(r"[0-9]{1,9}", memory) else None,
                 uuid if uuid.startswith("GPU-") else None,
             )
@@ -236,7 +234,7 @@ def _from_proc(root: Path) -> tuple[Gpu, ...]:
         uuid = re.search(r"^GPU UUID:\s*([^\s?]+)\s*$", text, re.MULTILINE)
         if model:
             name = model[1]
-            found.append(Gpu(name, known_gpus.capability(name), None, uuid[1] if uuid else None))
+            found.append(Gpu(name, gpus.capability(name), None, uuid[1] if uuid else None))
     return tuple(found)
 
 

@@ -10,7 +10,7 @@ import ctypes
 from dataclasses import dataclass
 from typing import Final
 
-from llama_loader import known_gpus
+from llama_loader import gpus
 
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _TEXT: Final = 96
@@ -95,7 +95,7 @@ def _capability(library: ctypes.CDLL, handle: ctypes.c_void_p, name: str) -> str
             ctypes.byref(minor),
         )
     except _Refused:
-        return known_gpus.capability(name)
+        return gpus.capability(name)
     return f"{major.value}{minor.value}"
 
 

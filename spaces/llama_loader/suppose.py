@@ -11,10 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import known_gpus, report
+from llama_loader import gpus, report
 from llama_loader.cuda_libraries import Library, packages
 from llama_loader.errors import SettingError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ def _capability(value: str) -> Mapping[str, Any] | None:
 
 
 def _gpu(value: str) -> Mapping[str, Any] | None:
-    found = known_gpus.capability(value)
+    found = gpus.capability(value)
     return {"gpus": (Gpu(value, found),)} if found else None
 
 

@@ -16,7 +16,7 @@ from llama_loader import launch, prepare, report, selection
 from llama_loader.errors import HostError, IntegrityError, NetworkError
 from llama_loader.events import Event, Note, Stage, ignore
 from llama_loader.fetch import Fetcher
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.manifest import Artifact, Manifest
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load

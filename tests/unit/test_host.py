@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import cuda_libraries, host, known_gpus, nvml
+from llama_loader import cuda_libraries, host, nvml
 from llama_loader.cuda_libraries import Library, find_libraries
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.settings import load
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def test_zerogpu_without_any_trace_is_what_it_documents(tmp_path: Path) -> None:
 
 
 def test_nvidia_smi_is_read() -> None:
-    driver, gpus = host.parse_smi(
+    driver, found = host.parse_smi(
         "NVIDIA H200, 9.0, 143771, 580.159.03, GPU-a\n"
         "Tesla T4, [N/A], [N/A], 580.159.03, [N/A]\n"
         "a warning on stderr\n"
     )
     assert driver == "580.159.03"
-    assert gpus == (
+    assert found == (
         Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
         Gpu("Tesla T4", "75", None, None),
     )
@@ -266,23 +266,6 @@ def test_nvml_answers(
 def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str) -> None:
     monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: FakeNvml(refuse=refuse))
     assert nvml.query() is None
-
-
-@pytest.mark.parametrize(
-    ("toolkit", "driver"),
-    [
-        ("11.4", None),
-        ("12", "525.60"),
-        ("12.7", "570.26"),
-        ("12.8.1", "570.26"),
-        ("13.0.2", "580.65"),
-        ("13.1", "590.44"),
-        ("13.2", "595.0"),
-        ("99.0", "595.0"),
-    ],
-)
-def test_jit_drivers_by_toolkit(toolkit: str, driver: str | None) -> None:
-    assert known_gpus.jit_driver(toolkit) == driver
 
 
 @pytest.mark.parametrize(
