@@ -4,17 +4,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import cuda_libraries, host, nvml
+from llama_loader import cuda_libraries, host
 from llama_loader.cuda_libraries import Library, find_libraries
 from llama_loader.gpus import Gpu
 from llama_loader.settings import load
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NAME = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
@@ -191,81 +187,7 @@ def test_needs_are_read_from_a_foreign_runtime(tmp_path: Path) -> None:
     ],
 )
 def test_the_package_that_brings_a_library(soname: str, package: str | None) -> None:
-    assert cuda_libraries.pip_package(soname) == package
-
-
-class FakeNvml:
-    """NVML's calling convention: results through pointers, 0 for success."""
-
-    def __init__(self, *, refuse: str = "") -> None:
-        self.refuse = refuse
-        self.shut = 0
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        def call(*arguments: Any) -> int:
-            self.shut += name == "nvmlShutdown"
-            if name == self.refuse:
-                return 3
-            ANSWERS.get(name, lambda *_: None)(*arguments)
-            return 0
-
-        return call
-
-
-def put_text(text: bytes) -> Callable[..., None]:
-    return lambda *arguments: setattr(arguments[-2], "value", text)
-
-
-def put(*values: int) -> Callable[..., None]:
-    def fill(*arguments: Any) -> None:
-        for pointer, value in zip(arguments[-len(values) :], values, strict=True):
-            pointer._obj.value = value
-
-    return fill
-
-
-def put_memory(total: int, free: int) -> Callable[..., None]:
-    def fill(*arguments: Any) -> None:
-        arguments[-1]._obj.total, arguments[-1]._obj.free = total, free
-
-    return fill
-
-
-ANSWERS = {
-    "nvmlSystemGetDriverVersion": put_text(b"580.159.03"),
-    "nvmlDeviceGetCount_v2": put(1),
-    "nvmlDeviceGetHandleByIndex_v2": put(1),
-    "nvmlDeviceGetName": put_text(b"NVIDIA H200"),
-    "nvmlDeviceGetUUID": put_text(b"GPU-a"),
-    "nvmlDeviceGetMemoryInfo": put_memory(150_000_000_000, 149_000_000_000),
-    "nvmlDeviceGetCudaComputeCapability": put(9, 0),
-}
-
-
-@pytest.mark.parametrize(
-    ("refuse", "memory", "free"),
-    [
-        ("", 150_000_000_000, 149_000_000_000),
-        ("nvmlDeviceGetMemoryInfo", None, None),
-        ("nvmlDeviceGetCudaComputeCapability", 150_000_000_000, 149_000_000_000),
-    ],
-)
-def test_nvml_answers(
-    monkeypatch: pytest.MonkeyPatch, refuse: str, memory: int | None, free: int | None
-) -> None:
-    library = FakeNvml(refuse=refuse)
-    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: library)
-    answer = nvml.query()
-    assert answer == nvml.Answer(
-        "580.159.03", (nvml.NvmlGpu("NVIDIA H200", "90", memory, "GPU-a", free),)
-    )
-    assert library.shut == 1
-
-
-@pytest.mark.parametrize("refuse", ["nvmlInit_v2", "nvmlDeviceGetCount_v2"])
-def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str) -> None:
-    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: FakeNvml(refuse=refuse))
-    assert nvml.query() is None
+    assert cuda_libraries.packages([soname]) == ((package,) if package else ())
 
 
 @pytest.mark.parametrize(

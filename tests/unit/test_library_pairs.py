@@ -7,7 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from llama_loader.cuda_libraries import Library, find_libraries, folders, split_needs
+from llama_loader.cuda_libraries import (
+    Library,
+    driver_folders,
+    find_libraries,
+    folders,
+    split_needs,
+)
 from llama_loader.errors import HostError
 from llama_loader.selection import Wishes, require_libraries, select
 from tests.rigs.releases import BARE, artifact, manifest, runtime
@@ -114,3 +120,17 @@ def test_a_plain_toolkit_counts(tmp_path: Path) -> None:
     assert [one.folder for one in find_libraries([], [], [], tmp_path, BARE.machine)] == [
         file.parent
     ]
+
+
+def test_the_driver_s_folder_is_the_one_that_the_linker_does_not_know(tmp_path: Path) -> None:
+    mounted, known, empty, kit = (tmp_path / name for name in ("gke", "known", "empty", "kit"))
+    for folder in (mounted, known, empty, kit / "stubs"):
+        folder.mkdir(parents=True)
+    for folder in (mounted, known, kit / "stubs"):
+        (folder / "libcuda.so.1").touch()
+    (kit / "libcuda.so.1").symlink_to("stubs/libcuda.so.1")
+    (empty / "libcuda.so.1").symlink_to("gone")
+    entries = [tmp_path / "no", empty, kit, kit / "stubs", mounted, known, mounted]
+    cache = [known / "libcuda.so.1", mounted / "libcudart.so.12"]
+    assert driver_folders(entries, cache) == (mounted,)
+    assert driver_folders(entries, []) == (mounted, known)
