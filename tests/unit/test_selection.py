@@ -219,11 +219,6 @@ def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
     assert choice.missing == ()
 
 
-def test_the_cpu_can_be_asked_for_beside_a_gpu() -> None:
-    choice = select(RELEASE, host("90"), Wishes(backend="cpu"))
-    assert (short(choice.artifact.name), choice.runs_on) == ("cpu-cpu", "cpu")
-
-
 def test_a_cuda_artifact_runs_on_the_cpu_where_there_is_no_other() -> None:
     release = manifest(artifact("cu130", "sm90", "90"))
     choice = select(release, BARE, Wishes(allow_cpu=True))
@@ -311,7 +306,8 @@ def _fields(one: Artifact) -> dict[str, object]:
     ],
 )
 def test_what_runs_where(sass: str, ptx: str, target: str, expected: str) -> None:
-    assert cuda_code(artifact("cu130", "x", sass, ptx), target) == expected
+    kind, _ = cuda_code(artifact("cu130", "x", sass, ptx), target) or ("", 0)
+    assert kind == expected
 
 
 @given(
