@@ -45,36 +45,36 @@ class Candidate:
     Attributes:
         artifact: the one judged.
         reach, reason: how far it came, and why no further.
-        served: the compute capabilities that it has code for; empty for the CPU.
+        capabilities: those of the GPUs that it has code for; empty for the CPU.
         weight: the memory of the GPUs that it serves, or their number.
-        native: machine code for all that it serves.
+        native: machine code for all that it serves; False where the driver compiles first.
         gap: how much older its code is than the GPUs, added up.
         libraries, missing: CUDA libraries that this machine has, and that it lacks.
-        brings: the release's artifact that holds the missing ones.
+        runtime_libraries: the release's artifact that holds all of the missing ones.
     """
 
     artifact: Artifact
     reach: Reach
     reason: str
-    served: tuple[str, ...] = ()
+    capabilities: tuple[str, ...] = ()
     weight: int = 0
     native: bool = True
     gap: int = 0
     libraries: tuple[Library, ...] = ()
     missing: tuple[str, ...] = ()
-    brings: Artifact | None = None
+    runtime_libraries: Artifact | None = None
 
     @property
     def lack(self) -> int:
         """0: its libraries are on this machine; 1: the release brings them; 2: they are missing."""
         if not self.missing:
             return 0
-        return 1 if self.brings else 2
+        return 1 if self.runtime_libraries else 2
 
     @property
     def download(self) -> int:
         """Bytes to download."""
-        return self.artifact.size + (self.brings.size if self.brings else 0)
+        return self.artifact.size + (self.runtime_libraries.size if self.runtime_libraries else 0)
 
     @property
     def rank(self) -> tuple[bool, int, bool, int, int, int, str]:
@@ -109,13 +109,13 @@ def judge(
         artifact,
         Reach.FITS,
         "",
-        served=tuple(codes),
+        capabilities=tuple(codes),
         weight=_weight(host, codes),
         native=native,
         gap=sum(gap for _, gap in codes.values()),
         libraries=taken,
         missing=missing,
-        brings=_bringing(artifact, missing, runtimes),
+        runtime_libraries=_bringing(artifact, missing, runtimes),
     )
     return replace(fitting, reason=_fits_reason(fitting, targets, host.libraries))
 
@@ -193,11 +193,12 @@ def _bringing(
 
 def _fits_reason(one: Candidate, targets: tuple[str, ...], libraries: tuple[Library, ...]) -> str:
     slow = "PTX, which the driver compiles at the first start (slow),"
-    parts = [f"{'machine code' if one.native else slow} for {dotted(one.served)}"]
-    left = tuple(target for target in targets if target not in one.served)
+    parts = [f"{'machine code' if one.native else slow} for {dotted(one.capabilities)}"]
+    left = tuple(target for target in targets if target not in one.capabilities)
     parts += [f"none for {dotted(left)}"] if left else []
     if one.missing:
-        bringing = f", brought by {one.brings.name}" if one.brings else ""
+        brought = one.runtime_libraries
+        bringing = f", brought by {brought.name}" if brought else ""
         parts.append(f"{', '.join(one.missing)} missing here{bringing}")
         parts += filter(None, [cuda_libraries.unpaired(one.missing, libraries)])
     return f"{'; '.join(parts)}; {one.artifact.size / 1e6:.1f} MB"

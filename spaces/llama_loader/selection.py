@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
-    from llama_loader.manifest import Artifact, Manifest
+    from llama_loader.manifest import Manifest
 
 _CODES: Final = {
     Reach.PLATFORM: "PLATFORM_UNSUPPORTED",
@@ -57,31 +57,16 @@ class Considered:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What to fetch.
+class Choice(Candidate):
+    """The artifact to fetch.
 
     Attributes:
-        artifact: the chosen one.
-        reason: why this one.
         runs_on: ``gpu`` or ``cpu``.
-        native: machine code for every GPU meant; False where the driver compiles first.
-        capabilities: the GPUs that it serves.
-        libraries: CUDA libraries that it will use.
-        missing: sonames of CUDA libraries that this machine lacks (``require_libraries``).
         verdicts: one for each artifact of the manifest, in its order.
-        runtime_libraries: the artifact of the same release that holds all that is missing; None
-            where nothing is missing, no artifact has it, or the CPU would do.
     """
 
-    artifact: Artifact
-    reason: str
-    runs_on: str
-    native: bool
-    capabilities: tuple[str, ...]
-    libraries: tuple[Library, ...]
-    missing: tuple[str, ...]
-    verdicts: tuple[Considered, ...]
-    runtime_libraries: Artifact | None = None
+    runs_on: str = "cpu"
+    verdicts: tuple[Considered, ...] = ()
 
 
 def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
@@ -95,7 +80,7 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
     runtimes = () if wishes.allow_cpu else usable_runtimes(manifest, host)
     judged = [judge(one, host, targets, runtimes) for one in manifest.artifacts]
-    fitting = [one for one in judged if one.served]
+    fitting = [one for one in judged if one.capabilities]
     if not fitting and not wishes.allow_cpu:
         raise _nothing(manifest, targets, judged, host) if targets else _no_gpu(host)
     if not fitting:
@@ -105,18 +90,10 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
         if not fitting:
             raise _nothing(manifest, targets, on_cpu, host)
     best = min(fitting, key=lambda one: one.rank)
-    for_cpu = "" if best.served else "; the CPU is allowed and no GPU can be served"
-    return Choice(
-        best.artifact,
-        best.reason + for_cpu,
-        "gpu" if best.served else "cpu",
-        best.native,
-        best.served,
-        best.libraries,
-        best.missing,
-        tuple(_considered(one, best) for one in judged),
-        best.brings,
-    )
+    for_cpu = "" if best.capabilities else "; the CPU is allowed and no GPU can be served"
+    taken = {**vars(best), "reason": best.reason + for_cpu}
+    verdicts = tuple(_considered(one, best) for one in judged)
+    return Choice(**taken, runs_on="gpu" if best.capabilities else "cpu", verdicts=verdicts)
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
@@ -156,7 +133,7 @@ def _considered(one: Candidate, best: Candidate) -> Considered:
     fits, name = one.reach is Reach.FITS, one.artifact.name
     if one.artifact is best.artifact:
         return Considered(name, fits=True, reason=f"chosen: {best.reason}")
-    if one.artifact is best.brings:
+    if one.artifact is best.runtime_libraries:
         size = f"{one.artifact.size / 1e6:.1f} MB"
         return Considered(name, fits=True, reason=f"fetched too: libraries; {size}")
     why = f"would run, but {_why_not(one, best)} ({one.reason})" if fits else one.reason
@@ -166,7 +143,7 @@ def _considered(one: Candidate, best: Candidate) -> Considered:
 def _why_not(one: Candidate, best: Candidate) -> str:
     """Name the first difference in ``Candidate.rank`` between one that fits and the best."""
     chosen = best.artifact.name
-    more = "GPUs" if len(one.served) < len(best.served) else "of the GPUs' memory"
+    more = "GPUs" if len(one.capabilities) < len(best.capabilities) else "of the GPUs' memory"
     there = "here" if best.lack == 0 else "in this release"
     reasons = (
         f"{chosen} is for this backend",
@@ -178,7 +155,7 @@ def _why_not(one: Candidate, best: Candidate) -> str:
         f"{chosen} comes first by name",
     )
     ranks = zip(one.rank, best.rank, reasons, strict=True)
-    return next(reason for mine, its, reason in ranks if mine != its)
+    return next((reason for mine, its, reason in ranks if mine != its), reasons[-1])
 
 
 def _no_gpu(host: HostFacts) -> HostError:
