@@ -54,7 +54,7 @@ class HostFacts:
         driver: NVIDIA driver's version, None where there is none or it cannot be known.
         gpus: what was found; on ZeroGPU what will be attached.
         gpu_source: what named them: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
-            ``setting`` or ``none``.
+            ``supposed`` or ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
         cpus: logical CPUs that this process may use, by its affinity and its control groups.
         memory: bytes of main memory that this process may use; 0 for unknown.
@@ -64,7 +64,7 @@ class HostFacts:
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
         cpu: the processor's name, None where unknown.
         device_order: CUDA_DEVICE_ORDER, None where unset.
-        driver_folders: folders of LD_LIBRARY_PATH that hold NVIDIA's driver; the server needs them.
+        driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
         complaints: why NVML or nvidia-smi did not answer, and which GPUs they left out.
     """
 
@@ -143,7 +143,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         threads=cgroups.threads(root),
         zerogpu=settings.zerogpu,
         visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
-        cpu=_field(r"^model name\s*: (.+)$", root / "proc/cpuinfo"),
+        cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),
         device_order=inherited.get("CUDA_DEVICE_ORDER"),
         driver_folders=driver_folders,
         complaints=answer.complaints,
@@ -160,14 +160,13 @@ def _ask(
 ) -> tuple[str, nvml.Answer]:
     """Return the first source that names GPUs and its answer, with the complaints of all."""
     documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
-    sources: list[tuple[str, Callable[[], nvml.Answer]]] = [
+    environ, here = processes.environment(inherited, libraries=driver_folders), root == Path("/")
+    sources: tuple[tuple[str, Callable[[], nvml.Answer]], ...] = (
+        ("nvml", lambda: nvml.query(driver_folders) if here else nvml.Answer()),
+        ("nvidia-smi", lambda: _from_smi(environ) if here else nvml.Answer()),
         ("/proc/driver/nvidia", lambda: _from_proc(root)),
         ("zerogpu", lambda: nvml.Answer(gpus=(documented,) if zerogpu else ())),
-    ]
-    if root == Path("/"):
-        environ = processes.environment(inherited, libraries=driver_folders)
-        sources.insert(0, ("nvml", lambda: nvml.query(driver_folders)))
-        sources.insert(1, ("nvidia-smi", lambda: _from_smi(environ)))
+    )
     driver, complaints = None, tuple[str, ...]()
     for source, ask in sources:
         answer = ask()

@@ -219,6 +219,23 @@ def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
     assert choice.missing == ()
 
 
+def test_no_gpu_is_said_with_what_the_driver_complained_of() -> None:
+    lost = replace(BARE, complaints=("GPU 0 is left out: NVML: GPU is lost (15)", "nvidia-smi: x"))
+    with pytest.raises(HostError) as caught:
+        select(RELEASE, lost, Wishes())
+    assert caught.value.code == "NO_GPU"
+    assert "none was found; GPU 0 is left out: NVML: GPU is lost (15); nvidia-smi: x" in (
+        caught.value.message
+    )
+
+
+def test_the_cpu_is_chosen_for_a_reason_of_its_own() -> None:
+    """Not for that of being passed over for the GPU."""
+    choice = select(RELEASE, host("70"), Wishes(allow_cpu=True))
+    chosen = next(one for one in choice.verdicts if one.name == choice.artifact.name)
+    assert (chosen.fits, chosen.reason) == (True, "chosen: built for the CPU")
+
+
 def test_a_cuda_artifact_runs_on_the_cpu_where_there_is_no_other() -> None:
     release = manifest(artifact("cu130", "sm90", "90"))
     choice = select(release, BARE, Wishes(allow_cpu=True))
