@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
 
+_NVML_TIMEOUT: Final = 10.0
+"""Seconds. NVML takes 20 ms, but several seconds where the driver is not kept loaded."""
 _SMI_TIMEOUT: Final = 20.0
 """Seconds. nvidia-smi takes 0.1 s, but several where the driver is not kept loaded."""
 _SMI_FIELDS: Final = ("name", "compute_cap", "memory.total", "driver_version", "uuid")
@@ -161,9 +163,11 @@ def _ask(
     """Return the first source that names GPUs and its answer, with the complaints of all."""
     documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
     environ, here = processes.environment(inherited, libraries=driver_folders), root == Path("/")
+    told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT) if here else nvml.Answer()
+    ask_smi = here and not told.hangs  # nvidia-smi asks NVML, and would hang too
     sources: tuple[tuple[str, Callable[[], nvml.Answer]], ...] = (
-        ("nvml", lambda: nvml.query(driver_folders) if here else nvml.Answer()),
-        ("nvidia-smi", lambda: _from_smi(environ) if here else nvml.Answer()),
+        ("nvml", lambda: told),
+        ("nvidia-smi", lambda: _from_smi(environ) if ask_smi else nvml.Answer()),
         ("/proc/driver/nvidia", lambda: _from_proc(root)),
         ("zerogpu", lambda: nvml.Answer(gpus=(documented,) if zerogpu else ())),
     )

@@ -17,8 +17,6 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
-TIMEOUT: Final = 10.0
-"""Seconds. NVML takes 20 ms, but several seconds where the driver is not kept loaded."""
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _TEXT: Final = 96
 """NVML_DEVICE_NAME_V2_BUFFER_SIZE and NVML_DEVICE_UUID_V2_BUFFER_SIZE, the longest of them."""
@@ -42,11 +40,13 @@ class Answer:
         driver: its version; None where NVML did not answer.
         gpus: those that can be used, in PCI order.
         complaints: a sentence for each failure: NVML's own, or that of one GPU.
+        hangs: it did not answer in time.
     """
 
     driver: str | None = None
     gpus: tuple[Gpu, ...] = ()
     complaints: tuple[str, ...] = ()
+    hangs: bool = False
 
 
 class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves this module
@@ -57,16 +57,16 @@ class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves thi
         self.code = code
 
 
-def query(folders: Sequence[Path] = (), *, timeout: float = TIMEOUT) -> Answer:
-    """Ask NVML, for at most ``timeout`` seconds; an empty answer where there is no NVIDIA driver.
+def query(folders: Sequence[Path], *, timeout: float) -> Answer:
+    """Ask NVML; the answer is empty where there is no NVIDIA driver.
 
     Args:
         folders: where the library is looked for before the dynamic linker's own folders.
-        timeout: seconds.
+        timeout: seconds after which a driver that hangs is given up.
     """
     asking = Background(lambda: _query(folders))
     if not asking.wait(timeout):
-        return Answer(complaints=(f"NVML did not answer within {timeout:g} s",))
+        return Answer(complaints=(f"NVML did not answer within {timeout:g} s",), hangs=True)
     return asking.result()
 
 

@@ -94,13 +94,17 @@ def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return compiled(tmp_path_factory.mktemp("driver"))
 
 
+def query(*folders: Path) -> nvml.Answer:
+    return nvml.query(folders, timeout=30)
+
+
 def shut(driver: Path) -> int:
     return ctypes.c_int.in_dll(ctypes.CDLL(str(driver / "libnvidia-ml.so.1")), "shut").value
 
 
 def test_every_gpu_is_described(driver: Path) -> None:
     before = shut(driver)
-    assert nvml.query([driver]) == nvml.Answer("580.159.03", (H200, OTHER))
+    assert query(driver) == nvml.Answer("580.159.03", (H200, OTHER))
     assert shut(driver) == before + 1
 
 
@@ -117,7 +121,7 @@ def test_what_a_gpu_does_not_support_is_unknown(
     driver: Path, refused: str, first: Gpu, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_NVML", refused)
-    assert nvml.query([driver]) == nvml.Answer("580.159.03", (first, OTHER))
+    assert query(driver) == nvml.Answer("580.159.03", (first, OTHER))
 
 
 @pytest.mark.parametrize("function", ["HandleByIndex_v2", "Name", "MemoryInfo", "UUID"])
@@ -125,7 +129,7 @@ def test_a_lost_gpu_is_left_out_and_named(
     driver: Path, function: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FAKE_NVML", f"nvmlDeviceGet{function} 1 15")
-    answer = nvml.query([driver])
+    answer = query(driver)
     assert (answer.driver, answer.gpus) == ("580.159.03", (H200,))
     assert answer.complaints == ("GPU 1 is left out: NVML: GPU is lost (15)",)
 
@@ -135,7 +139,7 @@ def test_a_gpu_that_this_process_may_not_use_is_left_out(
 ) -> None:
     """Its container has the other one alone: NVML counts both."""
     monkeypatch.setenv("FAKE_NVML", "nvmlDeviceGetHandleByIndex_v2 0 4")
-    answer = nvml.query([driver])
+    answer = query(driver)
     assert answer.gpus == (OTHER,)
     assert answer.complaints == ("GPU 0 is left out: NVML: Insufficient Permissions (4)",)
 
@@ -153,23 +157,23 @@ def test_nvml_that_refuses_says_why(
 ) -> None:
     before = shut(driver)
     monkeypatch.setenv("FAKE_NVML", refused)
-    assert nvml.query([driver]) == nvml.Answer(complaints=(complaint,))
+    assert query(driver) == nvml.Answer(complaints=(complaint,))
     assert shut(driver) == before + shuts
 
 
 def test_nvml_that_hangs_is_given_up(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVML", "sleep")
     answer = nvml.query([driver], timeout=0.05)
-    assert answer == nvml.Answer(complaints=("NVML did not answer within 0.05 s",))
+    assert answer == nvml.Answer(complaints=("NVML did not answer within 0.05 s",), hangs=True)
 
 
 def test_an_old_library_without_a_function_is_enough(tmp_path: Path) -> None:
-    assert nvml.query([compiled(tmp_path / "old", "-DOLD")]).gpus == (H200, OTHER)
+    assert query(compiled(tmp_path / "old", "-DOLD")).gpus == (H200, OTHER)
 
 
 def test_a_library_that_is_none_is_passed_over(tmp_path: Path, driver: Path) -> None:
     (tmp_path / "libnvidia-ml.so.1").write_text("not ELF")
-    assert nvml.query([tmp_path, driver]).gpus == (H200, OTHER)
+    assert query(tmp_path, driver).gpus == (H200, OTHER)
 
 
 def detect_elsewhere(folder: Path, **variables: str) -> dict[str, object]:
@@ -221,6 +225,18 @@ def test_nvidia_smi_gets_the_drivers_folder(driver: Path, smi: Path) -> None:
     assert facts.gpu_source == "nvidia-smi"
     assert facts.gpus == (Gpu(f"NVIDIA {driver}", "90", 1 << 20, "GPU-a"),)
     assert facts.complaints == ("NVML: Driver/library version mismatch (18)",)
+
+
+def test_nvidia_smi_is_not_asked_where_nvml_hangs(
+    driver: Path, smi: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hang as well; in a system call of the driver, even SIGKILL does not end it."""
+    monkeypatch.setenv("FAKE_NVML", "sleep")
+    monkeypatch.setattr(host, "_NVML_TIMEOUT", 0.05)
+    smi.write_text(f"#!/bin/sh\n: >{smi.parent}/asked\n")
+    facts = facts_with(driver, smi)
+    assert facts.complaints == ("NVML did not answer within 0.05 s",)
+    assert not (smi.parent / "asked").exists()
 
 
 @pytest.mark.parametrize(
