@@ -21,7 +21,7 @@ FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
 CLUSTER_LOCK = "requirements-cluster.lock"
 LOADER_LOCK = "requirements-loader.lock"
-SOURCES = ("farm", "spaces", "tests", "benchmarks", "tasks.py", "noxfile.py")
+SOURCES = ("farm", "spaces", "examples", "tests", "benchmarks", "tasks.py", "noxfile.py")
 WORKFLOWS = ".github/workflows"
 MODULE_PATH = {
     "PYTHONPATH": ":".join((".", "spaces", *filter(None, (os.environ.get("PYTHONPATH"),))))
@@ -52,6 +52,7 @@ def typecheck(session: nox.Session) -> None:
         "mypy",
         "farm",
         "spaces/llama_loader",
+        "spaces/llama_space",
         "spaces/translator",
         "spaces/app.py",
         "benchmarks",
@@ -73,6 +74,13 @@ def unit(session: nox.Session) -> None:
     _install(session, DEV_LOCK)
     marks = ("-m", "not docker and not model")
     session.run("pytest", "tests/unit", *marks, *session.posargs, env=MODULE_PATH)
+
+
+@nox.session
+def wheel(session: nox.Session) -> None:
+    """Build the wheel ``llama-space`` (loader and engine) into dist/, reproducibly."""
+    _install(session, FARM_LOCK)
+    session.run("python", "-m", "farm.wheel", *session.posargs)
 
 
 @nox.session

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
-from invoke.tasks import task
 
 from farm.publish_verbs import (
     deploy_space,
@@ -18,7 +17,7 @@ from farm.publish_verbs import (
 )
 from farm.reproduce_verbs import rebuild, reproducible
 from farm.terminal import show, show_published
-from farm.terminal.cli import refuse_wrong_usage, verb
+from farm.terminal.cli import refuse_wrong_usage, task, verb
 
 # theirs; invoke takes every task of this module
 __all__ = [

@@ -21,8 +21,8 @@ from playwright.sync_api import sync_playwright
 
 from llama_loader import settings
 from llama_loader.server import free_port
-from translator import languages, prompt, serving, session
-from translator.engine import Engine
+from llama_space import Engine, shared_server
+from translator import languages, prompt, session
 from translator.page import Page
 
 if TYPE_CHECKING:
@@ -69,11 +69,10 @@ def direct(client: Client, found: Settings, number: int) -> float:
     pair = languages.pair("auto", "ja", text(number))
     ask = prompt.ask("chat", text(number), pair, found)
     began = time.perf_counter()
-    stream = iter(
-        client.chat(
-            ask.messages, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra
-        )
+    asked = client.chat(
+        ask.messages, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra
     )
+    stream = iter(asked)
     first = next(time.perf_counter() for piece in stream if piece.text)
     for _ in stream:
         pass
@@ -92,8 +91,7 @@ def without_the_page(engine: Engine, found: Settings, number: int) -> float:
 
 def measure(found: Settings, turns: int) -> dict[str, Any]:
     """Start everything, take turns, and return what came out."""
-    engine = Engine(found)
-    engine.begin()
+    engine = Engine()
     port = free_port()
     page = Page(engine, found)
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
@@ -130,10 +128,10 @@ def _measured(url: str, engine: Engine, found: Settings, turns: int) -> dict[str
 
 
 def _supervisor() -> Supervisor:
-    shared = serving._shared  # noqa: SLF001 - the very server that the page talks to
+    shared = shared_server._shared  # noqa: SLF001 - the very server that the page talks to
     if shared is None:
         raise AssertionError("the page is ready, so there is a server")
-    return shared[1].start.result()
+    return shared.start.result()
 
 
 def _median(seconds: list[float]) -> float:

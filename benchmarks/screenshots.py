@@ -24,21 +24,21 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from llama_loader import notes, settings
+from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
 from llama_loader.server import free_port
-from translator.engine import Engine
+from llama_space import Engine, Progress, Status
 from translator.page import Page
-from translator.refusing import RefusingEngine
-from translator.values import Progress, State
+from translator.start import RefusingEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
+    from llama_space.values import Item
     from translator.session import Engine as AnyEngine
-    from translator.values import Ask, Item
 
 _COLOURS: Final = 256
 """A palette is enough for a page, and a third of the bytes."""
@@ -70,7 +70,7 @@ MORE: Final = (
     Shot("more-doctor-narrow-dark", "dark", "ja-JP", 360, 740, doctor=True, whole=True),
     Shot("more-light-narrow", width=360, height=740, whole=True),
 )
-_PREPARING: Final = State(
+_PREPARING: Final = Status(
     "preparing",
     release="b11549-1",
     progress=(
@@ -87,35 +87,34 @@ _PREPARING: Final = State(
 class Still:
     """An engine that stays in one state, and never answers."""
 
-    def __init__(self, state: State) -> None:
+    def __init__(self, state: Status) -> None:
         self._state = state
 
-    def begin(self) -> None:
+    def retry(self) -> None:
         """Do nothing."""
 
-    retry = close = begin
+    close = retry
 
-    def state(self) -> State:
+    def status(self) -> Status:
         """Return the state."""
         return self._state
 
-    def stream(self, ask: Ask) -> Iterator[Item]:
+    def events(self, asked: object, **options: object) -> Generator[Item, None, None]:
         """Wait for ever."""
-        del ask
+        del asked, options
         while True:
             yield Progress("waiting", "waiting for words (3 s)")
             time.sleep(0.2)
 
-    def doctor(self) -> str:
-        """Return nothing."""
-        return ""
+    def doctor(self) -> Examination:
+        """Return an empty report."""
+        return Examination()
 
 
 @contextmanager
 def served(engine: AnyEngine, found: settings.Settings | None) -> Iterator[str]:
     """Serve a page; gives its URL."""
     page, port = Page(engine, found), free_port()
-    engine.begin()
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
     try:
         yield f"http://127.0.0.1:{port}"
@@ -165,9 +164,10 @@ def refused() -> RefusingEngine:
     raise AssertionError("that is no device")
 
 
-def prepared(browser: Browser, found: settings.Settings, shots: Iterable[Shot], to: Path) -> None:
+def prepared(browser: Browser, shots: Iterable[Shot], to: Path) -> None:
     """Pictures of the real engine with an answer, or with the doctor's."""
-    with served(Engine(found), found) as url:
+    engine = Engine()
+    with served(engine, engine.settings) as url:
         for shot in shots:
             tab = opened(browser, url, shot)
             translated(tab, shot)
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> int:
         if options.more:
             preparing(browser, found, folder)
             in_line(browser, found, folder)
-        prepared(browser, found, (*SHOTS, *MORE) if options.more else SHOTS, folder)
+        prepared(browser, (*SHOTS, *MORE) if options.more else SHOTS, folder)
         browser.close()
     return 0
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
-from invoke.tasks import task
 
 from farm.terminal import show, show_published
-from farm.terminal.cli import verb
+from farm.terminal.cli import task, verb
 
 
 def _path(value: str | None) -> Path | None:
@@ -34,17 +33,22 @@ def publish(
     key: str | None = None,
 ) -> None:
     """Send a release to where loaders read it, the manifest last; nothing is sent twice."""
-    from farm import trust
+    import tempfile
+
+    from farm import trust, wheel
     from farm.publish import destination, places, publishing
 
     place = places.parse(to)
     wanted = None if channel is None else destination.require_name("channel", channel)
     signer = None if wanted is None or dry_run else trust.signer(_path(key))
-    plan = publishing.prepare(Path(folder), place, show.note)
-    show_published.plan(plan)
-    if dry_run:
-        return
-    show.line(publishing.publish(plan, place, show_published.line))
+    with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
+        plan = publishing.prepare(Path(folder), place, show.note, wheel=wheel.build(Path(made)))
+        show_published.plan(plan)
+        if dry_run:
+            return
+        show.line(publishing.publish(plan, place, show_published.line))
+    if (line := publishing.requirement(plan, place)) is not None:
+        show.note(f"for requirements.txt of a Space: {line}")
     if wanted is not None and signer is not None:
         from farm.publish import channels, promotion
 
@@ -187,7 +191,9 @@ def pin_space(
     help={
         "to": "the Space: OWNER/NAME",
         "set": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
-        "dry_run": "show what would be uploaded, and end",
+        "hardware": "the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space",
+        "adopt": "also upload to a Space that holds other files; none of them is deleted",
+        "dry_run": "show what would be added, changed and deleted, and end",
     },
 )
 @verb
@@ -195,12 +201,16 @@ def deploy_space(
     _: Context,
     to: str | None = None,
     set: list[str] | None = None,  # noqa: A002 - the option's name
+    hardware: str | None = None,
+    adopt: bool = False,
     dry_run: bool = False,
 ) -> None:
-    """Upload spaces/ alone to a Space on the Hub, and set its variables."""
+    """Upload spaces/ alone to a Space on the Hub, and set its variables and hardware."""
     from farm.publish import deploy_space as deploying
 
+    wanted = deploying.hardware(hardware)
     deployment = deploying.plan(show.text("--to", to), set or ())
-    show_published.deployment(deployment)
+    changes = deploying.compare(deployment, adopt=adopt)
+    show_published.deployment(changes)
     if not dry_run:
-        show.line(deploying.deploy(deployment))
+        show.line(deploying.deploy(changes, hardware=wanted))

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
-from invoke.tasks import task
 
 from farm.terminal import show
-from farm.terminal.cli import verb
+from farm.terminal.cli import task, verb
 
 
 @task(

@@ -45,6 +45,8 @@ class Distribution:
 
 
 DEVEL: Final = Distribution(SUITE)
+KEYRING: Final = Path("/usr/share/keyrings/debian-archive-keyring.gpg")
+"""Debian's keys. Other distributions have them in the package ``debian-archive-keyring``."""
 
 SHOWN_LINES: Final = 12
 
@@ -67,7 +69,8 @@ def require_tools() -> None:
     """Check that this process can make a root file system.
 
     Raises:
-        UsageError: it is not root, or ``debootstrap`` is not installed; says what to do.
+        UsageError: it is not root, or ``debootstrap`` or Debian's keys are not installed; says what
+            to do.
     """
     if shutil.which("debootstrap") is None:
         raise UsageError(
@@ -75,6 +78,12 @@ def require_tools() -> None:
             "debootstrap is not installed, and the base image is made with it",
             hint="apt-get install debootstrap; where a registry can be reached, none is needed: "
             "leave --image out",
+        )
+    if not KEYRING.is_file():  # Ubuntu has debootstrap without them, GitHub's runners too
+        raise UsageError(
+            "KEYRING_MISSING",
+            f"{KEYRING} is not there, and debootstrap checks the mirror's signatures with it",
+            hint="apt-get install debian-archive-keyring",
         )
     if os.geteuid() != 0:
         raise UsageError(

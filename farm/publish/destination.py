@@ -59,6 +59,9 @@ class Destination(Protocol):
     def manifest_url(self, release: str) -> str:
         """Return the URL that loaders read a release at."""
 
+    def download_url(self, release: str, name: str) -> str:
+        """Return the URL that pip and browsers read a file of a release at."""
+
     def releases(self) -> tuple[str, ...]:
         """Return the visible releases, oldest first; by their names where nothing else tells."""
 

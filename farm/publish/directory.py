@@ -91,6 +91,10 @@ class Directory:
         """Return a ``file://`` URL; served over HTTP the path is the same."""
         return (self._root / release / MANIFEST).as_uri()
 
+    def download_url(self, release: str, name: str) -> str:
+        """Return a ``file://`` URL."""
+        return (self._root / release / name).as_uri()
+
     def releases(self) -> tuple[str, ...]:
         """Return the folders with a manifest; times of files are lost on the way to a mirror."""
         with _disk(self._root):

@@ -87,7 +87,11 @@ class GitHub:
 
     def manifest_url(self, release: str) -> str:
         """Return the asset's public URL."""
-        return f"{self.artifact_base(release)}{MANIFEST}"
+        return self.download_url(release, MANIFEST)
+
+    def download_url(self, release: str, name: str) -> str:
+        """Return the public URL of an asset."""
+        return f"{self.artifact_base(release)}{name}"
 
     def releases(self) -> tuple[str, ...]:
         """Return the tags of published releases with a manifest, oldest first."""

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi
+from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -110,6 +110,11 @@ class Hub:
     def manifest_url(self, release: str) -> str:
         """Return the manifest's URL at the release's tag."""
         return f"hf://{self._repository}@{release}/{release}/{MANIFEST}"
+
+    def download_url(self, release: str, name: str) -> str:
+        """Return the https URL at the release's tag."""
+        path = f"{release}/{name}"
+        return hf_hub_url(self._repository, path, revision=release, endpoint=self._api.endpoint)
 
     def releases(self) -> tuple[str, ...]:
         """Return the folders that have a manifest."""

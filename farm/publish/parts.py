@@ -86,7 +86,7 @@ def of_folder(folder: Path) -> tuple[Manifest, tuple[Part, ...]]:
     names = list(names_of(manifest))
     if (folder / GATE).is_file():
         names.insert(-1, GATE)
-    return manifest, tuple(_part(folder / name) for name in names)
+    return manifest, tuple(of_file(folder / name) for name in names)
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:
@@ -166,7 +166,7 @@ def megabytes(size: int) -> str:
 
 def known(path: Path, *, visible: bool) -> Known:
     """Hash a file."""
-    part = _part(path)
+    part = of_file(path)
     return Known(part.size, part.sha256, visible)
 
 
@@ -177,7 +177,12 @@ def blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _part(path: Path) -> Part:
+def of_file(path: Path) -> Part:
+    """Hash a file and describe it as a part of a release.
+
+    Raises:
+        PublishError: it cannot be read.
+    """
     digest, size = hashlib.sha256(), 0
     try:
         for block in blocks(path):

@@ -19,13 +19,20 @@ if TYPE_CHECKING:
     from farm.publish.parts import Known, Part, Plan
 
 
-def prepare(folder: Path, destination: Destination, note: Callable[[str], None] = print) -> Plan:
+def prepare(
+    folder: Path,
+    destination: Destination,
+    note: Callable[[str], None] = print,
+    *,
+    wheel: Path | None = None,
+) -> Plan:
     """Verify a release folder and say what publishing it would do.
 
     Args:
         folder: the release.
         destination: where it is to go.
         note: takes one line about what an old tarball does not tell.
+        wheel: the wheel ``llama-space``, which is published beside the manifest.
 
     Raises:
         UsageError: it is no release folder, or its name cannot be published.
@@ -39,7 +46,21 @@ def prepare(folder: Path, destination: Destination, note: Callable[[str], None] 
     advisories.require_none(manifest.source)
     present = destination.present(name)
     wanted = _with_report(name, found, destination, present)
+    if wheel is not None:
+        wanted = _with_wheel(wheel, wanted, present, note)
     return parts.plan(name, destination.where, wanted, present)
+
+
+def requirement(plan: Plan, destination: Destination) -> str | None:
+    """Return the line of ``requirements.txt`` that installs the published wheel, hash included.
+
+    None for a release without a wheel.
+    """
+    for part in plan.parts:
+        if part.name.endswith(".whl"):
+            url = destination.download_url(plan.release, part.name)
+            return f"llama-space @ {url}#sha256={part.sha256}"
+    return None
 
 
 def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -> str:
@@ -51,6 +72,21 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
     """
     destination.publish(plan, parts.compare, tell)
     return destination.manifest_url(plan.release)
+
+
+def _with_wheel(
+    wheel: Path,
+    wanted: tuple[Part, ...],
+    present: Mapping[str, Known],
+    note: Callable[[str], None],
+) -> tuple[Part, ...]:
+    """Add the wheel before the manifest, unless the release was published with another one."""
+    part = parts.of_file(wheel)
+    known = present.get(part.name)
+    if known is not None and known.visible and not known.is_of(part):
+        note(f"{part.name} stays as it was published: this checkout builds other bytes")
+        return wanted
+    return (*wanted[:-1], part, wanted[-1])
 
 
 def _with_report(

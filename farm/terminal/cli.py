@@ -8,6 +8,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final, ParamSpec
 
+from invoke import tasks
 from invoke.exceptions import Exit, ParseError
 from invoke.program import Program
 
@@ -23,6 +24,10 @@ INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
 
 _Arguments = ParamSpec("_Arguments")
+
+task = functools.partial(tasks.task, auto_shortflags=False)
+"""invoke's decorator without its automatic one-letter options: it gave `-h` to `--fresh`, so that
+`invoke build-cpu -h` started a build instead of showing help."""
 
 
 def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
@@ -53,11 +58,11 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
 
 
 def refuse_wrong_usage() -> None:
-    """Let invoke end with our line and status where a verb or option is unknown or missing.
+    """Make invoke report wrong usage with our error line and status 2, and show help for ``-h``.
 
-    invoke's own status for that is 1, the same as for a failed build, and no setting changes it.
-    Its program is at work already when it loads ``tasks.py``, so that its methods are replaced.
-    Called twice it changes nothing the second time.
+    invoke's own status for an unknown verb or option is 1, the same as for a failed build, and no
+    setting changes it. invoke is already running when it loads ``tasks.py``, so this replaces the
+    methods of its program. A second call changes nothing.
     """
     for name in ("parse_tasks", "parse_cleanup"):
         method = getattr(Program, name)
@@ -69,6 +74,8 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
     @functools.wraps(method)
     def run(program: Program) -> None:
         try:
+            if method.__name__ == "parse_tasks":
+                _help_first(program)
             method(program)
         except ParseError as error:
             said = f"error[USAGE]: {error}"
@@ -77,6 +84,18 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
             _end_unread()
 
     return run
+
+
+def _help_first(program: Program) -> None:
+    """Read ``-h`` or ``--help`` after a verb as a request for the verb's help.
+
+    invoke takes the word after a verb for the verb's first argument: ``invoke promote -h`` would
+    promote a release of that name.
+    """
+    words = program.core.unparsed
+    if len(words) > 1 and not {"-h", "--help"}.isdisjoint(words[1:]):
+        program.args.help.value = words[0]
+        words.clear()
 
 
 def _end_unread() -> None:

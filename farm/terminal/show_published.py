@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from datetime import timedelta
 
     from farm.publish.channels import Promotion
-    from farm.publish.deploy_space import Deployment
+    from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
     from farm.publish.parts import Plan
     from farm.terminal.overview import Overview, Row
@@ -72,12 +72,19 @@ def pin(written: Mapping[str, Any]) -> None:
     line(json.dumps(written, indent=2))
 
 
-def deployment(planned: Deployment) -> None:
-    """Print what would be uploaded to a Space."""
-    size = planned.size / 1e3
-    line(f"Space {planned.space}: {len(planned.files)} files, {size:.0f} kB, gradio")
-    for name in planned.files:
-        line(f"  {name}")
+def deployment(changes: Changes) -> None:
+    """Print what a deployment adds, changes, deletes and keeps in a Space."""
+    planned, size = changes.deployment, changes.deployment.size / 1e3
+    new = " (new)" if changes.head is None else ""
+    line(f"Space {planned.space}{new}: {len(planned.files)} files, {size:.0f} kB, gradio")
+    for what, names in (
+        ("add", changes.added),
+        ("change", changes.changed),
+        ("delete", changes.deleted),
+        ("keep, changed there since it was uploaded:", changes.kept),
+    ):
+        for name in names:
+            line(f"  {what} {name}")
     for name, value in planned.variables.items():
         line(f"  variable {name}={value}")
 

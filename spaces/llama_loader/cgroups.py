@@ -1,8 +1,8 @@
 """What the control groups of this process leave it: a container, a pod or a batch job is one.
 
-A limit may stand in the group itself or in any above it. Seen from within a container whose group
-has a namespace of its own, its path is ``/``; without one, the path names folders that are not
-there, and the limits lie at the mount point. So every folder from the named one up is asked.
+The group itself or any above it may have the limit. Seen from within a container whose group has a
+namespace of its own, its path is ``/``; without one, the path names folders that do not exist in
+the container, and the limits lie at the mount point. So every folder from the named one up is read.
 
 https://docs.kernel.org/admin-guide/cgroup-v2.html (``cpu.max``, ``memory.max``), and for version 1
 https://docs.kernel.org/scheduler/sched-bwc.html (``cpu.cfs_quota_us``).
@@ -16,13 +16,11 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import system_files
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _UNLIMITED: Final = 1 << 62
-"""Version 1 says a limit near 2**63 where there is none."""
+"""Version 1 reports a limit near 2**63 where there is none."""
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -31,8 +29,7 @@ def processors(root: Path = Path("/")) -> int:
     ``os.cpu_count`` is the machine's number, which a container with two CPUs of 64 is given, too;
     as many compilers as that run out of memory.
     """
-    quotas = [math.ceil(quota) for quota in _quotas(root)]
-    return max(1, min([len(os.sched_getaffinity(0)), *quotas]))
+    return max(1, min([len(os.sched_getaffinity(0)), *_quotas(root)]))
 
 
 def threads(root: Path = Path("/")) -> int | None:
@@ -41,13 +38,14 @@ def threads(root: Path = Path("/")) -> int | None:
     A thread without a CPU of its own holds up those that wait for it: so cores count, not their
     hyper-threads. None where nothing limits this process, or not below the machine's cores.
     """
-    quotas, mine = [math.ceil(quota) for quota in _quotas(root)], os.sched_getaffinity(0)
-    there = os.cpu_count() or 1
+    quotas, mine, there = [*_quotas(root)], os.sched_getaffinity(0), os.cpu_count() or 1
     if not quotas and len(mine) >= there:
         return None
-    names = {cpu: f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings"
-             for cpu in {*range(there), *mine}}  # fmt: skip
-    core = {cpu: _read(root / name) or name for cpu, name in names.items()}
+    topology = root / "sys/devices/system/cpu"
+    core = {
+        cpu: read_text(topology / f"cpu{cpu}/topology/thread_siblings") or f"core {cpu}"
+        for cpu in {*range(there), *mine}
+    }
     found = max(1, min([len({core[cpu] for cpu in mine}), *quotas]))
     return found if found < len(set(core.values())) else None
 
@@ -55,20 +53,28 @@ def threads(root: Path = Path("/")) -> int | None:
 def memory(root: Path = Path("/")) -> int | None:
     """Return the bytes of main memory that its groups allow this process; None without a limit."""
     files = (*_files(root, "", "memory.max"), *_files(root, "memory", "memory.limit_in_bytes"))
-    told = (_read(file) for file in files)
-    limits = [int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)]
+    limits = [int(text) for text in map(read_text, files) if re.fullmatch(r"[0-9]{1,20}", text)]
     return min((limit for limit in limits if limit < _UNLIMITED), default=None)
 
 
-def _quotas(root: Path) -> Iterator[float]:
-    """Yield CPU seconds in a second, one for each group that limits them."""
-    for file in _files(root, "", "cpu.max"):
-        if told := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", _read(file)):
-            yield int(told[1]) / int(told[2])
-    for file in _files(root, "cpu", "cpu.cfs_quota_us"):
-        quota, period = _read(file), _read(file.with_name("cpu.cfs_period_us"))
-        if re.fullmatch(r"[0-9]{1,15}", quota) and re.fullmatch(r"[1-9][0-9]{0,15}", period):
-            yield int(quota) / int(period)
+def read_text(path: Path) -> str:
+    """Return a file of the kernel without the space around it; empty where it cannot be read."""
+    try:
+        return path.read_text("utf-8", "replace").strip()
+    except OSError:
+        return ""
+
+
+def _quotas(root: Path) -> Iterator[int]:
+    """Yield CPU seconds in a second, rounded up, one for each group that limits them."""
+    told = [read_text(file) for file in _files(root, "", "cpu.max")]
+    told += [
+        f"{read_text(file)} {read_text(file.with_name('cpu.cfs_period_us'))}"
+        for file in _files(root, "cpu", "cpu.cfs_quota_us")
+    ]
+    for text in told:
+        if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", text):
+            yield math.ceil(int(limit[1]) / int(limit[2]))
 
 
 def _files(root: Path, controller: str, name: str) -> Iterator[Path]:
@@ -79,7 +85,7 @@ def _files(root: Path, controller: str, name: str) -> Iterator[Path]:
     """
     mounts = root / "sys/fs/cgroup"
     yield mounts / controller / name
-    for line in _read(root / "proc/self/cgroup").splitlines():
+    for line in read_text(root / "proc/self/cgroup").splitlines():
         _, _, rest = line.partition(":")
         controllers, _, path = rest.partition(":")
         if controller not in controllers.split(","):
@@ -88,7 +94,3 @@ def _files(root: Path, controller: str, name: str) -> Iterator[Path]:
             group = PurePosixPath(path)
             for parent in (group, *group.parents):
                 yield mounts / mount / str(parent).lstrip("/") / name
-
-
-def _read(path: Path) -> str:
-    return system_files.read(path).strip()

@@ -25,7 +25,7 @@ _MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes. Far above any answer; another program on the port must not fill the memory."""
 _MAX_LINE: Final = 4 * 1024 * 1024
 _SHOWN: Final = 300
-_CHAT: Final = "/v1/chat/completions"
+_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 _OK, _UNAUTHORIZED = 200, 401
 _MOST: Final = 1e12
 """Larger figures are no count of tokens and no speed."""
@@ -138,14 +138,15 @@ class Client:
 
         ``max_tokens`` limits the answer. ``extra`` goes into the request unchanged.
         """
-        body = {
-            "messages": list(messages),
-            "max_tokens": max_tokens,
-            **_sampling(temperature),
-            "stream": True,
-            **extra,
-        }
-        return ChatStream(self, body)
+        body = {"messages": list(messages), "max_tokens": max_tokens, **_sampling(temperature)}
+        return ChatStream(self, _CHAT, {**body, "stream": True, **extra})
+
+    def complete(
+        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, **extra: Any
+    ) -> ChatStream:
+        """Return a text's continuation as a stream, which any thread may stop."""
+        body = {"prompt": prompt, "max_tokens": max_tokens, **_sampling(temperature)}
+        return ChatStream(self, _COMPLETIONS, {**body, "stream": True, **extra})
 
     def _status(self, path: str, timeout: float) -> int:
         """Return the status of a GET; the body is not read."""
@@ -193,8 +194,9 @@ class ChatStream:
     The server sees the connection close, frees the slot, and is ready for the next request.
     """
 
-    def __init__(self, client: Client, body: Mapping[str, Any]) -> None:
+    def __init__(self, client: Client, path: str, body: Mapping[str, Any]) -> None:
         self._client = client
+        self._path = path
         self._body = body
         self._connection: Connection | None = None
         self._stopped = threading.Event()
@@ -205,12 +207,12 @@ class ChatStream:
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
-        limit = self._client.timeout
+        path, limit = self._path, self._client.timeout
         try:
-            with self._client.request(_CHAT, limit, self._body, self._connected) as answered:
+            with self._client.request(path, limit, self._body, self._connected) as answered:
                 response, connection = answered
                 if response.status != _OK:
-                    raise _refused(_CHAT, response.status, response.read(_SHOWN))
+                    raise _refused(path, response.status, response.read(_SHOWN))
                 yield from _events(response, connection)
         except ServerError:
             if not self._stopped.is_set():
@@ -304,7 +306,8 @@ def _event(value: bytes) -> Completion:
     try:
         choices = event["choices"]
         choice = choices[0] if choices else {}
-        text, reason = choice.get("delta", {}).get("content"), choice.get("finish_reason")
+        text = choice.get("delta", {}).get("content") or choice.get("text")
+        reason = choice.get("finish_reason")
     except (KeyError, TypeError, AttributeError) as error:
         raise _not_llama(value) from error
     return _part(value, text or "", reason, event, finished=bool(reason))

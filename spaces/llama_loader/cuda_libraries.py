@@ -1,4 +1,4 @@
-"""Which CUDA libraries this machine has, where, in which version, and which package brings them.
+"""Find the CUDA libraries of this machine: their folders, versions and the packages on PyPI.
 
 A ``cu124`` server asks for ``libcublas.so.12``, a ``cu130`` one for ``libcublas.so.13``. On a
 Space they come with torch, in ``site-packages/nvidia``, which the dynamic linker does not search:
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import mmap
+import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,9 +32,7 @@ _PACKAGE: Final = {
     "nvrtc": "nvidia-cuda-nvrtc",
 }
 _SUFFIXED: Final = frozenset({"11", "12"})
-"""CUDA majors whose wheels carry it in their name; from 13 on the name is plain (FACTS §2)."""
-_PULLED_IN: Final = {"cublas": "cublasLt"}
-"""libcublas needs libcublasLt of the same major, which the server itself does not name."""
+"""CUDA majors whose wheels carry it in their name; from 13 on the name is plain."""
 _TOOLKITS: Final = (
     "usr/local/cuda*/lib64",
     "usr/local/cuda*/targets/*/lib",
@@ -46,6 +45,7 @@ _TARGETS: Final = {
     "aarch64": frozenset({"aarch64-linux", "sbsa-linux"}),
 }
 """Folders under a toolkit's ``targets`` that are for a machine; others are for cross compiling."""
+_DRIVER: Final = "libcuda.so.1"
 _LDCONFIG_TIMEOUT: Final = 10.0
 
 
@@ -57,7 +57,7 @@ class Library:
         soname: what a binary asks for, e.g. ``libcublas.so.12``.
         folder: where it lies.
         version: as exactly as it can be known (``12.8.4.1``), else None.
-        origin: who brought it: ``LD_LIBRARY_PATH``, ``site-packages``, ``toolkit``, ``ldconfig``.
+        origin: ``LD_LIBRARY_PATH``, ``site-packages``, ``ldconfig``, ``toolkit`` or ``release``.
     """
 
     soname: str
@@ -73,7 +73,7 @@ def find_libraries(
     root: Path = Path("/"),
     machine: str = "x86_64",
 ) -> tuple[Library, ...]:
-    """List what is there, in the order in which it is taken: the person's choice first.
+    """List the CUDA libraries, in the order in which they are taken: the person's choice first.
 
     Args:
         library_path: folders of LD_LIBRARY_PATH.
@@ -84,13 +84,11 @@ def find_libraries(
     """
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
     kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
-    toolkits = [lib for lib in kits if _is_for(machine, lib.resolve())]
-    linked = dict.fromkeys(path.parent for path in cache if _FILE.fullmatch(path.name))
     places = (
         ("LD_LIBRARY_PATH", library_path),
         ("site-packages", wheels),
-        ("ldconfig", tuple(linked)),
-        ("toolkit", toolkits),
+        ("ldconfig", dict.fromkeys(path.parent for path in cache if _FILE.fullmatch(path.name))),
+        ("toolkit", [lib for lib in kits if _is_for(machine, lib.resolve())]),
     )
     found: dict[tuple[str, Path], Library] = {}
     for origin, folders in places:
@@ -102,41 +100,36 @@ def find_libraries(
 
 
 def _is_for(machine: str, folder: Path) -> bool:
-    """Whether a toolkit's folder holds libraries for this machine, as far as its path says so."""
+    """Whether a toolkit's folder is for this machine, as far as its path says."""
     target = folder.parent
-    return target.parent.name != "targets" or target.name in _TARGETS.get(
-        machine, {f"{machine}-linux"}
-    )
+    wanted = _TARGETS.get(machine, {f"{machine}-linux"})
+    return target.parent.name != "targets" or target.name in wanted
 
 
-def _in_folder(folder: Path, origin: str) -> Iterable[Library]:
+def _in_folder(folder: Path, origin: str) -> list[Library]:
     versions: dict[str, str] = {}
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
-        return ()
-    for name in names:
-        matched = _FILE.fullmatch(name)
-        if matched:  # libcublas.so.12 and libcublas.so.12.8.4.1: the longer one is last
-            versions[matched["soname"]] = matched["major"] + matched["rest"]
+        return []
+    for matched in filter(None, map(_FILE.fullmatch, names)):
+        # libcublas.so.12 and libcublas.so.12.8.4.1: the longer one is last
+        versions[matched["soname"]] = matched["major"] + matched["rest"]
     return [
         Library(soname, folder, _version(soname, version, folder), origin)
         for soname, version in versions.items()
-        if (folder / soname).is_file()
+        if _is_file(folder / soname)
     ]
 
 
 def _version(soname: str, from_name: str, folder: Path) -> str | None:
-    """The version in a file's name, else of the wheel that the folder belongs to."""
+    """Return the version in a file's name, else of the wheel that the folder belongs to."""
     if "." in from_name:
         return from_name
-    site = next((parent.parent for parent in folder.parents if parent.name == "nvidia"), None)
-    if site is None:
-        return None
-    package = pip_package(soname)
-    for info in site.glob(f"{(package or '').replace('-', '_')}-*.dist-info"):
-        return info.name.removesuffix(".dist-info").split("-")[1]
-    return None
+    wheels = [f"{package.replace('-', '_')}-*.dist-info" for package in packages([soname])]
+    sites = [parent.parent for parent in folder.parents if parent.name == "nvidia"]
+    found = (info for site in sites for wheel in wheels for info in site.glob(wheel))
+    return next((info.name.removesuffix(".dist-info").split("-")[1] for info in found), None)
 
 
 def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -144,36 +137,50 @@ def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
     for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
         done = processes.run([program, "-p"], environ, timeout=_LDCONFIG_TIMEOUT)
         if done.status == 0:
-            found = re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)
-            return tuple(Path(path) for path in found)
+            return tuple(map(Path, re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)))
     return ()
 
 
-def pip_package(soname: str) -> str | None:
-    """Return the package on PyPI that brings a library: ``libcublas.so.12`` → its -cu12 wheel."""
-    matched = _FILE.fullmatch(soname)
-    if not matched:
-        return None
-    package = _PACKAGE[matched["stem"]]
-    return f"{package}-cu{matched['major']}" if matched["major"] in _SUFFIXED else package
+def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple[Path, ...]:
+    """Return the folders of LD_LIBRARY_PATH that alone lead to NVIDIA's driver, each once.
+
+    On GKE and NixOS the dynamic linker's cache does not know it. A toolkit's ``stubs`` folder does
+    not count: its ``libcuda.so`` is for linking, and a program that loads it finds no GPU.
+    """
+    known = {path.parent.resolve() for path in cache if path.name == _DRIVER}
+    here = [folder for folder in library_path if _is_file(folder / _DRIVER)]
+    real = [folder for folder in here if (folder / _DRIVER).resolve().parent.name != "stubs"]
+    return tuple(dict.fromkeys(folder for folder in real if folder.resolve() not in known))
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - Path's raises where a folder may not be searched
+
+
+def packages(sonames: Iterable[str]) -> tuple[str, ...]:
+    """Return the packages on PyPI that bring these libraries: for ``libcublas.so.12`` its wheel."""
+    found: dict[str, None] = {}
+    for matched in filter(None, map(_FILE.fullmatch, sonames)):
+        suffix = f"-cu{matched['major']}" if matched["major"] in _SUFFIXED else ""
+        found[_PACKAGE[matched["stem"]] + suffix] = None
+    return tuple(found)
 
 
 def read_needs(runtime: Path) -> tuple[str, ...]:
-    """Find the CUDA libraries that a runtime's own libraries name, where no manifest says it.
+    """Find the CUDA libraries that a foreign archive's own libraries need; it has no manifest.
 
-    For archives given by URL. A soname stands in the file between two zero bytes, in the dynamic
-    string table; one that the runtime brings along itself is not needed.
+    A soname lies in the file between two zero bytes, in the dynamic string table; one that the
+    runtime brings along itself is not needed.
     """
     found: set[str] = set()
     for path in sorted(runtime.glob("*.so*")):
-        with contextlib.suppress(OSError, ValueError):
-            found.update(name.decode("ascii") for name in _named_in(path))
+        with (
+            contextlib.suppress(OSError, ValueError),
+            path.open("rb") as file,
+            mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
+        ):
+            found.update(name.decode("ascii") for name in _NEEDED.findall(data))
     return tuple(sorted(name for name in found if not (runtime / name).exists()))
-
-
-def _named_in(path: Path) -> list[bytes]:
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        return _NEEDED.findall(data)
 
 
 def split_needs(
@@ -185,92 +192,60 @@ def split_needs(
     driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are of one version or
     not taken (``unpaired`` says which), and first: no other folder may come before theirs.
     """
-    wanted = _with_pulled_in(needs)
-    taken: list[Library] = []
-    mismatched: set[str] = set()
-    for one, other in _pairs(wanted):
-        pair = _pair(one, other, libraries)
-        taken += pair
-        mismatched |= {one, other} if not pair and _both(one, other, libraries) else set()
-    got = {library.soname for library in taken} | mismatched
-    rest = [_first(need, libraries, taken) for need in wanted if need not in got]
-    taken += [library for library in rest if library]
-    there = {library.soname for library in taken}
-    return tuple(taken), tuple(need for need in wanted if need not in there)
+    known = [need for need in needs if _FILE.fullmatch(need)]
+    wanted = tuple(dict.fromkeys(name for need in known for name in (need, _partner(need))))
+    pairs = {need: _pair(need, libraries) for need in wanted}
+    taken = [library for pair in pairs.values() for library in pair or ()]
+    refused = {name for need in wanted if pairs[need] == () for name in (need, _partner(need))}
+    for need in wanted:
+        if need not in refused and all(one.soname != need for one in taken):
+            taken += _first(need, libraries, taken)
+    got = {library.soname for library in taken}
+    return tuple(taken), tuple(need for need in wanted if need not in got)
 
 
 def unpaired(needs: Iterable[str], libraries: Sequence[Library]) -> str:
-    """Say which libraries are here and cannot be taken, because they are of two versions."""
-    said = [
-        f"{one} ({_described(one, libraries)}) and {other} ({_described(other, libraries)})"
-        " are of different versions"
-        for one, other in _pairs(tuple(needs))
-        if _both(one, other, libraries) and not _pair(one, other, libraries)
-    ]
-    return ", ".join(said)
+    """Say which of these libraries exist but cannot be taken, because their versions differ."""
 
+    def described(soname: str) -> str:
+        found = [one for one in libraries if one.soname == soname]
+        places = [f"{one.version or 'version unknown'} in {one.folder}" for one in found]
+        return f"{soname} ({', '.join(places)})"
 
-def _described(soname: str, libraries: Iterable[Library]) -> str:
     return ", ".join(
-        f"{one.version or 'version unknown'} in {one.folder}"
-        for one in libraries
-        if one.soname == soname
+        f"{described(need)} and {described(_partner(need))} are of different versions"
+        for need in needs
+        if _pair(need, libraries) == ()
     )
 
 
-def _pairs(wanted: Sequence[str]) -> list[tuple[str, str]]:
-    """Return each cuBLAS that is wanted, with its cuBLASLt."""
-    found = [(need, _partner(need)) for need in wanted]
-    return [(need, partner) for need, partner in found if partner and partner in wanted]
+def _partner(soname: str) -> str:
+    """Return the cuBLASLt that a cuBLAS needs, which the server does not name; else the same."""
+    return soname.replace("libcublas.", "libcublasLt.")
 
 
-def _both(one: str, other: str, libraries: Iterable[Library]) -> bool:
-    return {one, other} <= {library.soname for library in libraries}
+def _pair(soname: str, libraries: Sequence[Library]) -> tuple[Library, ...] | None:
+    """Take a cuBLAS and the cuBLASLt of its folder, else of its version.
+
+    Nothing (empty) where no two belong together; None where there is no such pair at all.
+    """
+    first = [one for one in libraries if one.soname == soname]
+    second = [one for one in libraries if one.soname == _partner(soname) != soname]
+    for one in first:
+        for other in sorted(second, key=lambda found: found.folder != one.folder):
+            if one.folder == other.folder or (one.version and one.version == other.version):
+                return one, other
+    return () if first and second else None
 
 
-def _pair(one: str, other: str, libraries: Sequence[Library]) -> tuple[Library, ...]:
-    """Take the first two of one folder or of one known version; nothing where there is none."""
-    for library in (found for found in libraries if found.soname == one):
-        partners = [
-            found for found in libraries if found.soname == other and _match(library, found)
-        ]
-        if partners:
-            return library, min(partners, key=lambda found: found.folder != library.folder)
-    return ()
-
-
-def _match(one: Library, other: Library) -> bool:
-    return one.folder == other.folder or (one.version is not None and one.version == other.version)
-
-
-def _first(need: str, libraries: Iterable[Library], taken: Sequence[Library]) -> Library | None:
-    """Return the first, but none whose folder would hide a library that the linker has to find."""
-    found = [one for one in libraries if one.soname == need]
+def _first(need: str, libraries: Iterable[Library], taken: Sequence[Library]) -> list[Library]:
+    """Take the first, but none whose folder would hide a library that the linker has to find."""
     linked = {one.soname for one in taken if one.origin == "ldconfig"}
     hiding = {one.folder for one in libraries if one.soname in linked and one.origin != "ldconfig"}
-    clear = [one for one in found if one.folder not in hiding]
-    return next(iter([*clear, *found]), None)
-
-
-def _with_pulled_in(needs: Iterable[str]) -> tuple[str, ...]:
-    known = [need for need in needs if _FILE.fullmatch(need)]
-    both = [name for need in known for name in (need, _partner(need)) if name]
-    return tuple(dict.fromkeys(both))
-
-
-def _partner(soname: str) -> str | None:
-    """Return what a library pulls in: ``libcublas.so.12`` → ``libcublasLt.so.12``."""
-    matched = _FILE.fullmatch(soname)
-    pulled = _PULLED_IN.get(matched["stem"]) if matched else None
-    return f"lib{pulled}.so.{matched['major']}" if matched and pulled else None
+    found = [one for one in libraries if one.soname == need]
+    return sorted(found, key=lambda one: one.folder in hiding)[:1]
 
 
 def folders(libraries: Iterable[Library]) -> tuple[Path, ...]:
     """Return the folders for LD_LIBRARY_PATH: each once, none that the linker searches anyway."""
     return tuple(dict.fromkeys(one.folder for one in libraries if one.origin != "ldconfig"))
-
-
-def packages(sonames: Iterable[str]) -> tuple[str, ...]:
-    """Return the packages on PyPI that bring these libraries, each once."""
-    found = (pip_package(soname) for soname in sonames)
-    return tuple(dict.fromkeys(package for package in found if package))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from llama_loader.gpu import Gpu
+    from llama_loader.gpus import Gpu
 
 TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
@@ -118,7 +118,7 @@ def by_the_driver(gpus: Sequence[Gpu]) -> tuple[Device, ...] | None:
 
     Listing costs 0.9 s on two H100s, because it makes a context on every GPU; several equal GPUs
     of which the driver knows all are listed the same way where CUDA counts as it does
-    (``visible.BY_BUS``).
+    (``gpus.BY_BUS``).
 
     Args:
         gpus: all that are visible, in PCI order, with their free memory.

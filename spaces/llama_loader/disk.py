@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 import stat
 import tempfile
@@ -26,7 +27,8 @@ _PRIVATE: Final = 0o700
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _START_TIME: Final = 19
 """Field 22 of ``/proc/PID/stat``, counted behind the name's closing bracket (proc(5))."""
-_NAME_PARTS: Final = 5
+_OWNED: Final = re.compile(r"[^.]+\.[^.]+\.[0-9]+\.([0-9]+|-)\.[^.]+", re.ASCII)
+"""The names that ``new_folder`` gives: purpose, world, process, its start, something random."""
 _NOWHERE: Final = "nowhere"
 
 
@@ -117,9 +119,13 @@ def new_folder(staging: Path, purpose: str) -> Path:
 
 
 def sweep(staging: Path) -> None:
-    """Remove the folders whose owner is gone: killed, or of a container that ended long ago."""
+    """Remove folders of ``new_folder`` whose owner is gone: killed, or of a container that ended.
+
+    Other names, files and links are left alone.
+    """
     for left in staging.iterdir():
-        if left.is_dir() and not left.is_symlink() and is_stale(left):
+        ours = _OWNED.fullmatch(left.name) is not None
+        if ours and left.is_dir() and not left.is_symlink() and is_stale(left):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -161,9 +167,9 @@ def remove_run(folder: Path) -> None:
 def is_stale(folder: Path) -> bool:
     """Whether the owner that a folder's name tells (``new_folder``) is gone."""
     parts = folder.name.split(".")
-    if len(parts) == _NAME_PARTS and parts[1] == _world() != _NOWHERE:
+    if _OWNED.fullmatch(folder.name) and parts[1] == _world() != _NOWHERE:
         # Process numbers are used again: the moment of the start tells two owners apart.
-        return not parts[2].isdigit() or _started(int(parts[2])) != parts[3]
+        return _started(int(parts[2])) != parts[3]
     return newest(folder) < time.time() - STALE_SECONDS
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
-    from llama_loader.gpu import Gpu
+    from llama_loader.gpus import Gpu
     from llama_loader.host import HostFacts
     from llama_loader.model import ModelSource
     from llama_loader.prepare import Prepared

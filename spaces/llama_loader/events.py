@@ -81,7 +81,7 @@ def told(work: Callable[[Sink], _Result]) -> Generator[Event, None, _Result]:
     """
     from queue import SimpleQueue
 
-    from llama_loader.background import Background
+    from llama_loader.concurrency import Background
 
     events: SimpleQueue[Event | None] = SimpleQueue()
     over: list[None] = []

@@ -14,7 +14,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import locations
-from llama_loader.ahead import ahead as in_thread
+from llama_loader.concurrency import ahead as in_thread
 from llama_loader.copying import Copy
 from llama_loader.download import Download, best
 from llama_loader.errors import IntegrityError

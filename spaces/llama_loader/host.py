@@ -1,9 +1,9 @@
-"""What this machine is: facts only, gathered without creating a CUDA context.
+"""Describe this machine: facts only, gathered without creating a CUDA context.
 
 A context in the calling process would break ZeroGPU (the main process must never touch CUDA) and
 cost half a second elsewhere. So GPUs are asked for through NVML, which is management only, then
 ``nvidia-smi``, then ``/proc/driver/nvidia``, then what ZeroGPU documents; the first that answers
-counts, and ``gpu_source`` says which.
+counts, and ``gpu_source`` names it.
 """
 
 from __future__ import annotations
@@ -11,27 +11,38 @@ from __future__ import annotations
 import os
 import platform
 import re
+import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cgroups, known_gpus, nvml, processes, visible
-from llama_loader.background import Background
-from llama_loader.cuda_libraries import Library, find_libraries, linker_cache
-from llama_loader.gpu import Gpu
-from llama_loader.system_files import read
+from llama_loader import cgroups, cuda_libraries, gpus, nvml, processes
+from llama_loader.concurrency import Background
+from llama_loader.gpus import Gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
+    from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
 
+_NVML_TIMEOUT: Final = 10.0
+"""Seconds. NVML takes 20 ms, but several seconds where the driver is not kept loaded."""
 _SMI_TIMEOUT: Final = 20.0
 """Seconds. nvidia-smi takes 0.1 s, but several where the driver is not kept loaded."""
-_ATTACHED: Final = frozenset({"nvml", "nvidia-smi"})
-"""Who tells only of GPUs that this process could use."""
-_SMI_FIELDS: Final = "name,compute_cap,memory.total,driver_version,uuid"
+_SMI_FIELDS: Final = ("name", "compute_cap", "memory.total", "driver_version", "uuid")
+_COMPLAINT: Final = 300
+"""Most characters kept of what nvidia-smi prints when it fails."""
+_PROGRAM_FOLDERS: Final = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/usr/local/nvidia/bin",  # GKE
+    "/bin",
+    "/usr/lib/wsl/lib",  # WSL 2
+    "/run/current-system/sw/bin",  # NixOS
+)
+"""Where NVIDIA's programs are installed, searched before PATH."""
 
 
 @dataclass(frozen=True)
@@ -44,17 +55,19 @@ class HostFacts:
         python: version of this interpreter.
         driver: NVIDIA driver's version, None where there is none or it cannot be known.
         gpus: what was found; on ZeroGPU what will be attached.
-        gpu_source: who said so: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
-            ``setting`` or ``none``.
+        gpu_source: what named them: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
+            ``supposed`` or ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
         cpus: logical CPUs that this process may use, by its affinity and its control groups.
         memory: bytes of main memory that this process may use; 0 for unknown.
         machine_cpus: logical CPUs of the machine; 0 for unknown.
-        threads: that can compute at the same time here; None where that is all of its cores.
+        threads: how many can compute at the same time; None where that is all of its cores.
         zerogpu: this is a ZeroGPU Space.
         visible_devices: CUDA_VISIBLE_DEVICES, None where unset.
         cpu: the processor's name, None where unknown.
         device_order: CUDA_DEVICE_ORDER, None where unset.
+        driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
+        complaints: why NVML or nvidia-smi did not answer, and which GPUs they left out.
     """
 
     system: str
@@ -74,16 +87,18 @@ class HostFacts:
     visible_devices: str | None = None
     cpu: str | None = None
     device_order: str | None = None
+    driver_folders: tuple[Path, ...] = ()
+    complaints: tuple[str, ...] = ()
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
         """The GPUs that a program will see, in its order; all where that cannot be known."""
-        return visible.gpus(self.gpus, self._named, self.device_order)
+        return gpus.visible(self.gpus, self._named, self.device_order)
 
     @property
     def visible_count(self) -> int:
         """How many GPUs a program will see, also where it is unknown which; an upper bound."""
-        return visible.count(self.gpus, self._named)
+        return gpus.visible_count(self.gpus, self._named)
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -96,7 +111,7 @@ class HostFacts:
 
         A ZeroGPU worker gets its own: that of the main process, which has no GPU, means nothing.
         """
-        to_come = self.zerogpu and self.gpu_source not in _ATTACHED
+        to_come = self.zerogpu and self.gpu_source not in {"nvml", "nvidia-smi"}
         return None if to_come else self.visible_devices
 
 
@@ -107,71 +122,87 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         settings: what may be seen of the environment, and whether this is ZeroGPU.
         root: where ``/proc`` and ``/usr`` are looked for; tests give another.
     """
-    environ = processes.environment(settings.inherited)
-    cache = linker_cache(environ)
-    driver, gpus, source = _gpus(environ, root, zerogpu=settings.zerogpu)
+    inherited, machine = settings.inherited, platform.machine()
+    cache = cuda_libraries.linker_cache(processes.environment(inherited))
+    driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
+    source, answer = _ask(inherited, driver_folders, root, zerogpu=settings.zerogpu)
+    python_path = [Path(entry) for entry in sys.path if entry]
     return HostFacts(
         system=sys.platform,
-        machine=platform.machine(),
+        machine=machine,
         glibc=_glibc(),
-        glibcxx=_glibcxx([path.parent for path in cache], root),
+        glibcxx=_glibcxx([path.parent for path in cache], root, machine),
         python=platform.python_version(),
-        driver=driver,
-        gpus=gpus,
+        driver=answer.driver,
+        gpus=answer.gpus,
         gpu_source=source,
-        libraries=find_libraries(
-            settings.library_path,
-            cache,
-            [Path(entry) for entry in sys.path if entry],
-            root,
-            platform.machine(),
+        libraries=cuda_libraries.find_libraries(
+            settings.library_path, cache, python_path, root, machine
         ),
         cpus=cgroups.processors(root),
         memory=_memory(root),
         machine_cpus=os.cpu_count() or 0,
         threads=cgroups.threads(root),
         zerogpu=settings.zerogpu,
-        visible_devices=settings.inherited.get("CUDA_VISIBLE_DEVICES"),
-        cpu=_cpu(root),
-        device_order=settings.inherited.get("CUDA_DEVICE_ORDER"),
+        visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
+        cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),
+        device_order=inherited.get("CUDA_DEVICE_ORDER"),
+        driver_folders=driver_folders,
+        complaints=answer.complaints,
     )
 
 
 def begin(settings: Settings) -> Background[HostFacts]:
-    """Begin to ``detect``: the driver and ldconfig take 50 ms that others can use."""
+    """Begin to ``detect``: the driver and ldconfig take 50 ms that other work can use."""
     return Background(lambda: detect(settings))
 
 
-def _gpus(
-    environ: Mapping[str, str], root: Path, *, zerogpu: bool
-) -> tuple[str | None, tuple[Gpu, ...], str]:
-    """Return driver, GPUs and who said so."""
-    here = root == Path("/")
-    answer = nvml.query() if here else None
-    if answer is not None and answer.gpus:
-        found = tuple(
-            Gpu(gpu.name, gpu.capability, gpu.memory, gpu.uuid, gpu.free) for gpu in answer.gpus
-        )
-        return answer.driver, found, "nvml"
-    driver, smi = _from_smi(environ) if here else (None, ())
-    if smi:
-        return driver, smi, "nvidia-smi"
-    driver = driver or (answer.driver if answer else None) or _proc_driver(root)
-    named = _from_proc(root)
-    if named:
-        return driver, named, "/proc/driver/nvidia"
-    if zerogpu:
-        known = Gpu(
-            known_gpus.ZEROGPU_NAME, known_gpus.ZEROGPU_CAPABILITY, known_gpus.ZEROGPU_MEMORY
-        )
-        return driver, (known,), "zerogpu"
-    return driver, (), "none"
+def _ask(
+    inherited: Mapping[str, str], driver_folders: Sequence[Path], root: Path, *, zerogpu: bool
+) -> tuple[str, nvml.Answer]:
+    """Return the first source that names GPUs and its answer, with the complaints of all."""
+    documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
+    environ, here = processes.environment(inherited, libraries=driver_folders), root == Path("/")
+    told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT) if here else nvml.Answer()
+    ask_smi = here and not told.hangs  # nvidia-smi asks NVML, and would hang too
+    sources: tuple[tuple[str, Callable[[], nvml.Answer]], ...] = (
+        ("nvml", lambda: told),
+        ("nvidia-smi", lambda: _from_smi(environ) if ask_smi else nvml.Answer()),
+        ("/proc/driver/nvidia", lambda: _from_proc(root)),
+        ("zerogpu", lambda: nvml.Answer(gpus=(documented,) if zerogpu else ())),
+    )
+    driver, complaints = None, tuple[str, ...]()
+    for source, ask in sources:
+        answer = ask()
+        driver, complaints = driver or answer.driver, (*complaints, *answer.complaints)
+        if answer.gpus:
+            return source, nvml.Answer(driver, answer.gpus, complaints)
+    return "none", nvml.Answer(driver, (), complaints)
 
 
-def _from_smi(environ: Mapping[str, str]) -> tuple[str | None, tuple[Gpu, ...]]:
-    argv = ["nvidia-smi", f"--query-gpu={_SMI_FIELDS}", "--format=csv,noheader,nounits"]
+def _from_smi(environ: Mapping[str, str]) -> nvml.Answer:
+    program = find_program("nvidia-smi", environ)
+    if program is None:
+        return nvml.Answer()
+    argv = [program, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
     done = processes.run(argv, environ, timeout=_SMI_TIMEOUT)
-    return parse_smi(done.output) if done.status == 0 else (None, ())
+    driver, found = parse_smi(done.output) if done.status == 0 else (None, ())
+    if found:
+        return nvml.Answer(driver, found)
+    printed = " ".join((done.failure or done.output).split())[:_COMPLAINT]
+    late = f"no answer within {_SMI_TIMEOUT:g} s" if done.status is None else "no GPU"
+    return nvml.Answer(complaints=(f"nvidia-smi: {printed or late}",))
+
+
+def find_program(name: str, environ: Mapping[str, str]) -> str | None:
+    """Return the absolute path of a program, None where it is not installed.
+
+    The usual folders come first, then the absolute entries of PATH. An empty or relative entry
+    means the working folder, where anyone may have put a program: it is never searched.
+    """
+    entries = environ.get("PATH", "").split(os.pathsep)
+    folders = (*_PROGRAM_FOLDERS, *(entry for entry in entries if entry.startswith("/")))
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
@@ -183,14 +214,15 @@ def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
     driver, found = None, []
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.split(",")]
-        if len(cells) != len(_SMI_FIELDS.split(",")) or cells[0][:1] in {"", "["}:
+        if len(cells) != len(_SMI_FIELDS) or cells[0][:1] in {"", "["}:
             continue
         name, capability, memory, version, uuid = cells
         driver = driver or (version if re.fullmatch(r"[0-9]+(\.[0-9]+)+", version) else None)
+        dotted = re.fullmatch(r"([0-9]{1,2})\.([0-9])", capability)
         found.append(
             Gpu(
                 name,
-                _capability(capability) or known_gpus.capability(name),
+                dotted[1] + dotted[2] if dotted else gpus.capability(name),
                 int(memory) * 1024**2 if re.fullmatch(r"[0-9]{1,9}", memory) else None,
                 uuid if uuid.startswith("GPU-") else None,
             )
@@ -198,69 +230,47 @@ def parse_smi(text: str) -> tuple[str | None, tuple[Gpu, ...]]:
     return driver, tuple(found)
 
 
-def _capability(cell: str) -> str | None:
-    """``9.0`` → ``90``; ``[N/A]``, ``Unknown Error`` and the like are no capability."""
-    return cell.replace(".", "") if re.fullmatch(r"[0-9]{1,2}\.[0-9]", cell) else None
-
-
-def _from_proc(root: Path) -> tuple[Gpu, ...]:
-    found = []
-    for information in sorted(root.glob("proc/driver/nvidia/gpus/*/information")):
-        text = read(information)
-        model = re.search(r"^Model:\s*(.+?)\s*$", text, re.MULTILINE)
+def _from_proc(root: Path) -> nvml.Answer:
+    folder, found = root / "proc/driver/nvidia", []
+    for information in sorted(folder.glob("gpus/*/information")):
+        name = _field(r"^Model:\s*(.+?)\s*$", information)
         # GPU-????????-…: the driver has not asked this GPU yet
-        uuid = re.search(r"^GPU UUID:\s*([^\s?]+)\s*$", text, re.MULTILINE)
-        if model:
-            name = model[1]
-            found.append(Gpu(name, known_gpus.capability(name), None, uuid[1] if uuid else None))
-    return tuple(found)
+        uuid = _field(r"^GPU UUID:\s*([^\s?]+)\s*$", information)
+        found += [Gpu(name, gpus.capability(name), None, uuid)] if name else []
+    version = _field(r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)(?:\s|$)", folder / "version")
+    return nvml.Answer(version, tuple(found))
 
 
-def _proc_driver(root: Path) -> str | None:
-    text = read(root / "proc/driver/nvidia/version")
-    version = re.search(r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)\s", text)
-    return version[1] if version else None
+def _field(pattern: str, path: Path) -> str | None:
+    """Return what a pattern's group matches in a file of the kernel."""
+    matched = re.search(pattern, cgroups.read_text(path), re.MULTILINE)
+    return matched[1] if matched else None
 
 
 def _glibc() -> str | None:
     try:
-        answer = os.confstr("CS_GNU_LIBC_VERSION") or ""
+        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
     except (ValueError, OSError):  # another C library
         return None
-    name, _, version = answer.partition(" ")
     return version if name == "glibc" else None
 
 
-def _glibcxx(folders: Sequence[Path], root: Path) -> str | None:
+def _glibcxx(folders: Sequence[Path], root: Path, machine: str) -> str | None:
     """Return the newest GLIBCXX version that the system's libstdc++ offers."""
-    usual = [root / "usr/lib/x86_64-linux-gnu", root / "usr/lib64", root / "usr/lib"]
+    usual = [root / "usr/lib" / f"{machine}-linux-gnu", root / "usr/lib64", root / "usr/lib"]
     for folder in dict.fromkeys([*folders, *usual]):
-        library = folder / "libstdc++.so.6"
-        if library.is_file():
-            return _newest_glibcxx(library)
+        try:
+            data = (folder / "libstdc++.so.6").read_bytes()
+        except OSError:
+            continue
+        found = re.findall(rb"GLIBCXX_([0-9]+(?:\.[0-9]+)+)\x00", data)
+        newest = max((tuple(map(int, one.split(b"."))) for one in found), default=())
+        return ".".join(map(str, newest)) or None
     return None
 
 
-def _newest_glibcxx(library: Path) -> str | None:
-    try:
-        data = library.read_bytes()
-    except OSError:
-        return None
-    versions = [
-        tuple(map(int, found.split(b".")))
-        for found in re.findall(rb"GLIBCXX_([0-9]+(?:\.[0-9]+)+)\x00", data)
-    ]
-    return ".".join(map(str, max(versions))) if versions else None
-
-
-def _cpu(root: Path) -> str | None:
-    named = re.search(r"^model name\s*: (.+)$", read(root / "proc/cpuinfo"), re.MULTILINE)
-    return named[1].strip() if named else None
-
-
 def _memory(root: Path) -> int:
-    """The machine's, or what this container may use of it."""
-    total = re.search(r"^MemTotal:\s*([0-9]+) kB", read(root / "proc/meminfo"), re.MULTILINE)
-    known = [int(total[1]) * 1024] if total else []
-    limit = cgroups.memory(root)
-    return min([*known, *([] if limit is None else [limit])], default=0)
+    """Return the machine's bytes, or what this container may use of them; 0 for unknown."""
+    total = _field(r"^MemTotal:\s*([0-9]+) kB", root / "proc/meminfo")
+    limits = [int(total) * 1024 if total else None, cgroups.memory(root)]
+    return min((limit for limit in limits if limit is not None), default=0)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import devices, gguf_header, notes, selection, server_plan, visible
+from llama_loader import devices, gguf_header, gpus, notes, selection, server_plan
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import ignore
@@ -54,7 +54,7 @@ def choose_devices(
 
 def _known_devices(settings: Settings, prepared: Prepared) -> tuple[Device, ...] | None:
     """Return what llama-server would list, where the driver's word is enough to know it."""
-    order = environment(settings, prepared)["CUDA_DEVICE_ORDER"] == visible.BY_BUS
+    order = environment(settings, prepared)["CUDA_DEVICE_ORDER"] == gpus.BY_BUS
     facts = prepared.host
     ours = prepared.choice is not None and not settings.devices
     if not ours or not order or facts.gpu_source != "nvml" or facts.visible_devices is not None:

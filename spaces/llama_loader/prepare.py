@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from llama_loader import cuda_libraries, disk, host, notes, processes, selection, visible
+from llama_loader import cuda_libraries, disk, gpus, host, notes, processes, selection
 from llama_loader.events import Note, ignore
 from llama_loader.timeline import Timeline
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from llama_loader.background import Background
+    from llama_loader.concurrency import Background
     from llama_loader.cuda_libraries import Library
     from llama_loader.events import Sink
     from llama_loader.fetch import Fetcher
@@ -196,7 +196,7 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     own = [] if prepared.choice else [prepared.runtime]
     folders = [*own, *cuda_libraries.folders(prepared.libraries)]
     return processes.environment(
-        {"CUDA_DEVICE_ORDER": visible.BY_BUS, **settings.inherited}, libraries=folders
+        {"CUDA_DEVICE_ORDER": gpus.BY_BUS, **settings.inherited}, libraries=folders
     )
 
 

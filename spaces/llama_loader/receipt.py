@@ -15,7 +15,7 @@ from msgspec import Meta
 
 from llama_loader import manifest as schema
 from llama_loader import strict_json
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, FileEntry
 

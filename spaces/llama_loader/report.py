@@ -96,6 +96,7 @@ def host(facts: HostFacts) -> dict[str, Any]:
     return {
         **asdict(facts),
         "libraries": [{**asdict(one), "folder": str(one.folder)} for one in facts.libraries],
+        "driver_folders": [str(folder) for folder in facts.driver_folders],
     }
 
 

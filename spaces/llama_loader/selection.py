@@ -1,11 +1,11 @@
-"""Which artifact this host gets, and why each other one is passed over. Pure: no I/O at all.
+"""Choose the artifact for a host, and give a reason for each other one.
 
 Order of preference: the most memory of visible GPUs served (or the most GPUs, where their memory
-is unknown), machine code (SASS) before code for the driver's
-compiler (PTX), CUDA libraries that are there before such that the release brings before such that
-are missing, code made for this GPU before code for an older one of its family, then fewer bytes to
-download, then the name.
-Everything that it needs is an argument, so it can be asked what another machine would get.
+is unknown), machine code (SASS) before code for the driver's compiler (PTX), CUDA libraries that
+the host has before those that the release brings before missing ones, code made for this GPU before
+code for an older one of its family, then fewer bytes to download, then the name.
+
+Nothing here does I/O: everything is an argument, so another machine can be asked for, too.
 """
 
 from __future__ import annotations
@@ -14,42 +14,42 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cuda_libraries
-from llama_loader.candidates import judge, usable_runtimes
-from llama_loader.compatibility import Stage, dotted, holds
-from llama_loader.errors import HostError, LoaderError
+from llama_loader.compatibility import Candidate, Reach, dotted, holds, judge, usable_runtimes
+from llama_loader.errors import HostError
 from llama_loader.manifest import LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
-    from llama_loader.candidates import Candidate
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
-    from llama_loader.manifest import Artifact, Manifest
+    from llama_loader.manifest import Manifest
 
 _CODES: Final = {
-    Stage.KIND: "NO_ARTIFACT",
-    Stage.FORMAT: "NO_ARTIFACT",
-    Stage.PLATFORM: "PLATFORM_UNSUPPORTED",
-    Stage.BACKEND: "NO_ARTIFACT",
-    Stage.GPU: "NO_ARTIFACT_FOR_GPU",
-    Stage.GLIBC: "GLIBC_TOO_OLD",
-    Stage.DRIVER: "DRIVER_TOO_OLD",
+    Reach.PLATFORM: "PLATFORM_UNSUPPORTED",
+    Reach.GPU: "NO_ARTIFACT_FOR_GPU",
+    Reach.GLIBC: "GLIBC_TOO_OLD",
+    Reach.DRIVER: "DRIVER_TOO_OLD",
+}
+_NONE: Final = {
+    Reach.KIND: "none is a server",
+    Reach.FORMAT: "none can be read",
+    Reach.BACKEND: "none is for it",
+    Reach.GPU: "none has code for it",
 }
 
 
 @dataclass(frozen=True)
 class Wishes:
-    """What a person asked for: ``arch`` replaces the detected capability, ``backend`` narrows."""
+    """What a person asked for: ``arch`` replaces the detected compute capabilities."""
 
     arch: str | None = None
     allow_cpu: bool = False
-    backend: str | None = None
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What was found about one artifact; ``fits`` says whether it could run here."""
+class Considered:
+    """One artifact of the manifest: whether it could run on this host, and why it is not taken."""
 
     name: str
     fits: bool
@@ -57,31 +57,16 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What to fetch.
+class Choice(Candidate):
+    """The artifact to fetch.
 
     Attributes:
-        artifact: the chosen one.
-        reason: why it.
         runs_on: ``gpu`` or ``cpu``.
-        native: machine code for every GPU meant; False where the driver compiles first.
-        capabilities: the GPUs that it serves.
-        libraries: CUDA libraries that it will use.
-        missing: sonames of CUDA libraries that are not here; ``require_libraries`` says so.
         verdicts: one for each artifact of the manifest, in its order.
-        runtime_libraries: what of the same release brings all that is missing; None where nothing
-            is, where nothing does, or where the CPU would do.
     """
 
-    artifact: Artifact
-    reason: str
-    runs_on: str
-    native: bool
-    capabilities: tuple[str, ...]
-    libraries: tuple[Library, ...]
-    missing: tuple[str, ...]
-    verdicts: tuple[Verdict, ...]
-    runtime_libraries: Artifact | None = None
+    runs_on: str = "cpu"
+    verdicts: tuple[Considered, ...] = ()
 
 
 def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
@@ -92,26 +77,27 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
             an error here, because fetching needs none: see ``require_libraries``.
     """
     targets = (wishes.arch,) if wishes.arch else host.capabilities
-    on_gpu = bool(targets) and wishes.backend != "cpu"
     # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
     runtimes = () if wishes.allow_cpu else usable_runtimes(manifest, host)
-    judged = [judge(one, host, targets if on_gpu else (), runtimes) for one in manifest.artifacts]
-    if on_gpu:
-        gpu = [one for one in judged if one.stage is Stage.FITS and one.served]
-        if gpu:
-            return _choice(min(gpu, key=lambda one: one.rank), judged, "gpu")
-    if not wishes.allow_cpu and wishes.backend != "cpu":
-        raise _no_gpu(host) if not targets else _nothing(manifest, targets, judged, host)
-    cpu = [judge(artifact, host, ()) for artifact in manifest.artifacts]
-    fitting = [one for one in cpu if one.stage is Stage.FITS]
+    judged = [judge(one, host, targets, runtimes) for one in manifest.artifacts]
+    fitting = [one for one in judged if one.capabilities]
+    if not fitting and not wishes.allow_cpu:
+        raise _nothing(manifest, targets, judged, host) if targets else _no_gpu(host)
     if not fitting:
-        raise _nothing(manifest, targets, cpu, host)
-    best = min(fitting, key=lambda one: (one.artifact.backend != "cpu", one.artifact.size))
-    return _choice(best, judged if on_gpu else cpu, "cpu")
+        on_cpu = [judge(one, host, ()) for one in manifest.artifacts]
+        fitting = [one for one in on_cpu if one.reach is Reach.FITS]
+        judged = judged if targets else on_cpu
+        if not fitting:
+            raise _nothing(manifest, targets, on_cpu, host)
+    best = min(fitting, key=lambda one: one.rank)
+    for_cpu = "" if best.capabilities else "; the CPU is allowed and no GPU can be served"
+    taken = {**vars(best), "reason": best.reason + for_cpu}
+    verdicts = tuple(_considered(one, best) for one in judged)
+    return Choice(**taken, runs_on="gpu" if best.capabilities else "cpu", verdicts=verdicts)
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
-    """Refuse a choice whose CUDA libraries neither are here nor come with it, before any start.
+    """Refuse a choice whose CUDA libraries this machine lacks and the release does not bring.
 
     Raises:
         HostError: names the libraries, where they were looked for, the other majors that were
@@ -143,55 +129,33 @@ def missing_libraries(
     )
 
 
-def _choice(best: Candidate, judged: Iterable[Candidate], runs_on: str) -> Choice:
-    verdicts = tuple(_verdict(one, best, runs_on) for one in judged)
-    reason = best.reason
-    if runs_on == "cpu":
-        reason += "; the CPU is allowed and no GPU can be served"
-    return Choice(
-        best.artifact,
-        reason,
-        runs_on,
-        best.native,
-        best.served,
-        best.libraries,
-        best.missing if runs_on == "gpu" else (),
-        verdicts,
-        best.brings if runs_on == "gpu" else None,
-    )
-
-
-def _verdict(one: Candidate, best: Candidate, runs_on: str) -> Verdict:
+def _considered(one: Candidate, best: Candidate) -> Considered:
+    fits, name = one.reach is Reach.FITS, one.artifact.name
     if one.artifact is best.artifact:
-        reason = one.reason if runs_on == "gpu" or one.served == () else best.reason
-        return Verdict(one.artifact.name, fits=True, reason=f"chosen: {reason}")
-    if runs_on == "gpu" and one.artifact is best.brings:
+        return Considered(name, fits=True, reason=f"chosen: {best.reason}")
+    if one.artifact is best.runtime_libraries:
         size = f"{one.artifact.size / 1e6:.1f} MB"
-        return Verdict(one.artifact.name, fits=True, reason=f"fetched too: libraries; {size}")
-    if one.stage is not Stage.FITS:
-        return Verdict(one.artifact.name, fits=False, reason=one.reason)
-    return Verdict(one.artifact.name, fits=True, reason=f"{_why_not(one, best)} ({one.reason})")
+        return Considered(name, fits=True, reason=f"fetched too: libraries; {size}")
+    why = f"would run, but {_why_not(one, best)} ({one.reason})" if fits else one.reason
+    return Considered(name, fits, why)
 
 
 def _why_not(one: Candidate, best: Candidate) -> str:
+    """Name the first difference in ``Candidate.rank`` between one that fits and the best."""
     chosen = best.artifact.name
-    if one.artifact.backend != best.artifact.backend:
-        return f"would run, but {chosen} is for this backend"
-    if one.weight != best.weight:
-        more = "GPUs" if len(one.served) < len(best.served) else "of the GPUs' memory"
-        return f"would run, but {chosen} serves more {more}"
-    if one.native != best.native:
-        return f"would run, but {chosen} has machine code"
-    if one.lack != best.lack:
-        there = "here" if best.lack == 0 else "in this release"
-        return f"would run, but the libraries of {chosen} are {there}"
-    if one.gap != best.gap:
-        return f"would run, but {chosen} is closer to this GPU"
-    return (
-        f"would run, but {chosen} is smaller"
-        if one.artifact.size != best.artifact.size
-        else (f"would run, but {chosen} comes first by name")
+    more = "GPUs" if len(one.capabilities) < len(best.capabilities) else "of the GPUs' memory"
+    there = "here" if best.lack == 0 else "in this release"
+    reasons = (
+        f"{chosen} is for this backend",
+        f"{chosen} serves more {more}",
+        f"{chosen} has machine code",
+        f"the libraries of {chosen} are {there}",
+        f"{chosen} is closer to this GPU",
+        f"{chosen} is smaller",
+        f"{chosen} comes first by name",
     )
+    ranks = zip(one.rank, best.rank, reasons, strict=True)
+    return next((reason for mine, its, reason in ranks if mine != its), reasons[-1])
 
 
 def _no_gpu(host: HostFacts) -> HostError:
@@ -204,6 +168,7 @@ def _no_gpu(host: HostFacts) -> HostError:
             " chooses for a GPU that is not seen; to run on the CPU, give --allow-cpu",
         )
     found = f"only {named}, whose compute capability is unknown" if named else "none was found"
+    found = "; ".join([found, *host.complaints])
     return HostError(
         "NO_GPU",
         f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
@@ -214,39 +179,26 @@ def _no_gpu(host: HostFacts) -> HostError:
 
 
 def _nothing(
-    manifest: Manifest, targets: tuple[str, ...], judged: list[Candidate], host: HostFacts
-) -> LoaderError:
-    """The error of the artifact that came furthest, with a list of what there is."""
-    furthest = max((one.stage for one in judged), default=Stage.KIND)
-    best = [one for one in judged if one.stage is furthest]
+    manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Candidate], host: HostFacts
+) -> HostError:
+    """Return the error of the artifact that came furthest, with a list of what there is."""
+    furthest = max((one.reach for one in judged), default=Reach.KIND)
+    best = [one for one in judged if one.reach is furthest]
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
     there = ", ".join(dict.fromkeys(holds(artifact) for artifact in servers))
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
-    why = {
-        Stage.GPU: "none has code for it",
-        Stage.BACKEND: "none is for it",
-        Stage.FORMAT: "none can be read",
-        Stage.KIND: "none is a server",
-    }.get(furthest, "; ".join(f"{one.artifact.name} {one.reason}" for one in best[:3]))
+    each = "; ".join(f"{one.artifact.name} {one.reason}" for one in best[:3])
+    hints = {
+        Reach.GLIBC: f"this system's glibc is {host.glibc}: use a newer base image, or a release"
+        " built on an older system",
+        Reach.DRIVER: "update the NVIDIA driver, or use a release of an older CUDA line (cu124)",
+        Reach.GPU: "build that set (invoke build-cuda --arch-set …) and publish it, or run on the"
+        " CPU with --allow-cpu",
+    }
+    other = "look at the release's manifest; `doctor` shows why each artifact is passed over"
     return HostError(
         _CODES.get(furthest, "NO_ARTIFACT"),
-        f"release {manifest.release} has nothing for {what} on this machine: {why}"
-        f" (there is: {there or 'nothing at all'})",
-        hint=_hint(furthest, host),
+        f"release {manifest.release} has nothing for {what} on this machine:"
+        f" {_NONE.get(furthest, each)} (there is: {there or 'nothing at all'})",
+        hint=hints.get(furthest, other),
     )
-
-
-def _hint(stage: Stage, host: HostFacts) -> str:
-    if stage is Stage.GLIBC:
-        return (
-            f"this system's glibc is {host.glibc}: use a newer base image, or a release built on"
-            " an older system"
-        )
-    if stage is Stage.DRIVER:
-        return "update the NVIDIA driver, or use a release of an older CUDA line (cu124)"
-    if stage is Stage.GPU:
-        return (
-            "build that set (invoke build-cuda --arch-set …) and publish it, or run on the CPU"
-            " with --allow-cpu"
-        )
-    return "look at the release's manifest; `doctor` shows why each artifact is passed over"

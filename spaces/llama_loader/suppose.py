@@ -1,4 +1,4 @@
-"""What another machine would get: a host described in words instead of looked at. Pure.
+"""Answer what another machine would get: a host described in words instead of examined.
 
 ``capability=12.0,driver=580,glibc=2.36,torch=cu128`` is enough to ask, on a laptop without a GPU,
 what a Space will fetch before it is ever started.
@@ -11,14 +11,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import known_gpus, report
+from llama_loader import gpus, report
 from llama_loader.cuda_libraries import Library, packages
 from llama_loader.errors import SettingError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
     from llama_loader.manifest import Manifest
     from llama_loader.selection import Choice
@@ -54,8 +54,8 @@ _ACCEPTS: Final = (
 def host(text: str) -> HostFacts:
     """Return the machine that a list of ``name=value`` describes.
 
-    What is not named is as on Debian 12 without a GPU; an unknown driver or GLIBCXX is given the
-    benefit of the doubt, as on ZeroGPU before a GPU is attached.
+    What is not named is as on Debian 12 without a GPU; an unknown driver or GLIBCXX counts as new
+    enough, as on ZeroGPU before a GPU is attached.
 
     Raises:
         SettingError: names the part that cannot be read, and what can be given.
@@ -63,17 +63,13 @@ def host(text: str) -> HostFacts:
     facts, given = _DEFAULTS, set[str]()
     for part in (part.strip() for part in text.split(",")):
         name, _, value = part.partition("=")
-        read = _READERS.get(name.strip())
-        changes = read(value.strip()) if read else None
-        if changes is None:
-            raise SettingError(
-                "SETTING_INVALID", f"--suppose {part!r} cannot be read", hint=f"give {_ACCEPTS}"
-            )
-        if given & changes.keys():
+        changes = _facts(name.strip(), value.strip())
+        if changes is None or given & changes.keys():
+            trouble = "cannot be read" if changes is None else "says again what is given already"
             raise SettingError(
                 "SETTING_INVALID",
-                f"--suppose {part!r}: {'/'.join(changes)} stands there already",
-                hint="give each fact once",
+                f"--suppose {part!r} {trouble}",
+                hint=f"give each fact once, as {_ACCEPTS}",
             )
         given |= changes.keys()
         facts = replace(facts, **changes)
@@ -98,61 +94,31 @@ def require_no_override(settings: Settings) -> None:
             )
 
 
-def _capability(value: str) -> Mapping[str, Any] | None:
-    matched = _CAPABILITY.fullmatch(value)
-    if not matched:
-        return None
-    return {"gpus": (Gpu(f"compute capability {value}", f"{matched[1]}{matched[2]}"),)}
+def _facts(name: str, value: str) -> Mapping[str, Any] | None:
+    """Return the facts that one part sets; None where it cannot be read."""
+    number, torch = _CAPABILITY.fullmatch(value), _TORCH.fullmatch(value)
+    if name == "capability" and number:
+        return {"gpus": (Gpu(f"compute capability {value}", number[1] + number[2]),)}
+    if name == "gpu" and (known := gpus.capability(value)):
+        return {"gpus": (Gpu(value, known),)}
+    if name == "torch" and torch:
+        return {"libraries": _brought_by(value, torch[1], torch[2]) if torch[1] else ()}
+    if name == "machine" and re.fullmatch(r"\w+", value):
+        return {name: value}
+    if name in {"driver", "glibc", "glibcxx"} and _VERSION.fullmatch(value):
+        return {name: f"{value}.{_NEWEST}" if name == "driver" and "." not in value else value}
+    return None
 
 
-def _gpu(value: str) -> Mapping[str, Any] | None:
-    found = known_gpus.capability(value)
-    return {"gpus": (Gpu(value, found),)} if found else None
-
-
-def _driver(value: str) -> Mapping[str, Any] | None:
-    if not _VERSION.fullmatch(value):
-        return None
-    return {"driver": value if "." in value else f"{value}.{_NEWEST}"}
-
-
-def _version(fact: str) -> Callable[[str], Mapping[str, Any] | None]:
-    return lambda value: {fact: value} if _VERSION.fullmatch(value) else None
-
-
-def _machine(value: str) -> Mapping[str, Any] | None:
-    return {"machine": value} if re.fullmatch(r"\w+", value) else None
-
-
-def _torch(value: str) -> Mapping[str, Any] | None:
-    """Torch brings its CUDA's libraries into ``site-packages/nvidia``."""
-    matched = _TORCH.fullmatch(value)
-    if not matched:
-        return None
-    folder = Path("site-packages/nvidia")
-    major, minor = matched[1], matched[2]
-    return {
-        "libraries": tuple(
-            Library(f"{stem}.so.{major}", folder, f"{major}.{minor}", f"torch {value}")
-            for stem in _STEMS
-            if major
-        )
-    }
-
-
-_READERS: Final = {
-    "capability": _capability,
-    "gpu": _gpu,
-    "driver": _driver,
-    "glibc": _version("glibc"),
-    "glibcxx": _version("glibcxx"),
-    "machine": _machine,
-    "torch": _torch,
-}
+def _brought_by(torch: str, major: str, minor: str) -> tuple[Library, ...]:
+    """Return the libraries that come with torch for a CUDA version, in ``site-packages/nvidia``."""
+    folder, version = Path("site-packages/nvidia"), f"{major}.{minor}"
+    names = [f"{stem}.so.{major}" for stem in _STEMS]
+    return tuple(Library(name, folder, version, f"torch {torch}") for name in names)
 
 
 def as_text(release: Manifest, chosen: Choice) -> str:
-    """Return the answer for people: what would be fetched, and why each other thing would not."""
+    """Return the answer for people: what would be fetched, and why each other artifact not."""
     lines = [
         f"would fetch {chosen.artifact.name} of release {release.release}",
         f"  because: {chosen.reason}",

@@ -6,7 +6,7 @@ import os
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 
 if TYPE_CHECKING:
     from types import TracebackType

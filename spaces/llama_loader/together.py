@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from threading import Condition
 from typing import TYPE_CHECKING
 
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.patience import AttemptError
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ from contextlib import closing
 from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from llama_loader.ahead import ahead
-from llama_loader.aside import aside
+from llama_loader.concurrency import ahead, aside
 from llama_loader.decompress import decompressed, refused
 from llama_loader.events import Sink, Unpacking, ignore
 from llama_loader.manifest import FileEntry

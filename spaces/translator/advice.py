@@ -6,12 +6,12 @@ empty or the device invalid; it starts, but far too slowly.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from translator.values import Failure, State
+    from llama_loader.doctor import Examination
+    from llama_space.values import Failure, Status
 
 
 @dataclass(frozen=True)
@@ -55,26 +55,15 @@ _BY_CODE: Final = {
     "RELEASE_NOT_CHOSEN": RELEASE,
     "MODEL_GATED": GATED,
 }
-_FAILED: Final = re.compile(r"^ +FAIL (?P<name>[a-z ]+): (?P<detail>.*)$", re.MULTILINE)
-_BY_CHECK: Final = (
-    ("devices", "", DEVICES),
-    ("gpu", "", SLOW),
-    ("test run", "CPU", SLOW),
-    ("model", "gated", GATED),
-    ("runtime", "nothing says which release", RELEASE),
-)
-"""A failed check's name, words in its line, and what to do."""
+_BY_CHECK: Final = {"devices": DEVICES, "gpu": SLOW}
+"""For checks that may fail with any code."""
 
 
-def of_report(report: str) -> tuple[Advice, ...]:
-    """Read the failed checks out of a doctor's page."""
-    found = [
-        advice
-        for failed in _FAILED.finditer(report)
-        for name, words, advice in _BY_CHECK
-        if failed["name"] == name and words in failed["detail"]
-    ]
-    return tuple(dict.fromkeys(found))
+def of_report(report: Examination) -> tuple[Advice, ...]:
+    """Advise on the failed checks of a doctor's report, by their codes."""
+    failed = [check for check in report.checks if not check.ok]
+    found = (_BY_CODE.get(one.code, _BY_CHECK.get(one.name)) for one in failed)
+    return tuple(dict.fromkeys(one for one in found if one))
 
 
 def of_failure(failure: Failure) -> tuple[Advice, ...]:
@@ -83,7 +72,7 @@ def of_failure(failure: Failure) -> tuple[Advice, ...]:
     return (known,) if known else ()
 
 
-def of_state(state: State) -> tuple[Advice, ...]:
+def of_status(status: Status) -> tuple[Advice, ...]:
     """Advise on an engine that works, but landed on the CPU."""
-    served = state.server_pid is not None or bool(state.calls)
-    return (CPU,) if served and not state.devices else ()
+    served = status.server_pid is not None or bool(status.calls)
+    return (CPU,) if served and not status.devices else ()

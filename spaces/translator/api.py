@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 import gradio as gr
 
 from llama_loader.settings import Settings
+from llama_space.values import Failure
 from translator import languages, session, texts
 from translator.line import Line
 from translator.session import Answer, Engine, Job, Refusal, Update
-from translator.values import Failure
 
 
 def endpoint(

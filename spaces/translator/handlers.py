@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from llama_space.values import Failure
 from translator import advice, panels, sentences, texts
 from translator.session import Answer, InLine, Job, Refusal, Waiting, translate
-from translator.values import Failure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llama_loader.settings import Settings
+    from llama_space.values import Piece
     from translator.line import Line
     from translator.session import Engine, Update
-    from translator.values import Piece
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Waiting``'s stage; for all others ``waiting``."""
@@ -41,7 +41,7 @@ class Handlers:
 
     def refresh(self, request: gr.Request) -> list[Any]:
         """Write what is running; the clock stops once there is nothing to wait for."""
-        waiting = self._engine.state().phase == "preparing"
+        waiting = self._engine.status().phase == "preparing"
         return [*self._standing(_words(request)), gr.Timer(active=waiting)]
 
     def standing(self, request: gr.Request) -> list[Any]:
@@ -54,7 +54,7 @@ class Handlers:
         return [*self._standing(_words(request)), gr.Timer(active=True)]
 
     def _standing(self, words: Mapping[str, str]) -> list[Any]:
-        state = self._engine.state()
+        state = self._engine.status()
         failed = state.phase == "failed"
         return [
             panels.pill(state, words),
@@ -69,7 +69,7 @@ class Handlers:
         """Stream a translation onto the right page."""
         words = _words(request)
         if self._settings is None:
-            yield ["", panels.failure(self._engine.state().failure, words), gr.skip(), gr.skip()]
+            yield ["", panels.failure(self._engine.status().failure, words), gr.skip(), gr.skip()]
             return
         job = Job(text or "", source, target)
         yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
@@ -101,11 +101,11 @@ class Handlers:
         words = _words(request)
         yield [panels.status("working", words["examining"]), gr.skip(), gr.skip()]
         report = self._engine.doctor()
-        state = self._engine.state()
-        known = dict.fromkeys([*advice.of_report(report), *advice.of_state(state)])
+        status = self._engine.status()
+        known = dict.fromkeys([*advice.of_report(report), *advice.of_status(status)])
         advised = panels.advices(tuple(known), words)
         well = panels.status("done", words["all_well"])
-        yield [advised or well, gr.Textbox(report, visible=True), gr.Button(visible=True)]
+        yield [advised or well, gr.Textbox(report.as_text(), visible=True), gr.Button(visible=True)]
 
 
 def _words(request: gr.Request) -> Mapping[str, str]:

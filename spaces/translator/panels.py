@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from llama_loader.events import Note
+    from llama_space.values import Failure, Status
     from translator.advice import Advice
     from translator.sentences import Said
-    from translator.values import Failure, State
 
 _MIB: Final = 1024**2
 _GIB: Final = 1024**3
@@ -29,7 +29,7 @@ def masthead(words: Mapping[str, str]) -> str:
     )
 
 
-def pill(state: State, words: Mapping[str, str]) -> str:
+def pill(state: Status, words: Mapping[str, str]) -> str:
     """One line that links to the colophon: the phase, the release, whether it is verified."""
     parts = [words[state.phase]]
     if state.phase == "ready":
@@ -88,7 +88,7 @@ def advices(known: Sequence[Advice], words: Mapping[str, str]) -> str:
     return "".join(parts)
 
 
-def colophon(state: State, words: Mapping[str, str]) -> str:
+def colophon(state: Status, words: Mapping[str, str]) -> str:
     """What is running: facts on one side, what they took on the other."""
     facts = "".join(_fact(words[name], value) for name, value in _facts(state, words))
     return (
@@ -111,14 +111,14 @@ def rate(speed: float) -> str:
     return f"{speed:.1f}" if speed < _TEN else f"{speed:.0f}"
 
 
-def _architecture(state: State) -> str:
+def _architecture(state: Status) -> str:
     name = state.architecture
     if not name:
         return ""
     return "CPU" if name == "cpu" else f"sm_{name}" if name[:1].isdigit() else name
 
 
-def _facts(state: State, words: Mapping[str, str]) -> Iterable[tuple[str, str]]:
+def _facts(state: Status, words: Mapping[str, str]) -> Iterable[tuple[str, str]]:
     unknown = f"<i>{escape(words['not_yet'])}</i>"
     yield "release", _text(state.release) or unknown
     yield "architecture", _text(_architecture(state)) or unknown
@@ -144,7 +144,7 @@ def _hash(digest: str) -> str:
     return f'<code title="{escape(digest)}">{escape(digest)}</code>'
 
 
-def _digest(state: State, words: Mapping[str, str]) -> str:
+def _digest(state: Status, words: Mapping[str, str]) -> str:
     if state.verified:
         return f'<span class="stamp">{escape(words["verified"])}</span> {_hash(state.digest or "")}'
     return (
@@ -153,7 +153,7 @@ def _digest(state: State, words: Mapping[str, str]) -> str:
     )
 
 
-def _device(state: State, words: Mapping[str, str]) -> str:
+def _device(state: Status, words: Mapping[str, str]) -> str:
     if state.devices:
         return escape(", ".join(state.devices))
     if state.calls or state.server_pid is not None:
@@ -161,7 +161,7 @@ def _device(state: State, words: Mapping[str, str]) -> str:
     return f"<i>{escape(words['after_first'])}</i>"
 
 
-def _memory(state: State) -> str:
+def _memory(state: Status) -> str:
     parts = [f"{escape(name)} {_size(size)}" for name, size in state.memory.items() if size]
     return "<br>".join(parts)
 
@@ -170,13 +170,13 @@ def _size(size: int) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
 
 
-def _speed(state: State, words: Mapping[str, str]) -> str:
+def _speed(state: Status, words: Mapping[str, str]) -> str:
     if state.tokens_per_second is None:
         return ""
     return f"{rate(state.tokens_per_second)} {escape(words['speed_unit'])}"
 
 
-def _times(state: State, words: Mapping[str, str]) -> str:
+def _times(state: Status, words: Mapping[str, str]) -> str:
     parts = []
     if state.phase == "preparing":
         latest = [sentences.progress(one, words["locale"]) for one in state.progress]
@@ -199,9 +199,9 @@ def _figure(title: str, drawing: str, legend: str = "") -> str:
     return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{drawing}</figure>"
 
 
-def _notes(state: State, words: Mapping[str, str]) -> str:
+def _notes(state: Status, words: Mapping[str, str]) -> str:
     lines = "".join(_note(note, words) for note in state.notes)
-    known = advices(advice.of_state(state), words) if state.failure is None else ""
+    known = advices(advice.of_status(state), words) if state.failure is None else ""
     shown = f"<h3>{escape(words['notes'])}</h3><ul>{lines}</ul>" if lines else ""
     return f'<div class="notes">{shown}{known}</div>' if shown or known else ""
 

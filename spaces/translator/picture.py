@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from translator.values import Call
+    from llama_space.values import Figures
 
 _WIDTH: Final = 380.0
 _LEFT: Final = 86.0
@@ -53,7 +53,7 @@ def start(stages: Sequence[tuple[str, float]], words: Mapping[str, str]) -> str:
     return _svg(rows, words["this_start"], f"{words['this_start']}: {seconds(begun)}")
 
 
-def calls(made: Sequence[Call], words: Mapping[str, str]) -> str:
+def calls(made: Sequence[Figures], words: Mapping[str, str]) -> str:
     """Draw the last calls, newest first: until the first words, then until the end."""
     latest = list(made)[-_CALLS:][::-1]
     longest = max((call.seconds for call in latest), default=0.0) or 1.0

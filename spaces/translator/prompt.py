@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from translator.values import Ask
+from llama_space.values import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
 
 Format = Literal["translategemma", "chat", "base"]
 
-AS_IT_IS: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A chat template that adds nothing: with it llama-server's chat is a completion."""
 _MARKS: Final = ("[source_lang_code]", "[target_lang_code]")
 """By these llama-server knows TranslateGemma's template (common/chat.cpp), and so do we."""
 
@@ -30,13 +28,6 @@ def format_of(template: str | None) -> Format:
     if template is None:
         return "base"
     return "translategemma" if all(mark in template for mark in _MARKS) else "chat"
-
-
-def server_arguments(template: str | None) -> tuple[str, ...]:
-    """Return what llama-server must be told: without a template of its own it would take ChatML,
-    whose marks a base model has never seen.
-    """  # noqa: D205 - one sentence
-    return ("--chat-template", AS_IT_IS) if template is None else ()
 
 
 def ask(kind: Format, text: str, pair: tuple[Language, Language], settings: Settings) -> Ask:

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import time
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Final, Protocol, Union
+from typing import TYPE_CHECKING, Any, Final, Protocol, Union
 
 from llama_loader import gguf_header, model
 from llama_loader.errors import LoaderError
+from llama_space.values import Failure, Figures, Piece, Progress
 from translator import languages, prompt
 from translator.line import FullError, Line
-from translator.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from llama_loader.doctor import Examination
     from llama_loader.settings import Settings
+    from llama_space.values import Item, Status
     from translator.languages import Language
     from translator.line import Ticket
-    from translator.values import Ask, Item, State
 
 _LOOK_AGAIN: Final = 0.25
 """Seconds between two looks at an engine that is preparing."""
@@ -29,22 +31,21 @@ _SHOW_EVERY: Final = 0.04
 
 
 class Engine(Protocol):
-    """What the page asks of an engine (``translator.engine.Engine`` is the one there is)."""
+    """What the page asks of an engine: ``llama_space.Engine``, or one that refuses."""
 
-    def begin(self) -> None:
-        """Begin to prepare."""
-
-    def state(self) -> State:
+    def status(self) -> Status:
         """Return what is known now."""
 
     def retry(self) -> None:
         """Prepare again after a failure."""
 
-    def stream(self, ask: Ask) -> Iterator[Item]:
-        """Stream an answer; closing the iterator stops it."""
+    def events(
+        self, asked: Sequence[Mapping[str, Any]] | str, **options: Any
+    ) -> Generator[Item, None, None]:
+        """Stream an answer; closing the generator stops it."""
 
-    def doctor(self) -> str:
-        """Return the doctor's page."""
+    def doctor(self) -> Examination:
+        """Return the doctor's report."""
 
     def close(self) -> None:
         """End the server."""
@@ -147,18 +148,14 @@ def _in_turn(
         ticket.await_change(_LOOK_AGAIN)
     pair = languages.pair(job.source, job.target, job.text)
     ask = prompt.ask(_format(settings), job.text, pair, settings)
-    stream = engine.stream(ask)
-    try:
-        yield from _answers(stream, pair)
-    finally:
-        close = getattr(stream, "close", None)
-        if close is not None:
-            close()
+    limits = {"max_tokens": ask.max_tokens, "temperature": ask.temperature}
+    with closing(engine.events(ask.messages, **limits, **ask.extra)) as items:
+        yield from _answers(items, pair)
 
 
 def _prepared(engine: Engine) -> Iterator[Waiting | Failure]:
     """Wait until the model is here: its header says how it wants to be asked."""
-    while (state := engine.state()).phase == "preparing":
+    while (state := engine.status()).phase == "preparing":
         yield Waiting(state.progress[-1] if state.progress else "")
         time.sleep(_LOOK_AGAIN)
     if state.phase == "failed" and state.failure is not None:
@@ -170,6 +167,8 @@ def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterato
     for item in stream:
         if isinstance(item, Failure):
             yield item
+            return
+        if isinstance(item, Figures):
             return
         if isinstance(item, Progress):
             if text != shown:  # a pause: show what was held back for the sake of a steady pace

@@ -5,21 +5,51 @@ from __future__ import annotations
 import sys
 from typing import TYPE_CHECKING, Any
 
-from llama_loader import settings
+from llama_loader import doctor, settings
 from llama_loader.errors import LoaderError
+from llama_loader.events import ignore
+from llama_space import Engine, Failure, Status
 from translator import page
-from translator.engine import Engine
-from translator.refusing import RefusingEngine
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from llama_loader.doctor import Examination
+    from llama_space.values import Item
     from translator.session import Engine as AnyEngine
+
+
+class RefusingEngine:
+    """Stands for an engine whose settings cannot be read: the page shows which one and why."""
+
+    def __init__(self, error: LoaderError) -> None:
+        self._failure = Failure.of(error)
+
+    def retry(self) -> None:
+        """Do nothing: a setting only changes with a restart."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def status(self) -> Status:
+        """Return the failure."""
+        return Status("failed", failure=self._failure)
+
+    def events(self, asked: object, **options: Any) -> Generator[Item, None, None]:
+        """Yield the failure."""
+        del asked, options
+        yield self._failure
+
+    def doctor(self) -> Examination:
+        """Return the doctor's report: it takes settings that cannot be read as a finding."""
+        return doctor.examine(settings.load, sink=ignore)
 
 
 def app() -> page.Page:
     """Read the settings and build the page; on ZeroGPU this also decorates the entry point."""
     try:
-        found = settings.load()
-        return page.Page(Engine(found), found)
+        engine = Engine()
+        return page.Page(engine, engine.settings)
     except LoaderError as error:
         sys.stderr.write(f"{error.render()}\n")
         refusing: AnyEngine = RefusingEngine(error)
@@ -27,8 +57,7 @@ def app() -> page.Page:
 
 
 def run(made: page.Page, **options: Any) -> None:
-    """Prepare in the background and serve the page until the process is ended."""
-    made.engine.begin()
+    """Serve the page until the process is ended."""
     try:
         made.launch(**options)
     finally:

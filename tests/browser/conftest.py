@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 import space
+from held_process import Held
 from needs import must_or_skip
 from playwright.sync_api import Browser, Page, sync_playwright
 
@@ -73,3 +74,13 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     for context in contexts:
         context.close()
     assert not thrown
+
+
+@pytest.fixture
+def served() -> Iterator[Held]:
+    held = Held()
+    try:
+        held.await_line("serving")
+        yield held
+    finally:
+        held.end()

@@ -2,84 +2,23 @@
 
 from __future__ import annotations
 
-import queue
-import subprocess
-import sys
-import threading
 from contextlib import closing
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
 import pytest
 from gradio_client import Client
 from playwright.sync_api import expect
-from verbs import PROJECT
 
-from llama_loader.server import free_port
 from translator import page as page_module
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from gradio_client.client import Job
+    from held_process import Held
     from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser]
-
-
-class Held:
-    """The page of rigs/held_page.py, in a process of its own."""
-
-    def __init__(self) -> None:
-        port = free_port()
-        self.url = f"http://127.0.0.1:{port}"
-        self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._running = 0
-        self._process = subprocess.Popen(
-            [sys.executable, str(PROJECT / "tests/rigs/held_page.py"), str(port)],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=PROJECT,
-        )
-        assert self._process.stdout is not None
-        self._reader = threading.Thread(target=self._read, args=(self._process.stdout,))
-        self._reader.start()
-
-    def _read(self, stream: IO[str]) -> None:
-        for line in stream:
-            self._running += line.strip() == "begun"
-            self._lines.put(line.strip())
-
-    def await_line(self, wanted: str) -> None:
-        while self._lines.get(timeout=90) != wanted:
-            pass
-
-    def begun(self) -> int:
-        """How many answers began since they were last counted."""
-        return sum(self._lines.get() == "begun" for _ in range(self._lines.qsize()))
-
-    def let_go(self, count: int | None = None) -> None:
-        """Have so many answers end, or all that began and were not let go yet."""
-        count = self._running if count is None else count
-        self._running -= count
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
-        self._process.stdin.flush()
-
-    def end(self) -> None:
-        self._process.terminate()
-        self._process.communicate()
-        self._reader.join()
-
-
-@pytest.fixture
-def served() -> Iterator[Held]:
-    held = Held()
-    try:
-        held.await_line("serving")
-        yield held
-    finally:
-        held.end()
 
 
 @pytest.fixture

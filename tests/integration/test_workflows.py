@@ -103,6 +103,14 @@ def upstream(runner: workflows.Runner, *tags: str) -> None:
     )
 
 
+@pytest.mark.parametrize("file", [".github/workflows/ci.yml", ".ci/run"])
+def test_debootstrap_is_installed_together_with_debians_keys(file: str) -> None:
+    """Ubuntu's runners have no Debian keys, and debootstrap refuses a mirror without them."""
+    words = (PROJECT / file).read_text("utf-8").split()
+    assert "debootstrap" in words
+    assert "debian-archive-keyring" in words
+
+
 def test_every_command_of_every_workflow_is_run_or_said_to_be_elsewhere() -> None:
     elsewhere = {one.where for one in COMMANDS if one.name in ELSEWHERE}
     assert {one.where for one in COMMANDS} == RUN_HERE | elsewhere

@@ -378,13 +378,11 @@ def test_only_one_function_is_decorated(app: App) -> None:
 
 _ONE_CALL = """
 import time
-from llama_loader import settings
-from translator.engine import Ask, Engine, Failure
-engine = Engine(settings.load())
-engine.begin()
-for item in engine.stream(Ask(({"role": "user", "content": "Hi"},), 3)):
+from llama_space import Engine, Failure
+engine = Engine()
+for item in engine.events([{"role": "user", "content": "Hi"}], max_tokens=3):
     assert not isinstance(item, Failure), item
-print(engine.state().server_pid, flush=True)
+print(engine.status().server_pid, flush=True)
 time.sleep(3600)
 """
 

@@ -11,11 +11,12 @@ import threading
 from typing import TYPE_CHECKING
 
 from llama_loader import settings
+from llama_loader.doctor import Examination
+from llama_space.values import Item, Piece, Progress, Status
 from translator.page import Page
-from translator.values import Ask, Item, Piece, Progress, State
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 BEAT = 0.05
 
@@ -26,23 +27,21 @@ class Held:
     def __init__(self) -> None:
         self._over = threading.Semaphore(0)
 
-    def begin(self) -> None: ...
-
     def retry(self) -> None: ...
 
     def close(self) -> None: ...
 
-    def doctor(self) -> str:
-        return ""
+    def doctor(self) -> Examination:
+        return Examination()
 
-    def state(self) -> State:
-        return State("ready", server_pid=1)
+    def status(self) -> Status:
+        return Status("ready", server_pid=1)
 
     def let_go(self, count: int) -> None:
         self._over.release(count)
 
-    def stream(self, ask: Ask) -> Iterator[Item]:
-        del ask
+    def events(self, asked: object, **options: object) -> Generator[Item, None, None]:
+        del asked, options
         print("begun", flush=True)
         yield Piece("A cat", finished=False, tokens=1, tokens_per_second=1.0, reason="")
         while not self._over.acquire(timeout=BEAT):

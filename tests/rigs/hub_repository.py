@@ -32,6 +32,7 @@ class Repository:
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{}])
     tags: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
+    hardware: str = ""
 
     def commit_of(self, revision: str) -> int:
         oids = [oid(number) for number in range(len(self.commits))]
@@ -106,7 +107,7 @@ def _create(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
     )
     kind = asked.get("type", "model")
     status = 409 if name in hub.repositories else 200
-    hub.repositories.setdefault(name, Repository())
+    hub.repositories.setdefault(name, Repository(hardware=asked.get("hardware", "")))
     prefix = "spaces/" if kind == "space" else ""
     return status, "", json.dumps({"url": f"{hub.url}/{prefix}{name}", "id": name}).encode()
 
@@ -192,7 +193,8 @@ def _tree(
 
 
 def _file(path: str, content: bytes) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": "1" * 40}
+    blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+    entry: dict[str, Any] = {"type": "file", "path": path, "size": len(content), "oid": blob}
     if len(content) >= LARGE:
         digest = hashlib.sha256(content).hexdigest()
         entry["lfs"] = {"oid": digest, "size": len(content), "pointerSize": 130}
@@ -249,6 +251,12 @@ def _variable(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     return 200, "", json.dumps({asked["key"]: {"value": asked["value"]}}).encode()
 
 
+def _hardware(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    hub.repositories[repo].hardware = json.loads(body)["flavor"]
+    told = {"stage": "BUILDING", "hardware": {"current": None, "requested": None}}
+    return 200, "", json.dumps(told).encode()
+
+
 def _validate(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
     """The Hub looks at a README's front matter before it takes it."""
     del hub, body
@@ -271,7 +279,8 @@ _ROUTES: dict[str, Any] = {
     f"DELETE {_KIND}{_REPO}/tag/{_REVISION}": _untag,
     f"GET {_KIND}{_REPO}(?:/revision/main)?": _info,
     f"POST {_KIND}{_REPO}/variables": _variable,
-    f"(?:GET|HEAD) /{_REPO}/resolve/{_REVISION}/(?P<path>.+)": _resolve,
+    f"POST {_KIND}{_REPO}/hardware": _hardware,
+    f"(?:GET|HEAD) /(?:spaces/)?{_REPO}/resolve/{_REVISION}/(?P<path>.+)": _resolve,
 }
 
 

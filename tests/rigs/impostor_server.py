@@ -107,7 +107,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(500, {"error": {"message": "the context is full"}})
         elif do == "garbage":
             self.answer(200, ["not", "llama"])
-        elif self.path == "/v1/chat/completions":
+        elif self.path in {"/v1/chat/completions", "/v1/completions"}:
             self.chat()
         else:
             self.answer(200, {"content": "!", "stop_type": "limit", "tokens_predicted": 1})
@@ -120,7 +120,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.send_response(200)
         self.end_headers()
         for word in ("one", " two", " three"):
-            delta = {"delta": {"content": word}, "finish_reason": None}
+            said = {"delta": {"content": word}} if "chat" in self.path else {"text": word}
+            delta = {**said, "finish_reason": None}
             self.wfile.write(f"data: {json.dumps({'choices': [delta]})}\n\n".encode())
             self.wfile.flush()
             if DO.get("chat") == "die":

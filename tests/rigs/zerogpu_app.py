@@ -13,27 +13,24 @@ from typing import Any
 
 import gradio as gr
 
-from llama_loader import settings
-from translator.engine import Ask, Engine
+from llama_space import Engine
 
-engine = Engine(settings.load())
+engine = Engine()
 
 
 def ask(text: str, max_tokens: float) -> Iterator[str]:
     """Stream the items of an answer, each as JSON with its kind."""
-    wanted = Ask(({"role": "user", "content": text},), int(max_tokens))
-    for item in engine.stream(wanted):
+    for item in engine.events([{"role": "user", "content": text}], max_tokens=int(max_tokens)):
         yield json.dumps({"kind": type(item).__name__, **asdict(item)})
 
 
 def state() -> dict[str, Any]:
-    """Tell the engine's state."""
-    return asdict(engine.state())
+    """Tell the engine's status."""
+    return asdict(engine.status())
 
 
 def main() -> None:
     """Serve on the port that is named."""
-    engine.begin()
     with gr.Blocks(analytics_enabled=False) as demo:
         gr.api(ask, api_name="ask")
         gr.api(state, api_name="state", queue=False)

@@ -88,6 +88,9 @@ def root_host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PATH", str(script.parent))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(os, "geteuid", lambda: 0)
+    keyring = tmp_path / "keyring.gpg"
+    keyring.touch()
+    monkeypatch.setattr(rootfs, "KEYRING", keyring)
     return script
 
 
@@ -185,6 +188,17 @@ def test_without_debootstrap_it_says_what_to_install(root_host: Path) -> None:
     with pytest.raises(UsageError, match="debootstrap is not installed") as refused:
         make(Store(), "cpu")
     assert "apt-get install debootstrap" in refused.value.hint
+
+
+@pytest.mark.usefixtures("root_host")
+def test_base_image_without_debians_keys_names_their_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rootfs, "KEYRING", tmp_path / "nowhere.gpg")
+    with pytest.raises(UsageError) as refused:
+        make(Store(), "cpu")
+    assert refused.value.code == "KEYRING_MISSING"
+    assert "debian-archive-keyring" in refused.value.hint
 
 
 @pytest.mark.usefixtures("root_host")

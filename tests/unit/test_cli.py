@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import known_gpus, self_test
+from llama_loader import gpus, self_test
 from llama_loader.manifest import dump, parse
 
 if TYPE_CHECKING:
@@ -528,7 +528,7 @@ def test_a_defect_is_one_line_with_its_place() -> None:
 
 
 def test_zerogpu_is_what_the_table_says() -> None:
-    assert known_gpus.capability(known_gpus.ZEROGPU_NAME) == known_gpus.ZEROGPU_CAPABILITY
+    assert gpus.capability(gpus.ZEROGPU_NAME) == gpus.ZEROGPU_CAPABILITY
 
 
 def test_a_driver_that_hangs_keeps_nobody_from_ending(home: dict[str, str], tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from llama_loader import launch, prepare, report, selection
 from llama_loader.errors import HostError, IntegrityError, NetworkError
 from llama_loader.events import Event, Note, Stage, ignore
 from llama_loader.fetch import Fetcher
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.manifest import Artifact, Manifest
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
@@ -88,7 +88,6 @@ def test_one_missing_library_is_enough() -> None:
     [
         (H200, Wishes(allow_cpu=True)),
         (BARE, Wishes(allow_cpu=True)),
-        (H200, Wishes(backend="cpu")),
         (replace(H200, gpus=(Gpu("old", "70"),)), Wishes(allow_cpu=True)),
     ],
 )
@@ -98,7 +97,7 @@ def test_for_the_cpu_nothing_is_brought(host: HostFacts, wishes: Wishes) -> None
     assert choice.artifact.name != RUNTIME.name
 
 
-@pytest.mark.parametrize("wishes", [Wishes(), Wishes(allow_cpu=True), Wishes(backend="cpu")])
+@pytest.mark.parametrize("wishes", [Wishes(), Wishes(allow_cpu=True)])
 @pytest.mark.parametrize("host", [H200, BARE], ids=["gpu", "bare"])
 def test_libraries_are_never_taken_for_a_server(host: HostFacts, wishes: Wishes) -> None:
     with pytest.raises(HostError) as caught:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,12 +17,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from farm.publish.deploy_space import Changes
+
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[hub_repository.Hub]:
     with hub_repository.Hub().serve() as hub:
         monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
         yield hub
 
 
@@ -34,27 +39,125 @@ def space(tmp_path: Path) -> Path:
     return root
 
 
-FILES = ["README.md", "app.py", "loader/x.py", "requirements.txt"]
+RECORD = ".deployed.json"
+FILES = [RECORD, "README.md", "app.py", "loader/x.py", "requirements.txt"]
 
 
-def test_what_is_deployed(hub: hub_repository.Hub, space: Path) -> None:
-    deploy_space.deploy(deploy_space.plan("me/space", ["YAKULINGO_SPACES_N_CTX=2048"], space))
+def compared(root: Path, *variables: str, adopt: bool = False) -> Changes:
+    return deploy_space.compare(deploy_space.plan("me/space", variables, root), adopt=adopt)
+
+
+@pytest.fixture
+def content(hub: hub_repository.Hub, space: Path) -> dict[str, bytes]:
+    """A Space after its first deployment; the dictionary is its present tree."""
+    deploy_space.deploy(compared(space))
+    return hub.repositories["me/space"].commits[-1]
+
+
+def test_first_deployment_uploads_folder_and_sets_variables_and_hardware(
+    hub: hub_repository.Hub, space: Path
+) -> None:
+    changes = compared(space, "YAKULINGO_SPACES_N_CTX=2048")
+    assert (changes.head, sorted(changes.added)) == (None, FILES[1:])
+    deploy_space.deploy(changes)
     repository = hub.repositories["me/space"]
     assert sorted(repository.commits[-1]) == FILES
     assert repository.variables == {"YAKULINGO_SPACES_N_CTX": "2048"}
+    assert repository.hardware == "zero-a10g"
 
 
-def test_what_is_gone_here_goes_there(hub: hub_repository.Hub, space: Path) -> None:
-    deploy_space.deploy(deploy_space.plan("me/space", (), space))
-    hub.repositories["me/space"].commits[-1][".gitattributes"] = b"the Hub's own"
+def test_second_deployment_deletes_only_what_the_first_uploaded(
+    hub: hub_repository.Hub, space: Path, content: dict[str, bytes]
+) -> None:
+    content.update({".gitattributes": b"the Hub's own", "mine/data.csv": b"a person's"})
     (space / "loader" / "x.py").unlink()
-    deploy_space.deploy(deploy_space.plan("me/space", (), space))
-    assert sorted(hub.repositories["me/space"].commits[-1]) == [
-        ".gitattributes",
-        "README.md",
-        "app.py",
-        "requirements.txt",
-    ]
+    (space / "app.py").write_text("# another\n")
+    changes = compared(space)
+    assert (changes.added, changes.changed) == ((), ("app.py",))
+    assert (changes.deleted, changes.kept) == (("loader/x.py",), ())
+    deploy_space.deploy(changes)
+    assert sorted(hub.repositories["me/space"].commits[-1]) == sorted(
+        [RECORD, ".gitattributes", "README.md", "app.py", "mine/data.csv", "requirements.txt"]
+    )
+
+
+def test_file_that_was_edited_in_the_space_is_kept(
+    hub: hub_repository.Hub, space: Path, content: dict[str, bytes]
+) -> None:
+    content["loader/x.py"] = b"# edited on the Hub\n"
+    (space / "loader" / "x.py").unlink()
+    changes = compared(space)
+    assert (changes.deleted, changes.kept) == ((), ("loader/x.py",))
+    deploy_space.deploy(changes)
+    assert hub.repositories["me/space"].commits[-1]["loader/x.py"] == b"# edited on the Hub\n"
+
+
+def test_large_file_is_recognised_by_its_sha256(space: Path, content: dict[str, bytes]) -> None:
+    del content
+    (space / "model.gguf").write_bytes(b"x" * hub_repository.LARGE)
+    deploy_space.deploy(compared(space))
+    assert compared(space) == replace(compared(space), added=(), changed=(), deleted=(), kept=())
+
+
+def test_space_of_another_person_is_refused_until_adopted(
+    hub: hub_repository.Hub, space: Path
+) -> None:
+    theirs = {"README.md": b"theirs", "app.py": b"theirs", "release.json": b"{}"}
+    hub.repositories["me/space"] = hub_repository.Repository(commits=[theirs])
+    with pytest.raises(PublishError) as refused:
+        compared(space)
+    assert refused.value.code == "SPACE_NOT_OURS"
+    assert "release.json" in refused.value.message
+    assert hub.repositories["me/space"].commits == [theirs]
+    deploy_space.deploy(compared(space, adopt=True))
+    assert hub.repositories["me/space"].commits[-1]["release.json"] == b"{}"
+
+
+def test_new_space_with_the_hubs_own_files_alone_is_accepted(
+    hub: hub_repository.Hub, space: Path
+) -> None:
+    own = {".gitattributes": b"*.gguf filter=lfs", "README.md": b"---"}
+    hub.repositories["me/space"] = hub_repository.Repository(commits=[own])
+    assert compared(space).changed == ("README.md",)
+
+
+def test_damaged_record_deletes_nothing(space: Path, content: dict[str, bytes]) -> None:
+    content[RECORD] = b'{"files": 3}'
+    with pytest.raises(PublishError) as refused:
+        compared(space)
+    assert refused.value.code == "SPACE_RECORD_DAMAGED"
+
+
+def test_commit_since_the_comparison_is_not_overwritten(
+    hub: hub_repository.Hub, space: Path, content: dict[str, bytes]
+) -> None:
+    changes = compared(space)
+    hub.repositories["me/space"].commits.append({**content, "new.py": b""})
+    with pytest.raises(PublishError):
+        deploy_space.deploy(changes)
+    assert "new.py" in hub.repositories["me/space"].commits[-1]
+
+
+def test_hardware_of_an_existing_space_changes_only_if_asked(
+    hub: hub_repository.Hub, space: Path, content: dict[str, bytes]
+) -> None:
+    del content
+    hub.repositories["me/space"].hardware = "l4x1"
+    deploy_space.deploy(compared(space))
+    assert hub.repositories["me/space"].hardware == "l4x1"
+    deploy_space.deploy(compared(space), hardware=deploy_space.hardware("t4-small"))
+    assert hub.repositories["me/space"].hardware == "t4-small"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["file:///tmp/manifest.json", "http://127.0.0.1:8000/m.json", "FILE:/x", "http://[::1]/m"],
+)
+def test_pin_that_only_this_machine_can_read_is_refused(url: str, space: Path) -> None:
+    (space / "release.json").write_text(json.dumps({"manifest_url": url}))
+    with pytest.raises(PublishError) as refused:
+        deploy_space.plan("me/space", (), space)
+    assert refused.value.code == "PIN_IS_LOCAL"
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "MY_SECRET", "OPENAI_API_KEY", "DB_PASSWORD"])
@@ -107,6 +210,6 @@ def test_a_signing_key_is_not_uploaded(space: Path) -> None:
 def test_a_hub_that_refuses(hub: hub_repository.Hub, space: Path) -> None:
     hub.refuse = "/commit/"
     with pytest.raises(PublishError) as refused:
-        deploy_space.deploy(deploy_space.plan("me/space", (), space))
+        deploy_space.deploy(compared(space))
     assert refused.value.code == "HUB_REFUSED"
     assert len(hub.repositories["me/space"].commits) == 1

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from llama_loader import devices, gguf_header, processes, server_plan
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 
 if TYPE_CHECKING:
     from conftest import Impostor

@@ -124,9 +124,10 @@ def test_what_has_an_owner_stays_and_what_has_none_goes(tmp_path: Path) -> None:
     gone = {
         f"a.{world}.{pid}.{int(started) - 1}.x",  # the number is used again
         f"b.{world}.4194305.1.x",  # larger than any process number
-        f"c.{world}.none.{started}.x",
+        f"c.{world}.1.-.x",
     }
     kept = {f"d.elsewhere.{pid}.{started}.x", "e", "f.g", f"h.{world}.{pid}.{started}"}
+    kept |= {f"i.{world}.none.{started}.x", f"j.{world}.4194305.1.x.y"}
     for name in gone | kept:
         (tmp_path / name).mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "e")
@@ -137,7 +138,8 @@ def test_what_has_an_owner_stays_and_what_has_none_goes(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_goes_by_age(tmp_path: Path) -> None:
-    folders = {name: tmp_path / name for name in ("old", "fresh", "fresh inside")}
+    names = {name: f"{name}.elsewhere.1.1.x" for name in ("old", "fresh", "fresh inside")}
+    folders = {name: tmp_path / owned for name, owned in names.items()}
     for folder in folders.values():
         (folder / "deep").mkdir(parents=True)
         (folder / "deep/file").touch()
@@ -149,13 +151,12 @@ def test_what_cannot_be_told_goes_by_age(tmp_path: Path) -> None:
     for path in (folders["fresh inside"], folders["fresh inside"] / "deep"):
         os.utime(path, (now, now - 7200))
     disk.sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {"fresh", "fresh inside"}
+    assert {path.name for path in tmp_path.iterdir()} == {names["fresh"], names["fresh inside"]}
     assert disk.STALE_SECONDS == 3600
 
 
 def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = tmp_path / "left"
-    folder.mkdir()
+    folder = disk.new_folder(tmp_path, "left")
 
     def other_was_faster(stale: Path) -> bool:
         stale.rmdir()

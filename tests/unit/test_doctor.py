@@ -10,7 +10,7 @@ import pytest
 from llama_loader import doctor, selection, self_test
 from llama_loader.errors import HostError, LoaderError, NetworkError
 from llama_loader.events import Note, ignore
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load

@@ -1,17 +1,15 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from llama_loader import cuda_libraries, host, known_gpus, nvml
-from llama_loader.cuda_libraries import Library, find_libraries
-from llama_loader.gpu import Gpu
+from llama_loader import host
+from llama_loader.gpus import Gpu
 from llama_loader.settings import load
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
 
 NAME = "NVIDIA RTX PRO 6000 Blackwell Server Edition"
 
@@ -57,13 +55,13 @@ def test_zerogpu_without_any_trace_is_what_it_documents(tmp_path: Path) -> None:
 
 
 def test_nvidia_smi_is_read() -> None:
-    driver, gpus = host.parse_smi(
+    driver, found = host.parse_smi(
         "NVIDIA H200, 9.0, 143771, 580.159.03, GPU-a\n"
         "Tesla T4, [N/A], [N/A], 580.159.03, [N/A]\n"
         "a warning on stderr\n"
     )
     assert driver == "580.159.03"
-    assert gpus == (
+    assert found == (
         Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
         Gpu("Tesla T4", "75", None, None),
     )
@@ -95,152 +93,43 @@ def test_whatever_nvidia_smi_says_that_is_no_number_is_unknown(
     assert host.parse_smi(f"{row}\n") == (driver, (expected,))
 
 
-def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
-    site = tmp_path / "site-packages"
-    old = write(site / "nvidia/cublas/lib/libcublas.so.12").parent
-    write(old / "libcublasLt.so.12")
-    write(site / "nvidia_cublas_cu12-12.8.4.1.dist-info/METADATA")
-    new = write(site / "nvidia/cu13/lib/libcublas.so.13").parent
-    write(site / "nvidia_cublas-13.0.2.14.dist-info/METADATA")
-    kit = write(tmp_path / "root/usr/local/cuda-12.4/lib64/libcudart.so.12.4.127").parent
-    (kit / "libcudart.so.12").symlink_to("libcudart.so.12.4.127")
-    (tmp_path / "root/usr/local/cuda").symlink_to("cuda-12.4")
-    mounted = write(tmp_path / "root/cuda-image/usr/local/cuda-13.0/lib64/libcudart.so.13").parent
-    chosen = write(tmp_path / "mine/libcudart.so.12").parent
-    cached = write(tmp_path / "lib/libcublas.so.12")
-    found = find_libraries([chosen], [cached], [site], tmp_path / "root")
-    assert found == (
-        Library("libcudart.so.12", chosen, None, "LD_LIBRARY_PATH"),
-        Library("libcublas.so.13", new, "13.0.2.14", "site-packages"),
-        Library("libcublas.so.12", old, "12.8.4.1", "site-packages"),
-        Library("libcublasLt.so.12", old, "12.8.4.1", "site-packages"),
-        Library("libcublas.so.12", cached.parent, None, "ldconfig"),
-        Library("libcudart.so.12", kit, "12.4.127", "toolkit"),
-        Library("libcudart.so.13", mounted, None, "toolkit"),
-    )
-    taken, missing = cuda_libraries.split_needs(
-        ["libcublas.so.12", "libcudart.so.12", "libcuda.so.1", "libgomp.so.1"], found
-    )
-    assert [one.folder for one in taken] == [old, old, chosen]
-    assert missing == ()
-    assert cuda_libraries.folders(taken) == (old, chosen)
+def program(folder: Path, name: str, script: str) -> Path:
+    path = write(folder / name, f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+    return path
 
 
-def test_a_dangling_link_is_no_library(tmp_path: Path) -> None:
-    (tmp_path / "libcudart.so.12").symlink_to("gone")
-    assert find_libraries([tmp_path], [], [], tmp_path / "root") == ()
-
-
-def test_needs_are_read_from_a_foreign_runtime(tmp_path: Path) -> None:
-    write(tmp_path / "libggml-cuda.so", "\x7fELF\0libcudart.so.12\0libcublas.so.12\0libc.so.6\0")
-    write(tmp_path / "libcudart.so.12", "\0")
-    write(tmp_path / "empty.so")
-    assert cuda_libraries.read_needs(tmp_path) == ("libcublas.so.12",)
-
-
-@pytest.mark.parametrize(
-    ("soname", "package"),
-    [
-        ("libcublas.so.12", "nvidia-cublas-cu12"),
-        ("libcublasLt.so.13", "nvidia-cublas"),
-        ("libcudart.so.13", "nvidia-cuda-runtime"),
-        ("libcudart.so.12", "nvidia-cuda-runtime-cu12"),
-        ("libcuda.so.1", None),
-    ],
-)
-def test_the_package_that_brings_a_library(soname: str, package: str | None) -> None:
-    assert cuda_libraries.pip_package(soname) == package
-
-
-class FakeNvml:
-    """NVML's calling convention: results through pointers, 0 for success."""
-
-    def __init__(self, *, refuse: str = "") -> None:
-        self.refuse = refuse
-        self.shut = 0
-
-    def __getattr__(self, name: str) -> Callable[..., int]:
-        def call(*arguments: Any) -> int:
-            self.shut += name == "nvmlShutdown"
-            if name == self.refuse:
-                return 3
-            ANSWERS.get(name, lambda *_: None)(*arguments)
-            return 0
-
-        return call
-
-
-def put_text(text: bytes) -> Callable[..., None]:
-    return lambda *arguments: setattr(arguments[-2], "value", text)
-
-
-def put(*values: int) -> Callable[..., None]:
-    def fill(*arguments: Any) -> None:
-        for pointer, value in zip(arguments[-len(values) :], values, strict=True):
-            pointer._obj.value = value
-
-    return fill
-
-
-def put_memory(total: int, free: int) -> Callable[..., None]:
-    def fill(*arguments: Any) -> None:
-        arguments[-1]._obj.total, arguments[-1]._obj.free = total, free
-
-    return fill
-
-
-ANSWERS = {
-    "nvmlSystemGetDriverVersion": put_text(b"580.159.03"),
-    "nvmlDeviceGetCount_v2": put(1),
-    "nvmlDeviceGetHandleByIndex_v2": put(1),
-    "nvmlDeviceGetName": put_text(b"NVIDIA H200"),
-    "nvmlDeviceGetUUID": put_text(b"GPU-a"),
-    "nvmlDeviceGetMemoryInfo": put_memory(150_000_000_000, 149_000_000_000),
-    "nvmlDeviceGetCudaComputeCapability": put(9, 0),
-}
-
-
-@pytest.mark.parametrize(
-    ("refuse", "memory", "free"),
-    [
-        ("", 150_000_000_000, 149_000_000_000),
-        ("nvmlDeviceGetMemoryInfo", None, None),
-        ("nvmlDeviceGetCudaComputeCapability", 150_000_000_000, 149_000_000_000),
-    ],
-)
-def test_nvml_answers(
-    monkeypatch: pytest.MonkeyPatch, refuse: str, memory: int | None, free: int | None
+@pytest.mark.parametrize("entries", ["", ".", "tools", "./tools", "../{here}/tools", ":tools:."])
+def test_a_program_of_the_working_folder_is_never_run(
+    entries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    library = FakeNvml(refuse=refuse)
-    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: library)
-    answer = nvml.query()
-    assert answer == nvml.Answer(
-        "580.159.03", (nvml.NvmlGpu("NVIDIA H200", "90", memory, "GPU-a", free),)
+    for folder in (tmp_path, tmp_path / "tools"):
+        for name in ("nvidia-smi", "ldconfig"):
+            program(folder, name, f": >{tmp_path}/executed")
+    script = (
+        "from llama_loader import host, settings\nprint(host.detect(settings.load()).gpu_source)\n"
     )
-    assert library.shut == 1
+    search = entries.format(here=tmp_path.name)
+    environ = {"PATH": search, "PYTHONPATH": str(Path(host.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", script], env=environ, cwd=tmp_path, check=True)
+    assert not (tmp_path / "executed").exists()
+    monkeypatch.chdir(tmp_path)
+    assert host.find_program("llama-test-tool", {"PATH": search}) is None
 
 
-@pytest.mark.parametrize("refuse", ["nvmlInit_v2", "nvmlDeviceGetCount_v2"])
-def test_nvml_that_does_not_answer(monkeypatch: pytest.MonkeyPatch, refuse: str) -> None:
-    monkeypatch.setattr(nvml.ctypes, "CDLL", lambda _: FakeNvml(refuse=refuse))
-    assert nvml.query() is None
+def test_a_program_is_found_in_an_absolute_entry_of_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program(tmp_path / "here", "llama-test-tool", "exit 1").parent)
+    tool = program(tmp_path / "bin", "llama-test-tool", "exit 0")
+    environ = {"PATH": os.pathsep.join([".", "", "/nowhere", str(tool.parent)])}
+    assert host.find_program("llama-test-tool", environ) == str(tool)
+    assert host.find_program("llama-test-tool", {}) is None
 
 
-@pytest.mark.parametrize(
-    ("toolkit", "driver"),
-    [
-        ("11.4", None),
-        ("12", "525.60"),
-        ("12.7", "570.26"),
-        ("12.8.1", "570.26"),
-        ("13.0.2", "580.65"),
-        ("13.1", "590.44"),
-        ("13.2", "595.0"),
-        ("99.0", "595.0"),
-    ],
-)
-def test_jit_drivers_by_toolkit(toolkit: str, driver: str | None) -> None:
-    assert known_gpus.jit_driver(toolkit) == driver
+def test_a_known_folder_comes_before_path(tmp_path: Path) -> None:
+    mine = program(tmp_path, "env", "exit 0")
+    assert host.find_program("env", {"PATH": str(mine.parent)}) in {"/usr/bin/env", "/bin/env"}
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 
 from llama_loader import launch, model, prepare, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
 from llama_loader.soundness import Soundness

@@ -10,12 +10,13 @@ import xml.etree.ElementTree as ET
 import pytest
 from verbs import PROJECT
 
+from llama_loader.doctor import Check, Examination
 from llama_loader.events import Note
+from llama_space.values import Failure, Figures, Status
 from translator import advice, panels, picture, texts
-from translator.values import Call, Failure, State
 
 WORDS = texts.every()["en"]
-RUNNING = State(
+RUNNING = Status(
     "ready",
     release="b11549-1",
     architecture="90",
@@ -27,7 +28,7 @@ RUNNING = State(
     tokens_per_second=41.6,
     server_pid=1,
     timeline=(("resolve", 0.08), ("start", 0.5)),
-    calls=(Call(0.0, 0.2, 1.0, 30, warm=False), Call(1.0, 0.1, 0.5, 12, warm=True)),
+    calls=(Figures(0.0, 0.2, 1.0, 30, warm=False), Figures(1.0, 0.1, 0.5, 12, warm=True)),
 )
 
 
@@ -65,10 +66,10 @@ def test_every_word_is_used() -> None:
 
 
 def test_every_stage_of_a_start_has_its_word() -> None:
-    folders = (PROJECT / "spaces/translator", PROJECT / "spaces/llama_loader")
+    folders = (PROJECT / "spaces/llama_space", PROJECT / "spaces/llama_loader")
     source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     stages = set(
-        re.findall(r'(?:(?<!console)\.stage|Stage|timeline\.add|took = )\(\s*"([a-z ]+)"', source)
+        re.findall(r'(?:(?<!console)\.stage|Stage|timeline\.add|\.timed)\(\s*"([a-z ]+)"', source)
     )
     assert {"resolve", "fetch", "model", "start", "page cache"} <= stages
     assert {name for name in stages if f"stage_{name}" not in WORDS} == set()
@@ -99,7 +100,7 @@ def test_each_stage_begins_where_the_one_before_ended_and_all_fit() -> None:
 
 def test_nothing_that_took_no_time_breaks_a_picture() -> None:
     assert bars(picture.start((("start", 0.0),), WORDS))
-    assert bars(picture.calls((Call(0.0, None, 0.0, None, warm=True),), WORDS))
+    assert bars(picture.calls((Figures(0.0, None, 0.0, None, warm=True),), WORDS))
 
 
 def test_the_last_calls_are_drawn_newest_first_and_the_cold_one_is_marked() -> None:
@@ -123,7 +124,7 @@ def test_unverified_bytes_are_said_loudly_twice() -> None:
 
 def test_what_comes_from_elsewhere_is_escaped() -> None:
     evil = "<script>alert(1)</script>"
-    state = State(
+    state = Status(
         "failed",
         release=evil,
         model=evil,
@@ -139,19 +140,19 @@ def test_what_comes_from_elsewhere_is_escaped() -> None:
 
 
 def test_while_it_prepares_the_latest_progress_is_shown() -> None:
-    state = State("preparing", progress=("reading x", "downloading y: 3 MB of 20 MB (15%)"))
+    state = Status("preparing", progress=("reading x", "downloading y: 3 MB of 20 MB (15%)"))
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
     assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)
     assert "3 MB of 20 MB" in panels.colophon(state, WORDS)
 
 
-LIST_EMPTY = """checks
-  ok   settings: all variables can be read
-  FAIL gpu: no NVIDIA GPU found
-       hint: no GPU is attached
-  FAIL devices: llama-server --list-devices lists no device
-       hint: …
-verdict: a model cannot be served here now"""
+LIST_EMPTY = Examination(
+    [
+        Check("settings", ok=True, detail="all variables can be read"),
+        Check("gpu", ok=False, detail="no NVIDIA GPU found", code="NO_GPU"),
+        Check("devices", ok=False, detail="lists no device", code="NO_DEVICE"),
+    ]
+)
 
 
 def test_both_chapters_are_recognised_in_a_report_and_name_the_setting() -> None:
@@ -164,7 +165,24 @@ def test_both_chapters_are_recognised_in_a_report_and_name_the_setting() -> None
 
 
 def test_a_good_report_needs_no_advice() -> None:
-    assert advice.of_report("checks\n  ok   devices: CUDA0\nverdict: a model can be served") == ()
+    assert advice.of_report(Examination([Check("devices", ok=True, detail="CUDA0")])) == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "expected"),
+    [
+        ("devices", "LIST_TIMEOUT", (advice.DEVICES,)),
+        ("test run", "MODEL_ON_CPU", (advice.SLOW,)),
+        ("model", "MODEL_GATED", (advice.GATED,)),
+        ("model", "MODEL_MISSING", ()),
+        ("runtime", "RELEASE_NOT_CHOSEN", (advice.RELEASE,)),
+    ],
+)
+def test_a_failed_check_is_advised_on_by_its_code(
+    name: str, code: str, expected: tuple[advice.Advice, ...]
+) -> None:
+    failed = Check(name, ok=False, detail="any words", code=code)
+    assert advice.of_report(Examination([failed])) == expected
 
 
 @pytest.mark.parametrize(
@@ -179,6 +197,6 @@ def test_a_failure_is_advised_on_by_its_code(code: str, name: str) -> None:
 
 def test_a_model_on_the_cpu_is_said_only_where_it_is() -> None:
     on_cpu = dataclasses.replace(RUNNING, devices=())
-    assert advice.of_state(on_cpu) == (advice.CPU,)
-    assert advice.of_state(RUNNING) == ()
-    assert advice.of_state(State("preparing")) == ()
+    assert advice.of_status(on_cpu) == (advice.CPU,)
+    assert advice.of_status(RUNNING) == ()
+    assert advice.of_status(Status("preparing")) == ()

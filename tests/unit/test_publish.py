@@ -9,6 +9,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.request import urlopen
 
 import msgspec
 import pytest
@@ -51,6 +52,36 @@ def test_nothing_is_sent_twice(place: Place, released: Path) -> None:
     assert ([part.name for part in again.there], again.new) == (NAMES, ())
     publishing.publish(again, place.open(), lambda _: None)
     assert place.large_files_sent() == 1
+
+
+def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
+    place: Place, released: Path, tmp_path: Path
+) -> None:
+    wheel = tmp_path / "llama_space-0.1.0-py3-none-any.whl"
+    wheel.write_bytes(b"a wheel")
+    plan_ = publishing.prepare(released, place.open(), wheel=wheel)
+    assert [part.name for part in plan_.new] == [*NAMES[:-1], wheel.name, NAMES[-1]]
+    publishing.publish(plan_, place.open(), lambda _: None)
+    line = publishing.requirement(plan_, place.open())
+    assert line is not None
+    url, _, digest = line.removeprefix("llama-space @ ").partition("#sha256=")
+    with urlopen(url) as answer:
+        assert sha256(answer.read()).hexdigest() == digest
+    assert release.load(released).artifacts[0].name == NAMES[0]  # the manifest knows nothing of it
+
+
+def test_wheel_of_a_published_release_stays_as_it_is(
+    place: Place, released: Path, tmp_path: Path
+) -> None:
+    wheel = tmp_path / "llama_space-0.1.0-py3-none-any.whl"
+    wheel.write_bytes(b"a wheel")
+    first = publishing.prepare(released, place.open(), wheel=wheel)
+    publishing.publish(first, place.open(), lambda _: None)
+    wheel.write_bytes(b"of a later checkout")
+    said: list[str] = []
+    again = publishing.prepare(released, place.open(), said.append, wheel=wheel)
+    assert again.new == ()
+    assert [line for line in said if wheel.name in line] == said[-1:]
 
 
 def test_other_bytes_under_a_published_name_are_refused(

@@ -13,7 +13,7 @@ import releases
 from archives import GOOD, Entry, file_entry
 
 from llama_loader import receipt
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.errors import IntegrityError
 
 if TYPE_CHECKING:

@@ -7,10 +7,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llama_loader import known_gpus
+from llama_loader import gpus
 from llama_loader.compatibility import cuda_code
 from llama_loader.errors import HostError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.manifest import Artifact, Cuda
 from llama_loader.selection import Wishes, require_libraries, select
 from tests.rigs.releases import BARE, artifact, libraries, manifest
@@ -43,8 +43,8 @@ RELEASE = manifest(
 
 
 def host(*capabilities: str, driver: str | None = "580.159", cuda: int = 13) -> HostFacts:
-    gpus = tuple(Gpu(f"GPU {one}", one) for one in capabilities)
-    return replace(BARE, gpus=gpus, driver=driver, libraries=libraries(cuda), gpu_source="nvml")
+    here = tuple(Gpu(f"GPU {one}", one) for one in capabilities)
+    return replace(BARE, gpus=here, driver=driver, libraries=libraries(cuda), gpu_source="nvml")
 
 
 def short(name: str) -> str:
@@ -91,7 +91,7 @@ GPUS = [
 def test_every_gpu_gets_its_own_machine_code(
     name: str, capability: str, with_12: str, with_13: str
 ) -> None:
-    assert known_gpus.capability(name) == capability
+    assert gpus.capability(name) == capability
     older = select(RELEASE, host(capability, driver="570.86", cuda=12), Wishes())
     newer = select(RELEASE, host(capability), Wishes())
     assert (short(older.artifact.name), short(newer.artifact.name)) == (with_12, with_13)
@@ -102,13 +102,13 @@ def test_every_gpu_gets_its_own_machine_code(
 
 
 def test_gb10_needs_cuda_13() -> None:
-    assert known_gpus.capability("NVIDIA GB10") == "121"
+    assert gpus.capability("NVIDIA GB10") == "121"
     assert short(select(RELEASE, host("121"), Wishes()).artifact.name) == "cu130-sm121"
 
 
 @pytest.mark.parametrize("name", ["Tesla V100-SXM2-16GB", "Tesla P100-PCIE-16GB", "Tesla P4"])
 def test_older_than_turing_is_refused_with_what_there_is(name: str) -> None:
-    capability = known_gpus.capability(name)
+    capability = gpus.capability(name)
     assert capability
     with pytest.raises(HostError) as caught:
         select(RELEASE, host(capability), Wishes())
@@ -219,9 +219,21 @@ def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
     assert choice.missing == ()
 
 
-def test_the_cpu_can_be_asked_for_beside_a_gpu() -> None:
-    choice = select(RELEASE, host("90"), Wishes(backend="cpu"))
-    assert (short(choice.artifact.name), choice.runs_on) == ("cpu-cpu", "cpu")
+def test_no_gpu_is_said_with_what_the_driver_complained_of() -> None:
+    lost = replace(BARE, complaints=("GPU 0 is left out: NVML: GPU is lost (15)", "nvidia-smi: x"))
+    with pytest.raises(HostError) as caught:
+        select(RELEASE, lost, Wishes())
+    assert caught.value.code == "NO_GPU"
+    assert "none was found; GPU 0 is left out: NVML: GPU is lost (15); nvidia-smi: x" in (
+        caught.value.message
+    )
+
+
+def test_the_cpu_is_chosen_for_a_reason_of_its_own() -> None:
+    """Not for that of being passed over for the GPU."""
+    choice = select(RELEASE, host("70"), Wishes(allow_cpu=True))
+    chosen = next(one for one in choice.verdicts if one.name == choice.artifact.name)
+    assert (chosen.fits, chosen.reason) == (True, "chosen: built for the CPU")
 
 
 def test_a_cuda_artifact_runs_on_the_cpu_where_there_is_no_other() -> None:
@@ -311,7 +323,8 @@ def _fields(one: Artifact) -> dict[str, object]:
     ],
 )
 def test_what_runs_where(sass: str, ptx: str, target: str, expected: str) -> None:
-    assert cuda_code(artifact("cu130", "x", sass, ptx), target) == expected
+    kind, _ = cuda_code(artifact("cu130", "x", sass, ptx), target) or ("", 0)
+    assert kind == expected
 
 
 @given(

@@ -16,7 +16,7 @@ import pytest
 
 from llama_loader import devices, launch, prepare, selection, self_test
 from llama_loader.errors import LoaderError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.server import Server

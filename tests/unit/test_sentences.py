@@ -13,8 +13,9 @@ from verbs import PROJECT
 from llama_loader import server_log, settings
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
-from translator import panels, sentences, texts, words
-from translator.values import Failure, State
+from llama_space import event_text
+from llama_space.values import Failure, Status
+from translator import panels, sentences, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from llama_loader.events import Event
 
 JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
-PACKAGES = (PROJECT / "spaces/llama_loader", PROJECT / "spaces/translator")
+PACKAGES = tuple(
+    PROJECT / "spaces" / name for name in ("llama_loader", "llama_space", "translator")
+)
 CODE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)+|OFFLINE|UNREACHABLE|UNVERIFIED|SYSTEM|UNEXPECTED")
 NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIELDS.values()} | {
     *settings._INHERITED,
@@ -210,8 +213,8 @@ def test_a_failed_test_run_blames_the_runtime_in_japanese_too() -> None:
     ],
 )
 def test_progress_is_said_in_japanese_with_its_bytes_and_seconds(event: Event, shown: str) -> None:
-    assert sentences.progress(words.event(event), "ja").startswith(shown)
-    assert sentences.progress(words.event(event), "en") == words.event(event)
+    assert sentences.progress(event_text.event(event), "ja").startswith(shown)
+    assert sentences.progress(event_text.event(event), "en") == event_text.event(event)
 
 
 def test_every_line_of_progress_in_the_source_has_a_japanese_one() -> None:
@@ -242,7 +245,7 @@ def test_notes_are_said_in_the_page_s_language() -> None:
     note = Note(
         "UNVERIFIED", "u is not pinned: these bytes are run as they came; their sha256 is d"
     )
-    state = State("ready", notes=(note,))
+    state = Status("ready", notes=(note,))
     assert "u が固定されていません" in panels.colophon(state, texts.every()["ja"])
     assert note.message in panels.colophon(state, texts.every()["en"])
 

@@ -13,15 +13,16 @@ import pytest
 from verbs import PROJECT
 
 from llama_loader import settings
+from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
+from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api
 from translator.line import Line
-from translator.refusing import RefusingEngine
 from translator.session import Answer, InLine, Job, Refusal, Waiting, translate
-from translator.values import Ask, Failure, Item, Piece, Progress, State
+from translator.start import RefusingEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Generator
 
 SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
 BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
@@ -30,26 +31,24 @@ BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
 class Playing:
     """Says its states in turn, then plays its items."""
 
-    def __init__(self, *items: Item, states: tuple[State, ...] = (State("ready"),)) -> None:
+    def __init__(self, *items: Item, states: tuple[Status, ...] = (Status("ready"),)) -> None:
         self.items = items
         self.states = deque(states)
-        self.asked: list[Ask] = []
+        self.asked: list[object] = []
         self.closed = False
-
-    def begin(self) -> None: ...
 
     def retry(self) -> None: ...
 
     def close(self) -> None: ...
 
-    def doctor(self) -> str:
-        return "well"
+    def doctor(self) -> Examination:
+        return Examination()
 
-    def state(self) -> State:
+    def status(self) -> Status:
         return self.states.popleft() if len(self.states) > 1 else self.states[0]
 
-    def stream(self, ask: Ask) -> Iterator[Item]:
-        self.asked.append(ask)
+    def events(self, asked: object, **options: Any) -> Generator[Item, None, None]:
+        self.asked.append((asked, options))
         try:
             yield from self.items
         finally:
@@ -76,7 +75,7 @@ def test_a_failure_in_the_middle_is_the_last_word() -> None:
 
 
 def test_progress_and_preparation_are_passed_on() -> None:
-    states = (State("preparing", progress=("downloading",)), State("ready"))
+    states = (Status("preparing", progress=("downloading",)), Status("ready"))
     engine = Playing(
         Progress("queue", "waiting for a GPU"), piece("A", finished=True), states=states
     )
@@ -94,7 +93,7 @@ def test_words_held_back_are_shown_before_a_pause() -> None:
 
 
 def test_a_failed_preparation_asks_for_nothing() -> None:
-    engine = Playing(states=(State("failed", failure=BROKEN),))
+    engine = Playing(states=(Status("failed", failure=BROKEN),))
     assert list(translate(engine, SETTINGS, Job("猫", "auto", "en"))) == [BROKEN]
     assert not engine.asked
 
@@ -194,11 +193,11 @@ def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
     with pytest.raises(SettingError) as caught:
         settings.load()
     engine = RefusingEngine(caught.value)
-    failure = engine.state().failure
+    failure = engine.status().failure
     assert failure is not None
     assert "YAKULINGO_SPACES_N_CTX" in failure.message
-    assert "YAKULINGO_SPACES_N_CTX" in engine.doctor()
-    assert list(engine.stream(Ask((), 1))) == [failure]
+    assert "YAKULINGO_SPACES_N_CTX" in engine.doctor().as_text()
+    assert list(engine.events([])) == [failure]
 
 
 NAMED = """
@@ -206,7 +205,7 @@ import json
 from llama_loader import settings
 from llama_loader.errors import SettingError
 from translator.page import Page
-from translator.refusing import RefusingEngine
+from translator.start import RefusingEngine
 page = Page(RefusingEngine(SettingError("X", "x")), settings.load(environ={}))
 print(json.dumps(page.build().get_api_info()["named_endpoints"]))
 """

@@ -562,7 +562,7 @@ def test_waiting_for_another_installer_is_said(
     from filelock import FileLock
 
     monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
-    (release.root / "staging").mkdir(parents=True)
+    release.store().folder("staging")
     holder = FileLock(
         release.root / "staging" / f"{release.artifact.sha256}.lock", is_singleton=False
     )
@@ -592,7 +592,7 @@ def test_a_lock_that_nobody_lets_go(release: Release) -> None:
     from filelock import FileLock
 
     rename_to_what_the_manifest_says(release)
-    (release.root / "staging").mkdir(parents=True)
+    release.store().folder("staging")
     with FileLock(release.root / "staging" / f"{release.artifact.sha256}.lock"):
         subprocess.run(child(release, wait=0.1), check=True, stdout=subprocess.DEVNULL)
     assert release.store().verify(release.place)
@@ -653,19 +653,19 @@ def test_killed_in_the_middle_and_swept(release: Release) -> None:
 
 def test_what_other_machines_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
     staging = tmp_path / "staging"
-    for name in ("old", "new", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
+    for name in ("old", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
         (staging / name / "deep").mkdir(parents=True)
         (staging / name / "deep" / "file").write_text("x")
     (staging / "file.lock").write_text("")
     (staging / "link").symlink_to(tmp_path)
     past = time.time() - 2 * disk.STALE_SECONDS
-    for name in ("old", "old.elsewhere-1.1.1.x", "new"):
+    for name in ("old", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
         for path in (staging / name / "deep" / "file", staging / name / "deep", staging / name):
-            if (name, path.name) != ("new", "file"):
+            if (name[:3], path.name) != ("new", "file"):
                 os.utime(path, (past, past))
     disk.sweep(staging)
     left = {path.name for path in staging.iterdir()}
-    assert left == {"new", "new.elsewhere-1.1.1.x", "file.lock", "link"}
+    assert left == {"old", "new.elsewhere-1.1.1.x", "file.lock", "link"}
 
 
 def test_a_process_number_that_is_used_again(tmp_path: Path) -> None:
@@ -854,7 +854,7 @@ def test_another_installers_runtime_that_is_damaged(
 # 41: a newer store
 
 
-@pytest.mark.parametrize("text", ["2\n", "999", "", "one", "1.5"])
+@pytest.mark.parametrize("text", ["2\n", "999", "llama-loader-store 3\n"])
 def test_a_store_of_another_format_is_left_alone(release: Release, text: str) -> None:
     release.install()
     (release.root / "FORMAT").write_text(text)
@@ -864,18 +864,27 @@ def test_a_store_of_another_format_is_left_alone(release: Release, text: str) ->
         lambda: release.store().find("0" * 64),
         lambda: release.store().install_archive(release.url, None, release.fetcher()),
     ):
-        with pytest.raises(StoreError, match="this loader knows 1") as caught:
+        with pytest.raises(StoreError, match="this loader knows 2") as caught:
             use()
         assert caught.value.code == "STORE_NEWER"
         assert "update the loader" in caught.value.hint
     assert release.place.exists()
 
 
+@pytest.mark.parametrize("text", ["", "one", "1.5", "llama-loader-store", "2 stores\n"])
+def test_a_folder_with_another_programs_format_is_left_alone(release: Release, text: str) -> None:
+    release.install()
+    (release.root / "FORMAT").write_text(text)
+    with pytest.raises(StoreError) as caught:
+        release.install()
+    assert caught.value.code == "STORE_NOT_OURS"
+    assert release.place.exists()
+
+
 def test_the_format_is_written_down(release: Release) -> None:
     release.install()
-    assert (release.root / "FORMAT").read_text() == "1\n"
     receipt = json.loads((release.place / "receipt.json").read_bytes())
-    assert receipt["format"] == 1
+    assert receipt["format"] == 2
     assert receipt["sha256"] == release.artifact.sha256
 
 
@@ -1043,5 +1052,126 @@ def test_a_warm_start_imports_no_http(release: Release) -> None:
 
 
 def test_constants_that_other_parts_rely_on() -> None:
-    assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_module.FORMAT) == (0o644, 0o755, 1)
+    assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_module.FORMAT) == (0o644, 0o755, 2)
     assert store_module.LOCK_SECONDS == 900
+
+
+# whose folder it is
+
+
+def everything(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Names, modes and content of all below a folder."""
+    found = {}
+    for path in sorted((folder, *folder.rglob("*"))):
+        data = path.read_bytes() if path.is_file() else b""
+        found[str(path)] = (path.lstat().st_mode, data)
+    return found
+
+
+def a_persons(root: Path, name: str) -> None:
+    """A folder of somebody's work with a name that a store uses, too."""
+    (root / name).mkdir(parents=True, mode=0o775)
+    (root / name / "notes.txt").write_text("years of work")
+    (root / name / "project").mkdir()
+    (root / name / "project" / "thesis.tex").write_text("more of it")
+    for path in (*(root / name).rglob("*"), root / name):
+        os.utime(path, (0, 0))
+
+
+STORES_NAMES = ("staging", "partial", "runtimes", "manifests", "channels", "holiday")
+
+
+@pytest.mark.parametrize("name", STORES_NAMES)
+@pytest.mark.parametrize("how", ["install", "archive", "manifest", "find"])
+def test_store_is_not_made_in_a_persons_folder(release: Release, name: str, how: str) -> None:
+    a_persons(release.root, name)
+    before = everything(release.root)
+    uses: dict[str, Callable[[], object]] = {
+        "install": release.install,
+        "archive": lambda: release.store().install_archive(release.url, None, release.fetcher()),
+        "manifest": lambda: release.store().manifest(
+            release.manifest_url, release.manifest_sha256, release.fetcher()
+        ),
+        "find": lambda: release.store().find("0" * 64),
+    }
+    with pytest.raises(StoreError) as caught:
+        uses[how]()
+    assert (caught.value.code, caught.value.exit_status) == ("STORE_NOT_OURS", 6)
+    assert str(release.root) in caught.value.message
+    assert everything(release.root) == before
+
+
+@pytest.mark.parametrize("name", STORES_NAMES[:-1])
+@pytest.mark.parametrize("marked", [False, True])
+def test_store_follows_no_link_that_was_put_there_first(
+    release: Release, tmp_path: Path, name: str, *, marked: bool
+) -> None:
+    a_persons(tmp_path / "documents", name)
+    if marked:
+        release.install()
+        (release.root / name).exists() and (release.root / name).rename(tmp_path / "moved")
+    else:
+        release.root.mkdir()
+    (release.root / name).symlink_to(tmp_path / "documents" / name)
+    before = everything(tmp_path / "documents")
+    with pytest.raises(StoreError) as caught:
+        release.store().folder("channels", "one")
+    assert caught.value.code == "STORE_NOT_OURS"
+    assert everything(tmp_path / "documents") == before
+
+
+def test_store_leaves_a_persons_files_in_it_alone(release: Release) -> None:
+    release.install()
+    places = ["staging/notes.txt", "staging/old/notes.txt", "notes.txt", "thesis/chapter.tex"]
+    for place in places:
+        (release.root / place).parent.mkdir(exist_ok=True)
+        (release.root / place).write_text("mine")
+        for path in (release.root / place, (release.root / place).parent):
+            os.utime(path, (0, 0))
+    DAMAGES["bit"](release.place)
+    release.install()
+    assert [(release.root / place).read_text() for place in places] == ["mine"] * len(places)
+
+
+def test_marker_is_the_first_thing_that_is_written(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[str]] = []
+    original = os.fsync
+
+    def look(handle: int) -> None:
+        seen.append(names(release.root))
+        original(handle)
+
+    monkeypatch.setattr(os, "fsync", look)
+    release.install()
+    assert seen[0] == ["FORMAT"]
+    assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
+
+
+@pytest.mark.parametrize("begun", ["", "llama-loa", "llama-loader-store 2"])
+def test_marker_that_was_cut_off_is_completed(release: Release, begun: str) -> None:
+    release.root.mkdir()
+    (release.root / "FORMAT").write_text(begun)
+    assert release.install().verified
+    assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
+
+
+def test_store_of_the_older_format_is_taken_over(release: Release) -> None:
+    installed = release.install()
+    (release.root / "FORMAT").write_text("1\n")
+    (release.root / "current").write_text("{}")
+    assert release.install() == installed
+    assert len(release.server.requests) == 1
+    release.store().folder("channels")
+    assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
+
+
+def test_store_of_the_older_format_with_other_files_is_left_alone(release: Release) -> None:
+    release.install()
+    (release.root / "FORMAT").write_text("1\n")
+    (release.root / "thesis.tex").write_text("mine")
+    before = everything(release.root)
+    with pytest.raises(StoreError, match="not a store"):
+        release.install()
+    assert everything(release.root) == before

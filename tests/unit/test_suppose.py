@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from llama_loader import known_gpus, suppose
+from llama_loader import gpus, suppose
 from llama_loader.errors import HostError, SettingError
 from llama_loader.manifest import dump
 from llama_loader.selection import Wishes, select
@@ -117,7 +117,7 @@ def test_the_command(tmp_path: Path) -> None:
     told = ask(release, *store, "--suppose", QUESTION)
     assert told.returncode == 0, told.stderr
     assert "cu128-sm120" in told.stdout.splitlines()[0]
-    known = ask(release, *store, "--json", "--suppose", f"gpu={known_gpus.ZEROGPU_NAME}")
+    known = ask(release, *store, "--json", "--suppose", f"gpu={gpus.ZEROGPU_NAME}")
     assert known.returncode == 5  # no libraries were supposed
     assert json.loads(known.stdout)["choice"]["missing"]
     assert known.stderr.splitlines()[-2].startswith("error[CUDA_LIBRARY_MISSING]: ")

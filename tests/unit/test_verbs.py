@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from invoke.collection import Collection
+from invoke.executor import Executor
 from invoke.program import Program
 
 import tasks
@@ -141,6 +142,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("gate --release b1-1", "OPTION_MISSING", "--to"),
         ("gate --to .", "NAME_INVALID", "release"),
         ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
+        ("deploy-space --to a/b --hardware zerogpu", "HARDWARE_UNKNOWN", "zero-a10g"),
         ("deploy-space --to a/b --set hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
         ("deploy-space --to a/b --set X=hf_0123456789", "VARIABLE_IS_SECRET", "Space's settings"),
     ],
@@ -163,9 +165,28 @@ def test_an_option_that_a_verb_does_not_have_is_usage(verb: str) -> None:
     assert ended.value.code == 2
 
 
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_flag_after_verb_shows_help_and_runs_nothing(
+    verb: str, flag: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`invoke build-cpu -h` once meant `--fresh` and started a build."""
+    started: list[str] = []
+    monkeypatch.setattr(Executor, "execute", lambda *_: started.append(verb))
+    Program(namespace=Collection.from_module(tasks)).run(["invoke", verb, flag], exit=False)
+    assert f"[--core-opts] {verb} " in capsys.readouterr().out
+    assert started == []
+
+
+def test_verbs_have_no_automatic_short_options() -> None:
+    for name, task in Collection.from_module(tasks).tasks.items():
+        flags = [flag for argument in task.get_arguments() for flag in argument.names]
+        assert [flag for flag in flags if len(flag) == 1] == [], name
+
+
 def test_output_that_nobody_reads_is_one_line() -> None:
     with subprocess.Popen(
-        [sys.executable, "-m", "invoke", "deploy-space", "--to", "a/b", "--dry-run"],
+        [sys.executable, "-m", "invoke", "targets", "--json"],
         cwd=PROJECT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -1,4 +1,4 @@
-"""Pure: the loader's events in words, for a page and a log."""
+"""The loader's events as lines of text, for a page and a log. Has no side effects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 def event(one: Event) -> str:
-    """Say one event in a line."""
+    """Return one line about an event."""
     if isinstance(one, Resolving):
         return f"reading {without_secrets(one.url)}"
     if isinstance(one, Downloading):
@@ -28,24 +28,24 @@ def event(one: Event) -> str:
 
 
 def plain(one: Note) -> Note:
-    """Return a note that a page may show."""
+    """Return the note without secrets, so that a page may show it."""
     return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
 
 
 def note(one: Note) -> str:
-    """Say a note and what to do about it."""
+    """Return one line about a note, with its hint."""
     hint = f"; {one.hint}" if one.hint else ""
     return without_secrets(f"{one.code}: {one.message}{hint}")
 
 
 def about(one: Event) -> str:
-    """What an event is about: a later one about the same takes its place."""
+    """Return what an event is about: a later event about the same replaces it on a page."""
     name = getattr(one, "name", "") or getattr(one, "code", "")
     return f"{type(one).__name__} {name}"
 
 
 def size(count: int) -> str:
-    """Say a number of bytes, three digits of it."""
+    """Return a number of bytes with three digits and a unit."""
     for unit, name in _UNITS:
         if count >= unit:
             return f"{count / unit:.3g} {name}"

@@ -1,4 +1,4 @@
-"""cuBLAS and cuBLASLt are of one version, and of this machine's kind."""
+"""Where CUDA's libraries are found, and which go together: cuBLAS and cuBLASLt of one version."""
 
 from __future__ import annotations
 
@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from llama_loader.cuda_libraries import Library, find_libraries, folders, split_needs
+from llama_loader import cuda_libraries
+from llama_loader.cuda_libraries import (
+    Library,
+    driver_folders,
+    find_libraries,
+    folders,
+    split_needs,
+)
 from llama_loader.errors import HostError
 from llama_loader.selection import Wishes, require_libraries, select
 from tests.rigs.releases import BARE, artifact, manifest, runtime
@@ -114,3 +121,81 @@ def test_a_plain_toolkit_counts(tmp_path: Path) -> None:
     assert [one.folder for one in find_libraries([], [], [], tmp_path, BARE.machine)] == [
         file.parent
     ]
+
+
+def test_the_driver_s_folder_is_the_one_that_the_linker_does_not_know(tmp_path: Path) -> None:
+    mounted, known, empty, kit = (tmp_path / name for name in ("gke", "known", "empty", "kit"))
+    for folder in (mounted, known, empty, kit / "stubs"):
+        folder.mkdir(parents=True)
+    for folder in (mounted, known, kit / "stubs"):
+        (folder / "libcuda.so.1").touch()
+    (kit / "libcuda.so.1").symlink_to("stubs/libcuda.so.1")
+    (empty / "libcuda.so.1").symlink_to("gone")
+    entries = [tmp_path / "no", empty, kit, kit / "stubs", mounted, known, mounted]
+    cache = [known / "libcuda.so.1", mounted / "libcudart.so.12"]
+    assert driver_folders(entries, cache) == (mounted,)
+    assert driver_folders(entries, []) == (mounted, known)
+
+
+def write(path: Path, text: str = "") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
+    site = tmp_path / "site-packages"
+    old = write(site / "nvidia/cublas/lib/libcublas.so.12").parent
+    write(old / "libcublasLt.so.12")
+    write(site / "nvidia_cublas_cu12-12.8.4.1.dist-info/METADATA")
+    new = write(site / "nvidia/cu13/lib/libcublas.so.13").parent
+    write(site / "nvidia_cublas-13.0.2.14.dist-info/METADATA")
+    kit = write(tmp_path / "root/usr/local/cuda-12.4/lib64/libcudart.so.12.4.127").parent
+    (kit / "libcudart.so.12").symlink_to("libcudart.so.12.4.127")
+    (tmp_path / "root/usr/local/cuda").symlink_to("cuda-12.4")
+    mounted = write(tmp_path / "root/cuda-image/usr/local/cuda-13.0/lib64/libcudart.so.13").parent
+    chosen = write(tmp_path / "mine/libcudart.so.12").parent
+    cached = write(tmp_path / "lib/libcublas.so.12")
+    found = find_libraries([chosen], [cached], [site], tmp_path / "root")
+    assert found == (
+        Library("libcudart.so.12", chosen, None, "LD_LIBRARY_PATH"),
+        Library("libcublas.so.13", new, "13.0.2.14", "site-packages"),
+        Library("libcublas.so.12", old, "12.8.4.1", "site-packages"),
+        Library("libcublasLt.so.12", old, "12.8.4.1", "site-packages"),
+        Library("libcublas.so.12", cached.parent, None, "ldconfig"),
+        Library("libcudart.so.12", kit, "12.4.127", "toolkit"),
+        Library("libcudart.so.13", mounted, None, "toolkit"),
+    )
+    taken, missing = cuda_libraries.split_needs(
+        ["libcublas.so.12", "libcudart.so.12", "libcuda.so.1", "libgomp.so.1"], found
+    )
+    assert [one.folder for one in taken] == [old, old, chosen]
+    assert missing == ()
+    assert cuda_libraries.folders(taken) == (old, chosen)
+
+
+@pytest.mark.parametrize("target", ["gone", "x" * 300, "libcudart.so.12"])
+def test_a_link_that_leads_nowhere_is_no_library(target: str, tmp_path: Path) -> None:
+    (tmp_path / "libcudart.so.12").symlink_to(target)
+    assert find_libraries([tmp_path], [], [], tmp_path / "root") == ()
+
+
+def test_needs_are_read_from_a_foreign_runtime(tmp_path: Path) -> None:
+    write(tmp_path / "libggml-cuda.so", "\x7fELF\0libcudart.so.12\0libcublas.so.12\0libc.so.6\0")
+    write(tmp_path / "libcudart.so.12", "\0")
+    write(tmp_path / "empty.so")
+    assert cuda_libraries.read_needs(tmp_path) == ("libcublas.so.12",)
+
+
+@pytest.mark.parametrize(
+    ("soname", "package"),
+    [
+        ("libcublas.so.12", "nvidia-cublas-cu12"),
+        ("libcublasLt.so.13", "nvidia-cublas"),
+        ("libcudart.so.13", "nvidia-cuda-runtime"),
+        ("libcudart.so.12", "nvidia-cuda-runtime-cu12"),
+        ("libcuda.so.1", None),
+    ],
+)
+def test_the_package_that_brings_a_library(soname: str, package: str | None) -> None:
+    assert cuda_libraries.packages([soname]) == ((package,) if package else ())

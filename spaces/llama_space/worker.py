@@ -1,7 +1,7 @@
-"""One call: a server that runs, then words. A generator for a ZeroGPU worker, or for this process.
+"""Answers one call with this process's server: in a ZeroGPU worker, or in the app's process.
 
-It yields something every ``BEAT`` seconds, whatever the server does: a ZeroGPU worker notices at
-its next ``yield`` that a visitor has gone.
+The generator yields something every ``BEAT`` seconds, whatever the server does: a ZeroGPU worker
+notices only at a ``yield`` that the visitor has gone.
 """
 
 from __future__ import annotations
@@ -10,23 +10,24 @@ import queue
 import threading
 import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from llama_loader.background import Background
+from llama_loader.concurrency import Background
 from llama_loader.errors import LoaderError, ServerError
-from translator import serving
-from translator.values import Failure, Piece, Progress
+from llama_space import shared_server
+from llama_space.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from llama_loader.client import ChatStream, Completion
     from llama_loader.server import Server
-    from translator.preparation import Ready
-    from translator.values import Ask, Item, Report
+    from llama_space.preparation import Ready
+    from llama_space.values import Ask, Item, Report
 
 BEAT: Final = 0.25
 """Seconds between two signs of life."""
+SYSTEM_HINT: Final = "is the disk full, or are too many files open?"
 SILENCE: Final = 120.0
 """Seconds without a word after which the server is suspected: a long prompt on a CPU takes some."""
 _BROKEN: Final = frozenset({"NO_ANSWER", "ANSWER_TIMEOUT", "ANSWER_CUT"})
@@ -41,25 +42,17 @@ class Job:
 
     Attributes:
         ready: how to start a server.
-        ask: what the page wants.
-        seconds: of GPU time to ask for.
-        app: the process that asks.
+        ask: the request.
+        seconds: GPU seconds to ask for.
     """
 
     ready: Ready
     ask: Ask
     seconds: int
-    app: int
 
 
-def answer_in_worker(job: Job) -> Iterator[Item | Report]:
-    """Answer a call in a ZeroGPU worker, which from now on ends with the app."""
-    serving.end_with(job.app)
-    yield from answer(job)
-
-
-def answer(job: Job) -> Iterator[Item | Report]:
-    """Answer a call: progress, one ``Report``, pieces; errors come as a ``Failure``, the last item.
+def answer(job: Job) -> Generator[Item | Report, None, None]:
+    """Yield progress, one ``Report``, then pieces; an error is a ``Failure``, the last item.
 
     Closing the generator stops the generation; the server stays for the next call.
     """
@@ -68,12 +61,11 @@ def answer(job: Job) -> Iterator[Item | Report]:
     except LoaderError as error:
         yield Failure.of(error)
     except OSError as error:
-        hint = "is the disk full, or are too many files open?"
-        yield Failure("SYSTEM", str(error), hint, 6)
+        yield Failure("SYSTEM", str(error), SYSTEM_HINT, 6)
 
 
 def _answer(job: Job) -> Iterator[Item | Report]:
-    found = serving.shared(job.ready)
+    found = shared_server.shared(job.ready)
     warm = found.start.wait(0)
     supervisor = yield from _patiently(found.start, "start", lambda: found.latest)
     server = yield from _patiently(Background(supervisor.ensure), "restart", _restarting)
@@ -86,7 +78,7 @@ def _answer(job: Job) -> Iterator[Item | Report]:
     except ServerError as error:
         if error.code not in _BROKEN:
             raise
-        # found out now, replaced where need be, so that the next call has a server again
+        # found out now and replaced if need be, so that the next call has a server again
         again = Background(supervisor.suspect)
         if said:
             raise _cut(error) from error
@@ -98,7 +90,7 @@ def _answer(job: Job) -> Iterator[Item | Report]:
 def _patiently(
     work: Background[_Result], stage: str, say: Callable[[], str]
 ) -> Generator[Progress, None, _Result]:
-    """Wait for work that goes on by itself, with a sign of life now and then."""
+    """Wait for work in another thread, and yield a sign of life now and then."""
     began = time.monotonic()
     while not work.wait(BEAT):
         yield Progress(stage, f"{say()} ({time.monotonic() - began:.0f} s)")
@@ -118,10 +110,11 @@ def _cut(error: ServerError) -> ServerError:
 
 
 def _streamed(server: Server, ask: Ask) -> Iterator[Piece | Progress]:
-    """Stream one answer; whatever ends this ends the generation."""
-    stream = server.client(timeout=SILENCE).chat(
-        ask.messages, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra
-    )
+    """Stream one answer; the generation ends with this generator."""
+    client = server.client(timeout=SILENCE)
+    ask_for = client.chat if ask.prompt is None else client.complete
+    asked: Any = ask.messages if ask.prompt is None else ask.prompt
+    stream = ask_for(asked, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra)
     parts: queue.SimpleQueue[Completion | LoaderError | None] = queue.SimpleQueue()
     reader = threading.Thread(target=_read, args=(stream, parts), daemon=True)
     reader.start()

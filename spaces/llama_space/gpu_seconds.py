@@ -1,6 +1,7 @@
-"""Pure: how many seconds of GPU time to ask for. A shorter wish stands further ahead in the queue.
+"""Estimates how many seconds of GPU time a call needs. Has no side effects.
 
-Too little means a call that is cut off, too much one that waits longer or is refused.
+ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
+in the queue, and is refused where it asks for more than the visitor's quota.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _PROMPT_SPEED: Final = 10.0
 
 @dataclass(frozen=True)
 class Speeds:
-    """What was seen so far, or is assumed.
+    """What was measured so far, or is assumed.
 
     Attributes:
         start: seconds from a cold worker to a server that answers. 45 are 17 GB from a slow disk.
@@ -36,13 +37,13 @@ class Speeds:
 
 
 def seconds(characters: int, max_tokens: int, speeds: Speeds, *, warm: bool) -> int:
-    """Return the seconds for a translation.
+    """Return the seconds for one answer.
 
     Args:
         characters: of the prompt; a token has at least one, mostly.
-        max_tokens: the answer's bound. A translation has hardly more tokens than its source has
-            characters.
-        speeds: seen so far.
+        max_tokens: the longest answer. An answer is assumed to have no more tokens than its prompt
+            has characters.
+        speeds: measured so far.
         warm: the worker has a server already.
     """
     answer = min(max_tokens, characters + _EXTRA_TOKENS)
@@ -53,7 +54,7 @@ def seconds(characters: int, max_tokens: int, speeds: Speeds, *, warm: bool) -> 
 
 
 def characters(messages: Iterable[object]) -> int:
-    """Count the characters of a chat, whatever the form of its contents (text, or parts)."""
+    """Count the characters of a chat whose contents are texts or lists of parts."""
     total = 0
     waiting: list[object] = list(messages)
     while waiting:

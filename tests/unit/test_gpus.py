@@ -1,4 +1,4 @@
-"""CUDA_VISIBLE_DEVICES decides which GPUs are chosen for."""
+"""GPUs by their names, and which of them CUDA_VISIBLE_DEVICES leaves to a program."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import host
+from llama_loader import gpus, host
 from llama_loader.errors import HostError
-from llama_loader.gpu import Gpu
+from llama_loader.gpus import Gpu
 from llama_loader.selection import Wishes, select
 from llama_loader.settings import load
 from tests.rigs.releases import BARE, artifact, libraries, manifest
@@ -179,3 +179,56 @@ def test_all_hidden_is_said_as_such() -> None:
     assert caught.value.code == "NO_GPU"
     assert "CUDA_VISIBLE_DEVICES='7' hides all: NVIDIA A100" in caught.value.message
     assert chosen(facts, Wishes(arch="75")) == "cu130-sm75"
+
+
+@pytest.mark.parametrize(
+    ("name", "capability"),
+    [
+        ("NVIDIA GeForce GTX 1630", "75"),
+        ("NVIDIA GeForce MX450", "75"),
+        ("Quadro T1000", "75"),
+        ("Quadro T2000 with Max-Q Design", "75"),
+        ("Tesla T10", "75"),
+        ("NVIDIA T1000 8GB", "75"),
+        ("NVIDIA A100X", "80"),
+        ("NVIDIA A30X", "80"),
+        ("NVIDIA CMP 170HX", "80"),
+        ("GRID A100-40C", "80"),
+        ("NVIDIA A10-24Q", "86"),
+        ("NVIDIA L40G", "89"),
+        ("NVIDIA RTX 4000 SFF Ada Generation", "89"),
+        ("NVIDIA Thor", "110"),
+        ("NVIDIA Jetson AGX Thor Developer Kit", "110"),
+        ("NVIDIA RTX PRO 6000D", "120"),
+        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "120"),
+        ("NVIDIA GB300", "103"),
+        # not of NVIDIA, or not known
+        ("AMD RTX 4090 lookalike", None),
+        ("AMD Radeon RX 6600", None),
+        ("Intel(R) Arc(TM) A380 Graphics", None),
+        ("Intel Data Center GPU T4", None),
+        ("Moore Threads L40", None),
+        ("NVIDIA T10000", None),
+        ("NVIDIA Thorium", None),
+        ("", None),
+    ],
+)
+def test_a_name_says_the_capability(name: str, capability: str | None) -> None:
+    assert gpus.capability(name) == capability
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "driver"),
+    [
+        ("11.4", None),
+        ("12", "525.60"),
+        ("12.7", "570.26"),
+        ("12.8.1", "570.26"),
+        ("13.0.2", "580.65"),
+        ("13.1", "590.44"),
+        ("13.2", "595.0"),
+        ("99.0", "595.0"),
+    ],
+)
+def test_jit_drivers_by_toolkit(toolkit: str, driver: str | None) -> None:
+    assert gpus.jit_driver(toolkit) == driver

@@ -1,34 +1,39 @@
-"""Everything that needs no GPU: manifest, runtimes, model, page cache. For the app's process.
+"""Prepares everything that needs no GPU: manifest, runtimes, model, page cache.
 
-On ZeroGPU no GPU is attached there, and which one a worker will get may not be known: then the
-runtimes for both kinds that ZeroGPU has are fetched (docs/zerogpu.md).
+On ZeroGPU the app's process has no GPU, and may not know which one a worker will get: then the
+runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 """
 
 from __future__ import annotations
 
 import contextlib
 import re
+import threading
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import host, model, report
-from llama_loader.errors import HostError, SettingError
+from llama_loader.errors import HostError, LoaderError, SettingError
 from llama_loader.events import Note, Stage
 from llama_loader.prepare import prepare
 from llama_loader.timeline import Timeline
-from translator.values import Runtime
+from llama_space.values import Failure, Runtime
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from llama_loader.events import Sink
+    from llama_loader.events import Event, Sink
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Manifest
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
+    from llama_space.status import Record
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
+STAGES_OF_A_START: Final = ("devices", "start", "first token")
+"""What the start of a server adds to the stages of the preparation."""
 _BLOCK: Final = 16 * 1024 * 1024
 _CACHE_SHARE: Final = 0.6
 """Of main memory: a model that takes more would push itself out of the page cache."""
@@ -53,7 +58,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class Preparation:
-    """What was got ready.
+    """What was prepared.
 
     Attributes:
         ready: what workers get.
@@ -70,8 +75,91 @@ class Preparation:
     memory: int
 
 
+_UNEXPECTED: Final = Failure(
+    "UNEXPECTED",
+    "the preparation ended unexpectedly; the Space's log has the place",
+    "this is a defect: please report it with the log",
+    1,
+)
+
+
+class Preparing:
+    """A preparation in a thread of its own; any number of callers can follow its events.
+
+    Args:
+        work: prepares, and tells a sink about it.
+        record: is told when the work begins and ends, and of its events.
+        done: nothing is left to do.
+    """
+
+    def __init__(self, work: Callable[[Sink], None], record: Record, *, done: bool = False) -> None:
+        self._work = work
+        self._record = record
+        self._changed = threading.Condition()
+        self._events: list[Event] = []
+        self._running = False
+        self.done = done
+        self.failure: Failure | None = None
+
+    def begin(self, *, again: bool = False) -> None:
+        """Begin; does nothing while it runs or once it is done.
+
+        Args:
+            again: begin also where an earlier try has failed.
+        """
+        with self._changed:
+            if self._running or self.done or (self.failure is not None and not again):
+                return
+            self._running, self.failure, self._events = True, None, []
+            self._record.begin()
+        threading.Thread(target=self._run, name="llama-space-prepare", daemon=True).start()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; True where it does not run."""
+        with self._changed:
+            return self._changed.wait_for(lambda: not self._running, timeout)
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of the present or latest try, from its first to its last."""
+        with self._changed:
+            events, seen = self._events, 0
+        while True:
+            with self._changed:
+                over = not self._running or self._events is not events
+                if not over and len(events) == seen:
+                    self._changed.wait()
+                    continue
+                new = events[seen:]
+            yield from new
+            seen += len(new)
+            if over:
+                return
+
+    def _run(self) -> None:
+        """Do the work; whatever happens, no caller waits for ever."""
+        failure: Failure | None = _UNEXPECTED
+        try:
+            self._work(self._hear)
+            failure = None
+        except LoaderError as error:
+            failure = Failure.of(error)
+        except OSError as error:
+            failure = Failure("SYSTEM", str(error), "is there room on the disk?", 6)
+        finally:
+            with self._changed:
+                self._running, self.done, self.failure = False, failure is None, failure
+                self._record.ended(failure)
+                self._changed.notify_all()
+
+    def _hear(self, event: Event) -> None:
+        self._record.hear(event)
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+
+
 def run(settings: Settings, sink: Sink) -> Preparation:
-    """Fetch and verify whatever is not here yet.
+    """Fetch and verify whatever is not in the store yet.
 
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
@@ -97,7 +185,11 @@ def run(settings: Settings, sink: Sink) -> Preparation:
 
 
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
-    """Install what may be needed; an architecture that the release lacks is said, unless all do."""
+    """Install what may be needed; an architecture that the release lacks becomes a note.
+
+    Raises:
+        HostError: the release lacks all of them.
+    """
     found: list[Prepared] = []
     refused: list[HostError] = []
     for arch in likely(settings, facts):
@@ -126,16 +218,15 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
 
 
 def runtime(prepared: Prepared, *, pinned: bool = True) -> Runtime:
-    """Say what was chosen; ``Ready.pinned`` says whether it can be called verified."""
+    """Return what was chosen; ``pinned`` (``Ready.pinned``) tells whether it can be verified."""
     installed = prepared.installed
-    artifact = installed.artifact
     architecture = None
-    if artifact is not None:
-        code = (*artifact.cuda.sass, *artifact.cuda.ptx) if artifact.cuda else ("cpu",)
+    if installed.artifact is not None:
+        cuda = installed.artifact.cuda
+        code = (*cuda.sass, *cuda.ptx) if cuda else ("cpu",)
         architecture = ";".join(dict.fromkeys(code))
-    name = artifact.name if artifact else None
-    digest, verified = installed.sha256, installed.verified and pinned
-    return Runtime(installed.release, name, architecture, digest, verified)
+    verified = installed.verified and pinned
+    return Runtime(installed.release, architecture, installed.sha256, verified)
 
 
 def summed(stages: list[Stage]) -> tuple[tuple[str, float], ...]:

@@ -4,8 +4,8 @@ import pytest
 
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Event, Note, Resolving, Stage, Unpacking
-from translator import words
-from translator.values import Failure
+from llama_space import event_text
+from llama_space.values import Failure
 
 SECRET = "https://hub/file?Signature=abc"
 
@@ -29,13 +29,13 @@ SECRET = "https://hub/file?Signature=abc"
     ],
 )
 def test_events_in_words(event: Event, said: str) -> None:
-    assert words.event(event) == said
+    assert event_text.event(event) == said
 
 
 def test_later_news_of_the_same_thing_take_the_place_of_the_earlier() -> None:
-    assert words.about(Downloading("a", 1, 2)) == words.about(Downloading("a", 2, 2))
-    assert words.about(Downloading("a", 1, 2)) != words.about(Unpacking("a", 1, 2))
-    assert words.about(Note("A", "x")) != words.about(Note("B", "x"))
+    assert event_text.about(Downloading("a", 1, 2)) == event_text.about(Downloading("a", 2, 2))
+    assert event_text.about(Downloading("a", 1, 2)) != event_text.about(Unpacking("a", 1, 2))
+    assert event_text.about(Note("A", "x")) != event_text.about(Note("B", "x"))
 
 
 def test_an_error_as_a_value_has_no_secrets_and_one_line() -> None:

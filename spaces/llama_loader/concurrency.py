@@ -1,0 +1,133 @@
+"""Second threads for work that overlaps: one call, an iterator, or the reading of pieces.
+
+``concurrent.futures`` does more, but importing it brings ``logging``, ``traceback`` and ``ast``
+along: a tenth of all the time that the loader needs until a server is started.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from queue import SimpleQueue
+from threading import Semaphore, Thread
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Generator, Iterable, Iterator
+
+_Result = TypeVar("_Result")
+_Item = TypeVar("_Item")
+
+WAITING: Final = 4
+"""Pieces that may wait to be looked at; more would be memory."""
+
+
+@final
+class Background(Generic[_Result]):
+    """Calls ``work`` at once in a daemon thread: one that hangs keeps no process from ending."""
+
+    def __init__(self, work: Callable[[], _Result]) -> None:
+        self._work = work
+        self._found: _Result
+        self._error: BaseException | None = None
+        self._thread = Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; return True if the call has ended."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    @property
+    def error(self) -> BaseException | None:
+        """What the call raised; None if it raised nothing, or has not ended."""
+        return self._error
+
+    def result(self) -> _Result:
+        """Wait for the call; return what it returned, raise what it raised."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        return self._found
+
+    def _run(self) -> None:
+        try:
+            self._found = self._work()
+        except BaseException as error:  # noqa: BLE001 - raised again where the result is asked for
+            self._error = error
+
+
+def ahead(items: Generator[_Item, None, None], count: int) -> Generator[_Item, None, None]:
+    """Run an iterator in a second thread and yield its items in order.
+
+    Downloading, decompressing and writing overlap so. Memory stays bounded, and a slow consumer
+    slows the producer down. An error of the iterator is raised where its item would be.
+
+    Args:
+        items: is closed at the end, in the second thread.
+        count: how many may wait; 1 is the one that comes next.
+
+    Closed early, it leaves the iterator to its next item and does not wait for that: the iterator
+    may hang in a read.
+    """
+    ready: SimpleQueue[Any] = SimpleQueue()
+    room = Semaphore(count - 1)
+    over: list[None] = []
+
+    def produce() -> None:
+        try:
+            with closing(items):
+                for item in items:
+                    ready.put((item,))
+                    room.acquire()
+                    if over:
+                        return
+        finally:
+            ready.put(None)
+
+    worker = Background(produce)
+    try:
+        while (boxed := ready.get()) is not None:
+            room.release()
+            yield boxed[0]
+        worker.result()
+    finally:
+        over.append(None)
+        room.release()
+
+
+def aside(
+    pieces: Iterable[memoryview], look: Callable[[memoryview], object]
+) -> Iterator[memoryview]:
+    """Yield the pieces, and call ``look`` with each of them in a second thread, in order.
+
+    A file is hashed so while it is written: the two cost about the same, and both release the
+    interpreter's lock. When the iterator ends, ``look`` has seen all pieces.
+
+    Args:
+        pieces: not changed while they are looked at.
+        look: its error is raised at the end.
+    """
+    waiting: SimpleQueue[memoryview | None] = SimpleQueue()
+    room = Semaphore(WAITING)
+    over: list[None] = []
+
+    def work() -> None:
+        try:
+            while (piece := waiting.get()) is not None:
+                look(piece)
+                room.release()
+        finally:
+            over.append(None)
+            room.release()
+
+    looking = Background(work)
+    try:
+        for piece in pieces:
+            room.acquire()
+            if over:  # it failed
+                break
+            waiting.put(piece)
+            yield piece
+    finally:
+        waiting.put(None)
+    looking.result()

@@ -1,0 +1,174 @@
+"""What is known of NVIDIA GPUs without asking one: names, drivers, which of them a program sees.
+
+Needed where only a name can be had: in ZeroGPU's main process no GPU is attached, but
+``/proc/driver/nvidia/gpus/*/information`` names the model. Sources: NVIDIA's "CUDA GPU Compute
+Capability" page, and table 3 ("CUDA Toolkit and Corresponding Driver Versions") of the CUDA
+release notes. Nothing here does I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+BY_BUS: Final = "PCI_BUS_ID"
+"""CUDA_DEVICE_ORDER in which CUDA counts as NVML does; the loader sets it where none is set."""
+ZEROGPU_NAME: Final = "NVIDIA RTX PRO 6000 Blackwell"
+"""What ZeroGPU documents as its hardware (docs/zerogpu.md); ``large`` is half of one, 48 GB."""
+ZEROGPU_CAPABILITY: Final = "120"
+ZEROGPU_MEMORY: Final = 48 * 1000**3
+"""Bytes of a ``large`` slice."""
+
+_BY_NAME: Final = (
+    # (what the name holds, compute capability); the first match counts, so the longer name first
+    (r"\bGB10\b|DGX Spark", "121"),
+    (r"\bG?B300\b", "103"),
+    (r"\bG?B[12]00\b", "100"),
+    (r"\bThor\b", "110"),  # 10.1 before CUDA 13.0
+    (r"RTX PRO \d+\b.*Blackwell|RTX PRO [2-6]\d{3}D?\b", "120"),
+    (r"RTX 50[5-9]0", "120"),
+    (r"\bG?H[12]00\b|\bH[28]00\b|\bH20\b|\bGH200\b", "90"),
+    (r"\bL4\b|\bL40[SG]?\b|\bL20\b|\bL2\b|RTX 40[5-9]0|RTX \d{4,} Ada|Ada Generation", "89"),
+    (r"\bA(?:100X?|30X?|800)\b|PG506|CMP 170HX", "80"),
+    (r"Orin", "87"),
+    (r"\bA(?:10G?|16|2|40|10M)\b|RTX A\d{3,4}\b|RTX 30[5-9]0|RTX 2050|MX570", "86"),
+    (r"\bT4G?\b|\bT10\b|RTX 20[6-9]0|GTX 16[356]0|TITAN RTX|Quadro (?:RTX|T[12]000)", "75"),
+    (r"\bT(?:4|6|10|12)00\b|T500|MX450", "75"),
+    (r"\bV100\b|TITAN V\b|Quadro GV100", "70"),
+    (r"\bP100\b|Quadro GP100", "60"),
+    (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
+)
+_FOREIGN: Final = r"\b(?:AMD|ATI|Radeon|Intel|Arc|Apple|Qualcomm|Matrox|Moore Threads)\b"
+"""Other makers, whose GPUs may have names like NVIDIA's."""
+_JIT_DRIVERS: Final = {
+    # toolkit: the first Linux driver whose compiler takes PTX of that toolkit; in this order
+    (11, 8): "520.61",
+    (12, 0): "525.60",
+    (12, 1): "530.30",
+    (12, 2): "535.54",
+    (12, 3): "545.23",
+    (12, 4): "550.54",
+    (12, 5): "555.42",
+    (12, 6): "560.28",
+    (12, 8): "570.26",
+    (12, 9): "575.51",
+    (13, 0): "580.65",
+    (13, 1): "590.44",
+}
+_AFTER_THE_LAST: Final = "595.0"
+"""The branch after the last one of the table: Linux branches are multiples of 5."""
+_INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
+"""Like strtoul, which reads ``1gpu`` as 1."""
+_GPU: Final = "GPU-"
+_MIG: Final = "MIG-"
+_NOWHERE: Final = -1
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One GPU.
+
+    Attributes:
+        name: the model, such as ``NVIDIA H200``.
+        capability: compute capability without a dot (``90``); None where it is unknown.
+        memory: bytes; None where it is unknown, or shared with the CPU.
+        uuid: as the driver names it (``GPU-…``).
+        free: bytes that no program used when the driver was asked.
+    """
+
+    name: str
+    capability: str | None
+    memory: int | None = None
+    uuid: str | None = None
+    free: int | None = None
+
+
+def capability(name: str) -> str | None:
+    """Return the compute capability (``90``) of a GPU by its name, None where it is unknown."""
+    if re.search(_FOREIGN, name, re.IGNORECASE):
+        return None
+    found = (known for pattern, known in _BY_NAME if re.search(pattern, name, re.IGNORECASE))
+    return next(found, None)
+
+
+def jit_driver(toolkit: str) -> str | None:
+    """Return the oldest driver that can compile PTX of this toolkit, None for one before 11.8.
+
+    A toolkit that is newer than the table needs a later branch than the last one in it. Only a
+    newer table knows which, so the answer is the next.
+    """
+    wanted = tuple(map(int, toolkit.split(".")[:2]))
+    if wanted < min(_JIT_DRIVERS):
+        return None
+    found = (driver for known, driver in _JIT_DRIVERS.items() if wanted <= known)
+    return next(found, _AFTER_THE_LAST)
+
+
+def visible(there: tuple[Gpu, ...], named: str | None, order: str | None) -> tuple[Gpu, ...]:
+    """Return the GPUs that a program sees, in its order; all of them where that is unknown.
+
+    ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
+    ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
+    (``torch.cuda._parse_visible_devices``): the first entry that names no GPU ends the list, a GPU
+    named twice empties it, and the first entry decides whether all are indices, UUIDs of GPUs (or
+    their beginnings) or MIG devices.
+
+    Args:
+        there: all GPUs, in PCI order.
+        named: CUDA_VISIBLE_DEVICES, None where unset.
+        order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order or among equals.
+    """
+    found = None if named is None else _places(named, there)
+    if named is None or found is None:
+        return there
+    by_index = not named.strip().startswith((_GPU, _MIG))
+    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
+    if found and by_index and order not in {None, BY_BUS} and not equal:
+        return there
+    return tuple(there[place] for place in found)
+
+
+def visible_count(there: Sequence[Gpu], named: str | None) -> int:
+    """Return how many GPUs a program sees, whichever they are; an upper bound where unknown."""
+    if named is None:
+        return len(there)
+    found = _places(named, there)
+    entries = [entry for entry in named.split(",") if entry.strip()]
+    return min(len(entries), len(there)) if found is None else len(found)
+
+
+def _places(named: str, there: Sequence[Gpu]) -> tuple[int, ...] | None:
+    """Return the places in ``there`` of the GPUs that are named; None where that is unknown."""
+    kind = next((kind for kind in (_MIG, _GPU) if named.strip().startswith(kind)), "")
+    found: list[int] = []
+    for entry in named.split(","):
+        place = _place(entry.strip(), kind, there)
+        if place is None:
+            return None
+        if place == _NOWHERE:
+            break
+        if place in found and kind != _MIG:
+            return ()
+        found += [place] if place not in found else []
+    return tuple(found)
+
+
+def _place(entry: str, kind: str, there: Sequence[Gpu]) -> int | None:
+    """Return the place of the GPU that an entry names, ``_NOWHERE`` for none, None for unknown."""
+    if not kind:
+        index = _INDEX.match(entry)
+        return int(index[1]) if index and int(index[1]) < len(there) else _NOWHERE
+    if not entry.startswith(kind):
+        return _NOWHERE
+    # MIG-GPU-…/1/0 names its GPU; the UUID of a MIG device of its own (MIG-…) does not
+    uuid = entry.removeprefix(_MIG).partition("/")[0] if kind == _MIG else entry
+    if not uuid.startswith(_GPU):
+        return None
+    fitting = [place for place, gpu in enumerate(there) if (gpu.uuid or "").startswith(uuid)]
+    if len(fitting) == 1:  # a beginning that several share names none
+        return fitting[0]
+    return _NOWHERE if all(gpu.uuid for gpu in there) else None

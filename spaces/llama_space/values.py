@@ -1,0 +1,251 @@
+"""The engine's values: frozen and picklable, because workers send them to the app's process."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, Literal, Union
+
+from llama_loader.errors import (
+    HostError,
+    IntegrityError,
+    LoaderError,
+    NetworkError,
+    ServerError,
+    SettingError,
+    StoreError,
+    without_secrets,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from llama_loader.events import Note
+
+Phase = Literal["preparing", "ready", "failed"]
+
+_KINDS: Final = {
+    kind.exit_status: kind
+    for kind in (SettingError, NetworkError, IntegrityError, HostError, StoreError, ServerError)
+}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to the model.
+
+    Attributes:
+        messages: a chat, as llama-server's ``/v1/chat/completions`` takes it.
+        max_tokens: the longest answer, in tokens.
+        temperature: 0 for the likeliest tokens.
+        extra: further fields of the request, such as ``seed``, ``stop`` or ``top_p``.
+        prompt: a text to complete, instead of ``messages``.
+    """
+
+    messages: tuple[Mapping[str, Any], ...]
+    max_tokens: int
+    temperature: float = 0.0
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    prompt: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """The GPU, the server or the next words are being waited for.
+
+    Attributes:
+        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``restart`` or ``waiting`` (for the
+            next words).
+        text: a sentence for a person.
+    """
+
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer.
+
+    Attributes:
+        text: the new words; may be empty.
+        finished: whether the answer ends with this piece.
+        tokens: tokens generated so far, None where the server does not say.
+        tokens_per_second: None where the server does not say.
+        reason: why the answer ended: ``stop`` or ``length``; empty before its end.
+    """
+
+    text: str
+    finished: bool
+    tokens: int | None
+    tokens_per_second: float | None
+    reason: str
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error as a value: raised in a ZeroGPU worker, an exception would cost that worker.
+
+    Attributes:
+        code: as in ``error[CODE]``.
+        message: what happened, one line without secrets.
+        hint: what to do, one line, may be empty.
+        exit_status: that of the loader's command line (docs/faults.md).
+    """
+
+    code: str
+    message: str
+    hint: str
+    exit_status: int
+
+    @classmethod
+    def of(cls, error: LoaderError) -> Failure:
+        """Return the loader's error as a value."""
+        message = " ".join(without_secrets(error.message).split())
+        return cls(error.code, message, without_secrets(error.hint), error.exit_status)
+
+    def error(self) -> LoaderError:
+        """Return the error that this value stands for, to be raised."""
+        kind = _KINDS.get(self.exit_status, LoaderError)
+        return kind(self.code, self.message, hint=self.hint)
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """The llama.cpp build that was chosen.
+
+    Attributes:
+        release: the release's name, None for an archive by URL.
+        architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
+        digest: the tarball's sha256.
+        verified: False where nothing pinned it.
+    """
+
+    release: str | None
+    architecture: str | None
+    digest: str | None
+    verified: bool
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a worker tells the app's process once a call, before the first piece.
+
+    Attributes:
+        runtime: what it runs; differs from what was prepared where the GPU is another one.
+        devices: llama-server's names; empty for the CPU.
+        memory: bytes of weights by buffer.
+        server_pid, worker_pid: processes.
+        warm: the server ran before this call.
+        timeline: (stage, seconds) of the server's start.
+        notes: what a person should know, without secrets.
+    """
+
+    runtime: Runtime
+    devices: tuple[str, ...]
+    memory: Mapping[str, int]
+    server_pid: int | None
+    worker_pid: int
+    warm: bool
+    timeline: tuple[tuple[str, float], ...]
+    notes: tuple[Note, ...]
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One call in numbers; the last item of an answer that ended well.
+
+    Attributes:
+        when: seconds since the epoch at its begin.
+        first_token: seconds until the first words; None where there were none.
+        seconds: how long it took.
+        tokens: tokens generated, None for unknown.
+        warm: the server ran already.
+        tokens_per_second: None where the server does not say.
+        reason: why the answer ended: ``stop`` or ``length``; empty where it did not end by itself.
+        reserved: GPU seconds that ZeroGPU was asked for; 0 outside ZeroGPU.
+        used: GPU seconds from the worker's first sign of life to the end; 0 outside ZeroGPU.
+    """
+
+    when: float
+    first_token: float | None
+    seconds: float
+    tokens: int | None
+    warm: bool
+    tokens_per_second: float | None = None
+    reason: str = ""
+    reserved: float = 0.0
+    used: float = 0.0
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where an OpenAI client finds the server.
+
+    Attributes:
+        base_url: ends in ``/v1``.
+        api_key: the server refuses requests without it.
+    """
+
+    base_url: str
+    api_key: str = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Status:
+    """What is running, as far as this process knows.
+
+    Attributes:
+        phase: ``ready`` once everything that needs no GPU is done.
+        release, architecture, digest, verified: as in ``Runtime``.
+        model, model_sha256: the model's file name, and its sha256 where one is pinned.
+        devices: llama-server's names; empty for the CPU, and before the first start.
+        memory: bytes of weights by buffer, in llama-server's words.
+        tokens_per_second: of the last answer.
+        gpu_seconds_reserved: the sum of what ZeroGPU was asked for.
+        gpu_seconds_used: the sum of what the calls took of it.
+        server_pid: of the server of the last call.
+        warm: the next call finds a server that runs, as far as can be known here.
+        timeline: (stage, seconds) of this start, in order.
+        calls: the last ones, oldest first.
+        progress: the latest events in words.
+        elapsed: seconds since the preparation under way began, else None.
+        failure: why ``phase`` is ``failed``.
+        notes: what a person should know: not as asked, or not verified.
+    """
+
+    phase: Phase
+    release: str | None = None
+    architecture: str | None = None
+    digest: str | None = None
+    verified: bool = False
+    model: str | None = None
+    model_sha256: str | None = None
+    devices: tuple[str, ...] = ()
+    memory: Mapping[str, int] = field(default_factory=dict)
+    tokens_per_second: float | None = None
+    gpu_seconds_reserved: float = 0.0
+    gpu_seconds_used: float = 0.0
+    server_pid: int | None = None
+    warm: bool = False
+    timeline: tuple[tuple[str, float], ...] = ()
+    calls: tuple[Figures, ...] = ()
+    progress: tuple[str, ...] = ()
+    elapsed: float | None = None
+    failure: Failure | None = None
+    notes: tuple[Note, ...] = ()
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds by stage, such as ``resolve``, ``fetch``, ``model`` or ``start``."""
+        return dict(self.timeline)
+
+    @property
+    def device(self) -> str | None:
+        """Where the model runs: device names, or ``CPU``; None before the first start."""
+        if self.devices:
+            return ", ".join(self.devices)
+        return "CPU" if self.server_pid is not None or self.calls else None
+
+
+Item = Union[Progress, Piece, Figures, Failure]  # noqa: UP007 - evaluated at run time, on 3.10 too
+"""One of the values that ``Engine.events`` yields."""

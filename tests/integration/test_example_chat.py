@@ -1,0 +1,121 @@
+"""``examples/chat`` as a person starts it: a copy of its folder, the wheel in a clean venv."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import space
+from gradio_client import Client
+from verbs import PROJECT
+from waiting import until
+from zerogpu import Emulator
+
+from farm import wheel
+from llama_loader import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
+
+EXAMPLE = PROJECT / "examples/chat"
+SDK = ("gradio", "spaces", "huggingface_hub")
+"""What the Hub installs into every Gradio Space; the lock says which versions."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of the example's folder, and ``venv`` beside it with the wheel and the SDK alone."""
+    root = tmp_path_factory.mktemp("chat")
+    shutil.copytree(EXAMPLE, root / "app", ignore=shutil.ignore_patterns("__pycache__"))
+    built = wheel.build(root)
+    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    assert uv is not None
+    subprocess.run([uv, "venv", "--quiet", "--python", sys.executable, root / "venv"], check=True)
+    python = root / "venv/bin/python"
+    constraints = ("--constraint", str(PROJECT / "requirements-dev.lock"))
+    install = (uv, "pip", "install", "--quiet", "--python", python, *constraints)
+    subprocess.run([*install, built, *SDK], check=True)
+    return root
+
+
+@pytest.fixture(scope="module")
+def settings(real_manifest: str, real_model: Path) -> dict[str, str]:
+    """What the example's README tells a person to set."""
+    pinned = space.pinned(real_manifest)
+    return {
+        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL": pinned["llama_cpp_manifest_url"],
+        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256": pinned["llama_cpp_manifest_sha256"],
+        "YAKULINGO_SPACES_ALLOW_CPU": "1",
+        "YAKULINGO_SPACES_GGUF_PATH": str(real_model),
+        "YAKULINGO_SPACES_MAX_NEW_TOKENS": "24",
+        "GRADIO_ANALYTICS_ENABLED": "False",
+    }
+
+
+@pytest.fixture(params=["own machine", "ZeroGPU"])
+def served(
+    request: pytest.FixtureRequest, folder: Path, settings: dict[str, str], tmp_path: Path
+) -> Iterator[space.Space]:
+    """The app on the CPU of this machine, and as ZeroGPU starts it, with real workers."""
+    python, root = str(folder / "venv/bin/python"), folder / "app"
+    home = tmp_path / "home"
+    if request.param == "own machine":
+        with space.serving(home, python=python, root=root, **settings) as app:
+            yield app
+        return
+    with Emulator() as emulator:
+        environment = settings | emulator.environment
+        with space.serving(home, python=python, root=root, **environment) as app:
+            yield app
+            assert emulator.await_free()
+
+
+def test_example_is_ten_lines_of_code_in_twenty() -> None:
+    assert len((EXAMPLE / "app.py").read_text().splitlines()) <= 20
+
+
+def test_chat_streams_an_answer_and_sends_the_turns_before(served: space.Space) -> None:
+    question = "What is my name?"
+    job = Client(served.url, verbose=False).submit(question, api_name="/respond")
+    alone = job.result(timeout=180)
+    assert alone, served.said()
+    assert len(job.outputs()) > 3
+    # the likeliest words are the same every time: only what was said before can change them
+    other = Client(served.url, verbose=False)
+    other.predict("My name is Zebulon.", api_name="/respond")
+    assert other.predict(question, api_name="/respond") != alone
+    assert "Traceback" not in served.said()
+
+
+def test_killed_app_leaves_no_process(served: space.Space) -> None:
+    Client(served.url, verbose=False).predict("Hello", api_name="/respond")
+    family = _descendants(served.pid)
+    assert any("llama-server" in command for command in family.values()), family
+    os.kill(served.pid, signal.SIGKILL)
+    gone = time.monotonic() + 1
+    until(lambda: not any(map(processes.lives, family)), "no process of the app", 5)
+    assert time.monotonic() < gone, family
+
+
+def _descendants(pid: int) -> dict[int, str]:
+    """Return the command line of every process below a process."""
+    found: dict[int, str] = {}
+    parents = {pid}
+    listed = subprocess.run(
+        ["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True, check=True
+    )
+    for line in sorted(listed.stdout.splitlines(), key=lambda row: int(row.split()[0])):
+        own, parent, command = line.split(None, 2)
+        if int(parent) in parents:
+            parents.add(int(own))
+            found[int(own)] = command
+    return found

@@ -1,0 +1,480 @@
+"""The engine outside ZeroGPU, with an archive whose ``llama-server`` is the impostor."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import multiprocessing
+import pickle
+import subprocess
+import sys
+import tarfile
+import threading
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+from verbs import PROJECT
+
+from llama_loader import processes
+from llama_loader.errors import NetworkError, ServerError, SettingError
+from llama_loader.events import Note, Stage
+from llama_loader.supervisor import Supervisor
+from llama_space import Engine, Failure, Piece, Progress, shared_server, worker, zerogpu
+from llama_space.values import Ask
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from conftest import Impostor
+
+    from llama_loader.events import Event
+    from llama_space.values import Item
+
+CHAT = [{"role": "user", "content": "Count."}]
+
+_STARTS = 2
+"""The impostor is started once to list devices, then to serve: these do what ``behave`` says."""
+
+
+class Rig:
+    """An engine on an archive that is made when the server's behaviour is set."""
+
+    def __init__(self, impostor: Impostor, folder: Path) -> None:
+        self._impostor = impostor
+        self._archive = folder / "release.tar.gz"
+        model = folder / "model.gguf"
+        model.write_bytes(b"GGUF")
+        self._given = {
+            "llama_cpp_url": self._archive.as_uri(),
+            "allow_cpu": True,
+            "gguf_path": model,
+            "store": folder / "store",
+        }
+        self._engine: Engine | None = None
+
+    @property
+    def engine(self) -> Engine:
+        """The engine, which begins to prepare when it is first asked for."""
+        self._engine = self._engine or Engine(**self._given)
+        return self._engine
+
+    def behave(self, **behaviour: Any) -> None:
+        """Set what the server of the next archive does."""
+        self._impostor.behave(**behaviour)
+        with tarfile.open(self._archive, "w:gz") as tar:
+            for name in ("llama-server", "behaviour.json"):
+                tar.add(self._impostor.folder / name, f"bin/{name}")
+            backend = tarfile.TarInfo("bin/libggml-cpu-x64.so")
+            tar.addfile(backend, io.BytesIO())
+
+    def behaving(self, **behaviour: Any) -> Engine:
+        """Return the engine on a server that behaves so."""
+        self.behave(**behaviour)
+        return self.engine
+
+    def answer(self) -> list[Item]:
+        return list(self.engine.events(CHAT))
+
+    def text(self) -> str:
+        return "".join(one.text for one in self.answer() if isinstance(one, Piece))
+
+
+@pytest.fixture
+def rig(impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+    place = tmp_path / "tmp"
+    place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    made = Rig(impostor, tmp_path)
+    yield made
+    if made._engine is not None:
+        made._engine._preparing.wait(20)
+        made._engine.close()
+    assert list(place.glob("*/*")) == []
+
+
+def until(condition: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 20
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def test_an_answer_and_what_is_remembered_of_it(rig: Rig) -> None:
+    engine = rig.behaving()
+    items = rig.answer()
+    assert [one.text for one in items if isinstance(one, Piece)] == ["one", " two", " three", ""]
+    last = [one for one in items if isinstance(one, Piece)][-1]
+    assert (last.finished, last.tokens, last.tokens_per_second, last.reason) == (
+        True,
+        3,
+        50,
+        "stop",
+    )
+    state = engine.status()
+    assert (state.phase, state.model, state.verified) == ("ready", "model.gguf", False)
+    assert state.tokens_per_second == 50.0
+    assert state.warm
+    assert state.server_pid is not None
+    (call,) = state.calls
+    assert call.tokens == 3
+    assert call.warm
+    assert call.first_token is not None
+    assert call.first_token <= call.seconds
+    assert items[-1] == dataclasses.replace(call, reason="stop")
+    assert (state.device, state.gpu_seconds_reserved, state.gpu_seconds_used) == ("CPU", 0, 0)
+    assert {"fetch", "start", "first token"} <= set(state.seconds)
+    assert "UNVERIFIED" in {note.code for note in state.notes}
+    assert pickle.loads(pickle.dumps(state)) == state  # noqa: S301
+    json.dumps(dataclasses.asdict(state))
+
+
+def test_what_fails_is_said_and_can_be_tried_again(rig: Rig) -> None:
+    (failure,) = [one for one in rig.answer() if not isinstance(one, Progress)]
+    assert isinstance(failure, Failure)
+    assert failure.exit_status == 3
+    state = rig.engine.status()
+    assert (state.phase, state.failure) == ("failed", failure)
+    assert rig.answer() == [failure]
+    rig.behave()
+    rig.engine.retry()
+    assert rig.text() == "one two three"
+    assert rig.engine.status().failure is None
+
+
+def test_a_server_that_cannot_start_is_a_failure_of_the_preparation(
+    rig: Rig, impostor: Impostor
+) -> None:
+    rig.behaving(exit=1, say=["E error loading model: oh no"])
+    failure = rig.answer()[-1]
+    assert isinstance(failure, Failure)
+    assert (failure.code, failure.exit_status) == ("BAD_MODEL", 7)
+    assert "oh no" in failure.message
+    rig.behave()
+    rig.engine.retry()
+    assert rig.text() == "one two three"
+    assert impostor.folder.is_dir()
+
+
+def test_retry_leaves_a_good_preparation_alone(rig: Rig) -> None:
+    engine = rig.behaving()
+    assert rig.text() == "one two three"
+    pid = engine.status().server_pid
+    engine.retry()
+    assert rig.text() == "one two three"
+    assert engine.status().server_pid == pid
+
+
+def test_death_in_an_answer_is_said_and_the_next_call_finds_a_server(rig: Rig) -> None:
+    rig.behaving(chat="die", bad_starts=_STARTS)
+    failure = rig.answer()[-1]
+    assert isinstance(failure, Failure)
+    assert failure.code in {"ANSWER_CUT", "NO_ANSWER"}
+    assert "ask again" in failure.hint
+    assert rig.text() == "one two three"
+
+
+def test_a_hang_before_the_first_word_costs_time_not_the_answer(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "SILENCE", 0.5)
+    monkeypatch.setattr(Supervisor.suspect, "__kwdefaults__", {"deadline": 0.5})
+    rig.behaving(hang_after=1.5, bad_starts=_STARTS)
+    assert until(lambda: rig.engine.status().phase == "ready")
+    first = rig.engine.status().server_pid
+    time.sleep(1.6)
+    items = rig.answer()
+    assert "".join(one.text for one in items if isinstance(one, Piece)) == "one two three"
+    assert "restart" in {one.stage for one in items if isinstance(one, Progress)}
+    assert rig.engine.status().server_pid != first
+
+
+def test_a_request_that_is_refused_leaves_the_server_alone(rig: Rig) -> None:
+    engine = rig.behaving(chat="refuse")
+    (failure,) = [one for one in rig.answer() if not isinstance(one, Progress)]
+    assert isinstance(failure, Failure)
+    assert failure.code == "REQUEST_REFUSED"
+    assert "the prompt is too long" in failure.message
+    pid = engine.status().server_pid
+    assert pid is not None
+    assert processes.lives(pid)
+
+
+def test_a_stream_that_is_closed_ends_at_once(rig: Rig) -> None:
+    engine = rig.behaving(between=5)
+    stream = engine.events(CHAT)
+    assert any(isinstance(one, Piece) for one in stream)
+    began = time.monotonic()
+    stream.close()
+    assert time.monotonic() - began < 1
+    assert len(engine.status().calls) == 1
+
+
+def test_signs_of_life_come_while_no_word_does(rig: Rig) -> None:
+    rig.behaving(between=0.6)
+    assert "waiting" in {one.stage for one in rig.answer() if isinstance(one, Progress)}
+
+
+def test_a_hundred_calls_leave_nothing_behind(rig: Rig) -> None:
+    engine = rig.behaving()
+
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    for _ in range(3):
+        rig.answer()
+    before = held()
+    for number in range(100):
+        if number % 10:
+            assert rig.text() == "one two three"
+        else:
+            stream = engine.events(CHAT)
+            next(stream)
+            stream.close()
+    assert held() == before
+    assert len(engine.status().calls) == 20
+
+
+def test_closed_is_closed(rig: Rig) -> None:
+    engine = rig.behaving()
+    rig.answer()
+    pid = engine.status().server_pid
+    assert pid is not None
+    engine.close()
+    engine.close()
+    assert not processes.lives(pid)
+    assert not engine.status().warm
+
+
+def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
+    report = rig.behaving().doctor()
+    assert {"settings", "gpu", "runtime"} <= {check.name for check in report.checks}
+    assert all(check.code for check in report.checks if not check.ok)
+    assert "verdict: a model " in report.as_text()
+
+
+def test_seconds_are_computed_or_the_owners() -> None:
+    ask = Ask(({"role": "user", "content": "Count."},), 10)
+    assert Engine(zerogpu_duration=33, offline=True)._seconds(ask) == 33
+    assert 15 <= Engine(offline=True)._seconds(ask) <= 120
+
+
+def test_prepare_gives_every_caller_all_events_and_waits(rig: Rig) -> None:
+    engine = rig.behaving(loading=0.3)
+    told: list[list[Event]] = []
+    threads = [
+        threading.Thread(target=lambda: told.append(list(engine.prepare()))) for _ in range(3)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert engine.status().phase == "ready"
+    assert len(told) == 3
+    assert told[0] == told[1] == told[2]
+    stages = {one.name: one.seconds for one in told[0] if isinstance(one, Stage)}
+    assert {"fetch", "start", "first token"} <= set(stages)
+    assert stages["start"] >= 0.3
+    assert "UNVERIFIED" in {one.code for one in told[0] if isinstance(one, Note)}
+    assert list(engine.prepare()) == told[0]
+
+
+def test_prepare_raises_what_failed_and_tries_again(rig: Rig) -> None:
+    with pytest.raises(NetworkError) as caught:
+        list(rig.engine.prepare())
+    assert (caught.value.exit_status, bool(caught.value.code)) == (3, True)
+    rig.behave()
+    assert list(rig.engine.prepare())
+    assert rig.text() == "one two three"
+
+
+def test_chat_and_complete_give_text(rig: Rig) -> None:
+    engine = rig.behaving()
+    assert list(engine.chat(CHAT)) == ["one", " two", " three"]
+    assert list(engine.complete("Count:", max_tokens=9, seed=1)) == ["one", " two", " three"]
+
+
+def test_an_error_of_a_call_is_raised_with_code_hint_and_status(rig: Rig) -> None:
+    engine = rig.behaving(chat="die", bad_starts=_STARTS)
+    with pytest.raises(ServerError) as caught:
+        list(engine.chat(CHAT))
+    assert caught.value.code in {"ANSWER_CUT", "NO_ANSWER"}
+    assert (caught.value.exit_status, bool(caught.value.hint)) == (7, True)
+
+
+def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page(
+    rig: Rig, impostor: Impostor
+) -> None:
+    engine = rig.behaving()
+    parts = [{"type": "text", "text": "Hello"}]
+    history = [
+        {"role": "user", "content": parts, "metadata": None, "options": None},
+        {"role": "assistant", "content": "Hi", "metadata": {"title": None}, "options": []},
+    ]
+    options: dict[str, Any] = {"max_tokens": 7, "temperature": 0.5, "seed": 0, "top_p": 0.9}
+    asked = engine._ask([*history, *CHAT], stop="\n", **options)
+    assert asked.messages == (
+        {"role": "user", "content": parts},
+        {"role": "assistant", "content": "Hi"},
+        *CHAT,
+    )
+    assert (asked.max_tokens, asked.temperature) == (7, 0.5)
+    assert asked.extra == {"seed": 0, "top_p": 0.9, "stop": ["\n"]}
+    defaults = engine._ask(CHAT)
+    assert (defaults.max_tokens, defaults.temperature, defaults.extra) == (1024, 0.0, {})
+    assert "".join(engine.chat([*history, *CHAT], stop="\n", **options)) == "one two three"
+    assert impostor.folder.is_dir()
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "code"),
+    [
+        (["hello"], {}, "MESSAGE_INVALID"),
+        ([{"content": "hello"}], {}, "MESSAGE_INVALID"),
+        (CHAT, {"logit_bias": {1, 2}}, "REQUEST_INVALID"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_an_error_of_its_own(
+    rig: Rig, messages: Any, options: dict[str, Any], code: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        list(rig.behaving().chat(messages, **options))
+    assert caught.value.code == code
+
+
+def test_a_chat_that_is_closed_stops_and_the_server_lives(rig: Rig) -> None:
+    engine = rig.behaving(between=5)
+    words = engine.chat(CHAT)
+    assert next(words) == "one"
+    pid = engine.status().server_pid
+    began = time.monotonic()
+    words.close()  # type: ignore[attr-defined]
+    assert time.monotonic() - began < 1
+    assert pid is not None
+    assert processes.lives(pid)
+
+
+def test_two_first_calls_at_once_start_one_server(rig: Rig) -> None:
+    engine = rig.behaving(loading=0.3)
+    told: list[str] = []
+    threads = [
+        threading.Thread(target=lambda: told.append("".join(engine.chat(CHAT)))) for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert told == ["one two three"] * 2
+    assert len({call.warm for call in engine.status().calls}) == 1
+    assert engine.status().server_pid is not None
+
+
+def test_the_server_for_openai_clients(rig: Rig) -> None:
+    engine = rig.behaving()
+    with engine.server() as found:
+        assert found.base_url.startswith("http://127.0.0.1:")
+        assert found.base_url.endswith("/v1")
+        assert found.api_key not in repr(found)
+        headers = {"Authorization": f"Bearer {found.api_key}"}
+        body = {"messages": CHAT, "stream": True}
+        url = f"{found.base_url}/chat/completions"
+        assert "three" in requests.post(url, json=body, headers=headers, timeout=10).text
+        assert requests.post(url, json=body, timeout=10).status_code == 401
+    pid = engine.status().server_pid
+    assert pid is not None
+    assert processes.lives(pid)
+
+
+def test_a_server_that_cannot_be_had_is_an_error(rig: Rig) -> None:
+    with pytest.raises(NetworkError), rig.engine.server():
+        pass
+
+
+def test_a_fork_has_an_engine_and_a_server_of_its_own(rig: Rig) -> None:
+    """A ZeroGPU worker is a fork; it may be made while threads of the app hold any lock."""
+    engine = rig.behaving()
+    list(engine.prepare())
+    pid = engine.status().server_pid
+    with engine._record._lock, shared_server._lock, engine._preparing._changed:
+        context = multiprocessing.get_context("fork")
+        ours, theirs = context.Pipe()
+        child = context.Process(target=_answer_in_a_fork, args=(engine, theirs))
+        child.start()
+    text, server = ours.recv()
+    child.join(10)
+    assert (text, child.exitcode) == ("one two three", 0)
+    assert server != pid
+    assert until(lambda: not processes.lives(server))
+    assert rig.text() == "one two three"
+
+
+def _answer_in_a_fork(engine: Engine, told: Any) -> None:
+    text = "".join(engine.chat(CHAT))
+    told.send((text, engine.status().server_pid))
+
+
+def test_importing_the_engine_loads_neither_gradio_nor_torch() -> None:
+    heavy = ("gradio", "torch", "spaces", "requests", "huggingface_hub", "numpy")
+    loaded = f"[name for name in {heavy} if name in sys.modules]"
+    code = f"import sys; from llama_space import Engine; print({loaded})"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=PROJECT / "spaces",
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.strip() == "[]"
+
+
+def test_a_keyword_that_is_no_setting_names_near_ones() -> None:
+    with pytest.raises(SettingError, match="n_ctx"):
+        Engine(nctx=1)
+
+
+def test_a_setting_that_cannot_be_read_is_an_error_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingError):
+        Engine(n_ctx="lots")
+    monkeypatch.setenv("YAKULINGO_SPACES_N_CTX", "lots")
+    with pytest.raises(SettingError, match="N_CTX"):
+        Engine()
+
+
+def test_zerogpu_without_its_package_is_an_error_that_says_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SPACES_ZERO_GPU", "true")
+    monkeypatch.setitem(sys.modules, "spaces", None)
+    with pytest.raises(SettingError, match="spaces") as caught:
+        Engine()
+    assert caught.value.code == "SPACES_MISSING"
+
+
+def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    calls: list[int] = []
+
+    class Aborted(Exception):  # noqa: N818 - stands for gradio.Error
+        title = "ZeroGPU worker error"
+
+    def decorated(job: Any) -> Iterator[Any]:
+        calls.append(job)
+        if len(calls) % 2:
+            raise Aborted("GPU task aborted")
+        yield Progress("start", "")
+
+    monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Error=Aborted))
+    waits, *items = zerogpu.call(decorated, 1)  # type: ignore[arg-type]
+    assert isinstance(waits, Progress)
+    assert waits.stage == "queue"
+    assert items == [Progress("start", "")]
+    assert calls == [1, 1]
