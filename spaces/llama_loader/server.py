@@ -212,8 +212,8 @@ class Server:
         """Execute it with a key of its own; ``before`` is called last."""
         self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else self.plan.own_key
         try:
-            self._folder = _scratch()
-            key_file = self._key_file(self._folder)
+            folder = self._folder = _scratch()
+            key_file = self._key_file(folder)
         except OSError as error:
             raise StoreError(
                 "SCRATCH_NOT_WRITABLE",
@@ -225,13 +225,17 @@ class Server:
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
         processes.spawn_soon()  # the launcher is ready when the hashing of ``before`` is done
         self.before()
+        if self._stopping.is_set():  # meanwhile, from another thread, and the folder is gone
+            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
         try:
-            self._process = processes.spawn(argv, environ, folder=self._folder)
+            process = self._process = processes.spawn(argv, environ, folder=folder)
         except OSError as error:
             raise ServerError(
                 "SERVER_NOT_STARTED", f"cannot start {argv[0]}: {error.strerror or error}"
             ) from error
-        self._log = ServerLog(self._process, self._folder / "llama-server.log")
+        if process.stdout is None:
+            raise AssertionError("spawn always gives a pipe")
+        self._log = ServerLog(process.stdout, folder / "llama-server.log")
 
     def _key_file(self, folder: Path) -> Path | None:
         """Write the key where only this user can read it; a command line can be read by all."""
@@ -380,7 +384,7 @@ def claim(port: int) -> None:
 def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     """Return whether a process of this user listens on a port; None where that is not known.
 
-    A table of sockets that is empty, as some sandboxes show it, tells nothing.
+    A table of sockets that is empty or has no inodes, as some sandboxes show it, tells nothing.
     """
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
@@ -397,4 +401,6 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
                 held.add(str(link.readlink()))
     except (OSError, IndexError, ValueError):
         return None
-    return not inodes.isdisjoint(held) if rows else None
+    if not rows or "socket:[0]" in inodes:
+        return None
+    return not inodes.isdisjoint(held)

@@ -8,13 +8,12 @@ import signal
 import threading
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from typing import IO, TYPE_CHECKING, BinaryIO, Final, NamedTuple
 
 from llama_loader.devices import INVALID_DEVICE_HINT
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Sequence
     from pathlib import Path
 
@@ -83,11 +82,9 @@ def _is_of(device: str, buffer: str) -> bool:
 class ServerLog:
     """Reads a program's output to its end, so that it never blocks on a full pipe."""
 
-    def __init__(self, process: subprocess.Popen[bytes], path: Path) -> None:
-        if process.stdout is None:
-            raise AssertionError("processes.spawn always gives a pipe")
+    def __init__(self, stream: IO[bytes], path: Path) -> None:
         self.path = path
-        self._stream = process.stdout
+        self._stream = stream
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._lock = threading.Lock()
         self._stamped = False

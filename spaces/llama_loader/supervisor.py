@@ -46,16 +46,16 @@ class Supervisor:
         server: Server,
         *,
         sink: Sink = ignore,
-        sleep: Callable[[float], None] = time.sleep,
+        sleep: Callable[[float], object] | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._server = server
         self._sink = sink
-        self._sleep = sleep
         self._clock = clock
         self._ends: deque[float] = deque(maxlen=LIMIT)
         self._lock = threading.RLock()
         self._stopped = threading.Event()
+        self._sleep = sleep or self._stopped.wait
 
     @property
     def server(self) -> Server:
@@ -124,9 +124,11 @@ class Supervisor:
                     self._replace_silent("its main loop does not turn", deadline)
 
     def stop(self) -> None:
-        """End it for good."""
+        """End it for good; a restart that another thread has begun leaves nothing behind."""
         self._stopped.set()
         self._server.stop()
+        with self._lock:
+            self._server.stop()
 
     def _replace_silent(self, why: str, deadline: float) -> None:
         """Replace a server that gave no answer, because it has ended or hangs."""
@@ -142,25 +144,27 @@ class Supervisor:
         """Start a successor, again and again with growing pauses, or give up."""
         while True:
             self._server.stop()
+            self._require_running()
             self._count(reason)
             pause = min(_FIRST_PAUSE * 2 ** (len(self._ends) - 1), _LONGEST_PAUSE)
             self._sink(Note("SERVER_RESTARTED", f"{reason.message}; started anew in {pause:g} s"))
             self._sleep(pause)
-            if self._stopped.is_set():
-                raise ServerError("SERVER_STOPPED", "llama-server was stopped")
             # as it was asked for: what one start had to give up is tried again
             again = replace(self._server.asked, port=self._server.port)
             self._server = Server(again, before=self._server.before)
+            self._require_running()  # ``stop`` ends this server, or came before it was here
             try:
                 self._server.start()
             except ServerError as error:
                 reason = error
             else:
-                if self._stopped.is_set():  # meanwhile, from another thread
-                    self._server.stop()
                 for note in notes.not_as_asked(self._server):
                     self._sink(note)
                 return
+
+    def _require_running(self) -> None:
+        if self._stopped.is_set():
+            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
 
     def _count(self, reason: LoaderError) -> None:
         now = self._clock()

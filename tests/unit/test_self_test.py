@@ -101,17 +101,22 @@ def real(runtime: Path, model: Path = self_test.MODEL) -> Server:
     return Server(ServerPlan(runtime, model, environ, n_ctx=256, startup_timeout=60.0))
 
 
+def asked(server: Server, wanted: dict[str, object]) -> Any:
+    with server.client().request("/completion", 20, wanted) as (response, _):
+        return json.loads(response.read())
+
+
 @pytest.mark.model
 def test_the_answer_is_right_by_a_margin_that_rounding_cannot_take(real_runtime: Path) -> None:
     """Two quantised dot products differ by about 0.05 here; a wrong one by whole units."""
     wanted = {"prompt": self_test.PROMPT, "n_predict": 1, "temperature": 0, "n_probs": 2}
     with real(real_runtime) as server:
-        told = server.client()._json("POST", "/completion", wanted, timeout=20)
+        told = asked(server, wanted)
         assert told["content"] == self_test.ANSWER
         assert told["timings"]["prompt_n"] == 55
         first, second = told["completion_probabilities"][0]["top_logprobs"]
         assert first["logprob"] - second["logprob"] > 2
-        again = server.client()._json("POST", "/completion", wanted, timeout=20)
+        again = asked(server, wanted)
         assert (again["content"], again["timings"]["prompt_n"]) == (self_test.ANSWER, 1)
 
 

@@ -277,6 +277,43 @@ def test_a_port_of_ones_own(impostor: Impostor) -> None:
     assert server_module.listens(os.getpid(), port) is not True
 
 
+HEADING = "  sl  local_address rem_address st tx_queue tr tm->when retrnsmt uid timeout inode"
+ROW = "   0: {}:{:04X} 00000000:0000 {} 00000000:00000000 00:00000000 00000000 0 0 {} 1 0 100"
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([], None),
+        ([ROW.format("0100007F", 80, "0A", 0)], None),
+        ([ROW.format("0100007F", 80, "0A", 7)], True),
+        ([ROW.format("00000000", 80, "0A", 7)], True),
+        ([ROW.format("0100007F", 80, "0A", 8)], False),
+        ([ROW.format("0100007F", 81, "0A", 7)], False),
+        ([ROW.format("0100007F", 80, "01", 7)], False),
+        (["nonsense"], None),
+    ],
+)
+def test_who_listens_is_read_from_the_table_of_sockets(
+    rows: list[str], expected: object, tmp_path: Path
+) -> None:
+    (tmp_path / "net").mkdir()
+    (tmp_path / "net/tcp").write_text("\n".join([HEADING, *rows]) + "\n")
+    (tmp_path / "5/fd").mkdir(parents=True)
+    (tmp_path / "5/fd/3").symlink_to("socket:[7]")
+    assert server_module.listens(5, 80, proc=tmp_path) is expected
+    assert server_module.listens(6, 80, proc=tmp_path / "nowhere") is None
+
+
+def test_stopped_while_it_is_hashed(impostor: Impostor) -> None:
+    server = Server(plan(impostor.behave()))
+    server.before = server.stop
+    with pytest.raises(ServerError) as caught:
+        server.start()
+    assert caught.value.code == "SERVER_STOPPED"
+    assert not (impostor.folder / "starts").exists()
+
+
 @contextlib.contextmanager
 def recording() -> Iterator[tuple[int, list[bytes]]]:
     """Another program: answers 200 to everything, and keeps all that it receives."""
@@ -868,7 +905,8 @@ def test_only_the_servers_own_report_counts(stamp: str, tmp_path: Path) -> None:
     ]
     (tmp_path / "lines").write_text("\n".join(lines))
     with subprocess.Popen(["/bin/cat", tmp_path / "lines"], stdout=subprocess.PIPE) as process:
-        log = server_log.ServerLog(process, tmp_path / "log")
+        assert process.stdout is not None
+        log = server_log.ServerLog(process.stdout, tmp_path / "log")
         log.finish(10)
     assert log.report() == server_log.LoadReport(0, 31, {"CPU_Mapped": int(92.1 * 1024**2)})
     assert log.tail()[-1] == "the last one"

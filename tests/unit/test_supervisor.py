@@ -208,6 +208,31 @@ def test_stopped_is_stopped(rigs: Any, impostor: Impostor) -> None:
     assert impostor.starts() == 1
 
 
+def test_a_stop_waits_for_a_restart_that_has_begun_and_leaves_nothing(
+    rigs: Any, impostor: Impostor
+) -> None:
+    rig = rigs(impostor.behave())
+    impostor.behave(loading=3600)
+    rig.kill()
+
+    def restart() -> None:
+        with pytest.raises(ServerError, match="was stopped"):
+            rig.supervisor.ensure()
+
+    thread = threading.Thread(target=restart)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while impostor.starts() < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    rig.supervisor.stop()
+    pid = int((impostor.folder / "starts").read_text().split()[-1])
+    assert not processes.lives(pid)
+    thread.join(5)
+    assert not thread.is_alive()
+    assert impostor.starts() == 2
+    assert len(rig.events) == 1
+
+
 def test_what_a_restart_gives_up_is_said_and_tried_again_later(
     rigs: Any, impostor: Impostor
 ) -> None:
