@@ -46,17 +46,6 @@ except LoaderError as error:
 heavy = {"requests", "urllib3", "huggingface_hub", "filelock", "backports.zstd"}
 print(installed.folder, *sorted(heavy & set(sys.modules)), sep="\\n")
 """
-ARCHIVE = """
-import sys
-spaces, root, url, chunk = sys.argv[1:]
-sys.path.insert(0, spaces)
-from pathlib import Path
-from llama_loader import kept_archive
-from llama_loader.fetch import Fetcher
-from llama_loader.store import Store
-kept_archive.CHUNK = int(chunk)
-Store(Path(root)).install_archive(url, None, Fetcher())
-"""
 CALLS = (
     "mkdir", "write", "fsync", "rename", "fchmod", "chmod", "unlink", "unlinkat", "rmdir",
     "ftruncate", "flock", "pwrite64",
@@ -74,11 +63,6 @@ class Point(NamedTuple):
 def command(root: Path, url: str, sha256: str, locks: str = "locks", wait: float = 60) -> list[str]:
     """Return an installation's argv; it prints the folder, then heavy modules that it imported."""
     return [sys.executable, "-c", PROGRAM, str(SPACES), str(root), url, sha256, locks, str(wait)]
-
-
-def archive_command(root: Path, url: str, chunk: int) -> list[str]:
-    """Return the argv of an installation of an archive by URL, with a digest every ``chunk``."""
-    return [sys.executable, "-c", ARCHIVE, str(SPACES), str(root), url, str(chunk)]
 
 
 def is_traceable() -> bool:
