@@ -111,8 +111,7 @@ class Fetcher:
     def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
         """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
-        After a cut it resumes if the server names the content (a strong ETag, or the date of its
-        last change), else it starts over.
+        After a cut it resumes if a strong ETag names the content, else it starts over.
 
         Raises:
             SettingError: the URL is not one to load from.
@@ -143,7 +142,7 @@ class Fetcher:
             IntegrityError: the bytes are not those that were published.
         """
         mirrors = self._mirrors(wanted.name, urls, self._patience)
-        fetched, done = _Download(wanted, mirrors, partial).chunks(), 0
+        fetched, done = _whole(wanted, _in_order(wanted, mirrors, partial)), 0
         for chunk in in_thread(fetched, ahead) if ahead else fetched:
             done += len(chunk)
             self._sink(Downloading(wanted.name, done, wanted.size))
@@ -339,62 +338,58 @@ def backoff(failures: int, asked: float | None, patience: Patience) -> float:
     return own if asked is None else min(asked, patience.longest_wait)
 
 
-class _Download:
-    """Hands over an artifact's verified chunks in order, kept ones first, then from mirrors."""
+def _whole(wanted: Wanted, chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Hand over an artifact's chunks, the last one only if the whole has the right digest."""
+    whole = hashlib.sha256()
+    for index, chunk in enumerate(chunks):
+        whole.update(chunk)
+        if index == wanted.last and whole.hexdigest() != wanted.sha256:
+            raise IntegrityError(
+                "SHA256_MISMATCH",
+                f"{wanted.name}: every chunk is right, but the whole has sha256 "
+                f"{whole.hexdigest()}, not {wanted.sha256}",
+                hint="the manifest contradicts itself; ask who published it",
+            )
+        yield chunk
 
-    def __init__(self, wanted: Wanted, mirrors: Mirrors, partial: Partial | None) -> None:
-        self._wanted = wanted
-        self._mirrors = mirrors
-        self._partial = partial
-        self._index = 0
 
-    def chunks(self) -> Generator[bytes, None, None]:
-        wanted, whole = self._wanted, hashlib.sha256()
-        for chunk in self._in_order():
-            whole.update(chunk)
-            self._index += 1
-            if self._index > wanted.last and whole.hexdigest() != wanted.sha256:
-                raise IntegrityError(
-                    "SHA256_MISMATCH",
-                    f"{wanted.name}: every chunk is right, but the whole has sha256 "
-                    f"{whole.hexdigest()}, not {wanted.sha256}",
-                    hint="the manifest contradicts itself; ask who published it",
-                )
-            yield chunk
-
-    def _in_order(self) -> Iterator[bytes]:
-        while self._index <= self._wanted.last:
-            kept = self._partial.get(self._index) if self._partial else None
-            if kept is not None:
-                yield kept
-                continue
-            mirror = self._mirrors.best()
-            try:
-                for chunk in self._stream(mirror):
-                    mirror.gained()
-                    yield chunk
-            except AttemptError as error:
-                self._mirrors.failed(mirror, error)
-
-    def _stream(self, mirror: Mirror) -> Iterator[bytes]:
-        """Yield one connection's worth of chunks, up to the next one that is kept already."""
-        wanted, first = self._wanted, self._index
-        end = next((at for at in range(first, wanted.last + 1) if self._has(at)), wanted.last + 1)
-        until = wanted.start(end) if end <= wanted.last else None
-        with self._mirrors.opened(mirror, wanted.start(first), until) as body:
-            if body.total is not None and body.total > wanted.size:
-                raise _too_large(wanted, f"{body.total} bytes long")
-            _skip(body, wanted.start(first) - body.start)
-            for index in range(first, end):
-                chunk = _read_chunk(body, wanted, index)
-                if index == wanted.last and body.read(1):
-                    raise _too_large(wanted, "longer")
-                if self._partial is not None and not body.is_local:
-                    self._partial.keep(index, chunk)
+def _in_order(wanted: Wanted, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+    """Yield verified chunks in order: those that are kept, the others from mirrors."""
+    index = 0
+    while index <= wanted.last:
+        kept = partial.get(index) if partial else None
+        if kept is not None:
+            index += 1
+            yield kept
+            continue
+        mirror = mirrors.best()
+        try:
+            for chunk in _stream(mirrors, mirror, wanted, index, partial):
+                mirror.gained()
+                index += 1
                 yield chunk
+        except AttemptError as error:
+            mirrors.failed(mirror, error)
 
-    def _has(self, index: int) -> bool:
-        return self._partial is not None and self._partial.has(index)
+
+def _stream(
+    mirrors: Mirrors, mirror: Mirror, wanted: Wanted, first: int, partial: Partial | None
+) -> Iterator[bytes]:
+    """Yield one connection's worth of chunks, up to the next one that is kept already."""
+    behind = wanted.last + 1
+    end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
+    until = wanted.start(end) if end < behind else None
+    with mirrors.opened(mirror, wanted.start(first), until) as body:
+        if body.total is not None and body.total > wanted.size:
+            raise _too_large(wanted, f"{body.total} bytes long")
+        _skip(body, wanted.start(first) - body.start)
+        for index in range(first, end):
+            chunk = _read_chunk(body, wanted, index)
+            if index == wanted.last and body.read(1):
+                raise _too_large(wanted, "longer")
+            if partial and not body.is_local:
+                partial.keep(index, chunk)
+            yield chunk
 
 
 def _skip(body: Body, count: int) -> None:

@@ -21,7 +21,11 @@ sys.path.insert(0, spaces)
 from pathlib import Path
 from llama_loader import store as module
 from llama_loader.errors import LoaderError
-from llama_loader.fetch import Fetcher
+
+class WhenAsked:  # as the loader does: a warm start makes no fetcher
+    def __getattr__(self, name):
+        from llama_loader.fetch import Fetcher
+        return getattr(Fetcher(), name)
 
 class NoLock:
     def __init__(self, *args, **kwargs): pass
@@ -36,7 +40,7 @@ if locks != "locks":
     import filelock
     filelock.FileLock = {"no-locks": NoLock, "failing-locks": FailingLock}[locks]
 module.LOCK_SECONDS = float(patience)
-store, fetcher = module.Store(Path(root)), Fetcher()
+store, fetcher = module.Store(Path(root)), WhenAsked()
 try:
     manifest = store.manifest(url, sha256, fetcher)
     urls = manifest.artifacts[0].resolved_urls(url)

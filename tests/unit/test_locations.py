@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -44,9 +45,9 @@ def reader() -> Reader:
     ],
 )
 def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, reader: Reader) -> None:
-    for ask in (lambda: reader.fetcher.manifest_bytes(url, None), lambda: reader.copy(url)):
+    for read in (partial(reader.fetcher.manifest_bytes, sha256=None), reader.copy):
         with pytest.raises(SettingError) as caught:
-            ask()
+            read(url)
         assert caught.value.exit_status == 2
         assert "hf://OWNER/REPO" in caught.value.hint
         assert "secret" not in caught.value.message
