@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -178,14 +179,17 @@ def test_an_archive_that_lies_is_not_kept(server: FaultServer, tmp_path: Path) -
 
 
 def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) -> None:
+    url = server.put("/a", PACKED)
+    install(tmp_path, url)
     folder = tmp_path / "partial"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     old, new = folder / ("0" * 64), folder / ("1" * 64)
     for path in (old, new):
         path.write_bytes(b"x")
     then = time.time() - partial.STALE_SECONDS - 60
     os.utime(old, (then, then))
-    install(tmp_path, server.put("/a", PACKED))
+    shutil.rmtree(tmp_path / "runtimes" / ARTIFACT.sha256)
+    install(tmp_path, url)
     assert list(folder.iterdir()) == [new]
 
 
