@@ -200,7 +200,7 @@ class WrongBytesError(AttemptError):
         self.code = code
 
 
-@dataclass
+@dataclass(eq=False)
 class Mirror:
     """A URL, and how it did.
 

@@ -14,6 +14,7 @@ from email.utils import format_datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from llama_loader import fetch as fetch_module
@@ -774,6 +775,20 @@ def test_a_mirror_that_cannot_be_asked_is_passed_over(
     assert reader.fetch(url, server.put("/a", DATA)) == DATA
     refused(NetworkError, "UNREACHABLE", reader, url)
     assert reader.sleeps == []
+
+
+@pytest.mark.parametrize("url", IMPOSSIBLE)
+def test_a_manifest_with_a_mirror_that_cannot_be_asked_is_used_all_the_same(
+    server: FaultServer, reader: Reader, url: str
+) -> None:
+    from tests.rigs import archives
+
+    packed, artifact = archives.release()
+    mirrored = msgspec.structs.replace(artifact, urls=(url, "good"))
+    server.put("/good", packed)
+    urls = mirrored.resolved_urls(f"{server.url}/manifest.json")
+    whole = wanted(packed, artifact.chunk_size, format=artifact.format)
+    assert b"".join(reader.fetcher.chunks(whole, urls)) == packed
 
 
 @pytest.mark.parametrize("fault", [faults.status(404), faults.flipped(0), faults.endless])
