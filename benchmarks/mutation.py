@@ -56,17 +56,9 @@ ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     },
     "fetch": {
         "fetch": ("fetch", "resume"),
-        "download": ("download", "fetch", "resume"),
-        "chunks": ("chunks", "fetch", "resume"),
         "partial": ("partial", "resume"),
-        "kept_archive": ("kept_archive",),
-        "copying": ("copying", "fetch", "kept_archive"),
-        "connections": ("connections", "fetch"),
-        "mirrors": ("mirrors", "fetch"),
-        "web": ("fetch",),
-        "patience": ("fetch",),
-        "sources": ("fetch",),
-        "together": ("download", "resume"),
+        "locations": ("locations",),
+        "transport": ("transport", "fetch"),
     },
 }
 """Each room: its modules, and the unit tests of each."""

@@ -2,9 +2,8 @@
 
     PYTHONPATH=.:spaces python benchmarks/resume.py RELEASE_FOLDER
 
-The server stops in the middle; the installer is killed with SIGKILL there; another process goes on
-from another mirror, or, with the same bytes as an archive by URL, from the same server. Prints one
-JSON object.
+The server stops in the middle; the installer is killed with SIGKILL there; another process resumes
+from another mirror. Prints one JSON object.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from llama_loader import installation, kept_archive, manifest
+from llama_loader import installation, manifest
 from llama_loader.fetch import Fetcher
 from llama_loader.partial import FOLDER, Partial
 from llama_loader.store import Store
@@ -35,10 +34,6 @@ def main(release: Path) -> None:
             f"{share} %": _fetched_again(release, Path(folder) / str(share), share)
             for share in (10, 50, 90)
         }
-        by_url = {
-            f"{share} %": _archive_fetched_again(release, Path(folder) / f"url-{share}", share)
-            for share in (10, 50, 90)
-        }
     artifact = manifest.parse((release / "manifest.json").read_bytes()).artifacts[0]
     print(
         json.dumps(
@@ -47,7 +42,6 @@ def main(release: Path) -> None:
                 "bytes": artifact.size,
                 "chunk_size": artifact.chunk_size,
                 "bytes_fetched_again": again,
-                "bytes_fetched_again_by_url": by_url,
             }
         )
     )
@@ -69,32 +63,6 @@ def _fetched_again(release: Path, root: Path, share: int) -> int:
         mirror = server.put("/mirror", packed)
         Store(root).install(artifact, [mirror], Fetcher(), release="measured")
         return server.sent("/mirror") + after - len(packed)
-
-
-def _archive_fetched_again(release: Path, root: Path, share: int) -> int:
-    artifact = manifest.parse((release / "manifest.json").read_bytes()).artifacts[0]
-    packed = (release / artifact.urls[0]).read_bytes()
-    after = len(packed) * share // 100
-    with faults.FaultServer() as server:
-        url = server.put("/archive", packed, etag='"one"')
-        server.fail("/archive", faults.stalls(after))
-        argv = installer.archive_command(root, url, kept_archive.CHUNK)
-        with subprocess.Popen(argv) as process:
-            _await_journal(root, after // kept_archive.CHUNK)
-            process.kill()
-        Store(root).install_archive(url, artifact.sha256, Fetcher())
-        return server.sent("/archive") - len(packed)
-
-
-def _await_journal(root: Path, count: int) -> None:
-    """Wait until the journal has its head and so many digests."""
-    end = time.monotonic() + SECONDS
-    while time.monotonic() < end:
-        journals = (root / FOLDER).glob(f"*/{kept_archive.JOURNAL}")
-        if any(len(place.read_text().splitlines()) > count for place in journals):
-            return
-        time.sleep(0.1)
-    raise TimeoutError(root)
 
 
 def _await_chunks(root: Path, artifact: manifest.Artifact, count: int) -> None:

@@ -1,39 +1,49 @@
-"""Bytes from a URL, verified before anybody sees them.
+"""Fetch files from URLs, with retries and mirrors, and verify an artifact chunk by chunk.
 
-An artifact is fetched chunk by chunk: a chunk is handed over only when its digest is right. A cut
-connection goes on at the last verified chunk, on the same URL or on the next mirror; a wrong chunk
-is fetched once more and then refused.
+A chunk is handed over only when its digest is right. After a cut the download resumes at the last
+verified chunk, on the same URL or on the next mirror. A wrong chunk is fetched once more and then
+refused.
 """
 
 from __future__ import annotations
 
 import hashlib
+import random
 import time
-from dataclasses import replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial as bound
 from io import BytesIO
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import locations
+from llama_loader import locations, transport
 from llama_loader.concurrency import ahead as in_thread
-from llama_loader.copying import Copy
-from llama_loader.download import Download, best
-from llama_loader.errors import IntegrityError
+from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
-from llama_loader.manifest import MAX_MANIFEST_BYTES, Manifest, parse
-from llama_loader.mirrors import Mirrors
-from llama_loader.patience import AttemptError, Deadline, Patience
-from llama_loader.sources import Sources
-from llama_loader.together import Pace
+from llama_loader.manifest import MAX_MANIFEST_BYTES
+from llama_loader.transport import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Sequence
+    from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from llama_loader.chunks import Keeper, Wanted
+    from llama_loader.locations import Local, Web
+    from llama_loader.partial import Partial, Wanted
+    from llama_loader.transport import Body
 
 SMALL_FILE_SECONDS: Final = 120.0
-"""A manifest has some hundred kilobytes: who waits for longer waits in vain."""
+"""A manifest has some hundred kilobytes: it comes within this time or not at all."""
+MAX_WRONG: Final = 2
+"""Wrong bytes are fetched once more from the same URL; then the file itself is wrong."""
+PIECE: Final = 1 << 18
+
 _WORTH_ANOTHER: Final = 1 << 20
 """Bytes that a resumed copy must have gained for its failures to be forgiven."""
+_SLOWEST_BACKOFF: Final = 8.0
+_BEGINNINGS: Final = {
+    "tar.gz": b"\x1f\x8b",
+    "tar.xz": b"\xfd7zXZ\x00",
+    "tar.zst": b"\x28\xb5\x2f\xfd",
+}
 
 
 class Fetcher:
@@ -42,11 +52,10 @@ class Fetcher:
     Args:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
-        endpoint: the Hub's address where it is not the usual one.
+        endpoint: the Hub's address if it is not the usual one.
         sink: told of progress.
         sleep: how to wait between attempts, in seconds.
         patience: how long servers may take.
-        pace: when to use several connections.
     """
 
     def __init__(
@@ -58,35 +67,29 @@ class Fetcher:
         sink: Sink = ignore,
         sleep: Callable[[float], None] = time.sleep,
         patience: Patience | None = None,
-        pace: Pace | None = None,
     ) -> None:
+        self._offline = offline
+        self._resolve = bound(locations.resolve, endpoint=endpoint, token=token)
         self._sink = sink
         self._sleep = sleep
         self._patience = patience or Patience()
-        self._pace = pace or Pace()
-        self._sources = Sources(
-            offline=offline, token=token, endpoint=endpoint, patience=self._patience
-        )
-
-    def manifest(self, url: str, sha256: str | None) -> Manifest:
-        """Read, verify (against the pin, if there is one) and parse a manifest.
-
-        Raises:
-            SettingError: it is not a URL to load from.
-            NetworkError: it cannot be had.
-            IntegrityError: it is not what is pinned, or malformed.
-        """
-        return parse(self.manifest_bytes(url, sha256), what=f"manifest {url}")
 
     def manifest_bytes(self, url: str, sha256: str | None) -> bytes:
-        """Return a manifest's bytes, verified against the pin if there is one."""
-        self._sink(Resolving(url))
+        """Return a manifest's bytes, verified against the pin if there is one.
+
+        Raises:
+            SettingError: the URL is not one to load from.
+            NetworkError: the manifest cannot be fetched.
+            IntegrityError: its digest is not the pinned one, or it is too large.
+        """
+        name = locations.shown(url)
+        self._sink(Resolving(name))
         data = self.read(url, limit=MAX_MANIFEST_BYTES)
         found = hashlib.sha256(data).hexdigest()
         if sha256 is not None and found != sha256:
             raise IntegrityError(
                 "MANIFEST_PIN_MISMATCH",
-                f"manifest {url} has sha256 {found}; {sha256} is pinned",
+                f"manifest {name} has sha256 {found}; {sha256} is pinned",
                 hint="if the release is meant to change, pin the new digest; otherwise do not "
                 "use it",
             )
@@ -96,34 +99,33 @@ class Fetcher:
         """Return a whole small file.
 
         Raises:
-            SettingError: it is not a URL to load from.
-            NetworkError: it cannot be had, with every attempt's reason.
-            IntegrityError: it is larger than ``limit`` bytes.
+            SettingError: the URL is not one to load from.
+            NetworkError: the file cannot be fetched; names every attempt's reason.
+            IntegrityError: the file is larger than ``limit`` bytes.
         """
         target = BytesIO()
         seconds = min(SMALL_FILE_SECONDS, self._patience.deadline)
-        self._copy(url, Copy(target), limit, replace(self._patience, deadline=seconds), ignore)
+        self._copy(url, target, limit, replace(self._patience, deadline=seconds), ignore)
         return target.getvalue()
 
-    def copy(self, url: str, copy: Copy, *, limit: int) -> tuple[str, int]:
-        """Fetch what is missing of a file of unknown size and digest; return its sha256 and size.
+    def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
+        """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
-        It goes on where it was cut if the server names its content (a strong ETag, or the date of
-        its last change); else from the beginning.
+        After a cut it resumes if a strong ETag names the content, else it starts over.
 
         Raises:
-            SettingError: it is not a URL to load from.
-            NetworkError: it cannot be had.
-            IntegrityError: it is larger than ``limit`` bytes.
-            OSError: the copy cannot be written.
+            SettingError: the URL is not one to load from.
+            NetworkError: the file cannot be fetched.
+            IntegrityError: the file is larger than ``limit`` bytes.
+            OSError: ``target`` cannot be written.
         """
-        return self._copy(url, copy, limit, self._patience, self._sink)
+        return self._copy(url, target, limit, self._patience, self._sink)
 
     def chunks(
         self,
         wanted: Wanted,
         urls: Sequence[str],
-        keeper: Keeper | None = None,
+        partial: Partial | None = None,
         *,
         ahead: int = 0,
     ) -> Generator[bytes, None, None]:
@@ -132,45 +134,298 @@ class Fetcher:
         Args:
             wanted: the artifact.
             urls: where it is, tried in order.
-            keeper: has what an earlier process got, and keeps what comes; with it, a slow server
-                that sends parts is asked for several at once.
+            partial: holds chunks of an earlier process, and keeps those that come.
             ahead: chunks that are fetched, in another thread, before they are asked for.
 
         Raises:
-            NetworkError: it cannot be had from any URL; names each with its reason.
-            IntegrityError: what comes is not what was published.
+            NetworkError: no URL has it; names each with its reason.
+            IntegrityError: the bytes are not those that were published.
         """
-        download = Download(
-            wanted,
-            self._sources.allowed(urls),
-            sources=self._sources,
-            patience=self._patience,
-            pace=self._pace,
-            sleep=self._sleep,
-            keeper=keeper,
-        )
-        fetched, done = download.chunks(), 0
+        mirrors = self._mirrors(wanted.name, urls, self._patience)
+        fetched, done = _whole(wanted, _in_order(wanted, mirrors, partial)), 0
         for chunk in in_thread(fetched, ahead) if ahead else fetched:
             done += len(chunk)
             self._sink(Downloading(wanted.name, done, wanted.size))
             yield chunk
 
     def _copy(
-        self, url: str, copy: Copy, limit: int, patience: Patience, sink: Sink
+        self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
     ) -> tuple[str, int]:
-        locations.parse(url)  # a setting that is no URL is not the network's fault
-        mirrors = Mirrors(url, self._sources.allowed((url,)), patience)
-        self._sources.require_readable(url)
-        deadline = Deadline(patience.deadline)
+        self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
+        name = locations.shown(url)
+        mirrors = self._mirrors(name, (url,), patience)
+        digest, size, total = hashlib.sha256(), 0, None
         while True:
-            mirror = best(mirrors, deadline, self._sleep)
-            before, mirror.validator = copy.size, copy.validator
+            mirror, before = mirrors.best(), size
             try:
-                start = copy.size if copy.validator else 0
-                with self._sources.opened(mirror, start, deadline) as body:
-                    copy.take(body, url, limit, sink)
-                return copy.digest.hexdigest(), copy.size
+                with mirrors.opened(mirror, size if mirror.validator else 0) as body:
+                    if not body.start:
+                        target.seek(0)
+                        target.truncate()
+                        digest, size, total = hashlib.sha256(), 0, body.total
+                    elif body.total not in (None, total):
+                        raise RangeError("the file changed in the middle")
+                    while piece := body.read(min(PIECE, limit + 1 - size)):
+                        size += len(piece)
+                        if size > limit:
+                            raise IntegrityError(
+                                "FILE_TOO_LARGE", f"{name} is larger than {limit} bytes"
+                            )
+                        target.write(piece)
+                        digest.update(piece)
+                        sink(Downloading(name, size, body.total))
+                return digest.hexdigest(), size
             except AttemptError as error:
-                if copy.validator and copy.size - before >= _WORTH_ANOTHER:
+                if mirror.validator and size - before >= _WORTH_ANOTHER:
                     mirror.gained()
                 mirrors.failed(mirror, error)
+
+    def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
+        allowed = [url for url in urls if url.startswith("file:")] if self._offline else urls
+        if urls and not allowed:
+            raise NetworkError(
+                "OFFLINE",
+                f"{', '.join(map(locations.shown, urls))} is not in the store, and the loader may "
+                "not open a connection",
+                hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
+            )
+        return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self._sleep)
+
+
+class WrongBytesError(AttemptError):
+    """The bytes that came are not those that were published; ``code`` says how."""
+
+    def __init__(self, code: str, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+@dataclass(eq=False)
+class Mirror:
+    """A URL, and how it did.
+
+    Attributes:
+        name: the URL, as it may be shown.
+        place: where the file is.
+        ranges: whether it may be asked for a part.
+        validator: names the content that it sent last.
+        failures: since the download last made progress on it.
+        wrong: those of them with wrong bytes.
+        wait: seconds before it is asked again.
+    """
+
+    name: str
+    place: Web | Local
+    ranges: bool = True
+    validator: str | None = None
+    failures: int = 0
+    wrong: int = 0
+    wait: float = 0.0
+
+    def gained(self) -> None:
+        """Forget the failures: the download makes progress."""
+        self.failures = self.wrong = 0
+
+
+class Mirrors:
+    """The URLs of one file: which to ask next and when, and the error if none is left.
+
+    Args:
+        name: of the file, for messages.
+        urls: in order of preference; those that cannot be used are passed over.
+        patience: how long servers may take.
+        resolve: tells where a URL's file is.
+        sleep: how to wait between attempts, in seconds.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        urls: Sequence[str],
+        patience: Patience,
+        *,
+        resolve: Callable[[str], Web | Local] = locations.resolve,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        self._name = name
+        self._patience = patience
+        self._sleep = sleep
+        self._deadline = time.monotonic() + patience.deadline
+        self._reasons: list[str] = []
+        self._missing = True
+        self._code = ""
+        self._left: list[Mirror] = []
+        for url in urls:
+            try:
+                self._left.append(Mirror(locations.shown(url), resolve(url)))
+            except SettingError as error:
+                self._reasons.append(f"{locations.shown(url)}: {error.message}")
+                self._missing = False
+
+    def best(self) -> Mirror:
+        """Return the first of the mirrors that failed least, after the wait that is due.
+
+        Raises:
+            IntegrityError: none is left, and one of them sent wrong bytes.
+            NetworkError: none is left, or the wait would be longer than the time left.
+        """
+        if not self._left:
+            raise self._error()
+        mirror = min(self._left, key=lambda mirror: mirror.failures)
+        if mirror.failures and mirror.wait:
+            if time.monotonic() + mirror.wait > self._deadline:
+                raise self._error()
+            self._sleep(mirror.wait)
+        return mirror
+
+    @contextmanager
+    def opened(self, mirror: Mirror, start: int, end: int | None = None) -> Iterator[Body]:
+        """Open a mirror at ``start``, or at 0 where it cannot serve parts.
+
+        Raises:
+            AttemptError: no bytes from there, this time.
+        """
+        with transport.opened(
+            mirror.place,
+            start=start if mirror.ranges else 0,
+            end=end if mirror.ranges else None,
+            validator=mirror.validator,
+            patience=self._patience,
+            deadline=self._deadline,
+        ) as body:
+            if body.start and mirror.validator not in (None, body.validator):
+                raise RangeError("the file changed in the middle")
+            mirror.validator = body.validator
+            yield body
+
+    def failed(self, mirror: Mirror, error: AttemptError) -> None:
+        """Record an attempt that failed."""
+        self._reasons.append(f"{mirror.name}: {error}")
+        mirror.failures += 1
+        mirror.wait = backoff(mirror.failures, error.wait, self._patience)
+        if isinstance(error, RangeError):
+            mirror.ranges, mirror.validator, mirror.wait = False, None, 0.0
+        elif isinstance(error, WrongBytesError):
+            mirror.wrong, mirror.wait = mirror.wrong + 1, 0.0
+            self._code = error.code if mirror.wrong >= MAX_WRONG else self._code
+        exhausted = mirror.failures >= self._patience.attempts or mirror.wrong >= MAX_WRONG
+        if error.final or exhausted:
+            self._left.remove(mirror)
+            self._missing = self._missing and error.missing
+
+    def _error(self) -> LoaderError:
+        reasons = "; ".join(dict.fromkeys(self._reasons))
+        if self._code:
+            return IntegrityError(
+                self._code,
+                f"{self._name} is not what was published: {reasons}",
+                hint="the file behind the URL is not the one that the manifest describes, or a "
+                "page that asks for a login: open the URL in a browser",
+            )
+        return NetworkError(
+            "UNREACHABLE",
+            f"{self._name} cannot be fetched: {reasons}",
+            hint="is the address right, and does this machine reach it? A mirror can be listed in "
+            "the manifest's urls, or the release opened as file://",
+            missing=self._missing and not self._left,
+        )
+
+
+def backoff(failures: int, asked: float | None, patience: Patience) -> float:
+    """Return the seconds before the next attempt: the server's wish, else 1, 2, 4, 8, jittered."""
+    jitter = random.uniform(0.5, 1.5)  # noqa: S311 - no secret
+    own = float(min(2 ** (failures - 1), _SLOWEST_BACKOFF)) * jitter
+    return own if asked is None else min(asked, patience.longest_wait)
+
+
+def _whole(wanted: Wanted, chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
+    """Hand over an artifact's chunks, the last one only if the whole has the right digest."""
+    whole = hashlib.sha256()
+    for index, chunk in enumerate(chunks):
+        whole.update(chunk)
+        if index == wanted.last and whole.hexdigest() != wanted.sha256:
+            raise IntegrityError(
+                "SHA256_MISMATCH",
+                f"{wanted.name}: every chunk is right, but the whole has sha256 "
+                f"{whole.hexdigest()}, not {wanted.sha256}",
+                hint="the manifest contradicts itself; ask who published it",
+            )
+        yield chunk
+
+
+def _in_order(wanted: Wanted, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+    """Yield verified chunks in order: those that are kept, the others from mirrors."""
+    index = 0
+    while index <= wanted.last:
+        kept = partial.get(index) if partial else None
+        if kept is not None:
+            index += 1
+            yield kept
+            continue
+        mirror = mirrors.best()
+        try:
+            for chunk in _stream(mirrors, mirror, wanted, index, partial):
+                mirror.gained()
+                index += 1
+                yield chunk
+        except AttemptError as error:
+            mirrors.failed(mirror, error)
+
+
+def _stream(
+    mirrors: Mirrors, mirror: Mirror, wanted: Wanted, first: int, partial: Partial | None
+) -> Iterator[bytes]:
+    """Yield one connection's worth of chunks, up to the next one that is kept already."""
+    behind = wanted.last + 1
+    end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
+    until = wanted.start(end) if end < behind else None
+    with mirrors.opened(mirror, wanted.start(first), until) as body:
+        if body.total is not None and body.total > wanted.size:
+            raise _too_large(wanted, f"{body.total} bytes long")
+        _skip(body, wanted.start(first) - body.start)
+        for index in range(first, end):
+            chunk = _read_chunk(body, wanted, index)
+            if index == wanted.last and body.read(1):
+                raise _too_large(wanted, "longer")
+            if partial and not body.is_local:
+                partial.keep(index, chunk)
+            yield chunk
+
+
+def _skip(body: Body, count: int) -> None:
+    """Read over bytes that are here already: the server ignored the range."""
+    while count > 0:
+        piece = body.read(min(PIECE, count))
+        if not piece:
+            raise AttemptError("ended before what is here already")
+        count -= len(piece)
+
+
+def _read_chunk(body: Body, wanted: Wanted, index: int) -> bytes:
+    """Read and verify a chunk that begins where ``body`` stands."""
+    start, length = wanted.start(index), wanted.length(index)
+    begun = BytesIO()  # hands its buffer over without a copy
+    while begun.tell() < length:
+        piece = body.read(min(PIECE, length - begun.tell()))
+        if not piece:
+            raise _too_short(begun.getvalue(), wanted, index)
+        begun.write(piece)
+    chunk = begun.getvalue()
+    if not wanted.is_right(index, chunk):
+        raise WrongBytesError("CHUNK_MISMATCH", f"the {length} bytes from {start} on are wrong")
+    return chunk
+
+
+def _too_large(wanted: Wanted, found: str) -> WrongBytesError:
+    return WrongBytesError("FILE_TOO_LARGE", f"it is {found}, and must be {wanted.size} bytes")
+
+
+def _too_short(begun: bytes, wanted: Wanted, index: int) -> AttemptError:
+    """Return the error of a body that was cut, or that begins as another file does."""
+    got = wanted.start(index) + len(begun)
+    beginning = _BEGINNINGS.get(wanted.format, b"")
+    if index == 0 and begun and not begun.startswith(beginning):
+        return WrongBytesError(
+            "NOT_THE_FILE", f"{got} bytes that are no {wanted.format} came with status 200"
+        )
+    return AttemptError(f"ended after {got} of {wanted.size} bytes")

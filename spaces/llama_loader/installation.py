@@ -7,10 +7,9 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import unpack
-from llama_loader.chunks import Wanted
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Stage
-from llama_loader.partial import Partial
+from llama_loader.partial import Partial, Wanted
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence

@@ -257,12 +257,18 @@ def json_schema() -> dict[str, Any]:
 
 
 def resolve(manifest_url: str, url: str) -> str:
-    """Resolve ``url`` against the manifest's URL; also for ``file:`` and ``hf:``."""
-    parts = urlsplit(manifest_url)
-    if urlsplit(url).scheme or parts.scheme in {"http", "https", "file"}:
-        return urljoin(manifest_url, url)
-    # urljoin leaves schemes that it does not know (hf:) alone: join as if it were https.
-    joined = urljoin(manifest_url.replace(f"{parts.scheme}:", "https:", 1), url)
+    """Resolve ``url`` against the manifest's URL; also for ``file:`` and ``hf:``.
+
+    A URL that is malformed stays as it is; the download passes over such a mirror.
+    """
+    try:
+        parts = urlsplit(manifest_url)
+        if urlsplit(url).scheme or parts.scheme in {"http", "https", "file"}:
+            return urljoin(manifest_url, url)
+        # urljoin leaves schemes that it does not know (hf:) alone: join as if it were https.
+        joined = urljoin(manifest_url.replace(f"{parts.scheme}:", "https:", 1), url)
+    except ValueError:
+        return url
     return joined.replace("https:", f"{parts.scheme}:", 1)
 
 

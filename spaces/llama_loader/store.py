@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import shutil
+import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -316,13 +317,11 @@ class Store:
             return done if self._publish(staging, done, artifact.name) else None
 
     def _install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
-        from llama_loader import foreign, kept_archive, partial
+        from llama_loader import foreign
 
         self._folder.prepare()
-        kept = kept_archive.kept(
-            self.root / partial.FOLDER, url, staging=self._folder.staging, sink=self._sink
-        )
-        with disk.errors(self.root), kept as copy:
+        staging_folder = self._folder.staging
+        with disk.errors(self.root), tempfile.TemporaryFile(dir=staging_folder) as copy:
             started = time.monotonic()
             digest, size = fetcher.copy(url, copy, limit=foreign.MAX_BYTES)
             self._sink(Stage("fetch", time.monotonic() - started, size))
@@ -330,7 +329,7 @@ class Store:
             with self._installing(digest) as staging:
                 if staging is not None:
                     started = time.monotonic()
-                    files = foreign.unpack(copy.target, url, staging / FILES)
+                    files = foreign.unpack(copy, url, staging / FILES)
                     unpacked = sum(entry.size for entry in files)
                     self._sink(Stage("unpack", time.monotonic() - started, unpacked))
                     done = Receipt(

@@ -6,7 +6,6 @@
 <root>/manifests/<sha256>.json      manifests by digest, so that a warm start needs no network
 <root>/channels/<name>/<serial>.json  what was accepted from a signed channel (``channel``)
 <root>/partial/<sha256>             verified chunks of what is not here whole (``partial``)
-<root>/partial/<sha256 of a URL>/   what came of an archive by URL (``kept_archive``)
 <root>/staging/                     what is being installed; private, gone afterwards
 """
 

@@ -21,7 +21,11 @@ sys.path.insert(0, spaces)
 from pathlib import Path
 from llama_loader import store as module
 from llama_loader.errors import LoaderError
-from llama_loader.fetch import Fetcher
+
+class WhenAsked:  # as the loader does: a warm start makes no fetcher
+    def __getattr__(self, name):
+        from llama_loader.fetch import Fetcher
+        return getattr(Fetcher(), name)
 
 class NoLock:
     def __init__(self, *args, **kwargs): pass
@@ -36,7 +40,7 @@ if locks != "locks":
     import filelock
     filelock.FileLock = {"no-locks": NoLock, "failing-locks": FailingLock}[locks]
 module.LOCK_SECONDS = float(patience)
-store, fetcher = module.Store(Path(root)), Fetcher()
+store, fetcher = module.Store(Path(root)), WhenAsked()
 try:
     manifest = store.manifest(url, sha256, fetcher)
     urls = manifest.artifacts[0].resolved_urls(url)
@@ -45,17 +49,6 @@ except LoaderError as error:
     sys.exit(error.render())
 heavy = {"requests", "urllib3", "huggingface_hub", "filelock", "backports.zstd"}
 print(installed.folder, *sorted(heavy & set(sys.modules)), sep="\\n")
-"""
-ARCHIVE = """
-import sys
-spaces, root, url, chunk = sys.argv[1:]
-sys.path.insert(0, spaces)
-from pathlib import Path
-from llama_loader import kept_archive
-from llama_loader.fetch import Fetcher
-from llama_loader.store import Store
-kept_archive.CHUNK = int(chunk)
-Store(Path(root)).install_archive(url, None, Fetcher())
 """
 CALLS = (
     "mkdir", "write", "fsync", "rename", "fchmod", "chmod", "unlink", "unlinkat", "rmdir",
@@ -74,11 +67,6 @@ class Point(NamedTuple):
 def command(root: Path, url: str, sha256: str, locks: str = "locks", wait: float = 60) -> list[str]:
     """Return an installation's argv; it prints the folder, then heavy modules that it imported."""
     return [sys.executable, "-c", PROGRAM, str(SPACES), str(root), url, sha256, locks, str(wait)]
-
-
-def archive_command(root: Path, url: str, chunk: int) -> list[str]:
-    """Return the argv of an installation of an archive by URL, with a digest every ``chunk``."""
-    return [sys.executable, "-c", ARCHIVE, str(SPACES), str(root), url, str(chunk)]
 
 
 def is_traceable() -> bool:

@@ -29,11 +29,11 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
-    "channel", "chunks", "cli", "client", "connections", "copying", "devices", "disk", "doctor",
-    "download", "errors", "events", "fetch", "generations", "host", "interrupts",
-    "kept_archive", "launch", "manifest", "mirrors", "partial", "processes", "receipt",
+    "channel", "cli", "client", "devices", "disk", "doctor", "errors", "events", "fetch",
+    "generations", "host", "interrupts", "launch", "locations", "manifest", "partial",
+    "processes", "receipt",
     "resume", "select", "server", "settings", "soundness", "store", "strict_json", "supervisor",
-    "suppose", "trust", "unpack",
+    "suppose", "transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/unit that need nothing but the loader."""
 LEFT_OUT: Final = (

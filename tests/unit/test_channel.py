@@ -17,8 +17,8 @@ from llama_loader.channel import Channel
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Note, ignore
 from llama_loader.fetch import Fetcher
-from llama_loader.patience import Patience
 from llama_loader.store import Store
+from llama_loader.transport import Patience
 from tests.rigs import archives
 from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer

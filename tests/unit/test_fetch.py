@@ -2,71 +2,45 @@
 
 from __future__ import annotations
 
-import contextlib
 import gzip
 import hashlib
-import io
 import random
 import re
 import socket
 import time
 from contextlib import closing
-from dataclasses import replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import pytest
 
 from llama_loader import fetch as fetch_module
-from llama_loader import locations
-from llama_loader.chunks import Wanted
-from llama_loader.copying import Copy
-from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.events import Downloading, Event, Resolving
-from llama_loader.fetch import Fetcher
-from llama_loader.mirrors import backoff
-from llama_loader.patience import Patience
+from llama_loader.errors import IntegrityError, LoaderError, NetworkError
+from llama_loader.events import Downloading, Resolving
+from llama_loader.fetch import Mirrors, WrongBytesError, backoff
+from llama_loader.transport import AttemptError, Body, Patience, RangeError
 from tests.rigs import fault_server as faults
-from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
+from tests.rigs.downloads import (
+    CHUNK,
+    DATA,
+    IMPATIENT,
+    OTHER,
+    Reader,
+    closed_port,
+    ranges,
+    refused,
+    wanted,
+)
+from tests.rigs.fault_server import FaultServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-CHUNK = 50_000
-DATA = b"\x1f\x8b" + random.Random(7).randbytes(950_000)
-OTHER = b"\x1f\x8b" + random.Random(8).randbytes(950_000)
-IMPATIENT = Patience(connect=2, silence=1, rate=100_000, window=0.3, deadline=20)
-
-
-def wanted(data: bytes = DATA, **fields: Any) -> Wanted:
-    chunks = [data[at : at + CHUNK] for at in range(0, len(data), CHUNK)]
-    digests = tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
-    whole = hashlib.sha256(data).hexdigest()
-    known = {"sha256": whole, "chunks": digests, "format": "tar.gz", **fields}
-    return Wanted("a.tar.gz", len(data), chunk_size=CHUNK, **known)
-
-
-class Reader:
-    """A fetcher that does not wait, but writes down how long it would have."""
-
-    def __init__(self, **options: Any) -> None:
-        self.sleeps: list[float] = []
-        self.events: list[Event] = []
-        options.setdefault("patience", IMPATIENT)
-        self.fetcher = Fetcher(sleep=self.sleeps.append, sink=self.events.append, **options)
-
-    def fetch(self, *urls: str, **fields: Any) -> bytes:
-        with closing(self.fetcher.chunks(wanted(**fields), urls)) as chunks:  # type: ignore[type-var]
-            return b"".join(chunks)
-
-    def copy(self, url: str, limit: int = 10_000_000) -> bytes:
-        target = io.BytesIO()
-        digest, size = self.fetcher.copy(url, Copy(target), limit=limit)
-        data = target.getvalue()
-        assert (hashlib.sha256(data).hexdigest(), len(data)) == (digest, size)
-        return data
+    from llama_loader.partial import Wanted
 
 
 @pytest.fixture
@@ -86,17 +60,6 @@ def reader() -> Reader:
     return Reader()
 
 
-def refused(kind: type[LoaderError], code: str, reader: Reader, *urls: str, **fields: Any) -> str:
-    with pytest.raises(kind) as caught:
-        reader.fetch(*urls, **fields)
-    assert caught.value.code == code, caught.value.message
-    return caught.value.message
-
-
-def ranges(server: FaultServer, path: str = "/a") -> list[str | None]:
-    return [request.headers.get("range") for request in server.asked(path)]
-
-
 def test_a_file_comes_whole_and_says_how_far_it_is(server: FaultServer, reader: Reader) -> None:
     assert reader.fetch(server.put("/a", DATA)) == DATA
     done = [event.done for event in reader.events if isinstance(event, Downloading)]
@@ -109,12 +72,9 @@ def test_chunks_are_handed_over_as_they_come(server: FaultServer, reader: Reader
     url = server.put("/a", DATA)
     server.fail("/a", faults.cut(2 * CHUNK + 1))
     chunks = reader.fetcher.chunks(wanted(), [url])
-    with closing(chunks):  # type: ignore[type-var]
+    with closing(chunks):
         assert [len(next(chunks)), len(next(chunks))] == [CHUNK, CHUNK]
         assert len(server.requests) == 1
-
-
-# 1: cut
 
 
 @pytest.mark.parametrize("share", [10, 50, 90])
@@ -157,9 +117,6 @@ def test_a_cut_in_a_chunked_body_is_seen(server: FaultServer, reader: Reader) ->
     server.fail("/a", cut)
     assert reader.fetch(url) == DATA
     assert ranges(server) == [None, f"bytes={CHUNK}-"]
-
-
-# 2, 3, 4: ranges
 
 
 def test_a_server_without_ranges_sends_it_all_again(server: FaultServer, reader: Reader) -> None:
@@ -288,9 +245,6 @@ def test_a_copy_that_hardly_gains_is_given_up(server: FaultServer, reader: Reade
     assert len(server.requests) == IMPATIENT.attempts
 
 
-# 5, 6, 7: length
-
-
 @pytest.mark.parametrize("chunked", [False, True])
 @pytest.mark.parametrize("length", [0, 10, CHUNK, len(DATA) - 1])
 def test_a_body_that_is_too_short(
@@ -349,9 +303,6 @@ def test_a_body_of_exactly_the_limit_is_taken(server: FaultServer, reader: Reade
     assert reader.copy(url, limit=len(DATA)) == DATA
 
 
-# 8: a flipped bit
-
-
 @pytest.mark.parametrize("at", [0, 5 * CHUNK, len(DATA) - 1])
 def test_a_flipped_bit_costs_one_chunk(server: FaultServer, reader: Reader, at: int) -> None:
     url = server.put("/a", DATA)
@@ -389,9 +340,6 @@ def test_chunks_that_are_right_do_not_make_the_whole_right(
         got.extend(reader.fetcher.chunks(wanted(sha256="0" * 64), [url]))
     assert caught.value.code == "SHA256_MISMATCH"
     assert len(b"".join(got)) < len(DATA)
-
-
-# 9: busy
 
 
 def in_seconds(seconds: float) -> str:
@@ -462,16 +410,6 @@ def test_a_refusal_is_not_asked_again(server: FaultServer, reader: Reader, code:
     assert len(server.requests) == 1
 
 
-# 10, 11: not there, or hardly
-
-
-def closed_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_the_next_mirror_is_asked_at_once(server: FaultServer, reader: Reader) -> None:
     dead = f"http://127.0.0.1:{closed_port()}/a"
     assert reader.fetch(dead, server.put("/a", DATA)) == DATA
@@ -532,310 +470,6 @@ def test_a_slow_consumer_is_not_the_servers_fault(server: FaultServer) -> None:
     assert len(server.requests) == 1
 
 
-HEADERS = replace(IMPATIENT, headers=1.0)
-CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        faults.drips_head(1, every=0.1),
-        faults.drips_head(40, every=0.4),
-        faults.repeats(b"H", every=0.1, behind=b"HTTP/1.1 200 OK\r\n"),
-        faults.repeats(b"HTTP/1.1 100 Continue\r\n\r\n", every=0.01),
-        faults.repeats(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-        faults.drips_head(1, every=0.1, code=302, Location="/good"),
-    ],
-    ids=["bytes", "lines", "endless", "continue", "fast continue", "redirect"],
-)
-def test_headers_that_drip_are_left_for_the_next_mirror(server: FaultServer, fault: Any) -> None:
-    """Every byte comes within the silence that is allowed: only a deadline over all ends it."""
-    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
-    server.fail("/slow", fault, always=True)
-    began = time.monotonic()
-    assert Reader(patience=HEADERS).fetch(slow, good) == DATA
-    assert time.monotonic() - began < 3 * HEADERS.headers
-    assert len(server.asked("/slow")) == 1
-
-
-def test_headers_have_one_deadline_over_all_redirects(server: FaultServer) -> None:
-    for number in range(5):
-        there = f"/{number + 1}"
-        server.put(f"/{number}", b"")
-        drip = faults.drips_head(20, every=0.09, code=302, Location=there)
-        server.fail(f"/{number}", drip, always=True)
-    server.put("/5", DATA)
-    good = server.put("/good", DATA)
-    assert Reader(patience=HEADERS).fetch(f"{server.url}/0", good) == DATA
-    assert len(server.asked("/1")) == 1
-    assert server.asked("/5") == []
-
-
-def test_headers_that_drip_and_no_mirror(server: FaultServer) -> None:
-    url = server.put("/a", DATA)
-    server.fail("/a", faults.drips_head(1, every=0.1), always=True)
-    reader = Reader(patience=replace(HEADERS, headers=0.4, attempts=2))
-    assert "no answer within 0.4 s" in refused(NetworkError, "UNREACHABLE", reader, url)
-
-
-def test_slow_headers_within_the_deadline_are_no_fault(server: FaultServer) -> None:
-    """Nor does their time count against the body's rate."""
-    url = server.put("/a", DATA)
-    server.fail("/a", faults.drips_head(30, every=0.08), always=True)
-    reader = Reader(patience=replace(IMPATIENT, headers=5.0, rate=4_000_000))
-    assert reader.fetch(url) == DATA
-    assert len(server.requests) == 1
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        faults.repeats(b"x", every=0.05, behind=CHUNKED + b"5;"),
-        faults.repeats(b"0", every=0.05, behind=CHUNKED),
-        faults.repeats(b"x: y\r\n", every=0.05, behind=CHUNKED + b"0\r\n"),
-    ],
-    ids=["extension", "length", "trailers"],
-)
-def test_a_drip_between_the_bytes_of_a_body_is_no_progress(server: FaultServer, fault: Any) -> None:
-    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
-    server.fail("/slow", fault, always=True)
-    began = time.monotonic()
-    assert Reader().fetch(slow, good) == DATA
-    assert time.monotonic() - began < 10 * IMPATIENT.window
-
-
-@pytest.mark.parametrize(
-    ("piece", "behind"),
-    [(b"x: y\r\n" * 1000, b"0\r\n"), (b"0" * 8192, b""), (b"1;" + b"x" * 60_000 + b"\r\n", b"")],
-    ids=["trailers", "length", "extensions"],
-)
-def test_what_is_not_the_file_is_not_read_without_end(
-    server: FaultServer, reader: Reader, piece: bytes, behind: bytes
-) -> None:
-    slow, good = server.put("/slow", DATA), server.put("/good", DATA)
-    server.fail("/slow", faults.repeats(piece, behind=CHUNKED + behind), always=True)
-    assert reader.fetch(slow, good) == DATA
-    assert server.sent("/slow") < faults.ENOUGH
-
-
-def test_small_chunks_are_not_mistaken_for_that(server: FaultServer, reader: Reader) -> None:
-    def crumbs(answer: faults.Answer) -> None:
-        answer.handler.wfile.write(CHUNKED)
-        pieces = (DATA[at : at + 7] for at in range(0, len(DATA), 7))
-        answer.handler.wfile.write(b"".join(b"%x\r\n%b\r\n" % (len(p), p) for p in pieces))
-        answer.handler.wfile.write(b"0\r\n\r\n")
-
-    url = server.put("/a", DATA)
-    server.fail("/a", crumbs)
-    assert reader.fetch(url) == DATA
-    assert len(server.requests) == 1
-
-
-HUGE = "9" * 5000
-
-
-@pytest.mark.parametrize(
-    ("status", "headers"),
-    [
-        (503, {"Retry-After": "9" * 400}),
-        (503, {"Retry-After": HUGE}),
-        (503, {"Retry-After": "Mon, 01 Jan 99999999999999 00:00:00 GMT"}),
-        (503, {"Retry-After": "Mon, 01 Jan 2020 00:00:00 +99999999999999999999"}),
-        (200, {"Content-Length": HUGE}),
-        (200, {"Content-Length": "-5"}),
-        (206, {"Content-Range": f"bytes {HUGE}-9/10"}),
-        (206, {"Content-Range": f"bytes 0-9/{HUGE}"}),
-        (206, {"Content-Range": "bytes \u00b2-9/10"}),
-        (200, {"Last-Modified": "Mon, 01 Jan 2020 00:00:00 +9999999999", "Date": "x"}),
-        (200, {"Transfer-Encoding": "chunked", "Content-Length": "5"}),
-        (302, {"Location": f"https://{'a' * 70}.com/"}),
-        (302, {"Location": "https://a..b/"}),
-        (302, {"Location": "https://%00/"}),
-        (302, {"Location": "https://xn--\u00ff/"}),
-        (302, {"Location": "https://[v1.x]/"}),
-        (302, {f"X-{number}": "x" for number in range(200)}),
-    ],
-)
-def test_hostile_headers_are_an_error_of_the_network(
-    server: FaultServer, reader: Reader, status: int, headers: dict[str, str]
-) -> None:
-    """Neither a number that is too large nor a host that cannot be is a programming error."""
-
-    def hostile(answer: faults.Answer) -> None:
-        lines = [f"HTTP/1.1 {status} x", *(f"{name}: {text}" for name, text in headers.items())]
-        answer.handler.wfile.write("\r\n".join([*lines, "", "hello"]).encode("latin-1"))
-
-    url, good = server.put("/a", DATA), server.put("/good", DATA)
-    server.fail("/a", hostile, always=True)
-    assert reader.fetch(url, good) == DATA
-    with pytest.raises(LoaderError):
-        reader.fetch(url)
-
-
-def test_a_tls_handshake_that_drips_is_left_for_the_next_mirror(
-    certificate: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    patience = replace(IMPATIENT, connect=1.0)
-    with FaultServer(certificate) as server, Trickle(server.port, every=0.05) as trickle:
-        good = server.put("/a", DATA)
-        began = time.monotonic()
-        slow = f"https://127.0.0.1:{trickle.port}/a"
-        assert Reader(patience=patience).fetch(slow, good) == DATA
-        assert time.monotonic() - began < 3
-
-
-@pytest.mark.parametrize("behind", [b"", b"HTTP/1.1 200 OK\r\n"])
-def test_a_proxy_that_drips_is_left(monkeypatch: pytest.MonkeyPatch, behind: bytes) -> None:
-    with FaultServer() as server:
-        server.fail("release.invalid:443", faults.repeats(b"x", every=0.05, behind=behind))
-        monkeypatch.setenv("HTTPS_PROXY", server.url)
-        monkeypatch.setenv("NO_PROXY", "")
-        reader = Reader(patience=replace(HEADERS, attempts=1))
-        began = time.monotonic()
-        said = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
-        assert "no answer within 1 s" in said
-        assert time.monotonic() - began < 3 * HEADERS.headers
-
-
-def test_addresses_that_do_not_answer_share_the_time(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a name does whose IPv6 addresses lead nowhere: the last of its addresses is reached."""
-    nowhere = socket.create_server(("127.0.0.2", server.port), backlog=0)
-    usual = socket.getaddrinfo
-
-    def several(host: str, port: int, *args: Any, **kwargs: Any) -> list[Any]:
-        names = ["127.0.0.2"] * 5 + ["127.0.0.1"] if host == "localhost" else [host]
-        return [found for name in names for found in usual(name, port, *args, **kwargs)]
-
-    with nowhere, contextlib.ExitStack() as waiting:
-        for _ in range(2):  # fill its queue: the next ones are not answered
-            caller = waiting.enter_context(socket.socket())
-            caller.settimeout(0)
-            caller.connect_ex(nowhere.getsockname())
-        monkeypatch.setattr(socket, "getaddrinfo", several)
-        reader = Reader(patience=replace(IMPATIENT, connect=5, headers=2, attempts=1))
-        server.put("/a", DATA)
-        began = time.monotonic()
-        assert reader.fetch(f"http://localhost:{server.port}/a") == DATA
-        assert 1 < time.monotonic() - began < 2
-
-
-# 12, 13: redirects
-
-
-def test_redirects_are_followed_with_the_range(server: FaultServer, reader: Reader) -> None:
-    server.put("/b", DATA)
-    url = server.put("/a", b"")
-    server.fail("/a", faults.redirect("/b", 307), always=True)
-    server.fail("/b", faults.cut(3 * CHUNK))
-    assert reader.fetch(url) == DATA
-    assert ranges(server, "/b") == [None, f"bytes={3 * CHUNK}-"]
-
-
-@pytest.mark.parametrize(
-    "location",
-    [
-        "http://example.org/a",
-        "file:///etc/passwd",
-        "ftp://127.0.0.1/",
-        "//example.org/a",
-        "http://[::1",
-        "",
-        "hf://a/b/c",
-        "http://example.org\\@127.0.0.1/",
-        "http://user:password@127.0.0.1/",
-        "http://127.0.0.1\\.example.org/",
-    ],
-)
-def test_a_redirect_elsewhere_is_refused(
-    server: FaultServer, reader: Reader, location: str
-) -> None:
-    url = server.put("/a", b"")
-    server.fail("/a", faults.redirect(location), always=True)
-    assert "redirected to" in refused(NetworkError, "UNREACHABLE", reader, url)
-
-
-def test_a_redirect_that_goes_round_is_refused(server: FaultServer, reader: Reader) -> None:
-    url = server.put("/a", b"")
-    server.fail("/a", faults.redirect("/a"), always=True)
-    assert "more than 5 redirects" in refused(NetworkError, "UNREACHABLE", reader, url)
-    assert len(server.requests) == 6
-
-
-def test_the_body_of_a_redirect_is_not_read(server: FaultServer, reader: Reader) -> None:
-    def endless_redirect(answer: faults.Answer) -> None:
-        answer.head(302, None, Location="/b")
-        while answer.request.sent < faults.ENOUGH:
-            answer.send(bytes(1 << 16))
-
-    server.put("/b", DATA)
-    url = server.put("/a", b"")
-    server.fail("/a", endless_redirect)
-    assert reader.fetch(url) == DATA
-    assert server.sent("/a") < faults.ENOUGH
-
-
-@pytest.fixture(scope="session")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("tls")
-    return make_certificate(folder, "release.invalid", "DNS:release.invalid", "IP:127.0.0.1")
-
-
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_certificates_of_the_environment(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, str(certificate))
-    with FaultServer(certificate) as server, Proxy(server.port) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        monkeypatch.setenv("NO_PROXY", "")
-        server.put("/a", DATA)
-        assert reader.fetch("https://release.invalid/a") == DATA
-        assert proxy.targets == ["release.invalid:443"]
-
-
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_https_on_loopback(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, str(certificate))
-    with FaultServer(certificate) as server:
-        assert reader.fetch(server.put("/a", DATA)) == DATA
-
-
-def test_an_unknown_certificate_is_refused(certificate: Path, reader: Reader) -> None:
-    with FaultServer(certificate) as server:
-        server.put("/a", DATA)
-        message = refused(NetworkError, "UNREACHABLE", reader, f"{server.url}/a")
-    assert "certificate" in message
-
-
-def test_a_certificate_file_that_is_not_there_is_the_networks_fault(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
-    with FaultServer(certificate) as server, Proxy(server.port) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
-        message = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
-    assert "nowhere.pem" in message
-
-
-@pytest.mark.parametrize("plain", ["http://127.0.0.1:1/a", "http://release.invalid/a"])
-def test_https_never_becomes_http(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, plain: str
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with FaultServer(certificate) as server:
-        url = server.put("/a", b"")
-        server.fail("/a", faults.redirect(plain), always=True)
-        assert "which is not https" in refused(NetworkError, "UNREACHABLE", reader, url)
-
-
-# 14, 15: not the file
-
-
 def test_compression_on_the_way_is_not_undone(server: FaultServer, reader: Reader) -> None:
     url = server.put("/a", DATA)
     server.fail("/a", faults.encoded, always=True)
@@ -868,26 +502,8 @@ def test_a_login_page_is_not_the_file(
 def test_a_login_page_is_not_a_manifest(server: FaultServer, reader: Reader) -> None:
     url = server.put("/m", b"<!doctype html><title>Log in</title>")
     with pytest.raises(IntegrityError, match="pinned") as caught:
-        reader.fetcher.manifest(url, "0" * 64)
+        reader.fetcher.manifest_bytes(url, "0" * 64)
     assert caught.value.code == "MANIFEST_PIN_MISMATCH"
-    with pytest.raises(IntegrityError, match="not JSON"):
-        reader.fetcher.manifest(url, None)
-
-
-# 16, 17: proxies, offline
-
-
-def test_loopback_is_never_reached_through_a_proxy(
-    server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with Proxy(1) as proxy:
-        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-            monkeypatch.setenv(name, proxy.url)
-            monkeypatch.setenv(name.lower(), proxy.url)
-        monkeypatch.setenv("NO_PROXY", "")
-        monkeypatch.setenv("no_proxy", "")
-        assert reader.fetch(server.put("/a", DATA)) == DATA
-        assert proxy.targets == []
 
 
 def test_offline_opens_nothing(
@@ -905,126 +521,11 @@ def test_offline_opens_nothing(
     message = refused(NetworkError, "OFFLINE", reader, url, "https://example.org/a")
     assert url in message
     with pytest.raises(NetworkError, match="may not open a connection"):
-        reader.fetcher.manifest("hf://owner/name/manifest.json", None)
+        reader.fetcher.manifest_bytes("hf://owner/name/manifest.json", None)
     with pytest.raises(NetworkError):
         reader.copy(url)
     assert reader.fetch(url, (tmp_path / "a").as_uri()) == DATA
     assert server.requests == []
-
-
-# the other kinds of URL
-
-
-def test_files_are_read_like_the_rest(tmp_path: Path, reader: Reader) -> None:
-    (tmp_path / "a b%").write_bytes(DATA)
-    url = (tmp_path / "a b%").as_uri()
-    assert reader.fetch(url) == DATA
-    assert reader.copy(url) == DATA
-    (tmp_path / "a b%").write_bytes(OTHER)
-    refused(IntegrityError, "CHUNK_MISMATCH", reader, url)
-
-
-def test_a_file_that_is_none_is_not_waited_for(tmp_path: Path, reader: Reader) -> None:
-    import os
-
-    os.mkfifo(tmp_path / "fifo")
-    for path, reason in ((tmp_path / "fifo", "not a file"), (tmp_path, "not a file")):
-        assert reason in refused(NetworkError, "UNREACHABLE", reader, path.as_uri())
-
-
-@pytest.mark.parametrize(
-    "url",
-    [
-        "foo",
-        "",
-        "http://example.com/manifest.json",
-        "http://127.0.0.1.example.com/x",
-        "http://localhost@example.com/x",
-        "ftp://example.com/m",
-        "https://",
-        "https:///m.json",
-        "file://host/m.json",
-        "file://",
-        "file:///a%00b",
-        "hf://owner",
-        "hf://owner/name",
-        "hf://owner/name@/x",
-        "hf://owner/name/x?y",
-        "https://user:secret@example.com/m",
-        "http://[::1/",
-        "https://example.com:99999/",
-        "https://example.com:zero/",
-        "https://example.com/\n",
-        "javascript:alert(1)",
-        "data:,x",
-    ],
-)
-def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, reader: Reader) -> None:
-    for ask in (lambda: reader.fetcher.manifest(url, None), lambda: reader.copy(url)):
-        with pytest.raises(SettingError) as caught:
-            ask()
-        assert caught.value.exit_status == 2
-        assert "hf://OWNER/REPO" in caught.value.hint
-        assert "secret" not in caught.value.message
-
-
-@pytest.mark.parametrize(
-    ("url", "place"),
-    [
-        ("https://example.com/m.json", locations.Web("https://example.com/m.json")),
-        ("http://localhost:1/m", locations.Web("http://localhost:1/m")),
-        ("http://[::1]:1/m", locations.Web("http://[::1]:1/m")),
-        ("hf://o/n/m.json", locations.Hub("o/n", None, "m.json")),
-        ("hf://o/n@v1.0/d/m.json", locations.Hub("o/n", "v1.0", "d/m.json")),
-    ],
-)
-def test_kinds_of_url(url: str, place: object) -> None:
-    assert locations.parse(url) == place
-
-
-def test_the_hub_gets_the_token_and_nobody_else(server: FaultServer) -> None:
-    with FaultServer() as storage:
-        storage.put("/blob", DATA)
-        path = "/o/n/resolve/main/dir/a%20b"
-        server.put(path, b"")
-        server.fail(path, faults.redirect(f"{storage.url}/blob?signature=x"), always=True)
-        reader = Reader(token="hf_secret", endpoint=server.url)
-        assert reader.fetch("hf://o/n/dir/a b") == DATA
-        assert server.asked(path)[0].headers["authorization"] == "Bearer hf_secret"
-        assert "authorization" not in storage.asked("/blob")[0].headers
-        assert reader.fetch(server.put("/plain", DATA)) == DATA
-        assert "authorization" not in server.asked("/plain")[0].headers
-
-
-def test_a_redirect_within_the_hub_keeps_the_token(server: FaultServer) -> None:
-    server.put("/renamed", DATA)
-    server.fail("/o/n/resolve/v1/a", faults.redirect("/renamed"), always=True)
-    reader = Reader(token="hf_secret", endpoint=server.url)
-    assert reader.copy("hf://o/n@v1/a") == DATA
-    assert server.asked("/renamed")[0].headers["authorization"] == "Bearer hf_secret"
-
-
-def test_netrc_is_left_alone(
-    server: FaultServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password netrc-secret\n")
-    (tmp_path / "netrc").chmod(0o600)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    assert Reader().copy(server.put("/a", DATA)) == DATA
-    assert "authorization" not in server.requests[0].headers
-
-
-def test_a_token_never_goes_over_plain_http() -> None:
-    reader = Reader(token="hf_secret", endpoint="http://hub.example.org")
-    with pytest.raises(SettingError, match="neither https nor on loopback"):
-        reader.copy("hf://o/n/a")
-    assert "neither https" in refused(NetworkError, "UNREACHABLE", reader, "hf://o/n/a")
-
-
-@pytest.mark.parametrize("url", ["hf://o/n--bad..name/x", "hf://o/-n/x"])
-def test_a_repository_that_cannot_be(url: str) -> None:
-    with pytest.raises(SettingError):
-        Reader().copy(url)
 
 
 def test_a_manifest_is_read_with_retries(server: FaultServer, reader: Reader) -> None:
@@ -1034,14 +535,13 @@ def test_a_manifest_is_read_with_retries(server: FaultServer, reader: Reader) ->
     data = archives.manifest(artifact)
     url = server.put("/m.json", data)
     server.fail("/m.json", faults.cut(100), faults.status(503))
-    manifest = reader.fetcher.manifest(url, hashlib.sha256(data).hexdigest())
-    assert manifest.artifacts == (artifact,)
+    assert reader.fetcher.manifest_bytes(url, hashlib.sha256(data).hexdigest()) == data
     assert len(reader.sleeps) == 2
 
 
 def test_a_manifest_that_is_missing_names_the_url(server: FaultServer, reader: Reader) -> None:
     with pytest.raises(NetworkError, match="404") as caught:
-        reader.fetcher.manifest(f"{server.url}/m.json", None)
+        reader.fetcher.manifest_bytes(f"{server.url}/m.json", None)
     assert f"{server.url}/m.json" in caught.value.message
 
 
@@ -1049,7 +549,7 @@ def test_a_manifest_of_100_megabytes_is_not_read(tmp_path: Path, reader: Reader)
     with (tmp_path / "m.json").open("wb") as stream:
         stream.truncate(100 << 20)
     with pytest.raises(IntegrityError, match="larger than 8388608 bytes"):
-        reader.fetcher.manifest((tmp_path / "m.json").as_uri(), None)
+        reader.fetcher.manifest_bytes((tmp_path / "m.json").as_uri(), None)
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -1074,17 +574,6 @@ def test_what_is_read_first_is_said_first(server: FaultServer, reader: Reader) -
     assert reader.events == [Resolving(url)]  # a manifest's own bytes are no progress
 
 
-@pytest.mark.parametrize("url", ["nothing", "ftp://host/a", "https://"])
-def test_what_is_no_url_is_the_settings_fault(url: str) -> None:
-    """Offline, too: nobody has to be asked to see it."""
-    for offline in (False, True):
-        reader = Reader(offline=offline)
-        with pytest.raises(SettingError):
-            reader.copy(url)
-        with pytest.raises(SettingError):
-            reader.fetcher.read(url, limit=10)
-
-
 @pytest.mark.parametrize(("gained", "forgiven"), [(0, True), (-1, False)])
 def test_a_copy_that_gains_little_is_not_tried_for_ever(
     server: FaultServer, monkeypatch: pytest.MonkeyPatch, gained: int, forgiven: bool
@@ -1104,3 +593,361 @@ def test_a_copy_that_gains_little_is_not_tried_for_ever(
 
 def test_how_long_a_small_file_is_waited_for() -> None:
     assert fetch_module.SMALL_FILE_SECONDS == 120
+
+
+# Which mirror is asked next, and when.
+
+ONE, TWO = "https://one.invalid/a", "https://two.invalid/a"
+PATIENCE = Patience(attempts=3, longest_wait=60.0)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Make every wait its middle, and return the waits of ``both``."""
+    monkeypatch.setattr(random, "uniform", lambda low, high: (low + high) / 2)
+    return []
+
+
+@pytest.fixture
+def both(waits: list[float]) -> Mirrors:
+    return Mirrors("a.tar.zst", [ONE, TWO], PATIENCE, sleep=waits.append)
+
+
+def test_the_first_is_asked_as_long_as_it_does_as_well_as_the_others(both: Mirrors) -> None:
+    first = both.best()
+    assert (first.name, first.failures, first.wait) == (ONE, 0, 0.0)
+    assert (first.ranges, first.validator) == (True, None)
+    both.failed(first, AttemptError("cut"))
+    second = both.best()
+    assert second.name == TWO
+    both.failed(second, AttemptError("cut"))
+    assert both.best() is first
+
+
+def test_what_is_gained_forgives_what_failed(both: Mirrors) -> None:
+    first = both.best()
+    both.failed(first, WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    assert (first.failures, first.wrong) == (1, 1)
+    first.gained()
+    assert (first.failures, first.wrong) == (0, 0)
+    assert both.best() is first
+
+
+def test_it_waits_twice_as_long_each_time_up_to_eight_seconds(waits: list[float]) -> None:
+    one = Mirrors("a", [ONE], Patience(attempts=99), sleep=waits.append)
+    for _ in range(7):
+        one.failed(one.best(), AttemptError("busy"))
+    assert waits == [1.0, 2.0, 4.0, 8.0, 8.0, 8.0]
+
+
+def test_what_the_server_asks_for_is_waited_and_no_more_than_the_longest() -> None:
+    assert backoff(1, 7.0, PATIENCE) == 7.0
+    assert backoff(5, 61.0, PATIENCE) == 60.0
+    assert backoff(5, 0.0, PATIENCE) == 0.0
+
+
+def test_the_wait_is_jittered_by_half() -> None:
+    random.seed(3)
+    found = [backoff(2, None, PATIENCE) for _ in range(400)]
+    assert 1.0 <= min(found) < 1.1
+    assert 2.9 < max(found) <= 3.0
+
+
+@pytest.mark.parametrize(("wait", "fits"), [(95.0, True), (105.0, False)])
+def test_a_wait_that_fits_into_the_time_left_is_made(wait: float, fits: bool) -> None:
+    waited: list[float] = []
+    patience = Patience(deadline=100.0, longest_wait=500.0)
+    mirrors = Mirrors("a", [ONE], patience, sleep=waited.append)
+    mirrors.failed(mirrors.best(), AttemptError("busy", wait=wait))
+    if fits:
+        assert mirrors.best().name == ONE
+    else:
+        with pytest.raises(NetworkError, match="busy"):
+            mirrors.best()
+    assert waited == ([wait] if fits else [])
+
+
+def test_nobody_waits_for_a_mirror_that_has_not_failed(both: Mirrors, waits: list[float]) -> None:
+    both.best().wait = 9.0
+    both.best()
+    assert waits == []
+
+
+def test_a_range_that_did_not_do_is_asked_for_as_a_whole_at_once(both: Mirrors) -> None:
+    first = both.best()
+    first.validator = '"one"'
+    both.failed(first, RangeError("changed"))
+    both.failed(both.best(), AttemptError("cut"))
+    again = both.best()
+    assert again is first
+    assert (again.ranges, again.validator, again.wait) == (False, None, 0.0)
+    assert first.failures == 1
+
+
+def test_wrong_bytes_are_asked_for_once_more_at_once_then_never(both: Mirrors) -> None:
+    first = both.best()
+    both.failed(first, WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    assert (first.ranges, first.wait) == (True, 0.0)
+    both.failed(both.best(), AttemptError("cut"))
+    assert both.best() is first
+    both.failed(first, WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    both.failed(both.best(), AttemptError("cut"))
+    assert both.best().name == TWO
+
+
+def test_a_url_is_given_up_after_as_many_attempts_as_there_is_patience(waits: list[float]) -> None:
+    one = Mirrors("a", [ONE], PATIENCE, sleep=waits.append)
+    for _ in range(PATIENCE.attempts):
+        one.failed(one.best(), AttemptError("cut"))
+    with pytest.raises(NetworkError, match=r"^a cannot be fetched: https://one\.invalid/a: cut$"):
+        one.best()  # the same reason once
+
+
+@pytest.mark.parametrize(("second", "missing"), [(True, True), (False, False)])
+def test_none_is_left(both: Mirrors, second: bool, missing: bool) -> None:
+    """It is missing only where every URL says so."""
+    both.failed(both.best(), AttemptError("404 Not Found", final=True, missing=True))
+    both.failed(both.best(), AttemptError("no", final=True, missing=second))
+    with pytest.raises(NetworkError) as caught:
+        both.best()
+    error = caught.value
+    assert error.code == "UNREACHABLE"
+    assert error.message == f"a.tar.zst cannot be fetched: {ONE}: 404 Not Found; {TWO}: no"
+    assert error.missing is missing
+    assert error.hint.startswith("is the address right")
+
+
+@pytest.mark.parametrize("url", ["foo", TWO])
+def test_a_file_is_not_missing_where_one_url_was_not_asked_to_the_end(url: str) -> None:
+    mirrors = Mirrors("a", [ONE, url], Patience(deadline=5.0))
+    mirrors.failed(mirrors.best(), AttemptError("404", final=True, missing=True))
+    if url == TWO:
+        mirrors.failed(mirrors.best(), AttemptError("busy", wait=50.0))
+    with pytest.raises(NetworkError) as caught:
+        mirrors.best()
+    assert not caught.value.missing
+
+
+def test_wrong_bytes_win_over_what_the_others_failed_of(both: Mirrors) -> None:
+    first = both.best()
+    for _ in range(2):
+        both.failed(first, WrongBytesError("NOT_THE_FILE", "a login page"))
+    both.failed(both.best(), AttemptError("no", final=True))
+    with pytest.raises(IntegrityError) as caught:
+        both.best()
+    error = caught.value
+    assert error.code == "NOT_THE_FILE"
+    assert error.message == f"a.tar.zst is not what was published: {ONE}: a login page; {TWO}: no"
+    assert "open the URL in a browser" in error.hint
+
+
+def test_wrong_bytes_once_are_the_networks_fault(both: Mirrors) -> None:
+    both.failed(both.best(), WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    for _ in range(2):
+        both.failed(both.best(), AttemptError("no", final=True))
+    with pytest.raises(NetworkError):
+        both.best()
+
+
+# Mirrors that cannot be asked are passed over, and no secret is shown.
+
+IMPOSSIBLE = [
+    "http://[::1",
+    "https://[evil]/x",
+    "https://[::1%eth0]:x/",
+    "https://ex\u2100mple.org/x",  # NFKC makes a/c of one character of it
+    "https://example.org\uff0f@evil.example/x",
+    "https://\uff0e\uff0e/x",
+    "https://\ud800/x",
+    "https://a" + "a" * 70 + ".invalid/x",
+    "https:///x",
+    "hf://o/r/../../api/whoami-v2",
+    "file:///a%00b",
+    " https://example.org/x",
+    "",
+]
+
+
+@pytest.mark.parametrize("url", IMPOSSIBLE)
+def test_a_mirror_that_cannot_be_asked_is_passed_over(
+    server: FaultServer, reader: Reader, url: str
+) -> None:
+    assert reader.fetch(url, server.put("/a", DATA)) == DATA
+    refused(NetworkError, "UNREACHABLE", reader, url)
+    assert reader.sleeps == []
+
+
+@pytest.mark.parametrize("url", IMPOSSIBLE)
+def test_a_manifest_with_a_mirror_that_cannot_be_asked_is_used_all_the_same(
+    server: FaultServer, reader: Reader, url: str
+) -> None:
+    from tests.rigs import archives
+
+    packed, artifact = archives.release()
+    mirrored = msgspec.structs.replace(artifact, urls=(url, "good"))
+    server.put("/good", packed)
+    urls = mirrored.resolved_urls(f"{server.url}/manifest.json")
+    whole = wanted(packed, artifact.chunk_size, format=artifact.format)
+    assert b"".join(reader.fetcher.chunks(whole, urls)) == packed
+
+
+@pytest.mark.parametrize("fault", [faults.status(404), faults.flipped(0), faults.endless])
+def test_the_query_of_a_signed_url_is_never_shown(server: FaultServer, fault: Any) -> None:
+    server.put("/a", DATA)
+    server.fail("/a", fault, always=True)
+    reader, url = Reader(), f"{server.url}/a?X-Signature=s3cret#s3cret"
+    told = [*errors(reader, url), *errors(Reader(offline=True), url)]
+    assert all(f"{server.url}/a?" in text or "a.tar.gz" in text for text in told)
+    assert "s3cret" not in "".join(told) + repr(reader.events)
+
+
+def errors(reader: Reader, url: str) -> Iterator[str]:
+    """Yield the error of each way to read a URL."""
+    for read in (
+        reader.fetch,
+        partial(reader.copy, limit=1000),
+        partial(reader.fetcher.manifest_bytes, sha256="0" * 64),
+    ):
+        with pytest.raises(LoaderError) as caught:
+            read(url)
+        yield f"{caught.value} {caught.value.message} {caught.value.hint}"
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "hf://hf_s3cret@huggingface.co/o/r/m.json",
+        "hf://user:hf_s3cret@o/r/m.json",
+        "hf://o/r/m.json?token=hf_s3cret",
+        "https://hf_s3cret@example.invalid/m.json",
+        "HTTPS://user:hf_s3cret@example.invalid/m.json",
+        "https://example.invalid/a b?hf_s3cret",
+        "//hf_s3cret@example.invalid/m.json",
+    ],
+)
+def test_a_secret_in_a_url_that_is_refused_is_never_shown(url: str) -> None:
+    for offline in (True, False):
+        reader = Reader(offline=offline, patience=Patience(connect=0.1, headers=0.1, attempts=1))
+        assert "s3cret" not in "".join(errors(reader, url)) + repr(reader.events)
+
+
+# Chunks.
+
+BEGINNINGS = {"tar.gz": b"\x1f\x8b", "tar.xz": b"\xfd7zXZ\x00", "tar.zst": b"\x28\xb5\x2f\xfd"}
+
+
+def small(form: str = "", count: int = 3, last: int = 7, size: int = 1000) -> tuple[bytes, Wanted]:
+    noise = random.Random(form).randbytes((count - 1) * size + last)
+    data = (BEGINNINGS.get(form, b"") + noise)[: len(noise)]
+    return data, wanted(data, size, format=form)
+
+
+def body(data: bytes, asked: list[int] | None = None, at_most: int = 1 << 30) -> Body:
+    def read(size: int) -> bytes:
+        nonlocal data
+        assert size > 0
+        if asked is not None:
+            asked.append(size)
+        piece, data = data[: min(size, at_most)], data[min(size, at_most) :]
+        return piece
+
+    return Body(0, None, None, read)
+
+
+@pytest.mark.parametrize("at_most", [1, 999, 1000, 1 << 30])
+def test_chunks_are_read_one_after_another_and_not_a_byte_further(at_most: int) -> None:
+    data, whole = small()
+    stands = body(data + b"more", at_most=at_most)
+    assert b"".join(fetch_module._read_chunk(stands, whole, at) for at in range(3)) == data
+    assert stands.read(10)[:1] == b"m"
+
+
+def test_a_large_chunk_is_asked_for_in_pieces() -> None:
+    piece = fetch_module.PIECE
+    data, whole = small(count=1, last=2 * piece + 5, size=4 * piece)
+    asked: list[int] = []
+    assert fetch_module._read_chunk(body(data, asked), whole, 0) == data
+    assert asked == [piece, piece, 5]
+
+
+def test_other_bytes_are_wrong_and_say_where() -> None:
+    with pytest.raises(WrongBytesError, match="the 7 bytes from 2000 on are wrong") as caught:
+        fetch_module._read_chunk(body(b"x" * 7), small()[1], 2)
+    assert caught.value.code == "CHUNK_MISMATCH"
+
+
+@pytest.mark.parametrize("form", ["", *BEGINNINGS])
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("length", [0, 500])
+def test_a_body_that_ends_early_was_cut(form: str, index: int, length: int) -> None:
+    data, whole = small(form)
+    start = index * 1000
+    said = f"ended after {start + length} of 2007 bytes"
+    with pytest.raises(AttemptError, match=said) as caught:
+        fetch_module._read_chunk(body(data[start : start + length]), whole, index)
+    assert not isinstance(caught.value, WrongBytesError)
+
+
+@pytest.mark.parametrize("form", list(BEGINNINGS))
+def test_a_short_body_that_begins_otherwise_is_another_file(form: str) -> None:
+    with pytest.raises(WrongBytesError, match=f"12 bytes that are no {form} came") as caught:
+        fetch_module._read_chunk(body(b"<html>login>"), small(form)[1], 0)
+    assert caught.value.code == "NOT_THE_FILE"
+
+
+def test_a_short_body_further_on_may_begin_as_it_likes() -> None:
+    with pytest.raises(AttemptError, match="ended after 1006") as caught:
+        fetch_module._read_chunk(body(b"<html>"), small("tar.zst")[1], 1)
+    assert not isinstance(caught.value, WrongBytesError)
+
+
+@pytest.mark.parametrize("at_most", [3, 1 << 30])
+def test_what_is_here_already_is_read_over(at_most: int) -> None:
+    stands = body(b"0123456789abcdef", at_most=at_most)
+    fetch_module._skip(stands, 10)
+    assert stands.read(3) == b"abc"
+    fetch_module._skip(stands, 0)
+    assert stands.read(3) == b"def"
+
+
+def test_a_body_that_ends_before_what_is_here() -> None:
+    with pytest.raises(AttemptError, match="ended before what is here already"):
+        fetch_module._skip(body(b"abc"), 4)
+
+
+# Copies.
+
+
+def test_a_copy_tells_how_far_it_is(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA)
+    assert reader.copy(url) == DATA
+    told = [event for event in reader.events if isinstance(event, Downloading)]
+    assert {(event.name, event.total) for event in told} == {(url, len(DATA))}
+    done = [event.done for event in told]
+    assert done == sorted(set(done))
+    assert done[-1] == len(DATA)
+
+
+@pytest.mark.parametrize("total", [len(DATA) + 1, len(DATA) - 1])
+def test_a_part_of_a_file_of_another_size_is_not_taken(
+    server: FaultServer, reader: Reader, total: int
+) -> None:
+    """Its server gives both files one name, although their sizes differ."""
+    url = server.put("/a", DATA, etag='"one"')
+    other = (OTHER + b"x")[:total]
+
+    def cut_and_changed(answer: faults.Answer) -> None:
+        faults.cut(300_000)(answer)
+        answer.file.data = other
+
+    server.fail("/a", cut_and_changed)
+    assert reader.copy(url) == other
+    assert ranges(server) == [None, "bytes=300000-", None]
+
+
+def test_a_copy_replaces_what_its_target_held(server: FaultServer, tmp_path: Path) -> None:
+    with (tmp_path / "target").open("w+b") as target:
+        target.write(bytes(2 * len(DATA)))
+        Reader().fetcher.copy(server.put("/a", DATA), target, limit=len(DATA))
+        target.seek(0)
+        assert target.read() == DATA

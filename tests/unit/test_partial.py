@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from llama_loader import partial
-from llama_loader.chunks import Wanted
 from llama_loader.events import Event, Note
-from llama_loader.partial import Partial
+from llama_loader.partial import Partial, Wanted
 
 SIZE, COUNT = 1000, 4
 DATA = random.Random(11).randbytes(SIZE * (COUNT - 1) + 17)
@@ -64,6 +63,19 @@ def test_each_chunk_has_its_place_in_any_order_and_the_next_process_finds_them(
     assert the_file(folder).read_bytes() == DATA.replace(PARTS[1], bytes(SIZE))
     with Partial(folder, WANTED) as here:
         assert [here.get(at) for at in range(COUNT)] == [PARTS[0], None, PARTS[2], PARTS[3]]
+
+
+def test_where_chunks_begin_and_how_long_they_are() -> None:
+    assert WANTED.last == COUNT - 1
+    assert [WANTED.start(at) for at in range(COUNT)] == [0, 1000, 2000, 3000]
+    assert [WANTED.length(at) for at in range(COUNT)] == [1000, 1000, 1000, 17]
+
+
+def test_a_chunk_is_right_in_its_own_place_only() -> None:
+    assert WANTED.is_right(1, PARTS[1])
+    assert WANTED.is_right(1, bytearray(PARTS[1]))
+    assert not WANTED.is_right(0, PARTS[1])
+    assert not WANTED.is_right(1, PARTS[1][:-1])
 
 
 def test_it_is_let_go_of_at_the_end(folder: Path) -> None:
@@ -182,33 +194,58 @@ def test_a_disk_that_does_not_read_has_nothing(
 
 
 @pytest.mark.parametrize(("age", "stays"), [(0.99, True), (1.01, False)])
-@pytest.mark.parametrize("kind", ["file", "folder"])
-def test_what_nobody_went_on_with_is_swept(
-    folder: Path, age: float, stays: bool, kind: str
-) -> None:
+def test_what_nobody_went_on_with_is_swept(folder: Path, age: float, stays: bool) -> None:
     folder.mkdir()
-    left = folder / "left"
-    if kind == "folder":
-        left.mkdir()
-        (left / "inside").write_bytes(b"x")
-    else:
-        left.write_bytes(b"x")
-    then = time.time() - age * partial.STALE_SECONDS
-    for path in (*left.glob("*"), left):
-        os.utime(path, (then, then))
+    left = folder / ("0" * 64)
+    left.write_bytes(b"x")
+    old(left, age)
     partial.sweep(folder)
     assert left.exists() is stays
+
+
+@pytest.mark.parametrize("name", ["thesis.odt", "0" * 63, "0" * 65, "G" * 64, "0" * 64 + "~"])
+def test_what_the_loader_did_not_name_is_not_swept(folder: Path, name: str) -> None:
+    folder.mkdir()
+    left = folder / name
+    left.write_bytes(b"precious")
+    old(left, 99)
+    partial.sweep(folder)
+    assert left.read_bytes() == b"precious"
+
+
+def test_a_folder_is_not_swept(folder: Path) -> None:
+    left = folder / ("0" * 64)
+    left.mkdir(parents=True)
+    (left / "inside").write_bytes(b"precious")
+    old(left, 99)
+    partial.sweep(folder)
+    assert (left / "inside").read_bytes() == b"precious"
 
 
 def test_a_link_is_swept_itself_and_what_it_names_stays(folder: Path, tmp_path: Path) -> None:
     folder.mkdir()
     (tmp_path / "precious").mkdir()
-    link = folder / "link"
+    link = folder / ("0" * 64)
     link.symlink_to(tmp_path / "precious")
     os.utime(link, (1, 1), follow_symlinks=False)
     partial.sweep(folder)
     assert not link.is_symlink()
     assert (tmp_path / "precious").is_dir()
+
+
+def test_a_folder_that_is_a_link_is_not_swept(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    left = tmp_path / "elsewhere" / ("0" * 64)
+    left.write_bytes(b"precious")
+    old(left, 99)
+    folder.symlink_to(tmp_path / "elsewhere")
+    partial.sweep(folder)
+    assert left.read_bytes() == b"precious"
+
+
+def old(path: Path, age: float) -> None:
+    then = time.time() - age * partial.STALE_SECONDS
+    os.utime(path, (then, then))
 
 
 def test_nothing_to_sweep(folder: Path) -> None:

@@ -1,28 +1,28 @@
-"""Nothing is fetched twice: other processes, other mirrors, several connections at once."""
+"""Nothing is fetched twice, by this process or the next one, from this mirror or another."""
 
 from __future__ import annotations
 
 import hashlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from threading import Barrier, Thread
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llama_loader import partial
-from llama_loader.chunks import Wanted
 from llama_loader.errors import IntegrityError, NetworkError
 from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import Partial
-from llama_loader.patience import Patience
+from llama_loader.partial import Partial, Wanted
 from llama_loader.store import Store
-from llama_loader.together import Pace, Together
+from llama_loader.transport import Patience
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, Entry, compress, tar
@@ -39,7 +39,6 @@ WANTED = Wanted(
     ARTIFACT.name, ARTIFACT.size, ARTIFACT.sha256, CHUNK, ARTIFACT.chunks, ARTIFACT.format
 )
 PATIENCE = Patience(connect=2, silence=2, window=1, deadline=60)
-EAGER = Pace(slow=1e9, left=0.0, window=0.2)
 
 
 @pytest.fixture
@@ -180,14 +179,17 @@ def test_an_archive_that_lies_is_not_kept(server: FaultServer, tmp_path: Path) -
 
 
 def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) -> None:
+    url = server.put("/a", PACKED)
+    install(tmp_path, url)
     folder = tmp_path / "partial"
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     old, new = folder / ("0" * 64), folder / ("1" * 64)
     for path in (old, new):
         path.write_bytes(b"x")
     then = time.time() - partial.STALE_SECONDS - 60
     os.utime(old, (then, then))
-    install(tmp_path, server.put("/a", PACKED))
+    shutil.rmtree(tmp_path / "runtimes" / ARTIFACT.sha256)
+    install(tmp_path, url)
     assert list(folder.iterdir()) == [new]
 
 
@@ -200,103 +202,101 @@ def test_a_chunk_that_is_damaged_on_the_disk_meanwhile_is_not_handed_over(tmp_pa
         assert not here.has(0)
 
 
-# several connections
+COUNT = len(WANTED.chunks)
+LAST = COUNT - 1
 
 
-def fetched(tmp_path: Path, *urls: str, pace: Pace = EAGER, **options: Any) -> tuple[bytes, float]:
-    fetcher = Fetcher(
-        # the server needs a moment to see that a connection was given up
-        sleep=lambda seconds: time.sleep(min(seconds, 0.3)),
-        patience=PATIENCE,
-        pace=pace,
-        **options,
-    )
-    began = time.monotonic()
-    with Partial(tmp_path / "partial", WANTED) as here:
-        with closing(fetcher.chunks(WANTED, urls, here)) as chunks:
-            data = b"".join(chunks)
-        here.discard()
-    return data, time.monotonic() - began
-
-
-def test_several_connections_are_faster_where_each_is_slow(
-    server: FaultServer, tmp_path: Path
-) -> None:
-    url = server.put("/a", PACKED)
-    server.fail("/a", faults.shaped(300_000), always=True)
-    data, alone = fetched(tmp_path, url, pace=Pace(most=1))
-    assert data == PACKED
-    assert len(server.requests) == 1
-    data, together = fetched(tmp_path, url)
-    assert data == PACKED
-    assert together < alone / 1.6, (alone, together)
-    again = server.sent("/a") - 2 * len(PACKED)
-    assert again <= 2 * CHUNK  # what was on its way when the first connection was given up
-
-
-def test_never_more_than_four_connections(server: FaultServer, tmp_path: Path) -> None:
-    url = server.put("/a", PACKED)
-    server.fail("/a", faults.shaped(100_000, most=4), always=True)
-    data, _ = fetched(tmp_path, url)
-    assert data == PACKED  # a fifth would be a 503
-
-
-def test_a_fast_connection_stays_alone(server: FaultServer, tmp_path: Path) -> None:
-    url = server.put("/a", PACKED)
-    server.fail("/a", faults.shaped(20_000_000), always=True)
-    assert fetched(tmp_path, url, pace=Pace())[0] == PACKED
-    assert len(server.requests) == 1
+def fetched(tmp_path: Path, *urls: str, here: tuple[int, ...] = ()) -> list[int]:
+    """Fetch what is not here; return the chunks that were kept at the end."""
+    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
+    with Partial(tmp_path / "partial", WANTED) as found:
+        for at in here:
+            found.keep(at, PACKED[at * CHUNK : (at + 1) * CHUNK])
+        with closing(fetcher.chunks(WANTED, urls, found)) as chunks:
+            assert b"".join(chunks) == PACKED
+        return [at for at in range(COUNT) if found.has(at)]
 
 
 @pytest.mark.parametrize(
-    ("fault", "least"),
+    ("here", "asked"),
     [
-        (faults.shaped(2_000_000, ranges=False), 2),
-        (faults.shaped(2_000_000, most=1), 2),
+        ((), [None]),
+        ((0,), [f"bytes={CHUNK}-"]),
+        ((2,), [f"bytes=0-{2 * CHUNK - 1}", f"bytes={3 * CHUNK}-"]),
+        ((1, 2), [f"bytes=0-{CHUNK - 1}", f"bytes={3 * CHUNK}-"]),
+        ((LAST,), [f"bytes=0-{LAST * CHUNK - 1}"]),
+        ((0, LAST), [f"bytes={CHUNK}-{LAST * CHUNK - 1}"]),
+        (tuple(range(COUNT)), []),
     ],
-    ids=["ignores ranges", "one connection only"],
 )
-def test_a_server_that_does_not_want_it_is_asked_as_before(
-    server: FaultServer, tmp_path: Path, fault: faults.Fault, least: int
+def test_only_what_is_not_here_is_asked_for(
+    server: FaultServer, tmp_path: Path, here: tuple[int, ...], asked: list[str | None]
 ) -> None:
     url = server.put("/a", PACKED)
-    server.fail("/a", fault, always=True)
-    data, _ = fetched(tmp_path, url)
-    assert data == PACKED
-    assert len(server.requests) >= least
+    assert fetched(tmp_path, url, here=here) == list(range(COUNT))
+    assert ranges(server, "/a") == asked
+    missing = [at for at in range(COUNT) if at not in here]
+    assert server.sent("/a") == sum(WANTED.length(at) for at in missing)
 
 
-def test_wrong_bytes_over_several_connections_are_refused(
-    server: FaultServer, tmp_path: Path
+def test_what_lies_on_this_machine_is_not_kept_once_more(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(PACKED)
+    assert fetched(tmp_path, (tmp_path / "a").as_uri()) == []
+
+
+@pytest.mark.parametrize("says", [True, False])
+def test_of_a_file_that_is_longer_only_right_chunks_are_kept(
+    server: FaultServer, tmp_path: Path, says: bool
 ) -> None:
-    def wrong(answer: faults.Answer) -> None:
-        data = bytearray(answer.data)
-        data[5 * CHUNK] ^= 1
-        answer.data = bytes(data)
-        faults.shaped(3_000_000)(answer)
-
-    url, good = server.put("/a", PACKED), server.put("/good", PACKED)
-    server.fail("/a", wrong, always=True)
-    assert fetched(tmp_path, url, good)[0] == PACKED
+    url = server.put("/a", PACKED)
+    server.fail("/a", faults.body(PACKED + b"x", chunked=not says), always=True)
     with pytest.raises(IntegrityError) as caught:
         fetched(tmp_path, url)
+    assert caught.value.code == "FILE_TOO_LARGE"
+    assert kept(tmp_path) == ([] if says else list(range(LAST)))
+
+
+def test_wrong_bytes_in_the_middle_cost_one_chunk(server: FaultServer, tmp_path: Path) -> None:
+    bad, good = server.put("/bad", PACKED), server.put("/good", PACKED)
+    server.fail("/bad", faults.flipped(5 * CHUNK), always=True)
+    assert fetched(tmp_path, bad, good) == list(range(COUNT))
+    assert ranges(server, "/bad") == [None]
+    assert ranges(server, "/good") == [f"bytes={5 * CHUNK}-"]
+    Partial(tmp_path / "partial", WANTED).discard()
+    with pytest.raises(IntegrityError) as caught:
+        fetched(tmp_path, bad)
     assert caught.value.code == "CHUNK_MISMATCH"
+    assert kept(tmp_path) == [0, 1, 2, 3, 4]
 
 
-def test_an_error_of_any_kind_in_a_worker_is_the_readers(tmp_path: Path) -> None:
-    """Nobody waits for chunks that no worker will bring."""
+@pytest.mark.parametrize("sha256", [None, hashlib.sha256(PACKED).hexdigest()])
+def test_two_who_fetch_one_archive_do_not_meet(
+    server: FaultServer, tmp_path: Path, sha256: str | None
+) -> None:
+    """Each resumes its own file after its own cut, and no file has a name meanwhile."""
+    url = server.put("/a", PACKED, etag='"one"')
+    cuts = [faults.cut(5 * CHUNK), faults.cut(7 * CHUNK)]
+    server.fail("/a", *cuts)
+    both, found = Barrier(2), []
 
-    def breaks(index: int) -> bytes:
-        raise OverflowError(index)
+    def one() -> None:
+        fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
+        both.wait()
+        found.append(Store(tmp_path).install_archive(url, sha256, fetcher).sha256)
 
-    with Partial(tmp_path / "partial", WANTED) as here:
-        together = Together(breaks, here, iter(range(4)), EAGER)
-        with pytest.raises(OverflowError):
-            next(iter(together.chunks(0, 4)))
+    threads = [Thread(target=one) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [hashlib.sha256(PACKED).hexdigest()] * 2
+    resumed = sorted(map(str, ranges(server, "/a")))
+    assert resumed == ["None", "None", f"bytes={5 * CHUNK}-", f"bytes={7 * CHUNK}-"]
+    assert not any((tmp_path / "partial").glob("*"))
 
 
 def test_a_reader_who_leaves_leaves_no_worker_behind(server: FaultServer, tmp_path: Path) -> None:
-    """The interpreter ends at once, although connections are open and slow."""
+    """The interpreter ends at once, although another thread fetches from a slow server."""
     url = server.put("/a", PACKED)
     server.fail("/a", faults.shaped(50_000), always=True)
     program = f"""
@@ -306,9 +306,9 @@ from contextlib import closing
 from pathlib import Path
 from tests.unit import test_resume as here
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import Partial
+from llama_loader.partial import Partial, Wanted
 with Partial(Path({str(tmp_path)!r}), here.WANTED) as kept:
-    with closing(Fetcher(pace=here.EAGER).chunks(here.WANTED, [{url!r}], kept)) as chunks:
+    with closing(Fetcher().chunks(here.WANTED, [{url!r}], kept, ahead=1)) as chunks:
         next(chunks), next(chunks)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)

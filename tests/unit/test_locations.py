@@ -1,0 +1,221 @@
+"""Which URLs the loader reads from, where they lead, and what of them may be shown."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from llama_loader import locations
+from llama_loader.errors import SettingError
+from tests.rigs.downloads import Reader
+
+
+@pytest.fixture
+def reader() -> Reader:
+    return Reader()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "foo",
+        "",
+        "http://example.com/manifest.json",
+        "http://127.0.0.1.example.com/x",
+        "http://localhost@example.com/x",
+        "ftp://example.com/m",
+        "https://",
+        "https:///m.json",
+        "file://host/m.json",
+        "file://",
+        "file:///a%00b",
+        "hf://owner",
+        "hf://owner/name",
+        "hf://owner/name@/x",
+        "hf://owner/name/x?y",
+        "https://user:secret@example.com/m",
+        "http://[::1/",
+        "https://example.com:99999/",
+        "https://example.com:zero/",
+        "https://example.com/\n",
+        "javascript:alert(1)",
+        "data:,x",
+    ],
+)
+def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, reader: Reader) -> None:
+    for read in (partial(reader.fetcher.manifest_bytes, sha256=None), reader.copy):
+        with pytest.raises(SettingError) as caught:
+            read(url)
+        assert caught.value.exit_status == 2
+        assert "hf://OWNER/REPO" in caught.value.hint
+        assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("https://example.com/m.json", locations.Web("https://example.com/m.json")),
+        ("http://localhost:1/m", locations.Web("http://localhost:1/m")),
+        ("http://[::1]:1/m", locations.Web("http://[::1]:1/m")),
+        ("HTTPS://Example.com/m.json", locations.Web("HTTPS://Example.com/m.json")),
+        ("file:///a%20b", locations.Local(Path("/a b"))),
+        ("FILE://localhost/a", locations.Local(Path("/a"))),
+        ("hf://o/n/m.json", locations.Web("https://huggingface.co/o/n/resolve/main/m.json")),
+        (
+            "hf://o/n@v/1.0/d/m %.json".replace("@v/", "@v%2F"),
+            locations.Web("https://huggingface.co/o/n/resolve/v%252F1.0/d/m%20%25.json"),
+        ),
+        ("hf://_o/n.1/a...b", locations.Web("https://huggingface.co/_o/n.1/resolve/main/a...b")),
+    ],
+)
+def test_kinds_of_url(url: str, place: object) -> None:
+    assert locations.resolve(url) == place
+
+
+def test_the_token_is_for_the_hub_alone() -> None:
+    def token(url: str) -> str | None:
+        place = locations.resolve(url, endpoint="https://hub.example/", token="hf_secret")
+        assert isinstance(place, locations.Web)
+        assert "hf_secret" not in repr(place)
+        return place.token
+
+    assert token("hf://o/n/m.json") == "hf_secret"
+    assert token("https://hub.example/o/n/resolve/main/m.json") is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "../../api/whoami-v2",
+        "./m.json",
+        "a/../m.json",
+        "a//m.json",
+        "m.json/",
+        "%2e%2e/%2e%2e/api/whoami-v2",
+        "%2E./m.json",
+        "..%2f..%2fapi",
+        "%252e%252e/api",
+        "a%5c..%5cb",
+        "..\\..\\api",
+    ],
+)
+@pytest.mark.parametrize("start", ["hf://o/n/", "hf://o/n@main/"])
+def test_a_path_on_the_hub_cannot_lead_elsewhere(start: str, path: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        locations.resolve(start + path, token="hf_secret")
+    assert caught.value.code == "URL_REFUSED"
+
+
+@pytest.mark.parametrize(
+    "url", ["hf://o/../x", "hf://o/n@../x", "hf://o/n@%2e%2e/x", "hf://../n/x"]
+)
+def test_neither_repository_nor_revision_can_lead_elsewhere(url: str) -> None:
+    with pytest.raises(SettingError):
+        locations.resolve(url, token="hf_secret")
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        "http://hub.example",
+        "HTTP://hub.example",
+        "http://127.0.0.1.hub.example",
+        "http://127.1",
+        "http://2130706433",
+        "http://0x7f.0.0.1",
+        "http://[::ffff:127.0.0.1]",
+        "http://localhost.hub.example",
+        "https://hub.example?x=",
+        "https://hub.example#",
+        "https://me:hf_secret@hub.example",
+        "hub.example",
+    ],
+)
+def test_an_endpoint_that_is_neither_https_nor_a_loopback_address_is_refused(endpoint: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        locations.resolve("hf://o/n/x", endpoint=endpoint, token="hf_secret")
+    assert caught.value.code == "ENDPOINT_REFUSED"
+    assert "hf_secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("token", ["", "two words", "line\n", "caf\u00e9", "\u6f22", "nul\0"])
+def test_a_token_that_no_header_can_carry_is_a_setting_and_never_shown(token: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        locations.resolve("hf://o/n/x", token=token)
+    assert caught.value.code == "TOKEN_REFUSED"
+    assert not token or token not in str(caught.value) + caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("127.0.0.1", True),
+        ("127.255.255.254", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("128.0.0.1", False),
+        ("::", False),
+        ("::2", False),
+        ("::ffff:127.0.0.1", False),
+        ("localhost", False),
+        ("", False),
+    ],
+)
+def test_loopback_is_an_address(address: str, expected: bool) -> None:
+    assert locations.is_loopback(address) is expected
+
+
+@pytest.mark.parametrize(
+    ("url", "location", "leads"),
+    [
+        ("https://a.example/d/x", "y?z", "https://a.example/d/y?z"),
+        ("https://a.example/x", "HTTPS://b.example/y", "https://b.example/y"),
+        ("http://127.0.0.1:1/x", "http://[::1]:2/y", "http://[::1]:2/y"),
+        ("http://127.0.0.1:1/x", "https://b.example/y", "https://b.example/y"),
+        ("HTTPS://a.example/x", "http://127.0.0.1/y", None),
+        ("hTTps://a.example/x", "hTTp://localhost/y", None),
+        ("HTTPS://a.example/x", "http:/y", None),
+        ("https://a.example/x", " http://127.0.0.1/y", None),
+        ("https://a.example/x", "ht\ttp://127.0.0.1/y", None),
+        ("https://a.example/x", "http:\\\\127.0.0.1/y", None),
+        ("https://a.example/x", "", None),
+    ],
+)
+def test_where_a_redirect_leads(url: str, location: str, leads: str | None) -> None:
+    assert locations.redirected(url, location) == leads
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://a.example/x", "https://a.example/x"),
+        ("https://a.example/x?s3cret", "https://a.example/x?…"),
+        ("https://a.example/x y#s3cret", "https://a.example/x y#…"),
+        ("https://me:s3cret@a.example/x?s3cret", "…@a.example/x?…"),
+        ("hf://o/n@v1/x", "hf://o/n@v1/x"),
+        ("hf://s3cret@o/n/x", "…@o/n/x"),
+        ("hf://s3cret@o/n@v1/x?s3cret", "…@v1/x?…"),
+        ("file:///a/b", "file:///a/b"),
+    ],
+)
+def test_a_url_is_shown_without_what_may_be_a_secret(url: str, shown: str) -> None:
+    assert locations.shown(url) == shown
+
+
+@pytest.mark.parametrize("url", ["hf://o/n--bad..name/x", "hf://o/-n/x"])
+def test_a_repository_that_cannot_be(url: str) -> None:
+    with pytest.raises(SettingError):
+        Reader().copy(url)
+
+
+@pytest.mark.parametrize("url", ["nothing", "ftp://host/a", "https://"])
+def test_what_is_no_url_is_the_settings_fault(url: str) -> None:
+    """Offline, too: nobody has to be asked to see it."""
+    for offline in (False, True):
+        reader = Reader(offline=offline)
+        with pytest.raises(SettingError):
+            reader.copy(url)
+        with pytest.raises(SettingError):
+            reader.fetcher.read(url, limit=10)
