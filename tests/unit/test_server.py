@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import signal
@@ -910,6 +911,13 @@ def test_only_the_servers_own_report_counts(stamp: str, tmp_path: Path) -> None:
         log.finish(10)
     assert log.report() == server_log.LoadReport(0, 31, {"CPU_Mapped": int(92.1 * 1024**2)})
     assert log.tail()[-1] == "the last one"
+
+
+def test_the_middle_of_a_long_line_is_not_taken_for_a_line(tmp_path: Path) -> None:
+    line = b"x" * 65536 + FORGED.encode().ljust(65536) + b"\n"
+    log = server_log.ServerLog(io.BytesIO(line), tmp_path / "log")
+    log.finish(10)
+    assert log.report() == server_log.LoadReport(None, None, {})
 
 
 # --- the real llama-server -----------------------------------------------------------------
