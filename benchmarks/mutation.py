@@ -45,7 +45,7 @@ LOADER: Final = ROOT / "spaces" / "llama_loader"
 UNIT: Final = ROOT / "tests" / "unit"
 ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "manifest": {"manifest": ("manifest", "strict_json")},
-    "trust": {"trust": ("trust", "channel"), "channel": ("channel", "trust")},
+    "trust": {"trust": ("trust",)},
     "unpack": {"unpack": ("unpack",), "tarball": ("unpack",), "decompress": ("unpack",)},
     "store": {
         "store": ("store", "generations", "resume"),

@@ -93,6 +93,7 @@ def gate(
         "channel": "e.g. stable",
         "days": "until it expires",
         "serial": "the lowest to give, where the place has lost those that it gave before",
+        "project": "OWNER/REPO that the signature names; the place's own if not given",
     }
 )
 @verb
@@ -104,6 +105,7 @@ def promote(
     key: str | None = None,
     days: str = "90",
     serial: str = "1",
+    project: str | None = None,
 ) -> None:
     """Make a published release a channel's present one: a signed manifest with the next serial."""
     from farm import trust
@@ -113,12 +115,22 @@ def promote(
     wanted = destination.require_name("channel", channel)
     lasting, lowest = show.days("--days", days), show.positive("--serial", serial) or 1
     place, signer = places.parse(to), trust.signer(_path(key))
+    named = destination.project(project)
     promotion.require_gate(place, name, show_published.check)
-    done = channels.promote(place, name, wanted, signer, days=lasting, at_least=lowest)
+    done = channels.promote(
+        place, name, wanted, signer, days=lasting, at_least=lowest, project=named
+    )
     show_published.promotion(done)
 
 
-@task(help={"channel": "e.g. stable", "to": "where it is", "key": "the file with the signing key"})
+@task(
+    help={
+        "channel": "e.g. stable",
+        "to": "where it is",
+        "key": "the file with the signing key",
+        "project": "OWNER/REPO that the signature names; the place's own if not given",
+    }
+)
 @verb
 def rollback(
     _: Context,
@@ -126,6 +138,7 @@ def rollback(
     to: str | None = None,
     key: str | None = None,
     days: str = "90",
+    project: str | None = None,
 ) -> None:
     """Make the release before a channel's present one current again, with a higher serial."""
     from farm import trust
@@ -134,7 +147,9 @@ def rollback(
     wanted = destination.require_name("channel", channel)
     place = places.parse(to)
     lasting, signer = show.days("--days", days), trust.signer(_path(key))
-    show_published.promotion(channels.rollback(place, wanted, signer, days=lasting))
+    named = destination.project(project)
+    done = channels.rollback(place, wanted, signer, days=lasting, project=named)
+    show_published.promotion(done)
 
 
 @task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
@@ -156,6 +171,7 @@ def keygen(_: Context, out: str = "farm-signing.key") -> None:
         "release": "the release there to pin",
         "channel": "the channel there to follow, instead of --release",
         "public_key": "for --channel: the key that must have signed it (RW…)",
+        "project": "for --channel: OWNER/REPO that it is signed for; the place's own if not given",
     },
 )
 @verb
@@ -166,6 +182,7 @@ def pin_space(
     release: str | None = None,
     channel: str | None = None,
     public_key: str | None = None,
+    project: str | None = None,
 ) -> None:
     """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
     from farm import trust
@@ -180,7 +197,8 @@ def pin_space(
     else:
         name = destination.require_name("channel", channel)
         key = trust.require_public(show.text("--public-key", public_key))
-        pin = pins_of.channel(places.parse(to), name, key)
+        named = destination.project(project)
+        pin = pins_of.channel(places.parse(to), name, key, named)
     pins_of.write(pin)
     show_published.pin(pin)
 

@@ -108,21 +108,23 @@ def signer(file: Path | None) -> Signer:
     return Signer(key)
 
 
-def require_signed(content: bytes, signature: bytes, public_key: str, *, what: str) -> None:
-    """Check a signature.
+def require_signed(content: bytes, signature: bytes, public_key: str, *, what: str) -> str:
+    """Check a signature; return its trusted comment, which is signed, too.
 
     Raises:
         PublishError: ``SIGNED_BY_ANOTHER_KEY``: it is not that key's, or of other bytes.
     """
     try:
         key = minisign.PublicKey.from_base64(public_key)
-        key.verify(content, minisign.Signature.from_bytes(signature))
+        signed = minisign.Signature.from_bytes(signature)
+        key.verify(content, signed)
     except (minisign.Error, ValueError) as error:
         raise PublishError(
             "SIGNED_BY_ANOTHER_KEY",
             f"{what} is not signed by {public_key[:80]}: {error}",
             hint="use the key that its Spaces trust, or another channel",
         ) from error
+    return str(signed.trusted_comment)
 
 
 def require_public(text: str) -> str:

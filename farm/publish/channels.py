@@ -19,6 +19,7 @@ from farm.inputs import advisories
 from farm.publish.destination import Signed
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
+from llama_loader.trust import TrustedComment
 
 if TYPE_CHECKING:
     from farm.publish.destination import Destination
@@ -52,6 +53,7 @@ def promote(
     *,
     days: int = DAYS,
     at_least: int = 1,
+    project: str | None = None,
 ) -> Promotion:
     """Make a published release the channel's present one.
 
@@ -62,15 +64,17 @@ def promote(
         signer: whose channel it is.
         days: until it expires.
         at_least: the lowest serial to give, where the place has lost those that it gave before.
+        project: what the signature names instead of the destination's own ``OWNER/REPO``.
 
     Raises:
-        PublishError: it is not published, has a known hole, the channel is another key's, was
-            promoted meanwhile, or this machine's clock is behind its last promotion.
+        PublishError: it is not published, has a known hole, the channel is another key's or
+            project's, was promoted meanwhile, or this machine's clock is behind its last promotion.
     """
+    project = project or destination.project
     published = _read(destination, release)
     advisories.require_none(published.source)
     serials = destination.channel_serials(channel)
-    before, _ = _present(destination, channel, signer)
+    before, _ = _present(destination, channel, signer, project)
     serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
     now = _now()
     if before is not None and before.created > now + _SKEW:
@@ -83,7 +87,7 @@ def promote(
     pointer = point(published, serial, now, days, destination.artifact_base(release))
     content = schema.dump(pointer)
     schema.parse(content, what=f"channel {channel}")
-    comment = f"channel {channel} serial {serial} release {release}"
+    comment = TrustedComment(project, channel, serial, release).render()
     destination.put_channel(channel, serial, Signed(content, signer.sign(content, comment)))
     return Promotion(
         channel,
@@ -96,7 +100,12 @@ def promote(
 
 
 def rollback(
-    destination: Destination, channel: str, signer: Signer, *, days: int = DAYS
+    destination: Destination,
+    channel: str,
+    signer: Signer,
+    *,
+    days: int = DAYS,
+    project: str | None = None,
 ) -> Promotion:
     """Make the release current that was so before the present one, with a higher serial.
 
@@ -106,7 +115,8 @@ def rollback(
         PublishError: there is no channel, nothing was promoted to it before, or its last promotion
             was cut off, so that "before" could mean two releases.
     """
-    present, whole = _present(destination, channel, signer)
+    project = project or destination.project
+    present, whole = _present(destination, channel, signer, project)
     if present is None:
         raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
     if not whole:
@@ -117,9 +127,8 @@ def rollback(
             hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
             " another one current",
         )
-    return promote(
-        destination, _before(destination, channel, present, signer), channel, signer, days=days
-    )
+    before = _before(destination, channel, present, signer, project)
+    return promote(destination, before, channel, signer, days=days, project=project)
 
 
 def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -> Manifest:
@@ -150,7 +159,7 @@ def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -
 
 
 def _present(
-    destination: Destination, channel: str, signer: Signer
+    destination: Destination, channel: str, signer: Signer, project: str
 ) -> tuple[Manifest | None, bool]:
     """Return what the channel says now, and whether it says it whole; another key's is not ours.
 
@@ -164,28 +173,51 @@ def _present(
     what = f"channel {channel} of {destination.where}"
     signature = destination.channel_file(channel, f"{MANIFEST}.minisig") or b""
     try:
-        trust.require_signed(content or b"", signature, signer.public_key, what=what)
+        comment = trust.require_signed(content or b"", signature, signer.public_key, what=what)
     except PublishError:
         if not serials:
             raise
-        return _numbered(destination, channel, serials[-1], signer), False
+        return _numbered(destination, channel, serials[-1], signer, project), False
+    require_signed_for(comment, project, channel, what=what)
     return schema.parse(content or b"", what=what), True
 
 
-def _numbered(destination: Destination, channel: str, serial: int, signer: Signer) -> Manifest:
+def require_signed_for(comment: str, project: str, channel: str, *, what: str) -> None:
+    """Check which channel a signature is for; farms before this one did not name a project.
+
+    Raises:
+        PublishError: ``CHANNEL_MISMATCH``: it is another channel's or another project's.
+    """
+    signed = TrustedComment.parse(comment)
+    if signed is not None and (signed.project, signed.channel) != (project, channel):
+        raise PublishError(
+            "CHANNEL_MISMATCH",
+            f"{what} is signed as channel {signed.channel} of {signed.project}, not as channel"
+            f" {channel} of {project}",
+            hint="name the project with --project if the place was moved; otherwise the files of"
+            " another channel were put there",
+        )
+
+
+def _numbered(
+    destination: Destination, channel: str, serial: int, signer: Signer, project: str
+) -> Manifest:
     """Read what was promoted under a serial; anybody may have put it there, so it is verified."""
     what = f"serial {serial} of channel {channel} of {destination.where}"
     content = destination.channel_file(channel, f"{serial}.json") or b""
     signature = destination.channel_file(channel, f"{serial}.json.minisig") or b""
-    trust.require_signed(content, signature, signer.public_key, what=what)
+    comment = trust.require_signed(content, signature, signer.public_key, what=what)
+    require_signed_for(comment, project, channel, what=what)
     return schema.parse(content, what=what)
 
 
-def _before(destination: Destination, channel: str, present: Manifest, signer: Signer) -> str:
+def _before(
+    destination: Destination, channel: str, present: Manifest, signer: Signer, project: str
+) -> str:
     """Return the release that was current before the present one; after a rollback, that one."""
     history = [s for s in destination.channel_serials(channel) if s < present.serial]
     for serial in reversed(history):
-        found = _numbered(destination, channel, serial, signer)
+        found = _numbered(destination, channel, serial, signer, project)
         if found.release != present.release:
             return found.release
     raise PublishError(

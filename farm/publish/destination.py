@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
 
+_PROJECT: Final = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
 _COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
 _RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
 
@@ -30,6 +31,8 @@ class Destination(Protocol):
 
     where: str
     """As a person wrote it."""
+    project: str
+    """``OWNER/REPO``, as signatures of its channels name it; ``local/FOLDER`` of a folder."""
 
     def require_there(self) -> None:
         """See that the place exists, and may be read.
@@ -104,6 +107,17 @@ def require_name(kind: str, name: str | None) -> str:
             f"{name!r} is not a {kind}'s name" if name else f"no {kind} was named",
             hint="letters, digits, '.', '_' and '-', 64 at most: b11549-1, stable",
         )
+    return name
+
+
+def project(name: str | None) -> str | None:
+    """Return a project's name as signatures have it; None where none is given.
+
+    Raises:
+        UsageError: it is not ``OWNER/REPO``.
+    """
+    if name is not None and not _PROJECT.fullmatch(name):
+        raise UsageError("NAME_INVALID", f"--project {name!r} is not OWNER/REPO")
     return name
 
 

@@ -36,6 +36,7 @@ class Directory:
     def __init__(self, root: Path) -> None:
         self.where = str(root)
         self._root = root.absolute()
+        self.project = f"local/{re.sub(r'[^A-Za-z0-9._-]', '-', self._root.name) or 'root'}"
 
     def require_there(self) -> None:
         """See that the folder exists."""

@@ -35,7 +35,7 @@ class GitHub:
 
     def __init__(self, repository: str) -> None:
         self.where = f"github:{repository}"
-        self._repository = repository
+        self.project = self._repository = repository
         self._api = github_api.Api(repository)
         self._server = os.environ.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
 

@@ -58,7 +58,7 @@ class Hub:
 
     def __init__(self, repository: str) -> None:
         self.where = f"hf:{repository}"
-        self._repository = repository
+        self.project = self._repository = repository
         self._api = api()
 
     def require_there(self) -> None:

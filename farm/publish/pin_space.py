@@ -14,8 +14,10 @@ import urllib3
 from farm import PROJECT_ROOT, durable, trust
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
+from farm.publish import channels
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
+from llama_loader.trust import TrustedComment
 
 if TYPE_CHECKING:
     from farm.publish.destination import Destination
@@ -49,21 +51,40 @@ def release(destination: Destination, name: str) -> dict[str, Any]:
     return _pin(destination.manifest_url(name), content)
 
 
-def channel(destination: Destination, name: str, public_key: str) -> dict[str, Any]:
+def channel(
+    destination: Destination, name: str, public_key: str, project: str | None = None
+) -> dict[str, Any]:
     """Follow a channel, from the serial on that it has now.
 
+    Args:
+        destination: where it is.
+        name: the channel's.
+        public_key: the key that must have signed it.
+        project: the project that it must be signed for; None for the destination's own.
+
     Raises:
-        PublishError: there is no such channel, or it is not signed by that key.
+        PublishError: there is no such channel, it is not signed by that key, or not for this
+            channel of this project.
     """
     content = destination.channel_file(name, MANIFEST)
     what = f"channel {name} of {destination.where}"
     if content is None:
         raise PublishError("CHANNEL_MISSING", f"there is no {what}", hint="invoke promote makes it")
     signature = destination.channel_file(name, f"{MANIFEST}.minisig") or b""
-    trust.require_signed(content, signature, public_key, what=what)
+    project = project or destination.project
+    comment = trust.require_signed(content, signature, public_key, what=what)
+    if TrustedComment.parse(comment) is None:
+        raise PublishError(
+            "CHANNEL_NOT_SIGNED_FOR",
+            f"{what} was signed by an older farm, which did not name the project",
+            hint="invoke promote signs it anew",
+        )
+    channels.require_signed_for(comment, project, name, what=what)
     return {
         "manifest_url": destination.channel_url(name),
         "public_key": public_key,
+        "project": project,
+        "channel": name,
         "min_serial": schema.parse(content, what=what).serial,
     }
 

@@ -301,3 +301,56 @@ def test_the_status_of_no_place(place: Place) -> None:
     with pytest.raises(FarmError) as refused:
         overview.of(place.open())
     assert refused.value.code in {"DESTINATION_MISSING", "HUB_REFUSED"}
+
+
+def test_manifest_of_another_channel_of_the_same_key_is_refused_by_loader_and_farm(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    assert (pin["project"], pin["channel"]) == ("local/published", "stable")
+    channels.promote(folder_of_two, "b11550-1", "candidate", signer)
+    kept = tmp_path / "published" / "channels"
+    for name in ("manifest.json", "manifest.json.minisig"):
+        shutil.copy(kept / "candidate" / name, kept / "stable" / name)
+    refused = ask(pin, tmp_path / "store")
+    assert (refused.returncode, "error[CHANNEL_MISMATCH]" in refused.stderr) == (4, True)
+    for use in (
+        lambda: channels.promote(folder_of_two, "b11550-1", "stable", signer),
+        lambda: channels.rollback(folder_of_two, "stable", signer),
+        lambda: pin_space.channel(folder_of_two, "stable", signer.public_key),
+    ):
+        with pytest.raises(PublishError) as caught:
+            use()
+        assert caught.value.code == "CHANNEL_MISMATCH"
+
+
+def test_project_of_a_mirror_is_named_by_an_option(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    for release in ("b11549-1", "b11550-1"):
+        channels.promote(folder_of_two, release, "stable", signer, project="me/builds")
+    with pytest.raises(PublishError) as refused:
+        pin_space.channel(folder_of_two, "stable", signer.public_key)
+    assert refused.value.code == "CHANNEL_MISMATCH"
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key, "me/builds")
+    assert follow(pin, tmp_path / "store") == "b11550-1"
+    back = channels.rollback(folder_of_two, "stable", signer, project="me/builds")
+    assert follow(pin, tmp_path / "store") == back.release == "b11549-1"
+
+
+def test_channel_of_an_older_farm_is_promoted_again_before_it_is_pinned(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    channel = tmp_path / "published" / "channels" / "stable"
+    old = signer.sign((channel / "1.json").read_bytes(), "channel stable serial 1 release b11549-1")
+    for name in ("1.json.minisig", "manifest.json.minisig"):
+        (channel / name).write_bytes(old)
+    with pytest.raises(PublishError) as refused:
+        pin_space.channel(folder_of_two, "stable", signer.public_key)
+    assert refused.value.code == "CHANNEL_NOT_SIGNED_FOR"
+    channels.promote(folder_of_two, "b11550-1", "stable", signer)
+    assert channels.rollback(folder_of_two, "stable", signer).serial == 3
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    assert follow(pin, tmp_path / "store") == "b11549-1"
