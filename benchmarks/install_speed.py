@@ -49,8 +49,8 @@ from llama_loader.store import Store
 if preload == "1":
     import filelock, requests, urllib3
     from llama_loader import installation
-    from llama_loader import decompress
-    decompress._zstd()
+    from llama_loader import tarball
+    tarball._zstd()
 store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)
 artifact = manifest.artifacts[0]

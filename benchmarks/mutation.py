@@ -46,7 +46,7 @@ UNIT: Final = ROOT / "tests" / "unit"
 ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "manifest": {"manifest": ("manifest", "strict_json")},
     "trust": {"trust": ("trust",)},
-    "unpack": {"unpack": ("unpack",), "tarball": ("unpack",), "decompress": ("unpack",)},
+    "unpack": {"unpack": ("unpack",), "tarball": ("unpack",)},
     "store": {
         "store": ("store", "generations", "resume"),
         "disk": ("disk", "store"),

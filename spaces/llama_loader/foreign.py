@@ -1,21 +1,22 @@
-"""Any llama.cpp archive → files in a private folder, by rules of its own (``…_LLAMA_CPP_URL``).
+"""Unpack any llama.cpp archive into a private folder (``…_LLAMA_CPP_URL``).
 
-Nobody lists what is in it. Links that stay inside become files, so that what is installed is files
-and folders and nothing else; whatever leads out, is special, or stands there twice is refused.
+No manifest lists its files. Links that stay inside the archive become files, so that only files and
+folders are installed. Whatever leads out of it, is special, or exists twice is refused, and so is
+what would take more than bounded memory, files or bytes.
 """
 
 from __future__ import annotations
 
 import stat
+import struct
 import zipfile
 import zlib
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import decompress
-from llama_loader.decompress import refused
+from llama_loader import tarball
 from llama_loader.receipt import PROGRAM
-from llama_loader.tarball import Member, Reader
+from llama_loader.tarball import Member, Reader, refused
 from llama_loader.unpack import write
 
 if TYPE_CHECKING:
@@ -27,20 +28,32 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 8 << 30
 """An official CUDA release with its cuBLAS unpacks to about 2 GB."""
 MAX_MEMBERS: Final = 20_000
+"""Members of an archive, and files after its links were copied."""
+MAX_LINKS: Final = 1000
+"""An official release has two for each of its libraries, about 60."""
+MAX_HOPS: Final = 40
+"""Links that lead to one another, as many as Linux follows."""
+MAX_DIRECTORY: Final = 4 << 20
+"""Bytes that zipfile may read at once: it reads a zip's list of members whole."""
 
 _SPECIAL_BITS: Final = 0o7000
 _MAX_PATH: Final = 1024
 _MAX_PART: Final = 255
 _LINKS: Final = ("symbolic link", "hard link")
-_ZIP_DAMAGE: Final = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError)
-"""The last two are zipfile's words for a method that it does not know, and for encryption."""
+_ZIP_METHODS: Final = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""zipfile sets no bound to the memory that LZMA data ask for, and reports bzip2's damage as an
+error of the disk; llama.cpp's releases need neither."""
+_ZIP_DAMAGE: Final = (
+    *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, ValueError, OverflowError),
+    *(NotImplementedError, RuntimeError),  # a version that zipfile does not know; encryption
+)
 
 
 def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
     """Unpack an archive (``tar.gz``, ``tar.xz``, ``tar.zst``, ``zip``) into an empty folder.
 
     Args:
-        archive: can be read from anywhere.
+        archive: a file that can be read from anywhere.
         name: for errors.
         into: the empty folder.
 
@@ -48,18 +61,18 @@ def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
         Every file that was written, sorted by path.
 
     Raises:
-        IntegrityError: it is damaged or unsafe, or of a kind that is not known.
+        IntegrityError: it is damaged, unsafe or too large, or of an unknown format.
         OSError: a file cannot be written.
     """
     archive.seek(0)
-    form = decompress.kind(archive.read(8), name)
+    form = tarball.kind(archive.read(8), name)
     archive.seek(0)
     tree = _Tree(name, into)
     if form == "zip":
         _unpack_zip(archive, name, tree)
     else:
-        chunks = iter(lambda: archive.read(decompress.PIECE), b"")
-        reader = Reader(decompress.decompressed(chunks, form, name), name, MAX_BYTES)
+        chunks = iter(lambda: archive.read(tarball.PIECE), b"")
+        reader = Reader(tarball.decompressed(chunks, form, name), name, MAX_BYTES)
         for member in reader.members():
             tree.add(member, reader.content())
     tree.resolve_links()
@@ -67,7 +80,7 @@ def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
 
 
 class _Tree:
-    """What was unpacked so far."""
+    """The files and links that were unpacked so far."""
 
     def __init__(self, name: str, into: Path) -> None:
         self.files: dict[str, FileEntry] = {}
@@ -93,6 +106,8 @@ class _Tree:
         self._claim(path, is_folder=False)
         if member.kind in _LINKS:
             self._links[path] = self._target(member, path)
+            if len(self._links) > MAX_LINKS:
+                raise refused(self._name, f"it has more than {MAX_LINKS} links")
         elif member.kind != "file":
             raise refused(self._name, f"{member.path!r} is a {member.kind}")
         elif member.mode & _SPECIAL_BITS:
@@ -110,6 +125,8 @@ class _Tree:
                 inside = {target: ""}
             if not inside:
                 raise refused(self._name, f"{link!r} is a link to nothing")
+            if len(self.files) + len(inside) > MAX_MEMBERS:
+                raise refused(self._name, f"its links stand for more than {MAX_MEMBERS} files")
             for path, rest in inside.items():
                 with (self._into / path).open("rb") as stream:
                     copy = f"{link}{rest}"
@@ -132,13 +149,17 @@ class _Tree:
         """Return a member's path in one spelling, without ``.`` and double slashes."""
         path = PurePosixPath(member)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in member
-        long = len(member) > _MAX_PATH or any(len(p.encode()) > _MAX_PART for p in path.parts)
-        if not member or unsafe or long or not member.isprintable():
+        if not member or unsafe or not member.isprintable() or len(member) > _MAX_PATH:
             raise refused(self._name, f"a member is called {member[:80]!r}")
+        if any(len(part.encode()) > _MAX_PART for part in path.parts):
+            raise refused(self._name, f"a member is called {member[:80]!r}…, which is too long")
         return str(path)
 
     def _claim(self, path: str, *, is_folder: bool) -> None:
-        """Refuse what stands there already, in this or another case, or below a file or link."""
+        """Refuse a path that exists already, in this or another case, or is below a file or link.
+
+        A folder may be named again.
+        """
         for parent in PurePosixPath(path).parents:
             if str(parent) != ".":
                 self._settle(str(parent), is_folder=True)
@@ -170,11 +191,11 @@ class _Tree:
 
     def _final(self, link: str) -> str:
         """Follow links, also those in the middle of a path."""
-        target, steps = self._links[link], 0
+        target, hops = self._links[link], 0
         while (via := self._link_in(target)) is not None:
-            steps += 1
-            if steps > len(self._links):
-                raise refused(self._name, f"{link!r} is a link that leads in a circle")
+            hops += 1
+            if hops > MAX_HOPS or len(target) > _MAX_PATH:
+                raise refused(self._name, f"{link!r} is a link that leads in a circle, or too far")
             target = self._links[via] + target[len(via) :]
         return target
 
@@ -184,10 +205,38 @@ class _Tree:
         return next((head for head in heads if head in self._links), None)
 
 
+class _Bounded:
+    """What zipfile needs of a file, with a bound: it believes all sizes and places of a zip."""
+
+    def __init__(self, archive: IO[bytes], name: str) -> None:
+        self._archive = archive
+        self._name = name
+        self._size = archive.seek(0, 2)
+        self.tell, self.seekable = archive.tell, archive.seekable
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        if whence == 0 and not 0 <= offset <= self._size:
+            raise refused(self._name, "it is damaged: a member lies outside the archive")
+        return self._archive.seek(offset, whence)
+
+    def read(self, size: int = -1) -> bytes:
+        bound = MAX_DIRECTORY + 1
+        data = self._archive.read(bound if size < 0 else min(size, bound))
+        if len(data) == bound:
+            raise refused(self._name, f"its list of members has more than {MAX_DIRECTORY} bytes")
+        return data
+
+
 def _unpack_zip(archive: IO[bytes], name: str, tree: _Tree) -> None:
     try:
-        with zipfile.ZipFile(archive) as opened:
+        with zipfile.ZipFile(_Bounded(archive, name)) as opened:
+            if len(opened.infolist()) > MAX_MEMBERS:
+                raise refused(name, f"it has more than {MAX_MEMBERS} members")
             for info in opened.infolist():
+                if info.compress_type not in _ZIP_METHODS:
+                    raise refused(
+                        name, f"{info.filename!r} is compressed by method {info.compress_type}"
+                    )
                 with opened.open(info) as stream:
                     tree.add(_zip_member(info, stream), _pieces(stream))
     except _ZIP_DAMAGE as error:
@@ -206,5 +255,5 @@ def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> Member:
 
 
 def _pieces(stream: IO[bytes]) -> Iterator[memoryview]:
-    while piece := stream.read(decompress.PIECE):
+    while piece := stream.read(tarball.PIECE):
         yield memoryview(piece)

@@ -1,24 +1,44 @@
-"""A tar archive, read once from front to back. Says what is there; judges nothing.
+"""Read a compressed tar archive from front to back: bytes → decompressed pieces → members.
 
 Python's ``tarfile`` reads headers of any size into memory, takes several readings of a damaged
-archive for one, and has let links escape (CVE-2026-11940). This reads the part of the format that
-GNU tar, bsdtar and Python write, and refuses the rest: one reading of each archive, bounded memory.
+archive for one, and has let links escape (CVE-2026-11940). This module reads the part of the format
+that GNU tar, bsdtar and Python write, and refuses the rest: one reading of each archive, bounded
+memory. Which members are allowed is decided by ``unpack`` and ``foreign``.
 """
 
 from __future__ import annotations
 
+import lzma
 import re
+import sys
+import zlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.decompress import refused
+from llama_loader.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Generator, Iterator
 
+PIECE: Final = 1 << 19
+"""The largest piece that is passed on, in bytes."""
+WINDOW_LOG: Final = 23
+"""zstd windows of at most 8 MiB: what the farm writes (docs/manifest.md), and little memory."""
+XZ_MEMORY: Final = 80 << 20
+"""Bytes; xz -9 asks for 65 MiB."""
+
+_FEED: Final = 1 << 18
+_MAGIC: Final = {
+    b"\x1f\x8b": "tar.gz",
+    b"\xfd7zXZ\x00": "tar.xz",
+    b"\x28\xb5\x2f\xfd": "tar.zst",
+    b"PK\x03\x04": "zip",
+}
 BLOCK: Final = 512
 MAX_EXTENDED: Final = 64 * 1024
 """Bytes of one extended header: a path of 4,096 bytes fits many times."""
+MAX_EXTENSIONS: Final = 8
+"""Extended headers before one member; tar programs write at most three."""
 
 _KINDS: Final = {
     b"0": "file",
@@ -34,12 +54,120 @@ _OCTAL: Final = re.compile(rb"[0-7]+")
 _RECORD: Final = re.compile(rb"(\d{1,6}) ([^=\n]+)=")
 
 
+def refused(name: str, why: str) -> IntegrityError:
+    """Return the error of an archive that is damaged or unsafe."""
+    return IntegrityError(
+        "ARCHIVE_REFUSED", f"{name}: {why}", hint="nothing of it was kept, and nothing was run"
+    )
+
+
+def kind(head: bytes, name: str) -> str:
+    """Tell an archive's format from its first bytes.
+
+    Raises:
+        IntegrityError: it is none that is known.
+    """
+    for magic, found in _MAGIC.items():
+        if head.startswith(magic):
+            return found
+    raise IntegrityError(
+        "ARCHIVE_UNKNOWN",
+        f"{name} is neither gzip, xz, zstd nor zip data (it begins with {head[:8]!r})",
+        hint="a page that asks for a login comes with status 200: open the URL in a browser",
+    )
+
+
+def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[bytes, None, None]:
+    """Yield the plain bytes of a ``tar.gz``, ``tar.xz`` or ``tar.zst``, ``PIECE`` at most each.
+
+    Args:
+        chunks: the compressed bytes.
+        form: which of the three.
+        name: the archive's, for errors.
+
+    Raises:
+        IntegrityError: damaged, truncated, followed by anything, or in need of too much memory.
+    """
+    make, failure = _decoder(form, name)
+    decoder = None
+    try:
+        for fed in _slices(chunks):
+            data: Any = fed
+            while data or (decoder is not None and not decoder.needs_input):
+                decoder = decoder or make()
+                piece = decoder.decompress(data, PIECE)
+                data = b""
+                if piece:
+                    yield piece
+                if decoder.eof:  # what follows must be another member, or it is garbage
+                    data, decoder = decoder.unused_data, None
+    except failure as error:
+        raise refused(name, f"it is damaged: {error}") from error
+    if decoder is not None:
+        raise refused(name, "it is damaged: it ends in the middle of the compressed data")
+
+
+def _slices(chunks: Iterator[bytes]) -> Iterator[memoryview]:
+    for chunk in chunks:
+        view = memoryview(chunk)
+        for start in range(0, len(view), _FEED):
+            yield view[start : start + _FEED]
+
+
+class _Gzip:
+    """zlib's decompressor with the interface of the other two."""
+
+    def __init__(self) -> None:
+        self._inner = zlib.decompressobj(wbits=31)
+        self._full = False
+
+    @property
+    def eof(self) -> bool:
+        return self._inner.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inner.unused_data
+
+    @property
+    def needs_input(self) -> bool:
+        return not self._inner.unconsumed_tail and not self._full
+
+    def decompress(self, data: memoryview | bytes, limit: int) -> bytes:
+        tail = self._inner.unconsumed_tail
+        plain = self._inner.decompress(tail + bytes(data) if tail else data, limit)
+        self._full = len(plain) == limit
+        return plain
+
+
+def _decoder(form: str, name: str) -> tuple[Callable[[], Any], type[Exception]]:
+    if form == "tar.gz":
+        return _Gzip, zlib.error
+    if form == "tar.xz":
+        return (lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)), lzma.LZMAError
+    if form == "tar.zst":
+        zstd = _zstd()
+        options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
+        return (lambda: zstd.ZstdDecompressor(options=options)), zstd.ZstdError
+    raise IntegrityError(
+        "FORMAT_UNKNOWN", f"{name}: this loader cannot read {form!r}", hint="update the loader"
+    )
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
+
+
 @dataclass(frozen=True)
 class Member:
     """One header.
 
     Attributes:
-        path: as it stands there.
+        path: as the archive has it.
         kind: ``file``, ``folder``, ``symbolic link``, ``hard link`` or another word.
         size: bytes of content.
         mode: permission bits, with the set-id bits.
@@ -77,14 +205,18 @@ class Reader:
             IntegrityError: damaged, truncated, too large or beyond what is understood.
         """
         extended: dict[str, str] = {}
+        count = 0
         while (header := self._take(BLOCK)).count(0) != BLOCK:
             self._check_sum(header)
             flag, size = header[156:157], self._number(header[124:136])
             if flag in b"xgLK" and flag:
+                count += 1
+                if count > MAX_EXTENSIONS:
+                    raise refused(self._name, f"a member has more than {count - 1} headers")
                 extended.update(self._extended(flag, size))
                 continue
             member = self._member(header, flag, extended)
-            extended = {}
+            extended, count = {}, 0
             self._left, self._padding = member.size, -member.size % BLOCK
             yield member
             for _ in self.content():
@@ -95,7 +227,7 @@ class Reader:
         self._require_zeros()
 
     def content(self) -> Iterator[memoryview]:
-        """Yield what has not been read yet of the member at hand."""
+        """Yield what was not read yet of the present member's content."""
         while self._left:
             piece = self._some(self._left)
             self._left -= len(piece)
@@ -123,7 +255,7 @@ class Reader:
         )
 
     def _extended(self, flag: bytes, size: int) -> dict[str, str]:
-        """What an extended header says about the next member."""
+        """Read what an extended header says about the next member."""
         if size > MAX_EXTENDED:
             raise refused(self._name, f"an extended header has {size} bytes")
         data = self._take(size)

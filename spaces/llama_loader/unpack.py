@@ -1,7 +1,7 @@
-"""A release's tarball → verified files in a private folder.
+"""Unpack a release's tarball into a private folder, and verify every file.
 
-It holds exactly the files that its manifest lists, as plain files; anything else is refused while
-it is read, by rules of our own.
+The archive must hold exactly the files that its manifest lists, as plain files; anything else is
+refused while it is read.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from llama_loader.concurrency import ahead, aside
-from llama_loader.decompress import decompressed, refused
 from llama_loader.events import Sink, Unpacking, ignore
 from llama_loader.manifest import FileEntry
-from llama_loader.syncing import EVERY, Syncing
-from llama_loader.tarball import Member, Reader
+from llama_loader.tarball import Member, Reader, decompressed, refused
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -49,14 +47,13 @@ def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sin
     limit = artifact.unpacked_size + _SLACK + _HEADERS * (len(listed) + len(folders))
     plain = ahead(_plain(chunks, artifact), AHEAD)
     done = 0
-    with closing(plain), Syncing() as syncing:
+    with closing(plain):
         reader = Reader(plain, artifact.name, limit)
         for member in reader.members():
             if member.kind == "folder" and member.path.rstrip("/") in folders:
                 continue
             entry = _expected(member, listed, artifact.name)
-            content, executable = reader.content(), entry.executable
-            written = write(content, entry.path, into, executable=executable, syncing=syncing)
+            written = write(reader.content(), entry.path, into, executable=entry.executable)
             if (written.size, written.sha256) != (entry.size, entry.sha256):
                 raise refused(artifact.name, f"{entry.path!r} is not what the manifest lists")
             done += entry.size
@@ -66,7 +63,7 @@ def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sin
 
 
 def _plain(chunks: Iterator[bytes], artifact: Artifact) -> Generator[bytes, None, None]:
-    """Decompress, in whichever thread this runs, and let go of the chunks there."""
+    """Decompress; close the chunks in the thread that reads them."""
     try:
         yield from decompressed(chunks, artifact.format, artifact.name)
     finally:
@@ -74,42 +71,28 @@ def _plain(chunks: Iterator[bytes], artifact: Artifact) -> Generator[bytes, None
             chunks.close()
 
 
-def write(
-    pieces: Iterable[memoryview],
-    path: str,
-    into: Path,
-    *,
-    executable: bool,
-    syncing: Syncing | None = None,
-) -> FileEntry:
-    """Write a new file; return what was written.
+def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bool) -> FileEntry:
+    """Write a new file and sync it to the disk; return its path, size and digest.
 
     Args:
         pieces: its content.
         path: its place in the folder.
         into: the folder.
-        executable: its mode.
-        syncing: has it on the disk soon; None to have it there now.
+        executable: whether its mode is 0755 instead of 0644.
 
     Raises:
-        OSError: it cannot be written, or is there already.
+        OSError: it cannot be written, or exists already.
     """
-    digest, size, begun = hashlib.sha256(), 0, 0
+    digest, size = hashlib.sha256(), 0
     place = into / path
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_file(place) as stream:
         for piece in aside(pieces, digest.update):
             size += len(piece)
             stream.write(piece)
-            if syncing is not None and size - begun >= EVERY:
-                begun = size
-                syncing.add(stream.fileno())
         stream.flush()
         os.fchmod(stream.fileno(), PROGRAM_MODE if executable else FILE_MODE)
-        if syncing is None:
-            os.fsync(stream.fileno())
-        else:
-            syncing.add(stream.fileno())
+        os.fsync(stream.fileno())
     return FileEntry(path=path, size=size, sha256=digest.hexdigest(), executable=executable)
 
 
@@ -119,7 +102,7 @@ def _new_file(place: Path) -> BinaryIO:
 
 
 def _folders(listed: dict[str, FileEntry], name: str) -> set[str]:
-    """The folders of the listed files; none of them may be a listed file as well."""
+    """Return the folders of the listed files; none may be a listed file as well."""
     folders = set()
     for path in listed:
         parts = path.split("/")
@@ -130,7 +113,7 @@ def _folders(listed: dict[str, FileEntry], name: str) -> set[str]:
 
 
 def _expected(member: Member, listed: dict[str, FileEntry], name: str) -> FileEntry:
-    """Take the entry that a member must be out of the list: a second one finds none."""
+    """Take a member's entry out of the list, so that a second one with its path finds none."""
     if member.kind != "file":
         raise refused(name, f"{member.path!r} is a {member.kind}, not a plain file")
     entry = listed.pop(member.path, None)

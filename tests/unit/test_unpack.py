@@ -10,6 +10,8 @@ import random
 import stat
 import tarfile
 import tempfile
+import time
+import tracemalloc
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +22,10 @@ from backports import zstd
 from hypothesis import example, given, settings
 
 from llama_loader import foreign, receipt, tarball, unpack
-from llama_loader.decompress import decompressed
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
 from llama_loader.manifest import Artifact
+from llama_loader.tarball import decompressed
 from tests.rigs import generated, writes
 from tests.rigs.archives import (
     GOOD,
@@ -766,25 +768,140 @@ def test_the_rig_describes_what_it_packs() -> None:
     assert file_entry(LIBRARY).sha256 == hashlib.sha256(LIBRARY.data).hexdigest()
 
 
-class Synced:
-    """Keeps count of what is to be on the disk soon."""
-
-    def __init__(self) -> None:
-        self.count = 0
-
-    def add(self, handle: int) -> None:
-        assert handle > 2
-        self.count += 1
+# archives by others that ask for much work or memory
 
 
-@pytest.mark.parametrize(("pieces", "synced"), [(1, 1), (2, 2), (3, 2), (4, 3), (7, 4)])
-def test_a_large_file_is_on_its_way_to_the_disk_while_it_is_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pieces: int, synced: int
+def foreign_refused(packed: bytes, into: Path, match: str) -> None:
+    """Refused with little memory and in little time, nothing but the archive's fault."""
+    tracemalloc.start()
+    try:
+        started = time.process_time()
+        with pytest.raises(IntegrityError, match=match) as caught:
+            foreign.unpack(io.BytesIO(packed), "theirs", into)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert (caught.value.code, caught.value.exit_status) == ("ARCHIVE_REFUSED", 4)
+    assert peak < 64 << 20
+    assert time.process_time() - started < 10
+
+
+def one_zip(method: int, data: bytes = SCRIPT * 100, name: str = "llama-server") -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", method) as archive:
+        archive.writestr(name, data)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_zip_of_another_method_is_refused_before_it_is_decompressed(
+    into: Path, method: int, *, damaged: bool
 ) -> None:
-    monkeypatch.setattr(unpack, "EVERY", 10)
-    content = [memoryview(b"12345")] * pieces
-    syncing: Any = Synced()
-    unpack.write(content, "bin/a", tmp_path, executable=False, syncing=syncing)
-    assert syncing.count == synced  # after each ten bytes, and in the end
-    unpack.write(content, "bin/b", tmp_path, executable=False)
-    assert (tmp_path / "bin/b").read_bytes() == b"12345" * pieces
+    """Damaged bzip2 is an OSError of zipfile's, and LZMA takes whatever memory it asks for."""
+    packed = bytearray(one_zip(method))
+    if damaged:
+        place = packed.index(b"llama-server") + 20
+        packed[place : place + 8] = b"\xff" * 8
+    foreign_refused(bytes(packed), into, f"'llama-server' is compressed by method {method}")
+
+
+def test_zip_whose_lzma_data_asks_for_a_gibibyte_is_refused(into: Path) -> None:
+    packed = bytearray(one_zip(zipfile.ZIP_LZMA))
+    place = packed.index(b"llama-server") + len("llama-server") + 5  # version, size, lc/lp/pb
+    packed[place : place + 4] = (1 << 30).to_bytes(4, "little")
+    foreign_refused(bytes(packed), into, "compressed by method 14")
+
+
+def test_zip_with_a_million_entries_is_refused_without_their_objects(into: Path) -> None:
+    packed = one_zip(zipfile.ZIP_STORED, b"", "x")
+    start = packed.index(b"PK\x01\x02")
+    entry, end = packed[start : packed.index(b"PK\x05\x06")], packed[-22:]
+    directory = entry * 1_500_000
+    sizes = len(directory).to_bytes(4, "little") + end[16:20]
+    bomb = packed[:start] + directory + end[:12] + sizes + end[20:]
+    tracemalloc.start()
+    with pytest.raises(IntegrityError, match="list of members has more than"):
+        foreign.unpack(io.BytesIO(bomb), "theirs", into)
+    assert tracemalloc.get_traced_memory()[1] < 16 << 20
+    tracemalloc.stop()
+    few = entry * 20_001
+    sizes = len(few).to_bytes(4, "little") + end[16:20]
+    many = packed[:start] + few + end[:12] + sizes + end[20:]
+    foreign_refused(many, into, "more than 20000 members")
+    assert names(into) == []
+
+
+@pytest.mark.parametrize("real", [False, True])
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (42, b"\xff\xff\xff\x7f"),  # where the member begins
+        (42, b"\xff\xff\xff\xff"),
+    ],
+)
+def test_zip_whose_member_lies_elsewhere_is_refused(
+    into: Path, tmp_path: Path, at: int, value: bytes, *, real: bool
+) -> None:
+    packed = bytearray(one_zip(zipfile.ZIP_DEFLATED))
+    place = packed.index(b"PK\x01\x02") + at
+    packed[place : place + 4] = value
+    (tmp_path / "theirs").write_bytes(packed)
+    archive = (tmp_path / "theirs").open("rb") if real else io.BytesIO(packed)
+    with archive, pytest.raises(IntegrityError) as caught:
+        foreign.unpack(archive, "theirs", into)
+    assert (caught.value.code, caught.value.exit_status) == ("ARCHIVE_REFUSED", 4)
+
+
+@pytest.mark.parametrize("far", [-1, 1])
+def test_zip_whose_list_lies_elsewhere_is_refused(into: Path, tmp_path: Path, far: int) -> None:
+    """In a real file a place before its beginning is an OSError of the system's."""
+    packed = bytearray(one_zip(zipfile.ZIP_DEFLATED))
+    packed[-6:-2] = (int.from_bytes(packed[-6:-2], "little") + far * 50).to_bytes(4, "little")
+    place = tmp_path / "theirs"
+    place.write_bytes(packed)
+    with place.open("rb") as archive, pytest.raises(IntegrityError) as caught:
+        foreign.unpack(archive, "theirs", into)
+    assert caught.value.code == "ARCHIVE_REFUSED"
+
+
+def test_zip_names_that_are_no_utf_8_are_refused(into: Path) -> None:
+    packed = one_zip(zipfile.ZIP_DEFLATED, name="libé.so").replace("libé".encode(), b"lib\xff\xfe")
+    foreign_refused(packed, into, "damaged")
+
+
+def test_chain_of_thousands_of_links_is_refused(into: Path) -> None:
+    chain = [link(f"l{count}", f"l{count + 1}") for count in range(15_000)]
+    foreign_refused(compress(tar([*chain, renamed(PROGRAM, "l15000")])), into, "1000 links")
+    assert names(into) == []
+
+
+@pytest.mark.parametrize(("hops", "fine"), [(40, True), (41, False)])
+def test_links_lead_on_as_far_as_linux_follows_them(into: Path, hops: int, *, fine: bool) -> None:
+    chain = [link(f"l{count}", f"l{count + 1}") for count in range(hops + 1)]
+    packed = compress(tar([*chain, renamed(PROGRAM, f"l{hops + 1}")]))
+    if fine:
+        assert foreign_unpack(packed, into)["l0"] == SCRIPT
+    else:
+        foreign_refused(packed, into, "circle, or too far")
+
+
+def test_links_that_stand_for_too_many_files_are_refused_before_they_are_copied(
+    into: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda _: None)
+    monkeypatch.setattr(foreign, "MAX_MEMBERS", 100)
+    files = [Entry(f"d/{count}") for count in range(30)]
+    links = [link(f"l{count}", "d") for count in range(30)]
+    foreign_refused(compress(tar([*files, *links])), into, "links stand for more than 100 files")
+    assert len(contents(into)) == 90
+
+
+def test_headers_without_end_before_one_member_are_refused(into: Path) -> None:
+    info = tarfile.TarInfo("x")
+    info.type = b"x"
+    header = info.tobuf(tarfile.USTAR_FORMAT)
+    assert len(header) == 512
+    foreign_refused(compress(header * 100_000), into, "more than 8 headers")
+    packed = compress(header * 100_000)
+    refused(into, packed, describe(packed), "more than 8 headers")
