@@ -1,11 +1,12 @@
-"""What a GGUF header says: how much memory model and context take, and the chat template.
+"""Read a GGUF header: how much memory model and context take, and the chat template.
 
-Only what is needed is read: a few integers of the metadata, and one text. A file that cannot be
-read so is not an error here; llama-server will say what is wrong with it in its own words.
+Only a few integers and one text are kept; everything else is skipped, in bounded time and memory.
+A file that cannot be read is no error here: llama-server says what is wrong with it.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import struct
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-_MAGIC: Final = b"GGUF"
+COMPUTE_MARGIN: Final = 512 * 1024**2
+"""Bytes for compute buffers and the CUDA context, on each device that is used; llama.cpp measures
+300 to 500 MiB for 27B."""
+
 _SCALARS: Final = {
     # GGUF value types (ggml/include/gguf.h) by number, as struct formats; 8 text, 9 array
     0: "<B",
@@ -31,17 +35,18 @@ _SCALARS: Final = {
     12: "<d",
 }
 _TEXT: Final = 8
-_TEMPLATE: Final = "tokenizer.chat_template"
 _ARRAY: Final = 9
+_TEMPLATE: Final = "tokenizer.chat_template"
 _MAX_KEYS: Final = 10_000
-_MAX_SKIP: Final = 1 << 30
-"""No array of a real header is longer than this many bytes."""
-COMPUTE_MARGIN: Final = 512 * 1024**2
-"""Bytes for compute buffers and the CUDA context, on each device that is used; llama.cpp measures
-300 to 500 MiB for 27B."""
+_MAX_TEXT: Final = 4 << 20
+"""Bytes of a name or a chat template; the largest templates have some 30 kB."""
+_MAX_TEXTS: Final = 1 << 20
+"""Texts in all arrays: each is a step. The largest vocabularies with merges have some 800,000."""
+_MAX_LAYERS: Final = 4096
+"""Numbers of an array that has one for each layer; longer arrays are of tokens."""
 _F16: Final = 2
 """Bytes of one cached value in the default cache type."""
-_SPLIT: Final = re.compile(r"-00001-of-([0-9]{5})\.gguf\Z")
+_SPLIT: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z")
 
 
 @dataclass(frozen=True)
@@ -65,43 +70,44 @@ class ModelSize:
 def measure(path: Path, n_ctx: int) -> ModelSize | None:
     """Size a model for ``n_ctx`` tokens, 0 for as many as it was trained for.
 
-    None where the file cannot be read as GGUF.
-
     The cache is counted as if every layer attended to everything: Gemma's sliding windows need
-    less, so the figure errs to the safe side.
+    less, so the figure errs to the safe side. None if the file cannot be read as GGUF.
     """
     try:
         with path.open("rb") as file:
-            metadata = _metadata(file)
-        size = sum(part.stat().st_size for part in _parts(path))
+            metadata = _Header(file).numbers()
+        size = sum(path.with_name(name).stat().st_size for name in parts(path.name))
     except (OSError, ValueError, struct.error, OverflowError):
         return None
     return ModelSize(size, _cache(metadata, n_ctx or metadata.get("context_length", 0)))
 
 
 def chat_template(path: Path) -> str | None:
-    """Return the chat template that a model carries; None where it has none: a base model.
+    """Return the chat template that a model carries; None if it has none: a base model.
 
     llama-server cannot tell: without one it takes ChatML and shows that as the model's own.
     """
     try:
         with path.open("rb") as file:
-            for name in _names(file):
-                kind = struct.unpack("<I", _exactly(file, 4))[0]
-                if name == _TEMPLATE and kind == _TEXT:
-                    return _text(file).decode("utf-8", "replace")
-                _value(file, kind)
+            return _Header(file).template()
     except (OSError, ValueError, struct.error, OverflowError):
         return None
-    return None
 
 
-def _parts(path: Path) -> list[Path]:
-    split = _SPLIT.search(path.name)
-    if not split:
-        return [path]
-    stem, count = path.name[: split.start()], int(split[1])
-    return [path.with_name(f"{stem}-{i:05d}-of-{count:05d}.gguf") for i in range(1, count + 1)]
+def part(name: str) -> tuple[int, int]:
+    """Return which part of how many a file is by its name; (1, 1) for a model in one file."""
+    split = _SPLIT.search(name)
+    return (int(split["number"]), int(split["count"])) if split else (1, 1)
+
+
+def parts(name: str) -> Iterator[str]:
+    """Yield the names of all parts of a model, in order."""
+    split, (_, count) = _SPLIT.search(name), part(name)
+    if split is None:
+        yield name
+        return
+    for number in range(1, count + 1):
+        yield f"{name[: split.start()]}-{number:05d}-of-{count:05d}.gguf"
 
 
 def _cache(metadata: dict[str, int], n_ctx: int) -> int:
@@ -114,74 +120,86 @@ def _cache(metadata: dict[str, int], n_ctx: int) -> int:
     return n_ctx * layers * kv_heads * (key + value) * _F16
 
 
-def _metadata(file: BinaryIO) -> dict[str, int]:
-    """Return the architecture's whole numbers, without its prefix (``llama.block_count``)."""
-    found: dict[str, int] = {}
-    for name in _names(file):
-        value = _value(file, struct.unpack("<I", _exactly(file, 4))[0])
-        if value is not None:
-            found[name.partition(".")[2]] = value
-    return found
+class _Header:
+    """Reads key after key. Sizes in a header are claims: each is checked before it is used."""
 
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self._size = os.fstat(file.fileno()).st_size
+        self._texts = 0
 
-def _names(file: BinaryIO) -> Iterator[str]:
-    """Yield each key's name; who takes one reads its value before the next."""
-    if file.read(4) != _MAGIC:
-        raise ValueError("not GGUF")
-    version, _tensors, keys = struct.unpack("<IQQ", _exactly(file, 20))
-    if not 2 <= version <= 3 or keys > _MAX_KEYS:  # noqa: PLR2004 - the versions there are
-        raise ValueError("a GGUF version that is not known")
-    for _ in range(keys):
-        yield _text(file).decode("utf-8", "replace")
+    def numbers(self) -> dict[str, int]:
+        """Return the architecture's whole numbers, without its prefix (``llama.block_count``)."""
+        found: dict[str, int] = {}
+        for name, kind in self._keys():
+            value = self._value(kind)
+            if value is not None:
+                found[name.partition(".")[2]] = value
+        return found
 
-
-def _value(file: BinaryIO, kind: int) -> int | None:
-    """Read or skip one value; the largest where a whole-number array gives one for each layer."""
-    if kind == _TEXT:
-        _skip_text(file)
+    def template(self) -> str | None:
+        for name, kind in self._keys():
+            if name == _TEMPLATE and kind == _TEXT:
+                return self._text()
+            self._value(kind)
         return None
-    if kind == _ARRAY:
-        return _array(file)
-    layout = _SCALARS.get(kind)
-    if layout is None:
-        raise ValueError("a GGUF value type that is not known")
-    value = struct.unpack(layout, _exactly(file, struct.calcsize(layout)))[0]
-    return value if type(value) is int else None
 
-
-def _array(file: BinaryIO) -> int | None:
-    kind, count = struct.unpack("<IQ", _exactly(file, 12))
-    if kind == _TEXT:
-        if count > _MAX_SKIP:
-            raise ValueError("an array that is too long")
+    def _keys(self) -> Iterator[tuple[str, int]]:
+        """Yield each key's name and type; the caller reads its value before the next one."""
+        magic, version, _tensors, count = struct.unpack("<4sIQQ", self._exactly(24))
+        if magic != b"GGUF" or version not in (2, 3) or count > _MAX_KEYS:
+            raise ValueError("no GGUF, or of an unknown version")
         for _ in range(count):
-            _skip_text(file)
+            yield self._text(), struct.unpack("<I", self._exactly(4))[0]
+
+    def _value(self, kind: int) -> int | None:
+        """Read or skip a value; return a whole number, of an array by layers the largest."""
+        if kind == _TEXT:
+            self._skip(self._length())
+            return None
+        if kind == _ARRAY:
+            return self._array()
+        return self._largest(kind, 1)
+
+    def _array(self) -> int | None:
+        kind, count = struct.unpack("<IQ", self._exactly(12))
+        if kind != _TEXT:
+            return self._largest(kind, count)
+        self._texts += count
+        if self._texts > _MAX_TEXTS:
+            raise ValueError("too many texts")
+        for _ in range(count):
+            self._skip(self._length())
         return None
-    layout = _SCALARS.get(kind)
-    if layout is None or count * struct.calcsize(layout) > _MAX_SKIP:
-        raise ValueError("an array that is not known or too long")
-    data = _exactly(file, count * struct.calcsize(layout))
-    values = struct.unpack(f"<{count}{layout[1:]}", data)
-    return max(values) if values and type(values[0]) is int else None
 
+    def _largest(self, kind: int, count: int) -> int | None:
+        layout = _SCALARS.get(kind)
+        if layout is None:
+            raise ValueError("a GGUF value type that is not known")
+        if not 0 < count <= _MAX_LAYERS:
+            self._skip(count * struct.calcsize(layout))
+            return None
+        layout = f"<{count}{layout[1:]}"
+        values = struct.unpack(layout, self._exactly(struct.calcsize(layout)))
+        return max(values) if type(values[0]) is int else None
 
-def _text(file: BinaryIO) -> bytes:
-    return _exactly(file, _length(file))
+    def _text(self) -> str:
+        length = self._length()
+        if length > _MAX_TEXT:
+            raise ValueError("a text that is too long")
+        return self._exactly(length).decode("utf-8", "replace")
 
+    def _length(self) -> int:
+        length: int = struct.unpack("<Q", self._exactly(8))[0]
+        return length
 
-def _skip_text(file: BinaryIO) -> None:
-    file.seek(_length(file), 1)
+    def _skip(self, count: int) -> None:
+        if count > self._size:
+            raise ValueError("the file ends within its header")
+        self._file.seek(count, 1)
 
-
-def _length(file: BinaryIO) -> int:
-    length: int = struct.unpack("<Q", _exactly(file, 8))[0]
-    if length > _MAX_SKIP:
-        raise ValueError("a text that is too long")
-    return length
-
-
-def _exactly(file: BinaryIO, count: int) -> bytes:
-    data = file.read(count)
-    if len(data) != count:
-        raise ValueError("the file ends within its header")
-    return data
+    def _exactly(self, count: int) -> bytes:
+        data = self._file.read(count)
+        if len(data) != count:
+            raise ValueError("the file ends within its header")
+        return data

@@ -1,7 +1,7 @@
-"""The model file: a local path, or a file of a repository on the Hugging Face Hub.
+"""Find the model: a local file, or one of a repository on the Hugging Face Hub.
 
-The Hub's own client does the fetching (resume, cache, ``HF_ENDPOINT``, proxies); here its errors
-become sentences, and a pinned digest is checked.
+The Hub's own client fetches (resume, cache, ``HF_ENDPOINT``, proxies); this module turns its errors
+into sentences, fetches all parts of a split model, and checks a pinned digest.
 """
 
 from __future__ import annotations
@@ -9,12 +9,14 @@ from __future__ import annotations
 import hashlib
 import inspect
 import io
+import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import disk
+from llama_loader import disk, gguf_header
 from llama_loader.errors import (
     IntegrityError,
     LoaderError,
@@ -31,6 +33,9 @@ if TYPE_CHECKING:
     from llama_loader.settings import Settings
 
 _BLOCK: Final = 4 * 1024 * 1024
+_PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
+"""Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
+_TRY_AGAIN: Final = "try again; with a copy at hand give it with --model"
 
 
 @dataclass(frozen=True)
@@ -45,12 +50,12 @@ class ModelSource:
 
     @property
     def label(self) -> str:
-        """What to call it."""
+        """Its name in messages."""
         return str(self.path) if self.path else f"{self.repo_id}/{self.filename}"
 
 
 def from_settings(settings: Settings) -> ModelSource:
-    """Return what the settings name; a local path wins."""
+    """Return the source that the settings name; a local path wins."""
     return ModelSource(
         settings.gguf_path,
         settings.gguf_repo_id,
@@ -61,16 +66,18 @@ def from_settings(settings: Settings) -> ModelSource:
 
 
 def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path:
-    """Return the model's local path, fetched where it is not there yet; ``sink`` hears how far.
+    """Return the local path of the model (of its first part), fetched if it is not there yet.
 
-    A local path is not looked into: llama-server says what is wrong with it.
+    A local file is not looked into: llama-server says what is wrong with it.
 
     Raises:
         NetworkError: the Hub cannot be reached, or does not have it for this token.
-        SettingError: no such repository, file or revision; huggingface_hub is not installed.
+        SettingError: no such repository, file or revision; not a model's first part, or a digest
+            for one of several parts; huggingface_hub is not installed.
         IntegrityError: it is not the file that the pinned digest names.
         StoreError: it cannot be written.
     """
+    _require_whole(source)
     path = source.path or _from_hub(source, settings, sink)
     if source.sha256:
         _check(path, source.sha256)
@@ -78,7 +85,7 @@ def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path
 
 
 def at_hand(source: ModelSource) -> Path | None:
-    """Return the model's local path where it is here already; nothing is fetched or asked for."""
+    """Return the model's local path if all of it is here already; fetch and ask nothing."""
     if source.path is not None:
         return source.path if source.path.is_file() else None
     try:
@@ -86,13 +93,40 @@ def at_hand(source: ModelSource) -> Path | None:
     except ImportError:
         return None
     try:
-        found = try_to_load_from_cache(source.repo_id, source.filename, revision=source.revision)
+        found = [
+            try_to_load_from_cache(source.repo_id, name, revision=source.revision)
+            for name in gguf_header.parts(source.filename)
+        ]
     except (OSError, ValueError, errors.HFValidationError):
         return None
-    return Path(found) if isinstance(found, str) else None
+    return Path(str(found[0])) if all(isinstance(one, str) for one in found) else None
+
+
+def _require_whole(source: ModelSource) -> None:
+    """Refuse what cannot be served, or not be verified, because the model is in several files."""
+    name = source.path.name if source.path else source.filename
+    number, count = gguf_header.part(name)
+    if number != 1 or not count or _PIECE.search(name):
+        raise SettingError(
+            "MODEL_PART",
+            f"{source.label} is not the first part of a model",
+            hint="name the file that ends in -00001-of-….gguf; pieces such as .part1of2 have to be"
+            " joined to one file first",
+        )
+    if source.sha256 and count > 1:
+        names = list(islice(gguf_header.parts(name), 3))
+        more = f" and {count - 3} more" if count > len(names) else ""
+        raise SettingError(
+            "MODEL_PIN_OF_PARTS",
+            f"a sha256 pins one file, but {source.label} is the first of {count} files"
+            f" ({', '.join(names)}{more}): pins of split models are not possible yet",
+            hint="unset YAKULINGO_SPACES_GGUF_SHA256, or use a model in one file; a commit in"
+            " YAKULINGO_SPACES_GGUF_REVISION names all files of a repository",
+        )
 
 
 def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
+    """Fetch all parts; return the first one's path."""
     try:
         import huggingface_hub
     except ImportError as error:
@@ -105,25 +139,29 @@ def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
 
     # its advice ("you are sending unauthenticated requests …") is not for our stderr
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
-    try:
-        found = huggingface_hub.hf_hub_download(
-            source.repo_id,
-            source.filename,
-            revision=source.revision,
-            token=settings.hf_token or False,
-            endpoint=settings.hf_endpoint,
-            local_files_only=settings.offline,
-            **_progress(huggingface_hub.hf_hub_download, source.filename, sink),
-        )
-    except _hub_errors() as error:
-        raise _explained(error, source, settings) from error
-    return Path(found)
+    found = []
+    for name in gguf_header.parts(source.filename):
+        try:
+            found.append(
+                huggingface_hub.hf_hub_download(
+                    source.repo_id,
+                    name,
+                    revision=source.revision,
+                    token=settings.hf_token or False,
+                    endpoint=settings.hf_endpoint,
+                    local_files_only=settings.offline,
+                    **_progress(huggingface_hub.hf_hub_download, name, sink),
+                )
+            )
+        except _hub_errors() as error:
+            raise _explained(error, replace(source, filename=name), settings) from error
+    return Path(found[0])
 
 
 def _progress(download: Callable[..., object], name: str, sink: Sink) -> dict[str, Any]:
-    """Return the option that makes the Hub's client tell ``sink`` how far it is.
+    """Return the option that makes the Hub's client report its progress to ``sink``.
 
-    Its progress is a tqdm class; older clients (before 1.0) take none, and say nothing then.
+    Its progress is a tqdm class; clients before 1.0 take none, and report nothing.
     """
     if sink is ignore or "tqdm_class" not in inspect.signature(download).parameters:
         return {}
@@ -145,10 +183,10 @@ def _progress(download: Callable[..., object], name: str, sink: Sink) -> dict[st
 
 
 def _hub_errors() -> tuple[type[Exception], ...]:
-    """What the Hub client raises: its own, the system's, and those of its HTTP library.
+    """Return what the Hub client raises: its own, the system's, and its HTTP library's.
 
-    Which library that is changed from version to version (requests, httpx, httpx2); requests'
-    errors are OSErrors.
+    That library changed from version to version (requests, httpx, httpx2); requests' errors are
+    OSErrors.
     """
     from huggingface_hub import errors
 
@@ -158,12 +196,18 @@ def _hub_errors() -> tuple[type[Exception], ...]:
 
 
 def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
-    """Turn any of the Hub client's errors (its own, its HTTP library's, the system's) into ours."""
+    """Turn an error of the Hub client, of its HTTP library or of the system into the loader's."""
     from huggingface_hub import errors
 
     endpoint = settings.hf_endpoint or "https://huggingface.co"
     if isinstance(error, errors.GatedRepoError):
-        return _gated(source, endpoint, has_token=settings.hf_token is not None)
+        state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
+        return NetworkError(
+            "MODEL_GATED",
+            f"{source.repo_id} is gated, and {state}",
+            hint=f"accept its licence at {endpoint}/{source.repo_id} and set HF_TOKEN in the"
+            " Space's secrets to a token of that account",
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
         return _not_local(source.label, endpoint, offline=settings.offline)
     for kind, code, sentence, hint in (
@@ -193,9 +237,9 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
 
 
 def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
-    """The disk's errors carry a number and a file; all others are the network's.
+    """Tell errors of the disk, which carry a number and a file, from those of the network.
 
-    A write to a disk that is full has a number alone.
+    A write to a full disk carries a number alone.
     """
     if isinstance(error, OSError) and disk.is_full(error):
         from huggingface_hub import constants
@@ -204,19 +248,7 @@ def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderErr
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
     return NetworkError(
-        "HUB_UNREACHABLE",
-        f"cannot fetch {source.label} from {endpoint}: {error}",
-        hint="try again; with a copy at hand give it with --model",
-    )
-
-
-def _gated(source: ModelSource, endpoint: str, *, has_token: bool) -> NetworkError:
-    state = "and this HF_TOKEN has no access to it" if has_token else "and HF_TOKEN is not set"
-    return NetworkError(
-        "MODEL_GATED",
-        f"{source.repo_id} is gated, {state}",
-        hint=f"accept its licence at {endpoint}/{source.repo_id} and set HF_TOKEN in the Space's"
-        " secrets to a token of that account",
+        "HUB_UNREACHABLE", f"cannot fetch {source.label} from {endpoint}: {error}", hint=_TRY_AGAIN
     )
 
 
@@ -230,7 +262,7 @@ def _not_local(what: str, endpoint: str, *, offline: bool) -> NetworkError:
     return NetworkError(
         "HUB_UNREACHABLE",
         f"cannot reach {endpoint}, and {what} is not in the local cache",
-        hint="try again; with a copy at hand give it with --model",
+        hint=_TRY_AGAIN,
     )
 
 

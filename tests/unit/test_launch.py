@@ -485,6 +485,37 @@ def test_a_pinned_model_is_hashed(tmp_path: Path) -> None:
         model.get(model.from_settings(bad), bad)
 
 
+@pytest.mark.parametrize("where", ["GGUF_PATH", "GGUF_FILENAME"])
+def test_pin_of_a_model_in_parts_is_refused_before_anything_is_fetched(where: str) -> None:
+    """The digest could be right for the first part alone, and says nothing of the others."""
+    wanted = settings(**{where: "m-00001-of-00005.gguf", "GGUF_SHA256": "0" * 64})
+    with pytest.raises(SettingError, match=r"m-00002-of-00005\.gguf, .* and 2 more") as caught:
+        model.get(model.from_settings(wanted), wanted)
+    assert caught.value.code == "MODEL_PIN_OF_PARTS"
+    single = settings(**{where: "m-00001-of-00001.gguf"})
+    assert not isinstance(reason(single), SettingError)
+
+
+def reason(wanted: Settings) -> LoaderError | None:
+    try:
+        model.get(model.from_settings(wanted), replace(wanted, offline=True))
+    except LoaderError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["m-00002-of-00003.gguf", "m-00001-of-00000.gguf", "m.gguf.part1of2", "m.gguf-split-a"],
+)
+def test_piece_of_a_model_is_refused_before_anything_is_fetched(name: str) -> None:
+    for where in ("GGUF_PATH", "GGUF_FILENAME"):
+        error = reason(settings(**{where: name}))
+        assert error is not None
+        assert (error.code, error.exit_status) == ("MODEL_PART", 2)
+        assert name in error.message
+
+
 def hub_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **variables: str) -> LoaderError:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     wanted = settings(GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf", **variables)
@@ -554,6 +585,23 @@ def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> 
     assert from_hub(hub, tmp_path, code, GGUF_REVISION=COMMIT) == str(path)
     assert from_hub(hub, tmp_path, code, GGUF_REVISION="v9") == "None"
     assert from_hub(hub, tmp_path, code, GGUF_PATH="/nowhere") == "None"
+
+
+def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Path) -> None:
+    names = [f"sub/m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    code = (
+        "from llama_loader import model, settings;"
+        "print(model.at_hand(model.from_settings(settings.load())))"
+    )
+    with serving(Hub(files={name: name.encode() for name in names[:2]})) as hub:
+        with pytest.raises(AssertionError, match="has no file sub/m-00003"):
+            path_from_hub(hub, tmp_path, GGUF_FILENAME=names[0])
+        assert from_hub(hub, tmp_path, code, GGUF_FILENAME=names[0]) == "None"
+        hub.files[names[2]] = b"third"
+        path = path_from_hub(hub, tmp_path / "fresh", GGUF_FILENAME=names[0])
+        assert from_hub(hub, tmp_path / "fresh", code, GGUF_FILENAME=names[0]) == str(path)
+    assert path.read_bytes() == names[0].encode()
+    assert (path.parent / "m-00003-of-00003.gguf").read_bytes() == b"third"
 
 
 def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
