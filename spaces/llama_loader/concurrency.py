@@ -1,4 +1,4 @@
-"""Second threads for work that overlaps: one call, an iterator, or the reading of pieces.
+"""Second threads for work that overlaps: one call, or an iterator.
 
 ``concurrent.futures`` does more, but importing it brings ``logging``, ``traceback`` and ``ast``
 along: a tenth of all the time that the loader needs until a server is started.
@@ -9,16 +9,13 @@ from __future__ import annotations
 from contextlib import closing
 from queue import SimpleQueue
 from threading import Semaphore, Thread
-from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar, final
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Callable, Generator
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")
-
-WAITING: Final = 4
-"""Pieces that may wait to be looked at; more would be memory."""
 
 
 @final
@@ -93,41 +90,3 @@ def ahead(items: Generator[_Item, None, None], count: int) -> Generator[_Item, N
     finally:
         over.append(None)
         room.release()
-
-
-def aside(
-    pieces: Iterable[memoryview], look: Callable[[memoryview], object]
-) -> Iterator[memoryview]:
-    """Yield the pieces, and call ``look`` with each of them in a second thread, in order.
-
-    A file is hashed so while it is written: the two cost about the same, and both release the
-    interpreter's lock. When the iterator ends, ``look`` has seen all pieces.
-
-    Args:
-        pieces: not changed while they are looked at.
-        look: its error is raised at the end.
-    """
-    waiting: SimpleQueue[memoryview | None] = SimpleQueue()
-    room = Semaphore(WAITING)
-    over: list[None] = []
-
-    def work() -> None:
-        try:
-            while (piece := waiting.get()) is not None:
-                look(piece)
-                room.release()
-        finally:
-            over.append(None)
-            room.release()
-
-    looking = Background(work)
-    try:
-        for piece in pieces:
-            room.acquire()
-            if over:  # it failed
-                break
-            waiting.put(piece)
-            yield piece
-    finally:
-        waiting.put(None)
-    looking.result()

@@ -13,7 +13,7 @@ from contextlib import closing
 from types import GeneratorType
 from typing import TYPE_CHECKING, BinaryIO, Final
 
-from llama_loader.concurrency import ahead, aside
+from llama_loader.concurrency import ahead
 from llama_loader.events import Sink, Unpacking, ignore
 from llama_loader.manifest import FileEntry
 from llama_loader.tarball import Member, Reader, decompressed, refused
@@ -87,7 +87,8 @@ def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bo
     place = into / path
     place.parent.mkdir(parents=True, exist_ok=True)
     with _new_file(place) as stream:
-        for piece in aside(pieces, digest.update):
+        for piece in pieces:
+            digest.update(piece)
             size += len(piece)
             stream.write(piece)
         stream.flush()
