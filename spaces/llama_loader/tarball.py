@@ -37,8 +37,8 @@ _MAGIC: Final = {
 BLOCK: Final = 512
 MAX_EXTENDED: Final = 64 * 1024
 """Bytes of one extended header: a path of 4,096 bytes fits many times."""
-MAX_EXTENSIONS: Final = 8
-"""Extended headers before one member; tar programs write at most three."""
+MAX_EXTENDED_ALL: Final = 8 << 20
+"""Bytes of all extended headers of an archive: each record in them is a step."""
 
 _KINDS: Final = {
     b"0": "file",
@@ -196,7 +196,7 @@ class Reader:
         self._limit = limit
         self._rest = memoryview(b"")
         self._left = 0
-        self._padding = 0
+        self._extensions = 0
 
     def members(self) -> Iterator[Member]:
         """Yield the members; take a file's ``content`` before the next one.
@@ -205,23 +205,19 @@ class Reader:
             IntegrityError: damaged, truncated, too large or beyond what is understood.
         """
         extended: dict[str, str] = {}
-        count = 0
         while (header := self._take(BLOCK)).count(0) != BLOCK:
             self._check_sum(header)
             flag, size = header[156:157], self._number(header[124:136])
             if flag in b"xgLK" and flag:
-                count += 1
-                if count > MAX_EXTENSIONS:
-                    raise refused(self._name, f"a member has more than {count - 1} headers")
                 extended.update(self._extended(flag, size))
                 continue
             member = self._member(header, flag, extended)
-            extended, count = {}, 0
-            self._left, self._padding = member.size, -member.size % BLOCK
+            extended = {}
+            self._left = member.size
             yield member
             for _ in self.content():
                 pass
-            self._take(self._padding)
+            self._take(-member.size % BLOCK)
         if extended:
             raise refused(self._name, "it is damaged: it ends after an extended header")
         self._require_zeros()
@@ -241,7 +237,9 @@ class Reader:
         kind = _KINDS.get(flag, f"member of type {flag!r}")
         size = self._number(header[124:136])
         if "size" in extended:
-            size = self._number_of(extended["size"])
+            if not re.fullmatch(r"[0-9]{1,19}", extended["size"]):
+                raise refused(self._name, f"it is damaged: {extended['size']!r} is not a size")
+            size = int(extended["size"])
         if kind == "file" and path.endswith("/"):
             kind = "folder"
         if kind != "file" and size:
@@ -258,6 +256,9 @@ class Reader:
         """Read what an extended header says about the next member."""
         if size > MAX_EXTENDED:
             raise refused(self._name, f"an extended header has {size} bytes")
+        self._extensions += BLOCK + size
+        if self._extensions > MAX_EXTENDED_ALL:
+            raise refused(self._name, f"extended headers have more than {MAX_EXTENDED_ALL} bytes")
         data = self._take(size)
         self._take(-size % BLOCK)
         if flag in b"LK":
@@ -270,18 +271,16 @@ class Reader:
 
     def _records(self, data: bytes) -> dict[str, str]:
         """Parse records ``LENGTH KEY=VALUE``, each with its newline (POSIX pax)."""
-        found = {}
-        while data:
-            match = _RECORD.match(data)
-            length = int(match[1]) if match else 0
-            if not match or length <= match.end() or data[length - 1 : length] != b"\n":
+        found, start = {}, 0
+        while start < len(data):
+            match = _RECORD.match(data, start)
+            end = start + int(match[1]) if match else 0
+            if not match or end <= match.end() or data[end - 1 : end] != b"\n":
                 raise refused(self._name, "it is damaged: an extended header cannot be read")
             key = match[2].decode("ascii", "replace")
-            if key in ("path", "linkpath", "size"):
-                found[key] = self._decoded(data[match.end() : length - 1])
-            else:
-                found[key] = ""
-            data = data[length:]
+            known = key in ("path", "linkpath", "size")
+            found[key] = self._decoded(data[match.end() : end - 1]) if known else ""
+            start = end
         return found
 
     def _check_sum(self, header: bytes) -> None:
@@ -295,11 +294,6 @@ class Reader:
         if not _OCTAL.fullmatch(text):
             raise refused(self._name, f"it is damaged: {field!r} is not a number")
         return int(text, 8)
-
-    def _number_of(self, text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,19}", text):
-            raise refused(self._name, f"it is damaged: {text!r} is not a size")
-        return int(text)
 
     def _text(self, field: bytes) -> str:
         return self._decoded(field.split(b"\0", 1)[0])
