@@ -92,14 +92,16 @@ def at_hand(source: ModelSource) -> Path | None:
         from huggingface_hub import errors, try_to_load_from_cache
     except ImportError:
         return None
-    try:
-        found = [
-            try_to_load_from_cache(source.repo_id, name, revision=source.revision)
-            for name in gguf_header.parts(source.filename)
-        ]
-    except (OSError, ValueError, errors.HFValidationError):
-        return None
-    return Path(str(found[0])) if all(isinstance(one, str) for one in found) else None
+    first = None
+    for name in gguf_header.parts(source.filename):
+        try:
+            found = try_to_load_from_cache(source.repo_id, name, revision=source.revision)
+        except (OSError, ValueError, errors.HFValidationError):
+            return None
+        if not isinstance(found, str):
+            return None
+        first = first or Path(found)
+    return first
 
 
 def _require_whole(source: ModelSource) -> None:
@@ -208,8 +210,18 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
             hint=f"accept its licence at {endpoint}/{source.repo_id} and set HF_TOKEN in the"
             " Space's secrets to a token of that account",
         )
+    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
+        return NetworkError(
+            "OFFLINE",
+            f"{source.label} is not in the local cache, and offline is set",
+            hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
+        )
     if isinstance(error, errors.LocalEntryNotFoundError):
-        return _not_local(source.label, endpoint, offline=settings.offline)
+        return NetworkError(
+            "HUB_UNREACHABLE",
+            f"cannot reach {endpoint}, and {source.label} is not in the local cache",
+            hint=_TRY_AGAIN,
+        )
     for kind, code, sentence, hint in (
         (
             errors.RepositoryNotFoundError,
@@ -249,20 +261,6 @@ def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderErr
         return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
     return NetworkError(
         "HUB_UNREACHABLE", f"cannot fetch {source.label} from {endpoint}: {error}", hint=_TRY_AGAIN
-    )
-
-
-def _not_local(what: str, endpoint: str, *, offline: bool) -> NetworkError:
-    if offline:
-        return NetworkError(
-            "OFFLINE",
-            f"{what} is not in the local cache, and offline is set",
-            hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
-        )
-    return NetworkError(
-        "HUB_UNREACHABLE",
-        f"cannot reach {endpoint}, and {what} is not in the local cache",
-        hint=_TRY_AGAIN,
     )
 
 
