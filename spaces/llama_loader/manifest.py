@@ -236,13 +236,8 @@ def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Pars
         raise IntegrityError(code, f"{what}: {_explain(str(error))}") from error
 
 
-def dump(manifest: Manifest) -> bytes:
-    """Return the manifest as published: two-space indented UTF-8 JSON, one final newline."""
-    return encode(manifest)
-
-
-def encode(value: object) -> bytes:
-    """Return any of these frozen objects (or plain JSON data) as indented UTF-8 JSON."""
+def dump(value: object) -> bytes:
+    """Return a manifest (or a part of one) as published: indented UTF-8 JSON, a final newline."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
 
 

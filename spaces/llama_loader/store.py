@@ -208,7 +208,7 @@ class Store:
             release=manifest.release, url=url, manifest=sha256, runtimes=digests
         )
         after = generations.following(record, now)
-        self.write_whole(self.root / generations.CURRENT, schema.encode(after))
+        self.write_whole(self.root / generations.CURRENT, schema.dump(after))
         generations.collect(self._folder.runtimes, after.runtimes, self._folder.discard)
 
     def verify(self, folder: Path) -> Installed:
@@ -362,7 +362,7 @@ class Store:
     def _publish(self, staging: Path, done: Receipt, name: str) -> bool:
         """Make a complete runtime visible, in one step; False where another one stands there."""
         receipt.main_folder(done, name)
-        disk.write_new(staging / RECEIPT, schema.encode(done))
+        disk.write_new(staging / RECEIPT, schema.dump(done))
         for folder in (staging, *staging.rglob("*")):
             if folder.is_dir():
                 folder.chmod(0o755)

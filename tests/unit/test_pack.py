@@ -232,7 +232,7 @@ def test_entry_says_what_the_bytes_are(tree: Path, archive_format: str) -> None:
             assert listed.executable == (member.mode == 0o755)
     assert entry.unpacked_size == sum(file.size for file in entry.files)
     # It stands up to the reader's own rules.
-    tree_of_json = json.loads(manifest.encode(entry))
+    tree_of_json = json.loads(manifest.dump(entry))
     assert manifest.convert(tree_of_json, manifest.Artifact, what="entry", code="X") == entry
 
 
