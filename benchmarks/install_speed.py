@@ -47,8 +47,8 @@ from pathlib import Path
 from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 if preload == "1":
-    import filelock, requests, urllib3
-    from llama_loader import installation
+    import requests, urllib3
+    from llama_loader import unpack
     from llama_loader import decompress
     decompress._zstd()
 store, fetcher = Store(Path(root)), Fetcher()
