@@ -36,7 +36,6 @@ _OPTIONS = {
     "allow_cpu": "allow_cpu",
     "offline": "offline",
     "no_test_run": "no_test_run",
-    "previous": "previous",
     "port": "server_port",
 }
 
@@ -333,10 +332,6 @@ def _parser() -> _Parser:
         if name in {"fetch", "serve", "doctor"}:
             command.add_argument(
                 "--no-test-run", action="store_true", help="do not try it with a tiny model"
-            )
-        if name in {"fetch", "serve"}:
-            command.add_argument(
-                "--previous", action="store_true", help="the release used here before this one"
             )
         if name == "serve":
             _add_serve(command)

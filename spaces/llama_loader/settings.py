@@ -53,7 +53,6 @@ class Settings:
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
         cuda_arch: compute capability without its dot (``90``), None for detected.
-        previous: the release that this store used before the one in use now.
         no_test_run: do not try the runtime with the loader's own tiny model.
         store: where runtimes are installed.
         zerogpu: this is a ZeroGPU Space.
@@ -87,7 +86,6 @@ class Settings:
     hf_token: str | None = field(repr=False)
     hf_endpoint: str | None
     no_test_run: bool
-    previous: bool
     store: Path
     zerogpu: bool
     library_path: tuple[Path, ...]
@@ -306,7 +304,6 @@ _FIELDS: Final[Mapping[str, _Row]] = {
     "hf_endpoint": _Row(
         "HF_ENDPOINT", parsers.http_url, None, "an http(s) URL", optional_text=True, secret=True
     ),
-    "previous": _Row("", parsers.flag, False, _YES_NO, "--previous"),  # noqa: FBT003
     "no_test_run": _Row("", parsers.flag, False, _YES_NO, "--no-test-run"),  # noqa: FBT003
     "store": _Row("", parsers.path, None, "a folder's path", "--store"),
 }
