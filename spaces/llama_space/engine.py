@@ -131,6 +131,7 @@ class Engine:
         iterator stops the generation and leaves the server for the next call. ``options`` are
         those of ``chat``.
         """
+        self._end_with_app()
         try:
             ask = self._ask(asked, **options)
             while (ready := self._prepared()) is None:
@@ -142,7 +143,6 @@ class Engine:
         if self._decorated is not None:
             yield from self._measured(zerogpu.call(self._decorated, job), job.seconds)
             return
-        self._end_with_app()
         yield from self._measured(worker.answer(job), 0)
 
     def server(self) -> AbstractContextManager[Address]:
@@ -264,9 +264,9 @@ class Engine:
 
     @contextlib.contextmanager
     def _serving(self) -> Iterator[Address]:
+        self._end_with_app()
         while (ready := self._prepared()) is None:
             pass
-        self._end_with_app()
         try:
             server = shared_server.shared(ready).start.result().ensure()
         except OSError as error:

@@ -12,15 +12,7 @@ import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import (
-    client,
-    gguf_header,
-    launch,
-    processes,
-    self_test,
-    server_plan,
-    settings,
-)
+from llama_loader import gguf_header, launch, processes, settings
 from llama_loader.concurrency import Background
 from llama_loader.events import Note
 from llama_loader.prepare import prepare
@@ -35,9 +27,6 @@ if TYPE_CHECKING:
 
 PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that adds nothing: with it llama-server's chat is a completion."""
-
-# a fork imports nothing: another thread may have held an import lock when it was made
-_USED_LATER = (client, gguf_header, self_test, server_plan)
 
 
 @final

@@ -9,15 +9,16 @@ from __future__ import annotations
 import importlib
 import multiprocessing
 import os
+import pkgutil
 import select
 import signal
 import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.concurrency import Background
+import llama_loader
 from llama_loader.errors import SettingError
-from llama_space import shared_server, worker
+from llama_space import worker
 from llama_space.values import Failure, Progress
 
 if TYPE_CHECKING:
@@ -64,6 +65,7 @@ def entry_point(size: str) -> Callable[[Job], Iterator[Item | Report]]:
     Raises:
         SettingError: SPACES_ZERO_GPU is set, but the package is not installed.
     """
+    _import_all()
     _watch_forks()
     try:
         # by its name: the Space's own folder may be called so too, and a type checker finds that
@@ -81,6 +83,17 @@ def entry_point(size: str) -> Callable[[Job], Iterator[Item | Report]]:
     decorated: Callable[[Job], Iterator[Item | Report]]
     decorated = gpu(duration=_seconds, size=size)(answer_in_worker)
     return decorated
+
+
+def _import_all() -> None:
+    """Import the whole loader: a worker must import nothing.
+
+    It is forked while the app prepares. A module that another thread imports at that moment stays
+    locked in the worker for ever.
+    """
+    for module in pkgutil.iter_modules(llama_loader.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"llama_loader.{module.name}")
 
 
 def _seconds(job: Job) -> int:
@@ -135,8 +148,6 @@ def _explained(error: Any) -> Failure:
 
 _APP_GONE, _TERMINATED = 0, 128 + signal.SIGTERM
 """Exit statuses of a worker."""
-_STOP_WITHIN: Final = 0.5
-"""Seconds for the server to end by itself; with its worker it is killed."""
 _alive: tuple[int, int] | None = None
 """A pipe. Only the app's process holds its second end, so the first one ends with the app."""
 _signals: int | None = None
@@ -198,5 +209,4 @@ def _watch() -> None:
             status = _APP_GONE
         elif signal.SIGTERM in os.read(ready[0], 512):
             status = _TERMINATED
-    Background(shared_server.stop).wait(_STOP_WITHIN)
-    os._exit(status)
+    os._exit(status)  # the kernel ends the server with this process

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import json
 import multiprocessing
 import pickle
 import subprocess
 import sys
-import tarfile
 import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+import impostor_archive
 import pytest
 import requests
 from verbs import PROJECT
@@ -30,8 +29,6 @@ from llama_space.values import Ask
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from conftest import Impostor
-
     from llama_loader.events import Event
     from llama_space.values import Item
 
@@ -44,8 +41,7 @@ _STARTS = 2
 class Rig:
     """An engine on an archive that is made when the server's behaviour is set."""
 
-    def __init__(self, impostor: Impostor, folder: Path) -> None:
-        self._impostor = impostor
+    def __init__(self, folder: Path) -> None:
         self._archive = folder / "release.tar.gz"
         model = folder / "model.gguf"
         model.write_bytes(b"GGUF")
@@ -65,12 +61,7 @@ class Rig:
 
     def behave(self, **behaviour: Any) -> None:
         """Set what the server of the next archive does."""
-        self._impostor.behave(**behaviour)
-        with tarfile.open(self._archive, "w:gz") as tar:
-            for name in ("llama-server", "behaviour.json"):
-                tar.add(self._impostor.folder / name, f"bin/{name}")
-            backend = tarfile.TarInfo("bin/libggml-cpu-x64.so")
-            tar.addfile(backend, io.BytesIO())
+        impostor_archive.write(self._archive, **behaviour)
 
     def behaving(self, **behaviour: Any) -> Engine:
         """Return the engine on a server that behaves so."""
@@ -85,11 +76,11 @@ class Rig:
 
 
 @pytest.fixture
-def rig(impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
+def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     place = tmp_path / "tmp"
     place.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(place))
-    made = Rig(impostor, tmp_path)
+    made = Rig(tmp_path)
     yield made
     if made._engine is not None:
         made._engine._preparing.wait(20)
@@ -148,9 +139,7 @@ def test_what_fails_is_said_and_can_be_tried_again(rig: Rig) -> None:
     assert rig.engine.status().failure is None
 
 
-def test_a_server_that_cannot_start_is_a_failure_of_the_preparation(
-    rig: Rig, impostor: Impostor
-) -> None:
+def test_a_server_that_cannot_start_is_a_failure_of_the_preparation(rig: Rig) -> None:
     rig.behaving(exit=1, say=["E error loading model: oh no"])
     failure = rig.answer()[-1]
     assert isinstance(failure, Failure)
@@ -159,7 +148,6 @@ def test_a_server_that_cannot_start_is_a_failure_of_the_preparation(
     rig.behave()
     rig.engine.retry()
     assert rig.text() == "one two three"
-    assert impostor.folder.is_dir()
 
 
 def test_retry_leaves_a_good_preparation_alone(rig: Rig) -> None:
@@ -308,9 +296,7 @@ def test_an_error_of_a_call_is_raised_with_code_hint_and_status(rig: Rig) -> Non
     assert (caught.value.exit_status, bool(caught.value.hint)) == (7, True)
 
 
-def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page(
-    rig: Rig, impostor: Impostor
-) -> None:
+def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page(rig: Rig) -> None:
     engine = rig.behaving()
     parts = [{"type": "text", "text": "Hello"}]
     history = [
@@ -329,7 +315,6 @@ def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page(
     defaults = engine._ask(CHAT)
     assert (defaults.max_tokens, defaults.temperature, defaults.extra) == (1024, 0.0, {})
     assert "".join(engine.chat([*history, *CHAT], stop="\n", **options)) == "one two three"
-    assert impostor.folder.is_dir()
 
 
 @pytest.mark.parametrize(
