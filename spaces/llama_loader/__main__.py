@@ -70,8 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(options: argparse.Namespace) -> int:
     """Run; turn errors into their lines and statuses. Never a traceback."""
+    from llama_loader.console import clean_up_when_told
     from llama_loader.errors import LoaderError
-    from llama_loader.interrupts import clean_up_when_told
 
     sys.excepthook = _report_defect
     clean_up_when_told()

@@ -9,14 +9,13 @@ import pytest
 
 from llama_loader import doctor, selection, self_test
 from llama_loader.errors import HostError, LoaderError, NetworkError
-from llama_loader.events import Note, ignore
+from llama_loader.events import Note, Timeline, ignore
 from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
 from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
-from llama_loader.timeline import Timeline
 from tests.rigs.releases import BARE, artifact, libraries, manifest
 
 if TYPE_CHECKING:

@@ -10,12 +10,11 @@ from releases import BARE, artifact, manifest
 from llama_loader import prepare as loader
 from llama_loader import settings
 from llama_loader.errors import HostError, SettingError
-from llama_loader.events import Event, Note, Stage
+from llama_loader.events import Event, Note, Stage, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.soundness import Soundness
 from llama_loader.store import Installed
-from llama_loader.timeline import Timeline
 from llama_space import preparation
 from llama_space.preparation import Ready
 
