@@ -160,7 +160,7 @@ def _console() -> Console:
 def _print_json(document: Any) -> None:
     import json
 
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(json.dumps(document), flush=True)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -175,7 +175,7 @@ def _fetch(options: argparse.Namespace) -> int:
     for note in report.notes(prepared):
         console(note)
     if options.json:
-        _print_json(report.fetched(prepared, verdict))
+        _print_json(report.fetched(settings, prepared, verdict))
     else:
         print(prepared.runtime, flush=True)
     return _OK
@@ -252,7 +252,7 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     try:
         console.timeline(prepared.timeline)
         if options.json:
-            _print_json(report.served(prepared, supervisor.server, path))
+            _print_json(report.served(settings, prepared, supervisor.server, path))
         print(f"ready {supervisor.server.url}", flush=True)
         supervisor.watch()
     finally:

@@ -22,15 +22,17 @@ class LoaderError(Exception):
         code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
         message: what happened, naming the thing; one line.
         hint: what to do about it; one line, may be empty.
+        setting: the variable or option at fault, where the error names one.
     """
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
+    def __init__(self, code: str, message: str, *, hint: str = "", setting: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.setting = setting
 
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""

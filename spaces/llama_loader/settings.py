@@ -373,6 +373,7 @@ def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
             "SETTING_CONFLICT",
             f"{first} and {others[0]} are set to different values",
             hint="unset one of them: both name the same setting",
+            setting=first,
         )
     return values.get(first, row.default)
 
@@ -406,6 +407,7 @@ def _refused(row: _Row, source: str, value: object) -> SettingError:
         f"{source} is {'not shown here' if row.secret else shown}, which is not {row.accepts}",
         hint=f"set {source} to {row.accepts}, or leave it out for the default ("
         f"{'unset' if default is None else int(default) if default is False else default})",
+        setting=source,
     )
 
 
