@@ -8,7 +8,6 @@ be pasted into an issue. The doctor never raises: what it cannot look at is a fi
 
 from __future__ import annotations
 
-import re
 import shutil
 import struct
 from dataclasses import asdict, dataclass, field, replace
@@ -58,7 +57,6 @@ _SETTINGS: Final = {
 _CLIP: Final = struct.pack("<Q20sIQ4s", 20, b"general.architecture", 8, 4, b"clip")
 """The metadata of a multimodal projector (mmproj), as its header holds it."""
 _HEAD: Final = 4096
-_PART: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z")
 
 
 @dataclass(frozen=True)
@@ -295,14 +293,12 @@ def _require_model(path: Path) -> None:
             f"{path} is a multimodal projector (mmproj), not a language model",
             hint="name the model's own GGUF file",
         )
-    part = _PART.search(path.name)
-    stem, count = path.name[: part.start() if part else 0], part["count"] if part else "00000"
-    others = [f"{stem}-{number:05d}-of-{count}.gguf" for number in range(1, int(count) + 1)]
-    missing = [name for name in others if not path.with_name(name).is_file()]
-    if missing or (part and part["number"] != "00001"):
+    number, count = gguf_header.part(path.name)
+    missing = [one for one in gguf_header.parts(path.name) if not path.with_name(one).is_file()]
+    if missing or number != 1:
         raise SettingError(
             "MODEL_INCOMPLETE",
-            f"{path} is part of a model in {int(count)} files; missing: {len(missing)}",
+            f"{path} is part of a model in {count} files; missing: {len(missing)}",
             hint="put all parts into one folder, and name the first one",
         )
     if gguf_header.measure(path, 0) is None:
