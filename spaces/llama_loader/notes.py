@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llama_loader import server_plan
 from llama_loader.events import Note
-from llama_loader.settings import ALL_LAYERS
+from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
     from pathlib import Path

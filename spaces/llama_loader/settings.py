@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader.errors import SettingError, mistyped
+from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -26,8 +27,6 @@ NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"
 DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
 DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"
 DEFAULT_ENDPOINT: Final = "https://huggingface.co"
-ALL_LAYERS: Final = 999
-"""The value of N_GPU_LAYERS for "every layer"; more than any model has."""
 _INHERITED: Final = (
     "HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ",
     "CUDA_CACHE_DISABLE", "CUDA_CACHE_MAXSIZE", "CUDA_CACHE_PATH",
