@@ -47,9 +47,8 @@ from pathlib import Path
 from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 if preload == "1":
-    import filelock, requests, urllib3
-    from llama_loader import installation
-    from llama_loader import tarball
+    import requests, urllib3
+    from llama_loader import tarball, unpack
     tarball._zstd()
 store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)

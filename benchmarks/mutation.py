@@ -48,11 +48,9 @@ ROOMS: Final[dict[str, dict[str, tuple[str, ...]]]] = {
     "trust": {"trust": ("trust",)},
     "unpack": {"unpack": ("unpack",), "tarball": ("unpack",)},
     "store": {
-        "store": ("store", "generations", "resume"),
+        "store": ("store", "resume"),
         "disk": ("disk", "store"),
         "receipt": ("receipt", "store"),
-        "soundness": ("soundness",),
-        "generations": ("generations",),
     },
     "fetch": {
         "fetch": ("fetch", "resume"),

@@ -270,16 +270,13 @@ def _suppose(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     """Hash an installed runtime again, and say what it was compared with."""
-    from llama_loader import receipt
     from llama_loader.store import Store
 
     settings, console = _begin(options)
     store, folder = Store(settings.store, sink=console), Path(options.folder).absolute()
     given = settings.manifest_url is not None or settings.manifest_sha256 is not None
     entry = _entry(settings, store, folder, console) if given else None
-    installed = store.verify(folder)
-    if entry and not receipt.same_files(receipt.read(installed.root).files, entry.files):
-        raise IntegrityError("RUNTIME_DAMAGED", f"{folder}: its receipt lists other files")
+    installed = store.verify(folder, entry)
     console.clear()
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     if options.json:
@@ -336,8 +333,6 @@ def _parser() -> _Parser:
         command.set_defaults(run=run)
         if name in {"fetch", "serve", "doctor"}:
             _switch(command, "--no-test-run", "do not try it with a tiny model")
-        if name in {"fetch", "serve"}:
-            _switch(command, "--previous", "the release used here before this one")
         if name == "serve":
             _add_serve(command)
         elif name == "doctor":

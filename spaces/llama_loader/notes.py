@@ -60,12 +60,13 @@ def partial_not_kept(place: Path, why: OSError) -> Note:
     )
 
 
-def previous_release(release: str) -> Note:
-    """A person asked for the release before the one that is pinned or promoted."""
+def compared_with_receipt(place: Path) -> Note:
+    """An installed runtime was hashed, and no manifest was given to compare it with."""
     return Note(
-        "PREVIOUS_RELEASE",
-        f"going back to {release}, which was used here before; nothing else was asked",
-        "to stay with it, pin it: leave --previous away once the pin or channel names it",
+        "COMPARED_WITH_RECEIPT",
+        f"{place} was compared with its own receipt, not with a manifest: a program that can change"
+        " the files can change the receipt",
+        "give the release's manifest with --manifest and --manifest-sha256",
     )
 
 

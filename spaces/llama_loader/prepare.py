@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
-from llama_loader import cuda_libraries, disk, gpus, host, notes, processes, selection
+from llama_loader import cuda_libraries, gpus, host, processes, selection
 from llama_loader.events import Note, Timeline, ignore
 
 if TYPE_CHECKING:
@@ -58,15 +58,14 @@ class Prepared:
         return self.installed.folder
 
     def require_sound(self) -> None:
-        """Hash what is about to be executed, unless that was done a moment ago.
+        """Hash what is about to be executed, now.
 
         Raises:
             IntegrityError: names the files that are damaged, missing or not listed.
             StoreError: one cannot be read.
         """
         for installed in filter(None, (self.installed, self.runtime_libraries)):
-            with disk.errors(installed.root):
-                installed.sound.require()
+            installed.verify()
 
 
 def prepare(
@@ -91,8 +90,7 @@ def prepare(
     with timeline.stage("resolve"):
         store = _store(settings, timeline.listening(sink))
         looking = looking or host.begin(settings)
-        archive = settings.url and not settings.previous
-        if released is None and not archive:
+        if released is None and not settings.url:
             released = _released(settings, store, sink)
         facts = looking.result()
         if released is not None:
@@ -107,8 +105,6 @@ def prepare(
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
     added = install(brought, _fetched_note(choice, brought)) if brought else None
-    if not settings.previous:
-        store.use(manifest, url, [installed, *filter(None, [added])])
     if brought is None or added is None:
         return Prepared(
             *(installed, facts, choice, choice.libraries, choice.missing, timeline),
@@ -168,10 +164,6 @@ def wishes(settings: Settings) -> selection.Wishes:
 
 
 def _released(settings: Settings, store: Store, sink: Sink) -> tuple[Manifest, str]:
-    if settings.previous:
-        manifest, url = store.previous()
-        sink(notes.previous_release(manifest.release))
-        return manifest, url
     from llama_loader import trust
 
     return trust.manifest(settings, store, _fetcher(settings, sink), sink)

@@ -1,8 +1,12 @@
-"""What stands beside an installed runtime: what it is, and every file of it, to be hashed again."""
+"""The record beside an installed runtime, and the check of the runtime's files against a list.
+
+A receipt is written once, by the installer. Where a manifest is trusted, its list counts instead.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -16,12 +20,12 @@ from msgspec import Meta
 from llama_loader import manifest as schema
 from llama_loader import strict_json
 from llama_loader.concurrency import Background
+from llama_loader.disk import FORBIDDEN_BITS, NOT_WRITABLE, Folder
 from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, FileEntry
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
-    from pathlib import Path
+    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 
 RECEIPT: Final = "receipt.json"
 FILES: Final = "files"
@@ -29,12 +33,14 @@ PROGRAM: Final = "llama-server"
 
 CONTRADICTION: Final = "MANIFEST_CONTRADICTS_ITSELF"
 """The code of an error that fetching again does not cure."""
+OTHER_FILES: Final = "RUNTIME_LISTS_OTHER_FILES"
+"""The code of a receipt that lists other files than the manifest for the same archive."""
 
 _REPAIR: Final = "`fetch` takes it out of use and repairs it"
 _BLOCK: Final = 1 << 20
 _SHOWN: Final = 10
-_FORBIDDEN_BITS: Final = 0o7022
-"""Set-id and sticky bits, and what would let others change a file after it was hashed."""
+_NO_FOLDER: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
+_NO_FILE: Final = (*_NO_FOLDER, errno.ENXIO)
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,26 +63,26 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
     files: tuple[FileEntry, ...]
 
 
-def read(place: Path) -> Receipt:
-    """Read the receipt of the runtime at ``place``, a folder named by its digest.
+def read(place: Folder) -> Receipt:
+    """Read the receipt of a runtime, a folder named by its archive's digest.
 
     Raises:
         IntegrityError: it is missing, damaged, or of another runtime.
         OSError: it cannot be read.
     """
-    try:
-        data = (place / RECEIPT).read_bytes()
-    except FileNotFoundError as error:
-        raise IntegrityError("RUNTIME_DAMAGED", f"{place}: has no receipt", hint=_REPAIR) from error
-    what = f"receipt of {place.name[:12]}"
+    data = place.read(RECEIPT, schema.MAX_MANIFEST_BYTES)
+    if data is None:
+        raise IntegrityError("RUNTIME_DAMAGED", f"{place.path}: has no receipt", hint=_REPAIR)
+    name = place.path.name
+    what = f"receipt of {name[:12]}"
     tree = strict_json.loads(data, what=what, max_bytes=schema.MAX_MANIFEST_BYTES)
     receipt = schema.convert(tree, Receipt, what=what, code="RECEIPT_INVALID")
     of_artifact = receipt.artifact is None or (
         receipt.artifact.sha256 == receipt.sha256 and receipt.artifact.files == receipt.files
     )
-    if receipt.sha256 != place.name or not of_artifact:
+    if receipt.sha256 != name or not of_artifact:
         raise IntegrityError(
-            "RUNTIME_DAMAGED", f"{place}: its receipt is of another runtime", hint=_REPAIR
+            "RUNTIME_DAMAGED", f"{place.path}: its receipt is of another runtime", hint=_REPAIR
         )
     return receipt
 
@@ -112,28 +118,46 @@ def find_program(paths: Iterable[str], name: str) -> str:
     return found[0].rpartition("/")[0] or "."
 
 
-def check_files(place: Path, entries: Sequence[FileEntry], piece_size: int) -> None:
-    """Hash every file of the runtime at ``place``; nothing else may be there.
+def check_files(
+    place: Folder, entries: Sequence[FileEntry], piece_size: int, *, hashed: bool = True
+) -> None:
+    """Check that a runtime has exactly the files of a list; wrong modes are set right.
 
     Args:
         place: the runtime's folder.
-        entries: all that it has to hold.
+        entries: all files that it must hold.
         piece_size: bytes of the pieces whose digests an entry may have.
+        hashed: hash every file; if not, names, sizes, owners and modes are all that is checked.
 
     Raises:
         IntegrityError: names the files that are missing, changed or not listed; or a file is right
             as a whole and its pieces are not (``CONTRADICTION``).
         OSError: one cannot be read.
     """
-    folder = place / FILES
+    try:
+        files = place.folder(FILES)
+    except OSError as error:
+        if error.errno not in _NO_FOLDER:
+            raise
+        missing = [entry.path for entry in entries]
+        raise _damaged(place, {"missing": missing}) from error
+    with files:
+        _check_files(place, files, entries, piece_size, hashed=hashed)
+
+
+def _check_files(
+    place: Folder, files: Folder, entries: Sequence[FileEntry], piece_size: int, *, hashed: bool
+) -> None:
     listed = {entry.path: entry for entry in entries}
-    present = set(_walk(folder, ""))
-    there = [entry for path, entry in listed.items() if path in present]
-    sound = [entry for entry in there if _has_its_form((folder / entry.path).lstat(), entry)]
-    pieces = [piece for entry in sound for piece in _pieces(entry, piece_size)]
-    pieces.sort(key=lambda piece: -piece.length)
-    wrong = _wrong(folder, pieces)
-    _require_one_truth(folder, [entry for entry in sound if entry.path in wrong])
+    try:
+        present = set(_walk(files, ""))
+        there = [entry for path, entry in listed.items() if path in present]
+        sound = [entry for entry in there if _is_in_form(files, entry)]
+        wrong = _wrong(files, sound, piece_size) if hashed else set()
+    except PermissionError as error:  # a folder of another user
+        told = f"{error.filename}: {error.strerror}"
+        raise IntegrityError("RUNTIME_DAMAGED", told, hint=_REPAIR) from error
+    _require_one_truth(files, [entry for entry in sound if entry.path in wrong])
     changed = wrong | {entry.path for entry in there if entry not in sound}
     problems = {
         "changed": changed,
@@ -141,11 +165,15 @@ def check_files(place: Path, entries: Sequence[FileEntry], piece_size: int) -> N
         "not listed": present - listed.keys(),
     }
     if any(problems.values()):
-        told = "; ".join(f"{_names(paths)} {what}" for what, paths in problems.items() if paths)
-        raise IntegrityError("RUNTIME_DAMAGED", f"{place}: {told}", hint=_REPAIR)
+        raise _damaged(place, problems)
 
 
-def _require_one_truth(folder: Path, wrong: Sequence[FileEntry]) -> None:
+def _damaged(place: Folder, problems: Mapping[str, Collection[str]]) -> IntegrityError:
+    told = "; ".join(f"{_names(paths)} {what}" for what, paths in problems.items() if paths)
+    return IntegrityError("RUNTIME_DAMAGED", f"{place.path}: {told}", hint=_REPAIR)
+
+
+def _require_one_truth(folder: Folder, wrong: Sequence[FileEntry]) -> None:
     """Tell a list that contradicts itself from a file that was changed.
 
     While a file is unpacked it is hashed as a whole: hashing its pieces as well would cost a
@@ -161,25 +189,53 @@ def _require_one_truth(folder: Path, wrong: Sequence[FileEntry]) -> None:
             )
 
 
-def _walk(folder: Path, inside: str) -> Iterator[str]:
-    """Yield the path of everything that is not a real folder."""
+def _walk(folder: Folder, inside: str) -> Iterator[str]:
+    """Yield the path of everything that is not a folder."""
+    for name in folder.names():
+        path = f"{inside}{name}"
+        status = folder.status(name)
+        if status is not None and stat.S_ISDIR(status.st_mode):
+            with folder.folder(name) as found:
+                yield from _walk(found, f"{path}/")
+        else:
+            yield path
+
+
+def _is_in_form(folder: Folder, entry: FileEntry) -> bool:
+    handle = _open(folder, entry)
+    if handle is not None:
+        os.close(handle)
+    return handle is not None
+
+
+def _open(folder: Folder, entry: FileEntry) -> int | None:
+    """Open a file if it is a regular one of the right size that only this user can change."""
     try:
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                path = f"{inside}{entry.name}"
-                if entry.is_dir(follow_symlinks=False):
-                    yield from _walk(folder / entry.name, f"{path}/")
-                else:
-                    yield path
-    except (FileNotFoundError, NotADirectoryError):
-        return
+        handle = folder.open_file(entry.path)
+    except OSError as error:
+        if error.errno not in _NO_FILE:
+            raise
+        return None
+    if _has_its_form(handle, entry):
+        return handle
+    os.close(handle)
+    return None
 
 
-def _has_its_form(status: os.stat_result, entry: FileEntry) -> bool:
-    """Whether it is a plain file of the right size that nobody but its owner can write."""
-    executable = bool(status.st_mode & stat.S_IXUSR)
-    regular = stat.S_ISREG(status.st_mode) and not status.st_mode & _FORBIDDEN_BITS
-    return regular and status.st_size == entry.size and executable == entry.executable
+def _has_its_form(handle: int, entry: FileEntry) -> bool:
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+        return False
+    wanted = 0o755 if entry.executable else 0o644
+    if stat.S_IMODE(status.st_mode) != wanted:
+        try:
+            os.fchmod(handle, wanted)
+        except OSError as error:  # another user's file, a read-only disk, or one without modes
+            if error.errno not in NOT_WRITABLE:
+                raise
+        status = os.fstat(handle)
+    mine = status.st_uid in (0, os.geteuid()) and not status.st_mode & FORBIDDEN_BITS
+    return mine and (not entry.executable or bool(status.st_mode & stat.S_IXUSR))
 
 
 @dataclass(frozen=True)
@@ -191,14 +247,12 @@ class _Piece:
     length: int
     sha256: str
 
-    def is_in(self, folder: Path) -> bool:
-        """Hash it, if the file that is open is what was looked at before."""
-        # O_NONBLOCK: somebody may have put a FIFO there.
-        flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        path = folder / self.entry.path
-        with os.fdopen(os.open(path, flags), "rb", buffering=0) as stream:
-            if not _has_its_form(os.fstat(stream.fileno()), self.entry):
-                return False
+    def is_in(self, folder: Folder) -> bool:
+        """Hash the piece, if the file that is open now still has its form."""
+        handle = _open(folder, self.entry)
+        if handle is None:
+            return False
+        with os.fdopen(handle, "rb", buffering=0) as stream:
             stream.seek(self.start)
             digest, left = hashlib.sha256(), self.length
             while left and (block := stream.read(min(left, _BLOCK))):
@@ -217,11 +271,13 @@ def _pieces(entry: FileEntry, piece_size: int) -> Iterator[_Piece]:
         yield _Piece(entry, start, min(piece_size, entry.size - start), digest)
 
 
-def _wrong(folder: Path, pieces: Sequence[_Piece]) -> set[str]:
-    """Hash pieces in as many threads as there are processors; returns the paths of wrong ones.
+def _wrong(folder: Folder, entries: Sequence[FileEntry], piece_size: int) -> set[str]:
+    """Hash files in as many threads as there are processors; returns the paths of wrong ones.
 
     Hashing releases the interpreter's lock: 190 MB in 4 MiB pieces keep every core busy.
     """
+    pieces = [piece for entry in entries for piece in _pieces(entry, piece_size)]
+    pieces.sort(key=lambda piece: -piece.length)
     left: SimpleQueue[_Piece] = SimpleQueue()
     for piece in pieces:
         left.put(piece)

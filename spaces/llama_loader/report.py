@@ -57,7 +57,7 @@ def trust(settings: Settings, prepared: Prepared) -> str:
         return PINNED if settings.sha256 else NOT_CHECKED
     if settings.manifest_sha256:
         return PINNED
-    if settings.manifest_url or settings.previous:
+    if settings.manifest_url:
         return NOT_PINNED
     return SIGNED if trusted.read().public_key else PINNED
 

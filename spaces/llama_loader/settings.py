@@ -195,7 +195,6 @@ class Settings:
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
         cuda_arch: compute capability without its dot (``90``), None for detected.
-        previous: the release that this store used before the one in use now.
         no_test_run: do not try the runtime with the loader's own tiny model.
         store: where runtimes are installed.
         zerogpu: this is a ZeroGPU Space.
@@ -264,7 +263,6 @@ class Settings:
         "HF_ENDPOINT", _http_url, DEFAULT_ENDPOINT, "an http(s) URL", secret=True
     )
     no_test_run: bool = _switch("", "--no-test-run")
-    previous: bool = _switch("", "--previous")
     store: Path = _setting("", _path, None, "a folder's path", "--store")  # noqa: RUF009
 
     @property

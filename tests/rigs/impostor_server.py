@@ -29,6 +29,8 @@ from pathlib import Path
 
 HERE = Path(__file__).absolute().parent
 DO = json.loads((HERE / "behaviour.json").read_text())
+NOTES = HERE.parents[2] if HERE.parent.name == "files" else HERE
+"""Where it writes: beside itself; in a store beside the runtime, whose files are hashed again."""
 STARTED = time.monotonic()
 
 
@@ -44,9 +46,9 @@ def note_down() -> None:
         "cwd": str(Path.cwd()),
     }
     # in one step: whoever waits for the file may read it as soon as it is there
-    (HERE / "seen.tmp").write_text(json.dumps(seen))
-    (HERE / "seen.tmp").replace(HERE / "seen.json")
-    with (HERE / "starts").open("a") as file:
+    (NOTES / "seen.tmp").write_text(json.dumps(seen))
+    (NOTES / "seen.tmp").replace(NOTES / "seen.json")
+    with (NOTES / "starts").open("a") as file:
         file.write(f"{os.getpid()}\n")
 
 
@@ -192,7 +194,7 @@ note_down()
 if "--list-devices" in sys.argv:
     list_devices()
 if DO.get("bad_starts") is not None:
-    starts = len((HERE / "starts").read_text().splitlines())
+    starts = len((NOTES / "starts").read_text().splitlines())
     if starts > DO["bad_starts"]:
         known = DO["known_devices"]
         DO.clear()

@@ -27,18 +27,13 @@ class WhenAsked:  # as the loader does: a warm start makes no fetcher
         from llama_loader.fetch import Fetcher
         return getattr(Fetcher(), name)
 
-class NoLock:
-    def __init__(self, *args, **kwargs): pass
-    def acquire(self, **kwargs): pass
-    def release(self): pass
+def no_lock(handle, operation): pass
 
-class FailingLock(NoLock):
-    def acquire(self, **kwargs): raise NotImplementedError("no locks here")
-    def release(self): raise AssertionError
+def failing_lock(handle, operation): raise OSError(37, "no locks here")
 
 if locks != "locks":
-    import filelock
-    filelock.FileLock = {"no-locks": NoLock, "failing-locks": FailingLock}[locks]
+    import fcntl
+    fcntl.flock = {"no-locks": no_lock, "failing-locks": failing_lock}[locks]
 module.LOCK_SECONDS = float(patience)
 store, fetcher = module.Store(Path(root)), WhenAsked()
 try:

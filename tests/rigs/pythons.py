@@ -30,9 +30,9 @@ PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
     "channel", "cli", "client", "devices", "disk", "doctor", "errors", "events", "fetch",
-    "generations", "host", "interrupts", "launch", "locations", "manifest", "partial",
+    "host", "interrupts", "launch", "locations", "manifest", "partial",
     "processes", "receipt",
-    "resume", "select", "server", "settings", "soundness", "store", "strict_json", "supervisor",
+    "resume", "select", "server", "settings", "store", "strict_json", "supervisor",
     "suppose", "transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/unit that need nothing but the loader."""

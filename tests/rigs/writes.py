@@ -39,10 +39,19 @@ def watched() -> Iterator[list[Path]]:
         _hooked = True
     found: list[Path] = []
     _seen = found
+    original = os.open
+
+    def opened(path: Any, flags: int, mode: int = 0o777, *, dir_fd: int | None = None) -> int:
+        # the audit event of a path that is relative to a descriptor does not tell which
+        if dir_fd is not None and flags & _WRITING:
+            found.append(_real(os.fsdecode(path), dir_fd))
+        return original(path, flags, mode, dir_fd=dir_fd)
+
+    os.open = opened
     try:
         yield found
     finally:
-        _seen = None
+        _seen, os.open = None, original
 
 
 def outside(root: Path, changed: list[Path]) -> list[Path]:
@@ -54,13 +63,19 @@ def outside(root: Path, changed: list[Path]) -> list[Path]:
 def _hook(event: str, arguments: tuple[Any, ...]) -> None:
     if _seen is None or event not in _EVENTS:
         return
-    if event == "open" and not arguments[2] & _WRITING:
+    if event == "open" and (not arguments[2] & _WRITING or _is_relative_of_os_open(arguments)):
         return
     for place, relative_to in _EVENTS[event]:
         path = arguments[place]
         folder = arguments[relative_to] if relative_to is not None else -1
         if isinstance(path, str | bytes | os.PathLike) and os.fspath(path) != os.devnull:
             _seen.append(_real(os.fsdecode(path), folder))
+
+
+def _is_relative_of_os_open(arguments: tuple[Any, ...]) -> bool:
+    """Whether it is a call of ``os.open``, which has no mode in words, with a relative path."""
+    path, mode, _ = arguments
+    return mode is None and isinstance(path, str) and not os.path.isabs(path)  # noqa: PTH117
 
 
 def _real(path: str, folder: int | None) -> Path:

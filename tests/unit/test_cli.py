@@ -242,7 +242,7 @@ def test_verify_compares_with_the_manifest_that_is_given(
     kept.chmod(0o644)
     kept.write_text(kept.read_text().replace(before, after))
     assert run(home, "verify", str(folder)).returncode == 0
-    refused(run(home, "verify", str(folder), *options), 4, "RUNTIME_DAMAGED")
+    refused(run(home, "verify", str(folder), *options), 4, "RUNTIME_LISTS_OTHER_FILES")
     impostor.behave(list={"text": "other"})
     other = manifest_options(make_release(impostor, tmp_path / "other"))
     refused(run(home, "verify", str(folder), *other), 4, "OTHER_ARTIFACT")

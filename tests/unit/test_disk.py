@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import socket
 import stat
 import tempfile
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from llama_loader import disk
+from llama_loader.disk import Folder
 
 
 @pytest.fixture
@@ -46,36 +48,68 @@ def test_errors_of_the_operating_system(error: OSError, code: str, words: str) -
     assert "--store" in told.hint
 
 
-def test_only_plain_files_are_read(tmp_path: Path) -> None:
-    plain = tmp_path / "plain"
-    plain.write_bytes(b"content")
-    assert disk.read_if_there(plain) == b"content"
+def not_small(place: Path, what: str, elsewhere: Path) -> None:
+    """Put something there that must not be read as a small file; a link leads to ``elsewhere``."""
+    if what == "fifo":
+        os.mkfifo(place)
+    elif what == "endless":
+        place.symlink_to("/dev/zero")
+    elif what == "link":
+        elsewhere.write_bytes(b"secret")
+        place.symlink_to(elsewhere)
+    elif what == "device":
+        try:
+            os.mknod(place, stat.S_IFCHR | 0o644, os.makedev(1, 5))
+        except PermissionError:
+            pytest.skip("no device can be made here")
+    elif what == "socket":
+        with socket.socket(socket.AF_UNIX) as listening:
+            short = os.path.relpath(elsewhere)  # a socket's path has at most 107 bytes
+            listening.bind(short)
+        elsewhere.rename(place)
+    elif what == "folder":
+        place.mkdir()
+        (place / "notes.txt").write_text("mine")
+    else:
+        with place.open("wb") as file:
+            file.truncate(1 << 40)
+
+
+KINDS = ("fifo", "endless", "link", "device", "socket", "folder", "sparse")
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_only_small_regular_files_are_read_and_the_next_write_heals(
+    tmp_path: Path, what: str
+) -> None:
+    place = tmp_path / "small"
+    not_small(place, what, tmp_path / "elsewhere")
+    assert disk.read_if_there(place) is None
+    with Folder.open(tmp_path) as folder, folder.folder("staging", make=0o700) as staging:
+        assert folder.read("small", 100) is None
+        folder.replace("small", b"right", staging=staging)
+        assert folder.read("small", 100) == b"right"
+        assert staging.names() == []
+    if what == "folder":
+        (aside,) = tmp_path.glob("small.aside-*/notes.txt")
+        assert aside.read_text() == "mine"
+    if what == "link":
+        assert (tmp_path / "elsewhere").read_bytes() == b"secret"
+
+
+def test_files_up_to_a_limit_are_read(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"content")
+    assert disk.read_if_there(tmp_path / "plain") == b"content"
     assert disk.read_if_there(tmp_path / "missing") is None
-    assert disk.read_if_there(plain / "below") is None
-    os.mkfifo(tmp_path / "fifo")
-    for other in (tmp_path / "fifo", tmp_path):
-        with pytest.raises(OSError, match=r"not a plain file|Is a directory"):
-            disk.read_if_there(other)
-
-
-def test_a_file_that_is_read_is_no_childs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags: list[int] = []
-    original = os.open
-
-    def watched(path: Path, how: int, *rest: int) -> int:
-        flags.append(how)
-        return original(path, how, *rest)
-
-    (tmp_path / "plain").touch()
-    monkeypatch.setattr(os, "open", watched)
-    disk.read_if_there(tmp_path / "plain")
-    assert flags == [os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC]
+    assert disk.read_if_there(tmp_path / "plain" / "below") is None
+    with Folder.open(tmp_path) as folder:
+        assert (folder.read("plain", 7), folder.read("plain", 6)) == (b"content", None)
 
 
 def test_a_whole_file_is_synced_before_and_after_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First its bytes, then, once it stands there, the folder's names."""
+    """First its bytes, then, once it has its name, the folder's names."""
     synced: list[tuple[str, bool]] = []
     place = tmp_path / "place" / "file"
     staging = tmp_path / "staging"
@@ -95,16 +129,73 @@ def test_a_whole_file_is_synced_before_and_after_it_has_its_name(
 
 
 def test_a_new_file_is_never_written_over(tmp_path: Path) -> None:
-    disk.write_new(tmp_path / "file", b"one")
-    with pytest.raises(FileExistsError):
-        disk.write_new(tmp_path / "file", b"two")
+    with Folder.open(tmp_path) as folder:
+        folder.write_new("file", b"one")
+        with pytest.raises(FileExistsError):
+            folder.write_new("file", b"two")
 
 
-def test_only_folders_are_synced_as_such(tmp_path: Path) -> None:
-    disk.sync_folder(tmp_path)
-    (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError):
-        disk.sync_folder(tmp_path / "file")
+def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "theirs/inner").mkdir(parents=True)
+    (tmp_path / "theirs/inner/notes.txt").write_text("mine")
+    (tmp_path / "ours").mkdir()
+    (tmp_path / "ours/link").symlink_to(tmp_path / "theirs")
+    with Folder.open(tmp_path / "ours") as folder:
+        for use in (
+            lambda: folder.folder("link"),
+            lambda: folder.folder("link", make=0o700),
+            lambda: folder.open_file("link/inner/notes.txt"),
+        ):
+            with pytest.raises(OSError, match=r"Not a directory|symbolic"):
+                use()
+        assert [one.st_size for one in folder.walk("link")] == []
+        folder.remove("link")
+        assert folder.names() == []
+    (tmp_path / "ours/link").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OSError, match=r"Not a directory|symbolic"):
+        Folder.open(tmp_path / "ours/link")
+    assert (tmp_path / "theirs/inner/notes.txt").read_text() == "mine"
+
+
+def test_a_folder_is_removed_with_the_links_in_it_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept/file").touch()
+    (tmp_path / "gone/deep").mkdir(parents=True)
+    (tmp_path / "gone/deep/link").symlink_to(tmp_path / "kept")
+    os.mkfifo(tmp_path / "gone/fifo")
+    with Folder.open(tmp_path) as folder:
+        folder.remove("gone")
+        folder.remove("gone")
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "kept"]
+
+
+def test_a_path_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:
+    (tmp_path / "open/store").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path / "open/../open/store")
+    (tmp_path / "circle").symlink_to(tmp_path / "circle")
+    for path in (tmp_path / "open/store/new/deep", tmp_path / "link", tmp_path / "missing"):
+        assert disk.trusted(path) == path.resolve()
+    (tmp_path / "open").chmod(0o777)
+    for path in (tmp_path / "open/store/new", tmp_path / "link"):
+        with pytest.raises(
+            PermissionError, match=r"open can be written by other users \(mode 0777"
+        ):
+            disk.trusted(path)
+    (tmp_path / "open").chmod(0o1777)
+    assert disk.trusted(tmp_path / "link") == tmp_path / "open/store"
+    with pytest.raises(OSError, match="symbolic"):
+        disk.trusted(tmp_path / "circle")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_a_path_through_another_users_folder_or_link_is_not_trusted(tmp_path: Path) -> None:
+    (tmp_path / "theirs/store").mkdir(parents=True)
+    (tmp_path / "link").symlink_to(tmp_path)
+    os.chown(tmp_path / "theirs", 4321, 4321)
+    os.chown(tmp_path / "link", 4321, 4321, follow_symlinks=False)
+    for path in (tmp_path / "theirs/store", tmp_path / "link/store"):
+        with pytest.raises(PermissionError, match=r"belongs to another user \(4321\)"):
+            disk.trusted(path)
 
 
 def test_a_folders_name_says_who_owns_it(tmp_path: Path) -> None:
@@ -158,11 +249,11 @@ def test_what_cannot_be_told_goes_by_age(tmp_path: Path) -> None:
 def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = disk.new_folder(tmp_path, "left")
 
-    def other_was_faster(stale: Path) -> bool:
-        stale.rmdir()
+    def other_was_faster(_: Folder, name: str) -> bool:
+        (tmp_path / name).rmdir()
         return True
 
-    monkeypatch.setattr(disk, "is_stale", other_was_faster)
+    monkeypatch.setattr(Folder, "_is_abandoned", other_was_faster)
     disk.sweep(tmp_path)
     assert not folder.exists()
 

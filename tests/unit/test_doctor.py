@@ -15,10 +15,8 @@ from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.soundness import Soundness
-from llama_loader.store import Installed
 from tests.rigs import hub
-from tests.rigs.releases import BARE, artifact, libraries, manifest
+from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,7 +34,6 @@ H200 = replace(
     gpu_source="nvml",
     libraries=libraries(13),
 )
-SOUND = Soundness(lambda: None)
 RELEASE = manifest(
     artifact("cu130", "sm90", "90"), artifact("cu130", "sm120", "120a"), artifact("cpu", "cpu")
 )
@@ -72,9 +69,7 @@ class Clinic:
             RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu)
         )
         place = self.runtime
-        installed = Installed(
-            place, place, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
-        )
+        installed = Unlisted(place, place, "0" * 64, "b1", choice.artifact, verified=True)
         return Prepared(installed, self.host, choice, choice.libraries, choice.missing, Timeline())
 
     def examine(self, **variables: str) -> Examination:

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from releases import BARE, artifact, manifest
+from releases import BARE, Unlisted, artifact, manifest
 
 from llama_loader import prepare as loader
 from llama_loader import settings
@@ -13,8 +13,6 @@ from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Stage, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
-from llama_loader.soundness import Soundness
-from llama_loader.store import Installed
 from llama_space import preparation
 from llama_space.preparation import Ready
 
@@ -29,7 +27,6 @@ ASSUMED = replace(
 )
 NAMED = replace(ASSUMED, gpu_source="/proc/driver/nvidia", gpus=(Gpu("NVIDIA H200", "90"),))
 UNKNOWN = replace(ASSUMED, gpu_source="/proc/driver/nvidia", gpus=(Gpu("NVIDIA X1000", None),))
-SOUND = Soundness(lambda: None)
 RELEASE = manifest(
     artifact("cu128", "sm90", "90"), artifact("cu128", "sm120", "120"), artifact("cpu", "cpu")
 )
@@ -69,7 +66,7 @@ def installing(
         if given.cuda_arch in lacking:
             raise HostError("NO_ARTIFACT_FOR_GPU", f"nothing for {given.cuda_arch}")
         found = RELEASE.artifacts[0 if given.cuda_arch == "90" else 1]
-        installed = Installed(tmp_path, tmp_path, "0" * 64, "r", found, verified=True, sound=SOUND)
+        installed = Unlisted(tmp_path, tmp_path, "0" * 64, "r", found, verified=True)
         timeline = Timeline()
         timeline.add("fetch", 1.0)
         return Prepared(installed, facts, None, (), (), timeline, released=(RELEASE, "u"))
@@ -130,7 +127,6 @@ def test_a_manifest_that_is_trusted_already_is_not_read_again(
         return "installed"
 
     monkeypatch.setattr("llama_loader.store.Store.install", install)
-    monkeypatch.setattr("llama_loader.store.Store.use", lambda *_: None)
     prepared = loader.prepare(given, released=(RELEASE, "https://x/y/manifest.json"))
     assert wanted == ["https://x/y/x"]
     assert prepared.released == (RELEASE, "https://x/y/manifest.json")

@@ -18,10 +18,8 @@ from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.soundness import Soundness
-from llama_loader.store import Installed
 from tests.rigs.hub import COMMIT, Hub, serving
-from tests.rigs.releases import BARE, artifact, libraries, manifest
+from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
 from tests.unit.test_devices import gemma
 
 if TYPE_CHECKING:
@@ -33,7 +31,6 @@ SPACES = Path(__file__).parent.parent.parent / "spaces"
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", libraries=libraries(13))
 TWO = replace(H200, gpus=H200.gpus * 2)
 ROOMY, FULL = (Gpu("NVIDIA H200", "90", 140 << 30, None, free) for free in (139 << 30, 1 << 30))
-SOUND = Soundness(lambda: None)
 RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
 LIST = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n  CUDA1: B (80 MiB, 2 MiB free)\n"
 
@@ -45,9 +42,7 @@ def settings(**variables: str) -> Settings:
 
 def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> prepare.Prepared:  # noqa: B008
     choice = selection.select(RELEASE, host, wishes)
-    installed = Installed(
-        runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
-    )
+    installed = Unlisted(runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True)
     return prepare.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 
@@ -681,7 +676,7 @@ def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impost
     def look() -> None:
         raise damaged
 
-    installed = replace(ready.installed, sound=Soundness(look))
+    installed = replace(ready.installed, look=look)
     ready = replace(ready, installed=installed)
     wanted = settings(NO_TEST_RUN="1")
     for execute in (
@@ -700,9 +695,9 @@ def test_the_releases_own_libraries_are_looked_at_too(impostor: Impostor, tmp_pa
     ready = prepared(impostor.behave(), H200)
     ready = replace(
         ready,
-        installed=replace(ready.installed, sound=Soundness(lambda: looked.append("server"))),
+        installed=replace(ready.installed, look=lambda: looked.append("server")),
         runtime_libraries=replace(
-            ready.installed, root=tmp_path, sound=Soundness(lambda: looked.append("libraries"))
+            ready.installed, root=tmp_path, look=lambda: looked.append("libraries")
         ),
     )
     start(settings(), ready)

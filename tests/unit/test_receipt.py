@@ -14,10 +14,11 @@ from archives import GOOD, Entry, file_entry
 
 from llama_loader import receipt
 from llama_loader.concurrency import Background
+from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from llama_loader import manifest as schema
@@ -56,8 +57,18 @@ def write(place: Path, **fields: Any) -> None:
     (place / receipt.RECEIPT).write_text(json.dumps(whole | fields))
 
 
+def read(place: Path) -> receipt.Receipt:
+    with Folder.open(place) as opened:
+        return receipt.read(opened)
+
+
+def check(place: Path, entries: Sequence[schema.FileEntry], piece_size: int) -> None:
+    with Folder.open(place) as opened:
+        receipt.check_files(opened, entries, piece_size)
+
+
 def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
-    found = receipt.read(place)
+    found = read(place)
     assert (found.format, found.sha256, found.files) == (1, SHA, entries())
     assert receipt.main_folder(found, "it") == "runtime"
     assert receipt.PROGRAM == "llama-server"
@@ -77,14 +88,14 @@ def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
 def test_a_receipt_that_is_wrong(place: Path, fields: Any, code: str, words: str) -> None:
     write(place, **fields)
     with pytest.raises(IntegrityError, match=words) as caught:
-        receipt.read(place)
+        read(place)
     assert caught.value.code == code
 
 
 def test_a_receipt_that_is_missing(place: Path) -> None:
     (place / receipt.RECEIPT).unlink()
     with pytest.raises(IntegrityError, match="has no receipt") as caught:
-        receipt.read(place)
+        read(place)
     assert caught.value.code == "RUNTIME_DAMAGED"
     assert "repairs it" in caught.value.hint
 
@@ -94,12 +105,12 @@ def test_a_receipt_of_an_artifact_lists_its_files(place: Path) -> None:
     own = msgspec.to_builtins(msgspec.structs.replace(artifact, sha256=SHA))
     write(place, artifact=own)
     with pytest.raises(IntegrityError, match="is of another runtime"):
-        receipt.read(place)
+        read(place)
     write(place, artifact=own, files=own["files"])
-    assert receipt.read(place).files == artifact.files
+    assert read(place).files == artifact.files
     write(place, artifact=own | {"sha256": "cd" * 32}, files=own["files"])
     with pytest.raises(IntegrityError, match="is of another runtime"):
-        receipt.read(place)
+        read(place)
 
 
 def test_the_folder_of_libraries_is_where_they_are() -> None:
@@ -118,28 +129,30 @@ def test_the_folder_of_libraries_is_where_they_are() -> None:
 def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    flags: set[int] = set()
+    """All but the runtime's own folder relative to an open folder, and never through a link."""
+    opened: set[tuple[int, bool]] = set()
     original = os.open
 
-    def watched(path: Path, how: int, *rest: int) -> int:
-        flags.add(how)
-        return original(path, how, *rest)
+    def watched(path: str, how: int, *rest: int, dir_fd: int | None = None) -> int:
+        opened.add((how, dir_fd is not None or path == place))
+        return original(path, how, *rest, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", watched)
-    receipt.check_files(place, entries(), PIECE)
-    assert flags == {os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC}
+    check(place, entries(), PIECE)
+    always = os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC
+    assert opened == {(always | os.O_NONBLOCK, True), (always | os.O_DIRECTORY, True)}
 
 
 @pytest.mark.parametrize("at", [0, 999, 1000, len(BIG.data) - 1])
 @pytest.mark.parametrize("piece_size", [PIECE, 0])
 def test_every_byte_is_looked_at(place: Path, at: int, piece_size: int) -> None:
-    receipt.check_files(place, entries(), piece_size)
+    check(place, entries(), piece_size)
     path = place / receipt.FILES / BIG.path
     data = bytearray(BIG.data)
     data[at] ^= 1
     path.write_bytes(data)
     with pytest.raises(IntegrityError, match=r"runtime/libbig\.so changed"):
-        receipt.check_files(place, entries(), piece_size)
+        check(place, entries(), piece_size)
 
 
 def test_every_piece_of_a_list_is_looked_at(place: Path) -> None:
@@ -147,22 +160,41 @@ def test_every_piece_of_a_list_is_looked_at(place: Path) -> None:
     whole = entries()
     wrong = msgspec.structs.replace(whole[-1], chunks=(*whole[-1].chunks[:-1], "0" * 64))
     with pytest.raises(IntegrityError) as caught:
-        receipt.check_files(place, (*whole[:-1], wrong), PIECE)
+        check(place, (*whole[:-1], wrong), PIECE)
     assert caught.value.code == receipt.CONTRADICTION == "MANIFEST_CONTRADICTS_ITSELF"
     assert "libbig.so" in caught.value.message
     (place / receipt.FILES / BIG.path).write_bytes(BIG.data[::-1])
     with pytest.raises(IntegrityError, match="changed"):
-        receipt.check_files(place, (*whole[:-1], wrong), PIECE)
+        check(place, (*whole[:-1], wrong), PIECE)
 
 
-def test_what_others_could_write_or_run_otherwise_is_changed(place: Path) -> None:
+def test_wrong_modes_of_right_files_are_set(place: Path) -> None:
     path = place / receipt.FILES / BIG.path
     for mode in (0o664, 0o646, 0o744, 0o4644, 0o2644, 0o1644):
         path.chmod(mode)
-        with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
-            receipt.check_files(place, entries(), PIECE)
-    path.chmod(0o644)
-    receipt.check_files(place, entries(), PIECE)
+        check(place, entries(), PIECE)
+        assert path.stat().st_mode & 0o7777 == 0o644
+
+
+def test_modes_that_cannot_be_set_and_let_others_write(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = place / receipt.FILES / BIG.path
+    monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    path.chmod(0o755)  # runs nothing, and nobody else can change it
+    check(place, entries(), PIECE)
+    path.chmod(0o666)
+    with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
+        check(place, entries(), PIECE)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("what", [BIG.path, "runtime"])
+def test_a_file_of_another_user_is_not_trusted(place: Path, what: str) -> None:
+    os.chown(place / receipt.FILES / what, 4321, 4321)
+    with pytest.raises(IntegrityError) as caught:
+        check(place, entries(), PIECE)
+    assert caught.value.code == "RUNTIME_DAMAGED"
 
 
 def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
@@ -170,17 +202,31 @@ def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
 ) -> None:
     """What was opened is looked at again: its path may lead elsewhere by then."""
     path = place / receipt.FILES / BIG.path
-    other = place / "other"
-    other.write_bytes(BIG.data)
-    other.chmod(0o666)
-    original = os.open
+    (place / "other").write_bytes(BIG.data + b"more")
+    original, opened = os.open, []
 
-    def swapped(name: Path, how: int, *rest: int) -> int:
-        return original(other if name == path else name, how, *rest)
+    def swapped(name: str, how: int, *rest: int, dir_fd: int | None = None) -> int:
+        if name == path.name:
+            opened.append(name)
+            if len(opened) == 2:  # the first look is at names and sizes
+                (place / "other").rename(path)
+        return original(name, how, *rest, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", swapped)
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
     with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
-        receipt.check_files(place, entries(), PIECE)
+        check(place, entries(), PIECE)
+
+
+def test_form_without_content(place: Path) -> None:
+    """``hashed=False`` reads no file, and finds another size or name."""
+    path = place / receipt.FILES / BIG.path
+    with Folder.open(place) as opened:
+        path.write_bytes(BIG.data[::-1])
+        receipt.check_files(opened, entries(), PIECE, hashed=False)
+        path.write_bytes(BIG.data[1:])
+        with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
+            receipt.check_files(opened, entries(), PIECE, hashed=False)
 
 
 def test_the_same_files_with_and_without_pieces() -> None:
@@ -198,12 +244,12 @@ def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
     for number in range(10):
         (place / receipt.FILES / f"x{number}").touch()
     with pytest.raises(IntegrityError) as caught:
-        receipt.check_files(place, entries(), PIECE)
+        check(place, entries(), PIECE)
     extra = ", ".join(f"x{number}" for number in range(10))
     assert caught.value.message == f"{place}: runtime/libbig.so missing; {extra} not listed"
     (place / receipt.FILES / "y").touch()
     with pytest.raises(IntegrityError, match="x9 and 1 more not listed"):
-        receipt.check_files(place, entries(), PIECE)
+        check(place, entries(), PIECE)
 
 
 def test_an_archive_has_one_server() -> None:
@@ -230,14 +276,14 @@ def test_as_many_threads_as_there_are_processors_the_largest_piece_first(
         begun.append(work)
         return Background(work)
 
-    def watched(piece: Any, folder: Path) -> bool:
+    def watched(piece: Any, folder: Folder) -> bool:
         lengths.append(piece.length)
         return original(piece, folder)
 
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     monkeypatch.setattr(receipt, "Background", background)
     monkeypatch.setattr(receipt._Piece, "is_in", watched)
-    receipt.check_files(place, entries(), PIECE)
+    check(place, entries(), PIECE)
     assert len(lengths) == sum(max(1, len(entry.chunks)) for entry in entries())
     assert len(begun) == min(threads, len(lengths))
     if threads == 1:

@@ -23,9 +23,7 @@ from llama_loader.selection import Wishes
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
-from llama_loader.soundness import Soundness
-from llama_loader.store import Installed
-from tests.rigs.releases import BARE, artifact, libraries, manifest
+from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
 
 if TYPE_CHECKING:
     from conftest import Impostor
@@ -36,7 +34,6 @@ PROJECT = Path(__file__).parent.parent.parent
 GPU = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-1")
 H200 = replace(BARE, gpus=(GPU,), driver="580.159", gpu_source="nvml", libraries=libraries(13))
 TWO = replace(H200, gpus=(GPU, replace(GPU, uuid="GPU-2")))
-SOUND = Soundness(lambda: None)
 RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
 ONE_LISTED = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n"
 TWO_LISTED = f"{ONE_LISTED}  CUDA1: B (80 MiB, 2 MiB free)\n"
@@ -64,9 +61,7 @@ def prepared(
 ) -> Prepared:
     choice = selection.select(RELEASE, host, wishes or Wishes())
     root = store / "runtimes" / "0"
-    installed = Installed(
-        runtime, root, "0" * 64, "b1", choice.artifact, verified=True, sound=SOUND
-    )
+    installed = Unlisted(runtime, root, "0" * 64, "b1", choice.artifact, verified=True)
     return Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 

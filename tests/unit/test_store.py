@@ -13,8 +13,10 @@ import resource
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,15 +27,16 @@ from needs import must_or_skip
 
 from llama_loader import disk, unpack
 from llama_loader import store as store_module
+from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
 from llama_loader.events import Downloading, Event, Note, Stage
 from llama_loader.fetch import Fetcher
-from llama_loader.soundness import Soundness
 from llama_loader.store import Store
 from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
+from tests.unit.test_disk import KINDS, not_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,7 +130,7 @@ def test_a_runtime_is_installed_once(release: Release) -> None:
     assert files_of(release.place / "files") == {entry.path: entry.data for entry in ENTRIES}
     assert subprocess.run([installed.folder / "llama-server"], check=True).returncode == 0
     assert release.stages() == ["fetch", "unpack"]
-    installed.sound.require()  # every byte was verified on its way; now where it lies
+    installed.verify()  # every byte was verified on its way; now where it lies
     assert release.stages() == ["fetch", "unpack", "verify"]
     assert release.left() == []
     assert release.notes() == []
@@ -331,11 +334,11 @@ def of_the_system(monkeypatch: pytest.MonkeyPatch, call: str, function: Any) -> 
     """Replace a function of ``os``; pathlib of Python 3.10 has taken most of them at its import."""
     monkeypatch.setattr(os, call, function)
     taken = getattr(pathlib, "_normal_accessor", None)
-    if taken is not None and call in {"rename", "mkdir", "scandir"}:
+    if taken is not None and call in {"rename", "mkdir"}:
         monkeypatch.setattr(taken, call, function)
 
 
-@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "fchmod", "open", "scandir"])
+@pytest.mark.parametrize("call", ["fsync", "rename", "mkdir", "fchmod", "open", "listdir"])
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO])
 def test_a_disk_that_fails_at_any_call(
     release: Release, monkeypatch: pytest.MonkeyPatch, call: str, number: int
@@ -347,7 +350,8 @@ def test_a_disk_that_fails_at_any_call(
         left = [nth]
 
         def failing(*args: Any, _original: Any = original, _left: Any = left, **kw: Any) -> Any:
-            if str(release.root) in str(args[0]) or isinstance(args[0], int):
+            relative = {"dir_fd", "src_dir_fd"} & kw.keys()
+            if relative or str(release.root) in str(args[0]) or isinstance(args[0], int):
                 _left[0] -= 1
                 if _left[0] == 0:
                     raise OSError(number, os.strerror(number), str(args[0]))
@@ -362,7 +366,7 @@ def test_a_disk_that_fails_at_any_call(
             of_the_system(monkeypatch, call, original)
         assert release.install().verified
         # Where removing what was half done failed itself, a later process does it.
-        assert len(release.left()) <= (call in {"open", "scandir"})
+        assert len(release.left()) <= (call in {"open", "listdir"})
         shutil.rmtree(release.root)
     expected = "STORE_FAILED" if number == errno.EIO else "DISK_FULL"
     assert {expected} <= outcomes <= {expected, "Installed"}
@@ -498,22 +502,28 @@ def test_pieces_that_contradict_the_whole_are_the_manifests_fault(release: Relea
     """Found before anything is executed; the manifest that is right finds nothing to fetch."""
     wrong = with_chunks(release.artifact, lambda chunks: chunks and (*chunks[:-1], "0" * 64))
     installed = release.install(wrong)
-    for look in (installed.sound.require, lambda: release.install(wrong)):
+    for look in (installed.verify, lambda: release.install(wrong)):
         with pytest.raises(IntegrityError, match=r"has the .* not its pieces'") as caught:
             look()
         assert caught.value.code == "MANIFEST_CONTRADICTS_ITSELF"
         assert "ask who published it" in caught.value.hint
     asked = len(release.server.requests)
-    release.install().sound.require()
+    release.install().verify()
     assert len(release.server.requests) == asked
 
 
-@pytest.mark.parametrize("bit", [0o020, 0o002, 0o4000])
-def test_a_file_that_others_could_write_is_not_trusted(release: Release, bit: int) -> None:
-    place = release.install().folder / "llama-server"
-    place.chmod(place.stat().st_mode | bit)
-    with pytest.raises(IntegrityError, match="llama-server changed"):
-        release.store().verify(place.parent)
+@pytest.mark.parametrize("bit", [0o020, 0o002, 0o4000, 0o111])
+def test_right_content_with_wrong_modes_gets_its_modes(release: Release, bit: int) -> None:
+    """A disk was copied by a program that keeps no modes: the bytes are right."""
+    place = release.install().folder
+    paths = (place / "llama-server", place / "libllama.so.0", place, release.place)
+    for path in paths:
+        path.chmod(path.stat().st_mode ^ bit)
+    assert release.store().verify(place).verified
+    release.install().verify()
+    assert [path.stat().st_mode & 0o7777 for path in paths[:2]] == [0o755, 0o644]
+    assert not any(path.stat().st_mode & 0o7022 for path in paths)
+    assert len(release.server.requests) == 1
 
 
 # 38: several installers
@@ -721,9 +731,6 @@ def change_receipt(place: Path, **fields: Any) -> None:
 DAMAGES: dict[str, Callable[[Path], object]] = {
     "bit": flip_a_bit,
     "same size and time": keep_size_and_time,
-    "mode": lambda place: (place / LIBRARY_PATH).chmod(0o755),
-    "not executable": lambda place: (place / SERVER_PATH).chmod(0o644),
-    "set-id": lambda place: (place / SERVER_PATH).chmod(0o4755),
     "missing": lambda place: (place / LIBRARY_PATH).unlink(),
     "extra": lambda place: (place / "files/runtime/libevil.so").write_bytes(b"x"),
     "extra link": lambda place: (place / "files/runtime/lib").symlink_to("/"),
@@ -801,7 +808,7 @@ def test_a_receipt_that_was_changed_with_its_files_is_not_believed(release: Rele
     (release.place / "receipt.json").write_text(json.dumps(receipt))
     installed = release.install()
     assert (installed.folder / "llama-server").read_bytes() == SCRIPT
-    assert release.notes() == ["RUNTIME_DAMAGED"]
+    assert release.notes() == ["RUNTIME_LISTS_OTHER_FILES"]
 
 
 def test_offline_and_damaged(release: Release) -> None:
@@ -820,13 +827,13 @@ def test_a_store_that_damages_what_is_installed(
 
     def rename_and_damage(source: Any, target: Any, **kwargs: Any) -> None:
         original(source, target, **kwargs)
-        if Path(target) == release.place:
+        if target == release.artifact.sha256:
             DAMAGES["bit"](release.place)
 
     of_the_system(monkeypatch, "rename", rename_and_damage)
     installed = release.install()
     with pytest.raises(IntegrityError, match="changed") as caught:
-        installed.sound.require()
+        installed.verify()
     assert caught.value.code == "RUNTIME_DAMAGED"
 
 
@@ -836,16 +843,31 @@ def test_another_installers_runtime_that_is_damaged(
     """Without working locks another one may have been faster, and a disk may fail."""
     release.install()
     DAMAGES["bit"](release.place)
-    elsewhere = release.place.with_name("elsewhere")
-    release.place.rename(elsewhere)
+    theirs = [release.place.with_name("elsewhere")]
+    release.place.rename(theirs[0])
     original = os.rename
 
     def theirs_first(source: Any, target: Any, **kwargs: Any) -> None:
-        if Path(target) == release.place:
-            original(elsewhere, target)
+        if theirs and target == release.artifact.sha256:
+            original(theirs.pop(), release.place)
         original(source, target, **kwargs)
 
     of_the_system(monkeypatch, "rename", theirs_first)
+    release.install().verify()
+    assert release.left() == []
+
+
+def test_a_store_that_is_damaged_all_the_time(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = os.rename
+
+    def always_taken(source: Any, target: Any, **kwargs: Any) -> None:
+        if source != target == release.artifact.sha256:
+            raise OSError(errno.ENOTEMPTY, "not empty")
+        original(source, target, **kwargs)
+
+    of_the_system(monkeypatch, "rename", always_taken)
     with pytest.raises(StoreError) as caught:
         release.install()
     assert caught.value.code == "STORE_UNSTABLE"
@@ -978,13 +1000,13 @@ def test_all_names_are_on_the_disk_before_and_after_it_is_seen(
 ) -> None:
     """The rename is worth nothing after a power cut where a folder's own names are not synced."""
     synced: list[tuple[Path, bool]] = []
-    original = disk.sync_folder
+    original = os.fsync
 
-    def watched(folder: Path) -> None:
-        synced.append((folder, release.place.exists()))
-        original(folder)
+    def watched(handle: int) -> None:
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink(), release.place.exists()))
+        original(handle)
 
-    monkeypatch.setattr(disk, "sync_folder", watched)
+    monkeypatch.setattr(os, "fsync", watched)
     release.install()
     before = {folder.name for folder, seen in synced if not seen}
     assert before >= {"files", "runtime"}
@@ -995,10 +1017,14 @@ def test_all_names_are_on_the_disk_before_and_after_it_is_seen(
 def test_a_disk_that_refuses_the_last_step(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def failing(_: Any, target: Any) -> None:
-        raise OSError(errno.EIO, "Input/output error", str(target))
+    original = os.rename
 
-    monkeypatch.setattr(Path, "rename", failing)
+    def failing(source: Any, target: Any, **kwargs: Any) -> None:
+        if target == release.artifact.sha256:
+            raise OSError(errno.EIO, "Input/output error", str(target))
+        original(source, target, **kwargs)
+
+    of_the_system(monkeypatch, "rename", failing)
     with pytest.raises(StoreError) as caught:
         release.install()
     assert caught.value.code == "STORE_FAILED"
@@ -1016,8 +1042,8 @@ def test_what_is_said_before_a_download_is_not_said_without_one(release: Release
 
 def test_a_runtime_is_not_told_with_what_it_can_do(release: Release) -> None:
     installed = release.install()
-    assert "sound" not in repr(installed)
-    assert installed == replace(installed, sound=Soundness(lambda: None))
+    assert "sink" not in repr(installed)
+    assert installed == replace(installed, files=())
 
 
 def test_a_folder_that_is_no_runtime_has_its_own_code(release: Release) -> None:
@@ -1036,8 +1062,10 @@ def test_a_receipt_that_lists_other_files_than_the_manifest(release: Release) ->
     with pytest.raises(IntegrityError, match="mode"):
         release.install(trusted)
     note = next(event for event in release.events if isinstance(event, Note))
-    assert note.code == "RUNTIME_DAMAGED"
+    assert note.code == "RUNTIME_LISTS_OTHER_FILES"
     assert "lists other files" in note.message
+    assert release.install().verified
+    assert len(release.server.requests) == 2  # the sound one was not thrown out
 
 
 # lightness
@@ -1175,3 +1203,430 @@ def test_store_of_the_older_format_with_other_files_is_left_alone(release: Relea
     with pytest.raises(StoreError, match="not a store"):
         release.install()
     assert everything(release.root) == before
+
+
+# who else could change it
+
+
+def as_user(uid: int, work: Callable[[], object]) -> None:
+    """Do something in a child process as another user; its errors are this one's."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            os.setgroups([])
+            os.setgid(uid)
+            os.setuid(uid)
+            work()
+            status = 0
+        except BaseException:  # noqa: BLE001 - shown, and told by the status
+            traceback.print_exc()
+        finally:
+            os._exit(status)
+    assert os.waitpid(child, 0)[1] == 0
+
+
+@pytest.mark.parametrize("where", ["store", "above", "through a link"])
+def test_store_that_others_can_change_is_replaced_by_a_private_one(
+    release: Release, temporary: Path, tmp_path: Path, where: str
+) -> None:
+    release.root = tmp_path / "above" / "store"
+    release.root.parent.mkdir()
+    release.install()
+    (release.root if where == "store" else release.root.parent).chmod(0o777)
+    if where == "through a link":
+        (tmp_path / "link").symlink_to(release.root)
+        release.root = tmp_path / "link"
+    before = everything(release.root)
+    installed = release.install()
+    assert installed.folder.is_relative_to(temporary)
+    note = next(event for event in release.events if isinstance(event, Note))
+    assert note.code == "STORE_TEMPORARY"
+    assert "can be written by other users (mode 0777)" in note.message
+    assert everything(release.root) == before
+    assert release.install() == installed
+    assert len(release.server.requests) == 2
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+@pytest.mark.parametrize("what", ["store", "runtime", "server"])
+def test_nothing_of_another_user_is_used(release: Release, temporary: Path, what: str) -> None:
+    installed = release.install()
+    place = {"store": release.root, "runtime": installed.root, "server": installed.folder}[what]
+    for path in (place, *place.rglob("*")):
+        os.chown(path, 4321, 4321)
+    again = release.install()
+    again.verify()
+    assert again.folder.is_relative_to(temporary) == (what == "store")
+    assert again.root.stat().st_uid == (again.folder / "llama-server").stat().st_uid == 0
+    assert release.notes() == ["STORE_TEMPORARY" if what == "store" else "RUNTIME_DAMAGED"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_store_that_this_user_may_not_look_at(
+    release: Release, temporary: Path, tmp_path: Path
+) -> None:
+    """HOME=/root in a container that runs as uid 1000."""
+    release.root = tmp_path / "root" / ".cache" / "llama-loader"
+    (tmp_path / "root").mkdir(mode=0o700)
+    for path in (tmp_path, *tmp_path.parents[:2]):
+        path.chmod(path.stat().st_mode | 0o011)
+    temporary.chmod(0o1777)
+
+    def use() -> None:
+        assert release.store().find(release.artifact.sha256) is None
+        assert release.install().folder.is_relative_to(temporary)
+        assert set(release.notes()) == {"STORE_TEMPORARY"}
+
+    as_user(4321, use)
+
+
+@pytest.mark.parametrize("name", ["a:b", "a;b", "$ORIGIN"])
+@pytest.mark.parametrize("linked", [False, True])
+def test_store_path_that_the_dynamic_linker_would_take_apart(
+    release: Release, tmp_path: Path, name: str, *, linked: bool
+) -> None:
+    release.root = tmp_path / name / "store"
+    if linked:
+        release.root.parent.mkdir()
+        (tmp_path / "link").symlink_to(release.root.parent)
+        release.root = tmp_path / "link" / "store"
+    with pytest.raises(StoreError) as caught:
+        release.install()
+    assert caught.value.code == "STORE_PATH_UNUSABLE"
+    assert not release.root.exists()
+
+
+# what stands in a small file's place
+
+
+@pytest.mark.parametrize("what", KINDS)
+@pytest.mark.parametrize("where", ["receipt.json", "manifest", "FORMAT", "lock"])
+def test_what_is_no_small_file_is_replaced(
+    release: Release, tmp_path: Path, what: str, where: str
+) -> None:
+    pin = (release.manifest_url, release.manifest_sha256)
+    release.store().manifest(*pin, release.fetcher())
+    release.install()
+    place = {
+        "receipt.json": release.place / "receipt.json",
+        "manifest": release.root / "manifests" / f"{release.manifest_sha256}.json",
+        "FORMAT": release.root / "FORMAT",
+        "lock": release.root / "staging" / f"{release.artifact.sha256}.lock",
+    }[where]
+    place.unlink()
+    not_small(place, what, tmp_path / "e")
+    if where == "lock":
+        DAMAGES["bit"](release.place)
+    release.store().manifest(*pin, release.fetcher())
+    release.install().verify()
+    release.store().folder("channels")
+    release.events.clear()
+    assert release.store().find(release.artifact.sha256) is not None
+    assert release.notes() == []
+
+
+@pytest.mark.parametrize("what", KINDS)
+def test_what_stands_in_a_runtimes_place_is_removed(
+    release: Release, tmp_path: Path, what: str
+) -> None:
+    release.store().folder("runtimes")
+    not_small(release.place, what, tmp_path / "e")
+    release.install().verify()
+    assert names(release.root / "runtimes") == [release.place.name]
+
+
+# verify
+
+
+def test_verify_looks_at_the_folder_itself_in_whichever_store(
+    release: Release, tmp_path: Path
+) -> None:
+    release.install()
+    there = release.root
+    release.root = tmp_path / "other"
+    sound = release.install()
+    DAMAGES["bit"](there / "runtimes" / release.artifact.sha256)
+    with pytest.raises(IntegrityError, match=r"libllama\.so\.0 changed"):
+        release.store().verify(there / "runtimes" / release.artifact.sha256)
+    DAMAGES["missing"](sound.root)
+    with pytest.raises(IntegrityError, match=r"libllama\.so\.0 missing"):
+        Store(there).verify(sound.root)
+
+
+def test_verify_compares_with_the_manifest_that_is_given(release: Release) -> None:
+    """A file and the receipt were changed together."""
+    installed = release.install()
+    assert release.store().verify(installed.folder, release.artifact) == installed
+    assert release.notes() == []
+    entry = installed.artifact and installed.artifact.files[0]
+    assert entry is not None
+    evil = b"#!/bin/sh\necho evil\n"
+    (installed.root / "files" / entry.path).write_bytes(evil)
+    forged = json.loads((installed.root / "receipt.json").read_bytes())
+    for files in (forged["files"], forged["artifact"]["files"]):
+        files[0] |= {"sha256": hashlib.sha256(evil).hexdigest(), "size": len(evil)}
+    forged["artifact"]["unpacked_size"] += len(evil) - entry.size
+    (installed.root / "receipt.json").write_text(json.dumps(forged))
+    assert release.store().verify(installed.folder).verified
+    assert release.notes() == ["COMPARED_WITH_RECEIPT"]
+    with pytest.raises(IntegrityError, match="lists other files"):
+        release.store().verify(installed.folder, release.artifact)
+
+
+def test_verify_against_the_entry_of_another_archive(release: Release) -> None:
+    installed = release.install()
+    other = msgspec.structs.replace(release.artifact, sha256="0" * 64)
+    with pytest.raises(IntegrityError) as caught:
+        release.store().verify(installed.folder, other)
+    assert caught.value.code == "OTHER_ARTIFACT"
+
+
+def test_runtime_that_is_not_hashed_is_found_by_its_form(release: Release) -> None:
+    release.install()
+    DAMAGES["same size and time"](release.place)
+    found = release.store().install(
+        release.artifact, [], release.fetcher(), release="b1-1", hashed=False
+    )
+    assert release.notes() == []
+    with pytest.raises(IntegrityError, match="llama-server changed"):
+        found.verify()
+    DAMAGES["missing"](release.place)
+    release.store().install(
+        release.artifact, [release.url], release.fetcher(), release="b1-1", hashed=False
+    ).verify()
+
+
+def test_runtime_that_was_removed_after_it_was_found(release: Release) -> None:
+    installed = release.install()
+    shutil.rmtree(installed.root)
+    with pytest.raises(IntegrityError, match="was removed"):
+        installed.verify()
+
+
+# many at once
+
+
+def test_eight_processes_find_a_damaged_runtime(release: Release) -> None:
+    path = rename_to_what_the_manifest_says(release)
+    release.install()
+    DAMAGES["bit"](release.place)
+    running = [subprocess.Popen(child(release), stdout=subprocess.DEVNULL) for _ in range(8)]
+    assert [process.wait() for process in running] == [0] * 8
+    assert len(release.server.asked(path)) == 1  # nobody threw out what another one repaired
+    assert release.store().verify(release.place)
+    assert names(release.root / "runtimes") == [release.artifact.sha256]
+    assert release.left() == []
+
+
+def test_sound_runtime_that_took_a_damaged_ones_place_stays(release: Release) -> None:
+    """Two processes found the damage; one has repaired it when the other takes it out of use."""
+    release.install()
+    DAMAGES["bit"](release.place)
+    with Folder.open(release.place) as damaged, Folder.open(release.root) as root:
+        release.install()
+        before = release.place.stat().st_ino
+        release.store()._discard(root, release.place.name, damaged)
+    assert release.place.stat().st_ino == before
+    assert release.left() == []
+
+
+def test_other_names_among_the_runtimes_are_no_error(release: Release) -> None:
+    release.store().folder("runtimes")
+    foreign = release.root / "runtimes"
+    (foreign / ".DS_Store").write_text("x")
+    (foreign / ".nfs0001").write_text("x")
+    (foreign / "notes").mkdir()
+    for path in foreign.iterdir():
+        os.utime(path, (0, 0))
+    release.install().verify()
+    assert names(foreign) == sorted([".DS_Store", ".nfs0001", "notes", release.place.name])
+
+
+def test_damaged_archive_without_a_pin_is_repaired(release: Release) -> None:
+    release.store().install_archive(release.url, None, release.fetcher())
+    DAMAGES["bit"](release.place)
+    release.store().install_archive(release.url, None, release.fetcher()).verify()
+    assert len(release.server.requests) == 2
+
+
+# what is collected
+
+
+def age(place: Path, seconds: float) -> Path:
+    then = time.time() - seconds
+    os.utime(place, (then, then))
+    return place
+
+
+OLD = store_module.MAX_AGE_SECONDS + 60
+IDLE = store_module.RECENT_SECONDS + 60
+
+
+class Several:
+    """Several releases, and a store for them."""
+
+    def __init__(self, server: FaultServer, root: Path) -> None:
+        self.server = server
+        self.root = root
+
+    def install(self, name: str, seconds: float = 0.0, *, held: bool = False) -> Path:
+        packed, artifact = archives.release((*GOOD, Entry("runtime/version", name.encode())))
+        url = self.server.put(f"/{name}", packed)
+        place = Store(self.root).install(artifact, [url], Fetcher(), release=name).root
+        if not held:
+            let_go()
+        return age(place, seconds)
+
+    def installed(self) -> set[str]:
+        return {path.name for path in (self.root / "runtimes").iterdir()}
+
+
+def let_go() -> None:
+    """Do as the end of a process does with the runtimes that it holds."""
+    for handle in store_module._held.values():
+        os.close(handle)
+    store_module._held.clear()
+
+
+@pytest.fixture
+def several(server: FaultServer, tmp_path: Path) -> Several:
+    return Several(server, tmp_path / "store")
+
+
+def test_what_nobody_used_for_long_goes_with_the_next_installation(several: Several) -> None:
+    old, idle = several.install("b1", OLD), several.install("b2", IDLE)
+    new = several.install("b3")
+    assert several.installed() == {idle.name, new.name}
+    assert not old.exists()
+    assert [place for place in (several.root / "staging").iterdir() if place.is_dir()] == []
+
+
+def test_a_start_is_a_use(several: Several) -> None:
+    place = several.install("b1", OLD)
+    assert Store(several.root).find(place.name) is not None
+    assert time.time() - place.stat().st_mtime < 60
+
+
+def test_too_many_bytes_go_the_longest_unused_first(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = [several.install(f"b{n}", IDLE * (9 - n)) for n in range(1, 5)]
+    size = sum(path.lstat().st_size for path in places[0].rglob("*"))
+    monkeypatch.setattr(store_module, "MAX_BYTES", int(size * 3.5))
+    new = several.install("b9")
+    assert several.installed() == {places[2].name, places[3].name, new.name}
+
+
+def test_what_was_asked_for_just_now_stays(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = several.install("b1", 1)
+    monkeypatch.setattr(store_module, "MAX_BYTES", 1)
+    several.install("b2")
+    assert place.exists()
+
+
+HOLDER = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from llama_loader.store import Store
+assert Store(Path(sys.argv[2])).find(sys.argv[3])
+print("held", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_a_process_holds_is_never_collected(several: Several) -> None:
+    place = several.install("b1", OLD)
+    argv = [sys.executable, "-c", HOLDER, str(installer.SPACES), str(several.root), place.name]
+    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        age(place, OLD)
+        several.install("b2")
+        assert place.exists()
+        holder.kill()
+    several.install("b3")
+    assert not place.exists()
+
+
+def test_a_runtime_that_was_installed_is_held(several: Several) -> None:
+    place = several.install("b1", OLD, held=True)
+    several.install("b2", held=True)
+    assert place.exists()
+
+
+def test_where_locks_do_not_work_nothing_is_collected(
+    several: Several, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(*_: object) -> None:
+        raise OSError(38, "no locks here")
+
+    place = several.install("b1", OLD)
+    monkeypatch.setattr(store_module.fcntl, "flock", failing)
+    several.install("b2")
+    assert place.exists()
+
+
+@pytest.mark.parametrize("kind", ["age", "size", "recent"])
+def test_limits_are_kept_to_the_second_and_the_byte(
+    several: Several, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    now = float(int(time.time()))
+
+    def goes(unused: float, more: int) -> bool:
+        place = several.install("b1")
+        size = sum(path.lstat().st_size for path in place.rglob("*"))
+        os.utime(place, (now - unused, now - unused))
+        monkeypatch.setattr(store_module, "MAX_BYTES", size + more)
+        monkeypatch.setattr(store_module.time, "time", lambda: now)
+        with Folder.open(several.root) as root:
+            Store(several.root)._collect(root, "0" * 64)
+        monkeypatch.undo()
+        return not place.exists()
+
+    if kind == "age":
+        outcomes = [goes(14 * 86400 - 1, 0), goes(14 * 86400, 0)]
+    elif kind == "size":
+        outcomes = [goes(7200, 0), goes(7200, -1)]
+    else:
+        outcomes = [goes(3599, -1), goes(3600, -1)]
+    assert outcomes == [False, True]
+
+
+def test_no_runtime_of_a_store_takes_more_than_one_file_handle(several: Several) -> None:
+    """A worker that asks before every start must not run out of them."""
+    several.install("b1", held=True)
+    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts, no paths
+    for _ in range(5):
+        several.install("b1", held=True)
+    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
+
+
+def test_six_switch_to_a_new_release_while_old_ones_are_collected(several: Several) -> None:
+    old = [several.install(f"b{n}", OLD) for n in range(4)]
+    script = (
+        "import sys; sys.path.insert(0, sys.argv[1])\n"
+        "from pathlib import Path\n"
+        "from llama_loader.fetch import Fetcher\n"
+        "from llama_loader.store import Store\n"
+        "Store(Path(sys.argv[2])).install_archive(sys.argv[3], None, Fetcher()).verify()\n"
+    )
+    urls = []
+    for name in ("new1", "new2"):
+        packed, _ = archives.release((*GOOD, Entry("runtime/version", name.encode())))
+        urls.append(several.server.put(f"/{name}", packed))
+    argv = [sys.executable, "-c", script, str(installer.SPACES), str(several.root)]
+    running = [subprocess.Popen([*argv, urls[n % 2]], stderr=subprocess.PIPE) for n in range(6)]
+    done = [(process.communicate()[1], process.returncode) for process in running]
+    assert [status for _, status in done] == [0] * 6, done
+    assert len(several.installed()) == 2
+    assert not any(place.exists() for place in old)
+
+
+def test_limits_that_the_documents_name() -> None:
+    assert store_module.MAX_AGE_SECONDS == 14 * 24 * 3600
+    assert store_module.MAX_BYTES == 8 * 1024**3
+    assert store_module.RECENT_SECONDS == 3600
