@@ -1,43 +1,37 @@
 """``python -m llama_loader COMMAND``: fetch, devices, serve, doctor, verify.
 
-The contract (outputs, exit statuses) is docs/cli.md. Only ``argparse`` is imported before a
-command runs, so that ``--help`` answers at once. Exit statuses are decided here and nowhere else.
+docs/cli.md is the contract of outputs and exit statuses, which are decided here and nowhere else.
+Each command imports what it needs itself, so that ``--help`` answers at once.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
+import json
+import os
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
+
+from llama_loader.errors import IntegrityError, LoaderError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
     from llama_loader.console import Console
+    from llama_loader.manifest import Artifact
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
+    from llama_loader.store import Store
     from llama_loader.verdicts import Verdict
 
 _OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
 _SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
 _INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
-_OPTIONS = {
-    # option of the command line: field of Settings
-    "manifest": "manifest_url",
-    "manifest_sha256": "manifest_sha256",
-    "url": "url",
-    "sha256": "sha256",
-    "store": "store",
-    "arch": "cuda_arch",
-    "device": "devices",
-    "allow_cpu": "allow_cpu",
-    "offline": "offline",
-    "no_test_run": "no_test_run",
-    "port": "server_port",
-}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -45,8 +39,6 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error line and end with status 2."""
-        from llama_loader.errors import LoaderError
-
         line = LoaderError("USAGE", message, hint=f"{self.prog} --help").render()
         sys.stderr.write(line + "\n")
         raise SystemExit(_USAGE)
@@ -69,8 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(options: argparse.Namespace) -> int:
     """Run; turn errors into their lines and statuses. Never a traceback."""
-    from llama_loader.errors import LoaderError
-    from llama_loader.interrupts import clean_up_when_told
+    from llama_loader.console import clean_up_when_told
 
     sys.excepthook = _report_defect
     clean_up_when_told()
@@ -86,7 +77,7 @@ def _guarded(options: argparse.Namespace) -> int:
         return _reader_gone()
     except OSError as error:
         _reader_gone()
-        return _complain(f"error[SYSTEM]: {error}\nhint: {_SYSTEM_HINT}", _SYSTEM)
+        return _complain(LoaderError("SYSTEM", str(error), hint=_SYSTEM_HINT).render(), _SYSTEM)
     return status
 
 
@@ -103,8 +94,6 @@ def _report_defect(
     """One line with the place in the code instead of a traceback; the exit status is 1."""
     import traceback
 
-    from llama_loader.errors import LoaderError
-
     frame = traceback.extract_tb(trace)[-1]
     place = f"{frame.filename.rpartition('/')[2]}:{frame.lineno}"
     defect = LoaderError(
@@ -116,8 +105,6 @@ def _report_defect(
 
 
 def _complain(line: str, status: int) -> int:
-    import contextlib
-
     with contextlib.suppress(OSError):
         if sys.stderr.isatty():
             sys.stderr.write("\r\x1b[K")
@@ -128,38 +115,29 @@ def _complain(line: str, status: int) -> int:
 
 def _reader_gone() -> int:
     """``| head`` went away: nothing more can be said on stdout, also not at the very end."""
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return _FAILED
 
 
 def _settings(options: argparse.Namespace) -> Settings:
-    """Environment and options, options last."""
+    """Read the environment and the options; each option is stored under its field's name."""
     from llama_loader import settings
 
-    given = {
-        field: "1" if getattr(options, name) is True else getattr(options, name)
-        for name, field in _OPTIONS.items()
-        if getattr(options, name, None) not in (None, False)
-    }
-    if getattr(options, "model", None) is not None:
-        given["gguf_path"] = options.model
+    fields = settings.Settings.__dataclass_fields__
+    given = {name: text for name, text in vars(options).items() if name in fields}
     if getattr(options, "hf", None):
         given["gguf_repo_id"], given["gguf_filename"] = options.hf
     return settings.load(given)
 
 
-def _console() -> Console:
+def _begin(options: argparse.Namespace) -> tuple[Settings, Console]:
     from llama_loader.console import Console
 
-    return Console()
+    return _settings(options), Console()
 
 
 def _print_json(document: Any) -> None:
-    import json
-
-    print(json.dumps(document, ensure_ascii=False), flush=True)
+    print(json.dumps(document), flush=True)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -167,16 +145,16 @@ def _fetch(options: argparse.Namespace) -> int:
     from llama_loader import report
     from llama_loader.prepare import prepare
 
-    settings, console = _settings(options), _console()
+    settings, console = _begin(options)
     prepared = prepare(settings, sink=console)
     verdict = _tested(settings, prepared, console)
     console.timeline(prepared.timeline)
     for note in report.notes(prepared):
         console(note)
     if options.json:
-        _print_json(report.fetched(prepared, verdict))
+        _print_json(report.fetched(settings, prepared, verdict))
     else:
-        print(prepared.runtime, flush=True)
+        print(printable(str(prepared.runtime)), flush=True)
     return _OK
 
 
@@ -200,7 +178,7 @@ def _devices(options: argparse.Namespace) -> int:
     from llama_loader import launch, report
     from llama_loader.prepare import prepare
 
-    settings, console = _settings(options), _console()
+    settings, console = _begin(options)
     prepared = prepare(settings, sink=console)
     console.clear()
     launch.require_libraries(prepared, allow_cpu=settings.allow_cpu or settings.cpu_chosen)
@@ -211,7 +189,8 @@ def _devices(options: argparse.Namespace) -> int:
     if options.json:
         _print_json(report.devices_json(listing, chosen))
     else:
-        print(f"chosen: {', '.join(chosen.names) or 'the CPU'} ({chosen.reason})", flush=True)
+        line = f"chosen: {', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
+        print(printable(line), flush=True)
     return _OK
 
 
@@ -224,11 +203,9 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
-    from pathlib import Path
-
     from llama_loader import host, processes
 
-    settings, console = _settings(options), _console()
+    settings, console = _begin(options)
     looking = host.begin(settings)
     processes.spawn_soon()
     from llama_loader import launch, model, report, server, server_plan
@@ -251,7 +228,7 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     try:
         console.timeline(prepared.timeline)
         if options.json:
-            _print_json(report.served(prepared, supervisor.server, path))
+            _print_json(report.served(settings, prepared, supervisor.server, path))
         print(f"ready {supervisor.server.url}", flush=True)
         supervisor.watch()
     finally:
@@ -264,8 +241,9 @@ def _doctor(options: argparse.Namespace) -> int:
     if options.suppose is not None:
         return _suppose(options)
     from llama_loader import doctor
+    from llama_loader.console import Console
 
-    examined = doctor.examine(lambda: _settings(options), sink=_console())
+    examined = doctor.examine(lambda: _settings(options), sink=Console())
     if options.json:
         _print_json(examined.as_json())
     else:
@@ -278,10 +256,10 @@ def _suppose(options: argparse.Namespace) -> int:
     from llama_loader import selection, suppose
     from llama_loader.prepare import resolve
 
-    settings = _settings(options)
+    settings, console = _begin(options)
     suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
-    release, _, chosen = resolve(settings, facts=facts, sink=_console())
+    release, _, chosen = resolve(settings, facts=facts, sink=console)
     if options.json:
         _print_json(suppose.as_json(release, facts, chosen))
     else:
@@ -291,20 +269,44 @@ def _suppose(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    """Re-hash an installed runtime."""
-    from pathlib import Path
-
+    """Hash an installed runtime again, and say what it was compared with."""
     from llama_loader.store import Store
 
-    console = _console()
-    store = Store(_settings(options).store, sink=console)
-    installed = store.verify(Path(options.folder).absolute())
+    settings, console = _begin(options)
+    store, folder = Store(settings.store, sink=console), Path(options.folder).absolute()
+    given = settings.manifest_url is not None or settings.manifest_sha256 is not None
+    entry = _entry(settings, store, folder, console) if given else None
+    installed = store.verify(folder, entry)
     console.clear()
+    compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     if options.json:
-        _print_json({"folder": str(installed.folder), "sha256": installed.sha256, "ok": True})
+        told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
+        _print_json({**told, "compared_with": compared})
     else:
-        print(f"ok {installed.folder}", flush=True)
+        print(f"ok {printable(str(installed.folder))}\ncompared with {compared}", flush=True)
     return _OK
+
+
+def _entry(settings: Settings, store: Store, folder: Path, console: Console) -> Artifact:
+    """Return the entry of the given manifest that a runtime's folder was unpacked from."""
+    from llama_loader import trust
+    from llama_loader.fetch import Fetcher
+
+    fetcher = Fetcher(
+        offline=settings.offline,
+        token=settings.hf_token,
+        endpoint=settings.hf_endpoint,
+        sink=console,
+    )
+    manifest, url = trust.manifest(settings, store, fetcher, console)
+    for artifact in manifest.artifacts:
+        if artifact.sha256 in folder.resolve().parts:
+            return artifact
+    raise IntegrityError(
+        "OTHER_ARTIFACT",
+        f"{folder} was not unpacked from an artifact of {url}",
+        hint="give the manifest of the release that it came from",
+    )
 
 
 def _parser() -> _Parser:
@@ -330,9 +332,7 @@ def _parser() -> _Parser:
         )
         command.set_defaults(run=run)
         if name in {"fetch", "serve", "doctor"}:
-            command.add_argument(
-                "--no-test-run", action="store_true", help="do not try it with a tiny model"
-            )
+            _switch(command, "--no-test-run", "do not try it with a tiny model")
         if name == "serve":
             _add_serve(command)
         elif name == "doctor":
@@ -350,27 +350,34 @@ def _parser() -> _Parser:
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
     what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", metavar="PATH", help="a GGUF file")
+    what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
     what.add_argument("--hf", nargs=2, metavar=("REPO", "FILE"), help="a file on the Hub")
-    command.add_argument("--port", metavar="N", help="listen here (default: a free port)")
+    command.add_argument(
+        "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
+    )
 
 
 def _common() -> _Parser:
     common = _Parser(add_help=False, allow_abbrev=False)
-    for name, value, text in (
-        ("--manifest", "URL", "the release's manifest"),
-        ("--manifest-sha256", "HEX", "pins that manifest"),
-        ("--url", "URL", "a tarball instead of a manifest"),
-        ("--sha256", "HEX", "pins that tarball"),
-        ("--store", "DIR", "where runtimes are installed"),
-        ("--arch", "N", "compute capability instead of the detected one, e.g. 90"),
-        ("--device", "NAMES", "'auto', or names such as CUDA0,CUDA1"),
+    for option, field, value, text in (
+        ("--manifest", "manifest_url", "URL", "the release's manifest"),
+        ("--manifest-sha256", "manifest_sha256", "HEX", "pins that manifest"),
+        ("--url", "url", "URL", "a tarball instead of a manifest"),
+        ("--sha256", "sha256", "HEX", "pins that tarball"),
+        ("--store", "store", "DIR", "where runtimes are installed"),
+        ("--arch", "cuda_arch", "N", "compute capability instead of the detected one, e.g. 90"),
+        ("--device", "devices", "NAMES", "'auto', or names such as CUDA0,CUDA1"),
     ):
-        common.add_argument(name, metavar=value, help=text)
-    common.add_argument("--allow-cpu", action="store_true", help="run where no GPU is found")
-    common.add_argument("--offline", action="store_true", help="never open a connection")
+        common.add_argument(option, dest=field, metavar=value, help=text)
+    _switch(common, "--allow-cpu", "run where no GPU is found")
+    _switch(common, "--offline", "never open a connection")
     common.add_argument("--json", action="store_true", help="machine-readable output")
     return common
+
+
+def _switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
+    """Add an option that stands for the text ``1`` of its variable."""
+    command.add_argument(option, action="store_const", const="1", help=text)
 
 
 if __name__ == "__main__":

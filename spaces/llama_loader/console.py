@@ -1,20 +1,22 @@
-"""How the command line talks: progress for a terminal, notes and errors for everybody."""
+"""How the command line talks and ends: progress on a terminal, notes, Ctrl-C and SIGTERM."""
 
 from __future__ import annotations
 
+import signal
 import sys
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
-from llama_loader.errors import LoaderError, without_secrets
+from llama_loader.errors import LoaderError, safe
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
 
 if TYPE_CHECKING:
-    from llama_loader.events import Event
-    from llama_loader.timeline import Timeline
+    from llama_loader.events import Event, Timeline
 
 _EVERY: Final = 0.1
 """Seconds between two redraws."""
+_AGAIN: Final = 0.01
+"""Seconds after which an interruption that got lost is raised once more."""
 _MB: Final = 1e6
 
 
@@ -37,7 +39,6 @@ class Console:
     def note(self, note: Note) -> None:
         """Print what a person must know, terminal or not."""
         self.clear()
-        # LoaderError knows how foreign text is made safe to print
         lines = LoaderError(note.code, note.message, hint=note.hint).render()
         print(lines.replace("error[", "warning[", 1), file=self._stream, flush=True)
 
@@ -73,9 +74,7 @@ class Console:
             self._line(f"{verb} {event.name} {_share(event.done, event.total)}")
 
     def _line(self, text: str) -> None:
-        known = without_secrets(text)
-        safe = "".join(letter if letter.isprintable() else "?" for letter in known)
-        self._stream.write(f"\r\x1b[K{safe[:118]}")
+        self._stream.write(f"\r\x1b[K{safe(text)[:118]}")
         self._stream.flush()
         self._drawn = True
 
@@ -88,3 +87,29 @@ def _share(done: int, total: int | None) -> str:
 
 def _size(size: int | None) -> str:
     return "" if size is None else f" {size / _MB:.1f} MB"
+
+
+def clean_up_when_told() -> None:
+    """Have SIGTERM and SIGINT raise ``KeyboardInterrupt`` once; further ones change nothing.
+
+    Python runs a signal's handler between any two instructions, also those of a finalizer, which
+    swallows whatever is raised in it and prints it as ignored. Such an interruption is raised
+    again, outside. Errors of half-made objects are suppressed while the process is interrupted.
+    """
+    signal.signal(signal.SIGTERM, _interrupt)
+    # also where a shell's `&` had it ignored: whoever sends it to this process means it
+    signal.signal(signal.SIGINT, _interrupt)
+
+
+def _interrupt(number: int, frame: object) -> None:
+    del number, frame
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGALRM, _interrupt)
+    sys.unraisablehook = _swallowed
+    raise KeyboardInterrupt
+
+
+def _swallowed(left: sys.UnraisableHookArgs) -> None:
+    if issubclass(left.exc_type, KeyboardInterrupt):
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN)

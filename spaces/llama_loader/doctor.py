@@ -1,21 +1,22 @@
-"""Everything that decides whether a model can be served here: facts, choice, checks, hints.
+"""Finds out whether a model can be served here: facts, choice, checks and hints on one page.
 
-Each check is tried whatever the ones before it found, as far as it can be. The verdict is strict:
-good means that the runtime is installed and verified, its libraries are here, and llama-server
-itself lists a device (or the CPU is allowed). Nothing secret is on the page: it can be pasted
-into an issue.
+Each check runs whatever the checks before it found, as far as it can. The verdict is strict: good
+means that the runtime is installed, its libraries are there, llama-server itself lists a device
+(or the CPU is allowed), and the model is there or can be had. No secret is on the page, so it can
+be pasted into an issue. The doctor never raises: what it cannot look at is a finding.
 """
 
 from __future__ import annotations
 
 import shutil
-import sys
+import struct
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import compatibility, host, launch, model, prepare, report
-from llama_loader.errors import HostError, LoaderError, StoreError, without_secrets
+from llama_loader import cuda_libraries, gguf_header, host, launch, model, prepare, report
+from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
 from llama_loader.events import Note
+from llama_loader.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,9 +24,7 @@ if TYPE_CHECKING:
 
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
-    from llama_loader.gpus import Gpu
     from llama_loader.host import HostFacts
-    from llama_loader.model import ModelSource
     from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
 
@@ -35,12 +34,42 @@ _TOO_SLOW_HINT: Final = (
     "no GPU is attached: check that the Space's hardware is ZeroGPU; on ZeroGPU a GPU comes only"
     " inside a decorated function, and may have to wait in the queue"
 )
-"""The seed document's second chapter, 'starts but far too slow'."""
+_SETTINGS: Final = {
+    "DEVICE_LIST_FAILED": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
+    "DEVICE_LIST_GARBLED": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
+    "DISK_NEARLY_FULL": "HF_HOME",
+    "FILE_NOT_FOUND": f"{PREFIX}GGUF_FILENAME",
+    "INVALID_DEVICE": f"{PREFIX}LLAMA_DEVICE=auto",
+    "MODEL_GATED": "HF_TOKEN",
+    "MODEL_INCOMPLETE": f"{PREFIX}GGUF_PATH",
+    "MODEL_MISSING": f"{PREFIX}GGUF_PATH",
+    "MODEL_NOT_GGUF": f"{PREFIX}GGUF_PATH",
+    "MODEL_PROJECTOR": f"{PREFIX}GGUF_PATH",
+    "NO_GPU": f"{PREFIX}ALLOW_CPU=1",
+    "OFFLINE": f"{PREFIX}OFFLINE=0",
+    "RELEASE_NOT_CHOSEN": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
+    "REPOSITORY_INVALID": f"{PREFIX}GGUF_REPO_ID",
+    "REPOSITORY_NOT_FOUND": f"{PREFIX}GGUF_REPO_ID",
+    "REVISION_NOT_FOUND": f"{PREFIX}GGUF_REVISION",
+    "STORE_FAILED": "HF_HOME",
+}
+"""What to change about a failure, where one variable decides it."""
+_CLIP: Final = struct.pack("<Q20sIQ4s", 20, b"general.architecture", 8, 4, b"clip")
+"""The metadata of a multimodal projector (mmproj), as its header holds it."""
+_HEAD: Final = 4096
 
 
 @dataclass(frozen=True)
 class Check:
-    """One check. ``status`` is the exit status that its failure means; 0 for none."""
+    """One check.
+
+    Attributes:
+        detail: what was found, one printable line without secrets.
+        code: of the error, empty where the check is good.
+        status: the exit status that its failure means, 0 for none.
+        setting: the variable (perhaps with its value) or the command that changes the failure;
+            empty where none does.
+    """
 
     name: str
     ok: bool
@@ -48,6 +77,7 @@ class Check:
     code: str = ""
     hint: str = ""
     status: int = 0
+    setting: str = ""
 
 
 @dataclass
@@ -81,44 +111,67 @@ class Examination:
         }
 
     def as_text(self) -> str:
-        """Return the page."""
-        lines = [*_host_lines(self.facts), *_choice_lines(self.prepared), "checks"]
+        """Return the page; foreign text cannot forge a line of it."""
+        lines = report.host_lines(self.facts) if self.facts else []
+        lines += report.choice_lines(self.prepared) if self.prepared else []
+        lines.append("checks")
         for check in self.checks:
             lines.append(f"  {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
-            lines += [f"       hint: {check.hint}"] if check.hint and not check.ok else []
+            lines += [f"       hint: {check.hint}"] if check.hint else []
         for note in self.notes:
             lines.append(f"  note {note.code}: {note.message}")
             lines += [f"       hint: {note.hint}"] if note.hint else []
         good = self.exit_status == 0
         lines.append(f"verdict: a model {'can' if good else 'cannot'} be served here now")
-        return "\n".join(lines)
+        return "\n".join(printable(line) for line in lines)
 
 
 def examine(load: Callable[[], Settings], *, sink: Sink) -> Examination:
-    """Look at everything.
+    """Look at everything; never raises a loader's or a system's error.
 
     Args:
         load: reads the settings; their errors are a finding like any other.
         sink: told of progress.
     """
     found = Examination()
-    settings = _settings(found, load)
-    if settings is None:
-        return found
-    found.facts = host.detect(settings)
-    _gpu(found, found.facts, settings)
-    _tried(found, "store", lambda: _store(settings.store))
-    found.prepared = _prepared(found, settings, _noting(found, sink))
-    if found.prepared is not None:
-        _runtime(found, found.prepared, settings, _noting(found, sink))
-    _model(found, settings)
+    read: list[Settings] = []
+
+    def settings_are_read() -> str:
+        read.append(load())
+        return "all variables can be read"
+
+    if _tried(found, "settings", settings_are_read):
+        found.settings = _shown(read[0])
+        _examine(found, read[0], _noting(found, sink))
     return found
+
+
+def _examine(found: Examination, settings: Settings, sink: Sink) -> None:
+    def gpu() -> str:
+        found.facts = host.detect(settings)
+        return _gpu(found.facts, settings)
+
+    def runtime() -> str:
+        found.prepared = prepare.prepare(settings, sink=sink)
+        installed = found.prepared.installed
+        name = installed.artifact.name if installed.artifact else settings.url
+        return f"{name}, {report.trust(settings, found.prepared)}, in {installed.folder}"
+
+    _tried(found, "gpu", gpu)
+    _tried(found, "store", lambda: _store(settings.store))
+    if _tried(found, "runtime", runtime) and found.prepared is not None:
+        _runtime(found, found.prepared, settings, sink)
+    _tried(found, "model", lambda: _model(settings))
 
 
 def _tried(found: Examination, name: str, check: Callable[[], str]) -> bool:
     """Run a check; its sentence, or its error, goes on the page."""
     try:
-        found.checks.append(Check(name, ok=True, detail=without_secrets(check())))
+        found.checks.append(Check(name, ok=True, detail=safe(check())))
+    except OSError as error:
+        failure = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
+        found.checks.append(_failed(name, failure))
+        return False
     except LoaderError as error:
         found.checks.append(_failed(name, error))
         return False
@@ -126,60 +179,48 @@ def _tried(found: Examination, name: str, check: Callable[[], str]) -> bool:
 
 
 def _failed(name: str, error: LoaderError) -> Check:
-    line = error.render().partition("\n")[0].partition(": ")[2]
     return Check(
-        name, ok=False, detail=line, code=error.code, hint=error.hint, status=error.exit_status
+        name,
+        ok=False,
+        detail=safe(error.message),
+        code=error.code,
+        hint=safe(error.hint),
+        status=error.exit_status,
+        setting=error.setting or _SETTINGS.get(error.code, ""),
     )
 
 
-def _settings(found: Examination, load: Callable[[], Settings]) -> Settings | None:
-    try:
-        settings = load()
-    except LoaderError as error:
-        found.checks.append(_failed("settings", error))
-        return None
+def _shown(settings: Settings) -> dict[str, Any]:
     shown = asdict(settings)
     del shown["inherited"]
     shown["hf_token"] = "set" if settings.hf_token else None
-    found.settings = {key: _plain(value) for key, value in shown.items()}
-    found.checks.append(Check("settings", ok=True, detail="all variables can be read"))
-    return settings
+    return {name: _plain(value) for name, value in shown.items()}
 
 
 def _plain(value: object) -> object:
     if isinstance(value, tuple):
         return [_plain(one) for one in value]
-    if value is None or isinstance(value, bool | int | float):
-        return value
-    return without_secrets(str(value))
+    return value if value is None or isinstance(value, bool | int | float) else safe(str(value))
 
 
-def _gpu(found: Examination, facts: HostFacts, settings: Settings) -> None:
-    named = ", ".join(f"{gpu.name} ({_dotted(gpu)})" for gpu in facts.gpus)
+def _gpu(facts: HostFacts, settings: Settings) -> str:
+    named = ", ".join(f"{gpu.name} ({report.dotted(gpu)})" for gpu in facts.gpus)
     if facts.gpus and facts.gpu_source != "zerogpu":
-        detail = f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
-        found.checks.append(Check("gpu", ok=True, detail=detail))
-        return
+        return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
     what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
-    allowed = settings.allow_cpu or settings.cpu_chosen
-    found.checks.append(
-        Check(
-            "gpu",
-            ok=allowed,
-            detail=f"{what}{'; the CPU is allowed' if allowed else ''}",
-            code="" if allowed else "NO_GPU",
-            hint="" if allowed else _TOO_SLOW_HINT,
-            status=0 if allowed else HostError.exit_status,
-        )
-    )
+    if settings.allow_cpu or settings.cpu_chosen:
+        return f"{what}; the CPU is allowed"
+    raise HostError("NO_GPU", "; ".join([what, *facts.complaints]), hint=_TOO_SLOW_HINT)
 
 
 def _store(root: Path) -> str:
-    place = next(folder for folder in (root, *root.parents) if folder.exists())
     try:
+        place = next(folder for folder in (root, *root.parents) if folder.exists())
         free = shutil.disk_usage(place).free
+    except PermissionError:
+        return f"{root} is not this user's; a private temporary folder is used instead"
     except OSError as error:
-        raise StoreError("STORE_FAILED", f"{place}: {error.strerror}") from error
+        raise StoreError("STORE_FAILED", f"{root}: {error.strerror}") from error
     if free < _ROOM:
         raise StoreError(
             "DISK_NEARLY_FULL",
@@ -187,21 +228,6 @@ def _store(root: Path) -> str:
             hint="free some space, or use another store (HF_HOME, or --store)",
         )
     return f"{root}, {free / 1e9:.1f} GB free"
-
-
-def _prepared(found: Examination, settings: Settings, sink: Sink) -> Prepared | None:
-    """Resolve, fetch and verify as ``fetch`` would: what is not tried is not known."""
-    got: list[Prepared] = []
-
-    def run() -> str:
-        got.append(prepare.prepare(settings, sink=sink))
-        installed = got[0].installed
-        name = installed.artifact.name if installed.artifact else settings.url
-        pinned = "verified" if installed.verified else "NOT pinned"
-        return f"{name}, {pinned}, in {installed.folder}"
-
-    _tried(found, "runtime", run)
-    return got[0] if got else None
 
 
 def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: Sink) -> None:
@@ -223,6 +249,8 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
         return report.test_run_line(launch.try_runtime(settings, prepared, listings[0], sink=sink))
 
     if not _tried(found, "libraries", libraries):
+        packages = " ".join(cuda_libraries.packages(prepared.missing))
+        found.checks[-1] = replace(found.checks[-1], setting=f"pip install {packages}")
         return
     if not _tried(found, "devices", listed):
         failed = found.checks[-1]
@@ -233,87 +261,61 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
         _tried(found, "test run", tried)
 
 
-def _model(found: Examination, settings: Settings) -> None:
-    """Say which model is set; one that has to be fetched first is no fault."""
+def _model(settings: Settings) -> str:
+    """Say which model is set; one that has to be fetched first is no fault if the Hub has it."""
     source = model.from_settings(settings)
-    if source.path is None:
-        _tried(found, "model", lambda: _on_the_hub(source, settings))
-        return
-    there = source.path.is_file()
-    found.checks.append(
-        Check(
-            "model",
-            ok=there,
-            detail=f"{source.path}{'' if there else ' is not there'}",
-            code="" if there else "MODEL_MISSING",
-            hint="" if there else "correct YAKULINGO_SPACES_GGUF_PATH, or unset it",
-            status=0 if there else 2,
-        )
+    path = source.path or model.at_hand(source)
+    if path is None and settings.offline:
+        path = model.get(replace(source, sha256=None), settings)
+    if path is not None:
+        _require_model(path)
+        return str(path) if source.path else f"{source.label}, in {path.parent}"
+    size = model.size_on_hub(source, settings)
+    told = f"{size / 1e9:.1f} GB " if size else ""
+    return (
+        f"{source.label}, {told}from the Hub ({'with' if settings.hf_token else 'without'} token)"
     )
 
 
-def _on_the_hub(source: ModelSource, settings: Settings) -> str:
-    """Offline it must be in the cache already; online it may still have to come."""
-    if settings.offline:
-        return f"{source.label}, in {model.get(replace(source, sha256=None), settings).parent}"
-    return f"{source.label}, from the Hub ({'with' if settings.hf_token else 'without'} token)"
+def _require_model(path: Path) -> None:
+    """Look into a file's header: is it a whole model that llama-server can serve?"""
+    if not path.is_file():
+        raise SettingError(
+            "MODEL_MISSING",
+            f"there is no file {path}",
+            hint=f"correct {PREFIX}GGUF_PATH, or unset it",
+        )
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    if _CLIP in head:
+        raise SettingError(
+            "MODEL_PROJECTOR",
+            f"{path} is a multimodal projector (mmproj), not a language model",
+            hint="name the model's own GGUF file",
+        )
+    number, count = gguf_header.part(path.name)
+    missing = [one for one in gguf_header.parts(path.name) if not path.with_name(one).is_file()]
+    if missing or number != 1:
+        raise SettingError(
+            "MODEL_INCOMPLETE",
+            f"{path} is part of a model in {count} files; missing: {len(missing)}",
+            hint="put all parts into one folder, and name the first one",
+        )
+    if gguf_header.measure(path, 0) is None:
+        raise SettingError(
+            "MODEL_NOT_GGUF",
+            f"{path} is no GGUF file, or a damaged one; it begins with {head[:16]!r}",
+            hint="download it again: a web page or a Git LFS pointer may have been saved instead",
+        )
 
 
 def _noting(found: Examination, sink: Sink) -> Sink:
-    """Notes belong on the page; the rest is progress."""
+    """Put notes on the page, and pass progress on."""
 
     def take(event: Event) -> None:
         if isinstance(event, Note):
-            plain = without_secrets(event.message), without_secrets(event.hint)
-            found.notes.append(Note(event.code, *plain))
+            found.notes.append(Note(event.code, safe(event.message), safe(event.hint)))
         else:
             sink(event)
 
     return take
-
-
-def _dotted(gpu: Gpu) -> str:
-    return compatibility.dotted([gpu.capability]) if gpu.capability else "unknown"
-
-
-def _host_lines(facts: HostFacts | None) -> list[str]:
-    if facts is None:
-        return []
-    gpus = [
-        f"{gpu.name}, compute capability {_dotted(gpu)}"
-        + (f", {gpu.memory / 1e9:.0f} GB" if gpu.memory else "")
-        for gpu in facts.gpus
-    ]
-    cpus = (
-        f"{facts.cpus} of {facts.machine_cpus}"
-        if facts.cpus < facts.machine_cpus
-        else str(facts.cpus)
-    )
-    rows = [
-        (
-            "system",
-            f"{facts.system} {facts.machine}, {cpus} CPUs, {facts.memory / 1e9:.0f} GB",
-        ),
-        ("glibc", f"{facts.glibc or 'none'}, GLIBCXX {facts.glibcxx or 'unknown'}"),
-        ("python", f"{facts.python} ({sys.executable})"),
-        ("driver", facts.driver or "none"),
-        ("gpus", f"{'; '.join(gpus) or 'none'} (by {facts.gpu_source})"),
-        ("zerogpu", "yes" if facts.zerogpu else "no"),
-        (
-            "CUDA_VISIBLE_DEVICES",
-            repr(facts.visible_devices) if facts.visible_devices is not None else "unset",
-        ),
-    ]
-    rows += [
-        ("library", f"{one.soname} {one.version or '?'} in {one.folder} ({one.origin})")
-        for one in facts.libraries
-    ]
-    return ["host", *(f"  {name}: {text}" for name, text in rows)]
-
-
-def _choice_lines(prepared: Prepared | None) -> list[str]:
-    if prepared is None or prepared.choice is None:
-        return []
-    verdicts = [f"  {one.name}: {one.reason}" for one in prepared.choice.verdicts]
-    times = [f"{one.name} {one.seconds:.2f} s" for one in prepared.timeline.stages]
-    return [f"release {prepared.installed.release}", *verdicts, f"  took: {', '.join(times)}"]

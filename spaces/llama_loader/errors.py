@@ -22,20 +22,22 @@ class LoaderError(Exception):
         code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
         message: what happened, naming the thing; one line.
         hint: what to do about it; one line, may be empty.
+        setting: the variable or option at fault, where the error names one.
     """
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
+    def __init__(self, code: str, message: str, *, hint: str = "", setting: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
+        self.setting = setting
 
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""
-        line = f"error[{self.code}]: {_one_line(without_secrets(self.message))}"
-        return f"{line}\nhint: {_one_line(without_secrets(self.hint))}" if self.hint else line
+        line = f"error[{self.code}]: {safe(self.message)}"
+        return f"{line}\nhint: {safe(self.hint)}" if self.hint else line
 
 
 class SettingError(LoaderError):
@@ -78,6 +80,20 @@ class ServerError(LoaderError):
     exit_status = 7
 
 
+def safe(text: str) -> str:
+    """Return foreign text as one printable line, without secrets; for sentences."""
+    return printable(" ".join(without_secrets(text).split()))
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal or a reader of lines would act on; for names and paths.
+
+    Manifests, files' names and a server's log are foreign text. Terminal codes, line breaks, C0
+    and C1, bidirectional marks and separators could draw a line of their own, or change another.
+    """
+    return "".join(one if one.isprintable() else ascii(one)[1:-1] for one in text)
+
+
 def without_secrets(text: str) -> str:
     """Return a text whose URLs have lost user names, passwords, queries and fragments.
 
@@ -110,11 +126,3 @@ def _without_secrets(url: re.Match[str]) -> str:
         return f"{url['scheme']}://{place}"
     closing = _CLOSING.search(hidden)
     return f"{url['scheme']}://{place}{hidden[0]}…{closing[0] if closing else ''}"
-
-
-def _one_line(text: str) -> str:
-    """Fold white space and escape what a terminal would act on: messages quote foreign text."""
-    folded = " ".join(text.split())
-    return "".join(
-        character if character.isprintable() else ascii(character)[1:-1] for character in folded
-    )

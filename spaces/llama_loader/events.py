@@ -6,7 +6,9 @@ Whoever works tells a ``Sink``; ``told`` makes an iterator of that.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+import contextlib
+import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -104,3 +106,47 @@ def told(work: Callable[[Sink], _Result]) -> Generator[Event, None, _Result]:
         return working.result()
     finally:
         over.append(None)
+
+
+class Timeline:
+    """What the way to the first token cost, in the order of the work.
+
+    The stages are resolve (facts, manifest, choice), fetch, unpack, verify, devices, start (until
+    the model is loaded) and first token. A stage that was not needed is not there.
+    """
+
+    def __init__(self) -> None:
+        self.stages: list[Stage] = []
+
+    @contextlib.contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Time a block; an error in it leaves no stage."""
+        began = time.monotonic()
+        yield
+        self.add(name, time.monotonic() - began)
+
+    def add(self, name: str, seconds: float, size: int | None = None) -> None:
+        """Add a stage that was timed elsewhere."""
+        self.stages.append(Stage(name, seconds, size))
+
+    def listening(self, sink: Sink) -> Sink:
+        """Return a sink that keeps the stages that it is told of, and passes everything on."""
+
+        def take(event: Event) -> None:
+            if isinstance(event, Stage):
+                self.stages.append(event)
+            sink(event)
+
+        return take
+
+    @property
+    def seconds(self) -> float:
+        """Sum of all stages."""
+        return sum(stage.seconds for stage in self.stages)
+
+    def as_json(self) -> list[dict[str, object]]:
+        """Return the stages as plain data: name, seconds, size in bytes or null."""
+        return [
+            {"name": one.name, "seconds": round(one.seconds, 4), "size": one.size}
+            for one in self.stages
+        ]

@@ -19,6 +19,8 @@ COMPUTE_MARGIN: Final = 512 * 1024**2
 """Bytes for compute buffers and the CUDA context, on each device that is used; llama.cpp measures
 300 to 500 MiB for 27B."""
 
+ALL_LAYERS: Final = 999
+"""The number of GPU layers that means "every layer"; more than any model has."""
 _SCALARS: Final = {
     # GGUF value types (ggml/include/gguf.h) by number, as struct formats; 8 text, 9 array
     0: "<B",

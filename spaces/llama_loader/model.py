@@ -28,10 +28,13 @@ from llama_loader.events import Downloading, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import ModuleType
 
     from llama_loader.events import Sink
     from llama_loader.settings import Settings
 
+_ANSWER_TIMEOUT: Final = 10.0
+"""Seconds that the Hub may take to answer a question about a file."""
 _BLOCK: Final = 4 * 1024 * 1024
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
@@ -127,8 +130,28 @@ def _require_whole(source: ModelSource) -> None:
         )
 
 
-def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
-    """Fetch all parts; return the first one's path."""
+def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
+    """Return the size in bytes that the Hub names for a file, in one small request.
+
+    Raises:
+        NetworkError: the Hub does not answer within seconds, or not for this token.
+        SettingError: no such repository, file or revision; huggingface_hub is not installed.
+    """
+    _require_whole(source)
+    client = _hub_client()
+    place = source.repo_id, source.filename
+    try:
+        url = client.hf_hub_url(*place, revision=source.revision, endpoint=settings.hf_endpoint)
+        answer = client.get_hf_file_metadata(
+            url, token=settings.hf_token or False, timeout=_ANSWER_TIMEOUT
+        )
+    except _hub_errors() as error:
+        raise _explained(error, source, settings) from error
+    size: int | None = answer.size
+    return size
+
+
+def _hub_client() -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -141,6 +164,12 @@ def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
 
     # its advice ("you are sending unauthenticated requests …") is not for our stderr
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    return huggingface_hub
+
+
+def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
+    """Fetch all parts; return the first one's path."""
+    huggingface_hub = _hub_client()
     found = []
     for name in gguf_header.parts(source.filename):
         try:

@@ -6,13 +6,12 @@ from typing import TYPE_CHECKING
 
 from llama_loader import server_plan
 from llama_loader.events import Note
-from llama_loader.parsers import ALL_LAYERS
+from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.server import Server
-    from llama_loader.server_log import LoadReport
 
 
 def archive_not_pinned(url: str, digest: str) -> Note:
@@ -71,66 +70,9 @@ def compared_with_receipt(place: Path) -> Note:
     )
 
 
-def layers_left_over(report: LoadReport) -> Note:
-    """All layers were to be on the GPU, and did not fit."""
-    there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"
-    return Note(
-        "LAYERS_LEFT_OVER",
-        f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and each"
-        " token waits for it",
-        "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
-    )
-
-
-def devices_added(asked: tuple[str, ...], names: tuple[str, ...]) -> Note:
-    """The model took more memory than was reckoned, and other GPUs were there."""
-    return Note(
-        "DEVICES_ADDED",
-        f"{', '.join(asked)} had no room for the model, although it was reckoned to fit; it is on"
-        f" {', '.join(names)} now",
-        "somebody else may use that GPU; to start on all at once, name them in"
-        " YAKULINGO_SPACES_LLAMA_DEVICE",
-    )
-
-
-def not_repacked() -> Note:
-    """The CPU announces instructions that it does not have, as some virtual machines do."""
-    return Note(
-        "CPU_NOT_REPACKED",
-        "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL); llama-server"
-        " was started anew without weights laid out for them (--no-repack), so prompts take longer"
-        " on the CPU",
-        "nothing is wrong on the GPU; otherwise choose another machine type",
-    )
-
-
-def layers_on_cpu(report: LoadReport) -> Note:
-    """All layers were asked to be on the GPU, none was to be left, and yet some are."""
-    return Note(
-        "LAYERS_ON_CPU",
-        f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked for;"
-        " the CPU does the rest, and each token waits for it",
-        "look at the arguments after --; without any, report it with llama-server's log",
-    )
-
-
-def device_unused(names: tuple[str, ...]) -> Note:
-    """Several devices were meant, and some got nothing."""
-    return Note(
-        "DEVICE_UNUSED",
-        f"{', '.join(names)} got no part of the model, by llama-server's own report",
-        "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
-    )
-
-
-def devices_not_checked(names: tuple[str, ...]) -> Note:
-    """The server did not say where its weights are."""
-    return Note(
-        "DEVICES_NOT_CHECKED",
-        f"whether the model is on {', '.join(names)} could not be checked: llama-server did not say"
-        " where it put it, so this start proves nothing of the GPU",
-        "leave away --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU holds",
-    )
+def not_as_asked(server: Server) -> tuple[Note, ...]:
+    """Return all that people should know of a start that succeeded."""
+    return (*given_up(server), *placement(server))
 
 
 def placement(server: Server) -> tuple[Note, ...]:
@@ -142,36 +84,78 @@ def placement(server: Server) -> tuple[Note, ...]:
     if not plan.devices or plan.n_gpu_layers == 0:
         return ()
     if not report.told:
-        return () if plan.allow_cpu else (devices_not_checked(plan.devices),)
+        return () if plan.allow_cpu else (_not_checked(plan.devices),)
     found = []
     owners = report.owners(plan.devices)
     unused = tuple(name for name in plan.devices if name not in owners)
     if owners and unused:
-        found.append(device_unused(unused))
+        found.append(
+            Note(
+                "DEVICE_UNUSED",
+                f"{', '.join(unused)} got no part of the model, by llama-server's own report",
+                "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
+            )
+        )
     if report.offloaded and report.offloaded < (report.layers or 0) and _all_layers(server):
-        found.append(layers_on_cpu(report))
+        found.append(
+            Note(
+                "LAYERS_ON_CPU",
+                f"{report.offloaded} of {report.layers} layers are on the GPU, although all were"
+                " asked for; the CPU does the rest, and each token waits for it",
+                "look at the arguments after --, and at llama-server's log",
+            )
+        )
     return tuple(found)
 
 
+def _not_checked(names: tuple[str, ...]) -> Note:
+    return Note(
+        "DEVICES_NOT_CHECKED",
+        f"whether the model is on {', '.join(names)} could not be checked: llama-server did not say"
+        " where it put it, so this start proves nothing of the GPU",
+        "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU holds",
+    )
+
+
 def _all_layers(server: Server) -> bool:
-    """Whether every layer was to be on a GPU, and nobody said another number after ``--``."""
+    """Whether every layer was to be on a GPU, and no argument after ``--`` says another number."""
     plan = server.plan
     own = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
     return plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own is None
 
 
-def not_as_asked(server: Server) -> tuple[Note, ...]:
-    """Return all that people should know of a start that came to its end."""
-    return (*given_up(server), *placement(server))
-
-
 def given_up(server: Server) -> tuple[Note, ...]:
-    """Return what a start had to do without, for people to know; empty where it went as asked."""
+    """Return what a start had to do without; empty where it went as asked."""
+    plan, asked, report = server.plan, server.asked, server.report
     found = []
-    if not server.plan.repacked:
-        found.append(not_repacked())
-    if server.plan.devices != server.asked.devices:
-        found.append(devices_added(server.asked.devices, server.plan.devices))
-    if server.plan.fitted:
-        found.append(layers_left_over(server.report))
+    if not plan.repacked:
+        found.append(
+            Note(
+                "CPU_NOT_REPACKED",
+                "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL);"
+                " llama-server was started anew without weights laid out for them (--no-repack),"
+                " so prompts take longer on the CPU",
+                "nothing is wrong on the GPU; otherwise choose another machine type",
+            )
+        )
+    if plan.devices != asked.devices:
+        found.append(
+            Note(
+                "DEVICES_ADDED",
+                f"{', '.join(asked.devices)} had no room for the model, although it was reckoned to"
+                f" fit; it is on {', '.join(plan.devices)} now",
+                "another program may use that GPU; to start on all at once, name them in"
+                " YAKULINGO_SPACES_LLAMA_DEVICE",
+            )
+        )
+    if plan.fitted:
+        there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"
+        found.append(
+            Note(
+                "LAYERS_LEFT_OVER",
+                f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and"
+                " each token waits for it",
+                "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
+            )
+        )
     return tuple(found)

@@ -11,8 +11,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, cast
 
 from llama_loader import cuda_libraries, gpus, host, processes, selection
-from llama_loader.events import Note, ignore
-from llama_loader.timeline import Timeline
+from llama_loader.events import Note, Timeline, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import selection
-from llama_loader.errors import HostError
+from llama_loader import compatibility, selection
+from llama_loader import trust as trusted
+from llama_loader.errors import HostError, printable
 from llama_loader.events import Note
 
 if TYPE_CHECKING:
@@ -15,27 +17,49 @@ if TYPE_CHECKING:
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.devices import Device, DeviceChoice, Listing
+    from llama_loader.gpus import Gpu
     from llama_loader.host import HostFacts
     from llama_loader.prepare import Prepared
     from llama_loader.selection import Choice
     from llama_loader.server import Server
+    from llama_loader.settings import Settings
     from llama_loader.verdicts import Verdict
 
+PINNED: Final = "pinned"
+SIGNED: Final = "signed"
+NOT_PINNED: Final = "digests match an unpinned manifest"
+NOT_CHECKED: Final = "not checked"
 
-def fetched(prepared: Prepared, verdict: Verdict | None = None) -> dict[str, Any]:
-    """What ``fetch --json`` prints."""
+
+def fetched(
+    settings: Settings, prepared: Prepared, verdict: Verdict | None = None
+) -> dict[str, Any]:
+    """Return what ``fetch --json`` prints."""
+    by = trust(settings, prepared)
     installed = prepared.installed
     return {
         "folder": str(installed.folder),
         "sha256": installed.sha256,
         "release": installed.release,
         "artifact": installed.artifact.name if installed.artifact else None,
-        "verified": installed.verified,
+        "verified": by in {PINNED, SIGNED},
+        "trust": by,
         "choice": choice(prepared.choice) if prepared.choice else None,
         "libraries": _folders(prepared.libraries),
         "test_run": _test_run(verdict) if verdict else None,
         "timeline": prepared.timeline.as_json(),
     }
+
+
+def trust(settings: Settings, prepared: Prepared) -> str:
+    """Say what vouches for a runtime's bytes: pinned, signed, or what was compared instead."""
+    if prepared.choice is None:
+        return PINNED if settings.sha256 else NOT_CHECKED
+    if settings.manifest_sha256:
+        return PINNED
+    if settings.manifest_url:
+        return NOT_PINNED
+    return SIGNED if trusted.read().public_key else PINNED
 
 
 def _test_run(verdict: Verdict) -> dict[str, Any]:
@@ -55,11 +79,11 @@ def test_run_line(verdict: Verdict) -> str:
     return f"{what} on {where}{when}"
 
 
-def served(prepared: Prepared, server: Server, model: Path) -> dict[str, Any]:
+def served(settings: Settings, prepared: Prepared, server: Server, model: Path) -> dict[str, Any]:
     """What ``serve --json`` prints before its ``ready`` line."""
     report = server.report
     return {
-        **fetched(prepared),
+        **fetched(settings, prepared),
         "url": server.url,
         "pid": server.pid,
         "model": str(model),
@@ -113,7 +137,7 @@ def notes(prepared: Prepared) -> list[Note]:
 
 def device_list(found: Sequence[Device]) -> str:
     """Write devices as llama-server does, so that the text can be compared."""
-    lines = [f"  {one.name}: {one.description}{_memory(one)}" for one in found]
+    lines = [printable(f"  {one.name}: {one.description}{_memory(one)}") for one in found]
     return "\n".join(["Available devices:", *(lines or ["  (none)"])])
 
 
@@ -134,3 +158,51 @@ def devices_json(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
         "reason": chosen.reason,
         "seconds": round(listing.seconds, 4),
     }
+
+
+def dotted(gpu: Gpu) -> str:
+    """Return a GPU's compute capability as NVIDIA writes it."""
+    return compatibility.dotted([gpu.capability]) if gpu.capability else "unknown"
+
+
+def host_lines(facts: HostFacts) -> list[str]:
+    """Describe the host, a line for each fact."""
+    gpus = [
+        f"{gpu.name}, compute capability {dotted(gpu)}"
+        + (f", {gpu.memory / 1e9:.0f} GB" if gpu.memory else "")
+        for gpu in facts.gpus
+    ]
+    cpus = (
+        f"{facts.cpus} of {facts.machine_cpus}"
+        if facts.cpus < facts.machine_cpus
+        else str(facts.cpus)
+    )
+    rows = [
+        (
+            "system",
+            f"{facts.system} {facts.machine}, {cpus} CPUs, {facts.memory / 1e9:.0f} GB",
+        ),
+        ("glibc", f"{facts.glibc or 'none'}, GLIBCXX {facts.glibcxx or 'unknown'}"),
+        ("python", f"{facts.python} ({sys.executable})"),
+        ("driver", facts.driver or "none"),
+        ("gpus", f"{'; '.join(gpus) or 'none'} (by {facts.gpu_source})"),
+        ("zerogpu", "yes" if facts.zerogpu else "no"),
+        (
+            "CUDA_VISIBLE_DEVICES",
+            repr(facts.visible_devices) if facts.visible_devices is not None else "unset",
+        ),
+    ]
+    rows += [
+        ("library", f"{one.soname} {one.version or '?'} in {one.folder} ({one.origin})")
+        for one in facts.libraries
+    ]
+    return ["host", *(f"  {name}: {text}" for name, text in rows)]
+
+
+def choice_lines(prepared: Prepared) -> list[str]:
+    """Describe the choice among a release's artifacts; empty for an archive by URL."""
+    if prepared.choice is None:
+        return []
+    verdicts = [f"  {one.name}: {one.reason}" for one in prepared.choice.verdicts]
+    times = [f"{one.name} {one.seconds:.2f} s" for one in prepared.timeline.stages]
+    return [f"release {prepared.installed.release}", *verdicts, f"  took: {', '.join(times)}"]

@@ -27,7 +27,7 @@ from llama_loader.errors import (
     StoreError,
 )
 from llama_loader.events import ignore
-from llama_loader.parsers import ALL_LAYERS
+from llama_loader.gguf_header import ALL_LAYERS
 from llama_loader.prepare import environment
 from llama_loader.verdicts import Verdict
 

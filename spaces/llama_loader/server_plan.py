@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Final
 from llama_loader import gguf_header
 from llama_loader.errors import SettingError
 from llama_loader.events import Note
-from llama_loader.gguf_header import ModelSize
-from llama_loader.parsers import ALL_LAYERS
+from llama_loader.gguf_header import ALL_LAYERS, ModelSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import gpus, report
 from llama_loader.cuda_libraries import Library, packages
-from llama_loader.errors import SettingError
+from llama_loader.errors import SettingError, printable
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 
@@ -131,7 +131,7 @@ def as_text(release: Manifest, chosen: Choice) -> str:
         wanted = " ".join(packages(chosen.missing))
         lines.append(f"  missing: {', '.join(chosen.missing)} (pip install {wanted})")
     lines += [f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts]
-    return "\n".join(lines)
+    return "\n".join(printable(line) for line in lines)
 
 
 def as_json(release: Manifest, facts: HostFacts, chosen: Choice) -> dict[str, Any]:

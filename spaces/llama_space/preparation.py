@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING, Final
 
 from llama_loader import host, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError
-from llama_loader.events import Note, Stage
+from llama_loader.events import Note, Stage, Timeline
 from llama_loader.prepare import prepare
-from llama_loader.timeline import Timeline
 from llama_space.values import Failure, Runtime
 
 if TYPE_CHECKING:

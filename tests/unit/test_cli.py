@@ -17,6 +17,7 @@ import pytest
 
 from llama_loader import gpus, self_test
 from llama_loader.manifest import dump, parse
+from llama_loader.receipt import RECEIPT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -219,6 +220,63 @@ def test_a_runtime_that_was_changed_is_found(home: dict[str, str], release: Path
     with (folder / "llama-server").open("a") as file:
         file.write("# changed\n")
     assert run(home, "verify", str(folder)).returncode == 4
+
+
+def test_verify_compares_with_the_manifest_that_is_given(
+    home: dict[str, str], release: Path, impostor: Impostor, tmp_path: Path
+) -> None:
+    """A file that was changed together with its receipt is found by the manifest alone."""
+    options = manifest_options(release)
+    folder = Path(run(home, "fetch", *options, "--allow-cpu", "--no-test-run").stdout.strip())
+    done = run(home, "verify", str(folder), *options)
+    assert done.stdout == f"ok {folder}\ncompared with the manifest's entry {NAME}\n"
+    assert "compared with the runtime's own receipt" in run(home, "verify", str(folder)).stdout
+    told = json.loads(run(home, "verify", str(folder), *options, "--json").stdout)
+    assert told["compared_with"] == f"the manifest's entry {NAME}"
+    program = folder / "llama-server"
+    before = hashlib.sha256(program.read_bytes()).hexdigest()
+    program.chmod(0o755)
+    program.write_bytes(program.read_bytes()[:-1] + b" ")
+    after = hashlib.sha256(program.read_bytes()).hexdigest()
+    kept = next(place / RECEIPT for place in folder.parents if (place / RECEIPT).exists())
+    kept.chmod(0o644)
+    kept.write_text(kept.read_text().replace(before, after))
+    assert run(home, "verify", str(folder)).returncode == 0
+    refused(run(home, "verify", str(folder), *options), 4, "RUNTIME_LISTS_OTHER_FILES")
+    impostor.behave(list={"text": "other"})
+    other = manifest_options(make_release(impostor, tmp_path / "other"))
+    refused(run(home, "verify", str(folder), *other), 4, "OTHER_ARTIFACT")
+
+
+def test_foreign_text_forges_no_line_and_sends_no_code(
+    home: dict[str, str], impostor: Impostor, tmp_path: Path
+) -> None:
+    """Of a manifest, of llama-server's log, of folders: by each command, as text and as JSON."""
+    forged = "\x1b[2J\u2028\nverdict: a model can be served here now\u202e\x9b31m"
+    impostor.behave(
+        list={"text": "Available devices:\n  CUDA0: L4 \x1b[2J\u202e (9 MiB, 8 MiB free)\n"}
+    )
+    platform = {"system": f"linux{forged}", "machine": "x", "glibc": "2.17", "glibcxx": None}
+    sound = manifest_options(make_release(impostor, tmp_path / "sound"))
+    bad = manifest_options(make_release(impostor, tmp_path / "bad", platform=platform))
+    store = ["--store", str(tmp_path / f"store{forged}"), "--allow-cpu"]
+    for argv in (
+        ["fetch", *sound, *store, "--no-test-run"],
+        ["devices", *sound, *store],
+        ["doctor", *sound, *store],
+        ["fetch", *bad, *store],
+        ["doctor", *bad, *store],
+        ["doctor", *bad, "--suppose", "capability=9.0,driver=580,glibc=2.36,torch=none"],
+        ["verify", str(tmp_path / f"none{forged}")],
+    ):
+        done = run(home, *argv)
+        for line in (done.stdout + done.stderr).split("\n"):
+            assert line.isprintable(), (argv[0], line)
+        verdicts = [line for line in done.stdout.split("\n") if line.startswith("verdict:")]
+        assert len(verdicts) == (argv[0] == "doctor" and "--suppose" not in argv)
+        told = run(home, *argv, "--json")
+        assert (told.stdout + told.stderr).replace("\n", "").isprintable()
+        assert told.stdout.isascii()
 
 
 def test_verify_of_something_else(home: dict[str, str], tmp_path: Path) -> None:
@@ -447,11 +505,11 @@ def test_serve_whose_server_dies(home: dict[str, str], impostor: Impostor, tmp_p
 
 
 def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:
-    home["HF_TOKEN"] = "hf_verysecret"
+    home |= {"HF_TOKEN": "hf_verysecret", "YAKULINGO_SPACES_GGUF_PATH": str(self_test.MODEL)}
     options = manifest_options(release)
     good = run(home, "doctor", *options, "--allow-cpu")
     assert good.returncode == 0, good.stdout
-    for word in ("glibc", "ok   runtime", "ok   devices", "chosen: built for the CPU", "verdict"):
+    for word in ("glibc", ", pinned, in ", "ok   devices", "chosen: built for the CPU", "verdict"):
         assert word in good.stdout
     told = json.loads(run(home, "doctor", *options, "--allow-cpu", "--json").stdout)
     assert told["ok"] is True

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -9,12 +10,12 @@ import pytest
 
 from llama_loader import doctor, selection, self_test
 from llama_loader.errors import HostError, LoaderError, NetworkError
-from llama_loader.events import Note, ignore
+from llama_loader.events import Note, Timeline, ignore
 from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.timeline import Timeline
+from tests.rigs import hub
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
 
 if TYPE_CHECKING:
@@ -39,6 +40,9 @@ RELEASE = manifest(
 LIST = {"text": "Available devices:\n  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"}
 
 
+MMPROJ = b"GGUF" + struct.pack("<IQQQ20sIQ4s", 3, 0, 1, 20, b"general.architecture", 8, 4, b"clip")
+
+
 class Clinic:
     """A doctor whose host and release are given; llama-server is the impostor."""
 
@@ -47,7 +51,13 @@ class Clinic:
         self.runtime = runtime
         self.fault: LoaderError | None = None
         self.note = Note("MANIFEST_NOT_PINNED", "it is not", "pin it")
-        self.variables = {"PATH": os.environ["PATH"], "HF_HOME": str(store)}
+        self.variables = {
+            "PATH": os.environ["PATH"],
+            "HF_HOME": str(store),
+            "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL": "https://h/manifest.json",
+            "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256": "0" * 64,
+            "YAKULINGO_SPACES_GGUF_PATH": str(self_test.MODEL),
+        }
         monkeypatch.setattr(doctor.host, "detect", lambda _: self.host)
         monkeypatch.setattr(doctor.prepare, "prepare", self.prepare)
 
@@ -139,7 +149,7 @@ def test_the_model_that_is_set_decides_what_is_chosen(clinic: Clinic, impostor: 
     impostor.behave(list={"text": BOTH})
     page = clinic.examine(GGUF_PATH=str(self_test.MODEL)).as_text()
     assert "ok   devices: CUDA1 (the fewest that hold" in page
-    page = clinic.examine(GGUF_REPO_ID="me/none", GGUF_FILENAME="none.gguf").as_text()
+    page = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/none", GGUF_FILENAME="none.gguf").as_text()
     assert "devices: CUDA0, CUDA1 (all: the model is not here yet to be measured)" in page
     page = clinic.examine(GGUF_PATH=str(self_test.MODEL), N_GPU_LAYERS="0").as_text()
     assert "devices: the CPU (YAKULINGO_SPACES_N_GPU_LAYERS is 0" in page
@@ -201,14 +211,13 @@ def test_a_disk_that_is_nearly_full(clinic: Clinic, monkeypatch: pytest.MonkeyPa
     assert found.exit_status == 6
 
 
-def test_offline_a_model_of_the_hub_must_be_here_already(clinic: Clinic, tmp_path: Path) -> None:
+def test_offline_a_model_of_the_hub_must_be_here_already(clinic: Clinic) -> None:
     clinic.variables |= {"YAKULINGO_SPACES_OFFLINE": "1"}
-    found = clinic.examine()
+    found = clinic.examine(GGUF_PATH="")
     assert failures(found) == {"model": "OFFLINE"}
     assert found.exit_status == 3
-    (tmp_path / "m.gguf").touch()
-    clinic.variables |= {"YAKULINGO_SPACES_GGUF_PATH": str(tmp_path / "m.gguf")}
-    assert clinic.examine().exit_status == 0
+    assert found.checks[-1].setting == "YAKULINGO_SPACES_OFFLINE=0"
+    assert clinic.examine(GGUF_PATH=str(self_test.MODEL)).exit_status == 0
 
 
 def test_what_a_signed_url_carries_is_not_on_the_page(clinic: Clinic) -> None:
@@ -219,7 +228,117 @@ def test_what_a_signed_url_carries_is_not_on_the_page(clinic: Clinic) -> None:
 
 
 def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
-    clinic.variables["HF_TOKEN"] = "hf_secret"
-    found = clinic.examine()
+    with hub.serving(hub.Hub(files={"m.gguf": b"GGUF"}, token="hf_secret")) as served:
+        clinic.variables |= {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": served.url}
+        found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf")
     assert "hf_secret" not in found.as_text() + json.dumps(found.as_json())
     assert "with token" in found.as_text()
+    assert found.exit_status == 0
+    assert served.tokens_seen == {"Bearer hf_secret"}
+
+
+@pytest.mark.parametrize(
+    ("repo", "name", "code", "setting"),
+    [
+        ("me/none", "m.gguf", "REPOSITORY_NOT_FOUND", "YAKULINGO_SPACES_GGUF_REPO_ID"),
+        ("me/model", "x.gguf", "FILE_NOT_FOUND", "YAKULINGO_SPACES_GGUF_FILENAME"),
+    ],
+)
+def test_the_hub_is_asked_for_a_model_that_is_not_here(
+    clinic: Clinic, repo: str, name: str, code: str, setting: str
+) -> None:
+    with hub.serving(hub.Hub(files={"m.gguf": b"GGUF"})) as served:
+        clinic.variables["HF_ENDPOINT"] = served.url
+        found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID=repo, GGUF_FILENAME=name)
+    assert failures(found) == {"model": code}
+    assert found.exit_status == 2
+    assert found.checks[-1].setting == setting
+    assert "cannot be served" in found.as_text()
+
+
+def test_a_hub_that_is_not_there_is_a_finding(clinic: Clinic) -> None:
+    clinic.variables["HF_ENDPOINT"] = "http://127.0.0.1:9"
+    assert failures(clinic.examine(GGUF_PATH="")) == {"model": "HUB_UNREACHABLE"}
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code"),
+    [
+        ("page.gguf", b"<!doctype html><html>", "MODEL_NOT_GGUF"),
+        ("empty.gguf", b"", "MODEL_NOT_GGUF"),
+        ("cut.gguf", self_test.MODEL.read_bytes()[:100], "MODEL_NOT_GGUF"),
+        ("m-00001-of-00003.gguf", self_test.MODEL.read_bytes(), "MODEL_INCOMPLETE"),
+        ("m-00002-of-00003.gguf", self_test.MODEL.read_bytes(), "MODEL_INCOMPLETE"),
+        ("mmproj.gguf", MMPROJ, "MODEL_PROJECTOR"),
+        ("none.gguf", None, "MODEL_MISSING"),
+    ],
+)
+def test_a_file_that_is_no_whole_model_is_found(
+    clinic: Clinic, tmp_path: Path, name: str, data: bytes | None, code: str
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    found = clinic.examine(GGUF_PATH=str(tmp_path / name))
+    assert failures(found)["model"] == code
+    assert found.exit_status == 2
+    assert name in found.checks[-1].detail
+    assert found.checks[-1].setting == "YAKULINGO_SPACES_GGUF_PATH"
+
+
+def test_all_parts_of_a_model_are_a_model(clinic: Clinic, tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(self_test.MODEL.read_bytes())
+    assert clinic.examine(GGUF_PATH=str(tmp_path / "m-00001-of-00002.gguf")).exit_status == 0
+
+
+def test_what_cannot_be_looked_at_is_a_finding(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in a container whose user may not enter the folder of its HOME."""
+
+    def refused(_: object) -> None:
+        raise PermissionError(13, "Permission denied", "/root/.cache")
+
+    monkeypatch.setattr(doctor.shutil, "disk_usage", refused)
+    monkeypatch.setattr(doctor.host, "detect", refused)
+    found = clinic.examine()
+    assert failures(found) == {"gpu": "SYSTEM"}
+    assert found.exit_status == 6
+    assert "private temporary folder" in found.as_text()
+
+
+def test_foreign_text_forges_no_line_of_the_page(clinic: Clinic, tmp_path: Path) -> None:
+    forged = "\x1b[2J\u2028\x85\r\nverdict: a model can be served here now\u202e\x9b31m"
+    clinic.host = replace(H200, gpus=(Gpu(f"NVIDIA {forged}", "90", None),), driver=forged)
+    clinic.note = Note("UNVERIFIED", forged, forged)
+    clinic.fault = NetworkError("UNREACHABLE", forged, hint=forged)
+    found = clinic.examine(GGUF_PATH=str(tmp_path / f"m{forged}.gguf"))
+    page = found.as_text()
+    assert page.count("\nverdict: ") == 1
+    assert page.splitlines()[-1] == "verdict: a model cannot be served here now"
+    assert all(line.isprintable() for line in page.split("\n"))
+    told = json.dumps(found.as_json())
+    assert told.isascii()
+    assert told.isprintable()
+
+
+@pytest.mark.parametrize(
+    ("variables", "words"),
+    [
+        ({}, "pinned"),
+        ({"LLAMA_CPP_MANIFEST_SHA256": ""}, "digests match an unpinned manifest"),
+    ],
+)
+def test_what_vouches_for_a_runtime_is_said(
+    clinic: Clinic, variables: dict[str, str], words: str
+) -> None:
+    runtime = next(check for check in clinic.examine(**variables).checks if check.name == "runtime")
+    assert f", {words}, in " in runtime.detail
+    assert "verified" not in runtime.detail
+
+
+def test_missing_libraries_name_the_command_that_brings_them(clinic: Clinic) -> None:
+    clinic.host = replace(H200, libraries=())
+    found = clinic.examine()
+    failed = next(check for check in found.checks if not check.ok)
+    assert failed.setting.startswith("pip install nvidia-")

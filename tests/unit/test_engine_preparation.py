@@ -10,10 +10,9 @@ from releases import BARE, Unlisted, artifact, manifest
 from llama_loader import prepare as loader
 from llama_loader import settings
 from llama_loader.errors import HostError, SettingError
-from llama_loader.events import Event, Note, Stage
+from llama_loader.events import Event, Note, Stage, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
-from llama_loader.timeline import Timeline
 from llama_space import preparation
 from llama_space.preparation import Ready
 
@@ -128,7 +127,6 @@ def test_a_manifest_that_is_trusted_already_is_not_read_again(
         return "installed"
 
     monkeypatch.setattr("llama_loader.store.Store.install", install)
-    monkeypatch.setattr("llama_loader.store.Store.use", lambda *_: None)
     prepared = loader.prepare(given, released=(RELEASE, "https://x/y/manifest.json"))
     assert wanted == ["https://x/y/x"]
     assert prepared.released == (RELEASE, "https://x/y/manifest.json")

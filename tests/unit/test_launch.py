@@ -14,10 +14,10 @@ import pytest
 
 from llama_loader import launch, model, prepare, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
+from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
-from llama_loader.timeline import Timeline
 from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
 from tests.unit.test_devices import gemma

@@ -16,13 +16,13 @@ import pytest
 
 from llama_loader import devices, launch, prepare, selection, self_test
 from llama_loader.errors import LoaderError
+from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.prepare import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
-from llama_loader.timeline import Timeline
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
 
 if TYPE_CHECKING:

@@ -31,7 +31,8 @@ CODE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)+|OFFLINE|UNREACHABLE|UNVERIFIED|S
 NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIELDS.values()} | {
     *settings._INHERITED,
     *("CS_GNU_LIBC_VERSION", "GGML_NO_BACKTRACE", "HF_HOME", "LD_LIBRARY_PATH"),
-    *("SPACES_ZERO_GPU", "XDG_CACHE_HOME", "PCI_BUS_ID"),
+    *("SPACES_ZERO_GPU", "XDG_CACHE_HOME", "PCI_BUS_ID", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
+    *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE"),
 }
 """Names of variables and a value of one; two of them are codes too."""
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ast
+import os
 from pathlib import Path
 
 import pytest
@@ -79,7 +80,6 @@ def test_each_variable_is_read(name: str, value: str, field: str, expected: obje
         ("LLAMA_CPP_MANIFEST_URL", "ftp://example.org/m.json"),
         ("LLAMA_CPP_MANIFEST_URL", "manifest.json"),
         ("LLAMA_CPP_MANIFEST_SHA256", "abc"),
-        ("LLAMA_CPP_SHA256", ""),
         ("LLAMA_DEVICE", "CUDA0,,CUDA1"),
         ("LLAMA_DEVICE", "0"),
         ("LLAMA_DEVICE", "CUDA0,CUDA0"),
@@ -87,18 +87,15 @@ def test_each_variable_is_read(name: str, value: str, field: str, expected: obje
         ("LLAMA_DEVICE", "auto,CUDA0"),
         ("LLAMA_DEVICE", "CUDA0,none"),
         ("LLAMA_DEVICE", "cpu,CUDA0"),
-        ("LLAMA_DEVICE", ""),
         ("N_GPU_LAYERS", "-2"),
         ("N_GPU_LAYERS", "all"),
         ("N_GPU_LAYERS", "1e3"),
         ("ALLOW_CPU", "maybe"),
-        ("ALLOW_CPU", ""),
         ("GGUF_REPO_ID", "https://huggingface.co/a/b"),
         ("GGUF_REPO_ID", "without-owner"),
         ("GGUF_PATH", "~nobody-of-that-name/m.gguf"),
         ("GGUF_FILENAME", "../../etc/passwd"),
         ("N_CTX", "0"),
-        ("N_CTX", ""),
         ("N_CTX", "٤٠٩٦"),
         ("N_CTX", "4_096"),
         ("TEMPERATURE", "nan"),
@@ -144,7 +141,8 @@ def test_a_pin_pins_something() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("HF_TOKEN", "hf_se cret"), ("HF_ENDPOINT", "hf_secret")]
+    ("name", "value"),
+    [("HF_TOKEN", "hf_se cret"), ("HF_TOKEN", "hf_sœcret"), ("HF_ENDPOINT", "hf_secret")],
 )
 def test_a_secret_that_cannot_be_parsed_is_not_quoted(name: str, value: str) -> None:
     with pytest.raises(SettingError, match="not shown here") as caught:
@@ -153,9 +151,155 @@ def test_a_secret_that_cannot_be_parsed_is_not_quoted(name: str, value: str) -> 
     assert name in caught.value.message
 
 
-def test_empty_text_is_unset() -> None:
-    found = load(environ={PREFIX + "LLAMA_CPP_URL": "", "HF_TOKEN": " ", "HF_HOME": ""})
-    assert (found.url, found.hf_token) == (None, None)
+@pytest.mark.parametrize("text", ["", " \t"])
+def test_an_empty_variable_counts_as_unset(text: str) -> None:
+    names = [name for row in settings._FIELDS.values() for name in row.variables]
+    others = ["HF_HOME", "HF_TOKEN_PATH", "HF_HUB_OFFLINE", "SPACES_ZERO_GPU", "LD_LIBRARY_PATH"]
+    found = load(environ={"HOME": "/h"} | dict.fromkeys([*names, *others], text))
+    assert found == load(environ={"HOME": "/h"})
+
+
+def test_an_empty_variable_of_the_hub_is_gone_before_its_client_reads_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.setenv(name, "")
+    monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+    assert load().hf_endpoint == "https://huggingface.co"
+    assert not {"HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"} & os.environ.keys()
+    assert "HF_HUB_DISABLE_XET" in os.environ
+
+
+def test_every_variable_may_have_the_neutral_prefix() -> None:
+    found = load(
+        environ={
+            "LLAMA_SPACE_N_CTX": "8192",
+            "LLAMA_SPACE_LLAMA_DEVICE": "CUDA1",
+            "YAKULINGO_SPACES_ALLOW_CPU": "1",
+            "LLAMA_SPACE_ALLOW_CPU": "yes",  # the same value in other letters
+            "YAKULINGO_SPACES_CUDA_ARCH": "",
+            "LLAMA_SPACE_CUDA_ARCH": "90",
+        }
+    )
+    assert (found.n_ctx, found.devices, found.allow_cpu) == (8192, ("CUDA1",), True)
+    assert found.cuda_arch == "90"
+    for row in settings._FIELDS.values():
+        prefixes = [name for name in row.variables if name.startswith("LLAMA_SPACE_")]
+        assert bool(prefixes) == row.variable.startswith(PREFIX)
+
+
+def test_both_prefixes_with_different_values_are_an_error_that_names_both() -> None:
+    both = {
+        "YAKULINGO_SPACES_LLAMA_CPP_URL": "https://u:s3cret@h/a",
+        "LLAMA_SPACE_LLAMA_CPP_URL": "https://h/b",
+    }
+    with pytest.raises(SettingError) as caught:
+        load(environ=both)
+    assert caught.value.code == "SETTING_CONFLICT"
+    assert all(name in caught.value.message for name in both)
+    assert "s3cret" not in caught.value.render()
+    assert load({"url": "https://h/c"}, both).url == "https://h/c"  # neither one counts then
+
+
+def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
+    environ = {
+        "YAKULINGO_SPACES_N_CTX": "1024",
+        "YAKULINGO_SPACES_ALLOW_CPU": "0",
+        "LLAMA_SPACE_MAX_CHARS": "77",
+    }
+    found = load(
+        None,
+        environ,
+        n_ctx=8192,
+        allow_cpu=True,
+        gguf_path=tmp_path / "m.gguf",
+        llama_cpp_manifest_url="hf://me/rel/manifest.json",
+        llama_device=["CUDA0", "CUDA1"],
+        temperature=1e-5,
+        n_gpu_layers=-1,
+        cuda_arch="12.0",
+        hf_token="hf_x",
+        hf_endpoint="https://hub.example/",
+        max_chars=None,
+        store=str(tmp_path),
+    )
+    assert (found.n_ctx, found.allow_cpu, found.max_chars) == (8192, True, 77)
+    assert found.gguf_path == tmp_path / "m.gguf"
+    assert found.manifest_url == "hf://me/rel/manifest.json"
+    assert (found.devices, found.n_gpu_layers) == (("CUDA0", "CUDA1"), 999)
+    assert (found.temperature, found.cuda_arch) == (1e-5, "120")
+    assert (found.hf_token, found.hf_endpoint) == ("hf_x", "https://hub.example")
+    assert found.store == tmp_path
+    assert load({"store": "/o"}, {}, store="/k").store == Path("/o")  # an option wins
+
+
+@pytest.mark.parametrize(
+    ("keyword", "value", "accepts"),
+    [
+        ("n_ctx", "8192", "tokens from 16 to 16777216 (int)"),
+        ("n_ctx", 8, "tokens from 16"),
+        ("n_ctx", True, "(int)"),
+        ("n_ctx", 8192.0, "(int)"),
+        ("allow_cpu", 1, "(bool)"),
+        ("allow_cpu", "1", "(bool)"),
+        ("temperature", float("nan"), "from 0 to 10 (int or float)"),
+        ("temperature", "0.5", "(int or float)"),
+        ("gguf_path", b"/m", "a file's path (str or Path)"),
+        ("gguf_path", "", "a file's path"),
+        ("llama_device", 0, "(str or list or tuple)"),
+        ("llama_device", ["CUDA0", "CUDA0"], "each once"),
+        ("gguf_repo_id", ["a/b"], "OWNER/NAME (str)"),
+        ("gguf_filename", "../x", "a file's path in it"),
+        ("hf_token", "sécret", "ASCII"),
+    ],
+)
+def test_a_keyword_of_wrong_type_or_value_is_named(
+    keyword: str, value: object, accepts: str
+) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(None, {}, **{keyword: value})
+    assert caught.value.code == "SETTING_INVALID"
+    assert caught.value.message.startswith(f"{keyword} is ")
+    assert accepts in caught.value.message
+    assert "cret" not in caught.value.render()
+
+
+@pytest.mark.parametrize(
+    ("keyword", "near"),
+    [("nctx", "n_ctx"), ("gguf_repo", "gguf_repo_id"), ("devices", "llama_device")],
+)
+def test_an_unknown_keyword_lists_near_ones(keyword: str, near: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(None, {}, **{keyword: 1})
+    assert caught.value.code == "SETTING_UNKNOWN"
+    assert repr(keyword) in caught.value.message
+    assert near in caught.value.message
+
+
+def test_the_token_of_hf_auth_login_counts(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("hf_stored\n")
+    home = {"HF_HOME": str(tmp_path)}
+    assert load(environ=home).hf_token == "hf_stored"
+    assert load(environ=home | {"HF_TOKEN": "hf_given"}).hf_token == "hf_given"
+    assert load(environ={"HF_TOKEN_PATH": str(tmp_path / "token")}).hf_token == "hf_stored"
+    assert load(environ=home | {"HF_HUB_DISABLE_IMPLICIT_TOKEN": "1"}).hf_token is None
+    assert load(environ={"HOME": str(tmp_path)}).hf_token is None
+    for folder in (".cache", "xdg"):
+        (tmp_path / folder / "huggingface").mkdir(parents=True)
+        (tmp_path / folder / "huggingface/token").write_text(f"hf_{folder.strip('.')}")
+    assert load(environ={"HOME": str(tmp_path)}).hf_token == "hf_cache"
+    assert load(environ={"XDG_CACHE_HOME": f"{tmp_path}/xdg"}).hf_token == "hf_xdg"
+    (tmp_path / "token").write_text("hf_sécret")
+    with pytest.raises(SettingError, match="not shown here") as caught:
+        load(environ=home)
+    assert "cret" not in caught.value.render()
+    assert str(tmp_path / "token") in caught.value.message
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
+def test_offline_for_the_hub_s_client_is_offline_for_the_loader(name: str) -> None:
+    assert load(environ={name: "1"}).offline is True
+    assert load(environ={name: "off"}).offline is False
 
 
 def test_the_store_is_under_hf_home_else_in_the_cache() -> None:

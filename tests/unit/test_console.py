@@ -11,7 +11,7 @@ import pytest
 SPACES = Path(__file__).parents[2] / "spaces"
 PROGRAM = """
 import signal, sys, time
-from llama_loader.interrupts import clean_up_when_told
+from llama_loader.console import clean_up_when_told
 
 clean_up_when_told()
 SIGNAL = signal.Signals[sys.argv[2]]
