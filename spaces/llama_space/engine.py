@@ -16,10 +16,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import doctor
+from llama_loader import settings as loader_settings
 from llama_loader.concurrency import Background
 from llama_loader.errors import LoaderError, ServerError, SettingError, StoreError
 from llama_loader.events import Stage, ignore
-from llama_space import given_settings, gpu_seconds, preparation, shared_server, worker, zerogpu
+from llama_space import gpu_seconds, preparation, shared_server, worker, zerogpu
 from llama_space.preparation import Preparing
 from llama_space.status import Meter, Record
 from llama_space.values import Address, Ask, Failure, Piece, Progress, Report
@@ -56,7 +57,7 @@ class Engine:
     """
 
     def __init__(self, **given: Any) -> None:
-        self.settings: Final[Settings] = given_settings.load(**given)
+        self.settings: Final[Settings] = loader_settings.load(**given)
         self._decorated = None
         if self.settings.zerogpu and not zerogpu.in_worker():
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
