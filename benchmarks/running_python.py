@@ -14,7 +14,7 @@ from typing import Final
 from llama_loader import (
     __main__,
     client,
-    launch,
+    loader,
     model,
     report,
     self_test,
@@ -23,7 +23,7 @@ from llama_loader import (
     trust,
 )
 
-IMPORTED: Final = (client, launch, model, report, supervisor, self_test, trust, server_plan)
+IMPORTED: Final = (client, loader, model, report, supervisor, self_test, trust, server_plan)
 """What ``serve`` imports on its way."""
 READY: Final = "imported"
 

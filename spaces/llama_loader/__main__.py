@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from llama_loader.console import Console
+    from llama_loader.loader import Prepared
     from llama_loader.manifest import Artifact
-    from llama_loader.prepare import Prepared
+    from llama_loader.self_test import SelfTest
     from llama_loader.settings import Settings
     from llama_loader.store import Store
-    from llama_loader.verdicts import Verdict
 
 _OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
 _SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
@@ -143,7 +143,7 @@ def _print_json(document: Any) -> None:
 def _fetch(options: argparse.Namespace) -> int:
     """Install the runtime; its folder alone on stdout's last line."""
     from llama_loader import report
-    from llama_loader.prepare import prepare
+    from llama_loader.loader import prepare
 
     settings, console = _begin(options)
     prepared = prepare(settings, sink=console)
@@ -158,7 +158,7 @@ def _fetch(options: argparse.Namespace) -> int:
     return _OK
 
 
-def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict | None:
+def _tested(settings: Settings, prepared: Prepared, console: Console) -> SelfTest | None:
     """Try what was fetched, where that can be done here; a kept verdict loads no more code."""
     from llama_loader import self_test
 
@@ -167,25 +167,25 @@ def _tested(settings: Settings, prepared: Prepared, console: Console) -> Verdict
     kept = self_test.kept(settings, prepared)
     if kept is not None:
         return kept
-    from llama_loader import launch
+    from llama_loader import loader
 
     console.stage("test run with a tiny model")
-    return launch.try_runtime(settings, prepared, sink=console)
+    return loader.try_runtime(settings, prepared, sink=console)
 
 
 def _devices(options: argparse.Namespace) -> int:
     """What ``--list-devices`` finds, what would be chosen, and why."""
-    from llama_loader import launch, report
-    from llama_loader.prepare import prepare
+    from llama_loader import loader, report
+    from llama_loader.loader import prepare
 
     settings, console = _begin(options)
     prepared = prepare(settings, sink=console)
     console.clear()
-    launch.require_libraries(prepared, allow_cpu=settings.allow_cpu or settings.cpu_chosen)
-    listing = launch.list_devices(settings, prepared)
+    loader.require_libraries(prepared, allow_cpu=settings.allow_cpu or settings.cpu_chosen)
+    listing = loader.list_devices(settings, prepared)
     if not options.json:
         print(report.device_list(listing.devices), flush=True)
-    chosen = launch.would_choose(settings, prepared, listing)
+    chosen = loader.would_choose(settings, prepared, listing)
     if options.json:
         _print_json(report.devices_json(listing, chosen))
     else:
@@ -208,23 +208,23 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     settings, console = _begin(options)
     looking = host.begin(settings)
     processes.spawn_soon()
-    from llama_loader import launch, model, report, server, server_plan
-    from llama_loader.prepare import prepare
+    from llama_loader import loader, model, report, server, server_plan
+    from llama_loader.loader import prepare
 
     for note in server_plan.check(options.extra):
         console(note)
     if settings.server_port is not None:
         server.claim(settings.server_port)  # said before anything is fetched
-    prepared = prepare(settings, looking=looking, sink=console)
+    prepared = prepare(settings, looking=looking, hashed=False, sink=console)
     allowed = settings.allow_cpu or settings.cpu_chosen
-    launch.require_libraries(prepared, allow_cpu=allowed)
+    loader.require_libraries(prepared, allow_cpu=allowed)
     console.stage("fetching the model")
     with prepared.timeline.stage("model"):
         path = model.get(model.from_settings(settings), settings)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
-    supervisor = launch.start(settings, prepared, path, extra, keyed=False, sink=console)
+    supervisor = loader.start(settings, prepared, path, extra, keyed=False, sink=console)
     try:
         console.timeline(prepared.timeline)
         if options.json:
@@ -254,7 +254,7 @@ def _doctor(options: argparse.Namespace) -> int:
 def _suppose(options: argparse.Namespace) -> int:
     """What another machine would fetch; 0 where it has all that it needs."""
     from llama_loader import selection, suppose
-    from llama_loader.prepare import resolve
+    from llama_loader.loader import resolve
 
     settings, console = _begin(options)
     suppose.require_no_override(settings)

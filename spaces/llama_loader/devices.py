@@ -1,8 +1,7 @@
-"""What ``llama-server --list-devices`` finds, and which of it to use.
+"""Which devices llama-server finds, and which of them a model gets.
 
-What counts is what this binary, with these libraries, can use, so the program is asked; the driver
-only where its answer cannot be another one (``by_the_driver``). Present output, earlier forms,
-empty and garbled output are told apart (FAULTS row 47).
+What counts is what this binary, with these libraries, can use, so the program is asked with
+``--list-devices``; the driver only where its answer cannot be another one (``by_the_driver``).
 """
 
 from __future__ import annotations
@@ -13,12 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from llama_loader import processes
 from llama_loader.errors import HostError
+from llama_loader.gpus import BY_BUS
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from llama_loader.gpus import Gpu
+    from llama_loader.host import HostFacts
 
 TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
@@ -33,7 +34,7 @@ _DEVICE: Final = re.compile(
 _CUT: Final = re.compile(r"\([0-9]+(?: M|,|$)| MiB\b")
 """In what should be a description: sizes that end too soon, or that no machine has."""
 _NO_GPU: Final = re.compile(r"(?:CPU|BLAS|ACCEL)[0-9]*", re.IGNORECASE)
-_INIT: Final = re.compile(
+_EARLY: Final = re.compile(
     r"\s*Device (?P<index>[0-9]{1,3}): (?P<description>[^,]+), compute capability [0-9.]+"
 )
 """ggml-cuda's own start-up report; builds of 2024 and before print nothing else."""
@@ -47,7 +48,24 @@ INVALID_DEVICE_HINT: Final = (
     " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
     " CUDA build and set YAKULINGO_SPACES_LLAMA_DEVICE=auto"
 )
-"""The seed document's chapter on ``invalid device``."""
+"""For archives that are not ours; after the original YakuLingo guide."""
+_NO_CUDA: Final = {
+    "forward compatibility was attempted": "CUDA's compat libcuda.so.1 is found before the driver's"
+    " own, and this GPU does not take it: remove its folder from LD_LIBRARY_PATH and ld.so.conf",
+    "driver is a stub": "a CUDA toolkit's stub libcuda.so.1 is found before the driver's own:"
+    " remove its folder 'stubs' from LD_LIBRARY_PATH and ld.so.conf",
+    "system not yet initialized": "these GPUs need nvidia-fabricmanager in the driver's version:"
+    " start it, or take another machine",
+    "driver version is insufficient": "update the NVIDIA driver, or take a release of an older CUDA"
+    " line",
+    "cannot open shared object file": "install that library; `doctor` lists the CUDA libraries that"
+    " were found",
+    "undefined symbol|version `[^']+' not found": "a library of another version was found first:"
+    " `doctor` lists where each CUDA library lies",
+    "no CUDA-capable device|failed to initialize CUDA|CUDA error": "does nvidia-smi work here, and"
+    " is CUDA_VISIBLE_DEVICES unset?",
+}
+"""What a CUDA build prints before an empty list (a pattern, the most telling first): what to do."""
 
 
 @dataclass(frozen=True)
@@ -70,8 +88,8 @@ class Listing:
     """What was found, and what the program printed."""
 
     devices: tuple[Device, ...]
-    output: str
-    seconds: float
+    output: str = ""
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -113,44 +131,66 @@ def list_devices(runtime: Path, environ: Mapping[str, str], *, timeout: float = 
     return Listing(parse(done.output), done.output, done.seconds)
 
 
-def by_the_driver(gpus: Sequence[Gpu]) -> tuple[Device, ...] | None:
+def by_the_driver(host: HostFacts) -> tuple[Device, ...] | None:
     """Name the devices that llama-server would list, without starting it.
 
-    Listing costs 0.9 s on two H100s, because it makes a context on every GPU; several equal GPUs
-    of which the driver knows all are listed the same way where CUDA counts as it does
-    (``gpus.BY_BUS``).
-
-    Args:
-        gpus: all that are visible, in PCI order, with their free memory.
+    Listing costs 0.4 s on an H200 and 0.9 s on two H100s, because it makes a context on every GPU.
+    One visible GPU is always ``CUDA0``; several equal ones are listed as NVML lists them, where
+    CUDA counts as it does (docs/decisions/0044-several-equal-gpus.md).
 
     Returns:
         None where only the program knows: no GPU, different ones, or an amount that is unknown.
     """
-    if not gpus or len({(gpu.name, gpu.capability, gpu.memory) for gpu in gpus}) != 1:
+    if host.visible_count == 1:
+        known = len(host.visible) == 1
+        return (Device("CUDA0", host.visible[0].name if known else "by CUDA_VISIBLE_DEVICES"),)
+    as_listed = host.visible_devices is None and host.device_order in {None, BY_BUS}
+    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in host.gpus}) == 1
+    if host.gpu_source != "nvml" or not as_listed or not equal:
         return None
-    if any(gpu.capability is None or gpu.free is None for gpu in gpus):
+    if any(gpu.capability is None or gpu.free is None for gpu in host.gpus):
         return None
     return tuple(
         Device(f"CUDA{index}", gpu.name, gpu.memory, max(0, (gpu.free or 0) - _CONTEXT))
-        for index, gpu in enumerate(gpus)
+        for index, gpu in enumerate(host.gpus)
     )
+
+
+def with_code(
+    found: Sequence[Device], gpus: Sequence[Gpu], capabilities: Sequence[str]
+) -> tuple[Device, ...]:
+    """Leave out devices for which an artifact has no code: hosts may mix GPUs.
+
+    The listing has names alone, so the host's GPUs of that name tell the capability. A device whose
+    capability is unknown or ambiguous stays, and so do all where none would: the server says why.
+    """
+    known: dict[str, set[str | None]] = {}
+    for gpu in gpus:
+        known.setdefault(_plain_name(gpu.name), set()).add(gpu.capability)
+
+    def usable(device: Device) -> bool:
+        possible = known.get(_plain_name(device.description), {None})
+        return None in possible or not possible.isdisjoint(capabilities)
+
+    kept = tuple(one for one in found if not one.is_cuda or usable(one))
+    return kept if any(one.is_cuda for one in kept) else tuple(found)
+
+
+def _plain_name(name: str) -> str:
+    return name.casefold().removeprefix("nvidia ").strip()
 
 
 def _crashed(status: int, output: str, tail: str) -> HostError:
+    needed = "llama-server needs {}, which this machine does not have"
     missing = re.search(r"libraries: (\S+): cannot open shared object", output)
     if missing:
-        return HostError(
-            "LIBRARY_MISSING", f"llama-server needs {missing[1]}, which this machine does not have"
-        )
+        return HostError("LIBRARY_MISSING", needed.format(missing[1]))
     version = re.search(r"version `(GLIBC(?:XX)?_[0-9.]+)' not found", output)
     if version:
-        return HostError(
-            "GLIBC_TOO_OLD", f"llama-server needs {version[1]}, which this system does not have"
-        )
+        return HostError("GLIBC_TOO_OLD", needed.format(version[1]))
     how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    return HostError(
-        "DEVICE_LIST_FAILED", f"llama-server --list-devices {how}; it printed: {tail!r}"
-    )
+    message = f"llama-server --list-devices {how}; it printed: {tail!r}"
+    return HostError("DEVICE_LIST_FAILED", message)
 
 
 def parse(output: str) -> tuple[Device, ...]:
@@ -168,7 +208,7 @@ def parse(output: str) -> tuple[Device, ...]:
     if heading:
         found = (_device(line) for line in body.split("\n"))
         return tuple(one for one in found if one and not _NO_GPU.fullmatch(one.name))
-    early = [matched for matched in map(_INIT.match, output.split("\n")) if matched]
+    early = [matched for matched in map(_EARLY.match, output.split("\n")) if matched]
     if early:
         return tuple(Device(f"CUDA{m['index']}", m["description"].strip()) for m in early)
     if output.strip():
@@ -202,36 +242,47 @@ def choose(
     needed: int | None,
     allow_cpu: bool,
     each: int = 0,
+    printed: str | None = None,
 ) -> DeviceChoice:
-    """Choose devices.
+    """Choose devices: those that are named, else the fewest that hold the model.
 
     Args:
-        found: what ``list_devices`` found.
+        found: what there is.
         wanted: names that a person gave; empty for ``auto``.
         needed: bytes that the model and its context take on all devices, None where unknown.
         allow_cpu: whether no device at all is fine.
         each: bytes that are taken besides on every device.
+        printed: what a verified CUDA build of ours printed with its list; None for other builds.
 
     Raises:
         HostError: a named device is not there; or there is none and the CPU is not allowed.
     """
     if wanted:
-        return _named(found, wanted)
-    cuda = [device for device in found if device.is_cuda]
-    usable = cuda or list(found)
-    if not usable:
-        if allow_cpu:
-            return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
-        raise HostError(
-            "NO_DEVICE",
-            "llama-server --list-devices lists no device",
-            hint=f"{INVALID_DEVICE_HINT}; to run on the CPU, give --allow-cpu or set"
-            " YAKULINGO_SPACES_ALLOW_CPU=1",
-        )
-    return _fewest(usable, needed, each)
+        return _named(found, wanted, ours=printed is not None)
+    usable = [device for device in found if device.is_cuda] or list(found)
+    if usable:
+        return _fewest(usable, needed, each)
+    if allow_cpu:
+        return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
+    line, hint = ("", INVALID_DEVICE_HINT) if printed is None else _explained(printed)
+    message = "llama-server --list-devices lists no device"
+    raise HostError(
+        "NO_DEVICE",
+        message + (f"; it printed: {line!r}" if line else ""),
+        hint=f"{hint}; to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1",
+    )
 
 
-def _named(found: Sequence[Device], wanted: Sequence[str]) -> DeviceChoice:
+def _explained(printed: str) -> tuple[str, str]:
+    """Return the line that says why CUDA found no GPU, and what to do; an empty line for none."""
+    for pattern, hint in _NO_CUDA.items():
+        line = re.search(rf"^.*(?:{pattern}).*$", printed, re.MULTILINE)
+        if line:
+            return line[0].strip()[:_SHOWN], hint
+    return "", "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
+
+
+def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> DeviceChoice:
     if [name.lower() for name in wanted] in (["none"], ["cpu"]):
         return DeviceChoice((), f"{wanted[0]} was asked for: no device, the CPU alone")
     names = {device.name.lower(): device.name for device in found}
@@ -241,40 +292,32 @@ def _named(found: Sequence[Device], wanted: Sequence[str]) -> DeviceChoice:
         raise HostError(
             "INVALID_DEVICE",
             f"there is no device {', '.join(unknown)}; llama-server lists: {there}",
-            hint=INVALID_DEVICE_HINT,
+            hint="set YAKULINGO_SPACES_LLAMA_DEVICE=auto, or name a device that is listed"
+            if ours
+            else INVALID_DEVICE_HINT,
         )
     return DeviceChoice(tuple(names[name.lower()] for name in wanted), "asked for by name")
 
 
-def _only(device: Device, needed: int | None, each: int) -> DeviceChoice:
-    """Take it anyhow; llama-server leaves to the CPU what it has no room for."""
-    reason = f"the only one: {device.description}"
-    if needed is not None and device.free is not None and needed + each > device.free:
-        size, free = (needed + each) / 1e9, device.free / 1e9
-        reason += f"; {size:.1f} GB do not fit into its {free:.1f} GB free"
-    return DeviceChoice((device.name,), reason)
-
-
 def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceChoice:
-    """Take the fewest devices, those with the most free memory, that hold the model."""
-    if len(usable) == 1:
-        return _only(usable[0], needed, each)
-    if needed is None or any(device.free is None for device in usable):
-        return DeviceChoice(tuple(device.name for device in usable), "all: the sizes are not known")
-    apart = f", {each / 1e9:.1f} GB apart on each to compute" if each else ""
+    """Take the fewest devices, those with the most free memory, that hold the model.
+
+    All where no number of them does: llama-server leaves to the CPU what it has no room for.
+    """
     every = tuple(device.name for device in usable)
-    roomiest = sorted(usable, key=lambda device: -(device.free or 0))
-    room = 0
-    for count, device in enumerate(roomiest, 1):
+    only = f"the only one: {usable[0].description}" if len(usable) == 1 else ""
+    if needed is None or any(device.free is None for device in usable):
+        return DeviceChoice(every, only or "all: the sizes are not known")
+    apart = f", {each / 1e9:.1f} GB apart on each to compute" if each else ""
+    room, names = 0, set[str]()
+    for device in sorted(usable, key=lambda device: -(device.free or 0)):
         room += max(0, (device.free or 0) - each)
+        names.add(device.name)
         if room >= needed:
-            chosen = {one.name for one in roomiest[:count]}
-            names = tuple(one.name for one in usable if one.name in chosen)
+            chosen = tuple(name for name in every if name in names)
+            sizes = f"{needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free{apart}"
             return DeviceChoice(
-                names,
-                f"the fewest that hold {needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free{apart}",
-                every if names != every else (),
+                chosen, only or f"the fewest that hold {sizes}", every if chosen != every else ()
             )
-    return DeviceChoice(
-        every, f"all: {needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB{apart}"
-    )
+    full = f"{needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB free{apart}"
+    return DeviceChoice(every, f"{only or 'all'}; {full}")

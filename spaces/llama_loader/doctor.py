@@ -13,7 +13,7 @@ import struct
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import cuda_libraries, gguf_header, host, launch, model, prepare, report
+from llama_loader import cuda_libraries, gguf_header, host, loader, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
 from llama_loader.events import Note
 from llama_loader.settings import PREFIX
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
     from llama_loader.host import HostFacts
-    from llama_loader.prepare import Prepared
+    from llama_loader.loader import Prepared
     from llama_loader.settings import Settings
 
 _ROOM: Final = 1_000_000_000
@@ -152,7 +152,7 @@ def _examine(found: Examination, settings: Settings, sink: Sink) -> None:
         return _gpu(found.facts, settings)
 
     def runtime() -> str:
-        found.prepared = prepare.prepare(settings, sink=sink)
+        found.prepared = loader.prepare(settings, sink=sink)
         installed = found.prepared.installed
         name = installed.artifact.name if installed.artifact else settings.url
         return f"{name}, {report.trust(settings, found.prepared)}, in {installed.folder}"
@@ -234,19 +234,19 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
     allowed = settings.allow_cpu or settings.cpu_chosen
 
     def libraries() -> str:
-        launch.require_libraries(prepared, allow_cpu=allowed)
+        loader.require_libraries(prepared, allow_cpu=allowed)
         taken = [f"{one.soname} in {one.folder}" for one in prepared.libraries]
         return ", ".join(taken) or "none needed"
 
     listings: list[Listing] = []
 
     def listed() -> str:
-        listings.append(launch.list_devices(settings, prepared))
-        chosen = launch.would_choose(settings, prepared, listings[0])
+        listings.append(loader.list_devices(settings, prepared))
+        chosen = loader.would_choose(settings, prepared, listings[0])
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
 
     def tried() -> str:
-        return report.test_run_line(launch.try_runtime(settings, prepared, listings[0], sink=sink))
+        return report.test_run_line(loader.try_runtime(settings, prepared, listings[0], sink=sink))
 
     if not _tried(found, "libraries", libraries):
         packages = " ".join(cuda_libraries.packages(prepared.missing))

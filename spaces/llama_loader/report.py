@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from llama_loader.devices import Device, DeviceChoice, Listing
     from llama_loader.gpus import Gpu
     from llama_loader.host import HostFacts
-    from llama_loader.prepare import Prepared
+    from llama_loader.loader import Prepared
     from llama_loader.selection import Choice
+    from llama_loader.self_test import SelfTest
     from llama_loader.server import Server
     from llama_loader.settings import Settings
-    from llama_loader.verdicts import Verdict
 
 PINNED: Final = "pinned"
 SIGNED: Final = "signed"
@@ -32,7 +32,7 @@ NOT_CHECKED: Final = "not checked"
 
 
 def fetched(
-    settings: Settings, prepared: Prepared, verdict: Verdict | None = None
+    settings: Settings, prepared: Prepared, verdict: SelfTest | None = None
 ) -> dict[str, Any]:
     """Return what ``fetch --json`` prints."""
     by = trust(settings, prepared)
@@ -62,7 +62,7 @@ def trust(settings: Settings, prepared: Prepared) -> str:
     return SIGNED if trusted.read().public_key else PINNED
 
 
-def _test_run(verdict: Verdict) -> dict[str, Any]:
+def _test_run(verdict: SelfTest) -> dict[str, Any]:
     return {
         "devices": list(verdict.devices),
         "seconds": round(verdict.seconds, 4),
@@ -71,7 +71,7 @@ def _test_run(verdict: Verdict) -> dict[str, Any]:
     }
 
 
-def test_run_line(verdict: Verdict) -> str:
+def test_run_line(verdict: SelfTest) -> str:
     """Say in a sentence what a good test run found."""
     what = "a model was served" if verdict.by == "model" else "the tiny model answered rightly"
     where = ", ".join(verdict.devices) or "the CPU"

@@ -1,48 +1,39 @@
-"""The test run: does this runtime compute on this machine, with a tiny model of the loader's own?
+"""The self test: does this runtime compute on this machine, with a tiny model of the loader's own?
 
 It tells apart what a failed start leaves open: is the runtime at fault, or the user's model? The
-tiny one (``tiny.gguf``, a quarter of a megabyte, made by ``farm/tiny_model.py``) is a real llama
-in the quantisations of a Q4_K_M file, and its answer is known: a library that computes wrongly is
-found too. The verdict is kept in the store by GPU, driver and artifact, so that it is paid once.
-
-``fetch`` and ``doctor`` run it; ``launch.start`` only after it has failed, because a start that
-succeeds is the better proof and must not wait (docs/decisions/0012-test-run.md).
+tiny model (``tiny.gguf``, a quarter of a megabyte, made by ``farm/tiny_model.py``) is a real llama
+in the quantisations of a Q4_K_M file, and its answer is known, so a library that computes wrongly
+is found too. ``fetch`` and ``doctor`` run it; ``loader.start`` only after a start has failed: one
+that succeeds is the better proof (docs/decisions/0012-test-run.md, 0047-self-test-record.md).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
+import contextlib
 import time
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
-from llama_loader import notes, verdicts
-from llama_loader.errors import (
-    HostError,
-    IntegrityError,
-    LoaderError,
-    ServerError,
-    StoreError,
-)
+import msgspec
+from msgspec import Meta
+
+from llama_loader import disk, notes, strict_json
+from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, StoreError
 from llama_loader.events import ignore
 from llama_loader.gguf_header import ALL_LAYERS
-from llama_loader.prepare import environment
-from llama_loader.verdicts import Verdict
+from llama_loader.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Iterator
 
-    from llama_loader.devices import DeviceChoice
     from llama_loader.events import Sink
-    from llama_loader.prepare import Prepared
-    from llama_loader.server import Server
+    from llama_loader.loader import Prepared
     from llama_loader.server_plan import ServerPlan
     from llama_loader.settings import Settings
 
-VERSION: Final = 1
-"""Of the test: a verdict of another version does not count."""
+FOLDER: Final = "self-tests"
+"""In the store: a file for each runtime, by the digest of its archive."""
 MODEL: Final = Path(__file__).absolute().with_name("tiny.gguf")
 PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
 """55 tokens: more than the 8 up to which ggml-cuda takes its kernels for single vectors."""
@@ -50,7 +41,7 @@ ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
 """Seconds for the device list, and again for the tokens. Both together take 1 s on an H200."""
 DOUBTFUL: Final = frozenset(
-    {
+    [
         "CUDA_ERROR",
         "MODEL_ON_CPU",
         "NO_ANSWER",
@@ -60,24 +51,38 @@ DOUBTFUL: Final = frozenset(
         "SERVER_GAVE_UP",
         "SERVER_KILLED",
         "START_TIMEOUT",
-    }
+    ]
 )
 """Errors of a start that leave open who is at fault; the others name it."""
-
 _N_CTX: Final = 256
-_ENOUGH: Final = 3
-"""So many times what the first devices took must be left to try the next: a machine that is merely
-slow is not to be blamed by the deadline."""
-_CPU, _ALL = "cpu", "all"
+_MAX_BYTES: Final = 64 * 1024
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
 
 
-def possible(settings: Settings, prepared: Prepared) -> bool:
-    """Whether a runtime that was only fetched can be tried here.
+class SelfTest(msgspec.Struct, frozen=True):
+    """A self test that went well, as it is kept in the store.
 
-    Not in the main process of a ZeroGPU Space, which has no GPU; not where a runtime for another
-    machine was asked for, or the libraries are missing still (a note says so).
+    Attributes:
+        machine: what it holds for: driver, GPUs, CPU and CUDA libraries.
+        devices: those that computed; empty for the CPU.
+        seconds: what it cost.
+        by: ``tiny model``, or ``model`` where a start of the user's own was the proof.
+        kept: it was read from the store; nothing ran now.
+    """
+
+    machine: list[str]
+    devices: tuple[Annotated[str, Meta(pattern=r"\A\w{1,64}\Z")], ...]
+    seconds: Annotated[float, Meta(ge=0, le=86_400)]
+    by: Literal["tiny model", "model"] = "tiny model"
+    kept: bool = False
+
+
+def possible(settings: Settings, prepared: Prepared) -> bool:
+    """Return whether a runtime that was only fetched can be tried here.
+
+    Not in the main process of a ZeroGPU Space, which has no GPU; not for another machine's
+    architecture, nor while CUDA libraries are missing (a note names them).
     """
     host = prepared.host
     meant = settings.cuda_arch is None or settings.cuda_arch in host.capabilities
@@ -87,26 +92,25 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
     return attached and meant and not prepared.missing
 
 
-def kept(settings: Settings, prepared: Prepared) -> Verdict | None:
-    """Return the good verdict of an earlier run for this GPU, driver, artifact and devices.
+def kept(settings: Settings, prepared: Prepared) -> SelfTest | None:
+    """Return the good result of an earlier run on this machine and the devices that are meant.
 
-    A bad one does not count: it may have been a passing trouble. Nor does one that the CPU gave,
-    where nobody lets the CPU do.
+    One that the CPU gave counts only where the CPU is chosen, or allowed and there is no GPU.
     """
-    path = _path(prepared, _meant(settings, prepared))
-    found = verdicts.read(path) if path else None
-    return found if found and (found.devices or _cpu_will_do(settings)) else None
+    found = _read(_path(prepared))
+    if found is None or found.machine != _machine(prepared):
+        return None
+    named = {name.lower() for name in settings.devices}
+    choice = prepared.choice
+    no_gpu = bool(choice and (choice.runs_on == "cpu" or prepared.missing))
+    no_gpu = no_gpu or not prepared.host.visible_count
+    on_cpu = settings.cpu_chosen or named in ({"none"}, {"cpu"})
+    on_cpu = on_cpu or (settings.allow_cpu and not named and no_gpu)
+    return found if on_cpu != bool(found.devices) else None
 
 
-def run(
-    settings: Settings,
-    prepared: Prepared,
-    choose: Callable[[], DeviceChoice],
-    sink: Sink = ignore,
-) -> Verdict:
-    """Run it on the devices that ``choose`` finds, and keep the verdict.
-
-    What the server's start gave up is told to ``sink``.
+def run(prepared: Prepared, plan: ServerPlan, sink: Sink = ignore) -> SelfTest:
+    """Start the tiny model as ``plan`` starts the user's; keep the result, remove it on a failure.
 
     Raises:
         HostError: this machine cannot run the runtime, or it ran on the CPU instead.
@@ -114,163 +118,110 @@ def run(
         IntegrityError: a file of it is not what it was any more.
         StoreError: there is no room for its log.
     """
+    at_once = not plan.devices or (prepared.choice is not None and prepared.choice.native)
+    limit = TIMEOUT if at_once else max(TIMEOUT, plan.startup_timeout)  # the driver compiles first
+    tiny = replace(
+        plan,
+        model=MODEL,
+        every_device=(),
+        n_gpu_layers=min(plan.n_gpu_layers, 1) * ALL_LAYERS,
+        n_ctx=_N_CTX,
+        port=None,
+        startup_timeout=limit,
+        keyed=True,
+        main_memory=0,
+        extra=(),
+    )
     began = time.monotonic()
     try:
-        meant = choose().names
-        used = _compute(settings, prepared, meant, sink)
-    except (StoreError, IntegrityError):  # it was not even started
+        with Server(tiny, before=prepared.require_sound) as server:
+            unchecked = () if server.report.told else notes.placement(server)
+            for note in (*notes.given_up(server), *unchecked):
+                sink(note)
+            for cached in (False, True):  # all tokens at once, then the last one on the cache
+                _require_right(_answer(server, began + limit, cached=cached))
+            used = _really_used(server)
+    except (HostError, ServerError):
+        _write(_path(prepared), None)
         raise
-    except LoaderError as error:
-        told = _runtime_trouble(error)
-        _keep_bad(prepared, _meant(settings, prepared), told, time.monotonic() - began)
-        raise told from error
-    verdict = Verdict(ok=True, devices=meant, seconds=time.monotonic() - began)
-    if used is None:
-        return verdict
-    verdict = replace(verdict, devices=used)
-    _keep(prepared, _tested(settings, prepared, used), verdict)
-    return verdict
+    done = SelfTest(
+        _machine(prepared), plan.devices if used is None else used, time.monotonic() - began
+    )
+    if used is not None:
+        _write(_path(prepared), done)
+    return done
 
 
 def remember(settings: Settings, prepared: Prepared, server: Server) -> None:
-    """Keep a good verdict where the user's own model gave a token: nothing proves more."""
-    started = server.started
-    if settings.no_test_run or started is None:
-        return
+    """Keep a good result where the user's own model gave a token: nothing proves more."""
     used = _really_used(server)
-    if used is None:  # nobody knows what it proved
+    if settings.no_test_run or server.started is None or used is None:
         return
-    label = _tested(settings, prepared, used)
-    path = _path(prepared, label)
-    if path is not None and verdicts.read(path) is None:
-        _keep(
-            prepared, label, Verdict(ok=True, devices=used, seconds=started.first_token, by="model")
-        )
+    machine, before = _machine(prepared), _read(_path(prepared))
+    if before is None or (before.machine, bool(before.devices)) != (machine, bool(used)):
+        done = SelfTest(machine, used, server.started.first_token, by="model")
+        _write(_path(prepared), done)
 
 
 def judged(
-    settings: Settings, prepared: Prepared, devices: tuple[str, ...], error: LoaderError
+    settings: Settings, prepared: Prepared, plan: ServerPlan, error: LoaderError
 ) -> LoaderError | None:
     """Say who is at fault when a start has failed; None where its error says so already.
 
     Args:
         settings: as for the start.
         prepared: as for the start.
-        devices: those of the start, so that the tiny model takes the same way.
+        plan: of the start, so that the tiny model takes the same way.
         error: what the start ended with.
     """
     if settings.no_test_run or error.code not in DOUBTFUL:
         return None
-    began = time.monotonic()
     try:
-        used = _compute(settings, prepared, devices)
+        with blaming_the_runtime():
+            run(prepared, plan)
     except StoreError:  # the disk keeps the tiny model from telling: the start's error stands
         return None
     except IntegrityError as damaged:  # this is why, then
         return damaged
-    except LoaderError as trouble:
-        told = _runtime_trouble(trouble)
-        _keep_bad(prepared, _tested(settings, prepared, devices), told, time.monotonic() - began)
-        return type(told)(
-            told.code, f"{told.message}; with your model: {error.message}", hint=told.hint
-        )
-    if used is not None:
-        verdict = Verdict(ok=True, devices=used, seconds=time.monotonic() - began)
-        _keep(prepared, _tested(settings, prepared, used), verdict)
-    works = "the loader's own tiny model answers here, so the runtime works"
+    except LoaderError as told:
+        message = f"{told.message}; with your model: {error.message}"
+        return type(told)(told.code, message, hint=told.hint)
     hint = "look at the model, its size and the server's arguments"
     return type(error)(
         error.code,
-        f"{error.message}; {works}",
+        f"{error.message}; the loader's own tiny model answers here, so the runtime works",
         hint=f"{error.hint}; {hint}" if error.hint else hint,
     )
 
 
-def _compute(
-    settings: Settings, prepared: Prepared, devices: tuple[str, ...], sink: Sink = ignore
-) -> tuple[str, ...] | None:
-    """Start the tiny model as the user's would be; returns the devices that it really used.
-
-    None where the server did not say. A model of one layer reaches two devices at most, so it is
-    started again on those that got nothing, as long as there is time for that.
-
-    Raises:
-        LoaderError: as for ``Server.start``, or another answer than the known one.
-    """
-    limit = _limit(settings, prepared, devices)
-    began = time.monotonic()
-    used = _compute_once(_plan(settings, prepared, devices, limit), prepared, sink)
-    longest = time.monotonic() - began
-    while used and len(used) < len(devices):
-        left = limit - (time.monotonic() - began)
-        if left < _ENOUGH * longest:
-            break
-        rest = tuple(name for name in devices if name not in used)
-        try:
-            more = _compute_once(_plan(settings, prepared, rest, left), prepared, ignore)
-        except ServerError as error:
-            if error.code != "OUT_OF_MEMORY":
-                raise
-            break  # somebody else has that GPU: a start takes others, and it is not proven
-        if not more:
-            break
-        used = tuple(name for name in devices if name in {*used, *more})
-    return used
+@contextlib.contextmanager
+def blaming_the_runtime() -> Iterator[None]:
+    """Add to errors that the user's model is not the cause; hints about it would mislead."""
+    try:
+        yield
+    except (StoreError, IntegrityError):  # it was not even started
+        raise
+    except LoaderError as error:
+        message = f"the test run with the loader's own tiny model failed: {error.message}"
+        host = isinstance(error, HostError)
+        hint = f"{error.hint}; {_SKIP}" if host and error.hint else _REPORT
+        kind = HostError if host else ServerError
+        raise kind(error.code, f"{message} (your model is not the cause)", hint=hint) from error
 
 
-def _plan(
-    settings: Settings, prepared: Prepared, devices: tuple[str, ...], limit: float
-) -> ServerPlan:
-    from llama_loader.server_plan import ServerPlan
-
-    return ServerPlan(
-        runtime=prepared.runtime,
-        model=MODEL,
-        environ=environment(settings, prepared),
-        devices=devices,
-        n_gpu_layers=0 if settings.cpu_chosen else ALL_LAYERS,
-        n_ctx=_N_CTX,
-        startup_timeout=limit,
-        allow_cpu=settings.allow_cpu,
-        pinned_build=prepared.choice is not None,
-        threads=prepared.host.threads,
-    )
-
-
-def _compute_once(plan: ServerPlan, prepared: Prepared, sink: Sink) -> tuple[str, ...] | None:
-    from llama_loader.server import Server
-
-    deadline = time.monotonic() + plan.startup_timeout
-    with Server(plan, before=prepared.require_sound) as server:
-        unchecked = () if server.report.told else notes.placement(server)
-        for note in (*notes.given_up(server), *unchecked):
-            sink(note)
-        for cached in (False, True):  # all tokens at once, then the last one alone on the cache
-            answer = _answer(server, deadline, cached=cached)
-            if answer != ANSWER:
-                raise ServerError(
-                    "WRONG_ANSWER",
-                    f"llama-server computes wrongly: to a prompt whose answer is {ANSWER!r} it"
-                    f" answers {answer[:40]!r}",
-                )
-        return _really_used(server)
-
-
-def _limit(settings: Settings, prepared: Prepared, devices: tuple[str, ...]) -> float:
-    """Seconds for the tokens; as for any start where the driver may have to compile first.
-
-    A start's own limit does not shorten it: a runtime must not be blamed for somebody's haste.
-    """
-    at_once = not devices or (prepared.choice is not None and prepared.choice.native)
-    return TIMEOUT if at_once else max(TIMEOUT, settings.startup_timeout)
+def _require_right(answer: str) -> None:
+    if answer != ANSWER:
+        raise ServerError(
+            "WRONG_ANSWER",
+            f"llama-server computes wrongly: to a prompt whose answer is {ANSWER!r} it answers"
+            f" {answer[:40]!r}",
+        )
 
 
 def _answer(server: Server, deadline: float, *, cached: bool) -> str:
-    left = max(0.1, deadline - time.monotonic())
+    left, client = max(0.1, deadline - time.monotonic()), server.client()
     try:
-        return (
-            server.client().completion(PROMPT, max_tokens=1, timeout=left, cache_prompt=cached).text
-        )
+        return client.completion(PROMPT, max_tokens=1, timeout=left, cache_prompt=cached).text
     except ServerError:
         server.wait(0.5)  # a broken connection comes a moment before the end of the process
         server.check()
@@ -289,91 +240,39 @@ def _really_used(server: Server) -> tuple[str, ...] | None:
     return names if report.offloaded and len(names) == 1 else None
 
 
-def _runtime_trouble(error: LoaderError) -> HostError | ServerError:
-    """Say that the user's model is not the cause; hints about that model would mislead."""
-    message = f"the test run with the loader's own tiny model failed: {error.message}"
-    if isinstance(error, HostError):
-        hint = f"{error.hint}; {_SKIP}" if error.hint else _REPORT
-        return HostError(error.code, f"{message} (your model is not the cause)", hint=hint)
-    return ServerError(error.code, f"{message} (your model is not the cause)", hint=_REPORT)
-
-
-def _cpu_will_do(settings: Settings) -> bool:
-    """Whether a person allowed the CPU, or chose it."""
-    return settings.allow_cpu or settings.cpu_chosen or _cpu_named(settings)
-
-
-def _cpu_named(settings: Settings) -> bool:
-    return [name.lower() for name in settings.devices] in (["none"], ["cpu"])
-
-
-def _meant(settings: Settings, prepared: Prepared) -> list[str]:
-    """Name the devices that a start would take, without asking for them."""
-    choice = prepared.choice
-    named = [name.lower() for name in settings.devices]
-    if named:
-        return [_CPU] if _cpu_named(settings) or settings.cpu_chosen else named
-    on_cpu = choice is not None and (choice.runs_on == "cpu" or bool(prepared.missing))
-    return [_CPU] if settings.cpu_chosen or on_cpu or not prepared.host.visible_count else [_ALL]
-
-
-def _tested(settings: Settings, prepared: Prepared, used: tuple[str, ...]) -> list[str]:
-    """Name the devices that were used, in the words of ``_meant``."""
-    if not used or settings.cpu_chosen:
-        return [_CPU]
-    if not settings.devices and len(used) >= prepared.host.visible_count:
-        return [_ALL]
-    return [name.lower() for name in used]
-
-
-def _path(prepared: Prepared, devices: list[str]) -> Path | None:
-    """Return a verdict's file; None for a runtime that lies in no store."""
-    runtimes = prepared.installed.root.parent
-    if runtimes.name != "runtimes":
-        return None
-    return runtimes.parent / verdicts.FOLDER / f"{_key(prepared, devices)}.json"
-
-
-def _key(prepared: Prepared, devices: list[str]) -> str:
-    """Digest everything that a verdict holds for."""
+def _machine(prepared: Prepared) -> list[str]:
+    """Return what a result holds for: if one of these changes, the runtime is tried again."""
     host = prepared.host
-    facts = [
-        VERSION,
-        [[gpu.name, gpu.uuid, gpu.capability] for gpu in host.gpus],
-        host.driver,
-        host.visible_devices,
-        host.device_order,
-        host.cpu,
-        host.glibc,
-        hashlib.sha256(MODEL.read_bytes()).hexdigest(),
-        prepared.installed.sha256,
-        [[one.soname, str(one.folder), one.version] for one in prepared.libraries],
-        devices,
-    ]
-    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
+    gpus = [f"GPU {gpu.name} {gpu.uuid}" for gpu in host.visible]
+    named = f"CUDA_VISIBLE_DEVICES {host.visible_devices}"
+    used = [f"{one.folder}/{one.soname} {one.version}" for one in prepared.libraries]
+    return [f"driver {host.driver}", *gpus, named, f"CPU {host.cpu}, glibc {host.glibc}", *used]
 
 
-def _keep_bad(prepared: Prepared, devices: list[str], error: LoaderError, seconds: float) -> None:
-    bad = Verdict(
-        ok=False,
-        devices=(),
-        seconds=seconds,
-        code=error.code,
-        message=error.message,
-        hint=error.hint,
-    )
-    _keep(prepared, devices, bad)
+def _path(prepared: Prepared) -> Path | None:
+    """Return the record's file; None for a runtime that lies in no store."""
+    runtimes = prepared.installed.root.parent
+    name = f"{prepared.installed.sha256}.json"
+    return runtimes.parent / FOLDER / name if runtimes.name == "runtimes" else None
 
 
-def _keep(prepared: Prepared, devices: list[str], verdict: Verdict) -> None:
-    """Write a verdict for the next run, and for people."""
-    path = _path(prepared, devices)
+def _read(path: Path | None) -> SelfTest | None:
+    """Read a record; one that cannot be read counts as none."""
+    try:
+        data = disk.read_if_there(path) if path else None
+        tree = strict_json.loads(data or b"", what=FOLDER, max_bytes=_MAX_BYTES)
+        return msgspec.structs.replace(msgspec.convert(tree, SelfTest), kept=True)
+    except (OSError, IntegrityError, msgspec.ValidationError):
+        return None
+
+
+def _write(path: Path | None, done: SelfTest | None) -> None:
+    """Write the record, or remove it where there is none to keep; a read-only store keeps none."""
     if path is None:
         return
-    facts = {
-        "artifact": prepared.installed.sha256,
-        "gpus": [asdict(gpu) for gpu in prepared.host.gpus],
-        "driver": prepared.host.driver,
-        "for": devices,
-    }
-    verdicts.write(path, verdict, facts)
+    with contextlib.suppress(OSError):
+        if done is None:
+            path.unlink(missing_ok=True)
+            return
+        path.parent.mkdir(exist_ok=True)
+        disk.write_whole(path, msgspec.json.encode(done), staging=path.parents[1] / "staging")

@@ -45,7 +45,7 @@ FORMAT: Final = 2
 MARKER: Final = "llama-loader-store "
 """What the file FORMAT begins with, before the number: no other program writes it."""
 NAMES: Final = frozenset(
-    {"FORMAT", "channels", "current", "manifests", "partial", "runtimes", "staging", "test-runs"}
+    {"FORMAT", "channels", "current", "manifests", "partial", "runtimes", "self-tests", "staging"}
 )
 """All names that a store has in its folder; ``current`` is of format 1."""
 LOCK_SECONDS: Final = 900.0

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from llama_loader import host, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError
 from llama_loader.events import Note, Stage, Timeline
-from llama_loader.prepare import prepare
+from llama_loader.loader import prepare
 from llama_space.values import Failure, Runtime
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from llama_loader.events import Event, Sink
     from llama_loader.host import HostFacts
+    from llama_loader.loader import Prepared
     from llama_loader.manifest import Manifest
-    from llama_loader.prepare import Prepared
     from llama_loader.settings import Settings
     from llama_space.status import Record
 

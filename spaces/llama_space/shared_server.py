@@ -12,10 +12,10 @@ import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import gguf_header, launch, processes, settings
+from llama_loader import gguf_header, loader, processes, settings
 from llama_loader.concurrency import Background
 from llama_loader.events import Note
-from llama_loader.prepare import prepare
+from llama_loader.loader import prepare
 from llama_space import event_text, preparation
 from llama_space.values import Report
 
@@ -73,12 +73,12 @@ class SharedServer:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
         processes.spawn_soon()
         ours = settings.renewed(self.ready.settings)
-        prepared = prepare(ours, released=self.ready.released, sink=self._hear)
+        prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
         self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
-        launch.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
+        loader.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
         self._latest = f"llama-server loads {self.ready.model.name}"
         told = server_arguments(gguf_header.chat_template(self.ready.model))
-        supervisor = launch.start(ours, prepared, self.ready.model, told, sink=self._hear)
+        supervisor = loader.start(ours, prepared, self.ready.model, told, sink=self._hear)
         self._timeline = preparation.summed(prepared.timeline.stages)
         if self._stopped.is_set():
             supervisor.stop()

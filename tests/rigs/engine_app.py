@@ -14,7 +14,7 @@ import urllib.request
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llama_loader import launch, prepare, processes, settings
+from llama_loader import loader, processes, settings
 from llama_loader.errors import LoaderError
 from llama_space import Engine, shared_server
 
@@ -88,9 +88,9 @@ def alone() -> Iterator[Any]:
     """A server as an app starts it that is written on the loader's own modules."""
     processes.spawn_soon()
     ours = settings.renewed(settings.load())
-    prepared = prepare.prepare(ours)
+    prepared = loader.prepare(ours)
     assert ours.gguf_path is not None
-    _alone.append(launch.start(ours, prepared, ours.gguf_path))
+    _alone.append(loader.start(ours, prepared, ours.gguf_path))
     yield {"worker": os.getpid(), "server": _alone[0].server.pid}
 
 

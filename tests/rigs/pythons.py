@@ -30,7 +30,7 @@ PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
     "channel", "cli", "client", "devices", "disk", "doctor", "errors", "events", "fetch",
-    "host", "interrupts", "launch", "locations", "manifest", "partial",
+    "host", "interrupts", "loader", "locations", "manifest", "partial",
     "processes", "receipt",
     "resume", "select", "server", "settings", "store", "strict_json", "supervisor",
     "suppose", "transport", "trust", "unpack",

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from farm import cuda_runtime, release, targets
-from llama_loader import launch, prepare, report, selection
+from llama_loader import loader, report, selection
 from llama_loader.errors import HostError, IntegrityError, NetworkError
 from llama_loader.events import Event, Note, Stage, ignore
 from llama_loader.fetch import Fetcher
@@ -229,16 +229,16 @@ class Space:
         self.folder, self.store = folder, store
         self.host = H200
         self.events: list[Event] = []
-        monkeypatch.setattr(prepare.host, "detect", lambda _: self.host)
+        monkeypatch.setattr(loader.host, "detect", lambda _: self.host)
 
     def settings(self, **options: str) -> Settings:
         url = (self.folder / "manifest.json").as_uri()
         environ = {"PATH": os.environ["PATH"], "HOME": "/home/user"}
         return load({"manifest_url": url, "store": str(self.store), **options}, environ)
 
-    def prepare(self, **options: str) -> prepare.Prepared:
+    def prepare(self, **options: str) -> loader.Prepared:
         self.events.clear()
-        return prepare.prepare(self.settings(**options), sink=self.events.append)
+        return loader.prepare(self.settings(**options), sink=self.events.append)
 
     def notes(self) -> dict[str, Note]:
         return {one.code: one for one in self.events if isinstance(one, Note)}
@@ -252,7 +252,7 @@ def space(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Spac
     return Space(folder, tmp_path / "store", monkeypatch)
 
 
-def started(ready: prepare.Prepared, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
+def started(ready: loader.Prepared, environ: dict[str, str]) -> subprocess.CompletedProcess[str]:
     """Run the little server: it prints the CUDA libraries that the linker gave it."""
     program = ready.runtime / "llama-server"
     return subprocess.run([program], env=environ, capture_output=True, text=True, check=False)
@@ -269,10 +269,10 @@ def test_a_server_finds_what_was_brought(space: Space) -> None:
     assert [(one.soname, one.folder, one.origin) for one in ready.libraries] == [
         (soname, place, "release") for soname in SONAMES
     ]
-    launch.require_libraries(ready, allow_cpu=False)
-    assert launch.choose_devices(space.settings(), ready, None).names == ("CUDA0",)
-    environ = prepare.environment(space.settings(), ready)
-    assert environ["LD_LIBRARY_PATH"] == str(place)
+    loader.require_libraries(ready, allow_cpu=False)
+    assert loader.choose_devices(space.settings(), ready, None).names == ("CUDA0",)
+    environ = loader.environment(space.settings(), ready)
+    assert environ["LD_LIBRARY_PATH"] == f"$ORIGIN:{place}"
     done = started(ready, environ)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.split()) == [str(place / soname) for soname in SONAMES]
@@ -304,7 +304,7 @@ def test_what_the_host_has_is_not_mixed_with_what_is_brought(space: Space, tmp_p
     ready = space.prepare()
     assert {one.origin for one in ready.libraries} == {"release"}
     assert (
-        str(tmp_path / "old") not in prepare.environment(space.settings(), ready)["LD_LIBRARY_PATH"]
+        str(tmp_path / "old") not in loader.environment(space.settings(), ready)["LD_LIBRARY_PATH"]
     )
 
 
@@ -330,7 +330,7 @@ def test_without_such_an_artifact_the_error_stays(space: Space) -> None:
     ready = space.prepare()
     assert ready.missing == SONAMES
     with pytest.raises(HostError) as caught:
-        launch.require_libraries(ready, allow_cpu=False)
+        loader.require_libraries(ready, allow_cpu=False)
     assert caught.value.code == "CUDA_LIBRARY_MISSING"
     assert [note.code for note in report.notes(ready)] == ["CUDA_LIBRARY_MISSING"]
 

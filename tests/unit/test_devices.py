@@ -3,6 +3,7 @@ from __future__ import annotations
 import signal
 import struct
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +15,7 @@ from llama_loader import devices, gguf_header, processes, server_plan
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.gpus import Gpu
+from tests.rigs.releases import BARE
 
 if TYPE_CHECKING:
     from conftest import Impostor
@@ -230,9 +232,8 @@ def test_what_every_device_takes_besides_is_counted_on_each(
 
 def test_equal_gpus_are_named_as_the_driver_counts_them() -> None:
     """Their CUDA context is not in what the driver calls free."""
-    found = devices.by_the_driver(
-        [Gpu("L40S", "89", 48 << 30, None, free) for free in (40 << 30, 5)]
-    )
+    both = tuple(Gpu("L40S", "89", 48 << 30, None, free) for free in (40 << 30, 5))
+    found = devices.by_the_driver(replace(BARE, gpus=both, gpu_source="nvml"))
     assert found is not None
     assert [(one.name, one.description, one.total) for one in found] == [
         ("CUDA0", "L40S", 48 << 30),
@@ -244,14 +245,14 @@ def test_equal_gpus_are_named_as_the_driver_counts_them() -> None:
 @pytest.mark.parametrize(
     "gpus",
     [
-        [],
-        [Gpu("L4", "89", 24 << 30, None, 1), Gpu("L40S", "89", 48 << 30, None, 1)],
-        [Gpu("L4", None, 24 << 30, None, 1)] * 2,
-        [Gpu("L4", "89", 24 << 30)] * 2,
+        (),
+        (Gpu("L4", "89", 24 << 30, None, 1), Gpu("L40S", "89", 48 << 30, None, 1)),
+        (Gpu("L4", None, 24 << 30, None, 1),) * 2,
+        (Gpu("L4", "89", 24 << 30),) * 2,
     ],
 )
-def test_what_the_driver_alone_cannot_tell(gpus: list[Gpu]) -> None:
-    assert devices.by_the_driver(gpus) is None
+def test_what_the_driver_alone_cannot_tell(gpus: tuple[Gpu, ...]) -> None:
+    assert devices.by_the_driver(replace(BARE, gpus=gpus, gpu_source="nvml")) is None
 
 
 def test_cuda_before_vulkan_and_vulkan_before_nothing() -> None:
@@ -276,6 +277,62 @@ def test_a_device_that_is_not_there_gets_the_seeds_chapter(name: str) -> None:
     assert f"no device {name}; llama-server lists: CUDA0" in caught.value.message
     assert "YAKULINGO_SPACES_LLAMA_CPP_URL" in caught.value.hint
     assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in caught.value.hint
+
+
+def test_a_device_that_a_build_of_ours_does_not_have_is_no_question_of_vulkan() -> None:
+    with pytest.raises(HostError) as caught:
+        choose(gpus(10), ("CUDA7",), needed=None, allow_cpu=True, printed="Available devices:\n")
+    assert caught.value.code == "INVALID_DEVICE"
+    assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in caught.value.hint
+    assert "Vulkan" not in caught.value.hint
+
+
+INIT = "ggml_cuda_init: failed to initialize CUDA: "
+
+
+@pytest.mark.parametrize(
+    ("line", "advice"),
+    [
+        (f"{INIT}forward compatibility was attempted on non supported HW", "compat"),
+        (f"{INIT}CUDA driver is a stub library", "'stubs'"),
+        (f"{INIT}system not yet initialized", "nvidia-fabricmanager"),
+        (f"{INIT}CUDA driver version is insufficient for CUDA runtime version", "update"),
+        (f"{INIT}no CUDA-capable device is detected", "CUDA_VISIBLE_DEVICES"),
+        (f"{INIT}unknown error", "nvidia-smi"),
+        (
+            "failed to load /r/libggml-cuda.so: libcublas.so.13: cannot open shared object file",
+            "install that library",
+        ),
+        (
+            "failed to load /r/libggml-cuda.so: /old/libcublas.so.13: undefined symbol: cublasLtX",
+            "another version",
+        ),
+    ],
+)
+def test_an_empty_list_of_a_verified_cuda_build_is_explained_by_its_own_words(
+    line: str, advice: str
+) -> None:
+    printed = f"{line}\nwarning: no usable GPU found\nAvailable devices:\n  (none)\n"
+    with pytest.raises(HostError) as caught:
+        choose(parse(printed), (), needed=None, allow_cpu=False, printed=printed)
+    assert caught.value.code == "NO_DEVICE"
+    assert f"it printed: {line!r}" in caught.value.message
+    assert advice in caught.value.hint
+    assert "--allow-cpu" in caught.value.hint
+    assert "Vulkan" not in caught.value.hint
+
+
+def test_an_empty_list_without_a_word_asks_for_the_gpu_and_of_a_foreign_build_for_its_kind() -> (
+    None
+):
+    for printed, advice in (
+        ("Available devices:\n  (none)\n", "no GPU is visible"),
+        (None, "Vulkan"),
+    ):
+        with pytest.raises(HostError) as caught:
+            choose((), (), needed=None, allow_cpu=False, printed=printed)
+        assert advice in caught.value.hint
+        assert "it printed" not in caught.value.message
 
 
 def test_no_device_is_an_error_unless_the_cpu_is_allowed() -> None:

@@ -12,7 +12,7 @@ from llama_loader import doctor, selection, self_test
 from llama_loader.errors import HostError, LoaderError, NetworkError
 from llama_loader.events import Note, Timeline, ignore
 from llama_loader.gpus import Gpu
-from llama_loader.prepare import Prepared
+from llama_loader.loader import Prepared
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
 from tests.rigs import hub
@@ -59,7 +59,7 @@ class Clinic:
             "YAKULINGO_SPACES_GGUF_PATH": str(self_test.MODEL),
         }
         monkeypatch.setattr(doctor.host, "detect", lambda _: self.host)
-        monkeypatch.setattr(doctor.prepare, "prepare", self.prepare)
+        monkeypatch.setattr(doctor.loader, "prepare", self.prepare)
 
     def prepare(self, settings: Settings, *, sink: Sink) -> Prepared:
         if self.fault:
@@ -124,7 +124,7 @@ def test_missing_libraries_name_the_packages(clinic: Clinic) -> None:
 @pytest.mark.parametrize(
     ("listing", "code", "hint"),
     [
-        ({"text": "Available devices:\n  (none)\n"}, "NO_DEVICE", "Vulkan build"),
+        ({"text": "Available devices:\n  (none)\n"}, "NO_DEVICE", "no GPU is visible"),
         ({"text": "what?"}, "DEVICE_LIST_GARBLED", "really a llama-server"),
         ({"status": 1, "text": "version `GLIBC_2.38' not found"}, "GLIBC_TOO_OLD", ""),
     ],
@@ -158,7 +158,7 @@ def test_the_model_that_is_set_decides_what_is_chosen(clinic: Clinic, impostor: 
 def test_a_model_too_large_for_the_only_gpu_is_said(clinic: Clinic, impostor: Impostor) -> None:
     impostor.behave(list={"text": SMALL})
     page = clinic.examine(GGUF_PATH=str(self_test.MODEL)).as_text()
-    assert "devices: CUDA0 (the only one: L4; 0.5 GB do not fit into its 0.0 GB free)" in page
+    assert "devices: CUDA0 (the only one: L4; 0.0 GB do not fit into 0.0 GB free, 0.5 GB" in page
 
 
 def test_a_runtime_that_lists_a_device_but_does_not_compute(

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING
 import pytest
 from releases import BARE, Unlisted, artifact, manifest
 
-from llama_loader import prepare as loader
-from llama_loader import settings
+from llama_loader import loader, settings
 from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Stage, Timeline
 from llama_loader.gpus import Gpu
-from llama_loader.prepare import Prepared
+from llama_loader.loader import Prepared
 from llama_space import preparation
 from llama_space.preparation import Ready
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import prepare, settings
+from llama_loader import loader, settings
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Downloading, Event, Note, Sink, Stage, Unpacking, told
 from tests.rigs import archives
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from pathlib import Path
 
-    from llama_loader.prepare import Prepared
+    from llama_loader.loader import Prepared
 
 ONE, TWO = Note("ONE", "first"), Note("TWO", "second")
 
@@ -66,7 +66,7 @@ def test_an_installation_that_nobody_watches_any_more_is_given_up(tmp_path: Path
         wanted = settings.load(given, {})
 
         def install(sink: Sink) -> Prepared:
-            return prepare.prepare(wanted, sink=sink)
+            return loader.prepare(wanted, sink=sink)
 
         others = set(threading.enumerate())
         events = told(install)

@@ -4,6 +4,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import launch, model, prepare, selection, self_test, server_plan
+from llama_loader import devices, loader, model, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
-from llama_loader.events import Timeline
+from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
+from tests.rigs.binaries import library, program
 from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
+from tests.unit.test_cli import make_release
 from tests.unit.test_devices import gemma
 
 if TYPE_CHECKING:
@@ -40,17 +43,17 @@ def settings(**variables: str) -> Settings:
     return load(environ={"PATH": os.environ["PATH"], "HOME": "/home/user", **names})
 
 
-def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> prepare.Prepared:  # noqa: B008
+def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> loader.Prepared:  # noqa: B008
     choice = selection.select(RELEASE, host, wishes)
     installed = Unlisted(runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True)
-    return prepare.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
+    return loader.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 
 def start(
-    wanted: Settings, ready: prepare.Prepared, model: Path = Path("/m.gguf")
+    wanted: Settings, ready: loader.Prepared, model: Path = Path("/m.gguf")
 ) -> tuple[list[str], dict[str, str]]:
     """Start and stop; returns what the server saw."""
-    supervisor = launch.start(wanted, ready, model)
+    supervisor = loader.start(wanted, ready, model)
     seen = json.loads((ready.runtime / "seen.json").read_text())
     supervisor.stop()
     return seen["argv"], seen["environ"]
@@ -64,7 +67,7 @@ def test_one_gpu_is_taken_without_asking(impostor: Impostor) -> None:
     ready = prepared(impostor.behave(list={"text": "garbage"}), H200)
     argv, environ = start(settings(), ready)
     assert device(argv) == "CUDA0"
-    assert environ["LD_LIBRARY_PATH"] == "/cu13"
+    assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13"
     assert [stage.name for stage in ready.timeline.stages] == ["devices", "start", "first token"]
     assert impostor.starts() == 1
 
@@ -108,23 +111,21 @@ def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_askin
 
 
 @pytest.mark.parametrize(
-    ("change", "variables"),
+    "change",
     [
-        ({"gpu_source": "nvidia-smi"}, {}),
-        ({"visible_devices": "1,0"}, {}),
-        ({"gpus": (FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))}, {}),
-        ({"gpus": (FULL, replace(ROOMY, free=None))}, {}),
-        ({}, {"CUDA_DEVICE_ORDER": "FASTEST_FIRST"}),
+        {"gpu_source": "nvidia-smi"},
+        {"visible_devices": "1,0"},
+        {"gpus": (FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))},
+        {"gpus": (FULL, replace(ROOMY, free=None))},
+        {"device_order": "FASTEST_FIRST"},
     ],
 )
 def test_where_the_driver_may_count_otherwise_the_program_is_asked(
-    change: dict[str, Any], variables: dict[str, str], impostor: Impostor
+    change: dict[str, Any], impostor: Impostor
 ) -> None:
     host = replace(TWO, **{"gpus": (ROOMY, FULL), "gpu_source": "nvml", **change})
     ready = prepared(impostor.behave(list={"text": LIST}), host)
-    wanted = settings()
-    wanted = replace(wanted, inherited={**wanted.inherited, **variables})
-    argv, _ = start(wanted, ready, self_test.MODEL)
+    argv, _ = start(settings(), ready, self_test.MODEL)
     assert device(argv) == "CUDA0,CUDA1"  # what the list says: 1 and 2 MiB are not enough
     assert impostor.starts() == 2
 
@@ -163,7 +164,7 @@ def test_what_is_not_as_asked_is_said(
 ) -> None:
     told: list[Any] = []
     ready = prepared(impostor.behave(**trouble, bad_starts=1), H200)
-    launch.start(settings(), ready, self_test.MODEL, sink=told.append).stop()
+    loader.start(settings(), ready, self_test.MODEL, sink=told.append).stop()
     notes = {one.code: one.message for one in told}
     assert set(notes) == {code}
     assert said in notes[code]
@@ -193,7 +194,7 @@ def test_idle_gpus_come_before_the_cpu(
     do = {**FOUR, "say": [NO_MEMORY], "exit": 1, "bad_starts": bad_starts}
     ready = prepared(impostor.behave(**do), host)
     notes: list[Any] = []
-    launch.start(settings(), ready, self_test.MODEL, sink=notes.append).stop()
+    loader.start(settings(), ready, self_test.MODEL, sink=notes.append).stop()
     argv = impostor.seen()["argv"]
     assert device(argv) == "CUDA0,CUDA1,CUDA2,CUDA3"
     assert ("-1" in argv) == (bad_starts == 3)
@@ -213,7 +214,7 @@ def test_what_comes_after_the_dashes_needs_room_too(impostor: Impostor, tmp_path
     ready = prepared(impostor.behave(**FOUR), replace(H200, gpus=H200.gpus * 4))
     path = gemma(tmp_path / "m.gguf")
     for extra, count in ((), 1), (("-c", "6144"), 2), (("--ctx-size", "131072"), 4):
-        assert len(launch.plan_server(settings(), ready, path, extra).devices) == count
+        assert len(loader.plan_server(settings(), ready, path, extra).devices) == count
 
 
 A100, T4 = Gpu("NVIDIA A100-SXM4-40GB", "80"), Gpu("Tesla T4", "75")
@@ -224,7 +225,7 @@ MIXED = (
 )
 
 
-def on_mixed_gpus(runtime: Path, *gpus: Gpu, **choice: Any) -> prepare.Prepared:
+def on_mixed_gpus(runtime: Path, *gpus: Gpu, **choice: Any) -> loader.Prepared:
     """The artifact has code for the T4 alone."""
     ready = prepared(runtime, H200)
     assert ready.choice is not None
@@ -249,15 +250,16 @@ def test_a_gpu_that_the_artifact_has_no_code_for_is_passed_over(impostor: Impost
         ((replace(A100, capability=None), T4), {}),
         ((A100, replace(A100, capability="75"), T4), {}),  # the name stands for both
         ((replace(A100, name="A100 PCIe"), T4), {}),
-        ((A100, T4), {"runs_on": "cpu"}),
     ],
 )
 def test_where_the_names_do_not_tell_every_gpu_stays(
     gpus: tuple[Gpu, ...], choice: dict[str, Any], impostor: Impostor
 ) -> None:
     ready = on_mixed_gpus(impostor.behave(list={"text": MIXED}), *gpus, **choice)
-    found = launch.list_devices(settings(), ready).devices
-    assert launch.served(found, ready) == found
+    found = loader.list_devices(settings(), ready).devices
+    assert ready.choice is not None
+    assert devices.with_code(found, gpus, ready.choice.capabilities) == found
+    assert loader.choose_devices(settings(), ready, None).names == ("CUDA0", "CUDA1")
 
 
 PARTLY = [
@@ -267,10 +269,10 @@ PARTLY = [
 ]
 
 
-def told(ready: prepare.Prepared, extra: tuple[str, ...] = (), **variables: str) -> dict[str, str]:
+def told(ready: loader.Prepared, extra: tuple[str, ...] = (), **variables: str) -> dict[str, str]:
     """Start; returns the notes by code."""
     notes: list[Any] = []
-    launch.start(settings(**variables), ready, self_test.MODEL, extra, sink=notes.append).stop()
+    loader.start(settings(**variables), ready, self_test.MODEL, extra, sink=notes.append).stop()
     return {one.code: one.message for one in notes}
 
 
@@ -313,20 +315,20 @@ def test_the_only_gpu_may_be_hidden_from_the_program(impostor: Impostor) -> None
     """CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks."""
     ready = prepared(impostor.behave(known_devices=[]), H200)
     with pytest.raises(HostError) as caught:
-        launch.start(settings(), ready, Path("/m.gguf"))
+        loader.start(settings(), ready, Path("/m.gguf"))
     assert caught.value.code == "NO_DEVICE"
     allowed = settings(ALLOW_CPU="1")
     argv, _ = start(allowed, ready)
     assert device(argv) == "none"
     with pytest.raises(HostError) as caught:
-        launch.start(settings(LLAMA_DEVICE="CUDA0"), ready, Path("/m.gguf"))
+        loader.start(settings(LLAMA_DEVICE="CUDA0"), ready, Path("/m.gguf"))
     assert caught.value.code == "INVALID_DEVICE"
 
 
 def test_missing_libraries_are_said_before_anything_starts(impostor: Impostor) -> None:
     ready = prepared(impostor.behave(), replace(H200, libraries=()))
     with pytest.raises(HostError) as caught:
-        launch.start(settings(), ready, Path("/m.gguf"))
+        loader.start(settings(), ready, Path("/m.gguf"))
     assert caught.value.code == "CUDA_LIBRARY_MISSING"
     assert "nvidia-cublas" in caught.value.hint
     assert not (impostor.folder / "starts").exists()
@@ -347,7 +349,7 @@ def test_a_failed_start_is_told_from_a_failed_runtime(
     hangs = impostor.behave(completion="hang")
     wanted = settings(LLAMA_SERVER_STARTUP_TIMEOUT="1")
     with pytest.raises(LoaderError) as caught:
-        launch.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
+        loader.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
     assert (caught.value.code, caught.value.exit_status) == ("START_TIMEOUT", 7)
     assert caught.value.message.startswith("the test run with the loader's own tiny model failed")
     assert "your model is not the cause" in caught.value.message
@@ -355,7 +357,7 @@ def test_a_failed_start_is_told_from_a_failed_runtime(
     assert device(impostor.seen()["argv"]) == "CUDA0"
     impostor.behave(completion="hang", bad_starts=3)
     with pytest.raises(LoaderError) as caught:
-        launch.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
+        loader.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
     assert caught.value.code == "START_TIMEOUT"
     assert "tiny model answers here, so the runtime works" in caught.value.message
     assert "look at the model" in caught.value.hint
@@ -364,7 +366,7 @@ def test_a_failed_start_is_told_from_a_failed_runtime(
 def test_errors_that_name_their_cause_need_no_test_run(impostor: Impostor) -> None:
     runtime = impostor.behave(exit=1, say=["E srv load_model: failed to load model, '/m'"])
     with pytest.raises(LoaderError) as caught:
-        launch.start(settings(), prepared(runtime, H200), Path("/m"))
+        loader.start(settings(), prepared(runtime, H200), Path("/m"))
     assert caught.value.code == "BAD_MODEL"
     assert impostor.starts() == 1
 
@@ -373,11 +375,11 @@ def test_a_foreign_archive_is_asked_and_gets_its_own_folder(impostor: Impostor) 
     ready = replace(prepared(impostor.behave(list={"text": LIST}), H200), choice=None)
     argv, environ = start(settings(), ready)
     assert device(argv) == "CUDA0,CUDA1"
-    assert environ["LD_LIBRARY_PATH"] == f"{impostor.folder}:/cu13"
+    assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13"
     assert "--fit" not in argv
     missing = replace(ready, missing=("libcublas.so.12",))
     with pytest.raises(HostError, match="the archive needs libcublas"):
-        launch.start(settings(), missing, Path("/m.gguf"))
+        loader.start(settings(), missing, Path("/m.gguf"))
 
 
 @pytest.mark.parametrize(
@@ -671,7 +673,7 @@ def test_the_hubs_errors_become_sentences(
 def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impostor) -> None:
     """Between the installation and the start a model of 17 GB may have been fetched."""
     ready = prepared(impostor.behave(list={"text": LIST}), TWO)
-    damaged = IntegrityError("RUNTIME_DAMAGED", "libggml.so changed")
+    damaged = IntegrityError("MANIFEST_CONTRADICTS_ITSELF", "libggml.so changed")
 
     def look() -> None:
         raise damaged
@@ -680,14 +682,137 @@ def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impost
     ready = replace(ready, installed=installed)
     wanted = settings(NO_TEST_RUN="1")
     for execute in (
-        lambda: launch.list_devices(wanted, ready),
-        lambda: launch.try_runtime(wanted, ready),
-        lambda: launch.start(wanted, ready, Path("/m.gguf")),
-        lambda: launch.start(settings(LLAMA_DEVICE="CUDA1"), ready, Path("/m.gguf")),
+        lambda: loader.list_devices(wanted, ready),
+        lambda: loader.try_runtime(wanted, ready),
+        lambda: loader.start(wanted, ready, Path("/m.gguf")),
+        lambda: loader.start(settings(LLAMA_DEVICE="CUDA1"), ready, Path("/m.gguf")),
     ):
         with pytest.raises(IntegrityError, match="changed"):
             execute()
     assert not (ready.runtime / "starts").exists()
+
+
+SPOILED = """
+import pathlib
+pathlib.Path({path!r}).write_text("executed")
+"""
+
+
+def test_a_runtime_that_was_damaged_before_a_start_is_fetched_again_and_never_executed(
+    impostor: Impostor, tmp_path: Path
+) -> None:
+    release = make_release(impostor, tmp_path / "release")
+    given = {"manifest_url": (release / "manifest.json").as_uri(), "store": str(tmp_path / "store")}
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    wanted = load({**given, "allow_cpu": "1"}, environ)
+    events: list[Any] = []
+    ready = loader.prepare(wanted, sink=events.append)
+    program = ready.runtime / "llama-server"
+    good = program.read_bytes()
+    program.write_text(f"#!{sys.executable}\n{SPOILED.format(path=str(tmp_path / 'evil'))}")
+    supervisor = loader.start(wanted, ready, self_test.MODEL, sink=events.append)
+    try:
+        assert supervisor.server.pid is not None
+        assert program.read_bytes() == good
+    finally:
+        supervisor.stop()
+    assert not (tmp_path / "evil").exists()
+    assert "RUNTIME_DAMAGED" in [one.code for one in events if isinstance(one, Note)]
+    assert "fetch" in [stage.name for stage in ready.timeline.stages]
+
+
+@pytest.mark.parametrize("character", [":", ";", "$"])
+def test_a_folder_that_the_dynamic_linker_cannot_be_given_is_refused(
+    character: str, impostor: Impostor
+) -> None:
+    """LD_LIBRARY_PATH has no way to quote: ``/a:b`` would be /a and a folder b of where we are."""
+    ready = prepared(impostor.behave(), H200)
+    odd = tuple(replace(one, folder=Path(f"/cu{character}13")) for one in ready.libraries)
+    with pytest.raises(SettingError, match="cannot be given '/cu") as caught:
+        loader.environment(settings(), replace(ready, libraries=odd))
+    assert caught.value.code == "LIBRARY_FOLDER_UNUSABLE"
+
+
+@pytest.mark.parametrize("store", ["store", "st:ore"])
+@pytest.mark.parametrize("linked", [True, False])
+def test_the_verified_runtimes_own_libraries_come_before_those_of_a_folder_of_cuda_libraries(
+    store: str, linked: object, tmp_path: Path
+) -> None:
+    """As in Ollama's folder: CUDA's libraries, and a libggml-base.so.0 of another build."""
+    runtime, cuda = tmp_path / store, tmp_path / "cuda"
+    for folder in (runtime, cuda):
+        folder.mkdir()
+        library(folder, "libggml-base.so.0")
+    library(cuda, "libcudart.so.13")
+    library(tmp_path, "libggml-base.so.0"), library(tmp_path, "libcudart.so.13")
+    program(tmp_path, "llama-server", "libggml-base.so.0", "libcudart.so.13", source=LOADED)
+    shutil.move(tmp_path / "llama-server", runtime)
+    ready = prepared(runtime, H200)
+    here = tuple(replace(one, folder=cuda) for one in ready.libraries)
+    environ = loader.environment(settings(), replace(ready, libraries=here))
+    if not linked:  # that the order matters: without it the other build's is taken
+        environ["LD_LIBRARY_PATH"] = str(cuda)
+    done = subprocess.run(
+        [runtime / "llama-server"], env=environ, capture_output=True, text=True, check=True
+    )
+    first = runtime if linked else cuda
+    assert set(done.stdout.split()) == {
+        str(first / "libggml-base.so.0"),
+        str(cuda / "libcudart.so.13"),
+    }
+
+
+LOADED = r"""
+#define _GNU_SOURCE
+#include <link.h>
+#include <stdio.h>
+#include <string.h>
+static int show(struct dl_phdr_info *info, size_t size, void *data) {
+    (void)size; (void)data;
+    if (strstr(info->dlpi_name, ".so.0") || strstr(info->dlpi_name, "libcu"))
+        puts(info->dlpi_name);
+    return 0;
+}
+int main(void) { return dl_iterate_phdr(show, 0); }
+"""
+
+
+def test_the_drivers_folder_comes_after_the_libraries(impostor: Impostor) -> None:
+    ready = prepared(impostor.behave(), replace(H200, driver_folders=(Path("/driver"),)))
+    path = loader.environment(settings(), ready)["LD_LIBRARY_PATH"]
+    assert path == "$ORIGIN:/cu13:/driver"
+
+
+# --- a GPU that is not used ------------------------------------------------------------------
+
+
+ADA = Gpu("NVIDIA GeForce RTX 4090", "89", 24 << 30)
+BLACKWELL = Gpu("NVIDIA GeForce RTX 5090", "120", 32 << 30)
+
+
+def unused(tmp_path: Path, host: HostFacts, **given: str) -> Any:
+    """Return the codes and texts of the notes about GPUs, of a release with a set for each."""
+    document = manifest(artifact("cu130", "sm89", "89"), artifact("cu130", "sm120", "120"))
+    environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
+    choice = selection.select(document, host, Wishes(arch=given.get("cuda_arch")))
+    return loader._unused_gpus(load(given, environ), host, choice)
+
+
+def test_a_gpu_without_code_in_a_release_of_one_architecture_is_named(
+    tmp_path: Path,
+) -> None:
+    mixed = replace(H200, gpus=(ADA, BLACKWELL), gpu_source="nvml")
+    (note,) = unused(tmp_path, mixed)
+    assert note.code == "GPU_UNUSED"
+    assert note.message.startswith("NVIDIA GeForce RTX 4090 is not used: ")
+    assert "no code for its compute capability 8.9" in note.message
+    assert "--archs '89;120'" in note.hint
+    assert "YAKULINGO_SPACES_CUDA_ARCH=89 takes this one instead" in note.hint
+    assert unused(tmp_path, mixed, cuda_arch="120") == []
+    assert unused(tmp_path, mixed, devices="CUDA1") == []
+    equal = replace(mixed, gpus=(BLACKWELL, BLACKWELL))
+    assert unused(tmp_path, equal) == []
+    assert unused(tmp_path, replace(mixed, gpu_source="zerogpu")) == []
 
 
 def test_the_releases_own_libraries_are_looked_at_too(impostor: Impostor, tmp_path: Path) -> None:

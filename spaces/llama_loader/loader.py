@@ -1,0 +1,462 @@
+"""The façade of the loader: settings → a verified runtime (``prepare``) → a server (``start``).
+
+This module decides the order in which the others are called and records how long each step took. It
+knows no bytes, processes or HTTP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final
+
+from llama_loader import (
+    compatibility,
+    cuda_libraries,
+    devices,
+    gguf_header,
+    gpus,
+    host,
+    model,
+    notes,
+    processes,
+    selection,
+    self_test,
+    server_plan,
+    trust,
+)
+from llama_loader.cuda_libraries import Library
+from llama_loader.devices import DeviceChoice
+from llama_loader.errors import IntegrityError, LoaderError, SettingError
+from llama_loader.events import Note, Timeline, ignore
+from llama_loader.server import Server
+from llama_loader.server_plan import ServerPlan
+from llama_loader.store import Store
+from llama_loader.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from llama_loader.concurrency import Background
+    from llama_loader.devices import Listing
+    from llama_loader.events import Sink
+    from llama_loader.fetch import Fetcher
+    from llama_loader.host import HostFacts
+    from llama_loader.manifest import Artifact, Manifest
+    from llama_loader.selection import Choice
+    from llama_loader.self_test import SelfTest
+    from llama_loader.settings import Settings
+    from llama_loader.store import Installed
+
+_OWN_FOLDER: Final = "$ORIGIN"
+"""For the dynamic linker: the folder of the program that it starts."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A verified runtime.
+
+    Attributes:
+        installed: what the store says about it.
+        host: this machine.
+        choice: why this artifact; None where a tarball was given by URL.
+        libraries: CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones.
+        missing: sonames of those that are not here.
+        timeline: resolve, fetch, verify, unpack.
+        runtime_libraries: the fetched ones, None where this host has its own, or none are had.
+        released: the trusted manifest and its URL; None where a tarball was given by URL.
+    """
+
+    installed: Installed
+    host: HostFacts
+    choice: Choice | None
+    libraries: tuple[Library, ...]
+    missing: tuple[str, ...]
+    timeline: Timeline
+    runtime_libraries: Installed | None = None
+    released: tuple[Manifest, str] | None = None
+
+    @property
+    def runtime(self) -> Path:
+        """The folder that holds ``llama-server``."""
+        return self.installed.folder
+
+    def require_sound(self) -> None:
+        """Hash what is about to be executed, now.
+
+        Raises:
+            IntegrityError: names the files that are damaged, missing or not listed.
+            StoreError: one cannot be read.
+        """
+        for installed in filter(None, (self.installed, self.runtime_libraries)):
+            installed.verify()
+
+
+def prepare(
+    settings: Settings,
+    *,
+    looking: Background[HostFacts] | None = None,
+    released: tuple[Manifest, str] | None = None,
+    hashed: bool = True,
+    sink: Sink = ignore,
+) -> Prepared:
+    """Resolve, fetch, verify and unpack what this host needs.
+
+    Args:
+        settings: what was asked for.
+        looking: ``host.begin``, where that was called before.
+        released: ``Prepared.released`` of an earlier call: a manifest that is trusted already.
+        hashed: hash the files of what is installed already; if not, ``start`` does it.
+        sink: told of progress.
+
+    Raises:
+        LoaderError: any of the loader's errors but those of the server.
+    """
+    timeline = Timeline()
+    sink = timeline.listening(sink)
+    store, fetcher = Store(settings.store, sink=sink), _fetcher(settings, sink)
+    with timeline.stage("resolve"):
+        looking = looking or host.begin(settings)
+        if released is None and not settings.url:
+            released = trust.manifest(settings, store, fetcher, sink)
+        facts = looking.result()
+        choice = selection.select(released[0], facts, wishes(settings)) if released else None
+    if released is None or choice is None:
+        installed = store.install_archive(settings.url or "", settings.sha256, fetcher)
+        needs = cuda_libraries.read_needs(installed.folder)
+        taken, missing = cuda_libraries.split_needs(needs, facts.libraries)
+        return Prepared(installed, facts, None, taken, missing, timeline)
+    for note in _unused_gpus(settings, facts, choice):
+        sink(note)
+    manifest, url = released
+
+    def install(artifact: Artifact, note: Note | None = None) -> Installed:
+        urls = artifact.resolved_urls(url)
+        release = manifest.release
+        return store.install(artifact, urls, fetcher, release=release, note=note, hashed=hashed)
+
+    installed, brought = install(choice.artifact), choice.runtime_libraries
+    added = install(brought, _fetched_note(choice, brought)) if brought else None
+    libraries, missing = choice.libraries, choice.missing
+    if brought and added:
+        libraries, missing = _with_release(libraries, brought, added.folder), ()
+    return Prepared(installed, facts, choice, libraries, missing, timeline, added, released)
+
+
+def resolve(
+    settings: Settings, *, facts: HostFacts | None = None, sink: Sink = ignore
+) -> tuple[Manifest, HostFacts, Choice]:
+    """Read the manifest and choose, without fetching anything else.
+
+    Args:
+        settings: what was asked for.
+        facts: another machine instead of this one.
+        sink: told of progress.
+
+    Raises:
+        LoaderError: the manifest cannot be had or trusted, or nothing in it fits this host.
+    """
+    facts = host.detect(settings) if facts is None else facts
+    store = Store(settings.store, sink=sink)
+    manifest, _ = trust.manifest(settings, store, _fetcher(settings, sink), sink)
+    return manifest, facts, selection.select(manifest, facts, wishes(settings))
+
+
+def wishes(settings: Settings) -> selection.Wishes:
+    """Return what the settings say about the choice."""
+    return selection.Wishes(
+        arch=settings.cuda_arch, allow_cpu=settings.allow_cpu or settings.cpu_chosen
+    )
+
+
+def _fetcher(settings: Settings, sink: Sink) -> Fetcher:
+    from llama_loader.fetch import Fetcher  # loads requests, which an engine's import must not
+
+    token, endpoint = settings.hf_token, settings.hf_endpoint
+    return Fetcher(offline=settings.offline, token=token, endpoint=endpoint, sink=sink)
+
+
+def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
+    """Return a note for each attached GPU that the chosen artifact has no code for."""
+    to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
+    if to_come or choice.runs_on != "gpu" or settings.cuda_arch or settings.devices:
+        return []
+    both = ";".join(facts.capabilities)
+    return [
+        Note(
+            "GPU_UNUSED",
+            f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
+            f" {compatibility.dotted([gpu.capability])}",
+            f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
+            f" '{both}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
+        )
+        for gpu in facts.visible
+        if gpu.capability and gpu.capability not in choice.capabilities
+    ]
+
+
+def _fetched_note(choice: Choice, brought: Artifact) -> Note:
+    packages = " ".join(cuda_libraries.packages(choice.missing))
+    return Note(
+        "CUDA_RUNTIME_FETCHED",
+        f"fetching {brought.size / 1e6:.0f} MB of CUDA libraries ({brought.name}), because this"
+        f" machine lacks {', '.join(choice.missing)}",
+        f"to avoid this download, add to requirements.txt (or pip install): {packages}",
+    )
+
+
+def _with_release(
+    here: tuple[Library, ...], brought: Artifact, folder: Path
+) -> tuple[Library, ...]:
+    """Put the release's libraries before the host's: cuBLAS needs the cuBLASLt of its version."""
+    version = brought.cuda.toolkit if brought.cuda else None
+    fetched = [Library(soname, folder, version, "release") for soname in brought.provides]
+    return (*fetched, *(one for one in here if one.soname not in brought.provides))
+
+
+def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
+    """Return what the runtime's programs may see: the allow-list and the libraries' folders.
+
+    The program's own folder comes first (``$ORIGIN``, which also stands for a path with a colon): a
+    folder of CUDA libraries may hold another build's ``libggml-base.so``, and LD_LIBRARY_PATH is
+    searched before RUNPATH. GPUs are counted as nvidia-smi counts them, unless
+    ``CUDA_DEVICE_ORDER`` says otherwise.
+
+    Raises:
+        SettingError: the dynamic linker cannot be given a folder, because of its name.
+    """
+    folders = [*cuda_libraries.folders(prepared.libraries), *prepared.host.driver_folders]
+    odd = next((folder for folder in folders if set(str(folder)) & set(":;$")), None)
+    if odd is not None:
+        raise SettingError(
+            "LIBRARY_FOLDER_UNUSABLE",
+            f"the dynamic linker cannot be given {str(odd)!r}: it takes ':', ';' and '$' in a"
+            " folder's name for something else",
+            hint="move the store (HF_HOME, or --store) or the Python environment to a folder whose"
+            " path has none of them",
+        )
+    inherited = {"CUDA_DEVICE_ORDER": gpus.BY_BUS, **settings.inherited}
+    environ = processes.environment(inherited, libraries=folders)
+    given = environ.get("LD_LIBRARY_PATH")
+    return {**environ, "LD_LIBRARY_PATH": f"{_OWN_FOLDER}:{given}" if given else _OWN_FOLDER}
+
+
+def require_libraries(prepared: Prepared, *, allow_cpu: bool) -> None:
+    """Refuse to start anything whose CUDA libraries are not here.
+
+    Raises:
+        HostError: names them, and the packages that bring them.
+    """
+    if allow_cpu:
+        return
+    if prepared.choice is not None:
+        selection.require_libraries(prepared.choice, prepared.host)
+    elif prepared.missing:
+        raise selection.missing_libraries("the archive", prepared.missing, prepared.host.libraries)
+
+
+def list_devices(
+    settings: Settings, prepared: Prepared, *, timeout: float = devices.TIMEOUT
+) -> Listing:
+    """Run ``llama-server --list-devices``.
+
+    Raises:
+        HostError: as for ``devices.list_devices``.
+        IntegrityError: a file of the runtime is not what it was any more.
+        StoreError: one cannot be read.
+    """
+    environ = environment(settings, prepared)
+    prepared.require_sound()
+    return devices.list_devices(prepared.runtime, environ, timeout=timeout)
+
+
+def choose_devices(
+    settings: Settings,
+    prepared: Prepared,
+    model: Path | None,
+    extra: tuple[str, ...] = (),
+    *,
+    ask: Callable[[], Listing] | None = None,
+) -> DeviceChoice:
+    """Choose the devices for a model; asks llama-server only where the driver cannot tell.
+
+    Args:
+        settings: what was asked for.
+        prepared: the runtime.
+        model: the GGUF file, None where it is not known yet.
+        extra: arguments after ``--``, which may take memory too.
+        ask: lists the devices; None for ``list_devices``, and only where there is a question.
+
+    Raises:
+        HostError: no device, an unknown one, or missing CUDA libraries.
+    """
+    if settings.cpu_chosen:
+        return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
+    require_libraries(prepared, allow_cpu=settings.allow_cpu)
+    choice = prepared.choice if not settings.devices else None
+    listing = ask() if ask is not None else None
+    if listing is None and choice is not None:
+        if choice.runs_on == "cpu":
+            return DeviceChoice((), choice.reason)
+        if prepared.missing:
+            missing = ", ".join(prepared.missing)
+            return DeviceChoice((), f"{missing} is not here, and the CPU is allowed")
+        known = devices.by_the_driver(prepared.host)
+        listing = devices.Listing(known) if known is not None else None
+    listing = listing or list_devices(settings, prepared)
+    found = listing.devices
+    if choice is not None and choice.runs_on == "gpu":
+        found = devices.with_code(found, prepared.host.gpus, choice.capabilities)
+    size = server_plan.measure(model, settings.n_ctx, extra) if model else None
+    return devices.choose(
+        found,
+        settings.devices,
+        needed=size.stored if size else None,
+        allow_cpu=settings.allow_cpu,
+        each=gguf_header.COMPUTE_MARGIN,
+        printed=listing.output if prepared.choice is not None else None,
+    )
+
+
+def would_choose(settings: Settings, prepared: Prepared, listing: Listing) -> DeviceChoice:
+    """Return what a start of the model that the settings name would choose.
+
+    Raises:
+        HostError: no device, or an unknown one.
+    """
+    path = model.at_hand(model.from_settings(settings))
+    chosen = choose_devices(settings, prepared, path, ask=lambda: listing)
+    if path is None and not settings.devices and len(chosen.names) > 1:
+        return replace(chosen, reason="all: the model is not here yet to be measured")
+    return chosen
+
+
+def plan_server(
+    settings: Settings,
+    prepared: Prepared,
+    model: Path,
+    extra: tuple[str, ...] = (),
+    *,
+    keyed: bool = True,
+    ask: Callable[[], Listing] | None = None,
+) -> ServerPlan:
+    """Return the plan of a server for this model.
+
+    Raises:
+        HostError: as for ``choose_devices``.
+    """
+    chosen = choose_devices(settings, prepared, model, extra, ask=ask)
+    return ServerPlan(
+        runtime=prepared.runtime,
+        model=model,
+        environ=environment(settings, prepared),
+        devices=chosen.names,
+        every_device=chosen.every,
+        n_gpu_layers=settings.n_gpu_layers,
+        n_ctx=settings.n_ctx,
+        port=settings.server_port,
+        startup_timeout=settings.startup_timeout,
+        keyed=keyed,
+        own_key=server_plan.own_key(extra),
+        allow_cpu=settings.allow_cpu,
+        pinned_build=prepared.choice is not None,
+        main_memory=prepared.host.memory,
+        threads=prepared.host.threads,
+        extra=extra,
+    )
+
+
+def try_runtime(
+    settings: Settings,
+    prepared: Prepared,
+    listing: Listing | None = None,
+    *,
+    sink: Sink = ignore,
+) -> SelfTest:
+    """Try a runtime with the loader's own tiny model, on every device that may be chosen.
+
+    A good result that was kept is enough. What it costs goes to the timeline.
+
+    Args:
+        settings: what was asked for.
+        prepared: the runtime.
+        listing: what ``--list-devices`` found, where it was asked already.
+        sink: told what the server's start gave up.
+
+    Raises:
+        HostError: this machine cannot run it.
+        ServerError: it does not start, or answers wrongly or too late.
+    """
+    kept = self_test.kept(settings, prepared)
+    if kept is not None:
+        return kept
+
+    def ask() -> Listing:
+        return listing or list_devices(settings, prepared, timeout=self_test.TIMEOUT)
+
+    with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
+        plan = plan_server(settings, prepared, self_test.MODEL, ask=ask)
+        plan = replace(plan, devices=plan.every_device or plan.devices)
+        return self_test.run(prepared, plan, sink)
+
+
+def start(
+    settings: Settings,
+    prepared: Prepared,
+    model: Path,
+    extra: tuple[str, ...] = (),
+    *,
+    keyed: bool = True,
+    sink: Sink = ignore,
+) -> Supervisor:
+    """Start a server and wait for its first token; its times go to the timeline.
+
+    Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
+    the runtime is fetched again once. A start that works is kept as a good self test. After one
+    that fails, the loader's own tiny model tells whether the runtime is at fault, where the error
+    leaves that open.
+
+    Raises:
+        LoaderError: as for ``choose_devices`` and ``Server.start``.
+    """
+
+    def attempt(ready: Prepared, ask: Callable[[], Listing] | None = None) -> Supervisor:
+        with prepared.timeline.stage("devices"):
+            plan = plan_server(settings, ready, model, extra, keyed=keyed, ask=ask)
+        supervisor = Supervisor(Server(plan, before=ready.require_sound), sink=sink)
+        try:
+            supervisor.start()
+        except LoaderError as error:
+            if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or ask):
+                # the server does not see a GPU that the driver names (MIG, say): ask what it sees
+                return attempt(ready, lambda: list_devices(settings, ready))
+            judged = self_test.judged(settings, ready, plan, error)
+            if judged is None:
+                raise
+            raise judged from error
+        return supervisor
+
+    try:
+        supervisor = attempt(prepared)
+    except IntegrityError as error:
+        if error.code != "RUNTIME_DAMAGED":
+            raise
+        again = prepare(settings, released=prepared.released, sink=sink)
+        prepared.timeline.stages.extend(again.timeline.stages)
+        supervisor = attempt(again)
+    try:
+        _note_start(settings, prepared, supervisor.server, sink)
+    except BaseException:  # an interrupt, say: the caller has no supervisor yet to stop
+        supervisor.stop()
+        raise
+    return supervisor
+
+
+def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Sink) -> None:
+    if server.started is not None:
+        prepared.timeline.add("start", server.started.loaded)
+        first_token = server.started.first_token - server.started.loaded
+        prepared.timeline.add("first token", first_token)
+    for note in notes.not_as_asked(server):
+        sink(note)
+    self_test.remember(settings, prepared, server)
