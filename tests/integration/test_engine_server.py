@@ -1,0 +1,58 @@
+"""``engine.server()`` with the client that other people's apps use."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import openai
+import pytest
+
+from llama_space import Engine
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def engine(
+    real_manifest: str, real_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    made = Engine(
+        llama_cpp_manifest_url=real_manifest,
+        gguf_path=real_model,
+        allow_cpu=True,
+        n_ctx=1024,
+        store=tmp_path_factory.mktemp("store") / "store",
+    )
+    yield made
+    made.close()
+
+
+def test_openai_client_streams_from_the_engines_server(engine: Engine) -> None:
+    with engine.server() as address:
+        client = openai.OpenAI(base_url=address.base_url, api_key=address.api_key)
+        stream = client.chat.completions.create(
+            model="any",
+            messages=[{"role": "user", "content": "What is the capital of France?"}],
+            max_tokens=16,
+            temperature=0,
+            stream=True,
+        )
+        pieces = [one.choices[0].delta.content or "" for one in stream if one.choices]
+    assert len(pieces) > 3
+    told = engine.chat(
+        [{"role": "user", "content": "What is the capital of France?"}],
+        max_tokens=16,
+        temperature=0,
+    )
+    assert "".join(told) == "".join(pieces)
+
+
+def test_engines_server_refuses_another_key(engine: Engine) -> None:
+    with engine.server() as address:
+        client = openai.OpenAI(base_url=address.base_url, api_key="another", max_retries=0)
+        with pytest.raises(openai.AuthenticationError):
+            client.completions.create(model="any", prompt="1", max_tokens=1)
