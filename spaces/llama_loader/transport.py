@@ -4,28 +4,28 @@
 what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
 
 Every wait has an end. A socket's timeout begins anew with every byte, and ``http.client`` reads on
-until headers or a chunk's length are whole. So a ``Watch`` judges each read of a connection.
+until headers or a chunk's length are whole. So another thread shuts a
+connection down whose wait is over.
 """
 
 from __future__ import annotations
 
-import io
+import math
 import re
 import socket
 import ssl
+import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
-from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any, ClassVar, Final
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
-from urllib3.connection import HTTPConnection, HTTPSConnection
-from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 
 from llama_loader import locations
 from llama_loader.errors import without_secrets
@@ -44,10 +44,8 @@ _UNSATISFIABLE: Final = 416
 _MISSING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_MOST_WRAPPING: Final = 1 << 20
-"""Bytes between two pieces of a file: lengths of chunks, extensions, trailers; one piece itself."""
-_SHORTEST: Final = 0.001
-"""Seconds. A timeout of 0 would mean not to wait at all."""
+_TICK: Final = 0.1
+"""Seconds between two looks at how long a wait takes."""
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _RANGE: Final = re.compile(
     r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18}|\*)"
@@ -97,56 +95,6 @@ class RangeError(AttemptError):
     """The server answered a request for a part of a file with another part."""
 
 
-class Watch:
-    """Judges how long one request takes: by a deadline for its headers, then by its rate.
-
-    Every method raises ``AttemptError`` when the server took too long.
-    """
-
-    def __init__(self, patience: Patience, deadline: float) -> None:
-        self._patience = patience
-        self._deadline = deadline
-        self._headers: float | None = time.monotonic() + patience.headers
-        self._seconds, self._bytes, self._wrapping = 0.0, 0, 0
-
-    def headers_came(self) -> None:
-        """From now on the rate counts."""
-        self._headers, self._seconds, self._wrapping = None, 0.0, 0
-
-    def left(self) -> float:
-        """Return the seconds that the next read may take."""
-        now = time.monotonic()
-        if now > self._deadline:
-            raise AttemptError(f"not done within {self._patience.deadline:g} s", final=True)
-        if self._headers is None:
-            return self._deadline - now
-        if now >= self._headers:
-            raise AttemptError(f"no answer within {self._patience.headers:g} s")
-        return min(self._deadline, self._headers) - now
-
-    def waited(self, seconds: float, count: int) -> None:
-        """Count the time of a read (not that of unpacking) and its bytes, of whatever kind."""
-        self._seconds += seconds
-        self._wrapping += count
-        self.left()
-        if self._headers is None and self._wrapping > _MOST_WRAPPING:
-            raise AttemptError("sends no end of what is not the file")
-        if self._headers is None and self._seconds >= 2 * self._patience.window:
-            self._require_rate()
-
-    def came(self, count: int) -> None:
-        """Count bytes of the file, which alone are progress."""
-        self._bytes += count
-        self._wrapping = 0
-        if self._seconds >= self._patience.window:
-            self._require_rate()
-
-    def _require_rate(self) -> None:
-        if self._bytes < self._patience.rate * self._seconds:
-            raise AttemptError(f"slower than {self._patience.rate} bytes a second")
-        self._seconds, self._bytes = 0.0, 0
-
-
 @dataclass(frozen=True)
 class Body:
     """A file's bytes, as they come.
@@ -193,28 +141,28 @@ def opened(
         with _opened_file(place, start) as body:
             yield body
         return
-    here, watch = place.url, Watch(patience, deadline)
-    with closing(_WatchedAdapter(watch)) as adapter:
-        for _ in range(MAX_REDIRECTS + 1):
-            headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
-            if start or end is not None:
-                headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-                headers |= {"If-Range": validator} if validator else {}
-            if place.token and locations.origin(here) == locations.origin(place.url):
-                headers["Authorization"] = f"Bearer {place.token}"
-            seconds = (min(patience.connect, watch.left()), patience.silence)
-            with closing(_asked(adapter, here, headers, seconds)) as answer:
-                if answer.status_code not in _REDIRECTS:
-                    _require_success(answer, patience)
-                    watch.headers_came()
-                    yield _body(answer, start, watch)
-                    return
-                location = _text(answer, "Location")
-                target = locations.redirected(here, location)
-            if target is None:
-                to = locations.shown(location)
-                raise AttemptError(f"redirected to {to!r}, which is not https", final=True)
-            here = target
+    here, headers_by = place.url, time.monotonic() + patience.headers
+    for _ in range(MAX_REDIRECTS + 1):
+        headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
+        if start or end is not None:
+            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+            headers |= {"If-Range": validator} if validator else {}
+        if place.token and locations.origin(here) == locations.origin(place.url):
+            headers["Authorization"] = f"Bearer {place.token}"
+        with (
+            closing(_WatchedAdapter(here, patience, deadline)) as adapter,
+            closing(adapter.ask(headers, headers_by)) as answer,
+        ):
+            if answer.status_code not in _REDIRECTS:
+                _require_success(answer, patience)
+                yield _body(adapter, answer, start, patience)
+                return
+            location = _text(answer, "Location")
+        target = locations.redirected(here, location)
+        if target is None:
+            to = locations.shown(location)
+            raise AttemptError(f"redirected to {to!r}, which is not https", final=True)
+        here = target
     raise AttemptError(f"more than {MAX_REDIRECTS} redirects", final=True)
 
 
@@ -239,25 +187,6 @@ def _opened_file(place: Local, start: int) -> Iterator[Body]:
         yield Body(start, size, None, read, is_local=True)
 
 
-def _asked(
-    adapter: HTTPAdapter, url: str, headers: dict[str, str], seconds: tuple[float, float]
-) -> requests.Response:
-    """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
-    try:
-        request = requests.Request("GET", url, headers=headers).prepare()
-        environment = requests.Session().merge_environment_settings(
-            url, {}, stream=True, verify=None, cert=None
-        )
-        proxies = {} if locations.is_this_machine(url) else environment["proxies"]
-        verify = environment["verify"]
-        if not isinstance(verify, str):
-            verify = _certificates()
-        return adapter.send(request, stream=True, timeout=seconds, verify=verify, proxies=proxies)
-    except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-        # requests' errors about the URL or the proxy's URL itself are values' errors
-        raise AttemptError(_reason(error, url), final=isinstance(error, ValueError)) from error
-
-
 def _require_success(answer: requests.Response, patience: Patience) -> None:
     status = answer.status_code
     if status in (_OK, _PARTIAL):
@@ -274,7 +203,9 @@ def _require_success(answer: requests.Response, patience: Patience) -> None:
     )
 
 
-def _body(answer: requests.Response, start: int, watch: Watch) -> Body:
+def _body(
+    adapter: _WatchedAdapter, answer: requests.Response, start: int, patience: Patience
+) -> Body:
     first, total = 0, _number(_text(answer, "Content-Length"))
     if answer.status_code == _PARTIAL:
         given = _text(answer, "Content-Range")
@@ -282,15 +213,19 @@ def _body(answer: requests.Response, start: int, watch: Watch) -> Body:
         if match is None or int(match["first"]) != start:
             raise RangeError(f"asked for bytes from {start} on, answered with {given!r}")
         first, total = start, _number(match["total"])
+    seconds, came = 0.0, 0
 
     def read(size: int) -> bytes:
-        try:
+        nonlocal seconds, came
+        began = time.monotonic()
+        with adapter.waiting(began + patience.silence, f"no data within {patience.silence:g} s"):
             # read1 returns what is there: read would wait for all of it, byte by byte.
             data: bytes = answer.raw.read1(size, decode_content=False) or b""
-        except (urllib3.exceptions.HTTPError, OSError) as error:
-            raise AttemptError(_reason(error, answer.url)) from error
-        if data:
-            watch.came(len(data))
+        seconds, came = seconds + time.monotonic() - began, came + len(data)
+        if data and seconds >= patience.window:
+            if came < patience.rate * seconds:
+                raise AttemptError(f"slower than {patience.rate} bytes a second")
+            seconds, came = 0.0, 0
         return data
 
     etag = _text(answer, "ETag")
@@ -338,102 +273,129 @@ def _reason(error: BaseException, url: str) -> str:
     return said.replace(query, "…") if query else said
 
 
+def _targets(url: str) -> list[tuple[str, dict[str, str]]]:
+    """Return where to send a request for a URL, with headers: to each address of ``localhost``.
+
+    In clear only this machine is asked, and a resolver may give its name to another one.
+    """
+    parts = urlsplit(url)
+    if (parts.scheme, parts.hostname) != ("http", "localhost"):
+        return [(url, {})]
+    found = socket.getaddrinfo("localhost", parts.port, type=socket.SOCK_STREAM)
+    addresses = [str(entry[4][0]) for entry in found]
+    hosts = [
+        f"[{each}]" if ":" in each else each for each in addresses if locations.is_loopback(each)
+    ]
+    if not hosts:
+        raise AttemptError(
+            f"localhost leads to {addresses[0]}, which is not this machine: use https", final=True
+        )
+    port = f":{parts.port}" if parts.port else ""
+    return [
+        (parts._replace(netloc=f"{host}{port}").geturl(), {"Host": parts.netloc}) for host in hosts
+    ]
+
+
 class _WatchedAdapter(HTTPAdapter):
-    """Has requests connect, and read answers, under a watch; SOCKS proxies are not watched."""
+    """Asks for one URL, and shuts its connection down when a wait takes too long."""
 
-    def __init__(self, watch: Watch) -> None:
+    def __init__(self, url: str, patience: Patience, deadline: float) -> None:
         super().__init__()
-        self._pools = _pools(watch)
-        self.poolmanager.pool_classes_by_scheme = self._pools
-
-    def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
-        """Return the pools of connections through a proxy."""
-        manager = super().proxy_manager_for(proxy, **kwargs)
-        if not proxy.lower().startswith("socks"):
-            manager.pool_classes_by_scheme = self._pools
-        return manager
-
-
-def _pools(watch: Watch) -> dict[str, type[HTTPConnectionPool]]:
-    """Return pools whose connections know the watch: urllib3 makes both out of classes."""
-    plain = type("Plain", (_Connection,), {"watch": watch, "is_plain": True})
-    tls = type("Tls", (_Connection, HTTPSConnection), {"watch": watch})
-    return {
-        "http": type("PlainPool", (HTTPConnectionPool,), {"ConnectionCls": plain}),
-        "https": type("TlsPool", (HTTPSConnectionPool,), {"ConnectionCls": tls}),
-    }
-
-
-class _Connection(HTTPConnection):
-    watch: ClassVar[Watch]
-    is_plain: ClassVar[bool] = False
-    """Of an ``http://`` URL: connects to this machine alone, whatever its name resolves to."""
-
-    def response_class(self, sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:  # type: ignore[override]
-        """Parse an answer, also that of a proxy to CONNECT, out of watched reads."""
-        answer = HTTPResponse(sock, *args, **kwargs)
-        answer.fp = io.BufferedReader(_Reads(answer.fp.detach(), sock, self.watch))
-        return answer
-
-    def _new_conn(self) -> socket.socket:
-        """Connect to one address after the other, each within its share of the time left."""
-        addresses = self._addresses()
-        for others in reversed(range(len(addresses))):
-            share = min(float(self.timeout or 0), self.watch.left() / (others + 1))
-            try:
-                made = socket.create_connection((addresses[-1 - others], self.port), share)
-            except OSError:
-                if others:
-                    continue
-                raise
-            for option in self.socket_options or ():
-                made.setsockopt(*option)
-            made.settimeout(min(float(self.timeout or 0), self.watch.left()))
-            return made
-        raise OSError(f"{self.host} has no address")
-
-    def _addresses(self) -> list[str]:
-        try:
-            found = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
-        except UnicodeError as error:  # a label is empty or too long
-            reason = f"{self.host[:80]!r} is no host's name"
-            raise AttemptError(reason, final=True) from error
-        addresses = [str(entry[4][0]) for entry in found]
-        if not self.is_plain:
-            return addresses
-        loopback = [address for address in addresses if locations.is_loopback(address)]
-        if addresses and not loopback:
-            raise AttemptError(
-                f"{self.host} leads to {addresses[0]}, which is not this machine: use https",
-                final=True,
-            )
-        return loopback
-
-
-class _Reads(io.RawIOBase):
-    """A socket's reads, each one watched."""
-
-    def __init__(self, raw: Any, sock: socket.socket, watch: Watch) -> None:
-        self._raw = raw
-        self._sock = sock
-        self._watch = watch
-        self._silence = self._timeout = sock.gettimeout() or _SHORTEST
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        timeout = min(self._silence, max(self._watch.left(), _SHORTEST))
-        if timeout != self._timeout:  # each change is a system call
-            self._sock.settimeout(timeout)
-            self._timeout = timeout
-        began, count = time.monotonic(), 0
-        try:
-            count = self._raw.readinto(buffer) or 0
-        finally:
-            self._watch.waited(time.monotonic() - began, count)
-        return count
+        self._url = url
+        self._patience = patience
+        self._deadline = deadline
+        self._until = math.inf
+        self._is_late = False
+        self._socket: socket.socket | None = None
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
     def close(self) -> None:
-        self._raw.close()
+        """Close the connection."""
+        self._ended.set()
+        self._thread.join()
+        if self._socket is not None:
+            self._socket.close()
         super().close()
+
+    def ask(self, headers: dict[str, str], until: float) -> requests.Response:
+        """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
+        with self.waiting(until, f"no answer within {self._patience.headers:g} s") as left:
+            environment = requests.Session().merge_environment_settings(
+                self._url, {}, stream=True, verify=None, cert=None
+            )
+            proxies = {} if locations.is_this_machine(self._url) else environment["proxies"]
+            verify = environment["verify"]
+            if not isinstance(verify, str):
+                verify = _certificates()
+            seconds = (min(self._patience.connect, left), self._patience.silence)
+            targets = _targets(self._url)
+            for target, host in targets:
+                request = requests.Request("GET", target, headers=headers | host).prepare()
+                try:
+                    return self.send(
+                        request, stream=True, timeout=seconds, verify=verify, proxies=proxies
+                    )
+                except requests.ConnectionError:
+                    if target == targets[-1][0]:
+                        raise
+            raise AssertionError
+
+    @contextmanager
+    def waiting(self, until: float, reason: str) -> Iterator[float]:
+        """Wait for the server in this context, which is given the seconds that it may take.
+
+        Args:
+            until: the moment, by ``time.monotonic``, at which the attempt fails.
+            reason: for the error.
+
+        Raises:
+            AttemptError: the server took too long, or the network failed.
+        """
+        late = AttemptError(reason)
+        if self._deadline < until:
+            until = self._deadline
+            late = AttemptError(f"not done within {self._patience.deadline:g} s", final=True)
+        left = until - time.monotonic()
+        if left <= 0:
+            raise late
+        self._until = until
+        try:
+            yield left
+        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+            if self._is_late:
+                raise late from error
+            # requests' errors about the URL or the proxy's URL itself are values' errors
+            final = isinstance(error, ValueError)
+            raise AttemptError(_reason(error, self._url), final=final) from error
+        finally:
+            self._until = math.inf
+        if self._is_late:  # to http.client, the end of a connection ends headers and bodies
+            raise late
+
+    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Return a pool whose connections are watched, also those to a proxy."""
+        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
+        adapter, usual = self, pool.ConnectionCls
+
+        class Watched(usual):  # type: ignore[misc,valid-type]
+            def _new_conn(self) -> socket.socket:
+                made: socket.socket = super()._new_conn()
+                adapter._socket = made.dup()  # TLS takes this descriptor
+                return made
+
+            def _tunnel(self) -> None:
+                super()._tunnel()
+                if adapter._is_late:  # the proxy's answer was cut: begin no TLS
+                    raise TimeoutError
+
+        pool.ConnectionCls = Watched
+        return pool
+
+    def _watch(self) -> None:
+        while not self._ended.wait(_TICK):
+            self._is_late = self._is_late or time.monotonic() > self._until
+            if self._is_late and self._socket is not None:
+                with suppress(OSError):
+                    self._socket.shutdown(socket.SHUT_RDWR)
