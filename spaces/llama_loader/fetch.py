@@ -20,13 +20,14 @@ from llama_loader import locations, transport
 from llama_loader.concurrency import ahead as in_thread
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
+from llama_loader.locations import Web
 from llama_loader.manifest import MAX_MANIFEST_BYTES
 from llama_loader.transport import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
-    from llama_loader.locations import Local, Web
+    from llama_loader.locations import Local
     from llama_loader.partial import Partial, Wanted
     from llama_loader.transport import Body
 
@@ -142,7 +143,7 @@ class Fetcher:
             IntegrityError: the bytes are not those that were published.
         """
         mirrors = self._mirrors(wanted.name, urls, self._patience)
-        fetched, done = _whole(wanted, _in_order(wanted, mirrors, partial)), 0
+        fetched, done = _in_order(wanted, mirrors, partial), 0
         for chunk in in_thread(fetched, ahead) if ahead else fetched:
             done += len(chunk)
             self._sink(Downloading(wanted.name, done, wanted.size))
@@ -154,31 +155,29 @@ class Fetcher:
         self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
         name = locations.shown(url)
         mirrors = self._mirrors(name, (url,), patience)
-        digest, size, total = hashlib.sha256(), 0, None
+        digest, size = hashlib.sha256(), 0
         while True:
-            mirror, before = mirrors.best(), size
-            try:
-                with mirrors.opened(mirror, size if mirror.validator else 0) as body:
-                    if not body.start:
-                        target.seek(0)
-                        target.truncate()
-                        digest, size, total = hashlib.sha256(), 0, body.total
-                    elif body.total not in (None, total):
-                        raise RangeError("the file changed in the middle")
-                    while piece := body.read(min(PIECE, limit + 1 - size)):
-                        size += len(piece)
-                        if size > limit:
-                            raise IntegrityError(
-                                "FILE_TOO_LARGE", f"{name} is larger than {limit} bytes"
-                            )
-                        target.write(piece)
-                        digest.update(piece)
-                        sink(Downloading(name, size, body.total))
+            with (
+                mirrors.attempt() as mirror,
+                mirrors.opened(mirror, size if mirror.validator else 0) as body,
+            ):
+                if not body.start:
+                    target.seek(0)
+                    target.truncate()
+                    digest, size = hashlib.sha256(), 0
+                before = size
+                while piece := body.read(min(PIECE, limit + 1 - size)):
+                    size += len(piece)
+                    if size > limit:
+                        raise IntegrityError(
+                            "FILE_TOO_LARGE", f"{name} is larger than {limit} bytes"
+                        )
+                    target.write(piece)
+                    digest.update(piece)
+                    sink(Downloading(name, size, body.total))
+                    if body.validator and size - before >= _WORTH_ANOTHER:
+                        mirror.gained()
                 return digest.hexdigest(), size
-            except AttemptError as error:
-                if mirror.validator and size - before >= _WORTH_ANOTHER:
-                    mirror.gained()
-                mirrors.failed(mirror, error)
 
     def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
         allowed = [url for url in urls if url.startswith("file:")] if self._offline else urls
@@ -209,6 +208,7 @@ class Mirror:
         place: where the file is.
         ranges: whether it may be asked for a part.
         validator: names the content that it sent last.
+        total: size of that content in bytes.
         failures: since the download last made progress on it.
         wrong: those of them with wrong bytes.
         wait: seconds before it is asked again.
@@ -218,6 +218,7 @@ class Mirror:
     place: Web | Local
     ranges: bool = True
     validator: str | None = None
+    total: int | None = None
     failures: int = 0
     wrong: int = 0
     wait: float = 0.0
@@ -279,6 +280,15 @@ class Mirrors:
         return mirror
 
     @contextmanager
+    def attempt(self) -> Iterator[Mirror]:
+        """Choose a mirror as ``best`` does; an attempt on it that fails is recorded and ended."""
+        mirror = self.best()
+        try:
+            yield mirror
+        except AttemptError as error:
+            self.failed(mirror, error)
+
+    @contextmanager
     def opened(self, mirror: Mirror, start: int, end: int | None = None) -> Iterator[Body]:
         """Open a mirror at ``start``, or at 0 where it cannot serve parts.
 
@@ -293,9 +303,10 @@ class Mirrors:
             patience=self._patience,
             deadline=self._deadline,
         ) as body:
-            if body.start and mirror.validator not in (None, body.validator):
+            known = (mirror.validator, mirror.total or body.total)
+            if body.start and mirror.validator and known != (body.validator, body.total):
                 raise RangeError("the file changed in the middle")
-            mirror.validator = body.validator
+            mirror.validator, mirror.total = body.validator, body.total
             yield body
 
     def failed(self, mirror: Mirror, error: AttemptError) -> None:
@@ -338,67 +349,47 @@ def backoff(failures: int, asked: float | None, patience: Patience) -> float:
     return own if asked is None else min(asked, patience.longest_wait)
 
 
-def _whole(wanted: Wanted, chunks: Iterator[bytes]) -> Generator[bytes, None, None]:
-    """Hand over an artifact's chunks, the last one only if the whole has the right digest."""
-    whole = hashlib.sha256()
-    for index, chunk in enumerate(chunks):
-        whole.update(chunk)
-        if index == wanted.last and whole.hexdigest() != wanted.sha256:
-            raise IntegrityError(
-                "SHA256_MISMATCH",
-                f"{wanted.name}: every chunk is right, but the whole has sha256 "
-                f"{whole.hexdigest()}, not {wanted.sha256}",
-                hint="the manifest contradicts itself; ask who published it",
-            )
-        yield chunk
-
-
-def _in_order(wanted: Wanted, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
-    """Yield verified chunks in order: those that are kept, the others from mirrors."""
-    index = 0
+def _in_order(
+    wanted: Wanted, mirrors: Mirrors, partial: Partial | None
+) -> Generator[bytes, None, None]:
+    """Yield verified chunks in order, the last one only if the whole has the right digest."""
+    whole, index = hashlib.sha256(), 0
     while index <= wanted.last:
-        kept = partial.get(index) if partial else None
-        if kept is not None:
+        for chunk in _some(wanted, index, mirrors, partial):
+            whole.update(chunk)
+            if index == wanted.last and whole.hexdigest() != wanted.sha256:
+                raise IntegrityError(
+                    "SHA256_MISMATCH",
+                    f"{wanted.name}: every chunk is right, but the whole has sha256 "
+                    f"{whole.hexdigest()}, not {wanted.sha256}",
+                    hint="the manifest contradicts itself; ask who published it",
+                )
             index += 1
-            yield kept
-            continue
-        mirror = mirrors.best()
-        try:
-            for chunk in _stream(mirrors, mirror, wanted, index, partial):
-                mirror.gained()
-                index += 1
-                yield chunk
-        except AttemptError as error:
-            mirrors.failed(mirror, error)
-
-
-def _stream(
-    mirrors: Mirrors, mirror: Mirror, wanted: Wanted, first: int, partial: Partial | None
-) -> Iterator[bytes]:
-    """Yield one connection's worth of chunks, up to the next one that is kept already."""
-    behind = wanted.last + 1
-    end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
-    until = wanted.start(end) if end < behind else None
-    with mirrors.opened(mirror, wanted.start(first), until) as body:
-        if body.total is not None and body.total > wanted.size:
-            raise _too_large(wanted, f"{body.total} bytes long")
-        _skip(body, wanted.start(first) - body.start)
-        for index in range(first, end):
-            chunk = _read_chunk(body, wanted, index)
-            if index == wanted.last and body.read(1):
-                raise _too_large(wanted, "longer")
-            if partial and not body.is_local:
-                partial.keep(index, chunk)
             yield chunk
 
 
-def _skip(body: Body, count: int) -> None:
-    """Read over bytes that are here already: the server ignored the range."""
-    while count > 0:
-        piece = body.read(min(PIECE, count))
-        if not piece:
-            raise AttemptError("ended before what is here already")
-        count -= len(piece)
+def _some(wanted: Wanted, first: int, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+    """Yield a chunk that is kept, or those of one connection, up to the next one that is kept."""
+    kept = partial.get(first) if partial else None
+    if kept is not None:
+        yield kept
+        return
+    behind = wanted.last + 1
+    end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
+    until = wanted.start(end) if end < behind else None
+    with mirrors.attempt() as mirror, mirrors.opened(mirror, wanted.start(first), until) as body:
+        if body.total is not None and body.total > wanted.size:
+            raise _too_large(wanted, f"{body.total} bytes long")
+        for index in range(first if body.start else 0, end):
+            chunk = _read_chunk(body, wanted, index)
+            if index < first:  # it is here already: the server sends all of the file
+                continue
+            if index == wanted.last and body.read(1):
+                raise _too_large(wanted, "longer")
+            if partial and isinstance(mirror.place, Web):
+                partial.keep(index, chunk)
+            mirror.gained()
+            yield chunk
 
 
 def _read_chunk(body: Body, wanted: Wanted, index: int) -> bytes:

@@ -104,14 +104,12 @@ class Body:
         total: the whole file's size in bytes, where the server says it.
         validator: a strong ETag, which names this very content, else None.
         read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
-        is_local: it is a file of this machine.
     """
 
     start: int
     total: int | None
     validator: str | None
     read: Callable[[int], bytes]
-    is_local: bool = False
 
 
 @contextmanager
@@ -184,7 +182,7 @@ def _opened_file(place: Local, start: int) -> Iterator[Body]:
         raise AttemptError(error.strerror or str(error), final=True, missing=missing) from error
     with stream:
         stream.seek(start)
-        yield Body(start, size, None, read, is_local=True)
+        yield Body(start, size, None, read)
 
 
 def _require_success(answer: requests.Response, patience: Patience) -> None:
@@ -273,27 +271,24 @@ def _reason(error: BaseException, url: str) -> str:
     return said.replace(query, "…") if query else said
 
 
-def _targets(url: str) -> list[tuple[str, dict[str, str]]]:
-    """Return where to send a request for a URL, with headers: to each address of ``localhost``.
+def _target(url: str) -> tuple[str, dict[str, str]]:
+    """Return where a request for a URL goes, and its Host: in clear to an address of this machine.
 
-    In clear only this machine is asked, and a resolver may give its name to another one.
+    A resolver may give ``localhost`` the address of another machine.
     """
     parts = urlsplit(url)
     if (parts.scheme, parts.hostname) != ("http", "localhost"):
-        return [(url, {})]
+        return url, {}
     found = socket.getaddrinfo("localhost", parts.port, type=socket.SOCK_STREAM)
     addresses = [str(entry[4][0]) for entry in found]
-    hosts = [
-        f"[{each}]" if ":" in each else each for each in addresses if locations.is_loopback(each)
-    ]
-    if not hosts:
+    loopback = [address for address in addresses if locations.is_loopback(address)]
+    if not loopback:
         raise AttemptError(
             f"localhost leads to {addresses[0]}, which is not this machine: use https", final=True
         )
-    port = f":{parts.port}" if parts.port else ""
-    return [
-        (parts._replace(netloc=f"{host}{port}").geturl(), {"Host": parts.netloc}) for host in hosts
-    ]
+    address = "127.0.0.1" if "127.0.0.1" in loopback else f"[{loopback[0]}]"
+    netloc = address + parts.netloc[len("localhost") :]
+    return parts._replace(netloc=netloc).geturl(), {"Host": parts.netloc}
 
 
 class _WatchedAdapter(HTTPAdapter):
@@ -330,17 +325,10 @@ class _WatchedAdapter(HTTPAdapter):
             if not isinstance(verify, str):
                 verify = _certificates()
             seconds = (min(self._patience.connect, left), self._patience.silence)
-            targets = _targets(self._url)
-            for target, host in targets:
-                request = requests.Request("GET", target, headers=headers | host).prepare()
-                try:
-                    return self.send(
-                        request, stream=True, timeout=seconds, verify=verify, proxies=proxies
-                    )
-                except requests.ConnectionError:
-                    if target == targets[-1][0]:
-                        raise
-            raise AssertionError
+            target, host = _target(self._url)
+            request = requests.Request("GET", target, headers=headers | host).prepare()
+            return self.send(request, stream=True, timeout=seconds, verify=verify, proxies=proxies)
+        raise AssertionError
 
     @contextmanager
     def waiting(self, until: float, reason: str) -> Iterator[float]:

@@ -125,6 +125,19 @@ def test_a_server_without_ranges_sends_it_all_again(server: FaultServer, reader:
     assert reader.fetch(url) == DATA
 
 
+def test_a_server_without_ranges_that_cuts_before_what_is_here_is_asked_again(
+    server: FaultServer, reader: Reader
+) -> None:
+    def short(answer: faults.Answer) -> None:
+        answer.head()
+        answer.send(answer.data[: 2 * CHUNK])
+
+    url = server.put("/a", DATA)
+    server.fail("/a", faults.cut(5 * CHUNK), short)
+    assert reader.fetch(url) == DATA
+    assert len(server.requests) == 3
+
+
 @pytest.mark.parametrize(
     ("value", "shift"),
     [
@@ -899,20 +912,6 @@ def test_a_short_body_further_on_may_begin_as_it_likes() -> None:
     with pytest.raises(AttemptError, match="ended after 1006") as caught:
         fetch_module._read_chunk(body(b"<html>"), small("tar.zst")[1], 1)
     assert not isinstance(caught.value, WrongBytesError)
-
-
-@pytest.mark.parametrize("at_most", [3, 1 << 30])
-def test_what_is_here_already_is_read_over(at_most: int) -> None:
-    stands = body(b"0123456789abcdef", at_most=at_most)
-    fetch_module._skip(stands, 10)
-    assert stands.read(3) == b"abc"
-    fetch_module._skip(stands, 0)
-    assert stands.read(3) == b"def"
-
-
-def test_a_body_that_ends_before_what_is_here() -> None:
-    with pytest.raises(AttemptError, match="ended before what is here already"):
-        fetch_module._skip(body(b"abc"), 4)
 
 
 # Copies.

@@ -426,7 +426,7 @@ def test_localhost_that_is_another_machine_is_not_asked(
 def test_of_several_addresses_of_localhost_those_of_this_machine_are_taken(
     server: FaultServer, reader: Reader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Resolver(monkeypatch, "192.0.2.1", "127.0.0.2", "127.0.0.1")  # none listens on 127.0.0.2
+    Resolver(monkeypatch, "192.0.2.1", "::1", "127.0.0.1")
     server.put("/a", DATA)
     assert reader.fetch(f"http://localhost:{server.port}/a") == DATA
     assert server.requests[0].headers["host"] == f"localhost:{server.port}"
