@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from llama_loader import manifest, store
+from llama_loader import manifest
 from llama_loader.fetch import Fetcher
 from llama_loader.partial import FOLDER, Partial
 from llama_loader.store import Store
@@ -68,7 +68,7 @@ def _fetched_again(release: Path, root: Path, share: int) -> int:
 def _await_chunks(root: Path, artifact: manifest.Artifact, count: int) -> None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        with Partial(root / FOLDER, store.wanted(artifact)) as kept:
+        with Partial(root / FOLDER, artifact) as kept:
             if all(kept.has(index) for index in range(count)) and (root / "staging").is_dir():
                 return
         time.sleep(0.1)

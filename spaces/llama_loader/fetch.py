@@ -22,13 +22,15 @@ from llama_loader.errors import IntegrityError, LoaderError, NetworkError, Setti
 from llama_loader.events import Downloading, Resolving, Sink, ignore
 from llama_loader.locations import Web
 from llama_loader.manifest import MAX_MANIFEST_BYTES
+from llama_loader.partial import chunk_length, is_chunk
 from llama_loader.transport import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
 
     from llama_loader.locations import Local
-    from llama_loader.partial import Partial, Wanted
+    from llama_loader.manifest import Artifact
+    from llama_loader.partial import Partial
     from llama_loader.transport import Body
 
 SMALL_FILE_SECONDS: Final = 120.0
@@ -124,7 +126,7 @@ class Fetcher:
 
     def chunks(
         self,
-        wanted: Wanted,
+        artifact: Artifact,
         urls: Sequence[str],
         partial: Partial | None = None,
         *,
@@ -133,7 +135,7 @@ class Fetcher:
         """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
 
         Args:
-            wanted: the artifact.
+            artifact: its size and digests; its URLs are not looked at.
             urls: where it is, tried in order.
             partial: holds chunks of an earlier process, and keeps those that come.
             ahead: chunks that are fetched, in another thread, before they are asked for.
@@ -142,11 +144,11 @@ class Fetcher:
             NetworkError: no URL has it; names each with its reason.
             IntegrityError: the bytes are not those that were published.
         """
-        mirrors = self._mirrors(wanted.name, urls, self._patience)
-        fetched, done = _in_order(wanted, mirrors, partial), 0
+        mirrors = self._mirrors(artifact.name, urls, self._patience)
+        fetched, done = _in_order(artifact, mirrors, partial), 0
         for chunk in in_thread(fetched, ahead) if ahead else fetched:
             done += len(chunk)
-            self._sink(Downloading(wanted.name, done, wanted.size))
+            self._sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
 
     def _copy(
@@ -350,73 +352,75 @@ def backoff(failures: int, asked: float | None, patience: Patience) -> float:
 
 
 def _in_order(
-    wanted: Wanted, mirrors: Mirrors, partial: Partial | None
+    artifact: Artifact, mirrors: Mirrors, partial: Partial | None
 ) -> Generator[bytes, None, None]:
     """Yield verified chunks in order, the last one only if the whole has the right digest."""
     whole, index = hashlib.sha256(), 0
-    while index <= wanted.last:
-        for chunk in _some(wanted, index, mirrors, partial):
+    while index < len(artifact.chunks):
+        for chunk in _some(artifact, index, mirrors, partial):
             whole.update(chunk)
-            if index == wanted.last and whole.hexdigest() != wanted.sha256:
+            if index == len(artifact.chunks) - 1 and whole.hexdigest() != artifact.sha256:
                 raise IntegrityError(
                     "SHA256_MISMATCH",
-                    f"{wanted.name}: every chunk is right, but the whole has sha256 "
-                    f"{whole.hexdigest()}, not {wanted.sha256}",
+                    f"{artifact.name}: every chunk is right, but the whole has sha256 "
+                    f"{whole.hexdigest()}, not {artifact.sha256}",
                     hint="the manifest contradicts itself; ask who published it",
                 )
             index += 1
             yield chunk
 
 
-def _some(wanted: Wanted, first: int, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+def _some(
+    artifact: Artifact, first: int, mirrors: Mirrors, partial: Partial | None
+) -> Iterator[bytes]:
     """Yield a chunk that is kept, or those of one connection, up to the next one that is kept."""
     kept = partial.get(first) if partial else None
     if kept is not None:
         yield kept
         return
-    behind = wanted.last + 1
+    size, behind = artifact.chunk_size, len(artifact.chunks)
     end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
-    until = wanted.start(end) if end < behind else None
-    with mirrors.attempt() as mirror, mirrors.opened(mirror, wanted.start(first), until) as body:
-        if body.total is not None and body.total > wanted.size:
-            raise _too_large(wanted, f"{body.total} bytes long")
+    until = end * size if end < behind else None
+    with mirrors.attempt() as mirror, mirrors.opened(mirror, first * size, until) as body:
+        if body.total is not None and body.total > artifact.size:
+            raise _too_large(artifact, f"{body.total} bytes long")
         for index in range(first if body.start else 0, end):
-            chunk = _read_chunk(body, wanted, index)
+            chunk = _read_chunk(body, artifact, index)
             if index < first:  # it is here already: the server sends all of the file
                 continue
-            if index == wanted.last and body.read(1):
-                raise _too_large(wanted, "longer")
+            if index == len(artifact.chunks) - 1 and body.read(1):
+                raise _too_large(artifact, "longer")
             if partial and isinstance(mirror.place, Web):
                 partial.keep(index, chunk)
             mirror.gained()
             yield chunk
 
 
-def _read_chunk(body: Body, wanted: Wanted, index: int) -> bytes:
+def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
     """Read and verify a chunk that begins where ``body`` stands."""
-    start, length = wanted.start(index), wanted.length(index)
+    start, length = index * artifact.chunk_size, chunk_length(artifact, index)
     begun = BytesIO()  # hands its buffer over without a copy
     while begun.tell() < length:
         piece = body.read(min(PIECE, length - begun.tell()))
         if not piece:
-            raise _too_short(begun.getvalue(), wanted, index)
+            raise _too_short(begun.getvalue(), artifact, index)
         begun.write(piece)
     chunk = begun.getvalue()
-    if not wanted.is_right(index, chunk):
+    if not is_chunk(artifact, index, chunk):
         raise WrongBytesError("CHUNK_MISMATCH", f"the {length} bytes from {start} on are wrong")
     return chunk
 
 
-def _too_large(wanted: Wanted, found: str) -> WrongBytesError:
-    return WrongBytesError("FILE_TOO_LARGE", f"it is {found}, and must be {wanted.size} bytes")
+def _too_large(artifact: Artifact, found: str) -> WrongBytesError:
+    return WrongBytesError("FILE_TOO_LARGE", f"it is {found}, and must be {artifact.size} bytes")
 
 
-def _too_short(begun: bytes, wanted: Wanted, index: int) -> AttemptError:
+def _too_short(begun: bytes, artifact: Artifact, index: int) -> AttemptError:
     """Return the error of a body that was cut, or that begins as another file does."""
-    got = wanted.start(index) + len(begun)
-    beginning = _BEGINNINGS.get(wanted.format, b"")
+    got = index * artifact.chunk_size + len(begun)
+    beginning = _BEGINNINGS.get(artifact.format, b"")
     if index == 0 and begun and not begun.startswith(beginning):
         return WrongBytesError(
-            "NOT_THE_FILE", f"{got} bytes that are no {wanted.format} came with status 200"
+            "NOT_THE_FILE", f"{got} bytes that are no {artifact.format} came with status 200"
         )
-    return AttemptError(f"ended after {got} of {wanted.size} bytes")
+    return AttemptError(f"ended after {got} of {artifact.size} bytes")

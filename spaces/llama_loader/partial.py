@@ -15,7 +15,6 @@ import os
 import re
 import stat
 import time
-from dataclasses import dataclass
 from threading import Lock
 from typing import TYPE_CHECKING, Final, final
 
@@ -24,6 +23,8 @@ from llama_loader.events import Sink, ignore
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from llama_loader.manifest import Artifact
 
 FOLDER: Final = "partial"
 STALE_SECONDS: Final = 3 * 86400.0
@@ -34,42 +35,14 @@ _FILE_MODE: Final = 0o600
 _NAME: Final = re.compile(r"[0-9a-f]{64}")
 
 
-@dataclass(frozen=True)
-class Wanted:
-    """An artifact to fetch: its size and digests are known beforehand.
+def chunk_length(artifact: Artifact, index: int) -> int:
+    """Return a chunk's size in bytes."""
+    return min(artifact.chunk_size, artifact.size - index * artifact.chunk_size)
 
-    Attributes:
-        name: for messages.
-        size: bytes.
-        sha256: of the whole.
-        chunk_size: bytes of every chunk but the last.
-        chunks: digests of the chunks.
-        format: of the archive; tells a login page from a file that was cut.
-    """
 
-    name: str
-    size: int
-    sha256: str
-    chunk_size: int
-    chunks: tuple[str, ...]
-    format: str = ""
-
-    @property
-    def last(self) -> int:
-        """The last chunk's index."""
-        return len(self.chunks) - 1
-
-    def start(self, index: int) -> int:
-        """Return a chunk's offset in bytes."""
-        return index * self.chunk_size
-
-    def length(self, index: int) -> int:
-        """Return a chunk's size in bytes."""
-        return min(self.chunk_size, self.size - index * self.chunk_size)
-
-    def is_right(self, index: int, data: bytes | bytearray) -> bool:
-        """Return whether these are a chunk's bytes."""
-        return hashlib.sha256(data).hexdigest() == self.chunks[index]
+def is_chunk(artifact: Artifact, index: int, data: bytes) -> bool:
+    """Return whether these are a chunk's bytes."""
+    return hashlib.sha256(data).hexdigest() == artifact.chunks[index]
 
 
 @final
@@ -78,18 +51,18 @@ class Partial:
 
     Args:
         folder: where such files are; made if need be.
-        wanted: the artifact.
+        artifact: whose chunks these are.
         sink: told if chunks cannot be kept.
     """
 
-    def __init__(self, folder: Path, wanted: Wanted, sink: Sink = ignore) -> None:
-        self._path = folder / wanted.sha256
-        self._wanted = wanted
+    def __init__(self, folder: Path, artifact: Artifact, sink: Sink = ignore) -> None:
+        self._path = folder / artifact.sha256
+        self._artifact = artifact
         self._sink = sink
         self._lock = Lock()
         self._handle: int | None = None
         self._found: set[int] = set()
-        self._over = len(wanted.chunks) == 1  # a chunk is kept whole or not at all
+        self._over = len(artifact.chunks) == 1  # a chunk is kept whole or not at all
 
     def __enter__(self) -> Partial:
         """Open the file if there is one, and find the chunks in it that are right."""
@@ -98,7 +71,7 @@ class Partial:
                 self._open()
             except OSError:  # not a file of ours: it must not stand in the way of one
                 self._unlink()
-            self._found = {at for at in range(len(self._wanted.chunks)) if self._read(at)}
+            self._found = {at for at in range(len(self._artifact.chunks)) if self._read(at)}
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -155,14 +128,15 @@ class Partial:
     def _read(self, index: int) -> bytes | None:
         if self._handle is None:
             return None
+        length, start = chunk_length(self._artifact, index), index * self._artifact.chunk_size
         try:
-            data = os.pread(self._handle, self._wanted.length(index), self._wanted.start(index))
+            data = os.pread(self._handle, length, start)
         except OSError:  # the disk fails: the chunk is fetched again
             return None
-        return data if self._wanted.is_right(index, data) else None
+        return data if is_chunk(self._artifact, index, data) else None
 
     def _write(self, handle: int, index: int, data: bytes) -> None:
-        at, rest = self._wanted.start(index), memoryview(data)
+        at, rest = index * self._artifact.chunk_size, memoryview(data)
         while rest:
             written = os.pwrite(handle, rest, at)
             at, rest = at + written, rest[written:]

@@ -591,7 +591,7 @@ class Store:
             files=artifact.files,
         )
         with (
-            partial.Partial(self.root / partial.FOLDER, wanted(artifact), self._sink) as kept,
+            partial.Partial(self.root / partial.FOLDER, artifact, self._sink) as kept,
             self._staged(root, artifact.sha256) as staging,
         ):
             try:
@@ -701,18 +701,6 @@ class Store:
         return data if data and hashlib.sha256(data).hexdigest() == sha256 else None
 
 
-def wanted(artifact: Artifact) -> partial.Wanted:
-    """Return what is to be fetched of an artifact."""
-    return partial.Wanted(
-        artifact.name,
-        artifact.size,
-        artifact.sha256,
-        artifact.chunk_size,
-        artifact.chunks,
-        artifact.format,
-    )
-
-
 def fetch_and_unpack(
     artifact: Artifact,
     urls: Sequence[str],
@@ -732,7 +720,7 @@ def fetch_and_unpack(
     from llama_loader import unpack
 
     waited, started = [0.0], time.monotonic()
-    fetched = fetcher.chunks(wanted(artifact), urls, kept, ahead=AHEAD)
+    fetched = fetcher.chunks(artifact, urls, kept, ahead=AHEAD)
     unpack.unpack(_timed(fetched, waited), artifact, into, sink=sink)
     sink(Stage("fetch", waited[0], artifact.size))
     sink(Stage("unpack", time.monotonic() - started - waited[0], artifact.unpacked_size))

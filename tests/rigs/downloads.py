@@ -12,10 +12,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import Wanted
+from llama_loader.manifest import Artifact, Platform
 from llama_loader.transport import Patience
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from llama_loader.errors import LoaderError
     from llama_loader.events import Event
     from tests.rigs.fault_server import FaultServer
@@ -26,13 +28,30 @@ OTHER = b"\x1f\x8b" + random.Random(8).randbytes(950_000)
 IMPATIENT = Patience(connect=2, silence=1, rate=100_000, window=0.3, deadline=20)
 
 
-def wanted(data: bytes = DATA, chunk_size: int = CHUNK, **fields: Any) -> Wanted:
-    """Describe a file."""
-    chunks = [data[at : at + chunk_size] for at in range(0, len(data), chunk_size)]
-    digests = tuple(hashlib.sha256(chunk).hexdigest() for chunk in chunks)
-    whole = hashlib.sha256(data).hexdigest()
-    known = {"sha256": whole, "chunks": digests, "format": "tar.gz", **fields}
-    return Wanted("a.tar.gz", len(data), chunk_size=chunk_size, **known)
+def described(
+    data: bytes = DATA, chunk_size: int = CHUNK, *, chunks: Sequence[str] = (), **fields: Any
+) -> Artifact:
+    """Describe a file as a manifest does; its chunks' digests are the right ones if not given."""
+    pieces = [data[at : at + chunk_size] for at in range(0, len(data), chunk_size)]
+    digests = [hashlib.sha256(piece).hexdigest() for piece in pieces]
+    known = {
+        "name": "a.tar.gz",
+        "format": "tar.gz",
+        "sha256": hashlib.sha256(data).hexdigest(),
+        "size": len(data),
+        "chunk_size": chunk_size,
+        "chunks": tuple(chunks or digests),
+    }
+    return Artifact(
+        **{**known, **fields},
+        urls=(),
+        unpacked_size=0,
+        backend="cpu",
+        cuda=None,
+        platform=Platform(system="linux", machine="x86_64", glibc="2.28", glibcxx=None),
+        needs=(),
+        files=(),
+    )
 
 
 class Reader:
@@ -45,7 +64,7 @@ class Reader:
         self.fetcher = Fetcher(sleep=self.sleeps.append, sink=self.events.append, **options)
 
     def fetch(self, *urls: str, **fields: Any) -> bytes:
-        with closing(self.fetcher.chunks(wanted(**fields), urls)) as chunks:
+        with closing(self.fetcher.chunks(described(**fields), urls)) as chunks:
             return b"".join(chunks)
 
     def copy(self, url: str, limit: int = 10_000_000) -> bytes:

@@ -30,9 +30,9 @@ from tests.rigs.downloads import (
     OTHER,
     Reader,
     closed_port,
+    described,
     ranges,
     refused,
-    wanted,
 )
 from tests.rigs.fault_server import FaultServer
 
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
-    from llama_loader.partial import Wanted
+    from llama_loader.manifest import Artifact
 
 
 @pytest.fixture
@@ -71,7 +71,7 @@ def test_a_file_comes_whole_and_says_how_far_it_is(server: FaultServer, reader: 
 def test_chunks_are_handed_over_as_they_come(server: FaultServer, reader: Reader) -> None:
     url = server.put("/a", DATA)
     server.fail("/a", faults.cut(2 * CHUNK + 1))
-    chunks = reader.fetcher.chunks(wanted(), [url])
+    chunks = reader.fetcher.chunks(described(), [url])
     with closing(chunks):
         assert [len(next(chunks)), len(next(chunks))] == [CHUNK, CHUNK]
         assert len(server.requests) == 1
@@ -350,7 +350,7 @@ def test_chunks_that_are_right_do_not_make_the_whole_right(
     url = server.put("/a", DATA)
     got: list[bytes] = []
     with pytest.raises(IntegrityError, match="every chunk is right") as caught:
-        got.extend(reader.fetcher.chunks(wanted(sha256="0" * 64), [url]))
+        got.extend(reader.fetcher.chunks(described(sha256="0" * 64), [url]))
     assert caught.value.code == "SHA256_MISMATCH"
     assert len(b"".join(got)) < len(DATA)
 
@@ -476,7 +476,7 @@ def test_a_slow_consumer_is_not_the_servers_fault(server: FaultServer) -> None:
     reader = Reader(patience=Patience(window=0.2, rate=1_000_000))
     url = server.put("/a", DATA)
     got = []
-    for chunk in reader.fetcher.chunks(wanted(), [url]):
+    for chunk in reader.fetcher.chunks(described(), [url]):
         time.sleep(0.05)
         got.append(chunk)
     assert b"".join(got) == DATA
@@ -800,7 +800,7 @@ def test_a_manifest_with_a_mirror_that_cannot_be_asked_is_used_all_the_same(
     mirrored = msgspec.structs.replace(artifact, urls=(url, "good"))
     server.put("/good", packed)
     urls = mirrored.resolved_urls(f"{server.url}/manifest.json")
-    whole = wanted(packed, artifact.chunk_size, format=artifact.format)
+    whole = described(packed, artifact.chunk_size, format=artifact.format)
     assert b"".join(reader.fetcher.chunks(whole, urls)) == packed
 
 
@@ -849,10 +849,12 @@ def test_a_secret_in_a_url_that_is_refused_is_never_shown(url: str) -> None:
 BEGINNINGS = {"tar.gz": b"\x1f\x8b", "tar.xz": b"\xfd7zXZ\x00", "tar.zst": b"\x28\xb5\x2f\xfd"}
 
 
-def small(form: str = "", count: int = 3, last: int = 7, size: int = 1000) -> tuple[bytes, Wanted]:
+def small(
+    form: str = "", count: int = 3, last: int = 7, size: int = 1000
+) -> tuple[bytes, Artifact]:
     noise = random.Random(form).randbytes((count - 1) * size + last)
     data = (BEGINNINGS.get(form, b"") + noise)[: len(noise)]
-    return data, wanted(data, size, format=form)
+    return data, described(data, size, format=form)
 
 
 def body(data: bytes, asked: list[int] | None = None, at_most: int = 1 << 30) -> Body:

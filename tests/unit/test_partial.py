@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import random
 import stat
@@ -14,19 +13,14 @@ import pytest
 
 from llama_loader import partial
 from llama_loader.events import Event, Note
-from llama_loader.partial import Partial, Wanted
+from llama_loader.partial import Partial, chunk_length, is_chunk
+from tests.rigs.downloads import described
 
 SIZE, COUNT = 1000, 4
 DATA = random.Random(11).randbytes(SIZE * (COUNT - 1) + 17)
 PARTS = [DATA[at : at + SIZE] for at in range(0, len(DATA), SIZE)]
-WANTED = Wanted(
-    "a",
-    len(DATA),
-    hashlib.sha256(DATA).hexdigest(),
-    SIZE,
-    tuple(hashlib.sha256(part).hexdigest() for part in PARTS),
-)
-ONE = Wanted("one", 5, hashlib.sha256(b"12345").hexdigest(), 9, ("0" * 64,))
+ARTIFACT = described(DATA, SIZE)
+ONE = described(b"12345", 9, chunks=("0" * 64,))
 
 
 @pytest.fixture
@@ -39,11 +33,11 @@ def open_files() -> int:
 
 
 def the_file(folder: Path) -> Path:
-    return folder / WANTED.sha256
+    return folder / ARTIFACT.sha256
 
 
 def test_nothing_is_made_before_a_chunk_is_kept(folder: Path) -> None:
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         assert not here.has(0)
         assert here.get(0) is None
     assert not folder.exists()
@@ -52,7 +46,7 @@ def test_nothing_is_made_before_a_chunk_is_kept(folder: Path) -> None:
 def test_each_chunk_has_its_place_in_any_order_and_the_next_process_finds_them(
     folder: Path,
 ) -> None:
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         for at in (3, 0, 2):
             assert here.keep(at, PARTS[at])
             assert here.has(at)
@@ -61,25 +55,22 @@ def test_each_chunk_has_its_place_in_any_order_and_the_next_process_finds_them(
     assert stat.S_IMODE(folder.stat().st_mode) == 0o700
     assert stat.S_IMODE(the_file(folder).stat().st_mode) == 0o600
     assert the_file(folder).read_bytes() == DATA.replace(PARTS[1], bytes(SIZE))
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         assert [here.get(at) for at in range(COUNT)] == [PARTS[0], None, PARTS[2], PARTS[3]]
 
 
 def test_where_chunks_begin_and_how_long_they_are() -> None:
-    assert WANTED.last == COUNT - 1
-    assert [WANTED.start(at) for at in range(COUNT)] == [0, 1000, 2000, 3000]
-    assert [WANTED.length(at) for at in range(COUNT)] == [1000, 1000, 1000, 17]
+    assert [chunk_length(ARTIFACT, at) for at in range(COUNT)] == [1000, 1000, 1000, 17]
 
 
 def test_a_chunk_is_right_in_its_own_place_only() -> None:
-    assert WANTED.is_right(1, PARTS[1])
-    assert WANTED.is_right(1, bytearray(PARTS[1]))
-    assert not WANTED.is_right(0, PARTS[1])
-    assert not WANTED.is_right(1, PARTS[1][:-1])
+    assert is_chunk(ARTIFACT, 1, PARTS[1])
+    assert not is_chunk(ARTIFACT, 0, PARTS[1])
+    assert not is_chunk(ARTIFACT, 1, PARTS[1][:-1])
 
 
 def test_it_is_let_go_of_at_the_end(folder: Path) -> None:
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         here.keep(0, PARTS[0])
         handles = open_files()
     assert open_files() == handles - 1
@@ -89,7 +80,7 @@ def test_it_is_let_go_of_at_the_end(folder: Path) -> None:
 
 
 def test_what_is_discarded_is_gone_and_stays_so(folder: Path) -> None:
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         here.keep(0, PARTS[0])
         here.discard()
         assert not here.has(0)
@@ -103,7 +94,7 @@ def test_what_is_discarded_is_gone_and_stays_so(folder: Path) -> None:
 def test_a_chunk_that_changed_meanwhile_is_neither_found_nor_handed_over(
     folder: Path, at: int
 ) -> None:
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         for index, part in enumerate(PARTS):
             here.keep(index, part)
         with the_file(folder).open("r+b") as stream:
@@ -111,7 +102,7 @@ def test_a_chunk_that_changed_meanwhile_is_neither_found_nor_handed_over(
             stream.write(b"\x00\x01")
         assert here.get(at) is None
         assert not here.has(at)
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         assert [index for index in range(COUNT) if here.has(index)] == [
             index for index in range(COUNT) if index != at
         ]
@@ -135,7 +126,7 @@ def test_what_is_no_file_of_ours_is_replaced(folder: Path, tmp_path: Path, kind:
     else:
         the_file(folder).symlink_to(elsewhere if kind == "link" else the_file(folder))
     events: list[Event] = []
-    with Partial(folder, WANTED, events.append) as here:
+    with Partial(folder, ARTIFACT, events.append) as here:
         assert not any(here.has(at) for at in range(COUNT))
         kept = here.keep(1, PARTS[1])
     assert elsewhere.read_bytes() == b"precious"
@@ -154,7 +145,7 @@ def test_a_disk_that_refuses_costs_no_more_than_resuming(
     folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
 ) -> None:
     events: list[Event] = []
-    with Partial(folder, WANTED, events.append) as here:
+    with Partial(folder, ARTIFACT, events.append) as here:
         here.keep(0, PARTS[0])
 
         def full(*_: object) -> int:
@@ -174,7 +165,7 @@ def test_a_disk_that_refuses_costs_no_more_than_resuming(
 def test_a_write_that_stops_half_way_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = os.pwrite
     monkeypatch.setattr(os, "pwrite", lambda handle, data, at: whole(handle, data[:300], at))
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         assert here.keep(2, PARTS[2])
         assert here.get(2) == PARTS[2]
 
@@ -182,7 +173,7 @@ def test_a_write_that_stops_half_way_goes_on(folder: Path, monkeypatch: pytest.M
 def test_a_disk_that_does_not_read_has_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Partial(folder, WANTED) as here:
+    with Partial(folder, ARTIFACT) as here:
         here.keep(0, PARTS[0])
 
         def broken(*_: object) -> bytes:

@@ -20,7 +20,7 @@ from llama_loader import partial
 from llama_loader.errors import IntegrityError, NetworkError
 from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import Partial, Wanted
+from llama_loader.partial import Partial, chunk_length
 from llama_loader.store import Store
 from llama_loader.transport import Patience
 from tests.rigs import archives, installer
@@ -35,9 +35,6 @@ if TYPE_CHECKING:
 CHUNK = 65_536
 BIG = Entry("runtime/libggml-cuda.so", random.Random(5).randbytes(1_000_000))
 PACKED, ARTIFACT = archives.release((*GOOD, BIG))
-WANTED = Wanted(
-    ARTIFACT.name, ARTIFACT.size, ARTIFACT.sha256, CHUNK, ARTIFACT.chunks, ARTIFACT.format
-)
 PATIENCE = Patience(connect=2, silence=2, window=1, deadline=60)
 
 
@@ -55,8 +52,8 @@ def install(root: Path, *urls: str, events: list[Event] | None = None) -> None:
 
 
 def kept(root: Path) -> list[int]:
-    with Partial(root / "partial", WANTED) as found:
-        return [at for at in range(len(WANTED.chunks)) if found.has(at)]
+    with Partial(root / "partial", ARTIFACT) as found:
+        return [at for at in range(len(ARTIFACT.chunks)) if found.has(at)]
 
 
 def ranges(server: FaultServer, path: str) -> list[str | None]:
@@ -194,7 +191,7 @@ def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) 
 
 
 def test_a_chunk_that_is_damaged_on_the_disk_meanwhile_is_not_handed_over(tmp_path: Path) -> None:
-    with Partial(tmp_path / "partial", WANTED) as here:
+    with Partial(tmp_path / "partial", ARTIFACT) as here:
         assert here.keep(0, PACKED[:CHUNK])
         assert here.get(0) == PACKED[:CHUNK]
         damage(tmp_path / "partial" / ARTIFACT.sha256, "noise")
@@ -202,17 +199,17 @@ def test_a_chunk_that_is_damaged_on_the_disk_meanwhile_is_not_handed_over(tmp_pa
         assert not here.has(0)
 
 
-COUNT = len(WANTED.chunks)
+COUNT = len(ARTIFACT.chunks)
 LAST = COUNT - 1
 
 
 def fetched(tmp_path: Path, *urls: str, here: tuple[int, ...] = ()) -> list[int]:
     """Fetch what is not here; return the chunks that were kept at the end."""
     fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
-    with Partial(tmp_path / "partial", WANTED) as found:
+    with Partial(tmp_path / "partial", ARTIFACT) as found:
         for at in here:
             found.keep(at, PACKED[at * CHUNK : (at + 1) * CHUNK])
-        with closing(fetcher.chunks(WANTED, urls, found)) as chunks:
+        with closing(fetcher.chunks(ARTIFACT, urls, found)) as chunks:
             assert b"".join(chunks) == PACKED
         return [at for at in range(COUNT) if found.has(at)]
 
@@ -236,7 +233,7 @@ def test_only_what_is_not_here_is_asked_for(
     assert fetched(tmp_path, url, here=here) == list(range(COUNT))
     assert ranges(server, "/a") == asked
     missing = [at for at in range(COUNT) if at not in here]
-    assert server.sent("/a") == sum(WANTED.length(at) for at in missing)
+    assert server.sent("/a") == sum(chunk_length(ARTIFACT, at) for at in missing)
 
 
 def test_what_lies_on_this_machine_is_not_kept_once_more(tmp_path: Path) -> None:
@@ -262,7 +259,7 @@ def test_wrong_bytes_in_the_middle_cost_one_chunk(server: FaultServer, tmp_path:
     assert fetched(tmp_path, bad, good) == list(range(COUNT))
     assert ranges(server, "/bad") == [None]
     assert ranges(server, "/good") == [f"bytes={5 * CHUNK}-"]
-    Partial(tmp_path / "partial", WANTED).discard()
+    Partial(tmp_path / "partial", ARTIFACT).discard()
     with pytest.raises(IntegrityError) as caught:
         fetched(tmp_path, bad)
     assert caught.value.code == "CHUNK_MISMATCH"
@@ -306,9 +303,9 @@ from contextlib import closing
 from pathlib import Path
 from tests.unit import test_resume as here
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import Partial, Wanted
-with Partial(Path({str(tmp_path)!r}), here.WANTED) as kept:
-    with closing(Fetcher().chunks(here.WANTED, [{url!r}], kept, ahead=1)) as chunks:
+from llama_loader.partial import Partial
+with Partial(Path({str(tmp_path)!r}), here.ARTIFACT) as kept:
+    with closing(Fetcher().chunks(here.ARTIFACT, [{url!r}], kept, ahead=1)) as chunks:
         next(chunks), next(chunks)
 """
     subprocess.run([sys.executable, "-c", program], check=True, timeout=30)
