@@ -193,14 +193,6 @@ class Fetcher:
         return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self._sleep)
 
 
-class WrongBytesError(AttemptError):
-    """The bytes that came are not those that were published; ``code`` says how."""
-
-    def __init__(self, code: str, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
 @dataclass(eq=False)
 class Mirror:
     """A URL, and how it did.
@@ -318,9 +310,9 @@ class Mirrors:
         mirror.wait = backoff(mirror.failures, error.wait, self._patience)
         if isinstance(error, RangeError):
             mirror.ranges, mirror.validator, mirror.wait = False, None, 0.0
-        elif isinstance(error, WrongBytesError):
+        elif error.wrong:
             mirror.wrong, mirror.wait = mirror.wrong + 1, 0.0
-            self._code = error.code if mirror.wrong >= MAX_WRONG else self._code
+            self._code = error.wrong if mirror.wrong >= MAX_WRONG else self._code
         exhausted = mirror.failures >= self._patience.attempts or mirror.wrong >= MAX_WRONG
         if error.final or exhausted:
             self._left.remove(mirror)
@@ -400,27 +392,23 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
     """Read and verify a chunk that begins where ``body`` stands."""
     start, length = index * artifact.chunk_size, chunk_length(artifact, index)
     begun = BytesIO()  # hands its buffer over without a copy
-    while begun.tell() < length:
-        piece = body.read(min(PIECE, length - begun.tell()))
+    while rest := length - begun.tell():
+        piece = body.read(min(PIECE, rest))
         if not piece:
-            raise _too_short(begun.getvalue(), artifact, index)
+            break
         begun.write(piece)
-    chunk = begun.getvalue()
-    if not is_chunk(artifact, index, chunk):
-        raise WrongBytesError("CHUNK_MISMATCH", f"the {length} bytes from {start} on are wrong")
-    return chunk
-
-
-def _too_large(artifact: Artifact, found: str) -> WrongBytesError:
-    return WrongBytesError("FILE_TOO_LARGE", f"it is {found}, and must be {artifact.size} bytes")
-
-
-def _too_short(begun: bytes, artifact: Artifact, index: int) -> AttemptError:
-    """Return the error of a body that was cut, or that begins as another file does."""
-    got = index * artifact.chunk_size + len(begun)
-    beginning = _BEGINNINGS.get(artifact.format, b"")
-    if index == 0 and begun and not begun.startswith(beginning):
-        return WrongBytesError(
-            "NOT_THE_FILE", f"{got} bytes that are no {artifact.format} came with status 200"
+    chunk, got = begun.getvalue(), start + begun.tell()
+    if got == start + length:
+        if is_chunk(artifact, index, chunk):
+            return chunk
+        raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
+    if index == 0 and chunk and not chunk.startswith(_BEGINNINGS.get(artifact.format, b"")):
+        raise AttemptError(
+            f"{got} bytes that are no {artifact.format} came with status 200", wrong="NOT_THE_FILE"
         )
-    return AttemptError(f"ended after {got} of {artifact.size} bytes")
+    raise AttemptError(f"ended after {got} of {artifact.size} bytes")
+
+
+def _too_large(artifact: Artifact, found: str) -> AttemptError:
+    reason = f"it is {found}, and must be {artifact.size} bytes"
+    return AttemptError(reason, wrong="FILE_TOO_LARGE")

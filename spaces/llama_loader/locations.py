@@ -77,13 +77,11 @@ def is_allowed_web(url: str) -> bool:
     # For requests a backslash ends the host's name, for urlsplit it does not.
     if parts is None or not parts.hostname or "@" in parts.netloc or "\\" in url:
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_this_machine(url))
+    return parts.scheme == "https" or (parts.scheme == "http" and is_this_machine(parts.hostname))
 
 
-def is_this_machine(url: str) -> bool:
-    """Return whether a URL's host is ``localhost`` or a loopback address, so needs no proxy."""
-    parts = _split(url)
-    host = (parts and parts.hostname) or ""
+def is_this_machine(host: str) -> bool:
+    """Return whether a host is ``localhost`` or a loopback address, so needs no proxy."""
     return host == "localhost" or is_loopback(host)
 
 
@@ -111,10 +109,14 @@ def redirected(url: str, location: str) -> str | None:
     return None if origin(url)[0] == "https" != origin(target)[0] else target
 
 
-def origin(url: str) -> tuple[str, str | None, int | None]:
+def origin(url: str) -> tuple[str, str, int | None]:
     """Return the scheme, host and port of a URL that ``resolve`` took."""
     parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"https": 443, "http": 80}.get(parts.scheme)
+    return (
+        parts.scheme,
+        parts.hostname or "",
+        parts.port or {"https": 443, "http": 80}.get(parts.scheme),
+    )
 
 
 def shown(url: str) -> str:

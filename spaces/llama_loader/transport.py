@@ -11,9 +11,9 @@ connection down whose wait is over.
 from __future__ import annotations
 
 import math
+import os
 import re
 import socket
-import ssl
 import threading
 import time
 from contextlib import closing, contextmanager, suppress
@@ -81,14 +81,21 @@ class Patience:
 class AttemptError(Exception):
     """One attempt failed; another one may succeed, unless it is ``final``.
 
-    ``wait`` is the seconds that the server asks to wait, ``missing`` that it has no such file.
+    ``wait`` is the seconds that the server asks to wait, ``missing`` that it has no such file,
+    ``wrong`` the error's code where its bytes are not those that were published.
     """
 
     def __init__(
-        self, reason: str, *, wait: float | None = None, final: bool = False, missing: bool = False
+        self,
+        reason: str,
+        *,
+        wait: float | None = None,
+        final: bool = False,
+        missing: bool = False,
+        wrong: str = "",
     ) -> None:
         super().__init__(reason)
-        self.wait, self.final, self.missing = wait, final, missing
+        self.wait, self.final, self.missing, self.wrong = wait, final, missing, wrong
 
 
 class RangeError(AttemptError):
@@ -254,14 +261,6 @@ def _retry_after(text: str) -> float | None:
     return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
-def _certificates() -> str | bool:
-    """Return ``SSL_CERT_FILE`` where it is set, else True: requests' own certificates."""
-    paths = ssl.get_default_verify_paths()
-    if paths.cafile and paths.cafile != paths.openssl_cafile:
-        return paths.cafile
-    return True
-
-
 def _reason(error: BaseException, url: str) -> str:
     """Return the sentence of the first cause (requests and urllib3 wrap it), without secrets."""
     while error.__context__ is not None:
@@ -316,17 +315,18 @@ class _WatchedAdapter(HTTPAdapter):
 
     def ask(self, headers: dict[str, str], until: float) -> requests.Response:
         """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
+        host = locations.origin(self._url)[1]
         with self.waiting(until, f"no answer within {self._patience.headers:g} s") as left:
             environment = requests.Session().merge_environment_settings(
                 self._url, {}, stream=True, verify=None, cert=None
             )
-            proxies = {} if locations.is_this_machine(self._url) else environment["proxies"]
+            proxies = {} if locations.is_this_machine(host) else environment["proxies"]
             verify = environment["verify"]
             if not isinstance(verify, str):
-                verify = _certificates()
+                verify = os.environ.get("SSL_CERT_FILE") or True
             seconds = (min(self._patience.connect, left), self._patience.silence)
-            target, host = _target(self._url)
-            request = requests.Request("GET", target, headers=headers | host).prepare()
+            target, named = _target(self._url)
+            request = requests.Request("GET", target, headers=headers | named).prepare()
             return self.send(request, stream=True, timeout=seconds, verify=verify, proxies=proxies)
         raise AssertionError
 

@@ -20,7 +20,7 @@ import pytest
 from llama_loader import fetch as fetch_module
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading, Resolving
-from llama_loader.fetch import Mirrors, WrongBytesError, backoff
+from llama_loader.fetch import Mirrors, backoff
 from llama_loader.transport import AttemptError, Body, Patience, RangeError
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import (
@@ -639,7 +639,7 @@ def test_the_first_is_asked_as_long_as_it_does_as_well_as_the_others(both: Mirro
 
 def test_what_is_gained_forgives_what_failed(both: Mirrors) -> None:
     first = both.best()
-    both.failed(first, WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    both.failed(first, AttemptError("wrong", wrong="CHUNK_MISMATCH"))
     assert (first.failures, first.wrong) == (1, 1)
     first.gained()
     assert (first.failures, first.wrong) == (0, 0)
@@ -699,11 +699,11 @@ def test_a_range_that_did_not_do_is_asked_for_as_a_whole_at_once(both: Mirrors) 
 
 def test_wrong_bytes_are_asked_for_once_more_at_once_then_never(both: Mirrors) -> None:
     first = both.best()
-    both.failed(first, WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    both.failed(first, AttemptError("wrong", wrong="CHUNK_MISMATCH"))
     assert (first.ranges, first.wait) == (True, 0.0)
     both.failed(both.best(), AttemptError("cut"))
     assert both.best() is first
-    both.failed(first, WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    both.failed(first, AttemptError("wrong", wrong="CHUNK_MISMATCH"))
     both.failed(both.best(), AttemptError("cut"))
     assert both.best().name == TWO
 
@@ -744,7 +744,7 @@ def test_a_file_is_not_missing_where_one_url_was_not_asked_to_the_end(url: str) 
 def test_wrong_bytes_win_over_what_the_others_failed_of(both: Mirrors) -> None:
     first = both.best()
     for _ in range(2):
-        both.failed(first, WrongBytesError("NOT_THE_FILE", "a login page"))
+        both.failed(first, AttemptError("a login page", wrong="NOT_THE_FILE"))
     both.failed(both.best(), AttemptError("no", final=True))
     with pytest.raises(IntegrityError) as caught:
         both.best()
@@ -755,7 +755,7 @@ def test_wrong_bytes_win_over_what_the_others_failed_of(both: Mirrors) -> None:
 
 
 def test_wrong_bytes_once_are_the_networks_fault(both: Mirrors) -> None:
-    both.failed(both.best(), WrongBytesError("CHUNK_MISMATCH", "wrong"))
+    both.failed(both.best(), AttemptError("wrong", wrong="CHUNK_MISMATCH"))
     for _ in range(2):
         both.failed(both.best(), AttemptError("no", final=True))
     with pytest.raises(NetworkError):
@@ -886,9 +886,9 @@ def test_a_large_chunk_is_asked_for_in_pieces() -> None:
 
 
 def test_other_bytes_are_wrong_and_say_where() -> None:
-    with pytest.raises(WrongBytesError, match="the 7 bytes from 2000 on are wrong") as caught:
+    with pytest.raises(AttemptError, match="the 7 bytes from 2000 on are wrong") as caught:
         fetch_module._read_chunk(body(b"x" * 7), small()[1], 2)
-    assert caught.value.code == "CHUNK_MISMATCH"
+    assert caught.value.wrong == "CHUNK_MISMATCH"
 
 
 @pytest.mark.parametrize("form", ["", *BEGINNINGS])
@@ -900,20 +900,20 @@ def test_a_body_that_ends_early_was_cut(form: str, index: int, length: int) -> N
     said = f"ended after {start + length} of 2007 bytes"
     with pytest.raises(AttemptError, match=said) as caught:
         fetch_module._read_chunk(body(data[start : start + length]), whole, index)
-    assert not isinstance(caught.value, WrongBytesError)
+    assert not caught.value.wrong
 
 
 @pytest.mark.parametrize("form", list(BEGINNINGS))
 def test_a_short_body_that_begins_otherwise_is_another_file(form: str) -> None:
-    with pytest.raises(WrongBytesError, match=f"12 bytes that are no {form} came") as caught:
+    with pytest.raises(AttemptError, match=f"12 bytes that are no {form} came") as caught:
         fetch_module._read_chunk(body(b"<html>login>"), small(form)[1], 0)
-    assert caught.value.code == "NOT_THE_FILE"
+    assert caught.value.wrong == "NOT_THE_FILE"
 
 
 def test_a_short_body_further_on_may_begin_as_it_likes() -> None:
     with pytest.raises(AttemptError, match="ended after 1006") as caught:
         fetch_module._read_chunk(body(b"<html>"), small("tar.zst")[1], 1)
-    assert not isinstance(caught.value, WrongBytesError)
+    assert not caught.value.wrong
 
 
 # Copies.

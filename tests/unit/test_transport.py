@@ -303,10 +303,11 @@ def test_an_unknown_certificate_is_refused(certificate: Path, reader: Reader) ->
     assert "certificate" in message
 
 
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_a_certificate_file_that_is_not_there_is_the_networks_fault(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch
+    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    monkeypatch.setenv("REQUESTS_CA_BUNDLE", "/nowhere.pem")
+    monkeypatch.setenv(variable, "/nowhere.pem")
     with FaultServer(certificate) as server, Proxy(server.port) as proxy:
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         message = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
