@@ -15,6 +15,7 @@ import pytest
 
 from llama_loader import transport
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
+from llama_loader.transport import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, refused
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
@@ -132,11 +133,11 @@ def test_what_is_not_the_file_is_not_read_without_end(
     server.fail("/slow", faults.repeats(piece, behind=CHUNKED + behind), always=True)
     began = time.monotonic()
     assert reader.fetch(slow, good) == DATA
-    assert time.monotonic() - began < 3 * IMPATIENT.silence
+    assert time.monotonic() - began < IMPATIENT.deadline / 2
     assert server.sent("/slow") < faults.ENOUGH
 
 
-def test_small_chunks_are_not_mistaken_for_that(server: FaultServer, reader: Reader) -> None:
+def test_small_chunks_are_not_mistaken_for_that(server: FaultServer) -> None:
     def crumbs(answer: faults.Answer) -> None:
         answer.handler.wfile.write(CHUNKED)
         pieces = (DATA[at : at + 7] for at in range(0, len(DATA), 7))
@@ -145,7 +146,7 @@ def test_small_chunks_are_not_mistaken_for_that(server: FaultServer, reader: Rea
 
     url = server.put("/a", DATA)
     server.fail("/a", crumbs)
-    assert reader.fetch(url) == DATA
+    assert Reader(patience=Patience()).fetch(url) == DATA
     assert len(server.requests) == 1
 
 
@@ -587,7 +588,7 @@ def test_a_body_that_is_ended_for_its_time_is_not_the_whole_file(
         began = time.monotonic()
         with pytest.raises(NetworkError, match=r"not done within 0\.5 s"):
             reader.copy(url)
-        assert time.monotonic() - began < 2
+        assert time.monotonic() - began < 4
 
 
 def test_no_thread_outlives_its_request(server: FaultServer, reader: Reader) -> None:
