@@ -22,13 +22,13 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, notes, strict_json
+from llama_loader import disk, locations, notes, strict_json
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
 from llama_loader.events import Note, ignore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
 
     from llama_loader.events import Sink
     from llama_loader.fetch import Fetcher
@@ -89,9 +89,10 @@ class TrustedComment(NamedTuple):
         return cls(found[1], found[2], int(found[3]), found[4]) if found else None
 
 
-class Signed(NamedTuple):
-    """A manifest's bytes and its signature's."""
+class _Signed(NamedTuple):
+    """A manifest, its bytes and those of its signature, which verified them."""
 
+    manifest: Manifest
     data: bytes
     signature: bytes
 
@@ -158,7 +159,7 @@ def _require_serial(found: Manifest, url: str, least: int, why: str) -> None:
     if found.serial < least:
         raise IntegrityError(
             "SERIAL_TOO_LOW",
-            f"manifest {url} has serial {found.serial}; {least} {why}",
+            f"manifest {locations.shown(url)} has serial {found.serial}; {least} {why}",
             hint="an older release is offered as new: a rollback would have a higher serial",
         )
 
@@ -195,6 +196,8 @@ class Channel:
                 " with invoke pin-space",
             )
         self._url, self._least = pin.manifest_url, pin.min_serial or 0
+        self._shown = locations.shown(pin.manifest_url)
+        self._what = f"manifest {self._shown}"
         self._public_key, self._project, self._channel = pin.public_key, pin.project, pin.channel
         self._store, self._sink, self._sleep = store, sink, sleep
         self._now = now or datetime.now(timezone.utc)
@@ -211,58 +214,74 @@ class Channel:
                 than an accepted one, or another one than was accepted under its serial.
             StoreError: it cannot be kept.
         """
-        highest = self._highest()
         try:
             signed = self._fetched(fetcher)
         except NetworkError as error:
-            if highest is None:
+            last = self._last()
+            if last is None:
                 raise
-            self._sink(notes.channel_out_of_reach(self._url, highest, error.message))
-            signed = self._kept(highest)
-        found = self._read(signed)
-        accepted = self._was_accepted(found, signed)
-        if not accepted and highest is not None and self._left(found) <= timedelta():
+            signed = last
+            self._sink(notes.channel_out_of_reach(self._shown, last.manifest.serial, error.message))
+        self._require_not_older(signed.manifest)
+        accepted = self._was_accepted(signed)
+        if not accepted and self._left(signed.manifest) <= timedelta():
             # no new manifest is accepted after its expiry, but the accepted one may have its grace
-            signed, accepted = self._kept(highest), True
-            found = self._read(signed)
-        self._require_current(found, accepted=accepted)
-        if signed != self._kept(found.serial):
-            self._keep(found.serial, signed)
-            self._require_not_older(found)  # another process may have accepted a later one
-        return found
+            last = self._last()
+            signed, accepted = last or signed, last is not None
+        self._require_current(signed.manifest, accepted=accepted)
+        if self._kept(signed.manifest.serial) != (signed.data, signed.signature):
+            self._keep(signed)
+            self._require_not_older(signed.manifest)  # another process may have accepted a later
+        return signed.manifest
 
-    def _fetched(self, fetcher: Fetcher) -> Signed:
+    def _fetched(self, fetcher: Fetcher) -> _Signed:
         """Fetch the pair until it belongs together: a promotion may come between its two files."""
-        for left in reversed(range(_TRIES)):
+        for _ in range(_TRIES - 1):
             try:
-                signed = self._fetch(fetcher)
-                self._verify(signed)
+                return self._fetch(fetcher)
             except IntegrityError:
-                if not left:
-                    raise
                 self._sleep(_BETWEEN)
-            else:
-                return signed
-        raise AssertionError("unreachable: the last try raises")
+        return self._fetch(fetcher)
 
-    def _fetch(self, fetcher: Fetcher) -> Signed:
+    def _fetch(self, fetcher: Fetcher) -> _Signed:
         data = fetcher.manifest_bytes(self._url, None)
         place = urlsplit(self._url)
         beside = place._replace(path=f"{place.path}{SUFFIX}").geturl()
         try:
-            return Signed(data, fetcher.read(beside, limit=_MAX_SIGNATURE))
+            signature = fetcher.read(beside, limit=_MAX_SIGNATURE)
         except NetworkError as error:
             if not error.missing:
                 raise
             raise IntegrityError(
                 "SIGNATURE_MISSING",
-                f"manifest {self._url} has no signature: {error.message}",
+                f"{self._what} has no signature: {error.message}",
                 hint="a channel is signed when it is promoted; a release alone is pinned with"
                 " manifest_sha256",
             ) from error
+        return self._verified(data, signature)
 
-    def _verify(self, signed: Signed) -> str:
-        """Return the signed trusted comment."""
+    def _verified(self, data: bytes, signature: bytes) -> _Signed:
+        """Verify and parse a pair; its comment must name this channel and this manifest."""
+        text = self._signed_comment(data, signature)
+        found = schema.parse(data, what=self._what)
+        comment = TrustedComment.parse(text)
+        if comment is None:
+            raise IntegrityError(
+                "CHANNEL_NOT_SIGNED_FOR",
+                f"the signature of {self._what} names no project and channel: {text!r}",
+                hint="its author must promote the release again, with a farm that signs them",
+            )
+        expected = TrustedComment(self._project, self._channel, found.serial, found.release)
+        if comment != expected:
+            raise IntegrityError(
+                "CHANNEL_MISMATCH",
+                f"{self._what} is signed as {text!r}, expected is {expected.render()!r}",
+                hint=f"it belongs elsewhere, or {RELEASE_FILE.name} names the wrong project or"
+                " channel",
+            )
+        return _Signed(found, data, signature)
+
+    def _signed_comment(self, data: bytes, signature: bytes) -> str:
         import minisign  # brings cryptography: not for those who pin
 
         try:
@@ -274,58 +293,35 @@ class Channel:
                 hint="give the line of base64 in the key's .pub file, which begins with RW",
             ) from error
         try:
-            signature = minisign.Signature.from_bytes(signed.signature)
-            key.verify(signed.data, signature)
+            parsed = minisign.Signature.from_bytes(signature)
+            key.verify(data, parsed)
         except (minisign.Error, ValueError) as error:
             raise IntegrityError(
                 "SIGNATURE_INVALID",
-                f"manifest {self._url} is not signed by {self._public_key}: {error}",
+                f"{self._what} is not signed by {self._public_key}: {error}",
                 hint="it was changed on its way or signed with another key: do not use it before"
                 " its author confirms the key",
             ) from error
-        return str(signature.trusted_comment)
-
-    def _read(self, signed: Signed) -> Manifest:
-        """Verify and parse a pair; its comment must name this channel and this manifest."""
-        text = self._verify(signed)
-        found = schema.parse(signed.data, what=f"manifest {self._url}")
-        comment = TrustedComment.parse(text)
-        if comment is None:
-            raise IntegrityError(
-                "CHANNEL_NOT_SIGNED_FOR",
-                f"the signature of manifest {self._url} names no project and channel: {text!r}",
-                hint="its author must promote the release again, with a farm that signs them",
-            )
-        expected = TrustedComment(self._project, self._channel, found.serial, found.release)
-        if comment != expected:
-            raise IntegrityError(
-                "CHANNEL_MISMATCH",
-                f"manifest {self._url} is signed as {comment.render()!r}, expected is"
-                f" {expected.render()!r}",
-                hint=f"it belongs elsewhere, or {RELEASE_FILE.name} names the wrong project or"
-                " channel",
-            )
-        self._require_not_older(found)
-        return found
+        return str(parsed.trusted_comment)
 
     def _require_not_older(self, found: Manifest) -> None:
-        highest = self._highest() or 0
+        highest = max(self._serials(), default=0)
         _require_serial(found, self._url, highest, "was accepted before")
         _require_serial(found, self._url, self._least, "is asked for")
 
-    def _was_accepted(self, found: Manifest, signed: Signed) -> bool:
+    def _was_accepted(self, signed: _Signed) -> bool:
         """Whether these bytes were accepted; others with the same serial are an error."""
-        kept = self._kept(found.serial)
-        if kept.data in (signed.data, b""):
-            return bool(kept.data)
+        kept = self._kept(signed.manifest.serial)
+        if kept is None or kept[0] == signed.data:
+            return kept is not None
         try:
-            self._verify(kept)
+            self._verified(*kept)
         except IntegrityError:  # damaged on the disk: it says nothing
             return False
         raise IntegrityError(
             "SERIAL_REUSED",
-            f"manifest {self._url} has serial {found.serial} with other content than the one that"
-            " was accepted before",
+            f"{self._what} has serial {signed.manifest.serial} with other content than the one"
+            " that was accepted before",
             hint="two manifests were signed under one serial: ask its author which one is right",
         )
 
@@ -334,74 +330,77 @@ class Channel:
         return found.expires - self._now if found.expires else timedelta()
 
     def _require_current(self, found: Manifest, *, accepted: bool) -> None:
+        today = f"this machine's clock says {self._now:%Y-%m-%d}"
         if found.created > self._now + SKEW:
             raise IntegrityError(
                 "CLOCK_WRONG",
-                f"manifest {self._url} was made on {found.created:%Y-%m-%d}, but this machine's"
-                f" clock says {self._now:%Y-%m-%d}",
+                f"{self._what} was made on {found.created:%Y-%m-%d}, but {today}",
                 hint="set the clock: with a wrong one nobody can tell whether a release expired",
             )
         left = self._left(found)
         if left > WARNING:
             return
-        if found.expires is not None and (left > timedelta() or (accepted and -left < GRACE)):
-            self._sink(self._expiry(found.expires))
-            return
-        when = f"expired on {found.expires:%Y-%m-%d}" if found.expires else "never expires"
-        raise IntegrityError(
-            "MANIFEST_EXPIRED",
-            f"manifest {self._url} {when}; this machine's clock says {self._now:%Y-%m-%d}",
-            hint="is the clock right? Otherwise its author must promote a release again: a"
-            " channel that does not expire could be held back for ever",
-        )
+        if found.expires is None or (left <= timedelta() and not (accepted and -left < GRACE)):
+            when = f"expired on {found.expires:%Y-%m-%d}" if found.expires else "never expires"
+            raise IntegrityError(
+                "MANIFEST_EXPIRED",
+                f"{self._what} {when}; {today}",
+                hint="is the clock right? Otherwise its author must promote a release again: a"
+                " channel that does not expire could be held back for ever",
+            )
+        self._sink(self._expiry_note(found.expires))
 
-    def _expiry(self, expires: datetime) -> Note:
+    def _expiry_note(self, expires: datetime) -> Note:
         if expires > self._now:
             return Note(
                 "CHANNEL_EXPIRES_SOON",
-                f"channel {self._url} expires on {expires:%Y-%m-%d}",
+                f"channel {self._shown} expires on {expires:%Y-%m-%d}",
                 "its author renews it by promoting a release again",
             )
         return Note(
             "CHANNEL_EXPIRED",
-            f"channel {self._url} expired on {expires:%Y-%m-%d}; the release that was accepted"
+            f"channel {self._shown} expired on {expires:%Y-%m-%d}; the release that was accepted"
             f" before runs until {expires + GRACE:%Y-%m-%d}",
             "its author must promote a release again; is this machine's clock right?",
         )
 
-    @property
-    def _folders(self) -> tuple[Path, ...]:
+    def _folders(self) -> list[Path]:
         """Where manifests may have been kept: a store that cannot be written has a stand-in."""
-        roots = dict.fromkeys((self._store.root, disk.private_place("llama-loader")))
-        return tuple(root / "channels" / self._name for root in roots if root is not None)
+        roots = (self._store.root, disk.private_place("llama-loader"))
+        return [root / "channels" / self._name for root in roots if root is not None]
 
-    def _serials(self, folder: Path) -> Iterator[int]:
-        with disk.errors(folder):
-            names = [path.name for path in folder.glob("*.json")]
-        return (int(named[1]) for name in names if (named := _NAME.fullmatch(name)))
+    def _serials(self) -> list[int]:
+        """Return the serials that were accepted: none on a machine that never saw the channel."""
+        return [serial for folder in self._folders() for serial in _serials(folder)]
 
-    def _highest(self) -> int | None:
-        """Return the highest serial accepted; None on a machine that never saw the channel."""
-        found = [serial for folder in self._folders for serial in self._serials(folder)]
-        return max(found, default=None)
+    def _last(self) -> _Signed | None:
+        """Return what was accepted last, verified anew."""
+        kept = self._kept(max(self._serials(), default=-1))
+        return None if kept is None else self._verified(*kept)
 
-    def _kept(self, serial: int) -> Signed:
-        """Return the pair that was accepted under a serial, empty where there is none."""
-        for folder in self._folders:
+    def _kept(self, serial: int) -> tuple[bytes, bytes] | None:
+        """Return the manifest and the signature that were accepted under a serial."""
+        for folder in self._folders():
             place = folder / f"{serial}.json"
             with disk.errors(place):
                 data = disk.read_if_there(place)
                 signature = disk.read_if_there(place.with_name(f"{place.name}{SUFFIX}"))
             if data is not None:
-                return Signed(data, signature or b"")
-        return Signed(b"", b"")
+                return data, signature or b""
+        return None
 
-    def _keep(self, serial: int, signed: Signed) -> None:
+    def _keep(self, signed: _Signed) -> None:
         folder = self._store.folder("channels", self._name)
-        name = f"{serial}.json"
+        name = f"{signed.manifest.serial}.json"
         with disk.errors(folder):
             self._store.write_whole(folder / f"{name}{SUFFIX}", signed.signature)
             self._store.write_whole(folder / name, signed.data)
-            for old in sorted(self._serials(folder))[:-_KEPT]:
+            for old in sorted(_serials(folder))[:-_KEPT]:
                 (folder / f"{old}.json").unlink(missing_ok=True)
                 (folder / f"{old}.json{SUFFIX}").unlink(missing_ok=True)
+
+
+def _serials(folder: Path) -> list[int]:
+    with disk.errors(folder):
+        names = [path.name for path in folder.glob("*.json")]
+    return [int(named[1]) for name in names if (named := _NAME.fullmatch(name))]
