@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Any, BinaryIO, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,20 +21,8 @@ COMPUTE_MARGIN: Final = 512 * 1024**2
 
 ALL_LAYERS: Final = 999
 """The number of GPU layers that means "every layer"; more than any model has."""
-_SCALARS: Final = {
-    # GGUF value types (ggml/include/gguf.h) by number, as struct formats; 8 text, 9 array
-    0: "<B",
-    1: "<b",
-    2: "<H",
-    3: "<h",
-    4: "<I",
-    5: "<i",
-    6: "<f",
-    7: "<?",
-    10: "<Q",
-    11: "<q",
-    12: "<d",
-}
+_SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
+"""GGUF value types (ggml/include/gguf.h) by number, as struct formats; 8 text, 9 array."""
 _TEXT: Final = 8
 _ARRAY: Final = 9
 _TEMPLATE: Final = "tokenizer.chat_template"
@@ -47,6 +35,7 @@ _MAX_LAYERS: Final = 4096
 """Numbers of an array that has one for each layer; longer arrays are of tokens."""
 _F16: Final = 2
 """Bytes of one cached value in the default cache type."""
+_UNREADABLE: Final = (OSError, ValueError, struct.error, OverflowError)
 _SPLIT: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z")
 
 
@@ -76,11 +65,12 @@ def measure(path: Path, n_ctx: int) -> ModelSize | None:
     """
     try:
         with path.open("rb") as file:
-            metadata = _Header(file).numbers()
+            values = _Header(file).values()
+            numbers = {name.partition(".")[2]: one for name, one in values if isinstance(one, int)}
         size = sum(path.with_name(name).stat().st_size for name in parts(path.name))
-    except (OSError, ValueError, struct.error, OverflowError):
+    except _UNREADABLE:
         return None
-    return ModelSize(size, _cache(metadata, n_ctx or metadata.get("context_length", 0)))
+    return ModelSize(size, _cache(numbers, n_ctx or numbers.get("context_length", 0)))
 
 
 def chat_template(path: Path) -> str | None:
@@ -90,8 +80,9 @@ def chat_template(path: Path) -> str | None:
     """
     try:
         with path.open("rb") as file:
-            return _Header(file).template()
-    except (OSError, ValueError, struct.error, OverflowError):
+            values = _Header(file).values()
+            return next((one for _, one in values if isinstance(one, str)), None)
+    except _UNREADABLE:
         return None
 
 
@@ -128,73 +119,52 @@ class _Header:
         self._file = file
         self._texts = 0
 
-    def numbers(self) -> dict[str, int]:
-        """Return the architecture's whole numbers, without its prefix (``llama.block_count``)."""
-        found: dict[str, int] = {}
-        for name, kind in self._keys():
-            value = self._value(kind)
-            if value is not None:
-                found[name.partition(".")[2]] = value
-        return found
+    def values(self) -> Iterator[tuple[str, int | str | None]]:
+        """Yield each key with its value.
 
-    def template(self) -> str | None:
-        for name, kind in self._keys():
-            if name == _TEMPLATE and kind == _TEXT:
-                return self._text()
-            self._value(kind)
-        return None
-
-    def _keys(self) -> Iterator[tuple[str, int]]:
-        """Yield each key's name and type; the caller reads its value before the next one."""
-        magic, version, _tensors, count = struct.unpack("<4sIQQ", self._exactly(24))
+        That is the text of the chat template, a whole number, the largest one of an array with one
+        for each layer, and None for everything else.
+        """
+        magic, version, _tensors, count = self._unpack("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3) or count > _MAX_KEYS:
             raise ValueError("no GGUF, or of an unknown version")
         for _ in range(count):
-            yield self._text(), struct.unpack("<I", self._exactly(4))[0]
+            name, kind = self._text(), self._unpack("<I")[0]
+            yield name, self._text() if (name, kind) == (_TEMPLATE, _TEXT) else self._value(kind)
 
     def _value(self, kind: int) -> int | None:
-        """Read or skip a value; return a whole number, of an array by layers the largest."""
-        if kind == _TEXT:
-            self._skip(self._length())
-            return None
+        count = 1
         if kind == _ARRAY:
-            return self._array()
-        return self._largest(kind, 1)
-
-    def _array(self) -> int | None:
-        kind, count = struct.unpack("<IQ", self._exactly(12))
+            kind, count = self._unpack("<IQ")
         if kind != _TEXT:
             return self._largest(kind, count)
         self._texts += count
         if self._texts > _MAX_TEXTS:
             raise ValueError("too many texts")
         for _ in range(count):
-            self._skip(self._length())
+            self._skip(self._unpack("<Q")[0])
         return None
 
     def _largest(self, kind: int, count: int) -> int | None:
-        layout = _SCALARS.get(kind)
-        if layout is None:
+        if kind not in _SCALARS:
             raise ValueError("a GGUF value type that is not known")
         if not 0 < count <= _MAX_LAYERS:
-            self._skip(count * struct.calcsize(layout))
+            self._skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
             return None
-        layout = f"<{count}{layout[1:]}"
-        values = struct.unpack(layout, self._exactly(struct.calcsize(layout)))
+        values = self._unpack(f"<{count}{_SCALARS[kind]}")
         return max(values) if type(values[0]) is int else None
 
     def _text(self) -> str:
-        length = self._length()
+        (length,) = self._unpack("<Q")
         if length > _MAX_TEXT:
             raise ValueError("a text that is too long")
         return self._exactly(length).decode("utf-8", "replace")
 
-    def _length(self) -> int:
-        length: int = struct.unpack("<Q", self._exactly(8))[0]
-        return length
-
     def _skip(self, count: int) -> None:
         self._file.seek(count, 1)  # beyond the end of the file the next read fails
+
+    def _unpack(self, layout: str) -> tuple[Any, ...]:
+        return struct.unpack(layout, self._exactly(struct.calcsize(layout)))
 
     def _exactly(self, count: int) -> bytes:
         data = self._file.read(count)

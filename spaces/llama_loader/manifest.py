@@ -243,11 +243,13 @@ def dump(value: object) -> bytes:
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema (2020-12) that is published as ``manifest.schema.json``."""
-    schema = msgspec.json.schema(Manifest)
+    text = msgspec.json.encode(msgspec.json.schema(Manifest))
+    # JSON Schema's regular expressions are ECMAScript's, which has no \A and \Z
+    schema = msgspec.json.decode(text.replace(rb"\\A", b"^").replace(rb"\\Z", b"$"))
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "llama-server release manifest",
-        **_portable(schema),
+        **schema,
     }
 
 
@@ -273,17 +275,3 @@ def _explain(problem: str) -> str:
     match = re.search(r"matching regex '(.*)'", sentence)
     pattern = match.group(1).replace("\\\\", "\\") if match else ""
     return f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
-
-
-def _portable(value: Any) -> Any:
-    r"""Write Python's ``\A…\Z`` as ``^…$``: JSON Schema's regular expressions are ECMAScript's."""
-    if isinstance(value, dict):
-        return {
-            key: _ecmascript(item) if key == "pattern" else _portable(item)
-            for key, item in value.items()
-        }
-    return [_portable(item) for item in value] if isinstance(value, list) else value
-
-
-def _ecmascript(pattern: str) -> str:
-    return pattern.replace(r"\A", "^").replace(r"\Z", "$")
