@@ -11,12 +11,13 @@ import inspect
 import io
 import re
 import sys
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import disk, gguf_header
+from llama_loader import disk, gguf_header, locations
 from llama_loader.errors import (
     IntegrityError,
     LoaderError,
@@ -27,7 +28,7 @@ from llama_loader.errors import (
 from llama_loader.events import Downloading, ignore
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from llama_loader.events import Sink
@@ -38,7 +39,6 @@ _ANSWER_TIMEOUT: Final = 10.0
 _BLOCK: Final = 4 * 1024 * 1024
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
-_TRY_AGAIN: Final = "try again; with a copy at hand give it with --model"
 
 
 @dataclass(frozen=True)
@@ -131,27 +131,37 @@ def _require_whole(source: ModelSource) -> None:
 
 
 def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
-    """Return the size in bytes that the Hub names for a file, in one small request.
+    """Return the bytes that the Hub names for all parts of a model, in a small request for each.
 
     Raises:
         NetworkError: the Hub does not answer within seconds, or not for this token.
         SettingError: no such repository, file or revision; huggingface_hub is not installed.
     """
     _require_whole(source)
-    client = _hub_client()
-    place = source.repo_id, source.filename
-    try:
-        url = client.hf_hub_url(*place, revision=source.revision, endpoint=settings.hf_endpoint)
-        answer = client.get_hf_file_metadata(
-            url, token=settings.hf_token or False, timeout=_ANSWER_TIMEOUT
+    client, token = _hub_client(settings), settings.hf_token or False
+    total = 0
+    for name in gguf_header.parts(source.filename):
+        place = {"revision": source.revision, "endpoint": settings.hf_endpoint}
+        with _hub_errors(replace(source, filename=name), settings):
+            url = client.hf_hub_url(source.repo_id, name, **place)
+            answer = client.get_hf_file_metadata(url, token=token, timeout=_ANSWER_TIMEOUT)
+        if answer.size is None:
+            return None
+        total += answer.size
+    return total
+
+
+def _hub_client(settings: Settings) -> ModuleType:
+    endpoint = settings.hf_endpoint or locations.HUB
+    # the Hub's client resolves the name ``localhost``, and sends the token wherever that leads
+    allowed = locations.is_allowed_web(endpoint)
+    scheme, host, _ = locations.origin(endpoint) if allowed else ("", None, None)
+    if scheme != "https" and not locations.is_loopback(host or ""):
+        raise SettingError(
+            "ENDPOINT_REFUSED",
+            f"{locations.shown(endpoint)!r} is neither https nor http at a loopback address",
+            hint="correct HF_ENDPOINT; on this machine give the address, such as 127.0.0.1",
         )
-    except _hub_errors() as error:
-        raise _explained(error, source, settings) from error
-    size: int | None = answer.size
-    return size
-
-
-def _hub_client() -> ModuleType:
     try:
         import huggingface_hub
     except ImportError as error:
@@ -169,27 +179,31 @@ def _hub_client() -> ModuleType:
 
 def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
     """Fetch all parts; return the first one's path."""
-    huggingface_hub = _hub_client()
-    found = []
+    download = _hub_client(settings).hf_hub_download
+    total = None
+    if gguf_header.part(source.filename)[1] > 1 and not settings.offline:
+        with suppress(NetworkError):  # the parts may be in the cache
+            total = size_on_hub(source, settings)
+    found: list[Path] = []
     for name in gguf_header.parts(source.filename):
-        try:
-            found.append(
-                huggingface_hub.hf_hub_download(
-                    source.repo_id,
-                    name,
-                    revision=source.revision,
-                    token=settings.hf_token or False,
-                    endpoint=settings.hf_endpoint,
-                    local_files_only=settings.offline,
-                    **_progress(huggingface_hub.hf_hub_download, name, sink),
-                )
+        before = sum(path.stat().st_size for path in found)
+        with _hub_errors(replace(source, filename=name), settings):
+            path = download(
+                source.repo_id,
+                name,
+                revision=source.revision,
+                token=settings.hf_token or False,
+                endpoint=settings.hf_endpoint,
+                local_files_only=settings.offline,
+                **_progress(download, source.filename, before, total, sink),
             )
-        except _hub_errors() as error:
-            raise _explained(error, replace(source, filename=name), settings) from error
-    return Path(found[0])
+        found.append(Path(path))
+    return found[0]
 
 
-def _progress(download: Callable[..., object], name: str, sink: Sink) -> dict[str, Any]:
+def _progress(
+    download: Callable[..., object], name: str, before: int, total: int | None, sink: Sink
+) -> dict[str, Any]:
     """Return the option that makes the Hub's client report its progress to ``sink``.
 
     Its progress is a tqdm class; clients before 1.0 take none, and report nothing.
@@ -207,30 +221,33 @@ def _progress(download: Callable[..., object], name: str, sink: Sink) -> dict[st
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn: bool | None = super().update(n)
-            sink(Downloading(name, int(self.n), int(self.total) if self.total else None))
+            sink(Downloading(name, before + int(self.n), total or int(self.total or 0) or None))
             return drawn
 
     return {"tqdm_class": Told}
 
 
-def _hub_errors() -> tuple[type[Exception], ...]:
-    """Return what the Hub client raises: its own, the system's, and its HTTP library's.
+@contextmanager
+def _hub_errors(source: ModelSource, settings: Settings) -> Iterator[None]:
+    """Turn what the Hub client raises into the loader's errors.
 
-    That library changed from version to version (requests, httpx, httpx2); requests' errors are
-    OSErrors.
+    That is its own errors, the system's, and those of its HTTP library, which changed from version
+    to version (requests, httpx, httpx2); requests' errors are OSErrors.
     """
     from huggingface_hub import errors
 
     libraries = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
     transport = [library.HTTPError for library in libraries]
-    return (OSError, ValueError, errors.HfHubHTTPError, *transport)
+    try:
+        yield
+    except (OSError, ValueError, errors.HfHubHTTPError, *transport) as error:
+        raise _explained(error, source, settings) from error
 
 
 def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
-    """Turn an error of the Hub client, of its HTTP library or of the system into the loader's."""
     from huggingface_hub import errors
 
-    endpoint = settings.hf_endpoint or "https://huggingface.co"
+    endpoint = locations.shown(settings.hf_endpoint or locations.HUB)
     if isinstance(error, errors.GatedRepoError):
         state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
         return NetworkError(
@@ -239,42 +256,30 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
             hint=f"accept its licence at {endpoint}/{source.repo_id} and set HF_TOKEN in the"
             " Space's secrets to a token of that account",
         )
-    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
+    if isinstance(error, errors.LocalEntryNotFoundError):
+        if not settings.offline:
+            return _no_bytes(error, source, endpoint)
         return NetworkError(
             "OFFLINE",
             f"{source.label} is not in the local cache, and offline is set",
             hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
         )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        return NetworkError(
-            "HUB_UNREACHABLE",
-            f"cannot reach {endpoint}, and {source.label} is not in the local cache",
-            hint=_TRY_AGAIN,
-        )
-    for kind, code, sentence, hint in (
-        (
-            errors.RepositoryNotFoundError,
-            "REPOSITORY_NOT_FOUND",
-            f"{endpoint} has no repository {source.repo_id}, or it is private",
-            "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            "REVISION_NOT_FOUND",
-            f"{source.repo_id} has no revision {source.revision}",
-            "check YAKULINGO_SPACES_GGUF_REVISION",
-        ),
-        (
-            errors.EntryNotFoundError,
-            "FILE_NOT_FOUND",
-            f"{source.repo_id} has no file {source.filename}",
-            "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files",
-        ),
-        (errors.HFValidationError, "REPOSITORY_INVALID", f"{source.repo_id}: {error}", ""),
-    ):
-        if isinstance(error, kind):
-            return SettingError(code, sentence, hint=hint)
-    return _no_bytes(error, source, endpoint)
+    hint = ""
+    if isinstance(error, errors.RepositoryNotFoundError):
+        code = "REPOSITORY_NOT_FOUND"
+        what = f"{endpoint} has no repository {source.repo_id}, or it is private"
+        hint = "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        code, what = "REVISION_NOT_FOUND", f"{source.repo_id} has no revision {source.revision}"
+        hint = "check YAKULINGO_SPACES_GGUF_REVISION"
+    elif isinstance(error, errors.EntryNotFoundError):
+        code, what = "FILE_NOT_FOUND", f"{source.repo_id} has no file {source.filename}"
+        hint = "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files"
+    elif isinstance(error, errors.HFValidationError):
+        code, what = "REPOSITORY_INVALID", f"{source.repo_id}: {error}"
+    else:
+        return _no_bytes(error, source, endpoint)
+    return SettingError(code, what, hint=hint)
 
 
 def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
@@ -289,7 +294,9 @@ def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderErr
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
     return NetworkError(
-        "HUB_UNREACHABLE", f"cannot fetch {source.label} from {endpoint}: {error}", hint=_TRY_AGAIN
+        "HUB_UNREACHABLE",
+        f"cannot fetch {source.label} from {endpoint}: {error}",
+        hint="try again; with a copy at hand give it with --model",
     )
 
 

@@ -601,6 +601,44 @@ def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Pa
     assert (path.parent / "m-00003-of-00003.gguf").read_bytes() == b"third"
 
 
+def test_progress_of_a_model_in_parts_is_that_of_all_parts(tmp_path: Path) -> None:
+    names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    code = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "model.get(model.from_settings(s), s, sink=lambda e: print(e.name, e.done, e.total))"
+    )
+    with serving(Hub(files={names[0]: bytes(12_000_000), names[1]: bytes(9_000_000)})) as hub:
+        told = [
+            line.split()
+            for line in from_hub(hub, tmp_path, code, GGUF_FILENAME=names[0]).splitlines()
+        ]
+    counts = [int(done) for _, done, _ in told]
+    assert counts == sorted(counts)
+    assert 12_000_000 < counts[-1] == 21_000_000
+    assert {(name, total) for name, _, total in told} == {(names[0], "21000000")}
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    ["http://hub.example", "http://localhost:1", "http://127.0.0.1.example", "http://[::"],
+)
+def test_token_for_the_models_hub_goes_to_https_or_a_loopback_address_only(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the Hub's client was called")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked)
+    wanted = replace(settings(HF_TOKEN="hf_secret"), hf_endpoint=endpoint)
+    for ask in (model.get, model.size_on_hub):
+        with pytest.raises(SettingError) as caught:
+            ask(model.from_settings(wanted), wanted)
+        assert caught.value.code == "ENDPOINT_REFUSED"
+        assert endpoint in caught.value.message
+        assert "hf_secret" not in caught.value.render()
+
+
 def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
     with serving(Hub(files={"sub/m.gguf": b"GGUF model"})) as hub:
         path = path_from_hub(hub, tmp_path)
