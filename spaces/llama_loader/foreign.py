@@ -7,6 +7,7 @@ what would take more than bounded memory, files or bytes.
 
 from __future__ import annotations
 
+import posixpath
 import stat
 import struct
 import zipfile
@@ -71,8 +72,7 @@ def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
     if form == "zip":
         _unpack_zip(archive, name, tree)
     else:
-        chunks = iter(lambda: archive.read(tarball.PIECE), b"")
-        reader = Reader(tarball.decompressed(chunks, form, name), name, MAX_BYTES)
+        reader = Reader(tarball.decompressed(_pieces(archive), form, name), name, MAX_BYTES)
         for member in reader.members():
             tree.add(member, reader.content())
     tree.resolve_links()
@@ -91,7 +91,7 @@ class _Tree:
         self._size = 0
         self._members = 0
 
-    def add(self, member: Member, content: Iterable[memoryview]) -> None:
+    def add(self, member: Member, content: Iterable[bytes | memoryview]) -> None:
         """Write a file, or remember a link."""
         self._members += 1
         if self._members > MAX_MEMBERS:
@@ -132,13 +132,12 @@ class _Tree:
                     copy = f"{link}{rest}"
                     self._write(copy, _pieces(stream), executable=own[path].executable)
 
-    def _write(self, path: str, content: Iterable[memoryview], *, executable: bool) -> None:
+    def _write(self, path: str, content: Iterable[bytes | memoryview], *, executable: bool) -> None:
         # Old zip tools forget the bit; without it nothing can be started.
         starts = executable or path.rpartition("/")[2] == PROGRAM
-        entry = write(self._counted(content), path, self._into, executable=starts)
-        self.files[path] = entry
+        self.files[path] = write(self._counted(content), path, self._into, executable=starts)
 
-    def _counted(self, content: Iterable[memoryview]) -> Iterator[memoryview]:
+    def _counted(self, content: Iterable[bytes | memoryview]) -> Iterator[bytes | memoryview]:
         for piece in content:
             self._size += len(piece)
             if self._size > MAX_BYTES:
@@ -149,10 +148,9 @@ class _Tree:
         """Return a member's path in one spelling, without ``.`` and double slashes."""
         path = PurePosixPath(member)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in member
-        if not member or unsafe or not member.isprintable() or len(member) > _MAX_PATH:
+        long = len(member) > _MAX_PATH or any(len(part.encode()) > _MAX_PART for part in path.parts)
+        if not member or unsafe or long or not member.isprintable():
             raise refused(self._name, f"a member is called {member[:80]!r}")
-        if any(len(part.encode()) > _MAX_PART for part in path.parts):
-            raise refused(self._name, f"a member is called {member[:80]!r}…, which is too long")
         return str(path)
 
     def _claim(self, path: str, *, is_folder: bool) -> None:
@@ -160,9 +158,8 @@ class _Tree:
 
         A folder may be named again.
         """
-        for parent in PurePosixPath(path).parents:
-            if str(parent) != ".":
-                self._settle(str(parent), is_folder=True)
+        for parent in list(PurePosixPath(path).parents)[:-1]:
+            self._settle(str(parent), is_folder=True)
         if not is_folder and path.casefold() in self._spellings:
             twin = self._spellings[path.casefold()][0]
             raise refused(self._name, f"{path!r} and {twin!r} are one, or differ in case only")
@@ -175,19 +172,13 @@ class _Tree:
 
     def _target(self, member: Member, path: str) -> str:
         """Return where a link leads, as a path in the archive."""
-        target = PurePosixPath(member.target)
-        start = PurePosixPath(path).parent if member.kind == "symbolic link" else PurePosixPath()
-        parts = list(start.parts)
-        for part in target.parts:
-            if part == "..":
-                if not parts:
-                    raise refused(self._name, f"{member.path!r} is a link that leads out of it")
-                parts.pop()
-            else:
-                parts.append(part)
-        if target.is_absolute() or not parts:
+        start = posixpath.dirname(path) if member.kind == "symbolic link" else ""
+        target = posixpath.normpath(posixpath.join(start, member.target))
+        if target == ".." or target.startswith("../"):
+            raise refused(self._name, f"{member.path!r} is a link that leads out of it")
+        if target == "." or target.startswith("/"):
             raise refused(self._name, f"{member.path!r} is a link to {member.target!r}")
-        return "/".join(parts)
+        return target
 
     def _final(self, link: str) -> str:
         """Follow links, also those in the middle of a path."""
@@ -254,6 +245,5 @@ def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> Member:
     return Member(info.filename, kind, info.file_size, stat.S_IMODE(mode), "")
 
 
-def _pieces(stream: IO[bytes]) -> Iterator[memoryview]:
-    while piece := stream.read(tarball.PIECE):
-        yield memoryview(piece)
+def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
+    return iter(lambda: stream.read(tarball.PIECE), b"")

@@ -10,8 +10,8 @@ import hashlib
 import os
 import stat
 from contextlib import closing
-from types import GeneratorType
-from typing import TYPE_CHECKING, BinaryIO, Final
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Final
 
 from llama_loader.concurrency import ahead
 from llama_loader.events import Sink, Unpacking, ignore
@@ -19,13 +19,14 @@ from llama_loader.manifest import FileEntry
 from llama_loader.tarball import Member, Reader, decompressed, refused
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable
     from pathlib import Path
 
     from llama_loader.manifest import Artifact
 
 FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
+_NEW_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 AHEAD: Final = 4
 """Pieces of 512 KiB that may wait to be written."""
@@ -35,7 +36,9 @@ _HEADERS: Final = 8 * 1024
 """Bytes of headers and padding for one file with the longest path that a manifest may list."""
 
 
-def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sink = ignore) -> None:
+def unpack(
+    chunks: Generator[bytes, None, None], artifact: Artifact, into: Path, *, sink: Sink = ignore
+) -> None:
     """Unpack a release's tarball into the empty folder ``into``; every byte is checked.
 
     Raises:
@@ -62,16 +65,17 @@ def unpack(chunks: Iterator[bytes], artifact: Artifact, into: Path, *, sink: Sin
         raise refused(artifact.name, f"{min(listed)} is listed but missing")
 
 
-def _plain(chunks: Iterator[bytes], artifact: Artifact) -> Generator[bytes, None, None]:
+def _plain(
+    chunks: Generator[bytes, None, None], artifact: Artifact
+) -> Generator[bytes, None, None]:
     """Decompress; close the chunks in the thread that reads them."""
-    try:
+    with closing(chunks):
         yield from decompressed(chunks, artifact.format, artifact.name)
-    finally:
-        if isinstance(chunks, GeneratorType):
-            chunks.close()
 
 
-def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bool) -> FileEntry:
+def write(
+    pieces: Iterable[bytes | memoryview], path: str, into: Path, *, executable: bool
+) -> FileEntry:
     """Write a new file and sync it to the disk; return its path, size and digest.
 
     Args:
@@ -86,7 +90,7 @@ def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bo
     digest, size = hashlib.sha256(), 0
     place = into / path
     place.parent.mkdir(parents=True, exist_ok=True)
-    with _new_file(place) as stream:
+    with os.fdopen(os.open(place, _NEW_FILE, stat.S_IRUSR | stat.S_IWUSR), "wb") as stream:
         for piece in pieces:
             digest.update(piece)
             size += len(piece)
@@ -97,17 +101,9 @@ def write(pieces: Iterable[memoryview], path: str, into: Path, *, executable: bo
     return FileEntry(path=path, size=size, sha256=digest.hexdigest(), executable=executable)
 
 
-def _new_file(place: Path) -> BinaryIO:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(place, flags, stat.S_IRUSR | stat.S_IWUSR), "wb")
-
-
 def _folders(listed: dict[str, FileEntry], name: str) -> set[str]:
     """Return the folders of the listed files; none may be a listed file as well."""
-    folders = set()
-    for path in listed:
-        parts = path.split("/")
-        folders |= {"/".join(parts[:count]) for count in range(1, len(parts))}
+    folders = {str(parent) for path in listed for parent in PurePosixPath(path).parents} - {"."}
     if folders & listed.keys():
         raise refused(name, f"{min(folders & listed.keys())!r} is listed as file and as folder")
     return folders
