@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import dataclass
 from typing import Any
 
 from llama_loader.errors import IntegrityError
@@ -18,11 +19,11 @@ MAX_DEPTH = 64
 _MAX_DIGITS = 1000
 
 
+@dataclass
 class _Rejected:
     """Stands in the parsed tree where the text has something that is refused."""
 
-    def __init__(self, problem: str) -> None:
-        self.problem = problem
+    problem: str
 
 
 def loads(data: bytes, *, what: str, max_bytes: int) -> Any:
@@ -83,19 +84,14 @@ def _reject(value: object, path: str, what: str, depth: int) -> None:
         raise IntegrityError(
             "JSON_TOO_DEEP", f"{what}: more than {MAX_DEPTH} levels at {path[:80]}"
         )
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        value = _Rejected("holds a lone surrogate")
     if isinstance(value, _Rejected):
         raise IntegrityError("JSON_AMBIGUOUS", f"{what}: {path}: {value.problem}")
-    if isinstance(value, str):
-        _reject_surrogates(value, path, what)
-    elif isinstance(value, dict):
+    if isinstance(value, dict):
         for key, item in value.items():
-            _reject_surrogates(key, path, what)
+            _reject(key, path, what, depth)
             _reject(item, f"{path}.{key}", what, depth + 1)
     elif isinstance(value, list):
         for index, item in enumerate(value):
             _reject(item, f"{path}[{index}]", what, depth + 1)
-
-
-def _reject_surrogates(text: str, path: str, what: str) -> None:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise IntegrityError("JSON_AMBIGUOUS", f"{what}: {path}: holds a lone surrogate")

@@ -313,25 +313,24 @@ class Reader:
     def _some(self, size: int) -> memoryview:
         """Return between 1 and ``size`` bytes."""
         while not self._rest:
-            piece = next(self._pieces, None)
-            if piece is None:
+            if not self._advance():
                 raise refused(self._name, "it is damaged: it ends in the middle")
-            self._count(len(piece))
-            self._rest = memoryview(piece)
         taken = self._rest[:size]
         self._rest = self._rest[size:]
         return taken
 
-    def _count(self, size: int) -> None:
-        self._limit -= size
+    def _advance(self) -> bool:
+        """Take the next piece; return False at the end."""
+        piece = next(self._pieces, None)
+        self._rest = memoryview(piece or b"")
+        self._limit -= len(self._rest)
         if self._limit < 0:
             raise refused(self._name, "it unpacks to more than it may")
+        return piece is not None
 
     def _require_zeros(self) -> None:
         """Read to the very end: only zeros follow the archive, and the checksums are seen."""
-        if any(self._rest):
-            raise refused(self._name, "data follows the end of the archive")
-        for piece in self._pieces:
-            self._count(len(piece))
-            if piece.count(0) != len(piece):
-                raise refused(self._name, "data follows the end of the archive")
+        while bytes(self._rest).count(0) == len(self._rest):
+            if not self._advance():
+                return
+        raise refused(self._name, "data follows the end of the archive")

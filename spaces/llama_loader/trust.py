@@ -140,17 +140,12 @@ def read(path: Path = RELEASE_FILE) -> Pin:
         ) from error
     tree = strict_json.loads(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")
-    if pin.manifest_sha256 is None and pin.public_key is None:
+    digest, key = pin.manifest_sha256 is not None, pin.public_key is not None
+    if digest == key:
         raise IntegrityError(
-            "RELEASE_NOT_PINNED",
-            f"{path.name} has neither manifest_sha256 nor public_key",
-            hint="add the manifest's sha256",
-        )
-    if pin.manifest_sha256 is not None and pin.public_key is not None:
-        raise IntegrityError(
-            "RELEASE_INVALID",
-            f"{path.name} has both manifest_sha256 and public_key",
-            hint="the one pins a release, the other follows a channel: keep one of them",
+            "RELEASE_INVALID" if key else "RELEASE_NOT_PINNED",
+            f"{path.name} has {'both' if key else 'neither'} of manifest_sha256 and public_key",
+            hint="the one pins a release, the other follows a channel: exactly one must be there",
         )
     return pin
 
