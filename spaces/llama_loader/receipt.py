@@ -6,7 +6,6 @@ A receipt is written once, by the installer. Where a manifest is trusted, its li
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import os
 import stat
@@ -20,9 +19,10 @@ from msgspec import Meta
 from llama_loader import manifest as schema
 from llama_loader import strict_json
 from llama_loader.concurrency import Background
-from llama_loader.disk import FORBIDDEN_BITS, NOT_WRITABLE, Folder
+from llama_loader.disk import FORBIDDEN_BITS, NO_FILE, NOT_WRITABLE, Folder
 from llama_loader.errors import IntegrityError
 from llama_loader.manifest import Artifact, FileEntry
+from llama_loader.store_folder import FORMAT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -39,8 +39,6 @@ OTHER_FILES: Final = "RUNTIME_LISTS_OTHER_FILES"
 _REPAIR: Final = "`fetch` takes it out of use and repairs it"
 _BLOCK: Final = 1 << 20
 _SHOWN: Final = 10
-_NO_FOLDER: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_NO_FILE: Final = (*_NO_FOLDER, errno.ENXIO)
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,11 +53,11 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         files: all there is.
     """
 
-    format: Annotated[int, Meta(ge=1)]
+    format: Annotated[int, Meta(ge=1)] = FORMAT
     sha256: schema.Sha256
-    release: str | None
-    artifact: Artifact | None
-    verified: bool
+    release: str | None = None
+    artifact: Artifact | None = None
+    verified: bool = True
     files: tuple[FileEntry, ...]
 
 
@@ -137,7 +135,7 @@ def check_files(
     try:
         files = place.folder(FILES)
     except OSError as error:
-        if error.errno not in _NO_FOLDER:
+        if error.errno not in NO_FILE:
             raise
         missing = [entry.path for entry in entries]
         raise _damaged(place, {"missing": missing}) from error
@@ -213,7 +211,7 @@ def _open(folder: Folder, entry: FileEntry) -> int | None:
     try:
         handle = folder.open_file(entry.path)
     except OSError as error:
-        if error.errno not in _NO_FILE:
+        if error.errno not in NO_FILE:
             raise
         return None
     if _has_its_form(handle, entry):
