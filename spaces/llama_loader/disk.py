@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 """Nothing is there, or a link, or a socket (ENXIO)."""
-STALE_SECONDS: Final = 3600.0
-"""A folder whose owner cannot be asked counts as abandoned after so long without a write."""
+STALE_SECONDS: Final = 86400.0
+"""A folder whose owner cannot be asked counts as abandoned so long after it was made."""
 FORBIDDEN_BITS: Final = 0o7022
 """Set-id and sticky bits, and what would let others change a file after it was hashed."""
 
@@ -152,6 +152,11 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def has_folder(self, name: str) -> bool:
+        """Whether a folder, and no link to one, stands under a name."""
+        status = self.status(name)
+        return status is not None and stat.S_ISDIR(status.st_mode)
+
     def holds(self, name: str, other: Folder) -> bool:
         """Whether the open folder ``other`` is what stands under a name now."""
         status = self.status(name)
@@ -187,8 +192,7 @@ class Folder:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
                 return None
-            data = os.read(handle, limit + 1)
-        return data if len(data) <= limit else None
+            return os.read(handle, status.st_size)
 
     def open_to_write(self, name: str, mode: int) -> int:
         """Open a file to write in place, made if need be; what is no file cannot be opened.
@@ -217,18 +221,14 @@ class Folder:
             data: what it holds then.
             staging: a folder on the same disk for the file before it is complete.
         """
-        with staging.new_folder("file") as half_done:
+        with staging.temporary("file") as half_done:
+            half_done.write_new(name, data)
             try:
-                half_done.write_new(name, data)
-                try:
-                    half_done.rename(name, self)
-                except IsADirectoryError:
-                    self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
-                    half_done.rename(name, self)
-                self.sync()
-            finally:
-                with contextlib.suppress(OSError):  # swept later
-                    staging.remove(half_done.path.name)
+                half_done.rename(name, self)
+            except IsADirectoryError:
+                self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
+                half_done.rename(name, self)
+            self.sync()
 
     def rename(self, name: str, into: Folder, new: str | None = None) -> None:
         """Move what stands under a name to another folder of the same disk, in one step."""
@@ -237,8 +237,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with all that is in it; a missing one is no error."""
         with contextlib.suppress(FileNotFoundError):
-            status = self.status(name)
-            if status is None or not stat.S_ISDIR(status.st_mode):
+            if not self.has_folder(name):
                 os.unlink(name, dir_fd=self.handle)
                 return
             handle = os.open(name, _AS_FOLDER, dir_fd=self.handle)
@@ -254,8 +253,7 @@ class Folder:
     def sync_all(self) -> None:
         """Have the names in it and in all folders below on the disk, and let others read them."""
         for name in self.names():
-            status = self.status(name)
-            if status is not None and stat.S_ISDIR(status.st_mode):
+            if self.has_folder(name):
                 with self.folder(name, make=0o755) as inside:
                     inside.sync_all()
         self.sync()
@@ -265,6 +263,16 @@ class Folder:
         owner = f"{os.getpid()}.{_started(os.getpid())}"
         name = f"{purpose}.{_world()}.{owner}.{os.urandom(8).hex()}"
         return self.folder(name, make=0o700)
+
+    @contextmanager
+    def temporary(self, purpose: str) -> Iterator[Folder]:
+        """Give such a folder; at the end it is removed, if it still has its name."""
+        with self.new_folder(purpose) as made:
+            try:
+                yield made
+            finally:
+                with contextlib.suppress(OSError):  # swept later
+                    self.remove(made.path.name)
 
     def sweep(self) -> None:
         """Remove the folders of ``new_folder`` whose owner ended; all other names stay."""
@@ -276,21 +284,13 @@ class Folder:
     def _is_abandoned(self, name: str) -> bool:
         """Whether the owner of a folder of ``new_folder`` has ended."""
         status = self.status(name)
-        if status is None or not stat.S_ISDIR(status.st_mode):
+        if status is None or not self.has_folder(name):
             return False
         _, world, process, began, _ = name.split(".")
         if world == _world() != _NOWHERE:
             # Process numbers are used again: the moment of the start tells two owners apart.
             return _started(int(process)) != began
-        written = [status.st_mtime, *(one.st_mtime for one in self.walk(name))]
-        return max(written) < time.time() - STALE_SECONDS
-
-    def walk(self, name: str) -> Iterator[os.stat_result]:
-        """Yield the status of everything below a folder in it; links are not followed."""
-        for _, folders, files, handle in os.fwalk(name, dir_fd=self.handle):
-            for inner in (*folders, *files):
-                with contextlib.suppress(FileNotFoundError):
-                    yield os.stat(inner, dir_fd=handle, follow_symlinks=False)
+        return status.st_mtime < time.time() - STALE_SECONDS
 
 
 def trusted(path: Path) -> Path:

@@ -22,7 +22,7 @@ import os
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import disk, notes, partial, receipt
@@ -30,7 +30,7 @@ from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, SettingError, StoreError
 from llama_loader.events import Note, Sink, Stage, ignore
-from llama_loader.receipt import FILES, RECEIPT, Receipt
+from llama_loader.receipt import FILES, RECEIPT, Installed, Receipt
 from llama_loader.store_folder import DIGEST, StoreFolder
 
 if TYPE_CHECKING:
@@ -38,70 +38,14 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.fetch import Fetcher
-    from llama_loader.manifest import Artifact, FileEntry, Manifest
+    from llama_loader.manifest import Artifact, Manifest
 
-LOCK_SECONDS: Final = 900.0
-"""An installation over a slow link; after that the other installer is taken for dead."""
 MAX_AGE_SECONDS: Final = 14 * 86400.0
 """A runtime that no process asked for in so long is removed."""
 AHEAD: Final = 1
 """Chunks that may wait to be unpacked. They have 4 MiB each."""
 
 _TRIES: Final = 3
-_POLL_SECONDS: Final = 0.05
-
-
-@dataclass(frozen=True)
-class Installed:
-    """A runtime in a store.
-
-    Attributes:
-        folder: the absolute folder that holds ``llama-server``, or the libraries of an artifact
-            that has none.
-        root: the runtime's own folder in the store.
-        sha256: of the archive that it came from.
-        release: the release's name, None for an archive by URL.
-        artifact: the manifest's entry, None for an archive by URL.
-        verified: False if nothing pinned the archive.
-        files: what an archive by URL must hold; for an artifact, its own list counts.
-        sink: told how long ``verify`` took.
-    """
-
-    folder: Path
-    root: Path
-    sha256: str
-    release: str | None
-    artifact: Artifact | None
-    verified: bool
-    files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
-    sink: Sink = field(default=ignore, compare=False, repr=False)
-
-    def verify(self) -> None:
-        """Hash every file now. Call it as the last act before each execution.
-
-        Raises:
-            IntegrityError: names the files that are damaged, missing or not listed.
-            StoreError: one cannot be read.
-        """
-        with disk.errors(self.root):
-            try:
-                place = Folder.open(self.root)
-            except (FileNotFoundError, NotADirectoryError) as error:
-                told = f"{self.root} was removed"
-                raise IntegrityError("RUNTIME_DAMAGED", told, hint="start again") from error
-            with place:
-                self.check(place)
-
-    def check(self, place: Folder, *, hashed: bool = True) -> None:
-        """Check the files of the open folder ``place``, which is ``root``."""
-        started = time.monotonic()
-        files, piece_size = self.files, 0
-        if self.artifact is not None:
-            files, piece_size = self.artifact.files, self.artifact.piece_size
-        receipt.check_files(place, files, piece_size, hashed=hashed)
-        if hashed:
-            size = sum(entry.size for entry in files)
-            self.sink(Stage("verify", time.monotonic() - started, size))
 
 
 class Store:
@@ -167,13 +111,12 @@ class Store:
         found = self.find(artifact.sha256, artifact, hashed=hashed)
         if found is not None:
             return found
-        with self._opened() as root, self._lock(root, artifact.sha256):
+        with self._opened() as root, self._folder.lock(root, artifact.sha256):
             found = self._find(root, artifact.sha256, artifact)
             if found is None:
                 if note is not None:
                     self._sink(note)
                 found = self._install(root, artifact, urls, fetcher, release)
-                self._collect(root, artifact.sha256)
             return found
 
     def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
@@ -288,7 +231,7 @@ class Store:
             try:
                 runtimes = opened.enter_context(root.folder("runtimes"))
                 place = opened.enter_context(runtimes.folder(sha256))
-                hold(place)
+                receipt.hold(place)
                 if not runtimes.holds(sha256, place):  # it was just removed
                     return None
                 return self._checked(place, trusted, hashed=hashed)
@@ -313,21 +256,9 @@ class Store:
         if trusted is not None and not receipt.same_files(found.files, trusted.files):
             told = f"{place.path}: its receipt lists other files than the manifest"
             raise IntegrityError(receipt.OTHER_FILES, told)
-        installed = self._described(found, place.path, trusted)
+        installed = receipt.describe(found, place.path, trusted, self._sink)
         installed.check(place, hashed=hashed)
         return installed
-
-    def _described(self, found: Receipt, place: Path, trusted: Artifact | None = None) -> Installed:
-        return Installed(
-            folder=place / FILES / receipt.main_folder(found, place.name),
-            root=place,
-            sha256=found.sha256,
-            release=found.release,
-            artifact=trusted or found.artifact,
-            verified=found.verified,
-            files=found.files,
-            sink=self._sink,
-        )
 
     def _discard(self, root: Folder, sha256: str, damaged: Folder | None) -> None:
         """Take a runtime out of use in one step, then delete it.
@@ -338,16 +269,13 @@ class Store:
             with (
                 root.folder("runtimes") as runtimes,
                 root.folder("staging", make=0o700) as staging,
-                staging.new_folder("damaged") as grave,
+                staging.temporary("damaged") as grave,
             ):
-                try:
-                    if damaged is None or runtimes.holds(sha256, damaged):
-                        runtimes.rename(sha256, grave)
-                    if damaged is not None and not grave.holds(sha256, damaged):
-                        with contextlib.suppress(OSError):  # missing, or a third one is there
-                            grave.rename(sha256, runtimes)
-                finally:
-                    staging.remove(grave.path.name)
+                if damaged is None or runtimes.holds(sha256, damaged):
+                    runtimes.rename(sha256, grave)
+                if damaged is not None and not grave.holds(sha256, damaged):
+                    with contextlib.suppress(OSError):  # missing, or a third one is there
+                        grave.rename(sha256, runtimes)
         except FileNotFoundError:  # another process was faster
             return
         except OSError as error:
@@ -376,29 +304,6 @@ class Store:
             partial.sweep(self.root / partial.FOLDER)
             yield root
 
-    @contextmanager
-    def _lock(self, root: Folder, sha256: str) -> Iterator[None]:
-        """Be the only installer of a runtime, if locks work and no other takes too long."""
-        end, is_said = time.monotonic() + LOCK_SECONDS, False
-        with contextlib.ExitStack() as opened:
-            try:
-                staging = opened.enter_context(root.folder("staging"))
-                handle = staging.open_to_write(f"{sha256}.lock", 0o600)
-                opened.callback(os.close, handle)
-                while not _is_locked(handle):
-                    if time.monotonic() > end:
-                        raise TimeoutError("another installer holds it too long")
-                    if not is_said:
-                        is_said = True
-                        told = "another process installs it; waiting for that"
-                        self._sink(Note("STORE_BUSY", told))
-                    time.sleep(_POLL_SECONDS)
-            except OSError as error:
-                if disk.is_full(error):
-                    raise
-                self._sink(Note("STORE_NOT_LOCKED", f"installing without a lock: {error}"))
-            yield
-
     def _install(
         self,
         root: Folder,
@@ -408,17 +313,23 @@ class Store:
         release: str,
     ) -> Installed:
         """Fetch, unpack and publish an artifact."""
+        from llama_loader import unpack
+
         done = Receipt(
             sha256=artifact.sha256, release=release, artifact=artifact, files=artifact.files
         )
+        to_fetch = wanted(artifact)
         with (
-            partial.Partial(self.root / partial.FOLDER, wanted(artifact), self._sink) as kept,
+            partial.Partial(self.root / partial.FOLDER, to_fetch, self._sink) as kept,
             self._staged(root, artifact.sha256) as staging,
         ):
             try:
-                fetch_and_unpack(
-                    artifact, urls, fetcher, staging.path / FILES, kept=kept, sink=self._sink
-                )
+                waited, started = [0.0], time.monotonic()
+                chunks = _timed(fetcher.chunks(to_fetch, urls, kept, ahead=AHEAD), waited)
+                unpack.unpack(chunks, artifact, staging.path / FILES, sink=self._sink)
+                rest = time.monotonic() - started - waited[0]
+                self._sink(Stage("fetch", waited[0], artifact.size))
+                self._sink(Stage("unpack", rest, artifact.unpacked_size))
                 installed = self._publish(root, staging, done, artifact.name)
             except (IntegrityError, OSError):  # refused, or no room: the chunks are of no use
                 kept.discard()
@@ -442,7 +353,7 @@ class Store:
                     hint="if the archive is meant to change, pin the new digest; otherwise do not"
                     " use it",
                 )
-            with self._lock(root, digest), self._staged(root, digest) as staging:
+            with self._folder.lock(root, digest), self._staged(root, digest) as staging:
                 found = self._find(root, digest)
                 if found is not None:
                     return found
@@ -451,20 +362,14 @@ class Store:
                 unpacked = sum(entry.size for entry in files)
                 self._sink(Stage("unpack", time.monotonic() - started, unpacked))
                 done = Receipt(sha256=digest, verified=sha256 is not None, files=files)
-                installed = self._publish(root, staging, done, url)
-                self._collect(root, digest)
-                return installed
+                return self._publish(root, staging, done, url)
 
     @contextmanager
     def _staged(self, root: Folder, sha256: str) -> Iterator[Folder]:
         """Give a private folder with an empty ``files``; what is left of it is removed."""
-        with root.folder("staging") as staging, staging.new_folder(sha256[:12]) as folder:
-            try:
-                folder.folder(FILES, make=0o755).close()
-                yield folder
-            finally:
-                with contextlib.suppress(OSError):  # a later process removes it
-                    staging.remove(folder.path.name)
+        with root.folder("staging") as staging, staging.temporary(sha256[:12]) as folder:
+            folder.folder(FILES, make=0o755).close()
+            yield folder
 
     def _publish(self, root: Folder, made: Folder, done: Receipt, name: str) -> Installed:
         """Make a complete runtime visible in one step; a sound one that is there is as good."""
@@ -487,8 +392,9 @@ class Store:
                     self._discard(root, sha256, None)
                     continue
                 runtimes.sync()
-                hold(made)
-                return self._described(done, self.root / "runtimes" / sha256)
+                receipt.hold(made)
+                self._collect(root, sha256)
+                return receipt.describe(done, runtimes.path / sha256, None, self._sink)
         raise StoreError(
             "STORE_UNSTABLE",
             f"the runtime {sha256[:12]} was damaged as soon as it was installed",
@@ -521,31 +427,6 @@ def wanted(artifact: Artifact) -> partial.Wanted:
     )
 
 
-def fetch_and_unpack(
-    artifact: Artifact,
-    urls: Sequence[str],
-    fetcher: Fetcher,
-    into: Path,
-    *,
-    kept: partial.Partial,
-    sink: Sink,
-) -> None:
-    """Fill the empty folder ``into`` with an artifact's files, every byte verified and synced.
-
-    Raises:
-        NetworkError: it cannot be fetched from any URL.
-        IntegrityError: what came is not what the manifest says.
-        OSError: the disk is full or broken.
-    """
-    from llama_loader import unpack
-
-    waited, started = [0.0], time.monotonic()
-    fetched = fetcher.chunks(wanted(artifact), urls, kept, ahead=AHEAD)
-    unpack.unpack(_timed(fetched, waited), artifact, into, sink=sink)
-    sink(Stage("fetch", waited[0], artifact.size))
-    sink(Stage("unpack", time.monotonic() - started - waited[0], artifact.unpacked_size))
-
-
 def _timed(
     chunks: Generator[bytes, None, None], seconds: list[float]
 ) -> Generator[bytes, None, None]:
@@ -560,35 +441,5 @@ def _timed(
             yield chunk
 
 
-def hold(place: Folder) -> None:
-    """Write down that a runtime is in use: now, and until this process and its forks have ended.
-
-    That is a shared lock on its folder, which the kernel releases however the process ends. If
-    locks do not work, or the store is read-only, the time of the last use is all, or nothing is.
-    """
-    with contextlib.suppress(OSError):
-        os.utime(place.handle)
-    status = os.fstat(place.handle)
-    if (status.st_dev, status.st_ino) in _held:
-        return
-    with contextlib.suppress(OSError):
-        handle = os.dup(place.handle)
-        _held[status.st_dev, status.st_ino] = handle
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-_held: dict[tuple[int, int], int] = {}
-"""Open folders by device and inode, once each."""
-
-
 def _is_unused(place: Folder) -> bool:
     return time.time() - os.fstat(place.handle).st_mtime >= MAX_AGE_SECONDS
-
-
-def _is_locked(handle: int) -> bool:
-    """Lock an open file against other processes; return False while another has it."""
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -1,4 +1,4 @@
-"""Opens the store's folder: claims an empty one, refuses any other, and checks who can change it.
+"""The store's folder: claims an empty one, refuses any other, checks who can change it, locks it.
 
 What is installed in it is not decided here (``store``).
 """
@@ -6,16 +6,20 @@ What is installed in it is not decided here (``store``).
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
-import stat
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import disk, notes
 from llama_loader.disk import Folder
 from llama_loader.errors import StoreError
+from llama_loader.events import Note
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from llama_loader.events import Sink
@@ -33,6 +37,10 @@ DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 PRIVATE: Final = "llama-loader"
 """The name, among the temporary files, of the store to use where the usual one cannot be."""
 
+LOCK_SECONDS: Final = 900.0
+"""An installation over a slow link; after that the other installer is taken for dead."""
+
+_POLL_SECONDS: Final = 0.05
 _MAX_MARKER: Final = 64
 _SEPARATORS: Final = ":;$"
 """What LD_LIBRARY_PATH gives a meaning to (ld.so(8)): a part of the path would be searched."""
@@ -77,6 +85,33 @@ class StoreFolder:
         with disk.errors(self.root):
             return self._open(make=True)
 
+    @contextmanager
+    def lock(self, root: Folder, sha256: str) -> Iterator[None]:
+        """Be the only installer of a runtime, if locks work and no other takes too long.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        end, is_said = time.monotonic() + LOCK_SECONDS, False
+        with contextlib.ExitStack() as opened:
+            try:
+                staging = opened.enter_context(root.folder("staging"))
+                handle = staging.open_to_write(f"{sha256}.lock", 0o600)
+                opened.callback(os.close, handle)
+                while not _is_locked(handle):
+                    if time.monotonic() > end:
+                        raise TimeoutError("another installer holds it too long")
+                    if not is_said:
+                        is_said = True
+                        told = "another process installs it; waiting for that"
+                        self._sink(Note("STORE_BUSY", told))
+                    time.sleep(_POLL_SECONDS)
+            except OSError as error:
+                if disk.is_full(error):
+                    raise
+                self._sink(Note("STORE_NOT_LOCKED", f"installing without a lock: {error}"))
+            yield
+
     def _use_private(self, error: OSError) -> None:
         usual = self.root
         with disk.errors(usual):
@@ -114,8 +149,8 @@ class StoreFolder:
         data = root.read("FORMAT", _MAX_MARKER)
         text = "" if data is None else data.decode("ascii", "replace")
         self._require_known(text)
-        links = sorted(names & NAMES - {"FORMAT", "current"})
-        links = [name for name in links if not is_folder(root.status(name))]
+        folders = names & NAMES - {"FORMAT", "current"}
+        links = [name for name in sorted(folders) if not root.has_folder(name)]
         if not links and text == MARKER:
             return "ours"
         if not names or (data is not None and names == {"FORMAT"} and MARKER.startswith(text)):
@@ -163,12 +198,16 @@ def _claim(root: Folder, state: str) -> None:
         root.folder(name, make=0o755).close()
     with root.folder("staging", make=0o700) as staging:
         # A folder may exist and not be writable: find out before anything is fetched.
-        with staging.new_folder("probe") as probe:
-            staging.remove(probe.path.name)
+        with staging.temporary("probe"):
+            pass
         if state == "unmarked":
             root.replace("FORMAT", MARKER.encode(), staging=staging)
 
 
-def is_folder(status: os.stat_result | None) -> bool:
-    """Whether something exists and is a folder, not a link to one."""
-    return status is not None and stat.S_ISDIR(status.st_mode)
+def _is_locked(handle: int) -> bool:
+    """Lock an open file against other processes; return False while another has it."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True

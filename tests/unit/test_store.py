@@ -25,7 +25,7 @@ import msgspec
 import pytest
 from needs import must_or_skip
 
-from llama_loader import disk, store_folder, unpack
+from llama_loader import disk, receipt, store_folder, unpack
 from llama_loader import store as store_module
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
@@ -571,7 +571,7 @@ def test_waiting_for_another_installer_is_said(
 ) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    monkeypatch.setattr(store_folder, "LOCK_SECONDS", 0.1)
     release.store().write("channels", "file", data=b"1")
     holder = FileLock(
         release.root / "staging" / f"{release.artifact.sha256}.lock", is_singleton=False
@@ -671,7 +671,7 @@ def test_what_other_machines_left_is_swept_when_it_is_old(tmp_path: Path) -> Non
     past = time.time() - 2 * disk.STALE_SECONDS
     for name in ("old", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
         for path in (staging / name / "deep" / "file", staging / name / "deep", staging / name):
-            if (name[:3], path.name) != ("new", "file"):
+            if name[:3] != "new":
                 os.utime(path, (past, past))
     sweep(staging)
     left = {path.name for path in staging.iterdir()}
@@ -724,8 +724,8 @@ def replace_by_a_folder(place: Path) -> None:
 
 
 def change_receipt(place: Path, **fields: Any) -> None:
-    receipt = json.loads((place / "receipt.json").read_bytes()) | fields
-    (place / "receipt.json").write_text(json.dumps(receipt))
+    written = json.loads((place / "receipt.json").read_bytes()) | fields
+    (place / "receipt.json").write_text(json.dumps(written))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -799,12 +799,12 @@ def test_a_receipt_that_was_changed_with_its_files_is_not_believed(release: Rele
     release.install()
     evil = b"#!/bin/sh\necho evil\n"
     (release.place / "files/runtime/llama-server").write_bytes(evil)
-    receipt = json.loads((release.place / "receipt.json").read_bytes())
-    for files in (receipt["files"], receipt["artifact"]["files"]):
+    written = json.loads((release.place / "receipt.json").read_bytes())
+    for files in (written["files"], written["artifact"]["files"]):
         files[0]["sha256"] = hashlib.sha256(evil).hexdigest()
         files[0]["size"] = len(evil)
-    receipt["artifact"]["unpacked_size"] += len(evil) - len(SCRIPT)
-    (release.place / "receipt.json").write_text(json.dumps(receipt))
+    written["artifact"]["unpacked_size"] += len(evil) - len(SCRIPT)
+    (release.place / "receipt.json").write_text(json.dumps(written))
     installed = release.install()
     assert (installed.folder / "llama-server").read_bytes() == SCRIPT
     assert release.notes() == ["RUNTIME_LISTS_OTHER_FILES"]
@@ -904,9 +904,9 @@ def test_a_folder_with_another_programs_format_is_left_alone(release: Release, t
 
 def test_the_format_is_written_down(release: Release) -> None:
     release.install()
-    receipt = json.loads((release.place / "receipt.json").read_bytes())
-    assert receipt["format"] == 2
-    assert receipt["sha256"] == release.artifact.sha256
+    written = json.loads((release.place / "receipt.json").read_bytes())
+    assert written["format"] == 2
+    assert written["sha256"] == release.artifact.sha256
 
 
 # archives by URL
@@ -1080,7 +1080,7 @@ def test_a_warm_start_imports_no_http(release: Release) -> None:
 
 def test_constants_that_other_parts_rely_on() -> None:
     assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_folder.FORMAT) == (0o644, 0o755, 2)
-    assert store_module.LOCK_SECONDS == 900
+    assert store_folder.LOCK_SECONDS == 900
     assert store_module.MAX_AGE_SECONDS == 14 * 24 * 3600
 
 
@@ -1243,9 +1243,20 @@ def test_store_that_others_can_change_is_replaced_by_a_private_one(
     note = next(event for event in release.events if isinstance(event, Note))
     assert note.code == "STORE_TEMPORARY"
     assert "can be written by other users (mode 0777)" in note.message
+    assert "chmod +t" in note.hint
     assert everything(release.root) == before
     assert release.install() == installed
     assert len(release.server.requests) == 2
+
+
+def test_disk_that_all_can_write_is_used_once_its_folder_is_sticky(
+    release: Release, temporary: Path
+) -> None:
+    """What the hint of STORE_TEMPORARY says: only its owner renames what is in such a folder."""
+    release.root.parent.chmod(0o1777)
+    assert release.install().root == release.place
+    assert names(temporary) == []
+    assert release.notes() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
@@ -1484,9 +1495,9 @@ class Several:
 
 def let_go() -> None:
     """Do as the end of a process does with the runtimes that it holds."""
-    for handle in store_module._held.values():
+    for handle in receipt._held.values():
         os.close(handle)
-    store_module._held.clear()
+    receipt._held.clear()
 
 
 @pytest.fixture
@@ -1546,7 +1557,7 @@ def test_where_locks_do_not_work_nothing_is_collected(
         raise OSError(38, "no locks here")
 
     place = several.install("b1", OLD)
-    monkeypatch.setattr(store_module.fcntl, "flock", failing)
+    monkeypatch.setattr(receipt.fcntl, "flock", failing)
     several.install("b2")
     assert place.exists()
 
