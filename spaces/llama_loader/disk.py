@@ -24,10 +24,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
-STALE_SECONDS: Final = 3600.0
-"""A folder whose owner cannot be asked counts as abandoned after so long without a write."""
-SMALL: Final = 1 << 20
-"""Bytes: the most that ``read_if_there`` reads."""
+NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
+"""Nothing is there, or a link, or a socket (ENXIO)."""
+STALE_SECONDS: Final = 86400.0
+"""A folder whose owner cannot be asked counts as abandoned so long after it was made."""
 FORBIDDEN_BITS: Final = 0o7022
 """Set-id and sticky bits, and what would let others change a file after it was hashed."""
 
@@ -152,6 +152,11 @@ class Folder:
         except FileNotFoundError:
             return None
 
+    def has_folder(self, name: str) -> bool:
+        """Whether a folder, and no link to one, stands under a name."""
+        status = self.status(name)
+        return status is not None and stat.S_ISDIR(status.st_mode)
+
     def holds(self, name: str, other: Folder) -> bool:
         """Whether the open folder ``other`` is what stands under a name now."""
         status = self.status(name)
@@ -176,7 +181,27 @@ class Folder:
         Raises:
             OSError: it cannot be read.
         """
-        return _read(name, limit, self.handle)
+        try:
+            handle = os.open(name, _AS_FILE, dir_fd=self.handle)
+        except OSError as error:
+            if error.errno in NO_FILE:
+                return None
+            raise
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, handle)
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
+                return None
+            return os.read(handle, status.st_size)
+
+    def open_to_write(self, name: str, mode: int) -> int:
+        """Open a file to write in place, made if need be; what is no file cannot be opened.
+
+        Raises:
+            OSError: it cannot be opened.
+        """
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        return os.open(name, flags, mode, dir_fd=self.handle)
 
     def write_new(self, name: str, data: bytes) -> None:
         """Write and sync a file that does not exist yet; only its owner may change it."""
@@ -196,18 +221,14 @@ class Folder:
             data: what it holds then.
             staging: a folder on the same disk for the file before it is complete.
         """
-        with staging.new_folder("file") as half_done:
+        with staging.temporary("file") as half_done:
+            half_done.write_new(name, data)
             try:
-                half_done.write_new(name, data)
-                try:
-                    half_done.rename(name, self)
-                except IsADirectoryError:
-                    self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
-                    half_done.rename(name, self)
-                self.sync()
-            finally:
-                with contextlib.suppress(OSError):  # swept later
-                    staging.remove(half_done.path.name)
+                half_done.rename(name, self)
+            except IsADirectoryError:
+                self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
+                half_done.rename(name, self)
+            self.sync()
 
     def rename(self, name: str, into: Folder, new: str | None = None) -> None:
         """Move what stands under a name to another folder of the same disk, in one step."""
@@ -216,8 +237,7 @@ class Folder:
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with all that is in it; a missing one is no error."""
         with contextlib.suppress(FileNotFoundError):
-            status = self.status(name)
-            if status is None or not stat.S_ISDIR(status.st_mode):
+            if not self.has_folder(name):
                 os.unlink(name, dir_fd=self.handle)
                 return
             handle = os.open(name, _AS_FOLDER, dir_fd=self.handle)
@@ -233,8 +253,7 @@ class Folder:
     def sync_all(self) -> None:
         """Have the names in it and in all folders below on the disk, and let others read them."""
         for name in self.names():
-            status = self.status(name)
-            if status is not None and stat.S_ISDIR(status.st_mode):
+            if self.has_folder(name):
                 with self.folder(name, make=0o755) as inside:
                     inside.sync_all()
         self.sync()
@@ -244,6 +263,16 @@ class Folder:
         owner = f"{os.getpid()}.{_started(os.getpid())}"
         name = f"{purpose}.{_world()}.{owner}.{os.urandom(8).hex()}"
         return self.folder(name, make=0o700)
+
+    @contextmanager
+    def temporary(self, purpose: str) -> Iterator[Folder]:
+        """Give such a folder; at the end it is removed, if it still has its name."""
+        with self.new_folder(purpose) as made:
+            try:
+                yield made
+            finally:
+                with contextlib.suppress(OSError):  # swept later
+                    self.remove(made.path.name)
 
     def sweep(self) -> None:
         """Remove the folders of ``new_folder`` whose owner ended; all other names stay."""
@@ -255,21 +284,13 @@ class Folder:
     def _is_abandoned(self, name: str) -> bool:
         """Whether the owner of a folder of ``new_folder`` has ended."""
         status = self.status(name)
-        if status is None or not stat.S_ISDIR(status.st_mode):
+        if status is None or not self.has_folder(name):
             return False
         _, world, process, began, _ = name.split(".")
         if world == _world() != _NOWHERE:
             # Process numbers are used again: the moment of the start tells two owners apart.
             return _started(int(process)) != began
-        written = [status.st_mtime, *(one.st_mtime for one in self.walk(name))]
-        return max(written) < time.time() - STALE_SECONDS
-
-    def walk(self, name: str) -> Iterator[os.stat_result]:
-        """Yield the status of everything below a folder in it; links are not followed."""
-        for _, folders, files, handle in os.fwalk(name, dir_fd=self.handle):
-            for inner in (*folders, *files):
-                with contextlib.suppress(FileNotFoundError):
-                    yield os.stat(inner, dir_fd=handle, follow_symlinks=False)
+        return status.st_mtime < time.time() - STALE_SECONDS
 
 
 def trusted(path: Path) -> Path:
@@ -320,70 +341,17 @@ def _why_not(status: os.stat_result) -> str:
     return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):04o})"
 
 
-def make_folders(path: Path) -> None:
-    """Make a folder and those above it, for others to read and not to write."""
-    for place in (*reversed(path.parents), path):
-        with contextlib.suppress(FileExistsError):
-            if not place.is_dir():
-                place.mkdir(mode=0o755)
-
-
-def _read(path: str | Path, limit: int, folder: int | None = None) -> bytes | None:
-    try:
-        handle = os.open(path, _AS_FILE, dir_fd=folder)
-    except OSError as error:
-        # ELOOP: a link; ENXIO: a socket
-        if error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO):
-            return None
-        raise
-    try:
-        status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-            return None
-        with os.fdopen(handle, "rb", closefd=False) as stream:
-            data = stream.read(limit + 1)
-    finally:
-        os.close(handle)
-    return data if len(data) <= limit else None
-
-
-def read_if_there(path: Path, limit: int = SMALL) -> bytes | None:
-    """Return a regular file's bytes; None if there is none, or it has more than ``limit`` bytes.
-
-    Raises:
-        OSError: it cannot be read.
-    """
-    return _read(path, limit)
-
-
-def write_whole(path: Path, data: bytes, *, staging: Path) -> None:
-    """Write a file so that it is missing, the old one or the new one at every moment.
-
-    Args:
-        path: the file.
-        data: what it holds then.
-        staging: a folder on the same disk for the file before it is complete.
-    """
-    with Folder.open(path.parent) as folder, Folder.open(staging) as half_done:
-        folder.replace(path.name, data, staging=half_done)
-
-
-def new_folder(staging: Path, purpose: str) -> Path:
-    """Make a private folder whose name says which process owns it."""
-    with Folder.open(staging) as folder, folder.new_folder(purpose) as made:
-        return made.path
-
-
-def sweep(staging: Path) -> None:
-    """Remove the folders of ``new_folder`` whose owner ended; all other names stay."""
-    with Folder.open(staging) as folder:
-        folder.sweep()
-
-
 def private_place(name: str) -> Path | None:
-    """Return the folder that ``private_folder`` made before; None if there is none."""
+    """Return the folder that ``private_folder`` made before; None if there is none.
+
+    A folder that another user made, or can look into, counts as none.
+    """
     folder = Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
-    return folder if folder.is_dir() and is_private(folder) else None
+    with contextlib.suppress(FileNotFoundError):
+        status = folder.lstat()
+        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        return folder if own and not status.st_mode & 0o077 else None
+    return None
 
 
 def private_folder(name: str) -> Path:
@@ -391,29 +359,9 @@ def private_folder(name: str) -> Path:
 
     If another user has put something there under that name, a new folder is made.
     """
-    folder = Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
-    try:
-        folder.mkdir(mode=0o700)
-    except FileExistsError:
-        if not is_private(folder):
-            return Path(tempfile.mkdtemp(prefix=f"{name}-"))
-    return folder
-
-
-def is_private(folder: Path) -> bool:
-    """Whether it is a folder of this user that no other user may look into."""
-    status = folder.lstat()
-    mine = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-    return mine and not stat.S_IMODE(status.st_mode) & 0o077
-
-
-def remove_run(folder: Path) -> None:
-    """Remove a folder made in a ``private_folder``, and that too if it was made for it alone."""
-    with contextlib.suppress(OSError), Folder.open(folder.parent) as parent:
-        parent.remove(folder.name)
-    if not folder.parent.name.endswith(f"-{os.geteuid()}"):
-        with contextlib.suppress(OSError):
-            folder.parent.rmdir()
+    with contextlib.suppress(FileExistsError):
+        Path(tempfile.gettempdir(), f"{name}-{os.geteuid()}").mkdir(mode=0o700)
+    return private_place(name) or Path(tempfile.mkdtemp(prefix=f"{name}-"))
 
 
 def _world() -> str:

@@ -43,10 +43,10 @@ if TYPE_CHECKING:
     from llama_loader.fetch import Fetcher
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
+    from llama_loader.receipt import Installed
     from llama_loader.selection import Choice
     from llama_loader.self_test import SelfTest
     from llama_loader.settings import Settings
-    from llama_loader.store import Installed
 
 _OWN_FOLDER: Final = "$ORIGIN"
 """For the dynamic linker: the folder of the program that it starts."""

@@ -43,12 +43,13 @@ def channel_out_of_reach(url: str, serial: int, why: str) -> Note:
 
 
 def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
-    """The usual store cannot be written."""
+    """The usual store cannot be written, or others can change what is in it."""
     return Note(
         "STORE_TEMPORARY",
-        f"{usual} cannot be written ({why.strerror}); installing to {instead}, "
+        f"{usual} cannot be used ({why.strerror}); installing to {instead}, "
         "which is gone with this machine's temporary files",
-        "set HF_HOME or --store to a folder that can be written",
+        "set HF_HOME or --store to a folder that this user, and no other, can write; a disk that"
+        " all users can write is safe after `chmod +t` on its folder",
     )
 
 

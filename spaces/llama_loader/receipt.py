@@ -1,4 +1,4 @@
-"""The record beside an installed runtime, and the check of the runtime's files against a list.
+"""An installed runtime: its record, and the check of its files against a list.
 
 A receipt is written once, by the installer. Where a manifest is trusted, its list counts instead.
 """
@@ -7,25 +7,30 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import os
 import stat
-from dataclasses import dataclass
-from queue import Empty, SimpleQueue
+import time
+from collections import deque
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
 from msgspec import Meta
 
+from llama_loader import disk, strict_json
 from llama_loader import manifest as schema
-from llama_loader import strict_json
 from llama_loader.concurrency import Background
-from llama_loader.disk import FORBIDDEN_BITS, NOT_WRITABLE, Folder
+from llama_loader.disk import FORBIDDEN_BITS, NO_FILE, NOT_WRITABLE, Folder
 from llama_loader.errors import IntegrityError
+from llama_loader.events import Sink, Stage, ignore
 from llama_loader.manifest import Artifact, FileEntry
+from llama_loader.store_folder import FORMAT
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from pathlib import Path
 
 RECEIPT: Final = "receipt.json"
 FILES: Final = "files"
@@ -39,8 +44,6 @@ OTHER_FILES: Final = "RUNTIME_LISTS_OTHER_FILES"
 _REPAIR: Final = "`fetch` takes it out of use and repairs it"
 _BLOCK: Final = 1 << 20
 _SHOWN: Final = 10
-_NO_FOLDER: Final = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
-_NO_FILE: Final = (*_NO_FOLDER, errno.ENXIO)
 
 
 class Receipt(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,12 +58,63 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True):
         files: all there is.
     """
 
-    format: Annotated[int, Meta(ge=1)]
+    format: Annotated[int, Meta(ge=1)] = FORMAT
     sha256: schema.Sha256
+    release: str | None = None
+    artifact: Artifact | None = None
+    verified: bool = True
+    files: tuple[FileEntry, ...]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """A runtime in a store.
+
+    Attributes:
+        folder: the absolute folder that holds ``llama-server``, or the libraries of an artifact
+            that has none.
+        root: the runtime's own folder in the store.
+        sha256: of the archive that it came from.
+        release: the release's name, None for an archive by URL.
+        artifact: the manifest's entry, None for an archive by URL.
+        verified: False if nothing pinned the archive.
+        files: all that it must hold.
+        sink: told how long ``verify`` took.
+    """
+
+    folder: Path
+    root: Path
+    sha256: str
     release: str | None
     artifact: Artifact | None
     verified: bool
-    files: tuple[FileEntry, ...]
+    files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
+    sink: Sink = field(default=ignore, compare=False, repr=False)
+
+    def verify(self) -> None:
+        """Hash every file now. Call it as the last act before each execution.
+
+        Raises:
+            IntegrityError: names the files that are damaged, missing or not listed.
+            StoreError: one cannot be read.
+        """
+        with disk.errors(self.root):
+            try:
+                place = Folder.open(self.root)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                told = f"{self.root} was removed"
+                raise IntegrityError("RUNTIME_DAMAGED", told, hint="start again") from error
+            with place:
+                self.check(place)
+
+    def check(self, place: Folder, *, hashed: bool = True) -> None:
+        """Check the files of the open folder ``place``, which is ``root``."""
+        started = time.monotonic()
+        piece_size = self.artifact.piece_size if self.artifact else 0
+        check_files(place, self.files, piece_size, hashed=hashed)
+        if hashed:
+            size = sum(entry.size for entry in self.files)
+            self.sink(Stage("verify", time.monotonic() - started, size))
 
 
 def read(place: Folder) -> Receipt:
@@ -85,6 +139,20 @@ def read(place: Folder) -> Receipt:
             "RUNTIME_DAMAGED", f"{place.path}: its receipt is of another runtime", hint=_REPAIR
         )
     return receipt
+
+
+def describe(found: Receipt, place: Path, trusted: Artifact | None, sink: Sink) -> Installed:
+    """Return the runtime in the folder ``place``; a trusted entry counts before its receipt."""
+    return Installed(
+        folder=place / FILES / main_folder(found, place.name),
+        root=place,
+        sha256=found.sha256,
+        release=found.release,
+        artifact=trusted or found.artifact,
+        verified=found.verified,
+        files=trusted.files if trusted else found.files,
+        sink=sink,
+    )
 
 
 def same_files(one: tuple[FileEntry, ...], other: tuple[FileEntry, ...]) -> bool:
@@ -134,43 +202,26 @@ def check_files(
             as a whole and its pieces are not (``CONTRADICTION``).
         OSError: one cannot be read.
     """
-    try:
-        files = place.folder(FILES)
-    except OSError as error:
-        if error.errno not in _NO_FOLDER:
-            raise
-        missing = [entry.path for entry in entries]
-        raise _damaged(place, {"missing": missing}) from error
-    with files:
-        _check_files(place, files, entries, piece_size, hashed=hashed)
-
-
-def _check_files(
-    place: Folder, files: Folder, entries: Sequence[FileEntry], piece_size: int, *, hashed: bool
-) -> None:
     listed = {entry.path: entry for entry in entries}
     try:
-        present = set(_walk(files, ""))
-        there = [entry for path, entry in listed.items() if path in present]
-        sound = [entry for entry in there if _is_in_form(files, entry)]
-        wrong = _wrong(files, sound, piece_size) if hashed else set()
-    except PermissionError as error:  # a folder of another user
-        told = f"{error.filename}: {error.strerror}"
+        with place.folder(FILES) as files:
+            present = set(_walk(files, ""))
+            there = [entry for path, entry in listed.items() if path in present]
+            wrong = _wrong(files, there, piece_size if hashed else None)
+            _require_one_truth(files, [entry for entry in there if entry.path in wrong])
+    except OSError as error:
+        if error.errno not in (*NO_FILE, errno.EPERM, errno.EACCES):
+            raise
+        told = f"{place.path}: {error.filename}: {error.strerror}"
         raise IntegrityError("RUNTIME_DAMAGED", told, hint=_REPAIR) from error
-    _require_one_truth(files, [entry for entry in sound if entry.path in wrong])
-    changed = wrong | {entry.path for entry in there if entry not in sound}
     problems = {
-        "changed": changed,
+        "changed": wrong,
         "missing": listed.keys() - present,
         "not listed": present - listed.keys(),
     }
-    if any(problems.values()):
-        raise _damaged(place, problems)
-
-
-def _damaged(place: Folder, problems: Mapping[str, Collection[str]]) -> IntegrityError:
     told = "; ".join(f"{_names(paths)} {what}" for what, paths in problems.items() if paths)
-    return IntegrityError("RUNTIME_DAMAGED", f"{place.path}: {told}", hint=_REPAIR)
+    if told:
+        raise IntegrityError("RUNTIME_DAMAGED", f"{place.path}: {told}", hint=_REPAIR)
 
 
 def _require_one_truth(folder: Folder, wrong: Sequence[FileEntry]) -> None:
@@ -193,36 +244,15 @@ def _walk(folder: Folder, inside: str) -> Iterator[str]:
     """Yield the path of everything that is not a folder."""
     for name in folder.names():
         path = f"{inside}{name}"
-        status = folder.status(name)
-        if status is not None and stat.S_ISDIR(status.st_mode):
+        if folder.has_folder(name):
             with folder.folder(name) as found:
                 yield from _walk(found, f"{path}/")
         else:
             yield path
 
 
-def _is_in_form(folder: Folder, entry: FileEntry) -> bool:
-    handle = _open(folder, entry)
-    if handle is not None:
-        os.close(handle)
-    return handle is not None
-
-
-def _open(folder: Folder, entry: FileEntry) -> int | None:
-    """Open a file if it is a regular one of the right size that only this user can change."""
-    try:
-        handle = folder.open_file(entry.path)
-    except OSError as error:
-        if error.errno not in _NO_FILE:
-            raise
-        return None
-    if _has_its_form(handle, entry):
-        return handle
-    os.close(handle)
-    return None
-
-
 def _has_its_form(handle: int, entry: FileEntry) -> bool:
+    """Whether it is a regular file of the right size that only this user can change."""
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
         return False
@@ -249,54 +279,82 @@ class _Piece:
 
     def is_in(self, folder: Folder) -> bool:
         """Hash the piece, if the file that is open now still has its form."""
-        handle = _open(folder, self.entry)
-        if handle is None:
+        try:
+            handle = folder.open_file(self.entry.path)
+        except OSError as error:
+            if error.errno not in NO_FILE:
+                raise
             return False
-        with os.fdopen(handle, "rb", buffering=0) as stream:
-            stream.seek(self.start)
-            digest, left = hashlib.sha256(), self.length
-            while left and (block := stream.read(min(left, _BLOCK))):
+        with contextlib.ExitStack() as opened:
+            opened.callback(os.close, handle)
+            if not _has_its_form(handle, self.entry):
+                return False
+            digest, at, end = hashlib.sha256(), self.start, self.start + self.length
+            while at < end and (block := os.pread(handle, min(end - at, _BLOCK), at)):
                 digest.update(block)
-                left -= len(block)
+                at += len(block)
         return digest.hexdigest() == self.sha256
 
 
-def _pieces(entry: FileEntry, piece_size: int) -> Iterator[_Piece]:
-    """Split a file where the manifest has the digests of its pieces."""
-    if not entry.chunks or not piece_size:
+def _pieces(entry: FileEntry, piece_size: int | None) -> Iterator[_Piece]:
+    """Split a file where the manifest has the digests of its pieces.
+
+    None for ``piece_size`` stands for no bytes at all: only the file's form is checked.
+    """
+    if piece_size is None:
+        yield _Piece(entry, 0, 0, hashlib.sha256().hexdigest())
+    elif not entry.chunks or not piece_size:
         yield _Piece(entry, 0, entry.size, entry.sha256)
-        return
-    for index, digest in enumerate(entry.chunks):
-        start = index * piece_size
-        yield _Piece(entry, start, min(piece_size, entry.size - start), digest)
+    else:
+        for index, digest in enumerate(entry.chunks):
+            start = index * piece_size
+            yield _Piece(entry, start, min(piece_size, entry.size - start), digest)
 
 
-def _wrong(folder: Folder, entries: Sequence[FileEntry], piece_size: int) -> set[str]:
-    """Hash files in as many threads as there are processors; returns the paths of wrong ones.
+def _wrong(folder: Folder, entries: Sequence[FileEntry], piece_size: int | None) -> set[str]:
+    """Hash files in as many threads as there are processors; return the paths of wrong ones.
 
     Hashing releases the interpreter's lock: 190 MB in 4 MiB pieces keep every core busy.
     """
     pieces = [piece for entry in entries for piece in _pieces(entry, piece_size)]
-    pieces.sort(key=lambda piece: -piece.length)
-    left: SimpleQueue[_Piece] = SimpleQueue()
-    for piece in pieces:
-        left.put(piece)
+    left = deque(sorted(pieces, key=lambda piece: -piece.length))
+    wrong: set[str] = set()
 
-    def hash_some() -> set[str]:
-        wrong = set()
-        with contextlib.suppress(Empty):
+    def hash_some() -> None:
+        with contextlib.suppress(IndexError):
             while True:
-                piece = left.get_nowait()
+                piece = left.popleft()
                 if not piece.is_in(folder):
                     wrong.add(piece.entry.path)
-        return wrong
 
-    count = min(len(pieces), os.cpu_count() or 1)
-    workers = [Background(hash_some) for _ in range(count)]
-    return set().union(*(worker.result() for worker in workers))
+    workers = [Background(hash_some) for _ in range(min(len(pieces), os.cpu_count() or 1))]
+    for worker in workers:
+        worker.result()
+    return wrong
 
 
 def _names(paths: Collection[str]) -> str:
     ordered = sorted(paths)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return f"{', '.join(ordered[:_SHOWN])}{more}"
+
+
+def hold(place: Folder) -> None:
+    """Write down that a runtime is in use: now, and until this process and its forks have ended.
+
+    That is a shared lock on its folder, which the kernel releases however the process ends. If
+    locks do not work, or the store is read-only, the time of the last use is all, or nothing is.
+    """
+    with contextlib.suppress(OSError):
+        os.utime(place.handle)
+    status = os.fstat(place.handle)
+    if (status.st_dev, status.st_ino) in _held:
+        return
+    with contextlib.suppress(OSError):
+        handle = os.dup(place.handle)
+        _held[status.st_dev, status.st_ino] = handle
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+_held: dict[tuple[int, int], int] = {}
+"""Open folders by device and inode, once each."""

@@ -18,7 +18,8 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, notes, strict_json
+from llama_loader import notes, strict_json
+from llama_loader.disk import Folder
 from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, StoreError
 from llama_loader.events import ignore
 from llama_loader.gguf_header import ALL_LAYERS
@@ -258,8 +259,11 @@ def _path(prepared: Prepared) -> Path | None:
 
 def _read(path: Path | None) -> SelfTest | None:
     """Read a record; one that cannot be read counts as none."""
+    if path is None:
+        return None
     try:
-        data = disk.read_if_there(path) if path else None
+        with Folder.open(path.parent) as place:
+            data = place.read(path.name, _MAX_BYTES)
         tree = strict_json.loads(data or b"", what=FOLDER, max_bytes=_MAX_BYTES)
         return msgspec.structs.replace(msgspec.convert(tree, SelfTest), kept=True)
     except (OSError, IntegrityError, msgspec.ValidationError):
@@ -274,5 +278,9 @@ def _write(path: Path | None, done: SelfTest | None) -> None:
         if done is None:
             path.unlink(missing_ok=True)
             return
-        path.parent.mkdir(exist_ok=True)
-        disk.write_whole(path, msgspec.json.encode(done), staging=path.parents[1] / "staging")
+        with (
+            Folder.open(path.parents[1]) as root,
+            root.folder("staging") as staging,
+            root.folder(FOLDER, make=0o755) as place,
+        ):
+            place.replace(path.name, msgspec.json.encode(done), staging=staging)

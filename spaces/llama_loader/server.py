@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import secrets
+import shutil
 import socket
 import threading
 import time
@@ -32,6 +33,8 @@ STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_SHARE = 0.005, 0.05, 0.02
 """Seconds between two looks at a server that is loading, and as a share of the time so far."""
+_SCRATCH: Final = "llama-server"
+"""The private folder of the runs' logs and keys is named so."""
 _PORT_TRIES: Final = 3
 """Another program can take a free port before the server binds it."""
 _LISTEN: Final = "0A"
@@ -338,14 +341,18 @@ class Server:
             self._log.finish()
         folder, self._folder = self._folder, None
         if folder is not None:
-            disk.remove_run(folder)
+            shutil.rmtree(folder, ignore_errors=True)
+            if folder.parent != disk.private_place(_SCRATCH):  # made for this run alone
+                with contextlib.suppress(OSError):
+                    folder.parent.rmdir()
 
 
 def _scratch() -> Path:
     """Make a folder for the log and the key; what killed loaders left behind goes."""
-    place = disk.private_folder("llama-server")
-    disk.sweep(place)
-    return disk.new_folder(place, "run")
+    with disk.Folder.open(disk.private_folder(_SCRATCH)) as place:
+        place.sweep()
+        with place.new_folder("run") as made:
+            return made.path
 
 
 def free_port() -> int:

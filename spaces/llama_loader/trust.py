@@ -11,6 +11,7 @@ the same time can only raise it.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import time
@@ -376,20 +377,24 @@ class Channel:
     def _kept(self, serial: int) -> tuple[bytes, bytes] | None:
         """Return the manifest and the signature that were accepted under a serial."""
         for folder in self._folders():
-            place = folder / f"{serial}.json"
-            with disk.errors(place):
-                data = disk.read_if_there(place)
-                signature = disk.read_if_there(place.with_name(f"{place.name}{SUFFIX}"))
-            if data is not None:
-                return data, signature or b""
+            name = f"{serial}.json"
+            with (
+                disk.errors(folder / name),
+                contextlib.suppress(FileNotFoundError),
+                disk.Folder.open(folder) as place,
+            ):
+                data = place.read(name, schema.MAX_MANIFEST_BYTES)
+                signature = place.read(f"{name}{SUFFIX}", _MAX_SIGNATURE)
+                if data is not None:
+                    return data, signature or b""
         return None
 
     def _keep(self, signed: _Signed) -> None:
-        folder = self._store.folder("channels", self._name)
         name = f"{signed.manifest.serial}.json"
+        self._store.write("channels", self._name, f"{name}{SUFFIX}", data=signed.signature)
+        self._store.write("channels", self._name, name, data=signed.data)
+        folder = self._store.root / "channels" / self._name
         with disk.errors(folder):
-            self._store.write_whole(folder / f"{name}{SUFFIX}", signed.signature)
-            self._store.write_whole(folder / name, signed.data)
             for old in sorted(_serials(folder))[:-_KEPT]:
                 (folder / f"{old}.json").unlink(missing_ok=True)
                 (folder / f"{old}.json{SUFFIX}").unlink(missing_ok=True)

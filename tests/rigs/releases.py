@@ -19,7 +19,7 @@ from llama_loader.manifest import (
     dump,
     parse,
 )
-from llama_loader.store import Installed
+from llama_loader.receipt import Installed
 
 if TYPE_CHECKING:
     from collections.abc import Callable

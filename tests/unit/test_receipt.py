@@ -208,7 +208,7 @@ def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
     def swapped(name: str, how: int, *rest: int, dir_fd: int | None = None) -> int:
         if name == path.name:
             opened.append(name)
-            if len(opened) == 2:  # the first look is at names and sizes
+            if len(opened) == 2:  # the second piece
                 (place / "other").rename(path)
         return original(name, how, *rest, dir_fd=dir_fd)
 
@@ -272,7 +272,7 @@ def test_as_many_threads_as_there_are_processors_the_largest_piece_first(
     lengths: list[int] = []
     original = receipt._Piece.is_in
 
-    def background(work: Callable[[], set[str]]) -> Background[set[str]]:
+    def background(work: Callable[[], None]) -> Background[None]:
         begun.append(work)
         return Background(work)
 

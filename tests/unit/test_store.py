@@ -25,7 +25,7 @@ import msgspec
 import pytest
 from needs import must_or_skip
 
-from llama_loader import disk, unpack
+from llama_loader import disk, receipt, store_folder, unpack
 from llama_loader import store as store_module
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
@@ -36,7 +36,7 @@ from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
-from tests.unit.test_disk import KINDS, not_small
+from tests.unit.test_disk import KINDS, new_folder, not_small, sweep
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -321,7 +321,7 @@ def test_nobody_else_may_write_in_a_store_whatever_the_umask(release: Release) -
         url = release.server.put("/manifest.json", manifest)
         pin = hashlib.sha256(manifest).hexdigest()
         release.store().manifest(url, pin, release.fetcher())
-        release.store().folder("channels", "one")
+        release.store().write("channels", "one", "file", data=b"1")
     finally:
         os.umask(before)
     places = [release.root, *release.root.rglob("*")]
@@ -571,8 +571,8 @@ def test_waiting_for_another_installer_is_said(
 ) -> None:
     from filelock import FileLock
 
-    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
-    release.store().folder("staging")
+    monkeypatch.setattr(store_folder, "LOCK_SECONDS", 0.1)
+    release.store().write("channels", "file", data=b"1")
     holder = FileLock(
         release.root / "staging" / f"{release.artifact.sha256}.lock", is_singleton=False
     )
@@ -602,7 +602,7 @@ def test_a_lock_that_nobody_lets_go(release: Release) -> None:
     from filelock import FileLock
 
     rename_to_what_the_manifest_says(release)
-    release.store().folder("staging")
+    release.store().write("channels", "file", data=b"1")
     with FileLock(release.root / "staging" / f"{release.artifact.sha256}.lock"):
         subprocess.run(child(release, wait=0.1), check=True, stdout=subprocess.DEVNULL)
     assert release.store().verify(release.place)
@@ -651,7 +651,7 @@ def test_killed_in_the_middle_and_swept(release: Release) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert len(release.left()) == 1
-        disk.sweep(release.root / "staging")
+        sweep(release.root / "staging")
         assert len(release.left()) == 1  # its owner lives
     finally:
         process.send_signal(signal.SIGKILL)
@@ -671,21 +671,21 @@ def test_what_other_machines_left_is_swept_when_it_is_old(tmp_path: Path) -> Non
     past = time.time() - 2 * disk.STALE_SECONDS
     for name in ("old", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
         for path in (staging / name / "deep" / "file", staging / name / "deep", staging / name):
-            if (name[:3], path.name) != ("new", "file"):
+            if name[:3] != "new":
                 os.utime(path, (past, past))
-    disk.sweep(staging)
+    sweep(staging)
     left = {path.name for path in staging.iterdir()}
     assert left == {"old", "new.elsewhere-1.1.1.x", "file.lock", "link"}
 
 
 def test_a_process_number_that_is_used_again(tmp_path: Path) -> None:
-    mine = disk.new_folder(tmp_path, "mine")
+    mine = new_folder(tmp_path, "mine")
     purpose, world, pid, started, rest = mine.name.split(".")
     other = tmp_path / ".".join([purpose, world, pid, str(int(started) - 1), rest])
     other.mkdir()
     gone = tmp_path / f"{purpose}.{world}.4194305.{started}.{rest}"
     gone.mkdir()
-    disk.sweep(tmp_path)
+    sweep(tmp_path)
     assert names(tmp_path) == [mine.name]
 
 
@@ -724,8 +724,8 @@ def replace_by_a_folder(place: Path) -> None:
 
 
 def change_receipt(place: Path, **fields: Any) -> None:
-    receipt = json.loads((place / "receipt.json").read_bytes()) | fields
-    (place / "receipt.json").write_text(json.dumps(receipt))
+    written = json.loads((place / "receipt.json").read_bytes()) | fields
+    (place / "receipt.json").write_text(json.dumps(written))
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {
@@ -753,9 +753,8 @@ def test_a_damaged_runtime_is_taken_out_of_use_and_repaired(release: Release, ho
         with pytest.raises(IntegrityError):
             release.store().verify(installed.folder)
     assert release.store().find(release.artifact.sha256) is None
-    assert len(release.notes()) == 1
-    assert not release.place.exists()
     assert release.install() == installed
+    assert len(release.notes()) == 1
     assert files_of(release.place / "files") == {entry.path: entry.data for entry in ENTRIES}
     assert len(release.server.requests) == 2
     assert release.left() == []
@@ -800,12 +799,12 @@ def test_a_receipt_that_was_changed_with_its_files_is_not_believed(release: Rele
     release.install()
     evil = b"#!/bin/sh\necho evil\n"
     (release.place / "files/runtime/llama-server").write_bytes(evil)
-    receipt = json.loads((release.place / "receipt.json").read_bytes())
-    for files in (receipt["files"], receipt["artifact"]["files"]):
+    written = json.loads((release.place / "receipt.json").read_bytes())
+    for files in (written["files"], written["artifact"]["files"]):
         files[0]["sha256"] = hashlib.sha256(evil).hexdigest()
         files[0]["size"] = len(evil)
-    receipt["artifact"]["unpacked_size"] += len(evil) - len(SCRIPT)
-    (release.place / "receipt.json").write_text(json.dumps(receipt))
+    written["artifact"]["unpacked_size"] += len(evil) - len(SCRIPT)
+    (release.place / "receipt.json").write_text(json.dumps(written))
     installed = release.install()
     assert (installed.folder / "llama-server").read_bytes() == SCRIPT
     assert release.notes() == ["RUNTIME_LISTS_OTHER_FILES"]
@@ -905,9 +904,9 @@ def test_a_folder_with_another_programs_format_is_left_alone(release: Release, t
 
 def test_the_format_is_written_down(release: Release) -> None:
     release.install()
-    receipt = json.loads((release.place / "receipt.json").read_bytes())
-    assert receipt["format"] == 2
-    assert receipt["sha256"] == release.artifact.sha256
+    written = json.loads((release.place / "receipt.json").read_bytes())
+    assert written["format"] == 2
+    assert written["sha256"] == release.artifact.sha256
 
 
 # archives by URL
@@ -1080,8 +1079,9 @@ def test_a_warm_start_imports_no_http(release: Release) -> None:
 
 
 def test_constants_that_other_parts_rely_on() -> None:
-    assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_module.FORMAT) == (0o644, 0o755, 2)
-    assert store_module.LOCK_SECONDS == 900
+    assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_folder.FORMAT) == (0o644, 0o755, 2)
+    assert store_folder.LOCK_SECONDS == 900
+    assert store_module.MAX_AGE_SECONDS == 14 * 24 * 3600
 
 
 # whose folder it is
@@ -1143,7 +1143,7 @@ def test_store_follows_no_link_that_was_put_there_first(
     (release.root / name).symlink_to(tmp_path / "documents" / name)
     before = everything(tmp_path / "documents")
     with pytest.raises(StoreError) as caught:
-        release.store().folder("channels", "one")
+        release.store().write("channels", "one", "file", data=b"1")
     assert caught.value.code == "STORE_NOT_OURS"
     assert everything(tmp_path / "documents") == before
 
@@ -1191,7 +1191,7 @@ def test_store_of_the_older_format_is_taken_over(release: Release) -> None:
     (release.root / "current").write_text("{}")
     assert release.install() == installed
     assert len(release.server.requests) == 1
-    release.store().folder("channels")
+    release.store().write("channels", "file", data=b"1")
     assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
 
 
@@ -1243,9 +1243,20 @@ def test_store_that_others_can_change_is_replaced_by_a_private_one(
     note = next(event for event in release.events if isinstance(event, Note))
     assert note.code == "STORE_TEMPORARY"
     assert "can be written by other users (mode 0777)" in note.message
+    assert "chmod +t" in note.hint
     assert everything(release.root) == before
     assert release.install() == installed
     assert len(release.server.requests) == 2
+
+
+def test_disk_that_all_can_write_is_used_once_its_folder_is_sticky(
+    release: Release, temporary: Path
+) -> None:
+    """What the hint of STORE_TEMPORARY says: only its owner renames what is in such a folder."""
+    release.root.parent.chmod(0o1777)
+    assert release.install().root == release.place
+    assert names(temporary) == []
+    assert release.notes() == []
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
@@ -1320,7 +1331,7 @@ def test_what_is_no_small_file_is_replaced(
         DAMAGES["bit"](release.place)
     release.store().manifest(*pin, release.fetcher())
     release.install().verify()
-    release.store().folder("channels")
+    release.store().write("channels", "file", data=b"1")
     release.events.clear()
     assert release.store().find(release.artifact.sha256) is not None
     assert release.notes() == []
@@ -1330,7 +1341,7 @@ def test_what_is_no_small_file_is_replaced(
 def test_what_stands_in_a_runtimes_place_is_removed(
     release: Release, tmp_path: Path, what: str
 ) -> None:
-    release.store().folder("runtimes")
+    release.store().write("channels", "file", data=b"1")
     not_small(release.place, what, tmp_path / "e")
     release.install().verify()
     assert names(release.root / "runtimes") == [release.place.name]
@@ -1432,7 +1443,7 @@ def test_sound_runtime_that_took_a_damaged_ones_place_stays(release: Release) ->
 
 
 def test_other_names_among_the_runtimes_are_no_error(release: Release) -> None:
-    release.store().folder("runtimes")
+    release.store().write("channels", "file", data=b"1")
     foreign = release.root / "runtimes"
     (foreign / ".DS_Store").write_text("x")
     (foreign / ".nfs0001").write_text("x")
@@ -1460,7 +1471,7 @@ def age(place: Path, seconds: float) -> Path:
 
 
 OLD = store_module.MAX_AGE_SECONDS + 60
-IDLE = store_module.RECENT_SECONDS + 60
+IDLE = store_module.MAX_AGE_SECONDS - 60
 
 
 class Several:
@@ -1484,9 +1495,9 @@ class Several:
 
 def let_go() -> None:
     """Do as the end of a process does with the runtimes that it holds."""
-    for handle in store_module._held.values():
+    for handle in receipt._held.values():
         os.close(handle)
-    store_module._held.clear()
+    receipt._held.clear()
 
 
 @pytest.fixture
@@ -1506,25 +1517,6 @@ def test_a_start_is_a_use(several: Several) -> None:
     place = several.install("b1", OLD)
     assert Store(several.root).find(place.name) is not None
     assert time.time() - place.stat().st_mtime < 60
-
-
-def test_too_many_bytes_go_the_longest_unused_first(
-    several: Several, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    places = [several.install(f"b{n}", IDLE * (9 - n)) for n in range(1, 5)]
-    size = sum(path.lstat().st_size for path in places[0].rglob("*"))
-    monkeypatch.setattr(store_module, "MAX_BYTES", int(size * 3.5))
-    new = several.install("b9")
-    assert several.installed() == {places[2].name, places[3].name, new.name}
-
-
-def test_what_was_asked_for_just_now_stays(
-    several: Several, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = several.install("b1", 1)
-    monkeypatch.setattr(store_module, "MAX_BYTES", 1)
-    several.install("b2")
-    assert place.exists()
 
 
 HOLDER = """
@@ -1565,35 +1557,23 @@ def test_where_locks_do_not_work_nothing_is_collected(
         raise OSError(38, "no locks here")
 
     place = several.install("b1", OLD)
-    monkeypatch.setattr(store_module.fcntl, "flock", failing)
+    monkeypatch.setattr(receipt.fcntl, "flock", failing)
     several.install("b2")
     assert place.exists()
 
 
-@pytest.mark.parametrize("kind", ["age", "size", "recent"])
-def test_limits_are_kept_to_the_second_and_the_byte(
-    several: Several, monkeypatch: pytest.MonkeyPatch, kind: str
+@pytest.mark.parametrize("early", [1, 0])
+def test_age_is_kept_to_the_second(
+    several: Several, monkeypatch: pytest.MonkeyPatch, early: int
 ) -> None:
     now = float(int(time.time()))
-
-    def goes(unused: float, more: int) -> bool:
-        place = several.install("b1")
-        size = sum(path.lstat().st_size for path in place.rglob("*"))
-        os.utime(place, (now - unused, now - unused))
-        monkeypatch.setattr(store_module, "MAX_BYTES", size + more)
-        monkeypatch.setattr(store_module.time, "time", lambda: now)
-        with Folder.open(several.root) as root:
-            Store(several.root)._collect(root, "0" * 64)
-        monkeypatch.undo()
-        return not place.exists()
-
-    if kind == "age":
-        outcomes = [goes(14 * 86400 - 1, 0), goes(14 * 86400, 0)]
-    elif kind == "size":
-        outcomes = [goes(7200, 0), goes(7200, -1)]
-    else:
-        outcomes = [goes(3599, -1), goes(3600, -1)]
-    assert outcomes == [False, True]
+    place = several.install("b1")
+    used = now - 14 * 86400 + early
+    os.utime(place, (used, used))
+    monkeypatch.setattr(store_module.time, "time", lambda: now)
+    with Folder.open(several.root) as root:
+        Store(several.root)._collect(root, "0" * 64)
+    assert place.exists() == bool(early)
 
 
 def test_no_runtime_of_a_store_takes_more_than_one_file_handle(several: Several) -> None:
@@ -1624,9 +1604,3 @@ def test_six_switch_to_a_new_release_while_old_ones_are_collected(several: Sever
     assert [status for _, status in done] == [0] * 6, done
     assert len(several.installed()) == 2
     assert not any(place.exists() for place in old)
-
-
-def test_limits_that_the_documents_name() -> None:
-    assert store_module.MAX_AGE_SECONDS == 14 * 24 * 3600
-    assert store_module.MAX_BYTES == 8 * 1024**3
-    assert store_module.RECENT_SECONDS == 3600
