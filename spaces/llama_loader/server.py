@@ -223,7 +223,6 @@ class Server:
             ) from error
         argv = self.plan.argv(port, key_file)
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
-        processes.spawn_soon()  # the launcher is ready when the hashing of ``before`` is done
         self.before()
         if self._stopping.is_set():  # meanwhile, from another thread, and the folder is gone
             raise ServerError("SERVER_STOPPED", "llama-server was stopped")
