@@ -72,6 +72,15 @@ class Client:
         self.timeout = timeout
         self.require_ours = require_ours
 
+    def status(self, path: str, timeout: float) -> int:
+        """Return the status of a GET; the body is not read.
+
+        Raises:
+            ServerError: no answer, or none in time.
+        """
+        with self.request(path, timeout) as response:
+            return response.status
+
     def health(self, *, timeout: float = 2.0) -> int | None:
         """Return the status of ``/health``: 200 ready, 503 loading; None without an answer.
 
@@ -86,18 +95,6 @@ class Client:
     def refuses_wrong_keys(self, *, timeout: float = 5.0) -> bool:
         """Return whether a request with a wrong key is refused, as our own server does."""
         return Client(self.port, "not-the-key").status("/props", timeout) == _UNAUTHORIZED
-
-    def turns(self, *, timeout: float) -> bool:
-        """Return whether the server's main loop turns: ``/slots`` is answered from within it.
-
-        Unlike a completion this does not wait for a free slot. A server that was told not to
-        offer it (501, 403, 404) counts as turning.
-        """
-        try:
-            self.status("/slots", timeout)
-        except ServerError:
-            return False
-        return True
 
     def completion(
         self,
@@ -141,15 +138,6 @@ class Client:
         """Return a text's continuation as a stream, which any thread may stop."""
         body = {"prompt": prompt, "max_tokens": max_tokens, **_sampling(temperature)}
         return ChatStream(self, "/v1/completions", {**body, "stream": True, **extra})
-
-    def status(self, path: str, timeout: float) -> int:
-        """Return the status of a GET; the body is not read.
-
-        Raises:
-            ServerError: no answer, or none in time.
-        """
-        with self.request(path, timeout) as response:
-            return response.status
 
     @contextlib.contextmanager
     def request(

@@ -110,15 +110,7 @@ def run(
     """
     started = time.monotonic()
     try:
-        process = subprocess.Popen(
-            list(argv),
-            env=dict(environ),
-            cwd=folder or "/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = _started(argv, environ, folder or Path("/"))
     except OSError as error:
         reason = why_not_executable(Path(argv[0]))
         shown = f"{argv[0]}: {error.strerror or error}{reason and f' ({reason})'}"
@@ -186,21 +178,15 @@ def spawn(
         OSError: it could not be started.
     """
     told = [str(os.getpid()), str(len(environ)), *(f"{name}={environ[name]}" for name in environ)]
-    started: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
+    started: queue.SimpleQueue[subprocess.Popen[bytes] | Exception] = queue.SimpleQueue()
 
     def keep() -> None:
         try:
-            process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _LAUNCHER, *told, *argv],
-                # some Pythons find their own library by LD_LIBRARY_PATH alone
-                env={"LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"},
-                cwd=folder,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
+            # some Pythons find their own library by LD_LIBRARY_PATH alone
+            own = {"LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"}
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
+            process = _started([*launcher, *told, *argv], own, folder)
+        except (OSError, ValueError) as error:  # ValueError: an argument with a NUL
             started.put(error)
             return
         started.put(process)
@@ -209,9 +195,23 @@ def spawn(
 
     threading.Thread(target=keep, name=f"keeps {Path(argv[0]).name}", daemon=True).start()
     process = started.get()
-    if isinstance(process, OSError):
+    if not isinstance(process, subprocess.Popen):
         raise process
     return process
+
+
+def _started(
+    argv: Sequence[str], environ: Mapping[str, str], folder: Path
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        env=environ,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def stop(process: subprocess.Popen[bytes], *, grace: float) -> int:

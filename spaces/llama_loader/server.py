@@ -32,8 +32,8 @@ STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
 _SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_SHARE = 0.005, 0.05, 0.02
 """Seconds between two looks at a server that is loading, and as a share of the time so far."""
-_SETTLED: Final = 0.5
-"""Seconds within which a process's end follows a broken connection."""
+SETTLED: Final = 0.5
+"""Seconds: a connection breaks a moment before the process's end can be seen."""
 _PORT_TRIES: Final = 3
 """Another program can take a free port before the server binds it."""
 _LISTEN: Final = "0A"
@@ -157,8 +157,7 @@ class Server:
         """Raise what ended it, if it has ended.
 
         Args:
-            within: seconds to wait for an end: a connection breaks a moment before the process's
-                end can be seen.
+            within: seconds to wait for an end.
 
         Raises:
             LoaderError: as for ``start``.
@@ -248,7 +247,7 @@ class Server:
             self.check()
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
             if status is not None and self._owns_its_port() is False:
-                self.check(within=_SETTLED)
+                self.check(within=SETTLED)
                 raise self._stranger()
             if status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
@@ -267,7 +266,7 @@ class Server:
                 raise self._stranger()
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
         except ServerError as error:
-            self.check(within=_SETTLED)
+            self.check(within=SETTLED)
             if error.code == "ANSWER_TIMEOUT":
                 raise self._too_late("is loaded, but does not answer") from error
             raise

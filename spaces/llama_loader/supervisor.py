@@ -15,11 +15,12 @@ from typing import TYPE_CHECKING, Final
 from llama_loader import notes
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Note, ignore
-from llama_loader.server import Server
+from llama_loader.server import SETTLED, Server
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llama_loader.client import Client
     from llama_loader.events import Sink
 
 LIMIT: Final = 5
@@ -30,7 +31,7 @@ TRANSIENT: Final = frozenset({"SERVER_KILLED", "SERVER_CRASHED", "SERVER_ENDED",
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
 """Seconds before a new start; doubled each time within the window."""
 PROBE_EVERY: Final = 15.0
-"""Seconds between two looks at whether the server's main loop turns."""
+"""Seconds between two looks at whether the server's main loop answers ``/slots``."""
 PROBE_DEADLINE: Final = 120.0
 """Seconds. One step of a long prompt may take tens of seconds on a CPU."""
 TOKEN_DEADLINE: Final = 20.0
@@ -82,15 +83,10 @@ class Supervisor:
         Raises:
             LoaderError: as for ``ensure``.
         """
-
-        def silence(server: Server) -> str:
-            try:
-                server.client().completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
-            except ServerError as error:
-                return error.message
-            return ""
-
-        return self._kept(silence, TOKEN_DEADLINE)
+        return self._kept(
+            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE),
+            TOKEN_DEADLINE,
+        )
 
     def watch(self) -> None:
         """Keep it alive until ``stop``.
@@ -98,15 +94,10 @@ class Supervisor:
         Raises:
             LoaderError: as for ``ensure``.
         """
-
-        def stuck(server: Server) -> str:
-            turns = server.client().turns(timeout=PROBE_DEADLINE)
-            return "" if turns else "its main loop does not turn"
-
         while not self._stopped.is_set():
             self._server.wait(PROBE_EVERY)
-            if not self._stopped.is_set():
-                self._kept(stuck, PROBE_DEADLINE)
+            if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
+                self._kept(lambda client: client.status("/slots", PROBE_DEADLINE), PROBE_DEADLINE)
 
     def stop(self) -> None:
         """End it for good; a restart that another thread has begun leaves nothing behind."""
@@ -115,19 +106,20 @@ class Supervisor:
         with self._lock:
             self._server.stop()
 
-    def _kept(self, hangs: Callable[[Server], str] = lambda _: "", deadline: float = 0) -> Server:
-        """Return the present server, or a successor where it has ended or ``hangs`` says why."""
+    def _kept(
+        self, probe: Callable[[Client], object] = lambda _: None, deadline: float = 0
+    ) -> Server:
+        """Return the present server, or a successor where it has ended or gives no answer."""
         with self._lock:
             server = self._server
             try:
                 server.check()
-                why = hangs(server)
-                if why:
-                    server.check(within=0.5)  # a connection breaks before its process's end
-                    raise ServerError(
-                        "SERVER_HANGS",
-                        f"llama-server hangs: no token within {deadline:g} s ({why})",
-                    )
+                try:
+                    probe(server.client())
+                except ServerError as error:
+                    server.check(within=SETTLED)
+                    hangs = f"llama-server hangs: no token within {deadline:g} s ({error.message})"
+                    raise ServerError("SERVER_HANGS", hangs) from error
             except LoaderError as error:
                 self._require_running()
                 self._replace(error)

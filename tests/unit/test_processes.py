@@ -73,6 +73,13 @@ def test_run_never_runs_in_the_callers_folder(
     assert processes.run(["/bin/pwd"], ENVIRON, timeout=10, folder=own).output == f"{own}\n"
 
 
+def test_what_cannot_be_an_argument_is_an_error_of_the_caller(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="null byte"):
+        processes.spawn(["/bin/echo", "a\0b"], ENVIRON, folder=tmp_path)
+    with pytest.raises(OSError, match="nowhere"):
+        processes.spawn(["/bin/echo"], ENVIRON, folder=tmp_path / "nowhere")
+
+
 @pytest.mark.parametrize(
     ("given", "kept"),
     [

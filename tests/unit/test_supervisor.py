@@ -215,7 +215,7 @@ def test_watching_finds_death_and_a_loop_that_is_stuck(
     thread.join(5)
     assert not thread.is_alive()
     told = [event.message for event in rig.events]
-    assert ["main loop" in text for text in told] == [True, True, False]
+    assert ["at /slots" in text for text in told] == [True, True, False]
     assert "SIGKILL" in told[2]
 
 
