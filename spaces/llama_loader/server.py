@@ -173,7 +173,6 @@ class Server:
             raise self._end(process.returncode, log.tail())
 
     def _end(self, status: int, lines: list[str]) -> LoaderError:
-        """Return the error of an end, also of a program that could not be executed."""
         program = self.plan.runtime / "llama-server"
         loading = self.started is None
         why = lines[-1].removeprefix(f"{program}: ") if lines and loading else ""
@@ -257,7 +256,6 @@ class Server:
             time.sleep(min(max(pause, _SHORTEST_PAUSE), _LONGEST_PAUSE))
 
     def _first_token(self, deadline: float) -> None:
-        """Prove that it computes."""
         left = max(0.1, deadline - time.monotonic())
         client = self.client()
         try:
@@ -335,8 +333,7 @@ def free_port() -> int:
     """Return a TCP port that was free on loopback a moment ago."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def claim(port: int) -> None:
@@ -371,13 +368,9 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     """
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
-        inodes = {
-            f"socket:[{row[9]}]"
-            for row in rows
-            if row[3] == _LISTEN
-            and row[1].partition(":")[0] in _ADDRESSES
-            and int(row[1].partition(":")[2], 16) == port
-        }
+        places = {f"{address}:{port:04X}" for address in _ADDRESSES}
+        listening = [row for row in rows if row[3] == _LISTEN and row[1] in places]
+        inodes = {f"socket:[{row[9]}]" for row in listening}
         held = set()
         for link in (proc / str(pid) / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile

@@ -350,7 +350,6 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
 
 
 def _without_the_models(lines: Sequence[str]) -> list[str]:
-    """Return the lines that do not repeat texts of the model's file."""
     return [line for line in lines if not _OF_THE_MODEL.match(_STAMP.sub("", line))]
 
 

@@ -67,7 +67,7 @@ class ServerPlan:
         environ: what it may see (``processes.environment``).
         devices: names for ``--device``; empty for the CPU.
         every_device: those that a start may take besides where these are too small; empty for none.
-        n_gpu_layers: ``ALL_LAYERS`` for all that fit.
+        n_gpu_layers: ``ALL_LAYERS`` for all.
         n_ctx: tokens.
         port: None for a free one.
         startup_timeout: seconds until the first token.
@@ -75,7 +75,6 @@ class ServerPlan:
         own_key: a key that the person set in ``extra``.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
-        fitted: the server finds out itself how many layers fit; else all must.
         main_memory: bytes of it; what does not fit on the GPU must fit here.
         threads: that compute on the CPU; None for one per core of the machine, as llama-server
             reckons: it asks neither its affinity nor its control groups (common/common.cpp).
@@ -96,17 +95,19 @@ class ServerPlan:
     own_key: str | None = field(default=None, repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
-    fitted: bool = False
     main_memory: int = 0
     threads: int | None = None
     repacked: bool = True
     extra: tuple[str, ...] = ()
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the server finds out itself how many layers fit."""
+        return self.n_gpu_layers == _FITTING
+
     def argv(self, port: int, key_file: Path | None) -> list[str]:
         """Return the whole command line."""
         layers = self.n_gpu_layers if self.devices else 0
-        if self.fitted:
-            layers = _FITTING
         options = {
             "--model": str(self.model),
             "--host": "127.0.0.1",
@@ -140,17 +141,12 @@ class ServerPlan:
             return replace(self, repacked=False)
         if error.code == "OUT_OF_MEMORY" and self.every_device:  # before anything goes to the CPU
             return replace(self, devices=self.every_device, every_device=())
-        if not self.pinned_build:
-            return None
         all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
-        if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted and self._spills():
-            return replace(self, fitted=True)
+        if error.code == "OUT_OF_MEMORY" and all_layers and self.pinned_build:
+            size = measure(self.model, self.n_ctx, self.extra)
+            if size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE:
+                return replace(self, n_gpu_layers=_FITTING)  # main memory has room for the rest
         return None
-
-    def _spills(self) -> bool:
-        """Whether main memory takes whatever the GPU leaves over, with room to spare."""
-        size = measure(self.model, self.n_ctx, self.extra)
-        return size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE
 
 
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:

@@ -248,7 +248,7 @@ def test_the_command_line(impostor: Impostor) -> None:
     [
         pytest.param({"devices": ()}, id="on the CPU"),
         pytest.param({"n_gpu_layers": 20}, id="some layers are on the CPU"),
-        pytest.param({"fitted": True}, id="some layers may be on the CPU"),
+        pytest.param({"n_gpu_layers": -1}, id="some layers may be on the CPU"),
     ],
 )
 def test_all_threads_where_the_cpu_has_layers(impostor: Impostor, changes: dict[str, Any]) -> None:
