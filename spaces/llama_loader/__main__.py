@@ -203,11 +203,10 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _serve_until_interrupted(options: argparse.Namespace) -> int:
-    from llama_loader import host, processes
+    from llama_loader import host
 
     settings, console = _begin(options)
     looking = host.begin(settings)
-    processes.spawn_soon()
     from llama_loader import loader, model, report, server, server_plan
     from llama_loader.loader import prepare
 

@@ -13,7 +13,7 @@ import json
 import socket
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, final
 
 from llama_loader.errors import ServerError
@@ -24,8 +24,7 @@ if TYPE_CHECKING:
 _MAX_ANSWER: Final = 64 * 1024 * 1024
 """Bytes. Far above any answer; another program on the port must not fill the memory."""
 _MAX_LINE: Final = 4 * 1024 * 1024
-_SHOWN: Final = 300
-_CHAT, _COMPLETIONS = "/v1/chat/completions", "/v1/completions"
+_READ_OF_REFUSAL, _SHOWN = 4096, 300
 _OK, _UNAUTHORIZED = 200, 401
 _MOST: Final = 1e12
 """Larger figures are no count of tokens and no speed."""
@@ -73,6 +72,15 @@ class Client:
         self.timeout = timeout
         self.require_ours = require_ours
 
+    def status(self, path: str, timeout: float) -> int:
+        """Return the status of a GET; the body is not read.
+
+        Raises:
+            ServerError: no answer, or none in time.
+        """
+        with self.request(path, timeout) as response:
+            return response.status
+
     def health(self, *, timeout: float = 2.0) -> int | None:
         """Return the status of ``/health``: 200 ready, 503 loading; None without an answer.
 
@@ -80,27 +88,13 @@ class Client:
         proves life. The key is not sent.
         """
         try:
-            keyless = Client(self.port, None)
-            return keyless._status("/health", timeout)
+            return Client(self.port, None).status("/health", timeout)
         except ServerError:
             return None
 
     def refuses_wrong_keys(self, *, timeout: float = 5.0) -> bool:
         """Return whether a request with a wrong key is refused, as our own server does."""
-        stranger = Client(self.port, "not-the-key")
-        return stranger._status("/props", timeout) == _UNAUTHORIZED
-
-    def turns(self, *, timeout: float) -> bool:
-        """Return whether the server's main loop turns: ``/slots`` is answered from within it.
-
-        Unlike a completion this does not wait for a free slot. A server that was told not to
-        offer it (501, 403, 404) counts as turning.
-        """
-        try:
-            self._status("/slots", timeout)
-        except ServerError:
-            return False
-        return True
+        return Client(self.port, "not-the-key").status("/props", timeout) == _UNAUTHORIZED
 
     def completion(
         self,
@@ -117,14 +111,11 @@ class Client:
             ServerError: no answer, none in time, not one of llama-server's, or a refusal.
         """
         body = {"prompt": prompt, "n_predict": max_tokens, **_sampling(temperature), **extra}
-        limit = timeout or self.timeout
-        with self.request("/completion", limit, body) as (response, _):
+        with self.request("/completion", timeout or self.timeout, body) as response:
             data = response.read(_MAX_ANSWER)
-        if response.status != _OK:
-            raise _refused("/completion", response.status, data)
         answer = _object(data)
-        reason, tokens = answer.get("stop_type"), answer.get("tokens_predicted")
-        return _part(data, answer.get("content"), reason, answer, tokens=tokens, finished=True)
+        part = _part(data, answer.get("content"), answer.get("stop_type"), answer.get("timings"))
+        return replace(part, finished=True, tokens=_count(answer.get("tokens_predicted")))
 
     def chat(
         self,
@@ -139,19 +130,14 @@ class Client:
         ``max_tokens`` limits the answer. ``extra`` goes into the request unchanged.
         """
         body = {"messages": list(messages), "max_tokens": max_tokens, **_sampling(temperature)}
-        return ChatStream(self, _CHAT, {**body, "stream": True, **extra})
+        return ChatStream(self, "/v1/chat/completions", {**body, "stream": True, **extra})
 
     def complete(
         self, prompt: str, *, max_tokens: int, temperature: float = 0.0, **extra: Any
     ) -> ChatStream:
         """Return a text's continuation as a stream, which any thread may stop."""
         body = {"prompt": prompt, "max_tokens": max_tokens, **_sampling(temperature)}
-        return ChatStream(self, _COMPLETIONS, {**body, "stream": True, **extra})
-
-    def _status(self, path: str, timeout: float) -> int:
-        """Return the status of a GET; the body is not read."""
-        with self.request(path, timeout) as (response, _):
-            return response.status
+        return ChatStream(self, "/v1/completions", {**body, "stream": True, **extra})
 
     @contextlib.contextmanager
     def request(
@@ -160,25 +146,28 @@ class Client:
         timeout: float,
         body: Mapping[str, Any] | None = None,
         connected: Callable[[Connection], None] = lambda _: None,
-    ) -> Iterator[tuple[http.client.HTTPResponse, Connection]]:
+    ) -> Iterator[http.client.HTTPResponse]:
         """Send a request; the response's body is unread.
 
         Raises:
-            ServerError: no connection, or no answer in time.
+            ServerError: no connection, no answer in time, or a ``body`` that was refused.
         """
         headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}".encode()
         data = None if body is None else json.dumps(body).encode()
         try:
-            with Connection(self.port, timeout) as sock:
+            with Connection(timeout) as sock:
+                sock.connect(("127.0.0.1", self.port))
                 connected(sock)
                 self.require_ours()
                 connection = http.client.HTTPConnection("127.0.0.1", self.port)
                 connection.sock = sock
                 connection.request("GET" if data is None else "POST", path, data, headers)
                 with connection.getresponse() as response:
-                    yield response, sock
+                    if data is not None and response.status != _OK:
+                        raise _refused(path, response.status, response.read(_READ_OF_REFUSAL))
+                    yield response
         except TimeoutError as error:
             message = f"llama-server was silent for {timeout:g} s at {path}"
             raise ServerError("ANSWER_TIMEOUT", message) from error
@@ -207,13 +196,10 @@ class ChatStream:
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
-        path, limit = self._path, self._client.timeout
+        ask = self._client.request(self._path, self._client.timeout, self._body, self._connected)
         try:
-            with self._client.request(path, limit, self._body, self._connected) as answered:
-                response, connection = answered
-                if response.status != _OK:
-                    raise _refused(path, response.status, response.read(_SHOWN))
-                yield from _events(response, connection)
+            with ask as response:
+                yield from self._events(response)
         except ServerError:
             if not self._stopped.is_set():
                 raise
@@ -230,21 +216,37 @@ class ChatStream:
         if self._stopped.is_set():
             raise ServerError("ANSWER_CUT", "the stream was stopped before it began")
 
+    def _events(self, response: http.client.HTTPResponse) -> Iterator[Completion]:
+        """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``.
+
+        Only an event gives the next one its time, not a comment or half a line.
+        """
+        while line := response.readline(_MAX_LINE):
+            name, _, value = line.strip().partition(b":")
+            if name not in {b"data", b"error"}:
+                continue
+            if value.strip() == b"[DONE]":
+                return
+            if self._connection is not None:
+                self._connection.renew()
+            event = _object(value)
+            if name == b"error" or "error" in event:
+                raise _refused("the stream", 500, value)
+            yield _piece(value, event)
+        raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
+
 
 class Connection(socket.socket):
-    """A connection to loopback whose reads and writes all share one deadline."""
+    """A connection whose connecting, sending and reading each end, however slowly bytes come.
 
-    def __init__(self, port: int, timeout: float) -> None:
+    All reads share one deadline. For the other two the socket's own timeout is one (``sendall``).
+    """
+
+    def __init__(self, timeout: float) -> None:
         super().__init__(socket.AF_INET, socket.SOCK_STREAM)
         self._seconds = timeout
+        self.settimeout(timeout)
         self.renew()
-        try:
-            self.settimeout(timeout)
-            self.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.connect(("127.0.0.1", port))
-        except BaseException:
-            self.close()
-            raise
 
     def renew(self) -> None:
         """Start the time anew."""
@@ -252,19 +254,11 @@ class Connection(socket.socket):
 
     def recv_into(self, *args: Any) -> int:
         """Receive, at the latest until the deadline."""
-        self._limit()
-        return super().recv_into(*args)
-
-    def sendall(self, *args: Any) -> None:
-        """Send, at the latest until the deadline."""
-        self._limit()
-        super().sendall(*args)
-
-    def _limit(self) -> None:
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
         self.settimeout(left)
+        return super().recv_into(*args)
 
 
 def _sampling(temperature: float) -> dict[str, Any]:
@@ -279,76 +273,43 @@ def _sampling(temperature: float) -> dict[str, Any]:
     return {"temperature": temperature, **greedy}
 
 
-def _events(response: http.client.HTTPResponse, sock: Connection) -> Iterator[Completion]:
-    """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``.
-
-    Only an event gives the next one its time, not a comment or half a line.
-    """
-    while True:
-        line = response.readline(_MAX_LINE)
-        if not line:
-            raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
-        name, _, value = line.strip().partition(b":")
-        if name == b"error":
-            raise _refused("the stream", 500, value)
-        if name != b"data":
-            continue
-        if value.strip() == b"[DONE]":
-            return
-        sock.renew()
-        yield _event(value)
-
-
-def _event(value: bytes) -> Completion:
-    event = _object(value)
-    if "error" in event:
-        raise _refused("the stream", 500, value)
-    try:
-        choices = event["choices"]
-        choice = choices[0] if choices else {}
-        text = choice.get("delta", {}).get("content") or choice.get("text")
-        reason = choice.get("finish_reason")
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _not_llama(value) from error
-    return _part(value, text or "", reason, event, finished=bool(reason))
-
-
 def _object(data: bytes) -> dict[str, Any]:
-    try:
+    with contextlib.suppress(ValueError, RecursionError):
         answer = json.loads(data)
-    except (ValueError, RecursionError):
-        answer = None
-    if not isinstance(answer, dict):
-        raise _not_llama(data)
-    return answer
+        if isinstance(answer, dict):
+            return answer
+    raise _not_llama(data)
 
 
-def _part(
-    data: bytes,
-    text: object,
-    reason: object,
-    answer: dict[str, Any],
-    *,
-    tokens: object = None,
-    finished: bool,
-) -> Completion:
+def _piece(data: bytes, event: dict[str, Any]) -> Completion:
+    try:
+        choice = event["choices"][0] if event["choices"] else {}
+        text = choice.get("delta", {}).get("content") or choice.get("text") or ""
+        return _part(data, text, choice.get("finish_reason"), event.get("timings"))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise _not_llama(data) from error
+
+
+def _part(data: bytes, text: object, reason: object, timings: object) -> Completion:
     """Make a completion of what an answer has; figures that are none are left out."""
     if not isinstance(text, str):
         raise _not_llama(data)
-    timings = answer.get("timings")
-    if not isinstance(timings, dict):
-        timings = {}
-    count = _number(timings.get("predicted_n") if tokens is None else tokens)
+    figures = timings if isinstance(timings, dict) else {}
     return Completion(
         _encodable(text),
-        finished=finished,
+        finished=bool(reason),
         reason=_encodable(reason) if isinstance(reason, str) else "",
-        tokens=None if count is None else int(count),
-        tokens_per_second=_number(timings.get("predicted_per_second")),
+        tokens=_count(figures.get("predicted_n")),
+        tokens_per_second=_figure(figures.get("predicted_per_second")),
     )
 
 
-def _number(value: object) -> float | None:
+def _count(value: object) -> int | None:
+    figure = _figure(value)
+    return None if figure is None else int(figure)
+
+
+def _figure(value: object) -> float | None:
     """Return a figure; None for what is none, such as a list, NaN, or 400 digits."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
@@ -361,7 +322,7 @@ def _encodable(text: str) -> str:
 
 
 def _refused(path: str, status: int, data: bytes) -> ServerError:
-    text = data[:4096].decode("utf-8", "replace")
+    text = data.decode("utf-8", "replace")
     with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
         message = json.loads(text)["error"]
         text = _encodable(str(message["message"] if isinstance(message, dict) else message))

@@ -122,7 +122,7 @@ def _all_layers(server: Server) -> bool:
     """Whether every layer was to be on a GPU, and no argument after ``--`` says another number."""
     plan = server.plan
     own = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
-    return plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own is None
+    return plan.n_gpu_layers >= ALL_LAYERS and own is None
 
 
 def given_up(server: Server) -> tuple[Note, ...]:

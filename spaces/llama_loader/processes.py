@@ -5,9 +5,9 @@ and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*`` or
 silently change llama-server's settings, no ``LD_PRELOAD``, no token.
 
 ``spawn`` ties a program's life to this process. The kernel's parent-death signal is tied to the
-*thread* that started the program, so it starts from one keeper thread that lives as long as the
-process does; started from a caller's thread, the program would die when that thread ends, which
-on ZeroGPU is the end of every call.
+*thread* that started the program, so each program is started by a thread of its own that waits for
+its end; started from a caller's thread, the program would die when that thread ends, which on
+ZeroGPU is the end of every call.
 """
 
 from __future__ import annotations
@@ -33,30 +33,22 @@ _LAUNCHER: Final = r"""
 import ctypes, os, resource, sys
 if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
     sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
-if os.getppid() != int(sys.argv[1]):
+parent, count, *rest = sys.argv[1:]
+if os.getppid() != int(parent):
     sys.exit("the loader has gone away")
-size = int(sys.stdin.buffer.read(12) or 0)
-*order, end = sys.stdin.buffer.read(size).split(b"\0")
-if end != b"end":
-    sys.exit(0)  # nothing was ordered, or the loader died in the middle of the order
-folder, count, *rest = order
-argv, variables = rest[: int(count)], rest[int(count) :]
-os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+variables, argv = rest[: int(count)], rest[int(count) :]
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 try:
-    os.chdir(folder)
-    os.execve(argv[0], argv, dict(one.split(b"=", 1) for one in variables))
+    os.execve(argv[0], argv, dict(one.split("=", 1) for one in variables))
 except OSError as error:
-    sys.exit(f"{os.fsdecode(argv[0])}: cannot execute: {error.strerror}")
+    sys.exit(f"{argv[0]}: cannot execute: {error.strerror}")
 """
-"""Sets PR_SET_PDEATHSIG (1, linux/prctl.h) to SIGKILL, then becomes the program that it is told.
+"""Sets PR_SET_PDEATHSIG (1, linux/prctl.h) to SIGKILL, then becomes the program that it is given.
 
 A small interpreter of its own instead of ``preexec_fn``: running Python between fork and exec can
 deadlock in a process with threads, and every Space has threads. The parent may die before the
 signal is set; that is what the second check is for. No core file: a server that aborts with 17 GB
-of weights mapped would fill the disk. It takes its order (``_order``) from its standard input, so
-that it can be started ahead of time. The order begins with its length: its end is not the stream's,
-which a child that the parent forks meanwhile keeps open.
+of weights mapped would fill the disk.
 """
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _OUTPUT_LIMIT: Final = 1024 * 1024
@@ -118,26 +110,18 @@ def run(
     """
     started = time.monotonic()
     try:
-        process = subprocess.Popen(
-            list(argv),
-            env=dict(environ),
-            cwd=folder or "/",
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+        process = _started(argv, environ, folder or Path("/"))
     except OSError as error:
         reason = why_not_executable(Path(argv[0]))
         shown = f"{argv[0]}: {error.strerror or error}{reason and f' ({reason})'}"
         return Finished(None, "", 0.0, shown)
     with process:
         try:
-            output, finished = _collect(process, started + timeout)
-            status = process.wait() if finished else None
+            output, ended_in_time = _collect(process, started + timeout)
         finally:
             kill_group(process.pid)
     text = output.decode("utf-8", "replace")
+    status = process.returncode if ended_in_time else None
     return Finished(status, text, time.monotonic() - started)
 
 
@@ -148,44 +132,37 @@ def why_not_executable(program: Path) -> str:
             return f"{program.parent} is on a disk that is mounted noexec"
         if not os.access(program, os.X_OK):
             return "this user may not execute the file"
-        return _why_not_loadable(_head(program), _head(Path(sys.executable)))
+        head, ours = (_beginning(one) for one in (program, Path(sys.executable)))
     except OSError as error:
         return error.strerror or str(error)
+    elf = head.startswith(b"\x7fELF")
+    if elf and head[4:6] + head[18:20] != ours[4:6] + ours[18:20]:  # the class, the machine
+        return "it is built for another processor"
+    loader = re.search(rb"\A#! *([!-~]+)|\0(/[!-~]*/ld[!-~]*\.so[!-~]*)\0", head)
+    if loader is None:
+        return "" if elf else "it is not a program"
+    path = os.fsdecode(loader[1] or loader[2])
+    return "" if Path(path).exists() else f"its dynamic loader {path} is not on this system"
 
 
-def _why_not_loadable(head: bytes, ours: bytes) -> str:
-    """Compare a program's first bytes with those of one that runs here: the class, the machine."""
-    if head.startswith(b"\x7fELF"):
-        if head[4:6] + head[18:20] != ours[4:6] + ours[18:20]:
-            return "it is built for another processor"
-        loader = re.search(rb"\0(/[!-~]*/ld[!-~]*\.so[!-~]*)\0", head)
-    else:
-        loader = re.match(rb"#! *([!-~]+)", head)
-        if loader is None:
-            return "it is not a program"
-    if loader is not None and not Path(os.fsdecode(loader[1])).exists():
-        return f"its dynamic loader {os.fsdecode(loader[1])} is not on this system"
-    return ""
-
-
-def _head(path: Path) -> bytes:
+def _beginning(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(65536)
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """Read a program's output to its end; whether that came in time and within the limit."""
+    """Read a program's output; whether the program ended in time and within the limit."""
     output = bytearray()
-    stream = process.stdout
-    if stream is None:
+    if process.stdout is None:
         raise AssertionError("started with a pipe")
+    pipe = process.stdout.fileno()
     while len(output) < _OUTPUT_LIMIT:
-        left = deadline - time.monotonic()
-        if left <= 0 or not select.select([stream], [], [], left)[0]:
-            return bytes(output), False
-        block = os.read(stream.fileno(), 65536)
+        left = max(0.0, deadline - time.monotonic())
+        if not select.select([pipe], [], [], left)[0]:
+            break
+        block = os.read(pipe, 65536)
         if not block:
-            return bytes(output), ended(process, max(0.0, deadline - time.monotonic()))
+            return bytes(output), ended(process, left)
         output += block
     return bytes(output), False
 
@@ -200,17 +177,41 @@ def spawn(
     Raises:
         OSError: it could not be started.
     """
-    answer: queue.SimpleQueue[subprocess.Popen[bytes] | OSError] = queue.SimpleQueue()
-    _keeper().put((_order(argv, environ, folder), answer))
-    started = answer.get()
-    if isinstance(started, OSError):
-        raise started
-    return started
+    told = [str(os.getpid()), str(len(environ)), *(f"{name}={environ[name]}" for name in environ)]
+    started: queue.SimpleQueue[subprocess.Popen[bytes] | Exception] = queue.SimpleQueue()
+
+    def keep() -> None:
+        try:
+            # some Pythons find their own library by LD_LIBRARY_PATH alone
+            own = {"LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"}
+            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
+            process = _started([*launcher, *told, *argv], own, folder)
+        except (OSError, ValueError) as error:  # ValueError: an argument with a NUL
+            started.put(error)
+            return
+        started.put(process)
+        with contextlib.suppress(ChildProcessError):  # another thread has reaped it
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+
+    threading.Thread(target=keep, name=f"keeps {Path(argv[0]).name}", daemon=True).start()
+    process = started.get()
+    if not isinstance(process, subprocess.Popen):
+        raise process
+    return process
 
 
-def spawn_soon() -> None:
-    """Get the next ``spawn`` ready while other work goes on: it takes a tenth of the time then."""
-    _keeper().put(None)
+def _started(
+    argv: Sequence[str], environ: Mapping[str, str], folder: Path
+) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        env=environ,
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
 
 
 def stop(process: subprocess.Popen[bytes], *, grace: float) -> int:
@@ -252,85 +253,3 @@ def kill_group(group: int) -> None:
 def _signal_group(group: int, number: signal.Signals) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(group, number)
-
-
-_Order = tuple[bytes, "queue.SimpleQueue[subprocess.Popen[bytes] | OSError]"]
-_orders: tuple[int, queue.SimpleQueue[_Order | None]] | None = None
-_lock = threading.Lock()
-
-
-def _keeper() -> queue.SimpleQueue[_Order | None]:
-    """The keeper thread's queue; a forked child, which inherits no thread, gets its own keeper."""
-    global _orders  # noqa: PLW0603 - one keeper for each process is the point
-    with _lock:
-        if _orders is None or _orders[0] != os.getpid():
-            orders: queue.SimpleQueue[_Order | None] = queue.SimpleQueue()
-            threading.Thread(
-                target=_keep, args=(orders,), name="llama-loader-keeper", daemon=True
-            ).start()
-            _orders = (os.getpid(), orders)
-        return _orders[1]
-
-
-def _renew_lock() -> None:
-    """A fork while another thread held the lock would leave it locked for ever in the child."""
-    global _lock  # noqa: PLW0603 - there is one lock for each process
-    _lock = threading.Lock()
-
-
-os.register_at_fork(after_in_child=_renew_lock)
-
-
-def _keep(orders: queue.SimpleQueue[_Order | None]) -> None:
-    """Start what is ordered; ``None`` orders a launcher ahead of time."""
-    spare: subprocess.Popen[bytes] | None = None
-    while True:
-        ordered = orders.get()
-        if ordered is None:
-            with contextlib.suppress(OSError):  # the next order reports it
-                spare = spare or _launcher()
-            continue
-        order, answer = ordered
-        try:
-            answer.put(_start(order, spare))
-        except OSError as error:
-            answer.put(error)
-        spare = None
-
-
-def _start(order: bytes, spare: subprocess.Popen[bytes] | None) -> subprocess.Popen[bytes]:
-    if spare is not None:
-        with contextlib.suppress(BrokenPipeError):  # it was killed while it waited
-            return _told(spare, order)
-        with spare:  # closes its pipes and waits for it
-            pass
-    return _told(_launcher(), order)
-
-
-def _told(launcher: subprocess.Popen[bytes], order: bytes) -> subprocess.Popen[bytes]:
-    """Hand a launcher its order; from then on it is the program."""
-    if launcher.stdin is None:
-        raise AssertionError("started with a pipe")
-    with launcher.stdin as stream:
-        stream.write(order)
-    return launcher
-
-
-def _order(argv: Sequence[str], environ: Mapping[str, str], folder: Path) -> bytes:
-    """Length, folder, number of arguments, these, variables, a mark that nothing was cut off."""
-    variables = [f"{name}={value}" for name, value in environ.items()]
-    words = [str(folder), str(len(argv)), *argv, *variables, "end"]
-    order = b"\0".join(os.fsencode(word) for word in words)
-    return b"%012d" % len(order) + order
-
-
-def _launcher() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())],
-        # some Pythons find their own library by LD_LIBRARY_PATH alone
-        env={"LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        start_new_session=True,
-    )

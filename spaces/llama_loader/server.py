@@ -35,6 +35,8 @@ _SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_SHARE = 0.005, 0.05, 0.02
 """Seconds between two looks at a server that is loading, and as a share of the time so far."""
 _SCRATCH: Final = "llama-server"
 """The private folder of the runs' logs and keys is named so."""
+SETTLED: Final = 0.5
+"""Seconds: a connection breaks a moment before the process's end can be seen."""
 _PORT_TRIES: Final = 3
 """Another program can take a free port before the server binds it."""
 _LISTEN: Final = "0A"
@@ -133,55 +135,52 @@ class Server:
         """
         if self.plan.port is not None:
             claim(self.plan.port)
-        began, first = time.monotonic(), None
+        began, first, ports = time.monotonic(), None, 1
         while True:
-            try:
-                return self._start_on_a_port(began)
-            except LoaderError as error:
-                eased = self.plan.eased(error)
-                if first is not None and error.code == server_log.ARGUMENT_INVALID:
-                    raise first from error  # a build of others, too old for what would ease it
-                if eased is None:
-                    raise
-                self.plan, first = eased, error
-
-    def _start_on_a_port(self, began: float) -> Started:
-        for attempt in range(_PORT_TRIES):
             try:
                 self.started = self._start_once(self.plan.port or free_port(), began)
             except LoaderError as error:
                 self._clear()
-                last = self.plan.port is not None or attempt == _PORT_TRIES - 1
-                if error.code != "PORT_IN_USE" or last:
+                if error.code == "PORT_IN_USE" and self.plan.port is None and ports < _PORT_TRIES:
+                    ports += 1
+                    continue
+                if first is not None and error.code == server_log.ARGUMENT_INVALID:
+                    raise first from error  # a build of others, too old for what would ease it
+                eased = self.plan.eased(error)
+                if eased is None:
                     raise
+                self.plan, first = eased, error
             except BaseException:
                 self.stop()
                 raise
             else:
                 return self.started
-        raise AssertionError("unreachable: the last try raises")
 
-    def check(self) -> None:
+    def check(self, *, within: float = 0.0) -> None:
         """Raise what ended it, if it has ended.
+
+        Args:
+            within: seconds to wait for an end.
 
         Raises:
             LoaderError: as for ``start``.
         """
+        process, log = self._process, self._log
+        over = process is not None and processes.ended(process, within)
         if self._stopping.is_set():
             raise ServerError("SERVER_STOPPED", "llama-server was stopped")
-        if self._process is None or self._log is None:
+        if process is None or log is None:
             raise ServerError("SERVER_NOT_STARTED", "llama-server was not started")
-        status = self._process.poll()
-        if status is not None:
-            self._log.finish()
-            raise self._end(status, self._log.tail())
+        if over:
+            log.finish()
+            raise self._end(process.returncode, log.tail())
 
     def _end(self, status: int, lines: list[str]) -> LoaderError:
-        """Return the error of an end, also of a program that could not be executed."""
         program = self.plan.runtime / "llama-server"
-        why = lines[-1].removeprefix(f"{program}: ") if lines and self.started is None else ""
+        loading = self.started is None
+        why = lines[-1].removeprefix(f"{program}: ") if lines and loading else ""
         if not why.startswith("cannot execute: "):
-            return server_log.explain(status, lines, loading=self.started is None)
+            return server_log.explain(status, lines, loading=loading)
         if not program.exists():
             return ServerError("SERVER_NOT_STARTED", f"cannot start {program}: {why}")
         reason = processes.why_not_executable(program)
@@ -202,7 +201,7 @@ class Server:
 
     def _start_once(self, port: int, began: float) -> Started:
         self.port = port
-        self._spawn(port)
+        self._spawn()
         deadline = began + self.plan.startup_timeout
         self._await_health(deadline)
         loaded = time.monotonic() - began
@@ -211,12 +210,15 @@ class Server:
         self._check_devices()
         return Started(loaded, first_token)
 
-    def _spawn(self, port: int) -> None:
+    def _spawn(self) -> None:
         """Execute it with a key of its own; ``before`` is called last."""
         self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else self.plan.own_key
         try:
             folder = self._folder = _scratch()
-            key_file = self._key_file(folder)
+            key_file = folder / "api-key" if self.plan.keyed else None
+            if key_file is not None:  # a command line can be read by all
+                key_file.touch(mode=0o600)
+                key_file.write_text(f"{self.api_key}\n", "ascii")
         except OSError as error:
             raise StoreError(
                 "SCRATCH_NOT_WRITABLE",
@@ -224,9 +226,8 @@ class Server:
                 hint="TMPDIR names the folder for temporary files: is there room, and may this"
                 " user write there?",
             ) from error
-        argv = self.plan.argv(port, key_file)
+        argv = self.plan.argv(self.port, key_file)
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
-        processes.spawn_soon()  # the launcher is ready when the hashing of ``before`` is done
         self.before()
         if self._stopping.is_set():  # meanwhile, from another thread, and the folder is gone
             raise ServerError("SERVER_STOPPED", "llama-server was stopped")
@@ -240,22 +241,13 @@ class Server:
             raise AssertionError("spawn always gives a pipe")
         self._log = ServerLog(process.stdout, folder / "llama-server.log")
 
-    def _key_file(self, folder: Path) -> Path | None:
-        """Write the key where only this user can read it; a command line can be read by all."""
-        if not self.plan.keyed:
-            return None
-        path = folder / "api-key"
-        path.touch(mode=0o600)
-        path.write_text(f"{self.api_key}\n", "ascii")
-        return path
-
     def _await_health(self, deadline: float) -> None:
         began, client = time.monotonic(), self.client()
         while True:
             self.check()
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
             if status is not None and self._owns_its_port() is False:
-                self._check_soon()
+                self.check(within=SETTLED)
                 raise self._stranger()
             if status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
@@ -265,7 +257,6 @@ class Server:
             time.sleep(min(max(pause, _SHORTEST_PAUSE), _LONGEST_PAUSE))
 
     def _first_token(self, deadline: float) -> None:
-        """Prove that it computes."""
         left = max(0.1, deadline - time.monotonic())
         client = self.client()
         try:
@@ -274,7 +265,7 @@ class Server:
                 raise self._stranger()
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
         except ServerError as error:
-            self._check_soon()
+            self.check(within=SETTLED)
             if error.code == "ANSWER_TIMEOUT":
                 raise self._too_late("is loaded, but does not answer") from error
             raise
@@ -303,11 +294,6 @@ class Server:
             f"another program answers on port {self.port}",
             hint="leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
         )
-
-    def _check_soon(self) -> None:
-        """Check once more: a connection breaks a moment before the process's end can be seen."""
-        self.wait(0.5)
-        self.check()
 
     def _too_late(self, what: str) -> ServerError:
         return ServerError(
@@ -359,8 +345,7 @@ def free_port() -> int:
     """Return a TCP port that was free on loopback a moment ago."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
         probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+        return int(probe.getsockname()[1])
 
 
 def claim(port: int) -> None:
@@ -395,13 +380,9 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     """
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
-        inodes = {
-            f"socket:[{row[9]}]"
-            for row in rows
-            if row[3] == _LISTEN
-            and row[1].partition(":")[0] in _ADDRESSES
-            and int(row[1].partition(":")[2], 16) == port
-        }
+        places = {f"{address}:{port:04X}" for address in _ADDRESSES}
+        listening = [row for row in rows if row[3] == _LISTEN and row[1] in places]
+        inodes = {f"socket:[{row[9]}]" for row in listening}
         held = set()
         for link in (proc / str(pid) / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile

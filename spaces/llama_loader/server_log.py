@@ -7,8 +7,8 @@ import re
 import signal
 import threading
 from collections import deque
-from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, BinaryIO, Final, NamedTuple
+from dataclasses import dataclass, replace
+from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from llama_loader.devices import INVALID_DEVICE_HINT
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
@@ -87,9 +87,9 @@ class ServerLog:
         self._stream = stream
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._lock = threading.Lock()
+        self._written = 0
         self._stamped = False
-        self._offloaded: tuple[int, int] | None = None
-        self._buffers: dict[str, int] = {}
+        self._report = LoadReport(None, None, {})
         self._thread = threading.Thread(target=self._pump, name="llama-server-log", daemon=True)
         self._thread.start()
 
@@ -100,9 +100,7 @@ class ServerLog:
 
     def report(self) -> LoadReport:
         """Return what has been said so far about where the weights went."""
-        with self._lock:
-            done, layers = self._offloaded or (None, None)
-            return LoadReport(done, layers, dict(self._buffers))
+        return self._report
 
     def finish(self, timeout: float = 2.0) -> None:
         """Wait for the output's end, at most ``timeout`` seconds."""
@@ -110,22 +108,23 @@ class ServerLog:
 
     def _pump(self) -> None:
         rest = b""
-        with contextlib.ExitStack() as stack:
-            stack.callback(self._stream.close)
-            file = _BoundedFile(self.path, MAX_BYTES // 2)
-            stack.callback(file.close)
-            while block := self._read():
-                file.write(block)
+        with self._stream as stream:
+            while block := stream.read1(_BLOCK):  # type: ignore[attr-defined]
+                self._write(block)
                 *lines, rest = (rest + block).split(b"\n")
                 self._keep(lines)
                 rest = rest[:_BLOCK]  # a line's beginning says whose it is
             self._keep([rest] if rest else [])
 
-    def _read(self) -> bytes:
-        try:
-            return self._stream.read1(_BLOCK)  # type: ignore[attr-defined,no-any-return]
-        except (OSError, ValueError):
-            return b""
+    def _write(self, block: bytes) -> None:
+        """Add to the file, or begin it anew. A full disk costs the log, nothing else."""
+        with contextlib.suppress(OSError):
+            if self._written + len(block) > MAX_BYTES // 2:
+                self.path.replace(f"{self.path}.1")
+                self._written = 0
+            with self.path.open("ab") as file:
+                file.write(block)
+            self._written += len(block)
 
     def _keep(self, lines: list[bytes]) -> None:
         texts = [line[:_LINE].decode("utf-8", "replace").rstrip() for line in lines]
@@ -145,41 +144,12 @@ class ServerLog:
         message = line[stamp.end() :] if stamp else line
         if self._stamped and not stamp:
             return
-        if offloaded := _OFFLOADED.fullmatch(message):
-            self._offloaded = int(offloaded[1]), int(offloaded[2])
-        if buffer := _BUFFER.fullmatch(message):
-            size = int(float(buffer[2]) * 1024**2)
-            self._buffers[buffer[1]] = self._buffers.get(buffer[1], 0) + size
-
-
-class _BoundedFile:
-    """Two halves: when one is full it becomes ``.1``. A full disk costs the log, nothing else."""
-
-    def __init__(self, path: Path, limit: int) -> None:
-        self._path, self._limit, self._written = path, limit, 0
-        self._file: BinaryIO | None = None
-        with contextlib.suppress(OSError):
-            self._file = path.open("wb")
-
-    def write(self, block: bytes) -> None:
-        if self._file is None:
-            return
-        try:
-            if self._written + len(block) > self._limit:
-                self._file.close()
-                self._path.replace(f"{self._path}.1")
-                self._file, self._written = self._path.open("wb"), 0
-            self._file.write(block[-self._limit :])
-            self._file.flush()
-            self._written += len(block)
-        except OSError:
-            self.close()
-
-    def close(self) -> None:
-        file, self._file = self._file, None
-        if file is not None:
-            with contextlib.suppress(OSError):
-                file.close()
+        if found := _OFFLOADED.fullmatch(message):
+            self._report = replace(self._report, offloaded=int(found[1]), layers=int(found[2]))
+        if found := _BUFFER.fullmatch(message):
+            buffers = dict(self._report.buffers)
+            buffers[found[1]] = buffers.get(found[1], 0) + int(float(found[2]) * 1024**2)
+            self._report = replace(self._report, buffers=buffers)
 
 
 _QUOTED_LINES: Final = 6
@@ -200,16 +170,16 @@ NOT_EXECUTABLE_HINT: Final = (
 
 
 class _Cause(NamedTuple):
-    """A cause of an end that one line shows, and that another start does not remove."""
+    """A cause of an end that one line shows, or the signal."""
 
-    pattern: str
+    shown_by: str | signal.Signals
     kind: type[LoaderError]
     code: str
     sentence: str
     hint: str
 
 
-_CAUSES: Final = (  # the first that a line shows counts
+_CAUSES: Final = (  # the first that is shown counts
     _Cause(
         r"couldn't bind HTTP server socket",
         ServerError,
@@ -300,6 +270,21 @@ _CAUSES: Final = (  # the first that a line shows counts
         "cannot load the model",
         "is the file there, whole, GGUF, and of an architecture that this build knows?",
     ),
+    _Cause(
+        signal.SIGKILL,
+        ServerError,
+        "SERVER_KILLED",
+        "was killed (SIGKILL)",
+        "usually the system ran out of main memory: take a smaller model or context",
+    ),
+    _Cause(
+        signal.SIGILL,  # the same instruction comes at the same place again
+        HostError,
+        "ILLEGAL_INSTRUCTION",
+        "used an instruction that this CPU does not have (SIGILL)",
+        "a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all layers"
+        " must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
+    ),
 )
 _MEMORY_HINT: Final = (
     "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
@@ -318,8 +303,14 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
         loading: it had not answered yet.
     """
     own = [_STAMP.sub("", line) for line in _without_the_models(lines)]
+    when = "while loading" if loading else "while it served"
     for cause in _CAUSES:
-        shown = _first(cause.pattern, own)
+        if isinstance(cause.shown_by, signal.Signals):
+            if status == -cause.shown_by:
+                message = f"llama-server {cause.sentence} {when}; its last lines: {quote(lines)}"
+                return cause.kind(cause.code, message, hint=cause.hint)
+            continue
+        shown = _first(cause.shown_by, own)
         if shown is None or (cause.code == "BAD_MODEL" and not loading):
             continue
         if cause.code == "OUT_OF_MEMORY":
@@ -328,7 +319,11 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
         where = f" (in {folder[1]})" if folder else ""
         message = f"llama-server {cause.sentence}{where}; its last lines: {quote(lines, shown)}"
         return cause.kind(cause.code, message, hint=cause.hint)
-    return _by_status(status, f"; its last lines: {quote(lines)}", loading=loading)
+    quoted = f"; its last lines: {quote(lines)}"
+    if status < 0:
+        name = next((one.name for one in signal.Signals if one == -status), f"signal {-status}")
+        return ServerError("SERVER_CRASHED", f"llama-server was ended by {name} {when}{quoted}")
+    return ServerError("SERVER_ENDED", f"llama-server ended with status {status} {when}{quoted}")
 
 
 def quote(lines: Sequence[str], decisive: str = "") -> str:
@@ -345,8 +340,7 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
     first = decisive.strip() or _STAMP.sub("", next(iter([*errors, *complaints]), ""))
     chosen: list[str] = []
     room = _QUOTED_CHARACTERS - len(first)
-    telling = [_STAMP.sub("", line) for line in complaints or own]
-    for line in reversed(dict.fromkeys(telling)):
+    for line in reversed(dict.fromkeys(_STAMP.sub("", line) for line in complaints or own)):
         room -= len(line)
         if (room < 0 and (first or chosen)) or len(chosen) == _QUOTED_LINES:
             break
@@ -356,7 +350,6 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
 
 
 def _without_the_models(lines: Sequence[str]) -> list[str]:
-    """Return the lines that do not repeat texts of the model's file."""
     return [line for line in lines if not _OF_THE_MODEL.match(_STAMP.sub("", line))]
 
 
@@ -375,32 +368,3 @@ def _out_of_memory(lines: Sequence[str], own: Sequence[str], shown: str) -> Serv
         f" lines: {quote(lines, shown)}",
         hint=_MEMORY_HINT,
     )
-
-
-def _by_status(status: int, quoted: str, *, loading: bool) -> LoaderError:
-    when = "while loading" if loading else "while it served"
-    if status == -signal.SIGKILL:
-        return ServerError(
-            "SERVER_KILLED",
-            f"llama-server was killed (SIGKILL) {when}{quoted}",
-            hint="usually the system ran out of main memory: take a smaller model or context",
-        )
-    if status == -signal.SIGILL:
-        # the same instruction comes at the same place again: no reason to try it once more
-        return HostError(
-            "ILLEGAL_INSTRUCTION",
-            f"llama-server used an instruction that this CPU does not have (SIGILL) {when}{quoted}",
-            hint="a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all"
-            " layers must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
-        )
-    if status < 0:
-        name = _signal_name(-status)
-        return ServerError("SERVER_CRASHED", f"llama-server was ended by {name} {when}{quoted}")
-    return ServerError("SERVER_ENDED", f"llama-server ended with status {status} {when}{quoted}")
-
-
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"

@@ -14,7 +14,7 @@ from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS, ModelSize
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
 
     from llama_loader.errors import LoaderError
 
@@ -40,22 +40,19 @@ _OURS: Final = {
     **dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), _HUB),
 }
 """Options of llama-server that would make it another server than the loader waits for."""
-_FILES: Final = frozenset(
-    {
-        *("--api-key-file", "--chat-template-file", "--grammar-file", "--log-file"),
-        *("--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"),
-        *("-jf", "--json-schema-file", "-mm", "--mmproj", "--media-path", "--path"),
-        *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
-        *("-md", "--model-draft", "--spec-draft-model", "--slot-save-path"),
-        *("--ssl-cert-file", "--ssl-key-file", "--ui-config-file", "--webui-config-file"),
-        *("--log-prompts-dir", "--mcp-servers-config", "--video-ffmpeg-dir"),
-    }
-)
-"""Those that name files or folders (common/arg.cpp of b11549)."""
 _SEVERAL: Final = frozenset(
     {"--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"}
 )
-"""Those of them that take several, with commas between."""
+"""Options that name several files, with commas between (common/arg.cpp of b11549)."""
+_FILES: Final = _SEVERAL | {
+    *("--api-key-file", "--chat-template-file", "--grammar-file", "--log-file"),
+    *("-jf", "--json-schema-file", "-mm", "--mmproj", "--media-path", "--path"),
+    *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
+    *("-md", "--model-draft", "--spec-draft-model", "--slot-save-path"),
+    *("--ssl-cert-file", "--ssl-key-file", "--ui-config-file", "--webui-config-file"),
+    *("--log-prompts-dir", "--mcp-servers-config", "--video-ffmpeg-dir"),
+}
+"""Those and the ones that name one file or folder."""
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost"})
 _EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - compared with, not bound to
 
@@ -70,7 +67,7 @@ class ServerPlan:
         environ: what it may see (``processes.environment``).
         devices: names for ``--device``; empty for the CPU.
         every_device: those that a start may take besides where these are too small; empty for none.
-        n_gpu_layers: ``ALL_LAYERS`` for all that fit.
+        n_gpu_layers: ``ALL_LAYERS`` for all.
         n_ctx: tokens.
         port: None for a free one.
         startup_timeout: seconds until the first token.
@@ -78,7 +75,6 @@ class ServerPlan:
         own_key: a key that the person set in ``extra``.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
-        fitted: the server finds out itself how many layers fit; else all must.
         main_memory: bytes of it; what does not fit on the GPU must fit here.
         threads: that compute on the CPU; None for one per core of the machine, as llama-server
             reckons: it asks neither its affinity nor its control groups (common/common.cpp).
@@ -99,17 +95,19 @@ class ServerPlan:
     own_key: str | None = field(default=None, repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
-    fitted: bool = False
     main_memory: int = 0
     threads: int | None = None
     repacked: bool = True
     extra: tuple[str, ...] = ()
 
+    @property
+    def fitted(self) -> bool:
+        """Whether the server finds out itself how many layers fit."""
+        return self.n_gpu_layers == _FITTING
+
     def argv(self, port: int, key_file: Path | None) -> list[str]:
         """Return the whole command line."""
         layers = self.n_gpu_layers if self.devices else 0
-        if self.fitted:
-            layers = _FITTING
         options = {
             "--model": str(self.model),
             "--host": "127.0.0.1",
@@ -143,17 +141,12 @@ class ServerPlan:
             return replace(self, repacked=False)
         if error.code == "OUT_OF_MEMORY" and self.every_device:  # before anything goes to the CPU
             return replace(self, devices=self.every_device, every_device=())
-        if not self.pinned_build:
-            return None
         all_layers = bool(self.devices) and self.n_gpu_layers >= ALL_LAYERS
-        if error.code == "OUT_OF_MEMORY" and all_layers and not self.fitted and self._spills():
-            return replace(self, fitted=True)
+        if error.code == "OUT_OF_MEMORY" and all_layers and self.pinned_build:
+            size = measure(self.model, self.n_ctx, self.extra)
+            if size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE:
+                return replace(self, n_gpu_layers=_FITTING)  # main memory has room for the rest
         return None
-
-    def _spills(self) -> bool:
-        """Whether main memory takes whatever the GPU leaves over, with room to spare."""
-        size = measure(self.model, self.n_ctx, self.extra)
-        return size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE
 
 
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
@@ -166,22 +159,20 @@ def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | N
             cache types and layers that are kept from the GPU do not: the figure errs to the safe
             side.
     """
-    given = tuple(extra)
-    asked = last(given, "-c", "--ctx-size") or ""
+    asked = last(extra, "-c", "--ctx-size") or ""
     tokens = int(asked) if re.fullmatch(r"[0-9]{1,9}", asked, re.ASCII) else n_ctx
     size = gguf_header.measure(model, tokens)
     if size is None:
         return None
-    draft = last(given, "-md", "--model-draft", "--spec-draft-model")
+    draft = last(extra, "-md", "--model-draft", "--spec-draft-model")
     beside = gguf_header.measure(Path(draft), tokens) if draft else None
-    projector, weight = last(given, "-mm", "--mmproj"), 0
+    if beside is not None:
+        size = ModelSize(size.file + beside.file, size.context + beside.context)
+    projector = last(extra, "-mm", "--mmproj")
     if projector:
         with contextlib.suppress(OSError, ValueError):  # llama-server reports it
-            weight = Path(projector).stat().st_size
-    return ModelSize(
-        size.file + (beside.file if beside else 0) + weight,
-        size.context + (beside.context if beside else 0),
-    )
+            size = replace(size, file=size.file + Path(projector).stat().st_size)
+    return size
 
 
 def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
@@ -228,26 +219,20 @@ def own_key(extra: tuple[str, ...]) -> str | None:
     Raises:
         SettingError: a key that no request can carry.
     """
-    for key in _keys(extra):
-        if key != key.strip() or not key.isprintable():
-            raise SettingError(
-                "EXTRA_ARGUMENT",
-                "a key of --api-key or --api-key-file has spaces around it or ends in CR: no"
-                " request can carry it",
-                hint="write one key a line, with line ends of Unix",
-            )
-        return key
-    return None
-
-
-def _keys(extra: tuple[str, ...]) -> Iterator[str]:
-    """Give the keys as llama-server reads them (common/arg.cpp)."""
-    for keys in _values(extra, "--api-key"):
-        yield from filter(None, keys.split(","))
-    for path in _values(extra, "--api-key-file"):
+    keys = [key for given in _values(extra, "--api-key") for key in given.split(",")]
+    for path in _values(extra, "--api-key-file"):  # read as llama-server does (common/arg.cpp)
         with contextlib.suppress(OSError):  # llama-server reports it
             lines = Path(path).read_bytes().decode("utf-8", "replace").split("\n")
-            yield from (line for line in lines if line and not line.startswith("#"))
+            keys += [line for line in lines if not line.startswith("#")]
+    key = next(filter(None, keys), None)
+    if key is not None and (key != key.strip() or not key.isprintable()):
+        raise SettingError(
+            "EXTRA_ARGUMENT",
+            "a key of --api-key or --api-key-file has spaces around it or ends in CR: no request"
+            " can carry it",
+            hint="write one key a line, with line ends of Unix",
+        )
+    return key
 
 
 def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
@@ -256,24 +241,20 @@ def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     llama-server runs in a folder of its own, because it would load any ``libggml-*.so`` that lies
     in its working folder.
     """
-    found, named = [], ""
-    for argument in extra:
-        if named:
-            parts = argument.split(",") if named in _SEVERAL else [argument]
-            found.append(",".join(str(folder / part) for part in parts))
-            named = ""
-        else:
-            found.append(argument)
-            named = _name(argument) if _name(argument) in _FILES else ""
+    found = list(extra)
+    for at, name in enumerate(map(_name, extra[:-1]), start=1):
+        if name in _FILES:
+            parts = extra[at].split(",") if name in _SEVERAL else [extra[at]]
+            found[at] = ",".join(str(folder / part) for part in parts)
     return tuple(found)
 
 
-def last(extra: tuple[str, ...], *names: str) -> str | None:
+def last(extra: Sequence[str], *names: str) -> str | None:
     """Return what follows the last of an option's names: llama-server takes that one."""
     return next(reversed(_values(extra, *names)), None)
 
 
-def _values(extra: tuple[str, ...], *names: str) -> list[str]:
+def _values(extra: Sequence[str], *names: str) -> list[str]:
     """Return what follows an option, each time that it is given."""
     return [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) in names]
 

@@ -12,7 +12,7 @@ import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import gguf_header, loader, processes, settings
+from llama_loader import gguf_header, loader, settings
 from llama_loader.concurrency import Background
 from llama_loader.events import Note
 from llama_loader.loader import prepare
@@ -71,7 +71,6 @@ class SharedServer:
 
     def _start(self) -> Supervisor:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
-        processes.spawn_soon()
         ours = settings.renewed(self.ready.settings)
         prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
         self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)

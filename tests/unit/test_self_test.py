@@ -98,7 +98,7 @@ def real(runtime: Path, model: Path = self_test.MODEL) -> Server:
 
 
 def asked(server: Server, wanted: dict[str, object]) -> Any:
-    with server.client().request("/completion", 20, wanted) as (response, _):
+    with server.client().request("/completion", 20, wanted) as response:
         return json.loads(response.read())
 
 

@@ -25,6 +25,18 @@ if TYPE_CHECKING:
 NO_MEMORY = "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory"
 
 
+class Pauses(threading.Event):
+    """Notes down how long it was waited for, and does not wait."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seconds: list[float] = []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self.seconds.append(timeout or 0.0)
+        return self.is_set()
+
+
 class Rig:
     """A supervised impostor whose pauses are noted down instead of waited for."""
 
@@ -34,12 +46,14 @@ class Rig:
         self.damage: IntegrityError | None = None
         server = Server(plan, before=self.look)
         server.start()
-        self.pauses: list[float] = []
         self.events: list[Event] = []
-        self.now = 0.0
-        self.supervisor = Supervisor(
-            server, sink=self.events.append, sleep=self.pauses.append, clock=lambda: self.now
-        )
+        self.supervisor = Supervisor(server, sink=self.events.append)
+        self.supervisor._stopped = stopped = Pauses()
+        self.pauses = stopped.seconds
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass for what has been counted."""
+        self.supervisor._ends = [one - seconds for one in self.supervisor._ends]
 
     def look(self) -> None:
         """At the runtime, before each start."""
@@ -116,7 +130,7 @@ def test_the_fifth_end_in_the_window_is_the_last(rigs: Any, impostor: Impostor) 
 def test_ends_that_are_far_apart_are_bad_luck(rigs: Any, impostor: Impostor) -> None:
     rig = rigs(impostor.behave())
     for _ in range(7):
-        rig.now += supervisor.WINDOW / 3
+        rig.wait(supervisor.WINDOW / 3)
         rig.kill()
         rig.supervisor.ensure()
     assert max(rig.pauses) <= 2.0
@@ -155,7 +169,8 @@ def test_death_while_the_first_one_loads(
     impostor: Impostor, do: dict[str, Any], starts: int, code: str
 ) -> None:
     plan = ServerPlan(impostor.behave(**do), Path("/m"), processes.environment({}))
-    keeper = Supervisor(Server(plan), sleep=lambda _: None)
+    keeper = Supervisor(Server(plan))
+    keeper._stopped = Pauses()
     caught = ""
     try:
         keeper.start()
@@ -167,19 +182,24 @@ def test_death_while_the_first_one_loads(
 
 
 def test_a_hang_is_found_by_a_completion_while_health_says_200(
-    rigs: Any, impostor: Impostor
+    rigs: Any, impostor: Impostor, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(supervisor, "TOKEN_DEADLINE", 0.3)
     rig = rigs(impostor.behave(bad_starts=1, hang_after=0.5))
     first = rig.supervisor.server
     time.sleep(0.6)
     assert first.client().health() == 200
-    assert rig.supervisor.suspect(deadline=0.3) is not first
+    assert rig.supervisor.suspect() is not first
     assert "hangs: no token within 0.3 s" in rig.events[0].message
 
 
-def test_watching_finds_death_and_a_loop_that_is_stuck(rigs: Any, impostor: Impostor) -> None:
+def test_watching_finds_death_and_a_loop_that_is_stuck(
+    rigs: Any, impostor: Impostor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "PROBE_EVERY", 0.1)
+    monkeypatch.setattr(supervisor, "PROBE_DEADLINE", 0.3)
     rig = rigs(impostor.behave(bad_starts=2, stuck_after=0.3))
-    thread = threading.Thread(target=rig.supervisor.watch, kwargs={"every": 0.1, "deadline": 0.3})
+    thread = threading.Thread(target=rig.supervisor.watch)
     thread.start()
     deadline = time.monotonic() + 10
     while impostor.starts() < 3 and time.monotonic() < deadline:
@@ -195,7 +215,7 @@ def test_watching_finds_death_and_a_loop_that_is_stuck(rigs: Any, impostor: Impo
     thread.join(5)
     assert not thread.is_alive()
     told = [event.message for event in rig.events]
-    assert ["main loop" in text for text in told] == [True, True, False]
+    assert ["at /slots" in text for text in told] == [True, True, False]
     assert "SIGKILL" in told[2]
 
 
