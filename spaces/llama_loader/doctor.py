@@ -231,10 +231,8 @@ def _store(root: Path) -> str:
 
 
 def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: Sink) -> None:
-    allowed = settings.allow_cpu or settings.cpu_chosen
-
     def libraries() -> str:
-        loader.require_libraries(prepared, allow_cpu=allowed)
+        loader.require_libraries(settings, prepared)
         taken = [f"{one.soname} in {one.folder}" for one in prepared.libraries]
         return ", ".join(taken) or "none needed"
 
