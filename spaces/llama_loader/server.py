@@ -199,8 +199,8 @@ class Server:
 
     def _start_once(self, port: int, began: float) -> Started:
         self.port = port
-        self._spawn(port)
-        deadline = began + self.plan.startup_timeout
+        hashing = self._spawn(port)  # not the server's own time; a repair downloads meanwhile
+        deadline = began + hashing + self.plan.startup_timeout
         self._await_health(deadline)
         loaded = time.monotonic() - began
         self._first_token(deadline)
@@ -208,8 +208,8 @@ class Server:
         self._check_devices()
         return Started(loaded, first_token)
 
-    def _spawn(self, port: int) -> None:
-        """Execute it with a key of its own; ``before`` is called last."""
+    def _spawn(self, port: int) -> float:
+        """Execute it with a key of its own; return the seconds of ``before``, called last."""
         self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else self.plan.own_key
         try:
             folder = self._folder = _scratch()
@@ -224,7 +224,9 @@ class Server:
         argv = self.plan.argv(port, key_file)
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
         processes.spawn_soon()  # the launcher is ready when the hashing of ``before`` is done
+        began = time.monotonic()
         self.before()
+        hashing = time.monotonic() - began
         if self._stopping.is_set():  # meanwhile, from another thread, and the folder is gone
             raise ServerError("SERVER_STOPPED", "llama-server was stopped")
         try:
@@ -236,6 +238,7 @@ class Server:
         if process.stdout is None:
             raise AssertionError("spawn always gives a pipe")
         self._log = ServerLog(process.stdout, folder / "llama-server.log")
+        return hashing
 
     def _key_file(self, folder: Path) -> Path | None:
         """Write the key where only this user can read it; a command line can be read by all."""
