@@ -175,7 +175,7 @@ def _tested(settings: Settings, prepared: Prepared, console: Console) -> SelfTes
 
 def _devices(options: argparse.Namespace) -> int:
     """What ``--list-devices`` finds, what would be chosen, and why."""
-    from llama_loader import loader, report
+    from llama_loader import loader, model, report
     from llama_loader.loader import prepare
 
     settings, console = _begin(options)
@@ -185,7 +185,8 @@ def _devices(options: argparse.Namespace) -> int:
     listing = loader.list_devices(settings, prepared)
     if not options.json:
         print(report.device_list(listing.devices), flush=True)
-    chosen = loader.would_choose(settings, prepared, listing)
+    path = model.at_hand(model.from_settings(settings))
+    chosen = loader.choose_devices(settings, prepared, path, listing=listing)
     if options.json:
         _print_json(report.devices_json(listing, chosen))
     else:

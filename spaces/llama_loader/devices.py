@@ -150,9 +150,11 @@ def by_the_driver(host: HostFacts) -> Listing | None:
         return None
     if any(gpu.capability is None or gpu.free is None for gpu in host.gpus):
         return None
-    free = [max(0, (gpu.free or 0) - _CONTEXT) for gpu in host.gpus]
-    numbered = enumerate(zip(host.gpus, free, strict=True))
-    return Listing(tuple(Device(f"CUDA{at}", gpu.name, gpu.memory, n) for at, (gpu, n) in numbered))
+    found = (
+        Device(f"CUDA{index}", gpu.name, gpu.memory, max(0, (gpu.free or 0) - _CONTEXT))
+        for index, gpu in enumerate(host.gpus)
+    )
+    return Listing(tuple(found))
 
 
 def with_code(
@@ -260,22 +262,20 @@ def choose(
         return _fewest(usable, needed, each)
     if allow_cpu:
         return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
-    line, hint = ("", INVALID_DEVICE_HINT) if printed is None else _explained(printed)
-    message = "llama-server --list-devices lists no device"
-    raise HostError(
-        "NO_DEVICE",
-        message + (f"; it printed: {line!r}" if line else ""),
-        hint=f"{hint}; to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1",
-    )
+    raise _no_device(printed)
 
 
-def _explained(printed: str) -> tuple[str, str]:
-    """Return the line that says why CUDA found no GPU, and what to do; an empty line for none."""
-    for pattern, hint in _NO_CUDA.items():
-        line = re.search(rf"^.*(?:{pattern}).*$", printed, re.MULTILINE)
+def _no_device(printed: str | None) -> HostError:
+    message, hint = "llama-server --list-devices lists no device", INVALID_DEVICE_HINT
+    if printed is not None:
+        hint = "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
+    for pattern, advice in _NO_CUDA.items():
+        line = re.search(rf"^.*(?:{pattern}).*$", printed or "", re.MULTILINE)
         if line:
-            return line[0].strip()[:_SHOWN], hint
-    return "", "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
+            message, hint = f"{message}; it printed: {line[0].strip()[:_SHOWN]!r}", advice
+            break
+    allow = "to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1"
+    return HostError("NO_DEVICE", message, hint=f"{hint}; {allow}")
 
 
 def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> DeviceChoice:

@@ -17,7 +17,6 @@ from llama_loader import (
     gguf_header,
     gpus,
     host,
-    model,
     notes,
     processes,
     selection,
@@ -88,17 +87,14 @@ class Prepared:
             IntegrityError: names the files that are damaged, missing or not listed.
             LoaderError: a file cannot be read, or the runtime cannot be installed again.
         """
-        try:
-            self._verify()
-        except IntegrityError as error:
-            if error.code != "RUNTIME_DAMAGED" or self.repair is None:
-                raise
-            self.repair()
-            self._verify()
-
-    def _verify(self) -> None:
         for installed in filter(None, (self.installed, self.runtime_libraries)):
-            installed.verify()
+            try:
+                installed.verify()
+            except IntegrityError as error:
+                if error.code != "RUNTIME_DAMAGED" or self.repair is None:
+                    raise
+                self.repair()
+                installed.verify()
 
 
 def prepare(
@@ -146,10 +142,14 @@ def prepare(
         return store.install(artifact, urls, fetcher, release=release, note=note, hashed=hashed)
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
-    added = install(brought, _fetched_note(choice, brought)) if brought else None
-    libraries, missing = choice.libraries, choice.missing
-    if brought and added:
-        libraries, missing = _with_release(libraries, brought, added.folder), ()
+    libraries, missing, added = choice.libraries, choice.missing, None
+    if brought:
+        added = install(brought, _fetched_note(choice, brought))
+        version = brought.cuda.toolkit if brought.cuda else None
+        fetched = [Library(name, added.folder, version, "release") for name in brought.provides]
+        # first, because cuBLAS needs the cuBLASLt of its own version
+        own = [one for one in libraries if one.soname not in brought.provides]
+        libraries, missing = (*fetched, *own), ()
     return Prepared(installed, facts, choice, libraries, missing, timeline, added, released, repair)
 
 
@@ -183,14 +183,14 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
     to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
     if to_come or choice.runs_on != "gpu" or settings.cuda_arch or settings.devices:
         return []
-    both = ";".join(facts.capabilities)
+    every = ";".join(facts.capabilities)
     return [
         Note(
             "GPU_UNUSED",
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
             f" {compatibility.dotted([gpu.capability])}",
             f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
-            f" '{both}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
+            f" '{every}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
         )
         for gpu in facts.visible
         if gpu.capability and gpu.capability not in choice.capabilities
@@ -205,15 +205,6 @@ def _fetched_note(choice: Choice, brought: Artifact) -> Note:
         f" machine lacks {', '.join(choice.missing)}",
         f"to avoid this download, add to requirements.txt (or pip install): {packages}",
     )
-
-
-def _with_release(
-    here: tuple[Library, ...], brought: Artifact, folder: Path
-) -> tuple[Library, ...]:
-    """Put the release's libraries before the host's: cuBLAS needs the cuBLASLt of its version."""
-    version = brought.cuda.toolkit if brought.cuda else None
-    fetched = [Library(soname, folder, version, "release") for soname in brought.provides]
-    return (*fetched, *(one for one in here if one.soname not in brought.provides))
 
 
 def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
@@ -309,16 +300,6 @@ def choose_devices(
         each=gguf_header.COMPUTE_MARGIN,
         printed=listing.output if prepared.choice is not None else None,
     )
-
-
-def would_choose(settings: Settings, prepared: Prepared, listing: Listing) -> DeviceChoice:
-    """Return what a start of the model that the settings name would choose.
-
-    Raises:
-        HostError: no device, or an unknown one.
-    """
-    path = model.at_hand(model.from_settings(settings))
-    return choose_devices(settings, prepared, path, listing=listing)
 
 
 def plan_server(
