@@ -281,11 +281,12 @@ def choose_devices(
         return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
     require_libraries(settings, prepared)
     choice = prepared.choice if not settings.devices else None
-    if choice is not None and choice.runs_on == "cpu":
-        return DeviceChoice((), choice.reason)
-    if choice is not None and prepared.missing:
-        return DeviceChoice((), f"{', '.join(prepared.missing)} is missing, and the CPU is allowed")
     if choice is not None and listing is None:
+        if choice.runs_on == "cpu":
+            return DeviceChoice((), choice.reason)
+        if prepared.missing:
+            missing = ", ".join(prepared.missing)
+            return DeviceChoice((), f"{missing} is missing, and the CPU is allowed")
         listing = devices.by_the_driver(prepared.host)
     listing = listing or list_devices(settings, prepared)
     found = listing.devices

@@ -203,8 +203,11 @@ def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:
         server.check()
         raise
     if answer != ANSWER:
-        wrong = f"to a prompt whose answer is {ANSWER!r} it answers {answer[:40]!r}"
-        raise ServerError("WRONG_ANSWER", f"llama-server computes wrongly: {wrong}")
+        raise ServerError(
+            "WRONG_ANSWER",
+            f"llama-server computes wrongly: to a prompt whose answer is {ANSWER!r} it answers"
+            f" {answer[:40]!r}",
+        )
 
 
 def _really_used(server: Server) -> tuple[str, ...] | None:

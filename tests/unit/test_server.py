@@ -108,7 +108,7 @@ def test_the_time_of_before_is_not_taken_from_the_startup_timeout(impostor: Impo
     limited = plan(impostor.behave(loading=60), startup_timeout=0.8)
     server = Server(limited, before=lambda: time.sleep(0.8))
     began = time.monotonic()
-    with pytest.raises(ServerError, match="loads the model still after 0.8 s"):
+    with pytest.raises(ServerError, match="loads the model still"):
         server.start()
     assert time.monotonic() - began > 1.5
 
