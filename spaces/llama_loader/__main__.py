@@ -175,17 +175,18 @@ def _tested(settings: Settings, prepared: Prepared, console: Console) -> SelfTes
 
 def _devices(options: argparse.Namespace) -> int:
     """What ``--list-devices`` finds, what would be chosen, and why."""
-    from llama_loader import loader, report
+    from llama_loader import loader, model, report
     from llama_loader.loader import prepare
 
     settings, console = _begin(options)
     prepared = prepare(settings, sink=console)
     console.clear()
-    loader.require_libraries(prepared, allow_cpu=settings.allow_cpu or settings.cpu_chosen)
+    loader.require_libraries(settings, prepared)
     listing = loader.list_devices(settings, prepared)
     if not options.json:
         print(report.device_list(listing.devices), flush=True)
-    chosen = loader.would_choose(settings, prepared, listing)
+    path = model.at_hand(model.from_settings(settings))
+    chosen = loader.choose_devices(settings, prepared, path, listing=listing)
     if options.json:
         _print_json(report.devices_json(listing, chosen))
     else:
@@ -215,8 +216,7 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     if settings.server_port is not None:
         server.claim(settings.server_port)  # said before anything is fetched
     prepared = prepare(settings, looking=looking, hashed=False, sink=console)
-    allowed = settings.allow_cpu or settings.cpu_chosen
-    loader.require_libraries(prepared, allow_cpu=allowed)
+    loader.require_libraries(settings, prepared)
     console.stage("fetching the model")
     with prepared.timeline.stage("model"):
         path = model.get(model.from_settings(settings), settings)
@@ -258,7 +258,7 @@ def _suppose(options: argparse.Namespace) -> int:
     settings, console = _begin(options)
     suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
-    release, _, chosen = resolve(settings, facts=facts, sink=console)
+    release, chosen = resolve(settings, facts, sink=console)
     if options.json:
         _print_json(suppose.as_json(release, facts, chosen))
     else:

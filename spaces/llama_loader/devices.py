@@ -104,34 +104,33 @@ class DeviceChoice:
     every: tuple[str, ...] = ()
 
 
-def list_devices(runtime: Path, environ: Mapping[str, str], *, timeout: float = TIMEOUT) -> Listing:
+def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     """Ask the installed llama-server.
 
     Args:
         runtime: the folder that holds ``llama-server``.
         environ: what it may see, with the CUDA libraries' folders (``processes.environment``).
-        timeout: seconds.
 
     Raises:
         HostError: it hangs, crashes, cannot be started or prints something else.
     """
     argv = [str(runtime / "llama-server"), "--list-devices"]
-    done = processes.run(argv, environ, timeout=timeout)
+    done = processes.run(argv, environ, timeout=TIMEOUT)
     tail = done.output.strip()[-_SHOWN:]
     if done.failure:
         raise HostError("RUNTIME_NOT_EXECUTABLE", f"cannot start llama-server: {done.failure}")
     if done.status is None:
         raise HostError(
             "DEVICE_LIST_HANGS",
-            f"llama-server --list-devices did not end within {timeout:g} s; it printed: {tail!r}",
+            f"llama-server --list-devices did not end within {TIMEOUT:g} s; it printed: {tail!r}",
             hint="the NVIDIA driver hangs: try again, or restart the Space",
         )
     if done.status != 0:
-        raise _crashed(done.status, done.output, tail)
+        raise _failed(done.status, done.output, tail)
     return Listing(parse(done.output), done.output, done.seconds)
 
 
-def by_the_driver(host: HostFacts) -> tuple[Device, ...] | None:
+def by_the_driver(host: HostFacts) -> Listing | None:
     """Name the devices that llama-server would list, without starting it.
 
     Listing costs 0.4 s on an H200 and 0.9 s on two H100s, because it makes a context on every GPU.
@@ -143,17 +142,19 @@ def by_the_driver(host: HostFacts) -> tuple[Device, ...] | None:
     """
     if host.visible_count == 1:
         known = len(host.visible) == 1
-        return (Device("CUDA0", host.visible[0].name if known else "by CUDA_VISIBLE_DEVICES"),)
+        name = host.visible[0].name if known else "by CUDA_VISIBLE_DEVICES"
+        return Listing((Device("CUDA0", name),))
     as_listed = host.visible_devices is None and host.device_order in {None, BY_BUS}
     equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in host.gpus}) == 1
     if host.gpu_source != "nvml" or not as_listed or not equal:
         return None
     if any(gpu.capability is None or gpu.free is None for gpu in host.gpus):
         return None
-    return tuple(
+    found = (
         Device(f"CUDA{index}", gpu.name, gpu.memory, max(0, (gpu.free or 0) - _CONTEXT))
         for index, gpu in enumerate(host.gpus)
     )
+    return Listing(tuple(found))
 
 
 def with_code(
@@ -180,14 +181,12 @@ def _plain_name(name: str) -> str:
     return name.casefold().removeprefix("nvidia ").strip()
 
 
-def _crashed(status: int, output: str, tail: str) -> HostError:
-    needed = "llama-server needs {}, which this machine does not have"
-    missing = re.search(r"libraries: (\S+): cannot open shared object", output)
-    if missing:
-        return HostError("LIBRARY_MISSING", needed.format(missing[1]))
-    version = re.search(r"version `(GLIBC(?:XX)?_[0-9.]+)' not found", output)
-    if version:
-        return HostError("GLIBC_TOO_OLD", needed.format(version[1]))
+def _failed(status: int, output: str, tail: str) -> HostError:
+    from llama_loader import server_log  # only now: it imports this module
+
+    explained = server_log.explain(status, output.splitlines(), loading=True)
+    if isinstance(explained, HostError):
+        return explained
     how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
     message = f"llama-server --list-devices {how}; it printed: {tail!r}"
     return HostError("DEVICE_LIST_FAILED", message)
@@ -217,7 +216,6 @@ def parse(output: str) -> tuple[Device, ...]:
 
 
 def _device(line: str) -> Device | None:
-    """Read a line; None for one that is of somebody else."""
     matched = _DEVICE.fullmatch(line)
     if not matched:
         return None
@@ -264,22 +262,20 @@ def choose(
         return _fewest(usable, needed, each)
     if allow_cpu:
         return DeviceChoice((), "llama-server lists no device, and the CPU is allowed")
-    line, hint = ("", INVALID_DEVICE_HINT) if printed is None else _explained(printed)
-    message = "llama-server --list-devices lists no device"
-    raise HostError(
-        "NO_DEVICE",
-        message + (f"; it printed: {line!r}" if line else ""),
-        hint=f"{hint}; to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1",
-    )
+    raise _no_device(printed)
 
 
-def _explained(printed: str) -> tuple[str, str]:
-    """Return the line that says why CUDA found no GPU, and what to do; an empty line for none."""
-    for pattern, hint in _NO_CUDA.items():
-        line = re.search(rf"^.*(?:{pattern}).*$", printed, re.MULTILINE)
+def _no_device(printed: str | None) -> HostError:
+    message, hint = "llama-server --list-devices lists no device", INVALID_DEVICE_HINT
+    if printed is not None:
+        hint = "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
+    for pattern, advice in _NO_CUDA.items():
+        line = re.search(rf"^.*(?:{pattern}).*$", printed or "", re.MULTILINE)
         if line:
-            return line[0].strip()[:_SHOWN], hint
-    return "", "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
+            message, hint = f"{message}; it printed: {line[0].strip()[:_SHOWN]!r}", advice
+            break
+    allow = "to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1"
+    return HostError("NO_DEVICE", message, hint=f"{hint}; {allow}")
 
 
 def _named(found: Sequence[Device], wanted: Sequence[str], *, ours: bool) -> DeviceChoice:
@@ -308,16 +304,16 @@ def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceCh
     only = f"the only one: {usable[0].description}" if len(usable) == 1 else ""
     if needed is None or any(device.free is None for device in usable):
         return DeviceChoice(every, only or "all: the sizes are not known")
-    apart = f", {each / 1e9:.1f} GB apart on each to compute" if each else ""
     room, names = 0, set[str]()
     for device in sorted(usable, key=lambda device: -(device.free or 0)):
         room += max(0, (device.free or 0) - each)
         names.add(device.name)
         if room >= needed:
-            chosen = tuple(name for name in every if name in names)
-            sizes = f"{needed / 1e9:.1f} GB: {room / 1e9:.1f} GB free{apart}"
-            return DeviceChoice(
-                chosen, only or f"the fewest that hold {sizes}", every if chosen != every else ()
-            )
-    full = f"{needed / 1e9:.1f} GB do not fit into {room / 1e9:.1f} GB free{apart}"
-    return DeviceChoice(every, f"{only or 'all'}; {full}")
+            break
+    free = f"{room / 1e9:.1f} GB free, {each / 1e9:.1f} GB apart on each to compute"
+    if room < needed:
+        full = f"{needed / 1e9:.1f} GB do not fit into {free}"
+        return DeviceChoice(every, f"{only or 'all'}; {full}")
+    chosen = tuple(name for name in every if name in names)
+    reason = only or f"the fewest that hold {needed / 1e9:.1f} GB: {free}"
+    return DeviceChoice(chosen, reason, every if chosen != every else ())

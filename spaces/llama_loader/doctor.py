@@ -231,10 +231,8 @@ def _store(root: Path) -> str:
 
 
 def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: Sink) -> None:
-    allowed = settings.allow_cpu or settings.cpu_chosen
-
     def libraries() -> str:
-        loader.require_libraries(prepared, allow_cpu=allowed)
+        loader.require_libraries(settings, prepared)
         taken = [f"{one.soname} in {one.folder}" for one in prepared.libraries]
         return ", ".join(taken) or "none needed"
 
@@ -242,7 +240,8 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
 
     def listed() -> str:
         listings.append(loader.list_devices(settings, prepared))
-        chosen = loader.would_choose(settings, prepared, listings[0])
+        path = model.at_hand(model.from_settings(settings))
+        chosen = loader.choose_devices(settings, prepared, path, listing=listings[0])
         return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
 
     def tried() -> str:

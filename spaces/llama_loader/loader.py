@@ -6,8 +6,9 @@ knows no bytes, processes or HTTP.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING
 
 from llama_loader import (
     compatibility,
@@ -16,7 +17,6 @@ from llama_loader import (
     gguf_header,
     gpus,
     host,
-    model,
     notes,
     processes,
     selection,
@@ -48,9 +48,6 @@ if TYPE_CHECKING:
     from llama_loader.self_test import SelfTest
     from llama_loader.settings import Settings
 
-_OWN_FOLDER: Final = "$ORIGIN"
-"""For the dynamic linker: the folder of the program that it starts."""
-
 
 @dataclass(frozen=True)
 class Prepared:
@@ -61,10 +58,11 @@ class Prepared:
         host: this machine.
         choice: why this artifact; None where a tarball was given by URL.
         libraries: CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones.
-        missing: sonames of those that are not here.
+        missing: sonames of those that this machine lacks.
         timeline: resolve, fetch, verify, unpack.
         runtime_libraries: the fetched ones, None where this host has its own, or none are had.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
+        repair: installs again what was damaged; None where ``prepare`` did not make this object.
     """
 
     installed: Installed
@@ -75,6 +73,7 @@ class Prepared:
     timeline: Timeline
     runtime_libraries: Installed | None = None
     released: tuple[Manifest, str] | None = None
+    repair: Callable[[], object] | None = field(default=None, compare=False, repr=False)
 
     @property
     def runtime(self) -> Path:
@@ -82,14 +81,20 @@ class Prepared:
         return self.installed.folder
 
     def require_sound(self) -> None:
-        """Hash what is about to be executed, now.
+        """Hash what is about to be executed, now; install it again once where it is damaged.
 
         Raises:
             IntegrityError: names the files that are damaged, missing or not listed.
-            StoreError: one cannot be read.
+            LoaderError: a file cannot be read, or the runtime cannot be installed again.
         """
         for installed in filter(None, (self.installed, self.runtime_libraries)):
-            installed.verify()
+            try:
+                installed.verify()
+            except IntegrityError as error:
+                if error.code != "RUNTIME_DAMAGED" or self.repair is None:
+                    raise
+                self.repair()
+                installed.verify()
 
 
 def prepare(
@@ -121,11 +126,12 @@ def prepare(
             released = trust.manifest(settings, store, fetcher, sink)
         facts = looking.result()
         choice = selection.select(released[0], facts, wishes(settings)) if released else None
+    repair = partial(prepare, settings, released=released, sink=sink)
     if released is None or choice is None:
         installed = store.install_archive(settings.url or "", settings.sha256, fetcher)
         needs = cuda_libraries.read_needs(installed.folder)
         taken, missing = cuda_libraries.split_needs(needs, facts.libraries)
-        return Prepared(installed, facts, None, taken, missing, timeline)
+        return Prepared(installed, facts, None, taken, missing, timeline, repair=repair)
     for note in _unused_gpus(settings, facts, choice):
         sink(note)
     manifest, url = released
@@ -136,37 +142,33 @@ def prepare(
         return store.install(artifact, urls, fetcher, release=release, note=note, hashed=hashed)
 
     installed, brought = install(choice.artifact), choice.runtime_libraries
-    added = install(brought, _fetched_note(choice, brought)) if brought else None
-    libraries, missing = choice.libraries, choice.missing
-    if brought and added:
-        libraries, missing = _with_release(libraries, brought, added.folder), ()
-    return Prepared(installed, facts, choice, libraries, missing, timeline, added, released)
+    libraries, missing, added = choice.libraries, choice.missing, None
+    if brought:
+        added = install(brought, _fetched_note(choice, brought))
+        version = brought.cuda.toolkit if brought.cuda else None
+        fetched = [Library(name, added.folder, version, "release") for name in brought.provides]
+        # first, because cuBLAS needs the cuBLASLt of its own version
+        own = [one for one in libraries if one.soname not in brought.provides]
+        libraries, missing = (*fetched, *own), ()
+    return Prepared(installed, facts, choice, libraries, missing, timeline, added, released, repair)
 
 
 def resolve(
-    settings: Settings, *, facts: HostFacts | None = None, sink: Sink = ignore
-) -> tuple[Manifest, HostFacts, Choice]:
-    """Read the manifest and choose, without fetching anything else.
-
-    Args:
-        settings: what was asked for.
-        facts: another machine instead of this one.
-        sink: told of progress.
+    settings: Settings, facts: HostFacts, *, sink: Sink = ignore
+) -> tuple[Manifest, Choice]:
+    """Read the manifest and choose an artifact for any machine, without fetching anything else.
 
     Raises:
-        LoaderError: the manifest cannot be had or trusted, or nothing in it fits this host.
+        LoaderError: the manifest cannot be had or trusted, or nothing in it fits that machine.
     """
-    facts = host.detect(settings) if facts is None else facts
-    store = Store(settings.store, sink=sink)
-    manifest, _ = trust.manifest(settings, store, _fetcher(settings, sink), sink)
-    return manifest, facts, selection.select(manifest, facts, wishes(settings))
+    store, fetcher = Store(settings.store, sink=sink), _fetcher(settings, sink)
+    manifest, _ = trust.manifest(settings, store, fetcher, sink)
+    return manifest, selection.select(manifest, facts, wishes(settings))
 
 
 def wishes(settings: Settings) -> selection.Wishes:
     """Return what the settings say about the choice."""
-    return selection.Wishes(
-        arch=settings.cuda_arch, allow_cpu=settings.allow_cpu or settings.cpu_chosen
-    )
+    return selection.Wishes(settings.cuda_arch, settings.allow_cpu or settings.cpu_chosen)
 
 
 def _fetcher(settings: Settings, sink: Sink) -> Fetcher:
@@ -181,14 +183,14 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
     to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
     if to_come or choice.runs_on != "gpu" or settings.cuda_arch or settings.devices:
         return []
-    both = ";".join(facts.capabilities)
+    every = ";".join(facts.capabilities)
     return [
         Note(
             "GPU_UNUSED",
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
             f" {compatibility.dotted([gpu.capability])}",
             f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
-            f" '{both}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
+            f" '{every}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
         )
         for gpu in facts.visible
         if gpu.capability and gpu.capability not in choice.capabilities
@@ -203,15 +205,6 @@ def _fetched_note(choice: Choice, brought: Artifact) -> Note:
         f" machine lacks {', '.join(choice.missing)}",
         f"to avoid this download, add to requirements.txt (or pip install): {packages}",
     )
-
-
-def _with_release(
-    here: tuple[Library, ...], brought: Artifact, folder: Path
-) -> tuple[Library, ...]:
-    """Put the release's libraries before the host's: cuBLAS needs the cuBLASLt of its version."""
-    version = brought.cuda.toolkit if brought.cuda else None
-    fetched = [Library(soname, folder, version, "release") for soname in brought.provides]
-    return (*fetched, *(one for one in here if one.soname not in brought.provides))
 
 
 def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
@@ -237,37 +230,31 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
         )
     inherited = {"CUDA_DEVICE_ORDER": gpus.BY_BUS, **settings.inherited}
     environ = processes.environment(inherited, libraries=folders)
-    given = environ.get("LD_LIBRARY_PATH")
-    return {**environ, "LD_LIBRARY_PATH": f"{_OWN_FOLDER}:{given}" if given else _OWN_FOLDER}
+    searched = filter(None, ("$ORIGIN", environ.get("LD_LIBRARY_PATH")))
+    return {**environ, "LD_LIBRARY_PATH": ":".join(searched)}
 
 
-def require_libraries(prepared: Prepared, *, allow_cpu: bool) -> None:
-    """Refuse to start anything whose CUDA libraries are not here.
+def require_libraries(settings: Settings, prepared: Prepared) -> None:
+    """Refuse to start a runtime whose CUDA libraries this machine lacks, unless the CPU is allowed.
 
     Raises:
         HostError: names them, and the packages that bring them.
     """
-    if allow_cpu:
-        return
-    if prepared.choice is not None:
-        selection.require_libraries(prepared.choice, prepared.host)
-    elif prepared.missing:
-        raise selection.missing_libraries("the archive", prepared.missing, prepared.host.libraries)
+    if prepared.missing and not wishes(settings).allow_cpu:
+        name = prepared.choice.artifact.name if prepared.choice else "the archive"
+        raise selection.missing_libraries(name, prepared.missing, prepared.host.libraries)
 
 
-def list_devices(
-    settings: Settings, prepared: Prepared, *, timeout: float = devices.TIMEOUT
-) -> Listing:
+def list_devices(settings: Settings, prepared: Prepared) -> Listing:
     """Run ``llama-server --list-devices``.
 
     Raises:
         HostError: as for ``devices.list_devices``.
-        IntegrityError: a file of the runtime is not what it was any more.
-        StoreError: one cannot be read.
+        LoaderError: as for ``Prepared.require_sound``.
     """
     environ = environment(settings, prepared)
     prepared.require_sound()
-    return devices.list_devices(prepared.runtime, environ, timeout=timeout)
+    return devices.list_devices(prepared.runtime, environ)
 
 
 def choose_devices(
@@ -276,7 +263,7 @@ def choose_devices(
     model: Path | None,
     extra: tuple[str, ...] = (),
     *,
-    ask: Callable[[], Listing] | None = None,
+    listing: Listing | None = None,
 ) -> DeviceChoice:
     """Choose the devices for a model; asks llama-server only where the driver cannot tell.
 
@@ -285,27 +272,25 @@ def choose_devices(
         prepared: the runtime.
         model: the GGUF file, None where it is not known yet.
         extra: arguments after ``--``, which may take memory too.
-        ask: lists the devices; None for ``list_devices``, and only where there is a question.
+        listing: what ``list_devices`` found, where it was called already.
 
     Raises:
         HostError: no device, an unknown one, or missing CUDA libraries.
     """
     if settings.cpu_chosen:
         return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
-    require_libraries(prepared, allow_cpu=settings.allow_cpu)
+    require_libraries(settings, prepared)
     choice = prepared.choice if not settings.devices else None
-    listing = ask() if ask is not None else None
-    if listing is None and choice is not None:
+    if choice is not None and listing is None:
         if choice.runs_on == "cpu":
             return DeviceChoice((), choice.reason)
         if prepared.missing:
             missing = ", ".join(prepared.missing)
-            return DeviceChoice((), f"{missing} is not here, and the CPU is allowed")
-        known = devices.by_the_driver(prepared.host)
-        listing = devices.Listing(known) if known is not None else None
+            return DeviceChoice((), f"{missing} is missing, and the CPU is allowed")
+        listing = devices.by_the_driver(prepared.host)
     listing = listing or list_devices(settings, prepared)
     found = listing.devices
-    if choice is not None and choice.runs_on == "gpu":
+    if choice is not None:
         found = devices.with_code(found, prepared.host.gpus, choice.capabilities)
     size = server_plan.measure(model, settings.n_ctx, extra) if model else None
     return devices.choose(
@@ -318,19 +303,6 @@ def choose_devices(
     )
 
 
-def would_choose(settings: Settings, prepared: Prepared, listing: Listing) -> DeviceChoice:
-    """Return what a start of the model that the settings name would choose.
-
-    Raises:
-        HostError: no device, or an unknown one.
-    """
-    path = model.at_hand(model.from_settings(settings))
-    chosen = choose_devices(settings, prepared, path, ask=lambda: listing)
-    if path is None and not settings.devices and len(chosen.names) > 1:
-        return replace(chosen, reason="all: the model is not here yet to be measured")
-    return chosen
-
-
 def plan_server(
     settings: Settings,
     prepared: Prepared,
@@ -338,14 +310,14 @@ def plan_server(
     extra: tuple[str, ...] = (),
     *,
     keyed: bool = True,
-    ask: Callable[[], Listing] | None = None,
+    listing: Listing | None = None,
 ) -> ServerPlan:
     """Return the plan of a server for this model.
 
     Raises:
         HostError: as for ``choose_devices``.
     """
-    chosen = choose_devices(settings, prepared, model, extra, ask=ask)
+    chosen = choose_devices(settings, prepared, model, extra, listing=listing)
     return ServerPlan(
         runtime=prepared.runtime,
         model=model,
@@ -375,12 +347,12 @@ def try_runtime(
 ) -> SelfTest:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
-    A good result that was kept is enough. What it costs goes to the timeline.
+    A good result of an earlier run is enough. What the test costs goes to the timeline.
 
     Args:
         settings: what was asked for.
         prepared: the runtime.
-        listing: what ``--list-devices`` found, where it was asked already.
+        listing: what ``list_devices`` found, where it was called already.
         sink: told what the server's start gave up.
 
     Raises:
@@ -390,14 +362,13 @@ def try_runtime(
     kept = self_test.kept(settings, prepared)
     if kept is not None:
         return kept
-
-    def ask() -> Listing:
-        return listing or list_devices(settings, prepared, timeout=self_test.TIMEOUT)
-
     with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
-        plan = plan_server(settings, prepared, self_test.MODEL, ask=ask)
-        plan = replace(plan, devices=plan.every_device or plan.devices)
-        return self_test.run(prepared, plan, sink)
+        if listing is None and not settings.cpu_chosen:
+            listing = list_devices(settings, prepared)
+        plan = plan_server(settings, prepared, self_test.MODEL, listing=listing)
+        return self_test.run(
+            prepared, replace(plan, devices=plan.every_device or plan.devices), sink
+        )
 
 
 def start(
@@ -407,56 +378,42 @@ def start(
     extra: tuple[str, ...] = (),
     *,
     keyed: bool = True,
+    listing: Listing | None = None,
     sink: Sink = ignore,
 ) -> Supervisor:
     """Start a server and wait for its first token; its times go to the timeline.
 
     Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is fetched again once. A start that works is kept as a good self test. After one
-    that fails, the loader's own tiny model tells whether the runtime is at fault, where the error
-    leaves that open.
+    the runtime is installed again. A start that works is kept as a good self test. After one that
+    fails, the loader's own tiny model tells whether the runtime is at fault, where the error leaves
+    that open.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
-
-    def attempt(ready: Prepared, ask: Callable[[], Listing] | None = None) -> Supervisor:
-        with prepared.timeline.stage("devices"):
-            plan = plan_server(settings, ready, model, extra, keyed=keyed, ask=ask)
-        supervisor = Supervisor(Server(plan, before=ready.require_sound), sink=sink)
-        try:
-            supervisor.start()
-        except LoaderError as error:
-            if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or ask):
-                # the server does not see a GPU that the driver names (MIG, say): ask what it sees
-                return attempt(ready, lambda: list_devices(settings, ready))
-            judged = self_test.judged(settings, ready, plan, error)
-            if judged is None:
-                raise
-            raise judged from error
-        return supervisor
-
+    timeline = prepared.timeline
+    with timeline.stage("devices"):
+        plan = plan_server(settings, prepared, model, extra, keyed=keyed, listing=listing)
+    supervisor = Supervisor(Server(plan, before=prepared.require_sound), sink=sink)
     try:
-        supervisor = attempt(prepared)
-    except IntegrityError as error:
-        if error.code != "RUNTIME_DAMAGED":
+        server = supervisor.start()
+    except LoaderError as error:
+        if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or listing):
+            # the server does not see a GPU that the driver names (MIG, say): ask what it sees
+            seen = list_devices(settings, prepared)
+            return start(settings, prepared, model, extra, keyed=keyed, listing=seen, sink=sink)
+        judged = self_test.judged(settings, prepared, plan, error)
+        if judged is None:
             raise
-        again = prepare(settings, released=prepared.released, sink=sink)
-        prepared.timeline.stages.extend(again.timeline.stages)
-        supervisor = attempt(again)
+        raise judged from error
     try:
-        _note_start(settings, prepared, supervisor.server, sink)
+        if server.started is not None:
+            timeline.add("start", server.started.loaded)
+            timeline.add("first token", server.started.first_token - server.started.loaded)
+        for note in notes.not_as_asked(server):
+            sink(note)
+        self_test.remember(settings, prepared, server)
     except BaseException:  # an interrupt, say: the caller has no supervisor yet to stop
         supervisor.stop()
         raise
     return supervisor
-
-
-def _note_start(settings: Settings, prepared: Prepared, server: Server, sink: Sink) -> None:
-    if server.started is not None:
-        prepared.timeline.add("start", server.started.loaded)
-        first_token = server.started.first_token - server.started.loaded
-        prepared.timeline.add("first token", first_token)
-    for note in notes.not_as_asked(server):
-        sink(note)
-    self_test.remember(settings, prepared, server)

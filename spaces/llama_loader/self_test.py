@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from llama_loader import notes, strict_json
-from llama_loader.disk import Folder
-from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, StoreError
+from llama_loader import disk, notes, strict_json
+from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
 from llama_loader.events import ignore
 from llama_loader.gguf_header import ALL_LAYERS
 from llama_loader.server import Server
+from llama_loader.supervisor import TRANSIENT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,20 +40,10 @@ PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
 """55 tokens: more than the 8 up to which ggml-cuda takes its kernels for single vectors."""
 ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
-"""Seconds for the device list, and again for the tokens. Both together take 1 s on an H200."""
-DOUBTFUL: Final = frozenset(
-    [
-        "CUDA_ERROR",
-        "MODEL_ON_CPU",
-        "NO_ANSWER",
-        "REQUEST_REFUSED",
-        "SERVER_CRASHED",
-        "SERVER_ENDED",
-        "SERVER_GAVE_UP",
-        "SERVER_KILLED",
-        "START_TIMEOUT",
-    ]
-)
+"""Seconds for the start and the tokens. They take less than 1 s on an H200."""
+DOUBTFUL: Final = TRANSIENT | {
+    *("MODEL_ON_CPU", "NO_ANSWER", "REQUEST_REFUSED", "SERVER_GAVE_UP", "START_TIMEOUT"),
+}
 """Errors of a start that leave open who is at fault; the others name it."""
 _N_CTX: Final = 256
 _MAX_BYTES: Final = 64 * 1024
@@ -86,11 +76,11 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
     architecture, nor while CUDA libraries are missing (a note names them).
     """
     host = prepared.host
-    meant = settings.cuda_arch is None or settings.cuda_arch in host.capabilities
+    if settings.cuda_arch not in {None, *host.capabilities}:
+        return False
     if settings.allow_cpu or settings.cpu_chosen:
-        return meant
-    attached = bool(host.gpus) and host.gpu_source not in {"zerogpu", "none"} and not host.zerogpu
-    return attached and meant and not prepared.missing
+        return True
+    return bool(host.gpus) and not host.zerogpu and not prepared.missing
 
 
 def kept(settings: Settings, prepared: Prepared) -> SelfTest | None:
@@ -98,15 +88,14 @@ def kept(settings: Settings, prepared: Prepared) -> SelfTest | None:
 
     One that the CPU gave counts only where the CPU is chosen, or allowed and there is no GPU.
     """
-    found = _read(_path(prepared))
+    found, choice = _read(prepared), prepared.choice
     if found is None or found.machine != _machine(prepared):
         return None
     named = {name.lower() for name in settings.devices}
-    choice = prepared.choice
-    no_gpu = bool(choice and (choice.runs_on == "cpu" or prepared.missing))
-    no_gpu = no_gpu or not prepared.host.visible_count
     on_cpu = settings.cpu_chosen or named in ({"none"}, {"cpu"})
-    on_cpu = on_cpu or (settings.allow_cpu and not named and no_gpu)
+    if settings.allow_cpu and not named:
+        on_gpu = choice is None or (choice.runs_on == "gpu" and not prepared.missing)
+        on_cpu = on_cpu or not (on_gpu and prepared.host.visible_count)
     return found if on_cpu != bool(found.devices) else None
 
 
@@ -116,8 +105,7 @@ def run(prepared: Prepared, plan: ServerPlan, sink: Sink = ignore) -> SelfTest:
     Raises:
         HostError: this machine cannot run the runtime, or it ran on the CPU instead.
         ServerError: it did not start, answer in time, or answer rightly.
-        IntegrityError: a file of it is not what it was any more.
-        StoreError: there is no room for its log.
+        LoaderError: it is damaged and cannot be installed again, or there is no room for its log.
     """
     at_once = not plan.devices or (prepared.choice is not None and prepared.choice.native)
     limit = TIMEOUT if at_once else max(TIMEOUT, plan.startup_timeout)  # the driver compiles first
@@ -140,16 +128,16 @@ def run(prepared: Prepared, plan: ServerPlan, sink: Sink = ignore) -> SelfTest:
             for note in (*notes.given_up(server), *unchecked):
                 sink(note)
             for cached in (False, True):  # all tokens at once, then the last one on the cache
-                _require_right(_answer(server, began + limit, cached=cached))
+                _require_answer(server, began + limit, cached=cached)
             used = _really_used(server)
     except (HostError, ServerError):
-        _write(_path(prepared), None)
+        with contextlib.suppress(OSError):  # a store that is read-only keeps no new one either
+            _record(prepared).unlink(missing_ok=True)
         raise
-    done = SelfTest(
-        _machine(prepared), plan.devices if used is None else used, time.monotonic() - began
-    )
+    devices, seconds = plan.devices if used is None else used, time.monotonic() - began
+    done = SelfTest(_machine(prepared), devices, seconds)
     if used is not None:
-        _write(_path(prepared), done)
+        _write(prepared, done)
     return done
 
 
@@ -158,10 +146,8 @@ def remember(settings: Settings, prepared: Prepared, server: Server) -> None:
     used = _really_used(server)
     if settings.no_test_run or server.started is None or used is None:
         return
-    machine, before = _machine(prepared), _read(_path(prepared))
-    if before is None or (before.machine, bool(before.devices)) != (machine, bool(used)):
-        done = SelfTest(machine, used, server.started.first_token, by="model")
-        _write(_path(prepared), done)
+    if kept(settings, prepared) is None:
+        _write(prepared, SelfTest(_machine(prepared), used, server.started.first_token, by="model"))
 
 
 def judged(
@@ -180,13 +166,13 @@ def judged(
     try:
         with blaming_the_runtime():
             run(prepared, plan)
-    except StoreError:  # the disk keeps the tiny model from telling: the start's error stands
-        return None
-    except IntegrityError as damaged:  # this is why, then
-        return damaged
-    except LoaderError as told:
+    except (HostError, ServerError) as told:
         message = f"{told.message}; with your model: {error.message}"
         return type(told)(told.code, message, hint=told.hint)
+    except IntegrityError as damaged:  # this is why, then
+        return damaged
+    except LoaderError:  # a full disk, say, keeps the tiny model from telling
+        return None
     hint = "look at the model, its size and the server's arguments"
     return type(error)(
         error.code,
@@ -200,9 +186,7 @@ def blaming_the_runtime() -> Iterator[None]:
     """Add to errors that the user's model is not the cause; hints about it would mislead."""
     try:
         yield
-    except (StoreError, IntegrityError):  # it was not even started
-        raise
-    except LoaderError as error:
+    except (HostError, ServerError, SettingError) as error:  # others: it was not even started
         message = f"the test run with the loader's own tiny model failed: {error.message}"
         host = isinstance(error, HostError)
         hint = f"{error.hint}; {_SKIP}" if host and error.hint else _REPORT
@@ -210,23 +194,20 @@ def blaming_the_runtime() -> Iterator[None]:
         raise kind(error.code, f"{message} (your model is not the cause)", hint=hint) from error
 
 
-def _require_right(answer: str) -> None:
+def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:
+    left, client = max(0.1, deadline - time.monotonic()), server.client()
+    try:
+        answer = client.completion(PROMPT, max_tokens=1, timeout=left, cache_prompt=cached).text
+    except ServerError:
+        server.wait(0.5)  # a broken connection comes a moment before the end of the process
+        server.check()
+        raise
     if answer != ANSWER:
         raise ServerError(
             "WRONG_ANSWER",
             f"llama-server computes wrongly: to a prompt whose answer is {ANSWER!r} it answers"
             f" {answer[:40]!r}",
         )
-
-
-def _answer(server: Server, deadline: float, *, cached: bool) -> str:
-    left, client = max(0.1, deadline - time.monotonic()), server.client()
-    try:
-        return client.completion(PROMPT, max_tokens=1, timeout=left, cache_prompt=cached).text
-    except ServerError:
-        server.wait(0.5)  # a broken connection comes a moment before the end of the process
-        server.check()
-        raise
 
 
 def _really_used(server: Server) -> tuple[str, ...] | None:
@@ -250,19 +231,16 @@ def _machine(prepared: Prepared) -> list[str]:
     return [f"driver {host.driver}", *gpus, named, f"CPU {host.cpu}, glibc {host.glibc}", *used]
 
 
-def _path(prepared: Prepared) -> Path | None:
-    """Return the record's file; None for a runtime that lies in no store."""
-    runtimes = prepared.installed.root.parent
-    name = f"{prepared.installed.sha256}.json"
-    return runtimes.parent / FOLDER / name if runtimes.name == "runtimes" else None
+def _record(prepared: Prepared) -> Path:
+    store = prepared.installed.root.parents[1]
+    return store / FOLDER / f"{prepared.installed.sha256}.json"
 
 
-def _read(path: Path | None) -> SelfTest | None:
+def _read(prepared: Prepared) -> SelfTest | None:
     """Read a record; one that cannot be read counts as none."""
-    if path is None:
-        return None
+    path = _record(prepared)
     try:
-        with Folder.open(path.parent) as place:
+        with disk.Folder.open(path.parent) as place:
             data = place.read(path.name, _MAX_BYTES)
         tree = strict_json.loads(data or b"", what=FOLDER, max_bytes=_MAX_BYTES)
         return msgspec.structs.replace(msgspec.convert(tree, SelfTest), kept=True)
@@ -270,17 +248,13 @@ def _read(path: Path | None) -> SelfTest | None:
         return None
 
 
-def _write(path: Path | None, done: SelfTest | None) -> None:
-    """Write the record, or remove it where there is none to keep; a read-only store keeps none."""
-    if path is None:
-        return
-    with contextlib.suppress(OSError):
-        if done is None:
-            path.unlink(missing_ok=True)
-            return
-        with (
-            Folder.open(path.parents[1]) as root,
-            root.folder("staging") as staging,
-            root.folder(FOLDER, make=0o755) as place,
-        ):
-            place.replace(path.name, msgspec.json.encode(done), staging=staging)
+def _write(prepared: Prepared, done: SelfTest) -> None:
+    """Write the record; a store that cannot be written keeps none."""
+    path = _record(prepared)
+    with (
+        contextlib.suppress(OSError),
+        disk.Folder.open(path.parents[1]) as store,
+        store.folder("staging") as staging,
+        store.folder(FOLDER, make=0o755) as folder,
+    ):
+        folder.replace(path.name, msgspec.json.encode(done), staging=staging)

@@ -201,8 +201,8 @@ class Server:
 
     def _start_once(self, port: int, began: float) -> Started:
         self.port = port
-        self._spawn()
-        deadline = began + self.plan.startup_timeout
+        hashing = self._spawn()  # not the server's own time; a repair downloads meanwhile
+        deadline = began + hashing + self.plan.startup_timeout
         self._await_health(deadline)
         loaded = time.monotonic() - began
         self._first_token(deadline)
@@ -210,8 +210,8 @@ class Server:
         self._check_devices()
         return Started(loaded, first_token)
 
-    def _spawn(self) -> None:
-        """Execute it with a key of its own; ``before`` is called last."""
+    def _spawn(self) -> float:
+        """Execute it with a key of its own; return the seconds of ``before``, called last."""
         self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else self.plan.own_key
         try:
             folder = self._folder = _scratch()
@@ -228,7 +228,9 @@ class Server:
             ) from error
         argv = self.plan.argv(self.port, key_file)
         environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
+        began = time.monotonic()
         self.before()
+        hashing = time.monotonic() - began
         if self._stopping.is_set():  # meanwhile, from another thread, and the folder is gone
             raise ServerError("SERVER_STOPPED", "llama-server was stopped")
         try:
@@ -240,6 +242,7 @@ class Server:
         if process.stdout is None:
             raise AssertionError("spawn always gives a pipe")
         self._log = ServerLog(process.stdout, folder / "llama-server.log")
+        return hashing
 
     def _await_health(self, deadline: float) -> None:
         began, client = time.monotonic(), self.client()

@@ -74,7 +74,7 @@ class SharedServer:
         ours = settings.renewed(self.ready.settings)
         prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
         self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
-        loader.require_libraries(prepared, allow_cpu=ours.allow_cpu or ours.cpu_chosen)
+        loader.require_libraries(ours, prepared)
         self._latest = f"llama-server loads {self.ready.model.name}"
         told = server_arguments(gguf_header.chat_template(self.ready.model))
         supervisor = loader.start(ours, prepared, self.ready.model, told, sink=self._hear)

@@ -269,7 +269,7 @@ def test_a_server_finds_what_was_brought(space: Space) -> None:
     assert [(one.soname, one.folder, one.origin) for one in ready.libraries] == [
         (soname, place, "release") for soname in SONAMES
     ]
-    loader.require_libraries(ready, allow_cpu=False)
+    loader.require_libraries(space.settings(), ready)
     assert loader.choose_devices(space.settings(), ready, None).names == ("CUDA0",)
     environ = loader.environment(space.settings(), ready)
     assert environ["LD_LIBRARY_PATH"] == f"$ORIGIN:{place}"
@@ -330,7 +330,7 @@ def test_without_such_an_artifact_the_error_stays(space: Space) -> None:
     ready = space.prepare()
     assert ready.missing == SONAMES
     with pytest.raises(HostError) as caught:
-        loader.require_libraries(ready, allow_cpu=False)
+        loader.require_libraries(space.settings(), ready)
     assert caught.value.code == "CUDA_LIBRARY_MISSING"
     assert [note.code for note in report.notes(ready)] == ["CUDA_LIBRARY_MISSING"]
 

@@ -5,6 +5,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -736,7 +737,7 @@ pathlib.Path({path!r}).write_text("executed")
 """
 
 
-def test_a_runtime_that_was_damaged_before_a_start_is_fetched_again_and_never_executed(
+def test_a_runtime_damaged_before_a_start_or_restart_is_fetched_again_and_never_executed(
     impostor: Impostor, tmp_path: Path
 ) -> None:
     release = make_release(impostor, tmp_path / "release")
@@ -747,15 +748,22 @@ def test_a_runtime_that_was_damaged_before_a_start_is_fetched_again_and_never_ex
     ready = loader.prepare(wanted, sink=events.append)
     program = ready.runtime / "llama-server"
     good = program.read_bytes()
-    program.write_text(f"#!{sys.executable}\n{SPOILED.format(path=str(tmp_path / 'evil'))}")
+    spoiled = f"#!{sys.executable}\n{SPOILED.format(path=str(tmp_path / 'evil'))}"
+    program.write_text(spoiled)
     supervisor = loader.start(wanted, ready, self_test.MODEL, sink=events.append)
     try:
         assert supervisor.server.pid is not None
         assert program.read_bytes() == good
+        program.write_text(spoiled)  # once more, and now a restart finds it
+        os.kill(supervisor.server.pid, signal.SIGKILL)
+        assert supervisor.server.wait(10)
+        assert supervisor.ensure().pid is not None
+        assert program.read_bytes() == good
     finally:
         supervisor.stop()
     assert not (tmp_path / "evil").exists()
-    assert "RUNTIME_DAMAGED" in [one.code for one in events if isinstance(one, Note)]
+    codes = [one.code for one in events if isinstance(one, Note)]
+    assert codes.count("RUNTIME_DAMAGED") == 2
     assert "fetch" in [stage.name for stage in ready.timeline.stages]
 
 

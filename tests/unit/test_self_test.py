@@ -221,7 +221,7 @@ def test_a_hang_is_ended_by_the_deadline(
 def test_a_list_of_devices_that_hangs_has_a_deadline_too(
     impostor: Impostor, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(self_test, "TIMEOUT", 0.5)
+    monkeypatch.setattr(devices, "TIMEOUT", 0.5)
     error = failure(settings(), prepared(impostor.behave(list={"sleep": 60}), store))
     assert (error.code, error.exit_status) == ("DEVICE_LIST_HANGS", 5)
 

@@ -103,6 +103,16 @@ def test_before_is_called_last_before_each_execution(impostor: Impostor) -> None
         assert ready == [("api-key", str(server.port))]
 
 
+def test_the_time_of_before_is_not_taken_from_the_startup_timeout(impostor: Impostor) -> None:
+    """A damaged runtime is downloaded again then."""
+    limited = plan(impostor.behave(loading=60), startup_timeout=0.8)
+    server = Server(limited, before=lambda: time.sleep(0.8))
+    began = time.monotonic()
+    with pytest.raises(ServerError, match="loads the model still"):
+        server.start()
+    assert time.monotonic() - began > 1.5
+
+
 def test_what_before_raises_prevents_the_execution(impostor: Impostor) -> None:
     def before() -> None:
         raise IntegrityError("RUNTIME_DAMAGED", "it changed")
