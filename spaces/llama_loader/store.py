@@ -27,7 +27,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, notes, partial, receipt
+from llama_loader import disk, partial, receipt
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, SettingError, StoreError
@@ -213,7 +213,14 @@ class Store:
         what = f"manifest {url}"
         if sha256 is None:
             data = fetcher.manifest_bytes(url, None)
-            self._sink(notes.manifest_not_pinned(url, hashlib.sha256(data).hexdigest()))
+            digest = hashlib.sha256(data).hexdigest()
+            self._sink(
+                Note(
+                    "MANIFEST_NOT_PINNED",
+                    f"manifest {url} is not pinned; its sha256 is {digest}",
+                    f"set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256={digest}",
+                )
+            )
             return schema.parse(data, what=what)
         cached = self._kept_manifest(sha256)
         data = fetcher.manifest_bytes(url, sha256) if cached is None else cached
@@ -310,7 +317,14 @@ class Store:
         with disk.errors(usual):
             self.root = disk.private_folder(_PRIVATE)
         self._is_private = True
-        self._sink(notes.store_temporary(usual, error, self.root))
+        self._sink(
+            Note(
+                "STORE_TEMPORARY",
+                f"{usual} cannot be written ({error.strerror}); installing to {self.root}, which is"
+                " gone with this machine's temporary files",
+                "set HF_HOME or --store to a folder that can be written",
+            )
+        )
 
     def _open_root(self, *, make: bool) -> Folder:
         place = self.root if self._is_private else disk.trusted(self.root)
@@ -482,7 +496,14 @@ class Store:
         with Folder.open(path) as place:
             installed = self._checked(place, artifact, hashed=True)
         if artifact is None:
-            self._sink(notes.compared_with_receipt(path))
+            self._sink(
+                Note(
+                    "COMPARED_WITH_RECEIPT",
+                    f"{path} was compared with its own receipt, not with a manifest: a program that"
+                    " can change the files can change the receipt",
+                    "give the release's manifest with --manifest and --manifest-sha256",
+                )
+            )
         return installed
 
     def _discard(self, root: Folder, sha256: str, damaged: Folder | None) -> None:
@@ -682,7 +703,14 @@ class Store:
 
     def _judge(self, url: str, digest: str, sha256: str | None) -> None:
         if sha256 is None:
-            self._sink(notes.archive_not_pinned(url, digest))
+            self._sink(
+                Note(
+                    "UNVERIFIED",
+                    f"{url} is not pinned: these bytes are run as they came; their sha256 is"
+                    f" {digest}",
+                    f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest}",
+                )
+            )
         elif digest != sha256:
             raise IntegrityError(
                 "SHA256_MISMATCH",

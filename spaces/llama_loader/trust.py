@@ -22,7 +22,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, notes, strict_json
+from llama_loader import disk, strict_json
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
 from llama_loader.events import Note, ignore
@@ -217,7 +217,14 @@ class Channel:
         except NetworkError as error:
             if highest is None:
                 raise
-            self._sink(notes.channel_out_of_reach(self._url, highest, error.message))
+            self._sink(
+                Note(
+                    "CHANNEL_OUT_OF_REACH",
+                    f"channel {self._url} cannot be asked ({error.message}); going on with serial"
+                    f" {highest}, which was accepted before",
+                    "it is asked again at the next start",
+                )
+            )
             signed = self._kept(highest)
         found = self._read(signed)
         accepted = self._was_accepted(found, signed)
