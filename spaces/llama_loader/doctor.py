@@ -242,8 +242,7 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
 
     def listed() -> str:
         listings.append(loader.list_devices(settings, prepared))
-        chosen = loader.would_choose(settings, prepared, listings[0])
-        return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
+        return report.chosen(loader.would_choose(settings, prepared, listings[0]))
 
     def tried() -> str:
         return report.test_run_line(loader.try_runtime(settings, prepared, listings[0], sink=sink))

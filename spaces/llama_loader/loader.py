@@ -114,7 +114,7 @@ def prepare(
     """
     timeline = Timeline()
     sink = timeline.listening(sink)
-    store, fetcher = Store(settings.store, sink=sink), _fetcher(settings, sink)
+    store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
     with timeline.stage("resolve"):
         looking = looking or host.begin(settings)
         if released is None and not settings.url:
@@ -158,7 +158,7 @@ def resolve(
     """
     facts = host.detect(settings) if facts is None else facts
     store = Store(settings.store, sink=sink)
-    manifest, _ = trust.manifest(settings, store, _fetcher(settings, sink), sink)
+    manifest, _ = trust.manifest(settings, store, fetcher_for(settings, sink), sink)
     return manifest, facts, selection.select(manifest, facts, wishes(settings))
 
 
@@ -169,7 +169,8 @@ def wishes(settings: Settings) -> selection.Wishes:
     )
 
 
-def _fetcher(settings: Settings, sink: Sink) -> Fetcher:
+def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
+    """Return what opens URLs as the settings say."""
     from llama_loader.fetch import Fetcher  # loads requests, which an engine's import must not
 
     token, endpoint = settings.hf_token, settings.hf_endpoint

@@ -59,7 +59,7 @@ def trust(settings: Settings, prepared: Prepared) -> str:
         return PINNED
     if settings.manifest_url:
         return NOT_PINNED
-    return SIGNED if trusted.read().public_key else PINNED
+    return SIGNED if trusted.read(trusted.RELEASE_FILE).public_key else PINNED
 
 
 def _test_run(verdict: SelfTest) -> dict[str, Any]:
@@ -148,6 +148,11 @@ def _memory(device: Device) -> str:
     if device.free is not None:
         parts.append(f"{device.free // 1024**2} MiB free")
     return f" ({', '.join(parts)})" if parts else ""
+
+
+def chosen(choice: DeviceChoice) -> str:
+    """Say which devices were chosen, and why."""
+    return f"{', '.join(choice.names) or 'the CPU'} ({choice.reason})"
 
 
 def devices_json(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
