@@ -23,9 +23,10 @@ from typing import TYPE_CHECKING, Final, Literal
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from llama_loader import notes, settings
+from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
+from llama_loader.events import Note
 from llama_loader.server import free_port
 from llama_space import Engine, Progress, Status
 from translator.page import Page
@@ -80,7 +81,13 @@ _PREPARING: Final = Status(
     ),
     elapsed=48.0,
     timeline=(("resolve", 0.4), ("fetch", 2.1), ("verify", 0.1), ("unpack", 0.6)),
-    notes=(notes.manifest_not_pinned("https://hub/m.json", "ab" * 32),),
+    notes=(
+        Note(
+            "MANIFEST_NOT_PINNED",
+            f"manifest https://hub/m.json is not pinned; its sha256 is {'ab' * 32}",
+            f"set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256={'ab' * 32}",
+        ),
+    ),
 )
 
 

@@ -22,9 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from llama_loader.console import Console
-    from llama_loader.loader import Prepared
     from llama_loader.manifest import Artifact
-    from llama_loader.self_test import SelfTest
     from llama_loader.settings import Settings
     from llama_loader.store import Store
 
@@ -32,6 +30,19 @@ _OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
 _SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
 _INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
+_OPTIONS = (
+    ("--manifest", "manifest_url", "URL", "the release's manifest"),
+    ("--manifest-sha256", "manifest_sha256", "HEX", "pins that manifest"),
+    ("--url", "url", "URL", "a tarball instead of a manifest"),
+    ("--sha256", "sha256", "HEX", "pins that tarball"),
+    ("--store", "store", "DIR", "where runtimes are installed"),
+    ("--arch", "cuda_arch", "N", "compute capability instead of the detected one, e.g. 90"),
+    ("--device", "devices", "NAMES", "'auto', or names such as CUDA0,CUDA1"),
+    ("--allow-cpu", "allow_cpu", "", "run where no GPU is found"),
+    ("--offline", "offline", "", "never open a connection"),
+    ("--no-test-run", "no_test_run", "", "do not try it with a tiny model"),
+)
+"""Option, field of ``Settings``, what it takes (nothing: it stands for ``1``) and its help."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -61,17 +72,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _guarded(options: argparse.Namespace) -> int:
     """Run; turn errors into their lines and statuses. Never a traceback."""
-    from llama_loader.console import clean_up_when_told
+    from llama_loader.console import Console, clean_up_when_told
 
     sys.excepthook = _report_defect
     clean_up_when_told()
     _print_anything()
     try:
-        status: int = options.run(options)
+        status: int = options.run(options, Console()) or _OK
         sys.stdout.flush()
     except LoaderError as error:
         return _complain(error.render(), error.exit_status)
     except KeyboardInterrupt:
+        if options.command == "serve":
+            return _OK
         return _complain("error[INTERRUPTED]: stopped; nothing half-done was left", _INTERRUPTED)
     except BrokenPipeError:
         return _reader_gone()
@@ -130,92 +143,54 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings.load(given)
 
 
-def _begin(options: argparse.Namespace) -> tuple[Settings, Console]:
-    from llama_loader.console import Console
-
-    return _settings(options), Console()
+def _print(options: argparse.Namespace, text: str, document: Any) -> None:
+    print(json.dumps(document) if options.json else text, flush=True)
 
 
-def _print_json(document: Any) -> None:
-    print(json.dumps(document), flush=True)
+def _fetch(options: argparse.Namespace, console: Console) -> None:
+    from llama_loader import loader, report, self_test
 
-
-def _fetch(options: argparse.Namespace) -> int:
-    """Install the runtime; its folder alone on stdout's last line."""
-    from llama_loader import report
-    from llama_loader.loader import prepare
-
-    settings, console = _begin(options)
-    prepared = prepare(settings, sink=console)
-    verdict = _tested(settings, prepared, console)
+    settings = _settings(options)
+    prepared = loader.prepare(settings, sink=console)
+    tested = None
+    if not settings.no_test_run and self_test.possible(settings, prepared):
+        console.stage("test run with a tiny model")
+        tested = loader.try_runtime(settings, prepared, sink=console)
     console.timeline(prepared.timeline)
     for note in report.notes(prepared):
         console(note)
-    if options.json:
-        _print_json(report.fetched(settings, prepared, verdict))
-    else:
-        print(printable(str(prepared.runtime)), flush=True)
-    return _OK
+    folder = printable(str(prepared.runtime))
+    _print(options, folder, report.fetched(settings, prepared, tested))
 
 
-def _tested(settings: Settings, prepared: Prepared, console: Console) -> SelfTest | None:
-    """Try what was fetched, where that can be done here; a kept verdict loads no more code."""
-    from llama_loader import self_test
-
-    if settings.no_test_run or not self_test.possible(settings, prepared):
-        return None
-    kept = self_test.kept(settings, prepared)
-    if kept is not None:
-        return kept
-    from llama_loader import loader
-
-    console.stage("test run with a tiny model")
-    return loader.try_runtime(settings, prepared, sink=console)
-
-
-def _devices(options: argparse.Namespace) -> int:
-    """What ``--list-devices`` finds, what would be chosen, and why."""
+def _devices(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import loader, model, report
-    from llama_loader.loader import prepare
 
-    settings, console = _begin(options)
-    prepared = prepare(settings, sink=console)
+    settings = _settings(options)
+    prepared = loader.prepare(settings, sink=console)
     console.clear()
     loader.require_libraries(settings, prepared)
     listing = loader.list_devices(settings, prepared)
-    if not options.json:
+    if not options.json:  # also where none of them can be chosen
         print(report.device_list(listing.devices), flush=True)
     path = model.at_hand(model.from_settings(settings))
     chosen = loader.choose_devices(settings, prepared, path, listing=listing)
-    if options.json:
-        _print_json(report.devices_json(listing, chosen))
-    else:
-        line = f"chosen: {', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
-        print(printable(line), flush=True)
-    return _OK
+    line = printable(f"chosen: {report.chosen(chosen)}")
+    _print(options, line, report.devices_json(listing, chosen))
 
 
-def _serve(options: argparse.Namespace) -> int:
-    """Serve until interrupted."""
-    try:
-        return _serve_until_interrupted(options)
-    except KeyboardInterrupt:
-        return _OK
-
-
-def _serve_until_interrupted(options: argparse.Namespace) -> int:
+def _serve(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import host
 
-    settings, console = _begin(options)
+    settings = _settings(options)
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
-    from llama_loader.loader import prepare
 
     for note in server_plan.check(options.extra):
         console(note)
     if settings.server_port is not None:
         server.claim(settings.server_port)  # said before anything is fetched
-    prepared = prepare(settings, looking=looking, hashed=False, sink=console)
+    prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
     console.stage("fetching the model")
     with prepared.timeline.stage("model"):
@@ -227,77 +202,56 @@ def _serve_until_interrupted(options: argparse.Namespace) -> int:
     try:
         console.timeline(prepared.timeline)
         if options.json:
-            _print_json(report.served(settings, prepared, supervisor.server, path))
+            print(json.dumps(report.served(settings, prepared, supervisor.server, path)))
         print(f"ready {supervisor.server.url}", flush=True)
         supervisor.watch()
     finally:
         supervisor.stop()
-    return _OK
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    """Every fact, choice, check and hint; 0 only if a model could be served now."""
+def _doctor(options: argparse.Namespace, console: Console) -> int:
     if options.suppose is not None:
-        return _suppose(options)
+        return _suppose(options, console)
     from llama_loader import doctor
-    from llama_loader.console import Console
 
-    examined = doctor.examine(lambda: _settings(options), sink=Console())
-    if options.json:
-        _print_json(examined.as_json())
-    else:
-        print(examined.as_text(), flush=True)
-    return examined.exit_status
+    found = doctor.examine(lambda: _settings(options), sink=console)
+    _print(options, found.as_text(), found.as_json())
+    return found.exit_status
 
 
-def _suppose(options: argparse.Namespace) -> int:
-    """What another machine would fetch; 0 where it has all that it needs."""
-    from llama_loader import selection, suppose
-    from llama_loader.loader import resolve
+def _suppose(options: argparse.Namespace, console: Console) -> int:
+    from llama_loader import loader, selection, suppose
 
-    settings, console = _begin(options)
+    settings = _settings(options)
     suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
-    release, chosen = resolve(settings, facts, sink=console)
-    if options.json:
-        _print_json(suppose.as_json(release, facts, chosen))
-    else:
-        print(suppose.as_text(release, chosen), flush=True)
+    release, chosen = loader.resolve(settings, facts, sink=console)
+    text, document = suppose.as_text(release, chosen), suppose.as_json(release, facts, chosen)
+    _print(options, text, document)
     selection.require_libraries(chosen, facts)
     return _OK
 
 
-def _verify(options: argparse.Namespace) -> int:
-    """Hash an installed runtime again, and say what it was compared with."""
+def _verify(options: argparse.Namespace, console: Console) -> None:
     from llama_loader.store import Store
 
-    settings, console = _begin(options)
+    settings = _settings(options)
     store, folder = Store(settings.store, sink=console), Path(options.folder).absolute()
     given = settings.manifest_url is not None or settings.manifest_sha256 is not None
     entry = _entry(settings, store, folder, console) if given else None
     installed = store.verify(folder, entry)
     console.clear()
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
-    if options.json:
-        told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
-        _print_json({**told, "compared_with": compared})
-    else:
-        print(f"ok {printable(str(installed.folder))}\ncompared with {compared}", flush=True)
-    return _OK
+    told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
+    text = f"ok {printable(str(installed.folder))}\ncompared with {compared}"
+    _print(options, text, {**told, "compared_with": compared})
 
 
 def _entry(settings: Settings, store: Store, folder: Path, console: Console) -> Artifact:
     """Return the entry of the given manifest that a runtime's folder was unpacked from."""
-    from llama_loader import trust
-    from llama_loader.fetch import Fetcher
+    from llama_loader import loader, trust
 
-    fetcher = Fetcher(
-        offline=settings.offline,
-        token=settings.hf_token,
-        endpoint=settings.hf_endpoint,
-        sink=console,
-    )
-    manifest, url = trust.manifest(settings, store, fetcher, console)
+    manifest, url = trust.manifest(settings, store, loader.fetcher_for(settings, console), console)
     for artifact in manifest.artifacts:
         if artifact.sha256 in folder.resolve().parts:
             return artifact
@@ -306,6 +260,15 @@ def _entry(settings: Settings, store: Store, folder: Path, console: Console) -> 
         f"{folder} was not unpacked from an artifact of {url}",
         hint="give the manifest of the release that it came from",
     )
+
+
+_COMMANDS = {
+    "fetch": (_fetch, "install the runtime for this host; prints its folder"),
+    "devices": (_devices, "what --list-devices finds, and which would be chosen"),
+    "serve": (_serve, "serve a model until interrupted"),
+    "doctor": (_doctor, "every fact, choice, check and hint on one page"),
+    "verify": (_verify, "hash an installed runtime again"),
+}
 
 
 def _parser() -> _Parser:
@@ -318,20 +281,17 @@ def _parser() -> _Parser:
         allow_abbrev=False,
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    common = _common()
-    for name, run, text in (
-        ("fetch", _fetch, "install the runtime for this host; prints its folder"),
-        ("devices", _devices, "what --list-devices finds, and which would be chosen"),
-        ("serve", _serve, "serve a model until interrupted"),
-        ("doctor", _doctor, "every fact, choice, check and hint on one page"),
-        ("verify", _verify, "hash an installed runtime again"),
-    ):
-        command = commands.add_parser(
-            name, help=text, description=text, parents=[common], allow_abbrev=False
-        )
+    for name, (run, text) in _COMMANDS.items():
+        command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
-        if name in {"fetch", "serve", "doctor"}:
-            _switch(command, "--no-test-run", "do not try it with a tiny model")
+        for option, field, value, meaning in _OPTIONS:
+            if option == "--no-test-run" and name in {"devices", "verify"}:
+                continue
+            if value:
+                command.add_argument(option, dest=field, metavar=value, help=meaning)
+            else:
+                command.add_argument(option, action="store_const", const="1", help=meaning)
+        command.add_argument("--json", action="store_true", help="machine-readable output")
         if name == "serve":
             _add_serve(command)
         elif name == "doctor":
@@ -354,29 +314,6 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
     )
-
-
-def _common() -> _Parser:
-    common = _Parser(add_help=False, allow_abbrev=False)
-    for option, field, value, text in (
-        ("--manifest", "manifest_url", "URL", "the release's manifest"),
-        ("--manifest-sha256", "manifest_sha256", "HEX", "pins that manifest"),
-        ("--url", "url", "URL", "a tarball instead of a manifest"),
-        ("--sha256", "sha256", "HEX", "pins that tarball"),
-        ("--store", "store", "DIR", "where runtimes are installed"),
-        ("--arch", "cuda_arch", "N", "compute capability instead of the detected one, e.g. 90"),
-        ("--device", "devices", "NAMES", "'auto', or names such as CUDA0,CUDA1"),
-    ):
-        common.add_argument(option, dest=field, metavar=value, help=text)
-    _switch(common, "--allow-cpu", "run where no GPU is found")
-    _switch(common, "--offline", "never open a connection")
-    common.add_argument("--json", action="store_true", help="machine-readable output")
-    return common
-
-
-def _switch(command: argparse.ArgumentParser, option: str, text: str) -> None:
-    """Add an option that stands for the text ``1`` of its variable."""
-    command.add_argument(option, action="store_const", const="1", help=text)
 
 
 if __name__ == "__main__":

@@ -30,17 +30,13 @@ class Console:
         self._next = 0.0
 
     def __call__(self, event: Event) -> None:
-        """Show an event."""
+        """Show an event: a note always, progress where a person watches."""
         if isinstance(event, Note):
-            self.note(event)
+            self.clear()
+            lines = LoaderError(event.code, event.message, hint=event.hint).render()
+            print(lines.replace("error[", "warning[", 1), file=self._stream, flush=True)
         elif self._live and not isinstance(event, Stage):
             self._draw(event)
-
-    def note(self, note: Note) -> None:
-        """Print what a person must know, terminal or not."""
-        self.clear()
-        lines = LoaderError(note.code, note.message, hint=note.hint).render()
-        print(lines.replace("error[", "warning[", 1), file=self._stream, flush=True)
 
     def stage(self, text: str) -> None:
         """Show what goes on now."""

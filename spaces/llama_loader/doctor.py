@@ -41,10 +41,6 @@ _SETTINGS: Final = {
     "FILE_NOT_FOUND": f"{PREFIX}GGUF_FILENAME",
     "INVALID_DEVICE": f"{PREFIX}LLAMA_DEVICE=auto",
     "MODEL_GATED": "HF_TOKEN",
-    "MODEL_INCOMPLETE": f"{PREFIX}GGUF_PATH",
-    "MODEL_MISSING": f"{PREFIX}GGUF_PATH",
-    "MODEL_NOT_GGUF": f"{PREFIX}GGUF_PATH",
-    "MODEL_PROJECTOR": f"{PREFIX}GGUF_PATH",
     "NO_GPU": f"{PREFIX}ALLOW_CPU=1",
     "OFFLINE": f"{PREFIX}OFFLINE=0",
     "RELEASE_NOT_CHOSEN": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
@@ -168,26 +164,23 @@ def _tried(found: Examination, name: str, check: Callable[[], str]) -> bool:
     """Run a check; its sentence, or its error, goes on the page."""
     try:
         found.checks.append(Check(name, ok=True, detail=safe(check())))
-    except OSError as error:
-        failure = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
-        found.checks.append(_failed(name, failure))
-        return False
-    except LoaderError as error:
-        found.checks.append(_failed(name, error))
+    except (OSError, LoaderError) as error:
+        failed = error
+        if not isinstance(failed, LoaderError):
+            failed = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
+        found.checks.append(
+            Check(
+                name,
+                ok=False,
+                detail=safe(failed.message),
+                code=failed.code,
+                hint=safe(failed.hint),
+                status=failed.exit_status,
+                setting=failed.setting or _SETTINGS.get(failed.code, ""),
+            )
+        )
         return False
     return True
-
-
-def _failed(name: str, error: LoaderError) -> Check:
-    return Check(
-        name,
-        ok=False,
-        detail=safe(error.message),
-        code=error.code,
-        hint=safe(error.hint),
-        status=error.exit_status,
-        setting=error.setting or _SETTINGS.get(error.code, ""),
-    )
 
 
 def _shown(settings: Settings) -> dict[str, Any]:
@@ -241,8 +234,7 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
     def listed() -> str:
         listings.append(loader.list_devices(settings, prepared))
         path = model.at_hand(model.from_settings(settings))
-        chosen = loader.choose_devices(settings, prepared, path, listing=listings[0])
-        return f"{', '.join(chosen.names) or 'the CPU'} ({chosen.reason})"
+        return report.chosen(loader.choose_devices(settings, prepared, path, listing=listings[0]))
 
     def tried() -> str:
         return report.test_run_line(loader.try_runtime(settings, prepared, listings[0], sink=sink))
@@ -278,33 +270,34 @@ def _model(settings: Settings) -> str:
 
 def _require_model(path: Path) -> None:
     """Look into a file's header: is it a whole model that llama-server can serve?"""
+
+    def refused(code: str, message: str, hint: str) -> SettingError:
+        return SettingError(code, message, hint=hint, setting=f"{PREFIX}GGUF_PATH")
+
     if not path.is_file():
-        raise SettingError(
-            "MODEL_MISSING",
-            f"there is no file {path}",
-            hint=f"correct {PREFIX}GGUF_PATH, or unset it",
-        )
+        hint = f"correct {PREFIX}GGUF_PATH, or unset it"
+        raise refused("MODEL_MISSING", f"there is no file {path}", hint)
     with path.open("rb") as file:
         head = file.read(_HEAD)
     if _CLIP in head:
-        raise SettingError(
+        raise refused(
             "MODEL_PROJECTOR",
             f"{path} is a multimodal projector (mmproj), not a language model",
-            hint="name the model's own GGUF file",
+            "name the model's own GGUF file",
         )
     number, count = gguf_header.part(path.name)
     missing = [one for one in gguf_header.parts(path.name) if not path.with_name(one).is_file()]
     if missing or number != 1:
-        raise SettingError(
+        raise refused(
             "MODEL_INCOMPLETE",
             f"{path} is part of a model in {count} files; missing: {len(missing)}",
-            hint="put all parts into one folder, and name the first one",
+            "put all parts into one folder, and name the first one",
         )
     if gguf_header.measure(path, 0) is None:
-        raise SettingError(
+        raise refused(
             "MODEL_NOT_GGUF",
             f"{path} is no GGUF file, or a damaged one; it begins with {head[:16]!r}",
-            hint="download it again: a web page or a Git LFS pointer may have been saved instead",
+            "download it again: a web page or a Git LFS pointer may have been saved instead",
         )
 
 

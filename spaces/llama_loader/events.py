@@ -67,10 +67,6 @@ def ignore(event: Event) -> None:
     del event
 
 
-class Abandoned(BaseException):
-    """Nobody listens any more: raised in the work itself, which cleans up as after Ctrl-C."""
-
-
 def told(work: Callable[[Sink], _Result]) -> Generator[Event, None, _Result]:
     """Do ``work`` in a thread of its own and yield what it tells, as it happens.
 
@@ -90,7 +86,7 @@ def told(work: Callable[[Sink], _Result]) -> Generator[Event, None, _Result]:
 
     def sink(event: Event) -> None:
         if over:
-            raise Abandoned
+            raise KeyboardInterrupt  # the work cleans up as after Ctrl-C
         events.put(event)
 
     def run() -> _Result:
@@ -138,11 +134,6 @@ class Timeline:
             sink(event)
 
         return take
-
-    @property
-    def seconds(self) -> float:
-        """Sum of all stages."""
-        return sum(stage.seconds for stage in self.stages)
 
     def as_json(self) -> list[dict[str, object]]:
         """Return the stages as plain data: name, seconds, size in bytes or null."""

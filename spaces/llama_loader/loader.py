@@ -119,7 +119,7 @@ def prepare(
     """
     timeline = Timeline()
     sink = timeline.listening(sink)
-    store, fetcher = Store(settings.store, sink=sink), _fetcher(settings, sink)
+    store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
     with timeline.stage("resolve"):
         looking = looking or host.begin(settings)
         if released is None and not settings.url:
@@ -161,7 +161,7 @@ def resolve(
     Raises:
         LoaderError: the manifest cannot be had or trusted, or nothing in it fits that machine.
     """
-    store, fetcher = Store(settings.store, sink=sink), _fetcher(settings, sink)
+    store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
     manifest, _ = trust.manifest(settings, store, fetcher, sink)
     return manifest, selection.select(manifest, facts, wishes(settings))
 
@@ -171,7 +171,8 @@ def wishes(settings: Settings) -> selection.Wishes:
     return selection.Wishes(settings.cuda_arch, settings.allow_cpu or settings.cpu_chosen)
 
 
-def _fetcher(settings: Settings, sink: Sink) -> Fetcher:
+def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
+    """Return what opens URLs as the settings say."""
     from llama_loader.fetch import Fetcher  # loads requests, which an engine's import must not
 
     token, endpoint = settings.hf_token, settings.hf_endpoint

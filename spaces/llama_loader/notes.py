@@ -1,4 +1,4 @@
-"""What a person is told where something is not as asked: each with what to do about it."""
+"""What a person is told of a server's start that succeeded, but not as it was asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from llama_loader.server import Server
@@ -53,14 +54,6 @@ def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
     )
 
 
-def partial_not_kept(place: Path, why: OSError) -> Note:
-    """What came of a download cannot outlive this process."""
-    return Note(
-        "PARTIAL_NOT_KEPT",
-        f"{place}: {why.strerror or why}: if this download is cut off, the next one begins anew",
-    )
-
-
 def compared_with_receipt(place: Path) -> Note:
     """An installed runtime was hashed, and no manifest was given to compare it with."""
     return Note(
@@ -71,92 +64,74 @@ def compared_with_receipt(place: Path) -> Note:
     )
 
 
-def not_as_asked(server: Server) -> tuple[Note, ...]:
+def not_as_asked(server: Server) -> Iterator[Note]:
     """Return all that people should know of a start that succeeded."""
-    return (*given_up(server), *placement(server))
+    yield from given_up(server)
+    yield from placement(server)
 
 
-def placement(server: Server) -> tuple[Note, ...]:
+def placement(server: Server) -> Iterator[Note]:
     """Return what the server's own report says against the devices that were meant.
 
     A model that is on none of them is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
     """
     plan, report = server.plan, server.report
     if not plan.devices or plan.n_gpu_layers == 0:
-        return ()
+        return
     if not report.told:
-        return () if plan.allow_cpu else (_not_checked(plan.devices),)
-    found = []
+        if not plan.allow_cpu:
+            yield Note(
+                "DEVICES_NOT_CHECKED",
+                f"whether the model is on {', '.join(plan.devices)} could not be checked:"
+                " llama-server did not say where it put it, so this start proves nothing of the"
+                " GPU",
+                "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
+                " holds",
+            )
+        return
     owners = report.owners(plan.devices)
-    unused = tuple(name for name in plan.devices if name not in owners)
+    unused = [name for name in plan.devices if name not in owners]
     if owners and unused:
-        found.append(
-            Note(
-                "DEVICE_UNUSED",
-                f"{', '.join(unused)} got no part of the model, by llama-server's own report",
-                "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
-            )
+        yield Note(
+            "DEVICE_UNUSED",
+            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
+            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
         )
-    if report.offloaded and report.offloaded < (report.layers or 0) and _all_layers(server):
-        found.append(
-            Note(
-                "LAYERS_ON_CPU",
-                f"{report.offloaded} of {report.layers} layers are on the GPU, although all were"
-                " asked for; the CPU does the rest, and each token waits for it",
-                "look at the arguments after --, and at llama-server's log",
-            )
+    own_layers = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
+    all_asked = plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own_layers is None
+    if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
+        yield Note(
+            "LAYERS_ON_CPU",
+            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
+            " for; the CPU does the rest, and each token waits for it",
+            "look at the arguments after --, and at llama-server's log",
         )
-    return tuple(found)
 
 
-def _not_checked(names: tuple[str, ...]) -> Note:
-    return Note(
-        "DEVICES_NOT_CHECKED",
-        f"whether the model is on {', '.join(names)} could not be checked: llama-server did not say"
-        " where it put it, so this start proves nothing of the GPU",
-        "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU holds",
-    )
-
-
-def _all_layers(server: Server) -> bool:
-    """Whether every layer was to be on a GPU, and no argument after ``--`` says another number."""
-    plan = server.plan
-    own = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
-    return plan.n_gpu_layers >= ALL_LAYERS and own is None
-
-
-def given_up(server: Server) -> tuple[Note, ...]:
+def given_up(server: Server) -> Iterator[Note]:
     """Return what a start had to do without; empty where it went as asked."""
     plan, asked, report = server.plan, server.asked, server.report
-    found = []
     if not plan.repacked:
-        found.append(
-            Note(
-                "CPU_NOT_REPACKED",
-                "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL);"
-                " llama-server was started anew without weights laid out for them (--no-repack),"
-                " so prompts take longer on the CPU",
-                "nothing is wrong on the GPU; otherwise choose another machine type",
-            )
+        yield Note(
+            "CPU_NOT_REPACKED",
+            "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL);"
+            " llama-server was started anew without weights laid out for them (--no-repack), so"
+            " prompts take longer on the CPU",
+            "nothing is wrong on the GPU; otherwise choose another machine type",
         )
     if plan.devices != asked.devices:
-        found.append(
-            Note(
-                "DEVICES_ADDED",
-                f"{', '.join(asked.devices)} had no room for the model, although it was reckoned to"
-                f" fit; it is on {', '.join(plan.devices)} now",
-                "another program may use that GPU; to start on all at once, name them in"
-                " YAKULINGO_SPACES_LLAMA_DEVICE",
-            )
+        yield Note(
+            "DEVICES_ADDED",
+            f"{', '.join(asked.devices)} had no room for the model, although it was reckoned to"
+            f" fit; it is on {', '.join(plan.devices)} now",
+            "another program may use that GPU; to start on all at once, name them in"
+            " YAKULINGO_SPACES_LLAMA_DEVICE",
         )
     if plan.fitted:
         there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"
-        found.append(
-            Note(
-                "LAYERS_LEFT_OVER",
-                f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and"
-                " each token waits for it",
-                "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
-            )
+        yield Note(
+            "LAYERS_LEFT_OVER",
+            f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and"
+            " each token waits for it",
+            "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
         )
-    return tuple(found)

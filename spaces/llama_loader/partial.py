@@ -18,8 +18,7 @@ import time
 from threading import Lock
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import notes
-from llama_loader.events import Sink, ignore
+from llama_loader.events import Note, Sink, ignore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -101,7 +100,13 @@ class Partial:
             except OSError as error:
                 self._close()
                 self._unlink()
-                self._sink(notes.partial_not_kept(self._path, error))
+                self._sink(
+                    Note(
+                        "PARTIAL_NOT_KEPT",
+                        f"{self._path}: {error.strerror or error}: if this download is cut off, the"
+                        " next one begins anew",
+                    )
+                )
                 return False
             self._found.add(index)
         return True

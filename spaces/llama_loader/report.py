@@ -25,10 +25,8 @@ if TYPE_CHECKING:
     from llama_loader.server import Server
     from llama_loader.settings import Settings
 
-PINNED: Final = "pinned"
-SIGNED: Final = "signed"
-NOT_PINNED: Final = "digests match an unpinned manifest"
-NOT_CHECKED: Final = "not checked"
+_PINNED: Final = "pinned"
+_SIGNED: Final = "signed"
 
 
 def fetched(
@@ -37,16 +35,22 @@ def fetched(
     """Return what ``fetch --json`` prints."""
     by = trust(settings, prepared)
     installed = prepared.installed
+    test_run = verdict and {
+        "devices": list(verdict.devices),
+        "seconds": round(verdict.seconds, 4),
+        "by": verdict.by,
+        "kept": verdict.kept,
+    }
     return {
         "folder": str(installed.folder),
         "sha256": installed.sha256,
         "release": installed.release,
         "artifact": installed.artifact.name if installed.artifact else None,
-        "verified": by in {PINNED, SIGNED},
+        "verified": by in {_PINNED, _SIGNED},
         "trust": by,
         "choice": choice(prepared.choice) if prepared.choice else None,
         "libraries": _folders(prepared.libraries),
-        "test_run": _test_run(verdict) if verdict else None,
+        "test_run": test_run,
         "timeline": prepared.timeline.as_json(),
     }
 
@@ -54,21 +58,12 @@ def fetched(
 def trust(settings: Settings, prepared: Prepared) -> str:
     """Say what vouches for a runtime's bytes: pinned, signed, or what was compared instead."""
     if prepared.choice is None:
-        return PINNED if settings.sha256 else NOT_CHECKED
+        return _PINNED if settings.sha256 else "not checked"
     if settings.manifest_sha256:
-        return PINNED
+        return _PINNED
     if settings.manifest_url:
-        return NOT_PINNED
-    return SIGNED if trusted.read().public_key else PINNED
-
-
-def _test_run(verdict: SelfTest) -> dict[str, Any]:
-    return {
-        "devices": list(verdict.devices),
-        "seconds": round(verdict.seconds, 4),
-        "by": verdict.by,
-        "kept": verdict.kept,
-    }
+        return "digests match an unpinned manifest"
+    return _SIGNED if trusted.read(trusted.RELEASE_FILE).public_key else _PINNED
 
 
 def test_run_line(verdict: SelfTest) -> str:
@@ -137,17 +132,18 @@ def notes(prepared: Prepared) -> list[Note]:
 
 def device_list(found: Sequence[Device]) -> str:
     """Write devices as llama-server does, so that the text can be compared."""
-    lines = [printable(f"  {one.name}: {one.description}{_memory(one)}") for one in found]
-    return "\n".join(["Available devices:", *(lines or ["  (none)"])])
+    lines = ["Available devices:"]
+    for one in found:
+        total = [f"{one.total // 1024**2} MiB"] if one.total is not None else []
+        free = [f"{one.free // 1024**2} MiB free"] if one.free is not None else []
+        memory = f" ({', '.join(total + free)})" if total or free else ""
+        lines.append(printable(f"  {one.name}: {one.description}{memory}"))
+    return "\n".join(lines if found else [*lines, "  (none)"])
 
 
-def _memory(device: Device) -> str:
-    parts = []
-    if device.total is not None:
-        parts.append(f"{device.total // 1024**2} MiB")
-    if device.free is not None:
-        parts.append(f"{device.free // 1024**2} MiB free")
-    return f" ({', '.join(parts)})" if parts else ""
+def chosen(choice: DeviceChoice) -> str:
+    """Say which devices were chosen, and why."""
+    return f"{', '.join(choice.names) or 'the CPU'} ({choice.reason})"
 
 
 def devices_json(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
@@ -172,31 +168,24 @@ def host_lines(facts: HostFacts) -> list[str]:
         + (f", {gpu.memory / 1e9:.0f} GB" if gpu.memory else "")
         for gpu in facts.gpus
     ]
-    cpus = (
-        f"{facts.cpus} of {facts.machine_cpus}"
-        if facts.cpus < facts.machine_cpus
-        else str(facts.cpus)
-    )
-    rows = [
-        (
-            "system",
-            f"{facts.system} {facts.machine}, {cpus} CPUs, {facts.memory / 1e9:.0f} GB",
-        ),
-        ("glibc", f"{facts.glibc or 'none'}, GLIBCXX {facts.glibcxx or 'unknown'}"),
-        ("python", f"{facts.python} ({sys.executable})"),
-        ("driver", facts.driver or "none"),
-        ("gpus", f"{'; '.join(gpus) or 'none'} (by {facts.gpu_source})"),
-        ("zerogpu", "yes" if facts.zerogpu else "no"),
-        (
-            "CUDA_VISIBLE_DEVICES",
-            repr(facts.visible_devices) if facts.visible_devices is not None else "unset",
+    some = facts.cpus < facts.machine_cpus
+    cpus = f"{facts.cpus} of {facts.machine_cpus}" if some else str(facts.cpus)
+    memory = f"{facts.memory / 1e9:.0f} GB"
+    visible = "unset" if facts.visible_devices is None else repr(facts.visible_devices)
+    return [
+        "host",
+        f"  system: {facts.system} {facts.machine}, {cpus} CPUs, {memory}",
+        f"  glibc: {facts.glibc or 'none'}, GLIBCXX {facts.glibcxx or 'unknown'}",
+        f"  python: {facts.python} ({sys.executable})",
+        f"  driver: {facts.driver or 'none'}",
+        f"  gpus: {'; '.join(gpus) or 'none'} (by {facts.gpu_source})",
+        f"  zerogpu: {'yes' if facts.zerogpu else 'no'}",
+        f"  CUDA_VISIBLE_DEVICES: {visible}",
+        *(
+            f"  library: {one.soname} {one.version or '?'} in {one.folder} ({one.origin})"
+            for one in facts.libraries
         ),
     ]
-    rows += [
-        ("library", f"{one.soname} {one.version or '?'} in {one.folder} ({one.origin})")
-        for one in facts.libraries
-    ]
-    return ["host", *(f"  {name}: {text}" for name, text in rows)]
 
 
 def choice_lines(prepared: Prepared) -> list[str]:

@@ -13,7 +13,7 @@ import os
 import re
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_loader.errors import SettingError, mistyped
 from llama_loader.gguf_header import ALL_LAYERS
@@ -48,6 +48,7 @@ _KINDS: Final[Mapping[str, tuple[type, ...]]] = {
 }
 """What a keyword takes, by the type of the field that it sets."""
 _YES_NO: Final = "1 or 0 (also true/false, yes/no, on/off)"
+_Number = TypeVar("_Number", int, float)
 
 
 # Parsers: each turns text into a value, or raises ValueError.
@@ -71,11 +72,15 @@ _http_url = _like(r"(https?://\S*[^\s/])/*")
 _repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
 _path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+")
 _token = _like("[!-~]+")  # httpx encodes headers as ASCII
+_digits = _like(r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?")
 
 
-def _integer(low: int, high: int) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        number = int(_like("[+-]?[0-9]{1,12}")(text))
+def _number(low: _Number, high: _Number) -> Callable[[str], _Number]:
+    """Return a parser of numbers of the limits' type."""
+    kind = type(low)
+
+    def parse(text: str) -> _Number:
+        number = kind(_digits(text))
         if not low <= number <= high:
             raise ValueError(text)
         return number
@@ -84,18 +89,8 @@ def _integer(low: int, high: int) -> Callable[[str], int]:
 
 
 def _layers(text: str) -> int:
-    number = _integer(-1, 100_000)(text)
+    number = _number(-1, 100_000)(text)
     return ALL_LAYERS if number < 0 else number
-
-
-def _decimal(low: float, high: float) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        number = float(_like(r"[0-9]{1,12}(?:\.[0-9]{1,12})?")(text))
-        if not low <= number <= high:
-            raise ValueError(text)
-        return number
-
-    return parse
 
 
 def _flag(text: str) -> bool:
@@ -120,7 +115,7 @@ def _arch(text: str) -> str:
 
 
 def _duration(text: str) -> int | None:
-    return None if text.lower() in {"computed", "auto"} else _integer(1, 24 * 3600)(text)
+    return None if text.lower() in {"computed", "auto"} else _number(1, 24 * 3600)(text)
 
 
 def _path(text: str) -> Path:
@@ -143,7 +138,6 @@ class _Row:
         accepts: what ``parse`` takes, for people.
         option: of the command line.
         secret: a refused value is not quoted.
-        kind: the field's type, a key of ``_KINDS``.
     """
 
     variable: str
@@ -152,7 +146,6 @@ class _Row:
     accepts: str
     option: str = ""
     secret: bool = False
-    kind: str = "str"
 
     @property
     def variables(self) -> tuple[str, ...]:
@@ -229,22 +222,22 @@ class Settings:
     gguf_sha256: str | None = _setting("GGUF_SHA256", _sha256, None, _DIGEST)
     gguf_path: Path | None = _setting("GGUF_PATH", _path, None, "a file's path", "--model")  # noqa: RUF009
     n_ctx: int = _setting(
-        "N_CTX", _integer(16, 16_777_216), 4096, "a number of tokens from 16 to 16777216"
+        "N_CTX", _number(16, 16_777_216), 4096, "a number of tokens from 16 to 16777216"
     )
     temperature: float = _setting(
-        "TEMPERATURE", _decimal(0, 10), 0.0, "a decimal number from 0 to 10"
+        "TEMPERATURE", _number(0.0, 10.0), 0.0, "a decimal number from 0 to 10"
     )
     max_new_tokens: int = _setting(
-        "MAX_NEW_TOKENS", _integer(1, 1_000_000), 1024, "a number from 1 to 1000000"
+        "MAX_NEW_TOKENS", _number(1, 1_000_000), 1024, "a number from 1 to 1000000"
     )
     max_chars: int = _setting(
-        "MAX_CHARS", _integer(1, 10_000_000), 2000, "a number from 1 to 10000000"
+        "MAX_CHARS", _number(1, 10_000_000), 2000, "a number from 1 to 10000000"
     )
     server_port: int | None = _setting(
-        "LLAMA_SERVER_PORT", _integer(1, 65535), None, "a TCP port from 1 to 65535", "--port"
+        "LLAMA_SERVER_PORT", _number(1, 65535), None, "a TCP port from 1 to 65535", "--port"
     )
     startup_timeout: float = _setting(
-        "LLAMA_SERVER_STARTUP_TIMEOUT", _decimal(1e-12, 24 * 3600), 120.0, _SECONDS
+        "LLAMA_SERVER_STARTUP_TIMEOUT", _number(1e-12, 86400.0), 120.0, _SECONDS
     )
     zerogpu_size: str = _setting(
         "ZEROGPU_SIZE", _like("large|xlarge", lower=True), "large", "'large' or 'xlarge'"
@@ -272,9 +265,7 @@ class Settings:
 
 
 _FIELDS: Final[Mapping[str, _Row]] = {
-    one.name: replace(one.metadata["row"], kind=str(one.type).removesuffix(" | None"))
-    for one in fields(Settings)
-    if "row" in one.metadata
+    one.name: one.metadata["row"] for one in fields(Settings) if "row" in one.metadata
 }
 
 
@@ -300,7 +291,7 @@ def load(
     chosen = _by_field(given)
     for name, text in (options or {}).items():
         if text is not None:
-            chosen[name] = _parsed(_FIELDS[name], _FIELDS[name].option or name, text)
+            chosen[name] = _read(_FIELDS[name], _FIELDS[name].option or name, text)
     values = {
         name: chosen[name] if name in chosen else _of_environment(row, environ)
         for name, row in _FIELDS.items()
@@ -357,13 +348,15 @@ def _by_field(given: Mapping[str, object]) -> dict[str, Any]:
                 hint="see docs/settings.md for all of them",
             )
         if value is not None:
-            found[names[keyword]] = _typed(_FIELDS[names[keyword]], keyword, value)
+            name = names[keyword]
+            kind = str(Settings.__dataclass_fields__[name].type).removesuffix(" | None")
+            found[name] = _read(_FIELDS[name], keyword, value, _KINDS[kind])
     return found
 
 
 def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
     texts = {name: environ.get(name, "").strip() for name in row.variables}
-    values = {name: _parsed(row, name, text) for name, text in texts.items() if text}
+    values = {name: _read(row, name, text) for name, text in texts.items() if text}
     first, *others = values or [""]
     if any(values[other] != values[first] for other in others):
         raise SettingError(
@@ -375,37 +368,32 @@ def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
     return values.get(first, row.default)
 
 
-def _typed(row: _Row, keyword: str, value: object) -> Any:
-    """Return a keyword's value as the setting's own; its range is that of the text."""
-    types = _KINDS[row.kind]
-    row = replace(row, accepts=f"{row.accepts} ({' or '.join(one.__name__ for one in types)})")
-    if not isinstance(value, types) or isinstance(value, bool) != (types == (bool,)):
-        raise _refused(row, keyword, value)
-    text = str(value)
-    if isinstance(value, float):
-        text = f"{value:.12f}"  # the parsers take no exponent
-    elif isinstance(value, list | tuple):
-        text = ",".join(map(str, value)) or "auto"
-    return _parsed(row, keyword, text, value)
-
-
-def _parsed(row: _Row, source: str, text: str, given: object = None) -> Any:
+def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -> Any:
+    """Parse a text, or a keyword's value of one of ``types``, whose range is that of its text."""
+    accepts = row.accepts + (f" ({' or '.join(one.__name__ for one in types)})" if types else "")
     try:
-        return row.parse(text.strip())
+        return row.parse(_text(value, types or (str,)))
     except ValueError:
-        raise _refused(row, source, text if given is None else given) from None
+        shown = repr(mistyped(value) if row.parse is _url and isinstance(value, str) else value)
+        default = "auto" if row.default == () else row.default
+        raise SettingError(
+            "SETTING_INVALID",
+            f"{source} is {'not shown here' if row.secret else shown}, which is not {accepts}",
+            hint=f"set {source} to {accepts}, or leave it out for the default ("
+            f"{'unset' if default is None else int(default) if default is False else default})",
+            setting=source,
+        ) from None
 
 
-def _refused(row: _Row, source: str, value: object) -> SettingError:
-    shown = repr(mistyped(value) if row.parse is _url and isinstance(value, str) else value)
-    default = "auto" if row.default == () else row.default
-    return SettingError(
-        "SETTING_INVALID",
-        f"{source} is {'not shown here' if row.secret else shown}, which is not {row.accepts}",
-        hint=f"set {source} to {row.accepts}, or leave it out for the default ("
-        f"{'unset' if default is None else int(default) if default is False else default})",
-        setting=source,
-    )
+def _text(value: object, types: tuple[type, ...]) -> str:
+    """Write a value as its parser takes it; one of another type is a ValueError."""
+    if not isinstance(value, types) or isinstance(value, bool) != (types == (bool,)):
+        raise ValueError(value)
+    if isinstance(value, float):
+        return f"{value:.12f}"  # the parsers take no exponent
+    if isinstance(value, list | tuple):
+        return ",".join(map(str, value)) or "auto"
+    return str(value).strip()
 
 
 def _unset_empty_hub_variables() -> None:
@@ -421,7 +409,7 @@ def _unset_empty_hub_variables() -> None:
 def _folder(variable: str, environ: Mapping[str, str]) -> Path | None:
     text = environ.get(variable, "").strip()
     row = _Row(variable, _path, None, "a folder")
-    return Path(_parsed(row, variable, text)) if text else None
+    return Path(_read(row, variable, text)) if text else None
 
 
 def _cache(environ: Mapping[str, str]) -> Path:
@@ -438,7 +426,7 @@ def _token_of_login(place: Path) -> str | None:
         text = place.read_text("utf-8", "surrogateescape").strip()
     except OSError:  # not logged in, or as another user
         return None
-    return str(_parsed(_FIELDS["hf_token"], f"the token in {place}", text)) if text else None
+    return str(_read(_FIELDS["hf_token"], f"the token in {place}", text)) if text else None
 
 
 def _hub_flag(variable: str, environ: Mapping[str, str]) -> bool:
