@@ -65,7 +65,6 @@ _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
 _GPU: Final = "GPU-"
 _MIG: Final = "MIG-"
-_NOWHERE: Final = -1
 
 
 @dataclass(frozen=True)
@@ -111,12 +110,6 @@ def jit_driver(toolkit: str) -> str | None:
 def visible(there: tuple[Gpu, ...], named: str | None, order: str | None) -> tuple[Gpu, ...]:
     """Return the GPUs that a program sees, in its order; all of them where that is unknown.
 
-    ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
-    ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
-    (``torch.cuda._parse_visible_devices``): the first entry that names no GPU ends the list, a GPU
-    named twice empties it, and the first entry decides whether all are indices, UUIDs of GPUs (or
-    their beginnings) or MIG devices.
-
     Args:
         there: all GPUs, in PCI order.
         named: CUDA_VISIBLE_DEVICES, None where unset.
@@ -125,7 +118,7 @@ def visible(there: tuple[Gpu, ...], named: str | None, order: str | None) -> tup
     found = None if named is None else _places(named, there)
     if named is None or found is None:
         return there
-    by_index = not named.strip().startswith((_GPU, _MIG))
+    by_index = not named.strip().startswith(_GPU)
     equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
     if found and by_index and order not in {None, BY_BUS} and not equal:
         return there
@@ -137,38 +130,32 @@ def visible_count(there: Sequence[Gpu], named: str | None) -> int:
     if named is None:
         return len(there)
     found = _places(named, there)
-    entries = [entry for entry in named.split(",") if entry.strip()]
-    return min(len(entries), len(there)) if found is None else len(found)
+    return len(named.split(",") if found is None else found)
 
 
-def _places(named: str, there: Sequence[Gpu]) -> tuple[int, ...] | None:
-    """Return the places in ``there`` of the GPUs that are named; None where that is unknown."""
-    kind = next((kind for kind in (_MIG, _GPU) if named.strip().startswith(kind)), "")
-    found: list[int] = []
-    for entry in named.split(","):
-        place = _place(entry.strip(), kind, there)
-        if place is None:
-            return None
-        if place == _NOWHERE:
-            break
-        if place in found and kind != _MIG:
-            return ()
-        found += [place] if place not in found else []
-    return tuple(found)
+def _places(named: str, there: Sequence[Gpu]) -> list[int] | None:
+    """Read ``CUDA_VISIBLE_DEVICES`` as CUDA's driver does; None where only the driver knows.
 
-
-def _place(entry: str, kind: str, there: Sequence[Gpu]) -> int | None:
-    """Return the place of the GPU that an entry names, ``_NOWHERE`` for none, None for unknown."""
-    if not kind:
-        index = _INDEX.match(entry)
-        return int(index[1]) if index and int(index[1]) < len(there) else _NOWHERE
-    if not entry.startswith(kind):
-        return _NOWHERE
-    # MIG-GPU-…/1/0 names its GPU; the UUID of a MIG device of its own (MIG-…) does not
-    uuid = entry.removeprefix(_MIG).partition("/")[0] if kind == _MIG else entry
-    if not uuid.startswith(_GPU):
+    After the CUDA C++ programming guide ("CUDA Environment Variables") and, for what that leaves
+    open, torch's reading of it (``torch.cuda._parse_visible_devices``): the first entry that names
+    no GPU ends the list, a GPU named twice empties it, and the first entry decides whether all are
+    indices or UUIDs of GPUs, of which a beginning is enough that no other GPU shares.
+    """
+    by_uuid = named.strip().startswith(_GPU)
+    if named.strip().startswith(_MIG) or (by_uuid and not all(gpu.uuid for gpu in there)):
         return None
-    fitting = [place for place, gpu in enumerate(there) if (gpu.uuid or "").startswith(uuid)]
-    if len(fitting) == 1:  # a beginning that several share names none
-        return fitting[0]
-    return _NOWHERE if all(gpu.uuid for gpu in there) else None
+    found: list[int] = []
+    for entry in map(str.strip, named.split(",")):
+        index = None if by_uuid else _INDEX.match(entry)
+        fitting = [
+            place
+            for place, gpu in enumerate(there)
+            if (index and int(index[1]) == place)
+            or (by_uuid and entry.startswith(_GPU) and (gpu.uuid or "").startswith(entry))
+        ]
+        if len(fitting) != 1:
+            break
+        if fitting[0] in found:
+            return []
+        found += fitting
+    return found
