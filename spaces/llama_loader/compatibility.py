@@ -5,9 +5,9 @@ Which of several that can run is taken, ``selection`` decides. Nothing here does
 
 from __future__ import annotations
 
+import itertools
 import re
-from dataclasses import dataclass, replace
-from enum import IntEnum
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cuda_libraries, gpus
@@ -20,31 +20,21 @@ if TYPE_CHECKING:
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
 
-FORMATS: Final = frozenset({"tar.gz", "tar.xz", "tar.zst"})
-"""Archives that ``unpack`` reads."""
-_MACHINES: Final = {"amd64": "x86_64", "arm64": "aarch64"}
-
-
-class Reach(IntEnum):
-    """The check at which an artifact was passed over; of several the furthest names the error."""
-
-    KIND = 0
-    FORMAT = 1
-    PLATFORM = 2
-    BACKEND = 3
-    GPU = 4
-    GLIBC = 5
-    DRIVER = 6
-    FITS = 7
+_KNOWN: Final = {
+    "kind": {LLAMA_SERVER},
+    "format": {"tar.gz", "tar.xz", "tar.zst"},
+    "backend": {"cuda", "cpu"},
+}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """An artifact, how far it came, and what it would do on this machine.
+    """An artifact, and what it would do on this machine.
 
     Attributes:
         artifact: the one judged.
-        reach, reason: how far it came, and why no further.
+        trouble, reason: code of the error of the check that it does not pass, and why; where it
+            passes all, no code, and what it serves.
         capabilities: those of the GPUs that it has code for; empty for the CPU.
         weight: the memory of the GPUs that it serves, or their number.
         native: machine code for all that it serves; False where the driver compiles first.
@@ -54,7 +44,7 @@ class Candidate:
     """
 
     artifact: Artifact
-    reach: Reach
+    trouble: str
     reason: str
     capabilities: tuple[str, ...] = ()
     weight: int = 0
@@ -65,22 +55,9 @@ class Candidate:
     runtime_libraries: Artifact | None = None
 
     @property
-    def lack(self) -> int:
-        """0: its libraries are on this machine; 1: the release brings them; 2: they are missing."""
-        if not self.missing:
-            return 0
-        return 1 if self.runtime_libraries else 2
-
-    @property
-    def download(self) -> int:
-        """Bytes to download."""
-        return self.artifact.size + (self.runtime_libraries.size if self.runtime_libraries else 0)
-
-    @property
-    def rank(self) -> tuple[bool, int, bool, int, int, int, str]:
-        """Order of preference among those that fit; the smallest is the best."""
-        for_gpu, name = self.artifact.backend != "cpu", self.artifact.name
-        return for_gpu, -self.weight, not self.native, self.lack, self.gap, self.download, name
+    def runs_on(self) -> str:
+        """``gpu`` or ``cpu``."""
+        return "gpu" if self.capabilities else "cpu"
 
 
 def judge(
@@ -92,32 +69,43 @@ def judge(
     """Judge one artifact for the GPUs ``targets``; for the CPU where there are none."""
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
     native = all(kind == "sass" for kind, _ in codes.values())
-    trouble = (
-        _kind_trouble(artifact)
-        or _platform_trouble(artifact, host)
-        or (_gpu_trouble(artifact, targets) if targets and not codes else None)
-        or _system_trouble(artifact, host)
-        or (_driver_trouble(artifact, host.driver, native=native) if targets else None)
+    checks = (
+        ("NO_ARTIFACT", _unknown(artifact)),
+        ("PLATFORM_UNSUPPORTED", _other_platform(artifact, host)),
+        ("NO_ARTIFACT_FOR_GPU", _no_code(artifact, targets) if targets and not codes else ""),
+        ("GLIBC_TOO_OLD", _old_system(artifact, host)),
+        ("DRIVER_TOO_OLD", _old_driver(artifact, host, native=native) if targets else ""),
     )
-    if trouble:
-        return Candidate(artifact, *trouble)
+    for trouble, reason in checks:
+        if reason:
+            return Candidate(artifact, trouble, reason)
     if not targets:
         also = "CUDA; can run on the CPU too" if artifact.backend == "cuda" else "the CPU"
-        return Candidate(artifact, Reach.FITS, f"built for {also}")
+        return Candidate(artifact, "", f"built for {also}")
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    fitting = Candidate(
+    brought = _bringing(artifact, missing, runtimes)
+    slow = "PTX, which the driver compiles at the first start (slow),"
+    left = [target for target in targets if target not in codes]
+    bringing = f", brought by {brought.name}" if brought else ""
+    parts = (
+        f"{'machine code' if native else slow} for {dotted(codes)}",
+        f"none for {dotted(left)}" if left else "",
+        f"{', '.join(missing)} missing here{bringing}" if missing else "",
+        cuda_libraries.unpaired(missing, host.libraries),
+        f"{artifact.size / 1e6:.1f} MB",
+    )
+    return Candidate(
         artifact,
-        Reach.FITS,
         "",
+        "; ".join(filter(None, parts)),
         capabilities=tuple(codes),
         weight=_weight(host, codes),
         native=native,
         gap=sum(gap for _, gap in codes.values()),
         libraries=taken,
         missing=missing,
-        runtime_libraries=_bringing(artifact, missing, runtimes),
+        runtime_libraries=brought,
     )
-    return replace(fitting, reason=_fits_reason(fitting, targets, host.libraries))
 
 
 def usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...]:
@@ -126,9 +114,10 @@ def usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...]
         one
         for one in manifest.artifacts
         if one.kind == CUDA_RUNTIME
-        and not _platform_trouble(one, host)
-        and not _system_trouble(one, host)
-        and not _driver_trouble(one, host.driver, native=True)
+        and one.format in _KNOWN["format"]
+        and not _other_platform(one, host)
+        and not _old_system(one, host)
+        and not _old_driver(one, host, native=True)
         and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     )
 
@@ -191,72 +180,45 @@ def _bringing(
     return min(usable)[-1] if usable else None
 
 
-def _fits_reason(one: Candidate, targets: tuple[str, ...], libraries: tuple[Library, ...]) -> str:
-    slow = "PTX, which the driver compiles at the first start (slow),"
-    parts = [f"{'machine code' if one.native else slow} for {dotted(one.capabilities)}"]
-    left = tuple(target for target in targets if target not in one.capabilities)
-    parts += [f"none for {dotted(left)}"] if left else []
-    if one.missing:
-        brought = one.runtime_libraries
-        bringing = f", brought by {brought.name}" if brought else ""
-        parts.append(f"{', '.join(one.missing)} missing here{bringing}")
-        parts += filter(None, [cuda_libraries.unpaired(one.missing, libraries)])
-    return f"{'; '.join(parts)}; {one.artifact.size / 1e6:.1f} MB"
-
-
-def _kind_trouble(artifact: Artifact) -> tuple[Reach, str] | None:
-    if artifact.kind == LLAMA_SERVER:
-        return None
+def _unknown(artifact: Artifact) -> str:
     if artifact.kind == CUDA_RUNTIME:
-        return Reach.KIND, "holds CUDA libraries, no server"
-    return Reach.KIND, f"its kind {artifact.kind} is unknown to this loader"
+        return "holds CUDA libraries, no server"
+    values = {name: getattr(artifact, name) for name in _KNOWN}
+    unknown = [f"{name} {value}" for name, value in values.items() if value not in _KNOWN[name]]
+    return f"its {' and '.join(unknown)} is unknown to this loader" if unknown else ""
 
 
-def _platform_trouble(artifact: Artifact, host: HostFacts) -> tuple[Reach, str] | None:
-    if artifact.format not in FORMATS:
-        return Reach.FORMAT, f"its format {artifact.format} is unknown to this loader"
+def _other_platform(artifact: Artifact, host: HostFacts) -> str:
     wanted = f"{artifact.platform.system} {artifact.platform.machine}"
-    machine = _MACHINES.get(host.machine.lower(), host.machine)
-    here = f"{host.system.rstrip('0123456789')} {machine}"
-    if wanted != here:
-        return Reach.PLATFORM, f"is for {wanted}, this is {here}"
-    if artifact.backend not in {"cuda", "cpu"}:
-        return Reach.BACKEND, f"its backend {artifact.backend} is unknown to this loader"
-    return None
+    here = f"{host.system} {host.machine}"
+    return f"is for {wanted}, this is {here}" if wanted != here else ""
 
 
-def _gpu_trouble(artifact: Artifact, targets: tuple[str, ...]) -> tuple[Reach, str]:
+def _no_code(artifact: Artifact, targets: tuple[str, ...]) -> str:
     if artifact.cuda is None:
-        return Reach.BACKEND, "has no CUDA code, and there is a GPU"
-    return Reach.GPU, f"{holds(artifact)}: not for {dotted(targets)}"
+        return "has no CUDA code, and there is a GPU"
+    return f"{holds(artifact)}: not for {dotted(targets)}"
 
 
-def _system_trouble(artifact: Artifact, host: HostFacts) -> tuple[Reach, str] | None:
-    wanted = artifact.platform
-    if host.glibc is None or _older(host.glibc, wanted.glibc):
-        here = host.glibc or "none"
-        return Reach.GLIBC, f"needs glibc {wanted.glibc}, this machine has {here}"
-    if wanted.glibcxx and host.glibcxx and _older(host.glibcxx, wanted.glibcxx):
-        needed = f"GLIBCXX {wanted.glibcxx} (libstdc++)"
-        return Reach.GLIBC, f"needs {needed}, this machine has {host.glibcxx}"
-    return None
+def _old_system(artifact: Artifact, host: HostFacts) -> str:
+    glibc, glibcxx = artifact.platform.glibc, artifact.platform.glibcxx
+    if host.glibc is None or _older(host.glibc, glibc):
+        return f"needs glibc {glibc}, this machine has {host.glibc or 'none'}"
+    if glibcxx and host.glibcxx and _older(host.glibcxx, glibcxx):
+        return f"needs GLIBCXX {glibcxx} (libstdc++), this machine has {host.glibcxx}"
+    return ""
 
 
-def _driver_trouble(
-    artifact: Artifact, driver: str | None, *, native: bool
-) -> tuple[Reach, str] | None:
+def _old_driver(artifact: Artifact, host: HostFacts, *, native: bool) -> str:
     """An unknown driver (ZeroGPU before a GPU is attached) is given the benefit of the doubt."""
-    cuda = artifact.cuda
+    cuda, driver = artifact.cuda, host.driver
     if cuda is None or driver is None:
-        return None
-    if _older(driver, cuda.min_driver):
-        needed = f"CUDA {cuda.toolkit} needs driver {cuda.min_driver}"
-        return Reach.DRIVER, f"{needed}, this machine has {driver}"
+        return ""
     jit = None if native else gpus.jit_driver(cuda.toolkit)
-    if jit and _older(driver, jit):
-        needed = f"its PTX of CUDA {cuda.toolkit} needs driver {jit}"
-        return Reach.DRIVER, f"{needed}, this machine has {driver}"
-    return None
+    for what, wanted in (("CUDA", cuda.min_driver), ("its PTX of CUDA", jit)):
+        if wanted and _older(driver, wanted):
+            return f"{what} {cuda.toolkit} needs driver {wanted}, this machine has {driver}"
+    return ""
 
 
 def holds(artifact: Artifact) -> str:
@@ -275,6 +237,6 @@ def dotted(archs: Iterable[str]) -> str:
 
 def _older(one: str, other: str) -> bool:
     """Compare versions such as 2.36 and 580.65 by their numbers; 525.60 equals 525.60.0."""
-    left, right = (list(map(int, re.findall(r"[0-9]+", text))) for text in (one, other))
-    width = max(len(left), len(right))
-    return left + [0] * (width - len(left)) < right + [0] * (width - len(right))
+    numbers = (map(int, re.findall(r"[0-9]+", text)) for text in (one, other))
+    pairs = itertools.zip_longest(*numbers, fillvalue=0)
+    return next((mine < its for mine, its in pairs if mine != its), False)

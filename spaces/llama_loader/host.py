@@ -22,7 +22,7 @@ from llama_loader.concurrency import Background
 from llama_loader.gpus import Gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
@@ -72,15 +72,15 @@ class HostFacts:
 
     system: str
     machine: str
-    glibc: str | None
-    glibcxx: str | None
-    python: str
-    driver: str | None
-    gpus: tuple[Gpu, ...]
-    gpu_source: str
-    libraries: tuple[Library, ...]
-    cpus: int
-    memory: int
+    glibc: str | None = None
+    glibcxx: str | None = None
+    python: str = ""
+    driver: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    gpu_source: str = "none"
+    libraries: tuple[Library, ...] = ()
+    cpus: int = 0
+    memory: int = 0
     machine_cpus: int = 0
     threads: int | None = None
     zerogpu: bool = False
@@ -161,23 +161,27 @@ def _ask(
     inherited: Mapping[str, str], driver_folders: Sequence[Path], root: Path, *, zerogpu: bool
 ) -> tuple[str, nvml.Answer]:
     """Return the first source that names GPUs and its answer, with the complaints of all."""
-    documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
-    environ, here = processes.environment(inherited, libraries=driver_folders), root == Path("/")
-    told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT) if here else nvml.Answer()
-    ask_smi = here and not told.hangs  # nvidia-smi asks NVML, and would hang too
-    sources: tuple[tuple[str, Callable[[], nvml.Answer]], ...] = (
-        ("nvml", lambda: told),
-        ("nvidia-smi", lambda: _from_smi(environ) if ask_smi else nvml.Answer()),
-        ("/proc/driver/nvidia", lambda: _from_proc(root)),
-        ("zerogpu", lambda: nvml.Answer(gpus=(documented,) if zerogpu else ())),
-    )
     driver, complaints = None, tuple[str, ...]()
-    for source, ask in sources:
-        answer = ask()
+    for source, answer in _answers(inherited, driver_folders, root, zerogpu=zerogpu):
         driver, complaints = driver or answer.driver, (*complaints, *answer.complaints)
         if answer.gpus:
             return source, nvml.Answer(driver, answer.gpus, complaints)
     return "none", nvml.Answer(driver, (), complaints)
+
+
+def _answers(
+    inherited: Mapping[str, str], driver_folders: Sequence[Path], root: Path, *, zerogpu: bool
+) -> Iterator[tuple[str, nvml.Answer]]:
+    if root == Path("/"):
+        told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT)
+        yield "nvml", told
+        if not told.hangs:  # nvidia-smi asks NVML, and would hang too
+            environ = processes.environment(inherited, libraries=driver_folders)
+            yield "nvidia-smi", _from_smi(environ)
+    yield "/proc/driver/nvidia", _from_proc(root)
+    if zerogpu:
+        documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
+        yield "zerogpu", nvml.Answer(gpus=(documented,))
 
 
 def _from_smi(environ: Mapping[str, str]) -> nvml.Answer:
@@ -248,10 +252,7 @@ def _field(pattern: str, path: Path) -> str | None:
 
 
 def _glibc() -> str | None:
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (ValueError, OSError):  # another C library
-        return None
+    name, version = platform.libc_ver()
     return version if name == "glibc" else None
 
 

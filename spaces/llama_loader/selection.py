@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cuda_libraries
-from llama_loader.compatibility import Candidate, Reach, dotted, holds, judge, usable_runtimes
+from llama_loader.compatibility import Candidate, dotted, holds, judge, usable_runtimes
 from llama_loader.errors import HostError
 from llama_loader.manifest import LLAMA_SERVER
 
@@ -25,17 +25,15 @@ if TYPE_CHECKING:
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Manifest
 
-_CODES: Final = {
-    Reach.PLATFORM: "PLATFORM_UNSUPPORTED",
-    Reach.GPU: "NO_ARTIFACT_FOR_GPU",
-    Reach.GLIBC: "GLIBC_TOO_OLD",
-    Reach.DRIVER: "DRIVER_TOO_OLD",
-}
-_NONE: Final = {
-    Reach.KIND: "none is a server",
-    Reach.FORMAT: "none can be read",
-    Reach.BACKEND: "none is for it",
-    Reach.GPU: "none has code for it",
+_LOOK: Final = "look at the release's manifest; `doctor` shows why each artifact is passed over"
+_HINTS: Final = {
+    # in the order of ``compatibility.judge``
+    "NO_ARTIFACT": _LOOK,
+    "PLATFORM_UNSUPPORTED": _LOOK,
+    "NO_ARTIFACT_FOR_GPU": "build that set (invoke build-cuda --arch-set …) and publish it, or run"
+    " on the CPU with --allow-cpu",
+    "GLIBC_TOO_OLD": "use a newer base image, or a release built on an older system",
+    "DRIVER_TOO_OLD": "update the NVIDIA driver, or use a release of an older CUDA line (cu124)",
 }
 
 
@@ -58,14 +56,8 @@ class Considered:
 
 @dataclass(frozen=True)
 class Choice(Candidate):
-    """The artifact to fetch.
+    """The artifact to fetch; ``verdicts`` has one for each of the manifest, in its order."""
 
-    Attributes:
-        runs_on: ``gpu`` or ``cpu``.
-        verdicts: one for each artifact of the manifest, in its order.
-    """
-
-    runs_on: str = "cpu"
     verdicts: tuple[Considered, ...] = ()
 
 
@@ -80,20 +72,18 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
     runtimes = () if wishes.allow_cpu else usable_runtimes(manifest, host)
     judged = [judge(one, host, targets, runtimes) for one in manifest.artifacts]
-    fitting = [one for one in judged if one.capabilities]
-    if not fitting and not wishes.allow_cpu:
-        raise _nothing(manifest, targets, judged, host) if targets else _no_gpu(host)
+    fitting, for_cpu = [one for one in judged if one.capabilities], ""
     if not fitting:
+        if not wishes.allow_cpu:
+            raise _nothing(manifest, targets, judged) if targets else _no_gpu(host)
+        for_cpu = "; the CPU is allowed and no GPU can be served"
         on_cpu = [judge(one, host, ()) for one in manifest.artifacts]
-        fitting = [one for one in on_cpu if one.reach is Reach.FITS]
-        judged = judged if targets else on_cpu
+        fitting = [one for one in on_cpu if not one.trouble]
         if not fitting:
-            raise _nothing(manifest, targets, on_cpu, host)
-    best = min(fitting, key=lambda one: one.rank)
-    for_cpu = "" if best.capabilities else "; the CPU is allowed and no GPU can be served"
-    taken = {**vars(best), "reason": best.reason + for_cpu}
+            raise _nothing(manifest, targets, on_cpu)
+    best = min(fitting, key=_rank)
     verdicts = tuple(_considered(one, best) for one in judged)
-    return Choice(**taken, runs_on="gpu" if best.capabilities else "cpu", verdicts=verdicts)
+    return Choice(**{**vars(best), "reason": best.reason + for_cpu}, verdicts=verdicts)
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
@@ -130,75 +120,83 @@ def missing_libraries(
 
 
 def _considered(one: Candidate, best: Candidate) -> Considered:
-    fits, name = one.reach is Reach.FITS, one.artifact.name
+    name, size = one.artifact.name, f"{one.artifact.size / 1e6:.1f} MB"
     if one.artifact is best.artifact:
         return Considered(name, fits=True, reason=f"chosen: {best.reason}")
     if one.artifact is best.runtime_libraries:
-        size = f"{one.artifact.size / 1e6:.1f} MB"
         return Considered(name, fits=True, reason=f"fetched too: libraries; {size}")
-    why = f"would run, but {_why_not(one, best)} ({one.reason})" if fits else one.reason
-    return Considered(name, fits, why)
+    if one.trouble:
+        return Considered(name, fits=False, reason=one.reason)
+    why = f"would run, but {_why_not(one, best)} ({one.reason})"
+    return Considered(name, fits=True, reason=why)
+
+
+def _rank(one: Candidate) -> tuple[bool, int, bool, bool, bool, int, int, str]:
+    """Return the order of preference among those that fit; the smallest is the best."""
+    brought = one.runtime_libraries
+    return (
+        one.artifact.backend != "cpu",
+        -one.weight,
+        not one.native,
+        bool(one.missing),
+        bool(one.missing) and brought is None,
+        one.gap,
+        one.artifact.size + (brought.size if brought else 0),
+        one.artifact.name,
+    )
 
 
 def _why_not(one: Candidate, best: Candidate) -> str:
-    """Name the first difference in ``Candidate.rank`` between one that fits and the best."""
+    """Name the first difference in ``_rank`` between one that fits and the best."""
     chosen = best.artifact.name
     more = "GPUs" if len(one.capabilities) < len(best.capabilities) else "of the GPUs' memory"
-    there = "here" if best.lack == 0 else "in this release"
     reasons = (
         f"{chosen} is for this backend",
         f"{chosen} serves more {more}",
         f"{chosen} has machine code",
-        f"the libraries of {chosen} are {there}",
+        f"the libraries of {chosen} are here",
+        f"the libraries of {chosen} are in this release",
         f"{chosen} is closer to this GPU",
         f"{chosen} is smaller",
         f"{chosen} comes first by name",
     )
-    ranks = zip(one.rank, best.rank, reasons, strict=True)
+    ranks = zip(_rank(one), _rank(best), reasons, strict=True)
     return next((reason for mine, its, reason in ranks if mine != its), reasons[-1])
 
 
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
+    hint = "check that the Space's hardware is ZeroGPU or another GPU"
     if named and not host.visible:
-        return HostError(
-            "NO_GPU",
-            f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}",
-            hint="unset it, or name a GPU that `nvidia-smi -L` lists; YAKULINGO_SPACES_CUDA_ARCH"
-            " chooses for a GPU that is not seen; to run on the CPU, give --allow-cpu",
-        )
-    found = f"only {named}, whose compute capability is unknown" if named else "none was found"
+        found = f"CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}"
+        hint = "unset it, or name a GPU that `nvidia-smi -L` lists"
+    elif named:
+        found = f"only {named}, whose compute capability is unknown"
+    else:
+        found = "none was found"
     found = "; ".join([found, *host.complaints])
     return HostError(
         "NO_GPU",
         f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
-        hint="check that the Space's hardware is ZeroGPU or another GPU; to run on the CPU, give"
-        " --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a"
-        " compute capability that cannot be detected",
+        hint=f"{hint}; to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1;"
+        " YAKULINGO_SPACES_CUDA_ARCH names a compute capability that cannot be detected",
     )
 
 
 def _nothing(
-    manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Candidate], host: HostFacts
+    manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Candidate]
 ) -> HostError:
-    """Return the error of the artifact that came furthest, with a list of what there is."""
-    furthest = max((one.reach for one in judged), default=Reach.KIND)
-    best = [one for one in judged if one.reach is furthest]
-    servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
-    there = ", ".join(dict.fromkeys(holds(artifact) for artifact in servers))
+    """Return the error of the server that came furthest, with a list of what there is."""
+    servers = [one for one in judged if one.artifact.kind == LLAMA_SERVER]
+    furthest = max((one.trouble for one in servers), key=[*_HINTS].index, default="NO_ARTIFACT")
+    best = [one for one in servers if one.trouble == furthest][:3]
+    why = "; ".join(f"{one.artifact.name} {one.reason}" for one in best) or "none is a server"
+    why = "none has code for it" if furthest == "NO_ARTIFACT_FOR_GPU" else why
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
-    each = "; ".join(f"{one.artifact.name} {one.reason}" for one in best[:3])
-    hints = {
-        Reach.GLIBC: f"this system's glibc is {host.glibc}: use a newer base image, or a release"
-        " built on an older system",
-        Reach.DRIVER: "update the NVIDIA driver, or use a release of an older CUDA line (cu124)",
-        Reach.GPU: "build that set (invoke build-cuda --arch-set …) and publish it, or run on the"
-        " CPU with --allow-cpu",
-    }
-    other = "look at the release's manifest; `doctor` shows why each artifact is passed over"
+    there = ", ".join(dict.fromkeys(holds(one.artifact) for one in servers)) or "nothing at all"
     return HostError(
-        _CODES.get(furthest, "NO_ARTIFACT"),
-        f"release {manifest.release} has nothing for {what} on this machine:"
-        f" {_NONE.get(furthest, each)} (there is: {there or 'nothing at all'})",
-        hint=hints.get(furthest, other),
+        furthest,
+        f"release {manifest.release} has nothing for {what} on this machine: {why}"
+        f" (there is: {there})",
+        hint=_HINTS[furthest],
     )
