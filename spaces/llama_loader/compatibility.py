@@ -14,11 +14,11 @@ from llama_loader import cuda_libraries, gpus
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable
+    from collections.abc import Container, Iterable, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
-    from llama_loader.manifest import Artifact, Manifest
+    from llama_loader.manifest import Artifact
 
 _KNOWN: Final = {
     "kind": {LLAMA_SERVER},
@@ -64,9 +64,12 @@ def judge(
     artifact: Artifact,
     host: HostFacts,
     targets: tuple[str, ...],
-    runtimes: tuple[Artifact, ...] = (),
+    runtimes: Sequence[Artifact] = (),
 ) -> Candidate:
-    """Judge one artifact for the GPUs ``targets``; for the CPU where there are none."""
+    """Judge one artifact for the GPUs ``targets``; for the CPU where there are none.
+
+    What this machine lacks of CUDA's libraries, one of the ``runtimes`` may bring.
+    """
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
     native = all(kind == "sass" for kind, _ in codes.values())
     checks = (
@@ -83,7 +86,7 @@ def judge(
         also = "CUDA; can run on the CPU too" if artifact.backend == "cuda" else "the CPU"
         return Candidate(artifact, "", f"built for {also}")
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    brought = _bringing(artifact, missing, runtimes)
+    brought = _bringing(artifact, missing, runtimes, host)
     slow = "PTX, which the driver compiles at the first start (slow),"
     left = [target for target in targets if target not in codes]
     bringing = f", brought by {brought.name}" if brought else ""
@@ -105,20 +108,6 @@ def judge(
         libraries=taken,
         missing=missing,
         runtime_libraries=brought,
-    )
-
-
-def usable_runtimes(manifest: Manifest, host: HostFacts) -> tuple[Artifact, ...]:
-    """Return the release's CUDA libraries that this host could load."""
-    return tuple(
-        one
-        for one in manifest.artifacts
-        if one.kind == CUDA_RUNTIME
-        and one.format in _KNOWN["format"]
-        and not _other_platform(one, host)
-        and not _old_system(one, host)
-        and not _old_driver(one, host, native=True)
-        and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     )
 
 
@@ -162,7 +151,7 @@ def _weight(host: HostFacts, served: Container[str]) -> int:
 
 
 def _bringing(
-    artifact: Artifact, missing: tuple[str, ...], runtimes: Iterable[Artifact]
+    artifact: Artifact, missing: tuple[str, ...], runtimes: Iterable[Artifact], host: HostFacts
 ) -> Artifact | None:
     """Choose the libraries for a server: of its own toolkit, else of the next one that covers it.
 
@@ -175,7 +164,11 @@ def _bringing(
         and artifact.cuda
         and missing
         and set(missing) <= set(one.provides)
+        and one.format in _KNOWN["format"]
         and not _older(one.cuda.toolkit, artifact.cuda.toolkit)
+        and not (_other_platform(one, host) or _old_system(one, host))
+        and not _old_driver(one, host, native=True)
+        and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     ]
     return min(usable)[-1] if usable else None
 

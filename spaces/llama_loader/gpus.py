@@ -42,8 +42,6 @@ _BY_NAME: Final = (
     (r"\bP100\b|Quadro GP100", "60"),
     (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
 )
-_FOREIGN: Final = r"\b(?:AMD|ATI|Radeon|Intel|Arc|Apple|Qualcomm|Matrox|Moore Threads)\b"
-"""Other makers, whose GPUs may have names like NVIDIA's."""
 _JIT_DRIVERS: Final = {
     # toolkit: the first Linux driver whose compiler takes PTX of that toolkit; in this order
     (11, 8): "520.61",
@@ -88,8 +86,6 @@ class Gpu:
 
 def capability(name: str) -> str | None:
     """Return the compute capability (``90``) of a GPU by its name, None where it is unknown."""
-    if re.search(_FOREIGN, name, re.IGNORECASE):
-        return None
     found = (known for pattern, known in _BY_NAME if re.search(pattern, name, re.IGNORECASE))
     return next(found, None)
 
@@ -107,43 +103,38 @@ def jit_driver(toolkit: str) -> str | None:
     return next(found, _AFTER_THE_LAST)
 
 
-def visible(there: tuple[Gpu, ...], named: str | None, order: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that a program sees, in its order; all of them where that is unknown.
+def visible(
+    there: tuple[Gpu, ...], named: str | None, order: str | None
+) -> tuple[tuple[Gpu, ...], int]:
+    """Return the GPUs that a program sees, in its order, and how many it sees.
+
+    ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
+    ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
+    (``torch.cuda._parse_visible_devices``). Where only the driver knows which GPUs are meant, as
+    with MIG devices, all are returned, and the number is an upper bound.
 
     Args:
         there: all GPUs, in PCI order.
         named: CUDA_VISIBLE_DEVICES, None where unset.
         order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order or among equals.
     """
-    found = None if named is None else _places(named, there)
-    if named is None or found is None:
-        return there
-    by_index = not named.strip().startswith(_GPU)
-    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
-    if found and by_index and order not in {None, BY_BUS} and not equal:
-        return there
-    return tuple(there[place] for place in found)
-
-
-def visible_count(there: Sequence[Gpu], named: str | None) -> int:
-    """Return how many GPUs a program sees, whichever they are; an upper bound where unknown."""
     if named is None:
-        return len(there)
-    found = _places(named, there)
-    return len(named.split(",") if found is None else found)
-
-
-def _places(named: str, there: Sequence[Gpu]) -> list[int] | None:
-    """Read ``CUDA_VISIBLE_DEVICES`` as CUDA's driver does; None where only the driver knows.
-
-    After the CUDA C++ programming guide ("CUDA Environment Variables") and, for what that leaves
-    open, torch's reading of it (``torch.cuda._parse_visible_devices``): the first entry that names
-    no GPU ends the list, a GPU named twice empties it, and the first entry decides whether all are
-    indices or UUIDs of GPUs, of which a beginning is enough that no other GPU shares.
-    """
+        return there, len(there)
     by_uuid = named.strip().startswith(_GPU)
     if named.strip().startswith(_MIG) or (by_uuid and not all(gpu.uuid for gpu in there)):
-        return None
+        return there, len(named.split(","))
+    found = _places(named, there, by_uuid=by_uuid)
+    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
+    if found and not by_uuid and order not in {None, BY_BUS} and not equal:
+        return there, len(found)
+    return tuple(there[place] for place in found), len(found)
+
+
+def _places(named: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
+    """Return the places of the GPUs that are named, by indices or by beginnings of UUIDs.
+
+    The first entry that names no GPU, or several, ends the list; a GPU named twice empties it.
+    """
     found: list[int] = []
     for entry in map(str.strip, named.split(",")):
         index = None if by_uuid else _INDEX.match(entry)

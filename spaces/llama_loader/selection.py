@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cuda_libraries
-from llama_loader.compatibility import Candidate, dotted, holds, judge, usable_runtimes
+from llama_loader.compatibility import Candidate, dotted, holds, judge
 from llama_loader.errors import HostError
-from llama_loader.manifest import LLAMA_SERVER
+from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,7 +70,9 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     """
     targets = (wishes.arch,) if wishes.arch else host.capabilities
     # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
-    runtimes = () if wishes.allow_cpu else usable_runtimes(manifest, host)
+    runtimes = (
+        [] if wishes.allow_cpu else [one for one in manifest.artifacts if one.kind == CUDA_RUNTIME]
+    )
     judged = [judge(one, host, targets, runtimes) for one in manifest.artifacts]
     fitting, for_cpu = [one for one in judged if one.capabilities], ""
     if not fitting:
@@ -93,9 +95,8 @@ def require_libraries(choice: Choice, host: HostFacts) -> None:
         HostError: names the libraries, where they were looked for, the other majors that were
             found, and the packages that bring them.
     """
-    if choice.runs_on != "gpu" or not choice.missing or choice.runtime_libraries:
-        return
-    raise missing_libraries(choice.artifact.name, choice.missing, host.libraries)
+    if choice.missing and not choice.runtime_libraries:
+        raise missing_libraries(choice.artifact.name, choice.missing, host.libraries)
 
 
 def missing_libraries(
@@ -166,20 +167,21 @@ def _why_not(one: Candidate, best: Candidate) -> str:
 
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
-    hint = "check that the Space's hardware is ZeroGPU or another GPU"
     if named and not host.visible:
-        found = f"CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}"
-        hint = "unset it, or name a GPU that `nvidia-smi -L` lists"
-    elif named:
-        found = f"only {named}, whose compute capability is unknown"
-    else:
-        found = "none was found"
+        return HostError(
+            "NO_GPU",
+            f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}",
+            hint="unset it, or name a GPU that `nvidia-smi -L` lists; YAKULINGO_SPACES_CUDA_ARCH"
+            " chooses for a GPU that is not seen; to run on the CPU, give --allow-cpu",
+        )
+    found = f"only {named}, whose compute capability is unknown" if named else "none was found"
     found = "; ".join([found, *host.complaints])
     return HostError(
         "NO_GPU",
         f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
-        hint=f"{hint}; to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1;"
-        " YAKULINGO_SPACES_CUDA_ARCH names a compute capability that cannot be detected",
+        hint="check that the Space's hardware is ZeroGPU or another GPU; to run on the CPU, give"
+        " --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a"
+        " compute capability that cannot be detected",
     )
 
 
