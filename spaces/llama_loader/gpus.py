@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 BY_BUS: Final = "PCI_BUS_ID"
 """CUDA_DEVICE_ORDER in which CUDA counts as NVML does; the loader sets it where none is set."""
-ZEROGPU_NAME: Final = "NVIDIA RTX PRO 6000 Blackwell"
-"""What ZeroGPU documents as its hardware (docs/zerogpu.md); ``large`` is half of one, 48 GB."""
-ZEROGPU_CAPABILITY: Final = "120"
-ZEROGPU_MEMORY: Final = 48 * 1000**3
-"""Bytes of a ``large`` slice."""
-
 _BY_NAME: Final = (
     # (what the name holds, compute capability); the first match counts, so the longer name first
     (r"\bGB10\b|DGX Spark", "121"),
@@ -82,6 +76,10 @@ class Gpu:
     memory: int | None = None
     uuid: str | None = None
     free: int | None = None
+
+
+ZEROGPU: Final = Gpu("NVIDIA RTX PRO 6000 Blackwell", "120", 48 * 1000**3)
+"""What ZeroGPU documents as its hardware (docs/zerogpu.md); ``large`` is half of one, 48 GB."""
 
 
 def capability(name: str) -> str | None:

@@ -174,8 +174,7 @@ def _answers(
             yield "nvidia-smi", _from_smi(environ)
     yield "/proc/driver/nvidia", _from_proc(root)
     if settings.zerogpu:
-        documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
-        yield "zerogpu", nvml.Answer(gpus=(documented,))
+        yield "zerogpu", nvml.Answer(gpus=(gpus.ZEROGPU,))
 
 
 def _from_smi(environ: Mapping[str, str]) -> nvml.Answer:

@@ -1,10 +1,5 @@
 """Choose the artifact for a host, and give a reason for each other one.
 
-Order of preference: the most memory of visible GPUs served (or the most GPUs, where their memory
-is unknown), machine code (SASS) before code for the driver's compiler (PTX), CUDA libraries that
-the host has before those that the release brings before missing ones, code made for this GPU before
-code for an older one of its family, then fewer bytes to download, then the name.
-
 Nothing here does I/O: everything is an argument, so another machine can be asked for, too.
 """
 
@@ -133,7 +128,11 @@ def _considered(one: Candidate, best: Candidate) -> Considered:
 
 
 def _rank(one: Candidate) -> tuple[bool, int, bool, bool, bool, int, int, str]:
-    """Return the order of preference among those that fit; the smallest is the best."""
+    """Return the order of preference among those that fit; the smallest is the best.
+
+    Machine code comes before code for the driver's compiler, libraries that the host has before
+    those that the release brings, code made for this GPU before code for an older one.
+    """
     brought = one.runtime_libraries
     return (
         one.artifact.backend != "cpu",
