@@ -10,7 +10,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import (
-    compatibility,
     cuda_libraries,
     devices,
     gguf_header,
@@ -186,7 +185,7 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
         Note(
             "GPU_UNUSED",
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
-            f" {compatibility.dotted([gpu.capability])}",
+            f" {selection.dotted([gpu.capability])}",
             f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
             f" '{both}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
         )
