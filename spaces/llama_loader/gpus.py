@@ -55,8 +55,6 @@ _AFTER_THE_LAST: Final = "595.0"
 """The branch after the last one of the table: Linux branches are multiples of 5."""
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
-_GPU: Final = "GPU-"
-_MIG: Final = "MIG-"
 
 
 @dataclass(frozen=True)
@@ -118,8 +116,8 @@ def visible(
     """
     if named is None:
         return there, len(there)
-    by_uuid = named.strip().startswith(_GPU)
-    if named.strip().startswith(_MIG) or (by_uuid and not all(gpu.uuid for gpu in there)):
+    by_uuid = named.strip().startswith("GPU-")
+    if named.strip().startswith("MIG-") or (by_uuid and not all(gpu.uuid for gpu in there)):
         return there, len(named.split(","))
     found = _places(named, there, by_uuid=by_uuid)
     equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
@@ -140,7 +138,7 @@ def _places(named: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
             place
             for place, gpu in enumerate(there)
             if (index and int(index[1]) == place)
-            or (by_uuid and entry.startswith(_GPU) and (gpu.uuid or "").startswith(entry))
+            or (by_uuid and entry.startswith("GPU-") and (gpu.uuid or "").startswith(entry))
         ]
         if len(fitting) != 1:
             break

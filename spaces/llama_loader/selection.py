@@ -105,9 +105,7 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     """
     targets = (wishes.arch,) if wishes.arch else host.capabilities
     # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
-    runtimes = (
-        [] if wishes.allow_cpu else [one for one in manifest.artifacts if one.kind == CUDA_RUNTIME]
-    )
+    runtimes = () if wishes.allow_cpu else manifest.artifacts
     judged = [_judge(one, host, targets, runtimes) for one in manifest.artifacts]
     fitting, for_cpu = [one for one in judged if one.capabilities], ""
     if not fitting:
@@ -138,10 +136,8 @@ def missing_libraries(
     what: str, missing: tuple[str, ...], libraries: tuple[Library, ...]
 ) -> HostError:
     """Return the error for CUDA libraries that are not here: which, where looked, what to add."""
-    stems = {name.split(".so.")[0] for name in missing}
-    others = [
-        f"{one.soname} in {one.folder}" for one in libraries if one.soname.split(".so.")[0] in stems
-    ]
+    stems = tuple(f"{name.partition('.so.')[0]}.so." for name in missing)
+    others = [f"{one.soname} in {one.folder}" for one in libraries if one.soname.startswith(stems)]
     found = f"; found only {', '.join(others)}" if others else ""
     mismatch = cuda_libraries.unpaired(missing, libraries)
     found = f"; but {mismatch}" if mismatch else found
@@ -234,7 +230,7 @@ def _nothing(
     why = "; ".join(f"{one.artifact.name} {one.reason}" for one in best) or "none is a server"
     why = "none has code for it" if furthest == "NO_ARTIFACT_FOR_GPU" else why
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
-    there = ", ".join(dict.fromkeys(holds(one.artifact) for one in servers)) or "nothing at all"
+    there = ", ".join(dict.fromkeys(_holds(one.artifact) for one in servers)) or "nothing at all"
     return HostError(
         furthest,
         f"release {manifest.release} has nothing for {what} on this machine: {why}"
@@ -247,11 +243,11 @@ def _judge(
     artifact: Artifact,
     host: HostFacts,
     targets: tuple[str, ...],
-    runtimes: Sequence[Artifact] = (),
+    others: Sequence[Artifact] = (),
 ) -> Candidate:
     """Judge one artifact for the GPUs ``targets``; for the CPU where there are none.
 
-    What this machine lacks of CUDA's libraries, one of the ``runtimes`` may bring.
+    One of the others may bring what this machine lacks of CUDA's libraries.
     """
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
     native = all(kind == "sass" for kind, _ in codes.values())
@@ -269,7 +265,7 @@ def _judge(
         also = "CUDA; can run on the CPU too" if artifact.backend == "cuda" else "the CPU"
         return Candidate(artifact, "", f"built for {also}")
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    brought = _bringing(artifact, missing, runtimes, host)
+    brought = _bringing(artifact, missing, others, host)
     slow = "PTX, which the driver compiles at the first start (slow),"
     left = [target for target in targets if target not in codes]
     bringing = f", brought by {brought.name}" if brought else ""
@@ -334,7 +330,7 @@ def _weight(host: HostFacts, served: Container[str]) -> int:
 
 
 def _bringing(
-    artifact: Artifact, missing: tuple[str, ...], runtimes: Iterable[Artifact], host: HostFacts
+    artifact: Artifact, missing: tuple[str, ...], others: Iterable[Artifact], host: HostFacts
 ) -> Artifact | None:
     """Choose the libraries for a server: of its own toolkit, else of the next one that covers it.
 
@@ -342,8 +338,9 @@ def _bringing(
     """
     usable = [
         (one.cuda.toolkit != artifact.cuda.toolkit, one.size, one.name, one)
-        for one in runtimes
-        if one.cuda
+        for one in others
+        if one.kind == CUDA_RUNTIME
+        and one.cuda
         and artifact.cuda
         and missing
         and set(missing) <= set(one.provides)
@@ -373,7 +370,7 @@ def _other_platform(artifact: Artifact, host: HostFacts) -> str:
 def _no_code(artifact: Artifact, targets: tuple[str, ...]) -> str:
     if artifact.cuda is None:
         return "has no CUDA code, and there is a GPU"
-    return f"{holds(artifact)}: not for {dotted(targets)}"
+    return f"{_holds(artifact)}: not for {dotted(targets)}"
 
 
 def _old_system(artifact: Artifact, host: HostFacts) -> str:
@@ -397,7 +394,7 @@ def _old_driver(artifact: Artifact, host: HostFacts, *, native: bool) -> str:
     return ""
 
 
-def holds(artifact: Artifact) -> str:
+def _holds(artifact: Artifact) -> str:
     """Describe an artifact's code in a few words."""
     if artifact.cuda is None:
         return f"{artifact.backend}, no CUDA"

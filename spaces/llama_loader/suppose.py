@@ -86,19 +86,14 @@ def _facts(name: str, value: str) -> Mapping[str, Any] | None:
     if name == "gpu" and (known := gpus.capability(value)):
         return {"gpus": (Gpu(value, known),)}
     if name == "torch" and torch:
-        return {"libraries": _brought_by(value, torch[1], torch[2]) if torch[1] else ()}
+        place, version = Path("site-packages/nvidia"), f"{torch[1]}.{torch[2]}"
+        names = [f"{stem}.so.{torch[1]}" for stem in _STEMS if torch[1]]
+        return {"libraries": tuple(Library(one, place, version, f"torch {value}") for one in names)}
     if name == "machine" and re.fullmatch(r"\w+", value):
         return {name: value}
     if name in {"driver", "glibc", "glibcxx"} and _VERSION.fullmatch(value):
         return {name: f"{value}.{_NEWEST}" if name == "driver" and "." not in value else value}
     return None
-
-
-def _brought_by(torch: str, major: str, minor: str) -> tuple[Library, ...]:
-    """Return the libraries that come with torch for a CUDA version, in ``site-packages/nvidia``."""
-    folder, version = Path("site-packages/nvidia"), f"{major}.{minor}"
-    names = [f"{stem}.so.{major}" for stem in _STEMS]
-    return tuple(Library(name, folder, version, f"torch {torch}") for name in names)
 
 
 def as_text(release: Manifest, chosen: Choice) -> str:
