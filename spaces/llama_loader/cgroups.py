@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _UNLIMITED: Final = 1 << 62
 """Version 1 reports a limit near 2**63 where there is none."""
+_MOUNT_POINTS: Final = "0::/\n1:cpu:/\n2:memory:/"
+"""Read where ``/proc/self/cgroup`` is hidden."""
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -52,8 +54,9 @@ def threads(root: Path = Path("/")) -> int | None:
 
 def memory(root: Path = Path("/")) -> int | None:
     """Return the bytes of main memory that its groups allow this process; None without a limit."""
-    files = (*_files(root, "", "memory.max"), *_files(root, "memory", "memory.limit_in_bytes"))
-    limits = [int(text) for text in map(read_text, files) if re.fullmatch(r"[0-9]{1,20}", text)]
+    names = ("memory.max", "memory.limit_in_bytes")
+    told = [read_text(folder / name) for folder in _folders(root) for name in names]
+    limits = [int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)]
     return min((limit for limit in limits if limit < _UNLIMITED), default=None)
 
 
@@ -67,30 +70,25 @@ def read_text(path: Path) -> str:
 
 def _quotas(root: Path) -> Iterator[int]:
     """Yield CPU seconds in a second, rounded up, one for each group that limits them."""
-    told = [read_text(file) for file in _files(root, "", "cpu.max")]
-    told += [
-        f"{read_text(file)} {read_text(file.with_name('cpu.cfs_period_us'))}"
-        for file in _files(root, "cpu", "cpu.cfs_quota_us")
-    ]
-    for text in told:
-        if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", text):
-            yield math.ceil(int(limit[1]) / int(limit[2]))
+    for folder in _folders(root):
+        second = read_text(folder / "cpu.max")
+        first = [read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
+        for text in (second, " ".join(first)):
+            if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", text):
+                yield math.ceil(int(limit[1]) / int(limit[2]))
 
 
-def _files(root: Path, controller: str, name: str) -> Iterator[Path]:
-    """Yield where a file of this process's groups may be; version 2's have no controller.
+def _folders(root: Path) -> Iterator[Path]:
+    """Yield where the files of this process's groups may be, of both versions.
 
-    Version 1's lie below the controller's name or below those of all that are mounted with it, in
-    an order that need not be the kernel's; beside version 1, version 2 lies in ``unified``.
+    Version 1's lie below a controller's name or below those of all that are mounted with it, in an
+    order that need not be the kernel's; beside version 1, version 2 lies in ``unified``.
     """
-    mounts = root / "sys/fs/cgroup"
-    yield mounts / controller / name
-    for line in read_text(root / "proc/self/cgroup").splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controller not in controllers.split(","):
-            continue
-        for mount in {controller, controllers} if controller else ("", "unified"):
-            group = PurePosixPath(path)
-            for parent in (group, *group.parents):
-                yield mounts / mount / str(parent).lstrip("/") / name
+    for line in (read_text(root / "proc/self/cgroup") or _MOUNT_POINTS).splitlines():
+        controllers, _, path = line.partition(":")[2].partition(":")
+        mounts = {controllers, *controllers.split(",")} if controllers else {"", "unified"}
+        group = PurePosixPath(path)
+        for parent in (group, *group.parents):
+            yield from (
+                root / "sys/fs/cgroup" / mount / str(parent).lstrip("/") for mount in mounts
+            )

@@ -8,6 +8,7 @@ the server gets ``LD_LIBRARY_PATH`` with exactly the folders that it needs.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import re
@@ -31,20 +32,12 @@ _PACKAGE: Final = {
     "cudart": "nvidia-cuda-runtime",
     "nvrtc": "nvidia-cuda-nvrtc",
 }
-_SUFFIXED: Final = frozenset({"11", "12"})
-"""CUDA majors whose wheels carry it in their name; from 13 on the name is plain."""
 _TOOLKITS: Final = (
     "usr/local/cuda*/lib64",
     "usr/local/cuda*/targets/*/lib",
-    "cuda-image/usr/local/cuda-13.0/lib64",
-    "cuda-image/usr/local/cuda-*/lib64",
+    "cuda-image/usr/local/cuda-*/lib64",  # ZeroGPU
     "cuda-image/usr/local/cuda-*/targets/*/lib",
 )
-_TARGETS: Final = {
-    "x86_64": frozenset({"x86_64-linux"}),
-    "aarch64": frozenset({"aarch64-linux", "sbsa-linux"}),
-}
-"""Folders under a toolkit's ``targets`` that are for a machine; others are for cross compiling."""
 _DRIVER: Final = "libcuda.so.1"
 _LDCONFIG_TIMEOUT: Final = 10.0
 
@@ -100,21 +93,23 @@ def find_libraries(
 
 
 def _is_for(machine: str, folder: Path) -> bool:
-    """Whether a toolkit's folder is for this machine, as far as its path says."""
+    """Whether a toolkit's folder is for this machine, as far as its path says.
+
+    Folders under ``targets`` for other machines are for cross compiling.
+    """
     target = folder.parent
-    wanted = _TARGETS.get(machine, {f"{machine}-linux"})
-    return target.parent.name != "targets" or target.name in wanted
+    names = {f"{machine}-linux", "sbsa-linux" if machine == "aarch64" else ""}
+    return target.parent.name != "targets" or target.name in names
 
 
 def _in_folder(folder: Path, origin: str) -> list[Library]:
-    versions: dict[str, str] = {}
     try:
         names = sorted(entry.name for entry in folder.iterdir())
     except OSError:
         return []
-    for matched in filter(None, map(_FILE.fullmatch, names)):
-        # libcublas.so.12 and libcublas.so.12.8.4.1: the longer one is last
-        versions[matched["soname"]] = matched["major"] + matched["rest"]
+    files = filter(None, map(_FILE.fullmatch, names))
+    # of libcublas.so.12 and libcublas.so.12.8.4.1 the second is last, and counts
+    versions = {file["soname"]: file["major"] + file["rest"] for file in files}
     return [
         Library(soname, folder, _version(soname, version, folder), origin)
         for soname, version in versions.items()
@@ -126,10 +121,12 @@ def _version(soname: str, from_name: str, folder: Path) -> str | None:
     """Return the version in a file's name, else of the wheel that the folder belongs to."""
     if "." in from_name:
         return from_name
-    wheels = [f"{package.replace('-', '_')}-*.dist-info" for package in packages([soname])]
+    (package,) = packages([soname])
     sites = [parent.parent for parent in folder.parents if parent.name == "nvidia"]
-    found = (info for site in sites for wheel in wheels for info in site.glob(wheel))
-    return next((info.name.removesuffix(".dist-info").split("-")[1] for info in found), None)
+    wheels = (
+        info for site in sites for info in site.glob(f"{package.replace('-', '_')}-*.dist-info")
+    )
+    return next((info.name.removesuffix(".dist-info").split("-")[1] for info in wheels), None)
 
 
 def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -161,7 +158,8 @@ def packages(sonames: Iterable[str]) -> tuple[str, ...]:
     """Return the packages on PyPI that bring these libraries: for ``libcublas.so.12`` its wheel."""
     found: dict[str, None] = {}
     for matched in filter(None, map(_FILE.fullmatch, sonames)):
-        suffix = f"-cu{matched['major']}" if matched["major"] in _SUFFIXED else ""
+        # from CUDA 13 on, the name is plain
+        suffix = f"-cu{matched['major']}" if matched["major"] in {"11", "12"} else ""
         found[_PACKAGE[matched["stem"]] + suffix] = None
     return tuple(found)
 
@@ -192,58 +190,49 @@ def split_needs(
     driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are of one version or
     not taken (``unpaired`` says which), and first: no other folder may come before theirs.
     """
-    known = [need for need in needs if _FILE.fullmatch(need)]
-    wanted = tuple(dict.fromkeys(name for need in known for name in (need, _partner(need))))
-    pairs = {need: _pair(need, libraries) for need in wanted}
-    taken = [library for pair in pairs.values() for library in pair or ()]
-    refused = {name for need in wanted if pairs[need] == () for name in (need, _partner(need))}
-    for need in wanted:
-        if need not in refused and all(one.soname != need for one in taken):
-            taken += _first(need, libraries, taken)
+    taken: list[Library] = []
+    wanted = _together(needs)
+    for names in wanted:
+        # a folder for LD_LIBRARY_PATH could hide what the linker finds by itself
+        linked = any(one.origin == "ldconfig" for one in taken)
+        taken += min(
+            _ways(names, libraries),
+            key=lambda way: linked and any(one.origin != "ldconfig" for one in way),
+            default=(),
+        )
     got = {library.soname for library in taken}
-    return tuple(taken), tuple(need for need in wanted if need not in got)
+    return tuple(taken), tuple(name for names in wanted for name in names if name not in got)
 
 
-def unpaired(needs: Iterable[str], libraries: Sequence[Library]) -> str:
-    """Say which of these libraries exist but cannot be taken, because their versions differ."""
-
-    def described(soname: str) -> str:
-        found = [one for one in libraries if one.soname == soname]
-        places = [f"{one.version or 'version unknown'} in {one.folder}" for one in found]
-        return f"{soname} ({', '.join(places)})"
-
-    return ", ".join(
-        f"{described(need)} and {described(_partner(need))} are of different versions"
-        for need in needs
-        if _pair(need, libraries) == ()
-    )
+def _together(needs: Iterable[str]) -> list[tuple[str, ...]]:
+    """Group what belongs together: a cuBLAS and its cuBLASLt, which the server does not name."""
+    names = [need for need in dict.fromkeys(needs) if _FILE.fullmatch(need)]
+    cublas = [name for name in names if name.startswith("libcublas.")]
+    pairs = [(name, name.replace("libcublas.", "libcublasLt.")) for name in cublas]
+    return [*pairs, *((name,) for name in names if all(name not in pair for pair in pairs))]
 
 
-def _partner(soname: str) -> str:
-    """Return the cuBLASLt that a cuBLAS needs, which the server does not name; else the same."""
-    return soname.replace("libcublas.", "libcublasLt.")
+def _ways(names: Sequence[str], libraries: Sequence[Library]) -> list[tuple[Library, ...]]:
+    """Return the ways to take those of a group that exist: from one folder, or of one version."""
+    each = [[one for one in libraries if one.soname == name] for name in names]
+    return [
+        way
+        for way in itertools.product(*filter(None, each))
+        if len({one.folder for one in way}) <= 1
+        or (way[0].version and len({one.version for one in way}) == 1)
+    ]
 
 
-def _pair(soname: str, libraries: Sequence[Library]) -> tuple[Library, ...] | None:
-    """Take a cuBLAS and the cuBLASLt of its folder, else of its version.
-
-    Nothing (empty) where no two belong together; None where there is no such pair at all.
-    """
-    first = [one for one in libraries if one.soname == soname]
-    second = [one for one in libraries if one.soname == _partner(soname) != soname]
-    for one in first:
-        for other in sorted(second, key=lambda found: found.folder != one.folder):
-            if one.folder == other.folder or (one.version and one.version == other.version):
-                return one, other
-    return () if first and second else None
-
-
-def _first(need: str, libraries: Iterable[Library], taken: Sequence[Library]) -> list[Library]:
-    """Take the first, but none whose folder would hide a library that the linker has to find."""
-    linked = {one.soname for one in taken if one.origin == "ldconfig"}
-    hiding = {one.folder for one in libraries if one.soname in linked and one.origin != "ldconfig"}
-    found = [one for one in libraries if one.soname == need]
-    return sorted(found, key=lambda one: one.folder in hiding)[:1]
+def unpaired(missing: Iterable[str], libraries: Sequence[Library]) -> str:
+    """Say which of these, missing by ``split_needs``, exist, but with versions that differ."""
+    unknown = "version unknown"
+    there = {name: [one for one in libraries if one.soname == name] for name in missing}
+    halves = [
+        f"{name} ({', '.join(f'{one.version or unknown} in {one.folder}' for one in found)})"
+        for name, found in there.items()
+        if found
+    ]
+    return f"{' and '.join(halves)} are of different versions" if halves else ""
 
 
 def folders(libraries: Iterable[Library]) -> tuple[Path, ...]:

@@ -17,12 +17,6 @@ if TYPE_CHECKING:
 
 BY_BUS: Final = "PCI_BUS_ID"
 """CUDA_DEVICE_ORDER in which CUDA counts as NVML does; the loader sets it where none is set."""
-ZEROGPU_NAME: Final = "NVIDIA RTX PRO 6000 Blackwell"
-"""What ZeroGPU documents as its hardware (docs/zerogpu.md); ``large`` is half of one, 48 GB."""
-ZEROGPU_CAPABILITY: Final = "120"
-ZEROGPU_MEMORY: Final = 48 * 1000**3
-"""Bytes of a ``large`` slice."""
-
 _BY_NAME: Final = (
     # (what the name holds, compute capability); the first match counts, so the longer name first
     (r"\bGB10\b|DGX Spark", "121"),
@@ -42,8 +36,6 @@ _BY_NAME: Final = (
     (r"\bP100\b|Quadro GP100", "60"),
     (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
 )
-_FOREIGN: Final = r"\b(?:AMD|ATI|Radeon|Intel|Arc|Apple|Qualcomm|Matrox|Moore Threads)\b"
-"""Other makers, whose GPUs may have names like NVIDIA's."""
 _JIT_DRIVERS: Final = {
     # toolkit: the first Linux driver whose compiler takes PTX of that toolkit; in this order
     (11, 8): "520.61",
@@ -63,9 +55,6 @@ _AFTER_THE_LAST: Final = "595.0"
 """The branch after the last one of the table: Linux branches are multiples of 5."""
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
-_GPU: Final = "GPU-"
-_MIG: Final = "MIG-"
-_NOWHERE: Final = -1
 
 
 @dataclass(frozen=True)
@@ -87,10 +76,12 @@ class Gpu:
     free: int | None = None
 
 
+ZEROGPU: Final = Gpu("NVIDIA RTX PRO 6000 Blackwell", "120", 48 * 1000**3)
+"""What ZeroGPU documents as its hardware (docs/zerogpu.md); ``large`` is half of one, 48 GB."""
+
+
 def capability(name: str) -> str | None:
     """Return the compute capability (``90``) of a GPU by its name, None where it is unknown."""
-    if re.search(_FOREIGN, name, re.IGNORECASE):
-        return None
     found = (known for pattern, known in _BY_NAME if re.search(pattern, name, re.IGNORECASE))
     return next(found, None)
 
@@ -108,67 +99,50 @@ def jit_driver(toolkit: str) -> str | None:
     return next(found, _AFTER_THE_LAST)
 
 
-def visible(there: tuple[Gpu, ...], named: str | None, order: str | None) -> tuple[Gpu, ...]:
-    """Return the GPUs that a program sees, in its order; all of them where that is unknown.
+def visible(
+    there: tuple[Gpu, ...], named: str | None, order: str | None
+) -> tuple[tuple[Gpu, ...], int]:
+    """Return the GPUs that a program sees, in its order, and how many it sees.
 
     ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
     ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
-    (``torch.cuda._parse_visible_devices``): the first entry that names no GPU ends the list, a GPU
-    named twice empties it, and the first entry decides whether all are indices, UUIDs of GPUs (or
-    their beginnings) or MIG devices.
+    (``torch.cuda._parse_visible_devices``). Where only the driver knows which GPUs are meant, as
+    with MIG devices, all are returned, and the number is an upper bound.
 
     Args:
         there: all GPUs, in PCI order.
         named: CUDA_VISIBLE_DEVICES, None where unset.
         order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order or among equals.
     """
-    found = None if named is None else _places(named, there)
-    if named is None or found is None:
-        return there
-    by_index = not named.strip().startswith((_GPU, _MIG))
-    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
-    if found and by_index and order not in {None, BY_BUS} and not equal:
-        return there
-    return tuple(there[place] for place in found)
-
-
-def visible_count(there: Sequence[Gpu], named: str | None) -> int:
-    """Return how many GPUs a program sees, whichever they are; an upper bound where unknown."""
     if named is None:
-        return len(there)
-    found = _places(named, there)
-    entries = [entry for entry in named.split(",") if entry.strip()]
-    return min(len(entries), len(there)) if found is None else len(found)
+        return there, len(there)
+    by_uuid = named.strip().startswith("GPU-")
+    if named.strip().startswith("MIG-") or (by_uuid and not all(gpu.uuid for gpu in there)):
+        return there, len(named.split(","))
+    found = _places(named, there, by_uuid=by_uuid)
+    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
+    if found and not by_uuid and order not in {None, BY_BUS} and not equal:
+        return there, len(found)
+    return tuple(there[place] for place in found), len(found)
 
 
-def _places(named: str, there: Sequence[Gpu]) -> tuple[int, ...] | None:
-    """Return the places in ``there`` of the GPUs that are named; None where that is unknown."""
-    kind = next((kind for kind in (_MIG, _GPU) if named.strip().startswith(kind)), "")
+def _places(named: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
+    """Return the places of the GPUs that are named, by indices or by beginnings of UUIDs.
+
+    The first entry that names no GPU, or several, ends the list; a GPU named twice empties it.
+    """
     found: list[int] = []
-    for entry in named.split(","):
-        place = _place(entry.strip(), kind, there)
-        if place is None:
-            return None
-        if place == _NOWHERE:
+    for entry in map(str.strip, named.split(",")):
+        index = None if by_uuid else _INDEX.match(entry)
+        fitting = [
+            place
+            for place, gpu in enumerate(there)
+            if (index and int(index[1]) == place)
+            or (by_uuid and entry.startswith("GPU-") and (gpu.uuid or "").startswith(entry))
+        ]
+        if len(fitting) != 1:
             break
-        if place in found and kind != _MIG:
-            return ()
-        found += [place] if place not in found else []
-    return tuple(found)
-
-
-def _place(entry: str, kind: str, there: Sequence[Gpu]) -> int | None:
-    """Return the place of the GPU that an entry names, ``_NOWHERE`` for none, None for unknown."""
-    if not kind:
-        index = _INDEX.match(entry)
-        return int(index[1]) if index and int(index[1]) < len(there) else _NOWHERE
-    if not entry.startswith(kind):
-        return _NOWHERE
-    # MIG-GPU-…/1/0 names its GPU; the UUID of a MIG device of its own (MIG-…) does not
-    uuid = entry.removeprefix(_MIG).partition("/")[0] if kind == _MIG else entry
-    if not uuid.startswith(_GPU):
-        return None
-    fitting = [place for place, gpu in enumerate(there) if (gpu.uuid or "").startswith(uuid)]
-    if len(fitting) == 1:  # a beginning that several share names none
-        return fitting[0]
-    return _NOWHERE if all(gpu.uuid for gpu in there) else None
+        if fitting[0] in found:
+            return []
+        found += fitting
+    return found

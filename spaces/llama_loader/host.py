@@ -22,7 +22,7 @@ from llama_loader.concurrency import Background
 from llama_loader.gpus import Gpu
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
@@ -72,15 +72,15 @@ class HostFacts:
 
     system: str
     machine: str
-    glibc: str | None
-    glibcxx: str | None
-    python: str
-    driver: str | None
-    gpus: tuple[Gpu, ...]
-    gpu_source: str
-    libraries: tuple[Library, ...]
-    cpus: int
-    memory: int
+    glibc: str | None = None
+    glibcxx: str | None = None
+    python: str = ""
+    driver: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    gpu_source: str = "none"
+    libraries: tuple[Library, ...] = ()
+    cpus: int = 0
+    memory: int = 0
     machine_cpus: int = 0
     threads: int | None = None
     zerogpu: bool = False
@@ -93,12 +93,12 @@ class HostFacts:
     @property
     def visible(self) -> tuple[Gpu, ...]:
         """The GPUs that a program will see, in its order; all where that cannot be known."""
-        return gpus.visible(self.gpus, self._named, self.device_order)
+        return gpus.visible(self.gpus, self._named, self.device_order)[0]
 
     @property
     def visible_count(self) -> int:
         """How many GPUs a program will see, also where it is unknown which; an upper bound."""
-        return gpus.visible_count(self.gpus, self._named)
+        return gpus.visible(self.gpus, self._named, self.device_order)[1]
 
     @property
     def capabilities(self) -> tuple[str, ...]:
@@ -125,16 +125,21 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     inherited, machine = settings.inherited, platform.machine()
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
-    source, answer = _ask(inherited, driver_folders, root, zerogpu=settings.zerogpu)
     python_path = [Path(entry) for entry in sys.path if entry]
+    source, answers = "none", list[nvml.Answer]()
+    for name, answer in _answers(settings, driver_folders, root):
+        answers.append(answer)
+        if answer.gpus:
+            source = name
+            break
     return HostFacts(
         system=sys.platform,
         machine=machine,
         glibc=_glibc(),
         glibcxx=_glibcxx([path.parent for path in cache], root, machine),
         python=platform.python_version(),
-        driver=answer.driver,
-        gpus=answer.gpus,
+        driver=next((answer.driver for answer in answers if answer.driver), None),
+        gpus=answers[-1].gpus,
         gpu_source=source,
         libraries=cuda_libraries.find_libraries(
             settings.library_path, cache, python_path, root, machine
@@ -148,7 +153,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),
         device_order=inherited.get("CUDA_DEVICE_ORDER"),
         driver_folders=driver_folders,
-        complaints=answer.complaints,
+        complaints=tuple(one for answer in answers for one in answer.complaints),
     )
 
 
@@ -157,27 +162,19 @@ def begin(settings: Settings) -> Background[HostFacts]:
     return Background(lambda: detect(settings))
 
 
-def _ask(
-    inherited: Mapping[str, str], driver_folders: Sequence[Path], root: Path, *, zerogpu: bool
-) -> tuple[str, nvml.Answer]:
-    """Return the first source that names GPUs and its answer, with the complaints of all."""
-    documented = Gpu(gpus.ZEROGPU_NAME, gpus.ZEROGPU_CAPABILITY, gpus.ZEROGPU_MEMORY)
-    environ, here = processes.environment(inherited, libraries=driver_folders), root == Path("/")
-    told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT) if here else nvml.Answer()
-    ask_smi = here and not told.hangs  # nvidia-smi asks NVML, and would hang too
-    sources: tuple[tuple[str, Callable[[], nvml.Answer]], ...] = (
-        ("nvml", lambda: told),
-        ("nvidia-smi", lambda: _from_smi(environ) if ask_smi else nvml.Answer()),
-        ("/proc/driver/nvidia", lambda: _from_proc(root)),
-        ("zerogpu", lambda: nvml.Answer(gpus=(documented,) if zerogpu else ())),
-    )
-    driver, complaints = None, tuple[str, ...]()
-    for source, ask in sources:
-        answer = ask()
-        driver, complaints = driver or answer.driver, (*complaints, *answer.complaints)
-        if answer.gpus:
-            return source, nvml.Answer(driver, answer.gpus, complaints)
-    return "none", nvml.Answer(driver, (), complaints)
+def _answers(
+    settings: Settings, driver_folders: Sequence[Path], root: Path
+) -> Iterator[tuple[str, nvml.Answer]]:
+    """Ask one source after the other; the first that names GPUs should be the last asked."""
+    if root == Path("/"):
+        told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT)
+        yield "nvml", told
+        if not told.hangs:  # nvidia-smi asks NVML, and would hang too
+            environ = processes.environment(settings.inherited, libraries=driver_folders)
+            yield "nvidia-smi", _from_smi(environ)
+    yield "/proc/driver/nvidia", _from_proc(root)
+    if settings.zerogpu:
+        yield "zerogpu", nvml.Answer(gpus=(gpus.ZEROGPU,))
 
 
 def _from_smi(environ: Mapping[str, str]) -> nvml.Answer:
@@ -248,10 +245,7 @@ def _field(pattern: str, path: Path) -> str | None:
 
 
 def _glibc() -> str | None:
-    try:
-        name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
-    except (ValueError, OSError):  # another C library
-        return None
+    name, version = platform.libc_ver()
     return version if name == "glibc" else None
 
 

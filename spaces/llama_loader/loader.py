@@ -11,7 +11,6 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from llama_loader import (
-    compatibility,
     cuda_libraries,
     devices,
     gguf_header,
@@ -189,7 +188,7 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
         Note(
             "GPU_UNUSED",
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
-            f" {compatibility.dotted([gpu.capability])}",
+            f" {selection.dotted([gpu.capability])}",
             f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
             f" '{every}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
         )

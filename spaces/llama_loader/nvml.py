@@ -73,11 +73,9 @@ def query(folders: Sequence[Path], *, timeout: float) -> Answer:
 def _query(folders: Sequence[Path]) -> Answer:
     for name in (*(str(folder / _LIBRARY) for folder in folders), _LIBRARY):
         try:
-            library = ctypes.CDLL(name)
+            return _ask(ctypes.CDLL(name))
         except OSError:
             continue
-        try:
-            return _ask(library)
         except _Refused as refused:
             return Answer(complaints=(str(refused),))
     return Answer()

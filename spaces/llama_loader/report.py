@@ -6,7 +6,7 @@ import sys
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import compatibility, selection
+from llama_loader import selection
 from llama_loader import trust as trusted
 from llama_loader.errors import HostError, printable
 from llama_loader.events import Note
@@ -158,7 +158,7 @@ def devices_json(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
 
 def dotted(gpu: Gpu) -> str:
     """Return a GPU's compute capability as NVIDIA writes it."""
-    return compatibility.dotted([gpu.capability]) if gpu.capability else "unknown"
+    return selection.dotted([gpu.capability]) if gpu.capability else "unknown"
 
 
 def host_lines(facts: HostFacts) -> list[str]:

@@ -31,19 +31,7 @@ _CAPABILITY: Final = re.compile(r"([0-9]{1,2})\.?([0-9])")
 _TORCH: Final = re.compile(r"cu([0-9]{2})([0-9])|none")
 _NEWEST: Final = "999"
 """A driver given by its branch alone, such as 580, is taken for the newest of that branch."""
-_DEFAULTS: Final = HostFacts(
-    system="linux",
-    machine="x86_64",
-    glibc="2.36",
-    glibcxx=None,
-    python="",
-    driver=None,
-    gpus=(),
-    gpu_source="supposed",
-    libraries=(),
-    cpus=0,
-    memory=0,
-)
+_DEFAULTS: Final = HostFacts("linux", "x86_64", glibc="2.36", gpu_source="supposed")
 """Debian 12, as ZeroGPU's images have been; no GPU, no driver, no CUDA library."""
 _ACCEPTS: Final = (
     "a list such as capability=12.0,driver=580,glibc=2.36,torch=cu128; capability (or gpu=NAME),"
@@ -65,10 +53,9 @@ def host(text: str) -> HostFacts:
         name, _, value = part.partition("=")
         changes = _facts(name.strip(), value.strip())
         if changes is None or given & changes.keys():
-            trouble = "cannot be read" if changes is None else "says again what is given already"
             raise SettingError(
                 "SETTING_INVALID",
-                f"--suppose {part!r} {trouble}",
+                f"--suppose {part!r} cannot be read, or is given already by another part",
                 hint=f"give each fact once, as {_ACCEPTS}",
             )
         given |= changes.keys()
@@ -80,18 +67,15 @@ def require_no_override(settings: Settings) -> None:
     """Refuse settings that would answer another question than the supposed machine's.
 
     Raises:
-        SettingError: names the setting.
+        SettingError: one of them is set.
     """
-    for variable, option, value in (
-        ("CUDA_ARCH", "--arch", settings.cuda_arch),
-        ("LLAMA_CPP_URL", "--url", settings.url),
-    ):
-        if value is not None:
-            raise SettingError(
-                "SETTING_INVALID",
-                f"YAKULINGO_SPACES_{variable} ({option}) leaves --suppose nothing to choose",
-                hint="unset it; --suppose says the capability, and a manifest what there is",
-            )
+    if settings.cuda_arch is not None or settings.url is not None:
+        raise SettingError(
+            "SETTING_INVALID",
+            "YAKULINGO_SPACES_CUDA_ARCH (--arch) and YAKULINGO_SPACES_LLAMA_CPP_URL (--url) leave"
+            " --suppose nothing to choose",
+            hint="unset them; --suppose says the capability, and a manifest what there is",
+        )
 
 
 def _facts(name: str, value: str) -> Mapping[str, Any] | None:
@@ -102,19 +86,14 @@ def _facts(name: str, value: str) -> Mapping[str, Any] | None:
     if name == "gpu" and (known := gpus.capability(value)):
         return {"gpus": (Gpu(value, known),)}
     if name == "torch" and torch:
-        return {"libraries": _brought_by(value, torch[1], torch[2]) if torch[1] else ()}
+        place, version = Path("site-packages/nvidia"), f"{torch[1]}.{torch[2]}"
+        names = [f"{stem}.so.{torch[1]}" for stem in _STEMS if torch[1]]
+        return {"libraries": tuple(Library(one, place, version, f"torch {value}") for one in names)}
     if name == "machine" and re.fullmatch(r"\w+", value):
         return {name: value}
     if name in {"driver", "glibc", "glibcxx"} and _VERSION.fullmatch(value):
         return {name: f"{value}.{_NEWEST}" if name == "driver" and "." not in value else value}
     return None
-
-
-def _brought_by(torch: str, major: str, minor: str) -> tuple[Library, ...]:
-    """Return the libraries that come with torch for a CUDA version, in ``site-packages/nvidia``."""
-    folder, version = Path("site-packages/nvidia"), f"{major}.{minor}"
-    names = [f"{stem}.so.{major}" for stem in _STEMS]
-    return tuple(Library(name, folder, version, f"torch {torch}") for name in names)
 
 
 def as_text(release: Manifest, chosen: Choice) -> str:

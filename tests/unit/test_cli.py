@@ -576,7 +576,7 @@ def test_a_defect_is_one_line_with_its_place() -> None:
 
 
 def test_zerogpu_is_what_the_table_says() -> None:
-    assert gpus.capability(gpus.ZEROGPU_NAME) == gpus.ZEROGPU_CAPABILITY
+    assert gpus.capability(gpus.ZEROGPU.name) == gpus.ZEROGPU.capability
 
 
 def test_a_driver_that_hangs_keeps_nobody_from_ending(home: dict[str, str], tmp_path: Path) -> None:

@@ -8,11 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llama_loader import gpus
-from llama_loader.compatibility import cuda_code
 from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
 from llama_loader.manifest import Artifact, Cuda
-from llama_loader.selection import Wishes, require_libraries, select
+from llama_loader.selection import Wishes, cuda_code, require_libraries, select
 from tests.rigs.releases import BARE, artifact, libraries, manifest
 
 if TYPE_CHECKING:

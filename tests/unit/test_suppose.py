@@ -117,7 +117,7 @@ def test_the_command(tmp_path: Path) -> None:
     told = ask(release, *store, "--suppose", QUESTION)
     assert told.returncode == 0, told.stderr
     assert "cu128-sm120" in told.stdout.splitlines()[0]
-    known = ask(release, *store, "--json", "--suppose", f"gpu={gpus.ZEROGPU_NAME}")
+    known = ask(release, *store, "--json", "--suppose", f"gpu={gpus.ZEROGPU.name}")
     assert known.returncode == 5  # no libraries were supposed
     assert json.loads(known.stdout)["choice"]["missing"]
     assert known.stderr.splitlines()[-2].startswith("error[CUDA_LIBRARY_MISSING]: ")
