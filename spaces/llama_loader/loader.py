@@ -408,6 +408,7 @@ def start(
     *,
     keyed: bool = True,
     sink: Sink = ignore,
+    made: Callable[[Supervisor], None] | None = None,
 ) -> Supervisor:
     """Start a server and wait for its first token; its times go to the timeline.
 
@@ -415,6 +416,16 @@ def start(
     the runtime is fetched again once. A start that works is kept as a good self test. After one
     that fails, the loader's own tiny model tells whether the runtime is at fault, where the error
     leaves that open.
+
+    Args:
+        settings: what was asked for.
+        prepared: the runtime.
+        model: the GGUF file.
+        extra: arguments after ``--``.
+        keyed: give the server a key of its own.
+        sink: told of progress.
+        made: called with each supervisor before it starts its server, so that another thread can
+            stop a start.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
@@ -424,6 +435,8 @@ def start(
         with prepared.timeline.stage("devices"):
             plan = plan_server(settings, ready, model, extra, keyed=keyed, ask=ask)
         supervisor = Supervisor(Server(plan, before=ready.require_sound), sink=sink)
+        if made is not None:
+            made(supervisor)
         try:
             supervisor.start()
         except LoaderError as error:

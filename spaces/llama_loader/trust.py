@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -113,7 +114,7 @@ def manifest(
     if settings.manifest_url is not None:
         pin = Pin(manifest_url=settings.manifest_url)
     else:
-        pin = read(RELEASE_FILE)
+        pin = read(_release_file())
     url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
     if pin.public_key is not None and sha256 is None:
         return Channel(pin, store=store, sink=sink).manifest(fetcher), url
@@ -121,6 +122,14 @@ def manifest(
     least = pin.min_serial or 0
     _require_serial(found, url, least, "is asked for")
     return found, url
+
+
+def _release_file() -> Path:
+    """Return ``release.json`` beside the package, or beside the app of an installed package."""
+    app = getattr(sys.modules["__main__"], "__file__", None)
+    if app is None or RELEASE_FILE.exists():
+        return RELEASE_FILE
+    return Path(app).resolve().with_name(RELEASE_FILE.name)
 
 
 def read(path: Path = RELEASE_FILE) -> Pin:

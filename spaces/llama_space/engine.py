@@ -149,6 +149,8 @@ class Engine:
     def server(self) -> AbstractContextManager[Address]:
         """Return this process's server for any OpenAI client, as a context manager.
 
+        Enter it for each use: a server that ended and was started anew has another ``api_key``.
+
         Raises:
             ServerError: this is ZeroGPU's main process, which has no GPU and so no server.
         """
@@ -162,7 +164,7 @@ class Engine:
         return self._serving()
 
     def close(self) -> None:
-        """End this process's server; safe to call twice."""
+        """End this process's server, also one that is being started; safe to call twice."""
         shared_server.stop()
 
     def _text(self, items: Generator[Item, None, None]) -> Iterator[str]:

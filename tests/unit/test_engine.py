@@ -240,6 +240,27 @@ def test_closed_is_closed(rig: Rig) -> None:
     assert not engine.status().warm
 
 
+def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) -> None:
+    engine = rig.behaving(loading=60)
+
+    def starting() -> int | None:
+        shared = shared_server._shared
+        supervisor = shared._supervisor if shared is not None else None
+        return supervisor.server.pid if supervisor is not None else None
+
+    assert until(lambda: starting() is not None)
+    pid = starting()
+    assert pid is not None
+    began = time.monotonic()
+    engine.close()
+    assert not processes.lives(pid)
+    assert time.monotonic() - began < 10
+    assert until(lambda: engine.status().phase == "failed")
+    failure = engine.status().failure
+    assert failure is not None
+    assert failure.code == "SERVER_STOPPED"
+
+
 def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
     report = rig.behaving().doctor()
     assert {"settings", "gpu", "runtime"} <= {check.name for check in report.checks}
