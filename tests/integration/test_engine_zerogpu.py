@@ -50,7 +50,7 @@ class Call:
         self.lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def next(self) -> dict[str, Any]:
-        return self.lines.get(timeout=60)
+        return self.lines.get(timeout=120)  # gradio is imported, on a busy machine in a minute
 
     def value(self) -> Any:
         line = self.next()
@@ -96,7 +96,11 @@ class App:
         self._calls = {0: Call()}
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        assert self._calls[0].next()["end"]
+        try:
+            assert self._calls[0].next()["end"]
+        except BaseException:
+            self.quit()
+            raise
 
     def _read(self) -> None:
         assert self.process.stdout is not None
