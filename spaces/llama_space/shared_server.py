@@ -8,11 +8,12 @@ the worker's from a thread that outlives the call.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import disk, gguf_header, loader, settings
+from llama_loader import gguf_header, loader, settings
 from llama_loader.concurrency import Background
 from llama_loader.events import Note
 from llama_loader.loader import prepare
@@ -74,7 +75,7 @@ class SharedServer:
         """Remove the server's log and key."""
         log = self._supervisor.server.log_path if self._supervisor is not None else None
         if log is not None:
-            disk.remove_run(log.parent)
+            shutil.rmtree(log.parent, ignore_errors=True)
 
     def _start(self) -> Supervisor:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
