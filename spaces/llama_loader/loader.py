@@ -380,6 +380,7 @@ def start(
     keyed: bool = True,
     listing: Listing | None = None,
     sink: Sink = ignore,
+    made: Callable[[Supervisor], None] | None = None,
 ) -> Supervisor:
     """Start a server and wait for its first token; its times go to the timeline.
 
@@ -388,6 +389,17 @@ def start(
     fails, the loader's own tiny model tells whether the runtime is at fault, where the error leaves
     that open.
 
+    Args:
+        settings: what was asked for.
+        prepared: the runtime.
+        model: the GGUF file.
+        extra: arguments after ``--``.
+        keyed: give the server a key of its own.
+        listing: what ``--list-devices`` found, if that is known already.
+        sink: told of progress.
+        made: called with each supervisor before it starts its server, so that another thread can
+            stop a start.
+
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
@@ -395,13 +407,17 @@ def start(
     with timeline.stage("devices"):
         plan = plan_server(settings, prepared, model, extra, keyed=keyed, listing=listing)
     supervisor = Supervisor(Server(plan, before=prepared.require_sound), sink=sink)
+    if made is not None:
+        made(supervisor)
     try:
         server = supervisor.start()
     except LoaderError as error:
         if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or listing):
             # the server does not see a GPU that the driver names (MIG, say): ask what it sees
             seen = list_devices(settings, prepared)
-            return start(settings, prepared, model, extra, keyed=keyed, listing=seen, sink=sink)
+            return start(
+                settings, prepared, model, extra, keyed=keyed, listing=seen, sink=sink, made=made
+            )
         judged = self_test.judged(settings, prepared, plan, error)
         if judged is None:
             raise

@@ -159,7 +159,7 @@ def _hub_client(settings: Settings) -> ModuleType:
     if scheme != "https" and not locations.is_loopback(host or ""):
         raise SettingError(
             "ENDPOINT_REFUSED",
-            f"{locations.shown(endpoint)!r} is neither https nor http at a loopback address",
+            f"{locations.shown(endpoint)!r} is neither https nor on loopback",
             hint="correct HF_ENDPOINT; on this machine give the address, such as 127.0.0.1",
         )
     try:

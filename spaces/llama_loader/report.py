@@ -63,7 +63,7 @@ def trust(settings: Settings, prepared: Prepared) -> str:
         return _PINNED
     if settings.manifest_url:
         return "digests match an unpinned manifest"
-    return _SIGNED if trusted.read(trusted.RELEASE_FILE).public_key else _PINNED
+    return _SIGNED if trusted.read(trusted.release_file()).public_key else _PINNED
 
 
 def test_run_line(verdict: SelfTest) -> str:

@@ -254,6 +254,10 @@ def _judge(
     checks = (
         ("NO_ARTIFACT", _unknown(artifact)),
         ("PLATFORM_UNSUPPORTED", _other_platform(artifact, host)),
+        (
+            "NO_ARTIFACT",
+            "has no CUDA code, and there is a GPU" if targets and artifact.cuda is None else "",
+        ),
         ("NO_ARTIFACT_FOR_GPU", _no_code(artifact, targets) if targets and not codes else ""),
         ("GLIBC_TOO_OLD", _old_system(artifact, host)),
         ("DRIVER_TOO_OLD", _old_driver(artifact, host, native=native) if targets else ""),
@@ -367,9 +371,11 @@ def _other_platform(artifact: Artifact, host: HostFacts) -> str:
     return f"is for {wanted}, this is {here}" if wanted != here else ""
 
 
+def _no_cuda(artifact: Artifact) -> str:
+    return "has no CUDA code, and there is a GPU" if artifact.cuda is None else ""
+
+
 def _no_code(artifact: Artifact, targets: tuple[str, ...]) -> str:
-    if artifact.cuda is None:
-        return "has no CUDA code, and there is a GPU"
     return f"{_holds(artifact)}: not for {dotted(targets)}"
 
 

@@ -321,6 +321,11 @@ def load(
     )
 
 
+def certificate_file() -> str | None:
+    """Return the certificates that ``SSL_CERT_FILE`` names, which requests does not read itself."""
+    return os.environ.get("SSL_CERT_FILE") or None
+
+
 def renewed(settings: Settings) -> Settings:
     """Return the settings with what a started program may see of *this* process's environment.
 

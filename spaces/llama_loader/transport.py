@@ -11,7 +11,6 @@ connection down whose wait is over.
 from __future__ import annotations
 
 import math
-import os
 import re
 import socket
 import threading
@@ -27,7 +26,7 @@ import requests
 import urllib3
 from requests.adapters import HTTPAdapter
 
-from llama_loader import locations
+from llama_loader import locations, settings
 from llama_loader.errors import without_secrets
 from llama_loader.locations import Local
 
@@ -323,7 +322,7 @@ class _WatchedAdapter(HTTPAdapter):
             proxies = {} if locations.is_this_machine(host) else environment["proxies"]
             verify = environment["verify"]
             if not isinstance(verify, str):
-                verify = os.environ.get("SSL_CERT_FILE") or True
+                verify = settings.certificate_file() or True
             seconds = (min(self._patience.connect, left), self._patience.silence)
             target, named = _target(self._url)
             request = requests.Request("GET", target, headers=headers | named).prepare()

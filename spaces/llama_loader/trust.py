@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
+import sys
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -113,7 +114,7 @@ def manifest(
     if settings.manifest_url is not None:
         pin = Pin(manifest_url=settings.manifest_url)
     else:
-        pin = read(RELEASE_FILE)
+        pin = read(release_file())
     url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
     if pin.public_key is not None and sha256 is None:
         return Channel(pin, store=store, sink=sink).manifest(fetcher), url
@@ -123,7 +124,15 @@ def manifest(
     return found, url
 
 
-def read(path: Path = RELEASE_FILE) -> Pin:
+def release_file() -> Path:
+    """Return ``release.json`` beside the package, or beside the app of an installed package."""
+    app = getattr(sys.modules["__main__"], "__file__", None)
+    if app is None or RELEASE_FILE.exists():
+        return RELEASE_FILE
+    return Path(app).resolve().with_name(RELEASE_FILE.name)
+
+
+def read(path: Path) -> Pin:
     """Read ``release.json``.
 
     Raises:
@@ -193,7 +202,6 @@ class Channel:
             )
         self._url, self._least = pin.manifest_url, pin.min_serial or 0
         self._shown = locations.shown(pin.manifest_url)
-        self._what = f"manifest {self._shown}"
         self._public_key, self._project, self._channel = pin.public_key, pin.project, pin.channel
         self._store, self._sink, self._sleep = store, sink, sleep
         self._now = now or datetime.now(timezone.utc)
@@ -250,7 +258,7 @@ class Channel:
                 raise
             raise IntegrityError(
                 "SIGNATURE_MISSING",
-                f"{self._what} has no signature: {error.message}",
+                f"manifest {self._shown} has no signature: {error.message}",
                 hint="a channel is signed when it is promoted; a release alone is pinned with"
                 " manifest_sha256",
             ) from error
@@ -259,19 +267,19 @@ class Channel:
     def _verified(self, data: bytes, signature: bytes) -> _Signed:
         """Verify and parse a pair; its comment must name this channel and this manifest."""
         text = self._signed_comment(data, signature)
-        found = schema.parse(data, what=self._what)
+        found = schema.parse(data, what=f"manifest {self._shown}")
         comment = TrustedComment.parse(text)
         if comment is None:
             raise IntegrityError(
                 "CHANNEL_NOT_SIGNED_FOR",
-                f"the signature of {self._what} names no project and channel: {text!r}",
+                f"the signature of manifest {self._shown} names no project and channel: {text!r}",
                 hint="its author must promote the release again, with a farm that signs them",
             )
         expected = TrustedComment(self._project, self._channel, found.serial, found.release)
         if comment != expected:
             raise IntegrityError(
                 "CHANNEL_MISMATCH",
-                f"{self._what} is signed as {text!r}, expected is {expected.render()!r}",
+                f"manifest {self._shown} is signed as {text!r}, expected is {expected.render()!r}",
                 hint=f"it belongs elsewhere, or {RELEASE_FILE.name} names the wrong project or"
                 " channel",
             )
@@ -294,7 +302,7 @@ class Channel:
         except (minisign.Error, ValueError) as error:
             raise IntegrityError(
                 "SIGNATURE_INVALID",
-                f"{self._what} is not signed by {self._public_key}: {error}",
+                f"manifest {self._shown} is not signed by {self._public_key}: {error}",
                 hint="it was changed on its way or signed with another key: do not use it before"
                 " its author confirms the key",
             ) from error
@@ -316,8 +324,8 @@ class Channel:
             return False
         raise IntegrityError(
             "SERIAL_REUSED",
-            f"{self._what} has serial {signed.manifest.serial} with other content than the one"
-            " that was accepted before",
+            f"manifest {self._shown} has serial {signed.manifest.serial} with other content than"
+            " the one that was accepted before",
             hint="two manifests were signed under one serial: ask its author which one is right",
         )
 
@@ -326,11 +334,11 @@ class Channel:
         return found.expires - self._now if found.expires else timedelta()
 
     def _require_current(self, found: Manifest, *, accepted: bool) -> None:
-        today = f"this machine's clock says {self._now:%Y-%m-%d}"
         if found.created > self._now + SKEW:
             raise IntegrityError(
                 "CLOCK_WRONG",
-                f"{self._what} was made on {found.created:%Y-%m-%d}, but {today}",
+                f"manifest {self._shown} was made on {found.created:%Y-%m-%d}, but this machine's"
+                f" clock says {self._now:%Y-%m-%d}",
                 hint="set the clock: with a wrong one nobody can tell whether a release expired",
             )
         left = self._left(found)
@@ -340,7 +348,7 @@ class Channel:
             when = f"expired on {found.expires:%Y-%m-%d}" if found.expires else "never expires"
             raise IntegrityError(
                 "MANIFEST_EXPIRED",
-                f"{self._what} {when}; {today}",
+                f"manifest {self._shown} {when}; this machine's clock says {self._now:%Y-%m-%d}",
                 hint="is the clock right? Otherwise its author must promote a release again: a"
                 " channel that does not expire could be held back for ever",
             )

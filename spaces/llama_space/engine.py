@@ -13,6 +13,7 @@ import os
 import time
 import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import doctor
@@ -149,6 +150,8 @@ class Engine:
     def server(self) -> AbstractContextManager[Address]:
         """Return this process's server for any OpenAI client, as a context manager.
 
+        Enter it for each use: a server that ended and was started anew has another ``api_key``.
+
         Raises:
             ServerError: this is ZeroGPU's main process, which has no GPU and so no server.
         """
@@ -162,7 +165,7 @@ class Engine:
         return self._serving()
 
     def close(self) -> None:
-        """End this process's server; safe to call twice."""
+        """End this process's server, also one that is being started; safe to call twice."""
         shared_server.stop()
 
     def _text(self, items: Generator[Item, None, None]) -> Iterator[str]:
@@ -281,6 +284,7 @@ class Engine:
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""
+        _let_go(self.settings.store)
         self._decorated = None
         self._record = self._record.copy()
         done = self._ready is not None
@@ -293,6 +297,21 @@ def _renew_engines() -> None:
 
 
 os.register_at_fork(after_in_child=_renew_engines)
+
+
+def _let_go(store: Path) -> None:
+    """Let go of the store's files that a thread of the parent had open when this child was forked.
+
+    A lock lasts until its last copy is closed, so a child would wait for itself. A program that
+    any process has open for writing cannot be executed. The numbers stay taken: objects that the
+    child has inherited may close them.
+    """
+    inside = f"{store.resolve()}/"
+    with Path(os.devnull).open("rb") as nothing:
+        for link in Path("/proc/self/fd").iterdir():
+            with contextlib.suppress(OSError):
+                if str(link.readlink()).startswith(inside):
+                    os.dup2(nothing.fileno(), int(link.name), inheritable=False)
 
 
 def _message(given: object) -> dict[str, Any]:

@@ -8,6 +8,7 @@ the worker's from a thread that outlives the call.
 from __future__ import annotations
 
 import os
+import shutil
 import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
@@ -40,6 +41,7 @@ class SharedServer:
         self._runtime: Runtime | None = None
         self._timeline: tuple[tuple[str, float], ...] = ()
         self._stopped = threading.Event()
+        self._supervisor: Supervisor | None = None
         self.start: Background[Supervisor] = Background(self._start)
 
     @property
@@ -66,8 +68,14 @@ class SharedServer:
     def stop(self) -> None:
         """End the server, also one that is being started; safe to call twice."""
         self._stopped.set()
-        if self.start.wait(0) and self.start.error is None:
-            self.start.result().stop()
+        if self._supervisor is not None:
+            self._supervisor.stop()
+
+    def remove_scratch(self) -> None:
+        """Remove the server's log and key."""
+        log = self._supervisor.server.log_path if self._supervisor is not None else None
+        if log is not None:
+            shutil.rmtree(log.parent, ignore_errors=True)
 
     def _start(self) -> Supervisor:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
@@ -77,11 +85,16 @@ class SharedServer:
         loader.require_libraries(ours, prepared)
         self._latest = f"llama-server loads {self.ready.model.name}"
         told = server_arguments(gguf_header.chat_template(self.ready.model))
-        supervisor = loader.start(ours, prepared, self.ready.model, told, sink=self._hear)
+        supervisor = loader.start(
+            ours, prepared, self.ready.model, told, sink=self._hear, made=self._made
+        )
         self._timeline = preparation.summed(prepared.timeline.stages)
+        return supervisor
+
+    def _made(self, supervisor: Supervisor) -> None:
+        self._supervisor = supervisor
         if self._stopped.is_set():
             supervisor.stop()
-        return supervisor
 
     def _hear(self, event: Event) -> None:
         self._latest = event_text.event(event)
@@ -140,3 +153,9 @@ def stop() -> None:
         found, _shared = _shared, None
     if found is not None:
         found.stop()
+
+
+def remove_scratch() -> None:
+    """Remove the server's log and key: for a process that ends without stopping its server."""
+    if _shared is not None:
+        _shared.remove_scratch()

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from llama_space.values import Failure
+from llama_space.values import Failure, Progress
 from translator import advice, panels, sentences, texts
-from translator.session import Answer, InLine, Job, Refusal, Waiting, translate
+from translator.session import Answer, InLine, Job, Refusal, translate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from translator.session import Engine, Update
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
-"""Words for a ``Waiting``'s stage; for all others ``waiting``."""
+"""Words for a ``Progress``'s stage; for all others ``waiting``."""
 
 
 class Handlers:
@@ -123,8 +123,8 @@ def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
     if isinstance(update, InLine):
         line = panels.status("waiting", words["in_line"].format(place=update.place))
         return [gr.skip(), line, gr.skip(), gr.skip()]
-    if isinstance(update, Waiting):
-        why = sentences.progress(update.why, words["locale"])
+    if isinstance(update, Progress):
+        why = sentences.progress(update.text, words["locale"])
         line = panels.status("working", words[_STAGES.get(update.stage, "waiting")], why)
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):

@@ -1,16 +1,19 @@
-"""Who may have the model now, and who waits for a turn. Gradio's own queue says nobody's place.
+"""Who may have the model now, and who waits for a turn. Gradio's own queue tells no caller's place.
 
-First come, first served. A ticket that is given back, however its visitor left, moves all others.
+First come, first served. A visitor who leaves, however that happens, moves all others.
 """
 
 from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, final
+from typing import TYPE_CHECKING, Final, final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_LOOK_AGAIN: Final = 0.25
+"""Seconds between two signs of life of a visitor who waits."""
 
 
 class FullError(Exception):
@@ -18,24 +21,8 @@ class FullError(Exception):
 
 
 @final
-class Ticket:
-    """A place in a line; ``Line.ticket`` hands it out."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-
-    def place(self) -> int:
-        """Return 0 for "your turn", else how far behind that: 1 is the next."""
-        return self._line.place_of(self)
-
-    def await_change(self, seconds: float) -> None:
-        """Wait until somebody left the line, or so long."""
-        self._line.await_change(seconds)
-
-
-@final
 class Line:
-    """Tickets in the order in which they were drawn. Safe to use from threads.
+    """Visitors in the order in which they came. Safe to use from threads.
 
     Args:
         at_once: how many have their turn at the same time.
@@ -45,34 +32,36 @@ class Line:
     def __init__(self, at_once: int, waiting: int) -> None:
         self._at_once = at_once
         self._longest = at_once + waiting
-        self._tickets: list[Ticket] = []
+        self._tickets: list[object] = []
         self._moved = threading.Condition()
 
     @contextmanager
-    def ticket(self) -> Iterator[Ticket]:
-        """Stand in line until the block ends.
+    def places(self) -> Iterator[Iterator[int]]:
+        """Stand in line until the block ends; it gets the places, which end with the turn.
+
+        Place 1 is the next whose turn it is. It is yielded again every quarter of a second.
 
         Raises:
-            FullError: too many do already.
+            FullError: too many stand in line already.
         """
-        mine = Ticket(self)
+        mine = object()
         with self._moved:
             if len(self._tickets) >= self._longest:
                 raise FullError
             self._tickets.append(mine)
         try:
-            yield mine
+            yield self._until_turn(mine)
         finally:
             with self._moved:
                 self._tickets.remove(mine)
                 self._moved.notify_all()
 
-    def place_of(self, ticket: Ticket) -> int:
-        """Return a ticket's place; 0 is a turn."""
-        with self._moved:
-            return max(0, self._tickets.index(ticket) - self._at_once + 1)
-
-    def await_change(self, seconds: float) -> None:
-        """Wait until somebody left, or so long."""
-        with self._moved:
-            self._moved.wait(seconds)
+    def _until_turn(self, ticket: object) -> Iterator[int]:
+        while True:
+            with self._moved:
+                place = self._tickets.index(ticket) - self._at_once + 1
+            if place <= 0:
+                return
+            yield place
+            with self._moved:
+                self._moved.wait(_LOOK_AGAIN)

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from llama_loader.settings import Settings
     from llama_space.values import Item, Status
     from translator.languages import Language
-    from translator.line import Ticket
 
 _LOOK_AGAIN: Final = 0.25
 """Seconds between two looks at an engine that is preparing."""
@@ -61,19 +60,6 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """Nothing new to show.
-
-    Attributes:
-        why: in the engine's words.
-        stage: that of ``Progress``; ``waiting`` where the model is at it, ``queue`` for a GPU.
-    """
-
-    why: str
-    stage: str = "prepare"
-
-
-@dataclass(frozen=True)
 class InLine:
     """Others are before this visitor; ``place`` 1 is the next whose turn it is."""
 
@@ -98,7 +84,7 @@ class Refusal:
     values: Mapping[str, object] = field(default_factory=dict)
 
 
-Update = Union[Waiting, InLine, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on 3.10 too
+Update = Union[Progress, InLine, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on 3.10 too
 
 
 def refusal(job: Job, max_chars: int) -> Refusal | None:
@@ -129,23 +115,21 @@ def translate(
         yield refused
         return
     try:
-        with (line or Line(1, 0)).ticket() as ticket:
-            yield from _in_turn(engine, settings, job, ticket)
+        with (line or Line(1, 0)).places() as places:
+            yield from _in_turn(engine, settings, job, places)
     except FullError:
         yield Refusal("full")
 
 
 def _in_turn(
-    engine: Engine, settings: Settings, job: Job, ticket: Ticket
+    engine: Engine, settings: Settings, job: Job, places: Iterator[int]
 ) -> Generator[Update, None, None]:
     """Wait for the model and for the turn, then stream."""
     for update in _prepared(engine):
         yield update
         if isinstance(update, Failure):
             return
-    while place := ticket.place():
-        yield InLine(place)
-        ticket.await_change(_LOOK_AGAIN)
+    yield from map(InLine, places)
     pair = languages.pair(job.source, job.target, job.text)
     ask = prompt.ask(_format(settings), job.text, pair, settings)
     limits = {"max_tokens": ask.max_tokens, "temperature": ask.temperature}
@@ -153,10 +137,10 @@ def _in_turn(
         yield from _answers(items, pair)
 
 
-def _prepared(engine: Engine) -> Iterator[Waiting | Failure]:
+def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
     """Wait until the model is here: its header says how it wants to be asked."""
     while (state := engine.status()).phase == "preparing":
-        yield Waiting(state.progress[-1] if state.progress else "")
+        yield Progress("prepare", state.progress[-1] if state.progress else "")
         time.sleep(_LOOK_AGAIN)
     if state.phase == "failed" and state.failure is not None:
         yield state.failure
@@ -174,7 +158,7 @@ def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterato
             if text != shown:  # a pause: show what was held back for the sake of a steady pace
                 shown = text
                 yield Answer(text, *pair, None)
-            yield Waiting(item.text, item.stage)
+            yield item
             continue
         text = (text + item.text).lstrip()
         now = time.monotonic()

@@ -50,7 +50,7 @@ class Call:
         self.lines: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
 
     def next(self) -> dict[str, Any]:
-        return self.lines.get(timeout=60)
+        return self.lines.get(timeout=120)  # gradio is imported, on a busy machine in a minute
 
     def value(self) -> Any:
         line = self.next()
@@ -79,9 +79,16 @@ class App:
     def __init__(self, emulator: Emulator, home: Path, environment: dict[str, str]) -> None:
         self.emulator = emulator
         self.store = home / "hub" / "llama-loader"
+        self._scratch = home / "tmp"
+        self._scratch.mkdir(exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, str(PROJECT / "tests/rigs/engine_app.py")],
-            env={**os.environ, **environment, **emulator.environment},
+            env={
+                **os.environ,
+                **environment,
+                **emulator.environment,
+                "TMPDIR": str(self._scratch),
+            },
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -89,7 +96,11 @@ class App:
         self._calls = {0: Call()}
         self._reader = threading.Thread(target=self._read)
         self._reader.start()
-        assert self._calls[0].next()["end"]
+        try:
+            assert self._calls[0].next()["end"]
+        except BaseException:
+            self.quit()
+            raise
 
     def _read(self) -> None:
         assert self.process.stdout is not None
@@ -113,6 +124,10 @@ class App:
         (found,) = self.all("status")
         status: dict[str, Any] = found
         return status
+
+    def scratch(self) -> list[Path]:
+        """The folders of the servers' logs and keys."""
+        return list(self._scratch.glob("llama-server*/run*"))
 
     def quit(self) -> None:
         self.process.kill()
@@ -291,6 +306,7 @@ def test_an_app_that_is_ended_in_an_answer_leaves_no_worker_and_no_server(
     app.process.send_signal(number)
     app.process.wait(_WITHIN)
     assert until(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
+    assert app.scratch() == []
 
 
 def test_an_app_on_the_loader_alone_leaves_both_behind(started: Callable[..., App]) -> None:
@@ -315,8 +331,11 @@ def test_a_worker_that_is_ended_in_an_answer_takes_its_server_along(
     while call.value()["kind"] != "Piece":
         pass
     (worker,), server = app.emulator.workers(), app.status()["server_pid"]
+    assert len(app.scratch()) == 1
     os.kill(worker, number)
     assert until(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
+    if number == signal.SIGTERM:
+        assert app.scratch() == []
     values = call.all()
     assert values[-1]["code"] == "ZEROGPU_ABORTED"
 

@@ -29,10 +29,9 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
-    "channel", "cli", "client", "devices", "disk", "doctor", "errors", "events", "fetch",
-    "host", "interrupts", "loader", "locations", "manifest", "partial",
-    "processes", "receipt",
-    "resume", "select", "server", "settings", "store", "strict_json", "supervisor",
+    "cgroups", "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
+    "fetch", "host", "loader", "locations", "manifest", "partial", "processes",
+    "receipt", "resume", "selection", "server", "settings", "store", "strict_json", "supervisor",
     "suppose", "transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/unit that need nothing but the loader."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
 import multiprocessing
 import pickle
@@ -12,7 +13,7 @@ import threading
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import impostor_archive
 import pytest
@@ -240,6 +241,27 @@ def test_closed_is_closed(rig: Rig) -> None:
     assert not engine.status().warm
 
 
+def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) -> None:
+    engine = rig.behaving(loading=60)
+
+    def starting() -> int | None:
+        shared = shared_server._shared
+        supervisor = shared._supervisor if shared is not None else None
+        return supervisor.server.pid if supervisor is not None else None
+
+    assert until(lambda: starting() is not None)
+    pid = starting()
+    assert pid is not None
+    began = time.monotonic()
+    engine.close()
+    assert not processes.lives(pid)
+    assert time.monotonic() - began < 10
+    assert until(lambda: engine.status().phase == "failed")
+    failure = engine.status().failure
+    assert failure is not None
+    assert failure.code == "SERVER_STOPPED"
+
+
 def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
     report = rig.behaving().doctor()
     assert {"settings", "gpu", "runtime"} <= {check.name for check in report.checks}
@@ -397,6 +419,37 @@ def test_a_fork_has_an_engine_and_a_server_of_its_own(rig: Rig) -> None:
     assert server != pid
     assert until(lambda: not processes.lives(server))
     assert rig.text() == "one two three"
+
+
+def test_a_fork_lets_go_of_what_the_preparation_has_open_in_the_store(rig: Rig) -> None:
+    """Otherwise the fork waits for a lock that it holds itself, and cannot execute the program."""
+    engine = rig.behaving()
+    list(engine.prepare())
+    lock, program = engine.settings.store / "a.lock", engine.settings.store / "program"
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    with lock.open("w") as held, program.open("wb") as written:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        written.write(Path("/bin/true").read_bytes())
+        program.chmod(0o755)
+        child = context.Process(target=theirs.recv)
+        child.start()
+    try:
+        with lock.open("w") as again:
+            assert until(lambda: _locked(again))
+        subprocess.run([program], check=True)
+    finally:
+        ours.send(None)
+        child.join(10)
+    assert child.exitcode == 0
+
+
+def _locked(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _answer_in_a_fork(engine: Engine, told: Any) -> None:

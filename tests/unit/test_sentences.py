@@ -31,8 +31,14 @@ CODE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)+|OFFLINE|UNREACHABLE|UNVERIFIED|S
 NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIELDS.values()} | {
     *settings._INHERITED,
     *("GGML_NO_BACKTRACE", "HF_HOME", "LD_LIBRARY_PATH"),
-    *("SPACES_ZERO_GPU", "XDG_CACHE_HOME", "PCI_BUS_ID", "HF_HUB_DISABLE_IMPLICIT_TOKEN"),
-    *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE"),
+    *(
+        "SPACES_ZERO_GPU",
+        "XDG_CACHE_HOME",
+        "PCI_BUS_ID",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "SSL_CERT_FILE",
+    ),
+    *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "SSL_CERT_FILE", "TRANSFORMERS_OFFLINE"),
 }
 """Names of variables and a value of one; two of them are codes too."""
 

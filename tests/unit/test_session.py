@@ -18,7 +18,7 @@ from llama_loader.errors import SettingError
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api
 from translator.line import Line
-from translator.session import Answer, InLine, Job, Refusal, Waiting, translate
+from translator.session import Answer, InLine, Job, Refusal, translate
 from translator.start import RefusingEngine
 
 if TYPE_CHECKING:
@@ -80,7 +80,10 @@ def test_progress_and_preparation_are_passed_on() -> None:
         Progress("queue", "waiting for a GPU"), piece("A", finished=True), states=states
     )
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
-    assert updates[:2] == [Waiting("downloading"), Waiting("waiting for a GPU", "queue")]
+    assert updates[:2] == [
+        Progress("prepare", "downloading"),
+        Progress("queue", "waiting for a GPU"),
+    ]
 
 
 def test_words_held_back_are_shown_before_a_pause() -> None:
@@ -89,7 +92,7 @@ def test_words_held_back_are_shown_before_a_pause() -> None:
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
     texts = [one.text for one in updates if isinstance(one, Answer)]
     assert texts == ["A", "AB", "ABC"]
-    assert Waiting(pause.text, "waiting") in updates
+    assert Progress("waiting", pause.text) in updates
 
 
 def test_a_failed_preparation_asks_for_nothing() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
@@ -172,6 +173,23 @@ def test_a_serial_below_the_least(
     with pytest.raises(IntegrityError, match="serial 1") as caught:
         resolve(tmp_path)
     assert caught.value.code == "SERIAL_TOO_LOW"
+
+
+def test_an_installed_package_reads_the_file_beside_the_apps_script(
+    tmp_path: Path, place: Path, pinned: tuple[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, sha256 = pinned
+    installed = tmp_path / "site-packages" / "release.json"
+    monkeypatch.setattr(trust, "RELEASE_FILE", installed)
+    monkeypatch.setitem(sys.modules, "__main__", SimpleNamespace(__file__=str(tmp_path / "app.py")))
+    with pytest.raises(SettingError, match=r"release\.json cannot be read"):
+        resolve(tmp_path)
+    write(place, manifest_url=url, manifest_sha256=sha256)
+    assert resolve(tmp_path) == ("b1-1", url)
+    installed.parent.mkdir()
+    write(installed, manifest_url=url, manifest_sha256=SHA)
+    with pytest.raises(IntegrityError, match="is pinned"):
+        resolve(tmp_path)
 
 
 def test_the_file_lies_beside_the_page() -> None:
