@@ -7,8 +7,8 @@ knows no bytes, processes or HTTP.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import partial
-from typing import TYPE_CHECKING
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, cast
 
 from llama_loader import (
     cuda_libraries,
@@ -171,11 +171,32 @@ def wishes(settings: Settings) -> selection.Wishes:
 
 
 def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
-    """Return what opens URLs as the settings say."""
-    from llama_loader.fetch import Fetcher  # loads requests, which an engine's import must not
+    """Return what opens URLs as the settings say; nothing is imported before it is used."""
 
-    token, endpoint = settings.hf_token, settings.hf_endpoint
-    return Fetcher(offline=settings.offline, token=token, endpoint=endpoint, sink=sink)
+    def make() -> Fetcher:
+        from llama_loader import fetch
+
+        token, endpoint = settings.hf_token, settings.hf_endpoint
+        return fetch.Fetcher(offline=settings.offline, token=token, endpoint=endpoint, sink=sink)
+
+    return cast("Fetcher", _MadeWhenUsed(make))
+
+
+class _MadeWhenUsed:
+    """Stands for an object that is made at the first use of one of its attributes.
+
+    A warm start downloads nothing, and requests with all that it imports is half of its imports.
+    """
+
+    def __init__(self, make: Callable[[], object]) -> None:
+        self._make = make
+
+    @cached_property
+    def _made(self) -> object:
+        return self._make()
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._made, name)
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:

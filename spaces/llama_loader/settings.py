@@ -8,7 +8,6 @@ default in silence. docs/settings.md has the table of all variables.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 from dataclasses import dataclass, field, fields, replace
@@ -346,6 +345,8 @@ def _by_field(given: Mapping[str, object]) -> dict[str, Any]:
     found = {}
     for keyword, value in given.items():
         if keyword not in names:
+            import difflib  # only now: a start needs none of it
+
             near = difflib.get_close_matches(keyword, names, 3, 0.5)
             raise SettingError(
                 "SETTING_UNKNOWN",

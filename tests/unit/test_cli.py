@@ -164,6 +164,16 @@ def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> N
     assert told["choice"]["verdicts"][0]["name"] == NAME
 
 
+def test_warm_start_imports_nothing_that_downloads(home: dict[str, str], release: Path) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--no-test-run"]
+    modules = {"llama_loader.fetch", "requests", "llama_loader.unpack"}
+    for there in (modules, set()):
+        done = run(home | {"PYTHONPROFILEIMPORTTIME": "1"}, "fetch", *options)
+        assert done.returncode == 0
+        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+        assert loaded & modules == there
+
+
 def test_fetch_of_a_cold_store_tells_every_stage(home: dict[str, str], release: Path) -> None:
     done = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--json")
     stages = {stage["name"]: stage for stage in json.loads(done.stdout)["timeline"]}
