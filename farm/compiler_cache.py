@@ -33,7 +33,8 @@ def save(place: Path, *, line: str, image: str | None = None) -> int:
         place.parent.mkdir(parents=True, exist_ok=True)
     with _holder(line, image) as container:
         stream, _ = container.get_archive(str(CACHE_FOLDER))
-        with durable.writing(place), durable.replacing(place, 0o644) as out:
+        # closed first: the engine waits for whoever reads before it removes the container
+        with closing(stream), durable.writing(place), durable.replacing(place, 0o644) as out:
             for piece in stream:
                 out.write(piece)
     return place.stat().st_size

@@ -63,7 +63,7 @@ def test_a_disk_that_is_full_is_one_line_and_keeps_nothing(
     client: DockerClient, volume: str, base_image: str, tmp_path: Path
 ) -> None:
     place = tmp_path / "in.tar"
-    place.write_bytes(archive("a/result", secrets.token_bytes(256 << 10)))
+    place.write_bytes(archive("a/result", secrets.token_bytes(8 << 20)))
     try:
         compiler_cache.load(place, line="cpu", image=base_image)
         with small_disk.mounted(tmp_path / "disk", "64k"):
