@@ -14,7 +14,7 @@ import urllib.request
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from llama_loader import loader, processes, settings
+from llama_loader import loader, settings
 from llama_loader.errors import LoaderError
 from llama_space import Engine, shared_server
 
@@ -86,7 +86,6 @@ def over_http() -> Iterator[Any]:
 @spaces.GPU(duration=20)
 def alone() -> Iterator[Any]:
     """A server as an app starts it that is written on the loader's own modules."""
-    processes.spawn_soon()
     ours = settings.renewed(settings.load())
     prepared = loader.prepare(ours)
     assert ours.gguf_path is not None
