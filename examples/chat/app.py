@@ -2,7 +2,7 @@
 
 import gradio as gr
 
-from llama_space import Engine
+from llama_space import Engine, LoaderError
 
 engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one here
 
@@ -10,10 +10,11 @@ engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one he
 def respond(message, history):
     """Stream the model's answer to a message."""
     text = ""
-    for piece in engine.chat([*history, {"role": "user", "content": message}]):
-        text += piece
-        yield text
+    try:
+        for piece in engine.chat([*history, {"role": "user", "content": message}]):
+            yield (text := text + piece)
+    except LoaderError as error:  # such as no GPU, or the Hub does not answer
+        raise gr.Error(f"{error.message}. {error.hint}") from error
 
 
-# gradio lets one visitor wait on ZeroGPU unless it is told otherwise
 gr.ChatInterface(respond).queue(default_concurrency_limit=3, max_size=20).launch()

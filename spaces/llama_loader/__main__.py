@@ -96,6 +96,8 @@ def _guarded(options: argparse.Namespace) -> int:
 
 def _print_anything() -> None:
     """A terminal that takes ASCII alone must not turn a sentence into a traceback."""
+    if sys.stdout is None:  # its descriptor was closed: `fetch >&-`
+        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")

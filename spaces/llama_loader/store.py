@@ -23,6 +23,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import disk, notes, partial, receipt
@@ -35,7 +36,6 @@ from llama_loader.store_folder import DIGEST, StoreFolder
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Sequence
-    from pathlib import Path
 
     from llama_loader.fetch import Fetcher
     from llama_loader.manifest import Artifact, Manifest
@@ -170,7 +170,7 @@ class Store:
             StoreError: it cannot be read.
         """
         with disk.errors(folder):
-            resolved = folder.resolve()
+            resolved = Path(os.path.realpath(folder))  # resolve() raises RuntimeError for a loop
             for path in (resolved, *resolved.parents):
                 if path.parent.name == "runtimes" and DIGEST.fullmatch(path.name):
                     break

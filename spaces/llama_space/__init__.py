@@ -4,7 +4,17 @@
 machine with a GPU of its own, and on a CPU; it has no page.
 """
 
+from llama_loader.errors import LoaderError
 from llama_space.engine import Engine
 from llama_space.values import Address, Failure, Figures, Piece, Progress, Status
 
-__all__ = ["Address", "Engine", "Failure", "Figures", "Piece", "Progress", "Status"]
+__all__ = [
+    "Address",
+    "Engine",
+    "Failure",
+    "Figures",
+    "LoaderError",
+    "Piece",
+    "Progress",
+    "Status",
+]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import re
 import threading
+import time
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
@@ -33,6 +34,8 @@ ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
 STAGES_OF_A_START: Final = ("devices", "start", "first token")
 """What the start of a server adds to the stages of the preparation."""
+_AGAIN_AFTER: Final = 30.0
+"""Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _BLOCK: Final = 16 * 1024 * 1024
 _CACHE_SHARE: Final = 0.6
 """Of main memory: a model that takes more would push itself out of the page cache."""
@@ -96,7 +99,7 @@ class Preparing:
         self._record = record
         self._changed = threading.Condition()
         self._events: list[Event] = []
-        self._running = False
+        self._running, self._ended = False, 0.0
         self.done = done
         self.failure: Failure | None = None
 
@@ -104,10 +107,11 @@ class Preparing:
         """Begin; does nothing while it runs or once it is done.
 
         Args:
-            again: begin also where an earlier try has failed.
+            again: begin also where an earlier try has failed in the last half minute.
         """
         with self._changed:
-            if self._running or self.done or (self.failure is not None and not again):
+            fresh = time.monotonic() - self._ended < _AGAIN_AFTER
+            if self._running or self.done or (self.failure is not None and fresh and not again):
                 return
             self._running, self.failure, self._events = True, None, []
             self._record.begin()
@@ -147,6 +151,7 @@ class Preparing:
         finally:
             with self._changed:
                 self._running, self.done, self.failure = False, failure is None, failure
+                self._ended = time.monotonic()
                 self._record.ended(failure)
                 self._changed.notify_all()
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
-    "cgroups", "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
+    "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
     "fetch", "host", "loader", "locations", "manifest", "partial", "processes",
     "receipt", "resume", "selection", "server", "settings", "store", "strict_json", "supervisor",
     "suppose", "transport", "trust", "unpack",

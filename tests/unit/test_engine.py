@@ -24,7 +24,16 @@ from llama_loader import processes
 from llama_loader.errors import NetworkError, ServerError, SettingError
 from llama_loader.events import Note, Stage
 from llama_loader.supervisor import Supervisor
-from llama_space import Engine, Failure, Piece, Progress, shared_server, worker, zerogpu
+from llama_space import (
+    Engine,
+    Failure,
+    Piece,
+    Progress,
+    preparation,
+    shared_server,
+    worker,
+    zerogpu,
+)
 from llama_space.values import Ask
 
 if TYPE_CHECKING:
@@ -138,6 +147,15 @@ def test_what_fails_is_said_and_can_be_tried_again(rig: Rig) -> None:
     rig.engine.retry()
     assert rig.text() == "one two three"
     assert rig.engine.status().failure is None
+
+
+def test_an_old_failure_is_no_answer_to_a_new_call(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert isinstance(rig.answer()[-1], Failure)
+    rig.behave()
+    monkeypatch.setattr(preparation, "_AGAIN_AFTER", 0.0)
+    assert rig.text() == "one two three"
 
 
 def test_a_server_that_cannot_start_is_a_failure_of_the_preparation(rig: Rig) -> None:
