@@ -90,7 +90,8 @@ class Server:
     @property
     def pid(self) -> int | None:
         """Its process id, None where it does not run."""
-        return self._process.pid if self._process and self._process.poll() is None else None
+        process = self._process  # once: another thread may stop it meanwhile
+        return process.pid if process and process.poll() is None else None
 
     @property
     def report(self) -> LoadReport:
@@ -192,7 +193,8 @@ class Server:
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for its end, at most ``timeout`` seconds; True where it has ended or never ran."""
-        return self._process is None or processes.ended(self._process, timeout)
+        process = self._process
+        return process is None or processes.ended(process, timeout)
 
     def stop(self) -> None:
         """End it and everything that it started; safe to call twice and from another thread."""

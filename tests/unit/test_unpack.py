@@ -783,7 +783,8 @@ def foreign_refused(packed: bytes, into: Path, match: str) -> None:
         tracemalloc.stop()
     assert (caught.value.code, caught.value.exit_status) == ("ARCHIVE_REFUSED", 4)
     assert peak < 64 << 20
-    assert time.process_time() - started < 10
+    # tracemalloc takes most of it: 8 MiB in records of 5 bytes are 1.7 million steps
+    assert time.process_time() - started < 30
 
 
 def one_zip(method: int, data: bytes = SCRIPT * 100, name: str = "llama-server") -> bytes:
