@@ -12,12 +12,12 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from typing import TYPE_CHECKING, Any
 
 import impostor_archive
 import pytest
 from verbs import PROJECT
+from waiting import comes
 from zerogpu import Emulator, Grant, Quota
 
 from llama_loader import processes
@@ -31,16 +31,6 @@ pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("space_packages"
 TEXT = "one two three"
 _WITHIN = 1.0
 """Seconds after the app's end: no worker and no server may live longer."""
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Wait until something is so; False where it does not become so in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 class Call:
@@ -284,7 +274,7 @@ def test_a_fresh_worker_takes_the_place_of_an_old_one(app: App) -> None:
     server = app.status()["server_pid"]
     app.emulator.script(Grant(fresh=True))
     assert "".join(app.all("chat")) == TEXT
-    assert until(lambda: not processes.lives(server), _WITHIN)
+    assert comes(lambda: not processes.lives(server), _WITHIN)
 
 
 @pytest.mark.parametrize("what", ["events", "own_words"])
@@ -305,7 +295,7 @@ def test_an_app_that_is_ended_in_an_answer_leaves_no_worker_and_no_server(
     assert processes.lives(server)
     app.process.send_signal(number)
     app.process.wait(_WITHIN)
-    assert until(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
+    assert comes(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
     assert app.scratch() == []
 
 
@@ -316,10 +306,10 @@ def test_an_app_on_the_loader_alone_leaves_both_behind(started: Callable[..., Ap
     app.process.kill()
     app.process.wait()
     try:
-        assert not until(lambda: not processes.lives(told["server"]), _WITHIN)
+        assert not comes(lambda: not processes.lives(told["server"]), _WITHIN)
     finally:
         os.kill(told["worker"], signal.SIGKILL)
-    assert until(lambda: not processes.lives(told["server"]), _WITHIN)
+    assert comes(lambda: not processes.lives(told["server"]), _WITHIN)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
@@ -333,7 +323,7 @@ def test_a_worker_that_is_ended_in_an_answer_takes_its_server_along(
     (worker,), server = app.emulator.workers(), app.status()["server_pid"]
     assert len(app.scratch()) == 1
     os.kill(worker, number)
-    assert until(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
+    assert comes(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
     if number == signal.SIGTERM:
         assert app.scratch() == []
     values = call.all()
@@ -349,4 +339,4 @@ def test_workers_of_two_functions_end_with_the_app(started: Callable[..., App]) 
     assert len(workers) == 2
     app.process.kill()
     app.process.wait()
-    assert until(lambda: not any(map(processes.lives, [*workers, own["server"]])), _WITHIN)
+    assert comes(lambda: not any(map(processes.lives, [*workers, own["server"]])), _WITHIN)

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 from verbs import PROJECT
+from waiting import comes
 from zerogpu import (
     ILLEGAL_DURATION,
     Emulator,
@@ -42,16 +43,6 @@ _UP_WITHIN = 120.0
 """Seconds; gradio takes 5 to import on an idle machine."""
 _LONG = 4000
 """Tokens that no test waits for."""
-
-
-def until(condition: Callable[[], bool], seconds: float = 20.0) -> bool:
-    """Wait until something is so; False where it does not become so in time."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 @dataclass
@@ -200,7 +191,7 @@ def environment(
 def running(emulator: Emulator, environment: dict[str, str]) -> Iterator[App]:
     app = App(emulator, {**environment, **emulator.environment})
     try:
-        assert until(app.up, _UP_WITHIN)
+        assert comes(app.up, _UP_WITHIN)
         yield app
     finally:
         app.quit()
@@ -216,7 +207,7 @@ def app(running: App) -> Iterator[App]:
 
 def test_it_reports_at_startup_and_is_ready_without_a_gpu(app: App) -> None:
     assert len(app.emulator.seen("/startup-report")) == 1
-    assert until(lambda: app.state()["phase"] == "ready", 60)
+    assert comes(lambda: app.state()["phase"] == "ready", 60)
     state = app.state()
     assert (state["architecture"], len(state["digest"])) == ("cpu", 64)
     assert [name for name, _ in state["timeline"]][:2] == ["resolve", "fetch"]
@@ -247,7 +238,7 @@ def test_a_second_worker_gets_a_server_of_its_own(app: App) -> None:
     assert app.ask().good
     assert app.worker() != old_worker
     assert app.server() != old_server
-    assert until(lambda: not processes.lives(old_server), 1.0)
+    assert comes(lambda: not processes.lives(old_server), 1.0)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
@@ -256,8 +247,8 @@ def test_a_server_dies_with_its_worker(app: App, number: signal.Signals) -> None
     worker, server = app.worker(), app.server()
     assert processes.lives(server)
     os.kill(worker, number)
-    assert until(lambda: not processes.lives(server), 1.0)
-    assert until(lambda: app.state()["warm"] is False, 5.0)
+    assert comes(lambda: not processes.lives(server), 1.0)
+    assert comes(lambda: app.state()["warm"] is False, 5.0)
     assert app.ask().good
     assert app.worker() != worker
 
@@ -269,7 +260,7 @@ def test_a_worker_killed_in_the_middle_of_an_answer(app: App) -> None:
     os.kill(app.worker(), signal.SIGKILL)
     thread.join(30)
     assert answer.failure["code"] == "ZEROGPU_ABORTED"
-    assert until(lambda: not processes.lives(server), 1.0)
+    assert comes(lambda: not processes.lives(server), 1.0)
     assert app.ask().good
 
 
@@ -285,7 +276,7 @@ def test_a_call_that_takes_too_long_is_aborted_and_said(app: App) -> None:
     assert answer.failure["code"] == "ZEROGPU_ABORTED"
     assert "shorter text" in answer.failure["hint"]
     assert not processes.lives(worker)
-    assert until(lambda: not processes.lives(server), 1.0)
+    assert comes(lambda: not processes.lives(server), 1.0)
     assert app.ask().good
 
 
@@ -406,8 +397,8 @@ def test_workers_end_with_an_app_that_is_killed(
         worker = emulator.workers()[-1]
         assert processes.lives(worker)
         process.kill()
-    assert until(lambda: not processes.lives(worker), 5.0)
-    assert until(lambda: not processes.lives(server), 1.0)
+    assert comes(lambda: not processes.lives(worker), 5.0)
+    assert comes(lambda: not processes.lives(server), 1.0)
     (asked,) = emulator.seen("/schedule")[before:]
     assert (asked.query["gpuSize"], asked.query["durationSeconds"]) == ("xlarge", "77")
 
@@ -420,7 +411,7 @@ def test_a_setting_that_cannot_work_is_a_value(
     wrong = {"YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL": "file:///nowhere/manifest.json"}
     app = App(emulator, {**environment, **emulator.environment, **wrong})
     try:
-        assert until(app.up, _UP_WITHIN)
+        assert comes(app.up, _UP_WITHIN)
         answer = app.ask()
         assert answer.failure["exit_status"] == 3
         assert "/nowhere/manifest.json" in answer.failure["message"]
@@ -438,8 +429,8 @@ def test_outside_zerogpu_the_server_is_the_apps_own(
     before = len(emulator.requests)
     app = App(emulator, {**environment, "SPACES_ZERO_GPU": ""})
     try:
-        assert until(app.up, _UP_WITHIN)
-        assert until(lambda: app.state()["phase"] == "ready", 60)
+        assert comes(app.up, _UP_WITHIN)
+        assert comes(lambda: app.state()["phase"] == "ready", 60)
         server = app.server()
         assert processes.lives(server)
         thread, answer = app.begin()
@@ -448,7 +439,7 @@ def test_outside_zerogpu_the_server_is_the_apps_own(
         assert app.ask().good
         assert app.server() == server
         os.kill(app.process.pid, signal.SIGKILL)
-        assert until(lambda: not processes.lives(server), 1.0)
+        assert comes(lambda: not processes.lives(server), 1.0)
     finally:
         app.quit()
     assert len(emulator.requests) == before

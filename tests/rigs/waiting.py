@@ -9,9 +9,16 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 
-def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 180) -> None:
-    """Wait for it; a message that tells how far a run is has to be a function."""
+def comes(true: Callable[[], bool], seconds: float = 20.0, *, pause: float = 0.01) -> bool:
+    """Wait until something is so; False where it does not become so in time."""
     deadline = time.monotonic() + seconds
     while not true():
-        assert time.monotonic() < deadline, what if isinstance(what, str) else what()
-        time.sleep(0.05)
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+    return True
+
+
+def until(true: Callable[[], bool], what: str | Callable[[], str], seconds: float = 180) -> None:
+    """Wait for it; a message that tells how far a run is has to be a function."""
+    assert comes(true, seconds, pause=0.05), what if isinstance(what, str) else what()

@@ -19,6 +19,7 @@ import impostor_archive
 import pytest
 import requests
 from verbs import PROJECT
+from waiting import comes
 
 from llama_loader import processes
 from llama_loader.errors import NetworkError, ServerError, SettingError
@@ -37,7 +38,7 @@ from llama_space import (
 from llama_space.values import Ask
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from llama_loader.events import Event
     from llama_space.values import Item
@@ -96,15 +97,6 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
         made._engine._preparing.wait(20)
         made._engine.close()
     assert list(place.glob("*/*")) == []
-
-
-def until(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def test_an_answer_and_what_is_remembered_of_it(rig: Rig) -> None:
@@ -193,7 +185,7 @@ def test_a_hang_before_the_first_word_costs_time_not_the_answer(
     monkeypatch.setattr(worker, "SILENCE", 0.5)
     monkeypatch.setattr(Supervisor.suspect, "__kwdefaults__", {"deadline": 0.5})
     rig.behaving(hang_after=1.5, bad_starts=_STARTS)
-    assert until(lambda: rig.engine.status().phase == "ready")
+    assert comes(lambda: rig.engine.status().phase == "ready")
     first = rig.engine.status().server_pid
     time.sleep(1.6)
     items = rig.answer()
@@ -267,14 +259,14 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
         supervisor = shared._supervisor if shared is not None else None
         return supervisor.server.pid if supervisor is not None else None
 
-    assert until(lambda: starting() is not None)
+    assert comes(lambda: starting() is not None)
     pid = starting()
     assert pid is not None
     began = time.monotonic()
     engine.close()
     assert not processes.lives(pid)
     assert time.monotonic() - began < 10
-    assert until(lambda: engine.status().phase == "failed")
+    assert comes(lambda: engine.status().phase == "failed")
     failure = engine.status().failure
     assert failure is not None
     assert failure.code == "SERVER_STOPPED"
@@ -435,7 +427,7 @@ def test_a_fork_has_an_engine_and_a_server_of_its_own(rig: Rig) -> None:
     child.join(10)
     assert (text, child.exitcode) == ("one two three", 0)
     assert server != pid
-    assert until(lambda: not processes.lives(server))
+    assert comes(lambda: not processes.lives(server))
     assert rig.text() == "one two three"
 
 
@@ -454,7 +446,7 @@ def test_a_fork_lets_go_of_what_the_preparation_has_open_in_the_store(rig: Rig) 
         child.start()
     try:
         with lock.open("w") as again:
-            assert until(lambda: _locked(again))
+            assert comes(lambda: _locked(again))
         subprocess.run([program], check=True)
     finally:
         ours.send(None)
