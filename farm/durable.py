@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, BinaryIO, Final
 
 from farm.errors import PackError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+_SMALL: Final = 8 << 20
+"""Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
 
 
 @contextmanager
@@ -29,6 +34,32 @@ def writing(place: Path) -> Iterator[None]:
         raise PackError("WRITE_FAILED", f"{place}: {error.args[0][0][2]}") from error
     except OSError as error:
         raise PackError("WRITE_FAILED", f"{place}: {error.strerror or error}") from error
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Open a regular file to read; a FIFO, a device or a link to one is not waited for.
+
+    Raises:
+        OSError: it cannot be opened, or is no regular file.
+    """
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_small(path: Path) -> bytes:
+    """Read a regular file of at most 8 MiB: a manifest, an SBOM, a report, a signature.
+
+    Raises:
+        OSError: it cannot be read, is no regular file, or is larger.
+    """
+    with open_regular(path) as stream:
+        content = stream.read(_SMALL + 1)
+    if len(content) > _SMALL:
+        raise OSError(errno.EFBIG, f"larger than {_SMALL} bytes", str(path))
+    return content
 
 
 @contextmanager

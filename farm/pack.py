@@ -18,7 +18,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
-from farm import elf
+from farm import durable, elf
 from farm.errors import InspectError, PackError
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
@@ -241,7 +241,7 @@ def read_inventory(
     called = name or path.name
     archive_format = archive.format_of(called)
     try:
-        with path.open("rb") as raw:
+        with durable.open_regular(path) as raw:
             digests = archive.hash_file(raw, chunking.archive)
             raw.seek(0)
             found = [

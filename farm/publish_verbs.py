@@ -52,8 +52,11 @@ def publish(
     if wanted is not None and signer is not None:
         from farm.publish import channels, promotion
 
-        promotion.require_gate(place, plan.release, show_published.check)
-        show_published.promotion(channels.promote(place, plan.release, wanted, signer))
+        own = publishing.passed(Path(folder), plan)
+        checked = promotion.require_gate(place, plan.release, show_published.check, checked=own)
+        show_published.promotion(
+            channels.promote(place, plan.release, wanted, signer, checked=checked)
+        )
 
 
 @task(
@@ -92,6 +95,7 @@ def gate(
         "release": "its name, e.g. b11549-1",
         "channel": "e.g. stable",
         "days": "until it expires",
+        "sha256": "of the manifest that `invoke gate` passed; without it, it is gated here",
         "serial": "the lowest to give, where the place has lost those that it gave before",
         "project": "OWNER/REPO that the signature names; the place's own if not given",
     }
@@ -106,6 +110,7 @@ def promote(
     days: str = "90",
     serial: str = "1",
     project: str | None = None,
+    sha256: str | None = None,
 ) -> None:
     """Make a published release a channel's present one: a signed manifest with the next serial."""
     from farm import trust
@@ -114,11 +119,16 @@ def promote(
     name = destination.require_name("release", release)
     wanted = destination.require_name("channel", channel)
     lasting, lowest = show.days("--days", days), show.positive("--serial", serial) or 1
+    gated = show.sha256("--sha256", sha256)
     place, signer = places.parse(to), trust.signer(_path(key))
     named = destination.project(project)
-    promotion.require_gate(place, name, show_published.check)
+    checked = promotion.require_gate(place, name, show_published.check, checked=gated)
     done = channels.promote(
-        place, name, wanted, signer, days=lasting, at_least=lowest, project=named
+        *(place, name, wanted, signer),
+        days=lasting,
+        at_least=lowest,
+        project=named,
+        checked=checked,
     )
     show_published.promotion(done)
 

@@ -120,7 +120,7 @@ def load(folder: Path) -> Manifest:
         IntegrityError: it is malformed.
     """
     try:
-        data = (folder / MANIFEST).read_bytes()
+        data = durable.read_small(folder / MANIFEST)
     except OSError as error:
         raise UsageError(
             "RELEASE_MISSING",
@@ -264,7 +264,7 @@ def _json(document: bytes) -> object:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return durable.read_small(path)
     except OSError as error:
         raise PackError("RELEASE_MISMATCH", f"{path}: {error.strerror}") from error
 

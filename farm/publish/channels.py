@@ -16,6 +16,7 @@ import msgspec
 from farm import trust
 from farm.errors import PublishError
 from farm.inputs import advisories
+from farm.publish import parts
 from farm.publish.destination import Signed
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
@@ -54,8 +55,12 @@ def promote(
     days: int = DAYS,
     at_least: int = 1,
     project: str | None = None,
+    checked: str | None = None,
 ) -> Promotion:
     """Make a published release the channel's present one.
+
+    What is signed are the digests that were checked, that the place's files have now, and that
+    this key has signed before for a release of this name.
 
     Args:
         destination: where release and channel are.
@@ -65,13 +70,17 @@ def promote(
         days: until it expires.
         at_least: the lowest serial to give, where the place has lost those that it gave before.
         project: what the signature names instead of the destination's own ``OWNER/REPO``.
+        checked: sha256 of the release's manifest as it was checked; None signs what is published.
 
     Raises:
-        PublishError: it is not published, has a known hole, the channel is another key's or
-            project's, was promoted meanwhile, or this machine's clock is behind its last promotion.
+        PublishError: it is not published, was changed, has a known hole, the channel is another
+            key's or project's, was promoted meanwhile, or this machine's clock is behind its last
+            promotion.
     """
     project = project or destination.project
-    published = _read(destination, release)
+    published = _read(destination, release, checked)
+    _require_unchanged(destination, published)
+    _require_as_signed(destination, channel, published, signer, project)
     advisories.require_none(published.source)
     serials = destination.channel_serials(channel)
     before, _ = _present(destination, channel, signer, project)
@@ -227,8 +236,10 @@ def _before(
     )
 
 
-def _read(destination: Destination, release: str) -> Manifest:
+def _read(destination: Destination, release: str, checked: str | None) -> Manifest:
     content = b"".join(destination.read(release, MANIFEST))
+    if checked is not None:
+        parts.require_digest(content, checked, what=f"{release} of {destination.where}")
     found = schema.parse(content, what=f"{release} of {destination.where}")
     if found.release != release:
         raise PublishError(
@@ -236,6 +247,42 @@ def _read(destination: Destination, release: str) -> Manifest:
             f"{destination.where} has {found.release} under the name {release}",
         )
     return found
+
+
+def _require_unchanged(destination: Destination, published: Manifest) -> None:
+    """Compare the tarballs that a place has now with its manifest."""
+    present = destination.present(published.release)
+    for one in published.artifacts:
+        known = present.get(one.name)
+        if known is None or (known.size, known.sha256) != (one.size, one.sha256):
+            raise _changed(destination, published.release, one.name, "its manifest lists")
+
+
+def _require_as_signed(
+    destination: Destination, channel: str, published: Manifest, signer: Signer, project: str
+) -> None:
+    """Compare a release with what this key signed for it before; what others put there is none."""
+    digests = {one.name: one.sha256 for one in published.artifacts}
+    for serial in reversed(destination.channel_serials(channel)):
+        try:
+            signed = _numbered(destination, channel, serial, signer, project)
+        except PublishError:
+            continue
+        if signed.release == published.release:
+            for one in signed.artifacts:
+                if digests.get(one.name) != one.sha256:
+                    what = f"serial {serial} of channel {channel} was signed for"
+                    raise _changed(destination, published.release, one.name, what)
+            return
+
+
+def _changed(destination: Destination, release: str, name: str, than: str) -> PublishError:
+    return PublishError(
+        "RELEASE_CHANGED",
+        f"{name} of {release} at {destination.where} is missing or has other bytes than {than}",
+        hint="find out who changed it: what is published never changes. Publish a new release under"
+        " another name",
+    )
 
 
 def _now() -> datetime:

@@ -118,7 +118,7 @@ class Directory:
         """Read a file of a channel."""
         path = self._channel(channel) / name
         with _disk(path):
-            return path.read_bytes() if path.is_file() else None
+            return durable.read_small(path) if path.is_file() else None
 
     def channel_serials(self, channel: str) -> tuple[int, ...]:
         """Return the numbers among the file names."""
@@ -198,7 +198,7 @@ def _leave_only(names: set[str], gathered: Path) -> None:
 
 def _copy(part: Part, place: Path) -> None:
     beginning = place.with_name(f".{place.name}.part")
-    with part.path.open("rb") as source, beginning.open("wb") as out:
+    with durable.open_regular(part.path) as source, beginning.open("wb") as out:
         shutil.copyfileobj(source, out, parts.BLOCK)
         out.flush()
         os.fsync(out.fileno())

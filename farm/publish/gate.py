@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import loader, release, smoke
+from farm import durable, loader, release, smoke
 from farm.errors import FarmError, PublishError
 from farm.inputs import advisories, packages, pins
 from farm.publish import figures as figures_of
@@ -96,7 +96,7 @@ def run(folder: Path, earlier: Iterable[Figures], tell: Callable[[Check], None])
         PublishError: the report cannot be written.
     """
     manifest = release.load(folder)
-    content = (folder / release.MANIFEST).read_bytes()
+    content = durable.read_small(folder / release.MANIFEST)
     measured: list[Figures] = []
     made = []
     for check in _checks(folder, manifest, earlier, measured):

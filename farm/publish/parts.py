@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from farm import durable
 from farm import release as folder_of
 from farm.errors import PublishError
 
@@ -159,6 +160,22 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
         )
 
 
+def require_digest(manifest: bytes, sha256: str, *, what: str) -> None:
+    """Refuse a published manifest that is not the one that was checked.
+
+    Raises:
+        PublishError: ``RELEASE_CHANGED``.
+    """
+    found = hashlib.sha256(manifest).hexdigest()
+    if found != sha256.lower():
+        raise PublishError(
+            "RELEASE_CHANGED",
+            f"the manifest of {what} has sha256 {found}; the one that was checked has {sha256}",
+            hint="find out who changed it: what is published never changes. invoke gate --to PLACE"
+            " --release NAME checks what is there now",
+        )
+
+
 def megabytes(size: int) -> str:
     """Return a size for people: MB, or kB where that would be 0.0."""
     return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
@@ -172,7 +189,7 @@ def known(path: Path, *, visible: bool) -> Known:
 
 def blocks(path: Path) -> Iterator[bytes]:
     """Read a file piece by piece."""
-    with path.open("rb") as stream:
+    with durable.open_regular(path) as stream:
         while block := stream.read(BLOCK):
             yield block
 

@@ -1,4 +1,4 @@
-"""No release comes into a channel unchecked: its report is there and passed, or is made now."""
+"""Check a published release before it comes into a channel."""
 
 from __future__ import annotations
 
@@ -19,25 +19,42 @@ if TYPE_CHECKING:
     from farm.publish.gate import Check, Report
 
 
-def require_gate(destination: Destination, release: str, tell: Callable[[Check], None]) -> None:
-    """Let a published release through only where nothing failed; the newest report counts.
+def require_gate(
+    destination: Destination,
+    release: str,
+    tell: Callable[[Check], None],
+    *,
+    checked: str | None = None,
+) -> str:
+    """Return the sha256 of a published manifest that passed the gate.
 
-    A release without a report is fetched and checked here. If it passes, its report is published
-    beside it; if not, nothing is, because the trouble may be this machine's.
+    Reports lie unsigned where the release lies, so one counts only for a manifest whose digest the
+    caller names. Without a digest, or without a report, the release is fetched and checked here.
+    If it passes, the report is published beside it; if not, nothing is, because the cause may be
+    this machine.
+
+    Args:
+        destination: where it is published.
+        release: its name.
+        tell: told of every check as it is made.
+        checked: sha256 of the manifest that passed the gate elsewhere (``invoke gate`` prints it).
 
     Raises:
-        PublishError: it is not published, or a check failed.
+        PublishError: it is not published, is another manifest (``RELEASE_CHANGED``), or a check
+            failed.
     """
-    manifest = b"".join(destination.read(release, MANIFEST))
     what = f"{release} of {destination.where}"
-    reports = parts.reports(destination.present(release))
-    if reports:
-        newest = b"".join(destination.read(release, reports[0]))
-        gate.require_passed(newest, manifest, what=what)
-        return
+    if checked is not None:
+        manifest = b"".join(destination.read(release, MANIFEST))
+        parts.require_digest(manifest, checked, what=what)
+        if reports := parts.reports(destination.present(release)):
+            newest = b"".join(destination.read(release, reports[0]))
+            gate.require_passed(newest, manifest, what=what)
+            return checked
     report = check(destination, release, tell, publish_failure=False)
     if report.failed:
         raise PublishError("GATE_FAILED", f"{what} did not pass: {'; '.join(report.failed)}")
+    return report.manifest_sha256
 
 
 def check(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from farm import release
+from farm import durable, release
 from farm.errors import PublishError
 from farm.inputs import advisories
 from farm.publish import destination as places
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from farm.publish.destination import Destination
     from farm.publish.parts import Known, Part, Plan
+    from llama_loader.manifest import Manifest
 
 
 def prepare(
@@ -42,6 +43,7 @@ def prepare(
     """
     release.verify(folder, note)
     manifest, found = parts.of_folder(folder)
+    _require_verified(manifest, found)
     name = places.require_name("release", manifest.release)
     advisories.require_none(manifest.source)
     present = destination.present(name)
@@ -49,6 +51,21 @@ def prepare(
     if wheel is not None:
         wanted = _with_wheel(wheel, wanted, present, note)
     return parts.plan(name, destination.where, wanted, present)
+
+
+def passed(folder: Path, plan: Plan) -> str | None:
+    """Return the sha256 of a folder's manifest whose own report passed; None without a report.
+
+    Raises:
+        PublishError: the report is of another manifest, or a check failed.
+    """
+    report, published = folder / parts.GATE, plan.parts[-1]
+    if not report.is_file():
+        return None
+    manifest = durable.read_small(published.path)
+    parts.require_digest(manifest, published.sha256, what=str(folder))
+    gate.require_passed(durable.read_small(report), manifest, what=str(folder))
+    return published.sha256
 
 
 def requirement(plan: Plan, destination: Destination) -> str | None:
@@ -72,6 +89,18 @@ def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -
     """
     destination.publish(plan, parts.compare, tell)
     return destination.manifest_url(plan.release)
+
+
+def _require_verified(manifest: Manifest, found: Iterable[Part]) -> None:
+    """Compare what will be sent with the manifest: a file may change after it was verified."""
+    digests = {one.name: one.sha256 for one in manifest.artifacts}
+    for part in found:
+        if digests.get(part.name, part.sha256) != part.sha256:
+            raise PublishError(
+                "RELEASE_CHANGED",
+                f"{part.path} has changed since it was verified",
+                hint="publish a folder that no other program writes to",
+            )
 
 
 def _with_wheel(
@@ -101,7 +130,9 @@ def _with_report(
     own = by_name.get(parts.GATE)
     if own is None:
         return tuple(by_name.values())
-    report = gate.of_these_bytes(own.path.read_bytes(), by_name[release.MANIFEST].path.read_bytes())
+    report = gate.of_these_bytes(
+        *map(durable.read_small, (own.path, by_name[release.MANIFEST].path))
+    )
     published = parts.reports(file for file, known in present.items() if known.visible)
     if published:
         newest = present[published[0]]

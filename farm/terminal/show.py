@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 _LONGEST: Final = 3650
 """Days. A channel that lives longer than that has no expiry worth the name."""
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 _TARGET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
@@ -67,6 +68,17 @@ def days(option: str, text: str) -> int:
             "NUMBER_INVALID", f"{option} {text[:40]!r} is not a number of days up to {_LONGEST}"
         )
     return int(text)
+
+
+def sha256(option: str, text: str | None) -> str | None:
+    """Parse a digest in hexadecimal; None stays None.
+
+    Raises:
+        UsageError: names the option and what it takes.
+    """
+    if text is not None and not _SHA256.fullmatch(text):
+        raise UsageError("SHA256_INVALID", f"{option} {text[:80]!r} is not 64 hexadecimal digits")
+    return text and text.lower()
 
 
 def given(option: str, path: Path | None) -> Path:

@@ -65,6 +65,7 @@ def gate(report: Report) -> None:
             "GATE_FAILED", f"{report.release} did not pass: {'; '.join(report.failed)}"
         )
     line(f"{report.release} may be published and promoted; the report is {GATE}")
+    line(f"promote these bytes: invoke promote {report.release} --sha256 {report.manifest_sha256}")
 
 
 def pin(written: Mapping[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 import subprocess
@@ -270,6 +271,60 @@ def test_a_changed_history_is_not_rolled_back_to(
     with pytest.raises(PublishError) as refused:
         channels.rollback(two, "stable", signer)
     assert refused.value.code == "SIGNED_BY_ANOTHER_KEY"
+
+
+def change(folder: Path, build: int) -> None:
+    """Give a published release other bytes, and a manifest that lists them."""
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_bytes())
+    entry = found["artifacts"][0]
+    tarball = folder / entry["name"]
+    data = tarball.read_bytes() + bytes([build % 256])
+    tarball.write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    entry |= {"size": len(data), "sha256": digest, "chunk_size": len(data), "chunks": [digest]}
+    manifest.write_text(json.dumps(found))
+
+
+def test_release_that_was_changed_since_it_was_signed_is_neither_promoted_nor_rolled_back_to(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    for build in (11549, 11550):
+        channels.promote(folder_of_two, f"b{build}-1", "stable", signer)
+    change(tmp_path / "published" / "b11549-1", 11549)
+    for again in (
+        lambda: channels.rollback(folder_of_two, "stable", signer),
+        lambda: channels.promote(folder_of_two, "b11549-1", "stable", signer),
+    ):
+        with pytest.raises(PublishError) as refused:
+            again()
+        assert refused.value.code == "RELEASE_CHANGED"
+        assert "serial 1 of channel stable" in refused.value.message
+    assert folder_of_two.channel_serials("stable") == (1, 2)
+
+
+def test_tarball_that_is_not_what_the_manifest_lists_is_not_promoted(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    tarball = next((tmp_path / "published" / "b11549-1").glob("*.tar.zst"))
+    tarball.write_bytes(tarball.read_bytes() + b"x")
+    with pytest.raises(PublishError) as refused:
+        channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    assert refused.value.code == "RELEASE_CHANGED"
+    assert tarball.name in refused.value.message
+
+
+def test_manifest_that_changed_after_the_gate_is_not_signed(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    """Manifest and tarball agree, and nothing was signed before: only the digest tells."""
+    manifest = tmp_path / "published" / "b11549-1" / "manifest.json"
+    checked = hashlib.sha256(manifest.read_bytes()).hexdigest()
+    change(manifest.parent, 11549)
+    with pytest.raises(PublishError) as refused:
+        channels.promote(folder_of_two, "b11549-1", "stable", signer, checked=checked)
+    assert refused.value.code == "RELEASE_CHANGED"
+    assert folder_of_two.channels() == ()
 
 
 def test_only_what_is_published_is_promoted(two: Destination, signer: trust.Signer) -> None:

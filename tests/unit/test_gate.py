@@ -40,18 +40,57 @@ def report(
     return content
 
 
+def require_gate(place: Place, released: Path) -> str:
+    """Ask for the manifest that was checked, as the next job of a workflow does."""
+    digest = hashlib.sha256((released / "manifest.json").read_bytes()).hexdigest()
+    return promotion.require_gate(place.open(), "b11549-1", lambda _: None, checked=digest)
+
+
 def test_a_report_of_these_bytes_lets_it_through(place: Place, released: Path) -> None:
     report(released)
     publish(place, released)
     assert "gate.json" in place.open().present("b11549-1")
-    promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+    require_gate(place, released)
+
+
+def test_report_that_lies_at_the_place_counts_for_no_manifest_that_was_not_named(
+    place: Place, released: Path
+) -> None:
+    """The tiny tree's llama-server is none: only a report that is not signed says it passed."""
+    report(released)
+    publish(place, released)
+    with pytest.raises(PublishError) as refused:
+        promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+    assert refused.value.code == "GATE_FAILED"
+
+
+def test_another_manifest_than_was_checked_does_not_pass(place: Place, released: Path) -> None:
+    report(released)
+    publish(place, released)
+    with pytest.raises(PublishError) as refused:
+        promotion.require_gate(place.open(), "b11549-1", lambda _: None, checked="0" * 64)
+    assert refused.value.code == "RELEASE_CHANGED"
+
+
+def test_own_report_of_a_folder_vouches_for_what_is_published_of_it(
+    released: Path, tmp_path: Path
+) -> None:
+    to = places.parse(str(tmp_path / "published"))
+    plan = publishing.prepare(released, to, lambda _: None)
+    assert publishing.passed(released, plan) is None
+    report(released)
+    assert publishing.passed(released, plan) == plan.parts[-1].sha256
+    report(released, passed=False)
+    with pytest.raises(PublishError) as refused:
+        publishing.passed(released, plan)
+    assert refused.value.code == "GATE_FAILED"
 
 
 def test_a_failed_check_does_not(place: Place, released: Path) -> None:
     report(released, passed=False)
     publish(place, released)
     with pytest.raises(PublishError) as refused:
-        promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+        require_gate(place, released)
     assert refused.value.code == "GATE_FAILED"
     assert "starts" in refused.value.message
 
@@ -124,16 +163,16 @@ def test_a_machine_with_a_gpu_adds_its_report_to_the_published_one(
 def test_the_newest_report_decides(place: Place, released: Path) -> None:
     report(released)
     publish(place, released)
-    promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+    require_gate(place, released)
     report(released, passed=False, moment="01")
     publish(place, released)
     with pytest.raises(PublishError) as refused:
-        promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+        require_gate(place, released)
     assert refused.value.code == "GATE_FAILED"
     assert "--release" in refused.value.hint
     report(released, moment="02")
     publish(place, released)
-    promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+    require_gate(place, released)
     assert parts.reports(place.open().present("b11549-1"))[0] == "gate-3.json"
 
 
@@ -164,7 +203,7 @@ def test_a_published_release_is_checked_where_it_lies_and_the_report_added(
     published = b"".join(place.open().read("b11549-1", "gate-2.json"))
     assert gate.decode(published, what="it") == made
     with pytest.raises(PublishError) as refused:
-        promotion.require_gate(place.open(), "b11549-1", lambda _: None)
+        require_gate(place, released)
     assert refused.value.code == "GATE_FAILED"
 
 

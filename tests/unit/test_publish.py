@@ -24,7 +24,7 @@ from tests.rigs import github_releases, hub_repository, published, tiny_release
 from tests.rigs.published import Place, publish
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 NAMES = [
     "llama-server-b11549-cpu-cpu-linux-x86_64.tar.zst",
@@ -97,6 +97,23 @@ def test_other_bytes_under_a_published_name_are_refused(
         publishing.prepare(other, place.open())
     assert refused.value.code == "PUBLISHED_DIFFERS"
     assert "b11549-1" in refused.value.message
+
+
+def test_tarball_that_changes_after_it_was_verified_is_not_published(
+    released: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verify = release.verify
+
+    def verify_then_change(folder: Path, note: Callable[[str], None]) -> tuple[str, ...]:
+        names = verify(folder, note)
+        tarball = next(folder.glob("*.tar.zst"))
+        tarball.write_bytes(tarball.read_bytes() + b"x")
+        return names
+
+    monkeypatch.setattr(release, "verify", verify_then_change)
+    with pytest.raises(PublishError) as refused:
+        publishing.prepare(released, places.parse(str(tmp_path / "published")), lambda _: None)
+    assert refused.value.code == "RELEASE_CHANGED"
 
 
 def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:
@@ -521,3 +538,22 @@ def test_releases_are_in_the_order_of_their_numbers() -> None:
 def test_a_name_that_is_none(name: str | None) -> None:
     with pytest.raises(UsageError):
         destination.require_name("channel", name)
+
+
+@pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "tarball", "sbom"])
+@pytest.mark.parametrize("kind", ["fifo", "device"])
+def test_release_folder_with_a_fifo_or_a_device_is_refused_at_once(
+    released: Path, name: str, kind: str
+) -> None:
+    """Another user may write where releases lie: reading must neither hang nor fill the memory."""
+    patterns = {"tarball": "*.tar.zst", "sbom": "*.cdx.json"}
+    path = next(released.glob(patterns.get(name, name)))
+    path.unlink()
+    if kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.symlink_to("/dev/zero")
+    with pytest.raises((FarmError, UsageError)) as refused:
+        release.verify(released, lambda _: None)
+    assert "not a regular file" in refused.value.message
+    assert path.name in refused.value.message
