@@ -29,6 +29,8 @@ def endpoint(
             target_language: a code or a name, such as en, ja, zh-Hans, German.
             source_language: likewise, or auto to have it detected.
         """
+        if not all(isinstance(one, str) for one in (text, target_language, source_language)):
+            raise _refused("TEXT_EXPECTED: text and languages must be texts")
         job = Job(text, _code(source_language), _code(target_language))
         shown = ""
         for update in session.translate(engine, settings, job, line):

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
 from gradio.events import api as gradio_api
+from starlette.middleware import Middleware
 
-from translator import api, handlers, languages, panels, texts
+from translator import api, guard, handlers, languages, panels, texts
 from translator.line import Line
 
 if TYPE_CHECKING:
@@ -76,8 +77,9 @@ class Page:
                     concurrency_limit=_ALL,
                     concurrency_id="translate",
                 )
-        # gradio's own queue on ZeroGPU holds one caller; the rest would be turned away
-        demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING)
+        # gradio's own queue on ZeroGPU holds one caller; the rest would be turned away.
+        # api_open=False: nobody skips the queue by a direct POST
+        demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING, api_open=False)
         made: gr.Blocks = demo
         return made
 
@@ -95,6 +97,7 @@ class Page:
             mcp_server=tools,
             ssr_mode=False,
             footer_links=["api"],
+            app_kwargs={"middleware": [Middleware(guard.Guard, max_chars=self._limit)]},
             **options,
         )
 

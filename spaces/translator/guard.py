@@ -1,0 +1,188 @@
+"""Refuse requests that the page never makes, before gradio handles them.
+
+Gradio serves more routes than a page of text needs: an upload that keeps files of any visitor, and
+handlers that end in a traceback when a program calls them with other values than the page does.
+Each refusal is one line for the caller, and at most one line in the log.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import json
+import os
+import re
+import socket
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import urlsplit
+
+import gradio as gr
+from gradio.route_utils import FnIndexInferError
+
+from llama_loader.errors import safe
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, MutableMapping
+
+    Message = MutableMapping[str, Any]
+    Receive = Callable[[], Awaitable[Message]]
+    Send = Callable[[Message], Awaitable[None]]
+    Application = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+_POSTED: Final = re.compile(
+    r"/gradio_api/(?:queue/join|cancel|reset|run/predict|call/.+|mcp(?:/.*)?)/?"
+)
+"""Where the page, the API's callers and MCP clients send something to."""
+_CALLED: Final = re.compile(r"/gradio_api/(?:queue/join|run/predict)/?")
+"""Where the page's own events go."""
+_CLOSED: Final = re.compile(r"/monitoring.*|/gradio_api/(?:deep_link|upload.*)")
+"""Routes that are read with GET, and that no part of the page uses."""
+_NOT_THE_PAGES: Final = "this request is none that the page makes"
+_BYTES_EACH: Final = 12
+"""Most bytes of a character in JSON: two escapes such as ``\\ud83d``."""
+_BESIDE: Final = 64 * 1024
+"""Bytes of a request beside the text."""
+_SECONDS: Final = 30.0
+"""For a whole body."""
+_HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,255})(?::[0-9]{1,5})?")
+_FROM_GRADIO: Final = (
+    *(AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
+    FnIndexInferError,
+)
+"""What gradio's handlers raise for values that no page sends, such as an unknown function."""
+
+
+class _RefusedError(Exception):
+    """A request that is answered here; ``status`` is HTTP's."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class Guard:
+    """An ASGI middleware.
+
+    Args:
+        application: what answers the requests that are let through.
+        max_chars: the longest text that the page takes, in characters.
+    """
+
+    def __init__(self, application: Application, *, max_chars: int) -> None:
+        self._application = application
+        self._limit = max_chars * _BYTES_EACH + _BESIDE
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """Answer one connection."""
+        if scope["type"] != "http":
+            await self._application(scope, receive, send)
+            return
+        began = False
+
+        async def sending(message: Message) -> None:
+            nonlocal began
+            began = True
+            await send(message)
+
+        try:
+            _require_host(scope)
+            _require_route(scope)
+            body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
+            _require_values(scope, body)
+            await self._application(scope, _replayed(body, receive), sending)
+        except (_RefusedError, asyncio.TimeoutError) as error:
+            refused = error if isinstance(error, _RefusedError) else _RefusedError(408, "too slow")
+            await _answer(send, refused.status, str(refused))
+        except _FROM_GRADIO as error:
+            line = f"refused {scope['method']} {scope['path']}: {type(error).__name__}: {error}"
+            sys.stderr.write(f"{safe(line)[:300]}\n")
+            if not began:
+                await _answer(send, 400, _NOT_THE_PAGES)
+
+
+def _require_host(scope: MutableMapping[str, Any]) -> None:
+    """Refuse a Host that is not this machine's: gradio writes it into the page.
+
+    On a Space the Hub's proxy chooses the Space by it.
+    """
+    own = b"x-gradio-server"  # gradio takes the page's address from it
+    scope["headers"] = [(name, value) for name, value in scope["headers"] if name != own]
+    for name, value in scope["headers"]:
+        if name in {b"host", b"x-forwarded-host"}:
+            for text in value.decode("latin-1").split(","):
+                found = _HOST.fullmatch(text.strip())
+                if found is None or not _is_own(found["name"]):
+                    raise _RefusedError(
+                        421,
+                        "this address is not the page's: open it by the machine's name or address,"
+                        " or set GRADIO_ROOT_PATH to the address that a proxy gives it",
+                    )
+
+
+def _is_own(host: str) -> bool:
+    if "SPACE_ID" in os.environ:
+        return True
+    try:
+        ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        here = socket.gethostname().lower()
+        public = urlsplit(os.environ.get("GRADIO_ROOT_PATH", "")).hostname
+        return host.lower() in {"localhost", here, f"{here}.local", public}
+    return True
+
+
+def _require_route(scope: MutableMapping[str, Any]) -> None:
+    path, reads = scope["path"], scope["method"] in {"GET", "HEAD", "OPTIONS", "DELETE"}
+    if _CLOSED.fullmatch(path) or not (reads or _POSTED.fullmatch(path)):
+        raise _RefusedError(404, "the page has no such route")
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
+    """Read a whole body of at most ``limit`` bytes."""
+    body = bytearray()
+    while True:
+        message = await receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise _RefusedError(413, f"a request may have {limit} bytes")
+        if not message.get("more_body"):
+            return bytes(body)
+
+
+def _require_values(scope: MutableMapping[str, Any], body: bytes) -> None:
+    """Refuse values that no component of the page sends: gradio prints a traceback for them."""
+    if not _CALLED.fullmatch(scope["path"]):
+        return
+    with suppress(ValueError):  # gradio answers what is no JSON
+        asked = json.loads(body)
+        called = asked.get("fn_index") if isinstance(asked, dict) else None
+        function = scope["app"].get_blocks().fns.get(called) if isinstance(called, int) else None
+        data = asked.get("data") if function else None
+        if function is None or not isinstance(data, list) or len(data) != len(function.inputs):
+            raise _RefusedError(400, _NOT_THE_PAGES)
+        for component, value in zip(function.inputs, data, strict=True):
+            if not isinstance(value, str | None):
+                raise _RefusedError(400, _NOT_THE_PAGES)
+            try:
+                component.preprocess(value)
+            except gr.Error as error:
+                raise _RefusedError(400, str(error)) from error
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """Return what gives a body once, and then what becomes of the connection."""
+    messages = iter([{"type": "http.request", "body": body, "more_body": False}])
+
+    async def receiving() -> Message:
+        return next(messages, None) or await receive()
+
+    return receiving
+
+
+async def _answer(send: Send, status: int, sentence: str) -> None:
+    content = json.dumps({"detail": sentence}).encode()
+    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})

@@ -1,0 +1,166 @@
+"""Requests that no browser makes, sent to the real page with gradio behind it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import requests
+
+from tests.rigs import space
+from translator import guard
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.rigs.space import Space
+
+PRESS = 4
+"""The function behind the button that translates, in the order in which the page adds them."""
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Space]:
+    """Serve the real page; its engine fails at once, because there is no release."""
+    home = tmp_path_factory.mktemp("guard")
+    missing = (home / "manifest.json").as_uri()
+    with space.serving(home, llama_cpp_manifest_url=missing, max_chars="1000", offline="1") as up:
+        yield up
+
+
+def post(page: Space, route: str, **options: Any) -> requests.Response:
+    return requests.post(f"{page.url}/gradio_api/{route}", timeout=30, **options)
+
+
+def config(page: Space, **headers: str) -> requests.Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return requests.get(f"{page.url}/config", headers=named, timeout=30)
+
+
+async def answered(scope: dict[str, Any], receive: Any) -> int:
+    """Return the status that the guard alone gives, before an application that says 200."""
+
+    async def application(scope: Any, receive: Any, send: Any) -> None:
+        del scope, receive
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    sent: list[int] = []
+
+    async def send(message: Any) -> None:
+        sent.append(message.get("status", 0))
+
+    usual = {"type": "http", "method": "GET", "path": "/config", "headers": []}
+    await guard.Guard(application, max_chars=1)({**usual, **scope}, receive, send)
+    return sent[0]
+
+
+def test_page_uploads_nothing_of_a_visitor(page: Space) -> None:
+    for route in ("upload", "process_recording", "stream/x"):
+        answer = post(page, route, files={"files": ("visitors.bin", b"x" * 3_000_000)})
+        assert answer.status_code == 404
+
+
+def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space) -> None:
+    text = "x" * 1_000_000
+    asked = {"data": [text], "fn_index": 0, "session_hash": "s"}
+    answer = post(page, "queue/join", json=asked)
+    assert answer.status_code == 413
+    without_length = post(page, "queue/join", data=iter([json.dumps(asked).encode()]))
+    assert without_length.status_code == 413
+
+
+def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
+    asked = {"data": ["\U00020000" * 1000, "auto", "ja"], "fn_index": PRESS, "session_hash": "s"}
+    answer = post(page, "queue/join", json=asked)
+    assert answer.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("route", "asked"),
+    [
+        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "s"}),
+        ("queue/join", {"data": [], "fn_index": -1, "session_hash": "s"}),
+        ("queue/join", {"data": [], "fn_index": "a", "session_hash": "s"}),
+        ("queue/join", {"data": [1, {}, []], "fn_index": PRESS, "session_hash": "s"}),
+        ("queue/join", {"data": ["x", "klingon", "en"], "fn_index": PRESS, "session_hash": "s"}),
+        ("queue/join", {"data": ["x"], "fn_index": PRESS, "session_hash": "s"}),
+        ("queue/join", [1]),
+        ("run/predict", {"data": ["x", "auto", "en"], "fn_index": PRESS}),
+        ("run/predict", {"data": [], "fn_index": 0}),
+        ("run/translate", {"data": []}),
+        ("run/no_such_function", {"data": []}),
+        ("call/translate", {"data": [1, 2, 3, 4, 5, 6]}),
+        ("call/v2/no_such_function", {"text": 1}),
+        ("component_server", {"component_id": 99999, "fn_name": "x", "data": ""}),
+        ("mcp/", {"x": 1}),
+    ],
+)
+def test_call_that_no_browser_makes_writes_no_traceback(
+    page: Space, route: str, asked: dict[str, Any]
+) -> None:
+    before = page.said()
+    answer = post(page, route, json=asked)
+    assert answer.status_code < 500
+    assert len(page.said().removeprefix(before).splitlines()) <= 1
+
+
+@pytest.mark.parametrize("route", ["call/translate/nobody", "queue/data?session_hash=nobody"])
+def test_stream_that_does_not_exist_writes_no_traceback(page: Space, route: str) -> None:
+    with pytest.raises(requests.RequestException):
+        requests.get(f"{page.url}/gradio_api/{route}", timeout=10).raise_for_status()
+    assert "Traceback" not in page.said()
+
+
+@pytest.mark.parametrize("header", ["Host", "X_Forwarded_Host"])
+@pytest.mark.parametrize(
+    "host", ["evil.example", 'a"><script>alert(1)</script>', "evil.example:80"]
+)
+def test_host_of_another_page_is_not_reflected(page: Space, header: str, host: str) -> None:
+    """A name that an attacker's DNS leads to this machine would make the page the attacker's."""
+    answer = config(page, **{header: host})
+    assert answer.status_code == 421
+    assert host not in answer.text
+
+
+def test_address_that_a_request_claims_for_gradio_is_not_taken(page: Space) -> None:
+    answer = config(page, X_Gradio_Server="http://evil.example")
+    assert answer.status_code == 200
+    assert "evil.example" not in answer.text
+
+
+@pytest.mark.parametrize("own", ["localhost", "127.0.0.1", "[::1]"])
+def test_page_answers_to_the_names_of_its_machine(page: Space, own: str) -> None:
+    port = page.url.rpartition(":")[2]
+    assert config(page, Host=f"{own}:{port}").status_code == 200
+
+
+def test_on_a_space_the_hubs_proxy_chooses_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def empty() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    scope = {"headers": [(b"host", b"www.example.org")]}
+    assert asyncio.run(answered(scope, empty)) == 421
+    monkeypatch.setenv("SPACE_ID", "owner/name")
+    assert asyncio.run(answered(scope, empty)) == 200
+
+
+def test_address_that_a_proxy_gives_the_page_is_allowed_by_name(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def empty() -> dict[str, Any]:
+        return {"type": "http.request"}
+
+    monkeypatch.setenv("GRADIO_ROOT_PATH", "https://www.example.org/translate")
+    assert asyncio.run(answered({"headers": [(b"host", b"www.example.org")]}, empty)) == 200
+
+
+def test_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def drip() -> dict[str, Any]:
+        await asyncio.sleep(0.01)
+        return {"type": "http.request", "body": b"", "more_body": True}
+
+    monkeypatch.setattr(guard, "_SECONDS", 0.1)
+    scope = {"method": "POST", "path": "/gradio_api/queue/join"}
+    assert asyncio.run(answered(scope, drip)) == 408
