@@ -7,7 +7,6 @@ the context is left. It is read and never executed.
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 import re
 import tempfile
 from contextlib import contextmanager
@@ -37,7 +36,6 @@ _BLOCK: Final = 1 << 20
 _HUB: Final = re.compile(
     r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
 )
-_LOOPBACK: Final = ("localhost",)
 
 
 @contextmanager
@@ -144,7 +142,6 @@ def _copy(web: requests.Session, url: str, place: Path, limit: int) -> None:
         place.open("wb") as out,
     ):
         answer.raise_for_status()
-        _require_safe(answer.url)
         copied = 0
         for piece in answer.raw.stream(_BLOCK, decode_content=False):
             copied += len(piece)
@@ -160,18 +157,13 @@ def _require_pin(content: bytes, sha256: str, what: str) -> None:
 
 
 def _require_safe(url: str) -> None:
-    """Refuse what is neither https nor http to this machine; also after a redirect."""
+    """Refuse what is neither https nor http to this machine; ``packages`` does for redirects."""
     parts = urlsplit(url)
-    if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(parts.hostname or "")):
+    if parts.scheme == "https" or (
+        parts.scheme == "http" and packages.is_loopback(parts.hostname or "")
+    ):
         return
     raise UsageError("RELEASE_URL_UNSAFE", f"{_shown(url)}: https is needed, or http on loopback")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host in _LOOPBACK
 
 
 def _shown(url: str) -> str:

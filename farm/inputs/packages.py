@@ -8,12 +8,13 @@ cached copy is hashed again before it is used, and fetched anew if it has change
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import os
 import zipfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import platformdirs
 import requests
@@ -96,9 +97,40 @@ def fetch_model(pin: ModelPin) -> Path:
     return place
 
 
+class _Session(requests.Session):
+    """Follows no redirect that leaves https, which anybody on the way could read or change."""
+
+    def get_redirect_target(self, resp: requests.Response) -> str | None:
+        """Return where an answer redirects to.
+
+        Raises:
+            InvalidURL: to neither https nor, from http, to http of the same host or this machine.
+        """
+        target = super().get_redirect_target(resp)
+        if target is not None:
+            here, there = urlsplit(resp.url), urlsplit(urljoin(resp.url, target))
+            host = there.hostname or ""
+            plain = {here.scheme, there.scheme} == {"http"}
+            if there.scheme != "https" and not (
+                plain and (host == here.hostname or is_loopback(host))
+            ):
+                place = f"{there.scheme}://{there.netloc.rpartition('@')[2]}{there.path}"
+                resp.close()  # the caller never sees it
+                raise requests.exceptions.InvalidURL(f"redirected to {place}, which is not https")
+        return target
+
+
+def is_loopback(host: str) -> bool:
+    """Say whether a host is this machine: ``localhost``, or an address of its loopback."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def session() -> requests.Session:
     """Return a session that tries again where that can help: 429, 5xx, no connection."""
-    made = requests.Session()
+    made = _Session()
     for scheme in ("https://", "http://"):
         made.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
     return made

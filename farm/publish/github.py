@@ -37,6 +37,8 @@ class GitHub:
         self.where = f"github:{repository}"
         self.project = self._repository = repository
         self._api = github_api.Api(repository)
+        ours = os.environ.get("GITHUB_REPOSITORY") == repository
+        self._commit = os.environ.get("GITHUB_SHA") if ours else None  # what a workflow checked out
         self._server = os.environ.get("GITHUB_SERVER_URL", "https://github.com").rstrip("/")
 
     def require_there(self) -> None:
@@ -170,6 +172,8 @@ class GitHub:
         A second draft of a tag is no error to GitHub, so it is looked for, and ours taken back.
         """
         body = {"tag_name": tag, "name": tag, "draft": draft, "prerelease": not draft}
+        if self._commit is not None:  # without it GitHub tags the default branch of that moment
+            body["target_commitish"] = self._commit
         made = self._api.create("/releases", body, lambda: self._release(tag))
         first = self._release(tag) or made
         if first["id"] != made["id"] and made["draft"]:

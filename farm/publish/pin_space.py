@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from farm.publish.destination import Destination
 
 _TIMEOUT: Final = (10.0, 60.0)
-_LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 FILE: Final = PROJECT_ROOT / "spaces" / "release.json"
 
 
@@ -108,7 +107,8 @@ def _fetch(manifest_url: str) -> bytes:
             return Path(unquote(parts.path)).read_bytes()
         except OSError as error:
             raise PublishError("MANIFEST_MISSING", f"{manifest_url}: {error.strerror}") from error
-    if parts.scheme != "https" and parts.hostname not in _LOOPBACK:
+    own = parts.scheme == "http" and packages.is_loopback(parts.hostname or "")
+    if parts.scheme != "https" and not own:
         raise UsageError(
             "MANIFEST_URL_INVALID",
             f"--manifest {manifest_url!r} is not https://… or file://…",

