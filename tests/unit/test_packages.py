@@ -274,7 +274,7 @@ def test_an_unsafe_wheel_is_refused(tmp_path: Path, name: str) -> None:
 )
 def test_redirect_that_leaves_https_is_refused(here: str, there: str, allowed: bool) -> None:
     answer = requests.Response()
-    answer.url, answer.status_code = here, 302
+    answer.url, answer.status_code, answer.raw = here, 302, io.BytesIO()
     answer.headers["Location"] = there
     with packages.session() as web:
         if allowed:
