@@ -16,6 +16,7 @@ from msgspec import Meta
 from farm import PROJECT_ROOT
 from farm.errors import UsageError
 from farm.tarball.archive import FORMATS
+from llama_loader.manifest import CUDA_RUNTIME
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -144,14 +145,15 @@ class Targets(msgspec.Struct, frozen=True):
     def release_rows(self) -> tuple[dict[str, str], ...]:
         """Return one row for each tarball of a release: ``line``, ``set``, and the verb for it."""
         return tuple(
-            {
-                "line": line,
-                "set": name,
-                "verb": "build-cuda" if self.sets[name].archs else "build-cpu",
-            }
+            {"line": line, "set": name, "verb": self._verb(name)}
             for line, names in self.release.items()
             for name in names
         )
+
+    def _verb(self, name: str) -> str:
+        if name == CUDA_RUNTIME:
+            return CUDA_RUNTIME
+        return "build-cuda" if self.sets[name].archs else "build-cpu"
 
     def resolve(self, name: str) -> tuple[ArchSet, ...]:
         """Return the sets that ``name`` (a set, or a group of sets) stands for.
@@ -283,8 +285,9 @@ def _check_rows(targets: Targets, file: str) -> None:
         where = f"{file}: release.{name}"
         if name not in targets.lines:
             raise UsageError("TARGETS_INVALID", f"{where}: there is no such line")
-        _require_sets(targets, members, where)
-        for member in members:
+        sets = [member for member in members if member != CUDA_RUNTIME]
+        _require_sets(targets, sets, where)
+        for member in sets:
             check_buildable(targets.lines[name], targets.sets[member])
 
 

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
 
 from farm import targets
 from farm.errors import UsageError
+from llama_loader import selection
+from llama_loader.gpus import Gpu
+from llama_loader.selection import Wishes
+from tests.rigs import releases
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from llama_loader.manifest import Manifest
 
 TABLE = targets.load()
 
@@ -20,7 +27,7 @@ def test_the_seed_set_is_exactly_what_the_seed_document_says() -> None:
     assert seed.sass == seed.ptx == {"80", "86", "89", "90"}
 
 
-@pytest.mark.parametrize("number", [75, 80, 86, 89, 90, 100, 120, 121])
+@pytest.mark.parametrize("number", [75, 80, 86, 89, 90, 100, 120])
 def test_each_architecture_has_a_set_of_its_own_with_no_ptx(number: int) -> None:
     arch_set = TABLE.sets[f"sm{number}"]
     assert [arch.number for arch in arch_set.parsed] == [number]
@@ -91,7 +98,7 @@ def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> Non
 
 @pytest.mark.parametrize(
     ("line", "set_name"),
-    [("cu124", "sm90"), ("cu124", "seed"), ("cu128", "sm120"), ("cu130", "sm121"), ("cpu", "cpu")],
+    [("cu124", "sm90"), ("cu124", "seed"), ("cu128", "sm120"), ("cu130", "sm120"), ("cpu", "cpu")],
 )
 def test_what_can_be_built_passes(line: str, set_name: str) -> None:
     targets.check_buildable(TABLE.line(line), TABLE.sets[set_name])
@@ -152,11 +159,11 @@ def test_every_line_s_own_image_is_of_that_line() -> None:
         assert not line.is_cuda or TABLE.line_of_image(line.image) is line
 
 
-def test_a_release_holds_zerogpu_for_cuda_12_and_13_and_every_architecture_once() -> None:
+def test_release_holds_zerogpu_and_every_architecture_for_cuda_12_and_13() -> None:
     assert set(TABLE.groups["zerogpu"]) <= set(TABLE.release["cu128"])
     assert set(TABLE.groups["zerogpu"]) <= set(TABLE.release["cu130"])
     single = {name for name in TABLE.sets if name.startswith("sm")}
-    assert single == {n for names in TABLE.release.values() for n in names if n != "cpu"}
+    assert single == {n for names in TABLE.release.values() for n in names if n in single}
 
 
 @pytest.mark.parametrize(
@@ -173,3 +180,64 @@ def test_a_release_that_cannot_be_built_is_refused(tmp_path: Path, row: str, nam
     file.write_text(f"{text}[release]\n{row}\n", "utf-8")
     with pytest.raises(UsageError, match=named):
         targets.load(file)
+
+
+GPUS_OF_SPACES_AND_DESKTOPS = {
+    "Tesla T4": "75",
+    "NVIDIA A10G": "86",
+    "NVIDIA A100-SXM4-80GB": "80",
+    "NVIDIA L4": "89",
+    "NVIDIA L40S": "89",
+    "NVIDIA H100 80GB HBM3": "90",
+    "NVIDIA H200": "90",
+    "NVIDIA B200": "100",
+    "NVIDIA RTX PRO 6000 Blackwell Server Edition": "120",
+    "NVIDIA GeForce RTX 3090": "86",
+    "NVIDIA GeForce RTX 4090": "89",
+    "NVIDIA GeForce RTX 5090": "120",
+}
+TORCHS = {"cu126": (12, "570.86"), "cu128": (12, "570.86"), "cu130": (13, "580.65"), "none": None}
+"""The major version of the CUDA libraries that torch brings, and the oldest driver for all GPUs."""
+SYSTEMS = {"Ubuntu 22.04": ("2.35", "3.4.30"), "Debian 12": ("2.36", "3.4.30"),
+           "Debian 13": ("2.41", "3.4.33")}  # fmt: skip
+
+
+def released() -> Manifest:
+    """Make a manifest of the real table, as a release of it would have."""
+    rows = [(row["line"], row["set"]) for row in TABLE.release_rows()]
+    servers = [
+        releases.artifact(line, name, " ".join(sorted(TABLE.sets[name].sass)))
+        for line, name in rows
+        if name in TABLE.sets
+    ]
+    return releases.manifest(
+        *servers, *(releases.runtime(line) for line, name in rows if name == "cuda-runtime")
+    )
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("torch", TORCHS)
+@pytest.mark.parametrize("gpu", GPUS_OF_SPACES_AND_DESKTOPS)
+def test_release_has_machine_code_and_libraries_for_every_gpu(
+    gpu: str, torch: str, system: str
+) -> None:
+    glibc, glibcxx = SYSTEMS[system]
+    brought = TORCHS[torch]
+    host = replace(
+        releases.BARE,
+        gpus=(Gpu(gpu, GPUS_OF_SPACES_AND_DESKTOPS[gpu]),),
+        gpu_source="nvml",
+        driver=brought[1] if brought else "570.86",
+        libraries=releases.libraries(brought[0]) if brought else (),
+        glibc=glibc,
+        glibcxx=glibcxx,
+    )
+    choice = selection.select(released(), host, Wishes())
+    assert choice.runs_on == "gpu"
+    assert choice.native
+    assert choice.runtime_libraries is not None if torch == "none" else not choice.missing
+
+
+def test_no_set_of_the_table_is_for_a_gpu_of_another_processor() -> None:
+    """12.1 is the GB10 alone, whose processor is an aarch64."""
+    assert all("121" not in one.archs for one in TABLE.sets.values())
