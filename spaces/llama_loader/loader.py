@@ -368,7 +368,7 @@ def try_runtime(
 ) -> SelfTest:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
-    A good result of an earlier run is enough. What the test costs goes to the timeline.
+    What the test costs goes to the timeline.
 
     Args:
         settings: what was asked for.
@@ -380,9 +380,6 @@ def try_runtime(
         HostError: this machine cannot run it.
         ServerError: it does not start, or answers wrongly or too late.
     """
-    kept = self_test.kept(settings, prepared)
-    if kept is not None:
-        return kept
     with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
         if listing is None and not settings.cpu_chosen:
             listing = list_devices(settings, prepared)
@@ -406,9 +403,8 @@ def start(
     """Start a server and wait for its first token; its times go to the timeline.
 
     Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is installed again. A start that works is kept as a good self test. After one that
-    fails, the loader's own tiny model tells whether the runtime is at fault, where the error leaves
-    that open.
+    the runtime is installed again. After a start that fails, the loader's own tiny model tells
+    whether the runtime is at fault, where the error leaves that open.
 
     Args:
         settings: what was asked for.
@@ -449,7 +445,6 @@ def start(
             timeline.add("first token", server.started.first_token - server.started.loaded)
         for note in notes.not_as_asked(server):
             sink(note)
-        self_test.remember(settings, prepared, server)
     except BaseException:  # an interrupt, say: the caller has no supervisor yet to stop
         supervisor.stop()
         raise

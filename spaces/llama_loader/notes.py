@@ -65,30 +65,12 @@ def compared_with_receipt(place: Path) -> Note:
 
 
 def not_as_asked(server: Server) -> Iterator[Note]:
-    """Return all that people should know of a start that succeeded."""
-    yield from given_up(server)
-    yield from placement(server)
+    """Return all that people should know of a start that succeeded.
 
-
-def placement(server: Server) -> Iterator[Note]:
-    """Return what the server's own report says against the devices that were meant.
-
-    A model that is on none of them is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
+    A model that is on none of its devices is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
     """
+    yield from given_up(server)
     plan, report = server.plan, server.report
-    if not plan.devices or plan.n_gpu_layers == 0:
-        return
-    if not report.told:
-        if not plan.allow_cpu:
-            yield Note(
-                "DEVICES_NOT_CHECKED",
-                f"whether the model is on {', '.join(plan.devices)} could not be checked:"
-                " llama-server did not say where it put it, so this start proves nothing of the"
-                " GPU",
-                "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
-                " holds",
-            )
-        return
     owners = report.owners(plan.devices)
     unused = [name for name in plan.devices if name not in owners]
     if owners and unused:
@@ -98,7 +80,7 @@ def placement(server: Server) -> Iterator[Note]:
             "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
         )
     own_layers = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
-    all_asked = plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own_layers is None
+    all_asked = plan.n_gpu_layers >= ALL_LAYERS and own_layers is None
     if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
         yield Note(
             "LAYERS_ON_CPU",
@@ -134,4 +116,12 @@ def given_up(server: Server) -> Iterator[Note]:
             f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and"
             " each token waits for it",
             "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
+        )
+    if plan.devices and plan.n_gpu_layers and not (report.told or plan.allow_cpu):
+        yield Note(
+            "DEVICES_NOT_CHECKED",
+            f"whether the model is on {', '.join(plan.devices)} could not be checked: llama-server"
+            " did not say where it put it, so this start proves nothing of the GPU",
+            "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
+            " holds",
         )
