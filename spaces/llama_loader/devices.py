@@ -106,13 +106,13 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     """
     argv = [str(runtime / "llama-server"), "--list-devices"]
     done = processes.run(argv, environ, timeout=TIMEOUT)
-    printed = f"it printed: {done.output.strip()[-_SHOWN:]!r}"
+    tail = done.output.strip()[-_SHOWN:]
     if done.failure:
         raise HostError("RUNTIME_NOT_EXECUTABLE", f"cannot start llama-server: {done.failure}")
     if done.status is None:
         raise HostError(
             "DEVICE_LIST_HANGS",
-            f"llama-server --list-devices did not end within {TIMEOUT:g} s; {printed}",
+            f"llama-server --list-devices did not end within {TIMEOUT:g} s; it printed: {tail!r}",
             hint="the NVIDIA driver hangs: try again, or restart the Space",
         )
     if done.status != 0:
@@ -122,7 +122,7 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
         if isinstance(explained, HostError):
             raise explained
         ended = f"by signal {-done.status}" if done.status < 0 else f"with status {done.status}"
-        message = f"llama-server --list-devices ended {ended}; {printed}"
+        message = f"llama-server --list-devices ended {ended}; it printed: {tail!r}"
         raise HostError("DEVICE_LIST_FAILED", message)
     return Listing(parse(done.output), done.output, done.seconds)
 
