@@ -16,7 +16,6 @@ from llama_loader import (
     gguf_header,
     gpus,
     host,
-    notes,
     processes,
     selection,
     self_test,
@@ -427,7 +426,10 @@ def start(
     if made is not None:
         made(supervisor)
     try:
-        server = supervisor.start()
+        started = supervisor.start().started
+        if started is not None:
+            timeline.add("start", started.loaded)
+            timeline.add("first token", started.first_token - started.loaded)
     except LoaderError as error:
         if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or listing):
             # the server does not see a GPU that the driver names (MIG, say): ask what it sees
@@ -439,12 +441,6 @@ def start(
         if judged is None:
             raise
         raise judged from error
-    try:
-        if server.started is not None:
-            timeline.add("start", server.started.loaded)
-            timeline.add("first token", server.started.first_token - server.started.loaded)
-        for note in notes.not_as_asked(server):
-            sink(note)
     except BaseException:  # an interrupt, say: the caller has no supervisor yet to stop
         supervisor.stop()
         raise

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import devices, loader, model, selection, self_test, server_plan
+from llama_loader import devices, loader, model, processes, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
@@ -303,6 +303,24 @@ def test_a_server_that_does_not_say_where_the_model_is(impostor: Impostor) -> No
     assert set(notes) == {"DEVICES_NOT_CHECKED"}
     assert "CUDA0 could not be checked" in notes["DEVICES_NOT_CHECKED"]
     assert told(prepared(impostor.behave(mute=True), H200), N_GPU_LAYERS="0") == {}
+
+
+def test_a_note_is_told_once_where_the_first_start_crashed(impostor: Impostor) -> None:
+    told: list[Any] = []
+    ready = prepared(impostor.behave(signal=9, bad_starts=1), H200)
+    muted = ("--log-disable",)
+    loader.start(settings(), ready, self_test.MODEL, muted, sink=told.append).stop()
+    assert [one.code for one in told] == ["SERVER_RESTARTED", "DEVICES_NOT_CHECKED"]
+
+
+def test_an_interrupt_while_notes_are_told_leaves_no_server(impostor: Impostor) -> None:
+    def interrupt(note: Any) -> None:
+        raise KeyboardInterrupt(note.code)
+
+    ready = prepared(impostor.behave(), H200)
+    with pytest.raises(KeyboardInterrupt, match="DEVICES_NOT_CHECKED"):
+        loader.start(settings(), ready, self_test.MODEL, ("--log-disable",), sink=interrupt)
+    assert not processes.lives(impostor.seen()["pid"])
 
 
 @pytest.mark.parametrize(
