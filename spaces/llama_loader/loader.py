@@ -358,13 +358,7 @@ def plan_server(
     )
 
 
-def try_runtime(
-    settings: Settings,
-    prepared: Prepared,
-    listing: Listing | None = None,
-    *,
-    sink: Sink = ignore,
-) -> SelfTest:
+def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None = None) -> SelfTest:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
     What the test costs goes to the timeline.
@@ -373,7 +367,6 @@ def try_runtime(
         settings: what was asked for.
         prepared: the runtime.
         listing: what ``list_devices`` found, where it was called already.
-        sink: told what the server's start gave up.
 
     Raises:
         HostError: this machine cannot run it.
@@ -383,9 +376,7 @@ def try_runtime(
         if listing is None and not settings.cpu_chosen:
             listing = list_devices(settings, prepared)
         plan = plan_server(settings, prepared, self_test.MODEL, listing=listing)
-        return self_test.run(
-            prepared, replace(plan, devices=plan.every_device or plan.devices), sink
-        )
+        return self_test.run(prepared, replace(plan, devices=plan.every_device or plan.devices))
 
 
 def start(

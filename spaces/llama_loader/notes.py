@@ -65,33 +65,10 @@ def compared_with_receipt(place: Path) -> Note:
 
 
 def not_as_asked(server: Server) -> Iterator[Note]:
-    """Return all that people should know of a start that succeeded.
+    """Return what people should know of a start that succeeded with less than was asked for.
 
     A model that is on none of its devices is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
     """
-    yield from given_up(server)
-    plan, report = server.plan, server.report
-    owners = report.owners(plan.devices)
-    unused = [name for name in plan.devices if name not in owners]
-    if owners and unused:
-        yield Note(
-            "DEVICE_UNUSED",
-            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
-            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
-        )
-    own_layers = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
-    all_asked = plan.n_gpu_layers >= ALL_LAYERS and own_layers is None
-    if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
-        yield Note(
-            "LAYERS_ON_CPU",
-            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
-            " for; the CPU does the rest, and each token waits for it",
-            "look at the arguments after --, and at llama-server's log",
-        )
-
-
-def given_up(server: Server) -> Iterator[Note]:
-    """Return what a start had to do without; empty where it went as asked."""
     plan, asked, report = server.plan, server.asked, server.report
     if not plan.repacked:
         yield Note(
@@ -109,13 +86,23 @@ def given_up(server: Server) -> Iterator[Note]:
             "another program may use that GPU; to start on all at once, name them in"
             " YAKULINGO_SPACES_LLAMA_DEVICE",
         )
-    if plan.fitted:
-        there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"
+    own_layers = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
+    all_asked = asked.n_gpu_layers >= ALL_LAYERS and own_layers is None
+    if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
         yield Note(
             "LAYERS_LEFT_OVER",
-            f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and"
-            " each token waits for it",
-            "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
+            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
+            " for; the CPU does the rest, and each token waits for it",
+            "where the GPU has no room for all, take a smaller quantisation or model, or lower"
+            " YAKULINGO_SPACES_N_CTX",
+        )
+    owners = report.owners(plan.devices)
+    unused = [name for name in plan.devices if name not in owners]
+    if owners and unused:
+        yield Note(
+            "DEVICE_UNUSED",
+            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
+            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
         )
     if plan.devices and plan.n_gpu_layers and not (report.told or plan.allow_cpu):
         yield Note(

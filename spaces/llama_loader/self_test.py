@@ -16,9 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import notes
 from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
-from llama_loader.events import ignore
 from llama_loader.gguf_header import ALL_LAYERS
 from llama_loader.server import SETTLED, Server
 from llama_loader.supervisor import TRANSIENT
@@ -26,7 +24,6 @@ from llama_loader.supervisor import TRANSIENT
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from llama_loader.events import Sink
     from llama_loader.loader import Prepared
     from llama_loader.server_plan import ServerPlan
     from llama_loader.settings import Settings
@@ -67,7 +64,7 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
     return bool(host.gpus) and not host.zerogpu and not prepared.missing
 
 
-def run(prepared: Prepared, plan: ServerPlan, sink: Sink = ignore) -> SelfTest:
+def run(prepared: Prepared, plan: ServerPlan) -> SelfTest:
     """Start the tiny model as ``plan`` starts the user's, and compare its answers.
 
     Raises:
@@ -91,8 +88,6 @@ def run(prepared: Prepared, plan: ServerPlan, sink: Sink = ignore) -> SelfTest:
     )
     began = time.monotonic()
     with Server(tiny, before=prepared.require_sound) as server:
-        for note in notes.given_up(server):  # which device holds how much of it says nothing
-            sink(note)
         for cached in (False, True):  # all tokens at once, then the last one on the cache
             _require_answer(server, began + limit, cached=cached)
         on_gpu = server.report.on_devices(tiny.devices)

@@ -79,8 +79,7 @@ class Supervisor:
             LoaderError: as for ``ensure``.
         """
         return self._kept(
-            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE),
-            TOKEN_DEADLINE,
+            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
         )
 
     def watch(self) -> None:
@@ -92,7 +91,7 @@ class Supervisor:
         while not self._stopped.is_set():
             self._server.wait(PROBE_EVERY)
             if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
-                self._kept(lambda client: client.status("/slots", PROBE_DEADLINE), PROBE_DEADLINE)
+                self._kept(lambda client: client.status("/slots", PROBE_DEADLINE))
 
     def stop(self) -> None:
         """End it for good; a restart that another thread has begun leaves nothing behind."""
@@ -101,9 +100,7 @@ class Supervisor:
         with self._lock:
             self._server.stop()
 
-    def _kept(
-        self, probe: Callable[[Client], object] = lambda _: None, deadline: float = 0
-    ) -> Server:
+    def _kept(self, probe: Callable[[Client], object] = lambda _: None) -> Server:
         """Return the present server, or a successor where it has ended or gives no answer."""
         with self._lock:
             server = self._server
@@ -113,7 +110,7 @@ class Supervisor:
                     probe(server.client())
                 except ServerError as error:
                     server.check(within=SETTLED)
-                    hangs = f"llama-server hangs: no token within {deadline:g} s ({error.message})"
+                    hangs = f"llama-server hangs: {error.message}"
                     raise ServerError("SERVER_HANGS", hangs) from error
             except LoaderError as error:
                 self._reason = self._reason or error

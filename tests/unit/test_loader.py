@@ -280,11 +280,11 @@ def told(ready: loader.Prepared, extra: tuple[str, ...] = (), **variables: str) 
 def test_layers_on_the_cpu_although_all_were_asked_for(impostor: Impostor) -> None:
     ready = prepared(impostor.behave(say=PARTLY), H200)
     notes = told(ready)
-    assert set(notes) == {"LAYERS_ON_CPU"}
-    assert notes["LAYERS_ON_CPU"].startswith("1 of 63 layers are on the GPU, although all")
+    assert set(notes) == {"LAYERS_LEFT_OVER"}
+    assert notes["LAYERS_LEFT_OVER"].startswith("1 of 63 layers are on the GPU, although all")
     assert told(ready, N_GPU_LAYERS="1") == {}
     assert told(ready, ("-ngl", "1")) == {}
-    assert set(told(ready, ALLOW_CPU="1")) == {"LAYERS_ON_CPU"}
+    assert set(told(ready, ALLOW_CPU="1")) == {"LAYERS_LEFT_OVER"}
 
 
 def test_a_device_that_got_nothing_is_said(impostor: Impostor) -> None:
