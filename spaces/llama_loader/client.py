@@ -160,16 +160,29 @@ class ChatStream:
     def __iter__(self) -> Iterator[Completion]:
         """Send the request and yield each piece of the answer.
 
+        It comes as server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``. Only an
+        event gives the next one its time, not a comment or half a line.
+
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
         ask = self._client.request(self._path, self._client.timeout, self._body, self._connected)
         try:
             with ask as response:
-                yield from self._events(response)
+                while line := response.readline(_MOST):
+                    name, _, value = line.strip().partition(b":")
+                    if value.strip() == b"[DONE]":
+                        return
+                    if name in {b"data", b"error"}:
+                        if self._connection is not None:
+                            self._connection.renew()
+                        yield _piece(value)
         except ServerError:
             if not self._stopped.is_set():
                 raise
+        else:
+            if not self._stopped.is_set():
+                raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
 
     def stop(self) -> None:
         """End it, also while a thread waits for the next piece; safe to call twice."""
@@ -182,22 +195,6 @@ class ChatStream:
         self._connection = connection
         if self._stopped.is_set():
             raise ServerError("ANSWER_CUT", "the stream was stopped before it began")
-
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[Completion]:
-        """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``.
-
-        Only an event gives the next one its time, not a comment or half a line.
-        """
-        while line := response.readline(_MOST):
-            name, _, value = line.strip().partition(b":")
-            if name not in {b"data", b"error"}:
-                continue
-            if value.strip() == b"[DONE]":
-                return
-            if self._connection is not None:
-                self._connection.renew()
-            yield _piece(value)
-        raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
 
 
 class Connection(socket.socket):

@@ -63,45 +63,13 @@ class Supervisor:
         with self._lock:
             return self._started()
 
-    def ensure(self) -> Server:
-        """Return a server that runs; restart it if it has ended.
+    def ensure(self, probe: Callable[[Client], object] = lambda _: None) -> Server:
+        """Return a server that runs; restart it if it has ended, or if ``probe`` gets no answer.
 
         Raises:
             ServerError: it died too often; the message has the last reason.
             LoaderError: what a new start cannot cure.
         """
-        return self._kept()
-
-    def suspect(self) -> Server:
-        """Return a server that gave a token just now; replace one that hangs.
-
-        Raises:
-            LoaderError: as for ``ensure``.
-        """
-        return self._kept(
-            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
-        )
-
-    def watch(self) -> None:
-        """Keep it alive until ``stop``.
-
-        Raises:
-            LoaderError: as for ``ensure``.
-        """
-        while not self._stopped.is_set():
-            self._server.wait(PROBE_EVERY)
-            if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
-                self._kept(lambda client: client.status("/slots", PROBE_DEADLINE))
-
-    def stop(self) -> None:
-        """End it for good; a restart that another thread has begun leaves nothing behind."""
-        self._stopped.set()
-        self._server.stop()
-        with self._lock:
-            self._server.stop()
-
-    def _kept(self, probe: Callable[[Client], object] = lambda _: None) -> Server:
-        """Return the present server, or a successor where it has ended or gives no answer."""
         with self._lock:
             server = self._server
             try:
@@ -116,6 +84,34 @@ class Supervisor:
                 self._reason = self._reason or error
                 return self._started()
             return server
+
+    def suspect(self) -> Server:
+        """Return a server that gave a token just now; replace one that hangs.
+
+        Raises:
+            LoaderError: as for ``ensure``.
+        """
+        return self.ensure(
+            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
+        )
+
+    def watch(self) -> None:
+        """Keep it alive until ``stop``.
+
+        Raises:
+            LoaderError: as for ``ensure``.
+        """
+        while not self._stopped.is_set():
+            self._server.wait(PROBE_EVERY)
+            if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
+                self.ensure(lambda client: client.status("/slots", PROBE_DEADLINE))
+
+    def stop(self) -> None:
+        """End it for good; a restart that another thread has begun leaves nothing behind."""
+        self._stopped.set()
+        self._server.stop()
+        with self._lock:
+            self._server.stop()
 
     def _started(self) -> Server:
         """Start the present server, or a successor of one that ended, until one answers."""

@@ -186,6 +186,7 @@ def test_what_a_new_start_cannot_cure_is_said_at_once_and_tried_again_by_the_nex
         ({"signal": 9, "bad_starts": 2}, 3, ""),
         ({"signal": 11}, 5, "SERVER_GAVE_UP"),
         ({"exit": 1, "say": ["E error loading model: bad"]}, 1, "BAD_MODEL"),
+        ({"exit": 1, "say": ["error: invalid argument: -x"]}, 1, "SERVER_ARGUMENT_INVALID"),
     ],
 )
 def test_death_while_the_first_one_loads(
