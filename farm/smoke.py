@@ -57,7 +57,7 @@ def _try(folder: Path, artifact: Artifact) -> str:
         if done.returncode != 0:
             raise FarmError("SMOKE_FAILED", f"{artifact.name}: {done.stderr.strip()}")
         run_of_it = json.loads(done.stdout)["test_run"]
-    if run_of_it is None or run_of_it["by"] != "tiny model":
+    if run_of_it is None:
         raise FarmError("SMOKE_FAILED", f"{artifact.name}: was not tried: {run_of_it}")
     if run_of_it["devices"]:
         raise FarmError("SMOKE_FAILED", f"{artifact.name}: was tried on {run_of_it['devices']}")

@@ -13,33 +13,28 @@ import json
 import socket
 import threading
 import time
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final, final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Final, final
+
+import msgspec
+from msgspec import Meta
 
 from llama_loader.errors import ServerError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
-_MAX_ANSWER: Final = 64 * 1024 * 1024
-"""Bytes. Far above any answer; another program on the port must not fill the memory."""
-_MAX_LINE: Final = 4 * 1024 * 1024
+_MOST: Final = 4 * 1024 * 1024
+"""Bytes of an answer or an event. Another program on the port must not fill the memory."""
 _READ_OF_REFUSAL, _SHOWN = 4096, 300
 _OK, _UNAUTHORIZED = 200, 401
-_MOST: Final = 1e12
-"""Larger figures are no count of tokens and no speed."""
 
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, or a part of one.
+    """An answer, or a part of one; figures are None where the server does not tell them.
 
-    Attributes:
-        text: the words.
-        finished: nothing follows.
-        reason: why it ended: ``stop``, ``length`` …; empty while it goes on.
-        tokens: tokens made so far, None where the server does not say.
-        tokens_per_second: None where the server does not say.
+    ``reason`` says why it ended (``stop``, ``length``), ``tokens`` how many were made so far.
     """
 
     text: str
@@ -49,28 +44,20 @@ class Completion:
     tokens_per_second: float | None = None
 
 
+@dataclass
 class Client:
-    """Calls one llama-server.
+    """Calls one llama-server, on ``port`` of 127.0.0.1.
 
-    Args:
-        port: on 127.0.0.1.
+    Attributes:
         api_key: None where the server asks for none.
         timeout: seconds for each whole answer, and for each event of a stream.
         require_ours: called when connected, before anything is sent; what it raises prevents that.
     """
 
-    def __init__(
-        self,
-        port: int,
-        api_key: str | None,
-        *,
-        timeout: float = 60.0,
-        require_ours: Callable[[], None] = lambda: None,
-    ) -> None:
-        self.port = port
-        self.api_key = api_key
-        self.timeout = timeout
-        self.require_ours = require_ours
+    port: int
+    api_key: str | None = field(repr=False)
+    timeout: float = 60.0
+    require_ours: Callable[[], None] = lambda: None
 
     def status(self, path: str, timeout: float) -> int:
         """Return the status of a GET; the body is not read.
@@ -96,48 +83,28 @@ class Client:
         """Return whether a request with a wrong key is refused, as our own server does."""
         return Client(self.port, "not-the-key").status("/props", timeout) == _UNAUTHORIZED
 
-    def completion(
-        self,
-        prompt: str,
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        timeout: float | None = None,
-        **extra: Any,
-    ) -> Completion:
-        """Complete a text in one piece.
+    def completion(self, prompt: str, *, timeout: float | None = None, **asked: Any) -> Completion:
+        """Complete a text in one piece; ``asked`` as for ``chat``.
 
         Raises:
             ServerError: no answer, none in time, not one of llama-server's, or a refusal.
         """
-        body = {"prompt": prompt, "n_predict": max_tokens, **_sampling(temperature), **extra}
-        with self.request("/completion", timeout or self.timeout, body) as response:
-            data = response.read(_MAX_ANSWER)
-        answer = _object(data)
-        part = _part(data, answer.get("content"), answer.get("stop_type"), answer.get("timings"))
-        return replace(part, finished=True, tokens=_count(answer.get("tokens_predicted")))
+        body = _body(prompt=prompt, **asked)
+        with self.request("/v1/completions", timeout or self.timeout, body) as response:
+            return _piece(response.read(_MOST))
 
-    def chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        *,
-        max_tokens: int,
-        temperature: float = 0.0,
-        **extra: Any,
-    ) -> ChatStream:
+    def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> ChatStream:
         """Return a chat's answer as a stream, which any thread may stop.
 
-        ``max_tokens`` limits the answer. ``extra`` goes into the request unchanged.
+        ``asked``: ``max_tokens`` of the answer, ``temperature`` (by default 0), and what else
+        llama-server takes in a request, unchanged.
         """
-        body = {"messages": list(messages), "max_tokens": max_tokens, **_sampling(temperature)}
-        return ChatStream(self, "/v1/chat/completions", {**body, "stream": True, **extra})
+        body = _body(messages=list(messages), stream=True, **asked)
+        return ChatStream(self, "/v1/chat/completions", body)
 
-    def complete(
-        self, prompt: str, *, max_tokens: int, temperature: float = 0.0, **extra: Any
-    ) -> ChatStream:
-        """Return a text's continuation as a stream, which any thread may stop."""
-        body = {"prompt": prompt, "max_tokens": max_tokens, **_sampling(temperature)}
-        return ChatStream(self, "/v1/completions", {**body, "stream": True, **extra})
+    def complete(self, prompt: str, **asked: Any) -> ChatStream:
+        """Return a text's continuation as a stream; ``asked`` as for ``chat``."""
+        return ChatStream(self, "/v1/completions", _body(prompt=prompt, stream=True, **asked))
 
     @contextlib.contextmanager
     def request(
@@ -193,16 +160,29 @@ class ChatStream:
     def __iter__(self) -> Iterator[Completion]:
         """Send the request and yield each piece of the answer.
 
+        It comes as server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``. Only an
+        event gives the next one its time, not a comment or half a line.
+
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
         ask = self._client.request(self._path, self._client.timeout, self._body, self._connected)
         try:
             with ask as response:
-                yield from self._events(response)
+                while line := response.readline(_MOST):
+                    name, _, value = line.strip().partition(b":")
+                    if value.strip() == b"[DONE]":
+                        return
+                    if name in {b"data", b"error"}:
+                        if self._connection is not None:
+                            self._connection.renew()
+                        yield _piece(value)
         except ServerError:
             if not self._stopped.is_set():
                 raise
+        else:
+            if not self._stopped.is_set():
+                raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
 
     def stop(self) -> None:
         """End it, also while a thread waits for the next piece; safe to call twice."""
@@ -215,25 +195,6 @@ class ChatStream:
         self._connection = connection
         if self._stopped.is_set():
             raise ServerError("ANSWER_CUT", "the stream was stopped before it began")
-
-    def _events(self, response: http.client.HTTPResponse) -> Iterator[Completion]:
-        """Read server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``.
-
-        Only an event gives the next one its time, not a comment or half a line.
-        """
-        while line := response.readline(_MAX_LINE):
-            name, _, value = line.strip().partition(b":")
-            if name not in {b"data", b"error"}:
-                continue
-            if value.strip() == b"[DONE]":
-                return
-            if self._connection is not None:
-                self._connection.renew()
-            event = _object(value)
-            if name == b"error" or "error" in event:
-                raise _refused("the stream", 500, value)
-            yield _piece(value, event)
-        raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
 
 
 class Connection(socket.socket):
@@ -261,8 +222,8 @@ class Connection(socket.socket):
         return super().recv_into(*args)
 
 
-def _sampling(temperature: float) -> dict[str, Any]:
-    """Return how the next token is picked.
+def _body(*, max_tokens: int, temperature: float = 0.0, **others: Any) -> dict[str, Any]:
+    """Return a request's body, which says how the next token is picked.
 
     At temperature 0 it is the likeliest, whatever else the usual chain of samplers would look at
     first, and Gemma's vocabulary has 262,144 tokens: with the last of the chain alone the answer
@@ -270,67 +231,62 @@ def _sampling(temperature: float) -> dict[str, Any]:
     the logits are (``backend_sampling``; docs/gpu.md has what that brings).
     """
     greedy = {"samplers": ["temperature"], "backend_sampling": True} if temperature == 0 else {}
-    return {"temperature": temperature, **greedy}
+    return {"max_tokens": max_tokens, "temperature": temperature, **greedy, **others}
 
 
-def _object(data: bytes) -> dict[str, Any]:
-    with contextlib.suppress(ValueError, RecursionError):
-        answer = json.loads(data)
-        if isinstance(answer, dict):
-            return answer
-    raise _not_llama(data)
+class _Delta(msgspec.Struct, frozen=True):
+    content: str | None = None
 
 
-def _piece(data: bytes, event: dict[str, Any]) -> Completion:
+class _Choice(msgspec.Struct, frozen=True):
+    text: str = ""
+    delta: _Delta = _Delta()
+    finish_reason: str | None = None
+
+
+class _Timings(msgspec.Struct, frozen=True):
+    predicted_n: Annotated[int, Meta(ge=0, le=10**12)] | None = None
+    predicted_per_second: Annotated[float, Meta(ge=0, le=1e12)] | None = None
+
+
+class _Answer(msgspec.Struct, frozen=True):
+    choices: list[_Choice]
+    timings: _Timings = _Timings()
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: dict[str, Any] | str
+
+
+def _piece(data: bytes) -> Completion:
+    """Read an answer, or one event of a stream."""
     try:
-        choice = event["choices"][0] if event["choices"] else {}
-        text = choice.get("delta", {}).get("content") or choice.get("text") or ""
-        return _part(data, text, choice.get("finish_reason"), event.get("timings"))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise _not_llama(data) from error
-
-
-def _part(data: bytes, text: object, reason: object, timings: object) -> Completion:
-    """Make a completion of what an answer has; figures that are none are left out."""
-    if not isinstance(text, str):
-        raise _not_llama(data)
-    figures = timings if isinstance(timings, dict) else {}
+        answer = msgspec.json.decode(data, type=_Answer)
+    except (ValueError, RecursionError) as error:
+        if _complaint(data):
+            raise _refused("the stream", 500, data) from error
+        shown = data[:_SHOWN].decode("utf-8", "replace")
+        message = f"what answers on the port is not llama-server: {shown}"
+        raise ServerError("NOT_LLAMA_SERVER", message) from error
+    choice = answer.choices[0] if answer.choices else _Choice()
     return Completion(
-        _encodable(text),
-        finished=bool(reason),
-        reason=_encodable(reason) if isinstance(reason, str) else "",
-        tokens=_count(figures.get("predicted_n")),
-        tokens_per_second=_figure(figures.get("predicted_per_second")),
+        choice.text or choice.delta.content or "",
+        finished=bool(choice.finish_reason),
+        reason=choice.finish_reason or "",
+        tokens=answer.timings.predicted_n,
+        tokens_per_second=answer.timings.predicted_per_second,
     )
 
 
-def _count(value: object) -> int | None:
-    figure = _figure(value)
-    return None if figure is None else int(figure)
-
-
-def _figure(value: object) -> float | None:
-    """Return a figure; None for what is none, such as a list, NaN, or 400 digits."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    return float(value) if 0 <= value < _MOST else None
-
-
-def _encodable(text: str) -> str:
-    """Return a text that can be printed: JSON may hold half of a surrogate pair."""
-    return text.encode("utf-8", "replace").decode()
+def _complaint(data: bytes) -> str:
+    """Return the message of an answer that is an error; empty where it is none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        told = msgspec.json.decode(data, type=_Refusal).error
+        return told if isinstance(told, str) else str(told.get("message", told))
+    return ""
 
 
 def _refused(path: str, status: int, data: bytes) -> ServerError:
-    text = data.decode("utf-8", "replace")
-    with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
-        message = json.loads(text)["error"]
-        text = _encodable(str(message["message"] if isinstance(message, dict) else message))
-    return ServerError(
-        "REQUEST_REFUSED", f"llama-server refused {path} with status {status}: {text[:_SHOWN]}"
-    )
-
-
-def _not_llama(data: bytes) -> ServerError:
-    shown = data[:_SHOWN].decode("utf-8", "replace")
-    return ServerError("NOT_LLAMA_SERVER", f"what answers on the port is not llama-server: {shown}")
+    text = (_complaint(data) or data.decode("utf-8", "replace"))[:_SHOWN]
+    message = f"llama-server refused {path} with status {status}: {text}"
+    return ServerError("REQUEST_REFUSED", message)

@@ -25,19 +25,14 @@ TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
 _MIB: Final = 1024**2
 _DEVICE: Final = re.compile(
-    r"  (?P<name>(?:[A-Z][A-Za-z]{0,30}[0-9]{1,3}|RPC[0-9]{0,3}\[[^\]\s]{1,255}\]"
-    r"|Metal|OpenCL|GPUOpenCL|WebGPU)): "
-    r"(?P<description>\S.*?)"
-    r"(?: \((?P<total>[0-9]{1,9}) MiB(?:, (?P<free>[0-9]{1,9}) MiB free)?\))?\s*"
+    r"  (?P<name>\S{1,300}): (?P<description>\S.*) "
+    r"\((?P<total>[0-9]{1,9}) MiB, (?P<free>[0-9]{1,9}) MiB free\)\s*"
 )
 """A line as llama.cpp prints it (common/arg.cpp). Errors and logs of backends come between them."""
-_CUT: Final = re.compile(r"\([0-9]+(?: M|,|$)| MiB\b")
-"""In what should be a description: sizes that end too soon, or that no machine has."""
+_CUT: Final = re.compile(r"  (?:[A-Za-z]+[0-9]+|RPC[0-9]*\[\S*): ")
+"""How such a line begins; the rest of it is missing or damaged where ``_DEVICE`` does not match."""
 _NO_GPU: Final = re.compile(r"(?:CPU|BLAS|ACCEL)[0-9]*", re.IGNORECASE)
-_EARLY: Final = re.compile(
-    r"\s*Device (?P<index>[0-9]{1,3}): (?P<description>[^,]+), compute capability [0-9.]+"
-)
-"""ggml-cuda's own start-up report; builds of 2024 and before print nothing else."""
+"""Devices that no ``--device`` takes."""
 _SHOWN: Final = 300
 """Most characters of foreign output in a message."""
 _CONTEXT: Final = 640 * _MIB
@@ -70,17 +65,12 @@ _NO_CUDA: Final = {
 
 @dataclass(frozen=True)
 class Device:
-    """One device as llama-server names it; memory in bytes, None where it does not say."""
+    """One device as llama-server names it; memory in bytes, None where only the driver named it."""
 
     name: str
     description: str
     total: int | None = None
     free: int | None = None
-
-    @property
-    def is_cuda(self) -> bool:
-        """True for NVIDIA devices."""
-        return self.name.upper().startswith("CUDA")
 
 
 @dataclass(frozen=True)
@@ -126,8 +116,45 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
             hint="the NVIDIA driver hangs: try again, or restart the Space",
         )
     if done.status != 0:
-        raise _failed(done.status, done.output, tail)
+        from llama_loader import server_log  # only now: it imports this module
+
+        explained = server_log.explain(done.status, done.output.splitlines(), loading=True)
+        if isinstance(explained, HostError):
+            raise explained
+        ended = f"by signal {-done.status}" if done.status < 0 else f"with status {done.status}"
+        message = f"llama-server --list-devices ended {ended}; it printed: {tail!r}"
+        raise HostError("DEVICE_LIST_FAILED", message)
     return Listing(parse(done.output), done.output, done.seconds)
+
+
+def parse(output: str) -> tuple[Device, ...]:
+    """Read ``Available devices:`` and its lines, such as ``  CUDA0: H200 (9 MiB, 8 MiB free)``.
+
+    Lines of another form are no devices, ``  (none)`` for one.
+
+    Raises:
+        HostError: there is no such list, or a line of it is cut off or damaged.
+    """
+    _, heading, body = output.partition("Available devices:")
+    if not heading:
+        raise _garbled("no list", output)
+    found = []
+    for line in body.split("\n"):
+        matched = _DEVICE.fullmatch(line)
+        if matched:
+            total, free = int(matched["total"]) * _MIB, int(matched["free"]) * _MIB
+            found.append(Device(matched["name"], matched["description"], total, free))
+        elif _CUT.match(line):
+            raise _garbled("a list that is cut off or damaged", line)
+    return tuple(one for one in found if not _NO_GPU.fullmatch(one.name))
+
+
+def _garbled(what: str, output: str) -> HostError:
+    return HostError(
+        "DEVICE_LIST_GARBLED",
+        f"llama-server --list-devices printed {what}: {output.strip()[:_SHOWN]!r}",
+        hint="is this really a llama-server? Look at the runtime's archive",
+    )
 
 
 def by_the_driver(host: HostFacts) -> Listing | None:
@@ -141,14 +168,12 @@ def by_the_driver(host: HostFacts) -> Listing | None:
         None where only the program knows: no GPU, different ones, or an amount that is unknown.
     """
     if host.visible_count == 1:
-        known = len(host.visible) == 1
-        name = host.visible[0].name if known else "by CUDA_VISIBLE_DEVICES"
+        name = host.visible[0].name if len(host.visible) == 1 else "by CUDA_VISIBLE_DEVICES"
         return Listing((Device("CUDA0", name),))
     as_listed = host.visible_devices is None and host.device_order in {None, BY_BUS}
     equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in host.gpus}) == 1
-    if host.gpu_source != "nvml" or not as_listed or not equal:
-        return None
-    if any(gpu.capability is None or gpu.free is None for gpu in host.gpus):
+    told = all(gpu.capability and gpu.free is not None for gpu in host.gpus)
+    if not (host.gpu_source == "nvml" and as_listed and equal and told):
         return None
     found = (
         Device(f"CUDA{index}", gpu.name, gpu.memory, max(0, (gpu.free or 0) - _CONTEXT))
@@ -165,72 +190,9 @@ def with_code(
     The listing has names alone, so the host's GPUs of that name tell the capability. A device whose
     capability is unknown or ambiguous stays, and so do all where none would: the server says why.
     """
-    known: dict[str, set[str | None]] = {}
-    for gpu in gpus:
-        known.setdefault(_plain_name(gpu.name), set()).add(gpu.capability)
-
-    def usable(device: Device) -> bool:
-        possible = known.get(_plain_name(device.description), {None})
-        return None in possible or not possible.isdisjoint(capabilities)
-
-    kept = tuple(one for one in found if not one.is_cuda or usable(one))
-    return kept if any(one.is_cuda for one in kept) else tuple(found)
-
-
-def _plain_name(name: str) -> str:
-    return name.casefold().removeprefix("nvidia ").strip()
-
-
-def _failed(status: int, output: str, tail: str) -> HostError:
-    from llama_loader import server_log  # only now: it imports this module
-
-    explained = server_log.explain(status, output.splitlines(), loading=True)
-    if isinstance(explained, HostError):
-        return explained
-    how = f"was ended by signal {-status}" if status < 0 else f"ended with status {status}"
-    message = f"llama-server --list-devices {how}; it printed: {tail!r}"
-    return HostError("DEVICE_LIST_FAILED", message)
-
-
-def parse(output: str) -> tuple[Device, ...]:
-    """Read the list.
-
-    Present form: ``Available devices:`` and then ``  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB
-    free)`` or ``  (none)``. Earlier ones lack the free memory, all memory, or ``(none)``; before
-    there was a list, ggml-cuda's ``  Device 0: …, compute capability 9.0`` is all there is. Lines
-    of another form are no devices; nor are BLAS and the CPU, which no ``--device`` takes.
-
-    Raises:
-        HostError: it is none of these.
-    """
-    _, heading, body = output.partition("Available devices:")
-    if heading:
-        found = (_device(line) for line in body.split("\n"))
-        return tuple(one for one in found if one and not _NO_GPU.fullmatch(one.name))
-    early = [matched for matched in map(_EARLY.match, output.split("\n")) if matched]
-    if early:
-        return tuple(Device(f"CUDA{m['index']}", m["description"].strip()) for m in early)
-    if output.strip():
-        raise _garbled("no list", output)
-    return ()
-
-
-def _device(line: str) -> Device | None:
-    matched = _DEVICE.fullmatch(line)
-    if not matched:
-        return None
-    if matched["total"] is None and _CUT.search(matched["description"]):
-        raise _garbled("a list that is cut off or damaged", line)
-    total, free = (int(matched[key]) * _MIB if matched[key] else None for key in ("total", "free"))
-    return Device(matched["name"], matched["description"].strip(), total, free)
-
-
-def _garbled(what: str, output: str) -> HostError:
-    return HostError(
-        "DEVICE_LIST_GARBLED",
-        f"llama-server --list-devices printed {what}: {output.strip()[:_SHOWN]!r}",
-        hint="is this really a llama-server? Look at the runtime's archive",
-    )
+    may_have = {gpu.name for gpu in gpus if gpu.capability in {None, *capabilities}}
+    lack = {gpu.name for gpu in gpus} - may_have
+    return tuple(one for one in found if one.description not in lack) or tuple(found)
 
 
 def choose(
@@ -257,7 +219,7 @@ def choose(
     """
     if wanted:
         return _named(found, wanted, ours=printed is not None)
-    usable = [device for device in found if device.is_cuda] or list(found)
+    usable = [one for one in found if one.name.startswith("CUDA")] or list(found)
     if usable:
         return _fewest(usable, needed, each)
     if allow_cpu:
@@ -312,8 +274,7 @@ def _fewest(usable: Sequence[Device], needed: int | None, each: int) -> DeviceCh
             break
     free = f"{room / 1e9:.1f} GB free, {each / 1e9:.1f} GB apart on each to compute"
     if room < needed:
-        full = f"{needed / 1e9:.1f} GB do not fit into {free}"
-        return DeviceChoice(every, f"{only or 'all'}; {full}")
+        return DeviceChoice(every, f"{only or 'all'}; {needed / 1e9:.1f} GB do not fit into {free}")
     chosen = tuple(name for name in every if name in names)
     reason = only or f"the fewest that hold {needed / 1e9:.1f} GB: {free}"
     return DeviceChoice(chosen, reason, every if chosen != every else ())

@@ -156,7 +156,7 @@ def _examine(found: Examination, settings: Settings, sink: Sink) -> None:
     _tried(found, "gpu", gpu)
     _tried(found, "store", lambda: _store(settings.store))
     if _tried(found, "runtime", runtime) and found.prepared is not None:
-        _runtime(found, found.prepared, settings, sink)
+        _runtime(found, found.prepared, settings)
     _tried(found, "model", lambda: _model(settings))
 
 
@@ -223,7 +223,7 @@ def _store(root: Path) -> str:
     return f"{root}, {free / 1e9:.1f} GB free"
 
 
-def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: Sink) -> None:
+def _runtime(found: Examination, prepared: Prepared, settings: Settings) -> None:
     def libraries() -> str:
         loader.require_libraries(settings, prepared)
         taken = [f"{one.soname} in {one.folder}" for one in prepared.libraries]
@@ -237,7 +237,7 @@ def _runtime(found: Examination, prepared: Prepared, settings: Settings, sink: S
         return report.chosen(loader.choose_devices(settings, prepared, path, listing=listings[0]))
 
     def tried() -> str:
-        return report.test_run_line(loader.try_runtime(settings, prepared, listings[0], sink=sink))
+        return report.test_run_line(loader.try_runtime(settings, prepared, listings[0]))
 
     if not _tried(found, "libraries", libraries):
         packages = " ".join(cuda_libraries.packages(prepared.missing))

@@ -65,51 +65,10 @@ def compared_with_receipt(place: Path) -> Note:
 
 
 def not_as_asked(server: Server) -> Iterator[Note]:
-    """Return all that people should know of a start that succeeded."""
-    yield from given_up(server)
-    yield from placement(server)
+    """Return what people should know of a start that succeeded with less than was asked for.
 
-
-def placement(server: Server) -> Iterator[Note]:
-    """Return what the server's own report says against the devices that were meant.
-
-    A model that is on none of them is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
+    A model that is on none of its devices is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
     """
-    plan, report = server.plan, server.report
-    if not plan.devices or plan.n_gpu_layers == 0:
-        return
-    if not report.told:
-        if not plan.allow_cpu:
-            yield Note(
-                "DEVICES_NOT_CHECKED",
-                f"whether the model is on {', '.join(plan.devices)} could not be checked:"
-                " llama-server did not say where it put it, so this start proves nothing of the"
-                " GPU",
-                "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
-                " holds",
-            )
-        return
-    owners = report.owners(plan.devices)
-    unused = [name for name in plan.devices if name not in owners]
-    if owners and unused:
-        yield Note(
-            "DEVICE_UNUSED",
-            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
-            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
-        )
-    own_layers = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
-    all_asked = plan.n_gpu_layers >= ALL_LAYERS and not plan.fitted and own_layers is None
-    if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
-        yield Note(
-            "LAYERS_ON_CPU",
-            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
-            " for; the CPU does the rest, and each token waits for it",
-            "look at the arguments after --, and at llama-server's log",
-        )
-
-
-def given_up(server: Server) -> Iterator[Note]:
-    """Return what a start had to do without; empty where it went as asked."""
     plan, asked, report = server.plan, server.asked, server.report
     if not plan.repacked:
         yield Note(
@@ -127,11 +86,29 @@ def given_up(server: Server) -> Iterator[Note]:
             "another program may use that GPU; to start on all at once, name them in"
             " YAKULINGO_SPACES_LLAMA_DEVICE",
         )
-    if plan.fitted:
-        there = f"{report.offloaded} of {report.layers}" if report.layers else "not all"
+    own_layers = server_plan.last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
+    all_asked = asked.n_gpu_layers >= ALL_LAYERS and own_layers is None
+    if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
         yield Note(
             "LAYERS_LEFT_OVER",
-            f"{there} layers are on the GPU: it has no room for all; the CPU does the rest, and"
-            " each token waits for it",
-            "take a smaller quantisation or model, or lower YAKULINGO_SPACES_N_CTX",
+            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
+            " for; the CPU does the rest, and each token waits for it",
+            "where the GPU has no room for all, take a smaller quantisation or model, or lower"
+            " YAKULINGO_SPACES_N_CTX",
+        )
+    owners = report.owners(plan.devices)
+    unused = [name for name in plan.devices if name not in owners]
+    if owners and unused:
+        yield Note(
+            "DEVICE_UNUSED",
+            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
+            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
+        )
+    if plan.devices and plan.n_gpu_layers and not (report.told or plan.allow_cpu):
+        yield Note(
+            "DEVICES_NOT_CHECKED",
+            f"whether the model is on {', '.join(plan.devices)} could not be checked: llama-server"
+            " did not say where it put it, so this start proves nothing of the GPU",
+            "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
+            " holds",
         )

@@ -31,7 +31,7 @@ MARKER: Final = f"{PROGRAM}{FORMAT}\n"
 NAMES: Final = frozenset(
     {"FORMAT", "channels", "current", "manifests", "partial", "runtimes", "self-tests", "staging"}
 )
-"""All names that a store has in its folder; ``current`` is of format 1."""
+"""All names that a store has in its folder; earlier loaders wrote ``current``, ``self-tests``."""
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """The name of a runtime."""
 PRIVATE: Final = "llama-loader"

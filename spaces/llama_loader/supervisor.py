@@ -2,7 +2,7 @@
 
 A caller that sends requests calls ``ensure`` before each, and ``suspect`` when no answer came: the
 server is asked for one token, with a deadline, and replaced if it stays silent (``/health`` would
-still be 200). ``watch`` is for a process that only serves.
+still be 200). ``watch`` is for a process that only serves. Ends that no restart cures are raised.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ WINDOW: Final = 600.0
 """Seconds: after ``LIMIT`` ends within them the cause is not bad luck."""
 TRANSIENT: Final = frozenset({"SERVER_KILLED", "SERVER_CRASHED", "SERVER_ENDED", "CUDA_ERROR"})
 """Ends that another try may cure, unlike a bad model or too little memory."""
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 8.0
+_PAUSE: Final = 0.25
 """Seconds before a new start; doubled each time within the window."""
 PROBE_EVERY: Final = 15.0
 """Seconds between two looks at whether the server's main loop answers ``/slots``."""
@@ -44,7 +44,8 @@ class Supervisor:
     def __init__(self, server: Server, *, sink: Sink = ignore) -> None:
         self._server = server
         self._sink = sink
-        self._ends: list[float] = []
+        self._restarts: list[float] = []
+        self._reason: LoaderError | None = None  # why the present server does not run
         self._lock = threading.RLock()
         self._stopped = threading.Event()
 
@@ -60,22 +61,29 @@ class Supervisor:
             LoaderError: as for ``Server.start``, or that it died too often.
         """
         with self._lock:
-            try:
-                self._server.start()
-            except ServerError as error:
-                if error.code not in TRANSIENT:
-                    raise
-                self._replace(error)
-            return self._server
+            return self._started()
 
-    def ensure(self) -> Server:
-        """Return a server that runs; restart it if it has ended.
+    def ensure(self, probe: Callable[[Client], object] = lambda _: None) -> Server:
+        """Return a server that runs; restart it if it has ended, or if ``probe`` gets no answer.
 
         Raises:
             ServerError: it died too often; the message has the last reason.
             LoaderError: what a new start cannot cure.
         """
-        return self._kept()
+        with self._lock:
+            server = self._server
+            try:
+                server.check()
+                try:
+                    probe(server.client())
+                except ServerError as error:
+                    server.check(within=SETTLED)
+                    hangs = f"llama-server hangs: {error.message}"
+                    raise ServerError("SERVER_HANGS", hangs) from error
+            except LoaderError as error:
+                self._reason = self._reason or error
+                return self._started()
+            return server
 
     def suspect(self) -> Server:
         """Return a server that gave a token just now; replace one that hangs.
@@ -83,9 +91,8 @@ class Supervisor:
         Raises:
             LoaderError: as for ``ensure``.
         """
-        return self._kept(
-            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE),
-            TOKEN_DEADLINE,
+        return self.ensure(
+            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
         )
 
     def watch(self) -> None:
@@ -97,7 +104,7 @@ class Supervisor:
         while not self._stopped.is_set():
             self._server.wait(PROBE_EVERY)
             if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
-                self._kept(lambda client: client.status("/slots", PROBE_DEADLINE), PROBE_DEADLINE)
+                self.ensure(lambda client: client.status("/slots", PROBE_DEADLINE))
 
     def stop(self) -> None:
         """End it for good; a restart that another thread has begun leaves nothing behind."""
@@ -106,54 +113,44 @@ class Supervisor:
         with self._lock:
             self._server.stop()
 
-    def _kept(
-        self, probe: Callable[[Client], object] = lambda _: None, deadline: float = 0
-    ) -> Server:
-        """Return the present server, or a successor where it has ended or gives no answer."""
-        with self._lock:
-            server = self._server
-            try:
-                server.check()
-                try:
-                    probe(server.client())
-                except ServerError as error:
-                    server.check(within=SETTLED)
-                    hangs = f"llama-server hangs: no token within {deadline:g} s ({error.message})"
-                    raise ServerError("SERVER_HANGS", hangs) from error
-            except LoaderError as error:
-                self._require_running()
-                self._replace(error)
-            return self._server
-
-    def _replace(self, reason: LoaderError) -> None:
-        """Start a successor, again and again with growing pauses, or give up."""
+    def _started(self) -> Server:
+        """Start the present server, or a successor of one that ended, until one answers."""
         while True:
-            self._server.stop()
-            self._require_running()
-            now = time.monotonic()
-            self._ends = [*(one for one in self._ends if one >= now - WINDOW), now]
-            if len(self._ends) == LIMIT:
-                raise ServerError(
-                    "SERVER_GAVE_UP",
-                    f"llama-server ended {LIMIT} times within {WINDOW / 60:g} minutes; the last"
-                    f" time: {reason.message}",
-                    hint=reason.hint,
-                ) from reason
-            pause = min(_FIRST_PAUSE * 2 ** (len(self._ends) - 1), _LONGEST_PAUSE)
-            self._sink(Note("SERVER_RESTARTED", f"{reason.message}; started anew in {pause:g} s"))
-            self._stopped.wait(pause)
-            # as it was asked for: what one start had to give up is tried again
-            again = replace(self._server.asked, port=self._server.port)
-            self._server = Server(again, before=self._server.before)
+            if self._reason is not None:
+                self._succeed(self._reason)
             self._require_running()  # ``stop`` ends this server, or came before it was here
             try:
                 self._server.start()
-            except ServerError as error:
-                reason = error
+            except LoaderError as error:
+                self._reason = error
+                if error.code not in TRANSIENT:
+                    raise
             else:
+                self._reason = None
                 for note in notes.not_as_asked(self._server):
                     self._sink(note)
-                return
+                return self._server
+
+    def _succeed(self, reason: LoaderError) -> None:
+        """Put a new server in the place of one that ended, after a growing pause, or give up."""
+        self._require_running()
+        self._server.stop()
+        now = time.monotonic()
+        self._restarts = [one for one in self._restarts if one >= now - WINDOW]
+        if len(self._restarts) == LIMIT - 1:
+            raise ServerError(
+                "SERVER_GAVE_UP",
+                f"llama-server ended {LIMIT} times within {WINDOW / 60:g} minutes; the last"
+                f" time: {reason.message}",
+                hint=reason.hint,
+            ) from reason
+        pause = _PAUSE * 2 ** len(self._restarts)
+        self._restarts.append(now)
+        self._sink(Note("SERVER_RESTARTED", f"{reason.message}; started anew in {pause:g} s"))
+        self._stopped.wait(pause)
+        # as it was asked for: what one start had to give up is tried again
+        again = replace(self._server.asked, port=self._server.port)
+        self._server = Server(again, before=self._server.before)
 
     def _require_running(self) -> None:
         if self._stopped.is_set():

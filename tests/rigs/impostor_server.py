@@ -93,7 +93,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, {})
 
     def do_POST(self) -> None:
-        self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        asked = json.loads(self.rfile.read(int(self.headers.get("Content-Length", 0))))
         if self.refused():
             return
         do = DO.get("completion", "ok")
@@ -109,10 +109,10 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(500, {"error": {"message": "the context is full"}})
         elif do == "garbage":
             self.answer(200, ["not", "llama"])
-        elif self.path in {"/v1/chat/completions", "/v1/completions"}:
+        elif asked.get("stream") or "chat" in self.path:
             self.chat()
         else:
-            self.answer(200, {"content": "!", "stop_type": "limit", "tokens_predicted": 1})
+            self.answer(200, {"choices": [{"text": "!", "finish_reason": "length"}]})
 
     def chat(self) -> None:
         """Stream three words; ``chat``: die (after one), refuse."""

@@ -82,21 +82,19 @@ def chat(port: int) -> list[Completion]:
 def test_a_completion_with_its_key_and_figures() -> None:
     seen: list[dict[str, object]] = []
     answer = {
-        "content": " Paris",
-        "stop_type": "limit",
-        "tokens_predicted": 1,
-        "timings": {"predicted_per_second": 117.5},
+        "choices": [{"text": " Paris", "finish_reason": "length"}],
+        "timings": {"predicted_n": 1, "predicted_per_second": 117.5},
     }
     with answering(200, json.dumps(answer).encode(), seen=seen) as port:
         found = Client(port, "key").completion("x", max_tokens=1, cache_prompt=False)
     assert found == Completion(
-        " Paris", finished=True, reason="limit", tokens=1, tokens_per_second=117.5
+        " Paris", finished=True, reason="length", tokens=1, tokens_per_second=117.5
     )
     assert seen == [
         {
             "body": {
                 "prompt": "x",
-                "n_predict": 1,
+                "max_tokens": 1,
                 "temperature": 0.0,
                 "samplers": ["temperature"],
                 "backend_sampling": True,
@@ -157,7 +155,13 @@ def test_what_goes_wrong_in_a_chat_is_a_sentence(
     assert words in caught.value.message
 
 
-@pytest.mark.parametrize("body", [b"hello", b"[]", b"{}", b'{"content": 5}', b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"hello", b"[]", b"{}", b'{"choices": [{"text": 5}]}', b"[" * 100_000),
+        *(b'{"choices": ' + b'[{"x": ' * 100_000, b'{"choices": [{"text": "a\\ud800"}]}', b"\xff"),
+    ],
+)
 def test_a_stranger_is_not_taken_for_llama_server(body: bytes) -> None:
     with answering(200, body) as port, pytest.raises(ServerError) as caught:
         Client(port, None).completion("x", max_tokens=1)
@@ -204,7 +208,7 @@ def test_the_real_server(real_runtime: Path, real_model: Path) -> None:
         assert client.health() == 200
         assert client.refuses_wrong_keys()
         answer = client.completion("The capital of France is", max_tokens=3)
-        assert (answer.text[:6], answer.reason, answer.tokens) == (" Paris", "limit", 3)
+        assert (answer.text[:6], answer.reason, answer.tokens) == (" Paris", "length", 3)
         assert answer.tokens_per_second
         question = [{"role": "user", "content": "What is the capital of France?"}]
         pieces = list(client.chat(question, max_tokens=20))
@@ -334,15 +338,36 @@ def test_a_stream_may_take_long_as_long_as_events_come() -> None:
     raise AssertionError("the stream ended")
 
 
-@pytest.mark.parametrize("timings", [[], [1], "x", 5, None, {"predicted_per_second": []}])
-@pytest.mark.parametrize("figure", ["9" * 400, "1e999", "NaN", "-1", "true", '"1"', "[1]"])
-def test_figures_that_are_none_are_left_out(timings: object, figure: str) -> None:
-    body = f'{{"content": "a", "tokens_predicted": {figure}, "timings": {json.dumps(timings)}}}'
-    with answering(200, body.encode()) as port:
-        assert Client(port, None).completion("x", max_tokens=1) == Completion("a")
-    for told in (json.dumps(timings), f'{{"predicted_n": {figure}}}'):
-        event = f'data: {{"choices": [], "timings": {told}}}\n\n'.encode()
-        with answering(200, event + DONE) as port:
+FIGURES = ("9" * 400, "9" * 5000, "1e999", "NaN", "-1", "true", '"1"', "[1]")
+"""What is no number of tokens and no speed."""
+
+
+@pytest.mark.parametrize(
+    "timings",
+    [
+        *("[]", "[1]", '"x"', "5", "null", "[" * 100_000),
+        *(f'{{"predicted_n": {figure}}}' for figure in FIGURES),
+        *(f'{{"predicted_per_second": {figure}}}' for figure in FIGURES),
+    ],
+)
+def test_timings_that_are_none_are_not_llama_servers(timings: str) -> None:
+    answer = f'{{"choices": [], "timings": {timings}}}'
+    with answering(200, answer.encode()) as port, pytest.raises(ServerError) as caught:
+        Client(port, None).completion("x", max_tokens=1)
+    assert caught.value.code == "NOT_LLAMA_SERVER"
+    with (
+        answering(200, f"data: {answer}\n\n".encode()) as port,
+        pytest.raises(ServerError) as caught,
+    ):
+        chat(port)
+    assert caught.value.code == "NOT_LLAMA_SERVER"
+
+
+def test_figures_that_the_server_cannot_tell_are_none() -> None:
+    """It writes null for what is infinite: a time of zero."""
+    told = event(choices=[], timings={"predicted_n": None, "predicted_per_second": None})
+    for answer in (told, event(choices=[])):
+        with answering(200, answer + DONE) as port:
             assert chat(port) == [Completion("", finished=False)]
 
 
@@ -355,17 +380,16 @@ def test_a_refusal_in_any_form_is_a_sentence(body: bytes) -> None:
         Client(port, None).completion("x", max_tokens=1)
 
 
-def test_half_a_surrogate_pair_can_be_printed() -> None:
-    with answering(200, b'{"content": "a\\ud800"}') as port:
-        assert Client(port, None).completion("x", max_tokens=1).text == "a?"
-
-
 def test_a_key_in_any_script_is_sent_as_utf_8() -> None:
     seen: list[dict[str, object]] = []
-    with answering(200, b'{"content": ""}', seen=seen) as port:
+    with answering(200, b'{"choices": []}', seen=seen) as port:
         client = Client(port, "鍵")
         client.completion("x", max_tokens=1)
     assert str(seen[0]["key"]).encode("latin-1").decode() == "Bearer 鍵"
+
+
+def test_the_key_is_not_shown_where_the_client_is() -> None:
+    assert "secret" not in repr(Client(1, "secret"))
 
 
 def test_health_is_asked_without_the_key() -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import devices, loader, model, selection, self_test, server_plan
+from llama_loader import devices, loader, model, processes, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
@@ -280,11 +280,11 @@ def told(ready: loader.Prepared, extra: tuple[str, ...] = (), **variables: str) 
 def test_layers_on_the_cpu_although_all_were_asked_for(impostor: Impostor) -> None:
     ready = prepared(impostor.behave(say=PARTLY), H200)
     notes = told(ready)
-    assert set(notes) == {"LAYERS_ON_CPU"}
-    assert notes["LAYERS_ON_CPU"].startswith("1 of 63 layers are on the GPU, although all")
+    assert set(notes) == {"LAYERS_LEFT_OVER"}
+    assert notes["LAYERS_LEFT_OVER"].startswith("1 of 63 layers are on the GPU, although all")
     assert told(ready, N_GPU_LAYERS="1") == {}
     assert told(ready, ("-ngl", "1")) == {}
-    assert set(told(ready, ALLOW_CPU="1")) == {"LAYERS_ON_CPU"}
+    assert set(told(ready, ALLOW_CPU="1")) == {"LAYERS_LEFT_OVER"}
 
 
 def test_a_device_that_got_nothing_is_said(impostor: Impostor) -> None:
@@ -303,6 +303,24 @@ def test_a_server_that_does_not_say_where_the_model_is(impostor: Impostor) -> No
     assert set(notes) == {"DEVICES_NOT_CHECKED"}
     assert "CUDA0 could not be checked" in notes["DEVICES_NOT_CHECKED"]
     assert told(prepared(impostor.behave(mute=True), H200), N_GPU_LAYERS="0") == {}
+
+
+def test_a_note_is_told_once_where_the_first_start_crashed(impostor: Impostor) -> None:
+    told: list[Any] = []
+    ready = prepared(impostor.behave(signal=9, bad_starts=1), H200)
+    muted = ("--log-disable",)
+    loader.start(settings(), ready, self_test.MODEL, muted, sink=told.append).stop()
+    assert [one.code for one in told] == ["SERVER_RESTARTED", "DEVICES_NOT_CHECKED"]
+
+
+def test_an_interrupt_while_notes_are_told_leaves_no_server(impostor: Impostor) -> None:
+    def interrupt(note: Any) -> None:
+        raise KeyboardInterrupt(note.code)
+
+    ready = prepared(impostor.behave(), H200)
+    with pytest.raises(KeyboardInterrupt, match="DEVICES_NOT_CHECKED"):
+        loader.start(settings(), ready, self_test.MODEL, ("--log-disable",), sink=interrupt)
+    assert not processes.lives(impostor.seen()["pid"])
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ class Rig:
 
     def wait(self, seconds: float) -> None:
         """Let time pass for what has been counted."""
-        self.supervisor._ends = [one - seconds for one in self.supervisor._ends]
+        self.supervisor._restarts = [one - seconds for one in self.supervisor._restarts]
 
     def look(self) -> None:
         """At the runtime, before each start."""
@@ -127,6 +127,24 @@ def test_the_fifth_end_in_the_window_is_the_last(rigs: Any, impostor: Impostor) 
     assert rig.pauses == [0.25, 0.5, 1.0, 2.0]
 
 
+def test_after_the_last_end_calls_fail_at_once_until_the_window_has_passed(
+    rigs: Any, impostor: Impostor
+) -> None:
+    """The sixth end and those after it were no fifth: a call tried again and again for ever."""
+    rig = rigs(impostor.behave())
+    impostor.behave(signal=11)
+    rig.kill()
+    for _ in range(3):
+        with pytest.raises(ServerError, match="SIGSEGV") as caught:
+            rig.supervisor.ensure()
+        assert caught.value.code == "SERVER_GAVE_UP"
+        assert impostor.starts() == 5
+    impostor.behave()
+    rig.wait(supervisor.WINDOW)
+    assert rig.supervisor.ensure().pid
+    assert impostor.starts() == 6
+
+
 def test_ends_that_are_far_apart_are_bad_luck(rigs: Any, impostor: Impostor) -> None:
     rig = rigs(impostor.behave())
     for _ in range(7):
@@ -137,24 +155,29 @@ def test_ends_that_are_far_apart_are_bad_luck(rigs: Any, impostor: Impostor) -> 
     assert impostor.starts() == 8
 
 
-def test_a_successor_that_cannot_start_counts_too(rigs: Any, impostor: Impostor) -> None:
+@pytest.mark.parametrize(
+    ("exit_status", "line", "code"),
+    [
+        (1, "version `GLIBC_2.38' not found", "GLIBC_TOO_OLD"),
+        (1, "E error loading model: oh no", "BAD_MODEL"),
+        (1, NO_MEMORY, "OUT_OF_MEMORY"),
+    ],
+)
+def test_what_a_new_start_cannot_cure_is_said_at_once_and_tried_again_by_the_next_call(
+    rigs: Any, impostor: Impostor, exit_status: int, line: str, code: str
+) -> None:
     rig = rigs(impostor.behave())
-    impostor.behave(exit=1, say=["E error loading model: oh no"])
+    impostor.behave(exit=exit_status, say=[line])
     rig.kill()
-    with pytest.raises(ServerError, match="error loading model: oh no") as caught:
+    for starts in (2, 3, 4, 5):
+        with pytest.raises(LoaderError) as caught:
+            rig.supervisor.ensure()
+        assert caught.value.code == code
+        assert impostor.starts() == starts
+    with pytest.raises(ServerError, match=line[-20:]) as caught:
         rig.supervisor.ensure()
     assert caught.value.code == "SERVER_GAVE_UP"
     assert impostor.starts() == 5
-
-
-def test_what_a_new_start_cannot_cure_is_said_at_once(rigs: Any, impostor: Impostor) -> None:
-    rig = rigs(impostor.behave())
-    impostor.behave(exit=1, say=["version `GLIBC_2.38' not found"])
-    rig.kill()
-    with pytest.raises(LoaderError) as caught:
-        rig.supervisor.ensure()
-    assert caught.value.code == "GLIBC_TOO_OLD"
-    assert impostor.starts() == 2
 
 
 @pytest.mark.parametrize(
@@ -163,6 +186,7 @@ def test_what_a_new_start_cannot_cure_is_said_at_once(rigs: Any, impostor: Impos
         ({"signal": 9, "bad_starts": 2}, 3, ""),
         ({"signal": 11}, 5, "SERVER_GAVE_UP"),
         ({"exit": 1, "say": ["E error loading model: bad"]}, 1, "BAD_MODEL"),
+        ({"exit": 1, "say": ["error: invalid argument: -x"]}, 1, "SERVER_ARGUMENT_INVALID"),
     ],
 )
 def test_death_while_the_first_one_loads(
@@ -190,7 +214,7 @@ def test_a_hang_is_found_by_a_completion_while_health_says_200(
     time.sleep(0.6)
     assert first.client().health() == 200
     assert rig.supervisor.suspect() is not first
-    assert "hangs: no token within 0.3 s" in rig.events[0].message
+    assert "hangs: llama-server was silent for 0.3 s at /v1/completions" in rig.events[0].message
 
 
 def test_watching_finds_death_and_a_loop_that_is_stuck(
