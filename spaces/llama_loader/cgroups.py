@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_UNLIMITED: Final = 1 << 62
-"""Version 1 reports a limit near 2**63 where there is none."""
 _MOUNT_POINTS: Final = "0::/\n1:cpu:/\n2:memory:/"
 """Read where ``/proc/self/cgroup`` is hidden."""
 
@@ -52,12 +50,13 @@ def threads(root: Path = Path("/")) -> int | None:
     return found if found < len(set(core.values())) else None
 
 
-def memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of main memory that its groups allow this process; None without a limit."""
+def memory(root: Path = Path("/")) -> int:
+    """Return the bytes of main memory that this process may use; 0 for unknown."""
+    total = re.search(r"^MemTotal:\s*([0-9]+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
     names = ("memory.max", "memory.limit_in_bytes")
     told = [read_text(folder / name) for folder in _folders(root) for name in names]
     limits = [int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)]
-    return min((limit for limit in limits if limit < _UNLIMITED), default=None)
+    return min([*limits, int(total[1]) * 1024] if total else limits, default=0)
 
 
 def read_text(path: Path) -> str:
@@ -87,8 +86,6 @@ def _folders(root: Path) -> Iterator[Path]:
     for line in (read_text(root / "proc/self/cgroup") or _MOUNT_POINTS).splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         mounts = {controllers, *controllers.split(",")} if controllers else {"", "unified"}
-        group = PurePosixPath(path)
-        for parent in (group, *group.parents):
-            yield from (
-                root / "sys/fs/cgroup" / mount / str(parent).lstrip("/") for mount in mounts
-            )
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            for mount in mounts:
+                yield root / "sys/fs/cgroup" / mount / str(group).lstrip("/")

@@ -145,7 +145,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
             settings.library_path, cache, python_path, root, machine
         ),
         cpus=cgroups.processors(root),
-        memory=_memory(root),
+        memory=cgroups.memory(root),
         machine_cpus=os.cpu_count() or 0,
         threads=cgroups.threads(root),
         zerogpu=settings.zerogpu,
@@ -261,10 +261,3 @@ def _glibcxx(folders: Sequence[Path], root: Path, machine: str) -> str | None:
         newest = max((tuple(map(int, one.split(b"."))) for one in found), default=())
         return ".".join(map(str, newest)) or None
     return None
-
-
-def _memory(root: Path) -> int:
-    """Return the machine's bytes, or what this container may use of them; 0 for unknown."""
-    total = _field(r"^MemTotal:\s*([0-9]+) kB", root / "proc/meminfo")
-    limits = [int(total) * 1024 if total else None, cgroups.memory(root)]
-    return min((limit for limit in limits if limit is not None), default=0)

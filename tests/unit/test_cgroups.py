@@ -138,8 +138,11 @@ def test_two_threads_of_one_core_are_one(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
-    unlimited = {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
-    assert cgroups.memory(files(tmp_path, **unlimited)) is None
+    unlimited = {
+        "proc/meminfo": "MemTotal:   2048 kB\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    assert cgroups.memory(files(tmp_path, **unlimited)) == 2 << 20
     told = {
         "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
         "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",
