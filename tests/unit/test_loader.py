@@ -114,7 +114,7 @@ def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_askin
 @pytest.mark.parametrize(
     "change",
     [
-        {"gpu_source": "nvidia-smi"},
+        {"gpu_source": "/proc/driver/nvidia"},
         {"visible_devices": "1,0"},
         {"gpus": (FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))},
         {"gpus": (FULL, replace(ROOMY, free=None))},

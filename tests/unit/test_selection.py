@@ -219,11 +219,11 @@ def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
 
 
 def test_no_gpu_is_said_with_what_the_driver_complained_of() -> None:
-    lost = replace(BARE, complaints=("GPU 0 is left out: NVML: GPU is lost (15)", "nvidia-smi: x"))
+    lost = replace(BARE, complaints=("GPU 0 is left out: NVML: GPU is lost (15)", "GPU 1: x"))
     with pytest.raises(HostError) as caught:
         select(RELEASE, lost, Wishes())
     assert caught.value.code == "NO_GPU"
-    assert "none was found; GPU 0 is left out: NVML: GPU is lost (15); nvidia-smi: x" in (
+    assert "none was found; GPU 0 is left out: NVML: GPU is lost (15); GPU 1: x" in (
         caught.value.message
     )
 

@@ -43,8 +43,9 @@ def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13
 def test_what_is_missing_there_is_said_with_its_package() -> None:
     facts = suppose.host("capability=90,driver=580,torch=none")
     chosen = select(RELEASE, facts, Wishes())
-    assert "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here" in (
-        suppose.as_text(RELEASE, chosen).splitlines()[1]
+    assert (
+        "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here"
+        in (suppose.as_text(RELEASE, chosen).splitlines()[1])
     )
     with pytest.raises(HostError) as caught:
         require_libraries(chosen, facts)
