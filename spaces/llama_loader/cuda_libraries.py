@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from llama_loader import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 _FILE: Final = re.compile(
     r"(?P<soname>lib(?P<stem>cublasLt|cublas|cudart|nvrtc)\.so\.(?P<major>[0-9]+))"
@@ -48,7 +48,6 @@ class Library:
 
     Attributes:
         soname: what a binary asks for, e.g. ``libcublas.so.12``.
-        folder: where it lies.
         version: as exactly as it can be known (``12.8.4.1``), else None.
         origin: ``LD_LIBRARY_PATH``, ``site-packages``, ``ldconfig``, ``toolkit`` or ``release``.
     """
@@ -73,15 +72,14 @@ def find_libraries(
         cache: files that the dynamic linker's cache knows (``linker_cache``).
         python_path: folders that may hold an ``nvidia`` folder of wheels.
         root: where the toolkits are looked for.
-        machine: what this machine is called, such as ``x86_64``.
+        machine: such as ``x86_64``; a toolkit may also have folders for others.
     """
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
-    kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
     places = (
         ("LD_LIBRARY_PATH", library_path),
         ("site-packages", wheels),
         ("ldconfig", dict.fromkeys(path.parent for path in cache if _FILE.fullmatch(path.name))),
-        ("toolkit", [lib for lib in kits if _is_for(machine, lib.resolve())]),
+        ("toolkit", _toolkits(root, machine)),
     )
     found: dict[tuple[str, Path], Library] = {}
     for origin, folders in places:
@@ -92,14 +90,14 @@ def find_libraries(
     return tuple(found.values())
 
 
-def _is_for(machine: str, folder: Path) -> bool:
-    """Whether a toolkit's folder is for this machine, as far as its path says.
-
-    Folders under ``targets`` for other machines are for cross compiling.
-    """
-    target = folder.parent
-    names = {f"{machine}-linux", "sbsa-linux" if machine == "aarch64" else ""}
-    return target.parent.name != "targets" or target.name in names
+def _toolkits(root: Path, machine: str) -> Iterator[Path]:
+    """Yield the folders of toolkits; those under ``targets`` may be for cross compiling."""
+    mine = {f"{machine}-linux", "sbsa-linux" if machine == "aarch64" else ""}
+    for pattern in _TOOLKITS:
+        for folder in sorted(root.glob(pattern), reverse=True):
+            target = folder.resolve().parent
+            if target.parent.name != "targets" or target.name in mine:
+                yield folder
 
 
 def _in_folder(folder: Path, origin: str) -> list[Library]:
@@ -131,11 +129,8 @@ def _version(soname: str, from_name: str, folder: Path) -> str | None:
 
 def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return the files in the dynamic linker's cache, as ``ldconfig -p`` prints them."""
-    for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
-        done = processes.run([program, "-p"], environ, timeout=_LDCONFIG_TIMEOUT)
-        if done.status == 0:
-            return tuple(map(Path, re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)))
-    return ()
+    done = processes.run(["/sbin/ldconfig", "-p"], environ, timeout=_LDCONFIG_TIMEOUT)
+    return tuple(map(Path, re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)))
 
 
 def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple[Path, ...]:
@@ -187,21 +182,28 @@ def split_needs(
     """Pair what an artifact needs with what there is: the libraries to take, the names missing.
 
     Needs that are not CUDA toolkit libraries are not looked for: ``libcuda.so.1`` comes with the
-    driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are of one version or
-    not taken (``unpaired`` says which), and first: no other folder may come before theirs.
+    driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are from one folder or
+    of one version, or both are missing, and come first: no other folder may come before theirs.
     """
     taken: list[Library] = []
-    wanted = _together(needs)
-    for names in wanted:
+    missing: list[str] = []
+    for names in _together(needs):
+        each = [[one for one in libraries if one.soname == name] for name in names]
+        ways = [
+            way
+            for way in itertools.product(*each)
+            if len({one.folder for one in way}) == 1
+            or (way[0].version and len({one.version for one in way}) == 1)
+        ]
         # a folder for LD_LIBRARY_PATH could hide what the linker finds by itself
         linked = any(one.origin == "ldconfig" for one in taken)
         taken += min(
-            _ways(names, libraries),
+            ways,
             key=lambda way: linked and any(one.origin != "ldconfig" for one in way),
             default=(),
         )
-    got = {library.soname for library in taken}
-    return tuple(taken), tuple(name for names in wanted for name in names if name not in got)
+        missing += names if not ways else ()
+    return tuple(taken), tuple(missing)
 
 
 def _together(needs: Iterable[str]) -> list[tuple[str, ...]]:
@@ -210,29 +212,6 @@ def _together(needs: Iterable[str]) -> list[tuple[str, ...]]:
     cublas = [name for name in names if name.startswith("libcublas.")]
     pairs = [(name, name.replace("libcublas.", "libcublasLt.")) for name in cublas]
     return [*pairs, *((name,) for name in names if all(name not in pair for pair in pairs))]
-
-
-def _ways(names: Sequence[str], libraries: Sequence[Library]) -> list[tuple[Library, ...]]:
-    """Return the ways to take those of a group that exist: from one folder, or of one version."""
-    each = [[one for one in libraries if one.soname == name] for name in names]
-    return [
-        way
-        for way in itertools.product(*filter(None, each))
-        if len({one.folder for one in way}) <= 1
-        or (way[0].version and len({one.version for one in way}) == 1)
-    ]
-
-
-def unpaired(missing: Iterable[str], libraries: Sequence[Library]) -> str:
-    """Say which of these, missing by ``split_needs``, exist, but with versions that differ."""
-    unknown = "version unknown"
-    there = {name: [one for one in libraries if one.soname == name] for name in missing}
-    halves = [
-        f"{name} ({', '.join(f'{one.version or unknown} in {one.folder}' for one in found)})"
-        for name, found in there.items()
-        if found
-    ]
-    return f"{' and '.join(halves)} are of different versions" if halves else ""
 
 
 def folders(libraries: Iterable[Library]) -> tuple[Path, ...]:

@@ -59,14 +59,14 @@ _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
+    """One GPU; None is unknown.
 
     Attributes:
         name: the model, such as ``NVIDIA H200``.
-        capability: compute capability without a dot (``90``); None where it is unknown.
-        memory: bytes; None where it is unknown, or shared with the CPU.
+        capability: compute capability without a dot (``90``).
+        memory, free: bytes, and those that no program used when the driver was asked; None where
+            they are shared with the CPU, too.
         uuid: as the driver names it (``GPU-…``).
-        free: bytes that no program used when the driver was asked.
     """
 
     name: str
@@ -106,8 +106,9 @@ def visible(
 
     ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
     ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
-    (``torch.cuda._parse_visible_devices``). Where only the driver knows which GPUs are meant, as
-    with MIG devices, all are returned, and the number is an upper bound.
+    (``torch.cuda._parse_visible_devices``): the first entry that names no GPU, or several, ends the
+    list; a GPU named twice empties it. Where only the driver knows which GPUs are meant, as with
+    MIG devices, all are returned, and the number is an upper bound.
 
     Args:
         there: all GPUs, in PCI order.
@@ -116,33 +117,27 @@ def visible(
     """
     if named is None:
         return there, len(there)
-    by_uuid = named.strip().startswith("GPU-")
-    if named.strip().startswith("MIG-") or (by_uuid and not all(gpu.uuid for gpu in there)):
-        return there, len(named.split(","))
-    found = _places(named, there, by_uuid=by_uuid)
-    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
-    if found and not by_uuid and order not in {None, BY_BUS} and not equal:
-        return there, len(found)
-    return tuple(there[place] for place in found), len(found)
-
-
-def _places(named: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
-    """Return the places of the GPUs that are named, by indices or by beginnings of UUIDs.
-
-    The first entry that names no GPU, or several, ends the list; a GPU named twice empties it.
-    """
-    found: list[int] = []
-    for entry in map(str.strip, named.split(",")):
-        index = None if by_uuid else _INDEX.match(entry)
-        fitting = [
-            place
-            for place, gpu in enumerate(there)
-            if (index and int(index[1]) == place)
-            or (by_uuid and entry.startswith("GPU-") and (gpu.uuid or "").startswith(entry))
-        ]
+    entries = [entry.strip() for entry in named.split(",")]
+    by_uuid = entries[0].startswith("GPU-")
+    if entries[0].startswith("MIG-") or (by_uuid and not all(gpu.uuid for gpu in there)):
+        return there, len(entries)
+    places: list[int] = []
+    for entry in entries:
+        fitting = _places(entry, there, by_uuid=by_uuid)
         if len(fitting) != 1:
             break
-        if fitting[0] in found:
-            return []
-        found += fitting
-    return found
+        places += fitting
+    if len(set(places)) < len(places):
+        return (), 0
+    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
+    if places and not by_uuid and order not in {None, BY_BUS} and not equal:
+        return there, len(places)
+    return tuple(there[place] for place in places), len(places)
+
+
+def _places(entry: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
+    """Return where the GPUs are that an index or the beginning of a UUID names."""
+    if by_uuid and entry.startswith("GPU-"):
+        return [place for place, gpu in enumerate(there) if (gpu.uuid or "").startswith(entry)]
+    index = None if by_uuid else _INDEX.match(entry)
+    return [int(index[1])] if index and int(index[1]) < len(there) else []

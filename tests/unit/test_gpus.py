@@ -158,7 +158,7 @@ def test_where_nothing_serves_all_the_most_memory_counts() -> None:
     choice = select(SINGLES, facts, Wishes())
     assert short(choice.artifact.name) == "cu130-sm80"
     reasons = {short(one.name): one.reason for one in choice.verdicts}
-    assert "serves more of the GPUs' memory" in reasons["cu130-sm75"]
+    assert "serves more GPUs, or those with more memory" in reasons["cu130-sm75"]
     many = replace(facts, gpus=(A100, *(T4,) * 6))
     assert chosen(many) == "cu130-sm75"
     unknown = replace(facts, gpus=(replace(A100, memory=None), T4, T4))

@@ -258,7 +258,7 @@ def test_two_kinds_of_gpu_get_the_fat_build() -> None:
     choice = select(RELEASE, host("80", "90", cuda=12), Wishes())
     assert short(choice.artifact.name) == "cu124-seed"
     single = next(v for v in choice.verdicts if "cu124-sm90" in v.name)
-    assert "serves more GPUs" in single.reason
+    assert "serves more GPUs, or those with more memory" in single.reason
     assert "none for 8.0" in single.reason
 
 
