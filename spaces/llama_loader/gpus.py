@@ -38,7 +38,6 @@ _BY_NAME: Final = (
 )
 _JIT_DRIVERS: Final = {
     # toolkit: the first Linux driver whose compiler takes PTX of that toolkit; in this order
-    (11, 8): "520.61",
     (12, 0): "525.60",
     (12, 1): "530.30",
     (12, 2): "535.54",
@@ -86,15 +85,13 @@ def capability(name: str) -> str | None:
     return next(found, None)
 
 
-def jit_driver(toolkit: str) -> str | None:
-    """Return the oldest driver that can compile PTX of this toolkit, None for one before 11.8.
+def jit_driver(toolkit: str) -> str:
+    """Return the oldest driver that can compile PTX of this toolkit.
 
     A toolkit that is newer than the table needs a later branch than the last one in it. Only a
     newer table knows which, so the answer is the next.
     """
     wanted = tuple(map(int, toolkit.split(".")[:2]))
-    if wanted < min(_JIT_DRIVERS):
-        return None
     found = (driver for known, driver in _JIT_DRIVERS.items() if wanted <= known)
     return next(found, _AFTER_THE_LAST)
 

@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _TEXT: Final = 96
 """NVML_DEVICE_NAME_V2_BUFFER_SIZE and NVML_DEVICE_UUID_V2_BUFFER_SIZE, the longest of them."""
-_NO_FUNCTION: Final = 13
 _LOST: Final = 15
-"""``nvmlReturn_t``: a library that is too old for a function, and a GPU that is gone."""
+"""NVML_ERROR_GPU_IS_LOST."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def _query(folders: Sequence[Path]) -> Answer:
     for name in (*(str(folder / _LIBRARY) for folder in folders), _LIBRARY):
         try:
             return _ask(ctypes.CDLL(name))
-        except OSError:
+        except (OSError, AttributeError):  # no such library, or older than any driver that serves
             continue
         except _Refused as refused:
             return Answer(complaints=(str(refused),))
@@ -99,16 +98,13 @@ def _text(library: ctypes.CDLL, function: str, *arguments: object) -> str | None
 
 
 def _call(library: ctypes.CDLL, function: str, *arguments: object, needed: bool = True) -> bool:
-    """Call a function; False where it is not needed and neither library nor GPU supports it.
+    """Call a function; False where it is not needed and this GPU does not support it.
 
     Raises:
         _Refused: it is needed, or the GPU is lost.
     """
-    code = getattr(library, function)(*arguments) if hasattr(library, function) else _NO_FUNCTION
-    if code == _LOST or (code != 0 and needed):
-        words = getattr(library, "nvmlErrorString", None)
-        if words:
-            words.restype = ctypes.c_char_p
-        reason = words(code).decode() if words else "no such function"
-        raise _Refused(f"NVML: {reason} ({code})")
-    return code == 0
+    code: int = getattr(library, function)(*arguments)
+    if code == _LOST or (code and needed):
+        library.nvmlErrorString.restype = ctypes.c_char_p
+        raise _Refused(f"NVML: {library.nvmlErrorString(code).decode()} ({code})")
+    return not code

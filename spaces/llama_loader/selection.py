@@ -16,7 +16,7 @@ from llama_loader.errors import HostError
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
@@ -61,24 +61,22 @@ class Choice:
     """An artifact that could be fetched, and what it would do on this machine.
 
     Attributes:
-        trouble, reason: code of the error of the check that it does not pass, and why; where it
-            passes all, no code, and what it serves.
+        reason: what it serves, or why it cannot.
+        trouble: code of the error of the check that it does not pass, else empty.
+        rank: what counts for choosing it, the most important first: less is better, in words.
         capabilities: those of the GPUs that it has code for; empty for the CPU.
-        weight: the memory of the GPUs that it serves, or their number.
         native: machine code for all that it serves; False where the driver compiles first.
-        gap: how much older its code is than the GPUs, added up.
         libraries, missing: CUDA libraries that this machine has, and that it lacks.
         runtime_libraries: the release's artifact that holds all of the missing ones.
         verdicts: on each artifact of the manifest, in its order, if this one is chosen.
     """
 
     artifact: Artifact
-    trouble: str
     reason: str
+    trouble: str = ""
+    rank: tuple[tuple[Any, str], ...] = ()
     capabilities: tuple[str, ...] = ()
-    weight: int = 0
     native: bool = True
-    gap: int = 0
     libraries: tuple[Library, ...] = ()
     missing: tuple[str, ...] = ()
     runtime_libraries: Artifact | None = None
@@ -88,22 +86,6 @@ class Choice:
     def runs_on(self) -> str:
         """``gpu`` or ``cpu``."""
         return "gpu" if self.capabilities else "cpu"
-
-
-_PREFERENCES: Final[tuple[tuple[Callable[[Choice], Any], str], ...]] = (
-    # What is least for the best one, the first that differs counts; why another is passed over.
-    (lambda one: one.artifact.backend != "cpu", "{} is for this backend"),
-    (lambda one: -one.weight, "{} serves more GPUs, or those with more memory"),
-    (lambda one: not one.native, "{} has machine code"),
-    (lambda one: bool(one.missing), "the libraries of {} are here"),
-    (
-        lambda one: bool(one.missing and not one.runtime_libraries),
-        "the libraries of {} are in this release",
-    ),
-    (lambda one: one.gap, "{} is closer to this GPU"),
-    (lambda one: one.artifact.size + getattr(one.runtime_libraries, "size", 0), "{} is smaller"),
-    (lambda one: one.artifact.name, "{} comes first by name"),
-)
 
 
 def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
@@ -125,7 +107,7 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     fitting = [one for one in candidates if not one.trouble]
     if not fitting:
         raise _nothing(manifest, targets, candidates)
-    best = min(fitting, key=lambda one: [value(one) for value, _ in _PREFERENCES])
+    best = min(fitting, key=lambda one: one.rank)
     return replace(best, verdicts=tuple(_considered(one, best) for one in judged))
 
 
@@ -142,14 +124,10 @@ def require_libraries(choice: Choice, host: HostFacts) -> None:
 def missing_libraries(
     what: str, missing: tuple[str, ...], libraries: tuple[Library, ...]
 ) -> HostError:
-    """Return the error for CUDA libraries that are not here.
-
-    It names them, where they were looked for, those of another major or version that were found,
-    and the packages that bring them.
-    """
+    """Return the error: which, where they were looked for, what was found, what to install."""
     stems = tuple(f"{name.partition('.so.')[0]}.so." for name in missing)
     others = [
-        f"{one.soname}{f' ({one.version})' if one.version else ''} in {one.folder}"
+        f"{one.soname} in {one.folder} (version {one.version or 'unknown'})"
         for one in libraries
         if one.soname.startswith(stems)
     ]
@@ -175,7 +153,8 @@ def _considered(one: Choice, best: Choice) -> Considered:
         return Considered(name, fits=True, reason=f"fetched too: libraries; {size}")
     if one.trouble:
         return Considered(name, fits=False, reason=one.reason)
-    why = next(why for value, why in _PREFERENCES if value(one) != value(best)).format(chosen)
+    pairs = zip(one.rank, best.rank, strict=True)
+    why = next(why for mine, (its, why) in pairs if mine != (its, why)).format(chosen)
     return Considered(name, fits=True, reason=f"would run, but {why} ({one.reason})")
 
 
@@ -220,13 +199,15 @@ def _judge(
     One of the others may bring what this machine lacks of CUDA's libraries.
     """
     if artifact.kind == CUDA_RUNTIME:
-        return Choice(artifact, "NO_ARTIFACT", "holds CUDA libraries, no server")
+        return Choice(artifact, "holds CUDA libraries, no server", "NO_ARTIFACT")
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
     for trouble, reason in _troubles(artifact, host, targets, codes):
-        return Choice(artifact, trouble, reason)
+        return Choice(artifact, reason, trouble)
+    size, name = (artifact.size, "{} is smaller"), (artifact.name, "{} comes first by name")
     if not targets:
         also = "CUDA; can run on the CPU too" if artifact.cuda else "the CPU"
-        return Choice(artifact, "", f"built for {also}")
+        backend = (artifact.backend != "cpu", "{} is for this backend")
+        return Choice(artifact, f"built for {also}", rank=(backend, size, name))
     native = all(kind == "sass" for kind, _ in codes.values())
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
     brought = _bringing(artifact, missing, others, host)
@@ -241,18 +222,19 @@ def _judge(
     )
     # a model has to fit into the memory of the GPUs; where one's is unknown, their number counts
     known = all(gpu.memory for gpu in host.visible)
-    served = [gpu for gpu in host.visible if gpu.capability in codes]
+    served = [(gpu.memory or 0) if known else 1 for gpu in host.visible if gpu.capability in codes]
+    rank = (
+        (-sum(served), "{} serves more GPUs, or those with more memory"),
+        (not native, "{} has machine code"),
+        (bool(missing), "the libraries of {} are here"),
+        (bool(missing) and not brought, "the libraries of {} are in this release"),
+        (sum(gap for _, gap in codes.values()), "{} is closer to this GPU"),
+        (artifact.size + (brought.size if brought else 0), "{} is smaller"),
+        name,
+    )
+    reason = "; ".join(filter(None, parts))
     return Choice(
-        artifact,
-        "",
-        "; ".join(filter(None, parts)),
-        capabilities=tuple(codes),
-        weight=sum((gpu.memory or 0) if known else 1 for gpu in served),
-        native=native,
-        gap=sum(gap for _, gap in codes.values()),
-        libraries=taken,
-        missing=missing,
-        runtime_libraries=brought,
+        artifact, reason, "", rank, tuple(codes), native, taken, missing, runtime_libraries=brought
     )
 
 

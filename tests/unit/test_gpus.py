@@ -217,7 +217,7 @@ def test_a_name_says_the_capability(name: str, capability: str | None) -> None:
 @pytest.mark.parametrize(
     ("toolkit", "driver"),
     [
-        ("11.4", None),
+        ("11.8", "525.60"),
         ("12", "525.60"),
         ("12.7", "570.26"),
         ("12.8.1", "570.26"),
@@ -227,5 +227,5 @@ def test_a_name_says_the_capability(name: str, capability: str | None) -> None:
         ("99.0", "595.0"),
     ],
 )
-def test_jit_drivers_by_toolkit(toolkit: str, driver: str | None) -> None:
+def test_jit_drivers_by_toolkit(toolkit: str, driver: str) -> None:
     assert gpus.jit_driver(toolkit) == driver
