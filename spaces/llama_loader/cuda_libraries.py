@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from llama_loader import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 _FILE: Final = re.compile(
     r"(?P<soname>lib(?P<stem>cublasLt|cublas|cudart|nvrtc)\.so\.(?P<major>[0-9]+))"
@@ -32,12 +32,8 @@ _PACKAGE: Final = {
     "cudart": "nvidia-cuda-runtime",
     "nvrtc": "nvidia-cuda-nvrtc",
 }
-_TOOLKITS: Final = (
-    "usr/local/cuda*/lib64",
-    "usr/local/cuda*/targets/*/lib",
-    "cuda-image/usr/local/cuda-*/lib64",  # ZeroGPU
-    "cuda-image/usr/local/cuda-*/targets/*/lib",
-)
+_TOOLKITS: Final = ("usr/local/cuda*/lib64", "cuda-image/usr/local/cuda-*/lib64")
+"""A link to this machine's folder under ``targets``. The second is where ZeroGPU mounts it."""
 _DRIVER: Final = "libcuda.so.1"
 _LDCONFIG_TIMEOUT: Final = 10.0
 
@@ -62,8 +58,7 @@ def find_libraries(
     library_path: Sequence[Path],
     cache: Sequence[Path],
     python_path: Sequence[Path],
-    root: Path = Path("/"),
-    machine: str = "x86_64",
+    root: Path,
 ) -> tuple[Library, ...]:
     """List the CUDA libraries, in the order in which they are taken: the person's choice first.
 
@@ -72,14 +67,14 @@ def find_libraries(
         cache: files that the dynamic linker's cache knows (``linker_cache``).
         python_path: folders that may hold an ``nvidia`` folder of wheels.
         root: where the toolkits are looked for.
-        machine: such as ``x86_64``; a toolkit may also have folders for others.
     """
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
+    kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
     places = (
         ("LD_LIBRARY_PATH", library_path),
         ("site-packages", wheels),
         ("ldconfig", dict.fromkeys(path.parent for path in cache if _FILE.fullmatch(path.name))),
-        ("toolkit", _toolkits(root, machine)),
+        ("toolkit", kits),
     )
     found: dict[tuple[str, Path], Library] = {}
     for origin, folders in places:
@@ -88,16 +83,6 @@ def find_libraries(
                 # /usr/local/cuda, cuda/lib64 and the like are links to one and the same folder
                 found.setdefault((library.soname, library.folder.resolve()), library)
     return tuple(found.values())
-
-
-def _toolkits(root: Path, machine: str) -> Iterator[Path]:
-    """Yield the folders of toolkits; those under ``targets`` may be for cross compiling."""
-    mine = {f"{machine}-linux", "sbsa-linux" if machine == "aarch64" else ""}
-    for pattern in _TOOLKITS:
-        for folder in sorted(root.glob(pattern), reverse=True):
-            target = folder.resolve().parent
-            if target.parent.name != "targets" or target.name in mine:
-                yield folder
 
 
 def _in_folder(folder: Path, origin: str) -> list[Library]:

@@ -50,8 +50,6 @@ _JIT_DRIVERS: Final = {
     (13, 0): "580.65",
     (13, 1): "590.44",
 }
-_AFTER_THE_LAST: Final = "595.0"
-"""The branch after the last one of the table: Linux branches are multiples of 5."""
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
 
@@ -93,7 +91,7 @@ def jit_driver(toolkit: str) -> str:
     """
     wanted = tuple(map(int, toolkit.split(".")[:2]))
     found = (driver for known, driver in _JIT_DRIVERS.items() if wanted <= known)
-    return next(found, _AFTER_THE_LAST)
+    return next(found, "595.0")  # branches for Linux are multiples of 5
 
 
 def visible(

@@ -36,9 +36,7 @@ class HostFacts:
     """This machine, as far as choosing an artifact and serving a model need it.
 
     Attributes:
-        system, machine: such as ``linux`` and ``x86_64``.
         glibc, glibcxx: versions (``2.36``, ``3.4.30``); None where there is none or unknown.
-        python: version of this interpreter.
         driver: NVIDIA driver's version, None where there is none or it cannot be known.
         gpus: what was found; on ZeroGPU what will be attached.
         gpu_source: what named them: ``nvml``, ``/proc/driver/nvidia``, ``zerogpu``, ``supposed`` or
@@ -48,9 +46,7 @@ class HostFacts:
         memory: bytes of main memory that this process may use; 0 for unknown.
         machine_cpus: logical CPUs of the machine; 0 for unknown.
         threads: how many can compute at the same time; None where that is all of its cores.
-        zerogpu: this is a ZeroGPU Space.
         visible_devices, device_order: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, None where unset.
-        cpu: the processor's name, None where unknown.
         driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
         complaints: why NVML did not answer, and which GPUs it left out.
     """
@@ -106,7 +102,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         settings: what may be seen of the environment, and whether this is ZeroGPU.
         root: where ``/proc`` and ``/usr`` are looked for; tests give another.
     """
-    inherited, machine = settings.inherited, platform.machine()
+    inherited = settings.inherited
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
     python_path = [Path(entry) for entry in sys.path if entry]
@@ -122,7 +118,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     version = root / _PROC / "version"
     return HostFacts(
         system=sys.platform,
-        machine=machine,
+        machine=platform.machine(),
         glibc=_glibc(),
         glibcxx=_glibcxx(cache),
         python=platform.python_version(),
@@ -130,9 +126,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         or _field(r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)(?:\s|$)", version),
         gpus=found,
         gpu_source=source,
-        libraries=cuda_libraries.find_libraries(
-            settings.library_path, cache, python_path, root, machine
-        ),
+        libraries=cuda_libraries.find_libraries(settings.library_path, cache, python_path, root),
         cpus=cgroups.processors(root),
         memory=cgroups.memory(root),
         machine_cpus=os.cpu_count() or 0,

@@ -16,7 +16,7 @@ from llama_loader.errors import HostError
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
@@ -201,7 +201,7 @@ def _judge(
     if artifact.kind == CUDA_RUNTIME:
         return Choice(artifact, "holds CUDA libraries, no server", "NO_ARTIFACT")
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
-    for trouble, reason in _troubles(artifact, host, targets, codes):
+    for trouble, reason in _troubles(artifact, host, targets):
         return Choice(artifact, reason, trouble)
     size, name = (artifact.size, "{} is smaller"), (artifact.name, "{} comes first by name")
     if not targets:
@@ -239,40 +239,37 @@ def _judge(
 
 
 def _troubles(
-    artifact: Artifact,
-    host: HostFacts,
-    targets: tuple[str, ...],
-    codes: Mapping[str, tuple[str, int]],
+    artifact: Artifact, host: HostFacts, targets: tuple[str, ...] = ()
 ) -> Iterator[tuple[str, str]]:
     """Yield why an artifact cannot be used here: an error's code and the reason.
 
     An unknown driver or GLIBCXX (ZeroGPU before a GPU is attached) counts as new enough.
     """
-    platform, cuda, driver = artifact.platform, artifact.cuda, host.driver
-    values = {name: getattr(artifact, name) for name in _KNOWN}
-    unknown = [f"{name} {value}" for name, value in values.items() if value not in _KNOWN[name]]
-    if unknown:
-        yield "NO_ARTIFACT", f"its {' and '.join(unknown)} is unknown to this loader"
+    platform, cuda, has = artifact.platform, artifact.cuda, "this machine has"
+    codes = [code for target in targets if (code := cuda_code(artifact, target))]
+    for name, known in _KNOWN.items():
+        if (value := getattr(artifact, name)) not in known:
+            yield "NO_ARTIFACT", f"its {name} {value} is unknown to this loader"
     wanted, here = f"{platform.system} {platform.machine}", f"{host.system} {host.machine}"
     if wanted != here:
         yield "PLATFORM_UNSUPPORTED", f"is for {wanted}, this is {here}"
-    if targets and not cuda:
-        yield "NO_ARTIFACT", "has no CUDA code, and there is a GPU"
     if targets and not codes:
-        yield "NO_ARTIFACT_FOR_GPU", f"{_holds(artifact)}: not for {dotted(targets)}"
-    if host.glibc is None or _older(host.glibc, platform.glibc):
-        has = host.glibc or "none"
-        yield "GLIBC_TOO_OLD", f"needs glibc {platform.glibc}, this machine has {has}"
-    if platform.glibcxx and host.glibcxx and _older(host.glibcxx, platform.glibcxx):
-        has = f"{platform.glibcxx} (libstdc++), this machine has {host.glibcxx}"
-        yield "GLIBC_TOO_OLD", f"needs GLIBCXX {has}"
-    if cuda and driver and (targets or artifact.kind == CUDA_RUNTIME):
-        jit = any(kind == "ptx" for kind, _ in codes.values())
-        compiler = gpus.jit_driver(cuda.toolkit) if jit else None
-        for what, least in (("CUDA", cuda.min_driver), ("its PTX of CUDA", compiler)):
-            if least and _older(driver, least):
-                has = f"{least}, this machine has {driver}"
-                yield "DRIVER_TOO_OLD", f"{what} {cuda.toolkit} needs driver {has}"
+        no_code = "NO_ARTIFACT_FOR_GPU", f"{_holds(artifact)}: not for {dotted(targets)}"
+        yield no_code if cuda else ("NO_ARTIFACT", "has no CUDA code, and there is a GPU")
+    glibc, glibcxx = platform.glibc, platform.glibcxx
+    if _older(host.glibc or "0", glibc):
+        yield "GLIBC_TOO_OLD", f"needs glibc {glibc}, {has} {host.glibc or 'none'}"
+    if _older(host.glibcxx, glibcxx):
+        yield "GLIBC_TOO_OLD", f"needs GLIBCXX {glibcxx} (libstdc++), {has} {host.glibcxx}"
+    if cuda and (targets or artifact.kind == CUDA_RUNTIME):
+        what, least = "CUDA", cuda.min_driver
+        if any(kind == "ptx" for kind, _ in codes):
+            what, least = "its PTX of CUDA", gpus.jit_driver(cuda.toolkit)
+        if _older(host.driver, least):
+            yield (
+                "DRIVER_TOO_OLD",
+                f"{what} {cuda.toolkit} needs driver {least}, {has} {host.driver}",
+            )
 
 
 def cuda_code(artifact: Artifact, target: str) -> tuple[str, int] | None:
@@ -314,7 +311,7 @@ def _bringing(
         and missing
         and set(missing) <= set(one.provides)
         and not _older(one.cuda.toolkit, artifact.cuda.toolkit)
-        and not any(_troubles(one, host, (), {}))
+        and not any(_troubles(one, host))
         and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     ]
     return min(usable)[-1] if usable else None
@@ -334,8 +331,10 @@ def dotted(archs: Iterable[str]) -> str:
     return ", ".join(re.sub(r"^([0-9]+)([0-9][af]?)$", r"\1.\2", arch) for arch in archs)
 
 
-def _older(one: str, other: str) -> bool:
-    """Compare versions such as 2.36 and 580.65 by their numbers; 525.60 equals 525.60.0."""
+def _older(one: str | None, other: str | None) -> bool:
+    """Compare versions such as 2.36 by their numbers; 525.60 equals 525.60.0, and None any."""
+    if one is None or other is None:
+        return False
     numbers = (map(int, re.findall(r"[0-9]+", text)) for text in (one, other))
     pairs = itertools.zip_longest(*numbers, fillvalue=0)
     return next((mine < its for mine, its in pairs if mine != its), False)
