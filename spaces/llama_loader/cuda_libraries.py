@@ -96,7 +96,7 @@ def _in_folder(folder: Path, origin: str) -> list[Library]:
     return [
         Library(soname, folder, _version(soname, version, folder), origin)
         for soname, version in versions.items()
-        if _is_file(folder / soname)
+        if os.path.isfile(folder / soname)  # noqa: PTH113 - Path's raises for some links
     ]
 
 
@@ -125,13 +125,13 @@ def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple
     not count: its ``libcuda.so`` is for linking, and a program that loads it finds no GPU.
     """
     known = {path.parent.resolve() for path in cache if path.name == _DRIVER}
-    here = [folder for folder in library_path if _is_file(folder / _DRIVER)]
-    real = [folder for folder in here if (folder / _DRIVER).resolve().parent.name != "stubs"]
-    return tuple(dict.fromkeys(folder for folder in real if folder.resolve() not in known))
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - Path's raises where a folder may not be searched
+    return tuple(
+        folder
+        for folder in dict.fromkeys(library_path)
+        if os.path.isfile(folder / _DRIVER)  # noqa: PTH113 - Path's raises in some folders
+        and (folder / _DRIVER).resolve().parent.name != "stubs"
+        and folder.resolve() not in known
+    )
 
 
 def packages(sonames: Iterable[str]) -> tuple[str, ...]:

@@ -1,9 +1,8 @@
-"""What is known of NVIDIA GPUs without asking one: names, drivers, which of them a program sees.
+"""What is known of NVIDIA GPUs without asking one: their names, which of them a program sees.
 
 Needed where only a name can be had: in ZeroGPU's main process no GPU is attached, but
-``/proc/driver/nvidia/gpus/*/information`` names the model. Sources: NVIDIA's "CUDA GPU Compute
-Capability" page, and table 3 ("CUDA Toolkit and Corresponding Driver Versions") of the CUDA
-release notes. Nothing here does I/O.
+``/proc/driver/nvidia/gpus/*/information`` names the model. Source: NVIDIA's "CUDA GPU Compute
+Capability" page. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -36,20 +35,6 @@ _BY_NAME: Final = (
     (r"\bP100\b|Quadro GP100", "60"),
     (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
 )
-_JIT_DRIVERS: Final = {
-    # toolkit: the first Linux driver whose compiler takes PTX of that toolkit; in this order
-    (12, 0): "525.60",
-    (12, 1): "530.30",
-    (12, 2): "535.54",
-    (12, 3): "545.23",
-    (12, 4): "550.54",
-    (12, 5): "555.42",
-    (12, 6): "560.28",
-    (12, 8): "570.26",
-    (12, 9): "575.51",
-    (13, 0): "580.65",
-    (13, 1): "590.44",
-}
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
 
@@ -81,17 +66,6 @@ def capability(name: str) -> str | None:
     """Return the compute capability (``90``) of a GPU by its name, None where it is unknown."""
     found = (known for pattern, known in _BY_NAME if re.search(pattern, name, re.IGNORECASE))
     return next(found, None)
-
-
-def jit_driver(toolkit: str) -> str:
-    """Return the oldest driver that can compile PTX of this toolkit.
-
-    A toolkit that is newer than the table needs a later branch than the last one in it. Only a
-    newer table knows which, so the answer is the next.
-    """
-    wanted = tuple(map(int, toolkit.split(".")[:2]))
-    found = (driver for known, driver in _JIT_DRIVERS.items() if wanted <= known)
-    return next(found, "595.0")  # branches for Linux are multiples of 5
 
 
 def visible(

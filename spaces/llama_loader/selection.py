@@ -11,7 +11,7 @@ import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import cuda_libraries, gpus
+from llama_loader import cuda_libraries
 from llama_loader.errors import HostError
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
@@ -209,8 +209,9 @@ def _judge(
         backend = (artifact.backend != "cpu", "{} is for this backend")
         return Choice(artifact, f"built for {also}", rank=(backend, size, name))
     native = all(kind == "sass" for kind, _ in codes.values())
+    toolkit = artifact.cuda.toolkit if artifact.cuda else ""
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    brought = _bringing(artifact, missing, others, host)
+    brought = _bringing(artifact, missing, others, host) if missing else None
     slow = "PTX, which the driver compiles at the first start (slow),"
     left = [target for target in targets if target not in codes]
     bringing = f", brought by {brought.name}" if brought else ""
@@ -226,6 +227,7 @@ def _judge(
     rank = (
         (-sum(served), "{} serves more GPUs, or those with more memory"),
         (not native, "{} has machine code"),
+        ("" if native else toolkit, "the PTX of {} is taken by older drivers"),
         (bool(missing), "the libraries of {} are here"),
         (bool(missing) and not brought, "the libraries of {} are in this release"),
         (sum(gap for _, gap in codes.values()), "{} is closer to this GPU"),
@@ -246,14 +248,13 @@ def _troubles(
     An unknown driver or GLIBCXX (ZeroGPU before a GPU is attached) counts as new enough.
     """
     platform, cuda, has = artifact.platform, artifact.cuda, "this machine has"
-    codes = [code for target in targets if (code := cuda_code(artifact, target))]
     for name, known in _KNOWN.items():
         if (value := getattr(artifact, name)) not in known:
             yield "NO_ARTIFACT", f"its {name} {value} is unknown to this loader"
     wanted, here = f"{platform.system} {platform.machine}", f"{host.system} {host.machine}"
     if wanted != here:
         yield "PLATFORM_UNSUPPORTED", f"is for {wanted}, this is {here}"
-    if targets and not codes:
+    if targets and not any(cuda_code(artifact, target) for target in targets):
         no_code = "NO_ARTIFACT_FOR_GPU", f"{_holds(artifact)}: not for {dotted(targets)}"
         yield no_code if cuda else ("NO_ARTIFACT", "has no CUDA code, and there is a GPU")
     glibc, glibcxx = platform.glibc, platform.glibcxx
@@ -261,15 +262,10 @@ def _troubles(
         yield "GLIBC_TOO_OLD", f"needs glibc {glibc}, {has} {host.glibc or 'none'}"
     if _older(host.glibcxx, glibcxx):
         yield "GLIBC_TOO_OLD", f"needs GLIBCXX {glibcxx} (libstdc++), {has} {host.glibcxx}"
-    if cuda and (targets or artifact.kind == CUDA_RUNTIME):
-        what, least = "CUDA", cuda.min_driver
-        if any(kind == "ptx" for kind, _ in codes):
-            what, least = "its PTX of CUDA", gpus.jit_driver(cuda.toolkit)
-        if _older(host.driver, least):
-            yield (
-                "DRIVER_TOO_OLD",
-                f"{what} {cuda.toolkit} needs driver {least}, {has} {host.driver}",
-            )
+    on_gpu = targets or artifact.kind == CUDA_RUNTIME
+    if cuda and on_gpu and _older(host.driver, cuda.min_driver):
+        needs = f"CUDA {cuda.toolkit} needs driver {cuda.min_driver}"
+        yield "DRIVER_TOO_OLD", f"{needs}, {has} {host.driver}"
 
 
 def cuda_code(artifact: Artifact, target: str) -> tuple[str, int] | None:
@@ -302,15 +298,14 @@ def _bringing(
 
     Not of an older toolkit: a soname stays from 12.0 to 12.9, but functions are added.
     """
+    own = artifact.cuda.toolkit if artifact.cuda else None
     usable = [
-        (one.cuda.toolkit != artifact.cuda.toolkit, one.size, one.name, one)
+        (one.cuda.toolkit != own, one.size, one.name, one)
         for one in others
         if one.kind == CUDA_RUNTIME
         and one.cuda
-        and artifact.cuda
-        and missing
         and set(missing) <= set(one.provides)
-        and not _older(one.cuda.toolkit, artifact.cuda.toolkit)
+        and not _older(one.cuda.toolkit, own)
         and not any(_troubles(one, host))
         and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     ]

@@ -212,20 +212,3 @@ def test_all_hidden_is_said_as_such() -> None:
 )
 def test_a_name_says_the_capability(name: str, capability: str | None) -> None:
     assert gpus.capability(name) == capability
-
-
-@pytest.mark.parametrize(
-    ("toolkit", "driver"),
-    [
-        ("11.8", "525.60"),
-        ("12", "525.60"),
-        ("12.7", "570.26"),
-        ("12.8.1", "570.26"),
-        ("13.0.2", "580.65"),
-        ("13.1", "590.44"),
-        ("13.2", "595.0"),
-        ("99.0", "595.0"),
-    ],
-)
-def test_jit_drivers_by_toolkit(toolkit: str, driver: str) -> None:
-    assert gpus.jit_driver(toolkit) == driver
