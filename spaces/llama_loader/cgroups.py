@@ -70,11 +70,10 @@ def read_text(path: Path) -> str:
 def _quotas(root: Path) -> Iterator[int]:
     """Yield CPU seconds in a second, rounded up, one for each group that limits them."""
     for folder in _folders(root):
-        second = read_text(folder / "cpu.max")
-        first = [read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        for text in (second, " ".join(first)):
-            if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", text):
-                yield math.ceil(int(limit[1]) / int(limit[2]))
+        first = " ".join(read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        told = read_text(folder / "cpu.max") or first
+        if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", told):
+            yield math.ceil(int(limit[1]) / int(limit[2]))
 
 
 def _folders(root: Path) -> Iterator[Path]:

@@ -55,10 +55,7 @@ class Library:
 
 
 def find_libraries(
-    library_path: Sequence[Path],
-    cache: Sequence[Path],
-    python_path: Sequence[Path],
-    root: Path,
+    library_path: Sequence[Path], cache: Sequence[Path], python_path: Sequence[Path], root: Path
 ) -> tuple[Library, ...]:
     """List the CUDA libraries, in the order in which they are taken: the person's choice first.
 
@@ -105,11 +102,9 @@ def _version(soname: str, from_name: str, folder: Path) -> str | None:
     if "." in from_name:
         return from_name
     (package,) = packages([soname])
-    sites = [parent.parent for parent in folder.parents if parent.name == "nvidia"]
-    wheels = (
-        info for site in sites for info in site.glob(f"{package.replace('-', '_')}-*.dist-info")
-    )
-    return next((info.name.removesuffix(".dist-info").split("-")[1] for info in wheels), None)
+    pattern = f"{package.replace('-', '_')}-*.dist-info"
+    wheels = (info.stem for site in folder.parents[2:3] for info in site.glob(pattern))
+    return next((name.partition("-")[2] for name in wheels), None)
 
 
 def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
@@ -145,10 +140,9 @@ def packages(sonames: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_needs(runtime: Path) -> tuple[str, ...]:
-    """Find the CUDA libraries that a foreign archive's own libraries need; it has no manifest.
+    """Find the CUDA libraries that a foreign archive, which has no manifest, does not bring itself.
 
-    A soname lies in the file between two zero bytes, in the dynamic string table; one that the
-    runtime brings along itself is not needed.
+    A soname lies in the file between two zero bytes, in the dynamic string table.
     """
     found: set[str] = set()
     for path in sorted(runtime.glob("*.so*")):

@@ -36,16 +36,13 @@ class HostFacts:
     """This machine, as far as choosing an artifact and serving a model need it.
 
     Attributes:
-        glibc, glibcxx: versions (``2.36``, ``3.4.30``); None where there is none or unknown.
-        driver: NVIDIA driver's version, None where there is none or it cannot be known.
+        glibc, glibcxx, driver: versions (``2.36``, ``3.4.30``, ``580.95``); None where there is
+            none or it cannot be known.
         gpus: what was found; on ZeroGPU what will be attached.
         gpu_source: what named them: ``nvml``, ``/proc/driver/nvidia``, ``zerogpu``, ``supposed`` or
             ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
-        cpus: logical CPUs that this process may use, by its affinity and its control groups.
-        memory: bytes of main memory that this process may use; 0 for unknown.
-        machine_cpus: logical CPUs of the machine; 0 for unknown.
-        threads: how many can compute at the same time; None where that is all of its cores.
+        cpus, memory, threads: as ``cgroups`` says.
         visible_devices, device_order: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, None where unset.
         driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
         complaints: why NVML did not answer, and which GPUs it left out.
