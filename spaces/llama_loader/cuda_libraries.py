@@ -59,11 +59,8 @@ def find_libraries(
 ) -> tuple[Library, ...]:
     """List the CUDA libraries, in the order in which they are taken: the person's choice first.
 
-    Args:
-        library_path: folders of LD_LIBRARY_PATH.
-        cache: files that the dynamic linker's cache knows (``linker_cache``).
-        python_path: folders that may hold an ``nvidia`` folder of wheels.
-        root: where the toolkits are looked for.
+    They lie in folders of LD_LIBRARY_PATH, in wheels on Python's path, where the dynamic linker's
+    cache has some, and in toolkits below ``root``.
     """
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
     kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
@@ -174,13 +171,9 @@ def split_needs(
             if len({one.folder for one in way}) == 1
             or (way[0].version and len({one.version for one in way}) == 1)
         ]
-        # a folder for LD_LIBRARY_PATH could hide what the linker finds by itself
-        linked = any(one.origin == "ldconfig" for one in taken)
-        taken += min(
-            ways,
-            key=lambda way: linked and any(one.origin != "ldconfig" for one in way),
-            default=(),
-        )
+        # from where the others are, if it can be: each further folder could hide some of theirs
+        homes = {one.folder for one in taken}
+        taken += min(ways, key=lambda way: homes.isdisjoint(one.folder for one in way), default=())
         missing += names if not ways else ()
     return tuple(taken), tuple(missing)
 

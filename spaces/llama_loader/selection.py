@@ -6,7 +6,6 @@ does I/O: everything is an argument, so another machine can be asked for, too.
 
 from __future__ import annotations
 
-import itertools
 import re
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
@@ -327,9 +326,6 @@ def dotted(archs: Iterable[str]) -> str:
 
 
 def _older(one: str | None, other: str | None) -> bool:
-    """Compare versions such as 2.36 by their numbers; 525.60 equals 525.60.0, and None any."""
-    if one is None or other is None:
-        return False
-    numbers = (map(int, re.findall(r"[0-9]+", text)) for text in (one, other))
-    pairs = itertools.zip_longest(*numbers, fillvalue=0)
-    return next((mine < its for mine, its in pairs if mine != its), False)
+    """Compare versions such as 2.36 by their numbers; an unknown one is not older."""
+    mine, its = ([int(part) for part in re.findall("[0-9]+", text or "")] for text in (one, other))
+    return bool(mine) and mine < its
