@@ -32,24 +32,6 @@ def processors(root: Path = Path("/")) -> int:
     return max(1, min([len(os.sched_getaffinity(0)), *_quotas(root)]))
 
 
-def threads(root: Path = Path("/")) -> int | None:
-    """Return how many threads can compute at the same time, where the machine's cores are more.
-
-    A thread without a CPU of its own holds up those that wait for it: so cores count, not their
-    hyper-threads. None where nothing limits this process, or not below the machine's cores.
-    """
-    quotas, mine, there = [*_quotas(root)], os.sched_getaffinity(0), os.cpu_count() or 1
-    if not quotas and len(mine) >= there:
-        return None
-    topology = root / "sys/devices/system/cpu"
-    core = {
-        cpu: read_text(topology / f"cpu{cpu}/topology/thread_siblings") or f"core {cpu}"
-        for cpu in {*range(there), *mine}
-    }
-    found = max(1, min([len({core[cpu] for cpu in mine}), *quotas]))
-    return found if found < len(set(core.values())) else None
-
-
 def memory(root: Path = Path("/")) -> int:
     """Return the bytes of main memory that this process may use; 0 for unknown."""
     total = re.search(r"^MemTotal:\s*([0-9]+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)

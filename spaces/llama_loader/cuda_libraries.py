@@ -163,7 +163,12 @@ def split_needs(
     """
     taken: list[Library] = []
     missing: list[str] = []
-    for names in _together(needs):
+    cuda = [need for need in dict.fromkeys(needs) if _FILE.fullmatch(need)]
+    for need in sorted(cuda, key=lambda need: not need.startswith("libcublas.")):
+        # a server does not name the cuBLASLt that its cuBLAS needs
+        names = [*dict.fromkeys((need, need.replace("libcublas.", "libcublasLt.")))]
+        if need in (*missing, *(one.soname for one in taken)):
+            continue
         each = [[one for one in libraries if one.soname == name] for name in names]
         ways = [
             way
@@ -171,19 +176,12 @@ def split_needs(
             if len({one.folder for one in way}) == 1
             or (way[0].version and len({one.version for one in way}) == 1)
         ]
-        # from where the others are, if it can be: each further folder could hide some of theirs
-        homes = {one.folder for one in taken}
-        taken += min(ways, key=lambda way: homes.isdisjoint(one.folder for one in way), default=())
+        # from where the others are, if it can be: one more folder could hide some of theirs
+        homes = {folders([one]) for one in taken}
+        near = [way for way in ways if any(folders([one]) in homes for one in way)]
+        taken += next(iter(near or ways), ())
         missing += names if not ways else ()
     return tuple(taken), tuple(missing)
-
-
-def _together(needs: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group what belongs together: a cuBLAS and its cuBLASLt, which the server does not name."""
-    names = [need for need in dict.fromkeys(needs) if _FILE.fullmatch(need)]
-    cublas = [name for name in names if name.startswith("libcublas.")]
-    pairs = [(name, name.replace("libcublas.", "libcublasLt.")) for name in cublas]
-    return [*pairs, *((name,) for name in names if all(name not in pair for pair in pairs))]
 
 
 def folders(libraries: Iterable[Library]) -> tuple[Path, ...]:

@@ -82,7 +82,7 @@ def visible(
     Args:
         there: all GPUs, in PCI order.
         named: CUDA_VISIBLE_DEVICES, None where unset.
-        order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order or among equals.
+        order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order alone.
     """
     if named is None:
         return there, len(there)
@@ -98,8 +98,7 @@ def visible(
         places += fitting
     if len(set(places)) < len(places):
         return (), 0
-    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
-    if places and not by_uuid and order not in {None, BY_BUS} and not equal:
+    if places and not by_uuid and order not in {None, BY_BUS}:
         return there, len(places)
     return tuple(there[place] for place in places), len(places)
 

@@ -42,7 +42,8 @@ class HostFacts:
         gpu_source: what named them: ``nvml``, ``/proc/driver/nvidia``, ``zerogpu``, ``supposed`` or
             ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
-        cpus, memory, threads: as ``cgroups`` says.
+        cpus, memory: what this process may use of ``machine_cpus`` logical CPUs, and of main
+            memory, in bytes; 0 for unknown.
         visible_devices, device_order: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, None where unset.
         driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
         complaints: why NVML did not answer, and which GPUs it left out.
@@ -60,7 +61,6 @@ class HostFacts:
     cpus: int = 0
     memory: int = 0
     machine_cpus: int = 0
-    threads: int | None = None
     zerogpu: bool = False
     visible_devices: str | None = None
     cpu: str | None = None
@@ -82,6 +82,11 @@ class HostFacts:
     def capabilities(self) -> tuple[str, ...]:
         """Known compute capabilities of the visible GPUs, each once, in their order."""
         return tuple(dict.fromkeys(gpu.capability for gpu in self.visible if gpu.capability))
+
+    @property
+    def threads(self) -> int | None:
+        """How many can compute at once; None where nothing limits this process to fewer CPUs."""
+        return self.cpus if self.cpus < self.machine_cpus else None
 
     @property
     def _seen(self) -> tuple[tuple[Gpu, ...], int]:
@@ -127,7 +132,6 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         cpus=cgroups.processors(root),
         memory=cgroups.memory(root),
         machine_cpus=os.cpu_count() or 0,
-        threads=cgroups.threads(root),
         zerogpu=settings.zerogpu,
         visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
         cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),

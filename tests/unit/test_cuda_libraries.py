@@ -61,8 +61,10 @@ def test_the_pair_is_of_one_version(first: list[Library], expected: tuple[str, .
         assert folder == next(str(one) for one in folders(taken) if (str(one), name) in there)
 
 
-def test_no_folder_hides_what_the_linker_finds_by_itself() -> None:
-    system = [library(name, "/usr/lib", "12.8", "ldconfig") for name in (CUBLAS, LT, CUDART)]
+@pytest.mark.parametrize("other", ["/usr/lib", "/opt/lib"])
+def test_no_folder_hides_what_the_linker_finds_by_itself(other: str) -> None:
+    system = [library(name, "/usr/lib", "12.8", "ldconfig") for name in (CUBLAS, LT)]
+    system.append(library(CUDART, other, "12.8", "ldconfig"))
     half = [library(CUBLAS, "/A", "12.1"), library(CUDART, "/A", "12.1")]
     taken, missing = split_needs(NEEDS, [*half, *system])
     assert (folders(taken), missing) == ((), ())

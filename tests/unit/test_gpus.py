@@ -95,12 +95,6 @@ def test_indices_count_in_another_order_only_where_that_is_known(
     assert facts.visible_count == len(named.split(",")) if named else not facts.visible_count
 
 
-def test_among_equal_gpus_any_order_is_the_same() -> None:
-    two = replace(T4, uuid="GPU-dd44")
-    facts = replace(THREE, gpus=(T4, two), visible_devices="1", device_order="FASTEST_FIRST")
-    assert facts.visible == (two,)
-
-
 @pytest.mark.parametrize("named", ["GPU-aa11", "MIG-GPU-aa11/1/0"])
 def test_a_uuid_among_gpus_that_tell_none_is_not_known(named: str) -> None:
     facts = replace(THREE, gpus=(T4, replace(L4, uuid=None)), visible_devices=named)

@@ -81,7 +81,7 @@ def test_the_cpu_s_threads_are_those_of_the_container(
     threads: int | None, host: HostFacts, expected: str | None, impostor: Impostor
 ) -> None:
     """llama-server would start one for each core of the machine; docs/decisions/0046."""
-    limited = replace(host, threads=threads)
+    limited = replace(host, cpus=threads or 8, machine_cpus=8)
     ready = prepared(impostor.behave(), limited, Wishes(allow_cpu=True))
     argv, _ = start(settings(ALLOW_CPU="1"), ready)
     given = argv[argv.index("--threads") + 1] if "--threads" in argv else None
