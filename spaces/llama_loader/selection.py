@@ -62,7 +62,7 @@ class Choice:
     Attributes:
         reason: what it serves, or why it cannot.
         trouble: code of the error of the check that it does not pass, else empty.
-        rank: what counts for choosing it, the most important first: less is better, in words.
+        rank: what is compared, the most important first: less is better, and why in words.
         capabilities: those of the GPUs that it has code for; empty for the CPU.
         native: machine code for all that it serves; False where the driver compiles first.
         libraries, missing: CUDA libraries that this machine has, and that it lacks.
@@ -97,7 +97,7 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
     targets = (wishes.arch,) if wishes.arch else host.capabilities
     if not targets and not wishes.allow_cpu:
         raise _no_gpu(host)
-    # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
+    # With the CPU allowed, no hundreds of megabytes are fetched for a GPU.
     runtimes = () if wishes.allow_cpu else manifest.artifacts
     judged = [_judge(one, host, targets, runtimes) for one in manifest.artifacts]
     candidates = judged
@@ -152,8 +152,8 @@ def _considered(one: Choice, best: Choice) -> Considered:
         return Considered(name, fits=True, reason=f"fetched too: libraries; {size}")
     if one.trouble:
         return Considered(name, fits=False, reason=one.reason)
-    pairs = zip(one.rank, best.rank, strict=True)
-    why = next(why for mine, (its, why) in pairs if mine != (its, why)).format(chosen)
+    ranks = zip(one.rank, best.rank, strict=True)
+    why = next(why for (mine, why), (its, _) in ranks if mine != its).format(chosen)
     return Considered(name, fits=True, reason=f"would run, but {why} ({one.reason})")
 
 
