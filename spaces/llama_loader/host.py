@@ -117,15 +117,14 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         ("zerogpu", (gpus.ZEROGPU,) if settings.zerogpu else ()),
     )
     source, found = next((one for one in sources if one[1]), ("none", ()))
-    version = root / _PROC / "version"
+    module = r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)(?:\s|$)"
     return HostFacts(
         system=sys.platform,
         machine=platform.machine(),
         glibc=_glibc(),
         glibcxx=_glibcxx(cache),
         python=platform.python_version(),
-        driver=told.driver
-        or _field(r"Kernel Module.*?\s([0-9]{3,}(?:\.[0-9]+)+)(?:\s|$)", version),
+        driver=told.driver or _field(module, root / _PROC / "version"),
         gpus=found,
         gpu_source=source,
         libraries=cuda_libraries.find_libraries(settings.library_path, cache, python_path, root),
