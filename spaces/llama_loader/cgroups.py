@@ -19,8 +19,6 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_UNLIMITED: Final = 1 << 62
-"""Version 1 reports a limit near 2**63 where there is none."""
 _MOUNT_POINTS: Final = "0::/\n1:cpu:/\n2:memory:/"
 """Read where ``/proc/self/cgroup`` is hidden."""
 
@@ -34,30 +32,13 @@ def processors(root: Path = Path("/")) -> int:
     return max(1, min([len(os.sched_getaffinity(0)), *_quotas(root)]))
 
 
-def threads(root: Path = Path("/")) -> int | None:
-    """Return how many threads can compute at the same time, where the machine's cores are more.
-
-    A thread without a CPU of its own holds up those that wait for it: so cores count, not their
-    hyper-threads. None where nothing limits this process, or not below the machine's cores.
-    """
-    quotas, mine, there = [*_quotas(root)], os.sched_getaffinity(0), os.cpu_count() or 1
-    if not quotas and len(mine) >= there:
-        return None
-    topology = root / "sys/devices/system/cpu"
-    core = {
-        cpu: read_text(topology / f"cpu{cpu}/topology/thread_siblings") or f"core {cpu}"
-        for cpu in {*range(there), *mine}
-    }
-    found = max(1, min([len({core[cpu] for cpu in mine}), *quotas]))
-    return found if found < len(set(core.values())) else None
-
-
-def memory(root: Path = Path("/")) -> int | None:
-    """Return the bytes of main memory that its groups allow this process; None without a limit."""
+def memory(root: Path = Path("/")) -> int:
+    """Return the bytes of main memory that this process may use; 0 for unknown."""
+    total = re.search(r"^MemTotal:\s*([0-9]+) kB", read_text(root / "proc/meminfo"), re.MULTILINE)
     names = ("memory.max", "memory.limit_in_bytes")
     told = [read_text(folder / name) for folder in _folders(root) for name in names]
     limits = [int(text) for text in told if re.fullmatch(r"[0-9]{1,20}", text)]
-    return min((limit for limit in limits if limit < _UNLIMITED), default=None)
+    return min([*limits, int(total[1]) * 1024] if total else limits, default=0)
 
 
 def read_text(path: Path) -> str:
@@ -71,11 +52,10 @@ def read_text(path: Path) -> str:
 def _quotas(root: Path) -> Iterator[int]:
     """Yield CPU seconds in a second, rounded up, one for each group that limits them."""
     for folder in _folders(root):
-        second = read_text(folder / "cpu.max")
-        first = [read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period")]
-        for text in (second, " ".join(first)):
-            if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", text):
-                yield math.ceil(int(limit[1]) / int(limit[2]))
+        first = " ".join(read_text(folder / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+        told = read_text(folder / "cpu.max") or first
+        if limit := re.fullmatch(r"([0-9]{1,15}) ([1-9][0-9]{0,15})", told):
+            yield math.ceil(int(limit[1]) / int(limit[2]))
 
 
 def _folders(root: Path) -> Iterator[Path]:
@@ -87,8 +67,6 @@ def _folders(root: Path) -> Iterator[Path]:
     for line in (read_text(root / "proc/self/cgroup") or _MOUNT_POINTS).splitlines():
         controllers, _, path = line.partition(":")[2].partition(":")
         mounts = {controllers, *controllers.split(",")} if controllers else {"", "unified"}
-        group = PurePosixPath(path)
-        for parent in (group, *group.parents):
-            yield from (
-                root / "sys/fs/cgroup" / mount / str(parent).lstrip("/") for mount in mounts
-            )
+        for group in (PurePosixPath(path), *PurePosixPath(path).parents):
+            for mount in mounts:
+                yield root / "sys/fs/cgroup" / mount / str(group).lstrip("/")

@@ -32,12 +32,8 @@ _PACKAGE: Final = {
     "cudart": "nvidia-cuda-runtime",
     "nvrtc": "nvidia-cuda-nvrtc",
 }
-_TOOLKITS: Final = (
-    "usr/local/cuda*/lib64",
-    "usr/local/cuda*/targets/*/lib",
-    "cuda-image/usr/local/cuda-*/lib64",  # ZeroGPU
-    "cuda-image/usr/local/cuda-*/targets/*/lib",
-)
+_TOOLKITS: Final = ("usr/local/cuda*/lib64", "cuda-image/usr/local/cuda-*/lib64")
+"""A link to this machine's folder under ``targets``. The second is where ZeroGPU mounts it."""
 _DRIVER: Final = "libcuda.so.1"
 _LDCONFIG_TIMEOUT: Final = 10.0
 
@@ -48,7 +44,6 @@ class Library:
 
     Attributes:
         soname: what a binary asks for, e.g. ``libcublas.so.12``.
-        folder: where it lies.
         version: as exactly as it can be known (``12.8.4.1``), else None.
         origin: ``LD_LIBRARY_PATH``, ``site-packages``, ``ldconfig``, ``toolkit`` or ``release``.
     """
@@ -60,20 +55,12 @@ class Library:
 
 
 def find_libraries(
-    library_path: Sequence[Path],
-    cache: Sequence[Path],
-    python_path: Sequence[Path],
-    root: Path = Path("/"),
-    machine: str = "x86_64",
+    library_path: Sequence[Path], cache: Sequence[Path], python_path: Sequence[Path], root: Path
 ) -> tuple[Library, ...]:
     """List the CUDA libraries, in the order in which they are taken: the person's choice first.
 
-    Args:
-        library_path: folders of LD_LIBRARY_PATH.
-        cache: files that the dynamic linker's cache knows (``linker_cache``).
-        python_path: folders that may hold an ``nvidia`` folder of wheels.
-        root: where the toolkits are looked for.
-        machine: what this machine is called, such as ``x86_64``.
+    They lie in folders of LD_LIBRARY_PATH, in wheels on Python's path, where the dynamic linker's
+    cache has some, and in toolkits below ``root``.
     """
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
     kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
@@ -81,7 +68,7 @@ def find_libraries(
         ("LD_LIBRARY_PATH", library_path),
         ("site-packages", wheels),
         ("ldconfig", dict.fromkeys(path.parent for path in cache if _FILE.fullmatch(path.name))),
-        ("toolkit", [lib for lib in kits if _is_for(machine, lib.resolve())]),
+        ("toolkit", kits),
     )
     found: dict[tuple[str, Path], Library] = {}
     for origin, folders in places:
@@ -90,16 +77,6 @@ def find_libraries(
                 # /usr/local/cuda, cuda/lib64 and the like are links to one and the same folder
                 found.setdefault((library.soname, library.folder.resolve()), library)
     return tuple(found.values())
-
-
-def _is_for(machine: str, folder: Path) -> bool:
-    """Whether a toolkit's folder is for this machine, as far as its path says.
-
-    Folders under ``targets`` for other machines are for cross compiling.
-    """
-    target = folder.parent
-    names = {f"{machine}-linux", "sbsa-linux" if machine == "aarch64" else ""}
-    return target.parent.name != "targets" or target.name in names
 
 
 def _in_folder(folder: Path, origin: str) -> list[Library]:
@@ -113,7 +90,7 @@ def _in_folder(folder: Path, origin: str) -> list[Library]:
     return [
         Library(soname, folder, _version(soname, version, folder), origin)
         for soname, version in versions.items()
-        if _is_file(folder / soname)
+        if os.path.isfile(folder / soname)  # noqa: PTH113 - Path's raises for some links
     ]
 
 
@@ -122,20 +99,15 @@ def _version(soname: str, from_name: str, folder: Path) -> str | None:
     if "." in from_name:
         return from_name
     (package,) = packages([soname])
-    sites = [parent.parent for parent in folder.parents if parent.name == "nvidia"]
-    wheels = (
-        info for site in sites for info in site.glob(f"{package.replace('-', '_')}-*.dist-info")
-    )
-    return next((info.name.removesuffix(".dist-info").split("-")[1] for info in wheels), None)
+    pattern = f"{package.replace('-', '_')}-*.dist-info"
+    wheels = (info.stem for site in folder.parents[2:3] for info in site.glob(pattern))
+    return next((name.partition("-")[2] for name in wheels), None)
 
 
 def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return the files in the dynamic linker's cache, as ``ldconfig -p`` prints them."""
-    for program in ("/sbin/ldconfig", "/usr/sbin/ldconfig"):
-        done = processes.run([program, "-p"], environ, timeout=_LDCONFIG_TIMEOUT)
-        if done.status == 0:
-            return tuple(map(Path, re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)))
-    return ()
+    done = processes.run(["/sbin/ldconfig", "-p"], environ, timeout=_LDCONFIG_TIMEOUT)
+    return tuple(map(Path, re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)))
 
 
 def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple[Path, ...]:
@@ -145,13 +117,13 @@ def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple
     not count: its ``libcuda.so`` is for linking, and a program that loads it finds no GPU.
     """
     known = {path.parent.resolve() for path in cache if path.name == _DRIVER}
-    here = [folder for folder in library_path if _is_file(folder / _DRIVER)]
-    real = [folder for folder in here if (folder / _DRIVER).resolve().parent.name != "stubs"]
-    return tuple(dict.fromkeys(folder for folder in real if folder.resolve() not in known))
-
-
-def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113 - Path's raises where a folder may not be searched
+    return tuple(
+        folder
+        for folder in dict.fromkeys(library_path)
+        if os.path.isfile(folder / _DRIVER)  # noqa: PTH113 - Path's raises in some folders
+        and (folder / _DRIVER).resolve().parent.name != "stubs"
+        and folder.resolve() not in known
+    )
 
 
 def packages(sonames: Iterable[str]) -> tuple[str, ...]:
@@ -165,10 +137,9 @@ def packages(sonames: Iterable[str]) -> tuple[str, ...]:
 
 
 def read_needs(runtime: Path) -> tuple[str, ...]:
-    """Find the CUDA libraries that a foreign archive's own libraries need; it has no manifest.
+    """Find the CUDA libraries that a foreign archive, which has no manifest, does not bring itself.
 
-    A soname lies in the file between two zero bytes, in the dynamic string table; one that the
-    runtime brings along itself is not needed.
+    A soname lies in the file between two zero bytes, in the dynamic string table.
     """
     found: set[str] = set()
     for path in sorted(runtime.glob("*.so*")):
@@ -187,52 +158,30 @@ def split_needs(
     """Pair what an artifact needs with what there is: the libraries to take, the names missing.
 
     Needs that are not CUDA toolkit libraries are not looked for: ``libcuda.so.1`` comes with the
-    driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are of one version or
-    not taken (``unpaired`` says which), and first: no other folder may come before theirs.
+    driver, and the rest is the operating system's. cuBLAS and its cuBLASLt are from one folder or
+    of one version, or both are missing, and come first: no other folder may come before theirs.
     """
     taken: list[Library] = []
-    wanted = _together(needs)
-    for names in wanted:
-        # a folder for LD_LIBRARY_PATH could hide what the linker finds by itself
-        linked = any(one.origin == "ldconfig" for one in taken)
-        taken += min(
-            _ways(names, libraries),
-            key=lambda way: linked and any(one.origin != "ldconfig" for one in way),
-            default=(),
-        )
-    got = {library.soname for library in taken}
-    return tuple(taken), tuple(name for names in wanted for name in names if name not in got)
-
-
-def _together(needs: Iterable[str]) -> list[tuple[str, ...]]:
-    """Group what belongs together: a cuBLAS and its cuBLASLt, which the server does not name."""
-    names = [need for need in dict.fromkeys(needs) if _FILE.fullmatch(need)]
-    cublas = [name for name in names if name.startswith("libcublas.")]
-    pairs = [(name, name.replace("libcublas.", "libcublasLt.")) for name in cublas]
-    return [*pairs, *((name,) for name in names if all(name not in pair for pair in pairs))]
-
-
-def _ways(names: Sequence[str], libraries: Sequence[Library]) -> list[tuple[Library, ...]]:
-    """Return the ways to take those of a group that exist: from one folder, or of one version."""
-    each = [[one for one in libraries if one.soname == name] for name in names]
-    return [
-        way
-        for way in itertools.product(*filter(None, each))
-        if len({one.folder for one in way}) <= 1
-        or (way[0].version and len({one.version for one in way}) == 1)
-    ]
-
-
-def unpaired(missing: Iterable[str], libraries: Sequence[Library]) -> str:
-    """Say which of these, missing by ``split_needs``, exist, but with versions that differ."""
-    unknown = "version unknown"
-    there = {name: [one for one in libraries if one.soname == name] for name in missing}
-    halves = [
-        f"{name} ({', '.join(f'{one.version or unknown} in {one.folder}' for one in found)})"
-        for name, found in there.items()
-        if found
-    ]
-    return f"{' and '.join(halves)} are of different versions" if halves else ""
+    missing: list[str] = []
+    cuda = [need for need in dict.fromkeys(needs) if _FILE.fullmatch(need)]
+    for need in sorted(cuda, key=lambda need: not need.startswith("libcublas.")):
+        # a server does not name the cuBLASLt that its cuBLAS needs
+        names = [*dict.fromkeys((need, need.replace("libcublas.", "libcublasLt.")))]
+        if need in (*missing, *(one.soname for one in taken)):
+            continue
+        each = [[one for one in libraries if one.soname == name] for name in names]
+        ways = [
+            way
+            for way in itertools.product(*each)
+            if len({one.folder for one in way}) == 1
+            or (way[0].version and len({one.version for one in way}) == 1)
+        ]
+        # from where the others are, if it can be: one more folder could hide some of theirs
+        homes = {folders([one]) for one in taken}
+        near = [way for way in ways if any(folders([one]) in homes for one in way)]
+        taken += next(iter(near or ways), ())
+        missing += names if not ways else ()
+    return tuple(taken), tuple(missing)
 
 
 def folders(libraries: Iterable[Library]) -> tuple[Path, ...]:

@@ -1,9 +1,8 @@
-"""What is known of NVIDIA GPUs without asking one: names, drivers, which of them a program sees.
+"""What is known of NVIDIA GPUs without asking one: their names, which of them a program sees.
 
 Needed where only a name can be had: in ZeroGPU's main process no GPU is attached, but
-``/proc/driver/nvidia/gpus/*/information`` names the model. Sources: NVIDIA's "CUDA GPU Compute
-Capability" page, and table 3 ("CUDA Toolkit and Corresponding Driver Versions") of the CUDA
-release notes. Nothing here does I/O.
+``/proc/driver/nvidia/gpus/*/information`` names the model. Source: NVIDIA's "CUDA GPU Compute
+Capability" page. Nothing here does I/O.
 """
 
 from __future__ import annotations
@@ -36,37 +35,20 @@ _BY_NAME: Final = (
     (r"\bP100\b|Quadro GP100", "60"),
     (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
 )
-_JIT_DRIVERS: Final = {
-    # toolkit: the first Linux driver whose compiler takes PTX of that toolkit; in this order
-    (11, 8): "520.61",
-    (12, 0): "525.60",
-    (12, 1): "530.30",
-    (12, 2): "535.54",
-    (12, 3): "545.23",
-    (12, 4): "550.54",
-    (12, 5): "555.42",
-    (12, 6): "560.28",
-    (12, 8): "570.26",
-    (12, 9): "575.51",
-    (13, 0): "580.65",
-    (13, 1): "590.44",
-}
-_AFTER_THE_LAST: Final = "595.0"
-"""The branch after the last one of the table: Linux branches are multiples of 5."""
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
 
 
 @dataclass(frozen=True)
 class Gpu:
-    """One GPU.
+    """One GPU; None is unknown.
 
     Attributes:
         name: the model, such as ``NVIDIA H200``.
-        capability: compute capability without a dot (``90``); None where it is unknown.
-        memory: bytes; None where it is unknown, or shared with the CPU.
+        capability: compute capability without a dot (``90``).
+        memory, free: bytes, and those that no program used when the driver was asked; None where
+            they are shared with the CPU, too.
         uuid: as the driver names it (``GPU-…``).
-        free: bytes that no program used when the driver was asked.
     """
 
     name: str
@@ -86,19 +68,6 @@ def capability(name: str) -> str | None:
     return next(found, None)
 
 
-def jit_driver(toolkit: str) -> str | None:
-    """Return the oldest driver that can compile PTX of this toolkit, None for one before 11.8.
-
-    A toolkit that is newer than the table needs a later branch than the last one in it. Only a
-    newer table knows which, so the answer is the next.
-    """
-    wanted = tuple(map(int, toolkit.split(".")[:2]))
-    if wanted < min(_JIT_DRIVERS):
-        return None
-    found = (driver for known, driver in _JIT_DRIVERS.items() if wanted <= known)
-    return next(found, _AFTER_THE_LAST)
-
-
 def visible(
     there: tuple[Gpu, ...], named: str | None, order: str | None
 ) -> tuple[tuple[Gpu, ...], int]:
@@ -106,43 +75,37 @@ def visible(
 
     ``CUDA_VISIBLE_DEVICES`` is read as CUDA's driver reads it, after the CUDA C++ programming guide
     ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
-    (``torch.cuda._parse_visible_devices``). Where only the driver knows which GPUs are meant, as
-    with MIG devices, all are returned, and the number is an upper bound.
+    (``torch.cuda._parse_visible_devices``): the first entry that names no GPU, or several, ends the
+    list; a GPU named twice empties it. Where only the driver knows which GPUs are meant, as with
+    MIG devices, all are returned, and the number is an upper bound.
 
     Args:
         there: all GPUs, in PCI order.
         named: CUDA_VISIBLE_DEVICES, None where unset.
-        order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order or among equals.
+        order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order alone.
     """
     if named is None:
         return there, len(there)
-    by_uuid = named.strip().startswith("GPU-")
-    if named.strip().startswith("MIG-") or (by_uuid and not all(gpu.uuid for gpu in there)):
-        return there, len(named.split(","))
-    found = _places(named, there, by_uuid=by_uuid)
-    equal = len({(gpu.name, gpu.capability, gpu.memory) for gpu in there}) == 1
-    if found and not by_uuid and order not in {None, BY_BUS} and not equal:
-        return there, len(found)
-    return tuple(there[place] for place in found), len(found)
-
-
-def _places(named: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
-    """Return the places of the GPUs that are named, by indices or by beginnings of UUIDs.
-
-    The first entry that names no GPU, or several, ends the list; a GPU named twice empties it.
-    """
-    found: list[int] = []
-    for entry in map(str.strip, named.split(",")):
-        index = None if by_uuid else _INDEX.match(entry)
-        fitting = [
-            place
-            for place, gpu in enumerate(there)
-            if (index and int(index[1]) == place)
-            or (by_uuid and entry.startswith("GPU-") and (gpu.uuid or "").startswith(entry))
-        ]
+    entries = [entry.strip() for entry in named.split(",")]
+    by_uuid = entries[0].startswith("GPU-")
+    if entries[0].startswith("MIG-") or (by_uuid and not all(gpu.uuid for gpu in there)):
+        return there, len(entries)
+    places: list[int] = []
+    for entry in entries:
+        fitting = _places(entry, there, by_uuid=by_uuid)
         if len(fitting) != 1:
             break
-        if fitting[0] in found:
-            return []
-        found += fitting
-    return found
+        places += fitting
+    if len(set(places)) < len(places):
+        return (), 0
+    if places and not by_uuid and order not in {None, BY_BUS}:
+        return there, len(places)
+    return tuple(there[place] for place in places), len(places)
+
+
+def _places(entry: str, there: Sequence[Gpu], *, by_uuid: bool) -> list[int]:
+    """Return where the GPUs are that an index or the beginning of a UUID names."""
+    if by_uuid and entry.startswith("GPU-"):
+        return [place for place, gpu in enumerate(there) if (gpu.uuid or "").startswith(entry)]
+    index = None if by_uuid else _INDEX.match(entry)
+    return [int(index[1])] if index and int(index[1]) < len(there) else []

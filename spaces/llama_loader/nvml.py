@@ -1,7 +1,7 @@
 """Ask NVIDIA's management library for the driver and the GPUs, without a CUDA context.
 
-Only the calls of ``nvml.h`` that are needed, through ctypes; no Python package. Where NVML refuses
-or hangs, the answer holds the complaint, and the caller asks its other sources.
+Only the calls of ``nvml.h`` that are needed, through ctypes; no Python package. ``nvidia-smi`` asks
+this library too, and knows nothing more. Where NVML refuses or hangs, the answer says why.
 """
 
 from __future__ import annotations
@@ -20,41 +20,21 @@ if TYPE_CHECKING:
 _LIBRARY: Final = "libnvidia-ml.so.1"
 _TEXT: Final = 96
 """NVML_DEVICE_NAME_V2_BUFFER_SIZE and NVML_DEVICE_UUID_V2_BUFFER_SIZE, the longest of them."""
-_NO_FUNCTION: Final = 13
 _LOST: Final = 15
-_ERRORS: Final = {
-    4: "Insufficient Permissions",
-    9: "Driver Not Loaded",
-    _NO_FUNCTION: "Function Not Found",
-    _LOST: "GPU is lost",
-    18: "Driver/library version mismatch",
-}
-"""``nvmlReturn_t``, in the words of ``nvmlErrorString``."""
+"""NVML_ERROR_GPU_IS_LOST."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What NVML knows.
-
-    Attributes:
-        driver: its version; None where NVML did not answer.
-        gpus: those that can be used, in PCI order.
-        complaints: a sentence for each failure: NVML's own, or that of one GPU.
-        hangs: it did not answer in time.
-    """
+    """The driver's version, the usable GPUs in PCI order, and a sentence for each failure."""
 
     driver: str | None = None
     gpus: tuple[Gpu, ...] = ()
     complaints: tuple[str, ...] = ()
-    hangs: bool = False
 
 
 class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves this module
     """A call that did not return NVML_SUCCESS."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"NVML: {_ERRORS.get(code, 'error')} ({code})")
-        self.code = code
 
 
 def query(folders: Sequence[Path], *, timeout: float) -> Answer:
@@ -65,16 +45,16 @@ def query(folders: Sequence[Path], *, timeout: float) -> Answer:
         timeout: seconds after which a driver that hangs is given up.
     """
     asking = Background(lambda: _query(folders))
-    if not asking.wait(timeout):
-        return Answer(complaints=(f"NVML did not answer within {timeout:g} s",), hangs=True)
-    return asking.result()
+    if asking.wait(timeout):
+        return asking.result()
+    return Answer(complaints=(f"NVML did not answer within {timeout:g} s",))
 
 
 def _query(folders: Sequence[Path]) -> Answer:
     for name in (*(str(folder / _LIBRARY) for folder in folders), _LIBRARY):
         try:
             return _ask(ctypes.CDLL(name))
-        except OSError:
+        except (OSError, AttributeError):  # no such library, or older than any driver that serves
             continue
         except _Refused as refused:
             return Answer(complaints=(str(refused),))
@@ -94,7 +74,7 @@ def _ask(library: ctypes.CDLL) -> Answer:
                 complaints.append(f"GPU {index} is left out: {refused}")
         return Answer(driver, tuple(found), tuple(complaints))
     finally:
-        _answers(library, "nvmlShutdown")
+        _call(library, "nvmlShutdown", needed=False)
 
 
 def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
@@ -102,33 +82,29 @@ def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
     _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
     name = _text(library, "nvmlDeviceGetName", handle) or f"GPU {index}"
     memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free and used bytes
-    told = _answers(library, "nvmlDeviceGetMemoryInfo", handle, memory)
+    told = _call(library, "nvmlDeviceGetMemoryInfo", handle, memory, needed=False)
     total, free = memory[:2] if told else (None, None)  # GB10 shares the CPU's memory
-    major, minor = ctypes.c_int(), ctypes.c_int()
-    both = ctypes.byref(major), ctypes.byref(minor)
-    told = _answers(library, "nvmlDeviceGetCudaComputeCapability", handle, *both)
-    code = f"{major.value}{minor.value}" if told else capability(name)
+    both = (ctypes.c_int * 2)()
+    major, minor = ctypes.byref(both), ctypes.byref(both, ctypes.sizeof(ctypes.c_int))
+    told = _call(library, "nvmlDeviceGetCudaComputeCapability", handle, major, minor, needed=False)
+    code = f"{both[0]}{both[1]}" if told else capability(name)
     return Gpu(name, code, total, _text(library, "nvmlDeviceGetUUID", handle), free)
 
 
 def _text(library: ctypes.CDLL, function: str, *arguments: object) -> str | None:
     buffer = ctypes.create_string_buffer(_TEXT)
-    told = _answers(library, function, *arguments, buffer, ctypes.c_uint(_TEXT))
+    told = _call(library, function, *arguments, buffer, ctypes.c_uint(_TEXT), needed=False)
     return buffer.value.decode("utf-8", "replace") if told else None
 
 
-def _answers(library: ctypes.CDLL, function: str, *arguments: object) -> bool:
-    """Call what a GPU need not support; a lost GPU is refused all the same."""
-    try:
-        _call(library, function, *arguments)
-    except _Refused as refused:
-        if refused.code == _LOST:
-            raise
-        return False
-    return True
+def _call(library: ctypes.CDLL, function: str, *arguments: object, needed: bool = True) -> bool:
+    """Call a function; False where it is not needed and this GPU does not support it.
 
-
-def _call(library: ctypes.CDLL, function: str, *arguments: object) -> None:
-    code = getattr(library, function)(*arguments) if hasattr(library, function) else _NO_FUNCTION
-    if code != 0:
-        raise _Refused(code)
+    Raises:
+        _Refused: it is needed, or the GPU is lost.
+    """
+    code: int = getattr(library, function)(*arguments)
+    if code == _LOST or (code and needed):
+        library.nvmlErrorString.restype = ctypes.c_char_p
+        raise _Refused(f"NVML: {library.nvmlErrorString(code).decode()} ({code})")
+    return not code

@@ -6,30 +6,29 @@ does I/O: everything is an argument, so another machine can be asked for, too.
 
 from __future__ import annotations
 
-import itertools
 import re
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import cuda_libraries, gpus
+from llama_loader import cuda_libraries
 from llama_loader.errors import HostError
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
 
 _KNOWN: Final = {
-    "kind": {LLAMA_SERVER},
+    "kind": {LLAMA_SERVER, CUDA_RUNTIME},
     "format": {"tar.gz", "tar.xz", "tar.zst"},
     "backend": {"cuda", "cpu"},
 }
 _LOOK: Final = "look at the release's manifest; `doctor` shows why each artifact is passed over"
 _HINTS: Final = {
-    # in the order of the checks of ``_judge``
+    # in the order of the checks of ``_troubles``
     "NO_ARTIFACT": _LOOK,
     "PLATFORM_UNSUPPORTED": _LOOK,
     "NO_ARTIFACT_FOR_GPU": "build that set (invoke build-cuda --arch-set …) and publish it, or run"
@@ -48,39 +47,6 @@ class Wishes:
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """An artifact, and what it would do on this machine.
-
-    Attributes:
-        artifact: the one judged.
-        trouble, reason: code of the error of the check that it does not pass, and why; where it
-            passes all, no code, and what it serves.
-        capabilities: those of the GPUs that it has code for; empty for the CPU.
-        weight: the memory of the GPUs that it serves, or their number.
-        native: machine code for all that it serves; False where the driver compiles first.
-        gap: how much older its code is than the GPUs, added up.
-        libraries, missing: CUDA libraries that this machine has, and that it lacks.
-        runtime_libraries: the release's artifact that holds all of the missing ones.
-    """
-
-    artifact: Artifact
-    trouble: str
-    reason: str
-    capabilities: tuple[str, ...] = ()
-    weight: int = 0
-    native: bool = True
-    gap: int = 0
-    libraries: tuple[Library, ...] = ()
-    missing: tuple[str, ...] = ()
-    runtime_libraries: Artifact | None = None
-
-    @property
-    def runs_on(self) -> str:
-        """``gpu`` or ``cpu``."""
-        return "gpu" if self.capabilities else "cpu"
-
-
-@dataclass(frozen=True)
 class Considered:
     """One artifact of the manifest: whether it could run on this host, and why it is not taken."""
 
@@ -90,10 +56,35 @@ class Considered:
 
 
 @dataclass(frozen=True)
-class Choice(Candidate):
-    """The artifact to fetch; ``verdicts`` has one for each of the manifest, in its order."""
+class Choice:
+    """An artifact that could be fetched, and what it would do on this machine.
 
+    Attributes:
+        reason: what it serves, or why it cannot.
+        trouble: code of the error of the check that it does not pass, else empty.
+        rank: what is compared, the most important first: less is better, and why in words.
+        capabilities: those of the GPUs that it has code for; empty for the CPU.
+        native: machine code for all that it serves; False where the driver compiles first.
+        libraries, missing: CUDA libraries that this machine has, and that it lacks.
+        runtime_libraries: the release's artifact that holds all of the missing ones.
+        verdicts: on each artifact of the manifest, in its order, if this one is chosen.
+    """
+
+    artifact: Artifact
+    reason: str
+    trouble: str = ""
+    rank: tuple[tuple[Any, str], ...] = ()
+    capabilities: tuple[str, ...] = ()
+    native: bool = True
+    libraries: tuple[Library, ...] = ()
+    missing: tuple[str, ...] = ()
+    runtime_libraries: Artifact | None = None
     verdicts: tuple[Considered, ...] = ()
+
+    @property
+    def runs_on(self) -> str:
+        """``gpu`` or ``cpu``."""
+        return "gpu" if self.capabilities else "cpu"
 
 
 def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
@@ -104,29 +95,26 @@ def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
             an error here, because fetching needs none: see ``require_libraries``.
     """
     targets = (wishes.arch,) if wishes.arch else host.capabilities
-    # Whoever allows the CPU is not made to fetch hundreds of megabytes for a GPU.
+    if not targets and not wishes.allow_cpu:
+        raise _no_gpu(host)
+    # With the CPU allowed, no hundreds of megabytes are fetched for a GPU.
     runtimes = () if wishes.allow_cpu else manifest.artifacts
     judged = [_judge(one, host, targets, runtimes) for one in manifest.artifacts]
-    fitting, for_cpu = [one for one in judged if one.capabilities], ""
+    candidates = judged
+    if targets and wishes.allow_cpu and all(one.trouble for one in judged):
+        candidates = [_judge(one, host, ()) for one in manifest.artifacts]
+    fitting = [one for one in candidates if not one.trouble]
     if not fitting:
-        if not wishes.allow_cpu:
-            raise _nothing(manifest, targets, judged) if targets else _no_gpu(host)
-        for_cpu = "; the CPU is allowed and no GPU can be served"
-        on_cpu = [_judge(one, host, ()) for one in manifest.artifacts]
-        fitting = [one for one in on_cpu if not one.trouble]
-        if not fitting:
-            raise _nothing(manifest, targets, on_cpu)
-    best = min(fitting, key=_rank)
-    verdicts = tuple(_considered(one, best) for one in judged)
-    return Choice(**{**vars(best), "reason": best.reason + for_cpu}, verdicts=verdicts)
+        raise _nothing(manifest, targets, candidates)
+    best = min(fitting, key=lambda one: one.rank)
+    return replace(best, verdicts=tuple(_considered(one, best) for one in judged))
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
     """Refuse a choice whose CUDA libraries this machine lacks and the release does not bring.
 
     Raises:
-        HostError: names the libraries, where they were looked for, the other majors that were
-            found, and the packages that bring them.
+        HostError: as ``missing_libraries`` returns it.
     """
     if choice.missing and not choice.runtime_libraries:
         raise missing_libraries(choice.artifact.name, choice.missing, host.libraries)
@@ -135,12 +123,16 @@ def require_libraries(choice: Choice, host: HostFacts) -> None:
 def missing_libraries(
     what: str, missing: tuple[str, ...], libraries: tuple[Library, ...]
 ) -> HostError:
-    """Return the error for CUDA libraries that are not here: which, where looked, what to add."""
+    """Return the error: which, where they were looked for, what was found, what to install."""
     stems = tuple(f"{name.partition('.so.')[0]}.so." for name in missing)
-    others = [f"{one.soname} in {one.folder}" for one in libraries if one.soname.startswith(stems)]
+    others = [
+        f"{one.soname} in {one.folder} (version {one.version or 'unknown'})"
+        for one in libraries
+        if one.soname.startswith(stems)
+    ]
     found = f"; found only {', '.join(others)}" if others else ""
-    mismatch = cuda_libraries.unpaired(missing, libraries)
-    found = f"; but {mismatch}" if mismatch else found
+    if any(one.soname in missing for one in libraries):
+        found += "; cuBLAS and cuBLASLt have to be of one version"
     packages = " ".join(cuda_libraries.packages(missing))
     return HostError(
         "CUDA_LIBRARY_MISSING",
@@ -151,78 +143,37 @@ def missing_libraries(
     )
 
 
-def _considered(one: Candidate, best: Candidate) -> Considered:
-    name, size = one.artifact.name, f"{one.artifact.size / 1e6:.1f} MB"
-    if one.artifact is best.artifact:
+def _considered(one: Choice, best: Choice) -> Considered:
+    name, chosen = one.artifact.name, best.artifact.name
+    if name == chosen:
         return Considered(name, fits=True, reason=f"chosen: {best.reason}")
     if one.artifact is best.runtime_libraries:
+        size = f"{one.artifact.size / 1e6:.1f} MB"
         return Considered(name, fits=True, reason=f"fetched too: libraries; {size}")
     if one.trouble:
         return Considered(name, fits=False, reason=one.reason)
-    why = f"would run, but {_why_not(one, best)} ({one.reason})"
-    return Considered(name, fits=True, reason=why)
-
-
-def _rank(one: Candidate) -> tuple[bool, int, bool, bool, bool, int, int, str]:
-    """Return the order of preference among those that fit; the smallest is the best.
-
-    Machine code comes before code for the driver's compiler, libraries that the host has before
-    those that the release brings, code made for this GPU before code for an older one.
-    """
-    brought = one.runtime_libraries
-    return (
-        one.artifact.backend != "cpu",
-        -one.weight,
-        not one.native,
-        bool(one.missing),
-        bool(one.missing) and brought is None,
-        one.gap,
-        one.artifact.size + (brought.size if brought else 0),
-        one.artifact.name,
-    )
-
-
-def _why_not(one: Candidate, best: Candidate) -> str:
-    """Name the first difference in ``_rank`` between one that fits and the best."""
-    chosen = best.artifact.name
-    more = "GPUs" if len(one.capabilities) < len(best.capabilities) else "of the GPUs' memory"
-    reasons = (
-        f"{chosen} is for this backend",
-        f"{chosen} serves more {more}",
-        f"{chosen} has machine code",
-        f"the libraries of {chosen} are here",
-        f"the libraries of {chosen} are in this release",
-        f"{chosen} is closer to this GPU",
-        f"{chosen} is smaller",
-        f"{chosen} comes first by name",
-    )
-    ranks = zip(_rank(one), _rank(best), reasons, strict=True)
-    return next((reason for mine, its, reason in ranks if mine != its), reasons[-1])
+    ranks = zip(one.rank, best.rank, strict=True)
+    why = next(why for (mine, why), (its, _) in ranks if mine != its).format(chosen)
+    return Considered(name, fits=True, reason=f"would run, but {why} ({one.reason})")
 
 
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
-    if named and not host.visible:
-        return HostError(
-            "NO_GPU",
-            f"no NVIDIA GPU: CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}",
-            hint="unset it, or name a GPU that `nvidia-smi -L` lists; YAKULINGO_SPACES_CUDA_ARCH"
-            " chooses for a GPU that is not seen; to run on the CPU, give --allow-cpu",
-        )
     found = f"only {named}, whose compute capability is unknown" if named else "none was found"
+    if named and not host.visible:
+        found = f"CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}"
     found = "; ".join([found, *host.complaints])
     return HostError(
         "NO_GPU",
-        f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
-        hint="check that the Space's hardware is ZeroGPU or another GPU; to run on the CPU, give"
-        " --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a"
-        " compute capability that cannot be detected",
+        f"no NVIDIA GPU: {found} (asked NVML and /proc/driver/nvidia)",
+        hint="check that the Space's hardware is ZeroGPU or another GPU, and that"
+        " CUDA_VISIBLE_DEVICES is unset or names one; to run on the CPU, give --allow-cpu or set"
+        " YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a compute capability that"
+        " cannot be detected",
     )
 
 
-def _nothing(
-    manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Candidate]
-) -> HostError:
+def _nothing(manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Choice]) -> HostError:
     """Return the error of the server that came furthest, with a list of what there is."""
     servers = [one for one in judged if one.artifact.kind == LLAMA_SERVER]
     furthest = max((one.trouble for one in servers), key=[*_HINTS].index, default="NO_ARTIFACT")
@@ -240,36 +191,26 @@ def _nothing(
 
 
 def _judge(
-    artifact: Artifact,
-    host: HostFacts,
-    targets: tuple[str, ...],
-    others: Sequence[Artifact] = (),
-) -> Candidate:
+    artifact: Artifact, host: HostFacts, targets: tuple[str, ...], others: Sequence[Artifact] = ()
+) -> Choice:
     """Judge one artifact for the GPUs ``targets``; for the CPU where there are none.
 
     One of the others may bring what this machine lacks of CUDA's libraries.
     """
+    if artifact.kind == CUDA_RUNTIME:
+        return Choice(artifact, "holds CUDA libraries, no server", "NO_ARTIFACT")
     codes = {target: code for target in targets if (code := cuda_code(artifact, target))}
-    native = all(kind == "sass" for kind, _ in codes.values())
-    checks = (
-        ("NO_ARTIFACT", _unknown(artifact)),
-        ("PLATFORM_UNSUPPORTED", _other_platform(artifact, host)),
-        (
-            "NO_ARTIFACT",
-            "has no CUDA code, and there is a GPU" if targets and artifact.cuda is None else "",
-        ),
-        ("NO_ARTIFACT_FOR_GPU", _no_code(artifact, targets) if targets and not codes else ""),
-        ("GLIBC_TOO_OLD", _old_system(artifact, host)),
-        ("DRIVER_TOO_OLD", _old_driver(artifact, host, native=native) if targets else ""),
-    )
-    for trouble, reason in checks:
-        if reason:
-            return Candidate(artifact, trouble, reason)
+    for trouble, reason in _troubles(artifact, host, targets):
+        return Choice(artifact, reason, trouble)
+    size, name = (artifact.size, "{} is smaller"), (artifact.name, "{} comes first by name")
     if not targets:
-        also = "CUDA; can run on the CPU too" if artifact.backend == "cuda" else "the CPU"
-        return Candidate(artifact, "", f"built for {also}")
+        also = "CUDA; can run on the CPU too" if artifact.cuda else "the CPU"
+        backend = (artifact.backend != "cpu", "{} is for this backend")
+        return Choice(artifact, f"built for {also}", rank=(backend, size, name))
+    native = all(kind == "sass" for kind, _ in codes.values())
+    toolkit = artifact.cuda.toolkit if artifact.cuda else ""
     taken, missing = cuda_libraries.split_needs(artifact.needs, host.libraries)
-    brought = _bringing(artifact, missing, others, host)
+    brought = _bringing(artifact, missing, others, host) if missing else None
     slow = "PTX, which the driver compiles at the first start (slow),"
     left = [target for target in targets if target not in codes]
     bringing = f", brought by {brought.name}" if brought else ""
@@ -277,21 +218,53 @@ def _judge(
         f"{'machine code' if native else slow} for {dotted(codes)}",
         f"none for {dotted(left)}" if left else "",
         f"{', '.join(missing)} missing here{bringing}" if missing else "",
-        cuda_libraries.unpaired(missing, host.libraries),
         f"{artifact.size / 1e6:.1f} MB",
     )
-    return Candidate(
-        artifact,
-        "",
-        "; ".join(filter(None, parts)),
-        capabilities=tuple(codes),
-        weight=_weight(host, codes),
-        native=native,
-        gap=sum(gap for _, gap in codes.values()),
-        libraries=taken,
-        missing=missing,
-        runtime_libraries=brought,
+    # a model has to fit into the memory of the GPUs; where one's is unknown, their number counts
+    known = all(gpu.memory for gpu in host.visible)
+    served = [(gpu.memory or 0) if known else 1 for gpu in host.visible if gpu.capability in codes]
+    rank = (
+        (-sum(served), "{} serves more GPUs, or those with more memory"),
+        (not native, "{} has machine code"),
+        ("" if native else toolkit, "the PTX of {} is taken by older drivers"),
+        (bool(missing), "the libraries of {} are here"),
+        (bool(missing) and not brought, "the libraries of {} are in this release"),
+        (sum(gap for _, gap in codes.values()), "{} is closer to this GPU"),
+        (artifact.size + (brought.size if brought else 0), "{} is smaller"),
+        name,
     )
+    reason = "; ".join(filter(None, parts))
+    return Choice(
+        artifact, reason, "", rank, tuple(codes), native, taken, missing, runtime_libraries=brought
+    )
+
+
+def _troubles(
+    artifact: Artifact, host: HostFacts, targets: tuple[str, ...] = ()
+) -> Iterator[tuple[str, str]]:
+    """Yield why an artifact cannot be used here: an error's code and the reason.
+
+    An unknown driver or GLIBCXX (ZeroGPU before a GPU is attached) counts as new enough.
+    """
+    platform, cuda, has = artifact.platform, artifact.cuda, "this machine has"
+    for name, known in _KNOWN.items():
+        if (value := getattr(artifact, name)) not in known:
+            yield "NO_ARTIFACT", f"its {name} {value} is unknown to this loader"
+    wanted, here = f"{platform.system} {platform.machine}", f"{host.system} {host.machine}"
+    if wanted != here:
+        yield "PLATFORM_UNSUPPORTED", f"is for {wanted}, this is {here}"
+    if targets and not any(cuda_code(artifact, target) for target in targets):
+        no_code = "NO_ARTIFACT_FOR_GPU", f"{_holds(artifact)}: not for {dotted(targets)}"
+        yield no_code if cuda else ("NO_ARTIFACT", "has no CUDA code, and there is a GPU")
+    glibc, glibcxx = platform.glibc, platform.glibcxx
+    if _older(host.glibc or "0", glibc):
+        yield "GLIBC_TOO_OLD", f"needs glibc {glibc}, {has} {host.glibc or 'none'}"
+    if _older(host.glibcxx, glibcxx):
+        yield "GLIBC_TOO_OLD", f"needs GLIBCXX {glibcxx} (libstdc++), {has} {host.glibcxx}"
+    on_gpu = targets or artifact.kind == CUDA_RUNTIME
+    if cuda and on_gpu and _older(host.driver, cuda.min_driver):
+        needs = f"CUDA {cuda.toolkit} needs driver {cuda.min_driver}"
+        yield "DRIVER_TOO_OLD", f"{needs}, {has} {host.driver}"
 
 
 def cuda_code(artifact: Artifact, target: str) -> tuple[str, int] | None:
@@ -303,34 +276,18 @@ def cuda_code(artifact: Artifact, target: str) -> tuple[str, int] | None:
     its family. PTX can be compiled for its own capability and all later ones, with the same
     exceptions.
     """
+    wanted = int(target.rstrip("af"))
     for kind in ("sass", "ptx") if artifact.cuda else ():
-        archs: tuple[str, ...] = getattr(artifact.cuda, kind)
-        usable = [_number(arch) for arch in archs if _runs(arch, target, same_major=kind == "sass")]
+        usable = []
+        for arch in getattr(artifact.cuda, kind):
+            number = int(arch.rstrip("af"))
+            family = kind == "sass" or arch.endswith("f")
+            last = number // 10 * 10 + 9 if family else wanted
+            if number <= wanted <= (number if arch.endswith("a") else last):
+                usable.append(wanted - number)
         if usable:
-            return kind, _number(target) - max(usable)
+            return kind, min(usable)
     return None
-
-
-def _runs(arch: str, target: str, *, same_major: bool) -> bool:
-    number, wanted = _number(arch), _number(target)
-    if arch.endswith("a"):
-        return number == wanted
-    same = number // 10 == wanted // 10
-    return number <= wanted and (same or not (same_major or arch.endswith("f")))
-
-
-def _number(arch: str) -> int:
-    return int(arch.rstrip("af"))
-
-
-def _weight(host: HostFacts, served: Container[str]) -> int:
-    """Add up the memory of the GPUs that are served, where a model has to fit.
-
-    Their number where a GPU's memory is unknown; 1 for a capability that was only named.
-    """
-    known = all(gpu.memory for gpu in host.visible)
-    counted = [gpu for gpu in host.visible if gpu.capability in served]
-    return sum((gpu.memory or 0) if known else 1 for gpu in counted) or 1
 
 
 def _bringing(
@@ -340,64 +297,18 @@ def _bringing(
 
     Not of an older toolkit: a soname stays from 12.0 to 12.9, but functions are added.
     """
+    own = artifact.cuda.toolkit if artifact.cuda else None
     usable = [
-        (one.cuda.toolkit != artifact.cuda.toolkit, one.size, one.name, one)
+        (one.cuda.toolkit != own, one.size, one.name, one)
         for one in others
         if one.kind == CUDA_RUNTIME
         and one.cuda
-        and artifact.cuda
-        and missing
         and set(missing) <= set(one.provides)
-        and one.format in _KNOWN["format"]
-        and not _older(one.cuda.toolkit, artifact.cuda.toolkit)
-        and not (_other_platform(one, host) or _old_system(one, host))
-        and not _old_driver(one, host, native=True)
+        and not _older(one.cuda.toolkit, own)
+        and not any(_troubles(one, host))
         and not cuda_libraries.split_needs(one.needs, host.libraries)[1]
     ]
     return min(usable)[-1] if usable else None
-
-
-def _unknown(artifact: Artifact) -> str:
-    if artifact.kind == CUDA_RUNTIME:
-        return "holds CUDA libraries, no server"
-    values = {name: getattr(artifact, name) for name in _KNOWN}
-    unknown = [f"{name} {value}" for name, value in values.items() if value not in _KNOWN[name]]
-    return f"its {' and '.join(unknown)} is unknown to this loader" if unknown else ""
-
-
-def _other_platform(artifact: Artifact, host: HostFacts) -> str:
-    wanted = f"{artifact.platform.system} {artifact.platform.machine}"
-    here = f"{host.system} {host.machine}"
-    return f"is for {wanted}, this is {here}" if wanted != here else ""
-
-
-def _no_cuda(artifact: Artifact) -> str:
-    return "has no CUDA code, and there is a GPU" if artifact.cuda is None else ""
-
-
-def _no_code(artifact: Artifact, targets: tuple[str, ...]) -> str:
-    return f"{_holds(artifact)}: not for {dotted(targets)}"
-
-
-def _old_system(artifact: Artifact, host: HostFacts) -> str:
-    glibc, glibcxx = artifact.platform.glibc, artifact.platform.glibcxx
-    if host.glibc is None or _older(host.glibc, glibc):
-        return f"needs glibc {glibc}, this machine has {host.glibc or 'none'}"
-    if glibcxx and host.glibcxx and _older(host.glibcxx, glibcxx):
-        return f"needs GLIBCXX {glibcxx} (libstdc++), this machine has {host.glibcxx}"
-    return ""
-
-
-def _old_driver(artifact: Artifact, host: HostFacts, *, native: bool) -> str:
-    """An unknown driver (ZeroGPU before a GPU is attached) is given the benefit of the doubt."""
-    cuda, driver = artifact.cuda, host.driver
-    if cuda is None or driver is None:
-        return ""
-    jit = None if native else gpus.jit_driver(cuda.toolkit)
-    for what, wanted in (("CUDA", cuda.min_driver), ("its PTX of CUDA", jit)):
-        if wanted and _older(driver, wanted):
-            return f"{what} {cuda.toolkit} needs driver {wanted}, this machine has {driver}"
-    return ""
 
 
 def _holds(artifact: Artifact) -> str:
@@ -414,8 +325,7 @@ def dotted(archs: Iterable[str]) -> str:
     return ", ".join(re.sub(r"^([0-9]+)([0-9][af]?)$", r"\1.\2", arch) for arch in archs)
 
 
-def _older(one: str, other: str) -> bool:
-    """Compare versions such as 2.36 and 580.65 by their numbers; 525.60 equals 525.60.0."""
-    numbers = (map(int, re.findall(r"[0-9]+", text)) for text in (one, other))
-    pairs = itertools.zip_longest(*numbers, fillvalue=0)
-    return next((mine < its for mine, its in pairs if mine != its), False)
+def _older(one: str | None, other: str | None) -> bool:
+    """Compare versions such as 2.36 by their numbers; an unknown one is not older."""
+    mine, its = ([int(part) for part in re.findall("[0-9]+", text or "")] for text in (one, other))
+    return bool(mine) and mine < its

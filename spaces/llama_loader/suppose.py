@@ -12,14 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import gpus, report
-from llama_loader.cuda_libraries import Library, packages
+from llama_loader.cuda_libraries import Library
 from llama_loader.errors import SettingError, printable
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from llama_loader.manifest import Manifest
     from llama_loader.selection import Choice
     from llama_loader.settings import Settings
@@ -27,16 +25,8 @@ if TYPE_CHECKING:
 _STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
 """CUDA libraries that come with every torch built for CUDA, and that llama-server needs."""
 _VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
-_CAPABILITY: Final = re.compile(r"([0-9]{1,2})\.?([0-9])")
-_TORCH: Final = re.compile(r"cu([0-9]{2})([0-9])|none")
-_NEWEST: Final = "999"
-"""A driver given by its branch alone, such as 580, is taken for the newest of that branch."""
 _DEFAULTS: Final = HostFacts("linux", "x86_64", glibc="2.36", gpu_source="supposed")
 """Debian 12, as ZeroGPU's images have been; no GPU, no driver, no CUDA library."""
-_ACCEPTS: Final = (
-    "a list such as capability=12.0,driver=580,glibc=2.36,torch=cu128; capability (or gpu=NAME),"
-    " driver, glibc, glibcxx, machine and torch (cu124, cu128, cu130 … or none) can be given"
-)
 
 
 def host(text: str) -> HostFacts:
@@ -48,19 +38,20 @@ def host(text: str) -> HostFacts:
     Raises:
         SettingError: names the part that cannot be read, and what can be given.
     """
-    facts, given = _DEFAULTS, set[str]()
+    facts: dict[str, Any] = {}
     for part in (part.strip() for part in text.split(",")):
         name, _, value = part.partition("=")
-        changes = _facts(name.strip(), value.strip())
-        if changes is None or given & changes.keys():
+        field, fact = _fact(name.strip(), value.strip())
+        if fact is None or field in facts:
             raise SettingError(
                 "SETTING_INVALID",
                 f"--suppose {part!r} cannot be read, or is given already by another part",
-                hint=f"give each fact once, as {_ACCEPTS}",
+                hint="give each fact once, as a list such as capability=12.0,driver=580,glibc=2.36,"
+                "torch=cu128; capability (or gpu=NAME), driver, glibc, glibcxx, machine and torch"
+                " (cu124, cu128, cu130 … or none) can be given",
             )
-        given |= changes.keys()
-        facts = replace(facts, **changes)
-    return facts
+        facts[field] = fact
+    return replace(_DEFAULTS, **facts)
 
 
 def require_no_override(settings: Settings) -> None:
@@ -78,22 +69,21 @@ def require_no_override(settings: Settings) -> None:
         )
 
 
-def _facts(name: str, value: str) -> Mapping[str, Any] | None:
-    """Return the facts that one part sets; None where it cannot be read."""
-    number, torch = _CAPABILITY.fullmatch(value), _TORCH.fullmatch(value)
-    if name == "capability" and number:
-        return {"gpus": (Gpu(f"compute capability {value}", number[1] + number[2]),)}
+def _fact(name: str, value: str) -> tuple[str, Any]:
+    """Return the field of the facts that one part sets, and its value; None if it is unreadable."""
+    if name == "capability" and re.fullmatch(r"[0-9]{1,2}\.?[0-9]", value):
+        return "gpus", (Gpu(f"compute capability {value}", value.replace(".", "")),)
     if name == "gpu" and (known := gpus.capability(value)):
-        return {"gpus": (Gpu(value, known),)}
-    if name == "torch" and torch:
+        return "gpus", (Gpu(value, known),)
+    if name == "torch" and (torch := re.fullmatch("cu([0-9]{2})([0-9])|none", value)):
         place, version = Path("site-packages/nvidia"), f"{torch[1]}.{torch[2]}"
         names = [f"{stem}.so.{torch[1]}" for stem in _STEMS if torch[1]]
-        return {"libraries": tuple(Library(one, place, version, f"torch {value}") for one in names)}
-    if name == "machine" and re.fullmatch(r"\w+", value):
-        return {name: value}
+        found = (Library(one, place, version, f"torch {value}") for one in names)
+        return "libraries", tuple(found)
     if name in {"driver", "glibc", "glibcxx"} and _VERSION.fullmatch(value):
-        return {name: f"{value}.{_NEWEST}" if name == "driver" and "." not in value else value}
-    return None
+        branch = name == "driver" and "." not in value
+        return name, f"{value}.999" if branch else value  # its newest driver
+    return name, value if name == "machine" and re.fullmatch(r"\w+", value) else None
 
 
 def as_text(release: Manifest, chosen: Choice) -> str:
@@ -101,15 +91,8 @@ def as_text(release: Manifest, chosen: Choice) -> str:
     lines = [
         f"would fetch {chosen.artifact.name} of release {release.release}",
         f"  because: {chosen.reason}",
+        *(f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts),
     ]
-    brought = chosen.runtime_libraries
-    if brought is not None:
-        size = f"{brought.size / 1e6:.0f} MB"
-        lines.append(f"  with {brought.name} ({size}), which brings {', '.join(brought.provides)}")
-    elif chosen.missing:
-        wanted = " ".join(packages(chosen.missing))
-        lines.append(f"  missing: {', '.join(chosen.missing)} (pip install {wanted})")
-    lines += [f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts]
     return "\n".join(printable(line) for line in lines)
 
 

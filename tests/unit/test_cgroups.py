@@ -3,13 +3,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 from needs import must_or_skip
 
 from benchmarks.control_group import capped
-from llama_loader import cgroups
+from llama_loader import cgroups, host
+from llama_loader.settings import load
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -102,44 +103,24 @@ def test_the_affinity_counts(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("many")
 @pytest.mark.parametrize(
-    ("quota", "cores", "expected"),
-    [
-        ("max", 64, None),
-        ("400000", 64, 4),
-        ("450000", 64, 5),
-        ("150000", 64, 2),
-        ("50000", 64, 1),
-        ("3200000", 32, None),  # as many as cores: what llama-server takes by itself
-        ("4000000", 32, None),
-        ("3100000", 32, 31),
-        ("400000", None, 4),
-    ],
+    ("quota", "expected"),
+    [("max", None), ("400000", 4), ("450000", 5), ("50000", 1), ("6400000", None)],
 )
 def test_threads_are_no_more_than_compute_at_once(
-    tmp_path: Path, quota: str, cores: int | None, expected: int | None, monkeypatch: Any
+    tmp_path: Path, quota: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """64 logical CPUs; with 32 cores two of them are one."""
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     told = {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"}
-    for cpu in range(64) if cores else ():
-        told[f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings"] = f"{cpu % cores:x}\n"
-    assert cgroups.threads(files(tmp_path, **told)) == expected
-
-
-def test_two_threads_of_one_core_are_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    told = {
-        f"sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings": f"{cpu % 4}\n"
-        for cpu in range(8)
-    }
-    monkeypatch.setattr(os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {1, 2, 5})
-    assert cgroups.threads(files(tmp_path, **told)) == 2
-    assert cgroups.processors(tmp_path) == 3
+    facts = host.detect(load(environ={}), root=files(tmp_path, **told))
+    assert facts.threads == expected
 
 
 def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
-    unlimited = {"sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}
-    assert cgroups.memory(files(tmp_path, **unlimited)) is None
+    unlimited = {
+        "proc/meminfo": "MemTotal:   2048 kB\n",
+        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
+    }
+    assert cgroups.memory(files(tmp_path, **unlimited)) == 2 << 20
     told = {
         "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
         "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",

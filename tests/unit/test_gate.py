@@ -15,7 +15,7 @@ from farm.errors import FarmError, PublishError, UsageError
 from farm.publish import figures, gate, last_report, parts, places, promotion, publishing
 from farm.publish.figures import Figures
 from llama_loader import manifest as schema
-from tests.rigs import github_releases, published, tiny_release
+from tests.rigs import fake_nvml, github_releases, published, tiny_release
 from tests.rigs.published import Place, publish
 
 if TYPE_CHECKING:
@@ -340,9 +340,6 @@ def test_the_place_of_earlier_releases_is_looked_at_before_the_checks(tmp_path: 
         last_report.figures(places.parse(str(tmp_path / "file")), "b1-1")
 
 
-SMI = "#!/bin/sh\nprintf '%s\\n' 'NVIDIA H200, 9.0, 143771, 580.159.03, GPU-1'\n"
-
-
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Stand for the loader: three servers, each slower than the one before; returns the calls."""
@@ -414,10 +411,7 @@ def test_a_measurement_that_fails_is_a_check_that_failed(
 def test_the_gpu_is_the_one_that_the_loader_sees(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    program = tmp_path / "nvidia-smi"
-    program.write_text(SMI)
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(fake_nvml.compiled(tmp_path)))
     assert figures.gpu() == "NVIDIA H200"
     monkeypatch.setattr("farm.loader._COMMAND", ("sh", "-c", "echo broken >&2; exit 3"))
     with pytest.raises(FarmError, match="broken"):  # "none" would be a guess

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -54,45 +53,6 @@ def test_zerogpu_without_any_trace_is_what_it_documents(tmp_path: Path) -> None:
     assert (plain.gpu_source, plain.gpus) == ("none", ())
 
 
-def test_nvidia_smi_is_read() -> None:
-    driver, found = host.parse_smi(
-        "NVIDIA H200, 9.0, 143771, 580.159.03, GPU-a\n"
-        "Tesla T4, [N/A], [N/A], 580.159.03, [N/A]\n"
-        "a warning on stderr\n"
-    )
-    assert driver == "580.159.03"
-    assert found == (
-        Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
-        Gpu("Tesla T4", "75", None, None),
-    )
-    assert host.parse_smi("No devices were found\n") == (None, ())
-
-
-@pytest.mark.parametrize(
-    ("row", "driver", "gpu"),
-    [
-        ("NVIDIA H200, Unknown Error, 100, 580.1, GPU-1", "580.1", ("90", 100 << 20, "GPU-1")),
-        ("NVIDIA Mystery, Unknown Error, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
-        ("NVIDIA Mystery, 9, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
-        ("NVIDIA Mystery, 9.0.1, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
-        ("NVIDIA Mystery, ９.０, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),  # noqa: RUF001
-        ("NVIDIA Mystery, .., 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
-        ("NVIDIA Mystery, 9.0, ², 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
-        ("NVIDIA Mystery, 9.0, ٣, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
-        ("NVIDIA Mystery, 9.0, -1, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
-        (f"NVIDIA Mystery, 9.0, {'9' * 5000}, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
-        ("NVIDIA Mystery, 9.0, 100, Unknown Error, Unknown Error", None, ("90", 100 << 20, None)),
-        ("NVIDIA Mystery, 9.0, 100, ERR!, ERR!", None, ("90", 100 << 20, None)),
-    ],
-)
-def test_whatever_nvidia_smi_says_that_is_no_number_is_unknown(
-    row: str, driver: str | None, gpu: tuple[str | None, int | None, str | None]
-) -> None:
-    capability, memory, uuid = gpu
-    expected = Gpu(row.split(",", maxsplit=1)[0], capability, memory, uuid)
-    assert host.parse_smi(f"{row}\n") == (driver, (expected,))
-
-
 def program(folder: Path, name: str, script: str) -> Path:
     path = write(folder / name, f"#!/bin/sh\n{script}\n")
     path.chmod(0o755)
@@ -100,9 +60,7 @@ def program(folder: Path, name: str, script: str) -> Path:
 
 
 @pytest.mark.parametrize("entries", ["", ".", "tools", "./tools", "../{here}/tools", ":tools:."])
-def test_a_program_of_the_working_folder_is_never_run(
-    entries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_program_of_the_working_folder_is_never_run(entries: str, tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "tools"):
         for name in ("nvidia-smi", "ldconfig"):
             program(folder, name, f": >{tmp_path}/executed")
@@ -113,23 +71,6 @@ def test_a_program_of_the_working_folder_is_never_run(
     environ = {"PATH": search, "PYTHONPATH": str(Path(host.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", script], env=environ, cwd=tmp_path, check=True)
     assert not (tmp_path / "executed").exists()
-    monkeypatch.chdir(tmp_path)
-    assert host.find_program("llama-test-tool", {"PATH": search}) is None
-
-
-def test_a_program_is_found_in_an_absolute_entry_of_path(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(program(tmp_path / "here", "llama-test-tool", "exit 1").parent)
-    tool = program(tmp_path / "bin", "llama-test-tool", "exit 0")
-    environ = {"PATH": os.pathsep.join([".", "", "/nowhere", str(tool.parent)])}
-    assert host.find_program("llama-test-tool", environ) == str(tool)
-    assert host.find_program("llama-test-tool", {}) is None
-
-
-def test_a_known_folder_comes_before_path(tmp_path: Path) -> None:
-    mine = program(tmp_path, "env", "exit 0")
-    assert host.find_program("env", {"PATH": str(mine.parent)}) in {"/usr/bin/env", "/bin/env"}
 
 
 @pytest.mark.parametrize(

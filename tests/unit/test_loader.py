@@ -81,7 +81,7 @@ def test_the_cpu_s_threads_are_those_of_the_container(
     threads: int | None, host: HostFacts, expected: str | None, impostor: Impostor
 ) -> None:
     """llama-server would start one for each core of the machine; docs/decisions/0046."""
-    limited = replace(host, threads=threads)
+    limited = replace(host, cpus=threads or 8, machine_cpus=8)
     ready = prepared(impostor.behave(), limited, Wishes(allow_cpu=True))
     argv, _ = start(settings(ALLOW_CPU="1"), ready)
     given = argv[argv.index("--threads") + 1] if "--threads" in argv else None
@@ -114,7 +114,7 @@ def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_askin
 @pytest.mark.parametrize(
     "change",
     [
-        {"gpu_source": "nvidia-smi"},
+        {"gpu_source": "/proc/driver/nvidia"},
         {"visible_devices": "1,0"},
         {"gpus": (FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))},
         {"gpus": (FULL, replace(ROOMY, free=None))},

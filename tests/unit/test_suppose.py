@@ -13,7 +13,7 @@ import pytest
 from llama_loader import gpus, suppose
 from llama_loader.errors import HostError, SettingError
 from llama_loader.manifest import dump
-from llama_loader.selection import Wishes, select
+from llama_loader.selection import Wishes, require_libraries, select
 from tests.rigs.releases import artifact, manifest, runtime
 from tests.unit.test_selection import GPUS, RELEASE, short
 
@@ -41,16 +41,26 @@ def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13
 
 
 def test_what_is_missing_there_is_said_with_its_package() -> None:
-    chosen = select(RELEASE, suppose.host("capability=90,driver=580,torch=none"), Wishes())
-    assert "pip install nvidia-cublas" in suppose.as_text(RELEASE, chosen)
+    facts = suppose.host("capability=90,driver=580,torch=none")
+    chosen = select(RELEASE, facts, Wishes())
+    assert (
+        "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here"
+        in (suppose.as_text(RELEASE, chosen).splitlines()[1])
+    )
+    with pytest.raises(HostError) as caught:
+        require_libraries(chosen, facts)
+    assert "pip install): nvidia-cublas" in caught.value.hint
 
 
 def test_what_the_release_brings_there_is_said() -> None:
     bringing = manifest(artifact("cu130", "sm90", "90"), runtime("cu130"))
     chosen = select(bringing, suppose.host("capability=90,driver=580,torch=none"), Wishes())
-    line = suppose.as_text(bringing, chosen).splitlines()[2]
-    assert line.startswith("  with cuda-runtime-13.0-cu130")
-    assert "libcublas.so.13" in line
+    because, server, libraries = suppose.as_text(bringing, chosen).splitlines()[1:]
+    assert "libcublas.so.13" in because
+    assert "brought by cuda-runtime-13.0-cu130" in because
+    assert server.startswith(f"  {chosen.artifact.name}: chosen")
+    assert libraries.startswith("  cuda-runtime-13.0-cu130")
+    assert "fetched too: libraries; 400.0 MB" in libraries
 
 
 def test_an_old_system_there_is_an_error_here() -> None:
@@ -120,6 +130,8 @@ def test_the_command(tmp_path: Path) -> None:
     known = ask(release, *store, "--json", "--suppose", f"gpu={gpus.ZEROGPU.name}")
     assert known.returncode == 5  # no libraries were supposed
     assert json.loads(known.stdout)["choice"]["missing"]
-    assert known.stderr.splitlines()[-2].startswith("error[CUDA_LIBRARY_MISSING]: ")
+    error, hint = known.stderr.splitlines()[-2:]
+    assert error.startswith("error[CUDA_LIBRARY_MISSING]: ")
+    assert "nvidia-cublas" in hint
     assert not list((tmp_path / "store").glob("runtimes/*"))
     assert ask(release, "--suppose", "x=1").returncode == 2
