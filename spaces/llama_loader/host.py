@@ -2,8 +2,8 @@
 
 A context in the calling process would break ZeroGPU (the main process must never touch CUDA) and
 cost half a second elsewhere. So GPUs are asked for through NVML, which is management only, then
-``/proc/driver/nvidia``, then what ZeroGPU documents; the first that names any counts, and
-``gpu_source`` names it.
+``nvidia-smi``, then ``/proc/driver/nvidia``, then what ZeroGPU documents; the first that names any
+counts, and ``gpu_source`` names it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cgroups, cuda_libraries, gpus, nvml, processes
+from llama_loader import cgroups, cuda_libraries, gpus, nvidia_smi, nvml, processes
 from llama_loader.concurrency import Background
 from llama_loader.gpus import Gpu
 
@@ -39,14 +39,14 @@ class HostFacts:
         glibc, glibcxx, driver: versions (``2.36``, ``3.4.30``, ``580.95``); None where there is
             none or it cannot be known.
         gpus: what was found; on ZeroGPU what will be attached.
-        gpu_source: what named them: ``nvml``, ``/proc/driver/nvidia``, ``zerogpu``, ``supposed`` or
-            ``none``.
+        gpu_source: what named them: ``nvml``, ``nvidia-smi``, ``/proc/driver/nvidia``, ``zerogpu``,
+            ``supposed`` or ``none``.
         libraries: CUDA libraries that could serve, in the order in which they would be taken.
         cpus, memory: what this process may use of ``machine_cpus`` logical CPUs, and of main
             memory, in bytes; 0 for unknown.
         visible_devices, device_order: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER, None where unset.
         driver_folders: folders of LD_LIBRARY_PATH that alone lead to the driver, for the server's.
-        complaints: why NVML did not answer, and which GPUs it left out.
+        complaints: why NVML or nvidia-smi did not answer, and which GPUs they left out.
     """
 
     system: str
@@ -92,7 +92,7 @@ class HostFacts:
     def _seen(self) -> tuple[tuple[Gpu, ...], int]:
         # A ZeroGPU worker gets a CUDA_VISIBLE_DEVICES of its own: that of the main process, which
         # has no GPU, means nothing.
-        to_come = self.zerogpu and self.gpu_source != "nvml"
+        to_come = self.zerogpu and self.gpu_source not in {"nvml", "nvidia-smi"}
         named = None if to_come else self.visible_devices
         return gpus.visible(self.gpus, named, self.device_order)
 
@@ -108,11 +108,14 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
     python_path = [Path(entry) for entry in sys.path if entry]
-    told = nvml.Answer()
+    told = asked = nvml.Answer()
     if root == Path("/"):
         told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT)
+        if not (told.gpus or told.hangs):  # nvidia-smi asks NVML, and would hang too
+            asked = nvidia_smi.query(processes.environment(inherited, libraries=driver_folders))
     sources = (
         ("nvml", told.gpus),
+        ("nvidia-smi", asked.gpus),
         (f"/{_PROC}", _gpus_of_proc(root)),
         ("zerogpu", (gpus.ZEROGPU,) if settings.zerogpu else ()),
     )
@@ -124,7 +127,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         glibc=_glibc(),
         glibcxx=_glibcxx(cache),
         python=platform.python_version(),
-        driver=told.driver or _field(module, root / _PROC / "version"),
+        driver=told.driver or asked.driver or _field(module, root / _PROC / "version"),
         gpus=found,
         gpu_source=source,
         libraries=cuda_libraries.find_libraries(settings.library_path, cache, python_path, root),
@@ -136,7 +139,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),
         device_order=inherited.get("CUDA_DEVICE_ORDER"),
         driver_folders=driver_folders,
-        complaints=told.complaints,
+        complaints=told.complaints + asked.complaints,
     )
 
 

@@ -1,7 +1,7 @@
 """Ask NVIDIA's management library for the driver and the GPUs, without a CUDA context.
 
-Only the calls of ``nvml.h`` that are needed, through ctypes; no Python package. ``nvidia-smi`` asks
-this library too, and knows nothing more. Where NVML refuses or hangs, the answer says why.
+Only the calls of ``nvml.h`` that are needed, through ctypes; no Python package. Where NVML refuses
+or hangs, the answer says why, and the caller asks its other sources.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ class Answer:
     driver: str | None = None
     gpus: tuple[Gpu, ...] = ()
     complaints: tuple[str, ...] = ()
+    hangs: bool = False
 
 
 class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves this module
@@ -47,7 +48,7 @@ def query(folders: Sequence[Path], *, timeout: float) -> Answer:
     asking = Background(lambda: _query(folders))
     if asking.wait(timeout):
         return asking.result()
-    return Answer(complaints=(f"NVML did not answer within {timeout:g} s",))
+    return Answer(complaints=(f"NVML did not answer within {timeout:g} s",), hangs=True)
 
 
 def _query(folders: Sequence[Path]) -> Answer:

@@ -165,7 +165,7 @@ def _no_gpu(host: HostFacts) -> HostError:
     found = "; ".join([found, *host.complaints])
     return HostError(
         "NO_GPU",
-        f"no NVIDIA GPU: {found} (asked NVML and /proc/driver/nvidia)",
+        f"no NVIDIA GPU: {found} (asked NVML, nvidia-smi and /proc/driver/nvidia)",
         hint="check that the Space's hardware is ZeroGPU or another GPU, and that"
         " CUDA_VISIBLE_DEVICES is unset or names one; to run on the CPU, give --allow-cpu or set"
         " YAKULINGO_SPACES_ALLOW_CPU=1; YAKULINGO_SPACES_CUDA_ARCH names a compute capability that"

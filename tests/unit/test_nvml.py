@@ -95,7 +95,7 @@ def test_nvml_that_refuses_says_why(
 def test_nvml_that_hangs_is_given_up(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_NVML", "sleep")
     answer = nvml.query([driver], timeout=0.05)
-    assert answer == nvml.Answer(complaints=("NVML did not answer within 0.05 s",))
+    assert answer == nvml.Answer(complaints=("NVML did not answer within 0.05 s",), hangs=True)
 
 
 def test_a_library_that_is_none_or_too_old_is_passed_over(tmp_path: Path, driver: Path) -> None:
