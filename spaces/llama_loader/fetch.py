@@ -17,7 +17,7 @@ from io import BytesIO
 from typing import IO, TYPE_CHECKING, Final
 
 from llama_loader import locations, transport
-from llama_loader.concurrency import ahead as in_thread
+from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
 from llama_loader.locations import Web
@@ -27,14 +27,15 @@ from llama_loader.transport import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from llama_loader.locations import Local
     from llama_loader.manifest import Artifact
     from llama_loader.partial import Partial
     from llama_loader.transport import Body
 
-SMALL_FILE_SECONDS: Final = 120.0
-"""A manifest has some hundred kilobytes: it comes within this time or not at all."""
+SMALL_FILE_SECONDS: Final = 60.0
+"""A manifest has some hundred kilobytes: it comes within this time, all attempts together."""
 MAX_WRONG: Final = 2
 """Wrong bytes are fetched once more from the same URL; then the file itself is wrong."""
 PIECE: Final = 1 << 18
@@ -99,7 +100,7 @@ class Fetcher:
         return data
 
     def read(self, url: str, *, limit: int) -> bytes:
-        """Return a whole small file.
+        """Return a whole small file, which must come within ``SMALL_FILE_SECONDS``.
 
         Raises:
             SettingError: the URL is not one to load from.
@@ -125,28 +126,23 @@ class Fetcher:
         return self._copy(url, target, limit, self._patience, self._sink)
 
     def chunks(
-        self,
-        artifact: Artifact,
-        urls: Sequence[str],
-        partial: Partial | None = None,
-        *,
-        ahead: int = 0,
+        self, artifact: Artifact, urls: Sequence[str], partial: Partial | None = None
     ) -> Generator[bytes, None, None]:
         """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
+
+        The next chunk is fetched, in another thread, before it is asked for.
 
         Args:
             artifact: its size and digests; its URLs are not looked at.
             urls: where it is, tried in order.
             partial: holds chunks of an earlier process, and keeps those that come.
-            ahead: chunks that are fetched, in another thread, before they are asked for.
 
         Raises:
             NetworkError: no URL has it; names each with its reason.
             IntegrityError: the bytes are not those that were published.
         """
-        mirrors = self._mirrors(artifact.name, urls, self._patience)
-        fetched, done = _in_order(artifact, mirrors, partial), 0
-        for chunk in in_thread(fetched, ahead) if ahead else fetched:
+        mirrors, done = self._mirrors(artifact.name, urls, self._patience), 0
+        for chunk in ahead(_in_order(artifact, mirrors, partial), 1):
             done += len(chunk)
             self._sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
@@ -158,16 +154,17 @@ class Fetcher:
         name = locations.shown(url)
         mirrors = self._mirrors(name, (url,), patience)
         digest, size = hashlib.sha256(), 0
+        validator = total = None
         while True:
-            with (
-                mirrors.attempt() as mirror,
-                mirrors.opened(mirror, size if mirror.validator else 0) as body,
-            ):
+            start = size if validator else 0
+            with mirrors.attempt() as mirror, mirrors.opened(mirror, start, validator) as body:
                 if not body.start:
                     target.seek(0)
                     target.truncate()
                     digest, size = hashlib.sha256(), 0
-                before = size
+                elif (validator, total) != (body.validator, body.total):
+                    raise RangeError("the file changed in the middle")
+                validator, total = body.validator, body.total
                 while piece := body.read(min(PIECE, limit + 1 - size)):
                     size += len(piece)
                     if size > limit:
@@ -176,8 +173,8 @@ class Fetcher:
                         )
                     target.write(piece)
                     digest.update(piece)
-                    sink(Downloading(name, size, body.total))
-                    if body.validator and size - before >= _WORTH_ANOTHER:
+                    sink(Downloading(name, size, total))
+                    if validator and size - start >= _WORTH_ANOTHER:
                         mirror.gained()
                 return digest.hexdigest(), size
 
@@ -201,8 +198,6 @@ class Mirror:
         name: the URL, as it may be shown.
         place: where the file is.
         ranges: whether it may be asked for a part.
-        validator: names the content that it sent last.
-        total: size of that content in bytes.
         failures: since the download last made progress on it.
         wrong: those of them with wrong bytes.
         wait: seconds before it is asked again.
@@ -211,8 +206,6 @@ class Mirror:
     name: str
     place: Web | Local
     ranges: bool = True
-    validator: str | None = None
-    total: int | None = None
     failures: int = 0
     wrong: int = 0
     wait: float = 0.0
@@ -257,6 +250,22 @@ class Mirrors:
                 self._reasons.append(f"{locations.shown(url)}: {error.message}")
                 self._missing = False
 
+    @contextmanager
+    def attempt(self) -> Iterator[Mirror]:
+        """Choose a mirror as ``best`` does; an attempt on it that fails is recorded and ended."""
+        mirror = self.best()
+        try:
+            yield mirror
+        except AttemptError as error:
+            self.failed(mirror, error)
+
+    def opened(
+        self, mirror: Mirror, start: int, validator: str | None = None
+    ) -> AbstractContextManager[Body]:
+        """Open a mirror at ``start``, or at 0 where it cannot serve parts, or other content."""
+        begin = start if mirror.ranges else 0
+        return transport.opened(mirror.place, begin, validator, self._patience, self._deadline)
+
     def best(self) -> Mirror:
         """Return the first of the mirrors that failed least, after the wait that is due.
 
@@ -269,39 +278,10 @@ class Mirrors:
         mirror = min(self._left, key=lambda mirror: mirror.failures)
         if mirror.failures and mirror.wait:
             if time.monotonic() + mirror.wait > self._deadline:
+                self._reasons.append(f"not done within {self._patience.deadline:g} s")
                 raise self._error()
             self._sleep(mirror.wait)
         return mirror
-
-    @contextmanager
-    def attempt(self) -> Iterator[Mirror]:
-        """Choose a mirror as ``best`` does; an attempt on it that fails is recorded and ended."""
-        mirror = self.best()
-        try:
-            yield mirror
-        except AttemptError as error:
-            self.failed(mirror, error)
-
-    @contextmanager
-    def opened(self, mirror: Mirror, start: int, end: int | None = None) -> Iterator[Body]:
-        """Open a mirror at ``start``, or at 0 where it cannot serve parts.
-
-        Raises:
-            AttemptError: no bytes from there, this time.
-        """
-        with transport.opened(
-            mirror.place,
-            start=start if mirror.ranges else 0,
-            end=end if mirror.ranges else None,
-            validator=mirror.validator,
-            patience=self._patience,
-            deadline=self._deadline,
-        ) as body:
-            known = (mirror.validator, mirror.total or body.total)
-            if body.start and mirror.validator and known != (body.validator, body.total):
-                raise RangeError("the file changed in the middle")
-            mirror.validator, mirror.total = body.validator, body.total
-            yield body
 
     def failed(self, mirror: Mirror, error: AttemptError) -> None:
         """Record an attempt that failed."""
@@ -309,7 +289,7 @@ class Mirrors:
         mirror.failures += 1
         mirror.wait = backoff(mirror.failures, error.wait, self._patience)
         if isinstance(error, RangeError):
-            mirror.ranges, mirror.validator, mirror.wait = False, None, 0.0
+            mirror.ranges, mirror.wait = False, 0.0
         elif error.wrong:
             mirror.wrong, mirror.wait = mirror.wrong + 1, 0.0
             self._code = error.wrong if mirror.wrong >= MAX_WRONG else self._code
@@ -347,45 +327,41 @@ def _in_order(
     artifact: Artifact, mirrors: Mirrors, partial: Partial | None
 ) -> Generator[bytes, None, None]:
     """Yield verified chunks in order, the last one only if the whole has the right digest."""
-    whole, index = hashlib.sha256(), 0
-    while index < len(artifact.chunks):
-        for chunk in _some(artifact, index, mirrors, partial):
-            whole.update(chunk)
-            if index == len(artifact.chunks) - 1 and whole.hexdigest() != artifact.sha256:
-                raise IntegrityError(
-                    "SHA256_MISMATCH",
-                    f"{artifact.name}: every chunk is right, but the whole has sha256 "
-                    f"{whole.hexdigest()}, not {artifact.sha256}",
-                    hint="the manifest contradicts itself; ask who published it",
-                )
-            index += 1
-            yield chunk
+    whole = hashlib.sha256()
+    for number, chunk in enumerate(_each(artifact, mirrors, partial), 1):
+        whole.update(chunk)
+        if number == len(artifact.chunks) and whole.hexdigest() != artifact.sha256:
+            raise IntegrityError(
+                "SHA256_MISMATCH",
+                f"{artifact.name}: every chunk is right, but the whole has sha256 "
+                f"{whole.hexdigest()}, not {artifact.sha256}",
+                hint="the manifest contradicts itself; ask who published it",
+            )
+        yield chunk
 
 
-def _some(
-    artifact: Artifact, first: int, mirrors: Mirrors, partial: Partial | None
-) -> Iterator[bytes]:
-    """Yield a chunk that is kept, or those of one connection, up to the next one that is kept."""
-    kept = partial.get(first) if partial else None
-    if kept is not None:
+def _each(artifact: Artifact, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+    """Yield the chunks that are kept, then those of one connection after another."""
+    done, count = 0, len(artifact.chunks)
+    while partial and done < count and (kept := partial.get(done)) is not None:
+        done += 1
         yield kept
-        return
-    size, behind = artifact.chunk_size, len(artifact.chunks)
-    end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
-    until = end * size if end < behind else None
-    with mirrors.attempt() as mirror, mirrors.opened(mirror, first * size, until) as body:
-        if body.total is not None and body.total > artifact.size:
-            raise _too_large(artifact, f"{body.total} bytes long")
-        for index in range(first if body.start else 0, end):
-            chunk = _read_chunk(body, artifact, index)
-            if index < first:  # it is here already: the server sends all of the file
-                continue
-            if index == len(artifact.chunks) - 1 and body.read(1):
-                raise _too_large(artifact, "longer")
-            if partial and isinstance(mirror.place, Web):
-                partial.keep(index, chunk)
-            mirror.gained()
-            yield chunk
+    while done < count:
+        start = done * artifact.chunk_size
+        with mirrors.attempt() as mirror, mirrors.opened(mirror, start) as body:
+            if body.total is not None and body.total > artifact.size:
+                raise _too_large(artifact, f"{body.total} bytes long")
+            for index in range(body.start // artifact.chunk_size, count):
+                chunk = _read_chunk(body, artifact, index)
+                if index < done:  # the server sends all of the file
+                    continue
+                if index == count - 1 and body.read(1):
+                    raise _too_large(artifact, "longer")
+                if partial and isinstance(mirror.place, Web):
+                    partial.keep(index, chunk)
+                mirror.gained()
+                done += 1
+                yield chunk
 
 
 def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:

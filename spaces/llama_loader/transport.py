@@ -3,28 +3,27 @@
 ``requests`` does TLS, proxies and certificates. Redirects are followed here and nothing is decoded:
 what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
 
-Every wait has an end. A socket's timeout begins anew with every byte, and ``http.client`` reads on
-until headers or a chunk's length are whole. So another thread shuts a
-connection down whose wait is over.
+Every wait has an end. A socket's own timeout begins anew with every byte, and ``http.client`` reads
+on until headers or a chunk's length are whole. So each read from a connection is given the time
+that is left for all of them.
 """
 
 from __future__ import annotations
 
-import math
+import io
 import re
 import socket
-import threading
 import time
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
 
 from llama_loader import locations, settings
 from llama_loader.errors import without_secrets
@@ -43,8 +42,6 @@ _UNSATISFIABLE: Final = 416
 _MISSING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_TICK: Final = 0.1
-"""Seconds between two looks at how long a wait takes."""
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
 _RANGE: Final = re.compile(
     r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18}|\*)"
@@ -121,10 +118,8 @@ class Body:
 @contextmanager
 def opened(
     place: Web | Local,
-    *,
-    start: int = 0,
-    end: int | None = None,
-    validator: str | None = None,
+    start: int,
+    validator: str | None,
     patience: Patience,
     deadline: float,
 ) -> Iterator[Body]:
@@ -133,7 +128,6 @@ def opened(
     Args:
         place: where the file is.
         start: offset in bytes.
-        end: offset behind the last byte that is wanted, None for all the rest.
         validator: of the content that is wanted: any other comes from its beginning.
         patience: how long the server may take.
         deadline: the moment, by ``time.monotonic``, after which the loader waits no longer.
@@ -148,13 +142,13 @@ def opened(
     here, headers_by = place.url, time.monotonic() + patience.headers
     for _ in range(MAX_REDIRECTS + 1):
         headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
-        if start or end is not None:
-            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
+        if start:
+            headers["Range"] = f"bytes={start}-"
             headers |= {"If-Range": validator} if validator else {}
         if place.token and locations.origin(here) == locations.origin(place.url):
             headers["Authorization"] = f"Bearer {place.token}"
         with (
-            closing(_WatchedAdapter(here, patience, deadline)) as adapter,
+            closing(_TimedAdapter(here, patience, deadline)) as adapter,
             closing(adapter.ask(headers, headers_by)) as answer,
         ):
             if answer.status_code not in _REDIRECTS:
@@ -208,7 +202,7 @@ def _require_success(answer: requests.Response, patience: Patience) -> None:
 
 
 def _body(
-    adapter: _WatchedAdapter, answer: requests.Response, start: int, patience: Patience
+    adapter: _TimedAdapter, answer: requests.Response, start: int, patience: Patience
 ) -> Body:
     first, total = 0, _number(_text(answer, "Content-Length"))
     if answer.status_code == _PARTIAL:
@@ -249,15 +243,10 @@ def _number(text: str) -> int | None:
 
 def _retry_after(text: str) -> float | None:
     """Return the seconds that a Retry-After asks for: a number, or an HTTP date."""
-    seconds = _number(text)
-    if seconds is not None:
-        return float(seconds)
     try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
+        return float(urllib3.Retry().parse_retry_after(text))
+    except (InvalidHeader, ValueError, OverflowError):
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
 def _reason(error: BaseException, url: str) -> str:
@@ -289,100 +278,101 @@ def _target(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=netloc).geturl(), {"Host": parts.netloc}
 
 
-class _WatchedAdapter(HTTPAdapter):
-    """Asks for one URL, and shuts its connection down when a wait takes too long."""
+class _TimedAdapter(HTTPAdapter):
+    """Asks for one URL; whatever is read from its connection comes in time, or not at all."""
 
     def __init__(self, url: str, patience: Patience, deadline: float) -> None:
         super().__init__()
         self._url = url
         self._patience = patience
         self._deadline = deadline
-        self._until = math.inf
-        self._is_late = False
-        self._socket: socket.socket | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._ended.set()
-        self._thread.join()
-        if self._socket is not None:
-            self._socket.close()
-        super().close()
+        self._until = deadline
 
     def ask(self, headers: dict[str, str], until: float) -> requests.Response:
         """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
-        host = locations.origin(self._url)[1]
-        with self.waiting(until, f"no answer within {self._patience.headers:g} s") as left:
-            environment = requests.Session().merge_environment_settings(
-                self._url, {}, stream=True, verify=None, cert=None
-            )
-            proxies = {} if locations.is_this_machine(host) else environment["proxies"]
-            verify = environment["verify"]
-            if not isinstance(verify, str):
-                verify = settings.certificate_file() or True
-            seconds = (min(self._patience.connect, left), self._patience.silence)
+        with self.waiting(until, f"no answer within {self._patience.headers:g} s"):
+            session = requests.Session()
+            session.verify = settings.certificate_file() or True
+            options: dict[str, Any] = {
+                **session.merge_environment_settings(
+                    self._url, {}, stream=True, verify=None, cert=None
+                )
+            }
+            if locations.is_this_machine(locations.origin(self._url)[1]):
+                options["proxies"] = {}
             target, named = _target(self._url)
             request = requests.Request("GET", target, headers=headers | named).prepare()
-            return self.send(request, stream=True, timeout=seconds, verify=verify, proxies=proxies)
+            connect = min(self._patience.connect, self.left())
+            return self.send(request, timeout=(connect, self._patience.silence), **options)
         raise AssertionError
 
     @contextmanager
-    def waiting(self, until: float, reason: str) -> Iterator[float]:
-        """Wait for the server in this context, which is given the seconds that it may take.
-
-        Args:
-            until: the moment, by ``time.monotonic``, at which the attempt fails.
-            reason: for the error.
+    def waiting(self, until: float, reason: str) -> Iterator[None]:
+        """Wait for the server in this context, until the moment ``until`` or the deadline.
 
         Raises:
-            AttemptError: the server took too long, or the network failed.
+            AttemptError: the server took too long (``reason``), or the network failed.
         """
         late = AttemptError(reason)
         if self._deadline < until:
             until = self._deadline
             late = AttemptError(f"not done within {self._patience.deadline:g} s", final=True)
-        left = until - time.monotonic()
-        if left <= 0:
-            raise late
         self._until = until
         try:
-            yield left
+            self.left()
+            yield
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            if self._is_late:
+            if time.monotonic() >= until:
                 raise late from error
             # requests' errors about the URL or the proxy's URL itself are values' errors
             final = isinstance(error, ValueError)
             raise AttemptError(_reason(error, self._url), final=final) from error
-        finally:
-            self._until = math.inf
-        if self._is_late:  # to http.client, the end of a connection ends headers and bodies
-            raise late
+
+    def left(self) -> float:
+        """Return the seconds that the present wait may still take.
+
+        Raises:
+            TimeoutError: none are left.
+        """
+        seconds = self._until - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a pool whose connections are watched, also those to a proxy."""
+        """Return a pool whose answers, those of a proxy too, are read through ``_Timed``."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        adapter, usual = self, pool.ConnectionCls
+        left = self.left
 
-        class Watched(usual):  # type: ignore[misc,valid-type]
-            def _new_conn(self) -> socket.socket:
-                made: socket.socket = super()._new_conn()
-                adapter._socket = made.dup()  # TLS takes this descriptor
-                return made
+        class Answer(HTTPResponse):
+            def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
+                super().__init__(sock, *args, **kwargs)
+                self.fp = io.BufferedReader(_Timed(sock, self.fp.detach(), left))
 
-            def _tunnel(self) -> None:
-                super()._tunnel()
-                if adapter._is_late:  # the proxy's answer was cut: begin no TLS
-                    raise TimeoutError
+        class Connection(pool.ConnectionCls):  # type: ignore[misc]
+            response_class = Answer
 
-        pool.ConnectionCls = Watched
+        pool.ConnectionCls = Connection
         return pool
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_TICK):
-            self._is_late = self._is_late or time.monotonic() > self._until
-            if self._is_late and self._socket is not None:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+
+class _Timed(io.RawIOBase):
+    """Reads from a socket; each read may take the seconds that ``left`` returns."""
+
+    def __init__(self, sock: socket.socket, raw: Any, left: Callable[[], float]) -> None:
+        self._socket, self._raw, self._left = sock, raw, left
+
+    def readable(self) -> bool:
+        """Say that this can be read."""
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        """Read what is there, waiting for it."""
+        self._socket.settimeout(self._left())
+        size: int | None = self._raw.readinto(buffer)
+        return size
+
+    def close(self) -> None:
+        """Let go of the socket."""
+        self._raw.close()
+        super().close()
