@@ -107,12 +107,20 @@ class Fetcher:
             NetworkError: the file cannot be fetched; names every attempt's reason.
             IntegrityError: the file is larger than ``limit`` bytes.
         """
-        target = BytesIO()
         seconds = min(SMALL_FILE_SECONDS, self._patience.deadline)
-        self._copy(url, target, limit, replace(self._patience, deadline=seconds), ignore)
+        target, patience = BytesIO(), replace(self._patience, deadline=seconds)
+        self.copy(url, target, limit=limit, patience=patience, sink=ignore)
         return target.getvalue()
 
-    def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
+    def copy(
+        self,
+        url: str,
+        target: IO[bytes],
+        *,
+        limit: int,
+        patience: Patience | None = None,
+        sink: Sink | None = None,
+    ) -> tuple[str, int]:
         """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
         After a cut it resumes if a strong ETag names the content, else it starts over.
@@ -123,7 +131,32 @@ class Fetcher:
             IntegrityError: the file is larger than ``limit`` bytes.
             OSError: ``target`` cannot be written.
         """
-        return self._copy(url, target, limit, self._patience, self._sink)
+        self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
+        name, sink = locations.shown(url), sink or self._sink
+        mirrors = self._mirrors(name, (url,), patience)
+        digest, size = hashlib.sha256(), 0
+        validator = total = None
+        while True:
+            start = size if validator else 0
+            with mirrors.attempt() as mirror, mirrors.opened(mirror, start, validator) as body:
+                if not body.start:
+                    target.seek(0)
+                    target.truncate()
+                    digest, size = hashlib.sha256(), 0
+                elif (validator, total) != (body.validator, body.total):
+                    raise RangeError("the file changed in the middle")
+                validator, total = body.validator, body.total
+                while piece := body.read(min(PIECE, limit + 1 - size)):
+                    size += len(piece)
+                    if size > limit:
+                        told = f"{name} is larger than {limit} bytes"
+                        raise IntegrityError("FILE_TOO_LARGE", told)
+                    target.write(piece)
+                    digest.update(piece)
+                    sink(Downloading(name, size, total))
+                    if validator and size - start >= _WORTH_ANOTHER:
+                        mirror.gained()
+                return digest.hexdigest(), size
 
     def chunks(
         self, artifact: Artifact, urls: Sequence[str], partial: Partial | None = None
@@ -141,44 +174,13 @@ class Fetcher:
             NetworkError: no URL has it; names each with its reason.
             IntegrityError: the bytes are not those that were published.
         """
-        mirrors, done = self._mirrors(artifact.name, urls, self._patience), 0
+        mirrors, done = self._mirrors(artifact.name, urls), 0
         for chunk in ahead(_in_order(artifact, mirrors, partial), 1):
             done += len(chunk)
             self._sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
 
-    def _copy(
-        self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
-    ) -> tuple[str, int]:
-        self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
-        name = locations.shown(url)
-        mirrors = self._mirrors(name, (url,), patience)
-        digest, size = hashlib.sha256(), 0
-        validator = total = None
-        while True:
-            start = size if validator else 0
-            with mirrors.attempt() as mirror, mirrors.opened(mirror, start, validator) as body:
-                if not body.start:
-                    target.seek(0)
-                    target.truncate()
-                    digest, size = hashlib.sha256(), 0
-                elif (validator, total) != (body.validator, body.total):
-                    raise RangeError("the file changed in the middle")
-                validator, total = body.validator, body.total
-                while piece := body.read(min(PIECE, limit + 1 - size)):
-                    size += len(piece)
-                    if size > limit:
-                        raise IntegrityError(
-                            "FILE_TOO_LARGE", f"{name} is larger than {limit} bytes"
-                        )
-                    target.write(piece)
-                    digest.update(piece)
-                    sink(Downloading(name, size, total))
-                    if validator and size - start >= _WORTH_ANOTHER:
-                        mirror.gained()
-                return digest.hexdigest(), size
-
-    def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
+    def _mirrors(self, name: str, urls: Sequence[str], patience: Patience | None = None) -> Mirrors:
         allowed = [url for url in urls if url.startswith("file:")] if self._offline else urls
         if urls and not allowed:
             raise NetworkError(
@@ -187,7 +189,9 @@ class Fetcher:
                 "not open a connection",
                 hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
             )
-        return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self._sleep)
+        return Mirrors(
+            name, allowed, patience or self._patience, resolve=self._resolve, sleep=self._sleep
+        )
 
 
 @dataclass(eq=False)
@@ -218,12 +222,7 @@ class Mirror:
 class Mirrors:
     """The URLs of one file: which to ask next and when, and the error if none is left.
 
-    Args:
-        name: of the file, for messages.
-        urls: in order of preference; those that cannot be used are passed over.
-        patience: how long servers may take.
-        resolve: tells where a URL's file is.
-        sleep: how to wait between attempts, in seconds.
+    Those that cannot be used are passed over.
     """
 
     def __init__(
@@ -349,14 +348,13 @@ def _each(artifact: Artifact, mirrors: Mirrors, partial: Partial | None) -> Iter
     while done < count:
         start = done * artifact.chunk_size
         with mirrors.attempt() as mirror, mirrors.opened(mirror, start) as body:
-            if body.total is not None and body.total > artifact.size:
-                raise _too_large(artifact, f"{body.total} bytes long")
             for index in range(body.start // artifact.chunk_size, count):
                 chunk = _read_chunk(body, artifact, index)
                 if index < done:  # the server sends all of the file
                     continue
                 if index == count - 1 and body.read(1):
-                    raise _too_large(artifact, "longer")
+                    told = f"it is longer than {artifact.size} bytes"
+                    raise AttemptError(told, wrong="FILE_TOO_LARGE")
                 if partial and isinstance(mirror.place, Web):
                     partial.keep(index, chunk)
                 mirror.gained()
@@ -383,8 +381,3 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
             f"{got} bytes that are no {artifact.format} came with status 200", wrong="NOT_THE_FILE"
         )
     raise AttemptError(f"ended after {got} of {artifact.size} bytes")
-
-
-def _too_large(artifact: Artifact, found: str) -> AttemptError:
-    reason = f"it is {found}, and must be {artifact.size} bytes"
-    return AttemptError(reason, wrong="FILE_TOO_LARGE")

@@ -1,10 +1,9 @@
 """Keep the verified chunks of an unfinished download, so that the next process can resume it.
 
-One file for each artifact, ``<root>/partial/<sha256>``, with its chunks from the first one on. No
-list says how many it holds: each one is hashed when it is read, and the first one that is not right
-ends the file. A file that was cut off, damaged or put there by another program costs a download
-and no more. Two processes may write to it at the same time, for a place only ever gets the bytes
-that belong there. The file itself is never unpacked or executed.
+One file for each artifact, ``<root>/partial/<sha256>``, with its chunks from the first one on. Each
+is hashed when it is read; the first one that is not right ends the file. A damaged file costs a
+download and no more. Two processes may write to it at the same time, for a place only ever gets the
+bytes that belong there.
 """
 
 from __future__ import annotations
@@ -80,9 +79,13 @@ class Partial:
                     self._write(data, index * self._artifact.chunk_size)
             except OSError as error:
                 self._end()
-                path = self._folder.path / self._artifact.sha256
-                lost = "if this download is cut off, the next one begins anew"
-                self._sink(Note("PARTIAL_NOT_KEPT", f"{path}: {error.strerror or error}: {lost}"))
+                self._sink(
+                    Note(
+                        "PARTIAL_NOT_KEPT",
+                        f"{self._folder.path}: {error.strerror or error}: if this download is cut"
+                        " off, the next one begins anew",
+                    )
+                )
 
     def discard(self) -> None:
         """Remove the file: the artifact is installed, or will never be."""

@@ -31,6 +31,7 @@ from llama_loader.locations import Local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from llama_loader.locations import Web
 
@@ -50,18 +51,17 @@ _RANGE: Final = re.compile(
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server may take.
+    """How long a server may take, in seconds where nothing else is said.
 
     Attributes:
-        connect: seconds until a connection stands.
-        silence: seconds between two bytes.
-        headers: seconds until all of an answer's headers are here: names, connections, TLS and
-            redirects included.
-        rate: bytes a second that must come, over every ``window`` seconds of waiting for them.
+        connect: until a connection stands.
+        silence: between two bytes.
+        headers: until all headers are here: names, connections, TLS and redirects included.
+        rate: bytes a second that must come, over every ``window`` of waiting for them.
         window: see ``rate``.
         attempts: how often one URL may fail with nothing gained in between.
-        longest_wait: seconds; a server that asks for more is left for the next mirror.
-        deadline: seconds for a whole file, all attempts and all mirrors together.
+        longest_wait: a server that asks for more is left for the next mirror.
+        deadline: for a whole file, all attempts and all mirrors together.
     """
 
     connect: float = 10.0
@@ -117,26 +117,18 @@ class Body:
 
 @contextmanager
 def opened(
-    place: Web | Local,
-    start: int,
-    validator: str | None,
-    patience: Patience,
-    deadline: float,
+    place: Web | Local, start: int, validator: str | None, patience: Patience, deadline: float
 ) -> Iterator[Body]:
-    """Open a file at ``start``; the answer may begin at 0 all the same (``Body.start``).
+    """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
 
-    Args:
-        place: where the file is.
-        start: offset in bytes.
-        validator: of the content that is wanted: any other comes from its beginning.
-        patience: how long the server may take.
-        deadline: the moment, by ``time.monotonic``, after which the loader waits no longer.
+    With a ``validator``, any other content comes from its beginning. The loader waits until the
+    moment ``deadline``, by ``time.monotonic``, and no longer.
 
     Raises:
         AttemptError: no bytes from there, this time.
     """
     if isinstance(place, Local):
-        with _opened_file(place, start) as body:
+        with _opened_file(place.path, start) as body:
             yield body
         return
     here, headers_by = place.url, time.monotonic() + patience.headers
@@ -165,24 +157,23 @@ def opened(
 
 
 @contextmanager
-def _opened_file(place: Local, start: int) -> Iterator[Body]:
-    def read(size: int) -> bytes:
-        try:
-            return stream.read(size)
-        except OSError as error:
-            raise AttemptError(error.strerror or str(error), final=True) from error
-
-    try:
-        size = place.path.stat().st_size
-        if not place.path.is_file():  # a FIFO would be waited for without end
+def _opened_file(path: Path, start: int) -> Iterator[Body]:
+    with _local_errors():
+        if path.exists() and not path.is_file():  # a FIFO would be waited for without end
             raise AttemptError("it is not a file", final=True)
-        stream = place.path.open("rb")
+        stream = path.open("rb")
+    with stream:
+        stream.seek(start)
+        yield Body(start, None, None, _local_errors()(stream.read))
+
+
+@contextmanager
+def _local_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise AttemptError(error.strerror or str(error), final=True, missing=missing) from error
-    with stream:
-        stream.seek(start)
-        yield Body(start, size, None, read)
 
 
 def _require_success(answer: requests.Response, patience: Patience) -> None:
@@ -293,11 +284,9 @@ class _TimedAdapter(HTTPAdapter):
         with self.waiting(until, f"no answer within {self._patience.headers:g} s"):
             session = requests.Session()
             session.verify = settings.certificate_file() or True
-            options: dict[str, Any] = {
-                **session.merge_environment_settings(
-                    self._url, {}, stream=True, verify=None, cert=None
-                )
-            }
+            options: Any = session.merge_environment_settings(
+                self._url, {}, stream=True, verify=None, cert=None
+            )
             if locations.is_this_machine(locations.origin(self._url)[1]):
                 options["proxies"] = {}
             target, named = _target(self._url)
@@ -342,17 +331,14 @@ class _TimedAdapter(HTTPAdapter):
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
         """Return a pool whose answers, those of a proxy too, are read through ``_Timed``."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        left = self.left
 
-        class Answer(HTTPResponse):
-            def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
-                super().__init__(sock, *args, **kwargs)
-                self.fp = io.BufferedReader(_Timed(sock, self.fp.detach(), left))
+        def answer(sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
+            made = HTTPResponse(sock, *args, **kwargs)
+            made.fp = io.BufferedReader(_Timed(sock, made.fp.detach(), self.left))
+            return made
 
-        class Connection(pool.ConnectionCls):  # type: ignore[misc]
-            response_class = Answer
-
-        pool.ConnectionCls = Connection
+        timed = {"response_class": staticmethod(answer)}
+        pool.ConnectionCls = type("Connection", (pool.ConnectionCls,), timed)
         return pool
 
 
@@ -363,16 +349,13 @@ class _Timed(io.RawIOBase):
         self._socket, self._raw, self._left = sock, raw, left
 
     def readable(self) -> bool:
-        """Say that this can be read."""
         return True
 
     def readinto(self, buffer: Any) -> int | None:
-        """Read what is there, waiting for it."""
         self._socket.settimeout(self._left())
         size: int | None = self._raw.readinto(buffer)
         return size
 
     def close(self) -> None:
-        """Let go of the socket."""
         self._raw.close()
         super().close()

@@ -34,30 +34,15 @@ from tests.rigs.downloads import (
     ranges,
     refused,
 )
-from tests.rigs.fault_server import FaultServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from llama_loader.manifest import Artifact
+    from tests.rigs.fault_server import FaultServer
 
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _no_certificates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def reader() -> Reader:
-    return Reader()
+pytestmark = pytest.mark.usefixtures("no_certificates_of_this_machine")
 
 
 def test_a_file_comes_whole_and_says_how_far_it_is(server: FaultServer, reader: Reader) -> None:
@@ -484,7 +469,7 @@ def test_a_slow_consumer_is_not_the_servers_fault(server: FaultServer) -> None:
 def test_compression_on_the_way_is_not_undone(server: FaultServer, reader: Reader) -> None:
     url = server.put("/a", DATA)
     server.fail("/a", faults.encoded, always=True)
-    refused(IntegrityError, "FILE_TOO_LARGE", reader, url)
+    refused(IntegrityError, "CHUNK_MISMATCH", reader, url)
     assert gzip.decompress(reader.copy(url)) == DATA
 
 
@@ -602,8 +587,37 @@ def test_a_copy_that_gains_little_is_not_tried_for_ever(
             reader.copy(url)
 
 
-def test_how_long_a_small_file_is_waited_for() -> None:
+@pytest.mark.parametrize(
+    "fault",
+    [faults.silent(5), faults.drips_head(1, every=0.05), faults.drip(1, every=0.05)],
+    ids=["silent", "headers", "body"],
+)
+def test_a_manifest_has_one_deadline_over_all_its_attempts(
+    server: FaultServer, monkeypatch: pytest.MonkeyPatch, fault: Any
+) -> None:
     assert fetch_module.SMALL_FILE_SECONDS == 60
+    monkeypatch.setattr(fetch_module, "SMALL_FILE_SECONDS", 1.0)
+    server.put("/m.json", b"{}" * 1000)
+    server.fail("/a", faults.redirect("/m.json"), always=True)
+    server.fail("/m.json", fault, always=True)
+    reader = Reader(patience=Patience(silence=0.4, headers=0.4))
+    began = time.monotonic()
+    with pytest.raises(NetworkError, match=r"not done within 1 s") as caught:
+        reader.fetcher.manifest_bytes(f"{server.url}/a", None)
+    assert time.monotonic() - began < 3
+    assert f"{server.url}/a: " in caught.value.message
+    assert server.asked("/m.json")
+
+
+def test_a_manifest_whose_server_asks_for_too_long_a_wait_names_its_deadline(
+    server: FaultServer,
+) -> None:
+    url = server.put("/m.json", b"{}")
+    server.fail("/m.json", faults.status(503, Retry_After="60"), always=True)
+    reader = Reader(patience=Patience())
+    with pytest.raises(NetworkError, match=r"asked again in 60 s; not done within 60 s"):
+        reader.fetcher.manifest_bytes(url, None)
+    assert reader.sleeps == []
 
 
 # Which mirror is asked next, and when.

@@ -21,26 +21,9 @@ from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, 
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _no_certificates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def reader() -> Reader:
-    return Reader()
-
+pytestmark = pytest.mark.usefixtures("no_certificates_of_this_machine")
 
 HEADERS = replace(IMPATIENT, headers=1.0)
 
