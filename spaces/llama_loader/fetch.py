@@ -11,8 +11,7 @@ import hashlib
 import random
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial as bound
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Final
 
@@ -40,8 +39,6 @@ MAX_WRONG: Final = 2
 """Wrong bytes are fetched once more from the same URL; then the file itself is wrong."""
 PIECE: Final = 1 << 18
 
-_WORTH_ANOTHER: Final = 1 << 20
-"""Bytes that a resumed copy must have gained for its failures to be forgiven."""
 _SLOWEST_BACKOFF: Final = 8.0
 _BEGINNINGS: Final = {
     "tar.gz": b"\x1f\x8b",
@@ -50,33 +47,25 @@ _BEGINNINGS: Final = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
 class Fetcher:
     """Reads URLs. Opens nothing until it is asked to, and keeps no connection.
 
-    Args:
+    Attributes:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
         endpoint: the Hub's address if it is not the usual one.
         sink: told of progress.
-        sleep: how to wait between attempts, in seconds.
+        sleep: waits between attempts.
         patience: how long servers may take.
     """
 
-    def __init__(
-        self,
-        *,
-        offline: bool = False,
-        token: str | None = None,
-        endpoint: str | None = None,
-        sink: Sink = ignore,
-        sleep: Callable[[float], None] = time.sleep,
-        patience: Patience | None = None,
-    ) -> None:
-        self._offline = offline
-        self._resolve = bound(locations.resolve, endpoint=endpoint, token=token)
-        self._sink = sink
-        self._sleep = sleep
-        self._patience = patience or Patience()
+    offline: bool = False
+    token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    sink: Sink = ignore
+    sleep: Callable[[float], None] = time.sleep
+    patience: Patience = field(default_factory=Patience)
 
     def manifest_bytes(self, url: str, sha256: str | None) -> bytes:
         """Return a manifest's bytes, verified against the pin if there is one.
@@ -87,7 +76,7 @@ class Fetcher:
             IntegrityError: its digest is not the pinned one, or it is too large.
         """
         name = locations.shown(url)
-        self._sink(Resolving(name))
+        self.sink(Resolving(name))
         data = self.read(url, limit=MAX_MANIFEST_BYTES)
         found = hashlib.sha256(data).hexdigest()
         if sha256 is not None and found != sha256:
@@ -103,49 +92,36 @@ class Fetcher:
         """Return a whole small file, which must come within ``SMALL_FILE_SECONDS``.
 
         Raises:
-            SettingError: the URL is not one to load from.
-            NetworkError: the file cannot be fetched; names every attempt's reason.
-            IntegrityError: the file is larger than ``limit`` bytes.
+            LoaderError: as from ``copy``.
         """
-        seconds = min(SMALL_FILE_SECONDS, self._patience.deadline)
-        target, patience = BytesIO(), replace(self._patience, deadline=seconds)
-        self.copy(url, target, limit=limit, patience=patience, sink=ignore)
+        target, seconds = BytesIO(), min(SMALL_FILE_SECONDS, self.patience.deadline)
+        self._copy(url, target, limit, replace(self.patience, deadline=seconds), ignore)
         return target.getvalue()
 
-    def copy(
-        self,
-        url: str,
-        target: IO[bytes],
-        *,
-        limit: int,
-        patience: Patience | None = None,
-        sink: Sink | None = None,
-    ) -> tuple[str, int]:
+    def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
         """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
-        After a cut it resumes if a strong ETag names the content, else it starts over.
+        After a cut it starts over: nothing tells whether what has come is right.
 
         Raises:
             SettingError: the URL is not one to load from.
-            NetworkError: the file cannot be fetched.
+            NetworkError: the file cannot be fetched; names every attempt's reason.
             IntegrityError: the file is larger than ``limit`` bytes.
             OSError: ``target`` cannot be written.
         """
+        return self._copy(url, target, limit, self.patience, self.sink)
+
+    def _copy(
+        self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
+    ) -> tuple[str, int]:
         self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
-        name, sink = locations.shown(url), sink or self._sink
+        name = locations.shown(url)
         mirrors = self._mirrors(name, (url,), patience)
-        digest, size = hashlib.sha256(), 0
-        validator = total = None
         while True:
-            start = size if validator else 0
-            with mirrors.attempt() as mirror, mirrors.opened(mirror, start, validator) as body:
-                if not body.start:
-                    target.seek(0)
-                    target.truncate()
-                    digest, size = hashlib.sha256(), 0
-                elif (validator, total) != (body.validator, body.total):
-                    raise RangeError("the file changed in the middle")
-                validator, total = body.validator, body.total
+            with mirrors.attempt() as mirror, mirrors.opened(mirror, 0) as body:
+                target.seek(0)
+                target.truncate()
+                digest, size = hashlib.sha256(), 0
                 while piece := body.read(min(PIECE, limit + 1 - size)):
                     size += len(piece)
                     if size > limit:
@@ -153,9 +129,7 @@ class Fetcher:
                         raise IntegrityError("FILE_TOO_LARGE", told)
                     target.write(piece)
                     digest.update(piece)
-                    sink(Downloading(name, size, total))
-                    if validator and size - start >= _WORTH_ANOTHER:
-                        mirror.gained()
+                    sink(Downloading(name, size, body.size))
                 return digest.hexdigest(), size
 
     def chunks(
@@ -163,25 +137,24 @@ class Fetcher:
     ) -> Generator[bytes, None, None]:
         """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
 
-        The next chunk is fetched, in another thread, before it is asked for.
-
-        Args:
-            artifact: its size and digests; its URLs are not looked at.
-            urls: where it is, tried in order.
-            partial: holds chunks of an earlier process, and keeps those that come.
+        The next chunk is fetched, in another thread, before it is asked for. The URLs are tried in
+        order. ``partial`` holds chunks of an earlier process, and keeps those that come.
 
         Raises:
             NetworkError: no URL has it; names each with its reason.
             IntegrityError: the bytes are not those that were published.
         """
-        mirrors, done = self._mirrors(artifact.name, urls), 0
+        mirrors, done = self._mirrors(artifact.name, urls, self.patience), 0
         for chunk in ahead(_in_order(artifact, mirrors, partial), 1):
             done += len(chunk)
-            self._sink(Downloading(artifact.name, done, artifact.size))
+            self.sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
 
-    def _mirrors(self, name: str, urls: Sequence[str], patience: Patience | None = None) -> Mirrors:
-        allowed = [url for url in urls if url.startswith("file:")] if self._offline else urls
+    def _resolve(self, url: str) -> Web | Local:
+        return locations.resolve(url, endpoint=self.endpoint, token=self.token)
+
+    def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
+        allowed = [url for url in urls if url.startswith("file:")] if self.offline else urls
         if urls and not allowed:
             raise NetworkError(
                 "OFFLINE",
@@ -189,22 +162,15 @@ class Fetcher:
                 "not open a connection",
                 hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
             )
-        return Mirrors(
-            name, allowed, patience or self._patience, resolve=self._resolve, sleep=self._sleep
-        )
+        return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self.sleep)
 
 
 @dataclass(eq=False)
 class Mirror:
-    """A URL, and how it did.
+    """A URL, and how it did since the download last made progress on it.
 
-    Attributes:
-        name: the URL, as it may be shown.
-        place: where the file is.
-        ranges: whether it may be asked for a part.
-        failures: since the download last made progress on it.
-        wrong: those of them with wrong bytes.
-        wait: seconds before it is asked again.
+    ``wrong`` counts the failures with wrong bytes; ``ranges`` is whether it may be asked for a
+    part, ``wait`` the seconds before it is asked again.
     """
 
     name: str
@@ -258,12 +224,10 @@ class Mirrors:
         except AttemptError as error:
             self.failed(mirror, error)
 
-    def opened(
-        self, mirror: Mirror, start: int, validator: str | None = None
-    ) -> AbstractContextManager[Body]:
-        """Open a mirror at ``start``, or at 0 where it cannot serve parts, or other content."""
+    def opened(self, mirror: Mirror, start: int) -> AbstractContextManager[Body]:
+        """Open a mirror at ``start``, or at 0 where it cannot serve parts."""
         begin = start if mirror.ranges else 0
-        return transport.opened(mirror.place, begin, validator, self._patience, self._deadline)
+        return transport.opened(mirror.place, begin, self._patience, self._deadline)
 
     def best(self) -> Mirror:
         """Return the first of the mirrors that failed least, after the wait that is due.

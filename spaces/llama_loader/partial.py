@@ -43,13 +43,7 @@ def is_chunk(artifact: Artifact, index: int, data: bytes) -> bool:
 
 @final
 class Partial:
-    """The file of one artifact's chunks, from the first one on.
-
-    Args:
-        folder: where such files are.
-        artifact: whose chunks these are.
-        sink: told if chunks cannot be kept.
-    """
+    """The file of one artifact's chunks; ``sink`` is told if they cannot be kept."""
 
     def __init__(self, folder: Folder, artifact: Artifact, sink: Sink = ignore) -> None:
         self._folder = folder

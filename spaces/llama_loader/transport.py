@@ -15,7 +15,7 @@ import re
 import socket
 import time
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
@@ -44,9 +44,7 @@ _MISSING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
-_RANGE: Final = re.compile(
-    r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18}|\*)"
-)
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)")
 
 
 @dataclass(frozen=True)
@@ -74,6 +72,7 @@ class Patience:
     deadline: float = 3600.0
 
 
+@dataclass(eq=False)
 class AttemptError(Exception):
     """One attempt failed; another one may succeed, unless it is ``final``.
 
@@ -81,17 +80,12 @@ class AttemptError(Exception):
     ``wrong`` the error's code where its bytes are not those that were published.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        wait: float | None = None,
-        final: bool = False,
-        missing: bool = False,
-        wrong: str = "",
-    ) -> None:
-        super().__init__(reason)
-        self.wait, self.final, self.missing, self.wrong = wait, final, missing, wrong
+    reason: str
+    _: KW_ONLY
+    wait: float | None = None
+    final: bool = False
+    missing: bool = False
+    wrong: str = ""
 
 
 class RangeError(AttemptError):
@@ -104,25 +98,20 @@ class Body:
 
     Attributes:
         start: offset in the file of the first byte that comes.
-        total: the whole file's size in bytes, where the server says it.
-        validator: a strong ETag, which names this very content, else None.
+        size: in bytes of all that comes, where the server says it.
         read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
     """
 
     start: int
-    total: int | None
-    validator: str | None
+    size: int | None
     read: Callable[[int], bytes]
 
 
 @contextmanager
-def opened(
-    place: Web | Local, start: int, validator: str | None, patience: Patience, deadline: float
-) -> Iterator[Body]:
+def opened(place: Web | Local, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
     """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
 
-    With a ``validator``, any other content comes from its beginning. The loader waits until the
-    moment ``deadline``, by ``time.monotonic``, and no longer.
+    The loader waits until the moment ``deadline``, by ``time.monotonic``, and no longer.
 
     Raises:
         AttemptError: no bytes from there, this time.
@@ -136,7 +125,6 @@ def opened(
         headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
         if start:
             headers["Range"] = f"bytes={start}-"
-            headers |= {"If-Range": validator} if validator else {}
         if place.token and locations.origin(here) == locations.origin(place.url):
             headers["Authorization"] = f"Bearer {place.token}"
         with (
@@ -164,7 +152,7 @@ def _opened_file(path: Path, start: int) -> Iterator[Body]:
         stream = path.open("rb")
     with stream:
         stream.seek(start)
-        yield Body(start, None, None, _local_errors()(stream.read))
+        yield Body(start, None, _local_errors()(stream.read))
 
 
 @contextmanager
@@ -195,13 +183,13 @@ def _require_success(answer: requests.Response, patience: Patience) -> None:
 def _body(
     adapter: _TimedAdapter, answer: requests.Response, start: int, patience: Patience
 ) -> Body:
-    first, total = 0, _number(_text(answer, "Content-Length"))
+    first = 0
     if answer.status_code == _PARTIAL:
         given = _text(answer, "Content-Range")
         match = _RANGE.fullmatch(given)
-        if match is None or int(match["first"]) != start:
+        if match is None or int(match[1]) != start:
             raise RangeError(f"asked for bytes from {start} on, answered with {given!r}")
-        first, total = start, _number(match["total"])
+        first = start
     seconds, came = 0.0, 0
 
     def read(size: int) -> bytes:
@@ -217,8 +205,7 @@ def _body(
             seconds, came = 0.0, 0
         return data
 
-    etag = _text(answer, "ETag")
-    return Body(first, total, etag if etag.startswith('"') else None, read)
+    return Body(first, _number(_text(answer, "Content-Length")), read)
 
 
 def _text(answer: requests.Response, name: str) -> str:

@@ -174,14 +174,6 @@ def test_other_content_in_the_middle_is_wrong(server: FaultServer, reader: Reade
     refused(IntegrityError, "CHUNK_MISMATCH", reader, url)
 
 
-def test_a_copy_goes_on_only_with_the_same_content(server: FaultServer, reader: Reader) -> None:
-    url = server.put("/a", DATA, etag='"one"')
-    server.fail("/a", faults.cut(300_000))
-    assert reader.copy(url) == DATA
-    assert ranges(server) == [None, "bytes=300000-"]
-    assert server.sent("/a") == len(DATA)
-
-
 def test_a_copy_of_a_file_that_changes_starts_over(server: FaultServer, reader: Reader) -> None:
     url = server.put("/a", DATA, etag='"one"')
 
@@ -193,47 +185,14 @@ def test_a_copy_of_a_file_that_changes_starts_over(server: FaultServer, reader: 
     assert reader.copy(url) == OTHER
 
 
-def test_a_copy_notices_a_server_that_ignores_if_range(server: FaultServer, reader: Reader) -> None:
-    url = server.put("/a", OTHER, etag='"two"')
-
-    def first(answer: faults.Answer) -> None:
-        answer.data, answer.etag = DATA, '"one"'
-        faults.cut(300_000)(answer)
-
-    def careless(answer: faults.Answer) -> None:
-        answer.request.headers.pop("if-range")
-        faults.healthy(answer)
-
-    server.fail("/a", first, careless)
-    assert reader.copy(url) == OTHER
-
-
-@pytest.mark.parametrize("etag", [None, 'W/"weak"'])
-def test_a_copy_without_a_strong_name_starts_over(
-    server: FaultServer, reader: Reader, etag: str | None
-) -> None:
-    url = server.put("/a", DATA, etag=etag)
+def test_a_copy_that_is_cut_starts_over(server: FaultServer, reader: Reader) -> None:
+    url = server.put("/a", DATA, etag='"one"')
     server.fail("/a", faults.cut(300_000))
     assert reader.copy(url) == DATA
     assert ranges(server) == [None, None]
 
 
-@pytest.mark.parametrize(("etag", "asked"), [('"one"', 6), (None, 4)])
-def test_a_copy_that_gains_is_forgiven(
-    server: FaultServer, reader: Reader, etag: str | None, asked: int
-) -> None:
-    data = DATA * 7
-    url = server.put("/a", data, etag=etag)
-    server.fail("/a", *[faults.cut(1_200_000 * number) for number in range(1, 6)])
-    if etag:
-        assert reader.copy(url) == data
-    else:
-        with pytest.raises(NetworkError):
-            reader.copy(url)
-    assert len(server.requests) == asked
-
-
-def test_a_copy_that_hardly_gains_is_given_up(server: FaultServer, reader: Reader) -> None:
+def test_a_copy_that_is_always_cut_is_given_up(server: FaultServer, reader: Reader) -> None:
     url = server.put("/a", DATA, etag='"one"')
     server.fail("/a", *[faults.cut(100_000 * number) for number in range(1, 6)])
     with pytest.raises(NetworkError):
@@ -570,23 +529,6 @@ def test_what_is_read_first_is_said_first(server: FaultServer, reader: Reader) -
     assert reader.events == [Resolving(url)]  # a manifest's own bytes are no progress
 
 
-@pytest.mark.parametrize(("gained", "forgiven"), [(0, True), (-1, False)])
-def test_a_copy_that_gains_little_is_not_tried_for_ever(
-    server: FaultServer, monkeypatch: pytest.MonkeyPatch, gained: int, forgiven: bool
-) -> None:
-    """Each connection brings so much and breaks; a gain of ``_WORTH_ANOTHER`` is one."""
-    each = 60_000
-    monkeypatch.setattr(fetch_module, "_WORTH_ANOTHER", each - gained)
-    reader = Reader()
-    url = server.put("/a", DATA, etag='"one"')
-    server.fail("/a", *(faults.cut(end) for end in range(each, len(DATA), each)))
-    if forgiven:
-        assert reader.copy(url) == DATA
-    else:
-        with pytest.raises(NetworkError):
-            reader.copy(url)
-
-
 @pytest.mark.parametrize(
     "fault",
     [faults.silent(5), faults.drips_head(1, every=0.05), faults.drip(1, every=0.05)],
@@ -877,7 +819,7 @@ def body(data: bytes, asked: list[int] | None = None, at_most: int = 1 << 30) ->
         piece, data = data[: min(size, at_most)], data[min(size, at_most) :]
         return piece
 
-    return Body(0, None, None, read)
+    return Body(0, None, read)
 
 
 @pytest.mark.parametrize("at_most", [1, 999, 1000, 1 << 30])
@@ -938,23 +880,6 @@ def test_a_copy_tells_how_far_it_is(server: FaultServer, reader: Reader) -> None
     done = [event.done for event in told]
     assert done == sorted(set(done))
     assert done[-1] == len(DATA)
-
-
-@pytest.mark.parametrize("total", [len(DATA) + 1, len(DATA) - 1])
-def test_a_part_of_a_file_of_another_size_is_not_taken(
-    server: FaultServer, reader: Reader, total: int
-) -> None:
-    """Its server gives both files one name, although their sizes differ."""
-    url = server.put("/a", DATA, etag='"one"')
-    other = (OTHER + b"x")[:total]
-
-    def cut_and_changed(answer: faults.Answer) -> None:
-        faults.cut(300_000)(answer)
-        answer.file.data = other
-
-    server.fail("/a", cut_and_changed)
-    assert reader.copy(url) == other
-    assert ranges(server) == [None, "bytes=300000-", None]
 
 
 def test_a_copy_replaces_what_its_target_held(server: FaultServer, tmp_path: Path) -> None:

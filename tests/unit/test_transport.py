@@ -510,16 +510,6 @@ def test_headers_that_are_not_ascii_are_the_networks_fault(
     assert {request.path for request in server.requests} == {"/a", "/good"}
 
 
-@pytest.mark.parametrize("text", NOT_ASCII)
-def test_an_etag_that_is_not_ascii_names_no_content(
-    server: FaultServer, reader: Reader, text: str
-) -> None:
-    url = server.put("/a", DATA, etag=f'"one{text}"')
-    server.fail("/a", faults.cut(300_000))
-    assert reader.copy(url) == DATA
-    assert ranges(server) == [None, None]
-
-
 @pytest.mark.parametrize(
     "fault",
     [
