@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import locations, transport
+from llama_loader import locations, tarball, transport
 from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
@@ -40,11 +40,6 @@ MAX_WRONG: Final = 2
 PIECE: Final = 1 << 18
 
 _SLOWEST_BACKOFF: Final = 8.0
-_BEGINNINGS: Final = {
-    "tar.gz": b"\x1f\x8b",
-    "tar.xz": b"\xfd7zXZ\x00",
-    "tar.zst": b"\x28\xb5\x2f\xfd",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -340,7 +335,8 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         if is_chunk(artifact, index, chunk):
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
-    if index == 0 and chunk and not chunk.startswith(_BEGINNINGS.get(artifact.format, b"")):
+    forms = {form for magic, form in tarball.MAGIC.items() if chunk.startswith(magic[:got])}
+    if index == 0 and artifact.format not in forms:
         raise AttemptError(
             f"{got} bytes that are no {artifact.format} came with status 200", wrong="NOT_THE_FILE"
         )

@@ -52,15 +52,12 @@ def resolve(url: str, *, endpoint: str | None = None, token: str | None = None) 
     if match is not None and url.isprintable():
         return _on_hub(url, match, endpoint, token)
     parts = _split(url)
-    if parts is None:
-        raise _refused(url)
-    if "@" in parts.netloc:  # errors quote URLs, and a Space's log is public
+    if parts is not None and "@" in parts.netloc:  # errors quote URLs, and a Space's log is public
         raise _refused(url, "has a user name or password in it")
-    path = unquote(parts.path)
-    if parts.scheme == "file" and parts.hostname in (None, "localhost") and path:
-        if "\0" in path:
-            raise _refused(url)
-        return Local(Path(path))
+    if parts is not None and parts.scheme == "file" and parts.hostname in (None, "localhost"):
+        path = unquote(parts.path)
+        if path and "\0" not in path:
+            return Local(Path(path))
     if is_allowed_web(url):
         return Web(url)
     raise _refused(url)
@@ -129,13 +126,9 @@ def redirected(url: str, location: str) -> str | None:
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Return the scheme, host and port of a URL that ``resolve`` took."""
+    """Return the scheme, host and port of a URL that ``resolve`` took; None for no port."""
     parts = urlsplit(url)
-    return (
-        parts.scheme,
-        parts.hostname or "",
-        parts.port or {"https": 443, "http": 80}.get(parts.scheme),
-    )
+    return parts.scheme, parts.hostname or "", parts.port
 
 
 def shown(url: str) -> str:
