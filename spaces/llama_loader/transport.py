@@ -286,8 +286,7 @@ class _TimedAdapter(HTTPAdapter):
     def waiting(self, until: float, reason: str) -> Iterator[None]:
         """Wait for the server in this context, until the moment ``until`` or the deadline.
 
-        Raises:
-            AttemptError: the server took too long (``reason``), or the network failed.
+        What fails in it is an ``AttemptError``; with ``reason`` where the time was over.
         """
         late = AttemptError(reason)
         if self._deadline < until:
@@ -305,11 +304,7 @@ class _TimedAdapter(HTTPAdapter):
             raise AttemptError(_reason(error, self._url), final=final) from error
 
     def left(self) -> float:
-        """Return the seconds that the present wait may still take.
-
-        Raises:
-            TimeoutError: none are left.
-        """
+        """Return the seconds that the present wait may still take; ``TimeoutError`` for none."""
         seconds = self._until - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
