@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from llama_loader import manifest
+from llama_loader.disk import Folder
 from llama_loader.fetch import Fetcher
 from llama_loader.partial import FOLDER, Partial
 from llama_loader.store import Store
@@ -68,9 +69,11 @@ def _fetched_again(release: Path, root: Path, share: int) -> int:
 def _await_chunks(root: Path, artifact: manifest.Artifact, count: int) -> None:
     end = time.monotonic() + SECONDS
     while time.monotonic() < end:
-        with Partial(root / FOLDER, artifact) as kept:
-            if all(kept.has(index) for index in range(count)) and (root / "staging").is_dir():
-                return
+        if (root / FOLDER).is_dir():
+            with Folder.open(root / FOLDER) as folder:
+                kept = Partial(folder, artifact)
+                if all(kept.get(index) is not None for index in range(count)):
+                    return
         time.sleep(0.1)
     raise TimeoutError(root)
 

@@ -1,4 +1,4 @@
-"""What tests of several folders share: the real server and model, and an impostor of it."""
+"""What many tests share: the real server and model, impostors of it, and of servers of files."""
 
 from __future__ import annotations
 
@@ -18,6 +18,9 @@ import cpu_release as cpu_release_rig
 import pytest
 from needs import must_or_skip
 from verbs import PROJECT, Release, succeed
+
+from tests.rigs.downloads import Reader
+from tests.rigs.fault_server import FaultServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -189,3 +192,23 @@ def impostor(tmp_path: Path) -> Impostor:
     program.write_text(f"#!{sys.executable} -IS\n{source}")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return Impostor(folder)
+
+
+@pytest.fixture
+def server() -> Iterator[FaultServer]:
+    """A server of files that misbehaves on demand."""
+    with FaultServer() as running:
+        yield running
+
+
+@pytest.fixture
+def reader() -> Reader:
+    """A fetcher that does not wait between attempts."""
+    return Reader()
+
+
+@pytest.fixture
+def no_certificates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No certificates are trusted but those that a test names."""
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        monkeypatch.delenv(name, raising=False)

@@ -1,7 +1,6 @@
 """Second threads for work that overlaps: one call, or an iterator.
 
-``concurrent.futures`` does more, but importing it brings ``logging``, ``traceback`` and ``ast``
-along: a tenth of all the time that the loader needs until a server is started.
+``concurrent.futures`` does more, but its imports take a tenth of the time until a server starts.
 """
 
 from __future__ import annotations
@@ -54,17 +53,11 @@ class Background(Generic[_Result]):
 
 
 def ahead(items: Generator[_Item, None, None], count: int) -> Generator[_Item, None, None]:
-    """Run an iterator in a second thread and yield its items in order.
+    """Run an iterator in a second thread, and yield its items in order.
 
-    Downloading, decompressing and writing overlap so. Memory stays bounded, and a slow consumer
-    slows the producer down. An error of the iterator is raised where its item would be.
-
-    Args:
-        items: is closed at the end, in the second thread.
-        count: how many may wait; 1 is the one that comes next.
-
-    Closed early, it leaves the iterator to its next item and does not wait for that: the iterator
-    may hang in a read.
+    At most ``count`` items wait, the one that comes next included, so memory stays bounded. An
+    error of the iterator is raised where its item would be. Closed early, this leaves the iterator
+    to its next item, and does not wait for that: the iterator may hang in a read.
     """
     ready: SimpleQueue[Any] = SimpleQueue()
     room = Semaphore(count - 1)

@@ -11,13 +11,12 @@ import hashlib
 import random
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial as bound
+from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import locations, transport
-from llama_loader.concurrency import ahead as in_thread
+from llama_loader import locations, tarball, transport
+from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
 from llama_loader.locations import Web
@@ -27,55 +26,41 @@ from llama_loader.transport import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
+    from contextlib import AbstractContextManager
 
     from llama_loader.locations import Local
     from llama_loader.manifest import Artifact
     from llama_loader.partial import Partial
     from llama_loader.transport import Body
 
-SMALL_FILE_SECONDS: Final = 120.0
-"""A manifest has some hundred kilobytes: it comes within this time or not at all."""
+SMALL_FILE_SECONDS: Final = 60.0
+"""A manifest has some hundred kilobytes: it comes within this time, all attempts together."""
 MAX_WRONG: Final = 2
 """Wrong bytes are fetched once more from the same URL; then the file itself is wrong."""
 PIECE: Final = 1 << 18
 
-_WORTH_ANOTHER: Final = 1 << 20
-"""Bytes that a resumed copy must have gained for its failures to be forgiven."""
 _SLOWEST_BACKOFF: Final = 8.0
-_BEGINNINGS: Final = {
-    "tar.gz": b"\x1f\x8b",
-    "tar.xz": b"\xfd7zXZ\x00",
-    "tar.zst": b"\x28\xb5\x2f\xfd",
-}
 
 
+@dataclass(frozen=True, kw_only=True)
 class Fetcher:
     """Reads URLs. Opens nothing until it is asked to, and keeps no connection.
 
-    Args:
+    Attributes:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
         endpoint: the Hub's address if it is not the usual one.
         sink: told of progress.
-        sleep: how to wait between attempts, in seconds.
+        sleep: waits between attempts.
         patience: how long servers may take.
     """
 
-    def __init__(
-        self,
-        *,
-        offline: bool = False,
-        token: str | None = None,
-        endpoint: str | None = None,
-        sink: Sink = ignore,
-        sleep: Callable[[float], None] = time.sleep,
-        patience: Patience | None = None,
-    ) -> None:
-        self._offline = offline
-        self._resolve = bound(locations.resolve, endpoint=endpoint, token=token)
-        self._sink = sink
-        self._sleep = sleep
-        self._patience = patience or Patience()
+    offline: bool = False
+    token: str | None = field(default=None, repr=False)
+    endpoint: str | None = None
+    sink: Sink = ignore
+    sleep: Callable[[float], None] = time.sleep
+    patience: Patience = field(default_factory=Patience)
 
     def manifest_bytes(self, url: str, sha256: str | None) -> bytes:
         """Return a manifest's bytes, verified against the pin if there is one.
@@ -86,7 +71,7 @@ class Fetcher:
             IntegrityError: its digest is not the pinned one, or it is too large.
         """
         name = locations.shown(url)
-        self._sink(Resolving(name))
+        self.sink(Resolving(name))
         data = self.read(url, limit=MAX_MANIFEST_BYTES)
         found = hashlib.sha256(data).hexdigest()
         if sha256 is not None and found != sha256:
@@ -99,57 +84,27 @@ class Fetcher:
         return data
 
     def read(self, url: str, *, limit: int) -> bytes:
-        """Return a whole small file.
+        """Return a whole small file, which must come within ``SMALL_FILE_SECONDS``.
 
         Raises:
-            SettingError: the URL is not one to load from.
-            NetworkError: the file cannot be fetched; names every attempt's reason.
-            IntegrityError: the file is larger than ``limit`` bytes.
+            LoaderError: as from ``copy``.
         """
-        target = BytesIO()
-        seconds = min(SMALL_FILE_SECONDS, self._patience.deadline)
-        self._copy(url, target, limit, replace(self._patience, deadline=seconds), ignore)
+        target, seconds = BytesIO(), min(SMALL_FILE_SECONDS, self.patience.deadline)
+        self._copy(url, target, limit, replace(self.patience, deadline=seconds), ignore)
         return target.getvalue()
 
     def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
         """Fetch a file of unknown size and digest into ``target``; return its sha256 and size.
 
-        After a cut it resumes if a strong ETag names the content, else it starts over.
+        After a cut it starts over: nothing tells whether what has come is right.
 
         Raises:
             SettingError: the URL is not one to load from.
-            NetworkError: the file cannot be fetched.
+            NetworkError: the file cannot be fetched; names every attempt's reason.
             IntegrityError: the file is larger than ``limit`` bytes.
             OSError: ``target`` cannot be written.
         """
-        return self._copy(url, target, limit, self._patience, self._sink)
-
-    def chunks(
-        self,
-        artifact: Artifact,
-        urls: Sequence[str],
-        partial: Partial | None = None,
-        *,
-        ahead: int = 0,
-    ) -> Generator[bytes, None, None]:
-        """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
-
-        Args:
-            artifact: its size and digests; its URLs are not looked at.
-            urls: where it is, tried in order.
-            partial: holds chunks of an earlier process, and keeps those that come.
-            ahead: chunks that are fetched, in another thread, before they are asked for.
-
-        Raises:
-            NetworkError: no URL has it; names each with its reason.
-            IntegrityError: the bytes are not those that were published.
-        """
-        mirrors = self._mirrors(artifact.name, urls, self._patience)
-        fetched, done = _in_order(artifact, mirrors, partial), 0
-        for chunk in in_thread(fetched, ahead) if ahead else fetched:
-            done += len(chunk)
-            self._sink(Downloading(artifact.name, done, artifact.size))
-            yield chunk
+        return self._copy(url, target, limit, self.patience, self.sink)
 
     def _copy(
         self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
@@ -157,32 +112,44 @@ class Fetcher:
         self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
         name = locations.shown(url)
         mirrors = self._mirrors(name, (url,), patience)
-        digest, size = hashlib.sha256(), 0
         while True:
-            with (
-                mirrors.attempt() as mirror,
-                mirrors.opened(mirror, size if mirror.validator else 0) as body,
-            ):
-                if not body.start:
-                    target.seek(0)
-                    target.truncate()
-                    digest, size = hashlib.sha256(), 0
-                before = size
+            with mirrors.attempt() as mirror, mirrors.opened(mirror, 0) as body:
+                target.seek(0)
+                target.truncate()
+                digest, size = hashlib.sha256(), 0
                 while piece := body.read(min(PIECE, limit + 1 - size)):
                     size += len(piece)
                     if size > limit:
-                        raise IntegrityError(
-                            "FILE_TOO_LARGE", f"{name} is larger than {limit} bytes"
-                        )
+                        told = f"{name} is larger than {limit} bytes"
+                        raise IntegrityError("FILE_TOO_LARGE", told)
                     target.write(piece)
                     digest.update(piece)
-                    sink(Downloading(name, size, body.total))
-                    if body.validator and size - before >= _WORTH_ANOTHER:
-                        mirror.gained()
+                    sink(Downloading(name, size, body.size))
                 return digest.hexdigest(), size
 
+    def chunks(
+        self, artifact: Artifact, urls: Sequence[str], partial: Partial | None = None
+    ) -> Generator[bytes, None, None]:
+        """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
+
+        The next chunk is fetched, in another thread, before it is asked for. The URLs are tried in
+        order. ``partial`` holds chunks of an earlier process, and keeps those that come.
+
+        Raises:
+            NetworkError: no URL has it; names each with its reason.
+            IntegrityError: the bytes are not those that were published.
+        """
+        mirrors, done = self._mirrors(artifact.name, urls, self.patience), 0
+        for chunk in ahead(_in_order(artifact, mirrors, partial), 1):
+            done += len(chunk)
+            self.sink(Downloading(artifact.name, done, artifact.size))
+            yield chunk
+
+    def _resolve(self, url: str) -> Web | Local:
+        return locations.resolve(url, endpoint=self.endpoint, token=self.token)
+
     def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
-        allowed = [url for url in urls if url.startswith("file:")] if self._offline else urls
+        allowed = [url for url in urls if url.startswith("file:")] if self.offline else urls
         if urls and not allowed:
             raise NetworkError(
                 "OFFLINE",
@@ -190,29 +157,20 @@ class Fetcher:
                 "not open a connection",
                 hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
             )
-        return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self._sleep)
+        return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self.sleep)
 
 
 @dataclass(eq=False)
 class Mirror:
-    """A URL, and how it did.
+    """A URL, and how it did since the download last made progress on it.
 
-    Attributes:
-        name: the URL, as it may be shown.
-        place: where the file is.
-        ranges: whether it may be asked for a part.
-        validator: names the content that it sent last.
-        total: size of that content in bytes.
-        failures: since the download last made progress on it.
-        wrong: those of them with wrong bytes.
-        wait: seconds before it is asked again.
+    ``wrong`` counts the failures with wrong bytes; ``ranges`` is whether it may be asked for a
+    part, ``wait`` the seconds before it is asked again.
     """
 
     name: str
     place: Web | Local
     ranges: bool = True
-    validator: str | None = None
-    total: int | None = None
     failures: int = 0
     wrong: int = 0
     wait: float = 0.0
@@ -225,12 +183,7 @@ class Mirror:
 class Mirrors:
     """The URLs of one file: which to ask next and when, and the error if none is left.
 
-    Args:
-        name: of the file, for messages.
-        urls: in order of preference; those that cannot be used are passed over.
-        patience: how long servers may take.
-        resolve: tells where a URL's file is.
-        sleep: how to wait between attempts, in seconds.
+    Those that cannot be used are passed over.
     """
 
     def __init__(
@@ -257,6 +210,20 @@ class Mirrors:
                 self._reasons.append(f"{locations.shown(url)}: {error.message}")
                 self._missing = False
 
+    @contextmanager
+    def attempt(self) -> Iterator[Mirror]:
+        """Choose a mirror as ``best`` does; an attempt on it that fails is recorded and ended."""
+        mirror = self.best()
+        try:
+            yield mirror
+        except AttemptError as error:
+            self.failed(mirror, error)
+
+    def opened(self, mirror: Mirror, start: int) -> AbstractContextManager[Body]:
+        """Open a mirror at ``start``, or at 0 where it cannot serve parts."""
+        begin = start if mirror.ranges else 0
+        return transport.opened(mirror.place, begin, self._patience, self._deadline)
+
     def best(self) -> Mirror:
         """Return the first of the mirrors that failed least, after the wait that is due.
 
@@ -269,39 +236,10 @@ class Mirrors:
         mirror = min(self._left, key=lambda mirror: mirror.failures)
         if mirror.failures and mirror.wait:
             if time.monotonic() + mirror.wait > self._deadline:
+                self._reasons.append(f"not done within {self._patience.deadline:g} s")
                 raise self._error()
             self._sleep(mirror.wait)
         return mirror
-
-    @contextmanager
-    def attempt(self) -> Iterator[Mirror]:
-        """Choose a mirror as ``best`` does; an attempt on it that fails is recorded and ended."""
-        mirror = self.best()
-        try:
-            yield mirror
-        except AttemptError as error:
-            self.failed(mirror, error)
-
-    @contextmanager
-    def opened(self, mirror: Mirror, start: int, end: int | None = None) -> Iterator[Body]:
-        """Open a mirror at ``start``, or at 0 where it cannot serve parts.
-
-        Raises:
-            AttemptError: no bytes from there, this time.
-        """
-        with transport.opened(
-            mirror.place,
-            start=start if mirror.ranges else 0,
-            end=end if mirror.ranges else None,
-            validator=mirror.validator,
-            patience=self._patience,
-            deadline=self._deadline,
-        ) as body:
-            known = (mirror.validator, mirror.total or body.total)
-            if body.start and mirror.validator and known != (body.validator, body.total):
-                raise RangeError("the file changed in the middle")
-            mirror.validator, mirror.total = body.validator, body.total
-            yield body
 
     def failed(self, mirror: Mirror, error: AttemptError) -> None:
         """Record an attempt that failed."""
@@ -309,7 +247,7 @@ class Mirrors:
         mirror.failures += 1
         mirror.wait = backoff(mirror.failures, error.wait, self._patience)
         if isinstance(error, RangeError):
-            mirror.ranges, mirror.validator, mirror.wait = False, None, 0.0
+            mirror.ranges, mirror.wait = False, 0.0
         elif error.wrong:
             mirror.wrong, mirror.wait = mirror.wrong + 1, 0.0
             self._code = error.wrong if mirror.wrong >= MAX_WRONG else self._code
@@ -347,45 +285,40 @@ def _in_order(
     artifact: Artifact, mirrors: Mirrors, partial: Partial | None
 ) -> Generator[bytes, None, None]:
     """Yield verified chunks in order, the last one only if the whole has the right digest."""
-    whole, index = hashlib.sha256(), 0
-    while index < len(artifact.chunks):
-        for chunk in _some(artifact, index, mirrors, partial):
-            whole.update(chunk)
-            if index == len(artifact.chunks) - 1 and whole.hexdigest() != artifact.sha256:
-                raise IntegrityError(
-                    "SHA256_MISMATCH",
-                    f"{artifact.name}: every chunk is right, but the whole has sha256 "
-                    f"{whole.hexdigest()}, not {artifact.sha256}",
-                    hint="the manifest contradicts itself; ask who published it",
-                )
-            index += 1
-            yield chunk
+    whole = hashlib.sha256()
+    for number, chunk in enumerate(_each(artifact, mirrors, partial), 1):
+        whole.update(chunk)
+        if number == len(artifact.chunks) and whole.hexdigest() != artifact.sha256:
+            raise IntegrityError(
+                "SHA256_MISMATCH",
+                f"{artifact.name}: every chunk is right, but the whole has sha256 "
+                f"{whole.hexdigest()}, not {artifact.sha256}",
+                hint="the manifest contradicts itself; ask who published it",
+            )
+        yield chunk
 
 
-def _some(
-    artifact: Artifact, first: int, mirrors: Mirrors, partial: Partial | None
-) -> Iterator[bytes]:
-    """Yield a chunk that is kept, or those of one connection, up to the next one that is kept."""
-    kept = partial.get(first) if partial else None
-    if kept is not None:
+def _each(artifact: Artifact, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+    """Yield the chunks that are kept, then those of one connection after another."""
+    done, count = 0, len(artifact.chunks)
+    while partial and done < count and (kept := partial.get(done)) is not None:
+        done += 1
         yield kept
-        return
-    size, behind = artifact.chunk_size, len(artifact.chunks)
-    end = next((at for at in range(first, behind) if partial and partial.has(at)), behind)
-    until = end * size if end < behind else None
-    with mirrors.attempt() as mirror, mirrors.opened(mirror, first * size, until) as body:
-        if body.total is not None and body.total > artifact.size:
-            raise _too_large(artifact, f"{body.total} bytes long")
-        for index in range(first if body.start else 0, end):
-            chunk = _read_chunk(body, artifact, index)
-            if index < first:  # it is here already: the server sends all of the file
-                continue
-            if index == len(artifact.chunks) - 1 and body.read(1):
-                raise _too_large(artifact, "longer")
-            if partial and isinstance(mirror.place, Web):
-                partial.keep(index, chunk)
-            mirror.gained()
-            yield chunk
+    while done < count:
+        start = done * artifact.chunk_size
+        with mirrors.attempt() as mirror, mirrors.opened(mirror, start) as body:
+            for index in range(body.start // artifact.chunk_size, count):
+                chunk = _read_chunk(body, artifact, index)
+                if index < done:  # the server sends all of the file
+                    continue
+                if index == count - 1 and body.read(1):
+                    told = f"it is longer than {artifact.size} bytes"
+                    raise AttemptError(told, wrong="FILE_TOO_LARGE")
+                if partial and isinstance(mirror.place, Web):
+                    partial.keep(index, chunk)
+                mirror.gained()
+                done += 1
+                yield chunk
 
 
 def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
@@ -402,13 +335,9 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         if is_chunk(artifact, index, chunk):
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
-    if index == 0 and chunk and not chunk.startswith(_BEGINNINGS.get(artifact.format, b"")):
+    forms = {form for magic, form in tarball.MAGIC.items() if chunk.startswith(magic[:got])}
+    if index == 0 and artifact.format not in forms:
         raise AttemptError(
             f"{got} bytes that are no {artifact.format} came with status 200", wrong="NOT_THE_FILE"
         )
     raise AttemptError(f"ended after {got} of {artifact.size} bytes")
-
-
-def _too_large(artifact: Artifact, found: str) -> AttemptError:
-    reason = f"it is {found}, and must be {artifact.size} bytes"
-    return AttemptError(reason, wrong="FILE_TOO_LARGE")

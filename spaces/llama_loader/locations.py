@@ -43,12 +43,7 @@ class Local:
 
 
 def resolve(url: str, *, endpoint: str | None = None, token: str | None = None) -> Web | Local:
-    """Return where a URL's file is.
-
-    Args:
-        url: of one of the four kinds that the loader reads from.
-        endpoint: the Hugging Face Hub's address if it is not the usual one.
-        token: for the Hub.
+    """Return where a URL's file is; ``endpoint`` and ``token`` are for files on the Hub.
 
     Raises:
         SettingError: the URL, or for a file on the Hub its address or token, cannot be used.
@@ -57,18 +52,39 @@ def resolve(url: str, *, endpoint: str | None = None, token: str | None = None) 
     if match is not None and url.isprintable():
         return _on_hub(url, match, endpoint, token)
     parts = _split(url)
-    if parts is None:
-        raise _refused(url)
-    if "@" in parts.netloc:  # errors quote URLs, and a Space's log is public
+    if parts is not None and "@" in parts.netloc:  # errors quote URLs, and a Space's log is public
         raise _refused(url, "has a user name or password in it")
-    path = unquote(parts.path)
-    if parts.scheme == "file" and parts.hostname in (None, "localhost") and path:
-        if "\0" in path:
-            raise _refused(url)
-        return Local(Path(path))
+    if parts is not None and parts.scheme == "file" and parts.hostname in (None, "localhost"):
+        path = unquote(parts.path)
+        if path and "\0" not in path:
+            return Local(Path(path))
     if is_allowed_web(url):
         return Web(url)
     raise _refused(url)
+
+
+def require_endpoint(endpoint: str | None, *, by_address: bool = False) -> str:
+    """Return the Hub's address without a slash at its end; ``HUB`` for None.
+
+    Args:
+        endpoint: as it was set.
+        by_address: refuse the name ``localhost``, too: the caller does not check where it leads.
+
+    Raises:
+        SettingError: it is neither https nor on loopback, or has a user name, query or fragment,
+            which the message does not show, and which the Hub's own client would log.
+    """
+    base = (endpoint or HUB).rstrip("/")
+    usable = is_allowed_web(base) and not {"?", "#"} & set(base)
+    scheme, host, _ = origin(base) if usable else ("", "", None)
+    if not usable or (by_address and scheme != "https" and not is_loopback(host)):
+        raise SettingError(
+            "ENDPOINT_REFUSED",
+            f"{mistyped(base)!r} is neither https nor on loopback",
+            hint="correct HF_ENDPOINT: no user name, no query; on this machine give the address,"
+            " such as http://127.0.0.1:8080",
+        )
+    return base
 
 
 def is_allowed_web(url: str) -> bool:
@@ -110,13 +126,9 @@ def redirected(url: str, location: str) -> str | None:
 
 
 def origin(url: str) -> tuple[str, str, int | None]:
-    """Return the scheme, host and port of a URL that ``resolve`` took."""
+    """Return the scheme, host and port of a URL that ``resolve`` took; None for no port."""
     parts = urlsplit(url)
-    return (
-        parts.scheme,
-        parts.hostname or "",
-        parts.port or {"https": 443, "http": 80}.get(parts.scheme),
-    )
+    return parts.scheme, parts.hostname or "", parts.port
 
 
 def shown(url: str) -> str:
@@ -130,13 +142,7 @@ def _on_hub(url: str, match: re.Match[str], endpoint: str | None, token: str | N
     steps = any(map(_has_steps, (repo, revision, path)))
     if steps or not _REPO.fullmatch(repo) or "--" in repo or ".." in repo:
         raise _refused(url)
-    base = (endpoint or HUB).rstrip("/")
-    if not is_allowed_web(base) or {"?", "#"} & set(base):
-        raise SettingError(
-            "ENDPOINT_REFUSED",
-            f"{mistyped(base)!r} is neither https nor on loopback",
-            hint="correct HF_ENDPOINT",
-        )
+    base = require_endpoint(endpoint)
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise SettingError(
             "TOKEN_REFUSED",

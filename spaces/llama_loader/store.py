@@ -42,8 +42,6 @@ if TYPE_CHECKING:
 
 MAX_AGE_SECONDS: Final = 14 * 86400.0
 """A runtime that no process asked for in so long is removed."""
-AHEAD: Final = 1
-"""Chunks that may wait to be unpacked. They have 4 MiB each."""
 
 _TRIES: Final = 3
 
@@ -301,7 +299,8 @@ class Store:
         with self._folder.open(make=True) as root, disk.errors(self.root):
             with root.folder("staging") as staging:
                 staging.sweep()
-            partial.sweep(self.root / partial.FOLDER)
+            with root.folder(partial.FOLDER, make=0o700) as downloads:
+                partial.sweep(downloads)
             yield root
 
     def _install(
@@ -319,12 +318,13 @@ class Store:
             sha256=artifact.sha256, release=release, artifact=artifact, files=artifact.files
         )
         with (
-            partial.Partial(self.root / partial.FOLDER, artifact, self._sink) as kept,
+            root.folder(partial.FOLDER, make=0o700) as downloads,
+            contextlib.closing(partial.Partial(downloads, artifact, self._sink)) as kept,
             self._staged(root, artifact.sha256) as staging,
         ):
             try:
                 waited, started = [0.0], time.monotonic()
-                chunks = _timed(fetcher.chunks(artifact, urls, kept, ahead=AHEAD), waited)
+                chunks = _timed(fetcher.chunks(artifact, urls, kept), waited)
                 unpack.unpack(chunks, artifact, staging.path / FILES, sink=self._sink)
                 rest = time.monotonic() - started - waited[0]
                 self._sink(Stage("fetch", waited[0], artifact.size))

@@ -28,7 +28,7 @@ XZ_MEMORY: Final = 80 << 20
 """Bytes; xz -9 asks for 65 MiB."""
 
 _FEED: Final = 1 << 18
-_MAGIC: Final = {
+MAGIC: Final = {
     b"\x1f\x8b": "tar.gz",
     b"\xfd7zXZ\x00": "tar.xz",
     b"\x28\xb5\x2f\xfd": "tar.zst",
@@ -67,7 +67,7 @@ def kind(head: bytes, name: str) -> str:
     Raises:
         IntegrityError: it is none that is known.
     """
-    for magic, found in _MAGIC.items():
+    for magic, found in MAGIC.items():
         if head.startswith(magic):
             return found
     raise IntegrityError(

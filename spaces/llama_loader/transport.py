@@ -3,28 +3,27 @@
 ``requests`` does TLS, proxies and certificates. Redirects are followed here and nothing is decoded:
 what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
 
-Every wait has an end. A socket's timeout begins anew with every byte, and ``http.client`` reads on
-until headers or a chunk's length are whole. So another thread shuts a
-connection down whose wait is over.
+Every wait has an end. A socket's own timeout begins anew with every byte, and ``http.client`` reads
+on until headers or a chunk's length are whole. So each read from a connection is given the time
+that is left for all of them.
 """
 
 from __future__ import annotations
 
-import math
+import io
 import re
 import socket
-import threading
 import time
-from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from datetime import datetime, timezone
-from email.utils import parsedate_to_datetime
+from contextlib import closing, contextmanager
+from dataclasses import KW_ONLY, dataclass
+from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
 import urllib3
 from requests.adapters import HTTPAdapter
+from urllib3.exceptions import InvalidHeader
 
 from llama_loader import locations, settings
 from llama_loader.errors import without_secrets
@@ -32,6 +31,7 @@ from llama_loader.locations import Local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
     from llama_loader.locations import Web
 
@@ -43,28 +43,23 @@ _UNSATISFIABLE: Final = 416
 _MISSING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_TICK: Final = 0.1
-"""Seconds between two looks at how long a wait takes."""
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
-_RANGE: Final = re.compile(
-    r"bytes (?P<first>[0-9]{1,18})-(?P<last>[0-9]{1,18})/(?P<total>[0-9]{1,18}|\*)"
-)
+_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)")
 
 
 @dataclass(frozen=True)
 class Patience:
-    """How long a server may take.
+    """How long a server may take, in seconds where nothing else is said.
 
     Attributes:
-        connect: seconds until a connection stands.
-        silence: seconds between two bytes.
-        headers: seconds until all of an answer's headers are here: names, connections, TLS and
-            redirects included.
-        rate: bytes a second that must come, over every ``window`` seconds of waiting for them.
+        connect: until a connection stands.
+        silence: between two bytes.
+        headers: until all headers are here: names, connections, TLS and redirects included.
+        rate: bytes a second that must come, over every ``window`` of waiting for them.
         window: see ``rate``.
         attempts: how often one URL may fail with nothing gained in between.
-        longest_wait: seconds; a server that asks for more is left for the next mirror.
-        deadline: seconds for a whole file, all attempts and all mirrors together.
+        longest_wait: a server that asks for more is left for the next mirror.
+        deadline: for a whole file, all attempts and all mirrors together.
     """
 
     connect: float = 10.0
@@ -77,6 +72,7 @@ class Patience:
     deadline: float = 3600.0
 
 
+@dataclass(eq=False)
 class AttemptError(Exception):
     """One attempt failed; another one may succeed, unless it is ``final``.
 
@@ -84,17 +80,12 @@ class AttemptError(Exception):
     ``wrong`` the error's code where its bytes are not those that were published.
     """
 
-    def __init__(
-        self,
-        reason: str,
-        *,
-        wait: float | None = None,
-        final: bool = False,
-        missing: bool = False,
-        wrong: str = "",
-    ) -> None:
-        super().__init__(reason)
-        self.wait, self.final, self.missing, self.wrong = wait, final, missing, wrong
+    reason: str
+    _: KW_ONLY
+    wait: float | None = None
+    final: bool = False
+    missing: bool = False
+    wrong: str = ""
 
 
 class RangeError(AttemptError):
@@ -107,54 +98,37 @@ class Body:
 
     Attributes:
         start: offset in the file of the first byte that comes.
-        total: the whole file's size in bytes, where the server says it.
-        validator: a strong ETag, which names this very content, else None.
+        size: in bytes of all that comes, where the server says it.
         read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
     """
 
     start: int
-    total: int | None
-    validator: str | None
+    size: int | None
     read: Callable[[int], bytes]
 
 
 @contextmanager
-def opened(
-    place: Web | Local,
-    *,
-    start: int = 0,
-    end: int | None = None,
-    validator: str | None = None,
-    patience: Patience,
-    deadline: float,
-) -> Iterator[Body]:
-    """Open a file at ``start``; the answer may begin at 0 all the same (``Body.start``).
+def opened(place: Web | Local, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
+    """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
 
-    Args:
-        place: where the file is.
-        start: offset in bytes.
-        end: offset behind the last byte that is wanted, None for all the rest.
-        validator: of the content that is wanted: any other comes from its beginning.
-        patience: how long the server may take.
-        deadline: the moment, by ``time.monotonic``, after which the loader waits no longer.
+    The loader waits until the moment ``deadline``, by ``time.monotonic``, and no longer.
 
     Raises:
         AttemptError: no bytes from there, this time.
     """
     if isinstance(place, Local):
-        with _opened_file(place, start) as body:
+        with _opened_file(place.path, start) as body:
             yield body
         return
     here, headers_by = place.url, time.monotonic() + patience.headers
     for _ in range(MAX_REDIRECTS + 1):
         headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
-        if start or end is not None:
-            headers["Range"] = f"bytes={start}-{'' if end is None else end - 1}"
-            headers |= {"If-Range": validator} if validator else {}
+        if start:
+            headers["Range"] = f"bytes={start}-"
         if place.token and locations.origin(here) == locations.origin(place.url):
             headers["Authorization"] = f"Bearer {place.token}"
         with (
-            closing(_WatchedAdapter(here, patience, deadline)) as adapter,
+            closing(_TimedAdapter(here, patience, deadline)) as adapter,
             closing(adapter.ask(headers, headers_by)) as answer,
         ):
             if answer.status_code not in _REDIRECTS:
@@ -171,24 +145,23 @@ def opened(
 
 
 @contextmanager
-def _opened_file(place: Local, start: int) -> Iterator[Body]:
-    def read(size: int) -> bytes:
-        try:
-            return stream.read(size)
-        except OSError as error:
-            raise AttemptError(error.strerror or str(error), final=True) from error
-
-    try:
-        size = place.path.stat().st_size
-        if not place.path.is_file():  # a FIFO would be waited for without end
+def _opened_file(path: Path, start: int) -> Iterator[Body]:
+    with _local_errors():
+        if path.exists() and not path.is_file():  # a FIFO would be waited for without end
             raise AttemptError("it is not a file", final=True)
-        stream = place.path.open("rb")
+        stream = path.open("rb")
+    with stream:
+        stream.seek(start)
+        yield Body(start, None, _local_errors()(stream.read))
+
+
+@contextmanager
+def _local_errors() -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise AttemptError(error.strerror or str(error), final=True, missing=missing) from error
-    with stream:
-        stream.seek(start)
-        yield Body(start, size, None, read)
 
 
 def _require_success(answer: requests.Response, patience: Patience) -> None:
@@ -208,15 +181,15 @@ def _require_success(answer: requests.Response, patience: Patience) -> None:
 
 
 def _body(
-    adapter: _WatchedAdapter, answer: requests.Response, start: int, patience: Patience
+    adapter: _TimedAdapter, answer: requests.Response, start: int, patience: Patience
 ) -> Body:
-    first, total = 0, _number(_text(answer, "Content-Length"))
+    first = 0
     if answer.status_code == _PARTIAL:
         given = _text(answer, "Content-Range")
         match = _RANGE.fullmatch(given)
-        if match is None or int(match["first"]) != start:
+        if match is None or int(match[1]) != start:
             raise RangeError(f"asked for bytes from {start} on, answered with {given!r}")
-        first, total = start, _number(match["total"])
+        first = start
     seconds, came = 0.0, 0
 
     def read(size: int) -> bytes:
@@ -232,8 +205,7 @@ def _body(
             seconds, came = 0.0, 0
         return data
 
-    etag = _text(answer, "ETag")
-    return Body(first, total, etag if etag.startswith('"') else None, read)
+    return Body(first, _number(_text(answer, "Content-Length")), read)
 
 
 def _text(answer: requests.Response, name: str) -> str:
@@ -249,15 +221,10 @@ def _number(text: str) -> int | None:
 
 def _retry_after(text: str) -> float | None:
     """Return the seconds that a Retry-After asks for: a number, or an HTTP date."""
-    seconds = _number(text)
-    if seconds is not None:
-        return float(seconds)
     try:
-        moment = parsedate_to_datetime(text)
-    except (ValueError, OverflowError):
+        return float(urllib3.Retry().parse_retry_after(text))
+    except (InvalidHeader, ValueError, OverflowError):
         return None
-    moment = moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
-    return max(0.0, (moment - datetime.now(timezone.utc)).total_seconds())
 
 
 def _reason(error: BaseException, url: str) -> str:
@@ -289,100 +256,88 @@ def _target(url: str) -> tuple[str, dict[str, str]]:
     return parts._replace(netloc=netloc).geturl(), {"Host": parts.netloc}
 
 
-class _WatchedAdapter(HTTPAdapter):
-    """Asks for one URL, and shuts its connection down when a wait takes too long."""
+class _TimedAdapter(HTTPAdapter):
+    """Asks for one URL; whatever is read from its connection comes in time, or not at all."""
 
     def __init__(self, url: str, patience: Patience, deadline: float) -> None:
         super().__init__()
         self._url = url
         self._patience = patience
         self._deadline = deadline
-        self._until = math.inf
-        self._is_late = False
-        self._socket: socket.socket | None = None
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._ended.set()
-        self._thread.join()
-        if self._socket is not None:
-            self._socket.close()
-        super().close()
+        self._until = deadline
 
     def ask(self, headers: dict[str, str], until: float) -> requests.Response:
         """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
-        host = locations.origin(self._url)[1]
-        with self.waiting(until, f"no answer within {self._patience.headers:g} s") as left:
-            environment = requests.Session().merge_environment_settings(
+        with self.waiting(until, f"no answer within {self._patience.headers:g} s"):
+            session = requests.Session()
+            session.verify = settings.certificate_file() or True
+            options: Any = session.merge_environment_settings(
                 self._url, {}, stream=True, verify=None, cert=None
             )
-            proxies = {} if locations.is_this_machine(host) else environment["proxies"]
-            verify = environment["verify"]
-            if not isinstance(verify, str):
-                verify = settings.certificate_file() or True
-            seconds = (min(self._patience.connect, left), self._patience.silence)
+            if locations.is_this_machine(locations.origin(self._url)[1]):
+                options["proxies"] = {}
             target, named = _target(self._url)
             request = requests.Request("GET", target, headers=headers | named).prepare()
-            return self.send(request, stream=True, timeout=seconds, verify=verify, proxies=proxies)
+            connect = min(self._patience.connect, self.left())
+            return self.send(request, timeout=(connect, self._patience.silence), **options)
         raise AssertionError
 
     @contextmanager
-    def waiting(self, until: float, reason: str) -> Iterator[float]:
-        """Wait for the server in this context, which is given the seconds that it may take.
+    def waiting(self, until: float, reason: str) -> Iterator[None]:
+        """Wait for the server in this context, until the moment ``until`` or the deadline.
 
-        Args:
-            until: the moment, by ``time.monotonic``, at which the attempt fails.
-            reason: for the error.
-
-        Raises:
-            AttemptError: the server took too long, or the network failed.
+        What fails in it is an ``AttemptError``; with ``reason`` where the time was over.
         """
         late = AttemptError(reason)
         if self._deadline < until:
             until = self._deadline
             late = AttemptError(f"not done within {self._patience.deadline:g} s", final=True)
-        left = until - time.monotonic()
-        if left <= 0:
-            raise late
         self._until = until
         try:
-            yield left
+            self.left()
+            yield
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            if self._is_late:
+            if time.monotonic() >= until:
                 raise late from error
             # requests' errors about the URL or the proxy's URL itself are values' errors
             final = isinstance(error, ValueError)
             raise AttemptError(_reason(error, self._url), final=final) from error
-        finally:
-            self._until = math.inf
-        if self._is_late:  # to http.client, the end of a connection ends headers and bodies
-            raise late
+
+    def left(self) -> float:
+        """Return the seconds that the present wait may still take; ``TimeoutError`` for none."""
+        seconds = self._until - time.monotonic()
+        if seconds <= 0:
+            raise TimeoutError
+        return seconds
 
     def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a pool whose connections are watched, also those to a proxy."""
+        """Return a pool whose answers, those of a proxy too, are read through ``_Timed``."""
         pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-        adapter, usual = self, pool.ConnectionCls
 
-        class Watched(usual):  # type: ignore[misc,valid-type]
-            def _new_conn(self) -> socket.socket:
-                made: socket.socket = super()._new_conn()
-                adapter._socket = made.dup()  # TLS takes this descriptor
-                return made
+        def answer(sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
+            made = HTTPResponse(sock, *args, **kwargs)
+            made.fp = io.BufferedReader(_Timed(sock, made.fp.detach(), self.left))
+            return made
 
-            def _tunnel(self) -> None:
-                super()._tunnel()
-                if adapter._is_late:  # the proxy's answer was cut: begin no TLS
-                    raise TimeoutError
-
-        pool.ConnectionCls = Watched
+        timed = {"response_class": staticmethod(answer)}
+        pool.ConnectionCls = type("Connection", (pool.ConnectionCls,), timed)
         return pool
 
-    def _watch(self) -> None:
-        while not self._ended.wait(_TICK):
-            self._is_late = self._is_late or time.monotonic() > self._until
-            if self._is_late and self._socket is not None:
-                with suppress(OSError):
-                    self._socket.shutdown(socket.SHUT_RDWR)
+
+class _Timed(io.RawIOBase):
+    """Reads from a socket; each read may take the seconds that ``left`` returns."""
+
+    def __init__(self, sock: socket.socket, raw: Any, left: Callable[[], float]) -> None:
+        self._socket, self._raw, self._left = sock, raw, left
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int | None:
+        self._socket.settimeout(self._left())
+        size: int | None = self._raw.readinto(buffer)
+        return size
+
+    def close(self) -> None:
+        self._raw.close()
+        super().close()

@@ -12,11 +12,6 @@ from llama_loader.errors import SettingError
 from tests.rigs.downloads import Reader
 
 
-@pytest.fixture
-def reader() -> Reader:
-    return Reader()
-
-
 @pytest.mark.parametrize(
     "url",
     [
@@ -128,7 +123,10 @@ def test_neither_repository_nor_revision_can_lead_elsewhere(url: str) -> None:
         "http://[::ffff:127.0.0.1]",
         "http://localhost.hub.example",
         "https://hub.example?x=",
+        "https://hub.example?token=hf_secret",
         "https://hub.example#",
+        "https://hub.example/#hf_secret",
+        "http://127.0.0.1:1/?hf_secret",
         "https://me:hf_secret@hub.example",
         "hub.example",
     ],
@@ -138,6 +136,31 @@ def test_an_endpoint_that_is_neither_https_nor_a_loopback_address_is_refused(end
         locations.resolve("hf://o/n/x", endpoint=endpoint, token="hf_secret")
     assert caught.value.code == "ENDPOINT_REFUSED"
     assert "hf_secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("by_address", [False, True])
+@pytest.mark.parametrize(
+    ("endpoint", "found"),
+    [
+        (None, locations.HUB),
+        ("https://hub.example/", "https://hub.example"),
+        ("HTTPS://hub.example/path/", "HTTPS://hub.example/path"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("http://[::1]:1", "http://[::1]:1"),
+    ],
+)
+def test_an_endpoint_is_the_hubs_address(
+    endpoint: str | None, found: str, *, by_address: bool
+) -> None:
+    assert locations.require_endpoint(endpoint, by_address=by_address) == found
+
+
+@pytest.mark.parametrize("endpoint", ["http://localhost:1", "HTTP://localhost", "hTTp://LOCALHOST"])
+def test_the_name_localhost_is_no_address_for_a_client_that_resolves_it(endpoint: str) -> None:
+    assert locations.require_endpoint(endpoint) == endpoint
+    with pytest.raises(SettingError) as caught:
+        locations.require_endpoint(endpoint, by_address=True)
+    assert caught.value.code == "ENDPOINT_REFUSED"
 
 
 @pytest.mark.parametrize("token", ["", "two words", "line\n", "caf\u00e9", "\u6f22", "nul\0"])

@@ -5,31 +5,49 @@ from __future__ import annotations
 import errno
 import os
 import random
+import resource
+import signal
 import stat
 import time
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from llama_loader import partial
-from llama_loader.events import Event, Note
+from llama_loader.disk import Folder
+from llama_loader.events import Event, Note, Sink, ignore
 from llama_loader.partial import Partial, chunk_length, is_chunk
 from tests.rigs.downloads import described
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from llama_loader.manifest import Artifact
 
 SIZE, COUNT = 1000, 4
 DATA = random.Random(11).randbytes(SIZE * (COUNT - 1) + 17)
 PARTS = [DATA[at : at + SIZE] for at in range(0, len(DATA), SIZE)]
 ARTIFACT = described(DATA, SIZE)
-ONE = described(b"12345", 9, chunks=("0" * 64,))
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    return tmp_path / "partial"
+    made = tmp_path / "partial"
+    made.mkdir(mode=0o700)
+    return made
 
 
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
+@contextmanager
+def kept(folder: Path, artifact: Artifact = ARTIFACT, sink: Sink = ignore) -> Iterator[Partial]:
+    with Folder.open(folder) as opened, closing(Partial(opened, artifact, sink)) as here:
+        yield here
+
+
+def sweep(folder: Path) -> None:
+    with Folder.open(folder) as opened:
+        partial.sweep(opened)
 
 
 def the_file(folder: Path) -> Path:
@@ -37,26 +55,32 @@ def the_file(folder: Path) -> Path:
 
 
 def test_nothing_is_made_before_a_chunk_is_kept(folder: Path) -> None:
-    with Partial(folder, ARTIFACT) as here:
-        assert not here.has(0)
+    with kept(folder) as here:
         assert here.get(0) is None
-    assert not folder.exists()
+    assert list(folder.iterdir()) == []
 
 
-def test_each_chunk_has_its_place_in_any_order_and_the_next_process_finds_them(
-    folder: Path,
-) -> None:
-    with Partial(folder, ARTIFACT) as here:
-        for at in (3, 0, 2):
-            assert here.keep(at, PARTS[at])
-            assert here.has(at)
-            assert here.get(at) == PARTS[at]
-        assert not here.has(1)
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+def test_the_next_process_finds_what_was_kept(folder: Path) -> None:
+    with kept(folder) as here:
+        for index, part in enumerate(PARTS[:3]):
+            here.keep(index, part)
+            assert here.get(index) == part
+        assert here.get(3) is None
     assert stat.S_IMODE(the_file(folder).stat().st_mode) == 0o600
-    assert the_file(folder).read_bytes() == DATA.replace(PARTS[1], bytes(SIZE))
-    with Partial(folder, ARTIFACT) as here:
-        assert [here.get(at) for at in range(COUNT)] == [PARTS[0], None, PARTS[2], PARTS[3]]
+    assert the_file(folder).read_bytes() == DATA[: 3 * SIZE]
+    with kept(folder) as here:
+        assert [here.get(at) for at in range(COUNT)] == [*PARTS[:3], None]
+        here.keep(3, PARTS[3])
+    assert the_file(folder).read_bytes() == DATA
+
+
+def test_two_processes_that_keep_the_same_chunks_do_not_disturb_each_other(folder: Path) -> None:
+    with kept(folder) as one, kept(folder) as other:
+        for index, part in enumerate(PARTS):
+            one.keep(index, part)
+            other.keep(index, part)
+        assert [other.get(at) for at in range(COUNT)] == PARTS
+    assert the_file(folder).read_bytes() == DATA
 
 
 def test_where_chunks_begin_and_how_long_they_are() -> None:
@@ -69,111 +93,91 @@ def test_a_chunk_is_right_in_its_own_place_only() -> None:
     assert not is_chunk(ARTIFACT, 1, PARTS[1][:-1])
 
 
-def test_it_is_let_go_of_at_the_end(folder: Path) -> None:
-    with Partial(folder, ARTIFACT) as here:
+def test_nothing_is_read_or_kept_once_it_is_closed(folder: Path) -> None:
+    """Its folder's descriptor is closed then, and its number may be another file's."""
+    before = len(list(Path("/proc/self/fd").iterdir()))
+    with kept(folder) as here:
         here.keep(0, PARTS[0])
-        handles = open_files()
-    assert open_files() == handles - 1
-    assert not here.has(0)
-    assert not here.keep(1, PARTS[1])
-    assert the_file(folder).stat().st_size == SIZE
+    assert len(list(Path("/proc/self/fd").iterdir())) == before
+    assert here.get(0) is None
+    here.keep(1, PARTS[1])
+    assert the_file(folder).read_bytes() == PARTS[0]
 
 
 def test_what_is_discarded_is_gone_and_stays_so(folder: Path) -> None:
-    with Partial(folder, ARTIFACT) as here:
+    with kept(folder) as here:
         here.keep(0, PARTS[0])
         here.discard()
-        assert not here.has(0)
         assert here.get(0) is None
-        assert not here.keep(0, PARTS[0])
+        here.keep(0, PARTS[0])
         assert list(folder.iterdir()) == []
         here.discard()  # twice is once
 
 
 @pytest.mark.parametrize("at", range(COUNT))
-def test_a_chunk_that_changed_meanwhile_is_neither_found_nor_handed_over(
-    folder: Path, at: int
-) -> None:
-    with Partial(folder, ARTIFACT) as here:
+def test_a_chunk_that_changed_meanwhile_is_not_handed_over(folder: Path, at: int) -> None:
+    with kept(folder) as here:
         for index, part in enumerate(PARTS):
             here.keep(index, part)
         with the_file(folder).open("r+b") as stream:
             stream.seek(at * SIZE)
             stream.write(b"\x00\x01")
-        assert here.get(at) is None
-        assert not here.has(at)
-    with Partial(folder, ARTIFACT) as here:
-        assert [index for index in range(COUNT) if here.has(index)] == [
-            index for index in range(COUNT) if index != at
-        ]
+        found = [here.get(index) for index in range(COUNT)]
+    assert found == [*PARTS[:at], None, *PARTS[at + 1 :]]
 
 
-def test_an_artifact_of_one_chunk_is_kept_whole_or_not_at_all(folder: Path) -> None:
-    with Partial(folder, ONE) as here:
-        assert not here.keep(0, b"12345")
-    assert not folder.exists()
-
-
-@pytest.mark.parametrize("kind", ["folder", "link", "fifo", "loop"])
+@pytest.mark.parametrize("kind", ["folder", "link", "hard link", "fifo", "loop"])
 def test_what_is_no_file_of_ours_is_replaced(folder: Path, tmp_path: Path, kind: str) -> None:
-    folder.mkdir()
     elsewhere = tmp_path / "elsewhere"
     elsewhere.write_bytes(b"precious")
     if kind == "folder":
         the_file(folder).mkdir()
     elif kind == "fifo":
         os.mkfifo(the_file(folder))
+    elif kind == "hard link":
+        the_file(folder).hardlink_to(elsewhere)
     else:
         the_file(folder).symlink_to(elsewhere if kind == "link" else the_file(folder))
     events: list[Event] = []
-    with Partial(folder, ARTIFACT, events.append) as here:
-        assert not any(here.has(at) for at in range(COUNT))
-        kept = here.keep(1, PARTS[1])
+    with kept(folder, sink=events.append) as here:
+        assert [here.get(at) for at in range(COUNT)] == [None] * COUNT
+        here.keep(0, PARTS[0])
+        found = here.get(0)
     assert elsewhere.read_bytes() == b"precious"
     if kind == "folder":  # not removed: nobody knows whose it is
-        assert not kept
+        assert found is None
         (note,) = events
         assert isinstance(note, Note)
     else:
-        assert kept
+        assert found == PARTS[0]
         assert events == []
-        assert the_file(folder).read_bytes() == bytes(SIZE) + PARTS[1]
+        assert the_file(folder).read_bytes() == PARTS[0]
 
 
-@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EIO])
-def test_a_disk_that_refuses_costs_no_more_than_resuming(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, code: int
-) -> None:
+def test_a_disk_that_is_full_costs_no_more_than_resuming(folder: Path) -> None:
     events: list[Event] = []
-    with Partial(folder, ARTIFACT, events.append) as here:
+    with kept(folder, sink=events.append) as here:
         here.keep(0, PARTS[0])
-
-        def full(*_: object) -> int:
-            raise OSError(code, os.strerror(code))
-
-        monkeypatch.setattr(os, "pwrite", full)
-        assert not here.keep(1, PARTS[1])
-        monkeypatch.undo()
-        assert not here.keep(2, PARTS[2])  # for good, and said once
-        assert not here.has(0)
+        usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+        ignored = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (SIZE + 300, usual[1]))
+            here.keep(1, PARTS[1])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+            signal.signal(signal.SIGXFSZ, ignored)
+        here.keep(2, PARTS[2])  # for good, and said once
+        assert here.get(0) is None
         assert list(folder.iterdir()) == []
     (note,) = events
     assert isinstance(note, Note)
-    assert os.strerror(code) in note.message
-
-
-def test_a_write_that_stops_half_way_goes_on(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = os.pwrite
-    monkeypatch.setattr(os, "pwrite", lambda handle, data, at: whole(handle, data[:300], at))
-    with Partial(folder, ARTIFACT) as here:
-        assert here.keep(2, PARTS[2])
-        assert here.get(2) == PARTS[2]
+    assert os.strerror(errno.EFBIG) in note.message
 
 
 def test_a_disk_that_does_not_read_has_nothing(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with Partial(folder, ARTIFACT) as here:
+    with kept(folder) as here:
         here.keep(0, PARTS[0])
 
         def broken(*_: object) -> bytes:
@@ -181,64 +185,45 @@ def test_a_disk_that_does_not_read_has_nothing(
 
         monkeypatch.setattr(os, "pread", broken)
         assert here.get(0) is None
-        assert not here.has(0)
 
 
 @pytest.mark.parametrize(("age", "stays"), [(0.99, True), (1.01, False)])
 def test_what_nobody_went_on_with_is_swept(folder: Path, age: float, stays: bool) -> None:
-    folder.mkdir()
     left = folder / ("0" * 64)
     left.write_bytes(b"x")
     old(left, age)
-    partial.sweep(folder)
+    sweep(folder)
     assert left.exists() is stays
 
 
 @pytest.mark.parametrize("name", ["thesis.odt", "0" * 63, "0" * 65, "G" * 64, "0" * 64 + "~"])
 def test_what_the_loader_did_not_name_is_not_swept(folder: Path, name: str) -> None:
-    folder.mkdir()
     left = folder / name
     left.write_bytes(b"precious")
     old(left, 99)
-    partial.sweep(folder)
+    sweep(folder)
     assert left.read_bytes() == b"precious"
 
 
 def test_a_folder_is_not_swept(folder: Path) -> None:
     left = folder / ("0" * 64)
-    left.mkdir(parents=True)
+    left.mkdir()
     (left / "inside").write_bytes(b"precious")
     old(left, 99)
-    partial.sweep(folder)
+    sweep(folder)
     assert (left / "inside").read_bytes() == b"precious"
 
 
 def test_a_link_is_swept_itself_and_what_it_names_stays(folder: Path, tmp_path: Path) -> None:
-    folder.mkdir()
     (tmp_path / "precious").mkdir()
     link = folder / ("0" * 64)
     link.symlink_to(tmp_path / "precious")
     os.utime(link, (1, 1), follow_symlinks=False)
-    partial.sweep(folder)
+    sweep(folder)
     assert not link.is_symlink()
     assert (tmp_path / "precious").is_dir()
-
-
-def test_a_folder_that_is_a_link_is_not_swept(folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "elsewhere").mkdir()
-    left = tmp_path / "elsewhere" / ("0" * 64)
-    left.write_bytes(b"precious")
-    old(left, 99)
-    folder.symlink_to(tmp_path / "elsewhere")
-    partial.sweep(folder)
-    assert left.read_bytes() == b"precious"
 
 
 def old(path: Path, age: float) -> None:
     then = time.time() - age * partial.STALE_SECONDS
     os.utime(path, (then, then))
-
-
-def test_nothing_to_sweep(folder: Path) -> None:
-    partial.sweep(folder)
-    assert not folder.exists()

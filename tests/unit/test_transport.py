@@ -21,26 +21,9 @@ from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, 
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
-
-
-@pytest.fixture(autouse=True)
-def _no_certificates_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
-        monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def reader() -> Reader:
-    return Reader()
-
+pytestmark = pytest.mark.usefixtures("no_certificates_of_this_machine")
 
 HEADERS = replace(IMPATIENT, headers=1.0)
 
@@ -525,16 +508,6 @@ def test_headers_that_are_not_ascii_are_the_networks_fault(
     with contextlib.suppress(NetworkError):
         assert DATA.startswith(reader.copy(url))
     assert {request.path for request in server.requests} == {"/a", "/good"}
-
-
-@pytest.mark.parametrize("text", NOT_ASCII)
-def test_an_etag_that_is_not_ascii_names_no_content(
-    server: FaultServer, reader: Reader, text: str
-) -> None:
-    url = server.put("/a", DATA, etag=f'"one{text}"')
-    server.fail("/a", faults.cut(300_000))
-    assert reader.copy(url) == DATA
-    assert ranges(server) == [None, None]
 
 
 @pytest.mark.parametrize(
