@@ -38,7 +38,7 @@ NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIE
         "HF_HUB_DISABLE_IMPLICIT_TOKEN",
         "SSL_CERT_FILE",
     ),
-    *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "SSL_CERT_FILE", "TRANSFORMERS_OFFLINE"),
+    *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE", "SPACE_ID", "GRADIO_ROOT_PATH"),
 }
 """Names of variables and a value of one; two of them are codes too."""
 
