@@ -134,7 +134,7 @@ def _reader_gone() -> int:
     return _FAILED
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _given(options: argparse.Namespace) -> Settings:
     """Read the environment and the options; each option is stored under its field's name."""
     from llama_loader import settings
 
@@ -145,6 +145,15 @@ def _settings(options: argparse.Namespace) -> Settings:
     return settings.load(given)
 
 
+def _settings(options: argparse.Namespace, console: Console) -> Settings:
+    """Read the settings, and warn of variables that may be meant as such."""
+    from llama_loader import settings
+
+    for note in settings.unknown_variables():
+        console(note)
+    return _given(options)
+
+
 def _print(options: argparse.Namespace, text: str, document: Any) -> None:
     print(json.dumps(document) if options.json else text, flush=True)
 
@@ -152,7 +161,7 @@ def _print(options: argparse.Namespace, text: str, document: Any) -> None:
 def _fetch(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import loader, report, self_test
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     prepared = loader.prepare(settings, sink=console)
     tested = None
     if not settings.no_test_run and self_test.possible(settings, prepared):
@@ -168,7 +177,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
 def _devices(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import loader, model, report
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     prepared = loader.prepare(settings, sink=console)
     console.clear()
     loader.require_libraries(settings, prepared)
@@ -184,7 +193,7 @@ def _devices(options: argparse.Namespace, console: Console) -> None:
 def _serve(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import host
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
 
@@ -216,7 +225,7 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
         return _suppose(options, console)
     from llama_loader import doctor
 
-    found = doctor.examine(lambda: _settings(options), sink=console)
+    found = doctor.examine(lambda: _given(options), sink=console)
     _print(options, found.as_text(), found.as_json())
     return found.exit_status
 
@@ -224,7 +233,7 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 def _suppose(options: argparse.Namespace, console: Console) -> int:
     from llama_loader import loader, selection, suppose
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
     release, chosen = loader.resolve(settings, facts, sink=console)
@@ -237,7 +246,7 @@ def _suppose(options: argparse.Namespace, console: Console) -> int:
 def _verify(options: argparse.Namespace, console: Console) -> None:
     from llama_loader.store import Store
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     store, folder = Store(settings.store, sink=console), Path(options.folder).absolute()
     given = settings.manifest_url is not None or settings.manifest_sha256 is not None
     entry = _entry(settings, store, folder, console) if given else None

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_loader import cuda_libraries, gguf_header, host, loader, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
 from llama_loader.events import Note
-from llama_loader.settings import PREFIX
+from llama_loader.settings import PREFIX, unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -143,6 +143,9 @@ def examine(load: Callable[[], Settings], *, sink: Sink) -> Examination:
 
 
 def _examine(found: Examination, settings: Settings, sink: Sink) -> None:
+    for note in unknown_variables():
+        sink(note)
+
     def gpu() -> str:
         found.facts = host.detect(settings)
         return _gpu(found.facts, settings)

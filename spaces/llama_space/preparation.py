@@ -17,6 +17,7 @@ from llama_loader import host, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError
 from llama_loader.events import Note, Stage, Timeline
 from llama_loader.loader import prepare
+from llama_loader.settings import unknown_variables
 from llama_space.values import Failure, Runtime
 
 if TYPE_CHECKING:
@@ -169,6 +170,8 @@ def run(settings: Settings, sink: Sink) -> Preparation:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
     """
     looking = host.begin(settings)
+    for note in unknown_variables():
+        sink(note)
     timeline = Timeline()
     prepared = _runtimes(settings, looking.result(), timeline.listening(sink))
     for note in report.notes(prepared[0]):

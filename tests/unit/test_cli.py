@@ -410,6 +410,19 @@ def test_a_variable_that_cannot_be_read(home: dict[str, str]) -> None:
     assert "YAKULINGO_SPACES_N_CTX" in refused(run(home, "fetch"), 2, "SETTING_INVALID")
 
 
+def test_misspelt_variable_is_a_warning_of_every_command(
+    home: dict[str, str], release: Path
+) -> None:
+    home["YAKULINGO_SPACES_NCTX"] = "8192"
+    done = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--no-test-run")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning[SETTING_UNKNOWN]: YAKULINGO_SPACES_NCTX is no setting")
+    assert "YAKULINGO_SPACES_N_CTX" in done.stderr
+    page = run(home, "doctor", *manifest_options(release), "--no-test-run")
+    assert "note SETTING_UNKNOWN: YAKULINGO_SPACES_NCTX" in page.stdout
+    assert page.stderr == ""
+
+
 class Serving:
     """A ``serve`` in the background."""
 
