@@ -152,17 +152,14 @@ def prepare(
     return Prepared(installed, facts, choice, libraries, missing, timeline, added, released, repair)
 
 
-def resolve(
-    settings: Settings, facts: HostFacts, *, sink: Sink = ignore
-) -> tuple[Manifest, Choice]:
-    """Read the manifest and choose an artifact for any machine, without fetching anything else.
+def released(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
+    """Return the trusted manifest and its URL; nothing else is fetched.
 
     Raises:
-        LoaderError: the manifest cannot be had or trusted, or nothing in it fits that machine.
+        LoaderError: it cannot be had or trusted.
     """
     store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
-    manifest, _ = trust.manifest(settings, store, fetcher, sink)
-    return manifest, selection.select(manifest, facts, wishes(settings))
+    return trust.manifest(settings, store, fetcher, sink)
 
 
 def wishes(settings: Settings) -> selection.Wishes:
