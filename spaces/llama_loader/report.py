@@ -9,7 +9,7 @@ import msgspec
 
 from llama_loader import selection
 from llama_loader import trust as trusted
-from llama_loader.errors import HostError, printable
+from llama_loader.errors import printable
 from llama_loader.events import Note
 
 if TYPE_CHECKING:
@@ -107,11 +107,9 @@ def notes(prepared: Prepared) -> list[Note]:
     """What a person should know about a runtime that was only fetched."""
     if prepared.choice is None or not prepared.missing:
         return []
-    try:
-        selection.require_libraries(prepared.choice, prepared.host)
-    except HostError as error:
-        return [Note(error.code, error.message, error.hint)]
-    return []
+    name, found = prepared.choice.artifact.name, prepared.host.libraries
+    error = selection.missing_libraries(name, prepared.missing, found)
+    return [Note(error.code, error.message, error.hint)]
 
 
 def test_run_line(verdict: SelfTest) -> str:

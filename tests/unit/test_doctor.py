@@ -152,7 +152,7 @@ def test_the_model_that_is_set_decides_what_is_chosen(clinic: Clinic, impostor: 
     page = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/none", GGUF_FILENAME="none.gguf").as_text()
     assert "devices: CUDA0, CUDA1 (all: the sizes are not known)" in page
     page = clinic.examine(GGUF_PATH=str(self_test.MODEL), N_GPU_LAYERS="0").as_text()
-    assert "devices: the CPU (YAKULINGO_SPACES_N_GPU_LAYERS is 0" in page
+    assert "devices: the CPU (n_gpu_layers is 0" in page
 
 
 def test_a_model_too_large_for_the_only_gpu_is_said(clinic: Clinic, impostor: Impostor) -> None:
