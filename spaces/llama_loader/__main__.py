@@ -37,9 +37,10 @@ from llama_loader.errors import IntegrityError, LoaderError, printable, tell
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+    from typing import TextIO
 
     from llama_loader.console import Console
-    from llama_loader.manifest import Artifact
+    from llama_loader.events import Sink
     from llama_loader.settings import Settings
 
 _OPTIONS = (
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from llama_loader.console import Console
 
     try:
-        status: int = options.run(options, Console()) or _OK
+        return options.run(options, Console()) or _OK
     except LoaderError as error:
         return _complain(error.render(), error.exit_status)
     except KeyboardInterrupt:
@@ -86,7 +87,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         hint = "is there room where the output goes, and may this user write there?"
         return _complain(LoaderError("SYSTEM", str(error), hint=hint).render(), _SYSTEM)
-    return status
 
 
 def _parsed(given: list[str]) -> argparse.Namespace:
@@ -129,24 +129,28 @@ def _report_defect(
 
 
 def _complain(lines: str, status: int) -> int:
-    """Print the last words on stderr; return the status."""
-    from llama_loader.console import CLEAR, end_undisturbed
+    """Print an error; return the status."""
+    from llama_loader.console import CLEAR
 
-    end_undisturbed()
     with suppress(OSError):
-        tell(sys.stderr, f"{CLEAR if sys.stderr.isatty() else ''}{lines}")
+        _end(sys.stderr, f"{CLEAR if sys.stderr.isatty() else ''}{lines}")
     return status
 
 
 def _print(options: argparse.Namespace, text: str, document: Any) -> None:
-    """Print a command's result, its last word: whoever reads it can rely on it."""
+    """Print a command's result."""
+    _end(sys.stdout, json.dumps(document) if options.json else text)
+
+
+def _end(stream: TextIO, text: str) -> None:
+    """Print the last word, which nothing interrupts: whoever reads it can rely on it."""
     from llama_loader.console import end_undisturbed
 
     end_undisturbed()
-    tell(sys.stdout, json.dumps(document) if options.json else text)
+    tell(stream, text)
 
 
-def _given(options: argparse.Namespace) -> Settings:
+def _settings(options: argparse.Namespace, sink: Sink) -> Settings:
     """Read the environment and the options; each option is stored under its field's name."""
     from llama_loader import settings
     from llama_loader.console import clean_up_when_told
@@ -156,17 +160,10 @@ def _given(options: argparse.Namespace) -> Settings:
     given = {name: text for name, text in vars(options).items() if name in fields}
     if getattr(options, "hf", None):
         given["gguf_repo_id"], given["gguf_filename"] = options.hf
-    return settings.load(given)
-
-
-def _settings(options: argparse.Namespace, console: Console) -> Settings:
-    """Read the settings, and warn of variables that may be meant as such."""
-    from llama_loader import settings
-
-    given = _given(options)
-    for note in settings.unknown_variables():
-        console(note)
-    return given
+    found = settings.load(given)
+    for note in found.unknown:
+        sink(note)
+    return found
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> None:
@@ -236,8 +233,9 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     if options.suppose is not None:
         return _suppose(options, console)
     from llama_loader import doctor
+    from llama_loader.events import ignore
 
-    found = doctor.examine(lambda: _given(options), sink=console)
+    found = doctor.examine(lambda: _settings(options, ignore), sink=console)
     _print(options, found.as_text(), found.as_json())
     return found.exit_status
 
@@ -257,32 +255,27 @@ def _suppose(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> None:
+    from llama_loader import loader
     from llama_loader.store import Store
 
     settings, folder = _settings(options, console), Path(options.folder).absolute()
-    given = settings.manifest_url is not None or settings.manifest_sha256 is not None
-    entry = _entry(settings, folder, console) if given else None
+    entry = None
+    if settings.manifest_url is not None or settings.manifest_sha256 is not None:
+        manifest, url = loader.released(settings, console)
+        places = folder.resolve().parts
+        entry = next((one for one in manifest.artifacts if one.sha256 in places), None)
+        if entry is None:
+            raise IntegrityError(
+                "OTHER_ARTIFACT",
+                f"{folder} was not unpacked from an artifact of {url}",
+                hint="give the manifest of the release that it came from",
+            )
     installed = Store(settings.store, sink=console).verify(folder, entry)
     console.clear()
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
     text = f"ok {printable(str(installed.folder))}\ncompared with {compared}"
     _print(options, text, {**told, "compared_with": compared})
-
-
-def _entry(settings: Settings, folder: Path, console: Console) -> Artifact:
-    """Return the entry of the given manifest that a runtime's folder was unpacked from."""
-    from llama_loader import loader
-
-    manifest, url = loader.released(settings, console)
-    for artifact in manifest.artifacts:
-        if artifact.sha256 in folder.resolve().parts:
-            return artifact
-    raise IntegrityError(
-        "OTHER_ARTIFACT",
-        f"{folder} was not unpacked from an artifact of {url}",
-        hint="give the manifest of the release that it came from",
-    )
 
 
 _COMMANDS = {

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_loader import gguf_header, host, loader, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
 from llama_loader.events import Note
-from llama_loader.settings import unknown_variables
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -92,7 +91,7 @@ class Examination:
             "host": report.host(self.facts) if self.facts else None,
             "settings": self.settings,
             "choice": report.choice(chosen) if chosen else None,
-            "timeline": prepared.timeline.as_json() if prepared else [],
+            "timeline": report.plain(prepared.timeline.stages) if prepared else [],
         }
 
     def as_text(self) -> str:
@@ -165,10 +164,11 @@ class _Visit:
             self._pass_on(event)
 
     def _settings(self) -> str:
-        for note in unknown_variables():
-            self._sink(note)
         self.settings = self._load()
-        shown = asdict(replace(self.settings, inherited={}))
+        for note in self.settings.unknown:
+            self._sink(note)
+        shown = asdict(self.settings)
+        del shown["inherited"], shown["unknown"]
         shown["hf_token"] = "set" if self.settings.hf_token else None
         self.found.settings = {name: _plain(value) for name, value in shown.items()}
         return "all variables can be read"

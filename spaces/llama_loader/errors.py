@@ -106,12 +106,8 @@ def without_secrets(text: str) -> str:
 def mistyped(url: str, *, user: bool = True) -> str:
     """Return what was meant to be a URL, and is none, without what may be a secret in it.
 
-    Everything up to the last ``@`` goes, whatever stands before it, and what follows ``?`` or
+    Everything up to the last ``@`` goes (unless it ends no ``user``), and what follows ``?`` or
     ``#``: without a proper scheme nobody can tell where a password begins.
-
-    Args:
-        url: the text.
-        user: an ``@`` ends a user's name.
     """
     place = re.split(r"[?#]", url, maxsplit=1)[0]
     shown = f"…@{place.rpartition('@')[2]}" if user and "@" in place else place

@@ -94,10 +94,3 @@ class Timeline:
             sink(event)
 
         return take
-
-    def as_json(self) -> list[dict[str, object]]:
-        """Return the stages as plain data: name, seconds, size in bytes or null."""
-        return [
-            {"name": one.name, "seconds": round(one.seconds, 4), "size": one.size}
-            for one in self.stages
-        ]

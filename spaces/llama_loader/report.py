@@ -128,7 +128,7 @@ def fetched(
     installed = prepared.installed
     test_run = verdict and {
         "devices": list(verdict.devices),
-        "seconds": round(verdict.seconds, 4),
+        "seconds": verdict.seconds,
         "by": verdict.by,
         "kept": verdict.kept,
     }
@@ -142,7 +142,7 @@ def fetched(
         "choice": choice(prepared.choice) if prepared.choice else None,
         "libraries": _folders(prepared.libraries),
         "test_run": test_run,
-        "timeline": prepared.timeline.as_json(),
+        "timeline": plain(prepared.timeline.stages),
     }
 
 
@@ -169,7 +169,7 @@ def devices(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:
         "devices": plain(listing.devices),
         "chosen": list(chosen.names),
         "reason": chosen.reason,
-        "seconds": round(listing.seconds, 4),
+        "seconds": listing.seconds,
     }
 
 

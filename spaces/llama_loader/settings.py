@@ -203,11 +203,13 @@ class Settings:
         cuda_arch: compute capability without its dot (``90``), None for detected.
         library_path: folders of ``LD_LIBRARY_PATH``.
         inherited: the variables that a started program may see.
+        unknown: a note for each variable with a prefix of ours that is no setting.
     """
 
     zerogpu: bool
     library_path: tuple[Path, ...]
     inherited: Mapping[str, str]
+    unknown: tuple[Note, ...]
     backend: str = _setting(
         "BACKEND", _like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
@@ -327,27 +329,8 @@ def load(
         # an empty entry means the working folder to the dynamic linker
         library_path=tuple(Path(folder) for folder in folders if folder.startswith("/")),
         inherited=_inherited(environ),
+        unknown=tuple(_unknown(environ)),
     )
-
-
-def unknown_variables(environ: Mapping[str, str] | None = None) -> Iterator[Note]:
-    """Return a note for each variable with a prefix of ours that is no setting.
-
-    Args:
-        environ: instead of the process's environment.
-    """
-    environ = os.environ if environ is None else environ
-    known = {name for row in _FIELDS.values() for name in row.variables}
-    for name in sorted(environ.keys() - known):
-        if name.startswith((PREFIX, NEUTRAL_PREFIX)) and environ[name].strip():
-            rows = [_FIELDS[_KEYWORDS[near]] for near in _near(name)]
-            as_named = -1 if name.startswith(NEUTRAL_PREFIX) else 0
-            near = ", ".join(row.variables[as_named] for row in rows if row.variables)
-            yield Note(
-                "SETTING_UNKNOWN",
-                f"{name} is no setting, and nothing reads it; near ones: {near or 'none'}",
-                "correct or unset it; docs/settings.md has all settings",
-            )
 
 
 def certificate_file() -> str | None:
@@ -374,8 +357,7 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
         if keyword not in _KEYWORDS:
             raise SettingError(
                 "SETTING_UNKNOWN",
-                f"there is no setting {keyword!r}; near ones:"
-                f" {', '.join(_near(keyword)) or 'none'}",
+                f"there is no setting {keyword!r}; near ones: {_near(keyword)}",
                 hint="see docs/settings.md for all of them",
             )
         if value is not None:
@@ -384,12 +366,23 @@ def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
     return found
 
 
-def _near(name: str) -> list[str]:
-    """Return the keywords that are like a keyword or a variable."""
+def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:
+    known = {name for row in _FIELDS.values() for name in row.variables}
+    for name in sorted(environ.keys() - known):
+        if name.startswith((PREFIX, NEUTRAL_PREFIX)) and environ[name].strip():
+            yield Note(
+                "SETTING_UNKNOWN",
+                f"{name} is no setting, and nothing reads it; near ones: {_near(name).upper()}",
+                "correct or unset it; docs/settings.md has all settings",
+            )
+
+
+def _near(name: str) -> str:
+    """List the keywords that are like a keyword or a variable."""
     import difflib  # only now: a start needs none of it
 
     bare = name.upper().removeprefix(PREFIX).removeprefix(NEUTRAL_PREFIX).lower()
-    return difflib.get_close_matches(bare, _KEYWORDS, 3, 0.5)
+    return ", ".join(difflib.get_close_matches(bare, _KEYWORDS, 3, 0.5)) or "none"
 
 
 def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:

@@ -17,7 +17,6 @@ from llama_loader import host, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError
 from llama_loader.events import Note, Stage, Timeline
 from llama_loader.loader import prepare
-from llama_loader.settings import unknown_variables
 from llama_space.values import Failure, Runtime
 
 if TYPE_CHECKING:
@@ -170,7 +169,7 @@ def run(settings: Settings, sink: Sink) -> Preparation:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
     """
     looking = host.begin(settings)
-    for note in unknown_variables():
+    for note in settings.unknown:
         sink(note)
     timeline = Timeline()
     prepared = _runtimes(settings, looking.result(), timeline.listening(sink))

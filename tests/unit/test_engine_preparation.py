@@ -98,12 +98,12 @@ def test_misspelt_variable_is_a_note_of_the_engine(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     installing(monkeypatch, tmp_path, NAMED)
-    monkeypatch.setenv("LLAMA_SPACE_NCTX", "8192")
+    given = {"gguf_path": str(tmp_path / "m.gguf")}
     events: list[Event] = []
-    preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), events.append)
+    preparation.run(settings.load(given, {"LLAMA_SPACE_NCTX": "8192"}), events.append)
     (note,) = (one for one in events if isinstance(one, Note))
     assert note.code == "SETTING_UNKNOWN"
-    assert "LLAMA_SPACE_N_CTX" in note.message
+    assert "near ones: N_CTX" in note.message
 
 
 def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

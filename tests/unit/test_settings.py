@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llama_loader import settings
 from llama_loader.errors import LoaderError, SettingError
-from llama_loader.settings import PREFIX, Settings, load, unknown_variables
+from llama_loader.settings import PREFIX, Settings, load
 
 LOADER = Path(settings.__file__).parent
 DIGEST = "ab" * 32
@@ -372,28 +372,25 @@ def test_hubs_folders_are_expanded_as_its_client_does(
 
 
 def test_variables_that_are_no_settings_are_noted_with_near_ones() -> None:
-    notes = list(
-        unknown_variables(
-            {
-                "YAKULINGO_SPACES_NCTX": "8192",
-                "LLAMA_SPACE_GUFF_PATH": "/m",
-                "YAKULINGO_SPACES_XYZZY": "1",
-                "YAKULINGO_SPACES_HF_TOKN": "hf_secret",
-                "YAKULINGO_SPACES_EMPTY": " ",
-                "YAKULINGO_SPACES_N_CTX": "4096",
-                "LLAMA_SPACE_OFFLINE": "1",
-                "LLAMA_ARG_N_CTX": "1",
-            }
-        )
-    )
+    environ = {
+        "YAKULINGO_SPACES_NCTX": "8192",
+        "LLAMA_SPACE_GUFF_PATH": "/m",
+        "YAKULINGO_SPACES_XYZZY": "1",
+        "YAKULINGO_SPACES_HF_TOKN": "hf_secret",
+        "YAKULINGO_SPACES_EMPTY": " ",
+        "YAKULINGO_SPACES_N_CTX": "4096",
+        "LLAMA_SPACE_OFFLINE": "1",
+        "LLAMA_ARG_N_CTX": "1",
+    }
+    notes = load(environ=environ).unknown
     assert {note.code for note in notes} == {"SETTING_UNKNOWN"}
     guff, tokn, nctx, xyzzy = (note.message for note in notes)
     assert guff.startswith("LLAMA_SPACE_GUFF_PATH is no setting")
-    assert "LLAMA_SPACE_GGUF_PATH" in guff
+    assert "near ones: GGUF_PATH" in guff
     assert "near ones: HF_TOKEN" in tokn
     assert "secret" not in tokn
-    assert "near ones: YAKULINGO_SPACES_N_CTX" in nctx
-    assert "near ones: none" in xyzzy
+    assert "near ones: N_CTX" in nctx
+    assert "near ones: NONE" in xyzzy
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
