@@ -199,7 +199,8 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
             f" {selection.dotted([gpu.capability])}",
             f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
-            f" '{every}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
+            f" '{every}'); cuda_arch={gpu.capability} (--arch,"
+            f" YAKULINGO_SPACES_CUDA_ARCH={gpu.capability}) takes this one instead",
         )
         for gpu in facts.visible
         if gpu.capability and gpu.capability not in choice.capabilities

@@ -184,10 +184,6 @@ def _setting(
     return field(repr=not secret, metadata={"row": _Row(variable, kind, default, option, secret)})
 
 
-def _switch(name: str, option: str) -> Any:
-    return _setting(name, _flag, default=False, option=option)
-
-
 @dataclass(frozen=True)
 class Settings:
     """Everything that a person can set: one table, of which each row is a field.
@@ -195,13 +191,11 @@ class Settings:
     docs/settings.md says what each variable means. Where the value alone does not tell:
 
     Attributes:
-        manifest_url, manifest_sha256: which release; None leaves it to ``release.json``.
-        devices: names such as ``CUDA0``; empty for ``auto``.
-        n_gpu_layers: ``ALL_LAYERS`` for all that fit, 0 for the CPU.
+        manifest_url, manifest_sha256: None leaves the release to ``release.json``.
+        devices: empty for ``auto``.
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
-        cuda_arch: compute capability without its dot (``90``), None for detected.
-        library_path: folders of ``LD_LIBRARY_PATH``.
+        cuda_arch: without its dot (``90``), None for detected.
         inherited: the variables that a started program may see.
         unknown: a note for each variable with a prefix of ours that is no setting.
     """
@@ -221,7 +215,7 @@ class Settings:
     sha256: str | None = _setting("LLAMA_CPP_SHA256", _digest, None, "--sha256")
     devices: tuple[str, ...] = _setting("LLAMA_DEVICE", _devices, (), "--device")
     n_gpu_layers: int = _setting("N_GPU_LAYERS", _layers, ALL_LAYERS)
-    allow_cpu: bool = _switch("ALLOW_CPU", "--allow-cpu")
+    allow_cpu: bool = _setting("ALLOW_CPU", _flag, default=False, option="--allow-cpu")
     gguf_repo_id: str = _setting(
         "GGUF_REPO_ID",
         _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME"),
@@ -252,7 +246,7 @@ class Settings:
     )
     zerogpu_duration: int | None = _setting("ZEROGPU_DURATION", _duration)
     cuda_arch: str | None = _setting("CUDA_ARCH", _arch, None, "--arch")
-    offline: bool = _switch("OFFLINE", "--offline")
+    offline: bool = _setting("OFFLINE", _flag, default=False, option="--offline")
     hf_token: str | None = _setting(  # httpx encodes headers as ASCII
         "HF_TOKEN", _like("[!-~]+", "a token of ASCII characters without spaces"), secret=True
     )
@@ -262,7 +256,7 @@ class Settings:
         DEFAULT_ENDPOINT,
         secret=True,
     )
-    no_test_run: bool = _switch("", "--no-test-run")
+    no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
     store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
 
     @property
@@ -311,8 +305,7 @@ def load(
         raise SettingError(
             "SETTING_INVALID",
             f"{PREFIX}LLAMA_CPP_SHA256 (--sha256) pins a tarball, but none is named",
-            hint=f"name it with llama_cpp_url (--url, {PREFIX}LLAMA_CPP_URL); a manifest is pinned"
-            f" by {PREFIX}LLAMA_CPP_MANIFEST_SHA256",
+            hint=f"set llama_cpp_url (--url); {PREFIX}LLAMA_CPP_MANIFEST_SHA256 pins a manifest",
         )
     hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
     values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])
