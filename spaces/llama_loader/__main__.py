@@ -130,10 +130,8 @@ def _report_defect(
 
 def _complain(lines: str, status: int) -> int:
     """Print an error; return the status."""
-    from llama_loader.console import CLEAR
-
     with suppress(OSError):
-        _end(sys.stderr, f"{CLEAR if sys.stderr.isatty() else ''}{lines}")
+        _end(sys.stderr, lines)
     return status
 
 
@@ -144,9 +142,10 @@ def _print(options: argparse.Namespace, text: str, document: Any) -> None:
 
 def _end(stream: TextIO, text: str) -> None:
     """Print the last word, which nothing interrupts: whoever reads it can rely on it."""
-    from llama_loader.console import end_undisturbed
+    from llama_loader.console import Console, end_undisturbed
 
     end_undisturbed()
+    Console().clear()
     tell(stream, text)
 
 
@@ -175,7 +174,6 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
     if not settings.no_test_run and self_test.possible(settings, prepared):
         console.stage("test run with a tiny model")
         tested = loader.try_runtime(settings, prepared, sink=console)
-    console.timeline(prepared.timeline)
     for note in report.notes(prepared):
         console(note)
     folder = printable(str(prepared.runtime))
@@ -211,15 +209,14 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
         server.claim(settings.server_port)  # said before anything is fetched
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
-    console.stage("fetching the model")
     with prepared.timeline.stage("model"):
-        path = model.get(model.from_settings(settings), settings)
+        path = model.get(model.from_settings(settings), settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     supervisor = loader.start(settings, prepared, path, extra, keyed=False, sink=console)
     try:
-        console.timeline(prepared.timeline)
+        console.clear()
         if options.json:
             told = report.served(settings, prepared, supervisor.server, path)
             tell(sys.stdout, json.dumps(told))
@@ -271,7 +268,6 @@ def _verify(options: argparse.Namespace, console: Console) -> None:
                 hint="give the manifest of the release that it came from",
             )
     installed = Store(settings.store, sink=console).verify(folder, entry)
-    console.clear()
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
     text = f"ok {printable(str(installed.folder))}\ncompared with {compared}"

@@ -11,9 +11,9 @@ from llama_loader.errors import LoaderError, safe, tell
 from llama_loader.events import Downloading, Note, Resolving, Unpacking
 
 if TYPE_CHECKING:
-    from llama_loader.events import Event, Timeline
+    from llama_loader.events import Event
 
-CLEAR: Final = "\r\x1b[K"
+_CLEAR: Final = "\r\x1b[K"
 """Removes a terminal's present line."""
 _EVERY: Final = 0.1
 """Seconds between two redraws."""
@@ -34,7 +34,8 @@ class Console:
         """Show an event: a note always, progress where a person watches."""
         if isinstance(event, Note):
             lines = LoaderError(event.code, event.message, hint=event.hint).render()
-            self._say(lines.replace("error[", "warning[", 1))
+            self.clear()
+            tell(self._stream, lines.replace("error[", "warning[", 1))
         elif isinstance(event, Resolving):
             self.stage(f"reading {event.url}")
         elif isinstance(event, Downloading | Unpacking):
@@ -47,32 +48,18 @@ class Console:
     def stage(self, text: str) -> None:
         """Show what goes on now."""
         if self._live:
-            tell(self._stream, f"{CLEAR}{safe(text)[:118]}", end="")
-
-    def timeline(self, timeline: Timeline) -> None:
-        """Print what was needed, in a line, to a terminal."""
-        if self._live:
-            parts = [f"{one.name} {one.seconds:.2f} s{_size(one.size)}" for one in timeline.stages]
-            self._say(" · ".join(parts))
+            tell(self._stream, f"{_CLEAR}{safe(text)[:118]}", end="")
 
     def clear(self) -> None:
         """Remove the line that is redrawn."""
         if self._live:
-            tell(self._stream, CLEAR, end="")
-
-    def _say(self, text: str) -> None:
-        self.clear()
-        tell(self._stream, text)
+            tell(self._stream, _CLEAR, end="")
 
 
 def _share(done: int, total: int | None) -> str:
     if not total:
         return f"{done / _MB:.1f} MB"
     return f"{done / _MB:.1f} of {total / _MB:.1f} MB ({100 * done // total} %)"
-
-
-def _size(size: int | None) -> str:
-    return "" if size is None else f" {size / _MB:.1f} MB"
 
 
 def clean_up_when_told() -> None:
