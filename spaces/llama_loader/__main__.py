@@ -243,7 +243,7 @@ def _suppose(options: argparse.Namespace, console: Console) -> int:
     settings = _settings(options, console)
     suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
-    release, _ = loader.released(settings, console)
+    release, _ = loader.read_manifest(settings, console)
     chosen = selection.select(release, facts, loader.wishes(settings))
     text, document = suppose.as_text(release, chosen), suppose.as_json(release, facts, chosen)
     _print(options, text, document)
@@ -258,7 +258,7 @@ def _verify(options: argparse.Namespace, console: Console) -> None:
     settings, folder = _settings(options, console), Path(options.folder).absolute()
     entry = None
     if settings.manifest_url is not None or settings.manifest_sha256 is not None:
-        manifest, url = loader.released(settings, console)
+        manifest, url = loader.read_manifest(settings, console)
         places = folder.resolve().parts
         entry = next((one for one in manifest.artifacts if one.sha256 in places), None)
         if entry is None:

@@ -146,7 +146,7 @@ def prepare(
     return Prepared(installed, facts, choice, libraries, missing, timeline, added, released, repair)
 
 
-def released(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
+def read_manifest(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
     """Return the trusted manifest and its URL; nothing else is fetched.
 
     Raises:

@@ -144,6 +144,9 @@ _link = _like(  # the fetcher says what it can open
     r"(?:https?://|hf://|file:/)\S+",
     "a URL: https://…, http:// on loopback, file:///… or hf://OWNER/REPO[@REV]/PATH",
 )
+_web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
+_repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME")
+_path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+", "a file's path in it")
 _OF_THE_HUB: Final = {
     **dict.fromkeys(("HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"), _path),
     **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SPACES_ZERO_GPU"), _flag),
@@ -216,18 +219,8 @@ class Settings:
     devices: tuple[str, ...] = _setting("LLAMA_DEVICE", _devices, (), "--device")
     n_gpu_layers: int = _setting("N_GPU_LAYERS", _layers, ALL_LAYERS)
     allow_cpu: bool = _setting("ALLOW_CPU", _flag, default=False, option="--allow-cpu")
-    gguf_repo_id: str = _setting(
-        "GGUF_REPO_ID",
-        _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME"),
-        DEFAULT_REPO,
-        "--hf",
-    )
-    gguf_filename: str = _setting(
-        "GGUF_FILENAME",
-        _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+", "a file's path in it"),
-        DEFAULT_FILE,
-        "--hf",
-    )
+    gguf_repo_id: str = _setting("GGUF_REPO_ID", _repository, DEFAULT_REPO, "--hf")
+    gguf_filename: str = _setting("GGUF_FILENAME", _path_inside, DEFAULT_FILE, "--hf")
     gguf_revision: str | None = _setting("GGUF_REVISION", _like(r"\S+", "a branch, tag or commit"))
     gguf_sha256: str | None = _setting("GGUF_SHA256", _digest)
     gguf_path: Path | None = _setting("GGUF_PATH", _path, None, "--model")  # noqa: RUF009
@@ -250,12 +243,7 @@ class Settings:
     hf_token: str | None = _setting(  # httpx encodes headers as ASCII
         "HF_TOKEN", _like("[!-~]+", "a token of ASCII characters without spaces"), secret=True
     )
-    hf_endpoint: str = _setting(
-        "HF_ENDPOINT",
-        _like(r"(https?://\S*[^\s/])/*", "an http(s) URL"),
-        DEFAULT_ENDPOINT,
-        secret=True,
-    )
+    hf_endpoint: str = _setting("HF_ENDPOINT", _web, DEFAULT_ENDPOINT, secret=True)
     no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
     store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
 
