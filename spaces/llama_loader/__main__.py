@@ -6,30 +6,43 @@ Each command imports what it needs itself, so that ``--help`` answers at once.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
-import json
 import os
+import signal
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llama_loader.errors import IntegrityError, LoaderError, printable
+_OK, _FAILED, _USAGE, _SYSTEM, _INTERRUPTED = 0, 1, 2, 6, 130
+"""The last one is 128 + SIGINT, as shells have it."""
+_STOPPED = "error[INTERRUPTED]: interrupted; the next run resumes with what was verified"
+
+
+def _end_at_once(number: int, frame: object) -> None:
+    """Answer Ctrl-C while modules are imported: nothing was begun."""
+    del number, frame
+    os.write(2, f"{_STOPPED}\n".encode())
+    os._exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, _end_at_once)
+
+import argparse
+import io
+import json
+from contextlib import suppress
+from pathlib import Path
+
+from llama_loader.errors import IntegrityError, LoaderError, printable, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
+    from typing import TextIO
 
     from llama_loader.console import Console
-    from llama_loader.manifest import Artifact
+    from llama_loader.events import Sink
     from llama_loader.settings import Settings
-    from llama_loader.store import Store
 
-_OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
-_SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
-_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
 _OPTIONS = (
     ("--manifest", "manifest_url", "URL", "the release's manifest"),
     ("--manifest-sha256", "manifest_sha256", "HEX", "pins that manifest"),
@@ -50,14 +63,33 @@ class _Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Print the error line and end with status 2."""
-        line = LoaderError("USAGE", message, hint=f"{self.prog} --help").render()
-        sys.stderr.write(line + "\n")
-        raise SystemExit(_USAGE)
+        error = LoaderError("USAGE", message, hint=f"{self.prog} --help")
+        raise SystemExit(_complain(error.render(), _USAGE))
+
+    def print_help(self, file: Any = None) -> None:
+        """Print the help at once."""
+        tell(file or sys.stdout, self.format_help(), end="")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run a command; returns the exit status. Errors are their lines, never a traceback."""
+    sys.excepthook = _report_defect
+    _print_anything()
+    options = _parsed(list(sys.argv[1:] if arguments is None else arguments))
+    from llama_loader.console import Console
+
+    try:
+        return options.run(options, Console()) or _OK
+    except LoaderError as error:
+        return _complain(error.render(), error.exit_status)
+    except KeyboardInterrupt:
+        return _OK if options.command == "serve" else _complain(_STOPPED, _INTERRUPTED)
+    except OSError as error:
+        hint = "is there room where the output goes, and may this user write there?"
+        return _complain(LoaderError("SYSTEM", str(error), hint=hint).render(), _SYSTEM)
+
+
+def _parsed(given: list[str]) -> argparse.Namespace:
     extra: list[str] | None = None
     if "--" in given:
         extra = given[given.index("--") + 1 :]
@@ -67,38 +99,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if extra is not None and options.command != "serve":
         parser.error(f"'{options.command}' takes no arguments after --")
     options.extra = tuple(extra or ())
-    return _guarded(options)
-
-
-def _guarded(options: argparse.Namespace) -> int:
-    """Run; turn errors into their lines and statuses. Never a traceback."""
-    from llama_loader.console import Console, clean_up_when_told
-
-    sys.excepthook = _report_defect
-    clean_up_when_told()
-    _print_anything()
-    try:
-        status: int = options.run(options, Console()) or _OK
-        sys.stdout.flush()
-    except LoaderError as error:
-        return _complain(error.render(), error.exit_status)
-    except KeyboardInterrupt:
-        if options.command == "serve":
-            return _OK
-        return _complain("error[INTERRUPTED]: stopped; nothing half-done was left", _INTERRUPTED)
-    except BrokenPipeError:
-        return _reader_gone()
-    except OSError as error:
-        _reader_gone()
-        return _complain(LoaderError("SYSTEM", str(error), hint=_SYSTEM_HINT).render(), _SYSTEM)
-    return status
+    return options
 
 
 def _print_anything() -> None:
-    """A terminal that takes ASCII alone must not turn a sentence into a traceback."""
-    if sys.stdout is None:  # its descriptor was closed: `fetch >&-`
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115 - for as long as the process lives
-    for stream in (sys.stdout, sys.stderr):
+    """Streams that take ASCII alone, or were closed (``fetch >&-``), are no traceback."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, Path(os.devnull).open("w"))  # noqa: SIM115 - while the process lives
+        stream = getattr(sys, name)
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
@@ -119,46 +128,52 @@ def _report_defect(
     _complain(defect.render(), _FAILED)
 
 
-def _complain(line: str, status: int) -> int:
-    with contextlib.suppress(OSError):
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[K")
-        sys.stderr.write(line + "\n")
-        sys.stderr.flush()
+def _complain(lines: str, status: int) -> int:
+    """Print an error; return the status."""
+    with suppress(OSError):
+        _end(sys.stderr, lines)
     return status
 
 
-def _reader_gone() -> int:
-    """``| head`` went away: nothing more can be said on stdout, also not at the very end."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return _FAILED
+def _print(options: argparse.Namespace, text: str, document: Any) -> None:
+    """Print a command's result."""
+    _end(sys.stdout, json.dumps(document) if options.json else text)
 
 
-def _settings(options: argparse.Namespace) -> Settings:
+def _end(stream: TextIO, text: str) -> None:
+    """Print the last word, which nothing interrupts: whoever reads it can rely on it."""
+    from llama_loader.console import Console, end_undisturbed
+
+    end_undisturbed()
+    Console().clear()
+    tell(stream, text)
+
+
+def _settings(options: argparse.Namespace, sink: Sink) -> Settings:
     """Read the environment and the options; each option is stored under its field's name."""
     from llama_loader import settings
+    from llama_loader.console import clean_up_when_told
 
+    clean_up_when_told()  # from here on there may be something to clean up
     fields = settings.Settings.__dataclass_fields__
     given = {name: text for name, text in vars(options).items() if name in fields}
     if getattr(options, "hf", None):
         given["gguf_repo_id"], given["gguf_filename"] = options.hf
-    return settings.load(given)
-
-
-def _print(options: argparse.Namespace, text: str, document: Any) -> None:
-    print(json.dumps(document) if options.json else text, flush=True)
+    found = settings.load(given)
+    for note in found.unknown:
+        sink(note)
+    return found
 
 
 def _fetch(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import loader, report, self_test
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     prepared = loader.prepare(settings, sink=console)
     tested = None
     if not settings.no_test_run and self_test.possible(settings, prepared):
         console.stage("test run with a tiny model")
-        tested = loader.try_runtime(settings, prepared)
-    console.timeline(prepared.timeline)
+        tested = loader.try_runtime(settings, prepared, sink=console)
     for note in report.notes(prepared):
         console(note)
     folder = printable(str(prepared.runtime))
@@ -168,23 +183,23 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
 def _devices(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import loader, model, report
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     prepared = loader.prepare(settings, sink=console)
     console.clear()
     loader.require_libraries(settings, prepared)
     listing = loader.list_devices(settings, prepared)
     if not options.json:  # also where none of them can be chosen
-        print(report.device_list(listing.devices), flush=True)
+        tell(sys.stdout, report.device_lines(listing))
     path = model.at_hand(model.from_settings(settings))
     chosen = loader.choose_devices(settings, prepared, path, listing=listing)
     line = printable(f"chosen: {report.chosen(chosen)}")
-    _print(options, line, report.devices_json(listing, chosen))
+    _print(options, line, report.devices(listing, chosen))
 
 
 def _serve(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import host
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
 
@@ -194,18 +209,18 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
         server.claim(settings.server_port)  # said before anything is fetched
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
-    console.stage("fetching the model")
     with prepared.timeline.stage("model"):
-        path = model.get(model.from_settings(settings), settings)
+        path = model.get(model.from_settings(settings), settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     supervisor = loader.start(settings, prepared, path, extra, keyed=False, sink=console)
     try:
-        console.timeline(prepared.timeline)
+        console.clear()
         if options.json:
-            print(json.dumps(report.served(settings, prepared, supervisor.server, path)))
-        print(f"ready {supervisor.server.url}", flush=True)
+            told = report.served(settings, prepared, supervisor.server, path)
+            tell(sys.stdout, json.dumps(told))
+        tell(sys.stdout, f"ready {supervisor.server.url}")
         supervisor.watch()
     finally:
         supervisor.stop()
@@ -215,8 +230,9 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
     if options.suppose is not None:
         return _suppose(options, console)
     from llama_loader import doctor
+    from llama_loader.events import ignore
 
-    found = doctor.examine(lambda: _settings(options), sink=console)
+    found = doctor.examine(lambda: _settings(options, ignore), sink=console)
     _print(options, found.as_text(), found.as_json())
     return found.exit_status
 
@@ -224,10 +240,11 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 def _suppose(options: argparse.Namespace, console: Console) -> int:
     from llama_loader import loader, selection, suppose
 
-    settings = _settings(options)
+    settings = _settings(options, console)
     suppose.require_no_override(settings)
     facts = suppose.host(options.suppose)
-    release, chosen = loader.resolve(settings, facts, sink=console)
+    release, _ = loader.read_manifest(settings, console)
+    chosen = selection.select(release, facts, loader.wishes(settings))
     text, document = suppose.as_text(release, chosen), suppose.as_json(release, facts, chosen)
     _print(options, text, document)
     selection.require_libraries(chosen, facts)
@@ -235,33 +252,26 @@ def _suppose(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> None:
+    from llama_loader import loader
     from llama_loader.store import Store
 
-    settings = _settings(options)
-    store, folder = Store(settings.store, sink=console), Path(options.folder).absolute()
-    given = settings.manifest_url is not None or settings.manifest_sha256 is not None
-    entry = _entry(settings, store, folder, console) if given else None
-    installed = store.verify(folder, entry)
-    console.clear()
+    settings, folder = _settings(options, console), Path(options.folder).absolute()
+    entry = None
+    if settings.manifest_url is not None or settings.manifest_sha256 is not None:
+        manifest, url = loader.read_manifest(settings, console)
+        places = folder.resolve().parts
+        entry = next((one for one in manifest.artifacts if one.sha256 in places), None)
+        if entry is None:
+            raise IntegrityError(
+                "OTHER_ARTIFACT",
+                f"{folder} was not unpacked from an artifact of {url}",
+                hint="give the manifest of the release that it came from",
+            )
+    installed = Store(settings.store, sink=console).verify(folder, entry)
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
     text = f"ok {printable(str(installed.folder))}\ncompared with {compared}"
     _print(options, text, {**told, "compared_with": compared})
-
-
-def _entry(settings: Settings, store: Store, folder: Path, console: Console) -> Artifact:
-    """Return the entry of the given manifest that a runtime's folder was unpacked from."""
-    from llama_loader import loader, trust
-
-    manifest, url = trust.manifest(settings, store, loader.fetcher_for(settings, console), console)
-    for artifact in manifest.artifacts:
-        if artifact.sha256 in folder.resolve().parts:
-            return artifact
-    raise IntegrityError(
-        "OTHER_ARTIFACT",
-        f"{folder} was not unpacked from an artifact of {url}",
-        hint="give the manifest of the release that it came from",
-    )
 
 
 _COMMANDS = {

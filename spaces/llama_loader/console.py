@@ -7,12 +7,14 @@ import sys
 import time
 from typing import TYPE_CHECKING, Final, TextIO
 
-from llama_loader.errors import LoaderError, safe
-from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
+from llama_loader.errors import LoaderError, safe, tell
+from llama_loader.events import Downloading, Note, Resolving, Unpacking
 
 if TYPE_CHECKING:
-    from llama_loader.events import Event, Timeline
+    from llama_loader.events import Event
 
+_CLEAR: Final = "\r\x1b[K"
+"""Removes a terminal's present line."""
 _EVERY: Final = 0.1
 """Seconds between two redraws."""
 _AGAIN: Final = 0.01
@@ -26,63 +28,38 @@ class Console:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._live = self._stream.isatty()
-        self._drawn = False
         self._next = 0.0
 
     def __call__(self, event: Event) -> None:
         """Show an event: a note always, progress where a person watches."""
         if isinstance(event, Note):
-            self.clear()
             lines = LoaderError(event.code, event.message, hint=event.hint).render()
-            print(lines.replace("error[", "warning[", 1), file=self._stream, flush=True)
-        elif self._live and not isinstance(event, Stage):
-            self._draw(event)
+            self.clear()
+            tell(self._stream, lines.replace("error[", "warning[", 1))
+        elif isinstance(event, Resolving):
+            self.stage(f"reading {event.url}")
+        elif isinstance(event, Downloading | Unpacking):
+            now, done = time.monotonic(), event.done == event.total
+            if now >= self._next or done:
+                self._next = now + _EVERY
+                verb = "fetching" if isinstance(event, Downloading) else "unpacking"
+                self.stage(f"{verb} {event.name} {_share(event.done, event.total)}")
 
     def stage(self, text: str) -> None:
         """Show what goes on now."""
         if self._live:
-            self._line(text)
-
-    def timeline(self, timeline: Timeline) -> None:
-        """Print what was needed, in a line, to a terminal."""
-        self.clear()
-        if self._live:
-            parts = [f"{one.name} {one.seconds:.2f} s{_size(one.size)}" for one in timeline.stages]
-            print(" · ".join(parts), file=self._stream, flush=True)
+            tell(self._stream, f"{_CLEAR}{safe(text)[:118]}", end="")
 
     def clear(self) -> None:
         """Remove the line that is redrawn."""
-        if self._drawn:
-            self._stream.write("\r\x1b[K")
-            self._stream.flush()
-            self._drawn = False
-
-    def _draw(self, event: Event) -> None:
-        now = time.monotonic()
-        done = isinstance(event, Downloading | Unpacking) and event.done == event.total
-        if now < self._next and not done:
-            return
-        self._next = now + _EVERY
-        if isinstance(event, Resolving):
-            self._line(f"reading {event.url}")
-        elif isinstance(event, Downloading | Unpacking):
-            verb = "fetching" if isinstance(event, Downloading) else "unpacking"
-            self._line(f"{verb} {event.name} {_share(event.done, event.total)}")
-
-    def _line(self, text: str) -> None:
-        self._stream.write(f"\r\x1b[K{safe(text)[:118]}")
-        self._stream.flush()
-        self._drawn = True
+        if self._live:
+            tell(self._stream, _CLEAR, end="")
 
 
 def _share(done: int, total: int | None) -> str:
     if not total:
         return f"{done / _MB:.1f} MB"
     return f"{done / _MB:.1f} of {total / _MB:.1f} MB ({100 * done // total} %)"
-
-
-def _size(size: int | None) -> str:
-    return "" if size is None else f" {size / _MB:.1f} MB"
 
 
 def clean_up_when_told() -> None:
@@ -97,10 +74,15 @@ def clean_up_when_told() -> None:
     signal.signal(signal.SIGINT, _interrupt)
 
 
+def end_undisturbed() -> None:
+    """Ignore SIGTERM and SIGINT: the last word is being printed, and it must stay true."""
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGALRM):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def _interrupt(number: int, frame: object) -> None:
     del number, frame
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    end_undisturbed()
     signal.signal(signal.SIGALRM, _interrupt)
     sys.unraisablehook = _swallowed
     raise KeyboardInterrupt

@@ -13,10 +13,9 @@ import struct
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import cuda_libraries, gguf_header, host, loader, model, report
+from llama_loader import gguf_header, host, loader, model, report
 from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
 from llama_loader.events import Note
-from llama_loader.settings import PREFIX
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -34,22 +33,14 @@ _TOO_SLOW_HINT: Final = (
     "no GPU is attached: check that the Space's hardware is ZeroGPU; on ZeroGPU a GPU comes only"
     " inside a decorated function, and may have to wait in the queue"
 )
-_SETTINGS: Final = {
-    "DEVICE_LIST_FAILED": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
-    "DEVICE_LIST_GARBLED": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
-    "DISK_NEARLY_FULL": "HF_HOME",
-    "FILE_NOT_FOUND": f"{PREFIX}GGUF_FILENAME",
-    "INVALID_DEVICE": f"{PREFIX}LLAMA_DEVICE=auto",
-    "MODEL_GATED": "HF_TOKEN",
-    "NO_GPU": f"{PREFIX}ALLOW_CPU=1",
-    "OFFLINE": f"{PREFIX}OFFLINE=0",
-    "RELEASE_NOT_CHOSEN": f"{PREFIX}LLAMA_CPP_MANIFEST_URL",
-    "REPOSITORY_INVALID": f"{PREFIX}GGUF_REPO_ID",
-    "REPOSITORY_NOT_FOUND": f"{PREFIX}GGUF_REPO_ID",
-    "REVISION_NOT_FOUND": f"{PREFIX}GGUF_REVISION",
-    "STORE_FAILED": "HF_HOME",
+_NEEDED: Final = {
+    **dict.fromkeys(("gpu", "store", "runtime"), "settings"),
+    "libraries": "runtime",
+    "devices": "libraries",
+    "test run": "devices",
+    "model": "settings",
 }
-"""What to change about a failure, where one variable decides it."""
+"""The checks after ``settings`` in their order, and the one that each needs to be good."""
 _CLIP: Final = struct.pack("<Q20sIQ4s", 20, b"general.architecture", 8, 4, b"clip")
 """The metadata of a multimodal projector (mmproj), as its header holds it."""
 _HEAD: Final = 4096
@@ -63,8 +54,6 @@ class Check:
         detail: what was found, one printable line without secrets.
         code: of the error, empty where the check is good.
         status: the exit status that its failure means, 0 for none.
-        setting: the variable (perhaps with its value) or the command that changes the failure;
-            empty where none does.
     """
 
     name: str
@@ -73,7 +62,6 @@ class Check:
     code: str = ""
     hint: str = ""
     status: int = 0
-    setting: str = ""
 
 
 @dataclass
@@ -98,12 +86,12 @@ class Examination:
         return {
             "ok": self.exit_status == 0,
             "exit_status": self.exit_status,
-            "checks": [asdict(check) for check in self.checks],
-            "notes": [asdict(note) for note in self.notes],
+            "checks": report.plain(self.checks),
+            "notes": report.plain(self.notes),
             "host": report.host(self.facts) if self.facts else None,
             "settings": self.settings,
             "choice": report.choice(chosen) if chosen else None,
-            "timeline": prepared.timeline.as_json() if prepared else [],
+            "timeline": report.plain(prepared.timeline.stages) if prepared else [],
         }
 
     def as_text(self) -> str:
@@ -111,12 +99,13 @@ class Examination:
         lines = report.host_lines(self.facts) if self.facts else []
         lines += report.choice_lines(self.prepared) if self.prepared else []
         lines.append("checks")
-        for check in self.checks:
-            lines.append(f"  {'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}")
-            lines += [f"       hint: {check.hint}"] if check.hint else []
-        for note in self.notes:
-            lines.append(f"  note {note.code}: {note.message}")
-            lines += [f"       hint: {note.hint}"] if note.hint else []
+        said = [
+            (f"{'ok  ' if check.ok else 'FAIL'} {check.name}: {check.detail}", check.hint)
+            for check in self.checks
+        ]
+        said += [(f"note {note.code}: {note.message}", note.hint) for note in self.notes]
+        for line, hint in said:
+            lines += [f"  {line}", *([f"       hint: {hint}"] if hint else [])]
         good = self.exit_status == 0
         lines.append(f"verdict: a model {'can' if good else 'cannot'} be served here now")
         return "\n".join(printable(line) for line in lines)
@@ -129,127 +118,127 @@ def examine(load: Callable[[], Settings], *, sink: Sink) -> Examination:
         load: reads the settings; their errors are a finding like any other.
         sink: told of progress.
     """
-    found = Examination()
-    read: list[Settings] = []
-
-    def settings_are_read() -> str:
-        read.append(load())
-        return "all variables can be read"
-
-    if _tried(found, "settings", settings_are_read):
-        found.settings = _shown(read[0])
-        _examine(found, read[0], _noting(found, sink))
-    return found
+    return _Visit(load, sink).found
 
 
-def _examine(found: Examination, settings: Settings, sink: Sink) -> None:
-    def gpu() -> str:
-        found.facts = host.detect(settings)
-        return _gpu(found.facts, settings)
+class _Visit:
+    """The checks, each a method that returns its sentence; what one finds is there for the next."""
 
-    def runtime() -> str:
-        found.prepared = loader.prepare(settings, sink=sink)
-        installed = found.prepared.installed
-        name = installed.artifact.name if installed.artifact else settings.url
-        return f"{name}, {report.trust(settings, found.prepared)}, in {installed.folder}"
+    settings: Settings
+    facts: HostFacts
+    prepared: Prepared
+    listing: Listing
 
-    _tried(found, "gpu", gpu)
-    _tried(found, "store", lambda: _store(settings.store))
-    if _tried(found, "runtime", runtime) and found.prepared is not None:
-        _runtime(found, found.prepared, settings)
-    _tried(found, "model", lambda: _model(settings))
+    def __init__(self, load: Callable[[], Settings], sink: Sink) -> None:
+        self._load, self._pass_on = load, sink
+        self.found = Examination()
+        self._check("settings", self._settings)
+        for name, needed in _NEEDED.items():
+            good = {check.name for check in self.found.checks if check.ok}
+            if needed in good and not (name == "test run" and self.settings.no_test_run):
+                self._check(name, getattr(self, f"_{name.replace(' ', '_')}"))
 
-
-def _tried(found: Examination, name: str, check: Callable[[], str]) -> bool:
-    """Run a check; its sentence, or its error, goes on the page."""
-    try:
-        found.checks.append(Check(name, ok=True, detail=safe(check())))
-    except (OSError, LoaderError) as error:
-        failed = error
-        if not isinstance(failed, LoaderError):
-            failed = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
-        found.checks.append(
-            Check(
+    def _check(self, name: str, look: Callable[[], str]) -> None:
+        """Run a check; its sentence, or its error, goes on the page."""
+        try:
+            check = Check(name, ok=True, detail=safe(look()))
+        except (OSError, LoaderError) as error:
+            failed = error
+            if not isinstance(failed, LoaderError):
+                failed = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
+            check = Check(
                 name,
                 ok=False,
                 detail=safe(failed.message),
                 code=failed.code,
                 hint=safe(failed.hint),
                 status=failed.exit_status,
-                setting=failed.setting or _SETTINGS.get(failed.code, ""),
             )
-        )
-        return False
-    return True
+        self.found.checks.append(check)
 
+    def _sink(self, event: Event) -> None:
+        """Put notes on the page, and pass progress on."""
+        if isinstance(event, Note):
+            self.found.notes.append(Note(event.code, safe(event.message), safe(event.hint)))
+        else:
+            self._pass_on(event)
 
-def _shown(settings: Settings) -> dict[str, Any]:
-    shown = asdict(settings)
-    del shown["inherited"]
-    shown["hf_token"] = "set" if settings.hf_token else None
-    return {name: _plain(value) for name, value in shown.items()}
+    def _settings(self) -> str:
+        self.settings = self._load()
+        for note in self.settings.unknown:
+            self._sink(note)
+        shown = asdict(self.settings)
+        del shown["inherited"], shown["unknown"]
+        shown["hf_token"] = "set" if self.settings.hf_token else None
+        self.found.settings = {name: _plain(value) for name, value in shown.items()}
+        return "all variables can be read"
+
+    def _gpu(self) -> str:
+        facts, settings = host.detect(self.settings), self.settings
+        self.facts = self.found.facts = facts
+        named = ", ".join(f"{gpu.name} ({report.dotted(gpu)})" for gpu in facts.gpus)
+        if facts.gpus and facts.gpu_source != "zerogpu":
+            return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
+        what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
+        if settings.allow_cpu or settings.cpu_chosen:
+            return f"{what}; the CPU is allowed"
+        raise HostError("NO_GPU", "; ".join([what, *facts.complaints]), hint=_TOO_SLOW_HINT)
+
+    def _store(self) -> str:
+        root = self.settings.store
+        try:
+            place = next(folder for folder in (root, *root.parents) if folder.exists())
+            free = shutil.disk_usage(place).free
+        except PermissionError:
+            return f"{root} is not this user's; a private temporary folder is used instead"
+        except OSError as error:
+            raise StoreError("STORE_FAILED", f"{root}: {error.strerror}") from error
+        if free < _ROOM:
+            raise StoreError(
+                "DISK_NEARLY_FULL",
+                f"{free / 1e6:.0f} MB free at {root}",
+                hint="free some space, or use another store (HF_HOME, or --store)",
+            )
+        return f"{root}, {free / 1e9:.1f} GB free"
+
+    def _runtime(self) -> str:
+        prepared = loader.prepare(self.settings, sink=self._sink)
+        self.prepared = self.found.prepared = prepared
+        artifact = prepared.installed.artifact
+        name = artifact.name if artifact else self.settings.url
+        by = report.trust(self.settings, prepared)
+        return f"{name}, {by}, in {prepared.installed.folder}"
+
+    def _libraries(self) -> str:
+        loader.require_libraries(self.settings, self.prepared)
+        taken = [f"{one.soname} in {one.folder}" for one in self.prepared.libraries]
+        return ", ".join(taken) or "none needed"
+
+    def _devices(self) -> str:
+        settings, prepared = self.settings, self.prepared
+        self.listing = loader.list_devices(settings, prepared)
+        path = model.at_hand(model.from_settings(settings))
+        try:
+            chosen = loader.choose_devices(settings, prepared, path, listing=self.listing)
+        except HostError as error:
+            if error.code == "NO_DEVICE" and prepared.host.zerogpu:
+                # the main process of a ZeroGPU Space never has one: another build would not help
+                error.hint = _TOO_SLOW_HINT
+            raise
+        return report.chosen(chosen)
+
+    def _test_run(self) -> str:
+        done = loader.try_runtime(self.settings, self.prepared, self.listing, sink=self._sink)
+        return report.test_run_line(done)
+
+    def _model(self) -> str:
+        return _model(self.settings)
 
 
 def _plain(value: object) -> object:
-    if isinstance(value, tuple):
-        return [_plain(one) for one in value]
-    return value if value is None or isinstance(value, bool | int | float) else safe(str(value))
-
-
-def _gpu(facts: HostFacts, settings: Settings) -> str:
-    named = ", ".join(f"{gpu.name} ({report.dotted(gpu)})" for gpu in facts.gpus)
-    if facts.gpus and facts.gpu_source != "zerogpu":
-        return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
-    what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
-    if settings.allow_cpu or settings.cpu_chosen:
-        return f"{what}; the CPU is allowed"
-    raise HostError("NO_GPU", "; ".join([what, *facts.complaints]), hint=_TOO_SLOW_HINT)
-
-
-def _store(root: Path) -> str:
-    try:
-        place = next(folder for folder in (root, *root.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
-    except PermissionError:
-        return f"{root} is not this user's; a private temporary folder is used instead"
-    except OSError as error:
-        raise StoreError("STORE_FAILED", f"{root}: {error.strerror}") from error
-    if free < _ROOM:
-        raise StoreError(
-            "DISK_NEARLY_FULL",
-            f"{free / 1e6:.0f} MB free at {root}",
-            hint="free some space, or use another store (HF_HOME, or --store)",
-        )
-    return f"{root}, {free / 1e9:.1f} GB free"
-
-
-def _runtime(found: Examination, prepared: Prepared, settings: Settings) -> None:
-    def libraries() -> str:
-        loader.require_libraries(settings, prepared)
-        taken = [f"{one.soname} in {one.folder}" for one in prepared.libraries]
-        return ", ".join(taken) or "none needed"
-
-    listings: list[Listing] = []
-
-    def listed() -> str:
-        listings.append(loader.list_devices(settings, prepared))
-        path = model.at_hand(model.from_settings(settings))
-        return report.chosen(loader.choose_devices(settings, prepared, path, listing=listings[0]))
-
-    def tried() -> str:
-        return report.test_run_line(loader.try_runtime(settings, prepared, listings[0]))
-
-    if not _tried(found, "libraries", libraries):
-        packages = " ".join(cuda_libraries.packages(prepared.missing))
-        found.checks[-1] = replace(found.checks[-1], setting=f"pip install {packages}")
-        return
-    if not _tried(found, "devices", listed):
-        failed = found.checks[-1]
-        if failed.code == "NO_DEVICE" and prepared.host.zerogpu:
-            # the main process of a ZeroGPU Space never has one: another build would not help
-            found.checks[-1] = replace(failed, hint=_TOO_SLOW_HINT)
-    elif not settings.no_test_run:
-        _tried(found, "test run", tried)
+    if isinstance(value, bool | int | float | None):
+        return value
+    return safe(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
 
 
 def _model(settings: Settings) -> str:
@@ -272,10 +261,10 @@ def _require_model(path: Path) -> None:
     """Look into a file's header: is it a whole model that llama-server can serve?"""
 
     def refused(code: str, message: str, hint: str) -> SettingError:
-        return SettingError(code, message, hint=hint, setting=f"{PREFIX}GGUF_PATH")
+        return SettingError(code, message, hint=hint)
 
     if not path.is_file():
-        hint = f"correct {PREFIX}GGUF_PATH, or unset it"
+        hint = "correct gguf_path (YAKULINGO_SPACES_GGUF_PATH), or unset it"
         raise refused("MODEL_MISSING", f"there is no file {path}", hint)
     with path.open("rb") as file:
         head = file.read(_HEAD)
@@ -299,15 +288,3 @@ def _require_model(path: Path) -> None:
             f"{path} is no GGUF file, or a damaged one; it begins with {head[:16]!r}",
             "download it again: a web page or a Git LFS pointer may have been saved instead",
         )
-
-
-def _noting(found: Examination, sink: Sink) -> Sink:
-    """Put notes on the page, and pass progress on."""
-
-    def take(event: Event) -> None:
-        if isinstance(event, Note):
-            found.notes.append(Note(event.code, safe(event.message), safe(event.hint)))
-        else:
-            sink(event)
-
-    return take

@@ -2,13 +2,15 @@
 
 The exit statuses are a contract (docs/faults.md): 2 usage or setting, 3 network, 4 integrity or
 trust, 5 this host cannot run it, 6 disk or store, 7 the server did not start or died. They are
-turned into a process's exit status in ``__main__`` only.
+turned into a process's exit status in ``__main__`` only. What is shown to people goes through
+``safe`` or ``printable``.
 """
 
 from __future__ import annotations
 
+import os
 import re
-from typing import ClassVar, Final
+from typing import ClassVar, Final, TextIO
 
 _URL: Final = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://(?P<rest>\S+)")
 _CLOSING: Final = re.compile(r"[)\]}>'\",;:.]*\Z")
@@ -22,17 +24,15 @@ class LoaderError(Exception):
         code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
         message: what happened, naming the thing; one line.
         hint: what to do about it; one line, may be empty.
-        setting: the variable or option at fault, where the error names one.
     """
 
     exit_status: ClassVar[int] = 1
 
-    def __init__(self, code: str, message: str, *, hint: str = "", setting: str = "") -> None:
+    def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.message = message
         self.hint = hint
-        self.setting = setting
 
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""
@@ -103,26 +103,32 @@ def without_secrets(text: str) -> str:
     return _URL.sub(_without_secrets, text)
 
 
-def mistyped(url: str) -> str:
+def mistyped(url: str, *, user: bool = True) -> str:
     """Return what was meant to be a URL, and is none, without what may be a secret in it.
 
-    Everything up to the last ``@`` goes, whatever stands before it, and what follows ``?`` or
+    Everything up to the last ``@`` goes (unless it ends no ``user``), and what follows ``?`` or
     ``#``: without a proper scheme nobody can tell where a password begins.
     """
     place = re.split(r"[?#]", url, maxsplit=1)[0]
-    shown = f"…@{place.rpartition('@')[2]}" if "@" in place else place
+    shown = f"…@{place.rpartition('@')[2]}" if user and "@" in place else place
     return shown if place == url else f"{shown}{url[len(place)]}…"
 
 
 def _without_secrets(url: re.Match[str]) -> str:
-    rest = url["rest"]
-    place = re.split(r"[?#]", rest, maxsplit=1)[0]
-    hidden = rest[len(place) :]
+    scheme, rest = url["scheme"], url["rest"]
     # hf://OWNER/REPO@REVISION/PATH has no user, but an @ all the same
-    user = place.partition("@")[0]
-    if "@" in place and (url["scheme"].lower() != "hf" or ":" in user):
-        place = f"…@{place.rpartition('@')[2]}"
-    if not hidden:
-        return f"{url['scheme']}://{place}"
-    closing = _CLOSING.search(hidden)
-    return f"{url['scheme']}://{place}{hidden[0]}…{closing[0] if closing else ''}"
+    shown = mistyped(rest, user=scheme.lower() != "hf" or ":" in rest.partition("@")[0])
+    closing = _CLOSING.search(rest) if shown.endswith("…") else None
+    return f"{scheme}://{shown}{closing[0] if closing else ''}"
+
+
+def tell(stream: TextIO, text: str, end: str = "\n") -> None:
+    """Write at once; a reader that has gone (``| head``) gets nothing, and ends nothing."""
+    try:
+        stream.write(text + end)
+        stream.flush()
+    except OSError as error:
+        # what is left in the buffer must not be tried again when Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if not isinstance(error, BrokenPipeError):
+            raise

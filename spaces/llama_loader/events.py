@@ -1,16 +1,15 @@
 """What happens while a release is fetched, as plain frozen data.
 
-A terminal, a Gradio bar and a log show the same events; nobody prints in the middle of the work.
-Whoever works tells a ``Sink``; ``told`` makes an iterator of that.
+A terminal, a Gradio bar and a log show the same events: the work prints nothing, it calls a
+``Sink``. A sink that raises ``KeyboardInterrupt`` ends the work, which cleans up as after Ctrl-C.
 """
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
 
 
 @dataclass(frozen=True)
@@ -59,49 +58,10 @@ class Note:
 Event = Resolving | Downloading | Unpacking | Stage | Note
 Sink = Callable[[Event], None]
 
-_Result = TypeVar("_Result")
-
 
 def ignore(event: Event) -> None:
     """Take an event and do nothing."""
     del event
-
-
-def told(work: Callable[[Sink], _Result]) -> Generator[Event, None, _Result]:
-    """Do ``work`` in a thread of its own and yield what it tells, as it happens.
-
-    ``for event in told(lambda sink: prepare(settings, sink=sink))`` shows an installation;
-    ``result = yield from told(…)`` gives its result, too. Closed early, the work is given up at
-    its next event, and leaves nothing half done.
-
-    Raises:
-        BaseException: what ``work`` raises, after the last event.
-    """
-    from queue import SimpleQueue
-
-    from llama_loader.concurrency import Background
-
-    events: SimpleQueue[Event | None] = SimpleQueue()
-    over: list[None] = []
-
-    def sink(event: Event) -> None:
-        if over:
-            raise KeyboardInterrupt  # the work cleans up as after Ctrl-C
-        events.put(event)
-
-    def run() -> _Result:
-        try:
-            return work(sink)
-        finally:
-            events.put(None)
-
-    working = Background(run)
-    try:
-        while (event := events.get()) is not None:
-            yield event
-        return working.result()
-    finally:
-        over.append(None)
 
 
 class Timeline:
@@ -134,10 +94,3 @@ class Timeline:
             sink(event)
 
         return take
-
-    def as_json(self) -> list[dict[str, object]]:
-        """Return the stages as plain data: name, seconds, size in bytes or null."""
-        return [
-            {"name": one.name, "seconds": round(one.seconds, 4), "size": one.size}
-            for one in self.stages
-        ]

@@ -7,7 +7,7 @@ knows no bytes, processes or HTTP.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cached_property, partial
+from functools import cache, partial
 from typing import TYPE_CHECKING, cast
 
 from llama_loader import (
@@ -16,6 +16,7 @@ from llama_loader import (
     gguf_header,
     gpus,
     host,
+    notes,
     processes,
     selection,
     self_test,
@@ -52,12 +53,9 @@ class Prepared:
     """A verified runtime.
 
     Attributes:
-        installed: what the store says about it.
-        host: this machine.
         choice: why this artifact; None where a tarball was given by URL.
         libraries: CUDA libraries that it will use; ``origin`` is ``release`` for fetched ones.
         missing: sonames of those that this machine lacks.
-        timeline: resolve, fetch, verify, unpack.
         runtime_libraries: the fetched ones, None where this host has its own, or none are had.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
         repair: installs again what was damaged; None where ``prepare`` did not make this object.
@@ -105,12 +103,9 @@ def prepare(
 ) -> Prepared:
     """Resolve, fetch, verify and unpack what this host needs.
 
-    Args:
-        settings: what was asked for.
-        looking: ``host.begin``, where that was called before.
-        released: ``Prepared.released`` of an earlier call: a manifest that is trusted already.
-        hashed: hash the files of what is installed already; if not, ``start`` does it.
-        sink: told of progress.
+    ``looking`` is ``host.begin``, where that was called before; ``released`` is that of an earlier
+    call, a manifest that is trusted already. What is installed is hashed again, unless ``hashed``
+    is False: then ``start`` does it.
 
     Raises:
         LoaderError: any of the loader's errors but those of the server.
@@ -151,17 +146,14 @@ def prepare(
     return Prepared(installed, facts, choice, libraries, missing, timeline, added, released, repair)
 
 
-def resolve(
-    settings: Settings, facts: HostFacts, *, sink: Sink = ignore
-) -> tuple[Manifest, Choice]:
-    """Read the manifest and choose an artifact for any machine, without fetching anything else.
+def read_manifest(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
+    """Return the trusted manifest and its URL; nothing else is fetched.
 
     Raises:
-        LoaderError: the manifest cannot be had or trusted, or nothing in it fits that machine.
+        LoaderError: it cannot be had or trusted.
     """
     store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
-    manifest, _ = trust.manifest(settings, store, fetcher, sink)
-    return manifest, selection.select(manifest, facts, wishes(settings))
+    return trust.manifest(settings, store, fetcher, sink)
 
 
 def wishes(settings: Settings) -> selection.Wishes:
@@ -172,6 +164,7 @@ def wishes(settings: Settings) -> selection.Wishes:
 def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
     """Return what opens URLs as the settings say; nothing is imported before it is used."""
 
+    @cache
     def make() -> Fetcher:
         from llama_loader import fetch
 
@@ -181,21 +174,17 @@ def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
     return cast("Fetcher", _MadeWhenUsed(make))
 
 
+@dataclass(frozen=True)
 class _MadeWhenUsed:
     """Stands for an object that is made at the first use of one of its attributes.
 
     A warm start downloads nothing, and requests with all that it imports is half of its imports.
     """
 
-    def __init__(self, make: Callable[[], object]) -> None:
-        self._make = make
-
-    @cached_property
-    def _made(self) -> object:
-        return self._make()
+    make: Callable[[], object]
 
     def __getattr__(self, name: str) -> object:
-        return getattr(self._made, name)
+        return getattr(self.make(), name)
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
@@ -210,7 +199,8 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
             f" {selection.dotted([gpu.capability])}",
             f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
-            f" '{every}'); YAKULINGO_SPACES_CUDA_ARCH={gpu.capability} takes this one instead",
+            f" '{every}'); cuda_arch={gpu.capability} (--arch,"
+            f" YAKULINGO_SPACES_CUDA_ARCH={gpu.capability}) takes this one instead",
         )
         for gpu in facts.visible
         if gpu.capability and gpu.capability not in choice.capabilities
@@ -287,18 +277,14 @@ def choose_devices(
 ) -> DeviceChoice:
     """Choose the devices for a model; asks llama-server only where the driver cannot tell.
 
-    Args:
-        settings: what was asked for.
-        prepared: the runtime.
-        model: the GGUF file, None where it is not known yet.
-        extra: arguments after ``--``, which may take memory too.
-        listing: what ``list_devices`` found, where it was called already.
+    ``model`` is None where it is not known yet; ``extra``, the arguments after ``--``, may take
+    memory too; ``listing`` is what ``list_devices`` found, where that was called already.
 
     Raises:
         HostError: no device, an unknown one, or missing CUDA libraries.
     """
     if settings.cpu_chosen:
-        return DeviceChoice((), "YAKULINGO_SPACES_N_GPU_LAYERS is 0: the CPU alone")
+        return DeviceChoice((), "n_gpu_layers is 0: the CPU alone")
     require_libraries(settings, prepared)
     choice = prepared.choice if not settings.devices else None
     if choice is not None and listing is None:
@@ -358,25 +344,31 @@ def plan_server(
     )
 
 
-def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None = None) -> SelfTest:
+def try_runtime(
+    settings: Settings,
+    prepared: Prepared,
+    listing: Listing | None = None,
+    *,
+    sink: Sink = ignore,
+) -> SelfTest:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
-    What the test costs goes to the timeline.
-
-    Args:
-        settings: what was asked for.
-        prepared: the runtime.
-        listing: what ``list_devices`` found, where it was called already.
+    A good result of an earlier run is enough. What the test costs goes to the timeline.
 
     Raises:
         HostError: this machine cannot run it.
         ServerError: it does not start, or answers wrongly or too late.
     """
+    kept = self_test.kept(settings, prepared)
+    if kept is not None:
+        return kept
     with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
         if listing is None and not settings.cpu_chosen:
             listing = list_devices(settings, prepared)
         plan = plan_server(settings, prepared, self_test.MODEL, listing=listing)
-        return self_test.run(prepared, replace(plan, devices=plan.every_device or plan.devices))
+        return self_test.run(
+            prepared, replace(plan, devices=plan.every_device or plan.devices), sink
+        )
 
 
 def start(
@@ -393,19 +385,13 @@ def start(
     """Start a server and wait for its first token; its times go to the timeline.
 
     Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is installed again. After a start that fails, the loader's own tiny model tells
-    whether the runtime is at fault, where the error leaves that open.
+    the runtime is installed again. A start that works is kept as a good self test. After one that
+    fails, the loader's own tiny model tells whether the runtime is at fault, where the error leaves
+    that open.
 
-    Args:
-        settings: what was asked for.
-        prepared: the runtime.
-        model: the GGUF file.
-        extra: arguments after ``--``.
-        keyed: give the server a key of its own.
-        listing: what ``--list-devices`` found, if that is known already.
-        sink: told of progress.
-        made: called with each supervisor before it starts its server, so that another thread can
-            stop a start.
+    ``extra`` and ``listing`` are those of ``choose_devices``; ``keyed`` gives the server a key of
+    its own; ``made`` is called with each supervisor before it starts its server, so that another
+    thread can stop a start.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
@@ -417,10 +403,13 @@ def start(
     if made is not None:
         made(supervisor)
     try:
-        started = supervisor.start().started
-        if started is not None:
-            timeline.add("start", started.loaded)
-            timeline.add("first token", started.first_token - started.loaded)
+        server = supervisor.start()
+        if server.started is not None:
+            timeline.add("start", server.started.loaded)
+            timeline.add("first token", server.started.first_token - server.started.loaded)
+        for note in notes.not_as_asked(server):
+            sink(note)
+        self_test.remember(settings, prepared, server)
     except LoaderError as error:
         if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or listing):
             # the server does not see a GPU that the driver names (MIG, say): ask what it sees

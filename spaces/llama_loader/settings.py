@@ -10,15 +10,18 @@ from __future__ import annotations
 
 import os
 import re
+import stat
 from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_loader.errors import SettingError, mistyped
+from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 PREFIX: Final = "YAKULINGO_SPACES_"
 NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"
@@ -32,99 +35,124 @@ _INHERITED: Final = (
     "CUDA_DEVICE_ORDER", "CUDA_VISIBLE_DEVICES", "NVIDIA_VISIBLE_DEVICES",
 )  # fmt: skip
 """The variables that a program started by the loader may see."""
-_DIGEST: Final = "a sha256 of 64 hexadecimal digits"
-_LINK: Final = "a URL: https://…, http:// on loopback, file:///… or hf://OWNER/REPO[@REV]/PATH"
-_NAMES: Final = "'auto', or device names such as CUDA0 or CUDA0,CUDA1, each once"
-_LAYERS: Final = "a number of layers: 999 (or -1) for all that fit, 0 for the CPU"
-_SECONDS: Final = "a number of seconds above 0, at most 86400"
-_KINDS: Final[Mapping[str, tuple[type, ...]]] = {
-    "str": (str,),
-    "int": (int,),
-    "bool": (bool,),
-    "float": (int, float),
-    "Path": (str, Path),
-    "tuple[str, ...]": (str, list, tuple),
+_MAX_TOKEN_FILE: Final = 4096
+"""Bytes of a file that can be a token; the Hub's have 37 characters."""
+_TYPES: Final[Mapping[tuple[type, ...], str]] = {
+    (str,): "text",
+    (int,): "a whole number",
+    (bool,): "true or false",
+    (int, float): "a number",
+    (str, Path): "text or a Path",
+    (str, list, tuple): "text or a list",
 }
-"""What a keyword takes, by the type of the field that it sets."""
-_YES_NO: Final = "1 or 0 (also true/false, yes/no, on/off)"
+"""What a keyword may be, in words."""
 _Number = TypeVar("_Number", int, float)
 
 
-# Parsers: each turns text into a value, or raises ValueError.
+@dataclass(frozen=True)
+class _Kind:
+    """A kind of values.
+
+    Attributes:
+        accepts: what ``parse`` takes, for people.
+        types: what a keyword's value may be; a key of ``_TYPES``.
+        parse: turns text into a value, or raises ValueError.
+    """
+
+    accepts: str
+    types: tuple[type, ...]
+    parse: Callable[[str], Any]
 
 
-def _like(pattern: str, *, lower: bool = False) -> Callable[[str], str]:
-    """Return a parser of printable text; a pattern's group is the part that counts."""
-
-    def parse(text: str) -> str:
-        matched = re.fullmatch(pattern, text.lower() if lower else text)
-        if not matched or not text.isprintable():
-            raise ValueError(text)
-        return matched[matched.lastindex or 0]
-
-    return parse
+def _matched(pattern: str, text: str) -> str:
+    """Return printable text that matches a pattern, or the part of it that is the group."""
+    matched = re.fullmatch(pattern, text)
+    if not matched or not text.isprintable():
+        raise ValueError(text)
+    return matched[matched.lastindex or 0]
 
 
-_sha256 = _like("(?:sha256:)?([0-9a-f]{64})", lower=True)
-_url = _like(r"(?:https?://|hf://|file:/)\S+")  # the fetcher says what it can open
-_http_url = _like(r"(https?://\S*[^\s/])/*")
-_repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+")
-_path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+")
-_token = _like("[!-~]+")  # httpx encodes headers as ASCII
-_digits = _like(r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?")
+def _like(pattern: str, accepts: str, *, lower: bool = False) -> _Kind:
+    return _Kind(accepts, (str,), lambda text: _matched(pattern, text.lower() if lower else text))
 
 
-def _number(low: _Number, high: _Number) -> Callable[[str], _Number]:
-    """Return a parser of numbers of the limits' type."""
+def _number(what: str, low: _Number, high: _Number) -> _Kind:
+    """Return the kind of numbers of the limits' type."""
     kind = type(low)
 
     def parse(text: str) -> _Number:
-        number = kind(_digits(text))
+        number = kind(_matched(r"[+-]?[0-9]{1,12}(?:\.[0-9]{1,12})?", text))
         if not low <= number <= high:
             raise ValueError(text)
         return number
 
-    return parse
+    types = tuple(dict.fromkeys((int, kind)))
+    return _Kind(f"{what} from {low:.16g} to {high:.16g}", types, parse)
 
 
+@partial(_Kind, "a number of layers: 999 (or -1) for all that fit, 0 for the CPU", (int,))
 def _layers(text: str) -> int:
-    number = _number(-1, 100_000)(text)
+    number: int = _number("", -1, 100_000).parse(text)
     return ALL_LAYERS if number < 0 else number
 
 
+@partial(_Kind, "1 or 0 (also true/false, yes/no, on/off)", (bool,))
 def _flag(text: str) -> bool:
-    return _like("1|true|yes|on|0|false|no|off", lower=True)(text) in {"1", "true", "yes", "on"}
+    words = "1|true|yes|on|0|false|no|off"
+    return _matched(words, text.lower()) in {"1", "true", "yes", "on"}
 
 
+@partial(
+    _Kind, "'auto', or device names such as CUDA0 or CUDA0,CUDA1, each once", (str, list, tuple)
+)
 def _devices(text: str) -> tuple[str, ...]:
     """``auto`` is the empty tuple; ``auto``, ``none`` and ``cpu`` stand alone."""
     if text.lower() == "auto":
         return ()
-    name = _like("[A-Za-z][A-Za-z0-9_.:-]{0,63}")
-    names = tuple(name(one.strip()) for one in text.split(","))
+    name = "[A-Za-z][A-Za-z0-9_.:-]{0,63}"
+    names = tuple(_matched(name, one.strip()) for one in text.split(","))
     distinct = {one.lower() for one in names}
     if len(distinct) < len(names) or (len(names) > 1 and distinct & {"auto", "none", "cpu"}):
         raise ValueError(text)
     return names
 
 
+@partial(_Kind, "a compute capability such as 90 or 12.0", (str,))
 def _arch(text: str) -> str:
     """Take 90, 9.0, sm_90 or 120a; return the digits without a suffix, as hosts are described."""
-    return re.sub("[^0-9]", "", _like(r"(?:sm_?)?[0-9]{1,2}\.?[0-9][af]?", lower=True)(text))
+    return re.sub("[^0-9]", "", _matched(r"(?:sm_?)?[0-9]{1,2}\.?[0-9][af]?", text.lower()))
 
 
+@partial(_Kind, "a number of seconds, or 'computed'", (int,))
 def _duration(text: str) -> int | None:
-    return None if text.lower() in {"computed", "auto"} else _number(1, 24 * 3600)(text)
+    return None if text.lower() in {"computed", "auto"} else _number("", 1, 86400).parse(text)
 
 
+@partial(_Kind, "the path of a file or folder", (str, Path))
 def _path(text: str) -> Path:
-    """Make it absolute: the server that gets it runs in another folder."""
+    """Expand it as the Hub's client does; absolute, as the server runs in another folder."""
     if not text or "\0" in text:
         raise ValueError(text)
     try:
-        return Path(text).expanduser().absolute()
+        return Path(os.path.expandvars(text)).expanduser().absolute()
     except RuntimeError as error:  # ~name/…: no such user
         raise ValueError(text) from error
+
+
+_digest = _like("(?:sha256:)?([0-9a-f]{64})", "a sha256 of 64 hexadecimal digits", lower=True)
+_link = _like(  # the fetcher says what it can open
+    r"(?:https?://|hf://|file:/)\S+",
+    "a URL: https://…, http:// on loopback, file:///… or hf://OWNER/REPO[@REV]/PATH",
+)
+_web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
+_repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME")
+_path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+", "a file's path in it")
+_OF_THE_HUB: Final = {
+    **dict.fromkeys(("HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"), _path),
+    **dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "SPACES_ZERO_GPU"), _flag),
+    "HF_HUB_DISABLE_IMPLICIT_TOKEN": _flag,
+}
+"""Variables from which settings follow."""
 
 
 @dataclass(frozen=True)
@@ -133,16 +161,13 @@ class _Row:
 
     Attributes:
         variable: its full name with ``PREFIX``, or a name of the Hub's; empty if it has none.
-        parse: turns text into the value, or raises ValueError.
-        accepts: what ``parse`` takes, for people.
         option: of the command line.
         secret: a refused value is not quoted.
     """
 
     variable: str
-    parse: Callable[[str], Any]
-    default: Any
-    accepts: str
+    kind: _Kind
+    default: Any = None
     option: str = ""
     secret: bool = False
 
@@ -155,22 +180,11 @@ class _Row:
 
 
 def _setting(
-    name: str,
-    parse: Callable[[str], Any],
-    default: object,
-    accepts: str,
-    option: str = "",
-    *,
-    secret: bool = False,
+    name: str, kind: _Kind, default: object = None, option: str = "", *, secret: bool = False
 ) -> Any:
     """Return a field of ``Settings`` that carries its row."""
     variable = PREFIX + name if name and not name.startswith("HF_") else name
-    row = _Row(variable, parse, default, accepts, option, secret)
-    return field(repr=not secret, metadata={"row": row})
-
-
-def _switch(name: str, option: str) -> Any:
-    return _setting(name, _flag, default=False, accepts=_YES_NO, option=option)
+    return field(repr=not secret, metadata={"row": _Row(variable, kind, default, option, secret)})
 
 
 @dataclass(frozen=True)
@@ -180,82 +194,58 @@ class Settings:
     docs/settings.md says what each variable means. Where the value alone does not tell:
 
     Attributes:
-        manifest_url, manifest_sha256: which release; None leaves it to ``release.json``.
-        url, sha256: one tarball, by hand; wins over the manifest.
-        devices: names such as ``CUDA0``; empty for ``auto``.
-        n_gpu_layers: ``ALL_LAYERS`` for all that fit, 0 for the CPU.
+        manifest_url, manifest_sha256: None leaves the release to ``release.json``.
+        devices: empty for ``auto``.
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
-        cuda_arch: compute capability without its dot (``90``), None for detected.
-        no_test_run: do not try the runtime with the loader's own tiny model.
-        store: where runtimes are installed.
-        zerogpu: this is a ZeroGPU Space.
-        library_path: folders of ``LD_LIBRARY_PATH``.
+        cuda_arch: without its dot (``90``), None for detected.
         inherited: the variables that a started program may see.
+        unknown: a note for each variable with a prefix of ours that is no setting.
     """
 
     zerogpu: bool
     library_path: tuple[Path, ...]
     inherited: Mapping[str, str]
+    unknown: tuple[Note, ...]
     backend: str = _setting(
-        "BACKEND", _like("gguf", lower=True), "gguf", "'gguf', the only backend of this loader"
+        "BACKEND", _like("gguf", "'gguf', the only backend of this loader", lower=True), "gguf"
     )
-    manifest_url: str | None = _setting("LLAMA_CPP_MANIFEST_URL", _url, None, _LINK, "--manifest")
+    manifest_url: str | None = _setting("LLAMA_CPP_MANIFEST_URL", _link, None, "--manifest")
     manifest_sha256: str | None = _setting(
-        "LLAMA_CPP_MANIFEST_SHA256", _sha256, None, _DIGEST, "--manifest-sha256"
+        "LLAMA_CPP_MANIFEST_SHA256", _digest, None, "--manifest-sha256"
     )
-    url: str | None = _setting("LLAMA_CPP_URL", _url, None, _LINK, "--url")
-    sha256: str | None = _setting("LLAMA_CPP_SHA256", _sha256, None, _DIGEST, "--sha256")
-    devices: tuple[str, ...] = _setting("LLAMA_DEVICE", _devices, (), _NAMES, "--device")
-    n_gpu_layers: int = _setting("N_GPU_LAYERS", _layers, ALL_LAYERS, _LAYERS)
-    allow_cpu: bool = _switch("ALLOW_CPU", "--allow-cpu")
-    gguf_repo_id: str = _setting(
-        "GGUF_REPO_ID", _repository, DEFAULT_REPO, "a repository: OWNER/NAME", "--hf"
-    )
-    gguf_filename: str = _setting(
-        "GGUF_FILENAME", _path_inside, DEFAULT_FILE, "a file's path in it", "--hf"
-    )
-    gguf_revision: str | None = _setting(
-        "GGUF_REVISION", _like(r"\S+"), None, "a branch, tag or commit"
-    )
-    gguf_sha256: str | None = _setting("GGUF_SHA256", _sha256, None, _DIGEST)
-    gguf_path: Path | None = _setting("GGUF_PATH", _path, None, "a file's path", "--model")  # noqa: RUF009
-    n_ctx: int = _setting(
-        "N_CTX", _number(16, 16_777_216), 4096, "a number of tokens from 16 to 16777216"
-    )
-    temperature: float = _setting(
-        "TEMPERATURE", _number(0.0, 10.0), 0.0, "a decimal number from 0 to 10"
-    )
-    max_new_tokens: int = _setting(
-        "MAX_NEW_TOKENS", _number(1, 1_000_000), 1024, "a number from 1 to 1000000"
-    )
-    max_chars: int = _setting(
-        "MAX_CHARS", _number(1, 10_000_000), 2000, "a number from 1 to 10000000"
-    )
+    url: str | None = _setting("LLAMA_CPP_URL", _link, None, "--url")
+    sha256: str | None = _setting("LLAMA_CPP_SHA256", _digest, None, "--sha256")
+    devices: tuple[str, ...] = _setting("LLAMA_DEVICE", _devices, (), "--device")
+    n_gpu_layers: int = _setting("N_GPU_LAYERS", _layers, ALL_LAYERS)
+    allow_cpu: bool = _setting("ALLOW_CPU", _flag, default=False, option="--allow-cpu")
+    gguf_repo_id: str = _setting("GGUF_REPO_ID", _repository, DEFAULT_REPO, "--hf")
+    gguf_filename: str = _setting("GGUF_FILENAME", _path_inside, DEFAULT_FILE, "--hf")
+    gguf_revision: str | None = _setting("GGUF_REVISION", _like(r"\S+", "a branch, tag or commit"))
+    gguf_sha256: str | None = _setting("GGUF_SHA256", _digest)
+    gguf_path: Path | None = _setting("GGUF_PATH", _path, None, "--model")  # noqa: RUF009
+    n_ctx: int = _setting("N_CTX", _number("a number of tokens", 16, 16_777_216), 4096)
+    temperature: float = _setting("TEMPERATURE", _number("a decimal number", 0.0, 10.0), 0.0)
+    max_new_tokens: int = _setting("MAX_NEW_TOKENS", _number("a number", 1, 1_000_000), 1024)
+    max_chars: int = _setting("MAX_CHARS", _number("a number", 1, 10_000_000), 2000)
     server_port: int | None = _setting(
-        "LLAMA_SERVER_PORT", _number(1, 65535), None, "a TCP port from 1 to 65535", "--port"
+        "LLAMA_SERVER_PORT", _number("a TCP port", 1, 65535), None, "--port"
     )
     startup_timeout: float = _setting(
-        "LLAMA_SERVER_STARTUP_TIMEOUT", _number(1e-12, 86400.0), 120.0, _SECONDS
+        "LLAMA_SERVER_STARTUP_TIMEOUT", _number("a number of seconds", 0.001, 86400.0), 120.0
     )
     zerogpu_size: str = _setting(
-        "ZEROGPU_SIZE", _like("large|xlarge", lower=True), "large", "'large' or 'xlarge'"
+        "ZEROGPU_SIZE", _like("large|xlarge", "'large' or 'xlarge'", lower=True), "large"
     )
-    zerogpu_duration: int | None = _setting(
-        "ZEROGPU_DURATION", _duration, None, "a number of seconds, or 'computed'"
+    zerogpu_duration: int | None = _setting("ZEROGPU_DURATION", _duration)
+    cuda_arch: str | None = _setting("CUDA_ARCH", _arch, None, "--arch")
+    offline: bool = _setting("OFFLINE", _flag, default=False, option="--offline")
+    hf_token: str | None = _setting(  # httpx encodes headers as ASCII
+        "HF_TOKEN", _like("[!-~]+", "a token of ASCII characters without spaces"), secret=True
     )
-    cuda_arch: str | None = _setting(
-        "CUDA_ARCH", _arch, None, "a compute capability such as 90 or 12.0", "--arch"
-    )
-    offline: bool = _switch("OFFLINE", "--offline")
-    hf_token: str | None = _setting(
-        "HF_TOKEN", _token, None, "a token of ASCII characters without spaces", secret=True
-    )
-    hf_endpoint: str = _setting(
-        "HF_ENDPOINT", _http_url, DEFAULT_ENDPOINT, "an http(s) URL", secret=True
-    )
-    no_test_run: bool = _switch("", "--no-test-run")
-    store: Path = _setting("", _path, None, "a folder's path", "--store")  # noqa: RUF009
+    hf_endpoint: str = _setting("HF_ENDPOINT", _web, DEFAULT_ENDPOINT, secret=True)
+    no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
+    store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
 
     @property
     def cpu_chosen(self) -> bool:
@@ -266,6 +256,10 @@ class Settings:
 _FIELDS: Final[Mapping[str, _Row]] = {
     one.name: one.metadata["row"] for one in fields(Settings) if "row" in one.metadata
 }
+_KEYWORDS: Final[Mapping[str, str]] = {
+    row.variable.removeprefix(PREFIX).lower() or name: name for name, row in _FIELDS.items()
+}
+"""The names of fields, by those of keywords."""
 
 
 def load(
@@ -287,7 +281,7 @@ def load(
     if environ is None:
         _unset_empty_hub_variables()
         environ = os.environ
-    chosen = _by_field(given)
+    chosen = _of_keywords(given)
     for name, text in (options or {}).items():
         if text is not None:
             chosen[name] = _read(_FIELDS[name], _FIELDS[name].option or name, text)
@@ -299,24 +293,24 @@ def load(
         raise SettingError(
             "SETTING_INVALID",
             f"{PREFIX}LLAMA_CPP_SHA256 (--sha256) pins a tarball, but none is named",
-            hint=f"set {PREFIX}LLAMA_CPP_URL (--url) to it; a manifest is pinned by"
-            f" {PREFIX}LLAMA_CPP_MANIFEST_SHA256",
+            hint=f"set llama_cpp_url (--url); {PREFIX}LLAMA_CPP_MANIFEST_SHA256 pins a manifest",
         )
-    values["offline"] |= _hub_flag("HF_HUB_OFFLINE", environ) or _hub_flag(
-        "TRANSFORMERS_OFFLINE", environ
-    )
-    home, cache = _folder("HF_HOME", environ), _cache(environ)
+    hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
+    values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])
+    user = environ.get("HOME", "").strip() or os.path.expanduser("~")  # noqa: PTH111 - never raises
+    home, cache = hub["HF_HOME"], hub["XDG_CACHE_HOME"] or Path(user) / ".cache"
     values["store"] = values["store"] or (home or cache) / "llama-loader"
-    if not values["hf_token"] and not _hub_flag("HF_HUB_DISABLE_IMPLICIT_TOKEN", environ):
-        place = _folder("HF_TOKEN_PATH", environ) or (home or cache / "huggingface") / "token"
+    if not values["hf_token"] and not hub["HF_HUB_DISABLE_IMPLICIT_TOKEN"]:
+        place = hub["HF_TOKEN_PATH"] or (home or cache / "huggingface") / "token"
         values["hf_token"] = _token_of_login(place)
     folders = re.split("[:;]", environ.get("LD_LIBRARY_PATH", ""))
     return Settings(
         **values,
-        zerogpu=environ.get("SPACES_ZERO_GPU", "").lower() in {"1", "t", "true"},
+        zerogpu=bool(hub["SPACES_ZERO_GPU"]),
         # an empty entry means the working folder to the dynamic linker
         library_path=tuple(Path(folder) for folder in folders if folder.startswith("/")),
         inherited=_inherited(environ),
+        unknown=tuple(_unknown(environ)),
     )
 
 
@@ -337,27 +331,39 @@ def _inherited(environ: Mapping[str, str]) -> dict[str, str]:
     return {name: environ[name] for name in _INHERITED if name in environ}
 
 
-def _by_field(given: Mapping[str, object]) -> dict[str, Any]:
+def _of_keywords(given: Mapping[str, object]) -> dict[str, Any]:
     """Return the values of keywords by the names of fields."""
-    names = {
-        row.variable.removeprefix(PREFIX).lower() or name: name for name, row in _FIELDS.items()
-    }
     found = {}
     for keyword, value in given.items():
-        if keyword not in names:
-            import difflib  # only now: a start needs none of it
-
-            near = difflib.get_close_matches(keyword, names, 3, 0.5)
+        if keyword not in _KEYWORDS:
             raise SettingError(
                 "SETTING_UNKNOWN",
-                f"there is no setting {keyword!r}; near ones: {', '.join(near) or 'none'}",
+                f"there is no setting {keyword!r}; near ones: {_near(keyword)}",
                 hint="see docs/settings.md for all of them",
             )
         if value is not None:
-            name = names[keyword]
-            kind = str(Settings.__dataclass_fields__[name].type).removesuffix(" | None")
-            found[name] = _read(_FIELDS[name], keyword, value, _KINDS[kind])
+            row = _FIELDS[_KEYWORDS[keyword]]
+            found[_KEYWORDS[keyword]] = _read(row, keyword, value, row.kind.types)
     return found
+
+
+def _unknown(environ: Mapping[str, str]) -> Iterator[Note]:
+    known = {name for row in _FIELDS.values() for name in row.variables}
+    for name in sorted(environ.keys() - known):
+        if name.startswith((PREFIX, NEUTRAL_PREFIX)) and environ[name].strip():
+            yield Note(
+                "SETTING_UNKNOWN",
+                f"{name} is no setting, and nothing reads it; near ones: {_near(name).upper()}",
+                "correct or unset it; docs/settings.md has all settings",
+            )
+
+
+def _near(name: str) -> str:
+    """List the keywords that are like a keyword or a variable."""
+    import difflib  # only now: a start needs none of it
+
+    bare = name.upper().removeprefix(PREFIX).removeprefix(NEUTRAL_PREFIX).lower()
+    return ", ".join(difflib.get_close_matches(bare, _KEYWORDS, 3, 0.5)) or "none"
 
 
 def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
@@ -369,25 +375,23 @@ def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
             "SETTING_CONFLICT",
             f"{first} and {others[0]} are set to different values",
             hint="unset one of them: both name the same setting",
-            setting=first,
         )
     return values.get(first, row.default)
 
 
 def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -> Any:
     """Parse a text, or a keyword's value of one of ``types``, whose range is that of its text."""
-    accepts = row.accepts + (f" ({' or '.join(one.__name__ for one in types)})" if types else "")
+    accepts = f"{row.kind.accepts} ({_TYPES[types]})" if types else row.kind.accepts
     try:
-        return row.parse(_text(value, types or (str,)))
+        return row.kind.parse(_text(value, types or (str,)))
     except ValueError:
-        shown = repr(mistyped(value) if row.parse is _url and isinstance(value, str) else value)
+        shown = repr(mistyped(value) if row.kind is _link and isinstance(value, str) else value)
         default = "auto" if row.default == () else row.default
         raise SettingError(
             "SETTING_INVALID",
             f"{source} is {'not shown here' if row.secret else shown}, which is not {accepts}",
             hint=f"set {source} to {accepts}, or leave it out for the default ("
             f"{'unset' if default is None else int(default) if default is False else default})",
-            setting=source,
         ) from None
 
 
@@ -412,29 +416,19 @@ def _unset_empty_hub_variables() -> None:
             del os.environ[name]
 
 
-def _folder(variable: str, environ: Mapping[str, str]) -> Path | None:
-    text = environ.get(variable, "").strip()
-    row = _Row(variable, _path, None, "a folder")
-    return Path(_read(row, variable, text)) if text else None
-
-
-def _cache(environ: Mapping[str, str]) -> Path:
-    """Return the user's cache folder, as the XDG Base Directory Specification names it."""
-    if environ.get("XDG_CACHE_HOME", "").startswith("/"):
-        return Path(environ["XDG_CACHE_HOME"])
-    home = environ.get("HOME", "").strip() or os.path.expanduser("~")  # noqa: PTH111 - never raises
-    return Path(home) / ".cache"
-
-
 def _token_of_login(place: Path) -> str | None:
-    """Return the token that ``hf auth login`` stored."""
+    """Return the token that ``hf auth login`` stored; only a small, regular file is read."""
     try:
-        text = place.read_text("utf-8", "surrogateescape").strip()
+        found = place.stat()
+        sound = stat.S_ISREG(found.st_mode) and found.st_size <= _MAX_TOKEN_FILE
+        text = place.read_text("utf-8", "surrogateescape").strip() if sound else ""
     except OSError:  # not logged in, or as another user
         return None
+    if not sound:
+        raise SettingError(
+            "SETTING_INVALID",
+            f"{place} is no token of the Hub: a token is a regular file of at most"
+            f" {_MAX_TOKEN_FILE} bytes",
+            hint="run `hf auth login` again, correct HF_TOKEN_PATH or HF_HOME, or set HF_TOKEN",
+        )
     return str(_read(_FIELDS["hf_token"], f"the token in {place}", text)) if text else None
-
-
-def _hub_flag(variable: str, environ: Mapping[str, str]) -> bool:
-    """Read a variable as the Hub's client does: any other text is no."""
-    return environ.get(variable, "").upper() in {"1", "ON", "YES", "TRUE"}

@@ -145,8 +145,9 @@ def read(path: Path) -> Pin:
         raise SettingError(
             "RELEASE_NOT_CHOSEN",
             f"nothing says which release to run: {path.name} cannot be read ({error.strerror})",
-            hint="set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL (and …_SHA256), or write "
-            f"{path.name}",
+            hint=f"put {path.name} beside the app, or set llama_cpp_manifest_url and"
+            " llama_cpp_manifest_sha256 (as variables YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL and"
+            " …_SHA256, as options --manifest and --manifest-sha256)",
         ) from error
     tree = strict_json.loads(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")

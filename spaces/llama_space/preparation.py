@@ -169,6 +169,8 @@ def run(settings: Settings, sink: Sink) -> Preparation:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
     """
     looking = host.begin(settings)
+    for note in settings.unknown:
+        sink(note)
     timeline = Timeline()
     prepared = _runtimes(settings, looking.result(), timeline.listening(sink))
     for note in report.notes(prepared[0]):

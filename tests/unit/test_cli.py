@@ -404,6 +404,19 @@ def test_a_variable_that_cannot_be_read(home: dict[str, str]) -> None:
     assert "YAKULINGO_SPACES_N_CTX" in refused(run(home, "fetch"), 2, "SETTING_INVALID")
 
 
+def test_misspelt_variable_is_a_warning_of_every_command(
+    home: dict[str, str], release: Path
+) -> None:
+    home["YAKULINGO_SPACES_NCTX"] = "8192"
+    done = run(home, "fetch", *manifest_options(release), "--allow-cpu", "--no-test-run")
+    assert done.returncode == 0
+    assert done.stderr.startswith("warning[SETTING_UNKNOWN]: YAKULINGO_SPACES_NCTX is no setting")
+    assert "near ones: N_CTX" in done.stderr
+    page = run(home, "doctor", *manifest_options(release), "--no-test-run")
+    assert "note SETTING_UNKNOWN: YAKULINGO_SPACES_NCTX" in page.stdout
+    assert page.stderr == ""
+
+
 class Serving:
     """A ``serve`` in the background."""
 
@@ -550,16 +563,84 @@ def test_a_terminal_of_plain_ascii(home: dict[str, str]) -> None:
     assert run(home, "doctor", "--manifest", "file:///ü.json").returncode in {2, 3, 5}
 
 
-def test_a_reader_that_goes_away_gets_no_traceback(home: dict[str, str], release: Path) -> None:
-    options = " ".join(manifest_options(release))
-    done = subprocess.run(
-        ["/bin/bash", "-c", f"{sys.executable} -m llama_loader doctor {options} | true"],
-        env=home,
-        capture_output=True,
-        text=True,
-        check=False,
+@pytest.mark.parametrize("both", [False, True])
+def test_reader_that_goes_away_changes_neither_the_work_nor_the_status(
+    both: object, home: dict[str, str], release: Path
+) -> None:
+    """As with ``| true`` and ``2>&1 | true``: the pipe's reading end is closed before the start."""
+    options = manifest_options(release)
+    for argv in (
+        ["--help"],
+        ["fetch", "--help"],
+        ["fetch", *options, "--allow-cpu", "--no-test-run"],
+        ["fetch", "--url", (release / NAME).as_uri(), "--no-test-run"],  # with a warning
+        ["fetch", "--manifest", "file:///nowhere.json"],
+        ["doctor", *options, "--allow-cpu", "--no-test-run"],
+    ):
+        ours, theirs = os.pipe()
+        os.close(ours)
+        done = subprocess.run(
+            [sys.executable, "-m", "llama_loader", *argv],
+            env=home,
+            stdout=theirs,
+            stderr=theirs if both else subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+        os.close(theirs)
+        heard = run(home, *argv)
+        assert done.returncode == heard.returncode, argv
+        assert both or done.stderr == heard.stderr
+    assert any((Path(home["HF_HOME"]) / "llama-loader/runtimes").rglob("llama-server"))
+
+
+INTERRUPTED = """
+import atexit, builtins, os, runpy, signal, sys
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # pytest may run where it is ignored
+where, imported = sys.argv.pop(1), builtins.__import__
+
+def interrupt():
+    os.kill(os.getpid(), signal.SIGINT)
+
+def importing(name, globals=None, locals=None, fromlist=(), level=0):
+    if where == name or where in (fromlist or ()):
+        builtins.__import__ = imported
+        interrupt()
+    return imported(name, globals, locals, fromlist, level)
+
+builtins.__import__ = importing
+if where == "the end":
+    atexit.register(interrupt)
+runpy.run_module("llama_loader", run_name="__main__", alter_sys=True)
+"""
+
+
+def interrupted(where: str, home: dict[str, str], *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-c", INTERRUPTED, where, *argv]
+    return subprocess.run(command, env=home, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize(
+    "where", ["argparse", "llama_loader.errors", "loader", "llama_loader.store"]
+)
+def test_interrupted_early_is_one_line_and_status_130(
+    where: str, home: dict[str, str], release: Path
+) -> None:
+    done = interrupted(where, home, "fetch", *manifest_options(release), "--allow-cpu")
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == (
+        "error[INTERRUPTED]: interrupted; the next run resumes with what was verified\n"
     )
-    assert done.stderr == ""
+
+
+def test_result_that_was_printed_stands_whatever_interrupts_later(
+    home: dict[str, str], release: Path
+) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--no-test-run"]
+    done = interrupted("the end", home, "fetch", *options)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (Path(done.stdout.strip()) / "llama-server").is_file()
 
 
 def test_a_defect_is_one_line_with_its_place() -> None:

@@ -94,6 +94,18 @@ def test_one_of_two_is_enough_and_the_other_is_said(
     assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
 
 
+def test_misspelt_variable_is_a_note_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    installing(monkeypatch, tmp_path, NAMED)
+    given = {"gguf_path": str(tmp_path / "m.gguf")}
+    events: list[Event] = []
+    preparation.run(settings.load(given, {"LLAMA_SPACE_NCTX": "8192"}), events.append)
+    (note,) = (one for one in events if isinstance(one, Note))
+    assert note.code == "SETTING_UNKNOWN"
+    assert "near ones: N_CTX" in note.message
+
+
 def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120", "90")
     with pytest.raises(HostError, match="nothing for 120"):

@@ -871,7 +871,7 @@ def test_a_gpu_without_code_in_a_release_of_one_architecture_is_named(
     assert note.message.startswith("NVIDIA GeForce RTX 4090 is not used: ")
     assert "no code for its compute capability 8.9" in note.message
     assert "--archs '89;120'" in note.hint
-    assert "YAKULINGO_SPACES_CUDA_ARCH=89 takes this one instead" in note.hint
+    assert "YAKULINGO_SPACES_CUDA_ARCH=89) takes this one instead" in note.hint
     assert unused(tmp_path, mixed, cuda_arch="120") == []
     assert unused(tmp_path, mixed, devices="CUDA1") == []
     equal = replace(mixed, gpus=(BLACKWELL, BLACKWELL))

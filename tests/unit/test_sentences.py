@@ -168,7 +168,7 @@ def test_a_wrong_setting_is_said_in_japanese(environ: dict[str, str], shown: tup
 
 
 def test_what_every_variable_accepts_is_said_in_japanese() -> None:
-    accepted = {row.accepts for row in settings._FIELDS.values()}
+    accepted = {row.kind.accepts for row in settings._FIELDS.values()}
     known = sentences._table()["words"]
     assert accepted <= set(known)
 

@@ -236,19 +236,19 @@ def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keyword", "value", "accepts"),
     [
-        ("n_ctx", "8192", "tokens from 16 to 16777216 (int)"),
+        ("n_ctx", "8192", "tokens from 16 to 16777216 (a whole number)"),
         ("n_ctx", 8, "tokens from 16"),
-        ("n_ctx", True, "(int)"),
-        ("n_ctx", 8192.0, "(int)"),
-        ("allow_cpu", 1, "(bool)"),
-        ("allow_cpu", "1", "(bool)"),
-        ("temperature", float("nan"), "from 0 to 10 (int or float)"),
-        ("temperature", "0.5", "(int or float)"),
-        ("gguf_path", b"/m", "a file's path (str or Path)"),
-        ("gguf_path", "", "a file's path"),
-        ("llama_device", 0, "(str or list or tuple)"),
+        ("n_ctx", True, "(a whole number)"),
+        ("n_ctx", 8192.0, "(a whole number)"),
+        ("allow_cpu", 1, "(true or false)"),
+        ("allow_cpu", "1", "(true or false)"),
+        ("temperature", float("nan"), "from 0 to 10 (a number)"),
+        ("temperature", "0.5", "(a number)"),
+        ("gguf_path", b"/m", "a file or folder (text or a Path)"),
+        ("gguf_path", "", "the path of a file"),
+        ("llama_device", 0, "(text or a list)"),
         ("llama_device", ["CUDA0", "CUDA0"], "each once"),
-        ("gguf_repo_id", ["a/b"], "OWNER/NAME (str)"),
+        ("gguf_repo_id", ["a/b"], "OWNER/NAME (text)"),
         ("gguf_filename", "../x", "a file's path in it"),
         ("hf_token", "sécret", "ASCII"),
     ],
@@ -266,7 +266,13 @@ def test_a_keyword_of_wrong_type_or_value_is_named(
 
 @pytest.mark.parametrize(
     ("keyword", "near"),
-    [("nctx", "n_ctx"), ("gguf_repo", "gguf_repo_id"), ("devices", "llama_device")],
+    [
+        ("nctx", "n_ctx"),
+        ("gguf_repo", "gguf_repo_id"),
+        ("devices", "llama_device"),
+        ("YAKULINGO_SPACES_N_CTX", "n_ctx"),
+        ("llama_space_gguf_path", "gguf_path"),
+    ],
 )
 def test_an_unknown_keyword_lists_near_ones(keyword: str, near: str) -> None:
     with pytest.raises(SettingError) as caught:
@@ -294,6 +300,97 @@ def test_the_token_of_hf_auth_login_counts(tmp_path: Path) -> None:
         load(environ=home)
     assert "cret" not in caught.value.render()
     assert str(tmp_path / "token") in caught.value.message
+
+
+@pytest.mark.parametrize("kind", ["fifo", "zero", "folder", "large"])
+@pytest.mark.parametrize("variable", ["HF_HOME", "HF_TOKEN_PATH"])
+def test_token_file_that_is_no_small_regular_file_is_refused(
+    variable: str, kind: str, tmp_path: Path
+) -> None:
+    """A FIFO would hang the start for ever, /dev/zero take all memory."""
+    place = tmp_path / "token"
+    if kind == "fifo":
+        os.mkfifo(place)
+    elif kind == "zero":
+        place.symlink_to("/dev/zero")
+    elif kind == "folder":
+        place.mkdir()
+    else:
+        place.write_text("hf_secret" * 1000)
+    with pytest.raises(SettingError) as caught:
+        load(environ={variable: str(tmp_path if variable == "HF_HOME" else place)})
+    assert caught.value.code == "SETTING_INVALID"
+    assert str(place) in caught.value.message
+    assert "secret" not in caught.value.render()
+    assert load(environ={"HF_HOME": str(tmp_path), "HF_TOKEN": "hf_x"}).hf_token == "hf_x"
+
+
+def test_token_file_may_be_a_link_as_a_mounted_secret_is(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("hf_mounted")
+    (tmp_path / "token").symlink_to("data")
+    assert load(environ={"HF_HOME": str(tmp_path)}).hf_token == "hf_mounted"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+        "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "SPACES_ZERO_GPU",
+    ],
+)
+def test_switch_of_the_hub_that_cannot_be_read_is_an_error_that_names_it(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} is 'maybe', which is not 1 or 0") as caught:
+        load(environ={name: "maybe"})
+    assert caught.value.exit_status == 2
+
+
+@pytest.mark.parametrize("name", ["HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"])
+def test_folder_of_the_hub_that_cannot_be_one_is_an_error_that_names_it(name: str) -> None:
+    with pytest.raises(SettingError, match=f"{name} is '~nobody-of-that-name/x'"):
+        load(environ={name: "~nobody-of-that-name/x"})
+
+
+def test_hubs_folders_are_expanded_as_its_client_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "token").write_text("hf_stored")
+    monkeypatch.setenv("PLACE", str(tmp_path))
+    for name in ("HF_HOME", "HF_TOKEN_PATH", "HF_TOKEN", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HF_HOME", "$PLACE")
+    assert load().store == tmp_path / "llama-loader"
+    assert load().hf_token == "hf_stored"
+    monkeypatch.setenv("HF_HOME", "${PLACE}/x")
+    monkeypatch.setenv("HF_TOKEN_PATH", "$PLACE/token")
+    assert load().store == tmp_path / "x/llama-loader"
+    assert load().hf_token == "hf_stored"
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("HF_HOME", "~/y")
+    assert load().store == tmp_path / "y/llama-loader"
+
+
+def test_variables_that_are_no_settings_are_noted_with_near_ones() -> None:
+    environ = {
+        "YAKULINGO_SPACES_NCTX": "8192",
+        "LLAMA_SPACE_GUFF_PATH": "/m",
+        "YAKULINGO_SPACES_XYZZY": "1",
+        "YAKULINGO_SPACES_HF_TOKN": "hf_secret",
+        "YAKULINGO_SPACES_EMPTY": " ",
+        "YAKULINGO_SPACES_N_CTX": "4096",
+        "LLAMA_SPACE_OFFLINE": "1",
+        "LLAMA_ARG_N_CTX": "1",
+    }
+    notes = load(environ=environ).unknown
+    assert {note.code for note in notes} == {"SETTING_UNKNOWN"}
+    guff, tokn, nctx, xyzzy = (note.message for note in notes)
+    assert guff.startswith("LLAMA_SPACE_GUFF_PATH is no setting")
+    assert "near ones: GGUF_PATH" in guff
+    assert "near ones: HF_TOKEN" in tokn
+    assert "secret" not in tokn
+    assert "near ones: N_CTX" in nctx
+    assert "near ones: NONE" in xyzzy
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])
