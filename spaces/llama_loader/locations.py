@@ -71,6 +71,29 @@ def resolve(url: str, *, endpoint: str | None = None, token: str | None = None) 
     raise _refused(url)
 
 
+def require_endpoint(endpoint: str | None, *, by_address: bool = False) -> str:
+    """Return the Hub's address, ``HUB`` for None; the Hub's own client logs it.
+
+    Args:
+        endpoint: as it was set.
+        by_address: refuse the name ``localhost``: whoever uses it does not check where it leads.
+
+    Raises:
+        SettingError: it is neither https nor on loopback, or holds a user, a query or a fragment;
+            the message shows none of these.
+    """
+    base = (endpoint or HUB).rstrip("/")
+    usable = is_allowed_web(base) and not {"?", "#"} & set(base)
+    if not usable or (by_address and base.startswith("http:") and not is_loopback(origin(base)[1])):
+        raise SettingError(
+            "ENDPOINT_REFUSED",
+            f"{mistyped(base)!r} is neither https nor on loopback",
+            hint="correct HF_ENDPOINT: no user, no query; on this machine give the address, such"
+            " as 127.0.0.1",
+        )
+    return base
+
+
 def is_allowed_web(url: str) -> bool:
     """Return whether a URL is https, or http to this machine."""
     parts = _split(url)
@@ -130,13 +153,7 @@ def _on_hub(url: str, match: re.Match[str], endpoint: str | None, token: str | N
     steps = any(map(_has_steps, (repo, revision, path)))
     if steps or not _REPO.fullmatch(repo) or "--" in repo or ".." in repo:
         raise _refused(url)
-    base = (endpoint or HUB).rstrip("/")
-    if not is_allowed_web(base) or {"?", "#"} & set(base):
-        raise SettingError(
-            "ENDPOINT_REFUSED",
-            f"{mistyped(base)!r} is neither https nor on loopback",
-            hint="correct HF_ENDPOINT",
-        )
+    base = require_endpoint(endpoint)
     if token is not None and not re.fullmatch(r"[!-~]+", token):
         raise SettingError(
             "TOKEN_REFUSED",

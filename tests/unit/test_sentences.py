@@ -38,6 +38,7 @@ NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIE
         "HF_HUB_DISABLE_IMPLICIT_TOKEN",
         "SSL_CERT_FILE",
     ),
+    *("HF_XET_CLIENT_READ_TIMEOUT", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS"),
     *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "SSL_CERT_FILE", "TRANSFORMERS_OFFLINE"),
 }
 """Names of variables and a value of one; two of them are codes too."""
