@@ -159,8 +159,10 @@ class _Reader:
             self._texts += count
             if self._texts > _MAX_TEXTS:
                 raise ValueError("too many texts")
-            for _ in range(count):
-                self._skip(self._unpack("<Q")[0])
+            length, read, seek = struct.Struct("<Q").unpack, self._file.read, self._file.seek
+            for _ in range(count):  # hundreds of thousands, before every start
+                (size,) = length(read(8))
+                seek(size, 1)
             return None
         if kind not in _SCALARS:
             raise ValueError("a GGUF value type that is not known")
