@@ -12,6 +12,7 @@ import lzma
 import re
 import sys
 import zlib
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llama_loader.errors import IntegrityError
@@ -48,6 +49,7 @@ _KINDS: Final = {
     b"5": "folder",
     b"6": "FIFO",
 }
+_EXTENSIONS: Final = frozenset((b"path", b"linkpath", b"size"))
 _OCTAL: Final = re.compile(rb"[0-7]+")
 _RECORD: Final = re.compile(rb"(\d{1,6}) ([^=\n]+)=")
 
@@ -150,9 +152,8 @@ class Reader:
     """Reads members from plain bytes, at most ``limit`` of them; ``name`` is for errors."""
 
     def __init__(self, pieces: Iterator[bytes], name: str, limit: int) -> None:
-        self._pieces = pieces
+        self._pieces = _bounded(pieces, name, limit)
         self._name = name
-        self._limit = limit
         self._rest = memoryview(b"")
         self._left = 0
         self._extensions = 0
@@ -180,7 +181,10 @@ class Reader:
             self._take(-member.size % BLOCK)
         if extended:
             raise refused(self._name, "it is damaged: it ends after an extended header")
-        self._require_zeros()
+        # to the very end, so that the decompressor sees its checksums
+        for piece in chain((self._rest,), self._pieces):
+            if bytes(piece).count(0) != len(piece):
+                raise refused(self._name, "data follows the end of the archive")
 
     def content(self) -> Iterator[memoryview]:
         """Yield what was not read yet of the present member's content."""
@@ -224,11 +228,12 @@ class Reader:
             end = start + int(match[1]) if match else 0
             if not match or end <= match.end() or data[end - 1 : end] != b"\n":
                 raise refused(self._name, "it is damaged: an extended header cannot be read")
-            known = match[2] in (b"path", b"linkpath", b"size")
-            if (known and flag == b"g") or match[2].startswith(b"GNU.sparse"):
+            key = match[2]
+            known = key in _EXTENSIONS
+            if (known and flag == b"g") or key.startswith(b"GNU.sparse"):
                 raise refused(self._name, "an extended header is of a kind that is not read")
             if known:
-                found[match[2].decode()] = self._decoded(data[match.end() : end - 1])
+                found[key.decode()] = self._decoded(data[match.end() : end - 1])
             start = end
         return found
 
@@ -258,24 +263,18 @@ class Reader:
     def _some(self, size: int) -> memoryview:
         """Return between 1 and ``size`` bytes."""
         while not self._rest:
-            if not self._advance():
+            piece = next(self._pieces, None)
+            if piece is None:
                 raise refused(self._name, "it is damaged: it ends in the middle")
+            self._rest = piece
         taken = self._rest[:size]
         self._rest = self._rest[size:]
         return taken
 
-    def _advance(self) -> bool:
-        """Take the next piece; return False at the end."""
-        piece = next(self._pieces, None)
-        self._rest = memoryview(piece or b"")
-        self._limit -= len(self._rest)
-        if self._limit < 0:
-            raise refused(self._name, "it unpacks to more than it may")
-        return piece is not None
 
-    def _require_zeros(self) -> None:
-        """Read to the very end: only zeros follow the archive, and the checksums are seen."""
-        while bytes(self._rest).count(0) == len(self._rest):
-            if not self._advance():
-                return
-        raise refused(self._name, "data follows the end of the archive")
+def _bounded(pieces: Iterator[bytes], name: str, limit: int) -> Iterator[memoryview]:
+    for piece in pieces:
+        limit -= len(piece)
+        if limit < 0:
+            raise refused(name, "it unpacks to more than it may")
+        yield memoryview(piece)
