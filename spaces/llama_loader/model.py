@@ -290,14 +290,9 @@ def _fetched(
         try:
             return download()
         except RuntimeError as error:  # hf_xet's only kind
-            sink(
-                Note(
-                    "XET_UNREACHABLE",
-                    f"the Hub's storage does not give {source.label} by Xet ({error}); it is"
-                    " fetched without",
-                    "HF_HUB_DISABLE_XET=1 saves this attempt",
-                )
-            )
+            told = f"the Hub's storage does not give {source.label} by Xet ({error}); it is"
+            told += " fetched without"
+            sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
             constants.HF_HUB_DISABLE_XET = True
             return download()
 
@@ -346,11 +341,11 @@ def _hub_errors(source: ModelSource, settings: Settings) -> Iterator[None]:
 
 
 def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
-    from huggingface_hub import constants, errors
+    from huggingface_hub import errors
 
     endpoint, repo = settings.hf_endpoint or locations.HUB, source.repo_id
-    state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
     if isinstance(error, errors.GatedRepoError):
+        state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
         return NetworkError(
             "MODEL_GATED",
             f"{repo} is gated, and {state}",
@@ -363,30 +358,31 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
             f"{source.label} is not in the local cache, and offline is set",
             hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
         )
-    for kind, code, what, hint in (
-        (
-            errors.RepositoryNotFoundError,
+    hint = ""
+    if isinstance(error, errors.RepositoryNotFoundError):
+        code, what = (
             "REPOSITORY_NOT_FOUND",
             f"{endpoint} has no repository {repo}, or it is private",
-            "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN",
-        ),
-        (
-            errors.RevisionNotFoundError,
-            "REVISION_NOT_FOUND",
-            f"{repo} has no revision {source.revision}",
-            "check YAKULINGO_SPACES_GGUF_REVISION",
-        ),
-        (
-            errors.RemoteEntryNotFoundError,
-            "FILE_NOT_FOUND",
-            f"{repo} has no file {source.filename}",
-            "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files",
-        ),
-        (errors.HFValidationError, "REPOSITORY_INVALID", f"{repo}: {error}", ""),
-    ):
-        if isinstance(error, kind):
-            return SettingError(code, what, hint=hint)
-    if isinstance(error, OSError) and disk.is_full(error):  # a write says so without a file's name
+        )
+        hint = "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN"
+    elif isinstance(error, errors.RevisionNotFoundError):
+        code, what = "REVISION_NOT_FOUND", f"{repo} has no revision {source.revision}"
+        hint = "check YAKULINGO_SPACES_GGUF_REVISION"
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
+        code, what = "FILE_NOT_FOUND", f"{repo} has no file {source.filename}"
+        hint = "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files"
+    elif isinstance(error, errors.HFValidationError):
+        code, what = "REPOSITORY_INVALID", f"{repo}: {error}"
+    else:
+        return _no_bytes(error, source, endpoint)
+    return SettingError(code, what, hint=hint)
+
+
+def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
+    """Tell errors of the disk from those of the network: a write to a full one names no file."""
+    from huggingface_hub import constants
+
+    if isinstance(error, OSError) and disk.is_full(error):
         return disk.failure(Path(constants.HF_HUB_CACHE), error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
