@@ -10,7 +10,7 @@ import hashlib
 import json
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
 import msgspec
@@ -103,13 +103,25 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     )
     content = schema.dump(written)
     schema.parse(content, what=MANIFEST)
-    published = json.dumps(schema.json_schema(), indent=2).encode() + b"\n"
+    published = json.dumps(json_schema(), indent=2).encode() + b"\n"
     files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
     files |= {SCHEMA: published, SUMS: sums(written, content, published)}
     for name, text in {**files, MANIFEST: content}.items():  # who sees the manifest sees them all
         with durable.writing(out / name):
             durable.replace(out / name, text, 0o644)
     return written
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the manifest's JSON Schema (2020-12), published as ``manifest.schema.json``."""
+    text = msgspec.json.encode(msgspec.json.schema(Manifest))
+    # JSON Schema's regular expressions are ECMAScript's, which has no \A and \Z
+    found = msgspec.json.decode(text.replace(rb"\\A", b"^").replace(rb"\\Z", b"$"))
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "llama-server release manifest",
+        **found,
+    }
 
 
 def load(folder: Path) -> Manifest:

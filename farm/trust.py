@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Final
 import minisign
 
 from farm.errors import PublishError, UsageError
+from llama_loader.errors import LoaderError
+from llama_loader.trust import signed_comment
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -115,16 +117,13 @@ def require_signed(content: bytes, signature: bytes, public_key: str, *, what: s
         PublishError: ``SIGNED_BY_ANOTHER_KEY``: it is not that key's, or of other bytes.
     """
     try:
-        key = minisign.PublicKey.from_base64(public_key)
-        signed = minisign.Signature.from_bytes(signature)
-        key.verify(content, signed)
-    except (minisign.Error, ValueError) as error:
+        return signed_comment(content, signature, public_key, what)
+    except LoaderError as error:
         raise PublishError(
             "SIGNED_BY_ANOTHER_KEY",
-            f"{what} is not signed by {public_key[:80]}: {error}",
+            error.message,
             hint="use the key that its Spaces trust, or another channel",
         ) from error
-    return str(signed.trusted_comment)
 
 
 def require_public(text: str) -> str:

@@ -20,7 +20,7 @@ from farm.publish import parts
 from farm.publish.destination import Signed
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
-from llama_loader.trust import TrustedComment
+from llama_loader.trust import signed_for
 
 if TYPE_CHECKING:
     from farm.publish.destination import Destination
@@ -96,7 +96,7 @@ def promote(
     pointer = point(published, serial, now, days, destination.artifact_base(release))
     content = schema.dump(pointer)
     schema.parse(content, what=f"channel {channel}")
-    comment = TrustedComment(project, channel, serial, release).render()
+    comment = signed_for(project, channel, serial, release)
     destination.put_channel(channel, serial, Signed(content, signer.sign(content, comment)))
     return Promotion(
         channel,
@@ -197,12 +197,11 @@ def require_signed_for(comment: str, project: str, channel: str, *, what: str) -
     Raises:
         PublishError: ``CHANNEL_MISMATCH``: it is another channel's or another project's.
     """
-    signed = TrustedComment.parse(comment)
-    if signed is not None and (signed.project, signed.channel) != (project, channel):
+    of_another_farm = not comment.startswith("project ")
+    if not of_another_farm and not comment.startswith(f"project {project} channel {channel} "):
         raise PublishError(
             "CHANNEL_MISMATCH",
-            f"{what} is signed as channel {signed.channel} of {signed.project}, not as channel"
-            f" {channel} of {project}",
+            f"{what} is signed as {comment!r}, not as channel {channel} of {project}",
             hint="name the project with --project if the place was moved; otherwise the files of"
             " another channel were put there",
         )

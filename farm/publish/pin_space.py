@@ -17,7 +17,6 @@ from farm.inputs import packages
 from farm.publish import channels
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
-from llama_loader.trust import TrustedComment
 
 if TYPE_CHECKING:
     from farm.publish.destination import Destination
@@ -72,7 +71,7 @@ def channel(
     signature = destination.channel_file(name, f"{MANIFEST}.minisig") or b""
     project = project or destination.project
     comment = trust.require_signed(content, signature, public_key, what=what)
-    if TrustedComment.parse(comment) is None:
+    if not comment.startswith("project "):
         raise PublishError(
             "CHANNEL_NOT_SIGNED_FOR",
             f"{what} was signed by an older farm, which did not name the project",

@@ -51,12 +51,7 @@ _ZIP_DAMAGE: Final = (
 
 
 def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
-    """Unpack an archive (``tar.gz``, ``tar.xz``, ``tar.zst``, ``zip``) into an empty folder.
-
-    Args:
-        archive: a file that can be read from anywhere.
-        name: for errors.
-        into: the empty folder.
+    """Unpack a ``tar.gz``, ``tar.xz``, ``tar.zst`` or ``zip`` into an empty folder.
 
     Returns:
         Every file that was written, sorted by path.
@@ -80,7 +75,7 @@ def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
 
 
 class _Tree:
-    """The files and links that were unpacked so far."""
+    """What was unpacked so far; the limits and rules that hold for each kind of archive."""
 
     def __init__(self, name: str, into: Path) -> None:
         self.files: dict[str, FileEntry] = {}
@@ -97,13 +92,12 @@ class _Tree:
         if self._members > MAX_MEMBERS:
             raise refused(self._name, f"it has more than {MAX_MEMBERS} members")
         path = self._safe(member.path)
-        if member.kind == "folder":
-            if path != ".":  # tar of a whole folder begins with it
-                self._claim(path, is_folder=True)
-            return
-        if path == ".":
+        is_folder = member.kind == "folder"
+        if path == "." and not is_folder:  # as a folder tar's first member is called so
             raise refused(self._name, f"{member.path!r} is a {member.kind}")
-        self._claim(path, is_folder=False)
+        self._claim(path, is_folder=is_folder)
+        if is_folder:
+            return
         if member.kind in _LINKS:
             self._links[path] = self._target(member, path)
             if len(self._links) > MAX_LINKS:
@@ -158,17 +152,14 @@ class _Tree:
 
         A folder may be named again.
         """
-        for parent in list(PurePosixPath(path).parents)[:-1]:
-            self._settle(str(parent), is_folder=True)
         if not is_folder and path.casefold() in self._spellings:
             twin = self._spellings[path.casefold()][0]
             raise refused(self._name, f"{path!r} and {twin!r} are one, or differ in case only")
-        self._settle(path, is_folder=is_folder)
-
-    def _settle(self, path: str, *, is_folder: bool) -> None:
-        known = self._spellings.setdefault(path.casefold(), (path, is_folder))
-        if known != (path, is_folder):
-            raise refused(self._name, f"{path!r} stands where {known[0]!r} is already")
+        folders = [(str(parent), True) for parent in PurePosixPath(path).parents]
+        for step, folder in (*folders, (path, is_folder)):
+            known = self._spellings.setdefault(step.casefold(), (step, folder))
+            if known != (step, folder):
+                raise refused(self._name, f"{step!r} stands where {known[0]!r} is already")
 
     def _target(self, member: Member, path: str) -> str:
         """Return where a link leads, as a path in the archive."""

@@ -1,15 +1,16 @@
 """Read a GGUF header: how much memory model and context take, and the chat template.
 
-Only a few integers and one text are kept; everything else is skipped, in bounded time and memory.
-A file that cannot be read is no error here: llama-server says what is wrong with it.
+Only integers and two texts are kept; everything else is skipped, in bounded time and memory.
 """
 
 from __future__ import annotations
 
 import re
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, BinaryIO, Final
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -25,7 +26,7 @@ _SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 """GGUF value types (ggml/include/gguf.h) by number, as struct formats; 8 text, 9 array."""
 _TEXT: Final = 8
 _ARRAY: Final = 9
-_TEMPLATE: Final = "tokenizer.chat_template"
+_TEXTS: Final = ("general.architecture", "tokenizer.chat_template")
 _MAX_KEYS: Final = 10_000
 _MAX_TEXT: Final = 4 << 20
 """Bytes of a name or a chat template; the largest templates have some 30 kB."""
@@ -35,7 +36,6 @@ _MAX_LAYERS: Final = 4096
 """Numbers of an array that has one for each layer; longer arrays are of tokens."""
 _F16: Final = 2
 """Bytes of one cached value in the default cache type."""
-_UNREADABLE: Final = (OSError, ValueError, struct.error, OverflowError)
 _SPLIT: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z")
 
 
@@ -57,20 +57,41 @@ class ModelSize:
         return self.file + self.context
 
 
+class Header(NamedTuple):
+    """What a header says, by its keys without the first word: ``block_count``, ``architecture``."""
+
+    numbers: dict[str, int]
+    texts: dict[str, str]
+
+
+def read(path: Path) -> Header | None:
+    """Read a header, once for each state of the file; None if it cannot be read as GGUF."""
+    try:
+        status = path.stat()
+        return _read(path, status.st_mtime_ns, status.st_size)
+    except (OSError, ValueError, struct.error, OverflowError):
+        return None
+
+
+@lru_cache(maxsize=8)
+def _read(path: Path, *_state: int) -> Header:
+    with path.open("rb") as file:
+        return _Reader(file).header()
+
+
 def measure(path: Path, n_ctx: int) -> ModelSize | None:
     """Size a model for ``n_ctx`` tokens, 0 for as many as it was trained for.
 
     The cache is counted as if every layer attended to everything: Gemma's sliding windows need
     less, so the figure errs to the safe side. None if the file cannot be read as GGUF.
     """
-    try:
-        with path.open("rb") as file:
-            values = _Header(file).values()
-            numbers = {name.partition(".")[2]: one for name, one in values if isinstance(one, int)}
+    header = read(path)
+    with suppress(OSError):
         size = sum(path.with_name(name).stat().st_size for name in parts(path.name))
-    except _UNREADABLE:
-        return None
-    return ModelSize(size, _cache(numbers, n_ctx or numbers.get("context_length", 0)))
+        if header is not None:
+            n_ctx = n_ctx or header.numbers.get("context_length", 0)
+            return ModelSize(size, _cache(header.numbers, n_ctx))
+    return None
 
 
 def chat_template(path: Path) -> str | None:
@@ -78,12 +99,8 @@ def chat_template(path: Path) -> str | None:
 
     llama-server cannot tell: without one it takes ChatML and shows that as the model's own.
     """
-    try:
-        with path.open("rb") as file:
-            values = _Header(file).values()
-            return next((one for _, one in values if isinstance(one, str)), None)
-    except _UNREADABLE:
-        return None
+    header = read(path)
+    return header.texts.get("chat_template") if header else None
 
 
 def part(name: str) -> tuple[int, int]:
@@ -94,12 +111,12 @@ def part(name: str) -> tuple[int, int]:
 
 def parts(name: str) -> Iterator[str]:
     """Yield the names of all parts of a model, in order."""
-    split, (_, count) = _SPLIT.search(name), part(name)
+    split = _SPLIT.search(name)
     if split is None:
         yield name
         return
-    for number in range(1, count + 1):
-        yield f"{name[: split.start()]}-{number:05d}-of-{count:05d}.gguf"
+    for number in range(1, int(split["count"]) + 1):
+        yield f"{name[: split.start()]}-{number:05d}-of-{split['count']}.gguf"
 
 
 def _cache(metadata: dict[str, int], n_ctx: int) -> int:
@@ -112,40 +129,41 @@ def _cache(metadata: dict[str, int], n_ctx: int) -> int:
     return n_ctx * layers * kv_heads * (key + value) * _F16
 
 
-class _Header:
+class _Reader:
     """Reads key after key. Sizes in a header are claims: no memory or time is spent on them."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._texts = 0
 
-    def values(self) -> Iterator[tuple[str, int | str | None]]:
-        """Yield each key with its value.
-
-        That is the text of the chat template, a whole number, the largest one of an array with one
-        for each layer, and None for everything else.
-        """
+    def header(self) -> Header:
         magic, version, _tensors, count = self._unpack("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3) or count > _MAX_KEYS:
             raise ValueError("no GGUF, or of an unknown version")
+        found = Header({}, {})
         for _ in range(count):
             name, kind = self._text(), self._unpack("<I")[0]
-            yield name, self._text() if (name, kind) == (_TEMPLATE, _TEXT) else self._value(kind)
+            key = name.partition(".")[2]
+            if kind == _TEXT and name in _TEXTS:
+                found.texts[key] = self._text()
+            elif (number := self._number(kind)) is not None:
+                found.numbers[key] = number
+        return found
 
-    def _value(self, kind: int) -> int | None:
+    def _number(self, kind: int) -> int | None:
+        """Return a whole number, or the largest of an array with one for each layer; else None."""
         count = 1
         if kind == _ARRAY:
             kind, count = self._unpack("<IQ")
-        if kind != _TEXT:
-            return self._largest(kind, count)
-        self._texts += count
-        if self._texts > _MAX_TEXTS:
-            raise ValueError("too many texts")
-        for _ in range(count):
-            self._skip(self._unpack("<Q")[0])
-        return None
-
-    def _largest(self, kind: int, count: int) -> int | None:
+        if kind == _TEXT:
+            self._texts += count
+            if self._texts > _MAX_TEXTS:
+                raise ValueError("too many texts")
+            length, read, seek = struct.Struct("<Q").unpack, self._file.read, self._file.seek
+            for _ in range(count):  # hundreds of thousands, before every start
+                (size,) = length(read(8))
+                seek(size, 1)
+            return None
         if kind not in _SCALARS:
             raise ValueError("a GGUF value type that is not known")
         if not 0 < count <= _MAX_LAYERS:

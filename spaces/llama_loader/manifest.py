@@ -1,4 +1,4 @@
-"""The manifest's one definition: read here, written by the farm, its JSON schema made from it.
+"""The manifest's one definition: read here; the farm writes it, and its JSON schema, from this.
 
 Everything is parsed once into frozen objects. What a field means stands beside it; the contract is
 docs/manifest.md. Values that a later release may add (a new ``backend``, a new ``format``) are
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime
-from typing import Annotated, Any, Final, TypeVar
+from typing import Annotated, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
@@ -25,11 +25,6 @@ LLAMA_SERVER: Final = "llama-server"
 """The ``kind`` of an artifact that can be started; what an artifact without the field is."""
 CUDA_RUNTIME: Final = "cuda-runtime"
 """The ``kind`` of NVIDIA's libraries for hosts that have none; there is nothing to start in it."""
-CHUNK_SIZE: Final = 512 * 1024
-"""What the farm writes: a 20 MB artifact has 40 chunks. A chunk is unpacked once it is verified, so
-over a slow link the last one is what remains to be done after the last byte (docs/store.md)."""
-FILE_CHUNK_SIZE: Final = 4 * 1024 * 1024
-"""What the farm writes for files: they are hashed on all cores, and 45 pieces keep those busy."""
 
 _PART = r"(?!\.{1,2}(?:/|\Z))[^/\\\x00-\x1f\x7f]+"
 _HEX64: Final = r"\A[0-9a-f]{64}\Z"
@@ -202,11 +197,7 @@ class Manifest(_Frozen, frozen=True, kw_only=True):
 
 
 def parse(data: bytes, *, what: str = "manifest") -> Manifest:
-    """Parse a manifest.
-
-    Args:
-        data: the file's bytes, at most ``MAX_MANIFEST_BYTES``.
-        what: what to call it in an error, usually with its URL.
+    """Parse a manifest of at most ``MAX_MANIFEST_BYTES``; errors call it ``what``.
 
     Raises:
         IntegrityError: malformed in any way; the message names the JSON path.
@@ -239,18 +230,6 @@ def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Pars
 def dump(value: object) -> bytes:
     """Return a manifest (or a part of one) as published: indented UTF-8 JSON, a final newline."""
     return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
-
-
-def json_schema() -> dict[str, Any]:
-    """Return the JSON Schema (2020-12) that is published as ``manifest.schema.json``."""
-    text = msgspec.json.encode(msgspec.json.schema(Manifest))
-    # JSON Schema's regular expressions are ECMAScript's, which has no \A and \Z
-    schema = msgspec.json.decode(text.replace(rb"\\A", b"^").replace(rb"\\Z", b"$"))
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "llama-server release manifest",
-        **schema,
-    }
 
 
 def resolve(manifest_url: str, url: str) -> str:

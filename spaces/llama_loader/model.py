@@ -1,17 +1,16 @@
 """Find the model: a local file, or one of a repository on the Hugging Face Hub.
 
 The Hub's own client fetches (resume, cache, ``HF_ENDPOINT``, proxies); this module turns its errors
-into sentences, fetches all parts of a split model, and checks a pinned digest.
+into sentences, fetches all parts of a split model, and refuses what cannot be served.
 """
 
 from __future__ import annotations
 
 import hashlib
-import inspect
 import io
 import re
-import sys
-from contextlib import contextmanager, suppress
+import shutil
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -25,10 +24,11 @@ from llama_loader.errors import (
     SettingError,
     StoreError,
 )
-from llama_loader.events import Downloading, ignore
+from llama_loader.events import Downloading, Note, ignore
+from llama_loader.settings import bound_xet
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
     from types import ModuleType
 
     from llama_loader.events import Sink
@@ -71,53 +71,15 @@ def from_settings(settings: Settings) -> ModelSource:
 def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path:
     """Return the local path of the model (of its first part), fetched if it is not there yet.
 
-    A local file is not looked into: llama-server says what is wrong with it.
-
     Raises:
         NetworkError: the Hub cannot be reached, or does not have it for this token.
-        SettingError: no such repository, file or revision; not a model's first part, or a digest
-            for one of several parts; huggingface_hub is not installed.
+        SettingError: no such file, repository or revision; no whole model; a digest for one of
+            several parts; huggingface_hub is not installed.
         IntegrityError: it is not the file that the pinned digest names.
-        StoreError: it cannot be written.
+        StoreError: it cannot be written, or has no room.
     """
-    _require_whole(source)
-    path = source.path or _from_hub(source, settings, sink)
-    if source.sha256:
-        _check(path, source.sha256)
-    return path
-
-
-def at_hand(source: ModelSource) -> Path | None:
-    """Return the model's local path if all of it is here already; fetch and ask nothing."""
-    if source.path is not None:
-        return source.path if source.path.is_file() else None
-    try:
-        from huggingface_hub import errors, try_to_load_from_cache
-    except ImportError:
-        return None
-    first = None
-    for name in gguf_header.parts(source.filename):
-        try:
-            found = try_to_load_from_cache(source.repo_id, name, revision=source.revision)
-        except (OSError, ValueError, errors.HFValidationError):
-            return None
-        if not isinstance(found, str):
-            return None
-        first = first or Path(found)
-    return first
-
-
-def _require_whole(source: ModelSource) -> None:
-    """Refuse what cannot be served, or not be verified, because the model is in several files."""
     name = source.path.name if source.path else source.filename
-    number, count = gguf_header.part(name)
-    if number != 1 or not count or _PIECE.search(name):
-        raise SettingError(
-            "MODEL_PART",
-            f"{source.label} is not the first part of a model",
-            hint="name the file that ends in -00001-of-….gguf; pieces such as .part1of2 have to be"
-            " joined to one file first",
-        )
+    _, count = gguf_header.part(name)
     if source.sha256 and count > 1:
         names = list(islice(gguf_header.parts(name), 3))
         more = f" and {count - 3} more" if count > len(names) else ""
@@ -128,6 +90,108 @@ def _require_whole(source: ModelSource) -> None:
             hint="unset YAKULINGO_SPACES_GGUF_SHA256, or use a model in one file; a commit in"
             " YAKULINGO_SPACES_GGUF_REVISION names all files of a repository",
         )
+    path = source.path or _from_hub(source, settings, sink)
+    require_usable(path)
+    if source.sha256:
+        _require_digest(path, source.sha256)
+    return path
+
+
+def require_usable(path: Path) -> None:
+    """Refuse what is no model that llama-server can serve, by its name, its parts and its header.
+
+    Whether the tensors are whole and the architecture is known, llama-server alone can say.
+
+    Raises:
+        SettingError: names the file and what it is.
+    """
+    with _reading(path):
+        if not path.is_file():  # nor a FIFO, whose reader would wait for ever
+            raise SettingError(
+                "MODEL_MISSING",
+                f"there is no file {path}",
+                hint="correct YAKULINGO_SPACES_GGUF_PATH, or unset it to have the model fetched",
+            )
+        number, count = gguf_header.part(path.name)
+        missing = [one for one in gguf_header.parts(path.name) if not path.with_name(one).is_file()]
+        if missing or number > 1:
+            raise SettingError(
+                "MODEL_INCOMPLETE",
+                f"{path} is part of a model in {count} files; missing: {len(missing)}",
+                hint="put all parts into one folder, and name the first one",
+            )
+        _require_first(path.name, str(path))
+        with path.open("rb") as file:
+            head = file.read(16)
+    header = gguf_header.read(path)
+    if header is None:
+        raise SettingError(
+            "MODEL_NOT_GGUF",
+            f"{path} is no GGUF file, or a damaged one; it begins with {head!r}",
+            hint="download it again: a web page or a Git LFS pointer may have been saved instead",
+        )
+    if header.texts.get("architecture") == "clip":
+        raise SettingError(
+            "MODEL_PROJECTOR",
+            f"{path} is a multimodal projector (mmproj), not a language model",
+            hint="name the model's own GGUF file",
+        )
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingError("MODEL_NOT_READABLE", f"{path}: {error.strerror}") from error
+
+
+def _require_first(name: str, label: str) -> None:
+    number, count = gguf_header.part(name)
+    if number != 1 or not count or _PIECE.search(name):
+        raise SettingError(
+            "MODEL_PART",
+            f"{label} is not the first part of a model",
+            hint="name the file that ends in -00001-of-….gguf; pieces such as .part1of2 have to be"
+            " joined to one file first",
+        )
+
+
+def _require_digest(path: Path, sha256: str) -> None:
+    digest = hashlib.sha256()
+    with _reading(path), path.open("rb") as file:
+        while block := file.read(_BLOCK):
+            digest.update(block)
+    if digest.hexdigest() != sha256:
+        raise IntegrityError(
+            "MODEL_SHA256_MISMATCH",
+            f"{path} has the sha256 {digest.hexdigest()}, pinned is {sha256}",
+            hint="correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
+        )
+
+
+def at_hand(source: ModelSource) -> Path | None:
+    """Return the model's local path if all of it is here already; fetch and ask nothing."""
+    if source.path is not None:
+        return source.path if source.path.is_file() else None
+    found = _cached(source)
+    return found[0] if found and None not in found else None
+
+
+def _cached(source: ModelSource) -> list[Path | None]:
+    """Return where each part lies in the Hub's cache; None for a part that does not."""
+    try:
+        from huggingface_hub import errors, try_to_load_from_cache
+    except ImportError:
+        return []
+    found: list[Path | None] = []
+    for name in gguf_header.parts(source.filename):
+        try:
+            path = try_to_load_from_cache(source.repo_id, name, revision=source.revision)
+        except (OSError, ValueError, errors.HFValidationError):
+            path = None
+        found.append(Path(path) if isinstance(path, str) else None)
+    return found
 
 
 def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
@@ -137,7 +201,7 @@ def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
         NetworkError: the Hub does not answer within seconds, or not for this token.
         SettingError: no such repository, file or revision; huggingface_hub is not installed.
     """
-    _require_whole(source)
+    _require_first(source.filename, source.label)
     client, token = _hub_client(settings), settings.hf_token or False
     total = 0
     for name in gguf_header.parts(source.filename):
@@ -152,16 +216,9 @@ def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
 
 
 def _hub_client(settings: Settings) -> ModuleType:
-    endpoint = settings.hf_endpoint or locations.HUB
     # the Hub's client resolves the name ``localhost``, and sends the token wherever that leads
-    allowed = locations.is_allowed_web(endpoint)
-    scheme, host, _ = locations.origin(endpoint) if allowed else ("", None, None)
-    if scheme != "https" and not locations.is_loopback(host or ""):
-        raise SettingError(
-            "ENDPOINT_REFUSED",
-            f"{locations.shown(endpoint)!r} is neither https nor on loopback",
-            hint="correct HF_ENDPOINT; on this machine give the address, such as 127.0.0.1",
-        )
+    locations.require_endpoint(settings.hf_endpoint, by_address=True)
+    bound_xet()
     try:
         import huggingface_hub
     except ImportError as error:
@@ -179,86 +236,123 @@ def _hub_client(settings: Settings) -> ModuleType:
 
 def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
     """Fetch all parts; return the first one's path."""
-    download = _hub_client(settings).hf_hub_download
-    total = None
-    if gguf_header.part(source.filename)[1] > 1 and not settings.offline:
-        with suppress(NetworkError):  # the parts may be in the cache
-            total = size_on_hub(source, settings)
+    _require_first(source.filename, source.label)
+    client, total = _hub_client(settings), None
+    cached = _cached(source)
+    if None in cached and not settings.offline:
+        total = size_on_hub(source, settings)
+        there = sum(path.stat().st_size for path in cached if path)
+        _require_room(source, (total or there) - there)
     found: list[Path] = []
     for name in gguf_header.parts(source.filename):
         before = sum(path.stat().st_size for path in found)
-        with _hub_errors(replace(source, filename=name), settings):
-            path = download(
-                source.repo_id,
-                name,
-                revision=source.revision,
-                token=settings.hf_token or False,
-                endpoint=settings.hf_endpoint,
-                local_files_only=settings.offline,
-                **_progress(download, source.filename, before, total, sink),
-            )
-        found.append(Path(path))
+        progress = _progress(source.filename, before, total, sink)
+        found.append(_fetched(client, replace(source, filename=name), settings, progress, sink))
     return found[0]
 
 
-def _progress(
-    download: Callable[..., object], name: str, before: int, total: int | None, sink: Sink
-) -> dict[str, Any]:
-    """Return the option that makes the Hub's client report its progress to ``sink``.
+def _require_room(source: ModelSource, size: int) -> None:
+    """Refuse a download that the disk has no room for, before its first byte."""
+    from huggingface_hub import constants
 
-    Its progress is a tqdm class; clients before 1.0 take none, and report nothing.
+    cache = Path(constants.HF_HUB_CACHE)
+    with disk.errors(cache):
+        place = next(folder for folder in (cache, *cache.parents) if folder.exists())
+        free = shutil.disk_usage(place).free
+    if free < size:
+        raise StoreError(
+            "DISK_FULL",
+            f"no room in {cache}: {source.label} takes {size / 1e9:.3g} GB more,"
+            f" {free / 1e9:.3g} GB are free; nothing was half-installed",
+            hint="free some space and try again, or use another folder (HF_HOME)",
+        )
+
+
+def _fetched(
+    client: ModuleType, source: ModelSource, settings: Settings, progress: type, sink: Sink
+) -> Path:
+    """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
+    from huggingface_hub import constants
+
+    def download() -> Path:
+        path = client.hf_hub_download(
+            source.repo_id,
+            source.filename,
+            revision=source.revision,
+            token=settings.hf_token or False,
+            endpoint=settings.hf_endpoint,
+            local_files_only=settings.offline,
+            tqdm_class=progress,
+        )
+        return Path(path)
+
+    with _hub_errors(source, settings):
+        try:
+            return download()
+        except RuntimeError as error:  # hf_xet's only kind
+            told = f"the Hub's storage does not give {source.label} by Xet ({error}); it is"
+            told += " fetched without"
+            sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
+            constants.HF_HUB_DISABLE_XET = True
+            return download()
+
+
+def _progress(name: str, before: int, total: int | None, sink: Sink) -> type:
+    """Return a class of progress bars for the Hub's client that draws nothing and tells ``sink``.
+
+    Args:
+        name: of the model.
+        before: bytes of the parts before this one.
+        total: bytes of all parts; None for as many as the bar is told of.
+        sink: told of each step. Xet has two bars: the one that is further counts.
     """
-    if sink is ignore or "tqdm_class" not in inspect.signature(download).parameters:
-        return {}
     from tqdm import tqdm
 
-    class Told(tqdm):  # type: ignore[misc] # it has no types
-        """Draws nothing; each step becomes an event."""
+    furthest = [0]
 
+    class Told(tqdm):  # type: ignore[misc] # it has no types
         def __init__(self, *arguments: Any, **options: Any) -> None:
             options.pop("name", None)
             super().__init__(*arguments, **{**options, "disable": False, "file": io.StringIO()})
 
         def update(self, n: float | None = 1) -> bool | None:
             drawn: bool | None = super().update(n)
-            sink(Downloading(name, before + int(self.n), total or int(self.total or 0) or None))
+            furthest[0] = max(furthest[0], int(self.n))
+            sink(Downloading(name, before + furthest[0], total or int(self.total or 0) or None))
             return drawn
 
-    return {"tqdm_class": Told}
+    return Told
 
 
 @contextmanager
 def _hub_errors(source: ModelSource, settings: Settings) -> Iterator[None]:
-    """Turn what the Hub client raises into the loader's errors.
+    """Turn what the Hub's client raises into the loader's errors.
 
     That is its own errors, the system's, and those of its HTTP library, which changed from version
-    to version (requests, httpx, httpx2); requests' errors are OSErrors.
+    to version.
     """
     from huggingface_hub import errors
 
-    libraries = [sys.modules[name] for name in ("httpx", "httpx2") if name in sys.modules]
-    transport = [library.HTTPError for library in libraries]
+    http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
     try:
         yield
-    except (OSError, ValueError, errors.HfHubHTTPError, *transport) as error:
+    except (OSError, ValueError, RuntimeError, http) as error:
         raise _explained(error, source, settings) from error
 
 
 def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
     from huggingface_hub import errors
 
-    endpoint = locations.shown(settings.hf_endpoint or locations.HUB)
+    endpoint, repo = settings.hf_endpoint or locations.HUB, source.repo_id
     if isinstance(error, errors.GatedRepoError):
         state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
         return NetworkError(
             "MODEL_GATED",
-            f"{source.repo_id} is gated, and {state}",
-            hint=f"accept its licence at {endpoint}/{source.repo_id} and set HF_TOKEN in the"
-            " Space's secrets to a token of that account",
+            f"{repo} is gated, and {state}",
+            hint=f"accept its licence at {endpoint}/{repo} and set HF_TOKEN in the Space's secrets"
+            " to a token of that account",
         )
-    if isinstance(error, errors.LocalEntryNotFoundError):
-        if not settings.offline:
-            return _no_bytes(error, source, endpoint)
+    if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
         return NetworkError(
             "OFFLINE",
             f"{source.label} is not in the local cache, and offline is set",
@@ -266,51 +360,35 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
         )
     hint = ""
     if isinstance(error, errors.RepositoryNotFoundError):
-        code = "REPOSITORY_NOT_FOUND"
-        what = f"{endpoint} has no repository {source.repo_id}, or it is private"
+        code, what = (
+            "REPOSITORY_NOT_FOUND",
+            f"{endpoint} has no repository {repo}, or it is private",
+        )
         hint = "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN"
     elif isinstance(error, errors.RevisionNotFoundError):
-        code, what = "REVISION_NOT_FOUND", f"{source.repo_id} has no revision {source.revision}"
+        code, what = "REVISION_NOT_FOUND", f"{repo} has no revision {source.revision}"
         hint = "check YAKULINGO_SPACES_GGUF_REVISION"
-    elif isinstance(error, errors.EntryNotFoundError):
-        code, what = "FILE_NOT_FOUND", f"{source.repo_id} has no file {source.filename}"
+    elif isinstance(error, errors.RemoteEntryNotFoundError):
+        code, what = "FILE_NOT_FOUND", f"{repo} has no file {source.filename}"
         hint = "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files"
     elif isinstance(error, errors.HFValidationError):
-        code, what = "REPOSITORY_INVALID", f"{source.repo_id}: {error}"
+        code, what = "REPOSITORY_INVALID", f"{repo}: {error}"
     else:
         return _no_bytes(error, source, endpoint)
     return SettingError(code, what, hint=hint)
 
 
 def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
-    """Tell errors of the disk, which carry a number and a file, from those of the network.
+    """Tell errors of the disk from those of the network: a write to a full one names no file."""
+    from huggingface_hub import constants
 
-    A write to a full disk carries a number alone.
-    """
     if isinstance(error, OSError) and disk.is_full(error):
-        from huggingface_hub import constants
-
         return disk.failure(Path(constants.HF_HUB_CACHE), error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
         return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
     return NetworkError(
         "HUB_UNREACHABLE",
         f"cannot fetch {source.label} from {endpoint}: {error}",
-        hint="try again; with a copy at hand give it with --model",
+        hint="try again (HF_HUB_DISABLE_XET=1 does without Xet); with a copy at hand give it with"
+        " --model",
     )
-
-
-def _check(path: Path, sha256: str) -> None:
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-    except OSError as error:
-        raise SettingError("MODEL_NOT_READABLE", f"{path}: {error.strerror}") from error
-    if digest.hexdigest() != sha256:
-        raise IntegrityError(
-            "MODEL_SHA256_MISMATCH",
-            f"{path} has the sha256 {digest.hexdigest()}, pinned is {sha256}",
-            hint="correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
-        )

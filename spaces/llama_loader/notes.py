@@ -10,6 +10,7 @@ from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
 
     from llama_loader.server import Server
@@ -41,6 +42,19 @@ def channel_out_of_reach(url: str, serial: int, why: str) -> Note:
         " accepted before",
         "it is asked again at the next start",
     )
+
+
+def channel_expires(url: str, expires: datetime, runs_until: datetime | None) -> Note:
+    """A channel expires soon; or it has expired, and what was accepted ``runs_until`` then."""
+    hint = "its author renews it by promoting a release again; is this machine's clock right?"
+    if runs_until is None:
+        told = f"channel {url} expires on {expires:%Y-%m-%d}"
+        return Note("CHANNEL_EXPIRES_SOON", told, hint)
+    told = (
+        f"channel {url} expired on {expires:%Y-%m-%d}; the release that was accepted before runs"
+        f" until {runs_until:%Y-%m-%d}"
+    )
+    return Note("CHANNEL_EXPIRED", told, hint)
 
 
 def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:

@@ -319,6 +319,12 @@ def certificate_file() -> str | None:
     return os.environ.get("SSL_CERT_FILE") or None
 
 
+def bound_xet() -> None:
+    """Have hf_xet give up on a storage that is silent for a minute; it waits for more than four."""
+    os.environ.setdefault("HF_XET_CLIENT_READ_TIMEOUT", "20s")
+    os.environ.setdefault("HF_XET_CLIENT_RETRY_MAX_ATTEMPTS", "2")
+
+
 def renewed(settings: Settings) -> Settings:
     """Return the settings with what a started program may see of *this* process's environment.
 

@@ -16,7 +16,6 @@ from llama_loader.errors import IntegrityError
 
 MAX_DEPTH = 64
 """Deepest nesting accepted; a manifest has 5 levels."""
-_MAX_DIGITS = 1000
 
 
 @dataclass
@@ -27,12 +26,7 @@ class _Rejected:
 
 
 def loads(data: bytes, *, what: str, max_bytes: int) -> Any:
-    """Parse UTF-8 JSON.
-
-    Args:
-        data: the whole text.
-        what: what it is, for the error's sentence (``manifest https://…``).
-        max_bytes: the largest size accepted, in bytes.
+    """Parse UTF-8 JSON of at most ``max_bytes``; errors call it ``what`` (``manifest https://…``).
 
     Raises:
         IntegrityError: too large, not UTF-8, not JSON, nested too deep, duplicate keys, a number
@@ -48,7 +42,6 @@ def loads(data: bytes, *, what: str, max_bytes: int) -> Any:
             object_pairs_hook=_object,
             parse_constant=lambda name: _Rejected(f"{name} is not a number in JSON"),
             parse_float=_finite,
-            parse_int=_whole,
         )
     except RecursionError:
         raise IntegrityError("JSON_TOO_DEEP", f"{what} is nested too deep") from None
@@ -70,13 +63,6 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 def _finite(text: str) -> float | _Rejected:
     number = float(text)
     return number if math.isfinite(number) else _Rejected(f"{text} is not a finite number")
-
-
-def _whole(text: str) -> int:
-    """Turn digits into a number; a million of them would take minutes before Python 3.10.7."""
-    if len(text) > _MAX_DIGITS:
-        raise ValueError(f"a number of {len(text)} digits")
-    return int(text)
 
 
 def _reject(value: object, path: str, what: str, depth: int) -> None:

@@ -12,8 +12,8 @@ import lzma
 import re
 import sys
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from llama_loader.errors import IntegrityError
 
@@ -27,7 +27,6 @@ WINDOW_LOG: Final = 23
 XZ_MEMORY: Final = 80 << 20
 """Bytes; xz -9 asks for 65 MiB."""
 
-_FEED: Final = 1 << 18
 MAGIC: Final = {
     b"\x1f\x8b": "tar.gz",
     b"\xfd7zXZ\x00": "tar.xz",
@@ -50,6 +49,7 @@ _KINDS: Final = {
     b"5": "folder",
     b"6": "FIFO",
 }
+_EXTENSIONS: Final = frozenset((b"path", b"linkpath", b"size"))
 _OCTAL: Final = re.compile(rb"[0-7]+")
 _RECORD: Final = re.compile(rb"(\d{1,6}) ([^=\n]+)=")
 
@@ -80,19 +80,14 @@ def kind(head: bytes, name: str) -> str:
 def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[bytes, None, None]:
     """Yield the plain bytes of a ``tar.gz``, ``tar.xz`` or ``tar.zst``, ``PIECE`` at most each.
 
-    Args:
-        chunks: the compressed bytes.
-        form: which of the three.
-        name: the archive's, for errors.
-
     Raises:
         IntegrityError: damaged, truncated, followed by anything, or in need of too much memory.
     """
     make, failure = _decoder(form, name)
     decoder = None
     try:
-        for fed in _slices(chunks):
-            data: Any = fed
+        for chunk in chunks:
+            data = chunk
             while data or (decoder is not None and not decoder.needs_input):
                 decoder = decoder or make()
                 piece = decoder.decompress(data, PIECE)
@@ -107,36 +102,17 @@ def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[byt
         raise refused(name, "it is damaged: it ends in the middle of the compressed data")
 
 
-def _slices(chunks: Iterator[bytes]) -> Iterator[memoryview]:
-    for chunk in chunks:
-        view = memoryview(chunk)
-        for start in range(0, len(view), _FEED):
-            yield view[start : start + _FEED]
-
-
 class _Gzip:
     """zlib's decompressor with the interface of the other two."""
 
     def __init__(self) -> None:
         self._inner = zlib.decompressobj(wbits=31)
-        self._full = False
+        self.eof, self.unused_data, self.needs_input = False, b"", True
 
-    @property
-    def eof(self) -> bool:
-        return self._inner.eof
-
-    @property
-    def unused_data(self) -> bytes:
-        return self._inner.unused_data
-
-    @property
-    def needs_input(self) -> bool:
-        return not self._inner.unconsumed_tail and not self._full
-
-    def decompress(self, data: memoryview | bytes, limit: int) -> bytes:
-        tail = self._inner.unconsumed_tail
-        plain = self._inner.decompress(tail + bytes(data) if tail else data, limit)
-        self._full = len(plain) == limit
+    def decompress(self, data: bytes, limit: int) -> bytes:
+        plain = self._inner.decompress(self._inner.unconsumed_tail + data, limit)
+        self.eof, self.unused_data = self._inner.eof, self._inner.unused_data
+        self.needs_input = len(plain) < limit  # all of the input is used up then
         return plain
 
 
@@ -145,13 +121,13 @@ def _decoder(form: str, name: str) -> tuple[Callable[[], Any], type[Exception]]:
         return _Gzip, zlib.error
     if form == "tar.xz":
         return (lambda: lzma.LZMADecompressor(lzma.FORMAT_XZ, XZ_MEMORY)), lzma.LZMAError
-    if form == "tar.zst":
-        zstd = _zstd()
-        options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
-        return (lambda: zstd.ZstdDecompressor(options=options)), zstd.ZstdError
-    raise IntegrityError(
-        "FORMAT_UNKNOWN", f"{name}: this loader cannot read {form!r}", hint="update the loader"
-    )
+    if form != "tar.zst":
+        raise IntegrityError(
+            "FORMAT_UNKNOWN", f"{name}: this loader cannot read {form!r}", hint="update the loader"
+        )
+    zstd = _zstd()
+    options = {zstd.DecompressionParameter.window_log_max: WINDOW_LOG}
+    return (lambda: zstd.ZstdDecompressor(options=options)), zstd.ZstdError
 
 
 def _zstd() -> Any:
@@ -162,17 +138,8 @@ def _zstd() -> Any:
     return zstd
 
 
-@dataclass(frozen=True)
-class Member:
-    """One header.
-
-    Attributes:
-        path: as the archive has it.
-        kind: ``file``, ``folder``, ``symbolic link``, ``hard link`` or another word.
-        size: bytes of content.
-        mode: permission bits, with the set-id bits.
-        target: of a link.
-    """
+class Member(NamedTuple):
+    """One header: ``mode`` has the set-id bits, too; ``target`` is a link's."""
 
     path: str
     kind: str
@@ -182,18 +149,11 @@ class Member:
 
 
 class Reader:
-    """Reads members from plain bytes.
-
-    Args:
-        pieces: the archive's bytes.
-        name: the archive's, for errors.
-        limit: the most bytes that the archive may have in all.
-    """
+    """Reads members from plain bytes, at most ``limit`` of them; ``name`` is for errors."""
 
     def __init__(self, pieces: Iterator[bytes], name: str, limit: int) -> None:
-        self._pieces = pieces
+        self._pieces = _bounded(pieces, name, limit)
         self._name = name
-        self._limit = limit
         self._rest = memoryview(b"")
         self._left = 0
         self._extensions = 0
@@ -206,10 +166,11 @@ class Reader:
         """
         extended: dict[str, str] = {}
         while (header := self._take(BLOCK)).count(0) != BLOCK:
-            self._check_sum(header)
-            flag, size = header[156:157], self._number(header[124:136])
-            if flag in b"xgLK" and flag:
-                extended.update(self._extended(flag, size))
+            if sum(header) - sum(header[148:156]) + 8 * 32 != self._number(header[148:156]):
+                raise refused(self._name, "it is damaged: a header's checksum is wrong")
+            flag = header[156:157]
+            if flag in (b"x", b"g", b"L", b"K"):
+                extended.update(self._extended(flag, self._number(header[124:136])))
                 continue
             member = self._member(header, flag, extended)
             extended = {}
@@ -220,7 +181,10 @@ class Reader:
             self._take(-member.size % BLOCK)
         if extended:
             raise refused(self._name, "it is damaged: it ends after an extended header")
-        self._require_zeros()
+        # to the very end, so that the decompressor sees its checksums
+        for piece in chain((self._rest,), self._pieces):
+            if bytes(piece).count(0) != len(piece):
+                raise refused(self._name, "data follows the end of the archive")
 
     def content(self) -> Iterator[memoryview]:
         """Yield what was not read yet of the present member's content."""
@@ -244,13 +208,8 @@ class Reader:
             kind = "folder"
         if kind != "file" and size:
             raise refused(self._name, f"{path!r}, a {kind}, has content")
-        return Member(
-            path=path,
-            kind=kind,
-            size=size,
-            mode=self._number(header[100:108]),
-            target=extended.get("linkpath", self._text(header[157:257])),
-        )
+        target = extended.get("linkpath", self._text(header[157:257]))
+        return Member(path, kind, size, self._number(header[100:108]), target)
 
     def _extended(self, flag: bytes, size: int) -> dict[str, str]:
         """Read what an extended header says about the next member."""
@@ -263,29 +222,20 @@ class Reader:
         self._take(-size % BLOCK)
         if flag in b"LK":
             return {"path" if flag == b"L" else "linkpath": self._text(data)}
-        found = self._records(data)
-        about_content = {"path", "linkpath", "size"} if flag == b"g" else set()
-        if about_content & found.keys() or any(key.startswith("GNU.sparse") for key in found):
-            raise refused(self._name, "an extended header is of a kind that is not read")
-        return {key: found[key] for key in ("path", "linkpath", "size") if key in found}
-
-    def _records(self, data: bytes) -> dict[str, str]:
-        """Parse records ``LENGTH KEY=VALUE``, each with its newline (POSIX pax)."""
         found, start = {}, 0
-        while start < len(data):
+        while start < len(data):  # POSIX pax: LENGTH KEY=VALUE, each with its newline
             match = _RECORD.match(data, start)
             end = start + int(match[1]) if match else 0
             if not match or end <= match.end() or data[end - 1 : end] != b"\n":
                 raise refused(self._name, "it is damaged: an extended header cannot be read")
-            key = match[2].decode("ascii", "replace")
-            known = key in ("path", "linkpath", "size")
-            found[key] = self._decoded(data[match.end() : end - 1]) if known else ""
+            key = match[2]
+            known = key in _EXTENSIONS
+            if (known and flag == b"g") or key.startswith(b"GNU.sparse"):
+                raise refused(self._name, "an extended header is of a kind that is not read")
+            if known:
+                found[key.decode()] = self._decoded(data[match.end() : end - 1])
             start = end
         return found
-
-    def _check_sum(self, header: bytes) -> None:
-        if sum(header[:148]) + sum(header[156:]) + 8 * 32 != self._number(header[148:156]):
-            raise refused(self._name, "it is damaged: a header's checksum is wrong")
 
     def _number(self, field: bytes) -> int:
         text = field.strip(b" \0")
@@ -313,24 +263,18 @@ class Reader:
     def _some(self, size: int) -> memoryview:
         """Return between 1 and ``size`` bytes."""
         while not self._rest:
-            if not self._advance():
+            piece = next(self._pieces, None)
+            if piece is None:
                 raise refused(self._name, "it is damaged: it ends in the middle")
+            self._rest = piece
         taken = self._rest[:size]
         self._rest = self._rest[size:]
         return taken
 
-    def _advance(self) -> bool:
-        """Take the next piece; return False at the end."""
-        piece = next(self._pieces, None)
-        self._rest = memoryview(piece or b"")
-        self._limit -= len(self._rest)
-        if self._limit < 0:
-            raise refused(self._name, "it unpacks to more than it may")
-        return piece is not None
 
-    def _require_zeros(self) -> None:
-        """Read to the very end: only zeros follow the archive, and the checksums are seen."""
-        while bytes(self._rest).count(0) == len(self._rest):
-            if not self._advance():
-                return
-        raise refused(self._name, "data follows the end of the archive")
+def _bounded(pieces: Iterator[bytes], name: str, limit: int) -> Iterator[memoryview]:
+    for piece in pieces:
+        limit -= len(piece)
+        if limit < 0:
+            raise refused(name, "it unpacks to more than it may")
+        yield memoryview(piece)

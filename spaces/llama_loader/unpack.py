@@ -76,13 +76,9 @@ def _plain(
 def write(
     pieces: Iterable[bytes | memoryview], path: str, into: Path, *, executable: bool
 ) -> FileEntry:
-    """Write a new file and sync it to the disk; return its path, size and digest.
+    """Write a new file below ``into`` and sync it to the disk; return its size and digest.
 
-    Args:
-        pieces: its content.
-        path: its place in the folder.
-        into: the folder.
-        executable: whether its mode is 0755 instead of 0644.
+    Its mode is 0755 where it is ``executable``, else 0644.
 
     Raises:
         OSError: it cannot be written, or exists already.

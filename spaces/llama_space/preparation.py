@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import host, model, report
-from llama_loader.errors import HostError, LoaderError, SettingError
+from llama_loader.errors import HostError, LoaderError
 from llama_loader.events import Note, Stage, Timeline
 from llama_loader.loader import prepare
 from llama_space.values import Failure, Runtime
@@ -176,7 +176,7 @@ def run(settings: Settings, sink: Sink) -> Preparation:
     for note in report.notes(prepared[0]):
         sink(note)
     with timeline.stage("model"):
-        path = _model(settings, sink)
+        path = model.get(model.from_settings(settings), settings, sink=sink)
     stages = [stage for one in prepared for stage in one.timeline.stages]
     pinned = not settings.url or settings.sha256 is not None
     if not pinned:
@@ -241,18 +241,6 @@ def summed(stages: list[Stage]) -> tuple[tuple[str, float], ...]:
     for one in stages:
         seconds[one.name] = seconds.get(one.name, 0.0) + one.seconds
     return tuple((name, round(took, 4)) for name, took in seconds.items())
-
-
-def _model(settings: Settings, sink: Sink) -> Path:
-    """Fetch the model; a local one must be there, or a GPU would be asked for in vain."""
-    path = model.get(model.from_settings(settings), settings, sink=sink)
-    if not path.is_file():
-        raise SettingError(
-            "MODEL_MISSING",
-            f"there is no file {path}",
-            hint="correct YAKULINGO_SPACES_GGUF_PATH, or unset it to have the model fetched",
-        )
-    return path
 
 
 def _named_digest(path: Path) -> str | None:

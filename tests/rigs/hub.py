@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import threading
+import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -17,17 +18,25 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 COMMIT = "c" * 40
+XET_TOKEN = "/api/xet-read-token"
 
 
 @dataclass
 class Hub:
-    """What it holds, and what it was asked."""
+    """What it holds, and what it was asked.
+
+    Attributes:
+        xet: the address of its Xet storage; none where it is empty.
+        bodies: the paths whose content was asked for.
+    """
 
     repo: str = "me/model"
     files: dict[str, bytes] = field(default_factory=dict)
     token: str | None = None
     url: str = ""
     tokens_seen: set[str | None] = field(default_factory=set)
+    xet: str = ""
+    bodies: list[str] = field(default_factory=list)
 
     def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
         """Return status, error code and body for a request."""
@@ -55,15 +64,27 @@ def serving(hub: Hub) -> Iterator[Hub]:
 
         def answer(self) -> None:
             path = self.path.partition("?")[0]
+            if path == XET_TOKEN:
+                self.send_response(200)
+                self.send_header("X-Xet-Cas-Url", hub.xet)
+                self.send_header("X-Xet-Access-Token", "xet")
+                self.send_header("X-Xet-Token-Expiration", str(int(time.time()) + 3600))
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
             status, code, body = hub.judge(path, self.headers["Authorization"])
             self.send_response(status)
             self.send_header("X-Repo-Commit", COMMIT)
             self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
             self.send_header("Content-Length", str(len(body)))
+            if hub.xet and not code:
+                self.send_header("X-Xet-Hash", "a" * 64)
+                self.send_header("Link", f'<{hub.url}{XET_TOKEN}>; rel="xet-auth"')
             if code:
                 self.send_header("X-Error-Code", code)
             self.end_headers()
             if self.command == "GET":
+                hub.bodies.append(path)
                 self.wfile.write(body)
 
         do_GET = answer  # noqa: N815 - the name in the base

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from conftest import Impostor
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
+MODEL = str(self_test.MODEL)
 NAME = "llama-server-b1-cpu-cpu-linux-x86_64.tar.gz"
 
 
@@ -458,7 +459,7 @@ def serving(home: dict[str, str]) -> Iterator[Any]:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_until_interrupted(serving: Any, release: Path, number: int) -> None:
-    server = serving(*manifest_options(release), "--allow-cpu", "--model", "/m.gguf")
+    server = serving(*manifest_options(release), "--allow-cpu", "--model", MODEL)
     url = server.url()
     with urllib.request.urlopen(f"{url}/health") as answer:
         assert answer.status == 200
@@ -472,7 +473,7 @@ def test_serve_interrupted_while_it_loads(
 ) -> None:
     impostor.behave(loading=60)
     options = manifest_options(make_release(impostor, tmp_path / "r"))
-    server = serving(*options, "--allow-cpu", "--model", "/m.gguf")
+    server = serving(*options, "--allow-cpu", "--model", MODEL)
     runtimes = Path(home["HF_HOME"]) / "llama-loader/runtimes"
     deadline = time.monotonic() + 20
     while not list(runtimes.rglob("seen.json")) and time.monotonic() < deadline:
@@ -486,19 +487,19 @@ def test_serve_passes_on_what_follows_the_dashes(
     serving: Any, release: Path, home: dict[str, str]
 ) -> None:
     server = serving(
-        *manifest_options(release), "--allow-cpu", "--model", "m.gguf", "--json", "--",
-        "--threads", "3",
+        *manifest_options(release), "--allow-cpu", "--model", os.path.relpath(MODEL), "--json",
+        "--", "--threads", "3",
     )  # fmt: skip
     server.url()
     seen = next(Path(home["HF_HOME"]).rglob("seen.json"))
     argv = json.loads(seen.read_text())["argv"]
     assert argv[-2:] == ["--threads", "3"]
-    assert argv[argv.index("--model") + 1] == str(Path.cwd() / "m.gguf")
+    assert argv[argv.index("--model") + 1] == MODEL
     server.end(signal.SIGINT)
 
 
 def test_serve_on_a_port_that_is_taken(serving: Any, home: dict[str, str], release: Path) -> None:
-    options = [*manifest_options(release), "--allow-cpu", "--model", "/m"]
+    options = [*manifest_options(release), "--allow-cpu", "--model", MODEL]
     port = serving(*options).url().rpartition(":")[2]
     done = run(home, "serve", *options, "--port", port)
     assert port in refused(done, 7, "PORT_IN_USE")
@@ -507,8 +508,29 @@ def test_serve_on_a_port_that_is_taken(serving: Any, home: dict[str, str], relea
 def test_serve_whose_server_dies(home: dict[str, str], impostor: Impostor, tmp_path: Path) -> None:
     impostor.behave(exit=1, say=["E srv load_model: failed to load model, '/m'"])
     release = make_release(impostor, tmp_path / "r")
-    done = run(home, "serve", *manifest_options(release), "--allow-cpu", "--model", "/m")
+    done = run(home, "serve", *manifest_options(release), "--allow-cpu", "--model", MODEL)
     assert "failed to load model, '/m'" in refused(done, 7, "BAD_MODEL")
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(("name", "code"), [("page", "MODEL_NOT_GGUF"), ("fifo", "MODEL_MISSING")])
+def test_serve_refuses_what_is_no_model_as_the_doctor_does(
+    home: dict[str, str], release: Path, tmp_path: Path, name: str, code: str
+) -> None:
+    (tmp_path / "page").write_text("<!doctype html>")
+    os.mkfifo(tmp_path / "fifo")
+    options = [*manifest_options(release), "--allow-cpu"]
+    done = run(home, "serve", *options, "--model", str(tmp_path / name))
+    told = refused(done, 2, code)
+    assert not list(Path(home["HF_HOME"]).rglob("seen.json"))
+    home["YAKULINGO_SPACES_GGUF_PATH"] = str(tmp_path / name)
+    (check,) = (
+        one
+        for one in json.loads(run(home, "doctor", *options, "--json").stdout)["checks"]
+        if one["name"] == "model"
+    )
+    assert check["code"] == code
+    assert check["detail"] in told
 
 
 def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:

@@ -21,7 +21,7 @@ import requests
 from verbs import PROJECT
 from waiting import comes
 
-from llama_loader import processes
+from llama_loader import processes, self_test
 from llama_loader.errors import NetworkError, ServerError, SettingError
 from llama_loader.events import Note, Stage
 from llama_loader.supervisor import Supervisor
@@ -55,7 +55,7 @@ class Rig:
     def __init__(self, folder: Path) -> None:
         self._archive = folder / "release.tar.gz"
         model = folder / "model.gguf"
-        model.write_bytes(b"GGUF")
+        model.write_bytes(self_test.MODEL.read_bytes())
         self._given = {
             "llama_cpp_url": self._archive.as_uri(),
             "allow_cpu": True,

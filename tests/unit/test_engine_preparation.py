@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 from releases import BARE, Unlisted, artifact, manifest
 
-from llama_loader import loader, settings
+from llama_loader import loader, self_test, settings
 from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Stage, Timeline
 from llama_loader.gpus import Gpu
@@ -77,7 +77,7 @@ def installing(
 
 def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = installing(monkeypatch, tmp_path, ASSUMED)
-    done = preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), lambda _: None)
+    done = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
     assert asked == ["120", "90"]
     assert [one.architecture for one in done.runtimes] == ["120", "90"]
     assert done.timeline[0] == ("fetch", 2.0)
@@ -89,7 +89,7 @@ def test_one_of_two_is_enough_and_the_other_is_said(
 ) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120")
     events: list[Event] = []
-    done = preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), events.append)
+    done = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), events.append)
     assert [one.architecture for one in done.runtimes] == ["90"]
     assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
 
@@ -109,7 +109,7 @@ def test_misspelt_variable_is_a_note_of_the_engine(
 def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120", "90")
     with pytest.raises(HostError, match="nothing for 120"):
-        preparation.run(zerogpu(gguf_path=str(tmp_path / "m.gguf")), lambda _: None)
+        preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
 
 
 def test_a_model_that_is_not_there_is_found_without_a_gpu(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -11,6 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import minisign
+import msgspec
 import pytest
 
 from llama_loader import disk, trust
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
 URL = "https://example.org/manifest.json"
 SHA = "a" * 64
+FOR = {"project": "me/builds", "channel": "stable"}
 
 
 @pytest.fixture
@@ -50,7 +53,7 @@ def test_a_pin(place: Path) -> None:
 
 
 def test_a_channel(place: Path) -> None:
-    write(place, manifest_url=URL, public_key="RWQx", min_serial=7)
+    write(place, manifest_url=URL, public_key="RWQx", min_serial=7, **FOR)
     pin = trust.read(place)
     assert (pin.public_key, pin.min_serial, pin.manifest_sha256) == ("RWQx", 7, None)
 
@@ -214,7 +217,6 @@ def test_why_there_is_no_release(place: Path) -> None:
 # signed channels: signatures, serials and expiry
 
 NOW = datetime(2026, 11, 23, 12, 0, tzinfo=timezone.utc)
-FOR = {"project": "me/builds", "channel": "stable"}
 PATH = "/channels/stable/manifest.json"
 KEYS, OTHER = minisign.KeyPair.generate(), minisign.KeyPair.generate()
 PUBLIC = KEYS.public_key.to_base64().decode()
@@ -235,7 +237,7 @@ def sign(data: bytes, keys: minisign.KeyPair = KEYS, **options: Any) -> bytes:
     told = json.loads(data) if data.startswith(b"{") else {}
     named = {"serial": told.get("serial", 0), "release": told.get("release", "none"), **FOR}
     named |= {name: options.pop(name) for name in tuple(named) if name in options}
-    comment = trust.TrustedComment(**named).render()
+    comment = trust.signed_for(**named)
     return bytes(keys.secret_key.sign(data, **({"trusted_comment": comment} | options)))
 
 
@@ -399,14 +401,41 @@ def test_out_of_reach_it_goes_on_with_what_was_accepted(published: Published) ->
     assert error.code == "MANIFEST_EXPIRED"
 
 
-@pytest.mark.parametrize("damage", [b"", b"{}", manifest(serial=70)])
+def kept_as(data: bytes, signature: bytes) -> bytes:
+    return msgspec.json.encode((data, signature))
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"",
+        b"{}",
+        manifest(serial=70),
+        kept_as(manifest(serial=70), sign(manifest())),
+        kept_as(manifest(), sign(manifest(), OTHER)),
+        kept_as(manifest(release="b1-2"), b""),
+    ],
+)
 def test_what_was_kept_is_verified_again(published: Published, damage: bytes) -> None:
     published.follow()
     (kept,) = published.root.glob("channels/*/7.json")
     kept.write_bytes(damage)
-    assert refused(published, offline=True).code == "SIGNATURE_INVALID"
+    assert refused(published, offline=True).code == "OFFLINE"
     assert published.follow().serial == 7  # the channel itself mends it
     assert published.follow(offline=True).serial == 7
+
+
+@pytest.mark.parametrize("kind", ["damaged", "FIFO", "folder"])
+def test_mark_holds_whatever_becomes_of_what_was_kept(published: Published, kind: str) -> None:
+    published.follow()
+    (kept,) = published.root.glob("channels/*/7.json")
+    kept.unlink()
+    {"damaged": kept.touch, "FIFO": lambda: os.mkfifo(kept), "folder": kept.mkdir}[kind]()
+    published.put(manifest(serial=6))
+    assert refused(published).code == "SERIAL_TOO_LOW"
+    published.put(manifest(serial=7))
+    assert published.follow().serial == 7
+    assert kept.is_file()
 
 
 def test_somebody_elses_files_are_no_serials(published: Published) -> None:
@@ -417,12 +446,11 @@ def test_somebody_elses_files_are_no_serials(published: Published) -> None:
     assert published.follow().serial == 7
 
 
-def test_a_few_are_kept(published: Published) -> None:
+def test_the_last_is_kept(published: Published) -> None:
     for serial in range(7, 15):
         published.put(manifest(serial=serial))
         published.follow()
-    assert published.kept() == ["12.json", "13.json", "14.json"]
-    assert len(list(published.root.glob("channels/*/*.minisig"))) == 3
+    assert published.kept() == ["14.json"]
 
 
 def test_what_is_kept_lies_where_a_later_loader_looks_for_it(published: Published) -> None:
@@ -430,17 +458,26 @@ def test_what_is_kept_lies_where_a_later_loader_looks_for_it(published: Publishe
     published.follow()
     name = hashlib.sha256(f"{PUBLIC}\nme/builds\nstable".encode()).hexdigest()[:32]
     assert (published.root / "channels" / name / "7.json").is_file()
-    assert (published.root / "channels" / name / "7.json.minisig").is_file()
 
 
-def test_what_somebody_else_swept_is_not_missed(published: Published) -> None:
-    published.follow()
-    (signature,) = published.root.glob("channels/*/7.json.minisig")
-    signature.unlink()
-    for serial in range(8, 12):
-        published.put(manifest(serial=serial))
-        published.follow()
-    assert published.kept() == ["10.json", "11.json", "9.json"]
+def test_processes_that_accept_at_once_leave_the_highest(
+    published: Published, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them has accepted serial 9, and serial 10 is kept before it has written its own."""
+    write, later = Store.write, [manifest(serial=10)]
+
+    def write_late(store: Store, *names: str, data: bytes) -> None:
+        if later:
+            published.put(later.pop())
+            assert published.follow().serial == 10
+        write(store, *names, data=data)
+
+    monkeypatch.setattr(Store, "write", write_late)
+    published.put(manifest(serial=9))
+    assert published.follow().serial == 9
+    assert refused(published, least=11).message.endswith("11 is asked for")
+    published.put(manifest(serial=9))
+    assert refused(published).code == "SERIAL_TOO_LOW"
 
 
 def test_many_at_once_leave_the_highest(published: Published) -> None:
@@ -616,19 +653,30 @@ def test_manifest_signed_for_something_else_is_refused(
     assert published.follow().serial == 3
 
 
-@pytest.mark.parametrize("comment", ["channel stable serial 7 release b1-1", "", "project x"])
+@pytest.mark.parametrize(
+    "comment",
+    [
+        "channel stable serial 7 release b1-1",
+        "",
+        "project x",
+        trust.signed_for(**FOR, serial=7, release="b1-1") + " ",
+    ],
+)
 def test_signature_that_names_no_project_asks_for_a_new_promotion(
     published: Published, comment: str
 ) -> None:
     published.put(manifest(), sign(manifest(), trusted_comment=comment))
-    channel_refused(published, "CHANNEL_NOT_SIGNED_FOR", repr(comment))
+    channel_refused(published, "CHANNEL_MISMATCH", repr(comment))
+    assert "an older farm" in refused(published).hint
 
 
 @pytest.mark.parametrize("missing", ["project", "channel"])
-def test_release_file_that_does_not_name_its_channel_is_refused(
-    published: Published, missing: str
-) -> None:
-    error = refused(published, **{missing: None})
+def test_release_file_that_does_not_name_its_channel_is_refused(place: Path, missing: str) -> None:
+    told = {name: value for name, value in FOR.items() if name != missing}
+    write(place, manifest_url=URL, public_key=PUBLIC, **told)
+    with pytest.raises(IntegrityError) as caught:
+        trust.read(place)
+    error = caught.value
     assert (error.code, error.exit_status) == ("CHANNEL_NOT_NAMED", 4)
     assert '"project": "OWNER/REPO"' in error.hint
     assert '"channel": "stable"' in error.hint
@@ -704,9 +752,6 @@ def test_new_release_is_not_accepted_after_its_expiry(published: Published) -> N
     assert published.follow(now=late).serial == 9
 
 
-def test_comment_is_read_as_it_was_written() -> None:
-    comment = trust.TrustedComment("me/builds", "stable", 7, "b1-1")
-    assert trust.TrustedComment.parse(comment.render()) == comment
-    assert comment.render() == "project me/builds channel stable serial 7 release b1-1"
-    for other in (comment.render() + "\n", " " + comment.render(), "project a b channel c"):
-        assert trust.TrustedComment.parse(other) is None
+def test_comment_says_what_the_signature_is_for() -> None:
+    found = trust.signed_for("me/builds", "stable", 7, "b1-1")
+    assert found == "project me/builds channel stable serial 7 release b1-1"

@@ -1,0 +1,406 @@
+"""Models: local files, the Hub's cache, the real Hub client against a Hub on loopback."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from verbs import PROJECT
+
+from llama_loader import model, self_test
+from llama_loader.errors import IntegrityError, LoaderError, SettingError
+from llama_loader.settings import Settings, bound_xet, load
+from tests.rigs.hub import COMMIT, Hub, serving
+from tests.rigs.small_disk import mounted
+from tests.unit.test_doctor import MMPROJ
+
+SPACES = PROJECT / "spaces"
+TINY = self_test.MODEL.read_bytes()
+
+
+def settings(**variables: str) -> Settings:
+    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+    return load(environ={"PATH": os.environ["PATH"], "HOME": "/home/user", **names})
+
+
+def refused(path: Path) -> SettingError:
+    """Return the error of a local model, for the doctor and for whoever serves it."""
+    with pytest.raises(SettingError) as caught:
+        model.require_usable(path)
+    error, wanted = caught.value, settings(GGUF_PATH=str(path))
+    with pytest.raises(SettingError) as told:
+        model.get(model.from_settings(wanted), wanted)
+    assert told.value.render() == error.render()
+    assert error.exit_status == 2
+    assert str(path) in error.message
+    return error
+
+
+def test_a_local_model_is_taken_where_it_lies() -> None:
+    wanted = settings(GGUF_PATH=str(self_test.MODEL))
+    assert model.get(model.from_settings(wanted), wanted) == self_test.MODEL
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "code"),
+    [
+        ("page.gguf", b"<!doctype html><html>", "MODEL_NOT_GGUF"),
+        ("empty.gguf", b"", "MODEL_NOT_GGUF"),
+        ("cut.gguf", TINY[:100], "MODEL_NOT_GGUF"),
+        ("old.gguf", b"GGUF\1" + TINY[5:], "MODEL_NOT_GGUF"),
+        ("m-00001-of-00003.gguf", TINY, "MODEL_INCOMPLETE"),
+        ("m-00002-of-00003.gguf", TINY, "MODEL_INCOMPLETE"),
+        ("m-00001-of-00000.gguf", TINY, "MODEL_PART"),
+        ("m.gguf.part1of2", TINY, "MODEL_PART"),
+        ("m.gguf-split-a", TINY, "MODEL_PART"),
+        ("mmproj.gguf", MMPROJ, "MODEL_PROJECTOR"),
+        ("none.gguf", None, "MODEL_MISSING"),
+    ],
+)
+def test_what_is_no_whole_model_is_refused_before_anything_is_started(
+    tmp_path: Path, name: str, data: bytes | None, code: str
+) -> None:
+    if data is not None:
+        (tmp_path / name).write_bytes(data)
+    error = refused(tmp_path / name)
+    if code == "MODEL_PART":
+        assert "joined to one file" in error.hint
+    assert error.code == code
+
+
+def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(TINY)
+    model.require_usable(tmp_path / "m-00001-of-00002.gguf")
+    assert refused(tmp_path / "m-00002-of-00002.gguf").code == "MODEL_INCOMPLETE"
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["FIFO", "folder", "device", "FIFO by a link"])
+def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> None:
+    """Whoever opens a FIFO waits for its writer."""
+    path = tmp_path / "m.gguf"
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    else:
+        os.mkfifo(tmp_path / "fifo")
+        (tmp_path / "fifo").rename(path) if kind == "FIFO" else path.symlink_to("fifo")
+    assert refused(path).code == "MODEL_MISSING"
+    wanted = settings(GGUF_PATH=str(path), GGUF_SHA256="0" * 64)
+    with pytest.raises(SettingError):
+        model.get(model.from_settings(wanted), wanted)
+
+
+def test_model_that_this_user_may_not_look_at_is_a_setting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, **_: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, "stat", refuse)
+    monkeypatch.setattr(Path, "is_file", refuse)
+    assert refused(tmp_path / "m.gguf").code == "MODEL_NOT_READABLE"
+
+
+def test_a_pinned_model_is_hashed() -> None:
+    digest = hashlib.sha256(TINY).hexdigest()
+    good = settings(GGUF_PATH=str(self_test.MODEL), GGUF_SHA256=digest)
+    assert model.get(model.from_settings(good), good) == self_test.MODEL
+    bad = settings(GGUF_PATH=str(self_test.MODEL), GGUF_SHA256="0" * 64)
+    with pytest.raises(IntegrityError, match=digest):
+        model.get(model.from_settings(bad), bad)
+
+
+@pytest.mark.parametrize("where", ["GGUF_PATH", "GGUF_FILENAME"])
+def test_pin_of_a_model_in_parts_is_refused_before_anything_is_fetched(where: str) -> None:
+    """The digest could be right for the first part alone, and says nothing of the others."""
+    wanted = settings(**{where: "m-00001-of-00005.gguf", "GGUF_SHA256": "0" * 64})
+    with pytest.raises(SettingError, match=r"m-00002-of-00005\.gguf, .* and 2 more") as caught:
+        model.get(model.from_settings(wanted), wanted)
+    assert caught.value.code == "MODEL_PIN_OF_PARTS"
+    single = reason(settings(**{where: "m-00001-of-00001.gguf"}))
+    assert single is None or single.code in {"OFFLINE", "MODEL_MISSING"}
+
+
+def reason(wanted: Settings) -> LoaderError | None:
+    try:
+        model.get(model.from_settings(wanted), replace(wanted, offline=True))
+    except LoaderError as error:
+        return error
+    return None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["m-00002-of-00003.gguf", "m-00001-of-00000.gguf", "m.gguf.part1of2", "m.gguf-split-a"],
+)
+def test_piece_of_a_model_is_refused_before_anything_is_fetched(name: str) -> None:
+    error = reason(settings(GGUF_FILENAME=name))
+    assert error is not None
+    assert (error.code, error.exit_status) == ("MODEL_PART", 2)
+    assert name in error.message
+
+
+def hub_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **variables: str) -> LoaderError:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    wanted = settings(GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf", **variables)
+    with pytest.raises(LoaderError) as caught:
+        model.get(model.from_settings(wanted), wanted)
+    return caught.value
+
+
+PRINT_PATH = (
+    "from llama_loader import model, settings; s = settings.load();"
+    "print(model.get(model.from_settings(s), s))"
+)
+
+
+def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
+    """Fetch with the real client, in a process of its own: its settings are read at import."""
+    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(place),
+        "HF_HOME": str(place / "hf"),
+        "HF_ENDPOINT": hub.url,
+        "PYTHONPATH": str(SPACES),
+        "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
+        "YAKULINGO_SPACES_GGUF_FILENAME": "sub/m.gguf",
+        "HF_XET_CLIENT_READ_TIMEOUT": "2s",
+        **names,
+    }
+    if "HF_TOKEN" in variables:
+        environ["HF_TOKEN"] = variables["HF_TOKEN"]
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise AssertionError(done.stderr.splitlines()[-1])
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def path_from_hub(hub: Hub, place: Path, **variables: str) -> Path:
+    return Path(from_hub(hub, place, PRINT_PATH, **variables))
+
+
+def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
+    content = TINY.ljust(30_000_000)
+    code = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "model.get(model.from_settings(s), s, sink=lambda e: print(e.name, e.done, e.total))"
+    )
+    with serving(Hub(files={"sub/m.gguf": content})) as hub:
+        told = from_hub(hub, tmp_path, code).splitlines()
+    counts = [int(line.split()[1]) for line in told]
+    assert told[-1] == "sub/m.gguf 30000000 30000000"
+    assert len(counts) > 1
+    assert counts == sorted(counts)
+
+
+def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> None:
+    code = (
+        "from llama_loader import model, settings;"
+        "print(model.at_hand(model.from_settings(settings.load())))"
+    )
+    with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
+        assert from_hub(hub, tmp_path, code) == "None"
+        assert hub.tokens_seen == set()
+        path = path_from_hub(hub, tmp_path)
+    assert from_hub(hub, tmp_path, code) == str(path)
+    assert from_hub(hub, tmp_path, code, GGUF_REVISION=COMMIT) == str(path)
+    assert from_hub(hub, tmp_path, code, GGUF_REVISION="v9") == "None"
+    assert from_hub(hub, tmp_path, code, GGUF_PATH="/nowhere") == "None"
+
+
+def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Path) -> None:
+    names = [f"sub/m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    code = (
+        "from llama_loader import model, settings;"
+        "print(model.at_hand(model.from_settings(settings.load())))"
+    )
+    with serving(Hub(files={name: TINY + name.encode() for name in names[:2]})) as hub:
+        with pytest.raises(AssertionError, match="has no file sub/m-00003"):
+            path_from_hub(hub, tmp_path, GGUF_FILENAME=names[0])
+        assert from_hub(hub, tmp_path, code, GGUF_FILENAME=names[0]) == "None"
+        hub.files[names[2]] = TINY + b"third"
+        path = path_from_hub(hub, tmp_path / "fresh", GGUF_FILENAME=names[0])
+        assert from_hub(hub, tmp_path / "fresh", code, GGUF_FILENAME=names[0]) == str(path)
+    assert path.read_bytes() == TINY + names[0].encode()
+    assert (path.parent / "m-00003-of-00003.gguf").read_bytes() == TINY + b"third"
+
+
+def test_progress_of_a_model_in_parts_is_that_of_all_parts(tmp_path: Path) -> None:
+    names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    code = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "model.get(model.from_settings(s), s, sink=lambda e: print(e.name, e.done, e.total))"
+    )
+    with serving(Hub(files={names[0]: TINY.ljust(12_000_000), names[1]: bytes(9_000_000)})) as hub:
+        told = [
+            line.split()
+            for line in from_hub(hub, tmp_path, code, GGUF_FILENAME=names[0]).splitlines()
+        ]
+    counts = [int(done) for _, done, _ in told]
+    assert counts == sorted(counts)
+    assert 12_000_000 < counts[-1] == 21_000_000
+    assert {(name, total) for name, _, total in told} == {(names[0], "21000000")}
+
+
+@pytest.mark.parametrize(
+    "endpoint",
+    [
+        *("http://hub.example", "http://localhost:1", "http://127.0.0.1.example", "http://[::"),
+        *("https://me:hf_secret@hub.example", "https://hub.example?token=hf_secret"),
+        *("https://hub.example/#hf_secret", "http://127.0.0.1:1/?hf_secret"),
+    ],
+)
+def test_token_for_the_models_hub_goes_to_https_or_a_loopback_address_only(
+    monkeypatch: pytest.MonkeyPatch, endpoint: str
+) -> None:
+    def asked(*_: object, **__: object) -> None:
+        raise AssertionError("the Hub's client was called")
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", asked)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", asked)
+    wanted = replace(settings(HF_TOKEN="hf_secret"), hf_endpoint=endpoint)
+    for ask in (model.get, model.size_on_hub):
+        with pytest.raises(SettingError) as caught:
+            ask(model.from_settings(wanted), wanted)
+        assert caught.value.code == "ENDPOINT_REFUSED"
+        if "hf_secret" not in endpoint:
+            assert endpoint in caught.value.message
+        assert "hf_secret" not in caught.value.render()
+
+
+def test_the_real_hub_client_against_a_local_hub(tmp_path: Path) -> None:
+    with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
+        path = path_from_hub(hub, tmp_path)
+        assert path.read_bytes() == TINY
+        assert path.is_relative_to(tmp_path / "hf")
+        assert hub.tokens_seen == {None}
+        digest = hashlib.sha256(TINY).hexdigest()
+        assert path_from_hub(hub, tmp_path, GGUF_SHA256=digest, GGUF_REVISION=COMMIT) == path
+        for variables, words in (
+            ({"GGUF_FILENAME": "other.gguf"}, "has no file other.gguf"),
+            ({"GGUF_REVISION": "v9"}, "has no revision v9"),
+            ({"GGUF_REPO_ID": "me/other"}, "has no repository me/other"),
+            ({"GGUF_SHA256": "0" * 64}, "pinned is 0000"),
+        ):
+            with pytest.raises(AssertionError, match=words):
+                path_from_hub(hub, tmp_path, **variables)
+    assert path_from_hub(hub, tmp_path, OFFLINE="1") == path
+
+
+def test_a_gated_model_needs_the_token(tmp_path: Path) -> None:
+    with serving(Hub(files={"sub/m.gguf": TINY}, token="hf_right")) as hub:
+        with pytest.raises(AssertionError, match="is gated, and HF_TOKEN is not set"):
+            path_from_hub(hub, tmp_path)
+        with pytest.raises(AssertionError, match="has no access to it"):
+            path_from_hub(hub, tmp_path, HF_TOKEN="hf_wrong")
+        assert path_from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == TINY
+
+
+def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    error = hub_failure(monkeypatch, tmp_path, OFFLINE="1")
+    assert (error.code, error.exit_status) == ("OFFLINE", 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "code", "status", "words"),
+    [
+        ("GatedRepoError", "MODEL_GATED", 3, "HF_TOKEN is not set"),
+        ("RepositoryNotFoundError", "REPOSITORY_NOT_FOUND", 2, "me/model"),
+        ("RevisionNotFoundError", "REVISION_NOT_FOUND", 2, "no revision"),
+        ("RemoteEntryNotFoundError", "FILE_NOT_FOUND", 2, "no file m.gguf"),
+        ("LocalEntryNotFoundError", "HUB_UNREACHABLE", 3, "https://huggingface.co"),
+        ("full disk", "DISK_FULL", 6, "No space left"),
+        ("read-only disk", "MODEL_NOT_WRITTEN", 6, "Read-only file system"),
+        ("ValueError", "HUB_UNREACHABLE", 3, "what"),
+        ("RuntimeError", "HUB_UNREACHABLE", 3, "HF_HUB_DISABLE_XET"),
+    ],
+)
+def test_the_hubs_errors_become_sentences(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, code: str, status: int, words: str
+) -> None:
+    from huggingface_hub import errors
+
+    def fail(*_: object, **__: object) -> None:
+        if name == "full disk":  # as a write says it: without a name
+            raise OSError(errno.ENOSPC, "No space left on device")
+        if name == "read-only disk":
+            raise OSError(errno.EROFS, "Read-only file system", "/cache/x")
+        if name in {"ValueError", "RuntimeError"}:
+            raise {"ValueError": ValueError, "RuntimeError": RuntimeError}[name]("what")
+        kind: Any = getattr(errors, name)
+        error = kind.__new__(kind)
+        Exception.__init__(error, "told")
+        raise error
+
+    answer = SimpleNamespace(size=1)
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: answer)
+    error = hub_failure(monkeypatch, tmp_path)
+    assert (error.code, error.exit_status) == (code, status)
+    assert words in error.render()
+
+
+def test_a_model_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path) -> None:
+    """Both sizes are told; what is in the cache already is not counted."""
+    names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
+    files = {names[0]: TINY.ljust(9_000_000), names[1]: bytes(9_000_000)}
+    with mounted(tmp_path / "disk", "12m") as resize, serving(Hub(files=files)) as hub:
+        for _ in range(2):
+            with pytest.raises(AssertionError, match=r"takes 0\.018 GB more, 0\.0126 GB are free"):
+                path_from_hub(hub, tmp_path / "disk", GGUF_FILENAME=names[0])
+        assert [path for path in hub.bodies if "/resolve/" in path] == []
+        resize("24m")
+        first = path_from_hub(hub, tmp_path / "disk", GGUF_FILENAME=names[0])
+        first.resolve().unlink()
+        first.unlink()
+        resize("20m")
+        assert path_from_hub(hub, tmp_path / "disk", GGUF_FILENAME=names[0]) == first
+
+
+@pytest.mark.parametrize("silent", [False, True])
+def test_xet_storage_that_does_not_answer_is_left_for_the_hub_itself(
+    tmp_path: Path, *, silent: bool
+) -> None:
+    """Left alone, hf_xet tries for more than four minutes."""
+    code = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "print(model.get(model.from_settings(s), s, sink=lambda e: print(type(e).__name__)))"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as storage:
+        port = storage.getsockname()[1] if silent else 9
+        with serving(Hub(files={"sub/m.gguf": TINY}, xet=f"http://127.0.0.1:{port}")) as hub:
+            started = time.monotonic()
+            told = from_hub(hub, tmp_path, code).splitlines()
+    assert Path(told[-1]).read_bytes() == TINY
+    assert told[0] == "Note"
+    assert time.monotonic() - started < 30
+
+
+def test_xet_gives_up_within_a_minute_unless_it_is_told_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    names = {"HF_XET_CLIENT_READ_TIMEOUT": "20s", "HF_XET_CLIENT_RETRY_MAX_ATTEMPTS": "2"}
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    bound_xet()
+    assert {name: os.environ[name] for name in names} == names
+    monkeypatch.setenv("HF_XET_CLIENT_READ_TIMEOUT", "1s")
+    bound_xet()
+    assert os.environ["HF_XET_CLIENT_READ_TIMEOUT"] == "1s"
