@@ -173,7 +173,7 @@ def _fetch(options: argparse.Namespace, console: Console) -> None:
     tested = None
     if not settings.no_test_run and self_test.possible(settings, prepared):
         console.stage("test run with a tiny model")
-        tested = loader.try_runtime(settings, prepared, sink=console)
+        tested = loader.try_runtime(settings, prepared)
     for note in report.notes(prepared):
         console(note)
     folder = printable(str(prepared.runtime))

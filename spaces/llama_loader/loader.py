@@ -16,7 +16,6 @@ from llama_loader import (
     gguf_header,
     gpus,
     host,
-    notes,
     processes,
     selection,
     self_test,
@@ -344,31 +343,20 @@ def plan_server(
     )
 
 
-def try_runtime(
-    settings: Settings,
-    prepared: Prepared,
-    listing: Listing | None = None,
-    *,
-    sink: Sink = ignore,
-) -> SelfTest:
+def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None = None) -> SelfTest:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
-    A good result of an earlier run is enough. What the test costs goes to the timeline.
+    What the test costs goes to the timeline.
 
     Raises:
         HostError: this machine cannot run it.
         ServerError: it does not start, or answers wrongly or too late.
     """
-    kept = self_test.kept(settings, prepared)
-    if kept is not None:
-        return kept
     with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
         if listing is None and not settings.cpu_chosen:
             listing = list_devices(settings, prepared)
         plan = plan_server(settings, prepared, self_test.MODEL, listing=listing)
-        return self_test.run(
-            prepared, replace(plan, devices=plan.every_device or plan.devices), sink
-        )
+        return self_test.run(prepared, replace(plan, devices=plan.every_device or plan.devices))
 
 
 def start(
@@ -385,9 +373,8 @@ def start(
     """Start a server and wait for its first token; its times go to the timeline.
 
     Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is installed again. A start that works is kept as a good self test. After one that
-    fails, the loader's own tiny model tells whether the runtime is at fault, where the error leaves
-    that open.
+    the runtime is installed again. After a start that fails, the loader's own tiny model tells
+    whether the runtime is at fault, where the error leaves that open.
 
     ``extra`` and ``listing`` are those of ``choose_devices``; ``keyed`` gives the server a key of
     its own; ``made`` is called with each supervisor before it starts its server, so that another
@@ -403,13 +390,10 @@ def start(
     if made is not None:
         made(supervisor)
     try:
-        server = supervisor.start()
-        if server.started is not None:
-            timeline.add("start", server.started.loaded)
-            timeline.add("first token", server.started.first_token - server.started.loaded)
-        for note in notes.not_as_asked(server):
-            sink(note)
-        self_test.remember(settings, prepared, server)
+        started = supervisor.start().started
+        if started is not None:
+            timeline.add("start", started.loaded)
+            timeline.add("first token", started.first_token - started.loaded)
     except LoaderError as error:
         if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or listing):
             # the server does not see a GPU that the driver names (MIG, say): ask what it sees

@@ -112,26 +112,12 @@ def notes(prepared: Prepared) -> list[Note]:
     return [Note(error.code, error.message, error.hint)]
 
 
-def test_run_line(verdict: SelfTest) -> str:
-    """Say in a sentence what a good test run found."""
-    what = "a model was served" if verdict.by == "model" else "the tiny model answered rightly"
-    where = ", ".join(verdict.devices) or "the CPU"
-    when = " at an earlier run" if verdict.kept else f" in {verdict.seconds:.2f} s"
-    return f"{what} on {where}{when}"
-
-
 def fetched(
     settings: Settings, prepared: Prepared, verdict: SelfTest | None = None
 ) -> dict[str, Any]:
     """Return what ``fetch --json`` prints."""
     by = trust(settings, prepared)
     installed = prepared.installed
-    test_run = verdict and {
-        "devices": list(verdict.devices),
-        "seconds": verdict.seconds,
-        "by": verdict.by,
-        "kept": verdict.kept,
-    }
     return {
         "folder": str(installed.folder),
         "sha256": installed.sha256,
@@ -141,7 +127,7 @@ def fetched(
         "trust": by,
         "choice": choice(prepared.choice) if prepared.choice else None,
         "libraries": _folders(prepared.libraries),
-        "test_run": test_run,
+        "test_run": plain(verdict),
         "timeline": plain(prepared.timeline.stages),
     }
 

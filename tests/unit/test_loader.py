@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import devices, loader, model, processes, selection, self_test, server_plan
+from llama_loader import devices, loader, processes, selection, self_test, server_plan
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
