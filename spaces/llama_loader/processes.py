@@ -1,15 +1,13 @@
 """Starts other programs, in an environment of their own and in ``/``; nothing else does.
 
 A program sees an allow-list of harmless variables (``settings.inherited``), the library folders
-and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*`` or ``AIP_*``, which
-silently change llama-server's settings, no ``LD_PRELOAD``, no token. It never runs in the caller's
-working folder: llama-server loads any ``libggml-*.so`` that lies in its working folder
-(ggml/src/ggml-backend-reg.cpp).
+and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*``, no ``LD_PRELOAD``, no
+token. It does not run in the caller's working folder, where llama-server would load any
+``libggml-*.so`` that lies there (ggml/src/ggml-backend-reg.cpp).
 
 ``Program`` ties a program's life to this process. The kernel's parent-death signal is tied to the
-*thread* that started the program, so each program is started by a thread of its own that waits for
-its end; started from a caller's thread, the program would die when that thread ends, which on
-ZeroGPU is the end of every call.
+*thread* that started the program, so a thread of its own starts each and waits for its end;
+started from a caller's thread, it would die with that, which on ZeroGPU is the end of every call.
 """
 
 from __future__ import annotations
@@ -49,17 +47,20 @@ except (OSError, ValueError) as error:
 """
 """Sets PR_SET_PDEATHSIG (1, linux/prctl.h) to SIGKILL, then becomes the program that it is told.
 
-A small interpreter of its own instead of ``preexec_fn``: running Python between fork and exec can
+A small interpreter of its own, because running Python between fork and exec (``preexec_fn``) can
 deadlock in a process with threads, and every Space has threads. The parent may die before the
-signal is set; that is what the second check is for. No core file: a server that aborts with 17 GB
-of weights mapped would fill the disk.
-
-The program is told, and why it cannot be executed is answered, through a socket in place of the
-standard input: no other user can read it, as they can a command line.
+signal is set, hence the second check. No core file: a server that aborts with 17 GB of weights
+mapped would fill the disk. It is told the program, and answers why it cannot be executed, through a
+socket in place of its standard input: any user of the machine can read a command line.
 """
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _OUTPUT_LIMIT: Final = 1024 * 1024
 """Most bytes kept of the output of a program that is run to its end."""
+_NOT_EXECUTABLE: Final = {
+    errno.ENOEXEC: "it is no program, or built for another processor",
+    errno.ENOENT: "it, or the dynamic loader that it needs, is not on this system",
+    errno.EACCES: "its disk is mounted noexec, or this user may not execute it",
+}
 _PATIENCE: Final = 10.0
 """Seconds for what takes milliseconds: an execution, an end by SIGKILL."""
 
@@ -84,8 +85,7 @@ def environment(inherited: Mapping[str, str], *, libraries: Sequence[Path] = ())
     """Build a program's environment from nothing.
 
     Empty and relative entries of ``PATH`` are dropped: they mean the working folder. So is a
-    library folder that is relative or has a ``:`` or ``;`` in its name, at which the dynamic
-    linker would split it.
+    library folder that is relative or that the dynamic linker would split, at ``:`` or ``;``.
 
     Args:
         inherited: the allow-listed variables of this process (``Settings.inherited``).
@@ -104,46 +104,31 @@ def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> F
     """Run a program to its end; kill its group after ``timeout`` seconds or 1 MiB of output."""
     began = time.monotonic()
     try:
-        process = _started(argv, environ, subprocess.DEVNULL)
+        process, pipe = _started(argv, environ, subprocess.DEVNULL)
     except OSError as error:
         return Finished(None, "", 0.0, f"{argv[0]}: {why_not_executable(error)}")
+    output, status = bytearray(), None
     with process:
         try:
-            output, whole = _collect(_output(process), began + timeout)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, began + timeout - time.monotonic()) if whole else 0.0)
-            status = process.poll() if whole else None
+            while len(output) < _OUTPUT_LIMIT:
+                left = max(0.0, began + timeout - time.monotonic())
+                if not select.select([pipe], [], [], left)[0]:
+                    break
+                block = os.read(pipe.fileno(), 65536)
+                if not block:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        status = process.wait(left)
+                    break
+                output += block
         finally:
             _signal_group(process.pid, signal.SIGKILL)
     return Finished(status, output.decode("utf-8", "replace"), time.monotonic() - began)
 
 
-def _collect(pipe: IO[bytes], deadline: float) -> tuple[bytearray, bool]:
-    """Read to the end; whether that came in time and within the limit."""
-    output = bytearray()
-    while len(output) < _OUTPUT_LIMIT:
-        if not select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0]:
-            break
-        block = os.read(pipe.fileno(), 65536)
-        if not block:
-            return output, True
-        output += block
-    return output, False
-
-
 def why_not_executable(error: OSError) -> str:
-    """Say why the system cannot execute the file that an error names."""
-    reason, program = "", Path(error.filename or "/")
-    if error.errno == errno.ENOEXEC:
-        reason = " (it is no program, or built for another processor)"
-    elif error.errno == errno.ENOENT and program.exists():
-        reason = " (its dynamic loader or interpreter is not on this system)"
-    elif error.errno == errno.EACCES:
-        reason = " (this user may not execute the file)"
-        with contextlib.suppress(OSError):
-            if os.statvfs(program).f_flag & os.ST_NOEXEC:
-                reason = f" ({program.parent} is on a disk that is mounted noexec)"
-    return f"{error.strerror}{reason}"
+    """Say why the system did not execute a file."""
+    why = _NOT_EXECUTABLE.get(error.errno or 0)
+    return f"{error.strerror} ({why})" if why else str(error.strerror or error)
 
 
 class Program:
@@ -238,8 +223,9 @@ class Program:
         launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
         try:
             with theirs:
-                process = self._process = _started(launcher, own, theirs.fileno())
-            read(_output(process))
+                process, output = _started(launcher, own, theirs.fileno())
+            self._process = process
+            read(output)
         except OSError as error:
             self._failure = error
             return
@@ -256,8 +242,8 @@ class Program:
 
 def _started(
     argv: Sequence[str], environ: Mapping[str, str], stdin: int
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    process = subprocess.Popen(
         argv,
         env=environ,
         cwd="/",
@@ -266,12 +252,9 @@ def _started(
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-
-
-def _output(process: subprocess.Popen[bytes]) -> IO[bytes]:
     if process.stdout is None:
         raise AssertionError("started with a pipe")
-    return process.stdout
+    return process, process.stdout
 
 
 def lives(pid: int) -> bool:

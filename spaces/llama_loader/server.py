@@ -206,15 +206,12 @@ class Server:
                 before=before,
             )
         except OSError as error:
-            if error.filename != argv[0]:
-                raise ServerError(
-                    "SERVER_NOT_STARTED", f"cannot start {argv[0]}: {error}"
-                ) from error
-            raise HostError(
-                "RUNTIME_NOT_EXECUTABLE",
-                f"cannot start llama-server: {processes.why_not_executable(error)}",
-                hint=server_log.NOT_EXECUTABLE_HINT,
-            ) from error
+            if error.filename != argv[0]:  # no more processes, say
+                why = f"cannot start {argv[0]}: {error}"
+                raise ServerError("SERVER_NOT_STARTED", why) from error
+            why = f"cannot start llama-server: {processes.why_not_executable(error)}"
+            hint = server_log.NOT_EXECUTABLE_HINT
+            raise HostError("RUNTIME_NOT_EXECUTABLE", why, hint=hint) from error
 
     def _await_health(self, deadline: float) -> None:
         client = self.client()
@@ -251,16 +248,10 @@ class Server:
         return listens(pid, self.port) if pid else False
 
     def _require_ours(self) -> None:
-        """Raise an error where another program has the port: it must not get the key.
-
-        The port is on the command line, so any user of the machine can bind it before our server
-        does, or after it has ended.
-        """
+        """Refuse another program on the port: any user can bind it, and must not get the key."""
         if self._owns_its_port() is False:
-            raise ServerError(
-                "NO_ANSWER",
-                f"llama-server does not answer at {self.url}: another program has its port",
-            )
+            what = f"llama-server does not answer at {self.url}: another program has its port"
+            raise ServerError("NO_ANSWER", what)
 
     def _stranger(self) -> ServerError:
         return ServerError(
@@ -329,8 +320,7 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
         places = {f"{address}:{port:04X}" for address in _ADDRESSES}
-        listening = [row for row in rows if row[3] == _LISTEN and row[1] in places]
-        inodes = {f"socket:[{row[9]}]" for row in listening}
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTEN and row[1] in places}
         held = set()
         for link in (proc / str(pid) / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile

@@ -7,6 +7,7 @@ import signal
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from llama_loader.devices import INVALID_DEVICE_HINT
@@ -139,136 +140,120 @@ NOT_EXECUTABLE_HINT: Final = (
 
 
 class _Cause(NamedTuple):
-    """A cause of an end, shown by a line or by how it ended (``SIGILL while loading``)."""
-
-    shown_by: str
     kind: type[LoaderError]
     code: str
+    shown_by: str
     sentence: str
     hint: str
 
 
-_CAUSES: Final = (  # the first that is shown counts
-    _Cause(
-        r"^status 0 while loading$",
-        SettingError,
+_server, _host, _setting = (partial(_Cause, it) for it in (ServerError, HostError, SettingError))
+_CAUSES: Final = (
+    _setting(
         ARGUMENT_INVALID,
+        r"^status 0 while loading$",
         "ended: it did what it was asked to, without an error, and did not serve",
         "an argument after `--`, such as --help, may make it print something and end: leave it out",
     ),
-    _Cause(
-        r"couldn't bind HTTP server socket",
-        ServerError,
+    _server(
         "PORT_IN_USE",
+        r"couldn't bind HTTP server socket",
         "ended: another program has the port",
         "leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
     ),
-    _Cause(
-        r"failed to map segment from shared object",
-        HostError,
+    _host(
         "RUNTIME_NOT_EXECUTABLE",
+        r"failed to map segment from shared object",
         "ended: a library of the runtime may not be executed where it is stored (noexec)",
         NOT_EXECUTABLE_HINT,
     ),
-    _Cause(
-        r"error while loading shared libraries: .*cannot open shared object",
-        HostError,
+    _host(
         "LIBRARY_MISSING",
+        r"error while loading shared libraries: .*cannot open shared object",
         "ended: a library that it needs is not on this machine",
         "`python -m llama_loader doctor` names the package that brings it",
     ),
-    _Cause(
-        r"version `GLIBC\S*' not found",
-        HostError,
+    _host(
         "GLIBC_TOO_OLD",
+        r"version `GLIBC\S*' not found",
         "ended: it was built for a newer system than this one",
         "use a release built on an older system, or a newer base image",
     ),
-    _Cause(
+    _host(
+        "LIBRARY_MISMATCH",
         r"symbol lookup error|undefined symbol|version `\S+' not found"
         r"|error while loading shared libraries",
-        HostError,
-        "LIBRARY_MISMATCH",
         "ended: a library on this machine does not fit the others",
         "take the folder that the line names out of LD_LIBRARY_PATH, or install the packages that"
         " `python -m llama_loader doctor` names",
     ),
-    _Cause(
-        r"invalid device: ",
-        HostError,
+    _host(
         "INVALID_DEVICE",
+        r"invalid device: ",
         "ended: a device that was named is not there",
         INVALID_DEVICE_HINT,
     ),
-    _Cause(
-        r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
-        SettingError,
+    _setting(
         ARGUMENT_INVALID,
+        r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
         "ended: it does not take an argument that it was given",
         "look at the arguments after `--`; `llama-server --help` lists what it takes",
     ),
-    _Cause(
-        r"no kernel image is available|device kernel image is invalid",
-        HostError,
+    _host(
         "NO_KERNEL_IMAGE",
+        r"no kernel image is available|device kernel image is invalid",
         "ended: this build has no code for this GPU",
         "leave YAKULINGO_SPACES_CUDA_ARCH unset, or publish a set for this GPU",
     ),
-    _Cause(
+    _host(
+        "DRIVER_TOO_OLD",
         r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
         r"|forward compatibility was attempted|unsupported display driver / cuda driver"
         r"|not supported in the installed CUDA driver",
-        HostError,
-        "DRIVER_TOO_OLD",
         "ended: the NVIDIA driver is older than this build's CUDA",
         "update the driver, or use a release of an older CUDA line (cu124)",
     ),
-    _Cause(
-        r"cudaMalloc failed|CUDA error: out of memory|(?:unable|failed) to allocate CUDA",
-        ServerError,
+    _server(
         "OUT_OF_MEMORY",
+        r"cudaMalloc failed|CUDA error: out of memory|(?:unable|failed) to allocate CUDA",
         "ended: not enough GPU memory for the model and its context",
         _MEMORY_HINT,
     ),
-    _Cause(
+    _server(
+        "OUT_OF_MEMORY",
         r"(?i)out of memory|insufficient memory|unable to allocate|failed to allocate .*buffer"
         r"|std::bad_alloc|ENOMEM",
-        ServerError,
-        "OUT_OF_MEMORY",
         "ended: not enough main memory for the model and its context",
         _MEMORY_HINT,
     ),
-    _Cause(
-        r"CUDA error",
-        ServerError,
+    _server(
         "CUDA_ERROR",
+        r"CUDA error",
         "was stopped by a CUDA error",
         "the server is started anew; if it happens again, report it with this text",
     ),
-    _Cause(
+    _server(
+        "BAD_MODEL",
         r"error loading model|failed to load model|failed to open GGUF|invalid magic"
         r"|unknown model architecture|failed to read (?:magic|header)",
-        ServerError,
-        "BAD_MODEL",
         "cannot load the model",
         "is the file there, whole, GGUF, and of an architecture that this build knows?",
     ),
-    _Cause(
-        r"^SIGKILL ",
-        ServerError,
+    _server(
         "SERVER_KILLED",
+        r"^SIGKILL ",
         "was killed (SIGKILL) {when}",
         "usually the system ran out of main memory: take a smaller model or context",
     ),
-    _Cause(
-        r"^SIGILL ",  # the same instruction comes at the same place again
-        HostError,
+    _host(
         "ILLEGAL_INSTRUCTION",
+        r"^SIGILL ",  # the same instruction comes at the same place again
         "used an instruction that this CPU does not have (SIGILL) {when}",
         "a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all layers"
         " must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
     ),
 )
+"""Causes of an end: the first counts that a line shows, or how it ended (``SIGILL while …``)."""
 
 
 def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
@@ -284,36 +269,35 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     shown = [f"{how} {when}", *map(_message, _own(lines))]
     for cause in _CAUSES:
         decisive = next((line for line in shown if re.search(cause.shown_by, line)), None)
-        if decisive is None:
-            continue
-        sentence = cause.sentence.format(when=when)
-        quoted = quote(lines, decisive if decisive != shown[0] else "")
-        message = f"llama-server {sentence}; its last lines: {quoted}"
-        return cause.kind(cause.code, message, hint=cause.hint)
+        if decisive is not None:
+            quoted = quote(lines, decisive if decisive != shown[0] else "")
+            told = f"llama-server {cause.sentence.format(when=when)}; its last lines: {quoted}"
+            return cause.kind(cause.code, told, hint=cause.hint)
     code, end = ("SERVER_CRASHED", "was ended by") if status < 0 else ("SERVER_ENDED", "ended with")
     return ServerError(code, f"llama-server {end} {how} {when}; its last lines: {quote(lines)}")
 
 
 def quote(lines: Sequence[str], decisive: str = "") -> str:
-    """Return the lines that say most, whole, as one line: the decisive one first.
+    """Return the lines that say most, whole, as one line: the decisive one, then the last ones.
+
+    Lines that are stamped as an error, or not at all, say more than the others.
 
     Args:
         lines: what was printed, oldest first.
-        decisive: the message that decided; by default the first error that was logged.
+        decisive: the message that decided; by default the first that says more.
     """
     own = _own(lines)
-    errors = [line for line in own if (stamp := _STAMP.match(line)) and stamp["level"] == "E"]
-    told = [line for line in own if line in errors or not _STAMP.match(line)] or own
-    first = decisive or next(map(_message, errors), "")
+    more = [line for line in own if not (stamp := _STAMP.match(line)) or stamp["level"] == "E"]
+    first = decisive or next(map(_message, more or own[::-1]), "(it printed nothing)")
     chosen: list[str] = []
     room = _QUOTED_CHARACTERS - len(first)
-    for line in reversed(dict.fromkeys(map(_message, told))):
+    for line in reversed(dict.fromkeys(map(_message, more or own))):
         room -= len(line)
-        if (room < 0 and (first or chosen)) or len(chosen) == _QUOTED_LINES:
+        if room < 0 or len(chosen) == _QUOTED_LINES:
             break
         if line != first:
             chosen.append(line)
-    return " | ".join(filter(None, [first, *reversed(chosen)])) or "(it printed nothing)"
+    return " | ".join([first, *reversed(chosen)])
 
 
 def _own(lines: Sequence[str]) -> list[str]:

@@ -41,15 +41,11 @@ _SEVERAL: Final = frozenset(
     {"--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"}
 )
 """Options that name several files, with commas between (common/arg.cpp of b11549)."""
-_FILES: Final = _SEVERAL | {
-    *("--api-key-file", "--chat-template-file", "--grammar-file", "--log-file"),
-    *("-jf", "--json-schema-file", "-mm", "--mmproj", "--media-path", "--path"),
-    *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
-    *("-md", "--model-draft", "--spec-draft-model", "--slot-save-path"),
-    *("--ssl-cert-file", "--ssl-key-file", "--ui-config-file", "--webui-config-file"),
-    *("--log-prompts-dir", "--mcp-servers-config", "--video-ffmpeg-dir"),
-}
-"""Those and the ones that name one file or folder."""
+_FILES: Final = re.compile(
+    r"-(?:jf|mm|md|lcs|lcd)|--path|--.+-(?:file|path|dir)|--mmproj|--mcp-servers-config"
+    r"|--model-draft|--spec-draft-model|--lookup-cache-(?:static|dynamic)"
+)
+"""Options that name one file or folder."""
 
 
 @dataclass(frozen=True)
@@ -198,14 +194,14 @@ def has_key(extra: tuple[str, ...]) -> bool:
 def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """Return the arguments with relative files taken from ``folder``, where the person is.
 
-    llama-server runs in a folder of its own, because it would load any ``libggml-*.so`` that lies
-    in its working folder.
+    llama-server runs in ``/`` (see ``processes``).
     """
     found = list(extra)
     for at, name in enumerate(map(_name, extra[:-1]), start=1):
-        if name in _FILES:
-            parts = extra[at].split(",") if name in _SEVERAL else [extra[at]]
-            found[at] = ",".join(str(folder / part) for part in parts)
+        if name in _SEVERAL:
+            found[at] = ",".join(str(folder / part) for part in extra[at].split(","))
+        elif _FILES.fullmatch(name):
+            found[at] = str(folder / extra[at])
     return tuple(found)
 
 
