@@ -284,20 +284,20 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
 
     Args:
         lines: what was printed, oldest first.
-        decisive: the message that decided; by default the first that says more.
+        decisive: the message that decided; by default the first that is stamped as an error.
     """
     own = _own(lines)
-    more = [line for line in own if not (stamp := _STAMP.match(line)) or stamp["level"] == "E"]
-    first = decisive or next(map(_message, more or own[::-1]), "(it printed nothing)")
+    first = decisive or next((_message(line) for line in own if _level(line) == "E"), "")
+    more = [line for line in own if _level(line) in {"E", ""}]
     chosen: list[str] = []
     room = _QUOTED_CHARACTERS - len(first)
     for line in reversed(dict.fromkeys(map(_message, more or own))):
         room -= len(line)
-        if room < 0 or len(chosen) == _QUOTED_LINES:
+        if (room < 0 and (first or chosen)) or len(chosen) == _QUOTED_LINES:
             break
         if line != first:
             chosen.append(line)
-    return " | ".join([first, *reversed(chosen)])
+    return " | ".join(filter(None, [first, *reversed(chosen)])) or "(it printed nothing)"
 
 
 def _own(lines: Sequence[str]) -> list[str]:
@@ -307,3 +307,8 @@ def _own(lines: Sequence[str]) -> list[str]:
 
 def _message(line: str) -> str:
     return _STAMP.sub("", line).strip()
+
+
+def _level(line: str) -> str:
+    stamp = _STAMP.match(line)
+    return stamp["level"] if stamp else ""

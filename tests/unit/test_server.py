@@ -812,7 +812,7 @@ def test_run_ends_a_program_that_never_stops_printing() -> None:
 def test_what_is_quoted_complains_or_comes_last() -> None:
     lines = ["0.00.1.2 I loading", "0.00.1.3 E failed to open", "0.00.1.4 I cleaning up"]
     assert server_log.quote(lines) == "failed to open"
-    assert server_log.quote(["a", "b"]) == "a | b"
+    assert server_log.quote([*"abcdefgh"]) == "c | d | e | f | g | h"
     assert server_log.quote([]) == "(it printed nothing)"
 
 
