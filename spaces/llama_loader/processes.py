@@ -1,69 +1,77 @@
-"""Starts other programs, in an environment and a folder of their own; nothing else does.
+"""Starts other programs, in an environment of their own and in ``/``; nothing else does.
 
 A program sees an allow-list of harmless variables (``settings.inherited``), the library folders
-and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*`` or ``AIP_*``, which
-silently change llama-server's settings, no ``LD_PRELOAD``, no token.
+and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*``, no ``LD_PRELOAD``, no
+token. It does not run in the caller's working folder, where llama-server would load any
+``libggml-*.so`` that lies there (ggml/src/ggml-backend-reg.cpp).
 
-``spawn`` ties a program's life to this process. The kernel's parent-death signal is tied to the
-*thread* that started the program, so each program is started by a thread of its own that waits for
-its end; started from a caller's thread, the program would die when that thread ends, which on
-ZeroGPU is the end of every call.
+``Program`` ties a program's life to this process. The kernel's parent-death signal is tied to the
+*thread* that started the program, so a thread of its own starts each and waits for its end;
+started from a caller's thread, it would die with that, which on ZeroGPU is the end of every call.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import marshal
 import os
-import queue
-import re
 import select
 import signal
+import socket
 import subprocess
 import sys
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
 _LAUNCHER: Final = r"""
-import ctypes, os, resource, sys
-if ctypes.CDLL(None, use_errno=True).prctl(1, 9, 0, 0, 0):
-    sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
-parent, count, *rest = sys.argv[1:]
-if os.getppid() != int(parent):
+import ctypes, errno, marshal, os, resource, sys
+loader = os.dup(0)
+if ctypes.CDLL(None).prctl(1, 9, 0, 0, 0) or os.getppid() != int(sys.argv[1]):
     sys.exit("the loader has gone away")
-variables, argv = rest[: int(count)], rest[int(count) :]
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+argv, environ, text = marshal.load(open(loader, "rb", closefd=False))
+reader, writer = os.pipe()
+os.write(writer, text)
+os.dup2(reader, 0)
 try:
-    os.execve(argv[0], argv, dict(one.split("=", 1) for one in variables))
-except OSError as error:
-    sys.exit(f"{argv[0]}: cannot execute: {error.strerror}")
+    os.execve(argv[0], argv, environ)
+except (OSError, ValueError) as error:
+    os.write(loader, b"%d" % getattr(error, "errno", errno.EINVAL))
 """
-"""Sets PR_SET_PDEATHSIG (1, linux/prctl.h) to SIGKILL, then becomes the program that it is given.
+"""Sets PR_SET_PDEATHSIG (1, linux/prctl.h) to SIGKILL, then becomes the program that it is told.
 
-A small interpreter of its own instead of ``preexec_fn``: running Python between fork and exec can
+A small interpreter of its own, because running Python between fork and exec (``preexec_fn``) can
 deadlock in a process with threads, and every Space has threads. The parent may die before the
-signal is set; that is what the second check is for. No core file: a server that aborts with 17 GB
-of weights mapped would fill the disk.
+signal is set, hence the second check. No core file: a server that aborts with 17 GB of weights
+mapped would fill the disk. It is told the program, and answers why it cannot be executed, through a
+socket in place of its standard input: any user of the machine can read a command line.
 """
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _OUTPUT_LIMIT: Final = 1024 * 1024
 """Most bytes kept of the output of a program that is run to its end."""
+_NOT_EXECUTABLE: Final = {
+    errno.ENOEXEC: "it is no program, or built for another processor",
+    errno.ENOENT: "it, or the dynamic loader that it needs, is not on this system",
+    errno.EACCES: "its disk is mounted noexec, or this user may not execute it",
+}
+_PATIENCE: Final = 10.0
+"""Seconds for what takes milliseconds: an execution, an end by SIGKILL."""
 
 
 @dataclass(frozen=True)
 class Finished:
-    """A program that was run to its end.
+    """A program that was run to its end, or for too long.
 
     Attributes:
-        status: exit status; negative for a signal; None where it was stopped because it took too
-            long or printed too much.
-        output: what it printed on both streams, decoded, at most 1 MiB.
-        seconds: how long it ran.
+        status: exit status, negative for a signal; None where it took too long or printed too much.
+        output: what it printed on both streams, at most 1 MiB.
         failure: why it could not be started, else empty.
     """
 
@@ -73,21 +81,17 @@ class Finished:
     failure: str = ""
 
 
-def environment(
-    inherited: Mapping[str, str], *, libraries: Sequence[Path] = (), **extra: str
-) -> dict[str, str]:
+def environment(inherited: Mapping[str, str], *, libraries: Sequence[Path] = ()) -> dict[str, str]:
     """Build a program's environment from nothing.
 
     Empty and relative entries of ``PATH`` are dropped: they mean the working folder. So is a
-    library folder that is relative or has a ``:`` or ``;`` in its name, at which the dynamic
-    linker would split it.
+    library folder that is relative or that the dynamic linker would split, at ``:`` or ``;``.
 
     Args:
         inherited: the allow-listed variables of this process (``Settings.inherited``).
         libraries: folders for the dynamic linker, in order.
-        extra: further variables.
     """
-    environ = {"PATH": _PATH, **inherited, **extra}
+    environ = {"PATH": _PATH, **inherited}
     absolute = [entry for entry in environ["PATH"].split(":") if entry.startswith("/")]
     environ["PATH"] = ":".join(absolute) or _PATH
     usable = [str(one) for one in libraries if one.is_absolute() and not {":", ";"} & {*str(one)}]
@@ -96,144 +100,161 @@ def environment(
     return environ
 
 
-def run(
-    argv: Sequence[str],
-    environ: Mapping[str, str],
-    *,
-    timeout: float,
-    folder: Path | None = None,
-) -> Finished:
-    """Run a program to its end; its group is killed after ``timeout`` seconds or 1 MiB of output.
-
-    It runs in ``folder``, by default ``/``, and never in the caller's working folder: llama-server
-    loads any ``libggml-*.so`` that lies in its working folder (ggml/src/ggml-backend-reg.cpp).
-    """
-    started = time.monotonic()
+def run(argv: Sequence[str], environ: Mapping[str, str], *, timeout: float) -> Finished:
+    """Run a program to its end; kill its group after ``timeout`` seconds or 1 MiB of output."""
+    began = time.monotonic()
     try:
-        process = _started(argv, environ, folder or Path("/"))
+        process, pipe = _started(argv, environ, subprocess.DEVNULL)
     except OSError as error:
-        reason = why_not_executable(Path(argv[0]))
-        shown = f"{argv[0]}: {error.strerror or error}{reason and f' ({reason})'}"
-        return Finished(None, "", 0.0, shown)
+        return Finished(None, "", 0.0, f"{argv[0]}: {why_not_executable(error)}")
+    output, status = bytearray(), None
     with process:
         try:
-            output, ended_in_time = _collect(process, started + timeout)
+            while len(output) < _OUTPUT_LIMIT:
+                left = max(0.0, began + timeout - time.monotonic())
+                if not select.select([pipe], [], [], left)[0]:
+                    break
+                block = os.read(pipe.fileno(), 65536)
+                if not block:
+                    with contextlib.suppress(subprocess.TimeoutExpired):
+                        status = process.wait(left)
+                    break
+                output += block
         finally:
-            kill_group(process.pid)
-    text = output.decode("utf-8", "replace")
-    status = process.returncode if ended_in_time else None
-    return Finished(status, text, time.monotonic() - started)
+            _signal_group(process.pid, signal.SIGKILL)
+    return Finished(status, output.decode("utf-8", "replace"), time.monotonic() - began)
 
 
-def why_not_executable(program: Path) -> str:
-    """Say why the system cannot execute a file; empty where the file shows no reason."""
-    try:
-        if os.statvfs(program).f_flag & os.ST_NOEXEC:
-            return f"{program.parent} is on a disk that is mounted noexec"
-        if not os.access(program, os.X_OK):
-            return "this user may not execute the file"
-        head, ours = (_beginning(one) for one in (program, Path(sys.executable)))
-    except OSError as error:
-        return error.strerror or str(error)
-    elf = head.startswith(b"\x7fELF")
-    if elf and head[4:6] + head[18:20] != ours[4:6] + ours[18:20]:  # the class, the machine
-        return "it is built for another processor"
-    loader = re.search(rb"\A#! *([!-~]+)|\0(/[!-~]*/ld[!-~]*\.so[!-~]*)\0", head)
-    if loader is None:
-        return "" if elf else "it is not a program"
-    path = os.fsdecode(loader[1] or loader[2])
-    return "" if Path(path).exists() else f"its dynamic loader {path} is not on this system"
+def why_not_executable(error: OSError) -> str:
+    """Say why the system did not execute a file."""
+    why = _NOT_EXECUTABLE.get(error.errno or 0)
+    return f"{error.strerror} ({why})" if why else str(error.strerror or error)
 
 
-def _beginning(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(65536)
+class Program:
+    """A program that cannot outlive this process, and whose own children end with it.
 
+    It leads a session and a process group of its own: a terminal's Ctrl-C does not reach it. Only
+    the thread that keeps it reaps it, after its group was killed.
 
-def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bool]:
-    """Read a program's output; whether the program ended in time and within the limit."""
-    output = bytearray()
-    if process.stdout is None:
-        raise AssertionError("started with a pipe")
-    pipe = process.stdout.fileno()
-    while len(output) < _OUTPUT_LIMIT:
-        left = max(0.0, deadline - time.monotonic())
-        if not select.select([pipe], [], [], left)[0]:
-            break
-        block = os.read(pipe, 65536)
-        if not block:
-            return bytes(output), ended(process, left)
-        output += block
-    return bytes(output), False
-
-
-def spawn(
-    argv: Sequence[str], environ: Mapping[str, str], *, folder: Path
-) -> subprocess.Popen[bytes]:
-    """Start a program that cannot outlive this process; both its streams come as ``stdout``.
-
-    It leads a session and a process group of its own: a terminal's Ctrl-C does not reach it.
-
-    Raises:
-        OSError: it could not be started.
+    Attributes:
+        status: exit status, negative for a signal; None until it has ended.
     """
-    told = [str(os.getpid()), str(len(environ)), *(f"{name}={environ[name]}" for name in environ)]
-    started: queue.SimpleQueue[subprocess.Popen[bytes] | Exception] = queue.SimpleQueue()
 
-    def keep() -> None:
+    def __init__(self) -> None:
+        self.status: int | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._failure: OSError | None = None
+        self._unwanted = False
+        self._launched, self._ended = threading.Event(), threading.Event()
+        self._launched.set()  # or will not be
+
+    @property
+    def pid(self) -> int | None:
+        """Its process id, None where it does not run."""
+        process = self._process
+        return None if process is None or self._ended.is_set() else process.pid
+
+    def start(
+        self,
+        argv: Sequence[str],
+        environ: Mapping[str, str],
+        *,
+        read: Callable[[IO[bytes]], None],
+        text: bytes = b"",
+        before: Callable[[], None] = lambda: None,
+    ) -> None:
+        """Start it, once. Whatever this raises, call ``stop``.
+
+        Args:
+            argv: its path and its arguments.
+            environ: all variables that it sees.
+            read: given what it prints on both its streams; must not block.
+            text: what its standard input has, at most 4 KiB.
+            before: called last before the execution; what it raises prevents that.
+
+        Raises:
+            OSError: it cannot be started; ``filename`` is its path where it cannot be executed.
+        """
+        variables = {os.fsencode(name): os.fsencode(value) for name, value in environ.items()}
+        told = marshal.dumps(([os.fsencode(word) for word in argv], variables, text))
+        ours, theirs = socket.socketpair()
+        with ours:
+            name = f"keeps {Path(argv[0]).name}"
+            self._launched.clear()
+            threading.Thread(target=self._keep, args=(theirs, read), name=name, daemon=True).start()
+            before()
+            self._launched.wait()
+            if self._process is None:
+                raise self._failure or AssertionError("launched, or failed")
+            ours.settimeout(_PATIENCE)  # a fork of this process may hold a copy of ``theirs``
+            failure = b""
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                ours.sendall(told)
+                failure = ours.recv(16)  # empty: the execution closed it
+        if failure:
+            raise OSError(int(failure), os.strerror(int(failure)), argv[0])
+
+    def wait(self, timeout: float | None) -> bool:
+        """Wait at most ``timeout`` seconds, for ever for None; True where it does not run."""
+        return self._process is None or self._ended.wait(timeout)
+
+    def stop(self, *, grace: float) -> None:
+        """End it and its group: SIGTERM, then SIGKILL after ``grace`` seconds or at an interrupt.
+
+        Safe to call twice, from any thread, and at any moment of ``start``.
+        """
+        self._unwanted = True
         try:
-            # some Pythons find their own library by LD_LIBRARY_PATH alone
-            own = {"LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"}
-            launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER]
-            process = _started([*launcher, *told, *argv], own, folder)
-        except (OSError, ValueError) as error:  # ValueError: an argument with a NUL
-            started.put(error)
-            return
-        started.put(process)
-        with contextlib.suppress(ChildProcessError):  # another thread has reaped it
-            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+            self._launched.wait(_PATIENCE)
+            self._signal(signal.SIGTERM)
+            self.wait(grace)
+        finally:
+            self._signal(signal.SIGKILL)
+            self.wait(_PATIENCE)
 
-    threading.Thread(target=keep, name=f"keeps {Path(argv[0]).name}", daemon=True).start()
-    process = started.get()
-    if not isinstance(process, subprocess.Popen):
-        raise process
-    return process
+    def _signal(self, number: signal.Signals) -> None:
+        if self.pid is not None:
+            _signal_group(self.pid, number)
+
+    def _keep(self, theirs: socket.socket, read: Callable[[IO[bytes]], None]) -> None:
+        # some Pythons find their own library by LD_LIBRARY_PATH alone
+        own = {"LD_LIBRARY_PATH": f"{sys.base_prefix}/lib"}
+        launcher = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid())]
+        try:
+            with theirs:
+                process, output = _started(launcher, own, theirs.fileno())
+            self._process = process
+            read(output)
+        except OSError as error:
+            self._failure = error
+            return
+        finally:
+            self._launched.set()
+        if self._unwanted:
+            self._signal(signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):  # the app reaps all its children
+            os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        self._signal(signal.SIGKILL)  # what it leaves behind
+        self.status = process.wait()
+        self._ended.set()
 
 
 def _started(
-    argv: Sequence[str], environ: Mapping[str, str], folder: Path
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    argv: Sequence[str], environ: Mapping[str, str], stdin: int
+) -> tuple[subprocess.Popen[bytes], IO[bytes]]:
+    process = subprocess.Popen(
         argv,
         env=environ,
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
+        cwd="/",
+        stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
     )
-
-
-def stop(process: subprocess.Popen[bytes], *, grace: float) -> int:
-    """End a program and its whole group: SIGTERM, after ``grace`` seconds SIGKILL.
-
-    Returns its exit status. The group is killed in any case: children that the program leaves
-    behind go with it.
-    """
-    if process.poll() is None:
-        _signal_group(process.pid, signal.SIGTERM)
-        ended(process, grace)
-    kill_group(process.pid)
-    return process.wait()
-
-
-def ended(process: subprocess.Popen[bytes], timeout: float | None) -> bool:
-    """Wait at most ``timeout`` seconds (for ever for None); True where the program has ended."""
-    try:
-        process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        return False
-    return True
+    if process.stdout is None:
+        raise AssertionError("started with a pipe")
+    return process, process.stdout
 
 
 def lives(pid: int) -> bool:
@@ -243,11 +264,6 @@ def lives(pid: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
-
-
-def kill_group(group: int) -> None:
-    """Kill every process of a group; do nothing where none is left."""
-    _signal_group(group, signal.SIGKILL)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

@@ -145,7 +145,6 @@ def served(settings: Settings, prepared: Prepared, server: Server, model: Path) 
         "fitted": server.plan.fitted,
         "repacked": server.plan.repacked,
         "buffers": server.report.buffers,
-        "log": str(server.log_path) if server.log_path else None,
     }
 
 

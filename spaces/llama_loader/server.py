@@ -1,16 +1,15 @@
 """Starts a ``llama-server``, proves that it answers, and ends it with its process group.
 
-It listens on loopback with a random key, which only its own socket gets, so no other user of the
-machine can use it. It is ready when a one-token completion has come back: ``/health`` alone stays
-200 even after CUDA has hung. It dies with this process, however that ends (see ``processes``).
+It listens on loopback with a random key, which it reads from its standard input and which only its
+own socket gets, so no other user of the machine can use it. It is ready when a one-token completion
+has come back: ``/health`` alone stays 200 even after CUDA has hung. It dies with this process,
+however that ends (see ``processes``), and leaves nothing on the disk.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import secrets
-import shutil
 import socket
 import threading
 import time
@@ -18,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
-from llama_loader import disk, processes, server_log
-from llama_loader.errors import HostError, LoaderError, ServerError, StoreError
+from llama_loader import processes, server_log
+from llama_loader.errors import HostError, LoaderError, ServerError
 from llama_loader.server_log import LoadReport, ServerLog
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Callable
 
     from llama_loader.client import Client
@@ -31,14 +29,12 @@ if TYPE_CHECKING:
 
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
-_SHORTEST_PAUSE, _LONGEST_PAUSE, _PAUSE_SHARE = 0.005, 0.05, 0.02
-"""Seconds between two looks at a server that is loading, and as a share of the time so far."""
-_SCRATCH: Final = "llama-server"
-"""The private folder of the runs' logs and keys is named so."""
+_PAUSE: Final = 0.01
+"""Seconds between two looks at a server that is loading."""
 SETTLED: Final = 0.5
 """Seconds: a connection breaks a moment before the process's end can be seen."""
-_PORT_TRIES: Final = 3
-"""Another program can take a free port before the server binds it."""
+_TRIES: Final = 4
+"""Starts of one server: with less, and on another port where one is lost before it is bound."""
 _LISTEN: Final = "0A"
 """TCP_LISTEN in ``/proc/net/tcp`` (linux/include/net/tcp_states.h)."""
 _ADDRESSES: Final = frozenset({"0100007F", "00000000"})
@@ -68,9 +64,8 @@ class Server:
         self.port = 0
         self.api_key: str | None = None
         self.started: Started | None = None
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: ServerLog | None = None
-        self._folder: Path | None = None
+        self._program = processes.Program()
+        self._log = ServerLog()
         self._stopping = threading.Event()
 
     def __enter__(self) -> Server:
@@ -90,18 +85,12 @@ class Server:
     @property
     def pid(self) -> int | None:
         """Its process id, None where it does not run."""
-        process = self._process  # once: another thread may stop it meanwhile
-        return process.pid if process and process.poll() is None else None
+        return self._program.pid
 
     @property
     def report(self) -> LoadReport:
         """Where the weights went, by its own words."""
-        return self._log.report() if self._log else LoadReport(None, None, {})
-
-    @property
-    def log_path(self) -> Path | None:
-        """Its log file; gone after ``stop``."""
-        return self._log.path if self._log else None
+        return self._log.report
 
     def client(self, *, timeout: float = 60.0) -> Client:
         """Return a client that sends the key to this server alone.
@@ -115,47 +104,32 @@ class Server:
             self.port, self.api_key, timeout=timeout, require_ours=self._require_ours
         )
 
-    def tail(self, count: int = 40) -> list[str]:
+    def tail(self) -> list[str]:
         """Return its last lines, oldest first."""
-        return self._log.tail(count) if self._log else []
+        return self._log.tail()
 
     def start(self) -> Started:
         """Start it and wait for its first token.
 
         Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``);
-        ``plan`` is what it runs with in the end, ``asked`` what was planned. All tries together
-        have ``startup_timeout``.
+        ``plan`` is what it runs with in the end, ``asked`` what was planned. Each try has
+        ``startup_timeout``. Nothing is left of a start that fails or is interrupted.
 
         Raises:
             ServerError: port taken, bad model, out of memory, killed, no answer in time …
             HostError: a library, a device or code for the GPU is missing, or the model landed on
                 the CPU.
             SettingError: it does not take one of ``extra``.
-            IntegrityError: a file of it is not what it was any more.
-            StoreError: its log and key cannot be written.
+            LoaderError: what ``before`` raises.
         """
         if self.plan.port is not None:
             claim(self.plan.port)
-        began, first, ports = time.monotonic(), None, 1
-        while True:
-            try:
-                self.started = self._start_once(self.plan.port or free_port(), began)
-            except LoaderError as error:
-                self._clear()
-                if error.code == "PORT_IN_USE" and self.plan.port is None and ports < _PORT_TRIES:
-                    ports += 1
-                    continue
-                if first is not None and error.code == server_log.ARGUMENT_INVALID:
-                    raise first from error  # a build of others, too old for what would ease it
-                eased = self.plan.eased(error)
-                if eased is None:
-                    raise
-                self.plan, first = eased, error
-            except BaseException:
-                self.stop()
-                raise
-            else:
-                return self.started
+        try:
+            self.started = self._start_eased()
+        except BaseException:
+            self.stop()
+            raise
+        return self.started
 
     def check(self, *, within: float = 0.0) -> None:
         """Raise what ended it, if it has ended.
@@ -166,45 +140,45 @@ class Server:
         Raises:
             LoaderError: as for ``start``.
         """
-        process, log = self._process, self._log
-        over = process is not None and processes.ended(process, within)
+        over = self._program.wait(within)
         if self._stopping.is_set():
             raise ServerError("SERVER_STOPPED", "llama-server was stopped")
-        if process is None or log is None:
+        if not over:
+            return
+        if self._program.status is None:
             raise ServerError("SERVER_NOT_STARTED", "llama-server was not started")
-        if over:
-            log.finish()
-            raise self._end(process.returncode, log.tail())
-
-    def _end(self, status: int, lines: list[str]) -> LoaderError:
-        program = self.plan.runtime / "llama-server"
-        loading = self.started is None
-        why = lines[-1].removeprefix(f"{program}: ") if lines and loading else ""
-        if not why.startswith("cannot execute: "):
-            return server_log.explain(status, lines, loading=loading)
-        if not program.exists():
-            return ServerError("SERVER_NOT_STARTED", f"cannot start {program}: {why}")
-        reason = processes.why_not_executable(program)
-        return HostError(
-            "RUNTIME_NOT_EXECUTABLE",
-            f"cannot start llama-server: {why}{reason and f' ({reason})'}",
-            hint=server_log.NOT_EXECUTABLE_HINT,
-        )
+        self._log.finish()
+        raise server_log.explain(self._program.status, self.tail(), loading=self.started is None)
 
     def wait(self, timeout: float | None) -> bool:
         """Wait for its end, at most ``timeout`` seconds; True where it has ended or never ran."""
-        process = self._process
-        return process is None or processes.ended(process, timeout)
+        return self._program.wait(timeout)
 
     def stop(self) -> None:
         """End it and everything that it started; safe to call twice and from another thread."""
         self._stopping.set()
-        self._clear()
+        self._program.stop(grace=STOP_GRACE)
+        self._log.finish()
 
-    def _start_once(self, port: int, began: float) -> Started:
-        self.port = port
-        hashing = self._spawn()  # not the server's own time; a repair downloads meanwhile
-        deadline = began + hashing + self.plan.startup_timeout
+    def _start_eased(self) -> Started:
+        began, first = time.monotonic(), None
+        for tries in range(1, _TRIES + 1):
+            try:
+                return self._start_once(began)
+            except LoaderError as error:
+                self._program.stop(grace=STOP_GRACE)
+                if first is not None and error.code == server_log.ARGUMENT_INVALID:
+                    raise first from error  # a build of others, too old for what would ease it
+                eased = self.plan.eased(error)
+                if eased is None or tries == _TRIES:
+                    raise
+                self.plan, first = eased, error
+        raise AssertionError("the last try returns or raises")
+
+    def _start_once(self, began: float) -> Started:
+        self.port = self.plan.port or free_port()
+        self._execute()
+        deadline = time.monotonic() + self.plan.startup_timeout  # a repair downloaded before
         self._await_health(deadline)
         loaded = time.monotonic() - began
         self._first_token(deadline)
@@ -212,42 +186,35 @@ class Server:
         self._check_devices()
         return Started(loaded, first_token)
 
-    def _spawn(self) -> float:
-        """Execute it with a key of its own; return the seconds of ``before``, called last."""
-        self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else self.plan.own_key
+    def _execute(self) -> None:
+        """Execute it with a key of its own, as the last thing after ``before``."""
+
+        def before() -> None:
+            self.before()
+            if self._stopping.is_set():  # meanwhile, from another thread
+                raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+
+        self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else None
+        argv, program = self.plan.argv(self.port), processes.Program()
+        self._program, self._log = program, ServerLog()
         try:
-            folder = self._folder = _scratch()
-            key_file = folder / "api-key" if self.plan.keyed else None
-            if key_file is not None:  # a command line can be read by all
-                key_file.touch(mode=0o600)
-                key_file.write_text(f"{self.api_key}\n", "ascii")
+            program.start(
+                argv,
+                {**self.plan.environ, "GGML_NO_BACKTRACE": "1"},
+                read=self._log.read,
+                text=f"{self.api_key or ''}\n".encode(),
+                before=before,
+            )
         except OSError as error:
-            raise StoreError(
-                "SCRATCH_NOT_WRITABLE",
-                f"no folder for llama-server's log and key can be made: {error}",
-                hint="TMPDIR names the folder for temporary files: is there room, and may this"
-                " user write there?",
-            ) from error
-        argv = self.plan.argv(self.port, key_file)
-        environ = {**self.plan.environ, "GGML_NO_BACKTRACE": "1"}
-        began = time.monotonic()
-        self.before()
-        hashing = time.monotonic() - began
-        if self._stopping.is_set():  # meanwhile, from another thread, and the folder is gone
-            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
-        try:
-            process = self._process = processes.spawn(argv, environ, folder=folder)
-        except OSError as error:
-            raise ServerError(
-                "SERVER_NOT_STARTED", f"cannot start {argv[0]}: {error.strerror or error}"
-            ) from error
-        if process.stdout is None:
-            raise AssertionError("spawn always gives a pipe")
-        self._log = ServerLog(process.stdout, folder / "llama-server.log")
-        return hashing
+            if error.filename != argv[0]:  # no more processes, say
+                why = f"cannot start {argv[0]}: {error}"
+                raise ServerError("SERVER_NOT_STARTED", why) from error
+            why = f"cannot start llama-server: {processes.why_not_executable(error)}"
+            hint = server_log.NOT_EXECUTABLE_HINT
+            raise HostError("RUNTIME_NOT_EXECUTABLE", why, hint=hint) from error
 
     def _await_health(self, deadline: float) -> None:
-        began, client = time.monotonic(), self.client()
+        client = self.client()
         while True:
             self.check()
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
@@ -258,8 +225,7 @@ class Server:
                 return
             if time.monotonic() >= deadline:
                 raise self._too_late("loads the model still" if status else "does not listen")
-            pause = _PAUSE_SHARE * (time.monotonic() - began)
-            time.sleep(min(max(pause, _SHORTEST_PAUSE), _LONGEST_PAUSE))
+            time.sleep(_PAUSE)
 
     def _first_token(self, deadline: float) -> None:
         left = max(0.1, deadline - time.monotonic())
@@ -282,16 +248,10 @@ class Server:
         return listens(pid, self.port) if pid else False
 
     def _require_ours(self) -> None:
-        """Raise an error where another program has the port: it must not get the key.
-
-        The port is on the command line, so any user of the machine can bind it before our server
-        does, or after it has ended.
-        """
+        """Refuse another program on the port: any user can bind it, and must not get the key."""
         if self._owns_its_port() is False:
-            raise ServerError(
-                "NO_ANSWER",
-                f"llama-server does not answer at {self.url}: another program has its port",
-            )
+            what = f"llama-server does not answer at {self.url}: another program has its port"
+            raise ServerError("NO_ANSWER", what)
 
     def _stranger(self) -> ServerError:
         return ServerError(
@@ -323,28 +283,6 @@ class Server:
                 " YAKULINGO_SPACES_ALLOW_CPU=1",
             )
 
-    def _clear(self) -> None:
-        """End the process and remove its folder; the last lines stay."""
-        process, self._process = self._process, None
-        if process is not None:
-            processes.stop(process, grace=STOP_GRACE)
-        if self._log is not None:
-            self._log.finish()
-        folder, self._folder = self._folder, None
-        if folder is not None:
-            shutil.rmtree(folder, ignore_errors=True)
-            if folder.parent != disk.private_place(_SCRATCH):  # made for this run alone
-                with contextlib.suppress(OSError):
-                    folder.parent.rmdir()
-
-
-def _scratch() -> Path:
-    """Make a folder for the log and the key; what killed loaders left behind goes."""
-    with disk.Folder.open(disk.private_folder(_SCRATCH)) as place:
-        place.sweep()
-        with place.new_folder("run") as made:
-            return made.path
-
 
 def free_port() -> int:
     """Return a TCP port that was free on loopback a moment ago."""
@@ -366,15 +304,11 @@ def claim(port: int) -> None:
             probe.bind(("127.0.0.1", port))
             probe.listen(1)
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                raise ServerError(
-                    "PORT_IN_USE",
-                    f"port {port} on 127.0.0.1 is in use by another program",
-                    hint="give another --port, or none (and leave"
-                    " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
-                ) from error
             raise ServerError(
-                "PORT_FORBIDDEN", f"port {port} cannot be had: {error.strerror}"
+                "PORT_IN_USE",
+                f"port {port} on 127.0.0.1 cannot be had: {error.strerror}",
+                hint="give another --port, or none (and leave"
+                " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
             ) from error
 
 
@@ -386,8 +320,7 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
     try:
         rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
         places = {f"{address}:{port:04X}" for address in _ADDRESSES}
-        listening = [row for row in rows if row[3] == _LISTEN and row[1] in places]
-        inodes = {f"socket:[{row[9]}]" for row in listening}
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTEN and row[1] in places}
         held = set()
         for link in (proc / str(pid) / "fd").iterdir():
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
 import signal
 import threading
 from collections import deque
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
 from llama_loader.devices import INVALID_DEVICE_HINT
@@ -15,15 +15,11 @@ from llama_loader.errors import HostError, LoaderError, ServerError, SettingErro
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from pathlib import Path
 
-MAX_BYTES: Final = 2 * 1024 * 1024
-"""Most that the log file and its predecessor (``.1``) take together."""
 KEPT_LINES: Final = 200
 ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
 _LINE: Final = 2000
-"""Characters kept of one line."""
-_BLOCK: Final = 64 * 1024
+"""Bytes kept of one line."""
 
 _STAMP: Final = re.compile(r"^[0-9]+(?:\.[0-9]+){3} (?P<level>[IWED]) ")
 """What llama-server puts before a message (common/log.cpp): minutes to microseconds, the level."""
@@ -57,81 +53,61 @@ class LoadReport:
 
     def owners(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Return those of these devices that weights lie on, as far as the server said so."""
-        return tuple(name for name in names if any(_is_of(name, one) for one in self.buffers))
+        return tuple(name for name in names if any(map(_of(name).fullmatch, self.buffers)))
 
     def on_devices(self, names: tuple[str, ...]) -> bool | None:
         """Whether weights lie on one of these devices; None where the server did not say."""
-        if self.owners(names):
-            return True
         if self.buffers:
-            return False
+            return bool(self.owners(names))
         return None if self.offloaded is None else self.offloaded > 0
 
 
-def _is_of(device: str, buffer: str) -> bool:
-    """Whether a buffer is a device's, by its name.
+def _of(device: str) -> re.Pattern[str]:
+    """Match the names of a device's buffers.
 
     ``CUDA1`` has ``CUDA1``, not ``CUDA10``; Metal also ``MTL0_Mapped``, RPC ``RPC0[host:port]``.
     ``CUDA_Split`` (``--split-mode row``) is on all of CUDA's, ``CUDA_Host`` is main memory.
     """
-    if buffer == f"{device.rstrip('0123456789')}_Split":
-        return True
-    return buffer.startswith(device) and buffer[len(device) : len(device) + 1] in {"", "_", "["}
+    kind = device.rstrip("0123456789")
+    return re.compile(rf"{re.escape(device)}(?:[_\[].*)?|{re.escape(kind)}_Split")
 
 
 class ServerLog:
-    """Reads a program's output to its end, so that it never blocks on a full pipe."""
+    """Reads a server's output to its end, so that it never blocks on a full pipe.
 
-    def __init__(self, stream: IO[bytes], path: Path) -> None:
-        self.path = path
-        self._stream = stream
+    Attributes:
+        report: what has been said so far about where the weights went.
+    """
+
+    def __init__(self) -> None:
+        self.report = LoadReport(None, None, {})
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._lock = threading.Lock()
-        self._written = 0
         self._stamped = False
-        self._report = LoadReport(None, None, {})
-        self._thread = threading.Thread(target=self._pump, name="llama-server-log", daemon=True)
-        self._thread.start()
+        self._ended = threading.Event()
 
-    def tail(self, count: int = KEPT_LINES) -> list[str]:
+    def tail(self) -> list[str]:
         """Return the last lines, oldest first."""
-        with self._lock:
-            return list(self._lines)[-count:]
+        return list(self._lines.copy())
 
-    def report(self) -> LoadReport:
-        """Return what has been said so far about where the weights went."""
-        return self._report
+    def read(self, output: IO[bytes]) -> None:
+        """Read in a thread of its own, until the output ends."""
+        name = "llama-server-log"
+        threading.Thread(target=self._read, args=(output,), name=name, daemon=True).start()
 
     def finish(self, timeout: float = 2.0) -> None:
         """Wait for the output's end, at most ``timeout`` seconds."""
-        self._thread.join(timeout)
+        self._ended.wait(timeout)
 
-    def _pump(self) -> None:
-        rest = b""
-        with self._stream as stream:
-            while block := stream.read1(_BLOCK):  # type: ignore[attr-defined]
-                self._write(block)
-                *lines, rest = (rest + block).split(b"\n")
-                self._keep(lines)
-                rest = rest[:_BLOCK]  # a line's beginning says whose it is
-            self._keep([rest] if rest else [])
-
-    def _write(self, block: bytes) -> None:
-        """Add to the file, or begin it anew. A full disk costs the log, nothing else."""
-        with contextlib.suppress(OSError):
-            if self._written + len(block) > MAX_BYTES // 2:
-                self.path.replace(f"{self.path}.1")
-                self._written = 0
-            with self.path.open("ab") as file:
-                file.write(block)
-            self._written += len(block)
-
-    def _keep(self, lines: list[bytes]) -> None:
-        texts = [line[:_LINE].decode("utf-8", "replace").rstrip() for line in lines]
-        with self._lock:
-            for text in texts:
-                self._lines.append(text)
-                self._learn(text)
+    def _read(self, output: IO[bytes]) -> None:
+        begins = True  # a line's beginning says whose it is
+        with output:
+            while piece := output.readline(_LINE):
+                if begins:
+                    line = piece.decode("utf-8", "replace").rstrip()
+                    self._lines.append(line)
+                    self._learn(line)
+                begins = piece.endswith(b"\n")
+        self._ended.set()
 
     def _learn(self, line: str) -> None:
         """Take the server's report of where the weights are, and nothing that the model says.
@@ -145,23 +121,17 @@ class ServerLog:
         if self._stamped and not stamp:
             return
         if found := _OFFLOADED.fullmatch(message):
-            self._report = replace(self._report, offloaded=int(found[1]), layers=int(found[2]))
+            self.report = replace(self.report, offloaded=int(found[1]), layers=int(found[2]))
         if found := _BUFFER.fullmatch(message):
-            buffers = dict(self._report.buffers)
-            buffers[found[1]] = buffers.get(found[1], 0) + int(float(found[2]) * 1024**2)
-            self._report = replace(self._report, buffers=buffers)
+            more = self.report.buffers.get(found[1], 0) + int(float(found[2]) * 1024**2)
+            self.report = replace(self.report, buffers={**self.report.buffers, found[1]: more})
 
 
 _QUOTED_LINES: Final = 6
 _QUOTED_CHARACTERS: Final = 700
-_WORTH_QUOTING: Final = re.compile(
-    r"error|fail|invalid|unknown (?:model|arg)|cannot|abort|memory|GGML_ASSERT|what\(\)",
-    re.IGNORECASE,
-)
-_SIZES: Final = re.compile(
-    r"allocating [0-9.]+ MiB on device [0-9]+|attempted to allocate [0-9.]+ M[iB]+"
-    r"|failed to allocate \S+ buffer of size [0-9]+|model buffer size = +[0-9.]+ MiB"
-    r"|KV buffer size = +[0-9.]+ MiB|[0-9]+ MiB free"
+_MEMORY_HINT: Final = (
+    "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
+    " YAKULINGO_SPACES_N_GPU_LAYERS"
 )
 NOT_EXECUTABLE_HINT: Final = (
     "put the store on a disk whose files may be executed: --store DIR, or HF_HOME; and check that"
@@ -170,128 +140,120 @@ NOT_EXECUTABLE_HINT: Final = (
 
 
 class _Cause(NamedTuple):
-    """A cause of an end that one line shows, or the signal."""
-
-    shown_by: str | signal.Signals
     kind: type[LoaderError]
     code: str
+    shown_by: str
     sentence: str
     hint: str
 
 
-_CAUSES: Final = (  # the first that is shown counts
-    _Cause(
-        r"couldn't bind HTTP server socket",
-        ServerError,
+_server, _host, _setting = (partial(_Cause, it) for it in (ServerError, HostError, SettingError))
+_CAUSES: Final = (
+    _setting(
+        ARGUMENT_INVALID,
+        r"^status 0 while loading$",
+        "ended: it did what it was asked to, without an error, and did not serve",
+        "an argument after `--`, such as --help, may make it print something and end: leave it out",
+    ),
+    _server(
         "PORT_IN_USE",
+        r"couldn't bind HTTP server socket",
         "ended: another program has the port",
         "leave YAKULINGO_SPACES_LLAMA_SERVER_PORT unset to get a free one",
     ),
-    _Cause(
-        r"failed to map segment from shared object",
-        HostError,
+    _host(
         "RUNTIME_NOT_EXECUTABLE",
+        r"failed to map segment from shared object",
         "ended: a library of the runtime may not be executed where it is stored (noexec)",
         NOT_EXECUTABLE_HINT,
     ),
-    _Cause(
-        r"error while loading shared libraries: .*cannot open shared object",
-        HostError,
+    _host(
         "LIBRARY_MISSING",
+        r"error while loading shared libraries: .*cannot open shared object",
         "ended: a library that it needs is not on this machine",
         "`python -m llama_loader doctor` names the package that brings it",
     ),
-    _Cause(
-        r"version `GLIBC\S*' not found",
-        HostError,
+    _host(
         "GLIBC_TOO_OLD",
+        r"version `GLIBC\S*' not found",
         "ended: it was built for a newer system than this one",
         "use a release built on an older system, or a newer base image",
     ),
-    _Cause(
+    _host(
+        "LIBRARY_MISMATCH",
         r"symbol lookup error|undefined symbol|version `\S+' not found"
         r"|error while loading shared libraries",
-        HostError,
-        "LIBRARY_MISMATCH",
         "ended: a library on this machine does not fit the others",
         "take the folder that the line names out of LD_LIBRARY_PATH, or install the packages that"
         " `python -m llama_loader doctor` names",
     ),
-    _Cause(
-        r"invalid device: ",
-        HostError,
+    _host(
         "INVALID_DEVICE",
+        r"invalid device: ",
         "ended: a device that was named is not there",
         INVALID_DEVICE_HINT,
     ),
-    _Cause(
-        r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
-        SettingError,
+    _setting(
         ARGUMENT_INVALID,
+        r"^error: (?:invalid argument|unknown argument)|^error while handling argument",
         "ended: it does not take an argument that it was given",
         "look at the arguments after `--`; `llama-server --help` lists what it takes",
     ),
-    _Cause(
-        r"no kernel image is available|device kernel image is invalid",
-        HostError,
+    _host(
         "NO_KERNEL_IMAGE",
+        r"no kernel image is available|device kernel image is invalid",
         "ended: this build has no code for this GPU",
         "leave YAKULINGO_SPACES_CUDA_ARCH unset, or publish a set for this GPU",
     ),
-    _Cause(
+    _host(
+        "DRIVER_TOO_OLD",
         r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
         r"|forward compatibility was attempted|unsupported display driver / cuda driver"
         r"|not supported in the installed CUDA driver",
-        HostError,
-        "DRIVER_TOO_OLD",
         "ended: the NVIDIA driver is older than this build's CUDA",
         "update the driver, or use a release of an older CUDA line (cu124)",
     ),
-    _Cause(
-        r"(?i)out of memory|insufficient memory|cudaMalloc failed|unable to allocate"
-        r"|failed to allocate .*buffer|std::bad_alloc|ENOMEM",
-        ServerError,
+    _server(
         "OUT_OF_MEMORY",
-        "",
-        "",
+        r"cudaMalloc failed|CUDA error: out of memory|(?:unable|failed) to allocate CUDA",
+        "ended: not enough GPU memory for the model and its context",
+        _MEMORY_HINT,
     ),
-    _Cause(
-        r"CUDA error",
-        ServerError,
+    _server(
+        "OUT_OF_MEMORY",
+        r"(?i)out of memory|insufficient memory|unable to allocate|failed to allocate .*buffer"
+        r"|std::bad_alloc|ENOMEM",
+        "ended: not enough main memory for the model and its context",
+        _MEMORY_HINT,
+    ),
+    _server(
         "CUDA_ERROR",
+        r"CUDA error",
         "was stopped by a CUDA error",
         "the server is started anew; if it happens again, report it with this text",
     ),
-    _Cause(
+    _server(
+        "BAD_MODEL",
         r"error loading model|failed to load model|failed to open GGUF|invalid magic"
         r"|unknown model architecture|failed to read (?:magic|header)",
-        ServerError,
-        "BAD_MODEL",
         "cannot load the model",
         "is the file there, whole, GGUF, and of an architecture that this build knows?",
     ),
-    _Cause(
-        signal.SIGKILL,
-        ServerError,
+    _server(
         "SERVER_KILLED",
-        "was killed (SIGKILL)",
+        r"^SIGKILL ",
+        "was killed (SIGKILL) {when}",
         "usually the system ran out of main memory: take a smaller model or context",
     ),
-    _Cause(
-        signal.SIGILL,  # the same instruction comes at the same place again
-        HostError,
+    _host(
         "ILLEGAL_INSTRUCTION",
-        "used an instruction that this CPU does not have (SIGILL)",
+        r"^SIGILL ",  # the same instruction comes at the same place again
+        "used an instruction that this CPU does not have (SIGILL) {when}",
         "a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all layers"
         " must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
     ),
 )
-_MEMORY_HINT: Final = (
-    "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
-    " YAKULINGO_SPACES_N_GPU_LAYERS"
-)
-_FOLDER: Final = re.compile(r"(/[^\s:]*)/[^/\s:]+(?=: (?:undefined symbol|version `))")
-"""In a line of the dynamic linker: the folder of the library that it complains of."""
+"""Causes of an end: the first counts that a line shows, or how it ended (``SIGILL while …``)."""
 
 
 def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
@@ -302,45 +264,34 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
         lines: the last lines that it printed, oldest first.
         loading: it had not answered yet.
     """
-    own = [_STAMP.sub("", line) for line in _without_the_models(lines)]
     when = "while loading" if loading else "while it served"
+    how = next((one.name for one in signal.Signals if one == -status), f"status {status}")
+    shown = [f"{how} {when}", *map(_message, _own(lines))]
     for cause in _CAUSES:
-        if isinstance(cause.shown_by, signal.Signals):
-            if status == -cause.shown_by:
-                message = f"llama-server {cause.sentence} {when}; its last lines: {quote(lines)}"
-                return cause.kind(cause.code, message, hint=cause.hint)
-            continue
-        shown = _first(cause.shown_by, own)
-        if shown is None or (cause.code == "BAD_MODEL" and not loading):
-            continue
-        if cause.code == "OUT_OF_MEMORY":
-            return _out_of_memory(lines, own, shown)
-        folder = _FOLDER.search(shown) if cause.code == "LIBRARY_MISMATCH" else None
-        where = f" (in {folder[1]})" if folder else ""
-        message = f"llama-server {cause.sentence}{where}; its last lines: {quote(lines, shown)}"
-        return cause.kind(cause.code, message, hint=cause.hint)
-    quoted = f"; its last lines: {quote(lines)}"
-    if status < 0:
-        name = next((one.name for one in signal.Signals if one == -status), f"signal {-status}")
-        return ServerError("SERVER_CRASHED", f"llama-server was ended by {name} {when}{quoted}")
-    return ServerError("SERVER_ENDED", f"llama-server ended with status {status} {when}{quoted}")
+        decisive = next((line for line in shown if re.search(cause.shown_by, line)), None)
+        if decisive is not None:
+            quoted = quote(lines, decisive if decisive != shown[0] else "")
+            told = f"llama-server {cause.sentence.format(when=when)}; its last lines: {quoted}"
+            return cause.kind(cause.code, told, hint=cause.hint)
+    code, end = ("SERVER_CRASHED", "was ended by") if status < 0 else ("SERVER_ENDED", "ended with")
+    return ServerError(code, f"llama-server {end} {how} {when}; its last lines: {quote(lines)}")
 
 
 def quote(lines: Sequence[str], decisive: str = "") -> str:
-    """Return the lines that say most, whole, as one line: the decisive one first.
+    """Return the lines that say most, whole, as one line: the decisive one, then the last ones.
+
+    Lines that are stamped as an error, or not at all, say more than the others.
 
     Args:
         lines: what was printed, oldest first.
-        decisive: the message that decided; by default the first error that was logged, else the
-            first line that complains. Where no line complains, the last ones are quoted.
+        decisive: the message that decided; by default the first that is stamped as an error.
     """
-    own = [line.strip() for line in _without_the_models(lines) if line.strip()]
-    complaints = [line for line in own if _WORTH_QUOTING.search(line)]
-    errors = [line for line in complaints if (at := _STAMP.match(line)) and at["level"] == "E"]
-    first = decisive.strip() or _STAMP.sub("", next(iter([*errors, *complaints]), ""))
+    own = _own(lines)
+    first = decisive or next((_message(line) for line in own if _level(line) == "E"), "")
+    more = [line for line in own if _level(line) in {"E", ""}]
     chosen: list[str] = []
     room = _QUOTED_CHARACTERS - len(first)
-    for line in reversed(dict.fromkeys(_STAMP.sub("", line) for line in complaints or own)):
+    for line in reversed(dict.fromkeys(map(_message, more or own))):
         room -= len(line)
         if (room < 0 and (first or chosen)) or len(chosen) == _QUOTED_LINES:
             break
@@ -349,22 +300,15 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
     return " | ".join(filter(None, [first, *reversed(chosen)])) or "(it printed nothing)"
 
 
-def _without_the_models(lines: Sequence[str]) -> list[str]:
-    return [line for line in lines if not _OF_THE_MODEL.match(_STAMP.sub("", line))]
+def _own(lines: Sequence[str]) -> list[str]:
+    """Leave out empty lines, and those that repeat texts of the model's file."""
+    return [line for line in lines if line.strip() and not _OF_THE_MODEL.match(_message(line))]
 
 
-def _first(pattern: str, lines: Sequence[str]) -> str | None:
-    return next((line for line in lines if re.search(pattern, line)), None)
+def _message(line: str) -> str:
+    return _STAMP.sub("", line).strip()
 
 
-def _out_of_memory(lines: Sequence[str], own: Sequence[str], shown: str) -> ServerError:
-    on_gpu = _first(r"cudaMalloc|on device [0-9]|CUDA[0-9]+ buffer", own) is not None
-    sizes = dict.fromkeys(found for line in own for found in _SIZES.findall(line))
-    where = "GPU" if on_gpu else "main"
-    said = f" ({'; '.join(list(sizes)[-_QUOTED_LINES:])})" if sizes else ""
-    return ServerError(
-        "OUT_OF_MEMORY",
-        f"not enough {where} memory for the model and its context{said}; llama-server's last"
-        f" lines: {quote(lines, shown)}",
-        hint=_MEMORY_HINT,
-    )
+def _level(line: str) -> str:
+    stamp = _STAMP.match(line)
+    return stamp["level"] if stamp else ""

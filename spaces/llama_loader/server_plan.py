@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import gguf_header
@@ -15,6 +14,7 @@ from llama_loader.gguf_header import ALL_LAYERS, ModelSize
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
     from llama_loader.errors import LoaderError
 
@@ -28,33 +28,24 @@ _LOOKUP_THREADS: Final = "1"
 """``--threads`` where all layers are on the GPU.
 
 The CPU then looks up one row per token, which ggml gives to one thread (``ggml_get_n_tasks``). All
-others, one per core by default, wait for work in a busy loop of 6.5 million rounds (``--poll 50``)
-and so take the whole machine for nothing as long as tokens come.
+others, one per core by default, would wait for work in a busy loop (``--poll 50``).
 """
-
-_MODEL, _HUB = "--model PATH, before the --", "--hf REPO FILE, before the --"
-_OURS: Final = {
-    "--port": "--port N, before the --",
-    **dict.fromkeys(("-m", "--model", "--models-dir", "--models-preset"), _MODEL),
-    **dict.fromkeys(("-mu", "--model-url", "-dr", "--docker-repo"), _MODEL),
-    **dict.fromkeys(("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file"), _HUB),
-}
+_OURS: Final = frozenset(
+    {
+        *("--port", "-m", "--model", "-mu", "--model-url", "--models-dir", "--models-preset"),
+        *("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-dr", "--docker-repo"),
+    }
+)
 """Options of llama-server that would make it another server than the loader waits for."""
 _SEVERAL: Final = frozenset(
     {"--control-vector", "--control-vector-scaled", "--lora", "--lora-scaled"}
 )
 """Options that name several files, with commas between (common/arg.cpp of b11549)."""
-_FILES: Final = _SEVERAL | {
-    *("--api-key-file", "--chat-template-file", "--grammar-file", "--log-file"),
-    *("-jf", "--json-schema-file", "-mm", "--mmproj", "--media-path", "--path"),
-    *("-lcs", "--lookup-cache-static", "-lcd", "--lookup-cache-dynamic"),
-    *("-md", "--model-draft", "--spec-draft-model", "--slot-save-path"),
-    *("--ssl-cert-file", "--ssl-key-file", "--ui-config-file", "--webui-config-file"),
-    *("--log-prompts-dir", "--mcp-servers-config", "--video-ffmpeg-dir"),
-}
-"""Those and the ones that name one file or folder."""
-_LOOPBACK: Final = frozenset({"127.0.0.1", "localhost"})
-_EVERYWHERE: Final = "0.0.0.0"  # noqa: S104 - compared with, not bound to
+_FILES: Final = re.compile(
+    r"-(?:jf|mm|md|lcs|lcd)|--path|--.+-(?:file|path|dir)|--mmproj|--mcp-servers-config"
+    r"|--model-draft|--spec-draft-model|--lookup-cache-(?:static|dynamic)"
+)
+"""Options that name one file or folder."""
 
 
 @dataclass(frozen=True)
@@ -62,17 +53,12 @@ class ServerPlan:
     """What to run.
 
     Attributes:
-        runtime: folder that holds ``llama-server``.
-        model: GGUF file.
         environ: what it may see (``processes.environment``).
         devices: names for ``--device``; empty for the CPU.
         every_device: those that a start may take besides where these are too small; empty for none.
-        n_gpu_layers: ``ALL_LAYERS`` for all.
-        n_ctx: tokens.
         port: None for a free one.
         startup_timeout: seconds until the first token.
-        keyed: only who has the server's random key may use it.
-        own_key: a key that the person set in ``extra``.
+        keyed: only who has the server's random key, or one of ``extra``, may use it.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
         main_memory: bytes of it; what does not fit on the GPU must fit here.
@@ -92,7 +78,6 @@ class ServerPlan:
     port: int | None = None
     startup_timeout: float = 120.0
     keyed: bool = True
-    own_key: str | None = field(default=None, repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
     main_memory: int = 0
@@ -105,8 +90,8 @@ class ServerPlan:
         """Whether the server finds out itself how many layers fit."""
         return self.n_gpu_layers == _FITTING
 
-    def argv(self, port: int, key_file: Path | None) -> list[str]:
-        """Return the whole command line."""
+    def argv(self, port: int) -> list[str]:
+        """Return the whole command line; the key comes by the standard input."""
         layers = self.n_gpu_layers if self.devices else 0
         options = {
             "--model": str(self.model),
@@ -117,8 +102,8 @@ class ServerPlan:
             "--device": ",".join(self.devices) or "none",
             "--verbosity": _TRACE,
         }
-        if key_file is not None:
-            options["--api-key-file"] = str(key_file)
+        if self.keyed:
+            options["--api-key-file"] = "/dev/stdin"
         if layers >= ALL_LAYERS:
             options["--threads"] = _LOOKUP_THREADS
         elif self.threads is not None:
@@ -136,7 +121,12 @@ class ServerPlan:
         return [str(self.runtime / "llama-server"), *pairs, *flags, *self.extra]
 
     def eased(self, error: LoaderError) -> ServerPlan | None:
-        """Return the plan of a start that asks for less, where that may cure ``error``."""
+        """Return the plan of another start, where that may cure ``error``: one that asks for less.
+
+        A free port that another program took before the server could is no fault of the plan.
+        """
+        if error.code == "PORT_IN_USE" and self.port is None:
+            return self
         if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
             return replace(self, repacked=False)
         if error.code == "OUT_OF_MEMORY" and self.every_device:  # before anything goes to the CPU
@@ -155,24 +145,12 @@ def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | N
     Args:
         model: the GGUF file.
         n_ctx: tokens, unless ``extra`` has another number.
-        extra: arguments after ``--``. A draft model and a projector count where they can be read;
-            cache types and layers that are kept from the GPU do not: the figure errs to the safe
-            side.
+        extra: arguments after ``--``. What else they load is not counted: a start that has no room
+            for it takes more devices, or the CPU (``ServerPlan.eased``).
     """
     asked = last(extra, "-c", "--ctx-size") or ""
     tokens = int(asked) if re.fullmatch(r"[0-9]{1,9}", asked, re.ASCII) else n_ctx
-    size = gguf_header.measure(model, tokens)
-    if size is None:
-        return None
-    draft = last(extra, "-md", "--model-draft", "--spec-draft-model")
-    beside = gguf_header.measure(Path(draft), tokens) if draft else None
-    if beside is not None:
-        size = ModelSize(size.file + beside.file, size.context + beside.context)
-    projector = last(extra, "-mm", "--mmproj")
-    if projector:
-        with contextlib.suppress(OSError, ValueError):  # llama-server reports it
-            size = replace(size, file=size.file + Path(projector).stat().st_size)
-    return size
+    return gguf_header.measure(model, tokens)
 
 
 def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
@@ -187,18 +165,16 @@ def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
             raise SettingError(
                 "EXTRA_ARGUMENT",
                 f"{name} after -- would start another server than the one that is waited for",
-                hint=f"give {_OURS[name]}",
+                hint="give --port N, --model PATH or --hf REPO FILE before the --",
             )
-    host = last(extra, "--host")
-    if host is None or host in _LOOPBACK:
-        return ()
-    if host != _EVERYWHERE:
+    host = last(extra, "--host") or "127.0.0.1"
+    if host not in {"127.0.0.1", "localhost", "0.0.0.0"}:  # noqa: S104 - compared, not bound to
         raise SettingError(
             "EXTRA_ARGUMENT",
             f"--host {host}: the loader reaches its server on loopback alone",
-            hint=f"give --host {_EVERYWHERE} with --api-key, or put a proxy before it",
+            hint="give --host 0.0.0.0 with --api-key, or put a proxy before it",
         )
-    if own_key(extra) is not None:
+    if host != "0.0.0.0" or has_key(extra):  # noqa: S104 - compared, not bound to
         return ()
     return (
         Note(
@@ -210,53 +186,29 @@ def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
     )
 
 
-def own_key(extra: tuple[str, ...]) -> str | None:
-    """Return the first key that a person gave llama-server, None for none.
-
-    Without it the loader's own request for the first token would be refused. An empty key is none
-    for llama-server, too: it then asks nobody for one.
-
-    Raises:
-        SettingError: a key that no request can carry.
-    """
-    keys = [key for given in _values(extra, "--api-key") for key in given.split(",")]
-    for path in _values(extra, "--api-key-file"):  # read as llama-server does (common/arg.cpp)
-        with contextlib.suppress(OSError):  # llama-server reports it
-            lines = Path(path).read_bytes().decode("utf-8", "replace").split("\n")
-            keys += [line for line in lines if not line.startswith("#")]
-    key = next(filter(None, keys), None)
-    if key is not None and (key != key.strip() or not key.isprintable()):
-        raise SettingError(
-            "EXTRA_ARGUMENT",
-            "a key of --api-key or --api-key-file has spaces around it or ends in CR: no request"
-            " can carry it",
-            hint="write one key a line, with line ends of Unix",
-        )
-    return key
+def has_key(extra: tuple[str, ...]) -> bool:
+    """Return whether a person gave llama-server a key. It takes the loader's own beside it."""
+    return last(extra, "--api-key", "--api-key-file") is not None
 
 
 def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """Return the arguments with relative files taken from ``folder``, where the person is.
 
-    llama-server runs in a folder of its own, because it would load any ``libggml-*.so`` that lies
-    in its working folder.
+    llama-server runs in ``/`` (see ``processes``).
     """
     found = list(extra)
     for at, name in enumerate(map(_name, extra[:-1]), start=1):
-        if name in _FILES:
-            parts = extra[at].split(",") if name in _SEVERAL else [extra[at]]
-            found[at] = ",".join(str(folder / part) for part in parts)
+        if name in _SEVERAL:
+            found[at] = ",".join(str(folder / part) for part in extra[at].split(","))
+        elif _FILES.fullmatch(name):
+            found[at] = str(folder / extra[at])
     return tuple(found)
 
 
 def last(extra: Sequence[str], *names: str) -> str | None:
     """Return what follows the last of an option's names: llama-server takes that one."""
-    return next(reversed(_values(extra, *names)), None)
-
-
-def _values(extra: Sequence[str], *names: str) -> list[str]:
-    """Return what follows an option, each time that it is given."""
-    return [extra[at + 1] for at, name in enumerate(extra[:-1]) if _name(name) in names]
+    found = [value for name, value in pairwise(extra) if _name(name) in names]
+    return found[-1] if found else None
 
 
 def _name(argument: str) -> str:

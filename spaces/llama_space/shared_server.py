@@ -8,7 +8,6 @@ the worker's from a thread that outlives the call.
 from __future__ import annotations
 
 import os
-import shutil
 import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
@@ -70,12 +69,6 @@ class SharedServer:
         self._stopped.set()
         if self._supervisor is not None:
             self._supervisor.stop()
-
-    def remove_scratch(self) -> None:
-        """Remove the server's log and key."""
-        log = self._supervisor.server.log_path if self._supervisor is not None else None
-        if log is not None:
-            shutil.rmtree(log.parent, ignore_errors=True)
 
     def _start(self) -> Supervisor:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
@@ -153,9 +146,3 @@ def stop() -> None:
         found, _shared = _shared, None
     if found is not None:
         found.stop()
-
-
-def remove_scratch() -> None:
-    """Remove the server's log and key: for a process that ends without stopping its server."""
-    if _shared is not None:
-        _shared.remove_scratch()

@@ -17,9 +17,8 @@ import threading
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_loader
-from llama_loader.concurrency import Background
 from llama_loader.errors import SettingError
-from llama_space import shared_server, worker
+from llama_space import worker
 from llama_space.values import Failure, Progress
 
 if TYPE_CHECKING:
@@ -149,8 +148,6 @@ def _explained(error: Any) -> Failure:
 
 _APP_GONE, _TERMINATED = 0, 128 + signal.SIGTERM
 """Exit statuses of a worker."""
-_LAST_WORK: Final = 0.4
-"""Seconds that a worker takes at its end to remove the server's folder."""
 _alive: tuple[int, int] | None = None
 """A pipe. Only the app's process holds its second end, so the first one ends with the app."""
 _signals: int | None = None
@@ -212,5 +209,4 @@ def _watch() -> None:
             status = _APP_GONE
         elif signal.SIGTERM in os.read(ready[0], 512):
             status = _TERMINATED
-    Background(shared_server.remove_scratch).wait(_LAST_WORK)
     os._exit(status)  # the kernel ends the server with this process

@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import random
-import shutil
 import signal
 import stat
 import sys
@@ -82,8 +81,6 @@ def _killed(runtime: Path, after: float | None) -> float:
     lived = time.monotonic() - killed
     for orphan in _left_by(pid, runtime):
         os.kill(orphan, signal.SIGKILL)
-    for scratch in runtime.parent.glob("llama-server-*"):
-        shutil.rmtree(scratch)
     return lived
 
 

@@ -403,21 +403,6 @@ def test_a_context_after_the_dashes_counts(
     assert size.context == tokens * CACHE
 
 
-def test_a_draft_model_and_a_projector_count(tmp_path: Path) -> None:
-    path, draft = gemma(tmp_path / "m.gguf"), gemma(tmp_path / "draft.gguf")
-    (tmp_path / "mmproj.gguf").write_bytes(bytes(5000))
-    alone = server_plan.measure(path, 1)
-    more = server_plan.measure(
-        path, 1, ("-md", str(draft), "--mmproj", str(tmp_path / "mmproj.gguf"))
-    )
-    assert alone is not None
-    assert more is not None
-    assert more.file == alone.file + draft.stat().st_size + 5000
-    assert more.context == 2 * alone.context
-    assert server_plan.measure(path, 1, ("-md", "/nowhere", "-mm", "/nowhere")) == alone
-    assert server_plan.measure(tmp_path / "missing", 1, ("-md", str(draft))) is None
-
-
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"hello", b"GGUF" + b"\xff" * 100])
 def test_what_is_not_gguf_has_no_size(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "m.gguf"

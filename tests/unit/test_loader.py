@@ -13,10 +13,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader import devices, loader, processes, selection, self_test, server_plan
+from llama_loader.client import Client
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.selection import Wishes
+from llama_loader.server import Server
+from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
 from tests.rigs.binaries import library, program
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
@@ -399,25 +402,32 @@ def test_a_foreign_archive_is_asked_and_gets_its_own_folder(impostor: Impostor) 
 
 
 @pytest.mark.parametrize(
-    ("extra", "expected"),
+    ("extra", "locked"),
     [
-        ((), None),
-        (("--api-key", "a,b"), "a"),
-        (("--threads", "3", "--api-key-file", "FILE"), "from-file"),
-        (("--api-key-file", "/nowhere"), None),
-        (("--api-key-file", "/nowhere", "--api-key-file", "FILE"), "from-file"),
-        (("--api-key",), None),
-        (("--api-key", ""), None),
-        (("--api-key", ",b"), "b"),
-        (("--api_key", "a"), "a"),
+        ((), False),
+        (("--api-key",), False),
+        (("--threads", "3", "--api-key", "a,b"), True),
+        (("--api_key", "a"), True),
+        (("--api-key-file", "/nowhere"), True),
+        (("--api-key", ""), True),
     ],
 )
-def test_a_key_of_the_persons_own(
-    extra: tuple[str, ...], expected: str | None, tmp_path: Path
+def test_a_server_with_keys_of_the_persons_own_takes_the_loaders_beside_them(
+    extra: tuple[str, ...], locked: bool, impostor: Impostor
 ) -> None:
-    (tmp_path / "key").write_text("# mine\n\nfrom-file\n")
-    given = tuple(str(tmp_path / "key") if word == "FILE" else word for word in extra)
-    assert server_plan.own_key(given) == expected
+    """Its first token would be refused otherwise; an empty key closes it instead of opening it."""
+    ready = prepared(impostor.behave(), H200)
+    plan = loader.plan_server(settings(), ready, Path("/m.gguf"), extra, keyed=False)
+    assert plan.keyed is locked
+
+
+@pytest.mark.model
+def test_the_real_server_takes_both_keys(real_runtime: Path, real_model: Path) -> None:
+    extra = ("--api-key", "theirs")
+    plan = ServerPlan(real_runtime, real_model, processes.environment({}), extra=extra)
+    with Server(plan) as server:
+        for key, status in (("theirs", 200), (server.api_key, 200), ("another", 401), (None, 401)):
+            assert Client(server.port, key).status("/props", 5) == status
 
 
 @pytest.mark.parametrize(
@@ -460,20 +470,8 @@ def test_a_file_whose_name_has_a_comma() -> None:
     )
 
 
-@pytest.mark.parametrize("content", [b"key\r\n", b" key\n", b"a\tb\n"])
-def test_a_key_that_no_request_can_carry(content: bytes, tmp_path: Path) -> None:
-    (tmp_path / "key").write_bytes(content)
-    with pytest.raises(SettingError, match="no request can carry it"):
-        server_plan.own_key(("--api-key-file", str(tmp_path / "key")))
-
-
-@pytest.mark.parametrize(
-    "keys", [(), ("--api-key", ""), ("--api-key", ","), ("--api-key-file", "FILE")]
-)
-def test_a_server_open_to_everybody_is_said(keys: tuple[str, ...], tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text("# none yet\n\n")
-    given = tuple(str(tmp_path / "keys") if word == "FILE" else word for word in keys)
-    (note,) = server_plan.check(("--host", "0.0.0.0", *given))
+def test_a_server_open_to_everybody_is_said() -> None:
+    (note,) = server_plan.check(("--host", "0.0.0.0"))
     assert (note.code, "--api-key" in note.hint) == ("SERVER_OPEN", True)
     assert server_plan.check(("--host", "0.0.0.0", "--api-key", "k")) == ()
     assert server_plan.check(("--host", "localhost", "--threads", "2")) == ()

@@ -3,63 +3,125 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, Any
 
 import pytest
+from waiting import until
 
 from llama_loader import processes
-
-if TYPE_CHECKING:
-    import subprocess
 
 ENVIRON = processes.environment({"PATH": os.environ["PATH"]})
 
 
-def say(text: str, folder: Path) -> tuple[int, bytes]:
-    program = processes.spawn(["/bin/echo", text], ENVIRON, folder=folder)
-    with program:
-        assert program.stdout is not None
-        return program.pid, program.stdout.read()
+def say(argv: list[str], environ: dict[str, str], **more: Any) -> bytes:
+    program, (output,) = started(argv, environ, **more)
+    with output:
+        seen = output.read()
+    assert program.wait(5)
+    assert program.status == 0
+    return seen
 
 
-def test_every_argument_arrives_as_it_was_given(tmp_path: Path) -> None:
-    assert say("a b\nc\udcff", tmp_path)[1] == b"a b\nc\xff\n"
+def started(
+    argv: list[str], environ: dict[str, str], **more: Any
+) -> tuple[processes.Program, list[IO[bytes]]]:
+    program, outputs = processes.Program(), list[IO[bytes]]()
+    try:
+        program.start(argv, environ, read=outputs.append, **more)
+    except BaseException:
+        program.stop(grace=5)
+        assert program.pid is None
+        outputs[0].close()
+        raise
+    return program, outputs
 
 
-def test_a_program_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
+def test_every_argument_arrives_as_it_was_given() -> None:
+    assert say(["/bin/echo", "a b\nc\udcff"], ENVIRON) == b"a b\nc\xff\n"
+
+
+def test_a_program_outlives_the_thread_that_asked_for_it() -> None:
     """The kernel's parent-death signal comes when the starting thread ends."""
-    programs: list[subprocess.Popen[bytes]] = []
+    programs: list[processes.Program] = []
 
     def start() -> None:
-        programs.append(processes.spawn(["/bin/true"], ENVIRON, folder=tmp_path))
-        programs.append(processes.spawn(["/bin/sleep", "60"], ENVIRON, folder=tmp_path))
+        for argv in (["/bin/true"], ["/bin/sleep", "60"]):
+            program, (output,) = started(argv, ENVIRON)
+            output.close()
+            programs.append(program)
 
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
     short, long = programs
-    with short, long:
-        assert processes.ended(short, 5)  # reaped here, not by the thread that keeps it
-        assert not processes.ended(long, 0.2)
-        assert processes.stop(long, grace=5) == -signal.SIGTERM
+    assert short.wait(5)
+    assert not long.wait(0.2)
+    long.stop(grace=5)
+    assert (short.status, long.status) == (0, -signal.SIGTERM)
+    assert long.pid is None
 
 
-def test_the_program_sees_its_folder_no_input_and_what_it_was_given(tmp_path: Path) -> None:
-    script = "pwd; cat; env -0"
-    program = processes.spawn(["/bin/sh", "-c", script], {"ONE": "1 = \n2"}, folder=tmp_path)
-    with program:
-        assert program.stdout is not None
-        seen = program.stdout.read().decode()
-    assert seen == f"{tmp_path}\nONE=1 = \n2\0PWD={tmp_path}\0"
+def test_the_program_sees_the_text_and_the_variables_that_it_was_given() -> None:
+    argv, environ = ["/bin/sh", "-c", "pwd; cat; env -0"], {"ONE": "1 = \n2"}
+    assert say(argv, environ) == b"/\nONE=1 = \n2\0PWD=/\0"
+    assert say(argv, environ, text=b"key\n") == b"/\nkey\nONE=1 = \n2\0PWD=/\0"
 
 
-def test_nothing_is_run_that_cannot_be_run(tmp_path: Path) -> None:
-    program = processes.spawn([str(tmp_path / "no")], ENVIRON, folder=tmp_path)
-    with program:
-        assert program.stdout is not None
-        assert program.stdout.read().endswith(b"/no: cannot execute: No such file or directory\n")
-    assert program.returncode == 1
+def test_neither_text_nor_variables_are_on_a_command_line() -> None:
+    """Any user of the machine can read a command line, the launcher's too."""
+    seen: list[bytes] = []
+
+    def launchers() -> bool:
+        tasks = Path("/proc/self/task").iterdir()
+        children = " ".join((task / "children").read_text() for task in tasks).split()
+        lines = (Path("/proc", pid, "cmdline").read_bytes() for pid in children)
+        seen[:] = [line for line in lines if b"prctl" in line]
+        return bool(seen)
+
+    say(["/bin/true"], {"ONE": "secret"}, text=b"secret", before=lambda: until(launchers, "one"))
+    assert len(seen) == 1
+    assert b"secret" not in seen[0]
+
+
+def test_a_program_is_executed_after_before_and_at_once(tmp_path: Path) -> None:
+    """The interpreter of the launcher starts meanwhile."""
+    program, clock = tmp_path / "clock", []
+    program.write_text("#!/bin/sh\ndate +%s.%N\n")
+    program.chmod(0o755)
+
+    def before() -> None:
+        time.sleep(1.0)
+        clock.append(time.time())
+
+    began = float(say([str(program)], ENVIRON, before=before))
+    assert 0 < began - clock[0] < 0.5
+
+
+def test_what_before_raises_prevents_the_execution_and_leaves_nothing(tmp_path: Path) -> None:
+    def before() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        started(["/bin/touch", str(tmp_path / "executed")], ENVIRON, before=before)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_cannot_be_executed_is_an_error_that_names_it(tmp_path: Path) -> None:
+    for argv in ([str(tmp_path / "no")], ["/bin/echo", "a\0b"]):
+        with pytest.raises(OSError, match=r"No such file|Invalid argument") as caught:
+            started(argv, ENVIRON)
+        assert caught.value.filename == argv[0]
+
+
+def test_its_children_end_with_a_program() -> None:
+    program, (output,) = started(["/bin/sh", "-c", "sleep 99 & echo $!"], ENVIRON)
+    with output:
+        child = int(output.readline())
+        assert output.read() == b""
+    assert program.wait(5)
+    until(lambda: not processes.lives(child), "it is gone")
 
 
 def test_run_never_runs_in_the_callers_folder(
@@ -68,16 +130,6 @@ def test_run_never_runs_in_the_callers_folder(
     """ggml loads every ``libggml-*.so`` of the working folder."""
     monkeypatch.chdir(tmp_path)
     assert processes.run(["/bin/pwd"], ENVIRON, timeout=10).output == "/\n"
-    own = tmp_path / "own"
-    own.mkdir()
-    assert processes.run(["/bin/pwd"], ENVIRON, timeout=10, folder=own).output == f"{own}\n"
-
-
-def test_what_cannot_be_an_argument_is_an_error_of_the_caller(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="null byte"):
-        processes.spawn(["/bin/echo", "a\0b"], ENVIRON, folder=tmp_path)
-    with pytest.raises(OSError, match="nowhere"):
-        processes.spawn(["/bin/echo"], ENVIRON, folder=tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

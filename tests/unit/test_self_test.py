@@ -14,7 +14,7 @@ import gguf
 import pytest
 
 from llama_loader import devices, loader, selection, self_test
-from llama_loader.errors import LoaderError
+from llama_loader.errors import LoaderError, StoreError
 from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
@@ -181,18 +181,18 @@ def test_a_failure_is_not_blamed_on_the_users_model(
 
 
 def test_a_full_disk_is_not_blamed_on_the_runtime(
-    impostor: Impostor, store: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    impostor: Impostor, store: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ready = prepared(impostor.behave(**LIST), store)
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "nowhere"))
-    assert failure(settings(), ready).code == "SCRATCH_NOT_WRITABLE"
+
+    def full(_: Prepared) -> None:
+        raise StoreError("DISK_FULL", "no space left")
+
+    monkeypatch.setattr(Prepared, "require_sound", full)  # which installs a damaged one again
+    assert failure(settings(), ready).code == "DISK_FULL"
     crashed = LoaderError("SERVER_CRASHED", "it crashed")
-    assert (
-        self_test.judged(
-            settings(), ready, loader.plan_server(settings(), ready, self_test.MODEL), crashed
-        )
-        is None
-    )
+    plan = loader.plan_server(settings(), ready, self_test.MODEL)
+    assert self_test.judged(settings(), ready, plan, crashed) is None
 
 
 @pytest.mark.parametrize("do", [{"never_listen": True}, {"loading": 60}, {"completion": "hang"}])
