@@ -1,9 +1,9 @@
-"""Starts other programs, in an environment of their own and in ``/``; nothing else does.
+"""Starts other programs, in an environment and a folder of their own; nothing else does.
 
 A program sees an allow-list of harmless variables (``settings.inherited``), the library folders
 and the devices that were chosen for it, and nothing else: no ``LLAMA_ARG_*``, no ``LD_PRELOAD``, no
-token. It does not run in the caller's working folder, where llama-server would load any
-``libggml-*.so`` that lies there (ggml/src/ggml-backend-reg.cpp).
+token. It does not run in the caller's working folder: llama-server loads any ``libggml-*.so`` that
+lies in its own (ggml/src/ggml-backend-reg.cpp).
 
 ``Program`` ties a program's life to this process. The kernel's parent-death signal is tied to the
 *thread* that started the program, so a thread of its own starts each and waits for its end;
@@ -53,6 +53,8 @@ signal is set, hence the second check. No core file: a server that aborts with 1
 mapped would fill the disk. It is told the program, and answers why it cannot be executed, through a
 socket in place of its standard input: any user of the machine can read a command line.
 """
+FOLDER: Final = "/proc"
+"""The working folder of every program: not even root can put a file there."""
 _PATH: Final = "/usr/local/bin:/usr/bin:/bin"
 _OUTPUT_LIMIT: Final = 1024 * 1024
 """Most bytes kept of the output of a program that is run to its end."""
@@ -246,7 +248,7 @@ def _started(
     process = subprocess.Popen(
         argv,
         env=environ,
-        cwd="/",
+        cwd=FOLDER,
         stdin=stdin,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
