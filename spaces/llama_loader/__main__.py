@@ -15,16 +15,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from llama_loader.errors import IntegrityError, LoaderError, printable
+from llama_loader.errors import LoaderError, printable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import TracebackType
 
     from llama_loader.console import Console
-    from llama_loader.manifest import Artifact
     from llama_loader.settings import Settings
-    from llama_loader.store import Store
 
 _OK, _FAILED, _USAGE, _SYSTEM = 0, 1, 2, 6
 _SYSTEM_HINT = "is there room where the output goes, and may this user write there?"
@@ -235,33 +233,22 @@ def _suppose(options: argparse.Namespace, console: Console) -> int:
 
 
 def _verify(options: argparse.Namespace, console: Console) -> None:
+    from llama_loader import loader, trust
     from llama_loader.store import Store
 
     settings = _settings(options)
     store, folder = Store(settings.store, sink=console), Path(options.folder).absolute()
-    given = settings.manifest_url is not None or settings.manifest_sha256 is not None
-    entry = _entry(settings, store, folder, console) if given else None
-    installed = store.verify(folder, entry)
+    entries = None
+    if settings.manifest_url is not None or settings.manifest_sha256 is not None:
+        fetcher = loader.fetcher_for(settings, console)
+        entries = trust.manifest(settings, store, fetcher, console)[0].artifacts
+    installed = store.verify(folder, entries)
     console.clear()
+    entry = installed.artifact if entries is not None else None
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
     text = f"ok {printable(str(installed.folder))}\ncompared with {compared}"
     _print(options, text, {**told, "compared_with": compared})
-
-
-def _entry(settings: Settings, store: Store, folder: Path, console: Console) -> Artifact:
-    """Return the entry of the given manifest that a runtime's folder was unpacked from."""
-    from llama_loader import loader, trust
-
-    manifest, url = trust.manifest(settings, store, loader.fetcher_for(settings, console), console)
-    for artifact in manifest.artifacts:
-        if artifact.sha256 in folder.resolve().parts:
-            return artifact
-    raise IntegrityError(
-        "OTHER_ARTIFACT",
-        f"{folder} was not unpacked from an artifact of {url}",
-        hint="give the manifest of the release that it came from",
-    )
 
 
 _COMMANDS = {
@@ -304,8 +291,16 @@ def _parser() -> _Parser:
                 " capability=12.0,driver=580,glibc=2.36,torch=cu128",
             )
         elif name == "verify":
-            command.add_argument("folder", metavar="DIR", help="the folder that fetch printed")
+            command.add_argument(
+                "folder", type=_not_empty, metavar="DIR", help="the folder that fetch printed"
+            )
     return parser
+
+
+def _not_empty(text: str) -> str:
+    if not text:  # a variable of a script that is not set; Path("") would be the working folder
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:

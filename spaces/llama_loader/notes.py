@@ -64,6 +64,15 @@ def compared_with_receipt(place: Path) -> Note:
     )
 
 
+def modes_mended(place: Path, names: str) -> Note:
+    """Files or folders of a runtime had modes that it does not give them."""
+    return Note(
+        "MODES_MENDED",
+        f"{place}: the modes of {names} were wrong and were set right; the content is verified",
+        "which program changed them? Copy a store with its modes (cp -a, rsync -p)",
+    )
+
+
 def not_as_asked(server: Server) -> Iterator[Note]:
     """Return all that people should know of a start that succeeded."""
     yield from given_up(server)
