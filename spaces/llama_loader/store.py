@@ -184,7 +184,8 @@ class Store:
                 hint="give the manifest of the release that it came from",
             )
         with disk.errors(path), Folder.open(path) as place:
-            installed = self._checked(place, entry)
+            installed = Receipt.read(place).installed(path, entry, self._sink)
+        installed.verify()
         if entry is None:
             self._sink(notes.compared_with_receipt(path))
         return installed
@@ -260,7 +261,8 @@ class Store:
         try:
             with Folder.open(root.path / "runtimes" / sha256) as place:
                 receipt.hold(place)
-                return self._checked(place, trusted, hashed=hashed)
+                found = Receipt.read(place).installed(place.path, trusted, self._sink)
+            found.verify(hashed=hashed)
         except FileNotFoundError:
             return None
         except (NotADirectoryError, PermissionError) as error:
@@ -269,31 +271,19 @@ class Store:
             if error.code == receipt.CONTRADICTION:
                 raise
             problem = error.message
+        else:
+            return found
         told(Note("RUNTIME_DAMAGED", problem, "it is fetched again"))
         return None
-
-    def _checked(
-        self, place: Folder, trusted: Artifact | None, *, hashed: bool = True
-    ) -> Installed:
-        """Check a runtime against the entry that is trusted, else against its own receipt."""
-        installed = Receipt.read(place).installed(place.path, trusted, self._sink)
-        installed.verify(hashed=hashed)
-        return installed
-
-    def _discard(self, staging: Folder, runtimes: Folder, sha256: str) -> None:
-        """Take a runtime out of use in one step, then delete it."""
-        with contextlib.suppress(FileNotFoundError), staging.temporary("old") as grave:
-            runtimes.rename(sha256, grave)
 
     def _collect(self, staging: Folder, runtimes: Folder, keep: str) -> None:
         """Remove the runtimes that are unused for long and that no living process holds."""
         for name in set(filter(store_folder.DIGEST.fullmatch, runtimes.names())) - {keep}:
             with contextlib.suppress(OSError), runtimes.folder(name) as place:
-                if _is_unused(place):
-                    # fails where it is held, and where locks do not work
-                    fcntl.flock(place.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    if _is_unused(place):  # no process asked for it meanwhile
-                        self._discard(staging, runtimes, name)
+                # fails where it is held, and where locks do not work
+                fcntl.flock(place.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(place.handle).st_mtime <= time.time() - MAX_AGE_SECONDS:
+                    _discard(staging, runtimes, name)
 
     # installing
 
@@ -339,7 +329,7 @@ class Store:
                 found = self._find(root, sha256, done.artifact)
                 if found is not None:
                     return found
-                self._discard(staging, runtimes, sha256)
+                _discard(staging, runtimes, sha256)
             runtimes.sync()
             receipt.hold(made)
             self._collect(staging, runtimes, sha256)
@@ -404,5 +394,7 @@ def _timed(
             yield chunk
 
 
-def _is_unused(place: Folder) -> bool:
-    return time.time() - os.fstat(place.handle).st_mtime >= MAX_AGE_SECONDS
+def _discard(staging: Folder, runtimes: Folder, sha256: str) -> None:
+    """Take a runtime out of use in one step, then delete it."""
+    with contextlib.suppress(FileNotFoundError), staging.temporary("old") as grave:
+        runtimes.rename(sha256, grave)

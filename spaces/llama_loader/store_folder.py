@@ -114,10 +114,7 @@ def _claim(root: Folder, state: str) -> None:
         # at once write the same bytes to the same place.
         root.write("FORMAT", MARKER.encode())
         root.sync()
-    for name in ("runtimes", "manifests"):
-        with root.folder(name, make=0o755):
-            pass
-    with root.folder("staging", make=0o700) as staging:
+    with root.folder("runtimes", make=0o755), root.folder("staging", make=0o700) as staging:
         _require_modes(staging)
         if state == "damaged":
             root.replace("FORMAT", MARKER.encode(), staging=staging)
@@ -142,18 +139,17 @@ def lock(staging: Folder, sha256: str, sink: Sink) -> Iterator[None]:
     Raises:
         OSError: the disk is full.
     """
-    end, is_told = time.monotonic() + LOCK_SECONDS, False
+    end = time.monotonic() + LOCK_SECONDS
     with contextlib.ExitStack() as opened:
         try:
             handle = staging.open_to_write(f"{sha256}.lock", 0o600)
             opened.callback(os.close, handle)
-            while not _is_locked(handle):
-                if time.monotonic() > end:
-                    raise TimeoutError("another installer holds it too long")
-                if not is_told:
-                    sink(Note("STORE_BUSY", "another process installs it; waiting for that"))
-                    is_told = True
-                time.sleep(_POLL_SECONDS)
+            if not _is_locked(handle):
+                sink(Note("STORE_BUSY", "another process installs it; waiting for that"))
+                while not _is_locked(handle):
+                    if time.monotonic() > end:
+                        raise TimeoutError("another installer holds it too long")
+                    time.sleep(_POLL_SECONDS)
         except OSError as error:
             if is_full(error):
                 raise
