@@ -40,7 +40,6 @@ _OWNED: Final = re.compile(
 _START_TIME: Final = 19
 """Field 22 of ``/proc/PID/stat``, counted behind the name's closing bracket (proc(5))."""
 _NOWHERE: Final = "nowhere"
-_MAX_LINKS: Final = 40
 _AS_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO waits for its other end otherwise
 _AS_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -267,34 +266,29 @@ class Folder:
         return status.st_mtime < time.time() - STALE_SECONDS
 
 
-def trusted(path: Path) -> Path:
+def trusted(path: Path, hops: int = 40) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
-    Every folder on the way counts, also on the way of a link. What does not exist yet is trusted.
+    Every folder on the way counts, also on the way of a link, of which up to ``hops`` may lead to
+    one another. What does not exist yet is trusted.
 
     Raises:
         PermissionError: a folder belongs to another user, or others can write to it; or this user
             may not look at it.
         OSError: the path leads through a file, or in a circle.
     """
-    left, place, links = list(reversed(path.absolute().parts)), Path("/"), 0
-    while left:
-        place, before = place / left.pop(), place
+    for step in (*reversed(path.absolute().parents), path.absolute()):
         try:
-            status = place.lstat()
+            status = step.lstat()
         except FileNotFoundError:
-            return place.joinpath(*reversed(left))
+            break
         if why := why_not(status, _bits_of_others(status)):
-            raise PermissionError(errno.EPERM, f"{place} {why}", str(path))
+            raise PermissionError(errno.EPERM, f"{step} {why}", str(path))
         if stat.S_ISLNK(status.st_mode):
-            links += 1
-            if links > _MAX_LINKS:
+            if not hops:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-            left.extend(reversed(place.readlink().parts))
-            place = before
-        elif place.name == "..":
-            place = before.parent
-    return place
+            trusted(step.parent / step.readlink(), hops - 1)
+    return Path(os.path.realpath(path))
 
 
 def _bits_of_others(status: os.stat_result) -> int:

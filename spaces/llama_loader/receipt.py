@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from llama_loader import disk, notes, strict_json
+from llama_loader import disk, notes
 from llama_loader import manifest as schema
 from llama_loader.concurrency import Background
 from llama_loader.disk import FORBIDDEN_BITS, NO_FILE, NOT_WRITABLE, Folder
@@ -59,14 +59,12 @@ class Receipt(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
             OSError: it cannot be read.
         """
         data = place.read(RECEIPT, schema.MAX_MANIFEST_BYTES)
+        if data is None:
+            raise damaged(f"{place.path}: has no receipt")
         try:
-            tree = strict_json.loads(
-                data or b"", what="its receipt", max_bytes=schema.MAX_MANIFEST_BYTES
-            )
-            found = schema.convert(tree, cls, what="its receipt", code="RUNTIME_DAMAGED")
-        except IntegrityError as error:
-            why = error.message if data else "has no receipt"
-            raise damaged(f"{place.path}: {why}") from error
+            found = msgspec.json.decode(data, type=cls)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise damaged(f"{place.path}: its receipt cannot be read: {error}") from error
         digests = {found.sha256, found.artifact.sha256 if found.artifact else found.sha256}
         if digests != {place.path.name}:
             raise damaged(f"{place.path}: its receipt is of another runtime")

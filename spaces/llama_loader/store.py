@@ -78,9 +78,10 @@ class Store:
         Raises:
             StoreError: the folder is no store, or of a newer loader, or cannot be read.
         """
-        with contextlib.suppress(FileNotFoundError), self._opened(make=False) as root:
+        if not os.path.lexists(self.root):
+            return None
+        with self._opened(make=False) as root:
             return self._find(root, sha256, trusted, hashed=hashed)
-        return None
 
     def install(
         self,
@@ -142,8 +143,8 @@ class Store:
             StoreError: it cannot be kept.
         """
         what, kept = f"manifest {url}", None
-        if sha256 is not None:
-            with contextlib.suppress(FileNotFoundError), self._opened(make=False) as root:
+        if sha256 is not None and os.path.lexists(self.root):
+            with self._opened(make=False) as root:
                 kept = root.read(f"manifests/{sha256}.json", schema.MAX_MANIFEST_BYTES)
             if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
                 return schema.parse(kept, what=what)
@@ -209,18 +210,9 @@ class Store:
 
     @contextmanager
     def _opened(self, *, make: bool) -> Iterator[Folder]:
-        """Open the store, and turn the disk's errors into the store's.
-
-        Raises:
-            FileNotFoundError: there is none, and none is made.
-            StoreError: it is no store, or of a newer loader, or the disk fails.
-        """
-        try:
+        """Open the store, and turn the disk's errors into the store's; ``make`` it to write."""
+        with disk.errors(self.root):
             root = self._open(make=make)
-        except OSError as error:
-            if isinstance(error, FileNotFoundError) and not make:
-                raise
-            raise disk.failure(self.root, error) from error
         with root, disk.errors(self.root):
             yield root
 

@@ -782,7 +782,7 @@ def test_a_damaged_runtime_is_taken_out_of_use_and_repaired(release: Release, ho
         ("extra folder", "files/runtime/empty not listed"),
         ("beside", "notes.txt not listed"),
         ("folder beside", ": empty not listed"),
-        ("receipt cut", "its receipt is not JSON"),
+        ("receipt cut", "its receipt cannot be read"),
         ("no receipt", "has no receipt"),
     ],
 )
