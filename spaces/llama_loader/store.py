@@ -106,14 +106,14 @@ class Store:
         found = self.find(artifact.sha256, artifact, hashed=hashed)
         if found is not None:
             return found
-
-        def fill(files: Path) -> Receipt:
-            if note is not None:
-                self._sink(note)
-            self._fetch(artifact, urls, fetcher, files)
-            return Receipt(sha256=artifact.sha256, release=release, artifact=artifact)
-
         with self._swept() as root:
+
+            def fill(into: Path) -> Receipt:
+                if note is not None:
+                    self._sink(note)
+                self._fetch(root, artifact, urls, fetcher, into)
+                return Receipt(sha256=artifact.sha256, release=release, artifact=artifact)
+
             return self._install(root, artifact.sha256, artifact, fill)
 
     def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
@@ -327,11 +327,13 @@ class Store:
             self._collect(staging, runtimes, sha256)
         return installed
 
-    def _fetch(self, artifact: Artifact, urls: Sequence[str], fetcher: Fetcher, into: Path) -> None:
+    def _fetch(
+        self, root: Folder, artifact: Artifact, urls: Sequence[str], fetcher: Fetcher, into: Path
+    ) -> None:
         """Fetch an artifact and unpack it on the way."""
         from llama_loader import unpack
 
-        with partial.Partial(self.root / partial.FOLDER, artifact, self._sink) as kept:
+        with partial.Partial(root.path / partial.FOLDER, artifact, self._sink) as kept:
             try:
                 waited, started = [0.0], time.monotonic()
                 chunks = _timed(fetcher.chunks(artifact, urls, kept, ahead=AHEAD), waited)
