@@ -32,7 +32,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from llama_loader.errors import IntegrityError, LoaderError, printable, tell
+from llama_loader.errors import LoaderError, printable, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -256,18 +256,12 @@ def _verify(options: argparse.Namespace, console: Console) -> None:
     from llama_loader.store import Store
 
     settings, folder = _settings(options, console), Path(options.folder).absolute()
-    entry = None
+    entries = None
     if settings.manifest_url is not None or settings.manifest_sha256 is not None:
-        manifest, url = loader.read_manifest(settings, console)
-        places = folder.resolve().parts
-        entry = next((one for one in manifest.artifacts if one.sha256 in places), None)
-        if entry is None:
-            raise IntegrityError(
-                "OTHER_ARTIFACT",
-                f"{folder} was not unpacked from an artifact of {url}",
-                hint="give the manifest of the release that it came from",
-            )
-    installed = Store(settings.store, sink=console).verify(folder, entry)
+        entries = loader.read_manifest(settings, console)[0].artifacts
+    installed = Store(settings.store, sink=console).verify(folder, entries)
+    console.clear()
+    entry = installed.artifact if entries is not None else None
     compared = f"the manifest's entry {entry.name}" if entry else "the runtime's own receipt"
     told = {"folder": str(installed.folder), "sha256": installed.sha256, "ok": True}
     text = f"ok {printable(str(installed.folder))}\ncompared with {compared}"
@@ -314,8 +308,16 @@ def _parser() -> _Parser:
                 " capability=12.0,driver=580,glibc=2.36,torch=cu128",
             )
         elif name == "verify":
-            command.add_argument("folder", metavar="DIR", help="the folder that fetch printed")
+            command.add_argument(
+                "folder", type=_not_empty, metavar="DIR", help="the folder that fetch printed"
+            )
     return parser
+
+
+def _not_empty(text: str) -> str:
+    if not text:  # a variable of a script that is not set; Path("") would be the working folder
+        raise argparse.ArgumentTypeError("is empty")
+    return text
 
 
 def _add_serve(command: argparse.ArgumentParser) -> None:

@@ -15,6 +15,7 @@ import stat
 import tempfile
 import time
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, final
 
@@ -32,16 +33,17 @@ FORBIDDEN_BITS: Final = 0o7022
 """Set-id and sticky bits, and what would let others change a file after it was hashed."""
 
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OWNED: Final = re.compile(r"[^.]+\.[^.]+\.[0-9]+\.([0-9]+|-)\.[^.]+", re.ASCII)
-"""The names that ``new_folder`` gives: purpose, world, process, its start, something random."""
+_OWNED: Final = re.compile(
+    r"[^.]+\.(?P<process>(?P<world>[^.]+)\.(?P<pid>[0-9]+)\.([0-9]+|-))\.[^.]+", re.ASCII
+)
+"""The names that ``new_folder`` gives: a purpose, a process, something random."""
 _START_TIME: Final = 19
 """Field 22 of ``/proc/PID/stat``, counted behind the name's closing bracket (proc(5))."""
 _NOWHERE: Final = "nowhere"
-_MAX_LINKS: Final = 40
 _AS_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-# O_NONBLOCK: opening a FIFO for reading waits for its writer otherwise
+# O_NONBLOCK: opening a FIFO waits for its other end otherwise
 _AS_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-_AS_NEW: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_IN_PLACE: Final = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 @contextmanager
@@ -68,34 +70,39 @@ def failure(place: Path, error: OSError) -> StoreError:
         )
     return StoreError(
         "STORE_FAILED",
-        f"{error.filename or place}: {error.strerror or error}",
-        hint="check the folder's owner and permissions, or use another store with --store",
+        reason(place, error),
+        hint="can there be a folder, and do its owner and permissions allow this? If not, use"
+        " another store (HF_HOME, or --store)",
     )
 
 
+def reason(place: Path, error: OSError) -> str:
+    """Return what failed below a folder, and why; the error may name a path relative to it."""
+    path = place / error.filename if isinstance(error.filename, str) else place
+    return f"{path}: {error.strerror or error}"
+
+
 @final
+@dataclass
 class Folder:
     """An open folder. Use as a context manager.
 
     All names are relative to its descriptor, so that a path that changes meanwhile leads nowhere
-    else. Links are not followed; names have no slash.
+    else. Links are not followed; names have no slash. All methods raise ``OSError``.
 
-    Args:
-        handle: the open folder, closed with this object.
+    Attributes:
+        handle: its descriptor, closed with this object.
         path: what messages call it.
+        mended: its mode was wrong, and was set right when it was opened.
     """
 
-    def __init__(self, handle: int, path: Path) -> None:
-        self.handle = handle
-        self.path = path
+    handle: int
+    path: Path
+    mended: bool = False
 
     @classmethod
     def open(cls, path: Path) -> Folder:
-        """Open a folder by its path, whose last part is no link.
-
-        Raises:
-            OSError: there is none, or it cannot be opened.
-        """
+        """Open a folder by its path, whose last part is no link."""
         return cls(os.open(path, _AS_FOLDER), path)
 
     def __enter__(self) -> Folder:
@@ -104,42 +111,44 @@ class Folder:
 
     def __exit__(self, *exception: object) -> None:
         """Close it."""
-        self.close()
-
-    def close(self) -> None:
-        """Let go of the folder."""
         os.close(self.handle)
 
     def folder(self, name: str, *, make: int | None = None) -> Folder:
         """Open a folder in it, and take away the right of others to write there.
 
-        Args:
-            name: of the folder.
-            make: the mode to make it with if it is missing; None if it must exist.
+        ``make`` is the mode that it gets, made if need be; None if it must exist.
 
         Raises:
             PermissionError: it belongs to another user, or others can still write to it.
-            OSError: there is none; it is a link or a file; it cannot be opened.
         """
         if make is not None:
             with contextlib.suppress(FileExistsError):
                 os.mkdir(name, make, dir_fd=self.handle)
-        found = Folder(os.open(name, _AS_FOLDER, dir_fd=self.handle), self.path / name)
-        try:
-            found._require_own(make)
-        except BaseException:
-            os.close(found.handle)
-            raise
-        return found
+        with contextlib.ExitStack() as opened:
+            found = Folder(os.open(name, _AS_FOLDER, dir_fd=self.handle), self.path / name)
+            opened.enter_context(found)
+            status = os.fstat(found.handle)
+            mode = stat.S_IMODE(status.st_mode)
+            wanted = mode & ~FORBIDDEN_BITS if make is None else make
+            if mode != wanted and status.st_uid == os.geteuid():
+                os.fchmod(found.handle, wanted)
+                status = os.fstat(found.handle)
+                found.mended = stat.S_IMODE(status.st_mode) != mode
+            if why := why_not(status, FORBIDDEN_BITS):
+                raise PermissionError(errno.EPERM, why, str(found.path))
+            opened.pop_all()
+            return found
 
-    def _require_own(self, mode: int | None) -> None:
-        status = os.fstat(self.handle)
-        wanted = stat.S_IMODE(status.st_mode) & ~FORBIDDEN_BITS if mode is None else mode
-        if _is_own(status) and stat.S_IMODE(status.st_mode) != wanted:
-            os.fchmod(self.handle, wanted)
-            status = os.fstat(self.handle)
-        if not _is_own(status) or status.st_mode & FORBIDDEN_BITS:
-            raise PermissionError(errno.EPERM, _why_not(status), str(self.path))
+    def walk(self, *, make: int | None = None) -> Iterator[tuple[str, Folder | None]]:
+        """Yield the path of everything below, and the open folder where it is one."""
+        for name in self.names():
+            if not self.has_folder(name):
+                yield name, None
+                continue
+            with self.folder(name, make=make) as inside:
+                yield name, inside
+                for path, found in inside.walk(make=make):
+                    yield f"{name}/{path}", found
 
     def names(self) -> list[str]:
         """Return the names in it, sorted."""
@@ -157,17 +166,8 @@ class Folder:
         status = self.status(name)
         return status is not None and stat.S_ISDIR(status.st_mode)
 
-    def holds(self, name: str, other: Folder) -> bool:
-        """Whether the open folder ``other`` is what stands under a name now."""
-        status = self.status(name)
-        return status is not None and os.path.samestat(status, os.fstat(other.handle))
-
     def open_file(self, path: str) -> int:
-        """Open a file below this folder for reading; no link on the way is followed.
-
-        Raises:
-            OSError: there is none, or it cannot be opened.
-        """
+        """Open what stands at a path below to read it; no link on the way is followed."""
         *folders, name = path.split("/")
         with contextlib.ExitStack() as opened:
             place = self
@@ -176,58 +176,42 @@ class Folder:
             return os.open(name, _AS_FILE, dir_fd=place.handle)
 
     def read(self, name: str, limit: int) -> bytes | None:
-        """Return a file's bytes; None unless it is a regular file of at most ``limit`` bytes.
-
-        Raises:
-            OSError: it cannot be read.
-        """
+        """Return a file's bytes; None unless it is a regular file of at most ``limit`` bytes."""
         try:
-            handle = os.open(name, _AS_FILE, dir_fd=self.handle)
+            handle = self.open_file(name)
         except OSError as error:
             if error.errno in NO_FILE:
                 return None
             raise
-        with contextlib.ExitStack() as opened:
-            opened.callback(os.close, handle)
+        try:
             status = os.fstat(handle)
-            if not stat.S_ISREG(status.st_mode) or status.st_size > limit:
-                return None
-            return os.read(handle, status.st_size)
+            is_small = stat.S_ISREG(status.st_mode) and status.st_size <= limit
+            return os.read(handle, status.st_size) if is_small else None
+        finally:
+            os.close(handle)
 
     def open_to_write(self, name: str, mode: int) -> int:
-        """Open a file to write in place, made if need be; what is no file cannot be opened.
+        """Open a file to write in place, made if need be; what is no file cannot be opened."""
+        return os.open(name, _IN_PLACE, mode, dir_fd=self.handle)
 
-        Raises:
-            OSError: it cannot be opened.
-        """
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        return os.open(name, flags, mode, dir_fd=self.handle)
-
-    def write_new(self, name: str, data: bytes) -> None:
-        """Write and sync a file that does not exist yet; only its owner may change it."""
-        handle = os.open(name, _AS_NEW, 0o644, dir_fd=self.handle)
-        with os.fdopen(handle, "wb") as stream:
+    def write(self, name: str, data: bytes) -> None:
+        """Write a file in place and sync it; only its owner may change it."""
+        with os.fdopen(self.open_to_write(name, 0o644), "wb") as stream:
             stream.write(data)
             stream.flush()
-            os.fsync(handle)
+            os.fsync(stream.fileno())
 
     def replace(self, name: str, data: bytes, *, staging: Folder) -> None:
         """Write a file so that it is missing, the old one or the new one at every moment.
 
-        A folder that stands in its place is renamed, not removed.
-
-        Args:
-            name: of the file.
-            data: what it holds then.
-            staging: a folder on the same disk for the file before it is complete.
+        It is completed in ``staging``, a folder on the same disk. A folder that stands in its place
+        is renamed, not removed.
         """
         with staging.temporary("file") as half_done:
-            half_done.write_new(name, data)
-            try:
-                half_done.rename(name, self)
-            except IsADirectoryError:
+            half_done.write(name, data)
+            if self.has_folder(name):
                 self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
-                half_done.rename(name, self)
+            half_done.rename(name, self)
             self.sync()
 
     def rename(self, name: str, into: Folder, new: str | None = None) -> None:
@@ -250,18 +234,9 @@ class Folder:
         """Have its names on the disk."""
         os.fsync(self.handle)
 
-    def sync_all(self) -> None:
-        """Have the names in it and in all folders below on the disk, and let others read them."""
-        for name in self.names():
-            if self.has_folder(name):
-                with self.folder(name, make=0o755) as inside:
-                    inside.sync_all()
-        self.sync()
-
     def new_folder(self, purpose: str) -> Folder:
         """Make and open a private folder whose name says which process owns it."""
-        owner = f"{os.getpid()}.{_started(os.getpid())}"
-        name = f"{purpose}.{_world()}.{owner}.{os.urandom(8).hex()}"
+        name = f"{purpose}.{_process(os.getpid())}.{os.urandom(8).hex()}"
         return self.folder(name, make=0o700)
 
     @contextmanager
@@ -276,69 +251,66 @@ class Folder:
 
     def sweep(self) -> None:
         """Remove the folders of ``new_folder`` whose owner ended; all other names stay."""
-        for name in self.names():
-            if _OWNED.fullmatch(name) and self._is_abandoned(name):
-                with contextlib.suppress(OSError):  # another process was faster, or is at it
-                    self.remove(name)
+        for name in filter(self._is_abandoned, self.names()):
+            with contextlib.suppress(OSError):  # another process was faster, or is at it
+                self.remove(name)
 
     def _is_abandoned(self, name: str) -> bool:
-        """Whether the owner of a folder of ``new_folder`` has ended."""
-        status = self.status(name)
-        if status is None or not self.has_folder(name):
+        owned, status = _OWNED.fullmatch(name), self.status(name)
+        if owned is None or status is None or not stat.S_ISDIR(status.st_mode):
             return False
-        _, world, process, began, _ = name.split(".")
-        if world == _world() != _NOWHERE:
+        now = _process(int(owned["pid"]))
+        if owned["world"] == now.partition(".")[0] != _NOWHERE:
             # Process numbers are used again: the moment of the start tells two owners apart.
-            return _started(int(process)) != began
+            return owned["process"] != now
         return status.st_mtime < time.time() - STALE_SECONDS
 
 
-def trusted(path: Path) -> Path:
+def trusted(path: Path, hops: int = 40) -> Path:
     """Return a folder's real path if only this user and root can change what it leads to.
 
-    Every folder on the way counts, also on the way of a link. What does not exist yet is trusted.
+    Every folder on the way counts, also on the way of a link, of which up to ``hops`` may lead to
+    one another. What does not exist yet is trusted.
 
     Raises:
         PermissionError: a folder belongs to another user, or others can write to it; or this user
             may not look at it.
         OSError: the path leads through a file, or in a circle.
     """
-    left, place, links = list(reversed(path.absolute().parts)), Path("/"), 0
-    while left:
-        place, before = place / left.pop(), place
+    for step in (*reversed(path.absolute().parents), path.absolute()):
         try:
-            status = place.lstat()
+            status = step.lstat()
         except FileNotFoundError:
-            return place.joinpath(*reversed(left))
-        if not _is_own(status) or _is_open_to_others(status):
-            raise PermissionError(errno.EPERM, f"{place} {_why_not(status)}", str(path))
+            break
+        if why := why_not(status, _bits_of_others(status)):
+            raise PermissionError(errno.EPERM, f"{step} {why}", str(path))
         if stat.S_ISLNK(status.st_mode):
-            links += 1
-            if links > _MAX_LINKS:
+            if not hops:
                 raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-            left.extend(reversed(place.readlink().parts))
-            place = before
-        elif place.name == "..":
-            place = before.parent
-    return place
+            trusted(step.parent / step.readlink(), hops - 1)
+    return Path(os.path.realpath(path))
 
 
-def _is_own(status: os.stat_result) -> bool:
-    return status.st_uid in (0, os.geteuid())
-
-
-def _is_open_to_others(status: os.stat_result) -> bool:
-    """Whether others can rename what is in a folder; a group of this user alone is no other."""
+def _bits_of_others(status: os.stat_result) -> int:
+    """The bits by which others may rename what is in a folder; a group of this user alone may."""
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX:
-        return False
-    group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.geteuid())
-    return bool(status.st_mode & stat.S_IWOTH or group)
+        return 0
+    is_own_group = status.st_gid in (0, os.geteuid())
+    return stat.S_IWOTH | (0 if is_own_group else stat.S_IWGRP)
 
 
-def _why_not(status: os.stat_result) -> str:
-    if not _is_own(status):
+def why_not(status: os.stat_result, forbidden: int) -> str:
+    """Return why a file or folder is not this user's or root's alone; empty if it is.
+
+    Args:
+        status: of the file or folder.
+        forbidden: bits of its mode that let others change it.
+    """
+    if status.st_uid not in (0, os.geteuid()):
         return f"belongs to another user ({status.st_uid})"
-    return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):04o})"
+    if status.st_mode & forbidden:
+        return f"can be written by other users (mode {stat.S_IMODE(status.st_mode):04o})"
+    return ""
 
 
 def private_place(name: str) -> Path | None:
@@ -364,19 +336,13 @@ def private_folder(name: str) -> Path:
     return private_place(name) or Path(tempfile.mkdtemp(prefix=f"{name}-"))
 
 
-def _world() -> str:
-    """Name the place where a process number means something: this boot and this container."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    try:
-        return f"{boot.read_text()[:8]}-{Path('/proc/self/ns/pid').stat().st_ino}"
-    except OSError:
-        return _NOWHERE
-
-
-def _started(pid: int) -> str:
-    """When a process began, in the kernel's own count; ``-`` if there is no such process."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text()
-    except OSError:
-        return "-"
-    return text.rpartition(")")[2].split()[_START_TIME]
+def _process(pid: int) -> str:
+    """Name a process: its boot and container, its number, its start (``-`` if it has ended)."""
+    world, began = _NOWHERE, "-"
+    with contextlib.suppress(OSError):
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
+        world = f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
+    with contextlib.suppress(OSError):
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
+        began = after_name.split()[_START_TIME]
+    return f"{world}.{pid}.{began}"

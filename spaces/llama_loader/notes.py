@@ -78,6 +78,15 @@ def compared_with_receipt(place: Path) -> Note:
     )
 
 
+def modes_mended(place: Path, names: str) -> Note:
+    """Files or folders of a runtime had modes that it does not give them."""
+    return Note(
+        "MODES_MENDED",
+        f"{place}: the modes of {names} were wrong and were set right; the content is verified",
+        "which program changed them? Copy a store with its modes (cp -a, rsync -p)",
+    )
+
+
 def not_as_asked(server: Server) -> Iterator[Note]:
     """Return what people should know of a start that succeeded with less than was asked for.
 

@@ -1,4 +1,4 @@
-"""The store's folder: claims an empty one, refuses any other, checks who can change it, locks it.
+"""The store's folder: claims an empty one, refuses any other, locks what is installed in it.
 
 What is installed in it is not decided here (``store``).
 """
@@ -6,182 +6,105 @@ What is installed in it is not decided here (``store``).
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
+import stat
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, notes
-from llama_loader.disk import Folder
+from llama_loader.disk import Folder, is_full
 from llama_loader.errors import StoreError
-from llama_loader.events import Note
+from llama_loader.events import Note, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from llama_loader.events import Sink
-
 FORMAT: Final = 2
 PROGRAM: Final = "llama-loader-store "
 MARKER: Final = f"{PROGRAM}{FORMAT}\n"
 """What the file FORMAT holds: no other program writes it."""
-NAMES: Final = frozenset(
-    {"FORMAT", "channels", "current", "manifests", "partial", "runtimes", "self-tests", "staging"}
-)
-"""All names that a store has in its folder; earlier loaders wrote ``current``, ``self-tests``."""
+FOLDERS: Final = frozenset({"channels", "manifests", "partial", "runtimes", "staging"})
+"""All folders that a store has."""
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """The name of a runtime."""
-PRIVATE: Final = "llama-loader"
-"""The name, among the temporary files, of the store to use where the usual one cannot be."""
-
 LOCK_SECONDS: Final = 900.0
 """An installation over a slow link; after that the other installer is taken for dead."""
 
 _POLL_SECONDS: Final = 0.05
 _MAX_MARKER: Final = 64
-_SEPARATORS: Final = ":;$"
-"""What LD_LIBRARY_PATH gives a meaning to (ld.so(8)): a part of the path would be searched."""
+_PROGRAM_MODE: Final = 0o755
+_UNUSABLE: Final = re.compile(r"[:;$\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
+"""``:;$`` split or change the linker's search path (ld.so(8)); a line break, a control code and
+bytes that are no UTF-8 (surrogates in Python) do not survive being printed as a line."""
 
 
-@final
-class StoreFolder:
-    """The folder of a store.
+def require_usable(path: Path) -> None:
+    """Refuse a path that the dynamic linker, or a program that reads our output, would misread.
 
-    Args:
-        root: its path.
-        sink: told if another folder is used.
-
-    Attributes:
-        root: its path; a private folder's once the usual one cannot be used.
+    Raises:
+        StoreError: it has such a character, or leads to a folder whose path has one.
     """
-
-    def __init__(self, root: Path, sink: Sink) -> None:
-        self.root = root.absolute()
-        self._sink = sink
-        self._is_private = False
-
-    def open(self, *, make: bool) -> Folder:
-        """Open it; a private folder if this user cannot use it, or others can change it.
-
-        Args:
-            make: make and claim it if need be, to write to it.
-
-        Raises:
-            FileNotFoundError: there is none, and none is made.
-            StoreError: it is no store, or of a newer loader, or cannot be opened.
-        """
-        try:
-            return self._open(make=make)
-        except FileNotFoundError:
-            if not make:
-                raise
-            with disk.errors(self.root):
-                raise
-        except OSError as error:
-            self._use_private(error)
-        with disk.errors(self.root):
-            return self._open(make=True)
-
-    @contextmanager
-    def lock(self, root: Folder, sha256: str) -> Iterator[None]:
-        """Be the only installer of a runtime, if locks work and no other takes too long.
-
-        Raises:
-            OSError: the disk is full.
-        """
-        end, is_said = time.monotonic() + LOCK_SECONDS, False
-        with contextlib.ExitStack() as opened:
-            try:
-                staging = opened.enter_context(root.folder("staging"))
-                handle = staging.open_to_write(f"{sha256}.lock", 0o600)
-                opened.callback(os.close, handle)
-                while not _is_locked(handle):
-                    if time.monotonic() > end:
-                        raise TimeoutError("another installer holds it too long")
-                    if not is_said:
-                        is_said = True
-                        told = "another process installs it; waiting for that"
-                        self._sink(Note("STORE_BUSY", told))
-                    time.sleep(_POLL_SECONDS)
-            except OSError as error:
-                if disk.is_full(error):
-                    raise
-                self._sink(Note("STORE_NOT_LOCKED", f"installing without a lock: {error}"))
-            yield
-
-    def _use_private(self, error: OSError) -> None:
-        usual = self.root
-        with disk.errors(usual):
-            if error.errno not in disk.NOT_WRITABLE or self._is_private:
-                raise error
-            self.root = disk.private_folder(PRIVATE)
-        self._is_private = True
-        self._sink(notes.store_temporary(usual, error, self.root))
-
-    def _open(self, *, make: bool) -> Folder:
-        place = self.root if self._is_private else disk.trusted(self.root)
-        if set(_SEPARATORS) & set(f"{self.root}{place}"):
-            raise StoreError(
-                "STORE_PATH_UNUSABLE",
-                f"the store's path {str(place)!r} has one of the characters {_SEPARATORS}, which"
-                " the dynamic linker takes for more than a name",
-                hint="use another store (HF_HOME, or --store)",
-            )
-        for missing in (*reversed(place.parents), place) if make else ():
-            with contextlib.suppress(FileExistsError):
-                if not missing.is_dir():
-                    missing.mkdir(mode=0o755)
-        with contextlib.ExitStack() as opened:
-            root = opened.enter_context(Folder.open(place))
-            root.path = self.root
-            state = self._state(root)
-            if make:
-                _claim(root, state)
-            opened.pop_all()
-            return root
-
-    def _state(self, root: Folder) -> str:
-        """Return ``ours``, ``empty`` or ``unmarked``; refuse any other folder."""
-        names = set(root.names())
-        data = root.read("FORMAT", _MAX_MARKER)
-        text = "" if data is None else data.decode("ascii", "replace")
-        self._require_known(text)
-        folders = names & NAMES - {"FORMAT", "current"}
-        links = [name for name in sorted(folders) if not root.has_folder(name)]
-        if not links and text == MARKER:
-            return "ours"
-        if not names or (data is not None and names == {"FORMAT"} and MARKER.startswith(text)):
-            return "empty"
-        of_format_1 = text.strip() == "1"
-        if not links and names <= NAMES and (of_format_1 or _is_proven(root, names, data)):
-            return "unmarked"
-        why = f"{links[0]} in it is a link or a file" if links else "it holds other files"
+    odd = _UNUSABLE.search(f"{path}") or _UNUSABLE.search(os.path.realpath(path))
+    if odd is not None:
         raise StoreError(
-            "STORE_NOT_OURS",
-            f"{self.root} is not a store of this loader: {why}",
-            hint="give --store (or HF_HOME) a folder that is new, empty, or already a store",
+            "STORE_PATH_UNUSABLE",
+            f"the store's path {str(odd.string)!r} has the character {odd[0]!r}, which the dynamic"
+            " linker or a line of text takes for more than a name",
+            hint="use another store (HF_HOME, or --store)",
         )
 
-    def _require_known(self, marker: str) -> None:
-        number = marker.removeprefix(PROGRAM).strip()
-        known = FORMAT if marker.startswith(PROGRAM) else 1
-        if number.isascii() and number.isdigit() and int(number) > known:
-            raise StoreError(
-                "STORE_NEWER",
-                f"the store {self.root} has format {number}; this loader knows {FORMAT}",
-                hint="update the loader, or use another store with --store",
-            )
+
+def open_store(place: Path, *, make: bool) -> Folder:
+    """Open a store's folder; ``make`` it and mark it first, if need be, to write to it.
+
+    Raises:
+        OSError: there is none, it cannot be opened, or, to write, keeps no modes of files.
+        StoreError: it is no store, or of a newer loader.
+    """
+    for missing in (*reversed(place.parents), place) if make else ():
+        with contextlib.suppress(FileExistsError):
+            if not missing.is_dir():
+                missing.mkdir(mode=0o755)
+    with contextlib.ExitStack() as opened:
+        root = opened.enter_context(Folder.open(place))
+        state = _state(root)
+        if make:
+            _claim(root, state)
+        opened.pop_all()
+        return root
 
 
-def _is_proven(root: Folder, names: set[str], marker: bytes | None) -> bool:
-    """Whether a folder whose marker cannot be read holds runtimes, and nothing but our names."""
-    if marker is not None or not {"FORMAT", "runtimes"} <= names:
-        return False
-    with root.folder("runtimes") as runtimes:
-        return any(DIGEST.fullmatch(name) for name in runtimes.names())
+def _state(root: Folder) -> str:
+    """Return ``ours``, ``empty`` or ``damaged``; refuse any other folder."""
+    names = set(root.names())
+    data = root.read("FORMAT", _MAX_MARKER)
+    marker = "" if data is None else data.decode("ascii", "replace")
+    number = marker.removeprefix(PROGRAM).strip()
+    if number.isdecimal() and int(number) > FORMAT:
+        raise StoreError(
+            "STORE_NEWER",
+            f"the store {root.path} has format {number}; this loader knows {FORMAT}",
+            hint="update the loader, or use another store with --store",
+        )
+    odd = [name for name in sorted(names & FOLDERS) if not root.has_folder(name)]
+    if not odd and marker == MARKER:
+        return "ours"
+    if not names or (data is not None and names == {"FORMAT"} and MARKER.startswith(marker)):
+        return "empty"
+    if not odd and data is None and {"FORMAT", "runtimes"} <= names <= FOLDERS | {"FORMAT"}:
+        with root.folder("runtimes") as runtimes:
+            if any(DIGEST.fullmatch(name) for name in runtimes.names()):
+                return "damaged"
+    why = f"{odd[0]} in it is a link or a file" if odd else "it holds other files"
+    raise StoreError(
+        "STORE_NOT_OURS",
+        f"{root.path} is not a store of this loader: {why}",
+        hint="give --store (or HF_HOME) a folder that is new, empty, or already a store",
+    )
 
 
 def _claim(root: Folder, state: str) -> None:
@@ -189,19 +112,49 @@ def _claim(root: Folder, state: str) -> None:
     if state == "empty":
         # Of a process that was killed here a part of the marker is left. Processes that do this
         # at once write the same bytes to the same place.
-        with os.fdopen(root.open_to_write("FORMAT", 0o644), "wb") as stream:
-            stream.write(MARKER.encode())
-            stream.flush()
-            os.fsync(stream.fileno())
+        root.write("FORMAT", MARKER.encode())
         root.sync()
-    for name in ("runtimes", "manifests"):
-        root.folder(name, make=0o755).close()
-    with root.folder("staging", make=0o700) as staging:
-        # A folder may exist and not be writable: find out before anything is fetched.
-        with staging.temporary("probe"):
-            pass
-        if state == "unmarked":
+    with root.folder("runtimes", make=0o755), root.folder("staging", make=0o700) as staging:
+        _require_modes(staging)
+        if state == "damaged":
             root.replace("FORMAT", MARKER.encode(), staging=staging)
+
+
+def _require_modes(staging: Folder) -> None:
+    """Find out, before anything is fetched, whether files can be written and keep their modes."""
+    with staging.temporary("probe") as probe:
+        handle = probe.open_to_write("file", 0o755)
+        try:
+            os.fchmod(handle, _PROGRAM_MODE)
+            if stat.S_IMODE(os.fstat(handle).st_mode) != _PROGRAM_MODE:
+                raise PermissionError(errno.EPERM, "its disk keeps no modes of files")
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def lock(staging: Folder, sha256: str, sink: Sink) -> Iterator[None]:
+    """Be the only installer of a runtime, if locks work and no other takes too long.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    end = time.monotonic() + LOCK_SECONDS
+    with contextlib.ExitStack() as opened:
+        try:
+            handle = staging.open_to_write(f"{sha256}.lock", 0o600)
+            opened.callback(os.close, handle)
+            if not _is_locked(handle):
+                sink(Note("STORE_BUSY", "another process installs it; waiting for that"))
+                while not _is_locked(handle):
+                    if time.monotonic() > end:
+                        raise TimeoutError("another installer holds it too long")
+                    time.sleep(_POLL_SECONDS)
+        except OSError as error:
+            if is_full(error):
+                raise
+            sink(Note("STORE_NOT_LOCKED", f"installing without a lock: {error}"))
+        yield
 
 
 def _is_locked(handle: int) -> bool:

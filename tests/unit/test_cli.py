@@ -244,7 +244,7 @@ def test_verify_compares_with_the_manifest_that_is_given(
     kept.chmod(0o644)
     kept.write_text(kept.read_text().replace(before, after))
     assert run(home, "verify", str(folder)).returncode == 0
-    refused(run(home, "verify", str(folder), *options), 4, "RUNTIME_LISTS_OTHER_FILES")
+    refused(run(home, "verify", str(folder), *options), 4, "RUNTIME_DAMAGED")
     impostor.behave(list={"text": "other"})
     other = manifest_options(make_release(impostor, tmp_path / "other"))
     refused(run(home, "verify", str(folder), *other), 4, "OTHER_ARTIFACT")
@@ -261,8 +261,9 @@ def test_foreign_text_forges_no_line_and_sends_no_code(
     platform = {"system": f"linux{forged}", "machine": "x", "glibc": "2.17", "glibcxx": None}
     sound = manifest_options(make_release(impostor, tmp_path / "sound"))
     bad = manifest_options(make_release(impostor, tmp_path / "bad", platform=platform))
-    store = ["--store", str(tmp_path / f"store{forged}"), "--allow-cpu"]
+    store = ["--store", str(tmp_path / "store\u202e\u200f"), "--allow-cpu"]
     for argv in (
+        ["fetch", *sound, "--store", str(tmp_path / f"store{forged}"), "--allow-cpu"],
         ["fetch", *sound, *store, "--no-test-run"],
         ["devices", *sound, *store],
         ["doctor", *sound, *store],
@@ -328,6 +329,7 @@ def test_devices_lists_and_says_why(
         (["serve", "--model", "a", "--hf", "b", "c"], 2, "USAGE"),
         (["serve", "--hf", "only-one"], 2, "USAGE"),
         (["verify"], 2, "USAGE"),
+        (["verify", ""], 2, "USAGE"),
         (["fetch", "--arch", "hopper"], 2, "SETTING_INVALID"),
         (["fetch", "--arch", ""], 2, "SETTING_INVALID"),
         (["fetch", "--store", "~nobody-of-that-name/x"], 2, "SETTING_INVALID"),
@@ -348,9 +350,24 @@ def test_bad_usage_and_settings(
     assert "hf_pw" not in refused(run(home, *argv), status, code)
 
 
-def test_a_store_that_cannot_be_a_folder(home: dict[str, str], release: Path) -> None:
-    options = [*manifest_options(release), "--allow-cpu", "--store", "/dev/null"]
-    assert "/dev/null" in refused(run(home, "fetch", *options), 6, "STORE_FAILED")
+@pytest.mark.parametrize("place", ["/dev/null", "/proc/x", "/proc/sys/x/y"])
+def test_a_store_that_cannot_be_a_folder(home: dict[str, str], release: Path, place: str) -> None:
+    """As docs/store.md says: the error names the place, and nothing is installed elsewhere."""
+    options = [*manifest_options(release), "--allow-cpu", "--store", place]
+    told = refused(run(home, "fetch", *options), 6, "STORE_FAILED")
+    assert "/".join(place.split("/")[:3]) in told
+    assert "can there be a folder" in told
+    assert "STORE_TEMPORARY" not in told
+
+
+@pytest.mark.parametrize("name", [b"a\nb", b"a\xff", b"a:b"])
+def test_store_path_that_cannot_be_used_is_refused_before_a_connection(
+    home: dict[str, str], tmp_path: Path, name: bytes
+) -> None:
+    place = tmp_path / os.fsdecode(name)
+    options = ["--manifest", "http://127.0.0.1:1/m.json", "--allow-cpu", "--store", str(place)]
+    refused(run(home, "fetch", *options), 6, "STORE_PATH_UNUSABLE")
+    assert not place.exists()
 
 
 def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> None:

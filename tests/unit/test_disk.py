@@ -48,6 +48,8 @@ def sweep(place: Path) -> None:
         (OSError(errno.EIO, "Failed", "/store/a"), "STORE_FAILED", "/store/a: Failed"),
         (OSError(errno.EIO, "Failed"), "STORE_FAILED", "/store: Failed"),
         (OSError("odd"), "STORE_FAILED", "/store: odd"),
+        (PermissionError(1, "No", "a"), "STORE_FAILED", "/store/a: No"),
+        (PermissionError(1, "No", 5), "STORE_FAILED", "/store: No"),
     ],
 )
 def test_errors_of_the_operating_system(error: OSError, code: str, words: str) -> None:
@@ -135,13 +137,6 @@ def test_a_whole_file_is_synced_before_and_after_it_has_its_name(
         folder.replace("file", b"two", staging=unfinished)
     assert place.read_bytes() == b"two"
     assert list(staging.iterdir()) == []
-
-
-def test_a_new_file_is_never_written_over(tmp_path: Path) -> None:
-    with Folder.open(tmp_path) as folder:
-        folder.write_new("file", b"one")
-        with pytest.raises(FileExistsError):
-            folder.write_new("file", b"two")
 
 
 def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:

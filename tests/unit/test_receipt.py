@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import random
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -16,10 +17,12 @@ from llama_loader import receipt
 from llama_loader.concurrency import Background
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError
+from llama_loader.events import ignore
+from llama_loader.receipt import Receipt
+from llama_loader.receipt import check_files as check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from pathlib import Path
+    from collections.abc import Callable
 
     from llama_loader import manifest as schema
 
@@ -46,43 +49,29 @@ def entries() -> tuple[schema.FileEntry, ...]:
 
 
 def write(place: Path, **fields: Any) -> None:
-    whole = {
-        "format": 1,
-        "sha256": SHA,
-        "release": None,
-        "artifact": None,
-        "verified": True,
-        "files": msgspec.to_builtins(entries()),
-    }
+    whole = {"sha256": SHA, "files": msgspec.to_builtins(entries())}
     (place / receipt.RECEIPT).write_text(json.dumps(whole | fields))
 
 
-def read(place: Path) -> receipt.Receipt:
+def read(place: Path) -> Receipt:
     with Folder.open(place) as opened:
-        return receipt.read(opened)
-
-
-def check(place: Path, entries: Sequence[schema.FileEntry], piece_size: int) -> None:
-    with Folder.open(place) as opened:
-        receipt.check_files(opened, entries, piece_size)
+        return Receipt.read(opened)
 
 
 def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
     found = read(place)
-    assert (found.format, found.sha256, found.files) == (1, SHA, entries())
-    assert receipt.main_folder(found, "it") == "runtime"
+    assert found == Receipt(sha256=SHA, files=entries())
+    installed = found.installed(place, None, ignore)
+    assert installed.folder == place / "files" / "runtime"
     assert receipt.PROGRAM == "llama-server"
-    with pytest.raises(AttributeError):
-        found.verified = False  # type: ignore[misc]
 
 
 @pytest.mark.parametrize(
     ("fields", "code", "words"),
     [
         ({"sha256": "cd" * 32}, "RUNTIME_DAMAGED", "is of another runtime"),
-        ({"format": 0}, "RECEIPT_INVALID", "receipt of abababababab: "),
-        ({"verified": "yes"}, "RECEIPT_INVALID", "receipt of abababababab: "),
-        ({"files": [{}]}, "RECEIPT_INVALID", "receipt of abababababab: "),
+        ({"release": 1}, "RUNTIME_DAMAGED", r"its receipt cannot be read: .*\$\.release"),
+        ({"files": [{}]}, "RUNTIME_DAMAGED", r"its receipt cannot be read: .*\$\.files\[0\]"),
     ],
 )
 def test_a_receipt_that_is_wrong(place: Path, fields: Any, code: str, words: str) -> None:
@@ -90,6 +79,21 @@ def test_a_receipt_that_is_wrong(place: Path, fields: Any, code: str, words: str
     with pytest.raises(IntegrityError, match=words) as caught:
         read(place)
     assert caught.value.code == code
+    assert "repairs it" in caught.value.hint
+
+
+def test_receipt_of_any_bytes_is_damaged(place: Path) -> None:
+    """Nested deep, cut, not text, not a receipt: one error, and no other."""
+    random_bytes = [random.Random(seed).randbytes(90) for seed in range(5000)]
+    for data in (
+        *(b"", b"\0", b"null", b"[" * 100_000, b'{"x":' * 100_000, b'{"sha256":"\xff"}'),
+        *(b'"\\ud800"', b'{"sha256":' + b"9" * 5000 + b"}"),
+        *random_bytes,
+        *(b'{"release":"' + data for data in random_bytes),
+    ):
+        (place / receipt.RECEIPT).write_bytes(data)
+        with pytest.raises(IntegrityError, match="its receipt cannot be read"):
+            read(place)
 
 
 def test_a_receipt_that_is_missing(place: Path) -> None:
@@ -103,27 +107,17 @@ def test_a_receipt_that_is_missing(place: Path) -> None:
 def test_a_receipt_of_an_artifact_lists_its_files(place: Path) -> None:
     artifact = releases.artifact("cpu", "cpu")
     own = msgspec.to_builtins(msgspec.structs.replace(artifact, sha256=SHA))
-    write(place, artifact=own)
-    with pytest.raises(IntegrityError, match="is of another runtime"):
-        read(place)
-    write(place, artifact=own, files=own["files"])
-    assert read(place).files == artifact.files
-    write(place, artifact=own | {"sha256": "cd" * 32}, files=own["files"])
+    write(place, artifact=own, files=[])
+    assert read(place).installed(place, None, ignore).files == artifact.files
+    write(place, artifact=own | {"sha256": "cd" * 32})
     with pytest.raises(IntegrityError, match="is of another runtime"):
         read(place)
 
 
 def test_the_folder_of_libraries_is_where_they_are() -> None:
     artifact = releases.runtime("cu130")
-    found = receipt.Receipt(
-        format=1,
-        sha256=SHA,
-        release="b1",
-        artifact=artifact,
-        verified=True,
-        files=artifact.files,
-    )
-    assert receipt.main_folder(found, "it") == "cuda-runtime"
+    found = Receipt(sha256=SHA, release="b1", artifact=artifact)
+    assert found.installed(Path("/it"), None, ignore).folder == Path("/it/files/cuda-runtime")
 
 
 def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
@@ -134,7 +128,7 @@ def test_files_are_opened_so_that_nothing_can_hang_or_be_followed(
     original = os.open
 
     def watched(path: str, how: int, *rest: int, dir_fd: int | None = None) -> int:
-        opened.add((how, dir_fd is not None or path == place))
+        opened.add((how, dir_fd is not None or path == place.parent))
         return original(path, how, *rest, dir_fd=dir_fd)
 
     monkeypatch.setattr(os, "open", watched)
@@ -172,8 +166,11 @@ def test_wrong_modes_of_right_files_are_set(place: Path) -> None:
     path = place / receipt.FILES / BIG.path
     for mode in (0o664, 0o646, 0o744, 0o4644, 0o2644, 0o1644):
         path.chmod(mode)
-        check(place, entries(), PIECE)
+        assert check(place, entries(), PIECE) == {"files/runtime/libbig.so"}
         assert path.stat().st_mode & 0o7777 == 0o644
+    path.parent.chmod(0o775)
+    assert check(place, entries(), PIECE) == {"files/runtime"}
+    assert check(place, entries(), PIECE) == set()
 
 
 def test_modes_that_cannot_be_set_and_let_others_write(
@@ -182,9 +179,14 @@ def test_modes_that_cannot_be_set_and_let_others_write(
     path = place / receipt.FILES / BIG.path
     monkeypatch.setattr(os, "fchmod", lambda *_: None)
     path.chmod(0o755)  # runs nothing, and nobody else can change it
-    check(place, entries(), PIECE)
+    assert check(place, entries(), PIECE) == set()
     path.chmod(0o666)
-    with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
+    told = r"libbig\.so can be written by other users \(mode 0666\)$"
+    with pytest.raises(IntegrityError, match=told):
+        check(place, entries(), PIECE)
+    path.chmod(0o644)
+    (place / receipt.FILES / "runtime/llama-server").chmod(0o644)
+    with pytest.raises(IntegrityError, match=r"llama-server cannot be executed$"):
         check(place, entries(), PIECE)
 
 
@@ -221,21 +223,11 @@ def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
 def test_form_without_content(place: Path) -> None:
     """``hashed=False`` reads no file, and finds another size or name."""
     path = place / receipt.FILES / BIG.path
-    with Folder.open(place) as opened:
-        path.write_bytes(BIG.data[::-1])
-        receipt.check_files(opened, entries(), PIECE, hashed=False)
-        path.write_bytes(BIG.data[1:])
-        with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
-            receipt.check_files(opened, entries(), PIECE, hashed=False)
-
-
-def test_the_same_files_with_and_without_pieces() -> None:
-    with_pieces = entries()
-    without = tuple(file_entry(entry, 1 << 20) for entry in (*GOOD, BIG))
-    assert with_pieces != without
-    assert receipt.same_files(with_pieces, without)
-    other = msgspec.structs.replace(without[0], sha256=hashlib.sha256(b"").hexdigest())
-    assert not receipt.same_files(with_pieces, (other, *without[1:]))
+    path.write_bytes(BIG.data[::-1])
+    check(place, entries(), None)
+    path.write_bytes(BIG.data[1:])
+    with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
+        check(place, entries(), None)
 
 
 def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
@@ -245,8 +237,8 @@ def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
         (place / receipt.FILES / f"x{number}").touch()
     with pytest.raises(IntegrityError) as caught:
         check(place, entries(), PIECE)
-    extra = ", ".join(f"x{number}" for number in range(10))
-    assert caught.value.message == f"{place}: runtime/libbig.so missing; {extra} not listed"
+    extra = ", ".join(f"files/x{number}" for number in range(10))
+    assert caught.value.message == f"{place}: files/runtime/libbig.so missing; {extra} not listed"
     (place / receipt.FILES / "y").touch()
     with pytest.raises(IntegrityError, match="x9 and 1 more not listed"):
         check(place, entries(), PIECE)
@@ -270,19 +262,19 @@ def test_as_many_threads_as_there_are_processors_the_largest_piece_first(
 ) -> None:
     begun: list[object] = []
     lengths: list[int] = []
-    original = receipt._Piece.is_in
+    original = receipt._Piece.problem
 
     def background(work: Callable[[], None]) -> Background[None]:
         begun.append(work)
         return Background(work)
 
-    def watched(piece: Any, folder: Folder) -> bool:
+    def watched(piece: Any, folder: Folder, mended: set[str]) -> str:
         lengths.append(piece.length)
-        return original(piece, folder)
+        return original(piece, folder, mended)
 
     monkeypatch.setattr(os, "cpu_count", lambda: processors)
     monkeypatch.setattr(receipt, "Background", background)
-    monkeypatch.setattr(receipt._Piece, "is_in", watched)
+    monkeypatch.setattr(receipt._Piece, "problem", watched)
     check(place, entries(), PIECE)
     assert len(lengths) == sum(max(1, len(entry.chunks)) for entry in entries())
     assert len(begun) == min(threads, len(lengths))

@@ -29,7 +29,7 @@ from llama_loader import disk, receipt, store_folder, unpack
 from llama_loader import store as store_module
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
-from llama_loader.events import Downloading, Event, Note, Stage
+from llama_loader.events import Downloading, Event, Note, Stage, Unpacking
 from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 from tests.rigs import archives, installer, small_disk
@@ -520,7 +520,15 @@ def test_right_content_with_wrong_modes_gets_its_modes(release: Release, bit: in
     for path in paths:
         path.chmod(path.stat().st_mode ^ bit)
     assert release.store().verify(place).verified
+    note = next(event for event in release.events if isinstance(event, Note))
+    assert note.code == "MODES_MENDED"
+    folders = () if bit == 0o111 else ("., ", "files/runtime, ")
+    assert f"{''.join(folders)}files/runtime/libllama.so.0, files/runtime/llama-server" in (
+        note.message
+    )
+    release.events.clear()
     release.install().verify()
+    assert release.notes() == []
     assert [path.stat().st_mode & 0o7777 for path in paths[:2]] == [0o755, 0o644]
     assert not any(path.stat().st_mode & 0o7022 for path in paths)
     assert len(release.server.requests) == 1
@@ -741,7 +749,11 @@ DAMAGES: dict[str, Callable[[Path], object]] = {
     "no receipt": lambda place: (place / "receipt.json").unlink(),
     "receipt cut": lambda place: (place / "receipt.json").write_bytes(b'{"format": 1,'),
     "other receipt": lambda place: change_receipt(place, sha256="0" * 64),
-    "empty receipt": lambda place: change_receipt(place, files=[]),
+    "empty receipt": lambda place: (place / "receipt.json").write_bytes(b"{}"),
+    "receipt of no files": lambda place: change_receipt(place, artifact={}),
+    "extra folder": lambda place: (place / "files/runtime/empty").mkdir(),
+    "beside": lambda place: (place / "notes.txt").write_text("x"),
+    "folder beside": lambda place: (place / "empty").mkdir(),
 }
 
 
@@ -767,6 +779,11 @@ def test_a_damaged_runtime_is_taken_out_of_use_and_repaired(release: Release, ho
         ("missing", "runtime/libllama.so.0 missing"),
         ("extra", "runtime/libevil.so not listed"),
         ("extra link", "runtime/lib not listed"),
+        ("extra folder", "files/runtime/empty not listed"),
+        ("beside", "notes.txt not listed"),
+        ("folder beside", ": empty not listed"),
+        ("receipt cut", "its receipt cannot be read"),
+        ("no receipt", "has no receipt"),
     ],
 )
 def test_verify_names_the_files(release: Release, how: str, words: str) -> None:
@@ -775,6 +792,7 @@ def test_verify_names_the_files(release: Release, how: str, words: str) -> None:
     with pytest.raises(IntegrityError, match=words) as caught:
         release.store().verify(installed.folder)
     assert caught.value.code == "RUNTIME_DAMAGED"
+    assert "repairs it" in caught.value.hint
     assert release.place.exists()
 
 
@@ -800,14 +818,13 @@ def test_a_receipt_that_was_changed_with_its_files_is_not_believed(release: Rele
     evil = b"#!/bin/sh\necho evil\n"
     (release.place / "files/runtime/llama-server").write_bytes(evil)
     written = json.loads((release.place / "receipt.json").read_bytes())
-    for files in (written["files"], written["artifact"]["files"]):
-        files[0]["sha256"] = hashlib.sha256(evil).hexdigest()
-        files[0]["size"] = len(evil)
+    files = written["artifact"]["files"]
+    files[0] |= {"sha256": hashlib.sha256(evil).hexdigest(), "size": len(evil)}
     written["artifact"]["unpacked_size"] += len(evil) - len(SCRIPT)
     (release.place / "receipt.json").write_text(json.dumps(written))
     installed = release.install()
     assert (installed.folder / "llama-server").read_bytes() == SCRIPT
-    assert release.notes() == ["RUNTIME_LISTS_OTHER_FILES"]
+    assert release.notes() == ["RUNTIME_DAMAGED"]
 
 
 def test_offline_and_damaged(release: Release) -> None:
@@ -816,7 +833,7 @@ def test_offline_and_damaged(release: Release) -> None:
     with pytest.raises(NetworkError) as caught:
         release.install(offline=True)
     assert caught.value.code == "OFFLINE"
-    assert not release.place.exists()
+    assert release.store().find(release.artifact.sha256) is None
 
 
 def test_a_store_that_damages_what_is_installed(
@@ -869,13 +886,14 @@ def test_a_store_that_is_damaged_all_the_time(
     of_the_system(monkeypatch, "rename", always_taken)
     with pytest.raises(StoreError) as caught:
         release.install()
-    assert caught.value.code == "STORE_UNSTABLE"
+    assert caught.value.code == "STORE_FAILED"
+    assert release.left() == []
 
 
 # 41: a newer store
 
 
-@pytest.mark.parametrize("text", ["2\n", "999", "llama-loader-store 3\n"])
+@pytest.mark.parametrize("text", ["3\n", "999", "llama-loader-store 3\n"])
 def test_a_store_of_another_format_is_left_alone(release: Release, text: str) -> None:
     release.install()
     (release.root / "FORMAT").write_text(text)
@@ -892,7 +910,7 @@ def test_a_store_of_another_format_is_left_alone(release: Release, text: str) ->
     assert release.place.exists()
 
 
-@pytest.mark.parametrize("text", ["", "one", "1.5", "llama-loader-store", "2 stores\n"])
+@pytest.mark.parametrize("text", ["", "one", "1\n", "1.5", "llama-loader-store", "2 stores\n"])
 def test_a_folder_with_another_programs_format_is_left_alone(release: Release, text: str) -> None:
     release.install()
     (release.root / "FORMAT").write_text(text)
@@ -905,8 +923,8 @@ def test_a_folder_with_another_programs_format_is_left_alone(release: Release, t
 def test_the_format_is_written_down(release: Release) -> None:
     release.install()
     written = json.loads((release.place / "receipt.json").read_bytes())
-    assert written["format"] == 2
     assert written["sha256"] == release.artifact.sha256
+    assert (release.root / "FORMAT").read_text() == f"llama-loader-store {store_folder.FORMAT}\n"
 
 
 # archives by URL
@@ -1052,17 +1070,16 @@ def test_a_folder_that_is_no_runtime_has_its_own_code(release: Release) -> None:
     assert caught.value.code == "NOT_A_RUNTIME"
 
 
-def test_a_receipt_that_lists_other_files_than_the_manifest(release: Release) -> None:
-    """Right by its own receipt, and not what is trusted now."""
+def test_manifest_that_lists_other_files_throws_out_nothing_sound(release: Release) -> None:
+    """Right by its own receipt and archive, and not what is trusted now."""
     release.install()
     other = with_chunks(release.artifact, lambda chunks: chunks)
-    entry = msgspec.structs.replace(other.files[0], executable=False)
+    entry = msgspec.structs.replace(other.files[0], sha256="0" * 64)
     trusted = msgspec.structs.replace(other, files=(entry, *other.files[1:]))
-    with pytest.raises(IntegrityError, match="mode"):
+    with pytest.raises(IntegrityError, match="not what the manifest lists"):
         release.install(trusted)
     note = next(event for event in release.events if isinstance(event, Note))
-    assert note.code == "RUNTIME_LISTS_OTHER_FILES"
-    assert "lists other files" in note.message
+    assert note.code == "RUNTIME_DAMAGED"
     assert release.install().verified
     assert len(release.server.requests) == 2  # the sound one was not thrown out
 
@@ -1185,26 +1202,6 @@ def test_marker_that_was_cut_off_is_completed(release: Release, begun: str) -> N
     assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
 
 
-def test_store_of_the_older_format_is_taken_over(release: Release) -> None:
-    installed = release.install()
-    (release.root / "FORMAT").write_text("1\n")
-    (release.root / "current").write_text("{}")
-    assert release.install() == installed
-    assert len(release.server.requests) == 1
-    release.store().write("channels", "file", data=b"1")
-    assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
-
-
-def test_store_of_the_older_format_with_other_files_is_left_alone(release: Release) -> None:
-    release.install()
-    (release.root / "FORMAT").write_text("1\n")
-    (release.root / "thesis.tex").write_text("mine")
-    before = everything(release.root)
-    with pytest.raises(StoreError, match="not a store"):
-        release.install()
-    assert everything(release.root) == before
-
-
 # who else could change it
 
 
@@ -1259,6 +1256,57 @@ def test_disk_that_all_can_write_is_used_once_its_folder_is_sticky(
     assert release.notes() == []
 
 
+@contextlib.contextmanager
+def all_files_as(mode: str, place: Path) -> Iterator[None]:
+    """A disk that shows its files with one mode, as CIFS, bucket mounts and Windows' disks do."""
+    place.mkdir()
+    if shutil.which("bindfs") is None:
+        must_or_skip("bindfs is not installed")
+    argv = ["bindfs", "--chmod-ignore", "-p", mode, str(place), str(place)]
+    if subprocess.run(argv, capture_output=True, check=False).returncode:
+        must_or_skip("bindfs cannot mount here")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "--lazy", str(place)], check=True)
+
+
+@pytest.mark.parametrize("mode", ["fa=rwx", "fa=r:fu+w"])
+@pytest.mark.parametrize("copied", [False, True])
+def test_disk_that_keeps_no_modes_is_replaced_by_a_private_store(
+    release: Release, temporary: Path, tmp_path: Path, mode: str, *, copied: bool
+) -> None:
+    """Nothing is "changed" there, and a second start fetches nothing."""
+    if copied:
+        release.install()
+        shutil.copytree(release.root, tmp_path / "copy")
+    with all_files_as(mode, tmp_path / "disk"):
+        release.root = tmp_path / "disk" / "store"
+        if copied:
+            shutil.copytree(tmp_path / "copy", release.root)
+        installed = release.install()
+        assert installed.folder.is_relative_to(temporary)
+        assert subprocess.run([installed.folder / "llama-server"], check=True).returncode == 0
+        note = next(event for event in release.events if isinstance(event, Note))
+        assert note.code == "STORE_TEMPORARY"
+        assert "keeps no modes" in note.message
+        assert release.install() == installed
+    assert release.notes() == ["STORE_TEMPORARY"] * 2
+    assert len(release.server.requests) == 1 + copied
+
+
+def test_disk_that_shows_all_files_as_programs_is_used(
+    release: Release, temporary: Path, tmp_path: Path
+) -> None:
+    """Nobody else can write there, and the server can be executed."""
+    with all_files_as("fa=rx:fu+w", tmp_path / "disk"):
+        release.root = tmp_path / "disk" / "store"
+        assert release.install() == release.install()
+        assert release.store().verify(release.place).verified
+    assert names(temporary) == []
+    assert release.notes() == ["COMPARED_WITH_RECEIPT"]
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 @pytest.mark.parametrize("what", ["store", "runtime", "server"])
 def test_nothing_of_another_user_is_used(release: Release, temporary: Path, what: str) -> None:
@@ -1292,9 +1340,12 @@ def test_store_that_this_user_may_not_look_at(
     as_user(4321, use)
 
 
-@pytest.mark.parametrize("name", ["a:b", "a;b", "$ORIGIN"])
+ODD_NAMES = ("a:b", "a;b", "$ORIGIN", "a\nb", "a\x1b[2J", "a\x85", "a\u2028b", os.fsdecode(b"\xff"))
+
+
+@pytest.mark.parametrize("name", ODD_NAMES)
 @pytest.mark.parametrize("linked", [False, True])
-def test_store_path_that_the_dynamic_linker_would_take_apart(
+def test_store_path_that_a_linker_or_a_reader_of_lines_would_take_apart(
     release: Release, tmp_path: Path, name: str, *, linked: bool
 ) -> None:
     release.root = tmp_path / name / "store"
@@ -1302,10 +1353,23 @@ def test_store_path_that_the_dynamic_linker_would_take_apart(
         release.root.parent.mkdir()
         (tmp_path / "link").symlink_to(release.root.parent)
         release.root = tmp_path / "link" / "store"
-    with pytest.raises(StoreError) as caught:
-        release.install()
-    assert caught.value.code == "STORE_PATH_UNUSABLE"
+    for use in (
+        release.install,
+        lambda: release.store().manifest(release.manifest_url, None, release.fetcher()),
+        lambda: release.store().install_archive(release.url, None, release.fetcher()),
+    ):
+        with pytest.raises(StoreError) as caught:
+            use()
+        assert (caught.value.code, caught.value.exit_status) == ("STORE_PATH_UNUSABLE", 6)
+        assert caught.value.message.isprintable()
     assert not release.root.exists()
+    assert release.server.requests == []
+
+
+@pytest.mark.parametrize("name", ["保管\u3000場所", "a b", "ä\u00a0ö", "it's"])
+def test_store_path_in_any_language(release: Release, tmp_path: Path, name: str) -> None:
+    release.root = tmp_path / name
+    assert release.install().folder.is_relative_to(tmp_path / name)
 
 
 # what stands in a small file's place
@@ -1368,28 +1432,28 @@ def test_verify_looks_at_the_folder_itself_in_whichever_store(
 def test_verify_compares_with_the_manifest_that_is_given(release: Release) -> None:
     """A file and the receipt were changed together."""
     installed = release.install()
-    assert release.store().verify(installed.folder, release.artifact) == installed
+    assert release.store().verify(installed.folder, [release.artifact]) == installed
     assert release.notes() == []
     entry = installed.artifact and installed.artifact.files[0]
     assert entry is not None
     evil = b"#!/bin/sh\necho evil\n"
     (installed.root / "files" / entry.path).write_bytes(evil)
     forged = json.loads((installed.root / "receipt.json").read_bytes())
-    for files in (forged["files"], forged["artifact"]["files"]):
-        files[0] |= {"sha256": hashlib.sha256(evil).hexdigest(), "size": len(evil)}
+    changed = {"sha256": hashlib.sha256(evil).hexdigest(), "size": len(evil)}
+    forged["artifact"]["files"][0] |= changed
     forged["artifact"]["unpacked_size"] += len(evil) - entry.size
     (installed.root / "receipt.json").write_text(json.dumps(forged))
     assert release.store().verify(installed.folder).verified
     assert release.notes() == ["COMPARED_WITH_RECEIPT"]
-    with pytest.raises(IntegrityError, match="lists other files"):
-        release.store().verify(installed.folder, release.artifact)
+    with pytest.raises(IntegrityError, match="runtime/llama-server changed"):
+        release.store().verify(installed.folder, [release.artifact])
 
 
 def test_verify_against_the_entry_of_another_archive(release: Release) -> None:
     installed = release.install()
     other = msgspec.structs.replace(release.artifact, sha256="0" * 64)
     with pytest.raises(IntegrityError) as caught:
-        release.store().verify(installed.folder, other)
+        release.store().verify(installed.folder, [other])
     assert caught.value.code == "OTHER_ARTIFACT"
 
 
@@ -1411,8 +1475,9 @@ def test_runtime_that_is_not_hashed_is_found_by_its_form(release: Release) -> No
 def test_runtime_that_was_removed_after_it_was_found(release: Release) -> None:
     installed = release.install()
     shutil.rmtree(installed.root)
-    with pytest.raises(IntegrityError, match="was removed"):
+    with pytest.raises(IntegrityError, match="No such file") as caught:
         installed.verify()
+    assert caught.value.code == "RUNTIME_DAMAGED"
 
 
 # many at once
@@ -1430,15 +1495,25 @@ def test_eight_processes_find_a_damaged_runtime(release: Release) -> None:
     assert release.left() == []
 
 
-def test_sound_runtime_that_took_a_damaged_ones_place_stays(release: Release) -> None:
-    """Two processes found the damage; one has repaired it when the other takes it out of use."""
+def test_sound_runtime_that_took_a_damaged_ones_place_stays(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two processes find the damage, locks do nothing, and one is done before the other."""
     release.install()
     DAMAGES["bit"](release.place)
-    with Folder.open(release.place) as damaged, Folder.open(release.root) as root:
-        release.install()
-        before = release.place.stat().st_ino
-        release.store()._discard(root, release.place.name, damaged)
-    assert release.place.stat().st_ino == before
+    monkeypatch.setattr(store_folder.fcntl, "flock", lambda *_: None)
+    repaired: list[int] = []
+
+    def meanwhile(event: Event) -> None:
+        if isinstance(event, Unpacking) and not repaired:
+            repaired.append(0)
+            release.install()
+            repaired.append(release.place.stat().st_ino)
+
+    Store(release.root, sink=meanwhile).install(
+        release.artifact, [release.url], Fetcher(), release="b1-1"
+    ).verify()
+    assert repaired[1] == release.place.stat().st_ino
     assert release.left() == []
 
 
@@ -1571,8 +1646,11 @@ def test_age_is_kept_to_the_second(
     used = now - 14 * 86400 + early
     os.utime(place, (used, used))
     monkeypatch.setattr(store_module.time, "time", lambda: now)
-    with Folder.open(several.root) as root:
-        Store(several.root)._collect(root, "0" * 64)
+    with (
+        Folder.open(several.root / "staging") as staging,
+        Folder.open(several.root / "runtimes") as runtimes,
+    ):
+        Store(several.root)._collect(staging, runtimes, "0" * 64)
     assert place.exists() == bool(early)
 
 
