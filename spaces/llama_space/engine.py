@@ -8,39 +8,36 @@ that worker's GPU and server. Everywhere else the server is a child of the app's
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 import weakref
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import doctor
 from llama_loader import settings as loader_settings
 from llama_loader.concurrency import Background
-from llama_loader.errors import LoaderError, ServerError, SettingError, StoreError
+from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
-from llama_space import gpu_seconds, preparation, shared_server, worker, zerogpu
+from llama_space import preparation, request, shared_server, worker, zerogpu
 from llama_space.preparation import Preparing
 from llama_space.status import Meter, Record
-from llama_space.values import Address, Ask, Failure, Piece, Progress, Report
+from llama_space.values import Address, Failure, Piece, Report
 from llama_space.worker import Job
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
+    from collections.abc import Generator, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     from llama_loader.doctor import Examination
     from llama_loader.events import Event, Sink
     from llama_loader.settings import Settings
     from llama_space.preparation import Preparation, Ready
+    from llama_space.request import Request
     from llama_space.values import Item, Status
 
 _LOOK: Final = 0.5
 """Seconds between two signs of life of a call that waits for the preparation."""
-_OF_A_MESSAGE: Final = ("role", "content", "name", "tool_calls", "tool_call_id")
-"""What llama-server reads of a message; gradio's ``metadata`` and ``options`` are for its page."""
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
@@ -101,7 +98,7 @@ class Engine:
         max_tokens: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str | None = (),
         **sampling: Any,
     ) -> Iterator[str]:
         """Yield the answer to a chat, piece by piece. Closing the iterator stops the generation.
@@ -111,18 +108,20 @@ class Engine:
             max_tokens: the longest answer; None for the setting ``max_new_tokens``.
             temperature: 0 for the likeliest tokens; None for the setting.
             seed: makes sampling repeatable.
-            stop: texts before which the answer ends.
+            stop: a text or texts before which the answer ends.
             sampling: further fields of llama-server's request, such as ``top_p``.
 
         Raises:
+            SettingError: at once, where the request cannot be sent as it is.
             LoaderError: nothing could be prepared, no GPU was granted, or the server failed.
         """
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
-        return self._text(self.events(messages, **options, **sampling))
+        asked = request.chat(messages, {**sampling, **options}, self.settings)
+        return self._text(self._items(asked))
 
     def complete(self, prompt: str, **options: Any) -> Iterator[str]:
         """Yield the continuation of a text; ``options`` and errors are those of ``chat``."""
-        return self._text(self.events(prompt, **options))
+        return self._text(self._items(request.completion(prompt, options, self.settings)))
 
     def events(
         self, asked: Sequence[Mapping[str, Any]] | str, **options: Any
@@ -133,19 +132,13 @@ class Engine:
         iterator stops the generation and leaves the server for the next call. ``options`` are
         those of ``chat``.
         """
-        self._end_with_app()
+        checked = request.completion if isinstance(asked, str) else request.chat
         try:
-            ask = self._ask(asked, **options)
-            while (ready := self._prepared()) is None:
-                yield Progress("prepare", self._record.latest)
+            wanted = checked(asked, options, self.settings)
         except LoaderError as error:
             yield Failure.of(error)
             return
-        job = Job(ready, ask, self._seconds(ask))
-        if self._decorated is not None:
-            yield from self._measured(zerogpu.call(self._decorated, job), job.seconds)
-            return
-        yield from self._measured(worker.answer(job), 0)
+        yield from self._items(wanted)
 
     def server(self) -> AbstractContextManager[Address]:
         """Return this process's server for any OpenAI client, as a context manager.
@@ -165,7 +158,11 @@ class Engine:
         return self._serving()
 
     def close(self) -> None:
-        """End this process's server, also one that is being started; safe to call twice."""
+        """End this process's server, also one that is being started; safe to call twice.
+
+        A later call starts a server anew.
+        """
+        self._record.closed()
         shared_server.stop()
 
     def _text(self, items: Generator[Item, None, None]) -> Iterator[str]:
@@ -177,36 +174,25 @@ class Engine:
                 if isinstance(item, Piece) and item.text:
                     yield item.text
 
-    def _ask(
-        self,
-        asked: Sequence[Mapping[str, Any]] | str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        **sampling: Any,
-    ) -> Ask:
-        extra = {**sampling, "seed": seed, "stop": [stop] if isinstance(stop, str) else list(stop)}
-        chat = () if isinstance(asked, str) else tuple(map(_message, asked))
-        messages, extra = _plain(
-            [chat, {name: one for name, one in extra.items() if one not in (None, [])}]
-        )
-        return Ask(
-            messages=tuple(messages),
-            max_tokens=self.settings.max_new_tokens if max_tokens is None else max_tokens,
-            temperature=self.settings.temperature if temperature is None else temperature,
-            extra=extra,
-            prompt=asked if isinstance(asked, str) else None,
-        )
+    def _items(self, wanted: Request) -> Generator[Item, None, None]:
+        self._end_with_app()
+        try:
+            while (ready := self._prepared()) is None:
+                yield self._record.latest
+        except LoaderError as error:
+            yield Failure.of(error)
+            return
+        job = Job(ready, wanted, self._seconds(wanted))
+        if self._decorated is not None:
+            yield from self._measured(zerogpu.call(self._decorated, job), job.seconds)
+        else:
+            yield from self._measured(worker.answer(job), 0)
 
-    def _seconds(self, ask: Ask) -> int:
+    def _seconds(self, wanted: Request) -> int:
         """Return the GPU seconds to ask ZeroGPU for; the owner's own number wins."""
-        if self.settings.zerogpu_duration is not None:
-            return self.settings.zerogpu_duration
-        count = gpu_seconds.characters((*ask.messages, ask.prompt or ""))
-        known, warm = self._record.speeds, self._record.warm()
-        return gpu_seconds.seconds(count, ask.max_tokens, known, warm=warm)
+        own = self.settings.zerogpu_duration
+        warm = self._record.warm()
+        return own or request.seconds(wanted, self._record.speeds, warm=warm)
 
     def _prepared(self) -> Ready | None:
         """Return what was prepared; None while it is being prepared, after half a second.
@@ -216,7 +202,7 @@ class Engine:
         Raises:
             LoaderError: the preparation has failed.
         """
-        self._preparing.begin()
+        self._preparing.begin(again=self._record.status().phase == "closed")
         if self._preparing.wait(_LOOK) and self._preparing.failure is not None:
             raise self._preparing.failure.error()
         return self._ready
@@ -253,7 +239,7 @@ class Engine:
     def _start_server(self, ready: Ready, sink: Sink) -> None:
         shared = shared_server.shared(ready)
         while not shared.start.wait(_LOOK):
-            self._record.say(shared.latest)
+            self._record.say(shared.progress)
         report = shared.report(shared.start.result(), warm=False)
         self._record.reported(report)
         for name, seconds in report.timeline:
@@ -274,7 +260,7 @@ class Engine:
         try:
             server = shared_server.shared(ready).start.result().ensure()
         except OSError as error:
-            raise StoreError("SYSTEM", str(error), hint=worker.SYSTEM_HINT) from error
+            raise Failure.of(error).error() from error
         yield Address(f"http://127.0.0.1:{server.port}/v1", server.api_key or "")
 
     def _end_with_app(self) -> None:
@@ -312,26 +298,3 @@ def _let_go(store: Path) -> None:
             with contextlib.suppress(OSError):
                 if str(link.readlink()).startswith(inside):
                     os.dup2(nothing.fileno(), int(link.name), inheritable=False)
-
-
-def _message(given: object) -> dict[str, Any]:
-    """Return what llama-server reads of a message."""
-    if not isinstance(given, Mapping) or "role" not in given:
-        raise SettingError(
-            "MESSAGE_INVALID",
-            f"a message is {type(given).__name__}, without a role",
-            hint='a message is a dictionary such as {"role": "user", "content": "Hello"}',
-        )
-    return {name: given[name] for name in _OF_A_MESSAGE if given.get(name) is not None}
-
-
-def _plain(request: object) -> Any:
-    """Return a request as plain data: it crosses a process, and goes to the server as JSON."""
-    try:
-        return json.loads(json.dumps(request))
-    except (TypeError, ValueError) as error:
-        raise SettingError(
-            "REQUEST_INVALID",
-            f"the request cannot be written as JSON: {error}",
-            hint="messages and sampling options are texts, numbers, lists and dictionaries",
-        ) from error

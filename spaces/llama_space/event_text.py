@@ -1,41 +1,69 @@
-"""The loader's events as lines of text, for a page and a log. Has no side effects."""
+"""Writes the loader's events and the engine's progress as lines of text. Has no side effects."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from llama_loader.errors import without_secrets
 from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from llama_loader.events import Event
+    from llama_space.values import Progress
 
-_UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+ENGLISH: Final[Mapping[str, str]] = {
+    "resolving": "reading {url}",
+    "downloading": "downloading {name}: {amount}",
+    "unpacking": "unpacking {name}: {amount}",
+    "share": "{done} of {total} ({share})",
+    "stage": "{name}: {seconds} s",
+    "through": "{line} ({size})",
+    "so_far": "{line} ({seconds} s)",
+    "prepare": "preparing",
+    "queue": "ZeroGPU lends a GPU as soon as one is free",
+    "start": "starting llama-server",
+    "load": "llama-server loads the model",
+    "restart": "llama-server is started anew",
+    "waiting": "waiting for words",
+}
+"""What the lines are made of. A page in another language has texts of its own under these names,
+and may have ``stage_NAME`` for the name of a stage."""
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
-def event(one: Event) -> str:
+def progress(one: Progress, forms: Mapping[str, str] = ENGLISH) -> str:
+    """Return one line about what is being waited for; seconds are left out below one."""
+    line = forms[one.stage] if one.event is None else event(one.event, forms)
+    return forms["so_far"].format(line=line, seconds=int(one.seconds)) if one.seconds >= 1 else line
+
+
+def event(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
     """Return one line about an event."""
     if isinstance(one, Resolving):
-        return f"reading {without_secrets(one.url)}"
-    if isinstance(one, Downloading):
-        return f"downloading {one.name}: {_progress(one.done, one.total)}"
-    if isinstance(one, Unpacking):
-        return f"unpacking {one.name}: {_progress(one.done, one.total)}"
+        return forms["resolving"].format(url=without_secrets(one.url))
+    if isinstance(one, Note):
+        return without_secrets(f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}")
     if isinstance(one, Stage):
-        through = f" ({size(one.size)})" if one.size else ""
-        return f"{one.name}: {one.seconds:.1f} s{through}"
-    return note(one)
+        name = forms.get(f"stage_{one.name}", one.name)
+        line = forms["stage"].format(name=name, seconds=f"{one.seconds:.1f}")
+        return forms["through"].format(line=line, size=size(one.size)) if one.size else line
+    amount = size(one.done)
+    if one.total:
+        share = f"{one.done / one.total:.0%}"
+        amount = forms["share"].format(done=amount, total=size(one.total), share=share)
+    kind = {Downloading: "downloading", Unpacking: "unpacking"}[type(one)]
+    return forms[kind].format(name=one.name, amount=amount)
 
 
-def plain(one: Note) -> Note:
-    """Return the note without secrets, so that a page may show it."""
-    return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
-
-
-def note(one: Note) -> str:
-    """Return one line about a note, with its hint."""
-    hint = f"; {one.hint}" if one.hint else ""
-    return without_secrets(f"{one.code}: {one.message}{hint}")
+def plain(one: Event) -> Event:
+    """Return the event without secrets, so that a page may show it."""
+    if isinstance(one, Resolving):
+        return Resolving(without_secrets(one.url))
+    if isinstance(one, Note):
+        return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
+    return one
 
 
 def about(one: Event) -> str:
@@ -50,9 +78,3 @@ def size(count: int) -> str:
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count} B"
-
-
-def _progress(done: int, total: int | None) -> str:
-    if not total:
-        return size(done)
-    return f"{size(done)} of {size(total)} ({done / total:.0%})"

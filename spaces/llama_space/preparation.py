@@ -6,8 +6,6 @@ runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 
 from __future__ import annotations
 
-import contextlib
-import re
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -49,13 +47,11 @@ class Ready:
         settings: as given; an archive without a pin is pinned to what was fetched.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
         model: the model's file.
-        pinned: by the person; what pins an archive only since it was fetched proves nothing.
     """
 
     settings: Settings
     released: tuple[Manifest, str] | None
     model: Path
-    pinned: bool = True
 
 
 @dataclass(frozen=True)
@@ -65,14 +61,14 @@ class Preparation:
     Attributes:
         ready: what workers get.
         runtimes: one for each architecture that may be needed; the likeliest first.
-        model_sha256: of the model where it is pinned, or where the Hub's cache names it.
+        verified: a pin or a signature of the person's vouches for them.
         timeline: (stage, seconds), each stage once.
         memory: bytes of main memory that this process may use; 0 for unknown.
     """
 
     ready: Ready
     runtimes: tuple[Runtime, ...]
-    model_sha256: str | None
+    verified: bool
     timeline: tuple[tuple[str, float], ...]
     memory: int
 
@@ -144,10 +140,8 @@ class Preparing:
         try:
             self._work(self._hear)
             failure = None
-        except LoaderError as error:
+        except (LoaderError, OSError) as error:
             failure = Failure.of(error)
-        except OSError as error:
-            failure = Failure("SYSTEM", str(error), "is there room on the disk?", 6)
         finally:
             with self._changed:
                 self._running, self.done, self.failure = False, failure is None, failure
@@ -176,13 +170,11 @@ def run(settings: Settings, sink: Sink) -> Preparation:
     with timeline.stage("model"):
         path = _model(settings, sink)
     stages = [stage for one in prepared for stage in one.timeline.stages]
-    pinned = not settings.url or settings.sha256 is not None
-    if not pinned:
-        settings = replace(settings, sha256=prepared[0].installed.sha256)
+    pinned = replace(settings, sha256=prepared[0].installed.sha256) if settings.url else settings
     return Preparation(
-        ready=Ready(settings, prepared[0].released, path, pinned),
+        ready=Ready(pinned, prepared[0].released, path),
         runtimes=tuple(map(runtime, prepared)),
-        model_sha256=settings.gguf_sha256 or _named_digest(path),
+        verified=report.trust(settings, prepared[0]) in {"pinned", "signed"},
         timeline=summed([*stages, *(one for one in timeline.stages if one.name == "model")]),
         memory=prepared[0].host.memory,
     )
@@ -221,16 +213,15 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
     return ZEROGPU_ARCHITECTURES
 
 
-def runtime(prepared: Prepared, *, pinned: bool = True) -> Runtime:
-    """Return what was chosen; ``pinned`` (``Ready.pinned``) tells whether it can be verified."""
+def runtime(prepared: Prepared) -> Runtime:
+    """Return what was chosen."""
     installed = prepared.installed
     architecture = None
     if installed.artifact is not None:
         cuda = installed.artifact.cuda
         code = (*cuda.sass, *cuda.ptx) if cuda else ("cpu",)
         architecture = ";".join(dict.fromkeys(code))
-    verified = installed.verified and pinned
-    return Runtime(installed.release, architecture, installed.sha256, verified)
+    return Runtime(installed.release, architecture, installed.sha256)
 
 
 def summed(stages: list[Stage]) -> tuple[tuple[str, float], ...]:
@@ -248,28 +239,16 @@ def _model(settings: Settings, sink: Sink) -> Path:
         raise SettingError(
             "MODEL_MISSING",
             f"there is no file {path}",
-            hint="correct YAKULINGO_SPACES_GGUF_PATH, or unset it to have the model fetched",
+            hint="correct YAKULINGO_SPACES_GGUF_PATH (Engine's gguf_path), or leave it out to have"
+            " the model fetched",
         )
     return path
 
 
-def _named_digest(path: Path) -> str | None:
-    """The Hub's cache names a large file by its sha256; the client has checked its size only."""
-    with contextlib.suppress(OSError):
-        name = path.resolve().name
-        return name if re.fullmatch("[0-9a-f]{64}", name) else None
-    return None
-
-
 def warm(path: Path, memory: int) -> bool:
-    """Read a file once, so that the next reader finds it in main memory.
+    """Read a file once, so that the next reader finds it in main memory; return whether it was.
 
-    Args:
-        path: the file.
-        memory: bytes of main memory; 0 for unknown, then nothing is read.
-
-    Returns:
-        Whether it was read.
+    ``memory`` is that of the machine in bytes; 0 stands for unknown, then nothing is read.
     """
     try:
         if path.stat().st_size > memory * _CACHE_SHARE:

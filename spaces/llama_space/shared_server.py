@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
@@ -18,7 +19,7 @@ from llama_loader.concurrency import Background
 from llama_loader.events import Note
 from llama_loader.loader import prepare
 from llama_space import event_text, preparation
-from llama_space.values import Report
+from llama_space.values import Progress, Report
 
 if TYPE_CHECKING:
     from llama_loader.events import Event
@@ -36,18 +37,13 @@ class SharedServer:
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
-        self._latest = "starting llama-server"
+        self.progress = Progress("start")
         self._notes: dict[Note, None] = {}
         self._runtime: Runtime | None = None
         self._timeline: tuple[tuple[str, float], ...] = ()
         self._stopped = threading.Event()
-        self._supervisor: Supervisor | None = None
+        self.supervisor: Supervisor | None = None
         self.start: Background[Supervisor] = Background(self._start)
-
-    @property
-    def latest(self) -> str:
-        """What the start is doing, as a line of text."""
-        return self._latest
 
     def report(self, supervisor: Supervisor, *, warm: bool) -> Report:
         """Return what runs now."""
@@ -59,7 +55,6 @@ class SharedServer:
             devices=server.plan.devices,
             memory=server.report.buffers,
             server_pid=server.pid,
-            worker_pid=os.getpid(),
             warm=warm,
             timeline=self._timeline,
             notes=tuple(self._notes),
@@ -68,22 +63,16 @@ class SharedServer:
     def stop(self) -> None:
         """End the server, also one that is being started; safe to call twice."""
         self._stopped.set()
-        if self._supervisor is not None:
-            self._supervisor.stop()
-
-    def remove_scratch(self) -> None:
-        """Remove the server's log and key."""
-        log = self._supervisor.server.log_path if self._supervisor is not None else None
-        if log is not None:
-            shutil.rmtree(log.parent, ignore_errors=True)
+        if self.supervisor is not None:
+            self.supervisor.stop()
 
     def _start(self) -> Supervisor:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
         ours = settings.renewed(self.ready.settings)
         prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
-        self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
+        self._runtime = preparation.runtime(prepared)
         loader.require_libraries(ours, prepared)
-        self._latest = f"llama-server loads {self.ready.model.name}"
+        self.progress = Progress("load")
         told = server_arguments(gguf_header.chat_template(self.ready.model))
         supervisor = loader.start(
             ours, prepared, self.ready.model, told, sink=self._hear, made=self._made
@@ -92,24 +81,22 @@ class SharedServer:
         return supervisor
 
     def _made(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         if self._stopped.is_set():
             supervisor.stop()
 
     def _hear(self, event: Event) -> None:
-        self._latest = event_text.event(event)
+        event = event_text.plain(event)
+        self.progress = Progress("start", event)
         if isinstance(event, Note):
-            self._notes[event_text.plain(event)] = None
+            self._notes[event] = None
 
 
 def server_arguments(template: str | None) -> tuple[str, ...]:
-    """Return what llama-server must be told about the model's chat template.
+    """Return what llama-server must be told about the chat template in the model's header.
 
     A base model carries none. llama-server would take ChatML for it, whose marks a base model has
     never seen.
-
-    Args:
-        template: the one in the model's header.
     """
     return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
 
@@ -147,15 +134,26 @@ def shared(ready: Ready) -> SharedServer:
 
 
 def stop() -> None:
-    """End this process's server; does nothing where there is none."""
+    """End this process's server; does nothing where there is none.
+
+    Ctrl-C cannot interrupt it: a second one would leave the server's folder behind.
+    """
     global _shared
-    with _lock:
-        found, _shared = _shared, None
-    if found is not None:
-        found.stop()
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        with _lock:
+            found, _shared = _shared, None
+        if found is not None:
+            found.stop()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def remove_scratch() -> None:
     """Remove the server's log and key: for a process that ends without stopping its server."""
-    if _shared is not None:
-        _shared.remove_scratch()
+    supervisor = _shared.supervisor if _shared is not None else None
+    log = supervisor.server.log_path if supervisor is not None else None
+    if log is not None:
+        shutil.rmtree(log.parent, ignore_errors=True)

@@ -10,14 +10,14 @@ import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import processes
 from llama_loader.events import Note
 from llama_space import event_text
-from llama_space.gpu_seconds import Speeds
 from llama_space.preparation import STAGES_OF_A_START
-from llama_space.values import Failure, Figures, Piece, Report, Status
+from llama_space.request import Speeds
+from llama_space.values import Failure, Figures, Piece, Progress, Report, Status
 
 if TYPE_CHECKING:
     from llama_loader.events import Event
@@ -34,125 +34,130 @@ class Record:
     def __init__(self, status: Status | None = None) -> None:
         self._status = status or Status("preparing")
         self._lock = threading.Lock()
-        self._lines: dict[str, str] = {}
+        self._progress: dict[str, Progress] = {}
         self._began: float | None = None
-        self._workers: dict[int, Report] = {}
-        self._speeds = Speeds()
+        self.speeds = Speeds()
 
     def copy(self) -> Record:
         """Return a record for a forked child; takes no lock, because its owner is not there."""
         return Record(self._status)
 
     @property
-    def speeds(self) -> Speeds:
-        """What was measured of starts and answers."""
-        return self._speeds
-
-    @property
-    def latest(self) -> str:
-        """The latest line about the preparation."""
+    def latest(self) -> Progress:
+        """The latest news of the preparation."""
         with self._lock:
-            return next(reversed(self._lines.values()), "preparing")
+            return next(reversed(self._progress.values()), Progress("prepare"))
 
     def status(self) -> Status:
         """Return what is known now."""
         with self._lock:
-            lines = tuple(self._lines.values())[-_KEPT_LINES:]
-            elapsed = None if self._began is None else time.monotonic() - self._began
-            status = replace(self._status, progress=lines, elapsed=elapsed)
-        return replace(status, warm=self.warm())
+            return replace(
+                self._status,
+                progress=tuple(self._progress.values())[-_KEPT_LINES:],
+                elapsed=None if self._began is None else time.monotonic() - self._began,
+                warm=self.warm(),
+            )
 
     def warm(self) -> bool:
-        """Whether a worker with a server lives; ZeroGPU may still choose another GPU."""
-        return any(_lives(one) for one in tuple(self._workers.values()))
+        """Whether the server of the last call runs; ZeroGPU may still choose another GPU."""
+        pid = self._status.server_pid
+        return pid is not None and processes.lives(pid)
 
     def begin(self) -> None:
         """Note that a preparation begins."""
         with self._lock:
             self._began = time.monotonic()
-            self._lines.clear()
-            self._status = replace(self._status, phase="preparing", failure=None)
+            self._progress.clear()
+            self._change(phase="preparing", failure=None)
 
     def hear(self, event: Event) -> None:
-        """Keep an event's line; a note stays, and goes to the log."""
+        """Keep an event; a note stays, and goes to the log."""
+        event = event_text.plain(event)
         with self._lock:
-            self._lines.pop(event_text.about(event), None)
-            self._lines[event_text.about(event)] = event_text.event(event)
+            self._progress.pop(event_text.about(event), None)
+            self._progress[event_text.about(event)] = Progress("prepare", event)
             if isinstance(event, Note):
-                notes = dict.fromkeys((*self._status.notes, event_text.plain(event)))
-                self._status = replace(self._status, notes=tuple(notes))
+                self._note(event)
         if isinstance(event, Note):
             log(event_text.event(event))
 
-    def say(self, line: str) -> None:
-        """Keep a line about the server that is being started."""
+    def say(self, progress: Progress) -> None:
+        """Keep what the server that is being started does."""
         with self._lock:
-            self._lines["server"] = line
+            self._progress["server"] = progress
 
     def prepared(self, found: Preparation) -> None:
         """Keep what was prepared."""
         with self._lock:
-            self._status = replace(
-                self._status,
+            self._change(
                 **vars(found.runtimes[0]),
+                verified=found.verified,
                 model=found.ready.model.name,
-                model_sha256=found.model_sha256,
+                model_sha256=found.ready.settings.gguf_sha256,
                 timeline=found.timeline,
             )
 
     def ended(self, failure: Failure | None) -> None:
         """Note that the preparation has ended, well where there is no failure."""
         with self._lock:
-            phase: Final = "ready" if failure is None else "failed"
-            self._status = replace(self._status, phase=phase, failure=failure)
             self._began = None
+            if self._status.phase == "closed":
+                return
+            self._change(phase="ready" if failure is None else "failed", failure=failure)
         log("ready" if failure is None else failure.error().render())
+
+    def closed(self) -> None:
+        """Note that the server was ended on purpose."""
+        with self._lock:
+            self._change(phase="closed", server_pid=None)
 
     def timed(self, stage: str, seconds: float) -> None:
         """Keep the seconds of a stage."""
         with self._lock:
-            timeline = _joined(self._status.timeline, ((stage, round(seconds, 4)),))
-            self._status = replace(self._status, timeline=timeline)
+            self._time((stage, round(seconds, 4)))
 
     def reported(self, report: Report) -> None:
         """Keep what a worker reports."""
         with self._lock:
-            self._workers = {pid: one for pid, one in self._workers.items() if _lives(one)}
-            self._workers[report.worker_pid] = report
-            notes = (*self._status.notes, *report.notes)
-            status = self._status
-            self._status = replace(
-                status,
+            self._change(
                 **vars(report.runtime),
+                phase="ready" if self._status.phase == "closed" else self._status.phase,
                 devices=report.devices,
                 memory=dict(report.memory),
                 server_pid=report.server_pid,
-                timeline=_joined(status.timeline, report.timeline),
-                notes=tuple(dict.fromkeys(notes)),
             )
+            self._time(*report.timeline)
+            self._note(*report.notes)
             if not report.warm:
                 start = sum(seconds for _, seconds in report.timeline)
-                self._speeds = replace(self._speeds, start=start)
+                self.speeds = replace(self.speeds, start=start)
 
     def counted(self, figures: Figures, *, served: bool) -> None:
-        """Keep the figures of a call that has ended.
-
-        Args:
-            figures: of the call.
-            served: the call reached a server; one that did not only cost GPU seconds.
-        """
+        """Keep the figures of a call; one that reached no server only cost GPU seconds."""
         speed = figures.tokens_per_second
         with self._lock:
             status = self._status
-            calls = (*status.calls, figures)[-_KEPT_CALLS:] if served else status.calls
-            self._status = replace(
-                status,
-                calls=calls,
+            self._change(
+                calls=(*status.calls, figures)[-_KEPT_CALLS:] if served else status.calls,
                 tokens_per_second=speed or status.tokens_per_second,
                 gpu_seconds_reserved=status.gpu_seconds_reserved + figures.reserved,
                 gpu_seconds_used=status.gpu_seconds_used + figures.used,
             )
-            self._speeds = replace(self._speeds, tokens=speed or self._speeds.tokens)
+            self.speeds = replace(self.speeds, tokens=speed or self.speeds.tokens)
+
+    def _change(self, **fields: Any) -> None:
+        self._status = replace(self._status, **fields)
+
+    def _note(self, *notes: Note) -> None:
+        self._change(notes=tuple(dict.fromkeys((*self._status.notes, *notes))))
+
+    def _time(self, *stages: tuple[str, float]) -> None:
+        """Add the stages of a server's start; a worker's second look at the store is not one."""
+        known = dict(self._status.timeline)
+        for name, seconds in stages:
+            if name not in known or name in STAGES_OF_A_START:
+                known[name] = seconds
+        self._change(timeline=tuple(known.items()))
 
 
 class Meter:
@@ -205,19 +210,3 @@ def log(text: str) -> None:
     """Write a line to the Space's log."""
     sys.stderr.write(f"llama_space: {text}\n")
     sys.stderr.flush()
-
-
-def _joined(
-    old: tuple[tuple[str, float], ...], new: tuple[tuple[str, float], ...]
-) -> tuple[tuple[str, float], ...]:
-    """Add the stages of a server's start; a worker's second look at the store does not count."""
-    known = dict(old)
-    later = {
-        name: seconds for name, seconds in new if name not in known or name in STAGES_OF_A_START
-    }
-    return tuple({**known, **later}.items())
-
-
-def _lives(report: Report) -> bool:
-    pids = (report.worker_pid, report.server_pid)
-    return all(pid is not None and processes.lives(pid) for pid in pids)

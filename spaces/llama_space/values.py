@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, Union
+from typing import TYPE_CHECKING, Final, Literal, Union
 
 from llama_loader.errors import (
     HostError,
@@ -15,13 +15,15 @@ from llama_loader.errors import (
     StoreError,
     without_secrets,
 )
+from llama_space import event_text
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llama_loader.events import Note
+    from llama_loader.events import Event, Note
 
-Phase = Literal["preparing", "ready", "failed"]
+Phase = Literal["preparing", "ready", "failed", "closed"]
+Waiting = Literal["prepare", "queue", "start", "load", "restart", "waiting"]
 
 _KINDS: Final = {
     kind.exit_status: kind
@@ -30,36 +32,24 @@ _KINDS: Final = {
 
 
 @dataclass(frozen=True)
-class Ask:
-    """One request to the model.
-
-    Attributes:
-        messages: a chat, as llama-server's ``/v1/chat/completions`` takes it.
-        max_tokens: the longest answer, in tokens.
-        temperature: 0 for the likeliest tokens.
-        extra: further fields of the request, such as ``seed``, ``stop`` or ``top_p``.
-        prompt: a text to complete, instead of ``messages``.
-    """
-
-    messages: tuple[Mapping[str, Any], ...]
-    max_tokens: int
-    temperature: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
-
-
-@dataclass(frozen=True)
 class Progress:
-    """The GPU, the server or the next words are being waited for.
+    """What is being waited for.
 
     Attributes:
-        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``restart`` or ``waiting`` (for the
-            next words).
-        text: a sentence for a person.
+        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``load`` (the model), ``restart`` or
+            ``waiting`` (for the next words).
+        event: the loader's latest event about it, without secrets.
+        seconds: for how long so far.
     """
 
-    stage: str
-    text: str
+    stage: Waiting
+    event: Event | None = None
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """A line for a person, in English."""
+        return event_text.progress(self)
 
 
 @dataclass(frozen=True)
@@ -98,8 +88,11 @@ class Failure:
     exit_status: int
 
     @classmethod
-    def of(cls, error: LoaderError) -> Failure:
-        """Return the loader's error as a value."""
+    def of(cls, error: LoaderError | OSError) -> Failure:
+        """Return an error as a value; one of the system's is disk trouble."""
+        if isinstance(error, OSError):
+            hint = "is the disk full, or are too many files open?"
+            error = StoreError("SYSTEM", str(error), hint=hint)
         message = " ".join(without_secrets(error.message).split())
         return cls(error.code, message, without_secrets(error.hint), error.exit_status)
 
@@ -111,40 +104,25 @@ class Failure:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The llama.cpp build that was chosen.
-
-    Attributes:
-        release: the release's name, None for an archive by URL.
-        architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
-        digest: the tarball's sha256.
-        verified: False where nothing pinned it.
-    """
+    """The llama.cpp build that was chosen; ``Status`` has the same fields."""
 
     release: str | None
     architecture: str | None
     digest: str | None
-    verified: bool
 
 
 @dataclass(frozen=True)
 class Report:
     """What a worker tells the app's process once a call, before the first piece.
 
-    Attributes:
-        runtime: what it runs; differs from what was prepared where the GPU is another one.
-        devices: llama-server's names; empty for the CPU.
-        memory: bytes of weights by buffer.
-        server_pid, worker_pid: processes.
-        warm: the server ran before this call.
-        timeline: (stage, seconds) of the server's start.
-        notes: what a person should know, without secrets.
+    Its runtime is not the one that was prepared where the GPU is another one. ``warm``: the server
+    ran before this call. The timeline is that of the server's start; the rest is as in ``Status``.
     """
 
     runtime: Runtime
     devices: tuple[str, ...]
     memory: Mapping[str, int]
     server_pid: int | None
-    worker_pid: int
     warm: bool
     timeline: tuple[tuple[str, float], ...]
     notes: tuple[Note, ...]
@@ -179,12 +157,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Address:
-    """Where an OpenAI client finds the server.
-
-    Attributes:
-        base_url: ends in ``/v1``.
-        api_key: the server refuses requests without it.
-    """
+    """Where an OpenAI client finds the server, which refuses requests without the key."""
 
     base_url: str
     api_key: str = field(repr=False)
@@ -195,19 +168,24 @@ class Status:
     """What is running, as far as this process knows.
 
     Attributes:
-        phase: ``ready`` once everything that needs no GPU is done.
-        release, architecture, digest, verified: as in ``Runtime``.
-        model, model_sha256: the model's file name, and its sha256 where one is pinned.
+        phase: ``ready`` once everything that needs no GPU is done; ``closed`` after
+            ``Engine.close``, until a call starts the server anew.
+        release: the release's name, None for an archive by URL.
+        architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
+        digest: the tarball's sha256.
+        verified: a pin or a signature vouches for the runtime.
+        model: the model's file name.
+        model_sha256: the digest that the model was compared with; None where none is pinned.
         devices: llama-server's names; empty for the CPU, and before the first start.
         memory: bytes of weights by buffer, in llama-server's words.
         tokens_per_second: of the last answer.
         gpu_seconds_reserved: the sum of what ZeroGPU was asked for.
         gpu_seconds_used: the sum of what the calls took of it.
         server_pid: of the server of the last call.
-        warm: the next call finds a server that runs, as far as can be known here.
+        warm: that server runs; ZeroGPU may still choose another GPU for the next call.
         timeline: (stage, seconds) of this start, in order.
         calls: the last ones, oldest first.
-        progress: the latest events in words.
+        progress: the latest news of the preparation.
         elapsed: seconds since the preparation under way began, else None.
         failure: why ``phase`` is ``failed``.
         notes: what a person should know: not as asked, or not verified.
@@ -229,7 +207,7 @@ class Status:
     warm: bool = False
     timeline: tuple[tuple[str, float], ...] = ()
     calls: tuple[Figures, ...] = ()
-    progress: tuple[str, ...] = ()
+    progress: tuple[Progress, ...] = ()
     elapsed: float | None = None
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()

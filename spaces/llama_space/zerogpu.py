@@ -115,7 +115,7 @@ def call(
     A worker that yields nothing at all, not even ``Progress``, was being ended when the job came:
     the job is given to another worker, once.
     """
-    yield Progress("queue", "ZeroGPU lends a GPU as soon as one is free")
+    yield Progress("queue")
     began = False
     for last in (False, True):
         try:

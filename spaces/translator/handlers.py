@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from llama_space.values import Failure, Progress
-from translator import advice, panels, sentences, texts
+from translator import advice, panels, texts
 from translator.session import Answer, InLine, Job, Refusal, translate
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
         line = panels.status("waiting", words["in_line"].format(place=update.place))
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Progress):
-        why = sentences.progress(update.text, words["locale"])
+        why = texts.progress(update, words["locale"])
         line = panels.status("working", words[_STAGES.get(update.stage, "waiting")], why)
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from translator import advice, picture, sentences
+from translator import advice, picture, texts
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from llama_loader.events import Note
     from llama_space.values import Failure, Status
     from translator.advice import Advice
-    from translator.sentences import Said
+    from translator.texts import Said
 
 _MIB: Final = 1024**2
 _GIB: Final = 1024**3
@@ -36,7 +36,7 @@ def pill(state: Status, words: Mapping[str, str]) -> str:
         parts += [part for part in (state.release, _architecture(state)) if part]
         parts.append(words["verified" if state.verified else "unverified"])
     elif state.phase == "preparing":
-        latest = [sentences.progress(one, words["locale"]) for one in state.progress[-1:]]
+        latest = [texts.progress(one, words["locale"]) for one in state.progress[-1:]]
         so_far = [] if state.elapsed is None else [picture.seconds(state.elapsed)]
         parts += [*so_far, *latest]
     loud = " unverified" if state.phase == "ready" and not state.verified else ""
@@ -54,7 +54,7 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     if found is None:
         return ""
     known = advice.of_failure(found)
-    said = sentences.say(found.code, found.message, found.hint, words["locale"])
+    said = texts.say(found, words["locale"])
     hint = escape(said.hint or words["no_hint"])
     return (
         f'<div class="failure" role="alert"><p class="code">{escape(found.code)}</p>'
@@ -69,7 +69,7 @@ def _original(said: Said, words: Mapping[str, str]) -> str:
     if not said.original:
         return ""
     return (
-        f'<details class="original"><summary>{escape(words["original"])}</summary>'
+        f'<details class="original" open><summary>{escape(words["original"])}</summary>'
         f'<p lang="en">{"<br>".join(map(escape, said.original.splitlines()))}</p></details>'
     )
 
@@ -179,7 +179,7 @@ def _speed(state: Status, words: Mapping[str, str]) -> str:
 def _times(state: Status, words: Mapping[str, str]) -> str:
     parts = []
     if state.phase == "preparing":
-        latest = [sentences.progress(one, words["locale"]) for one in state.progress]
+        latest = [texts.progress(one, words["locale"]) for one in state.progress]
         lines = "".join(f"<li>{escape(one)}</li>" for one in latest[-_SHOWN_PROGRESS:])
         parts.append(f'<ol class="progress">{lines}</ol>' if lines else "")
     if state.timeline:
@@ -207,7 +207,7 @@ def _notes(state: Status, words: Mapping[str, str]) -> str:
 
 
 def _note(note: Note, words: Mapping[str, str]) -> str:
-    said = sentences.say(note.code, note.message, note.hint, words["locale"])
+    said = texts.say(note, words["locale"])
     hint = f"<p>{escape(said.hint)}</p>" if said.hint else ""
     return (
         f"<li><code>{escape(note.code)}</code><p>{escape(said.what)}</p>{hint}"

@@ -131,16 +131,15 @@ def _in_turn(
             return
     yield from map(InLine, places)
     pair = languages.pair(job.source, job.target, job.text)
-    ask = prompt.ask(_format(settings), job.text, pair, settings)
-    limits = {"max_tokens": ask.max_tokens, "temperature": ask.temperature}
-    with closing(engine.events(ask.messages, **limits, **ask.extra)) as items:
+    messages, options = prompt.ask(_format(settings), job.text, pair)
+    with closing(engine.events(messages, **options)) as items:
         yield from _answers(items, pair)
 
 
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
     """Wait until the model is here: its header says how it wants to be asked."""
     while (state := engine.status()).phase == "preparing":
-        yield Progress("prepare", state.progress[-1] if state.progress else "")
+        yield state.progress[-1] if state.progress else Progress("prepare")
         time.sleep(_LOOK_AGAIN)
     if state.phase == "failed" and state.failure is not None:
         yield state.failure

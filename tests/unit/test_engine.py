@@ -35,7 +35,7 @@ from llama_space import (
     worker,
     zerogpu,
 )
-from llama_space.values import Ask
+from llama_space.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -248,7 +248,12 @@ def test_closed_is_closed(rig: Rig) -> None:
     engine.close()
     engine.close()
     assert not processes.lives(pid)
-    assert not engine.status().warm
+    state = engine.status()
+    assert (state.phase, state.server_pid, state.warm) == ("closed", None, False)
+    assert rig.text() == "one two three"
+    state = engine.status()
+    assert (state.phase, state.warm) == ("ready", True)
+    assert state.server_pid not in {None, pid}
 
 
 def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) -> None:
@@ -256,7 +261,7 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
 
     def starting() -> int | None:
         shared = shared_server._shared
-        supervisor = shared._supervisor if shared is not None else None
+        supervisor = shared.supervisor if shared is not None else None
         return supervisor.server.pid if supervisor is not None else None
 
     assert comes(lambda: starting() is not None)
@@ -266,10 +271,13 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
     engine.close()
     assert not processes.lives(pid)
     assert time.monotonic() - began < 10
-    assert comes(lambda: engine.status().phase == "failed")
-    failure = engine.status().failure
-    assert failure is not None
-    assert failure.code == "SERVER_STOPPED"
+    assert engine._preparing.wait(20)
+    assert engine._preparing.failure is not None
+    assert engine._preparing.failure.code == "SERVER_STOPPED"
+    state = engine.status()
+    assert (state.phase, state.server_pid, state.failure) == ("closed", None, None)
+    rig.behave()
+    assert rig.text() == "one two three"
 
 
 def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
@@ -280,9 +288,9 @@ def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
 
 
 def test_seconds_are_computed_or_the_owners() -> None:
-    ask = Ask(({"role": "user", "content": "Count."},), 10)
-    assert Engine(zerogpu_duration=33, offline=True)._seconds(ask) == 33
-    assert 15 <= Engine(offline=True)._seconds(ask) <= 120
+    asked = Request("Count.", {"max_tokens": 10})
+    assert Engine(zerogpu_duration=33, offline=True)._seconds(asked) == 33
+    assert 15 <= Engine(offline=True)._seconds(asked) <= 120
 
 
 def test_prepare_gives_every_caller_all_events_and_waits(rig: Rig) -> None:
@@ -328,41 +336,25 @@ def test_an_error_of_a_call_is_raised_with_code_hint_and_status(rig: Rig) -> Non
     assert (caught.value.exit_status, bool(caught.value.hint)) == (7, True)
 
 
-def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page(rig: Rig) -> None:
-    engine = rig.behaving()
-    parts = [{"type": "text", "text": "Hello"}]
-    history = [
-        {"role": "user", "content": parts, "metadata": None, "options": None},
-        {"role": "assistant", "content": "Hi", "metadata": {"title": None}, "options": []},
-    ]
-    options: dict[str, Any] = {"max_tokens": 7, "temperature": 0.5, "seed": 0, "top_p": 0.9}
-    asked = engine._ask([*history, *CHAT], stop="\n", **options)
-    assert asked.messages == (
-        {"role": "user", "content": parts},
-        {"role": "assistant", "content": "Hi"},
-        *CHAT,
-    )
-    assert (asked.max_tokens, asked.temperature) == (7, 0.5)
-    assert asked.extra == {"seed": 0, "top_p": 0.9, "stop": ["\n"]}
-    defaults = engine._ask(CHAT)
-    assert (defaults.max_tokens, defaults.temperature, defaults.extra) == (1024, 0.0, {})
-    assert "".join(engine.chat([*history, *CHAT], stop="\n", **options)) == "one two three"
-
-
-@pytest.mark.parametrize(
-    ("messages", "options", "code"),
-    [
-        (["hello"], {}, "MESSAGE_INVALID"),
-        ([{"content": "hello"}], {}, "MESSAGE_INVALID"),
-        (CHAT, {"logit_bias": {1, 2}}, "REQUEST_INVALID"),
-    ],
-)
-def test_a_request_that_makes_no_sense_is_an_error_of_its_own(
-    rig: Rig, messages: Any, options: dict[str, Any], code: str
+@pytest.mark.parametrize("messages", ["text", [], ["hello"], [{"role": "usr", "content": "x"}]])
+def test_messages_that_make_no_sense_are_refused_before_anything_starts(
+    rig: Rig, messages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingError) as caught:
-        list(rig.behaving().chat(messages, **options))
-    assert caught.value.code == code
+    engine = rig.behaving()
+    monkeypatch.setattr(worker, "answer", None)
+    with pytest.raises(SettingError, match="message") as caught:
+        engine.chat(messages)
+    assert caught.value.code == "MESSAGE_INVALID"
+    if messages != "text":  # which ``events`` continues
+        (failure,) = engine.events(messages)
+        assert failure == Failure.of(caught.value)
+
+
+def test_a_call_takes_no_stop_one_and_several(rig: Rig) -> None:
+    engine = rig.behaving()
+    for stop in (None, "\n", ["\n", "."]):
+        assert "".join(engine.chat(CHAT, stop=stop)) == "one two three"
+        assert "".join(engine.complete("Count:", stop=stop)) == "one two three"
 
 
 def test_a_chat_that_is_closed_stops_and_the_server_lives(rig: Rig) -> None:
@@ -518,11 +510,11 @@ def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
         calls.append(job)
         if len(calls) % 2:
             raise Aborted("GPU task aborted")
-        yield Progress("start", "")
+        yield Progress("start")
 
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Error=Aborted))
     waits, *items = zerogpu.call(decorated, 1)  # type: ignore[arg-type]
     assert isinstance(waits, Progress)
     assert waits.stage == "queue"
-    assert items == [Progress("start", "")]
+    assert items == [Progress("start")]
     assert calls == [1, 1]

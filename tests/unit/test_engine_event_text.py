@@ -5,7 +5,7 @@ import pytest
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Event, Note, Resolving, Stage, Unpacking
 from llama_space import event_text
-from llama_space.values import Failure
+from llama_space.values import Failure, Progress
 
 SECRET = "https://hub/file?Signature=abc"
 
@@ -30,6 +30,28 @@ SECRET = "https://hub/file?Signature=abc"
 )
 def test_events_in_words(event: Event, said: str) -> None:
     assert event_text.event(event) == said
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        (Progress("prepare"), "preparing"),
+        (Progress("queue"), "ZeroGPU lends a GPU as soon as one is free"),
+        (Progress("start", seconds=0.3), "starting llama-server"),
+        (Progress("load", seconds=3.2), "llama-server loads the model (3 s)"),
+        (Progress("start", Stage("verify", 0.25), 2), "verify: 0.2 s (2 s)"),
+        (Progress("restart", seconds=3), "llama-server is started anew (3 s)"),
+        (Progress("waiting", seconds=3), "waiting for words (3 s)"),
+    ],
+)
+def test_progress_in_words(progress: Progress, said: str) -> None:
+    assert progress.text == said
+
+
+def test_what_is_kept_of_an_event_has_no_secrets() -> None:
+    assert event_text.plain(Resolving(SECRET)) == Resolving("https://hub/file?…")
+    kept = event_text.plain(Note("UNVERIFIED", SECRET, SECRET))
+    assert kept == Note("UNVERIFIED", "https://hub/file?…", "https://hub/file?…")
 
 
 def test_later_news_of_the_same_thing_take_the_place_of_the_earlier() -> None:

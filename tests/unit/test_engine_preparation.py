@@ -143,11 +143,3 @@ def test_a_file_is_warmed_only_where_memory_has_room(tmp_path: Path) -> None:
     assert not preparation.warm(file, 1000)
     assert not preparation.warm(file, 0)
     assert not preparation.warm(tmp_path / "nothing", 10_000)
-
-
-def test_the_hubs_cache_names_a_file_by_its_digest(tmp_path: Path) -> None:
-    blob = tmp_path / ("a1" * 32)
-    blob.write_bytes(b"")
-    (tmp_path / "model.gguf").symlink_to(blob)
-    assert preparation._named_digest(tmp_path / "model.gguf") == "a1" * 32
-    assert preparation._named_digest(tmp_path / "other.gguf") is None

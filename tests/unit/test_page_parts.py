@@ -6,13 +6,14 @@ import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ET
+from typing import get_args
 
 import pytest
 from verbs import PROJECT
 
 from llama_loader.doctor import Check, Examination
-from llama_loader.events import Note
-from llama_space.values import Failure, Figures, Status
+from llama_loader.events import Downloading, Note, Resolving
+from llama_space.values import Failure, Figures, Phase, Progress, Status
 from translator import advice, panels, picture, texts
 
 WORDS = texts.every()["en"]
@@ -61,8 +62,14 @@ def test_both_locales_have_all_words_with_the_same_blanks() -> None:
 def test_every_word_is_used() -> None:
     folder = PROJECT / "spaces/translator"
     source = "".join(path.read_text() for path in folder.rglob("*.py"))
-    named = (name for name in WORDS if not name.startswith(("stage_", "advice_")))
+    named = {name for name in WORDS if not name.startswith(("stage_", "advice_"))}
+    named -= set(get_args(Phase))
     assert [name for name in named if f'"{name}"' not in source and f"'{name}'" not in source] == []
+
+
+def test_every_phase_has_its_word() -> None:
+    for phase in get_args(Phase):
+        assert panels.pill(Status(phase), WORDS)
 
 
 def test_every_stage_of_a_start_has_its_word() -> None:
@@ -140,7 +147,8 @@ def test_what_comes_from_elsewhere_is_escaped() -> None:
 
 
 def test_while_it_prepares_the_latest_progress_is_shown() -> None:
-    state = Status("preparing", progress=("reading x", "downloading y: 3 MB of 20 MB (15%)"))
+    news = (Resolving("x"), Downloading("y", 3_000_000, 20_000_000))
+    state = Status("preparing", progress=tuple(Progress("prepare", one) for one in news))
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
     assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)
     assert "3 MB of 20 MB" in panels.colophon(state, WORDS)

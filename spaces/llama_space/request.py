@@ -1,0 +1,164 @@
+"""One request: checks what a caller asks for, and estimates the GPU seconds. No side effects.
+
+ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
+in the queue, and is refused where it asks for more than the visitor's quota.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader.errors import SettingError
+
+if TYPE_CHECKING:
+    from llama_loader.settings import Settings
+
+SHORTEST, LONGEST = 15, 120
+"""Seconds; ZeroGPU's own default is 60, and it counts 1.5 for each on half a GPU. The least leaves
+room for a start where ZeroGPU gives a call to another worker than the warm one."""
+_MARGIN: Final = 1.3
+"""For a GPU that others heat up, and a context that grows."""
+_SPARE: Final = 4.0
+"""Seconds for what is around it: the fork, the connection, the end."""
+_EXTRA_TOKENS: Final = 64
+_PROMPT_SPEED: Final = 10.0
+"""A prompt is read at least so many times faster than an answer is written."""
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+_OF_A_MESSAGE: Final = ("role", "content", "name", "tool_calls", "tool_call_id")
+"""What llama-server reads of a message; gradio's ``metadata`` and ``options`` are for its page."""
+_OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    # what a value must be; in words
+    "max_tokens": (lambda value: type(value) is int and value > 0, "a number of tokens above 0"),
+    "temperature": (lambda value: isinstance(value, int | float) and value >= 0, "0 or more"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+    "stop": (lambda value: _all(value, str), "a text, or a list of texts"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What llama-server is asked.
+
+    Attributes:
+        asked: the messages of a chat, or a text to continue.
+        options: ``max_tokens``, ``temperature``, and further fields of llama-server's request.
+    """
+
+    asked: list[dict[str, Any]] | str
+    options: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Speeds:
+    """What was measured so far, or is assumed.
+
+    Attributes:
+        start: seconds from a cold worker to a server that answers. 45 are 17 GB from a slow disk.
+        tokens: a second. 25 are half of what a 27B model in 4 bits can reach on 0.9 TB/s.
+    """
+
+    start: float = 45.0
+    tokens: float = 25.0
+
+
+def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
+    """Return the request for a chat's answer.
+
+    Raises:
+        SettingError: something in it cannot be sent; the hint says what would be right.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise _invalid(f"messages is {reprlib.repr(messages)}, which is not a list of messages")
+    asked = [_message(number, one) for number, one in enumerate(messages, 1)]
+    if not asked:
+        raise _invalid("the list of messages is empty")
+    return _checked(asked, options, settings)
+
+
+def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -> Request:
+    """Return the request for a text's continuation; raises as ``chat`` does."""
+    if not isinstance(prompt, str):
+        raise SettingError(
+            "REQUEST_INVALID",
+            f"the prompt is {reprlib.repr(prompt)}, which is not a text",
+            hint='a prompt is a text such as "Once upon a time"; engine.chat() takes messages',
+        )
+    return _checked(prompt, options, settings)
+
+
+def seconds(request: Request, speeds: Speeds, *, warm: bool) -> int:
+    """Return the GPU seconds for one answer.
+
+    An answer is assumed to have no more tokens than its prompt has characters; a token of a prompt
+    has at least one, mostly. ``warm``: the worker has a server already.
+    """
+    characters = _characters(request.asked)
+    most: int = request.options["max_tokens"]
+    answer = min(most, characters + _EXTRA_TOKENS)
+    work = answer / speeds.tokens + characters / (speeds.tokens * _PROMPT_SPEED)
+    start = 0.0 if warm else speeds.start
+    total = math.ceil((start + work) * _MARGIN + _SPARE)
+    return max(SHORTEST, min(total, LONGEST))
+
+
+def _characters(one: object) -> int:
+    """Count the characters of a chat whose contents are texts or lists of parts."""
+    if isinstance(one, str):
+        return len(one)
+    parts: Iterable[object] = one.values() if isinstance(one, Mapping) else ()
+    return sum(map(_characters, one if isinstance(one, list) else parts))
+
+
+def _message(number: int, given: object) -> dict[str, Any]:
+    """Return what llama-server reads of a message."""
+    if not isinstance(given, Mapping):
+        raise _invalid(f"message {number} is {reprlib.repr(given)}, which is not a dictionary")
+    if given.get("role") not in _ROLES:
+        raise _invalid(f"the role of message {number} is {reprlib.repr(given.get('role'))}")
+    content = given.get("content")
+    if not (isinstance(content, str) or _all(content, Mapping) or given.get("tool_calls")):
+        raise _invalid(f"the content of message {number} is {reprlib.repr(content)}")
+    return {name: given[name] for name in _OF_A_MESSAGE if given.get(name) is not None}
+
+
+def _checked(
+    asked: list[dict[str, Any]] | str, options: Mapping[str, Any], settings: Settings
+) -> Request:
+    usual = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    given = {**usual, **{name: one for name, one in options.items() if one not in (None, (), [])}}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    for name, (fits, accepts) in _OPTIONS.items():
+        if name in given and not fits(given[name]):
+            raise SettingError(
+                "REQUEST_INVALID",
+                f"{name} is {reprlib.repr(given[name])}",
+                hint=f"{name} takes {accepts}, or None",
+            )
+    try:  # as plain data: it crosses a process, and goes to the server as JSON
+        plain, extra = json.loads(json.dumps([asked, given], allow_nan=False))
+    except (TypeError, ValueError) as error:
+        raise SettingError(
+            "REQUEST_INVALID",
+            f"the request cannot be written as JSON: {error}",
+            hint="messages and sampling options are texts, numbers, lists and dictionaries",
+        ) from error
+    return Request(plain, extra)
+
+
+def _all(value: object, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, kind) for one in value)
+
+
+def _invalid(message: str) -> SettingError:
+    return SettingError(
+        "MESSAGE_INVALID",
+        message,
+        hint='messages is a list such as [{"role": "user", "content": "Hello"}]; a role is one of'
+        f" {', '.join(_ROLES)}; engine.complete() takes a text",
+    )
