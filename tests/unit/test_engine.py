@@ -6,7 +6,9 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -278,6 +280,50 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
     assert (state.phase, state.server_pid, state.failure) == ("closed", None, None)
     rig.behave()
     assert rig.text() == "one two three"
+
+
+_INTERRUPTED = """
+import contextlib, sys, time
+from llama_space import Engine
+archive, model, store, closes = sys.argv[1:]
+engine = Engine(llama_cpp_url=archive, gguf_path=model, store=store, allow_cpu=True)
+try:
+    with contextlib.suppress(KeyboardInterrupt):
+        list(engine.prepare())
+        time.sleep(60)
+finally:
+    if closes == "closes":
+        engine.close()
+"""
+
+
+@pytest.mark.parametrize("closes", ["closes", "leaves it to the end"])
+@pytest.mark.parametrize("loading", [0, 60])
+def test_a_second_ctrl_c_leaves_no_server_no_folder_and_no_traceback(
+    tmp_path: Path, closes: str, loading: int
+) -> None:
+    archive, model, place = tmp_path / "a.tar.gz", tmp_path / "m.gguf", tmp_path / "tmp"
+    impostor_archive.write(archive, deaf=True, loading=loading)  # SIGTERM alone does not end it
+    model.write_bytes(b"GGUF")
+    place.mkdir()
+    given = [archive.as_uri(), str(model), str(tmp_path / "store"), closes]
+    app = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED, *given],
+        env={**os.environ, "TMPDIR": str(place)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert comes(lambda: impostor_archive.starts(tmp_path / "store") == _STARTS, 30)
+    assert comes(lambda: bool(list(place.glob("*/*"))))
+    (seen,) = (tmp_path / "store").rglob("seen.json")
+    server = json.loads(seen.read_text())["pid"]
+    for pause in (0.3, 0):
+        app.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    _, said = app.communicate(timeout=30)
+    assert "Traceback" not in said
+    assert not processes.lives(server)
+    assert list(place.glob("*/*")) == []
 
 
 def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
