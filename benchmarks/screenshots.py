@@ -26,7 +26,7 @@ from playwright.sync_api import sync_playwright
 from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
-from llama_loader.events import Downloading, Note, Resolving, Stage
+from llama_loader.events import Downloading, Note, Resolving
 from llama_loader.server import free_port
 from llama_space import Engine, Progress, Status
 from translator.page import Page
@@ -76,7 +76,6 @@ _PREPARING: Final = Status(
     release="b11549-1",
     progress=(
         Progress("prepare", Resolving("https://huggingface.co/me/releases/resolve/main/m.json")),
-        Progress("prepare", Stage("verify", 0.1, 21_100_000)),
         Progress(
             "prepare",
             Downloading("translategemma-27b-it.i1-Q4_K_M.gguf", 3_210_000_000, 16_500_000_000),

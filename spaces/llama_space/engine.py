@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import threading
 import time
 import weakref
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,24 +22,27 @@ from llama_loader.concurrency import Background
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
 from llama_space import preparation, request, shared_server, worker, zerogpu
-from llama_space.preparation import Preparing
-from llama_space.status import Meter, Record
-from llama_space.values import Address, Failure, Piece, Report
-from llama_space.worker import Job
+from llama_space.status import Record
+from llama_space.values import Address, Failure, Piece, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from llama_loader.doctor import Examination
-    from llama_loader.events import Event, Sink
+    from llama_loader.events import Event
     from llama_loader.settings import Settings
-    from llama_space.preparation import Preparation, Ready
+    from llama_space.preparation import Ready
     from llama_space.request import Request
     from llama_space.values import Item, Status
 
 _LOOK: Final = 0.5
 """Seconds between two signs of life of a call that waits for the preparation."""
+_UNEXPECTED: Final = Failure(
+    "UNEXPECTED",
+    "the preparation ended unexpectedly; the Space's log has the place",
+    "this is a defect: please report it with the log",
+    1,
+)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
@@ -57,13 +62,11 @@ class Engine:
     def __init__(self, **given: Any) -> None:
         self.settings: Final[Settings] = loader_settings.load(**given)
         self._decorated = None
-        if self.settings.zerogpu and not zerogpu.in_worker():
+        if self.settings.zerogpu and not shared_server.in_worker():
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
-        self._ready: Ready | None = None
         self._record = Record()
-        self._preparing = Preparing(self._prepare, self._record)
         _engines.add(self)
-        self._preparing.begin()
+        self._begin()
 
     def prepare(self) -> Iterator[Event]:
         """Wait for all that needs no GPU, and yield the loader's events from the first on.
@@ -74,14 +77,14 @@ class Engine:
         Raises:
             LoaderError: what the preparation failed with, after the last event.
         """
-        self._preparing.begin(again=True)
-        yield from self._preparing.events()
-        if self._preparing.failure is not None:
-            raise self._preparing.failure.error()
+        self._begin(again=True)
+        yield from self._record.events()
+        if self._record.failure is not None:
+            raise self._record.failure.error()
 
     def retry(self) -> None:
         """Prepare again after a failure; returns at once."""
-        self._preparing.begin(again=True)
+        self._begin(again=True)
 
     def status(self) -> Status:
         """Return what is known now."""
@@ -140,13 +143,15 @@ class Engine:
             return
         yield from self._items(wanted)
 
-    def server(self) -> AbstractContextManager[Address]:
+    @contextlib.contextmanager
+    def server(self) -> Iterator[Address]:
         """Return this process's server for any OpenAI client, as a context manager.
 
         Enter it for each use: a server that ended and was started anew has another ``api_key``.
 
         Raises:
             ServerError: this is ZeroGPU's main process, which has no GPU and so no server.
+            LoaderError: nothing could be prepared, or the server failed.
         """
         if self._decorated is not None:
             raise ServerError(
@@ -155,14 +160,20 @@ class Engine:
                 hint="call engine.server() inside a function decorated with @spaces.GPU, or use"
                 " engine.chat(), which borrows a GPU by itself",
             )
-        return self._serving()
+        while (ready := self._prepared()) is None:
+            pass
+        try:
+            server = shared_server.shared(ready).start.result().ensure()
+        except OSError as error:
+            raise Failure.of(error).error() from error
+        yield Address(f"http://127.0.0.1:{server.port}/v1", server.api_key or "")
 
     def close(self) -> None:
         """End this process's server, also one that is being started; safe to call twice.
 
         A later call starts a server anew.
         """
-        self._record.closed()
+        self._record.change(phase="closed", server_pid=None)
         shared_server.stop()
 
     def _text(self, items: Generator[Item, None, None]) -> Iterator[str]:
@@ -175,24 +186,18 @@ class Engine:
                     yield item.text
 
     def _items(self, wanted: Request) -> Generator[Item, None, None]:
-        self._end_with_app()
         try:
             while (ready := self._prepared()) is None:
-                yield self._record.latest
+                yield self.status().latest
         except LoaderError as error:
             yield Failure.of(error)
             return
-        job = Job(ready, wanted, self._seconds(wanted))
-        if self._decorated is not None:
-            yield from self._measured(zerogpu.call(self._decorated, job), job.seconds)
-        else:
-            yield from self._measured(worker.answer(job), 0)
-
-    def _seconds(self, wanted: Request) -> int:
-        """Return the GPU seconds to ask ZeroGPU for; the owner's own number wins."""
-        own = self.settings.zerogpu_duration
-        warm = self._record.warm()
-        return own or request.seconds(wanted, self._record.speeds, warm=warm)
+        if self._decorated is None:
+            yield from self._record.measured(worker.answer(ready, wanted))
+            return
+        seconds = self.settings.zerogpu_duration or request.seconds(wanted, self.status())
+        wanted = replace(wanted, seconds=seconds)
+        yield from self._record.measured(zerogpu.call(self._decorated, ready, wanted), seconds)
 
     def _prepared(self) -> Ready | None:
         """Return what was prepared; None while it is being prepared, after half a second.
@@ -202,79 +207,55 @@ class Engine:
         Raises:
             LoaderError: the preparation has failed.
         """
-        self._preparing.begin(again=self._record.status().phase == "closed")
-        if self._preparing.wait(_LOOK) and self._preparing.failure is not None:
-            raise self._preparing.failure.error()
-        return self._ready
+        self._begin()
+        if self._record.wait(_LOOK) and self._record.failure is not None:
+            raise self._record.failure.error()
+        return self._record.ready
 
-    def _measured(
-        self, made: Generator[Item | Report, None, None], reserved: float
-    ) -> Iterator[Item]:
-        """Pass the items on and keep what they say of the call, however it ends."""
-        meter, item = Meter(reserved), None
+    def _begin(self, *, again: bool = False) -> None:
+        if self._record.begin(again=again):
+            threading.Thread(target=self._run, name="llama-space-prepare", daemon=True).start()
+
+    def _run(self) -> None:
+        """Prepare; whatever happens, no caller waits for ever."""
+        ready, failure = None, _UNEXPECTED
         try:
-            with contextlib.closing(made):
-                for item in made:
-                    meter.take(item)
-                    if isinstance(item, Report):
-                        self._record.reported(item)
-                    else:
-                        yield item
+            ready = self._prepare()
+        except (LoaderError, OSError) as error:
+            failure = Failure.of(error)
         finally:
-            figures = meter.figures()
-            self._record.counted(figures, served=meter.report is not None)
-        if not isinstance(item, Failure):
-            yield figures
+            self._record.ended(ready, None if ready else failure)
 
-    def _prepare(self, sink: Sink) -> None:
+    def _prepare(self) -> Ready:
         """Get everything ready that needs no GPU; outside ZeroGPU start the server too."""
-        found = preparation.run(self.settings, sink)
-        self._record.prepared(found)
+        ready, known = preparation.run(self.settings, self._record.hear)
+        self._record.change(**known)
         if not self.settings.zerogpu:
-            self._start_server(found.ready, sink)
-        self._ready = found.ready
+            self._start_server(ready)
         if self._decorated is not None:
-            Background(lambda: self._warm_page_cache(found))
+            Background(lambda: self._warm_page_cache(ready))
+        return ready
 
-    def _start_server(self, ready: Ready, sink: Sink) -> None:
-        shared = shared_server.shared(ready)
-        while not shared.start.wait(_LOOK):
-            self._record.say(shared.progress)
-        report = shared.report(shared.start.result(), warm=False)
-        self._record.reported(report)
-        for name, seconds in report.timeline:
-            if name in preparation.STAGES_OF_A_START:
-                sink(Stage(name, seconds))
+    def _start_server(self, ready: Ready) -> None:
+        for item in worker.started(ready):
+            if isinstance(item, Progress):
+                self._record.say("server", item)
+                continue
+            self._record.reported(item)
+            for name, seconds in item.timeline:
+                self._record.hear(Stage(name, seconds))
 
-    def _warm_page_cache(self, found: Preparation) -> None:
-        """Read the model once, so that a worker's server finds it in main memory."""
+    def _warm_page_cache(self, ready: Ready) -> None:
         began = time.monotonic()
-        if preparation.warm(found.ready.model, found.memory):
-            self._record.timed("page cache", time.monotonic() - began)
-
-    @contextlib.contextmanager
-    def _serving(self) -> Iterator[Address]:
-        self._end_with_app()
-        while (ready := self._prepared()) is None:
-            pass
-        try:
-            server = shared_server.shared(ready).start.result().ensure()
-        except OSError as error:
-            raise Failure.of(error).error() from error
-        yield Address(f"http://127.0.0.1:{server.port}/v1", server.api_key or "")
-
-    def _end_with_app(self) -> None:
-        """In a ZeroGPU worker: end with the app."""
-        if self.settings.zerogpu and zerogpu.in_worker():
-            zerogpu.end_with_app()
+        if preparation.warm(ready):
+            took = round(time.monotonic() - began, 4)
+            self._record.add(timeline=(("page cache", took),))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""
         _let_go(self.settings.store)
         self._decorated = None
         self._record = self._record.copy()
-        done = self._ready is not None
-        self._preparing = Preparing(self._prepare, self._record, done=done)
 
 
 def _renew_engines() -> None:

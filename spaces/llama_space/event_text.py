@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from llama_loader.errors import without_secrets
-from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
+from llama_loader.events import Downloading, Note, Resolving, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -18,8 +18,6 @@ ENGLISH: Final[Mapping[str, str]] = {
     "downloading": "downloading {name}: {amount}",
     "unpacking": "unpacking {name}: {amount}",
     "share": "{done} of {total} ({share})",
-    "stage": "{name}: {seconds} s",
-    "through": "{line} ({size})",
     "so_far": "{line} ({seconds} s)",
     "prepare": "preparing",
     "queue": "ZeroGPU lends a GPU as soon as one is free",
@@ -28,8 +26,7 @@ ENGLISH: Final[Mapping[str, str]] = {
     "restart": "llama-server is started anew",
     "waiting": "waiting for words",
 }
-"""What the lines are made of. A page in another language has texts of its own under these names,
-and may have ``stage_NAME`` for the name of a stage."""
+"""What the lines are made of. A page in another language has texts of its own by these names."""
 _UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
@@ -46,14 +43,12 @@ def event(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
     if isinstance(one, Note):
         return without_secrets(f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}")
     if isinstance(one, Stage):
-        name = forms.get(f"stage_{one.name}", one.name)
-        line = forms["stage"].format(name=name, seconds=f"{one.seconds:.1f}")
-        return forms["through"].format(line=line, size=size(one.size)) if one.size else line
+        return f"{one.name}: {one.seconds:.1f} s"
     amount = size(one.done)
     if one.total:
         share = f"{one.done / one.total:.0%}"
         amount = forms["share"].format(done=amount, total=size(one.total), share=share)
-    kind = {Downloading: "downloading", Unpacking: "unpacking"}[type(one)]
+    kind = "downloading" if isinstance(one, Downloading) else "unpacking"
     return forms[kind].format(name=one.name, amount=amount)
 
 

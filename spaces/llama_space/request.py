@@ -17,10 +17,17 @@ from llama_loader.errors import SettingError
 
 if TYPE_CHECKING:
     from llama_loader.settings import Settings
+    from llama_space.values import Status
 
 SHORTEST, LONGEST = 15, 120
 """Seconds; ZeroGPU's own default is 60, and it counts 1.5 for each on half a GPU. The least leaves
 room for a start where ZeroGPU gives a call to another worker than the warm one."""
+STAGES_OF_A_START: Final = ("devices", "start", "first token")
+"""What the start of a server takes, after everything that needs no GPU."""
+_FIRST_START: Final = 45.0
+"""Seconds of the first start: 17 GB from a slow disk."""
+_FIRST_SPEED: Final = 25.0
+"""Tokens a second, half of what a 27B model in 4 bits can reach on 0.9 TB/s."""
 _MARGIN: Final = 1.3
 """For a GPU that others heat up, and a context that grows."""
 _SPARE: Final = 4.0
@@ -47,23 +54,12 @@ class Request:
     Attributes:
         asked: the messages of a chat, or a text to continue.
         options: ``max_tokens``, ``temperature``, and further fields of llama-server's request.
+        seconds: of a GPU, to ask ZeroGPU for.
     """
 
     asked: list[dict[str, Any]] | str
     options: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Speeds:
-    """What was measured so far, or is assumed.
-
-    Attributes:
-        start: seconds from a cold worker to a server that answers. 45 are 17 GB from a slow disk.
-        tokens: a second. 25 are half of what a 27B model in 4 bits can reach on 0.9 TB/s.
-    """
-
-    start: float = 45.0
-    tokens: float = 25.0
+    seconds: int = 0
 
 
 def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
@@ -91,18 +87,18 @@ def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -
     return _checked(prompt, options, settings)
 
 
-def seconds(request: Request, speeds: Speeds, *, warm: bool) -> int:
-    """Return the GPU seconds for one answer.
+def seconds(request: Request, status: Status) -> int:
+    """Return the GPU seconds for one answer, by what starts and answers took so far.
 
     An answer is assumed to have no more tokens than its prompt has characters; a token of a prompt
-    has at least one, mostly. ``warm``: the worker has a server already.
+    has at least one, mostly.
     """
     characters = _characters(request.asked)
     most: int = request.options["max_tokens"]
-    answer = min(most, characters + _EXTRA_TOKENS)
-    work = answer / speeds.tokens + characters / (speeds.tokens * _PROMPT_SPEED)
-    start = 0.0 if warm else speeds.start
-    total = math.ceil((start + work) * _MARGIN + _SPARE)
+    speed = status.tokens_per_second or _FIRST_SPEED
+    work = min(most, characters + _EXTRA_TOKENS) / speed + characters / (speed * _PROMPT_SPEED)
+    start = sum(status.seconds.get(stage, 0.0) for stage in STAGES_OF_A_START) or _FIRST_START
+    total = math.ceil(((0.0 if status.warm else start) + work) * _MARGIN + _SPARE)
     return max(SHORTEST, min(total, LONGEST))
 
 

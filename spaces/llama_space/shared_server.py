@@ -7,7 +7,9 @@ the worker's from a thread that outlives the call.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import select
 import shutil
 import signal
 import threading
@@ -16,16 +18,17 @@ from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import gguf_header, loader, settings
 from llama_loader.concurrency import Background
-from llama_loader.events import Note
+from llama_loader.events import Note, Stage
 from llama_loader.loader import prepare
 from llama_space import event_text, preparation
+from llama_space.request import STAGES_OF_A_START
 from llama_space.values import Progress, Report
 
 if TYPE_CHECKING:
     from llama_loader.events import Event
+    from llama_loader.loader import Prepared
     from llama_loader.supervisor import Supervisor
     from llama_space.preparation import Ready
-    from llama_space.values import Runtime
 
 PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that adds nothing: with it llama-server's chat is a completion."""
@@ -39,24 +42,25 @@ class SharedServer:
         self.ready = ready
         self.progress = Progress("start")
         self._notes: dict[Note, None] = {}
-        self._runtime: Runtime | None = None
-        self._timeline: tuple[tuple[str, float], ...] = ()
+        self._prepared: Prepared | None = None
         self._stopped = threading.Event()
         self.supervisor: Supervisor | None = None
         self.start: Background[Supervisor] = Background(self._start)
 
-    def report(self, supervisor: Supervisor, *, warm: bool) -> Report:
-        """Return what runs now."""
-        if self._runtime is None:
-            raise AssertionError("a server that runs has a runtime")
-        server = supervisor.server
+    def report(self, *, warm: bool) -> Report:
+        """Return what runs now; the start must have succeeded."""
+        if self.supervisor is None or self._prepared is None:
+            raise AssertionError("no server has started")
+        server, stages = self.supervisor.server, self._prepared.timeline.stages
         return Report(
-            runtime=self._runtime,
-            devices=server.plan.devices,
-            memory=server.report.buffers,
-            server_pid=server.pid,
+            running={
+                **preparation.runtime(self._prepared),
+                "devices": server.plan.devices,
+                "memory": dict(server.report.buffers),
+                "server_pid": server.pid,
+            },
             warm=warm,
-            timeline=self._timeline,
+            timeline=preparation.summed(one for one in stages if one.name in STAGES_OF_A_START),
             notes=tuple(self._notes),
         )
 
@@ -70,15 +74,11 @@ class SharedServer:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
         ours = settings.renewed(self.ready.settings)
         prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
-        self._runtime = preparation.runtime(prepared)
         loader.require_libraries(ours, prepared)
-        self.progress = Progress("load")
-        told = server_arguments(gguf_header.chat_template(self.ready.model))
-        supervisor = loader.start(
-            ours, prepared, self.ready.model, told, sink=self._hear, made=self._made
-        )
-        self._timeline = preparation.summed(prepared.timeline.stages)
-        return supervisor
+        self._prepared, self.progress = prepared, Progress("load")
+        model = self.ready.model
+        told = server_arguments(gguf_header.chat_template(model))
+        return loader.start(ours, prepared, model, told, sink=self._hear, made=self._made)
 
     def _made(self, supervisor: Supervisor) -> None:
         self.supervisor = supervisor
@@ -87,7 +87,8 @@ class SharedServer:
 
     def _hear(self, event: Event) -> None:
         event = event_text.plain(event)
-        self.progress = Progress("start", event)
+        if not isinstance(event, Stage):
+            self.progress = Progress("start", event)
         if isinstance(event, Note):
             self._notes[event] = None
 
@@ -101,15 +102,24 @@ def server_arguments(template: str | None) -> tuple[str, ...]:
     return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
 
 
+_APP_GONE, _TERMINATED = 0, 128 + signal.SIGTERM
+"""Exit statuses of a worker."""
+_LAST_WORK: Final = 0.4
+"""Seconds that a worker takes at its end to remove the server's folder."""
+_alive: tuple[int, int] | None = None
+"""A pipe. Only the app's process holds its second end, so the first one ends with the app."""
+_signals: int | None = None
+"""In a worker: where the numbers of its signals can be read."""
+_ending: bool = False
+"""This worker ends with the app already."""
 _lock = threading.Lock()
 _shared: SharedServer | None = None
-_finalizer: util.Finalize | None = None
 
 
 def _forget() -> None:
     """Begin anew in a forked child: the server is the parent's, and the lock may be held there."""
-    global _lock, _shared, _finalizer
-    _lock, _shared, _finalizer = threading.Lock(), None, None
+    global _lock, _shared
+    _lock, _shared = threading.Lock(), None
 
 
 os.register_at_fork(after_in_child=_forget)
@@ -118,9 +128,12 @@ os.register_at_fork(after_in_child=_forget)
 def shared(ready: Ready) -> SharedServer:
     """Return this process's server: the one that runs or is being started, or a new one.
 
-    A start that failed is tried again. A server of another model or release is replaced.
+    A start that failed is tried again. A server of another model or release is replaced. From now
+    on a ZeroGPU worker ends with the app.
     """
-    global _shared, _finalizer  # noqa: PLW0603 - one server for each process is the point
+    global _shared  # noqa: PLW0603 - one server for each process is the point
+    if ready.settings.zerogpu and in_worker():
+        _end_with_app()
     with _lock:
         if _shared is not None:
             failed = _shared.start.wait(0) and _shared.start.error is not None
@@ -128,8 +141,8 @@ def shared(ready: Ready) -> SharedServer:
                 return _shared
             _shared.stop()
         _shared = SharedServer(ready)
-        # finalizers run where a worker ends by SIGTERM; atexit's functions do not
-        _finalizer = _finalizer or util.Finalize(None, stop, exitpriority=100)
+        # runs where a worker ends by SIGTERM, too, unlike atexit's functions; a fork forgets it
+        util.Finalize(None, stop, exitpriority=100)
         return _shared
 
 
@@ -151,9 +164,66 @@ def stop() -> None:
             signal.signal(signal.SIGINT, before)
 
 
-def remove_scratch() -> None:
-    """Remove the server's log and key: for a process that ends without stopping its server."""
+def _remove_scratch() -> None:
+    """Remove the log and key of a server that ends with this process."""
     supervisor = _shared.supervisor if _shared is not None else None
     log = supervisor.server.log_path if supervisor is not None else None
     if log is not None:
         shutil.rmtree(log.parent, ignore_errors=True)
+
+
+def in_worker() -> bool:
+    """Whether this process is a worker: ``multiprocessing`` has forked it."""
+    return multiprocessing.parent_process() is not None
+
+
+def watch_forks() -> None:
+    """Have every later fork know when this process, the app's, ends."""
+    global _alive  # noqa: PLW0603 - one pipe for each app
+    if _alive is None and not in_worker():
+        _alive = os.pipe()
+        os.register_at_fork(after_in_child=_forked)
+
+
+def _forked() -> None:
+    """Let go of the app's end of the pipe, and have signals written where a thread can wait."""
+    global _signals, _ending  # noqa: PLW0603 - one for each worker
+    if _alive is not None and _signals is None:
+        os.close(_alive[1])
+    _ending = False
+    _signals, told = os.pipe()
+    os.set_blocking(told, False)
+    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+
+def _end_with_app() -> None:
+    """End this process, a worker, and its server as soon as the app has ended, or on SIGTERM.
+
+    A worker waits for calls on a pipe whose other end it has inherited, so it would wait for ever.
+    The kernel's parent-death signal is of no use: it would come at the end of the thread of the app
+    that happened to fork the worker. On SIGTERM the package's worker first ends its call, which may
+    take minutes.
+    """
+    global _ending  # noqa: PLW0603 - one watch for each process
+    if _ending:
+        return
+    _ending = True
+    threading.Thread(target=_watch, name="llama-space-end", daemon=True).start()
+
+
+def _watch() -> None:
+    parent = multiprocessing.parent_process()
+    app = _alive[0] if _alive is not None else parent.sentinel if parent is not None else None
+    waiting = select.poll()
+    for end in (app, _signals):
+        if end is not None:
+            waiting.register(end, select.POLLIN)
+    status = None
+    while status is None:
+        ready = [end for end, _ in waiting.poll()]
+        if app in ready:
+            status = _APP_GONE
+        elif signal.SIGTERM in os.read(ready[0], 512):
+            status = _TERMINATED
+    Background(_remove_scratch).wait(_LAST_WORK)
+    os._exit(status)  # the kernel ends the server with this process

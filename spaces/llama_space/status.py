@@ -6,6 +6,8 @@ A ZeroGPU worker is a process that the app cannot look into: what the worker kno
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 import threading
 import time
@@ -13,197 +15,192 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import processes
-from llama_loader.events import Note
+from llama_loader.events import Note, Stage
 from llama_space import event_text
-from llama_space.preparation import STAGES_OF_A_START
-from llama_space.request import Speeds
 from llama_space.values import Failure, Figures, Piece, Progress, Report, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
     from llama_loader.events import Event
-    from llama_space.preparation import Preparation
+    from llama_space.preparation import Ready
     from llama_space.values import Item
 
+_AGAIN_AFTER: Final = 30.0
+"""Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _KEPT_CALLS: Final = 20
 _KEPT_LINES: Final = 6
 
 
 class Record:
-    """What is known so far. Safe to use from threads."""
+    """What is known so far, and how far the preparation is. Safe to use from threads."""
 
-    def __init__(self, status: Status | None = None) -> None:
+    def __init__(self, status: Status | None = None, ready: Ready | None = None) -> None:
+        self.ready = ready
+        self.failure: Failure | None = None
         self._status = status or Status("preparing")
-        self._lock = threading.Lock()
+        self._changed = threading.Condition()
+        self._events: list[Event] = []
         self._progress: dict[str, Progress] = {}
         self._began: float | None = None
-        self.speeds = Speeds()
+        self._ended = 0.0
 
     def copy(self) -> Record:
         """Return a record for a forked child; takes no lock, because its owner is not there."""
-        return Record(self._status)
-
-    @property
-    def latest(self) -> Progress:
-        """The latest news of the preparation."""
-        with self._lock:
-            return next(reversed(self._progress.values()), Progress("prepare"))
+        return Record(self._status, self.ready)
 
     def status(self) -> Status:
         """Return what is known now."""
-        with self._lock:
+        with self._changed:
+            pid = self._status.server_pid
             return replace(
                 self._status,
                 progress=tuple(self._progress.values())[-_KEPT_LINES:],
                 elapsed=None if self._began is None else time.monotonic() - self._began,
-                warm=self.warm(),
+                warm=pid is not None and processes.lives(pid),
             )
 
-    def warm(self) -> bool:
-        """Whether the server of the last call runs; ZeroGPU may still choose another GPU."""
-        pid = self._status.server_pid
-        return pid is not None and processes.lives(pid)
+    def change(self, **fields: Any) -> None:
+        """Set fields of the status."""
+        with self._changed:
+            self._status = replace(self._status, **fields)
 
-    def begin(self) -> None:
-        """Note that a preparation begins."""
-        with self._lock:
-            self._began = time.monotonic()
+    def begin(self, *, again: bool) -> bool:
+        """Note that a preparation begins; False where one runs, or none is needed.
+
+        A try that has failed in the last half minute is only repeated ``again``.
+        """
+        with self._changed:
+            again = again or self._status.phase == "closed"
+            fresh = not again and time.monotonic() - self._ended < _AGAIN_AFTER
+            if self._began is not None or self.ready or (self.failure and fresh):
+                return False
+            self._began, self._events, self.failure = time.monotonic(), [], None
             self._progress.clear()
-            self._change(phase="preparing", failure=None)
+            self.change(phase="preparing", failure=None)
+            return True
+
+    def ended(self, ready: Ready | None, failure: Failure | None) -> None:
+        """Note that the preparation has ended, well where there is no failure."""
+        with self._changed:
+            self._began, self._ended = None, time.monotonic()
+            self.ready, self.failure = ready, failure
+            if self._status.phase != "closed":
+                self.change(phase="failed" if failure else "ready", failure=failure)
+                log(failure.error().render() if failure else "ready")
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; True where no preparation runs."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._began is None, timeout)
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of the present or latest preparation, from its first to its last."""
+        events = self._events
+        for number in itertools.count():
+            with self._changed:
+                while len(events) == number:
+                    if self._began is None or self._events is not events:
+                        return
+                    self._changed.wait()
+            yield events[number]
 
     def hear(self, event: Event) -> None:
         """Keep an event; a note stays, and goes to the log."""
-        event = event_text.plain(event)
-        with self._lock:
-            self._progress.pop(event_text.about(event), None)
-            self._progress[event_text.about(event)] = Progress("prepare", event)
-            if isinstance(event, Note):
-                self._note(event)
-        if isinstance(event, Note):
-            log(event_text.event(event))
+        known = event_text.plain(event)
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+            if not isinstance(event, Stage):
+                self.say(event_text.about(known), Progress("prepare", known))
+        if isinstance(known, Note):
+            self.add(notes=(known,))
+            log(event_text.event(known))
 
-    def say(self, progress: Progress) -> None:
-        """Keep what the server that is being started does."""
-        with self._lock:
-            self._progress["server"] = progress
-
-    def prepared(self, found: Preparation) -> None:
-        """Keep what was prepared."""
-        with self._lock:
-            self._change(
-                **vars(found.runtimes[0]),
-                verified=found.verified,
-                model=found.ready.model.name,
-                model_sha256=found.ready.settings.gguf_sha256,
-                timeline=found.timeline,
-            )
-
-    def ended(self, failure: Failure | None) -> None:
-        """Note that the preparation has ended, well where there is no failure."""
-        with self._lock:
-            self._began = None
-            if self._status.phase == "closed":
-                return
-            self._change(phase="ready" if failure is None else "failed", failure=failure)
-        log("ready" if failure is None else failure.error().render())
-
-    def closed(self) -> None:
-        """Note that the server was ended on purpose."""
-        with self._lock:
-            self._change(phase="closed", server_pid=None)
-
-    def timed(self, stage: str, seconds: float) -> None:
-        """Keep the seconds of a stage."""
-        with self._lock:
-            self._time((stage, round(seconds, 4)))
+    def say(self, about: str, progress: Progress) -> None:
+        """Keep the latest news of something that the preparation waits for."""
+        with self._changed:
+            self._progress.pop(about, None)
+            self._progress[about] = progress
 
     def reported(self, report: Report) -> None:
-        """Keep what a worker reports."""
-        with self._lock:
-            self._change(
-                **vars(report.runtime),
-                phase="ready" if self._status.phase == "closed" else self._status.phase,
-                devices=report.devices,
-                memory=dict(report.memory),
-                server_pid=report.server_pid,
-            )
-            self._time(*report.timeline)
-            self._note(*report.notes)
-            if not report.warm:
-                start = sum(seconds for _, seconds in report.timeline)
-                self.speeds = replace(self.speeds, start=start)
+        """Keep what a worker reports; after ``Engine.close`` there is a server again."""
+        phase = self._status.phase
+        self.change(**report.running, phase="ready" if phase == "closed" else phase)
+        self.add(timeline=report.timeline, notes=report.notes)
 
-    def counted(self, figures: Figures, *, served: bool) -> None:
+    def add(
+        self, *, timeline: tuple[tuple[str, float], ...] = (), notes: tuple[Note, ...] = ()
+    ) -> None:
+        """Add stages of this start, and notes."""
+        with self._changed:
+            self.change(
+                timeline=tuple({**self._status.seconds, **dict(timeline)}.items()),
+                notes=tuple(dict.fromkeys((*self._status.notes, *notes))),
+            )
+
+    def measured(
+        self, made: Generator[Item | Report, None, None], reserved: float = 0.0
+    ) -> Iterator[Item]:
+        """Pass a call's items on and keep what they say of it, however it ends.
+
+        Args:
+            made: the items.
+            reserved: GPU seconds that ZeroGPU is asked for; 0 outside ZeroGPU.
+        """
+        figures = Figures(time.time(), first_token=None, seconds=0.0, tokens=None, warm=False)
+        began, lent, item = time.monotonic(), None, None
+        report: Report | None = None
+        try:
+            with contextlib.closing(made):
+                for item in made:
+                    from_worker = getattr(item, "stage", "") != "queue"
+                    if reserved and lent is None and from_worker and not isinstance(item, Failure):
+                        lent = time.monotonic()
+                    if isinstance(item, Report):
+                        report = item
+                        self.reported(item)
+                        continue
+                    if isinstance(item, Piece):
+                        figures = _with(figures, item, time.monotonic() - began)
+                    yield item
+        finally:
+            now = time.monotonic()
+            figures = replace(
+                figures,
+                seconds=now - began,
+                warm=report is not None and report.warm,
+                reserved=reserved if lent else 0.0,
+                used=now - lent if lent else 0.0,
+            )
+            self._count(figures, served=report is not None)
+        if not isinstance(item, Failure):
+            yield figures
+
+    def _count(self, figures: Figures, *, served: bool) -> None:
         """Keep the figures of a call; one that reached no server only cost GPU seconds."""
         speed = figures.tokens_per_second
-        with self._lock:
+        with self._changed:
             status = self._status
-            self._change(
+            self.change(
                 calls=(*status.calls, figures)[-_KEPT_CALLS:] if served else status.calls,
                 tokens_per_second=speed or status.tokens_per_second,
                 gpu_seconds_reserved=status.gpu_seconds_reserved + figures.reserved,
                 gpu_seconds_used=status.gpu_seconds_used + figures.used,
             )
-            self.speeds = replace(self.speeds, tokens=speed or self.speeds.tokens)
-
-    def _change(self, **fields: Any) -> None:
-        self._status = replace(self._status, **fields)
-
-    def _note(self, *notes: Note) -> None:
-        self._change(notes=tuple(dict.fromkeys((*self._status.notes, *notes))))
-
-    def _time(self, *stages: tuple[str, float]) -> None:
-        """Add the stages of a server's start; a worker's second look at the store is not one."""
-        known = dict(self._status.timeline)
-        for name, seconds in stages:
-            if name not in known or name in STAGES_OF_A_START:
-                known[name] = seconds
-        self._change(timeline=tuple(known.items()))
 
 
-class Meter:
-    """Measures one call while its items pass by.
-
-    Args:
-        reserved: GPU seconds that ZeroGPU is asked for; 0 outside ZeroGPU.
-    """
-
-    def __init__(self, reserved: float) -> None:
-        self.report: Report | None = None
-        self._reserved = reserved
-        self._when, self._began = time.time(), time.monotonic()
-        self._lent: float | None = None
-        self._first: float | None = None
-        self._last = Piece("", finished=False, tokens=None, tokens_per_second=None, reason="")
-
-    def take(self, item: Item | Report) -> None:
-        """Take what an item says of the call."""
-        now = time.monotonic()
-        from_worker = not isinstance(item, Failure) and getattr(item, "stage", "") != "queue"
-        if self._reserved and self._lent is None and from_worker:
-            self._lent = now
-        if isinstance(item, Report):
-            self.report = item
-        elif isinstance(item, Piece):
-            if item.text and self._first is None:
-                self._first = now - self._began
-            speed = item.tokens_per_second or self._last.tokens_per_second
-            tokens = item.tokens or self._last.tokens
-            self._last = replace(item, tokens=tokens, tokens_per_second=speed)
-
-    def figures(self) -> Figures:
-        """Return the figures up to now."""
-        now = time.monotonic()
-        return Figures(
-            when=self._when,
-            first_token=self._first,
-            seconds=now - self._began,
-            tokens=self._last.tokens,
-            warm=self.report is not None and self.report.warm,
-            tokens_per_second=self._last.tokens_per_second,
-            reason=self._last.reason,
-            reserved=self._reserved if self._lent else 0.0,
-            used=now - self._lent if self._lent else 0.0,
-        )
+def _with(figures: Figures, piece: Piece, seconds: float) -> Figures:
+    """Return the figures of a call with what a piece of its answer says."""
+    first = seconds if piece.text and figures.first_token is None else figures.first_token
+    return replace(
+        figures,
+        first_token=first,
+        tokens=piece.tokens or figures.tokens,
+        tokens_per_second=piece.tokens_per_second or figures.tokens_per_second,
+        reason=piece.reason,
+    )
 
 
 def log(text: str) -> None:

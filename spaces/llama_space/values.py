@@ -3,18 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final, Literal, Union
+from typing import TYPE_CHECKING, Any, Literal, Union
 
-from llama_loader.errors import (
-    HostError,
-    IntegrityError,
-    LoaderError,
-    NetworkError,
-    ServerError,
-    SettingError,
-    StoreError,
-    without_secrets,
-)
+from llama_loader.errors import LoaderError, StoreError, without_secrets
 from llama_space import event_text
 
 if TYPE_CHECKING:
@@ -24,11 +15,6 @@ if TYPE_CHECKING:
 
 Phase = Literal["preparing", "ready", "failed", "closed"]
 Waiting = Literal["prepare", "queue", "start", "load", "restart", "waiting"]
-
-_KINDS: Final = {
-    kind.exit_status: kind
-    for kind in (SettingError, NetworkError, IntegrityError, HostError, StoreError, ServerError)
-}
 
 
 @dataclass(frozen=True)
@@ -54,14 +40,10 @@ class Progress:
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer.
+    """A part of an answer: the new words, and whether the answer ends with them.
 
-    Attributes:
-        text: the new words; may be empty.
-        finished: whether the answer ends with this piece.
-        tokens: tokens generated so far, None where the server does not say.
-        tokens_per_second: None where the server does not say.
-        reason: why the answer ended: ``stop`` or ``length``; empty before its end.
+    ``tokens`` are those generated so far. Both figures are None where the server does not say.
+    ``reason`` is why the answer ended, ``stop`` or ``length``; empty before its end.
     """
 
     text: str
@@ -75,11 +57,7 @@ class Piece:
 class Failure:
     """An error as a value: raised in a ZeroGPU worker, an exception would cost that worker.
 
-    Attributes:
-        code: as in ``error[CODE]``.
-        message: what happened, one line without secrets.
-        hint: what to do, one line, may be empty.
-        exit_status: that of the loader's command line (docs/faults.md).
+    The fields are those of ``LoaderError``: single lines, without secrets.
     """
 
     code: str
@@ -98,31 +76,24 @@ class Failure:
 
     def error(self) -> LoaderError:
         """Return the error that this value stands for, to be raised."""
-        kind = _KINDS.get(self.exit_status, LoaderError)
+        kinds = {kind.exit_status: kind for kind in LoaderError.__subclasses__()}
+        kind = kinds.get(self.exit_status, LoaderError)
         return kind(self.code, self.message, hint=self.hint)
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """The llama.cpp build that was chosen; ``Status`` has the same fields."""
-
-    release: str | None
-    architecture: str | None
-    digest: str | None
 
 
 @dataclass(frozen=True)
 class Report:
     """What a worker tells the app's process once a call, before the first piece.
 
-    Its runtime is not the one that was prepared where the GPU is another one. ``warm``: the server
-    ran before this call. The timeline is that of the server's start; the rest is as in ``Status``.
+    Attributes:
+        running: fields of ``Status``: its runtime, which is not the one that was prepared where
+            the GPU is another one, its devices, memory and process.
+        warm: the server ran before this call.
+        timeline: (stage, seconds) of the server's start.
+        notes: what a person should know, without secrets.
     """
 
-    runtime: Runtime
-    devices: tuple[str, ...]
-    memory: Mapping[str, int]
-    server_pid: int | None
+    running: Mapping[str, Any]
     warm: bool
     timeline: tuple[tuple[str, float], ...]
     notes: tuple[Note, ...]
@@ -136,10 +107,8 @@ class Figures:
         when: seconds since the epoch at its begin.
         first_token: seconds until the first words; None where there were none.
         seconds: how long it took.
-        tokens: tokens generated, None for unknown.
+        tokens, tokens_per_second, reason: as in the last ``Piece``.
         warm: the server ran already.
-        tokens_per_second: None where the server does not say.
-        reason: why the answer ended: ``stop`` or ``length``; empty where it did not end by itself.
         reserved: GPU seconds that ZeroGPU was asked for; 0 outside ZeroGPU.
         used: GPU seconds from the worker's first sign of life to the end; 0 outside ZeroGPU.
     """
@@ -169,25 +138,22 @@ class Status:
 
     Attributes:
         phase: ``ready`` once everything that needs no GPU is done; ``closed`` after
-            ``Engine.close``, until a call starts the server anew.
-        release: the release's name, None for an archive by URL.
+            ``Engine.close``, until a call starts the server anew; ``failure`` tells why ``failed``.
+        release: None for an archive by URL.
         architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
         digest: the tarball's sha256.
-        verified: a pin or a signature vouches for the runtime.
-        model: the model's file name.
-        model_sha256: the digest that the model was compared with; None where none is pinned.
+        verified: a pin or a signature vouches for the tarball.
+        model_sha256: what the model's file was compared with; None where no digest is pinned.
         devices: llama-server's names; empty for the CPU, and before the first start.
         memory: bytes of weights by buffer, in llama-server's words.
         tokens_per_second: of the last answer.
-        gpu_seconds_reserved: the sum of what ZeroGPU was asked for.
-        gpu_seconds_used: the sum of what the calls took of it.
+        gpu_seconds_reserved, gpu_seconds_used: sums of what ZeroGPU was asked for, and lent.
         server_pid: of the server of the last call.
         warm: that server runs; ZeroGPU may still choose another GPU for the next call.
         timeline: (stage, seconds) of this start, in order.
         calls: the last ones, oldest first.
         progress: the latest news of the preparation.
         elapsed: seconds since the preparation under way began, else None.
-        failure: why ``phase`` is ``failed``.
         notes: what a person should know: not as asked, or not verified.
     """
 
@@ -211,6 +177,11 @@ class Status:
     elapsed: float | None = None
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
+
+    @property
+    def latest(self) -> Progress:
+        """What the preparation does now."""
+        return self.progress[-1] if self.progress else Progress("prepare")
 
     @property
     def seconds(self) -> dict[str, float]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import queue
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 from llama_loader.concurrency import Background
@@ -21,8 +21,10 @@ if TYPE_CHECKING:
 
     from llama_loader.client import ChatStream, Completion
     from llama_loader.server import Server
+    from llama_loader.supervisor import Supervisor
     from llama_space.preparation import Ready
     from llama_space.request import Request
+    from llama_space.shared_server import SharedServer
     from llama_space.values import Item, Report
 
 BEAT: Final = 0.25
@@ -35,41 +37,33 @@ _BROKEN: Final = frozenset({"NO_ANSWER", "ANSWER_TIMEOUT", "ANSWER_CUT"})
 _Result = TypeVar("_Result")
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker gets: everything by value, whenever it was forked.
-
-    Attributes:
-        ready: how to start a server.
-        request: what to ask it.
-        seconds: of a GPU, to ask ZeroGPU for.
-    """
-
-    ready: Ready
-    request: Request
-    seconds: int
-
-
-def answer(job: Job) -> Generator[Item | Report, None, None]:
+def answer(ready: Ready, request: Request) -> Generator[Item | Report, None, None]:
     """Yield progress, one ``Report``, then pieces; an error is a ``Failure``, the last item.
 
-    Closing the generator stops the generation; the server stays for the next call.
+    Closing the generator stops the generation; the server stays for the next call. The arguments
+    cross a process by value, whenever that was forked.
     """
     try:
-        yield from _answer(job)
+        yield from _answer(ready, request)
     except (LoaderError, OSError) as error:
         yield Failure.of(error)
 
 
-def _answer(job: Job) -> Iterator[Item | Report]:
-    found = shared_server.shared(job.ready)
+def started(ready: Ready) -> Generator[Progress | Report, None, tuple[SharedServer, Supervisor]]:
+    """Start this process's server, or find it running; yield progress, then one ``Report``."""
+    found = shared_server.shared(ready)
     warm = found.start.wait(0)
     supervisor = yield from _patiently(found.start, lambda: found.progress)
-    server = yield from _patiently(Background(supervisor.ensure))
-    yield found.report(supervisor, warm=warm)
+    yield from _patiently(Background(supervisor.ensure))
+    yield found.report(warm=warm)
+    return found, supervisor
+
+
+def _answer(ready: Ready, request: Request) -> Iterator[Item | Report]:
+    found, supervisor = yield from started(ready)
     said = False
     try:
-        for item in _streamed(server, job.request):
+        for item in _streamed(supervisor.server, request):
             said = said or isinstance(item, Piece)
             yield item
     except ServerError as error:
@@ -84,8 +78,8 @@ def _answer(job: Job) -> Iterator[Item | Report]:
                 hint="ask again: llama-server is started anew where it has died",
             ) from error
         server = yield from _patiently(again)
-        yield found.report(supervisor, warm=False)
-        yield from _streamed(server, job.request)
+        yield found.report(warm=False)
+        yield from _streamed(server, request)
 
 
 def _patiently(

@@ -139,7 +139,7 @@ def _in_turn(
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
     """Wait until the model is here: its header says how it wants to be asked."""
     while (state := engine.status()).phase == "preparing":
-        yield state.progress[-1] if state.progress else Progress("prepare")
+        yield state.latest
         time.sleep(_LOOK_AGAIN)
     if state.phase == "failed" and state.failure is not None:
         yield state.failure

@@ -32,12 +32,10 @@ from llama_space import (
     Failure,
     Piece,
     Progress,
-    preparation,
     shared_server,
     worker,
     zerogpu,
 )
-from llama_space.request import Request
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -96,7 +94,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     made = Rig(tmp_path)
     yield made
     if made._engine is not None:
-        made._engine._preparing.wait(20)
+        made._engine._record.wait(20)
         made._engine.close()
     assert list(place.glob("*/*")) == []
 
@@ -148,7 +146,7 @@ def test_an_old_failure_is_no_answer_to_a_new_call(
 ) -> None:
     assert isinstance(rig.answer()[-1], Failure)
     rig.behave()
-    monkeypatch.setattr(preparation, "_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("llama_space.status._AGAIN_AFTER", 0.0)
     assert rig.text() == "one two three"
 
 
@@ -273,9 +271,9 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
     engine.close()
     assert not processes.lives(pid)
     assert time.monotonic() - began < 10
-    assert engine._preparing.wait(20)
-    assert engine._preparing.failure is not None
-    assert engine._preparing.failure.code == "SERVER_STOPPED"
+    assert engine._record.wait(20)
+    assert engine._record.failure is not None
+    assert engine._record.failure.code == "SERVER_STOPPED"
     state = engine.status()
     assert (state.phase, state.server_pid, state.failure) == ("closed", None, None)
     rig.behave()
@@ -331,12 +329,6 @@ def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
     assert {"settings", "gpu", "runtime"} <= {check.name for check in report.checks}
     assert all(check.code for check in report.checks if not check.ok)
     assert "verdict: a model " in report.as_text()
-
-
-def test_seconds_are_computed_or_the_owners() -> None:
-    asked = Request("Count.", {"max_tokens": 10})
-    assert Engine(zerogpu_duration=33, offline=True)._seconds(asked) == 33
-    assert 15 <= Engine(offline=True)._seconds(asked) <= 120
 
 
 def test_prepare_gives_every_caller_all_events_and_waits(rig: Rig) -> None:
@@ -456,7 +448,7 @@ def test_a_fork_has_an_engine_and_a_server_of_its_own(rig: Rig) -> None:
     engine = rig.behaving()
     list(engine.prepare())
     pid = engine.status().server_pid
-    with engine._record._lock, shared_server._lock, engine._preparing._changed:
+    with shared_server._lock, engine._record._changed:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         child = context.Process(target=_answer_in_a_fork, args=(engine, theirs))
@@ -552,15 +544,15 @@ def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
     class Aborted(Exception):  # noqa: N818 - stands for gradio.Error
         title = "ZeroGPU worker error"
 
-    def decorated(job: Any) -> Iterator[Any]:
-        calls.append(job)
+    def decorated(ready: Any, wanted: Any) -> Iterator[Any]:
+        calls.append(ready + wanted)
         if len(calls) % 2:
             raise Aborted("GPU task aborted")
         yield Progress("start")
 
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Error=Aborted))
-    waits, *items = zerogpu.call(decorated, 1)  # type: ignore[arg-type]
+    waits, *items = zerogpu.call(decorated, 1, 2)  # type: ignore[arg-type]
     assert isinstance(waits, Progress)
     assert waits.stage == "queue"
     assert items == [Progress("start")]
-    assert calls == [1, 1]
+    assert calls == [3, 3]

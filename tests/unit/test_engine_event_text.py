@@ -20,7 +20,6 @@ SECRET = "https://hub/file?Signature=abc"
         ),
         (Downloading("a.tar", 1234, None), "downloading a.tar: 1.23 kB"),
         (Unpacking("a.tar", 0, 17_000_000_000), "unpacking a.tar: 0 B of 17 GB (0%)"),
-        (Stage("verify", 0.25, 31_700_000), "verify: 0.2 s (31.7 MB)"),
         (Stage("resolve", 0.06), "resolve: 0.1 s"),
         (
             Note("UNVERIFIED", f"{SECRET} is", "do this"),
@@ -39,7 +38,7 @@ def test_events_in_words(event: Event, said: str) -> None:
         (Progress("queue"), "ZeroGPU lends a GPU as soon as one is free"),
         (Progress("start", seconds=0.3), "starting llama-server"),
         (Progress("load", seconds=3.2), "llama-server loads the model (3 s)"),
-        (Progress("start", Stage("verify", 0.25), 2), "verify: 0.2 s (2 s)"),
+        (Progress("start", Downloading("a", 1, 2), 2), "downloading a: 1 B of 2 B (50%) (2 s)"),
         (Progress("restart", seconds=3), "llama-server is started anew (3 s)"),
         (Progress("waiting", seconds=3), "waiting for words (3 s)"),
     ],

@@ -8,40 +8,44 @@ import pytest
 from llama_loader import settings
 from llama_loader.errors import SettingError
 from llama_space import request
-from llama_space.request import LONGEST, SHORTEST, Request, Speeds
+from llama_space.request import LONGEST, SHORTEST, Request
+from llama_space.values import Status
 
 SETTINGS = settings.load(environ={})
 CHAT = [{"role": "user", "content": "Count."}]
 
 
-def seconds(characters: int, max_tokens: int, speeds: Speeds, *, warm: bool) -> int:
-    asked = Request("x" * characters, {"max_tokens": max_tokens})
-    return request.seconds(asked, speeds, warm=warm)
+def seconds(
+    characters: int, max_tokens: int, *, warm: bool, start: float = 0.0, tokens: float | None = None
+) -> int:
+    timeline = (("start", start), ("fetch", 1000.0)) if start else ()
+    status = Status("ready", warm=warm, tokens_per_second=tokens, timeline=timeline)
+    return request.seconds(Request("x" * characters, {"max_tokens": max_tokens}), status)
 
 
 def test_a_warm_worker_is_asked_for_less() -> None:
-    cold = seconds(400, 1024, Speeds(), warm=False)
-    warm = seconds(400, 1024, Speeds(), warm=True)
-    assert SHORTEST <= warm < cold <= LONGEST
+    assert SHORTEST <= seconds(400, 1024, warm=True) < seconds(400, 1024, warm=False) <= LONGEST
 
 
-def test_what_was_seen_counts() -> None:
-    slow = seconds(1000, 1024, Speeds(start=5, tokens=20), warm=True)
-    fast = seconds(1000, 1024, Speeds(start=5, tokens=100), warm=True)
-    assert fast < slow / 3
+def test_what_was_seen_of_answers_counts() -> None:
+    slow = seconds(1000, 1024, tokens=20, warm=True)
+    assert seconds(1000, 1024, tokens=100, warm=True) < slow / 3
+
+
+def test_what_was_seen_of_starts_counts() -> None:
+    assert seconds(400, 1024, start=5, warm=False) < seconds(400, 1024, warm=False) - 40
 
 
 def test_a_short_text_does_not_pay_for_the_longest_answer() -> None:
-    speeds = Speeds(start=0, tokens=10)
-    assert seconds(20, 1024, speeds, warm=True) == seconds(20, 84, speeds, warm=True)
-    assert seconds(2000, 100, speeds, warm=True) < seconds(2000, 500, speeds, warm=True)
+    assert seconds(20, 1024, tokens=10, warm=True) == seconds(20, 84, tokens=10, warm=True)
+    few, many = (seconds(2000, most, tokens=10, warm=True) for most in (100, 500))
+    assert few < many
 
 
 @pytest.mark.parametrize("speed", [0.01, 1e9])
 def test_it_stays_within_what_zerogpu_takes(speed: float) -> None:
     for warm in (True, False):
-        asked = seconds(2000, 1024, Speeds(tokens=speed), warm=warm)
-        assert SHORTEST <= asked <= LONGEST
+        assert SHORTEST <= seconds(2000, 1024, tokens=speed, warm=warm) <= LONGEST
 
 
 def test_contents_of_every_form_are_counted() -> None:

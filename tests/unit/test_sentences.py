@@ -11,7 +11,7 @@ from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.errors import HostError
-from llama_loader.events import Downloading, Note, Resolving, Stage, Unpacking
+from llama_loader.events import Downloading, Note, Resolving, Unpacking
 from llama_space import event_text
 from llama_space.values import Failure, Progress, Status, Waiting
 from translator import panels, texts
@@ -87,8 +87,6 @@ def test_a_code_that_is_not_known_is_said_in_the_loader_s_words() -> None:
         (Downloading("a.tar", 5_540_000, 11_080_000), "a.tar を取得中: 5.54 MB / 11.1 MB（50%）"),
         (Downloading("a.tar", 1234, None), "a.tar を取得中: 1.23 kB"),
         (Unpacking("a.tar", 1, 2), "a.tar を展開中: 1 B / 2 B（50%）"),
-        (Stage("verify", 0.25, 31_700_000), "検証: 0.2 秒（31.7 MB）"),
-        (Stage("first token", 0.06), "初トークン: 0.1 秒"),
         (Note("STORE_BUSY", "another process installs it; waiting for that"), "別のプロセスが"),
     ],
 )
