@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import doctor
 from llama_loader import settings as loader_settings
-from llama_loader.concurrency import Background
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
 from llama_space import preparation, request, shared_server, worker, zerogpu
@@ -35,8 +33,6 @@ if TYPE_CHECKING:
     from llama_space.request import Request
     from llama_space.values import Item, Status
 
-_LOOK: Final = 0.5
-"""Seconds between two signs of life of a call that waits for the preparation."""
 _UNEXPECTED: Final = Failure(
     "UNEXPECTED",
     "the preparation ended unexpectedly; the Space's log has the place",
@@ -154,19 +150,16 @@ class Engine:
             LoaderError: nothing could be prepared, or the server failed.
         """
         if self._decorated is not None:
-            raise ServerError(
-                "NO_SERVER_HERE",
-                "the main process of a ZeroGPU Space has no GPU, and so no server",
-                hint="call engine.server() inside a function decorated with @spaces.GPU, or use"
-                " engine.chat(), which borrows a GPU by itself",
-            )
+            message = "the main process of a ZeroGPU Space has no GPU, and so no server"
+            hint = "call it in a function with @spaces.GPU; engine.chat() borrows a GPU by itself"
+            raise ServerError("NO_SERVER_HERE", message, hint=hint)
         while (ready := self._prepared()) is None:
             pass
         try:
             server = shared_server.shared(ready).start.result().ensure()
         except OSError as error:
             raise Failure.of(error).error() from error
-        yield Address(f"http://127.0.0.1:{server.port}/v1", server.api_key or "")
+        yield Address(f"{server.url}/v1", server.api_key or "")
 
     def close(self) -> None:
         """End this process's server, also one that is being started; safe to call twice.
@@ -200,7 +193,7 @@ class Engine:
         yield from self._record.measured(zerogpu.call(self._decorated, ready, wanted), seconds)
 
     def _prepared(self) -> Ready | None:
-        """Return what was prepared; None while it is being prepared, after half a second.
+        """Return what was prepared; None while it is being prepared, after a moment.
 
         A forked worker that has inherited nothing prepares for itself.
 
@@ -208,33 +201,32 @@ class Engine:
             LoaderError: the preparation has failed.
         """
         self._begin()
-        if self._record.wait(_LOOK) and self._record.failure is not None:
+        if self._record.wait(worker.BEAT) and self._record.failure is not None:
             raise self._record.failure.error()
         return self._record.ready
 
     def _begin(self, *, again: bool = False) -> None:
         if self._record.begin(again=again):
-            threading.Thread(target=self._run, name="llama-space-prepare", daemon=True).start()
+            threading.Thread(target=self._prepare, name="llama-space-prepare", daemon=True).start()
 
-    def _run(self) -> None:
-        """Prepare; whatever happens, no caller waits for ever."""
+    def _prepare(self) -> None:
+        """Get everything ready that needs no GPU; outside ZeroGPU start the server too.
+
+        Whatever happens, no caller waits for ever.
+        """
         ready, failure = None, _UNEXPECTED
         try:
-            ready = self._prepare()
+            found, known = preparation.run(self.settings, self._record.hear)
+            self._record.change(**known)
+            if not self.settings.zerogpu:
+                self._start_server(found)
+            ready = found
         except (LoaderError, OSError) as error:
             failure = Failure.of(error)
         finally:
             self._record.ended(ready, None if ready else failure)
-
-    def _prepare(self) -> Ready:
-        """Get everything ready that needs no GPU; outside ZeroGPU start the server too."""
-        ready, known = preparation.run(self.settings, self._record.hear)
-        self._record.change(**known)
-        if not self.settings.zerogpu:
-            self._start_server(ready)
-        if self._decorated is not None:
-            Background(lambda: self._warm_page_cache(ready))
-        return ready
+        if ready and self._decorated is not None:
+            self._record.add(timeline=preparation.warm(ready))
 
     def _start_server(self, ready: Ready) -> None:
         for item in worker.started(ready):
@@ -244,12 +236,6 @@ class Engine:
             self._record.reported(item)
             for name, seconds in item.timeline:
                 self._record.hear(Stage(name, seconds))
-
-    def _warm_page_cache(self, ready: Ready) -> None:
-        began = time.monotonic()
-        if preparation.warm(ready):
-            took = round(time.monotonic() - began, 4)
-            self._record.add(timeline=(("page cache", took),))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -59,13 +60,15 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
     """
-    looking = host.begin(settings)
     timeline = Timeline()
-    prepared = _runtimes(settings, looking.result(), sink)
+    prepared = _runtimes(settings, host.begin(settings).result(), sink)
     for note in report.notes(prepared[0]):
         sink(note)
     with timeline.stage("model"):
-        path = _model(settings, sink)
+        path = model.get(model.from_settings(settings), settings, sink=sink)
+    if not path.is_file():  # or a GPU would be asked for in vain
+        hint = "correct or leave out YAKULINGO_SPACES_GGUF_PATH (a keyword of Engine: gguf_path)"
+        raise SettingError("MODEL_MISSING", f"there is no file {path}", hint=hint)
     stages = [stage for one in prepared for stage in one.timeline.stages]
     known = {
         **runtime(prepared[0]),
@@ -135,26 +138,14 @@ def summed(stages: Iterable[Stage]) -> tuple[tuple[str, float], ...]:
     return tuple((name, round(took, 4)) for name, took in seconds.items())
 
 
-def _model(settings: Settings, sink: Sink) -> Path:
-    """Fetch the model; a local one must be there, or a GPU would be asked for in vain."""
-    path = model.get(model.from_settings(settings), settings, sink=sink)
-    if not path.is_file():
-        raise SettingError(
-            "MODEL_MISSING",
-            f"there is no file {path}",
-            hint="correct YAKULINGO_SPACES_GGUF_PATH (Engine's gguf_path), or leave it out to have"
-            " the model fetched",
-        )
-    return path
-
-
-def warm(ready: Ready) -> bool:
-    """Read the model once, so that a worker finds it in main memory; return whether it was read."""
+def warm(ready: Ready) -> tuple[tuple[str, float], ...]:
+    """Read the model once, so that a worker finds it in main memory; return what that took."""
+    began = time.monotonic()
     try:
         if ready.model.stat().st_size > ready.memory * _CACHE_SHARE:
-            return False
+            return ()
         with ready.model.open("rb") as file, Path(os.devnull).open("wb") as nothing:
             shutil.copyfileobj(file, nothing, _BLOCK)
     except OSError:
-        return False
-    return True
+        return ()
+    return (("page cache", round(time.monotonic() - began, 4)),)

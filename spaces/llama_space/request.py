@@ -79,11 +79,8 @@ def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Re
 def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -> Request:
     """Return the request for a text's continuation; raises as ``chat`` does."""
     if not isinstance(prompt, str):
-        raise SettingError(
-            "REQUEST_INVALID",
-            f"the prompt is {reprlib.repr(prompt)}, which is not a text",
-            hint='a prompt is a text such as "Once upon a time"; engine.chat() takes messages',
-        )
+        hint = 'a prompt is a text such as "Once upon a time"; engine.chat() takes messages'
+        raise SettingError("REQUEST_INVALID", f"the prompt is {reprlib.repr(prompt)}", hint=hint)
     return _checked(prompt, options, settings)
 
 
@@ -131,19 +128,14 @@ def _checked(
         given["stop"] = [given["stop"]]
     for name, (fits, accepts) in _OPTIONS.items():
         if name in given and not fits(given[name]):
-            raise SettingError(
-                "REQUEST_INVALID",
-                f"{name} is {reprlib.repr(given[name])}",
-                hint=f"{name} takes {accepts}, or None",
-            )
+            message, hint = f"{name} is {reprlib.repr(given[name])}", f"{name} takes {accepts}"
+            raise SettingError("REQUEST_INVALID", message, hint=hint)
     try:  # as plain data: it crosses a process, and goes to the server as JSON
         plain, extra = json.loads(json.dumps([asked, given], allow_nan=False))
     except (TypeError, ValueError) as error:
-        raise SettingError(
-            "REQUEST_INVALID",
-            f"the request cannot be written as JSON: {error}",
-            hint="messages and sampling options are texts, numbers, lists and dictionaries",
-        ) from error
+        message = f"the request cannot be written as JSON: {error}"
+        hint = "messages and sampling options are texts, numbers, lists and dictionaries"
+        raise SettingError("REQUEST_INVALID", message, hint=hint) from error
     return Request(plain, extra)
 
 

@@ -20,7 +20,7 @@ from llama_loader import gguf_header, loader, settings
 from llama_loader.concurrency import Background
 from llama_loader.events import Note, Stage
 from llama_loader.loader import prepare
-from llama_space import event_text, preparation
+from llama_space import preparation, values
 from llama_space.request import STAGES_OF_A_START
 from llama_space.values import Progress, Report
 
@@ -86,7 +86,7 @@ class SharedServer:
             supervisor.stop()
 
     def _hear(self, event: Event) -> None:
-        event = event_text.plain(event)
+        event = values.plain(event)
         if not isinstance(event, Stage):
             self.progress = Progress("start", event)
         if isinstance(event, Note):
@@ -102,8 +102,6 @@ def server_arguments(template: str | None) -> tuple[str, ...]:
     return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
 
 
-_APP_GONE, _TERMINATED = 0, 128 + signal.SIGTERM
-"""Exit statuses of a worker."""
 _LAST_WORK: Final = 0.4
 """Seconds that a worker takes at its end to remove the server's folder."""
 _alive: tuple[int, int] | None = None
@@ -116,13 +114,33 @@ _lock = threading.Lock()
 _shared: SharedServer | None = None
 
 
-def _forget() -> None:
-    """Begin anew in a forked child: the server is the parent's, and the lock may be held there."""
-    global _lock, _shared
-    _lock, _shared = threading.Lock(), None
+def in_worker() -> bool:
+    """Whether this process is a worker: ``multiprocessing`` has forked it."""
+    return multiprocessing.parent_process() is not None
 
 
-os.register_at_fork(after_in_child=_forget)
+def watch_forks() -> None:
+    """Have every later fork know when this process, the app's, ends."""
+    global _alive  # noqa: PLW0603 - one pipe for each app
+    _alive = _alive or os.pipe()
+
+
+def _begin_anew() -> None:
+    """Let go of what is the parent's: its server, a lock that may be held, the pipe's end.
+
+    Signals are written where a thread can wait for them.
+    """
+    global _lock, _shared, _signals, _ending
+    _lock, _shared, _ending = threading.Lock(), None, False
+    if _alive is not None:
+        if _signals is None:
+            os.close(_alive[1])
+        _signals, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def shared(ready: Ready) -> SharedServer:
@@ -131,10 +149,11 @@ def shared(ready: Ready) -> SharedServer:
     A start that failed is tried again. A server of another model or release is replaced. From now
     on a ZeroGPU worker ends with the app.
     """
-    global _shared  # noqa: PLW0603 - one server for each process is the point
-    if ready.settings.zerogpu and in_worker():
-        _end_with_app()
+    global _shared, _ending  # noqa: PLW0603 - one server for each process is the point
     with _lock:
+        if ready.settings.zerogpu and in_worker() and not _ending:
+            _ending = True
+            threading.Thread(target=_end_with_app, name="llama-space-end", daemon=True).start()
         if _shared is not None:
             failed = _shared.start.wait(0) and _shared.start.error is not None
             if _shared.ready == ready and not failed:
@@ -172,30 +191,6 @@ def _remove_scratch() -> None:
         shutil.rmtree(log.parent, ignore_errors=True)
 
 
-def in_worker() -> bool:
-    """Whether this process is a worker: ``multiprocessing`` has forked it."""
-    return multiprocessing.parent_process() is not None
-
-
-def watch_forks() -> None:
-    """Have every later fork know when this process, the app's, ends."""
-    global _alive  # noqa: PLW0603 - one pipe for each app
-    if _alive is None and not in_worker():
-        _alive = os.pipe()
-        os.register_at_fork(after_in_child=_forked)
-
-
-def _forked() -> None:
-    """Let go of the app's end of the pipe, and have signals written where a thread can wait."""
-    global _signals, _ending  # noqa: PLW0603 - one for each worker
-    if _alive is not None and _signals is None:
-        os.close(_alive[1])
-    _ending = False
-    _signals, told = os.pipe()
-    os.set_blocking(told, False)
-    signal.set_wakeup_fd(told, warn_on_full_buffer=False)
-
-
 def _end_with_app() -> None:
     """End this process, a worker, and its server as soon as the app has ended, or on SIGTERM.
 
@@ -204,26 +199,14 @@ def _end_with_app() -> None:
     that happened to fork the worker. On SIGTERM the package's worker first ends its call, which may
     take minutes.
     """
-    global _ending  # noqa: PLW0603 - one watch for each process
-    if _ending:
-        return
-    _ending = True
-    threading.Thread(target=_watch, name="llama-space-end", daemon=True).start()
-
-
-def _watch() -> None:
     parent = multiprocessing.parent_process()
     app = _alive[0] if _alive is not None else parent.sentinel if parent is not None else None
     waiting = select.poll()
     for end in (app, _signals):
         if end is not None:
             waiting.register(end, select.POLLIN)
-    status = None
-    while status is None:
-        ready = [end for end, _ in waiting.poll()]
-        if app in ready:
-            status = _APP_GONE
-        elif signal.SIGTERM in os.read(ready[0], 512):
-            status = _TERMINATED
+    while app not in (ready := [end for end, _ in waiting.poll()]):
+        if signal.SIGTERM in os.read(ready[0], 512):
+            break
     Background(_remove_scratch).wait(_LAST_WORK)
-    os._exit(status)  # the kernel ends the server with this process
+    os._exit(128 + signal.SIGTERM)  # the kernel ends the server with this process

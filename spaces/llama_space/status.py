@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import processes
 from llama_loader.events import Note, Stage
-from llama_space import event_text
+from llama_space import values
 from llama_space.values import Failure, Figures, Piece, Progress, Report, Status
 
 if TYPE_CHECKING:
@@ -108,15 +108,17 @@ class Record:
 
     def hear(self, event: Event) -> None:
         """Keep an event; a note stays, and goes to the log."""
-        known = event_text.plain(event)
+        known = values.plain(event)
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
             if not isinstance(event, Stage):
-                self.say(event_text.about(known), Progress("prepare", known))
+                # the next news of the same file replaces this
+                about = f"{type(event).__name__} {getattr(event, 'name', '')}"
+                self.say(about, Progress("prepare", known))
         if isinstance(known, Note):
             self.add(notes=(known,))
-            log(event_text.event(known))
+            log(values.event_line(known))
 
     def say(self, about: str, progress: Progress) -> None:
         """Keep the latest news of something that the preparation waits for."""
@@ -149,61 +151,48 @@ class Record:
             made: the items.
             reserved: GPU seconds that ZeroGPU is asked for; 0 outside ZeroGPU.
         """
-        figures = Figures(time.time(), first_token=None, seconds=0.0, tokens=None, warm=False)
-        began, lent, item = time.monotonic(), None, None
-        report: Report | None = None
+        figures, began, lent = Figures(time.time()), time.monotonic(), None
+        served, item = False, None
         try:
             with contextlib.closing(made):
                 for item in made:
-                    from_worker = getattr(item, "stage", "") != "queue"
-                    if reserved and lent is None and from_worker and not isinstance(item, Failure):
-                        lent = time.monotonic()
+                    now = time.monotonic()
+                    queued = isinstance(item, Progress) and item.stage == "queue"
+                    if reserved and not (lent or queued or isinstance(item, Failure)):
+                        lent = now
                     if isinstance(item, Report):
-                        report = item
                         self.reported(item)
+                        served, figures = True, replace(figures, warm=item.warm)
                         continue
                     if isinstance(item, Piece):
-                        figures = _with(figures, item, time.monotonic() - began)
+                        first = now - began if item.text else None
+                        figures = replace(
+                            figures,
+                            first_token=first
+                            if figures.first_token is None
+                            else figures.first_token,
+                            tokens=item.tokens or figures.tokens,
+                            tokens_per_second=item.tokens_per_second or figures.tokens_per_second,
+                            reason=item.reason,
+                        )
                     yield item
         finally:
             now = time.monotonic()
-            figures = replace(
-                figures,
-                seconds=now - began,
-                warm=report is not None and report.warm,
-                reserved=reserved if lent else 0.0,
-                used=now - lent if lent else 0.0,
-            )
-            self._count(figures, served=report is not None)
+            figures = replace(figures, seconds=now - began)
+            if lent:
+                figures = replace(figures, reserved=reserved, used=now - lent)
+            with self._changed:
+                known = self._status
+                self.change(  # a call that reached no server only cost GPU seconds
+                    calls=(*known.calls, figures)[-_KEPT_CALLS:] if served else known.calls,
+                    tokens_per_second=figures.tokens_per_second or known.tokens_per_second,
+                    gpu_seconds_reserved=known.gpu_seconds_reserved + figures.reserved,
+                    gpu_seconds_used=known.gpu_seconds_used + figures.used,
+                )
         if not isinstance(item, Failure):
             yield figures
-
-    def _count(self, figures: Figures, *, served: bool) -> None:
-        """Keep the figures of a call; one that reached no server only cost GPU seconds."""
-        speed = figures.tokens_per_second
-        with self._changed:
-            status = self._status
-            self.change(
-                calls=(*status.calls, figures)[-_KEPT_CALLS:] if served else status.calls,
-                tokens_per_second=speed or status.tokens_per_second,
-                gpu_seconds_reserved=status.gpu_seconds_reserved + figures.reserved,
-                gpu_seconds_used=status.gpu_seconds_used + figures.used,
-            )
-
-
-def _with(figures: Figures, piece: Piece, seconds: float) -> Figures:
-    """Return the figures of a call with what a piece of its answer says."""
-    first = seconds if piece.text and figures.first_token is None else figures.first_token
-    return replace(
-        figures,
-        first_token=first,
-        tokens=piece.tokens or figures.tokens,
-        tokens_per_second=piece.tokens_per_second or figures.tokens_per_second,
-        reason=piece.reason,
-    )
 
 
 def log(text: str) -> None:
     """Write a line to the Space's log."""
-    sys.stderr.write(f"llama_space: {text}\n")
-    sys.stderr.flush()
+    print(f"llama_space: {text}", file=sys.stderr, flush=True)

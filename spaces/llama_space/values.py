@@ -1,20 +1,39 @@
-"""The engine's values: frozen and picklable, because workers send them to the app's process."""
+"""The engine's values, and progress as lines of text.
+
+The values are frozen and picklable, because workers send them to the app's process.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Union
+from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from llama_loader.errors import LoaderError, StoreError, without_secrets
-from llama_space import event_text
+from llama_loader.events import Downloading, Note, Resolving, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llama_loader.events import Event, Note
+    from llama_loader.events import Event
 
 Phase = Literal["preparing", "ready", "failed", "closed"]
 Waiting = Literal["prepare", "queue", "start", "load", "restart", "waiting"]
+
+ENGLISH: Final[Mapping[str, str]] = {
+    "resolving": "reading {url}",
+    "downloading": "downloading {name}: {amount}",
+    "unpacking": "unpacking {name}: {amount}",
+    "share": "{done} of {total} ({share})",
+    "so_far": "{line} ({seconds} s)",
+    "prepare": "preparing",
+    "queue": "ZeroGPU lends a GPU as soon as one is free",
+    "start": "starting llama-server",
+    "load": "llama-server loads the model",
+    "restart": "llama-server is started anew",
+    "waiting": "waiting for words",
+}
+"""What the lines are made of. A page in another language has texts of its own by these names."""
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
@@ -35,7 +54,7 @@ class Progress:
     @property
     def text(self) -> str:
         """A line for a person, in English."""
-        return event_text.progress(self)
+        return line(self)
 
 
 @dataclass(frozen=True)
@@ -114,10 +133,10 @@ class Figures:
     """
 
     when: float
-    first_token: float | None
-    seconds: float
-    tokens: int | None
-    warm: bool
+    first_token: float | None = None
+    seconds: float = 0.0
+    tokens: int | None = None
+    warm: bool = False
     tokens_per_second: float | None = None
     reason: str = ""
     reserved: float = 0.0
@@ -198,3 +217,42 @@ class Status:
 
 Item = Union[Progress, Piece, Figures, Failure]  # noqa: UP007 - evaluated at run time, on 3.10 too
 """One of the values that ``Engine.events`` yields."""
+
+
+def line(one: Progress, forms: Mapping[str, str] = ENGLISH) -> str:
+    """Return one line about what is being waited for; seconds are left out below one."""
+    line = forms[one.stage] if one.event is None else event_line(one.event, forms)
+    return forms["so_far"].format(line=line, seconds=int(one.seconds)) if one.seconds >= 1 else line
+
+
+def event_line(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
+    """Return one line about an event."""
+    if isinstance(one, Resolving):
+        return forms["resolving"].format(url=without_secrets(one.url))
+    if isinstance(one, Note):
+        return without_secrets(f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}")
+    if isinstance(one, Stage):
+        return f"{one.name}: {one.seconds:.1f} s"
+    amount = size(one.done)
+    if one.total:
+        share = f"{one.done / one.total:.0%}"
+        amount = forms["share"].format(done=amount, total=size(one.total), share=share)
+    kind = "downloading" if isinstance(one, Downloading) else "unpacking"
+    return forms[kind].format(name=one.name, amount=amount)
+
+
+def plain(one: Event) -> Event:
+    """Return the event without secrets, so that a page may show it."""
+    if isinstance(one, Resolving):
+        return Resolving(without_secrets(one.url))
+    if isinstance(one, Note):
+        return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
+    return one
+
+
+def size(count: int) -> str:
+    """Return a number of bytes with three digits and a unit."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} B"

@@ -72,11 +72,9 @@ def _answer(ready: Ready, request: Request) -> Iterator[Item | Report]:
         # found out now and replaced if need be, so that the next call has a server again
         again = Background(supervisor.suspect)
         if said:
-            raise ServerError(
-                error.code,
-                f"the answer broke off: {error.message}",
-                hint="ask again: llama-server is started anew where it has died",
-            ) from error
+            hint = "ask again: llama-server is started anew where it has died"
+            message = f"the answer broke off: {error.message}"
+            raise ServerError(error.code, message, hint=hint) from error
         server = yield from _patiently(again)
         yield found.report(warm=False)
         yield from _streamed(server, request)

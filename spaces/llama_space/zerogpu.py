@@ -12,7 +12,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_loader
-from llama_loader.errors import SettingError
+from llama_loader.errors import HostError, ServerError, SettingError
 from llama_space import shared_server, worker
 from llama_space.values import Failure, Progress
 
@@ -28,14 +28,8 @@ if TYPE_CHECKING:
 _ABORTED: Final = "ZEROGPU_ABORTED"
 _CODES: Final = {
     # titles of the `spaces` package's errors (spaces/zero/client.py, wrappers.py): code, hint
-    "ZeroGPU quota exceeded": (
-        "ZEROGPU_QUOTA",
-        "log in to Hugging Face for more GPU time, or come back later",
-    ),
-    "ZeroGPU pending credits exceeded": (
-        "ZEROGPU_QUOTA",
-        "wait until your other tasks on ZeroGPU have ended",
-    ),
+    "ZeroGPU quota exceeded": ("ZEROGPU_QUOTA", "log in to Hugging Face, or come back later"),
+    "ZeroGPU pending credits exceeded": ("ZEROGPU_QUOTA", "wait until your other tasks have ended"),
     "ZeroGPU illegal duration": (
         "ZEROGPU_DURATION",
         "send a shorter text; the Space's owner can set YAKULINGO_SPACES_ZEROGPU_DURATION",
@@ -47,9 +41,6 @@ _CODES: Final = {
         "the GPU was taken away, mostly for taking too long: try again with a shorter text",
     ),
 }
-_UNREACHABLE_HINT: Final = "this is ZeroGPU's own trouble: try again in a minute"
-_HOST, _SERVER = 5, 7
-"""Exit statuses (docs/faults.md)."""
 
 
 def entry_point(size: str) -> Answer:
@@ -63,34 +54,21 @@ def entry_point(size: str) -> Answer:
     Raises:
         SettingError: SPACES_ZERO_GPU is set, but the package is not installed.
     """
-    _import_all()
+    # a worker must import nothing: it is forked while the app prepares, and a module that another
+    # thread imports at that moment stays locked in the worker for ever
+    for module in pkgutil.iter_modules(llama_loader.__path__):
+        if module.name != "__main__":
+            importlib.import_module(f"llama_loader.{module.name}")
     shared_server.watch_forks()
     try:
         # by its name: the Space's own folder may be called so too, and a type checker finds that
         gpu = importlib.import_module("spaces").GPU
-    except (
-        ImportError,
-        AttributeError,
-        AssertionError,
-    ) as error:  # its word for a variable that is not set
-        raise SettingError(
-            "SPACES_MISSING",
-            f"SPACES_ZERO_GPU is set, but the package 'spaces' cannot be used: {error}",
-            hint="pip install spaces, or unset SPACES_ZERO_GPU: outside ZeroGPU it is not needed",
-        ) from error
+    except (ImportError, AttributeError, AssertionError) as error:  # the last for a variable unset
+        message = f"SPACES_ZERO_GPU is set, but the package 'spaces' cannot be used: {error}"
+        hint = "pip install spaces, or unset SPACES_ZERO_GPU: outside ZeroGPU it is not needed"
+        raise SettingError("SPACES_MISSING", message, hint=hint) from error
     decorated: Answer = gpu(duration=lambda _, wanted: wanted.seconds, size=size)(worker.answer)
     return decorated
-
-
-def _import_all() -> None:
-    """Import the whole loader: a worker must import nothing.
-
-    It is forked while the app prepares. A module that another thread imports at that moment stays
-    locked in the worker for ever.
-    """
-    for module in pkgutil.iter_modules(llama_loader.__path__):
-        if module.name != "__main__":
-            importlib.import_module(f"llama_loader.{module.name}")
 
 
 def call(decorated: Answer, ready: Ready, request: Request) -> Generator[Item | Report, None, None]:
@@ -119,13 +97,14 @@ def _expected() -> tuple[type[Exception], ...]:
     """Return what the package raises: gradio's error with a title, its own, HTTP's, JSON's."""
     import gradio
 
-    libraries = [sys.modules[name] for name in ("httpx",) if name in sys.modules]
-    return (gradio.Error, RuntimeError, OSError, ValueError, *(one.HTTPError for one in libraries))
+    http = (sys.modules["httpx"].HTTPError,) if "httpx" in sys.modules else ()
+    return (gradio.Error, RuntimeError, OSError, ValueError, *http)
 
 
 def _explained(error: Any) -> Failure:
     title = getattr(error, "title", "")
-    message = " ".join(str(getattr(error, "message", error)).split())
-    code, hint = _CODES.get(title, ("ZEROGPU_FAILED", _UNREACHABLE_HINT))
-    status = _SERVER if code == _ABORTED else _HOST
-    return Failure(code, f"{title}: {message}" if title else message, hint, status)
+    message = getattr(error, "message", error)
+    unknown = ("ZEROGPU_FAILED", "this is ZeroGPU's own trouble: try again in a minute")
+    code, hint = _CODES.get(title, unknown)
+    kind = ServerError if code == _ABORTED else HostError
+    return Failure.of(kind(code, f"{title}: {message}" if title else message, hint=hint))

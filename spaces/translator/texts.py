@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader.events import Note
-from llama_space import event_text
+from llama_space import values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,7 +48,7 @@ def every() -> Mapping[str, Mapping[str, str]]:
 @cache
 def sentences(locale: str) -> Mapping[str, Any]:
     """Return ``codes`` and ``progress`` of a locale; English is the loader's own."""
-    english = {"codes": {}, "progress": event_text.ENGLISH}
+    english = {"codes": {}, "progress": values.ENGLISH}
     found: Mapping[str, Any] = _read("sentences_ja.json") if locale == "ja" else english
     return found
 
@@ -68,7 +68,7 @@ def progress(one: Progress, locale: str) -> str:
     known = sentences(locale)
     if isinstance(one.event, Note) and one.event.code in known["codes"]:
         return say(one.event, locale).what
-    return event_text.progress(one, {**every()[locale], **known["progress"]})
+    return values.line(one, {**every()[locale], **known["progress"]})
 
 
 def accepted(header: str | None) -> str:

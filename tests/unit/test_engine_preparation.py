@@ -152,5 +152,5 @@ def test_a_file_is_warmed_only_where_memory_has_room(tmp_path: Path) -> None:
     file = tmp_path / "model"
     file.write_bytes(bytes(1000))
     read = [preparation.warm(Ready(zerogpu(), None, file, memory)) for memory in (10_000, 1000, 0)]
-    assert read == [True, False, False]
+    assert [bool(stages) for stages in read] == [True, False, False]
     assert not preparation.warm(Ready(zerogpu(), None, tmp_path / "nothing", 10_000))

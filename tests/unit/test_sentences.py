@@ -12,7 +12,7 @@ from verbs import PROJECT
 from llama_loader import settings
 from llama_loader.errors import HostError
 from llama_loader.events import Downloading, Note, Resolving, Unpacking
-from llama_space import event_text
+from llama_space import values
 from llama_space.values import Failure, Progress, Status, Waiting
 from translator import panels, texts
 from translator.texts import Said
@@ -97,7 +97,7 @@ def test_progress_is_said_in_japanese_with_its_bytes_and_seconds(event: Event, s
 
 
 def test_every_stage_of_progress_has_a_japanese_line() -> None:
-    assert set(texts.sentences("ja")["progress"]) == set(event_text.ENGLISH)
+    assert set(texts.sentences("ja")["progress"]) == set(values.ENGLISH)
     for stage in get_args(Waiting):
         shown = texts.progress(Progress(stage, seconds=3.2), "ja")
         assert JAPANESE.search(shown), stage

@@ -4,7 +4,8 @@ import pytest
 
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Event, Note, Resolving, Stage, Unpacking
-from llama_space import event_text
+from llama_space import values
+from llama_space.status import Record
 from llama_space.values import Failure, Progress
 
 SECRET = "https://hub/file?Signature=abc"
@@ -28,7 +29,7 @@ SECRET = "https://hub/file?Signature=abc"
     ],
 )
 def test_events_in_words(event: Event, said: str) -> None:
-    assert event_text.event(event) == said
+    assert values.event_line(event) == said
 
 
 @pytest.mark.parametrize(
@@ -48,15 +49,20 @@ def test_progress_in_words(progress: Progress, said: str) -> None:
 
 
 def test_what_is_kept_of_an_event_has_no_secrets() -> None:
-    assert event_text.plain(Resolving(SECRET)) == Resolving("https://hub/file?…")
-    kept = event_text.plain(Note("UNVERIFIED", SECRET, SECRET))
+    assert values.plain(Resolving(SECRET)) == Resolving("https://hub/file?…")
+    kept = values.plain(Note("UNVERIFIED", SECRET, SECRET))
     assert kept == Note("UNVERIFIED", "https://hub/file?…", "https://hub/file?…")
 
 
 def test_later_news_of_the_same_thing_take_the_place_of_the_earlier() -> None:
-    assert event_text.about(Downloading("a", 1, 2)) == event_text.about(Downloading("a", 2, 2))
-    assert event_text.about(Downloading("a", 1, 2)) != event_text.about(Unpacking("a", 1, 2))
-    assert event_text.about(Note("A", "x")) != event_text.about(Note("B", "x"))
+    record = Record()
+    for event in (Downloading("a", 1, 2), Unpacking("a", 1, 2), Downloading("a", 2, 2)):
+        record.hear(event)
+    assert [one.event for one in record.status().progress] == [
+        Unpacking("a", 1, 2),
+        Downloading("a", 2, 2),
+    ]
+    assert record.status().latest.text == "downloading a: 2 B of 2 B (100%)"
 
 
 def test_an_error_as_a_value_has_no_secrets_and_one_line() -> None:
