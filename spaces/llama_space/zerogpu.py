@@ -103,7 +103,7 @@ def _expected() -> tuple[type[Exception], ...]:
 
 def _explained(error: Any) -> Failure:
     title = getattr(error, "title", "")
-    message = getattr(error, "message", error)
+    message = str(getattr(error, "message", error))
     unknown = ("ZEROGPU_FAILED", "this is ZeroGPU's own trouble: try again in a minute")
     code, hint = _CODES.get(title, unknown)
     kind = ServerError if code == _ABORTED else HostError

@@ -556,3 +556,12 @@ def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
     assert waits.stage == "queue"
     assert items == [Progress("start")]
     assert calls == [3, 3]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("HTTP 500"), ValueError("HTTP\n500"), OSError(5)])
+def test_an_error_of_the_package_without_a_title_is_a_failure(error: Exception) -> None:
+    failure = zerogpu._explained(error)
+    assert (failure.code, failure.exit_status) == ("ZEROGPU_FAILED", 5)
+    assert failure.message
+    assert "\n" not in failure.message
+    assert failure.hint
