@@ -21,7 +21,7 @@ from playwright.sync_api import sync_playwright
 
 from llama_loader import settings
 from llama_loader.server import free_port
-from llama_space import Engine, shared_server
+from llama_space import Engine, request, shared_server
 from translator import languages, prompt, session
 from translator.page import Page
 
@@ -67,12 +67,9 @@ def on_the_page(tab: Tab, number: int) -> float:
 def direct(client: Client, found: Settings, number: int) -> float:
     """Return the seconds from the request to the first words."""
     pair = languages.pair("auto", "ja", text(number))
-    ask = prompt.ask("chat", text(number), pair, found)
+    asked: Any = request.chat(*prompt.ask("chat", text(number), pair), found)
     began = time.perf_counter()
-    asked = client.chat(
-        ask.messages, max_tokens=ask.max_tokens, temperature=ask.temperature, **ask.extra
-    )
-    stream = iter(asked)
+    stream = iter(client.chat(asked.asked, **asked.options))
     first = next(time.perf_counter() for piece in stream if piece.text)
     for _ in stream:
         pass

@@ -26,7 +26,7 @@ from playwright.sync_api import sync_playwright
 from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
-from llama_loader.events import Note
+from llama_loader.events import Downloading, Note, Resolving
 from llama_loader.server import free_port
 from llama_space import Engine, Progress, Status
 from translator.page import Page
@@ -75,9 +75,11 @@ _PREPARING: Final = Status(
     "preparing",
     release="b11549-1",
     progress=(
-        "reading https://huggingface.co/me/releases/resolve/main/manifest.json",
-        "verify: 0.1 s (21.1 MB)",
-        "downloading translategemma-27b-it.i1-Q4_K_M.gguf: 3.21 GB of 16.5 GB (19%)",
+        Progress("prepare", Resolving("https://huggingface.co/me/releases/resolve/main/m.json")),
+        Progress(
+            "prepare",
+            Downloading("translategemma-27b-it.i1-Q4_K_M.gguf", 3_210_000_000, 16_500_000_000),
+        ),
     ),
     elapsed=48.0,
     timeline=(("resolve", 0.4), ("fetch", 2.1), ("verify", 0.1), ("unpack", 0.6)),
@@ -110,7 +112,7 @@ class Still:
         """Wait for ever."""
         del asked, options
         while True:
-            yield Progress("waiting", "waiting for words (3 s)")
+            yield Progress("waiting", seconds=3)
             time.sleep(0.2)
 
     def doctor(self) -> Examination:

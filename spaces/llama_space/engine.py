@@ -8,39 +8,37 @@ that worker's GPU and server. Everywhere else the server is a child of the app's
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import time
+import threading
 import weakref
-from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import doctor
 from llama_loader import settings as loader_settings
-from llama_loader.concurrency import Background
-from llama_loader.errors import LoaderError, ServerError, SettingError, StoreError
+from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
-from llama_space import gpu_seconds, preparation, shared_server, worker, zerogpu
-from llama_space.preparation import Preparing
-from llama_space.status import Meter, Record
-from llama_space.values import Address, Ask, Failure, Piece, Progress, Report
-from llama_space.worker import Job
+from llama_space import preparation, request, shared_server, worker, zerogpu
+from llama_space.status import Record
+from llama_space.values import Address, Failure, Piece, Progress
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Sequence
-    from contextlib import AbstractContextManager
+    from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from llama_loader.doctor import Examination
-    from llama_loader.events import Event, Sink
+    from llama_loader.events import Event
     from llama_loader.settings import Settings
-    from llama_space.preparation import Preparation, Ready
+    from llama_space.preparation import Ready
+    from llama_space.request import Request
     from llama_space.values import Item, Status
 
-_LOOK: Final = 0.5
-"""Seconds between two signs of life of a call that waits for the preparation."""
-_OF_A_MESSAGE: Final = ("role", "content", "name", "tool_calls", "tool_call_id")
-"""What llama-server reads of a message; gradio's ``metadata`` and ``options`` are for its page."""
+_UNEXPECTED: Final = Failure(
+    "UNEXPECTED",
+    "the preparation ended unexpectedly; the Space's log has the place",
+    "this is a defect: please report it with the log",
+    1,
+)
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()
 """A fork renews them: it has the threads and locks of none."""
 
@@ -60,13 +58,11 @@ class Engine:
     def __init__(self, **given: Any) -> None:
         self.settings: Final[Settings] = loader_settings.load(**given)
         self._decorated = None
-        if self.settings.zerogpu and not zerogpu.in_worker():
+        if self.settings.zerogpu and not shared_server.in_worker():
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
-        self._ready: Ready | None = None
         self._record = Record()
-        self._preparing = Preparing(self._prepare, self._record)
         _engines.add(self)
-        self._preparing.begin()
+        self._begin()
 
     def prepare(self) -> Iterator[Event]:
         """Wait for all that needs no GPU, and yield the loader's events from the first on.
@@ -77,14 +73,14 @@ class Engine:
         Raises:
             LoaderError: what the preparation failed with, after the last event.
         """
-        self._preparing.begin(again=True)
-        yield from self._preparing.events()
-        if self._preparing.failure is not None:
-            raise self._preparing.failure.error()
+        self._begin(again=True)
+        yield from self._record.events()
+        if self._record.failure is not None:
+            raise self._record.failure.error()
 
     def retry(self) -> None:
         """Prepare again after a failure; returns at once."""
-        self._preparing.begin(again=True)
+        self._begin(again=True)
 
     def status(self) -> Status:
         """Return what is known now."""
@@ -101,7 +97,7 @@ class Engine:
         max_tokens: int | None = None,
         temperature: float | None = None,
         seed: int | None = None,
-        stop: Sequence[str] = (),
+        stop: Sequence[str] | str | None = (),
         **sampling: Any,
     ) -> Iterator[str]:
         """Yield the answer to a chat, piece by piece. Closing the iterator stops the generation.
@@ -111,18 +107,20 @@ class Engine:
             max_tokens: the longest answer; None for the setting ``max_new_tokens``.
             temperature: 0 for the likeliest tokens; None for the setting.
             seed: makes sampling repeatable.
-            stop: texts before which the answer ends.
+            stop: a text or texts before which the answer ends.
             sampling: further fields of llama-server's request, such as ``top_p``.
 
         Raises:
+            SettingError: at once, where the request cannot be sent as it is.
             LoaderError: nothing could be prepared, no GPU was granted, or the server failed.
         """
         options = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed, "stop": stop}
-        return self._text(self.events(messages, **options, **sampling))
+        asked = request.chat(messages, {**sampling, **options}, self.settings)
+        return self._text(self._items(asked))
 
     def complete(self, prompt: str, **options: Any) -> Iterator[str]:
         """Yield the continuation of a text; ``options`` and errors are those of ``chat``."""
-        return self._text(self.events(prompt, **options))
+        return self._text(self._items(request.completion(prompt, options, self.settings)))
 
     def events(
         self, asked: Sequence[Mapping[str, Any]] | str, **options: Any
@@ -133,39 +131,42 @@ class Engine:
         iterator stops the generation and leaves the server for the next call. ``options`` are
         those of ``chat``.
         """
-        self._end_with_app()
+        checked = request.completion if isinstance(asked, str) else request.chat
         try:
-            ask = self._ask(asked, **options)
-            while (ready := self._prepared()) is None:
-                yield Progress("prepare", self._record.latest)
+            wanted = checked(asked, options, self.settings)
         except LoaderError as error:
             yield Failure.of(error)
             return
-        job = Job(ready, ask, self._seconds(ask))
-        if self._decorated is not None:
-            yield from self._measured(zerogpu.call(self._decorated, job), job.seconds)
-            return
-        yield from self._measured(worker.answer(job), 0)
+        yield from self._items(wanted)
 
-    def server(self) -> AbstractContextManager[Address]:
+    @contextlib.contextmanager
+    def server(self) -> Iterator[Address]:
         """Return this process's server for any OpenAI client, as a context manager.
 
         Enter it for each use: a server that ended and was started anew has another ``api_key``.
 
         Raises:
             ServerError: this is ZeroGPU's main process, which has no GPU and so no server.
+            LoaderError: nothing could be prepared, or the server failed.
         """
         if self._decorated is not None:
-            raise ServerError(
-                "NO_SERVER_HERE",
-                "the main process of a ZeroGPU Space has no GPU, and so no server",
-                hint="call engine.server() inside a function decorated with @spaces.GPU, or use"
-                " engine.chat(), which borrows a GPU by itself",
-            )
-        return self._serving()
+            message = "the main process of a ZeroGPU Space has no GPU, and so no server"
+            hint = "call it in a function with @spaces.GPU; engine.chat() borrows a GPU by itself"
+            raise ServerError("NO_SERVER_HERE", message, hint=hint)
+        while (ready := self._prepared()) is None:
+            pass
+        try:
+            server = shared_server.shared(ready).start.result().ensure()
+        except OSError as error:
+            raise Failure.of(error).error() from error
+        yield Address(f"{server.url}/v1", server.api_key or "")
 
     def close(self) -> None:
-        """End this process's server, also one that is being started; safe to call twice."""
+        """End this process's server, also one that is being started; safe to call twice.
+
+        A later call starts a server anew.
+        """
+        self._record.change(phase="closed", server_pid=None)
         shared_server.stop()
 
     def _text(self, items: Generator[Item, None, None]) -> Iterator[str]:
@@ -177,118 +178,70 @@ class Engine:
                 if isinstance(item, Piece) and item.text:
                     yield item.text
 
-    def _ask(
-        self,
-        asked: Sequence[Mapping[str, Any]] | str,
-        *,
-        max_tokens: int | None = None,
-        temperature: float | None = None,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-        **sampling: Any,
-    ) -> Ask:
-        extra = {**sampling, "seed": seed, "stop": [stop] if isinstance(stop, str) else list(stop)}
-        chat = () if isinstance(asked, str) else tuple(map(_message, asked))
-        messages, extra = _plain(
-            [chat, {name: one for name, one in extra.items() if one not in (None, [])}]
-        )
-        return Ask(
-            messages=tuple(messages),
-            max_tokens=self.settings.max_new_tokens if max_tokens is None else max_tokens,
-            temperature=self.settings.temperature if temperature is None else temperature,
-            extra=extra,
-            prompt=asked if isinstance(asked, str) else None,
-        )
-
-    def _seconds(self, ask: Ask) -> int:
-        """Return the GPU seconds to ask ZeroGPU for; the owner's own number wins."""
-        if self.settings.zerogpu_duration is not None:
-            return self.settings.zerogpu_duration
-        count = gpu_seconds.characters((*ask.messages, ask.prompt or ""))
-        known, warm = self._record.speeds, self._record.warm()
-        return gpu_seconds.seconds(count, ask.max_tokens, known, warm=warm)
+    def _items(self, wanted: Request) -> Generator[Item, None, None]:
+        try:
+            while (ready := self._prepared()) is None:
+                yield self.status().latest
+        except LoaderError as error:
+            yield Failure.of(error)
+            return
+        if self._decorated is None:
+            yield from self._record.measured(worker.answer(ready, wanted))
+            return
+        seconds = self.settings.zerogpu_duration or request.seconds(wanted, self.status())
+        wanted = replace(wanted, seconds=seconds)
+        yield from self._record.measured(zerogpu.call(self._decorated, ready, wanted), seconds)
 
     def _prepared(self) -> Ready | None:
-        """Return what was prepared; None while it is being prepared, after half a second.
+        """Return what was prepared; None while it is being prepared, after a moment.
 
         A forked worker that has inherited nothing prepares for itself.
 
         Raises:
             LoaderError: the preparation has failed.
         """
-        self._preparing.begin()
-        if self._preparing.wait(_LOOK) and self._preparing.failure is not None:
-            raise self._preparing.failure.error()
-        return self._ready
+        self._begin()
+        if self._record.wait(worker.BEAT) and self._record.failure is not None:
+            raise self._record.failure.error()
+        return self._record.ready
 
-    def _measured(
-        self, made: Generator[Item | Report, None, None], reserved: float
-    ) -> Iterator[Item]:
-        """Pass the items on and keep what they say of the call, however it ends."""
-        meter, item = Meter(reserved), None
+    def _begin(self, *, again: bool = False) -> None:
+        if self._record.begin(again=again):
+            threading.Thread(target=self._prepare, name="llama-space-prepare", daemon=True).start()
+
+    def _prepare(self) -> None:
+        """Get everything ready that needs no GPU; outside ZeroGPU start the server too.
+
+        Whatever happens, no caller waits for ever.
+        """
+        ready, failure = None, _UNEXPECTED
         try:
-            with contextlib.closing(made):
-                for item in made:
-                    meter.take(item)
-                    if isinstance(item, Report):
-                        self._record.reported(item)
-                    else:
-                        yield item
+            found, known = preparation.run(self.settings, self._record.hear)
+            self._record.change(**known)
+            if not self.settings.zerogpu:
+                self._start_server(found)
+            ready = found
+        except (LoaderError, OSError) as error:
+            failure = Failure.of(error)
         finally:
-            figures = meter.figures()
-            self._record.counted(figures, served=meter.report is not None)
-        if not isinstance(item, Failure):
-            yield figures
+            self._record.ended(ready, None if ready else failure)
+        if ready and self._decorated is not None:
+            self._record.add(timeline=preparation.warm(ready))
 
-    def _prepare(self, sink: Sink) -> None:
-        """Get everything ready that needs no GPU; outside ZeroGPU start the server too."""
-        found = preparation.run(self.settings, sink)
-        self._record.prepared(found)
-        if not self.settings.zerogpu:
-            self._start_server(found.ready, sink)
-        self._ready = found.ready
-        if self._decorated is not None:
-            Background(lambda: self._warm_page_cache(found))
-
-    def _start_server(self, ready: Ready, sink: Sink) -> None:
-        shared = shared_server.shared(ready)
-        while not shared.start.wait(_LOOK):
-            self._record.say(shared.latest)
-        report = shared.report(shared.start.result(), warm=False)
-        self._record.reported(report)
-        for name, seconds in report.timeline:
-            if name in preparation.STAGES_OF_A_START:
-                sink(Stage(name, seconds))
-
-    def _warm_page_cache(self, found: Preparation) -> None:
-        """Read the model once, so that a worker's server finds it in main memory."""
-        began = time.monotonic()
-        if preparation.warm(found.ready.model, found.memory):
-            self._record.timed("page cache", time.monotonic() - began)
-
-    @contextlib.contextmanager
-    def _serving(self) -> Iterator[Address]:
-        self._end_with_app()
-        while (ready := self._prepared()) is None:
-            pass
-        try:
-            server = shared_server.shared(ready).start.result().ensure()
-        except OSError as error:
-            raise StoreError("SYSTEM", str(error), hint=worker.SYSTEM_HINT) from error
-        yield Address(f"http://127.0.0.1:{server.port}/v1", server.api_key or "")
-
-    def _end_with_app(self) -> None:
-        """In a ZeroGPU worker: end with the app."""
-        if self.settings.zerogpu and zerogpu.in_worker():
-            zerogpu.end_with_app()
+    def _start_server(self, ready: Ready) -> None:
+        for item in worker.started(ready):
+            if isinstance(item, Progress):
+                self._record.say("server", item)
+                continue
+            self._record.reported(item)
+            for name, seconds in item.timeline:
+                self._record.hear(Stage(name, seconds))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""
         _let_go(self.settings.store)
         self._decorated = None
         self._record = self._record.copy()
-        done = self._ready is not None
-        self._preparing = Preparing(self._prepare, self._record, done=done)
 
 
 def _renew_engines() -> None:
@@ -312,26 +265,3 @@ def _let_go(store: Path) -> None:
             with contextlib.suppress(OSError):
                 if str(link.readlink()).startswith(inside):
                     os.dup2(nothing.fileno(), int(link.name), inheritable=False)
-
-
-def _message(given: object) -> dict[str, Any]:
-    """Return what llama-server reads of a message."""
-    if not isinstance(given, Mapping) or "role" not in given:
-        raise SettingError(
-            "MESSAGE_INVALID",
-            f"a message is {type(given).__name__}, without a role",
-            hint='a message is a dictionary such as {"role": "user", "content": "Hello"}',
-        )
-    return {name: given[name] for name in _OF_A_MESSAGE if given.get(name) is not None}
-
-
-def _plain(request: object) -> Any:
-    """Return a request as plain data: it crosses a process, and goes to the server as JSON."""
-    try:
-        return json.loads(json.dumps(request))
-    except (TypeError, ValueError) as error:
-        raise SettingError(
-            "REQUEST_INVALID",
-            f"the request cannot be written as JSON: {error}",
-            hint="messages and sampling options are texts, numbers, lists and dictionaries",
-        ) from error

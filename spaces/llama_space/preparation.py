@@ -6,36 +6,29 @@ runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 
 from __future__ import annotations
 
-import contextlib
-import re
-import threading
+import os
+import shutil
 import time
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import host, model, report
-from llama_loader.errors import HostError, LoaderError
-from llama_loader.events import Note, Stage, Timeline
+from llama_loader.errors import HostError
+from llama_loader.events import Note, Timeline
 from llama_loader.loader import prepare
-from llama_space.values import Failure, Runtime
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Iterable
 
-    from llama_loader.events import Event, Sink
+    from llama_loader.events import Sink, Stage
     from llama_loader.host import HostFacts
     from llama_loader.loader import Prepared
     from llama_loader.manifest import Manifest
     from llama_loader.settings import Settings
-    from llama_space.status import Record
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
-STAGES_OF_A_START: Final = ("devices", "start", "first token")
-"""What the start of a server adds to the stages of the preparation."""
-_AGAIN_AFTER: Final = 30.0
-"""Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _BLOCK: Final = 16 * 1024 * 1024
 _CACHE_SHARE: Final = 0.6
 """Of main memory: a model that takes more would push itself out of the page cache."""
@@ -49,145 +42,43 @@ class Ready:
         settings: as given; an archive without a pin is pinned to what was fetched.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
         model: the model's file.
-        pinned: by the person; what pins an archive only since it was fetched proves nothing.
+        memory: bytes of main memory that the app's process may use; 0 for unknown.
     """
 
     settings: Settings
     released: tuple[Manifest, str] | None
     model: Path
-    pinned: bool = True
+    memory: int = 0
 
 
-@dataclass(frozen=True)
-class Preparation:
-    """What was prepared.
-
-    Attributes:
-        ready: what workers get.
-        runtimes: one for each architecture that may be needed; the likeliest first.
-        model_sha256: of the model where it is pinned, or where the Hub's cache names it.
-        timeline: (stage, seconds), each stage once.
-        memory: bytes of main memory that this process may use; 0 for unknown.
-    """
-
-    ready: Ready
-    runtimes: tuple[Runtime, ...]
-    model_sha256: str | None
-    timeline: tuple[tuple[str, float], ...]
-    memory: int
-
-
-_UNEXPECTED: Final = Failure(
-    "UNEXPECTED",
-    "the preparation ended unexpectedly; the Space's log has the place",
-    "this is a defect: please report it with the log",
-    1,
-)
-
-
-class Preparing:
-    """A preparation in a thread of its own; any number of callers can follow its events.
-
-    Args:
-        work: prepares, and tells a sink about it.
-        record: is told when the work begins and ends, and of its events.
-        done: nothing is left to do.
-    """
-
-    def __init__(self, work: Callable[[Sink], None], record: Record, *, done: bool = False) -> None:
-        self._work = work
-        self._record = record
-        self._changed = threading.Condition()
-        self._events: list[Event] = []
-        self._running, self._ended = False, 0.0
-        self.done = done
-        self.failure: Failure | None = None
-
-    def begin(self, *, again: bool = False) -> None:
-        """Begin; does nothing while it runs or once it is done.
-
-        Args:
-            again: begin also where an earlier try has failed in the last half minute.
-        """
-        with self._changed:
-            fresh = time.monotonic() - self._ended < _AGAIN_AFTER
-            if self._running or self.done or (self.failure is not None and fresh and not again):
-                return
-            self._running, self.failure, self._events = True, None, []
-            self._record.begin()
-        threading.Thread(target=self._run, name="llama-space-prepare", daemon=True).start()
-
-    def wait(self, timeout: float) -> bool:
-        """Wait at most ``timeout`` seconds; True where it does not run."""
-        with self._changed:
-            return self._changed.wait_for(lambda: not self._running, timeout)
-
-    def events(self) -> Iterator[Event]:
-        """Yield the events of the present or latest try, from its first to its last."""
-        with self._changed:
-            events, seen = self._events, 0
-        while True:
-            with self._changed:
-                over = not self._running or self._events is not events
-                if not over and len(events) == seen:
-                    self._changed.wait()
-                    continue
-                new = events[seen:]
-            yield from new
-            seen += len(new)
-            if over:
-                return
-
-    def _run(self) -> None:
-        """Do the work; whatever happens, no caller waits for ever."""
-        failure: Failure | None = _UNEXPECTED
-        try:
-            self._work(self._hear)
-            failure = None
-        except LoaderError as error:
-            failure = Failure.of(error)
-        except OSError as error:
-            failure = Failure("SYSTEM", str(error), "is there room on the disk?", 6)
-        finally:
-            with self._changed:
-                self._running, self.done, self.failure = False, failure is None, failure
-                self._ended = time.monotonic()
-                self._record.ended(failure)
-                self._changed.notify_all()
-
-    def _hear(self, event: Event) -> None:
-        self._record.hear(event)
-        with self._changed:
-            self._events.append(event)
-            self._changed.notify_all()
-
-
-def run(settings: Settings, sink: Sink) -> Preparation:
+def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
     """Fetch and verify whatever is not in the store yet.
+
+    Returns:
+        What workers get, and what it is as fields of ``Status``.
 
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
     """
-    looking = host.begin(settings)
     for note in settings.unknown:
         sink(note)
     timeline = Timeline()
-    prepared = _runtimes(settings, looking.result(), timeline.listening(sink))
+    prepared = _runtimes(settings, host.begin(settings).result(), sink)
     for note in report.notes(prepared[0]):
         sink(note)
     with timeline.stage("model"):
         path = model.get(model.from_settings(settings), settings, sink=sink)
     stages = [stage for one in prepared for stage in one.timeline.stages]
-    pinned = not settings.url or settings.sha256 is not None
-    if not pinned:
+    known = {
+        **runtime(prepared[0]),
+        "verified": report.trust(settings, prepared[0]) in {"pinned", "signed"},
+        "model": path.name,
+        "model_sha256": settings.gguf_sha256,
+        "timeline": summed([*stages, *timeline.stages]),
+    }
+    if settings.url:
         settings = replace(settings, sha256=prepared[0].installed.sha256)
-    return Preparation(
-        ready=Ready(settings, prepared[0].released, path, pinned),
-        runtimes=tuple(map(runtime, prepared)),
-        model_sha256=settings.gguf_sha256 or _named_digest(path),
-        timeline=summed([*stages, *(one for one in timeline.stages if one.name == "model")]),
-        memory=prepared[0].host.memory,
-    )
+    return Ready(settings, prepared[0].released, path, prepared[0].host.memory), known
 
 
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
@@ -223,19 +114,22 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
     return ZEROGPU_ARCHITECTURES
 
 
-def runtime(prepared: Prepared, *, pinned: bool = True) -> Runtime:
-    """Return what was chosen; ``pinned`` (``Ready.pinned``) tells whether it can be verified."""
+def runtime(prepared: Prepared) -> dict[str, str | None]:
+    """Return what was chosen, as fields of ``Status``."""
     installed = prepared.installed
     architecture = None
     if installed.artifact is not None:
         cuda = installed.artifact.cuda
         code = (*cuda.sass, *cuda.ptx) if cuda else ("cpu",)
         architecture = ";".join(dict.fromkeys(code))
-    verified = installed.verified and pinned
-    return Runtime(installed.release, architecture, installed.sha256, verified)
+    return {
+        "release": installed.release,
+        "architecture": architecture,
+        "digest": installed.sha256,
+    }
 
 
-def summed(stages: list[Stage]) -> tuple[tuple[str, float], ...]:
+def summed(stages: Iterable[Stage]) -> tuple[tuple[str, float], ...]:
     """Add up stages of one name, in the order of their first."""
     seconds: dict[str, float] = {}
     for one in stages:
@@ -243,30 +137,14 @@ def summed(stages: list[Stage]) -> tuple[tuple[str, float], ...]:
     return tuple((name, round(took, 4)) for name, took in seconds.items())
 
 
-def _named_digest(path: Path) -> str | None:
-    """The Hub's cache names a large file by its sha256; the client has checked its size only."""
-    with contextlib.suppress(OSError):
-        name = path.resolve().name
-        return name if re.fullmatch("[0-9a-f]{64}", name) else None
-    return None
-
-
-def warm(path: Path, memory: int) -> bool:
-    """Read a file once, so that the next reader finds it in main memory.
-
-    Args:
-        path: the file.
-        memory: bytes of main memory; 0 for unknown, then nothing is read.
-
-    Returns:
-        Whether it was read.
-    """
+def warm(ready: Ready) -> tuple[tuple[str, float], ...]:
+    """Read the model once, so that a worker finds it in main memory; return what that took."""
+    began = time.monotonic()
     try:
-        if path.stat().st_size > memory * _CACHE_SHARE:
-            return False
-        with path.open("rb", buffering=0) as file:
-            while file.read(_BLOCK):
-                pass
+        if ready.model.stat().st_size > ready.memory * _CACHE_SHARE:
+            return ()
+        with ready.model.open("rb") as file, Path(os.devnull).open("wb") as nothing:
+            shutil.copyfileobj(file, nothing, _BLOCK)
     except OSError:
-        return False
-    return True
+        return ()
+    return (("page cache", round(time.monotonic() - began, 4)),)

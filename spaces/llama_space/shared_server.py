@@ -7,23 +7,27 @@ the worker's from a thread that outlives the call.
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import select
+import signal
 import threading
 from multiprocessing import util
 from typing import TYPE_CHECKING, Final, final
 
 from llama_loader import gguf_header, loader, settings
 from llama_loader.concurrency import Background
-from llama_loader.events import Note
+from llama_loader.events import Note, Stage
 from llama_loader.loader import prepare
-from llama_space import event_text, preparation
-from llama_space.values import Report
+from llama_space import preparation, values
+from llama_space.request import STAGES_OF_A_START
+from llama_space.values import Progress, Report
 
 if TYPE_CHECKING:
     from llama_loader.events import Event
+    from llama_loader.loader import Prepared
     from llama_loader.supervisor import Supervisor
     from llama_space.preparation import Ready
-    from llama_space.values import Runtime
 
 PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
 """A chat template that adds nothing: with it llama-server's chat is a completion."""
@@ -35,114 +39,162 @@ class SharedServer:
 
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
-        self._latest = "starting llama-server"
+        self.progress = Progress("start")
         self._notes: dict[Note, None] = {}
-        self._runtime: Runtime | None = None
-        self._timeline: tuple[tuple[str, float], ...] = ()
+        self._prepared: Prepared | None = None
         self._stopped = threading.Event()
-        self._supervisor: Supervisor | None = None
+        self.supervisor: Supervisor | None = None
         self.start: Background[Supervisor] = Background(self._start)
 
-    @property
-    def latest(self) -> str:
-        """What the start is doing, as a line of text."""
-        return self._latest
-
-    def report(self, supervisor: Supervisor, *, warm: bool) -> Report:
-        """Return what runs now."""
-        if self._runtime is None:
-            raise AssertionError("a server that runs has a runtime")
-        server = supervisor.server
+    def report(self, *, warm: bool) -> Report:
+        """Return what runs now; the start must have succeeded."""
+        if self.supervisor is None or self._prepared is None:
+            raise AssertionError("no server has started")
+        server, stages = self.supervisor.server, self._prepared.timeline.stages
         return Report(
-            runtime=self._runtime,
-            devices=server.plan.devices,
-            memory=server.report.buffers,
-            server_pid=server.pid,
-            worker_pid=os.getpid(),
+            running={
+                **preparation.runtime(self._prepared),
+                "devices": server.plan.devices,
+                "memory": dict(server.report.buffers),
+                "server_pid": server.pid,
+            },
             warm=warm,
-            timeline=self._timeline,
+            timeline=preparation.summed(one for one in stages if one.name in STAGES_OF_A_START),
             notes=tuple(self._notes),
         )
 
     def stop(self) -> None:
         """End the server, also one that is being started; safe to call twice."""
         self._stopped.set()
-        if self._supervisor is not None:
-            self._supervisor.stop()
+        if self.supervisor is not None:
+            self.supervisor.stop()
 
     def _start(self) -> Supervisor:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
         ours = settings.renewed(self.ready.settings)
         prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
-        self._runtime = preparation.runtime(prepared, pinned=self.ready.pinned)
         loader.require_libraries(ours, prepared)
-        self._latest = f"llama-server loads {self.ready.model.name}"
-        told = server_arguments(gguf_header.chat_template(self.ready.model))
-        supervisor = loader.start(
-            ours, prepared, self.ready.model, told, sink=self._hear, made=self._made
-        )
-        self._timeline = preparation.summed(prepared.timeline.stages)
-        return supervisor
+        self._prepared, self.progress = prepared, Progress("load")
+        model = self.ready.model
+        told = server_arguments(gguf_header.chat_template(model))
+        return loader.start(ours, prepared, model, told, sink=self._hear, made=self._made)
 
     def _made(self, supervisor: Supervisor) -> None:
-        self._supervisor = supervisor
+        self.supervisor = supervisor
         if self._stopped.is_set():
             supervisor.stop()
 
     def _hear(self, event: Event) -> None:
-        self._latest = event_text.event(event)
+        event = values.plain(event)
+        if not isinstance(event, Stage):
+            self.progress = Progress("start", event)
         if isinstance(event, Note):
-            self._notes[event_text.plain(event)] = None
+            self._notes[event] = None
 
 
 def server_arguments(template: str | None) -> tuple[str, ...]:
-    """Return what llama-server must be told about the model's chat template.
+    """Return what llama-server must be told about the chat template in the model's header.
 
     A base model carries none. llama-server would take ChatML for it, whose marks a base model has
     never seen.
-
-    Args:
-        template: the one in the model's header.
     """
     return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
 
 
+_alive: tuple[int, int] | None = None
+"""A pipe. Only the app's process holds its second end, so the first one ends with the app."""
+_signals: int | None = None
+"""In a worker: where the numbers of its signals can be read."""
+_ending: bool = False
+"""This worker ends with the app already."""
 _lock = threading.Lock()
 _shared: SharedServer | None = None
-_finalizer: util.Finalize | None = None
 
 
-def _forget() -> None:
-    """Begin anew in a forked child: the server is the parent's, and the lock may be held there."""
-    global _lock, _shared, _finalizer
-    _lock, _shared, _finalizer = threading.Lock(), None, None
+def in_worker() -> bool:
+    """Whether this process is a worker: ``multiprocessing`` has forked it."""
+    return multiprocessing.parent_process() is not None
 
 
-os.register_at_fork(after_in_child=_forget)
+def watch_forks() -> None:
+    """Have every later fork know when this process, the app's, ends."""
+    global _alive  # noqa: PLW0603 - one pipe for each app
+    _alive = _alive or os.pipe()
+
+
+def _begin_anew() -> None:
+    """Let go of what is the parent's: its server, a lock that may be held, the pipe's end.
+
+    Signals are written where a thread can wait for them.
+    """
+    global _lock, _shared, _signals, _ending
+    _lock, _shared, _ending = threading.Lock(), None, False
+    if _alive is not None:
+        if _signals is None:
+            os.close(_alive[1])
+        _signals, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def shared(ready: Ready) -> SharedServer:
     """Return this process's server: the one that runs or is being started, or a new one.
 
-    A start that failed is tried again. A server of another model or release is replaced.
+    A start that failed is tried again. A server of another model or release is replaced. From now
+    on a ZeroGPU worker ends with the app.
     """
-    global _shared, _finalizer  # noqa: PLW0603 - one server for each process is the point
+    global _shared, _ending  # noqa: PLW0603 - one server for each process is the point
     with _lock:
+        if ready.settings.zerogpu and in_worker() and not _ending:
+            _ending = True
+            threading.Thread(target=_end_with_app, name="llama-space-end", daemon=True).start()
         if _shared is not None:
             failed = _shared.start.wait(0) and _shared.start.error is not None
             if _shared.ready == ready and not failed:
                 return _shared
             _shared.stop()
         _shared = SharedServer(ready)
-        # finalizers run where a worker ends by SIGTERM; atexit's functions do not
-        _finalizer = _finalizer or util.Finalize(None, stop, exitpriority=100)
+        # runs where a worker ends by SIGTERM, too, unlike atexit's functions; a fork forgets it
+        util.Finalize(None, stop, exitpriority=100)
         return _shared
 
 
 def stop() -> None:
-    """End this process's server; does nothing where there is none."""
+    """End this process's server; does nothing where there is none.
+
+    Ctrl-C cannot interrupt it: a second one would leave the server behind.
+    """
     global _shared
-    with _lock:
-        found, _shared = _shared, None
-    if found is not None:
-        found.stop()
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        with _lock:
+            found, _shared = _shared, None
+        if found is not None:
+            found.stop()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _end_with_app() -> None:
+    """End this process, a worker, and its server as soon as the app has ended, or on SIGTERM.
+
+    A worker waits for calls on a pipe whose other end it has inherited, so it would wait for ever.
+    The kernel's parent-death signal is of no use: it would come at the end of the thread of the app
+    that happened to fork the worker. On SIGTERM the package's worker first ends its call, which may
+    take minutes.
+    """
+    parent = multiprocessing.parent_process()
+    app = _alive[0] if _alive is not None else parent.sentinel if parent is not None else None
+    waiting = select.poll()
+    for end in (app, _signals):
+        if end is not None:
+            waiting.register(end, select.POLLIN)
+    while app not in (ready := [end for end, _ in waiting.poll()]):
+        if signal.SIGTERM in os.read(ready[0], 512):
+            break
+    os._exit(128 + signal.SIGTERM)  # the kernel ends the server with this process

@@ -6,218 +6,193 @@ A ZeroGPU worker is a process that the app cannot look into: what the worker kno
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import sys
 import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import processes
-from llama_loader.events import Note
-from llama_space import event_text
-from llama_space.gpu_seconds import Speeds
-from llama_space.preparation import STAGES_OF_A_START
-from llama_space.values import Failure, Figures, Piece, Report, Status
+from llama_loader.events import Note, Stage
+from llama_space import values
+from llama_space.values import Failure, Figures, Piece, Progress, Report, Status
 
 if TYPE_CHECKING:
+    from collections.abc import Generator, Iterator
+
     from llama_loader.events import Event
-    from llama_space.preparation import Preparation
+    from llama_space.preparation import Ready
     from llama_space.values import Item
 
+_AGAIN_AFTER: Final = 30.0
+"""Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
 _KEPT_CALLS: Final = 20
 _KEPT_LINES: Final = 6
 
 
 class Record:
-    """What is known so far. Safe to use from threads."""
+    """What is known so far, and how far the preparation is. Safe to use from threads."""
 
-    def __init__(self, status: Status | None = None) -> None:
+    def __init__(self, status: Status | None = None, ready: Ready | None = None) -> None:
+        self.ready = ready
+        self.failure: Failure | None = None
         self._status = status or Status("preparing")
-        self._lock = threading.Lock()
-        self._lines: dict[str, str] = {}
+        self._changed = threading.Condition()
+        self._events: list[Event] = []
+        self._progress: dict[str, Progress] = {}
         self._began: float | None = None
-        self._workers: dict[int, Report] = {}
-        self._speeds = Speeds()
+        self._ended = 0.0
 
     def copy(self) -> Record:
         """Return a record for a forked child; takes no lock, because its owner is not there."""
-        return Record(self._status)
-
-    @property
-    def speeds(self) -> Speeds:
-        """What was measured of starts and answers."""
-        return self._speeds
-
-    @property
-    def latest(self) -> str:
-        """The latest line about the preparation."""
-        with self._lock:
-            return next(reversed(self._lines.values()), "preparing")
+        return Record(self._status, self.ready)
 
     def status(self) -> Status:
         """Return what is known now."""
-        with self._lock:
-            lines = tuple(self._lines.values())[-_KEPT_LINES:]
-            elapsed = None if self._began is None else time.monotonic() - self._began
-            status = replace(self._status, progress=lines, elapsed=elapsed)
-        return replace(status, warm=self.warm())
+        with self._changed:
+            pid = self._status.server_pid
+            return replace(
+                self._status,
+                progress=tuple(self._progress.values())[-_KEPT_LINES:],
+                elapsed=None if self._began is None else time.monotonic() - self._began,
+                warm=pid is not None and processes.lives(pid),
+            )
 
-    def warm(self) -> bool:
-        """Whether a worker with a server lives; ZeroGPU may still choose another GPU."""
-        return any(_lives(one) for one in tuple(self._workers.values()))
+    def change(self, **fields: Any) -> None:
+        """Set fields of the status."""
+        with self._changed:
+            self._status = replace(self._status, **fields)
 
-    def begin(self) -> None:
-        """Note that a preparation begins."""
-        with self._lock:
-            self._began = time.monotonic()
-            self._lines.clear()
-            self._status = replace(self._status, phase="preparing", failure=None)
+    def begin(self, *, again: bool) -> bool:
+        """Note that a preparation begins; False where one runs, or none is needed.
+
+        A try that has failed in the last half minute is only repeated ``again``.
+        """
+        with self._changed:
+            again = again or self._status.phase == "closed"
+            fresh = not again and time.monotonic() - self._ended < _AGAIN_AFTER
+            if self._began is not None or self.ready or (self.failure and fresh):
+                return False
+            self._began, self._events, self.failure = time.monotonic(), [], None
+            self._progress.clear()
+            self.change(phase="preparing", failure=None)
+            return True
+
+    def ended(self, ready: Ready | None, failure: Failure | None) -> None:
+        """Note that the preparation has ended, well where there is no failure."""
+        with self._changed:
+            self._began, self._ended = None, time.monotonic()
+            self.ready, self.failure = ready, failure
+            if self._status.phase != "closed":
+                self.change(phase="failed" if failure else "ready", failure=failure)
+                log(failure.error().render() if failure else "ready")
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; True where no preparation runs."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._began is None, timeout)
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of the present or latest preparation, from its first to its last."""
+        events = self._events
+        for number in itertools.count():
+            with self._changed:
+                while len(events) == number:
+                    if self._began is None or self._events is not events:
+                        return
+                    self._changed.wait()
+            yield events[number]
 
     def hear(self, event: Event) -> None:
-        """Keep an event's line; a note stays, and goes to the log."""
-        with self._lock:
-            self._lines.pop(event_text.about(event), None)
-            self._lines[event_text.about(event)] = event_text.event(event)
-            if isinstance(event, Note):
-                notes = dict.fromkeys((*self._status.notes, event_text.plain(event)))
-                self._status = replace(self._status, notes=tuple(notes))
-        if isinstance(event, Note):
-            log(event_text.event(event))
+        """Keep an event; a note stays, and goes to the log."""
+        known = values.plain(event)
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+            if not isinstance(event, Stage):
+                # the next news of the same file replaces this
+                about = f"{type(event).__name__} {getattr(event, 'name', '')}"
+                self.say(about, Progress("prepare", known))
+        if isinstance(known, Note):
+            self.add(notes=(known,))
+            log(values.event_line(known))
 
-    def say(self, line: str) -> None:
-        """Keep a line about the server that is being started."""
-        with self._lock:
-            self._lines["server"] = line
-
-    def prepared(self, found: Preparation) -> None:
-        """Keep what was prepared."""
-        with self._lock:
-            self._status = replace(
-                self._status,
-                **vars(found.runtimes[0]),
-                model=found.ready.model.name,
-                model_sha256=found.model_sha256,
-                timeline=found.timeline,
-            )
-
-    def ended(self, failure: Failure | None) -> None:
-        """Note that the preparation has ended, well where there is no failure."""
-        with self._lock:
-            phase: Final = "ready" if failure is None else "failed"
-            self._status = replace(self._status, phase=phase, failure=failure)
-            self._began = None
-        log("ready" if failure is None else failure.error().render())
-
-    def timed(self, stage: str, seconds: float) -> None:
-        """Keep the seconds of a stage."""
-        with self._lock:
-            timeline = _joined(self._status.timeline, ((stage, round(seconds, 4)),))
-            self._status = replace(self._status, timeline=timeline)
+    def say(self, about: str, progress: Progress) -> None:
+        """Keep the latest news of something that the preparation waits for."""
+        with self._changed:
+            self._progress.pop(about, None)
+            self._progress[about] = progress
 
     def reported(self, report: Report) -> None:
-        """Keep what a worker reports."""
-        with self._lock:
-            self._workers = {pid: one for pid, one in self._workers.items() if _lives(one)}
-            self._workers[report.worker_pid] = report
-            notes = (*self._status.notes, *report.notes)
-            status = self._status
-            self._status = replace(
-                status,
-                **vars(report.runtime),
-                devices=report.devices,
-                memory=dict(report.memory),
-                server_pid=report.server_pid,
-                timeline=_joined(status.timeline, report.timeline),
-                notes=tuple(dict.fromkeys(notes)),
-            )
-            if not report.warm:
-                start = sum(seconds for _, seconds in report.timeline)
-                self._speeds = replace(self._speeds, start=start)
+        """Keep what a worker reports; after ``Engine.close`` there is a server again."""
+        phase = self._status.phase
+        self.change(**report.running, phase="ready" if phase == "closed" else phase)
+        self.add(timeline=report.timeline, notes=report.notes)
 
-    def counted(self, figures: Figures, *, served: bool) -> None:
-        """Keep the figures of a call that has ended.
+    def add(
+        self, *, timeline: tuple[tuple[str, float], ...] = (), notes: tuple[Note, ...] = ()
+    ) -> None:
+        """Add stages of this start, and notes."""
+        with self._changed:
+            self.change(
+                timeline=tuple({**self._status.seconds, **dict(timeline)}.items()),
+                notes=tuple(dict.fromkeys((*self._status.notes, *notes))),
+            )
+
+    def measured(
+        self, made: Generator[Item | Report, None, None], reserved: float = 0.0
+    ) -> Iterator[Item]:
+        """Pass a call's items on and keep what they say of it, however it ends.
 
         Args:
-            figures: of the call.
-            served: the call reached a server; one that did not only cost GPU seconds.
+            made: the items.
+            reserved: GPU seconds that ZeroGPU is asked for; 0 outside ZeroGPU.
         """
-        speed = figures.tokens_per_second
-        with self._lock:
-            status = self._status
-            calls = (*status.calls, figures)[-_KEPT_CALLS:] if served else status.calls
-            self._status = replace(
-                status,
-                calls=calls,
-                tokens_per_second=speed or status.tokens_per_second,
-                gpu_seconds_reserved=status.gpu_seconds_reserved + figures.reserved,
-                gpu_seconds_used=status.gpu_seconds_used + figures.used,
-            )
-            self._speeds = replace(self._speeds, tokens=speed or self._speeds.tokens)
-
-
-class Meter:
-    """Measures one call while its items pass by.
-
-    Args:
-        reserved: GPU seconds that ZeroGPU is asked for; 0 outside ZeroGPU.
-    """
-
-    def __init__(self, reserved: float) -> None:
-        self.report: Report | None = None
-        self._reserved = reserved
-        self._when, self._began = time.time(), time.monotonic()
-        self._lent: float | None = None
-        self._first: float | None = None
-        self._last = Piece("", finished=False, tokens=None, tokens_per_second=None, reason="")
-
-    def take(self, item: Item | Report) -> None:
-        """Take what an item says of the call."""
-        now = time.monotonic()
-        from_worker = not isinstance(item, Failure) and getattr(item, "stage", "") != "queue"
-        if self._reserved and self._lent is None and from_worker:
-            self._lent = now
-        if isinstance(item, Report):
-            self.report = item
-        elif isinstance(item, Piece):
-            if item.text and self._first is None:
-                self._first = now - self._began
-            speed = item.tokens_per_second or self._last.tokens_per_second
-            tokens = item.tokens or self._last.tokens
-            self._last = replace(item, tokens=tokens, tokens_per_second=speed)
-
-    def figures(self) -> Figures:
-        """Return the figures up to now."""
-        now = time.monotonic()
-        return Figures(
-            when=self._when,
-            first_token=self._first,
-            seconds=now - self._began,
-            tokens=self._last.tokens,
-            warm=self.report is not None and self.report.warm,
-            tokens_per_second=self._last.tokens_per_second,
-            reason=self._last.reason,
-            reserved=self._reserved if self._lent else 0.0,
-            used=now - self._lent if self._lent else 0.0,
-        )
+        figures, began, lent = Figures(time.time()), time.monotonic(), None
+        served, item = False, None
+        try:
+            with contextlib.closing(made):
+                for item in made:
+                    now = time.monotonic()
+                    queued = isinstance(item, Progress) and item.stage == "queue"
+                    if reserved and not (lent or queued or isinstance(item, Failure)):
+                        lent = now
+                    if isinstance(item, Report):
+                        self.reported(item)
+                        served, figures = True, replace(figures, warm=item.warm)
+                        continue
+                    if isinstance(item, Piece):
+                        first = now - began if item.text else None
+                        figures = replace(
+                            figures,
+                            first_token=first
+                            if figures.first_token is None
+                            else figures.first_token,
+                            tokens=item.tokens or figures.tokens,
+                            tokens_per_second=item.tokens_per_second or figures.tokens_per_second,
+                            reason=item.reason,
+                        )
+                    yield item
+        finally:
+            now = time.monotonic()
+            figures = replace(figures, seconds=now - began)
+            if lent:
+                figures = replace(figures, reserved=reserved, used=now - lent)
+            with self._changed:
+                known = self._status
+                self.change(  # a call that reached no server only cost GPU seconds
+                    calls=(*known.calls, figures)[-_KEPT_CALLS:] if served else known.calls,
+                    tokens_per_second=figures.tokens_per_second or known.tokens_per_second,
+                    gpu_seconds_reserved=known.gpu_seconds_reserved + figures.reserved,
+                    gpu_seconds_used=known.gpu_seconds_used + figures.used,
+                )
+        if not isinstance(item, Failure):
+            yield figures
 
 
 def log(text: str) -> None:
     """Write a line to the Space's log."""
-    sys.stderr.write(f"llama_space: {text}\n")
-    sys.stderr.flush()
-
-
-def _joined(
-    old: tuple[tuple[str, float], ...], new: tuple[tuple[str, float], ...]
-) -> tuple[tuple[str, float], ...]:
-    """Add the stages of a server's start; a worker's second look at the store does not count."""
-    known = dict(old)
-    later = {
-        name: seconds for name, seconds in new if name not in known or name in STAGES_OF_A_START
-    }
-    return tuple({**known, **later}.items())
-
-
-def _lives(report: Report) -> bool:
-    pids = (report.worker_pid, report.server_pid)
-    return all(pid is not None and processes.lives(pid) for pid in pids)
+    print(f"llama_space: {text}", file=sys.stderr, flush=True)

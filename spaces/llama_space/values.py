@@ -1,77 +1,68 @@
-"""The engine's values: frozen and picklable, because workers send them to the app's process."""
+"""The engine's values, and progress as lines of text.
+
+The values are frozen and picklable, because workers send them to the app's process.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
-from llama_loader.errors import (
-    HostError,
-    IntegrityError,
-    LoaderError,
-    NetworkError,
-    ServerError,
-    SettingError,
-    StoreError,
-    without_secrets,
-)
+from llama_loader.errors import LoaderError, StoreError, without_secrets
+from llama_loader.events import Downloading, Note, Resolving, Stage
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llama_loader.events import Note
+    from llama_loader.events import Event
 
-Phase = Literal["preparing", "ready", "failed"]
+Phase = Literal["preparing", "ready", "failed", "closed"]
+Waiting = Literal["prepare", "queue", "start", "load", "restart", "waiting"]
 
-_KINDS: Final = {
-    kind.exit_status: kind
-    for kind in (SettingError, NetworkError, IntegrityError, HostError, StoreError, ServerError)
+ENGLISH: Final[Mapping[str, str]] = {
+    "resolving": "reading {url}",
+    "downloading": "downloading {name}: {amount}",
+    "unpacking": "unpacking {name}: {amount}",
+    "share": "{done} of {total} ({share})",
+    "so_far": "{line} ({seconds} s)",
+    "prepare": "preparing",
+    "queue": "ZeroGPU lends a GPU as soon as one is free",
+    "start": "starting llama-server",
+    "load": "llama-server loads the model",
+    "restart": "llama-server is started anew",
+    "waiting": "waiting for words",
 }
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request to the model.
-
-    Attributes:
-        messages: a chat, as llama-server's ``/v1/chat/completions`` takes it.
-        max_tokens: the longest answer, in tokens.
-        temperature: 0 for the likeliest tokens.
-        extra: further fields of the request, such as ``seed``, ``stop`` or ``top_p``.
-        prompt: a text to complete, instead of ``messages``.
-    """
-
-    messages: tuple[Mapping[str, Any], ...]
-    max_tokens: int
-    temperature: float = 0.0
-    extra: Mapping[str, Any] = field(default_factory=dict)
-    prompt: str | None = None
+"""What the lines are made of. A page in another language has texts of its own by these names."""
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
 class Progress:
-    """The GPU, the server or the next words are being waited for.
+    """What is being waited for.
 
     Attributes:
-        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``restart`` or ``waiting`` (for the
-            next words).
-        text: a sentence for a person.
+        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``load`` (the model), ``restart`` or
+            ``waiting`` (for the next words).
+        event: the loader's latest event about it, without secrets.
+        seconds: for how long so far.
     """
 
-    stage: str
-    text: str
+    stage: Waiting
+    event: Event | None = None
+    seconds: float = 0.0
+
+    @property
+    def text(self) -> str:
+        """A line for a person, in English."""
+        return line(self)
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A part of an answer.
+    """A part of an answer: the new words, and whether the answer ends with them.
 
-    Attributes:
-        text: the new words; may be empty.
-        finished: whether the answer ends with this piece.
-        tokens: tokens generated so far, None where the server does not say.
-        tokens_per_second: None where the server does not say.
-        reason: why the answer ended: ``stop`` or ``length``; empty before its end.
+    ``tokens`` are those generated so far. Both figures are None where the server does not say.
+    ``reason`` is why the answer ended, ``stop`` or ``length``; empty before its end.
     """
 
     text: str
@@ -85,11 +76,7 @@ class Piece:
 class Failure:
     """An error as a value: raised in a ZeroGPU worker, an exception would cost that worker.
 
-    Attributes:
-        code: as in ``error[CODE]``.
-        message: what happened, one line without secrets.
-        hint: what to do, one line, may be empty.
-        exit_status: that of the loader's command line (docs/faults.md).
+    The fields are those of ``LoaderError``: single lines, without secrets.
     """
 
     code: str
@@ -98,32 +85,19 @@ class Failure:
     exit_status: int
 
     @classmethod
-    def of(cls, error: LoaderError) -> Failure:
-        """Return the loader's error as a value."""
+    def of(cls, error: LoaderError | OSError) -> Failure:
+        """Return an error as a value; one of the system's is disk trouble."""
+        if isinstance(error, OSError):
+            hint = "is the disk full, or are too many files open?"
+            error = StoreError("SYSTEM", str(error), hint=hint)
         message = " ".join(without_secrets(error.message).split())
         return cls(error.code, message, without_secrets(error.hint), error.exit_status)
 
     def error(self) -> LoaderError:
         """Return the error that this value stands for, to be raised."""
-        kind = _KINDS.get(self.exit_status, LoaderError)
+        kinds = {kind.exit_status: kind for kind in LoaderError.__subclasses__()}
+        kind = kinds.get(self.exit_status, LoaderError)
         return kind(self.code, self.message, hint=self.hint)
-
-
-@dataclass(frozen=True)
-class Runtime:
-    """The llama.cpp build that was chosen.
-
-    Attributes:
-        release: the release's name, None for an archive by URL.
-        architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
-        digest: the tarball's sha256.
-        verified: False where nothing pinned it.
-    """
-
-    release: str | None
-    architecture: str | None
-    digest: str | None
-    verified: bool
 
 
 @dataclass(frozen=True)
@@ -131,20 +105,14 @@ class Report:
     """What a worker tells the app's process once a call, before the first piece.
 
     Attributes:
-        runtime: what it runs; differs from what was prepared where the GPU is another one.
-        devices: llama-server's names; empty for the CPU.
-        memory: bytes of weights by buffer.
-        server_pid, worker_pid: processes.
+        running: fields of ``Status``: its runtime, which is not the one that was prepared where
+            the GPU is another one, its devices, memory and process.
         warm: the server ran before this call.
         timeline: (stage, seconds) of the server's start.
         notes: what a person should know, without secrets.
     """
 
-    runtime: Runtime
-    devices: tuple[str, ...]
-    memory: Mapping[str, int]
-    server_pid: int | None
-    worker_pid: int
+    running: Mapping[str, Any]
     warm: bool
     timeline: tuple[tuple[str, float], ...]
     notes: tuple[Note, ...]
@@ -158,19 +126,17 @@ class Figures:
         when: seconds since the epoch at its begin.
         first_token: seconds until the first words; None where there were none.
         seconds: how long it took.
-        tokens: tokens generated, None for unknown.
+        tokens, tokens_per_second, reason: as in the last ``Piece``.
         warm: the server ran already.
-        tokens_per_second: None where the server does not say.
-        reason: why the answer ended: ``stop`` or ``length``; empty where it did not end by itself.
         reserved: GPU seconds that ZeroGPU was asked for; 0 outside ZeroGPU.
         used: GPU seconds from the worker's first sign of life to the end; 0 outside ZeroGPU.
     """
 
     when: float
-    first_token: float | None
-    seconds: float
-    tokens: int | None
-    warm: bool
+    first_token: float | None = None
+    seconds: float = 0.0
+    tokens: int | None = None
+    warm: bool = False
     tokens_per_second: float | None = None
     reason: str = ""
     reserved: float = 0.0
@@ -179,12 +145,7 @@ class Figures:
 
 @dataclass(frozen=True)
 class Address:
-    """Where an OpenAI client finds the server.
-
-    Attributes:
-        base_url: ends in ``/v1``.
-        api_key: the server refuses requests without it.
-    """
+    """Where an OpenAI client finds the server, which refuses requests without the key."""
 
     base_url: str
     api_key: str = field(repr=False)
@@ -195,21 +156,23 @@ class Status:
     """What is running, as far as this process knows.
 
     Attributes:
-        phase: ``ready`` once everything that needs no GPU is done.
-        release, architecture, digest, verified: as in ``Runtime``.
-        model, model_sha256: the model's file name, and its sha256 where one is pinned.
+        phase: ``ready`` once everything that needs no GPU is done; ``closed`` after
+            ``Engine.close``, until a call starts the server anew; ``failure`` tells why ``failed``.
+        release: None for an archive by URL.
+        architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
+        digest: the tarball's sha256.
+        verified: a pin or a signature vouches for the tarball.
+        model_sha256: what the model's file was compared with; None where no digest is pinned.
         devices: llama-server's names; empty for the CPU, and before the first start.
         memory: bytes of weights by buffer, in llama-server's words.
         tokens_per_second: of the last answer.
-        gpu_seconds_reserved: the sum of what ZeroGPU was asked for.
-        gpu_seconds_used: the sum of what the calls took of it.
+        gpu_seconds_reserved, gpu_seconds_used: sums of what ZeroGPU was asked for, and lent.
         server_pid: of the server of the last call.
-        warm: the next call finds a server that runs, as far as can be known here.
+        warm: that server runs; ZeroGPU may still choose another GPU for the next call.
         timeline: (stage, seconds) of this start, in order.
         calls: the last ones, oldest first.
-        progress: the latest events in words.
+        progress: the latest news of the preparation.
         elapsed: seconds since the preparation under way began, else None.
-        failure: why ``phase`` is ``failed``.
         notes: what a person should know: not as asked, or not verified.
     """
 
@@ -229,10 +192,15 @@ class Status:
     warm: bool = False
     timeline: tuple[tuple[str, float], ...] = ()
     calls: tuple[Figures, ...] = ()
-    progress: tuple[str, ...] = ()
+    progress: tuple[Progress, ...] = ()
     elapsed: float | None = None
     failure: Failure | None = None
     notes: tuple[Note, ...] = ()
+
+    @property
+    def latest(self) -> Progress:
+        """What the preparation does now."""
+        return self.progress[-1] if self.progress else Progress("prepare")
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -249,3 +217,42 @@ class Status:
 
 Item = Union[Progress, Piece, Figures, Failure]  # noqa: UP007 - evaluated at run time, on 3.10 too
 """One of the values that ``Engine.events`` yields."""
+
+
+def line(one: Progress, forms: Mapping[str, str] = ENGLISH) -> str:
+    """Return one line about what is being waited for; seconds are left out below one."""
+    line = forms[one.stage] if one.event is None else event_line(one.event, forms)
+    return forms["so_far"].format(line=line, seconds=int(one.seconds)) if one.seconds >= 1 else line
+
+
+def event_line(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
+    """Return one line about an event."""
+    if isinstance(one, Resolving):
+        return forms["resolving"].format(url=without_secrets(one.url))
+    if isinstance(one, Note):
+        return without_secrets(f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}")
+    if isinstance(one, Stage):
+        return f"{one.name}: {one.seconds:.1f} s"
+    amount = size(one.done)
+    if one.total:
+        share = f"{one.done / one.total:.0%}"
+        amount = forms["share"].format(done=amount, total=size(one.total), share=share)
+    kind = "downloading" if isinstance(one, Downloading) else "unpacking"
+    return forms[kind].format(name=one.name, amount=amount)
+
+
+def plain(one: Event) -> Event:
+    """Return the event without secrets, so that a page may show it."""
+    if isinstance(one, Resolving):
+        return Resolving(without_secrets(one.url))
+    if isinstance(one, Note):
+        return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
+    return one
+
+
+def size(count: int) -> str:
+    """Return a number of bytes with three digits and a unit."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} B"

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import gradio as gr
 
 from llama_space.values import Failure, Progress
-from translator import advice, panels, sentences, texts
+from translator import advice, panels, texts
 from translator.session import Answer, InLine, Job, Refusal, translate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llama_loader.settings import Settings
-    from llama_space.values import Piece
     from translator.line import Line
     from translator.session import Engine, Update
 
@@ -37,30 +36,23 @@ class Handlers:
         """Write the page's words for this browser."""
         words = _words(request)
         doctor = f"<h2>{words['doctor']}</h2><p>{words['doctor_text']}</p>"
-        return [panels.masthead(words), keys(words), doctor, *self._standing(words)]
-
-    def refresh(self, request: gr.Request) -> list[Any]:
-        """Write what is running; the clock stops once there is nothing to wait for."""
-        waiting = self._engine.status().phase == "preparing"
-        return [*self._standing(_words(request)), gr.Timer(active=waiting)]
-
-    def standing(self, request: gr.Request) -> list[Any]:
-        """Write what is running."""
-        return self._standing(_words(request))
+        return [panels.masthead(words), keys(words), doctor, *self.refresh(request)]
 
     def again(self, request: gr.Request) -> list[Any]:
         """Prepare again after a failure."""
         self._engine.retry()
-        return [*self._standing(_words(request)), gr.Timer(active=True)]
+        return self.refresh(request)
 
-    def _standing(self, words: Mapping[str, str]) -> list[Any]:
-        state = self._engine.status()
+    def refresh(self, request: gr.Request) -> list[Any]:
+        """Write what is running; the clock stops once there is nothing to wait for."""
+        words, state = _words(request), self._engine.status()
         failed = state.phase == "failed"
         return [
             panels.pill(state, words),
             panels.failure(state.failure if failed else None, words),
             gr.Button(visible=failed and self._settings is not None),
             panels.colophon(state, words),
+            gr.Timer(active=state.phase == "preparing"),
         ]
 
     def press(
@@ -124,7 +116,7 @@ def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
         line = panels.status("waiting", words["in_line"].format(place=update.place))
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Progress):
-        why = sentences.progress(update.text, words["locale"])
+        why = texts.progress(update, words["locale"])
         line = panels.status("working", words[_STAGES.get(update.stage, "waiting")], why)
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):
@@ -136,19 +128,11 @@ def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
 
 
 def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list[Any]:
-    pair = f"{answer.source.native} → {answer.target.native}"
-    finished = answer.last is not None and answer.last.finished
-    if not finished:
+    pair, last = f"{answer.source.native} → {answer.target.native}", answer.last
+    if last is None or not last.finished:
         line = panels.status("working", words["working"], pair)
         return [answer.text, line, gr.skip(), answer.target.code]
-    cut = answer.last is not None and answer.last.reason == "length"
-    line = panels.status(
-        "done", words["cut" if cut else "done"], _figures(answer.last, pair, words)
-    )
+    if last.tokens_per_second is not None:
+        pair += f" · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
+    line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair)
     return [answer.text, line, over, answer.target.code]
-
-
-def _figures(last: Piece | None, pair: str, words: Mapping[str, str]) -> str:
-    if last is None or last.tokens_per_second is None:
-        return pair
-    return f"{pair} · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"

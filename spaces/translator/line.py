@@ -7,13 +7,12 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, final
+from typing import TYPE_CHECKING, final
+
+from llama_space.worker import BEAT
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-_LOOK_AGAIN: Final = 0.25
-"""Seconds between two signs of life of a visitor who waits."""
 
 
 class FullError(Exception):
@@ -64,4 +63,4 @@ class Line:
                 return
             yield place
             with self._moved:
-                self._moved.wait(_LOOK_AGAIN)
+                self._moved.wait(BEAT)

@@ -37,17 +37,6 @@ _EXAMPLES: Final = (
 _NO_TOOLS: Final = (
     "warning[MCP_MISSING]: there is no MCP tool on this page\nhint: pip install 'gradio[mcp]'\n"
 )
-_SANS: Final = (
-    "-apple-system",
-    "BlinkMacSystemFont",
-    "Segoe UI",
-    "Noto Sans CJK JP",
-    "Noto Sans JP",
-    "Hiragino Sans",
-    "Yu Gothic UI",
-    "sans-serif",
-)
-_MONO: Final = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "DejaVu Sans Mono")
 
 
 class Page:
@@ -56,7 +45,6 @@ class Page:
     def __init__(self, engine: Engine, settings: Settings | None) -> None:
         self.engine = engine
         self._settings = settings
-        self._limit = settings.max_chars if settings else 0
         self._line = Line(CONCURRENCY, WAITING)
         self._handlers = handlers.Handlers(engine, settings, self._line)
         self.i18n = gr.I18n(**{name: dict(words) for name, words in texts.every().items()})
@@ -67,7 +55,7 @@ class Page:
             self._masthead()
             self._spread()
             self._actions()
-            self._colophon()
+            self.colophon = gr.HTML(padding=False)
             self._doctor()
             self._wire(demo)
             if self._settings is not None:
@@ -89,6 +77,7 @@ class Page:
         if not tools:
             sys.stderr.write(_NO_TOOLS)
         self.demo = self.build()
+        limit = self._settings.max_chars if self._settings else 0
         return self.demo.launch(
             theme=theme(),
             css_paths=[HERE / "style.css"],
@@ -97,7 +86,7 @@ class Page:
             mcp_server=tools,
             ssr_mode=False,
             footer_links=["api"],
-            app_kwargs={"middleware": [Middleware(guard.Guard, max_chars=self._limit)]},
+            app_kwargs={"middleware": [Middleware(guard.Guard, max_chars=limit)]},
             **options,
         )
 
@@ -114,7 +103,9 @@ class Page:
                 self.source_language = self._language("source_language", languages.AUTO)
                 self.source = self._text("source", "source_label", "placeholder", written=True)
                 with gr.Row(elem_classes="foot"):
-                    gr.HTML(_counter(self._limit), padding=False)
+                    limit = self._settings.max_chars if self._settings else 0
+                    count = f'<span id="count" data-limit="{limit}">0 / {limit}</span>'
+                    gr.HTML(count, padding=False)
                     self.clear = gr.Button(self.i18n("clear"), size="sm", elem_classes="quiet")
             self.swap = gr.Button("⇄", elem_id="swap", size="sm", min_width=0)
             with gr.Column(elem_classes="leaf", elem_id="right"):
@@ -164,9 +155,6 @@ class Page:
                 for text, target in _EXAMPLES
             ]
 
-    def _colophon(self) -> None:
-        self.colophon = gr.HTML(padding=False)
-
     def _doctor(self) -> None:
         with gr.Column(elem_id="doctor"):
             self.doctor_head = gr.HTML(padding=False)
@@ -189,15 +177,13 @@ class Page:
     def _wire(self, demo: gr.Blocks) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         react = self._handlers
-        standing = [self.pill, self.failure, self.retry, self.colophon]
         timer = gr.Timer(1.0)
-        demo.load(
-            react.greet, None, [self.head, self.keys, self.doctor_head, *standing], queue=False,
-            **quiet,
-        )  # fmt: skip
+        standing = [self.pill, self.failure, self.retry, self.colophon, timer]
+        greeted = [self.head, self.keys, self.doctor_head, *standing]
+        demo.load(react.greet, None, greeted, queue=False, **quiet)
         demo.unload(react.leave)
-        timer.tick(react.refresh, None, [*standing, timer], queue=False, **quiet)
-        self.retry.click(react.again, None, [*standing, timer], queue=False, **quiet)
+        timer.tick(react.refresh, None, standing, queue=False, **quiet)
+        self.retry.click(react.again, None, standing, queue=False, **quiet)
         run = self.go.click(
             react.press,
             [self.source, self.source_language, self.target_language],
@@ -207,7 +193,7 @@ class Page:
             trigger_mode="always_last",  # pressed while it runs or is being stopped: next
             **quiet,
         )
-        run.then(react.standing, None, standing, queue=False, **quiet)
+        run.then(react.refresh, None, standing, queue=False, **quiet)
         # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
         self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
         self.examine.click(
@@ -233,9 +219,9 @@ class Page:
 
 
 def theme() -> gr.themes.Base:
-    """The bare theme with system fonts: nothing is fetched from elsewhere. Style is in the CSS."""
+    """The bare theme: nothing is fetched from elsewhere. Fonts and style are in the CSS."""
     return gr.themes.Base(
-        primary_hue="slate", neutral_hue="slate", font=list(_SANS), font_mono=list(_MONO)
+        primary_hue="slate", neutral_hue="slate", font="sans-serif", font_mono="monospace"
     )
 
 
@@ -243,7 +229,3 @@ def _named(language: languages.Language) -> str:
     if language.native == language.english:
         return language.english
     return f"{language.native} · {language.english}"
-
-
-def _counter(limit: int) -> str:
-    return f'<span id="count" data-limit="{limit}" aria-live="off">0 / {limit}</span>'

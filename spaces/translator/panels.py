@@ -5,15 +5,14 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from translator import advice, picture, sentences
+from translator import advice, picture, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping
 
     from llama_loader.events import Note
     from llama_space.values import Failure, Status
-    from translator.advice import Advice
-    from translator.sentences import Said
+    from translator.texts import Said
 
 _MIB: Final = 1024**2
 _GIB: Final = 1024**3
@@ -36,7 +35,7 @@ def pill(state: Status, words: Mapping[str, str]) -> str:
         parts += [part for part in (state.release, _architecture(state)) if part]
         parts.append(words["verified" if state.verified else "unverified"])
     elif state.phase == "preparing":
-        latest = [sentences.progress(one, words["locale"]) for one in state.progress[-1:]]
+        latest = [texts.progress(one, words["locale"]) for one in state.progress[-1:]]
         so_far = [] if state.elapsed is None else [picture.seconds(state.elapsed)]
         parts += [*so_far, *latest]
     loud = " unverified" if state.phase == "ready" and not state.verified else ""
@@ -54,7 +53,7 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     if found is None:
         return ""
     known = advice.of_failure(found)
-    said = sentences.say(found.code, found.message, found.hint, words["locale"])
+    said = texts.say(found, words["locale"])
     hint = escape(said.hint or words["no_hint"])
     return (
         f'<div class="failure" role="alert"><p class="code">{escape(found.code)}</p>'
@@ -69,17 +68,17 @@ def _original(said: Said, words: Mapping[str, str]) -> str:
     if not said.original:
         return ""
     return (
-        f'<details class="original"><summary>{escape(words["original"])}</summary>'
+        f'<details class="original" open><summary>{escape(words["original"])}</summary>'
         f'<p lang="en">{"<br>".join(map(escape, said.original.splitlines()))}</p></details>'
     )
 
 
-def advices(known: Sequence[Advice], words: Mapping[str, str]) -> str:
+def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
     """What to set, with the lines to copy."""
     parts = []
-    for one in known:
-        title, text = words[f"advice_{one.name}_title"], words[f"advice_{one.name}"]
-        lines = "\n".join(one.settings)
+    for name in names:
+        title, text = words[f"advice_{name}_title"], words[f"advice_{name}"]
+        lines = "\n".join(advice.SETTINGS[name])
         shown = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
         parts.append(
             f'<section class="advice"><h4>{escape(title)}</h4><p>{escape(text)}</p>'
@@ -90,7 +89,10 @@ def advices(known: Sequence[Advice], words: Mapping[str, str]) -> str:
 
 def colophon(state: Status, words: Mapping[str, str]) -> str:
     """What is running: facts on one side, what they took on the other."""
-    facts = "".join(_fact(words[name], value) for name, value in _facts(state, words))
+    facts = "".join(
+        f"<div><dt>{escape(words[name])}</dt><dd>{value}</dd></div>"
+        for name, value in _facts(state, words)
+    )
     return (
         f'<section class="colophon" id="colophon"><h2>{escape(words["colophon"])}'
         f"<small>{escape(words['colophon_mark'])}</small></h2>"
@@ -119,67 +121,44 @@ def _architecture(state: Status) -> str:
 
 
 def _facts(state: Status, words: Mapping[str, str]) -> Iterable[tuple[str, str]]:
-    unknown = f"<i>{escape(words['not_yet'])}</i>"
-    yield "release", _text(state.release) or unknown
-    yield "architecture", _text(_architecture(state)) or unknown
+    unknown, later, not_pinned = (
+        f"<i>{escape(words[name])}</i>" for name in ("not_yet", "after_first", "not_pinned")
+    )
+    yield "release", escape(state.release or "") or unknown
+    yield "architecture", escape(_architecture(state)) or unknown
     yield "digest", _digest(state, words) if state.digest else unknown
-    yield "device", _device(state, words)
-    yield "memory", _memory(state) or f"<i>{escape(words['after_first'])}</i>"
-    yield "model", _text(state.model) or unknown
-    pinned = _hash(state.model_sha256) if state.model_sha256 else ""
-    yield "model_digest", pinned or f"<i>{escape(words['not_pinned'])}</i>"
-    yield "speed", _speed(state, words) or f"<i>{escape(words['after_first'])}</i>"
+    yield "device", escape(state.device or "") or later
+    memory = [f"{escape(name)} {_size(size)}" for name, size in state.memory.items() if size]
+    yield "memory", "<br>".join(memory) or later
+    yield "model", escape(state.model or "") or unknown
+    yield "model_digest", _hash(state.model_sha256) if state.model_sha256 else not_pinned
+    speed = state.tokens_per_second
+    yield "speed", later if speed is None else f"{rate(speed)} {escape(words['speed_unit'])}"
 
 
-def _fact(name: str, value: str) -> str:
-    return f"<div><dt>{escape(name)}</dt><dd>{value}</dd></div>"
-
-
-def _text(value: str | None) -> str:
-    return escape(value) if value else ""
-
-
-def _hash(digest: str) -> str:
+def _hash(digest: str | None) -> str:
     """All of it, in a form that a phone can break."""
-    return f'<code title="{escape(digest)}">{escape(digest)}</code>'
+    shown = escape(digest or "")
+    return f'<code title="{shown}">{shown}</code>'
 
 
 def _digest(state: Status, words: Mapping[str, str]) -> str:
     if state.verified:
-        return f'<span class="stamp">{escape(words["verified"])}</span> {_hash(state.digest or "")}'
+        return f'<span class="stamp">{escape(words["verified"])}</span> {_hash(state.digest)}'
     return (
-        f'<span class="stamp loud">{escape(words["unverified"])}</span> {_hash(state.digest or "")}'
+        f'<span class="stamp loud">{escape(words["unverified"])}</span> {_hash(state.digest)}'
         f"<em>{escape(words['unverified_text'])}</em>"
     )
-
-
-def _device(state: Status, words: Mapping[str, str]) -> str:
-    if state.devices:
-        return escape(", ".join(state.devices))
-    if state.calls or state.server_pid is not None:
-        return escape(words["cpu"])
-    return f"<i>{escape(words['after_first'])}</i>"
-
-
-def _memory(state: Status) -> str:
-    parts = [f"{escape(name)} {_size(size)}" for name, size in state.memory.items() if size]
-    return "<br>".join(parts)
 
 
 def _size(size: int) -> str:
     return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
 
 
-def _speed(state: Status, words: Mapping[str, str]) -> str:
-    if state.tokens_per_second is None:
-        return ""
-    return f"{rate(state.tokens_per_second)} {escape(words['speed_unit'])}"
-
-
 def _times(state: Status, words: Mapping[str, str]) -> str:
     parts = []
     if state.phase == "preparing":
-        latest = [sentences.progress(one, words["locale"]) for one in state.progress]
+        latest = [texts.progress(one, words["locale"]) for one in state.progress]
         lines = "".join(f"<li>{escape(one)}</li>" for one in latest[-_SHOWN_PROGRESS:])
         parts.append(f'<ol class="progress">{lines}</ol>' if lines else "")
     if state.timeline:
@@ -207,7 +186,7 @@ def _notes(state: Status, words: Mapping[str, str]) -> str:
 
 
 def _note(note: Note, words: Mapping[str, str]) -> str:
-    said = sentences.say(note.code, note.message, note.hint, words["locale"])
+    said = texts.say(note, words["locale"])
     hint = f"<p>{escape(said.hint)}</p>" if said.hint else ""
     return (
         f"<li><code>{escape(note.code)}</code><p>{escape(said.what)}</p>{hint}"

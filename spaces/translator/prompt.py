@@ -9,12 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from llama_space.values import Ask
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from llama_loader.settings import Settings
     from translator.languages import Language
 
 Format = Literal["translategemma", "chat", "base"]
@@ -30,16 +27,13 @@ def format_of(template: str | None) -> Format:
     return "translategemma" if all(mark in template for mark in _MARKS) else "chat"
 
 
-def ask(kind: Format, text: str, pair: tuple[Language, Language], settings: Settings) -> Ask:
-    """Return the request for one translation; ``pair`` is source and target."""
+def ask(
+    kind: Format, text: str, pair: tuple[Language, Language]
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Return messages and options for one translation; ``pair`` is source and target."""
     source, target = pair
-    content, extra = _CONTENTS[kind](text, source, target)
-    return Ask(
-        messages=({"role": "user", "content": content},),
-        max_tokens=settings.max_new_tokens,
-        temperature=settings.temperature,
-        extra=extra,
-    )
+    content, options = _CONTENTS[kind](text, source, target)
+    return [{"role": "user", "content": content}], options
 
 
 def _translategemma(text: str, source: Language, target: Language) -> tuple[Any, dict[str, Any]]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, Union
 
 from llama_loader import gguf_header, model
-from llama_loader.errors import LoaderError
 from llama_space.values import Failure, Figures, Piece, Progress
+from llama_space.worker import BEAT
 from translator import languages, prompt
 from translator.line import FullError, Line
 
@@ -23,8 +23,6 @@ if TYPE_CHECKING:
     from llama_space.values import Item, Status
     from translator.languages import Language
 
-_LOOK_AGAIN: Final = 0.25
-"""Seconds between two looks at an engine that is preparing."""
 _SHOW_EVERY: Final = 0.04
 """Seconds. More than 25 updates in a second nobody sees; the first is shown at once."""
 
@@ -102,13 +100,8 @@ def translate(
 ) -> Generator[Update, None, None]:
     """Translate; the last update is a finished answer, a refusal or a failure.
 
-    Closing the iterator stops the generation.
-
-    Args:
-        engine: has the model.
-        settings: limits, and how to sample.
-        job: what to translate.
-        line: where this job waits for its turn; None where nobody else asks.
+    Closing the iterator stops the generation. ``line`` is where the job waits for its turn, None
+    where nobody else asks.
     """
     refused = refusal(job, settings.max_chars)
     if refused:
@@ -131,17 +124,16 @@ def _in_turn(
             return
     yield from map(InLine, places)
     pair = languages.pair(job.source, job.target, job.text)
-    ask = prompt.ask(_format(settings), job.text, pair, settings)
-    limits = {"max_tokens": ask.max_tokens, "temperature": ask.temperature}
-    with closing(engine.events(ask.messages, **limits, **ask.extra)) as items:
+    messages, options = prompt.ask(_format(settings), job.text, pair)
+    with closing(engine.events(messages, **options)) as items:
         yield from _answers(items, pair)
 
 
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
     """Wait until the model is here: its header says how it wants to be asked."""
     while (state := engine.status()).phase == "preparing":
-        yield Progress("prepare", state.progress[-1] if state.progress else "")
-        time.sleep(_LOOK_AGAIN)
+        yield state.latest
+        time.sleep(BEAT)
     if state.phase == "failed" and state.failure is not None:
         yield state.failure
 
@@ -169,12 +161,8 @@ def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterato
 
 def _format(settings: Settings) -> prompt.Format:
     """Look at the model that is here; one that is not has failed, or fails, for that reason."""
-    source = replace(model.from_settings(settings), sha256=None)
-    try:
-        path = model.get(source, replace(settings, offline=True))
-    except LoaderError:
-        return "chat"
-    return prompt.format_of(_template(path))
+    path = model.at_hand(model.from_settings(settings))
+    return "chat" if path is None else prompt.format_of(_template(path))
 
 
 @cache

@@ -16,7 +16,6 @@ if TYPE_CHECKING:
 
     from llama_loader.doctor import Examination
     from llama_space.values import Item
-    from translator.session import Engine as AnyEngine
 
 
 class RefusingEngine:
@@ -52,8 +51,7 @@ def app() -> page.Page:
         return page.Page(engine, engine.settings)
     except LoaderError as error:
         sys.stderr.write(f"{error.render()}\n")
-        refusing: AnyEngine = RefusingEngine(error)
-        return page.Page(refusing, None)
+        return page.Page(RefusingEngine(error), None)
 
 
 def run(made: page.Page, **options: Any) -> None:

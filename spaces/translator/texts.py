@@ -1,25 +1,74 @@
-"""The interface's words in English and Japanese, chosen by what the browser asks for. Pure."""
+"""What a person reads, in English and Japanese; the browser says which. Pure.
+
+The loader speaks English. ``sentences_ja.json`` has a Japanese sentence and what to do for each of
+its codes, and the lines of progress. The English of an error, with its values, stands beneath.
+"""
 
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader.events import Note
+from llama_space import values
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llama_space.values import Failure, Progress
+
 LOCALES: Final = ("en", "ja")
+
+
+@dataclass(frozen=True)
+class Said:
+    """A failure or note for a person.
+
+    Attributes:
+        what: happened.
+        hint: what to do; empty where the loader knows nothing to do.
+        original: the loader's own words where these are a translation, else empty.
+    """
+
+    what: str
+    hint: str
+    original: str = ""
 
 
 @cache
 def every() -> Mapping[str, Mapping[str, str]]:
     """Return all words: locale → name → words."""
-    found: dict[str, dict[str, str]] = json.loads(
-        Path(__file__).with_name("texts.json").read_text("utf-8")
-    )
+    found: Mapping[str, Mapping[str, str]] = _read("texts.json")
     return {locale: {name: words[locale] for name, words in found.items()} for locale in LOCALES}
+
+
+@cache
+def sentences(locale: str) -> Mapping[str, Any]:
+    """Return ``codes`` and ``progress`` of a locale; English is the loader's own."""
+    english = {"codes": {}, "progress": values.ENGLISH}
+    found: Mapping[str, Any] = _read("sentences_ja.json") if locale == "ja" else english
+    return found
+
+
+def say(one: Failure | Note, locale: str) -> Said:
+    """Return a failure or note in a locale."""
+    known = sentences(locale)["codes"].get(one.code)
+    return (
+        Said(**known, original=f"{one.message}\n{one.hint}")
+        if known
+        else Said(one.message, one.hint)
+    )
+
+
+def progress(one: Progress, locale: str) -> str:
+    """Return a line about what is being waited for, in a locale."""
+    known = sentences(locale)
+    if isinstance(one.event, Note) and one.event.code in known["codes"]:
+        return say(one.event, locale).what
+    return values.line(one, {**every()[locale], **known["progress"]})
 
 
 def accepted(header: str | None) -> str:
@@ -45,3 +94,7 @@ def _weight(parameters: str) -> float:
         return float(value)
     except ValueError:
         return 0.0
+
+
+def _read(name: str) -> Any:
+    return json.loads(Path(__file__).with_name(name).read_text("utf-8"))

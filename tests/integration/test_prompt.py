@@ -5,7 +5,6 @@ from __future__ import annotations
 import http.client
 import json
 import urllib.request
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gemma
@@ -13,7 +12,7 @@ import pytest
 from needs import must_or_skip
 
 from farm.errors import SourceError
-from llama_loader import gguf_header, processes, settings
+from llama_loader import gguf_header, processes
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_space import shared_server
@@ -23,12 +22,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from llama_space.values import Ask
-
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 
 JA, EN = languages.known()["ja"], languages.known()["en"]
-SETTINGS = replace(settings.load(environ={}), max_new_tokens=24)
 TEXT = "今日はいい天気です。"
 
 
@@ -88,9 +84,10 @@ def post(server: Server, path: str, body: dict[str, Any]) -> dict[str, Any]:
     return answer
 
 
-def applied(server: Server, ask: Ask) -> str:
+def applied(server: Server, asked: tuple[list[dict[str, Any]], dict[str, Any]]) -> str:
     """The prompt that llama-server makes of a request."""
-    made = post(server, "/apply-template", {"messages": list(ask.messages), **ask.extra})
+    messages, options = asked
+    made = post(server, "/apply-template", {"messages": messages, **options})
     assert "prompt" in made, made
     return str(made["prompt"])
 
@@ -108,8 +105,8 @@ def test_the_server_has_taken_the_template_from_the_file(
 
 
 def test_the_chat_that_the_page_sends_is_answered(translategemma: Server) -> None:
-    ask = prompt.ask("translategemma", TEXT, (JA, EN), SETTINGS)
-    pieces = list(translategemma.client().chat(ask.messages, max_tokens=8, **ask.extra))
+    messages, options = prompt.ask("translategemma", TEXT, (JA, EN))
+    pieces = list(translategemma.client().chat(messages, max_tokens=8, **options))
     assert pieces[-1].reason in {"stop", "length"}
     assert "".join(piece.text for piece in pieces).strip()
 
@@ -120,7 +117,7 @@ def test_the_template_knows_every_language_of_the_page(template: str) -> None:
 
 
 def test_translategemma_is_asked_from_the_source_into_the_target(translategemma: Server) -> None:
-    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN), SETTINGS))
+    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN)))
     assert made.startswith("<start_of_turn>user\n")
     assert "Japanese (ja) to English (en)" in made
     assert made.endswith(f"\n\n\n{TEXT}<end_of_turn>\n<start_of_turn>model\n")
@@ -131,12 +128,12 @@ def test_translategemma_is_asked_from_the_source_into_the_target(translategemma:
 def test_codes_with_a_region_or_script_reach_the_prompt(translategemma: Server, code: str) -> None:
     pair = languages.known()[code], EN
     assert f"({code}) to English (en)" in applied(
-        translategemma, prompt.ask("translategemma", "x", pair, SETTINGS)
+        translategemma, prompt.ask("translategemma", "x", pair)
     )
 
 
 def test_the_turn_s_marks_are_single_tokens_of_gemma_s_vocabulary(translategemma: Server) -> None:
-    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN), SETTINGS))
+    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN)))
     body = {"content": made, "parse_special": True, "with_pieces": True}
     pieces = [one["piece"] for one in post(translategemma, "/tokenize", body)["tokens"]]
     assert pieces.count("<start_of_turn>") == 2
@@ -149,14 +146,13 @@ def test_the_base_model_carries_no_template(base_model: Path, real_model: Path) 
 
 
 def test_a_base_model_s_prompt_is_the_text_and_nothing_else(base: Server) -> None:
-    ask = prompt.ask("base", TEXT, (JA, EN), SETTINGS)
-    assert applied(base, ask) == ask.messages[0]["content"]
+    asked = prompt.ask("base", TEXT, (JA, EN))
+    assert applied(base, asked) == asked[0][0]["content"]
 
 
 def test_a_base_model_translates_by_example_and_stops_at_the_line_s_end(base: Server) -> None:
-    ask = prompt.ask("base", TEXT, (JA, EN), SETTINGS)
-    client = base.client()
-    pieces = list(client.chat(ask.messages, max_tokens=24, **ask.extra))
+    messages, options = prompt.ask("base", TEXT, (JA, EN))
+    pieces = list(base.client().chat(messages, max_tokens=24, **options))
     answer = "".join(piece.text for piece in pieces).strip()
     assert pieces[-1].reason == "stop"
     assert "\n" not in answer

@@ -45,7 +45,7 @@ class Held:
         print("begun", flush=True)
         yield Piece("A cat", finished=False, tokens=1, tokens_per_second=1.0, reason="")
         while not self._over.acquire(timeout=BEAT):
-            yield Progress("waiting", "waiting for words (1 s)")
+            yield Progress("waiting", seconds=1)
         yield Piece("", finished=True, tokens=2, tokens_per_second=1.0, reason="stop")
 
 

@@ -6,7 +6,9 @@ import dataclasses
 import fcntl
 import json
 import multiprocessing
+import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -30,12 +32,10 @@ from llama_space import (
     Failure,
     Piece,
     Progress,
-    preparation,
     shared_server,
     worker,
     zerogpu,
 )
-from llama_space.values import Ask
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -94,7 +94,7 @@ def rig(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Rig]:
     made = Rig(tmp_path)
     yield made
     if made._engine is not None:
-        made._engine._preparing.wait(20)
+        made._engine._record.wait(20)
         made._engine.close()
     assert list(place.glob("*/*")) == []
 
@@ -146,7 +146,7 @@ def test_an_old_failure_is_no_answer_to_a_new_call(
 ) -> None:
     assert isinstance(rig.answer()[-1], Failure)
     rig.behave()
-    monkeypatch.setattr(preparation, "_AGAIN_AFTER", 0.0)
+    monkeypatch.setattr("llama_space.status._AGAIN_AFTER", 0.0)
     assert rig.text() == "one two three"
 
 
@@ -248,7 +248,12 @@ def test_closed_is_closed(rig: Rig) -> None:
     engine.close()
     engine.close()
     assert not processes.lives(pid)
-    assert not engine.status().warm
+    state = engine.status()
+    assert (state.phase, state.server_pid, state.warm) == ("closed", None, False)
+    assert rig.text() == "one two three"
+    state = engine.status()
+    assert (state.phase, state.warm) == ("ready", True)
+    assert state.server_pid not in {None, pid}
 
 
 def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) -> None:
@@ -256,7 +261,7 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
 
     def starting() -> int | None:
         shared = shared_server._shared
-        supervisor = shared._supervisor if shared is not None else None
+        supervisor = shared.supervisor if shared is not None else None
         return supervisor.server.pid if supervisor is not None else None
 
     assert comes(lambda: starting() is not None)
@@ -266,10 +271,57 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
     engine.close()
     assert not processes.lives(pid)
     assert time.monotonic() - began < 10
-    assert comes(lambda: engine.status().phase == "failed")
-    failure = engine.status().failure
-    assert failure is not None
-    assert failure.code == "SERVER_STOPPED"
+    assert engine._record.wait(20)
+    assert engine._record.failure is not None
+    assert engine._record.failure.code == "SERVER_STOPPED"
+    state = engine.status()
+    assert (state.phase, state.server_pid, state.failure) == ("closed", None, None)
+    rig.behave()
+    assert rig.text() == "one two three"
+
+
+_INTERRUPTED = """
+import contextlib, sys, time
+from llama_space import Engine
+archive, model, store, closes = sys.argv[1:]
+engine = Engine(llama_cpp_url=archive, gguf_path=model, store=store, allow_cpu=True)
+try:
+    with contextlib.suppress(KeyboardInterrupt):
+        list(engine.prepare())
+        time.sleep(60)
+finally:
+    if closes == "closes":
+        engine.close()
+"""
+
+
+@pytest.mark.parametrize("closes", ["closes", "leaves it to the end"])
+@pytest.mark.parametrize("loading", [0, 60])
+def test_a_second_ctrl_c_leaves_no_server_no_folder_and_no_traceback(
+    tmp_path: Path, closes: str, loading: int
+) -> None:
+    archive, model, place = tmp_path / "a.tar.gz", tmp_path / "m.gguf", tmp_path / "tmp"
+    impostor_archive.write(archive, deaf=True, loading=loading)  # SIGTERM alone does not end it
+    model.write_bytes(b"GGUF")
+    place.mkdir()
+    given = [archive.as_uri(), str(model), str(tmp_path / "store"), closes]
+    app = subprocess.Popen(
+        [sys.executable, "-c", _INTERRUPTED, *given],
+        env={**os.environ, "TMPDIR": str(place)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert comes(lambda: impostor_archive.starts(tmp_path / "store") == _STARTS, 30)
+    assert comes(lambda: bool(list(place.glob("*/*"))))
+    (seen,) = (tmp_path / "store").rglob("seen.json")
+    server = json.loads(seen.read_text())["pid"]
+    for pause in (0.3, 0):
+        app.send_signal(signal.SIGINT)
+        time.sleep(pause)
+    _, said = app.communicate(timeout=30)
+    assert "Traceback" not in said
+    assert not processes.lives(server)
+    assert list(place.glob("*/*")) == []
 
 
 def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
@@ -277,12 +329,6 @@ def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
     assert {"settings", "gpu", "runtime"} <= {check.name for check in report.checks}
     assert all(check.code for check in report.checks if not check.ok)
     assert "verdict: a model " in report.as_text()
-
-
-def test_seconds_are_computed_or_the_owners() -> None:
-    ask = Ask(({"role": "user", "content": "Count."},), 10)
-    assert Engine(zerogpu_duration=33, offline=True)._seconds(ask) == 33
-    assert 15 <= Engine(offline=True)._seconds(ask) <= 120
 
 
 def test_prepare_gives_every_caller_all_events_and_waits(rig: Rig) -> None:
@@ -328,41 +374,25 @@ def test_an_error_of_a_call_is_raised_with_code_hint_and_status(rig: Rig) -> Non
     assert (caught.value.exit_status, bool(caught.value.hint)) == (7, True)
 
 
-def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page(rig: Rig) -> None:
-    engine = rig.behaving()
-    parts = [{"type": "text", "text": "Hello"}]
-    history = [
-        {"role": "user", "content": parts, "metadata": None, "options": None},
-        {"role": "assistant", "content": "Hi", "metadata": {"title": None}, "options": []},
-    ]
-    options: dict[str, Any] = {"max_tokens": 7, "temperature": 0.5, "seed": 0, "top_p": 0.9}
-    asked = engine._ask([*history, *CHAT], stop="\n", **options)
-    assert asked.messages == (
-        {"role": "user", "content": parts},
-        {"role": "assistant", "content": "Hi"},
-        *CHAT,
-    )
-    assert (asked.max_tokens, asked.temperature) == (7, 0.5)
-    assert asked.extra == {"seed": 0, "top_p": 0.9, "stop": ["\n"]}
-    defaults = engine._ask(CHAT)
-    assert (defaults.max_tokens, defaults.temperature, defaults.extra) == (1024, 0.0, {})
-    assert "".join(engine.chat([*history, *CHAT], stop="\n", **options)) == "one two three"
-
-
-@pytest.mark.parametrize(
-    ("messages", "options", "code"),
-    [
-        (["hello"], {}, "MESSAGE_INVALID"),
-        ([{"content": "hello"}], {}, "MESSAGE_INVALID"),
-        (CHAT, {"logit_bias": {1, 2}}, "REQUEST_INVALID"),
-    ],
-)
-def test_a_request_that_makes_no_sense_is_an_error_of_its_own(
-    rig: Rig, messages: Any, options: dict[str, Any], code: str
+@pytest.mark.parametrize("messages", ["text", [], ["hello"], [{"role": "usr", "content": "x"}]])
+def test_messages_that_make_no_sense_are_refused_before_anything_starts(
+    rig: Rig, messages: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with pytest.raises(SettingError) as caught:
-        list(rig.behaving().chat(messages, **options))
-    assert caught.value.code == code
+    engine = rig.behaving()
+    monkeypatch.setattr(worker, "answer", None)
+    with pytest.raises(SettingError, match="message") as caught:
+        engine.chat(messages)
+    assert caught.value.code == "MESSAGE_INVALID"
+    if messages != "text":  # which ``events`` continues
+        (failure,) = engine.events(messages)
+        assert failure == Failure.of(caught.value)
+
+
+def test_a_call_takes_no_stop_one_and_several(rig: Rig) -> None:
+    engine = rig.behaving()
+    for stop in (None, "\n", ["\n", "."]):
+        assert "".join(engine.chat(CHAT, stop=stop)) == "one two three"
+        assert "".join(engine.complete("Count:", stop=stop)) == "one two three"
 
 
 def test_a_chat_that_is_closed_stops_and_the_server_lives(rig: Rig) -> None:
@@ -418,7 +448,7 @@ def test_a_fork_has_an_engine_and_a_server_of_its_own(rig: Rig) -> None:
     engine = rig.behaving()
     list(engine.prepare())
     pid = engine.status().server_pid
-    with engine._record._lock, shared_server._lock, engine._preparing._changed:
+    with shared_server._lock, engine._record._changed:
         context = multiprocessing.get_context("fork")
         ours, theirs = context.Pipe()
         child = context.Process(target=_answer_in_a_fork, args=(engine, theirs))
@@ -514,15 +544,24 @@ def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
     class Aborted(Exception):  # noqa: N818 - stands for gradio.Error
         title = "ZeroGPU worker error"
 
-    def decorated(job: Any) -> Iterator[Any]:
-        calls.append(job)
+    def decorated(ready: Any, wanted: Any) -> Iterator[Any]:
+        calls.append(ready + wanted)
         if len(calls) % 2:
             raise Aborted("GPU task aborted")
-        yield Progress("start", "")
+        yield Progress("start")
 
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Error=Aborted))
-    waits, *items = zerogpu.call(decorated, 1)  # type: ignore[arg-type]
+    waits, *items = zerogpu.call(decorated, 1, 2)  # type: ignore[arg-type]
     assert isinstance(waits, Progress)
     assert waits.stage == "queue"
-    assert items == [Progress("start", "")]
-    assert calls == [1, 1]
+    assert items == [Progress("start")]
+    assert calls == [3, 3]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("HTTP 500"), ValueError("HTTP\n500"), OSError(5)])
+def test_an_error_of_the_package_without_a_title_is_a_failure(error: Exception) -> None:
+    failure = zerogpu._explained(error)
+    assert (failure.code, failure.exit_status) == ("ZEROGPU_FAILED", 5)
+    assert failure.message
+    assert "\n" not in failure.message
+    assert failure.hint

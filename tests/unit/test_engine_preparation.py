@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from releases import BARE, Unlisted, artifact, manifest
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.host import HostFacts
+    from llama_loader.selection import Choice
     from llama_loader.settings import Settings
 
 ASSUMED = replace(
@@ -68,7 +69,8 @@ def installing(
         installed = Unlisted(tmp_path, tmp_path, "0" * 64, "r", found, verified=True)
         timeline = Timeline()
         timeline.add("fetch", 1.0)
-        return Prepared(installed, facts, None, (), (), timeline, released=(RELEASE, "u"))
+        choice = cast("Choice", given.manifest_url)
+        return Prepared(installed, facts, choice, (), (), timeline, released=(RELEASE, "u"))
 
     monkeypatch.setattr(preparation, "prepare", prepare)
     monkeypatch.setattr(preparation.host, "detect", lambda _: facts)
@@ -77,11 +79,21 @@ def installing(
 
 def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked = installing(monkeypatch, tmp_path, ASSUMED)
-    done = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
+    ready, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
     assert asked == ["120", "90"]
-    assert [one.architecture for one in done.runtimes] == ["120", "90"]
-    assert done.timeline[0] == ("fetch", 2.0)
-    assert done.ready.settings.cuda_arch is None
+    assert known["architecture"] == "120"
+    assert known["timeline"][0] == ("fetch", 2.0)
+    assert ready.settings.cuda_arch is None
+
+
+@pytest.mark.parametrize(("pin", "verified"), [({}, False), ({"manifest_sha256": "0" * 64}, True)])
+def test_verified_is_said_of_what_a_pin_vouches_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, pin: dict[str, str], verified: bool
+) -> None:
+    installing(monkeypatch, tmp_path, NAMED)
+    given = zerogpu(gguf_path=str(self_test.MODEL), manifest_url="https://x/m.json", **pin)
+    _, known = preparation.run(given, lambda _: None)
+    assert (known["verified"], known["model_sha256"]) == (verified, None)
 
 
 def test_one_of_two_is_enough_and_the_other_is_said(
@@ -89,21 +101,9 @@ def test_one_of_two_is_enough_and_the_other_is_said(
 ) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120")
     events: list[Event] = []
-    done = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), events.append)
-    assert [one.architecture for one in done.runtimes] == ["90"]
+    _, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), events.append)
+    assert known["architecture"] == "90"
     assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
-
-
-def test_misspelt_variable_is_a_note_of_the_engine(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    installing(monkeypatch, tmp_path, NAMED)
-    given = {"gguf_path": str(tmp_path / "m.gguf")}
-    events: list[Event] = []
-    preparation.run(settings.load(given, {"LLAMA_SPACE_NCTX": "8192"}), events.append)
-    (note,) = (one for one in events if isinstance(one, Note))
-    assert note.code == "SETTING_UNKNOWN"
-    assert "near ones: N_CTX" in note.message
 
 
 def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -151,15 +151,6 @@ def test_stages_of_one_name_are_added_up() -> None:
 def test_a_file_is_warmed_only_where_memory_has_room(tmp_path: Path) -> None:
     file = tmp_path / "model"
     file.write_bytes(bytes(1000))
-    assert preparation.warm(file, 10_000)
-    assert not preparation.warm(file, 1000)
-    assert not preparation.warm(file, 0)
-    assert not preparation.warm(tmp_path / "nothing", 10_000)
-
-
-def test_the_hubs_cache_names_a_file_by_its_digest(tmp_path: Path) -> None:
-    blob = tmp_path / ("a1" * 32)
-    blob.write_bytes(b"")
-    (tmp_path / "model.gguf").symlink_to(blob)
-    assert preparation._named_digest(tmp_path / "model.gguf") == "a1" * 32
-    assert preparation._named_digest(tmp_path / "other.gguf") is None
+    read = [preparation.warm(Ready(zerogpu(), None, file, memory)) for memory in (10_000, 1000, 0)]
+    assert [bool(stages) for stages in read] == [True, False, False]
+    assert not preparation.warm(Ready(zerogpu(), None, tmp_path / "nothing", 10_000))

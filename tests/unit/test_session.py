@@ -15,6 +15,7 @@ from verbs import PROJECT
 from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
+from llama_loader.events import Downloading
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api
 from translator.line import Line
@@ -75,24 +76,20 @@ def test_a_failure_in_the_middle_is_the_last_word() -> None:
 
 
 def test_progress_and_preparation_are_passed_on() -> None:
-    states = (Status("preparing", progress=("downloading",)), Status("ready"))
-    engine = Playing(
-        Progress("queue", "waiting for a GPU"), piece("A", finished=True), states=states
-    )
+    news = Progress("prepare", Downloading("a.tar", 1, 2))
+    states = (Status("preparing"), Status("preparing", progress=(news,)), Status("ready"))
+    engine = Playing(Progress("queue"), piece("A", finished=True), states=states)
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
-    assert updates[:2] == [
-        Progress("prepare", "downloading"),
-        Progress("queue", "waiting for a GPU"),
-    ]
+    assert updates[:3] == [Progress("prepare"), news, Progress("queue")]
 
 
 def test_words_held_back_are_shown_before_a_pause() -> None:
-    pause = Progress("waiting", "waiting for words (1 s)")
+    pause = Progress("waiting", seconds=1)
     engine = Playing(piece("A"), piece("B"), pause, piece("C", finished=True))
     updates = list(translate(engine, SETTINGS, Job("猫", "auto", "en")))
     texts = [one.text for one in updates if isinstance(one, Answer)]
     assert texts == ["A", "AB", "ABC"]
-    assert Progress("waiting", pause.text) in updates
+    assert pause in updates
 
 
 def test_a_failed_preparation_asks_for_nothing() -> None:
@@ -207,6 +204,7 @@ NAMED = """
 import json
 from llama_loader import settings
 from llama_loader.errors import SettingError
+from llama_loader.events import Downloading
 from translator.page import Page
 from translator.start import RefusingEngine
 page = Page(RefusingEngine(SettingError("X", "x")), settings.load(environ={}))

@@ -1,0 +1,152 @@
+"""One request: checks what a caller asks for, and estimates the GPU seconds. No side effects.
+
+ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
+in the queue, and is refused where it asks for more than the visitor's quota.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import reprlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from llama_loader.errors import SettingError
+
+if TYPE_CHECKING:
+    from llama_loader.settings import Settings
+    from llama_space.values import Status
+
+SHORTEST, LONGEST = 15, 120
+"""Seconds; ZeroGPU's own default is 60, and it counts 1.5 for each on half a GPU. The least leaves
+room for a start where ZeroGPU gives a call to another worker than the warm one."""
+STAGES_OF_A_START: Final = ("devices", "start", "first token")
+"""What the start of a server takes, after everything that needs no GPU."""
+_FIRST_START: Final = 45.0
+"""Seconds of the first start: 17 GB from a slow disk."""
+_FIRST_SPEED: Final = 25.0
+"""Tokens a second, half of what a 27B model in 4 bits can reach on 0.9 TB/s."""
+_MARGIN: Final = 1.3
+"""For a GPU that others heat up, and a context that grows."""
+_SPARE: Final = 4.0
+"""Seconds for what is around it: the fork, the connection, the end."""
+_EXTRA_TOKENS: Final = 64
+_PROMPT_SPEED: Final = 10.0
+"""A prompt is read at least so many times faster than an answer is written."""
+_ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
+_OF_A_MESSAGE: Final = ("role", "content", "name", "tool_calls", "tool_call_id")
+"""What llama-server reads of a message; gradio's ``metadata`` and ``options`` are for its page."""
+_OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
+    # what a value must be; in words
+    "max_tokens": (lambda value: type(value) is int and value > 0, "a number of tokens above 0"),
+    "temperature": (lambda value: isinstance(value, int | float) and value >= 0, "0 or more"),
+    "seed": (lambda value: type(value) is int, "a whole number"),
+    "stop": (lambda value: _all(value, str), "a text, or a list of texts"),
+}
+
+
+@dataclass(frozen=True)
+class Request:
+    """What llama-server is asked.
+
+    Attributes:
+        asked: the messages of a chat, or a text to continue.
+        options: ``max_tokens``, ``temperature``, and further fields of llama-server's request.
+        seconds: of a GPU, to ask ZeroGPU for.
+    """
+
+    asked: list[dict[str, Any]] | str
+    options: Mapping[str, Any]
+    seconds: int = 0
+
+
+def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
+    """Return the request for a chat's answer.
+
+    Raises:
+        SettingError: something in it cannot be sent; the hint says what would be right.
+    """
+    if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
+        raise _invalid(f"messages is {reprlib.repr(messages)}, which is not a list of messages")
+    asked = [_message(number, one) for number, one in enumerate(messages, 1)]
+    if not asked:
+        raise _invalid("the list of messages is empty")
+    return _checked(asked, options, settings)
+
+
+def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -> Request:
+    """Return the request for a text's continuation; raises as ``chat`` does."""
+    if not isinstance(prompt, str):
+        hint = 'a prompt is a text such as "Once upon a time"; engine.chat() takes messages'
+        raise SettingError("REQUEST_INVALID", f"the prompt is {reprlib.repr(prompt)}", hint=hint)
+    return _checked(prompt, options, settings)
+
+
+def seconds(request: Request, status: Status) -> int:
+    """Return the GPU seconds for one answer, by what starts and answers took so far.
+
+    An answer is assumed to have no more tokens than its prompt has characters; a token of a prompt
+    has at least one, mostly.
+    """
+    characters = _characters(request.asked)
+    most: int = request.options["max_tokens"]
+    speed = status.tokens_per_second or _FIRST_SPEED
+    work = min(most, characters + _EXTRA_TOKENS) / speed + characters / (speed * _PROMPT_SPEED)
+    start = sum(status.seconds.get(stage, 0.0) for stage in STAGES_OF_A_START) or _FIRST_START
+    total = math.ceil(((0.0 if status.warm else start) + work) * _MARGIN + _SPARE)
+    return max(SHORTEST, min(total, LONGEST))
+
+
+def _characters(one: object) -> int:
+    """Count the characters of a chat whose contents are texts or lists of parts."""
+    if isinstance(one, str):
+        return len(one)
+    parts: Iterable[object] = one.values() if isinstance(one, Mapping) else ()
+    return sum(map(_characters, one if isinstance(one, list) else parts))
+
+
+def _message(number: int, given: object) -> dict[str, Any]:
+    """Return what llama-server reads of a message."""
+    if not isinstance(given, Mapping):
+        raise _invalid(f"message {number} is {reprlib.repr(given)}, which is not a dictionary")
+    if given.get("role") not in _ROLES:
+        raise _invalid(f"the role of message {number} is {reprlib.repr(given.get('role'))}")
+    content = given.get("content")
+    if not (isinstance(content, str) or _all(content, Mapping) or given.get("tool_calls")):
+        raise _invalid(f"the content of message {number} is {reprlib.repr(content)}")
+    return {name: given[name] for name in _OF_A_MESSAGE if given.get(name) is not None}
+
+
+def _checked(
+    asked: list[dict[str, Any]] | str, options: Mapping[str, Any], settings: Settings
+) -> Request:
+    usual = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    given = {**usual, **{name: one for name, one in options.items() if one not in (None, (), [])}}
+    if isinstance(given.get("stop"), str):
+        given["stop"] = [given["stop"]]
+    for name, (fits, accepts) in _OPTIONS.items():
+        if name in given and not fits(given[name]):
+            message, hint = f"{name} is {reprlib.repr(given[name])}", f"{name} takes {accepts}"
+            raise SettingError("REQUEST_INVALID", message, hint=hint)
+    try:  # as plain data: it crosses a process, and goes to the server as JSON
+        plain, extra = json.loads(json.dumps([asked, given], allow_nan=False))
+    except (TypeError, ValueError) as error:
+        message = f"the request cannot be written as JSON: {error}"
+        hint = "messages and sampling options are texts, numbers, lists and dictionaries"
+        raise SettingError("REQUEST_INVALID", message, hint=hint) from error
+    return Request(plain, extra)
+
+
+def _all(value: object, kind: type) -> bool:
+    return isinstance(value, list | tuple) and all(isinstance(one, kind) for one in value)
+
+
+def _invalid(message: str) -> SettingError:
+    return SettingError(
+        "MESSAGE_INVALID",
+        message,
+        hint='messages is a list such as [{"role": "user", "content": "Hello"}]; a role is one of'
+        f" {', '.join(_ROLES)}; engine.complete() takes a text",
+    )

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import pytest
+
+from llama_loader.errors import SettingError
+from llama_loader.events import Downloading, Event, Note, Resolving, Stage, Unpacking
+from llama_space import values
+from llama_space.status import Record
+from llama_space.values import Failure, Progress
+
+SECRET = "https://hub/file?Signature=abc"
+
+
+@pytest.mark.parametrize(
+    ("event", "said"),
+    [
+        (Resolving(SECRET), "reading https://hub/file?…"),
+        (
+            Downloading("a.tar", 5_540_000, 11_080_000),
+            "downloading a.tar: 5.54 MB of 11.1 MB (50%)",
+        ),
+        (Downloading("a.tar", 1234, None), "downloading a.tar: 1.23 kB"),
+        (Unpacking("a.tar", 0, 17_000_000_000), "unpacking a.tar: 0 B of 17 GB (0%)"),
+        (Stage("resolve", 0.06), "resolve: 0.1 s"),
+        (
+            Note("UNVERIFIED", f"{SECRET} is", "do this"),
+            "UNVERIFIED: https://hub/file?… is; do this",
+        ),
+    ],
+)
+def test_events_in_words(event: Event, said: str) -> None:
+    assert values.event_line(event) == said
+
+
+@pytest.mark.parametrize(
+    ("progress", "said"),
+    [
+        (Progress("prepare"), "preparing"),
+        (Progress("queue"), "ZeroGPU lends a GPU as soon as one is free"),
+        (Progress("start", seconds=0.3), "starting llama-server"),
+        (Progress("load", seconds=3.2), "llama-server loads the model (3 s)"),
+        (Progress("start", Downloading("a", 1, 2), 2), "downloading a: 1 B of 2 B (50%) (2 s)"),
+        (Progress("restart", seconds=3), "llama-server is started anew (3 s)"),
+        (Progress("waiting", seconds=3), "waiting for words (3 s)"),
+    ],
+)
+def test_progress_in_words(progress: Progress, said: str) -> None:
+    assert progress.text == said
+
+
+def test_what_is_kept_of_an_event_has_no_secrets() -> None:
+    assert values.plain(Resolving(SECRET)) == Resolving("https://hub/file?…")
+    kept = values.plain(Note("UNVERIFIED", SECRET, SECRET))
+    assert kept == Note("UNVERIFIED", "https://hub/file?…", "https://hub/file?…")
+
+
+def test_later_news_of_the_same_thing_take_the_place_of_the_earlier() -> None:
+    record = Record()
+    for event in (Downloading("a", 1, 2), Unpacking("a", 1, 2), Downloading("a", 2, 2)):
+        record.hear(event)
+    assert [one.event for one in record.status().progress] == [
+        Unpacking("a", 1, 2),
+        Downloading("a", 2, 2),
+    ]
+    assert record.status().latest.text == "downloading a: 2 B of 2 B (100%)"
+
+
+def test_an_error_as_a_value_has_no_secrets_and_one_line() -> None:
+    failure = Failure.of(SettingError("BAD", f"two\nlines of {SECRET}", hint=f"see {SECRET}"))
+    assert failure == Failure("BAD", "two lines of https://hub/file?…", "see https://hub/file?…", 2)
