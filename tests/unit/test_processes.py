@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import threading
 import time
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+import small_disk
 from waiting import until
 
 from llama_loader import processes
+from tests.rigs.binaries import compile_c
 
 ENVIRON = processes.environment({"PATH": os.environ["PATH"]})
 
@@ -65,8 +68,8 @@ def test_a_program_outlives_the_thread_that_asked_for_it() -> None:
 
 def test_the_program_sees_the_text_and_the_variables_that_it_was_given() -> None:
     argv, environ = ["/bin/sh", "-c", "pwd; cat; env -0"], {"ONE": "1 = \n2"}
-    assert say(argv, environ) == b"/\nONE=1 = \n2\0PWD=/\0"
-    assert say(argv, environ, text=b"key\n") == b"/\nkey\nONE=1 = \n2\0PWD=/\0"
+    assert say(argv, environ) == b"/proc\nONE=1 = \n2\0PWD=/proc\0"
+    assert say(argv, environ, text=b"key\n") == b"/proc\nkey\nONE=1 = \n2\0PWD=/proc\0"
 
 
 def test_neither_text_nor_variables_are_on_a_command_line() -> None:
@@ -129,7 +132,38 @@ def test_run_never_runs_in_the_callers_folder(
 ) -> None:
     """ggml loads every ``libggml-*.so`` of the working folder."""
     monkeypatch.chdir(tmp_path)
-    assert processes.run(["/bin/pwd"], ENVIRON, timeout=10).output == "/\n"
+    assert processes.run(["/bin/pwd"], ENVIRON, timeout=10).output == "/proc\n"
+
+
+def test_the_real_server_loads_no_plugin_of_the_callers_folder(
+    real_runtime: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ggml opens each ``libggml-cpu-*.so`` of its working folder, to ask how it fits the CPU."""
+    ran = tmp_path / "ran"
+    source = (
+        "#include <fcntl.h>\n#include <unistd.h>\n"
+        f'__attribute__((constructor)) void f(void) {{ close(creat("{ran}", 0600)); }}\n'
+    )
+    compile_c(tmp_path / "libggml-cpu-evil.so", source, "-shared", "-fPIC")
+    argv = [str(real_runtime / "llama-server"), "--list-devices"]
+    monkeypatch.chdir(tmp_path)
+    assert processes.run(argv, ENVIRON, timeout=60).status == 0
+    assert not ran.exists()
+    monkeypatch.setattr(processes, "FOLDER", str(tmp_path))  # the attack works where it may
+    processes.run(argv, ENVIRON, timeout=60)
+    assert ran.exists()
+
+
+def test_program_on_a_disk_that_is_mounted_noexec_is_told_at_once(tmp_path: Path) -> None:
+    with small_disk.mounted(tmp_path / "disk", "16m,noexec"):
+        program = shutil.copy("/bin/true", tmp_path / "disk")
+        done = processes.run([program], ENVIRON, timeout=10)
+        assert "noexec" in done.failure
+        started = processes.Program()
+        with pytest.raises(PermissionError) as refused:
+            started.start([program], ENVIRON, read=lambda output: output.close())
+        started.stop(grace=1)
+    assert "noexec" in processes.why_not_executable(refused.value)
 
 
 @pytest.mark.parametrize(
