@@ -106,14 +106,20 @@ class Examination:
         return "\n".join(printable(line) for line in lines)
 
 
-def examine(load: Callable[[], Settings], *, sink: Sink) -> Examination:
+def examine(
+    load: Callable[[], Settings],
+    *,
+    sink: Sink,
+    prepare: Callable[[Settings, Sink], Prepared] | None = None,
+) -> Examination:
     """Look at everything; never raises a loader's or a system's error.
 
     Args:
         load: reads the settings; their errors are a finding like any other.
         sink: told of progress.
+        prepare: returns the runtime to look at; None installs the one that the settings name.
     """
-    return _Visit(load, sink).found
+    return _Visit(load, sink, prepare).found
 
 
 class _Visit:
@@ -124,8 +130,13 @@ class _Visit:
     prepared: Prepared
     listing: Listing
 
-    def __init__(self, load: Callable[[], Settings], sink: Sink) -> None:
-        self._load, self._pass_on = load, sink
+    def __init__(
+        self,
+        load: Callable[[], Settings],
+        sink: Sink,
+        prepare: Callable[[Settings, Sink], Prepared] | None,
+    ) -> None:
+        self._load, self._pass_on, self._prepare = load, sink, prepare
         self.found = Examination()
         self._check("settings", self._settings)
         for name, needed in _NEEDED.items():
@@ -197,7 +208,10 @@ class _Visit:
         return f"{root}, {free / 1e9:.1f} GB free"
 
     def _runtime(self) -> str:
-        prepared = loader.prepare(self.settings, sink=self._sink)
+        if self._prepare is None:
+            prepared = loader.prepare(self.settings, sink=self._sink)
+        else:
+            prepared = self._prepare(self.settings, self._sink)
         self.prepared = self.found.prepared = prepared
         artifact = prepared.installed.artifact
         name = artifact.name if artifact else self.settings.url

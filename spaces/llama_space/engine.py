@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import doctor
+from llama_loader import doctor, loader
 from llama_loader import settings as loader_settings
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
 
     from llama_loader.doctor import Examination
-    from llama_loader.events import Event
+    from llama_loader.events import Event, Sink
+    from llama_loader.loader import Prepared
     from llama_loader.settings import Settings
     from llama_space.preparation import Ready
     from llama_space.request import Request
@@ -87,8 +88,12 @@ class Engine:
         return self._record.status()
 
     def doctor(self) -> Examination:
-        """Return the doctor's report. Takes seconds: not for a thread that draws a page."""
-        return doctor.examine(lambda: self.settings, sink=ignore)
+        """Return the doctor's report; nothing is fetched, and no runtime but the prepared one runs.
+
+        Takes seconds: not for a thread that draws a page.
+        """
+        asked = replace(self.settings, no_test_run=True)
+        return doctor.examine(lambda: asked, sink=ignore, prepare=self._installed)
 
     def chat(
         self,
@@ -191,6 +196,18 @@ class Engine:
         seconds = self.settings.zerogpu_duration or request.seconds(wanted, self.status())
         wanted = replace(wanted, seconds=seconds)
         yield from self._record.measured(zerogpu.call(self._decorated, ready, wanted), seconds)
+
+    def _installed(self, settings: Settings, sink: Sink) -> Prepared:
+        """Return the runtime that was prepared, opening no connection."""
+        del settings
+        ready = self._record.ready
+        if ready is None:
+            if self._record.failure is not None:
+                raise self._record.failure.error()
+            message = "no runtime is installed yet: it is being prepared"
+            raise ServerError("NOT_PREPARED", message, hint="look again in a minute")
+        settled = replace(ready.settings, offline=True)
+        return loader.prepare(settled, released=ready.released, sink=sink)
 
     def _prepared(self) -> Ready | None:
         """Return what was prepared; None while it is being prepared, after a moment.

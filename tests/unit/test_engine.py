@@ -24,7 +24,7 @@ from verbs import PROJECT
 from waiting import comes
 
 from llama_loader import processes, self_test
-from llama_loader.errors import NetworkError, ServerError, SettingError
+from llama_loader.errors import LoaderError, NetworkError, ServerError, SettingError
 from llama_loader.events import Note, Stage
 from llama_loader.supervisor import Supervisor
 from llama_space import (
@@ -302,7 +302,7 @@ def test_a_second_ctrl_c_leaves_no_server_no_folder_and_no_traceback(
 ) -> None:
     archive, model, place = tmp_path / "a.tar.gz", tmp_path / "m.gguf", tmp_path / "tmp"
     impostor_archive.write(archive, deaf=True, loading=loading)  # SIGTERM alone does not end it
-    model.write_bytes(b"GGUF")
+    model.write_bytes(self_test.MODEL.read_bytes())
     place.mkdir()
     given = [archive.as_uri(), str(model), str(tmp_path / "store"), closes]
     app = subprocess.Popen(
@@ -312,7 +312,6 @@ def test_a_second_ctrl_c_leaves_no_server_no_folder_and_no_traceback(
         text=True,
     )
     assert comes(lambda: impostor_archive.starts(tmp_path / "store") == _STARTS, 30)
-    assert comes(lambda: bool(list(place.glob("*/*"))))
     (seen,) = (tmp_path / "store").rglob("seen.json")
     server = json.loads(seen.read_text())["pid"]
     for pause in (0.3, 0):
@@ -329,6 +328,26 @@ def test_the_doctor_returns_checks_with_codes(rig: Rig) -> None:
     assert {"settings", "gpu", "runtime"} <= {check.name for check in report.checks}
     assert all(check.code for check in report.checks if not check.ok)
     assert "verdict: a model " in report.as_text()
+
+
+def test_doctor_looks_at_what_was_prepared_and_fetches_nothing(rig: Rig, tmp_path: Path) -> None:
+    """The archive is not pinned: a visitor's press must not bring the new bytes into the Space."""
+    engine = rig.behaving()
+    list(engine.prepare())
+    installed = sorted(path.name for path in (tmp_path / "store" / "runtimes").iterdir())
+    rig.behave(loading=0.1)
+    report = engine.doctor()
+    runtime = next(check for check in report.checks if check.name == "runtime")
+    assert runtime.ok
+    assert engine.status().digest in runtime.detail
+    assert sorted(path.name for path in (tmp_path / "store" / "runtimes").iterdir()) == installed
+
+
+def test_doctor_of_an_engine_that_could_not_prepare_says_why(rig: Rig) -> None:
+    with pytest.raises(LoaderError):  # there is no archive
+        list(rig.engine.prepare())
+    runtime = next(check for check in rig.engine.doctor().checks if check.name == "runtime")
+    assert (runtime.ok, runtime.code) == (False, "UNREACHABLE")
 
 
 def test_prepare_gives_every_caller_all_events_and_waits(rig: Rig) -> None:
