@@ -57,4 +57,4 @@ def in_sentences(page: str) -> Iterator[tuple[str, set[str]]]:
     """Return the verbs of invoke that a page's sentences name, each with its long options."""
     text = _FENCE.sub("", (PROJECT / page).read_text("utf-8"))
     for match in re.finditer(r"`(?:[A-Z_]+=\S+ )?invoke ([a-z][a-z-]*)([^`]*)`", text):
-        yield match[1], set(re.findall(r"--[a-z][a-z-]*", match[2]))
+        yield match[1], set(re.findall(r"--[a-z][a-z0-9-]*", match[2]))
