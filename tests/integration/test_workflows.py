@@ -38,6 +38,7 @@ ELSEWHERE = {
     "Install the farm": "every nox session installs a lock so: the one that runs this test, too",
     "Install what the tests need of the distribution": "`.ci/run` does it on a bare machine",
     "Run everything": "this test is a part of it",
+    "Pack CUDA's libraries": "needs 400 MB of wheels; test_cuda_runtime.py packs small ones",
     "Build everything twice": "takes half an hour; test_reproducible.py runs the same on less",
 }
 """Commands that are not run here, by the step's name, and where they are instead."""
