@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import locations, tarball, transport
+from llama_loader import locations, transport
 from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
@@ -335,6 +335,8 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         if is_chunk(artifact, index, chunk):
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
+    from llama_loader import tarball
+
     forms = {form for magic, form in tarball.MAGIC.items() if chunk.startswith(magic[:got])}
     if index == 0 and artifact.format not in forms:
         raise AttemptError(

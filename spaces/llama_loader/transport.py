@@ -1,32 +1,15 @@
-"""Open one file, behind HTTP or on this machine, and read its bytes as they are sent.
+"""What one attempt to read a file is: how long it may take, how it fails, the bytes that come.
 
-``requests`` does TLS, proxies and certificates. Redirects are followed here and nothing is decoded:
-what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
-
-Every wait has an end. A socket's own timeout begins anew with every byte, and ``http.client`` reads
-on until headers or a chunk's length are whole. So each read from a connection is given the time
-that is left for all of them.
+Files of this machine are opened here; what is behind HTTP is ``http_transport``'s, which is
+imported when the first such file is opened: a start that downloads nothing needs no ``requests``.
 """
 
 from __future__ import annotations
 
-import io
-import re
-import socket
-import time
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
-from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
+from typing import TYPE_CHECKING
 
-import requests
-import urllib3
-from requests.adapters import HTTPAdapter
-from urllib3.exceptions import InvalidHeader
-
-from llama_loader import locations, settings
-from llama_loader.errors import without_secrets
 from llama_loader.locations import Local
 
 if TYPE_CHECKING:
@@ -34,17 +17,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llama_loader.locations import Web
-
-MAX_REDIRECTS: Final = 5
-
-_OK: Final = 200
-_PARTIAL: Final = 206
-_UNSATISFIABLE: Final = 416
-_MISSING: Final = frozenset({404, 410})
-_REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
-_AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
-_NUMBER: Final = re.compile(r"[0-9]{1,18}")
-_RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)")
 
 
 @dataclass(frozen=True)
@@ -120,28 +92,10 @@ def opened(place: Web | Local, start: int, patience: Patience, deadline: float) 
         with _opened_file(place.path, start) as body:
             yield body
         return
-    here, headers_by = place.url, time.monotonic() + patience.headers
-    for _ in range(MAX_REDIRECTS + 1):
-        headers = {"Accept-Encoding": "identity", "User-Agent": "llama-loader"}
-        if start:
-            headers["Range"] = f"bytes={start}-"
-        if place.token and locations.origin(here) == locations.origin(place.url):
-            headers["Authorization"] = f"Bearer {place.token}"
-        with (
-            closing(_TimedAdapter(here, patience, deadline)) as adapter,
-            closing(adapter.ask(headers, headers_by)) as answer,
-        ):
-            if answer.status_code not in _REDIRECTS:
-                _require_success(answer, patience)
-                yield _body(adapter, answer, start, patience)
-                return
-            location = _text(answer, "Location")
-        target = locations.redirected(here, location)
-        if target is None:
-            to = locations.shown(location)
-            raise AttemptError(f"redirected to {to!r}, which is not https", final=True)
-        here = target
-    raise AttemptError(f"more than {MAX_REDIRECTS} redirects", final=True)
+    from llama_loader import http_transport
+
+    with http_transport.opened(place, start, patience, deadline) as body:
+        yield body
 
 
 @contextmanager
@@ -162,182 +116,3 @@ def _local_errors() -> Iterator[None]:
     except OSError as error:
         missing = isinstance(error, FileNotFoundError)
         raise AttemptError(error.strerror or str(error), final=True, missing=missing) from error
-
-
-def _require_success(answer: requests.Response, patience: Patience) -> None:
-    status = answer.status_code
-    if status in (_OK, _PARTIAL):
-        return
-    if status == _UNSATISFIABLE:
-        raise RangeError("HTTP status 416")
-    wait = _retry_after(_text(answer, "Retry-After"))
-    asked = f", to be asked again in {wait:.0f} s" if wait is not None else ""
-    raise AttemptError(
-        f"HTTP status {status}{asked}",
-        wait=wait,
-        final=status not in _AGAIN or (wait or 0.0) > patience.longest_wait,
-        missing=status in _MISSING,
-    )
-
-
-def _body(
-    adapter: _TimedAdapter, answer: requests.Response, start: int, patience: Patience
-) -> Body:
-    first = 0
-    if answer.status_code == _PARTIAL:
-        given = _text(answer, "Content-Range")
-        match = _RANGE.fullmatch(given)
-        if match is None or int(match[1]) != start:
-            raise RangeError(f"asked for bytes from {start} on, answered with {given!r}")
-        first = start
-    seconds, came = 0.0, 0
-
-    def read(size: int) -> bytes:
-        nonlocal seconds, came
-        began = time.monotonic()
-        with adapter.waiting(began + patience.silence, f"no data within {patience.silence:g} s"):
-            # read1 returns what is there: read would wait for all of it, byte by byte.
-            data: bytes = answer.raw.read1(size, decode_content=False) or b""
-        seconds, came = seconds + time.monotonic() - began, came + len(data)
-        if data and seconds >= patience.window:
-            if came < patience.rate * seconds:
-                raise AttemptError(f"slower than {patience.rate} bytes a second")
-            seconds, came = 0.0, 0
-        return data
-
-    return Body(first, _number(_text(answer, "Content-Length")), read)
-
-
-def _text(answer: requests.Response, name: str) -> str:
-    """Return a header; an empty text where it is missing, or not printable ASCII."""
-    text = answer.headers.get(name, "")
-    return text if text.isascii() and text.isprintable() else ""
-
-
-def _number(text: str) -> int | None:
-    """Return what a header counts; None where it is no number, or an impossibly long one."""
-    return int(text) if _NUMBER.fullmatch(text) else None
-
-
-def _retry_after(text: str) -> float | None:
-    """Return the seconds that a Retry-After asks for: a number, or an HTTP date."""
-    try:
-        return float(urllib3.Retry().parse_retry_after(text))
-    except (InvalidHeader, ValueError, OverflowError):
-        return None
-
-
-def _reason(error: BaseException, url: str) -> str:
-    """Return the sentence of the first cause (requests and urllib3 wrap it), without secrets."""
-    while error.__context__ is not None:
-        error = error.__context__
-    said = without_secrets(str(error) or type(error).__name__)
-    query = url.partition("?")[2]
-    return said.replace(query, "…") if query else said
-
-
-def _target(url: str) -> tuple[str, dict[str, str]]:
-    """Return where a request for a URL goes, and its Host: in clear to an address of this machine.
-
-    A resolver may give ``localhost`` the address of another machine.
-    """
-    parts = urlsplit(url)
-    if (parts.scheme, parts.hostname) != ("http", "localhost"):
-        return url, {}
-    found = socket.getaddrinfo("localhost", parts.port, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in found]
-    loopback = [address for address in addresses if locations.is_loopback(address)]
-    if not loopback:
-        raise AttemptError(
-            f"localhost leads to {addresses[0]}, which is not this machine: use https", final=True
-        )
-    address = "127.0.0.1" if "127.0.0.1" in loopback else f"[{loopback[0]}]"
-    netloc = address + parts.netloc[len("localhost") :]
-    return parts._replace(netloc=netloc).geturl(), {"Host": parts.netloc}
-
-
-class _TimedAdapter(HTTPAdapter):
-    """Asks for one URL; whatever is read from its connection comes in time, or not at all."""
-
-    def __init__(self, url: str, patience: Patience, deadline: float) -> None:
-        super().__init__()
-        self._url = url
-        self._patience = patience
-        self._deadline = deadline
-        self._until = deadline
-
-    def ask(self, headers: dict[str, str], until: float) -> requests.Response:
-        """Send one request. Not through a session, which follows redirects and reads ~/.netrc."""
-        with self.waiting(until, f"no answer within {self._patience.headers:g} s"):
-            session = requests.Session()
-            session.verify = settings.certificate_file() or True
-            options: Any = session.merge_environment_settings(
-                self._url, {}, stream=True, verify=None, cert=None
-            )
-            if locations.is_this_machine(locations.origin(self._url)[1]):
-                options["proxies"] = {}
-            target, named = _target(self._url)
-            request = requests.Request("GET", target, headers=headers | named).prepare()
-            connect = min(self._patience.connect, self.left())
-            return self.send(request, timeout=(connect, self._patience.silence), **options)
-        raise AssertionError
-
-    @contextmanager
-    def waiting(self, until: float, reason: str) -> Iterator[None]:
-        """Wait for the server in this context, until the moment ``until`` or the deadline.
-
-        What fails in it is an ``AttemptError``; with ``reason`` where the time was over.
-        """
-        late = AttemptError(reason)
-        if self._deadline < until:
-            until = self._deadline
-            late = AttemptError(f"not done within {self._patience.deadline:g} s", final=True)
-        self._until = until
-        try:
-            self.left()
-            yield
-        except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
-            if time.monotonic() >= until:
-                raise late from error
-            # requests' errors about the URL or the proxy's URL itself are values' errors
-            final = isinstance(error, ValueError)
-            raise AttemptError(_reason(error, self._url), final=final) from error
-
-    def left(self) -> float:
-        """Return the seconds that the present wait may still take; ``TimeoutError`` for none."""
-        seconds = self._until - time.monotonic()
-        if seconds <= 0:
-            raise TimeoutError
-        return seconds
-
-    def get_connection_with_tls_context(self, *args: Any, **kwargs: Any) -> Any:
-        """Return a pool whose answers, those of a proxy too, are read through ``_Timed``."""
-        pool: Any = super().get_connection_with_tls_context(*args, **kwargs)
-
-        def answer(sock: socket.socket, *args: Any, **kwargs: Any) -> HTTPResponse:
-            made = HTTPResponse(sock, *args, **kwargs)
-            made.fp = io.BufferedReader(_Timed(sock, made.fp.detach(), self.left))
-            return made
-
-        timed = {"response_class": staticmethod(answer)}
-        pool.ConnectionCls = type("Connection", (pool.ConnectionCls,), timed)
-        return pool
-
-
-class _Timed(io.RawIOBase):
-    """Reads from a socket; each read may take the seconds that ``left`` returns."""
-
-    def __init__(self, sock: socket.socket, raw: Any, left: Callable[[], float]) -> None:
-        self._socket, self._raw, self._left = sock, raw, left
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int | None:
-        self._socket.settimeout(self._left())
-        size: int | None = self._raw.readinto(buffer)
-        return size
-
-    def close(self) -> None:
-        self._raw.close()
-        super().close()

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import transport
+from llama_loader import http_transport
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.transport import Patience
 from tests.rigs import fault_server as faults
@@ -532,7 +532,7 @@ def test_a_small_file_whose_headers_never_end_is_given_up(server: FaultServer, f
 def test_an_error_about_a_signed_url_does_not_show_its_query(reader: Reader) -> None:
     url = "https://127.0.0.1:1/a?X-Signature=s3cret"
     assert "s3cret" not in refused(NetworkError, "UNREACHABLE", reader, url)
-    text = transport._reason(ValueError("cannot parse /a?X-Signature=s3cret (at 3)"), url)
+    text = http_transport._reason(ValueError("cannot parse /a?X-Signature=s3cret (at 3)"), url)
     assert text == "cannot parse /a?… (at 3)"
 
 
