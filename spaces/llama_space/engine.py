@@ -88,10 +88,7 @@ class Engine:
         return self._record.status()
 
     def doctor(self) -> Examination:
-        """Return the doctor's report; nothing is fetched, and no runtime but the prepared one runs.
-
-        Takes seconds: not for a thread that draws a page.
-        """
+        """Return the doctor's report, after seconds; it fetches nothing, and runs what is prepared."""
         asked = replace(self.settings, no_test_run=True)
         return doctor.examine(lambda: asked, sink=ignore, prepare=self._installed)
 
@@ -197,9 +194,8 @@ class Engine:
         wanted = replace(wanted, seconds=seconds)
         yield from self._record.measured(zerogpu.call(self._decorated, ready, wanted), seconds)
 
-    def _installed(self, settings: Settings, sink: Sink) -> Prepared:
+    def _installed(self, _: Settings, sink: Sink) -> Prepared:
         """Return the runtime that was prepared, opening no connection."""
-        del settings
         ready = self._record.ready
         if ready is None:
             if self._record.failure is not None:
