@@ -88,7 +88,7 @@ class Engine:
         return self._record.status()
 
     def doctor(self) -> Examination:
-        """Return the doctor's report, after seconds; it fetches nothing, and runs what is prepared."""
+        """Return the doctor's report, in seconds; it fetches nothing and runs what is prepared."""
         asked = replace(self.settings, no_test_run=True)
         return doctor.examine(lambda: asked, sink=ignore, prepare=self._installed)
 
