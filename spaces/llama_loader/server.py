@@ -9,6 +9,7 @@ however that ends (see ``processes``), and leaves nothing on the disk.
 from __future__ import annotations
 
 import contextlib
+import os
 import secrets
 import socket
 import threading
@@ -322,9 +323,10 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
         places = {f"{address}:{port:04X}" for address in _ADDRESSES}
         inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTEN and row[1] in places}
         held = set()
-        for link in (proc / str(pid) / "fd").iterdir():
+        folder = proc / str(pid) / "fd"
+        for name in os.listdir(folder):  # noqa: PTH208 - an interrupt leaves no open iterator
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                held.add(str(link.readlink()))
+                held.add(os.readlink(folder / name))
     except (OSError, IndexError, ValueError):
         return None
     if not rows or "socket:[0]" in inodes:
