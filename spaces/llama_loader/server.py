@@ -326,7 +326,7 @@ def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
         folder = proc / str(pid) / "fd"
         for name in os.listdir(folder):  # noqa: PTH208 - an interrupt leaves no open iterator
             with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                held.add(os.readlink(folder / name))
+                held.add(str((folder / name).readlink()))
     except (OSError, IndexError, ValueError):
         return None
     if not rows or "socket:[0]" in inodes:
