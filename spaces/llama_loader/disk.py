@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import re
 import stat
@@ -27,19 +28,15 @@ if TYPE_CHECKING:
 NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
 """Nothing is there, or a link, or a socket (ENXIO)."""
-STALE_SECONDS: Final = 86400.0
-"""A folder whose owner cannot be asked counts as abandoned so long after it was made."""
 FORBIDDEN_BITS: Final = 0o7022
 """Set-id and sticky bits, and what would let others change a file after it was hashed."""
 
+STALE_SECONDS: Final = 3 * 86400.0
+"""What is unfinished, and was not touched for so long, is removed."""
+
 _FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_OWNED: Final = re.compile(
-    r"[^.]+\.(?P<process>(?P<world>[^.]+)\.(?P<pid>[0-9]+)\.([0-9]+|-))\.[^.]+", re.ASCII
-)
-"""The names that ``new_folder`` gives: a purpose, a process, something random."""
-_START_TIME: Final = 19
-"""Field 22 of ``/proc/PID/stat``, counted behind the name's closing bracket (proc(5))."""
-_NOWHERE: Final = "nowhere"
+_TEMPORARY: Final = re.compile(r"[a-z]+\.[0-9a-f]{16}\.tmp", re.ASCII)
+"""The names that ``temporary`` gives: a purpose, and something random."""
 _AS_FOLDER: Final = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO waits for its other end otherwise
 _AS_FILE: Final = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -234,36 +231,42 @@ class Folder:
         """Have its names on the disk."""
         os.fsync(self.handle)
 
-    def new_folder(self, purpose: str) -> Folder:
-        """Make and open a private folder whose name says which process owns it."""
-        name = f"{purpose}.{_process(os.getpid())}.{os.urandom(8).hex()}"
-        return self.folder(name, make=0o700)
-
     @contextmanager
     def temporary(self, purpose: str) -> Iterator[Folder]:
-        """Give such a folder; at the end it is removed, if it still has its name."""
-        with self.new_folder(purpose) as made:
+        """Make a private folder; at the end it is removed, if it still has its name."""
+        name = f"{purpose}.{os.urandom(8).hex()}.tmp"
+        with self.folder(name, make=0o700) as made:
             try:
                 yield made
             finally:
                 with contextlib.suppress(OSError):  # swept later
-                    self.remove(made.path.name)
+                    self.remove(name)
 
-    def sweep(self) -> None:
-        """Remove the folders of ``new_folder`` whose owner ended; all other names stay."""
-        for name in filter(self._is_abandoned, self.names()):
+    def sweep(self, seconds: float) -> None:
+        """Remove the folders of ``temporary`` that ended processes left so long ago or earlier."""
+        for name in self.unused(_TEMPORARY, seconds):
             with contextlib.suppress(OSError):  # another process was faster, or is at it
-                self.remove(name)
+                if self.has_folder(name):
+                    self.remove(name)
 
-    def _is_abandoned(self, name: str) -> bool:
-        owned, status = _OWNED.fullmatch(name), self.status(name)
-        if owned is None or status is None or not stat.S_ISDIR(status.st_mode):
+    def unused(self, pattern: re.Pattern[str], seconds: float) -> list[str]:
+        """Return the names of a pattern whose last change is so long ago or longer."""
+        latest = time.time() - seconds
+        found = {name: self.status(name) for name in filter(pattern.fullmatch, self.names())}
+        return [name for name, status in found.items() if status and status.st_mtime <= latest]
+
+    def lock(self) -> bool:
+        """Lock it against everybody who opens it anew; return False while another has it locked."""
+        try:
+            fcntl.flock(self.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
             return False
-        now = _process(int(owned["pid"]))
-        if owned["world"] == now.partition(".")[0] != _NOWHERE:
-            # Process numbers are used again: the moment of the start tells two owners apart.
-            return owned["process"] != now
-        return status.st_mtime < time.time() - STALE_SECONDS
+        return True
+
+    def unlock(self) -> None:
+        """Unlock it: closing it would not while a fork of this process has a copy of it."""
+        with contextlib.suppress(OSError):  # locks fail on this disk
+            fcntl.flock(self.handle, fcntl.LOCK_UN)
 
 
 def trusted(path: Path, hops: int = 40) -> Path:
@@ -334,15 +337,3 @@ def private_folder(name: str) -> Path:
     with contextlib.suppress(FileExistsError):
         Path(tempfile.gettempdir(), f"{name}-{os.geteuid()}").mkdir(mode=0o700)
     return private_place(name) or Path(tempfile.mkdtemp(prefix=f"{name}-"))
-
-
-def _process(pid: int) -> str:
-    """Name a process: its boot and container, its number, its start (``-`` if it has ended)."""
-    world, began = _NOWHERE, "-"
-    with contextlib.suppress(OSError):
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-        world = f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
-    with contextlib.suppress(OSError):
-        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2]
-        began = after_name.split()[_START_TIME]
-    return f"{world}.{pid}.{began}"

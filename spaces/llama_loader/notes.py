@@ -10,81 +10,8 @@ from llama_loader.gguf_header import ALL_LAYERS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
-    from pathlib import Path
 
     from llama_loader.server import Server
-
-
-def archive_not_pinned(url: str, digest: str) -> Note:
-    """Nothing says which bytes the archive must have."""
-    return Note(
-        "UNVERIFIED",
-        f"{url} is not pinned: these bytes are run as they came; their sha256 is {digest}",
-        f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest}",
-    )
-
-
-def manifest_not_pinned(url: str, digest: str) -> Note:
-    """Nothing says which bytes the manifest must have."""
-    return Note(
-        "MANIFEST_NOT_PINNED",
-        f"manifest {url} is not pinned; its sha256 is {digest}",
-        f"set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256={digest}",
-    )
-
-
-def channel_out_of_reach(url: str, serial: int, why: str) -> Note:
-    """A channel cannot be asked; the last release accepted from it is used."""
-    return Note(
-        "CHANNEL_OUT_OF_REACH",
-        f"channel {url} cannot be asked ({why}); going on with serial {serial}, which was"
-        " accepted before",
-        "it is asked again at the next start",
-    )
-
-
-def channel_expires(url: str, expires: datetime, runs_until: datetime | None) -> Note:
-    """A channel expires soon; or it has expired, and what was accepted ``runs_until`` then."""
-    hint = "its author renews it by promoting a release again; is this machine's clock right?"
-    if runs_until is None:
-        told = f"channel {url} expires on {expires:%Y-%m-%d}"
-        return Note("CHANNEL_EXPIRES_SOON", told, hint)
-    told = (
-        f"channel {url} expired on {expires:%Y-%m-%d}; the release that was accepted before runs"
-        f" until {runs_until:%Y-%m-%d}"
-    )
-    return Note("CHANNEL_EXPIRED", told, hint)
-
-
-def store_temporary(usual: Path, why: OSError, instead: Path) -> Note:
-    """The usual store cannot be written, or others can change what is in it."""
-    return Note(
-        "STORE_TEMPORARY",
-        f"{usual} cannot be used ({why.strerror}); installing to {instead}, "
-        "which is gone with this machine's temporary files",
-        "set HF_HOME or --store to a folder that this user, and no other, can write; a disk that"
-        " all users can write is safe after `chmod +t` on its folder",
-    )
-
-
-def compared_with_receipt(place: Path) -> Note:
-    """An installed runtime was hashed, and no manifest was given to compare it with."""
-    return Note(
-        "COMPARED_WITH_RECEIPT",
-        f"{place} was compared with its own receipt, not with a manifest: a program that can change"
-        " the files can change the receipt",
-        "give the release's manifest with --manifest and --manifest-sha256",
-    )
-
-
-def modes_mended(place: Path, names: str) -> Note:
-    """Files or folders of a runtime had modes that it does not give them."""
-    return Note(
-        "MODES_MENDED",
-        f"{place}: the modes of {names} were wrong and were set right; the content is verified",
-        "which program changed them? Copy a store with its modes (cp -a, rsync -p)",
-    )
 
 
 def not_as_asked(server: Server) -> Iterator[Note]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import stat
@@ -19,12 +18,12 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
 
-from llama_loader import disk, notes
+from llama_loader import disk
 from llama_loader import manifest as schema
 from llama_loader.concurrency import Background
 from llama_loader.disk import FORBIDDEN_BITS, NO_FILE, NOT_WRITABLE, Folder
 from llama_loader.errors import IntegrityError
-from llama_loader.events import Sink, Stage, ignore
+from llama_loader.events import Note, Sink, Stage, ignore
 from llama_loader.manifest import Artifact, FileEntry
 
 if TYPE_CHECKING:
@@ -107,10 +106,10 @@ class Installed:
     files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
     sink: Sink = field(default=ignore, compare=False, repr=False)
 
-    def verify(self, *, hashed: bool = True) -> None:
-        """Hash every file now. Call it as the last act before each execution.
+    def verify(self) -> None:
+        """Hash every file now, and renew the time of the runtime's last use.
 
-        If not ``hashed``, only names, sizes, owners and modes are checked.
+        Call it as the last act before each execution.
 
         Raises:
             IntegrityError: names the files that are damaged, missing or not listed.
@@ -119,12 +118,18 @@ class Installed:
         started = time.monotonic()
         piece_size = self.artifact.piece_size if self.artifact else 0
         with disk.errors(self.root):
-            mended = check_files(self.root, self.files, piece_size if hashed else None)
+            mended = check_files(self.root, self.files, piece_size)
         if mended:
-            self.sink(notes.modes_mended(self.root, _names(mended)))
-        if hashed:
-            size = sum(entry.size for entry in self.files)
-            self.sink(Stage("verify", time.monotonic() - started, size))
+            self.sink(
+                Note(
+                    "MODES_MENDED",
+                    f"{self.root}: the modes of {_names(mended)} were wrong and were set right; the"
+                    " content is verified",
+                    "which program changed them? Copy a store with its modes (cp -a, rsync -p)",
+                )
+            )
+        size = sum(entry.size for entry in self.files)
+        self.sink(Stage("verify", time.monotonic() - started, size))
 
 
 def damaged(message: str) -> IntegrityError:
@@ -149,11 +154,10 @@ def find_program(paths: Iterable[str], name: str) -> str:
     return found[0].rpartition("/")[0] or "."
 
 
-def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int | None) -> set[str]:
+def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> set[str]:
     """Check that a runtime has exactly the files of a list; set and return wrong modes.
 
-    ``piece_size`` are the bytes of the pieces whose digests an entry may have; None to hash
-    nothing, and to check names, sizes, owners and modes alone.
+    ``piece_size`` are the bytes of the pieces whose digests an entry may have.
 
     Raises:
         IntegrityError: names the files that are missing, changed or not listed; or a file is right
@@ -166,6 +170,8 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int | None
     mended: set[str] = set()
     try:
         with Folder.open(root.parent) as runtimes, runtimes.folder(root.name) as place:
+            with contextlib.suppress(OSError):  # a read-only store is not collected either
+                os.utime(place.handle)
             for path, folder in ((".", place), *place.walk()):
                 present.add(path)
                 if folder is not None and folder.mended:
@@ -188,7 +194,7 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int | None
 
 
 def _problems(
-    place: Folder, files: dict[str, FileEntry], piece_size: int | None, mended: set[str]
+    place: Folder, files: dict[str, FileEntry], piece_size: int, mended: set[str]
 ) -> dict[str, str]:
     """Hash files in as many threads as there are processors; say what is wrong, by path.
 
@@ -269,11 +275,9 @@ class _Piece(NamedTuple):
         return disk.why_not(status, FORBIDDEN_BITS)
 
 
-def _pieces(path: str, entry: FileEntry, piece_size: int | None) -> Iterator[_Piece]:
+def _pieces(path: str, entry: FileEntry, piece_size: int) -> Iterator[_Piece]:
     """Split a file where the manifest has the digests of its pieces."""
-    if piece_size is None:
-        yield _Piece(path, entry, 0, 0, hashlib.sha256().hexdigest())
-    elif not entry.chunks or not piece_size:
+    if not entry.chunks or not piece_size:
         yield _Piece(path, entry, 0, entry.size, entry.sha256)
     else:
         for index, digest in enumerate(entry.chunks):
@@ -285,22 +289,3 @@ def _names(paths: Iterable[str]) -> str:
     ordered = sorted(paths)
     more = f" and {len(ordered) - _SHOWN} more" if len(ordered) > _SHOWN else ""
     return f"{', '.join(ordered[:_SHOWN])}{more}"
-
-
-def hold(place: Folder) -> None:
-    """Write down that a runtime is in use: now, and until this process and its forks have ended.
-
-    That is a shared lock on its folder, which the kernel releases however the process ends. If
-    locks do not work, or the store is read-only, the time of the last use is all, or nothing is.
-    """
-    with contextlib.suppress(OSError):
-        os.utime(place.handle)
-    status = os.fstat(place.handle)
-    with contextlib.suppress(OSError):
-        if (status.st_dev, status.st_ino) not in _held:
-            handle = _held[status.st_dev, status.st_ino] = os.dup(place.handle)
-            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-
-
-_held: dict[tuple[int, int], int] = {}
-"""Open folders by device and inode, once each."""

@@ -8,15 +8,14 @@
 <root>/staging/                     what is being installed; private, removed afterwards
 
 A runtime appears by one rename of a complete, synced folder, so it is whole or missing, with or
-without working file locks. What this module removes has a name that only a store gives, in a folder
-that carries a store's marker.
+without working file locks. Where locks work, one process at a time writes to the store. What this
+module removes has a name that only a store gives, in a folder that carries a store's marker.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
 import tempfile
@@ -26,7 +25,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, notes, partial, receipt, store_folder
+from llama_loader import disk, partial, receipt, store_folder
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, SettingError
@@ -42,8 +41,11 @@ if TYPE_CHECKING:
 PRIVATE: Final = "llama-loader"
 """The name, among the temporary files, of the store to use where the usual one cannot be."""
 MAX_AGE_SECONDS: Final = 14 * 86400.0
-"""A runtime that no process asked for in so long is removed."""
+"""A runtime that was not executed for so long is removed."""
+LOCK_SECONDS: Final = 900.0
+"""An installation over a slow link; after that the other installer is taken for dead."""
 
+_POLL_SECONDS: Final = 0.05
 _TRIES: Final = 3
 _TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
@@ -71,14 +73,15 @@ class Store:
         """Return an installed runtime, every file of it hashed now; None unless it is whole.
 
         ``trusted`` is the manifest's entry; without it the runtime's receipt counts. If not
-        ``hashed``, only names, sizes, owners and modes are checked.
+        ``hashed``, what the receipt says is returned, unless the store could not be mended: the
+        caller verifies it before it executes it, and repairs it then.
 
         Raises:
             StoreError: the folder is no store, or of a newer loader, or cannot be read.
         """
         if not os.path.lexists(self.root):
             return None
-        with self._opened(make=False) as root:
+        with self._opened() as root:
             return self._find(root, sha256, trusted, hashed=hashed)
 
     def install(
@@ -93,8 +96,7 @@ class Store:
     ) -> Installed:
         """Return the artifact's runtime, fetched (``note`` is told first) unless it is installed.
 
-        ``urls`` are tried in order. If not ``hashed``, the caller verifies what is installed before
-        it executes it.
+        ``urls`` are tried in order; ``hashed`` is that of ``find``.
 
         Raises:
             NetworkError: it cannot be fetched from any URL.
@@ -104,7 +106,7 @@ class Store:
         found = self.find(artifact.sha256, artifact, hashed=hashed)
         if found is not None:
             return found
-        with self._swept() as root:
+        with self._writing() as (root, staging):
 
             def fill(into: Path) -> Receipt:
                 if note is not None:
@@ -112,7 +114,7 @@ class Store:
                 self._fetch(root, artifact, urls, fetcher, into)
                 return Receipt(sha256=artifact.sha256, release=release, artifact=artifact)
 
-            return self._install(root, artifact.sha256, artifact, fill)
+            return self._install(root, staging, artifact.sha256, artifact, fill)
 
     def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
         """Return the runtime of any llama.cpp archive, wherever its ``llama-server`` lies.
@@ -142,13 +144,20 @@ class Store:
         """
         what, kept = f"manifest {url}", None
         if sha256 is not None and os.path.lexists(self.root):
-            with self._opened(make=False) as root:
+            with self._opened() as root:
                 kept = root.read(f"manifests/{sha256}.json", schema.MAX_MANIFEST_BYTES)
             if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
                 return schema.parse(kept, what=what)
         data = fetcher.manifest_bytes(url, sha256)
         if sha256 is None:
-            self._sink(notes.manifest_not_pinned(url, hashlib.sha256(data).hexdigest()))
+            digest = hashlib.sha256(data).hexdigest()
+            self._sink(
+                Note(
+                    "MANIFEST_NOT_PINNED",
+                    f"{what} is not pinned; its sha256 is {digest}",
+                    f"set YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256={digest}",
+                )
+            )
         manifest = schema.parse(data, what=what)
         if sha256 is not None:
             self.write("manifests", f"{sha256}.json", data=data)
@@ -186,7 +195,14 @@ class Store:
             installed = Receipt.read(place).installed(path, entry, self._sink)
         installed.verify()
         if entry is None:
-            self._sink(notes.compared_with_receipt(path))
+            self._sink(
+                Note(
+                    "COMPARED_WITH_RECEIPT",
+                    f"{path} was compared with its own receipt, not with a manifest: a program that"
+                    " can change the files can change the receipt",
+                    "give the release's manifest with --manifest and --manifest-sha256",
+                )
+            )
         return installed
 
     def write(self, *names: str, data: bytes) -> None:
@@ -197,9 +213,8 @@ class Store:
         Raises:
             StoreError: it cannot be written.
         """
-        with contextlib.ExitStack() as opened:
-            place = root = opened.enter_context(self._opened(make=True))
-            staging = opened.enter_context(root.folder("staging"))
+        with self._writing() as (root, staging), contextlib.ExitStack() as opened:
+            place = root
             for name in names[:-1]:
                 place = opened.enter_context(place.folder(name, make=0o755))
             place.replace(names[-1], data, staging=staging)
@@ -207,7 +222,7 @@ class Store:
     # the folder
 
     @contextmanager
-    def _opened(self, *, make: bool) -> Iterator[Folder]:
+    def _opened(self, *, make: bool = False) -> Iterator[Folder]:
         """Open the store, and turn the disk's errors into the store's; ``make`` it to write."""
         with disk.errors(self.root):
             root = self._open(make=make)
@@ -224,18 +239,48 @@ class Store:
                 raise
             usual, self.root = self.root, disk.private_folder(PRIVATE)
             self._is_private = True
-            self._sink(notes.store_temporary(usual, error, self.root))
+            self._sink(
+                Note(
+                    "STORE_TEMPORARY",
+                    f"{usual} cannot be used ({error.strerror}); installing to {self.root}, "
+                    "which is gone with this machine's temporary files",
+                    "set HF_HOME or --store to a folder that this user, and no other, can write; a"
+                    " disk that all users can write is safe after `chmod +t` on its folder",
+                )
+            )
             return self._open(make=make)
 
     @contextmanager
-    def _swept(self) -> Iterator[Folder]:
-        """Open the store to install; what ended processes left half done goes."""
-        with self._opened(make=True) as root:
-            with root.folder("staging") as staging:
-                staging.sweep()
-            with root.folder(partial.FOLDER, make=0o700) as downloads:
-                partial.sweep(downloads)
-            yield root
+    def _writing(self) -> Iterator[tuple[Folder, Folder]]:
+        """Open the store and its staging folder to write; what ended processes left there goes.
+
+        No other process writes meanwhile, if locks work and none takes too long.
+        """
+        with (
+            self._opened(make=True) as root,
+            root.folder("staging") as staging,
+            root.folder("staging") as probe,
+        ):
+            try:
+                # a lock that works keeps out who opens the folder anew, this process too
+                is_alone = self._locks(staging) and not probe.lock()
+                staging.sweep(0.0 if is_alone else disk.STALE_SECONDS)
+                yield root, staging
+            finally:
+                staging.unlock()
+
+    def _locks(self, staging: Folder) -> bool:
+        """Lock the store; return False if locks fail here, or another process has it too long."""
+        end = time.monotonic() + LOCK_SECONDS
+        with contextlib.suppress(OSError):
+            if staging.lock():
+                return True
+            self._sink(Note("STORE_BUSY", "another process writes to the store; waiting for that"))
+            while time.monotonic() < end:
+                time.sleep(_POLL_SECONDS)
+                if staging.lock():
+                    return True
+        return False
 
     # what is installed
 
@@ -248,12 +293,12 @@ class Store:
         hashed: bool = True,
         told: Sink = ignore,
     ) -> Installed | None:
-        """Return a runtime that is whole, and hold it; None otherwise. ``told`` hears why."""
+        """Return a runtime that is whole; None otherwise. ``told`` hears why."""
         try:
             with Folder.open(root.path / "runtimes" / sha256) as place:
-                receipt.hold(place)
                 found = Receipt.read(place).installed(place.path, trusted, self._sink)
-            found.verify(hashed=hashed)
+            if hashed or not store_folder.can_be_mended(root):
+                found.verify()
         except FileNotFoundError:
             return None
         except (NotADirectoryError, PermissionError) as error:
@@ -267,33 +312,21 @@ class Store:
         told(Note("RUNTIME_DAMAGED", problem, "it is fetched again"))
         return None
 
-    def _collect(self, staging: Folder, runtimes: Folder, keep: str) -> None:
-        """Remove the runtimes that are unused for long and that no living process holds."""
-        for name in set(filter(store_folder.DIGEST.fullmatch, runtimes.names())) - {keep}:
-            with contextlib.suppress(OSError), runtimes.folder(name) as place:
-                # fails where it is held, and where locks do not work
-                fcntl.flock(place.handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(place.handle).st_mtime <= time.time() - MAX_AGE_SECONDS:
-                    _discard(staging, runtimes, name)
-
     # installing
 
     def _install(
         self,
         root: Folder,
+        staging: Folder,
         sha256: str,
         trusted: Artifact | None,
         fill: Callable[[Path], Receipt],
     ) -> Installed:
         """Return a runtime that is there after all, or publish what ``fill`` unpacks."""
-        with (
-            root.folder("staging") as staging,
-            store_folder.lock(staging, sha256, self._sink),
-            staging.temporary(sha256[:12]) as made,
-        ):
-            found = self._find(root, sha256, trusted, told=self._sink)
-            if found is not None:
-                return found
+        found = self._find(root, sha256, trusted, told=self._sink)
+        if found is not None:
+            return found
+        with staging.temporary("install") as made:
             with made.folder(FILES, make=0o755) as files:
                 done = fill(files.path)
             return self._publish(root, staging, made, done)
@@ -322,8 +355,9 @@ class Store:
                     return found
                 _discard(staging, runtimes, sha256)
             runtimes.sync()
-            receipt.hold(made)
-            self._collect(staging, runtimes, sha256)
+            for unused in runtimes.unused(store_folder.DIGEST, MAX_AGE_SECONDS):
+                with contextlib.suppress(OSError):
+                    _discard(staging, runtimes, unused)
         return installed
 
     def _fetch(
@@ -336,6 +370,7 @@ class Store:
             root.folder(partial.FOLDER, make=0o700) as downloads,
             contextlib.closing(partial.Partial(downloads, artifact, self._sink)) as kept,
         ):
+            partial.sweep(downloads)
             try:
                 waited, started = [0.0], time.monotonic()
                 chunks = _timed(fetcher.chunks(artifact, urls, kept), waited)
@@ -351,12 +386,19 @@ class Store:
     def _install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
         from llama_loader import foreign
 
-        with self._swept() as root, tempfile.TemporaryFile(dir=root.path / "staging") as copy:
+        with self._writing() as (root, staging), tempfile.TemporaryFile(dir=staging.path) as copy:
             started = time.monotonic()
             digest, size = fetcher.copy(url, copy, limit=foreign.MAX_BYTES)
             self._sink(Stage("fetch", time.monotonic() - started, size))
             if sha256 is None:
-                self._sink(notes.archive_not_pinned(url, digest))
+                self._sink(
+                    Note(
+                        "UNVERIFIED",
+                        f"{url} is not pinned: these bytes are run as they came; their sha256 is"
+                        f" {digest}",
+                        f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest}",
+                    )
+                )
             elif digest != sha256:
                 raise IntegrityError(
                     "SHA256_MISMATCH",
@@ -373,7 +415,7 @@ class Store:
                 self._sink(Stage("unpack", time.monotonic() - started, unpacked))
                 return Receipt(sha256=digest, files=files)
 
-            return self._install(root, digest, None, fill)
+            return self._install(root, staging, digest, None, fill)
 
 
 def _timed(

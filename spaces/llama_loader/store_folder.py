@@ -1,4 +1,4 @@
-"""The store's folder: claims an empty one, refuses any other, locks what is installed in it.
+"""The store's folder: claims an empty one, refuses any other.
 
 What is installed in it is not decided here (``store``).
 """
@@ -7,20 +7,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 import re
 import stat
-import time
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from llama_loader.disk import Folder, is_full
+from llama_loader.disk import Folder
 from llama_loader.errors import StoreError
-from llama_loader.events import Note, Sink
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
 FORMAT: Final = 2
@@ -31,12 +26,10 @@ FOLDERS: Final = frozenset({"channels", "manifests", "partial", "runtimes", "sta
 """All folders that a store has."""
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """The name of a runtime."""
-LOCK_SECONDS: Final = 900.0
-"""An installation over a slow link; after that the other installer is taken for dead."""
+MARKER_MODE: Final = 0o755
+"""That of a program, although it is none: this shows whether the disk keeps modes of files."""
 
-_POLL_SECONDS: Final = 0.05
 _MAX_MARKER: Final = 64
-_PROGRAM_MODE: Final = 0o755
 _UNUSABLE: Final = re.compile(r"[:;$\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 """``:;$`` split or change the linker's search path (ld.so(8)); a line break, a control code and
 bytes that are no UTF-8 (surrogates in Python) do not survive being printed as a line."""
@@ -108,59 +101,30 @@ def _state(root: Folder) -> str:
 
 
 def _claim(root: Folder, state: str) -> None:
-    """Mark the folder as a store, before anything else is written; make what a store has."""
+    """Mark the folder as a store, before anything else is written; make what a store has.
+
+    Raises:
+        PermissionError: its disk keeps no modes of files; found before anything is fetched.
+    """
     if state == "empty":
         # Of a process that was killed here a part of the marker is left. Processes that do this
         # at once write the same bytes to the same place.
         root.write("FORMAT", MARKER.encode())
         root.sync()
     with root.folder("runtimes", make=0o755), root.folder("staging", make=0o700) as staging:
-        _require_modes(staging)
         if state == "damaged":
             root.replace("FORMAT", MARKER.encode(), staging=staging)
-
-
-def _require_modes(staging: Folder) -> None:
-    """Find out, before anything is fetched, whether files can be written and keep their modes."""
-    with staging.temporary("probe") as probe:
-        handle = probe.open_to_write("file", 0o755)
-        try:
-            os.fchmod(handle, _PROGRAM_MODE)
-            if stat.S_IMODE(os.fstat(handle).st_mode) != _PROGRAM_MODE:
-                raise PermissionError(errno.EPERM, "its disk keeps no modes of files")
-        finally:
-            os.close(handle)
-
-
-@contextmanager
-def lock(staging: Folder, sha256: str, sink: Sink) -> Iterator[None]:
-    """Be the only installer of a runtime, if locks work and no other takes too long.
-
-    Raises:
-        OSError: the disk is full.
-    """
-    end = time.monotonic() + LOCK_SECONDS
-    with contextlib.ExitStack() as opened:
-        try:
-            handle = staging.open_to_write(f"{sha256}.lock", 0o600)
-            opened.callback(os.close, handle)
-            if not _is_locked(handle):
-                sink(Note("STORE_BUSY", "another process installs it; waiting for that"))
-                while not _is_locked(handle):
-                    if time.monotonic() > end:
-                        raise TimeoutError("another installer holds it too long")
-                    time.sleep(_POLL_SECONDS)
-        except OSError as error:
-            if is_full(error):
-                raise
-            sink(Note("STORE_NOT_LOCKED", f"installing without a lock: {error}"))
-        yield
-
-
-def _is_locked(handle: int) -> bool:
-    """Lock an open file against other processes; return False while another has it."""
+    handle = root.open_to_write("FORMAT", MARKER_MODE)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
+        os.fchmod(handle, MARKER_MODE)
+        if stat.S_IMODE(os.fstat(handle).st_mode) != MARKER_MODE:
+            raise PermissionError(errno.EPERM, "its disk keeps no modes of files")
+    finally:
+        os.close(handle)
+
+
+def can_be_mended(root: Folder) -> bool:
+    """Whether what is damaged can be replaced in this store: it can be written and keeps modes."""
+    marker = root.status("FORMAT")
+    keeps_modes = marker is not None and stat.S_IMODE(marker.st_mode) == MARKER_MODE
+    return keeps_modes and os.access(root.path, os.W_OK)

@@ -4,8 +4,8 @@ A pin (``manifest_sha256``) trusts bytes; it is the default and needs no key. A 
 key: its manifest may change, but it must be signed for this project and channel, its serial never
 goes back, and it expires. So a mirror can neither offer an old release nor hold back a new one.
 
-The store keeps what was accepted last of each project and channel in ``<serial>.json``. The name
-is the mark: processes that accept at the same time can only raise it.
+The store keeps what was accepted of each project and channel in ``<serial>.json``. The highest
+name is the mark: processes that accept at the same time can only raise it.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, locations, notes, strict_json
+from llama_loader import disk, locations, strict_json
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
-from llama_loader.events import ignore
+from llama_loader.events import Note, ignore
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -95,9 +95,7 @@ def manifest(
     url, sha256 = pin.manifest_url, settings.manifest_sha256 or pin.manifest_sha256
     if pin.public_key and sha256 is None:
         return Channel(pin, store=store, sink=sink).manifest(fetcher), url
-    found = store.manifest(url, sha256, fetcher)
-    _require_serial(found, locations.shown(url), pin.min_serial or 0, "is asked for")
-    return found, url
+    return store.manifest(url, sha256, fetcher), url
 
 
 def release_file() -> Path:
@@ -180,15 +178,6 @@ def signed_comment(content: bytes, signature: bytes, public_key: str, what: str)
     return str(parsed.trusted_comment)
 
 
-def _require_serial(found: Manifest, url: str, least: int, why: str) -> None:
-    if found.serial < least:
-        raise IntegrityError(
-            "SERIAL_TOO_LOW",
-            f"manifest {url} has serial {found.serial}; {least} {why}",
-            hint="an older release is offered as new: a rollback would have a higher serial",
-        )
-
-
 @dataclass(frozen=True)
 class Channel:
     """A signed channel, and what ``store`` keeps of it; its signature is ``URL.minisig``."""
@@ -226,11 +215,24 @@ class Channel:
             if last is None:
                 raise
             offered = last
-            self.sink(notes.channel_out_of_reach(self._url, mark, error.message))
-        _require_serial(offered.manifest, self._url, mark, "was accepted before")
-        _require_serial(offered.manifest, self._url, self.pin.min_serial or 0, "is asked for")
+            self.sink(
+                Note(
+                    "CHANNEL_OUT_OF_REACH",
+                    f"channel {self._url} cannot be asked ({error.message}); going on with serial"
+                    f" {mark}, which was accepted before",
+                    "it is asked again at the next start",
+                )
+            )
+        serial, asked = offered.manifest.serial, (self.pin.min_serial or 0, "is asked for")
+        least, why = max(asked, (mark, "was accepted before"))
+        if serial < least:
+            raise IntegrityError(
+                "SERIAL_TOO_LOW",
+                f"manifest {self._url} has serial {serial}; {least} {why}",
+                hint="an older release is offered as new: a rollback would have a higher serial",
+            )
         accepted = last is not None and last.data == offered.data
-        if last and not accepted and last.manifest.serial == offered.manifest.serial:
+        if last and not accepted and last.manifest.serial == serial:
             raise IntegrityError(
                 "SERIAL_REUSED",
                 f"manifest {self._url} has serial {mark} with other content than the one that was"
@@ -241,7 +243,9 @@ class Channel:
             offered, accepted = last, True  # no new one is accepted now; the last has its grace
         self._require_current(offered.manifest, accepted=accepted)
         if offered != last:
-            self._keep(offered)
+            data = msgspec.json.encode((offered.data, offered.signature))
+            name = f"{offered.manifest.serial}.json"
+            self.store.write("channels", self._folder, name, data=data)
         return offered.manifest
 
     def _fetched(self, fetcher: Fetcher) -> _Signed:
@@ -306,8 +310,15 @@ class Channel:
                 " channel that does not expire could be held back for ever",
             )
         if left <= WARNING:
-            ends = found.expires + GRACE if left <= timedelta() else None
-            self.sink(notes.channel_expires(self._url, found.expires, ends))
+            code, told = "CHANNEL_EXPIRES_SOON", f"expires on {found.expires:%Y-%m-%d}"
+            if left <= timedelta():
+                code = "CHANNEL_EXPIRED"
+                told = (
+                    f"expired on {found.expires:%Y-%m-%d}; the release that was accepted before"
+                    f" runs until {found.expires + GRACE:%Y-%m-%d}"
+                )
+            hint = "its author renews it by promoting a release again; is this machine's clock"
+            self.sink(Note(code, f"channel {self._url} {told}", f"{hint} right?"))
 
     def _accepted(self) -> tuple[int, _Signed | None]:
         """Return the highest serial accepted, and its manifest unless that was damaged since.
@@ -322,23 +333,10 @@ class Channel:
                 contextlib.suppress(FileNotFoundError),
                 Folder.open(place) as at,
             ):
-                highest = max(_serials(at), default=0)
+                kept = filter(None, map(_KEPT.fullmatch, at.names()))
+                highest = max((int(one[1]) for one in kept), default=0)
                 if highest >= mark:
                     mark, data = highest, at.read(f"{highest}.json", _MAX_KEPT) or data
         with contextlib.suppress(msgspec.MsgspecError, IntegrityError):
             return mark, self._verified(*msgspec.json.decode(data, type=tuple[bytes, bytes]))
         return mark, None
-
-    def _keep(self, signed: _Signed) -> None:
-        serial = signed.manifest.serial
-        data = msgspec.json.encode((signed.data, signed.signature))
-        self.store.write("channels", self._folder, f"{serial}.json", data=data)
-        place = self.store.root / "channels" / self._folder
-        with disk.errors(place), Folder.open(place) as at:
-            for old in _serials(at):
-                if old < serial:
-                    at.remove(f"{old}.json")
-
-
-def _serials(kept: Folder) -> list[int]:
-    return [int(found[1]) for name in kept.names() if (found := _KEPT.fullmatch(name))]

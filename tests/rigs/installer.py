@@ -20,7 +20,6 @@ spaces, root, url, sha256, locks, patience = sys.argv[1:]
 sys.path.insert(0, spaces)
 from pathlib import Path
 from llama_loader import store as module
-from llama_loader import store_folder
 from llama_loader.errors import LoaderError
 
 class WhenAsked:  # as the loader does: a warm start makes no fetcher
@@ -35,7 +34,7 @@ def failing_lock(handle, operation): raise OSError(37, "no locks here")
 if locks != "locks":
     import fcntl
     fcntl.flock = {"no-locks": no_lock, "failing-locks": failing_lock}[locks]
-store_folder.LOCK_SECONDS = float(patience)
+module.LOCK_SECONDS = float(patience)
 store, fetcher = module.Store(Path(root)), WhenAsked()
 try:
     manifest = store.manifest(url, sha256, fetcher)

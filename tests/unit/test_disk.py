@@ -29,14 +29,16 @@ def mine(name: str) -> str:
     return f"{name}-{os.geteuid()}"
 
 
-def new_folder(place: Path, purpose: str) -> Path:
-    with Folder.open(place) as folder, folder.new_folder(purpose) as made:
-        return made.path
+def left_behind(place: Path, name: str = f"install.{'0a' * 8}.tmp") -> Path:
+    """A folder that a process had begun when it was killed."""
+    (place / name / "deep").mkdir(parents=True)
+    (place / name / "deep/file").touch()
+    return place / name
 
 
-def sweep(place: Path) -> None:
+def sweep(place: Path, seconds: float = 0.0) -> None:
     with Folder.open(place) as folder:
-        folder.sweep()
+        folder.sweep(seconds)
 
 
 @pytest.mark.parametrize(
@@ -201,80 +203,76 @@ def test_a_path_through_another_users_folder_or_link_is_not_trusted(tmp_path: Pa
             disk.trusted(path)
 
 
-def test_a_folders_name_says_who_owns_it(tmp_path: Path) -> None:
-    folder = new_folder(tmp_path, "purpose")
-    purpose, world, pid, started, _ = folder.name.split(".")
-    assert (purpose, pid) == ("purpose", str(os.getpid()))
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text()[:8]
-    assert world == f"{boot}-{Path('/proc/self/ns/pid').stat().st_ino}"
-    after_name = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
-    assert started == after_name[19]
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+def test_temporary_folder_is_private_and_goes_at_its_end(tmp_path: Path) -> None:
+    with Folder.open(tmp_path) as folder, folder.temporary("install") as made:
+        assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
+        left_behind(made.path)
+    assert list(tmp_path.iterdir()) == []
 
 
-def test_what_has_an_owner_stays_and_what_has_none_goes(tmp_path: Path) -> None:
-    ours = new_folder(tmp_path, "ours")
-    _, world, pid, started, _ = ours.name.split(".")
-    gone = {
-        f"a.{world}.{pid}.{int(started) - 1}.x",  # the number is used again
-        f"b.{world}.4194305.1.x",  # larger than any process number
-        f"c.{world}.1.-.x",
-    }
-    kept = {f"d.elsewhere.{pid}.{started}.x", "e", "f.g", f"h.{world}.{pid}.{started}"}
-    kept |= {f"i.{world}.none.{started}.x", f"j.{world}.4194305.1.x.y"}
-    for name in gone | kept:
-        (tmp_path / name).mkdir()
-    (tmp_path / "link").symlink_to(tmp_path / "e")
-    (tmp_path / "file").touch()
+def test_only_what_a_process_left_behind_is_swept(tmp_path: Path) -> None:
+    with Folder.open(tmp_path) as folder, folder.temporary("install") as made:
+        name = made.path.name
+    left_behind(tmp_path, name)
+    kept = {"e", f"{name}.x", name.upper(), name.replace(".tmp", ""), f"x{name}".replace(".", "-")}
+    for other in kept:
+        (tmp_path / other).mkdir()
+    (tmp_path / name.replace("install", "file")).touch()
+    (tmp_path / name.replace("install", "link")).symlink_to(tmp_path / "e")
     sweep(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == kept | {ours.name, "link", "file"}
+    assert left == kept | {name.replace("install", "file"), name.replace("install", "link")}
 
 
-def test_what_cannot_be_told_goes_by_age(tmp_path: Path) -> None:
-    names = {name: f"{name}.elsewhere.1.1.x" for name in ("old", "fresh")}
-    folders = {name: tmp_path / owned for name, owned in names.items()}
-    for folder in folders.values():
-        (folder / "deep").mkdir(parents=True)
-        (folder / "deep/file").touch()
-    now = time.time()
-    for path in (folders["old"], *folders["old"].rglob("*")):
-        os.utime(path, (now, now - 86400 - 60))
-    for path in (folders["fresh"], *folders["fresh"].rglob("*")):
-        os.utime(path, (now, now - 86400 + 60))
-    sweep(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {names["fresh"]}
-    assert disk.STALE_SECONDS == 86400
+@pytest.mark.parametrize(("early", "stays"), [(1, True), (0, False)])
+def test_what_is_unused_is_known_by_its_age(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: int, *, stays: bool
+) -> None:
+    now = float(int(time.time()))
+    folder = left_behind(tmp_path)
+    os.utime(folder, (now, now - 60 + early))
+    monkeypatch.setattr(disk.time, "time", lambda: now)
+    sweep(tmp_path, 60)
+    assert folder.exists() is stays
 
 
 def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = new_folder(tmp_path, "left")
+    folders = [left_behind(tmp_path, f"install.{digit * 16}.tmp") for digit in "ab"]
+    remove = Folder.remove
 
-    def other_was_faster(_: Folder, name: str) -> bool:
-        (tmp_path / name).rmdir()
-        return True
+    def other_was_faster(folder: Folder, name: str) -> None:
+        remove(folder, name)
+        if "." in name:
+            raise FileNotFoundError(errno.ENOENT, "gone", name)
 
-    monkeypatch.setattr(Folder, "_is_abandoned", other_was_faster)
+    monkeypatch.setattr(Folder, "remove", other_was_faster)
     sweep(tmp_path)
-    assert not folder.exists()
+    assert not any(folder.exists() for folder in folders)
 
 
-def test_where_proc_is_not_to_be_read_age_decides(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def unreadable(path: Path, *_: object) -> str:
-        raise PermissionError(errno.EACCES, "not to be read", str(path))
+def test_lock_keeps_out_who_opens_the_folder_anew(tmp_path: Path) -> None:
+    with Folder.open(tmp_path) as one, Folder.open(tmp_path) as other:
+        assert one.lock()
+        assert one.lock()
+        assert not other.lock()
+        one.unlock()
+        assert other.lock()
 
-    monkeypatch.setattr(Path, "read_text", unreadable)
-    folder = new_folder(tmp_path, "x")
-    assert folder.name.split(".")[1:4] == ["nowhere", str(os.getpid()), "-"]
-    other = folder.with_name(f"x.nowhere.1.-.{'y' * 8}")
-    other.mkdir()
-    sweep(tmp_path)
-    assert (folder.is_dir(), other.is_dir()) == (True, True)
-    os.utime(other, (0, 0))
-    sweep(tmp_path)
-    assert (folder.is_dir(), other.is_dir()) == (True, False)
+
+def test_lock_ends_although_a_fork_has_a_copy_of_the_folder(tmp_path: Path) -> None:
+    read, write = os.pipe()
+    with Folder.open(tmp_path) as one, Folder.open(tmp_path) as other:
+        assert one.lock()
+        child = os.fork()
+        if child == 0:
+            os.close(write)
+            os.read(read, 1)
+            os._exit(0)
+        one.unlock()
+        assert other.lock()
+        os.close(write)
+        os.waitpid(child, 0)
+    os.close(read)
 
 
 def test_a_private_folder_is_the_same_every_time(temporary: Path) -> None:

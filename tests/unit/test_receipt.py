@@ -220,16 +220,6 @@ def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
         check(place, entries(), PIECE)
 
 
-def test_form_without_content(place: Path) -> None:
-    """``hashed=False`` reads no file, and finds another size or name."""
-    path = place / receipt.FILES / BIG.path
-    path.write_bytes(BIG.data[::-1])
-    check(place, entries(), None)
-    path.write_bytes(BIG.data[1:])
-    with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
-        check(place, entries(), None)
-
-
 def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
     """Up to ten of a kind, then how many more there are."""
     (place / receipt.FILES / BIG.path).unlink()

@@ -16,8 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import partial
-from llama_loader.disk import Folder
+from llama_loader.disk import STALE_SECONDS, Folder
 from llama_loader.errors import IntegrityError, NetworkError
 from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
@@ -189,7 +188,7 @@ def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) 
     old, new = folder / ("0" * 64), folder / ("1" * 64)
     for path in (old, new):
         path.write_bytes(b"x")
-    then = time.time() - partial.STALE_SECONDS - 60
+    then = time.time() - STALE_SECONDS - 60
     os.utime(old, (then, then))
     shutil.rmtree(tmp_path / "runtimes" / ARTIFACT.sha256)
     install(tmp_path, url)

@@ -88,7 +88,10 @@ def test_a_code_that_is_not_known_is_said_in_the_loader_s_words() -> None:
         (Downloading("a.tar", 5_540_000, 11_080_000), "a.tar を取得中: 5.54 MB / 11.1 MB（50%）"),
         (Downloading("a.tar", 1234, None), "a.tar を取得中: 1.23 kB"),
         (Unpacking("a.tar", 1, 2), "a.tar を展開中: 1 B / 2 B（50%）"),
-        (Note("STORE_BUSY", "another process installs it; waiting for that"), "別のプロセスが"),
+        (
+            Note("STORE_BUSY", "another process writes to the store; waiting for that"),
+            "別のプロセスが",
+        ),
     ],
 )
 def test_progress_is_said_in_japanese_with_its_bytes_and_seconds(event: Event, shown: str) -> None:

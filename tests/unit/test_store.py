@@ -25,7 +25,7 @@ import msgspec
 import pytest
 from needs import must_or_skip
 
-from llama_loader import disk, receipt, store_folder, unpack
+from llama_loader import disk, store_folder, unpack
 from llama_loader import store as store_module
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
@@ -36,7 +36,7 @@ from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
-from tests.unit.test_disk import KINDS, new_folder, not_small, sweep
+from tests.unit.test_disk import KINDS, left_behind, not_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -87,9 +87,8 @@ class Release:
         return [event.code for event in self.events if isinstance(event, Note)]
 
     def left(self) -> list[str]:
-        """What lies in the staging folder but for locks."""
-        names = [path.name for path in (self.root / "staging").iterdir()]
-        return [name for name in names if not name.endswith(".lock")]
+        """What lies in the staging folder."""
+        return [path.name for path in (self.root / "staging").iterdir()]
 
 
 @pytest.fixture
@@ -326,8 +325,7 @@ def test_nobody_else_may_write_in_a_store_whatever_the_umask(release: Release) -
         os.umask(before)
     places = [release.root, *release.root.rglob("*")]
     assert len(places) > 12
-    open_to_all = [place for place in places if place.lstat().st_mode & 0o022]
-    assert [place for place in open_to_all if place.suffix != ".lock"] == []
+    assert [place for place in places if place.lstat().st_mode & 0o022] == []
 
 
 def of_the_system(monkeypatch: pytest.MonkeyPatch, call: str, function: Any) -> None:
@@ -574,19 +572,21 @@ def test_eight_installers_at_once(release: Release, locks: str) -> None:
     assert release.store().verify(release.place)
 
 
+@contextlib.contextmanager
+def locked_by_another(release: Release) -> Iterator[None]:
+    release.store().write("channels", "file", data=b"1")
+    with Folder.open(release.root / "staging") as staging:
+        assert staging.lock()
+        yield
+
+
 def test_waiting_for_another_installer_is_said(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from filelock import FileLock
-
-    monkeypatch.setattr(store_folder, "LOCK_SECONDS", 0.1)
-    release.store().write("channels", "file", data=b"1")
-    holder = FileLock(
-        release.root / "staging" / f"{release.artifact.sha256}.lock", is_singleton=False
-    )
-    with holder:
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    with locked_by_another(release):
         assert release.install().verified
-    assert release.notes() == ["STORE_BUSY", "STORE_NOT_LOCKED"]
+    assert release.notes() == ["STORE_BUSY"]
 
 
 def test_threads_may_install_too(release: Release) -> None:
@@ -607,11 +607,8 @@ def test_threads_may_install_too(release: Release) -> None:
 
 
 def test_a_lock_that_nobody_lets_go(release: Release) -> None:
-    from filelock import FileLock
-
     rename_to_what_the_manifest_says(release)
-    release.store().write("channels", "file", data=b"1")
-    with FileLock(release.root / "staging" / f"{release.artifact.sha256}.lock"):
+    with locked_by_another(release):
         subprocess.run(child(release, wait=0.1), check=True, stdout=subprocess.DEVNULL)
     assert release.store().verify(release.place)
 
@@ -649,7 +646,7 @@ def test_killed_at_a_system_call(
     assert release.left() == []
 
 
-def test_killed_in_the_middle_and_swept(release: Release) -> None:
+def test_killed_in_the_middle_and_swept(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     path = rename_to_what_the_manifest_says(release)
     release.server.fail(path, faults.drip(20_000, every=0.05), always=True)
     process = subprocess.Popen(child(release))
@@ -659,7 +656,8 @@ def test_killed_in_the_middle_and_swept(release: Release) -> None:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         assert len(release.left()) == 1
-        sweep(release.root / "staging")
+        monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+        release.store().write("channels", "file", data=b"1")
         assert len(release.left()) == 1  # its owner lives
     finally:
         process.send_signal(signal.SIGKILL)
@@ -669,32 +667,28 @@ def test_killed_in_the_middle_and_swept(release: Release) -> None:
     assert release.left() == []
 
 
-def test_what_other_machines_left_is_swept_when_it_is_old(tmp_path: Path) -> None:
-    staging = tmp_path / "staging"
-    for name in ("old", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
-        (staging / name / "deep").mkdir(parents=True)
-        (staging / name / "deep" / "file").write_text("x")
-    (staging / "file.lock").write_text("")
-    (staging / "link").symlink_to(tmp_path)
-    past = time.time() - 2 * disk.STALE_SECONDS
-    for name in ("old", "old.elsewhere-1.1.1.x", "new.elsewhere-1.1.1.x"):
-        for path in (staging / name / "deep" / "file", staging / name / "deep", staging / name):
-            if name[:3] != "new":
-                os.utime(path, (past, past))
-    sweep(staging)
-    left = {path.name for path in staging.iterdir()}
-    assert left == {"old", "new.elsewhere-1.1.1.x", "file.lock", "link"}
+def no_locks(*_: int) -> None:
+    """Locks that do nothing."""
 
 
-def test_a_process_number_that_is_used_again(tmp_path: Path) -> None:
-    mine = new_folder(tmp_path, "mine")
-    purpose, world, pid, started, rest = mine.name.split(".")
-    other = tmp_path / ".".join([purpose, world, pid, str(int(started) - 1), rest])
-    other.mkdir()
-    gone = tmp_path / f"{purpose}.{world}.4194305.{started}.{rest}"
-    gone.mkdir()
-    sweep(tmp_path)
-    assert names(tmp_path) == [mine.name]
+def failing_locks(*_: int) -> None:
+    raise OSError(errno.ENOLCK, "no locks here")
+
+
+@pytest.mark.parametrize("locks", [no_locks, failing_locks])
+@pytest.mark.parametrize("early", [60, -60])
+def test_where_locks_do_not_work_what_was_left_behind_goes_by_its_age(
+    release: Release, monkeypatch: pytest.MonkeyPatch, locks: Any, early: int
+) -> None:
+    release.store().write("channels", "file", data=b"1")
+    folder = left_behind(release.root / "staging")
+    age(folder, disk.STALE_SECONDS - early)
+    monkeypatch.setattr(disk.fcntl, "flock", locks)
+    release.store().write("channels", "file", data=b"1")
+    assert folder.exists() == (early > 0)
+    monkeypatch.undo()
+    release.store().write("channels", "file", data=b"1")
+    assert release.left() == []
 
 
 # 40: damage
@@ -1097,8 +1091,9 @@ def test_a_warm_start_imports_no_http(release: Release) -> None:
 
 def test_constants_that_other_parts_rely_on() -> None:
     assert (unpack.FILE_MODE, unpack.PROGRAM_MODE, store_folder.FORMAT) == (0o644, 0o755, 2)
-    assert store_folder.LOCK_SECONDS == 900
+    assert store_module.LOCK_SECONDS == 900
     assert store_module.MAX_AGE_SECONDS == 14 * 24 * 3600
+    assert disk.STALE_SECONDS == 3 * 24 * 3600
 
 
 # whose folder it is
@@ -1376,7 +1371,7 @@ def test_store_path_in_any_language(release: Release, tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("what", KINDS)
-@pytest.mark.parametrize("where", ["receipt.json", "manifest", "FORMAT", "lock"])
+@pytest.mark.parametrize("where", ["receipt.json", "manifest", "FORMAT"])
 def test_what_is_no_small_file_is_replaced(
     release: Release, tmp_path: Path, what: str, where: str
 ) -> None:
@@ -1387,12 +1382,9 @@ def test_what_is_no_small_file_is_replaced(
         "receipt.json": release.place / "receipt.json",
         "manifest": release.root / "manifests" / f"{release.manifest_sha256}.json",
         "FORMAT": release.root / "FORMAT",
-        "lock": release.root / "staging" / f"{release.artifact.sha256}.lock",
     }[where]
     place.unlink()
     not_small(place, what, tmp_path / "e")
-    if where == "lock":
-        DAMAGES["bit"](release.place)
     release.store().manifest(*pin, release.fetcher())
     release.install().verify()
     release.store().write("channels", "file", data=b"1")
@@ -1457,19 +1449,47 @@ def test_verify_against_the_entry_of_another_archive(release: Release) -> None:
     assert caught.value.code == "OTHER_ARTIFACT"
 
 
-def test_runtime_that_is_not_hashed_is_found_by_its_form(release: Release) -> None:
-    release.install()
-    DAMAGES["same size and time"](release.place)
-    found = release.store().install(
-        release.artifact, [], release.fetcher(), release="b1-1", hashed=False
+def unhashed(release: Release, *urls: str) -> Installed:
+    return release.store().install(
+        release.artifact, urls, release.fetcher(), release="b1-1", hashed=False
     )
+
+
+@pytest.mark.parametrize("how", ["same size and time", "missing", "no files"])
+def test_runtime_that_is_not_hashed_is_what_its_receipt_says(release: Release, how: str) -> None:
+    """The caller verifies it before it executes it, and repairs it then."""
+    installed = release.install()
+    DAMAGES[how](release.place)
+    found = unhashed(release)
+    assert found == installed
     assert release.notes() == []
-    with pytest.raises(IntegrityError, match="llama-server changed"):
+    with pytest.raises(IntegrityError, match=r"llama-server|libllama"):
         found.verify()
-    DAMAGES["missing"](release.place)
-    release.store().install(
-        release.artifact, [release.url], release.fetcher(), release="b1-1", hashed=False
-    ).verify()
+    release.install()
+    found.verify()
+
+
+def test_runtime_of_a_read_only_store_is_hashed_at_once(release: Release, temporary: Path) -> None:
+    """What is repaired would be in another folder than the one that was found."""
+    installed = release.install()
+    with read_only(release.root):
+        assert unhashed(release) == installed
+    DAMAGES["same size and time"](release.place)
+    with read_only(release.root):
+        repaired = unhashed(release, release.url)
+        assert repaired.folder.is_relative_to(temporary)
+        repaired.verify()
+
+
+def test_runtime_on_a_disk_that_keeps_no_modes_is_hashed_at_once(
+    release: Release, temporary: Path, tmp_path: Path
+) -> None:
+    release.install()
+    shutil.copytree(release.root, tmp_path / "copy")
+    with all_files_as("fa=r:fu+w", tmp_path / "disk"):
+        release.root = tmp_path / "disk" / "store"
+        shutil.copytree(tmp_path / "copy", release.root)
+        assert unhashed(release, release.url).folder.is_relative_to(temporary)
 
 
 def test_runtime_that_was_removed_after_it_was_found(release: Release) -> None:
@@ -1501,7 +1521,7 @@ def test_sound_runtime_that_took_a_damaged_ones_place_stays(
     """Two processes find the damage, locks do nothing, and one is done before the other."""
     release.install()
     DAMAGES["bit"](release.place)
-    monkeypatch.setattr(store_folder.fcntl, "flock", lambda *_: None)
+    monkeypatch.setattr(disk.fcntl, "flock", no_locks)
     repaired: list[int] = []
 
     def meanwhile(event: Event) -> None:
@@ -1556,23 +1576,14 @@ class Several:
         self.server = server
         self.root = root
 
-    def install(self, name: str, seconds: float = 0.0, *, held: bool = False) -> Path:
+    def install(self, name: str, seconds: float = 0.0) -> Path:
         packed, artifact = archives.release((*GOOD, Entry("runtime/version", name.encode())))
         url = self.server.put(f"/{name}", packed)
         place = Store(self.root).install(artifact, [url], Fetcher(), release=name).root
-        if not held:
-            let_go()
         return age(place, seconds)
 
     def installed(self) -> set[str]:
         return {path.name for path in (self.root / "runtimes").iterdir()}
-
-
-def let_go() -> None:
-    """Do as the end of a process does with the runtimes that it holds."""
-    for handle in receipt._held.values():
-        os.close(handle)
-    receipt._held.clear()
 
 
 @pytest.fixture
@@ -1589,78 +1600,15 @@ def test_what_nobody_used_for_long_goes_with_the_next_installation(several: Seve
 
 
 def test_a_start_is_a_use(several: Several) -> None:
+    """Each start and restart verifies, and what is verified is used."""
     place = several.install("b1", OLD)
-    assert Store(several.root).find(place.name) is not None
+    found = Store(several.root).find(place.name, hashed=False)
+    assert found is not None
+    assert time.time() - place.stat().st_mtime > IDLE
+    found.verify()
     assert time.time() - place.stat().st_mtime < 60
-
-
-HOLDER = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from pathlib import Path
-from llama_loader.store import Store
-assert Store(Path(sys.argv[2])).find(sys.argv[3])
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
-def test_what_a_process_holds_is_never_collected(several: Several) -> None:
-    place = several.install("b1", OLD)
-    argv = [sys.executable, "-c", HOLDER, str(installer.SPACES), str(several.root), place.name]
-    with subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        age(place, OLD)
-        several.install("b2")
-        assert place.exists()
-        holder.kill()
-    several.install("b3")
-    assert not place.exists()
-
-
-def test_a_runtime_that_was_installed_is_held(several: Several) -> None:
-    place = several.install("b1", OLD, held=True)
-    several.install("b2", held=True)
-    assert place.exists()
-
-
-def test_where_locks_do_not_work_nothing_is_collected(
-    several: Several, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def failing(*_: object) -> None:
-        raise OSError(38, "no locks here")
-
-    place = several.install("b1", OLD)
-    monkeypatch.setattr(receipt.fcntl, "flock", failing)
     several.install("b2")
     assert place.exists()
-
-
-@pytest.mark.parametrize("early", [1, 0])
-def test_age_is_kept_to_the_second(
-    several: Several, monkeypatch: pytest.MonkeyPatch, early: int
-) -> None:
-    now = float(int(time.time()))
-    place = several.install("b1")
-    used = now - 14 * 86400 + early
-    os.utime(place, (used, used))
-    monkeypatch.setattr(store_module.time, "time", lambda: now)
-    with (
-        Folder.open(several.root / "staging") as staging,
-        Folder.open(several.root / "runtimes") as runtimes,
-    ):
-        Store(several.root)._collect(staging, runtimes, "0" * 64)
-    assert place.exists() == bool(early)
-
-
-def test_no_runtime_of_a_store_takes_more_than_one_file_handle(several: Several) -> None:
-    """A worker that asks before every start must not run out of them."""
-    several.install("b1", held=True)
-    before = len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - counts, no paths
-    for _ in range(5):
-        several.install("b1", held=True)
-    assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
 
 
 def test_six_switch_to_a_new_release_while_old_ones_are_collected(several: Several) -> None:

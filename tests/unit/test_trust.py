@@ -165,19 +165,6 @@ def test_the_settings_url_has_the_settings_pin_and_not_the_files(
         resolve(tmp_path, manifest_url=url, manifest_sha256=SHA)
 
 
-def test_a_serial_below_the_least(
-    tmp_path: Path, place: Path, pinned: tuple[str, str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    url, sha256 = pinned
-    monkeypatch.setattr(trust, "RELEASE_FILE", place)
-    write(place, manifest_url=url, manifest_sha256=sha256, min_serial=1)
-    assert resolve(tmp_path) == ("b1-1", url)
-    write(place, manifest_url=url, manifest_sha256=sha256, min_serial=2)
-    with pytest.raises(IntegrityError, match="serial 1") as caught:
-        resolve(tmp_path)
-    assert caught.value.code == "SERIAL_TOO_LOW"
-
-
 def test_an_installed_package_reads_the_file_beside_the_apps_script(
     tmp_path: Path, place: Path, pinned: tuple[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -444,13 +431,6 @@ def test_somebody_elses_files_are_no_serials(published: Published) -> None:
     for name in ("x.json", f"{'9' * 5000}"[:200] + ".json", "\u0669.json", "-1.json"):
         (kept.parent / name).write_text("{}")
     assert published.follow().serial == 7
-
-
-def test_the_last_is_kept(published: Published) -> None:
-    for serial in range(7, 15):
-        published.put(manifest(serial=serial))
-        published.follow()
-    assert published.kept() == ["14.json"]
 
 
 def test_what_is_kept_lies_where_a_later_loader_looks_for_it(published: Published) -> None:
