@@ -589,6 +589,32 @@ def test_waiting_for_another_installer_is_said(
     assert release.notes() == ["STORE_BUSY"]
 
 
+def test_fork_made_during_an_installation_does_not_keep_the_store_locked(
+    release: Release, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ZeroGPU forks the app for each worker, also while the app installs in another thread."""
+    monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
+    children: list[int] = []
+    read, write = os.pipe()
+
+    def fork(event: Event) -> None:
+        if isinstance(event, Unpacking) and not children:
+            child = os.fork()
+            if child == 0:
+                os.close(write)
+                os.read(read, 1)  # until the parent has closed its end
+                os._exit(0)
+            children.append(child)
+
+    store = Store(release.root, sink=fork)
+    store.install(release.artifact, [release.url], release.fetcher(), release="b1-1")
+    release.store().write("channels", "file", data=b"1")
+    os.close(write)
+    assert os.waitpid(children[0], 0)[1] == 0
+    os.close(read)
+    assert release.notes() == []
+
+
 def test_threads_may_install_too(release: Release) -> None:
     found: list[object] = []
 
