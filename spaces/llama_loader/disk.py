@@ -316,24 +316,15 @@ def why_not(status: os.stat_result, forbidden: int) -> str:
     return ""
 
 
-def private_place(name: str) -> Path | None:
-    """Return the folder that ``private_folder`` made before; None if there is none.
+def private_folder() -> Path:
+    """Return where this user's own folder among the temporary files is, or can be made.
 
-    A folder that another user made, or can look into, counts as none.
+    It is the same one every time, unless another user made it, or others can look into it.
     """
-    folder = Path(tempfile.gettempdir()) / f"{name}-{os.geteuid()}"
+    folder = Path(tempfile.gettempdir(), f"llama-loader-{os.geteuid()}")
     with contextlib.suppress(FileNotFoundError):
         status = folder.lstat()
-        own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
-        return folder if own and not status.st_mode & 0o077 else None
-    return None
-
-
-def private_folder(name: str) -> Path:
-    """Return a folder for this user alone among the temporary files, the same one every time.
-
-    If another user has put something there under that name, a new folder is made.
-    """
-    with contextlib.suppress(FileExistsError):
-        Path(tempfile.gettempdir(), f"{name}-{os.geteuid()}").mkdir(mode=0o700)
-    return private_place(name) or Path(tempfile.mkdtemp(prefix=f"{name}-"))
+        is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        if not is_own or status.st_mode & 0o077:
+            return folder.with_name(f"llama-loader-{os.urandom(8).hex()}")
+    return folder

@@ -38,8 +38,6 @@ if TYPE_CHECKING:
     from llama_loader.fetch import Fetcher
     from llama_loader.manifest import Artifact, Manifest
 
-PRIVATE: Final = "llama-loader"
-"""The name, among the temporary files, of the store to use where the usual one cannot be."""
 MAX_AGE_SECONDS: Final = 14 * 86400.0
 """A runtime that was not executed for so long is removed."""
 LOCK_SECONDS: Final = 900.0
@@ -232,13 +230,12 @@ class Store:
     def _open(self, *, make: bool) -> Folder:
         """Open it; a private one if this user cannot use it, or others can change it."""
         try:
-            place = self.root if self._is_private else disk.trusted(self.root)
-            return store_folder.open_store(place, make=make)
+            return store_folder.open_store(disk.trusted(self.root), make=make)
         except OSError as error:
             if error.errno not in disk.NOT_WRITABLE or self._is_private:
                 raise
-            usual, self.root = self.root, disk.private_folder(PRIVATE)
-            self._is_private = True
+            usual, self.root, self._is_private = self.root, disk.private_folder(), True
+            self.root.mkdir(mode=0o700, exist_ok=True)
             self._sink(
                 Note(
                     "STORE_TEMPORARY",

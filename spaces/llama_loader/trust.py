@@ -326,7 +326,7 @@ class Channel:
         A store that cannot be written has a stand-in: the higher serial of the two counts.
         """
         mark, data = 0, b""
-        for root in filter(None, (self.store.root, disk.private_place("llama-loader"))):
+        for root in (self.store.root, disk.private_folder()):
             place = root / "channels" / self._folder
             with (
                 disk.errors(place),

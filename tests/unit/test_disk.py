@@ -25,10 +25,6 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def mine(name: str) -> str:
-    return f"{name}-{os.geteuid()}"
-
-
 def left_behind(place: Path, name: str = f"install.{'0a' * 8}.tmp") -> Path:
     """A folder that a process had begun when it was killed."""
     (place / name / "deep").mkdir(parents=True)
@@ -276,17 +272,16 @@ def test_lock_ends_although_a_fork_has_a_copy_of_the_folder(tmp_path: Path) -> N
 
 
 def test_a_private_folder_is_the_same_every_time(temporary: Path) -> None:
-    assert disk.private_place("ours") is None
-    folder = disk.private_folder("ours")
-    assert folder == temporary / mine("ours")
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
-    assert disk.private_folder("ours") == folder
-    assert disk.private_place("ours") == folder
+    folder = disk.private_folder()
+    assert folder == temporary / f"llama-loader-{os.geteuid()}"
+    assert not folder.exists()
+    folder.mkdir(mode=0o700)
+    assert disk.private_folder() == folder
 
 
 @pytest.mark.parametrize("what", ["open to others", "a file", "a link", "another user's"])
 def test_what_is_not_private_is_not_used(temporary: Path, what: str) -> None:
-    place = temporary / mine("ours")
+    place = disk.private_folder()
     if what == "a file":
         place.touch(0o600)
     elif what == "a link":
@@ -300,8 +295,7 @@ def test_what_is_not_private_is_not_used(temporary: Path, what: str) -> None:
         if os.geteuid():
             pytest.skip("only root can give a folder away")
         os.chown(place, 1000, 1000)
-    assert disk.private_place("ours") is None
-    folder = disk.private_folder("ours")
-    assert folder != place
-    assert folder.name.startswith("ours-")
-    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    folder = disk.private_folder()
+    assert folder.name.startswith("llama-loader-")
+    assert folder not in {place, disk.private_folder()}
+    assert not folder.exists()

@@ -460,6 +460,18 @@ def test_a_temporary_folder_prepared_by_somebody_else(
     assert folder.relative_to(temporary).parts[0].startswith("llama-loader-")
 
 
+def test_private_store_is_not_made_where_others_can_put_another_in_its_place(
+    release: Release, temporary: Path
+) -> None:
+    temporary.chmod(0o777)
+    with read_only(release.root), pytest.raises(StoreError, match="written by other") as caught:
+        release.install()
+    assert caught.value.code == "STORE_FAILED"
+    temporary.chmod(0o1777)
+    with read_only(release.root):
+        assert release.install().folder.is_relative_to(temporary)
+
+
 @pytest.mark.parametrize("at", [0, 65535, 65536, 150_000, 199_999])
 def test_a_large_file_is_checked_in_pieces(release: Release, at: int) -> None:
     big = archives.Entry("runtime/libggml-big.so", random.Random(1).randbytes(200_000))

@@ -526,7 +526,9 @@ def test_a_stand_in_for_the_store_counts(
 ) -> None:
     """What a store that cannot be written had to keep among the temporary files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    stand_in = Published(published.server, disk.private_folder("llama-loader"))
+    folder = disk.private_folder()
+    folder.mkdir(mode=0o700)
+    stand_in = Published(published.server, folder)
     stand_in.put(manifest(serial=9))
     assert stand_in.follow().serial == 9
     published.put(manifest(serial=8))
@@ -539,7 +541,8 @@ def test_a_stand_in_of_somebody_else_does_not(
     published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = disk.private_folder("llama-loader")
+    folder = disk.private_folder()
+    folder.mkdir(mode=0o700)
     stand_in = Published(published.server, folder)
     stand_in.put(manifest(serial=9))
     stand_in.follow()
