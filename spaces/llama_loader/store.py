@@ -269,15 +269,16 @@ class Store:
     def _locks(self, staging: Folder) -> bool:
         """Lock the store; return False if locks fail here, or another process has it too long."""
         end = time.monotonic() + LOCK_SECONDS
-        with contextlib.suppress(OSError):
-            if staging.lock():
-                return True
+        try:
+            is_locked = staging.lock()
+        except OSError:  # as on some network disks
+            return False
+        if not is_locked:
             self._sink(Note("STORE_BUSY", "another process writes to the store; waiting for that"))
-            while time.monotonic() < end:
-                time.sleep(_POLL_SECONDS)
-                if staging.lock():
-                    return True
-        return False
+        while not is_locked and time.monotonic() < end:
+            time.sleep(_POLL_SECONDS)
+            is_locked = staging.lock()
+        return is_locked
 
     # what is installed
 
