@@ -116,7 +116,7 @@ class Bench:
             url = _line(process, "ready ").split()[1]
             first = time.monotonic() - began
             stages = {one["name"]: one["seconds"] for one in json.loads(told)["timeline"]}
-            after = first + _generate(url, TOKENS)
+            after = first + _generate(url, TOKENS, json.loads(told)["api_key"])
         ready = first - stages["first token"]
         return {
             "ready": ready,
@@ -196,7 +196,7 @@ def bench_tokens(program: Path, model: Path, libraries: str, runs: int) -> list[
 def speeds(bench: Bench, program: Path, model: Path, runs: int) -> dict[str, Any]:
     """Compare tokens per second with llama-bench's, on one model."""
     libraries = library_path(bench.fetch(bench.kept))
-    command = bench.command("serve", bench.kept, "--model", str(model))
+    command = bench.command("serve", bench.kept, "--no-key", "--model", str(model))
     with _process(command, _fresh(bench)) as process:
         url = _line(process, "ready ").split()[1]
         client = Client(urlsplit(url).port or 0, None, timeout=_START_SECONDS)
@@ -242,7 +242,7 @@ def table(sides: list[Side]) -> str:
     return "\n".join(lines)
 
 
-def _generate(url: str, tokens: int) -> float:
+def _generate(url: str, tokens: int, key: str = "") -> float:
     """Ask for tokens; returns the wall seconds."""
     body = {
         "prompt": PROMPT,
@@ -252,7 +252,8 @@ def _generate(url: str, tokens: int) -> float:
         "cache_prompt": False,
     }
     began = time.monotonic()
-    answer = requests.post(f"{url}/completion", json=body, timeout=_START_SECONDS)
+    headers = {"Authorization": f"Bearer {key}"}
+    answer = requests.post(f"{url}/completion", json=body, headers=headers, timeout=_START_SECONDS)
     answer.raise_for_status()
     return time.monotonic() - began
 

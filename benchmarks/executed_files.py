@@ -135,7 +135,7 @@ def run(release: Path, model: Path, folder: Path, options: tuple[str, ...]) -> d
     fetch = [*traced, "-o", str(log / "fetch"), *loader, "fetch", *common, *options]
     out = subprocess.run(fetch, cwd=SPACES, check=True, stdout=subprocess.PIPE, text=True).stdout
     runtime = Path(out.splitlines()[-1])
-    serve = [*loader, "serve", *common, *options, f"--model={model}"]
+    serve = [*loader, "serve", "--no-key", *common, *options, f"--model={model}"]
     answer = _serve([*traced, "-o", str(log / "serve"), *serve])
     told = subprocess.run(
         [*loader, "doctor", *common, *options, "--json"],

@@ -103,7 +103,7 @@ class Demo:
         report.say(f"installed: {fetched['artifact']}, every byte verified")
         with loader.serving(*options, "--model", str(model)) as served:
             self._spans += _spans(served, "server", only=SERVER_STAGES)
-            return str(loader.complete(served["url"], PROMPT, 1)["content"])
+            return str(loader.complete(served, PROMPT, 1)["content"])
 
 
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:

@@ -75,10 +75,12 @@ def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterat
             process.send_signal(signal.SIGINT)
 
 
-def complete(url: str, prompt: str | list[int], tokens: int) -> dict[str, Any]:
-    """Ask a server for tokens at temperature 0; returns its whole answer."""
+def complete(served: Mapping[str, Any], prompt: str | list[int], tokens: int) -> dict[str, Any]:
+    """Ask a server of ``serving`` for tokens at temperature 0; returns its whole answer."""
     body = {"prompt": prompt, "n_predict": tokens, "temperature": 0, "cache_prompt": False}
-    with requests.post(f"{url}/completion", json=body, timeout=_ANSWER_SECONDS) as answer:
+    key = {"Authorization": f"Bearer {served['api_key']}"}
+    url = f"{served['url']}/completion"
+    with requests.post(url, json=body, headers=key, timeout=_ANSWER_SECONDS) as answer:
         answer.raise_for_status()
         content: dict[str, Any] = answer.json()
         return content

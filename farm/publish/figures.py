@@ -123,7 +123,7 @@ def measure(folder: Path, model: Path, gpu: str, *, rounds: int = _ROUNDS) -> Fi
             cold = {"CUDA_CACHE_PATH": str(Path(place) / f"compiled-{number}")}
             with loader.serving(*options, "--model", str(model), variables=cold) as served:
                 seconds.append(sum(stage["seconds"] for stage in served["timeline"]))
-                timings = loader.complete(served["url"], prompt, _TOKENS)["timings"]
+                timings = loader.complete(served, prompt, _TOKENS)["timings"]
             read.append(float(timings["prompt_per_second"]))
             written.append(float(timings["predicted_per_second"]))
     return Figures(

@@ -232,7 +232,7 @@ def _ask(folder: Path, artifact: Artifact) -> str:
             variables={"CUDA_VISIBLE_DEVICES": ""},
         ) as served,
     ):
-        said: str = loader.complete(served["url"], PROMPT, 1)["content"]
+        said: str = loader.complete(served, PROMPT, 1)["content"]
     if not said.startswith(EXPECTED):
         raise FarmError("GATE_WRONG_ANSWER", f"{PROMPT!r} was completed with {said!r}")
     return f"{PROMPT}{said}"

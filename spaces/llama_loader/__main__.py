@@ -203,7 +203,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
 
-    for note in server_plan.check(options.extra):
+    for note in server_plan.check(options.extra, no_key=options.no_key):
         console(note)
     if settings.server_port is not None:
         server.claim(settings.server_port)  # said before anything is fetched
@@ -212,14 +212,17 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     with prepared.timeline.stage("model"):
         path = model.get(model.from_settings(settings), settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
-    # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
-    supervisor = loader.start(settings, prepared, path, extra, keyed=False, sink=console)
+    # one key for this command: clients keep working when the server is started anew
+    key = None if options.no_key or server_plan.has_key(extra) else server.new_key()
+    supervisor = loader.start(settings, prepared, path, extra, key=key, sink=console)
     try:
         console.clear()
         if options.json:
-            told = report.served(settings, prepared, supervisor.server, path)
+            told = report.served(settings, prepared, supervisor.server, path, key)
             tell(sys.stdout, json.dumps(told))
+        elif key is not None:
+            console(report.api_key(key))
         tell(sys.stdout, f"ready {supervisor.server.url}")
         supervisor.watch()
     finally:
@@ -327,6 +330,9 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     what.add_argument("--hf", nargs=2, metavar=("REPO", "FILE"), help="a file on the Hub")
     command.add_argument(
         "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
+    )
+    command.add_argument(
+        "--no-key", action="store_true", help="ask for no key (default: a random one, printed)"
     )
 
 

@@ -314,7 +314,7 @@ def plan_server(
     model: Path,
     extra: tuple[str, ...] = (),
     *,
-    keyed: bool = True,
+    key: str | None = "",
     listing: Listing | None = None,
 ) -> ServerPlan:
     """Return the plan of a server for this model.
@@ -333,7 +333,7 @@ def plan_server(
         n_ctx=settings.n_ctx,
         port=settings.server_port,
         startup_timeout=settings.startup_timeout,
-        keyed=keyed or server_plan.has_key(extra),
+        key="" if key is None and server_plan.has_key(extra) else key,
         allow_cpu=settings.allow_cpu,
         pinned_build=prepared.choice is not None,
         main_memory=prepared.host.memory,
@@ -364,7 +364,7 @@ def start(
     model: Path,
     extra: tuple[str, ...] = (),
     *,
-    keyed: bool = True,
+    key: str | None = "",
     listing: Listing | None = None,
     sink: Sink = ignore,
     made: Callable[[Supervisor], None] | None = None,
@@ -375,16 +375,16 @@ def start(
     the runtime is installed again. After a start that fails, the loader's own tiny model tells
     whether the runtime is at fault, where the error leaves that open.
 
-    ``extra`` and ``listing`` are those of ``choose_devices``; ``keyed`` gives the server a key of
-    its own; ``made`` is called with each supervisor before it starts its server, so that another
-    thread can stop a start.
+    ``extra`` and ``listing`` are those of ``choose_devices``; ``key`` is that of ``ServerPlan``;
+    ``made`` is called with each supervisor before it starts its server, so that another thread can
+    stop a start.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
     timeline = prepared.timeline
     with timeline.stage("devices"):
-        plan = plan_server(settings, prepared, model, extra, keyed=keyed, listing=listing)
+        plan = plan_server(settings, prepared, model, extra, key=key, listing=listing)
     supervisor = Supervisor(Server(plan, before=prepared.require_sound), sink=sink)
     if made is not None:
         made(supervisor)
@@ -398,7 +398,7 @@ def start(
             # the server does not see a GPU that the driver names (MIG, say): ask what it sees
             seen = list_devices(settings, prepared)
             return start(
-                settings, prepared, model, extra, keyed=keyed, listing=seen, sink=sink, made=made
+                settings, prepared, model, extra, key=key, listing=seen, sink=sink, made=made
             )
         judged = self_test.judged(settings, prepared, plan, error)
         if judged is None:

@@ -132,11 +132,14 @@ def fetched(
     }
 
 
-def served(settings: Settings, prepared: Prepared, server: Server, model: Path) -> dict[str, Any]:
-    """What ``serve --json`` prints before its ``ready`` line."""
+def served(
+    settings: Settings, prepared: Prepared, server: Server, model: Path, key: str | None
+) -> dict[str, Any]:
+    """What ``serve --json`` prints before its ``ready`` line; ``key`` is the one that it made."""
     return {
         **fetched(settings, prepared),
         "url": server.url,
+        "api_key": key,
         "pid": server.pid,
         "model": str(model),
         "devices": list(server.plan.devices),
@@ -146,6 +149,16 @@ def served(settings: Settings, prepared: Prepared, server: Server, model: Path) 
         "repacked": server.plan.repacked,
         "buffers": server.report.buffers,
     }
+
+
+def api_key(key: str) -> Note:
+    """Return what tells a person the key that ``serve`` made."""
+    return Note(
+        "API_KEY",
+        f"each request must carry the header  Authorization: Bearer {key}",
+        "this key is new for each `serve`; give your own with -- --api-key-file FILE, or ask for"
+        " none with --no-key",
+    )
 
 
 def devices(listing: Listing, chosen: DeviceChoice) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def run(prepared: Prepared, plan: ServerPlan) -> SelfTest:
         n_ctx=256,
         port=None,
         startup_timeout=limit,
-        keyed=True,
+        key="",
         main_memory=0,
         extra=(),
     )

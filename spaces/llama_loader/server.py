@@ -188,14 +188,14 @@ class Server:
         return Started(loaded, first_token)
 
     def _execute(self) -> None:
-        """Execute it with a key of its own, as the last thing after ``before``."""
+        """Execute it with its key, as the last thing after ``before``."""
 
         def before() -> None:
             self.before()
             if self._stopping.is_set():  # meanwhile, from another thread
                 raise ServerError("SERVER_STOPPED", "llama-server was stopped")
 
-        self.api_key = secrets.token_urlsafe(32) if self.plan.keyed else None
+        self.api_key = new_key() if self.plan.key == "" else self.plan.key
         argv, program = self.plan.argv(self.port), processes.Program()
         self._program, self._log = program, ServerLog()
         try:
@@ -233,7 +233,7 @@ class Server:
         client = self.client()
         try:
             ours = self._owns_its_port()
-            if ours is None and self.plan.keyed and not client.refuses_wrong_keys(timeout=left):
+            if ours is None and self.api_key and not client.refuses_wrong_keys(timeout=left):
                 raise self._stranger()
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
         except ServerError as error:
@@ -283,6 +283,11 @@ class Server:
                 " ZeroGPU? To run on the CPU, give --allow-cpu or set"
                 " YAKULINGO_SPACES_ALLOW_CPU=1",
             )
+
+
+def new_key() -> str:
+    """Return a random key of 256 bits."""
+    return secrets.token_urlsafe(32)
 
 
 def free_port() -> int:

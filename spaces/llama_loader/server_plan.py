@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Final
 
@@ -58,7 +58,8 @@ class ServerPlan:
         every_device: those that a start may take besides where these are too small; empty for none.
         port: None for a free one.
         startup_timeout: seconds until the first token.
-        keyed: only who has the server's random key, or one of ``extra``, may use it.
+        key: what each request must carry, unless it carries a key of ``extra``; empty for a random
+            one at each start, None for a server that asks for none.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
         main_memory: bytes of it; what does not fit on the GPU must fit here.
@@ -77,7 +78,7 @@ class ServerPlan:
     n_ctx: int = 4096
     port: int | None = None
     startup_timeout: float = 120.0
-    keyed: bool = True
+    key: str | None = field(default="", repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
     main_memory: int = 0
@@ -102,8 +103,11 @@ class ServerPlan:
             "--device": ",".join(self.devices) or "none",
             "--verbosity": _TRACE,
         }
-        if self.keyed:
+        if self.key is not None:
             options["--api-key-file"] = "/dev/stdin"
+        if self.pinned_build:
+            # by default it lets the pages of every origin read its answers (server-http.cpp)
+            options["--cors-origins"] = "localhost"
         if layers >= ALL_LAYERS:
             options["--threads"] = _LOOKUP_THREADS
         elif self.threads is not None:
@@ -153,8 +157,10 @@ def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | N
     return gguf_header.measure(model, tokens)
 
 
-def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
+def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
     """Refuse a person's arguments that contradict the loader's own; return notes on the others.
+
+    ``no_key`` is the option ``--no-key``: the server asks for no key.
 
     Raises:
         SettingError: names the argument, and what to give instead.
@@ -172,18 +178,36 @@ def check(extra: tuple[str, ...]) -> tuple[Note, ...]:
         raise SettingError(
             "EXTRA_ARGUMENT",
             f"--host {host}: the loader reaches its server on loopback alone",
-            hint="give --host 0.0.0.0 with --api-key, or put a proxy before it",
+            hint="give --host 0.0.0.0, or put a proxy before it",
         )
-    if host != "0.0.0.0" or has_key(extra):  # noqa: S104 - compared, not bound to
+    return _key_notes(extra, host, no_key=no_key)
+
+
+def _key_notes(extra: tuple[str, ...], host: str, *, no_key: bool) -> tuple[Note, ...]:
+    if last(extra, "--api-key") == "":  # a variable of a script that is not set
+        raise SettingError(
+            "EXTRA_ARGUMENT",
+            "--api-key after -- is empty, so no request could carry it",
+            hint="give a key, or leave it out: `serve` makes a random one and prints it",
+        )
+    if not no_key:
         return ()
-    return (
-        Note(
-            "SERVER_OPEN",
-            "everybody who reaches this machine can use the server: it listens on all of its"
-            " addresses and asks for no key",
-            "add --api-key KEY or --api-key-file FILE after --",
-        ),
+    if has_key(extra):
+        raise SettingError(
+            "EXTRA_ARGUMENT",
+            "--no-key contradicts the key that is given after --",
+            hint="leave one of them out",
+        )
+    opened = (
+        "the server asks for no key: every user of this machine can use it, and so can web pages in"
+        " a browser on this machine"
     )
+    if host == "0.0.0.0":  # noqa: S104 - compared, not bound to
+        opened = (
+            "the server asks for no key and listens on all addresses of this machine: every program"
+            " that reaches one of them can use it"
+        )
+    return (Note("SERVER_OPEN", opened, "leave out --no-key: `serve` then prints a random key"),)
 
 
 def has_key(extra: tuple[str, ...]) -> bool:

@@ -72,7 +72,7 @@ class Loader:
     def serving(self, model: Path, *argv: str, **variables: str) -> Iterator[dict[str, Any]]:
         self._warnings.truncate(0)
         process = subprocess.Popen(
-            self._command("serve", "--model", str(model), "--json", *argv),
+            self._command("serve", "--model", str(model), "--json", "--no-key", *argv),
             env={**os.environ, "PYTHONPATH": _path(), **variables},
             stdout=subprocess.PIPE,
             stderr=self._warnings,

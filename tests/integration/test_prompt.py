@@ -46,7 +46,7 @@ def template() -> str:
 
 def started(runtime: Path, model: Path, *extra: str) -> Server:
     environ = processes.environment({})
-    return Server(ServerPlan(runtime, model, environ, n_ctx=1024, keyed=False, extra=extra))
+    return Server(ServerPlan(runtime, model, environ, n_ctx=1024, key=None, extra=extra))
 
 
 @pytest.fixture(scope="module")

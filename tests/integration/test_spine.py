@@ -135,16 +135,18 @@ def answer(release: Release, model: Path, store: Path) -> str:
         served(release.folder) as url,
         running(
             *(sys.executable, "-m", "llama_loader", "serve", "--model", str(model)),
-            *("--manifest", url, "--allow-cpu", "--store", str(store)),
+            *("--manifest", url, "--allow-cpu", "--store", str(store), "--json"),
             PYTHONPATH=str(PROJECT / "spaces"),
         ) as server,
     ):
         assert server.stdout is not None
+        key = json.loads(server.stdout.readline())["api_key"]
         ready = server.stdout.readline().split()
         assert ready[0] == "ready", ready
         body = json.dumps({"prompt": PROMPT, "n_predict": 1, "temperature": 0}).encode()
         request = urllib.request.Request(f"{ready[1]}/completion", data=body, method="POST")
         request.add_header("Content-Type", "application/json")
+        request.add_header("Authorization", f"Bearer {key}")
         with urllib.request.urlopen(request, timeout=60) as response:
             content: str = json.load(response)["content"]
             return content

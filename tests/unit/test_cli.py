@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 import urllib.request
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader import gpus, self_test
+from llama_loader.client import Client
+from llama_loader.errors import ServerError
 from llama_loader.manifest import dump, parse
 from llama_loader.receipt import RECEIPT
 from tests.rigs import fake_nvml
@@ -337,6 +340,7 @@ def test_devices_lists_and_says_why(
         (["fetch", "--manifest", "https://me:hf_pw@example.org/m.json"], 2, "URL_REFUSED"),
         (["fetch", "--manifest", "https://hf_pw@example.org/m.json"], 2, "URL_REFUSED"),
         (["serve", "--model", "a", "--", "--port", "1"], 2, "EXTRA_ARGUMENT"),
+        (["serve", "--model", "a", "--no-key", "--", "--api-key", "k"], 2, "EXTRA_ARGUMENT"),
         (["fetch", "--manifest", "not a url"], 2, "SETTING_INVALID"),
         (["fetch", "--manifest", "http://example.org/manifest.json"], 2, "URL_REFUSED"),
         (["fetch", "--manifest-sha256", "12"], 2, "SETTING_INVALID"),
@@ -448,10 +452,21 @@ class Serving:
         )
 
     def url(self) -> str:
+        """Wait for its ``ready`` line, the only one on stdout; returns its address."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             if line.startswith("ready http://127.0.0.1:"):
                 return line.split()[1]
+        raise AssertionError(self.process.communicate())
+
+    def key(self) -> str:
+        """Return the key that it prints before its ``ready`` line."""
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            if line.startswith("warning[API_KEY]: "):
+                hint = self.process.stderr.readline()
+                assert "-- --api-key-file FILE, or ask for none with --no-key" in hint
+                return line.split()[-1]
         raise AssertionError(self.process.communicate())
 
     def end(self, number: int) -> tuple[int, str]:
@@ -480,6 +495,7 @@ def test_serve_until_interrupted(serving: Any, release: Path, number: int) -> No
     url = server.url()
     with urllib.request.urlopen(f"{url}/health") as answer:
         assert answer.status == 200
+    assert server.key()
     assert server.end(number) == (0, "")
     with pytest.raises(OSError, match=r"refused|reset"):
         urllib.request.urlopen(f"{url}/health")
@@ -513,6 +529,95 @@ def test_serve_passes_on_what_follows_the_dashes(
     assert argv[-2:] == ["--threads", "3"]
     assert argv[argv.index("--model") + 1] == MODEL
     server.end(signal.SIGINT)
+
+
+def asked(url: str, key: str | None) -> int:
+    """Return the status of a request with a key."""
+    return Client(int(url.rpartition(":")[2]), key).status("/props", 5)
+
+
+def test_serve_makes_a_key_and_tells_it_to_its_caller_alone(
+    serving: Any, release: Path, tmp_path: Path
+) -> None:
+    one, two = (
+        serving(*manifest_options(release), "--allow-cpu", "--model", MODEL) for _ in range(2)
+    )
+    keys = [one.key(), two.key()]
+    urls = [one.url(), two.url()]
+    assert keys[0] != keys[1]
+    assert [asked(url, key) for url, key in zip(urls, keys, strict=True)] == [200, 200]
+    assert [asked(urls[0], key) for key in (None, "another", keys[1])] == [401, 401, 401]
+    told = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    told += [
+        (process / name).read_bytes()
+        for process in processes_of(one.process.pid)
+        for name in ("cmdline", "environ")
+    ]
+    assert len(told) > 10
+    assert not [one for one in told for key in keys if key.encode() in one]
+
+
+def processes_of(pid: int) -> list[Path]:
+    """Return a process and its children, as folders of /proc."""
+    children = Path(f"/proc/{pid}").glob("task/*/children")
+    return [
+        Path("/proc", found) for one in children for found in [*one.read_text().split(), f"{pid}"]
+    ]
+
+
+def test_key_of_serve_is_the_same_after_its_server_has_died(
+    serving: Any, release: Path, home: dict[str, str]
+) -> None:
+    server = serving(*manifest_options(release), "--allow-cpu", "--model", MODEL)
+    key, url = server.key(), server.url()
+    first = json.loads(next(Path(home["HF_HOME"]).rglob("seen.json")).read_text())["pid"]
+    os.kill(first, signal.SIGKILL)
+    deadline = time.monotonic() + 20
+    status = 0
+    while status != 200 and time.monotonic() < deadline:
+        time.sleep(0.05)
+        with suppress(ServerError):
+            status = asked(url, key)
+    assert status == 200
+    assert asked(url, None) == 401
+    _, told = server.end(signal.SIGINT)
+    assert "warning[SERVER_RESTARTED]: " in told
+    assert "API_KEY" not in told
+
+
+def test_serve_as_json_has_the_key_and_prints_it_nowhere_else(serving: Any, release: Path) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--model", MODEL, "--json"]
+    server = serving(*options)
+    told = json.loads(server.process.stdout.readline())
+    assert server.url() == told["url"]
+    assert asked(told["url"], told["api_key"]) == 200
+    assert server.end(signal.SIGINT) == (0, "")
+
+
+def test_serve_with_no_key_says_whom_that_lets_in(serving: Any, release: Path) -> None:
+    options = [*manifest_options(release), "--allow-cpu", "--model", MODEL, "--json", "--no-key"]
+    server = serving(*options)
+    told = json.loads(server.process.stdout.readline())
+    assert told["api_key"] is None
+    assert asked(server.url(), None) == 200
+    status, warned = server.end(signal.SIGINT)
+    assert status == 0
+    assert warned.startswith("warning[SERVER_OPEN]: the server asks for no key: every user of")
+    assert warned.count("\n") == 2
+
+
+def test_serve_prints_no_key_beside_one_that_the_person_gave(
+    serving: Any, release: Path, home: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / "key").write_text("theirs\n")
+    home["LLAMA_API_KEY"] = "not read"
+    options = [*manifest_options(release), "--allow-cpu", "--model", MODEL, "--json"]
+    server = serving(*options, "--", "--api-key-file", str(tmp_path / "key"))
+    told = json.loads(server.process.stdout.readline())
+    assert told["api_key"] is None
+    url = server.url()
+    assert [asked(url, key) for key in ("not read", None)] == [401, 401]
+    assert server.end(signal.SIGINT) == (0, "")
 
 
 def test_serve_on_a_port_that_is_taken(serving: Any, home: dict[str, str], release: Path) -> None:

@@ -351,8 +351,8 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         stages = [{"name": "fetch", "seconds": 0.25}, {"name": "ready", "seconds": len(calls) / 4}]
         yield {"url": "http://server", "timeline": stages}
 
-    def complete(url: str, prompt: list[int], tokens: int) -> dict[str, Any]:
-        calls[-1].update(url=url, prompt=prompt, tokens=tokens)
+    def complete(served: Mapping[str, Any], prompt: list[int], tokens: int) -> dict[str, Any]:
+        calls[-1].update(url=served["url"], prompt=prompt, tokens=tokens)
         speed = 1000.0 / len(calls)
         return {"timings": {"prompt_per_second": speed * 10, "predicted_per_second": speed}}
 

@@ -417,8 +417,8 @@ def test_a_server_with_keys_of_the_persons_own_takes_the_loaders_beside_them(
 ) -> None:
     """Its first token would be refused otherwise; an empty key closes it instead of opening it."""
     ready = prepared(impostor.behave(), H200)
-    plan = loader.plan_server(settings(), ready, Path("/m.gguf"), extra, keyed=False)
-    assert plan.keyed is locked
+    plan = loader.plan_server(settings(), ready, Path("/m.gguf"), extra, key=None)
+    assert (plan.key == "") is locked
 
 
 @pytest.mark.model
@@ -470,11 +470,37 @@ def test_a_file_whose_name_has_a_comma() -> None:
     )
 
 
-def test_a_server_open_to_everybody_is_said() -> None:
-    (note,) = server_plan.check(("--host", "0.0.0.0"))
-    assert (note.code, "--api-key" in note.hint) == ("SERVER_OPEN", True)
-    assert server_plan.check(("--host", "0.0.0.0", "--api-key", "k")) == ()
-    assert server_plan.check(("--host", "localhost", "--threads", "2")) == ()
+@pytest.mark.parametrize(
+    ("extra", "whom"),
+    [
+        ((), "every user of this machine can use it, and so can web pages"),
+        (("--host", "localhost"), "every user of this machine can use it, and so can web pages"),
+        (("--host", "0.0.0.0"), "every program that reaches one of them"),
+    ],
+)
+def test_server_without_a_key_is_a_note_that_says_whom_it_is_open_to(
+    extra: tuple[str, ...], whom: str
+) -> None:
+    (note,) = server_plan.check(extra, no_key=True)
+    assert (note.code, "--no-key" in note.hint) == ("SERVER_OPEN", True)
+    assert whom in note.message
+    assert server_plan.check(extra) == ()
+
+
+@pytest.mark.parametrize(
+    ("extra", "no_key", "what"),
+    [
+        (("--api-key", "k"), True, "--no-key contradicts"),
+        (("--api_key_file", "/f"), True, "--no-key contradicts"),
+        (("--api-key", ""), False, "--api-key after -- is empty"),
+    ],
+)
+def test_keys_that_contradict_one_another_are_refused(
+    extra: tuple[str, ...], *, no_key: bool, what: str
+) -> None:
+    with pytest.raises(SettingError, match=what) as caught:
+        server_plan.check(extra, no_key=no_key)
+    assert caught.value.code == "EXTRA_ARGUMENT"
 
 
 def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impostor) -> None:

@@ -229,12 +229,13 @@ def test_the_command_line(impostor: Impostor) -> None:
         text = " ".join(argv)
         assert f"--model /m.gguf --host 127.0.0.1 --port {server.port} --ctx-size 8192" in text
         assert "--n-gpu-layers 999 --device CUDA0,CUDA1" in text
-        assert "--threads 1 --fit off" in text
+        assert "--cors-origins localhost --threads 1 --fit off" in text
         assert text.endswith("--no-webui --no-warmup --threads 3")
-    with Server(plan(runtime, keyed=False)) as server:
+    with Server(plan(runtime, key=None)) as server:
         text = " ".join(impostor.seen()["argv"])
         assert "--n-gpu-layers 0 --device none" in text
         assert "--fit" not in text
+        assert "--cors-origins" not in text
         assert "api-key" not in text
         assert server.api_key is None
 
@@ -389,7 +390,7 @@ def test_a_stranger_on_the_port_is_found_out(
     (stranger / "llama-server").write_bytes((impostor.folder / "llama-server").read_bytes())
     (stranger / "llama-server").chmod(0o755)
     (stranger / "behaviour.json").write_text('{"keyless": true}')
-    with Server(plan(stranger, keyed=False)) as other:
+    with Server(plan(stranger, key=None)) as other:
         monkeypatch.setattr(server_module, "free_port", lambda: other.port)
         for proc_is_there in (True, False):
             if not proc_is_there:
