@@ -12,6 +12,7 @@ import errno
 import fcntl
 import os
 import re
+import shutil
 import stat
 import tempfile
 import time
@@ -210,6 +211,24 @@ class Folder:
                 self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
             half_done.rename(name, self)
             self.sync()
+
+    def renew(self, path: str, *, staging: Folder) -> None:
+        """Put a copy in the place of a file below, completed in ``staging`` on the same disk.
+
+        A program that opened the old file for writing cannot write to the new one.
+        """
+        *folders, name = path.split("/")
+        with contextlib.ExitStack() as opened:
+            place = self
+            for part in folders:
+                place = opened.enter_context(place.folder(part))
+            half_done = opened.enter_context(staging.temporary("renewed"))
+            with (
+                os.fdopen(place.open_file(name), "rb") as old,
+                os.fdopen(half_done.open_to_write(name, 0o600), "wb") as new,
+            ):
+                shutil.copyfileobj(old, new)
+            half_done.rename(name, place)
 
     def rename(self, name: str, into: Folder, new: str | None = None) -> None:
         """Move what stands under a name to another folder of the same disk, in one step."""

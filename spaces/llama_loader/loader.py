@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, cast
 from llama_loader import (
     cuda_libraries,
     devices,
+    disk,
     gguf_header,
     gpus,
     host,
@@ -80,9 +81,12 @@ class Prepared:
 
         Raises:
             IntegrityError: names the files that are damaged, missing or not listed.
+            StoreError: other users can change a folder above it.
             LoaderError: a file cannot be read, or the runtime cannot be installed again.
         """
         for installed in filter(None, (self.installed, self.runtime_libraries)):
+            with disk.errors(installed.root):
+                disk.trusted(installed.root.parent)  # it may have been opened to others
             try:
                 installed.verify()
             except IntegrityError as error:

@@ -36,6 +36,7 @@ loader = os.dup(0)
 if ctypes.CDLL(None).prctl(1, 9, 0, 0, 0) or os.getppid() != int(sys.argv[1]):
     sys.exit("the loader has gone away")
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+os.write(loader, b"r")
 argv, environ, text = marshal.load(open(loader, "rb", closefd=False))
 reader, writer = os.pipe()
 os.write(writer, text)
@@ -185,12 +186,14 @@ class Program:
             name = f"keeps {Path(argv[0]).name}"
             self._launched.clear()
             threading.Thread(target=self._keep, args=(theirs, read), name=name, daemon=True).start()
-            before()
             self._launched.wait()
             if self._process is None:
                 raise self._failure or AssertionError("launched, or failed")
             ours.settimeout(_PATIENCE)  # a fork of this process may hold a copy of ``theirs``
             failure = b""
+            with contextlib.suppress(ConnectionError, TimeoutError):
+                ours.recv(1)  # the launcher is ready: the execution follows ``before`` at once
+            before()
             with contextlib.suppress(ConnectionError, TimeoutError):
                 ours.sendall(told)
                 failure = ours.recv(16)  # empty: the execution closed it

@@ -38,6 +38,7 @@ CONTRADICTION: Final = "MANIFEST_CONTRADICTS_ITSELF"
 """The code of an error that fetching again does not cure."""
 
 _BLOCK: Final = 1 << 20
+_TRIES: Final = 3
 _SHOWN: Final = 10
 
 
@@ -177,7 +178,8 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> se
                 if folder is not None and folder.mended:
                     mended.add(path)
             there = {path: entry for path, entry in listed.items() if path in present}
-            problems = _problems(place, there, piece_size, mended)
+            _renew(root, place, there)
+            problems = _hashed(place, there, piece_size, mended)
     except OSError as error:
         if error.errno not in (*NO_FILE, errno.EPERM, errno.EACCES):
             raise
@@ -191,6 +193,58 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> se
     if told:
         raise damaged(f"{root}: {'; '.join(told)}")
     return mended
+
+
+def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
+    """Replace each file that other users could write by a copy; hashing it sets the copy's mode.
+
+    Another user may have opened the file, and could write to it after it was hashed.
+    """
+    for path, entry in files.items():
+        status = place.status(path)
+        if status is None or not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+            continue  # no copy makes it right
+        if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            try:
+                with (
+                    Folder.open(root.parents[1]) as store,
+                    store.folder("staging", make=0o700) as staging,
+                ):
+                    place.renew(path, staging=staging)
+            except OSError as error:
+                if error.errno != errno.EROFS:  # its mode cannot be set either, and is refused
+                    raise
+
+
+def _hashed(
+    place: Folder, files: dict[str, FileEntry], piece_size: int | None, mended: set[str]
+) -> dict[str, str]:
+    """Hash files, and hash those again that were changed meanwhile; say what is wrong, by path.
+
+    So a change does not stay unseen because the bytes were hashed before it: hashing takes long,
+    the last look at all files a millisecond.
+    """
+    problems: dict[str, str] = {}
+    left = files
+    for _ in range(_TRIES):
+        before = {path: stamp(place, path) for path in left}
+        problems |= _problems(place, left, piece_size, mended)
+        left = {
+            path: entry
+            for path, entry in left.items()
+            if path not in problems and stamp(place, path) != before[path]
+        }
+        if not left:
+            return problems
+    return problems | dict.fromkeys(left, "changed while it was hashed")
+
+
+def stamp(place: Folder, path: str) -> tuple[int, ...] | None:
+    """Return what every change of a file changes: no program can set the time of its change."""
+    status = place.status(path)
+    if status is None:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _problems(

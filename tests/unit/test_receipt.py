@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -173,11 +174,47 @@ def test_wrong_modes_of_right_files_are_set(place: Path) -> None:
     assert check(place, entries(), PIECE) == set()
 
 
+@pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
+def test_file_that_others_could_write_is_replaced_by_a_copy(place: Path, mode: int) -> None:
+    """Another user may have opened it for writing, and keeps that right whatever its mode is."""
+    path = place / receipt.FILES / BIG.path
+    path.chmod(mode)
+    with path.open("r+b") as theirs:
+        assert check(place, entries(), PIECE) == {"files/runtime/libbig.so"}
+        theirs.write(b"evil")
+    assert path.read_bytes() == BIG.data
+    assert path.stat().st_mode & 0o7777 == 0o644
+    assert list((place.parents[1] / "staging").iterdir()) == []
+    assert check(place, entries(), PIECE) == set()
+
+
+@pytest.mark.parametrize(("times", "why"), [(1, "changed"), (9, "changed while it was hashed")])
+def test_file_that_is_changed_after_it_was_hashed_is_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch, times: int, why: str
+) -> None:
+    path = place / receipt.FILES / BIG.path
+    hash_them, contents = receipt._problems, [BIG.data, BIG.data[::-1]] * times
+
+    def changed_at_once(*args: Any) -> dict[str, str]:
+        if times > 1:
+            path.write_bytes(BIG.data)
+        found = hash_them(*args)
+        time.sleep(0.02)  # a kernel's clock for files has ticks of up to 10 ms
+        if contents:
+            path.write_bytes(contents.pop())
+        return found
+
+    monkeypatch.setattr(receipt, "_problems", changed_at_once)
+    with pytest.raises(IntegrityError, match=rf"libbig\.so {why}$"):
+        check(place, entries(), PIECE)
+
+
 def test_modes_that_cannot_be_set_and_let_others_write(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = place / receipt.FILES / BIG.path
     monkeypatch.setattr(os, "fchmod", lambda *_: None)
+    monkeypatch.setattr(Folder, "renew", lambda *_, **__: None)
     path.chmod(0o755)  # runs nothing, and nobody else can change it
     assert check(place, entries(), PIECE) == set()
     path.chmod(0o666)

@@ -93,16 +93,17 @@ def test_it_starts_answers_and_ends(impostor: Impostor) -> None:
 
 def test_before_is_called_last_before_each_execution(impostor: Impostor) -> None:
     """It hashes the runtime: nothing that takes time may come between that and the execution."""
-    ready: list[tuple[int, bool]] = []
+    ready: list[tuple[int, bool, list[str]]] = []
     server = Server(plan(impostor.behave()), before=lambda: ready.append(at()))
 
-    def at() -> tuple[int, bool]:
-        launcher = server._program
-        until(lambda: launcher.pid is not None, "the launcher waits already")
-        return server.port, server.api_key is not None
+    def at() -> tuple[int, bool, list[str]]:
+        limits = Path(f"/proc/{server.pid}/limits").read_text()
+        # the last thing that the launcher does before it waits for the command
+        core = next(line.split()[4:6] for line in limits.splitlines() if "core file" in line)
+        return server.port, server.api_key is not None, core
 
     with server:
-        assert ready == [(server.port, True)]
+        assert ready == [(server.port, True, ["0", "0"])]
 
 
 def test_the_time_of_before_is_not_taken_from_the_startup_timeout(impostor: Impostor) -> None:
