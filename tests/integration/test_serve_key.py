@@ -53,6 +53,7 @@ def ask(
     connection = http.client.HTTPConnection(told["url"].removeprefix("http://"), timeout=60)
     if key is not None:
         headers["Authorization"] = f"Bearer {key}"
+    headers["Content-Type"] = "application/json"
     body = '{"prompt": "1", "max_tokens": 1}' if path.endswith("completions") else None
     connection.request("POST" if body else method, path, body, headers)
     answer = connection.getresponse()
