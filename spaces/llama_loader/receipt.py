@@ -217,7 +217,7 @@ def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
 
 
 def _hashed(
-    place: Folder, files: dict[str, FileEntry], piece_size: int | None, mended: set[str]
+    place: Folder, files: dict[str, FileEntry], piece_size: int, mended: set[str]
 ) -> dict[str, str]:
     """Hash files, and hash those again that were changed meanwhile; say what is wrong, by path.
 
@@ -225,13 +225,14 @@ def _hashed(
     the last look at all files a millisecond.
     """
     problems: dict[str, str] = {}
+    before: dict[str, tuple[int, ...] | None] = {}
     left = files
     for _ in range(_TRIES):
-        before = {path: stamp(place, path) for path in left}
+        before |= {path: stamp(place, path) for path in left}
         problems |= _problems(place, left, piece_size, mended)
         left = {
             path: entry
-            for path, entry in left.items()
+            for path, entry in files.items()
             if path not in problems and stamp(place, path) != before[path]
         }
         if not left:

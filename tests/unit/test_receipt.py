@@ -209,6 +209,28 @@ def test_file_that_is_changed_after_it_was_hashed_is_found(
         check(place, entries(), PIECE)
 
 
+def test_file_that_is_changed_while_another_is_hashed_again_is_found(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hash_them, big = receipt._problems, place / receipt.FILES / BIG.path
+    other, hashed = big.with_name("libllama.so.0"), []
+
+    def changed_at_once(*args: Any) -> dict[str, str]:
+        found = hash_them(*args)
+        hashed.append(len(args[1]))
+        time.sleep(0.02)  # a kernel's clock for files has ticks of up to 10 ms
+        if len(hashed) == 1:
+            big.touch()
+        elif len(hashed) == 2:
+            other.write_bytes(other.read_bytes()[::-1])
+        return found
+
+    monkeypatch.setattr(receipt, "_problems", changed_at_once)
+    with pytest.raises(IntegrityError, match=r"libllama\.so\.0 changed$"):
+        check(place, entries(), PIECE)
+    assert hashed == [len(entries()), 1, 1]
+
+
 def test_modes_that_cannot_be_set_and_let_others_write(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
