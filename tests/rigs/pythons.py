@@ -31,7 +31,7 @@ LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
     "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
     "fetch", "host", "loader", "locations", "manifest", "partial", "processes",
-    "receipt", "resume", "selection", "server", "settings", "store", "strict_json", "supervisor",
+    "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
     "suppose", "transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/unit that need nothing but the loader."""
