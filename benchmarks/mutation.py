@@ -31,7 +31,6 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "manifest": ("manifest",),
     "trust": ("trust",),
     "unpack": ("unpack",),
-    "tarball": ("unpack",),
     "foreign": ("unpack",),
     "store": ("store",),
     "disk": ("disk", "store"),

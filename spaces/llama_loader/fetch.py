@@ -335,9 +335,9 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         if is_chunk(artifact, index, chunk):
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
-    from llama_loader import tarball
+    from llama_loader import unpack
 
-    forms = {form for magic, form in tarball.MAGIC.items() if chunk.startswith(magic[:got])}
+    forms = {form for magic, form in unpack.MAGIC.items() if chunk.startswith(magic[:got])}
     if index == 0 and artifact.format not in forms:
         raise AttemptError(
             f"{got} bytes that are no {artifact.format} came with status 200", wrong="NOT_THE_FILE"
