@@ -49,7 +49,7 @@ class Fetcher:
     Attributes:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
-        endpoint: the Hub's address if it is not the usual one.
+        endpoint: the Hub's address, without a slash at its end.
         sink: told of progress.
         sleep: waits between attempts.
         patience: how long servers may take.
@@ -57,7 +57,7 @@ class Fetcher:
 
     offline: bool = False
     token: str | None = field(default=None, repr=False)
-    endpoint: str | None = None
+    endpoint: str = locations.HUB
     sink: Sink = ignore
     sleep: Callable[[float], None] = time.sleep
     patience: Patience = field(default_factory=Patience)

@@ -216,8 +216,7 @@ def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
 
 
 def _hub_client(settings: Settings) -> ModuleType:
-    # the Hub's client resolves the name ``localhost``, and sends the token wherever that leads
-    locations.require_endpoint(settings.hf_endpoint, by_address=True)
+    locations.require_endpoint(settings.hf_endpoint)
     bound_xet()
     try:
         import huggingface_hub
@@ -343,7 +342,7 @@ def _hub_errors(source: ModelSource, settings: Settings) -> Iterator[None]:
 def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
     from huggingface_hub import errors
 
-    endpoint, repo = settings.hf_endpoint or locations.HUB, source.repo_id
+    endpoint, repo = settings.hf_endpoint, source.repo_id
     if isinstance(error, errors.GatedRepoError):
         state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
         return NetworkError(

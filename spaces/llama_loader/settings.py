@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from llama_loader.errors import SettingError, mistyped
 from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS
+from llama_loader.locations import HUB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,6 @@ NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"
 """May stand in place of ``PREFIX`` in every variable."""
 DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
 DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"
-DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 _INHERITED: Final = (
     "HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ",
     "CUDA_CACHE_DISABLE", "CUDA_CACHE_MAXSIZE", "CUDA_CACHE_PATH",
@@ -142,7 +142,7 @@ def _path(text: str) -> Path:
 _digest = _like("(?:sha256:)?([0-9a-f]{64})", "a sha256 of 64 hexadecimal digits", lower=True)
 _link = _like(  # the fetcher says what it can open
     r"(?:https?://|hf://|file:/)\S+",
-    "a URL: https://…, http:// on loopback, file:///… or hf://OWNER/REPO[@REV]/PATH",
+    "a URL: https://…, http://127.0.0.1:PORT/…, file:///… or hf://OWNER/REPO[@REV]/PATH",
 )
 _web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
 _repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME")
@@ -243,7 +243,7 @@ class Settings:
     hf_token: str | None = _setting(  # httpx encodes headers as ASCII
         "HF_TOKEN", _like("[!-~]+", "a token of ASCII characters without spaces"), secret=True
     )
-    hf_endpoint: str = _setting("HF_ENDPOINT", _web, DEFAULT_ENDPOINT, secret=True)
+    hf_endpoint: str = _setting("HF_ENDPOINT", _web, HUB, secret=True)
     no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
     store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
 

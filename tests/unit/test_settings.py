@@ -282,6 +282,16 @@ def test_an_unknown_keyword_lists_near_ones(keyword: str, near: str) -> None:
     assert near in caught.value.message
 
 
+@pytest.mark.parametrize(
+    "token", ["two words", "two\nlines", "caf\u00e9", "\u6f22", "nul\0nul", "\x1b[2J"]
+)
+def test_a_token_that_no_header_can_carry_is_a_setting_and_never_shown(token: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(environ={"HF_TOKEN": token})
+    assert caught.value.code == "SETTING_INVALID"
+    assert token not in caught.value.message + caught.value.hint
+
+
 def test_the_token_of_hf_auth_login_counts(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("hf_stored\n")
     home = {"HF_HOME": str(tmp_path)}
