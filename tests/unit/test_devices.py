@@ -295,11 +295,11 @@ INIT = "ggml_cuda_init: failed to initialize CUDA: "
         (f"{INIT}unknown error", "nvidia-smi"),
         (
             "failed to load /r/libggml-cuda.so: libcublas.so.13: cannot open shared object file",
-            "install that library",
+            "names the package that brings it",
         ),
         (
             "failed to load /r/libggml-cuda.so: /old/libcublas.so.13: undefined symbol: cublasLtX",
-            "another version",
+            "out of LD_LIBRARY_PATH",
         ),
     ],
 )
