@@ -238,16 +238,11 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 
 
 def _suppose(options: argparse.Namespace, console: Console) -> int:
-    from llama_loader import loader, selection, suppose
+    from llama_loader import doctor, selection
 
-    settings = _settings(options, console)
-    suppose.require_no_override(settings)
-    facts = suppose.host(options.suppose)
-    release, _ = loader.read_manifest(settings, console)
-    chosen = selection.select(release, facts, loader.wishes(settings))
-    text, document = suppose.as_text(release, chosen), suppose.as_json(release, facts, chosen)
-    _print(options, text, document)
-    selection.require_libraries(chosen, facts)
+    found = doctor.suppose(options.suppose, _settings(options, console), console)
+    _print(options, found.as_text(), found.as_json())
+    selection.require_libraries(found.choice, found.facts)
     return _OK
 
 

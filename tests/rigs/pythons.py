@@ -32,7 +32,7 @@ TESTS: Final = (
     "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
     "fetch", "host", "loader", "locations", "manifest", "partial", "processes",
     "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
-    "suppose", "transport", "trust", "unpack",
+    "transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/unit that need nothing but the loader."""
 LEFT_OUT: Final = (
