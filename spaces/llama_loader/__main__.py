@@ -190,7 +190,7 @@ def _devices(options: argparse.Namespace, console: Console) -> None:
     listing = loader.list_devices(settings, prepared)
     if not options.json:  # also where none of them can be chosen
         tell(sys.stdout, report.device_lines(listing))
-    path = model.at_hand(model.from_settings(settings))
+    path = model.at_hand(settings)
     chosen = loader.choose_devices(settings, prepared, path, listing=listing)
     line = printable(f"chosen: {report.chosen(chosen)}")
     _print(options, line, report.devices(listing, chosen))
@@ -210,7 +210,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
     with prepared.timeline.stage("model"):
-        path = model.get(model.from_settings(settings), settings, sink=console)
+        path = model.get(settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
     # keyless, as a llama-server started by hand: whoever gives a key gives it after `--`
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())

@@ -248,7 +248,7 @@ class _Visit:
     def _devices(self) -> str:
         settings, prepared = self.settings, self.prepared
         self.listing = loader.list_devices(settings, prepared)
-        path = model.at_hand(model.from_settings(settings))
+        path = model.at_hand(settings)
         try:
             chosen = loader.choose_devices(settings, prepared, path, listing=self.listing)
         except HostError as error:
@@ -265,17 +265,17 @@ class _Visit:
 
     def _model(self) -> str:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
-        settings, source = self.settings, model.from_settings(self.settings)
-        path = source.path or model.at_hand(source)
+        settings, name = self.settings, model.label(self.settings)
+        path = settings.gguf_path or model.at_hand(settings)
         if path is None and settings.offline:
-            path = model.get(replace(source, sha256=None), settings)
+            path = model.get(replace(settings, gguf_sha256=None))
         if path is not None:
             model.require_usable(path)
-            return str(path) if source.path else f"{source.label}, in {path.parent}"
-        size = model.size_on_hub(source, settings)
+            return name if settings.gguf_path else f"{name}, in {path.parent}"
+        size = model.size_on_hub(settings)
         told = f"{size / 1e9:.1f} GB " if size else ""
         token = "with" if settings.hf_token else "without"
-        return f"{source.label}, {told}from the Hub ({token} token)"
+        return f"{name}, {told}from the Hub ({token} token)"
 
 
 def _plain(value: object) -> object:
