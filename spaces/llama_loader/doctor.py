@@ -208,7 +208,7 @@ class _Visit:
         if facts.gpus and facts.gpu_source != "zerogpu":
             return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
         what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
-        if settings.allow_cpu or settings.cpu_chosen:
+        if settings.cpu_allowed:
             return f"{what}; the CPU is allowed"
         raise HostError("NO_GPU", "; ".join([what, *facts.complaints]), hint=_TOO_SLOW_HINT)
 
@@ -327,7 +327,8 @@ def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
         )
     facts = supposed_host(text)
     release, _ = loader.read_manifest(settings, sink)
-    return Supposition(release, facts, selection.select(release, facts, loader.wishes(settings)))
+    chosen = selection.select(release, facts, allow_cpu=settings.cpu_allowed)
+    return Supposition(release, facts, chosen)
 
 
 def supposed_host(text: str) -> HostFacts:

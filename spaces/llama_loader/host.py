@@ -62,7 +62,6 @@ class HostFacts:
     machine_cpus: int = 0
     zerogpu: bool = False
     visible_devices: str | None = None
-    cpu: str | None = None
     device_order: str | None = None
     driver_folders: tuple[Path, ...] = ()
     complaints: tuple[str, ...] = ()
@@ -131,7 +130,6 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         machine_cpus=os.cpu_count() or 0,
         zerogpu=settings.zerogpu,
         visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
-        cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),
         device_order=inherited.get("CUDA_DEVICE_ORDER"),
         driver_folders=driver_folders,
         complaints=told.complaints,

@@ -117,7 +117,10 @@ def prepare(
         if released is None and not settings.url:
             released = trust.manifest(settings, store, fetcher, sink)
         facts = looking.result()
-        choice = selection.select(released[0], facts, wishes(settings)) if released else None
+        arch, cpu = settings.cuda_arch, settings.cpu_allowed
+        choice = None
+        if released is not None:
+            choice = selection.select(released[0], facts, arch=arch, allow_cpu=cpu)
     repair = partial(prepare, settings, released=released, sink=sink)
     if released is None or choice is None:
         installed = store.install_archive(settings.url or "", settings.sha256, fetcher)
@@ -153,11 +156,6 @@ def read_manifest(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
     """
     store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
     return trust.manifest(settings, store, fetcher, sink)
-
-
-def wishes(settings: Settings) -> selection.Wishes:
-    """Return what the settings say about the choice."""
-    return selection.Wishes(settings.cuda_arch, settings.allow_cpu or settings.cpu_chosen)
 
 
 def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
@@ -229,7 +227,7 @@ def require_libraries(settings: Settings, prepared: Prepared) -> None:
     Raises:
         HostError: names them, and the packages that bring them.
     """
-    if prepared.missing and not wishes(settings).allow_cpu:
+    if prepared.missing and not settings.cpu_allowed:
         name = prepared.choice.artifact.name if prepared.choice else "the archive"
         raise selection.missing_libraries(name, prepared.missing, prepared.host.libraries)
 

@@ -252,6 +252,11 @@ class Settings:
         """No layer is meant for a GPU."""
         return self.n_gpu_layers == 0
 
+    @property
+    def cpu_allowed(self) -> bool:
+        """It may run where no GPU is found."""
+        return self.allow_cpu or self.cpu_chosen
+
 
 _FIELDS: Final[Mapping[str, _Row]] = {
     one.name: one.metadata["row"] for one in fields(Settings) if "row" in one.metadata

@@ -18,7 +18,6 @@ from llama_loader.events import Note, Timeline, ignore
 from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
 from llama_loader.manifest import dump
-from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
 from tests.rigs import hub
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest, runtime
@@ -71,7 +70,7 @@ class Clinic:
             raise self.fault
         sink(self.note)
         choice = selection.select(
-            RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu)
+            RELEASE, self.host, arch=settings.cuda_arch, allow_cpu=settings.allow_cpu
         )
         place = self.runtime
         installed = Unlisted(place, place, "0" * 64, "b1", choice.artifact, verified=True)
@@ -357,7 +356,7 @@ QUESTION = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
 def test_the_question_of_a_space_on_zerogpu() -> None:
     facts = doctor.supposed_host(QUESTION)
     assert facts.capabilities == ("120",)
-    chosen = selection.select(FULL, facts, Wishes())
+    chosen = selection.select(FULL, facts)
     assert short(chosen.artifact.name) == "cu128-sm120"
     assert chosen.missing == ()
     text = doctor.Supposition(FULL, facts, chosen).as_text()
@@ -370,12 +369,12 @@ def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13
     for torch, driver, expected in (("cu128", "570", with_12), ("cu130", "580", with_13)):
         for who in (f"gpu={name}", f"capability={capability}"):
             facts = doctor.supposed_host(f"{who},driver={driver},glibc=2.36,torch={torch}")
-            assert short(selection.select(FULL, facts, Wishes()).artifact.name) == expected
+            assert short(selection.select(FULL, facts).artifact.name) == expected
 
 
 def test_what_is_missing_there_is_said_with_its_package() -> None:
     facts = doctor.supposed_host("capability=90,driver=580,torch=none")
-    chosen = selection.select(FULL, facts, Wishes())
+    chosen = selection.select(FULL, facts)
     assert (
         "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here"
         in (doctor.Supposition(FULL, facts, chosen).as_text().splitlines()[1])
@@ -388,7 +387,7 @@ def test_what_is_missing_there_is_said_with_its_package() -> None:
 def test_what_the_release_brings_there_is_said() -> None:
     bringing = manifest(artifact("cu130", "sm90", "90"), runtime("cu130"))
     facts = doctor.supposed_host("capability=90,driver=580,torch=none")
-    chosen = selection.select(bringing, facts, Wishes())
+    chosen = selection.select(bringing, facts)
     because, server, libraries = (
         doctor.Supposition(bringing, facts, chosen).as_text().splitlines()[1:]
     )
@@ -401,11 +400,9 @@ def test_what_the_release_brings_there_is_said() -> None:
 
 def test_an_old_system_there_is_an_error_here() -> None:
     with pytest.raises(HostError, match=r"2\.31"):
-        selection.select(
-            FULL, doctor.supposed_host("capability=90,glibc=2.31,torch=cu130"), Wishes()
-        )
+        selection.select(FULL, doctor.supposed_host("capability=90,glibc=2.31,torch=cu130"))
     with pytest.raises(HostError, match=r"driver 525\.60, this machine has 470\.999"):
-        selection.select(FULL, doctor.supposed_host("capability=7.5,driver=470"), Wishes())
+        selection.select(FULL, doctor.supposed_host("capability=7.5,driver=470"))
 
 
 @pytest.mark.parametrize(
