@@ -86,7 +86,7 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     done = processes.run(argv, environ, timeout=TIMEOUT)
     tail = done.output.strip()[-_SHOWN:]
     if done.failure:
-        raise HostError("RUNTIME_NOT_EXECUTABLE", f"cannot start llama-server: {done.failure}")
+        raise server_log.not_executable(done.failure)
     if done.status is None:
         raise HostError(
             "DEVICE_LIST_HANGS",

@@ -132,7 +132,7 @@ _MEMORY_HINT: Final = (
     "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
     " YAKULINGO_SPACES_N_GPU_LAYERS"
 )
-NOT_EXECUTABLE_HINT: Final = (
+_NOT_EXECUTABLE_HINT: Final = (
     "put the store on a disk whose files may be executed: --store DIR, or HF_HOME; and check that"
     " the release is for this machine's processor and system"
 )
@@ -172,7 +172,7 @@ _CAUSES: Final = (
         "RUNTIME_NOT_EXECUTABLE",
         r"failed to map segment from shared object",
         "ended: a library of the runtime may not be executed where it is stored (noexec)",
-        NOT_EXECUTABLE_HINT,
+        _NOT_EXECUTABLE_HINT,
     ),
     _host(
         "LIBRARY_MISSING",
@@ -306,6 +306,12 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     quoted = quote(lines, line if line != end else "")
     message = f"llama-server {sentence}; its last lines: {quoted}"
     return cause.kind(cause.code, message, hint=cause.hint)
+
+
+def not_executable(why: str) -> HostError:
+    """Return the error of a llama-server that the system does not execute."""
+    message = f"cannot start llama-server: {why}"
+    return HostError("RUNTIME_NOT_EXECUTABLE", message, hint=_NOT_EXECUTABLE_HINT)
 
 
 def trouble_of_the_host(lines: Sequence[str]) -> tuple[str, str]:

@@ -182,6 +182,7 @@ def test_no_program_at_all(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="No such file") as caught:
         list_devices(tmp_path, ENVIRON)
     assert caught.value.code == "RUNTIME_NOT_EXECUTABLE"
+    assert "HF_HOME" in caught.value.hint
 
 
 def gpus(*free: int) -> list[Device]:
