@@ -27,8 +27,8 @@ from llama_loader.transport import AttemptError, Patience, RangeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
-    from llama_loader.locations import Local
     from llama_loader.manifest import Artifact
     from llama_loader.partial import Partial
     from llama_loader.transport import Body
@@ -145,7 +145,7 @@ class Fetcher:
             self.sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
 
-    def _resolve(self, url: str) -> Web | Local:
+    def _resolve(self, url: str) -> Web | Path:
         return locations.resolve(url, endpoint=self.endpoint, token=self.token)
 
     def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
@@ -169,7 +169,7 @@ class Mirror:
     """
 
     name: str
-    place: Web | Local
+    place: Web | Path
     ranges: bool = True
     failures: int = 0
     wrong: int = 0
@@ -192,7 +192,7 @@ class Mirrors:
         urls: Sequence[str],
         patience: Patience,
         *,
-        resolve: Callable[[str], Web | Local] = locations.resolve,
+        resolve: Callable[[str], Web | Path] = locations.resolve,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._name = name

@@ -36,15 +36,10 @@ class Web:
     token: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
-class Local:
-    """A file of this machine."""
+def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web | Path:
+    """Return where a URL's file is: behind HTTP, or at a path of this machine.
 
-    path: Path
-
-
-def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web | Local:
-    """Return where a URL's file is; ``endpoint`` and ``token`` are for files on the Hub.
+    ``endpoint`` and ``token`` are for files on the Hub.
 
     Raises:
         SettingError: the URL, or for a file on the Hub its address, cannot be used.
@@ -58,7 +53,7 @@ def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web |
     if parts is not None and parts.scheme == "file" and parts.hostname in (None, "localhost"):
         path = unquote(parts.path)
         if path and "\0" not in path:
-            return Local(Path(path))
+            return Path(path)
     if is_allowed_web(url):
         return Web(url)
     raise _refused(url)

@@ -37,15 +37,6 @@ _INHERITED: Final = (
 """The variables that a program started by the loader may see."""
 _MAX_TOKEN_FILE: Final = 4096
 """Bytes of a file that can be a token; the Hub's have 37 characters."""
-_TYPES: Final[Mapping[tuple[type, ...], str]] = {
-    (str,): "text",
-    (int,): "a whole number",
-    (bool,): "true or false",
-    (int, float): "a number",
-    (str, Path): "text or a Path",
-    (str, list, tuple): "text or a list",
-}
-"""What a keyword may be, in words."""
 _Number = TypeVar("_Number", int, float)
 
 
@@ -55,7 +46,7 @@ class _Kind:
 
     Attributes:
         accepts: what ``parse`` takes, for people.
-        types: what a keyword's value may be; a key of ``_TYPES``.
+        types: what a keyword's value may be.
         parse: turns text into a value, or raises ValueError.
     """
 
@@ -392,7 +383,8 @@ def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
 
 def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -> Any:
     """Parse a text, or a keyword's value of one of ``types``, whose range is that of its text."""
-    accepts = f"{row.kind.accepts} ({_TYPES[types]})" if types else row.kind.accepts
+    names = " or ".join(one.__name__ for one in types)
+    accepts = f"{row.kind.accepts} ({names})" if types else row.kind.accepts
     try:
         return row.kind.parse(_text(value, types or (str,)))
     except ValueError:

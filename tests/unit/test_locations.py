@@ -55,8 +55,8 @@ def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, reader: Reade
         ("http://127.0.0.1:1/m", locations.Web("http://127.0.0.1:1/m")),
         ("http://[::1]:1/m", locations.Web("http://[::1]:1/m")),
         ("HTTPS://Example.com/m.json", locations.Web("HTTPS://Example.com/m.json")),
-        ("file:///a%20b", locations.Local(Path("/a b"))),
-        ("FILE://localhost/a", locations.Local(Path("/a"))),
+        ("file:///a%20b", Path("/a b")),
+        ("FILE://localhost/a", Path("/a")),
         ("hf://o/n/m.json", locations.Web("https://huggingface.co/o/n/resolve/main/m.json")),
         (
             "hf://o/n@v/1.0/d/m %.json".replace("@v/", "@v%2F"),
