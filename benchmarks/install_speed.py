@@ -48,8 +48,8 @@ from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 if preload == "1":
     import requests, urllib3
-    from llama_loader import tarball, unpack
-    tarball._zstd()
+    from llama_loader import unpack
+    unpack._zstd()
 store, fetcher = Store(Path(root)), Fetcher()
 manifest = store.manifest(url, sha256, fetcher)
 artifact = manifest.artifacts[0]

@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 
 ROOT: Final = Path(__file__).resolve().parents[1]
 TESTS: Final[dict[str, tuple[str, ...]]] = {
-    "manifest": ("manifest", "strict_json"),
-    "strict_json": ("strict_json", "manifest"),
+    "manifest": ("manifest",),
     "trust": ("trust",),
     "unpack": ("unpack",),
-    "tarball": ("unpack",),
     "foreign": ("unpack",),
     "store": ("store",),
     "disk": ("disk", "store"),

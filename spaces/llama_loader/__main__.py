@@ -190,7 +190,7 @@ def _devices(options: argparse.Namespace, console: Console) -> None:
     listing = loader.list_devices(settings, prepared)
     if not options.json:  # also where none of them can be chosen
         tell(sys.stdout, report.device_lines(listing))
-    path = model.at_hand(model.from_settings(settings))
+    path = model.at_hand(settings)
     chosen = loader.choose_devices(settings, prepared, path, listing=listing)
     line = printable(f"chosen: {report.chosen(chosen)}")
     _print(options, line, report.devices(listing, chosen))
@@ -210,7 +210,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
     with prepared.timeline.stage("model"):
-        path = model.get(model.from_settings(settings), settings, sink=console)
+        path = model.get(settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     # one key for this command: clients keep working when the server is started anew
@@ -241,16 +241,11 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 
 
 def _suppose(options: argparse.Namespace, console: Console) -> int:
-    from llama_loader import loader, selection, suppose
+    from llama_loader import doctor, selection
 
-    settings = _settings(options, console)
-    suppose.require_no_override(settings)
-    facts = suppose.host(options.suppose)
-    release, _ = loader.read_manifest(settings, console)
-    chosen = selection.select(release, facts, loader.wishes(settings))
-    text, document = suppose.as_text(release, chosen), suppose.as_json(release, facts, chosen)
-    _print(options, text, document)
-    selection.require_libraries(chosen, facts)
+    found = doctor.suppose(options.suppose, _settings(options, console), console)
+    _print(options, found.as_text(), found.as_json())
+    selection.require_libraries(found.choice, found.facts)
     return _OK
 
 

@@ -10,9 +10,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import processes
+from llama_loader import processes, server_log
 from llama_loader.errors import HostError
 from llama_loader.gpus import BY_BUS
+from llama_loader.server_log import INVALID_DEVICE_HINT
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -38,29 +39,6 @@ _SHOWN: Final = 300
 _CONTEXT: Final = 640 * _MIB
 """Bytes of a GPU that its CUDA context takes, which the driver still counts as free: 516 MiB on an
 H200, 529 on an H100 (total less what ``--list-devices`` calls free, driver 580, CUDA 13.0)."""
-INVALID_DEVICE_HINT: Final = (
-    "--list-devices empty or 'invalid device' usually means a Vulkan build of llama-server, and"
-    " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
-    " CUDA build and set YAKULINGO_SPACES_LLAMA_DEVICE=auto"
-)
-"""For archives that are not ours; after the original YakuLingo guide."""
-_NO_CUDA: Final = {
-    "forward compatibility was attempted": "CUDA's compat libcuda.so.1 is found before the driver's"
-    " own, and this GPU does not take it: remove its folder from LD_LIBRARY_PATH and ld.so.conf",
-    "driver is a stub": "a CUDA toolkit's stub libcuda.so.1 is found before the driver's own:"
-    " remove its folder 'stubs' from LD_LIBRARY_PATH and ld.so.conf",
-    "system not yet initialized": "these GPUs need nvidia-fabricmanager in the driver's version:"
-    " start it, or take another machine",
-    "driver version is insufficient": "update the NVIDIA driver, or take a release of an older CUDA"
-    " line",
-    "cannot open shared object file": "install that library; `doctor` lists the CUDA libraries that"
-    " were found",
-    "undefined symbol|version `[^']+' not found": "a library of another version was found first:"
-    " `doctor` lists where each CUDA library lies",
-    "no CUDA-capable device|failed to initialize CUDA|CUDA error": "does nvidia-smi work here, and"
-    " is CUDA_VISIBLE_DEVICES unset?",
-}
-"""What a CUDA build prints before an empty list (a pattern, the most telling first): what to do."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +86,7 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     done = processes.run(argv, environ, timeout=TIMEOUT)
     tail = done.output.strip()[-_SHOWN:]
     if done.failure:
-        raise HostError("RUNTIME_NOT_EXECUTABLE", f"cannot start llama-server: {done.failure}")
+        raise server_log.not_executable(done.failure)
     if done.status is None:
         raise HostError(
             "DEVICE_LIST_HANGS",
@@ -116,8 +94,6 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
             hint="the NVIDIA driver hangs: try again, or restart the Space",
         )
     if done.status != 0:
-        from llama_loader import server_log  # only now: it imports this module
-
         explained = server_log.explain(done.status, done.output.splitlines(), loading=True)
         if isinstance(explained, HostError):
             raise explained
@@ -231,11 +207,9 @@ def _no_device(printed: str | None) -> HostError:
     message, hint = "llama-server --list-devices lists no device", INVALID_DEVICE_HINT
     if printed is not None:
         hint = "no GPU is visible to it: is one attached, and CUDA_VISIBLE_DEVICES unset?"
-    for pattern, advice in _NO_CUDA.items():
-        line = re.search(rf"^.*(?:{pattern}).*$", printed or "", re.MULTILINE)
+        line, advice = server_log.trouble_of_the_host(printed.splitlines())
         if line:
-            message, hint = f"{message}; it printed: {line[0].strip()[:_SHOWN]!r}", advice
-            break
+            message, hint = f"{message}; it printed: {line[:_SHOWN]!r}", advice
     allow = "to run on the CPU, give --allow-cpu or set YAKULINGO_SPACES_ALLOW_CPU=1"
     return HostError("NO_DEVICE", message, hint=f"{hint}; {allow}")
 

@@ -4,25 +4,42 @@ Each check runs whatever the checks before it found, as far as it can. The verdi
 means that the runtime is installed, its libraries are there, llama-server itself lists a device
 (or the CPU is allowed), and the model is there or can be had. No secret is on the page, so it can
 be pasted into an issue. The doctor never raises: what it cannot look at is a finding.
+
+``suppose`` answers what another machine would fetch, one that is described in words:
+``capability=12.0,driver=580,glibc=2.36,torch=cu128`` is enough to ask, on a laptop without a GPU,
+before a Space is ever started.
 """
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import host, loader, model, report
-from llama_loader.errors import HostError, LoaderError, StoreError, printable, safe
+from llama_loader import gpus, host, loader, model, report, selection
+from llama_loader.cuda_libraries import Library
+from llama_loader.errors import (
+    HostError,
+    LoaderError,
+    SettingError,
+    StoreError,
+    printable,
+    safe,
+)
 from llama_loader.events import Note
+from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
-    from llama_loader.host import HostFacts
     from llama_loader.loader import Prepared
+    from llama_loader.manifest import Manifest
+    from llama_loader.selection import Choice
     from llama_loader.settings import Settings
 
 _ROOM: Final = 1_000_000_000
@@ -39,6 +56,11 @@ _NEEDED: Final = {
     "model": "settings",
 }
 """The checks after ``settings`` in their order, and the one that each needs to be good."""
+_STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
+"""CUDA libraries that come with every torch built for CUDA, and that llama-server needs."""
+_VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
+_DEFAULTS: Final = HostFacts("linux", "x86_64", glibc="2.36", gpu_source="supposed")
+"""Debian 12, as ZeroGPU's images have been; no GPU, no driver, no CUDA library."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +208,7 @@ class _Visit:
         if facts.gpus and facts.gpu_source != "zerogpu":
             return f"{named}, driver {facts.driver or 'unknown'}, by {facts.gpu_source}"
         what = f"none attached now; ZeroGPU documents {named}" if named else "no NVIDIA GPU found"
-        if settings.allow_cpu or settings.cpu_chosen:
+        if settings.cpu_allowed:
             return f"{what}; the CPU is allowed"
         raise HostError("NO_GPU", "; ".join([what, *facts.complaints]), hint=_TOO_SLOW_HINT)
 
@@ -226,7 +248,7 @@ class _Visit:
     def _devices(self) -> str:
         settings, prepared = self.settings, self.prepared
         self.listing = loader.list_devices(settings, prepared)
-        path = model.at_hand(model.from_settings(settings))
+        path = model.at_hand(settings)
         try:
             chosen = loader.choose_devices(settings, prepared, path, listing=self.listing)
         except HostError as error:
@@ -243,20 +265,109 @@ class _Visit:
 
     def _model(self) -> str:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
-        settings, source = self.settings, model.from_settings(self.settings)
-        path = source.path or model.at_hand(source)
+        settings, name = self.settings, model.label(self.settings)
+        path = settings.gguf_path or model.at_hand(settings)
         if path is None and settings.offline:
-            path = model.get(replace(source, sha256=None), settings)
+            path = model.get(replace(settings, gguf_sha256=None))
         if path is not None:
             model.require_usable(path)
-            return str(path) if source.path else f"{source.label}, in {path.parent}"
-        size = model.size_on_hub(source, settings)
+            return name if settings.gguf_path else f"{name}, in {path.parent}"
+        size = model.size_on_hub(settings)
         told = f"{size / 1e9:.1f} GB " if size else ""
         token = "with" if settings.hf_token else "without"
-        return f"{source.label}, {told}from the Hub ({token} token)"
+        return f"{name}, {told}from the Hub ({token} token)"
 
 
 def _plain(value: object) -> object:
     if isinstance(value, bool | int | float | None):
         return value
     return safe(",".join(map(str, value)) if isinstance(value, tuple) else str(value))
+
+
+@dataclass(frozen=True)
+class Supposition:
+    """What a supposed machine would fetch of a release, and why each other artifact not."""
+
+    release: Manifest
+    facts: HostFacts
+    choice: Choice
+
+    def as_json(self) -> dict[str, Any]:
+        """Return all of it as plain data."""
+        return {
+            "release": self.release.release,
+            "supposed": report.host(self.facts),
+            "choice": report.choice(self.choice),
+        }
+
+    def as_text(self) -> str:
+        """Return it for people; foreign text cannot forge a line of it."""
+        chosen = self.choice
+        lines = [
+            f"would fetch {chosen.artifact.name} of release {self.release.release}",
+            f"  because: {chosen.reason}",
+            *(f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts),
+        ]
+        return "\n".join(printable(line) for line in lines)
+
+
+def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
+    """Choose an artifact for the machine that ``text`` describes; only the manifest is fetched.
+
+    Raises:
+        SettingError: ``text`` cannot be read, or a setting would answer another question.
+        LoaderError: the manifest cannot be had or trusted, or has nothing for that machine.
+    """
+    if settings.cuda_arch is not None or settings.url is not None:
+        raise SettingError(
+            "SETTING_INVALID",
+            "YAKULINGO_SPACES_CUDA_ARCH (--arch) and YAKULINGO_SPACES_LLAMA_CPP_URL (--url) leave"
+            " --suppose nothing to choose",
+            hint="unset them; --suppose says the capability, and a manifest what there is",
+        )
+    facts = supposed_host(text)
+    release, _ = loader.read_manifest(settings, sink)
+    chosen = selection.select(release, facts, allow_cpu=settings.cpu_allowed)
+    return Supposition(release, facts, chosen)
+
+
+def supposed_host(text: str) -> HostFacts:
+    """Return the machine that a list of ``name=value`` describes.
+
+    What is not named is as on Debian 12 without a GPU; an unknown driver or GLIBCXX counts as new
+    enough, as on ZeroGPU before a GPU is attached.
+
+    Raises:
+        SettingError: names the part that cannot be read, and what can be given.
+    """
+    facts: dict[str, Any] = {}
+    for part in (part.strip() for part in text.split(",")):
+        name, _, value = part.partition("=")
+        field, fact = _fact(name.strip(), value.strip())
+        if fact is None or field in facts:
+            raise SettingError(
+                "SETTING_INVALID",
+                f"--suppose {part!r} cannot be read, or is given already by another part",
+                hint="give each fact once, as a list such as capability=12.0,driver=580,glibc=2.36,"
+                "torch=cu128; capability (or gpu=NAME), driver, glibc, glibcxx, machine and torch"
+                " (cu124, cu128, cu130 … or none) can be given",
+            )
+        facts[field] = fact
+    return replace(_DEFAULTS, **facts)
+
+
+def _fact(name: str, value: str) -> tuple[str, Any]:
+    """Return the field of the facts that one part sets, and its value; None if it is unreadable."""
+    if name == "capability" and re.fullmatch(r"[0-9]{1,2}\.?[0-9]", value):
+        return "gpus", (Gpu(f"compute capability {value}", value.replace(".", "")),)
+    if name == "gpu" and (known := gpus.capability(value)):
+        return "gpus", (Gpu(value, known),)
+    if name == "torch" and (torch := re.fullmatch("cu([0-9]{2})([0-9])|none", value)):
+        place, version = Path("site-packages/nvidia"), f"{torch[1]}.{torch[2]}"
+        names = [f"{stem}.so.{torch[1]}" for stem in _STEMS if torch[1]]
+        found = (Library(one, place, version, f"torch {value}") for one in names)
+        return "libraries", tuple(found)
+    if name in {"driver", "glibc", "glibcxx"} and _VERSION.fullmatch(value):
+        branch = name == "driver" and "." not in value
+        return name, f"{value}.999" if branch else value  # its newest driver
+    return name, value if name == "machine" and re.fullmatch(r"\w+", value) else None

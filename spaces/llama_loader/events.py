@@ -81,9 +81,9 @@ class Timeline:
         yield
         self.add(name, time.monotonic() - began)
 
-    def add(self, name: str, seconds: float, size: int | None = None) -> None:
+    def add(self, name: str, seconds: float) -> None:
         """Add a stage that was timed elsewhere."""
-        self.stages.append(Stage(name, seconds, size))
+        self.stages.append(Stage(name, seconds))
 
     def listening(self, sink: Sink) -> Sink:
         """Return a sink that keeps the stages that it is told of, and passes everything on."""

@@ -27,8 +27,8 @@ from llama_loader.transport import AttemptError, Patience, RangeError
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
+    from pathlib import Path
 
-    from llama_loader.locations import Local
     from llama_loader.manifest import Artifact
     from llama_loader.partial import Partial
     from llama_loader.transport import Body
@@ -49,7 +49,7 @@ class Fetcher:
     Attributes:
         offline: refuse everything but ``file://`` before a connection is opened.
         token: for the Hugging Face Hub, never sent anywhere else.
-        endpoint: the Hub's address if it is not the usual one.
+        endpoint: the Hub's address, without a slash at its end.
         sink: told of progress.
         sleep: waits between attempts.
         patience: how long servers may take.
@@ -57,7 +57,7 @@ class Fetcher:
 
     offline: bool = False
     token: str | None = field(default=None, repr=False)
-    endpoint: str | None = None
+    endpoint: str = locations.HUB
     sink: Sink = ignore
     sleep: Callable[[float], None] = time.sleep
     patience: Patience = field(default_factory=Patience)
@@ -145,7 +145,7 @@ class Fetcher:
             self.sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
 
-    def _resolve(self, url: str) -> Web | Local:
+    def _resolve(self, url: str) -> Web | Path:
         return locations.resolve(url, endpoint=self.endpoint, token=self.token)
 
     def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
@@ -169,7 +169,7 @@ class Mirror:
     """
 
     name: str
-    place: Web | Local
+    place: Web | Path
     ranges: bool = True
     failures: int = 0
     wrong: int = 0
@@ -192,7 +192,7 @@ class Mirrors:
         urls: Sequence[str],
         patience: Patience,
         *,
-        resolve: Callable[[str], Web | Local] = locations.resolve,
+        resolve: Callable[[str], Web | Path] = locations.resolve,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._name = name
@@ -335,9 +335,9 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         if is_chunk(artifact, index, chunk):
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
-    from llama_loader import tarball
+    from llama_loader import unpack
 
-    forms = {form for magic, form in tarball.MAGIC.items() if chunk.startswith(magic[:got])}
+    forms = {form for magic, form in unpack.MAGIC.items() if chunk.startswith(magic[:got])}
     if index == 0 and artifact.format not in forms:
         raise AttemptError(
             f"{got} bytes that are no {artifact.format} came with status 200", wrong="NOT_THE_FILE"

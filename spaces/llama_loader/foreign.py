@@ -15,10 +15,8 @@ import zlib
 from pathlib import PurePosixPath
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import tarball
 from llama_loader.receipt import PROGRAM
-from llama_loader.tarball import Member, Reader, refused
-from llama_loader.unpack import write
+from llama_loader.unpack import PIECE, Member, Reader, archive_format, decompressed, refused, write
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -61,13 +59,13 @@ def unpack(archive: IO[bytes], name: str, into: Path) -> tuple[FileEntry, ...]:
         OSError: a file cannot be written.
     """
     archive.seek(0)
-    form = tarball.kind(archive.read(8), name)
+    form = archive_format(archive.read(8), name)
     archive.seek(0)
     tree = _Tree(name, into)
     if form == "zip":
         _unpack_zip(archive, name, tree)
     else:
-        reader = Reader(tarball.decompressed(_pieces(archive), form, name), name, MAX_BYTES)
+        reader = Reader(decompressed(_pieces(archive), form, name), name, MAX_BYTES)
         for member in reader.members():
             tree.add(member, reader.content())
     tree.resolve_links()
@@ -237,4 +235,4 @@ def _zip_member(info: zipfile.ZipInfo, stream: IO[bytes]) -> Member:
 
 
 def _pieces(stream: IO[bytes]) -> Iterator[bytes]:
-    return iter(lambda: stream.read(tarball.PIECE), b"")
+    return iter(lambda: stream.read(PIECE), b"")

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cgroups, cuda_libraries, gpus, nvidia_smi, nvml, processes
+from llama_loader import cgroups, cuda_libraries, gpus, processes
+from llama_loader import driver as nvidia
 from llama_loader.concurrency import Background
 from llama_loader.gpus import Gpu
 
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
     from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
 
-_NVML_TIMEOUT: Final = 10.0
-"""Seconds. NVML takes 20 ms, but several seconds where the driver is not kept loaded."""
 _PROC: Final = "proc/driver/nvidia"
 
 
@@ -63,7 +62,6 @@ class HostFacts:
     machine_cpus: int = 0
     zerogpu: bool = False
     visible_devices: str | None = None
-    cpu: str | None = None
     device_order: str | None = None
     driver_folders: tuple[Path, ...] = ()
     complaints: tuple[str, ...] = ()
@@ -108,14 +106,10 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
     python_path = [Path(entry) for entry in sys.path if entry]
-    told = asked = nvml.Answer()
-    if root == Path("/"):
-        told = nvml.query(driver_folders, timeout=_NVML_TIMEOUT)
-        if not (told.gpus or told.hangs):  # nvidia-smi asks NVML, and would hang too
-            asked = nvidia_smi.query(processes.environment(inherited, libraries=driver_folders))
+    here = root == Path("/")
+    told = nvidia.ask(driver_folders, inherited) if here else nvidia.Answer()
     sources = (
-        ("nvml", told.gpus),
-        ("nvidia-smi", asked.gpus),
+        (told.source, told.gpus),
         (f"/{_PROC}", _gpus_of_proc(root)),
         ("zerogpu", (gpus.ZEROGPU,) if settings.zerogpu else ()),
     )
@@ -127,7 +121,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         glibc=_glibc(),
         glibcxx=_glibcxx(cache),
         python=platform.python_version(),
-        driver=told.driver or asked.driver or _field(module, root / _PROC / "version"),
+        driver=told.driver or _field(module, root / _PROC / "version"),
         gpus=found,
         gpu_source=source,
         libraries=cuda_libraries.find_libraries(settings.library_path, cache, python_path, root),
@@ -136,10 +130,9 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
         machine_cpus=os.cpu_count() or 0,
         zerogpu=settings.zerogpu,
         visible_devices=inherited.get("CUDA_VISIBLE_DEVICES"),
-        cpu=_field(r"^model name\s*: (.+?)\s*$", root / "proc/cpuinfo"),
         device_order=inherited.get("CUDA_DEVICE_ORDER"),
         driver_folders=driver_folders,
-        complaints=told.complaints + asked.complaints,
+        complaints=told.complaints,
     )
 
 

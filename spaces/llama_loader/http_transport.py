@@ -12,12 +12,10 @@ from __future__ import annotations
 
 import io
 import re
-import socket
 import time
 from contextlib import closing, contextmanager
 from http.client import HTTPResponse
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -29,6 +27,7 @@ from llama_loader.errors import without_secrets
 from llama_loader.transport import AttemptError, Body, RangeError
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable, Iterator
 
     from llama_loader.locations import Web
@@ -149,26 +148,6 @@ def _reason(error: BaseException, url: str) -> str:
     return said.replace(query, "…") if query else said
 
 
-def _target(url: str) -> tuple[str, dict[str, str]]:
-    """Return where a request for a URL goes, and its Host: in clear to an address of this machine.
-
-    A resolver may give ``localhost`` the address of another machine.
-    """
-    parts = urlsplit(url)
-    if (parts.scheme, parts.hostname) != ("http", "localhost"):
-        return url, {}
-    found = socket.getaddrinfo("localhost", parts.port, type=socket.SOCK_STREAM)
-    addresses = [str(entry[4][0]) for entry in found]
-    loopback = [address for address in addresses if locations.is_loopback(address)]
-    if not loopback:
-        raise AttemptError(
-            f"localhost leads to {addresses[0]}, which is not this machine: use https", final=True
-        )
-    address = "127.0.0.1" if "127.0.0.1" in loopback else f"[{loopback[0]}]"
-    netloc = address + parts.netloc[len("localhost") :]
-    return parts._replace(netloc=netloc).geturl(), {"Host": parts.netloc}
-
-
 class _TimedAdapter(HTTPAdapter):
     """Asks for one URL; whatever is read from its connection comes in time, or not at all."""
 
@@ -187,10 +166,9 @@ class _TimedAdapter(HTTPAdapter):
             options: Any = session.merge_environment_settings(
                 self._url, {}, stream=True, verify=None, cert=None
             )
-            if locations.is_this_machine(locations.origin(self._url)[1]):
+            if locations.is_loopback(locations.origin(self._url)[1]):
                 options["proxies"] = {}
-            target, named = _target(self._url)
-            request = requests.Request("GET", target, headers=headers | named).prepare()
+            request = requests.Request("GET", self._url, headers=headers).prepare()
             connect = min(self._patience.connect, self.left())
             return self.send(request, timeout=(connect, self._patience.silence), **options)
         raise AssertionError

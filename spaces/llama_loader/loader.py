@@ -7,8 +7,8 @@ knows no bytes, processes or HTTP.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from functools import cache, partial
-from typing import TYPE_CHECKING, cast
+from functools import partial
+from typing import TYPE_CHECKING
 
 from llama_loader import (
     cuda_libraries,
@@ -27,6 +27,7 @@ from llama_loader.cuda_libraries import Library
 from llama_loader.devices import DeviceChoice
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline, ignore
+from llama_loader.fetch import Fetcher
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.store import Store
@@ -39,7 +40,6 @@ if TYPE_CHECKING:
     from llama_loader.concurrency import Background
     from llama_loader.devices import Listing
     from llama_loader.events import Sink
-    from llama_loader.fetch import Fetcher
     from llama_loader.host import HostFacts
     from llama_loader.manifest import Artifact, Manifest
     from llama_loader.receipt import Installed
@@ -121,7 +121,10 @@ def prepare(
         if released is None and not settings.url:
             released = trust.manifest(settings, store, fetcher, sink)
         facts = looking.result()
-        choice = selection.select(released[0], facts, wishes(settings)) if released else None
+        arch, cpu = settings.cuda_arch, settings.cpu_allowed
+        choice = None
+        if released is not None:
+            choice = selection.select(released[0], facts, arch=arch, allow_cpu=cpu)
     repair = partial(prepare, settings, released=released, sink=sink)
     if released is None or choice is None:
         installed = store.install_archive(settings.url or "", settings.sha256, fetcher)
@@ -159,35 +162,10 @@ def read_manifest(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
     return trust.manifest(settings, store, fetcher, sink)
 
 
-def wishes(settings: Settings) -> selection.Wishes:
-    """Return what the settings say about the choice."""
-    return selection.Wishes(settings.cuda_arch, settings.allow_cpu or settings.cpu_chosen)
-
-
 def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
-    """Return what opens URLs as the settings say; nothing is imported before it is used."""
-
-    @cache
-    def make() -> Fetcher:
-        from llama_loader import fetch
-
-        token, endpoint = settings.hf_token, settings.hf_endpoint
-        return fetch.Fetcher(offline=settings.offline, token=token, endpoint=endpoint, sink=sink)
-
-    return cast("Fetcher", _MadeWhenUsed(make))
-
-
-@dataclass(frozen=True)
-class _MadeWhenUsed:
-    """Stands for an object that is made at the first use of one of its attributes.
-
-    A warm start downloads nothing, and requests with all that it imports is half of its imports.
-    """
-
-    make: Callable[[], object]
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.make(), name)
+    """Return what opens URLs as the settings say."""
+    token, endpoint = settings.hf_token, settings.hf_endpoint
+    return Fetcher(offline=settings.offline, token=token, endpoint=endpoint, sink=sink)
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
@@ -253,7 +231,7 @@ def require_libraries(settings: Settings, prepared: Prepared) -> None:
     Raises:
         HostError: names them, and the packages that bring them.
     """
-    if prepared.missing and not wishes(settings).allow_cpu:
+    if prepared.missing and not settings.cpu_allowed:
         name = prepared.choice.artifact.name if prepared.choice else "the archive"
         raise selection.missing_libraries(name, prepared.missing, prepared.host.libraries)
 

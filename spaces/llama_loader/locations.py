@@ -1,7 +1,7 @@
 """Tell apart the kinds of URL that the loader reads from. Opens no connection.
 
-This machine is an address, 127.0.0.0/8 or ::1. The name ``localhost`` passes here; ``transport``
-checks the address that it leads to before it connects.
+This machine is an address, 127.0.0.0/8 or ::1, and no name: a resolver may give ``localhost`` the
+address of another machine.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _HF: Final = re.compile(
 )
 _REPO: Final = re.compile(r"\b[\w.-]+\b/\b[\w.-]{1,96}\b", re.ASCII)
 _ACCEPTED: Final = (
-    "it is https://…, http:// on loopback only, file:///…, or hf://OWNER/REPO[@REVISION]/PATH"
+    "give https://…, file:///… or hf://OWNER/REPO[@REVISION]/PATH; for this machine give"
+    " http://127.0.0.1:PORT, because the name localhost may lead to another one"
 )
 
 
@@ -35,18 +36,13 @@ class Web:
     token: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True)
-class Local:
-    """A file of this machine."""
+def resolve(url: str, *, endpoint: str = HUB, token: str | None = None) -> Web | Path:
+    """Return where a URL's file is: behind HTTP, or at a path of this machine.
 
-    path: Path
-
-
-def resolve(url: str, *, endpoint: str | None = None, token: str | None = None) -> Web | Local:
-    """Return where a URL's file is; ``endpoint`` and ``token`` are for files on the Hub.
+    ``endpoint`` and ``token`` are for files on the Hub.
 
     Raises:
-        SettingError: the URL, or for a file on the Hub its address or token, cannot be used.
+        SettingError: the URL, or for a file on the Hub its address, cannot be used.
     """
     match = _HF.fullmatch(url)
     if match is not None and url.isprintable():
@@ -57,48 +53,35 @@ def resolve(url: str, *, endpoint: str | None = None, token: str | None = None) 
     if parts is not None and parts.scheme == "file" and parts.hostname in (None, "localhost"):
         path = unquote(parts.path)
         if path and "\0" not in path:
-            return Local(Path(path))
+            return Path(path)
     if is_allowed_web(url):
         return Web(url)
     raise _refused(url)
 
 
-def require_endpoint(endpoint: str | None, *, by_address: bool = False) -> str:
-    """Return the Hub's address without a slash at its end; ``HUB`` for None.
-
-    Args:
-        endpoint: as it was set.
-        by_address: refuse the name ``localhost``, too: the caller does not check where it leads.
+def require_endpoint(endpoint: str) -> None:
+    """Refuse an address of the Hub to which no token may be sent.
 
     Raises:
         SettingError: it is neither https nor on loopback, or has a user name, query or fragment,
             which the message does not show, and which the Hub's own client would log.
     """
-    base = (endpoint or HUB).rstrip("/")
-    usable = is_allowed_web(base) and not {"?", "#"} & set(base)
-    scheme, host, _ = origin(base) if usable else ("", "", None)
-    if not usable or (by_address and scheme != "https" and not is_loopback(host)):
+    if not is_allowed_web(endpoint) or {"?", "#"} & set(endpoint):
         raise SettingError(
             "ENDPOINT_REFUSED",
-            f"{mistyped(base)!r} is neither https nor on loopback",
-            hint="correct HF_ENDPOINT: no user name, no query; on this machine give the address,"
-            " such as http://127.0.0.1:8080",
+            f"{mistyped(endpoint)!r} is neither https nor on loopback",
+            hint="correct HF_ENDPOINT: no user name, no query; for this machine give"
+            " http://127.0.0.1:PORT, because the name localhost may lead to another one",
         )
-    return base
 
 
 def is_allowed_web(url: str) -> bool:
-    """Return whether a URL is https, or http to this machine."""
+    """Return whether a URL is https, or http to an address of this machine."""
     parts = _split(url)
     # For requests a backslash ends the host's name, for urlsplit it does not.
     if parts is None or not parts.hostname or "@" in parts.netloc or "\\" in url:
         return False
-    return parts.scheme == "https" or (parts.scheme == "http" and is_this_machine(parts.hostname))
-
-
-def is_this_machine(host: str) -> bool:
-    """Return whether a host is ``localhost`` or a loopback address, so needs no proxy."""
-    return host == "localhost" or is_loopback(host)
+    return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname))
 
 
 def is_loopback(address: str) -> bool:
@@ -136,20 +119,14 @@ def shown(url: str) -> str:
     return url if _HF.fullmatch(url) else mistyped(url)
 
 
-def _on_hub(url: str, match: re.Match[str], endpoint: str | None, token: str | None) -> Web:
+def _on_hub(url: str, match: re.Match[str], endpoint: str, token: str | None) -> Web:
     repo, revision, path = match["repo"], match["revision"] or "main", match["path"]
     # HTTP clients resolve ".." in a path: the token would go to another page of the Hub.
     steps = any(map(_has_steps, (repo, revision, path)))
     if steps or not _REPO.fullmatch(repo) or "--" in repo or ".." in repo:
         raise _refused(url)
-    base = require_endpoint(endpoint)
-    if token is not None and not re.fullmatch(r"[!-~]+", token):
-        raise SettingError(
-            "TOKEN_REFUSED",
-            "the Hub's token is not one word of ASCII characters",
-            hint="correct HF_TOKEN",
-        )
-    return Web(f"{base}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}", token)
+    require_endpoint(endpoint)
+    return Web(f"{endpoint}/{repo}/resolve/{quote(revision, safe='')}/{quote(path)}", token)
 
 
 def _has_steps(path: str) -> bool:

@@ -3,24 +3,32 @@
 Everything is parsed once into frozen objects. What a field means stands beside it; the contract is
 docs/manifest.md. Values that a later release may add (a new ``backend``, a new ``format``) are
 accepted here and passed over by ``select`` with a reason, so that an old loader keeps working.
+
+Python's ``json`` takes the last of two equal keys, reads ``NaN`` and ``1e999`` and keeps lone
+surrogates. Two readers of such a text can disagree about it, which is how a checked manifest
+becomes a different one. Here each of them is an error with its JSON path (``$.artifacts[0].size``).
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import msgspec
 from msgspec import Meta
 
-from llama_loader import strict_json
 from llama_loader.errors import IntegrityError
 
 SCHEMA_VERSION: Final = 1
 MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
 """A manifest of 40 artifacts with 40 files each is about 300 kB."""
+_MAX_DEPTH: Final = 64
+"""Deepest nesting accepted; a manifest has 5 levels."""
 LLAMA_SERVER: Final = "llama-server"
 """The ``kind`` of an artifact that can be started; what an artifact without the field is."""
 CUDA_RUNTIME: Final = "cuda-runtime"
@@ -202,7 +210,7 @@ def parse(data: bytes, *, what: str = "manifest") -> Manifest:
     Raises:
         IntegrityError: malformed in any way; the message names the JSON path.
     """
-    tree = strict_json.loads(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
+    tree = strict_json(data, what=what, max_bytes=MAX_MANIFEST_BYTES)
     if not isinstance(tree, dict):
         raise IntegrityError("MANIFEST_INVALID", f"{what}: $: must be a JSON object")
     version = tree.get("schema_version")
@@ -213,6 +221,34 @@ def parse(data: bytes, *, what: str = "manifest") -> Manifest:
             hint="update the loader (spaces/llama_loader) to the version that made this release",
         )
     return convert(tree, Manifest, what=what, code="MANIFEST_INVALID")
+
+
+def strict_json(data: bytes, *, what: str, max_bytes: int) -> Any:
+    """Parse UTF-8 JSON of at most ``max_bytes``; errors call it ``what`` (``manifest https://…``).
+
+    Raises:
+        IntegrityError: too large, not UTF-8, not JSON, nested too deep, duplicate keys, a number
+            that is not finite or a string with a lone surrogate.
+    """
+    if len(data) > max_bytes:
+        raise IntegrityError(
+            "JSON_TOO_LARGE", f"{what} is {len(data)} bytes; at most {max_bytes} are accepted"
+        )
+    try:
+        tree = json.loads(
+            data.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=lambda name: _Rejected(f"{name} is not a number in JSON"),
+            parse_float=_finite,
+        )
+    except RecursionError:
+        raise IntegrityError("JSON_TOO_DEEP", f"{what} is nested too deep") from None
+    except UnicodeDecodeError as error:
+        raise IntegrityError("JSON_NOT_UTF8", f"{what} is not UTF-8 text: {error}") from error
+    except ValueError as error:
+        raise IntegrityError("JSON_MALFORMED", f"{what} is not JSON: {error}") from error
+    _reject(tree, "$", what, 0)
+    return tree
 
 
 def convert(tree: object, kind: type[_Parsed], *, what: str, code: str) -> _Parsed:
@@ -254,3 +290,40 @@ def _explain(problem: str) -> str:
     match = re.search(r"matching regex '(.*)'", sentence)
     pattern = match.group(1).replace("\\\\", "\\") if match else ""
     return f"{path.strip('`') or '$'}: {_EXPLAINED.get(pattern, sentence)}"
+
+
+@dataclass
+class _Rejected:
+    """Stands in the parsed tree where the text has something that is refused."""
+
+    problem: str
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        found[key] = _Rejected("the key stands here twice") if key in found else value
+    return found
+
+
+def _finite(text: str) -> float | _Rejected:
+    number = float(text)
+    return number if math.isfinite(number) else _Rejected(f"{text} is not a finite number")
+
+
+def _reject(value: object, path: str, what: str, depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise IntegrityError(
+            "JSON_TOO_DEEP", f"{what}: more than {_MAX_DEPTH} levels at {path[:80]}"
+        )
+    if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+        value = _Rejected("holds a lone surrogate")
+    if isinstance(value, _Rejected):
+        raise IntegrityError("JSON_AMBIGUOUS", f"{what}: {path}: {value.problem}")
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _reject(key, path, what, depth)
+            _reject(item, f"{path}.{key}", what, depth + 1)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            _reject(item, f"{path}[{index}]", what, depth + 1)

@@ -11,7 +11,7 @@ import io
 import re
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -41,34 +41,12 @@ _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """Where a model comes from: ``path``, or repository, file and revision."""
-
-    path: Path | None
-    repo_id: str
-    filename: str
-    revision: str | None = None
-    sha256: str | None = None
-
-    @property
-    def label(self) -> str:
-        """Its name in messages."""
-        return str(self.path) if self.path else f"{self.repo_id}/{self.filename}"
+def label(settings: Settings) -> str:
+    """Return the model's name in messages."""
+    return str(settings.gguf_path or f"{settings.gguf_repo_id}/{settings.gguf_filename}")
 
 
-def from_settings(settings: Settings) -> ModelSource:
-    """Return the source that the settings name; a local path wins."""
-    return ModelSource(
-        settings.gguf_path,
-        settings.gguf_repo_id,
-        settings.gguf_filename,
-        settings.gguf_revision,
-        settings.gguf_sha256,
-    )
-
-
-def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path:
+def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     """Return the local path of the model (of its first part), fetched if it is not there yet.
 
     Raises:
@@ -78,22 +56,23 @@ def get(source: ModelSource, settings: Settings, *, sink: Sink = ignore) -> Path
         IntegrityError: it is not the file that the pinned digest names.
         StoreError: it cannot be written, or has no room.
     """
-    name = source.path.name if source.path else source.filename
+    pinned, given = settings.gguf_sha256, settings.gguf_path
+    name = given.name if given else settings.gguf_filename
     _, count = gguf_header.part(name)
-    if source.sha256 and count > 1:
+    if pinned and count > 1:
         names = list(islice(gguf_header.parts(name), 3))
         more = f" and {count - 3} more" if count > len(names) else ""
         raise SettingError(
             "MODEL_PIN_OF_PARTS",
-            f"a sha256 pins one file, but {source.label} is the first of {count} files"
+            f"a sha256 pins one file, but {label(settings)} is the first of {count} files"
             f" ({', '.join(names)}{more}): pins of split models are not possible yet",
             hint="unset YAKULINGO_SPACES_GGUF_SHA256, or use a model in one file; a commit in"
             " YAKULINGO_SPACES_GGUF_REVISION names all files of a repository",
         )
-    path = source.path or _from_hub(source, settings, sink)
+    path = given or _from_hub(settings, sink)
     require_usable(path)
-    if source.sha256:
-        _require_digest(path, source.sha256)
+    if pinned:
+        _require_digest(path, pinned)
     return path
 
 
@@ -170,44 +149,46 @@ def _require_digest(path: Path, sha256: str) -> None:
         )
 
 
-def at_hand(source: ModelSource) -> Path | None:
+def at_hand(settings: Settings) -> Path | None:
     """Return the model's local path if all of it is here already; fetch and ask nothing."""
-    if source.path is not None:
-        return source.path if source.path.is_file() else None
-    found = _cached(source)
+    if settings.gguf_path is not None:
+        return settings.gguf_path if settings.gguf_path.is_file() else None
+    found = _cached(settings)
     return found[0] if found and None not in found else None
 
 
-def _cached(source: ModelSource) -> list[Path | None]:
+def _cached(settings: Settings) -> list[Path | None]:
     """Return where each part lies in the Hub's cache; None for a part that does not."""
     try:
         from huggingface_hub import errors, try_to_load_from_cache
     except ImportError:
         return []
     found: list[Path | None] = []
-    for name in gguf_header.parts(source.filename):
+    for name in gguf_header.parts(settings.gguf_filename):
         try:
-            path = try_to_load_from_cache(source.repo_id, name, revision=source.revision)
+            path = try_to_load_from_cache(
+                settings.gguf_repo_id, name, revision=settings.gguf_revision
+            )
         except (OSError, ValueError, errors.HFValidationError):
             path = None
         found.append(Path(path) if isinstance(path, str) else None)
     return found
 
 
-def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
+def size_on_hub(settings: Settings) -> int | None:
     """Return the bytes that the Hub names for all parts of a model, in a small request for each.
 
     Raises:
         NetworkError: the Hub does not answer within seconds, or not for this token.
         SettingError: no such repository, file or revision; huggingface_hub is not installed.
     """
-    _require_first(source.filename, source.label)
+    _require_first(settings.gguf_filename, label(settings))
     client, token = _hub_client(settings), settings.hf_token or False
     total = 0
-    for name in gguf_header.parts(source.filename):
-        place = {"revision": source.revision, "endpoint": settings.hf_endpoint}
-        with _hub_errors(replace(source, filename=name), settings):
-            url = client.hf_hub_url(source.repo_id, name, **place)
+    for name in gguf_header.parts(settings.gguf_filename):
+        place = {"revision": settings.gguf_revision, "endpoint": settings.hf_endpoint}
+        with _hub_errors(replace(settings, gguf_filename=name)):
+            url = client.hf_hub_url(settings.gguf_repo_id, name, **place)
             answer = client.get_hf_file_metadata(url, token=token, timeout=_ANSWER_TIMEOUT)
         if answer.size is None:
             return None
@@ -216,8 +197,7 @@ def size_on_hub(source: ModelSource, settings: Settings) -> int | None:
 
 
 def _hub_client(settings: Settings) -> ModuleType:
-    # the Hub's client resolves the name ``localhost``, and sends the token wherever that leads
-    locations.require_endpoint(settings.hf_endpoint, by_address=True)
+    locations.require_endpoint(settings.hf_endpoint)
     bound_xet()
     try:
         import huggingface_hub
@@ -234,24 +214,24 @@ def _hub_client(settings: Settings) -> ModuleType:
     return huggingface_hub
 
 
-def _from_hub(source: ModelSource, settings: Settings, sink: Sink) -> Path:
+def _from_hub(settings: Settings, sink: Sink) -> Path:
     """Fetch all parts; return the first one's path."""
-    _require_first(source.filename, source.label)
+    _require_first(settings.gguf_filename, label(settings))
     client, total = _hub_client(settings), None
-    cached = _cached(source)
+    cached = _cached(settings)
     if None in cached and not settings.offline:
-        total = size_on_hub(source, settings)
+        total = size_on_hub(settings)
         there = sum(path.stat().st_size for path in cached if path)
-        _require_room(source, (total or there) - there)
+        _require_room(settings, (total or there) - there)
     found: list[Path] = []
-    for name in gguf_header.parts(source.filename):
+    for name in gguf_header.parts(settings.gguf_filename):
         before = sum(path.stat().st_size for path in found)
-        progress = _progress(source.filename, before, total, sink)
-        found.append(_fetched(client, replace(source, filename=name), settings, progress, sink))
+        progress = _progress(settings.gguf_filename, before, total, sink)
+        found.append(_fetched(client, replace(settings, gguf_filename=name), progress, sink))
     return found[0]
 
 
-def _require_room(source: ModelSource, size: int) -> None:
+def _require_room(settings: Settings, size: int) -> None:
     """Refuse a download that the disk has no room for, before its first byte."""
     from huggingface_hub import constants
 
@@ -262,23 +242,21 @@ def _require_room(source: ModelSource, size: int) -> None:
     if free < size:
         raise StoreError(
             "DISK_FULL",
-            f"no room in {cache}: {source.label} takes {size / 1e9:.3g} GB more,"
+            f"no room in {cache}: {label(settings)} takes {size / 1e9:.3g} GB more,"
             f" {free / 1e9:.3g} GB are free; nothing was half-installed",
             hint="free some space and try again, or use another folder (HF_HOME)",
         )
 
 
-def _fetched(
-    client: ModuleType, source: ModelSource, settings: Settings, progress: type, sink: Sink
-) -> Path:
+def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink) -> Path:
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
     def download() -> Path:
         path = client.hf_hub_download(
-            source.repo_id,
-            source.filename,
-            revision=source.revision,
+            settings.gguf_repo_id,
+            settings.gguf_filename,
+            revision=settings.gguf_revision,
             token=settings.hf_token or False,
             endpoint=settings.hf_endpoint,
             local_files_only=settings.offline,
@@ -286,11 +264,11 @@ def _fetched(
         )
         return Path(path)
 
-    with _hub_errors(source, settings):
+    with _hub_errors(settings):
         try:
             return download()
         except RuntimeError as error:  # hf_xet's only kind
-            told = f"the Hub's storage does not give {source.label} by Xet ({error}); it is"
+            told = f"the Hub's storage does not give {label(settings)} by Xet ({error}); it is"
             told += " fetched without"
             sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
             constants.HF_HUB_DISABLE_XET = True
@@ -325,7 +303,7 @@ def _progress(name: str, before: int, total: int | None, sink: Sink) -> type:
 
 
 @contextmanager
-def _hub_errors(source: ModelSource, settings: Settings) -> Iterator[None]:
+def _hub_errors(settings: Settings) -> Iterator[None]:
     """Turn what the Hub's client raises into the loader's errors.
 
     That is its own errors, the system's, and those of its HTTP library, which changed from version
@@ -337,13 +315,13 @@ def _hub_errors(source: ModelSource, settings: Settings) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, http) as error:
-        raise _explained(error, source, settings) from error
+        raise _explained(error, settings) from error
 
 
-def _explained(error: Exception, source: ModelSource, settings: Settings) -> LoaderError:
+def _explained(error: Exception, settings: Settings) -> LoaderError:
     from huggingface_hub import errors
 
-    endpoint, repo = settings.hf_endpoint or locations.HUB, source.repo_id
+    endpoint, repo = settings.hf_endpoint, settings.gguf_repo_id
     if isinstance(error, errors.GatedRepoError):
         state = "this HF_TOKEN has no access to it" if settings.hf_token else "HF_TOKEN is not set"
         return NetworkError(
@@ -355,7 +333,7 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
     if isinstance(error, errors.LocalEntryNotFoundError) and settings.offline:
         return NetworkError(
             "OFFLINE",
-            f"{source.label} is not in the local cache, and offline is set",
+            f"{label(settings)} is not in the local cache, and offline is set",
             hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
         )
     hint = ""
@@ -366,29 +344,29 @@ def _explained(error: Exception, source: ModelSource, settings: Settings) -> Loa
         )
         hint = "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN"
     elif isinstance(error, errors.RevisionNotFoundError):
-        code, what = "REVISION_NOT_FOUND", f"{repo} has no revision {source.revision}"
+        code, what = "REVISION_NOT_FOUND", f"{repo} has no revision {settings.gguf_revision}"
         hint = "check YAKULINGO_SPACES_GGUF_REVISION"
     elif isinstance(error, errors.RemoteEntryNotFoundError):
-        code, what = "FILE_NOT_FOUND", f"{repo} has no file {source.filename}"
+        code, what = "FILE_NOT_FOUND", f"{repo} has no file {settings.gguf_filename}"
         hint = "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files"
     elif isinstance(error, errors.HFValidationError):
         code, what = "REPOSITORY_INVALID", f"{repo}: {error}"
     else:
-        return _no_bytes(error, source, endpoint)
+        return _no_bytes(error, settings)
     return SettingError(code, what, hint=hint)
 
 
-def _no_bytes(error: Exception, source: ModelSource, endpoint: str) -> LoaderError:
+def _no_bytes(error: Exception, settings: Settings) -> LoaderError:
     """Tell errors of the disk from those of the network: a write to a full one names no file."""
     from huggingface_hub import constants
 
     if isinstance(error, OSError) and disk.is_full(error):
         return disk.failure(Path(constants.HF_HUB_CACHE), error)
     if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return StoreError("MODEL_NOT_WRITTEN", f"cannot write {source.label}: {error}")
+        return StoreError("MODEL_NOT_WRITTEN", f"cannot write {label(settings)}: {error}")
     return NetworkError(
         "HUB_UNREACHABLE",
-        f"cannot fetch {source.label} from {endpoint}: {error}",
+        f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {error}",
         hint="try again (HF_HUB_DISABLE_XET=1 does without Xet); with a copy at hand give it with"
         " --model",
     )

@@ -39,14 +39,6 @@ _HINTS: Final = {
 
 
 @dataclass(frozen=True)
-class Wishes:
-    """What a person asked for: ``arch`` replaces the detected compute capabilities."""
-
-    arch: str | None = None
-    allow_cpu: bool = False
-
-
-@dataclass(frozen=True)
 class Considered:
     """One artifact of the manifest: whether it could run on this host, and why it is not taken."""
 
@@ -87,21 +79,23 @@ class Choice:
         return "gpu" if self.capabilities else "cpu"
 
 
-def select(manifest: Manifest, host: HostFacts, wishes: Wishes) -> Choice:
-    """Choose the artifact for this host.
+def select(
+    manifest: Manifest, host: HostFacts, *, arch: str | None = None, allow_cpu: bool = False
+) -> Choice:
+    """Choose the artifact for this host; ``arch`` replaces the detected compute capabilities.
 
     Raises:
         HostError: nothing fits; the message lists what there is. Missing CUDA libraries are not
             an error here, because fetching needs none: see ``require_libraries``.
     """
-    targets = (wishes.arch,) if wishes.arch else host.capabilities
-    if not targets and not wishes.allow_cpu:
+    targets = (arch,) if arch else host.capabilities
+    if not targets and not allow_cpu:
         raise _no_gpu(host)
     # With the CPU allowed, no hundreds of megabytes are fetched for a GPU.
-    runtimes = () if wishes.allow_cpu else manifest.artifacts
+    runtimes = () if allow_cpu else manifest.artifacts
     judged = [_judge(one, host, targets, runtimes) for one in manifest.artifacts]
     candidates = judged
-    if targets and wishes.allow_cpu and all(one.trouble for one in judged):
+    if targets and allow_cpu and all(one.trouble for one in judged):
         candidates = [_judge(one, host, ()) for one in manifest.artifacts]
     fitting = [one for one in candidates if not one.trouble]
     if not fitting:

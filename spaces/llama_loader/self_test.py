@@ -59,7 +59,7 @@ def possible(settings: Settings, prepared: Prepared) -> bool:
     host = prepared.host
     if settings.cuda_arch not in {None, *host.capabilities}:
         return False
-    if settings.allow_cpu or settings.cpu_chosen:
+    if settings.cpu_allowed:
         return True
     return bool(host.gpus) and not host.zerogpu and not prepared.missing
 

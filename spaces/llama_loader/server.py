@@ -210,9 +210,7 @@ class Server:
             if error.filename != argv[0]:  # no more processes, say
                 why = f"cannot start {argv[0]}: {error}"
                 raise ServerError("SERVER_NOT_STARTED", why) from error
-            why = f"cannot start llama-server: {processes.why_not_executable(error)}"
-            hint = server_log.NOT_EXECUTABLE_HINT
-            raise HostError("RUNTIME_NOT_EXECUTABLE", why, hint=hint) from error
+            raise server_log.not_executable(processes.why_not_executable(error)) from error
 
     def _await_health(self, deadline: float) -> None:
         client = self.client()

@@ -10,11 +10,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import IO, TYPE_CHECKING, Final, NamedTuple
 
-from llama_loader.devices import INVALID_DEVICE_HINT
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
 KEPT_LINES: Final = 200
 ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
@@ -133,10 +132,18 @@ _MEMORY_HINT: Final = (
     "take a smaller quantisation or model, lower YAKULINGO_SPACES_N_CTX, or lower"
     " YAKULINGO_SPACES_N_GPU_LAYERS"
 )
-NOT_EXECUTABLE_HINT: Final = (
+_NOT_EXECUTABLE_HINT: Final = (
     "put the store on a disk whose files may be executed: --store DIR, or HF_HOME; and check that"
     " the release is for this machine's processor and system"
 )
+
+
+INVALID_DEVICE_HINT: Final = (
+    "--list-devices empty or 'invalid device' usually means a Vulkan build of llama-server, and"
+    " ZeroGPU shows no Vulkan device: point YAKULINGO_SPACES_LLAMA_CPP_URL (or the manifest) at a"
+    " CUDA build and set YAKULINGO_SPACES_LLAMA_DEVICE=auto"
+)
+"""For archives that are not ours; after the original YakuLingo guide."""
 
 
 class _Cause(NamedTuple):
@@ -165,7 +172,7 @@ _CAUSES: Final = (
         "RUNTIME_NOT_EXECUTABLE",
         r"failed to map segment from shared object",
         "ended: a library of the runtime may not be executed where it is stored (noexec)",
-        NOT_EXECUTABLE_HINT,
+        _NOT_EXECUTABLE_HINT,
     ),
     _host(
         "LIBRARY_MISSING",
@@ -207,9 +214,15 @@ _CAUSES: Final = (
     ),
     _host(
         "DRIVER_TOO_OLD",
+        r"forward compatibility was attempted",
+        "ended: CUDA's compat libcuda.so.1 was found before the driver's own",
+        "remove the folder of that compat libcuda.so.1 from LD_LIBRARY_PATH and ld.so.conf: this"
+        " GPU does not take it",
+    ),
+    _host(
+        "DRIVER_TOO_OLD",
         r"CUDA driver version is insufficient|PTX was compiled with an unsupported toolchain"
-        r"|forward compatibility was attempted|unsupported display driver / cuda driver"
-        r"|not supported in the installed CUDA driver",
+        r"|unsupported display driver / cuda driver|not supported in the installed CUDA driver",
         "ended: the NVIDIA driver is older than this build's CUDA",
         "update the driver, or use a release of an older CUDA line (cu124)",
     ),
@@ -252,6 +265,33 @@ _CAUSES: Final = (
         "a virtual machine may announce more (AMX, AVX-512) than it allows; on a GPU all layers"
         " must be there: check YAKULINGO_SPACES_N_GPU_LAYERS and the device",
     ),
+    _host(
+        "LIBRARY_MISSING",
+        r"cannot open shared object file",
+        "ended: a plugin needs a library that is not on this machine",
+        "`python -m llama_loader doctor` names the package that brings it",
+    ),
+    _host(
+        "NO_DEVICE",
+        r"driver is a stub",
+        "ended: a CUDA toolkit's stub libcuda.so.1 was found before the driver's own",
+        "remove the toolkit's folder 'stubs' from LD_LIBRARY_PATH and ld.so.conf",
+    ),
+    _host(
+        "NO_DEVICE",
+        r"system not yet initialized",
+        "ended: the GPUs are not ready",
+        "these GPUs need nvidia-fabricmanager in the driver's version: start it, or take another"
+        " machine",
+    ),
+    _host(
+        "NO_DEVICE",
+        r"no CUDA-capable device|failed to initialize CUDA|CUDA error",
+        "ended: CUDA finds no GPU",
+        "does nvidia-smi work here, and is CUDA_VISIBLE_DEVICES unset?",
+    ),
+    _server("SERVER_CRASHED", r"^(?:SIG\w+|status -[0-9]+) while ", "was ended by {end}", ""),
+    _server("SERVER_ENDED", r"^status [0-9]+ while ", "ended with {end}", ""),
 )
 """Causes of an end: the first counts that a line shows, or how it ended (``SIGILL while …``)."""
 
@@ -266,15 +306,36 @@ def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
     """
     when = "while loading" if loading else "while it served"
     how = next((one.name for one in signal.Signals if one == -status), f"status {status}")
-    shown = [f"{how} {when}", *map(_message, _own(lines))]
+    end = f"{how} {when}"
+    cause, line = next(_shown([end, *map(_message, _own(lines))]))
+    sentence = cause.sentence.format(end=end, when=when)
+    quoted = quote(lines, line if line != end else "")
+    message = f"llama-server {sentence}; its last lines: {quoted}"
+    return cause.kind(cause.code, message, hint=cause.hint)
+
+
+def not_executable(why: str) -> HostError:
+    """Return the error of a llama-server that the system does not execute."""
+    message = f"cannot start llama-server: {why}"
+    return HostError("RUNTIME_NOT_EXECUTABLE", message, hint=_NOT_EXECUTABLE_HINT)
+
+
+def trouble_of_the_host(lines: Sequence[str]) -> tuple[str, str]:
+    """Return the line that shows what is wrong with this machine, and what to do; empty for none.
+
+    A CUDA build that finds no device says why in the lines before its list, and ends well.
+    """
+    shown = _shown([*map(_message, _own(lines))])
+    return next(((line, cause.hint) for cause, line in shown if cause.kind is HostError), ("", ""))
+
+
+def _shown(lines: Sequence[str]) -> Iterator[tuple[_Cause, str]]:
+    """Yield the causes that lines show, the one that counts first, each with its first line."""
     for cause in _CAUSES:
-        decisive = next((line for line in shown if re.search(cause.shown_by, line)), None)
-        if decisive is not None:
-            quoted = quote(lines, decisive if decisive != shown[0] else "")
-            told = f"llama-server {cause.sentence.format(when=when)}; its last lines: {quoted}"
-            return cause.kind(cause.code, told, hint=cause.hint)
-    code, end = ("SERVER_CRASHED", "was ended by") if status < 0 else ("SERVER_ENDED", "ended with")
-    return ServerError(code, f"llama-server {end} {how} {when}; its last lines: {quote(lines)}")
+        for line in lines:
+            if re.search(cause.shown_by, line):
+                yield cause, line
+                break
 
 
 def quote(lines: Sequence[str], decisive: str = "") -> str:

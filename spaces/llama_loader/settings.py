@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from llama_loader.errors import SettingError, mistyped
 from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS
+from llama_loader.locations import HUB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -28,7 +29,6 @@ NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"
 """May stand in place of ``PREFIX`` in every variable."""
 DEFAULT_REPO: Final = "mradermacher/translategemma-27b-it-i1-GGUF"
 DEFAULT_FILE: Final = "translategemma-27b-it.i1-Q4_K_M.gguf"
-DEFAULT_ENDPOINT: Final = "https://huggingface.co"
 _INHERITED: Final = (
     "HOME", "LANG", "LC_ALL", "PATH", "TMPDIR", "TZ",
     "CUDA_CACHE_DISABLE", "CUDA_CACHE_MAXSIZE", "CUDA_CACHE_PATH",
@@ -37,15 +37,6 @@ _INHERITED: Final = (
 """The variables that a program started by the loader may see."""
 _MAX_TOKEN_FILE: Final = 4096
 """Bytes of a file that can be a token; the Hub's have 37 characters."""
-_TYPES: Final[Mapping[tuple[type, ...], str]] = {
-    (str,): "text",
-    (int,): "a whole number",
-    (bool,): "true or false",
-    (int, float): "a number",
-    (str, Path): "text or a Path",
-    (str, list, tuple): "text or a list",
-}
-"""What a keyword may be, in words."""
 _Number = TypeVar("_Number", int, float)
 
 
@@ -55,7 +46,7 @@ class _Kind:
 
     Attributes:
         accepts: what ``parse`` takes, for people.
-        types: what a keyword's value may be; a key of ``_TYPES``.
+        types: what a keyword's value may be.
         parse: turns text into a value, or raises ValueError.
     """
 
@@ -142,7 +133,7 @@ def _path(text: str) -> Path:
 _digest = _like("(?:sha256:)?([0-9a-f]{64})", "a sha256 of 64 hexadecimal digits", lower=True)
 _link = _like(  # the fetcher says what it can open
     r"(?:https?://|hf://|file:/)\S+",
-    "a URL: https://…, http:// on loopback, file:///… or hf://OWNER/REPO[@REV]/PATH",
+    "a URL: https://…, http://127.0.0.1:PORT/…, file:///… or hf://OWNER/REPO[@REV]/PATH",
 )
 _web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
 _repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME")
@@ -243,7 +234,7 @@ class Settings:
     hf_token: str | None = _setting(  # httpx encodes headers as ASCII
         "HF_TOKEN", _like("[!-~]+", "a token of ASCII characters without spaces"), secret=True
     )
-    hf_endpoint: str = _setting("HF_ENDPOINT", _web, DEFAULT_ENDPOINT, secret=True)
+    hf_endpoint: str = _setting("HF_ENDPOINT", _web, HUB, secret=True)
     no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
     store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
 
@@ -251,6 +242,11 @@ class Settings:
     def cpu_chosen(self) -> bool:
         """No layer is meant for a GPU."""
         return self.n_gpu_layers == 0
+
+    @property
+    def cpu_allowed(self) -> bool:
+        """It may run where no GPU is found."""
+        return self.allow_cpu or self.cpu_chosen
 
 
 _FIELDS: Final[Mapping[str, _Row]] = {
@@ -387,7 +383,8 @@ def _of_environment(row: _Row, environ: Mapping[str, str]) -> Any:
 
 def _read(row: _Row, source: str, value: object, types: tuple[type, ...] = ()) -> Any:
     """Parse a text, or a keyword's value of one of ``types``, whose range is that of its text."""
-    accepts = f"{row.kind.accepts} ({_TYPES[types]})" if types else row.kind.accepts
+    names = " or ".join(one.__name__ for one in types)
+    accepts = f"{row.kind.accepts} ({names})" if types else row.kind.accepts
     try:
         return row.kind.parse(_text(value, types or (str,)))
     except ValueError:

@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
-
-from llama_loader.locations import Local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from llama_loader.locations import Web
 
@@ -80,7 +78,7 @@ class Body:
 
 
 @contextmanager
-def opened(place: Web | Local, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
+def opened(place: Web | Path, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
     """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
 
     The loader waits until the moment ``deadline``, by ``time.monotonic``, and no longer.
@@ -88,8 +86,8 @@ def opened(place: Web | Local, start: int, patience: Patience, deadline: float) 
     Raises:
         AttemptError: no bytes from there, this time.
     """
-    if isinstance(place, Local):
-        with _opened_file(place.path, start) as body:
+    if isinstance(place, Path):
+        with _opened_file(place, start) as body:
             yield body
         return
     from llama_loader import http_transport

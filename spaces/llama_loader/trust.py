@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 from msgspec import Meta
 
-from llama_loader import disk, locations, strict_json
+from llama_loader import disk, locations
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, NetworkError, SettingError
@@ -124,7 +124,7 @@ def read(path: Path) -> Pin:
             " llama_cpp_manifest_sha256 (as variables YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL and"
             " …_SHA256, as options --manifest and --manifest-sha256)",
         ) from error
-    tree = strict_json.loads(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
+    tree = schema.strict_json(data, what=path.name, max_bytes=_MAX_RELEASE_FILE)
     pin = schema.convert(tree, Pin, what=path.name, code="RELEASE_INVALID")
     digest, key = pin.manifest_sha256 is not None, bool(pin.public_key)
     if digest == key:

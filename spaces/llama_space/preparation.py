@@ -67,7 +67,7 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
     for note in report.notes(prepared[0]):
         sink(note)
     with timeline.stage("model"):
-        path = model.get(model.from_settings(settings), settings, sink=sink)
+        path = model.get(settings, sink=sink)
     stages = [stage for one in prepared for stage in one.timeline.stages]
     known = {
         **runtime(prepared[0]),

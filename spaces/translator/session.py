@@ -161,7 +161,7 @@ def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterato
 
 def _format(settings: Settings) -> prompt.Format:
     """Look at the model that is here; one that is not has failed, or fails, for that reason."""
-    path = model.at_hand(model.from_settings(settings))
+    path = model.at_hand(settings)
     return "chat" if path is None else prompt.format_of(_template(path))
 
 

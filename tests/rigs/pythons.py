@@ -31,8 +31,8 @@ LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
     "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
     "fetch", "host", "loader", "locations", "manifest", "partial", "processes",
-    "receipt", "resume", "selection", "server", "settings", "store", "strict_json", "supervisor",
-    "suppose", "transport", "trust", "unpack",
+    "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
+    "transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/unit that need nothing but the loader."""
 LEFT_OUT: Final = (

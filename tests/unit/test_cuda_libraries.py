@@ -16,7 +16,7 @@ from llama_loader.cuda_libraries import (
     split_needs,
 )
 from llama_loader.errors import HostError
-from llama_loader.selection import Wishes, require_libraries, select
+from llama_loader.selection import require_libraries, select
 from tests.rigs.releases import artifact, manifest, runtime
 from tests.unit.test_selection import host
 
@@ -75,7 +75,7 @@ def test_a_mismatch_is_missing_and_said() -> None:
     assert split_needs(NEEDS, halves) == ((WHEELS[2],), (CUBLAS, LT))
     asked = replace(host("90"), libraries=halves)
     release = manifest(artifact("cu128", "sm90", "90"))
-    chosen = select(release, asked, Wishes())
+    chosen = select(release, asked)
     assert "libcublas.so.12, libcublasLt.so.12 missing here" in chosen.verdicts[0].reason
     with pytest.raises(HostError) as caught:
         require_libraries(chosen, asked)
@@ -85,7 +85,7 @@ def test_a_mismatch_is_missing_and_said() -> None:
     )
     assert "cuBLAS and cuBLASLt have to be of one version" in caught.value.message
     bringing = manifest(artifact("cu128", "sm90", "90"), runtime("cu128"))
-    assert select(bringing, asked, Wishes()).runtime_libraries
+    assert select(bringing, asked).runtime_libraries
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,6 @@ from llama_loader.events import Event, Note, Stage, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.gpus import Gpu
 from llama_loader.manifest import Artifact, Manifest
-from llama_loader.selection import Wishes
 from llama_loader.settings import Settings, load
 from llama_loader.store import Store
 from tests.rigs.releases import BARE, artifact, libraries, manifest, runtime
@@ -42,9 +41,10 @@ RELEASE = manifest(RUNTIME, SM90, artifact("cpu", "cpu", size=6_000_000))
 def choose(
     document: Manifest,
     host: HostFacts = H200,
-    wishes: Wishes = Wishes(),  # noqa: B008
+    *,
+    allow_cpu: bool = False,
 ) -> selection.Choice:
-    return selection.select(document, host, wishes)
+    return selection.select(document, host, allow_cpu=allow_cpu)
 
 
 def brought(choice: selection.Choice) -> str | None:
@@ -84,24 +84,19 @@ def test_one_missing_library_is_enough() -> None:
 
 
 @pytest.mark.parametrize(
-    ("host", "wishes"),
-    [
-        (H200, Wishes(allow_cpu=True)),
-        (BARE, Wishes(allow_cpu=True)),
-        (replace(H200, gpus=(Gpu("old", "70"),)), Wishes(allow_cpu=True)),
-    ],
+    "host", [H200, BARE, replace(H200, gpus=(Gpu("old", "70"),))], ids=["gpu", "bare", "old"]
 )
-def test_for_the_cpu_nothing_is_brought(host: HostFacts, wishes: Wishes) -> None:
-    choice = choose(RELEASE, host, wishes)
+def test_for_the_cpu_nothing_is_brought(host: HostFacts) -> None:
+    choice = choose(RELEASE, host, allow_cpu=True)
     assert choice.runtime_libraries is None
     assert choice.artifact.name != RUNTIME.name
 
 
-@pytest.mark.parametrize("wishes", [Wishes(), Wishes(allow_cpu=True)])
+@pytest.mark.parametrize("allow_cpu", [False, True])
 @pytest.mark.parametrize("host", [H200, BARE], ids=["gpu", "bare"])
-def test_libraries_are_never_taken_for_a_server(host: HostFacts, wishes: Wishes) -> None:
+def test_libraries_are_never_taken_for_a_server(host: HostFacts, *, allow_cpu: bool) -> None:
     with pytest.raises(HostError) as caught:
-        choose(manifest(RUNTIME), host, wishes)
+        choose(manifest(RUNTIME), host, allow_cpu=allow_cpu)
     assert caught.value.code in {"NO_ARTIFACT", "NO_GPU"}
     assert RUNTIME.name not in caught.value.message
     if caught.value.code == "NO_ARTIFACT":

@@ -182,6 +182,7 @@ def test_no_program_at_all(tmp_path: Path) -> None:
     with pytest.raises(HostError, match="No such file") as caught:
         list_devices(tmp_path, ENVIRON)
     assert caught.value.code == "RUNTIME_NOT_EXECUTABLE"
+    assert "HF_HOME" in caught.value.hint
 
 
 def gpus(*free: int) -> list[Device]:
@@ -295,11 +296,11 @@ INIT = "ggml_cuda_init: failed to initialize CUDA: "
         (f"{INIT}unknown error", "nvidia-smi"),
         (
             "failed to load /r/libggml-cuda.so: libcublas.so.13: cannot open shared object file",
-            "install that library",
+            "names the package that brings it",
         ),
         (
             "failed to load /r/libggml-cuda.so: /old/libcublas.so.13: undefined symbol: cublasLtX",
-            "another version",
+            "out of LD_LIBRARY_PATH",
         ),
     ],
 )

@@ -2,25 +2,29 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import struct
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import doctor, selection, self_test
-from llama_loader.errors import HostError, LoaderError, NetworkError
+from llama_loader import doctor, gpus, selection, self_test
+from llama_loader.errors import HostError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Note, Timeline, ignore
 from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
-from llama_loader.selection import Wishes
+from llama_loader.manifest import dump
 from llama_loader.settings import Settings, load
 from tests.rigs import hub
-from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
+from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest, runtime
+from tests.unit.test_selection import GPUS, short
+from tests.unit.test_selection import RELEASE as FULL
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from conftest import Impostor
 
     from llama_loader.doctor import Examination
@@ -66,7 +70,7 @@ class Clinic:
             raise self.fault
         sink(self.note)
         choice = selection.select(
-            RELEASE, self.host, Wishes(settings.cuda_arch, settings.allow_cpu)
+            RELEASE, self.host, arch=settings.cuda_arch, allow_cpu=settings.allow_cpu
         )
         place = self.runtime
         installed = Unlisted(place, place, "0" * 64, "b1", choice.artifact, verified=True)
@@ -341,3 +345,128 @@ def test_missing_libraries_name_the_command_that_brings_them(clinic: Clinic) -> 
     found = clinic.examine()
     failed = next(check for check in found.checks if not check.ok)
     assert "pip install): nvidia-" in failed.hint
+
+
+# What another machine would get, asked with no GPU present.
+
+SPACES = Path(__file__).parent.parent.parent / "spaces"
+QUESTION = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
+
+
+def test_the_question_of_a_space_on_zerogpu() -> None:
+    facts = doctor.supposed_host(QUESTION)
+    assert facts.capabilities == ("120",)
+    chosen = selection.select(FULL, facts)
+    assert short(chosen.artifact.name) == "cu128-sm120"
+    assert chosen.missing == ()
+    text = doctor.Supposition(FULL, facts, chosen).as_text()
+    assert text.startswith(f"would fetch {chosen.artifact.name} of release b11549-1\n")
+    assert len(text.splitlines()) == 2 + len(FULL.artifacts)
+
+
+@pytest.mark.parametrize(("name", "capability", "with_12", "with_13"), GPUS)
+def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13: str) -> None:
+    for torch, driver, expected in (("cu128", "570", with_12), ("cu130", "580", with_13)):
+        for who in (f"gpu={name}", f"capability={capability}"):
+            facts = doctor.supposed_host(f"{who},driver={driver},glibc=2.36,torch={torch}")
+            assert short(selection.select(FULL, facts).artifact.name) == expected
+
+
+def test_what_is_missing_there_is_said_with_its_package() -> None:
+    facts = doctor.supposed_host("capability=90,driver=580,torch=none")
+    chosen = selection.select(FULL, facts)
+    assert (
+        "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here"
+        in (doctor.Supposition(FULL, facts, chosen).as_text().splitlines()[1])
+    )
+    with pytest.raises(HostError) as caught:
+        selection.require_libraries(chosen, facts)
+    assert "pip install): nvidia-cublas" in caught.value.hint
+
+
+def test_what_the_release_brings_there_is_said() -> None:
+    bringing = manifest(artifact("cu130", "sm90", "90"), runtime("cu130"))
+    facts = doctor.supposed_host("capability=90,driver=580,torch=none")
+    chosen = selection.select(bringing, facts)
+    because, server, libraries = (
+        doctor.Supposition(bringing, facts, chosen).as_text().splitlines()[1:]
+    )
+    assert "libcublas.so.13" in because
+    assert "brought by cuda-runtime-13.0-cu130" in because
+    assert server.startswith(f"  {chosen.artifact.name}: chosen")
+    assert libraries.startswith("  cuda-runtime-13.0-cu130")
+    assert "fetched too: libraries; 400.0 MB" in libraries
+
+
+def test_an_old_system_there_is_an_error_here() -> None:
+    with pytest.raises(HostError, match=r"2\.31"):
+        selection.select(FULL, doctor.supposed_host("capability=90,glibc=2.31,torch=cu130"))
+    with pytest.raises(HostError, match=r"driver 525\.60, this machine has 470\.999"):
+        selection.select(FULL, doctor.supposed_host("capability=7.5,driver=470"))
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["12.0", "capability=hopper", "gpu=Voodoo 2", "driver=new", "torch=12.8", "cpus=4", "glibc="],
+)
+def test_what_cannot_be_read_is_named(text: str) -> None:
+    with pytest.raises(SettingError, match="--suppose") as caught:
+        doctor.supposed_host(f"machine=x86_64,{text}")
+    assert repr(text) in caught.value.message
+    assert "capability=12.0" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("", "''"),
+        ("driver=580,", "''"),
+        ("driver=580,,glibc=2.36", "''"),
+        ("driver=580,driver=570", "'driver=570'"),
+        ("capability=90,gpu=NVIDIA H200", "'gpu=NVIDIA H200'"),
+    ],
+)
+def test_nothing_is_left_out_or_said_twice(text: str, named: str) -> None:
+    with pytest.raises(SettingError, match=re.escape(named)):
+        doctor.supposed_host(text)
+
+
+@pytest.mark.parametrize("option", [("--arch", "90"), ("--url", "https://x/a.tar.gz")])
+def test_settings_that_would_answer_another_question(
+    option: tuple[str, str], tmp_path: Path
+) -> None:
+    told = ask(tmp_path / "manifest.json", "--suppose", QUESTION, *option)
+    assert told.returncode == 2
+    assert option[0] in told.stderr.splitlines()[0]
+
+
+def ask(release: Path, *argv: str) -> subprocess.CompletedProcess[str]:
+    command = [
+        sys.executable,
+        "-m",
+        "llama_loader",
+        "doctor",
+        "--manifest",
+        release.as_uri(),
+        *argv,
+    ]
+    return subprocess.run(
+        command, cwd=SPACES, capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+def test_the_command(tmp_path: Path) -> None:
+    release = tmp_path / "manifest.json"
+    release.write_bytes(dump(FULL))
+    store = ("--store", str(tmp_path / "store"))
+    told = ask(release, *store, "--suppose", QUESTION)
+    assert told.returncode == 0, told.stderr
+    assert "cu128-sm120" in told.stdout.splitlines()[0]
+    known = ask(release, *store, "--json", "--suppose", f"gpu={gpus.ZEROGPU.name}")
+    assert known.returncode == 5  # no libraries were supposed
+    assert json.loads(known.stdout)["choice"]["missing"]
+    error, hint = known.stderr.splitlines()[-2:]
+    assert error.startswith("error[CUDA_LIBRARY_MISSING]: ")
+    assert "nvidia-cublas" in hint
+    assert not list((tmp_path / "store").glob("runtimes/*"))
+    assert ask(release, "--suppose", "x=1").returncode == 2

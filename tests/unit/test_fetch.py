@@ -18,7 +18,7 @@ import msgspec
 import pytest
 
 from llama_loader import fetch as fetch_module
-from llama_loader import tarball
+from llama_loader import unpack
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading, Resolving
 from llama_loader.fetch import Mirrors, backoff
@@ -800,7 +800,7 @@ def test_a_secret_in_a_url_that_is_refused_is_never_shown(url: str) -> None:
 
 # Chunks.
 
-BEGINNINGS = {form: magic for magic, form in tarball.MAGIC.items() if form != "zip"}
+BEGINNINGS = {form: magic for magic, form in unpack.MAGIC.items() if form != "zip"}
 
 
 def small(

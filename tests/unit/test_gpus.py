@@ -10,7 +10,7 @@ import pytest
 from llama_loader import gpus, host
 from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
-from llama_loader.selection import Wishes, select
+from llama_loader.selection import select
 from llama_loader.settings import load
 from tests.rigs.releases import BARE, artifact, libraries, manifest
 from tests.unit.test_selection import short
@@ -121,8 +121,8 @@ def test_a_uuid_that_the_driver_has_not_read_yet_is_none(tmp_path: Path) -> None
     assert host.detect(load(environ={}), root=tmp_path).gpus == (Gpu("Tesla T4", "75"),)
 
 
-def chosen(facts: HostFacts, wishes: Wishes = Wishes()) -> str:  # noqa: B008
-    return short(select(SINGLES, facts, wishes).artifact.name)
+def chosen(facts: HostFacts, arch: str | None = None) -> str:
+    return short(select(SINGLES, facts, arch=arch).artifact.name)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +142,14 @@ def test_a_hidden_gpu_asks_for_no_fat_set() -> None:
     both = (Gpu("NVIDIA H200", "90", 141 << 30), Gpu("NVIDIA GeForce RTX 5090", "120", 32 << 30))
     for named, expected in (("0", "cu128-sm90"), ("1", "cu128-sm120"), (None, "cu124-seed")):
         facts = replace(THREE, gpus=both, visible_devices=named)
-        choice = select(release, facts, Wishes())
+        choice = select(release, facts)
         assert short(choice.artifact.name) == expected
         assert choice.native == (named is not None)
 
 
 def test_where_nothing_serves_all_the_most_memory_counts() -> None:
     facts = replace(THREE, gpus=(A100, T4))
-    choice = select(SINGLES, facts, Wishes())
+    choice = select(SINGLES, facts)
     assert short(choice.artifact.name) == "cu130-sm80"
     reasons = {short(one.name): one.reason for one in choice.verdicts}
     assert "serves more GPUs, or those with more memory" in reasons["cu130-sm75"]
@@ -161,18 +161,16 @@ def test_where_nothing_serves_all_the_most_memory_counts() -> None:
 
 def test_of_equal_memory_machine_code_counts_before_the_size() -> None:
     release = manifest(artifact("cu124", "fat", ptx="75", size=1), artifact("cu130", "sm80", "80"))
-    assert short(select(release, replace(THREE, gpus=(A100,)), Wishes()).artifact.name) == (
-        "cu130-sm80"
-    )
+    assert short(select(release, replace(THREE, gpus=(A100,))).artifact.name) == ("cu130-sm80")
 
 
 def test_all_hidden_is_said_as_such() -> None:
     facts = replace(THREE, visible_devices="7")
     with pytest.raises(HostError) as caught:
-        select(SINGLES, facts, Wishes())
+        select(SINGLES, facts)
     assert caught.value.code == "NO_GPU"
     assert "CUDA_VISIBLE_DEVICES='7' hides all: NVIDIA A100" in caught.value.message
-    assert chosen(facts, Wishes(arch="75")) == "cu130-sm75"
+    assert chosen(facts, arch="75") == "cu130-sm75"
 
 
 @pytest.mark.parametrize(

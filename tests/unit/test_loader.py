@@ -17,7 +17,6 @@ from llama_loader.client import Client
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
-from llama_loader.selection import Wishes
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
@@ -44,8 +43,8 @@ def settings(**variables: str) -> Settings:
     return load(environ={"PATH": os.environ["PATH"], "HOME": "/home/user", **names})
 
 
-def prepared(runtime: Path, host: HostFacts, wishes: Wishes = Wishes()) -> loader.Prepared:  # noqa: B008
-    choice = selection.select(RELEASE, host, wishes)
+def prepared(runtime: Path, host: HostFacts, *, allow_cpu: bool = False) -> loader.Prepared:
+    choice = selection.select(RELEASE, host, allow_cpu=allow_cpu)
     installed = Unlisted(runtime, runtime, "0" * 64, "b1", choice.artifact, verified=True)
     return loader.Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
@@ -82,7 +81,7 @@ def test_the_cpu_s_threads_are_those_of_the_container(
 ) -> None:
     """llama-server would start one for each core of the machine; docs/decisions/0046."""
     limited = replace(host, cpus=threads or 8, machine_cpus=8)
-    ready = prepared(impostor.behave(), limited, Wishes(allow_cpu=True))
+    ready = prepared(impostor.behave(), limited, allow_cpu=True)
     argv, _ = start(settings(ALLOW_CPU="1"), ready)
     given = argv[argv.index("--threads") + 1] if "--threads" in argv else None
     assert given == expected
@@ -634,7 +633,7 @@ def unused(tmp_path: Path, host: HostFacts, **given: str) -> Any:
     """Return the codes and texts of the notes about GPUs, of a release with a set for each."""
     document = manifest(artifact("cu130", "sm89", "89"), artifact("cu130", "sm120", "120"))
     environ = {"PATH": os.environ["PATH"], "HOME": str(tmp_path)}
-    choice = selection.select(document, host, Wishes(arch=given.get("cuda_arch")))
+    choice = selection.select(document, host, arch=given.get("cuda_arch"))
     return loader._unused_gpus(load(given, environ), host, choice)
 
 

@@ -39,7 +39,7 @@ def refused(path: Path) -> SettingError:
         model.require_usable(path)
     error, wanted = caught.value, settings(GGUF_PATH=str(path))
     with pytest.raises(SettingError) as told:
-        model.get(model.from_settings(wanted), wanted)
+        model.get(wanted)
     assert told.value.render() == error.render()
     assert error.exit_status == 2
     assert str(path) in error.message
@@ -48,7 +48,7 @@ def refused(path: Path) -> SettingError:
 
 def test_a_local_model_is_taken_where_it_lies() -> None:
     wanted = settings(GGUF_PATH=str(self_test.MODEL))
-    assert model.get(model.from_settings(wanted), wanted) == self_test.MODEL
+    assert model.get(wanted) == self_test.MODEL
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_what_is_no_regular_file_is_not_opened(tmp_path: Path, kind: str) -> Non
     assert refused(path).code == "MODEL_MISSING"
     wanted = settings(GGUF_PATH=str(path), GGUF_SHA256="0" * 64)
     with pytest.raises(SettingError):
-        model.get(model.from_settings(wanted), wanted)
+        model.get(wanted)
 
 
 def test_model_that_this_user_may_not_look_at_is_a_setting(
@@ -117,10 +117,10 @@ def test_model_that_this_user_may_not_look_at_is_a_setting(
 def test_a_pinned_model_is_hashed() -> None:
     digest = hashlib.sha256(TINY).hexdigest()
     good = settings(GGUF_PATH=str(self_test.MODEL), GGUF_SHA256=digest)
-    assert model.get(model.from_settings(good), good) == self_test.MODEL
+    assert model.get(good) == self_test.MODEL
     bad = settings(GGUF_PATH=str(self_test.MODEL), GGUF_SHA256="0" * 64)
     with pytest.raises(IntegrityError, match=digest):
-        model.get(model.from_settings(bad), bad)
+        model.get(bad)
 
 
 @pytest.mark.parametrize("where", ["GGUF_PATH", "GGUF_FILENAME"])
@@ -128,7 +128,7 @@ def test_pin_of_a_model_in_parts_is_refused_before_anything_is_fetched(where: st
     """The digest could be right for the first part alone, and says nothing of the others."""
     wanted = settings(**{where: "m-00001-of-00005.gguf", "GGUF_SHA256": "0" * 64})
     with pytest.raises(SettingError, match=r"m-00002-of-00005\.gguf, .* and 2 more") as caught:
-        model.get(model.from_settings(wanted), wanted)
+        model.get(wanted)
     assert caught.value.code == "MODEL_PIN_OF_PARTS"
     single = reason(settings(**{where: "m-00001-of-00001.gguf"}))
     assert single is None or single.code in {"OFFLINE", "MODEL_MISSING"}
@@ -136,7 +136,7 @@ def test_pin_of_a_model_in_parts_is_refused_before_anything_is_fetched(where: st
 
 def reason(wanted: Settings) -> LoaderError | None:
     try:
-        model.get(model.from_settings(wanted), replace(wanted, offline=True))
+        model.get(replace(wanted, offline=True))
     except LoaderError as error:
         return error
     return None
@@ -157,14 +157,11 @@ def hub_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **variables: st
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     wanted = settings(GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf", **variables)
     with pytest.raises(LoaderError) as caught:
-        model.get(model.from_settings(wanted), wanted)
+        model.get(wanted)
     return caught.value
 
 
-PRINT_PATH = (
-    "from llama_loader import model, settings; s = settings.load();"
-    "print(model.get(model.from_settings(s), s))"
-)
+PRINT_PATH = "from llama_loader import model, settings; s = settings.load();print(model.get(s))"
 
 
 def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
@@ -200,7 +197,7 @@ def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
     content = TINY.ljust(30_000_000)
     code = (
         "from llama_loader import model, settings; s = settings.load();"
-        "model.get(model.from_settings(s), s, sink=lambda e: print(e.name, e.done, e.total))"
+        "model.get(s, sink=lambda e: print(e.name, e.done, e.total))"
     )
     with serving(Hub(files={"sub/m.gguf": content})) as hub:
         told = from_hub(hub, tmp_path, code).splitlines()
@@ -211,10 +208,7 @@ def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
 
 
 def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> None:
-    code = (
-        "from llama_loader import model, settings;"
-        "print(model.at_hand(model.from_settings(settings.load())))"
-    )
+    code = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
     with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
         assert from_hub(hub, tmp_path, code) == "None"
         assert hub.tokens_seen == set()
@@ -227,10 +221,7 @@ def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> 
 
 def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Path) -> None:
     names = [f"sub/m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    code = (
-        "from llama_loader import model, settings;"
-        "print(model.at_hand(model.from_settings(settings.load())))"
-    )
+    code = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
     with serving(Hub(files={name: TINY + name.encode() for name in names[:2]})) as hub:
         with pytest.raises(AssertionError, match="has no file sub/m-00003"):
             path_from_hub(hub, tmp_path, GGUF_FILENAME=names[0])
@@ -246,7 +237,7 @@ def test_progress_of_a_model_in_parts_is_that_of_all_parts(tmp_path: Path) -> No
     names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
     code = (
         "from llama_loader import model, settings; s = settings.load();"
-        "model.get(model.from_settings(s), s, sink=lambda e: print(e.name, e.done, e.total))"
+        "model.get(s, sink=lambda e: print(e.name, e.done, e.total))"
     )
     with serving(Hub(files={names[0]: TINY.ljust(12_000_000), names[1]: bytes(9_000_000)})) as hub:
         told = [
@@ -278,7 +269,7 @@ def test_token_for_the_models_hub_goes_to_https_or_a_loopback_address_only(
     wanted = replace(settings(HF_TOKEN="hf_secret"), hf_endpoint=endpoint)
     for ask in (model.get, model.size_on_hub):
         with pytest.raises(SettingError) as caught:
-            ask(model.from_settings(wanted), wanted)
+            ask(wanted)
         assert caught.value.code == "ENDPOINT_REFUSED"
         if "hf_secret" not in endpoint:
             assert endpoint in caught.value.message
@@ -381,7 +372,7 @@ def test_xet_storage_that_does_not_answer_is_left_for_the_hub_itself(
     """Left alone, hf_xet tries for more than four minutes."""
     code = (
         "from llama_loader import model, settings; s = settings.load();"
-        "print(model.get(model.from_settings(s), s, sink=lambda e: print(type(e).__name__)))"
+        "print(model.get(s, sink=lambda e: print(type(e).__name__)))"
     )
     with socket.create_server(("127.0.0.1", 0)) as storage:
         port = storage.getsockname()[1] if silent else 9

@@ -11,7 +11,7 @@ from llama_loader import gpus
 from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
 from llama_loader.manifest import Artifact
-from llama_loader.selection import Wishes, cuda_code, require_libraries, select
+from llama_loader.selection import cuda_code, require_libraries, select
 from tests.rigs.releases import BARE, artifact, libraries, manifest
 
 if TYPE_CHECKING:
@@ -91,8 +91,8 @@ def test_every_gpu_gets_its_own_machine_code(
     name: str, capability: str, with_12: str, with_13: str
 ) -> None:
     assert gpus.capability(name) == capability
-    older = select(RELEASE, host(capability, driver="570.86", cuda=12), Wishes())
-    newer = select(RELEASE, host(capability), Wishes())
+    older = select(RELEASE, host(capability, driver="570.86", cuda=12))
+    newer = select(RELEASE, host(capability))
     assert (short(older.artifact.name), short(newer.artifact.name)) == (with_12, with_13)
     assert older.native
     assert newer.native
@@ -102,7 +102,7 @@ def test_every_gpu_gets_its_own_machine_code(
 
 def test_gb10_needs_cuda_13() -> None:
     assert gpus.capability("NVIDIA GB10") == "121"
-    assert short(select(RELEASE, host("121"), Wishes()).artifact.name) == "cu130-sm121"
+    assert short(select(RELEASE, host("121")).artifact.name) == "cu130-sm121"
 
 
 @pytest.mark.parametrize("name", ["Tesla V100-SXM2-16GB", "Tesla P100-PCIE-16GB", "Tesla P4"])
@@ -110,7 +110,7 @@ def test_older_than_turing_is_refused_with_what_there_is(name: str) -> None:
     capability = gpus.capability(name)
     assert capability
     with pytest.raises(HostError) as caught:
-        select(RELEASE, host(capability), Wishes())
+        select(RELEASE, host(capability))
     assert caught.value.code == "NO_ARTIFACT_FOR_GPU"
     assert f"{capability[0]}.{capability[1]}" in caught.value.message
     assert "CUDA 12.8 for 12.0a" in caught.value.message
@@ -118,7 +118,7 @@ def test_older_than_turing_is_refused_with_what_there_is(name: str) -> None:
 
 def test_the_question_of_the_issue_is_answered_without_a_gpu() -> None:
     asked = replace(BARE, driver="580.65", libraries=libraries(12))
-    choice = select(RELEASE, asked, Wishes(arch="120"))
+    choice = select(RELEASE, asked, arch="120")
     assert short(choice.artifact.name) == "cu128-sm120"
     assert {one.soname for one in choice.libraries} == {
         "libcublas.so.12",
@@ -128,7 +128,7 @@ def test_the_question_of_the_issue_is_answered_without_a_gpu() -> None:
 
 
 def test_every_artifact_has_a_verdict_with_a_reason() -> None:
-    choice = select(RELEASE, host("90", cuda=12), Wishes())
+    choice = select(RELEASE, host("90", cuda=12))
     assert [verdict.name for verdict in choice.verdicts] == [a.name for a in RELEASE.artifacts]
     reasons = {short(verdict.name): verdict.reason for verdict in choice.verdicts}
     assert reasons["cu124-sm90"].startswith("chosen: machine code for 9.0")
@@ -143,14 +143,14 @@ def test_machine_code_before_ptx_even_where_its_libraries_are_missing() -> None:
     release = manifest(
         artifact("cu124", "ptx", ptx="80", size=1_000), artifact("cu130", "sm90", "90")
     )
-    choice = select(release, host("90", cuda=12), Wishes())
+    choice = select(release, host("90", cuda=12))
     assert short(choice.artifact.name) == "cu130-sm90"
     assert choice.missing == ("libcublas.so.13", "libcublasLt.so.13", "libcudart.so.13")
 
 
 def test_ptx_is_taken_where_it_is_all_there_is_and_said_to_be_slow() -> None:
     release = manifest(artifact("cu124", "fat", "80", "80"))
-    choice = select(release, host("90", cuda=12), Wishes())
+    choice = select(release, host("90", cuda=12))
     assert not choice.native
     assert "slow" in choice.reason
 
@@ -160,7 +160,7 @@ def test_of_two_with_ptx_the_one_that_older_drivers_take() -> None:
     release = manifest(
         artifact("cu128", "new", "80", "80", size=1), artifact("cu124", "old", ptx="80")
     )
-    choice = select(release, host("90", driver="550.54", cuda=12), Wishes())
+    choice = select(release, host("90", driver="550.54", cuda=12))
     assert short(choice.artifact.name) == "cu124-old"
     assert "is taken by older drivers" in choice.verdicts[0].reason
 
@@ -171,12 +171,12 @@ def test_of_two_with_ptx_the_one_that_older_drivers_take() -> None:
 )
 def test_the_driver_decides_the_line(driver: str, expected: str) -> None:
     asked = replace(host("90", driver=driver), libraries=libraries(12, 13))
-    assert short(select(RELEASE, asked, Wishes()).artifact.name) == expected
+    assert short(select(RELEASE, asked).artifact.name) == expected
 
 
 def test_a_driver_that_is_too_old_for_all() -> None:
     with pytest.raises(HostError) as caught:
-        select(RELEASE, host("90", driver="470.82"), Wishes())
+        select(RELEASE, host("90", driver="470.82"))
     assert caught.value.code == "DRIVER_TOO_OLD"
     assert caught.value.exit_status == 5
     assert "470.82" in caught.value.message
@@ -184,25 +184,25 @@ def test_a_driver_that_is_too_old_for_all() -> None:
 
 @pytest.mark.parametrize("change", [{"glibc": "2.31"}, {"glibcxx": "3.4.28"}, {"glibc": None}])
 def test_a_system_that_is_too_old(change: dict[str, str | None]) -> None:
-    for wishes in (Wishes(), Wishes(allow_cpu=True)):
+    for allow_cpu in (False, True):
         with pytest.raises(HostError) as caught:
-            select(RELEASE, replace(host("90"), **change), wishes)  # type: ignore[arg-type]
+            select(RELEASE, replace(host("90"), **change), allow_cpu=allow_cpu)  # type: ignore[arg-type]
         assert caught.value.code == "GLIBC_TOO_OLD"
         assert "needs GLIBC" in caught.value.message or "needs glibc" in caught.value.message
 
 
 def test_another_machine() -> None:
     with pytest.raises(HostError) as caught:
-        select(RELEASE, replace(host("90"), machine="aarch64"), Wishes())
+        select(RELEASE, replace(host("90"), machine="aarch64"))
     assert caught.value.code == "PLATFORM_UNSUPPORTED"
 
 
 def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
     with pytest.raises(HostError) as caught:
-        select(RELEASE, BARE, Wishes())
+        select(RELEASE, BARE)
     assert caught.value.code == "NO_GPU"
     assert "--allow-cpu" in caught.value.hint
-    choice = select(RELEASE, BARE, Wishes(allow_cpu=True))
+    choice = select(RELEASE, BARE, allow_cpu=True)
     assert (short(choice.artifact.name), choice.runs_on) == ("cpu-cpu", "cpu")
     assert choice.missing == ()
 
@@ -210,7 +210,7 @@ def test_no_gpu_is_an_error_unless_the_cpu_is_allowed() -> None:
 def test_no_gpu_is_said_with_what_the_driver_complained_of() -> None:
     lost = replace(BARE, complaints=("GPU 0 is left out: NVML: GPU is lost (15)", "GPU 1: x"))
     with pytest.raises(HostError) as caught:
-        select(RELEASE, lost, Wishes())
+        select(RELEASE, lost)
     assert caught.value.code == "NO_GPU"
     assert "none was found; GPU 0 is left out: NVML: GPU is lost (15); GPU 1: x" in (
         caught.value.message
@@ -219,20 +219,20 @@ def test_no_gpu_is_said_with_what_the_driver_complained_of() -> None:
 
 def test_the_cpu_is_chosen_for_a_reason_of_its_own() -> None:
     """Not for that of being passed over for the GPU."""
-    choice = select(RELEASE, host("70"), Wishes(allow_cpu=True))
+    choice = select(RELEASE, host("70"), allow_cpu=True)
     chosen = next(one for one in choice.verdicts if one.name == choice.artifact.name)
     assert (chosen.fits, chosen.reason) == (True, "chosen: built for the CPU")
 
 
 def test_a_cuda_artifact_runs_on_the_cpu_where_there_is_no_other() -> None:
     release = manifest(artifact("cu130", "sm90", "90"))
-    choice = select(release, BARE, Wishes(allow_cpu=True))
+    choice = select(release, BARE, allow_cpu=True)
     assert choice.runs_on == "cpu"
     require_libraries(choice, BARE)
 
 
 def test_a_gpu_without_an_artifact_falls_to_the_cpu_only_where_allowed() -> None:
-    choice = select(RELEASE, host("70"), Wishes(allow_cpu=True))
+    choice = select(RELEASE, host("70"), allow_cpu=True)
     assert choice.runs_on == "cpu"
     assert "not for 7.0" in next(v.reason for v in choice.verdicts if "cu124-sm75" in v.name)
 
@@ -240,11 +240,11 @@ def test_a_gpu_without_an_artifact_falls_to_the_cpu_only_where_allowed() -> None
 def test_a_gpu_whose_capability_is_unknown_is_named() -> None:
     unknown = replace(BARE, gpus=(Gpu("NVIDIA Mystery 9000", None),))
     with pytest.raises(HostError, match="Mystery 9000, whose compute capability is unknown"):
-        select(RELEASE, unknown, Wishes())
+        select(RELEASE, unknown)
 
 
 def test_two_kinds_of_gpu_get_the_fat_build() -> None:
-    choice = select(RELEASE, host("80", "90", cuda=12), Wishes())
+    choice = select(RELEASE, host("80", "90", cuda=12))
     assert short(choice.artifact.name) == "cu124-seed"
     single = next(v for v in choice.verdicts if "cu124-sm90" in v.name)
     assert "serves more GPUs, or those with more memory" in single.reason
@@ -255,14 +255,14 @@ def test_missing_libraries_are_said_with_the_package_and_the_other_major() -> No
     release = manifest(artifact("cu130", "sm90", "90"))
     asked = host("90", cuda=12)
     with pytest.raises(HostError) as caught:
-        require_libraries(select(release, asked, Wishes()), asked)
+        require_libraries(select(release, asked), asked)
     assert caught.value.code == "CUDA_LIBRARY_MISSING"
     assert "libcublas.so.13" in caught.value.message
     assert "libcublas.so.12 in /cu12" in caught.value.message
     assert caught.value.hint.endswith(": nvidia-cublas nvidia-cuda-runtime")
     older = manifest(artifact("cu124", "sm90", "90"))
     with pytest.raises(HostError, match="libcublas") as caught:
-        require_libraries(select(older, host("90"), Wishes()), host("90"))
+        require_libraries(select(older, host("90")), host("90"))
     assert caught.value.hint.endswith(": nvidia-cublas-cu12 nvidia-cuda-runtime-cu12")
 
 
@@ -272,17 +272,17 @@ def test_what_a_newer_farm_may_publish_is_passed_over() -> None:
         Artifact(**{**_fields(good), "name": "a", "format": "tar.br"}),
         Artifact(**{**_fields(good), "name": "b", "backend": "vulkan", "cuda": None}),
     ]
-    choice = select(manifest(*strange, good), host("90"), Wishes())
+    choice = select(manifest(*strange, good), host("90"))
     assert choice.artifact.name == good.name
     assert [verdict.fits for verdict in choice.verdicts] == [False, False, True]
     assert "unknown to this loader" in choice.verdicts[0].reason
     with pytest.raises(HostError):
-        select(manifest(*strange), host("90"), Wishes())
+        select(manifest(*strange), host("90"))
 
 
 def test_an_empty_release() -> None:
     with pytest.raises(HostError, match="nothing at all"):
-        select(manifest(), host("90"), Wishes())
+        select(manifest(), host("90"))
 
 
 def _fields(one: Artifact) -> dict[str, object]:
@@ -325,7 +325,7 @@ def test_whatever_is_chosen_can_run_here(
 ) -> None:
     asked = replace(host(capability, driver=driver), libraries=libraries(*majors))
     try:
-        choice = select(RELEASE, asked, Wishes())
+        choice = select(RELEASE, asked)
     except HostError:
         assert driver == "525.60" or (capability == "121" and driver != "580.65")
         return
@@ -333,5 +333,5 @@ def test_whatever_is_chosen_can_run_here(
     assert cuda_code(choice.artifact, capability)
     if driver is not None:
         assert float(driver) >= float(choice.artifact.cuda.min_driver)
-    again = select(manifest(*reversed(RELEASE.artifacts)), asked, Wishes())
+    again = select(manifest(*reversed(RELEASE.artifacts)), asked)
     assert again.artifact.name == choice.artifact.name

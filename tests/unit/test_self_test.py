@@ -18,7 +18,6 @@ from llama_loader.errors import LoaderError, StoreError
 from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
-from llama_loader.selection import Wishes
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
@@ -56,9 +55,14 @@ def store(tmp_path: Path) -> Path:
 
 
 def prepared(
-    runtime: Path, store: Path, host: HostFacts = H200, wishes: Wishes | None = None
+    runtime: Path,
+    store: Path,
+    host: HostFacts = H200,
+    arch: str | None = None,
+    *,
+    allow_cpu: bool = False,
 ) -> Prepared:
-    choice = selection.select(RELEASE, host, wishes or Wishes())
+    choice = selection.select(RELEASE, host, arch=arch, allow_cpu=allow_cpu)
     root = store / "runtimes" / "0"
     installed = Unlisted(runtime, root, "0" * 64, "b1", choice.artifact, verified=True)
     return Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
@@ -112,7 +116,7 @@ def test_the_answer_is_right_by_a_margin_that_rounding_cannot_take(real_runtime:
 
 @pytest.mark.model
 def test_a_real_token_on_the_cpu(real_runtime: Path, store: Path) -> None:
-    ready = prepared(real_runtime, store, BARE, Wishes(allow_cpu=True))
+    ready = prepared(real_runtime, store, BARE, allow_cpu=True)
     verdict = loader.try_runtime(settings("allow_cpu"), ready)
     assert verdict.devices == ()
     assert 0 < verdict.seconds < 30
@@ -130,7 +134,7 @@ def test_a_real_server_that_computes_wrongly(
         file.seek(found.data_offset)
         file.write(bytes(found.n_bytes))
     monkeypatch.setattr(self_test, "MODEL", wrong)
-    ready = prepared(real_runtime, store, BARE, Wishes(allow_cpu=True))
+    ready = prepared(real_runtime, store, BARE, allow_cpu=True)
     error = failure(settings("allow_cpu"), ready)
     assert (error.code, error.exit_status) == ("WRONG_ANSWER", 7)
     assert "computes wrongly" in error.message
@@ -297,7 +301,7 @@ def test_a_start_that_the_cpu_was_allowed_proves_nothing_of_a_gpu(
 ) -> None:
     """CUDA_VISIBLE_DEVICES is empty: what --allow-cpu showed, it showed of the CPU."""
     hidden = replace(H200, visible_devices="")
-    ready = prepared(impostor.behave(**NO_GPU_SEEN), store, hidden, Wishes(arch="90"))
+    ready = prepared(impostor.behave(**NO_GPU_SEEN), store, hidden, arch="90")
     start(settings("allow_cpu"), ready)
     error = failure(settings(), ready)
     assert (error.code, error.exit_status) == ("NO_DEVICE", 5)
@@ -334,6 +338,5 @@ def test_where_a_fetched_runtime_can_be_tried(
     expected: object,
 ) -> None:
     wanted = settings(*options, **variables)
-    wishes = replace(loader.wishes(wanted), arch=None)
-    ready = prepared(store, store, host, wishes)
+    ready = prepared(store, store, host, allow_cpu=wanted.cpu_allowed)
     assert self_test.possible(wanted, ready) is expected

@@ -236,19 +236,19 @@ def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("keyword", "value", "accepts"),
     [
-        ("n_ctx", "8192", "tokens from 16 to 16777216 (a whole number)"),
+        ("n_ctx", "8192", "tokens from 16 to 16777216 (int)"),
         ("n_ctx", 8, "tokens from 16"),
-        ("n_ctx", True, "(a whole number)"),
-        ("n_ctx", 8192.0, "(a whole number)"),
-        ("allow_cpu", 1, "(true or false)"),
-        ("allow_cpu", "1", "(true or false)"),
-        ("temperature", float("nan"), "from 0 to 10 (a number)"),
-        ("temperature", "0.5", "(a number)"),
-        ("gguf_path", b"/m", "a file or folder (text or a Path)"),
+        ("n_ctx", True, "(int)"),
+        ("n_ctx", 8192.0, "(int)"),
+        ("allow_cpu", 1, "(bool)"),
+        ("allow_cpu", "1", "(bool)"),
+        ("temperature", float("nan"), "from 0 to 10 (int or float)"),
+        ("temperature", "0.5", "(int or float)"),
+        ("gguf_path", b"/m", "a file or folder (str or Path)"),
         ("gguf_path", "", "the path of a file"),
-        ("llama_device", 0, "(text or a list)"),
+        ("llama_device", 0, "(str or list or tuple)"),
         ("llama_device", ["CUDA0", "CUDA0"], "each once"),
-        ("gguf_repo_id", ["a/b"], "OWNER/NAME (text)"),
+        ("gguf_repo_id", ["a/b"], "OWNER/NAME (str)"),
         ("gguf_filename", "../x", "a file's path in it"),
         ("hf_token", "sécret", "ASCII"),
     ],
@@ -280,6 +280,16 @@ def test_an_unknown_keyword_lists_near_ones(keyword: str, near: str) -> None:
     assert caught.value.code == "SETTING_UNKNOWN"
     assert repr(keyword) in caught.value.message
     assert near in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "token", ["two words", "two\nlines", "caf\u00e9", "\u6f22", "nul\0nul", "\x1b[2J"]
+)
+def test_a_token_that_no_header_can_carry_is_a_setting_and_never_shown(token: str) -> None:
+    with pytest.raises(SettingError) as caught:
+        load(environ={"HF_TOKEN": token})
+    assert caught.value.code == "SETTING_INVALID"
+    assert token not in caught.value.message + caught.value.hint
 
 
 def test_the_token_of_hf_auth_login_counts(tmp_path: Path) -> None:

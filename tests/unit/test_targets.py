@@ -9,7 +9,6 @@ from farm import targets
 from farm.errors import UsageError
 from llama_loader import selection
 from llama_loader.gpus import Gpu
-from llama_loader.selection import Wishes
 from tests.rigs import releases
 
 if TYPE_CHECKING:
@@ -232,7 +231,7 @@ def test_release_has_machine_code_and_libraries_for_every_gpu(
         glibc=glibc,
         glibcxx=glibcxx,
     )
-    choice = selection.select(released(), host, Wishes())
+    choice = selection.select(released(), host)
     assert choice.runs_on == "gpu"
     assert choice.native
     assert choice.runtime_libraries is not None if torch == "none" else not choice.missing

@@ -21,11 +21,11 @@ import pytest
 from backports import zstd
 from hypothesis import example, given, settings
 
-from llama_loader import foreign, receipt, tarball, unpack
+from llama_loader import foreign, receipt, unpack
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
 from llama_loader.manifest import Artifact
-from llama_loader.tarball import decompressed
+from llama_loader.unpack import decompressed
 from tests.rigs import generated, writes
 from tests.rigs.archives import (
     GOOD,
@@ -492,8 +492,8 @@ def test_pieces_stay_small() -> None:
     assert max(len(piece) for piece in decompressed(iter([packed]), "tar.zst", "a")) <= 1 << 20
 
 
-def members(plain: bytes) -> list[tarball.Member]:
-    return list(tarball.Reader(pieces(plain, 100), "a", 1 << 30).members())
+def members(plain: bytes) -> list[unpack.Member]:
+    return list(unpack.Reader(pieces(plain, 100), "a", 1 << 30).members())
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
@@ -534,11 +534,11 @@ def test_a_file_whose_name_ends_with_a_slash_is_a_folder() -> None:
 
 
 def test_before_the_first_member_there_is_no_content() -> None:
-    assert list(tarball.Reader(pieces(tar(GOOD)), "a", 1 << 30).content()) == []
+    assert list(unpack.Reader(pieces(tar(GOOD)), "a", 1 << 30).content()) == []
 
 
 def test_the_reader_leaves_what_is_not_asked_for() -> None:
-    reader = tarball.Reader(pieces(tar(GOOD), 100), "a", 1 << 30)
+    reader = unpack.Reader(pieces(tar(GOOD), 100), "a", 1 << 30)
     assert [member.path for member in reader.members()] == list(ENTRIES)
 
 

@@ -1,0 +1,270 @@
+"""NVML as it answers, refuses and hangs: a small library in C with its calling convention.
+
+What nvidia-smi prints, and that only the installed one is run.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from llama_loader import driver as nvidia
+from llama_loader import host
+from llama_loader.gpus import Gpu
+from llama_loader.settings import load
+from tests.rigs.fake_nvml import compiled
+
+H200 = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-a", 149_000_000_000)
+OTHER = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-b", 149_000_000_000)
+
+
+@pytest.fixture(scope="module")
+def driver(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return compiled(tmp_path_factory.mktemp("driver"))
+
+
+def query(*folders: Path) -> nvidia.Answer:
+    return nvidia.nvml(folders)
+
+
+def shut(driver: Path) -> int:
+    return ctypes.c_int.in_dll(ctypes.CDLL(str(driver / "libnvidia-ml.so.1")), "shut").value
+
+
+def test_every_gpu_is_described(driver: Path) -> None:
+    before = shut(driver)
+    assert query(driver) == nvidia.Answer("580.159.03", (H200, OTHER))
+    assert shut(driver) == before + 1
+
+
+@pytest.mark.parametrize(
+    ("refused", "first"),
+    [
+        ("nvmlDeviceGetMemoryInfo 0 3", Gpu("NVIDIA H200", "90", None, "GPU-a")),
+        ("nvmlDeviceGetCudaComputeCapability 0 3", H200),
+        ("nvmlDeviceGetUUID 0 3", Gpu("NVIDIA H200", "90", H200.memory, None, H200.free)),
+        ("nvmlDeviceGetName 0 999", Gpu("GPU 0", "90", H200.memory, "GPU-a", H200.free)),
+    ],
+)
+def test_what_a_gpu_does_not_support_is_unknown(
+    driver: Path, refused: str, first: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NVML", refused)
+    assert query(driver) == nvidia.Answer("580.159.03", (first, OTHER))
+
+
+@pytest.mark.parametrize("function", ["HandleByIndex_v2", "Name", "MemoryInfo", "UUID"])
+def test_a_lost_gpu_is_left_out_and_named(
+    driver: Path, function: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NVML", f"nvmlDeviceGet{function} 1 15")
+    answer = query(driver)
+    assert (answer.driver, answer.gpus) == ("580.159.03", (H200,))
+    assert answer.complaints == ("GPU 1 is left out: NVML: GPU is lost (15)",)
+
+
+def test_a_gpu_that_this_process_may_not_use_is_left_out(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its container has the other one alone: NVML counts both."""
+    monkeypatch.setenv("FAKE_NVML", "nvmlDeviceGetHandleByIndex_v2 0 4")
+    answer = query(driver)
+    assert answer.gpus == (OTHER,)
+    assert answer.complaints == ("GPU 0 is left out: NVML: Insufficient Permissions (4)",)
+
+
+@pytest.mark.parametrize(
+    ("refused", "complaint", "shuts"),
+    [
+        ("nvmlInit_v2 0 18", "NVML: Driver/library version mismatch (18)", 0),
+        ("nvmlInit_v2 0 9", "NVML: Driver Not Loaded (9)", 0),
+        ("nvmlDeviceGetCount_v2 0 77", "NVML: Unknown Error (77)", 1),
+    ],
+)
+def test_nvml_that_refuses_says_why(
+    driver: Path, refused: str, complaint: str, shuts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = shut(driver)
+    monkeypatch.setenv("FAKE_NVML", refused)
+    assert query(driver) == nvidia.Answer(complaints=(complaint,))
+    assert shut(driver) == before + shuts
+
+
+def test_nvml_that_hangs_is_given_up(driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_NVML", "sleep")
+    monkeypatch.setattr(nvidia, "_NVML_TIMEOUT", 0.05)
+    answer = nvidia.ask([driver], {})
+    assert answer == nvidia.Answer(complaints=("NVML did not answer within 0.05 s",))
+
+
+def test_a_library_that_is_none_or_too_old_is_passed_over(tmp_path: Path, driver: Path) -> None:
+    (tmp_path / "libnvidia-ml.so.1").write_text("not ELF")
+    old = compiled(tmp_path / "old", "-DOLD")
+    assert query(tmp_path, old, driver).gpus == (H200, OTHER)
+
+
+def detect_elsewhere(folder: Path, **variables: str) -> dict[str, object]:
+    """Return the facts of a process whose LD_LIBRARY_PATH has one folder."""
+    script = (
+        "import json\n"
+        "from llama_loader import host, report, settings\n"
+        "print(json.dumps(report.host(host.detect(settings.load()))))\n"
+    )
+    environ = {"PATH": os.defpath, "LD_LIBRARY_PATH": str(folder), **variables}
+    environ["PYTHONPATH"] = str(Path(host.__file__).parents[1])
+    done = subprocess.run([sys.executable, "-c", script], env=environ, stdout=-1, check=True)
+    facts: dict[str, object] = json.loads(done.stdout)
+    return facts
+
+
+def test_a_driver_on_the_library_path_alone_is_found_and_kept(driver: Path) -> None:
+    facts = detect_elsewhere(driver)
+    assert (facts["gpu_source"], facts["driver"]) == ("nvml", "580.159.03")
+    assert facts["driver_folders"] == [str(driver)]
+    assert facts["complaints"] == []
+
+
+def test_the_host_names_a_lost_gpu_and_serves_with_the_other(driver: Path) -> None:
+    facts = detect_elsewhere(driver, FAKE_NVML="nvmlDeviceGetHandleByIndex_v2 1 15")
+    gpus = facts["gpus"]
+    assert isinstance(gpus, list)
+    assert [gpu["uuid"] for gpu in gpus] == ["GPU-a"]
+    assert facts["complaints"] == ["GPU 1 is left out: NVML: GPU is lost (15)"]
+
+
+def test_a_driver_that_hangs_is_said_with_the_facts(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NVML", "sleep")
+    monkeypatch.setattr(nvidia, "_NVML_TIMEOUT", 0.05)
+    facts = host.detect(load(environ={"LD_LIBRARY_PATH": str(driver)}))
+    assert facts.complaints == ("NVML did not answer within 0.05 s",)
+
+
+def test_the_facts_of_a_driver_that_refuses_are_plain_data(driver: Path) -> None:
+    facts = detect_elsewhere(driver, FAKE_NVML="nvmlInit_v2 0 18")
+    assert facts["driver_folders"] == [str(driver)]
+    assert facts["complaints"] == ["NVML: Driver/library version mismatch (18)"]
+
+
+def program(folder: Path, name: str, script: str) -> Path:
+    folder.mkdir(exist_ok=True)
+    made = folder / name
+    made.write_text(f"#!/bin/sh\nPATH={os.defpath}\n{script}\n")
+    made.chmod(0o755)
+    return made
+
+
+@pytest.fixture
+def refusing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A driver whose NVML refuses, on a machine without nvidia-smi in the usual folders."""
+    monkeypatch.setenv("FAKE_NVML", "nvmlInit_v2 0 18")
+    monkeypatch.setattr(nvidia, "_FOLDERS", ())
+    return compiled(tmp_path / "driver")
+
+
+def detect(refusing: Path, path: Path) -> host.HostFacts:
+    return host.detect(load(environ={"LD_LIBRARY_PATH": str(refusing), "PATH": str(path)}))
+
+
+def test_rows_are_gpus_and_other_lines_are_not() -> None:
+    told = nvidia.parse(
+        "NVIDIA H200, 9.0, 143771, 580.159.03, GPU-a\n"
+        "Tesla T4, [N/A], [N/A], 580.159.03, [N/A]\n"
+        "a warning on stderr\n"
+    )
+    assert told.driver == "580.159.03"
+    assert told.gpus == (
+        Gpu("NVIDIA H200", "90", 143771 * 1024**2, "GPU-a"),
+        Gpu("Tesla T4", "75", None, None),
+    )
+    assert nvidia.parse("No devices were found\n") == nvidia.Answer()
+
+
+@pytest.mark.parametrize(
+    ("row", "version", "gpu"),
+    [
+        ("NVIDIA H200, Unknown Error, 100, 580.1, GPU-1", "580.1", ("90", 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, Unknown Error, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, 9, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, 9.0.1, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),
+        ("NVIDIA Mystery, ９.０, 100, 580.1, GPU-1", "580.1", (None, 100 << 20, "GPU-1")),  # noqa: RUF001
+        ("NVIDIA Mystery, 9.0, ², 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        ("NVIDIA Mystery, 9.0, -1, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        (f"NVIDIA Mystery, 9.0, {'9' * 5000}, 580.1, GPU-1", "580.1", ("90", None, "GPU-1")),
+        ("NVIDIA Mystery, 9.0, 100, ERR!, ERR!", None, ("90", 100 << 20, None)),
+    ],
+)
+def test_whatever_is_no_number_is_unknown(
+    row: str, version: str | None, gpu: tuple[str | None, int | None, str | None]
+) -> None:
+    capability, memory, uuid = gpu
+    expected = Gpu(row.split(",", maxsplit=1)[0], capability, memory, uuid)
+    assert nvidia.parse(f"{row}\n") == nvidia.Answer(version, (expected,))
+
+
+@pytest.mark.parametrize("entries", ["", ".", ":", "bin", "./bin::."])
+def test_program_of_the_working_folder_is_never_run(
+    entries: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (tmp_path, tmp_path / "bin"):
+        program(folder, "llama-test-tool", f": >{tmp_path}/ran")
+    monkeypatch.chdir(tmp_path)
+    assert nvidia.find({"PATH": entries}, "llama-test-tool") is None
+
+
+def test_absolute_entry_of_path_is_searched_after_the_usual_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(program(tmp_path / "here", "llama-test-tool", "exit 1").parent)
+    tool = program(tmp_path / "bin", "llama-test-tool", "exit 0")
+    environ = {"PATH": os.pathsep.join([".", "", "/nowhere", str(tool.parent)])}
+    assert nvidia.find(environ, "llama-test-tool") == str(tool)
+    mine = program(tmp_path / "bin", "env", "exit 0")
+    assert nvidia.find({"PATH": str(mine.parent)}, "env") in {"/usr/bin/env", "/bin/env"}
+
+
+def test_it_gets_the_drivers_folder(refusing: Path, tmp_path: Path) -> None:
+    script = 'echo "NVIDIA $LD_LIBRARY_PATH, 9.0, 1, 580.159, GPU-a"'
+    facts = detect(refusing, program(tmp_path / "bin", "nvidia-smi", script).parent)
+    assert facts.gpu_source == "nvidia-smi"
+    assert facts.gpus == (Gpu(f"NVIDIA {refusing}", "90", 1 << 20, "GPU-a"),)
+    assert facts.driver == "580.159"
+    assert facts.complaints == ("NVML: Driver/library version mismatch (18)",)
+
+
+def test_it_is_not_asked_where_nvml_hangs(
+    refusing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would hang as well; in a system call of the driver, even SIGKILL does not end it."""
+    monkeypatch.setenv("FAKE_NVML", "sleep")
+    monkeypatch.setattr(nvidia, "_NVML_TIMEOUT", 0.1)
+    smi = program(tmp_path / "bin", "nvidia-smi", f": >{tmp_path}/asked")
+    assert detect(refusing, smi.parent).complaints == ("NVML did not answer within 0.1 s",)
+    assert not (tmp_path / "asked").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "complaint"),
+    [
+        (
+            "echo 'Failed to initialize NVML:'; echo ' a version mismatch' >&2; exit 18",
+            "nvidia-smi: Failed to initialize NVML: a version mismatch",
+        ),
+        ("echo 'No devices were found'", "nvidia-smi: No devices were found"),
+        ("exit 9", "nvidia-smi: no GPU"),
+        ("exec sleep 60", "nvidia-smi: no answer within 0.1 s"),
+    ],
+)
+def test_what_it_complains_of_is_kept(
+    refusing: Path, tmp_path: Path, script: str, complaint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "_SMI_TIMEOUT", 0.1 if "sleep" in script else 10.0)
+    smi = program(tmp_path / "bin", "nvidia-smi", script)
+    assert detect(refusing, smi.parent).complaints[1:] == (complaint,)
