@@ -35,6 +35,22 @@ __all__ = [
 refuse_wrong_usage()
 
 
+_BUILD_HELP = {
+    "engine": "auto (docker where one answers, else local), docker, local, dask",
+    "image": "the devel image to build on, instead of the line's",
+    "ref": "a tag, branch or commit of llama.cpp, instead of the pinned archive",
+    "source": "a folder with llama.cpp's source, instead of the pinned archive",
+    "format": "tar.zst or tar.gz",
+    "jobs": "compilers at a time",
+    "out": "where tarballs and manifest go",
+    "fresh": "compile everything again, using nothing from the compiler cache",
+    "copy": "also copy the one tarball here, under a name of its own",
+    "define": "NAME=VALUE, a CMake definition more; again for more. Recorded in BUILD.json",
+    "also": "a program more in the tarball: llama-bench, llama-quantize, rpc-server",
+}
+_LISTS = ("define", "also")
+
+
 def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
 
@@ -51,24 +67,16 @@ def targets(_: Context, json: bool = False) -> None:
 
 @task(
     name="build-cuda",
-    help={
+    iterable=_LISTS,
+    help=_BUILD_HELP
+    | {
         "arch_set": "a set or group of build/targets.toml, e.g. sm90, zerogpu, seed",
         "archs": "what CMAKE_CUDA_ARCHITECTURES takes, e.g. '80;86;89;90'",
         "line": "the CUDA line, e.g. cu128; without it the image's, else cu128",
-        "engine": "auto (docker where one answers, else local), docker, local, dask",
         "scheduler": "for dask: the cluster's address, tcp://…; without it, this machine",
         "workers": "for dask on this machine: builds at a time",
         "worker_engine": "for dask: what its hosts build with: auto, docker, local",
-        "image": "the devel image to build on, instead of the line's",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
-        "ref": "a tag, branch or commit of llama.cpp, instead of the pinned archive",
-        "source": "a folder with llama.cpp's source, instead of the pinned archive",
-        "format": "tar.zst or tar.gz",
-        "jobs": "compilers at a time",
-        "out": "where tarballs and manifest go",
-        "fresh": "compile everything again, using nothing from the compiler cache",
-        "copy": "also copy the one tarball here, under a name of its own",
-        "also": "further targets of llama.cpp, e.g. llama-bench: kept in .farm/trees, not shipped",
     },
 )
 @verb
@@ -87,12 +95,14 @@ def build_cuda(
     out: str = "dist",
     fresh: bool = False,
     copy: str | None = None,
-    also: str = "",
+    define: list[str] | None = None,
+    also: list[str] | None = None,
     scheduler: str | None = None,
     workers: str | None = None,
     worker_engine: str = "auto",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
+    from farm import additions
     from farm.building import build
     from farm.request import BuildRequest
 
@@ -110,7 +120,8 @@ def build_cuda(
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
-        also=show.names("--also", also),
+        also=additions.programs(also or ()),
+        define=additions.definitions(define or ()),
         scheduler=scheduler,
         workers=show.positive("--workers", workers),
         worker_engine=worker_engine,
@@ -119,7 +130,7 @@ def build_cuda(
         build(request, report)
 
 
-@task(name="build-cpu")
+@task(name="build-cpu", iterable=_LISTS, help=dict(_BUILD_HELP))
 @verb
 def build_cpu(
     _: Context,
@@ -132,8 +143,11 @@ def build_cpu(
     out: str = "dist",
     fresh: bool = False,
     copy: str | None = None,
+    define: list[str] | None = None,
+    also: list[str] | None = None,
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
+    from farm import additions
     from farm.building import build
     from farm.request import BuildRequest
 
@@ -149,6 +163,8 @@ def build_cpu(
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
+        also=additions.programs(also or ()),
+        define=additions.definitions(define or ()),
     )
     with show.report() as report:
         build(request, report)
@@ -171,7 +187,13 @@ def base_image(_: Context, line: str = "cpu", tag: str | None = None, fresh: boo
         make_base_image(line, tag, report, fresh=fresh)
 
 
-@task(help={"tree": "a built tree (.farm/trees/NAME)", "format": "tar.zst or tar.gz"})
+@task(
+    help={
+        "tree": "a built tree (.farm/trees/NAME)",
+        "format": "tar.zst or tar.gz",
+        "out": "where the tarball goes",
+    }
+)
 @verb
 def pack(
     _: Context,
@@ -206,7 +228,13 @@ def cuda_runtime(
     show.line(str(make(line, Path(out), format)))
 
 
-@task(help={"out": "the folder with tarballs", "release": "its name, e.g. b11549-1"})
+@task(
+    help={
+        "out": "the folder with tarballs",
+        "release": "its name, e.g. b11549-1; without it the one there, else bBUILD-1",
+        "serial": "its serial number; without it the one there, else 1",
+    }
+)
 @verb
 def manifest(
     _: Context, out: str = "dist", release: str | None = None, serial: str | None = None
@@ -329,6 +357,7 @@ def status(
     help={
         "arch_set": "what to build; cpu needs no CUDA, hopper is one flag away",
         "engine": "auto, docker, local",
+        "image": "the devel image to build on, instead of one made from packages",
         "figure": "where to write the timeline's picture (SVG)",
     }
 )

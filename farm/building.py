@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import pipeline, run_lock
+from farm import additions, pipeline, run_lock
 from farm.engines import shared_cache
 from farm.errors import FarmError
 from farm.plan import TARGETS, BuildPlan
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from farm.pipeline import Made
     from farm.request import BuildRequest
     from farm.source import Source
+    from farm.targets import ArchSet, Line
     from farm.terminal.report import BuildReport
 
 
@@ -42,7 +43,7 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     if request.engine == "dask":
         tree = named or choose_source(request)
         _say_source(tree, report)
-        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        plans = _plans(request, line, sets, tree)
         with _alone(plans, request):
             return build_spread(plans, request, report)
     with closing(pipeline.choose_engine(request, line, report)) as engine:
@@ -50,9 +51,20 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
             line = pipeline.promise_of_this_host(line, report)
         tree = named or choose_source(request)
         _say_source(tree, report)
-        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        plans = _plans(request, line, sets, tree)
         with _alone(plans, request):
             return pipeline.build_all(plans, engine, request, report)
+
+
+def _plans(
+    request: BuildRequest, line: Line, sets: tuple[ArchSet, ...], tree: Source
+) -> list[BuildPlan]:
+    targets = (*TARGETS, *additions.targets(request.also, tree.tree))
+    # a request of --define GGML_RPC=ON and one of --also rpc-server are the same definition
+    defined = tuple(
+        sorted({**dict(request.define), **dict(additions.needed(request.also))}.items())
+    )
+    return [BuildPlan(arch_set, line, tree, targets, defined) for arch_set in sets]
 
 
 def _say_source(tree: Source, report: BuildReport) -> None:

@@ -94,6 +94,8 @@ def gate(
     help={
         "release": "its name, e.g. b11549-1",
         "channel": "e.g. stable",
+        "to": "where the release is published, and its channel is",
+        "key": "the file with the signing key, else FARM_SIGNING_KEY",
         "days": "until it expires",
         "sha256": "of the manifest that `invoke gate` passed; without it, it is gated here",
         "serial": "the lowest to give, where the place has lost those that it gave before",
@@ -137,7 +139,8 @@ def promote(
     help={
         "channel": "e.g. stable",
         "to": "where it is",
-        "key": "the file with the signing key",
+        "key": "the file with the signing key, else FARM_SIGNING_KEY",
+        "days": "until it expires",
         "project": "OWNER/REPO that the signature names; the place's own if not given",
     }
 )

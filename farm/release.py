@@ -16,8 +16,18 @@ from urllib.parse import urljoin
 import msgspec
 
 from farm import cuda_runtime, durable, elf, targets
+from farm.additions import SHIPPED
 from farm.errors import PackError, UsageError
-from farm.pack import BUILD_RECORD, LICENCES, ROOT, Inventory, PackRequest, pack, read_inventory
+from farm.pack import (
+    BUILD_RECORD,
+    LICENCES,
+    PROGRAMS,
+    ROOT,
+    Inventory,
+    PackRequest,
+    pack,
+    read_inventory,
+)
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
@@ -70,6 +80,7 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
             licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
             build_json=build_json,
             mtime=SOURCE_DATE_EPOCH,
+            programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
         )
     )
     return out / name

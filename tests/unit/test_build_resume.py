@@ -11,13 +11,14 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_disk
 from rich.console import Console
 
-from farm import pipeline, source, targets
+from farm import building, pack, pipeline, release, source, targets
 from farm.engines import build_folder
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
@@ -26,7 +27,9 @@ from farm.kept.journal import Entry, Journal, Recording
 from farm.kept.kept_tree import KeptTree
 from farm.kept.plan_digest import digest
 from farm.plan import BuildPlan, Step
+from farm.reproduce import recorded_plan
 from farm.request import BuildRequest
+from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.report import BuildReport
 
@@ -112,6 +115,36 @@ def cache_counts() -> dict[str, int]:
     counts = {name: int(count) for name, count in (line.split() for line in told.splitlines())}
     hits = counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]
     return {"hits": hits, "recache": counts["recache"]}
+
+
+def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_another_build(
+    tiny: Path, tmp_path: Path
+) -> None:
+    plain = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tiny, out=tmp_path / "out"
+    )
+    more = replace(plain, also=("rpc-server",), define=(("GGML_SCHED_MAX_COPIES", "1"),))
+    renamed = tiny / "tools" / "rpc" / "CMakeLists.txt"
+    renamed.parent.mkdir(parents=True)
+    renamed.write_text("set(TARGET ggml-rpc-server)\n")
+    told = io.StringIO()
+    with BuildReport(Console(file=told, width=200)) as report:
+        for request in (plain, more, more):
+            (made,) = building.build(request, report)
+    assert told.getvalue().count("built already") == 1
+    listed = {entry.path: entry for entry in release.load(tmp_path / "out").artifacts[0].files}
+    assert listed["runtime/ggml-rpc-server"].executable
+    assert "runtime/llama-bench" not in listed
+    record = build_record.decode(
+        pack.read_inventory(made.tarball).build_json, what=made.tarball.name
+    )
+    asked = {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF", "GGML_SCHED_MAX_COPIES": "1"}
+    assert record.defined == asked
+    assert record.targets == ("llama-server", "llama-cli", "ggml-rpc-server")
+    assert recorded_plan.plan_of(record, source.from_folder(tiny), "tar.zst").defined == tuple(
+        asked.items()
+    )
+    release.verify(tmp_path / "out")
 
 
 def test_another_source_is_another_build(tiny: Path, tmp_path: Path) -> None:
