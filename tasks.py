@@ -330,6 +330,18 @@ def compiler_cache(
         show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
 
 
+@task(help={"dry_run": "show what would be removed, and end"})
+@verb
+def clean(_: Context, dry_run: bool = False) -> None:
+    """Remove the farm's caches, logs and unfinished builds, its images, volume and containers."""
+    from farm.clean import Leavings
+
+    with Leavings() as left:
+        show.leavings(left)
+        for line in () if dry_run else left.remove():
+            show.line(line)
+
+
 @task(
     help={
         "folder": "a release folder; without it dist, where there is one",

@@ -76,6 +76,7 @@ def _say_source(tree: Source, report: BuildReport) -> None:
 def _alone(plans: list[BuildPlan], request: BuildRequest) -> AbstractContextManager[None]:
     """Keep other runs off the sets' trees of this checkout, and off their tarballs."""
     folders = (pipeline.STATE / "locks", request.out)
+    run_lock.use(pipeline.STATE)
     return run_lock.held([plan.key for plan in plans], folders)
 
 

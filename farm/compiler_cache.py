@@ -11,7 +11,14 @@ from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 from farm import durable, targets
-from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerImages, connect
+from farm.engines.docker import (
+    CACHE_FOLDER,
+    CACHE_VOLUME,
+    DockerImages,
+    connect,
+    labels,
+    make_volume,
+)
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins
 
@@ -62,12 +69,13 @@ def _holder(line: str, image: str | None) -> Iterator[Any]:
     with closing(connect()) as client:
         images = DockerImages(client)
         found = images.find(reference) or images.pull(reference)
+        make_volume(client, CACHE_VOLUME)
         container = client.containers.create(
             found.id,
             ["true"],
             name=f"llama-farm-cache-{secrets.token_hex(4)}",
             network_mode="none",
-            labels={LABEL: "cache"},
+            labels=labels("cache"),
             volumes={CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}},
         )
         try:

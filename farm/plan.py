@@ -81,6 +81,8 @@ class Layout:
         return self.build / "bin"
 
 
+CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
+"""Where a container has the compiler cache."""
 CONTAINER_LAYOUT: Final = Layout(
     source=PurePosixPath("/farm/source"),
     build=PurePosixPath("/farm/build"),

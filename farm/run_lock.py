@@ -9,13 +9,19 @@ from __future__ import annotations
 import fcntl
 import os
 from contextlib import ExitStack, contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 from farm.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+_IN_USE: Final = ".in-use"
+_USED: Final[dict[Path, int]] = {}
+"""The open files that say so."""
+_MOST_USED: Final = 8
+"""Of a user's cache and a checkout there are two; more are a test's, one after the other."""
 
 
 @contextmanager
@@ -42,6 +48,38 @@ def turn(folder: Path, name: str) -> Iterator[None]:
     place = folder / f".{name}.lock"
     with _locked(place, fcntl.LOCK_EX):
         yield
+
+
+def use(folder: Path) -> None:
+    """Note that this process uses a folder, until it ends.
+
+    Raises:
+        OSError: this user may not write there.
+    """
+    if folder not in _USED:
+        folder.mkdir(parents=True, exist_ok=True)
+        while len(_USED) >= _MOST_USED:
+            os.close(_USED.pop(next(iter(_USED))))
+        handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+        fcntl.flock(handle, fcntl.LOCK_SH)  # waits for who removes what is in it
+        _USED[folder] = handle
+
+
+@contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Keep new users out of a folder; gives False where another process uses it.
+
+    Raises:
+        OSError: this user may not write there.
+    """
+    handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
 
 
 @contextmanager

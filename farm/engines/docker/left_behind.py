@@ -47,16 +47,17 @@ def sweep(client: docker.DockerClient, sink: LineSink) -> None:
     with engine_errors("ENGINE_FAILED", "the containers could not be listed"):
         listed = client.containers.list(all=True, filters=mine, ignore_removed=True)
     for container in listed:
-        maker = _maker(container)
+        maker = maker_of(container)
         if maker is not None and maker.is_gone():
-            _remove(container)
+            remove_container(container)
             sink(
                 f"note[LEFT_BEHIND]: removed container {container.name}: "
                 f"process {maker.pid}, which had made it, was killed"
             )
 
 
-def _maker(container: Any) -> makers.Maker | None:
+def maker_of(container: Any) -> makers.Maker | None:
+    """Return which process made a container; None where no run of the farm did."""
     told = container.labels
     pid, started = told.get(PID_LABEL, ""), told.get(STARTED_LABEL, "")
     if not (pid.isdecimal() and started.isdecimal()) or LABEL not in told:
@@ -64,7 +65,12 @@ def _maker(container: Any) -> makers.Maker | None:
     return makers.Maker(told.get(HOST_LABEL, ""), int(pid), int(started))
 
 
-def _remove(container: Any) -> None:
+def remove_container(container: Any) -> None:
+    """Remove a container and its own volumes, also while it runs.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
     with engine_errors("ENGINE_FAILED", f"container {container.name} could not be removed"):
         try:
             container.remove(force=True, v=True)
