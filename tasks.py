@@ -371,6 +371,7 @@ def status(
         "engine": "auto, docker, local",
         "image": "the devel image to build on, instead of one made from packages",
         "figure": "where to write the timeline's picture (SVG)",
+        "all_cpus": "also build the CPU variants that this machine does not run",
     }
 )
 @verb
@@ -380,9 +381,10 @@ def demo(
     engine: str = "auto",
     image: str | None = None,
     figure: str = "dist/demo-timeline.svg",
+    all_cpus: bool = False,
 ) -> None:
     """Source → container → tarball → loader → a verified server's first token, with a timeline."""
     from farm.demo import Demo
 
     with show.report() as report:
-        Demo(arch_set, engine, image, Path(figure)).run(report)
+        Demo(arch_set, engine, image, Path(figure), all_cpus).run(report)

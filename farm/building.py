@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import additions, pipeline, run_lock
+from farm import additions, cpu_variants, pipeline, run_lock
 from farm.engines import shared_cache
 from farm.errors import FarmError
 from farm.plan import TARGETS, BuildPlan
@@ -60,10 +60,10 @@ def _plans(
     request: BuildRequest, line: Line, sets: tuple[ArchSet, ...], tree: Source
 ) -> list[BuildPlan]:
     targets = (*TARGETS, *additions.targets(request.also, tree.tree))
-    # a request of --define GGML_RPC=ON and one of --also rpc-server are the same definition
-    defined = tuple(
-        sorted({**dict(request.define), **dict(additions.needed(request.also))}.items())
-    )
+    defines = dict(request.define) | dict(additions.needed(request.also))
+    if request.this_cpu and (variants := cpu_variants.of_this_machine(tree.tree)):
+        defines[cpu_variants.DEFINITION] = ";".join(variants)
+    defined = tuple(sorted(defines.items()))
     return [BuildPlan(arch_set, line, tree, targets, defined) for arch_set in sets]
 
 

@@ -18,8 +18,8 @@ import pytest
 import small_disk
 from rich.console import Console
 
-from farm import building, pack, pipeline, release, source, targets
-from farm.engines import build_folder
+from farm import building, cpu_variants, demo, pack, pipeline, release, source, targets
+from farm.engines import build_folder, shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.kept.folder_digest import folder_digest
@@ -145,6 +145,54 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
         asked.items()
     )
     release.verify(tmp_path / "out")
+
+
+def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_variants, "of_this_machine", lambda _: ("x64", "haswell"))
+    out = tmp_path / "dist"
+    request = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tiny, out=out, this_cpu=True
+    )
+    with BuildReport(Console(file=io.StringIO(), width=200)) as report:
+        building.build(request, report)
+        notes: list[str] = []
+        release.verify(out, notes.append)
+        assert any("note[FEW_CPU_VARIANTS]" in note and "x64;haswell" in note for note in notes)
+        again = demo.Demo("cpu", "local", None, tmp_path / "picture.svg", out=out)
+        assert again._place() == out
+        building.build(replace(request, this_cpu=False), report)
+    notes.clear()
+    release.verify(out, notes.append)
+    assert not any("FEW_CPU_VARIANTS" in note for note in notes)
+    assert again._place() == out / "demo"
+
+
+def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for name in ("one", "two"):
+        program = tmp_path / name / "cmake"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\necho cmake version 3.31.10\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        told.append(LocalEngine().compilers(TABLE.line("cpu")))
+    assert told[0] == told[1]
+    assert "cmake version 3.31.10" in told[0]
+
+
+def test_a_ccache_that_is_installed_beside_python_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("python", "ccache"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert shared_cache.program() == str(tmp_path / "ccache")
 
 
 def test_another_source_is_another_build(tiny: Path, tmp_path: Path) -> None:

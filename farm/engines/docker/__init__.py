@@ -8,7 +8,6 @@ cache is shared over one; a folder that machines share for it (``file:``) is the
 from farm.engines.docker.connection import connect
 from farm.engines.docker.engine import DockerEngine
 from farm.engines.docker.images import DockerImages
-from farm.engines.docker.left_behind import LABEL, PID_LABEL, labels
 from farm.engines.docker.inventory import (
     CACHE_VOLUME,
     IMAGES,
@@ -18,6 +17,7 @@ from farm.engines.docker.inventory import (
     remove,
     stored,
 )
+from farm.engines.docker.left_behind import LABEL, PID_LABEL, labels
 from farm.plan import CACHE_FOLDER
 
 __all__ = [
