@@ -218,10 +218,11 @@ def pin_space(
 
 @task(
     name="deploy-space",
-    iterable=["set"],
+    iterable=["variable"],
     help={
         "to": "the Space: OWNER/NAME",
-        "set": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
+        "model": "4b, 12b or 27b of TranslateGemma, or OWNER/REPO:FILE; also in the image",
+        "variable": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
         "hardware": "the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space",
         "adopt": "also upload to a Space that holds other files; none of them is deleted",
         "dry_run": "show what would be added, changed and deleted, and end",
@@ -231,7 +232,8 @@ def pin_space(
 def deploy_space(
     _: Context,
     to: str | None = None,
-    set: list[str] | None = None,  # noqa: A002 - the option's name
+    variable: list[str] | None = None,
+    model: str | None = None,
     hardware: str | None = None,
     adopt: bool = False,
     dry_run: bool = False,
@@ -240,7 +242,7 @@ def deploy_space(
     from farm.publish import deploy_space as deploying
 
     wanted = deploying.hardware(hardware)
-    deployment = deploying.plan(show.text("--to", to), set or ())
+    deployment = deploying.plan(show.text("--to", to), variable or (), model=model)
     changes = deploying.compare(deployment, adopt=adopt)
     show_published.deployment(changes)
     if not dry_run:

@@ -301,7 +301,8 @@ def test_the_space_is_deployed_with_a_secret_that_no_command_has(
     runner: workflows.Runner,
 ) -> None:
     deploy = workflows.step("deploy-space/deploy/Deploy")
-    runner.context.update({"inputs.space": "me/space", "secrets.HF_TOKEN": hub_repository.TOKEN})
+    runner.context.update({"inputs.space": "me/space", "inputs.model": "4b"})
+    runner.context.update({"secrets.HF_TOKEN": hub_repository.TOKEN})
     with hub_repository.Hub().serve() as hub:
         # Xet's protocol is a program of the Hub's own; without it large files go through LFS
         runner.environment.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
@@ -314,7 +315,12 @@ def test_the_space_is_deployed_with_a_secret_that_no_command_has(
         )
         others = set(deployed) - {".deployed.json"}
         assert not any(name.startswith(("farm", "tests", "spaces", ".")) for name in others)
-        assert hub.repositories["me/space"].variables == {}
+        assert (
+            hub.repositories["me/space"]
+            .variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
+            .endswith("translategemma-4b-it-i1-GGUF")
+        )
+        assert done.stdout.splitlines()[-1] == "https://me-space.hf.space"
         runner.context["secrets.HF_TOKEN"] = "hf_somebody_else_s"
         refused = runner.run(deploy)
         assert refused.returncode == 1

@@ -151,8 +151,13 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("gate --to .", "NAME_INVALID", "release"),
         ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
         ("deploy-space --to a/b --hardware zerogpu", "HARDWARE_UNKNOWN", "zero-a10g"),
-        ("deploy-space --to a/b --set hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
-        ("deploy-space --to a/b --set X=hf_0123456789", "VARIABLE_IS_SECRET", "Space's settings"),
+        ("deploy-space --to a/b --model 70b", "MODEL_INVALID", "4b, 12b, 27b"),
+        ("deploy-space --to a/b --variable hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
+        (
+            "deploy-space --to a/b --variable X=hf_0123456789",
+            "VARIABLE_IS_SECRET",
+            "Space's settings",
+        ),
     ],
 )
 def test_a_wrong_call_is_one_clear_line_and_status_two(command: str, code: str, named: str) -> None:
