@@ -13,6 +13,7 @@ from farm.publish_verbs import (
     pin_space,
     promote,
     publish,
+    renew,
     rollback,
 )
 from farm.reproduce_verbs import rebuild, reproducible
@@ -28,6 +29,7 @@ __all__ = [
     "promote",
     "publish",
     "rebuild",
+    "renew",
     "reproducible",
     "rollback",
 ]
@@ -308,6 +310,7 @@ def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None
     name="compiler-cache",
     help={
         "save": "a file to copy the Docker engine's compiler cache into",
+        "prune": "remove GitHub's caches whose key begins so, but each one's newest",
         "load": "a file to copy into it",
         "line": "the line whose devel image is used to reach it",
         "image": "another image for that",
@@ -318,16 +321,24 @@ def compiler_cache(
     _: Context,
     save: str | None = None,
     load: str | None = None,
+    prune: str | None = None,
     line: str = "cu128",
     image: str | None = None,
 ) -> None:
-    """Copy the compiler cache out of the Docker engine, or into it."""
+    """Copy the compiler cache out of the Docker engine, or into it; prune GitHub's copies."""
     from farm import compiler_cache as cache
 
     if load:
-        show.line(f"loaded {load}: {cache.load(Path(load), line=line, image=image)} bytes")
+        size = cache.load(Path(load), line=line, image=image)
+        ignored = f"note[CACHE_DAMAGED]: {load} is not whole: ignored, all is compiled"
+        show.line(ignored if size is None else f"loaded {load}: {size} bytes")
     if save:
         show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
+    if prune:
+        from farm.publish import actions_cache
+
+        for told in actions_cache.prune(prune):
+            show.line(told)
 
 
 @task(help={"dry_run": "show what would be removed, and end"})

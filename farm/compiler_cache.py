@@ -7,7 +7,9 @@ through a container that is made and never started.
 from __future__ import annotations
 
 import secrets
+import tarfile
 from contextlib import closing, contextmanager
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from farm import durable, targets
@@ -47,19 +49,37 @@ def save(place: Path, *, line: str, image: str | None = None) -> int:
     return place.stat().st_size
 
 
-def load(place: Path, *, line: str, image: str | None = None) -> int:
+def load(place: Path, *, line: str, image: str | None = None) -> int | None:
     """Copy a tar file that ``save`` made into the cache; returns its size in bytes.
+
+    None for a file that is damaged: nothing of it is used, and a build without it takes longer.
 
     Raises:
         UsageError: there is no such file.
-        EngineError: no engine answers, the devel image cannot be had, or the file is no tar.
+        EngineError: no engine answers, or the devel image cannot be had.
     """
     if not place.is_file():
         raise UsageError("CACHE_MISSING", f"{place} is not there", hint="--save writes it")
+    if not _is_whole(place):
+        return None
     with _holder(line, image) as container, place.open("rb") as stream:
         if not container.put_archive(_PARENT, stream):
             raise EngineError("CACHE_REFUSED", f"the engine did not take {place}")
     return place.stat().st_size
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a file is a tar from its begin to its end, with nothing but a cache in it."""
+    try:
+        with tarfile.open(place, mode="r:") as tar:
+            return all(
+                PurePath(member.name).parts[:1] == (CACHE_FOLDER.name,)
+                and ".." not in PurePath(member.name).parts
+                and (member.isfile() or member.isdir())
+                for member in tar
+            )
+    except (tarfile.TarError, OSError):
+        return False
 
 
 @contextmanager

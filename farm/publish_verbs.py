@@ -165,6 +165,43 @@ def rollback(
     show_published.promotion(done)
 
 
+@task(
+    help={
+        "to": "where the channels are",
+        "channel": "one of them; without it each that ends soon",
+        "within": "days; a channel that ends later is left as it is",
+        "days": "until they expire",
+        "key": "the file with the signing key, else FARM_SIGNING_KEY",
+        "project": "OWNER/REPO that the signature names; the place's own if not given",
+        "dry_run": "print the channels that end soon, and end; needs no key",
+    }
+)
+@verb
+def renew(
+    _: Context,
+    to: str | None = None,
+    channel: str | None = None,
+    within: str = "30",
+    days: str = "90",
+    key: str | None = None,
+    project: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Sign channels that end soon once more: the same release, a higher serial."""
+    from farm import trust
+    from farm.publish import channels, destination, places
+
+    place, lasting = places.parse(to), show.days("--days", days)
+    named = destination.project(project)
+    due = channels.due(place, show.days("--within", within), channel)
+    if dry_run:
+        show.line(" ".join(due))
+        return
+    signer = trust.signer(_path(key))
+    for name in due:
+        show_published.promotion(channels.renew(place, name, signer, days=lasting, project=named))
+
+
 @task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
 @verb
 def keygen(_: Context, out: str = "farm-signing.key") -> None:
