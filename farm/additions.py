@@ -1,4 +1,4 @@
-"""What a person adds to a build: CMake definitions and further programs. Pure.
+"""What a person adds to a build: CMake definitions and further programs.
 
 What would make a tarball other than its manifest promises is refused before anything starts: a
 definition that the farm makes itself, one that changes compilers, flags or search paths, and one
@@ -10,23 +10,27 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
+from farm import cpu_variants
 from farm.errors import UsageError
-from farm.plan import HOST_DEFINES
+from farm.plan import HOST_DEFINES, TARGETS
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
+
+    from farm.request import BuildRequest
 
 PROGRAMS: Final = ("llama-bench", "llama-quantize", "rpc-server")
 """What ``--also`` takes: programs of llama.cpp that a tarball can hold beside the server."""
 RPC_SERVER: Final = "ggml-rpc-server"
 """How llama.cpp names the program ``rpc-server`` since 2026."""
 SHIPPED: Final = (*PROGRAMS, RPC_SERVER)
-_RPC: Final = (
-    ("GGML_RPC", "ON"),
+_RPC: Final = {
+    "GGML_RPC": "ON",
     # ON where libibverbs is found: the plugin would need it on the host.
-    ("GGML_RPC_RDMA", "OFF"),
-)
+    "GGML_RPC_RDMA": "OFF",
+}
+"""Without these CMake has no ``rpc-server``."""
 
 _DEFINITION: Final = re.compile(r"([A-Za-z_][A-Za-z0-9_]{0,99})=([^\x00-\x1f\x7f]{0,1000})")
 _CONTRADICTIONS: Final = {
@@ -108,6 +112,18 @@ def targets(also: Iterable[str], tree: Path) -> tuple[str, ...]:
     return tuple(RPC_SERVER if name == "rpc-server" and renamed else name for name in also)
 
 
-def needed(also: Iterable[str]) -> tuple[tuple[str, str], ...]:
-    """Return the definitions without which CMake has no such programs."""
-    return _RPC if "rpc-server" in also else ()
+def options(
+    request: BuildRequest, tree: Path
+) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
+    """Return a plan's ``targets`` and ``defined``: what CMake builds, and what it is told more.
+
+    Args:
+        request: what a person asked for.
+        tree: the source.
+    """
+    defined = dict(request.define)
+    if "rpc-server" in request.also:
+        defined |= _RPC
+    if request.this_cpu and (variants := cpu_variants.of_this_machine(tree)):
+        defined[cpu_variants.DEFINITION] = ";".join(variants)
+    return (*TARGETS, *targets(request.also, tree)), tuple(sorted(defined.items()))

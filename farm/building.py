@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import additions, cpu_variants, pipeline, run_lock
+from farm import additions, pipeline, run_lock
 from farm.engines import shared_cache
 from farm.errors import FarmError
-from farm.plan import TARGETS, BuildPlan
+from farm.plan import BuildPlan
 from farm.request import choose_source, resolve
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from farm.pipeline import Made
     from farm.request import BuildRequest
     from farm.source import Source
-    from farm.targets import ArchSet, Line
     from farm.terminal.report import BuildReport
 
 
@@ -43,7 +42,8 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     if request.engine == "dask":
         tree = named or choose_source(request)
         _say_source(tree, report)
-        plans = _plans(request, line, sets, tree)
+        chosen = additions.options(request, tree.tree)
+        plans = [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
         with _alone(plans, request):
             return build_spread(plans, request, report)
     with closing(pipeline.choose_engine(request, line, report)) as engine:
@@ -51,20 +51,10 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
             line = pipeline.promise_of_this_host(line, report)
         tree = named or choose_source(request)
         _say_source(tree, report)
-        plans = _plans(request, line, sets, tree)
+        chosen = additions.options(request, tree.tree)
+        plans = [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
         with _alone(plans, request):
             return pipeline.build_all(plans, engine, request, report)
-
-
-def _plans(
-    request: BuildRequest, line: Line, sets: tuple[ArchSet, ...], tree: Source
-) -> list[BuildPlan]:
-    targets = (*TARGETS, *additions.targets(request.also, tree.tree))
-    defines = dict(request.define) | dict(additions.needed(request.also))
-    if request.this_cpu and (variants := cpu_variants.of_this_machine(tree.tree)):
-        defines[cpu_variants.DEFINITION] = ";".join(variants)
-    defined = tuple(sorted(defines.items()))
-    return [BuildPlan(arch_set, line, tree, targets, defined) for arch_set in sets]
 
 
 def _say_source(tree: Source, report: BuildReport) -> None:

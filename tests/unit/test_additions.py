@@ -10,6 +10,7 @@ from farm import additions, targets
 from farm.errors import UsageError
 from farm.kept.plan_digest import digest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
+from farm.request import BuildRequest
 from farm.source import Source
 
 if TYPE_CHECKING:
@@ -87,8 +88,10 @@ def test_programs_are_named_as_the_source_names_them(tmp_path: Path) -> None:
     cmake.parent.mkdir(parents=True)
     cmake.write_text("set(TARGET ggml-rpc-server)\n")
     assert set(additions.targets(also, tmp_path)) == {"llama-bench", "ggml-rpc-server"}
-    assert dict(additions.needed(also)) == {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF"}
-    assert additions.needed(("llama-bench",)) == ()
+    built, defined = additions.options(BuildRequest(also=also), tmp_path)
+    assert set(built) == {"llama-server", "llama-cli", "llama-bench", "ggml-rpc-server"}
+    assert dict(defined) == {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF"}
+    assert additions.options(BuildRequest(also=("llama-bench",)), tmp_path)[1] == ()
 
 
 def test_additions_are_a_part_of_the_plans_identity(tmp_path: Path) -> None:
