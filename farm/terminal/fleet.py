@@ -75,7 +75,7 @@ class Row:
         passed = (self.ended or now) - self.began
         if self.ended is not None:
             return passed
-        left = self.pace.left(self.count[1]) if self.pace and self.count else None
+        left = self.pace.left(self.count[1], now) if self.pace and self.count else None
         if left is not None:
             return passed + left
         return max(self.expected, passed) if self.expected is not None else None

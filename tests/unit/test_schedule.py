@@ -182,6 +182,34 @@ def test_the_estimate_counts_no_hits_of_a_compiler_cache_as_speed(jobs: int) -> 
     assert left == pytest.approx((470 - done[0]) * 2 / jobs, rel=0.15, abs=1)
 
 
+def test_hits_that_a_busy_machine_makes_slow_are_forgotten_when_compilers_take_longer() -> None:
+    clock = Clock()
+    made = build(clock, hits=0, jobs=2)
+    row, began = made.rows["cpu"], clock.now
+    for done in range(1, 101):  # half a second of a compiler each: as fast as they are, they count
+        clock.now = began + done / 4
+        made.counted("cpu", 24 + done, 470)
+    told = [row.left(clock.now)]
+    for minute in range(1, 6):  # now one every ten seconds
+        for step in range(6):
+            clock.now += 10
+            made.counted("cpu", 124 + 6 * minute - 5 + step, 470)
+        told.append(row.left(clock.now))
+    assert told == sorted(told), told
+    assert told[-1] == pytest.approx((470 - 154) * 10, rel=0.3)
+
+
+def test_silence_makes_the_estimate_longer() -> None:
+    clock = Clock()
+    made = build(clock, hits=0, jobs=2)
+    before = made.left()
+    clock.now += 60
+    after = made.left()
+    assert before is not None
+    assert after is not None
+    assert after > before + 60
+
+
 def test_as_long_as_there_were_hits_alone_what_was_recorded_is_told() -> None:
     clock = Clock()
     assert build(clock, hits=470, jobs=2).left() is None
