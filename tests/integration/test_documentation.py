@@ -127,7 +127,8 @@ def test_the_guide_to_publishing_command_by_command(
     assert repository.tags.keys() == {RELEASE, "b11549-0"}
     assert f"{RELEASE}/gate-2.json" in repository.commits[-1]
     space = hub.repositories["owner/space"]
-    assert space.variables == {"YAKULINGO_SPACES_N_CTX": "4096"}
+    assert space.variables["YAKULINGO_SPACES_N_CTX"] == "4096"
+    assert "4b" in space.variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
     assert json.loads(space.commits[-1]["release.json"])["manifest_sha256"]
     pin = json.loads((reader.folder / "spaces" / "release.json").read_bytes())
     assert (pin["min_serial"], pin["public_key"]) == (2, key)
