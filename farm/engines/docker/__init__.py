@@ -11,13 +11,15 @@ from farm.engines.docker.images import DockerImages
 from farm.engines.docker.inventory import (
     CACHE_VOLUME,
     IMAGES,
+    LABEL,
+    PID_LABEL,
     Stored,
     cache_counters,
+    labels,
     make_volume,
     remove,
     stored,
 )
-from farm.engines.docker.left_behind import LABEL, PID_LABEL, labels
 from farm.plan import CACHE_FOLDER
 
 __all__ = [

@@ -16,8 +16,7 @@ from docker.errors import NotFound
 from farm.engines import shared_cache
 from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.images import DockerImages
-from farm.engines.docker.inventory import CACHE_VOLUME, make_volume
-from farm.engines.docker.left_behind import LABEL, labels, sweep
+from farm.engines.docker.inventory import CACHE_VOLUME, LABEL, labels, make_volume, sweep
 from farm.engines.docker.workspace import DockerWorkspace, copy_in
 from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.errors import EngineError

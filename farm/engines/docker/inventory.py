@@ -1,8 +1,9 @@
-"""What the farm keeps in an engine: its images, its volume and its containers; how to remove them.
+"""What the farm keeps in an engine: images, a volume, containers; who made them; their removal.
 
 An image that a person builds on one of ours inherits its label, and a container that a person
 starts from one does, too. So an image is the farm's only under the farm's own names, and a
-container only where a run of the farm put its process's number on it.
+container only where a run of the farm put its process's number on it: what a run that was killed
+leaves behind, the next one removes.
 """
 
 from __future__ import annotations
@@ -13,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from docker.errors import APIError, NotFound
 
+from farm import makers
 from farm.engines.docker.connection import engine_errors
-from farm.engines.docker.left_behind import LABEL, labels, maker_of, remove_container
 from farm.errors import EngineError
 from farm.plan import CACHE_FOLDER
 
@@ -23,11 +24,19 @@ if TYPE_CHECKING:
 
     import docker
 
+    from farm.engines.base import LineSink
+
+LABEL: Final = "llama-farm"
+"""On every container and image of ours, so that a person can find them: ``--filter label=…``."""
+HOST_LABEL: Final = f"{LABEL}.host"
+PID_LABEL: Final = f"{LABEL}.pid"
+STARTED_LABEL: Final = f"{LABEL}.started"
 CACHE_VOLUME: Final = "llama-farm-ccache"
 IMAGES: Final = ("llama-farm-builder", "llama-farm-base")
 """Repositories of the images that the farm makes; names of a person's own are a person's own."""
 _ENDED: Final = frozenset({"exited", "dead"})
 _CONFLICT: Final = 409
+"""What the engine answers where a container uses it, or where somebody else removes it already."""
 
 _SECONDS: Final = 10
 """For one look at counters; on an idle machine it takes half of one."""
@@ -200,3 +209,61 @@ def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
     if LABEL not in (volume.attrs.get("Labels") or {}):
         kept = f"it has no label of the farm's; `docker volume rm {name}` removes it"
     return Stored(f"volume {name}", size, kept, volume.remove)
+
+
+def labels(key: str) -> dict[str, str]:
+    """Return what a container of this process carries."""
+    maker = makers.me()
+    return {
+        LABEL: key,
+        HOST_LABEL: maker.host,
+        PID_LABEL: str(maker.pid),
+        STARTED_LABEL: str(maker.started),
+    }
+
+
+def sweep(client: docker.DockerClient, sink: LineSink) -> None:
+    """Remove this host's containers whose maker is gone, and say so; no others are touched.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    host = makers.host()
+    if not host:
+        return
+    mine: dict[str, str | list[str] | bool] = {"label": f"{HOST_LABEL}={host}"}
+    with engine_errors("ENGINE_FAILED", "the containers could not be listed"):
+        listed = client.containers.list(all=True, filters=mine, ignore_removed=True)
+    for container in listed:
+        maker = maker_of(container)
+        if maker is not None and maker.is_gone():
+            remove_container(container)
+            sink(
+                f"note[LEFT_BEHIND]: removed container {container.name}: "
+                f"process {maker.pid}, which had made it, was killed"
+            )
+
+
+def maker_of(container: Any) -> makers.Maker | None:
+    """Return which process made a container; None where no run of the farm did."""
+    told = container.labels
+    pid, started = told.get(PID_LABEL, ""), told.get(STARTED_LABEL, "")
+    if not (pid.isdecimal() and started.isdecimal()) or LABEL not in told:
+        return None
+    return makers.Maker(told.get(HOST_LABEL, ""), int(pid), int(started))
+
+
+def remove_container(container: Any) -> None:
+    """Remove a container and its own volumes, also while it runs.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    with engine_errors("ENGINE_FAILED", f"container {container.name} could not be removed"):
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != _CONFLICT:
+                raise
