@@ -6,6 +6,7 @@ by whoever holds it, so a lock counts only on the file that still has the name.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import ExitStack, contextmanager
@@ -51,16 +52,23 @@ def turn(folder: Path, name: str) -> Iterator[None]:
 
 
 def use(folder: Path) -> None:
-    """Note that this process uses a folder, until it ends.
+    """Note that this process uses a folder, until it ends; the folder is made where it is missing.
+
+    Where this user may not write, nothing is noted: nothing can be removed there, either.
 
     Raises:
-        OSError: this user may not write there.
+        OSError: the folder cannot be made.
     """
     if folder not in _USED:
         folder.mkdir(parents=True, exist_ok=True)
         while len(_USED) >= _MOST_USED:
             os.close(_USED.pop(next(iter(_USED))))
-        handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                return
+            raise
         fcntl.flock(handle, fcntl.LOCK_SH)  # waits for who removes what is in it
         _USED[folder] = handle
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -108,6 +110,16 @@ def test_a_process_holds_few_folders_at_a_time(tmp_path: Path) -> None:
         assert free
     with run_lock.unused(tmp_path / "19") as free:
         assert not free
+
+
+def test_a_folder_that_cannot_be_written_is_used_without_a_note(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> int:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "open", refuse)
+    run_lock.use(tmp_path)
 
 
 def test_status_tells_the_sum(machine: Path) -> None:
