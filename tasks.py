@@ -13,6 +13,7 @@ from farm.publish_verbs import (
     pin_space,
     promote,
     publish,
+    renew,
     rollback,
 )
 from farm.reproduce_verbs import rebuild, reproducible
@@ -28,11 +29,28 @@ __all__ = [
     "promote",
     "publish",
     "rebuild",
+    "renew",
     "reproducible",
     "rollback",
 ]
 
 refuse_wrong_usage()
+
+
+_BUILD_HELP = {
+    "engine": "auto (docker where one answers, else local), docker, local, dask",
+    "image": "the devel image to build on, instead of the line's",
+    "ref": "a tag, branch or commit of llama.cpp, instead of the pinned archive",
+    "source": "a folder with llama.cpp's source, instead of the pinned archive",
+    "format": "tar.zst or tar.gz",
+    "jobs": "compilers at a time",
+    "out": "where tarballs and manifest go",
+    "fresh": "compile everything again, using nothing from the compiler cache",
+    "copy": "also copy the one tarball here, under a name of its own",
+    "define": "NAME=VALUE, a CMake definition more; again for more. Recorded in BUILD.json",
+    "also": "a program more in the tarball: llama-bench, llama-quantize, rpc-server",
+}
+_LISTS = ("define", "also")
 
 
 def _path(value: str | None) -> Path | None:
@@ -51,24 +69,16 @@ def targets(_: Context, json: bool = False) -> None:
 
 @task(
     name="build-cuda",
-    help={
+    iterable=_LISTS,
+    help=_BUILD_HELP
+    | {
         "arch_set": "a set or group of build/targets.toml, e.g. sm90, zerogpu, seed",
         "archs": "what CMAKE_CUDA_ARCHITECTURES takes, e.g. '80;86;89;90'",
         "line": "the CUDA line, e.g. cu128; without it the image's, else cu128",
-        "engine": "auto (docker where one answers, else local), docker, local, dask",
         "scheduler": "for dask: the cluster's address, tcp://…; without it, this machine",
         "workers": "for dask on this machine: builds at a time",
         "worker_engine": "for dask: what its hosts build with: auto, docker, local",
-        "image": "the devel image to build on, instead of the line's",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
-        "ref": "a tag, branch or commit of llama.cpp, instead of the pinned archive",
-        "source": "a folder with llama.cpp's source, instead of the pinned archive",
-        "format": "tar.zst or tar.gz",
-        "jobs": "compilers at a time",
-        "out": "where tarballs and manifest go",
-        "fresh": "compile everything again, using nothing from the compiler cache",
-        "copy": "also copy the one tarball here, under a name of its own",
-        "also": "further targets of llama.cpp, e.g. llama-bench: kept in .farm/trees, not shipped",
     },
 )
 @verb
@@ -87,12 +97,14 @@ def build_cuda(
     out: str = "dist",
     fresh: bool = False,
     copy: str | None = None,
-    also: str = "",
+    define: list[str] | None = None,
+    also: list[str] | None = None,
     scheduler: str | None = None,
     workers: str | None = None,
     worker_engine: str = "auto",
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
+    from farm import additions
     from farm.building import build
     from farm.request import BuildRequest
 
@@ -110,7 +122,8 @@ def build_cuda(
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
-        also=show.names("--also", also),
+        also=additions.programs(also or ()),
+        define=additions.definitions(define or ()),
         scheduler=scheduler,
         workers=show.positive("--workers", workers),
         worker_engine=worker_engine,
@@ -119,7 +132,7 @@ def build_cuda(
         build(request, report)
 
 
-@task(name="build-cpu")
+@task(name="build-cpu", iterable=_LISTS, help=dict(_BUILD_HELP))
 @verb
 def build_cpu(
     _: Context,
@@ -132,8 +145,11 @@ def build_cpu(
     out: str = "dist",
     fresh: bool = False,
     copy: str | None = None,
+    define: list[str] | None = None,
+    also: list[str] | None = None,
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
+    from farm import additions
     from farm.building import build
     from farm.request import BuildRequest
 
@@ -149,6 +165,8 @@ def build_cpu(
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
+        also=additions.programs(also or ()),
+        define=additions.definitions(define or ()),
     )
     with show.report() as report:
         build(request, report)
@@ -171,7 +189,13 @@ def base_image(_: Context, line: str = "cpu", tag: str | None = None, fresh: boo
         make_base_image(line, tag, report, fresh=fresh)
 
 
-@task(help={"tree": "a built tree (.farm/trees/NAME)", "format": "tar.zst or tar.gz"})
+@task(
+    help={
+        "tree": "a built tree (.farm/trees/NAME)",
+        "format": "tar.zst or tar.gz",
+        "out": "where the tarball goes",
+    }
+)
 @verb
 def pack(
     _: Context,
@@ -206,7 +230,13 @@ def cuda_runtime(
     show.line(str(make(line, Path(out), format)))
 
 
-@task(help={"out": "the folder with tarballs", "release": "its name, e.g. b11549-1"})
+@task(
+    help={
+        "out": "the folder with tarballs",
+        "release": "its name, e.g. b11549-1; without it the one there, else bBUILD-1",
+        "serial": "its serial number; without it the one there, else 1",
+    }
+)
 @verb
 def manifest(
     _: Context, out: str = "dist", release: str | None = None, serial: str | None = None
@@ -280,6 +310,7 @@ def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None
     name="compiler-cache",
     help={
         "save": "a file to copy the Docker engine's compiler cache into",
+        "prune": "remove GitHub's caches whose key begins so, but each one's newest",
         "load": "a file to copy into it",
         "line": "the line whose devel image is used to reach it",
         "image": "another image for that",
@@ -290,16 +321,36 @@ def compiler_cache(
     _: Context,
     save: str | None = None,
     load: str | None = None,
+    prune: str | None = None,
     line: str = "cu128",
     image: str | None = None,
 ) -> None:
-    """Copy the compiler cache out of the Docker engine, or into it."""
+    """Copy the compiler cache out of the Docker engine, or into it; prune GitHub's copies."""
     from farm import compiler_cache as cache
 
     if load:
-        show.line(f"loaded {load}: {cache.load(Path(load), line=line, image=image)} bytes")
+        size = cache.load(Path(load), line=line, image=image)
+        ignored = f"note[CACHE_DAMAGED]: {load} is not whole: ignored, all is compiled"
+        show.line(ignored if size is None else f"loaded {load}: {size} bytes")
     if save:
         show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
+    if prune:
+        from farm.publish import actions_cache
+
+        for told in actions_cache.prune(prune):
+            show.line(told)
+
+
+@task(help={"dry_run": "show what would be removed, and end"})
+@verb
+def clean(_: Context, dry_run: bool = False) -> None:
+    """Remove the farm's caches, logs and unfinished builds, its images, volume and containers."""
+    from farm.clean import Leavings
+
+    with Leavings() as left:
+        show.leavings(left)
+        for line in () if dry_run else left.remove():
+            show.line(line)
 
 
 @task(
@@ -329,7 +380,9 @@ def status(
     help={
         "arch_set": "what to build; cpu needs no CUDA, hopper is one flag away",
         "engine": "auto, docker, local",
+        "image": "the devel image to build on, instead of one made from packages",
         "figure": "where to write the timeline's picture (SVG)",
+        "all_cpus": "also build the CPU variants that this machine does not run",
     }
 )
 @verb
@@ -339,9 +392,10 @@ def demo(
     engine: str = "auto",
     image: str | None = None,
     figure: str = "dist/demo-timeline.svg",
+    all_cpus: bool = False,
 ) -> None:
     """Source → container → tarball → loader → a verified server's first token, with a timeline."""
     from farm.demo import Demo
 
     with show.report() as report:
-        Demo(arch_set, engine, image, Path(figure)).run(report)
+        Demo(arch_set, engine, image, Path(figure), all_cpus).run(report)

@@ -12,6 +12,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
+STATE_FOLDER = PROJECT_ROOT / ".farm"
+"""Trees, logs and journal of this checkout; git ignores it."""
 
 if find_spec("llama_loader") is None:
     sys.path.append(str(PROJECT_ROOT / "spaces"))

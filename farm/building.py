@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import pipeline, run_lock
+from farm import additions, pipeline, run_lock
 from farm.engines import shared_cache
 from farm.errors import FarmError
-from farm.plan import TARGETS, BuildPlan
+from farm.plan import BuildPlan
 from farm.request import choose_source, resolve
 
 if TYPE_CHECKING:
@@ -42,7 +42,8 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
     if request.engine == "dask":
         tree = named or choose_source(request)
         _say_source(tree, report)
-        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        chosen = additions.options(request, tree.tree)
+        plans = [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
         with _alone(plans, request):
             return build_spread(plans, request, report)
     with closing(pipeline.choose_engine(request, line, report)) as engine:
@@ -50,7 +51,8 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
             line = pipeline.promise_of_this_host(line, report)
         tree = named or choose_source(request)
         _say_source(tree, report)
-        plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
+        chosen = additions.options(request, tree.tree)
+        plans = [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
         with _alone(plans, request):
             return pipeline.build_all(plans, engine, request, report)
 
@@ -64,6 +66,7 @@ def _say_source(tree: Source, report: BuildReport) -> None:
 def _alone(plans: list[BuildPlan], request: BuildRequest) -> AbstractContextManager[None]:
     """Keep other runs off the sets' trees of this checkout, and off their tarballs."""
     folders = (pipeline.STATE / "locks", request.out)
+    run_lock.use(pipeline.STATE)
     return run_lock.held([plan.key for plan in plans], folders)
 
 

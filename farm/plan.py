@@ -81,6 +81,8 @@ class Layout:
         return self.build / "bin"
 
 
+CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
+"""Where a container has the compiler cache."""
 CONTAINER_LAYOUT: Final = Layout(
     source=PurePosixPath("/farm/source"),
     build=PurePosixPath("/farm/build"),
@@ -107,6 +109,8 @@ class BuildPlan:
     line: Line
     source: Source
     targets: tuple[str, ...] = TARGETS
+    defined: tuple[tuple[str, str], ...] = ()
+    """Definitions that a person added (``farm.additions``)."""
 
     @property
     def key(self) -> str:
@@ -127,6 +131,7 @@ class BuildPlan:
             ("LLAMA_BUILD_NUMBER", str(self.source.build)),
             ("LLAMA_BUILD_COMMIT", self.source.short_commit),
             *(self._cuda_defines() if self.line.is_cuda else (("GGML_CUDA", "OFF"),)),
+            *self.defined,
         )
 
     def _cuda_defines(self) -> tuple[tuple[str, str], ...]:

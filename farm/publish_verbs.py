@@ -94,6 +94,8 @@ def gate(
     help={
         "release": "its name, e.g. b11549-1",
         "channel": "e.g. stable",
+        "to": "where the release is published, and its channel is",
+        "key": "the file with the signing key, else FARM_SIGNING_KEY",
         "days": "until it expires",
         "sha256": "of the manifest that `invoke gate` passed; without it, it is gated here",
         "serial": "the lowest to give, where the place has lost those that it gave before",
@@ -137,7 +139,8 @@ def promote(
     help={
         "channel": "e.g. stable",
         "to": "where it is",
-        "key": "the file with the signing key",
+        "key": "the file with the signing key, else FARM_SIGNING_KEY",
+        "days": "until it expires",
         "project": "OWNER/REPO that the signature names; the place's own if not given",
     }
 )
@@ -160,6 +163,43 @@ def rollback(
     named = destination.project(project)
     done = channels.rollback(place, wanted, signer, days=lasting, project=named)
     show_published.promotion(done)
+
+
+@task(
+    help={
+        "to": "where the channels are",
+        "channel": "one of them; without it each that ends soon",
+        "within": "days; a channel that ends later is left as it is",
+        "days": "until they expire",
+        "key": "the file with the signing key, else FARM_SIGNING_KEY",
+        "project": "OWNER/REPO that the signature names; the place's own if not given",
+        "dry_run": "print the channels that end soon, and end; needs no key",
+    }
+)
+@verb
+def renew(
+    _: Context,
+    to: str | None = None,
+    channel: str | None = None,
+    within: str = "30",
+    days: str = "90",
+    key: str | None = None,
+    project: str | None = None,
+    dry_run: bool = False,
+) -> None:
+    """Sign channels that end soon once more: the same release, a higher serial."""
+    from farm import trust
+    from farm.publish import channels, destination, places
+
+    place, lasting = places.parse(to), show.days("--days", days)
+    named = destination.project(project)
+    due = channels.due(place, show.days("--within", within), channel)
+    if dry_run:
+        show.line(" ".join(due))
+        return
+    signer = trust.signer(_path(key))
+    for name in due:
+        show_published.promotion(channels.renew(place, name, signer, days=lasting, project=named))
 
 
 @task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
@@ -215,10 +255,11 @@ def pin_space(
 
 @task(
     name="deploy-space",
-    iterable=["set"],
+    iterable=["variable"],
     help={
         "to": "the Space: OWNER/NAME",
-        "set": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
+        "model": "4b, 12b or 27b of TranslateGemma, or OWNER/REPO:FILE; also in the image",
+        "variable": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
         "hardware": "the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space",
         "adopt": "also upload to a Space that holds other files; none of them is deleted",
         "dry_run": "show what would be added, changed and deleted, and end",
@@ -228,7 +269,8 @@ def pin_space(
 def deploy_space(
     _: Context,
     to: str | None = None,
-    set: list[str] | None = None,  # noqa: A002 - the option's name
+    variable: list[str] | None = None,
+    model: str | None = None,
     hardware: str | None = None,
     adopt: bool = False,
     dry_run: bool = False,
@@ -237,7 +279,7 @@ def deploy_space(
     from farm.publish import deploy_space as deploying
 
     wanted = deploying.hardware(hardware)
-    deployment = deploying.plan(show.text("--to", to), set or ())
+    deployment = deploying.plan(show.text("--to", to), variable or (), model=model)
     changes = deploying.compare(deployment, adopt=adopt)
     show_published.deployment(changes)
     if not dry_run:

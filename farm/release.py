@@ -8,16 +8,26 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
 import msgspec
 
-from farm import cuda_runtime, durable, elf, targets
+from farm import cpu_variants, cuda_runtime, durable, elf, targets
+from farm.additions import SHIPPED
 from farm.errors import PackError, UsageError
-from farm.pack import BUILD_RECORD, LICENCES, ROOT, Inventory, PackRequest, pack, read_inventory
+from farm.pack import (
+    BUILD_RECORD,
+    LICENCES,
+    PROGRAMS,
+    ROOT,
+    Inventory,
+    PackRequest,
+    pack,
+    read_inventory,
+)
 from farm.plan import SOURCE_DATE_EPOCH, artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
@@ -70,6 +80,7 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
             licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
             build_json=build_json,
             mtime=SOURCE_DATE_EPOCH,
+            programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
         )
     )
     return out / name
@@ -186,6 +197,12 @@ def verify_artifact(
     _check_sbom(folder, listed, found)
     _check_source(manifest, listed, found)
     _check_licences(found, note)
+    if found.variants:
+        note(
+            f"note[FEW_CPU_VARIANTS]: {listed.name} is slow on many processors: it was built with"
+            f" the CPU variants {found.variants} alone, as by the demo; invoke build-cpu or"
+            " build-cuda builds all of them"
+        )
 
 
 def require_whole(manifest: Manifest, url: str) -> None:
@@ -289,6 +306,8 @@ class Found:
     sbom: bytes
     source: build_record.SourceRecord | None
     parts: tuple[Part, ...] | None = ()
+    variants: str = ""
+    """The CPU variants in it, where it was built with some of them."""
 
 
 def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - it is frozen
@@ -307,7 +326,8 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
     elf.check(inventory.inspections, _asked(record))
     server = inventory.artifact(record.line)
     document = sbom.of_server(server, record)
-    return _found(server, document, record.source, record.parts)
+    found = _found(server, document, record.source, record.parts)
+    return replace(found, variants=record.defined.get(cpu_variants.DEFINITION, ""))
 
 
 def _found(

@@ -43,7 +43,11 @@ class BuildRequest:
     cached: bool = True
     """False: no compiler cache at all is used, and none is filled."""
     also: tuple[str, ...] = ()
-    """Further targets of llama.cpp's build: they stay in the kept tree and are not shipped."""
+    """Further programs of llama.cpp that the tarball holds (``farm.additions.PROGRAMS``)."""
+    define: tuple[tuple[str, str], ...] = ()
+    """Further CMake definitions (``farm.additions.definitions``)."""
+    this_cpu: bool = False
+    """Build the CPU variants that this machine runs, and no others (``farm.cpu_variants``)."""
     copy: Path | None = None
     """Where the tarball goes under a name of its own, too, for those who want one file."""
     scheduler: str | None = None

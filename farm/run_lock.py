@@ -6,16 +6,23 @@ by whoever holds it, so a lock counts only on the file that still has the name.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 from contextlib import ExitStack, contextmanager
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Final
 
 from farm.errors import BuildError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
+
+_IN_USE: Final = ".in-use"
+_USED: Final[dict[Path, int]] = {}
+"""The open files that say so."""
+_MOST_USED: Final = 8
+"""Of a user's cache and a checkout there are two; more are a test's, one after the other."""
 
 
 @contextmanager
@@ -42,6 +49,45 @@ def turn(folder: Path, name: str) -> Iterator[None]:
     place = folder / f".{name}.lock"
     with _locked(place, fcntl.LOCK_EX):
         yield
+
+
+def use(folder: Path) -> None:
+    """Note that this process uses a folder, until it ends; the folder is made where it is missing.
+
+    Where this user may not write, nothing is noted: nothing can be removed there, either.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    if folder not in _USED:
+        folder.mkdir(parents=True, exist_ok=True)
+        while len(_USED) >= _MOST_USED:
+            os.close(_USED.pop(next(iter(_USED))))
+        try:
+            handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+                return
+            raise
+        fcntl.flock(handle, fcntl.LOCK_SH)  # waits for who removes what is in it
+        _USED[folder] = handle
+
+
+@contextmanager
+def unused(folder: Path) -> Iterator[bool]:
+    """Keep new users out of a folder; gives False where another process uses it.
+
+    Raises:
+        OSError: this user may not write there.
+    """
+    handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield True
+    except BlockingIOError:
+        yield False
+    finally:
+        os.close(handle)
 
 
 @contextmanager

@@ -20,3 +20,16 @@ endfunction()
 if(PROJECT_IS_TOP_LEVEL)
     cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL farm_build_for_size)
 endif()
+
+# FARM_CPU_VARIANTS names the CPU variants to build (farm/cpu_variants.py); the others stay in the
+# project, but nothing that is built depends on them. ggml makes its library `ggml` depend on each.
+if(PROJECT_IS_TOP_LEVEL AND FARM_CPU_VARIANTS)
+    function(add_dependencies target)
+        foreach(dependency IN LISTS ARGN)
+            string(REGEX REPLACE "^ggml-cpu-" "" variant "${dependency}")
+            if(variant STREQUAL dependency OR variant IN_LIST FARM_CPU_VARIANTS)
+                _add_dependencies("${target}" "${dependency}")
+            endif()
+        endforeach()
+    endfunction()
+endif()

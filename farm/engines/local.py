@@ -14,7 +14,7 @@ from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final
 
 from farm import durable
-from farm.engines import build_folder
+from farm.engines import build_folder, shared_cache
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
@@ -129,7 +129,8 @@ class LocalEngine:
         if line.is_cuda and self._cuda is not None:
             programs.append(str(self._cuda / "bin" / "nvcc"))
         told = [_version(program) for program in programs if program]
-        return "\n".join(["local", _version(_tool("cmake")), *told])
+        # CMake is known by its version: nox brings one in a folder of each session's own
+        return "\n".join(["local", _version(_tool("cmake")).partition(": ")[2], *told])
 
     @contextmanager
     def open(self, plan: BuildPlan, sink: LineSink) -> Iterator[LocalWorkspace]:
@@ -142,7 +143,7 @@ class LocalEngine:
         """
         cmake, ninja = _tool("cmake"), _tool("ninja")
         _require_compiler()
-        ccache = shutil.which("ccache") if self._cached else None
+        ccache = shared_cache.program() if self._cached else None
         if ccache is None and self._cached:
             sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
         parent = cache_folder("builds")

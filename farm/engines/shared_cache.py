@@ -11,7 +11,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
@@ -114,9 +116,15 @@ def environment() -> dict[str, str]:
     return variables
 
 
+def program() -> str | None:
+    """Return the ccache on PATH, else the one that was installed beside this Python."""
+    beside = str(Path(sys.executable).parent)
+    return shutil.which("ccache") or shutil.which("ccache", path=beside)
+
+
 def statistics(folder: PurePath) -> Statistics | None:
     """Ask ccache for its counters, None where there is no ccache."""
-    ccache = shutil.which("ccache")
+    ccache = program()
     if ccache is None:
         return None
     done = subprocess.run(

@@ -29,7 +29,7 @@ from pypi_simple import (
 from requests.adapters import HTTPAdapter
 from urllib3.util import Retry
 
-from farm import durable
+from farm import durable, run_lock
 from farm.errors import SourceError
 from farm.inputs.unpack import extract_subtree, extract_wheel
 
@@ -57,10 +57,19 @@ _NETWORK_HINT: Final = (
 
 
 def cache_folder(name: str) -> Path:
-    """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it."""
-    folder = Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False)) / name
-    folder.mkdir(parents=True, exist_ok=True)
+    """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it.
+
+    It counts as used until this process ends: ``invoke clean`` leaves it alone so long.
+    """
+    folder = cache_root() / name
+    run_lock.use(folder.parent)
+    folder.mkdir(exist_ok=True)
     return folder
+
+
+def cache_root() -> Path:
+    """Return the folder of all of this user's caches, made or not."""
+    return Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False))
 
 
 def fetch_package(pin: PackagePin) -> Path:

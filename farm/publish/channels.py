@@ -82,8 +82,69 @@ def promote(
     _require_unchanged(destination, published)
     _require_as_signed(destination, channel, published, signer, project)
     advisories.require_none(published.source)
-    serials = destination.channel_serials(channel)
     before, _ = _present(destination, channel, signer, project)
+    serial, now = _next(destination, channel, before, at_least)
+    pointer = point(published, serial, now, days, destination.artifact_base(release))
+    return _sign(destination, channel, pointer, signer, project, before)
+
+
+def renew(
+    destination: Destination,
+    channel: str,
+    signer: Signer,
+    *,
+    days: int = DAYS,
+    project: str | None = None,
+) -> Promotion:
+    """Sign what a channel says once more, with a higher serial and a later end.
+
+    What is signed is what this key signed before: nothing is taken from the release beside it.
+
+    Raises:
+        PublishError: there is no channel, its release was changed or has a known hole, the channel
+            is another key's or project's, or this machine's clock is behind.
+    """
+    project = project or destination.project
+    present, _ = _present(destination, channel, signer, project)
+    if present is None:
+        raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
+    _require_unchanged(destination, present)
+    advisories.require_none(present.source)
+    serial, now = _next(destination, channel, present, 1)
+    pointer = msgspec.structs.replace(
+        present, serial=serial, created=now, expires=now + timedelta(days=days)
+    )
+    return _sign(destination, channel, pointer, signer, project, present)
+
+
+def due(destination: Destination, days: int, only: str | None = None) -> tuple[str, ...]:
+    """Return the channels that end within so many days, or have ended.
+
+    Args:
+        destination: where they are.
+        days: from now.
+        only: one channel, instead of all.
+
+    Raises:
+        PublishError: the place cannot be read.
+    """
+    end = _now() + timedelta(days=days)
+    found = []
+    for name in destination.channels():
+        content = destination.channel_file(name, MANIFEST)
+        if content is None or only not in (None, name):
+            continue
+        expires = schema.parse(content, what=f"channel {name}").expires
+        if expires is not None and expires <= end:
+            found.append(name)
+    return tuple(found)
+
+
+def _next(
+    destination: Destination, channel: str, before: Manifest | None, at_least: int
+) -> tuple[int, datetime]:
+    """Return the serial and the time of a channel's next manifest."""
+    serials = destination.channel_serials(channel)
     serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
     now = _now()
     if before is not None and before.created > now + _SKEW:
@@ -93,17 +154,27 @@ def promote(
             f" {before.created:%Y-%m-%d %H:%M}",
             hint="set this machine's clock: the expiry is counted from it",
         )
-    pointer = point(published, serial, now, days, destination.artifact_base(release))
+    return serial, now
+
+
+def _sign(
+    destination: Destination,
+    channel: str,
+    pointer: Manifest,
+    signer: Signer,
+    project: str,
+    before: Manifest | None,
+) -> Promotion:
     content = schema.dump(pointer)
     schema.parse(content, what=f"channel {channel}")
-    comment = signed_for(project, channel, serial, release)
-    destination.put_channel(channel, serial, Signed(content, signer.sign(content, comment)))
+    comment = signed_for(project, channel, pointer.serial, pointer.release)
+    destination.put_channel(channel, pointer.serial, Signed(content, signer.sign(content, comment)))
     return Promotion(
         channel,
-        release,
+        pointer.release,
         before.release if before else None,
-        serial,
-        now + timedelta(days=days),
+        pointer.serial,
+        pointer.expires or pointer.created,
         destination.channel_url(channel),
     )
 

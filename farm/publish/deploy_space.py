@@ -41,31 +41,51 @@ _RECORD: Final = ".deployed.json"
 _EMPTY_SPACE: Final = frozenset({".gitattributes", "README.md"})
 """Files that the Hub itself puts into a new Space."""
 _LOCAL_PIN: Final = re.compile(r"file:|https?://(?:localhost|127\.|\[::1\])", re.IGNORECASE)
+_MODEL: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w.-]+(?:/[\w.-]+)*)", re.ASCII)
+_SIZES: Final = ("4b", "12b", "27b")
+"""Of TranslateGemma: what ``--model`` takes by one word."""
+_BY_SIZE: Final = "mradermacher/translategemma-{0}-it-i1-GGUF:translategemma-{0}-it.i1-Q4_K_M.gguf"
+_PREFIX: Final = "YAKULINGO_SPACES_GGUF"
+_FRONT_MATTER: Final = (
+    (re.compile(r"^models:\n(?:  - .*\n)+", re.MULTILINE), "models:\n  - {repo}\n"),
+    (
+        re.compile(r"^preload_from_hub:\n(?:  - .*\n)+", re.MULTILINE),
+        "preload_from_hub:\n  - {repo} {file}\n",
+    ),
+)
+"""What of README.md's first lines names the model: the Hub puts that file into the image."""
 HARDWARE: Final = SpaceHardware.ZERO_A10G
 """The Hub's name for ZeroGPU; a Space that is created without it starts on CPU Basic."""
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to be uploaded to a Space."""
+    """What is to be uploaded to a Space: files, or their bytes where they are written for it."""
 
     space: str
-    files: Mapping[str, Path]
+    files: Mapping[str, Path | bytes]
     variables: Mapping[str, str]
 
     @property
     def size(self) -> int:
         """Bytes of all files."""
-        return sum(path.stat().st_size for path in self.files.values())
+        return sum(
+            len(one) if isinstance(one, bytes) else one.stat().st_size
+            for one in self.files.values()
+        )
 
 
-def plan(space: str, variables: Iterable[str] = (), root: Path = ROOT) -> Deployment:
+def plan(
+    space: str, variables: Iterable[str] = (), root: Path = ROOT, *, model: str | None = None
+) -> Deployment:
     """Look at what would be uploaded.
 
     Args:
         space: ``OWNER/NAME``.
         variables: ``NAME=VALUE`` each.
         root: the folder; hidden files and Python's caches stay here.
+        model: ``4b``, ``12b`` or ``27b`` of TranslateGemma, or ``OWNER/REPO:FILE``; None for the
+            one that the folder names.
 
     Raises:
         UsageError: a name or a variable cannot be one, or it would be a secret.
@@ -89,7 +109,18 @@ def plan(space: str, variables: Iterable[str] = (), root: Path = ROOT) -> Deploy
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise PublishError("SPACE_INCOMPLETE", f"{root.name}/ has no {', '.join(missing)}")
-    return Deployment(space, files, dict(_variable(text) for text in variables))
+    asked = dict(_variable(text) for text in variables)
+    if model is None:
+        return Deployment(space, files, asked)
+    chosen = _model(model)
+    named = {f"{_PREFIX}_REPO_ID": chosen["repo"], f"{_PREFIX}_FILENAME": chosen["file"]}
+    twice = [name for name in named if asked.get(name, named[name]) != named[name]]
+    if twice:
+        raise UsageError("VARIABLE_TWICE", f"--model and --variable {twice[0]} contradict another")
+    readme = files["README.md"].read_text("utf-8")
+    for block, text in _FRONT_MATTER:
+        readme = block.sub(text.format(**chosen), readme, count=1)
+    return Deployment(space, {**files, "README.md": readme.encode()}, {**named, **asked})
 
 
 @dataclass(frozen=True)
@@ -153,7 +184,10 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
 
 
 def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
-    """Apply the changes as one commit and return the Space's URL.
+    """Apply the changes as one commit and return where the Space runs once it is built.
+
+    That is the Hub's word for it, ``https://OWNER-NAME.hf.space``; the Space's page where the Hub
+    has not said it yet.
 
     Args:
         changes: what ``compare`` found. If another commit came in between, the Hub refuses.
@@ -177,7 +211,10 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
         # variables first: the commit starts the Space
         for name, value in deployment.variables.items():
             api.add_space_variable(deployment.space, name, value)
-        additions = [CommitOperationAdd(name, str(path)) for name, path in deployment.files.items()]
+        additions = [
+            CommitOperationAdd(name, one if isinstance(one, bytes) else str(one))
+            for name, one in deployment.files.items()
+        ]
         additions.append(CommitOperationAdd(_RECORD, _new_record(deployment)))
         api.create_commit(
             deployment.space,
@@ -186,7 +223,7 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
             commit_message="Deploy the loader and its page",
             parent_commit=changes.head,
         )
-    return str(made)
+        return str(api.space_info(deployment.space).host or made)
 
 
 def _files(api: HfApi, space: str, revision: str | None) -> dict[str, str]:
@@ -199,9 +236,9 @@ def _files(api: HfApi, space: str, revision: str | None) -> dict[str, str]:
     }
 
 
-def _identities(path: Path) -> list[str]:
+def _identities(file: Path | bytes) -> list[str]:
     """Return the two names that the Hub may give a content: git's blob id, and LFS's sha256."""
-    content = path.read_bytes()
+    content = file if isinstance(file, bytes) else file.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return [blob.hexdigest(), hashlib.sha256(content).hexdigest()]
 
@@ -257,9 +294,9 @@ def hardware(name: str | None) -> SpaceHardware | None:
 def _variable(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:  # not quoted: it may be a secret whose name was forgotten
-        raise UsageError("VARIABLE_INVALID", "--set takes NAME=VALUE, and one has no '='")
+        raise UsageError("VARIABLE_INVALID", "--variable takes NAME=VALUE, and one has no '='")
     if not _VARIABLE.fullmatch(name):
-        raise UsageError("VARIABLE_INVALID", f"--set {name[:64]!r} is no variable's name")
+        raise UsageError("VARIABLE_INVALID", f"--variable {name[:64]!r} is no variable's name")
     if _SECRET.search(name) or _TOKEN.search(value):
         raise UsageError(
             "VARIABLE_IS_SECRET",
@@ -267,6 +304,18 @@ def _variable(text: str) -> tuple[str, str]:
             hint="set it as a secret on the Space's settings page",
         )
     return name, value
+
+
+def _model(text: str) -> dict[str, str]:
+    """Return the repository and the file that ``--model`` means."""
+    found = _MODEL.fullmatch(_BY_SIZE.format(text) if text in _SIZES else text)
+    if found is None or ".." in text:
+        raise UsageError(
+            "MODEL_INVALID",
+            f"--model {text[:200]!r}",
+            hint=f"it is {', '.join(_SIZES)} (TranslateGemma, Q4_K_M), or OWNER/REPO:FILE",
+        )
+    return found.groupdict()
 
 
 def _require_public_pin(pin: Path) -> None:

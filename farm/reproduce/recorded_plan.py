@@ -16,7 +16,7 @@ from farm import source, targets
 from farm.engines import images
 from farm.errors import BuildError, SourceError
 from farm.inputs import pins, recipe, toolkit
-from farm.plan import TARGETS, BuildPlan
+from farm.plan import BuildPlan
 from farm.tarball import build_record, parts
 
 if TYPE_CHECKING:
@@ -130,16 +130,9 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
         glibc=record.line.glibc,
     )
     arch_set = targets.ArchSet(record.arch_set, record.archs, archive_format)
-    plan = BuildPlan(arch_set, line, tree, _targets(record))
+    plan = BuildPlan(arch_set, line, tree, record.targets, tuple(record.defined.items()))
     _require_same_recipe(record, plan)
     return plan
-
-
-def _targets(record: BuildRecord) -> tuple[str, ...]:
-    for command in record.commands:
-        if "--target" in command:
-            return command[command.index("--target") + 1 :]
-    return TARGETS
 
 
 def _require_same_recipe(record: BuildRecord, plan: BuildPlan) -> None:

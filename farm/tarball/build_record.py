@@ -15,7 +15,7 @@ import msgspec
 from farm.engines.base import Toolchain
 from farm.errors import PackError
 from farm.inputs import recipe
-from farm.plan import Layout
+from farm.plan import TARGETS, Layout
 from farm.tarball.parts import Part
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class BuildRecord(msgspec.Struct, frozen=True):
         source: where llama.cpp came from.
         arch_set, archs, line: what was asked for.
         defines: CMake's definitions that name no folder.
+        defined: those of them that a person added (``--define``, ``--also``).
         toolchain: who compiled, with the digests of the programs and of the image.
         recipe_sha256: of ``build/cmake/host_size.cmake``, as it was put into the build.
         parts: what the source tree is made of, each with a digest and its licence; None in
@@ -80,6 +81,15 @@ class BuildRecord(msgspec.Struct, frozen=True):
     commands: tuple[tuple[str, ...], ...] = ()
     environment: dict[str, str] = {}
     inputs: dict[str, str] = {}
+    defined: dict[str, str] = {}
+
+    @property
+    def targets(self) -> tuple[str, ...]:
+        """What was built: of records from before commands were recorded, the usual ones."""
+        for command in self.commands:
+            if "--target" in command:
+                return command[command.index("--target") + 1 :]
+        return TARGETS
 
 
 def of(
@@ -110,6 +120,7 @@ def of(
         commands=tuple(step.argv for step in plan.steps(LAYOUT, jobs=1)),
         environment=plan.environment(LAYOUT, ccache_dir=None),
         inputs=dict(sorted((inputs or {}).items())),
+        defined=dict(plan.defined),
     )
 
 

@@ -23,6 +23,9 @@ USAGE: Final = 2
 INTERRUPTED: Final = 130
 """128 + SIGINT, as shells have it."""
 
+SEVERAL: Final = frozenset({"--define", "--also", "--variable"})
+"""Options that take one value or more, and may be given again."""
+
 _Arguments = ParamSpec("_Arguments")
 
 task = functools.partial(tasks.task, auto_shortflags=False)
@@ -76,6 +79,7 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
         try:
             if method.__name__ == "parse_tasks":
                 _help_first(program)
+                program.core.unparsed[:] = _one_each(program)
             method(program)
         except ParseError as error:
             said = f"error[USAGE]: {error}"
@@ -96,6 +100,21 @@ def _help_first(program: Program) -> None:
     if len(words) > 1 and not {"-h", "--help"}.isdisjoint(words[1:]):
         program.args.help.value = words[0]
         words.clear()
+
+
+def _one_each(program: Program) -> list[str]:
+    """Write ``--also a b`` as ``--also a --also b``: invoke takes ``b`` for another verb."""
+    words: list[str] = []
+    option = ""
+    for word in program.core.unparsed:
+        if word.startswith("-"):
+            option = word if word in SEVERAL else ""
+        elif word in program.collection.task_names:
+            option = ""
+        elif option and words[-1] != option:
+            words.append(option)
+        words.append(word)
+    return words
 
 
 def _end_unread() -> None:

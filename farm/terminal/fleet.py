@@ -29,8 +29,6 @@ FAILED: Final = "failed"
 BEFORE: Final = "built before"
 """By an earlier run."""
 _STYLES: Final = {BUILT: "green", BEFORE: "green", FAILED: "red", WAITING: "dim"}
-_TELLS: Final = 0.05
-"""The share of ninja's edges that must be done before the rest is reckoned from them."""
 _SLOW: Final = 2.0
 """A set is slow that has more than this many times its usual length left."""
 _LEAST: Final = 5.0
@@ -54,6 +52,7 @@ class Row:
     host: str = ""
     state: str = WAITING
     count: tuple[int, int] | None = None
+    pace: schedule.Pace | None = None
     began: float | None = None
     ended: float | None = None
 
@@ -76,8 +75,9 @@ class Row:
         passed = (self.ended or now) - self.began
         if self.ended is not None:
             return passed
-        if self.count is not None and self.count[0] >= self.count[1] * _TELLS:
-            return passed * self.count[1] / max(self.count[0], 1)
+        left = self.pace.left(self.count[1], now) if self.pace and self.count else None
+        if left is not None:
+            return passed + left
         return max(self.expected, passed) if self.expected is not None else None
 
     def left(self, now: float) -> float | None:
@@ -167,11 +167,11 @@ class Fleet:
         took = row.ended - (row.began if row.began is not None else row.ended)
         self._plain(f"{key}: {state}{self._on(row)} in {_span(took)}{self._rest()}")
 
-    def step(self, key: str, name: str) -> None:
-        """A set's step has begun."""
-        row = self.rows[key]
-        row.state, row.count = name, None
-        self._due[key] = self.clock() + PLAIN_SECONDS
+    def step(self, key: str, name: str, jobs: int = 1) -> None:
+        """A set's step has begun, with so many compilers at a time."""
+        row, now = self.rows[key], self.clock()
+        row.state, row.count, row.pace = name, None, schedule.Pace(now, jobs)
+        self._due[key] = now + PLAIN_SECONDS
         self._plain(f"{key} {name}{self._on(row)} …")
         self._show()
 
@@ -180,6 +180,8 @@ class Fleet:
         row = self.rows[key]
         row.count = (done, total)
         now = self.clock()
+        if row.pace is not None:
+            row.pace.take(done, now)
         if done == total:
             self._show()
         if now >= self._due.get(key, now) or done == total:
@@ -300,7 +302,8 @@ class SetReporter:
     def step(self, plan: BuildPlan, step: Step) -> None:
         """Show that a step has begun."""
         del plan
-        self.fleet.step(self.key, step.name)
+        jobs = step.argv[step.argv.index("-j") + 1] if "-j" in step.argv else "1"
+        self.fleet.step(self.key, step.name, int(jobs))
 
     def count(self, done: int, total: int) -> None:
         """Show ninja's counter."""

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
+    from farm.clean import Leavings
     from llama_loader.manifest import Artifact, Manifest
 
 _LONGEST: Final = 3650
@@ -201,6 +202,16 @@ def verified(names: Iterable[str]) -> None:
     """Print one line for each artifact that was read again and found to be as listed."""
     for name in names:
         line(f"ok {name}")
+
+
+def leavings(left: Leavings) -> None:
+    """Print what the farm left on this machine and in the engine, and the sum."""
+    for thing in left.things:
+        stays = f"  (stays: {thing.kept})" if thing.kept else ""
+        line(f"{megabytes(thing.size):>12}  {thing.what}{stays}")
+    if left.engine:
+        note(f"note[ENGINE_NOT_ASKED]: {left.engine}")
+    line(f"{megabytes(left.size):>12}  in all")
 
 
 def _parts(artifact: Artifact) -> Counter[str]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -13,13 +14,16 @@ from farm.publish.parts import GATE, megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from datetime import timedelta
 
     from farm.publish.channels import Promotion
     from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
     from farm.publish.parts import Plan
     from farm.terminal.overview import Overview, Row
+
+
+WARNED: Final = timedelta(days=21)
+"""How long before a channel's end there is a warning; the loader's warning begins then, too."""
 
 
 def line(text: str) -> None:
@@ -99,6 +103,12 @@ def overview(found: Overview) -> None:
             console.print(_table(title, rows))
         else:
             console.print(f"no {title}s")
+    for row in found.channels:
+        if row.left is not None and row.left <= WARNED:
+            line(
+                f"warning[CHANNEL_EXPIRES]: channel {row.name} {_ends(row)}: Spaces that follow it"
+                f" warn, and take no release after that; invoke renew --channel {row.name}"
+            )
     supposed = [row for row in (*found.channels, *found.releases) if row.gets]
     if supposed:
         console.print("that host gets")
@@ -119,6 +129,10 @@ def _table(title: str, rows: Iterable[Row]) -> Table:
             megabytes(row.size),
         )
     return table
+
+
+def _ends(row: Row) -> str:
+    return "has expired" if _left(row) == "expired" else f"expires in {_left(row)}"
 
 
 def _left(row: Row) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm import release
+from farm.clean import Leavings
 from farm.engines import shared_cache
 from farm.engines.docker import CACHE_VOLUME, cache_counters, connect
 from farm.engines.local import ccache_dir
@@ -41,8 +42,19 @@ def tell(folder: Path | None, suppose: str | None) -> None:
         show.line(f"no release: {error.message} ({error.hint})")
     for line in caches():
         show.line(line)
+    show.line(disk())
     if suppose is not None:
         show.line(overview.supposed((place / release.MANIFEST).read_bytes(), suppose))
+
+
+def disk() -> str:
+    """Return one line: what `invoke clean` would list, summed up."""
+    with Leavings(patience=_PATIENCE) as left:
+        engine = ", the engine not counted" if left.engine else ""
+        return (
+            f"disk: {show.megabytes(left.size)} of caches, images and logs{engine}"
+            " (invoke clean lists and removes them)"
+        )
 
 
 def caches() -> Iterator[str]:

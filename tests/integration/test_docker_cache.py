@@ -21,7 +21,8 @@ from verbs import PROJECT, invoke
 
 from farm import elf, source, targets
 from farm.engines import shared_cache
-from farm.engines.docker import DockerEngine, DockerImages, cache, cache_counters, engine
+from farm.engines.docker import DockerEngine, DockerImages, cache_counters, engine
+from farm.engines.docker import inventory as cache
 from farm.errors import SourceError
 from farm.execute import execute
 from farm.inputs import pins, toolkit
@@ -112,7 +113,7 @@ def test_the_status_names_both_caches(client: DockerClient) -> None:
     del client
     told = invoke("status")
     assert told.returncode == 0, told.stderr
-    *_, local, docker = told.stdout.splitlines()
+    *_, local, docker, _ = told.stdout.splitlines()
     assert local.startswith("compiler cache, local engine: ")
     assert docker.startswith("compiler cache, docker engine: ")
 

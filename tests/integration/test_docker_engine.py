@@ -20,7 +20,7 @@ from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
 from farm.engines.docker import PID_LABEL, DockerEngine
-from farm.engines.docker.left_behind import HOST_LABEL, labels
+from farm.engines.docker.inventory import HOST_LABEL, labels
 from farm.errors import BuildError, PackError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step

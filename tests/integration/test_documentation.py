@@ -7,6 +7,7 @@ What is replaced is only what the reader replaces, too: ``OWNER/REPO``, ``https:
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 import documented
 import hub_repository
 import pytest
+from rich.console import Console
 from verbs import PROJECT
 
 from farm import demo
@@ -125,7 +127,8 @@ def test_the_guide_to_publishing_command_by_command(
     assert repository.tags.keys() == {RELEASE, "b11549-0"}
     assert f"{RELEASE}/gate-2.json" in repository.commits[-1]
     space = hub.repositories["owner/space"]
-    assert space.variables == {"YAKULINGO_SPACES_N_CTX": "4096"}
+    assert space.variables["YAKULINGO_SPACES_N_CTX"] == "4096"
+    assert "4b" in space.variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
     assert json.loads(space.commits[-1]["release.json"])["manifest_sha256"]
     pin = json.loads((reader.folder / "spaces" / "release.json").read_bytes())
     assert (pin["min_serial"], pin["public_key"]) == (2, key)
@@ -266,9 +269,14 @@ def test_the_demo_of_the_readme(
     )
     monkeypatch.setattr("farm.demo.packages.fetch_model", lambda _: real_model)
     picture = tmp_path / "timeline.svg"
-    with report.BuildReport() as told:
-        demo.Demo("cpu", "local", None, picture).run(told)
+    out = tmp_path / "dist"
+    said = io.StringIO()
+    with report.BuildReport(Console(file=said, width=200)) as told:
+        demo.Demo("cpu", "local", None, picture, out=out).run(told)
     assert picture.read_text("utf-8").startswith("<svg")
+    assert (out / "manifest.json").is_file()
+    assert f"the release stays in {out}; go on with" in said.getvalue()
+    assert f"invoke serve-release --folder {out}" in said.getvalue()
 
 
 def test_the_sessions_are_listed(reader: Reader) -> None:

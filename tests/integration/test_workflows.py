@@ -13,6 +13,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from farm import targets
 from farm.inputs import advisories, pins
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+FAT = "build_llama_cpp_cuda_linux"
 NOWHERE = "unix:///nowhere/docker.sock"
 EVERY = [one for name in workflows.names() for one in workflows.steps(name)]
 COMMANDS = [one for one in EVERY if one.run]
@@ -46,6 +48,12 @@ RUN_HERE = {
     "build_llama_cpp_cuda_linux/build/Build",
     "build_llama_cpp_cuda_linux/build/Read the tarball again",
     "build_llama_cpp_cuda_linux/build/Start llama-server",
+    "build_llama_cpp_cuda_linux/build/Load the compiler cache",
+    "build_llama_cpp_cuda_linux/build/Save the compiler cache",
+    "channels/look/Look",
+    "channels/renew/Renew",
+    "channels/promote/Promote",
+    "channels/rollback/Roll back",
     "deploy-space/deploy/Deploy",
     "sets/matrix/Compute the matrix",
     "sets/build/Load the compiler cache",
@@ -53,6 +61,7 @@ RUN_HERE = {
     "sets/build/Build for CPUs",
     "sets/build/Start llama-server",
     "sets/build/Save the compiler cache",
+    "sets/prune/Remove",
     "release/release/Assemble",
     "release/release/Read the release again",
     "release/release/Check what promotion demands",
@@ -172,6 +181,12 @@ def test_the_seed_s_workflow_with_its_defaults(runner: workflows.Runner) -> None
     build = workflows.step("build_llama_cpp_cuda_linux/build/Build")
     runner.environment["DOCKER_HOST"] = NOWHERE
     assert reached_the_engine(runner.run(build))
+    job = "build_llama_cpp_cuda_linux/build"
+    assert reached_the_engine(runner.run(workflows.step(f"{job}/Save the compiler cache")))
+    (runner.folder / ".farm" / "ccache.tar").write_bytes(b"cut off")
+    loaded = runner.run(workflows.step(f"{job}/Load the compiler cache"))
+    assert loaded.returncode == 0, loaded.stderr
+    assert loaded.stdout.startswith("note[CACHE_DAMAGED]: .farm/ccache.tar ")
 
     built = runner.run(
         build,
@@ -205,10 +220,51 @@ def test_the_sets_of_a_release(runner: workflows.Runner) -> None:
     save = runner.run(workflows.step("sets/build/Save the compiler cache"))
     assert reached_the_engine(save)
     (runner.folder / ".farm").mkdir(exist_ok=True)
-    (runner.folder / ".farm" / "ccache.tar").write_bytes(b"")
+    with tarfile.open(runner.folder / ".farm" / "ccache.tar", "w") as tar:
+        tar.addfile(tarfile.TarInfo("ccache/ccache.conf"))
     load = workflows.step("sets/build/Load the compiler cache")
     assert not workflows.holds(load.condition, {"steps.cache.outputs.cache-matched-key": ""})
     assert reached_the_engine(runner.run(load))
+
+
+def test_all_compiler_caches_fit_in_githubs_10_gigabytes_twice() -> None:
+    """Twice: until a run's last job removes them, those of the run before are there, too."""
+    jobs = {name: workflows.load(f"{name}.yml")["jobs"] for name in (FAT, "sets")}
+    bounds = {
+        name: float(row["build"]["env"]["CCACHE_MAXSIZE"].replace("G", "e9").replace("M", "e6"))
+        for name, row in jobs.items()
+    }
+    rows = targets.load().release_rows()
+    built = sum(row["verb"] != "cuda-runtime" for row in rows)
+    assert built > 10
+    assert 2 * (built * bounds["sets"] + bounds[FAT]) <= 10e9
+    for name in ("release", "weekly"):
+        assert workflows.load(f"{name}.yml")["jobs"]["sets"]["permissions"]["actions"] == "write"
+
+
+def test_older_compiler_caches_are_removed_and_each_newest_stays(
+    runner: workflows.Runner,
+) -> None:
+    runner.context["secrets.GITHUB_TOKEN"] = TOKEN
+    with GitHub().serve() as github:
+        github.caches = [
+            {
+                "id": number,
+                "key": f"{kind}-{number}",
+                "ref": ref,
+                "created_at": f"2026-11-{number % 28 + 1:02}T00:00:00Z",
+                "size_in_bytes": 1_000_000,
+            }
+            for number, (kind, ref) in enumerate(
+                [("ccache-cu128-sm90", "main"), ("ccache-cu128-sm75", "main")] * 13
+                + [("ccache-cu128-sm90", "branch"), ("another", "main")]
+            )
+        ]
+        runner.environment.update(GITHUB_API_URL=github.url, GITHUB_REPOSITORY="owner/name")
+        done = runner.run(workflows.step("sets/prune/Remove"))
+    assert done.returncode == 0, done.stderr
+    assert [one["id"] for one in github.caches] == [24, 25, 26, 27]
+    assert done.stdout.splitlines()[-1] == "3 caches stay: 3.0 MB"
 
 
 @pytest.mark.parametrize("workflow", ["release/release", "weekly/assemble"])
@@ -292,16 +348,51 @@ def test_what_a_container_built_starts_is_published_and_promoted(
             *("1.json", "1.json.minisig", "manifest.json", "manifest.json.minisig")
         }
         assert "gate.json" in {one.name for one in github.release("b11549-3").assets}
+        _channels(runner, github)
         # what a person does with the address that was printed
         public = f"{github.url}/{github_releases.REPOSITORY}/releases/download/b11549-3"
         assert "ok llama-server-" in succeed("verify", f"{public}/manifest.json")
+
+
+def _channels(runner: workflows.Runner, github: github_releases.GitHub) -> None:
+    """Promote what was published, find that nothing ends soon, renew all the same, roll back."""
+    runner.context.update({"inputs.channel": "stable", "inputs.release": "b11549-3"})
+    promoted = runner.run(workflows.step("channels/promote/Promote"))
+    assert promoted.returncode == 0, promoted.stderr
+    assert "channel stable → b11549-3, serial 1" in promoted.stdout
+    look, renew = workflows.step("channels/look/Look"), workflows.step("channels/renew/Renew")
+    assert runner.run(look).returncode == 0
+    assert runner.context["outputs.look.due"] == ""
+    assert runner.run(renew).stdout == ""
+    soon = ("renew --to", "renew --within 100 --to")
+    assert runner.run(look, soon).returncode == 0
+    assert sorted(runner.context["outputs.look.due"].split()) == ["candidate", "stable"]
+    renewed = runner.run(renew, soon)
+    assert renewed.returncode == 0, renewed.stderr
+    assert "channel stable → b11549-3 (before: b11549-3), serial 2" in renewed.stdout
+    names = {one.name for one in github.release("channel-stable").assets}
+    assert {"1.json", "2.json", "manifest.json", "manifest.json.minisig"} <= names
+    back = runner.run(workflows.step("channels/rollback/Roll back"))
+    assert back.returncode == 1
+    assert "error[NOTHING_BEFORE]" in back.stderr
+
+
+def test_every_promotion_asks_a_person_and_one_runs_at_a_time() -> None:
+    release, found = workflows.load("release.yml"), workflows.load("channels.yml")
+    assert found["concurrency"] == release["concurrency"]
+    assert found["on"]["schedule"]
+    for name, job in found["jobs"].items():
+        signs = any("FARM_SIGNING_KEY" in one.get("env", {}) for one in job["steps"])
+        assert signs == (name != "look")
+        assert signs == (job.get("environment") == "release"), name
 
 
 def test_the_space_is_deployed_with_a_secret_that_no_command_has(
     runner: workflows.Runner,
 ) -> None:
     deploy = workflows.step("deploy-space/deploy/Deploy")
-    runner.context.update({"inputs.space": "me/space", "secrets.HF_TOKEN": hub_repository.TOKEN})
+    runner.context.update({"inputs.space": "me/space", "inputs.model": "4b"})
+    runner.context.update({"secrets.HF_TOKEN": hub_repository.TOKEN})
     with hub_repository.Hub().serve() as hub:
         # Xet's protocol is a program of the Hub's own; without it large files go through LFS
         runner.environment.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
@@ -314,7 +405,12 @@ def test_the_space_is_deployed_with_a_secret_that_no_command_has(
         )
         others = set(deployed) - {".deployed.json"}
         assert not any(name.startswith(("farm", "tests", "spaces", ".")) for name in others)
-        assert hub.repositories["me/space"].variables == {}
+        assert (
+            hub.repositories["me/space"]
+            .variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
+            .endswith("translategemma-4b-it-i1-GGUF")
+        )
+        assert done.stdout.splitlines()[-1] == "https://me-space.hf.space"
         runner.context["secrets.HF_TOKEN"] = "hf_somebody_else_s"
         refused = runner.run(deploy)
         assert refused.returncode == 1

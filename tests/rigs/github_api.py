@@ -30,6 +30,7 @@ class GitHub:
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     pulls: list[dict[str, str]] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
+    caches: list[dict[str, Any]] = field(default_factory=list)
     refuse: str = ""
     url: str = ""
 
@@ -40,6 +41,8 @@ class GitHub:
         self.calls.append(f"{method} {path}")
         if self.refuse == f"{method} {path}":
             return 403, {"message": "Resource not accessible by integration"}
+        if path.startswith("/actions/caches"):
+            return self._caches(path, query)
         if path.startswith("/contents/"):
             return self._contents(method, path.removeprefix("/contents/"), query, body)
         calls = {
@@ -52,6 +55,16 @@ class GitHub:
         }
         path = path if not path.startswith("/git/matching-refs/") else "/git/matching-refs"
         return calls.get(f"{method} {path}", lambda: (404, {"message": "Not Found"}))()
+
+    def _caches(self, path: str, query: dict[str, str]) -> tuple[int, Any]:
+        if number := path.removeprefix("/actions/caches").removeprefix("/"):
+            self.caches = [one for one in self.caches if one["id"] != int(number)]
+            return 204, None
+        found = [one for one in self.caches if one["key"].startswith(query["key"])]
+        size = int(query["per_page"])
+        begin = (int(query["page"]) - 1) * size
+        told = {"total_count": len(found), "actions_caches": found[begin : begin + size]}
+        return 200, told
 
     def _refs(self, prefix: str) -> list[dict[str, str]]:
         return [{"ref": f"refs/heads/{name}"} for name in self.branches if name.startswith(prefix)]
@@ -112,14 +125,14 @@ def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
                 status, told = github.answer(self.command, self.path, body)
             else:
                 status, told = 401, {"message": "Bad credentials"}
-            data = json.dumps(told).encode()
+            data = b"" if told is None else json.dumps(told).encode()
             self.send_response(status)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
 
-        do_GET = do_POST = do_PUT = _answer  # noqa: N815 - the server calls them so
+        do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the server calls them so
 
         def log_message(self, *_: object) -> None:
             """Say nothing."""

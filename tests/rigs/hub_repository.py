@@ -230,7 +230,10 @@ def _info(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     if repo not in hub.repositories:
         return 404, "RepoNotFound", b"{}"
     sha = oid(len(hub.repositories[repo].commits) - 1)
-    return 200, "", json.dumps({"id": repo, "sha": sha, "tags": [], "siblings": []}).encode()
+    told = {"id": repo, "sha": sha, "tags": [], "siblings": []}
+    if "/api/spaces/" in hub.calls[-1]:
+        told["host"] = f"https://{repo.replace('/', '-')}.hf.space"
+    return 200, "", json.dumps(told).encode()
 
 
 def _resolve(hub: Hub, body: bytes, repo: str, revision: str, path: str) -> tuple[int, str, bytes]:

@@ -11,14 +11,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_disk
 from rich.console import Console
 
-from farm import pipeline, source, targets
-from farm.engines import build_folder
+from farm import building, cpu_variants, demo, pack, pipeline, release, source, targets
+from farm.engines import build_folder, shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
 from farm.kept.folder_digest import folder_digest
@@ -26,7 +27,9 @@ from farm.kept.journal import Entry, Journal, Recording
 from farm.kept.kept_tree import KeptTree
 from farm.kept.plan_digest import digest
 from farm.plan import BuildPlan, Step
+from farm.reproduce import recorded_plan
 from farm.request import BuildRequest
+from farm.tarball import build_record
 from farm.targets import ArchSet
 from farm.terminal.report import BuildReport
 
@@ -112,6 +115,84 @@ def cache_counts() -> dict[str, int]:
     counts = {name: int(count) for name, count in (line.split() for line in told.splitlines())}
     hits = counts["direct_cache_hit"] + counts["preprocessed_cache_hit"]
     return {"hits": hits, "recache": counts["recache"]}
+
+
+def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_another_build(
+    tiny: Path, tmp_path: Path
+) -> None:
+    plain = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tiny, out=tmp_path / "out"
+    )
+    more = replace(plain, also=("rpc-server",), define=(("GGML_SCHED_MAX_COPIES", "1"),))
+    renamed = tiny / "tools" / "rpc" / "CMakeLists.txt"
+    renamed.parent.mkdir(parents=True)
+    renamed.write_text("set(TARGET ggml-rpc-server)\n")
+    told = io.StringIO()
+    with BuildReport(Console(file=told, width=200)) as report:
+        for request in (plain, more, more):
+            (made,) = building.build(request, report)
+    assert told.getvalue().count("built already") == 1
+    listed = {entry.path: entry for entry in release.load(tmp_path / "out").artifacts[0].files}
+    assert listed["runtime/ggml-rpc-server"].executable
+    assert "runtime/llama-bench" not in listed
+    record = build_record.decode(
+        pack.read_inventory(made.tarball).build_json, what=made.tarball.name
+    )
+    asked = {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF", "GGML_SCHED_MAX_COPIES": "1"}
+    assert record.defined == asked
+    assert record.targets == ("llama-server", "llama-cli", "ggml-rpc-server")
+    assert recorded_plan.plan_of(record, source.from_folder(tiny), "tar.zst").defined == tuple(
+        asked.items()
+    )
+    release.verify(tmp_path / "out")
+
+
+def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
+    tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_variants, "of_this_machine", lambda _: ("x64", "haswell"))
+    out = tmp_path / "dist"
+    request = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tiny, out=out, this_cpu=True
+    )
+    with BuildReport(Console(file=io.StringIO(), width=200)) as report:
+        building.build(request, report)
+        notes: list[str] = []
+        release.verify(out, notes.append)
+        assert any("note[FEW_CPU_VARIANTS]" in note and "x64;haswell" in note for note in notes)
+        again = demo.Demo("cpu", "local", None, tmp_path / "picture.svg", out=out)
+        assert again._place() == out
+        building.build(replace(request, this_cpu=False), report)
+    notes.clear()
+    release.verify(out, notes.append)
+    assert not any("FEW_CPU_VARIANTS" in note for note in notes)
+    assert again._place() == out / "demo"
+
+
+def test_the_folder_of_cmake_is_no_part_of_the_local_engines_identity(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = []
+    for name in ("one", "two"):
+        program = tmp_path / name / "cmake"
+        program.parent.mkdir()
+        program.write_text("#!/bin/sh\necho cmake version 3.31.10\n")
+        program.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{program.parent}:/usr/bin:/bin")
+        told.append(LocalEngine().compilers(TABLE.line("cpu")))
+    assert told[0] == told[1]
+    assert "cmake version 3.31.10" in told[0]
+
+
+def test_a_ccache_that_is_installed_beside_python_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("python", "ccache"):
+        (tmp_path / name).write_text("#!/bin/sh\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path / "nothing"))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    assert shared_cache.program() == str(tmp_path / "ccache")
 
 
 def test_another_source_is_another_build(tiny: Path, tmp_path: Path) -> None:

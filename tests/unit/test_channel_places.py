@@ -190,6 +190,35 @@ def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
     assert follow(pin, tmp_path / "store") == "b11549-1"
 
 
+def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
+    two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    channels.promote(two, "b11549-1", "stable", signer, days=20)
+    channels.promote(two, "b11550-1", "candidate", signer, days=90)
+    assert channels.due(two, 30) == ("stable",)
+    assert channels.due(two, 30, "candidate") == ()
+    renewed = channels.renew(two, "stable", signer)
+    assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
+    assert channels.due(two, 30) == ()
+    pin = pin_space.channel(two, "stable", signer.public_key)
+    assert follow(pin, tmp_path / "store") == "b11549-1"
+    with pytest.raises(PublishError) as refused:
+        channels.renew(two, "missing", signer)
+    assert refused.value.code == "CHANNEL_MISSING"
+
+
+def test_a_channel_whose_release_was_changed_is_not_renewed(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
+) -> None:
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    (tarball,) = (tmp_path / "published" / "b11549-1").glob("*.tar.zst")
+    tarball.write_bytes(tarball.read_bytes() + b"x")
+    with pytest.raises(PublishError) as refused:
+        channels.renew(folder_of_two, "stable", signer)
+    assert refused.value.code == "RELEASE_CHANGED"
+    assert folder_of_two.channel_serials("stable") == (1,)
+
+
 def test_a_clock_that_is_behind_promotes_nothing(
     folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

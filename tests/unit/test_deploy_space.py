@@ -66,6 +66,60 @@ def test_first_deployment_uploads_folder_and_sets_variables_and_hardware(
     assert repository.hardware == "zero-a10g"
 
 
+MATTER = """---
+title: Any
+models:
+  - them/large-GGUF
+preload_from_hub:
+  - them/large-GGUF large.gguf
+---
+"""
+
+
+@pytest.mark.parametrize(
+    ("model", "repo", "file"),
+    [
+        ("4b", "mradermacher/translategemma-4b-it-i1-GGUF", "translategemma-4b-it.i1-Q4_K_M.gguf"),
+        ("me/small-GGUF:q4/small.gguf", "me/small-GGUF", "q4/small.gguf"),
+    ],
+)
+def test_model_becomes_variables_and_what_the_image_preloads(
+    model: str, repo: str, file: str, hub: hub_repository.Hub, space: Path
+) -> None:
+    (space / "README.md").write_text(MATTER + "The text.\n")
+    planned = deploy_space.plan("me/space", ["YAKULINGO_SPACES_N_CTX=1"], space, model=model)
+    address = deploy_space.deploy(deploy_space.compare(planned))
+    assert address == "https://me-space.hf.space"
+    repository = hub.repositories["me/space"]
+    assert repository.variables == {
+        "YAKULINGO_SPACES_GGUF_REPO_ID": repo,
+        "YAKULINGO_SPACES_GGUF_FILENAME": file,
+        "YAKULINGO_SPACES_N_CTX": "1",
+    }
+    assert repository.commits[-1]["README.md"].decode() == (
+        MATTER.replace("large-GGUF large.gguf", f"large-GGUF {file}").replace(
+            "them/large-GGUF", repo
+        )
+        + "The text.\n"
+    )
+    assert deploy_space.compare(planned).changed == ()
+
+
+def test_models_of_the_real_space_are_all_replaced() -> None:
+    planned = deploy_space.plan("me/space", model="12b")
+    readme = planned.files["README.md"]
+    assert isinstance(readme, bytes)
+    front = readme.decode().split("---")[1]
+    assert front.count("translategemma-12b-it") == 3
+    assert "27b" not in front
+
+
+def test_model_and_variable_that_contradict_another_are_refused(space: Path) -> None:
+    with pytest.raises(UsageError) as refused:
+        deploy_space.plan("me/space", ["YAKULINGO_SPACES_GGUF_FILENAME=x.gguf"], space, model="4b")
+    assert refused.value.code == "VARIABLE_TWICE"
+
+
 def test_second_deployment_deletes_only_what_the_first_uploaded(
     hub: hub_repository.Hub, space: Path, content: dict[str, bytes]
 ) -> None:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import gc
+import hashlib
+import json
+import sys
 import warnings
+from contextlib import closing
 from typing import TYPE_CHECKING
 
+import psutil
 import pytest
 
-from farm.engines.docker import connect
+from farm.engines.docker import address, connect
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -32,19 +37,146 @@ def test_no_engine_is_one_error_and_leaves_no_socket(
     assert [one for one in caught if one.category is ResourceWarning] == []
 
 
-def test_an_engine_behind_ssh_needs_a_package(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("DOCKER_HOST", "ssh://somebody@127.0.0.1:1")
+@pytest.fixture
+def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A home with Docker's configuration, and no variable of Docker's."""
+    for name in ("DOCKER_HOST", "DOCKER_CONTEXT", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    folder = tmp_path / ".docker"
+    folder.mkdir()
+    for name in ("colima", "other"):
+        digest = hashlib.sha256(name.encode()).hexdigest()
+        meta = folder / "contexts" / "meta" / digest / "meta.json"
+        meta.parent.mkdir(parents=True)
+        endpoint = {"Host": f"unix://{tmp_path}/{name}.sock", "SkipTLSVerify": False}
+        meta.write_text(json.dumps({"Name": name, "Endpoints": {"docker": endpoint}}))
+    (folder / "config.json").write_text(json.dumps({"currentContext": "colima", "auths": {}}))
+    return folder
+
+
+def test_the_current_context_is_asked_and_its_address_is_named(config: Path) -> None:
+    with pytest.raises(EngineError) as refused:
+        connect()
+    assert refused.value.code == "ENGINE_NOT_RUNNING"
+    told = f"{config.parent}/colima.sock (context 'colima', the current context)"
+    assert f"at unix://{told}: " in refused.value.message
+
+
+def test_variables_come_before_the_current_context(
+    config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_CONTEXT", "other")
+    assert address.find().url.endswith("/other.sock")
+    monkeypatch.setenv("DOCKER_CONTEXT", "default")
+    assert str(address.find()) == "unix:///var/run/docker.sock (Docker's usual socket)"
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{config}/own.sock")
+    assert str(address.find()) == f"unix://{config}/own.sock (DOCKER_HOST)"
+
+
+def test_without_variables_and_contexts_it_is_the_usual_socket(config: Path) -> None:
+    (config / "config.json").unlink()
+    assert address.find().named_by == "Docker's usual socket"
+
+
+@pytest.mark.parametrize("damage", ["no such context", "config is no JSON", "meta is no JSON"])
+def test_a_context_that_cannot_be_read_is_one_error_that_names_it(
+    damage: str, config: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if damage == "no such context":
+        monkeypatch.setenv("DOCKER_CONTEXT", "gone")
+    elif damage == "config is no JSON":
+        (config / "config.json").write_text("{")
+    else:
+        for meta in config.rglob("meta.json"):
+            meta.write_text("[]")
+    with pytest.raises(EngineError) as refused:
+        connect()
+    assert refused.value.code == "ENGINE_CONTEXT_INVALID"
+    assert "gone" in refused.value.message or ".json" in refused.value.message
+
+
+def test_a_context_brings_its_certificates(config: Path) -> None:
+    digest = hashlib.sha256(b"colima").hexdigest()
+    folder = config / "contexts" / "tls" / digest / "docker"
+    folder.mkdir(parents=True)
+    for name in ("ca", "cert", "key"):
+        (folder / f"{name}.pem").touch()
+    tls = address.find().tls
+    assert tls is not None
+    assert tls.ca_cert == str(folder / "ca.pem")
+    assert tls.cert == (str(folder / "cert.pem"), str(folder / "key.pem"))
+
+
+def _ssh(folder: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    program = folder / "ssh"
+    program.write_text(f"#!{sys.executable}\n{script}")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+    monkeypatch.setenv("DOCKER_HOST", "ssh://me@builder.example:2222")
+
+
+_FORWARDING = """
+import os, socket, sys
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from socketserver import UnixStreamServer
+import threading
+open(sys.argv[0] + ".said", "w").write(" ".join(sys.argv[1:]))
+class Engine(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = b'{"ApiVersion": "1.41"}' if "version" in self.path else b"OK"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+    def address_string(self):
+        return ""
+here = sys.argv[sys.argv.index("-L") + 1].split(":")[0]
+server = UnixStreamServer(here, Engine)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+sys.stdin.read()
+open(sys.argv[0] + ".ended", "w").close()
+"""
+
+
+def test_an_engine_behind_ssh_is_reached_with_the_systems_ssh_which_ends_with_the_client(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ssh(tmp_path, monkeypatch, _FORWARDING)
+    with closing(connect()) as client:
+        assert client.ping()
+        (forwarding,) = psutil.Process().children()
+    said = (tmp_path / "ssh.said").read_text()
+    assert "-p2222 -l me -L " in said
+    assert said.endswith(":/var/run/docker.sock -- builder.example cat")
+    assert not forwarding.is_running()
+
+
+def test_an_ssh_that_cannot_log_in_is_one_error_with_its_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ssh(tmp_path, monkeypatch, "import sys\nsys.exit('Permission denied (publickey).')\n")
+    with pytest.raises(EngineError) as refused:
+        connect()
+    assert refused.value.code == "ENGINE_NOT_RUNNING"
+    assert "ssh://me@builder.example:2222" in refused.value.message
+    assert "Permission denied (publickey)." in refused.value.message
+
+
+def test_a_machine_without_ssh_is_told_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "ssh://builder.example")
+    monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(EngineError) as refused:
         connect()
     assert refused.value.code == "ENGINE_SSH_MISSING"
-    assert "paramiko" in refused.value.hint
+    assert "openssh-client" in refused.value.hint
 
 
-@pytest.mark.parametrize("address", ["tcp://1.2.3.4:notaport", "tcp://127.0.0.1:99999", "tcp://["])
-def test_an_address_that_is_none_is_one_error(
-    address: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("DOCKER_HOST", address)
+@pytest.mark.parametrize("url", ["tcp://1.2.3.4:notaport", "tcp://127.0.0.1:99999", "tcp://["])
+def test_an_address_that_is_none_is_one_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DOCKER_HOST", url)
     with pytest.raises(EngineError) as refused:
         connect()
     assert refused.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from farm import targets
+from farm.plan import BuildPlan, Step
+from farm.source import Source
 from farm.terminal import schedule
-from farm.terminal.fleet import Fleet
+from farm.terminal.fleet import Fleet, SetReporter
 from farm.terminal.report import BuildReport
 
 
@@ -42,6 +46,12 @@ def test_what_is_not_recorded_is_taken_as_the_median() -> None:
     assert seconds == {"a": 10, "b": 30, "c": 20, "d": 20}
     assert schedule.longest_first(seconds) == ["b", "c", "d", "a"]
     assert set(schedule.expected(["x"], {}).values()) == {schedule.UNKNOWN_SECONDS}
+
+
+_TABLE = targets.load()
+PLAN = BuildPlan(
+    _TABLE.sets["cpu"], _TABLE.line("cpu"), Source(Path(), None, 0, None, "test", None)
+)
 
 
 class Clock:
@@ -139,10 +149,73 @@ def test_more_sets_that_run_than_a_terminal_has_lines_are_counted() -> None:
 def test_the_end_is_estimated_from_ninjas_counter_and_what_waits() -> None:
     made, clock = fleet(Console(file=io.StringIO()))
     drive(made, clock)
-    assert made.rows["cu130-seed"].left(120) == 360
-    assert made.left() == 360  # the set that waits takes 300, on the host that is free
+    assert made.rows["cu130-seed"].left(120) == 300
+    assert made.left() == 300  # the set that waits takes 300, on the host that is free
     made.hosts = 1
-    assert made.left() == 660
+    assert made.left() == 600
+
+
+def build(clock: Clock, *, hits: int, jobs: int, known: float | None = None) -> Fleet:
+    """Let a set of 470 edges come to 12 s: hits of 10 ms first, then compilers of 2 s an edge."""
+    made = Fleet(
+        BuildReport(Console(file=io.StringIO())), {"cpu": known or 0.0}, clock, known=bool(known)
+    )
+    made.begin("cpu", "here")
+    SetReporter(made, "cpu").step(PLAN, Step("compile", ("cmake", "-j", str(jobs)), counts=True))
+    for done in range(1, hits + 1):
+        clock.now = done * 0.01 / jobs
+        made.counted("cpu", done, 470)
+    began, done = clock.now, hits
+    while done < 470 and clock.now < began + 12 * 2:
+        done += 1
+        clock.now = began + (done - hits) * 2 / jobs
+        made.counted("cpu", done, 470)
+    return made
+
+
+@pytest.mark.parametrize("jobs", [1, 2, 16, 64])
+def test_the_estimate_counts_no_hits_of_a_compiler_cache_as_speed(jobs: int) -> None:
+    made = build(Clock(), hits=300, jobs=jobs)
+    done = made.rows["cpu"].count
+    assert done is not None
+    left = made.left()
+    assert left == pytest.approx((470 - done[0]) * 2 / jobs, rel=0.15, abs=1)
+
+
+def test_hits_that_a_busy_machine_makes_slow_are_forgotten_when_compilers_take_longer() -> None:
+    clock = Clock()
+    made = build(clock, hits=0, jobs=2)
+    row, began = made.rows["cpu"], clock.now
+    for done in range(1, 101):  # half a second of a compiler each: as fast as they are, they count
+        clock.now = began + done / 4
+        made.counted("cpu", 24 + done, 470)
+    told = [row.left(clock.now)]
+    for minute in range(1, 6):  # now one every ten seconds
+        for step in range(6):
+            clock.now += 10
+            made.counted("cpu", 124 + 6 * minute - 5 + step, 470)
+        told.append(row.left(clock.now))
+    assert told == sorted(told), told
+    assert told[-1] == pytest.approx((470 - 154) * 10, rel=0.3)
+
+
+def test_silence_makes_the_estimate_longer() -> None:
+    clock = Clock()
+    made = build(clock, hits=0, jobs=2)
+    before = made.left()
+    clock.now += 60
+    after = made.left()
+    assert before is not None
+    assert after is not None
+    assert after > before + 60
+
+
+def test_as_long_as_there_were_hits_alone_what_was_recorded_is_told() -> None:
+    clock = Clock()
+    assert build(clock, hits=470, jobs=2).left() is None
+    clock.now = 0.0
+    whole = build(clock, hits=470, jobs=2, known=600.0).left()
+    assert whole == pytest.approx(600 - clock.now)
 
 
 def test_piped_it_is_plain_lines_and_not_one_for_every_object() -> None:
@@ -154,7 +227,7 @@ def test_piped_it_is_plain_lines_and_not_one_for_every_object() -> None:
     assert "\x1b" not in stream.getvalue()
     assert lines[0] == "cu130-seed: to builder-1.example.org:40001"
     assert lines[-1] == (
-        "cu130-sm90: built on builder-2.example.org:40001 in 2:00, about 6:00 left"
+        "cu130-sm90: built on builder-2.example.org:40001 in 2:00, about 5:00 left"
     )
     assert len([line for line in lines if "/400]" in line]) == 6
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import TYPE_CHECKING
+
+import pytest
 
 from farm.terminal import show_published
 from farm.terminal.overview import Overview, Row
-
-if TYPE_CHECKING:
-    import pytest
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
 
@@ -48,6 +46,17 @@ def test_nothing_is_said_of_a_host_that_nobody_supposed(
     said = capsys.readouterr().out
     assert "no channels" in said
     assert "host" not in said
+
+
+@pytest.mark.parametrize(("days", "warned"), [(20, True), (22, False)])
+def test_a_channel_that_expires_within_21_days_is_warned_of(
+    days: int, warned: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = (row("stable", None, timedelta(days=days, hours=1)),)
+    show_published.overview(Overview("/x", rows, ()))
+    said = capsys.readouterr().out
+    assert ("warning[CHANNEL_EXPIRES]: channel stable expires in 20 days" in said) is warned
+    assert ("invoke renew --channel stable" in said) is warned
 
 
 def test_a_channel_that_has_expired_says_so(capsys: pytest.CaptureFixture[str]) -> None:

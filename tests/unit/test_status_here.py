@@ -22,13 +22,15 @@ def test_no_release_and_no_engine_are_one_calm_line_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     status_here.tell(None, None)
-    none, local, docker = capsys.readouterr().out.splitlines()
+    none, local, docker, disk = capsys.readouterr().out.splitlines()
     assert none == (
         "no release: dist is not a release folder: No such file or directory: manifest.json "
         "(invoke build-cuda or invoke build-cpu makes one)"
     )
     assert local.startswith("compiler cache, local engine: ")
-    assert docker == "compiler cache, docker engine: no Docker engine answers"
+    assert docker.startswith("compiler cache, docker engine: no Docker engine answers at unix://")
+    assert docker.endswith("/nobody.sock (DOCKER_HOST)")
+    assert disk.startswith("disk: ")
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from invoke.collection import Collection
@@ -14,13 +15,17 @@ from invoke.executor import Executor
 from invoke.program import Program
 
 import tasks
-from farm import targets
+from farm import building, targets
+
+if TYPE_CHECKING:
+    from farm.request import BuildRequest
 
 PROJECT = Path(__file__).parent.parent.parent
 VERBS = (
     "base-image",
     "build-cpu",
     "build-cuda",
+    "clean",
     "compiler-cache",
     "cuda-runtime",
     "demo",
@@ -33,6 +38,7 @@ VERBS = (
     "promote",
     "publish",
     "rebuild",
+    "renew",
     "reproducible",
     "rollback",
     "serve-release",
@@ -75,6 +81,10 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("build-cuda --arch-set sm90 --line cpu", "LINE_HAS_NO_CUDA", "cu128"),
         ("build-cpu --engine podman", "ENGINE_UNKNOWN", "docker"),
         ("build-cuda --arch-set sm90 --also x;y", "TARGET_INVALID", "'x;y'"),
+        ("build-cpu --also llama-bench llama-tts", "TARGET_INVALID", "llama-quantize"),
+        ("build-cpu --define GGML_NATIVE=ON", "DEFINE_CONTRADICTS", "GGML_NATIVE=OFF"),
+        ("build-cuda --archs 90 --define GGML_CUDA=OFF", "DEFINE_CONTRADICTS", "GPU code"),
+        ("build-cpu --define GGML_LLAMAFILE=OFF FOO", "DEFINE_INVALID", "'FOO'"),
         ("reproducible --objects 3", "SET_HAS_NO_CUDA", "--objects"),
         ("reproducible --arch-set sm90 --line cpu", "LINE_HAS_NO_CUDA", "cu128"),
         ("reproducible --engine dask", "ENGINE_UNKNOWN", "local"),
@@ -143,8 +153,13 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("gate --to .", "NAME_INVALID", "release"),
         ("pin-space --to . --channel stable --public-key RWx", "KEY_INVALID", "begins with RW"),
         ("deploy-space --to a/b --hardware zerogpu", "HARDWARE_UNKNOWN", "zero-a10g"),
-        ("deploy-space --to a/b --set hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
-        ("deploy-space --to a/b --set X=hf_0123456789", "VARIABLE_IS_SECRET", "Space's settings"),
+        ("deploy-space --to a/b --model 70b", "MODEL_INVALID", "4b, 12b, 27b"),
+        ("deploy-space --to a/b --variable hf_0123456789", "VARIABLE_INVALID", "NAME=VALUE"),
+        (
+            "deploy-space --to a/b --variable X=hf_0123456789",
+            "VARIABLE_IS_SECRET",
+            "Space's settings",
+        ),
     ],
 )
 def test_a_wrong_call_is_one_clear_line_and_status_two(command: str, code: str, named: str) -> None:
@@ -182,6 +197,32 @@ def test_verbs_have_no_automatic_short_options() -> None:
     for name, task in Collection.from_module(tasks).tasks.items():
         flags = [flag for argument in task.get_arguments() for flag in argument.names]
         assert [flag for flag in flags if len(flag) == 1] == [], name
+
+
+def test_every_option_of_every_verb_has_a_sentence_of_help() -> None:
+    """In a process of its own: invoke forgets a task's help once it has been asked for it."""
+    asked = """
+import tasks
+from invoke.collection import Collection
+for name, task in Collection.from_module(tasks).tasks.items():
+    for argument in task.get_arguments():
+        if not argument.help:
+            print(f"{name} --{argument.name}")
+"""
+    told = subprocess.run(
+        [sys.executable, "-c", asked], cwd=PROJECT, capture_output=True, text=True, check=False
+    )
+    assert (told.returncode, told.stdout) == (0, ""), told.stderr
+
+
+def test_an_option_with_several_values_takes_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[BuildRequest] = []
+    monkeypatch.setattr(building, "build", lambda request, _: asked.append(request))
+    told = "build-cpu --also llama-bench llama-quantize --define A=1 B=2 --define C=3 --fresh"
+    Program(namespace=Collection.from_module(tasks)).run(f"invoke {told}", exit=False)
+    assert asked[0].also == ("llama-bench", "llama-quantize")
+    assert asked[0].define == (("A", "1"), ("B", "2"), ("C", "3"))
+    assert asked[0].fresh
 
 
 def test_output_that_nobody_reads_is_one_line() -> None:

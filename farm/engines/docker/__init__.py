@@ -5,19 +5,36 @@ copied out, nothing is mounted from this machine. Containers have no network, un
 cache is shared over one; a folder that machines share for it (``file:``) is the engine's host's.
 """
 
-from farm.engines.docker.cache import cache_counters
 from farm.engines.docker.connection import connect
-from farm.engines.docker.engine import CACHE_FOLDER, CACHE_VOLUME, DockerEngine
+from farm.engines.docker.engine import DockerEngine
 from farm.engines.docker.images import DockerImages
-from farm.engines.docker.left_behind import LABEL, PID_LABEL
+from farm.engines.docker.inventory import (
+    CACHE_VOLUME,
+    IMAGES,
+    LABEL,
+    PID_LABEL,
+    Stored,
+    cache_counters,
+    labels,
+    make_volume,
+    remove,
+    stored,
+)
+from farm.plan import CACHE_FOLDER
 
 __all__ = [
     "CACHE_FOLDER",
     "CACHE_VOLUME",
+    "IMAGES",
     "LABEL",
     "PID_LABEL",
     "DockerEngine",
     "DockerImages",
+    "Stored",
     "cache_counters",
     "connect",
+    "labels",
+    "make_volume",
+    "remove",
+    "stored",
 ]

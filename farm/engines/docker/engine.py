@@ -9,19 +9,18 @@ import secrets
 import tarfile
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from docker.errors import NotFound
 
 from farm.engines import shared_cache
 from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.images import DockerImages
-from farm.engines.docker.left_behind import LABEL, labels, sweep
+from farm.engines.docker.inventory import CACHE_VOLUME, LABEL, labels, make_volume, sweep
 from farm.engines.docker.workspace import DockerWorkspace, copy_in
 from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts
 from farm.errors import EngineError
-from farm.plan import CONTAINER_LAYOUT, BuildPlan
+from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -29,9 +28,6 @@ if TYPE_CHECKING:
     import docker
 
     from farm.engines.base import LineSink
-
-CACHE_VOLUME: Final = "llama-farm-ccache"
-CACHE_FOLDER: Final = PurePosixPath("/farm/ccache")
 
 
 class DockerEngine:
@@ -112,6 +108,8 @@ class DockerEngine:
     def _start(self, plan: BuildPlan, image: ImageFacts) -> Any:
         folder = shared_cache.folder() if self._cached else None
         reached = self._cached and shared_cache.remote() and not folder
+        if self._cached:
+            make_volume(self._client, CACHE_VOLUME)
         with engine_errors("ENGINE_FAILED", "the build container could not be started"):
             return self._client.containers.run(
                 image.id,

@@ -1,0 +1,269 @@
+"""What the farm keeps in an engine: images, a volume, containers; who made them; their removal.
+
+An image that a person builds on one of ours inherits its label, and a container that a person
+starts from one does, too. So an image is the farm's only under the farm's own names, and a
+container only where a run of the farm put its process's number on it: what a run that was killed
+leaves behind, the next one removes.
+"""
+
+from __future__ import annotations
+
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from docker.errors import APIError, NotFound
+
+from farm import makers
+from farm.engines.docker.connection import engine_errors
+from farm.errors import EngineError
+from farm.plan import CACHE_FOLDER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import docker
+
+    from farm.engines.base import LineSink
+
+LABEL: Final = "llama-farm"
+"""On every container and image of ours, so that a person can find them: ``--filter label=…``."""
+HOST_LABEL: Final = f"{LABEL}.host"
+PID_LABEL: Final = f"{LABEL}.pid"
+STARTED_LABEL: Final = f"{LABEL}.started"
+CACHE_VOLUME: Final = "llama-farm-ccache"
+IMAGES: Final = ("llama-farm-builder", "llama-farm-base")
+"""Repositories of the images that the farm makes; names of a person's own are a person's own."""
+_ENDED: Final = frozenset({"exited", "dead"})
+_CONFLICT: Final = 409
+"""What the engine answers where a container uses it, or where somebody else removes it already."""
+
+_SECONDS: Final = 10
+"""For one look at counters; on an idle machine it takes half of one."""
+
+
+def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None:
+    """Return what ``ccache --print-stats`` says of a volume, None where there is no such volume.
+
+    A container of a builder image reads the volume, with no network and nothing to write.
+
+    Raises:
+        EngineError: the engine has no builder image, or is out of reach.
+    """
+    with engine_errors("ENGINE_FAILED", "the compiler cache could not be read"):
+        if not _is_there(client, volume):
+            return None
+        builders = client.images.list(filters={"label": f"{LABEL}=builder"})
+        if not builders:
+            raise EngineError(
+                "NO_BUILDER_IMAGE",
+                f"no builder image to read volume {volume} with; a build makes one",
+            )
+        container = _reader(client, str(builders[0].id), volume)
+        try:
+            container.start()
+            container.wait(timeout=_SECONDS)
+            return str(container.logs(stdout=True, stderr=False), "utf-8", "replace").splitlines()
+        finally:
+            container.remove(force=True)
+
+
+def _is_there(client: docker.DockerClient, volume: str) -> bool:
+    try:
+        client.volumes.get(volume)
+    except NotFound:
+        return False
+    return True
+
+
+def _reader(client: docker.DockerClient, image: str, volume: str) -> Any:
+    return client.containers.create(
+        image,
+        ["ccache", "--print-stats"],
+        name=f"llama-farm-cache-{secrets.token_hex(4)}",
+        network_mode="none",
+        labels=labels("cache"),
+        environment={"CCACHE_DIR": str(CACHE_FOLDER)},
+        volumes={volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}},
+    )
+
+
+def make_volume(client: docker.DockerClient, volume: str) -> None:
+    """Make the compiler cache's volume with the farm's label; one that is there stays as it is.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    with engine_errors("ENGINE_FAILED", f"volume {volume} could not be made"):
+        client.volumes.create(volume, labels={LABEL: "ccache"})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One thing in the engine.
+
+    Attributes:
+        name: with its kind, such as ``image llama-farm-base:bookworm``.
+        size: in bytes; of an image what it adds to the farm's image below it.
+        kept: why it stays, empty where it can be removed.
+        remove: removes it.
+    """
+
+    name: str
+    size: int
+    kept: str
+    remove: Callable[[], object]
+
+
+def stored(
+    client: docker.DockerClient, *, volume: str = CACHE_VOLUME, images: tuple[str, ...] = IMAGES
+) -> list[Stored]:
+    """Return what the farm has in the engine, in the order in which it can be removed.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    with engine_errors("ENGINE_FAILED", "what the farm keeps in the engine could not be listed"):
+        containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
+        found = [thing for one in containers if (thing := _container(one))]
+        used = [one.attrs["Image"] for one in client.containers.list(all=True, ignore_removed=True)]
+        found += _images(client, images, frozenset(used))
+        sizes = {one["Name"]: one["UsageData"]["Size"] for one in client.df()["Volumes"] or ()}
+        if volume in sizes:
+            found.append(_volume(client, volume, max(sizes[volume], 0)))
+        return found
+
+
+def remove(thing: Stored) -> str:
+    """Remove a thing; returns why it stays, empty where it is gone.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    if thing.kept:
+        return thing.kept
+    with engine_errors("ENGINE_FAILED", f"{thing.name} could not be removed"):
+        try:
+            thing.remove()
+        except NotFound:
+            return ""
+        except APIError as error:
+            if error.status_code != _CONFLICT:
+                raise
+            return "a container uses it"
+    return ""
+
+
+def _container(container: Any) -> Stored | None:
+    maker = maker_of(container)
+    if maker is None:
+        return None
+    ended = maker.is_gone() or container.status in _ENDED
+    kept = "" if ended else f"process {maker.pid} uses it"
+    return Stored(f"container {container.name}", 0, kept, lambda: remove_container(container))
+
+
+def _images(
+    client: docker.DockerClient, repositories: tuple[str, ...], used: frozenset[str]
+) -> Iterator[Stored]:
+    listed = client.images.list(filters={"label": LABEL})
+    in_use = [_layers(image) for image in listed if image.id in used]
+    ours = {
+        tag: image
+        for image in listed
+        for tag in image.tags
+        if tag.rpartition(":")[0] in repositories
+    }
+    # those on top of others first: an image stays while another one is made of it
+    for tag, image in sorted(ours.items(), key=lambda pair: -len(_layers(pair[1]))):
+        layers = _layers(image)
+        below = any(others[: len(layers)] == layers for others in in_use)
+        kept = "a container of it, or of an image made of it, is there" if below else ""
+        size = _own_size(image, list(ours.values()))
+        yield Stored(f"image {tag}", size, kept, _remover(client, tag))
+
+
+def _remover(client: docker.DockerClient, tag: str) -> Callable[[], object]:
+    return lambda: client.images.remove(tag)  # by its name: other names of it stay
+
+
+def _own_size(image: Any, others: list[Any]) -> int:
+    """Return an image's bytes without those of the largest of ours that it is made of."""
+    layers = _layers(image)
+    below = [
+        int(other.attrs["Size"])
+        for other in others
+        if other.id != image.id and _layers(other) == layers[: len(_layers(other))]
+    ]
+    return max(int(image.attrs["Size"]) - max(below, default=0), 0)
+
+
+def _layers(image: Any) -> list[str]:
+    return list(image.attrs["RootFS"].get("Layers") or ())
+
+
+def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
+    volume = client.volumes.get(name)
+    users = client.containers.list(all=True, filters={"volume": name}, ignore_removed=True)
+    kept = f"container {users[0].name} uses it" if users else ""
+    if LABEL not in (volume.attrs.get("Labels") or {}):
+        kept = f"it has no label of the farm's; `docker volume rm {name}` removes it"
+    return Stored(f"volume {name}", size, kept, volume.remove)
+
+
+def labels(key: str) -> dict[str, str]:
+    """Return what a container of this process carries."""
+    maker = makers.me()
+    return {
+        LABEL: key,
+        HOST_LABEL: maker.host,
+        PID_LABEL: str(maker.pid),
+        STARTED_LABEL: str(maker.started),
+    }
+
+
+def sweep(client: docker.DockerClient, sink: LineSink) -> None:
+    """Remove this host's containers whose maker is gone, and say so; no others are touched.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    host = makers.host()
+    if not host:
+        return
+    mine: dict[str, str | list[str] | bool] = {"label": f"{HOST_LABEL}={host}"}
+    with engine_errors("ENGINE_FAILED", "the containers could not be listed"):
+        listed = client.containers.list(all=True, filters=mine, ignore_removed=True)
+    for container in listed:
+        maker = maker_of(container)
+        if maker is not None and maker.is_gone():
+            remove_container(container)
+            sink(
+                f"note[LEFT_BEHIND]: removed container {container.name}: "
+                f"process {maker.pid}, which had made it, was killed"
+            )
+
+
+def maker_of(container: Any) -> makers.Maker | None:
+    """Return which process made a container; None where no run of the farm did."""
+    told = container.labels
+    pid, started = told.get(PID_LABEL, ""), told.get(STARTED_LABEL, "")
+    if not (pid.isdecimal() and started.isdecimal()) or LABEL not in told:
+        return None
+    return makers.Maker(told.get(HOST_LABEL, ""), int(pid), int(started))
+
+
+def remove_container(container: Any) -> None:
+    """Remove a container and its own volumes, also while it runs.
+
+    Raises:
+        EngineError: the engine is out of reach.
+    """
+    with engine_errors("ENGINE_FAILED", f"container {container.name} could not be removed"):
+        try:
+            container.remove(force=True, v=True)
+        except NotFound:
+            return
+        except APIError as error:
+            if error.status_code != _CONFLICT:
+                raise

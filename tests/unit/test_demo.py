@@ -1,0 +1,74 @@
+"""The demo without a model: what it builds, where that stays, and what it says at its end."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from rich.console import Console
+
+from farm import building, demo, pipeline, release, source
+from farm.terminal.report import BuildReport
+
+if TYPE_CHECKING:
+    from farm.pipeline import Made
+    from farm.request import BuildRequest
+
+TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
+
+
+@pytest.fixture
+def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
+    """Let the demo build a tree of a few lines, and take its answer for granted."""
+    requests: list[BuildRequest] = []
+    real = building.build
+
+    def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
+        requests.append(request)
+        return real(replace(request, source=TINY), report)
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+    monkeypatch.setattr("farm.demo.building.build", build)
+    monkeypatch.setattr("farm.demo.choose_source", lambda _: source.from_folder(TINY))
+    monkeypatch.setattr("farm.demo.packages.fetch_model", lambda _: tmp_path / "model.gguf")
+    monkeypatch.setattr(demo.Demo, "_use", lambda *_: " Paris.")
+    return requests
+
+
+def run(tmp_path: Path, *, all_cpus: bool = False) -> str:
+    said = io.StringIO()
+    out = tmp_path / "dist"
+    with BuildReport(Console(file=said, width=200)) as report:
+        demo.Demo("cpu", "local", None, out / "timeline.svg", all_cpus, out).run(report)
+    return said.getvalue()
+
+
+def test_demo_keeps_its_release_says_how_to_go_on_and_reuses_it(
+    asked: list[BuildRequest], tmp_path: Path
+) -> None:
+    out = tmp_path / "dist"
+    first = run(tmp_path)
+    assert asked[0].this_cpu
+    assert release.load(out).artifacts[0].backend == "cpu"
+    assert (out / "timeline.svg").is_file()
+    last = first.splitlines()[-5:]
+    assert last[0] == f"  the release stays in {out}; go on with"
+    assert f"    invoke serve-release --folder {out}" in last
+    assert "invoke build-cpu" in last[-1]
+    assert "built already, in an earlier run" in run(tmp_path)
+
+
+def test_demo_of_all_cpus_is_the_build_that_build_cpu_makes(
+    asked: list[BuildRequest], tmp_path: Path
+) -> None:
+    run(tmp_path, all_cpus=True)
+    assert not asked[0].this_cpu
+    plain = replace(asked[0], source=TINY)
+    said = io.StringIO()
+    with BuildReport(Console(file=said, width=200)) as report:
+        building.build(plain, report)
+    assert "built already, in an earlier run" in said.getvalue()
