@@ -63,6 +63,7 @@ def targets(_: Context, json: bool = False) -> None:
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
         "ref": "a tag, branch or commit of llama.cpp, instead of the pinned archive",
         "source": "a folder with llama.cpp's source, instead of the pinned archive",
+        "assume_build": "llama.cpp's build number, for a --source whose history does not tell it",
         "format": "tar.zst or tar.gz",
         "jobs": "compilers at a time",
         "out": "where tarballs and manifest go",
@@ -82,6 +83,7 @@ def build_cuda(
     toolkit: str | None = None,
     ref: str | None = None,
     source: str | None = None,
+    assume_build: str | None = None,
     format: str | None = None,  # noqa: A002 - the option's name
     jobs: str | None = None,
     out: str = "dist",
@@ -105,6 +107,7 @@ def build_cuda(
         toolkit=toolkit,
         ref=ref,
         source=_path(source),
+        assume_build=show.positive("--assume-build", assume_build),
         format=format,
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
@@ -119,7 +122,10 @@ def build_cuda(
         build(request, report)
 
 
-@task(name="build-cpu")
+@task(
+    name="build-cpu",
+    help={"assume_build": "llama.cpp's build number, for a --source that does not tell it"},
+)
 @verb
 def build_cpu(
     _: Context,
@@ -127,6 +133,7 @@ def build_cpu(
     image: str | None = None,
     ref: str | None = None,
     source: str | None = None,
+    assume_build: str | None = None,
     format: str | None = None,  # noqa: A002 - the option's name
     jobs: str | None = None,
     out: str = "dist",
@@ -144,6 +151,7 @@ def build_cpu(
         image=image,
         ref=ref,
         source=_path(source),
+        assume_build=show.positive("--assume-build", assume_build),
         format=format,
         jobs=show.positive("--jobs", jobs),
         out=Path(out),

@@ -36,6 +36,8 @@ class BuildRequest:
     toolkit: str | None = None
     ref: str | None = None
     source: Path | None = None
+    assume_build: int | None = None
+    """llama.cpp's build number, by a person's word: for a source whose history does not tell it."""
     format: str | None = None
     jobs: int | None = None
     out: Path = Path("dist")
@@ -130,8 +132,16 @@ def choose_source(request: BuildRequest) -> Source:
     """
     if request.ref and request.source:
         raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
-    if request.ref:
-        return source.from_ref(request.ref)
-    if request.source:
-        return source.from_folder(request.source)
-    return source.from_archive(pins.load().source)
+    if not (request.ref or request.source):
+        if request.assume_build is not None:
+            raise UsageError(
+                "ASSUMED_BUILD_IS_KNOWN",
+                "--assume-build without --source or --ref: the pinned archive's build is known",
+            )
+        return source.from_archive(pins.load().source)
+    found = (
+        source.from_folder(request.source) if request.source else source.from_ref(request.ref or "")
+    )
+    if request.assume_build is None:
+        return found
+    return source.assume_build(found, request.assume_build)

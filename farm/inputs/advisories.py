@@ -57,8 +57,7 @@ def require_none(source: Source) -> None:
     found = of(source, load())
     if found:
         names = ", ".join(f"{one.id} ({one.summary})" for one in found)
-        raise PublishError(
-            "KNOWN_ADVISORY",
-            f"llama.cpp b{source.build} has {names}",
-            hint=f"build b{max(one.fixed_in for one in found)} or newer",
-        )
+        hint = f"build b{max(one.fixed_in for one in found)} or newer"
+        if source.build == 0:
+            hint += ". b0 means that the source told no number: build with --assume-build N"
+        raise PublishError("KNOWN_ADVISORY", f"llama.cpp b{source.build} has {names}", hint=hint)

@@ -32,8 +32,11 @@ LAYOUT: Final = Layout(
 """Names for the folders of a record's command lines; no compiler cache, which decides no byte."""
 
 
-class SourceRecord(msgspec.Struct, frozen=True):
-    """The manifest's ``source``, as it was at build time."""
+class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The manifest's ``source``, as it was at build time.
+
+    ``build_assumed`` tells that a person gave the build number with ``--assume-build``.
+    """
 
     project: str
     version: str | None
@@ -41,6 +44,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
     commit: str | None
     origin: str
     sha256: str | None
+    build_assumed: bool = False
 
 
 class LineRecord(msgspec.Struct, frozen=True):
@@ -99,6 +103,7 @@ def of(
             commit=source.commit,
             origin=source.origin,
             sha256=source.sha256,
+            build_assumed=source.build_assumed,
         ),
         arch_set=plan.arch_set.name,
         archs=plan.arch_set.archs,
