@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 from farm import pipeline, run_lock
 from farm.engines import shared_cache
-from farm.errors import FarmError
+from farm.errors import FarmError, UsageError
 from farm.plan import TARGETS, BuildPlan
-from farm.request import choose_source, resolve
+from farm.request import choose_source, require_buildable, resolve
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from farm.pipeline import Made
     from farm.request import BuildRequest
     from farm.source import Source
+    from farm.targets import Line
     from farm.terminal.report import BuildReport
 
 
@@ -40,19 +41,30 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         shared_cache.check(report.note)
     named = choose_source(request) if request.source or request.ref else None
     if request.engine == "dask":
+        line = _line_for_hosts(line)
         tree = named or choose_source(request)
         _say_source(tree, report)
         plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
         with _alone(plans, request):
             return build_spread(plans, request, report)
     with closing(pipeline.choose_engine(request, line, report)) as engine:
-        if engine.name == "local":
-            line = pipeline.promise_of_this_host(line, report)
+        line = pipeline.settled(engine, request, line, report)
+        require_buildable(line, sets)
         tree = named or choose_source(request)
         _say_source(tree, report)
         plans = [BuildPlan(arch_set, line, tree, (*TARGETS, *request.also)) for arch_set in sets]
         with _alone(plans, request):
             return pipeline.build_all(plans, engine, request, report)
+
+
+def _line_for_hosts(line: Line | None) -> Line:
+    if line is None:
+        raise UsageError(
+            "LINE_OF_IMAGE_UNKNOWN",
+            "the image's tag does not tell its CUDA, and hosts of a cluster are asked later",
+            hint="--line names it, e.g. --line cu126",
+        )
+    return line
 
 
 def _say_source(tree: Source, report: BuildReport) -> None:

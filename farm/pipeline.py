@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import PROJECT_ROOT, release, run_lock
+from farm import PROJECT_ROOT, release, run_lock, targets
 from farm.elf import version_key
 from farm.engines import images
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, EngineError, FarmError, UsageError
+from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
 from farm.inputs import base_image, pins, toolkit
 from farm.kept.journal import Journal, Recording
@@ -120,8 +120,10 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
     return made.reference
 
 
-def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Engine:
+def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport) -> Engine:
     """Return the engine that was asked for; ``auto`` takes docker where one answers, else local.
+
+    Without a line the engine's image or toolkit tells it: ``settled``.
 
     Raises:
         UsageError: there is no such engine.
@@ -147,11 +149,43 @@ def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Eng
     return DockerEngine(client, reference=reference, jobs=request.jobs, cached=request.cached)
 
 
-def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
+def settled(engine: Engine, request: BuildRequest, line: Line | None, report: BuildReport) -> Line:
+    """Return the line of a build on this engine, checked against what it builds with.
+
+    Where a person named no line, it follows from the image or from the local toolkit.
+
+    Raises:
+        UsageError: the image or toolkit cannot make what the line promises; everything that
+            contradicts it is told at once. Or it makes none that the farm knows.
+        EngineError: the image cannot be had, or nothing can be started in it.
+    """
+    table = targets.load()
+    if engine.name == "local":
+        if line is None or (line.is_cuda and request.line is None):
+            found = toolkit.locate(request.toolkit)
+            line = table.line_of_toolkit(found.version, what=str(found.root))
+        notes: tuple[str | None, ...] = (table.unchecked(line, listed=False),)
+        line = promise_of_this_host(line, report)
+    elif isinstance(engine, DockerEngine):
+        tools = engine.tools()
+        report.say(f"image: {tools}")
+        if line is None or (request.image and request.line is None):
+            line, notes = table.line_of_tools(tools)
+        else:
+            notes = (table.unchecked(line, listed=False),)
+        raise_all(targets.contradictions(line, tools))
+    else:
+        raise EngineError("ENGINE_UNKNOWN", f"{engine.name} builds no line on this machine")
+    for note in filter(None, notes):
+        report.note(note)
+    return line
+
+
+def _reference(request: BuildRequest, line: Line | None, report: BuildReport) -> str:
     """Return the devel image by its digest where its tag is pinned, else as it was asked for."""
     pinned = pins.load()
     if request.image is None:
-        return pinned.image(line.image).reference
+        return pinned.image((line or targets.load().line(targets.DEFAULT_LINE)).image).reference
     known = {pin.tag: pin.reference for pin in pinned.images}
     if request.image not in known and "sha256:" not in request.image:
         report.note(
@@ -173,13 +207,13 @@ def promise_of_this_host(line: Line, report: BuildReport) -> Line:
     return msgspec.structs.replace(line, glibc=host)
 
 
-def _local(request: BuildRequest, line: Line) -> LocalEngine:
+def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
     if request.image:
         raise UsageError("IMAGE_WITHOUT_DOCKER", "--image needs the docker engine")
-    if not line.is_cuda:
+    if line is not None and not line.is_cuda:
         return LocalEngine(jobs=request.jobs, cached=request.cached)
     found = toolkit.locate(request.toolkit)
-    if not line.accepts_toolkit(found.version):
+    if line is not None and request.line and not line.accepts_toolkit(found.version):
         raise UsageError(
             "TOOLKIT_NOT_OF_LINE",
             f"line {line.name} is CUDA {line.toolkit}; the toolkit in {found.root} is "

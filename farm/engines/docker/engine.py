@@ -19,7 +19,7 @@ from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.images import DockerImages
 from farm.engines.docker.left_behind import LABEL, labels, sweep
 from farm.engines.docker.workspace import DockerWorkspace, copy_in
-from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts
+from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.errors import EngineError
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
@@ -58,6 +58,17 @@ class DockerEngine:
         self._jobs = jobs
         self._cached = cached
         self._images = DockerImages(client)
+        self._tools: ImageTools | None = None
+
+    def tools(self) -> ImageTools:
+        """Return what the devel image has to build with; it is asked once.
+
+        Raises:
+            EngineError: the image cannot be had, or nothing can be started in it.
+        """
+        if self._tools is None:
+            self._tools = self._images.tools(replace(self._base(), reference=self._reference))
+        return self._tools
 
     def identity(self, plan: BuildPlan) -> str:
         """Name the devel image's content, and what is built on top of it.
@@ -80,12 +91,15 @@ class DockerEngine:
         base = self._base()
         builder = self._builder_image(base, sink)
         sweep(self._client, sink)
+        layout = CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher="")
+        if plan.line.is_cuda:
+            layout = replace(layout, cuda=self.tools().cuda_root)
         container = self._start(plan, builder)
         with _removing(container):
-            copy_in(container, plan.source.tree, CONTAINER_LAYOUT)
+            copy_in(container, plan.source.tree, layout)
             yield DockerWorkspace(
                 container=container,
-                layout=CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher=""),
+                layout=layout,
                 jobs=self._jobs or int(self._client.info()["NCPU"]),
                 image=ImageFacts(id=base.id, labels=base.labels, reference=self._reference),
                 ccache_dir=CACHE_FOLDER if self._cached else None,
