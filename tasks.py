@@ -69,6 +69,11 @@ def targets(_: Context, json: bool = False) -> None:
         "out": "where tarballs and manifest go",
         "fresh": "compile everything again, using nothing from the compiler cache",
         "copy": "also copy the one tarball here, under a name of its own",
+        "check": "check all of it and what would publish it, build nothing; see --release",
+        "release": "for --check: the release's name; --arch-set release means all sets of one",
+        "to": "for --check: where it will be published, as in invoke publish",
+        "channel": "for --check: the channel that it will be promoted to",
+        "key": "for --check: the file with the channel's key, else FARM_SIGNING_KEY",
         "also": "further targets of llama.cpp, e.g. llama-bench: kept in .farm/trees, not shipped",
     },
 )
@@ -93,8 +98,14 @@ def build_cuda(
     scheduler: str | None = None,
     workers: str | None = None,
     worker_engine: str = "auto",
+    check: bool = False,
+    release: str | None = None,
+    to: str | None = None,
+    channel: str | None = None,
+    key: str | None = None,
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
+    from farm import preflight
     from farm.building import build
     from farm.request import BuildRequest
 
@@ -118,7 +129,10 @@ def build_cuda(
         workers=show.positive("--workers", workers),
         worker_engine=worker_engine,
     )
+    publication = preflight.Publication(release, to, channel, _path(key))
     with show.report() as report:
+        if preflight.only(request, publication, report, check=check):
+            return
         build(request, report)
 
 
@@ -265,7 +279,7 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
     name="update-pins",
     help={
         "newest": "take the newest source archive whose build llama.cpp has a tag for",
-        "propose": "if that changed anything, open a pull request; prints its branch",
+        "propose": "open a pull request with what changed; prints the branch of a newer llama.cpp",
     },
 )
 @verb
@@ -277,11 +291,12 @@ def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None
 
     name = pull_request.repository() if propose else ""
     api = Api(name) if propose else None
-    changed = main(newest=newest, say=show.note if propose else show.line)
-    if changed and api is not None:
-        branch, address = pull_request.propose_pins(name, api)
+    update = main(newest=newest, say=show.note if propose else show.line)
+    if update.steps and api is not None:
+        branch, address = pull_request.propose_pins(name, api, update)
         show.note(address)
-        show.line(branch)
+        if update.newer is not None:  # what the weekly run builds
+            show.line(branch)
 
 
 @task(

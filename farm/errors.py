@@ -75,7 +75,11 @@ def raise_all(findings: Iterable[FarmError]) -> None:
     Raises:
         FarmError: the first finding, with the others in it.
     """
-    found = sorted(findings, key=lambda error: -error.exit_status)
+    told: dict[tuple[str, str], FarmError] = {}
+    for finding in findings:
+        for one in (finding, *finding.others):
+            told.setdefault((one.code, one.message), one)
+    found = sorted(told.values(), key=lambda error: -error.exit_status)
     if found:
-        found[0].others = (*found[0].others, *found[1:])
+        found[0].others = tuple(found[1:])
         raise found[0]

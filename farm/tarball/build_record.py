@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from farm.plan import BuildPlan
+    from farm.source import Source
 
 LAYOUT: Final = Layout(
     source=PurePosixPath("/source"),
@@ -94,17 +95,9 @@ def of(
     inputs: Mapping[str, str] | None = None,
 ) -> BuildRecord:
     """Record a plan, who carried it out, and what it read."""
-    source, line = plan.source, plan.line
+    line = plan.line
     return BuildRecord(
-        source=SourceRecord(
-            project=source.project,
-            version=source.version,
-            build=source.build,
-            commit=source.commit,
-            origin=source.origin,
-            sha256=source.sha256,
-            build_assumed=source.build_assumed,
-        ),
+        source=source_of(plan.source),
         arch_set=plan.arch_set.name,
         archs=plan.arch_set.archs,
         line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc),
@@ -116,6 +109,11 @@ def of(
         environment=plan.environment(LAYOUT, ccache_dir=None),
         inputs=dict(sorted((inputs or {}).items())),
     )
+
+
+def source_of(source: Source) -> SourceRecord:
+    """Record where llama.cpp came from."""
+    return SourceRecord(**{name: getattr(source, name) for name in SourceRecord.__struct_fields__})
 
 
 def encode(record: BuildRecord) -> bytes:

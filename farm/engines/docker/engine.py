@@ -59,6 +59,7 @@ class DockerEngine:
         self._cached = cached
         self._images = DockerImages(client)
         self._tools: ImageTools | None = None
+        self._pulled = False
 
     def tools(self) -> ImageTools:
         """Return what the devel image has to build with; it is asked once.
@@ -109,8 +110,29 @@ class DockerEngine:
         """Close the connections to the engine."""
         self._client.close()
 
+    def has_image(self) -> bool:
+        """Whether the engine has the devel image, so that nothing must be pulled for it.
+
+        Raises:
+            EngineError: the engine is out of reach.
+        """
+        return self._images.find(self._reference) is not None
+
+    def forget_pulled(self) -> None:
+        """Remove the devel image if this engine pulled it: after a check nothing is built on it.
+
+        Raises:
+            EngineError: the engine refused, because something else uses it by now.
+        """
+        if self._pulled:
+            self._images.remove(self._reference)
+
     def _base(self) -> ImageFacts:
-        return self._images.find(self._reference) or self._images.pull(self._reference)
+        found = self._images.find(self._reference)
+        if found is None:
+            found = self._images.pull(self._reference)
+            self._pulled = True
+        return found
 
     def _builder_image(self, base: ImageFacts, sink: LineSink) -> ImageFacts:
         tag = _builder_tag(base)

@@ -60,6 +60,15 @@ class DockerImages:
                 hint=_PULL_HINT,
             ) from error
 
+    def remove(self, reference: str) -> None:
+        """Remove an image.
+
+        Raises:
+            EngineError: something uses it.
+        """
+        with engine_errors("ENGINE_FAILED", f"image {reference} could not be removed"):
+            self._client.images.remove(reference)
+
     def tools(self, image: ImageFacts) -> ImageTools:
         """Ask an image what it has to build with, in a container without a network.
 
