@@ -7,12 +7,12 @@ import re
 import shutil
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import PROJECT_ROOT, release, run_lock, targets
+from farm import PROJECT_ROOT, image_lines, release, run_lock, targets
 from farm.elf import version_key
 from farm.engines import images
 from farm.engines.docker import DockerEngine, DockerImages, connect
@@ -120,6 +120,30 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
     return made.reference
 
 
+def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
+    """Name the line's pinned image if it can be had, else one made from packages.
+
+    Without an engine the request stays as it is: ``choose_engine`` says what that means.
+
+    Raises:
+        UsageError: the image cannot be had, and there is no recipe for one.
+        EngineError: making one failed.
+    """
+    try:
+        client = connect()
+    except EngineError:
+        return request
+    reference = pins.load().image(targets.load().line(line).image).reference
+    try:
+        with closing(client):
+            images = DockerImages(client)
+            found = images.find(reference) or images.pull(reference)
+            return replace(request, image=found.reference)
+    except EngineError as error:
+        report.say(f"note[{error.code}]: {error.message}; making one from packages")
+    return replace(request, image=make_base_image(line, None, report))
+
+
 def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport) -> Engine:
     """Return the engine that was asked for; ``auto`` takes docker where one answers, else local.
 
@@ -170,10 +194,10 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         tools = engine.tools()
         report.say(f"image: {tools}")
         if line is None or (request.image and request.line is None):
-            line, notes = table.line_of_tools(tools)
+            line, notes = image_lines.line_of_tools(table, tools)
         else:
             notes = (table.unchecked(line, listed=False),)
-        raise_all(targets.contradictions(line, tools))
+        raise_all(image_lines.contradictions(line, tools))
     else:
         raise EngineError("ENGINE_UNKNOWN", f"{engine.name} builds no line on this machine")
     for note in filter(None, notes):

@@ -42,7 +42,7 @@ RELEASE: Final = "release"
 """What ``--check --arch-set`` takes for all sets of the table ``[release]``."""
 _SOURCE_COPIES: Final = 3
 """A build's folder holds the source, and of the host half less than twice as much beside it:
-b11549 has 179 MB of source, and its set cpu leaves 110 MB of objects and products."""
+b11549 has 179 MB of source."""
 _CODE_BYTES: Final = 500_000_000
 """Of each architecture's code while it is compiled: ``libggml-cuda.so`` has 152 MB of it for sm_90
 (docs/size.md), its objects have as much, and the compiler cache keeps them compressed."""
@@ -58,11 +58,13 @@ class Findings:
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep a ``FarmError`` of the block; what follows the block goes on without its result."""
+        """Keep an expected error of the block; what follows goes on without its result."""
         try:
             yield
         except FarmError as error:
             self.found.append(error)
+        except LoaderError as error:  # of a manifest that lies at the place
+            self.found.append(BuildError(error.code, error.message, hint=error.hint))
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,10 @@ def assume_build(found: Source, build: int) -> Source:
         f"{f'b{found.build}' if found.build else 'no build number'}. BUILD.json and the manifest "
         "record that the number was assumed"
     )
-    notes = [note] if found.note is None else [found.note, note]
-    return replace(found, build=build, build_assumed=True, note="\n".join(notes))
+    kept = found.note if found.build else None  # without a number the note was on just that
+    return replace(
+        found, build=build, build_assumed=True, note="\n".join(filter(None, (kept, note)))
+    )
 
 
 def _require_layout(tree: Path, named: str) -> None:

@@ -14,7 +14,6 @@ import tomllib
 from msgspec import Meta
 
 from farm import PROJECT_ROOT
-from farm.elf import version_key
 from farm.errors import UsageError
 from farm.tarball.archive import FORMATS
 from llama_loader.manifest import CUDA_RUNTIME
@@ -23,8 +22,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from farm.engines.images import ImageTools
-
 TARGETS_FILE: Final = PROJECT_ROOT / "build" / "targets.toml"
 DEFAULT_LINE: Final = "cu128"
 
@@ -32,9 +29,6 @@ _Row = TypeVar("_Row")
 _IMAGE_TOOLKIT: Final = re.compile(r"(?:^|/)cuda:(\d+\.\d+)(?:\.\d+)*-")
 """The toolkit's version in the tag of NVIDIA's images, ``nvidia/cuda:12.4.1-devel-ubuntu22.04``."""
 _LINE_NAME: Final = re.compile(r"cu([0-9]{2})([0-9]{1,2})")
-_C23: Final = "2.38"
-MACHINE: Final = "x86_64"
-"""The processor that the farm builds for."""
 _ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-real|-virtual)?")
 
 Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
@@ -178,29 +172,6 @@ class Targets(msgspec.Struct, frozen=True):
             )
         return self._line_of(version)
 
-    def line_of_tools(self, tools: ImageTools) -> tuple[Line, tuple[str, ...]]:
-        """Return the line that a devel image makes, and notes on what it promises.
-
-        Raises:
-            UsageError: it has no nvcc, or one of a major version that the farm does not build for.
-        """
-        if tools.cuda is None:
-            raise _no_nvcc(tools)
-        line = self.line_of_toolkit(tools.cuda, what=tools.image)
-        if tools.codes:
-            line = msgspec.structs.replace(line, oldest=min(tools.codes), newest=max(tools.codes))
-        notes = [note for note in (self.unchecked(line, listed=bool(tools.codes)),) if note]
-        for name, own in (("glibc", _forced_glibc(tools.glibc)), ("glibcxx", tools.glibcxx)):
-            promised = getattr(line, name)
-            if own is not None and version_key(own) > version_key(promised):
-                line = msgspec.structs.replace(line, **{name: getattr(tools, name)})
-                notes.append(
-                    f"note[{name.upper()}_OF_IMAGE]: {tools.image} has {name} "
-                    f"{getattr(tools, name)}; what is built there may need it, where other images "
-                    f"of {line.name} promise {promised}. The manifest says what it needs"
-                )
-        return line, tuple(notes)
-
     def unchecked(self, line: Line, *, listed: bool) -> str | None:
         """Return the note on a minor version that is newer than the table; None for the others.
 
@@ -332,64 +303,6 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
                 f"line {line.name} (CUDA {line.toolkit}) cannot build architecture {arch.name}",
                 hint=f"it builds {line.oldest} to {line.newest}; see invoke targets",
             )
-
-
-def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
-    """Return everything in a devel image that cannot make what a line promises."""
-    found = []
-    if tools.machine != MACHINE:
-        found.append(
-            UsageError("IMAGE_MACHINE", f"{tools.image} is for {tools.machine}, not for {MACHINE}")
-        )
-    if line.is_cuda and tools.cuda is None:
-        found.append(_no_nvcc(tools))
-    elif line.is_cuda and not line.accepts_toolkit(str(tools.cuda)):
-        found.append(
-            UsageError(
-                "TOOLKIT_NOT_OF_LINE",
-                f"line {line.name} is CUDA {line.toolkit}; {tools.image} has CUDA {tools.cuda}",
-                hint="leave --line out: the line then follows from the image",
-            )
-        )
-    for name, own in (("glibc", _forced_glibc(tools.glibc)), ("glibcxx", tools.glibcxx)):
-        promised = getattr(line, name)
-        if own is not None and version_key(own) > version_key(promised):
-            found.append(
-                UsageError(
-                    f"IMAGE_{name.upper()}_TOO_NEW",
-                    f"{tools.image} has {name} {getattr(tools, name)}: what is built there needs "
-                    f"{own}, and line {line.name} promises {promised}",
-                    hint="take an image of Ubuntu 22.04 or Debian 12; or leave --line out: the "
-                    "line then promises what the image has",
-                )
-            )
-    gcc = int(tools.gcc.split(".")[0]) if tools.gcc else 0
-    if line.is_cuda and tools.newest_gcc is not None and gcc > tools.newest_gcc:
-        found.append(
-            UsageError(
-                "HOST_COMPILER_TOO_NEW",
-                f"{tools.image} has g++ {tools.gcc}; its CUDA {tools.cuda} takes g++ "
-                f"{tools.newest_gcc} at the newest",
-            )
-        )
-    return tuple(found)
-
-
-def _no_nvcc(tools: ImageTools) -> UsageError:
-    return UsageError(
-        "NVCC_MISSING",
-        f"{tools.image} has no nvcc that runs, so nothing for GPUs can be built on it",
-        hint="take a devel image, such as nvidia/cuda:12.8.1-devel-ubuntu22.04",
-    )
-
-
-def _forced_glibc(version: str | None) -> str | None:
-    """Return the glibc that binaries need at least, for an image with that version.
-
-    From 2.38 on the headers turn ``strtol`` into ``__isoc23_strtol``, which older hosts lack. What
-    was new in 2.36 and 2.37 llama.cpp does not use: Debian 12 (2.36) makes binaries for 2.34.
-    """
-    return _C23 if version and version_key(version) >= version_key(_C23) else None
 
 
 def _line(name: str, row: _LineRow, cuda: Mapping[str, Cuda]) -> Line:

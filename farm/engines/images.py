@@ -88,7 +88,8 @@ class ImageTools:
 
     def __str__(self) -> str:
         """Return what matters of it, for a person."""
-        told = {"CUDA": self.cuda, "glibc": self.glibc, "GLIBCXX": self.glibcxx, "g++": self.gcc}
+        gcc = self.gcc or "of its distribution (the builder image adds it)"
+        told = {"CUDA": self.cuda, "glibc": self.glibc, "GLIBCXX": self.glibcxx, "g++": gcc}
         return f"{self.image} has " + ", ".join(f"{n} {v}" for n, v in told.items() if v)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm import pipeline, release
-from farm.devel_image import with_image
 from farm.errors import BuildError, UsageError
 from farm.plan import BuildPlan
 from farm.reproduce import clean_build, diffoscope
@@ -61,7 +60,7 @@ def prove(request: BuildRequest, report: BuildReport, *, objects: Wanted | None 
         with closing(pipeline.choose_engine(request, line, report)) as engine:
             line = pipeline.settled(engine, request, line, report)
     elif request.engine != "local" and request.image is None:
-        request = replace(with_image(request, line.name, report), line=line.name)
+        request = replace(pipeline.with_image(request, line.name, report), line=line.name)
     proofs = []
     for arch_set in sets:
         with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:

@@ -12,7 +12,7 @@ from verbs import PROJECT, invoke
 from farm.engines.docker import DockerImages
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from docker import DockerClient
 
@@ -28,8 +28,9 @@ echo "Cuda compilation tools, release VERSION, VVERSION.20"
 
 
 @pytest.fixture
-def image(client: DockerClient, base_image: str) -> Callable[..., str]:
+def image(client: DockerClient, base_image: str) -> Iterator[Callable[..., str]]:
     """Make an image with an nvcc of a version, at a place, and what else is to be in it."""
+    made: list[str] = []
 
     def make(version: str, place: str = "/usr/local/cuda", codes: str = "", more: str = "") -> str:
         text = NVCC.replace("VERSION", version).replace("CODES", codes)
@@ -44,9 +45,12 @@ def image(client: DockerClient, base_image: str) -> Callable[..., str]:
         tag = f"llama-farm-test-cuda:{version}"
         args = {"BASE": base_image}
         DockerImages(client).build(packed, tag, buildargs=args, labels={}, log=lambda _: None)
+        made.append(tag)
         return tag
 
-    return make
+    yield make
+    for tag in made:
+        client.images.remove(tag, force=True)
 
 
 def check(*argv: str) -> tuple[int, str]:
