@@ -6,7 +6,6 @@ that it will be published to. Nothing is compiled, sent or changed here.
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import tempfile
@@ -23,7 +22,6 @@ from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_a
 from farm.inputs import advisories, pins
 from farm.plan import TARGETS, BuildPlan
 from farm.publish import channels, destination, places
-from farm.publish.github import GitHub
 from farm.request import choose_source, require_buildable, resolve
 from farm.tarball import build_record
 from llama_loader.errors import LoaderError
@@ -333,8 +331,8 @@ def publication_findings(wanted: Publication, source: Source | None) -> list[Far
         if place is not None and wanted.release is not None:
             _require_unpublished(place, wanted.release)
     with findings.collecting():
-        if isinstance(place, GitHub) and os.environ.get("GITHUB_ACTIONS") == "true":
-            place.require_attestable()  # release.yml does it after the build
+        if place is not None:
+            place.require_writable()
     with findings.collecting():
         if wanted.channel is not None:
             name = destination.require_name("channel", wanted.channel)

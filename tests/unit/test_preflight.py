@@ -16,6 +16,7 @@ from farm.errors import BuildError, FarmError, UsageError, raise_all
 from farm.plan import BuildPlan
 from farm.preflight import Publication
 from farm.publish import destination, places
+from farm.publish.github_api import Api
 from farm.request import BuildRequest
 from farm.source import Source
 from farm.terminal.report import BuildReport
@@ -183,6 +184,27 @@ class TestPublication:
             monkeypatch.delenv(name, raising=False)
         found = self.findings(release="b11549-1", to="github:me/it", channel="candidate")
         assert found == ["TOKEN_MISSING", "KEY_MISSING"]
+
+    def test_hub_without_a_token_and_folder_without_the_right_to_write(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "absent"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("farm.publish.hub.get_token", lambda: None)
+        assert self.findings(to="hf:me/it") == ["TOKEN_MISSING"]
+        monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+        assert self.findings(to=str(tmp_path)) == ["DESTINATION_NOT_WRITABLE"]
+
+    def test_private_repository_whose_release_could_not_be_attested(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GITHUB_TOKEN", "x")
+        monkeypatch.setenv("GITHUB_ACTIONS", "true")
+        monkeypatch.setattr(Api, "call", lambda *_: {"private": True})
+        assert self.findings(to="github:owner/name") == ["ATTESTATION_UNAVAILABLE"]
+        monkeypatch.setenv("FARM_ATTEST_PRIVATE", "1")
+        assert self.findings(to="github:owner/name") == []
 
     def test_channel_of_another_key(self, kept: Path, tmp_path: Path) -> None:
         for name in ("theirs", "ours"):
