@@ -111,7 +111,8 @@ def opened(
             if request.cached:
                 shared_cache.check(report.note)
         with findings.collecting():
-            if request.source or (request.ref and not findings.found):
+            named = request.source or request.assume_build is not None
+            if named or (request.ref and not findings.found):
                 tree = choose_source(request)
         with findings.collecting():
             if sets and request.engine != "dask":
