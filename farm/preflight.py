@@ -6,6 +6,7 @@ that it will be published to. Nothing is compiled, sent or changed here.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import tempfile
@@ -122,8 +123,9 @@ def opened(
             if engine is not None and (is_there or not findings.found):
                 line = pipeline.settled(engine, request, line, report)
                 require_buildable(line, sets)
-        if not findings.found:  # the pinned archive may have to be fetched
-            tree = tree or choose_source(request)
+        with findings.collecting():
+            if not findings.found:  # the pinned archive may have to be fetched
+                tree = tree or choose_source(request)
         if tree is not None:
             _tell_source(tree, report)
         plans = _plans(request, line, sets, tree, findings)
@@ -175,6 +177,10 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
     except NotADirectoryError:
         return [UsageError("OUT_NOT_FOLDER", f"--out {out} is a file")]
     found: list[FarmError] = []
+    if not os.access(place := _nearest(out), os.W_OK | os.X_OK):
+        found.append(
+            UsageError("OUT_NOT_WRITABLE", f"--out {out}: this user may not write {place}")
+        )
     replaced = {plan.artifact_name for plan in plans}
     own = build_record.source_of(plans[0].source) if plans else None
     for path in there:
@@ -185,6 +191,11 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
                 _require_source(path, own)
         found += collector.found
     return found
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder itself, else the first of those above it that is there."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
 
 
 def _require_manifest(out: Path) -> None:
@@ -240,7 +251,7 @@ def room_findings(
     elif engine is not None:
         wanted.append((Path(tempfile.gettempdir()), _KEPT_BYTES * max(codes) + building))
     for folder, size in wanted:
-        place = next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+        place = _nearest(folder)
         disk = f"the disk of {place.stat().st_dev}"
         needed[disk] += size
         free[disk] = shutil.disk_usage(place).free

@@ -141,6 +141,14 @@ class TestOut:
         assert found.code == "OUT_NOT_FOLDER"
         assert preflight.out_findings(tmp_path / "absent", []) == []
 
+    def test_folder_that_this_user_may_not_write_to_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Path] = []
+        monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may all
+        (found,) = preflight.out_findings(tmp_path / "not" / "there", [])
+        assert (found.code, asked) == ("OUT_NOT_WRITABLE", [tmp_path])
+
 
 def test_disk_without_room_for_the_sets_is_found(tmp_path: Path) -> None:
     with small_disk.mounted(tmp_path / "small", "64m"):
