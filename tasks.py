@@ -47,6 +47,7 @@ _BUILD_HELP = {
     "out": "where tarballs and manifest go",
     "fresh": "compile everything again, using nothing from the compiler cache",
     "copy": "also copy the one tarball here, under a name of its own",
+    "assume_build": "llama.cpp's build number, for a --source whose history does not tell it",
     "define": "NAME=VALUE, a CMake definition more; again for more. Recorded in BUILD.json",
     "also": "a program more in the tarball: llama-bench, llama-quantize, rpc-server",
 }
@@ -79,6 +80,11 @@ def targets(_: Context, json: bool = False) -> None:
         "workers": "for dask on this machine: builds at a time",
         "worker_engine": "for dask: what its hosts build with: auto, docker, local",
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
+        "check": "check all of it and what would publish it, build nothing; see --release",
+        "release": "for --check: the release's name; --arch-set release means all sets of one",
+        "to": "for --check: where it will be published, as in invoke publish",
+        "channel": "for --check: the channel that it will be promoted to",
+        "key": "for --check: the file with the channel's key, else FARM_SIGNING_KEY",
     },
 )
 @verb
@@ -92,6 +98,7 @@ def build_cuda(
     toolkit: str | None = None,
     ref: str | None = None,
     source: str | None = None,
+    assume_build: str | None = None,
     format: str | None = None,  # noqa: A002 - the option's name
     jobs: str | None = None,
     out: str = "dist",
@@ -102,9 +109,14 @@ def build_cuda(
     scheduler: str | None = None,
     workers: str | None = None,
     worker_engine: str = "auto",
+    check: bool = False,
+    release: str | None = None,
+    to: str | None = None,
+    channel: str | None = None,
+    key: str | None = None,
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
-    from farm import additions
+    from farm import additions, preflight
     from farm.building import build
     from farm.request import BuildRequest
 
@@ -117,6 +129,7 @@ def build_cuda(
         toolkit=toolkit,
         ref=ref,
         source=_path(source),
+        assume_build=show.positive("--assume-build", assume_build),
         format=format,
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
@@ -128,7 +141,10 @@ def build_cuda(
         workers=show.positive("--workers", workers),
         worker_engine=worker_engine,
     )
+    publication = preflight.Publication(release, to, channel, _path(key))
     with show.report() as report:
+        if preflight.only(request, publication, report, check=check):
+            return
         build(request, report)
 
 
@@ -140,6 +156,7 @@ def build_cpu(
     image: str | None = None,
     ref: str | None = None,
     source: str | None = None,
+    assume_build: str | None = None,
     format: str | None = None,  # noqa: A002 - the option's name
     jobs: str | None = None,
     out: str = "dist",
@@ -160,6 +177,7 @@ def build_cpu(
         image=image,
         ref=ref,
         source=_path(source),
+        assume_build=show.positive("--assume-build", assume_build),
         format=format,
         jobs=show.positive("--jobs", jobs),
         out=Path(out),
@@ -287,7 +305,7 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
     name="update-pins",
     help={
         "newest": "take the newest source archive whose build llama.cpp has a tag for",
-        "propose": "if that changed anything, open a pull request; prints its branch",
+        "propose": "open a pull request with what changed; prints the branch of a newer llama.cpp",
     },
 )
 @verb
@@ -299,11 +317,12 @@ def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None
 
     name = pull_request.repository() if propose else ""
     api = Api(name) if propose else None
-    changed = main(newest=newest, say=show.note if propose else show.line)
-    if changed and api is not None:
-        branch, address = pull_request.propose_pins(name, api)
+    update = main(newest=newest, say=show.note if propose else show.line)
+    if update.steps and api is not None:
+        branch, address = pull_request.propose_pins(name, api, update)
         show.note(address)
-        show.line(branch)
+        if update.newer is not None:  # what the weekly run builds
+            show.line(branch)
 
 
 @task(

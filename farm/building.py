@@ -6,19 +6,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from farm import additions, pipeline, run_lock
-from farm.engines import shared_cache
+from farm import pipeline, preflight, run_lock
 from farm.errors import FarmError
-from farm.plan import BuildPlan
-from farm.request import choose_source, resolve
 
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     from farm.kept.kept_tree import KeptTree
     from farm.pipeline import Made
+    from farm.plan import BuildPlan
     from farm.request import BuildRequest
-    from farm.source import Source
     from farm.terminal.report import BuildReport
 
 
@@ -31,36 +28,15 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         The tarballs that were made, one for each set that did not fail.
 
     Raises:
-        UsageError: what is asked for does not exist or cannot be built; nothing was started.
+        UsageError: what is asked for does not exist or cannot be built; nothing was started, and
+            the error shows everything that stands in the way.
         BuildError: ``SET_IS_BEING_BUILT``: another run has the checkout or the folder.
         FarmError: a build, or the packing of one, failed.
     """
-    line, sets = resolve(request)
-    if request.cached:
-        shared_cache.check(report.note)
-    named = choose_source(request) if request.source or request.ref else None
-    if request.engine == "dask":
-        tree = named or choose_source(request)
-        _say_source(tree, report)
-        chosen = additions.options(request, tree.tree)
-        plans = [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
-        with _alone(plans, request):
-            return build_spread(plans, request, report)
-    with closing(pipeline.choose_engine(request, line, report)) as engine:
-        if engine.name == "local":
-            line = pipeline.promise_of_this_host(line, report)
-        tree = named or choose_source(request)
-        _say_source(tree, report)
-        chosen = additions.options(request, tree.tree)
-        plans = [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
-        with _alone(plans, request):
-            return pipeline.build_all(plans, engine, request, report)
-
-
-def _say_source(tree: Source, report: BuildReport) -> None:
-    if tree.note:
-        report.note(tree.note)
-    report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+    with preflight.opened(request, report) as ready, _alone(ready.plans, request):
+        if ready.engine is None:
+            return build_spread(ready.plans, request, report)
+        return pipeline.build_all(ready.plans, ready.engine, request, report)
 
 
 def _alone(plans: list[BuildPlan], request: BuildRequest) -> AbstractContextManager[None]:

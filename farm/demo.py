@@ -12,8 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import building, loader, release, targets
-from farm.devel_image import with_image
+from farm import building, loader, pipeline, release, targets
 from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
 from farm.request import BuildRequest, choose_source, resolve
@@ -139,7 +138,7 @@ def _say_next(out: Path, report: BuildReport) -> None:
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
     """Settle on a devel image, else on no container."""
     try:
-        return with_image(request, line, report)
+        return pipeline.with_image(request, line, report)
     except UsageError as error:
         report.say(f"note[{error.code}]: {error.message}; building without a container")
         return replace(request, engine="local")

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
 
 
 class FarmError(Exception):
@@ -13,6 +16,7 @@ class FarmError(Exception):
         message: what happened, naming the thing.
         hint: what to do about it, may be empty.
         log: the full log's path, where there is one.
+        others: what else was found at the same time (``raise_all``).
     """
 
     exit_status: ClassVar[int] = 1
@@ -23,13 +27,14 @@ class FarmError(Exception):
         self.message = message
         self.hint = hint
         self.log = log
+        self.others: tuple[FarmError, ...] = ()
 
     def render(self) -> str:
         """Return what a person sees: the error line, then hint and log where there are any."""
         lines = [f"error[{self.code}]: {self.message}"]
         lines += [f"hint: {self.hint}"] if self.hint else []
         lines += [f"log: {self.log}"] if self.log else []
-        return "\n".join(lines)
+        return "\n".join([*lines, *(other.render() for other in self.others)])
 
 
 class UsageError(FarmError):
@@ -60,3 +65,21 @@ class PackError(FarmError):
 
 class PublishError(FarmError):
     """A release could not be published, promoted or rolled back; nothing half-done is visible."""
+
+
+def raise_all(findings: Iterable[FarmError]) -> None:
+    """Raise the findings of a check as one error that shows all of them; nothing without any.
+
+    Wrong usage comes first, so that its exit status (2) counts: what was asked for must change.
+
+    Raises:
+        FarmError: the first finding, with the others in it.
+    """
+    told: dict[tuple[str, str], FarmError] = {}
+    for finding in findings:
+        for one in (finding, *finding.others):
+            told.setdefault((one.code, one.message), one)
+    found = sorted(told.values(), key=lambda error: -error.exit_status)
+    if found:
+        found[0].others = tuple(found[1:])
+        raise found[0]

@@ -7,17 +7,17 @@ import re
 import shutil
 import time
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import STATE_FOLDER, release, run_lock
+from farm import STATE_FOLDER, image_lines, release, run_lock, targets
 from farm.elf import version_key
 from farm.engines import images
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, EngineError, FarmError, UsageError
+from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
 from farm.inputs import base_image, pins, toolkit
 from farm.kept.journal import Journal, Recording
@@ -118,8 +118,34 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
     return made.reference
 
 
-def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Engine:
+def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
+    """Name the line's pinned image if it can be had, else one made from packages.
+
+    Without an engine the request stays as it is: ``choose_engine`` says what that means.
+
+    Raises:
+        UsageError: the image cannot be had, and there is no recipe for one.
+        EngineError: making one failed.
+    """
+    try:
+        client = connect()
+    except EngineError:
+        return request
+    reference = pins.load().image(targets.load().line(line).image).reference
+    try:
+        with closing(client):
+            images = DockerImages(client)
+            found = images.find(reference) or images.pull(reference)
+            return replace(request, image=found.reference)
+    except EngineError as error:
+        report.say(f"note[{error.code}]: {error.message}; making one from packages")
+    return replace(request, image=make_base_image(line, None, report))
+
+
+def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport) -> Engine:
     """Return the engine that was asked for; ``auto`` takes docker where one answers, else local.
+
+    Without a line the engine's image or toolkit tells it: ``settled``.
 
     Raises:
         UsageError: there is no such engine.
@@ -145,11 +171,43 @@ def choose_engine(request: BuildRequest, line: Line, report: BuildReport) -> Eng
     return DockerEngine(client, reference=reference, jobs=request.jobs, cached=request.cached)
 
 
-def _reference(request: BuildRequest, line: Line, report: BuildReport) -> str:
+def settled(engine: Engine, request: BuildRequest, line: Line | None, report: BuildReport) -> Line:
+    """Return the line of a build on this engine, checked against what it builds with.
+
+    Where a person named no line, it follows from the image or from the local toolkit.
+
+    Raises:
+        UsageError: the image or toolkit cannot make what the line promises; everything that
+            contradicts it is told at once. Or it makes none that the farm knows.
+        EngineError: the image cannot be had, or nothing can be started in it.
+    """
+    table = targets.load()
+    if engine.name == "local":
+        if line is None or (line.is_cuda and request.line is None):
+            found = toolkit.locate(request.toolkit)
+            line = table.line_of_toolkit(found.version, what=str(found.root))
+        notes: tuple[str | None, ...] = (table.unchecked(line, listed=False),)
+        line = promise_of_this_host(line, report)
+    elif isinstance(engine, DockerEngine):
+        tools = engine.tools()
+        report.say(f"image: {tools}")
+        if line is None or (request.image and request.line is None):
+            line, notes = image_lines.line_of_tools(table, tools)
+        else:
+            notes = (table.unchecked(line, listed=False),)
+        raise_all(image_lines.contradictions(line, tools))
+    else:
+        raise EngineError("ENGINE_UNKNOWN", f"{engine.name} builds no line on this machine")
+    for note in filter(None, notes):
+        report.note(note)
+    return line
+
+
+def _reference(request: BuildRequest, line: Line | None, report: BuildReport) -> str:
     """Return the devel image by its digest where its tag is pinned, else as it was asked for."""
     pinned = pins.load()
     if request.image is None:
-        return pinned.image(line.image).reference
+        return pinned.image((line or targets.load().line(targets.DEFAULT_LINE)).image).reference
     known = {pin.tag: pin.reference for pin in pinned.images}
     if request.image not in known and "sha256:" not in request.image:
         report.note(
@@ -171,13 +229,13 @@ def promise_of_this_host(line: Line, report: BuildReport) -> Line:
     return msgspec.structs.replace(line, glibc=host)
 
 
-def _local(request: BuildRequest, line: Line) -> LocalEngine:
+def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
     if request.image:
         raise UsageError("IMAGE_WITHOUT_DOCKER", "--image needs the docker engine")
-    if not line.is_cuda:
+    if line is not None and not line.is_cuda:
         return LocalEngine(jobs=request.jobs, cached=request.cached)
     found = toolkit.locate(request.toolkit)
-    if not line.accepts_toolkit(found.version):
+    if line is not None and request.line and not line.accepts_toolkit(found.version):
         raise UsageError(
             "TOOLKIT_NOT_OF_LINE",
             f"line {line.name} is CUDA {line.toolkit}; the toolkit in {found.root} is "

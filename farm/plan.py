@@ -130,6 +130,7 @@ class BuildPlan:
             *HOST_DEFINES,
             ("LLAMA_BUILD_NUMBER", str(self.source.build)),
             ("LLAMA_BUILD_COMMIT", self.source.short_commit),
+            *self.source.defines,
             *(self._cuda_defines() if self.line.is_cuda else (("GGML_CUDA", "OFF"),)),
             *self.defined,
         )

@@ -377,6 +377,28 @@ def tarballs(out: Path) -> list[Path]:
     return found
 
 
+def is_tarball(path: Path) -> bool:
+    """Whether a file's name is one that ``write`` takes for a tarball of the release."""
+    return path.name.endswith(tuple(f".{one}" for one in archive.FORMATS))
+
+
+def record_of(path: Path) -> BuildRecord:
+    """Read a tarball's ``BUILD.json``, which is one of its first files, and nothing behind it.
+
+    Raises:
+        PackError: it is damaged, or not ours.
+    """
+    wanted = f"{ROOT}/{BUILD_RECORD}"
+    try:
+        with path.open("rb") as raw:
+            for member in archive.members(raw, archive.format_of(path.name), what=path.name):
+                if member.path == wanted:
+                    return build_record.decode(member.stream.read(), what=path.name)
+    except archive.DAMAGE as error:
+        raise PackError("ARCHIVE_DAMAGED", f"{path.name}: {error}") from error
+    raise PackError("BUILD_RECORD_MISSING", f"{path.name}: has no {BUILD_RECORD}")
+
+
 def _record(inventory: Inventory) -> BuildRecord:
     if not inventory.build_json:
         raise PackError(

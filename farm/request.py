@@ -16,7 +16,7 @@ from farm.tarball import archive
 
 if TYPE_CHECKING:
     from farm.source import Source
-    from farm.targets import ArchSet, Line
+    from farm.targets import ArchSet, Line, Targets
 
 ENGINES: Final = ("auto", "docker", "local", "dask")
 SCHEMES: Final = ("tcp", "tls", "ws", "wss")
@@ -30,12 +30,14 @@ class BuildRequest:
     arch_set: str | None = None
     archs: str | None = None
     line: str | None = None
-    """None: the line that ``image`` is for, else ``targets.DEFAULT_LINE``."""
+    """None: the one that the image or the local toolkit makes, else ``targets.DEFAULT_LINE``."""
     engine: str = "auto"
     image: str | None = None
     toolkit: str | None = None
     ref: str | None = None
     source: Path | None = None
+    assume_build: int | None = None
+    """llama.cpp's build number, by a person's word: for a source whose history does not tell it."""
     format: str | None = None
     jobs: int | None = None
     out: Path = Path("dist")
@@ -55,14 +57,16 @@ class BuildRequest:
     worker_engine: str = "auto"
 
 
-def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
+def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     """Turn names into a line and sets, refusing what cannot be built.
+
+    The line is None where only the image can tell it (``pipeline.settled``).
 
     Raises:
         UsageError: an unknown name, a malformed option, or a combination that nvcc cannot build.
     """
     table = targets.load()
-    line = table.line(request.line) if request.line else table.line_of_image(request.image)
+    line = _line(table, request)
     if request.arch_set and request.archs:
         raise UsageError("SET_AND_ARCHS", "--arch-set and --archs exclude each other")
     if request.format is not None:
@@ -83,17 +87,41 @@ def resolve(request: BuildRequest) -> tuple[Line, tuple[ArchSet, ...]]:
     )
     if request.copy is not None and len(sets) > 1:
         raise UsageError("COPY_OF_SEVERAL", f"--copy is for one tarball; {len(sets)} are asked for")
+    require_buildable(line, sets)
+    if request.format is None:
+        return line, sets
+    return line, tuple(msgspec.structs.replace(s, format=request.format) for s in sets)
+
+
+def _line(table: Targets, request: BuildRequest) -> Line | None:
+    """Return the line that the options tell; None where the image or the toolkit will."""
+    if request.line is None and (request.image or request.engine == "local"):
+        return table.line_of_image(request.image)
+    line = table.line(request.line or targets.DEFAULT_LINE)
+    if not line.image and not request.image and request.engine != "local":
+        raise UsageError(
+            "LINE_HAS_NO_IMAGE",
+            f"line {line.name} has no devel image in build/targets.toml",
+            hint=f"name one with --image, such as nvidia/cuda:{line.toolkit}.1-devel-ubuntu22.04",
+        )
+    return line
+
+
+def require_buildable(line: Line | None, sets: tuple[ArchSet, ...]) -> None:
+    """Refuse sets that a line cannot build; what only an image can tell is looked at later.
+
+    Raises:
+        UsageError: names the set, or its architecture, and the line.
+    """
     for arch_set in sets:
-        targets.check_buildable(line, arch_set)
-        if line.is_cuda and not arch_set.archs:
+        if line is not None:
+            targets.check_buildable(line, arch_set)
+        if not arch_set.archs and (line is None or line.is_cuda):
             raise UsageError(
                 "SET_HAS_NO_CUDA",
                 f"set {arch_set.name} holds no CUDA code",
                 hint="invoke build-cpu builds it",
             )
-    if request.format is None:
-        return line, sets
-    return line, tuple(msgspec.structs.replace(s, format=request.format) for s in sets)
 
 
 def _check_cluster(request: BuildRequest) -> None:
@@ -134,8 +162,16 @@ def choose_source(request: BuildRequest) -> Source:
     """
     if request.ref and request.source:
         raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
-    if request.ref:
-        return source.from_ref(request.ref)
-    if request.source:
-        return source.from_folder(request.source)
-    return source.from_archive(pins.load().source)
+    if not (request.ref or request.source):
+        if request.assume_build is not None:
+            raise UsageError(
+                "ASSUMED_BUILD_IS_KNOWN",
+                "--assume-build without --source or --ref: the pinned archive's build is known",
+            )
+        return source.from_archive(pins.load().source)
+    found = (
+        source.from_folder(request.source) if request.source else source.from_ref(request.ref or "")
+    )
+    if request.assume_build is None:
+        return found
+    return source.assume_build(found, request.assume_build)

@@ -11,7 +11,7 @@ import hashlib
 import os
 import re
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
@@ -34,14 +34,24 @@ SHORT_COMMIT: Final = 9
 
 _VERSION_PART: Final = re.compile(r"set\(LLAMA_VERSION_(MAJOR|MINOR|PATCH)\s+(\d+)\)")
 
+_CURL_OPTION: Final = re.compile(r"^\s*option\(LLAMA_CURL\s", re.MULTILINE)
+"""llama.cpp of 2025 downloads with libcurl; newer trees have no such option and would warn."""
+_UPSTREAM: Final = re.compile(r"[/:](?:ggml-org|ggerganov)/llama\.cpp(?:\.git)?/?")
+"""The end of the address of llama.cpp's own repository, under its present and former owner."""
+_BUILD_TAG: Final = ("--tags", "--match", "b[0-9]*", "--abbrev=0")
+_NEEDED_OPTIONS: Final = ("GGML_BACKEND_DL", "GGML_CPU_ALL_VARIANTS")
+"""ggml's options that a plan gives; an unknown one is ignored by CMake without an error."""
+_ASSUME_HINT: Final = "--assume-build N tells the farm which build of llama.cpp it is"
+
 
 @dataclass(frozen=True)
 class Source:
     """A source tree and what is known of it.
 
-    ``build`` is llama.cpp's build number, 0 where it is not known; ``commit`` has 40 digits
-    (followed by ``-dirty`` for a changed work tree); ``sha256`` is the archive's; ``note`` is
-    a line that a person must see.
+    ``build`` is llama.cpp's build number, 0 where it is not known, and ``build_assumed`` tells that
+    a person gave it; ``commit`` has 40 digits (followed by ``-dirty`` for a changed work tree);
+    ``sha256`` is the archive's; ``note`` is a line that a person must see; ``defines`` are CMake's
+    cache entries that this tree needs beside those of the plan.
     """
 
     tree: Path
@@ -52,6 +62,8 @@ class Source:
     sha256: str | None
     project: str = "llama.cpp"
     note: str | None = None
+    build_assumed: bool = False
+    defines: tuple[tuple[str, str], ...] = ()
 
     @property
     def short_commit(self) -> str:
@@ -79,6 +91,7 @@ def from_archive(pin: SourcePin) -> Source:
         origin=f"pypi:{pin.filename}#{pin.subdir}",
         sha256=pin.sha256,
         note=note,
+        defines=_defines(tree),
     )
 
 
@@ -88,7 +101,8 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     What one repository gave is never looked at for another one.
 
     Raises:
-        UsageError: the repository has no such ref, or its address is not https.
+        UsageError: the repository has no such ref, its address is not https, or what the ref
+            names is older than what the farm builds.
         SourceError: git is missing or the repository cannot be reached.
     """
     _require_https(remote)
@@ -99,28 +113,89 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
     tree, note = kept(commit, lambda folder: _check_out(repository, commit, folder))
+    _require_layout(tree, ref)
     count = _git("-C", str(repository), "rev-list", "--count", commit)
-    origin = f"git+{remote}@{ref}"
-    return Source(tree, read_version(tree), int(count), commit, origin, None, note=note)
+    return Source(
+        tree=tree,
+        version=read_version(tree),
+        build=int(count),
+        commit=commit,
+        origin=f"git+{remote}@{ref}",
+        sha256=None,
+        note=note,
+        defines=_defines(tree),
+    )
 
 
 def from_folder(folder: Path) -> Source:
     """Take a folder as it is; its own git history, if any, gives build number and commit.
 
+    A history that does not tell which build of llama.cpp it is (none, a shallow one, a fork's)
+    gives the number of the newest build that it is known to hold, else 0, and a note.
+
     Raises:
-        UsageError: the folder is not a llama.cpp source tree, or holds what no source has: a pipe,
-            a socket, a device, or a name that is not UTF-8.
+        UsageError: the folder is not a llama.cpp source tree, is older than what the farm builds,
+            or holds what no source has: a pipe, a socket, a device, or a name that is not UTF-8.
     """
     tree = folder.resolve()
-    if not (tree / "CMakeLists.txt").is_file() or not (tree / "tools" / "server").is_dir():
+    _require_layout(tree, str(folder))
+    _require_readable(tree)
+    build, commit, note = _history(tree)
+    return Source(
+        tree=tree,
+        version=read_version(tree),
+        build=build,
+        commit=commit,
+        origin=f"folder:{tree.name}",
+        sha256=None,
+        note=note,
+        defines=_defines(tree),
+    )
+
+
+def assume_build(found: Source, build: int) -> Source:
+    """Return a source with the build number that a person vouches for; ``BUILD.json`` tells so."""
+    note = (
+        f"note[BUILD_ASSUMED]: the builder says that it is b{build}; the source tells "
+        f"{f'b{found.build}' if found.build else 'no build number'}. BUILD.json and the manifest "
+        "record that the number was assumed"
+    )
+    kept = found.note if found.build else None  # without a number the note was on just that
+    return replace(
+        found, build=build, build_assumed=True, note="\n".join(filter(None, (kept, note)))
+    )
+
+
+def _require_layout(tree: Path, named: str) -> None:
+    """Refuse what is no llama.cpp, and what is older than the farm's options.
+
+    Raises:
+        UsageError: ``SOURCE_NOT_LLAMA_CPP`` or ``SOURCE_TOO_OLD``, with the reason.
+    """
+    old = (tree / "examples" / "server").is_dir() and not (tree / "tools").is_dir()
+    if not (tree / "CMakeLists.txt").is_file() or not (old or (tree / "tools/server").is_dir()):
         raise UsageError(
             "SOURCE_NOT_LLAMA_CPP",
-            f"{folder} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
+            f"{named} is not a llama.cpp source tree (no CMakeLists.txt with tools/server)",
             hint="give the folder that holds llama.cpp's own CMakeLists.txt",
         )
-    _require_readable(tree)
-    build, commit = _history(tree)
-    return Source(tree, read_version(tree), build, commit, f"folder:{tree.name}", None)
+    options = tree / "ggml" / "CMakeLists.txt"
+    told = options.read_text("utf-8", "replace") if options.is_file() else ""
+    lacking = [name for name in _NEEDED_OPTIONS if told and name not in told]
+    if old or lacking:
+        reason = "its server lies in examples/server" if old else f"it has no {lacking[0]}"
+        raise UsageError(
+            "SOURCE_TOO_OLD",
+            f"{named} is llama.cpp of before May 2025 ({reason}); the farm's tarballs need its "
+            "plugins and tools/server",
+            hint="take a llama.cpp from May 2025 (b5300) or later",
+        )
+
+
+def _defines(tree: Path) -> tuple[tuple[str, str], ...]:
+    """Return what a tree of another time needs: with libcurl the server would need it, too."""
+    told = (tree / "CMakeLists.txt").read_text("utf-8", "replace")
+    return (("LLAMA_CURL", "OFF"),) if _CURL_OPTION.search(told) else ()
 
 
 def _require_readable(tree: Path) -> None:
@@ -173,14 +248,55 @@ def read_version(tree: Path) -> str | None:
     return ".".join(parts[name] for name in names) if len(parts) == len(names) else None
 
 
-def _history(tree: Path) -> tuple[int, str | None]:
+def _history(tree: Path) -> tuple[int, str | None, str | None]:
+    """Return the build number that a work tree's history proves, its commit, and a note."""
     if not (tree / ".git").exists():
-        return 0, None
+        return 0, None, _unknown_build(tree, "has no git history")
     commit = _git("-C", str(tree), "rev-parse", "HEAD")
+    build, note = _proven_build(tree)
     if _git("-C", str(tree), "status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"
-    shallow = _git("-C", str(tree), "rev-parse", "--is-shallow-repository") == "true"
-    return (0 if shallow else int(_git("-C", str(tree), "rev-list", "--count", "HEAD"))), commit
+    return build, commit, note
+
+
+def _proven_build(tree: Path) -> tuple[int, str | None]:
+    """Return the number of the newest build of llama.cpp that HEAD holds, and a note."""
+    at = ("-C", str(tree))
+    if _git(*at, "rev-parse", "--is-shallow-repository") == "true":
+        tag = _run_git((*at, "describe", "--exact-match", *_BUILD_TAG)).stdout.strip()
+        if tag[1:].isdigit():
+            return int(tag[1:]), None
+        return 0, _unknown_build(tree, "is a shallow clone, so its commits cannot be counted")
+    count = int(_git(*at, "rev-list", "--count", "HEAD"))
+    listed = _run_git((*at, "config", "--get-regexp", r"^remote\..*\.url$")).stdout.splitlines()
+    remotes = dict(line.split(" ", 1) for line in listed)
+    own = [name for name, url in remotes.items() if _UPSTREAM.search(url)]
+    if own:
+        known = [f"--remotes={name.removeprefix('remote.').removesuffix('.url')}" for name in own]
+        base = count - int(_git(*at, "rev-list", "--count", "HEAD", "--not", *known))
+    elif remotes:
+        base = _tagged_build(tree)
+    else:
+        base = count  # as llama.cpp's own CMake counts
+    if base == 0:
+        return 0, _unknown_build(tree, "is a fork that no build of llama.cpp is known of")
+    fork = f"note[SOURCE_IS_FORK]: {tree} is b{base} with {count - base} commits of its own"
+    return base, fork if count > base else None
+
+
+def _tagged_build(tree: Path) -> int:
+    """Return the number of the newest tag ``bNNNN`` that has as many commits as it says, else 0."""
+    tag = _run_git(("-C", str(tree), "describe", *_BUILD_TAG)).stdout.strip()
+    number = int(tag[1:]) if tag[1:].isdigit() else 0
+    counted = number and int(_git("-C", str(tree), "rev-list", "--count", tag))
+    return number if number == counted else 0
+
+
+def _unknown_build(tree: Path, why: str) -> str:
+    return (
+        f"note[BUILD_NUMBER_UNKNOWN]: {tree} {why}; it is built as b0, which invoke publish "
+        f"refuses: {_ASSUME_HINT}"
+    )
 
 
 def _require_https(remote: str) -> None:

@@ -28,16 +28,22 @@ DEFAULT_LINE: Final = "cu128"
 _Row = TypeVar("_Row")
 _IMAGE_TOOLKIT: Final = re.compile(r"(?:^|/)cuda:(\d+\.\d+)(?:\.\d+)*-")
 """The toolkit's version in the tag of NVIDIA's images, ``nvidia/cuda:12.4.1-devel-ubuntu22.04``."""
+_LINE_NAME: Final = re.compile(r"cu([0-9]{2})([0-9]{1,2})")
 _ARCH: Final = re.compile(r"(?P<number>[0-9]{2,3})(?P<suffix>[af]?)(?P<kind>-real|-virtual)?")
 
 Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
 
 
-class Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """One toolkit on one devel image. ``oldest``/``newest`` are compute capabilities times ten."""
+class Line(msgspec.Struct, frozen=True):
+    """One toolkit on one devel image. ``oldest``/``newest`` are compute capabilities times ten.
+
+    ``image`` is empty for a line that is not in the table: ``--image`` or a local toolkit brings
+    what it is built with. ``glibc`` and ``glibcxx`` are the newest that its binaries may need.
+    """
 
     image: str
     glibc: Version
+    glibcxx: Version = "3.4.30"
     toolkit: Version | None = None
     min_driver: Version | None = None
     oldest: int = 0
@@ -96,13 +102,34 @@ class ArchSet(msgspec.Struct, frozen=True):
         return frozenset(arch.name for arch in self.parsed if arch.ptx)
 
 
+class Cuda(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What NVIDIA says of one major version of CUDA; ``targets.toml`` names the sources.
+
+    ``newest`` has pairs of a minor version and the newest compute capability from then on;
+    ``checked`` is the newest minor version that the row was compared with.
+    """
+
+    min_driver: Version
+    oldest: int
+    newest: tuple[tuple[int, int], ...]
+    checked: int
+
+
+class _LineRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    image: str
+    glibc: Version
+    glibcxx: Version
+    toolkit: Version | None = None
+
+
 class _SetRow(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     archs: str
     format: str = "tar.zst"
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    lines: dict[str, Line]
+    lines: dict[str, _LineRow]
+    cuda: dict[str, Cuda]
     sets: dict[str, _SetRow]
     groups: dict[str, tuple[str, ...]]
     release: dict[str, tuple[str, ...]] = {}
@@ -115,32 +142,67 @@ class Targets(msgspec.Struct, frozen=True):
     sets: dict[str, ArchSet]
     groups: dict[str, tuple[str, ...]]
     release: dict[str, tuple[str, ...]] = {}
+    cuda: dict[str, Cuda] = {}
 
     def line(self, name: str) -> Line:
-        """Return the line called ``name``.
+        """Return the line called ``name``, of the table or of any other toolkit (``cu126``).
 
         Raises:
-            UsageError: there is none.
+            UsageError: there is none, and no toolkit could have that name.
         """
-        return _look_up("line", name, self.lines)
+        match = _LINE_NAME.fullmatch(name)
+        if name not in self.lines and match and match[1] in self.cuda:
+            return self._line_of(f"{match[1]}.{match[2]}")
+        return _look_up("line", name, self.lines, others=("any cu12N or cu13N with its --image",))
 
-    def line_of_image(self, image: str | None) -> Line:
-        """Return the line that a devel image is for, by its tag; the default without an image.
+    def line_of_toolkit(self, version: str, *, what: str) -> Line:
+        """Return the line that a toolkit makes; ``what`` has it, for the error.
 
         Raises:
-            UsageError: no line has the toolkit that the image's tag names.
+            UsageError: its major version is none that the farm builds for.
+        """
+        for line in self.lines.values():
+            if line.toolkit == version:
+                return line
+        if version.split(".", maxsplit=1)[0] not in self.cuda:
+            raise UsageError(
+                "LINE_OF_IMAGE_UNKNOWN",
+                f"{what} has CUDA {version}, of which there is no line",
+                hint=f"the farm builds for CUDA {' and '.join(self.cuda)}",
+            )
+        return self._line_of(version)
+
+    def unchecked(self, line: Line, *, listed: bool) -> str | None:
+        """Return the note on a minor version that is newer than the table; None for the others.
+
+        ``listed`` tells that the architectures came from the nvcc itself.
+        """
+        major, minor = line.toolkit.split(".") if line.toolkit else ("", "0")
+        row = self.cuda.get(major)
+        if row is None or int(minor) <= row.checked:
+            return None
+        archs = "its own nvcc lists" if listed else f"CUDA {major}.{row.checked} has"
+        return (
+            f"note[CUDA_MINOR_UNCHECKED]: CUDA {line.toolkit} is newer than build/targets.toml, "
+            f"which knows {major}.{row.checked}: taken are {major}.x's driver ({row.min_driver}) "
+            f"and the architectures that {archs} ({line.oldest} to {line.newest})"
+        )
+
+    def _line_of(self, version: str) -> Line:
+        major, minor = version.split(".")
+        promise = self.lines[DEFAULT_LINE]
+        return _with_cuda(
+            Line("", promise.glibc, promise.glibcxx, version, name=f"cu{major}{minor}"), self.cuda
+        )
+
+    def line_of_image(self, image: str | None) -> Line | None:
+        """Return the line that a devel image is for, by its tag; None where the tag does not tell.
+
+        Raises:
+            UsageError: the tag names a CUDA that the farm does not build for.
         """
         version = _IMAGE_TOOLKIT.search(image or "")
-        if version is None:
-            return self.line(DEFAULT_LINE)
-        for line in self.lines.values():
-            if line.toolkit == version[1]:
-                return line
-        raise UsageError(
-            "LINE_OF_IMAGE_UNKNOWN",
-            f"{image} has CUDA {version[1]}, of which there is no line",
-            hint=f"there is {', '.join(self.lines)}; --line names one (invoke targets)",
-        )
+        return self.line_of_toolkit(version[1], what=str(image)) if version else None
 
     def release_rows(self) -> tuple[dict[str, str], ...]:
         """Return one row for each tarball of a release: ``line``, ``set``, and the verb for it."""
@@ -177,10 +239,11 @@ def load(path: Path = TARGETS_FILE) -> Targets:
     except (OSError, tomllib.TOMLDecodeError, msgspec.ValidationError) as error:
         raise UsageError("TARGETS_INVALID", f"{path.name}: {error}") from error
     targets = Targets(
-        lines={n: msgspec.structs.replace(line, name=n) for n, line in parsed.lines.items()},
+        lines={n: _line(n, row, parsed.cuda) for n, row in parsed.lines.items()},
         sets={n: ArchSet(n, row.archs, row.format) for n, row in parsed.sets.items()},
         groups=parsed.groups,
         release=parsed.release,
+        cuda=parsed.cuda,
     )
     _check_rows(targets, path.name)
     return targets
@@ -240,6 +303,28 @@ def check_buildable(line: Line, arch_set: ArchSet) -> None:
                 f"line {line.name} (CUDA {line.toolkit}) cannot build architecture {arch.name}",
                 hint=f"it builds {line.oldest} to {line.newest}; see invoke targets",
             )
+
+
+def _line(name: str, row: _LineRow, cuda: Mapping[str, Cuda]) -> Line:
+    return _with_cuda(Line(row.image, row.glibc, row.glibcxx, row.toolkit, name=name), cuda)
+
+
+def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
+    """Add what the toolkit's major version decides: driver and architectures."""
+    if line.toolkit is None:
+        return line
+    major, minor = line.toolkit.split(".")
+    if major not in cuda:
+        raise UsageError(
+            "TARGETS_INVALID", f"lines.{line.name}.toolkit: there is no table cuda.{major}"
+        )
+    row = cuda[major]
+    return msgspec.structs.replace(
+        line,
+        min_driver=row.min_driver,
+        oldest=row.oldest,
+        newest=max(newest for since, newest in row.newest if since <= int(minor)),
+    )
 
 
 _ARCHS_HINT: Final = (

@@ -10,6 +10,7 @@ import hashlib
 import re
 import zipfile
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
@@ -33,6 +34,26 @@ _BUILD_IN_VERSION: Final = re.compile(r"\d{4}\.\d{1,2}\.(\d{4,6})")
 """xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""
 
 
+@dataclass(frozen=True)
+class Step:
+    """What changed of one kind: the commit's title, a line for each row, the file's text then."""
+
+    title: str
+    changes: tuple[str, ...]
+    text: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """What an update changed, by kind: llama.cpp, packages, images.
+
+    ``newer`` is the build of a newer llama.cpp, None where that stays.
+    """
+
+    steps: tuple[Step, ...] = ()
+    newer: int | None = None
+
+
 def main(
     path: Path = pins.PINS_FILE,
     *,
@@ -40,7 +61,7 @@ def main(
     digest_of: Callable[[str], str] | None = None,
     newest: bool = False,
     tags_of: Callable[[], tuple[int, ...]] = source.upstream_builds,
-) -> bool:
+) -> Update:
     """Look everything up again and write the file, if it changed; then read it back.
 
     Args:
@@ -51,7 +72,7 @@ def main(
         tags_of: gives the build numbers that llama.cpp's repository has tags for.
 
     Returns:
-        Whether the file changed.
+        What changed.
 
     Raises:
         SourceError: the package index is out of reach or lacks a pinned version; or the newest
@@ -63,18 +84,53 @@ def main(
         document = tomlkit.parse(before)
     except (OSError, TOMLKitError) as error:
         raise UsageError("PINS_INVALID", f"{path.name}: {error}") from error
-    if newest:
-        _take_newest(document["source"], say, tags_of)
-    _update_files(document)
-    if newest:
-        _read_source(document["source"])
-    _update_images(document, say, digest_of or registry_digest)
-    after = tomlkit.dumps(document)
-    if after != before:
-        path.write_text(after, "utf-8")
-    pins.load(path)
-    say(f"{path.name}: {'written' if after != before else 'unchanged'}")
-    return after != before
+    build = int(document.unwrap()["source"]["build"])
+    parts: dict[str, Callable[[], None]] = {
+        "llama.cpp": lambda: _update_source(document["source"], say, tags_of, newest=newest),
+        "Packages": lambda: _update_packages(document),
+        "Images": lambda: _update_images(document, say, digest_of or registry_digest),
+    }
+    steps = []
+    for title, update in parts.items():
+        old = document.unwrap()
+        update()
+        if changes := _changes(old, document.unwrap()):
+            titled = f"{title}: {len(changes)} pins changed" if title != "llama.cpp" else changes[0]
+            steps.append(Step(titled, changes, tomlkit.dumps(document)))
+    if steps:
+        path.write_text(steps[-1].text, "utf-8")
+    now = pins.load(path).source.build
+    for step in steps:
+        for change in step.changes:
+            say(change)
+    say(f"{path.name}: {'written' if steps else 'unchanged'}")
+    return Update(tuple(steps), now if now > build else None)
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:
+    """Return a line for each row that changed, with what identifies its old and new content."""
+    old, new = _rows(before), _rows(after)
+    return tuple(
+        f"{name}: {_shown(old.get(name))} → {_shown(row)}"
+        for name, row in new.items()
+        if row != old.get(name)
+    )
+
+
+def _rows(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    rows = {f"llama.cpp ({document['source']['package']})": document["source"]}
+    for kind in ("models", "toolkit", "cuda_runtime", "images"):
+        for row in document.get(kind, ()):
+            rows[" ".join(row[k] for k in ("package", "line", "tag") if k in row)] = row
+    return rows
+
+
+def _shown(row: dict[str, Any] | None) -> str:
+    if row is None:
+        return "not pinned"
+    build = f"b{row['build']} " if "build" in row else ""
+    digest = row.get("digest") or row.get("sha256") or "no digest"
+    return f"{build}{row.get('version', '')} {digest}".strip()
 
 
 def registry_digest(name: str) -> str:
@@ -119,6 +175,21 @@ def _take_newest(
     row["version"], row["build"] = builds[newest], newest
 
 
+def _update_source(
+    row: Any,
+    say: Callable[[str], None],
+    tags_of: Callable[[], tuple[int, ...]],
+    *,
+    newest: bool,
+) -> None:
+    if newest:
+        _take_newest(row, say, tags_of)
+    with packages.session() as web:
+        _update_file(web, row, SDIST)
+    if newest:
+        _read_source(row)
+
+
 def _read_source(row: Any) -> None:
     """Look into the archive: the index does not know upstream's release number."""
     names = pins.SourcePin.__struct_fields__
@@ -129,9 +200,8 @@ def _read_source(row: Any) -> None:
     row["llama_version"] = told
 
 
-def _update_files(document: Any) -> None:
+def _update_packages(document: Any) -> None:
     with packages.session() as web:
-        _update_file(web, document["source"], SDIST)
         for row in document["models"]:
             _update_file(web, row, ANY_WHEEL)
             _update_member(row)

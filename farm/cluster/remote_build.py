@@ -150,6 +150,7 @@ def identity(request: BuildRequest, plan: BuildPlan) -> str:
     """
     quiet = BuildReport(Console(quiet=True))
     with closing(pipeline.choose_engine(request, plan.line, quiet)) as engine:
+        pipeline.settled(engine, request, plan.line, quiet)
         return engine.identity(plan)
 
 
@@ -191,10 +192,8 @@ def _build(job: Job, reporter: Reporter, check: Callable[[], None], folder: Path
     if not has_source(job.source):
         raise EngineError("SOURCE_MISSING", f"{host_name()} has no source {job.source[:12]}")
     quiet = BuildReport(Console(quiet=True))
-    line = job.plan.line
-    with closing(pipeline.choose_engine(job.request, line, quiet)) as engine:
-        if engine.name == "local":
-            line = pipeline.promise_of_this_host(line, quiet)
+    with closing(pipeline.choose_engine(job.request, job.plan.line, quiet)) as engine:
+        line = pipeline.settled(engine, job.request, job.plan.line, quiet)
         tree = replace(job.plan.source, tree=source_folder(job.source))
         plan = replace(job.plan, line=line, source=tree)
         fresh = job.request.fresh

@@ -97,7 +97,13 @@ class Spread:
                         yield from self._keep(kept[job.plan.key], outcome, fleet)
 
     def _inner(self) -> BuildRequest:
-        return replace(self.request, engine=self.request.worker_engine, source=None, out=Path())
+        return replace(
+            self.request,
+            engine=self.request.worker_engine,
+            line=self.plans[0].line.name,
+            source=None,
+            out=Path(),
+        )
 
     def _compare(self, told: list[str]) -> None:
         if len(told) > 1:

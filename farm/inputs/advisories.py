@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, Protocol
 
 import msgspec
 import tomllib
@@ -13,8 +13,6 @@ from farm.errors import PublishError
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    from llama_loader.manifest import Source
 
 FILE: Final = PROJECT_ROOT / "build" / "advisories.toml"
 
@@ -31,6 +29,14 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     advisory: tuple[Advisory, ...]
 
 
+class Numbered(Protocol):
+    """A source of llama.cpp, before its build or in a manifest."""
+
+    @property
+    def build(self) -> int:
+        """llama.cpp's build number."""
+
+
 def load(path: Path = FILE) -> tuple[Advisory, ...]:
     """Read the advisories.
 
@@ -43,12 +49,12 @@ def load(path: Path = FILE) -> tuple[Advisory, ...]:
         raise PublishError("ADVISORIES_INVALID", f"{path.name}: {error}") from error
 
 
-def of(source: Source, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
+def of(source: Numbered, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
     """Return the holes that a build of llama.cpp has."""
     return tuple(one for one in known if source.build < one.fixed_in)
 
 
-def require_none(source: Source) -> None:
+def require_none(source: Numbered) -> None:
     """Refuse a build with a known hole.
 
     Raises:
@@ -57,8 +63,7 @@ def require_none(source: Source) -> None:
     found = of(source, load())
     if found:
         names = ", ".join(f"{one.id} ({one.summary})" for one in found)
-        raise PublishError(
-            "KNOWN_ADVISORY",
-            f"llama.cpp b{source.build} has {names}",
-            hint=f"build b{max(one.fixed_in for one in found)} or newer",
-        )
+        hint = f"build b{max(one.fixed_in for one in found)} or newer"
+        if source.build == 0:
+            hint += ". b0 means that the source told no number: build with --assume-build N"
+        raise PublishError("KNOWN_ADVISORY", f"llama.cpp b{source.build} has {names}", hint=hint)

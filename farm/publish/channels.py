@@ -238,6 +238,15 @@ def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -
     )
 
 
+def require_own(destination: Destination, channel: str, signer: Signer) -> None:
+    """Refuse a channel that another key signed, or of another project; a new one is anybody's.
+
+    Raises:
+        PublishError: it is not this key's.
+    """
+    _present(destination, channel, signer, destination.project)
+
+
 def _present(
     destination: Destination, channel: str, signer: Signer, project: str
 ) -> tuple[Manifest | None, bool]:

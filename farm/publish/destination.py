@@ -41,6 +41,13 @@ class Destination(Protocol):
             FarmError: it does not, or may not.
         """
 
+    def require_writable(self) -> None:
+        """See, as far as that shows without writing, that a release can be published here.
+
+        Raises:
+            FarmError: it cannot.
+        """
+
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the finished parts of a release that are there, visible or not yet."""
 

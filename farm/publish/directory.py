@@ -43,6 +43,12 @@ class Directory:
         if not self._root.is_dir():
             raise UsageError("DESTINATION_MISSING", f"there is no folder {self.where}")
 
+    def require_writable(self) -> None:
+        """Ask for this user's rights in the folder, or where it will be made."""
+        place = self._root if self._root.is_dir() else self._root.absolute().parent
+        if not os.access(place, os.W_OK):
+            raise PublishError("DESTINATION_NOT_WRITABLE", f"this user may not write to {place}")
+
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the parts in the release's folder, else those gathered for it."""
         place = self._root / release

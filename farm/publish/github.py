@@ -45,6 +45,23 @@ class GitHub:
         """Ask for the repository."""
         self._api.call("GET", "")
 
+    def require_writable(self) -> None:
+        """Ask whether a workflow can store its attestations; the token has been asked for.
+
+        Raises:
+            PublishError: ``ATTESTATION_UNAVAILABLE``: the repository is private, which needs a plan
+                that no request tells; ``FARM_ATTEST_PRIVATE=1`` says that the owner has it.
+        """
+        private = self._api.call("GET", "").get("private", False)
+        attests = os.environ.get("GITHUB_ACTIONS") == "true"  # release.yml does, after the build
+        if private and attests and os.environ.get("FARM_ATTEST_PRIVATE") != "1":
+            raise PublishError(
+                "ATTESTATION_UNAVAILABLE",
+                f"{self.where} is private: GitHub attests for private repositories with "
+                "Enterprise Cloud only",
+                hint="set the repository variable FARM_ATTEST_PRIVATE to 1 if yours has it",
+            )
+
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the uploaded assets of a release or its draft."""
         found = self._release(release)

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 import httpx2
-from huggingface_hub import CommitOperationAdd, HfApi, hf_hub_url
+from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
 from huggingface_hub.errors import (
     EntryNotFoundError,
     HfHubHTTPError,
@@ -24,7 +24,7 @@ from huggingface_hub.errors import (
 from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
-from farm.errors import PublishError
+from farm.errors import PublishError, UsageError
 from farm.publish import destination, parts, token
 from farm.publish.parts import Known
 from farm.release import MANIFEST
@@ -65,6 +65,15 @@ class Hub:
         """Ask for the repository."""
         with hub_errors(self.where):
             self._head()
+
+    def require_writable(self) -> None:
+        """Ask whose token it is: without one only reading works."""
+        if token.read("HF_TOKEN") is None and get_token() is None:
+            raise UsageError(
+                "TOKEN_MISSING",
+                "HF_TOKEN is not set, and there is no login",
+                hint=f"a token that may write to {self._repository}",
+            )
 
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the files of a release on the main branch."""

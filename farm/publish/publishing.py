@@ -46,6 +46,11 @@ def prepare(
     _require_verified(manifest, found)
     name = places.require_name("release", manifest.release)
     advisories.require_none(manifest.source)
+    if manifest.source.build_assumed:
+        note(
+            f"note[BUILD_ASSUMED]: b{manifest.source.build} is what the builder said; "
+            "the source did not tell"
+        )
     present = destination.present(name)
     wanted = _with_report(name, found, destination, present)
     if wheel is not None:

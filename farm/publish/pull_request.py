@@ -7,6 +7,7 @@ stopped: a branch, a commit or a pull request that is there already is used as i
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
@@ -15,14 +16,17 @@ from farm.errors import UsageError
 from farm.inputs import pins
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
+    from farm.inputs.pins import SourcePin
     from farm.publish.github_api import Api
+    from farm.update_pins import Step, Update
 
 REPOSITORY: Final = "GITHUB_REPOSITORY"
 """``OWNER/NAME``, as on every runner; ``GITHUB_TOKEN`` and ``GITHUB_API_URL`` are the API's."""
 _SHOWN: Final = 40
-"""How many differing files stand in a pull request's text."""
+"""How many differing files, or changed pins of a kind, stand in a pull request's text."""
 
 
 def repository() -> str:
@@ -39,15 +43,18 @@ def repository() -> str:
     return name
 
 
-def propose(name: str, api: Api, file: Path, *, branch: str, title: str, body: str) -> str:
-    """Put a file of this checkout on a branch and ask for it to be merged.
+def propose(
+    name: str, api: Api, file: Path, steps: Sequence[Step], *, branch: str, title: str, body: str
+) -> str:
+    """Put the steps of a file's change on a branch, a commit each, and ask for it to be merged.
 
     Args:
         name: the repository, ``OWNER/NAME``.
         api: the API of it.
         file: a file that the repository has already.
+        steps: what the commits are called, and the file's text after each.
         branch: made from the default branch where it is not there.
-        title: of the commit and of the pull request.
+        title: of the pull request.
         body: the pull request's text.
 
     Returns:
@@ -62,7 +69,7 @@ def propose(name: str, api: Api, file: Path, *, branch: str, title: str, body: s
     if reference not in {one["ref"] for one in there}:
         head = api.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
         api.call("POST", "/git/refs", json={"ref": reference, "sha": head})
-    _put(api, file, branch, title)
+    _put(api, file, branch, steps)
     query = {"head": f"{name.partition('/')[0]}:{branch}", "state": "open"}
     open_ones = api.call("GET", "/pulls", params=query)
     if open_ones:
@@ -71,40 +78,66 @@ def propose(name: str, api: Api, file: Path, *, branch: str, title: str, body: s
     return str(api.call("POST", "/pulls", json=asked)["html_url"])
 
 
-def propose_pins(name: str, api: Api, *, remote: str = source.GIT_REMOTE) -> tuple[str, str]:
-    """Propose ``build/pins.toml`` as it is now; returns the branch and the address.
+def propose_pins(
+    name: str, api: Api, update: Update, *, remote: str = source.GIT_REMOTE
+) -> tuple[str, str]:
+    """Propose what an update changed in ``build/pins.toml``; returns the branch and the address.
 
-    The text says in what the pinned archive differs from llama.cpp's own tag, so that a person
-    can look at just that before it is merged.
+    The text lists every change. For a newer llama.cpp it also says in what the pinned archive
+    differs from llama.cpp's own tag, so that a person can look at just that before it is merged.
 
     Raises:
         SourceError: llama.cpp's repository or the package index cannot be reached.
         PublishError: GitHub refused, or cannot be reached.
     """
-    pin = pins.load().source
-    branch, title = f"llama.cpp-b{pin.build}", f"Build llama.cpp b{pin.build}"
+    if update.newer is None:
+        text = update.steps[-1].text.encode()
+        branch = f"pins-{hashlib.sha256(text).hexdigest()[:12]}"
+        title = f"Change pins: {', '.join(step.title for step in update.steps)}"
+        body = "llama.cpp stays as it is, so the weekly run builds nothing of it.\n"
+    else:
+        branch, title = f"llama.cpp-b{update.newer}", f"Build llama.cpp b{update.newer}"
+        body = _compared(pins.load().source, remote)
+    changes = "".join(
+        f"\n**{step.title}**\n{_listed(step.changes, code=False)}\n" for step in update.steps
+    )
+    written = "`build/pins.toml` as `invoke update-pins` wrote it, a commit for each kind."
+    body = f"{written}\n{changes}\n{body}"
+    return branch, propose(
+        name, api, pins.PINS_FILE, update.steps, branch=branch, title=title, body=body
+    )
+
+
+def _compared(pin: SourcePin, remote: str) -> str:
     tag = source.from_ref(f"b{pin.build}", remote=remote)
     differing = source.differences(source.from_archive(pin).tree, tag.tree)
-    body = (
-        f"`build/pins.toml` as `invoke update-pins --newest` wrote it: llama.cpp b{pin.build} "
-        f"({pin.llama_version}) from {pin.filename}, sha256 `{pin.sha256}`.\n\n"
+    return (
+        f"llama.cpp b{pin.build} ({pin.llama_version}) comes from {pin.filename}, sha256 "
+        f"`{pin.sha256}`.\n\n"
         f"Compared with llama.cpp's own tag b{pin.build} ({tag.commit}): {len(differing)} files of "
         f"the archive are not as there.\n{_listed(differing)}"
     )
-    return branch, propose(name, api, pins.PINS_FILE, branch=branch, title=title, body=body)
 
 
-def _listed(names: tuple[str, ...]) -> str:
-    shown = "".join(f"\n- `{name}`" for name in names[:_SHOWN])
+def _listed(names: Sequence[str], *, code: bool = True) -> str:
+    mark = "`" if code else ""
+    shown = "".join(f"\n- {mark}{name}{mark}" for name in names[:_SHOWN])
     return shown + (f"\n- and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
 
 
-def _put(api: Api, file: Path, branch: str, message: str) -> None:
+def _put(api: Api, file: Path, branch: str, steps: Sequence[Step]) -> None:
+    """Commit the steps that are not on the branch yet."""
     path = f"/contents/{file.relative_to(PROJECT_ROOT).as_posix()}"
-    content = file.read_bytes()
+    texts = [step.text.encode() for step in steps]
+    present, sha = _there(api, path, branch)
+    for step in steps[texts.index(present) + 1 if present in texts else 0 :]:
+        encoded = base64.b64encode(step.text.encode()).decode()
+        change = {"message": step.title, "content": encoded, "branch": branch, "sha": sha}
+        api.call("PUT", path, json=change)
+        _, sha = _there(api, path, branch)
+
+
+def _there(api: Api, path: str, branch: str) -> tuple[bytes, str]:
+    """Return what a branch has of a file, and the number that a change of it must name."""
     there = api.call("GET", path, params={"ref": branch})
-    if base64.b64decode(there["content"]) == content:
-        return
-    encoded = base64.b64encode(content).decode()
-    change = {"message": message, "content": encoded, "branch": branch, "sha": there["sha"]}
-    api.call("PUT", path, json=change)
+    return base64.b64decode(there["content"]), str(there["sha"])

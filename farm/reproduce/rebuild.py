@@ -118,6 +118,7 @@ def _build(
     plan = recorded_plan.plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
     request = BuildRequest(
+        line=plan.line.name,
         engine=record.toolchain.engine,
         image=_image(record, asked, report),
         toolkit=recorded_plan.toolkit_of(record, asked.toolkit),

@@ -68,6 +68,7 @@ def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None =
         origin=record.origin,
         sha256=record.sha256,
         project=record.project,
+        build_assumed=record.build_assumed,
     )
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm import pipeline, release
-from farm.devel_image import with_image
 from farm.errors import BuildError, UsageError
 from farm.plan import BuildPlan
 from farm.reproduce import clean_build, diffoscope
@@ -57,8 +56,11 @@ def prove(request: BuildRequest, report: BuildReport, *, objects: Wanted | None 
     """
     line, sets = resolve(request)
     _check(request, sets, objects)
-    if request.engine != "local" and request.image is None:
-        request = with_image(request, line.name, report)
+    if line is None:
+        with closing(pipeline.choose_engine(request, line, report)) as engine:
+            line = pipeline.settled(engine, request, line, report)
+    elif request.engine != "local" and request.image is None:
+        request = replace(pipeline.with_image(request, line.name, report), line=line.name)
     proofs = []
     for arch_set in sets:
         with tempfile.TemporaryDirectory(prefix="llama-farm-twice-") as name:
@@ -146,9 +148,7 @@ class _Trial:
             folder.mkdir()
             self.report.say(f"{self._key}: {name} build, -j {request.jobs}, no compiler cache")
             with closing(pipeline.choose_engine(request, self.line, self.report)) as engine:
-                line = self.line
-                if engine.name == "local":
-                    line = pipeline.promise_of_this_host(line, self.report)
+                line = pipeline.settled(engine, request, self.line, self.report)
                 plan = BuildPlan(self.arch_set, line, choose_source(request))
                 yield plan, engine, request, folder
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from farm.plan import BuildPlan
+    from farm.source import Source
 
 LAYOUT: Final = Layout(
     source=PurePosixPath("/source"),
@@ -32,8 +33,11 @@ LAYOUT: Final = Layout(
 """Names for the folders of a record's command lines; no compiler cache, which decides no byte."""
 
 
-class SourceRecord(msgspec.Struct, frozen=True):
-    """The manifest's ``source``, as it was at build time."""
+class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
+    """The manifest's ``source``, as it was at build time.
+
+    ``build_assumed`` tells that a person gave the build number with ``--assume-build``.
+    """
 
     project: str
     version: str | None
@@ -41,6 +45,7 @@ class SourceRecord(msgspec.Struct, frozen=True):
     commit: str | None
     origin: str
     sha256: str | None
+    build_assumed: bool = False
 
 
 class LineRecord(msgspec.Struct, frozen=True):
@@ -100,16 +105,9 @@ def of(
     inputs: Mapping[str, str] | None = None,
 ) -> BuildRecord:
     """Record a plan, who carried it out, and what it read."""
-    source, line = plan.source, plan.line
+    line = plan.line
     return BuildRecord(
-        source=SourceRecord(
-            project=source.project,
-            version=source.version,
-            build=source.build,
-            commit=source.commit,
-            origin=source.origin,
-            sha256=source.sha256,
-        ),
+        source=source_of(plan.source),
         arch_set=plan.arch_set.name,
         archs=plan.arch_set.archs,
         line=LineRecord(line.name, line.toolkit, line.min_driver, line.glibc),
@@ -122,6 +120,11 @@ def of(
         inputs=dict(sorted((inputs or {}).items())),
         defined=dict(plan.defined),
     )
+
+
+def source_of(source: Source) -> SourceRecord:
+    """Record where llama.cpp came from."""
+    return SourceRecord(**{name: getattr(source, name) for name in SourceRecord.__struct_fields__})
 
 
 def encode(record: BuildRecord) -> bytes:

@@ -160,6 +160,9 @@ def targets() -> None:
     for name, row in rows.lines.items():
         span = f"{row.oldest} to {row.newest}" if row.is_cuda else ""
         lines.add_row(name, row.toolkit or "", span, row.min_driver or "", row.image)
+    for major, cuda in rows.cuda.items():
+        span = f"{cuda.oldest} to {cuda.newest[-1][1]}"
+        lines.add_row(f"cu{major}N", f"{major}.N", span, cuda.min_driver, "any with its nvcc")
     sets = Table("set", "CMAKE_CUDA_ARCHITECTURES", "format", box=None)
     for name, arch_set in rows.sets.items():
         sets.add_row(name, arch_set.archs or "none", arch_set.format)

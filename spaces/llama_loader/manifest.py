@@ -63,8 +63,11 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True):
     """Immutable, by keyword only; unknown fields are ignored when parsed."""
 
 
-class Source(_Frozen, frozen=True, kw_only=True):
-    """Where the llama.cpp came from. ``sha256`` is the archive's, null for a git ref or folder."""
+class Source(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
+    """Where the llama.cpp came from. ``sha256`` is the archive's, null for a git ref or folder.
+
+    ``build_assumed`` tells that the builder gave the build number, because the source had none.
+    """
 
     project: Text
     version: Text | None
@@ -72,6 +75,7 @@ class Source(_Frozen, frozen=True, kw_only=True):
     commit: Text | None
     origin: Text
     sha256: Sha256 | None
+    build_assumed: bool = False
 
 
 class Cuda(_Frozen, frozen=True, kw_only=True):

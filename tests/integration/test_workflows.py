@@ -62,6 +62,7 @@ RUN_HERE = {
     "sets/build/Start llama-server",
     "sets/build/Save the compiler cache",
     "sets/prune/Remove",
+    "release/preflight/Check images, source, name, place and key",
     "release/release/Assemble",
     "release/release/Read the release again",
     "release/release/Check what promotion demands",
@@ -267,6 +268,36 @@ def test_older_compiler_caches_are_removed_and_each_newest_stays(
     assert done.stdout.splitlines()[-1] == "3 caches stay: 3.0 MB"
 
 
+@pytest.mark.parametrize("spoiled", [False, True])
+def test_a_release_is_checked_before_it_is_built(
+    runner: workflows.Runner, tmp_path: Path, *, spoiled: bool
+) -> None:
+    succeed("keygen", "--out", str(tmp_path / "key"))
+    secrets = {
+        "secrets.GITHUB_TOKEN": github_releases.TOKEN,
+        "secrets.FARM_SIGNING_KEY": "" if spoiled else (tmp_path / "key").read_text("utf-8"),
+        "secrets.FARM_SIGNING_PASSWORD": "",
+        "vars.FARM_ATTEST_PRIVATE": "",
+    }
+    runner.context.update(RELEASE | secrets)
+    if spoiled:
+        runner.context["inputs.release"] = "b11550-1"
+    small = ("--engine docker", f"--engine docker --source {TINY} --assume-build 11549")
+    with github_releases.GitHub().serve() as github:
+        runner.environment.update(
+            DOCKER_HOST=NOWHERE, GITHUB_API_URL=github.url, GITHUB_ACTIONS="true"
+        )
+        step = workflows.step("release/preflight/Check images, source, name, place and key")
+        said = runner.run(step, small).stderr
+    codes = re.findall(r"error\[(\w+)\]", said)
+    spoilt = ["RELEASE_NAME_WRONG", "KEY_MISSING"] if spoiled else []
+    assert codes == [*spoilt, "ENGINE_NOT_RUNNING"], said
+
+
+def test_nothing_of_a_release_is_built_before_the_check() -> None:
+    assert workflows.load("release.yml")["jobs"]["sets"]["needs"] == "preflight"
+
+
 @pytest.mark.parametrize("workflow", ["release/release", "weekly/assemble"])
 def test_the_sets_become_a_release_that_is_read_again(
     runner: workflows.Runner, workflow: str
@@ -448,6 +479,8 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
         assert "0 files of the archive are not as there" in github.pulls[0]["body"]
         proposed = github.branches["llama.cpp-b11600"]["build/pins.toml"].decode()
         assert 'version = "2026.11.11600"' in proposed
+        assert len(github.commits) == 2  # llama.cpp, and what the small table lacks of packages
+        assert "llama.cpp (llama): b11549" in github.pulls[0]["body"]
         # A week later nothing is newer: nothing is proposed, nothing is built.
         assert runner.run(step).returncode == 0
         assert runner.context["outputs.pins.branch"] == ""

@@ -29,6 +29,7 @@ class GitHub:
 
     branches: dict[str, dict[str, bytes]] = field(default_factory=lambda: {"main": {}})
     pulls: list[dict[str, str]] = field(default_factory=list)
+    commits: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     caches: list[dict[str, Any]] = field(default_factory=list)
     refuse: str = ""
@@ -98,6 +99,7 @@ class GitHub:
         if there is not None and body.get("sha") != sha:
             return 409, {"message": f"{name} does not match {sha}"}
         files[name] = base64.b64decode(body["content"])
+        self.commits.append(body["message"])
         return 200, {"commit": {"message": body["message"]}}
 
     @contextmanager

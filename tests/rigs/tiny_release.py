@@ -41,12 +41,15 @@ def tree(folder: Path) -> Path:
     return folder
 
 
-def of_build(kept: Path, build: int, place: Path, *, name: str | None = None) -> Path:
+def of_build(
+    kept: Path, build: int, place: Path, *, name: str | None = None, assumed: bool = False
+) -> Path:
     """Pack a kept tree as if it were llama.cpp's build of that number; returns the release."""
     copy = Path(shutil.copytree(kept, place / f"tree-{build}", symlinks=True))
     record = build_record.decode((copy / "BUILD.json").read_bytes(), what="test")
     renumbered = msgspec.structs.replace(
-        record, source=msgspec.structs.replace(record.source, build=build)
+        record,
+        source=msgspec.structs.replace(record.source, build=build, build_assumed=assumed),
     )
     (copy / "BUILD.json").write_bytes(build_record.encode(renumbered))
     out = place / f"dist-{build}"

@@ -502,6 +502,24 @@ def test_a_build_with_a_known_hole_is_refused(kept: Path, tmp_path: Path) -> Non
     assert not (tmp_path / "published").exists()
 
 
+def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_path: Path) -> None:
+    release = tiny_release.of_build(kept, 11549, tmp_path, assumed=True)
+    said: list[str] = []
+    publishing.prepare(release, places.parse(str(tmp_path / "published")), said.append)
+    assert [line for line in said if line.startswith("note[BUILD_ASSUMED]: b11549")]
+    manifest = msgspec.json.decode((release / "manifest.json").read_bytes())
+    assert manifest["source"]["build_assumed"] is True
+
+
+def test_a_build_without_a_number_is_refused_with_the_way_out(kept: Path, tmp_path: Path) -> None:
+    unknown = tiny_release.of_build(kept, 0, tmp_path)
+    with pytest.raises(PublishError) as refused:
+        publishing.prepare(unknown, places.parse(str(tmp_path / "published")))
+    assert refused.value.code == "KNOWN_ADVISORY"
+    assert "--assume-build" in refused.value.hint
+    assert b"build_assumed" not in (unknown / "manifest.json").read_bytes()
+
+
 @pytest.mark.parametrize(
     "text",
     [

@@ -13,6 +13,7 @@ from farm.inputs import pins
 from farm.publish import pull_request
 from farm.publish.github_api import Api
 from farm.publish.pull_request import propose_pins
+from farm.update_pins import Step, Update
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -67,9 +68,18 @@ def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path
     assert github.pulls[0]["body"].endswith("- and 3 more")
 
 
-def propose(github: GitHub) -> tuple[str, str]:
+NEWER = Step("llama.cpp: b1 → b2", ("llama.cpp: b1 → b2",), "the pins of llama.cpp")
+IMAGES = Step(
+    "Images: 1 pins changed",
+    ("nvidia/cuda:12.8.1-devel-ubuntu22.04: sha256:0 → sha256:1",),
+    pins.PINS_FILE.read_text("utf-8"),
+)
+BOTH = Update((NEWER, IMAGES), pins.load().source.build)
+
+
+def propose(github: GitHub, update: Update = BOTH) -> tuple[str, str]:
     del github  # it is found by its address
-    return propose_pins("owner/name", Api("owner/name", sleep=lambda _: None))
+    return propose_pins("owner/name", Api("owner/name", sleep=lambda _: None), update)
 
 
 def test_the_pins_are_proposed_on_a_branch_of_their_own(github: GitHub) -> None:
@@ -86,6 +96,30 @@ def test_a_second_run_makes_no_second_commit_and_no_second_pull_request(github: 
     github.calls.clear()
     assert propose(github) == first
     assert [call for call in github.calls if not call.startswith("GET")] == []
+
+
+def test_each_kind_of_change_is_a_commit_and_stands_in_the_text(github: GitHub) -> None:
+    propose(github)
+    assert github.commits == [NEWER.title, IMAGES.title]
+    for line in (*NEWER.changes, *IMAGES.changes):
+        assert line in github.pulls[0]["body"]
+
+
+def test_a_change_of_pins_alone_is_no_newer_llama_cpp(github: GitHub) -> None:
+    branch, _ = propose(github, Update((IMAGES,)))
+    assert branch.startswith("pins-")
+    assert github.commits == [IMAGES.title]
+    (pull,) = github.pulls
+    assert pull["title"] == f"Change pins: {IMAGES.title}"
+    assert "llama.cpp stays as it is" in pull["body"]
+    assert IMAGES.changes[0] in pull["body"]
+
+
+@pytest.mark.parametrize("done", [1, 2])
+def test_commits_that_are_there_are_not_made_again(github: GitHub, done: int) -> None:
+    github.branches[BRANCH] = {PINS: BOTH.steps[done - 1].text.encode()}
+    propose(github)
+    assert github.commits == [step.title for step in BOTH.steps[done:]]
 
 
 @pytest.mark.parametrize("stopped", ["POST /git/refs", f"PUT /contents/{PINS}", "POST /pulls"])

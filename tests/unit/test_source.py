@@ -11,12 +11,17 @@ import tarfile
 from pathlib import Path
 
 import pytest
+import tiny_release
 
-from farm import source
+from farm import source, targets
+from farm.engines.local import LocalEngine
 from farm.errors import SourceError, UsageError
+from farm.execute import execute
 from farm.inputs import pins
 from farm.inputs.packages import cache_folder
 from farm.kept.folder_digest import folder_digest
+from farm.plan import BuildPlan
+from farm.request import BuildRequest, choose_source
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 
@@ -230,7 +235,114 @@ def test_a_folder_with_history_brings_it(upstream: Path) -> None:
 def test_a_shallow_history_gives_no_wrong_build_number(upstream: Path, tmp_path: Path) -> None:
     shallow = tmp_path / "shallow"
     git(tmp_path, "clone", "--quiet", "--depth=1", f"file://{upstream}", str(shallow))
-    assert source.from_folder(shallow).build == 0
+    found = source.from_folder(shallow)
+    assert found.build == 0
+    assert (found.note or "").startswith("note[BUILD_NUMBER_UNKNOWN]")
+    assert "--assume-build" in (found.note or "")
+
+
+def test_a_shallow_clone_of_a_release_has_the_number_of_its_tag(
+    upstream: Path, tmp_path: Path
+) -> None:
+    shallow = tmp_path / "shallow"
+    options = ("--quiet", "--depth=1", "--branch=b2")
+    git(tmp_path, "clone", *options, f"file://{upstream}", str(shallow))
+    found = source.from_folder(shallow)
+    assert (found.build, found.note) == (2, None)
+
+
+def fork(upstream: Path, place: Path, *options: str) -> Path:
+    """Clone upstream under a fork's address, with a commit of the fork's own."""
+    git(place.parent, "clone", "--quiet", *options, f"file://{upstream}", str(place))
+    git(place, "remote", "set-url", "origin", "https://github.com/someone/llama.cpp")
+    git(place, "commit", "--quiet", "--allow-empty", "-m", "of the fork's own")
+    return place
+
+
+def test_a_fork_has_the_number_of_the_newest_build_in_it(upstream: Path, tmp_path: Path) -> None:
+    """Its four commits are no build 4 of llama.cpp."""
+    found = source.from_folder(fork(upstream, tmp_path / "fork"))
+    assert found.build == 2
+    assert "b2 with 2 commits of its own" in (found.note or "")
+
+
+def test_a_fork_that_knows_upstream_counts_upstream_s_commits(
+    upstream: Path, tmp_path: Path
+) -> None:
+    tree = fork(upstream, tmp_path / "fork", "--no-tags")
+    git(tree, "remote", "add", "up", source.GIT_REMOTE)
+    git(tree, "fetch", "--quiet", "up")
+    found = source.from_folder(tree)
+    assert found.build == 3
+    assert "b3 with 1 commits of its own" in (found.note or "")
+
+
+@pytest.mark.parametrize("tag", ["", "b99"])
+def test_a_fork_without_a_tag_that_counts_right_has_no_number(
+    upstream: Path, tmp_path: Path, tag: str
+) -> None:
+    tree = fork(upstream, tmp_path / "fork", "--no-tags")
+    if tag:
+        git(tree, "tag", tag)
+    found = source.from_folder(tree)
+    assert found.build == 0
+    assert "is a fork" in (found.note or "")
+
+
+def test_a_clone_of_llama_cpp_s_own_repository_counts_its_commits(
+    upstream: Path, tmp_path: Path
+) -> None:
+    clone = tmp_path / "clone"
+    git(upstream, "tag", "--delete", "b2")
+    git(tmp_path, "clone", "--quiet", source.GIT_REMOTE, str(clone))
+    found = source.from_folder(clone)
+    assert (found.build, found.note) == (3, None)
+
+
+def test_an_assumed_build_is_recorded_as_such(tmp_path: Path) -> None:
+    tree = Path(shutil.copytree(TINY, tmp_path / "plain"))
+    found = choose_source(BuildRequest(source=tree, assume_build=11549))
+    assert (found.build, found.build_assumed) == (11549, True)
+    assert "note[BUILD_ASSUMED]" in (found.note or "")
+
+
+def test_an_assumed_build_of_the_pinned_archive_is_wrong_usage() -> None:
+    with pytest.raises(UsageError) as refused:
+        choose_source(BuildRequest(assume_build=11549))
+    assert refused.value.code == "ASSUMED_BUILD_IS_KNOWN"
+
+
+def test_a_tree_that_looks_for_libcurl_is_configured_without_it(tmp_path: Path) -> None:
+    """llama.cpp of August 2025 ends with "Could NOT find CURL" otherwise."""
+    tree = Path(shutil.copytree(TINY, tmp_path / "old"))
+    assert source.from_folder(tree).defines == ()
+    with (tree / "CMakeLists.txt").open("a", encoding="utf-8") as file:
+        file.write('option(LLAMA_CURL       "llama: use libcurl" ON)\n')
+        file.write('if(LLAMA_CURL)\nmessage(FATAL_ERROR "Could NOT find CURL.")\nendif()\n')
+    table = targets.load()
+    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(tree))
+    assert ("LLAMA_CURL", "OFF") in plan.defines()
+    with execute(plan, LocalEngine(), logs=tmp_path, reporter=tiny_release.Silent()) as built:
+        assert (built.folder / "llama-server").is_file()
+
+
+@pytest.mark.parametrize(
+    ("folder", "ggml", "reason"),
+    [
+        ("examples/server", "", "examples/server"),
+        ("tools/server", "option(GGML_BACKEND_DL OFF)", "GGML_CPU_ALL_VARIANTS"),
+    ],
+)
+def test_a_layout_that_is_too_old_is_refused_with_that_reason(
+    tmp_path: Path, folder: str, ggml: str, reason: str
+) -> None:
+    (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "CMakeLists.txt").write_text("", "utf-8")
+    (tmp_path / "ggml").mkdir()
+    (tmp_path / "ggml" / "CMakeLists.txt").write_text(ggml, "utf-8")
+    with pytest.raises(UsageError, match=reason) as refused:
+        source.from_folder(tmp_path)
+    assert (refused.value.code, refused.value.exit_status) == ("SOURCE_TOO_OLD", 2)
 
 
 @pytest.mark.timeout(20)

@@ -121,7 +121,12 @@ def test_an_unknown_name_lists_what_there_is() -> None:
     [
         ("[lines.x]\nimage = 3\nglibc = '2.35'", "lines"),
         ("[lines.x]\nimage = 'a'\nglibc = 'new'", "lines"),
-        ("[lines.x]\nimage = 'a'\nglibc = '2.35'\nspeed = 1", "speed"),
+        ("[lines.x]\nimage = 'a'\nglibc = '2.35'\nglibcxx = '3.4.30'\nspeed = 1", "speed"),
+        ("[cuda.12]\nmin_driver = '525.60'", "cuda"),
+        (
+            "[lines.x]\nimage = 'a'\nglibc = '2.35'\nglibcxx = '3.4.30'\ntoolkit = '9.1'",
+            "cuda.9",
+        ),
         ("[sets.a]\narchs = '80;foo'", "foo"),
         ("[sets.a]\narchs = '80'\nformat = 'zip'", "sets.a.format"),
         ("[groups]\ng = ['nowhere']", "nowhere"),
@@ -132,7 +137,7 @@ def test_a_malformed_table_is_refused_naming_the_place(
     tmp_path: Path, text: str, named: str
 ) -> None:
     file = tmp_path / "targets.toml"
-    tables = ("lines", "sets", "groups")
+    tables = ("lines", "cuda", "sets", "groups")
     absent = [f"[{name}]" for name in tables if f"[{name}" not in text]
     file.write_text("\n".join([*absent, text]), "utf-8")
     with pytest.raises(UsageError, match=named):
@@ -145,17 +150,51 @@ def test_a_malformed_table_is_refused_naming_the_place(
         ("nvidia/cuda:12.4.1-devel-ubuntu22.04", "cu124"),
         ("registry.example:5000/nvidia/cuda:12.8.1-devel-ubuntu22.04", "cu128"),
         ("nvidia/cuda:13.0.2-devel-ubuntu22.04", "cu130"),
-        ("llama-farm-base:bookworm-cu130", targets.DEFAULT_LINE),
-        (None, targets.DEFAULT_LINE),
+        ("nvidia/cuda:12.6.3-devel-ubuntu22.04", "cu126"),
+        ("nvidia/cuda:12.9.1-devel-rockylinux9", "cu129"),
+        ("nvidia/cuda:13.4.0-devel-ubuntu24.04", "cu134"),
+        ("llama-farm-base:bookworm-cu130", None),
+        (None, None),
     ],
 )
-def test_an_image_s_tag_says_its_line(image: str | None, line: str) -> None:
-    assert TABLE.line_of_image(image).name == line
+def test_an_image_s_tag_says_its_line(image: str | None, line: str | None) -> None:
+    found = TABLE.line_of_image(image)
+    assert (found and found.name) == line
+
+
+@pytest.mark.parametrize(
+    ("toolkit", "name", "driver", "oldest", "newest"),
+    [
+        ("12.0", "cu120", "525.60", 50, 90),
+        ("12.6", "cu126", "525.60", 50, 90),
+        ("12.9", "cu129", "525.60", 50, 121),
+        ("13.1", "cu131", "580.65", 75, 121),
+        ("13.4", "cu134", "580.65", 75, 121),
+        ("13.12", "cu1312", "580.65", 75, 121),
+    ],
+)
+def test_line_follows_from_the_toolkit_and_has_its_major_s_driver(
+    toolkit: str, name: str, driver: str, oldest: int, newest: int
+) -> None:
+    line = TABLE.line_of_toolkit(toolkit, what="an image")
+    assert (line.name, line.toolkit) == (name, toolkit)
+    assert (line.min_driver, line.oldest, line.newest) == (driver, oldest, newest)
+    assert line.glibc == TABLE.line(targets.DEFAULT_LINE).glibc
+    assert TABLE.line(name) == line
+
+
+@pytest.mark.parametrize("version", ["11.8", "14.0"])
+def test_toolkit_of_an_unknown_major_is_refused(version: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        TABLE.line_of_toolkit(version, what="the image")
+    assert refused.value.code == "LINE_OF_IMAGE_UNKNOWN"
+    with pytest.raises(UsageError, match="no line"):
+        TABLE.line(f"cu{version.replace('.', '')}")
 
 
 def test_every_line_s_own_image_is_of_that_line() -> None:
     for line in TABLE.lines.values():
-        assert not line.is_cuda or TABLE.line_of_image(line.image) is line
+        assert not line.is_cuda or TABLE.line_of_image(line.image) == line
 
 
 def test_release_holds_zerogpu_and_every_architecture_for_cuda_12_and_13() -> None:

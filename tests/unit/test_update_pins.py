@@ -21,6 +21,7 @@ from farm import targets, update_pins
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import pins
+from farm.update_pins import Update
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 
@@ -122,7 +123,9 @@ def test_a_second_run_changes_nothing(file: Path) -> None:
     before = file.read_bytes()
     update_pins.main(file, say=said.append, digest_of=lambda _: f"sha256:{NEW}")
     assert file.read_bytes() == before
-    assert said == ["pins.toml: written", "pins.toml: unchanged"]
+    assert [line for line in said if line.startswith("pins.toml")] == [
+        *("pins.toml: written", "pins.toml: unchanged")
+    ]
 
 
 @pytest.mark.usefixtures("index")
@@ -191,7 +194,7 @@ def test_the_newest_archive_is_taken_with_its_build_and_version(
         newest=True,
         tags_of=lambda: (11549, 11600, 11611),
     )
-    assert changed
+    assert changed.newer == 11600
     source = pins.load(file).source
     assert (source.version, source.build, source.llama_version) == ("2026.11.11600", 11600, "0.7.0")
     assert said[0] == "llama.cpp: pinned b1, newest archive b11600, newest tag b11611"
@@ -211,15 +214,42 @@ def test_an_archive_of_no_tag_of_upstream_s_is_refused(file: Path, index: Packag
 def test_without_a_newer_archive_the_pin_stays(file: Path, index: PackageIndex) -> None:
     index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
 
-    def update() -> bool:
+    def update(digest: str | None = None) -> Update:
         return update_pins.main(
-            file, say=lambda _: None, digest_of=unreachable, newest=True, tags_of=lambda: (11600,)
+            file,
+            say=lambda _: None,
+            digest_of=unreachable if digest is None else lambda _: f"sha256:{digest}",
+            newest=True,
+            tags_of=lambda: (11600,),
         )
 
-    assert update()
+    assert update().newer == 11600
     before = file.read_bytes()
-    assert not update()
+    assert update() == Update()
     assert file.read_bytes() == before
+    images = update(NEW)
+    assert images.newer is None
+    assert [step.title.partition(":")[0] for step in images.steps] == ["Images"]
+    assert f"known:1: sha256:{OLD} → sha256:{NEW}" in images.steps[0].changes
+
+
+def test_each_kind_of_change_is_told_apart(file: Path, index: PackageIndex) -> None:
+    index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
+    said: list[str] = []
+    found = update_pins.main(
+        file,
+        say=said.append,
+        digest_of=lambda _: f"sha256:{NEW}",
+        newest=True,
+        tags_of=lambda: (11600,),
+    )
+    source, packages, images = found.steps
+    assert source.title.startswith("llama.cpp (llama): b1 1.0 no digest → b11600 2026.11.11600 ")
+    assert f'digest = "sha256:{OLD}"' in source.text
+    assert 'version = "2026.11.11600"' in source.text
+    assert f'digest = "sha256:{OLD}"' in packages.text
+    assert images.text == file.read_text("utf-8")
+    assert {line for step in found.steps for line in step.changes} <= set(said)
 
 
 @contextmanager

@@ -104,6 +104,11 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
             "LINE_OF_IMAGE_UNKNOWN",
             "11.8",
         ),
+        ("build-cuda --arch-set sm90 --line cu126", "LINE_HAS_NO_IMAGE", "--image"),
+        ("build-cuda --arch-set sm90 --release b1-1", "OPTIONS_INVALID", "--check"),
+        ("build-cuda --arch-set release", "OPTIONS_INVALID", "--check"),
+        ("build-cpu --assume-build 11549", "ASSUMED_BUILD_IS_KNOWN", "--source"),
+        ("build-cpu --assume-build none", "NUMBER_INVALID", "--assume-build"),
         ("build-cuda --image nvidia/cuda:12.4.1-devel-x --archs 120", "ARCH_NOT_IN_LINE", "cu124"),
         ("build-cuda --arch-set sm90 --engine dask --workers 0", "NUMBER_INVALID", "--workers"),
         (

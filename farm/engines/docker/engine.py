@@ -18,7 +18,7 @@ from farm.engines.docker.connection import engine_errors
 from farm.engines.docker.images import DockerImages
 from farm.engines.docker.inventory import CACHE_VOLUME, LABEL, labels, make_volume, sweep
 from farm.engines.docker.workspace import DockerWorkspace, copy_in
-from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts
+from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.errors import EngineError
 from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan
 
@@ -54,6 +54,18 @@ class DockerEngine:
         self._jobs = jobs
         self._cached = cached
         self._images = DockerImages(client)
+        self._tools: ImageTools | None = None
+        self._pulled = False
+
+    def tools(self) -> ImageTools:
+        """Return what the devel image has to build with; it is asked once.
+
+        Raises:
+            EngineError: the image cannot be had, or nothing can be started in it.
+        """
+        if self._tools is None:
+            self._tools = self._images.tools(replace(self._base(), reference=self._reference))
+        return self._tools
 
     def identity(self, plan: BuildPlan) -> str:
         """Name the devel image's content, and what is built on top of it.
@@ -76,12 +88,15 @@ class DockerEngine:
         base = self._base()
         builder = self._builder_image(base, sink)
         sweep(self._client, sink)
+        layout = CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher="")
+        if plan.line.is_cuda:
+            layout = replace(layout, cuda=self.tools().cuda_root)
         container = self._start(plan, builder)
         with _removing(container):
-            copy_in(container, plan.source.tree, CONTAINER_LAYOUT)
+            copy_in(container, plan.source.tree, layout)
             yield DockerWorkspace(
                 container=container,
-                layout=CONTAINER_LAYOUT if self._cached else replace(CONTAINER_LAYOUT, launcher=""),
+                layout=layout,
                 jobs=self._jobs or int(self._client.info()["NCPU"]),
                 image=ImageFacts(id=base.id, labels=base.labels, reference=self._reference),
                 ccache_dir=CACHE_FOLDER if self._cached else None,
@@ -91,8 +106,29 @@ class DockerEngine:
         """Close the connections to the engine."""
         self._client.close()
 
+    def has_image(self) -> bool:
+        """Whether the engine has the devel image, so that nothing must be pulled for it.
+
+        Raises:
+            EngineError: the engine is out of reach.
+        """
+        return self._images.find(self._reference) is not None
+
+    def forget_pulled(self) -> None:
+        """Remove the devel image if this engine pulled it: after a check nothing is built on it.
+
+        Raises:
+            EngineError: the engine refused, because something else uses it by now.
+        """
+        if self._pulled:
+            self._images.remove(self._reference)
+
     def _base(self) -> ImageFacts:
-        return self._images.find(self._reference) or self._images.pull(self._reference)
+        found = self._images.find(self._reference)
+        if found is None:
+            found = self._images.pull(self._reference)
+            self._pulled = True
+        return found
 
     def _builder_image(self, base: ImageFacts, sink: LineSink) -> ImageFacts:
         tag = _builder_tag(base)

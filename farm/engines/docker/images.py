@@ -8,7 +8,8 @@ import requests
 from docker.errors import DockerException, ImageNotFound
 
 from farm.engines.docker.connection import engine_errors, reason
-from farm.engines.images import ImageFacts
+from farm.engines.docker.inventory import labels
+from farm.engines.images import PROBE, ImageFacts, ImageTools, tools_of
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -58,6 +59,32 @@ class DockerImages:
                 f"image {reference} cannot be pulled: {reason(error)}",
                 hint=_PULL_HINT,
             ) from error
+
+    def remove(self, reference: str) -> None:
+        """Remove an image.
+
+        Raises:
+            EngineError: something uses it.
+        """
+        with engine_errors("ENGINE_FAILED", f"image {reference} could not be removed"):
+            self._client.images.remove(reference)
+
+    def tools(self, image: ImageFacts) -> ImageTools:
+        """Ask an image what it has to build with, in a container without a network.
+
+        Raises:
+            EngineError: no container can be started from it.
+        """
+        with engine_errors("IMAGE_BROKEN", f"nothing can be started in image {image.reference}"):
+            told = self._client.containers.run(
+                image.id,
+                [PROBE],
+                entrypoint=["/bin/sh", "-c"],
+                remove=True,
+                network_mode="none",
+                labels=labels("probe"),
+            )
+        return tools_of(image.reference, told.decode("utf-8", "replace"))
 
     def import_root(self, tar: IO[bytes], tag: str, labels: Mapping[str, str]) -> ImageFacts:
         """Make an image of one layer from a root file system's tar stream."""

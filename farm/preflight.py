@@ -1,0 +1,375 @@
+"""Check everything that can be known before the first compiler starts; report all findings at once.
+
+``opened`` is how every build begins; ``require_release`` looks at a whole release and at the place
+that it will be published to. Nothing is compiled, sent or changed here.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections import Counter
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from farm import additions, cuda_runtime, pipeline, release, targets, trust
+from farm.engines import shared_cache
+from farm.engines.docker import DockerEngine
+from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
+from farm.inputs import advisories, pins
+from farm.plan import BuildPlan
+from farm.publish import channels, destination, places
+from farm.request import choose_source, require_buildable, resolve
+from farm.tarball import build_record
+from llama_loader.errors import LoaderError
+from llama_loader.manifest import CUDA_RUNTIME
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from farm.engines.base import Engine
+    from farm.request import BuildRequest
+    from farm.source import Source
+    from farm.targets import ArchSet, Line
+    from farm.terminal.report import BuildReport
+
+RELEASE: Final = "release"
+"""What ``--check --arch-set`` takes for all sets of the table ``[release]``."""
+_SOURCE_COPIES: Final = 3
+"""A build's folder holds the source, and of the host half less than twice as much beside it:
+b11549 has 179 MB of source."""
+_CODE_BYTES: Final = 500_000_000
+"""Of each architecture's code while it is compiled: ``libggml-cuda.so`` has 152 MB of it for sm_90
+(docs/size.md), its objects have as much, and the compiler cache keeps them compressed."""
+_KEPT_BYTES: Final = 200_000_000
+"""Of each architecture's code in the kept tree and in the tarball, by the same figures."""
+
+
+@dataclass
+class Findings:
+    """Collects errors instead of stopping at the first."""
+
+    found: list[FarmError] = field(default_factory=list)
+
+    @contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Keep an expected error of the block; what follows goes on without its result."""
+        try:
+            yield
+        except FarmError as error:
+            self.found.append(error)
+        except LoaderError as error:  # of a manifest that lies at the place
+            self.found.append(BuildError(error.code, error.message, hint=error.hint))
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A build of which everything is known. ``engine`` is None for hosts of a cluster."""
+
+    plans: list[BuildPlan]
+    engine: Engine | None
+
+
+@dataclass(frozen=True)
+class Publication:
+    """Where a release will go: its name, the place, and the channel with its key's file."""
+
+    release: str | None = None
+    to: str | None = None
+    channel: str | None = None
+    key: Path | None = None
+
+    @property
+    def is_asked_for(self) -> bool:
+        """Whether any of it was given."""
+        return any((self.release, self.to, self.channel, self.key))
+
+
+@contextmanager
+def opened(
+    request: BuildRequest, report: BuildReport, publication: Publication | None = None
+) -> Iterator[Ready]:
+    """Check a build and open its engine, which is closed when the context is left.
+
+    An image that would have to be pulled is looked at only if nothing else was found.
+
+    Raises:
+        FarmError: something stands in the way; the error shows everything that was found.
+    """
+    findings = Findings()
+    line: Line | None = None
+    sets: tuple[ArchSet, ...] = ()
+    tree: Source | None = None
+    engine: Engine | None = None
+    with ExitStack() as stack:
+        with findings.collecting():
+            line, sets = resolve(request)
+        with findings.collecting():
+            if request.cached:
+                shared_cache.check(report.note)
+        with findings.collecting():
+            named = request.source or request.assume_build is not None
+            if named or (request.ref and not findings.found):
+                tree = choose_source(request)
+        with findings.collecting():
+            if sets and request.engine != "dask":
+                engine = stack.enter_context(closing(pipeline.choose_engine(request, line, report)))
+        with findings.collecting():
+            is_there = isinstance(engine, DockerEngine) and engine.has_image()
+            if engine is not None and (is_there or not findings.found):
+                line = pipeline.settled(engine, request, line, report)
+                require_buildable(line, sets)
+        with findings.collecting():
+            if not findings.found:  # the pinned archive may have to be fetched
+                tree = tree or choose_source(request)
+        if tree is not None:
+            _tell_source(tree, report)
+        plans = _plans(request, line, sets, tree, findings)
+        findings.found += out_findings(request.out, plans)
+        findings.found += room_findings(request, plans, engine)
+        if publication is not None:
+            findings.found += publication_findings(publication, tree)
+        raise_all(findings.found)
+        yield Ready(plans, engine)
+
+
+def _plans(
+    request: BuildRequest,
+    line: Line | None,
+    sets: tuple[ArchSet, ...],
+    tree: Source | None,
+    findings: Findings,
+) -> list[BuildPlan]:
+    """Return the plans, as far as what was found lets them be made."""
+    if line is None and not findings.found:
+        findings.found.append(
+            UsageError(
+                "LINE_OF_IMAGE_UNKNOWN",
+                "the image's tag does not tell its CUDA, and hosts of a cluster are asked later",
+                hint="--line names it, e.g. --line cu126",
+            )
+        )
+    if line is None or tree is None:
+        return []
+    chosen = additions.options(request, tree.tree)
+    return [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
+
+
+def _tell_source(tree: Source, report: BuildReport) -> None:
+    if tree.note:
+        report.note(tree.note)
+    report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+    holes = advisories.of(tree, advisories.load())
+    if holes and tree.build > 0:  # b0 has a note of its own
+        report.note(
+            f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
+            "invoke publish will refuse it"
+        )
+
+
+def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
+    """Return what lies in ``--out`` that a build could not be added to."""
+    try:
+        there = sorted(out.iterdir()) if out.exists() else []
+    except NotADirectoryError:
+        return [UsageError("OUT_NOT_FOLDER", f"--out {out} is a file")]
+    found: list[FarmError] = []
+    if not os.access(place := _nearest(out), os.W_OK | os.X_OK):
+        found.append(
+            UsageError("OUT_NOT_WRITABLE", f"--out {out}: this user may not write {place}")
+        )
+    replaced = {plan.artifact_name for plan in plans}
+    own = build_record.source_of(plans[0].source) if plans else None
+    for path in there:
+        with (collector := Findings()).collecting():
+            if path.name == release.MANIFEST:
+                _require_manifest(out)
+            elif path.name not in replaced and release.is_tarball(path):
+                _require_source(path, own)
+        found += collector.found
+    return found
+
+
+def _nearest(folder: Path) -> Path:
+    """Return the folder itself, else the first of those above it that is there."""
+    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
+
+
+def _require_manifest(out: Path) -> None:
+    try:
+        release.load(out)
+    except LoaderError as error:
+        raise UsageError(
+            "OUT_MANIFEST_INVALID",
+            f"{out / release.MANIFEST}: {error}",
+            hint="remove it: invoke manifest writes it again from the tarballs",
+        ) from error
+
+
+def _require_source(path: Path, own: build_record.SourceRecord | None) -> None:
+    """Refuse a tarball that is not ours, or of another source than what will be built."""
+    if cuda_runtime.is_one(path.name):
+        return
+    try:
+        record = release.record_of(path)
+    except FarmError as error:
+        raise UsageError(
+            "OUT_HAS_FOREIGN_FILE",
+            f"{path} is no tarball of this farm: {error.message}",
+            hint="move it away, or build into another folder with --out",
+        ) from error
+    if own is not None and record.source != own:
+        raise UsageError(
+            "SOURCES_MIXED",
+            f"{path} is of b{record.source.build} ({record.source.origin}), and what will be built "
+            f"of b{own.build} ({own.origin})",
+            hint="one folder holds one release; build into another one with --out",
+        )
+
+
+def room_findings(
+    request: BuildRequest, plans: list[BuildPlan], engine: Engine | None
+) -> list[FarmError]:
+    """Return where a disk has less room than the plans need (the rule: docs/building.md)."""
+    if not plans:
+        return []
+    tree = plans[0].source.tree
+    source = sum(path.lstat().st_size for path in tree.rglob("*") if not path.is_dir())
+    codes = [len(plan.arch_set.sass) + len(plan.arch_set.ptx) for plan in plans]
+    building = _SOURCE_COPIES * source + _CODE_BYTES * max(codes)
+    kept = sum(source + _KEPT_BYTES * count for count in codes)
+    needed: Counter[str] = Counter()
+    free: dict[str, int] = {}
+    wanted = [(pipeline.STATE, kept), (request.out, _KEPT_BYTES * sum(codes))]
+    if isinstance(engine, DockerEngine):
+        needed["the Docker engine's disk"] = building
+        free["the Docker engine's disk"] = engine.tools().free
+        wanted.append((Path(tempfile.gettempdir()), _KEPT_BYTES * max(codes)))
+    elif engine is not None:
+        wanted.append((Path(tempfile.gettempdir()), _KEPT_BYTES * max(codes) + building))
+    for folder, size in wanted:
+        place = _nearest(folder)
+        disk = f"the disk of {place.stat().st_dev}"
+        needed[disk] += size
+        free[disk] = shutil.disk_usage(place).free
+    return [
+        BuildError(
+            "DISK_TOO_SMALL",
+            f"{disk} has {free[disk] / 1e9:.1f} GB free; about {size / 1e9:.1f} GB are needed",
+            hint="invoke status shows what the farm keeps; docs/building.md has the rule",
+        )
+        for disk, size in needed.items()
+        if size > free[disk]
+    ]
+
+
+def only(
+    request: BuildRequest, publication: Publication, report: BuildReport, *, check: bool
+) -> bool:
+    """Do what ``--check`` asks for; returns whether that was all, so that nothing is built.
+
+    Raises:
+        UsageError: options that are for ``--check`` without it.
+        FarmError: something stands in the way; the error shows everything that was found.
+    """
+    whole = request.arch_set == RELEASE
+    if not check:
+        if whole or publication.is_asked_for:
+            raise UsageError(
+                "OPTIONS_INVALID",
+                "--arch-set release, --release, --to, --channel and --key need --check",
+                hint="invoke targets --json lists the sets of a release; invoke publish sends one",
+            )
+        return False
+    if whole:
+        require_release(request, publication, report)
+    else:
+        with opened(request, report, publication) as ready:
+            for plan in ready.plans:
+                report.say(f"can be built: {plan.artifact_name}")
+    report.say("nothing stands in the way")
+    return True
+
+
+def require_release(request: BuildRequest, publication: Publication, report: BuildReport) -> None:
+    """Check every set of ``[release]``, and the place and channel that the release goes to.
+
+    Raises:
+        FarmError: something stands in the way; the error shows everything that was found.
+    """
+    findings = Findings()
+    table = targets.load()
+    source: Source | None = None
+    for line, names in table.release.items():
+        if CUDA_RUNTIME in names:
+            with findings.collecting():
+                pins.load().cuda_runtime_of(line)
+        with findings.collecting():
+            source = _require_line(request, line, report)
+    with findings.collecting():
+        source = source or choose_source(request)
+        advisories.require_none(source)
+    findings.found += publication_findings(publication, source)
+    raise_all(findings.found)
+
+
+def _require_line(request: BuildRequest, line: str, report: BuildReport) -> Source:
+    """Check the sets of one line; an image that was pulled for that is not kept."""
+    table = targets.load()
+    sets = [name for name in table.release[line] if name != CUDA_RUNTIME]
+    one = replace(request, line=line, arch_set=sets[0])
+    with opened(one, report) as ready:
+        for name in sets:
+            targets.check_buildable(table.line(line), table.sets[name])
+        if isinstance(ready.engine, DockerEngine):
+            ready.engine.forget_pulled()
+        return ready.plans[0].source
+
+
+def publication_findings(wanted: Publication, source: Source | None) -> list[FarmError]:
+    """Return what would stop a publication or a promotion after the build."""
+    findings = Findings()
+    if wanted.release is not None:
+        with findings.collecting():
+            _require_name(wanted.release, source)
+    place = None
+    with findings.collecting():
+        if wanted.to is not None:
+            place = places.parse(wanted.to)
+    with findings.collecting():
+        if place is not None and wanted.release is not None:
+            _require_unpublished(place, wanted.release)
+    with findings.collecting():
+        if place is not None:
+            place.require_writable()
+    with findings.collecting():
+        if wanted.channel is not None:
+            name = destination.require_name("channel", wanted.channel)
+            signer = trust.signer(wanted.key)
+            if place is not None:
+                channels.require_own(place, name, signer)
+    return findings.found
+
+
+def _require_name(name: str, source: Source | None) -> None:
+    destination.require_name("release", name)
+    build = re.match(r"b(\d+)\b", name)
+    if build and source and int(build[1]) != source.build:
+        raise UsageError(
+            "RELEASE_NAME_WRONG",
+            f"release {name} names b{build[1]}, and what will be built is b{source.build}",
+            hint=f"call it b{source.build}-1, or something that begins with no build number",
+        )
+
+
+def _require_unpublished(place: destination.Destination, name: str) -> None:
+    if any(known.visible for known in place.present(name).values()):
+        raise PublishError(
+            "PUBLISHED_ALREADY",
+            f"{place.where} has a release {name}, and another build of it has other bytes",
+            hint="give the release another name, such as one with the next number",
+        )

@@ -1,0 +1,266 @@
+"""What stands in a build's way is found before it starts, and all of it at once."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from pathlib import Path
+
+import pytest
+import small_disk
+import tiny_release
+from rich.console import Console
+
+from farm import preflight, release, source, targets, trust
+from farm.errors import BuildError, FarmError, UsageError, raise_all
+from farm.plan import BuildPlan
+from farm.preflight import Publication
+from farm.publish import destination, places
+from farm.publish.github_api import Api
+from farm.request import BuildRequest
+from farm.source import Source
+from farm.terminal.report import BuildReport
+
+TINY = tiny_release.TINY
+TABLE = targets.load()
+NOTHING = Publication()
+NVCC = """#!/bin/sh
+echo "Cuda compilation tools, release 12.6, V12.6.20"
+"""
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_release.tree(tmp_path_factory.mktemp("kept"))
+
+
+@pytest.fixture
+def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A toolkit of this host that no table names."""
+    root = tmp_path / "cuda"
+    for name, content in (("bin/nvcc", NVCC), ("include/cuda_runtime.h", "")):
+        place = root / name
+        place.parent.mkdir(parents=True)
+        place.write_text(content)
+        place.chmod(0o755)
+    monkeypatch.setenv("CUDA_PATH", str(root))
+    return root
+
+
+def plan(build: int = 0, line: str = "cpu", arch_set: str = "cpu") -> BuildPlan:
+    llama = Source(TINY, "0.6.1", build, None, "folder:tiny_llama", None)
+    return BuildPlan(TABLE.sets[arch_set], TABLE.line(line), llama)
+
+
+def checked(
+    request: BuildRequest, publication: Publication = NOTHING, *, check: bool = True
+) -> str:
+    told = io.StringIO()
+    with BuildReport(Console(file=told, width=400)) as report:
+        assert preflight.only(request, publication, report, check=check)
+    return told.getvalue()
+
+
+def refused(request: BuildRequest, publication: Publication = NOTHING) -> FarmError:
+    with pytest.raises(FarmError) as found:
+        checked(request, publication)
+    return found.value
+
+
+def codes(error: FarmError) -> list[str]:
+    return [one.code for one in (error, *error.others)]
+
+
+def test_findings_are_shown_together_once_each_and_wrong_usage_decides_the_status() -> None:
+    found = [BuildError("A", "a", hint="h"), UsageError("B", "b"), BuildError("A", "a")]
+    with pytest.raises(FarmError) as raised:
+        raise_all(found)
+    assert raised.value.exit_status == 2
+    assert raised.value.render() == "error[B]: b\nerror[A]: a\nhint: h"
+    raise_all([])
+
+
+@pytest.mark.usefixtures("toolkit")
+def test_line_of_a_local_build_follows_from_this_host_s_toolkit(tmp_path: Path) -> None:
+    request = BuildRequest(
+        archs="90-real", engine="local", source=TINY, assume_build=7, out=tmp_path / "out"
+    )
+    told = checked(request)
+    assert "can be built: llama-server-b7-cu126-sm90-linux-x86_64.tar.zst" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.usefixtures("toolkit")
+def test_everything_that_stands_in_the_way_is_found_at_once(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "foreign.tar.gz").write_text("no archive")
+    (out / "manifest.json").write_text("{")
+    request = BuildRequest(
+        archs="90", line="cu128", engine="local", source=tmp_path, out=out, cached=False
+    )
+    error = refused(request, Publication("no/name", "s3:x", "stable", tmp_path / "absent"))
+    assert error.exit_status == 2
+    assert sorted(codes(error)) == [
+        "DESTINATION_INVALID",
+        "KEY_MISSING",
+        "NAME_INVALID",
+        "OUT_HAS_FOREIGN_FILE",
+        "OUT_MANIFEST_INVALID",
+        "SOURCE_NOT_LLAMA_CPP",
+        "TOOLKIT_NOT_OF_LINE",
+    ]
+    assert error.render().count("error[") == 7
+
+
+class TestOut:
+    """What lies in the folder for the tarballs."""
+
+    def test_tarball_of_another_source_is_found(self, kept: Path, tmp_path: Path) -> None:
+        out = tiny_release.of_build(kept, 11549, tmp_path)
+        (found,) = preflight.out_findings(out, [plan(11600)])
+        assert (found.code, found.exit_status) == ("SOURCES_MIXED", 2)
+        assert "b11549" in found.message
+        assert "b11600" in found.message
+
+    def test_tarballs_of_the_same_source_and_those_that_are_replaced_are_none(
+        self, kept: Path, tmp_path: Path
+    ) -> None:
+        out = tiny_release.of_build(kept, 0, tmp_path)
+        assert preflight.out_findings(out, [plan(0)]) == []
+        (tarball,) = (path for path in out.iterdir() if release.is_tarball(path))
+        assert tarball.name == plan(0).artifact_name
+        tarball.write_bytes(b"cut off")
+        assert preflight.out_findings(out, [plan(0)]) == []
+
+    def test_folder_that_is_a_file_is_found_and_one_that_is_not_there_is_none(
+        self, tmp_path: Path
+    ) -> None:
+        (tmp_path / "file").touch()
+        (found,) = preflight.out_findings(tmp_path / "file", [])
+        assert found.code == "OUT_NOT_FOLDER"
+        assert preflight.out_findings(tmp_path / "absent", []) == []
+
+    def test_folder_that_this_user_may_not_write_to_is_found(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked: list[Path] = []
+        monkeypatch.setattr("os.access", lambda path, _: asked.append(path))  # root may all
+        (found,) = preflight.out_findings(tmp_path / "not" / "there", [])
+        assert (found.code, asked) == ("OUT_NOT_WRITABLE", [tmp_path])
+
+
+def test_disk_without_room_for_the_sets_is_found(tmp_path: Path) -> None:
+    with small_disk.mounted(tmp_path / "small", "64m"):
+        request = BuildRequest(out=tmp_path / "small" / "dist")
+        (found,) = preflight.room_findings(request, [plan(1, "cu130", "sm90")], None)
+        assert (found.code, found.exit_status) == ("DISK_TOO_SMALL", 1)
+        assert "0.1 GB free; about 0.2 GB" in found.message
+        assert preflight.room_findings(request, [plan()], None) == []
+
+
+class TestPublication:
+    """Name, place, channel and key of what follows the build."""
+
+    LLAMA = plan(11549).source
+
+    def findings(self, **wanted: object) -> list[str]:
+        publication = Publication(**wanted)  # type: ignore[arg-type] - its own fields
+        return [one.code for one in preflight.publication_findings(publication, self.LLAMA)]
+
+    @pytest.mark.parametrize(
+        ("name", "code"),
+        [
+            ("b11549-1", []),
+            ("nightly", []),
+            ("b11550-1", ["RELEASE_NAME_WRONG"]),
+            ("../x", ["NAME_INVALID"]),
+            ("channel-stable", ["NAME_INVALID"]),
+        ],
+    )
+    def test_release_s_name(self, name: str, code: list[str]) -> None:
+        assert self.findings(release=name) == code
+
+    def test_name_that_is_published_already(self, tmp_path: Path) -> None:
+        (tmp_path / "b11549-1").mkdir()
+        (tmp_path / "b11549-1" / "manifest.json").write_text("{}")
+        assert self.findings(release="b11549-1", to=str(tmp_path)) == ["PUBLISHED_ALREADY"]
+        assert self.findings(release="b11549-2", to=str(tmp_path)) == []
+
+    def test_missing_token_and_missing_key(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("GITHUB_TOKEN", trust.VARIABLE):
+            monkeypatch.delenv(name, raising=False)
+        found = self.findings(release="b11549-1", to="github:me/it", channel="candidate")
+        assert found == ["TOKEN_MISSING", "KEY_MISSING"]
+
+    def test_hub_without_a_token_and_folder_without_the_right_to_write(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+        monkeypatch.setenv("HF_TOKEN_PATH", str(tmp_path / "absent"))
+        monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setattr("farm.publish.hub.get_token", lambda: None)
+        assert self.findings(to="hf:me/it") == ["TOKEN_MISSING"]
+        monkeypatch.setattr("os.access", lambda *_: False)  # root may write everywhere
+        assert self.findings(to=str(tmp_path)) == ["DESTINATION_NOT_WRITABLE"]
+
+    def test_private_repository_whose_release_could_not_be_attested(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GITHUB_TOKEN", "x")
+        monkeypatch.setenv("GITHUB_ACTIONS", "true")
+        monkeypatch.setattr(Api, "call", lambda *_: {"private": True})
+        assert self.findings(to="github:owner/name") == ["ATTESTATION_UNAVAILABLE"]
+        monkeypatch.setenv("FARM_ATTEST_PRIVATE", "1")
+        assert self.findings(to="github:owner/name") == []
+
+    def test_channel_of_another_key(self, kept: Path, tmp_path: Path) -> None:
+        for name in ("theirs", "ours"):
+            trust.generate(tmp_path / name)
+        place = places.parse(str(tmp_path))
+        content = (tiny_release.of_build(kept, 2, tmp_path) / "manifest.json").read_bytes()
+        comment = f"project {place.project} channel stable serial 1 release b2-1"
+        signature = trust.signer(tmp_path / "theirs").sign(content, comment)
+        place.put_channel("stable", 1, destination.Signed(content, signature))
+        wanted = {"to": str(tmp_path), "channel": "stable"}
+        assert self.findings(**wanted, key=tmp_path / "ours") == ["SIGNED_BY_ANOTHER_KEY"]
+        assert self.findings(**wanted, key=tmp_path / "theirs") == []
+
+
+def test_known_hole_is_a_note_of_a_build_and_a_finding_of_a_release(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    tree = Path(shutil.copytree(TINY, tmp_path / "tree"))
+    request = BuildRequest(source=tree, assume_build=11392, out=tmp_path / "out")
+    built = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tree, assume_build=11392,
+        out=tmp_path / "out",
+    )  # fmt: skip
+    assert "note[KNOWN_ADVISORY]: b11392 has CVE-2026-107183" in checked(built)
+    whole = BuildRequest(
+        arch_set="release", engine="docker", source=request.source, assume_build=11392,
+        out=request.out,
+    )  # fmt: skip
+    error = refused(whole, Publication(release="b1-1"))
+    assert codes(error) == ["RELEASE_NAME_WRONG", "ENGINE_NOT_RUNNING", "KNOWN_ADVISORY"]
+
+
+def test_options_of_a_check_are_refused_without_it() -> None:
+    for request, publication in (
+        (BuildRequest(arch_set="release"), Publication()),
+        (BuildRequest(), Publication(to="hf:a/b")),
+    ):
+        with pytest.raises(UsageError) as found:
+            checked(request, publication, check=False)
+        assert found.value.code == "OPTIONS_INVALID"
+
+
+def test_build_with_a_finding_starts_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(source, "from_archive", lambda pin: pytest.fail(f"fetched {pin}"))
+    (tmp_path / "dist").touch()
+    request = BuildRequest(arch_set="sm100", line="cu124", engine="local", out=tmp_path / "dist")
+    error = refused(request)
+    assert codes(error) == ["ARCH_NOT_IN_LINE", "OUT_NOT_FOLDER"]
