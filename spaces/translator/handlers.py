@@ -56,15 +56,19 @@ class Handlers:
         ]
 
     def press(
-        self, text: str, source: str, target: str, request: gr.Request
+        self, text: str, source: str, target: str, chosen: str, request: gr.Request
     ) -> Iterator[list[Any]]:
-        """Stream a translation onto the right page."""
+        """Stream a translation onto the right page.
+
+        ``chosen`` is empty as long as the visitor has not chosen a target.
+        """
         words = _words(request)
         if self._settings is None:
             yield ["", panels.failure(self._engine.status().failure, words), gr.skip(), gr.skip()]
             return
-        job = Job(text or "", source, target)
-        yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
+        job = Job(text or "", source, target, automatic=not chosen)
+        working = panels.status("working", words["working"])
+        yield ["", working, gr.Button(interactive=True), gr.skip()]
         updates = translate(self._engine, self._settings, job, self._line)
         stopped = self._stops[str(request.session_hash)] = threading.Event()
         for update in updates:
@@ -73,7 +77,10 @@ class Handlers:
                 line = panels.status("stopped", words["stopped"])
                 yield [gr.skip(), line, gr.Button(interactive=False), gr.skip()]
                 return
-            yield _shown(update, words)
+            shown = _shown(update, words)
+            if isinstance(update, Answer) and update.target.code != target:
+                target = shown[-1] = update.target.code  # once: the visitor may choose another
+            yield shown
 
     def end(self, request: gr.Request) -> gr.Button:
         """Have this visitor's translation end with its next update, a quarter of a second away."""
@@ -110,7 +117,7 @@ def keys(words: Mapping[str, str]) -> str:
 
 
 def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
-    """Return the right page, the status, the stop button and the target for an update."""
+    """Return the right page, the status, the stop button and, unchanged, the target."""
     over = gr.Button(interactive=False)
     if isinstance(update, InLine):
         line = panels.status("waiting", words["in_line"].format(place=update.place))
@@ -131,8 +138,8 @@ def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list
     pair, last = f"{answer.source.native} → {answer.target.native}", answer.last
     if last is None or not last.finished:
         line = panels.status("working", words["working"], pair)
-        return [answer.text, line, gr.skip(), answer.target.code]
+        return [answer.text, line, gr.skip(), gr.skip()]
     if last.tokens_per_second is not None:
         pair += f" · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
     line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair)
-    return [answer.text, line, over, answer.target.code]
+    return [answer.text, line, over, gr.skip()]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, Union
 from llama_loader import gguf_header, model
 from llama_space.values import Failure, Figures, Piece, Progress
 from llama_space.worker import BEAT
-from translator import languages, prompt
+from translator import detection, prompt
 from translator.line import FullError, Line
 
 if TYPE_CHECKING:
@@ -50,11 +50,22 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What a person asked for; ``source`` may be ``auto``."""
+    """What a person asked for.
+
+    Attributes:
+        source: a code, or ``auto``.
+        target: a code.
+        automatic: the target is nobody's choice, and a text that is in it may turn it round.
+    """
 
     text: str
     source: str
     target: str
+    automatic: bool = False
+
+    def pair(self) -> tuple[Language, Language]:
+        """Return source and target."""
+        return detection.pair(self.source, self.target, self.text, automatic=self.automatic)
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ def refusal(job: Job, max_chars: int) -> Refusal | None:
         return Refusal("nothing")
     if len(job.text) > max_chars:
         return Refusal("too_long", {"count": len(job.text), "limit": max_chars})
-    source, target = languages.pair(job.source, job.target, job.text)
+    source, target = job.pair()
     return Refusal("same", {"language": source.native}) if source == target else None
 
 
@@ -123,7 +134,7 @@ def _in_turn(
         if isinstance(update, Failure):
             return
     yield from map(InLine, places)
-    pair = languages.pair(job.source, job.target, job.text)
+    pair = job.pair()
     messages, options = prompt.ask(_format(settings), job.text, pair)
     with closing(engine.events(messages, **options)) as items:
         yield from _answers(items, pair)

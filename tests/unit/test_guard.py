@@ -72,7 +72,11 @@ def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space
 
 
 def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
-    asked = {"data": ["\U00020000" * 1000, "auto", "ja"], "fn_index": PRESS, "session_hash": "s"}
+    asked = {
+        "data": ["\U00020000" * 1000, "auto", "ja", ""],
+        "fn_index": PRESS,
+        "session_hash": "s",
+    }
     answer = post(page, "queue/join", json=asked)
     assert answer.status_code == 200
 
@@ -83,11 +87,14 @@ def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
         ("queue/join", {"data": [], "fn_index": 999, "session_hash": "s"}),
         ("queue/join", {"data": [], "fn_index": -1, "session_hash": "s"}),
         ("queue/join", {"data": [], "fn_index": "a", "session_hash": "s"}),
-        ("queue/join", {"data": [1, {}, []], "fn_index": PRESS, "session_hash": "s"}),
-        ("queue/join", {"data": ["x", "klingon", "en"], "fn_index": PRESS, "session_hash": "s"}),
+        ("queue/join", {"data": [1, {}, [], ""], "fn_index": PRESS, "session_hash": "s"}),
+        (
+            "queue/join",
+            {"data": ["x", "klingon", "en", ""], "fn_index": PRESS, "session_hash": "s"},
+        ),
         ("queue/join", {"data": ["x"], "fn_index": PRESS, "session_hash": "s"}),
         ("queue/join", [1]),
-        ("run/predict", {"data": ["x", "auto", "en"], "fn_index": PRESS}),
+        ("run/predict", {"data": ["x", "auto", "en", ""], "fn_index": PRESS}),
         ("run/predict", {"data": [], "fn_index": 0}),
         ("run/translate", {"data": []}),
         ("run/no_such_function", {"data": []}),

@@ -116,6 +116,17 @@ def test_a_job_that_makes_no_sense_asks_for_nothing(
     assert not engine.asked
 
 
+def test_text_in_its_chosen_target_is_refused_and_never_sent_elsewhere() -> None:
+    engine = Playing(piece("A", finished=True))
+    english = Job("The cat is here.", "auto", "en")
+    (update,) = translate(engine, SETTINGS, english)
+    assert update == Refusal("same", {"language": "English"})
+    assert not engine.asked
+    *_, last = translate(engine, SETTINGS, Job("The cat is here.", "auto", "en", automatic=True))
+    assert isinstance(last, Answer)
+    assert (last.source.code, last.target.code) == ("en", "ja")
+
+
 def test_the_limit_counts_characters_not_bytes() -> None:
     engine = Playing(piece("A", finished=True))
     updates = list(translate(engine, SETTINGS, Job("猫" * 20, "auto", "en")))
