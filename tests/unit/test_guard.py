@@ -115,6 +115,28 @@ def test_call_that_no_browser_makes_writes_no_traceback(
     assert said.count("refused POST") <= 1  # what gradio says of its start may still come
 
 
+@pytest.mark.parametrize(
+    ("route", "asked", "sentence"),
+    [
+        ("call/translate", {"data": ["x", "en"]}, "text, target_language, source_language"),
+        ("call/translate", {"data": ["x", "en"]}, "2 came"),
+        ("call/translate", {"text": "x"}, "no list of them came"),
+        ("call/translate", ["x"], "no list of them came"),
+        ("call/detect", {"data": []}, "detect takes 1 values: text"),
+        ("call/v2/translate", {"text": "x", "to": "en"}, "unknown: to"),
+        ("call/v2/translate", ["x"], "text, target_language, source_language"),
+        ("call/translat", {"data": ["x", "en", "auto"]}, "there are: translate, detect"),
+    ],
+)
+def test_programs_wrong_call_is_answered_with_what_is_right(
+    page: Space, route: str, asked: object, sentence: str
+) -> None:
+    answer = post(page, route, json=asked)
+    assert 400 <= answer.status_code < 500
+    assert sentence in answer.json()["detail"]
+    assert "Traceback" not in page.said()
+
+
 @pytest.mark.parametrize("route", ["call/translate/nobody", "queue/data?session_hash=nobody"])
 def test_stream_that_does_not_exist_writes_no_traceback(page: Space, route: str) -> None:
     with pytest.raises(requests.RequestException):

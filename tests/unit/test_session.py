@@ -187,7 +187,13 @@ def test_the_endpoint_yields_the_text_so_far() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("猫", "Klingon"), "LANGUAGE_UNKNOWN"),
+        (("猫", "Klingon"), "LANGUAGE_UNKNOWN: there is no language 'Klingon'; near ones: "),
+        (("猫", "Germn"), "near ones: German"),
+        (("猫", "auto"), "name a target_language"),
+        (("猫", "en", 3), "TEXT_EXPECTED: source_language must be a text, not 3"),
+        ((None, "en"), "TEXT_EXPECTED: text must be a text, not None"),
+        (("The cat is here.", "en"), "choose another language"),
+        (("", "en"), "nothing to translate"),
         (("猫" * 21, "en"), "21 characters, 20 are allowed"),
         (("猫", "en"), "SERVER_CRASHED: it died; try again"),
     ],
@@ -195,6 +201,23 @@ def test_the_endpoint_yields_the_text_so_far() -> None:
 def test_the_endpoint_raises_a_sentence(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(gradio.Error, match=words):
         list(api.endpoint(Playing(BROKEN), SETTINGS)(*arguments))
+
+
+@pytest.mark.parametrize("tag", ["zh-TW", "Chinese (Traditional)", "繁體中文"])
+def test_endpoint_takes_tags_and_names_and_answers_in_what_was_named(tag: str) -> None:
+    engine = Playing(piece("A", finished=True))
+    assert list(api.endpoint(engine, SETTINGS)("Guten Morgen", tag)) == ["A"]
+    (asked, _) = engine.asked[0]  # type: ignore[misc]
+    assert "from German to Chinese (Traditional)" in str(asked)
+
+
+def test_detect_tells_language_name_and_confidence() -> None:
+    found = api.detect("Guten Morgen, wie geht es Ihnen?")
+    assert (found["language"], found["name"]) == ("de", "German")
+    assert 0.5 < float(found["confidence"]) <= 1
+    assert api.detect("123") == {"language": "en", "name": "English", "confidence": 0.0}
+    with pytest.raises(gradio.Error, match="TEXT_EXPECTED"):
+        api.detect(3)  # type: ignore[arg-type]
 
 
 def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
@@ -223,7 +246,7 @@ print(json.dumps(page.build().get_api_info()["named_endpoints"]))
 """
 
 
-def test_programs_see_one_endpoint_and_it_is_called_translate() -> None:
+def test_programs_see_two_endpoints_and_the_languages_in_the_description() -> None:
     """Handlers of the page have names too; one of the same name would take it away.
 
     In a process of its own: gradio leaves event loops open, which is a warning here.
@@ -236,7 +259,8 @@ def test_programs_see_one_endpoint_and_it_is_called_translate() -> None:
         check=True,
     )
     named = json.loads(done.stdout)
-    assert list(named) == ["/translate"]
+    assert list(named) == ["/translate", "/detect"]
+    assert "zh-Hant (Chinese (Traditional))" in named["/translate"]["description"]
     parameters = [one["parameter_name"] for one in named["/translate"]["parameters"]]
     assert parameters == ["text", "target_language", "source_language"]
     assert named["/translate"]["returns"][0]["type"] == {"type": "string"}
