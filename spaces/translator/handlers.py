@@ -31,6 +31,7 @@ class Handlers:
         self._settings = settings
         self._line = line
         self._stops: dict[str, threading.Event] = {}
+        self._unfinished: dict[str, tuple[object, list[str]]] = {}
 
     def greet(self, request: gr.Request) -> list[Any]:
         """Write the page's words for this browser."""
@@ -60,7 +61,8 @@ class Handlers:
     ) -> Iterator[list[Any]]:
         """Stream a translation onto the right page.
 
-        ``chosen`` is empty as long as the visitor has not chosen a target.
+        ``chosen`` is empty as long as the visitor has not chosen a target. A text that was stopped,
+        or whose GPU was lost, resumes at the piece where it ended.
         """
         words = _words(request)
         if self._settings is None:
@@ -69,8 +71,14 @@ class Handlers:
         job = Job(text or "", source, target, automatic=not chosen)
         working = panels.status("working", words["working"])
         yield ["", working, gr.Button(interactive=True), gr.skip()]
-        updates = translate(self._engine, self._settings, job, self._line)
-        stopped = self._stops[str(request.session_hash)] = threading.Event()
+        self.end(request)
+        visitor = str(request.session_hash)
+        stopped = self._stops[visitor] = threading.Event()
+        about = (job.text, *job.pair())
+        before, so_far = self._unfinished.get(visitor, (about, []))
+        done = list(so_far) if before == about else []
+        self._unfinished[visitor] = about, done
+        updates = translate(self._engine, self._settings, job, self._line, done)
         for update in updates:
             if stopped.is_set():
                 updates.close()
@@ -81,6 +89,8 @@ class Handlers:
             if isinstance(update, Answer) and update.target.code != target:
                 target = shown[-1] = update.target.code  # once: the visitor may choose another
             yield shown
+        if isinstance(update, Answer):
+            self._unfinished.pop(visitor, None)
 
     def end(self, request: gr.Request) -> gr.Button:
         """Have this visitor's translation end with its next update, a quarter of a second away."""
@@ -91,6 +101,7 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """End what a visitor who has gone is waiting for, and forget the visitor."""
+        self._unfinished.pop(str(request.session_hash), None)
         running = self._stops.pop(str(request.session_hash), None)
         if running is not None:
             running.set()
