@@ -29,6 +29,7 @@ _MARKS: Final = ("**", "__", "~~", "![", "](", "[", "*", "|")
 """Marks inside a line; ``**`` before ``*``."""
 _LINKS: Final = ("http://", "https://", "www.", "mailto:")
 _AFTER_LINK: Final = frozenset("<>\"'`)]}」』）、。，")
+_LONGEST_TAG: Final = 80
 _ASCII_COST, _OTHER_COST = 1, 3
 TOKEN: Final = 3
 """Weight of a token: three letters of English, or one character of most other scripts."""
@@ -235,13 +236,11 @@ def _mark(line: str, start: int, end: int) -> int:
         return 1
     if letter == "[" and line[start + 1 : start + 3] in {" ]", "x]", "X]"}:
         return 3
-    alike = sum(1 for _ in takewhile(lambda one: one == "#", line[start : start + 7]))
-    digits = sum(1 for _ in takewhile(str.isdigit, line[start : start + 4]))
-    for length, follows in ((alike, " "), (digits and digits + 1, " ")):
-        numbered = length == alike or line[start + digits : start + length] in {".", ")"}
-        if length and numbered and line[start + length : start + length + 1] == follows:
-            return length
-    return 0
+    rest = line[start:end]
+    hashes = sum(1 for _ in takewhile(lambda one: one == "#", rest[:7]))
+    digits = sum(1 for _ in takewhile(str.isdigit, rest[:4]))
+    length = digits + 1 if digits and rest[digits : digits + 1] in {".", ")"} else hashes
+    return length if length and rest[length : length + 1].isspace() else 0
 
 
 def _bodies(text: str) -> list[str]:
@@ -249,8 +248,8 @@ def _bodies(text: str) -> list[str]:
 
 
 def _marks(bodies: Iterable[str]) -> Counter[str]:
-    kept = (part.text.strip() for body in bodies for part in _spans(body) if part.kept)
-    return Counter(filter(None, kept))
+    parts = (part for body in bodies for part in _spans(body) if part.kept)
+    return Counter(part.text for part in parts if part.text and _kept_length(part.text, 0))
 
 
 def _spans(line: str) -> Iterator[Piece]:
@@ -272,6 +271,10 @@ def _kept_length(line: str, start: int) -> int:
     if line[start] == "`":
         end = line.find("`", start + 1)
         return end + 1 - start if end > 0 else 1
+    if line[start] == "<" or line.startswith("{\\", start):  # tags, in subtitles also {\\an8}
+        end = line.find(">" if line[start] == "<" else "}", start, start + _LONGEST_TAG)
+        tag = end > 0 and line[start + 1] not in " <=0123456789"
+        return end + 1 - start if tag else 0
     if line.startswith(_LINKS, start):
         rest = takewhile(lambda one: not one.isspace() and one not in _AFTER_LINK, line[start:])
         return sum(1 for _ in rest)
