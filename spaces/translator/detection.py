@@ -24,61 +24,6 @@ if TYPE_CHECKING:
 
 _LOOKED_AT: Final = 2000
 """Characters: the beginning of a text tells its language, and a longer text costs no more."""
-_SCRIPTS: Final = {
-    # what unicodedata calls a letter's script → the language that it alone stands for
-    "HIRAGANA": "ja",
-    "KATAKANA": "ja",
-    "HANGUL": "ko",
-    "GREEK": "el",
-    "HEBREW": "he",
-    "THAI": "th",
-    "BENGALI": "bn",
-    "GURMUKHI": "pa",
-    "GUJARATI": "gu",
-    "TAMIL": "ta",
-    "TELUGU": "te",
-    "KANNADA": "kn",
-    "MALAYALAM": "ml",
-}
-_SHARED: Final = {
-    # scripts of several languages: those of the page, by eld's names, the likeliest first
-    "LATIN": (
-        "en de fr es pt it nl sv da no fi is pl cs sk sl hr hu ro tr et lt lv ca vi ms tl sw zu"
-    ),
-    "CYRILLIC": "ru uk bg sr",
-    "ARABIC": "ar fa ur",
-    "DEVANAGARI": "hi mr",
-}
-_OURS: Final = {
-    "ar": "ar-SA",
-    "ms": "id",
-    "pt": "pt-BR",
-    "sw": "sw-KE",
-    "tl": "fil-PH",
-}
-"""eld's names where the page has others; Malay and Indonesian are written nearly alike."""
-_OWN_LETTERS: Final = {
-    # letters that only one language of their script has
-    **dict.fromkeys("іїєґ", "uk"),
-    **dict.fromkeys("јљњћђџ", "sr"),
-    **dict.fromkeys("ыэё", "ru"),
-    **dict.fromkeys("ٹڈڑےں", "ur"),
-    **dict.fromkeys("پچژگ", "fa"),
-    "ळ": "mr",
-    **dict.fromkeys("ßẞ", "de"),
-    **dict.fromkeys("ñ¿¡", "es"),
-    **dict.fromkeys("ãõ", "pt-BR"),
-    **dict.fromkeys("őű", "hu"),
-    **dict.fromkeys("ğış", "tr"),
-    **dict.fromkeys("łżźęą", "pl"),
-    **dict.fromkeys("řěů", "cs"),
-    **dict.fromkeys("ľĺŕ", "sk"),
-    **dict.fromkeys("șț", "ro"),
-    **dict.fromkeys("ðþ", "is"),
-    **dict.fromkeys("ėįų", "lt"),
-    **dict.fromkeys("āēīķļņģ", "lv"),
-    **dict.fromkeys("ơưđạảấầậắằặẻẽếềệỉịọỏốồộớờợụủứừựỳỵỷỹ", "vi"),
-}
 _WORD, _LETTER, _PART = 0.8, 0.25, 0.6
 """What a known word, an own letter and a typical group of letters weigh beside eld's 0 to 1."""
 _USUAL: Final = 0.05
@@ -152,9 +97,10 @@ def _ranked(text: str) -> list[Guess]:
     if kana and kana >= _KANA_SHARE * (kana + han):
         scripts = scripts - Counter({"CJK": han}) + Counter({"HIRAGANA": han})
     script, count = scripts.most_common(1)[0]
-    if script in _SHARED:
-        return _compared(text, script)
-    code = _han(text) if script == "CJK" else _SCRIPTS.get(script)
+    written_in = [one for one in languages.rows() if script in one.script.split()]
+    if len(written_in) > 1:
+        return _compared(text, written_in)
+    code = _han(text) if script == "CJK" else next((one.code for one in written_in), "")
     return [Guess(code, count / scripts.total())] if code else []
 
 
@@ -166,35 +112,27 @@ def _script(letter: str) -> str:
     return unicodedata.name(letter, "").partition(" ")[0]
 
 
-def _compared(text: str, script: str) -> list[Guess]:
-    """Rank the languages of a script by eld, known words and letters of their own."""
-    inside = {_OURS.get(one, one): 0.0 for one in _SHARED[script].split()}
-    scores = inside | _of_eld(text, inside)
+def _compared(text: str, inside: list[Language]) -> list[Guess]:
+    """Rank the languages of one script, the most usual first, by all that speaks for them."""
     words = _words(text)
+    eld: Mapping[str, float] = _detector().detect(text).scores() or {}
+    scores = {one.code: eld.get(one.eld or one.code, 0.0) for one in inside}
     for word in words:
-        sharing = inside.keys() & _lexicon().get(word, ())
+        sharing = scores.keys() & _lexicon().get(word, ())
         for code in sharing:
             scores[code] += _WORD / len(words) / len(sharing)
-    own = {_OWN_LETTERS[letter] for letter in text.lower() if letter in _OWN_LETTERS}
-    for code in own & inside.keys():
-        scores[code] += _LETTER
-    for code, parts in _parts().items() if len(words) > _SHORT else ():
-        if code in inside:
-            typical = sum(any(part in word for part in parts) for word in words)
-            scores[code] += _PART * typical / len(words)
+    for one in inside:
+        scores[one.code] += _LETTER * bool(set(one.letters) & set(text.lower()))
+        if one.parts and len(words) > _SHORT:
+            typical = sum(any(part in word for part in one.parts.split()) for word in words)
+            scores[one.code] += _PART * typical / len(words)
     if not any(scores.values()):
-        return [Guess(code, 0.0) for code in inside]
-    for place, code in enumerate(inside, 1):
+        return [Guess(code, 0.0) for code in scores]
+    for place, code in enumerate(scores, 1):
         scores[code] += _USUAL / place
     first, second, *_ = ranked = sorted(scores, key=lambda code: -scores[code])
     sure = scores[first] / (scores[first] + scores[second])
     return [Guess(code, sure if code == first else 1 - sure) for code in ranked]
-
-
-def _of_eld(text: str, inside: Mapping[str, float]) -> dict[str, float]:
-    found: dict[str, float] = _detector().detect(text).scores() or {}
-    ours = {_OURS.get(name, name): score for name, score in found.items()}
-    return {code: score for code, score in ours.items() if code in inside}
 
 
 @cache
@@ -213,12 +151,6 @@ def _lexicon() -> Mapping[str, tuple[str, ...]]:
         for word in one.words.split():
             found[word].append(one.code)
     return {word: tuple(codes) for word, codes in found.items()}
-
-
-@cache
-def _parts() -> Mapping[str, list[str]]:
-    """Return the typical groups of letters of the languages that eld does not know."""
-    return {one.code: one.parts.split() for one in languages.known().values() if one.parts}
 
 
 def _words(text: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Text files and subtitles: what to translate in them, and how they are written back. Pure.
 
-A file comes as bytes and goes as bytes, in the encoding and with the line ends that it came with;
+A file comes and goes as bytes in base64, in the encoding and with the line ends that it came with;
 nothing is written to a disk. Of subtitles (``.srt``, ``.vtt``) only the words are translated:
 numbers, times, notes and styles stay. Of every file the lines stay: ``pieces`` gives each line of a
 text one line of the answer.
@@ -8,11 +8,15 @@ text one line of the answer.
 
 from __future__ import annotations
 
+import base64
 import codecs
 import unicodedata
 from dataclasses import dataclass
 from itertools import islice
-from typing import Final
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 KINDS: Final = (".txt", ".md", ".srt", ".vtt")
 _SUBTITLES: Final = (".srt", ".vtt")
@@ -67,27 +71,30 @@ class Document:
     @property
     def text(self) -> str:
         """What is to be translated; an empty line stands between two subtitles."""
-        made = []
-        for before, number in zip((-1, *self.worded), self.worded, strict=False):
-            made += [""] if before >= 0 and number > before + 1 else []
-            made.append(self.lines[number].rstrip("\r\n"))
-        return "\n".join(made)
+        return "\n".join(
+            "" if at is None else self.lines[at].rstrip("\r\n") for at in self._order()
+        )
 
-    def written(self, answer: str) -> bytes:
-        """Return the file with the answer to ``text``, line by line, in place of its words."""
-        told = iter(answer.split("\n"))
+    def written(self, answer: str) -> str:
+        """Return the file's bytes in base64, with the answer to ``text`` in place of its words."""
         lines = list(self.lines)
-        for before, number in zip((-1, *self.worded), self.worded, strict=False):
-            if before >= 0 and number > before + 1:
-                next(told, "")
-            words = self.lines[number].rstrip("\r\n")
-            end = self.lines[number][len(words) :]
-            line = next(told, "")
-            if self.name.lower().endswith(_SUBTITLES):
-                line = line.replace(_ARROW, "→")
-            # an empty line would end a subtitle, as an arrow would begin one
-            lines[number] = (line if line.strip() or not words.strip() else words) + end
-        return self.mark + "".join(lines).encode(self.encoding, "replace")
+        for at, told in zip(self._order(), answer.split("\n"), strict=False):
+            if at is None:
+                continue
+            words = lines[at].rstrip("\r\n")
+            made = told
+            if self.name.lower().endswith(_SUBTITLES):  # an empty line or an arrow would break it
+                made = told.replace(_ARROW, "→") if told.strip() else words
+            lines[at] = made + lines[at][len(words) :]
+        data = self.mark + "".join(lines).encode(self.encoding, "replace")
+        return base64.b64encode(data).decode()
+
+    def _order(self) -> Iterator[int | None]:
+        """Yield the numbers of the lines to be translated, None for a gap between them."""
+        for before, at in zip((None, *self.worded), self.worded, strict=False):
+            if before is not None and at > before + 1:
+                yield None
+            yield at
 
     def renamed(self, code: str) -> str:
         """Return the name of its translation: ``film.srt`` becomes ``film.ja.srt``."""
@@ -95,12 +102,12 @@ class Document:
         return f"{stem}.{code}{dot}{kind}"
 
 
-def read(name: str, data: bytes, max_chars: int) -> Document:
+def read(name: str, content: str, max_chars: int) -> Document:
     """Read a file.
 
     Args:
         name: as the visitor's machine calls it; its end tells the kind.
-        data: its bytes.
+        content: its bytes in base64.
         max_chars: the most characters that are to be translated.
 
     Raises:
@@ -110,6 +117,10 @@ def read(name: str, data: bytes, max_chars: int) -> Document:
     kind = next((one for one in KINDS if shown.lower().endswith(one)), None)
     if kind is None:
         raise DocumentError("file_kind", kinds=", ".join(KINDS))
+    try:
+        data = base64.b64decode(content, validate=True)
+    except ValueError as error:
+        raise DocumentError("file_not_text") from error
     if len(data) > max_chars * _BYTES_EACH * _BESIDE:
         raise DocumentError("file_large", limit=f"{max_chars:,}")
     mark, encoding, text = _decoded(data)

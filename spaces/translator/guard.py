@@ -185,20 +185,21 @@ def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
     if called["name"] not in public:
         raise _RefusedError(404, f"there is no such endpoint; there are: {', '.join(public)}")
     names = list(inspect.signature(public[called["name"]].fn).parameters)
-    takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
-    try:
+    came = "no JSON"
+    with suppress(ValueError):
         asked = json.loads(body)
-    except ValueError as error:
-        raise _RefusedError(400, f"{takes}; what came is no JSON") from error
-    if called["named"]:
-        unknown = set(asked) - set(names) if isinstance(asked, dict) else {"no object"}
-        if unknown:
-            raise _RefusedError(400, f"{takes}; unknown: {safe(', '.join(sorted(unknown)))[:100]}")
-        return
-    data = asked.get("data") if isinstance(asked, dict) else None
-    if not isinstance(data, list) or len(data) != len(names):
-        came = f"{len(data)} came" if isinstance(data, list) else "no list of them came"
-        raise _RefusedError(400, f'{takes}, in this order, as {{"data": […]}}; {came}')
+        given = asked if called["named"] else asked.get("data") if isinstance(asked, dict) else None
+        if called["named"] and isinstance(given, dict):
+            unknown = ", ".join(sorted(set(given) - set(names)))
+            came = unknown and f"unknown: {safe(unknown)[:100]}"
+        elif isinstance(given, list) and not called["named"]:
+            came = "" if len(given) == len(names) else f"{len(given)} came"
+        else:
+            came = "none came"
+    if came:
+        form = "by these names" if called["named"] else 'in this order, as {"data": […]}'
+        takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
+        raise _RefusedError(400, f"{takes}, {form}; {came}")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

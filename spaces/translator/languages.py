@@ -33,8 +33,11 @@ class Language:
         english, native, japanese: its name, in English, in itself and in Japanese.
         thanks: "Thank you." in it: the one example that a base model is shown.
         direction: ``ltr`` or ``rtl``.
-        words: frequent words, for languages that share their script with others.
         also: other codes and names, separated by spaces.
+        script: whose letters it is written in, as Unicode names them; empty for a variant.
+        eld: its name there, where that is not its code.
+        letters: that no other language of its script has.
+        words: frequent ones, where several languages share the script.
         parts: groups of letters that its words often have, where ``eld`` does not know it.
     """
 
@@ -44,20 +47,27 @@ class Language:
     japanese: str
     thanks: str
     direction: str = "ltr"
+    also: str = ""
+    script: str = ""
+    eld: str = ""
+    letters: str = ""
     words: str = ""
     parts: str = ""
-    also: str = ""
+
+
+@cache
+def rows() -> tuple[Language, ...]:
+    """Return the languages as the file has them: the most usual of each script first."""
+    text = Path(__file__).with_name("languages.json").read_text("utf-8")
+    return tuple(Language(**row) for row in json.loads(text))
 
 
 @cache
 def known() -> Mapping[str, Language]:
     """Return the languages by code: the first pair, then by English name."""
-    text = Path(__file__).with_name("languages.json").read_text("utf-8")
-    rows = [Language(**row) for row in json.loads(text)]
-    rows.sort(
-        key=lambda one: (FIRST.index(one.code) if one.code in FIRST else len(FIRST), one.english)
-    )
-    return {one.code: one for one in rows}
+    others = sorted(rows(), key=lambda one: one.english)
+    by_code = {one.code: one for one in others}
+    return {code: by_code[code] for code in (*FIRST, *by_code)}
 
 
 def find(name: str) -> Language | None:

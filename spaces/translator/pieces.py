@@ -287,7 +287,7 @@ def _kept_length(line: str, start: int) -> int:
 
 def _portions(text: str, most: int) -> Iterator[str]:
     """Cut a line at the last sentence that fits, else at the last space, else anywhere."""
-    ends = {end for end, _ in _ends(text)}
+    ends = set(_ends(text))
     start = sentence = space = held = 0
     for index, letter in enumerate(text):
         sentence = index if index in ends else sentence
@@ -301,19 +301,19 @@ def _portions(text: str, most: int) -> Iterator[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    ends = [end for end, _ in _ends(text)]
+    ends = list(_ends(text))
     return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if text[a:b]]
 
 
-def _ends(text: str) -> Iterator[tuple[int, str]]:
-    """Yield where each sentence ends, after its closing marks, and with what letter."""
+def _ends(text: str) -> Iterator[int]:
+    """Yield where each sentence ends, after its closing marks."""
     ended = ""
     for index, letter in enumerate(text):
         if ended and letter not in _CLOSING and letter not in _ENDS:
             if ended in _ENDS or letter.isspace():
-                yield index, ended
+                yield index
             ended = ""
         if letter in _ENDS or letter in _ENDS_BEFORE_SPACE:
             ended = letter
         elif letter == "\n":
-            yield index + 1, letter
+            yield index + 1

@@ -166,54 +166,50 @@ def _in_turn(
     yield from _Run(engine, kind, pair, most, done).whole(job.text)
 
 
+@dataclass
 class _Run:
     """The translation of one text, piece by piece.
 
-    Args:
+    Attributes:
+        most: weight of a piece.
         done: answers to the first pieces; each further one is appended.
+        count: of the pieces.
+        before: the sentences before the next piece, and their translation.
+        last: the newest part of an answer.
+        cut: the context ended an answer.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        kind: prompt.Format,
-        pair: tuple[Language, Language],
-        most: int,
-        done: list[str],
-    ) -> None:
-        self._engine = engine
-        self._kind = kind
-        self._pair = pair
-        self._most = most
-        self._done = done
-        self._count = 0
-        self._before: tuple[str, str] | None = None
-        self._last: Piece | None = None
-        self._cut = False
+    engine: Engine
+    kind: prompt.Format
+    pair: tuple[Language, Language]
+    most: int
+    done: list[str]
+    count: int = 0
+    before: tuple[str, str] | None = None
+    last: Piece | None = None
+    cut: bool = False
 
     def whole(self, text: str) -> Generator[Update, None, None]:
         """Translate the text from the first piece that is not done; a failure ends it."""
-        parts = pieces.cut(text, self._most, by_line=self._kind == "base")
-        self._count = sum(not part.kept for part in parts)
+        parts = pieces.cut(text, self.most, by_line=self.kind == "base")
+        self.count = sum(not part.kept for part in parts)
         shown, number = "", 0
         for part in parts:
             if part.kept:
                 shown += part.text
                 continue
-            if number == len(self._done):
+            if number == len(self.done):
                 answer = yield from self._piece(part.text, shown)
                 if answer is None:
                     return
-                self._done.append(answer)
-            shown += self._done[number]
-            self._before = pieces.context(part.text, self._done[number], self._most // 2)
+                self.done.append(answer)
+            shown += self.done[number]
+            self.before = pieces.context(part.text, self.done[number], self.most // 2)
             number += 1
-            if number < self._count:
+            if number < self.count:
                 yield self._answer(shown)
-        reason = "length" if self._cut else "stop"
-        last = self._last or Piece(
-            "", finished=True, tokens=None, tokens_per_second=None, reason=""
-        )
+        reason = "length" if self.cut else "stop"
+        last = self.last or Piece("", finished=True, tokens=None, tokens_per_second=None, reason="")
         yield self._answer(shown, replace(last, finished=True, reason=reason))
 
     def _piece(self, source: str, shown: str) -> Generator[Update, None, str | None]:
@@ -225,12 +221,12 @@ class _Run:
         answer = yield from self._asked_twice(source, shown)
         if answer is None:
             return None
-        ended = self._last is None or self._last.reason != "length"
+        ended = self.last is None or self.last.reason != "length"
         if ended and pieces.faithful(source, answer):
             return pieces.mended(source, answer)
         parts = pieces.finer(source)
         if not parts:
-            self._cut |= not ended
+            self.cut |= not ended
             return pieces.mended(source, answer)
         made = ""
         for part in parts:
@@ -239,7 +235,7 @@ class _Run:
                 return None
             made += told
             if not part.kept:
-                self._before = pieces.context(part.text, told, self._most // 2)
+                self.before = pieces.context(part.text, told, self.most // 2)
         return made
 
     def _asked_twice(self, source: str, shown: str) -> Generator[Update, None, str | None]:
@@ -256,10 +252,10 @@ class _Run:
 
     def _asked(self, source: str, shown: str) -> Generator[Update, None, str | Failure]:
         """Stream the answer to one request, at a steady pace, after the text that is shown."""
-        messages, options = prompt.ask(self._kind, source, self._pair, self._before)
+        messages, options = prompt.ask(self.kind, source, self.pair, self.before)
         text, seen, looked = "", "", 0.0
-        self._last = None
-        with closing(self._engine.events(messages, **options)) as items:
+        self.last = None
+        with closing(self.engine.events(messages, **options)) as items:
             for item in items:
                 if isinstance(item, Failure):
                     return item
@@ -270,7 +266,7 @@ class _Run:
                     yield item
                 elif isinstance(item, Piece):
                     text = (text + item.text).lstrip()
-                    self._last = item
+                    self.last = item
                     if text != seen and time.monotonic() - looked >= _SHOW_EVERY:
                         seen, looked = text, time.monotonic()
                         if not item.finished:
@@ -278,7 +274,7 @@ class _Run:
         return text.rstrip()
 
     def _answer(self, text: str, last: Piece | None = None) -> Answer:
-        return Answer(text, *self._pair, last, len(self._done), self._count)
+        return Answer(text, *self.pair, last, len(self.done), self.count)
 
 
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from translator import documents, pieces
-from translator.documents import DocumentError
+from translator.documents import Document, DocumentError
 
 LIMIT = 1000
 SRT = """\
@@ -40,14 +42,22 @@ intro
 How are you?"""
 
 
+def read(name: str, data: bytes) -> Document:
+    return documents.read(name, base64.b64encode(data).decode(), LIMIT)
+
+
+def written(document: Document, answer: str) -> bytes:
+    return base64.b64decode(document.written(answer))
+
+
 def translated(name: str, data: bytes) -> bytes:
-    document = documents.read(name, data, LIMIT)
-    return document.written(document.text.upper())
+    document = read(name, data)
+    return written(document, document.text.upper())
 
 
 def refused(name: str, data: bytes) -> str:
     with pytest.raises(DocumentError) as caught:
-        documents.read(name, data, LIMIT)
+        read(name, data)
     return caught.value.name
 
 
@@ -57,7 +67,7 @@ def test_srt_keeps_numbers_times_and_line_ends() -> None:
         .replace("How are you?", "HOW ARE YOU?")
         .replace("{\\an8}<i>Fine</i>", "{\\AN8}<I>FINE</I>")
     )
-    document = documents.read("a.srt", SRT.encode(), LIMIT)
+    document = read("a.srt", SRT.encode())
     assert document.text == "Hello there.\n- How are you?\n\n{\\an8}<i>Fine</i>\n\n1984"
 
 
@@ -80,12 +90,12 @@ def test_big_endian_utf_16_is_read_and_written() -> None:
 
 
 def test_answer_that_would_break_subtitles_does_not() -> None:
-    document = documents.read("a.srt", SRT.encode(), LIMIT)
-    made = document.written("\nto --> him\n\n \n").decode()
+    document = read("a.srt", SRT.encode())
+    made = written(document, "\nto --> him\n\n \n").decode()
     assert "Hello there.\r\nto → him\r\n\r\n2\r\n" in made
     assert "<i>Fine</i>" in made
     assert made.count("-->") == 3
-    again = documents.read("a.srt", made.encode(), LIMIT)
+    again = read("a.srt", made.encode())
     assert len(again.worded) == len(document.worded)
 
 
@@ -115,6 +125,11 @@ def test_file_that_cannot_be_translated_is_refused_by_name(
     assert refused(name, data) == why
 
 
+def test_content_that_is_no_base64_is_no_text() -> None:
+    with pytest.raises(DocumentError, match="file_not_text"):
+        documents.read("a.txt", "é!", LIMIT)
+
+
 @pytest.mark.parametrize(
     ("name", "made"),
     [
@@ -131,7 +146,7 @@ def test_translation_is_named_after_its_file(name: str, made: str | None) -> Non
     if made is None:
         assert refused(name, b"text") == "file_kind"
         return
-    assert documents.read(name, b"0:01 --> 0:02\ntext", LIMIT).renamed("ja") == made
+    assert read(name, b"0:01 --> 0:02\ntext").renamed("ja") == made
 
 
 @given(
@@ -146,9 +161,9 @@ def test_translation_is_named_after_its_file(name: str, made: str | None) -> Non
 def test_untranslated_file_is_written_as_it_was(text: str, name: str) -> None:
     data = text.encode()
     try:
-        document = documents.read(name, data, LIMIT)
+        document = read(name, data)
     except DocumentError:
         return
-    assert document.written(document.text) == data
+    assert written(document, document.text) == data
     made = pieces.cut(document.text, 60)
-    assert document.written("".join(one.text for one in made)) == data
+    assert written(document, "".join(one.text for one in made)) == data

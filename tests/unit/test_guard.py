@@ -120,8 +120,8 @@ def test_call_that_no_browser_makes_writes_no_traceback(
     [
         ("call/translate", {"data": ["x", "en"]}, "text, target_language, source_language"),
         ("call/translate", {"data": ["x", "en"]}, "2 came"),
-        ("call/translate", {"text": "x"}, "no list of them came"),
-        ("call/translate", ["x"], "no list of them came"),
+        ("call/translate", {"text": "x"}, "none came"),
+        ("call/translate", ["x"], "none came"),
         ("call/detect", {"data": []}, "detect takes 1 values: text"),
         ("call/v2/translate", {"text": "x", "to": "en"}, "unknown: to"),
         ("call/v2/translate", ["x"], "text, target_language, source_language"),
