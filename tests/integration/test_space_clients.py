@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import documented
 import pytest
 import space
 from gradio_client import Client
@@ -63,6 +65,15 @@ def test_gradio_s_client_gets_the_text_piece_by_piece(client: Client) -> None:
 def test_gradio_s_client_may_name_languages_or_leave_them_away(client: Client) -> None:
     named = client.predict(TEXT, "English", "Japanese", api_name="/translate")
     assert named == client.predict(TEXT, api_name="/translate")
+
+
+def test_curl_lines_of_the_readme_stream_a_translation(app: Space) -> None:
+    lines = [one.text for one in documented.commands("spaces/README.md") if "API" in one.text]
+    assert len(lines) == 3
+    script = "\n".join(lines).replace("https://OWNER-SPACE.hf.space", app.url)
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True)
+    assert "event: generating\ndata: [" in done.stdout
+    assert "event: complete\ndata: [" in done.stdout
 
 
 @pytest.mark.parametrize(
