@@ -119,10 +119,11 @@ class Handlers:
         with closing(translate(self._engine, settings, job, self._line, done)) as updates:
             for update in updates:
                 if stopped.is_set():
-                    yield None
-                    return
+                    break
                 yield update
-        if isinstance(update, Answer):
+        if stopped.is_set():
+            yield None
+        elif isinstance(update, Answer):
             self._unfinished.pop(visitor, None)
 
     def end(self, request: gr.Request) -> gr.Button:
