@@ -22,7 +22,7 @@ from playwright.sync_api import sync_playwright
 from llama_loader import settings
 from llama_loader.server import free_port
 from llama_space import Engine, request, shared_server
-from translator import languages, prompt, session
+from translator import detection, prompt, session
 from translator.page import Page
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ def on_the_page(tab: Tab, number: int) -> float:
 
 def direct(client: Client, found: Settings, number: int) -> float:
     """Return the seconds from the request to the first words."""
-    pair = languages.pair("auto", "ja", text(number))
+    pair = detection.pair("auto", "ja", text(number))
     asked: Any = request.chat(*prompt.ask("chat", text(number), pair), found)
     began = time.perf_counter()
     stream = iter(client.chat(asked.asked, **asked.options))

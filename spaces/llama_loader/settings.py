@@ -187,6 +187,7 @@ class Settings:
     Attributes:
         manifest_url, manifest_sha256: None leaves the release to ``release.json``.
         devices: empty for ``auto``.
+        max_new_tokens: None for what the context leaves.
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
         cuda_arch: without its dot (``90``), None for detected.
@@ -217,8 +218,8 @@ class Settings:
     gguf_path: Path | None = _setting("GGUF_PATH", _path, None, "--model")  # noqa: RUF009
     n_ctx: int = _setting("N_CTX", _number("a number of tokens", 16, 16_777_216), 4096)
     temperature: float = _setting("TEMPERATURE", _number("a decimal number", 0.0, 10.0), 0.0)
-    max_new_tokens: int = _setting("MAX_NEW_TOKENS", _number("a number", 1, 1_000_000), 1024)
-    max_chars: int = _setting("MAX_CHARS", _number("a number", 1, 10_000_000), 2000)
+    max_new_tokens: int | None = _setting("MAX_NEW_TOKENS", _number("a number", 1, 1_000_000))
+    max_chars: int = _setting("MAX_CHARS", _number("a number", 1, 10_000_000), 20_000)
     server_port: int | None = _setting(
         "LLAMA_SERVER_PORT", _number("a TCP port", 1, 65535), None, "--port"
     )

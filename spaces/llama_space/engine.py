@@ -106,7 +106,7 @@ class Engine:
 
         Args:
             messages: with ``role`` and ``content``, as gradio's ``ChatInterface`` keeps them.
-            max_tokens: the longest answer; None for the setting ``max_new_tokens``.
+            max_tokens: the longest answer; None for the setting, or what the context leaves.
             temperature: 0 for the likeliest tokens; None for the setting.
             seed: makes sampling repeatable.
             stop: a text or texts before which the answer ends.

@@ -122,7 +122,8 @@ def _message(number: int, given: object) -> dict[str, Any]:
 def _checked(
     asked: list[dict[str, Any]] | str, options: Mapping[str, Any], settings: Settings
 ) -> Request:
-    usual = {"max_tokens": settings.max_new_tokens, "temperature": settings.temperature}
+    most = settings.max_new_tokens or settings.n_ctx  # it ends where the context ends, too
+    usual = {"max_tokens": most, "temperature": settings.temperature}
     given = {**usual, **{name: one for name, one in options.items() if one not in (None, (), [])}}
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]

@@ -1,17 +1,30 @@
-"""The endpoint for programs: an API route and an MCP tool, both called ``translate``.
+"""The endpoints for programs, ``translate`` and ``detect``: API routes, and MCP tools.
 
 No ``from __future__ import annotations`` here: gradio reads the hints as they are.
 """
 
+import reprlib
 from collections.abc import Callable, Iterator
+from typing import Final
 
 import gradio as gr
 
 from llama_loader.settings import Settings
 from llama_space.values import Failure
-from translator import languages, session, texts
+from translator import detection, languages, session, texts
 from translator.line import Line
 from translator.session import Answer, Engine, Job, Refusal, Update
+
+_TRANSLATE: Final = """Translate a text with the model that this Space serves.
+
+The target is the language that you name. Languages: {all}. Each may be given by its code, by a BCP
+47 tag such as zh-CN, en-US or pt-BR, or by its English or native name.
+
+Args:
+    text: what to translate; at most {limit} characters. Line breaks, markdown and code stay.
+    target_language: such as en, ja, zh-Hans, pt-BR, German.
+    source_language: likewise, or auto to have it detected.
+"""
 
 
 def endpoint(
@@ -22,15 +35,9 @@ def endpoint(
     def translate(
         text: str, target_language: str = "en", source_language: str = "auto"
     ) -> Iterator[str]:
-        """Translate a text with the model that this Space serves.
-
-        Args:
-            text: what to translate; at most as many characters as the page says.
-            target_language: a code or a name, such as en, ja, zh-Hans, German.
-            source_language: likewise, or auto to have it detected.
-        """
-        if not all(isinstance(one, str) for one in (text, target_language, source_language)):
-            raise _refused("TEXT_EXPECTED: text and languages must be texts")
+        _require_texts(text=text, target_language=target_language, source_language=source_language)
+        if target_language.strip().lower() == languages.AUTO:
+            raise _refused("LANGUAGE_UNKNOWN: name a target_language; only a source can be auto")
         job = Job(text, _code(source_language), _code(target_language))
         shown = ""
         for update in session.translate(engine, settings, job, line):
@@ -39,9 +46,34 @@ def endpoint(
                 shown = update.text
                 yield shown
 
+    translate.__doc__ = _TRANSLATE.format(
+        limit=settings.max_chars,
+        all=", ".join(f"{one.code} ({one.english})" for one in languages.known().values()),
+    )
     # a caller gets a text; that it comes piece by piece gradio sees by itself
     translate.__annotations__["return"] = str
     return translate
+
+
+def detect(text: str) -> dict[str, str | float]:
+    """Guess which language a text is in.
+
+    Returns the language's code and English name, and a confidence: 1 for certain, 0.5 where another
+    language fits as well, 0 where the text has no letters.
+
+    Args:
+        text: a text of any length; its first 2,000 characters count.
+    """
+    _require_texts(text=text)
+    guess = detection.detect(text)
+    name = languages.known()[guess.code].english
+    return {"language": guess.code, "name": name, "confidence": round(guess.confidence, 3)}
+
+
+def _require_texts(**given: object) -> None:
+    for name, value in given.items():
+        if not isinstance(value, str):
+            raise _refused(f"TEXT_EXPECTED: {name} must be a text, not {reprlib.repr(value)}")
 
 
 def _code(name: str) -> str:
@@ -49,8 +81,9 @@ def _code(name: str) -> str:
         return languages.AUTO
     found = languages.find(name)
     if found is None:
-        some = ", ".join(list(languages.known())[:6])
-        raise _refused(f"LANGUAGE_UNKNOWN: there is no language {name!r}; try {some} …")
+        near = ", ".join(languages.near(name) or list(languages.known())[:6])
+        shown = reprlib.repr(name)
+        raise _refused(f"LANGUAGE_UNKNOWN: there is no language {shown}; near ones: {near}")
     return found.code
 
 

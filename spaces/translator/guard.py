@@ -8,6 +8,7 @@ Each refusal is one line for the caller, and at most one line in the log.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import ipaddress
 import json
 import os
@@ -37,6 +38,8 @@ _POSTED: Final = re.compile(
 """Where the page, the API's callers and MCP clients send something to."""
 _CALLED: Final = re.compile(r"/gradio_api/(?:queue/join|run/predict)/?")
 """Where the page's own events go."""
+_ENDPOINT: Final = re.compile(r"/gradio_api/call/(?P<named>v2/)?(?P<name>[^/]+)/?")
+"""Where programs send a list of values to, or under ``v2`` values with names."""
 _CLOSED: Final = re.compile(r"/monitoring.*|/gradio_api/(?:deep_link|upload.*)")
 """Routes that are read with GET, and that no part of the page uses."""
 _NOT_THE_PAGES: Final = "this request is none that the page makes"
@@ -91,6 +94,7 @@ class Guard:
             _require_route(scope)
             body = await asyncio.wait_for(_read(receive, self._limit), _SECONDS)
             _require_values(scope, body)
+            _require_arguments(scope, body)
             await self._application(scope, _replayed(body, receive), sending)
         except (_RefusedError, asyncio.TimeoutError) as error:
             refused = error if isinstance(error, _RefusedError) else _RefusedError(408, "too slow")
@@ -169,6 +173,33 @@ def _require_values(scope: MutableMapping[str, Any], body: bytes) -> None:
                 component.preprocess(value)
             except gr.Error as error:
                 raise _RefusedError(400, str(error)) from error
+
+
+def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
+    """Refuse a program's call that gradio would end with ``null`` and a traceback."""
+    called = _ENDPOINT.fullmatch(scope["path"])
+    if called is None or scope["method"] != "POST":
+        return
+    every = scope["app"].get_blocks().fns.values()
+    public = {one.api_name: one for one in every if one.api_visibility == "public"}
+    if called["name"] not in public:
+        raise _RefusedError(404, f"there is no such endpoint; there are: {', '.join(public)}")
+    names = list(inspect.signature(public[called["name"]].fn).parameters)
+    came = "no JSON"
+    with suppress(ValueError):
+        asked = json.loads(body)
+        given = asked if called["named"] else asked.get("data") if isinstance(asked, dict) else None
+        if called["named"] and isinstance(given, dict):
+            unknown = ", ".join(sorted(set(given) - set(names)))
+            came = unknown and f"unknown: {safe(unknown)[:100]}"
+        elif isinstance(given, list) and not called["named"]:
+            came = "" if len(given) == len(names) else f"{len(given)} came"
+        else:
+            came = "none came"
+    if came:
+        form = "by these names" if called["named"] else 'in this order, as {"data": […]}'
+        takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
+        raise _RefusedError(400, f"{takes}, {form}; {came}")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator  # noqa: TC003 - gradio reads the handlers' hints
+from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from llama_space.values import Failure, Progress
-from translator import advice, panels, texts
+from translator import advice, documents, panels, texts
 from translator.session import Answer, InLine, Job, Refusal, translate
 
 if TYPE_CHECKING:
@@ -31,6 +33,7 @@ class Handlers:
         self._settings = settings
         self._line = line
         self._stops: dict[str, threading.Event] = {}
+        self._unfinished: dict[str, tuple[object, list[str]]] = {}
 
     def greet(self, request: gr.Request) -> list[Any]:
         """Write the page's words for this browser."""
@@ -56,24 +59,72 @@ class Handlers:
         ]
 
     def press(
-        self, text: str, source: str, target: str, request: gr.Request
+        self, text: str, source: str, target: str, chosen: str, request: gr.Request
     ) -> Iterator[list[Any]]:
-        """Stream a translation onto the right page."""
+        """Stream a translation onto the right page.
+
+        ``chosen`` is empty as long as the visitor has not chosen a target. A text that was stopped,
+        or whose GPU was lost, resumes at the piece where it ended.
+        """
         words = _words(request)
         if self._settings is None:
             yield ["", panels.failure(self._engine.status().failure, words), gr.skip(), gr.skip()]
             return
-        job = Job(text or "", source, target)
-        yield ["", panels.status("working", words["working"]), gr.Button(interactive=True), target]
-        updates = translate(self._engine, self._settings, job, self._line)
-        stopped = self._stops[str(request.session_hash)] = threading.Event()
-        for update in updates:
-            if stopped.is_set():
-                updates.close()
-                line = panels.status("stopped", words["stopped"])
-                yield [gr.skip(), line, gr.Button(interactive=False), gr.skip()]
-                return
-            yield _shown(update, words)
+        job = Job(text or "", source, target, automatic=not chosen)
+        working = panels.status("working", words["working"])
+        yield ["", working, gr.Button(interactive=True), gr.skip()]
+        for update in self._updates(job, self._settings, request):
+            shown = _shown(update, words)
+            if isinstance(update, Answer) and update.target.code != target:
+                target = shown[-1] = update.target.code  # once: the visitor may choose another
+            yield shown
+
+    def press_file(
+        self, name: str, content: str, source: str, target: str, request: gr.Request
+    ) -> Iterator[list[Any]]:
+        """Translate a file that the browser has read; nothing of it goes to a disk.
+
+        ``content`` is the file's bytes in base64. It yields the status, the stop button, and at the
+        end the translated file as JSON, with its ``name`` and, in base64, its ``content``.
+        """
+        words = _words(request)
+        if self._settings is None:
+            yield [panels.failure(self._engine.status().failure, words), gr.skip(), ""]
+            return
+        try:
+            document = documents.read(name, content, self._settings.max_chars)
+        except documents.DocumentError as error:
+            line = panels.status("failed", words[error.name].format(**error.values))
+            yield [line, gr.Button(interactive=False), ""]
+            return
+        yield [panels.status("working", words["working"]), gr.Button(interactive=True), ""]
+        for update in self._updates(Job(document.text, source, target), self._settings, request):
+            yield _shown_of_file(document, update, words)
+
+    def _updates(
+        self, job: Job, settings: Settings, request: gr.Request
+    ) -> Iterator[Update | None]:
+        """Yield the updates of a visitor's translation, None for one that was stopped.
+
+        It ends the visitor's translation before, and resumes one of the same text.
+        """
+        self.end(request)
+        visitor = str(request.session_hash)
+        stopped = self._stops[visitor] = threading.Event()
+        about = (job.text, *job.pair())
+        before, so_far = self._unfinished.get(visitor, (about, []))
+        done = list(so_far) if before == about else []
+        self._unfinished[visitor] = about, done
+        update = None
+        with closing(translate(self._engine, settings, job, self._line, done)) as updates:
+            for update in updates:
+                if stopped.is_set():
+                    break
+                yield update
+        if stopped.is_set():
+            yield None
+        elif isinstance(update, Answer):
+            self._unfinished.pop(visitor, None)
 
     def end(self, request: gr.Request) -> gr.Button:
         """Have this visitor's translation end with its next update, a quarter of a second away."""
@@ -84,6 +135,7 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """End what a visitor who has gone is waiting for, and forget the visitor."""
+        self._unfinished.pop(str(request.session_hash), None)
         running = self._stops.pop(str(request.session_hash), None)
         if running is not None:
             running.set()
@@ -109,9 +161,26 @@ def keys(words: Mapping[str, str]) -> str:
     return f'<span data-swap="{words["swap_title"]}">{words["keys"]}</span>'
 
 
-def _shown(update: Update, words: Mapping[str, str]) -> list[Any]:
-    """Return the right page, the status, the stop button and the target for an update."""
+def _shown_of_file(
+    document: documents.Document, update: Update | None, words: Mapping[str, str]
+) -> list[Any]:
+    """Return the status, the stop button and, once it is done, the translated file."""
+    _, line, stop, _ = _shown(update, words)
+    if not isinstance(update, Answer):
+        return [line, stop, ""]
+    if update.last is None or not update.last.finished:
+        so_far = {"name": document.name, "done": update.done, "count": update.count}
+        return [panels.status("working", words["file_progress"].format(**so_far)), stop, ""]
+    name = document.renamed(update.target.code)
+    line = panels.status("done", words["file_done"].format(name=name))
+    return [line, stop, json.dumps({"name": name, "content": document.written(update.text)})]
+
+
+def _shown(update: Update | None, words: Mapping[str, str]) -> list[Any]:
+    """Return the right page, the status, the stop button and, unchanged, the target."""
     over = gr.Button(interactive=False)
+    if update is None:
+        return [gr.skip(), panels.status("stopped", words["stopped"]), over, gr.skip()]
     if isinstance(update, InLine):
         line = panels.status("waiting", words["in_line"].format(place=update.place))
         return [gr.skip(), line, gr.skip(), gr.skip()]
@@ -131,8 +200,8 @@ def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list
     pair, last = f"{answer.source.native} → {answer.target.native}", answer.last
     if last is None or not last.finished:
         line = panels.status("working", words["working"], pair)
-        return [answer.text, line, gr.skip(), answer.target.code]
+        return [answer.text, line, gr.skip(), gr.skip()]
     if last.tokens_per_second is not None:
         pair += f" · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
     line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair)
-    return [answer.text, line, over, answer.target.code]
+    return [answer.text, line, over, gr.skip()]

@@ -65,6 +65,7 @@ class Page:
                     concurrency_limit=_ALL,
                     concurrency_id="translate",
                 )
+            gradio_api(api.detect, api_name="detect", concurrency_id="detect")
         # gradio's own queue on ZeroGPU holds one caller; the rest would be turned away.
         # api_open=False: nobody skips the queue by a direct POST
         demo.queue(default_concurrency_limit=CONCURRENCY, max_size=WAITING, api_open=False)
@@ -145,6 +146,7 @@ class Page:
         )
 
     def _actions(self) -> None:
+        self.chosen = gr.Textbox(visible=False, elem_id="chosen")  # the target, by the visitor
         with gr.Row(elem_id="actions"):
             self.go = gr.Button(self.i18n("translate"), variant="primary", elem_id="go")
             self.stop = gr.Button(self.i18n("stop"), elem_id="stop", interactive=False)
@@ -186,7 +188,7 @@ class Page:
         self.retry.click(react.again, None, standing, queue=False, **quiet)
         run = self.go.click(
             react.press,
-            [self.source, self.source_language, self.target_language],
+            [self.source, self.source_language, self.target_language, self.chosen],
             [self.target, self.status, self.stop, self.target_language],
             concurrency_limit=_ALL,
             concurrency_id="translate",
@@ -205,6 +207,7 @@ class Page:
         """What needs no server: swap, clear, copy, examples, the counter."""
         here: dict[str, Any] = {"fn": None, "queue": False, "api_visibility": "private"}
         both = [self.source, self.target, self.source_language, self.target_language]
+        self.target_language.input(js="() => 'yes'", outputs=[self.chosen], **here)
         self.swap.click(js="(...all) => pages.swap(...all)", inputs=both, outputs=both, **here)
         emptied = [self.source, self.target, self.status]
         self.clear.click(js="() => ['', '', '']", outputs=emptied, **here)

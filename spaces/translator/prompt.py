@@ -28,44 +28,70 @@ def format_of(template: str | None) -> Format:
 
 
 def ask(
-    kind: Format, text: str, pair: tuple[Language, Language]
+    kind: Format,
+    text: str,
+    pair: tuple[Language, Language],
+    before: tuple[str, str] | None = None,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Return messages and options for one translation; ``pair`` is source and target."""
-    source, target = pair
-    content, options = _CONTENTS[kind](text, source, target)
-    return [{"role": "user", "content": content}], options
+    """Return messages and options for one translation.
 
-
-def _translategemma(text: str, source: Language, target: Language) -> tuple[Any, dict[str, Any]]:
-    """As its model card documents it: one part of text with both codes.
-
-    llama-server drops the codes of the part and takes those of ``chat_template_kwargs``; without
-    them it would translate from British English to British English.
+    Args:
+        kind: of the model.
+        text: for a base model a single line.
+        pair: source and target.
+        before: the sentences before the text, and their translation: the model goes on from there.
     """
-    codes = {"source_lang_code": source.code, "target_lang_code": target.code}
-    return [{"type": "text", "text": text, **codes}], {"chat_template_kwargs": codes}
+    if kind == "base":
+        return _base(text, *pair, before)
+    content = _CONTENTS[kind]
+    messages = [{"role": "user", "content": content(text, *pair)}]
+    if before is not None:
+        earlier, answer = before
+        earlier_turn = {"role": "user", "content": content(earlier, *pair)}
+        messages = [earlier_turn, {"role": "assistant", "content": answer}, *messages]
+    return messages, _OPTIONS[kind](*pair)
 
 
-def _chat(text: str, source: Language, target: Language) -> tuple[Any, dict[str, Any]]:
+def _translategemma(text: str, source: Language, target: Language) -> list[dict[str, str]]:
+    """As its model card documents it: one part of text with both codes."""
+    return [{"type": "text", "text": text, **_codes(source, target)}]
+
+
+def _template_arguments(source: Language, target: Language) -> dict[str, Any]:
+    """llama-server drops the codes of the part and takes those of ``chat_template_kwargs``.
+
+    Without them it would translate from British English to British English.
+    """
+    return {"chat_template_kwargs": _codes(source, target)}
+
+
+def _codes(source: Language, target: Language) -> dict[str, str]:
+    return {"source_lang_code": source.code, "target_lang_code": target.code}
+
+
+def _chat(text: str, source: Language, target: Language) -> str:
     return (
         f"Translate the following text from {source.english} to {target.english}."
         f" Answer with the translation alone.\n\n{text}"
-    ), {}
+    )
 
 
-def _base(text: str, source: Language, target: Language) -> tuple[Any, dict[str, Any]]:
-    """One example in both languages, then the text; the next label would begin another one."""
-    stop = [f"\n{source.english}:", "\n\n"]
-    if "\n" not in text.strip():
-        stop.append("\n")
-    return (
-        f"{source.english}: {source.thanks}\n{target.english}: {target.thanks}\n\n"
-        f"{source.english}: {text.strip()}\n{target.english}:"
-    ), {"stop": stop}
+def _base(
+    text: str, source: Language, target: Language, before: tuple[str, str] | None
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Examples in both languages, then the text; the answer ends with its line."""
+    examples = [(source.thanks, target.thanks)]
+    if before is not None:
+        examples.append((" ".join(before[0].split()), " ".join(before[1].split())))
+    shown = "".join(
+        f"{source.english}: {one}\n{target.english}: {other}\n\n" for one, other in examples
+    )
+    content = f"{shown}{source.english}: {text.strip()}\n{target.english}:"
+    return [{"role": "user", "content": content}], {"stop": [f"\n{source.english}:", "\n"]}
 
 
-_CONTENTS: Final[Mapping[Format, Any]] = {
-    "translategemma": _translategemma,
-    "chat": _chat,
-    "base": _base,
+_CONTENTS: Final[Mapping[str, Any]] = {"translategemma": _translategemma, "chat": _chat}
+_OPTIONS: Final[Mapping[str, Any]] = {
+    "translategemma": _template_arguments,
+    "chat": lambda *_: {},
 }

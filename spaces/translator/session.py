@@ -1,17 +1,17 @@
-"""One translation, from what a person asked for to what is shown: checks, prompt, pieces."""
+"""One translation, from what a person asked for to what is shown: checks, turn, pieces."""
 
 from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final, Protocol, Union
 
 from llama_loader import gguf_header, model
-from llama_space.values import Failure, Figures, Piece, Progress
+from llama_space.values import Failure, Piece, Progress
 from llama_space.worker import BEAT
-from translator import languages, prompt
+from translator import detection, pieces, prompt
 from translator.line import FullError, Line
 
 if TYPE_CHECKING:
@@ -23,6 +23,13 @@ if TYPE_CHECKING:
     from llama_space.values import Item, Status
     from translator.languages import Language
 
+_OF_CONTEXT: Final = 8
+"""A piece takes an eighth of the context, by an estimate: in some scripts a tokenizer makes three
+tokens of a character, and the sentences before it and the answer need room, too."""
+_LEAST, _MOST = 16, 600
+"""Tokens of a piece. A translation that ended early resumes at its piece."""
+_LOST: Final = frozenset({"ZEROGPU_ABORTED", "NO_ANSWER", "ANSWER_CUT", "ANSWER_TIMEOUT"})
+"""Failures of a GPU or server that went away in the middle of an answer."""
 _SHOW_EVERY: Final = 0.04
 """Seconds. More than 25 updates in a second nobody sees; the first is shown at once."""
 
@@ -50,11 +57,22 @@ class Engine(Protocol):
 
 @dataclass(frozen=True)
 class Job:
-    """What a person asked for; ``source`` may be ``auto``."""
+    """What a person asked for.
+
+    Attributes:
+        source: a code, or ``auto``.
+        target: a code.
+        automatic: the target is nobody's choice, and a text that is in it may turn it round.
+    """
 
     text: str
     source: str
     target: str
+    automatic: bool = False
+
+    def pair(self) -> tuple[Language, Language]:
+        """Return source and target."""
+        return detection.pair(self.source, self.target, self.text, automatic=self.automatic)
 
 
 @dataclass(frozen=True)
@@ -66,12 +84,20 @@ class InLine:
 
 @dataclass(frozen=True)
 class Answer:
-    """The translation so far; ``last`` is the newest piece, None before the first."""
+    """The translation so far.
+
+    Attributes:
+        last: the newest part of a model's answer, None before the first; it is ``finished`` only
+            with the whole text.
+        done, count: pieces of the text that are translated, and all.
+    """
 
     text: str
     source: Language
     target: Language
     last: Piece | None
+    done: int = 0
+    count: int = 1
 
 
 @dataclass(frozen=True)
@@ -91,17 +117,28 @@ def refusal(job: Job, max_chars: int) -> Refusal | None:
         return Refusal("nothing")
     if len(job.text) > max_chars:
         return Refusal("too_long", {"count": len(job.text), "limit": max_chars})
-    source, target = languages.pair(job.source, job.target, job.text)
+    source, target = job.pair()
     return Refusal("same", {"language": source.native}) if source == target else None
 
 
 def translate(
-    engine: Engine, settings: Settings, job: Job, line: Line | None = None
+    engine: Engine,
+    settings: Settings,
+    job: Job,
+    line: Line | None = None,
+    done: list[str] | None = None,
 ) -> Generator[Update, None, None]:
     """Translate; the last update is a finished answer, a refusal or a failure.
 
-    Closing the iterator stops the generation. ``line`` is where the job waits for its turn, None
-    where nobody else asks.
+    Closing the iterator stops the generation.
+
+    Args:
+        engine: what the model is asked through.
+        settings: limits, and which model it is.
+        job: what to translate.
+        line: where the job waits for its turn, None where nobody else asks.
+        done: answers to the job's first pieces, from a translation that ended early; this one
+            resumes after them, and appends each further one.
     """
     refused = refusal(job, settings.max_chars)
     if refused:
@@ -109,13 +146,13 @@ def translate(
         return
     try:
         with (line or Line(1, 0)).places() as places:
-            yield from _in_turn(engine, settings, job, places)
+            yield from _in_turn(engine, settings, job, places, [] if done is None else done)
     except FullError:
         yield Refusal("full")
 
 
 def _in_turn(
-    engine: Engine, settings: Settings, job: Job, places: Iterator[int]
+    engine: Engine, settings: Settings, job: Job, places: Iterator[int], done: list[str]
 ) -> Generator[Update, None, None]:
     """Wait for the model and for the turn, then stream."""
     for update in _prepared(engine):
@@ -123,10 +160,121 @@ def _in_turn(
         if isinstance(update, Failure):
             return
     yield from map(InLine, places)
-    pair = languages.pair(job.source, job.target, job.text)
-    messages, options = prompt.ask(_format(settings), job.text, pair)
-    with closing(engine.events(messages, **options)) as items:
-        yield from _answers(items, pair)
+    kind = _format(settings)
+    pair = job.pair()
+    most = pieces.TOKEN * min(max(settings.n_ctx // _OF_CONTEXT, _LEAST), _MOST)
+    yield from _Run(engine, kind, pair, most, done).whole(job.text)
+
+
+@dataclass
+class _Run:
+    """The translation of one text, piece by piece.
+
+    Attributes:
+        most: weight of a piece.
+        done: answers to the first pieces; each further one is appended.
+        count: of the pieces.
+        before: the sentences before the next piece, and their translation.
+        last: the newest part of an answer.
+        cut: the context ended an answer.
+    """
+
+    engine: Engine
+    kind: prompt.Format
+    pair: tuple[Language, Language]
+    most: int
+    done: list[str]
+    count: int = 0
+    before: tuple[str, str] | None = None
+    last: Piece | None = None
+    cut: bool = False
+
+    def whole(self, text: str) -> Generator[Update, None, None]:
+        """Translate the text from the first piece that is not done; a failure ends it."""
+        parts = pieces.cut(text, self.most, by_line=self.kind == "base")
+        self.count = sum(not part.kept for part in parts)
+        shown, number = "", 0
+        for part in parts:
+            if part.kept:
+                shown += part.text
+                continue
+            if number == len(self.done):
+                answer = yield from self._piece(part.text, shown)
+                if answer is None:
+                    return
+                self.done.append(answer)
+            shown += self.done[number]
+            self.before = pieces.context(part.text, self.done[number], self.most // 2)
+            number += 1
+            if number < self.count:
+                yield self._answer(shown)
+        reason = "length" if self.cut else "stop"
+        last = self.last or Piece("", finished=True, tokens=None, tokens_per_second=None, reason="")
+        yield self._answer(shown, replace(last, finished=True, reason=reason))
+
+    def _piece(self, source: str, shown: str) -> Generator[Update, None, str | None]:
+        """Translate a piece; one whose answer lost its lines, links or marks is cut finer.
+
+        Returns:
+            None after a failure.
+        """
+        answer = yield from self._asked_twice(source, shown)
+        if answer is None:
+            return None
+        ended = self.last is None or self.last.reason != "length"
+        if ended and pieces.faithful(source, answer):
+            return pieces.mended(source, answer)
+        parts = pieces.finer(source)
+        if not parts:
+            self.cut |= not ended
+            return pieces.mended(source, answer)
+        made = ""
+        for part in parts:
+            told = part.text if part.kept else (yield from self._piece(part.text, shown + made))
+            if told is None:
+                return None
+            made += told
+            if not part.kept:
+                self.before = pieces.context(part.text, told, self.most // 2)
+        return made
+
+    def _asked_twice(self, source: str, shown: str) -> Generator[Update, None, str | None]:
+        """Ask the model, once more where a GPU or server was lost on the way."""
+        for again in (False, True):
+            answer = yield from self._asked(source, shown)
+            if isinstance(answer, str):
+                return answer
+            if again or answer.code not in _LOST:
+                yield answer
+                return None
+            yield Progress("restart")
+        return None
+
+    def _asked(self, source: str, shown: str) -> Generator[Update, None, str | Failure]:
+        """Stream the answer to one request, at a steady pace, after the text that is shown."""
+        messages, options = prompt.ask(self.kind, source, self.pair, self.before)
+        text, seen, looked = "", "", 0.0
+        self.last = None
+        with closing(self.engine.events(messages, **options)) as items:
+            for item in items:
+                if isinstance(item, Failure):
+                    return item
+                if isinstance(item, Progress):
+                    if text != seen:  # a pause: show what was held back for a steady pace
+                        seen = text
+                        yield self._answer(shown + text)
+                    yield item
+                elif isinstance(item, Piece):
+                    text = (text + item.text).lstrip()
+                    self.last = item
+                    if text != seen and time.monotonic() - looked >= _SHOW_EVERY:
+                        seen, looked = text, time.monotonic()
+                        if not item.finished:
+                            yield self._answer(shown + text, item)
+        return text.rstrip()
+
+    def _answer(self, text: str, last: Piece | None = None) -> Answer:
+        return Answer(text, *self.pair, last, len(self.done), self.count)
 
 
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
@@ -136,27 +284,6 @@ def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
         time.sleep(BEAT)
     if state.phase == "failed" and state.failure is not None:
         yield state.failure
-
-
-def _answers(stream: Iterator[Item], pair: tuple[Language, Language]) -> Iterator[Update]:
-    text, shown, last = "", "", 0.0
-    for item in stream:
-        if isinstance(item, Failure):
-            yield item
-            return
-        if isinstance(item, Figures):
-            return
-        if isinstance(item, Progress):
-            if text != shown:  # a pause: show what was held back for the sake of a steady pace
-                shown = text
-                yield Answer(text, *pair, None)
-            yield item
-            continue
-        text = (text + item.text).lstrip()
-        now = time.monotonic()
-        if item.finished or (text and now - last >= _SHOW_EVERY):
-            shown, last = text, now
-            yield Answer(text.rstrip() if item.finished else text, *pair, item)
 
 
 def _format(settings: Settings) -> prompt.Format:

@@ -124,6 +124,17 @@ def test_translategemma_is_asked_from_the_source_into_the_target(translategemma:
     assert "en-GB" not in made
 
 
+def test_translategemma_sees_the_sentences_before_as_an_earlier_turn(
+    translategemma: Server,
+) -> None:
+    made = applied(translategemma, prompt.ask("translategemma", TEXT, (JA, EN), ("犬。", "A dog.")))
+    assert made.count("<start_of_turn>user\n") == 2
+    assert made.count("Japanese (ja) to English (en)") == 2
+    assert "犬。<end_of_turn>\n" in made
+    assert "A dog.<end_of_turn>\n" in made
+    assert made.endswith(f"\n\n\n{TEXT}<end_of_turn>\n<start_of_turn>model\n")
+
+
 @pytest.mark.parametrize("code", ["zh-Hans", "fil-PH", "pt-BR", "sr"])
 def test_codes_with_a_region_or_script_reach_the_prompt(translategemma: Server, code: str) -> None:
     pair = languages.known()[code], EN

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from typing import TYPE_CHECKING, Any, TypeVar
 
+import documented
 import pytest
 import space
 from gradio_client import Client
@@ -65,6 +67,15 @@ def test_gradio_s_client_may_name_languages_or_leave_them_away(client: Client) -
     assert named == client.predict(TEXT, api_name="/translate")
 
 
+def test_curl_lines_of_the_readme_stream_a_translation(app: Space) -> None:
+    lines = [one.text for one in documented.commands("spaces/README.md") if "API" in one.text]
+    assert len(lines) == 3
+    script = "\n".join(lines).replace("https://OWNER-SPACE.hf.space", app.url)
+    done = subprocess.run(["bash", "-ec", script], capture_output=True, text=True, check=True)
+    assert "event: generating\ndata: [" in done.stdout
+    assert "event: complete\ndata: [" in done.stdout
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
@@ -81,7 +92,7 @@ def test_gradio_s_client_is_told_what_is_wrong(
 
 def test_nothing_else_is_offered_to_programs(client: Client) -> None:
     offered: dict[str, Any] = client.view_api(return_format="dict", print_info=False)
-    assert list(offered["named_endpoints"]) == ["/translate"]
+    assert list(offered["named_endpoints"]) == ["/translate", "/detect"]
     assert not offered["unnamed_endpoints"]
 
 
@@ -107,11 +118,20 @@ def said(result: CallToolResult) -> str:
     return "".join(one.text for one in result.content if isinstance(one, TextContent))
 
 
-def test_an_mcp_client_finds_one_tool_that_says_what_it_takes(app: Space) -> None:
+def test_gradio_s_client_detects_a_language(client: Client) -> None:
+    found = client.predict("Guten Morgen, wie geht es dir?", api_name="/detect")
+    assert (found["language"], found["name"]) == ("de", "German")
+    assert 0.5 < found["confidence"] <= 1
+
+
+def test_an_mcp_client_finds_two_tools_that_say_what_they_take(app: Space) -> None:
     tools, _ = run(by_mcp(app.url))
-    (tool,) = tools
-    assert tool.name == "translate"
+    tool, detecting = tools
+    assert (tool.name, detecting.name) == ("translate", "detect")
     assert "Translate a text" in (tool.description or "")
+    assert "de (German)" in (tool.description or "")
+    assert "pt-BR" in (tool.description or "")
+    assert "Guess which language" in (detecting.description or "")
     properties = tool.inputSchema["properties"]
     assert set(properties) == {"text", "target_language", "source_language"}
     assert "zh-Hans" in properties["target_language"]["description"]

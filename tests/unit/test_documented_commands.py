@@ -28,6 +28,7 @@ ALONE = "test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set"
 CACHE = "test_a_set_is_built_in_a_container_and_its_compiler_cache_kept"
 DEPLOYED = "test_hosts_that_are_reached_over_ssh"
 HOSTS = "test_a_worker_killed_in_mid_build_is_replaced_by_another"
+CURL = "test_curl_lines_of_the_readme_stream_a_translation"
 LOADER, MANIFEST = "python -m llama_loader", "--manifest https://…/manifest.json"
 HOST = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
 SEED = (
@@ -53,6 +54,10 @@ RUN = {
     "YAKULINGO_SPACES_ALLOW_CPU=1 YAKULINGO_SPACES_GGUF_PATH=model.gguf"
     " YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=… python app.py": ALONE,
     f"{LOADER} doctor --suppose {HOST}": SPACE_OWNER,
+    "API=https://OWNER-SPACE.hf.space/gradio_api/call": CURL,
+    "ID=$(curl -s $API/translate --json"
+    """ '{"data": ["今日はいい天気です。", "en", "auto"]}' | cut -d '"' -f 4)""": CURL,
+    "curl -sN $API/translate/$ID": CURL,
     # building
     "invoke targets": BUILDER,
     "invoke build-cpu": "test_the_release_says_what_its_binaries_hold",

@@ -78,6 +78,12 @@ def test_limits_come_from_the_settings_where_the_caller_gives_none() -> None:
         assert request.chat(CHAT, given, few).options == {"max_tokens": 7, "temperature": 0.5}
 
 
+def test_answer_has_what_the_context_leaves_where_nothing_limits_it() -> None:
+    assert SETTINGS.max_new_tokens is None
+    roomy = replace(SETTINGS, n_ctx=512)
+    assert request.chat(CHAT, {}, roomy).options["max_tokens"] == 512
+
+
 @pytest.mark.parametrize(
     ("stop", "sent"),
     [(None, None), ((), None), ("\n", ["\n"]), (["a", "b"], ["a", "b"]), (("a",), ["a"])],

@@ -72,7 +72,11 @@ def test_body_larger_than_a_text_can_be_is_refused_before_it_is_kept(page: Space
 
 
 def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
-    asked = {"data": ["\U00020000" * 1000, "auto", "ja"], "fn_index": PRESS, "session_hash": "s"}
+    asked = {
+        "data": ["\U00020000" * 1000, "auto", "ja", ""],
+        "fn_index": PRESS,
+        "session_hash": "s",
+    }
     answer = post(page, "queue/join", json=asked)
     assert answer.status_code == 200
 
@@ -83,11 +87,14 @@ def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
         ("queue/join", {"data": [], "fn_index": 999, "session_hash": "s"}),
         ("queue/join", {"data": [], "fn_index": -1, "session_hash": "s"}),
         ("queue/join", {"data": [], "fn_index": "a", "session_hash": "s"}),
-        ("queue/join", {"data": [1, {}, []], "fn_index": PRESS, "session_hash": "s"}),
-        ("queue/join", {"data": ["x", "klingon", "en"], "fn_index": PRESS, "session_hash": "s"}),
+        ("queue/join", {"data": [1, {}, [], ""], "fn_index": PRESS, "session_hash": "s"}),
+        (
+            "queue/join",
+            {"data": ["x", "klingon", "en", ""], "fn_index": PRESS, "session_hash": "s"},
+        ),
         ("queue/join", {"data": ["x"], "fn_index": PRESS, "session_hash": "s"}),
         ("queue/join", [1]),
-        ("run/predict", {"data": ["x", "auto", "en"], "fn_index": PRESS}),
+        ("run/predict", {"data": ["x", "auto", "en", ""], "fn_index": PRESS}),
         ("run/predict", {"data": [], "fn_index": 0}),
         ("run/translate", {"data": []}),
         ("run/no_such_function", {"data": []}),
@@ -106,6 +113,28 @@ def test_call_that_no_browser_makes_writes_no_traceback(
     said = page.said().removeprefix(before)
     assert "Traceback" not in said
     assert said.count("refused POST") <= 1  # what gradio says of its start may still come
+
+
+@pytest.mark.parametrize(
+    ("route", "asked", "sentence"),
+    [
+        ("call/translate", {"data": ["x", "en"]}, "text, target_language, source_language"),
+        ("call/translate", {"data": ["x", "en"]}, "2 came"),
+        ("call/translate", {"text": "x"}, "none came"),
+        ("call/translate", ["x"], "none came"),
+        ("call/detect", {"data": []}, "detect takes 1 values: text"),
+        ("call/v2/translate", {"text": "x", "to": "en"}, "unknown: to"),
+        ("call/v2/translate", ["x"], "text, target_language, source_language"),
+        ("call/translat", {"data": ["x", "en", "auto"]}, "there are: translate, detect"),
+    ],
+)
+def test_programs_wrong_call_is_answered_with_what_is_right(
+    page: Space, route: str, asked: object, sentence: str
+) -> None:
+    answer = post(page, route, json=asked)
+    assert 400 <= answer.status_code < 500
+    assert sentence in answer.json()["detail"]
+    assert "Traceback" not in page.said()
 
 
 @pytest.mark.parametrize("route", ["call/translate/nobody", "queue/data?session_hash=nobody"])

@@ -37,16 +37,28 @@ def test_a_chat_model_is_told_both_languages_by_name() -> None:
     assert message["content"].endswith("\n\n猫")
 
 
-@pytest.mark.parametrize(("text", "stops"), [("猫", True), ("猫\n犬", False)])
-def test_a_base_model_stops_at_the_line_s_end_unless_the_text_has_lines(
-    text: str, stops: bool
-) -> None:
-    (message,), options = prompt.ask("base", text, (JA, EN))
-    assert message["content"].endswith(f"Japanese: {text}\nEnglish:")
-    assert ("\n" in options["stop"]) is stops
+def test_a_base_model_stops_at_the_line_s_end() -> None:
+    (message,), options = prompt.ask("base", "猫", (JA, EN))
+    assert message["content"].endswith("Japanese: 猫\nEnglish:")
+    assert options == {"stop": ["\nJapanese:", "\n"]}
+
+
+@pytest.mark.parametrize("kind", ["translategemma", "chat"])
+def test_sentences_before_are_an_earlier_turn_of_a_chat(kind: prompt.Format) -> None:
+    alone, options = prompt.ask(kind, "猫", (JA, EN))
+    earlier, _ = prompt.ask(kind, "犬", (JA, EN))
+    answer = {"role": "assistant", "content": "A dog"}
+    made = prompt.ask(kind, "猫", (JA, EN), ("犬", "A dog"))
+    assert made == ([*earlier, answer, *alone], options)
+
+
+def test_sentences_before_are_an_example_of_a_base_model() -> None:
+    (message,), _ = prompt.ask("base", "猫", (JA, EN), ("犬\n狼", "A dog\nA wolf"))
+    shown = "\n\nJapanese: 犬 狼\nEnglish: A dog A wolf\n\nJapanese: 猫\nEnglish:"
+    assert message["content"].endswith(shown)
 
 
 @pytest.mark.parametrize("kind", ["translategemma", "chat", "base"])
 def test_the_engine_takes_what_each_kind_of_model_is_asked(kind: prompt.Format) -> None:
-    messages, options = prompt.ask(kind, "猫", (JA, EN))
+    messages, options = prompt.ask(kind, "猫", (JA, EN), ("犬", "A dog"))
     assert request.chat(messages, options, settings.load(environ={})).asked == messages

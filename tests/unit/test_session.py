@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from collections import deque
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gradio
@@ -17,13 +18,13 @@ from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading
 from llama_space.values import Failure, Item, Piece, Progress, Status
-from translator import api
+from translator import api, session
 from translator.line import Line
 from translator.session import Answer, InLine, Job, Refusal, translate
 from translator.start import RefusingEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Callable, Generator
 
 SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
 BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
@@ -116,6 +117,17 @@ def test_a_job_that_makes_no_sense_asks_for_nothing(
     assert not engine.asked
 
 
+def test_text_in_its_chosen_target_is_refused_and_never_sent_elsewhere() -> None:
+    engine = Playing(piece("A", finished=True))
+    english = Job("The cat is here.", "auto", "en")
+    (update,) = translate(engine, SETTINGS, english)
+    assert update == Refusal("same", {"language": "English"})
+    assert not engine.asked
+    *_, last = translate(engine, SETTINGS, Job("The cat is here.", "auto", "en", automatic=True))
+    assert isinstance(last, Answer)
+    assert (last.source.code, last.target.code) == ("en", "ja")
+
+
 def test_the_limit_counts_characters_not_bytes() -> None:
     engine = Playing(piece("A", finished=True))
     updates = list(translate(engine, SETTINGS, Job("猫" * 20, "auto", "en")))
@@ -176,7 +188,13 @@ def test_the_endpoint_yields_the_text_so_far() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("猫", "Klingon"), "LANGUAGE_UNKNOWN"),
+        (("猫", "Klingon"), "LANGUAGE_UNKNOWN: there is no language 'Klingon'; near ones: "),
+        (("猫", "Germn"), "near ones: German"),
+        (("猫", "auto"), "name a target_language"),
+        (("猫", "en", 3), "TEXT_EXPECTED: source_language must be a text, not 3"),
+        ((None, "en"), "TEXT_EXPECTED: text must be a text, not None"),
+        (("The cat is here.", "en"), "choose another language"),
+        (("", "en"), "nothing to translate"),
         (("猫" * 21, "en"), "21 characters, 20 are allowed"),
         (("猫", "en"), "SERVER_CRASHED: it died; try again"),
     ],
@@ -184,6 +202,23 @@ def test_the_endpoint_yields_the_text_so_far() -> None:
 def test_the_endpoint_raises_a_sentence(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(gradio.Error, match=words):
         list(api.endpoint(Playing(BROKEN), SETTINGS)(*arguments))
+
+
+@pytest.mark.parametrize("tag", ["zh-TW", "Chinese (Traditional)", "繁體中文"])
+def test_endpoint_takes_tags_and_names_and_answers_in_what_was_named(tag: str) -> None:
+    engine = Playing(piece("A", finished=True))
+    assert list(api.endpoint(engine, SETTINGS)("Guten Morgen", tag)) == ["A"]
+    (asked, _) = engine.asked[0]  # type: ignore[misc]
+    assert "from German to Chinese (Traditional)" in str(asked)
+
+
+def test_detect_tells_language_name_and_confidence() -> None:
+    found = api.detect("Guten Morgen, wie geht es Ihnen?")
+    assert (found["language"], found["name"]) == ("de", "German")
+    assert 0.5 < float(found["confidence"]) <= 1
+    assert api.detect("123") == {"language": "en", "name": "English", "confidence": 0.0}
+    with pytest.raises(gradio.Error, match="TEXT_EXPECTED"):
+        api.detect(3)  # type: ignore[arg-type]
 
 
 def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
@@ -212,7 +247,7 @@ print(json.dumps(page.build().get_api_info()["named_endpoints"]))
 """
 
 
-def test_programs_see_one_endpoint_and_it_is_called_translate() -> None:
+def test_programs_see_two_endpoints_and_the_languages_in_the_description() -> None:
     """Handlers of the page have names too; one of the same name would take it away.
 
     In a process of its own: gradio leaves event loops open, which is a warning here.
@@ -225,7 +260,126 @@ def test_programs_see_one_endpoint_and_it_is_called_translate() -> None:
         check=True,
     )
     named = json.loads(done.stdout)
-    assert list(named) == ["/translate"]
+    assert list(named) == ["/translate", "/detect"]
+    assert "zh-Hant (Chinese (Traditional))" in named["/translate"]["description"]
     parameters = [one["parameter_name"] for one in named["/translate"]["parameters"]]
     assert parameters == ["text", "target_language", "source_language"]
     assert named["/translate"]["returns"][0]["type"] == {"type": "string"}
+
+
+class Answering(Playing):
+    """Answers each request by a function of its last message; may fail on the way."""
+
+    def __init__(self, answer: Callable[[str], str], *failures: int) -> None:
+        super().__init__()
+        self.answer = answer
+        self.failures = set(failures)
+
+    def events(self, asked: Any, **options: Any) -> Generator[Item, None, None]:
+        assert not options
+        text = asked[-1]["content"].partition("\n\n")[2]
+        self.asked.append(text)
+        self.history = asked[:-1]
+        yield piece(self.answer(text)[:3])
+        if len(self.asked) in self.failures:
+            yield LOST
+            return
+        yield piece(self.answer(text)[3:], finished=True, reason="stop")
+
+
+LOST = Failure("ZEROGPU_ABORTED", "the GPU was taken away", "try again", 7)
+LONG = settings.load(environ={"YAKULINGO_SPACES_N_CTX": "512"})
+PARAGRAPHS = "".join(
+    f"Paragraph {name} has some words to be read.\n\n" for name in "ABCDEFGHIJ" * 3
+)
+
+
+def last_text(updates: list[Any]) -> str:
+    assert isinstance(updates[-1], Answer)
+    assert updates[-1].last is not None
+    assert updates[-1].last.finished
+    return str(updates[-1].text)
+
+
+def test_long_text_is_translated_in_pieces_with_the_sentences_before() -> None:
+    engine = Answering(str.upper)
+    job = Job(PARAGRAPHS, "en", "de")
+    updates = list(translate(engine, LONG, job))
+    assert last_text(updates) == PARAGRAPHS.upper()
+    assert 3 < len(engine.asked) < 30
+    before, answer = engine.history
+    assert before["content"].endswith("to be read.")
+    assert answer["content"].endswith("TO BE READ.")
+    answers = [one for one in updates if isinstance(one, Answer)]
+    assert answers[-1].done == answers[-1].count == len(engine.asked)
+    assert all(PARAGRAPHS.upper().startswith(one.text) for one in answers)
+
+
+def test_form_survives_a_model_that_loses_lines_and_marks() -> None:
+    def careless(text: str) -> str:
+        return " ".join(text.upper().replace("**", "").split())
+
+    text = "# One two\n\n- three **four** five\n- six\n\n```\nkept\n```\n    deep | cell\n"
+    updates = list(translate(Answering(careless), LONG, Job(text, "en", "de")))
+    assert last_text(updates) == (
+        "# ONE TWO\n\n- THREE **FOUR** FIVE\n- SIX\n\n```\nkept\n```\n    DEEP | CELL\n"
+    )
+
+
+def test_answer_that_the_context_ended_is_asked_for_in_finer_pieces() -> None:
+    class Ending(Answering):
+        def events(self, asked: Any, **options: Any) -> Generator[Item, None, None]:
+            for item in super().events(asked, **options):
+                ends = isinstance(item, Piece) and item.finished and "\n" in self.asked[-1]
+                yield replace(item, reason="length") if ends else item
+
+    updates = list(translate(Ending(str.upper), LONG, Job("one\ntwo", "en", "de")))
+    assert last_text(updates) == "ONE\nTWO"
+    assert updates[-1].last.reason == "stop"
+
+
+def test_lost_gpu_is_asked_for_once_more_and_the_piece_begins_again() -> None:
+    engine = Answering(str.upper, 2)
+    updates = list(translate(engine, LONG, Job(PARAGRAPHS, "en", "de")))
+    assert last_text(updates) == PARAGRAPHS.upper()
+    assert engine.asked[1] == engine.asked[2]
+
+
+def test_translation_resumes_at_the_piece_where_it_ended() -> None:
+    done: list[str] = []
+    engine = Answering(str.upper, 3, 4)
+    job = Job(PARAGRAPHS, "en", "de")
+    assert list(translate(engine, LONG, job, done=done))[-1] == LOST
+    assert len(done) == 2
+    again = Answering(str.upper)
+    updates = list(translate(again, LONG, job, done=done))
+    assert last_text(updates) == PARAGRAPHS.upper()
+    assert again.asked[0] == engine.asked[3]
+    assert len(again.asked) == len(done) - 2
+
+
+def test_stopped_translation_keeps_its_finished_pieces() -> None:
+    done: list[str] = []
+    made = translate(Answering(str.upper), LONG, Job(PARAGRAPHS, "en", "de"), done=done)
+    for update in made:
+        if isinstance(update, Answer) and update.done == 2:
+            made.close()
+    assert len(done) == 2
+
+
+def test_base_model_gets_single_lines_and_empty_ones_do_not_end_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(session, "_format", lambda _: "base")
+    asked: list[str] = []
+
+    class Line(Playing):
+        def events(self, asked_: Any, **options: Any) -> Generator[Item, None, None]:
+            assert "\n" in options["stop"]
+            text = asked_[0]["content"].rpartition("English: ")[2].partition("\n")[0]
+            asked.append(text)
+            yield piece(text.upper(), finished=True, reason="stop")
+
+    updates = list(translate(Line(), LONG, Job("one\n\ntwo\n  - three\n", "en", "de")))
+    assert last_text(updates) == "ONE\n\nTWO\n  - THREE\n"
+    assert asked == ["one", "two", "three"]

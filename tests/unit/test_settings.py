@@ -33,8 +33,8 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert (found.n_ctx, found.temperature, found.max_new_tokens, found.max_chars) == (
         4096,
         0.0,
-        1024,
-        2000,
+        None,
+        20_000,
     )
     assert (found.server_port, found.startup_timeout) == (None, 120.0)
     assert (found.zerogpu_size, found.zerogpu_duration) == ("large", None)

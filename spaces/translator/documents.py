@@ -1,0 +1,176 @@
+"""Text files and subtitles: what to translate in them, and how they are written back. Pure.
+
+A file comes and goes as bytes in base64, in the encoding and with the line ends that it came with;
+nothing is written to a disk. Of subtitles (``.srt``, ``.vtt``) only the words are translated:
+numbers, times, notes and styles stay. Of every file the lines stay: ``pieces`` gives each line of a
+text one line of the answer.
+"""
+
+from __future__ import annotations
+
+import base64
+import codecs
+import unicodedata
+from dataclasses import dataclass
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+KINDS: Final = (".txt", ".md", ".srt", ".vtt")
+_SUBTITLES: Final = (".srt", ".vtt")
+_ENCODINGS: Final = (
+    # the mark at a file's beginning, and the encoding of what follows
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+    (b"", "utf-8"),
+)
+_BYTES_EACH: Final = 4
+"""Most bytes of a character in these encodings."""
+_BESIDE: Final = 4
+"""A subtitle has at most so many times as many characters as words: its numbers and times."""
+_LONGEST_NAME: Final = 80
+_LAYOUT: Final = frozenset("\t\n\r\f\ufeff\u200c\u200d\u200e\u200f")
+"""Control and format characters that texts have: the last ones join letters and turn directions."""
+_ARROW: Final = "-->"
+
+
+class DocumentError(Exception):
+    """A file cannot be translated.
+
+    Attributes:
+        name: of the sentence in ``texts.json``.
+        values: what the sentence is filled with.
+    """
+
+    def __init__(self, name: str, **values: object) -> None:
+        super().__init__(name)
+        self.name = name
+        self.values = values
+
+
+@dataclass(frozen=True)
+class Document:
+    """A file that was read.
+
+    Attributes:
+        name: without folders, as it may be shown.
+        mark, encoding: what its bytes begin with, and how they are read.
+        lines: with their line ends.
+        worded: which of the lines are to be translated, in order.
+    """
+
+    name: str
+    mark: bytes
+    encoding: str
+    lines: tuple[str, ...]
+    worded: tuple[int, ...]
+
+    @property
+    def text(self) -> str:
+        """What is to be translated; an empty line stands between two subtitles."""
+        return "\n".join(
+            "" if at is None else self.lines[at].rstrip("\r\n") for at in self._order()
+        )
+
+    def written(self, answer: str) -> str:
+        """Return the file's bytes in base64, with the answer to ``text`` in place of its words."""
+        lines = list(self.lines)
+        for at, told in zip(self._order(), answer.split("\n"), strict=False):
+            if at is None:
+                continue
+            words = lines[at].rstrip("\r\n")
+            made = told
+            if self.name.lower().endswith(_SUBTITLES):  # an empty line or an arrow would break it
+                made = told.replace(_ARROW, "→") if told.strip() else words
+            lines[at] = made + lines[at][len(words) :]
+        data = self.mark + "".join(lines).encode(self.encoding, "replace")
+        return base64.b64encode(data).decode()
+
+    def _order(self) -> Iterator[int | None]:
+        """Yield the numbers of the lines to be translated, None for a gap between them."""
+        for before, at in zip((None, *self.worded), self.worded, strict=False):
+            if before is not None and at > before + 1:
+                yield None
+            yield at
+
+    def renamed(self, code: str) -> str:
+        """Return the name of its translation: ``film.srt`` becomes ``film.ja.srt``."""
+        stem, dot, kind = self.name.rpartition(".")
+        return f"{stem}.{code}{dot}{kind}"
+
+
+def read(name: str, content: str, max_chars: int) -> Document:
+    """Read a file.
+
+    Args:
+        name: as the visitor's machine calls it; its end tells the kind.
+        content: its bytes in base64.
+        max_chars: the most characters that are to be translated.
+
+    Raises:
+        DocumentError: it is too large, of another kind, no text, or has no words.
+    """
+    shown = _plain_name(name)
+    kind = next((one for one in KINDS if shown.lower().endswith(one)), None)
+    if kind is None:
+        raise DocumentError("file_kind", kinds=", ".join(KINDS))
+    try:
+        data = base64.b64decode(content, validate=True)
+    except ValueError as error:
+        raise DocumentError("file_not_text") from error
+    if len(data) > max_chars * _BYTES_EACH * _BESIDE:
+        raise DocumentError("file_large", limit=f"{max_chars:,}")
+    mark, encoding, text = _decoded(data)
+    if any(map(_is_control, text)):
+        raise DocumentError("file_not_text")
+    lines = tuple(_split(text))
+    worded = _cues(lines) if kind in _SUBTITLES else tuple(range(len(lines)))
+    made = Document(shown, mark, encoding, lines, worded)
+    if not any(map(str.isalpha, made.text)):
+        raise DocumentError("file_no_words")
+    if len(made.text) > max_chars:
+        raise DocumentError("file_large", limit=f"{max_chars:,}")
+    return made
+
+
+def _decoded(data: bytes) -> tuple[bytes, str, str]:
+    mark, encoding = next(one for one in _ENCODINGS if data.startswith(one[0]))
+    try:
+        return mark, encoding, data[len(mark) :].decode(encoding)
+    except UnicodeDecodeError as error:
+        raise DocumentError("file_not_text") from error
+
+
+def _is_control(letter: str) -> bool:
+    return letter not in _LAYOUT and unicodedata.category(letter) in {"Cc", "Cf", "Cs"}
+
+
+def _split(text: str) -> list[str]:
+    """Split at line feeds alone, and keep them: a lone carriage return is part of a line."""
+    lines = text.split("\n")
+    ended = [f"{line}\n" for line in lines[:-1]]
+    return [*ended, lines[-1]] if lines[-1] else ended
+
+
+def _cues(lines: tuple[str, ...]) -> tuple[int, ...]:
+    """Return the numbers of the lines between a line with times and the next empty line."""
+    inside, found = False, []
+    for number, line in enumerate(lines):
+        if not line.strip():
+            inside = False
+        elif _ARROW in line:
+            inside = True
+        elif inside:
+            found.append(number)
+    return tuple(found)
+
+
+def _plain_name(name: str) -> str:
+    """Return a file's name without folders, and without characters that names cannot have."""
+    last = name.replace("\\", "/").rpartition("/")[2]
+    kept = [one for one in islice(last, 1000) if one.isalnum() or one in " ._-()"]
+    stem, dot, kind = "".join(kept).rpartition(".")
+    return f"{(stem.strip(' .') or 'text')[:_LONGEST_NAME]}{dot}{kind}"

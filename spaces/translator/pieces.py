@@ -1,0 +1,319 @@
+"""Cut a text into pieces that fit a context, and put the answers into the text's form. Pure.
+
+A text is cut at paragraphs, long paragraphs at lines, long lines at sentences. What no model should
+touch stays out of the pieces or is put back around the answers: line breaks, indentation, the marks
+of lists, headings and tables, and code. Nothing here searches with a regular expression: texts come
+from outside, and each function takes time in proportion to the text.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+
+_FENCES: Final = ("```", "~~~")
+_BULLETS: Final = frozenset("-*+•・◦▪–>|")
+_CODE: Final = ("{", "}", "();", "()", " = ", "==", "=>", "->", "</", "/>")
+"""One of them in an indented line after an empty one makes it code."""
+_INDENTED: Final = ("    ", "\t")
+_ENDS: Final = frozenset("。！？…｡．")
+"""End a sentence wherever they are; the others where a space follows."""
+_ENDS_BEFORE_SPACE: Final = frozenset(".!?;:।؟۔")
+_CLOSING: Final = frozenset("\"')]」』）”’»")
+_MARKS: Final = ("**", "__", "~~", "![", "](", "[", "*", "|")
+"""Marks inside a line; ``**`` before ``*``."""
+_LINKS: Final = ("http://", "https://", "www.", "mailto:")
+_AFTER_LINK: Final = frozenset("<>\"'`)]}」』）、。，")
+_LONGEST_TAG: Final = 80
+_ASCII_COST, _OTHER_COST = 1, 3
+TOKEN: Final = 3
+"""Weight of a token: three letters of English, or one character of most other scripts."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a text; one that is ``kept`` is not translated."""
+
+    text: str
+    kept: bool = False
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line: what to translate, and what stands before and after it."""
+
+    head: str
+    body: str
+    tail: str
+    code: bool = False
+
+    @property
+    def text(self) -> str:
+        return self.head + self.body + self.tail
+
+
+def weight(text: str) -> int:
+    """Estimate from above what a text takes of a context, in thirds of a token."""
+    return sum(_ASCII_COST if letter.isascii() else _OTHER_COST for letter in text)
+
+
+def cut(text: str, most: int, *, by_line: bool = False) -> list[Piece]:
+    """Return the pieces of a text; joined they are the text.
+
+    Args:
+        text: a text of any kind.
+        most: the weight that no piece to translate exceeds; at least that of a character.
+        by_line: no piece has more than one line.
+    """
+    made: list[Piece] = []
+    group: list[_Line] = []
+    held = 0
+    for unit in _units(_lines(text), most, by_line=by_line):
+        heavy = sum(weight(line.text) for line in unit)
+        if group and (by_line or unit[0].code != group[0].code or held + heavy > most):
+            made += _pieces(group, most)
+            group, held = [], 0
+        group += unit
+        held += heavy
+    return made + _pieces(group, most)
+
+
+def finer(text: str) -> list[Piece]:
+    """Cut a piece whose answer lost its form: at its lines, else at the marks inside its line.
+
+    Returns:
+        Nothing where it cannot be cut any further.
+    """
+    lines = _lines(text)
+    if len(lines) > 1:
+        return [piece for line in lines for piece in _of_line(line)]
+    parts = [part for part in _spans(text) if part.text]
+    return parts if len(parts) > 1 else []
+
+
+def faithful(source: str, answer: str) -> bool:
+    """Tell whether an answer has as many lines as its source, and the links and marks in them."""
+    asked, told = _bodies(source), _bodies(answer)
+    if len(asked) != len(told):
+        return False
+    return not _marks(asked) - _marks(told)
+
+
+def mended(source: str, answer: str) -> str:
+    """Return an answer with the line breaks, indentation and marks of its source's lines.
+
+    An answer with another number of lines becomes one line.
+    """
+    told = _bodies(answer)
+    lines = _lines(source)
+    if len(told) != sum(bool(line.body) for line in lines):
+        return " ".join(answer.split())
+    bodies = iter(told if len(lines) > 1 else [" ".join(answer.split())])
+    return "".join(
+        line.head + next(bodies) + line.tail if line.body else line.text for line in lines
+    )
+
+
+def context(source: str, answer: str, most: int) -> tuple[str, str] | None:
+    """Return the last sentences of a piece and of its answer, to be shown before the next piece.
+
+    Two of each where both have as many, else one; None where they are heavier than ``most``.
+    """
+    asked, told = _sentences(source), _sentences(answer)
+    count = 2 if len(asked) == len(told) > 1 else 1
+    pair = "".join(asked[-count:]).strip(), "".join(told[-count:]).strip()
+    return pair if all(pair) and weight("".join(pair)) <= most else None
+
+
+def _units(lines: list[_Line], most: int, *, by_line: bool) -> Iterator[list[_Line]]:
+    """Yield what is not cut unless it must be: paragraphs with the empty lines after them."""
+    unit: list[_Line] = []
+    for line in lines:
+        ended = bool(unit) and not unit[-1].text.strip() and bool(line.text.strip())
+        if unit and (ended or by_line or line.code != unit[-1].code):
+            yield from _bounded(unit, most)
+            unit = []
+        unit.append(line)
+    yield from _bounded(unit, most)
+
+
+def _bounded(unit: list[_Line], most: int) -> Iterator[list[_Line]]:
+    if sum(weight(line.text) for line in unit) > most:
+        yield from ([line] for line in unit)
+    elif unit:
+        yield unit
+
+
+def _pieces(group: list[_Line], most: int) -> list[Piece]:
+    """Return a block between what is kept before and after it; a heavy line becomes several."""
+    with_words = [number for number, line in enumerate(group) if line.body]
+    if not with_words or group[0].code:
+        return [Piece(whole, kept=True)] if (whole := _joined(group)) else []
+    first, last = with_words[0], with_words[-1]
+    before, after = _joined(group[:first]), _joined(group[last + 1 :])
+    if first == last:
+        inside = _of_line(group[first], most)
+    else:
+        block = _joined(group[first:last]) + group[last].head + group[last].body
+        inside = [Piece(block), Piece(group[last].tail, kept=True)]
+    around = [Piece(before, kept=True), *inside, Piece(after, kept=True)]
+    return [piece for piece in around if piece.text]
+
+
+def _joined(lines: Iterable[_Line]) -> str:
+    return "".join(line.text for line in lines)
+
+
+def _of_line(line: _Line, most: int | None = None) -> list[Piece]:
+    portions = [line.body] if most is None else _portions(line.body, most)
+    words = [part for one in portions for part in _trimmed(one)]
+    around = [Piece(line.head, kept=True), *words, Piece(line.tail, kept=True)]
+    return [piece for piece in around if piece.text]
+
+
+def _trimmed(text: str) -> list[Piece]:
+    """Keep the spaces around a text out of what is translated."""
+    if not _has_words(text):
+        return [Piece(text, kept=True)]
+    head, tail = len(text) - len(text.lstrip()), len(text.rstrip())
+    return [Piece(text[:head], kept=True), Piece(text[head:tail]), Piece(text[tail:], kept=True)]
+
+
+def _has_words(text: str) -> bool:
+    return any(map(str.isalpha, text))
+
+
+def _lines(text: str) -> list[_Line]:
+    made: list[_Line] = []
+    fence = ""
+    for line in text.splitlines(keepends=True):
+        bare = line.strip()
+        if fence or bare.startswith(_FENCES):
+            made.append(_Line(line, "", "", code=True))
+            closes = bare.startswith(fence) and not bare.strip(fence[:1])
+            fence = bare[:3] if not fence else "" if closes else fence
+        elif _is_indented_code(line, made):
+            made.append(_Line(line, "", "", code=True))
+        else:
+            made.append(_parsed(line))
+    return made
+
+
+def _is_indented_code(line: str, before: list[_Line]) -> bool:
+    follows = not before or before[-1].code or not before[-1].text.strip()
+    return follows and line.startswith(_INDENTED) and any(one in line for one in _CODE)
+
+
+def _parsed(line: str) -> _Line:
+    """Split off the indentation and marks before a line's words, and the space after them."""
+    end = len(line.rstrip())
+    if line[:end].endswith("|"):
+        end = len(line[: end - 1].rstrip())
+    start = 0
+    while start < end:
+        step = _mark(line, start, end)
+        if not step:
+            break
+        start += step
+    head, body, tail = line[:start], line[start:end], line[end:]
+    if not _has_words(body) or (body.startswith(_LINKS) and len(body.split()) == 1):
+        return _Line(line, "", "")
+    return _Line(head, body, tail)
+
+
+def _mark(line: str, start: int, end: int) -> int:
+    """Return the length of the space or mark that begins there; 0 for words."""
+    letter = line[start]
+    if letter.isspace():
+        return 1
+    after = line[start + 1] if start + 1 < end else " "
+    if letter in _BULLETS and (after.isspace() or letter in ">|・"):
+        return 1
+    if letter == "[" and line[start + 1 : start + 3] in {" ]", "x]", "X]"}:
+        return 3
+    rest = line[start:end]
+    hashes = sum(1 for _ in takewhile(lambda one: one == "#", rest[:7]))
+    digits = sum(1 for _ in takewhile(str.isdigit, rest[:4]))
+    length = digits + 1 if digits and rest[digits : digits + 1] in {".", ")"} else hashes
+    return length if length and rest[length : length + 1].isspace() else 0
+
+
+def _bodies(text: str) -> list[str]:
+    return [line.body for line in _lines(text.strip()) if line.body]
+
+
+def _marks(bodies: Iterable[str]) -> Counter[str]:
+    parts = (part for body in bodies for part in _spans(body) if part.kept)
+    return Counter(part.text for part in parts if part.text and _kept_length(part.text, 0))
+
+
+def _spans(line: str) -> Iterator[Piece]:
+    """Yield a line's words apart from the links, code and marks between them."""
+    start = index = 0
+    while index < len(line):
+        length = _kept_length(line, index)
+        if not length:
+            index += 1
+            continue
+        yield from _trimmed(line[start:index])
+        yield Piece(line[index : index + length], kept=True)
+        start = index = index + length
+    yield from _trimmed(line[start:])
+
+
+def _kept_length(line: str, start: int) -> int:
+    """Return the length of the link, code or mark that begins there; 0 for words."""
+    if line[start] == "`":
+        end = line.find("`", start + 1)
+        return end + 1 - start if end > 0 else 1
+    if line[start] == "<" or line.startswith("{\\", start):  # tags, in subtitles also {\\an8}
+        end = line.find(">" if line[start] == "<" else "}", start, start + _LONGEST_TAG)
+        tag = end > 0 and line[start + 1] not in " <=0123456789"
+        return end + 1 - start if tag else 0
+    if line.startswith(_LINKS, start):
+        rest = takewhile(lambda one: not one.isspace() and one not in _AFTER_LINK, line[start:])
+        return sum(1 for _ in rest)
+    mark = next((one for one in _MARKS if line.startswith(one, start)), "")
+    if mark == "](":
+        end = line.find(")", start)
+        return end + 1 - start if end > 0 else len(mark)
+    return len(mark)
+
+
+def _portions(text: str, most: int) -> Iterator[str]:
+    """Cut a line at the last sentence that fits, else at the last space, else anywhere."""
+    ends = set(_ends(text))
+    start = sentence = space = held = 0
+    for index, letter in enumerate(text):
+        sentence = index if index in ends else sentence
+        space = index if letter.isspace() else space
+        held += weight(letter)
+        if held > most:
+            end = next((one for one in (sentence, space) if one > start), index)
+            yield text[start:end]
+            start, held = end, weight(text[end : index + 1])
+    yield text[start:]
+
+
+def _sentences(text: str) -> list[str]:
+    ends = list(_ends(text))
+    return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if text[a:b]]
+
+
+def _ends(text: str) -> Iterator[int]:
+    """Yield where each sentence ends, after its closing marks."""
+    ended = ""
+    for index, letter in enumerate(text):
+        if ended and letter not in _CLOSING and letter not in _ENDS:
+            if ended in _ENDS or letter.isspace():
+                yield index
+            ended = ""
+        if letter in _ENDS or letter in _ENDS_BEFORE_SPACE:
+            ended = letter
+        elif letter == "\n":
+            yield index + 1

@@ -1,0 +1,97 @@
+"""A text longer than the context, translated by a real model: slowly, badly, and in its form."""
+
+from __future__ import annotations
+
+import base64
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llama_space import Engine
+from translator import documents
+from translator.session import Answer, Job, translate
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
+
+SENTENCES = (
+    "The garden behind the house was full of old apple trees.",
+    "Every morning my grandmother walked down to the river.",
+    "Nobody in the village remembered who had built the bridge.",
+)
+TEXT = f"""# The garden
+
+{SENTENCES[0]} {SENTENCES[1]} {SENTENCES[2]} {SENTENCES[0]} {SENTENCES[1]} {SENTENCES[2]}
+See https://example.com/a?b=c for `more`.
+
+- {SENTENCES[1]}
+  - {SENTENCES[2]}
+
+| Name | Age |
+|------|-----|
+| Anna | 12  |
+
+```python
+print("kept")
+```
+{SENTENCES[0]}
+"""
+SUBTITLES = "".join(
+    f"{number}\n00:00:0{number},000 --> 00:00:0{number},900\n{sentence}\n\n"
+    for number, sentence in enumerate(SENTENCES, 1)
+)
+
+
+@pytest.fixture(scope="module")
+def engine(
+    real_manifest: str, real_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Engine]:
+    made = Engine(
+        llama_cpp_manifest_url=real_manifest,
+        gguf_path=real_model,
+        allow_cpu=True,
+        n_ctx=512,
+        max_new_tokens=64,
+        store=tmp_path_factory.mktemp("store") / "store",
+    )
+    yield made
+    made.close()
+
+
+def answers(engine: Engine, text: str, done: list[str]) -> list[Answer]:
+    job = Job(text, "en", "de")
+    updates = list(translate(engine, engine.settings, job, done=done))
+    assert isinstance(updates[-1], Answer), updates[-1]
+    return [one for one in updates if isinstance(one, Answer)]
+
+
+def test_real_model_translates_a_long_text_in_pieces_and_keeps_its_form(engine: Engine) -> None:
+    done: list[str] = []
+    made = answers(engine, TEXT, done)
+    text, source = made[-1].text, TEXT.splitlines()
+    assert made[-1].count == len(done) > 2
+    lines = text.splitlines()
+    assert len(lines) == len(source)
+    assert [one.strip() == "" for one in lines] == [one.strip() == "" for one in source]
+    assert lines[0].startswith("# ")
+    assert [one.partition("-")[0] for one in lines[5:7]] == ["", "  "]
+    assert "https://example.com/a?b=c" in text
+    assert "`more`" in text
+    assert [one.count("|") for one in lines[8:11]] == [3, 3, 3]
+    assert lines[9] == "|------|-----|"
+    assert '```python\nprint("kept")\n```' in text
+    assert text != TEXT
+    assert answers(engine, TEXT, done[:2])[-1].text == text
+
+
+def test_real_model_translates_subtitles_between_their_times(engine: Engine) -> None:
+    content = base64.b64encode(SUBTITLES.encode()).decode()
+    document = documents.read("a.srt", content, 20_000)
+    answer = answers(engine, document.text, [])[-1].text
+    made = base64.b64decode(document.written(answer)).decode()
+    kept = [one for one in made.splitlines() if "-->" in one or one.isdigit()]
+    assert kept == [one for one in SUBTITLES.splitlines() if "-->" in one or one.isdigit()]
+    assert made != SUBTITLES

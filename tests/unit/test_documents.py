@@ -1,0 +1,169 @@
+"""Files that are read, translated line by line, and written back."""
+
+from __future__ import annotations
+
+import base64
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from translator import documents, pieces
+from translator.documents import Document, DocumentError
+
+LIMIT = 1000
+SRT = """\
+1\r
+00:00:01,000 --> 00:00:02,500\r
+Hello there.\r
+- How are you?\r
+\r
+2\r
+00:00:03,000 --> 00:00:04,000\r
+{\\an8}<i>Fine</i>\r
+\r
+3\r
+00:00:05,000 --> 00:00:06,000\r
+1984\r
+"""
+VTT = """\
+WEBVTT - title
+
+STYLE
+::cue { color: red }
+
+NOTE a remark
+
+intro
+00:01.000 --> 00:02.000 align:start
+<v Anna>Hello there.
+
+00:03.000 --> 00:04.000
+How are you?"""
+
+
+def read(name: str, data: bytes) -> Document:
+    return documents.read(name, base64.b64encode(data).decode(), LIMIT)
+
+
+def written(document: Document, answer: str) -> bytes:
+    return base64.b64decode(document.written(answer))
+
+
+def translated(name: str, data: bytes) -> bytes:
+    document = read(name, data)
+    return written(document, document.text.upper())
+
+
+def refused(name: str, data: bytes) -> str:
+    with pytest.raises(DocumentError) as caught:
+        read(name, data)
+    return caught.value.name
+
+
+def test_srt_keeps_numbers_times_and_line_ends() -> None:
+    assert translated("a.srt", SRT.encode()).decode() == (
+        SRT.replace("Hello there.", "HELLO THERE.")
+        .replace("How are you?", "HOW ARE YOU?")
+        .replace("{\\an8}<i>Fine</i>", "{\\AN8}<I>FINE</I>")
+    )
+    document = read("a.srt", SRT.encode())
+    assert document.text == "Hello there.\n- How are you?\n\n{\\an8}<i>Fine</i>\n\n1984"
+
+
+def test_vtt_keeps_header_style_notes_and_settings() -> None:
+    made = translated("a.vtt", VTT.encode()).decode()
+    assert made == VTT.replace("<v Anna>Hello there.", "<V ANNA>HELLO THERE.").replace(
+        "How are you?", "HOW ARE YOU?"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("name", ["a.txt", "A.MD"])
+def test_text_keeps_its_encoding_and_lines(encoding: str, name: str) -> None:
+    text = "# Über\r\n\r\n  eins\nzwei\r\n"
+    assert translated(name, text.encode(encoding)) == text.upper().encode(encoding)
+
+
+def test_big_endian_utf_16_is_read_and_written() -> None:
+    assert translated("a.txt", b"\xfe\xff\x00h\x00i") == b"\xfe\xff\x00H\x00I"
+
+
+def test_answer_that_would_break_subtitles_does_not() -> None:
+    document = read("a.srt", SRT.encode())
+    made = written(document, "\nto --> him\n\n \n").decode()
+    assert "Hello there.\r\nto → him\r\n\r\n2\r\n" in made
+    assert "<i>Fine</i>" in made
+    assert made.count("-->") == 3
+    again = read("a.srt", made.encode())
+    assert len(again.worded) == len(document.worded)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "why"),
+    [
+        ("a.pdf", b"text", "file_kind"),
+        ("a", b"text", "file_kind"),
+        ("", b"text", "file_kind"),
+        ("a.txt", b"\x00\x01binary", "file_not_text"),
+        ("a.txt", b"\x89PNG\r\n", "file_not_text"),
+        ("a.txt", "Grüße".encode("latin-1"), "file_not_text"),
+        ("a.txt", b"\xff\xfe\x00\xd8", "file_not_text"),
+        ("a.txt", b"\xff\xfea", "file_not_text"),
+        ("a.txt", "evil\u202etxt".encode(), "file_not_text"),
+        ("a.txt", b"\x1b[31mred", "file_not_text"),
+        ("a.txt", b"", "file_no_words"),
+        ("a.txt", b"123 456\n", "file_no_words"),
+        ("a.srt", b"no times here", "file_no_words"),
+        ("a.txt", b"a" * (LIMIT + 1), "file_large"),
+        ("a.srt", b"\n" * (LIMIT * 16 + 1), "file_large"),
+    ],
+)
+def test_file_that_cannot_be_translated_is_refused_by_name(
+    name: str, data: bytes, why: str
+) -> None:
+    assert refused(name, data) == why
+
+
+def test_content_that_is_no_base64_is_no_text() -> None:
+    with pytest.raises(DocumentError, match="file_not_text"):
+        documents.read("a.txt", "é!", LIMIT)
+
+
+@pytest.mark.parametrize(
+    ("name", "made"),
+    [
+        ("film.srt", "film.ja.srt"),
+        ("../../etc/passwd.txt", "passwd.ja.txt"),
+        ("C:\\Users\\me\\映画.vtt", "映画.ja.vtt"),
+        ('a"\n<b>\u202e.txt', "ab.ja.txt"),
+        (".txt", "text.ja.txt"),
+        ("x" * 5000 + ".txt", None),
+        ("x" * 500 + ".txt", f"{'x' * 80}.ja.txt"),
+    ],
+)
+def test_translation_is_named_after_its_file(name: str, made: str | None) -> None:
+    if made is None:
+        assert refused(name, b"text") == "file_kind"
+        return
+    assert read(name, b"0:01 --> 0:02\ntext").renamed("ja") == made
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            ["1", "00:01 --> 00:02", "Hello.", "- a b", "", "WEBVTT", "```", "\r", "é"]
+        ),
+        max_size=40,
+    ).map("\n".join),
+    st.sampled_from(["a.txt", "a.srt", "a.vtt"]),
+)
+def test_untranslated_file_is_written_as_it_was(text: str, name: str) -> None:
+    data = text.encode()
+    try:
+        document = read(name, data)
+    except DocumentError:
+        return
+    assert written(document, document.text) == data
+    made = pieces.cut(document.text, 60)
+    assert written(document, "".join(one.text for one in made)) == data
