@@ -4,6 +4,7 @@
 <root>/runtimes/<sha256>/           one runtime: receipt.json and files/
 <root>/manifests/<sha256>.json      manifests by digest, so that a warm start needs no network
 <root>/channels/                    what was accepted from signed channels (``trust``)
+<root>/shown/                       what starts and answers took (``llama_space.reservation``)
 <root>/partial/                     verified chunks of unfinished downloads (``partial``)
 <root>/staging/                     what is being installed; private, removed afterwards
 
@@ -141,9 +142,8 @@ class Store:
             StoreError: it cannot be kept.
         """
         what, kept = f"manifest {url}", None
-        if sha256 is not None and os.path.lexists(self.root):
-            with self._opened() as root:
-                kept = root.read(f"manifests/{sha256}.json", schema.MAX_MANIFEST_BYTES)
+        if sha256 is not None:
+            kept = self.read("manifests", f"{sha256}.json", limit=schema.MAX_MANIFEST_BYTES)
             if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
                 return schema.parse(kept, what=what)
         data = fetcher.manifest_bytes(url, sha256)
@@ -202,6 +202,17 @@ class Store:
                 )
             )
         return installed
+
+    def read(self, *names: str, limit: int) -> bytes | None:
+        """Return a small file of the store; None unless it is a regular file of ``limit`` bytes.
+
+        Raises:
+            StoreError: the folder is no store, or it cannot be read.
+        """
+        if not os.path.lexists(self.root):
+            return None
+        with self._opened() as root:
+            return root.read("/".join(names), limit)
 
     def write(self, *names: str, data: bytes) -> None:
         """Write a small file of the store: it is the old one or the new one at every moment.

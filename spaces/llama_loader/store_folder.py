@@ -22,7 +22,7 @@ FORMAT: Final = 2
 PROGRAM: Final = "llama-loader-store "
 MARKER: Final = f"{PROGRAM}{FORMAT}\n"
 """What the file FORMAT holds: no other program writes it."""
-FOLDERS: Final = frozenset({"channels", "manifests", "partial", "runtimes", "staging"})
+FOLDERS: Final = frozenset({"channels", "manifests", "partial", "runtimes", "shown", "staging"})
 """All folders that a store has."""
 DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 """The name of a runtime."""

@@ -19,8 +19,10 @@ from llama_loader import doctor, loader
 from llama_loader import settings as loader_settings
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
-from llama_space import preparation, request, shared_server, worker, zerogpu
-from llama_space.status import Record
+from llama_space import preparation, request, reservation, shared_server, worker, zerogpu
+from llama_space.request import STAGES_OF_A_START
+from llama_space.reservation import Reserved, Shown
+from llama_space.status import Record, log
 from llama_space.values import Address, Failure, Piece, Progress
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Engine:
         if self.settings.zerogpu and not shared_server.in_worker():
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
         self._record = Record()
+        self._shown = Shown()
         _engines.add(self)
         self._begin()
 
@@ -190,9 +193,26 @@ class Engine:
         if self._decorated is None:
             yield from self._record.measured(worker.answer(ready, wanted))
             return
-        seconds = self.settings.zerogpu_duration or request.seconds(wanted, self.status())
-        wanted = replace(wanted, seconds=seconds)
-        yield from self._record.measured(zerogpu.call(self._decorated, ready, wanted), seconds)
+        yield from self._borrowed(self._decorated, ready, wanted)
+
+    def _borrowed(
+        self, decorated: zerogpu.Answer, ready: Ready, wanted: Request
+    ) -> Generator[Item, None, None]:
+        """Answer on a GPU that ZeroGPU lends, and learn how long that takes."""
+        fixed = self.settings.zerogpu_duration
+        if fixed is None:
+            reserved = self._shown.reserve(wanted, ready.size, warm=self.status().warm)
+        else:
+            reserved = Reserved(fixed, fixed)
+        wanted = replace(wanted, reserved=reserved)
+        call = yield from self._record.measured(zerogpu.call(decorated, ready, wanted))
+        if call is not None:
+            start = sum(self.status().seconds.get(stage, 0.0) for stage in STAGES_OF_A_START)
+            self._shown = self._shown.after(call, start)
+            try:
+                reservation.remember(self.settings.store, ready.model, ready.size, self._shown)
+            except LoaderError as error:  # costs the next start of the app an estimate, no more
+                log(error.render())
 
     def _installed(self, _: Settings, sink: Sink) -> Prepared:
         """Return the runtime that was prepared, opening no connection."""
@@ -231,6 +251,7 @@ class Engine:
         try:
             found, known = preparation.run(self.settings, self._record.hear)
             self._record.change(**known)
+            self._shown = reservation.recall(self.settings.store, found.model, found.size)
             if not self.settings.zerogpu:
                 self._start_server(found)
             ready = found

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import host, model, report
+from llama_loader import gguf_header, host, model, report
 from llama_loader.errors import HostError
 from llama_loader.events import Note, Timeline
 from llama_loader.loader import prepare
@@ -41,13 +41,15 @@ class Ready:
     Attributes:
         settings: as given; an archive without a pin is pinned to what was fetched.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
-        model: the model's file.
+        model: the model's file, the first one of a split model.
+        size: bytes of all its files.
         memory: bytes of main memory that the app's process may use; 0 for unknown.
     """
 
     settings: Settings
     released: tuple[Manifest, str] | None
     model: Path
+    size: int = 0
     memory: int = 0
 
 
@@ -78,7 +80,8 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
     }
     if settings.url:
         settings = replace(settings, sha256=prepared[0].installed.sha256)
-    return Ready(settings, prepared[0].released, path, prepared[0].host.memory), known
+    size = sum(part.stat().st_size for part in _files(path))
+    return Ready(settings, prepared[0].released, path, size, prepared[0].host.memory), known
 
 
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
@@ -141,10 +144,16 @@ def warm(ready: Ready) -> tuple[tuple[str, float], ...]:
     """Read the model once, so that a worker finds it in main memory; return what that took."""
     began = time.monotonic()
     try:
-        if ready.model.stat().st_size > ready.memory * _CACHE_SHARE:
+        if ready.size > ready.memory * _CACHE_SHARE:
             return ()
-        with ready.model.open("rb") as file, Path(os.devnull).open("wb") as nothing:
-            shutil.copyfileobj(file, nothing, _BLOCK)
+        for part in _files(ready.model):
+            with part.open("rb") as file, Path(os.devnull).open("wb") as nothing:
+                shutil.copyfileobj(file, nothing, _BLOCK)
     except OSError:
         return ()
     return (("page cache", round(time.monotonic() - began, 4)),)
+
+
+def _files(model: Path) -> list[Path]:
+    """Return the files of a model: all of a split one's."""
+    return [model.with_name(name) for name in gguf_header.parts(model.name)]

@@ -1,40 +1,21 @@
-"""One request: checks what a caller asks for, and estimates the GPU seconds. No side effects.
-
-ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
-in the queue, and is refused where it asks for more than the visitor's quota.
-"""
+"""One request: checks what a caller asks for. No side effects."""
 
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader.errors import SettingError
+from llama_space.reservation import Reserved
 
 if TYPE_CHECKING:
     from llama_loader.settings import Settings
-    from llama_space.values import Status
 
-SHORTEST, LONGEST = 15, 120
-"""Seconds; ZeroGPU's own default is 60, and it counts 1.5 for each on half a GPU. The least leaves
-room for a start where ZeroGPU gives a call to another worker than the warm one."""
 STAGES_OF_A_START: Final = ("devices", "start", "first token")
 """What the start of a server takes, after everything that needs no GPU."""
-_FIRST_START: Final = 45.0
-"""Seconds of the first start: 17 GB from a slow disk."""
-_FIRST_SPEED: Final = 25.0
-"""Tokens a second, half of what a 27B model in 4 bits can reach on 0.9 TB/s."""
-_MARGIN: Final = 1.3
-"""For a GPU that others heat up, and a context that grows."""
-_SPARE: Final = 4.0
-"""Seconds for what is around it: the fork, the connection, the end."""
-_EXTRA_TOKENS: Final = 64
-_PROMPT_SPEED: Final = 10.0
-"""A prompt is read at least so many times faster than an answer is written."""
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _OF_A_MESSAGE: Final = ("role", "content", "name", "tool_calls", "tool_call_id")
 """What llama-server reads of a message; gradio's ``metadata`` and ``options`` are for its page."""
@@ -46,6 +27,8 @@ _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "stop": (lambda value: _all(value, str), "a text, or a list of texts"),
 }
 
+_NOTHING: Final = Reserved(0, 0)
+
 
 @dataclass(frozen=True)
 class Request:
@@ -54,12 +37,12 @@ class Request:
     Attributes:
         asked: the messages of a chat, or a text to continue.
         options: ``max_tokens``, ``temperature``, and further fields of llama-server's request.
-        seconds: of a GPU, to ask ZeroGPU for.
+        reserved: GPU seconds, to ask ZeroGPU for.
     """
 
     asked: list[dict[str, Any]] | str
     options: Mapping[str, Any]
-    seconds: int = 0
+    reserved: Reserved = _NOTHING
 
 
 def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
@@ -82,29 +65,6 @@ def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -
         hint = 'a prompt is a text such as "Once upon a time"; engine.chat() takes messages'
         raise SettingError("REQUEST_INVALID", f"the prompt is {reprlib.repr(prompt)}", hint=hint)
     return _checked(prompt, options, settings)
-
-
-def seconds(request: Request, status: Status) -> int:
-    """Return the GPU seconds for one answer, by what starts and answers took so far.
-
-    An answer is assumed to have no more tokens than its prompt has characters; a token of a prompt
-    has at least one, mostly.
-    """
-    characters = _characters(request.asked)
-    most: int = request.options["max_tokens"]
-    speed = status.tokens_per_second or _FIRST_SPEED
-    work = min(most, characters + _EXTRA_TOKENS) / speed + characters / (speed * _PROMPT_SPEED)
-    start = sum(status.seconds.get(stage, 0.0) for stage in STAGES_OF_A_START) or _FIRST_START
-    total = math.ceil(((0.0 if status.warm else start) + work) * _MARGIN + _SPARE)
-    return max(SHORTEST, min(total, LONGEST))
-
-
-def _characters(one: object) -> int:
-    """Count the characters of a chat whose contents are texts or lists of parts."""
-    if isinstance(one, str):
-        return len(one)
-    parts: Iterable[object] = one.values() if isinstance(one, Mapping) else ()
-    return sum(map(_characters, one if isinstance(one, list) else parts))
 
 
 def _message(number: int, given: object) -> dict[str, Any]:

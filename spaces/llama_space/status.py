@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from llama_loader import processes
 from llama_loader.events import Note, Stage
 from llama_space import values
+from llama_space.reservation import Reserved
 from llama_space.values import Failure, Figures, Piece, Progress, Report, Status
 
 if TYPE_CHECKING:
@@ -143,19 +144,21 @@ class Record:
             )
 
     def measured(
-        self, made: Generator[Item | Report, None, None], reserved: float = 0.0
-    ) -> Iterator[Item]:
+        self, made: Generator[Item | Report | Reserved, None, None]
+    ) -> Generator[Item, None, Figures | None]:
         """Pass a call's items on and keep what they say of it, however it ends.
 
-        Args:
-            made: the items.
-            reserved: GPU seconds that ZeroGPU is asked for; 0 outside ZeroGPU.
+        Returns:
+            The figures of a call that reached a server; None where it reached none.
         """
         figures, began, lent = Figures(time.time()), time.monotonic(), None
-        served, item = False, None
+        served, reserved, item = False, 0, None
         try:
             with contextlib.closing(made):
                 for item in made:
+                    if isinstance(item, Reserved):
+                        reserved = item.seconds
+                        continue
                     now = time.monotonic()
                     queued = isinstance(item, Progress) and item.stage == "queue"
                     if reserved and not (lent or queued or isinstance(item, Failure)):
@@ -191,6 +194,7 @@ class Record:
                 )
         if not isinstance(item, Failure):
             yield figures
+        return figures if served else None
 
 
 def log(text: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import llama_loader
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from llama_space.preparation import Ready
     from llama_space.request import Request
+    from llama_space.reservation import Reserved
     from llama_space.values import Item, Report
 
     Answer = Callable[[Ready, Request], Iterator[Item | Report]]
@@ -67,28 +69,35 @@ def entry_point(size: str) -> Answer:
         message = f"SPACES_ZERO_GPU is set, but the package 'spaces' cannot be used: {error}"
         hint = "pip install spaces, or unset SPACES_ZERO_GPU: outside ZeroGPU it is not needed"
         raise SettingError("SPACES_MISSING", message, hint=hint) from error
-    decorated: Answer = gpu(duration=lambda _, wanted: wanted.seconds, size=size)(worker.answer)
+    seconds: Callable[[Ready, Request], int] = lambda _, wanted: wanted.reserved.seconds  # noqa: E731
+    decorated: Answer = gpu(duration=seconds, size=size)(worker.answer)
     return decorated
 
 
-def call(decorated: Answer, ready: Ready, request: Request) -> Generator[Item | Report, None, None]:
+def call(
+    decorated: Answer, ready: Ready, request: Request
+) -> Generator[Item | Report | Reserved, None, None]:
     """Have a worker answer; a refusal of ZeroGPU becomes a ``Failure``.
 
-    A worker that yields nothing at all, not even ``Progress``, was being ended when the request
-    came: it is given to another worker, once.
+    The request is sent once more where the first try told how: a worker that yields nothing at
+    all, not even ``Progress``, was being ended when the request came; a refusal says how many GPU
+    seconds are left, and they can be enough.
     """
     yield Progress("queue")
     began = False
     for last in (False, True):
+        yield request.reserved
         try:
             for item in decorated(ready, request):
                 began = True
                 yield item
         except _expected() as error:
             failure = _explained(error)
-            if last or began or failure.code != _ABORTED:
+            less = request.reserved.after(failure.message)
+            if last or began or not (less or failure.code == _ABORTED):
                 yield failure
                 return
+            request = replace(request, reserved=less or request.reserved)
         else:
             return
 

@@ -41,6 +41,8 @@ pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 
 _UP_WITHIN = 120.0
 """Seconds; gradio takes 5 to import on an idle machine."""
+_VISITOR = "e30.e30.e30"
+"""The token that the Hub's proxy adds for each visitor; a JWT that says nothing."""
 _LONG = 4000
 """Tokens that no test waits for."""
 
@@ -105,7 +107,9 @@ class App:
         """Call and wait for the end; ``seen`` is told of every new item."""
         answer = Answer(session=uuid.uuid4().hex)  # as every browser tab has one
         data = {"data": ["Tell a long story.", tokens], "session_hash": answer.session}
-        posted = requests.post(f"{self._url}/call/ask", json=data, timeout=10)
+        posted = requests.post(
+            f"{self._url}/call/ask", json=data, headers={"X-IP-Token": _VISITOR}, timeout=10
+        )
         answer.event_id = posted.json()["event_id"]
         url = f"{self._url}/call/ask/{answer.event_id}"
         with requests.get(url, stream=True, timeout=120) as response:
@@ -302,6 +306,24 @@ def test_what_zerogpu_refuses_is_a_value_with_a_hint(
     assert answer.failure["hint"]
     assert answer.error == ""
     assert app.ask().good
+
+
+def test_call_is_asked_for_once_more_with_the_seconds_that_the_visitor_has_left(app: App) -> None:
+    assert app.ask().good
+    before, app.emulator.quota = len(app.emulator.seen("/schedule")), 12.0
+    try:
+        assert app.ask().good
+        asked = [int(one.query["durationSeconds"]) for one in app.emulator.seen("/schedule")]
+        assert asked[before:] == [15, 12]
+        assert app.state()["calls"][-1]["reserved"] == 12
+        app.emulator.quota = 1.0
+        refused = app.ask().failure
+    finally:
+        app.emulator.quota = None
+    assert refused["code"] == "ZEROGPU_QUOTA"
+    assert "15s requested vs. 1s left" in refused["message"]
+    assert "Try again in 1:00:00" in refused["message"]
+    assert len(app.emulator.seen("/schedule")) == before + 3
 
 
 def test_a_call_that_has_to_queue_gets_its_turn(app: App) -> None:

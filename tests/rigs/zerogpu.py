@@ -114,6 +114,7 @@ class Slot:
     token: str | None = None
     task: str | None = None
     pid: int | None = None
+    since: float = 0.0
     watch: threading.Timer | None = None
 
 
@@ -125,6 +126,7 @@ class Emulator:
         patience: end the worker of a call that takes longer than so many times what it asked for;
             None for never.
         port: 0 for a free one.
+        quota: GPU seconds that the visitor has left; None for no end of them.
         uuids: of this machine's GPUs, where it has some: what a worker gets to see.
     """
 
@@ -134,6 +136,7 @@ class Emulator:
         slots: int = 1,
         patience: float | None = None,
         port: int = 0,
+        quota: float | None = None,
         uuids: Sequence[str] = (),
     ) -> None:
         self.requests: list[Request] = []
@@ -142,6 +145,7 @@ class Emulator:
         names = islice(chain(uuids, imagined), slots)
         self._slots = [Slot(index, name) for index, name in enumerate(names)]
         self.patience = patience
+        self.quota = quota
         self._forgotten: set[str] = set()
         self._changed = threading.Condition()
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", port), _handler(self))
@@ -199,8 +203,10 @@ class Emulator:
             self.requests.append(request)
             self._changed.notify_all()
 
-    def next_answer(self) -> Answer:
+    def next_answer(self, query: Mapping[str, str]) -> Answer:
         with self._changed:
+            if self.quota is not None and float(query["durationSeconds"]) > self.quota:
+                return Quota(left=int(self.quota))
             return self._script.popleft() if self._script else Grant()
 
     def take(self, query: Mapping[str, str], answer: Answer) -> dict[str, Any] | None:
@@ -217,7 +223,7 @@ class Emulator:
             if not idle and slot.pid is not None:
                 _end(slot.pid, signal.SIGTERM)
                 slot.pid = None
-            slot.token, slot.task = uuid.uuid4().hex, task
+            slot.token, slot.task, slot.since = uuid.uuid4().hex, task, time.monotonic()
             if isinstance(answer, NoSuchToken):
                 self._forgotten.add(slot.token)
             self._watch(slot, float(query.get("durationSeconds", "60")))
@@ -247,6 +253,8 @@ class Emulator:
                 _end(slot.pid, signal.SIGTERM)
                 slot.pid = None
             slot.token = None
+            if self.quota is not None:
+                self.quota -= time.monotonic() - slot.since
             self._changed.notify_all()
             return 404 if query["allowToken"] in self._forgotten else 200
 
@@ -332,7 +340,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return url.path, query
 
     def _schedule(self, query: Mapping[str, str]) -> None:
-        answer = self.emulator.next_answer()
+        answer = self.emulator.next_answer(query)
         if isinstance(answer, Refused):
             self._json(answer.status, {"detail": "as scripted"})
         elif isinstance(answer, Quota):

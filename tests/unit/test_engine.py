@@ -36,6 +36,8 @@ from llama_space import (
     worker,
     zerogpu,
 )
+from llama_space.request import Request
+from llama_space.reservation import Reserved
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -564,17 +566,17 @@ def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(
         title = "ZeroGPU worker error"
 
     def decorated(ready: Any, wanted: Any) -> Iterator[Any]:
-        calls.append(ready + wanted)
+        calls.append((ready, wanted))
         if len(calls) % 2:
             raise Aborted("GPU task aborted")
         yield Progress("start")
 
     monkeypatch.setitem(sys.modules, "gradio", SimpleNamespace(Error=Aborted))
-    waits, *items = zerogpu.call(decorated, 1, 2)  # type: ignore[arg-type]
-    assert isinstance(waits, Progress)
-    assert waits.stage == "queue"
-    assert items == [Progress("start")]
-    assert calls == [3, 3]
+    wanted = Request("text", {}, Reserved(20, 10))
+    items = list(zerogpu.call(decorated, 1, wanted))  # type: ignore[arg-type]
+    reserved = wanted.reserved
+    assert items == [Progress("queue"), reserved, reserved, Progress("start")]
+    assert calls == [(1, wanted), (1, wanted)]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("HTTP 500"), ValueError("HTTP\n500"), OSError(5)])

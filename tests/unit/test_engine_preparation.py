@@ -151,6 +151,15 @@ def test_stages_of_one_name_are_added_up() -> None:
 def test_a_file_is_warmed_only_where_memory_has_room(tmp_path: Path) -> None:
     file = tmp_path / "model"
     file.write_bytes(bytes(1000))
-    read = [preparation.warm(Ready(zerogpu(), None, file, memory)) for memory in (10_000, 1000, 0)]
-    assert [bool(stages) for stages in read] == [True, False, False]
-    assert not preparation.warm(Ready(zerogpu(), None, tmp_path / "nothing", 10_000))
+    ready = [Ready(zerogpu(), None, file, 1000, memory) for memory in (10_000, 1000, 0)]
+    assert [bool(preparation.warm(one)) for one in ready] == [True, False, False]
+    assert not preparation.warm(replace(ready[0], model=tmp_path / "nothing"))
+
+
+def test_every_file_of_a_split_model_is_warmed(tmp_path: Path) -> None:
+    first = tmp_path / "m-00001-of-00002.gguf"
+    first.write_bytes(b"x")
+    ready = Ready(zerogpu(), None, first, 2, 10_000)
+    assert not preparation.warm(ready)  # the second one is not there
+    (tmp_path / "m-00002-of-00002.gguf").write_bytes(b"x")
+    assert preparation.warm(ready)

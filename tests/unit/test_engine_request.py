@@ -8,52 +8,9 @@ import pytest
 from llama_loader import settings
 from llama_loader.errors import SettingError
 from llama_space import request
-from llama_space.request import LONGEST, SHORTEST, Request
-from llama_space.values import Status
 
 SETTINGS = settings.load(environ={})
 CHAT = [{"role": "user", "content": "Count."}]
-
-
-def seconds(
-    characters: int, max_tokens: int, *, warm: bool, start: float = 0.0, tokens: float | None = None
-) -> int:
-    timeline = (("start", start), ("fetch", 1000.0)) if start else ()
-    status = Status("ready", warm=warm, tokens_per_second=tokens, timeline=timeline)
-    return request.seconds(Request("x" * characters, {"max_tokens": max_tokens}), status)
-
-
-def test_a_warm_worker_is_asked_for_less() -> None:
-    assert SHORTEST <= seconds(400, 1024, warm=True) < seconds(400, 1024, warm=False) <= LONGEST
-
-
-def test_what_was_seen_of_answers_counts() -> None:
-    slow = seconds(1000, 1024, tokens=20, warm=True)
-    assert seconds(1000, 1024, tokens=100, warm=True) < slow / 3
-
-
-def test_what_was_seen_of_starts_counts() -> None:
-    assert seconds(400, 1024, start=5, warm=False) < seconds(400, 1024, warm=False) - 40
-
-
-def test_a_short_text_does_not_pay_for_the_longest_answer() -> None:
-    assert seconds(20, 1024, tokens=10, warm=True) == seconds(20, 84, tokens=10, warm=True)
-    few, many = (seconds(2000, most, tokens=10, warm=True) for most in (100, 500))
-    assert few < many
-
-
-@pytest.mark.parametrize("speed", [0.01, 1e9])
-def test_it_stays_within_what_zerogpu_takes(speed: float) -> None:
-    for warm in (True, False):
-        assert SHORTEST <= seconds(2000, 1024, tokens=speed, warm=warm) <= LONGEST
-
-
-def test_contents_of_every_form_are_counted() -> None:
-    assert request._characters([{"role": "user", "content": "12345"}]) == 9
-    parts = [{"role": "user", "content": [{"type": "text", "text": "12345"}]}]
-    assert request._characters(parts) == 4 + 4 + 5
-    assert request._characters([]) == 0
-    assert request._characters("12345") == 5
 
 
 def test_a_chat_is_sent_as_gradio_keeps_it_without_what_is_for_the_page() -> None:

@@ -1,0 +1,138 @@
+"""Estimate the GPU seconds that a call reserves, from what this machine has shown.
+
+ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
+in the queue, and is refused where it asks for more than the visitor has left (docs/zerogpu.md).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import re
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Final, NamedTuple
+
+import msgspec
+from msgspec import Meta
+
+from llama_loader.errors import LoaderError
+from llama_loader.store import Store
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from llama_space.request import Request
+    from llama_space.values import Figures
+
+SHORTEST, LONGEST = 15, 120
+"""Seconds; ZeroGPU's own default is 60. The least leaves room for a start where ZeroGPU gives a
+call to another worker than the warm one."""
+_TOKENS: Final = ((0x250, 0.25), (0x2E80, 0.5), (0x110000, 0.7))
+"""Tokens a character below each code point: Latin script, other alphabets, CJK. Gemma's tokenizer
+makes 0.20 of English, 0.23 of German, 0.56 of Japanese, 0.70 of Chinese (docs/zerogpu.md)."""
+_TEMPLATE_TOKENS: Final = 64
+"""Tokens of a short answer, and of what a chat template and a prompt add to a text."""
+_FIRST_FLOOR, _FIRST_RATE = 1.0, 3e9
+"""Seconds of a start without a model, and bytes of a model that a start loads in a second: 17.7 GB
+took 3.8 to 4.8 s on an H200 with the file in the page cache (docs/gpu.md)."""
+_FIRST_BANDWIDTH, _FIRST_SPEED = 0.7e12, 150.0
+"""Bytes of weights that a GPU is assumed to read in a second, of the 0.9 TB/s of half an RTX PRO
+6000; and the tokens a second that are assumed of any small model."""
+_PROMPT_SPEED: Final = 40.0
+"""A prompt is read at least so many times faster than an answer is written."""
+_MARGIN, _SPARE = 1.2, 3.0
+"""For a GPU that others heat up; seconds for the fork, the connection and the end."""
+_KEPT: Final = 5
+"""Starts and answers that are remembered; the slowest counts."""
+_MEASURABLE: Final = 16
+"""Tokens of the shortest answer whose speed tells anything."""
+_MAX_BYTES: Final = 4096
+_REFUSED: Final = re.compile(r"\(([0-9]{1,6})s requested vs\. ([0-9]{1,6})s left\)")
+"""A part of the `spaces` package's message (spaces/zero/client.py)."""
+
+_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Speed = Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class Reserved(NamedTuple):
+    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it."""
+
+    seconds: int
+    least: int
+
+    def after(self, refusal: str) -> Reserved | None:
+        """Return what to ask for after a refusal that says how much is left; None: give up.
+
+        ZeroGPU multiplies what is asked for by a factor of its own, so the message's share counts.
+        """
+        told = _REFUSED.search(refusal)
+        if told is None or not int(told[1]):
+            return None
+        seconds = math.floor(self.seconds * int(told[2]) / int(told[1]))
+        return Reserved(seconds, self.least) if self.least <= seconds < self.seconds else None
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What starts and answers took: seconds until the first token, and tokens a second."""
+
+    starts: tuple[_Seconds, ...] = ()
+    speeds: tuple[_Speed, ...] = ()
+
+    def reserve(self, request: Request, size: int, *, warm: bool) -> Reserved:
+        """Return the GPU seconds for one answer.
+
+        An answer is assumed to be about as long as its prompt.
+
+        Args:
+            request: what is asked.
+            size: bytes of the model's files, for a first guess.
+            warm: a server runs that may get the call.
+        """
+        prompt = tokens(request.asked) + _TEMPLATE_TOKENS
+        answer = min(prompt, request.options.get("max_tokens") or prompt)
+        speed = min(self.speeds or [min(_FIRST_SPEED, _FIRST_BANDWIDTH / max(1, size))])
+        start = max(self.starts, default=_FIRST_FLOOR + size / _FIRST_RATE)
+        work = (0.0 if warm else start) + answer / speed + prompt / (speed * _PROMPT_SPEED)
+        seconds = max(SHORTEST, min(math.ceil(work * _MARGIN + _SPARE), LONGEST))
+        return Reserved(seconds, min(math.ceil(work), seconds))
+
+    def after(self, call: Figures, start: float) -> Shown:
+        """Return what is known after a call, whose server took ``start`` seconds to start."""
+        starts, speeds = self.starts, self.speeds
+        if start and not call.warm:
+            starts = (*starts, round(start, 2))
+        if call.tokens_per_second and (call.tokens or 0) >= _MEASURABLE:
+            speeds = (*speeds, round(call.tokens_per_second, 1))
+        return Shown(starts[-_KEPT:], speeds[-_KEPT:])
+
+
+def recall(store: Path, model: Path, size: int) -> Shown:
+    """Return what this machine has shown of a model; nothing where nothing readable is kept."""
+    try:
+        data = Store(store).read("shown", _name(model, size), limit=_MAX_BYTES)
+        return msgspec.json.decode(data or b"{}", type=Shown)
+    except (LoaderError, msgspec.MsgspecError, UnicodeDecodeError):
+        return Shown()
+
+
+def remember(store: Path, model: Path, size: int, shown: Shown) -> None:
+    """Keep what this machine has shown for the next start of the app.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    Store(store).write("shown", _name(model, size), data=msgspec.json.encode(shown))
+
+
+def tokens(asked: object) -> int:
+    """Estimate the tokens of a text, or of a chat whose contents are texts or lists of parts."""
+    if isinstance(asked, str):
+        below = [sum(ord(one) < limit for one in asked) for limit, _ in _TOKENS]
+        each = (part - less for part, less in zip(below, (0, *below), strict=False))
+        return math.ceil(sum(count * rate for count, (_, rate) in zip(each, _TOKENS, strict=True)))
+    parts: Iterable[object] = asked.values() if isinstance(asked, Mapping) else ()
+    return sum(map(tokens, asked if isinstance(asked, list) else parts))
+
+
+def _name(model: Path, size: int) -> str:
+    return f"{hashlib.sha256(f'{model.name} {size}'.encode()).hexdigest()[:32]}.json"
