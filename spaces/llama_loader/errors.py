@@ -13,7 +13,7 @@ import re
 from typing import ClassVar, Final, TextIO
 
 _URL: Final = re.compile(r"(?P<scheme>[A-Za-z0-9+.-]{0,32})://(?P<rest>\S+)")
-"""Schemes are short. Without a bound, a mirror's answer of 64 kB without ``:`` takes half a minute."""
+"""Schemes are short. Without a bound, 64 kB from a mirror without ``:`` take half a minute."""
 _CLOSING: Final = ")]}>'\",;:."
 """What a sentence may put right behind a URL."""
 
