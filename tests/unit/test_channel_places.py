@@ -368,6 +368,29 @@ def test_manifest_that_says_more_than_was_signed_is_neither_promoted_nor_rolled_
     assert folder_of_two.channel_serials("stable") == (1, 2)
 
 
+def test_links_where_releases_lie_cost_no_person_a_file(
+    folder_of_two: Destination, signer: trust.Signer, kept: Path, tmp_path: Path
+) -> None:
+    """Whoever may write there puts links where the farm is about to write or to clean up."""
+    root, mine = tmp_path / "published", tmp_path / "mine"
+    (root / "channels" / "stable").mkdir(parents=True)
+    mine.mkdir()
+    for name in ("letter", "photo"):
+        (mine / name).write_text(name)
+    (root / "channels" / "stable" / ".manifest.json.part").symlink_to(mine / "letter")
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    (root / ".b11551-1.publishing").symlink_to(mine)
+    folder = tiny_release.of_build(kept, 11551, tmp_path / "third")
+    plan = publishing.prepare(folder, folder_of_two, lambda _: None)
+    with pytest.raises(PublishError) as refused:
+        publishing.publish(plan, folder_of_two, lambda _: None)
+    assert refused.value.code == "DESTINATION_NOT_WRITABLE"
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {
+        "letter": "letter",
+        "photo": "photo",
+    }
+
+
 def test_tarball_that_is_not_what_the_manifest_lists_is_not_promoted(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
