@@ -745,7 +745,7 @@ def listed_wrongly(**changes: Any) -> generated.Case:
 @example(case=listed_wrongly())
 @example(case=listed_wrongly(sha256="0" * 64))
 def test_generated_archives(case: generated.Case) -> None:
-    """The whole way through the store; benchmarks/fuzz.py does 2,000 of them."""
+    """The whole way through the store; benchmarks/fuzz.py changes more."""
     outcome = generated.check_case(case)
     if case.listed not in {"right", "by hand"}:
         assert outcome != "fine"

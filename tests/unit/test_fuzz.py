@@ -1,0 +1,31 @@
+"""A few changed samples for every parser of bytes from outside; benchmarks/fuzz.py has 100,000."""
+
+from __future__ import annotations
+
+import contextlib
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+
+from llama_loader.errors import LoaderError
+from tests.rigs.fuzz_targets import TARGETS
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+INPUTS = 60
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_changed_sample_is_read_or_refused_in_the_loaders_words(name: str, tmp_path: Path) -> None:
+    target = TARGETS[name]
+    for index in range(max(2, INPUTS // target.share)):
+        data = target.make(Random(f"0 {name} {index}"))
+        with contextlib.suppress(LoaderError):
+            target.read(data, tmp_path)
+
+
+def test_same_seed_makes_the_same_inputs() -> None:
+    for target in TARGETS.values():
+        assert target.make(Random("x")) == target.make(Random("x"))
