@@ -140,8 +140,8 @@ class Client:
         except TimeoutError as error:
             message = f"llama-server was silent for {timeout:g} s at {path}"
             raise ServerError("ANSWER_TIMEOUT", message) from error
-        # ValueError: http.client reads on after a chunk of a negative length
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        # http.client reads on after a chunk of a negative or impossible length, and fails then
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             message = f"llama-server does not answer at {path}: {error!r}"
             raise ServerError("NO_ANSWER", message) from error
 

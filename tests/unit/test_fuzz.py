@@ -15,6 +15,13 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 INPUTS = 60
+FOUND = (
+    ("hub", b"HTTP/1.1 302 Found\r\nLocation: /" + b"a" * 70_000 + b"\r\n\r\n"),
+    ("stream", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nx"),
+    ("kernel's files", b"0::/a\0b\f"),
+    ("ldconfig", b"libcuda.so.1 => /a\0b"),
+)
+"""What was an untyped error once."""
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -24,6 +31,12 @@ def test_changed_sample_is_read_or_refused_in_the_loaders_words(name: str, tmp_p
         data = target.make(Random(f"0 {name} {index}"))
         with contextlib.suppress(LoaderError):
             target.read(data, tmp_path)
+
+
+@pytest.mark.parametrize(("name", "data"), FOUND)
+def test_what_was_found_once_is_read_or_refused(name: str, data: bytes, tmp_path: Path) -> None:
+    with contextlib.suppress(LoaderError):
+        TARGETS[name].read(data, tmp_path)
 
 
 def test_same_seed_makes_the_same_inputs() -> None:
