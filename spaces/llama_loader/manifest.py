@@ -25,8 +25,9 @@ from msgspec import Meta
 from llama_loader.errors import IntegrityError
 
 SCHEMA_VERSION: Final = 1
-MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
-"""A manifest of 40 artifacts with 40 files each is about 300 kB."""
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+"""A manifest of 40 artifacts with 40 files each is about 300 kB. Parsed, a hostile one takes 25
+times its size of memory."""
 _MAX_DEPTH: Final = 64
 """Deepest nesting accepted; a manifest has 5 levels."""
 LLAMA_SERVER: Final = "llama-server"
