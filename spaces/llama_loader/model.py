@@ -313,8 +313,9 @@ def _hub_errors(settings: Settings) -> Iterator[None]:
     from huggingface_hub import errors
 
     http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
-    # of httpx: a redirect to an address of 64 kB, say
-    invalid: type[Exception] = getattr(sys.modules.get("httpx"), "InvalidURL", http)
+    # of httpx, or httpx2: a redirect to an address of 64 kB, say
+    library = sys.modules.get(http.__module__.partition(".")[0])
+    invalid: type[Exception] = getattr(library, "InvalidURL", http)
     try:
         yield
     except (OSError, ValueError, RuntimeError, http, invalid) as error:

@@ -258,6 +258,12 @@ def _emptied(folder: Path) -> Any:
 
 # what programs print
 
+
+def _printed(data: bytes) -> str:
+    """Return as much of an output as ``processes.run`` does."""
+    return data[: 1 << 20].decode("utf-8", "replace")
+
+
 _LOG: Final = b"""0.00.001.000 I build: 11549 with cc for x86_64
 0.00.100.000 I llama_model_loader: - kv   0: general.name str = tiny
 0.00.101.000 I load_tensors: offloaded 27/27 layers to GPU
@@ -289,7 +295,7 @@ Available devices:
 
 
 def _read_devices(data: bytes, _: Path) -> None:
-    printed = data.decode("utf-8", "replace")
+    printed = _printed(data)
     found = devices.parse(printed)
     for one, wanted in ((found, ()), (found, ("cuda1",)), ((), ())):
         with contextlib.suppress(LoaderError):
@@ -302,7 +308,7 @@ NVIDIA RTX PRO 6000 Blackwell, [N/A], [N/A], 580.95.05, GPU-2"""
 
 
 def _read_smi(data: bytes, _: Path) -> None:
-    found = nvidia_smi.parse(data.decode("utf-8", "replace"))
+    found = nvidia_smi.parse(_printed(data))
     for named in (None, "0,1", data[:40].decode("utf-8", "replace")):
         gpus.visible(found.gpus, named, None)
 
@@ -314,7 +320,7 @@ _LDCONFIG: Final = b"""3 libs found in cache `/etc/ld.so.cache'
 
 
 def _read_ldconfig(data: bytes, folder: Path) -> None:
-    printed = processes.Finished(0, data.decode("utf-8", "replace"), 0.0)
+    printed = processes.Finished(0, _printed(data), 0.0)
     with mock.patch.object(processes, "run", return_value=printed):
         found = cuda_libraries.linker_cache({})
     cuda_libraries.driver_folders((folder,), found)
