@@ -29,13 +29,13 @@ from llama_loader import (
     cuda_libraries,
     devices,
     disk,
+    driver,
     foreign,
     gguf_header,
     gpus,
     host,
     manifest,
     model,
-    nvidia_smi,
     processes,
     selection,
     server_log,
@@ -98,7 +98,7 @@ def _read_manifest(data: bytes, _: Path) -> None:
     assert manifest.parse(manifest.dump(found)) == found
     for allowed in (False, True):
         with contextlib.suppress(LoaderError):
-            selection.select(found, _HOST, selection.Wishes(allow_cpu=allowed))
+            selection.select(found, _HOST, allow_cpu=allowed)
     for artifact in found.artifacts:
         cuda_libraries.split_needs(artifact.needs, _HOST.libraries)
 
@@ -308,7 +308,7 @@ NVIDIA RTX PRO 6000 Blackwell, [N/A], [N/A], 580.95.05, GPU-2"""
 
 
 def _read_smi(data: bytes, _: Path) -> None:
-    found = nvidia_smi.parse(_printed(data))
+    found = driver.parse(_printed(data))
     for named in (None, "0,1", data[:40].decode("utf-8", "replace")):
         gpus.visible(found.gpus, named, None)
 
@@ -449,10 +449,9 @@ def _make_hub(random: Random) -> bytes:
 
 def _read_hub(data: bytes, _: Path) -> None:
     _server().answer = data
-    source = model.ModelSource(None, "me/model", "m.gguf")
-    place = replace(_settings(), hf_endpoint=_server().url)
+    place = replace(_settings(), hf_endpoint=_server().url, gguf_repo_id="me/model")
     with mock.patch("time.sleep"):
-        _rendered(lambda: model.size_on_hub(source, place))
+        _rendered(lambda: model.size_on_hub(place))
 
 
 def _of_json(sample: bytes) -> Callable[[Random], bytes]:
