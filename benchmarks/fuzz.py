@@ -1,94 +1,131 @@
-"""Make up manifests and archives, and count what becomes of them.
+"""Feed changed samples to every parser of bytes from outside; print one line a parser.
 
-    PYTHONPATH=.:spaces python benchmarks/fuzz.py [--manifests 10000] [--archives 2000] [--out FILE]
+    PYTHONPATH=.:spaces python benchmarks/fuzz.py [--inputs 100000] [--seed 1] [TARGET…]
 
-Ours with their manifest's entry, and as many of others' by URL; what must hold for each is in
-``tests/rigs/generated.py``. The exit status is 1 where one of them did not end as it must, and
-hypothesis prints the smallest such example.
+``tests/rigs/fuzz_targets.py`` has the parsers, ``tests/rigs/mutations.py`` changes the samples.
+Each parser runs in a process of its own, which may take ``MEMORY`` bytes more than at its start. An
+input may take ``SECONDS`` of a processor, and ``WAITED`` in all, as other programs run here too.
+What fails is kept in a file and named. The same seed makes the same inputs. The exit status is 1
+where anything was found.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
+import faulthandler
+import multiprocessing
+import re
+import resource
+import signal
 import sys
+import tempfile
 import time
-from collections import Counter
+import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import TYPE_CHECKING, Final
 
-import hypothesis
-from hypothesis import HealthCheck, given, settings
-
-from tests.rigs import generated
+from llama_loader.errors import LoaderError
+from tests.rigs.fuzz_targets import TARGETS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from multiprocessing.sharedctypes import SynchronizedArray
 
-    from hypothesis.strategies import SearchStrategy
-
-_ROUND: Final = 500
-"""Examples for a seed: hypothesis makes up the more alike ones the longer it runs."""
+MEMORY: Final = 256 << 20
+SECONDS: Final = 5.0
+WAITED: Final = 60.0
+_DONE, _UNTYPED, _PEAK = range(3)
+"""What a parser's process tells: inputs begun, untyped errors, its most kB."""
 
 
 def main() -> int:
-    """Print one JSON object with the outcomes."""
+    """Print the table; return 1 where something was found."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--manifests", type=int, default=10_000)
-    parser.add_argument("--archives", type=int, default=2_000)
-    parser.add_argument("--seed", type=int, default=1, help="the first of them")
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--inputs", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("targets", nargs="*", metavar="TARGET", choices=[[], *TARGETS])
     options = parser.parse_args()
-    started = time.monotonic()
-
-    def ours(case: generated.Case) -> str:
-        return f"{case.artifact.format}: {generated.check_case(case)}"
-
-    def theirs(made: tuple[str, bytes]) -> str:
-        return f"{made[0]}: {generated.check_theirs(made[1])}"
-
-    seed = options.seed
-    found: dict[str, Any] = {
-        "seed": seed,
-        "manifests": run(options.manifests, seed, generated.manifests(), generated.check_manifest),
-        "archives": run(options.archives, seed, generated.cases(), ours),
-        "archives by others": run(options.archives, seed, generated.theirs(), theirs),
-        "seconds": round(time.monotonic() - started),
-    }
-    text = json.dumps(found, indent=2)
-    if options.out:
-        options.out.write_text(f"{text}\n")
-    print(text)
-    return int(any(found[kind]["failed"] for kind in found if isinstance(found[kind], dict)))
+    kept = Path(tempfile.mkdtemp(prefix="fuzz-"))
+    print("| parser | inputs | untyped errors | hangs | peak memory | seconds |", flush=True)
+    found = [
+        fuzz(name, options.inputs // TARGETS[name].share, options.seed, kept)
+        for name in options.targets or TARGETS
+    ]
+    return int(any(found))
 
 
-def run(
-    count: int, seed: int, strategy: SearchStrategy[Any], check: Callable[[Any], str]
-) -> dict[str, Any]:
-    """Check at least ``count`` examples; return how they ended."""
-    outcomes = Counter[str]()
-    failures = 0
-    while outcomes.total() < count:
+def fuzz(name: str, inputs: int, seed: int, kept: Path) -> bool:
+    """Feed one parser, with a new process after each hang; return whether anything was found."""
+    context = multiprocessing.get_context("spawn")
+    told, hangs, began = context.Array("q", 3), 0, time.monotonic()
+    while told[_DONE] < inputs:
+        process = context.Process(target=_feed, args=(name, inputs, seed, kept, told))
+        process.start()
+        process.join()
+        if process.exitcode:
+            hangs += 1
+            _keep(name, seed, told[_DONE] - 1, kept, f"ended by {process.exitcode}")
+    figures = (f"{inputs:,}", told[_UNTYPED], hangs, f"{told[_PEAK] // 1024} MB")
+    print(f"| {name} |", *(f"{one} |" for one in figures), f"{time.monotonic() - began:.0f} |")
+    sys.stdout.flush()
+    return bool(hangs or told[_UNTYPED])
 
-        @hypothesis.seed(seed)
-        @settings(
-            max_examples=min(_ROUND, count - outcomes.total()),
-            database=None,
-            deadline=None,
-            suppress_health_check=list(HealthCheck),
-        )
-        @given(strategy)
-        def one(example: Any) -> None:
-            outcomes[check(example)] += 1
 
-        try:
-            one()
-        except Exception as error:  # noqa: BLE001  whatever it is, it is a finding
-            failures += 1
-            print(f"{error!r}", *getattr(error, "__notes__", ()), sep="\n", file=sys.stderr)
-            outcomes["failed"] += 1
-        seed += 1
-    return {"checked": outcomes.total(), "failed": failures, **dict(outcomes.most_common())}
+def made(name: str, seed: int, index: int) -> bytes:
+    """Return an input: a seed's inputs do not depend on one another."""
+    return TARGETS[name].make(Random(f"{seed} {name} {index}"))  # noqa: S311 - no secret
+
+
+def _keep(name: str, seed: int, index: int, kept: Path, why: str) -> None:
+    data, place = made(name, seed, index), kept / f"{name.replace(' ', '-')}-{index}"
+    place.write_bytes(data)
+    print(f"{name}: input {index}: {why}; {len(data)} bytes in {place}", file=sys.stderr)
+
+
+def _feed(name: str, inputs: int, seed: int, kept: Path, told: SynchronizedArray[int]) -> None:
+    """Run in the parser's process; told has where the one before it ended."""
+    # Prints where the parser hangs, then ends this process: a handler in Python would wait for it.
+    for number in (signal.SIGPROF, signal.SIGALRM):
+        signal.signal(number, signal.SIG_DFL)
+        faulthandler.register(number, chain=True)
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    places: set[str] = set()
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        _bound_memory(hard)
+        while told[_DONE] < inputs:
+            index = told[_DONE]
+            told[_DONE] = index + 1
+            data = made(name, seed, index)
+            _set_alarms(SECONDS, WAITED)
+            try:
+                TARGETS[name].read(data, Path(folder))
+            except LoaderError:
+                pass
+            except Exception as error:  # noqa: BLE001  whatever it is, it is a finding
+                told[_UNTYPED] += 1
+                at = traceback.extract_tb(error.__traceback__)[-1]
+                where = f"{error!r:.200} at {Path(at.filename).name}:{at.lineno}"
+                if where not in places:
+                    places.add(where)
+                    _keep(name, seed, index, kept, where)
+            finally:
+                _set_alarms(0.0, 0.0)
+            if index % 1000 == 0 or index == inputs - 1:
+                told[_PEAK] = max(told[_PEAK], _status("VmHWM"))
+
+
+def _set_alarms(computed: float, waited: float) -> None:
+    signal.setitimer(signal.ITIMER_PROF, computed)
+    signal.setitimer(signal.ITIMER_REAL, waited)
+
+
+def _bound_memory(hard: int) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (_status("VmSize") * 1024 + MEMORY, hard))
+
+
+def _status(field: str) -> int:
+    found = re.search(rf"{field}:\s*([0-9]+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) if found else 0
 
 
 if __name__ == "__main__":

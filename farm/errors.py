@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, ClassVar
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+from llama_loader.errors import printable
+
 
 class FarmError(Exception):
     """Root of everything that the farm raises on purpose; a failed build, publish or check.
@@ -31,7 +33,9 @@ class FarmError(Exception):
 
     def render(self) -> str:
         """Return what a person sees: the error line, then hint and log where there are any."""
-        lines = [f"error[{self.code}]: {self.message}"]
+        # tarballs, ELF files and manifests are foreign text; a log has lines of its own
+        message = "\n".join(map(printable, self.message.split("\n")))
+        lines = [f"error[{self.code}]: {message}"]
         lines += [f"hint: {self.hint}"] if self.hint else []
         lines += [f"log: {self.log}"] if self.log else []
         return "\n".join([*lines, *(other.render() for other in self.others)])

@@ -274,6 +274,8 @@ def _examine(
     member: Member, what: str, record: str, chunk_size: int
 ) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
+    if member.path == record and member.size > _IN_MEMORY:
+        raise PackError("ARCHIVE_UNSOUND", f"{what}: {record} has {member.size} bytes")
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
         hasher = archive.ChunkHasher(chunk_size)
         while block := member.stream.read(archive.BLOCK):

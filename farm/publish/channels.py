@@ -25,7 +25,7 @@ from llama_loader.trust import signed_for
 if TYPE_CHECKING:
     from farm.publish.destination import Destination
     from farm.trust import Signer
-    from llama_loader.manifest import Manifest
+    from llama_loader.manifest import Artifact, Manifest
 
 DAYS: Final = 90
 """How long a promotion holds. Long enough for holidays, short enough that a channel that somebody
@@ -56,10 +56,11 @@ def promote(
     at_least: int = 1,
     project: str | None = None,
     checked: str | None = None,
+    signed: Manifest | None = None,
 ) -> Promotion:
     """Make a published release the channel's present one.
 
-    What is signed are the digests that were checked, that the place's files have now, and that
+    What is signed are the digests that were checked, that the place's files have now, and all that
     this key has signed before for a release of this name.
 
     Args:
@@ -71,6 +72,7 @@ def promote(
         at_least: the lowest serial to give, where the place has lost those that it gave before.
         project: what the signature names instead of the destination's own ``OWNER/REPO``.
         checked: sha256 of the release's manifest as it was checked; None signs what is published.
+        signed: what the key has signed before; None looks for it among the channel's files.
 
     Raises:
         PublishError: it is not published, was changed, has a known hole, the channel is another
@@ -80,7 +82,9 @@ def promote(
     project = project or destination.project
     published = _read(destination, release, checked)
     _require_unchanged(destination, published)
-    _require_as_signed(destination, channel, published, signer, project)
+    signed = signed or _signed_before(destination, channel, release, signer, project)
+    if signed is not None:
+        _require_as_signed(destination, published, signed, channel)
     advisories.require_none(published.source)
     before, _ = _present(destination, channel, signer, project)
     serial, now = _next(destination, channel, before, at_least)
@@ -208,7 +212,9 @@ def rollback(
             " another one current",
         )
     before = _before(destination, channel, present, signer, project)
-    return promote(destination, before, channel, signer, days=days, project=project)
+    return promote(
+        *(destination, before.release, channel, signer), days=days, project=project, signed=before
+    )
 
 
 def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -> Manifest:
@@ -301,13 +307,13 @@ def _numbered(
 
 def _before(
     destination: Destination, channel: str, present: Manifest, signer: Signer, project: str
-) -> str:
-    """Return the release that was current before the present one; after a rollback, that one."""
+) -> Manifest:
+    """Return what was current before the present release; after a rollback, that release."""
     history = [s for s in destination.channel_serials(channel) if s < present.serial]
     for serial in reversed(history):
         found = _numbered(destination, channel, serial, signer, project)
         if found.release != present.release:
-            return found.release
+            return found
     raise PublishError(
         "NOTHING_BEFORE",
         f"channel {channel} of {destination.where} has had no release but {present.release}",
@@ -337,28 +343,42 @@ def _require_unchanged(destination: Destination, published: Manifest) -> None:
             raise _changed(destination, published.release, one.name, "its manifest lists")
 
 
-def _require_as_signed(
-    destination: Destination, channel: str, published: Manifest, signer: Signer, project: str
-) -> None:
-    """Compare a release with what this key signed for it before; what others put there is none."""
-    digests = {one.name: one.sha256 for one in published.artifacts}
+def _signed_before(
+    destination: Destination, channel: str, release: str, signer: Signer, project: str
+) -> Manifest | None:
+    """Return what this key signed last for a release; what others put there is none of it."""
     for serial in reversed(destination.channel_serials(channel)):
         try:
             signed = _numbered(destination, channel, serial, signer, project)
         except PublishError:
             continue
-        if signed.release == published.release:
-            for one in signed.artifacts:
-                if digests.get(one.name) != one.sha256:
-                    what = f"serial {serial} of channel {channel} was signed for"
-                    raise _changed(destination, published.release, one.name, what)
-            return
+        if signed.release == release:
+            return signed
+    return None
+
+
+def _require_as_signed(
+    destination: Destination, published: Manifest, signed: Manifest, channel: str
+) -> None:
+    """Refuse a release whose manifest says more, less or other than was signed."""
+    other = {*map(_substance, published.artifacts)} ^ {*map(_substance, signed.artifacts)}
+    names = sorted(one.name for one in other)
+    if published.source != signed.source:
+        names.append(MANIFEST)
+    if names:
+        what = f"serial {signed.serial} of channel {channel} was signed for"
+        raise _changed(destination, published.release, names[0], what)
+
+
+def _substance(artifact: Artifact) -> Artifact:
+    """Leave out what differs between a release's manifest and its channel's: the addresses."""
+    return msgspec.structs.replace(artifact, urls=(), sbom=None)
 
 
 def _changed(destination: Destination, release: str, name: str, than: str) -> PublishError:
     return PublishError(
         "RELEASE_CHANGED",
-        f"{name} of {release} at {destination.where} is missing or has other bytes than {than}",
+        f"{name} of {release} at {destination.where} is missing, or is not what {than}",
         hint="find out who changed it: what is published never changes. Publish a new release under"
         " another name",
     )

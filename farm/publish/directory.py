@@ -196,15 +196,21 @@ def _disk(place: Path) -> Iterator[None]:
 
 
 def _leave_only(names: set[str], gathered: Path) -> None:
-    """Remove what an earlier publication that was cut off gathered and this one does not have."""
-    for path in gathered.iterdir():
-        if path.name not in names:
-            path.unlink()
+    """Remove what an earlier publication that was cut off gathered and this one does not have.
+
+    A link in the folder's place, which may lead to a person's files, is an error.
+    """
+    handle = os.open(gathered, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        for name in set(os.listdir(handle)) - names:  # noqa: PTH208 - a descriptor is no path
+            os.unlink(name, dir_fd=handle)
+    finally:
+        os.close(handle)
 
 
 def _copy(part: Part, place: Path) -> None:
-    beginning = place.with_name(f".{place.name}.part")
-    with durable.open_regular(part.path) as source, beginning.open("wb") as out:
+    beginning = _beginning(place)
+    with durable.open_regular(part.path) as source, beginning.open("xb") as out:
         shutil.copyfileobj(source, out, parts.BLOCK)
         out.flush()
         os.fsync(out.fileno())
@@ -212,9 +218,16 @@ def _copy(part: Part, place: Path) -> None:
     beginning.rename(place)
 
 
-def _write(place: Path, content: bytes) -> None:
+def _beginning(place: Path) -> Path:
+    """Return where a file is written before it gets its name; what is there, a link say, goes."""
     beginning = place.with_name(f".{place.name}.part")
-    with beginning.open("wb") as out:
+    beginning.unlink(missing_ok=True)
+    return beginning
+
+
+def _write(place: Path, content: bytes) -> None:
+    beginning = _beginning(place)
+    with beginning.open("xb") as out:
         out.write(content)
         out.flush()
         os.fsync(out.fileno())

@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Final, Self, cast
 
 from farm.errors import PackError, UsageError
 
@@ -36,6 +36,12 @@ PROGRAM_MODE: Final = 0o755
 
 BLOCK: Final = 1 << 20
 """Bytes that are read at a time."""
+_EXTENDED: Final = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.GNUTYPE_SPARSE),
+)
+MAX_BYTES: Final = 8 << 30
+"""Bytes of all members of an archive that is read; CUDA's libraries unpack to about 2 GB."""
 DAMAGE: Final = (tarfile.TarError, zstd.ZstdError, zlib.error, EOFError, gzip.BadGzipFile)
 """What the libraries raise for an archive that is damaged or cut short."""
 
@@ -180,9 +186,13 @@ def members(
     """
     with (
         _decompressor(raw, archive_format) as unpacked,
-        tarfile.open(fileobj=unpacked, mode="r|") as tar,
+        tarfile.open(fileobj=unpacked, mode="r|", tarinfo=_PlainInfo) as tar,
     ):
+        left = MAX_BYTES
         for info in tar:
+            left -= info.size
+            if left < 0:
+                raise PackError("ARCHIVE_UNSOUND", f"{what}: has more than {MAX_BYTES} bytes")
             yield _member(tar, info, what, root)
         # The compressor's checksum stands at the very end: read up to it.
         while rest := unpacked.read(BLOCK):
@@ -214,6 +224,18 @@ def format_of(name: str) -> str:
     raise _unknown(name)
 
 
+class _PlainInfo(tarfile.TarInfo):
+    """A header. ``tarfile`` reads an extended one of any size into memory; ours has none."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        """Read 512 bytes."""
+        found = super().frombuf(buf, encoding, errors)
+        if found.type in _EXTENDED:
+            raise tarfile.ReadError("it has an extended header")
+        return found
+
+
 def _member(tar: tarfile.TarFile, info: tarfile.TarInfo, what: str, root: str) -> Member:
     problem = _unsound(info, root)
     stream = tar.extractfile(info) if not problem else None
@@ -226,6 +248,8 @@ def _unsound(info: tarfile.TarInfo, root: str) -> str:
     top, *inside = info.name.split("/")
     if not info.isreg():
         return "is not a regular file"
+    if not info.name.isprintable():
+        return "has a name that is not printable"
     if top != root or not inside or {"", ".", ".."} & set(inside):
         return f"is not a file below {root}/"
     if info.mode not in (FILE_MODE, PROGRAM_MODE):

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 _MOUNT_POINTS: Final = "0::/\n1:cpu:/\n2:memory:/"
 """Read where ``/proc/self/cgroup`` is hidden."""
+_MOST_GROUPS: Final = 32
+"""The kernel has some 14 controllers; for each of a path's folders some files are opened."""
 
 
 def processors(root: Path = Path("/")) -> int:
@@ -45,7 +47,7 @@ def read_text(path: Path) -> str:
     """Return a file of the kernel without the space around it; empty where it cannot be read."""
     try:
         return path.read_text("utf-8", "replace").strip()
-    except OSError:
+    except (OSError, ValueError):  # ValueError: its name has a zero byte
         return ""
 
 
@@ -64,7 +66,8 @@ def _folders(root: Path) -> Iterator[Path]:
     Version 1's lie below a controller's name or below those of all that are mounted with it, in an
     order that need not be the kernel's; beside version 1, version 2 lies in ``unified``.
     """
-    for line in (read_text(root / "proc/self/cgroup") or _MOUNT_POINTS).splitlines():
+    told = read_text(root / "proc/self/cgroup") or _MOUNT_POINTS
+    for line in told.splitlines()[:_MOST_GROUPS]:
         controllers, _, path = line.partition(":")[2].partition(":")
         mounts = {controllers, *controllers.split(",")} if controllers else {"", "unified"}
         for group in (PurePosixPath(path), *PurePosixPath(path).parents):

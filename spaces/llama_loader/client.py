@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 _MOST: Final = 4 * 1024 * 1024
 """Bytes of an answer or an event. Another program on the port must not fill the memory."""
+_MOST_SENT: Final = 4 * _MOST
+"""Bytes that come for it: headers, and the chunks' own sizes."""
 _READ_OF_REFUSAL, _SHOWN = 4096, 300
 _OK, _UNAUTHORIZED = 200, 401
 
@@ -138,7 +140,8 @@ class Client:
         except TimeoutError as error:
             message = f"llama-server was silent for {timeout:g} s at {path}"
             raise ServerError("ANSWER_TIMEOUT", message) from error
-        except (OSError, http.client.HTTPException) as error:
+        # http.client reads on after a chunk of a negative or impossible length, and fails then
+        except (OSError, ValueError, OverflowError, http.client.HTTPException) as error:
             message = f"llama-server does not answer at {path}: {error!r}"
             raise ServerError("NO_ANSWER", message) from error
 
@@ -200,7 +203,8 @@ class ChatStream:
 class Connection(socket.socket):
     """A connection whose connecting, sending and reading each end, however slowly bytes come.
 
-    All reads share one deadline. For the other two the socket's own timeout is one (``sendall``).
+    All reads share one deadline, and one bound of bytes: ``http.client`` takes a chunk of -1 bytes
+    for all that comes. For the other two the socket's own timeout is one (``sendall``).
     """
 
     def __init__(self, timeout: float) -> None:
@@ -210,16 +214,21 @@ class Connection(socket.socket):
         self.renew()
 
     def renew(self) -> None:
-        """Start the time anew."""
+        """Start the time anew, and the count of bytes."""
         self._deadline = time.monotonic() + self._seconds
+        self._room = _MOST_SENT
 
     def recv_into(self, *args: Any) -> int:
         """Receive, at the latest until the deadline."""
         left = self._deadline - time.monotonic()
         if left <= 0:
             raise TimeoutError
+        if self._room < 0:
+            raise OSError(f"more than {_MOST_SENT} bytes came")
         self.settimeout(left)
-        return super().recv_into(*args)
+        size = super().recv_into(*args)
+        self._room -= size
+        return size
 
 
 def _body(*, max_tokens: int, temperature: float = 0.0, **others: Any) -> dict[str, Any]:

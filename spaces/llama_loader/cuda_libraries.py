@@ -107,7 +107,7 @@ def _version(soname: str, from_name: str, folder: Path) -> str | None:
 def linker_cache(environ: Mapping[str, str]) -> tuple[Path, ...]:
     """Return the files in the dynamic linker's cache, as ``ldconfig -p`` prints them."""
     done = processes.run(["/sbin/ldconfig", "-p"], environ, timeout=_LDCONFIG_TIMEOUT)
-    return tuple(map(Path, re.findall(r"=> (/\S+)$", done.output, re.MULTILINE)))
+    return tuple(map(Path, re.findall(r"=> (/[^\s\0]+)$", done.output, re.MULTILINE)))
 
 
 def driver_folders(library_path: Iterable[Path], cache: Iterable[Path]) -> tuple[Path, ...]:

@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 MAX_BYTES: Final = 8 << 30
 """An official CUDA release with its cuBLAS unpacks to about 2 GB."""
 MAX_MEMBERS: Final = 20_000
-"""Members of an archive, and files after its links were copied."""
+"""Members of an archive, its files and folders, and files after its links were copied."""
+MAX_DEPTH: Final = 32
+"""Folders in a path; releases have three. All of them are looked at for each member and link."""
 MAX_LINKS: Final = 1000
 """An official release has two for each of its libraries, about 60."""
 MAX_HOPS: Final = 40
@@ -140,8 +142,10 @@ class _Tree:
         """Return a member's path in one spelling, without ``.`` and double slashes."""
         path = PurePosixPath(member)
         unsafe = path.is_absolute() or ".." in path.parts or "\\" in member
-        long = len(member) > _MAX_PATH or any(len(part.encode()) > _MAX_PART for part in path.parts)
-        if not member or unsafe or long or not member.isprintable():
+        longest = max((len(part.encode()) for part in path.parts), default=0)
+        long = len(member.encode()) > _MAX_PATH or longest > _MAX_PART
+        deep = len(path.parts) > MAX_DEPTH
+        if not member or unsafe or long or deep or not member.isprintable():
             raise refused(self._name, f"a member is called {member[:80]!r}")
         return str(path)
 
@@ -158,6 +162,8 @@ class _Tree:
             known = self._spellings.setdefault(step.casefold(), (step, folder))
             if known != (step, folder):
                 raise refused(self._name, f"{step!r} stands where {known[0]!r} is already")
+        if len(self._spellings) > MAX_MEMBERS:
+            raise refused(self._name, f"it has more than {MAX_MEMBERS} files and folders")
 
     def _target(self, member: Member, path: str) -> str:
         """Return where a link leads, as a path in the archive."""
@@ -165,8 +171,9 @@ class _Tree:
         target = posixpath.normpath(posixpath.join(start, member.target))
         if target == ".." or target.startswith("../"):
             raise refused(self._name, f"{member.path!r} is a link that leads out of it")
-        if target == "." or target.startswith("/"):
-            raise refused(self._name, f"{member.path!r} is a link to {member.target!r}")
+        deep = target.count("/") >= MAX_DEPTH
+        if target == "." or target.startswith("/") or deep:
+            raise refused(self._name, f"{member.path!r} is a link to {member.target[:80]!r}")
         return target
 
     def _final(self, link: str) -> str:

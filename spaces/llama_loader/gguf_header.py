@@ -29,7 +29,7 @@ _ARRAY: Final = 9
 _TEXTS: Final = ("general.architecture", "tokenizer.chat_template")
 _MAX_KEYS: Final = 10_000
 _MAX_TEXT: Final = 4 << 20
-"""Bytes of a name or a chat template; the largest templates have some 30 kB."""
+"""Bytes of all names and kept texts together; the largest chat templates have some 30 kB."""
 _MAX_TEXTS: Final = 1 << 20
 """Texts in all arrays: each is a step. The largest vocabularies with merges have some 800,000."""
 _MAX_LAYERS: Final = 4096
@@ -135,6 +135,7 @@ class _Reader:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
         self._texts = 0
+        self._room = _MAX_TEXT
 
     def header(self) -> Header:
         magic, version, _tensors, count = self._unpack("<4sIQQ")
@@ -174,8 +175,9 @@ class _Reader:
 
     def _text(self) -> str:
         (length,) = self._unpack("<Q")
-        if length > _MAX_TEXT:
-            raise ValueError("a text that is too long")
+        self._room -= length
+        if self._room < 0:
+            raise ValueError("texts that are too long")
         return self._exactly(length).decode("utf-8", "replace")
 
     def _skip(self, count: int) -> None:

@@ -35,6 +35,8 @@ _BY_NAME: Final = (
     (r"\bP100\b|Quadro GP100", "60"),
     (r"\bP4\b|\bP40\b|GTX 10[5-8]0|TITAN Xp?\b", "61"),
 )
+_LONGEST: Final = 200
+"""Characters of a name that are looked at: patterns over more take long, and no name has more."""
 _INDEX: Final = re.compile(r"\+?0*([0-9]{1,6})(?![0-9])")
 """Like strtoul, which reads ``1gpu`` as 1."""
 
@@ -64,6 +66,7 @@ ZEROGPU: Final = Gpu("NVIDIA RTX PRO 6000 Blackwell", "120", 48 * 1000**3)
 
 def capability(name: str) -> str | None:
     """Return the compute capability (``90``) of a GPU by its name, None where it is unknown."""
+    name = name[:_LONGEST]
     found = (known for pattern, known in _BY_NAME if re.search(pattern, name, re.IGNORECASE))
     return next(found, None)
 

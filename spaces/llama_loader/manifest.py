@@ -25,8 +25,9 @@ from msgspec import Meta
 from llama_loader.errors import IntegrityError
 
 SCHEMA_VERSION: Final = 1
-MAX_MANIFEST_BYTES: Final = 8 * 1024 * 1024
-"""A manifest of 40 artifacts with 40 files each is about 300 kB."""
+MAX_MANIFEST_BYTES: Final = 4 * 1024 * 1024
+"""A manifest of 40 artifacts with 40 files each is about 300 kB. Parsed, a hostile one takes 25
+times its size of memory."""
 _MAX_DEPTH: Final = 64
 """Deepest nesting accepted; a manifest has 5 levels."""
 LLAMA_SERVER: Final = "llama-server"
@@ -126,7 +127,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     """
 
     name: Name
-    urls: Annotated[tuple[Text, ...], Meta(min_length=1)]
+    urls: Annotated[tuple[Text, ...], Meta(min_length=1, max_length=100)]
     format: Text
     size: Annotated[int, Meta(ge=1, le=1 << 40)]
     sha256: Sha256
@@ -136,7 +137,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     backend: Text
     cuda: Cuda | None
     platform: Platform
-    needs: tuple[Name, ...]
+    needs: Annotated[tuple[Name, ...], Meta(max_length=1000)]
     files: Annotated[tuple[FileEntry, ...], Meta(min_length=1, max_length=10_000)]
     # A factory, because omit_defaults leaves those in: releases have always said "sbom": null.
     sbom: Sbom | None = msgspec.field(default_factory=lambda: None)
@@ -179,8 +180,9 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         """Every folder (with its slash) that holds all that is provided."""
         paths = {entry.path for entry in self.files}
         first = self.provides[0] if self.provides else None
+        names = set(self.provides)  # the same one a million times is one step for each folder
         folders = [path.removesuffix(first) for path in paths if first == path.rpartition("/")[2]]
-        return [one for one in folders if paths.issuperset(one + name for name in self.provides)]
+        return [one for one in folders if paths.issuperset(one + name for name in names)]
 
     def resolved_urls(self, manifest_url: str) -> tuple[str, ...]:
         """Return ``urls`` in order, relative ones resolved against the manifest's own URL."""

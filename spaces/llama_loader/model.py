@@ -10,6 +10,7 @@ import hashlib
 import io
 import re
 import shutil
+import sys
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
@@ -312,9 +313,12 @@ def _hub_errors(settings: Settings) -> Iterator[None]:
     from huggingface_hub import errors
 
     http: type[Exception] = errors.HTTPError  # type: ignore[attr-defined] # what it imports
+    # of httpx, or httpx2: a redirect to an address of 64 kB, say
+    library = sys.modules.get(http.__module__.partition(".")[0])
+    invalid: type[Exception] = getattr(library, "InvalidURL", http)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, http) as error:
+    except (OSError, ValueError, RuntimeError, http, invalid) as error:
         raise _explained(error, settings) from error
 
 

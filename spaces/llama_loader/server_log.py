@@ -19,6 +19,8 @@ KEPT_LINES: Final = 200
 ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
 _LINE: Final = 2000
 """Bytes kept of one line."""
+_MAX_BUFFERS: Final = 100
+"""Of a report: some for each device. A model's text could name one in each of a million lines."""
 
 _STAMP: Final = re.compile(r"^[0-9]+(?:\.[0-9]+){3} (?P<level>[IWED]) ")
 """What llama-server puts before a message (common/log.cpp): minutes to microseconds, the level."""
@@ -121,7 +123,7 @@ class ServerLog:
             return
         if found := _OFFLOADED.fullmatch(message):
             self.report = replace(self.report, offloaded=int(found[1]), layers=int(found[2]))
-        if found := _BUFFER.fullmatch(message):
+        if (found := _BUFFER.fullmatch(message)) and len(self.report.buffers) < _MAX_BUFFERS:
             more = self.report.buffers.get(found[1], 0) + int(float(found[2]) * 1024**2)
             self.report = replace(self.report, buffers={**self.report.buffers, found[1]: more})
 

@@ -332,6 +332,65 @@ def test_release_that_was_changed_since_it_was_signed_is_neither_promoted_nor_ro
     assert folder_of_two.channel_serials("stable") == (1, 2)
 
 
+def add(folder: Path) -> None:
+    """Give a published release one more tarball, which its manifest lists."""
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_bytes())
+    more = json.loads(json.dumps(found["artifacts"][0]).replace("linux-x86_64", "linux-x86-64"))
+    shutil.copy(folder / found["artifacts"][0]["name"], folder / more["name"])
+    found["artifacts"].insert(0, more)
+    manifest.write_text(json.dumps(found))
+
+
+def say_less(folder: Path) -> None:
+    """Leave out of a published manifest what keeps hosts from choosing a tarball."""
+    manifest = folder / "manifest.json"
+    found = json.loads(manifest.read_bytes())
+    found["artifacts"][0]["platform"]["glibc"] = "2.1"
+    manifest.write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize("tamper", [add, say_less])
+def test_manifest_that_says_more_than_was_signed_is_neither_promoted_nor_rolled_back_to(
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path, tamper: Any
+) -> None:
+    """Whoever may write there adds a tarball of his own to a release that was signed without it."""
+    for build in (11549, 11550):
+        channels.promote(folder_of_two, f"b{build}-1", "stable", signer)
+    tamper(tmp_path / "published" / "b11549-1")
+    for again in (
+        lambda: channels.rollback(folder_of_two, "stable", signer),
+        lambda: channels.promote(folder_of_two, "b11549-1", "stable", signer),
+    ):
+        with pytest.raises(PublishError) as refused:
+            again()
+        assert refused.value.code == "RELEASE_CHANGED"
+    assert folder_of_two.channel_serials("stable") == (1, 2)
+
+
+def test_links_where_releases_lie_cost_no_person_a_file(
+    folder_of_two: Destination, signer: trust.Signer, kept: Path, tmp_path: Path
+) -> None:
+    """Whoever may write there puts links where the farm is about to write or to clean up."""
+    root, mine = tmp_path / "published", tmp_path / "mine"
+    (root / "channels" / "stable").mkdir(parents=True)
+    mine.mkdir()
+    for name in ("letter", "photo"):
+        (mine / name).write_text(name)
+    (root / "channels" / "stable" / ".manifest.json.part").symlink_to(mine / "letter")
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
+    (root / ".b11551-1.publishing").symlink_to(mine)
+    folder = tiny_release.of_build(kept, 11551, tmp_path / "third")
+    plan = publishing.prepare(folder, folder_of_two, lambda _: None)
+    with pytest.raises(PublishError) as refused:
+        publishing.publish(plan, folder_of_two, lambda _: None)
+    assert refused.value.code == "DESTINATION_NOT_WRITABLE"
+    assert {path.name: path.read_text() for path in mine.iterdir()} == {
+        "letter": "letter",
+        "photo": "photo",
+    }
+
+
 def test_tarball_that_is_not_what_the_manifest_lists_is_not_promoted(
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import json
 import socket
 import threading
 import time
+import tracemalloc
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -167,6 +168,33 @@ def test_a_stranger_is_not_taken_for_llama_server(body: bytes) -> None:
         Client(port, None).completion("x", max_tokens=1)
     assert caught.value.code == "NOT_LLAMA_SERVER"
     assert len(caught.value.message) < 500
+
+
+@pytest.mark.parametrize("length", [b"-1", b"-5", b"f" * 16])
+def test_chunk_of_impossible_length_is_no_answer(length: bytes) -> None:
+    """Python reads 5 bytes less than none, or, for -1, all that comes into memory."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve() -> None:
+        for _ in range(2):
+            connection, _ = listener.accept()
+            with connection, contextlib.suppress(OSError):
+                connection.recv(65536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n")
+                connection.sendall(length + b"\r\n" + b"x" * (64 << 20))
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    client = Client(listener.getsockname()[1], "key")
+    tracemalloc.start()
+    for ask in (lambda: client.completion("x", max_tokens=1), lambda: chat(client.port)):
+        with pytest.raises(ServerError) as caught:
+            ask()
+        assert caught.value.code in {"NO_ANSWER", "NOT_LLAMA_SERVER"}
+    assert tracemalloc.get_traced_memory()[1] < 150 << 20
+    tracemalloc.stop()
+    thread.join()
+    listener.close()
 
 
 def test_nobody_there() -> None:

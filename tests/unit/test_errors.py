@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,6 +48,14 @@ def test_no_secret_of_a_url_is_shown(url: str) -> None:
     Console(stream)(Resolving(url))
     assert SECRET not in stream.getvalue()
     assert "reading" in stream.getvalue()
+
+
+@pytest.mark.parametrize("text", ["a" * 64_000, "http://h?" + ")" * 64_000 + "x"])
+def test_long_text_from_outside_is_looked_through_at_once(text: str) -> None:
+    """A mirror's status line or header of 64 kB took half a minute at each attempt."""
+    began = time.process_time()
+    LoaderError("X", text).render()
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize(

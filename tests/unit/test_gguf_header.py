@@ -76,6 +76,7 @@ GIB = 1 << 30
         pair(b"x", 8, struct.pack("<Q", (1 << 64) - 1)),
         struct.pack("<Q", GIB),  # a name of a gibibyte
         pair(b"tokenizer.chat_template", 8, struct.pack("<Q", GIB)),
+        b"".join(pair(b"%c" % one + bytes(3 << 20), 0, b"1") for one in range(65, 70)),
     ],
 )
 def test_header_that_claims_much_is_read_in_little_time_and_memory(

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tarfile
 import textwrap
+import tracemalloc
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -428,7 +429,7 @@ def test_something_behind_the_archive(tree: Path, archive_format: str) -> None:
 
 
 def tarball(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
-    with tarfile.open(path, "w:gz") as tar:
+    with tarfile.open(path, "w:gz", format=tarfile.USTAR_FORMAT) as tar:
         for name, fields, content in members:
             info = tarfile.TarInfo(name)
             info.size = len(content)
@@ -452,6 +453,9 @@ def tarball(path: Path, *members: tuple[str, dict[str, object], bytes]) -> Path:
         ("is not owned by 0:0", [("runtime/x", {"uid": 1000}, b"")]),
         ("is no program", [("runtime/x", {"mode": 0o755}, b"#!/bin/sh")]),
         ("stands in it twice", [("runtime/x", {}, b""), ("runtime/X", {}, b"")]),
+        ("not printable", [("runtime/x\nok  all is verified\x1b[8m", {"mode": 0o755}, b"x")]),
+        ("not printable", [("runtime/x\x9b8m", {"mode": 0o755}, b"x")]),
+        ("BUILD.json has", [("runtime/BUILD.json", {}, bytes((64 << 20) + 1))]),
     ],
 )
 def test_unsound_tarball(
@@ -460,6 +464,29 @@ def test_unsound_tarball(
     path = tarball(tmp_path / "x.tar.gz", *members)
     message = refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
     assert problem in message
+    assert message.isprintable()
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_extended_header_is_not_read_into_memory(tmp_path: Path, kind: bytes) -> None:
+    path = tarball(tmp_path / "x.tar.gz", ("runtime/x", {"type": kind}, bytes(64 << 20)))
+    tracemalloc.start()
+    refused(PackError, "ARCHIVE_DAMAGED", lambda: pack.read_inventory(path))
+    assert tracemalloc.get_traced_memory()[1] < 32 << 20
+    tracemalloc.stop()
+
+
+def test_tarball_of_more_bytes_than_a_release_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "MAX_BYTES", 10)
+    path = tarball(tmp_path / "x.tar.gz", *((f"runtime/{name}", {}, b"12345") for name in "abc"))
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
+
+
+def test_error_of_the_farm_shows_no_terminal_codes() -> None:
+    shown = PackError("X", "runpath \x1b[2J\x9b\u202e\nthe log's own line").render()
+    assert shown == "error[X]: runpath \\x1b[2J\\x9b\\u202e\nthe log's own line"
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)

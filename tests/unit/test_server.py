@@ -859,6 +859,15 @@ def test_only_the_servers_own_report_counts(stamp: str, tmp_path: Path) -> None:
     assert log.tail()[-1] == "the last one"
 
 
+def test_report_of_a_million_buffers_is_read_at_once() -> None:
+    line = b"load_tensors: x%d model buffer size = 1 MiB\n"
+    log, began = server_log.ServerLog(), time.process_time()
+    log.read(io.BytesIO(b"".join(line % number for number in range(200_000))))
+    log.finish(60)
+    assert len(log.report.buffers) == 100
+    assert time.process_time() - began < 20
+
+
 def test_the_middle_of_a_long_line_is_not_taken_for_a_line() -> None:
     line = b"x" * 2000 + FORGED.encode().ljust(2000) + FORGED.encode() + b"\n"
     log = server_log.ServerLog()
