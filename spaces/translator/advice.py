@@ -1,4 +1,4 @@
-"""Which setting to change: known troubles recognised in a report or a failure. Pure.
+"""Which setting to change, and where: known troubles recognised in a report or a failure.
 
 The first two are the chapters of the document that this project began with: ``--list-devices`` is
 empty or the device invalid; it starts, but far too slowly. ``SETTINGS`` has the lines to set for
@@ -7,6 +7,8 @@ each, ``texts.json`` the words (``advice_NAME`` and ``advice_NAME_title``).
 
 from __future__ import annotations
 
+import os
+import re
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -26,6 +28,15 @@ SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
         "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256=…",
     ),
     "gated": ("HF_TOKEN=hf_…",),
+    "model": (
+        "YAKULINGO_SPACES_GGUF_REPO_ID=OWNER/REPOSITORY",
+        "YAKULINGO_SPACES_GGUF_FILENAME=model.gguf",
+    ),
+    "offline": ("YAKULINGO_SPACES_OFFLINE=0",),
+    "pin": ("YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256=…",),
+    "memory": ("YAKULINGO_SPACES_N_CTX=2048",),
+    "timeout": ("YAKULINGO_SPACES_STARTUP_TIMEOUT=300",),
+    "duration": ("YAKULINGO_SPACES_ZEROGPU_DURATION=60",),
     "cpu": (),
 }
 _BY_CODE: Final = {
@@ -37,9 +48,32 @@ _BY_CODE: Final = {
     "MODEL_ON_CPU": "slow",
     "RELEASE_NOT_CHOSEN": "release",
     "MODEL_GATED": "gated",
+    "MODEL_MISSING": "model",
+    "MODEL_NOT_GGUF": "model",
+    "MODEL_PROJECTOR": "model",
+    "BAD_MODEL": "model",
+    "OFFLINE": "offline",
+    "MANIFEST_PIN_MISMATCH": "pin",
+    "OUT_OF_MEMORY": "memory",
+    "START_TIMEOUT": "timeout",
+    "ZEROGPU_DURATION": "duration",
 }
 _BY_CHECK: Final = {"devices": "devices", "gpu": "slow"}
 """For checks that may fail with any code."""
+_OWNERS: Final = frozenset({2, 4, 5, 6})
+"""Exit statuses of what only the owner can change: a setting, trust, the machine, its disk."""
+_SPACE: Final = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+def is_owners(failure: Failure) -> bool:
+    """Tell whether only the Space's owner can do something about a failure."""
+    return failure.exit_status in _OWNERS or failure.code in _BY_CODE
+
+
+def settings_page() -> str:
+    """Return the address of this Space's settings; empty where this is no Space on the Hub."""
+    name = os.environ.get("SPACE_ID", "")
+    return f"https://huggingface.co/spaces/{name}/settings" if _SPACE.fullmatch(name) else ""
 
 
 def of_report(report: Examination) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Handlers:
         return self.refresh(request)
 
     def refresh(self, request: gr.Request) -> list[Any]:
-        """Write what is running; the clock stops once there is nothing to wait for."""
+        """Write what is running."""
         words, state = _words(request), self._engine.status()
         failed = state.phase == "failed"
         return [
@@ -55,7 +55,6 @@ class Handlers:
             panels.failure(state.failure if failed else None, words),
             gr.Button(visible=failed and self._settings is not None),
             panels.colophon(state, words),
-            gr.Timer(active=state.phase == "preparing"),
         ]
 
     def press(
@@ -157,8 +156,8 @@ def _words(request: gr.Request) -> Mapping[str, str]:
 
 
 def keys(words: Mapping[str, str]) -> str:
-    """Return the line that names the keys; the script takes the swap button's name from it."""
-    return f'<span data-swap="{words["swap_title"]}">{words["keys"]}</span>'
+    """Return the line that names the keys."""
+    return f"<span>{words['keys']}</span>"
 
 
 def _shown_of_file(
@@ -185,7 +184,7 @@ def _shown(update: Update | None, words: Mapping[str, str]) -> list[Any]:
         line = panels.status("waiting", words["in_line"].format(place=update.place))
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Progress):
-        why = texts.progress(update, words["locale"])
+        why = texts.patience(update, words["locale"])
         line = panels.status("working", words[_STAGES.get(update.stage, "waiting")], why)
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):
@@ -197,11 +196,13 @@ def _shown(update: Update | None, words: Mapping[str, str]) -> list[Any]:
 
 
 def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list[Any]:
-    pair, last = f"{answer.source.native} → {answer.target.native}", answer.last
+    heard, last = answer.source.code, answer.last
+    pair = f"\N{FIRST STRONG ISOLATE}{answer.source.native}\N{POP DIRECTIONAL ISOLATE} → "
+    pair += f"\N{FIRST STRONG ISOLATE}{answer.target.native}\N{POP DIRECTIONAL ISOLATE}"
     if last is None or not last.finished:
-        line = panels.status("working", words["working"], pair)
+        line = panels.status("working", words["working"], pair, heard)
         return [answer.text, line, gr.skip(), gr.skip()]
     if last.tokens_per_second is not None:
         pair += f" · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
-    line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair)
+    line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair, heard)
     return [answer.text, line, over, gr.skip()]

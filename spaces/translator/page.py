@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import sys
+import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
 from gradio.events import api as gradio_api
 from starlette.middleware import Middleware
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from translator import api, guard, handlers, languages, panels, texts
 from translator.line import Line
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from starlette.requests import Request
+
     from llama_loader.settings import Settings
     from translator.session import Engine
 
@@ -34,9 +43,18 @@ _EXAMPLES: Final = (
         "ja",
     ),
 )
+_SCRIPTED: Final = ("swap_title", "no_language", "detected", "lost")
+"""Words that the script writes."""
+_SAID: Final = (
+    '<p id="lost" role="alert" hidden></p><p id="spoken" role="status" class="unseen"></p>'
+)
+"""What the script says: that the server is not there, and how a translation begins and ends."""
 _NO_TOOLS: Final = (
     "warning[MCP_MISSING]: there is no MCP tool on this page\nhint: pip install 'gradio[mcp]'\n"
 )
+
+_HERE: Final[Mapping[str, Any]] = {"fn": None, "queue": False, "api_visibility": "private"}
+"""For events that the browser alone handles."""
 
 
 class Page:
@@ -46,8 +64,9 @@ class Page:
         self.engine = engine
         self._settings = settings
         self._line = Line(CONCURRENCY, WAITING)
+        self._start = token_hex(8)
         self._handlers = handlers.Handlers(engine, settings, self._line)
-        self.i18n = gr.I18n(**{name: dict(words) for name, words in texts.every().items()})
+        self.i18n = gr.I18n(**{locale: _words(locale) for locale in texts.LOCALES})
 
     def build(self) -> gr.Blocks:
         """Return the page; ``launch`` starts it."""
@@ -55,8 +74,7 @@ class Page:
             self._masthead()
             self._spread()
             self._actions()
-            self.colophon = gr.HTML(padding=False)
-            self._doctor()
+            self._backstage()
             self._wire(demo)
             if self._settings is not None:
                 gradio_api(
@@ -82,16 +100,31 @@ class Page:
         return self.demo.launch(
             theme=theme(),
             css_paths=[HERE / "style.css"],
-            head=f"<script>{(HERE / 'page.js').read_text('utf-8')}</script>",
+            head=head(),
             i18n=self.i18n,
             mcp_server=tools,
             ssr_mode=False,
             footer_links=["api"],
-            app_kwargs={"middleware": [Middleware(guard.Guard, max_chars=limit)]},
+            app_kwargs={
+                "middleware": [Middleware(guard.Guard, max_chars=limit)],
+                "routes": [Route("/state", self._state)],
+            },
             **options,
         )
 
+    def _state(self, request: Request) -> JSONResponse:
+        """Tell a page that asks again and again whether there is something new to show.
+
+        ``start`` is another one after a restart of the app, ``seen`` where the engine's state is.
+        """
+        del request
+        now = self.engine.status()
+        seen = repr((now.phase, now.warm, now.failure, now.progress, int(now.elapsed or 0)))
+        known = {"start": self._start, "phase": now.phase, "seen": zlib.crc32(seen.encode())}
+        return JSONResponse(known, headers={"Cache-Control": "no-store"})
+
     def _masthead(self) -> None:
+        gr.HTML(_SAID, padding=False, elem_id="said")
         with gr.Row(elem_id="top"):
             self.head = gr.HTML(panels.masthead(texts.every()["en"]), padding=False)
             self.pill = gr.HTML(padding=False, elem_id="pill")
@@ -107,19 +140,21 @@ class Page:
                     limit = self._settings.max_chars if self._settings else 0
                     count = f'<span id="count" data-limit="{limit}">0 / {limit}</span>'
                     gr.HTML(count, padding=False)
-                    self.clear = gr.Button(self.i18n("clear"), size="sm", elem_classes="quiet")
+                    self.link = self._quiet("link")
+                    self.clear = self._quiet("clear")
             self.swap = gr.Button("⇄", elem_id="swap", size="sm", min_width=0)
             with gr.Column(elem_classes="leaf", elem_id="right"):
                 self.target_language = self._language("target_language", "en")
                 self.target = self._text("target", "target_label", "target_placeholder")
                 with gr.Row(elem_classes="foot"):
                     self.status = gr.HTML(padding=False, elem_id="status")
-                    self.copy = gr.Button(
-                        self.i18n("copy"), size="sm", elem_classes="quiet", elem_id="copy"
-                    )
+                    self.copy = self._quiet("copy")
+
+    def _quiet(self, name: str) -> gr.Button:
+        return gr.Button(self.i18n(name), size="sm", elem_classes="quiet", elem_id=name)
 
     def _language(self, label: str, value: str) -> gr.Dropdown:
-        choices: list[Any] = [(_named(one), one.code) for one in languages.known().values()]
+        choices: list[Any] = [(self.i18n(f"language_{code}"), code) for code in languages.known()]
         if value == languages.AUTO:
             choices.insert(0, (self.i18n("detect"), languages.AUTO))
         return gr.Dropdown(
@@ -138,7 +173,7 @@ class Page:
             lines=7,
             max_lines=24,
             container=False,
-            interactive=written,
+            interactive=True,  # or it could not be focused; the script makes it read-only
             autofocus=written,
             elem_id=name,
             elem_classes="paper",
@@ -157,6 +192,13 @@ class Page:
                 for text, target in _EXAMPLES
             ]
 
+    def _backstage(self) -> None:
+        """What only the owner needs, folded away under one line; the script opens it."""
+        gr.Button(self.i18n("owners"), size="sm", elem_classes="quiet", elem_id="owners")
+        with gr.Column(elem_id="backstage"):
+            self.colophon = gr.HTML(padding=False)
+            self._doctor()
+
     def _doctor(self) -> None:
         with gr.Column(elem_id="doctor"):
             self.doctor_head = gr.HTML(padding=False)
@@ -172,19 +214,19 @@ class Page:
                 container=False,
                 lines=12,
                 max_lines=40,
-                interactive=False,
+                interactive=True,
                 elem_id="report",
             )
 
     def _wire(self, demo: gr.Blocks) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         react = self._handlers
-        timer = gr.Timer(1.0)
-        standing = [self.pill, self.failure, self.retry, self.colophon, timer]
+        refreshed = gr.Button(visible="hidden", elem_id="refresh")  # the script presses it
+        standing = [self.pill, self.failure, self.retry, self.colophon]
         greeted = [self.head, self.keys, self.doctor_head, *standing]
         demo.load(react.greet, None, greeted, queue=False, **quiet)
         demo.unload(react.leave)
-        timer.tick(react.refresh, None, standing, queue=False, **quiet)
+        refreshed.click(react.refresh, None, standing, queue=False, **quiet)
         self.retry.click(react.again, None, standing, queue=False, **quiet)
         run = self.go.click(
             react.press,
@@ -196,16 +238,37 @@ class Page:
             **quiet,
         )
         run.then(react.refresh, None, standing, queue=False, **quiet)
+        self._wire_the_end_of(run)
         # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
         self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
         self.examine.click(
             react.diagnose, None, [self.advice, self.report, self.copy_report], **quiet
         )
         self._wire_in_the_browser()
+        self._wire_what_is_kept(demo)
+
+    def _wire_the_end_of(self, run: Any) -> None:
+        """A text that was cleared while it was being translated stays cleared."""
+        shown = [self.target, self.status]
+        run.then(js="(...all) => pages.over(...all)", inputs=shown, outputs=shown, **_HERE)
+
+    def _wire_what_is_kept(self, demo: gr.Blocks) -> None:
+        """Texts and languages outlive a reload: in the visitor's browser, and nowhere else."""
+        kept: dict[str, gr.Textbox | gr.Dropdown] = {
+            "source": self.source,
+            "target": self.target,
+            "from": self.source_language,
+            "to": self.target_language,
+        }
+        demo.load(js="() => pages.restore()", outputs=list(kept.values()), **_HERE)
+        for name, component in kept.items():
+            component.change(
+                js=f"value => pages.keep({name!r}, value)", inputs=[component], **_HERE
+            )
 
     def _wire_in_the_browser(self) -> None:
         """What needs no server: swap, clear, copy, examples, the counter."""
-        here: dict[str, Any] = {"fn": None, "queue": False, "api_visibility": "private"}
+        here = _HERE
         both = [self.source, self.target, self.source_language, self.target_language]
         self.target_language.input(js="() => 'yes'", outputs=[self.chosen], **here)
         self.swap.click(js="(...all) => pages.swap(...all)", inputs=both, outputs=both, **here)
@@ -215,10 +278,27 @@ class Page:
         self.copy_report.click(
             js="text => pages.copy(text, 'copy_report')", inputs=[self.report], **here
         )
-        self.source.change(js="text => pages.count(text)", inputs=[self.source], **here)
+        self.link.click(js="() => pages.copy(pages.link(), 'link')", **here)
         for button, text, target in self.examples:
             chosen = [self.source, self.source_language, self.target_language]
-            button.click(js=f"() => {[text, languages.AUTO, target]!r}", outputs=chosen, **here)
+            filled = button.click(
+                js=f"() => {[text, languages.AUTO, target]!r}", outputs=chosen, **here
+            )
+            filled.then(js="() => pages.press('go')", **here)
+
+
+def head() -> str:
+    """Return the page's script, and before it what it needs to know."""
+    known = [
+        {name: getattr(one, name) for name in ("code", "english", "native", "direction")}
+        for one in languages.known().values()
+    ]
+    words = {
+        locale: {name: every[name] for name in _SCRIPTED} for locale, every in texts.every().items()
+    }
+    facts = json.dumps({"languages": known, "words": words}).replace("<", "\\u003c")
+    script = (HERE / "page.js").read_text("utf-8")
+    return f"<script>window.translator = {facts};</script><script>{script}</script>"
 
 
 def theme() -> gr.themes.Base:
@@ -228,7 +308,6 @@ def theme() -> gr.themes.Base:
     )
 
 
-def _named(language: languages.Language) -> str:
-    if language.native == language.english:
-        return language.english
-    return f"{language.native} · {language.english}"
+def _words(locale: str) -> dict[str, str]:
+    named = {f"language_{code}": texts.language(code, locale) for code in languages.known()}
+    return {**texts.every()[locale], **named}

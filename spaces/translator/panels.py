@@ -1,4 +1,4 @@
-"""The parts of the page that say what is running, as HTML. Pure; everything foreign is escaped."""
+"""The parts of the page that say what is running, as HTML; everything foreign is escaped."""
 
 from __future__ import annotations
 
@@ -29,16 +29,17 @@ def masthead(words: Mapping[str, str]) -> str:
 
 
 def pill(state: Status, words: Mapping[str, str]) -> str:
-    """One line that links to the colophon: the phase, the release, whether it is verified."""
+    """One line for visitors that opens the colophon: can it translate, is it verified."""
     parts = [words[state.phase]]
+    trust = _trust(state)
     if state.phase == "ready":
-        parts += [part for part in (state.release, _architecture(state)) if part]
-        parts.append(words["verified" if state.verified else "unverified"])
+        parts.append(words[trust])
+        if state.server_pid is not None and not state.warm:
+            parts.append(words["asleep"])
     elif state.phase == "preparing":
-        latest = [texts.progress(one, words["locale"]) for one in state.progress[-1:]]
         so_far = [] if state.elapsed is None else [picture.seconds(state.elapsed)]
-        parts += [*so_far, *latest]
-    loud = " unverified" if state.phase == "ready" and not state.verified else ""
+        parts += [*so_far, *(texts.patience(one, words["locale"]) for one in state.progress[-1:])]
+    loud = f" {trust}" if state.phase == "ready" and trust != "verified" else ""
     line = " · ".join(map(escape, parts))
     # what changes every second is not read out
     live = "off" if state.phase == "preparing" else "polite"
@@ -48,19 +49,42 @@ def pill(state: Status, words: Mapping[str, str]) -> str:
     )
 
 
+def _trust(state: Status) -> str:
+    """Name the words for what vouches for the release: a pin or a signature, digests, nothing."""
+    if state.verified:
+        return "verified"
+    return "unverified" if state.release else "unchecked"
+
+
 def failure(found: Failure | None, words: Mapping[str, str]) -> str:
-    """What happened and what to do; nothing where all is well."""
+    """What happened and what to do, apart for visitors and the owner; nothing where all is well."""
     if found is None:
         return ""
-    known = advice.of_failure(found)
     said = texts.say(found, words["locale"])
     hint = escape(said.hint or words["no_hint"])
-    return (
-        f'<div class="failure" role="alert"><p class="code">{escape(found.code)}</p>'
+    told = (
         f"<p class='what'>{escape(said.what)}</p>"
         f"<p><b>{escape(words['what_to_do'])}</b> {hint}</p>"
-        f"{_original(said, words)}{advices(known, words)}</div>"
+        f"{advices(advice.of_failure(found), words)}"
     )
+    code = f'<p class="code">{escape(found.code)}</p>'
+    if advice.is_owners(found):
+        told = (
+            f'<p class="lead">{escape(words["fault"])}</p>'
+            f'<section class="owner"><h3>{escape(words["for_owner"])}</h3>'
+            f"{told}{_settings_link(words)}{_original(said, words)}{code}</section>"
+        )
+    else:
+        told += _original(said, words) + code
+    return f'<div class="failure" role="alert">{told}</div>'
+
+
+def _settings_link(words: Mapping[str, str]) -> str:
+    address = advice.settings_page()
+    if not address:
+        return ""
+    shown = escape(words["settings_link"])
+    return f'<p><a href="{address}" target="_blank" rel="noopener">{shown}</a></p>'
 
 
 def _original(said: Said, words: Mapping[str, str]) -> str:
@@ -102,10 +126,18 @@ def colophon(state: Status, words: Mapping[str, str]) -> str:
     )
 
 
-def status(kind: str, text: str, aside: str = "") -> str:
-    """The line under the right page; ``kind`` is a class: working, done, stopped, failed."""
+def status(kind: str, text: str, aside: str = "", source: str = "") -> str:
+    """The line under the right page. The script reads out how it begins and how it ends.
+
+    Args:
+        kind: a class: waiting, working, done, stopped, failed.
+        text: what happens.
+        aside: more, for the eyes alone.
+        source: the code of the language that the text is in, where it is known by now.
+    """
     side = f"<span>{escape(aside)}</span>" if aside else ""
-    return f'<div class="status {kind}" role="status"><b>{escape(text)}</b>{side}</div>'
+    heard = f' data-source="{escape(source)}"' if source else ""
+    return f'<div class="status {kind}"{heard}><b>{escape(text)}</b>{side}</div>'
 
 
 def rate(speed: float) -> str:
@@ -143,11 +175,12 @@ def _hash(digest: str | None) -> str:
 
 
 def _digest(state: Status, words: Mapping[str, str]) -> str:
-    if state.verified:
-        return f'<span class="stamp">{escape(words["verified"])}</span> {_hash(state.digest)}'
+    trust = _trust(state)
+    if trust == "verified":
+        return f'<span class="stamp">{escape(words[trust])}</span> {_hash(state.digest)}'
     return (
-        f'<span class="stamp loud">{escape(words["unverified"])}</span> {_hash(state.digest)}'
-        f"<em>{escape(words['unverified_text'])}</em>"
+        f'<span class="stamp {trust}">{escape(words[trust])}</span> {_hash(state.digest)}'
+        f"<em>{escape(words[f'{trust}_text'])}</em>"
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from llama_space.values import Figures
 
 _WIDTH: Final = 380.0
-_LEFT: Final = 86.0
+_LEFT: Final = 112.0
 _RIGHT: Final = 62.0
 _ROW: Final = 24.0
 _BAR: Final = 8.0

@@ -12,8 +12,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.events import Note
+from llama_loader.events import Downloading, Note, Unpacking
 from llama_space import values
+from translator import languages
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +47,14 @@ def every() -> Mapping[str, Mapping[str, str]]:
 
 
 @cache
+def language(code: str, locale: str) -> str:
+    """Return a language's name in itself and in a locale, such as ``Deutsch · German``."""
+    known = languages.known()[code]
+    name = _read("languages_ja.json")[code] if locale == "ja" else known.english
+    return known.native if name == known.native else f"{known.native} · {name}"
+
+
+@cache
 def sentences(locale: str) -> Mapping[str, Any]:
     """Return ``codes`` and ``progress`` of a locale; English is the loader's own."""
     english = {"codes": {}, "progress": values.ENGLISH}
@@ -69,6 +78,22 @@ def progress(one: Progress, locale: str) -> str:
     if isinstance(one.event, Note) and one.event.code in known["codes"]:
         return say(one.event, locale).what
     return values.line(one, {**every()[locale], **known["progress"]})
+
+
+def patience(one: Progress, locale: str) -> str:
+    """Return what a visitor waits for, without names of files and programs, in a locale."""
+    words = every()[locale]
+    line, event = words[f"wait_{one.stage}"], one.event
+    if isinstance(event, Downloading | Unpacking) and event.total:
+        done, total = values.size(event.done), values.size(event.total)
+        known = sentences(locale)["progress"]
+        share = known["share"].format(
+            done=done, total=total, share=f"{event.done / event.total:.0%}"
+        )
+        line = words["wait_amount"].format(amount=share)
+    if one.seconds < 1:
+        return line
+    return words["wait_seconds"].format(line=line, seconds=int(one.seconds))
 
 
 def accepted(header: str | None) -> str:

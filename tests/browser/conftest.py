@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
+    from playwright.sync_api import ViewportSize
     from space import Space
 
 
@@ -60,14 +61,18 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     thrown: list[str] = []
     contexts = []
 
-    def open_(url: str, *, locale: str = "en-GB", width: int = 1280, height: int = 900) -> Page:
-        context = browser.new_context(locale=locale, viewport={"width": width, "height": height})
+    def open_(
+        url: str, *, locale: str = "en-GB", width: int = 1280, height: int = 900, scale: int = 1
+    ) -> Page:
+        size: ViewportSize = {"width": width, "height": height}
+        context = browser.new_context(locale=locale, viewport=size, device_scale_factor=scale)
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: thrown.append(str(error)))
         page.set_default_timeout(60_000)
         page.goto(url)
-        page.wait_for_selector(".pill")
+        if url != "about:blank":
+            page.wait_for_selector(".pill")
         return page
 
     yield open_
@@ -76,11 +81,17 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
     assert not thrown
 
 
-@pytest.fixture
-def served() -> Iterator[Held]:
-    held = Held()
+def held() -> Iterator[Held]:
+    started = Held()
     try:
-        held.await_line("serving")
-        yield held
+        started.await_line("serving")
+        yield started
     finally:
-        held.end()
+        started.end()
+
+
+served = pytest.fixture(held, name="served")
+"""A page of a test's own: the test says how answers go on."""
+
+resting = pytest.fixture(held, name="resting", scope="session")
+"""One page for all tests that ask nothing of it."""

@@ -1,7 +1,7 @@
 """The real page on an engine whose answers end when they are let go: no model is as punctual.
 
 Run with a port: ``begun`` on stdout for each answer that begins, a number on stdin lets so many
-end, the end of stdin ends it.
+end, a name of ``STATES`` is what the engine says from then on, the end of stdin ends it.
 """
 
 from __future__ import annotations
@@ -12,13 +12,24 @@ from typing import TYPE_CHECKING
 
 from llama_loader import settings
 from llama_loader.doctor import Examination
-from llama_space.values import Item, Piece, Progress, Status
+from llama_loader.events import Downloading
+from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator.page import Page
 
 if TYPE_CHECKING:
     from collections.abc import Generator
 
 BEAT = 0.05
+STATES = {
+    "ready": Status("ready", release="b1-1", verified=True, server_pid=1, warm=True),
+    "unpinned": Status("ready", release="b1-1", digest="ab" * 32, server_pid=1, warm=True),
+    "ended": Status("ready", release="b1-1", verified=True, server_pid=1, warm=False),
+    "failed": Status("failed", failure=Failure("NO_GPU", "no NVIDIA GPU found", "add one", 5)),
+    "preparing": Status(
+        "preparing",
+        progress=(Progress("prepare", Downloading("model.gguf", 3_210_000_000, 16_500_000_000)),),
+    ),
+}
 
 
 class Held:
@@ -26,6 +37,7 @@ class Held:
 
     def __init__(self) -> None:
         self._over = threading.Semaphore(0)
+        self.state = STATES["ready"]
 
     def retry(self) -> None: ...
 
@@ -35,7 +47,7 @@ class Held:
         return Examination()
 
     def status(self) -> Status:
-        return Status("ready", server_pid=1)
+        return self.state
 
     def let_go(self, count: int) -> None:
         self._over.release(count)
@@ -56,7 +68,10 @@ def main() -> None:
     page.launch(prevent_thread_lock=True, server_port=int(sys.argv[1]), quiet=True)
     print("serving", flush=True)
     for line in sys.stdin:
-        engine.let_go(int(line))
+        if line.strip() in STATES:
+            engine.state = STATES[line.strip()]
+        else:
+            engine.let_go(int(line))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,14 @@ from llama_loader.server import free_port
 
 
 class Held:
-    """The page of rigs/held_page.py, in a process of its own."""
+    """The page of rigs/held_page.py, in a process of its own.
 
-    def __init__(self) -> None:
-        port = free_port()
+    Args:
+        port: of a page that has ended and is to come back; else a free one.
+    """
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port = port or free_port()
         self.url = f"http://127.0.0.1:{port}"
         self._lines: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._running = 0
@@ -49,8 +53,15 @@ class Held:
         """Have so many answers end, or all that began and were not let go yet."""
         count = self._running if count is None else count
         self._running -= count
+        self._tell(str(count))
+
+    def be(self, state: str) -> None:
+        """Have the engine say that it is in one of the states of rigs/held_page.py."""
+        self._tell(state)
+
+    def _tell(self, line: str) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.write(f"{count}\n")
+        self._process.stdin.write(f"{line}\n")
         self._process.stdin.flush()
 
     def end(self) -> None:

@@ -6,15 +6,15 @@ import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ET
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from verbs import PROJECT
 
 from llama_loader.doctor import Check, Examination
 from llama_loader.events import Downloading, Note, Resolving
-from llama_space.values import Failure, Figures, Phase, Progress, Status
-from translator import advice, panels, picture, texts
+from llama_space.values import Failure, Figures, Phase, Progress, Status, Waiting
+from translator import advice, languages, panels, picture, texts
 
 WORDS = texts.every()["en"]
 RUNNING = Status(
@@ -62,7 +62,8 @@ def test_both_locales_have_all_words_with_the_same_blanks() -> None:
 def test_every_word_is_used() -> None:
     folder = PROJECT / "spaces/translator"
     source = "".join(path.read_text() for path in folder.rglob("*.py"))
-    named = {name for name in WORDS if not name.startswith(("stage_", "advice_"))}
+    named = {name for name in WORDS if not name.startswith(("stage_", "advice_", "wait_"))}
+    named -= {"unverified_text", "unchecked_text"}
     named -= set(get_args(Phase))
     assert [name for name in named if f'"{name}"' not in source and f"'{name}'" not in source] == []
 
@@ -123,10 +124,74 @@ def test_the_colophon_names_everything_that_runs() -> None:
     assert "verified" in panels.pill(RUNNING, WORDS)
 
 
-def test_unverified_bytes_are_said_loudly_twice() -> None:
-    loose = dataclasses.replace(RUNNING, verified=False)
-    assert "UNVERIFIED" in panels.pill(loose, WORDS)
-    assert "stamp loud" in panels.colophon(loose, WORDS)
+@pytest.mark.parametrize("locale", texts.LOCALES)
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({}, "verified"),
+        ({"verified": False}, "unverified"),
+        ({"verified": False, "release": None}, "unchecked"),
+    ],
+)
+def test_verified_is_said_only_of_what_a_pin_or_a_signature_vouches_for(
+    changed: dict[str, Any], name: str, locale: str
+) -> None:
+    words = texts.every()[locale]
+    state = dataclasses.replace(RUNNING, **changed)
+    shown = [panels.pill(state, words), panels.colophon(state, words)]
+    for trust in ("verified", "unverified", "unchecked"):
+        said = [f">{words[trust]}<" in shown[1], f"· {words[trust]}" in shown[0]]
+        assert said == [trust == name] * 2, trust
+    assert ("pill ready unverified" in shown[0]) == (name == "unverified")
+    assert ("stamp unverified" in shown[1]) == (name == "unverified")
+
+
+def test_words_for_digests_that_nothing_pins_are_those_of_the_design() -> None:
+    assert WORDS["unverified"] == "digests match, not pinned"
+
+
+def test_a_server_that_has_ended_is_said_in_words() -> None:
+    assert WORDS["asleep"] not in panels.pill(dataclasses.replace(RUNNING, warm=True), WORDS)
+    assert WORDS["asleep"] in panels.pill(dataclasses.replace(RUNNING, warm=False), WORDS)
+
+
+@pytest.mark.parametrize("locale", texts.LOCALES)
+def test_a_visitor_s_line_names_no_release_architecture_or_file(locale: str) -> None:
+    words = texts.every()[locale]
+    coming = Progress("prepare", Downloading("model-Q4_K_M.gguf", 3_000_000, 20_000_000))
+    preparing = Status("preparing", progress=(coming,))
+    for state in (RUNNING, preparing):
+        line = panels.pill(state, words)
+        assert not re.search(r"b11549|sm_90|gguf|llama", line)
+    for stage in get_args(Waiting):
+        assert "llama" not in texts.patience(Progress(stage, seconds=3), locale)
+
+
+def test_an_owner_s_failure_says_what_to_set_and_links_to_the_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    found = Failure("NO_GPU", "no NVIDIA GPU found", "attach one", 5)
+    assert "href" not in panels.failure(found, WORDS)
+    monkeypatch.setenv("SPACE_ID", "someone/translator")
+    shown = panels.failure(found, WORDS)
+    assert 'href="https://huggingface.co/spaces/someone/translator/settings"' in shown
+    assert "YAKULINGO_SPACES_ALLOW_CPU=1" in shown
+    assert WORDS["for_owner"] in shown
+    visitors = panels.failure(Failure("ZEROGPU_QUOTA", "no seconds left", "come back", 7), WORDS)
+    assert "href" not in visitors
+    assert WORDS["for_owner"] not in visitors
+
+
+def test_a_space_s_name_that_is_none_makes_no_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SPACE_ID", 'a/b"><script>')
+    assert advice.settings_page() == ""
+
+
+def test_every_language_has_a_name_in_both_locales() -> None:
+    for code, known in languages.known().items():
+        assert texts.language(code, "en").endswith(known.english)
+        assert texts.language(code, "ja") == known.native or " · " in texts.language(code, "ja")
+    assert texts.language("de", "ja") == "Deutsch · ドイツ語"
 
 
 def test_what_comes_from_elsewhere_is_escaped() -> None:
@@ -182,7 +247,8 @@ def test_a_good_report_needs_no_advice() -> None:
         ("devices", "LIST_TIMEOUT", ("devices",)),
         ("test run", "MODEL_ON_CPU", ("slow",)),
         ("model", "MODEL_GATED", ("gated",)),
-        ("model", "MODEL_MISSING", ()),
+        ("model", "MODEL_MISSING", ("model",)),
+        ("model", "HUB_UNREACHABLE", ()),
         ("runtime", "RELEASE_NOT_CHOSEN", ("release",)),
     ],
 )

@@ -10,12 +10,13 @@ from verbs import PROJECT
 STYLE = (PROJECT / "spaces/translator/style.css").read_text()
 LEAST = 4.5
 """WCAG 2.2, success criterion 1.4.3 (AA), for letters of any size."""
-LETTERS = ("ink", "ink-2", "ink-3", "indigo", "loud", "good")
+LETTERS = ("ink", "ink-2", "ink-3", "indigo", "loud", "good", "amber")
 SURFACES = ("sheet", "desk")
 PAIRS = [
     *((letters, surface) for letters in LETTERS for surface in SURFACES),
     *((letters, "wash") for letters in ("ink", "ink-2", "indigo")),
-    *((letters, "loud-wash") for letters in ("ink", "ink-2", "loud")),
+    *((letters, "loud-wash") for letters in ("ink", "ink-2", "loud", "indigo")),
+    ("amber", "amber-wash"),
     *(("on-indigo", "indigo"), ("on-indigo", "indigo-2"), ("sheet", "loud")),
 ]
 

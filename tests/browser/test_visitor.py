@@ -1,0 +1,333 @@
+"""What a visitor can rely on: nothing is lost, nothing jumps, and whatever happens is said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from held_process import Held
+from playwright.sync_api import expect
+
+from translator import texts
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser]
+
+SOURCE, TARGET = "#source textarea", "#target textarea"
+WORDS = texts.every()["en"]
+SEEN_WITHIN = 5_000
+"""Milliseconds in which the page must have seen that a process has ended."""
+SHIFTS = """window.shifted = 0;
+new PerformanceObserver((list) => {
+    for (const entry of list.getEntries()) if (!entry.hadRecentInput) window.shifted += entry.value;
+}).observe({ type: "layout-shift", buffered: true });"""
+LISTEN = """() => {
+    window.heard = [];
+    const live = "[role=status], [role=alert], [aria-live=polite], [aria-live=assertive]";
+    new MutationObserver((changes) => {
+        for (const { target, addedNodes } of changes) {
+            const near = target.nodeType === Node.TEXT_NODE ? target.parentElement : target;
+            const added = [...addedNodes].find((node) => node.matches?.(live));
+            const said = (near.closest(live) ?? added)?.textContent;
+            if (said && said !== window.heard.at(-1)) window.heard.push(said);
+        }
+    }).observe(document.body, { childList: true, subtree: true, characterData: true });
+}"""
+
+
+@pytest.fixture
+def page(served: Held, visit: Callable[..., Page]) -> Page:
+    return settled(visit(served.url))
+
+
+def settled(page: Page) -> Page:
+    page.wait_for_selector("html.settled")
+    return page
+
+
+def choose(page: Page, name: str, typed: str) -> None:
+    page.locator(f"#{name} input").click()
+    page.keyboard.type(typed)
+    page.keyboard.press("Enter")
+
+
+def test_a_press_during_a_stream_stops_it_and_begins_the_new_one(page: Page, served: Held) -> None:
+    page.locator(SOURCE).fill("猫")
+    page.locator("#go").click()
+    served.await_line("begun")
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    page.locator(SOURCE).fill("猫と犬")
+    page.keyboard.press("Control+Enter")
+    served.await_line("begun")
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+    expect(page.locator("#stop")).to_be_disabled()
+
+
+def test_clear_stops_and_what_was_cleared_does_not_come_back(page: Page, served: Held) -> None:
+    page.locator(SOURCE).fill("猫")
+    page.locator("#go").click()
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    page.locator("#clear").click()
+    expect(page.locator("#stop")).to_be_disabled()
+    expect(page.locator(".status")).to_have_count(0)
+    for text in (SOURCE, TARGET):
+        expect(page.locator(text)).to_have_value("")
+    assert served.begun() == 1
+
+
+def test_an_example_is_translated(page: Page, served: Held) -> None:
+    page.locator("button.example").first.click()
+    served.await_line("begun")
+    expect(page.locator(SOURCE)).to_have_value("吾輩は猫である。名前はまだ無い。")
+    expect(page.locator(TARGET)).to_have_value("A cat")
+
+
+def test_text_languages_and_result_survive_a_reload(page: Page, served: Held) -> None:
+    choose(page, "target_language", "german")
+    page.locator(SOURCE).fill("猫")
+    page.locator("#go").click()
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+    page.reload()
+    settled(page)
+    expect(page.locator(SOURCE)).to_have_value("猫")
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    expect(page.locator("#target_language input")).to_have_value("Deutsch · German")
+
+
+@pytest.mark.parametrize("damaged", ["{", '{"from": "klingon", "to": 7}', "[]", "null"])
+def test_what_was_kept_and_cannot_be_read_is_left_out(page: Page, damaged: str) -> None:
+    page.evaluate("text => { localStorage.translator = text; }", damaged)
+    page.add_init_script(
+        "addEventListener('pagehide', (event) => event.stopImmediatePropagation())"
+    )
+    page.reload()
+    settled(page)
+    expect(page.locator("#target_language input")).to_have_value("English")
+    expect(page.locator("#source_language input")).to_have_value("Detect language")
+
+
+@pytest.mark.parametrize(
+    ("asked", "source", "target"),
+    [
+        ("from=de&to=pt-BR", "Deutsch · German", "Português (Brasil) · Portuguese (Brazil)"),
+        ("from=German&to=zh-CN", "Deutsch · German", "简体中文 · Chinese (Simplified)"),
+        ("to=日本語", "Detect language", "日本語 · Japanese"),
+        ("from=klingon&to=klingon", "Detect language", "English"),
+    ],
+)
+def test_a_link_fills_the_page_and_translates_nothing(
+    served: Held, visit: Callable[..., Page], asked: str, source: str, target: str
+) -> None:
+    page = settled(visit(f"{served.url}/?text=Guten%20Tag%0A2&{asked}"))
+    expect(page.locator(SOURCE)).to_have_value("Guten Tag\n2")
+    expect(page.locator("#source_language input")).to_have_value(source)
+    expect(page.locator("#target_language input")).to_have_value(target)
+    assert "text=" not in page.url
+    assert served.begun() == 0
+
+
+def test_the_page_s_own_link_opens_the_same_text_and_languages(
+    page: Page, served: Held, visit: Callable[..., Page]
+) -> None:
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    choose(page, "target_language", "arabic")
+    page.locator(SOURCE).fill("50 % & mehr? #1")
+    page.locator("#link").click()
+    page.wait_for_selector("#link.copied")
+    other = settled(visit(page.evaluate("navigator.clipboard.readText()")))
+    expect(other.locator(SOURCE)).to_have_value("50 % & mehr? #1")
+    expect(other.locator("#target_language input")).to_have_value("العربية · Arabic")
+    assert served.begun() == 0
+
+
+def test_an_app_that_ends_is_seen_in_words_and_its_restart_brings_the_text_back(
+    page: Page, served: Held
+) -> None:
+    page.locator(SOURCE).fill("猫")
+    page.locator("#go").click()
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    served.end()
+    expect(page.locator("#lost")).to_have_text(WORDS["lost"], timeout=SEEN_WITHIN)
+    expect(page.locator("#lost")).to_be_visible()
+    again = Held(served.port)
+    try:
+        again.await_line("serving")
+        expect(page.locator("#lost")).to_be_hidden()
+        page.wait_for_selector(".pill.ready")
+        expect(page.locator(SOURCE)).to_have_value("猫")
+        expect(page.locator(TARGET)).to_have_value("A cat")
+        page.locator("#go").click()
+        again.await_line("begun")
+    finally:
+        again.end()
+
+
+def test_a_server_that_ends_is_seen_in_words_and_so_is_its_return(page: Page, served: Held) -> None:
+    served.be("ended")
+    expect(page.locator(".pill")).to_contain_text(WORDS["asleep"], timeout=SEEN_WITHIN)
+    served.be("ready")
+    expect(page.locator(".pill")).not_to_contain_text(WORDS["asleep"], timeout=SEEN_WITHIN)
+
+
+def test_a_digest_that_nothing_pins_is_amber_and_not_called_verified(
+    page: Page, served: Held
+) -> None:
+    expect(page.locator(".pill")).to_have_text(f"Ready · {WORDS['verified']}")
+    green = page.locator(".pill .dot").evaluate("dot => getComputedStyle(dot).backgroundColor")
+    served.be("unpinned")
+    page.wait_for_timeout(SEEN_WITHIN)
+    page.reload()
+    settled(page)
+    expect(page.locator(".pill")).to_have_text("Ready · digests match, not pinned")
+    amber = page.locator(".pill .dot").evaluate("dot => getComputedStyle(dot).backgroundColor")
+    assert green == "rgb(37, 111, 79)"
+    assert amber == "rgb(122, 82, 0)"
+
+
+def test_a_translation_is_announced_when_it_begins_and_when_it_is_done(
+    page: Page, served: Held
+) -> None:
+    page.locator(SOURCE).fill("猫")
+    page.evaluate(LISTEN)
+    page.locator("#go").click()
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    page.wait_for_timeout(1500)
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+    page.wait_for_timeout(500)
+    assert page.evaluate("window.heard") == [WORDS["working"], WORDS["done"]]
+
+
+def test_the_result_can_be_focused_and_selected_but_not_changed(page: Page, served: Held) -> None:
+    page.locator(SOURCE).fill("猫")
+    page.locator("#go").click()
+    served.await_line("begun")
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+    page.locator("#target_language input").focus()
+    page.keyboard.press("Escape")
+    page.locator(TARGET).focus()
+    expect(page.locator(TARGET)).to_be_focused()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("x")
+    expect(page.locator(TARGET)).to_have_value("A cat")
+    selected = "document.activeElement.selectionEnd - document.activeElement.selectionStart"
+    assert page.evaluate(selected) == len("A cat")
+
+
+def test_both_texts_say_their_language_and_direction(page: Page, served: Held) -> None:
+    assert page.evaluate("document.documentElement.lang") == "en"
+    choose(page, "target_language", "arabic")
+    page.locator(SOURCE).fill("猫が好きです。")
+    page.locator("#go").click()
+    served.await_line("begun")
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+    expect(page.locator(TARGET)).to_have_attribute("lang", "ar-SA")
+    expect(page.locator(TARGET)).to_have_attribute("dir", "rtl")
+    expect(page.locator(SOURCE)).to_have_attribute("lang", "ja")
+    expect(page.locator(SOURCE)).to_have_attribute("dir", "ltr")
+    expect(page.locator("#source_language")).to_have_attribute("data-heard", "Japanese · detected")
+    page.locator("#swap").click()
+    expect(page.locator(SOURCE)).to_have_attribute("dir", "rtl")
+    expect(page.locator(TARGET)).to_have_attribute("lang", "ja")
+    expect(page.locator("#target_language input")).to_have_value("日本語 · Japanese")
+
+
+@pytest.mark.parametrize("locale", ["ja-JP", "de-DE"])
+def test_the_whole_interface_is_in_one_language_and_says_which(
+    resting: Held, visit: Callable[..., Page], locale: str
+) -> None:
+    page = settled(visit(resting.url, locale=locale))
+    ours = "ja" if locale == "ja-JP" else "en"
+    words = texts.every()[ours]
+    assert page.evaluate("document.documentElement.lang") == ours
+    page.locator("#owners").click()
+    shown = page.locator("body").inner_text()
+    for name in ("subtitle", "translate", "ready", "owners", "colophon", "examine", "clear"):
+        assert words[name] in shown
+    expect(page.locator("#source_language input")).to_have_value(words["detect"])
+    page.locator("#target_language input").click()
+    german = page.locator("#target_language .options li", has_text="Deutsch")
+    expect(german).to_contain_text(texts.language("de", ours))
+
+
+@pytest.mark.parametrize("width", [390, 768, 1280])
+def test_nothing_jumps_and_the_button_is_in_reach(
+    served: Held, visit: Callable[..., Page], width: int
+) -> None:
+    page = visit("about:blank", width=width, height=844)
+    page.add_init_script(SHIFTS)
+    page.goto(served.url)
+    settled(page)
+    page.locator(SOURCE).click()
+    page.locator(SOURCE).fill("猫が好きです。" * 8)
+    if width < 400:
+        page.set_viewport_size({"width": width, "height": 430})  # a keyboard takes the rest
+    go = page.locator("#go")
+    expect(go).to_be_in_viewport(ratio=1)
+    middle = "go => { const { x, y, width, height } = go.getBoundingClientRect();"
+    middle += " return go.contains(document.elementFromPoint(x + width / 2, y + height / 2)); }"
+    assert go.evaluate(middle)
+    go.click()
+    served.await_line("begun")
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("window.shifted") < 0.1
+
+
+def test_typing_asks_the_server_for_nothing(page: Page) -> None:
+    page.locator(SOURCE).fill("Es regnet. " * 1800)
+    page.wait_for_timeout(1000)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.locator(SOURCE).click()
+    page.keyboard.type("Und morgen auch.")
+    page.wait_for_timeout(1000)
+    assert [url for url in asked if not url.endswith("/state")] == []
+
+
+def test_nothing_comes_from_elsewhere_and_the_page_s_own_part_is_small(
+    resting: Held, visit: Callable[..., Page]
+) -> None:
+    page = visit("about:blank")
+    answers: list[Any] = []
+    page.on("response", answers.append)
+    page.goto(resting.url)
+    settled(page)
+    page.wait_for_load_state("networkidle")
+    assert {one.url for one in answers if not one.url.startswith(resting.url)} == set()
+    own = [one for one in answers if "/assets/" not in one.url and "/static/" not in one.url]
+    assert sum(len(one.body()) for one in own if one.ok and "heartbeat" not in one.url) < 400_000
+
+
+def test_a_failure_is_the_owner_s_business_and_visitors_read_a_sentence(
+    page: Page, served: Held
+) -> None:
+    served.be("failed")
+    expect(page.locator("#failure .lead")).to_have_text(WORDS["fault"], timeout=SEEN_WITHIN)
+    expect(page.locator("#failure .owner")).to_contain_text("YAKULINGO_SPACES_ALLOW_CPU=1")
+    served.be("ready")
+    expect(page.locator("#failure .failure")).to_have_count(0, timeout=SEEN_WITHIN)
+
+
+def test_what_is_running_and_the_doctor_are_folded_away_under_one_line(page: Page) -> None:
+    for hidden in ("#colophon", "#doctor", "#examine"):
+        expect(page.locator(hidden)).to_be_hidden()
+    owners = page.locator("#owners")
+    expect(owners).to_have_attribute("aria-expanded", "false")
+    owners.click()
+    expect(owners).to_have_attribute("aria-expanded", "true")
+    expect(page.locator("#colophon")).to_be_visible()
+    owners.click()
+    expect(page.locator("#colophon")).to_be_hidden()
+    page.locator(".pill").click()
+    expect(page.locator("#examine")).to_be_visible()
