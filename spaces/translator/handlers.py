@@ -90,6 +90,9 @@ class Handlers:
         if self._settings is None:
             yield [panels.failure(self._engine.status().failure, words), gr.skip(), ""]
             return
+        if not content:  # the browser has refused it, and said why
+            yield [gr.skip(), gr.skip(), ""]
+            return
         try:
             document = documents.read(name, content, self._settings.max_chars)
         except documents.DocumentError as error:

@@ -16,7 +16,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
-from translator import api, guard, handlers, languages, panels, texts
+from translator import api, documents, guard, handlers, languages, panels, texts
 from translator.line import Line
 
 if TYPE_CHECKING:
@@ -43,8 +43,14 @@ _EXAMPLES: Final = (
         "ja",
     ),
 )
-_SCRIPTED: Final = ("swap_title", "no_language", "detected", "lost")
+_SCRIPTED: Final = (
+    *("swap_title", "no_language", "detected", "lost"),
+    *("file_too_large", "file_no_words", "file_not_read"),
+)
 """Words that the script writes."""
+_OF_LANGUAGES: Final = ("code", "english", "native", "japanese", "also", "direction")
+_BYTES_EACH: Final = 8
+"""Bytes of a file for each character that the page takes: subtitles have numbers and times."""
 _SAID: Final = (
     '<p id="lost" role="alert" hidden></p><p id="spoken" role="status" class="unseen"></p>'
 )
@@ -100,7 +106,7 @@ class Page:
         return self.demo.launch(
             theme=theme(),
             css_paths=[HERE / "style.css"],
-            head=head(),
+            head=head(limit),
             i18n=self.i18n,
             mcp_server=tools,
             ssr_mode=False,
@@ -140,6 +146,7 @@ class Page:
                     limit = self._settings.max_chars if self._settings else 0
                     count = f'<span id="count" data-limit="{limit}">0 / {limit}</span>'
                     gr.HTML(count, padding=False)
+                    self._quiet("open_file")
                     self.link = self._quiet("link")
                     self.clear = self._quiet("clear")
             self.swap = gr.Button("⇄", elem_id="swap", size="sm", min_width=0)
@@ -148,6 +155,7 @@ class Page:
                 self.target = self._text("target", "target_label", "target_placeholder")
                 with gr.Row(elem_classes="foot"):
                     self.status = gr.HTML(padding=False, elem_id="status")
+                    self.save = self._quiet("save")
                     self.copy = self._quiet("copy")
 
     def _quiet(self, name: str) -> gr.Button:
@@ -246,6 +254,23 @@ class Page:
         )
         self._wire_in_the_browser()
         self._wire_what_is_kept(demo)
+        self._wire_files(quiet)
+
+    def _wire_files(self, quiet: dict[str, Any]) -> None:
+        """The browser reads a file and saves its translation; the server keeps neither."""
+        name, content, made = (gr.Textbox(visible=False) for _ in range(3))
+        held = gr.Button(visible="hidden", elem_id="file_held")  # the script presses it
+        read = held.click(js="() => pages.file()", outputs=[name, content, self.status], **_HERE)
+        translated = read.then(
+            self._handlers.press_file,
+            [name, content, self.source_language, self.target_language],
+            [self.status, self.stop, made],
+            concurrency_limit=_ALL,
+            concurrency_id="translate",
+            **quiet,
+        )
+        translated.then(js="made => pages.saveFile(made)", inputs=[made], **_HERE)
+        self.save.click(js="text => pages.save(text)", inputs=[self.target], **_HERE)
 
     def _wire_the_end_of(self, run: Any) -> None:
         """A text that was cleared while it was being translated stays cleared."""
@@ -260,7 +285,8 @@ class Page:
             "from": self.source_language,
             "to": self.target_language,
         }
-        demo.load(js="() => pages.restore()", outputs=list(kept.values()), **_HERE)
+        restored = [*kept.values(), self.chosen]
+        demo.load(js="() => pages.restore()", outputs=restored, **_HERE)
         for name, component in kept.items():
             component.change(
                 js=f"value => pages.keep({name!r}, value)", inputs=[component], **_HERE
@@ -270,7 +296,9 @@ class Page:
         """What needs no server: swap, clear, copy, examples, the counter."""
         here = _HERE
         both = [self.source, self.target, self.source_language, self.target_language]
-        self.target_language.input(js="() => 'yes'", outputs=[self.chosen], **here)
+        self.target_language.select(
+            js="() => (pages.keep('chosen', 'yes'), 'yes')", outputs=[self.chosen], **here
+        )
         self.swap.click(js="(...all) => pages.swap(...all)", inputs=both, outputs=both, **here)
         emptied = [self.source, self.target, self.status]
         self.clear.click(js="() => ['', '', '']", outputs=emptied, **here)
@@ -287,16 +315,21 @@ class Page:
             filled.then(js="() => pages.press('go')", **here)
 
 
-def head() -> str:
+def head(max_chars: int) -> str:
     """Return the page's script, and before it what it needs to know."""
     known = [
-        {name: getattr(one, name) for name in ("code", "english", "native", "direction")}
-        for one in languages.known().values()
+        {name: getattr(one, name) for name in _OF_LANGUAGES} for one in languages.known().values()
     ]
     words = {
         locale: {name: every[name] for name in _SCRIPTED} for locale, every in texts.every().items()
     }
-    facts = json.dumps({"languages": known, "words": words}).replace("<", "\\u003c")
+    told = {
+        "languages": known,
+        "words": words,
+        "kinds": documents.KINDS,
+        "limit": max_chars * _BYTES_EACH,
+    }
+    facts = json.dumps(told).replace("<", "\\u003c")
     script = (HERE / "page.js").read_text("utf-8")
     return f"<script>window.translator = {facts};</script><script>{script}</script>"
 

@@ -71,7 +71,7 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     if advice.is_owners(found):
         told = (
             f'<p class="lead">{escape(words["fault"])}</p>'
-            f'<section class="owner"><h3>{escape(words["for_owner"])}</h3>'
+            f'<section class="owner"><h2>{escape(words["for_owner"])}</h2>'
             f"{told}{_settings_link(words)}{_original(said, words)}{code}</section>"
         )
     else:
@@ -105,7 +105,7 @@ def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
         lines = "\n".join(advice.SETTINGS[name])
         shown = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
         parts.append(
-            f'<section class="advice"><h4>{escape(title)}</h4><p>{escape(text)}</p>'
+            f'<section class="advice"><h3>{escape(title)}</h3><p>{escape(text)}</p>'
             f"{shown}</section>"
         )
     return "".join(parts)

@@ -50,7 +50,7 @@ def every() -> Mapping[str, Mapping[str, str]]:
 def language(code: str, locale: str) -> str:
     """Return a language's name in itself and in a locale, such as ``Deutsch · German``."""
     known = languages.known()[code]
-    name = _read("languages_ja.json")[code] if locale == "ja" else known.english
+    name = known.japanese if locale == "ja" else known.english
     return known.native if name == known.native else f"{known.native} · {name}"
 
 

@@ -1,0 +1,99 @@
+"""axe-core, which audits pages for accessibility, finds nothing in any state of the page."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from held_process import Held
+    from playwright.sync_api import Page
+
+pytestmark = [pytest.mark.browser]
+
+SOURCE, TARGET = "#source textarea", "#target textarea"
+REST = 500
+"""Milliseconds after which lists have opened."""
+
+
+def empty(page: Page, served: Held) -> None:
+    del page, served
+
+
+def list_open(page: Page, served: Held) -> None:
+    del served
+    page.locator("#target_language input").click()
+    page.keyboard.type("a")
+    page.wait_for_timeout(REST)
+
+
+def running(page: Page, served: Held) -> None:
+    page.locator(SOURCE).fill("猫")
+    page.locator("#go").click()
+    served.await_line("begun")
+    page.wait_for_selector(".status.working")
+
+
+def done(page: Page, served: Held) -> None:
+    running(page, served)
+    served.let_go(1)
+    page.wait_for_selector(".status.done")
+
+
+def refused(page: Page, served: Held) -> None:
+    del served
+    page.locator("#go").click()
+    page.wait_for_selector(".status.failed")
+
+
+def backstage(page: Page, served: Held) -> None:
+    del served
+    page.locator("#owners").click()
+    page.locator("#examine").click()
+    page.wait_for_selector("#report textarea")
+
+
+def failed(page: Page, served: Held) -> None:
+    served.be("failed")
+    page.wait_for_selector("#failure .failure")
+
+
+def unpinned(page: Page, served: Held) -> None:
+    served.be("unpinned")
+    page.reload()
+    page.wait_for_selector(".pill.unverified")
+    page.locator("#owners").click()
+
+
+def preparing(page: Page, served: Held) -> None:
+    served.be("preparing")
+    page.wait_for_selector(".pill.preparing")
+
+
+STATES = (empty, list_open, running, done, refused, backstage, failed, unpinned, preparing)
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize(("locale", "width"), [("en-GB", 1280), ("ja-JP", 390)])
+@pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
+def test_axe_finds_nothing(
+    resting: Held,
+    visit: Callable[..., Page],
+    state: Callable[[Page, Held], None],
+    locale: str,
+    width: int,
+    theme: str,
+) -> None:
+    resting.be("ready")
+    resting.begun()
+    page = visit(f"{resting.url}/?__theme={theme}", locale=locale, width=width, height=844)
+    page.wait_for_selector("html.settled")
+    state(page, resting)
+    found = axe.Axe().run(page).response["violations"]
+    told = {one["id"]: [node["html"][:160] for node in one["nodes"]] for one in found}
+    assert told == {}
