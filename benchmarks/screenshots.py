@@ -1,7 +1,4 @@
-"""Pictures of the real page in a real Chromium: light, dark, narrow, an error, the doctor.
-
-``--more`` makes those too that no document shows, to be looked at: while it prepares, in line, and
-errors and the doctor on a narrow phone and in Japanese.
+"""Pictures of the real page in a real Chromium, and one contact sheet of all its states.
 
 Runs the app with the variables that are set, as the Space does (docs/settings.md):
 ``YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL``, ``YAKULINGO_SPACES_GGUF_PATH`` …
@@ -41,6 +38,8 @@ if TYPE_CHECKING:
     from llama_space.values import Item
     from translator.session import Engine as AnyEngine
 
+_COLUMNS, _COLUMN, _GAP = 5, 560, 16
+"""Of the contact sheet: how many columns, and pixels of a column and between pictures."""
 _COLOURS: Final = 256
 """A palette is enough for a page, and a third of the bytes."""
 _TEXT: Final = "今日は朝から雨が降っています。傘を忘れないでください。"
@@ -49,27 +48,53 @@ Scheme = Literal["light", "dark"]
 
 @dataclass(frozen=True)
 class Shot:
-    """One picture: its name, the window, and what is done before."""
+    """One picture: its name, the window, and what is done before.
+
+    Attributes:
+        steps: names of ``STEPS``, in order.
+        whole: the whole page, not only what the window shows.
+        document: a document shows it, so it is kept beside the contact sheet.
+    """
 
     name: str
     scheme: Scheme = "light"
     locale: str = "en-GB"
     width: int = 1280
     height: int = 900
-    doctor: bool = False
+    steps: tuple[str, ...] = ()
     whole: bool = False
+    document: bool = False
 
 
-SHOTS: Final = (
-    Shot("page-light", height=1080),
-    Shot("page-dark", "dark", "ja-JP", height=1080),
-    Shot("page-narrow", locale="ja-JP", width=390, height=844, whole=True),
-    Shot("page-doctor", doctor=True, whole=True),
+ANSWERED: Final = (
+    Shot("page-light", height=1080, steps=("translate",), document=True),
+    Shot("page-dark", "dark", "ja-JP", height=1080, steps=("translate",), document=True),
+    Shot("page-narrow", "light", "ja-JP", 390, 844, ("translate",), whole=True, document=True),
+    Shot("page-doctor", steps=("translate", "doctor"), whole=True, document=True),
+    Shot("doctor-narrow", "dark", "ja-JP", 390, 844, ("translate", "doctor"), whole=True),
+    Shot("arabic", "light", "ja-JP", 768, 1024, ("arabic", "translate")),
+    Shot("long", "dark", steps=("long",)),
+    Shot("refused", steps=("refused",)),
 )
-
-MORE: Final = (
-    Shot("more-doctor-narrow-dark", "dark", "ja-JP", 360, 740, doctor=True, whole=True),
-    Shot("more-light-narrow", width=360, height=740, whole=True),
+STANDING: Final = (
+    Shot("empty"),
+    Shot("list", steps=("list",)),
+    Shot("list-narrow", "dark", "ja-JP", 390, 844, ("list",)),
+    Shot("programs", steps=("programs",)),
+    Shot("programs-dark", "dark", "ja-JP", 768, 1024, ("programs",)),
+    Shot("working", steps=("ask",)),
+    Shot("working-narrow", "dark", "ja-JP", 390, 844, ("arabic", "ask")),
+    Shot("lost", steps=("lost",)),
+    Shot("lost-narrow", "dark", "ja-JP", 390, 844, ("lost",)),
+)
+UNPINNED: Final = (Shot("unpinned", steps=("owners",), whole=True),)
+COMING: Final = (
+    Shot("preparing", height=1000, steps=("owners",)),
+    Shot("preparing-narrow", "dark", "ja-JP", 390, 844, ("owners",), whole=True),
+)
+BROKEN: Final = (
+    Shot("page-error", height=820, document=True),
+    Shot("error-narrow", "dark", "ja-JP", 390, 844, whole=True),
 )
 _PREPARING: Final = Status(
     "preparing",
@@ -137,31 +162,125 @@ def opened(browser: Browser, url: str, shot: Shot) -> Tab:
     tab = browser.new_page(viewport=size, color_scheme=shot.scheme, locale=shot.locale)  # type: ignore[arg-type]
     tab.set_default_timeout(120_000)
     tab.goto(url)
+    tab.wait_for_selector("html.settled")
+    tab.wait_for_selector(".pill:not(.preparing)" if shot not in COMING else ".pill.preparing")
     return tab
 
 
-def translated(tab: Tab, shot: Shot) -> None:
-    """Translate, and have the doctor look where the picture is of that."""
-    tab.wait_for_selector(".pill.ready")
-    tab.locator("#source textarea").fill(_TEXT)
+def _asked(tab: Tab, text: str) -> None:
+    tab.locator("#source textarea").fill(text)
     tab.keyboard.press("Control+Enter")
+
+
+def _translate(tab: Tab) -> None:
+    _asked(tab, _TEXT)
     tab.wait_for_selector(".status.done")
+
+
+def _ask(tab: Tab) -> None:
+    _asked(tab, _TEXT)
+    tab.wait_for_selector(".status.working")
+
+
+def _refused(tab: Tab) -> None:
+    tab.locator("#go").click()
+    tab.wait_for_selector(".status.failed")
+
+
+def _long(tab: Tab) -> None:
+    _asked(tab, _TEXT * 550)
+    tab.wait_for_selector(".status.working")
+    tab.wait_for_timeout(3000)
+
+
+def _arabic(tab: Tab) -> None:
+    tab.locator("#target_language input").click()
+    tab.keyboard.type("arabic")
+    tab.keyboard.press("Enter")
+
+
+def _list(tab: Tab) -> None:
+    tab.locator("#target_language input").click()
+    tab.keyboard.type("a")
+    tab.wait_for_timeout(500)
+
+
+def _programs(tab: Tab) -> None:
+    tab.set_viewport_size({"width": max(tab.evaluate("innerWidth"), 768), "height": 900})
+    tab.locator("footer button").first.click()
+    tab.wait_for_timeout(1500)
+
+
+def _owners(tab: Tab) -> None:
+    tab.locator("#owners").click()
+
+
+def _doctor(tab: Tab) -> None:
+    tab.locator("#owners").click()
     tab.wait_for_selector("figure .answer")
-    if shot.doctor:
-        tab.locator("#examine").click()
-        tab.wait_for_selector("#report textarea")
+    tab.locator("#examine").click()
+    tab.wait_for_selector("#report textarea")
 
 
-def keep(tab: Tab, shot: Shot, folder: Path) -> None:
-    """Write the picture, with a palette."""
-    tab.mouse.move(2, 2)
-    tab.evaluate("document.activeElement?.blur()")
-    picture = Image.open(BytesIO(tab.screenshot(full_page=shot.whole, animations="disabled")))
-    small = picture.convert("RGB").quantize(_COLOURS, kmeans=1, dither=Image.Dither.NONE)
-    path = folder / f"{shot.name}.png"
+def _lost(tab: Tab) -> None:
+    tab.locator("#source textarea").fill(_TEXT)
+    tab.route("**/state", lambda route: route.abort())
+    tab.wait_for_selector("#lost:not([hidden])")
+
+
+STEPS: Final = {
+    "translate": _translate,
+    "ask": _ask,
+    "refused": _refused,
+    "long": _long,
+    "arabic": _arabic,
+    "list": _list,
+    "programs": _programs,
+    "owners": _owners,
+    "doctor": _doctor,
+    "lost": _lost,
+}
+
+
+def taken(browser: Browser, url: str, shots: Iterable[Shot], to: Path) -> Iterator[Image.Image]:
+    """Open the page for each picture, do its steps, and yield the picture."""
+    for shot in shots:
+        tab = opened(browser, url, shot)
+        for step in shot.steps:
+            STEPS[step](tab)
+        tab.mouse.move(2, 2)
+        content = tab.screenshot(full_page=shot.whole, animations="disabled")
+        tab.close()
+        picture = Image.open(BytesIO(content)).convert("RGB")
+        if shot.document:
+            keep(picture, to / f"{shot.name}.png")
+        yield picture
+
+
+def keep(picture: Image.Image, path: Path) -> None:
+    """Write a picture, with a palette."""
+    small = picture.quantize(_COLOURS, kmeans=1, dither=Image.Dither.NONE)
     small.save(path, optimize=True)
     sys.stdout.write(f"{path} {path.stat().st_size // 1000} kB\n")
-    tab.close()
+
+
+def sheet(pictures: Iterable[Image.Image]) -> Image.Image:
+    """Put all pictures onto one, in columns of which the shortest gets the next picture."""
+    columns: list[list[Image.Image]] = [[] for _ in range(_COLUMNS)]
+    heights = [_GAP] * _COLUMNS
+    for picture in pictures:
+        share = _COLUMN / max(picture.width, _COLUMN)
+        small = picture.resize((round(picture.width * share), round(picture.height * share)))
+        at = heights.index(min(heights))
+        columns[at].append(small)
+        heights[at] += small.height + _GAP
+    made = Image.new("RGB", (_COLUMNS * (_COLUMN + _GAP) + _GAP, max(heights)), "#8a8f98")
+    for at, column in enumerate(columns):
+        down = _GAP
+        for small in column:
+            made.paste(small, (_GAP + at * (_COLUMN + _GAP), down))
+            down += small.height + _GAP
+    return made
 
 
 def refused() -> RefusingEngine:
@@ -173,74 +292,33 @@ def refused() -> RefusingEngine:
     raise AssertionError("that is no device")
 
 
-def prepared(browser: Browser, shots: Iterable[Shot], to: Path) -> None:
-    """Pictures of the real engine with an answer, or with the doctor's."""
-    engine = Engine()
-    with served(engine, engine.settings) as url:
-        for shot in shots:
-            tab = opened(browser, url, shot)
-            translated(tab, shot)
-            keep(tab, shot, to)
-
-
-def failed(browser: Browser, shots: Iterable[Shot], to: Path) -> None:
-    """Pictures of a setting that cannot be read."""
-    with served(refused(), None) as url:
-        for shot in shots:
-            tab = opened(browser, url, shot)
-            tab.wait_for_selector("#failure .failure")
-            for summary in tab.locator("#failure summary").all():
-                summary.click()
-            keep(tab, shot, to)
-
-
-def preparing(browser: Browser, found: settings.Settings, to: Path) -> None:
-    """Pictures of an engine that is not ready yet."""
-    with served(Still(_PREPARING), found) as url:
-        for shot in (
-            Shot("more-preparing", height=1000),
-            Shot("more-preparing-narrow-ja", "dark", "ja-JP", 360, 740, whole=True),
-        ):
-            tab = opened(browser, url, shot)
-            tab.wait_for_selector(".pill.preparing")
-            tab.wait_for_selector(".progress li")
-            keep(tab, shot, to)
-
-
-def in_line(browser: Browser, found: settings.Settings, to: Path) -> None:
-    """The picture of a visitor behind three others."""
-    shots = [Shot(f"more-line-{number}", locale="ja-JP") for number in range(1, 5)]
-    with served(Still(replace(_PREPARING, phase="ready", server_pid=1)), found) as url:
-        tabs = [opened(browser, url, shot) for shot in shots]
-        for tab in tabs:
-            tab.wait_for_selector(".pill.ready")
-            tab.locator("#source textarea").fill(_TEXT)
-            tab.locator("#go").click()
-            tab.wait_for_selector(".status")
-        tabs[-1].wait_for_selector(".status.waiting")
-        keep(tabs[-1], shots[-1], to)
-        for tab in tabs[:-1]:
-            tab.close()
+def pictures(browser: Browser, to: Path) -> Iterator[Image.Image]:
+    """Take all pictures: of the real engine with answers, and of engines that stand still."""
+    found, real = settings.load(), Engine()
+    ready = replace(_PREPARING, phase="ready", verified=True, server_pid=1, warm=True, notes=())
+    states: tuple[tuple[AnyEngine, settings.Settings | None, tuple[Shot, ...]], ...] = (
+        (real, real.settings, ANSWERED),
+        (Still(ready), found, STANDING),
+        (Still(replace(ready, verified=False, notes=_PREPARING.notes)), found, UNPINNED),
+        (Still(_PREPARING), found, COMING),
+        (refused(), None, BROKEN),
+    )
+    for engine, set_, shots in states:
+        with served(engine, set_) as url:
+            yield from taken(browser, url, shots, to)
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    parser.add_argument("--more", action="store_true", help="those too that no document shows")
-    options = parser.parse_args(argv)
-    folder, found = options.out, settings.load()
+    folder = parser.parse_args(argv).out
+    os.environ.setdefault("SPACE_ID", "owner/translator")  # an error links to its settings
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     program = shutil.which("chromium") or "chromium"
-    broken = Shot("page-error", height=820)
-    narrow = Shot("more-error-narrow-ja", "light", "ja-JP", 360, 740, whole=True)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
-        failed(browser, (broken, narrow) if options.more else (broken,), folder)
-        if options.more:
-            preparing(browser, found, folder)
-            in_line(browser, found, folder)
-        prepared(browser, (*SHOTS, *MORE) if options.more else SHOTS, folder)
+        keep(sheet(pictures(browser, folder)), folder / "page-states.png")
         browser.close()
     return 0
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 from typing import TYPE_CHECKING
 
+import process_table
 import pytest
 from playwright.sync_api import expect
 
+from translator import texts
+
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from playwright.sync_api import Page
     from space import Space
@@ -51,11 +57,12 @@ def test_what_is_running_is_said_and_drawn(page: Page) -> None:
     page.locator(SOURCE).fill(SENTENCE)
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".status.done")
+    page.locator("#owners").click()
     page.wait_for_selector("figure .answer")
     shown = page.locator("#colophon").inner_text()
     for part in ("verified", "CPU", "SmolLM2-135M-Instruct.Q4_1.gguf", "tokens/s", "first token"):
         assert part in shown
-    assert "UNVERIFIED" not in page.locator(".pill").inner_text()
+    expect(page.locator(".pill")).to_have_text("Ready · verified")
 
 
 def test_stop_ends_the_answer_and_the_next_one_begins_at_once(page: Page) -> None:
@@ -97,16 +104,19 @@ def test_the_counter_counts_and_a_text_too_long_is_a_sentence(page: Page) -> Non
     page.locator(SOURCE).fill("猫" * 301)
     expect(page.locator("#count.over")).to_have_text("301 / 300")
     page.locator("#go").click()
-    expect(page.locator(".status.failed")).to_contain_text("YAKULINGO_SPACES_MAX_CHARS")
+    expect(page.locator(".status.failed")).to_contain_text("301 characters, 300 are allowed")
     expect(page.locator("#stop")).to_be_disabled()
 
 
-def test_an_example_fills_the_left_page_and_clear_empties_both(page: Page) -> None:
+def test_an_example_is_translated_and_clear_empties_both(page: Page) -> None:
     page.locator("button.example").first.click()
     expect(page.locator(SOURCE)).to_have_value("吾輩は猫である。名前はまだ無い。")
     expect(page.locator("#count")).to_have_text("16 / 300")
+    expect(page.locator(TARGET)).not_to_have_value("")
     page.get_by_role("button", name="Clear").click()
-    expect(page.locator(SOURCE)).to_have_value("")
+    expect(page.locator("#stop")).to_be_disabled()
+    for text in (SOURCE, TARGET):
+        expect(page.locator(text)).to_have_value("")
 
 
 def test_copy_puts_the_translation_on_the_clipboard(page: Page) -> None:
@@ -121,11 +131,30 @@ def test_copy_puts_the_translation_on_the_clipboard(page: Page) -> None:
 
 
 def test_the_doctor_reports_and_its_report_has_no_secret(page: Page) -> None:
+    page.locator("#owners").click()
     page.locator("#examine").click()
     page.wait_for_selector("#report textarea")
     report = page.locator("#report textarea").input_value()
     assert "verdict: a model can be served here now" in report
     assert "The model runs on the CPU" in page.locator("#advice").inner_text()
+
+
+def test_a_killed_server_is_said_within_seconds_and_the_next_press_starts_it_again(
+    page: Page, home: Path
+) -> None:
+    page.locator(SOURCE).fill("Hello")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_selector(".status.done")
+    found = process_table.command_lines().items()
+    servers = [pid for pid, line in found if "llama-server" in line and str(home) in line]
+    assert servers
+    for pid in servers:
+        os.kill(pid, signal.SIGKILL)
+    asleep = texts.every()["en"]["asleep"]
+    expect(page.locator(".pill")).to_contain_text(asleep, timeout=5_000)
+    page.locator("#go").click()
+    page.wait_for_selector(".status.done")
+    expect(page.locator(".pill")).not_to_contain_text(asleep)
 
 
 def test_the_keyboard_alone_is_enough(page: Page) -> None:
@@ -161,5 +190,6 @@ def test_a_japanese_browser_reads_japanese(app: Space, visit: Callable[..., Page
     page = visit(app.url, locale="ja-JP")
     page.wait_for_selector(".pill.ready")
     expect(page.locator("#go")).to_have_text("翻訳する")
+    page.locator("#owners").click()
     expect(page.locator(".colophon h2")).to_contain_text("いま動いているもの")
     expect(page.locator("#source_language input")).to_have_value("言語を検出")

@@ -34,13 +34,17 @@ def shown(visit: Callable[..., Page], url: str, *, locale: str = "en-GB") -> Pag
 def test_a_setting_that_cannot_be_read_names_itself_and_the_page_stands(
     cpu: dict[str, str], home: Path, visit: Callable[..., Page]
 ) -> None:
-    with space.serving(home, **cpu, n_ctx="lots") as served:
+    with space.serving(home, **cpu, n_ctx="lots", SPACE_ID="someone/translator") as served:
         page = shown(visit, served.url)
+        link = page.locator("#failure").get_by_role("link", name="Open the settings of this Space")
+        address = "https://huggingface.co/spaces/someone/translator/settings"
+        expect(link).to_have_attribute("href", address)
         expect(page.locator("#failure")).to_contain_text("YAKULINGO_SPACES_N_CTX is 'lots'")
         expect(page.locator("#failure")).to_contain_text("a number of tokens from 16")
         page.locator("#source textarea").fill("猫")
         page.locator("#go").click()
         expect(page.locator("#status .failure")).to_contain_text("SETTING_INVALID")
+        page.locator("#owners").click()
         page.locator("#examine").click()
         page.wait_for_selector("#report textarea")
         assert "FAIL settings" in page.locator("#report textarea").input_value()
@@ -151,6 +155,7 @@ def test_without_a_gpu_the_doctor_answers_both_chapters_with_the_setting(
     refused = {**cpu, "allow_cpu": "0"}
     with space.serving(home, **refused, gguf_path=str(real_model)) as served:
         page = shown(visit, served.url)
+        page.locator("#owners").click()
         page.locator("#examine").click()
         page.wait_for_selector("#report textarea")
         advised = page.locator("#advice").inner_text()

@@ -46,6 +46,7 @@ def test_a_worker_answers_and_the_page_says_what_it_runs(
     page.keyboard.press("Control+Enter")
     page.wait_for_selector(".status.done")
     expect(page.locator(TARGET)).not_to_have_value("")
+    page.locator("#owners").click()
     page.wait_for_selector("figure .answer")
     assert "tokens/s" in page.locator("#colophon").inner_text()
     assert len(emulator.seen("/schedule")) == 1
