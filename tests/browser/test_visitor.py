@@ -170,6 +170,10 @@ def test_an_app_that_ends_is_seen_in_words_and_its_restart_brings_the_text_back(
     served.end()
     expect(page.locator("#lost")).to_have_text(WORDS["lost"], timeout=SEEN_WITHIN)
     expect(page.locator("#lost")).to_be_visible()
+    page.wait_for_timeout(2000)  # by now gradio has put a sentence of its own on top
+    on_top = "line => line.contains(document.elementFromPoint(innerWidth / 2, 20))"
+    assert page.locator("#lost").evaluate(on_top)
+    expect(page.locator(".toast-wrap")).to_be_hidden()
     again = Held(served.port)
     try:
         again.await_line("serving")
