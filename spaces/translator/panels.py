@@ -135,7 +135,9 @@ def status(kind: str, text: str, aside: str = "", source: str = "") -> str:
         aside: more, for the eyes alone.
         source: the code of the language that the text is in, where it is known by now.
     """
-    side = f"<span>{escape(aside)}</span>" if aside else ""
+    # a name in a script that goes from right to left turns nothing beside it round
+    shown = escape(aside).translate({0x2068: "<bdi>", 0x2069: "</bdi>"})
+    side = f"<span>{shown}</span>" if aside else ""
     heard = f' data-source="{escape(source)}"' if source else ""
     return f'<div class="status {kind}"{heard}><b>{escape(text)}</b>{side}</div>'
 
