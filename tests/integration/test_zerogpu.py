@@ -80,6 +80,7 @@ class App:
 
     def __init__(self, emulator: Emulator, environment: dict[str, str]) -> None:
         self.emulator = emulator
+        self.headers: dict[str, str] = {}
         port = free_port()
         self._url = f"http://127.0.0.1:{port}/gradio_api"
         self.process = subprocess.Popen(
@@ -107,9 +108,8 @@ class App:
         """Call and wait for the end; ``seen`` is told of every new item."""
         answer = Answer(session=uuid.uuid4().hex)  # as every browser tab has one
         data = {"data": ["Tell a long story.", tokens], "session_hash": answer.session}
-        posted = requests.post(
-            f"{self._url}/call/ask", json=data, headers={"X-IP-Token": _VISITOR}, timeout=10
-        )
+        url, headers = f"{self._url}/call/ask", self.headers
+        posted = requests.post(url, json=data, headers=headers, timeout=10)
         answer.event_id = posted.json()["event_id"]
         url = f"{self._url}/call/ask/{answer.event_id}"
         with requests.get(url, stream=True, timeout=120) as response:
@@ -232,7 +232,7 @@ def test_a_worker_and_its_server_are_used_again(app: App) -> None:
     assert state["tokens_per_second"] > 0
     assert {"start", "first token"} <= {name for name, _ in state["timeline"]}
     cold, warm = [int(one.query["durationSeconds"]) for one in app.emulator.seen("/schedule")][:2]
-    assert warm < cold
+    assert warm <= cold <= 30
 
 
 def test_a_second_worker_gets_a_server_of_its_own(app: App) -> None:
@@ -311,17 +311,18 @@ def test_what_zerogpu_refuses_is_a_value_with_a_hint(
 def test_call_is_asked_for_once_more_with_the_seconds_that_the_visitor_has_left(app: App) -> None:
     assert app.ask().good
     before, app.emulator.quota = len(app.emulator.seen("/schedule")), 12.0
+    app.headers = {"X-IP-Token": _VISITOR}
     try:
         assert app.ask().good
         asked = [int(one.query["durationSeconds"]) for one in app.emulator.seen("/schedule")]
         assert asked[before:] == [15, 12]
         assert app.state()["calls"][-1]["reserved"] == 12
-        app.emulator.quota = 1.0
+        app.emulator.quota = 0.5
         refused = app.ask().failure
     finally:
-        app.emulator.quota = None
+        app.emulator.quota, app.headers = None, {}
     assert refused["code"] == "ZEROGPU_QUOTA"
-    assert "15s requested vs. 1s left" in refused["message"]
+    assert "15s requested vs. 0s left" in refused["message"]
     assert "Try again in 1:00:00" in refused["message"]
     assert len(app.emulator.seen("/schedule")) == before + 3
 
