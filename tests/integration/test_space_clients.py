@@ -59,7 +59,8 @@ def test_gradio_s_client_gets_the_text_piece_by_piece(client: Client) -> None:
     assert whole
     assert pieces[-1] == whole
     assert len(pieces) > 1
-    assert all(whole.startswith(one.rstrip()) for one in pieces)
+    # in the end the text gets its source's form: one line, whatever the small model wrote
+    assert all(" ".join(whole.split()).startswith(" ".join(one.split())) for one in pieces)
 
 
 def test_gradio_s_client_may_name_languages_or_leave_them_away(client: Client) -> None:
