@@ -18,9 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from pathlib import Path
 
-_IN_USE: Final = ".in-use"
+IN_USE: Final = ".in-use"
+"""The file of a folder that a run holds open, and locked, while it uses the folder."""
 _USED: Final[dict[Path, int]] = {}
-"""The open files that say so."""
+"""These files of this process, by folder."""
 _MOST_USED: Final = 8
 """Of a user's cache and a checkout there are two; more are a test's, one after the other."""
 
@@ -64,7 +65,7 @@ def use(folder: Path) -> None:
         while len(_USED) >= _MOST_USED:
             os.close(_USED.pop(next(iter(_USED))))
         try:
-            handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+            handle = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
                 return
@@ -80,7 +81,7 @@ def unused(folder: Path) -> Iterator[bool]:
     Raises:
         OSError: this user may not write there.
     """
-    handle = os.open(folder / _IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
+    handle = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield True

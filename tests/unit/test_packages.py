@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
+from farm import run_lock
 from farm.errors import PublishError, SourceError
 from farm.inputs import packages, unpack
 from farm.inputs.pins import ModelPin, PackagePin
@@ -56,7 +57,9 @@ def wheel_of(files: dict[str, bytes]) -> bytes:
 
 
 def left_behind(tmp_path: Path) -> list[Path]:
-    return [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    """The cache's files but the mark of the run that uses it."""
+    files = [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    return [path for path in files if path.name != run_lock.IN_USE]
 
 
 def test_a_file_is_fetched_once_and_then_comes_from_the_cache(
