@@ -150,8 +150,13 @@ def identity(request: BuildRequest, plan: BuildPlan) -> str:
     """
     quiet = BuildReport(Console(quiet=True))
     with closing(pipeline.choose_engine(request, plan.line, quiet)) as engine:
-        pipeline.settled(engine, request, plan.line, quiet)
+        pipeline.settled(engine, _of_the_plan(request, plan), plan.line, quiet)
         return engine.identity(plan)
+
+
+def _of_the_plan(request: BuildRequest, plan: BuildPlan) -> BuildRequest:
+    """Name the plan's line: this host's image or toolkit must make it, and chooses none."""
+    return replace(request, line=plan.line.name)
 
 
 def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | Failure:
@@ -193,7 +198,7 @@ def _build(job: Job, reporter: Reporter, check: Callable[[], None], folder: Path
         raise EngineError("SOURCE_MISSING", f"{host_name()} has no source {job.source[:12]}")
     quiet = BuildReport(Console(quiet=True))
     with closing(pipeline.choose_engine(job.request, job.plan.line, quiet)) as engine:
-        line = pipeline.settled(engine, job.request, job.plan.line, quiet)
+        line = pipeline.settled(engine, _of_the_plan(job.request, job.plan), job.plan.line, quiet)
         tree = replace(job.plan.source, tree=source_folder(job.source))
         plan = replace(job.plan, line=line, source=tree)
         fresh = job.request.fresh
