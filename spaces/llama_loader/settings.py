@@ -413,10 +413,12 @@ def _text(value: object, types: tuple[type, ...]) -> str:
 def _unset_empty_hub_variables() -> None:
     """Remove the variables that are set and empty before the Hub's client reads them.
 
-    It takes ``HF_ENDPOINT=`` for an address and ``HF_HOME=`` for the working folder.
+    It takes ``HF_ENDPOINT=`` for an address and ``HF_HOME=`` for the working folder. With ``HOME=``
+    Python takes the root folder for the user's own.
     """
+    names = ("HF_", "HUGGINGFACE_", "XDG_CACHE_HOME")
     for name, text in list(os.environ.items()):
-        if not text.strip() and name.startswith(("HF_", "HUGGINGFACE_", "XDG_CACHE_HOME")):
+        if not text.strip() and (name == "HOME" or name.startswith(names)):
             del os.environ[name]
 
 

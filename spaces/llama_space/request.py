@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
@@ -19,6 +20,9 @@ STAGES_OF_A_START: Final = ("devices", "start", "first token")
 _ROLES: Final = ("system", "developer", "user", "assistant", "tool", "function")
 _OF_A_MESSAGE: Final = ("role", "content", "name", "tool_calls", "tool_call_id")
 """What llama-server reads of a message; gradio's ``metadata`` and ``options`` are for its page."""
+_SET_BY_THE_ENGINE: Final = ("messages", "n", "prompt", "stream", "stream_options")
+_ALIKE: Final = 0.85
+"""``max_token`` is 0.95 like ``max_tokens``; ``top_k`` is 0.67 like ``stop``."""
 _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     # what a value must be; in words
     "max_tokens": (lambda value: type(value) is int and value > 0, "a number of tokens above 0"),
@@ -87,6 +91,7 @@ def _checked(
     given = {**usual, **{name: one for name, one in options.items() if one not in (None, (), [])}}
     if isinstance(given.get("stop"), str):
         given["stop"] = [given["stop"]]
+    _require_known(given)
     for name, (fits, accepts) in _OPTIONS.items():
         if name in given and not fits(given[name]):
             message, hint = f"{name} is {reprlib.repr(given[name])}", f"{name} takes {accepts}"
@@ -98,6 +103,18 @@ def _checked(
         hint = "messages and sampling options are texts, numbers, lists and dictionaries"
         raise SettingError("REQUEST_INVALID", message, hint=hint) from error
     return Request(plain, extra)
+
+
+def _require_known(given: Mapping[str, Any]) -> None:
+    """Refuse a misspelt option, which llama-server would ignore, and what the engine sets."""
+    for name in given.keys() - _OPTIONS.keys():
+        near = difflib.get_close_matches(name, _OPTIONS, 1, _ALIKE)
+        if near:
+            message, hint = f"there is no option {name!r}", f"did you mean {near[0]}?"
+            raise SettingError("REQUEST_INVALID", message, hint=hint)
+        if name in _SET_BY_THE_ENGINE:
+            message = f"{name} cannot be chosen: the engine streams one answer to one request"
+            raise SettingError("REQUEST_INVALID", message, hint="leave it out")
 
 
 def _all(value: object, kind: type) -> bool:

@@ -81,9 +81,9 @@ def _code(name: str) -> str:
         return languages.AUTO
     found = languages.find(name)
     if found is None:
-        near = ", ".join(languages.near(name) or list(languages.known())[:6])
-        shown = reprlib.repr(name)
-        raise _refused(f"LANGUAGE_UNKNOWN: there is no language {shown}; near ones: {near}")
+        near = ", ".join(languages.near(name))
+        hint = f"near ones: {near}" if near else "give a code (ja, pt-BR) or a name (German)"
+        raise _refused(f"LANGUAGE_UNKNOWN: there is no language {reprlib.repr(name)}; {hint}")
     return found.code
 
 

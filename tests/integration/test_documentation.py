@@ -222,7 +222,7 @@ def hash_of(file: Path) -> str:
 
 def here_fails(reader: Reader, page: str) -> str:
     """Ask for a GPU's host of a release for CPUs: the guide's command, and the loader's no."""
-    (text,) = (one.text for one in documented.commands(page))
+    (text,) = (one.text for one in documented.commands(page) if "--suppose" in one.text)
     for old, new in reader.replaced.items():
         text = text.replace(old, new)
     done = subprocess.run(

@@ -88,6 +88,28 @@ def test_a_call_of_tools_needs_no_content() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "named"),
+    [
+        ("max_token", "did you mean max_tokens?"),
+        ("temprature", "did you mean temperature?"),
+        ("stream", "leave it out"),
+        ("n", "leave it out"),
+        ("messages", "leave it out"),
+    ],
+)
+def test_option_that_is_misspelt_or_the_engines_own_is_refused(name: str, named: str) -> None:
+    with pytest.raises(SettingError) as refused:
+        request.chat(CHAT, {name: 1}, SETTINGS)
+    assert refused.value.code == "REQUEST_INVALID"
+    assert named in refused.value.hint
+
+
+@pytest.mark.parametrize("name", ["top_k", "top_p", "min_p", "samplers", "grammar", "n_probs"])
+def test_other_fields_of_llama_servers_request_pass(name: str) -> None:
+    assert request.chat(CHAT, {name: 1}, SETTINGS).options[name] == 1
+
+
+@pytest.mark.parametrize(
     ("options", "named"),
     [
         ({"max_tokens": "10"}, "max_tokens"),

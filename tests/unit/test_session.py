@@ -188,7 +188,7 @@ def test_the_endpoint_yields_the_text_so_far() -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("猫", "Klingon"), "LANGUAGE_UNKNOWN: there is no language 'Klingon'; near ones: "),
+        (("猫", "Klingon"), "LANGUAGE_UNKNOWN: there is no language 'Klingon'; give a code"),
         (("猫", "Germn"), "near ones: German"),
         (("猫", "auto"), "name a target_language"),
         (("猫", "en", 3), "TEXT_EXPECTED: source_language must be a text, not 3"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import ast
 import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -162,11 +163,15 @@ def test_an_empty_variable_counts_as_unset(text: str) -> None:
 def test_an_empty_variable_of_the_hub_is_gone_before_its_client_reads_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"):
+    names = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HOME")
+    for name in names:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-    assert load().hf_endpoint == "https://huggingface.co"
-    assert not {"HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME"} & os.environ.keys()
+    found = load()
+    assert found.hf_endpoint == "https://huggingface.co"
+    own = Path(pwd.getpwuid(os.getuid()).pw_dir)  # with HOME= Python takes the root folder
+    assert found.store == own / ".cache" / "llama-loader"
+    assert not set(names) & os.environ.keys()
     assert "HF_HUB_DISABLE_XET" in os.environ
 
 
