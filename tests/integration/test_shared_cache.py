@@ -271,7 +271,7 @@ def test_a_variable_that_ccache_would_not_take_is_one_error_before_anything_star
     options = ("--engine", "local", "--source", str(TINY), "--out", str(tmp_path / "dist"))
     refused = invoke("build-cpu", *options)
     assert refused.returncode == 2
-    error, hint = refused.stderr.splitlines()
+    *_, error, hint = refused.stderr.splitlines()
     assert error.startswith(f"error[{code}]: {variable} ")
     assert hint.startswith("hint: it ")
     assert not (tmp_path / "dist").exists()
