@@ -45,6 +45,6 @@ def test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set(
         with urllib.request.urlopen(f"{served.url}/gradio_api/mcp/schema") as answer:
             tools = json.load(answer)
         said = served.said()
-    assert [tool["name"] for tool in tools] == ["translate"]
+    assert [tool["name"] for tool in tools] == ["translate", "detect"]
     assert "RELEASE_NOT_CHOSEN" in said
     assert "Traceback" not in said
