@@ -166,12 +166,18 @@ class Folder:
 
     def open_file(self, path: str) -> int:
         """Open what stands at a path below to read it; no link on the way is followed."""
+        with self._holding(path) as (place, name):
+            return os.open(name, _AS_FILE, dir_fd=place.handle)
+
+    @contextmanager
+    def _holding(self, path: str) -> Iterator[tuple[Folder, str]]:
+        """Open the folder that holds what stands at a path below; give it and the last name."""
         *folders, name = path.split("/")
         with contextlib.ExitStack() as opened:
             place = self
             for part in folders:
                 place = opened.enter_context(place.folder(part))
-            return os.open(name, _AS_FILE, dir_fd=place.handle)
+            yield place, name
 
     def read(self, name: str, limit: int) -> bytes | None:
         """Return a file's bytes; None unless it is a regular file of at most ``limit`` bytes."""
@@ -217,12 +223,7 @@ class Folder:
 
         A program that opened the old file for writing cannot write to the new one.
         """
-        *folders, name = path.split("/")
-        with contextlib.ExitStack() as opened:
-            place = self
-            for part in folders:
-                place = opened.enter_context(place.folder(part))
-            half_done = opened.enter_context(staging.temporary("renewed"))
+        with self._holding(path) as (place, name), staging.temporary("renewed") as half_done:
             with (
                 os.fdopen(place.open_file(name), "rb") as old,
                 os.fdopen(half_done.open_to_write(name, 0o600), "wb") as new,

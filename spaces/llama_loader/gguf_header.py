@@ -87,7 +87,7 @@ def measure(path: Path, n_ctx: int) -> ModelSize | None:
     """
     header = read(path)
     with suppress(OSError):
-        size = sum(path.with_name(name).stat().st_size for name in parts(path.name))
+        size = sum(file.stat().st_size for file in files(path))
         if header is not None:
             n_ctx = n_ctx or header.numbers.get("context_length", 0)
             return ModelSize(size, _cache(header.numbers, n_ctx))
@@ -117,6 +117,11 @@ def parts(name: str) -> Iterator[str]:
         return
     for number in range(1, int(split["count"]) + 1):
         yield f"{name[: split.start()]}-{number:05d}-of-{split['count']}.gguf"
+
+
+def files(path: Path) -> list[Path]:
+    """Return the files of a model by the path of one of them: all parts, in order."""
+    return [path.with_name(name) for name in parts(path.name)]
 
 
 def _cache(metadata: dict[str, int], n_ctx: int) -> int:

@@ -93,7 +93,7 @@ def require_usable(path: Path) -> None:
                 hint="correct YAKULINGO_SPACES_GGUF_PATH, or unset it to have the model fetched",
             )
         number, count = gguf_header.part(path.name)
-        missing = [one for one in gguf_header.parts(path.name) if not path.with_name(one).is_file()]
+        missing = [one for one in gguf_header.files(path) if not one.is_file()]
         if missing or number > 1:
             raise SettingError(
                 "MODEL_INCOMPLETE",

@@ -208,7 +208,9 @@ class Engine:
         call = yield from self._record.measured(zerogpu.call(decorated, ready, wanted))
         if call is not None:
             start = sum(self.status().seconds.get(stage, 0.0) for stage in STAGES_OF_A_START)
-            self._shown = self._shown.after(call, start)
+            known, self._shown = self._shown, self._shown.after(call, start)
+            if self._shown == known:
+                return
             try:
                 reservation.remember(self.settings.store, ready.model, ready.size, self._shown)
             except LoaderError as error:  # costs the next start of the app an estimate, no more

@@ -80,7 +80,7 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
     }
     if settings.url:
         settings = replace(settings, sha256=prepared[0].installed.sha256)
-    size = sum(part.stat().st_size for part in _files(path))
+    size = sum(part.stat().st_size for part in gguf_header.files(path))
     return Ready(settings, prepared[0].released, path, size, prepared[0].host.memory), known
 
 
@@ -146,14 +146,9 @@ def warm(ready: Ready) -> tuple[tuple[str, float], ...]:
     try:
         if ready.size > ready.memory * _CACHE_SHARE:
             return ()
-        for part in _files(ready.model):
+        for part in gguf_header.files(ready.model):
             with part.open("rb") as file, Path(os.devnull).open("wb") as nothing:
                 shutil.copyfileobj(file, nothing, _BLOCK)
     except OSError:
         return ()
     return (("page cache", round(time.monotonic() - began, 4)),)
-
-
-def _files(model: Path) -> list[Path]:
-    """Return the files of a model: all of a split one's."""
-    return [model.with_name(name) for name in gguf_header.parts(model.name)]

@@ -33,8 +33,9 @@ makes 0.20 of English, 0.23 of German, 0.56 of Japanese, 0.70 of Chinese (docs/z
 _TEMPLATE_TOKENS: Final = 64
 """Tokens of a short answer, and of what a chat template and a prompt add to a text."""
 _FIRST_FLOOR, _FIRST_RATE = 1.0, 3e9
-"""Seconds of a start without a model, and bytes of a model that a start loads in a second: 17.7 GB
-took 3.8 to 4.8 s on an H200 with the file in the page cache (docs/gpu.md)."""
+"""Seconds of a start without a model, and bytes of a model that a start loads in a second. A model
+of 27B's size (17.7 GB, ``benchmarks/noise_model.py --size 27b``) took 3.8 to 4.8 s on one H200 with
+its file in the page cache."""
 _FIRST_BANDWIDTH, _FIRST_SPEED = 0.7e12, 150.0
 """Bytes of weights that a GPU is assumed to read in a second, of the 0.9 TB/s of half an RTX PRO
 6000; and the tokens a second that are assumed of any small model."""
