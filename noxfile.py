@@ -23,6 +23,7 @@ CLUSTER_LOCK = "requirements-cluster.lock"
 LOADER_LOCK = "requirements-loader.lock"
 SOURCES = ("farm", "spaces", "examples", "tests", "benchmarks", "tasks.py", "noxfile.py")
 WORKFLOWS = ".github/workflows"
+PACKAGES = ("tests/loader", "tests/space", "tests/translator", "tests/farm", "tests/docs")
 MODULE_PATH = {
     "PYTHONPATH": ":".join((".", "spaces", *filter(None, (os.environ.get("PYTHONPATH"),))))
 }
@@ -73,7 +74,7 @@ def unit(session: nox.Session) -> None:
     """The fast tests only: no engine, no model, nothing fetched."""
     _install(session, DEV_LOCK)
     marks = ("-m", "not docker and not model")
-    session.run("pytest", "tests/unit", *marks, *session.posargs, env=MODULE_PATH)
+    session.run("pytest", *PACKAGES, *marks, *session.posargs, env=MODULE_PATH)
 
 
 @nox.session

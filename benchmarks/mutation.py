@@ -48,7 +48,7 @@ _SLOWER, _LEAST_SECONDS = 5.0, 20.0
 
 
 def _command(module: str) -> str:
-    files = " ".join(f"tests/unit/test_{name}.py" for name in TESTS[module])
+    files = " ".join(f"tests/loader/test_{name}.py" for name in TESTS[module])
     return f"{sys.executable} -m pytest -x -q -p no:cacheprovider --timeout 120 {files}"
 
 

@@ -8,7 +8,7 @@ is in between, so that every machine and every version of numpy gives the same b
 The seed was chosen among 1,300 so that the answer to the prompt of ``llama_loader.self_test`` is
 ``!`` by a clear margin, and another one without the attention, without the positions or without
 the feed-forward half: a library that computes wrongly is noticed, one that rounds in another way
-is not. ``tests/unit/test_self_test.py`` measures that margin with a real server.
+is not. ``tests/loader/test_self_test.py`` measures that margin with a real server.
 """
 
 from __future__ import annotations

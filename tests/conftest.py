@@ -38,7 +38,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 _BUILT = frozenset({"client", "base_image", "cpu_release", "real_manifest", "real_runtime"})
 _BUILD_SECONDS = 3600
 """A cold build of the cpu set in a container takes 11 minutes of two idle cores (FACTS §1)."""
-UNIT = Path(__file__).parent / "unit"
+_ALONE = frozenset({"browser", "gpu", "integration"})
+"""Folders whose tests may not run beside a build; the others mirror the packages."""
 
 
 @pytest.hookimpl(trylast=True)
@@ -50,7 +51,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if _fixtures(item) & _BUILT:
             item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
-    items.sort(key=lambda i: bool(_fixtures(i) & _BUILT) or not i.path.is_relative_to(UNIT))
+    items.sort(key=lambda i: bool(_fixtures(i) & _BUILT) or i.path.parent.name in _ALONE)
 
 
 def _fixtures(item: pytest.Item) -> set[str]:

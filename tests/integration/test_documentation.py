@@ -1,7 +1,7 @@
 """Commands of the guides, run as they stand there, with a real release and local servers.
 
 What is replaced is only what the reader replaces, too: ``OWNER/REPO``, ``https://…``, ``/srv``.
-``tests/unit/test_documented_commands.py`` says which command is run where.
+``tests/docs/test_documented_commands.py`` says which command is run where.
 """
 
 from __future__ import annotations

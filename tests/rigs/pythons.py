@@ -34,7 +34,7 @@ TESTS: Final = (
     "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
     "transport", "trust", "unpack",
 )  # fmt: skip
-"""Those of tests/unit that need nothing but the loader."""
+"""Those of tests/loader that need nothing but the loader."""
 LEFT_OUT: Final = (
     "killed_at_a_system_call",
     "generated",
@@ -64,8 +64,6 @@ SECONDS: Final = 900
 
 _LABEL: Final = "llama-farm.python"
 _INSIDE: Final = "project"
-_OF_THE_FARM: Final = "tests/unit/conftest.py"
-"""Fixtures that need the farm, which is not there."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +86,7 @@ def _run(client: DockerClient, python: str) -> Run:
         [
             *("python3", "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *("-m", "not docker and not model", "-k", f"not ({' or '.join(LEFT_OUT)})"),
-            *(f"tests/unit/test_{name}.py" for name in TESTS),
+            *(f"tests/loader/test_{name}.py" for name in TESTS),
         ],
         working_dir=f"/{_INSIDE}",
         environment={
@@ -146,8 +144,7 @@ def _contents(python: str) -> bytes:
 
 
 def _source(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    left_out = entry.name.endswith("__pycache__") or entry.name == f"{_INSIDE}/{_OF_THE_FARM}"
-    return None if left_out else entry
+    return None if entry.name.endswith("__pycache__") else entry
 
 
 if __name__ == "__main__":

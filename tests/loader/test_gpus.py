@@ -12,8 +12,8 @@ from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
 from llama_loader.selection import select
 from llama_loader.settings import load
+from tests.loader.test_selection import short
 from tests.rigs.releases import BARE, artifact, libraries, manifest
-from tests.unit.test_selection import short
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -17,8 +17,8 @@ from llama_loader.cuda_libraries import (
 )
 from llama_loader.errors import HostError
 from llama_loader.selection import require_libraries, select
+from tests.loader.test_selection import host
 from tests.rigs.releases import artifact, manifest, runtime
-from tests.unit.test_selection import host
 
 CUBLAS, LT, CUDART = (f"{stem}.so.12" for stem in ("libcublas", "libcublasLt", "libcudart"))
 NEEDS = (CUDART, CUBLAS, "libcuda.so.1")

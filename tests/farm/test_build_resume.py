@@ -245,7 +245,7 @@ def test_the_run_after_an_interrupted_one_says_where_it_goes_on(
         file.write(f'\nadd_custom_target(slow ALL COMMAND "{slow}")\n')
         file.write("add_dependencies(llama-cli slow)\n")
     script = (
-        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/unit', 'tests/rigs']\n"
+        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/farm', 'tests/rigs']\n"
         "from pathlib import Path\n"
         "import test_build_resume as t\n"
         f"t.pipeline.STATE = Path({str(pipeline.STATE)!r})\n"

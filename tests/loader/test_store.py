@@ -32,11 +32,11 @@ from llama_loader.errors import IntegrityError, LoaderError, NetworkError, Setti
 from llama_loader.events import Downloading, Event, Note, Stage, Unpacking
 from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
+from tests.loader.test_disk import KINDS, left_behind, not_small
 from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
-from tests.unit.test_disk import KINDS, left_behind, not_small
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

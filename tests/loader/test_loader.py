@@ -20,10 +20,10 @@ from llama_loader.gpus import Gpu
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
+from tests.loader.test_cli import make_release
+from tests.loader.test_devices import gemma
 from tests.rigs.binaries import library, program
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
-from tests.unit.test_cli import make_release
-from tests.unit.test_devices import gemma
 
 if TYPE_CHECKING:
     from conftest import Impostor

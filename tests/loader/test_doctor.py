@@ -19,10 +19,10 @@ from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
 from llama_loader.manifest import dump
 from llama_loader.settings import Settings, load
+from tests.loader.test_selection import GPUS, short
+from tests.loader.test_selection import RELEASE as FULL
 from tests.rigs import hub
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest, runtime
-from tests.unit.test_selection import GPUS, short
-from tests.unit.test_selection import RELEASE as FULL
 
 if TYPE_CHECKING:
     from conftest import Impostor

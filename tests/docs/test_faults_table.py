@@ -3,13 +3,13 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-UNIT = Path(__file__).parent
-TABLE = UNIT.parents[1] / "docs" / "faults.md"
+TESTS = Path(__file__).parents[1]
+TABLE = TESTS.parent / "docs" / "faults.md"
 
 
 def test_every_test_that_the_table_names_exists() -> None:
     named = set(re.findall(r"`(test_\w+)`", TABLE.read_text()))
-    sources = [path.read_text() for path in UNIT.parent.rglob("test_*.py")]
+    sources = [path.read_text() for path in TESTS.rglob("test_*.py")]
     there = {name for text in sources for name in re.findall(r"def (test_\w+)", text)}
     assert len(named) > 60
     assert named - there == set()

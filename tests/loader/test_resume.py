@@ -291,7 +291,7 @@ import sys
 sys.path[:0] = [{str(installer.SPACES)!r}, {str(installer.SPACES.parent)!r}]
 from contextlib import closing
 from pathlib import Path
-from tests.unit import test_resume as here
+from tests.loader import test_resume as here
 from llama_loader.fetch import Fetcher
 with here.partial_of(Path({str(tmp_path)!r})) as kept:
     with closing(Fetcher().chunks(here.ARTIFACT, [{url!r}], kept)) as chunks:

@@ -324,7 +324,16 @@ def test_a_signature_says_nothing_about_a_manifest_that_is_none(published: Publi
     assert refused(published).exit_status == 4
 
 
-@pytest.mark.parametrize("key", ["RWQx", "not a key", "\u00e9", PUBLIC[:-4], "A" * 56])
+NO_KEYS = {
+    "short": "RWQx",
+    "words": "not a key",
+    "accent": "\u00e9",
+    "cut": PUBLIC[:-4],
+    "zeros": "A" * 56,
+}
+
+
+@pytest.mark.parametrize("key", NO_KEYS.values(), ids=NO_KEYS)
 def test_a_key_that_is_none_is_a_setting(published: Published, key: str) -> None:
     error = refused(published, key=key)
     assert isinstance(error, SettingError | IntegrityError)

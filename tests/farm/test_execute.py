@@ -160,7 +160,7 @@ def test_ctrl_c_leaves_no_process_and_no_half_product(tiny: Path, tmp_path: Path
         "utf-8",
     )
     script = (
-        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/unit']\n"
+        "import sys; sys.path[:0] = ['.', 'spaces', 'tests/farm']\n"
         "from pathlib import Path\n"
         "import test_execute as t\n"
         f"p = t.plan_of(Path({str(tiny)!r}))\n"

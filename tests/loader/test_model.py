@@ -20,9 +20,9 @@ from verbs import PROJECT
 from llama_loader import model, self_test
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
 from llama_loader.settings import Settings, bound_xet, load
+from tests.loader.test_doctor import MMPROJ
 from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.small_disk import mounted
-from tests.unit.test_doctor import MMPROJ
 
 SPACES = PROJECT / "spaces"
 TINY = self_test.MODEL.read_bytes()
