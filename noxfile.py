@@ -71,10 +71,12 @@ def tests(session: nox.Session) -> None:
 
 @nox.session
 def unit(session: nox.Session) -> None:
-    """The fast tests only: no engine, no model, nothing fetched."""
+    """The fast tests only: no engine, no model, nothing fetched. Takes paths: ``-- tests/farm``."""
     _install(session, DEV_LOCK)
-    marks = ("-m", "not docker and not model")
-    session.run("pytest", *PACKAGES, *marks, *session.posargs, env=MODULE_PATH)
+    named = any(Path(one.partition("::")[0]).exists() for one in session.posargs)
+    chosen = session.posargs if named else (*PACKAGES, *session.posargs)
+    marks = ("-m", "not docker and not model", "--numprocesses=auto", "--dist=worksteal")
+    session.run("pytest", *marks, *chosen, env=MODULE_PATH)
 
 
 @nox.session

@@ -1024,7 +1024,7 @@ def test_an_interrupt_at_any_line_of_a_start_leaves_nothing(impostor: Impostor) 
     assert lines > 80
     for number in range(1, lines, step):
         interrupted(runtime, number)
-        until(lambda: threading.active_count() == before, "its threads end", 10)
+        until(lambda: threading.active_count() <= before, "its threads end", 10)
     assert not [pid for pid in (runtime / "starts").read_text().split() if alive(int(pid))]
 
 
