@@ -80,23 +80,27 @@ AT_REST = """document.getAnimations().every(
 STATES = (empty, list_open, running, done, refused, backstage, failed, unpinned, preparing)
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize(("locale", "width"), [("en-GB", 1280), ("ja-JP", 390)])
 @pytest.mark.parametrize("state", STATES, ids=lambda state: state.__name__)
-def test_axe_finds_nothing(
+def test_axe_finds_nothing_in_light_and_dark(
     resting: Held,
     visit: Callable[..., Page],
     state: Callable[[Page, Held], None],
     locale: str,
     width: int,
-    theme: str,
 ) -> None:
     resting.be("ready")
     resting.begun()
-    page = visit(f"{resting.url}/?__theme={theme}", locale=locale, width=width, height=844)
+    page = visit(f"{resting.url}/?__theme=light", locale=locale, width=width, height=844)
     page.wait_for_selector("html.settled")
     state(page, resting)
+    found = {theme: audited(page, theme) for theme in ("light", "dark")}
+    assert found == {"light": {}, "dark": {}}
+
+
+def audited(page: Page, theme: str) -> dict[str, list[str]]:
+    """Return what axe finds: the elements of each rule that is broken."""
+    page.evaluate("dark => document.body.classList.toggle('dark', dark)", theme == "dark")
     page.wait_for_function(AT_REST)
     found = axe.Axe().run(page).response["violations"]
-    told = {one["id"]: [node["html"][:160] for node in one["nodes"]] for one in found}
-    assert told == {}
+    return {one["id"]: [node["html"][:160] for node in one["nodes"]] for one in found}
