@@ -1,0 +1,44 @@
+"""Every link of a document leads somewhere: its file is in the repository, its heading exists."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import TYPE_CHECKING
+
+import pytest
+from verbs import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+_LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:a|img|source)[^>]*(?:href|src|srcset)=\"([^\"]+)\"")
+_CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+FILES = subprocess.run(
+    ["git", "ls-files"], cwd=PROJECT, capture_output=True, text=True, check=True
+).stdout.splitlines()
+PAGES = [name for name in FILES if name.endswith(".md")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_relative_links_of_a_document_lead_to_a_file_and_its_heading(page: str) -> None:
+    path = PROJECT / page
+    links = ["".join(found) for found in _LINK.findall(_CODE.sub("", path.read_text("utf-8")))]
+    relative = [link for link in links if not re.match(r"[a-z]+:", link)]
+    assert [link for link in relative if not leads(path, link)] == []
+
+
+def leads(page: Path, link: str) -> bool:
+    """Tell whether a relative link of a page leads to a file, and to a heading that it has."""
+    name, _, heading = link.partition("#")
+    target = (page.parent / name).resolve() if name else page
+    if not target.exists():
+        return False
+    return not heading or heading in anchors(target)
+
+
+def anchors(page: Path) -> set[str]:
+    """Return the anchors that GitHub makes of a page's headings."""
+    titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
+    return {title.strip().replace(" ", "-") for title in plain}
