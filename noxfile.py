@@ -14,14 +14,18 @@ import nox
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "uv|virtualenv"
-nox.options.sessions = ["lint", "typecheck", "tests"]
+nox.options.sessions = ["lint", "typecheck", "docs", "tests"]
 nox.options.error_on_external_run = True
 
 FARM_LOCK = "requirements.lock"
 DEV_LOCK = "requirements-dev.lock"
+DOCS_LOCK = "requirements-docs.lock"
 CLUSTER_LOCK = "requirements-cluster.lock"
 LOADER_LOCK = "requirements-loader.lock"
-SOURCES = ("farm", "spaces", "examples", "tests", "benchmarks", "tasks.py", "noxfile.py")
+SOURCES = (
+    *("farm", "spaces", "examples", "tests", "benchmarks", "docs/conf.py"),
+    *("tasks.py", "noxfile.py"),
+)
 WORKFLOWS = ".github/workflows"
 PACKAGES = ("tests/loader", "tests/space", "tests/translator", "tests/farm", "tests/docs")
 MODULE_PATH = {
@@ -42,7 +46,13 @@ def lint(session: nox.Session) -> None:
     session.run("lint-imports", env=MODULE_PATH)
     session.run("zizmor", "--offline", "--no-progress", "--persona=pedantic", WORKFLOWS)
     files = sorted(str(path) for path in Path(WORKFLOWS).glob("*.yml"))
-    session.run("check-jsonschema", "--builtin-schema", "vendor.github-workflows", *files)
+    forms = [f".github/ISSUE_TEMPLATE/{name}.yml" for name in ("build", "space")]
+    for schema, checked in {
+        "vendor.github-workflows": files,
+        "vendor.github-issue-forms": forms,
+        "vendor.dependabot": [".github/dependabot.yml"],
+    }.items():
+        session.run("check-jsonschema", "--builtin-schema", schema, *checked)
 
 
 @nox.session
@@ -77,6 +87,14 @@ def unit(session: nox.Session) -> None:
     chosen = session.posargs if named else (*PACKAGES, *session.posargs)
     marks = ("-m", "not docker and not model", "--numprocesses=auto", "--dist=worksteal")
     session.run("pytest", *marks, *chosen, env=MODULE_PATH)
+
+
+@nox.session
+def docs(session: nox.Session) -> None:
+    """The site, into site/: a broken link or a page that no other names is an error."""
+    _install(session, DOCS_LOCK)
+    options = ("--fail-on-warning", "--keep-going", "--quiet", "--fresh-env")
+    session.run("sphinx-build", *options, "docs", "site", *session.posargs, env=MODULE_PATH)
 
 
 @nox.session
@@ -163,6 +181,7 @@ def lock(session: nox.Session) -> None:
     groups = (f"--group={name}" for name in ("cluster", "test", "lint"))
     session.run(*ours, *groups, "-o", DEV_LOCK)
     session.run(*ours, "--group=cluster", "-c", DEV_LOCK, "-o", CLUSTER_LOCK)
+    session.run(*ours, "--group=docs", "-o", DOCS_LOCK)
     loader = ("--python-version=3.10", "spaces/requirements.txt", "--group=loader-test")
     session.run(*compile_, *loader, "-o", LOADER_LOCK)
     s3 = ("--python-version=3.11", "tests/rigs/s3_server.in")

@@ -1,0 +1,166 @@
+"""Makes a site out of this folder with Sphinx: ``nox -s docs``.
+
+Lines such as ``% errors`` in a page are replaced by what the code says, so that a reference cannot
+be older than the code.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import llama_space
+from farm.release import json_schema
+from llama_loader import errors as loader_errors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from sphinx.application import Sphinx
+
+project = "llama-server for Spaces"
+html_title = project
+html_theme = "furo"
+extensions = ["myst_parser", "sphinxcontrib.mermaid"]
+myst_fence_as_directive = ["mermaid"]
+myst_heading_anchors = 4
+myst_enable_extensions = ["deflist"]
+smartquotes = False
+html_show_copyright = False
+exclude_patterns = ["figures"]
+
+_ROOT: Final = Path(__file__).resolve().parents[1]
+_PACKAGES: Final = ("llama_loader", "llama_space", "translator")
+_CODES: Final = json.loads((_ROOT / "spaces/translator/sentences_ja.json").read_text("utf-8"))[
+    "codes"
+]
+"""All codes: a test compares them with the sources (tests/translator/test_sentences.py)."""
+_KINDS: Final = {
+    name: kind.exit_status
+    for name, kind in vars(loader_errors).items()
+    if inspect.isclass(kind) and issubclass(kind, loader_errors.LoaderError)
+}
+
+_STATUSES: Final = {
+    1: "Exit status 1: a wrong call, or a defect",
+    2: "Exit status 2: usage or setting",
+    3: "Exit status 3: network",
+    4: "Exit status 4: integrity or trust",
+    5: "Exit status 5: this host cannot run it",
+    6: "Exit status 6: disk or store",
+    7: "Exit status 7: the server did not start, or died",
+    0: "Warnings, and codes of several kinds",
+}
+_CAUSES: Final = {"_server": 7, "_host": 5}
+"""Ends of llama-server that its log explains (server_log.py), and their exit statuses."""
+
+
+def errors() -> str:
+    """Return all codes with the sentences and hints that go with them, by exit status."""
+    found: dict[tuple[int, str], set[tuple[str, str]]] = {}
+    for package in _PACKAGES:
+        for status, code, what, cure in _raised(package):
+            said = found.setdefault((status, code), set())
+            if what.strip("… :().,"):
+                said.add((what, cure))
+    told = {code for (_, code), said in found.items() if said}
+    found.update({(0, code): set() for code in _CODES if code not in told})
+    sections = dict.fromkeys(_STATUSES, "")
+    for (status, code), said in sorted(found.items()):
+        if said or (status == 0 and code not in told):
+            sentences = sorted(said) or [("the sentence names the case", "")]
+            sections[status] += f"`{code}`\n" + "".join(map(_definition, sentences)) + "\n"
+    return "".join(
+        f"## {_STATUSES[status]}\n\n{section}" for status, section in sections.items() if section
+    )
+
+
+def _definition(said: tuple[str, str]) -> str:
+    what, cure = (text.replace("<", "\\<").replace("*", "\\*") for text in said)
+    return f": {what}\n" + (f"\n  *{cure}*\n" if cure else "")
+
+
+def _raised(package: str) -> Iterator[tuple[int, str, str, str]]:
+    for path in sorted((_ROOT / "spaces" / package).glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            match node:
+                case ast.Call(func=function, args=given, keywords=named):
+                    kind = function.id if isinstance(function, ast.Name) else ""
+                    hints = [one.value for one in named if one.arg == "hint"]
+                    yield from _row(kind, [*given, *hints])
+                case ast.Tuple(elts=given):
+                    yield from _row("", given)
+
+
+def _row(kind: str, given: list[ast.expr]) -> Iterator[tuple[int, str, str, str]]:
+    values = [one.value if isinstance(one, ast.Constant) else None for one in given]
+    for number, value in enumerate(values):
+        if isinstance(value, str) and value in _CODES:
+            status = _CAUSES.get(kind, _KINDS.get(kind, 0))
+            words = [_words(one) for one in given[number + 1 :]]
+            if kind in _CAUSES:  # what it is told by in the server's log comes first
+                words[:2] = [f"llama-server {words[1]}"]
+            what, cure, *_ = [*words, "", ""]
+            if what not in _CODES:
+                yield status, value, what, cure
+
+
+def _words(said: ast.expr) -> str:
+    """Return the text of a string, with ``…`` for what is filled in when it is raised."""
+    match said:
+        case ast.Constant(value=str(text)):
+            return text
+        case ast.JoinedStr(values=parts):
+            return "".join(_words(part) for part in parts)
+        case ast.BinOp(left=left, right=right):
+            return _words(left) + _words(right)
+    return "…"
+
+
+def schema() -> str:
+    """Return the manifest's JSON Schema."""
+    return f"```json\n{json.dumps(json_schema(), indent=2)}\n```\n"
+
+
+def api() -> str:
+    """Return the public names of ``llama_space``, their signatures and docstrings."""
+    public = {name: getattr(llama_space, name) for name in llama_space.__all__}
+    return "\n".join(f"{_described(name, thing)}" for name, thing in public.items())
+
+
+def _described(name: str, thing: object) -> str:
+    lines = [f"## {name}\n", f"{_doc(thing)}\n"]
+    if inspect.isclass(thing) and not issubclass(thing, BaseException):
+        for method, function in vars(thing).items():
+            if inspect.isfunction(function) and not method.startswith("_"):
+                lines.append(f"### {name}.{method}\n")
+                lines.append(f"```python\n{method}{_signature(function)}\n```\n")
+                lines.append(f"{_doc(function)}\n")
+    return "\n".join(lines)
+
+
+def _signature(function: Callable[..., object]) -> str:
+    signature = inspect.signature(function)
+    given = [one for name, one in signature.parameters.items() if name != "self"]
+    return str(signature.replace(parameters=given)).replace("'", "")
+
+
+def _doc(thing: object) -> str:
+    return f"```text\n{inspect.getdoc(thing) or ''}\n```"
+
+
+_GENERATED: Final[dict[str, Callable[[], str]]] = {"errors": errors, "schema": schema, "api": api}
+
+
+def _filled(app: Sphinx, name: str, source: list[str]) -> None:
+    del app
+    if name in _GENERATED:
+        source[0] = source[0].replace(f"% {name}\n", _GENERATED[name]())
+
+
+def setup(app: Sphinx) -> None:
+    """Fill in what is generated while Sphinx reads a page."""
+    app.connect("source-read", _filled)
