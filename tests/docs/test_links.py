@@ -42,3 +42,15 @@ def anchors(page: Path) -> set[str]:
     titles = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
     plain = (re.sub(r"[^\w\- ]", "", title.lower()) for title in titles)
     return {title.strip().replace(" ", "-") for title in plain}
+
+
+@pytest.mark.parametrize("page", [name for name in PAGES if name.startswith("docs/ja/")])
+def test_japanese_guide_has_the_headings_code_and_rows_of_the_english_one(page: str) -> None:
+    japanese, english = PROJECT / page, PROJECT / page.replace("/ja/", "/")
+    assert outline(japanese) == outline(english)
+
+
+def outline(page: Path) -> list[str]:
+    """Return what each line of a page begins: a heading of a level, a fence, a row, an item."""
+    text = page.read_text("utf-8")
+    return re.findall(r"^(#+ |```|\| |- |   - |[0-9]+\. )", text, re.MULTILINE)
