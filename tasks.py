@@ -6,17 +6,18 @@ from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 
-from farm.publish_verbs import (
+from farm.release_verbs import (
     deploy_space,
     gate,
     keygen,
     pin_space,
     promote,
     publish,
+    rebuild,
     renew,
+    reproducible,
     rollback,
 )
-from farm.reproduce_verbs import rebuild, reproducible
 from farm.terminal import show, show_published
 from farm.terminal.cli import refuse_wrong_usage, task, verb
 
