@@ -124,14 +124,6 @@ def screenshots(session: nox.Session) -> None:
     session.run("python", "benchmarks/screenshots.py", *session.posargs, env=MODULE_PATH)
 
 
-@nox.session(name="build-picture")
-def build_picture(session: nox.Session) -> None:
-    """A picture of a terminal that builds three sets, into docs/figures; fetches nvcc."""
-    _install(session, DEV_LOCK)
-    session.install("pyte==0.8.2")
-    session.run("python", "benchmarks/build_picture.py", *session.posargs, env=MODULE_PATH)
-
-
 @nox.session(name="format")
 def format_(session: nox.Session) -> None:
     """Rewrite the sources in the project's format; the equal of a pre-commit hook's fixes."""

@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
 _SMALL: Final = 100_000
+_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
 GATE: Final = "gate.json"
-"""The report of the checks before a promotion; a release may have it.
-
-What is published stays as it is, so a later report of the same release is ``gate-2.json``, then
-``gate-3.json``: the highest number counts.
-"""
-_REPORT: Final = re.compile(r"gate(?:-([2-9]|[1-9][0-9]{1,5}))?\.json", re.ASCII)
+"""The report of the checks before a promotion; a release may have it."""
 
 
 @dataclass(frozen=True)
@@ -102,17 +98,6 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
         if artifact.sbom is not None:
             names[_beside(artifact.sbom.url, None)] = None
     return (*names, folder_of.SCHEMA, folder_of.SUMS, folder_of.MANIFEST)
-
-
-def reports(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the gate's reports among some names, the one that counts first."""
-    return tuple(sorted(filter(_REPORT.fullmatch, names), key=_number, reverse=True))
-
-
-def next_report(names: Iterable[str]) -> str:
-    """Return the name for one more report."""
-    found = reports(names)
-    return f"gate-{_number(found[0]) + 1}.json" if found else GATE
 
 
 def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
@@ -225,9 +210,13 @@ def _beside(url: str, name: str | None) -> str:
     return url
 
 
-def _number(report: str) -> int:
-    match = _REPORT.fullmatch(report)
-    return int(match[1] or 1) if match else 0
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort releases as a person counts: b9999-1 comes before b11549-1, and that before b11549-2."""
+    return tuple(sorted(names, key=_counted))
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]
 
 
 def _manifest_last(part: Part) -> bool:

@@ -16,12 +16,12 @@ import pytest
 
 from farm import release
 from farm.errors import FarmError, PublishError, UsageError
-from farm.publish import destination, gate, pin_space, places, publishing
-from farm.publish.parts import Known, Part, plan
+from farm.publish import pin_space, places, publishing
+from farm.publish.parts import Known, Part, in_order, plan
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release
-from tests.rigs.published import Place, publish
+from tests.rigs.published import Place, publish, report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,18 +70,21 @@ def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
     assert release.load(released).artifacts[0].name == NAMES[0]  # the manifest knows nothing of it
 
 
-def test_wheel_of_a_published_release_stays_as_it_is(
+def test_wheel_and_report_of_a_published_release_stay_as_they_are(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
     wheel = tmp_path / "llama_space-0.1.0-py3-none-any.whl"
     wheel.write_bytes(b"a wheel")
+    report(released)
     first = publishing.prepare(released, place.open(), wheel=wheel)
     publishing.publish(first, place.open(), lambda _: None)
     wheel.write_bytes(b"of a later checkout")
+    report(released, moment="01")
     said: list[str] = []
     again = publishing.prepare(released, place.open(), said.append, wheel=wheel)
     assert again.new == ()
-    assert [line for line in said if wheel.name in line] == said[-1:]
+    told = [line.partition(" ")[0] for line in said if not line.startswith("note[")]
+    assert told == [wheel.name, "gate.json"]
 
 
 def test_other_bytes_under_a_published_name_are_refused(
@@ -430,7 +433,7 @@ class TestHub:
     def test_a_tag_never_moves(self, hub: hub_repository.Hub, released: Path) -> None:
         self.publish(released)
         tags = dict(hub.repositories["owner/name"].tags)
-        (released / "gate.json").write_bytes(report_of(released))
+        report(released)
         self.publish(released)
         assert len(hub.repositories["owner/name"].commits) == 3
         assert hub.repositories["owner/name"].tags == tags
@@ -463,16 +466,6 @@ class TestHub:
         assert refused.value.code == "HUB_REFUSED"
         assert "412" in refused.value.message
         monkeypatch.undo()
-
-
-def report_of(folder: Path) -> bytes:
-    """Return a report of a folder's manifest in which all is well."""
-    manifest = sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    return msgspec.json.encode(
-        gate.Report(
-            "b11549-1", manifest, "2026-11-23", (gate.Check("starts", passed=True, detail="yes"),)
-        )
-    )
 
 
 class TestPlan:
@@ -567,13 +560,13 @@ def test_a_release_is_not_published_where_channels_are(released: Path, name: str
 def test_releases_are_in_the_order_of_their_numbers() -> None:
     names = ["b11549-10", "b9999-1", "b11549-2", "b11549", "a"]
     expected = ("a", "b9999-1", "b11549", "b11549-2", "b11549-10")
-    assert destination.in_order(names) == expected
+    assert in_order(names) == expected
 
 
 @pytest.mark.parametrize("name", [None, "", "../x", "a/b", "-x", "x" * 65, "a b"])
 def test_a_name_that_is_none(name: str | None) -> None:
     with pytest.raises(UsageError):
-        destination.require_name("channel", name)
+        places.require_name("channel", name)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "tarball", "sbom"])

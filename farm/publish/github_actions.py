@@ -1,7 +1,8 @@
-"""One changed file → a pull request on GitHub, through its REST API.
+"""What workflows do in their own repository: propose changed pins, and remove older caches.
 
-Nothing is pushed and no credential is written to the disk. Running it again continues where it
-stopped: a branch, a commit or a pull request that is there already is used as it is.
+A pull request is made through the REST API: nothing is pushed, and no credential is written to the
+disk. Running it again continues where it stopped: a branch, a commit or a pull request that is
+there already is used as it is.
 """
 
 from __future__ import annotations
@@ -11,20 +12,23 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from farm import PROJECT_ROOT, source
 from farm.errors import UsageError
 from farm.inputs import pins
+from farm.publish.github_api import Api
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
 
     from farm.inputs.pins import SourcePin
-    from farm.publish.github_api import Api
     from farm.update_pins import Step, Update
 
 REPOSITORY: Final = "GITHUB_REPOSITORY"
 """``OWNER/NAME``, as on every runner; ``GITHUB_TOKEN`` and ``GITHUB_API_URL`` are the API's."""
+_PAGE: Final = 100
 _SHOWN: Final = 40
 """How many differing files, or changed pins of a kind, stand in a pull request's text."""
 
@@ -141,3 +145,56 @@ def _there(api: Api, path: str, branch: str) -> tuple[bytes, str]:
     """Return what a branch has of a file, and the number that a change of it must name."""
     there = api.call("GET", path, params={"ref": branch})
     return base64.b64decode(there["content"]), str(there["sha"])
+
+
+class _Cache(msgspec.Struct, frozen=True):
+    """A cache, as GitHub's REST API has it; ``created_at`` sorts as a text."""
+
+    id: int
+    key: str
+    ref: str
+    created_at: str
+    size_in_bytes: int
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What all caches of one job have in common: a key ends with the run's number."""
+        return self.ref, self.key.rpartition("-")[0]
+
+
+class _Page(msgspec.Struct, frozen=True):
+    actions_caches: list[_Cache]
+
+
+def prune(prefix: str) -> Iterator[str]:
+    """Remove the caches whose keys begin with ``prefix``, but the newest of each kind.
+
+    Each run of a workflow adds a cache under a key of its own, and GitHub keeps 10 GB in all. What
+    is over that it removes by its own order, and with it caches that a workflow still wants.
+
+    Gives a line for each that was removed, and one for what stays.
+
+    Raises:
+        UsageError: ``GITHUB_REPOSITORY`` or ``GITHUB_TOKEN`` is not set.
+        PublishError: GitHub refuses, or cannot be reached.
+    """
+    api = Api(repository())
+    newest: dict[tuple[str, str], _Cache] = {}
+    for entry in sorted(_caches(api, prefix), key=lambda one: one.created_at, reverse=True):
+        if newest.setdefault(entry.kind, entry) is not entry:
+            api.call("DELETE", f"/actions/caches/{entry.id}")
+            yield f"removed {entry.key}: {entry.size_in_bytes / 1e6:.1f} MB"
+    total = sum(entry.size_in_bytes for entry in newest.values())
+    yield f"{len(newest)} caches stay: {total / 1e6:.1f} MB"
+
+
+def _caches(api: Api, prefix: str) -> list[_Cache]:
+    found: list[_Cache] = []
+    number = 1
+    while True:
+        asked = {"key": prefix, "per_page": _PAGE, "page": number}
+        told = msgspec.convert(api.call("GET", "/actions/caches", params=asked), _Page)
+        found += told.actions_caches
+        if len(told.actions_caches) < _PAGE:
+            return found
+        number += 1

@@ -10,9 +10,9 @@ from github_api import TOKEN, GitHub
 from farm import source
 from farm.errors import FarmError, UsageError
 from farm.inputs import pins
-from farm.publish import pull_request
+from farm.publish import github_actions
+from farm.publish.github_actions import propose_pins
 from farm.publish.github_api import Api
-from farm.publish.pull_request import propose_pins
 from farm.update_pins import Step, Update
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def test_what_is_not_as_upstream_has_it_stands_in_the_text(
 
 
 def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path]) -> None:
-    for number in range(pull_request._SHOWN + 3):
+    for number in range(github_actions._SHOWN + 3):
         (trees["archive"] / f"{number}.cpp").write_text("")
     propose(github)
     assert github.pulls[0]["body"].endswith("- and 3 more")
@@ -154,4 +154,4 @@ def test_another_branch_that_begins_alike_is_not_taken_for_it(github: GitHub) ->
 def test_a_runner_without_a_repository_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     with pytest.raises(UsageError, match="GITHUB_REPOSITORY"):
-        pull_request.repository()
+        github_actions.repository()
