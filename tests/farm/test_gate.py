@@ -16,6 +16,7 @@ from farm.publish import gate, places, publishing
 from farm.publish.gate import Figures
 from tests.rigs import fake_nvml, github_releases, published
 from tests.rigs.published import Place, publish, report
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -34,9 +35,8 @@ def test_report_counts_for_the_very_manifest_that_was_named(place: Place, releas
     publish(place, released)
     assert "gate.json" in place.open().present("b11549-1")
     require_gate(place, digest(released))
-    with pytest.raises(PublishError) as refused:
+    with refused("RELEASE_CHANGED", PublishError):
         require_gate(place, "0" * 64)
-    assert refused.value.code == "RELEASE_CHANGED"
 
 
 def test_report_that_lies_at_the_place_counts_for_no_manifest_that_was_not_named(
@@ -45,9 +45,8 @@ def test_report_that_lies_at_the_place_counts_for_no_manifest_that_was_not_named
     """The tiny tree's llama-server is none: only a report that is not signed says it passed."""
     report(released)
     publish(place, released)
-    with pytest.raises(PublishError) as refused:
+    with refused("GATE_FAILED", PublishError):
         require_gate(place, None)
-    assert refused.value.code == "GATE_FAILED"
 
 
 def test_a_failed_check_stands_in_the_way_at_the_place_and_in_the_folder(
@@ -55,9 +54,8 @@ def test_a_failed_check_stands_in_the_way_at_the_place_and_in_the_folder(
 ) -> None:
     report(released, passed=False)
     publish(place, released)
-    with pytest.raises(PublishError, match="starts") as refused:
+    with refused("GATE_FAILED", PublishError, match="starts"):
         require_gate(place, digest(released))
-    assert refused.value.code == "GATE_FAILED"
     plan = publishing.prepare(released, place.open(), lambda _: None)
     with pytest.raises(PublishError, match="starts"):
         publishing.passed(released, plan)
@@ -75,9 +73,9 @@ def test_a_report_of_nothing_or_of_other_bytes_lets_nothing_through(released: Pa
         (report(released), b"another manifest", "GATE_OF_OTHER_BYTES"),
         (b"{}", manifest, "GATE_INVALID"),
     ):
-        with pytest.raises(PublishError) as refused:
+        with pytest.raises(PublishError) as caught:
             gate.require_passed(content, of, what="it")
-        assert refused.value.code == code
+        assert caught.value.code == code
 
 
 def test_a_report_that_is_left_over_from_another_manifest_is_not_published(
@@ -85,20 +83,18 @@ def test_a_report_that_is_left_over_from_another_manifest_is_not_published(
 ) -> None:
     report(released)
     release.write(released, serial=8)
-    with pytest.raises(PublishError) as refused:
+    with refused("GATE_OF_OTHER_BYTES", PublishError) as caught:
         publishing.prepare(released, places.parse(str(tmp_path / "published")), lambda _: None)
-    assert refused.value.code == "GATE_OF_OTHER_BYTES"
-    assert "invoke gate" in refused.value.hint
+    assert "invoke gate" in caught.value.hint
 
 
 def test_without_a_report_it_is_checked_then_and_there(released: Path, tmp_path: Path) -> None:
     """The tiny tree's llama-server is none: the check finds that, and nothing is promoted."""
     to = places.parse(str(tmp_path / "published"))
-    publishing.publish(publishing.prepare(released, to), to, lambda _: None)
+    publish(to, released)
     made: list[gate.Check] = []
-    with pytest.raises(PublishError) as refused:
+    with refused("GATE_FAILED", PublishError):
         gate.require_gate(to, "b11549-1", made.append, checked=digest(released))
-    assert refused.value.code == "GATE_FAILED"
     assert [check.passed for check in made[:3]] == [True, True, False]
     assert "gate.json" not in to.present("b11549-1")
 
@@ -116,9 +112,8 @@ def test_only_what_the_manifest_names_is_fetched_to_be_checked(
         gate.check_published(place.open(), "b11549-1", lambda _: None)
         assert not list(tmp_path.rglob("escaped"))
         assets[:] = [one for one in assets if one.name not in {"SHA256SUMS", evil.name}]
-        with pytest.raises(PublishError, match="SHA256SUMS") as refused:
+        with refused("RELEASE_INCOMPLETE", PublishError, match="SHA256SUMS"):
             gate.check_published(place.open(), "b11549-1", lambda _: None)
-        assert refused.value.code == "RELEASE_INCOMPLETE"
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from farm.publish import github_actions
 from farm.publish.github_actions import propose_pins
 from farm.publish.github_api import Api
 from farm.update_pins import Step, Update
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -127,9 +128,8 @@ def test_what_was_stopped_half_way_is_completed_by_the_next_run(
     github: GitHub, stopped: str
 ) -> None:
     github.refuse = stopped
-    with pytest.raises(FarmError, match="not accessible") as refused:
+    with refused("GITHUB_REFUSED", match="not accessible"):
         propose(github)
-    assert refused.value.code == "GITHUB_REFUSED"
     github.refuse = ""
     assert propose(github) == (BRANCH, "https://github.test/pull/1")
     assert len(github.pulls) == 1
@@ -139,9 +139,9 @@ def test_a_wrong_token_is_refused_and_never_shown(
     github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
-    with pytest.raises(FarmError, match="401: Bad credentials") as refused:
+    with pytest.raises(FarmError, match="401: Bad credentials") as caught:
         propose(github)
-    assert "s3cret" not in refused.value.render()
+    assert "s3cret" not in caught.value.render()
 
 
 def test_another_branch_that_begins_alike_is_not_taken_for_it(github: GitHub) -> None:

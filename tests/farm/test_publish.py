@@ -22,6 +22,7 @@ from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release
 from tests.rigs.published import Place, publish, report
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -96,10 +97,9 @@ def test_other_bytes_under_a_published_name_are_refused(
         other = tiny_release.of_build(kept, 11549, tmp_path / "other")
     finally:
         (kept / "licenses" / "NOTICE").unlink()
-    with pytest.raises(PublishError) as refused:
+    with refused("PUBLISHED_DIFFERS", PublishError) as caught:
         publishing.prepare(other, place.open())
-    assert refused.value.code == "PUBLISHED_DIFFERS"
-    assert "b11549-1" in refused.value.message
+    assert "b11549-1" in caught.value.message
 
 
 def test_tarball_that_changes_after_it_was_verified_is_not_published(
@@ -114,15 +114,14 @@ def test_tarball_that_changes_after_it_was_verified_is_not_published(
         return names
 
     monkeypatch.setattr(release, "verify", verify_then_change)
-    with pytest.raises(PublishError) as refused:
+    with refused("RELEASE_CHANGED", PublishError):
         publishing.prepare(released, places.parse(str(tmp_path / "published")), lambda _: None)
-    assert refused.value.code == "RELEASE_CHANGED"
 
 
 def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:
-    with pytest.raises(FarmError) as refused:
+    with pytest.raises(FarmError) as caught:
         b"".join(place.open().read("b1-1", "manifest.json"))
-    assert refused.value.code in {"NOT_PUBLISHED", "HUB_REFUSED"}
+    assert caught.value.code in {"NOT_PUBLISHED", "HUB_REFUSED"}
     assert place.open().releases() == place.open().channels() == ()
 
 
@@ -164,9 +163,8 @@ def test_of_two_publishers_with_other_bytes_the_second_is_refused(
     assert changed.name == "SHA256SUMS"
     second = replace(first, new=(*first.new[:-2], changed, first.new[-1]))
     publishing.publish(first, place.open(), lambda _: None)
-    with pytest.raises(PublishError) as refused:
+    with refused("PUBLISHED_DIFFERS", PublishError):
         publishing.publish(second, place.open(), lambda _: None)
-    assert refused.value.code == "PUBLISHED_DIFFERS"
     assert b"".join(place.open().read("b11549-1", "SHA256SUMS")) != b"other\n"
 
 
@@ -228,7 +226,7 @@ class TestGitHub:
 
     def publish(self, folder: Path) -> None:
         to = places.parse("github:owner/name")
-        publishing.publish(publishing.prepare(folder, to), to, lambda _: None)
+        publish(to, folder)
 
     def test_a_limit_in_the_middle_of_the_uploads_is_waited_for(
         self, server: github_releases.GitHub, released: Path
@@ -254,7 +252,7 @@ class TestGitHub:
         monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
         monkeypatch.setenv("GITHUB_REPOSITORY", github_releases.REPOSITORY)
         to = places.parse(f"github:{github_releases.REPOSITORY}")
-        publishing.publish(publishing.prepare(released, to, lambda _: None), to, lambda _: None)
+        publish(to, released)
         assert server.release("b11549-1").commit == "c0ffee" * 6 + "c0ff"
 
     def test_commit_of_another_repository_is_no_tag_here(
@@ -263,7 +261,7 @@ class TestGitHub:
         monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
         monkeypatch.setenv("GITHUB_REPOSITORY", "another/repository")
         to = places.parse(f"github:{github_releases.REPOSITORY}")
-        publishing.publish(publishing.prepare(released, to, lambda _: None), to, lambda _: None)
+        publish(to, released)
         assert server.release("b11549-1").commit is None
 
     def test_what_was_cut_off_is_sent_again_and_nothing_else(
@@ -271,9 +269,8 @@ class TestGitHub:
     ) -> None:
         monkeypatch.setattr("farm.publish.github_api._TRIES", 1)
         server.break_upload_of = "SHA256SUMS"
-        with pytest.raises(PublishError) as broken:
+        with refused("GITHUB_UNREACHABLE", PublishError):
             self.publish(released)
-        assert broken.value.code == "GITHUB_UNREACHABLE"
         assert server.release("b11549-1").draft
         self.publish(released)
         assert sorted(server.uploads) == sorted(NAMES)
@@ -295,11 +292,10 @@ class TestGitHub:
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GITHUB_TOKEN", "wrong")
-        with pytest.raises(PublishError) as refused:
+        with refused("GITHUB_REFUSED", PublishError) as caught:
             self.publish(released)
-        assert refused.value.code == "GITHUB_REFUSED"
-        assert "Bad credentials" in refused.value.message
-        assert "wrong" not in refused.value.render()
+        assert "Bad credentials" in caught.value.message
+        assert "wrong" not in caught.value.render()
         assert server.releases == []
 
     def test_a_limit_without_a_header_is_waited_for(
@@ -321,19 +317,17 @@ class TestGitHub:
         self, server: github_releases.GitHub, released: Path, headers: dict[str, str]
     ) -> None:
         server.limited, server.limit = 1, github_releases.Answer(403, {"message": "no"}, headers)
-        with pytest.raises(PublishError) as refused:
+        with refused("GITHUB_LIMIT", PublishError) as caught:
             self.publish(released)
-        assert refused.value.code == "GITHUB_LIMIT"
-        assert "minutes" in refused.value.message
+        assert "minutes" in caught.value.message
 
     def test_what_may_not_be_done_is_not_waited_for(
         self, server: github_releases.GitHub, released: Path
     ) -> None:
         said = {"message": "Resource not accessible by integration"}
         server.limited, server.limit = 9, github_releases.Answer(403, said)
-        with pytest.raises(PublishError) as refused:
+        with refused("GITHUB_REFUSED", PublishError):
             self.publish(released)
-        assert refused.value.code == "GITHUB_REFUSED"
         assert server.limited == 8
 
     def test_the_token_does_not_follow_a_redirect_to_another_host(
@@ -370,10 +364,9 @@ class TestGitHub:
         for variable, to in (("GITHUB_TOKEN", "github:owner/name"), ("HF_TOKEN", "hf:owner/name")):
             # what cannot be in an environment at all can still be handed in by a test
             monkeypatch.setattr("os.environ", {**os.environ, variable: token})
-            with pytest.raises(UsageError) as refused:
+            with refused("TOKEN_INVALID", UsageError) as caught:
                 places.parse(to)
-            assert refused.value.code == "TOKEN_INVALID"
-            assert "s3" not in refused.value.render()
+            assert "s3" not in caught.value.render()
 
     def test_a_token_out_of_a_file_with_its_line_break(
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
@@ -384,9 +377,8 @@ class TestGitHub:
 
     def test_no_token_is_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GITHUB_TOKEN", raising=False)
-        with pytest.raises(UsageError) as refused:
+        with refused("TOKEN_MISSING", UsageError):
             places.parse("github:owner/name")
-        assert refused.value.code == "TOKEN_MISSING"
 
 
 class TestHub:
@@ -399,7 +391,7 @@ class TestHub:
 
     def publish(self, folder: Path) -> None:
         to = places.parse("hf:owner/name")
-        publishing.publish(publishing.prepare(folder, to), to, lambda _: None)
+        publish(to, folder)
 
     def test_a_release_is_one_commit_and_its_tag(
         self, hub: hub_repository.Hub, released: Path
@@ -414,9 +406,8 @@ class TestHub:
         self, hub: hub_repository.Hub, released: Path
     ) -> None:
         hub.refuse = "/commit/"
-        with pytest.raises(PublishError) as broken:
+        with refused("HUB_REFUSED", PublishError):
             self.publish(released)
-        assert broken.value.code == "HUB_REFUSED"
         assert places.parse("hf:owner/name").releases() == ()
         hub.refuse = ""
         self.publish(released)
@@ -442,10 +433,9 @@ class TestHub:
     def test_a_tag_of_something_else_is_said(self, hub: hub_repository.Hub, released: Path) -> None:
         hub.repositories["owner/name"] = hub_repository.Repository()
         hub.repositories["owner/name"].tags["b11549-1"] = hub_repository.oid(0)
-        with pytest.raises(PublishError) as refused:
+        with refused("TAG_IS_ANOTHER_S", PublishError) as caught:
             self.publish(released)
-        assert refused.value.code == "TAG_IS_ANOTHER_S"
-        assert "b11549-1" in refused.value.message
+        assert "b11549-1" in caught.value.message
 
     def test_a_commit_in_between_is_not_overwritten(
         self, hub: hub_repository.Hub, released: Path, monkeypatch: pytest.MonkeyPatch
@@ -461,10 +451,9 @@ class TestHub:
             return head
 
         monkeypatch.setattr(to, "_head", and_then_somebody_commits)
-        with pytest.raises(PublishError) as refused:
+        with refused("HUB_REFUSED", PublishError) as caught:
             publishing.publish(planned, to, lambda _: None)
-        assert refused.value.code == "HUB_REFUSED"
-        assert "412" in refused.value.message
+        assert "412" in caught.value.message
         monkeypatch.undo()
 
 
@@ -480,18 +469,16 @@ class TestPlan:
 
     @pytest.mark.parametrize("known", [Known(2, "0" * 64), Known(1, "1" * 64)])
     def test_other_bytes(self, known: Known) -> None:
-        with pytest.raises(PublishError) as refused:
+        with refused("PUBLISHED_DIFFERS", PublishError):
             plan("r", "there", self.PARTS, {"a": known})
-        assert refused.value.code == "PUBLISHED_DIFFERS"
 
 
 def test_a_build_with_a_known_hole_is_refused(kept: Path, tmp_path: Path) -> None:
     old = tiny_release.of_build(kept, 11392, tmp_path)
-    with pytest.raises(PublishError) as refused:
+    with refused("KNOWN_ADVISORY", PublishError) as caught:
         publishing.prepare(old, places.parse(str(tmp_path / "published")))
-    assert refused.value.code == "KNOWN_ADVISORY"
-    assert "CVE-2026-107183" in refused.value.message
-    assert "b11393" in refused.value.hint
+    assert "CVE-2026-107183" in caught.value.message
+    assert "b11393" in caught.value.hint
     assert not (tmp_path / "published").exists()
 
 
@@ -506,10 +493,9 @@ def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_p
 
 def test_a_build_without_a_number_is_refused_with_the_way_out(kept: Path, tmp_path: Path) -> None:
     unknown = tiny_release.of_build(kept, 0, tmp_path)
-    with pytest.raises(PublishError) as refused:
+    with refused("KNOWN_ADVISORY", PublishError) as caught:
         publishing.prepare(unknown, places.parse(str(tmp_path / "published")))
-    assert refused.value.code == "KNOWN_ADVISORY"
-    assert "--assume-build" in refused.value.hint
+    assert "--assume-build" in caught.value.hint
     assert b"build_assumed" not in (unknown / "manifest.json").read_bytes()
 
 
@@ -582,7 +568,7 @@ def test_release_folder_with_a_fifo_or_a_device_is_refused_at_once(
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises((FarmError, UsageError)) as refused:
+    with pytest.raises((FarmError, UsageError)) as caught:
         release.verify(released, lambda _: None)
-    assert "not a regular file" in refused.value.message
-    assert path.name in refused.value.message
+    assert "not a regular file" in caught.value.message
+    assert path.name in caught.value.message

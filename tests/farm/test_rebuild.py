@@ -26,6 +26,7 @@ from farm.request import BuildRequest
 from farm.serve import ReleaseServer
 from farm.tarball import build_record
 from farm.terminal.report import BuildReport
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,11 +202,11 @@ def test_a_repository_that_only_the_record_names_is_not_fetched(
     evil = "https://evil.example/llama.cpp"
     foreign = with_source(record, origin=f"git+{evil}@b1", commit="c" * 40)
     for named in (None, "https://other.example"):
-        with pytest.raises(FarmError) as refused:
+        with pytest.raises(FarmError) as caught:
             rebuild.source_of(foreign, None, remote=named)
-        assert (refused.value.code, asked) == ("REMOTE_NOT_TRUSTED", [])
-        assert evil in refused.value.message
-        assert "--remote" in refused.value.hint
+        assert (caught.value.code, asked) == ("REMOTE_NOT_TRUSTED", [])
+        assert evil in caught.value.message
+        assert "--remote" in caught.value.hint
     rebuild.source_of(foreign, None, remote=evil)
     own = with_source(record, origin=f"git+{source.GIT_REMOTE}@b1", commit="d" * 40)
     rebuild.source_of(own, None)
@@ -225,9 +226,8 @@ def test_another_recipe_than_this_checkout_s_is_named(
     record: BuildRecord, field: str, value: object
 ) -> None:
     other = msgspec.structs.replace(record, **{field: value})
-    with pytest.raises(FarmError, match=rf"\b{field} of BUILD\.json") as failed:
+    with refused("RECIPE_DIFFERS", match=rf"\b{field} of BUILD\.json"):
         rebuild.plan_of(other, source.from_folder(TINY), "tar.zst")
-    assert failed.value.code == "RECIPE_DIFFERS"
 
 
 def test_other_files_in_the_builder_s_image_are_another_recipe(record: BuildRecord) -> None:
@@ -249,9 +249,8 @@ def test_targets_that_were_built_beside_the_server_are_built_again(record: Build
 
 def test_wheels_that_are_not_pinned_here_are_named(record: BuildRecord) -> None:
     other = msgspec.structs.replace(record, inputs={"nvidia_nvvm-1.whl": "0" * 64})
-    with pytest.raises(FarmError, match=r"nvidia_nvvm-1\.whl") as failed:
+    with refused("TOOLKIT_NOT_PINNED", match=r"nvidia_nvvm-1\.whl"):
         rebuild._toolkit_of(other, None)
-    assert failed.value.code == "TOOLKIT_NOT_PINNED"
     assert rebuild._toolkit_of(other, "/opt/cuda") == "/opt/cuda"
 
 
@@ -293,11 +292,10 @@ def test_no_engine_for_what_a_container_built(
     docker = msgspec.structs.replace(
         record, toolchain=replace(record.toolchain, engine="docker", image="a:b")
     )
-    with pytest.raises(EngineError) as failed:
+    with refused("ENGINE_NOT_RUNNING", EngineError):
         rebuild._image(
             docker.toolchain, RebuildRequest("x"), BuildReport(Console(file=io.StringIO()))
         )
-    assert failed.value.code == "ENGINE_NOT_RUNNING"
 
 
 def test_with_an_image_of_one_s_own_another_compiler_is_only_noted(

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm.errors import FarmError, UsageError
+from farm.errors import UsageError
 from farm.serve import ReleaseServer
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -231,22 +232,19 @@ def test_only_loopback_listens(server: ReleaseServer) -> None:
 
 
 def test_port_in_use(server: ReleaseServer, tmp_path: Path) -> None:
-    with pytest.raises(FarmError) as caught:
+    with refused("PORT_IN_USE") as caught:
         ReleaseServer(tmp_path, server.port)
-    assert caught.value.code == "PORT_IN_USE"
     assert str(server.port) in caught.value.message
 
 
 def test_port_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with refused("PORT_INVALID", UsageError):
         ReleaseServer(tmp_path, 70000)
-    assert caught.value.code == "PORT_INVALID"
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with refused("FOLDER_MISSING", UsageError):
         ReleaseServer(tmp_path / "none")
-    assert caught.value.code == "FOLDER_MISSING"
 
 
 def test_port_is_free_again_afterwards(tmp_path: Path) -> None:

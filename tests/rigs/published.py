@@ -72,11 +72,10 @@ def serving(kind: str, root: Path, patch: pytest.MonkeyPatch) -> Iterator[Place]
             yield Place(kind, "hf:owner/name", hub, root)
 
 
-def publish(place: Place, folder: Path) -> str:
+def publish(place: Place | Destination, folder: Path) -> str:
     """Publish a folder; returns the manifest's URL."""
-    there = place.open()
-    planned = publishing.prepare(folder, there, lambda _: None)
-    return publishing.publish(planned, there, lambda _: None)
+    to = place.open() if isinstance(place, Place) else place
+    return publishing.publish(publishing.prepare(folder, to, lambda _: None), to, lambda _: None)
 
 
 def report(folder: Path, *, passed: bool = True, moment: str = "00") -> bytes:
