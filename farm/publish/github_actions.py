@@ -21,7 +21,6 @@ from farm.publish.github_api import Api
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from farm.inputs.pins import SourcePin
     from farm.update_pins import Step, Update
@@ -45,41 +44,6 @@ def repository() -> str:
             "VARIABLE_MISSING", f"{REPOSITORY} is not set", hint="OWNER/NAME; see docs/ci.md"
         )
     return name
-
-
-def propose(
-    name: str, api: Api, file: Path, steps: Sequence[Step], *, branch: str, title: str, body: str
-) -> str:
-    """Put the steps of a file's change on a branch, a commit each, and ask for it to be merged.
-
-    Args:
-        name: the repository, ``OWNER/NAME``.
-        api: the API of it.
-        file: a file that the repository has already.
-        steps: what the commits are called, and the file's text after each.
-        branch: made from the default branch where it is not there.
-        title: of the pull request.
-        body: the pull request's text.
-
-    Returns:
-        The pull request's address.
-
-    Raises:
-        PublishError: GitHub refused, or cannot be reached.
-    """
-    base = api.call("GET", "")["default_branch"]
-    reference = f"refs/heads/{branch}"
-    there = api.call("GET", f"/git/matching-refs/heads/{branch}")
-    if reference not in {one["ref"] for one in there}:
-        head = api.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
-        api.call("POST", "/git/refs", json={"ref": reference, "sha": head})
-    _put(api, file, branch, steps)
-    query = {"head": f"{name.partition('/')[0]}:{branch}", "state": "open"}
-    open_ones = api.call("GET", "/pulls", params=query)
-    if open_ones:
-        return str(open_ones[0]["html_url"])
-    asked = {"title": title, "body": body, "head": branch, "base": base}
-    return str(api.call("POST", "/pulls", json=asked)["html_url"])
 
 
 def propose_pins(
@@ -107,9 +71,24 @@ def propose_pins(
     )
     written = "`build/pins.toml` as `invoke update-pins` wrote it, a commit for each kind."
     body = f"{written}\n{changes}\n{body}"
-    return branch, propose(
-        name, api, pins.PINS_FILE, update.steps, branch=branch, title=title, body=body
-    )
+    return branch, _propose(name, api, branch, title, body, update.steps)
+
+
+def _propose(name: str, api: Api, branch: str, title: str, body: str, steps: Sequence[Step]) -> str:
+    """Put the steps on a branch, a commit each, and ask for it to be merged."""
+    base = api.call("GET", "")["default_branch"]
+    reference = f"refs/heads/{branch}"
+    there = api.call("GET", f"/git/matching-refs/heads/{branch}")
+    if reference not in {one["ref"] for one in there}:
+        head = api.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
+        api.call("POST", "/git/refs", json={"ref": reference, "sha": head})
+    _put(api, branch, steps)
+    query = {"head": f"{name.partition('/')[0]}:{branch}", "state": "open"}
+    open_ones = api.call("GET", "/pulls", params=query)
+    if open_ones:
+        return str(open_ones[0]["html_url"])
+    asked = {"title": title, "body": body, "head": branch, "base": base}
+    return str(api.call("POST", "/pulls", json=asked)["html_url"])
 
 
 def _compared(pin: SourcePin, remote: str) -> str:
@@ -129,9 +108,9 @@ def _listed(names: Sequence[str], *, code: bool = True) -> str:
     return shown + (f"\n- and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
 
 
-def _put(api: Api, file: Path, branch: str, steps: Sequence[Step]) -> None:
+def _put(api: Api, branch: str, steps: Sequence[Step]) -> None:
     """Commit the steps that are not on the branch yet."""
-    path = f"/contents/{file.relative_to(PROJECT_ROOT).as_posix()}"
+    path = f"/contents/{pins.PINS_FILE.relative_to(PROJECT_ROOT).as_posix()}"
     texts = [step.text.encode() for step in steps]
     present, sha = _there(api, path, branch)
     for step in steps[texts.index(present) + 1 if present in texts else 0 :]:

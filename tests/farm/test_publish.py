@@ -21,6 +21,7 @@ from farm.publish.parts import Known, Part, in_order, plan
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release
+from tests.rigs.http_served import Answer
 from tests.rigs.published import Place, publish, report
 from tests.rigs.refusals import refused
 
@@ -125,25 +126,6 @@ def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:
     assert place.open().releases() == place.open().channels() == ()
 
 
-def test_a_folder_appears_with_one_rename(released: Path, tmp_path: Path) -> None:
-    to = places.parse(str(tmp_path / "published"))
-    planned = publishing.prepare(released, to)
-
-    def refuse(part: Part, _: object) -> None:
-        if part.name == "manifest.json":
-            raise PublishError("READ_BACK_DIFFERS", "a bad disk")
-
-    with pytest.raises(PublishError):
-        to.publish(planned, refuse, lambda _: None)
-    assert to.releases() == ()
-    assert not (tmp_path / "published" / "b11549-1").exists()
-    again = publishing.prepare(released, to)
-    assert again.new == ()  # gathered already
-    publishing.publish(again, to, lambda _: None)
-    assert to.releases() == ("b11549-1",)
-    assert [path.name for path in (tmp_path / "published").iterdir()] == ["b11549-1"]
-
-
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
     first, second = (publishing.prepare(released, place.open()) for _ in range(2))
     assert first.new == second.new
@@ -225,15 +207,31 @@ class TestGitHub:
         return waited
 
     def publish(self, folder: Path) -> None:
-        to = places.parse("github:owner/name")
-        publish(to, folder)
+        publish(places.parse("github:owner/name"), folder)
 
-    def test_a_limit_in_the_middle_of_the_uploads_is_waited_for(
-        self, server: github_releases.GitHub, released: Path
+    @pytest.mark.parametrize(
+        ("limited", "limit", "waited"),
+        [
+            ({"limited": 3}, None, [0.0] * 3),
+            ({"limited_uploads": 3}, None, [0.0] * 3),
+            ({"limited": 1}, Answer(403, {"message": "a secondary rate limit"}), [60.0]),
+        ],
+    )
+    def test_a_limit_is_waited_for_also_in_the_middle_of_the_uploads(
+        self,
+        server: github_releases.GitHub,
+        released: Path,
+        waits: list[float],
+        limited: dict[str, int],
+        limit: Answer | None,
+        waited: list[float],
     ) -> None:
-        server.limited_uploads = 3
+        server.limit = limit or server.limit
+        for name, count in limited.items():
+            setattr(server, name, count)
         self.publish(released)
         assert server.uploads == NAMES
+        assert waits == waited
 
     def test_a_release_is_a_draft_until_it_is_whole(
         self, server: github_releases.GitHub, released: Path
@@ -246,23 +244,22 @@ class TestGitHub:
         assert max(uploads) < min(reads) <= max(reads) < published
         assert server.uploads == NAMES
 
-    def test_release_of_a_workflow_tags_the_commit_that_was_checked_out(
-        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("running_for", "commit"),
+        [(github_releases.REPOSITORY, "c0ffee" * 6 + "c0ff"), ("another/repository", None)],
+    )
+    def test_release_of_a_workflow_tags_the_commit_that_was_checked_out_of_this_repository(
+        self,
+        server: github_releases.GitHub,
+        released: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        running_for: str,
+        commit: str | None,
     ) -> None:
         monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
-        monkeypatch.setenv("GITHUB_REPOSITORY", github_releases.REPOSITORY)
-        to = places.parse(f"github:{github_releases.REPOSITORY}")
-        publish(to, released)
-        assert server.release("b11549-1").commit == "c0ffee" * 6 + "c0ff"
-
-    def test_commit_of_another_repository_is_no_tag_here(
-        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
-        monkeypatch.setenv("GITHUB_REPOSITORY", "another/repository")
-        to = places.parse(f"github:{github_releases.REPOSITORY}")
-        publish(to, released)
-        assert server.release("b11549-1").commit is None
+        monkeypatch.setenv("GITHUB_REPOSITORY", running_for)
+        self.publish(released)
+        assert server.release("b11549-1").commit == commit
 
     def test_what_was_cut_off_is_sent_again_and_nothing_else(
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
@@ -275,11 +272,6 @@ class TestGitHub:
         self.publish(released)
         assert sorted(server.uploads) == sorted(NAMES)
         assert not server.release("b11549-1").draft
-
-    def test_a_limit_is_waited_for(self, server: github_releases.GitHub, released: Path) -> None:
-        server.limited = 3
-        self.publish(released)
-        assert server.uploads == NAMES
 
     def test_assets_without_a_digest_are_read(
         self, server: github_releases.GitHub, released: Path
@@ -298,14 +290,6 @@ class TestGitHub:
         assert "wrong" not in caught.value.render()
         assert server.releases == []
 
-    def test_a_limit_without_a_header_is_waited_for(
-        self, server: github_releases.GitHub, released: Path, waits: list[float]
-    ) -> None:
-        said = {"message": "You have exceeded a secondary rate limit"}
-        server.limited, server.limit = 1, github_releases.Answer(403, said)
-        self.publish(released)
-        assert waits == [60.0]
-
     @pytest.mark.parametrize(
         "headers",
         [
@@ -316,7 +300,7 @@ class TestGitHub:
     def test_a_limit_that_lasts_is_said(
         self, server: github_releases.GitHub, released: Path, headers: dict[str, str]
     ) -> None:
-        server.limited, server.limit = 1, github_releases.Answer(403, {"message": "no"}, headers)
+        server.limited, server.limit = 1, Answer(403, {"message": "no"}, headers)
         with refused("GITHUB_LIMIT", PublishError) as caught:
             self.publish(released)
         assert "minutes" in caught.value.message
@@ -325,7 +309,7 @@ class TestGitHub:
         self, server: github_releases.GitHub, released: Path
     ) -> None:
         said = {"message": "Resource not accessible by integration"}
-        server.limited, server.limit = 9, github_releases.Answer(403, said)
+        server.limited, server.limit = 9, Answer(403, said)
         with refused("GITHUB_REFUSED", PublishError):
             self.publish(released)
         assert server.limited == 8
@@ -390,8 +374,7 @@ class TestHub:
             yield place.server
 
     def publish(self, folder: Path) -> None:
-        to = places.parse("hf:owner/name")
-        publish(to, folder)
+        publish(places.parse("hf:owner/name"), folder)
 
     def test_a_release_is_one_commit_and_its_tag(
         self, hub: hub_repository.Hub, released: Path
@@ -401,25 +384,6 @@ class TestHub:
         assert len(repository.commits) == 2
         assert sorted(repository.commits[1]) == sorted(f"b11549-1/{name}" for name in NAMES)
         assert repository.tags == {"b11549-1": hub_repository.oid(1)}
-
-    def test_what_was_cut_off_before_the_commit_is_not_visible(
-        self, hub: hub_repository.Hub, released: Path
-    ) -> None:
-        hub.refuse = "/commit/"
-        with refused("HUB_REFUSED", PublishError):
-            self.publish(released)
-        assert places.parse("hf:owner/name").releases() == ()
-        hub.refuse = ""
-        self.publish(released)
-        assert len(hub.sent) == len(set(hub.sent))
-
-    def test_a_missing_tag_is_made_up_for(self, hub: hub_repository.Hub, released: Path) -> None:
-        hub.refuse = "POST .*/tag/"
-        with pytest.raises(PublishError):
-            self.publish(released)
-        hub.refuse = ""
-        self.publish(released)
-        assert hub.repositories["owner/name"].tags == {"b11549-1": hub_repository.oid(1)}
 
     def test_a_tag_never_moves(self, hub: hub_repository.Hub, released: Path) -> None:
         self.publish(released)
