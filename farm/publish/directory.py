@@ -56,7 +56,7 @@ class Directory(Destination):
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
             return {
-                path.name: parts.known(path, visible=visible)
+                path.name: parts.hashed(parts.blocks(path), visible=visible)
                 for path in found
                 if not path.name.startswith(".")
             }

@@ -6,7 +6,6 @@ channel is the release ``channel-NAME``: its ``manifest.json`` is replaced, ever
 
 from __future__ import annotations
 
-import hashlib
 import os
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
@@ -193,8 +192,5 @@ class GitHub(Destination):
         algorithm, _, told = str(asset.get("digest") or "").partition(":")
         if algorithm == "sha256":
             return Known(asset["size"], told, visible)
-        digest = hashlib.sha256()
         with self._api.asset(asset) as content:
-            for block in content:
-                digest.update(block)
-        return Known(asset["size"], digest.hexdigest(), visible)
+            return parts.hashed(content, visible=visible)

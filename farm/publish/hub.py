@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import sys
 import tempfile
@@ -209,11 +208,8 @@ class Hub(Destination):
     def _known(self, file: RepoFile, revision: str) -> Known:
         if file.lfs is not None:
             return Known(file.size, file.lfs.sha256)
-        digest = hashlib.sha256()
         with hub_errors(self.where):
-            for block in self._content(file.path, revision):
-                digest.update(block)
-        return Known(file.size, digest.hexdigest())
+            return parts.hashed(self._content(file.path, revision))
 
     def _files(self, path: str, revision: str = "main") -> dict[str, RepoFile]:
         """Return the files in a folder by their paths; none where there is no such folder."""

@@ -132,14 +132,11 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
     Raises:
         PublishError: ``READ_BACK_DIFFERS``: it is not what was sent.
     """
-    digest, size = hashlib.sha256(), 0
-    for block in content:
-        digest.update(block)
-        size += len(block)
-    if (size, digest.hexdigest()) != (part.size, part.sha256):
+    found = hashed(content)
+    if not found.is_of(part):
         raise PublishError(
             "READ_BACK_DIFFERS",
-            f"{part.name} was read back as {size} bytes with sha256 {digest.hexdigest()}, not"
+            f"{part.name} was read back as {found.size} bytes with sha256 {found.sha256}, not"
             f" {part.size} with {part.sha256}",
             hint="nothing points at it yet; publish again",
         )
@@ -166,10 +163,13 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
 
 
-def known(path: Path, *, visible: bool) -> Known:
-    """Hash a file."""
-    part = of_file(path)
-    return Known(part.size, part.sha256, visible)
+def hashed(content: Iterable[bytes], *, visible: bool = True) -> Known:
+    """Return the size and the digest of a file's blocks."""
+    digest, size = hashlib.sha256(), 0
+    for block in content:
+        digest.update(block)
+        size += len(block)
+    return Known(size, digest.hexdigest(), visible)
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -185,18 +185,15 @@ def of_file(path: Path) -> Part:
     Raises:
         PublishError: it cannot be read.
     """
-    digest, size = hashlib.sha256(), 0
     try:
-        for block in blocks(path):
-            digest.update(block)
-            size += len(block)
+        found = hashed(blocks(path))
     except OSError as error:
         raise PublishError(
             "RELEASE_INCOMPLETE",
             f"{path}: {error.strerror}",
             hint="invoke manifest writes what stands beside the tarballs again",
         ) from error
-    return Part(path.name, path, size, digest.hexdigest())
+    return Part(path.name, path, found.size, found.sha256)
 
 
 def _beside(url: str, name: str | None) -> str:
