@@ -113,18 +113,13 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def reproducible(session: nox.Session) -> None:
-    """Two clean builds in two containers, with other numbers of jobs: the same bytes?
+    """Build a set twice from nothing, in two containers, with other numbers of jobs; compare.
 
-    Without options: the whole set cpu, and 21 CUDA objects of sm90. Options are those of
-    ``invoke reproducible``, such as ``-- --arch-set sm90 --line cu130`` for a whole CUDA set.
+    Without options: the whole set cpu. Options are those of ``invoke reproducible``, such as
+    ``-- --arch-set sm90 --line cu130`` for a whole CUDA set.
     """
     _install(session, FARM_LOCK)
-    if session.posargs:
-        session.run("invoke", "reproducible", *session.posargs)
-        return
-    session.run("invoke", "reproducible")
-    cuda = ("--arch-set", "sm90", "--line", "cu130", "--objects", "21")
-    session.run("invoke", "reproducible", *cuda)
+    session.run("invoke", "reproducible", *session.posargs)
 
 
 @nox.session(venv_backend="none")
@@ -145,14 +140,6 @@ def screenshots(session: nox.Session) -> None:
     """
     _install(session, DEV_LOCK)
     session.run("python", "benchmarks/screenshots.py", *session.posargs, env=MODULE_PATH)
-
-
-@nox.session(name="build-picture")
-def build_picture(session: nox.Session) -> None:
-    """A picture of a terminal that builds three sets, into docs/figures; fetches nvcc."""
-    _install(session, DEV_LOCK)
-    session.install("pyte==0.8.2")
-    session.run("python", "benchmarks/build_picture.py", *session.posargs, env=MODULE_PATH)
 
 
 @nox.session(name="format")

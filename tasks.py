@@ -6,17 +6,18 @@ from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 
-from farm.publish_verbs import (
+from farm.release_verbs import (
     deploy_space,
     gate,
     keygen,
     pin_space,
     promote,
     publish,
+    rebuild,
     renew,
+    reproducible,
     rollback,
 )
-from farm.reproduce_verbs import rebuild, reproducible
 from farm.terminal import show, show_published
 from farm.terminal.cli import refuse_wrong_usage, task, verb
 
@@ -286,9 +287,9 @@ def verify(_: Context, folder: str, sha256: str | None = None) -> None:
 @verb
 def smoke(_: Context, folder: str) -> None:
     """Install each tarball with the loader into an empty store and let it compute on the CPU."""
-    from farm import smoke as trial
+    from farm.publish import gate as checking
 
-    for line in trial.run(Path(folder)):
+    for line in checking.smoke(Path(folder)):
         show.line(line)
 
 
@@ -311,15 +312,15 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
 @verb
 def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
-    from farm.publish import pull_request
+    from farm.publish import github_actions
     from farm.publish.github_api import Api
     from farm.update_pins import main
 
-    name = pull_request.repository() if propose else ""
+    name = github_actions.repository() if propose else ""
     api = Api(name) if propose else None
     update = main(newest=newest, say=show.note if propose else show.line)
     if update.steps and api is not None:
-        branch, address = pull_request.propose_pins(name, api, update)
+        branch, address = github_actions.propose_pins(name, api, update)
         show.note(address)
         if update.newer is not None:  # what the weekly run builds
             show.line(branch)
@@ -354,9 +355,9 @@ def compiler_cache(
     if save:
         show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
     if prune:
-        from farm.publish import actions_cache
+        from farm.publish import github_actions
 
-        for told in actions_cache.prune(prune):
+        for told in github_actions.prune(prune):
             show.line(told)
 
 

@@ -6,7 +6,8 @@
 DIR is a release folder with one CUDA artifact (``invoke build-cuda --out DIR``). Every run starts
 new processes; ``cold`` runs get an empty folder for the driver's JIT cache, ``warm`` ones keep it.
 The sides take turns, so that whatever else the machine does hits all of them. Prints a table and
-writes every single figure, with the machine's facts, as JSON.
+writes every single figure, with the machine's facts, as JSON. ``--plot FILE.svg --out FILE.json``
+draws what was measured before.
 """
 
 from __future__ import annotations
@@ -50,6 +51,10 @@ _START_SECONDS: Final = 300.0
 """Upstream's list takes 41 s to its first answer on an H200: the driver compiles (FACTS §1)."""
 _POLL: Final = 0.005
 _OK: Final = 200
+MILESTONES: Final = {"ready": "#2f8f5b", "first token": "#c2782b", "64 tokens": "#3b6ea8"}
+"""What every run reaches, and the colour of the way there in the picture."""
+_LONG: Final = 10.0
+"""Seconds above which the others can only be seen on a logarithmic scale."""
 
 
 @dataclass
@@ -233,13 +238,45 @@ def ratios(sides: list[Side]) -> dict[str, float]:
 
 def table(sides: list[Side]) -> str:
     """Return the medians, one line a side."""
-    milestones = ("ready", "first token", "64 tokens")
-    lines = [f"{'':34}" + "".join(f"{name:>13}" for name in milestones)]
+    lines = [f"{'':34}" + "".join(f"{name:>13}" for name in MILESTONES)]
     lines += [
-        f"{side.name:34}" + "".join(f"{side.median(name):13.2f}" for name in milestones)
+        f"{side.name:34}" + "".join(f"{side.median(name):13.2f}" for name in MILESTONES)
         for side in sides
     ]
     return "\n".join(lines)
+
+
+def draw(result: dict[str, Any], out: Path) -> None:
+    """Draw one bar of medians a side, from the start to 64 tokens; the line is all runs.
+
+    The same result gives the same bytes. Needs ``python -m pip install --group benchmarks``.
+    """
+    import matplotlib as mpl  # noqa: PLC0415 - where it is measured, nothing can be installed
+    from matplotlib import pyplot as plt  # noqa: PLC0415
+
+    mpl.rcParams.update({"svg.hashsalt": "cold start", "font.family": "sans-serif"})
+    sides = result["sides"][::-1]
+    figure, axes = plt.subplots(figsize=(9.6, 1.4 + 0.5 * len(sides)), layout="constrained")
+    for place, side in enumerate(sides):
+        begun = 0.0
+        for milestone, colour in MILESTONES.items():
+            end = statistics.median(run[milestone] for run in side["runs"])
+            label = milestone if place == 0 else None
+            axes.barh(place, end - begun, left=begun, color=colour, height=0.6, label=label)
+            begun = end
+        last = [run["64 tokens"] for run in side["runs"]]
+        axes.plot([min(last), max(last)], [place, place], color="#1d2733", linewidth=1)
+        axes.text(max(last), place, f"  {begun:.2f} s", va="center", color="#48566a")
+    axes.set_yticks(range(len(sides)), [side["name"] for side in sides])
+    longest = max(run["64 tokens"] for side in sides for run in side["runs"])
+    axes.set_xlim(0 if longest < _LONG else 0.1, longest * 1.25)
+    axes.set_xscale("linear" if longest < _LONG else "log")
+    axes.xaxis.set_major_formatter("{x:g}")
+    gpu, model = result["machine"]["gpus"][0]["name"], result["model"]["name"]
+    axes.set_xlabel(f"seconds from the start of the first process ({gpu}, {model})")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(loc="lower right", frameon=False)
+    figure.savefig(out, metadata={"Date": None})
 
 
 def _generate(url: str, tokens: int, key: str = "") -> float:
@@ -349,8 +386,9 @@ def _versions() -> dict[str, str]:
 def main() -> None:
     """Measure, print and write."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--release", type=Path, required=True)
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--release", type=Path)
+    parser.add_argument("--model", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw what --out has, and end")
     parser.add_argument("--upstream", type=Path)
     parser.add_argument("--llama-bench", type=Path, help="compare tokens per second with it")
     parser.add_argument("--also", type=Path, nargs="*", default=[], help="… on these models, too")
@@ -358,6 +396,9 @@ def main() -> None:
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.plot:
+        draw(json.loads(options.out.read_text("utf-8")), options.plot)
+        return
     with (
         tempfile.TemporaryDirectory(prefix="cold-start-") as scratch,
         ReleaseServer(options.release) as server,

@@ -28,7 +28,6 @@ from typing import TYPE_CHECKING, Any, Final
 from distributed import Client
 from rich.console import Console
 
-from benchmarks import control_group
 from farm import source, targets
 from farm.cluster import remote_build
 from farm.cluster.remote_build import Job
@@ -40,6 +39,7 @@ from farm.request import BuildRequest
 from farm.terminal import schedule
 from farm.terminal.fleet import Fleet
 from farm.terminal.report import BuildReport
+from tests.rigs import control_group
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

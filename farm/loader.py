@@ -27,25 +27,25 @@ _SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 300.0
 
 
-def run(*argv: str) -> subprocess.CompletedProcess[str]:
+def run(*argv: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
     """Run a command of the loader to its end, whatever that is."""
     return subprocess.run(
         [*_COMMAND, *argv],
         capture_output=True,
         text=True,
-        env=environment({}),
+        env=environment(variables or {}),
         timeout=_SECONDS,
         check=False,
     )
 
 
-def told(*argv: str) -> dict[str, Any]:
+def told(*argv: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Run a command with ``--json``; returns what it says.
 
     Raises:
         FarmError: ``LOADER_FAILED``, with the loader's own words.
     """
-    done = run(*argv, "--json")
+    done = run(*argv, "--json", variables=variables)
     if done.returncode != 0:
         raise FarmError("LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
     answer: dict[str, Any] = json.loads(done.stdout)

@@ -22,7 +22,7 @@ from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
 from farm.inputs import advisories, pins
 from farm.plan import BuildPlan
-from farm.publish import channels, destination, places
+from farm.publish import channels, places
 from farm.request import choose_source, require_buildable, resolve
 from farm.tarball import build_record
 from llama_loader.errors import LoaderError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from farm.engines.base import Engine
+    from farm.publish.destination import Destination
     from farm.request import BuildRequest
     from farm.source import Source
     from farm.targets import ArchSet, Line
@@ -348,7 +349,7 @@ def publication_findings(wanted: Publication, source: Source | None) -> list[Far
             place.require_writable()
     with findings.collecting():
         if wanted.channel is not None:
-            name = destination.require_name("channel", wanted.channel)
+            name = places.require_name("channel", wanted.channel)
             signer = trust.signer(wanted.key)
             if place is not None:
                 channels.require_own(place, name, signer)
@@ -356,7 +357,7 @@ def publication_findings(wanted: Publication, source: Source | None) -> list[Far
 
 
 def _require_name(name: str, source: Source | None) -> None:
-    destination.require_name("release", name)
+    places.require_name("release", name)
     build = re.match(r"b(\d+)\b", name)
     if build and source and int(build[1]) != source.build:
         raise UsageError(
@@ -366,7 +367,7 @@ def _require_name(name: str, source: Source | None) -> None:
         )
 
 
-def _require_unpublished(place: destination.Destination, name: str) -> None:
+def _require_unpublished(place: Destination, name: str) -> None:
     if any(known.visible for known in place.present(name).values()):
         raise PublishError(
             "PUBLISHED_ALREADY",

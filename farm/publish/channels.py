@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 DAYS: Final = 90
 """How long a promotion holds. Long enough for holidays, short enough that a channel that somebody
 holds back is noticed within a season."""
+_OTHER_KEY: Final = "SIGNED_BY_ANOTHER_KEY"
 _SKEW: Final = timedelta(minutes=5)
 """How far two machines' clocks may be apart."""
 
@@ -79,17 +80,14 @@ def promote(
             key's or project's, was promoted meanwhile, or this machine's clock is behind its last
             promotion.
     """
-    project = project or destination.project
+    own = _Channel(destination, channel, signer, project or destination.project)
     published = _read(destination, release, checked)
     _require_unchanged(destination, published)
-    signed = signed or _signed_before(destination, channel, release, signer, project)
+    signed = signed or own.signed_before(release)
     if signed is not None:
-        _require_as_signed(destination, published, signed, channel)
-    advisories.require_none(published.source)
-    before, _ = _present(destination, channel, signer, project)
-    serial, now = _next(destination, channel, before, at_least)
-    pointer = point(published, serial, now, days, destination.artifact_base(release))
-    return _sign(destination, channel, pointer, signer, project, before)
+        own.require_as_signed(published, signed)
+    addressed = _with_addresses(published, destination.artifact_base(release))
+    return own.sign(addressed, own.present()[0], days, at_least)
 
 
 def renew(
@@ -108,17 +106,10 @@ def renew(
         PublishError: there is no channel, its release was changed or has a known hole, the channel
             is another key's or project's, or this machine's clock is behind.
     """
-    project = project or destination.project
-    present, _ = _present(destination, channel, signer, project)
-    if present is None:
-        raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
+    own = _Channel(destination, channel, signer, project or destination.project)
+    present, _ = own.required()
     _require_unchanged(destination, present)
-    advisories.require_none(present.source)
-    serial, now = _next(destination, channel, present, 1)
-    pointer = msgspec.structs.replace(
-        present, serial=serial, created=now, expires=now + timedelta(days=days)
-    )
-    return _sign(destination, channel, pointer, signer, project, present)
+    return own.sign(present, present, days)
 
 
 def due(destination: Destination, days: int, only: str | None = None) -> tuple[str, ...]:
@@ -144,45 +135,6 @@ def due(destination: Destination, days: int, only: str | None = None) -> tuple[s
     return tuple(found)
 
 
-def _next(
-    destination: Destination, channel: str, before: Manifest | None, at_least: int
-) -> tuple[int, datetime]:
-    """Return the serial and the time of a channel's next manifest."""
-    serials = destination.channel_serials(channel)
-    serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
-    now = _now()
-    if before is not None and before.created > now + _SKEW:
-        raise PublishError(
-            "CLOCK_BEHIND",
-            f"it is {now:%Y-%m-%d %H:%M} here, but channel {channel} was promoted at"
-            f" {before.created:%Y-%m-%d %H:%M}",
-            hint="set this machine's clock: the expiry is counted from it",
-        )
-    return serial, now
-
-
-def _sign(
-    destination: Destination,
-    channel: str,
-    pointer: Manifest,
-    signer: Signer,
-    project: str,
-    before: Manifest | None,
-) -> Promotion:
-    content = schema.dump(pointer)
-    schema.parse(content, what=f"channel {channel}")
-    comment = signed_for(project, channel, pointer.serial, pointer.release)
-    destination.put_channel(channel, pointer.serial, Signed(content, signer.sign(content, comment)))
-    return Promotion(
-        channel,
-        pointer.release,
-        before.release if before else None,
-        pointer.serial,
-        pointer.expires or pointer.created,
-        destination.channel_url(channel),
-    )
-
-
 def rollback(
     destination: Destination,
     channel: str,
@@ -199,10 +151,8 @@ def rollback(
         PublishError: there is no channel, nothing was promoted to it before, or its last promotion
             was cut off, so that "before" could mean two releases.
     """
-    project = project or destination.project
-    present, whole = _present(destination, channel, signer, project)
-    if present is None:
-        raise PublishError("CHANNEL_MISSING", f"{destination.where} has no channel {channel}")
+    own = _Channel(destination, channel, signer, project or destination.project)
+    present, whole = own.required()
     if not whole:
         raise PublishError(
             "PROMOTION_CUT_OFF",
@@ -211,36 +161,9 @@ def rollback(
             hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
             " another one current",
         )
-    before = _before(destination, channel, present, signer, project)
+    before = own.before(present)
     return promote(
         *(destination, before.release, channel, signer), days=days, project=project, signed=before
-    )
-
-
-def point(release: Manifest, serial: int, now: datetime, days: int, base: str) -> Manifest:
-    """Return a release's manifest as a channel has it. Pure.
-
-    Args:
-        release: as it was published.
-        serial: the channel's own, one more than its last.
-        now: when it is promoted; stands as ``created``.
-        days: until it expires.
-        base: what stands before the names of files beside the release's manifest.
-    """
-    artifacts = tuple(
-        msgspec.structs.replace(
-            one,
-            urls=tuple(_moved(url, base) for url in one.urls),
-            sbom=one.sbom and msgspec.structs.replace(one.sbom, url=_moved(one.sbom.url, base)),
-        )
-        for one in release.artifacts
-    )
-    return msgspec.structs.replace(
-        release,
-        serial=serial,
-        created=now,
-        expires=now + timedelta(days=days),
-        artifacts=artifacts,
     )
 
 
@@ -250,31 +173,7 @@ def require_own(destination: Destination, channel: str, signer: Signer) -> None:
     Raises:
         PublishError: it is not this key's.
     """
-    _present(destination, channel, signer, destination.project)
-
-
-def _present(
-    destination: Destination, channel: str, signer: Signer, project: str
-) -> tuple[Manifest | None, bool]:
-    """Return what the channel says now, and whether it says it whole; another key's is not ours.
-
-    A promotion that was cut off between two files leaves a manifest and a signature that do not
-    belong together. The numbered pair was written before them, and says whose the channel is.
-    """
-    content = destination.channel_file(channel, MANIFEST)
-    serials = destination.channel_serials(channel)
-    if content is None and not serials:
-        return None, True
-    what = f"channel {channel} of {destination.where}"
-    signature = destination.channel_file(channel, f"{MANIFEST}.minisig") or b""
-    try:
-        comment = trust.require_signed(content or b"", signature, signer.public_key, what=what)
-    except PublishError:
-        if not serials:
-            raise
-        return _numbered(destination, channel, serials[-1], signer, project), False
-    require_signed_for(comment, project, channel, what=what)
-    return schema.parse(content or b"", what=what), True
+    _Channel(destination, channel, signer, destination.project).present()
 
 
 def require_signed_for(comment: str, project: str, channel: str, *, what: str) -> None:
@@ -293,36 +192,130 @@ def require_signed_for(comment: str, project: str, channel: str, *, what: str) -
         )
 
 
-def _numbered(
-    destination: Destination, channel: str, serial: int, signer: Signer, project: str
-) -> Manifest:
-    """Read what was promoted under a serial; anybody may have put it there, so it is verified."""
-    what = f"serial {serial} of channel {channel} of {destination.where}"
-    content = destination.channel_file(channel, f"{serial}.json") or b""
-    signature = destination.channel_file(channel, f"{serial}.json.minisig") or b""
-    comment = trust.require_signed(content, signature, signer.public_key, what=what)
-    require_signed_for(comment, project, channel, what=what)
-    return schema.parse(content, what=what)
+@dataclass(frozen=True)
+class _Channel:
+    """A channel of one place, with the key and the project that it must be signed by and for."""
+
+    place: Destination
+    name: str
+    signer: Signer
+    project: str
+
+    @property
+    def what(self) -> str:
+        return f"channel {self.name} of {self.place.where}"
+
+    def present(self) -> tuple[Manifest | None, bool]:
+        """Return what the channel says now, and whether it says it whole; None for a new one.
+
+        A promotion that was cut off between two files leaves a manifest and a signature that do
+        not belong together. The numbered pair was written before them, and says whose the channel
+        is.
+        """
+        serials = self.place.channel_serials(self.name)
+        if not serials and self.place.channel_file(self.name, MANIFEST) is None:
+            return None, True
+        try:
+            return self._signed("manifest", self.what), True
+        except PublishError as error:
+            if not serials or error.code != _OTHER_KEY:
+                raise
+            return self.numbered(serials[-1]), False
+
+    def required(self) -> tuple[Manifest, bool]:
+        """Do what ``present`` does for a channel that must be there."""
+        found, whole = self.present()
+        if found is None:
+            raise PublishError("CHANNEL_MISSING", f"{self.place.where} has no channel {self.name}")
+        return found, whole
+
+    def numbered(self, serial: int) -> Manifest:
+        """Read what was promoted under a serial; anybody may have put it there: it is verified."""
+        return self._signed(str(serial), f"serial {serial} of {self.what}")
+
+    def _signed(self, name: str, what: str) -> Manifest:
+        content = self.place.channel_file(self.name, f"{name}.json") or b""
+        signature = self.place.channel_file(self.name, f"{name}.json.minisig") or b""
+        comment = trust.require_signed(content, signature, self.signer.public_key, what=what)
+        require_signed_for(comment, self.project, self.name, what=what)
+        return schema.parse(content, what=what)
+
+    def before(self, present: Manifest) -> Manifest:
+        """Return what was current before the present release; after a rollback, that release."""
+        history = [s for s in self.place.channel_serials(self.name) if s < present.serial]
+        for serial in reversed(history):
+            found = self.numbered(serial)
+            if found.release != present.release:
+                return found
+        raise PublishError(
+            "NOTHING_BEFORE",
+            f"{self.what} has had no release but {present.release}",
+            hint="invoke promote RELEASE makes another one current",
+        )
+
+    def signed_before(self, release: str) -> Manifest | None:
+        """Return what this key signed last for a release; what others put there is none of it."""
+        for serial in reversed(self.place.channel_serials(self.name)):
+            try:
+                signed = self.numbered(serial)
+            except PublishError:
+                continue
+            if signed.release == release:
+                return signed
+        return None
+
+    def require_as_signed(self, published: Manifest, signed: Manifest) -> None:
+        """Refuse a release whose manifest says more, less or other than was signed."""
+        other = {*map(_substance, published.artifacts)} ^ {*map(_substance, signed.artifacts)}
+        names = sorted(one.name for one in other)
+        if published.source != signed.source:
+            names.append(MANIFEST)
+        if names:
+            what = f"serial {signed.serial} of channel {self.name} was signed for"
+            raise _changed(self.place, published.release, names[0], what)
+
+    def sign(
+        self, manifest: Manifest, before: Manifest | None, days: int, at_least: int = 1
+    ) -> Promotion:
+        """Sign a manifest under the channel's next serial, and make it the present one."""
+        advisories.require_none(manifest.source)
+        now = _now()
+        if before is not None and before.created > now + _SKEW:
+            raise PublishError(
+                "CLOCK_BEHIND",
+                f"it is {now:%Y-%m-%d %H:%M} here, but channel {self.name} was promoted at"
+                f" {before.created:%Y-%m-%d %H:%M}",
+                hint="set this machine's clock: the expiry is counted from it",
+            )
+        serials = self.place.channel_serials(self.name)
+        serial = max((at_least - 1, *serials, before.serial if before else 0)) + 1
+        expires = now + timedelta(days=days)
+        pointer = msgspec.structs.replace(manifest, serial=serial, created=now, expires=expires)
+        content = schema.dump(pointer)
+        schema.parse(content, what=self.what)
+        comment = signed_for(self.project, self.name, serial, pointer.release)
+        signed = Signed(content, self.signer.sign(content, comment))
+        self.place.put_channel(self.name, serial, signed)
+        was = before.release if before else None
+        url = self.place.channel_url(self.name)
+        return Promotion(self.name, pointer.release, was, serial, expires, url)
 
 
-def _before(
-    destination: Destination, channel: str, present: Manifest, signer: Signer, project: str
-) -> Manifest:
-    """Return what was current before the present release; after a rollback, that release."""
-    history = [s for s in destination.channel_serials(channel) if s < present.serial]
-    for serial in reversed(history):
-        found = _numbered(destination, channel, serial, signer, project)
-        if found.release != present.release:
-            return found
-    raise PublishError(
-        "NOTHING_BEFORE",
-        f"channel {channel} of {destination.where} has had no release but {present.release}",
-        hint="invoke promote RELEASE makes another one current",
+def _with_addresses(release: Manifest, base: str) -> Manifest:
+    """Return a release's manifest as a channel has it: its files lie below ``base``."""
+    artifacts = tuple(
+        msgspec.structs.replace(
+            one,
+            urls=tuple(_moved(url, base) for url in one.urls),
+            sbom=one.sbom and msgspec.structs.replace(one.sbom, url=_moved(one.sbom.url, base)),
+        )
+        for one in release.artifacts
     )
+    return msgspec.structs.replace(release, artifacts=artifacts)
 
 
 def _read(destination: Destination, release: str, checked: str | None) -> Manifest:
-    content = b"".join(destination.read(release, MANIFEST))
+    content = destination.small(release, MANIFEST)
     if checked is not None:
         parts.require_digest(content, checked, what=f"{release} of {destination.where}")
     found = schema.parse(content, what=f"{release} of {destination.where}")
@@ -341,33 +334,6 @@ def _require_unchanged(destination: Destination, published: Manifest) -> None:
         known = present.get(one.name)
         if known is None or (known.size, known.sha256) != (one.size, one.sha256):
             raise _changed(destination, published.release, one.name, "its manifest lists")
-
-
-def _signed_before(
-    destination: Destination, channel: str, release: str, signer: Signer, project: str
-) -> Manifest | None:
-    """Return what this key signed last for a release; what others put there is none of it."""
-    for serial in reversed(destination.channel_serials(channel)):
-        try:
-            signed = _numbered(destination, channel, serial, signer, project)
-        except PublishError:
-            continue
-        if signed.release == release:
-            return signed
-    return None
-
-
-def _require_as_signed(
-    destination: Destination, published: Manifest, signed: Manifest, channel: str
-) -> None:
-    """Refuse a release whose manifest says more, less or other than was signed."""
-    other = {*map(_substance, published.artifacts)} ^ {*map(_substance, signed.artifacts)}
-    names = sorted(one.name for one in other)
-    if published.source != signed.source:
-        names.append(MANIFEST)
-    if names:
-        what = f"serial {signed.serial} of channel {channel} was signed for"
-        raise _changed(destination, published.release, names[0], what)
 
 
 def _substance(artifact: Artifact) -> Artifact:

@@ -1,22 +1,26 @@
-"""The places that a release can go to, told apart once, and what each of them can do."""
+"""What every place of releases can do: a folder, GitHub Releases, a repository of the Hub."""
 
 from __future__ import annotations
 
+import os
 import re
-from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from farm.errors import PublishError, UsageError
+from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from farm.publish.parts import Known, Part, Plan
 
-_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
-
-_PROJECT: Final = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
-_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
-_RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
+SIGNATURE: Final = f"{MANIFEST}.minisig"
+_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
+_SMALL: Final = 8 << 20
+"""Bytes: the largest manifest that the loader reads."""
+_TOKEN: Final = re.compile(r"[!-~]+")
+"""Visible ASCII, without spaces: what may stand behind ``Bearer``."""
 
 
 class Signed(NamedTuple):
@@ -26,14 +30,20 @@ class Signed(NamedTuple):
     signature: bytes
 
 
-class Destination(Protocol):
-    """One place. Everything that it raises on purpose is a ``FarmError``."""
+class Destination(ABC):
+    """One place: a folder of files for each release, and one for each channel.
+
+    Everything that it raises on purpose is a ``FarmError``.
+    """
 
     where: str
     """As a person wrote it."""
     project: str
     """``OWNER/REPO``, as signatures of its channels name it; ``local/FOLDER`` of a folder."""
+    channel_folder: str = "channels/"
+    """What stands before a channel's name in the name of its folder."""
 
+    @abstractmethod
     def require_there(self) -> None:
         """See that the place exists, and may be read.
 
@@ -41,6 +51,7 @@ class Destination(Protocol):
             FarmError: it does not, or may not.
         """
 
+    @abstractmethod
     def require_writable(self) -> None:
         """See, as far as that shows without writing, that a release can be published here.
 
@@ -48,9 +59,11 @@ class Destination(Protocol):
             FarmError: it cannot.
         """
 
+    @abstractmethod
     def present(self, release: str) -> Mapping[str, Known]:
         """Return the finished parts of a release that are there, visible or not yet."""
 
+    @abstractmethod
     def publish(
         self,
         plan: Plan,
@@ -59,37 +72,27 @@ class Destination(Protocol):
     ) -> None:
         """Send what is new, read everything back, then make it visible; the manifest last."""
 
-    def read(self, release: str, name: str) -> Iterator[bytes]:
-        """Read a published file.
+    @abstractmethod
+    def read(self, folder: str, name: str) -> Iterator[bytes]:
+        """Read a published file of a release's folder, or of a channel's.
 
         Raises:
             PublishError: ``NOT_PUBLISHED``: there is none.
         """
 
-    def manifest_url(self, release: str) -> str:
-        """Return the URL that loaders read a release at."""
+    @abstractmethod
+    def names(self, folder: str) -> Iterable[str]:
+        """Return the names of the published files in a folder; none where there is no folder."""
 
-    def download_url(self, release: str, name: str) -> str:
-        """Return the URL that pip and browsers read a file of a release at."""
-
+    @abstractmethod
     def releases(self) -> tuple[str, ...]:
         """Return the visible releases, oldest first; by their names where nothing else tells."""
 
-    def artifact_base(self, release: str) -> str:
-        """Return what stands before a file's name in a channel's manifest: where it lies."""
-
-    def channel_url(self, channel: str) -> str:
-        """Return the URL that loaders read a channel at."""
-
-    def channel_file(self, channel: str, name: str) -> bytes | None:
-        """Read a file of a channel; None where there is none."""
-
-    def channel_serials(self, channel: str) -> tuple[int, ...]:
-        """Return the serials that were promoted to a channel, in order."""
-
+    @abstractmethod
     def channels(self) -> tuple[str, ...]:
         """Return the channels' names."""
 
+    @abstractmethod
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
         """Make a signed manifest the channel's present one, and keep it under its serial.
 
@@ -97,50 +100,82 @@ class Destination(Protocol):
             PublishError: ``CHANNEL_MOVED``: another one was promoted under that serial meanwhile.
         """
 
+    @abstractmethod
+    def download_url(self, folder: str, name: str) -> str:
+        """Return the URL that pip and browsers read a file at."""
 
-def require_name(kind: str, name: str | None) -> str:
-    """Return a release's or channel's name, which becomes a folder, a tag, part of a URL.
+    def manifest_url(self, release: str) -> str:
+        """Return the URL that loaders read a release at."""
+        return self.download_url(release, MANIFEST)
+
+    def channel_url(self, channel: str) -> str:
+        """Return the URL that loaders read a channel at."""
+        return self.download_url(f"{self.channel_folder}{channel}", MANIFEST)
+
+    def artifact_base(self, release: str) -> str:
+        """Return what stands before a file's name in a channel's manifest.
+
+        A relative URL: it holds wherever the place is mirrored to.
+        """
+        return f"../../{release}/"
+
+    def small(self, folder: str, name: str) -> bytes:
+        """Read a manifest, a signature or a report, of at most 8 MiB.
+
+        Raises:
+            PublishError: ``NOT_PUBLISHED``, ``FILE_TOO_LARGE``.
+        """
+        content = b""
+        for block in self.read(folder, name):
+            content += block
+            if len(content) > _SMALL:
+                raise PublishError(
+                    "FILE_TOO_LARGE", f"{name} of {folder} at {self.where}: more than 8 MiB"
+                )
+        return content
+
+    def channel_file(self, channel: str, name: str) -> bytes | None:
+        """Read a file of a channel; None where there is none."""
+        try:
+            return self.small(f"{self.channel_folder}{channel}", name)
+        except PublishError as error:
+            if error.code != "NOT_PUBLISHED":
+                raise
+            return None
+
+    def channel_serials(self, channel: str) -> tuple[int, ...]:
+        """Return the serials that were promoted to a channel, in order."""
+        names = self.names(f"{self.channel_folder}{channel}")
+        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
+
+    def not_published(self, folder: str, name: str) -> PublishError:
+        """Return the error of a file that is not there."""
+        return PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {folder}")
+
+    def moved(self, channel: str, serial: int) -> PublishError:
+        """Return the error of a promotion that another one overtook."""
+        return PublishError(
+            "CHANNEL_MOVED",
+            f"channel {channel} of {self.where} came to serial {serial} meanwhile, by another "
+            "promotion",
+            hint="invoke status shows what it says now",
+        )
+
+
+def token(variable: str) -> str | None:
+    """Return the token in a variable, without the line break of a file; None where it is unset.
+
+    A token that is no header's value would be refused by a client library, in a message that has
+    the token in it; this one does not.
 
     Raises:
-        UsageError: it cannot be one.
+        UsageError: ``TOKEN_INVALID``: it cannot be one.
     """
-    if kind == "release" and name and _RESERVED.fullmatch(name):
+    found = os.environ.get(variable, "").strip()
+    if found and not _TOKEN.fullmatch(found):
         raise UsageError(
-            "NAME_INVALID", f"{name!r} is not a release's name: places keep their channels there"
+            "TOKEN_INVALID",
+            f"{variable} holds spaces, line breaks or letters that no token has",
+            hint="set it again; it is not shown here, because logs are read by others",
         )
-    if not name or not _NAME.fullmatch(name) or ".." in name:
-        raise UsageError(
-            "NAME_INVALID",
-            f"{name!r} is not a {kind}'s name" if name else f"no {kind} was named",
-            hint="letters, digits, '.', '_' and '-', 64 at most: b11549-1, stable",
-        )
-    return name
-
-
-def project(name: str | None) -> str | None:
-    """Return a project's name as signatures have it; None where none is given.
-
-    Raises:
-        UsageError: it is not ``OWNER/REPO``.
-    """
-    if name is not None and not _PROJECT.fullmatch(name):
-        raise UsageError("NAME_INVALID", f"--project {name!r} is not OWNER/REPO")
-    return name
-
-
-def moved(channel: str, serial: int, where: str) -> PublishError:
-    """Return the error of a promotion that another one overtook."""
-    return PublishError(
-        "CHANNEL_MOVED",
-        f"channel {channel} of {where} came to serial {serial} meanwhile, by another promotion",
-        hint="invoke status shows what it says now",
-    )
-
-
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort releases as a person counts: b9999-1 comes before b11549-1, and that before b11549-2."""
-    return tuple(sorted(names, key=_counted))
-
-
-def _counted(name: str) -> list[tuple[int, str]]:
-    return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]
+    return found or None

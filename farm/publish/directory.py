@@ -7,31 +7,30 @@ its place, every file synced, and appears with one rename.
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import re
 import shutil
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from farm import durable
 from farm.errors import PublishError, UsageError
-from farm.publish import destination, parts
+from farm.publish import parts
+from farm.publish.destination import SIGNATURE, Destination
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
+    from typing import BinaryIO
 
     from farm.publish.destination import Signed
     from farm.publish.parts import Known, Part, Plan
 
-CHANNELS: Final = "channels"
-SIGNATURE: Final = f"{MANIFEST}.minisig"
-_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
 
-
-class Directory:
-    """See ``destination.Destination``."""
+class Directory(Destination):
+    """See ``Destination``."""
 
     def __init__(self, root: Path) -> None:
         self.where = str(root)
@@ -57,7 +56,7 @@ class Directory:
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
             return {
-                path.name: parts.known(path, visible=visible)
+                path.name: parts.hashed(parts.blocks(path), visible=visible)
                 for path in found
                 if not path.name.startswith(".")
             }
@@ -87,20 +86,17 @@ class Directory:
                 gathered.rename(final)
             durable.sync(self._root)
 
-    def read(self, release: str, name: str) -> Iterator[bytes]:
-        """Read a file of a release."""
-        path = self._root / release / name
+    def read(self, folder: str, name: str) -> Iterator[bytes]:
+        """Read a file."""
+        path = self._root / folder / name
         if not path.is_file():
-            raise PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {release}")
+            raise self.not_published(folder, name)
         return parts.blocks(path)
 
-    def manifest_url(self, release: str) -> str:
-        """Return a ``file://`` URL; served over HTTP the path is the same."""
-        return (self._root / release / MANIFEST).as_uri()
-
-    def download_url(self, release: str, name: str) -> str:
-        """Return a ``file://`` URL."""
-        return (self._root / release / name).as_uri()
+    def names(self, folder: str) -> tuple[str, ...]:
+        """List the files in a folder."""
+        with _disk(self._root / folder):
+            return tuple(path.name for path in (self._root / folder).glob("*"))
 
     def releases(self) -> tuple[str, ...]:
         """Return the folders with a manifest; times of files are lost on the way to a mirror."""
@@ -110,33 +106,17 @@ class Directory:
                 for path in self._root.glob(f"*/{MANIFEST}")
                 if not path.parent.name.startswith(".")  # gathered, not published yet
             ]
-        return destination.in_order(path.parent.name for path in found)
-
-    def artifact_base(self, release: str) -> str:
-        """Return a relative URL, which holds wherever the folder is mirrored to."""
-        return f"../../{release}/"
-
-    def channel_url(self, channel: str) -> str:
-        """Return a ``file://`` URL."""
-        return (self._channel(channel) / MANIFEST).as_uri()
-
-    def channel_file(self, channel: str, name: str) -> bytes | None:
-        """Read a file of a channel."""
-        path = self._channel(channel) / name
-        with _disk(path):
-            return durable.read_small(path) if path.is_file() else None
-
-    def channel_serials(self, channel: str) -> tuple[int, ...]:
-        """Return the numbers among the file names."""
-        with _disk(self._channel(channel)):
-            names = [path.name for path in self._channel(channel).glob("*.json")]
-        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
+        return parts.in_order(path.parent.name for path in found)
 
     def channels(self) -> tuple[str, ...]:
         """Return the folders below ``channels/``."""
         with _disk(self._root):
-            found = self._root.glob(f"{CHANNELS}/*/{MANIFEST}")
+            found = self._root.glob(f"{self.channel_folder}*/{MANIFEST}")
             return tuple(sorted(path.parent.name for path in found))
+
+    def download_url(self, folder: str, name: str) -> str:
+        """Return a ``file://`` URL; served over HTTP the path is the same."""
+        return (self._root / folder / name).as_uri()
 
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
         """Write the numbered pair, then the present one: the signature, then the manifest.
@@ -144,18 +124,18 @@ class Directory:
         Between these two renames a reader may get the new signature with the old manifest; the
         loader then reads both once more.
         """
-        folder = self._channel(channel)
+        folder = self._root / f"{self.channel_folder}{channel}"
         with _disk(folder), self._locked(lambda _: None):
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / f"{serial}.json").exists():
-                raise destination.moved(channel, serial, self.where)
+                raise self.moved(channel, serial)
             for name, content in (
                 (f"{serial}.json.minisig", signed.signature),
                 (f"{serial}.json", signed.manifest),
                 (SIGNATURE, signed.signature),
                 (MANIFEST, signed.manifest),
             ):
-                _write(folder / name, content)
+                _write(folder / name, io.BytesIO(content))
             durable.sync(folder)
 
     @contextmanager
@@ -175,9 +155,6 @@ class Directory:
             yield
         finally:
             os.close(handle)
-
-    def _channel(self, channel: str) -> Path:
-        return self._root / CHANNELS / channel
 
     def _gathered(self, release: str) -> Path:
         return self._root / f".{release}.publishing"
@@ -209,26 +186,16 @@ def _leave_only(names: set[str], gathered: Path) -> None:
 
 
 def _copy(part: Part, place: Path) -> None:
-    beginning = _beginning(place)
-    with durable.open_regular(part.path) as source, beginning.open("xb") as out:
-        shutil.copyfileobj(source, out, parts.BLOCK)
-        out.flush()
-        os.fsync(out.fileno())
-    beginning.chmod(0o644)
-    beginning.rename(place)
+    with durable.open_regular(part.path) as source:
+        _write(place, source)
 
 
-def _beginning(place: Path) -> Path:
-    """Return where a file is written before it gets its name; what is there, a link say, goes."""
+def _write(place: Path, content: BinaryIO) -> None:
+    """Write a file under another name first; what is there, a link say, goes."""
     beginning = place.with_name(f".{place.name}.part")
     beginning.unlink(missing_ok=True)
-    return beginning
-
-
-def _write(place: Path, content: bytes) -> None:
-    beginning = _beginning(place)
     with beginning.open("xb") as out:
-        out.write(content)
+        shutil.copyfileobj(content, out, parts.BLOCK)
         out.flush()
         os.fsync(out.fileno())
     beginning.chmod(0o644)

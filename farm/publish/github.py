@@ -6,14 +6,13 @@ channel is the release ``channel-NAME``: its ``manifest.json`` is replaced, ever
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import quote
 
 from farm.errors import PublishError
-from farm.publish import destination, github_api, parts
+from farm.publish import github_api, parts
+from farm.publish.destination import SIGNATURE, Destination
 from farm.publish.parts import Known
 from farm.release import MANIFEST
 
@@ -23,15 +22,14 @@ if TYPE_CHECKING:
     from farm.publish.destination import Signed
     from farm.publish.parts import Part, Plan
 
-SIGNATURE: Final = f"{MANIFEST}.minisig"
-_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
-_CHANNEL: Final = "channel-"
 _NEXT: Final = ".next"
 """Behind the name of an asset that is to take another's place."""
 
 
-class GitHub:
-    """See ``destination.Destination``."""
+class GitHub(Destination):
+    """See ``Destination``."""
+
+    channel_folder = "channel-"
 
     def __init__(self, repository: str) -> None:
         self.where = f"github:{repository}"
@@ -93,24 +91,18 @@ class GitHub:
         if release["draft"]:
             self._api.call("PATCH", f"/releases/{release['id']}", json={"draft": False})
 
-    def read(self, release: str, name: str) -> Iterator[bytes]:
+    def read(self, folder: str, name: str) -> Iterator[bytes]:
         """Download an asset of a published release."""
-        found = self._release(release)
-        if found is not None and not found["draft"]:
-            for asset in self._assets(found):
-                if asset["name"] == name:
-                    with self._api.asset(asset) as content:
-                        yield from content
-                    return
-        raise PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {release}")
+        for asset in self._published(folder):
+            if asset["name"] == name:
+                with self._api.asset(asset) as content:
+                    yield from content
+                return
+        raise self.not_published(folder, name)
 
-    def manifest_url(self, release: str) -> str:
-        """Return the asset's public URL."""
-        return self.download_url(release, MANIFEST)
-
-    def download_url(self, release: str, name: str) -> str:
-        """Return the public URL of an asset."""
-        return f"{self.artifact_base(release)}{name}"
+    def names(self, folder: str) -> tuple[str, ...]:
+        """List the assets of a published release."""
+        return tuple(asset["name"] for asset in self._published(folder))
 
     def releases(self) -> tuple[str, ...]:
         """Return the tags of published releases with a manifest, oldest first."""
@@ -118,44 +110,32 @@ class GitHub:
             one["tag_name"]
             for one in self._api.pages("/releases")
             if not one["draft"]
-            and not one["tag_name"].startswith(_CHANNEL)
+            and not one["tag_name"].startswith(self.channel_folder)
             and any(asset["name"] == MANIFEST for asset in one["assets"])
         ]
         return tuple(reversed(found))
 
-    def artifact_base(self, release: str) -> str:
-        """Return the public URL of a release's assets."""
-        return f"{self._server}/{self._repository}/releases/download/{quote(release)}/"
-
-    def channel_url(self, channel: str) -> str:
-        """Return the public URL of a channel's manifest."""
-        return f"{self.artifact_base(_CHANNEL + channel)}{MANIFEST}"
-
-    def channel_file(self, channel: str, name: str) -> bytes | None:
-        """Download an asset of a channel."""
-        for asset in self._channel_assets(channel):
-            if asset["name"] == name:
-                with self._api.asset(asset) as content:
-                    return b"".join(content)
-        return None
-
-    def channel_serials(self, channel: str) -> tuple[int, ...]:
-        """Return the numbers among the assets' names."""
-        names = [asset["name"] for asset in self._channel_assets(channel)]
-        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
-
     def channels(self) -> tuple[str, ...]:
         """Return what follows ``channel-`` in the tags."""
         tags = (one["tag_name"] for one in self._api.pages("/releases") if not one["draft"])
-        return tuple(sorted(t.removeprefix(_CHANNEL) for t in tags if t.startswith(_CHANNEL)))
+        start = self.channel_folder
+        return tuple(sorted(tag.removeprefix(start) for tag in tags if tag.startswith(start)))
+
+    def download_url(self, folder: str, name: str) -> str:
+        """Return the public URL of an asset."""
+        return f"{self.artifact_base(folder)}{name}"
+
+    def artifact_base(self, release: str) -> str:
+        """Return the public URL of a release's assets: a channel's own lie elsewhere."""
+        return f"{self._server}/{self._repository}/releases/download/{quote(release)}/"
 
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
         """Upload everything under other names first; what is replaced is gone for two requests."""
-        tag = _CHANNEL + channel
+        tag = self.channel_folder + channel
         release = self._release(tag) or self._create(tag, draft=False)
         there = {asset["name"]: asset for asset in self._assets(release)}
         if f"{serial}.json" in there:
-            raise destination.moved(channel, serial, self.where)
+            raise self.moved(channel, serial)
         stale = there.get(f"{serial}.json.minisig")
         if stale is not None:  # of a promotion that was cut off before its manifest
             self._api.call("DELETE", f"/releases/assets/{stale['id']}")
@@ -202,17 +182,15 @@ class GitHub:
         found = self._api.pages(f"/releases/{release['id']}/assets")
         return [asset for asset in found if asset["state"] == "uploaded"]
 
-    def _channel_assets(self, channel: str) -> list[dict[str, Any]]:
-        release = self._release(_CHANNEL + channel)
-        return [] if release is None else self._assets(release)
+    def _published(self, tag: str) -> list[dict[str, Any]]:
+        """Return the whole assets of a published release; none where there is no such release."""
+        release = self._release(tag)
+        return [] if release is None or release["draft"] else self._assets(release)
 
     def _known(self, asset: Mapping[str, Any], *, visible: bool) -> Known:
         """Take GitHub's own digest, else read the asset: those from before 2025-06 have none."""
         algorithm, _, told = str(asset.get("digest") or "").partition(":")
         if algorithm == "sha256":
             return Known(asset["size"], told, visible)
-        digest = hashlib.sha256()
         with self._api.asset(asset) as content:
-            for block in content:
-                digest.update(block)
-        return Known(asset["size"], digest.hexdigest(), visible)
+            return parts.hashed(content, visible=visible)

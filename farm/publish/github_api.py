@@ -6,18 +6,20 @@ import io
 import os
 import time
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import requests
 
 from farm.errors import PublishError, UsageError
-from farm.publish import token
+from farm.publish.destination import token
 from farm.publish.parts import BLOCK
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
+T = TypeVar("T")
 _TIMEOUT: Final = (10.0, 300.0)
 _TRIES: Final = 4
 _LONGEST_WAIT: Final = 900.0
@@ -26,6 +28,21 @@ _LIMITED, _BROKEN = frozenset({403, 429}), frozenset({500, 502, 503, 504})
 _GONE, _EXISTS, _TOO_MANY = 404, 422, 429
 _UNTOLD: Final = 60.0
 """Seconds to wait where GitHub does not say how long."""
+
+
+class _UnansweredError(PublishError):
+    """GitHub did not answer; ``pause`` are the seconds that it asks to wait, None if it does not.
+
+    The request may have been carried out all the same.
+    """
+
+    def __init__(self, method: str, url: str, why: str, pause: float | None = None) -> None:
+        super().__init__(
+            "GITHUB_UNREACHABLE",
+            f"{method} {_shown(url)}: {why}",
+            hint="nothing visible changed; publishing again sends only what is missing",
+        )
+        self.pause = pause
 
 
 class Api:
@@ -38,7 +55,7 @@ class Api:
         sleep: Callable[[float], None] = time.sleep,
         now: Callable[[], float] = time.time,
     ) -> None:
-        found = token.read("GITHUB_TOKEN")
+        found = token("GITHUB_TOKEN")
         if found is None:
             raise UsageError(
                 "TOKEN_MISSING",
@@ -58,7 +75,8 @@ class Api:
         Raises:
             PublishError: GitHub refuses, or cannot be reached.
         """
-        with self._answer(method, self._root + path, **options) as answer:
+        url = self._root + path
+        with self._patiently(lambda: self._once(method, url, **options)) as answer:
             return answer.json() if answer.content else None
 
     def create(
@@ -72,25 +90,19 @@ class Api:
         Raises:
             PublishError: GitHub refuses, or cannot be reached.
         """
-        for attempt in range(_TRIES):
-            try:
-                with self._answer("POST", self._root + path, tries=1, json=body) as answer:
-                    made: dict[str, Any] = answer.json()
-                    return made
-            except PublishError as error:
-                if error.code != "GITHUB_UNREACHABLE" or attempt == _TRIES - 1:
-                    raise
-            self._sleep(2.0**attempt)
-            found = find()
-            if found is not None:
-                return found
-        raise AssertionError("unreachable: the last try returns or raises")
+
+        def make() -> dict[str, Any]:
+            with self._once("POST", self._root + path, json=body) as answer:
+                made: dict[str, Any] = answer.json()
+                return made
+
+        return self._patiently(make, find)
 
     def pages(self, path: str) -> Iterator[dict[str, Any]]:
         """List something to its end, page by page."""
         url: str | None = f"{self._root}{path}?per_page=100"
         while url:
-            with self._answer("GET", url) as answer:
+            with self._patiently(partial(self._once, "GET", url)) as answer:
                 yield from answer.json()
                 url = answer.links.get("next", {}).get("url")
 
@@ -99,82 +111,66 @@ class Api:
         """Download an asset, also one of a draft."""
         url = f"{self._root}/releases/assets/{asset['id']}"
         headers = {"Accept": "application/octet-stream", "Accept-Encoding": "identity"}
-        with self._answer("GET", url, headers=headers, stream=True) as answer:
+        ask = partial(self._once, "GET", url, headers=headers, stream=True)
+        with self._patiently(ask) as answer:
             yield _content(answer)
 
     def upload(self, release: Mapping[str, Any], name: str, content: Path | bytes) -> None:
         """Upload an asset; what an earlier try left unfinished under its name goes first."""
         url = str(release["upload_url"]).partition("{")[0]
-        for attempt in range(_TRIES):
-            self._remove_unfinished(release, name)
-            try:
-                self._send(url, name, content)
-            except PublishError as error:
-                if error.code != "GITHUB_UNREACHABLE" or attempt == _TRIES - 1:
-                    raise
-                self._sleep(2.0**attempt)
-            else:
-                return
-
-    def _send(self, url: str, name: str, content: Path | bytes) -> None:
         headers = {"Content-Type": "application/octet-stream"}
-        with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as data:
-            self._answer(
-                "POST", url, tries=1, params={"name": name}, headers=headers, data=data
-            ).close()
 
-    def _remove_unfinished(self, release: Mapping[str, Any], name: str) -> None:
-        for asset in self.pages(f"/releases/{release['id']}/assets"):
-            unfinished = asset["state"] != "uploaded" or name.endswith(".next")
-            if asset["name"] == name and unfinished:
-                self.call("DELETE", f"/releases/assets/{asset['id']}")
+        def send() -> None:
+            for asset in self.pages(f"/releases/{release['id']}/assets"):
+                unfinished = asset["state"] != "uploaded" or name.endswith(".next")
+                if asset["name"] == name and unfinished:
+                    self.call("DELETE", f"/releases/assets/{asset['id']}")
+            with io.BytesIO(content) if isinstance(content, bytes) else content.open("rb") as data:
+                self._once("POST", url, params={"name": name}, headers=headers, data=data).close()
 
-    def _answer(
-        self, method: str, url: str, *, tries: int | None = None, **options: Any
-    ) -> requests.Response:
-        """Ask until there is an answer that is none of a limit or of a broken server."""
-        tries = tries or _TRIES
-        headers = {"Accept": "application/vnd.github+json", **options.pop("headers", {})}
-        for attempt in range(tries):
-            last = attempt == tries - 1
+        self._patiently(send)
+
+    def _patiently(self, ask: Callable[[], T], find: Callable[[], T | None] = lambda: None) -> T:
+        """Ask until GitHub answers; before it is asked again, look for what was done."""
+        for attempt in range(_TRIES):
             try:
-                answer = self._session.request(
-                    method, url, headers=headers, timeout=_TIMEOUT, **options
-                )
-            except requests.RequestException as error:
-                if last:
-                    raise _unreachable(method, url, str(error)) from error
-                self._sleep(2.0**attempt)
-                continue
-            pause = self._pause(answer, attempt)
-            if pause is None:
-                _require_success(method, url, answer)
-                return answer
-            answer.close()
-            if last and answer.status_code in _BROKEN:
-                raise _unreachable(method, url, f"status {answer.status_code}")
-            self._sleep(pause)
-            if last:
-                raise _unreachable(method, url, "its rate limit did not end")
+                return ask()
+            except _UnansweredError as error:
+                if attempt == _TRIES - 1:
+                    raise
+                self._sleep(2.0**attempt if error.pause is None else error.pause)
+            found = find()
+            if found is not None:
+                return found
         raise AssertionError("unreachable: the last try returns or raises")
 
-    def _pause(self, answer: requests.Response, attempt: int) -> float | None:
-        """Return the seconds to wait before asking again; None where the answer stands.
+    def _once(self, method: str, url: str, **options: Any) -> requests.Response:
+        """Make one request.
 
         https://docs.github.com/en/rest/using-the-rest-api/rate-limits-for-the-rest-api
         """
+        headers = {"Accept": "application/vnd.github+json", **options.pop("headers", {})}
+        try:
+            answer = self._session.request(
+                method, url, headers=headers, timeout=_TIMEOUT, **options
+            )
+        except requests.RequestException as error:
+            raise _UnansweredError(method, url, str(error)) from error
         if answer.status_code in _BROKEN:
-            return 2.0**attempt
-        if answer.status_code not in _LIMITED:
-            return None
-        pause = self._limit(answer)
-        if pause is not None and pause > _LONGEST_WAIT:
+            answer.close()
+            raise _UnansweredError(method, url, f"status {answer.status_code}")
+        pause = self._limit(answer) if answer.status_code in _LIMITED else None
+        if pause is None:
+            _require_success(method, url, answer)
+            return answer
+        answer.close()
+        if pause > _LONGEST_WAIT:
             raise PublishError(
                 "GITHUB_LIMIT",
-                f"{_shown(answer.url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
+                f"{_shown(url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
                 hint="publishing again then goes on with what is missing",
             )
-        return pause
+        raise _UnansweredError(method, url, "its rate limit did not end", pause)
 
     def _limit(self, answer: requests.Response) -> float | None:
         """Return the seconds until a limit ends; None where it is another refusal."""
@@ -196,7 +192,7 @@ def _content(answer: requests.Response) -> Iterator[bytes]:
     try:
         yield from answer.iter_content(BLOCK)
     except requests.RequestException as error:
-        raise _unreachable("GET", answer.url, str(error)) from error
+        raise _UnansweredError("GET", answer.url, str(error)) from error
 
 
 def _require_success(method: str, url: str, answer: requests.Response) -> None:
@@ -214,14 +210,6 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
         hint="does the repository exist, and may GITHUB_TOKEN write its contents?"
         if answer.status_code != _EXISTS
         else "publishing again goes on with what is missing",
-    )
-
-
-def _unreachable(method: str, url: str, why: str) -> PublishError:
-    return PublishError(
-        "GITHUB_UNREACHABLE",
-        f"{method} {_shown(url)}: {why}",
-        hint="nothing visible changed; publishing again sends only what is missing",
     )
 
 

@@ -5,9 +5,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import re
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -25,7 +23,8 @@ from huggingface_hub.hf_api import RepoFile, RepoFolder
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError, UsageError
-from farm.publish import destination, parts, token
+from farm.publish import parts
+from farm.publish.destination import Destination, token
 from farm.publish.parts import Known
 from farm.release import MANIFEST
 
@@ -36,8 +35,6 @@ if TYPE_CHECKING:
     from farm.publish.destination import Signed
     from farm.publish.parts import Part, Plan
 
-CHANNELS: Final = "channels"
-_SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
 _MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
@@ -50,11 +47,11 @@ def api() -> HfApi:
     if not sys.stderr.isatty():
         disable_progress_bars()
     endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads both only once
-    return HfApi(endpoint, token=token.read("HF_TOKEN"), library_name="llama-server-farm")
+    return HfApi(endpoint, token=token("HF_TOKEN"), library_name="llama-server-farm")
 
 
-class Hub:
-    """See ``destination.Destination``. ``HF_TOKEN`` must be allowed to write."""
+class Hub(Destination):
+    """See ``Destination``. ``HF_TOKEN`` must be allowed to write."""
 
     def __init__(self, repository: str) -> None:
         self.where = f"hf:{repository}"
@@ -68,7 +65,7 @@ class Hub:
 
     def require_writable(self) -> None:
         """Ask whose token it is: without one only reading works."""
-        if token.read("HF_TOKEN") is None and get_token() is None:
+        if token("HF_TOKEN") is None and get_token() is None:
             raise UsageError(
                 "TOKEN_MISSING",
                 "HF_TOKEN is not set, and there is no login",
@@ -106,63 +103,48 @@ class Hub:
                 check(part, self._content(f"{plan.release}/{part.name}", commit))
             self._tag(plan, commit, check)
 
-    def read(self, release: str, name: str) -> Iterator[bytes]:
-        """Download a file of a release."""
+    def read(self, folder: str, name: str) -> Iterator[bytes]:
+        """Download a file of the main branch."""
         with hub_errors(self.where):
             try:
-                yield from self._content(f"{release}/{name}", "main")
+                yield from self._content(f"{folder}/{name}", "main")
             except _MISSING as error:
-                raise PublishError(
-                    "NOT_PUBLISHED", f"{self.where} has no {name} of {release}"
-                ) from error
+                raise self.not_published(folder, name) from error
+
+    def names(self, folder: str) -> tuple[str, ...]:
+        """List the files in a folder of the main branch."""
+        return tuple(path.rpartition("/")[2] for path in self._files(folder))
+
+    def releases(self) -> tuple[str, ...]:
+        """Return the folders that have a manifest."""
+        return parts.in_order(
+            name for name in self._folders("") if f"{name}/{MANIFEST}" in self._files(name)
+        )
+
+    def channels(self) -> tuple[str, ...]:
+        """Return the folders below ``channels/``."""
+        return tuple(path.rpartition("/")[2] for path in self._folders("channels"))
+
+    def download_url(self, folder: str, name: str) -> str:
+        """Return the https URL at the release's tag."""
+        path = f"{folder}/{name}"
+        return hf_hub_url(self._repository, path, revision=folder, endpoint=self._api.endpoint)
 
     def manifest_url(self, release: str) -> str:
         """Return the manifest's URL at the release's tag."""
         return f"hf://{self._repository}@{release}/{release}/{MANIFEST}"
 
-    def download_url(self, release: str, name: str) -> str:
-        """Return the https URL at the release's tag."""
-        path = f"{release}/{name}"
-        return hf_hub_url(self._repository, path, revision=release, endpoint=self._api.endpoint)
-
-    def releases(self) -> tuple[str, ...]:
-        """Return the folders that have a manifest."""
-        return destination.in_order(
-            name for name in self._folders("") if f"{name}/{MANIFEST}" in self._files(name)
-        )
-
-    def artifact_base(self, release: str) -> str:
-        """Return a relative URL: mirrors keep their own."""
-        return f"../../{release}/"
-
     def channel_url(self, channel: str) -> str:
         """Return the manifest's URL on the main branch."""
-        return f"hf://{self._repository}/{CHANNELS}/{channel}/{MANIFEST}"
-
-    def channel_file(self, channel: str, name: str) -> bytes | None:
-        """Download a file of a channel."""
-        with hub_errors(self.where):
-            try:
-                return b"".join(self._content(f"{CHANNELS}/{channel}/{name}", "main"))
-            except _MISSING:
-                return None
-
-    def channel_serials(self, channel: str) -> tuple[int, ...]:
-        """Return the numbers among the file names."""
-        names = [path.rpartition("/")[2] for path in self._files(f"{CHANNELS}/{channel}")]
-        return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
-
-    def channels(self) -> tuple[str, ...]:
-        """Return the folders below ``channels/``."""
-        return tuple(path.rpartition("/")[2] for path in self._folders(CHANNELS))
+        return f"hf://{self._repository}/{self.channel_folder}{channel}/{MANIFEST}"
 
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
         """Commit the manifest and its signature together."""
-        place = f"{CHANNELS}/{channel}"
+        place = f"{self.channel_folder}{channel}"
         with hub_errors(self.where):
             head = self._head()
             if f"{place}/{serial}.json" in self._files(place, head):
-                raise destination.moved(channel, serial, self.where)
+                raise self.moved(channel, serial)
             self._commit(
                 f"Channel {channel}: serial {serial}",
                 {
@@ -226,11 +208,8 @@ class Hub:
     def _known(self, file: RepoFile, revision: str) -> Known:
         if file.lfs is not None:
             return Known(file.size, file.lfs.sha256)
-        digest = hashlib.sha256()
         with hub_errors(self.where):
-            for block in self._content(file.path, revision):
-                digest.update(block)
-        return Known(file.size, digest.hexdigest())
+            return parts.hashed(self._content(file.path, revision))
 
     def _files(self, path: str, revision: str = "main") -> dict[str, RepoFile]:
         """Return the files in a folder by their paths; none where there is no such folder."""

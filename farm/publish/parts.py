@@ -20,13 +20,9 @@ if TYPE_CHECKING:
 BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
 _SMALL: Final = 100_000
+_COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
 GATE: Final = "gate.json"
-"""The report of the checks before a promotion; a release may have it.
-
-What is published stays as it is, so a later report of the same release is ``gate-2.json``, then
-``gate-3.json``: the highest number counts.
-"""
-_REPORT: Final = re.compile(r"gate(?:-([2-9]|[1-9][0-9]{1,5}))?\.json", re.ASCII)
+"""The report of the checks before a promotion; a release may have it."""
 
 
 @dataclass(frozen=True)
@@ -104,17 +100,6 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
     return (*names, folder_of.SCHEMA, folder_of.SUMS, folder_of.MANIFEST)
 
 
-def reports(names: Iterable[str]) -> tuple[str, ...]:
-    """Return the gate's reports among some names, the one that counts first."""
-    return tuple(sorted(filter(_REPORT.fullmatch, names), key=_number, reverse=True))
-
-
-def next_report(names: Iterable[str]) -> str:
-    """Return the name for one more report."""
-    found = reports(names)
-    return f"gate-{_number(found[0]) + 1}.json" if found else GATE
-
-
 def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
     """Tell what is there already from what is new.
 
@@ -147,14 +132,11 @@ def compare(part: Part, content: Iterable[bytes]) -> None:
     Raises:
         PublishError: ``READ_BACK_DIFFERS``: it is not what was sent.
     """
-    digest, size = hashlib.sha256(), 0
-    for block in content:
-        digest.update(block)
-        size += len(block)
-    if (size, digest.hexdigest()) != (part.size, part.sha256):
+    found = hashed(content)
+    if not found.is_of(part):
         raise PublishError(
             "READ_BACK_DIFFERS",
-            f"{part.name} was read back as {size} bytes with sha256 {digest.hexdigest()}, not"
+            f"{part.name} was read back as {found.size} bytes with sha256 {found.sha256}, not"
             f" {part.size} with {part.sha256}",
             hint="nothing points at it yet; publish again",
         )
@@ -181,10 +163,13 @@ def megabytes(size: int) -> str:
     return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
 
 
-def known(path: Path, *, visible: bool) -> Known:
-    """Hash a file."""
-    part = of_file(path)
-    return Known(part.size, part.sha256, visible)
+def hashed(content: Iterable[bytes], *, visible: bool = True) -> Known:
+    """Return the size and the digest of a file's blocks."""
+    digest, size = hashlib.sha256(), 0
+    for block in content:
+        digest.update(block)
+        size += len(block)
+    return Known(size, digest.hexdigest(), visible)
 
 
 def blocks(path: Path) -> Iterator[bytes]:
@@ -200,18 +185,15 @@ def of_file(path: Path) -> Part:
     Raises:
         PublishError: it cannot be read.
     """
-    digest, size = hashlib.sha256(), 0
     try:
-        for block in blocks(path):
-            digest.update(block)
-            size += len(block)
+        found = hashed(blocks(path))
     except OSError as error:
         raise PublishError(
             "RELEASE_INCOMPLETE",
             f"{path}: {error.strerror}",
             hint="invoke manifest writes what stands beside the tarballs again",
         ) from error
-    return Part(path.name, path, size, digest.hexdigest())
+    return Part(path.name, path, found.size, found.sha256)
 
 
 def _beside(url: str, name: str | None) -> str:
@@ -225,9 +207,13 @@ def _beside(url: str, name: str | None) -> str:
     return url
 
 
-def _number(report: str) -> int:
-    match = _REPORT.fullmatch(report)
-    return int(match[1] or 1) if match else 0
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """Sort releases as a person counts: b9999-1 comes before b11549-1, and that before b11549-2."""
+    return tuple(sorted(names, key=_counted))
+
+
+def _counted(name: str) -> list[tuple[int, str]]:
+    return [(int(number or 0), word) for word, number in _COUNTED.findall(name)]
 
 
 def _manifest_last(part: Part) -> bool:

@@ -44,7 +44,7 @@ def release(destination: Destination, name: str) -> dict[str, Any]:
     Raises:
         PublishError: it is not published.
     """
-    content = b"".join(destination.read(name, MANIFEST))
+    content = destination.small(name, MANIFEST)
     schema.parse(content, what=f"{name} of {destination.where}")
     return _pin(destination.manifest_url(name), content)
 

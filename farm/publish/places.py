@@ -1,4 +1,4 @@
-"""From what a person wrote behind ``--to`` to the place that is meant."""
+"""Parse what a person names: a place, a release, a channel, a project."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from farm.publish.destination import Destination
 
 _REPOSITORY: Final = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9_][\w.-]*", re.ASCII)
+_NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]{0,63}", re.ASCII)
+_PROJECT: Final = re.compile(r"[\w.-]{1,100}/[\w.-]{1,100}", re.ASCII)
+_RESERVED: Final = re.compile(r"channels|channel-.*", re.IGNORECASE)
 _ACCEPTED: Final = "a folder, github:OWNER/REPO or hf:OWNER/REPO"
 
 
@@ -52,3 +55,33 @@ def _folder(text: str) -> Path:
             hint=f"it takes {_ACCEPTED}",
         )
     return folder
+
+
+def require_name(kind: str, name: str | None) -> str:
+    """Return a release's or channel's name, which becomes a folder, a tag, part of a URL.
+
+    Raises:
+        UsageError: it cannot be one.
+    """
+    if kind == "release" and name and _RESERVED.fullmatch(name):
+        raise UsageError(
+            "NAME_INVALID", f"{name!r} is not a release's name: places keep their channels there"
+        )
+    if not name or not _NAME.fullmatch(name) or ".." in name:
+        raise UsageError(
+            "NAME_INVALID",
+            f"{name!r} is not a {kind}'s name" if name else f"no {kind} was named",
+            hint="letters, digits, '.', '_' and '-', 64 at most: b11549-1, stable",
+        )
+    return name
+
+
+def project(name: str | None) -> str | None:
+    """Return a project's name as signatures have it; None where none is given.
+
+    Raises:
+        UsageError: it is not ``OWNER/REPO``.
+    """
+    if name is not None and not _PROJECT.fullmatch(name):
+        raise UsageError("NAME_INVALID", f"--project {name!r} is not OWNER/REPO")
+    return name

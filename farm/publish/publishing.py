@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from farm import durable, release
 from farm.errors import PublishError
 from farm.inputs import advisories
-from farm.publish import destination as places
-from farm.publish import gate, parts
+from farm.publish import gate, parts, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -51,11 +49,14 @@ def prepare(
             f"note[BUILD_ASSUMED]: b{manifest.source.build} is what the builder said; "
             "the source did not tell"
         )
+    more = [] if wheel is None else [parts.of_file(wheel)]
+    for part in found:
+        if part.name == parts.GATE:
+            content = durable.read_small(part.path)
+            gate.of_these_bytes(content, durable.read_small(found[-1].path), what=str(folder))
+            more.append(part)
     present = destination.present(name)
-    wanted = _with_report(name, found, destination, present)
-    if wheel is not None:
-        wanted = _with_wheel(wheel, wanted, present, note)
-    return parts.plan(name, destination.where, wanted, present)
+    return parts.plan(name, destination.where, _with(more, found, present, note), present)
 
 
 def passed(folder: Path, plan: Plan) -> str | None:
@@ -108,53 +109,21 @@ def _require_verified(manifest: Manifest, found: Iterable[Part]) -> None:
             )
 
 
-def _with_wheel(
-    wheel: Path,
-    wanted: tuple[Part, ...],
+def _with(
+    more: Iterable[Part],
+    found: Iterable[Part],
     present: Mapping[str, Known],
     note: Callable[[str], None],
 ) -> tuple[Part, ...]:
-    """Add the wheel before the manifest, unless the release was published with another one."""
-    part = parts.of_file(wheel)
-    known = present.get(part.name)
-    if known is not None and known.visible and not known.is_of(part):
-        note(f"{part.name} stays as it was published: this checkout builds other bytes")
-        return wanted
-    return (*wanted[:-1], part, wanted[-1])
+    """Add the wheel and the report before the manifest, unless they were published already.
 
-
-def _with_report(
-    name: str, found: Iterable[Part], destination: Destination, present: Mapping[str, Known]
-) -> tuple[Part, ...]:
-    """Give the folder's report the name that it is, or will be, published under.
-
-    A report that adds nothing to the published one is left out: who repeats a whole run sends
-    nothing twice.
+    What is published never changes: another wheel or report of the same release stays here.
     """
-    by_name = {part.name: part for part in found}
-    own = by_name.get(parts.GATE)
-    if own is None:
-        return tuple(by_name.values())
-    report = gate.of_these_bytes(
-        *map(durable.read_small, (own.path, by_name[release.MANIFEST].path))
-    )
-    published = parts.reports(file for file, known in present.items() if known.visible)
-    if published:
-        newest = present[published[0]]
-        if newest.is_of(own):
-            by_name[parts.GATE] = replace(own, name=published[0])
-        elif report.adds_to(_report(destination, name, published[0])):
-            by_name[parts.GATE] = replace(own, name=parts.next_report(published))
-        else:
-            del by_name[parts.GATE]
-    return tuple(by_name.values())
-
-
-def _report(destination: Destination, name: str, file: str) -> gate.Report | None:
-    """Read a published report; None where it is none that this farm understands."""
-    try:
-        return gate.decode(b"".join(destination.read(name, file)), what=f"{file} of {name}")
-    except PublishError as error:
-        if error.code != "GATE_INVALID":
-            raise
-        return None
+    extra = {part.name: part for part in more}
+    for part in list(extra.values()):
+        known = present.get(part.name)
+        if known is not None and known.visible and not known.is_of(part):
+            note(f"{part.name} stays as it was published: the one here has other bytes")
+            del extra[part.name]
+    *others, manifest = (part for part in found if part.name != parts.GATE)
+    return (*others, *extra.values(), manifest)

@@ -27,7 +27,6 @@ _LONGEST: Final = 3650
 """Days. A channel that lives longer than that has no expiry worth the name."""
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
-_TARGET: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 
 
 def report() -> BuildReport:
@@ -115,30 +114,6 @@ def one_of(options: Mapping[str, str | None]) -> None:
         raise UsageError(
             "OPTIONS_INVALID", f"one of {', '.join(options)} is needed, not {len(given)} of them"
         )
-
-
-def names(option: str, text: str) -> tuple[str, ...]:
-    """Parse names of CMake targets with commas between them.
-
-    Raises:
-        UsageError: names the option and the part that is no target's name.
-    """
-    found = tuple(part.strip() for part in text.split(",") if part.strip())
-    for name in found:
-        if not _TARGET.fullmatch(name):
-            raise UsageError("TARGET_INVALID", f"{option} {name!r} is not a target's name")
-    return found
-
-
-def count_or_names(option: str, value: str | None) -> int | tuple[str, ...] | None:
-    """Parse a positive number, or names with commas between them; None stays None.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
-    if value is None or value[:1].isdigit() or value.startswith("-"):
-        return positive(option, value)
-    return names(option, value)
 
 
 def port(option: str, text: str) -> int:

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from farm.errors import PublishError
-from farm.publish.parts import GATE, megabytes
+from farm.publish.parts import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -68,7 +68,7 @@ def gate(report: Report) -> None:
         raise PublishError(
             "GATE_FAILED", f"{report.release} did not pass: {'; '.join(report.failed)}"
         )
-    line(f"{report.release} may be published and promoted; the report is {GATE}")
+    line(f"{report.release} may be published and promoted")
     line(f"promote these bytes: invoke promote {report.release} --sha256 {report.manifest_sha256}")
 
 

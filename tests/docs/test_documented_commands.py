@@ -68,11 +68,6 @@ RUN = {
     " llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst": (
         "test_the_same_comes_out_from_a_folder_a_file_url_and_over_http"
     ),
-    "invoke reproducible --arch-set sm90 --line cu130 --image llama-farm-base:bookworm-cu130"
-    " --objects arange,set,scale,add-id,diagmask,tsembd,sumrows,acc,roll,clamp,argmax,gla,pad,"
-    "out-prod,pool2d,cross-entropy-loss,wkv,concat,im2col,norm,rope,mmq-instance-q4_k": (
-        "test_cuda_objects_of_two_containers_are_the_same"
-    ),
     "invoke manifest --out dist": BUILDER,
     "invoke verify dist": BUILDER,
     "invoke smoke dist": BUILDER,

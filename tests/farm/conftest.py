@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from farm import trust
 from tests.rigs import published, tiny_release
 
 if TYPE_CHECKING:
@@ -32,3 +33,10 @@ def place(
     """Give each kind of place in turn, empty."""
     with published.serving(request.param, tmp_path / "published", monkeypatch) as served:
         yield served
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> trust.Signer:
+    """Give a channel's new key."""
+    trust.generate(tmp_path / "key")
+    return trust.signer(tmp_path / "key")

@@ -18,7 +18,7 @@ import pytest
 import small_disk
 from rich.console import Console
 
-from farm import building, cpu_variants, demo, pack, pipeline, release, source, targets
+from farm import building, cpu_variants, demo, pack, pipeline, rebuild, release, source, targets
 from farm.engines import build_folder, shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
@@ -27,7 +27,6 @@ from farm.kept.journal import Entry, Journal, Recording
 from farm.kept.kept_tree import KeptTree
 from farm.kept.plan_digest import digest
 from farm.plan import BuildPlan, Step
-from farm.reproduce import recorded_plan
 from farm.request import BuildRequest
 from farm.tarball import build_record
 from farm.targets import ArchSet
@@ -141,7 +140,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
     asked = {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF", "GGML_SCHED_MAX_COPIES": "1"}
     assert record.defined == asked
     assert record.targets == ("llama-server", "llama-cli", "ggml-rpc-server")
-    assert recorded_plan.plan_of(record, source.from_folder(tiny), "tar.zst").defined == tuple(
+    assert rebuild.plan_of(record, source.from_folder(tiny), "tar.zst").defined == tuple(
         asked.items()
     )
     release.verify(tmp_path / "out")

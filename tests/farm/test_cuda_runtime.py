@@ -9,6 +9,7 @@ import json
 import shutil
 import sys
 import tarfile
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,32 +161,30 @@ def without(wheels: Wheels, ending: str) -> Wheels:
     }
 
 
-@pytest.mark.parametrize("soname", SONAMES)
-def test_a_wheel_that_lacks_its_library(wheels: Wheels, tmp_path: Path, soname: str) -> None:
-    error = refused(
-        SourceError,
-        "LIBRARY_MISSING",
-        lambda: packed(without(wheels, f"/{soname}"), tmp_path, tmp_path / "out"),
-    )
-    assert soname in error.message
-    assert "nvidia_cublas-13.0.2.14" in error.message
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_library_that_stands_in_two_wheels(wheels: Wheels, tmp_path: Path) -> None:
+def doubled(wheels: Wheels) -> Wheels:
     wheels[CUDART][f"{LIB}/libcublas.so.13"] = b"another"
-    error = refused(
-        SourceError, "LIBRARY_MISSING", lambda: packed(wheels, tmp_path, tmp_path / "out")
-    )
-    assert "libcublas.so.13 is 2 times" in error.message
+    return wheels
 
 
-def test_nothing_is_passed_on_without_its_licence(wheels: Wheels, tmp_path: Path) -> None:
-    bare = {**wheels, CUDART: without(wheels, "License.txt")[CUDART]}
-    error = refused(
-        SourceError, "LICENCE_MISSING", lambda: packed(bare, tmp_path, tmp_path / "out")
-    )
-    assert "nvidia_cuda_runtime" in error.message
+def bare(wheels: Wheels) -> Wheels:
+    return {**wheels, CUDART: without(wheels, "License.txt")[CUDART]}
+
+
+@pytest.mark.parametrize(
+    ("change", "code", "named"),
+    [
+        *((partial(without, ending=f"/{one}"), "LIBRARY_MISSING", one) for one in SONAMES),
+        (doubled, "LIBRARY_MISSING", "libcublas.so.13 is 2 times"),
+        (bare, "LICENCE_MISSING", "nvidia_cuda_runtime"),
+    ],
+)
+def test_wheels_that_lack_something_are_named_and_nothing_is_packed(
+    wheels: Wheels, tmp_path: Path, change: Callable[[Wheels], Wheels], code: str, named: str
+) -> None:
+    error = refused(SourceError, code, lambda: packed(change(wheels), tmp_path, tmp_path / "out"))
+    assert named in error.message
+    assert code != "LIBRARY_MISSING" or "nvidia_cublas-13.0.2.14" in error.message
+    assert not (tmp_path / "out").exists()
 
 
 def test_what_is_no_wheel(tmp_path: Path) -> None:
@@ -212,11 +211,8 @@ def test_a_library_under_another_soname(wheels: Wheels, tmp_path: Path) -> None:
 def test_a_library_for_a_newer_system_than_its_line_promises(
     wheels: Wheels, tmp_path: Path
 ) -> None:
-    refused(
-        InspectError,
-        "GLIBC_TOO_NEW",
-        lambda: packed(wheels, tmp_path, tmp_path / "out", glibc="2.1"),
-    )
+    out = tmp_path / "out"
+    refused(InspectError, "GLIBC_TOO_NEW", lambda: packed(wheels, tmp_path, out, glibc="2.1"))
 
 
 def test_a_folder_that_cannot_be_written(wheels: Wheels, tmp_path: Path) -> None:
@@ -375,34 +371,36 @@ def test_a_record_that_lists_fewer_libraries(forged: Forged) -> None:
     assert "libcudart.so.13" in error.message
 
 
+def without_cublas(record: bytes) -> bytes:
+    found = json.loads(record)
+    del found["wheels"][0]
+    return json.dumps(found).encode()
+
+
+def without_driver(record: bytes) -> bytes:
+    found = json.loads(record)
+    found["line"]["min_driver"] = None
+    return json.dumps(found).encode()
+
+
 @pytest.mark.parametrize(
-    ("content", "code"),
+    ("change", "code"),
     [
-        (None, "RECORD_MISSING"),
-        (b"{}", "RECORD_INVALID"),
-        (b"not JSON", "RECORD_INVALID"),
-        (b'{"line": {"name": "x", "toolkit": null}, "wheels": []}', "RECORD_INVALID"),
+        (lambda _: None, "RECORD_MISSING"),
+        (lambda _: b"{}", "RECORD_INVALID"),
+        (lambda _: b"not JSON", "RECORD_INVALID"),
+        (lambda _: b'{"line": {"name": "x", "toolkit": null}, "wheels": []}', "RECORD_INVALID"),
+        (without_cublas, "RECORD_INVALID"),
+        (without_driver, "RECORD_INVALID"),
     ],
 )
-def test_a_tarball_without_a_sound_record(forged: Forged, content: bytes | None, code: str) -> None:
-    del forged.members["cuda-runtime/CUDA_RUNTIME.json"]
+def test_a_tarball_without_a_sound_record(
+    forged: Forged, change: Callable[[bytes], bytes | None], code: str
+) -> None:
+    content = change(forged.members.pop("cuda-runtime/CUDA_RUNTIME.json"))
     if content is not None:
         forged.members["cuda-runtime/CUDA_RUNTIME.json"] = content
     refused(PackError, code, lambda: cuda_runtime.read(forged.write()))
-
-
-def test_a_record_whose_wheels_hold_no_cublas(forged: Forged) -> None:
-    record = json.loads(forged.members["cuda-runtime/CUDA_RUNTIME.json"])
-    del record["wheels"][0]
-    forged.members["cuda-runtime/CUDA_RUNTIME.json"] = json.dumps(record).encode()
-    refused(PackError, "RECORD_INVALID", lambda: cuda_runtime.read(forged.write()))
-
-
-def test_a_line_without_cuda_is_no_line_of_these(forged: Forged) -> None:
-    record = json.loads(forged.members["cuda-runtime/CUDA_RUNTIME.json"])
-    record["line"]["min_driver"] = None
-    forged.members["cuda-runtime/CUDA_RUNTIME.json"] = json.dumps(record).encode()
-    refused(PackError, "RECORD_INVALID", lambda: cuda_runtime.read(forged.write()))
 
 
 def test_a_tarball_under_another_name(tarball: Path) -> None:

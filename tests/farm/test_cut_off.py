@@ -15,6 +15,7 @@ from farm.publish import channels, publishing
 from llama_loader import manifest as schema
 from tests.rigs import published, tiny_release
 from tests.rigs.published import publish
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -31,12 +32,6 @@ EFFECTS = [
     ("hub", True),
 ]
 """A place, and whether a request is carried out before its answer is lost."""
-
-
-@pytest.fixture
-def signer(tmp_path: Path) -> trust.Signer:
-    trust.generate(tmp_path / "key")
-    return trust.signer(tmp_path / "key")
 
 
 def cut_off(
@@ -126,10 +121,9 @@ def test_a_promotion_cut_off_anywhere_is_finished_by_the_next_one_and_can_be_rol
             shown = present(to, signer)
             assert shown in {"b11549-1", "b11550-1"} or (ended and shown is None)
             if shown is None:  # between its two files: nobody has to guess which one is meant
-                with pytest.raises(PublishError) as refused:
+                with refused("PROMOTION_CUT_OFF", PublishError) as caught:
                     channels.rollback(to, "stable", signer)
-                assert refused.value.code == "PROMOTION_CUT_OFF"
-                assert "b11550-1" in refused.value.hint
+                assert "b11550-1" in caught.value.hint
             promote()
             assert present(to, signer) == "b11550-1"
             assert channels.rollback(to, "stable", signer).release == "b11549-1"

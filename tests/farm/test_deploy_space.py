@@ -12,6 +12,7 @@ from farm import trust
 from farm.errors import PublishError, UsageError
 from farm.publish import deploy_space
 from tests.rigs import hub_repository
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -115,9 +116,8 @@ def test_models_of_the_real_space_are_all_replaced() -> None:
 
 
 def test_model_and_variable_that_contradict_another_are_refused(space: Path) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("VARIABLE_TWICE", UsageError):
         deploy_space.plan("me/space", ["YAKULINGO_SPACES_GGUF_FILENAME=x.gguf"], space, model="4b")
-    assert refused.value.code == "VARIABLE_TWICE"
 
 
 def test_second_deployment_deletes_only_what_the_first_uploaded(
@@ -158,10 +158,9 @@ def test_space_of_another_person_is_refused_until_adopted(
 ) -> None:
     theirs = {"README.md": b"theirs", "app.py": b"theirs", "release.json": b"{}"}
     hub.repositories["me/space"] = hub_repository.Repository(commits=[theirs])
-    with pytest.raises(PublishError) as refused:
+    with refused("SPACE_NOT_OURS", PublishError) as caught:
         compared(space)
-    assert refused.value.code == "SPACE_NOT_OURS"
-    assert "release.json" in refused.value.message
+    assert "release.json" in caught.value.message
     assert hub.repositories["me/space"].commits == [theirs]
     deploy_space.deploy(compared(space, adopt=True))
     assert hub.repositories["me/space"].commits[-1]["release.json"] == b"{}"
@@ -177,9 +176,8 @@ def test_new_space_with_the_hubs_own_files_alone_is_accepted(
 
 def test_damaged_record_deletes_nothing(space: Path, content: dict[str, bytes]) -> None:
     content[RECORD] = b'{"files": 3}'
-    with pytest.raises(PublishError) as refused:
+    with refused("SPACE_RECORD_DAMAGED", PublishError):
         compared(space)
-    assert refused.value.code == "SPACE_RECORD_DAMAGED"
 
 
 def test_commit_since_the_comparison_is_not_overwritten(
@@ -209,17 +207,15 @@ def test_hardware_of_an_existing_space_changes_only_if_asked(
 )
 def test_pin_that_only_this_machine_can_read_is_refused(url: str, space: Path) -> None:
     (space / "release.json").write_text(json.dumps({"manifest_url": url}))
-    with pytest.raises(PublishError) as refused:
+    with refused("PIN_IS_LOCAL", PublishError):
         deploy_space.plan("me/space", (), space)
-    assert refused.value.code == "PIN_IS_LOCAL"
 
 
 @pytest.mark.parametrize("name", ["HF_TOKEN", "MY_SECRET", "OPENAI_API_KEY", "DB_PASSWORD"])
 def test_a_secret_is_refused_and_not_repeated(name: str, space: Path) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("VARIABLE_IS_SECRET", UsageError) as caught:
         deploy_space.plan("me/space", [f"{name}=hush"], space)
-    assert refused.value.code == "VARIABLE_IS_SECRET"
-    assert "hush" not in refused.value.render()
+    assert "hush" not in caught.value.render()
 
 
 @pytest.mark.parametrize(
@@ -227,9 +223,9 @@ def test_a_secret_is_refused_and_not_repeated(name: str, space: Path) -> None:
 )
 def test_a_token_under_any_name_is_refused_and_not_repeated(value: str, space: Path) -> None:
     for text in (f"HARMLESS={value}", value):
-        with pytest.raises(UsageError) as refused:
+        with pytest.raises(UsageError) as caught:
             deploy_space.plan("me/space", [text], space)
-        assert value not in refused.value.render()
+        assert value not in caught.value.render()
 
 
 @pytest.mark.parametrize("text", ["x", "lower=1", "=1", "A B=1"])
@@ -246,24 +242,22 @@ def test_what_is_no_space(name: str, space: Path) -> None:
 
 def test_a_folder_that_is_no_space(space: Path) -> None:
     (space / "app.py").unlink()
-    with pytest.raises(PublishError) as refused:
+    with pytest.raises(PublishError) as caught:
         deploy_space.plan("me/space", (), space)
-    assert "app.py" in refused.value.message
+    assert "app.py" in caught.value.message
 
 
 def test_a_signing_key_is_not_uploaded(space: Path) -> None:
     trust.generate(space / "farm.key")
-    with pytest.raises(PublishError) as refused:
+    with refused("SPACE_HAS_KEY", PublishError) as caught:
         deploy_space.plan("me/space", (), space)
-    assert refused.value.code == "SPACE_HAS_KEY"
-    assert "farm.key" in refused.value.message
+    assert "farm.key" in caught.value.message
     (space / "farm.key").unlink()
     assert "farm.key.pub" in deploy_space.plan("me/space", (), space).files
 
 
 def test_a_hub_that_refuses(hub: hub_repository.Hub, space: Path) -> None:
     hub.refuse = "/commit/"
-    with pytest.raises(PublishError) as refused:
+    with refused("HUB_REFUSED", PublishError):
         deploy_space.deploy(compared(space))
-    assert refused.value.code == "HUB_REFUSED"
     assert len(hub.repositories["me/space"].commits) == 1

@@ -9,6 +9,7 @@ import pytest
 
 from farm import trust
 from farm.errors import PublishError, UsageError
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,9 +29,8 @@ def test_the_secret_key_is_this_users_alone(tmp_path: Path) -> None:
 def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
     trust.generate(tmp_path / "key")
     before = (tmp_path / "key").read_bytes()
-    with pytest.raises(UsageError) as refused:
+    with refused("KEY_EXISTS", UsageError):
         trust.generate(tmp_path / "key")
-    assert refused.value.code == "KEY_EXISTS"
     assert (tmp_path / "key").read_bytes() == before
 
 
@@ -52,18 +52,17 @@ def test_an_encrypted_key_needs_its_password(
     assert trust.signer(tmp_path / "key").public_key == public
     for wrong in ("", "another"):
         monkeypatch.setenv("FARM_SIGNING_PASSWORD", wrong)
-        with pytest.raises(UsageError) as refused:
+        with refused("KEY_INVALID", UsageError) as caught:
             trust.signer(tmp_path / "key")
-        assert refused.value.code == "KEY_INVALID"
-        assert "a long one" not in refused.value.render()
+        assert "a long one" not in caught.value.render()
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "RWQ=", "untrusted comment: x\nRWQ="])
 def test_what_is_no_key(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FARM_SIGNING_KEY", text)
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         trust.signer(None)
-    assert refused.value.code in {"KEY_MISSING", "KEY_INVALID"}
+    assert caught.value.code in {"KEY_MISSING", "KEY_INVALID"}
 
 
 def test_a_file_s_name_where_its_text_is_meant(
@@ -71,25 +70,23 @@ def test_a_file_s_name_where_its_text_is_meant(
 ) -> None:
     trust.generate(tmp_path / "key")
     monkeypatch.setenv("FARM_SIGNING_KEY", str(tmp_path / "key"))
-    with pytest.raises(UsageError) as refused:
+    with pytest.raises(UsageError) as caught:
         trust.signer(None)
-    assert "--key its file" in refused.value.hint
+    assert "--key its file" in caught.value.hint
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(PublishError) as refused:
+    with refused("KEY_NOT_WRITTEN", PublishError):
         trust.generate(tmp_path / "nowhere" / "key")
-    assert refused.value.code == "KEY_NOT_WRITTEN"
     with pytest.raises(UsageError):
         trust.signer(tmp_path / "nowhere" / "key")
 
 
 def test_no_secret_key_is_left_where_the_public_one_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "key.pub").write_text("somebody else's")
-    with pytest.raises(UsageError) as refused:
+    with refused("KEY_EXISTS", UsageError) as caught:
         trust.generate(tmp_path / "key")
-    assert refused.value.code == "KEY_EXISTS"
-    assert "key.pub" in refused.value.message
+    assert "key.pub" in caught.value.message
     assert [path.name for path in tmp_path.iterdir()] == ["key.pub"]
 
 
@@ -141,7 +138,6 @@ def test_a_public_key_is_its_line_or_its_file(tmp_path: Path) -> None:
     for text in (public, f" {public}\r\n", (tmp_path / "key.pub").read_text()):
         assert trust.require_public(text) == public
     for wrong in ("", "RWx", public[:-1], (tmp_path / "key").read_text()):
-        with pytest.raises(UsageError) as refused:
+        with refused("KEY_INVALID", UsageError) as caught:
             trust.require_public(wrong)
-        assert refused.value.code == "KEY_INVALID"
-        assert len(wrong) < 60 or wrong.split()[-1][:20] not in refused.value.render()
+        assert len(wrong) < 60 or wrong.split()[-1][:20] not in caught.value.render()

@@ -15,7 +15,8 @@ from farm import preflight, release, source, targets, trust
 from farm.errors import BuildError, FarmError, UsageError, raise_all
 from farm.plan import BuildPlan
 from farm.preflight import Publication
-from farm.publish import destination, places
+from farm.publish import places
+from farm.publish.destination import Signed
 from farm.publish.github_api import Api
 from farm.request import BuildRequest
 from farm.source import Source
@@ -221,7 +222,7 @@ class TestPublication:
         content = (tiny_release.of_build(kept, 2, tmp_path) / "manifest.json").read_bytes()
         comment = f"project {place.project} channel stable serial 1 release b2-1"
         signature = trust.signer(tmp_path / "theirs").sign(content, comment)
-        place.put_channel("stable", 1, destination.Signed(content, signature))
+        place.put_channel("stable", 1, Signed(content, signature))
         wanted = {"to": str(tmp_path), "channel": "stable"}
         assert self.findings(**wanted, key=tmp_path / "ours") == ["SIGNED_BY_ANOTHER_KEY"]
         assert self.findings(**wanted, key=tmp_path / "theirs") == []

@@ -16,12 +16,14 @@ import pytest
 
 from farm import release
 from farm.errors import FarmError, PublishError, UsageError
-from farm.publish import destination, gate, pin_space, places, publishing
-from farm.publish.parts import Known, Part, plan
+from farm.publish import pin_space, places, publishing
+from farm.publish.parts import Known, Part, in_order, plan
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release
-from tests.rigs.published import Place, publish
+from tests.rigs.http_served import Answer
+from tests.rigs.published import Place, publish, report
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -70,18 +72,21 @@ def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
     assert release.load(released).artifacts[0].name == NAMES[0]  # the manifest knows nothing of it
 
 
-def test_wheel_of_a_published_release_stays_as_it_is(
+def test_wheel_and_report_of_a_published_release_stay_as_they_are(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
     wheel = tmp_path / "llama_space-0.1.0-py3-none-any.whl"
     wheel.write_bytes(b"a wheel")
+    report(released)
     first = publishing.prepare(released, place.open(), wheel=wheel)
     publishing.publish(first, place.open(), lambda _: None)
     wheel.write_bytes(b"of a later checkout")
+    report(released, moment="01")
     said: list[str] = []
     again = publishing.prepare(released, place.open(), said.append, wheel=wheel)
     assert again.new == ()
-    assert [line for line in said if wheel.name in line] == said[-1:]
+    told = [line.partition(" ")[0] for line in said if not line.startswith("note[")]
+    assert told == [wheel.name, "gate.json"]
 
 
 def test_other_bytes_under_a_published_name_are_refused(
@@ -93,10 +98,9 @@ def test_other_bytes_under_a_published_name_are_refused(
         other = tiny_release.of_build(kept, 11549, tmp_path / "other")
     finally:
         (kept / "licenses" / "NOTICE").unlink()
-    with pytest.raises(PublishError) as refused:
+    with refused("PUBLISHED_DIFFERS", PublishError) as caught:
         publishing.prepare(other, place.open())
-    assert refused.value.code == "PUBLISHED_DIFFERS"
-    assert "b11549-1" in refused.value.message
+    assert "b11549-1" in caught.value.message
 
 
 def test_tarball_that_changes_after_it_was_verified_is_not_published(
@@ -111,35 +115,15 @@ def test_tarball_that_changes_after_it_was_verified_is_not_published(
         return names
 
     monkeypatch.setattr(release, "verify", verify_then_change)
-    with pytest.raises(PublishError) as refused:
+    with refused("RELEASE_CHANGED", PublishError):
         publishing.prepare(released, places.parse(str(tmp_path / "published")), lambda _: None)
-    assert refused.value.code == "RELEASE_CHANGED"
 
 
 def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:
-    with pytest.raises(FarmError) as refused:
+    with pytest.raises(FarmError) as caught:
         b"".join(place.open().read("b1-1", "manifest.json"))
-    assert refused.value.code in {"NOT_PUBLISHED", "HUB_REFUSED"}
+    assert caught.value.code in {"NOT_PUBLISHED", "HUB_REFUSED"}
     assert place.open().releases() == place.open().channels() == ()
-
-
-def test_a_folder_appears_with_one_rename(released: Path, tmp_path: Path) -> None:
-    to = places.parse(str(tmp_path / "published"))
-    planned = publishing.prepare(released, to)
-
-    def refuse(part: Part, _: object) -> None:
-        if part.name == "manifest.json":
-            raise PublishError("READ_BACK_DIFFERS", "a bad disk")
-
-    with pytest.raises(PublishError):
-        to.publish(planned, refuse, lambda _: None)
-    assert to.releases() == ()
-    assert not (tmp_path / "published" / "b11549-1").exists()
-    again = publishing.prepare(released, to)
-    assert again.new == ()  # gathered already
-    publishing.publish(again, to, lambda _: None)
-    assert to.releases() == ("b11549-1",)
-    assert [path.name for path in (tmp_path / "published").iterdir()] == ["b11549-1"]
 
 
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
@@ -161,9 +145,8 @@ def test_of_two_publishers_with_other_bytes_the_second_is_refused(
     assert changed.name == "SHA256SUMS"
     second = replace(first, new=(*first.new[:-2], changed, first.new[-1]))
     publishing.publish(first, place.open(), lambda _: None)
-    with pytest.raises(PublishError) as refused:
+    with refused("PUBLISHED_DIFFERS", PublishError):
         publishing.publish(second, place.open(), lambda _: None)
-    assert refused.value.code == "PUBLISHED_DIFFERS"
     assert b"".join(place.open().read("b11549-1", "SHA256SUMS")) != b"other\n"
 
 
@@ -224,15 +207,31 @@ class TestGitHub:
         return waited
 
     def publish(self, folder: Path) -> None:
-        to = places.parse("github:owner/name")
-        publishing.publish(publishing.prepare(folder, to), to, lambda _: None)
+        publish(places.parse("github:owner/name"), folder)
 
-    def test_a_limit_in_the_middle_of_the_uploads_is_waited_for(
-        self, server: github_releases.GitHub, released: Path
+    @pytest.mark.parametrize(
+        ("limited", "limit", "waited"),
+        [
+            ({"limited": 3}, None, [0.0] * 3),
+            ({"limited_uploads": 3}, None, [0.0] * 3),
+            ({"limited": 1}, Answer(403, {"message": "a secondary rate limit"}), [60.0]),
+        ],
+    )
+    def test_a_limit_is_waited_for_also_in_the_middle_of_the_uploads(
+        self,
+        server: github_releases.GitHub,
+        released: Path,
+        waits: list[float],
+        limited: dict[str, int],
+        limit: Answer | None,
+        waited: list[float],
     ) -> None:
-        server.limited_uploads = 3
+        server.limit = limit or server.limit
+        for name, count in limited.items():
+            setattr(server, name, count)
         self.publish(released)
         assert server.uploads == NAMES
+        assert waits == waited
 
     def test_a_release_is_a_draft_until_it_is_whole(
         self, server: github_releases.GitHub, released: Path
@@ -245,41 +244,34 @@ class TestGitHub:
         assert max(uploads) < min(reads) <= max(reads) < published
         assert server.uploads == NAMES
 
-    def test_release_of_a_workflow_tags_the_commit_that_was_checked_out(
-        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
+    @pytest.mark.parametrize(
+        ("running_for", "commit"),
+        [(github_releases.REPOSITORY, "c0ffee" * 6 + "c0ff"), ("another/repository", None)],
+    )
+    def test_release_of_a_workflow_tags_the_commit_that_was_checked_out_of_this_repository(
+        self,
+        server: github_releases.GitHub,
+        released: Path,
+        monkeypatch: pytest.MonkeyPatch,
+        running_for: str,
+        commit: str | None,
     ) -> None:
         monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
-        monkeypatch.setenv("GITHUB_REPOSITORY", github_releases.REPOSITORY)
-        to = places.parse(f"github:{github_releases.REPOSITORY}")
-        publishing.publish(publishing.prepare(released, to, lambda _: None), to, lambda _: None)
-        assert server.release("b11549-1").commit == "c0ffee" * 6 + "c0ff"
-
-    def test_commit_of_another_repository_is_no_tag_here(
-        self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setenv("GITHUB_SHA", "c0ffee" * 6 + "c0ff")
-        monkeypatch.setenv("GITHUB_REPOSITORY", "another/repository")
-        to = places.parse(f"github:{github_releases.REPOSITORY}")
-        publishing.publish(publishing.prepare(released, to, lambda _: None), to, lambda _: None)
-        assert server.release("b11549-1").commit is None
+        monkeypatch.setenv("GITHUB_REPOSITORY", running_for)
+        self.publish(released)
+        assert server.release("b11549-1").commit == commit
 
     def test_what_was_cut_off_is_sent_again_and_nothing_else(
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr("farm.publish.github_api._TRIES", 1)
         server.break_upload_of = "SHA256SUMS"
-        with pytest.raises(PublishError) as broken:
+        with refused("GITHUB_UNREACHABLE", PublishError):
             self.publish(released)
-        assert broken.value.code == "GITHUB_UNREACHABLE"
         assert server.release("b11549-1").draft
         self.publish(released)
         assert sorted(server.uploads) == sorted(NAMES)
         assert not server.release("b11549-1").draft
-
-    def test_a_limit_is_waited_for(self, server: github_releases.GitHub, released: Path) -> None:
-        server.limited = 3
-        self.publish(released)
-        assert server.uploads == NAMES
 
     def test_assets_without_a_digest_are_read(
         self, server: github_releases.GitHub, released: Path
@@ -292,20 +284,11 @@ class TestGitHub:
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("GITHUB_TOKEN", "wrong")
-        with pytest.raises(PublishError) as refused:
+        with refused("GITHUB_REFUSED", PublishError) as caught:
             self.publish(released)
-        assert refused.value.code == "GITHUB_REFUSED"
-        assert "Bad credentials" in refused.value.message
-        assert "wrong" not in refused.value.render()
+        assert "Bad credentials" in caught.value.message
+        assert "wrong" not in caught.value.render()
         assert server.releases == []
-
-    def test_a_limit_without_a_header_is_waited_for(
-        self, server: github_releases.GitHub, released: Path, waits: list[float]
-    ) -> None:
-        said = {"message": "You have exceeded a secondary rate limit"}
-        server.limited, server.limit = 1, github_releases.Answer(403, said)
-        self.publish(released)
-        assert waits == [60.0]
 
     @pytest.mark.parametrize(
         "headers",
@@ -317,20 +300,18 @@ class TestGitHub:
     def test_a_limit_that_lasts_is_said(
         self, server: github_releases.GitHub, released: Path, headers: dict[str, str]
     ) -> None:
-        server.limited, server.limit = 1, github_releases.Answer(403, {"message": "no"}, headers)
-        with pytest.raises(PublishError) as refused:
+        server.limited, server.limit = 1, Answer(403, {"message": "no"}, headers)
+        with refused("GITHUB_LIMIT", PublishError) as caught:
             self.publish(released)
-        assert refused.value.code == "GITHUB_LIMIT"
-        assert "minutes" in refused.value.message
+        assert "minutes" in caught.value.message
 
     def test_what_may_not_be_done_is_not_waited_for(
         self, server: github_releases.GitHub, released: Path
     ) -> None:
         said = {"message": "Resource not accessible by integration"}
-        server.limited, server.limit = 9, github_releases.Answer(403, said)
-        with pytest.raises(PublishError) as refused:
+        server.limited, server.limit = 9, Answer(403, said)
+        with refused("GITHUB_REFUSED", PublishError):
             self.publish(released)
-        assert refused.value.code == "GITHUB_REFUSED"
         assert server.limited == 8
 
     def test_the_token_does_not_follow_a_redirect_to_another_host(
@@ -367,10 +348,9 @@ class TestGitHub:
         for variable, to in (("GITHUB_TOKEN", "github:owner/name"), ("HF_TOKEN", "hf:owner/name")):
             # what cannot be in an environment at all can still be handed in by a test
             monkeypatch.setattr("os.environ", {**os.environ, variable: token})
-            with pytest.raises(UsageError) as refused:
+            with refused("TOKEN_INVALID", UsageError) as caught:
                 places.parse(to)
-            assert refused.value.code == "TOKEN_INVALID"
-            assert "s3" not in refused.value.render()
+            assert "s3" not in caught.value.render()
 
     def test_a_token_out_of_a_file_with_its_line_break(
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
@@ -381,9 +361,8 @@ class TestGitHub:
 
     def test_no_token_is_usage(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv("GITHUB_TOKEN", raising=False)
-        with pytest.raises(UsageError) as refused:
+        with refused("TOKEN_MISSING", UsageError):
             places.parse("github:owner/name")
-        assert refused.value.code == "TOKEN_MISSING"
 
 
 class TestHub:
@@ -395,8 +374,7 @@ class TestHub:
             yield place.server
 
     def publish(self, folder: Path) -> None:
-        to = places.parse("hf:owner/name")
-        publishing.publish(publishing.prepare(folder, to), to, lambda _: None)
+        publish(places.parse("hf:owner/name"), folder)
 
     def test_a_release_is_one_commit_and_its_tag(
         self, hub: hub_repository.Hub, released: Path
@@ -407,30 +385,10 @@ class TestHub:
         assert sorted(repository.commits[1]) == sorted(f"b11549-1/{name}" for name in NAMES)
         assert repository.tags == {"b11549-1": hub_repository.oid(1)}
 
-    def test_what_was_cut_off_before_the_commit_is_not_visible(
-        self, hub: hub_repository.Hub, released: Path
-    ) -> None:
-        hub.refuse = "/commit/"
-        with pytest.raises(PublishError) as broken:
-            self.publish(released)
-        assert broken.value.code == "HUB_REFUSED"
-        assert places.parse("hf:owner/name").releases() == ()
-        hub.refuse = ""
-        self.publish(released)
-        assert len(hub.sent) == len(set(hub.sent))
-
-    def test_a_missing_tag_is_made_up_for(self, hub: hub_repository.Hub, released: Path) -> None:
-        hub.refuse = "POST .*/tag/"
-        with pytest.raises(PublishError):
-            self.publish(released)
-        hub.refuse = ""
-        self.publish(released)
-        assert hub.repositories["owner/name"].tags == {"b11549-1": hub_repository.oid(1)}
-
     def test_a_tag_never_moves(self, hub: hub_repository.Hub, released: Path) -> None:
         self.publish(released)
         tags = dict(hub.repositories["owner/name"].tags)
-        (released / "gate.json").write_bytes(report_of(released))
+        report(released)
         self.publish(released)
         assert len(hub.repositories["owner/name"].commits) == 3
         assert hub.repositories["owner/name"].tags == tags
@@ -439,10 +397,9 @@ class TestHub:
     def test_a_tag_of_something_else_is_said(self, hub: hub_repository.Hub, released: Path) -> None:
         hub.repositories["owner/name"] = hub_repository.Repository()
         hub.repositories["owner/name"].tags["b11549-1"] = hub_repository.oid(0)
-        with pytest.raises(PublishError) as refused:
+        with refused("TAG_IS_ANOTHER_S", PublishError) as caught:
             self.publish(released)
-        assert refused.value.code == "TAG_IS_ANOTHER_S"
-        assert "b11549-1" in refused.value.message
+        assert "b11549-1" in caught.value.message
 
     def test_a_commit_in_between_is_not_overwritten(
         self, hub: hub_repository.Hub, released: Path, monkeypatch: pytest.MonkeyPatch
@@ -458,21 +415,10 @@ class TestHub:
             return head
 
         monkeypatch.setattr(to, "_head", and_then_somebody_commits)
-        with pytest.raises(PublishError) as refused:
+        with refused("HUB_REFUSED", PublishError) as caught:
             publishing.publish(planned, to, lambda _: None)
-        assert refused.value.code == "HUB_REFUSED"
-        assert "412" in refused.value.message
+        assert "412" in caught.value.message
         monkeypatch.undo()
-
-
-def report_of(folder: Path) -> bytes:
-    """Return a report of a folder's manifest in which all is well."""
-    manifest = sha256((folder / "manifest.json").read_bytes()).hexdigest()
-    return msgspec.json.encode(
-        gate.Report(
-            "b11549-1", manifest, "2026-11-23", (gate.Check("starts", passed=True, detail="yes"),)
-        )
-    )
 
 
 class TestPlan:
@@ -487,18 +433,16 @@ class TestPlan:
 
     @pytest.mark.parametrize("known", [Known(2, "0" * 64), Known(1, "1" * 64)])
     def test_other_bytes(self, known: Known) -> None:
-        with pytest.raises(PublishError) as refused:
+        with refused("PUBLISHED_DIFFERS", PublishError):
             plan("r", "there", self.PARTS, {"a": known})
-        assert refused.value.code == "PUBLISHED_DIFFERS"
 
 
 def test_a_build_with_a_known_hole_is_refused(kept: Path, tmp_path: Path) -> None:
     old = tiny_release.of_build(kept, 11392, tmp_path)
-    with pytest.raises(PublishError) as refused:
+    with refused("KNOWN_ADVISORY", PublishError) as caught:
         publishing.prepare(old, places.parse(str(tmp_path / "published")))
-    assert refused.value.code == "KNOWN_ADVISORY"
-    assert "CVE-2026-107183" in refused.value.message
-    assert "b11393" in refused.value.hint
+    assert "CVE-2026-107183" in caught.value.message
+    assert "b11393" in caught.value.hint
     assert not (tmp_path / "published").exists()
 
 
@@ -513,10 +457,9 @@ def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_p
 
 def test_a_build_without_a_number_is_refused_with_the_way_out(kept: Path, tmp_path: Path) -> None:
     unknown = tiny_release.of_build(kept, 0, tmp_path)
-    with pytest.raises(PublishError) as refused:
+    with refused("KNOWN_ADVISORY", PublishError) as caught:
         publishing.prepare(unknown, places.parse(str(tmp_path / "published")))
-    assert refused.value.code == "KNOWN_ADVISORY"
-    assert "--assume-build" in refused.value.hint
+    assert "--assume-build" in caught.value.hint
     assert b"build_assumed" not in (unknown / "manifest.json").read_bytes()
 
 
@@ -567,13 +510,13 @@ def test_a_release_is_not_published_where_channels_are(released: Path, name: str
 def test_releases_are_in_the_order_of_their_numbers() -> None:
     names = ["b11549-10", "b9999-1", "b11549-2", "b11549", "a"]
     expected = ("a", "b9999-1", "b11549", "b11549-2", "b11549-10")
-    assert destination.in_order(names) == expected
+    assert in_order(names) == expected
 
 
 @pytest.mark.parametrize("name", [None, "", "../x", "a/b", "-x", "x" * 65, "a b"])
 def test_a_name_that_is_none(name: str | None) -> None:
     with pytest.raises(UsageError):
-        destination.require_name("channel", name)
+        places.require_name("channel", name)
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "SHA256SUMS", "tarball", "sbom"])
@@ -589,7 +532,7 @@ def test_release_folder_with_a_fifo_or_a_device_is_refused_at_once(
         os.mkfifo(path)
     else:
         path.symlink_to("/dev/zero")
-    with pytest.raises((FarmError, UsageError)) as refused:
+    with pytest.raises((FarmError, UsageError)) as caught:
         release.verify(released, lambda _: None)
-    assert "not a regular file" in refused.value.message
-    assert path.name in refused.value.message
+    assert "not a regular file" in caught.value.message
+    assert path.name in caught.value.message

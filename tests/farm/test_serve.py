@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm.errors import FarmError, UsageError
-from farm.serve import ReleaseServer, parse_range
+from farm.errors import UsageError
+from farm.serve import ReleaseServer
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -83,8 +84,6 @@ def test_head_sends_nothing_behind_its_headers(server: ReleaseServer, target: st
         ("bytes=10-19", 10, 19),
         ("bytes=1048570-", 1048570, 1048575),
         ("bytes=1048570-99999999", 1048570, 1048575),
-        ("bytes=-6", 1048570, 1048575),
-        ("bytes=-99999999", 0, 1048575),
     ],
 )
 def test_range(server: ReleaseServer, wanted: str, first: int, last: int) -> None:
@@ -95,7 +94,9 @@ def test_range(server: ReleaseServer, wanted: str, first: int, last: int) -> Non
     assert response.headers["Content-Length"] == str(last + 1 - first)
 
 
-@pytest.mark.parametrize("wanted", ["bytes=1048576-", "bytes=99999999-", "bytes=-0"])
+@pytest.mark.parametrize(
+    "wanted", ["bytes=1048576-", "bytes=99999999-", "bytes=99999999-999999999"]
+)
 def test_range_outside_the_file(server: ReleaseServer, wanted: str) -> None:
     response, _ = ask(server, "/a.tar.zst", Range=wanted)
     assert response.status == 416
@@ -104,11 +105,18 @@ def test_range_outside_the_file(server: ReleaseServer, wanted: str) -> None:
 
 @pytest.mark.parametrize(
     "wanted",
-    ["bytes=0-1,5-6", "items=0-1", "bytes=5-2", "bytes=-", "bytes=x-", "bytes=" + "9" * 5000 + "-"],
+    [
+        *("bytes=0-1,5-6", "items=0-1", "bytes=5-2", "bytes=-", "bytes=x-", "bytes=-6"),
+        "bytes=" + "9" * 5000 + "-",
+    ],
 )
 def test_range_that_is_ignored(server: ReleaseServer, wanted: str) -> None:
     response, body = ask(server, "/a.tar.zst", Range=wanted)
     assert (response.status, len(body)) == (200, len(CONTENT))
+
+
+def test_range_of_an_empty_file_is_outside_of_it(server: ReleaseServer) -> None:
+    assert ask(server, "/empty", Range="bytes=0-")[0].status == 416
 
 
 def test_if_range(server: ReleaseServer) -> None:
@@ -224,22 +232,19 @@ def test_only_loopback_listens(server: ReleaseServer) -> None:
 
 
 def test_port_in_use(server: ReleaseServer, tmp_path: Path) -> None:
-    with pytest.raises(FarmError) as caught:
+    with refused("PORT_IN_USE") as caught:
         ReleaseServer(tmp_path, server.port)
-    assert caught.value.code == "PORT_IN_USE"
     assert str(server.port) in caught.value.message
 
 
 def test_port_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with refused("PORT_INVALID", UsageError):
         ReleaseServer(tmp_path, 70000)
-    assert caught.value.code == "PORT_INVALID"
 
 
 def test_folder_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as caught:
+    with refused("FOLDER_MISSING", UsageError):
         ReleaseServer(tmp_path / "none")
-    assert caught.value.code == "FOLDER_MISSING"
 
 
 def test_port_is_free_again_afterwards(tmp_path: Path) -> None:
@@ -266,8 +271,3 @@ def test_serve_forever_prints_its_url_and_ends_on_interrupt(tmp_path: Path) -> N
     process.send_signal(2)
     _, errors = process.communicate(timeout=10)
     assert (process.returncode, errors) == (0, "")
-
-
-def test_parse_range_of_an_empty_file() -> None:
-    with pytest.raises(ValueError, match="behind the end"):
-        parse_range("bytes=0-", 0)

@@ -9,10 +9,7 @@ import os
 import sys
 import tarfile
 import zipfile
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import TYPE_CHECKING
 
 import pytest
@@ -22,6 +19,9 @@ from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import pins
 from farm.update_pins import Update
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer, Request
+from tests.rigs.refusals import refused
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 
@@ -203,11 +203,10 @@ def test_the_newest_archive_is_taken_with_its_build_and_version(
 def test_an_archive_of_no_tag_of_upstream_s_is_refused(file: Path, index: PackageIndex) -> None:
     index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
     before = file.read_bytes()
-    with pytest.raises(SourceError, match="b11600, which is no tag") as refused:
+    with refused("BUILD_NOT_TAGGED", SourceError, match="b11600, which is no tag"):
         update_pins.main(
             file, say=lambda _: None, digest_of=unreachable, newest=True, tags_of=lambda: (11611,)
         )
-    assert refused.value.code == "BUILD_NOT_TAGGED"
     assert file.read_bytes() == before
 
 
@@ -252,38 +251,6 @@ def test_each_kind_of_change_is_told_apart(file: Path, index: PackageIndex) -> N
     assert {line for step in found.steps for line in step.changes} <= set(said)
 
 
-@contextmanager
-def image_registry(digest: str) -> Iterator[str]:
-    """A registry (HTTP API v2) that knows one image; yields its host and port."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            known = self.path in {"/v2/", *(f"/v2/devel/manifests/{n}" for n in ("1.0", digest))}
-            self.send_response(200 if known else 404)
-            self.send_header("Docker-Content-Digest", digest)
-            self.send_header("Content-Length", str(len(MANIFEST)))
-            self.send_header("Content-Type", KIND)
-            self.end_headers()
-            if self.command == "GET":
-                self.wfile.write(MANIFEST)
-
-        do_HEAD = do_GET  # noqa: N815 - the server calls it so
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
-        yield f"127.0.0.1:{server.server_address[1]}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
-
-
 @pytest.mark.docker
 def test_the_engine_asks_the_image_s_own_registry() -> None:
     try:
@@ -293,7 +260,15 @@ def test_the_engine_asks_the_image_s_own_registry() -> None:
             raise
         pytest.skip(f"no Docker engine: {error.message}")
     digest = f"sha256:{hashlib.sha256(MANIFEST).hexdigest()}"
-    with image_registry(digest) as host:
+
+    def registry(asked: Request) -> Answer:
+        """A registry (HTTP API v2) that knows one image."""
+        known = {"/v2/", *(f"/v2/devel/manifests/{name}" for name in ("1.0", digest))}
+        status = 200 if asked.path in known else 404
+        return Answer(status, MANIFEST, {"Docker-Content-Digest": digest, "Content-Type": KIND})
+
+    with http_served.serving(registry) as url:
+        host = url.removeprefix("http://")
         assert update_pins.registry_digest(f"{host}/devel:1.0") == digest
         with pytest.raises(EngineError, match="its registry") as failed:
             update_pins.registry_digest(f"{host}/absent:1.0")

@@ -85,7 +85,6 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("build-cpu --define GGML_NATIVE=ON", "DEFINE_CONTRADICTS", "GGML_NATIVE=OFF"),
         ("build-cuda --archs 90 --define GGML_CUDA=OFF", "DEFINE_CONTRADICTS", "GPU code"),
         ("build-cpu --define GGML_LLAMAFILE=OFF FOO", "DEFINE_INVALID", "'FOO'"),
-        ("reproducible --objects 3", "SET_HAS_NO_CUDA", "--objects"),
         ("reproducible --arch-set sm90 --line cpu", "LINE_HAS_NO_CUDA", "cu128"),
         ("reproducible --engine dask", "ENGINE_UNKNOWN", "local"),
         ("rebuild nowhere", "RELEASE_MISSING", "invoke build-cpu"),

@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from farm.publish import figures, gate
+from farm.publish import gate
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 
@@ -27,7 +27,7 @@ def test_a_real_release_is_started_and_measured(
 ) -> None:
     """On a GPU the same is done; this proves the way, not the figures."""
     monkeypatch.setenv("YAKULINGO_SPACES_ALLOW_CPU", "1")
-    found = figures.measure(folder, real_model, "this CPU", rounds=1)
+    found = gate.measure(folder, real_model, "this CPU", rounds=1)
     assert found.gpu == "this CPU"
     assert 0 < found.first_token < 120
     assert found.prompt_tokens_per_second > found.tokens_per_second > 0
@@ -37,8 +37,8 @@ def test_a_real_release_passes(
     folder: Path, real_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("farm.publish.gate._model", lambda: real_model)
-    monkeypatch.setattr("farm.publish.figures.gpu", lambda: None)
-    made = gate.run(folder, [], lambda _: None)
+    monkeypatch.setattr("farm.publish.gate.gpu", lambda: None)
+    made = gate.run(folder, lambda _: None)
     assert made.failed == ()
     assert [check.passed for check in made.checks] == [True, True, True, True, None]
     assert made.checks[3].detail == "The capital of France is Paris"

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import pytest
 from needs import must_or_skip
 
-from benchmarks.control_group import capped
 from llama_loader import cgroups, host
 from llama_loader.settings import load
+from tests.rigs.control_group import capped
 
 if TYPE_CHECKING:
     from pathlib import Path

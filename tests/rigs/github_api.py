@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.rigs.http_served import Request
 
 TOKEN = "t0ken"
 
@@ -35,10 +36,10 @@ class GitHub:
     refuse: str = ""
     url: str = ""
 
-    def answer(self, method: str, target: str, body: dict[str, Any]) -> tuple[int, Any]:
-        parts = urlsplit(target)
-        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-        path = parts.path.removeprefix("/repos/owner/name")
+    def answer(
+        self, method: str, target: str, query: dict[str, str], body: dict[str, Any]
+    ) -> tuple[int, Any]:
+        path = target.removeprefix("/repos/owner/name")
         self.calls.append(f"{method} {path}")
         if self.refuse == f"{method} {path}":
             return 403, {"message": "Resource not accessible by integration"}
@@ -49,7 +50,7 @@ class GitHub:
         calls = {
             "GET ": lambda: (200, {"default_branch": "main"}),
             "GET /git/ref/heads/main": lambda: (200, {"object": {"sha": "5" * 40}}),
-            "GET /git/matching-refs": lambda: (200, self._refs(parts.path.rpartition("/")[2])),
+            "GET /git/matching-refs": lambda: (200, self._refs(target.rpartition("/")[2])),
             "POST /git/refs": lambda: self._branch(body["ref"].removeprefix("refs/heads/")),
             "GET /pulls": lambda: (200, self._pulls_of(query["head"].partition(":")[2])),
             "POST /pulls": lambda: self._pull(body),
@@ -104,39 +105,11 @@ class GitHub:
 
     @contextmanager
     def serve(self) -> Iterator[GitHub]:
-        """Serve until the context is left."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        server.daemon_threads = True
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
+        """Serve until the context is left; ``url`` is set."""
+        with http_served.serving(self._handle) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
-
-def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = json.loads(self.rfile.read(length) or b"{}")
-            if self.headers.get("Authorization") == f"Bearer {TOKEN}":
-                status, told = github.answer(self.command, self.path, body)
-            else:
-                status, told = 401, {"message": "Bad credentials"}
-            data = b"" if told is None else json.dumps(told).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the server calls them so
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    return Handler
+    def _handle(self, asked: Request) -> Answer:
+        if asked.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return Answer(401, {"message": "Bad credentials"})
+        return Answer(*self.answer(asked.method, asked.path, asked.query, asked.json()))

@@ -11,15 +11,17 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import parse_qs, urlsplit
+
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.rigs.http_served import Request
 
 TOKEN = "gh_t0ken"
 REPOSITORY = "owner/name"
@@ -91,16 +93,22 @@ class GitHub:
     @contextmanager
     def serve(self) -> Iterator[GitHub]:
         """Serve until the context is left; ``url`` is set."""
-        server = ThreadingHTTPServer(("0.0.0.0", 0), _handler(self))  # 127.0.0.2 has the bytes
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
+        with http_served.serving(self._handle, "0.0.0.0") as self.url:  # 127.0.0.2 has the bytes
             yield self
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+
+    def _handle(self, asked: Request) -> Answer | None:
+        if self.is_limited(asked.path):
+            return self.limit
+        if asked.path.startswith("/blobs/"):
+            self.tokens_elsewhere += asked.headers.get_all("Authorization") or []
+        public = asked.path.startswith((f"/{REPOSITORY}/", "/blobs/"))
+        if not public and asked.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return Answer(401, {"message": "Bad credentials"})
+        cut = asked.method != "GET" and self.is_cut()
+        if cut and not self.cut_after:
+            return None
+        answer = self.answer(asked.method, asked.path, asked.query, asked.body)
+        return None if cut else answer
 
     def is_limited(self, path: str) -> bool:
         """Count a request that is answered with the limit."""
@@ -146,15 +154,6 @@ class GitHub:
             "id": asset.id, "name": asset.name, "size": size, "state": asset.state,
             "digest": digest,
         }  # fmt: skip
-
-
-@dataclass
-class Answer:
-    """Status, JSON or bytes, and headers."""
-
-    status: int
-    body: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 _NOT_FOUND = Answer(404, {"message": "Not Found"})
@@ -309,44 +308,3 @@ _ROUTES: dict[str, Any] = {
     f"DELETE /repos/{REPOSITORY}/releases/assets/(?P<number>[0-9]+)": _delete,
     f"GET /{REPOSITORY}/releases/download/(?P<tag>[^/]+)/(?P<name>[^/]+)": _public,
 }
-
-
-def _handler(github: GitHub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-        def _answer(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            parts = urlsplit(self.path)
-            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            if github.is_limited(parts.path):
-                return self._send(github.limit)
-            if parts.path.startswith("/blobs/"):
-                github.tokens_elsewhere += self.headers.get_all("Authorization") or []
-            public = parts.path.startswith((f"/{REPOSITORY}/", "/blobs/"))
-            if not public and self.headers.get("Authorization") != f"Bearer {TOKEN}":
-                return self._send(Answer(401, {"message": "Bad credentials"}))
-            cut = self.command != "GET" and github.is_cut()
-            if not cut or github.cut_after:
-                answer = github.answer(self.command, parts.path, query, body)
-            if cut:
-                self.close_connection = True
-                return None
-            return self._send(answer)
-
-        def _send(self, answer: Answer) -> None:
-            is_json = not isinstance(answer.body, bytes)
-            body = json.dumps(answer.body).encode() if is_json else answer.body
-            body = b"" if answer.body is None else body
-            self.send_response(answer.status)
-            for name, value in answer.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Type", "application/json" if is_json else "x/y")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-        do_GET = do_POST = do_PATCH = do_DELETE = _answer  # noqa: N815 - the base's names
-
-    return Handler

@@ -10,15 +10,17 @@ import base64
 import hashlib
 import json
 import re
-import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
+
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from tests.rigs.http_served import Request
 
 TOKEN = "hf_t0ken"
 LARGE = 1 << 16
@@ -62,9 +64,8 @@ class Hub:
     calls: list[str] = field(default_factory=list)
     url: str = ""
 
-    def answer(self, method: str, target: str, body: bytes) -> tuple[int, str, bytes]:
+    def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
         """Return status, error code and body."""
-        path = unquote(urlsplit(target).path)
         call = f"{method} {path}"
         self.calls.append(call)
         self.cut_at -= method not in {"GET", "HEAD"}
@@ -84,16 +85,22 @@ class Hub:
     @contextmanager
     def serve(self) -> Iterator[Hub]:
         """Serve until the context is left; ``url`` is set."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_address[1]}"
-        try:
+        with http_served.serving(self._handle) as self.url:
             yield self
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
+
+    def _handle(self, asked: Request) -> Answer:
+        reads = asked.method in {"GET", "HEAD"} or "/lfs/" in asked.path
+        if reads or asked.headers.get("Authorization") == f"Bearer {TOKEN}":
+            status, code, told = self.answer(asked.method, asked.path, asked.body)
+        else:
+            status, code, told = 401, "RepoNotFound", b'{"error": "Invalid credentials"}'
+        headers = {"Content-Type": "application/json"}
+        if "/resolve/" in asked.path and status == 200:
+            digest = hashlib.sha256(told).hexdigest()
+            headers |= {"X-Repo-Commit": code, "ETag": f'"{digest}"'}
+        elif code:
+            headers["X-Error-Code"] = code
+        return Answer(status, told, headers)
 
 
 def oid(number: int) -> str:
@@ -285,43 +292,3 @@ _ROUTES: dict[str, Any] = {
     f"POST {_KIND}{_REPO}/hardware": _hardware,
     f"(?:GET|HEAD) /(?:spaces/)?{_REPO}/resolve/{_REVISION}/(?P<path>.+)": _resolve,
 }
-
-
-def _handler(hub: Hub) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-        def _answer(self) -> None:
-            length = int(self.headers.get("Content-Length") or 0)
-            body = self.rfile.read(length)
-            if self.headers.get("Transfer-Encoding") == "chunked":
-                body = self._chunked()
-            reads = self.command in {"GET", "HEAD"} or "/lfs/" in self.path
-            if reads or self.headers.get("Authorization") == f"Bearer {TOKEN}":
-                status, code, told = hub.answer(self.command, self.path, body)
-            else:
-                status, code, told = 401, "RepoNotFound", b'{"error": "Invalid credentials"}'
-            self.send_response(status)
-            if "/resolve/" in self.path and status == 200:
-                self.send_header("X-Repo-Commit", code)
-                self.send_header("ETag", f'"{hashlib.sha256(told).hexdigest()}"')
-            elif code:
-                self.send_header("X-Error-Code", code)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(told)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(told)
-
-        def _chunked(self) -> bytes:
-            body = b""
-            while size := int(self.rfile.readline().strip() or b"0", 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
-
-        do_GET = do_HEAD = do_POST = do_PUT = do_DELETE = _answer  # noqa: N815 - the base's names
-
-    return Handler

@@ -10,10 +10,11 @@ from github_api import TOKEN, GitHub
 from farm import source
 from farm.errors import FarmError, UsageError
 from farm.inputs import pins
-from farm.publish import pull_request
+from farm.publish import github_actions
+from farm.publish.github_actions import propose_pins
 from farm.publish.github_api import Api
-from farm.publish.pull_request import propose_pins
 from farm.update_pins import Step, Update
+from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -62,7 +63,7 @@ def test_what_is_not_as_upstream_has_it_stands_in_the_text(
 
 
 def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path]) -> None:
-    for number in range(pull_request._SHOWN + 3):
+    for number in range(github_actions._SHOWN + 3):
         (trees["archive"] / f"{number}.cpp").write_text("")
     propose(github)
     assert github.pulls[0]["body"].endswith("- and 3 more")
@@ -127,9 +128,8 @@ def test_what_was_stopped_half_way_is_completed_by_the_next_run(
     github: GitHub, stopped: str
 ) -> None:
     github.refuse = stopped
-    with pytest.raises(FarmError, match="not accessible") as refused:
+    with refused("GITHUB_REFUSED", match="not accessible"):
         propose(github)
-    assert refused.value.code == "GITHUB_REFUSED"
     github.refuse = ""
     assert propose(github) == (BRANCH, "https://github.test/pull/1")
     assert len(github.pulls) == 1
@@ -139,9 +139,9 @@ def test_a_wrong_token_is_refused_and_never_shown(
     github: GitHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("GITHUB_TOKEN", "s3cret")
-    with pytest.raises(FarmError, match="401: Bad credentials") as refused:
+    with pytest.raises(FarmError, match="401: Bad credentials") as caught:
         propose(github)
-    assert "s3cret" not in refused.value.render()
+    assert "s3cret" not in caught.value.render()
 
 
 def test_another_branch_that_begins_alike_is_not_taken_for_it(github: GitHub) -> None:
@@ -154,4 +154,4 @@ def test_another_branch_that_begins_alike_is_not_taken_for_it(github: GitHub) ->
 def test_a_runner_without_a_repository_is_a_wrong_call(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
     with pytest.raises(UsageError, match="GITHUB_REPOSITORY"):
-        pull_request.repository()
+        github_actions.repository()

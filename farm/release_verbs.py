@@ -1,4 +1,4 @@
-"""Verbs that publish: `tasks.py` takes them over, so `invoke --list` shows them."""
+"""Verbs of a release: publish, promote, deploy, build again. `tasks.py` takes them over."""
 
 from __future__ import annotations
 
@@ -36,10 +36,11 @@ def publish(
     import tempfile
 
     from farm import trust, wheel
-    from farm.publish import destination, places, publishing
+    from farm.publish import gate as checking
+    from farm.publish import places, publishing
 
     place = places.parse(to)
-    wanted = None if channel is None else destination.require_name("channel", channel)
+    wanted = None if channel is None else places.require_name("channel", channel)
     signer = None if wanted is None or dry_run else trust.signer(_path(key))
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(Path(folder), place, show.note, wheel=wheel.build(Path(made)))
@@ -50,10 +51,10 @@ def publish(
     if (line := publishing.requirement(plan, place)) is not None:
         show.note(f"for requirements.txt of a Space: {line}")
     if wanted is not None and signer is not None:
-        from farm.publish import channels, promotion
+        from farm.publish import channels
 
         own = publishing.passed(Path(folder), plan)
-        checked = promotion.require_gate(place, plan.release, show_published.check, checked=own)
+        checked = checking.require_gate(place, plan.release, show_published.check, checked=own)
         show_published.promotion(
             channels.promote(place, plan.release, wanted, signer, checked=checked)
         )
@@ -62,31 +63,23 @@ def publish(
 @task(
     help={
         "folder": "a release folder",
-        "against": "where earlier releases are published, to compare figures with on a GPU",
-        "to": "instead of a folder: where the release is published; one more report goes there",
+        "to": "instead of a folder: where the release is published",
         "release": "for --to: its name, e.g. b11549-1",
     }
 )
 @verb
 def gate(
-    _: Context,
-    folder: str = "dist",
-    against: str | None = None,
-    to: str | None = None,
-    release: str | None = None,
+    _: Context, folder: str = "dist", to: str | None = None, release: str | None = None
 ) -> None:
-    """Check a release as promotion demands it, and write the report beside it."""
-    from farm.publish import destination, last_report, places, promotion
+    """Check a release as promotion demands it; of a folder, write the report beside it."""
     from farm.publish import gate as checking
-    from farm.release import load
+    from farm.publish import places
 
     if to is None and release is None:
-        own = load(Path(folder)).release
-        earlier = () if against is None else last_report.figures(places.parse(against), own)
-        report = checking.run(Path(folder), earlier, show_published.check)
+        report = checking.run(Path(folder), show_published.check)
     else:
-        name = destination.require_name("release", release)
-        report = promotion.check(places.parse(to), name, show_published.check)
+        name = places.require_name("release", release)
+        report = checking.check_published(places.parse(to), name, show_published.check)
     show_published.gate(report)
 
 
@@ -116,15 +109,16 @@ def promote(
 ) -> None:
     """Make a published release a channel's present one: a signed manifest with the next serial."""
     from farm import trust
-    from farm.publish import channels, destination, places, promotion
+    from farm.publish import channels, places
+    from farm.publish import gate as checking
 
-    name = destination.require_name("release", release)
-    wanted = destination.require_name("channel", channel)
+    name = places.require_name("release", release)
+    wanted = places.require_name("channel", channel)
     lasting, lowest = show.days("--days", days), show.positive("--serial", serial) or 1
     gated = show.sha256("--sha256", sha256)
     place, signer = places.parse(to), trust.signer(_path(key))
-    named = destination.project(project)
-    checked = promotion.require_gate(place, name, show_published.check, checked=gated)
+    named = places.project(project)
+    checked = checking.require_gate(place, name, show_published.check, checked=gated)
     done = channels.promote(
         *(place, name, wanted, signer),
         days=lasting,
@@ -155,12 +149,12 @@ def rollback(
 ) -> None:
     """Make the release before a channel's present one current again, with a higher serial."""
     from farm import trust
-    from farm.publish import channels, destination, places
+    from farm.publish import channels, places
 
-    wanted = destination.require_name("channel", channel)
+    wanted = places.require_name("channel", channel)
     place = places.parse(to)
     lasting, signer = show.days("--days", days), trust.signer(_path(key))
-    named = destination.project(project)
+    named = places.project(project)
     done = channels.rollback(place, wanted, signer, days=lasting, project=named)
     show_published.promotion(done)
 
@@ -189,10 +183,10 @@ def renew(
 ) -> None:
     """Sign channels that end soon once more: the same release, a higher serial."""
     from farm import trust
-    from farm.publish import channels, destination, places
+    from farm.publish import channels, places
 
     place, lasting = places.parse(to), show.days("--days", days)
-    named = destination.project(project)
+    named = places.project(project)
     due = channels.due(place, show.days("--within", within), channel)
     if dry_run:
         show.line(" ".join(due))
@@ -236,18 +230,18 @@ def pin_space(
 ) -> None:
     """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
     from farm import trust
-    from farm.publish import destination, places
     from farm.publish import pin_space as pins_of
+    from farm.publish import places
 
     show.one_of({"--manifest": manifest, "--release": release, "--channel": channel})
     if manifest is not None:
         pin = pins_of.url(manifest)
     elif release is not None:
-        pin = pins_of.release(places.parse(to), destination.require_name("release", release))
+        pin = pins_of.release(places.parse(to), places.require_name("release", release))
     else:
-        name = destination.require_name("channel", channel)
+        name = places.require_name("channel", channel)
         key = trust.require_public(show.text("--public-key", public_key))
-        named = destination.project(project)
+        named = places.project(project)
         pin = pins_of.channel(places.parse(to), name, key, named)
     pins_of.write(pin)
     show_published.pin(pin)
@@ -284,3 +278,85 @@ def deploy_space(
     show_published.deployment(changes)
     if not dry_run:
         show.line(deploying.deploy(changes, hardware=wanted))
+
+
+@task(
+    help={
+        "arch_set": "a set or group of build/targets.toml",
+        "line": "the CUDA line, e.g. cu130; the set cpu needs none",
+        "engine": "auto, docker, local",
+        "image": "the devel image; without it the line's, else one made from packages",
+        "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
+        "source": "a folder with llama.cpp's source, instead of the pinned archive",
+        "jobs": "compilers at a time in the first build; the second has one more",
+    },
+)
+@verb
+def reproducible(
+    _: Context,
+    arch_set: str = "cpu",
+    line: str | None = None,
+    engine: str = "docker",
+    image: str | None = None,
+    toolkit: str | None = None,
+    source: str | None = None,
+    jobs: str | None = None,
+) -> None:
+    """Build a set twice from nothing, in two containers, and compare every byte."""
+    from farm.reproduce import prove
+    from farm.request import BuildRequest
+
+    request = BuildRequest(
+        arch_set=arch_set,
+        line=line or ("cpu" if arch_set == "cpu" else None),
+        engine=engine,
+        image=image,
+        toolkit=toolkit,
+        source=Path(source) if source else None,
+        jobs=show.positive("--jobs", jobs),
+        cached=False,
+    )
+    with show.report() as report:
+        prove(request, report)
+
+
+@task(
+    help={
+        "release": "a manifest's URL, or a release folder",
+        "artifact": "which tarball of it",
+        "sha256": "what the manifest's bytes must come to",
+        "source": "the source tree, for what was built from a folder",
+        "remote": "the repository that BUILD.json names, if you trust it and it is not llama.cpp's",
+        "image": "another devel image than the recorded one",
+        "toolkit": "for what the local engine built: a folder, or 'pypi'",
+        "jobs": "compilers at a time",
+    },
+)
+@verb
+def rebuild(
+    _: Context,
+    release: str,
+    artifact: str | None = None,
+    sha256: str | None = None,
+    source: str | None = None,
+    remote: str | None = None,
+    image: str | None = None,
+    toolkit: str | None = None,
+    jobs: str | None = None,
+) -> None:
+    """Build a published tarball again from its BUILD.json, and say whether it is identical."""
+    from farm.rebuild import RebuildRequest
+    from farm.rebuild import rebuild as build_again
+
+    asked = RebuildRequest(
+        release=release,
+        artifact=artifact,
+        sha256=sha256,
+        source=Path(source) if source else None,
+        remote=remote,
+        image=image,
+        toolkit=toolkit,
+        jobs=show.positive("--jobs", jobs),
+    )
+    with show.report() as report:
+        build_again(asked, report)

@@ -1,7 +1,8 @@
-"""One changed file → a pull request on GitHub, through its REST API.
+"""What workflows do in their own repository: propose changed pins, and remove older caches.
 
-Nothing is pushed and no credential is written to the disk. Running it again continues where it
-stopped: a branch, a commit or a pull request that is there already is used as it is.
+A pull request is made through the REST API: nothing is pushed, and no credential is written to the
+disk. Running it again continues where it stopped: a branch, a commit or a pull request that is
+there already is used as it is.
 """
 
 from __future__ import annotations
@@ -11,20 +12,22 @@ import hashlib
 import os
 from typing import TYPE_CHECKING, Final
 
+import msgspec
+
 from farm import PROJECT_ROOT, source
 from farm.errors import UsageError
 from farm.inputs import pins
+from farm.publish.github_api import Api
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from farm.inputs.pins import SourcePin
-    from farm.publish.github_api import Api
     from farm.update_pins import Step, Update
 
 REPOSITORY: Final = "GITHUB_REPOSITORY"
 """``OWNER/NAME``, as on every runner; ``GITHUB_TOKEN`` and ``GITHUB_API_URL`` are the API's."""
+_PAGE: Final = 100
 _SHOWN: Final = 40
 """How many differing files, or changed pins of a kind, stand in a pull request's text."""
 
@@ -41,41 +44,6 @@ def repository() -> str:
             "VARIABLE_MISSING", f"{REPOSITORY} is not set", hint="OWNER/NAME; see docs/ci.md"
         )
     return name
-
-
-def propose(
-    name: str, api: Api, file: Path, steps: Sequence[Step], *, branch: str, title: str, body: str
-) -> str:
-    """Put the steps of a file's change on a branch, a commit each, and ask for it to be merged.
-
-    Args:
-        name: the repository, ``OWNER/NAME``.
-        api: the API of it.
-        file: a file that the repository has already.
-        steps: what the commits are called, and the file's text after each.
-        branch: made from the default branch where it is not there.
-        title: of the pull request.
-        body: the pull request's text.
-
-    Returns:
-        The pull request's address.
-
-    Raises:
-        PublishError: GitHub refused, or cannot be reached.
-    """
-    base = api.call("GET", "")["default_branch"]
-    reference = f"refs/heads/{branch}"
-    there = api.call("GET", f"/git/matching-refs/heads/{branch}")
-    if reference not in {one["ref"] for one in there}:
-        head = api.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
-        api.call("POST", "/git/refs", json={"ref": reference, "sha": head})
-    _put(api, file, branch, steps)
-    query = {"head": f"{name.partition('/')[0]}:{branch}", "state": "open"}
-    open_ones = api.call("GET", "/pulls", params=query)
-    if open_ones:
-        return str(open_ones[0]["html_url"])
-    asked = {"title": title, "body": body, "head": branch, "base": base}
-    return str(api.call("POST", "/pulls", json=asked)["html_url"])
 
 
 def propose_pins(
@@ -103,9 +71,24 @@ def propose_pins(
     )
     written = "`build/pins.toml` as `invoke update-pins` wrote it, a commit for each kind."
     body = f"{written}\n{changes}\n{body}"
-    return branch, propose(
-        name, api, pins.PINS_FILE, update.steps, branch=branch, title=title, body=body
-    )
+    return branch, _propose(name, api, branch, title, body, update.steps)
+
+
+def _propose(name: str, api: Api, branch: str, title: str, body: str, steps: Sequence[Step]) -> str:
+    """Put the steps on a branch, a commit each, and ask for it to be merged."""
+    base = api.call("GET", "")["default_branch"]
+    reference = f"refs/heads/{branch}"
+    there = api.call("GET", f"/git/matching-refs/heads/{branch}")
+    if reference not in {one["ref"] for one in there}:
+        head = api.call("GET", f"/git/ref/heads/{base}")["object"]["sha"]
+        api.call("POST", "/git/refs", json={"ref": reference, "sha": head})
+    _put(api, branch, steps)
+    query = {"head": f"{name.partition('/')[0]}:{branch}", "state": "open"}
+    open_ones = api.call("GET", "/pulls", params=query)
+    if open_ones:
+        return str(open_ones[0]["html_url"])
+    asked = {"title": title, "body": body, "head": branch, "base": base}
+    return str(api.call("POST", "/pulls", json=asked)["html_url"])
 
 
 def _compared(pin: SourcePin, remote: str) -> str:
@@ -125,9 +108,9 @@ def _listed(names: Sequence[str], *, code: bool = True) -> str:
     return shown + (f"\n- and {len(names) - _SHOWN} more" if names[_SHOWN:] else "")
 
 
-def _put(api: Api, file: Path, branch: str, steps: Sequence[Step]) -> None:
+def _put(api: Api, branch: str, steps: Sequence[Step]) -> None:
     """Commit the steps that are not on the branch yet."""
-    path = f"/contents/{file.relative_to(PROJECT_ROOT).as_posix()}"
+    path = f"/contents/{pins.PINS_FILE.relative_to(PROJECT_ROOT).as_posix()}"
     texts = [step.text.encode() for step in steps]
     present, sha = _there(api, path, branch)
     for step in steps[texts.index(present) + 1 if present in texts else 0 :]:
@@ -141,3 +124,56 @@ def _there(api: Api, path: str, branch: str) -> tuple[bytes, str]:
     """Return what a branch has of a file, and the number that a change of it must name."""
     there = api.call("GET", path, params={"ref": branch})
     return base64.b64decode(there["content"]), str(there["sha"])
+
+
+class _Cache(msgspec.Struct, frozen=True):
+    """A cache, as GitHub's REST API has it; ``created_at`` sorts as a text."""
+
+    id: int
+    key: str
+    ref: str
+    created_at: str
+    size_in_bytes: int
+
+    @property
+    def kind(self) -> tuple[str, str]:
+        """What all caches of one job have in common: a key ends with the run's number."""
+        return self.ref, self.key.rpartition("-")[0]
+
+
+class _Page(msgspec.Struct, frozen=True):
+    actions_caches: list[_Cache]
+
+
+def prune(prefix: str) -> Iterator[str]:
+    """Remove the caches whose keys begin with ``prefix``, but the newest of each kind.
+
+    Each run of a workflow adds a cache under a key of its own, and GitHub keeps 10 GB in all. What
+    is over that it removes by its own order, and with it caches that a workflow still wants.
+
+    Gives a line for each that was removed, and one for what stays.
+
+    Raises:
+        UsageError: ``GITHUB_REPOSITORY`` or ``GITHUB_TOKEN`` is not set.
+        PublishError: GitHub refuses, or cannot be reached.
+    """
+    api = Api(repository())
+    newest: dict[tuple[str, str], _Cache] = {}
+    for entry in sorted(_caches(api, prefix), key=lambda one: one.created_at, reverse=True):
+        if newest.setdefault(entry.kind, entry) is not entry:
+            api.call("DELETE", f"/actions/caches/{entry.id}")
+            yield f"removed {entry.key}: {entry.size_in_bytes / 1e6:.1f} MB"
+    total = sum(entry.size_in_bytes for entry in newest.values())
+    yield f"{len(newest)} caches stay: {total / 1e6:.1f} MB"
+
+
+def _caches(api: Api, prefix: str) -> list[_Cache]:
+    found: list[_Cache] = []
+    number = 1
+    while True:
+        asked = {"key": prefix, "per_page": _PAGE, "page": number}
+        told = msgspec.convert(api.call("GET", "/actions/caches", params=asked), _Page)
+        found += told.actions_caches
+        if len(told.actions_caches) < _PAGE:
+            return found
+        number += 1

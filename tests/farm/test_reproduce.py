@@ -1,0 +1,95 @@
+"""What differs between two tarballs is found, named, kept and explained."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm.errors import BuildError, PackError
+from farm.reproduce import compare
+from farm.tarball import archive
+from farm.tarball.archive import Member
+from tests.rigs.refusals import refused
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+MEMBERS = [("a", b"alpha", 0o644), ("b", b"beta", 0o644)]
+
+
+@pytest.fixture(autouse=True)
+def no_diffoscope(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A PATH with nothing in it but what a test puts there."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", str(programs))
+    return programs
+
+
+def tarball(
+    folder: Path, members: list[tuple[str, bytes, int]], mtime: int = 0, level: int = 19
+) -> Path:
+    folder.mkdir()
+    path = folder / "x.tar.zst"
+    with path.open("wb") as raw, archive.write(raw, "tar.zst", mtime, level=level) as writer:
+        for name, content, mode in members:
+            writer.add(Member(f"runtime/{name}", len(content), mode, io.BytesIO(content)))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("members", "mtime", "level", "found"),
+    [
+        (MEMBERS, 0, 19, []),
+        (MEMBERS[::-1], 0, 19, ["x.tar.zst: members in another order, in other compressed bytes"]),
+        (MEMBERS, 0, 1, ["x.tar.zst: the same members, in other compressed bytes"]),
+        (MEMBERS, 7, 19, [f"runtime/{name}: time 0 / 7 in the archive" for name in "ab"]),
+        ([MEMBERS[0], ("b", b"beta", 0o755)], 0, 19, ["runtime/b: mode 0644 / 0755"]),
+        ([MEMBERS[0], ("b", b"bete", 0o644)], 0, 19, ["runtime/b: other bytes, sha256 f44e64e7"]),
+        (MEMBERS[:1], 0, 19, ["runtime/b: only the first has it"]),
+        ([*MEMBERS, ("c", b"", 0o644)], 0, 19, ["runtime/c: only the second has it"]),
+    ],
+)
+def test_tarballs_are_compared_member_by_member(
+    tmp_path: Path, members: list[tuple[str, bytes, int]], mtime: int, level: int, found: list[str]
+) -> None:
+    first = tarball(tmp_path / "first", MEMBERS)
+    second = tarball(tmp_path / "second", members, mtime, level)
+    told = compare(first, second, tmp_path / "kept", lambda _: None)
+    assert [line[: len(part)] for line, part in zip(told, found, strict=True)] == found
+
+
+def test_only_what_differs_is_kept_and_a_missing_diffoscope_is_noted(tmp_path: Path) -> None:
+    said: list[str] = []
+    kept = tmp_path / "kept"
+    first = tarball(tmp_path / "one", MEMBERS)
+    for content in (b"stale", b"bete"):
+        second = tarball(tmp_path / content.decode(), [MEMBERS[0], ("b", content, 0o644)])
+        compare(first, second, kept, said.append)
+    assert said[-1].startswith("note[NO_DIFFOSCOPE]: ")
+    left = {path.relative_to(kept).as_posix(): path for path in kept.rglob("*") if path.is_file()}
+    assert {name: path.read_bytes() for name, path in left.items()} == {
+        "first/runtime/b": b"beta",
+        "second/runtime/b": b"bete",
+    }
+
+
+def test_a_diffoscope_that_fails_is_one_error_with_its_last_line(
+    tmp_path: Path, no_diffoscope: Path
+) -> None:
+    program = no_diffoscope / "diffoscope"
+    program.write_text("#!/bin/sh\necho first >&2; echo 'no room' >&2; exit 2\n", "utf-8")
+    program.chmod(0o755)
+    first, second = tarball(tmp_path / "one", MEMBERS), tarball(tmp_path / "two", MEMBERS[:1])
+    with refused("DIFFOSCOPE_FAILED", BuildError, match="diffoscope: no room"):
+        compare(first, second, tmp_path / "kept", lambda _: None)
+
+
+def test_a_damaged_tarball_is_one_error(tmp_path: Path) -> None:
+    first = tarball(tmp_path / "first", MEMBERS)
+    second = tarball(tmp_path / "second", MEMBERS)
+    second.write_bytes(second.read_bytes()[:-9])
+    with refused("ARCHIVE_DAMAGED", PackError):
+        compare(first, second, tmp_path / "kept", lambda _: None)
