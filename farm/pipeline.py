@@ -97,7 +97,7 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
     """Make the devel image of a line from packages; returns its name.
 
     Raises:
-        UsageError: there is no recipe for the line, or debootstrap cannot run here.
+        UsageError: there is no recipe for the line, or mmdebstrap is not installed.
         EngineError: no engine answers, or a step failed; the log has all of its lines.
     """
     base_image.check_line(line)
