@@ -15,9 +15,10 @@ from urllib.parse import urljoin
 
 import msgspec
 
-from farm import cpu_variants, cuda_runtime, durable, elf, targets
+from farm import cuda_runtime, durable, elf, targets
 from farm.additions import SHIPPED
 from farm.errors import PackError, UsageError
+from farm.inputs import recipe
 from farm.pack import (
     BUILD_RECORD,
     LICENCES,
@@ -28,7 +29,7 @@ from farm.pack import (
     pack,
     read_inventory,
 )
-from farm.plan import SOURCE_DATE_EPOCH, artifact_name
+from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
@@ -66,20 +67,17 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
             hint="builds leave theirs in .farm/trees/NAME",
         ) from error
     record = build_record.decode(build_json, what=str(tree))
-    asked = _asked(record)
-    _make_folder(out)
+    with durable.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
     name = artifact_name(record.source.build, record.line.name, record.arch_set, archive_format)
     pack(
         PackRequest(
             tree=tree / "bin",
             out=out / name,
             format=archive_format,
-            line=record.line,
-            sass=asked.sass,
-            ptx=asked.ptx,
+            asked=_asked(record),
             licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
             build_json=build_json,
-            mtime=SOURCE_DATE_EPOCH,
             programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
         )
     )
@@ -279,7 +277,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
                 "LICENCE_MISSING",
                 f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
                 "not in the tarball",
-                hint="what has no licence may not be passed on; farm/tarball/licence_text.py knows "
+                hint="what has no licence may not be passed on; farm/tarball/parts.py knows "
                 "the texts",
             )
 
@@ -327,7 +325,7 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
     server = inventory.artifact(record.line)
     document = sbom.of_server(server, record)
     found = _found(server, document, record.source, record.parts)
-    return replace(found, variants=record.defined.get(cpu_variants.DEFINITION, ""))
+    return replace(found, variants=record.defined.get(recipe.DEFINITION, ""))
 
 
 def _found(
@@ -424,10 +422,3 @@ def _one_source(sources: list[build_record.SourceRecord]) -> build_record.Source
 
 def _now() -> datetime:
     return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PackError("OUT_NOT_WRITABLE", f"{folder}: {error.strerror}") from error

@@ -10,18 +10,19 @@ import filecmp
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from farm import durable, run_lock
+from farm.durable import files, folder_digest, new_folder
 from farm.errors import SourceError, UsageError
 from farm.inputs.packages import cache_folder, extract_subtree, fetch_package
-from farm.inputs.unpack import new_folder
-from farm.kept.folder_digest import files
-from farm.kept.kept_source import kept
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from farm.inputs.pins import SourcePin
@@ -82,7 +83,7 @@ def from_archive(pin: SourcePin) -> Source:
     """
     archive = fetch_package(pin)
     key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
-    tree, note = kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
+    tree, note = _kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
     return Source(
         tree=tree,
         version=pin.llama_version,
@@ -112,7 +113,7 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
     _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
-    tree, note = kept(commit, lambda folder: _check_out(repository, commit, folder))
+    tree, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
     count = _git("-C", str(repository), "rev-list", "--count", commit)
     return Source(
@@ -164,6 +165,36 @@ def assume_build(found: Source, build: int) -> Source:
     return replace(
         found, build=build, build_assumed=True, note="\n".join(filter(None, (kept, note)))
     )
+
+
+def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str | None]:
+    """Return a tree of the cache, made where it is not there or not what was recorded of it.
+
+    Args:
+        key: names everything that decides the tree's content.
+        make: makes the tree as the new folder that it is given.
+
+    Returns:
+        The tree, and a line for a person where a changed one was made again.
+
+    Raises:
+        FarmError: what ``make`` raises; ``OUT_NOT_WRITABLE`` or ``WRITE_FAILED``.
+    """
+    sources = cache_folder("sources")
+    tree, record = sources / key, sources / f"{key}.sha256"
+    with run_lock.turn(sources, key):
+        note = None
+        if tree.is_dir():
+            recorded = record.read_bytes() if record.is_file() else None
+            if recorded == folder_digest(tree).encode():
+                return tree, None
+            if recorded is not None:  # else it was cut off between the two
+                note = f"note[SOURCE_CHANGED]: {tree} was changed by somebody; it is made again"
+            shutil.rmtree(tree)
+        make(tree)
+        with durable.writing(record):
+            durable.replace(record, folder_digest(tree).encode())
+    return tree, note
 
 
 def _require_layout(tree: Path, named: str) -> None:

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from farm import run_lock
+from farm import durable, run_lock
 from farm.errors import PublishError, SourceError
-from farm.inputs import packages, unpack
+from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space
 
@@ -244,9 +244,9 @@ def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
 
 
 def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
-    with unpack.new_folder(tmp_path / "tree") as slow:
+    with durable.new_folder(tmp_path / "tree") as slow:
         (slow / "from").write_text("slow", "utf-8")
-        with unpack.new_folder(tmp_path / "tree") as fast:
+        with durable.new_folder(tmp_path / "tree") as fast:
             (fast / "from").write_text("fast", "utf-8")
     assert (tmp_path / "tree" / "from").read_text("utf-8") == "fast"
     assert [path.name for path in tmp_path.iterdir()] == ["tree"]

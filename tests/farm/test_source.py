@@ -14,12 +14,12 @@ import pytest
 import tiny_release
 
 from farm import source, targets
+from farm.durable import folder_digest
 from farm.engines.local import LocalEngine
 from farm.errors import SourceError, UsageError
 from farm.execute import execute
 from farm.inputs import pins
 from farm.inputs.packages import cache_folder
-from farm.kept.folder_digest import folder_digest
 from farm.plan import BuildPlan
 from farm.request import BuildRequest, choose_source
 
