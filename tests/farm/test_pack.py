@@ -257,14 +257,6 @@ def test_entry_of_a_cuda_build(cuda_tree: Path) -> None:
     assert entry.needs == ("libcublas.so.13", "libcuda.so.1", "libcudart.so.13")
 
 
-def test_reading_again_gives_the_same_entry(cuda_tree: Path) -> None:
-    asked = request(cuda_tree, "tar.zst", asked=HOPPER)
-    entry = pack.pack(asked)
-    inventory = pack.read_inventory(asked.out)
-    assert inventory.artifact(CU130) == entry
-    assert inventory.build_json == asked.build_json
-
-
 def test_chunks() -> None:
     data = os.urandom(10_000)
     found = archive.hash_file(io.BytesIO(data), chunk_size=4096)
@@ -310,28 +302,6 @@ def test_set_whose_binaries_lack_its_architecture(cuda_tree: Path) -> None:
     asked = request(cuda_tree, asked=elf.Asked(frozenset({"120a"}), frozenset(), CU130))
     refused(InspectError, "ARCH_MISSING", lambda: pack.pack(asked))
     assert not asked.out.exists()
-
-
-def test_cuda_code_in_a_cpu_line(cuda_tree: Path) -> None:
-    refused(InspectError, "CODE_NOT_ASKED", lambda: pack.pack(request(cuda_tree)))
-
-
-def test_runpath_of_the_build_machine(tree: Path) -> None:
-    compile_c(tree / "libggml-cpu-x64.so", "int x;", "-shared", "-Wl,-rpath,/build/bin")
-    message = refused(InspectError, "RUNPATH_NOT_ORIGIN", lambda: pack.pack(request(tree)))
-    assert "libggml-cpu-x64.so" in message
-
-
-def test_damaged_library(tree: Path) -> None:
-    path = tree / "libllama.so.0.6.0"
-    path.write_bytes(path.read_bytes()[:3000])
-    refused(InspectError, "ELF_CORRUPT", lambda: pack.pack(request(tree)))
-
-
-def test_unknown_format(tree: Path) -> None:
-    asked = request(tree, "tar.lz4")
-    refused(PackError, "FORMAT_UNKNOWN", lambda: pack.pack(asked))
-    assert not list(tree.parent.glob(".runtime*"))
 
 
 def test_name_that_no_tarball_can_hold(tree: Path) -> None:
