@@ -33,7 +33,7 @@ from farm.cluster import remote_build
 from farm.cluster.remote_build import Job
 from farm.engines.dask import RESOURCE, Dispatcher, cluster
 from farm.errors import FarmError
-from farm.kept.plan_digest import source_digest
+from farm.kept import source_digest
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 from farm.terminal import schedule

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Final
 
-from farm import cpu_variants
 from farm.errors import UsageError
+from farm.inputs import recipe
 from farm.plan import HOST_DEFINES, TARGETS
 
 if TYPE_CHECKING:
@@ -124,6 +124,6 @@ def options(
     defined = dict(request.define)
     if "rpc-server" in request.also:
         defined |= _RPC
-    if request.this_cpu and (variants := cpu_variants.of_this_machine(tree)):
-        defined[cpu_variants.DEFINITION] = ";".join(variants)
+    if request.this_cpu and (variants := recipe.of_this_machine(tree)):
+        defined[recipe.DEFINITION] = ";".join(variants)
     return (*TARGETS, *targets(request.also, tree)), tuple(sorted(defined.items()))

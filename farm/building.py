@@ -12,7 +12,7 @@ from farm.errors import FarmError
 if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
-    from farm.kept.kept_tree import KeptTree
+    from farm.kept import KeptTree
     from farm.pipeline import Made
     from farm.plan import BuildPlan
     from farm.request import BuildRequest

@@ -14,23 +14,21 @@ import io
 import zipfile
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, cast
 
 import msgspec
 
-from farm import elf, targets
+from farm import durable, elf, targets
 from farm.errors import InspectError, PackError, SourceError
 from farm.inputs import pins
 from farm.inputs.packages import fetch_package
 from farm.pack import (
+    FREE_SPACE,
     LICENCES,
     Inventory,
     Layout,
-    appearing,
     read_inventory,
-    write_failed,
-    written,
 )
 from farm.plan import SOURCE_DATE_EPOCH
 from farm.tarball import archive
@@ -40,8 +38,7 @@ from llama_loader.manifest import CUDA_RUNTIME, Cuda
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
-    from typing import BinaryIO
+    from typing import IO, BinaryIO
 
     from farm.inputs.pins import PackagePin
     from farm.targets import Line
@@ -135,14 +132,12 @@ def pack(
         name = file_name(record, archive_format)
         content: dict[str, _Taken | bytes] = {one.name: one for _, files in taken for one in files}
         content[RECORD] = msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n"
-        try:
+        with durable.writing(out / name, hint=FREE_SPACE):
             out.mkdir(parents=True, exist_ok=True)
-            with appearing(out / name) as temporary:
-                with written(temporary) as raw:
-                    _write(content, raw, archive_format)
-                read(temporary, name=name)
-        except OSError as error:
-            raise write_failed(out / name, error) from error
+            with durable.replacing(out / name, archive.FILE_MODE) as raw:
+                _write(content, raw, archive_format)
+                raw.flush()
+                read(Path(raw.name), name=name)
     return out / name
 
 
@@ -261,7 +256,7 @@ def _as_in_wheel(taken: _Taken) -> WheelFile:
     return WheelFile(taken.info.filename, taken.name, taken.info.file_size, digest.hexdigest())
 
 
-def _write(content: Mapping[str, _Taken | bytes], raw: BinaryIO, archive_format: str) -> None:
+def _write(content: Mapping[str, _Taken | bytes], raw: IO[bytes], archive_format: str) -> None:
     with archive.write(raw, archive_format, SOURCE_DATE_EPOCH, level=ZSTD_LEVEL) as writer:
         for name, source in sorted(content.items()):
             path = f"{ROOT}/{name}"

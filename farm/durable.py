@@ -1,9 +1,13 @@
-"""Files and folders that are on the disk when they have their name; a full disk is one line."""
+"""Files and folders: on the disk when they have their name, and known by their digests.
+
+A full disk is one line.
+"""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import hashlib
 import os
 import shutil
 import stat
@@ -11,6 +15,8 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, BinaryIO, Final
+
+import msgspec
 
 from farm.errors import PackError
 
@@ -22,8 +28,12 @@ _SMALL: Final = 8 << 20
 
 
 @contextmanager
-def writing(place: Path) -> Iterator[None]:
+def writing(place: Path, *, hint: str = "") -> Iterator[None]:
     """Tell of a disk that is full, or not ours, in one line.
+
+    Args:
+        place: what is written.
+        hint: what to do about it.
 
     Raises:
         PackError: ``WRITE_FAILED``, instead of the block's ``OSError``.
@@ -31,9 +41,9 @@ def writing(place: Path) -> Iterator[None]:
     try:
         yield
     except shutil.Error as error:  # a list of all that went wrong in a whole tree
-        raise PackError("WRITE_FAILED", f"{place}: {error.args[0][0][2]}") from error
+        raise PackError("WRITE_FAILED", f"{place}: {error.args[0][0][2]}", hint=hint) from error
     except OSError as error:
-        raise PackError("WRITE_FAILED", f"{place}: {error.strerror or error}") from error
+        raise PackError("WRITE_FAILED", f"{place}: {error.strerror or error}", hint=hint) from error
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -66,14 +76,16 @@ def read_small(path: Path) -> bytes:
 def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """Give a private file to write, which takes ``path``'s place if all went well, else goes.
 
-    At every moment the old one or the new one is there, after a power cut too.
+    Its ``name`` is where it lies until then, for a reader of what was written and flushed. At every
+    moment the old one or the new one is there, after a power cut too.
 
     Raises:
         OSError: the disk is full, or this user may not write.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    os.close(handle)
     try:
-        with os.fdopen(handle, "wb") as stream:
+        with Path(name).open("wb") as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
@@ -92,6 +104,27 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
     """
     with replacing(path, mode) as stream:
         stream.write(content)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Fill a folder under another name; of two processes the faster one wins.
+
+    All of it is on the disk before it has its name.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent)) / folder.name
+    staging.mkdir()
+    try:
+        yield staging
+        sync_tree(staging)
+        try:
+            staging.rename(folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging.parent, ignore_errors=True)
 
 
 def sync_tree(folder: Path) -> None:
@@ -118,3 +151,44 @@ def sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def sha256(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def folder_digest(folder: Path) -> str:
+    """Return the sha256 of a folder's names, modes, links and contents, ``.git`` left out.
+
+    Nothing is read from what is neither a file nor a link: a pipe would wait for ever.
+    """
+    whole = hashlib.sha256()
+    for path in files(folder):
+        name = str(path.relative_to(folder))
+        if path.is_symlink():
+            kind, content = "link", _encodable(str(path.readlink()))
+        elif not path.is_file():
+            kind, content = "other", ""
+        else:
+            kind = "program" if path.stat().st_mode & stat.S_IXUSR else "file"
+            content = sha256(path)
+        whole.update(msgspec.json.encode([_encodable(name), kind, content]) + b"\n")
+    return whole.hexdigest()
+
+
+def _encodable(name: str) -> str:
+    """Return a name as it is where it is UTF-8, else with its other bytes escaped."""
+    return name.encode("utf-8", "backslashreplace").decode()
+
+
+def files(folder: Path) -> Iterator[Path]:
+    """Give what is in a folder and below it and is no folder, in order, ``.git`` left out."""
+    for path in sorted(folder.iterdir()):
+        if path.name == ".git":
+            continue
+        if path.is_dir() and not path.is_symlink():
+            yield from files(path)
+        else:
+            yield path

@@ -15,7 +15,7 @@ from farm.engines import shared_cache
 from farm.engines.base import Toolchain
 from farm.engines.cache_watch import CacheWatch
 from farm.errors import BuildError
-from farm.tarball import cub
+from farm.tarball import parts
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -248,8 +248,8 @@ def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
     if not plan.line.is_cuda or cuda is None:
         return None
     lines: list[str] = []
-    workspace.run(cub.command(cuda), {}, lines.append)
-    return cub.parse(lines)
+    workspace.run(parts.cub_command(cuda), {}, lines.append)
+    return parts.parse_cub(lines)
 
 
 def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:

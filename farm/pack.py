@@ -12,7 +12,6 @@ import io
 import os
 import tempfile
 from collections import Counter, deque
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 
 from farm import durable, elf
 from farm.errors import InspectError, PackError
-from farm.plan import TARGETS
+from farm.plan import SOURCE_DATE_EPOCH, TARGETS
 from farm.tarball import archive
 from farm.tarball.archive import Chunking, Member
 from llama_loader.manifest import (
@@ -32,9 +31,8 @@ from llama_loader.manifest import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from collections.abc import Set as AbstractSet
-    from typing import BinaryIO
+    from collections.abc import Iterable, Mapping
+    from typing import IO, BinaryIO
 
     from farm.elf import Inspection, Merged, Promise
     from farm.tarball.archive import Digests
@@ -49,6 +47,7 @@ LICENCES: Final = "licenses"
 ELF_MAGIC: Final = b"\x7fELF"
 _IN_MEMORY: Final = 64 << 20
 """Bytes of one member that are kept in memory; only a plugin with CUDA code is larger."""
+FREE_SPACE: Final = "name folders with more space with --out and TMPDIR, where the disk is full"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -60,23 +59,18 @@ class PackRequest:
         tree: the build's ``bin`` folder.
         out: the tarball to write; its folder must exist.
         format: ``tar.zst`` or ``tar.gz``.
-        line: what the line promises; its toolkit and driver go into the manifest.
-        sass, ptx: the code that was asked for; anything else is refused.
+        asked: the code that was asked for, and what the line promises; anything else is refused.
         licences: file names and texts.
         build_json: the bytes of ``BUILD.json``.
-        mtime: every member's time, in seconds since 1970.
         programs: what is to be started.
     """
 
     tree: Path
     out: Path
     format: str
-    line: Promise
-    sass: AbstractSet[str]
-    ptx: AbstractSet[str]
+    asked: elf.Asked
     licences: Mapping[str, bytes]
     build_json: bytes
-    mtime: int
     programs: tuple[str, ...] = PROGRAMS
 
 
@@ -188,16 +182,15 @@ def pack(request: PackRequest) -> Artifact:
     """
     chosen = select(request.tree, request.programs)
     inspections = tuple(_inspected(name, path) for name, path in chosen.items())
-    elf.check(inspections, elf.Asked(request.sass, request.ptx, request.line))
-    try:
-        with appearing(request.out) as temporary:
-            with written(temporary) as raw:
-                _write(request, chosen, raw)
-            inventory = read_inventory(temporary, name=request.out.name)
-            artifact = inventory.artifact(request.line)
-    except OSError as error:
-        raise write_failed(request.out, error) from error
-    return artifact
+    elf.check(inspections, request.asked)
+    with (
+        durable.writing(request.out, hint=FREE_SPACE),
+        durable.replacing(request.out, archive.FILE_MODE) as raw,
+    ):
+        _write(request, chosen, raw)
+        raw.flush()
+        inventory = read_inventory(Path(raw.name), name=request.out.name)
+        return inventory.artifact(request.asked.line)
 
 
 def select(tree: Path, programs: tuple[str, ...] = PROGRAMS) -> dict[str, Path]:
@@ -256,7 +249,8 @@ def read_inventory(
         raise PackError("ARCHIVE_DAMAGED", f"{called}: {error}", hint="pack it again") from error
     except OSError as error:
         if error.errno in _FULL:
-            raise _disk_full(Path(tempfile.gettempdir()), error) from error
+            full = f"{tempfile.gettempdir()}: {error.strerror}"
+            raise PackError("WRITE_FAILED", full, hint=FREE_SPACE) from error
         raise PackError("TARBALL_UNREADABLE", f"{path}: {error.strerror or error}") from error
     _reject_twins([entry.path for entry, _, _ in found], called)
     return Inventory(
@@ -344,11 +338,11 @@ def _inspected(name: str, path: Path) -> Inspection:
     return replace(elf.inspect(path), file=name)
 
 
-def _write(request: PackRequest, chosen: Mapping[str, Path], raw: BinaryIO) -> None:
+def _write(request: PackRequest, chosen: Mapping[str, Path], raw: IO[bytes]) -> None:
     texts = {BUILD_RECORD: request.build_json} | {
         f"{LICENCES}/{name}": text for name, text in request.licences.items()
     }
-    with archive.write(raw, request.format, request.mtime) as writer:
+    with archive.write(raw, request.format, SOURCE_DATE_EPOCH) as writer:
         # Sorted, so that the CPU variants, which resemble one another, lie in one window.
         for name in sorted([*chosen, *texts]):
             path = f"{ROOT}/{name}"
@@ -359,44 +353,6 @@ def _write(request: PackRequest, chosen: Mapping[str, Path], raw: BinaryIO) -> N
             mode = archive.PROGRAM_MODE if name in request.programs else archive.FILE_MODE
             with chosen[name].open("rb") as stream:
                 writer.add(Member(path, os.fstat(stream.fileno()).st_size, mode, stream))
-
-
-@contextmanager
-def appearing(out: Path) -> Iterator[Path]:
-    """Give a private name in ``out``'s folder; it becomes ``out`` if all went well, else goes."""
-    handle, name = tempfile.mkstemp(dir=out.parent, prefix=".packing-", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        temporary.chmod(0o644)
-        temporary.replace(out)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def written(path: Path) -> Iterator[BinaryIO]:
-    """Open a file to write; on the way out its bytes are on the disk, not only on their way."""
-    with path.open("wb") as raw:
-        yield raw
-        raw.flush()
-        os.fsync(raw.fileno())
-
-
-def write_failed(out: Path, error: OSError) -> PackError:
-    """Return the error of a tarball that could not be written."""
-    if error.errno in _FULL:
-        return _disk_full(out, error)
-    return PackError("PACK_FAILED", f"{out}: {error.strerror or error}")
-
-
-def _disk_full(place: Path, error: OSError) -> PackError:
-    return PackError(
-        "DISK_FULL",
-        f"{place}: {error.strerror}; nothing was written",
-        hint="free some space there, or name other folders with --out and TMPDIR",
-    )
 
 
 def _cuda(name: str, merged: Merged, line: Promise) -> Cuda | None:

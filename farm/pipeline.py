@@ -20,9 +20,7 @@ from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
 from farm.inputs import base_image, pins, toolkit
-from farm.kept.journal import Journal, Recording
-from farm.kept.kept_tree import KeptTree
-from farm.kept.plan_digest import digest
+from farm.kept import Journal, KeptTree, Recording, digest
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
 from farm.terminal import schedule
@@ -97,7 +95,7 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
     """Make the devel image of a line from packages; returns its name.
 
     Raises:
-        UsageError: there is no recipe for the line, or debootstrap cannot run here.
+        UsageError: there is no recipe for the line, or mmdebstrap is not installed.
         EngineError: no engine answers, or a step failed; the log has all of its lines.
     """
     base_image.check_line(line)

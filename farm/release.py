@@ -8,27 +8,27 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urljoin
 
 import msgspec
 
-from farm import cpu_variants, cuda_runtime, durable, elf, targets
+from farm import cuda_runtime, durable, elf, targets
 from farm.additions import SHIPPED
 from farm.errors import PackError, UsageError
+from farm.inputs import recipe
 from farm.pack import (
     BUILD_RECORD,
     LICENCES,
     PROGRAMS,
     ROOT,
-    Inventory,
     PackRequest,
     pack,
     read_inventory,
 )
-from farm.plan import SOURCE_DATE_EPOCH, artifact_name
+from farm.plan import artifact_name
 from farm.tarball import archive, build_record, sbom
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
@@ -66,24 +66,21 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
             hint="builds leave theirs in .farm/trees/NAME",
         ) from error
     record = build_record.decode(build_json, what=str(tree))
-    asked = _asked(record)
-    _make_folder(out)
-    name = artifact_name(record.source.build, record.line.name, record.arch_set, archive_format)
+    with durable.writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    tarball = out / _name(record, archive_format)
     pack(
         PackRequest(
             tree=tree / "bin",
-            out=out / name,
+            out=tarball,
             format=archive_format,
-            line=record.line,
-            sass=asked.sass,
-            ptx=asked.ptx,
+            asked=_asked(record),
             licences={path.name: path.read_bytes() for path in (tree / LICENCES).iterdir()},
             build_json=build_json,
-            mtime=SOURCE_DATE_EPOCH,
             programs=(*PROGRAMS, *(name for name in record.targets if name in SHIPPED)),
         )
     )
-    return out / name
+    return tarball
 
 
 def write(out: Path, *, release: str | None = None, serial: int | None = None) -> Manifest:
@@ -107,7 +104,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
         schema_version=schema.SCHEMA_VERSION,
         release=release or (before.release if before else f"b{source.build}-1"),
         serial=serial or (before.serial if before else 1),
-        created=_now(),
+        created=datetime.now(timezone.utc).replace(microsecond=0),
         expires=None,
         source=schema.Source(**msgspec.structs.asdict(source)),
         artifacts=tuple(one.artifact for one in found),
@@ -176,10 +173,10 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
         verify_artifact(folder, manifest, listed, note)
     unlisted = {path.name for path in tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
-        raise PackError("RELEASE_MISMATCH", f"{min(unlisted)} is not in the manifest")
+        raise _mismatch(f"{min(unlisted)} is not in the manifest")
     beside = sums(manifest, _bytes(folder / MANIFEST), _bytes(folder / SCHEMA))
     if _bytes(folder / SUMS) != beside:
-        raise PackError("RELEASE_MISMATCH", f"{folder / SUMS} does not match the manifest")
+        raise _mismatch(f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)
 
 
@@ -225,11 +222,9 @@ def _compare(listed: Artifact, found: Artifact) -> None:
     for field in ("size", "sha256", "chunk_size", "chunks", "unpacked_size", "backend", "cuda",
                   "platform", "needs", "files", "format", "kind", "provides"):  # fmt: skip
         if getattr(listed, field) != getattr(found, field):
-            raise PackError(
-                "RELEASE_MISMATCH",
+            raise _mismatch(
                 f"{listed.name}: {field} is {getattr(listed, field)!r:.80} in the manifest, but "
-                f"{getattr(found, field)!r:.80} in the tarball",
-                hint=_AGAIN,
+                f"{getattr(found, field)!r:.80} in the tarball"
             )
 
 
@@ -238,27 +233,18 @@ def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
         raise PackError("SBOM_MISSING", f"{listed.name}: has no SBOM in the manifest", hint=_AGAIN)
     content = _bytes(folder / listed.sbom.url)
     if listed.sbom != _listed_sbom(listed, content):
-        raise PackError(
-            "RELEASE_MISMATCH",
-            f"{listed.name}: its SBOM {listed.sbom.url} is not the file that the manifest names",
-            hint=_AGAIN,
+        raise _mismatch(
+            f"{listed.name}: its SBOM {listed.sbom.url} is not the file that the manifest names"
         )
     # As data: another version of the library may write the same document in other bytes.
     if _json(content) != _json(found.sbom):
-        raise PackError(
-            "RELEASE_MISMATCH",
-            f"{listed.sbom.url}: does not say what the tarball holds",
-            hint=_AGAIN,
-        )
+        raise _mismatch(f"{listed.sbom.url}: does not say what the tarball holds")
 
 
 def _check_source(manifest: Manifest, listed: Artifact, found: Found) -> None:
     if found.source and schema.Source(**msgspec.structs.asdict(found.source)) != manifest.source:
-        raise PackError(
-            "RELEASE_MISMATCH",
-            f"{listed.name}: was built from {found.source.origin}, which is not the manifest's "
-            "source",
-            hint=_AGAIN,
+        raise _mismatch(
+            f"{listed.name}: was built from {found.source.origin}, not the manifest's source"
         )
 
 
@@ -279,7 +265,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
                 "LICENCE_MISSING",
                 f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
                 "not in the tarball",
-                hint="what has no licence may not be passed on; farm/tarball/licence_text.py knows "
+                hint="what has no licence may not be passed on; farm/tarball/parts.py knows "
                 "the texts",
             )
 
@@ -295,7 +281,11 @@ def _bytes(path: Path) -> bytes:
     try:
         return durable.read_small(path)
     except OSError as error:
-        raise PackError("RELEASE_MISMATCH", f"{path}: {error.strerror}") from error
+        raise _mismatch(f"{path}: {error.strerror}") from error
+
+
+def _mismatch(problem: str) -> PackError:
+    return PackError("RELEASE_MISMATCH", problem, hint=_AGAIN)
 
 
 @dataclass(frozen=True)
@@ -304,7 +294,7 @@ class Found:
 
     artifact: Artifact
     sbom: bytes
-    source: build_record.SourceRecord | None
+    source: build_record.SourceRecord | None = None
     parts: tuple[Part, ...] | None = ()
     variants: str = ""
     """The CPU variants in it, where it was built with some of them."""
@@ -319,25 +309,24 @@ def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - 
     """
     if cuda_runtime.is_one(path.name):
         libraries, wheels = cuda_runtime.read_with_record(path, chunking=chunking)
-        return _found(libraries, sbom.of_cuda_runtime(libraries, wheels), None)
+        document = sbom.of_cuda_runtime(libraries, wheels)
+        return Found(_with_sbom(libraries, document), document)
     inventory = read_inventory(path, chunking=chunking)
-    record = _record(inventory)
-    inventory.require_name(_packed_as(inventory, record))
+    if not inventory.build_json:
+        raise PackError(
+            "BUILD_RECORD_MISSING", f"{path.name}: has no {BUILD_RECORD}, so it is not ours"
+        )
+    record = build_record.decode(inventory.build_json, what=path.name)
+    inventory.require_name(_name(record, inventory.format))
     elf.check(inventory.inspections, _asked(record))
     server = inventory.artifact(record.line)
     document = sbom.of_server(server, record)
-    found = _found(server, document, record.source, record.parts)
-    return replace(found, variants=record.defined.get(cpu_variants.DEFINITION, ""))
+    variants = record.defined.get(recipe.DEFINITION, "")
+    return Found(_with_sbom(server, document), document, record.source, record.parts, variants)
 
 
-def _found(
-    artifact: Artifact,
-    document: bytes,
-    source: build_record.SourceRecord | None,
-    parts: tuple[Part, ...] | None = (),
-) -> Found:
-    listed = _listed_sbom(artifact, document)
-    return Found(msgspec.structs.replace(artifact, sbom=listed), document, source, parts)
+def _with_sbom(artifact: Artifact, document: bytes) -> Artifact:
+    return msgspec.structs.replace(artifact, sbom=_listed_sbom(artifact, document))
 
 
 def _listed_sbom(artifact: Artifact, document: bytes) -> schema.Sbom:
@@ -399,16 +388,8 @@ def record_of(path: Path) -> BuildRecord:
     raise PackError("BUILD_RECORD_MISSING", f"{path.name}: has no {BUILD_RECORD}")
 
 
-def _record(inventory: Inventory) -> BuildRecord:
-    if not inventory.build_json:
-        raise PackError(
-            "BUILD_RECORD_MISSING", f"{inventory.name}: has no {BUILD_RECORD}, so it is not ours"
-        )
-    return build_record.decode(inventory.build_json, what=inventory.name)
-
-
-def _packed_as(inventory: Inventory, record: BuildRecord) -> str:
-    return artifact_name(record.source.build, record.line.name, record.arch_set, inventory.format)
+def _name(record: BuildRecord, archive_format: str) -> str:
+    return artifact_name(record.source.build, record.line.name, record.arch_set, archive_format)
 
 
 def _one_source(sources: list[build_record.SourceRecord]) -> build_record.SourceRecord:
@@ -420,14 +401,3 @@ def _one_source(sources: list[build_record.SourceRecord]) -> build_record.Source
             hint="one folder holds one release; build into another one with --out",
         )
     return sources[0]
-
-
-def _now() -> datetime:
-    return datetime.now(timezone.utc).replace(microsecond=0)
-
-
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise PackError("OUT_NOT_WRITABLE", f"{folder}: {error.strerror}") from error

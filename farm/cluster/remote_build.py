@@ -18,11 +18,11 @@ from typing import TYPE_CHECKING, Final, Self
 from rich.console import Console
 
 from farm import PROJECT_ROOT, pipeline
+from farm.durable import new_folder
 from farm.engines.watched import WatchedEngine
 from farm.errors import EngineError, FarmError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
-from farm.inputs.unpack import new_folder
 from farm.terminal.report import BuildReport
 
 if TYPE_CHECKING:

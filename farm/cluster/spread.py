@@ -14,9 +14,7 @@ from farm import pipeline
 from farm.cluster import remote_build, remote_products
 from farm.cluster.remote_build import Job
 from farm.errors import BuildError, FarmError, UsageError
-from farm.kept.journal import Recording
-from farm.kept.kept_tree import KeptTree
-from farm.kept.plan_digest import digest, source_digest
+from farm.kept import KeptTree, Recording, digest, source_digest
 from farm.pipeline import Made, found_built
 from farm.terminal import schedule
 from farm.terminal.fleet import BUILT, FAILED, Fleet, SetReporter

@@ -3,25 +3,33 @@
 Each line has a recipe: the ``cpu`` image is a bare Debian 12; the CUDA ones put a toolkit on top
 of it, under ``/usr/local/cuda``, so that the glibc floor is the same everywhere. The compilers
 come with ``build/images/builder.Dockerfile``, as on NVIDIA's images.
+
+``mmdebstrap`` makes the bare Debian: it knows the distribution's mirror, checks its signatures, and
+writes a tar that is the same for the same packages.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
+import subprocess
 import tarfile
 import tempfile
+from collections import deque
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
 from farm import PROJECT_ROOT
-from farm.errors import UsageError
-from farm.inputs import pins, rootfs, toolkit
+from farm.errors import EngineError, UsageError
+from farm.inputs import pins, toolkit
+from farm.inputs.packages import cache_folder
 from farm.plan import SOURCE_DATE_EPOCH
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from farm.engines.images import ImageFacts, ImageStore
 
@@ -34,8 +42,14 @@ TAGS: Final = {
 INPUTS_LABEL: Final = "llama-farm.inputs"
 """Digest of everything that decides what is in the image, but for the distribution's state."""
 
-_ROOT_RECIPE: Final = "minbase-1"
-"""Changed by hand when ``farm/inputs/rootfs.py`` makes something else out of the same packages."""
+DEBIAN: Final = ("--architectures=amd64", "bookworm")
+"""Debian 12: its glibc 2.36 gives binaries that need 2.34 (FACTS: measured)."""
+_ALWAYS: Final = (
+    "--variant=minbase",
+    "--format=tar",
+    "--skip=output/dev",  # the engine fills /dev
+)
+_SHOWN_LINES: Final = 12
 
 
 def make_base_image(
@@ -56,7 +70,7 @@ def make_base_image(
         log: takes one line of progress at a time.
 
     Raises:
-        UsageError: there is no recipe for the line, or debootstrap cannot run here.
+        UsageError: there is no recipe for the line, or mmdebstrap is not installed.
         SourceError: a wheel of the toolkit cannot be had.
         EngineError: a step failed; shows its last lines.
     """
@@ -70,7 +84,7 @@ def make_base_image(
         return there
     labels = {"llama-farm": "base", INPUTS_LABEL: inputs}
     if base is None:
-        with rootfs.root_tar(log) as root:
+        with root_tar(log) as root:
             return store.import_root(root, tag, labels)
     with _context(line) as context:
         return store.build(context, tag, buildargs={"BASE": base.id}, labels=labels, log=log)
@@ -91,9 +105,64 @@ def check_line(line: str) -> None:
         )
 
 
+@contextmanager
+def root_tar(
+    log: Callable[[str], None], arguments: tuple[str, ...] = DEBIAN
+) -> Iterator[IO[bytes]]:
+    """Make a root file system of a distribution; gone when closed.
+
+    Args:
+        log: takes one line of progress at a time.
+        arguments: what mmdebstrap is told more: options, then the distribution's release.
+
+    Yields:
+        An uncompressed tar, about 200 MB; the same packages give the same bytes.
+
+    Raises:
+        UsageError: ``MMDEBSTRAP_MISSING``.
+        EngineError: mmdebstrap failed; shows its last lines.
+    """
+    if shutil.which("mmdebstrap") is None:
+        raise UsageError(
+            "MMDEBSTRAP_MISSING",
+            "mmdebstrap is not installed, and the base image is made with it",
+            hint="apt-get install mmdebstrap; where a registry can be reached, none is needed: "
+            "leave --image out",
+        )
+    # Below the cache, not /tmp: the packages' own programs must run there.
+    with tempfile.TemporaryDirectory(dir=cache_folder("roots")) as folder:
+        made = Path(folder) / "root.tar"
+        _run(("mmdebstrap", *_ALWAYS, *arguments, str(made)), folder, log)
+        with made.open("rb") as stream:
+            yield stream
+
+
+def _run(argv: tuple[str, ...], folder: str, log: Callable[[str], None]) -> None:
+    environment = os.environ | {
+        "SOURCE_DATE_EPOCH": str(SOURCE_DATE_EPOCH),
+        "LC_ALL": "C",
+        "TMPDIR": folder,
+    }
+    tail: deque[str] = deque(maxlen=_SHOWN_LINES)
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment
+    ) as process:
+        for line in process.stdout or ():
+            tail.append(line.rstrip())
+            log(line.rstrip())
+    if process.returncode != 0:
+        shown = "\n".join(f"  | {line}" for line in tail)
+        raise EngineError(
+            "MMDEBSTRAP_FAILED",
+            f"mmdebstrap ended with status {process.returncode}\n{shown}",
+            hint="are the distribution's mirror in reach and its keys installed "
+            "(debian-archive-keyring)? Without root it needs user namespaces and uidmap: try sudo",
+        )
+
+
 def _inputs(line: str, base: ImageFacts | None) -> str:
     if base is None:
-        parts = [_ROOT_RECIPE, rootfs.SUITE]
+        parts = [*_ALWAYS, *DEBIAN]
     else:
         parts = [base.id, _recipe(line).read_text("utf-8")]
         parts += [toolkit.RECIPE, *(pin.sha256 for pin in _wheels(line))]

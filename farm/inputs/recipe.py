@@ -1,14 +1,42 @@
-"""What the farm adds to llama.cpp's own CMake files: one file of ``build/cmake``."""
+"""What the farm adds to llama.cpp's own CMake files: ``build/cmake/host_size.cmake``.
+
+llama.cpp builds its CPU code once for each kind of x86-64 processor, and takes the best one when it
+starts. The demo lets the file build only those that this machine runs: of some 470 steps of a build
+170 are for variants that one machine never runs.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import re
 from functools import cache
+from pathlib import Path
 from typing import Final
 
 from farm import PROJECT_ROOT
 
 FILE: Final = PROJECT_ROOT / "build" / "cmake" / "host_size.cmake"
+DEFINITION: Final = "FARM_CPU_VARIANTS"
+"""What the file takes the names of CPU variants from, with semicolons; without it: all."""
+_BASELINE: Final = "x64"
+"""For every x86-64 processor: with it the tarball starts everywhere, if not fast."""
+_VARIANT: Final = re.compile(r"^\s*ggml_add_cpu_backend_variant\((\w+)([ \w]*)\)", re.MULTILINE)
+_FLAGS: Final = {
+    "FMA": ("fma",),
+    "F16C": ("f16c",),
+    "SSE42": ("sse4_2",),
+    "BMI2": ("bmi2",),
+    "AVX": ("avx",),
+    "AVX2": ("avx2",),
+    "AVX_VNNI": ("avx_vnni",),
+    "AVX512": ("avx512f", "avx512cd", "avx512vl", "avx512dq", "avx512bw"),
+    "AVX512_VBMI": ("avx512vbmi",),
+    "AVX512_BF16": ("avx512_bf16",),
+    "AVX512_VNNI": ("avx512_vnni",),
+    "AMX_TILE": ("amx_tile",),
+    "AMX_INT8": ("amx_int8",),
+}
+"""llama.cpp's features, the weightier the later (its ``cpu-feats.cpp``) → what Linux calls them."""
 
 
 @cache
@@ -20,3 +48,39 @@ def content() -> bytes:
 def sha256() -> str:
     """Return the digest: it decides the bytes of a build, so BUILD.json has it."""
     return hashlib.sha256(content()).hexdigest()
+
+
+def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
+    """Return the variants to build for this machine: the best that runs, and the one for all.
+
+    Empty where that cannot be told: the processor is no x86-64, or the source has other variants.
+
+    Args:
+        tree: llama.cpp's source.
+        cpuinfo: what the kernel says of the processor.
+    """
+    cmake = tree / "ggml" / "src" / "CMakeLists.txt"
+    if not (cmake.is_file() and cpuinfo.is_file()):
+        return ()
+    flags = _flags(cpuinfo.read_text("utf-8", "replace"))
+    told = cmake.read_text("utf-8", "replace")
+    variants = {name: words.split() for name, words in _VARIANT.findall(told)}
+    running = {
+        name: weight for name, words in variants.items() if (weight := _weight(words, flags))
+    }
+    if not running or _BASELINE not in variants:
+        return ()
+    return (_BASELINE, max(running, key=lambda name: running[name]))
+
+
+def _flags(cpuinfo: str) -> frozenset[str]:
+    """Return what the first processor can; empty where it is of another architecture."""
+    found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
+    return frozenset(found[1].split()) if found else frozenset()
+
+
+def _weight(features: list[str], flags: frozenset[str]) -> int:
+    """Return how good a variant is here: 0 where it does not run, or is for every processor."""
+    if not all(name in _FLAGS and flags.issuperset(_FLAGS[name]) for name in features):
+        return 0
+    return sum(1 << list(_FLAGS).index(name) for name in features)

@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from farm.durable import new_folder
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import pins
-from farm.inputs.packages import cache_folder, fetch_package
-from farm.inputs.unpack import extract_wheel, new_folder
+from farm.inputs.packages import cache_folder, extract_wheel, fetch_package
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence

@@ -24,7 +24,7 @@ else:
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import BinaryIO
+    from typing import IO, BinaryIO
 
 ZSTD_LEVEL: Final = 19
 ZSTD_WINDOW_LOG: Final = 23
@@ -149,7 +149,7 @@ class Writer:
 
 @contextmanager
 def write(
-    raw: BinaryIO, archive_format: str, mtime: int, *, level: int = ZSTD_LEVEL
+    raw: IO[bytes], archive_format: str, mtime: int, *, level: int = ZSTD_LEVEL
 ) -> Iterator[Writer]:
     """Write an archive to ``raw``, which stays open.
 
@@ -257,7 +257,7 @@ def _unsound(info: tarfile.TarInfo, root: str) -> str:
     return "" if (info.uid, info.gid) == (0, 0) else "is not owned by 0:0"
 
 
-def _compressor(raw: BinaryIO, archive_format: str, level: int) -> gzip.GzipFile | zstd.ZstdFile:
+def _compressor(raw: IO[bytes], archive_format: str, level: int) -> gzip.GzipFile | zstd.ZstdFile:
     if archive_format == "tar.gz":
         return gzip.GzipFile("", "wb", GZIP_LEVEL, raw, mtime=0)
     if archive_format == "tar.zst":

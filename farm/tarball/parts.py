@@ -1,8 +1,12 @@
-"""A llama.cpp source tree → what it is made of: itself and the code of others that it carries.
+"""What ends in the binaries: llama.cpp, the code of others in its tree, and the toolkit's CUB.
 
 Names, versions, origins and licences are read from the tree: its ``vendor/`` folders, upstream's
 own ``scripts/sync_vendor.py``, version lines in headers, licence files and comments. What cannot
-be read is None in the record, and ``invoke verify`` refuses a part whose licence is not there.
+be read is None in the record, and ``invoke verify`` refuses a part whose licence is not there. Only
+licence texts that llama.cpp and its parts carry are recognised; no other is guessed.
+
+CUB is headers of the CUDA toolkit that ggml-cuda compiles in; their licence (BSD) wants its text
+wherever that goes. They are read where the build is: nothing of a container's toolkit is here.
 """
 
 from __future__ import annotations
@@ -15,11 +19,9 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm.tarball import licence_text
-
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
+    from pathlib import Path, PurePath
 
 SOURCE_SUFFIXES: Final = (".h", ".hpp", ".c", ".cpp", ".cu", ".cuh")
 COMPILED: Final = (
@@ -45,6 +47,55 @@ _GITHUB: Final = re.compile(
     r"https://(?:raw\.githubusercontent|github)\.com/(?P<repository>[^/]+/[^/]+)/"
     r"(?:raw/)?(?:(?P<commit>[0-9a-f]{40})|refs/tags/(?P<tag>[^/]+))?"
 )
+
+
+PUBLIC_DOMAIN: Final = "LicenseRef-public-domain"
+"""SPDX has no identifier for a mere dedication; ``LicenseRef-`` names one of our own."""
+
+_SPDX_LINE: Final = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+() -]*[A-Za-z0-9.+)])")
+_MIT_GRANT: Final = "permission is hereby granted, free of charge"
+_MIT_NOTICE: Final = "the above copyright notice and this permission notice shall be included in"
+_PHRASES: Final = (
+    ("Apache-2.0", ("apache license", "version 2.0")),
+    ("BSD-3-Clause", ("redistributions in binary form must reproduce", "neither the name")),
+    ("BSD-2-Clause", ("redistributions in binary form must reproduce",)),
+    ("BSL-1.0", ("boost software license - version 1.0",)),
+    ("MIT", (_MIT_GRANT, _MIT_NOTICE)),
+    ("MIT-0", (_MIT_GRANT,)),
+    ("Unlicense", ("this is free and unencumbered software released into the public domain",)),
+    (PUBLIC_DOMAIN, ("public domain",)),
+)
+"""Words that a licence's text always has."""
+_EXCLUDING: Final = (
+    ("BSD-3-Clause", "BSD-2-Clause"),
+    ("MIT", "MIT-0"),
+    ("Unlicense", PUBLIC_DOMAIN),
+)
+"""Where a text has the words of both, it is the first."""
+
+_BLOCK_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
+_LINE_COMMENTS: Final = re.compile(r"(?:^[ \t]*//[^\n]*\n)+", re.MULTILINE)
+_MARKS: Final = re.compile(r"^[ \t]*(?:/\*+|\*+/|//+|\*+) ?|\*+/[ \t]*$", re.MULTILINE)
+_ENDS: Final = 16_384
+"""Characters at each end of a file in which its licence is looked for; stb's fills 3,000."""
+
+_CUB_LICENCE: Final = "cuda-include-cub.txt"
+_CUB_ORIGIN: Final = "https://github.com/NVIDIA/cccl"
+
+_CUB_SCRIPT: Final = """
+for folder in "$1/include" "$1/include/cccl"; do
+    if [ -f "$folder/cub/cub.cuh" ]; then
+        cd "$folder" || exit 1
+        cat cub/cub.cuh cub/version.cuh
+        echo "=== files"
+        find cub -type f | LC_ALL=C sort | xargs sha256sum
+        break
+    fi
+done
+"""
+"""CUDA 13 moved the headers below ``cccl``."""
+_CUB_FILES: Final = "=== files"
+_CUB_VERSION: Final = re.compile(r"#define\s+CUB_VERSION\s+(\d+)")
 
 
 class Part(msgspec.Struct, frozen=True, kw_only=True):
@@ -177,11 +228,11 @@ def _single_files(tree: Path) -> list[tuple[Part, _Licence]]:
     for path in sorted({path for pattern in COMPILED for path in tree.glob(pattern)}):
         if path.suffix not in SOURCE_SUFFIXES or not path.is_file():
             continue
-        text = licence_text.in_comments(path.read_text("utf-8", "replace")[:_HEAD])
+        text = in_comments(path.read_text("utf-8", "replace")[:_HEAD])
         if text is None:
             continue
         name = str(path.relative_to(tree))
-        licence = _Licence(licence_text.identify(text), {_text_name(name): text.encode()})
+        licence = _Licence(identify(text), {_text_name(name): text.encode()})
         part = Part(
             name=path.name,
             path=name,
@@ -205,7 +256,7 @@ def _licence_of(tree: Path, folder: Path) -> _Licence:
         return _licence_in(tree, [*beside, *named], folder)
     texts: dict[str, bytes] = {}
     for path in _sources(folder):
-        text = licence_text.in_comments(path.read_text("utf-8", "replace"))
+        text = in_comments(path.read_text("utf-8", "replace"))
         if text is not None and text.encode() not in texts.values():
             texts[_text_name(str(path.relative_to(tree)))] = text.encode()
     return _Licence(_expression(texts.values()), texts)
@@ -213,13 +264,13 @@ def _licence_of(tree: Path, folder: Path) -> _Licence:
 
 def _licence_in(tree: Path, files: Iterable[Path], folder: Path) -> _Licence:
     texts = {str(path.relative_to(tree)).replace("/", "-"): path.read_bytes() for path in files}
-    said = (licence_text.declared(path.read_text("utf-8", "replace")) for path in _sources(folder))
+    said = (declared(path.read_text("utf-8", "replace")) for path in _sources(folder))
     expression = _expression(texts.values())
     return _Licence(expression or next((one for one in said if one), None), texts)
 
 
 def _expression(texts: Iterable[bytes]) -> str | None:
-    names = {licence_text.identify(text.decode("utf-8", "replace")) for text in texts}
+    names = {identify(text.decode("utf-8", "replace")) for text in texts}
     known = sorted(name for name in names if name)
     return " AND ".join(f"({n})" if " " in n and known[1:] else n for n in known) or None
 
@@ -278,3 +329,78 @@ def _upstreams(tree: Path) -> list[_Upstream]:
                 _Upstream(str(PurePosixPath(path)), origin, match["commit"] or match["tag"])
             )
     return rows
+
+
+def cub_command(cuda: PurePath) -> tuple[str, ...]:
+    """Return the command that prints CUB's first headers and the digest of each of its files."""
+    return ("sh", "-c", _CUB_SCRIPT, "sh", str(cuda))
+
+
+def parse_cub(lines: list[str]) -> tuple[Part, bytes] | None:
+    """Turn what ``cub_command`` printed into a part and its licence's text; None without CUB."""
+    if _CUB_FILES not in lines:
+        return None
+    at = lines.index(_CUB_FILES)
+    headers, files = "\n".join(lines[:at]), lines[at + 1 :]
+    text = in_comments(headers) or ""
+    part = Part(
+        name="CUB",
+        path="cuda/include/cub",
+        version=_cub_version(headers),
+        origin=_CUB_ORIGIN,
+        licence=identify(text),
+        licence_files=(_CUB_LICENCE,) if text else (),
+        sha256=hashlib.sha256("".join(f"{line}\n" for line in files).encode()).hexdigest(),
+    )
+    return part, text.encode()
+
+
+def _cub_version(headers: str) -> str | None:
+    """Read ``CUB_VERSION``, whose digits are those of major, minor (3) and patch (2)."""
+    match = _CUB_VERSION.search(headers)
+    if match is None:
+        return None
+    number = int(match[1])
+    return f"{number // 100_000}.{number // 100 % 1000}.{number % 100}"
+
+
+def identify(text: str) -> str | None:
+    """Return the SPDX expression of a licence text, None where it is not known.
+
+    A text that offers several licences gives them joined by ``OR``.
+    """
+    words = " ".join(_MARKS.sub(" ", text).lower().split())
+    found = [name for name, phrases in _PHRASES if all(phrase in words for phrase in phrases)]
+    for first, second in _EXCLUDING:
+        if first in found and second in found:
+            found.remove(second)
+    return " OR ".join(found) or None
+
+
+def declared(source: str) -> str | None:
+    """Return what a source file's ``SPDX-License-Identifier`` says, None where it has none."""
+    match = _SPDX_LINE.search(source[:_ENDS])
+    return match[1].strip() if match else None
+
+
+def in_comments(source: str) -> str | None:
+    """Return the licence text in the comments at a source file's two ends, None without one.
+
+    Comment marks are taken off; the words stay as they are. A licence's text goes before a mere
+    mention of the public domain.
+    """
+    ends = (source,) if len(source) <= 2 * _ENDS else (source[:_ENDS], source[-_ENDS:])
+    comments = [
+        comment
+        for end in ends
+        for pattern in (_BLOCK_COMMENT, _LINE_COMMENTS)
+        for comment in pattern.findall(end)
+    ]
+    known = [comment for comment in comments if identify(comment)]
+    known.sort(key=lambda comment: identify(comment) == PUBLIC_DOMAIN)
+    return _without_marks(known[0]) if known else None
+
+
+def _without_marks(comment: str) -> str:
+    lines = [line.rstrip() for line in _MARKS.sub("", comment).strip("\n").split("\n")]
+    return "\n".join(lines).strip() + "\n"

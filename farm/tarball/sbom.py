@@ -28,7 +28,7 @@ from cyclonedx.output.json import JsonV1Dot6
 from packageurl import PackageURL
 
 from farm.plan import SOURCE_DATE_EPOCH
-from farm.tarball.licence_text import PUBLIC_DOMAIN
+from farm.tarball.parts import PUBLIC_DOMAIN
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping

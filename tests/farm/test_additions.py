@@ -8,7 +8,7 @@ import pytest
 
 from farm import additions, targets
 from farm.errors import UsageError
-from farm.kept.plan_digest import digest
+from farm.kept import digest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 from farm.request import BuildRequest
 from farm.source import Source

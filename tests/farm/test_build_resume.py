@@ -19,13 +19,12 @@ import small_disk
 from rich.console import Console
 
 from farm import building, cpu_variants, demo, pack, pipeline, rebuild, release, source, targets
+from farm.durable import folder_digest
 from farm.engines import build_folder, shared_cache
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError
-from farm.kept.folder_digest import folder_digest
-from farm.kept.journal import Entry, Journal, Recording
-from farm.kept.kept_tree import KeptTree
-from farm.kept.plan_digest import digest
+from farm.inputs import recipe
+from farm.kept import Entry, Journal, KeptTree, Recording, digest
 from farm.plan import BuildPlan, Step
 from farm.request import BuildRequest
 from farm.tarball import build_record
@@ -149,7 +148,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
 def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
     tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cpu_variants, "of_this_machine", lambda _: ("x64", "haswell"))
+    monkeypatch.setattr(recipe, "of_this_machine", lambda _: ("x64", "haswell"))
     out = tmp_path / "dist"
     request = BuildRequest(
         arch_set="cpu", line="cpu", engine="local", source=tiny, out=out, this_cpu=True

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from farm import cpu_variants
 from farm.inputs import recipe
 
 CMAKE = """
@@ -49,15 +48,15 @@ def test_the_best_variant_that_runs_here_is_built_and_the_one_for_all(
 ) -> None:
     cpuinfo = tree / "cpuinfo"
     cpuinfo.write_text(f"processor\t: 0\nflags\t\t: fpu {flags}\n\nprocessor\t: 1\n")
-    assert cpu_variants.of_this_machine(tree, cpuinfo) == expected
+    assert recipe.of_this_machine(tree, cpuinfo) == expected
 
 
 def test_where_it_cannot_be_told_all_are_built(tree: Path, tmp_path: Path) -> None:
     cpuinfo = tree / "cpuinfo"
-    assert cpu_variants.of_this_machine(tree, cpuinfo) == ()
+    assert recipe.of_this_machine(tree, cpuinfo) == ()
     cpuinfo.write_text("processor\t: 0\nFeatures\t: fp asimd\n")
-    assert cpu_variants.of_this_machine(tree, cpuinfo) == ()
-    assert cpu_variants.of_this_machine(tmp_path / "nowhere", cpuinfo) == ()
+    assert recipe.of_this_machine(tree, cpuinfo) == ()
+    assert recipe.of_this_machine(tmp_path / "nowhere", cpuinfo) == ()
 
 
 def test_cmake_builds_the_variants_that_are_named_and_no_others(tmp_path: Path) -> None:
@@ -74,7 +73,7 @@ def test_cmake_builds_the_variants_that_are_named_and_no_others(tmp_path: Path) 
     cmake = Path(sys.executable).parent / "cmake"
     for chosen, built in (("x64;zen4", {"x64", "zen4"}), ("", set(names))):
         folder = tmp_path / ("some" if chosen else "all")
-        define = f"-D{cpu_variants.DEFINITION}={chosen}"
+        define = f"-D{recipe.DEFINITION}={chosen}"
         include = f"-DCMAKE_PROJECT_INCLUDE={recipe.FILE}"
         for argv in (
             [cmake, "-S", tmp_path, "-B", folder, define, include],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from farm import pipeline
-from farm.tarball import cub, parts
+from farm.tarball import parts
 
 HEADER = """\
 /******************************************************************************
@@ -33,8 +33,8 @@ def toolkit(root: Path, below: str) -> Path:
 
 
 def read(root: Path) -> tuple[parts.Part, bytes] | None:
-    done = subprocess.run(cub.command(root), capture_output=True, text=True, check=True)
-    return cub.parse(done.stdout.splitlines())
+    done = subprocess.run(parts.cub_command(root), capture_output=True, text=True, check=True)
+    return parts.parse_cub(done.stdout.splitlines())
 
 
 @pytest.mark.parametrize("below", ["include", "include/cccl"])

@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from elftools.elf.dynamic import DynamicSection
@@ -33,9 +34,11 @@ from binaries import (
     program,
 )
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
-NOTHING: frozenset[str] = frozenset()
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +64,6 @@ def refused(code: str, files: list[elf.Inspection], wanted: elf.Asked) -> str:
         elf.check(files, wanted)
     assert caught.value.code == code
     return caught.value.message
-
-
-def run(*arguments: str | os.PathLike[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "farm.elf", *arguments], capture_output=True, text=True, check=False
-    )
 
 
 # Reading
@@ -246,35 +243,22 @@ def test_120_is_answered_by_120_or_120a_but_not_by_both(tmp_path: Path) -> None:
     refused("ARCH_MISSING", _holding(tmp_path, (120, FAMILY)), wanted)
 
 
-def test_missing_architecture(made: Path) -> None:
-    files = [elf.inspect(made / n) for n in ("libbase.so.0", "libcuda90.so")]
-    assert "86" in refused("ARCH_MISSING", files, asked("86", "90"))
-
-
-def test_cuda_set_without_cuda_code(made: Path) -> None:
-    files = [elf.inspect(made / "libbase.so.0")]
-    assert "hold none" in refused("ARCH_MISSING", files, asked("90"))
-
-
-def test_ptx_that_was_not_asked_for(made: Path) -> None:
-    files = [elf.inspect(made / "libcudaboth.so")]
-    assert "PTX for 90" in refused("CODE_NOT_ASKED", files, asked("90"))
-
-
-def test_machine_code_that_was_not_asked_for(made: Path) -> None:
-    files = [elf.inspect(made / "libcudaboth.so")]
-    message = refused("CODE_NOT_ASKED", files, asked(ptx=("90",)))
-    assert "machine code (SASS) for 90" in message
-
-
-def test_cuda_code_in_a_cpu_set(made: Path) -> None:
-    files = [elf.inspect(made / n) for n in ("libcuda90.so", "libbase.so.0")]
-    refused("CODE_NOT_ASKED", files, asked(line=CPU))
-
-
-def test_code_of_another_kind(made: Path) -> None:
-    message = refused("CODE_NOT_ASKED", [elf.inspect(made / "liblto.so")], asked("90"))
-    assert "kind 8 for 90" in message
+@pytest.mark.parametrize(
+    ("names", "sass", "ptx", "line", "code", "shown"),
+    [
+        ("libbase.so.0 libcuda90.so", "86 90", "", CU130, "ARCH_MISSING", "86"),
+        ("libbase.so.0", "90", "", CU130, "ARCH_MISSING", "hold none"),
+        ("libcudaboth.so", "90", "", CU130, "CODE_NOT_ASKED", "PTX for 90"),
+        ("libcudaboth.so", "", "90", CU130, "CODE_NOT_ASKED", "machine code (SASS) for 90"),
+        ("libcuda90.so libbase.so.0", "", "", CPU, "CODE_NOT_ASKED", "for 90"),
+        ("liblto.so", "90", "", CU130, "CODE_NOT_ASKED", "kind 8 for 90"),
+    ],
+)
+def test_other_code_than_was_asked_for(
+    made: Path, names: str, sass: str, ptx: str, line: targets.Line, code: str, shown: str
+) -> None:
+    files = [elf.inspect(made / name) for name in names.split()]
+    assert shown in refused(code, files, asked(*sass.split(), ptx=tuple(ptx.split()), line=line))
 
 
 def test_architecture_in_some_objects_only(tmp_path: Path) -> None:
@@ -288,28 +272,24 @@ def test_architecture_in_some_objects_only(tmp_path: Path) -> None:
     )
 
 
-def test_ptx_in_some_objects_only(tmp_path: Path) -> None:
-    both, plain = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "sass-90"))
-    path = library_of_objects(tmp_path, "libmixed.so", [both, plain, both])
-    message = refused("ARCH_PARTIAL", [elf.inspect(path)], asked("90", ptx=("90",)))
-    assert message == "libmixed.so: of its 3 CUDA objects, ptx 90 is missing in 1"
-
-
-def test_machine_code_in_some_objects_only(tmp_path: Path) -> None:
-    both, ptx = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "ptx-90"))
-    path = library_of_objects(tmp_path, "libmixed.so", [both, ptx])
-    message = refused("ARCH_PARTIAL", [elf.inspect(path)], asked("90", ptx=("90",)))
-    assert message == "libmixed.so: of its 2 CUDA objects, sass 90 is missing in 1"
-
-
-def test_device_link_needs_no_ptx_but_excuses_one_container_only(tmp_path: Path) -> None:
-    both, plain = ((FATBINS / f"{n}.fatbin").read_bytes() for n in ("both-90-size", "sass-90"))
+@pytest.mark.parametrize(
+    ("objects", "links", "problem"),
+    [
+        ("both-90-size sass-90 both-90-size", "", "of its 3 CUDA objects, ptx 90 is missing in 1"),
+        ("both-90-size ptx-90", "", "of its 2 CUDA objects, sass 90 is missing in 1"),
+        # a device link needs no PTX, but excuses one container only
+        ("both-90-size both-90-size", "sass-90", ""),
+        ("both-90-size sass-90", "sass-90", "of its 3 CUDA objects, ptx 90 is missing in 1"),
+    ],
+)
+def test_code_in_some_objects_only(tmp_path: Path, objects: str, links: str, problem: str) -> None:
+    read = [[(FATBINS / f"{n}.fatbin").read_bytes() for n in x.split()] for x in (objects, links)]
+    files = [elf.inspect(library_of_objects(tmp_path, "libmixed.so", read[0], links=read[1]))]
     wanted = asked("90", ptx=("90",))
-    linked = library_of_objects(tmp_path, "liblinked.so", [both, both], links=[plain])
-    elf.check([elf.inspect(linked)], wanted)
-    mixed = library_of_objects(tmp_path, "libmixed.so", [both, plain], links=[plain])
-    message = refused("ARCH_PARTIAL", [elf.inspect(mixed)], wanted)
-    assert message == "libmixed.so: of its 3 CUDA objects, ptx 90 is missing in 1"
+    if problem:
+        assert refused("ARCH_PARTIAL", files, wanted) == f"libmixed.so: {problem}"
+    else:
+        elf.check(files, wanted)
 
 
 def test_newer_glibc_than_promised(made: Path) -> None:
@@ -377,23 +357,26 @@ def test_two_kinds_of_machine(made: Path) -> None:
 
 
 def test_command_prints_one_object_for_one_file(made: Path) -> None:
-    done = run(made / "libcuda90.so")
-    assert (done.returncode, done.stderr) == (0, "")
+    done = subprocess.run(
+        [sys.executable, "-m", "farm.elf", made / "libcuda90.so"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     shown = json.loads(done.stdout)
     names = {"file", "sass", "ptx", "glibc", "glibcxx", "needs", "runpath", "soname", "rpath"}
     assert names <= shown.keys()
     assert (shown["file"], shown["sass"], shown["ptx"]) == ("libcuda90.so", ["90"], [])
 
 
-def test_command_prints_a_list_for_several(made: Path) -> None:
-    shown = json.loads(run(made / "prog", made / "libbase.so.0").stdout)
-    assert [item["file"] for item in shown] == ["prog", "libbase.so.0"]
-
-
-def test_file_name_that_is_not_text(made: Path, tmp_path: Path) -> None:
+def test_command_prints_a_list_for_several_whatever_their_names(
+    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd = os.fsdecode(os.fsencode(tmp_path) + b"/lib\xff.so")
     shutil.copy(made / "libbase.so.0", odd)
-    assert json.loads(run(odd).stdout)["file"] == "lib\ufffd.so"
+    assert elf.main([str(made / "prog"), odd]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert [item["file"] for item in shown] == ["prog", "lib\ufffd.so"]
 
 
 @pytest.mark.parametrize(
@@ -408,41 +391,38 @@ def test_file_name_that_is_not_text(made: Path, tmp_path: Path) -> None:
     ],
 )
 def test_command_says_what_is_wrong(
-    tmp_path: Path, content: bytes | None, code: str, status: int
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    content: bytes | None,
+    code: str,
+    status: int,
 ) -> None:
     path = tmp_path / "bad"
     if content is not None:
         path.write_bytes(content)
-    done = run(path)
-    assert (done.returncode, done.stdout) == (status, "")
-    assert done.stderr.startswith(f"error[{code}]: ")
-    assert "Traceback" not in done.stderr
+    assert elf.main([str(path)]) == status
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith(f"error[{code}]: ")
 
 
-@pytest.mark.parametrize("arguments", [(), ("--help",)])
-def test_command_without_files_shows_its_usage(arguments: tuple[str, ...]) -> None:
-    done = run(*arguments)
-    assert done.returncode == 2
-    assert "usage: python -m farm.elf FILE" in done.stderr
+@pytest.mark.parametrize("arguments", [[], ["--help"]])
+def test_command_without_files_shows_its_usage(
+    capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    assert elf.main(arguments) == 2
+    assert "usage: python -m farm.elf FILE" in capsys.readouterr().err
 
 
-def test_truncated_library(made: Path, tmp_path: Path) -> None:
-    cut = tmp_path / "cut.so"
-    cut.write_bytes((made / "libcuda90.so").read_bytes()[:-5000])
-    done = run(cut)
-    assert done.returncode == 1
-    assert "error[ELF_CORRUPT]: cut.so: damaged ELF file" in done.stderr
-
-
-def test_damaged_cuda_section(made: Path, tmp_path: Path) -> None:
-    data = bytearray((made / "libcuda90.so").read_bytes())
-    at = data.find(struct.pack("<I", 0xBA55ED50))
-    data[at : at + 4] = b"oops"
-    bad = tmp_path / "bad.so"
-    bad.write_bytes(data)
-    with pytest.raises(InspectError) as caught:
-        elf.inspect(bad)
-    assert caught.value.code == "FATBIN_CORRUPT"
+def test_truncated_library_and_damaged_cuda_section(made: Path) -> None:
+    whole = (made / "libcuda90.so").read_bytes()
+    for data, code in (
+        (whole[:-5000], "ELF_CORRUPT"),
+        (whole.replace(struct.pack("<I", 0xBA55ED50), b"oops"), "FATBIN_CORRUPT"),
+    ):
+        with pytest.raises(InspectError, match=r"bad\.so: ") as caught:
+            elf.inspect_stream(io.BytesIO(data), "bad.so")
+        assert caught.value.code == code
 
 
 def test_registered_code_that_is_gone(tmp_path: Path) -> None:
@@ -531,31 +511,37 @@ def _elf_of(body: bytes, *rows: bytes) -> bytes:
     return head + body + b"".join(rows)
 
 
-def _refused_quickly(data: bytes, problem: str) -> None:
-    started = time.monotonic()
-    with pytest.raises(InspectError, match=problem):
-        elf.inspect_stream(io.BytesIO(data), "x")
-    assert time.monotonic() - started < 2
-
-
-def test_version_needs_that_share_their_rows_are_not_walked_for_ever() -> None:
-    # 20,000 rows that each point at the rest of them: 200 million steps if each were followed.
+def _shared_version_needs() -> bytes:
+    """20,000 rows that each point at the rest of them: 200 million steps if each were followed."""
     needs = b"".join(struct.pack("<HHIII", 1, 1, 0, 16, 16) for _ in range(20_000))
     needs += struct.pack("<HHIII", 1, 1, 0, 16, 0)
-    body = bytes(32) + needs
     rows = (_section_row(3, 64, 32), _section_row(0x6FFFFFFE, 96, len(needs)))
-    _refused_quickly(_elf_of(body, *rows), "used twice")
+    return _elf_of(bytes(32) + needs, *rows)
 
 
-def test_many_sections_over_one_piece_of_code() -> None:
+def _sections_over_one_piece_of_code() -> bytes:
     names = b"\0.nv_fatbin\0".ljust(16, b"\0")
     code = container(*[entry(2, 90, payload=b"")] * 10_000)
     rows = [_section_row(1, 80, len(code), name=1)] * 1000
-    data = _elf_of(names + code, _section_row(3, 64, 16), *rows)
-    _refused_quickly(data, "overlap")
+    return _elf_of(names + code, _section_row(3, 64, 16), *rows)
 
 
-def test_many_dynamic_sections() -> None:
-    rows = [_section_row(6, 64, 16)] * 1000
-    data = _elf_of(bytes(16), _section_row(3, 64, 16), *rows)
-    _refused_quickly(data, "1000 sections of type 0x6")
+def _many_dynamic_sections() -> bytes:
+    return _elf_of(bytes(16), _section_row(3, 64, 16), *[_section_row(6, 64, 16)] * 1000)
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (_shared_version_needs, "used twice"),
+        (_sections_over_one_piece_of_code, "overlap"),
+        (_many_dynamic_sections, "1000 sections of type 0x6"),
+    ],
+)
+def test_small_file_that_would_be_walked_for_hours_is_refused_quickly(
+    make: Callable[[], bytes], problem: str
+) -> None:
+    data, started = make(), time.process_time()
+    with pytest.raises(InspectError, match=problem):
+        elf.inspect_stream(io.BytesIO(data), "x")
+    assert time.process_time() - started < 2

@@ -60,32 +60,8 @@ def test_real_section_holds_what_cuobjdump_lists(name: str) -> None:
     assert {name: n for name, n in ours.items() if not name.startswith("kind")} == theirs
 
 
-def test_entries_are_counted() -> None:
-    one = container(entry(SASS, 90), entry(SASS, 90), entry(PTX, 90))
-    assert read(one, one).entries == (("ptx 90", 2), ("sass 90", 4))
-
-
 def _number(arch: str) -> int:
     return int(arch.rstrip("af"))
-
-
-def _kinds_and_compression(folder: Path) -> set[tuple[int, int]]:
-    seen = set()
-    for path in folder.glob("*.fatbin"):
-        data, at = path.read_bytes(), 16
-        while at < len(data):
-            kind, _, header, payload = struct.unpack_from("<HHIQ", data, at)
-            seen.add((kind, struct.unpack_from("<Q", data, at + 40)[0] & 0xF000))
-            at += header + payload
-    return seen
-
-
-def test_corpus_has_compressed_and_plain_code_of_both_kinds() -> None:
-    assert {(k, f) for k in (PTX, SASS) for f in (0, 0x2000, 0x8000)} <= _kinds_and_compression(
-        FATBINS
-    )
-    older = {(PTX, 0), (PTX, 0x2000), (SASS, 0), (SASS, 0x2000)}
-    assert older <= _kinds_and_compression(FATBINS / "cu124")
 
 
 def test_letters_come_from_the_flags() -> None:
@@ -120,34 +96,33 @@ def test_container_that_ends_off_the_grid_is_followed_by_padding() -> None:
     assert (found.sass, found.containers) == (("90",), 2)
 
 
-def test_sections_of_one_file_are_summed_up() -> None:
-    found = read(container(entry(SASS, 80)), container(entry(SASS, 90)))
-    assert found.sass == ("80", "90")
-    assert found.partial == ("sass 80", "sass 90")
+BOTH, PLAIN, ONLY_PTX = (
+    container(*(entry(kind, 90) for kind in kinds)) for kinds in ((SASS, PTX), (SASS,), (PTX,))
+)
 
 
-def test_code_that_only_some_containers_hold_is_partial() -> None:
-    both, one = container(entry(SASS, 80), entry(SASS, 90)), container(entry(SASS, 90))
-    assert read(both, one).partial == ("sass 80",)
-    assert read(both, both).partial == ()
-
-
-def test_container_of_a_device_link_has_no_ptx_and_makes_none_partial() -> None:
-    linked, whole = container(entry(SASS, 90)), container(entry(SASS, 90), entry(PTX, 90))
-    assert read(linked, whole, whole, links=1).partial == ()
-    assert read(linked, whole, linked, links=1).gaps == (("ptx 90", 1),)
-
-
-def test_object_without_ptx_beside_others_with_ptx() -> None:
-    plain, whole = container(entry(SASS, 90)), container(entry(SASS, 90), entry(PTX, 90))
-    assert read(whole, plain, plain).gaps == (("ptx 90", 2),)
-
-
-def test_empty_container_is_right_for_a_device_link_of_ptx_only() -> None:
-    ptx = container(entry(PTX, 90))
-    assert read(container(), ptx, links=1).gaps == ()
-    assert read(container(), ptx).gaps == (("ptx 90", 1),)
-    assert read(container(), container(entry(SASS, 90))).gaps == (("sass 90", 1),)
+@pytest.mark.parametrize(
+    ("sections", "links", "gaps"),
+    [
+        ([container(entry(SASS, 80)), PLAIN], 0, (("sass 80", 1), ("sass 90", 1))),
+        ([container(entry(SASS, 80), entry(SASS, 90)), PLAIN], 0, (("sass 80", 1),)),
+        ([BOTH, BOTH], 0, ()),
+        ([BOTH, PLAIN, PLAIN], 0, (("ptx 90", 2),)),
+        ([BOTH, ONLY_PTX], 0, (("sass 90", 1),)),
+        # a device link has no PTX, and nothing at all where only PTX was linked
+        ([PLAIN, BOTH, BOTH], 1, ()),
+        ([PLAIN, BOTH, PLAIN], 1, (("ptx 90", 1),)),
+        ([container(), ONLY_PTX], 1, ()),
+        ([container(), ONLY_PTX], 0, (("ptx 90", 1),)),
+        ([container(), PLAIN], 0, (("sass 90", 1),)),
+    ],
+)
+def test_code_that_only_some_containers_hold_is_a_gap(
+    sections: list[bytes], links: int, gaps: tuple[tuple[str, int], ...]
+) -> None:
+    found = read(*sections, links=links)
+    assert found.gaps == gaps
+    assert found.partial == tuple(code for code, _ in gaps)
 
 
 def test_registration_tells_device_links_from_objects() -> None:
@@ -155,11 +130,6 @@ def test_registration_tells_device_links_from_objects() -> None:
     assert fatbin.read_registration(rows) == fatbin.Registered(containers=3, links=1)
     assert fatbin.read_registration(b"") == fatbin.Registered()
     assert fatbin.read_registration(bytes(30)) == fatbin.Registered(containers=2)
-
-
-def test_container_with_ptx_only_lacks_machine_code() -> None:
-    found = read(container(entry(SASS, 90), entry(PTX, 90)), container(entry(PTX, 90)))
-    assert found.partial == ("sass 90",)
 
 
 @pytest.mark.parametrize("empty", [b"", b"\0" * 7, b"\0" * 4096, container()])

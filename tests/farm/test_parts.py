@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import vendored
 
-from farm.tarball import licence_text, parts
+from farm.tarball import parts
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 
@@ -53,7 +53,7 @@ def test_every_part_has_its_licence_s_text(tree: Path) -> None:
     for part in found.parts:
         assert part.licence_files, part.path
         for name in part.licence_files:
-            assert licence_text.identify(found.texts[name].decode()), name
+            assert parts.identify(found.texts[name].decode()), name
     assert "json" in found.texts["licenses-LICENSE-jsonhpp"].decode()
 
 
@@ -123,6 +123,6 @@ def test_git_s_own_files_are_no_part_of_the_source(tree: Path) -> None:
     ],
 )
 def test_a_text_is_the_licence_whose_words_it_has(text: str, licence: str | None) -> None:
-    assert licence_text.identify(text) == licence
+    assert parts.identify(text) == licence
     commented = "".join(f"// {line}\n" for line in text.splitlines())
-    assert licence_text.identify(commented) == licence
+    assert parts.identify(commented) == licence

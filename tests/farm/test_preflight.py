@@ -30,11 +30,6 @@ echo "Cuda compilation tools, release 12.6, V12.6.20"
 """
 
 
-@pytest.fixture(scope="module")
-def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_release.tree(tmp_path_factory.mktemp("kept"))
-
-
 @pytest.fixture
 def toolkit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A toolkit of this host that no table names."""

@@ -96,27 +96,6 @@ def test_what_nvcc_cannot_build_is_refused_by_name(line: str, archs: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("line", "set_name"),
-    [("cu124", "sm90"), ("cu124", "seed"), ("cu128", "sm120"), ("cu130", "sm120"), ("cpu", "cpu")],
-)
-def test_what_can_be_built_passes(line: str, set_name: str) -> None:
-    targets.check_buildable(TABLE.line(line), TABLE.sets[set_name])
-
-
-def test_cuda_code_on_the_cpu_line_is_refused() -> None:
-    with pytest.raises(UsageError, match="no CUDA toolkit"):
-        targets.check_buildable(TABLE.line("cpu"), TABLE.sets["sm90"])
-
-
-def test_an_unknown_name_lists_what_there_is() -> None:
-    with pytest.raises(UsageError) as unknown_set:
-        TABLE.resolve("sm91")
-    assert {"sm90", "zerogpu"} <= set(unknown_set.value.hint.replace(",", " ").split())
-    with pytest.raises(UsageError, match="no line 'cu99'"):
-        TABLE.line("cu99")
-
-
-@pytest.mark.parametrize(
     ("text", "named"),
     [
         ("[lines.x]\nimage = 3\nglibc = '2.35'", "lines"),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +61,26 @@ def invoke(*argv: str) -> subprocess.CompletedProcess[str]:
         timeout=60,
         check=False,
     )
+
+
+Here = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Here]:
+    """Run a verb in this process; gives its exit status and what it printed."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    monkeypatch.chdir(PROJECT)
+
+    def run(*argv: str) -> tuple[int, str, str]:
+        with pytest.raises(SystemExit) as ended:
+            Program(namespace=Collection.from_module(tasks)).run(["invoke", *argv])
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, *capsys.readouterr()
+
+    yield run
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 def test_the_list_shows_every_verb_with_a_sentence() -> None:
@@ -166,22 +188,27 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ),
     ],
 )
-def test_a_wrong_call_is_one_clear_line_and_status_two(command: str, code: str, named: str) -> None:
-    refused = invoke(*command.split())
-    assert refused.returncode == 2, refused.stderr
-    assert f"error[{code}]: " in refused.stderr
-    assert named in refused.stderr
+def test_a_wrong_call_is_one_clear_line_and_status_two(
+    command: str, code: str, named: str, here: Here
+) -> None:
+    status, stdout, stderr = here(*command.split())
+    assert status == 2, stderr
+    assert f"error[{code}]: " in stderr
+    assert named in stderr
+    assert stdout == ""
+
+
+def test_a_wrong_call_of_a_process_has_no_traceback() -> None:
+    refused = invoke("build-cuda", "--arch-set", "sm91")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("error[ARCH_SET_UNKNOWN]: ")
     assert "Traceback" not in refused.stderr
-    assert refused.stdout == ""
 
 
 @pytest.mark.parametrize("verb", VERBS)
-def test_an_option_that_a_verb_does_not_have_is_usage(verb: str) -> None:
-    """invoke's own status would be 1, the same as for what failed; its parser is asked here."""
-    program = Program(namespace=Collection.from_module(tasks))
-    with pytest.raises(SystemExit) as ended:
-        program.run(["invoke", verb, "--no-such-option"])
-    assert ended.value.code == 2
+def test_an_option_that_a_verb_does_not_have_is_usage(verb: str, here: Here) -> None:
+    """invoke's own status would be 1, the same as for what failed."""
+    assert here(verb, "--no-such-option")[0] == 2
 
 
 @pytest.mark.parametrize("flag", ["-h", "--help"])

@@ -43,7 +43,7 @@ def runs(client: DockerClient) -> Iterator[dict[str, Future[pythons.Run]]]:
 def test_the_loaders_tests_pass(python: str, runs: dict[str, Future[pythons.Run]]) -> None:
     try:
         done = runs[python].result()
-    except UsageError as error:  # no debootstrap, or not root
+    except UsageError as error:  # no mmdebstrap
         must_or_skip(error.message)
     assert done.status == 0, done.log[-8000:]
     last = done.log.splitlines()[-1]

@@ -115,10 +115,10 @@ def upstream(runner: workflows.Runner, *tags: str) -> None:
 
 
 @pytest.mark.parametrize("file", [".github/workflows/ci.yml", ".ci/run"])
-def test_debootstrap_is_installed_together_with_debians_keys(file: str) -> None:
-    """Ubuntu's runners have no Debian keys, and debootstrap refuses a mirror without them."""
+def test_mmdebstrap_is_installed_together_with_debians_keys(file: str) -> None:
+    """Ubuntu's runners have no Debian keys, and mmdebstrap refuses a mirror without them."""
     words = (PROJECT / file).read_text("utf-8").split()
-    assert "debootstrap" in words
+    assert "mmdebstrap" in words
     assert "debian-archive-keyring" in words
 
 

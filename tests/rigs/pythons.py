@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from farm.engines.docker import DockerImages, connect
-from farm.inputs import rootfs
-from farm.inputs.rootfs import Distribution
+from farm.inputs import base_image
 
 if TYPE_CHECKING:
     from docker import DockerClient
@@ -45,19 +44,14 @@ LEFT_OUT: Final = (
     "disk_that_shows_all_files",
 )
 """What takes long, measures time or needs more, and does not depend on the Python."""
-PACKAGES: Final = ("ca-certificates", "openssl", "python3")
+PACKAGES: Final = "--include=ca-certificates,openssl,python3"
 DISTRIBUTIONS: Final = {
-    "3.11": Distribution("bookworm", PACKAGES),
-    "3.13": Distribution("trixie", PACKAGES),
+    "3.11": (PACKAGES, "bookworm"),
+    "3.13": (PACKAGES, "trixie"),
 }
 """Debian's, as everything else here."""
 BY_HAND: Final = {
-    "3.10": Distribution(
-        "jammy",
-        PACKAGES,
-        components=("main", "universe"),
-        keyring=Path("/usr/share/keyrings/ubuntu-archive-keyring.gpg"),
-    ),
+    "3.10": (PACKAGES, "--components=main,universe", "jammy"),
 }
 """Ubuntu's: its mirror has to be in reach, and its keys (Debian: ubuntu-archive-keyring)."""
 SECONDS: Final = 900
@@ -116,7 +110,7 @@ def _image(client: DockerClient, python: str) -> str:
     if there is not None and there.labels.get(_LABEL) == inputs:
         return there.id
     lines: list[str] = []
-    with rootfs.root_tar(lines.append, of=wanted) as root:
+    with base_image.root_tar(lines.append, wanted) as root:
         return images.import_root(root, tag, {_LABEL: inputs}).id
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import msgspec
@@ -13,6 +14,9 @@ from farm.engines.local import LocalEngine
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
 from farm.tarball import build_record
+
+if TYPE_CHECKING:
+    from farm.tarball.parts import Survey
 
 TINY = Path(__file__).parent / "tiny_llama"
 
@@ -25,19 +29,22 @@ class Silent:
     def note(self, line: str) -> None: ...
 
 
-def tree(folder: Path) -> Path:
-    """Build a kept tree, as ``invoke build-cpu`` leaves it."""
+def tree(folder: Path, llama: Path = TINY, survey: Survey | None = None) -> Path:
+    """Build a kept tree, as ``invoke build-cpu`` leaves it; no survey, no parts."""
     table = targets.load()
-    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(TINY))
+    plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(llama))
     with (
         patch.dict("os.environ", XDG_CACHE_HOME=str(folder / "cache")),
         execute(plan, LocalEngine(), logs=folder, reporter=Silent()) as built,
     ):
         shutil.copytree(built.folder, folder / "bin", symlinks=True)
-        record = build_record.of(plan, built.toolchain)
+        parts = survey.parts if survey else None
+        record = build_record.of(plan, built.toolchain, parts=parts)
     (folder / "BUILD.json").write_bytes(build_record.encode(record))
     (folder / "licenses").mkdir()
-    (folder / "licenses" / "LICENSE").write_bytes((TINY / "LICENSE").read_bytes())
+    texts = survey.texts if survey else {"LICENSE": (llama / "LICENSE").read_bytes()}
+    for name, text in texts.items():
+        (folder / "licenses" / name).write_bytes(text)
     return folder
 
 

@@ -1,0 +1,282 @@
+"""What a run leaves for the next one in ``.farm``: a journal and the built trees.
+
+The journal has a small file for each plan's key. An entry belongs to one plan's digest; of another
+plan's entry only the time that it took is used. What the journal says of a tree or a tarball is
+believed only where the bytes still are what it says.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from farm import durable, release
+from farm.durable import folder_digest
+from farm.errors import PackError
+from farm.inputs import recipe
+from farm.plan import CONTAINER_LAYOUT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+    from pathlib import Path
+
+    from farm.execute import Reporter
+    from farm.plan import BuildPlan, Step
+    from farm.source import Source
+
+COUNT_SECONDS: Final = 5.0
+"""Between two writings of ninja's counter."""
+
+
+class Entry(msgspec.Struct, frozen=True):
+    """What is known of one plan.
+
+    Attributes:
+        plan: the plan's digest (``digest``).
+        steps: finished steps and their seconds.
+        running: the step that had begun last, None when all were finished.
+        count: ninja's counter in that step.
+        tree: the kept tree's digest, None until there is one.
+        tarballs: sha256 by file name.
+        seconds: how long the whole build took, this plan's or an earlier one's of the same key.
+    """
+
+    plan: str
+    steps: dict[str, float] = {}
+    running: str | None = None
+    count: tuple[int, int] | None = None
+    tree: str | None = None
+    tarballs: dict[str, str] = {}
+    seconds: float | None = None
+    schema_version: int = 1
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The entries of one checkout. ``folder`` is made when something is written."""
+
+    folder: Path
+
+    def read(self, key: str, plan: str) -> Entry:
+        """Return what is known of a plan; an entry that cannot be read counts as none."""
+        entry = self._stored(key)
+        if entry is None:
+            return Entry(plan)
+        return entry if entry.plan == plan else Entry(plan, seconds=entry.seconds)
+
+    def seconds(self, key: str) -> float | None:
+        """Return how long the last build under this key took, None where none has finished."""
+        entry = self._stored(key)
+        return entry.seconds if entry else None
+
+    def write(self, key: str, entry: Entry) -> None:
+        """Replace an entry; it is on the disk when this returns.
+
+        Raises:
+            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write.
+        """
+        content = msgspec.json.format(msgspec.json.encode(entry), indent=2)
+        with durable.writing(self._file(key)):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            durable.replace(self._file(key), content)
+
+    def _stored(self, key: str) -> Entry | None:
+        try:
+            return msgspec.json.decode(self._file(key).read_bytes(), type=Entry)
+        except (FileNotFoundError, UnicodeDecodeError, msgspec.DecodeError):
+            return None
+
+    def _file(self, key: str) -> Path:
+        return self.folder / f"{key}.json"
+
+
+class Recording:
+    """A reporter that writes the journal and hands everything on.
+
+    Of the entry it is given it takes over how long the plan took: a run begins with its first step
+    again, so that nothing of it has finished, and what was running has ended somehow.
+    """
+
+    def __init__(
+        self,
+        reporter: Reporter,
+        journal: Journal,
+        entry: Entry,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._reporter = reporter
+        self._journal = journal
+        self._clock = clock
+        self._begun = clock()
+        self._due = self._begun
+        self.entry = Entry(entry.plan, seconds=entry.seconds)
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Record that a step has begun, and so that the one before it is finished."""
+        now = self._clock()
+        done = dict(self.entry.steps)
+        if self.entry.running is not None:
+            done[self.entry.running] = round(now - self._begun, 3)
+        self._begun, self._due, self._key = now, now + COUNT_SECONDS, plan.key
+        self._write(steps=done, running=step.name, count=None)
+        self._reporter.step(plan, step)
+
+    def count(self, done: int, total: int) -> None:
+        """Record ninja's counter, every five seconds."""
+        now = self._clock()
+        if now >= self._due:
+            self._due = now + COUNT_SECONDS
+            self._write(count=(done, total))
+        self._reporter.count(done, total)
+
+    def note(self, line: str) -> None:
+        """Hand a line on."""
+        self._reporter.note(line)
+
+    def _write(self, **changes: object) -> None:
+        self.entry = msgspec.structs.replace(self.entry, **changes)
+        self._journal.write(self._key, self.entry)
+
+
+@dataclass(frozen=True)
+class KeptTree:
+    """One plan's place in a checkout's state folder.
+
+    Attributes:
+        plan: what is built.
+        digest: the plan's (``digest``).
+        state: the checkout's ``.farm``.
+    """
+
+    plan: BuildPlan
+    digest: str
+    state: Path
+
+    @property
+    def journal(self) -> Journal:
+        """The checkout's journal."""
+        return Journal(self.state / "journal")
+
+    @property
+    def folder(self) -> Path:
+        """Where the tree is: ``bin``, ``licenses``, ``BUILD.json``."""
+        return self.state / "trees" / self.plan.key
+
+    def entry(self) -> Entry:
+        """Return what the journal has of this plan."""
+        return self.journal.read(self.plan.key, self.digest)
+
+    def forget(self) -> None:
+        """Begin anew; the time that the last build took stays known."""
+        self.journal.write(
+            self.plan.key, Entry(self.digest, seconds=self.journal.seconds(self.plan.key))
+        )
+
+    def is_whole(self) -> bool:
+        """Whether the tree that the journal names is there, unchanged."""
+        expected = self.entry().tree
+        return (
+            expected is not None and self.folder.is_dir() and folder_digest(self.folder) == expected
+        )
+
+    def progress(self) -> str | None:
+        """Say how far an unfinished build had come, None where it had not begun."""
+        entry = self.entry()
+        if entry.running is None or entry.tree is not None:
+            return None
+        finished = f"{', '.join(entry.steps)} finished, " if entry.steps else ""
+        at = f" had come to {entry.count[0]} of {entry.count[1]}" if entry.count else " had begun"
+        return f"{finished}{entry.running}{at}"
+
+    def keep(
+        self,
+        products: Path,
+        build_json: bytes,
+        licences: Mapping[str, bytes],
+        seconds: dict[str, float],
+    ) -> None:
+        """Take over a build's products; the tree counts once the journal names it.
+
+        Raises:
+            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write; what had
+                been written is gone, so that there is room for the sets after this one.
+        """
+        entry = Entry(self.digest, steps=seconds, seconds=sum(seconds.values()))
+        self.journal.write(self.plan.key, entry)
+        try:
+            with durable.writing(self.folder):
+                self._fill(products, build_json, licences)
+                whole = folder_digest(self.folder)
+        except PackError:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            raise
+        self.journal.write(self.plan.key, msgspec.structs.replace(entry, tree=whole))
+
+    def _fill(self, products: Path, build_json: bytes, licences: Mapping[str, bytes]) -> None:
+        if self.folder.exists():
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True)
+        shutil.copytree(products, self.folder / "bin", symlinks=True)
+        (self.folder / "BUILD.json").write_bytes(build_json)
+        (self.folder / "licenses").mkdir()
+        for name, text in licences.items():
+            (self.folder / "licenses" / name).write_bytes(text)
+
+    def packed(self, out: Path) -> Path | None:
+        """Return the tarball where it lies in ``out`` with the bytes that were recorded."""
+        tarball = out / self.plan.artifact_name
+        expected = self.entry().tarballs.get(tarball.name)
+        return (
+            tarball
+            if expected and tarball.is_file() and durable.sha256(tarball) == expected
+            else None
+        )
+
+    def pack(self, out: Path) -> Path:
+        """Pack the tree into ``out``.
+
+        Raises:
+            PackError: the disk is full, or a program is missing.
+            InspectError: a binary is not what its set and line say.
+        """
+        tarball = release.pack_tree(self.folder, out, self.plan.arch_set.format)
+        entry = self.entry()
+        tarballs = entry.tarballs | {tarball.name: durable.sha256(tarball)}
+        self.journal.write(self.plan.key, msgspec.structs.replace(entry, tarballs=tarballs))
+        return tarball
+
+
+def digest(plan: BuildPlan, engine: str) -> str:
+    """Return the sha256 of everything that decides the bytes of a tarball's binaries.
+
+    Args:
+        plan: what is built.
+        engine: ``Engine.identity``: which compiler builds it.
+    """
+    line = plan.line
+    decides = {
+        # The commands for one fixed layout and number of jobs: with all of the plan's options.
+        "steps": [step.argv for step in plan.steps(CONTAINER_LAYOUT, jobs=1)],
+        "environment": plan.environment(CONTAINER_LAYOUT, ccache_dir=None),
+        "key": plan.key,
+        "line": [line.toolkit, line.min_driver, line.glibc],
+        "source": [plan.source.origin, plan.source.commit, source_digest(plan.source)],
+        "recipe": recipe.sha256(),
+        "engine": engine,
+    }
+    return hashlib.sha256(msgspec.json.encode(decides)).hexdigest()
+
+
+def source_digest(source: Source) -> str:
+    """Return what names the source's content: of its archive, its commit, or its files."""
+    if source.sha256 is not None:
+        return source.sha256
+    if source.commit is not None and source.origin.startswith("git+"):
+        return source.commit
+    return folder_digest(source.tree)
