@@ -91,9 +91,9 @@ def test_a_duration_has_the_digits_that_mean_something(value: float, text: str) 
 
 
 def bars(drawing: str) -> list[tuple[float, float]]:
-    root = ET.fromstring(drawing)
-    found = [one for one in root.iter() if one.tag == "rect"]
-    return [(float(one.attrib["x"]), float(one.attrib["width"])) for one in found]
+    found = [one.attrib["style"] for one in ET.fromstring(drawing).iter("i")]
+    places = (re.fullmatch(r"left:([0-9.]+)%;width:([0-9.]+)%", style) for style in found)
+    return [(float(place[1]), float(place[2])) for place in places if place]
 
 
 def test_each_stage_begins_where_the_one_before_ended_and_all_fit() -> None:
@@ -101,8 +101,8 @@ def test_each_stage_begins_where_the_one_before_ended_and_all_fit() -> None:
     drawn = bars(picture.start(stages, WORDS))
     assert len(drawn) == len(stages)
     for (x, width), (following, _) in itertools.pairwise(drawn):
-        assert x <= following <= x + max(width, 2.1)
-    assert max(x + width for x, width in drawn) <= 380 - 62 + 0.1
+        assert following == pytest.approx(x + width, abs=0.11)
+    assert max(x + width for x, width in drawn) == pytest.approx(100, abs=0.11)
 
 
 def test_nothing_that_took_no_time_breaks_a_picture() -> None:
