@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import self_test
+from llama_loader import gpus, self_test
 from llama_loader.__main__ import main
 from llama_loader.client import Client
 from llama_loader.errors import ServerError
-from llama_loader.manifest import Platform
+from llama_loader.manifest import Platform, dump
 from llama_loader.receipt import RECEIPT
+from tests.loader.test_selection import RELEASE
 from tests.rigs import archives, fake_nvml
 
 if TYPE_CHECKING:
@@ -154,16 +155,6 @@ def test_fetch_prints_the_folder_alone(home: dict[str, str], release: Path) -> N
     assert [stage["name"] for stage in told["timeline"]] == ["resolve", "verify"]
     assert told["verified"] is True
     assert told["choice"]["verdicts"][0]["name"] == NAME
-
-
-def test_warm_start_imports_nothing_that_downloads(home: dict[str, str], release: Path) -> None:
-    options = [*manifest_options(release), "--allow-cpu", "--no-test-run"]
-    modules = {"requests", "llama_loader.http_transport", "llama_loader.unpack"}
-    for there in ({"llama_loader.unpack"}, set()):  # files of this machine
-        done = run(home | {"PYTHONPROFILEIMPORTTIME": "1"}, "fetch", *options)
-        assert done.returncode == 0
-        loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
-        assert loaded & modules == there
 
 
 def test_fetch_of_a_cold_store_tells_every_stage(home: dict[str, str], release: Path) -> None:
@@ -576,13 +567,6 @@ def test_serve_on_a_port_that_is_taken(serving: Any, home: dict[str, str], relea
     assert port in refused(done, 7, "PORT_IN_USE")
 
 
-def test_serve_whose_server_dies(home: dict[str, str], impostor: Impostor, tmp_path: Path) -> None:
-    impostor.behave(exit=1, say=["E srv load_model: failed to load model, '/m'"])
-    release = make_release(impostor, tmp_path / "r")
-    done = run(home, "serve", *manifest_options(release), "--allow-cpu", "--model", MODEL)
-    assert "failed to load model, '/m'" in refused(done, 7, "BAD_MODEL")
-
-
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize(("name", "code"), [("page", "MODEL_NOT_GGUF"), ("fifo", "MODEL_MISSING")])
 def test_serve_refuses_what_is_no_model_as_the_doctor_does(
@@ -618,6 +602,30 @@ def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:
     ]  # fmt: skip
     assert "hf_verysecret" not in json.dumps(told) + good.stdout
     assert "set" in told["settings"]["hf_token"]
+
+
+def test_doctor_says_what_another_machine_would_fetch(
+    command: Command, tmp_path: Path, home: dict[str, str]
+) -> None:
+    question = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
+    release = tmp_path / "manifest.json"
+    release.write_bytes(dump(RELEASE))
+    ask = ("doctor", "--manifest", release.as_uri(), "--suppose")
+    told = command(*ask, question)
+    assert told.returncode == 0, told.stderr
+    assert "cu128-sm120" in told.stdout.splitlines()[0]
+    known = command(*ask, f"gpu={gpus.ZEROGPU.name}", "--json")
+    assert known.returncode == 5  # no libraries were supposed
+    assert json.loads(known.stdout)["choice"]["missing"]
+    error, hint = known.stderr.splitlines()[-2:]
+    assert error.startswith("error[CUDA_LIBRARY_MISSING]: ")
+    assert "nvidia-cublas" in hint
+    assert not list(Path(home["HF_HOME"]).rglob("runtimes/*"))
+    assert command(*ask, "x=1").returncode == 2
+    for option in (("--arch", "90"), ("--url", "https://x/a.tar.gz")):  # nothing is left to choose
+        refused = command(*ask, question, *option)
+        assert refused.returncode == 2
+        assert option[0] in refused.stderr.splitlines()[0]
 
 
 def test_doctor_reports_settings_that_cannot_be_read(
