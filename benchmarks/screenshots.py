@@ -26,8 +26,7 @@ from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Note, Resolving
 from llama_loader.server import free_port
 from llama_space import Engine, Progress, Status
-from translator.page import Page
-from translator.start import RefusingEngine
+from translator.page import Page, RefusingEngine
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Iterator
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from playwright.sync_api import Page as Tab
 
     from llama_space.values import Item
-    from translator.session import Engine as AnyEngine
 
 _COLUMNS, _COLUMN, _GAP = 5, 560, 16
 """Of the contact sheet: how many columns, and pixels of a column and between pictures."""
@@ -118,7 +116,7 @@ _PREPARING: Final = Status(
 )
 
 
-class Still:
+class Still(Engine):
     """An engine that stays in one state, and never answers."""
 
     def __init__(self, state: Status) -> None:
@@ -146,7 +144,7 @@ class Still:
 
 
 @contextmanager
-def served(engine: AnyEngine, found: settings.Settings | None) -> Iterator[str]:
+def served(engine: Engine, found: settings.Settings | None) -> Iterator[str]:
     """Serve a page; gives its URL."""
     page, port = Page(engine, found), free_port()
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
@@ -296,7 +294,7 @@ def pictures(browser: Browser, to: Path) -> Iterator[Image.Image]:
     """Take all pictures: of the real engine with answers, and of engines that stand still."""
     found, real = settings.load(), Engine()
     ready = replace(_PREPARING, phase="ready", verified=True, server_pid=1, warm=True, notes=())
-    states: tuple[tuple[AnyEngine, settings.Settings | None, tuple[Shot, ...]], ...] = (
+    states: tuple[tuple[Engine, settings.Settings | None, tuple[Shot, ...]], ...] = (
         (real, real.settings, ANSWERED),
         (Still(ready), found, STANDING),
         (Still(replace(ready, verified=False, notes=_PREPARING.notes)), found, UNPINNED),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from translator import start
+from translator import page
 
 if __name__ == "__main__":
-    start.run(start.app())
+    page.run(page.app())

@@ -1,14 +1,15 @@
 """Which setting to change, and where: known troubles recognised in a report or a failure.
 
 The first two are the chapters of the document that this project began with: ``--list-devices`` is
-empty or the device invalid; it starts, but far too slowly. ``SETTINGS`` has the lines to set for
-each, ``texts.json`` the words (``advice_NAME`` and ``advice_NAME_title``).
+empty or the device invalid; it starts, but far too slowly. ``texts.json`` has the words of each
+(``advice_NAME`` and ``advice_NAME_title``).
 """
 
 from __future__ import annotations
 
 import os
 import re
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -17,49 +18,45 @@ if TYPE_CHECKING:
     from llama_loader.doctor import Examination
     from llama_space.values import Failure, Status
 
-SETTINGS: Final[Mapping[str, tuple[str, ...]]] = {
-    "devices": (
-        "YAKULINGO_SPACES_LLAMA_DEVICE=auto",
-        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=https://…/manifest.json",
+
+@dataclass(frozen=True)
+class Advice:
+    """A known trouble.
+
+    Attributes:
+        settings: the lines to set.
+        codes: the errors by which it is recognised.
+        check: the doctor's check that shows it, whatever its code.
+    """
+
+    settings: tuple[str, ...] = ()
+    codes: tuple[str, ...] = ()
+    check: str = ""
+
+
+_MANIFEST_URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=https://…/manifest.json"
+_MANIFEST_SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256=…"
+_MODEL: Final = (
+    "YAKULINGO_SPACES_GGUF_REPO_ID=OWNER/REPOSITORY",
+    "YAKULINGO_SPACES_GGUF_FILENAME=model.gguf",
+)
+ADVICES: Final[Mapping[str, Advice]] = {
+    "devices": Advice(
+        ("YAKULINGO_SPACES_LLAMA_DEVICE=auto", _MANIFEST_URL),
+        ("NO_DEVICE", "INVALID_DEVICE", "DEVICE_LIST_FAILED", "DEVICE_LIST_GARBLED"),
+        check="devices",
     ),
-    "slow": ("YAKULINGO_SPACES_ALLOW_CPU=1",),
-    "release": (
-        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=https://…/manifest.json",
-        "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256=…",
-    ),
-    "gated": ("HF_TOKEN=hf_…",),
-    "model": (
-        "YAKULINGO_SPACES_GGUF_REPO_ID=OWNER/REPOSITORY",
-        "YAKULINGO_SPACES_GGUF_FILENAME=model.gguf",
-    ),
-    "offline": ("YAKULINGO_SPACES_OFFLINE=0",),
-    "pin": ("YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256=…",),
-    "memory": ("YAKULINGO_SPACES_N_CTX=2048",),
-    "timeout": ("YAKULINGO_SPACES_STARTUP_TIMEOUT=300",),
-    "duration": ("YAKULINGO_SPACES_ZEROGPU_DURATION=60",),
-    "cpu": (),
+    "slow": Advice(("YAKULINGO_SPACES_ALLOW_CPU=1",), ("NO_GPU", "MODEL_ON_CPU"), check="gpu"),
+    "release": Advice((_MANIFEST_URL, _MANIFEST_SHA256), ("RELEASE_NOT_CHOSEN",)),
+    "gated": Advice(("HF_TOKEN=hf_…",), ("MODEL_GATED",)),
+    "model": Advice(_MODEL, ("MODEL_MISSING", "MODEL_NOT_GGUF", "MODEL_PROJECTOR", "BAD_MODEL")),
+    "offline": Advice(("YAKULINGO_SPACES_OFFLINE=0",), ("OFFLINE",)),
+    "pin": Advice((_MANIFEST_SHA256,), ("MANIFEST_PIN_MISMATCH",)),
+    "memory": Advice(("YAKULINGO_SPACES_N_CTX=2048",), ("OUT_OF_MEMORY",)),
+    "timeout": Advice(("YAKULINGO_SPACES_LLAMA_SERVER_STARTUP_TIMEOUT=300",), ("START_TIMEOUT",)),
+    "duration": Advice(("YAKULINGO_SPACES_ZEROGPU_DURATION=60",), ("ZEROGPU_DURATION",)),
+    "cpu": Advice(),
 }
-_BY_CODE: Final = {
-    "NO_DEVICE": "devices",
-    "INVALID_DEVICE": "devices",
-    "DEVICE_LIST_FAILED": "devices",
-    "DEVICE_LIST_GARBLED": "devices",
-    "NO_GPU": "slow",
-    "MODEL_ON_CPU": "slow",
-    "RELEASE_NOT_CHOSEN": "release",
-    "MODEL_GATED": "gated",
-    "MODEL_MISSING": "model",
-    "MODEL_NOT_GGUF": "model",
-    "MODEL_PROJECTOR": "model",
-    "BAD_MODEL": "model",
-    "OFFLINE": "offline",
-    "MANIFEST_PIN_MISMATCH": "pin",
-    "OUT_OF_MEMORY": "memory",
-    "START_TIMEOUT": "timeout",
-    "ZEROGPU_DURATION": "duration",
-}
-_BY_CHECK: Final = {"devices": "devices", "gpu": "slow"}
-"""For checks that may fail with any code."""
 _OWNERS: Final = frozenset({2, 4, 5, 6})
 """Exit statuses of what only the owner can change: a setting, trust, the machine, its disk."""
 _SPACE: Final = re.compile(r"[\w.-]+/[\w.-]+")
@@ -67,7 +64,7 @@ _SPACE: Final = re.compile(r"[\w.-]+/[\w.-]+")
 
 def is_owners(failure: Failure) -> bool:
     """Tell whether only the Space's owner can do something about a failure."""
-    return failure.exit_status in _OWNERS or failure.code in _BY_CODE
+    return failure.exit_status in _OWNERS or bool(of_code(failure.code))
 
 
 def settings_page() -> str:
@@ -77,16 +74,15 @@ def settings_page() -> str:
 
 
 def of_report(report: Examination) -> tuple[str, ...]:
-    """Advise on the failed checks of a doctor's report, by their codes."""
+    """Advise on the failed checks of a doctor's report."""
     failed = [check for check in report.checks if not check.ok]
-    found = (_BY_CODE.get(one.code, _BY_CHECK.get(one.name)) for one in failed)
-    return tuple(dict.fromkeys(one for one in found if one))
+    return tuple(dict.fromkeys(name for one in failed for name in of_code(one.code, one.name)))
 
 
-def of_failure(failure: Failure) -> tuple[str, ...]:
-    """Advise on a failure by its code."""
-    known = _BY_CODE.get(failure.code)
-    return (known,) if known else ()
+def of_code(code: str, check: str = "") -> tuple[str, ...]:
+    """Advise on an error by its code, else by the check that found it."""
+    by_code = tuple(name for name, one in ADVICES.items() if code in one.codes)
+    return by_code or tuple(name for name, one in ADVICES.items() if check and one.check == check)
 
 
 def of_status(status: Status) -> tuple[str, ...]:

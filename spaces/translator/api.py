@@ -10,10 +10,9 @@ from typing import Final
 import gradio as gr
 
 from llama_loader.settings import Settings
-from llama_space.values import Failure
+from llama_space import Engine, Failure
 from translator import detection, languages, session, texts
-from translator.line import Line
-from translator.session import Answer, Engine, Job, Refusal, Update
+from translator.session import Answer, Job, Line, Refusal, Update
 
 _TRANSLATE: Final = """Translate a text with the model that this Space serves.
 

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llama_loader.settings import Settings
-    from translator.line import Line
-    from translator.session import Engine, Update
+    from llama_space import Engine
+    from translator.session import Line, Update
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Progress``'s stage; for all others ``waiting``."""

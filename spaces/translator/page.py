@@ -1,4 +1,7 @@
-"""The page: what is on it, and which handler each press calls. gradio 6."""
+"""The page: what is on it, and which handler each press calls. gradio 6.
+
+Whatever is set wrongly, there is a page, which says what.
+"""
 
 from __future__ import annotations
 
@@ -16,16 +19,21 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
 
+from llama_loader import doctor, settings
+from llama_loader.errors import LoaderError
+from llama_loader.events import ignore
+from llama_space import Engine, Failure, Status
 from translator import api, documents, guard, handlers, languages, panels, texts
-from translator.line import Line
+from translator.session import Line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Mapping
 
     from starlette.requests import Request
 
+    from llama_loader.doctor import Examination
     from llama_loader.settings import Settings
-    from translator.session import Engine
+    from llama_space.values import Item
 
 HERE: Final = Path(__file__).parent
 CONCURRENCY: Final = 3
@@ -61,6 +69,32 @@ _NO_TOOLS: Final = (
 
 _HERE: Final[Mapping[str, Any]] = {"fn": None, "queue": False, "api_visibility": "private"}
 """For events that the browser alone handles."""
+
+
+class RefusingEngine(Engine):
+    """Stands for an engine whose settings cannot be read: the page shows which one and why."""
+
+    def __init__(self, error: LoaderError) -> None:  # starts nothing, unlike its base
+        self._failure = Failure.of(error)
+
+    def retry(self) -> None:
+        """Do nothing: a setting only changes with a restart."""
+
+    def close(self) -> None:
+        """Do nothing."""
+
+    def status(self) -> Status:
+        """Return the failure."""
+        return Status("failed", failure=self._failure)
+
+    def events(self, asked: object, **options: Any) -> Generator[Item, None, None]:
+        """Yield the failure."""
+        del asked, options
+        yield self._failure
+
+    def doctor(self) -> Examination:
+        """Return the doctor's report: it takes settings that cannot be read as a finding."""
+        return doctor.examine(settings.load, sink=ignore)
 
 
 class Page:
@@ -344,3 +378,21 @@ def theme() -> gr.themes.Base:
 def _words(locale: str) -> dict[str, str]:
     named = {f"language_{code}": texts.language(code, locale) for code in languages.known()}
     return {**texts.every()[locale], **named}
+
+
+def app() -> Page:
+    """Read the settings and build the page; on ZeroGPU this also decorates the entry point."""
+    try:
+        engine = Engine()
+        return Page(engine, engine.settings)
+    except LoaderError as error:
+        sys.stderr.write(f"{error.render()}\n")
+        return Page(RefusingEngine(error), None)
+
+
+def run(made: Page, **options: Any) -> None:
+    """Serve the page until the process is ended."""
+    try:
+        made.launch(**options)
+    finally:
+        made.engine.close()

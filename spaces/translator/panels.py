@@ -65,7 +65,7 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     told = (
         f"<p class='what'>{escape(said.what)}</p>"
         f"<p><b>{escape(words['what_to_do'])}</b> {hint}</p>"
-        f"{advices(advice.of_failure(found), words)}"
+        f"{advices(advice.of_code(found.code), words)}"
     )
     code = f'<p class="code">{escape(found.code)}</p>'
     if advice.is_owners(found):
@@ -102,7 +102,7 @@ def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
     parts = []
     for name in names:
         title, text = words[f"advice_{name}_title"], words[f"advice_{name}"]
-        lines = "\n".join(advice.SETTINGS[name])
+        lines = "\n".join(advice.ADVICES[name].settings)
         shown = f"<pre><code>{escape(lines)}</code></pre>" if lines else ""
         parts.append(
             f'<section class="advice"><h3>{escape(title)}</h3><p>{escape(text)}</p>'

@@ -1,26 +1,28 @@
-"""One translation, from what a person asked for to what is shown: checks, turn, pieces."""
+"""One translation, from what a person asked for to what is shown: checks, turn, pieces.
+
+First come, first served: ``Line`` knows who may have the model now, and who waits for a turn.
+"""
 
 from __future__ import annotations
 
+import threading
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Any, Final, Protocol, Union
+from typing import TYPE_CHECKING, Final, Union, final
 
 from llama_loader import gguf_header, model
 from llama_space.values import Failure, Piece, Progress
 from llama_space.worker import BEAT
 from translator import detection, pieces, prompt
-from translator.line import FullError, Line
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
+    from collections.abc import Generator, Iterator, Mapping
     from pathlib import Path
 
-    from llama_loader.doctor import Examination
     from llama_loader.settings import Settings
-    from llama_space.values import Item, Status
+    from llama_space import Engine
     from translator.languages import Language
 
 _OF_CONTEXT: Final = 8
@@ -32,27 +34,6 @@ _LOST: Final = frozenset({"ZEROGPU_ABORTED", "NO_ANSWER", "ANSWER_CUT", "ANSWER_
 """Failures of a GPU or server that went away in the middle of an answer."""
 _SHOW_EVERY: Final = 0.04
 """Seconds. More than 25 updates in a second nobody sees; the first is shown at once."""
-
-
-class Engine(Protocol):
-    """What the page asks of an engine: ``llama_space.Engine``, or one that refuses."""
-
-    def status(self) -> Status:
-        """Return what is known now."""
-
-    def retry(self) -> None:
-        """Prepare again after a failure."""
-
-    def events(
-        self, asked: Sequence[Mapping[str, Any]] | str, **options: Any
-    ) -> Generator[Item, None, None]:
-        """Stream an answer; closing the generator stops it."""
-
-    def doctor(self) -> Examination:
-        """Return the doctor's report."""
-
-    def close(self) -> None:
-        """End the server."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +90,59 @@ class Refusal:
 
 
 Update = Union[Progress, InLine, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on 3.10 too
+
+
+class FullError(Exception):
+    """As many visitors wait as may."""
+
+
+@final
+class Line:
+    """Visitors in the order in which they came; gradio's own queue tells no visitor's place.
+
+    A visitor who leaves, however that happens, moves all others. Safe to use from threads.
+
+    Args:
+        at_once: how many have their turn at the same time.
+        waiting: how many more may wait.
+    """
+
+    def __init__(self, at_once: int, waiting: int) -> None:
+        self._at_once = at_once
+        self._longest = at_once + waiting
+        self._tickets: list[object] = []
+        self._moved = threading.Condition()
+
+    @contextmanager
+    def places(self) -> Iterator[Iterator[int]]:
+        """Stand in line until the block ends; it gets the places, which end with the turn.
+
+        Place 1 is the next whose turn it is. It is yielded again every quarter of a second.
+
+        Raises:
+            FullError: too many stand in line already.
+        """
+        mine = object()
+        with self._moved:
+            if len(self._tickets) >= self._longest:
+                raise FullError
+            self._tickets.append(mine)
+        try:
+            yield self._until_turn(mine)
+        finally:
+            with self._moved:
+                self._tickets.remove(mine)
+                self._moved.notify_all()
+
+    def _until_turn(self, ticket: object) -> Iterator[int]:
+        while True:
+            with self._moved:
+                place = self._tickets.index(ticket) - self._at_once + 1
+            if place <= 0:
+                return
+            yield place
+            with self._moved:
+                self._moved.wait(BEAT)
 
 
 def refusal(job: Job, max_chars: int) -> Refusal | None:

@@ -99,26 +99,11 @@ def patience(one: Progress, locale: str) -> str:
 def accepted(header: str | None) -> str:
     """Return the first locale of ours that an ``Accept-Language`` header names; English else.
 
-    Browsers list languages by preference; weights that say otherwise are honoured.
+    Browsers list languages by preference, so their weights tell nothing more.
     """
-    ranked: list[tuple[float, str]] = []
-    for part in (header or "").split(","):
-        tag, _, parameters = part.strip().partition(";")
-        locale = tag.partition("-")[0].lower()
-        if locale in LOCALES:
-            ranked.append((_weight(parameters), locale))
-    best = max(ranked, key=lambda one: one[0], default=(0.0, "en"))
-    return best[1] if best[0] > 0 else "en"
-
-
-def _weight(parameters: str) -> float:
-    name, _, value = parameters.strip().partition("=")
-    if name.strip().lower() != "q":
-        return 1.0
-    try:
-        return float(value)
-    except ValueError:
-        return 0.0
+    tags = (part.partition(";")[0].strip() for part in (header or "").split(","))
+    named = (tag.partition("-")[0].lower() for tag in tags)
+    return next((name for name in named if name in LOCALES), LOCALES[0])
 
 
 def _read(name: str) -> Any:

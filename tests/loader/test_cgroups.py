@@ -89,9 +89,12 @@ def many(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_a_quota_of_the_group_or_of_one_above_counts(
-    tmp_path: Path, told: dict[str, str], expected: int
+    tmp_path: Path, told: dict[str, str], expected: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert cgroups.processors(files(tmp_path, **told)) == expected
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    facts = host.detect(load(environ={}), root=files(tmp_path, **told))
+    assert facts.cpus == expected
+    assert facts.threads == (None if expected == 64 else expected)
 
 
 def test_the_affinity_counts(tmp_path: Path) -> None:
@@ -101,34 +104,38 @@ def test_the_affinity_counts(tmp_path: Path) -> None:
     assert cgroups.processors(tmp_path) == EVERY
 
 
-@pytest.mark.usefixtures("many")
+MEMORY = {"proc/meminfo": "MemTotal:   2048 kB\n"}
+
+
 @pytest.mark.parametrize(
-    ("quota", "expected"),
-    [("max", None), ("400000", 4), ("450000", 5), ("50000", 1), ("6400000", None)],
+    ("told", "expected"),
+    [
+        ({}, 0),
+        (MEMORY, 2 << 20),
+        ({**MEMORY, "sys/fs/cgroup/memory.max": "max\n"}, 2 << 20),
+        ({**MEMORY, "sys/fs/cgroup/memory.max": "4096\n"}, 4096),
+        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "8192\n"}, 8192),
+        (
+            {**MEMORY, "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"},
+            2 << 20,
+        ),
+        ({"sys/fs/cgroup/memory.max": "²\n"}, 0),
+        (
+            {
+                "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
+                "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",
+                "sys/fs/cgroup/memory/kubepods/pod1/memory.limit_in_bytes": "8000\n",
+                "sys/fs/cgroup/job/memory.max": "8192\n",
+                "sys/fs/cgroup/memory.max": "max\n",
+            },
+            8000,
+        ),
+    ],
 )
-def test_threads_are_no_more_than_compute_at_once(
-    tmp_path: Path, quota: str, expected: int | None, monkeypatch: pytest.MonkeyPatch
+def test_memory_is_the_least_that_any_group_allows(
+    tmp_path: Path, told: dict[str, str], expected: int
 ) -> None:
-    monkeypatch.setattr(os, "cpu_count", lambda: 64)
-    told = {"sys/fs/cgroup/cpu.max": f"{quota} 100000\n"}
-    facts = host.detect(load(environ={}), root=files(tmp_path, **told))
-    assert facts.threads == expected
-
-
-def test_memory_is_the_least_that_any_group_allows(tmp_path: Path) -> None:
-    unlimited = {
-        "proc/meminfo": "MemTotal:   2048 kB\n",
-        "sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n",
-    }
-    assert cgroups.memory(files(tmp_path, **unlimited)) == 2 << 20
-    told = {
-        "proc/self/cgroup": "3:memory:/kubepods/pod1/c\n0::/job/step\n",
-        "sys/fs/cgroup/memory/kubepods/memory.limit_in_bytes": "9000\n",
-        "sys/fs/cgroup/memory/kubepods/pod1/memory.limit_in_bytes": "8000\n",
-        "sys/fs/cgroup/job/memory.max": "8192\n",
-        "sys/fs/cgroup/memory.max": "max\n",
-    }
-    assert cgroups.memory(files(tmp_path, **told)) == 8000
+    assert host.detect(load(environ={}), root=files(tmp_path, **told)).memory == expected
 
 
 def test_a_real_group_s_quota() -> None:

@@ -17,13 +17,13 @@ from llama_loader.errors import HostError, IntegrityError, NetworkError
 from llama_loader.events import Event, Note, Stage, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.gpus import Gpu
-from llama_loader.manifest import Artifact, Manifest
+from llama_loader.manifest import Artifact, FileEntry
 from llama_loader.settings import Settings, load
 from llama_loader.store import Store
 from tests.rigs.releases import BARE, artifact, libraries, manifest, runtime
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import cuda_wheels
 from cuda_wheels import SONAMES
@@ -38,24 +38,113 @@ RUNTIME = runtime("cu130")
 RELEASE = manifest(RUNTIME, SM90, artifact("cpu", "cpu", size=6_000_000))
 
 
-def choose(
-    document: Manifest,
-    host: HostFacts = H200,
-    *,
-    allow_cpu: bool = False,
-) -> selection.Choice:
-    return selection.select(document, host, allow_cpu=allow_cpu)
+def changed(one: Artifact, **fields: Any) -> Artifact:
+    kept = {name: getattr(one, name) for name in one.__struct_fields__}
+    return Artifact(**kept | fields)
 
 
-def brought(choice: selection.Choice) -> str | None:
-    return choice.runtime_libraries.name if choice.runtime_libraries else None
+def lying() -> Artifact:
+    """Libraries that a newer driver needs, under the names of an older toolkit's."""
+    newer = runtime("cu130")
+    twelve = tuple(name.replace(".13", ".12") for name in newer.provides)
+    files = tuple(
+        FileEntry(path=f"x/{name}", size=1, sha256="0" * 64, executable=False) for name in twelve
+    )
+    return changed(newer, provides=twelve, files=files)
 
 
 # The choice
 
+OLD_SERVER = artifact("cu124", "sm90", "90")
+SERVER_12 = artifact("cu128", "sm90", "90")
+TINY_13 = artifact("cu130", "sm90", "90", size=1)
+HUGE_13 = artifact("cu130", "sm90", "90", size=10**9)
+CHOICES = {
+    "one missing library is enough": (
+        replace(H200, libraries=tuple(one for one in libraries(13) if "cudart" in one.soname)),
+        [SM90, RUNTIME],
+        SM90,
+        RUNTIME,
+    ),
+    "nothing is brought to a host that has them": (
+        replace(H200, libraries=libraries(13)),
+        [SM90, RUNTIME],
+        SM90,
+        None,
+    ),
+    "before a GPU is attached the driver is unknown": (
+        replace(H200, driver=None),
+        [SM90, RUNTIME],
+        SM90,
+        RUNTIME,
+    ),
+    "another toolkit's": (H200, [SM90, runtime("cu124")], SM90, None),
+    "for a newer glibc": (H200, [SM90, runtime("cu130", glibc="2.38")], SM90, None),
+    "for another machine": (H200, [SM90, runtime("cu130", machine="aarch64")], SM90, None),
+    "for another system": (H200, [SM90, runtime("cu130", system="windows")], SM90, None),
+    "for a newer driver": (replace(H200, driver="550.54"), [OLD_SERVER, lying()], OLD_SERVER, None),
+    "for this driver": (H200, [OLD_SERVER, lying()], OLD_SERVER, lying()),
+    "that need others of the host": (
+        H200,
+        [SM90, changed(RUNTIME, needs=("libnvrtc.so.13",))],
+        SM90,
+        None,
+    ),
+    "never of an older toolkit": (H200, [SERVER_12, runtime("cu124")], SERVER_12, None),
+    "of a newer one": (H200, [OLD_SERVER, runtime("cu128")], OLD_SERVER, runtime("cu128")),
+    "rather of its own": (
+        H200,
+        [OLD_SERVER, runtime("cu128", size=1), runtime("cu124", size=2)],
+        OLD_SERVER,
+        runtime("cu124", size=2),
+    ),
+    "the smaller ones": (
+        H200,
+        [SERVER_12, runtime("cu128", size=2), runtime("cu128", size=1, name="small")],
+        SERVER_12,
+        runtime("cu128", size=1, name="small"),
+    ),
+    "libraries that are here before brought ones": (
+        replace(H200, libraries=libraries(12)),
+        [OLD_SERVER, TINY_13, runtime("cu130", size=2)],
+        OLD_SERVER,
+        None,
+    ),
+    "brought ones before missing ones": (H200, [OLD_SERVER, HUGE_13, RUNTIME], HUGE_13, RUNTIME),
+    "the smaller download of both": (
+        H200,
+        [
+            artifact("cu124", "sm90", "90", size=30),
+            artifact("cu130", "sm90", "90", size=20),
+            runtime("cu124", size=100),
+            runtime("cu130", size=200),
+        ],
+        artifact("cu124", "sm90", "90", size=30),
+        runtime("cu124", size=100),
+    ),
+    "a kind of a newer farm": (
+        H200,
+        [changed(SM90, name="a", kind="cuda-profiler"), SM90, RUNTIME],
+        SM90,
+        RUNTIME,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_server_and_the_libraries_that_are_brought_to_it(name: str) -> None:
+    host, artifacts, server, brought = CHOICES[name]
+    choice = selection.select(manifest(*artifacts), host)
+    assert (choice.artifact, choice.runtime_libraries) == (server, brought)
+    if choice.missing and brought is None:
+        with pytest.raises(HostError) as caught:
+            selection.require_libraries(choice, host)
+        assert caught.value.code == "CUDA_LIBRARY_MISSING"
+        assert ": nvidia-cublas" in caught.value.hint
+
 
 def test_what_the_host_lacks_comes_with_the_server() -> None:
-    choice = choose(RELEASE)
+    choice = selection.select(RELEASE, H200)
     assert (choice.artifact.name, choice.runtime_libraries) == (SM90.name, RUNTIME)
     assert choice.missing == SONAMES
     selection.require_libraries(choice, H200)
@@ -69,129 +158,18 @@ def test_what_the_host_lacks_comes_with_the_server() -> None:
     assert told["missing"] == list(SONAMES)
 
 
-def test_nothing_is_brought_to_a_host_that_has_them() -> None:
-    choice = choose(RELEASE, replace(H200, libraries=libraries(13)))
-    assert (choice.runtime_libraries, choice.missing) == (None, ())
-    verdict = next(one for one in choice.verdicts if one.name == RUNTIME.name)
-    assert (verdict.fits, verdict.reason) == (False, "holds CUDA libraries, no server")
-
-
-def test_one_missing_library_is_enough() -> None:
-    here = tuple(one for one in libraries(13) if "cudart" in one.soname)
-    choice = choose(RELEASE, replace(H200, libraries=here))
-    assert choice.missing == ("libcublas.so.13", "libcublasLt.so.13")
-    assert choice.runtime_libraries == RUNTIME
-
-
 @pytest.mark.parametrize(
     "host", [H200, BARE, replace(H200, gpus=(Gpu("old", "70"),))], ids=["gpu", "bare", "old"]
 )
-def test_for_the_cpu_nothing_is_brought(host: HostFacts) -> None:
-    choice = choose(RELEASE, host, allow_cpu=True)
+def test_for_the_cpu_nothing_is_brought_and_libraries_are_no_server(host: HostFacts) -> None:
+    choice = selection.select(RELEASE, host, allow_cpu=True)
     assert choice.runtime_libraries is None
     assert choice.artifact.name != RUNTIME.name
-
-
-@pytest.mark.parametrize("allow_cpu", [False, True])
-@pytest.mark.parametrize("host", [H200, BARE], ids=["gpu", "bare"])
-def test_libraries_are_never_taken_for_a_server(host: HostFacts, *, allow_cpu: bool) -> None:
-    with pytest.raises(HostError) as caught:
-        choose(manifest(RUNTIME), host, allow_cpu=allow_cpu)
-    assert caught.value.code in {"NO_ARTIFACT", "NO_GPU"}
-    assert RUNTIME.name not in caught.value.message
-    if caught.value.code == "NO_ARTIFACT":
-        assert "none is a server (there is: nothing at all)" in caught.value.message
-
-
-def test_a_kind_of_a_newer_farm_is_passed_over() -> None:
-    fields = {name: getattr(SM90, name) for name in SM90.__struct_fields__}
-    strange = Artifact(**{**fields, "name": "a", "kind": "cuda-profiler"})
-    choice = choose(manifest(strange, SM90, RUNTIME))
-    assert choice.artifact.name == SM90.name
-    assert choice.verdicts[0].reason == "its kind cuda-profiler is unknown to this loader"
-
-
-@pytest.mark.parametrize(
-    "unfit",
-    [
-        runtime("cu124"),
-        runtime("cu130", glibc="2.38"),
-        runtime("cu130", machine="aarch64"),
-        runtime("cu130", system="windows"),
-    ],
-)
-def test_libraries_that_cannot_serve_leave_the_error_as_it_was(unfit: Artifact) -> None:
-    choice = choose(manifest(SM90, unfit))
-    assert choice.runtime_libraries is None
-    with pytest.raises(HostError) as caught:
-        selection.require_libraries(choice, H200)
-    assert caught.value.code == "CUDA_LIBRARY_MISSING"
-    assert caught.value.hint.endswith(": nvidia-cublas nvidia-cuda-runtime")
-
-
-def test_libraries_for_a_newer_driver_are_not_brought() -> None:
-    older = replace(H200, driver="550.54")
-    newer = runtime("cu130")
-    fields = {name: getattr(newer, name) for name in newer.__struct_fields__}
-    twelve = tuple(name.replace(".13", ".12") for name in newer.provides)
-    files = tuple(
-        type(entry)(**{**_fields(entry), "path": entry.path.replace(".13", ".12")})
-        for entry in newer.files
-    )
-    lying = Artifact(**{**fields, "provides": twelve, "files": files})
-    assert choose(manifest(artifact("cu124", "sm90", "90"), lying), older).runtime_libraries is None
-    assert choose(manifest(artifact("cu124", "sm90", "90"), lying)).runtime_libraries == lying
-
-
-def _fields(entry: object) -> dict[str, object]:
-    return {name: getattr(entry, name) for name in entry.__struct_fields__}  # type: ignore[attr-defined]
-
-
-def test_libraries_that_need_others_of_the_host() -> None:
-    fields = _fields(RUNTIME)
-    needy = Artifact(**{**fields, "needs": ("libnvrtc.so.13",)})  # type: ignore[arg-type]
-    assert choose(manifest(SM90, needy)).runtime_libraries is None
-
-
-def test_never_of_an_older_toolkit_and_rather_of_its_own() -> None:
-    server = artifact("cu128", "sm90", "90")
-    assert choose(manifest(server, runtime("cu124"))).runtime_libraries is None
-    newer = manifest(artifact("cu124", "sm90", "90"), runtime("cu128", size=1))
-    assert brought(choose(newer)) == runtime("cu128").name
-    both = manifest(
-        artifact("cu124", "sm90", "90"), runtime("cu128", size=1), runtime("cu124", size=2)
-    )
-    assert brought(choose(both)) == runtime("cu124").name
-    two = manifest(server, runtime("cu128", size=2), runtime("cu128", size=1, name="small"))
-    assert brought(choose(two)) == runtime("cu128", name="small").name
-
-
-def test_here_before_brought_before_missing() -> None:
-    older, newer = artifact("cu124", "sm90", "90"), artifact("cu130", "sm90", "90", size=1)
-    document = manifest(older, newer, runtime("cu130", size=2))
-    has_12 = replace(H200, libraries=libraries(12))
-    assert choose(document, has_12).artifact.name == older.name
-    verdict = next(one for one in choose(document, has_12).verdicts if one.name == newer.name)
-    assert "the libraries of" in verdict.reason
-    assert "are here" in verdict.reason
-    smaller = manifest(older, artifact("cu130", "sm90", "90", size=10**9), runtime("cu130"))
-    assert "cu130" in choose(smaller).artifact.name
-    verdict = next(one for one in choose(smaller).verdicts if one.name == older.name)
-    assert "are in this release" in verdict.reason
-
-
-def test_of_two_that_are_brought_the_smaller_download() -> None:
-    document = manifest(
-        artifact("cu124", "sm90", "90", size=30),
-        artifact("cu130", "sm90", "90", size=20),
-        runtime("cu124", size=100),
-        runtime("cu130", size=200),
-    )
-    assert "cu124" in choose(document).artifact.name
-
-
-def test_on_zerogpu_before_a_gpu_is_attached_the_driver_is_unknown() -> None:
-    assert choose(RELEASE, replace(H200, driver=None)).runtime_libraries == RUNTIME
+    for allow_cpu in (False, True):
+        with pytest.raises(HostError) as caught:
+            selection.select(manifest(RUNTIME), host, allow_cpu=allow_cpu)
+        assert caught.value.code in {"NO_ARTIFACT", "NO_GPU"}
+        assert RUNTIME.name not in caught.value.message
 
 
 # From wheels to a started server
@@ -303,25 +281,19 @@ def test_what_the_host_has_is_not_mixed_with_what_is_brought(space: Space, tmp_p
     )
 
 
-def test_a_host_that_has_them_fetches_nothing_more(space: Space) -> None:
-    space.host = replace(H200, libraries=libraries(13))
-    ready = space.prepare()
-    assert ready.runtime_libraries is None
-    assert ready.libraries == libraries(13)
-    assert len(list((space.store / "runtimes").iterdir())) == 1
-
-
-@pytest.mark.parametrize("options", [{"allow_cpu": "1"}, {"n_gpu_layers": "0"}])
-def test_for_the_cpu_nothing_is_fetched(space: Space, options: dict[str, str]) -> None:
+@pytest.mark.parametrize("options", [{"allow_cpu": "1"}, {"n_gpu_layers": "0"}, {}])
+def test_where_none_is_needed_or_there_nothing_is_fetched(
+    space: Space, options: dict[str, str]
+) -> None:
+    if not options:  # a host that has them
+        space.host = replace(H200, libraries=libraries(13))
     ready = space.prepare(**options)
     assert ready.runtime_libraries is None
     assert "CUDA_RUNTIME_FETCHED" not in space.notes()
     assert len(list((space.store / "runtimes").iterdir())) == 1
-
-
-def test_without_such_an_artifact_the_error_stays(space: Space) -> None:
     next(space.folder.glob("cuda-runtime-*")).unlink()
     release.write(space.folder)
+    space.host = H200
     ready = space.prepare()
     assert ready.missing == SONAMES
     with pytest.raises(HostError) as caught:

@@ -2,22 +2,17 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import struct
-import subprocess
-import sys
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import doctor, gpus, selection, self_test
+from llama_loader import doctor, selection, self_test
 from llama_loader.errors import HostError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Note, Timeline, ignore
 from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
-from llama_loader.manifest import dump
 from llama_loader.settings import Settings, load
 from tests.loader.test_selection import GPUS, short
 from tests.loader.test_selection import RELEASE as FULL
@@ -25,8 +20,11 @@ from tests.rigs import hub
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest, runtime
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from conftest import Impostor
 
+    from llama_loader.cuda_libraries import Library
     from llama_loader.doctor import Examination
     from llama_loader.events import Sink
     from llama_loader.host import HostFacts
@@ -110,15 +108,9 @@ def test_a_gpu_that_can_serve(clinic: Clinic) -> None:
     assert told["choice"]["libraries"]["libcudart.so.13"] == "/cu13"
 
 
-def test_a_container_s_part_of_the_processors_is_told(clinic: Clinic) -> None:
-    clinic.host = replace(clinic.host, cpus=2, machine_cpus=64)
-    assert "x86_64, 2 of 64 CPUs, " in clinic.examine().as_text()
-    clinic.host = replace(clinic.host, cpus=64)
-    assert "x86_64, 64 CPUs, " in clinic.examine().as_text()
-
-
-def test_missing_libraries_name_the_packages(clinic: Clinic) -> None:
-    clinic.host = replace(H200, libraries=libraries(12))
+@pytest.mark.parametrize("there", [(), libraries(12)])
+def test_missing_libraries_name_the_packages(clinic: Clinic, there: tuple[Library, ...]) -> None:
+    clinic.host = replace(H200, libraries=there)
     found = clinic.examine()
     assert failures(found) == {"libraries": "CUDA_LIBRARY_MISSING"}
     assert found.exit_status == HostError.exit_status
@@ -129,6 +121,7 @@ def test_missing_libraries_name_the_packages(clinic: Clinic) -> None:
     ("listing", "code", "hint"),
     [
         ({"text": "Available devices:\n  (none)\n"}, "NO_DEVICE", "no GPU is visible"),
+        (LIST, "INVALID_DEVICE", "YAKULINGO_SPACES_LLAMA_DEVICE=auto"),
         ({"text": "what?"}, "DEVICE_LIST_GARBLED", "really a llama-server"),
         ({"status": 1, "text": "version `GLIBC_2.38' not found"}, "GLIBC_TOO_OLD", ""),
     ],
@@ -137,7 +130,7 @@ def test_the_list_of_devices_decides(
     clinic: Clinic, impostor: Impostor, listing: dict[str, object], code: str, hint: str
 ) -> None:
     impostor.behave(list=listing)
-    found = clinic.examine()
+    found = clinic.examine(LLAMA_DEVICE="Vulkan0" if code == "INVALID_DEVICE" else "auto")
     assert failures(found) == {"devices": code}
     assert hint in found.as_text()
     assert found.exit_status == 5
@@ -147,22 +140,28 @@ SMALL = "Available devices:\n  CUDA0: L4 (9 MiB, 8 MiB free)\n"
 BOTH = f"{SMALL}  CUDA1: L4 (22500 MiB, 22000 MiB free)\n"
 
 
-def test_the_model_that_is_set_decides_what_is_chosen(clinic: Clinic, impostor: Impostor) -> None:
+@pytest.mark.parametrize(
+    ("listed", "variables", "words"),
+    [
+        (BOTH, {}, "ok   devices: CUDA1 (the fewest that hold"),
+        (
+            BOTH,
+            {"GGUF_PATH": "", "GGUF_REPO_ID": "me/none", "GGUF_FILENAME": "none.gguf"},
+            "devices: CUDA0, CUDA1 (all: the sizes are not known)",
+        ),
+        (BOTH, {"N_GPU_LAYERS": "0"}, "devices: the CPU (n_gpu_layers is 0"),
+        (SMALL, {}, "CUDA0 (the only one: L4; 0.0 GB do not fit into 0.0 GB free, 0.5 GB"),
+    ],
+)
+def test_the_model_that_is_set_decides_what_is_chosen(
+    clinic: Clinic, impostor: Impostor, listed: str, variables: dict[str, str], words: str
+) -> None:
     """As for a start: it is measured where it is here, and never fetched for that."""
-    clinic.host = replace(H200, gpus=H200.gpus * 2)
-    impostor.behave(list={"text": BOTH})
-    page = clinic.examine(GGUF_PATH=str(self_test.MODEL)).as_text()
-    assert "ok   devices: CUDA1 (the fewest that hold" in page
-    page = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/none", GGUF_FILENAME="none.gguf").as_text()
-    assert "devices: CUDA0, CUDA1 (all: the sizes are not known)" in page
-    page = clinic.examine(GGUF_PATH=str(self_test.MODEL), N_GPU_LAYERS="0").as_text()
-    assert "devices: the CPU (n_gpu_layers is 0" in page
-
-
-def test_a_model_too_large_for_the_only_gpu_is_said(clinic: Clinic, impostor: Impostor) -> None:
-    impostor.behave(list={"text": SMALL})
-    page = clinic.examine(GGUF_PATH=str(self_test.MODEL)).as_text()
-    assert "devices: CUDA0 (the only one: L4; 0.0 GB do not fit into 0.0 GB free, 0.5 GB" in page
+    clinic.host = replace(H200, gpus=H200.gpus * 2, cpus=2, machine_cpus=64)
+    impostor.behave(list={"text": listed})
+    page = clinic.examine(**variables).as_text()
+    assert words in page
+    assert "x86_64, 2 of 64 CPUs, " in page
 
 
 def test_a_runtime_that_lists_a_device_but_does_not_compute(
@@ -174,12 +173,6 @@ def test_a_runtime_that_lists_a_device_but_does_not_compute(
     assert found.exit_status == 7
     assert "your model is not the cause" in found.as_text()
     assert impostor.starts() == 2
-
-
-def test_a_named_device_that_is_not_there(clinic: Clinic) -> None:
-    found = clinic.examine(LLAMA_DEVICE="Vulkan0")
-    assert failures(found) == {"devices": "INVALID_DEVICE"}
-    assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in found.as_text()
 
 
 def test_zerogpu_s_main_process_is_told_where_gpus_come_from(
@@ -198,20 +191,19 @@ def test_what_zerogpu_documents_is_no_gpu(clinic: Clinic) -> None:
     assert failures(clinic.examine())["gpu"] == "NO_GPU"
 
 
-def test_a_fault_in_between_does_not_end_the_examination(clinic: Clinic) -> None:
+def test_a_fault_in_between_does_not_end_the_examination(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clinic.fault = NetworkError("UNREACHABLE", "no route\nto host", hint="look")
     found = clinic.examine()
     assert failures(found) == {"runtime": "UNREACHABLE"}
     assert found.exit_status == 3
     assert [check.name for check in found.checks][-1] == "model"
     assert "FAIL runtime: no route to host" in found.as_text()
-
-
-def test_a_disk_that_is_nearly_full(clinic: Clinic, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = doctor.shutil.disk_usage("/")._replace(free=5_000_000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda _: usage)
     found = clinic.examine()
-    assert failures(found) == {"store": "DISK_NEARLY_FULL"}
+    assert failures(found)["store"] == "DISK_NEARLY_FULL"
     assert found.exit_status == 6
 
 
@@ -224,18 +216,13 @@ def test_offline_a_model_of_the_hub_must_be_here_already(clinic: Clinic) -> None
     assert clinic.examine(GGUF_PATH=str(self_test.MODEL)).exit_status == 0
 
 
-def test_what_a_signed_url_carries_is_not_on_the_page(clinic: Clinic) -> None:
-    clinic.note = Note("UNVERIFIED", "https://h/x.tar.gz?sig=hf_secret is not pinned", "pin it")
-    found = clinic.examine()
-    assert "hf_secret" not in found.as_text() + json.dumps(found.as_json())
-    assert "https://h/x.tar.gz?… is not pinned" in found.as_text()
-
-
 def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
+    clinic.note = Note("UNVERIFIED", "https://h/x.tar.gz?sig=hf_secret is not pinned", "pin it")
     with hub.serving(hub.Hub(files={"m.gguf": b"GGUF"}, token="hf_secret")) as served:
         clinic.variables |= {"HF_TOKEN": "hf_secret", "HF_ENDPOINT": served.url}
         found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf")
     assert "hf_secret" not in found.as_text() + json.dumps(found.as_json())
+    assert "https://h/x.tar.gz?… is not pinned" in found.as_text()
     assert "with token" in found.as_text()
     assert found.exit_status == 0
     assert served.tokens_seen == {"Bearer hf_secret"}
@@ -246,23 +233,19 @@ def test_no_secret_is_on_the_page(clinic: Clinic) -> None:
     [
         ("me/none", "m.gguf", "REPOSITORY_NOT_FOUND", "YAKULINGO_SPACES_GGUF_REPO_ID"),
         ("me/model", "x.gguf", "FILE_NOT_FOUND", "YAKULINGO_SPACES_GGUF_FILENAME"),
+        ("me/model", "", "HUB_UNREACHABLE", ""),
     ],
 )
 def test_the_hub_is_asked_for_a_model_that_is_not_here(
     clinic: Clinic, repo: str, name: str, code: str, setting: str
 ) -> None:
     with hub.serving(hub.Hub(files={"m.gguf": b"GGUF"})) as served:
-        clinic.variables["HF_ENDPOINT"] = served.url
+        clinic.variables["HF_ENDPOINT"] = served.url if name else "http://127.0.0.1:9"
         found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID=repo, GGUF_FILENAME=name)
     assert failures(found) == {"model": code}
-    assert found.exit_status == 2
+    assert found.exit_status == (2 if name else 3)
     assert setting in found.checks[-1].hint
     assert "cannot be served" in found.as_text()
-
-
-def test_a_hub_that_is_not_there_is_a_finding(clinic: Clinic) -> None:
-    clinic.variables["HF_ENDPOINT"] = "http://127.0.0.1:9"
-    assert failures(clinic.examine(GGUF_PATH="")) == {"model": "HUB_UNREACHABLE"}
 
 
 @pytest.mark.parametrize(
@@ -340,16 +323,8 @@ def test_what_vouches_for_a_runtime_is_said(
     assert "verified" not in runtime.detail
 
 
-def test_missing_libraries_name_the_command_that_brings_them(clinic: Clinic) -> None:
-    clinic.host = replace(H200, libraries=())
-    found = clinic.examine()
-    failed = next(check for check in found.checks if not check.ok)
-    assert "pip install): nvidia-" in failed.hint
-
-
 # What another machine would get, asked with no GPU present.
 
-SPACES = Path(__file__).parent.parent.parent / "spaces"
 QUESTION = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
 
 
@@ -372,30 +347,23 @@ def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13
             assert short(selection.select(FULL, facts).artifact.name) == expected
 
 
-def test_what_is_missing_there_is_said_with_its_package() -> None:
+def test_what_is_missing_there_is_said_with_what_brings_it() -> None:
     facts = doctor.supposed_host("capability=90,driver=580,torch=none")
     chosen = selection.select(FULL, facts)
-    assert (
-        "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here"
-        in (doctor.Supposition(FULL, facts, chosen).as_text().splitlines()[1])
-    )
     with pytest.raises(HostError) as caught:
         selection.require_libraries(chosen, facts)
     assert "pip install): nvidia-cublas" in caught.value.hint
-
-
-def test_what_the_release_brings_there_is_said() -> None:
+    because = doctor.Supposition(FULL, facts, chosen).as_text().splitlines()[1]
+    assert "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here" in because
     bringing = manifest(artifact("cu130", "sm90", "90"), runtime("cu130"))
-    facts = doctor.supposed_host("capability=90,driver=580,torch=none")
     chosen = selection.select(bringing, facts)
-    because, server, libraries = (
+    because, server, brought = (
         doctor.Supposition(bringing, facts, chosen).as_text().splitlines()[1:]
     )
-    assert "libcublas.so.13" in because
     assert "brought by cuda-runtime-13.0-cu130" in because
     assert server.startswith(f"  {chosen.artifact.name}: chosen")
-    assert libraries.startswith("  cuda-runtime-13.0-cu130")
-    assert "fetched too: libraries; 400.0 MB" in libraries
+    assert brought.startswith("  cuda-runtime-13.0-cu130")
+    assert "fetched too: libraries; 400.0 MB" in brought
 
 
 def test_an_old_system_there_is_an_error_here() -> None:
@@ -406,67 +374,18 @@ def test_an_old_system_there_is_an_error_here() -> None:
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["12.0", "capability=hopper", "gpu=Voodoo 2", "driver=new", "torch=12.8", "cpus=4", "glibc="],
-)
-def test_what_cannot_be_read_is_named(text: str) -> None:
-    with pytest.raises(SettingError, match="--suppose") as caught:
-        doctor.supposed_host(f"machine=x86_64,{text}")
-    assert repr(text) in caught.value.message
-    assert "capability=12.0" in caught.value.hint
-
-
-@pytest.mark.parametrize(
     ("text", "named"),
     [
-        ("", "''"),
-        ("driver=580,", "''"),
-        ("driver=580,,glibc=2.36", "''"),
-        ("driver=580,driver=570", "'driver=570'"),
-        ("capability=90,gpu=NVIDIA H200", "'gpu=NVIDIA H200'"),
+        *((f"machine=x86_64,{one}", one) for one in ("12.0", "capability=hopper", "gpu=Voodoo 2")),
+        *((f"machine=x86_64,{one}", one) for one in ("driver=new", "torch=12.8", "cpus=4")),
+        *((text, "") for text in ("", "driver=580,", "driver=580,,glibc=2.36")),
+        ("machine=x86_64,glibc=", "glibc="),
+        ("driver=580,driver=570", "driver=570"),
+        ("capability=90,gpu=NVIDIA H200", "gpu=NVIDIA H200"),
     ],
 )
-def test_nothing_is_left_out_or_said_twice(text: str, named: str) -> None:
-    with pytest.raises(SettingError, match=re.escape(named)):
+def test_what_cannot_be_read_or_is_said_twice_is_named(text: str, named: str) -> None:
+    with pytest.raises(SettingError, match="--suppose") as caught:
         doctor.supposed_host(text)
-
-
-@pytest.mark.parametrize("option", [("--arch", "90"), ("--url", "https://x/a.tar.gz")])
-def test_settings_that_would_answer_another_question(
-    option: tuple[str, str], tmp_path: Path
-) -> None:
-    told = ask(tmp_path / "manifest.json", "--suppose", QUESTION, *option)
-    assert told.returncode == 2
-    assert option[0] in told.stderr.splitlines()[0]
-
-
-def ask(release: Path, *argv: str) -> subprocess.CompletedProcess[str]:
-    command = [
-        sys.executable,
-        "-m",
-        "llama_loader",
-        "doctor",
-        "--manifest",
-        release.as_uri(),
-        *argv,
-    ]
-    return subprocess.run(
-        command, cwd=SPACES, capture_output=True, text=True, check=False, timeout=60
-    )
-
-
-def test_the_command(tmp_path: Path) -> None:
-    release = tmp_path / "manifest.json"
-    release.write_bytes(dump(FULL))
-    store = ("--store", str(tmp_path / "store"))
-    told = ask(release, *store, "--suppose", QUESTION)
-    assert told.returncode == 0, told.stderr
-    assert "cu128-sm120" in told.stdout.splitlines()[0]
-    known = ask(release, *store, "--json", "--suppose", f"gpu={gpus.ZEROGPU.name}")
-    assert known.returncode == 5  # no libraries were supposed
-    assert json.loads(known.stdout)["choice"]["missing"]
-    error, hint = known.stderr.splitlines()[-2:]
-    assert error.startswith("error[CUDA_LIBRARY_MISSING]: ")
-    assert "nvidia-cublas" in hint
-    assert not list((tmp_path / "store").glob("runtimes/*"))
-    assert ask(release, "--suppose", "x=1").returncode == 2
+    assert repr(named) in caught.value.message
+    assert "capability=12.0" in caught.value.hint

@@ -18,7 +18,7 @@ from tests.rigs.releases import BARE, artifact, libraries, manifest
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from llama_loader.host import HostFacts
+    from llama_loader.manifest import Manifest
 
 A100 = Gpu("NVIDIA A100", "80", 80 << 30, "GPU-aa11")
 T4 = Gpu("Tesla T4", "75", 16 << 30, "GPU-ab22")
@@ -108,60 +108,50 @@ def test_a_gpu_that_zerogpu_will_attach_is_not_hidden_yet(source: str) -> None:
     assert not replace(facts, gpu_source="nvml").visible
 
 
-def test_both_variables_are_facts(tmp_path: Path) -> None:
-    environ = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
-    facts = host.detect(load(environ=environ), root=tmp_path)
-    assert (facts.visible_devices, facts.device_order) == ("1", "FASTEST_FIRST")
-
-
-def test_a_uuid_that_the_driver_has_not_read_yet_is_none(tmp_path: Path) -> None:
+def test_variables_are_facts_and_a_uuid_that_the_driver_has_not_read_yet_is_none(
+    tmp_path: Path,
+) -> None:
     file = tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0/information"
     file.parent.mkdir(parents=True)
     file.write_text("Model: \t Tesla T4\nGPU UUID: \t GPU-????????-????-????-????-????????????\n")
-    assert host.detect(load(environ={}), root=tmp_path).gpus == (Gpu("Tesla T4", "75"),)
+    environ = {"CUDA_VISIBLE_DEVICES": "1", "CUDA_DEVICE_ORDER": "FASTEST_FIRST"}
+    facts = host.detect(load(environ=environ), root=tmp_path)
+    assert facts.gpus == (Gpu("Tesla T4", "75"),)
+    assert (facts.visible_devices, facts.device_order) == ("1", "FASTEST_FIRST")
 
 
-def chosen(facts: HostFacts, arch: str | None = None) -> str:
-    return short(select(SINGLES, facts, arch=arch).artifact.name)
+FAT = manifest(
+    artifact("cu124", "seed", "80 86 89 90", "80 86 89 90", size=130_000_000),
+    artifact("cu128", "sm90", "90"),
+    artifact("cu128", "sm120", "120a"),
+)
+BOTH = (Gpu("NVIDIA H200", "90", 141 << 30), Gpu("NVIDIA GeForce RTX 5090", "120", 32 << 30))
 
 
 @pytest.mark.parametrize(
-    ("named", "expected"),
-    [("0", "sm80"), ("1", "sm75"), ("2", "sm89"), ("GPU-ab22", "sm75"), ("1,0", "sm80")],
+    ("release", "gpus", "named", "expected"),
+    [
+        (SINGLES, (A100, T4, L4), "0", "cu130-sm80"),
+        (SINGLES, (A100, T4, L4), "1", "cu130-sm75"),
+        (SINGLES, (A100, T4, L4), "2", "cu130-sm89"),
+        (SINGLES, (A100, T4, L4), "GPU-ab22", "cu130-sm75"),
+        (SINGLES, (A100, T4, L4), "1,0", "cu130-sm80"),
+        # a hidden GPU asks for no fat set
+        (FAT, BOTH, "0", "cu128-sm90"),
+        (FAT, BOTH, "1", "cu128-sm120"),
+        (FAT, BOTH, None, "cu124-seed"),
+        # where nothing serves all, the most memory counts; the number where one's is unknown
+        (SINGLES, (A100, T4), None, "cu130-sm80"),
+        (SINGLES, (A100, *(T4,) * 6), None, "cu130-sm75"),
+        (SINGLES, (replace(A100, memory=None), T4, T4), None, "cu130-sm75"),
+    ],
 )
-def test_the_choice_is_for_the_visible_gpus(named: str, expected: str) -> None:
-    assert chosen(replace(THREE, visible_devices=named)) == f"cu130-{expected}"
-
-
-def test_a_hidden_gpu_asks_for_no_fat_set() -> None:
-    release = manifest(
-        artifact("cu124", "seed", "80 86 89 90", "80 86 89 90", size=130_000_000),
-        artifact("cu128", "sm90", "90"),
-        artifact("cu128", "sm120", "120a"),
-    )
-    both = (Gpu("NVIDIA H200", "90", 141 << 30), Gpu("NVIDIA GeForce RTX 5090", "120", 32 << 30))
-    for named, expected in (("0", "cu128-sm90"), ("1", "cu128-sm120"), (None, "cu124-seed")):
-        facts = replace(THREE, gpus=both, visible_devices=named)
-        choice = select(release, facts)
-        assert short(choice.artifact.name) == expected
-        assert choice.native == (named is not None)
-
-
-def test_where_nothing_serves_all_the_most_memory_counts() -> None:
-    facts = replace(THREE, gpus=(A100, T4))
-    choice = select(SINGLES, facts)
-    assert short(choice.artifact.name) == "cu130-sm80"
-    reasons = {short(one.name): one.reason for one in choice.verdicts}
-    assert "serves more GPUs, or those with more memory" in reasons["cu130-sm75"]
-    many = replace(facts, gpus=(A100, *(T4,) * 6))
-    assert chosen(many) == "cu130-sm75"
-    unknown = replace(facts, gpus=(replace(A100, memory=None), T4, T4))
-    assert chosen(unknown) == "cu130-sm75"
-
-
-def test_of_equal_memory_machine_code_counts_before_the_size() -> None:
-    release = manifest(artifact("cu124", "fat", ptx="75", size=1), artifact("cu130", "sm80", "80"))
-    assert short(select(release, replace(THREE, gpus=(A100,))).artifact.name) == ("cu130-sm80")
+def test_the_choice_is_for_the_visible_gpus_with_the_most_memory(
+    release: Manifest, gpus: tuple[Gpu, ...], named: str | None, expected: str
+) -> None:
+    choice = select(release, replace(THREE, gpus=gpus, visible_devices=named))
+    assert short(choice.artifact.name) == expected
+    assert choice.native == (expected != "cu124-seed")
 
 
 def test_all_hidden_is_said_as_such() -> None:
@@ -170,7 +160,7 @@ def test_all_hidden_is_said_as_such() -> None:
         select(SINGLES, facts)
     assert caught.value.code == "NO_GPU"
     assert "CUDA_VISIBLE_DEVICES='7' hides all: NVIDIA A100" in caught.value.message
-    assert chosen(facts, arch="75") == "cu130-sm75"
+    assert short(select(SINGLES, facts, arch="75").artifact.name) == "cu130-sm75"
 
 
 @pytest.mark.parametrize(
@@ -194,6 +184,7 @@ def test_all_hidden_is_said_as_such() -> None:
         ("NVIDIA RTX PRO 6000D", "120"),
         ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "120"),
         ("NVIDIA GB300", "103"),
+        (gpus.ZEROGPU.name, gpus.ZEROGPU.capability),
         # not of NVIDIA, or not known
         ("AMD Radeon RX 6600", None),
         ("Intel(R) Arc(TM) A380 Graphics", None),

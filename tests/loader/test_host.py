@@ -71,23 +71,3 @@ def test_a_program_of_the_working_folder_is_never_run(entries: str, tmp_path: Pa
     environ = {"PATH": search, "PYTHONPATH": str(Path(host.__file__).parents[1])}
     subprocess.run([sys.executable, "-c", script], env=environ, cwd=tmp_path, check=True)
     assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize(
-    ("files", "expected"),
-    [
-        ({}, 0),
-        ({"proc/meminfo": "MemTotal:   2048 kB\n"}, 2 << 20),
-        ({"proc/meminfo": "MemTotal:   2048 kB\n", "sys/fs/cgroup/memory.max": "max\n"}, 2 << 20),
-        ({"proc/meminfo": "MemTotal:   2048 kB\n", "sys/fs/cgroup/memory.max": "4096\n"}, 4096),
-        ({"sys/fs/cgroup/memory/memory.limit_in_bytes": "8192\n"}, 8192),
-        ({"sys/fs/cgroup/memory.max": "²\n"}, 0),
-    ],
-)
-def test_a_container_may_use_less_memory_than_there_is(
-    files: dict[str, str], expected: int, tmp_path: Path
-) -> None:
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    assert host.detect(load(environ={}), root=tmp_path).memory == expected

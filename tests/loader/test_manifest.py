@@ -36,19 +36,18 @@ def changed(path: str, value: object) -> bytes:
     return json.dumps(tree).encode()
 
 
-def test_a_good_manifest_goes_round() -> None:
+def test_a_good_manifest_goes_round_and_says_nothing_that_older_releases_did_not() -> None:
+    """Releases of before a field existed keep their bytes, and with them their digests."""
     data = archives.manifest(ARTIFACT)
     parsed = manifest.parse(data)
     assert parsed.artifacts == (ARTIFACT,)
     assert manifest.dump(parsed) == data
-
-
-def test_a_cuda_artifact_goes_round() -> None:
-    tree = copy.deepcopy(GOOD)
-    tree["artifacts"][0].update(backend="cuda", cuda=CUDA, needs=["libcublas.so.12"])
-    parsed = manifest.parse(json.dumps(tree).encode())
-    assert parsed.artifacts[0].cuda is not None
-    assert parsed.artifacts[0].cuda.sass == ("90", "120a")
+    assert data == json.dumps(GOOD, indent=2).encode() + b"\n"
+    assert not {"kind", "provides"} & GOOD["artifacts"][0].keys()
+    assert GOOD["artifacts"][0]["sbom"] is None
+    assert set(GOOD["artifacts"][0]["files"][0]) == {"path", "size", "sha256", "executable"}
+    told = manifest.parse(changed("artifacts.0.kind", "llama-server"))
+    assert told.artifacts == (ARTIFACT,)
 
 
 def libraries(**changes: Any) -> bytes:
@@ -66,32 +65,12 @@ def test_a_cuda_runtime_goes_round() -> None:
     assert manifest.parse(manifest.dump(parsed)) == parsed
 
 
-def test_a_server_is_written_as_before_there_were_kinds() -> None:
-    assert ARTIFACT.kind == "llama-server"
-    assert not {"kind", "provides"} & GOOD["artifacts"][0].keys()
-    assert GOOD["artifacts"][0]["sbom"] is None
-    told = manifest.parse(changed("artifacts.0.kind", "llama-server"))
-    assert told.artifacts == (ARTIFACT,)
-
-
 @pytest.mark.parametrize(
     "provides", [[], ["libother.so"], ["libllama.so.0", "libother.so"], ["MIT", "llama-server"]]
 )
 def test_a_cuda_runtime_provides_files_of_one_folder(provides: list[str]) -> None:
     with pytest.raises(IntegrityError, match="provides: must name files that are all in one"):
         manifest.parse(libraries(provides=provides))
-
-
-def test_provides_says_which_folder_where_a_name_stands_in_two() -> None:
-    tree = copy.deepcopy(GOOD)
-    artifact = tree["artifacts"][0]
-    artifact["files"][2]["path"] = "runtime/old/libllama.so.0"
-    artifact.update(kind="cuda-runtime", provides=["libllama.so.0", "no"])
-    found = manifest.parse(json.dumps(tree).encode()).artifacts[0]
-    assert found.library_folder == "runtime"
-    artifact["provides"] = ["libllama.so.0"]
-    with pytest.raises(IntegrityError, match="provides"):
-        manifest.parse(json.dumps(tree).encode())
 
 
 @pytest.mark.parametrize("path", ["x", "source.x", "artifacts.0.x", "artifacts.0.files.0.x"])
@@ -117,13 +96,11 @@ BAD = [
     ("release", "../x"),
     ("release", ""),
     ("release", "a/b"),
-    ("serial", -1),
     ("serial", "7"),
     ("created", "yesterday"),
     ("created", "2026-10-10T15:54:57"),
     ("expires", 1),
     ("source", None),
-    ("source.build", -1),
     ("source.sha256", "0" * 63),
     ("artifacts", {}),
     ("artifacts", [None]),
@@ -133,21 +110,15 @@ BAD = [
     ("artifacts.0.name", "a\\b"),
     ("artifacts.0.name", "a\nb"),
     ("artifacts.0.name", "a\u0000b"),
-    ("artifacts.0.name", "x" * 256),
-    ("artifacts.0.urls", []),
     ("artifacts.0.urls", ["x", 1]),
     ("artifacts.0.urls.0", ""),
-    ("artifacts.0.size", 0),
     ("artifacts.0.size", -1),
     ("artifacts.0.size", 1.0),
     ("artifacts.0.size", "1"),
-    ("artifacts.0.size", 1 << 41),
     ("artifacts.0.sha256", "0" * 65),
     ("artifacts.0.sha256", "G" * 64),
     ("artifacts.0.sha256", "A" * 64),
     ("artifacts.0.sha256", "0" * 64 + "\n"),
-    ("artifacts.0.chunk_size", 0),
-    ("artifacts.0.chunk_size", 1 << 31),
     ("artifacts.0.chunks.0", "zz"),
     ("artifacts.0.unpacked_size", -1),
     ("artifacts.0.platform.glibc", "two"),
@@ -163,7 +134,6 @@ BAD = [
     ("artifacts.0.files.0.path", "x/"),
     ("artifacts.0.files.0.path", "x\\..\\y"),
     ("artifacts.0.files.0.path", ""),
-    ("artifacts.0.files.0.path", "x" * 1025),
     ("artifacts.0.files.0.size", -1),
     ("artifacts.0.files.0.sha256", ""),
     ("artifacts.0.files.0.executable", 1),
@@ -327,31 +297,6 @@ def test_the_last_value_that_is_accepted_and_the_first_that_is_not(what: str) ->
         manifest.parse(too_far)
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        manifest.Source,
-        manifest.Cuda,
-        manifest.Platform,
-        manifest.FileEntry,
-        manifest.Sbom,
-        manifest.Artifact,
-        manifest.Manifest,
-    ],
-)
-def test_what_was_parsed_never_changes(kind: Any) -> None:
-    fields = dict.fromkeys(kind.__struct_fields__)
-    if kind in (manifest.Artifact, manifest.Manifest):
-        parsed: Any = manifest.parse(archives.manifest(ARTIFACT))
-        one = parsed if kind is manifest.Manifest else parsed.artifacts[0]
-    else:
-        one = kind(**fields)
-    with pytest.raises(AttributeError):
-        setattr(one, kind.__struct_fields__[0], None)
-    with pytest.raises(TypeError, match="positional"):
-        kind(*fields.values())
-
-
 @pytest.mark.parametrize(("field", "most"), [("needs", 1000), ("urls", 100)])
 def test_lists_that_are_compared_or_tried_one_by_one_are_bounded(field: str, most: int) -> None:
     tree = copy.deepcopy(GOOD)
@@ -385,39 +330,26 @@ def test_names_that_are_provided_a_million_times_cost_one_step_for_each_folder()
     assert time.process_time() - began < 30
 
 
-def test_what_is_not_said_is_not_written() -> None:
-    """Releases of before a field existed keep their bytes, and with them their digests."""
-    written = json.loads(archives.manifest(ARTIFACT))["artifacts"][0]
-    assert set(written["files"][0]) == {"path", "size", "sha256", "executable"}
-    assert "provides" not in written
-    assert written["sbom"] is None
-
-
-def test_a_manifest_is_written_for_people_too() -> None:
-    data = archives.manifest(ARTIFACT)
-    assert data == json.dumps(json.loads(data), indent=2).encode() + b"\n"
-
-
-def test_constants_that_releases_rely_on() -> None:
-    assert (manifest.LLAMA_SERVER, manifest.CUDA_RUNTIME) == ("llama-server", "cuda-runtime")
-    assert manifest.SCHEMA_VERSION == 1
-
-
-def test_an_error_says_what_it_is_about() -> None:
-    with pytest.raises(IntegrityError, match=r"^manifest is not JSON"):
-        manifest.parse(b"")
-    with pytest.raises(IntegrityError, match=r"^manifest: \$: must be a JSON object") as caught:
-        manifest.parse(b"[]")
-    assert caught.value.code == "MANIFEST_INVALID"
-
-
-@pytest.mark.parametrize(("folder", "found"), [("", "."), ("libX/", "libX"), ("a/b/", "a/b")])
-def test_the_folder_of_the_libraries(folder: str, found: str) -> None:
-    tree = copy.deepcopy(GOOD)
-    tree["artifacts"][0].update(kind="cuda-runtime", provides=["libllama.so.0", "other"])
-    tree["artifacts"][0]["files"][1]["path"] = f"{folder}libllama.so.0"
-    tree["artifacts"][0]["files"][2]["path"] = f"{folder}other"
-    assert manifest.parse(json.dumps(tree).encode()).artifacts[0].library_folder == found
+@pytest.mark.parametrize(
+    ("paths", "found"),
+    [
+        (("libllama.so.0", "other"), "."),
+        (("libX/libllama.so.0", "libX/other"), "libX"),
+        (("a/b/libllama.so.0", "a/b/other"), "a/b"),
+        (("libllama.so.0", "x/libllama.so.0", "other"), "."),  # one of them in two folders
+        (("x/libllama.so.0", "y/other"), None),
+        (("x/libllama.so.0", "x/other", "y/libllama.so.0", "y/other"), None),
+    ],
+)
+def test_the_folder_of_the_libraries(paths: tuple[str, ...], found: str | None) -> None:
+    entry = {"size": 0, "sha256": "0" * 64, "executable": False}
+    files = [{"path": path, **entry} for path in paths]
+    data = libraries(files=files, unpacked_size=0, provides=["libllama.so.0", "other"])
+    if found is not None:
+        assert manifest.parse(data).artifacts[0].library_folder == found
+        return
+    with pytest.raises(IntegrityError, match="provides: must name files that are all in one"):
+        manifest.parse(data)
 
 
 # generated manifests
@@ -483,35 +415,12 @@ def test_the_size_is_limited_before_anything_is_parsed() -> None:
     assert caught.value.code == "JSON_TOO_LARGE"
 
 
-@pytest.mark.parametrize("depth", [1, 64, 65])
-def test_the_depth_that_is_accepted(depth: int) -> None:
-    assert json.dumps(loads(b"[" * depth + b"]" * depth)) == "[" * depth + "]" * depth
-
-
-@pytest.mark.parametrize("text", ['"\\ud83d\\ude00"', '"é"', "[1.5, -0, 1e3, true, null]"])
+@pytest.mark.parametrize(
+    "text",
+    ['"\\ud83d\\ude00"', '"é"', "[1.5, -0, 1e3, true, null]", "[" * 65 + "]" * 65],
+)
 def test_plain_json_is_read_as_ever(text: str) -> None:
     assert loads(text.encode()) == json.loads(text)
-
-
-TREES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers(-(10**18), 10**18)
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.text(st.characters(codec="utf-8")),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
-    max_leaves=20,
-)
-
-
-@settings(max_examples=200, deadline=None)
-@given(tree=TREES)
-def test_what_json_writes_is_read_back(tree: object) -> None:
-    try:
-        data = json.dumps(tree, ensure_ascii=False).encode()
-    except UnicodeEncodeError:  # a lone surrogate in a key
-        return
-    assert loads(data) == tree
 
 
 @settings(max_examples=300, deadline=None)

@@ -6,7 +6,6 @@ import hashlib
 import json
 import os
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,7 +26,7 @@ from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from llama_loader.manifest import Manifest
@@ -46,74 +45,50 @@ def write(place: Path, **fields: Any) -> None:
     place.write_text(json.dumps(fields))
 
 
-def test_a_pin(place: Path) -> None:
+def test_a_pin_or_a_channel_is_read(place: Path) -> None:
     write(place, manifest_url=URL, manifest_sha256=SHA, comment="unknown fields are ignored")
     pin = trust.read(place)
     assert (pin.manifest_url, pin.manifest_sha256) == (URL, SHA)
-
-
-def test_a_channel(place: Path) -> None:
     write(place, manifest_url=URL, public_key="RWQx", min_serial=7, **FOR)
     pin = trust.read(place)
     assert (pin.public_key, pin.min_serial, pin.manifest_sha256) == ("RWQx", 7, None)
 
 
-@pytest.mark.parametrize(
-    "fields",
-    [
-        {"manifest_url": URL, "public_key": "RWQx", "manifest_sha256": SHA},
-        {"manifest_url": URL, "public_key": ""},
-        {"manifest_url": URL, "public_key": "RWQx", "min_serial": -1},
-        {"manifest_url": URL, "public_key": "RWQx", "min_serial": 2**53},
-    ],
-)
-def test_a_channel_that_says_two_things_is_refused(place: Path, fields: dict[str, Any]) -> None:
-    write(place, **fields)
-    with pytest.raises(IntegrityError) as caught:
-        trust.read(place)
-    assert caught.value.code == "RELEASE_INVALID"
+KEY = {"manifest_url": URL, "public_key": "RWQx", **FOR}
+PINNED = {"manifest_url": URL, "manifest_sha256": SHA}
 
 
 @pytest.mark.parametrize(
-    ("text", "code", "match"),
+    ("told", "code", "match"),
     [
         ("", "JSON_MALFORMED", "release.json is not JSON"),
         ("[]", "RELEASE_INVALID", "object"),
-        ("{}", "RELEASE_INVALID", "manifest_url"),
-        ('{"manifest_url": 1}', "RELEASE_INVALID", r"\$\.manifest_url"),
-        ('{"manifest_url": ""}', "RELEASE_INVALID", r"\$\.manifest_url"),
-        (f'{{"manifest_url": "{URL}"}}', "RELEASE_NOT_PINNED", "neither"),
-        (f'{{"manifest_url": "{URL}", "manifest_sha256": null}}', "RELEASE_NOT_PINNED", "neither"),
-        (
-            f'{{"manifest_url": "{URL}", "manifest_sha256": "{SHA[1:]}"}}',
-            "RELEASE_INVALID",
-            r"\$\.manifest_sha256: must be 64 lower-case",
-        ),
-        (
-            f'{{"manifest_url": "{URL}", "manifest_sha256": "{SHA.upper()}"}}',
-            "RELEASE_INVALID",
-            "64 lower-case",
-        ),
-        (
-            f'{{"manifest_url": "{URL}", "manifest_sha256": "{SHA}", "manifest_sha256": "{SHA}"}}',
-            "JSON_AMBIGUOUS",
-            "twice",
-        ),
+        ({}, "RELEASE_INVALID", "manifest_url"),
+        ({"manifest_url": 1}, "RELEASE_INVALID", r"\$\.manifest_url"),
+        ({"manifest_url": ""}, "RELEASE_INVALID", r"\$\.manifest_url"),
+        ({"manifest_url": URL}, "RELEASE_NOT_PINNED", "neither"),
+        ({**PINNED, "manifest_sha256": None}, "RELEASE_NOT_PINNED", "neither"),
+        ({**PINNED, "manifest_sha256": SHA[1:]}, "RELEASE_INVALID", r"sha256: must be 64 lower"),
+        ({**PINNED, "manifest_sha256": SHA.upper()}, "RELEASE_INVALID", "64 lower-case"),
+        (f'{{"manifest_url": "{URL}", "manifest_url": "{URL}"}}', "JSON_AMBIGUOUS", "twice"),
         ('"' + "x" * 70_000 + '"', "JSON_TOO_LARGE", "at most 65536"),
+        ({**KEY, **PINNED}, "RELEASE_INVALID", "both"),
+        ({**KEY, "public_key": ""}, "RELEASE_INVALID", "public_key"),
+        ({**KEY, "min_serial": -1}, "RELEASE_INVALID", "min_serial"),
+        ({**KEY, "min_serial": 2**53}, "RELEASE_INVALID", "min_serial"),
+        ({**KEY, "project": ...}, "CHANNEL_NOT_NAMED", "name its project and channel"),
+        ({**KEY, "channel": ...}, "CHANNEL_NOT_NAMED", "name its project and channel"),
     ],
 )
-def test_a_release_file_that_is_not_one(place: Path, text: str, code: str, match: str) -> None:
-    place.write_text(text)
+def test_a_release_file_that_is_not_one(place: Path, told: Any, code: str, match: str) -> None:
+    if isinstance(told, str):
+        place.write_text(told)
+    else:
+        write(place, **{name: value for name, value in told.items() if value is not ...})
     with pytest.raises(IntegrityError, match=match) as caught:
         trust.read(place)
     assert caught.value.code == code
-
-
-def test_no_release_file(place: Path) -> None:
-    with pytest.raises(SettingError, match="nothing says which release to run") as caught:
-        trust.read(place)
-    assert caught.value.code == "RELEASE_NOT_CHOSEN"
-    assert "LLAMA_CPP_MANIFEST_URL" in caught.value.hint
+    assert code != "CHANNEL_NOT_NAMED" or '"channel": "stable"' in caught.value.hint
 
 
 # what the settings say, and what the file says
@@ -159,8 +134,8 @@ def test_the_settings_url_has_the_settings_pin_and_not_the_files(
     url, sha256 = pinned
     monkeypatch.setattr(trust, "RELEASE_FILE", place)
     write(place, manifest_url=URL, manifest_sha256=SHA)
-    assert resolve(tmp_path, manifest_url=url) == ("b1-1", url)
-    assert resolve(tmp_path, manifest_url=url, manifest_sha256=sha256) == ("b1-1", url)
+    for given in ({}, {"manifest_sha256": sha256}):
+        assert resolve(tmp_path, manifest_url=url, **given) == ("b1-1", url)
     with pytest.raises(IntegrityError, match="is pinned"):
         resolve(tmp_path, manifest_url=url, manifest_sha256=SHA)
 
@@ -180,25 +155,6 @@ def test_an_installed_package_reads_the_file_beside_the_apps_script(
     write(installed, manifest_url=url, manifest_sha256=SHA)
     with pytest.raises(IntegrityError, match="is pinned"):
         resolve(tmp_path)
-
-
-def test_the_file_lies_beside_the_page() -> None:
-    assert trust.RELEASE_FILE.name == "release.json"
-    assert (trust.RELEASE_FILE.parent / "llama_loader" / "trust.py").samefile(trust.__file__)
-
-
-def test_a_pin_never_changes(place: Path) -> None:
-    write(place, manifest_url=URL, manifest_sha256=SHA)
-    pin: Any = trust.read(place)
-    with pytest.raises(AttributeError):
-        pin.manifest_url = "https://example.org/other.json"
-    with pytest.raises(TypeError, match="positional"):
-        type(pin)(URL, SHA)
-
-
-def test_why_there_is_no_release(place: Path) -> None:
-    with pytest.raises(SettingError, match=r"cannot be read \(No such file or directory\)$"):
-        trust.read(place)
 
 
 # signed channels: signatures, serials and expiry
@@ -307,7 +263,12 @@ def test_what_is_not_signed_by_the_key_is_refused(
     assert (error.code, error.exit_status) == (code, 4)
 
 
-def test_a_signature_that_is_out_of_reach_is_not_one_that_is_missing(published: Published) -> None:
+def test_neither_a_signature_out_of_reach_nor_one_of_no_manifest_counts(
+    published: Published,
+) -> None:
+    published.put(b"{}")
+    assert refused(published).exit_status == 4
+    published.put(manifest())
     published.server.fail(f"{PATH}.minisig", faults.status(500), always=True)
     error = refused(published)
     assert (type(error), error.exit_status) == (NetworkError, 3)
@@ -319,17 +280,13 @@ def test_a_trusted_comment_cannot_be_changed(published: Published) -> None:
     assert refused(published).code == "SIGNATURE_INVALID"
 
 
-def test_a_signature_says_nothing_about_a_manifest_that_is_none(published: Published) -> None:
-    published.put(b"{}")
-    assert refused(published).exit_status == 4
-
-
 NO_KEYS = {
     "short": "RWQx",
     "words": "not a key",
     "accent": "\u00e9",
     "cut": PUBLIC[:-4],
     "zeros": "A" * 56,
+    "long": "x" * 500,
 }
 
 
@@ -338,10 +295,7 @@ def test_a_key_that_is_none_is_a_setting(published: Published, key: str) -> None
     error = refused(published, key=key)
     assert isinstance(error, SettingError | IntegrityError)
     assert error.code in {"PUBLIC_KEY_INVALID", "SIGNATURE_INVALID"}
-
-
-def test_a_key_that_is_none_is_not_shown_without_end(published: Published) -> None:
-    assert f"{'x' * 80!r} is not" in refused(published, key="x" * 500).message
+    assert len(error.message) < 300
 
 
 def test_a_serial_never_goes_back(published: Published) -> None:
@@ -421,32 +375,22 @@ def test_what_was_kept_is_verified_again(published: Published, damage: bytes) ->
     assert published.follow(offline=True).serial == 7
 
 
-@pytest.mark.parametrize("kind", ["damaged", "FIFO", "folder"])
+@pytest.mark.parametrize("kind", ["damaged", "FIFO", "folder", "foreign"])
 def test_mark_holds_whatever_becomes_of_what_was_kept(published: Published, kind: str) -> None:
     published.follow()
-    (kept,) = published.root.glob("channels/*/7.json")
-    kept.unlink()
-    {"damaged": kept.touch, "FIFO": lambda: os.mkfifo(kept), "folder": kept.mkdir}[kind]()
+    name = hashlib.sha256(f"{PUBLIC}\nme/builds\nstable".encode()).hexdigest()[:32]
+    kept = published.root / "channels" / name / "7.json"  # a later loader looks for it there
+    if kind == "foreign":
+        for other in ("x.json", f"{'9' * 200}.json", "\u0669.json", "-1.json"):
+            (kept.parent / other).write_text("{}")
+    else:
+        kept.unlink()
+        {"damaged": kept.touch, "FIFO": lambda: os.mkfifo(kept), "folder": kept.mkdir}[kind]()
     published.put(manifest(serial=6))
     assert refused(published).code == "SERIAL_TOO_LOW"
     published.put(manifest(serial=7))
     assert published.follow().serial == 7
     assert kept.is_file()
-
-
-def test_somebody_elses_files_are_no_serials(published: Published) -> None:
-    published.follow()
-    (kept,) = published.root.glob("channels/*/7.json")
-    for name in ("x.json", f"{'9' * 5000}"[:200] + ".json", "\u0669.json", "-1.json"):
-        (kept.parent / name).write_text("{}")
-    assert published.follow().serial == 7
-
-
-def test_what_is_kept_lies_where_a_later_loader_looks_for_it(published: Published) -> None:
-    """The high-water mark is worth as much as the name that it is found under."""
-    published.follow()
-    name = hashlib.sha256(f"{PUBLIC}\nme/builds\nstable".encode()).hexdigest()[:32]
-    assert (published.root / "channels" / name / "7.json").is_file()
 
 
 def test_processes_that_accept_at_once_leave_the_highest(
@@ -469,69 +413,58 @@ def test_processes_that_accept_at_once_leave_the_highest(
     assert refused(published).code == "SERIAL_TOO_LOW"
 
 
-def test_many_at_once_leave_the_highest(published: Published) -> None:
-    published.put(manifest(serial=20))
-    with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(lambda _: published.follow().serial, range(16)))
-    assert set(found) == {20}
-    published.put(manifest(serial=19))
-    assert refused(published).code == "SERIAL_TOO_LOW"
-
-
-def test_another_key_or_place_has_its_own_serials(published: Published) -> None:
-    published.put(manifest(serial=9))
-    published.follow()
-    data = manifest(serial=1)
-    published.put(data, sign(data, OTHER))
-    assert published.follow(key=OTHER.public_key.to_base64().decode()).serial == 1
-
-
-def test_release_json_names_a_channel(
-    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    place = tmp_path / "release.json"
-    fresh = manifest(
-        created=datetime.now(timezone.utc), expires=datetime.now(timezone.utc) + timedelta(days=1)
-    )
-    published.put(fresh)
-    place.write_text(
-        json.dumps({"manifest_url": published.url, "public_key": PUBLIC, "min_serial": 7, **FOR})
-    )
+def follow_the_file(
+    published: Published, place: Path, monkeypatch: pytest.MonkeyPatch, **told: Any
+) -> Callable[[str | None], Manifest]:
+    """Return what reads the channel that ``release.json`` names, with a digest of the settings."""
+    write(place, manifest_url=published.url, public_key=PUBLIC, **{**FOR, **told})
     monkeypatch.setattr(trust, "RELEASE_FILE", place)
-    words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=None)
-    found, url = trust.manifest(words, Store(published.root), Fetcher(), ignore)
-    assert (found.serial, url) == (7, published.url)
-    published.put(fresh, sign(fresh, OTHER))
-    with pytest.raises(IntegrityError, match="is not signed by"):
-        trust.manifest(words, Store(published.root), Fetcher(), ignore)
+
+    def followed(digest: str | None = None) -> Manifest:
+        words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=digest)
+        found, url = trust.manifest(words, Store(published.root), Fetcher(), ignore)
+        assert url == published.url
+        return found
+
+    return followed
 
 
-def test_a_promotion_between_the_two_files_is_waited_for(published: Published) -> None:
-    """The signature of serial 8 is there already, its manifest a moment later."""
+@pytest.mark.parametrize(
+    ("serial", "least", "code"), [(0, None, ""), (7, 7, ""), (7, 8, "SERIAL_TOO_LOW")]
+)
+def test_release_json_names_a_channel_and_its_least_serial(
+    published: Published,
+    place: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    serial: int,
+    least: int | None,
+    code: str,
+) -> None:
+    now = datetime.now(timezone.utc)
+    fresh = manifest(serial, created=now, expires=now + timedelta(days=1))
+    published.put(fresh)
+    followed = follow_the_file(published, place, monkeypatch, min_serial=least)
+    if not code:
+        assert followed(None).serial == serial
+        published.put(fresh, sign(fresh, OTHER))
+    with pytest.raises(IntegrityError) as caught:
+        followed(None)
+    assert caught.value.code == (code or "SIGNATURE_INVALID")
+
+
+def test_a_pair_that_does_not_fit_is_waited_for_twice(published: Published) -> None:
+    """A promotion: the signature of serial 8 is there already, its manifest a moment later."""
     later = manifest(serial=8)
     published.put(manifest(), sign(later))
     waits: list[float] = []
-
-    def promote(seconds: float) -> None:
-        waits.append(seconds)
-        published.put(later)
-
-    assert published.follow(between=promote).serial == 8
-    assert len(waits) == 1
-
-
-def test_a_pair_that_never_fits_is_refused_after_three_tries(published: Published) -> None:
-    published.put(manifest(), sign(manifest(serial=8)))
-    waits: list[float] = []
-    with pytest.raises(IntegrityError) as refused:
-        published.follow(between=waits.append)
-    assert refused.value.code == "SIGNATURE_INVALID"
+    assert refused(published, between=waits.append).code == "SIGNATURE_INVALID"
     assert len(waits) == 2
-    assert published.kept() == []
+    assert published.follow(between=lambda _: published.put(later)).serial == 8
 
 
-def test_a_stand_in_for_the_store_counts(
-    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("mode", "accepted"), [(0o700, False), (0o777, True)])
+def test_a_stand_in_for_the_store_counts_unless_others_can_write_it(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: int, accepted: bool
 ) -> None:
     """What a store that cannot be written had to keep among the temporary files."""
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -540,24 +473,12 @@ def test_a_stand_in_for_the_store_counts(
     stand_in = Published(published.server, folder)
     stand_in.put(manifest(serial=9))
     assert stand_in.follow().serial == 9
+    folder.chmod(mode)
     published.put(manifest(serial=8))
-    with pytest.raises(IntegrityError) as refused:
-        published.follow()
-    assert refused.value.code == "SERIAL_TOO_LOW"
-
-
-def test_a_stand_in_of_somebody_else_does_not(
-    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    folder = disk.private_folder()
-    folder.mkdir(mode=0o700)
-    stand_in = Published(published.server, folder)
-    stand_in.put(manifest(serial=9))
-    stand_in.follow()
-    folder.chmod(0o777)
-    published.put(manifest(serial=8))
-    assert published.follow().serial == 8
+    if accepted:
+        assert published.follow().serial == 8
+    else:
+        assert refused(published).code == "SERIAL_TOO_LOW"
 
 
 def test_what_was_accepted_meanwhile_counts(published: Published) -> None:
@@ -574,48 +495,15 @@ def test_what_was_accepted_meanwhile_counts(published: Published) -> None:
     assert refused.value.code == "SERIAL_TOO_LOW"
 
 
-@pytest.mark.parametrize(
-    ("serial", "least", "code"), [(0, None, ""), (7, 7, ""), (7, 8, "SERIAL_TOO_LOW")]
-)
-def test_release_json_says_the_least_serial_of_a_channel(
-    published: Published,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    serial: int,
-    least: int | None,
-    code: str,
-) -> None:
-    now = datetime.now(timezone.utc)
-    published.put(manifest(serial, created=now, expires=now + timedelta(days=1)))
-    place = tmp_path / "release.json"
-    told = {"manifest_url": published.url, "public_key": PUBLIC, "min_serial": least, **FOR}
-    place.write_text(json.dumps(told))
-    monkeypatch.setattr(trust, "RELEASE_FILE", place)
-    words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=None)
-    if not code:
-        found, _ = trust.manifest(words, Store(published.root), Fetcher(), ignore)
-        assert found.serial == serial
-        return
-    with pytest.raises(IntegrityError) as caught:
-        trust.manifest(words, Store(published.root), Fetcher(), ignore)
-    assert caught.value.code == code
-
-
 def test_a_digest_of_the_settings_pins_whatever_a_channel_says(
-    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    published: Published, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     data = manifest()
     published.put(data, b"no signature at all")
-    place = tmp_path / "release.json"
-    place.write_text(json.dumps({"manifest_url": published.url, "public_key": PUBLIC, **FOR}))
-    monkeypatch.setattr(trust, "RELEASE_FILE", place)
-    digest = hashlib.sha256(data).hexdigest()
-    words: Any = SimpleNamespace(manifest_url=None, manifest_sha256=digest)
-    found, url = trust.manifest(words, Store(published.root), Fetcher(), ignore)
-    assert (found.serial, url) == (7, published.url)
-    words.manifest_sha256 = "0" * 64
+    followed = follow_the_file(published, place, monkeypatch)
+    assert followed(hashlib.sha256(data).hexdigest()).serial == 7
     with pytest.raises(IntegrityError) as caught:
-        trust.manifest(words, Store(published.root), Fetcher(), ignore)
+        followed("0" * 64)
     assert caught.value.code == "MANIFEST_PIN_MISMATCH"
 
 
@@ -662,18 +550,6 @@ def test_signature_that_names_no_project_asks_for_a_new_promotion(
     assert "an older farm" in refused(published).hint
 
 
-@pytest.mark.parametrize("missing", ["project", "channel"])
-def test_release_file_that_does_not_name_its_channel_is_refused(place: Path, missing: str) -> None:
-    told = {name: value for name, value in FOR.items() if name != missing}
-    write(place, manifest_url=URL, public_key=PUBLIC, **told)
-    with pytest.raises(IntegrityError) as caught:
-        trust.read(place)
-    error = caught.value
-    assert (error.code, error.exit_status) == ("CHANNEL_NOT_NAMED", 4)
-    assert '"project": "OWNER/REPO"' in error.hint
-    assert '"channel": "stable"' in error.hint
-
-
 def test_other_content_under_an_accepted_serial_is_refused(published: Published) -> None:
     published.follow()
     published.put(manifest(release="b1-2"))
@@ -685,6 +561,9 @@ def test_other_content_under_an_accepted_serial_is_refused(published: Published)
 
 
 def test_marks_of_another_channel_or_project_do_not_count(published: Published) -> None:
+    data = manifest(serial=90)
+    published.put(data, sign(data, OTHER))
+    assert published.follow(key=OTHER.public_key.to_base64().decode()).serial == 90
     for name, value in (("channel", "candidate"), ("project", "me/other")):
         data = manifest(serial=90)
         published.put(data, sign(data, **{name: value}))

@@ -12,7 +12,7 @@ import pytest
 from llama_loader import settings
 from llama_space.values import Failure, Piece, Status
 from translator.handlers import Handlers
-from translator.line import Line
+from translator.session import Line
 
 if TYPE_CHECKING:
     from collections.abc import Generator

@@ -19,9 +19,8 @@ from llama_loader.errors import SettingError
 from llama_loader.events import Downloading
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api, session
-from translator.line import Line
-from translator.session import Answer, InLine, Job, Refusal, translate
-from translator.start import RefusingEngine
+from translator.page import RefusingEngine
+from translator.session import Answer, InLine, Job, Line, Refusal, translate
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
@@ -240,8 +239,7 @@ import json
 from llama_loader import settings
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading
-from translator.page import Page
-from translator.start import RefusingEngine
+from translator.page import Page, RefusingEngine
 page = Page(RefusingEngine(SettingError("X", "x")), settings.load(environ={}))
 print(json.dumps(page.build().get_api_info()["named_endpoints"]))
 """
