@@ -17,9 +17,7 @@ import time
 from pathlib import Path
 
 from llama_loader import manifest
-from llama_loader.disk import Folder
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import FOLDER, Partial
 from llama_loader.store import Store
 from tests.rigs import fault_server as faults
 from tests.rigs import installer
@@ -67,13 +65,11 @@ def _fetched_again(release: Path, root: Path, share: int) -> int:
 
 
 def _await_chunks(root: Path, artifact: manifest.Artifact, count: int) -> None:
-    end = time.monotonic() + SECONDS
+    """Wait until the store has kept so many chunks; each is verified before it is written."""
+    kept, end = root / "partial" / artifact.sha256, time.monotonic() + SECONDS
     while time.monotonic() < end:
-        if (root / FOLDER).is_dir():
-            with Folder.open(root / FOLDER) as folder:
-                kept = Partial(folder, artifact)
-                if all(kept.get(index) is not None for index in range(count)):
-                    return
+        if kept.exists() and kept.stat().st_size == count * artifact.chunk_size:
+            return
         time.sleep(0.1)
     raise TimeoutError(root)
 

@@ -22,7 +22,7 @@ from llama_loader import unpack
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading, Resolving
 from llama_loader.fetch import Mirrors, backoff
-from llama_loader.transport import AttemptError, Body, Patience, RangeError
+from llama_loader.locations import AttemptError, Body, Patience, RangeError
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import (
     CHUNK,

@@ -14,7 +14,7 @@ import pytest
 
 from llama_loader import http_transport
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.transport import Patience
+from llama_loader.locations import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, refused
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
