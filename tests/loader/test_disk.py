@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import stat
-import tempfile
 import time
 from pathlib import Path
 
@@ -14,15 +13,6 @@ import pytest
 
 from llama_loader import disk
 from llama_loader.disk import Folder
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def left_behind(place: Path, name: str = f"install.{'0a' * 8}.tmp") -> Path:
@@ -199,16 +189,12 @@ def test_a_path_through_another_users_folder_or_link_is_not_trusted(tmp_path: Pa
             disk.trusted(path)
 
 
-def test_temporary_folder_is_private_and_goes_at_its_end(tmp_path: Path) -> None:
-    with Folder.open(tmp_path) as folder, folder.temporary("install") as made:
-        assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
-        left_behind(made.path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_only_what_a_process_left_behind_is_swept(tmp_path: Path) -> None:
     with Folder.open(tmp_path) as folder, folder.temporary("install") as made:
         name = made.path.name
+        assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
+        left_behind(made.path)
+    assert list(tmp_path.iterdir()) == []  # it goes at its end
     left_behind(tmp_path, name)
     kept = {"e", f"{name}.x", name.upper(), name.replace(".tmp", ""), f"x{name}".replace(".", "-")}
     for other in kept:
@@ -244,58 +230,3 @@ def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(Folder, "remove", other_was_faster)
     sweep(tmp_path)
     assert not any(folder.exists() for folder in folders)
-
-
-def test_lock_keeps_out_who_opens_the_folder_anew(tmp_path: Path) -> None:
-    with Folder.open(tmp_path) as one, Folder.open(tmp_path) as other:
-        assert one.lock()
-        assert one.lock()
-        assert not other.lock()
-        one.unlock()
-        assert other.lock()
-
-
-def test_lock_ends_although_a_fork_has_a_copy_of_the_folder(tmp_path: Path) -> None:
-    read, write = os.pipe()
-    with Folder.open(tmp_path) as one, Folder.open(tmp_path) as other:
-        assert one.lock()
-        child = os.fork()
-        if child == 0:
-            os.close(write)
-            os.read(read, 1)
-            os._exit(0)
-        one.unlock()
-        assert other.lock()
-        os.close(write)
-        os.waitpid(child, 0)
-    os.close(read)
-
-
-def test_a_private_folder_is_the_same_every_time(temporary: Path) -> None:
-    folder = disk.private_folder()
-    assert folder == temporary / f"llama-loader-{os.geteuid()}"
-    assert not folder.exists()
-    folder.mkdir(mode=0o700)
-    assert disk.private_folder() == folder
-
-
-@pytest.mark.parametrize("what", ["open to others", "a file", "a link", "another user's"])
-def test_what_is_not_private_is_not_used(temporary: Path, what: str) -> None:
-    place = disk.private_folder()
-    if what == "a file":
-        place.touch(0o600)
-    elif what == "a link":
-        (temporary / "elsewhere").mkdir(0o700)
-        place.symlink_to(temporary / "elsewhere")
-    else:
-        place.mkdir(0o700)
-    if what == "open to others":
-        place.chmod(0o710)
-    elif what == "another user's":
-        if os.geteuid():
-            pytest.skip("only root can give a folder away")
-        os.chown(place, 1000, 1000)
-    folder = disk.private_folder()
-    assert folder.name.startswith("llama-loader-")
-    assert folder not in {place, disk.private_folder()}
-    assert not folder.exists()
