@@ -6,7 +6,6 @@ import errno
 import os
 import socket
 import stat
-import time
 from pathlib import Path
 
 import pytest
@@ -76,32 +75,6 @@ def not_small(place: Path, what: str, elsewhere: Path) -> None:
 
 
 KINDS = ("fifo", "endless", "link", "device", "socket", "folder", "sparse")
-
-
-@pytest.mark.parametrize("what", KINDS)
-def test_only_small_regular_files_are_read_and_the_next_write_heals(
-    tmp_path: Path, what: str
-) -> None:
-    place = tmp_path / "small"
-    not_small(place, what, tmp_path / "elsewhere")
-    with Folder.open(tmp_path) as folder, folder.folder("staging", make=0o700) as staging:
-        assert folder.read("small", 100) is None
-        folder.replace("small", b"right", staging=staging)
-        assert folder.read("small", 100) == b"right"
-        assert staging.names() == []
-    if what == "folder":
-        (aside,) = tmp_path.glob("small.aside-*/notes.txt")
-        assert aside.read_text() == "mine"
-    if what == "link":
-        assert (tmp_path / "elsewhere").read_bytes() == b"secret"
-
-
-def test_files_up_to_a_limit_are_read(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"content")
-    with Folder.open(tmp_path) as folder:
-        assert folder.read("missing", 7) is None
-        assert folder.read("plain/below", 7) is None
-        assert (folder.read("plain", 7), folder.read("plain", 6)) == (b"content", None)
 
 
 def test_a_whole_file_is_synced_before_and_after_it_has_its_name(
@@ -204,29 +177,3 @@ def test_only_what_a_process_left_behind_is_swept(tmp_path: Path) -> None:
     sweep(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == kept | {name.replace("install", "file"), name.replace("install", "link")}
-
-
-@pytest.mark.parametrize(("early", "stays"), [(1, True), (0, False)])
-def test_what_is_unused_is_known_by_its_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: int, *, stays: bool
-) -> None:
-    now = float(int(time.time()))
-    folder = left_behind(tmp_path)
-    os.utime(folder, (now, now - 60 + early))
-    monkeypatch.setattr(disk.time, "time", lambda: now)
-    sweep(tmp_path, 60)
-    assert folder.exists() is stays
-
-
-def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [left_behind(tmp_path, f"install.{digit * 16}.tmp") for digit in "ab"]
-    remove = Folder.remove
-
-    def other_was_faster(folder: Folder, name: str) -> None:
-        remove(folder, name)
-        if "." in name:
-            raise FileNotFoundError(errno.ENOENT, "gone", name)
-
-    monkeypatch.setattr(Folder, "remove", other_was_faster)
-    sweep(tmp_path)
-    assert not any(folder.exists() for folder in folders)

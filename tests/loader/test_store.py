@@ -80,6 +80,17 @@ class Release:
             artifact or self.artifact, [self.url], self.fetcher(**options), release="b1-1"
         )
 
+    def put_other(self, name: str) -> tuple[str, Artifact]:
+        """Serve another release; return its URL and artifact."""
+        packed, artifact = archives.release((*GOOD, Entry("runtime/version", name.encode())))
+        return self.server.put(f"/{name}", packed), artifact
+
+    def install_other(self, name: str, seconds: float = 0.0) -> Path:
+        """Install another release, unused for so long; return its place."""
+        url, artifact = self.put_other(name)
+        place = self.store().install(artifact, [url], Fetcher(), release=name).root
+        return age(place, seconds)
+
     def stages(self) -> list[str]:
         return [event.name for event in self.events if isinstance(event, Stage)]
 
@@ -89,12 +100,6 @@ class Release:
     def left(self) -> list[str]:
         """What lies in the staging folder."""
         return [path.name for path in (self.root / "staging").iterdir()]
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 @pytest.fixture
@@ -399,15 +404,6 @@ def test_a_read_only_store_that_has_it_is_used(release: Release, temporary: Path
     assert names(temporary) == []
 
 
-def test_a_damaged_runtime_of_a_read_only_store(release: Release, temporary: Path) -> None:
-    installed = release.install()
-    (installed.folder / "llama-server").write_bytes(b"changed")
-    with read_only(release.root):
-        repaired = release.install()
-        assert repaired.folder.is_relative_to(temporary)
-        assert (repaired.folder / "llama-server").read_bytes() == SCRIPT
-
-
 def test_a_store_that_cannot_be_a_folder(release: Release, temporary: Path, tmp_path: Path) -> None:
     """A setting that is wrong is no reason to install elsewhere."""
     (tmp_path / "file").write_text("")
@@ -516,14 +512,19 @@ def rename_to_what_the_manifest_says(release: Release) -> str:
     return path
 
 
+@pytest.mark.parametrize("damaged", [False, True])
 @pytest.mark.parametrize("locks", ["locks", "no-locks", "failing-locks"])
-def test_eight_installers_at_once(release: Release, locks: str) -> None:
+def test_eight_installers_at_once(release: Release, locks: str, *, damaged: bool) -> None:
+    """Also where all of them find a damaged runtime: none throws out what another repaired."""
     path = rename_to_what_the_manifest_says(release)
 
     def slowly(answer: faults.Answer) -> None:
         time.sleep(0.3)
         faults.healthy(answer)
 
+    if damaged:
+        release.install()
+        damage("bit", release.place)
     release.server.fail(path, slowly, always=True)
     running = [
         subprocess.Popen(
@@ -1271,9 +1272,10 @@ def test_store_path_in_any_language(release: Release, tmp_path: Path, name: str)
 
 @pytest.mark.parametrize("what", KINDS)
 @pytest.mark.parametrize("where", ["receipt.json", "manifest", "FORMAT"])
-def test_what_is_no_small_file_is_replaced(
+def test_only_small_regular_files_are_read_and_the_next_write_heals(
     release: Release, tmp_path: Path, what: str, where: str
 ) -> None:
+    """What a link leads to is not touched, and a folder is put aside, not removed."""
     pin = (release.manifest_url, release.manifest_sha256)
     release.store().manifest(*pin, release.fetcher())
     release.install()
@@ -1290,6 +1292,10 @@ def test_what_is_no_small_file_is_replaced(
     release.events.clear()
     assert release.store().find(release.artifact.sha256) is not None
     assert release.notes() == []
+    assert what != "link" or (tmp_path / "e").read_bytes() == b"secret"
+    if what == "folder" and where != "receipt.json":  # a damaged runtime goes whole
+        (aside,) = place.parent.glob(f"{place.name}.aside-*/notes.txt")
+        assert aside.read_text() == "mine"
 
 
 @pytest.mark.parametrize("what", KINDS)
@@ -1342,28 +1348,36 @@ def unhashed(release: Release, *urls: str) -> Installed:
     )
 
 
-@pytest.mark.parametrize("how", ["same size and time", "missing", "no files"])
+@pytest.mark.parametrize("how", ["same size and time", "missing", "no files", "gone"])
 def test_runtime_that_is_not_hashed_is_what_its_receipt_says(release: Release, how: str) -> None:
     """The caller verifies it before it executes it, and repairs it then."""
     installed = release.install()
-    damage(how, release.place)
+    if how != "gone":
+        damage(how, release.place)
     found = unhashed(release)
     assert found == installed
     assert release.notes() == []
-    with pytest.raises(IntegrityError, match=r"llama-server|libllama"):
+    if how == "gone":
+        shutil.rmtree(found.root)
+    with pytest.raises(IntegrityError, match=r"llama-server|libllama|No such file") as caught:
         found.verify()
+    assert caught.value.code == "RUNTIME_DAMAGED"
     release.install()
     found.verify()
 
 
-def test_runtime_of_a_read_only_store_is_hashed_at_once(release: Release, temporary: Path) -> None:
+@pytest.mark.parametrize("hashed", [False, True])
+def test_runtime_of_a_read_only_store_is_hashed_at_once(
+    release: Release, temporary: Path, *, hashed: bool
+) -> None:
     """What is repaired would be in another folder than the one that was found."""
     installed = release.install()
+    look = release.install if hashed else lambda: unhashed(release, release.url)
     with read_only(release.root):
-        assert unhashed(release) == installed
+        assert look() == installed
     damage("same size and time", release.place)
     with read_only(release.root):
-        repaired = unhashed(release, release.url)
+        repaired = look()
         assert repaired.folder.is_relative_to(temporary)
         repaired.verify()
 
@@ -1379,27 +1393,7 @@ def test_runtime_on_a_disk_that_keeps_no_modes_is_hashed_at_once(
         assert unhashed(release, release.url).folder.is_relative_to(temporary)
 
 
-def test_runtime_that_was_removed_after_it_was_found(release: Release) -> None:
-    installed = release.install()
-    shutil.rmtree(installed.root)
-    with pytest.raises(IntegrityError, match="No such file") as caught:
-        installed.verify()
-    assert caught.value.code == "RUNTIME_DAMAGED"
-
-
 # many at once
-
-
-def test_eight_processes_find_a_damaged_runtime(release: Release) -> None:
-    path = rename_to_what_the_manifest_says(release)
-    release.install()
-    damage("bit", release.place)
-    running = [subprocess.Popen(child(release), stdout=subprocess.DEVNULL) for _ in range(8)]
-    assert [process.wait() for process in running] == [0] * 8
-    assert len(release.server.asked(path)) == 1  # nobody threw out what another one repaired
-    assert release.store().verify(release.place)
-    assert names(release.root / "runtimes") == [release.artifact.sha256]
-    assert release.left() == []
 
 
 def test_sound_runtime_that_took_a_damaged_ones_place_stays(
@@ -1458,50 +1452,28 @@ OLD = store_module.MAX_AGE_SECONDS + 60
 IDLE = store_module.MAX_AGE_SECONDS - 60
 
 
-class Several:
-    """Several releases, and a store for them."""
-
-    def __init__(self, server: FaultServer, root: Path) -> None:
-        self.server = server
-        self.root = root
-
-    def install(self, name: str, seconds: float = 0.0) -> Path:
-        packed, artifact = archives.release((*GOOD, Entry("runtime/version", name.encode())))
-        url = self.server.put(f"/{name}", packed)
-        place = Store(self.root).install(artifact, [url], Fetcher(), release=name).root
-        return age(place, seconds)
-
-    def installed(self) -> set[str]:
-        return {path.name for path in (self.root / "runtimes").iterdir()}
-
-
-@pytest.fixture
-def several(server: FaultServer, tmp_path: Path) -> Several:
-    return Several(server, tmp_path / "store")
-
-
-def test_what_nobody_used_for_long_goes_with_the_next_installation(several: Several) -> None:
-    old, idle = several.install("b1", OLD), several.install("b2", IDLE)
-    new = several.install("b3")
-    assert several.installed() == {idle.name, new.name}
+def test_what_nobody_used_for_long_goes_with_the_next_installation(release: Release) -> None:
+    old, idle = release.install_other("b1", OLD), release.install_other("b2", IDLE)
+    new = release.install_other("b3")
+    assert names(release.root / "runtimes") == sorted([idle.name, new.name])
     assert not old.exists()
-    assert [place for place in (several.root / "staging").iterdir() if place.is_dir()] == []
+    assert release.left() == []
 
 
-def test_a_start_is_a_use(several: Several) -> None:
+def test_a_start_is_a_use(release: Release) -> None:
     """Each start and restart verifies, and what is verified is used."""
-    place = several.install("b1", OLD)
-    found = Store(several.root).find(place.name, hashed=False)
+    place = release.install_other("b1", OLD)
+    found = release.store().find(place.name, hashed=False)
     assert found is not None
     assert time.time() - place.stat().st_mtime > IDLE
     found.verify()
     assert time.time() - place.stat().st_mtime < 60
-    several.install("b2")
+    release.install_other("b2")
     assert place.exists()
 
 
-def test_six_switch_to_a_new_release_while_old_ones_are_collected(several: Several) -> None:
-    old = [several.install(f"b{n}", OLD) for n in range(4)]
+def test_six_switch_to_a_new_release_while_old_ones_are_collected(release: Release) -> None:
+    old = [release.install_other(f"b{n}", OLD) for n in range(4)]
     script = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
         "from pathlib import Path\n"
@@ -1509,13 +1481,10 @@ def test_six_switch_to_a_new_release_while_old_ones_are_collected(several: Sever
         "from llama_loader.store import Store\n"
         "Store(Path(sys.argv[2])).install_archive(sys.argv[3], None, Fetcher()).verify()\n"
     )
-    urls = []
-    for name in ("new1", "new2"):
-        packed, _ = archives.release((*GOOD, Entry("runtime/version", name.encode())))
-        urls.append(several.server.put(f"/{name}", packed))
-    argv = [sys.executable, "-c", script, str(installer.SPACES), str(several.root)]
+    urls = [release.put_other(name)[0] for name in ("new1", "new2")]
+    argv = [sys.executable, "-c", script, str(installer.SPACES), str(release.root)]
     running = [subprocess.Popen([*argv, urls[n % 2]], stderr=subprocess.PIPE) for n in range(6)]
     done = [(process.communicate()[1], process.returncode) for process in running]
     assert [status for _, status in done] == [0] * 6, done
-    assert len(several.installed()) == 2
+    assert len(names(release.root / "runtimes")) == 2
     assert not any(place.exists() for place in old)
