@@ -35,10 +35,9 @@ TESTS: Final[dict[str, tuple[str, ...]]] = {
     "store": ("store",),
     "disk": ("disk", "store"),
     "receipt": ("receipt", "store"),
-    "partial": ("partial", "fetch"),
-    "fetch": ("fetch",),
+    "fetch": ("fetch", "resume"),
     "locations": ("locations", "fetch"),
-    "transport": ("transport", "fetch"),
+    "http_transport": ("http_transport", "fetch"),
 }
 """What verifies, and the unit tests of each module."""
 _COPIED: Final = ("spaces", "tests", "farm", "build", "benchmarks", "pyproject.toml")

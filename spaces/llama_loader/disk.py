@@ -91,12 +91,10 @@ class Folder:
     Attributes:
         handle: its descriptor, closed with this object.
         path: what messages call it.
-        mended: its mode was wrong, and was set right when it was opened.
     """
 
     handle: int
     path: Path
-    mended: bool = False
 
     @classmethod
     def open(cls, path: Path) -> Folder:
@@ -131,7 +129,6 @@ class Folder:
             if mode != wanted and status.st_uid == os.geteuid():
                 os.fchmod(found.handle, wanted)
                 status = os.fstat(found.handle)
-                found.mended = stat.S_IMODE(status.st_mode) != mode
             if why := why_not(status, FORBIDDEN_BITS):
                 raise PermissionError(errno.EPERM, why, str(found.path))
             opened.pop_all()
@@ -208,15 +205,23 @@ class Folder:
     def replace(self, name: str, data: bytes, *, staging: Folder) -> None:
         """Write a file so that it is missing, the old one or the new one at every moment.
 
-        It is completed in ``staging``, a folder on the same disk. A folder that stands in its place
-        is renamed, not removed.
+        It is completed in ``staging``, a folder on the same disk.
         """
         with staging.temporary("file") as half_done:
             half_done.write(name, data)
-            if self.has_folder(name):
-                self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
+            self.make_room(name)
             half_done.rename(name, self)
             self.sync()
+
+    def make_room(self, name: str) -> None:
+        """Remove what is no regular file of this one name; a folder is renamed, not removed."""
+        status = self.status(name)
+        if status is None or (stat.S_ISREG(status.st_mode) and status.st_nlink == 1):
+            return
+        if stat.S_ISDIR(status.st_mode):
+            self.rename(name, self, f"{name}.aside-{os.urandom(4).hex()}")
+        else:
+            os.unlink(name, dir_fd=self.handle)
 
     def renew(self, path: str, *, staging: Folder) -> None:
         """Put a copy in the place of a file below, completed in ``staging`` on the same disk.
@@ -234,6 +239,11 @@ class Folder:
     def rename(self, name: str, into: Folder, new: str | None = None) -> None:
         """Move what stands under a name to another folder of the same disk, in one step."""
         os.rename(name, new or name, src_dir_fd=self.handle, dst_dir_fd=into.handle)
+
+    def unlink(self, name: str) -> None:
+        """Remove a file or a link, if that is possible; a folder stays."""
+        with contextlib.suppress(OSError):
+            os.unlink(name, dir_fd=self.handle)
 
     def remove(self, name: str) -> None:
         """Remove a file, a link, or a folder with all that is in it; a missing one is no error."""

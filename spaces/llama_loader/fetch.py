@@ -13,25 +13,21 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from io import BytesIO
+from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
-from llama_loader import locations, transport
+from llama_loader import locations
 from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Resolving, Sink, ignore
-from llama_loader.locations import Web
+from llama_loader.locations import AttemptError, Body, Patience, RangeError, Web
 from llama_loader.manifest import MAX_MANIFEST_BYTES
-from llama_loader.partial import chunk_length, is_chunk
-from llama_loader.transport import AttemptError, Patience, RangeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Sequence
     from contextlib import AbstractContextManager
-    from pathlib import Path
 
     from llama_loader.manifest import Artifact
-    from llama_loader.partial import Partial
-    from llama_loader.transport import Body
 
 SMALL_FILE_SECONDS: Final = 60.0
 """A manifest has some hundred kilobytes: it comes within this time, all attempts together."""
@@ -90,7 +86,8 @@ class Fetcher:
             LoaderError: as from ``copy``.
         """
         target, seconds = BytesIO(), min(SMALL_FILE_SECONDS, self.patience.deadline)
-        self._copy(url, target, limit, replace(self.patience, deadline=seconds), ignore)
+        hasty = replace(self, patience=replace(self.patience, deadline=seconds), sink=ignore)
+        hasty.copy(url, target, limit=limit)
         return target.getvalue()
 
     def copy(self, url: str, target: IO[bytes], *, limit: int) -> tuple[str, int]:
@@ -104,14 +101,9 @@ class Fetcher:
             IntegrityError: the file is larger than ``limit`` bytes.
             OSError: ``target`` cannot be written.
         """
-        return self._copy(url, target, limit, self.patience, self.sink)
-
-    def _copy(
-        self, url: str, target: IO[bytes], limit: int, patience: Patience, sink: Sink
-    ) -> tuple[str, int]:
-        self._resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
+        self.resolve(url)  # a URL that cannot be used is a setting's fault, not the network's
         name = locations.shown(url)
-        mirrors = self._mirrors(name, (url,), patience)
+        mirrors = self._mirrors(name, (url,))
         while True:
             with mirrors.attempt() as mirror, mirrors.opened(mirror, 0) as body:
                 target.seek(0)
@@ -124,31 +116,34 @@ class Fetcher:
                         raise IntegrityError("FILE_TOO_LARGE", told)
                     target.write(piece)
                     digest.update(piece)
-                    sink(Downloading(name, size, body.size))
+                    self.sink(Downloading(name, size, body.size))
                 return digest.hexdigest(), size
 
     def chunks(
-        self, artifact: Artifact, urls: Sequence[str], partial: Partial | None = None
+        self, artifact: Artifact, urls: Sequence[str], kept: IO[bytes] | None = None
     ) -> Generator[bytes, None, None]:
         """Yield an artifact's chunks in order, each one verified, the last only if the whole is.
 
         The next chunk is fetched, in another thread, before it is asked for. The URLs are tried in
-        order. ``partial`` holds chunks of an earlier process, and keeps those that come.
+        order. ``kept`` is a file that may hold chunks of an earlier process: those that are right
+        come first, and those that are fetched are written there.
 
         Raises:
             NetworkError: no URL has it; names each with its reason.
             IntegrityError: the bytes are not those that were published.
+            OSError: ``kept`` cannot be read or written.
         """
-        mirrors, done = self._mirrors(artifact.name, urls, self.patience), 0
-        for chunk in ahead(_in_order(artifact, mirrors, partial), 1):
+        mirrors, done = self._mirrors(artifact.name, urls), 0
+        for chunk in ahead(_in_order(artifact, mirrors, kept), 1):
             done += len(chunk)
             self.sink(Downloading(artifact.name, done, artifact.size))
             yield chunk
 
-    def _resolve(self, url: str) -> Web | Path:
+    def resolve(self, url: str) -> Web | Path:
+        """Return where a URL's file is, as ``locations.resolve`` does."""
         return locations.resolve(url, endpoint=self.endpoint, token=self.token)
 
-    def _mirrors(self, name: str, urls: Sequence[str], patience: Patience) -> Mirrors:
+    def _mirrors(self, name: str, urls: Sequence[str]) -> Mirrors:
         allowed = [url for url in urls if url.startswith("file:")] if self.offline else urls
         if urls and not allowed:
             raise NetworkError(
@@ -157,7 +152,7 @@ class Fetcher:
                 "not open a connection",
                 hint="unset YAKULINGO_SPACES_OFFLINE, or name a file:// URL",
             )
-        return Mirrors(name, allowed, patience, resolve=self._resolve, sleep=self.sleep)
+        return Mirrors(name, allowed, self)
 
 
 @dataclass(eq=False)
@@ -186,51 +181,47 @@ class Mirrors:
     Those that cannot be used are passed over.
     """
 
-    def __init__(
-        self,
-        name: str,
-        urls: Sequence[str],
-        patience: Patience,
-        *,
-        resolve: Callable[[str], Web | Path] = locations.resolve,
-        sleep: Callable[[float], None] = time.sleep,
-    ) -> None:
+    def __init__(self, name: str, urls: Sequence[str], fetcher: Fetcher) -> None:
         self._name = name
-        self._patience = patience
-        self._sleep = sleep
-        self._deadline = time.monotonic() + patience.deadline
+        self._patience = fetcher.patience
+        self._sleep = fetcher.sleep
+        self._deadline = time.monotonic() + fetcher.patience.deadline
         self._reasons: list[str] = []
         self._missing = True
         self._code = ""
         self._left: list[Mirror] = []
         for url in urls:
             try:
-                self._left.append(Mirror(locations.shown(url), resolve(url)))
+                self._left.append(Mirror(locations.shown(url), fetcher.resolve(url)))
             except SettingError as error:
                 self._reasons.append(f"{locations.shown(url)}: {error.message}")
                 self._missing = False
 
     @contextmanager
     def attempt(self) -> Iterator[Mirror]:
-        """Choose a mirror as ``best`` does; an attempt on it that fails is recorded and ended."""
-        mirror = self.best()
-        try:
-            yield mirror
-        except AttemptError as error:
-            self.failed(mirror, error)
-
-    def opened(self, mirror: Mirror, start: int) -> AbstractContextManager[Body]:
-        """Open a mirror at ``start``, or at 0 where it cannot serve parts."""
-        begin = start if mirror.ranges else 0
-        return transport.opened(mirror.place, begin, self._patience, self._deadline)
-
-    def best(self) -> Mirror:
-        """Return the first of the mirrors that failed least, after the wait that is due.
+        """Choose the best mirror; an attempt on it that fails is recorded and ended.
 
         Raises:
             IntegrityError: none is left, and one of them sent wrong bytes.
             NetworkError: none is left, or the wait would be longer than the time left.
         """
+        mirror = self._best()
+        try:
+            yield mirror
+        except AttemptError as error:
+            self._failed(mirror, error)
+
+    def opened(self, mirror: Mirror, start: int) -> AbstractContextManager[Body]:
+        """Open a mirror at ``start``, or at 0 where it cannot serve parts (``Body.start``)."""
+        begin = start if mirror.ranges else 0
+        if isinstance(mirror.place, Path):
+            return _opened_file(mirror.place, begin)
+        from llama_loader import http_transport  # a start that downloads nothing needs no requests
+
+        return http_transport.opened(mirror.place, begin, self._patience, self._deadline)
+
+    def _best(self) -> Mirror:
+        """Return the first of the mirrors that failed least, after the wait that is due."""
         if not self._left:
             raise self._error()
         mirror = min(self._left, key=lambda mirror: mirror.failures)
@@ -241,8 +232,7 @@ class Mirrors:
             self._sleep(mirror.wait)
         return mirror
 
-    def failed(self, mirror: Mirror, error: AttemptError) -> None:
-        """Record an attempt that failed."""
+    def _failed(self, mirror: Mirror, error: AttemptError) -> None:
         self._reasons.append(f"{mirror.name}: {error}")
         mirror.failures += 1
         mirror.wait = backoff(mirror.failures, error.wait, self._patience)
@@ -274,6 +264,26 @@ class Mirrors:
         )
 
 
+@contextmanager
+def _opened_file(path: Path, start: int) -> Iterator[Body]:
+    with _local_errors():
+        if path.exists() and not path.is_file():  # a FIFO would be waited for without end
+            raise AttemptError("it is not a file", final=True)
+        stream = path.open("rb")
+    with stream:
+        stream.seek(start)
+        yield Body(start, None, _local_errors()(stream.read))
+
+
+@contextmanager
+def _local_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        missing = isinstance(error, FileNotFoundError)
+        raise AttemptError(error.strerror or str(error), final=True, missing=missing) from error
+
+
 def backoff(failures: int, asked: float | None, patience: Patience) -> float:
     """Return the seconds before the next attempt: the server's wish, else 1, 2, 4, 8, jittered."""
     jitter = random.uniform(0.5, 1.5)  # noqa: S311 - no secret
@@ -282,11 +292,11 @@ def backoff(failures: int, asked: float | None, patience: Patience) -> float:
 
 
 def _in_order(
-    artifact: Artifact, mirrors: Mirrors, partial: Partial | None
+    artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None
 ) -> Generator[bytes, None, None]:
     """Yield verified chunks in order, the last one only if the whole has the right digest."""
     whole = hashlib.sha256()
-    for number, chunk in enumerate(_each(artifact, mirrors, partial), 1):
+    for number, chunk in enumerate(_each(artifact, mirrors, kept), 1):
         whole.update(chunk)
         if number == len(artifact.chunks) and whole.hexdigest() != artifact.sha256:
             raise IntegrityError(
@@ -298,32 +308,43 @@ def _in_order(
         yield chunk
 
 
-def _each(artifact: Artifact, mirrors: Mirrors, partial: Partial | None) -> Iterator[bytes]:
+def _each(artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None) -> Iterator[bytes]:
     """Yield the chunks that are kept, then those of one connection after another."""
-    done, count = 0, len(artifact.chunks)
-    while partial and done < count and (kept := partial.get(done)) is not None:
+    done, count, size = 0, len(artifact.chunks), artifact.chunk_size
+    while kept and done < count:
+        kept.seek(done * size)
+        chunk = kept.read(min(size, artifact.size - done * size))
+        if not _is_chunk(artifact, done, chunk):
+            break
         done += 1
-        yield kept
+        yield chunk
     while done < count:
-        start = done * artifact.chunk_size
-        with mirrors.attempt() as mirror, mirrors.opened(mirror, start) as body:
-            for index in range(body.start // artifact.chunk_size, count):
+        with mirrors.attempt() as mirror, mirrors.opened(mirror, done * size) as body:
+            for index in range(body.start // size, count):
                 chunk = _read_chunk(body, artifact, index)
                 if index < done:  # the server sends all of the file
                     continue
                 if index == count - 1 and body.read(1):
                     told = f"it is longer than {artifact.size} bytes"
                     raise AttemptError(told, wrong="FILE_TOO_LARGE")
-                if partial and isinstance(mirror.place, Web):
-                    partial.keep(index, chunk)
+                if kept and isinstance(mirror.place, Web):
+                    # Other processes may do the same: a place only ever gets what belongs there.
+                    kept.seek(index * size)
+                    kept.write(chunk)
+                    kept.flush()
                 mirror.gained()
                 done += 1
                 yield chunk
 
 
+def _is_chunk(artifact: Artifact, index: int, data: bytes) -> bool:
+    return hashlib.sha256(data).hexdigest() == artifact.chunks[index]
+
+
 def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
     """Read and verify a chunk that begins where ``body`` stands."""
-    start, length = index * artifact.chunk_size, chunk_length(artifact, index)
+    start = index * artifact.chunk_size
+    length = min(artifact.chunk_size, artifact.size - start)
     begun = BytesIO()  # hands its buffer over without a copy
     while rest := length - begun.tell():
         piece = body.read(min(PIECE, rest))
@@ -332,7 +353,7 @@ def _read_chunk(body: Body, artifact: Artifact, index: int) -> bytes:
         begun.write(piece)
     chunk, got = begun.getvalue(), start + begun.tell()
     if got == start + length:
-        if is_chunk(artifact, index, chunk):
+        if _is_chunk(artifact, index, chunk):
             return chunk
         raise AttemptError(f"the {length} bytes from {start} on are wrong", wrong="CHUNK_MISMATCH")
     from llama_loader import unpack

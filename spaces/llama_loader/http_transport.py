@@ -24,14 +24,13 @@ from urllib3.exceptions import InvalidHeader
 
 from llama_loader import locations, settings
 from llama_loader.errors import without_secrets
-from llama_loader.transport import AttemptError, Body, RangeError
+from llama_loader.locations import AttemptError, Body, RangeError
 
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Iterator
 
-    from llama_loader.locations import Web
-    from llama_loader.transport import Patience
+    from llama_loader.locations import Patience, Web
 
 MAX_REDIRECTS: Final = 5
 
@@ -47,7 +46,9 @@ _RANGE: Final = re.compile(r"bytes ([0-9]{1,18})-[0-9]{1,18}/(?:[0-9]{1,18}|\*)"
 
 @contextmanager
 def opened(place: Web, start: int, patience: Patience, deadline: float) -> Iterator[Body]:
-    """Open a file at an offset, as ``transport.opened`` does.
+    """Open a file at an offset; the answer may begin at 0 all the same (``Body.start``).
+
+    It waits until the moment ``deadline``, by ``time.monotonic``, and no longer.
 
     Raises:
         AttemptError: no bytes from there, this time.

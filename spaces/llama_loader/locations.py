@@ -1,19 +1,22 @@
-"""Tell apart the kinds of URL that the loader reads from. Opens no connection.
+"""Tell apart the kinds of URL that the loader reads from, and say what an attempt to read one is.
 
-This machine is an address, 127.0.0.0/8 or ::1, and no name: a resolver may give ``localhost`` the
-address of another machine.
+Opens no connection. This machine is an address, 127.0.0.0/8 or ::1, and no name: a resolver may
+give ``localhost`` the address of another machine.
 """
 
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from llama_loader.errors import SettingError, mistyped
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 HUB: Final = "https://huggingface.co"
 
@@ -151,3 +154,63 @@ def _split(url: str) -> SplitResult | None:
 
 def _refused(url: str, why: str = "is not a URL to load from") -> SettingError:
     return SettingError("URL_REFUSED", f"{mistyped(url)!r} {why}", hint=_ACCEPTED)
+
+
+@dataclass(frozen=True)
+class Patience:
+    """How long a server may take, in seconds where nothing else is said.
+
+    Attributes:
+        connect: until a connection stands.
+        silence: between two bytes.
+        headers: until all headers are here: names, connections, TLS and redirects included.
+        rate: bytes a second that must come, over every ``window`` of waiting for them.
+        window: see ``rate``.
+        attempts: how often one URL may fail with nothing gained in between.
+        longest_wait: a server that asks for more is left for the next mirror.
+        deadline: for a whole file, all attempts and all mirrors together.
+    """
+
+    connect: float = 10.0
+    silence: float = 20.0
+    headers: float = 30.0
+    rate: int = 16 * 1024
+    window: float = 20.0
+    attempts: int = 4
+    longest_wait: float = 60.0
+    deadline: float = 3600.0
+
+
+@dataclass(eq=False)
+class AttemptError(Exception):
+    """One attempt failed; another one may succeed, unless it is ``final``.
+
+    ``wait`` is the seconds that the server asks to wait, ``missing`` that it has no such file,
+    ``wrong`` the error's code where its bytes are not those that were published.
+    """
+
+    reason: str
+    _: KW_ONLY
+    wait: float | None = None
+    final: bool = False
+    missing: bool = False
+    wrong: str = ""
+
+
+class RangeError(AttemptError):
+    """The server answered a request for a part of a file with another part."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """A file's bytes, as they come.
+
+    Attributes:
+        start: offset in the file of the first byte that comes.
+        size: in bytes of all that comes, where the server says it.
+        read: returns 1 to n bytes, or none at the end; raises ``AttemptError``.
+    """
+
+    start: int
+    size: int | None
+    read: Callable[[int], bytes]

@@ -23,7 +23,7 @@ from llama_loader import manifest as schema
 from llama_loader.concurrency import Background
 from llama_loader.disk import FORBIDDEN_BITS, NO_FILE, NOT_WRITABLE, Folder
 from llama_loader.errors import IntegrityError
-from llama_loader.events import Note, Sink, Stage, ignore
+from llama_loader.events import Sink, Stage, ignore
 from llama_loader.manifest import Artifact, FileEntry
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Installed:
         release: None, like ``artifact``, for an archive by URL.
         verified: False if nothing pinned the archive.
         files: all that it must hold.
-        sink: told how long ``verify`` took, and of modes that were wrong.
+        sink: told how long ``verify`` took.
     """
 
     folder: Path
@@ -108,7 +108,7 @@ class Installed:
     sink: Sink = field(default=ignore, compare=False, repr=False)
 
     def verify(self) -> None:
-        """Hash every file now, and renew the time of the runtime's last use.
+        """Hash every file now, set modes that are wrong, and renew the time of the last use.
 
         Call it as the last act before each execution.
 
@@ -119,16 +119,7 @@ class Installed:
         started = time.monotonic()
         piece_size = self.artifact.piece_size if self.artifact else 0
         with disk.errors(self.root):
-            mended = check_files(self.root, self.files, piece_size)
-        if mended:
-            self.sink(
-                Note(
-                    "MODES_MENDED",
-                    f"{self.root}: the modes of {_names(mended)} were wrong and were set right; the"
-                    " content is verified",
-                    "which program changed them? Copy a store with its modes (cp -a, rsync -p)",
-                )
-            )
+            check_files(self.root, self.files, piece_size)
         size = sum(entry.size for entry in self.files)
         self.sink(Stage("verify", time.monotonic() - started, size))
 
@@ -155,8 +146,8 @@ def find_program(paths: Iterable[str], name: str) -> str:
     return found[0].rpartition("/")[0] or "."
 
 
-def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> set[str]:
-    """Check that a runtime has exactly the files of a list; set and return wrong modes.
+def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> None:
+    """Check that a runtime has exactly the files of a list; set modes that are wrong.
 
     ``piece_size`` are the bytes of the pieces whose digests an entry may have.
 
@@ -167,19 +158,14 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> se
     """
     listed = {f"{FILES}/{entry.path}": entry for entry in entries}
     known = {RECEIPT, *listed, *(str(up) for path in listed for up in PurePosixPath(path).parents)}
-    present: set[str] = set()
-    mended: set[str] = set()
     try:
         with Folder.open(root.parent) as runtimes, runtimes.folder(root.name) as place:
             with contextlib.suppress(OSError):  # a read-only store is not collected either
                 os.utime(place.handle)
-            for path, folder in ((".", place), *place.walk()):
-                present.add(path)
-                if folder is not None and folder.mended:
-                    mended.add(path)
+            present = {".", *(path for path, _ in place.walk())}
             there = {path: entry for path, entry in listed.items() if path in present}
             _renew(root, place, there)
-            problems = _hashed(place, there, piece_size, mended)
+            problems = _hashed(place, there, piece_size)
     except OSError as error:
         if error.errno not in (*NO_FILE, errno.EPERM, errno.EACCES):
             raise
@@ -192,7 +178,6 @@ def check_files(root: Path, entries: Sequence[FileEntry], piece_size: int) -> se
     ]
     if told:
         raise damaged(f"{root}: {'; '.join(told)}")
-    return mended
 
 
 def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
@@ -216,9 +201,7 @@ def _renew(root: Path, place: Folder, files: dict[str, FileEntry]) -> None:
                     raise
 
 
-def _hashed(
-    place: Folder, files: dict[str, FileEntry], piece_size: int, mended: set[str]
-) -> dict[str, str]:
+def _hashed(place: Folder, files: dict[str, FileEntry], piece_size: int) -> dict[str, str]:
     """Hash files, and hash those again that were changed meanwhile; say what is wrong, by path.
 
     So a change does not stay unseen because the bytes were hashed before it: hashing takes long,
@@ -229,7 +212,7 @@ def _hashed(
     left = files
     for _ in range(_TRIES):
         before |= {path: stamp(place, path) for path in left}
-        problems |= _problems(place, left, piece_size, mended)
+        problems |= _problems(place, left, piece_size)
         left = {
             path: entry
             for path, entry in files.items()
@@ -248,9 +231,7 @@ def stamp(place: Folder, path: str) -> tuple[int, ...] | None:
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
-def _problems(
-    place: Folder, files: dict[str, FileEntry], piece_size: int, mended: set[str]
-) -> dict[str, str]:
+def _problems(place: Folder, files: dict[str, FileEntry], piece_size: int) -> dict[str, str]:
     """Hash files in as many threads as there are processors; say what is wrong, by path.
 
     Hashing releases the interpreter's lock: 190 MB in 4 MiB pieces keep every core busy.
@@ -263,7 +244,7 @@ def _problems(
         with contextlib.suppress(IndexError):
             while True:
                 piece = left.popleft()
-                if problem := piece.problem(place, mended):
+                if problem := piece.problem(place):
                     problems[piece.path] = problem
 
     workers = [Background(hash_some) for _ in range(min(len(pieces), os.cpu_count() or 1))]
@@ -273,7 +254,7 @@ def _problems(
     # quarter of an installation.
     for path in problems:
         whole = next(_pieces(path, files[path], 0))
-        if files[path].chunks and not whole.problem(place, mended):
+        if files[path].chunks and not whole.problem(place):
             raise IntegrityError(
                 CONTRADICTION,
                 f"{path} has the sha256 that is listed for it, but not its pieces'",
@@ -291,7 +272,7 @@ class _Piece(NamedTuple):
     length: int
     sha256: str
 
-    def problem(self, place: Folder, mended: set[str]) -> str:
+    def problem(self, place: Folder) -> str:
         """Hash the piece of the file that is open now; return what is wrong, empty if nothing."""
         try:
             handle = place.open_file(self.path)
@@ -300,7 +281,7 @@ class _Piece(NamedTuple):
                 raise
             return "changed"
         try:
-            problem, digest = self._problem_of_form(handle, mended), hashlib.sha256()
+            problem, digest = _problem_of_form(handle, self.entry), hashlib.sha256()
             at, end = self.start, self.start + self.length
             while not problem and at < end:
                 block = os.pread(handle, min(end - at, _BLOCK), at)
@@ -310,24 +291,23 @@ class _Piece(NamedTuple):
             os.close(handle)
         return problem or ("" if digest.hexdigest() == self.sha256 else "changed")
 
-    def _problem_of_form(self, handle: int, mended: set[str]) -> str:
-        """Whether it is a regular file of its size that only this user can change."""
+
+def _problem_of_form(handle: int, entry: FileEntry) -> str:
+    """Whether it is a regular file of its size that only this user can change; set its mode."""
+    status = os.fstat(handle)
+    if not stat.S_ISREG(status.st_mode) or status.st_size != entry.size:
+        return "changed"
+    wanted = 0o755 if entry.executable else 0o644
+    if stat.S_IMODE(status.st_mode) != wanted:
+        try:
+            os.fchmod(handle, wanted)
+        except OSError as error:  # another user's file, a read-only disk, or one without modes
+            if error.errno not in NOT_WRITABLE:
+                raise
         status = os.fstat(handle)
-        if not stat.S_ISREG(status.st_mode) or status.st_size != self.entry.size:
-            return "changed"
-        wanted = 0o755 if self.entry.executable else 0o644
-        if stat.S_IMODE(status.st_mode) != wanted:
-            try:
-                os.fchmod(handle, wanted)
-            except OSError as error:  # another user's file, a read-only disk, or one without modes
-                if error.errno not in NOT_WRITABLE:
-                    raise
-            status = os.fstat(handle)
-            if stat.S_IMODE(status.st_mode) == wanted:
-                mended.add(self.path)
-        if self.entry.executable and not status.st_mode & stat.S_IXUSR:
-            return "cannot be executed"
-        return disk.why_not(status, FORBIDDEN_BITS)
+    if entry.executable and not status.st_mode & stat.S_IXUSR:
+        return "cannot be executed"
+    return disk.why_not(status, FORBIDDEN_BITS)
 
 
 def _pieces(path: str, entry: FileEntry, piece_size: int) -> Iterator[_Piece]:

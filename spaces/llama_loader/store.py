@@ -5,7 +5,7 @@
 <root>/manifests/<sha256>.json      manifests by digest, so that a warm start needs no network
 <root>/channels/                    what was accepted from signed channels (``trust``)
 <root>/shown/                       what starts and answers took (``llama_space.reservation``)
-<root>/partial/                     verified chunks of unfinished downloads (``partial``)
+<root>/partial/<sha256>             verified chunks of an unfinished download, from the first one
 <root>/staging/                     what is being installed; private, removed afterwards
 
 A runtime appears by one rename of a complete, synced folder, so it is whole or missing, with or
@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, partial, receipt, store_folder
+from llama_loader import disk, receipt, store_folder
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, SettingError
@@ -372,22 +372,23 @@ class Store:
     def _fetch(
         self, root: Folder, artifact: Artifact, urls: Sequence[str], fetcher: Fetcher, into: Path
     ) -> None:
-        """Fetch an artifact and unpack it on the way."""
+        """Fetch an artifact and unpack it on the way, from the chunks on that are kept."""
         from llama_loader import unpack
 
-        with (
-            root.folder(partial.FOLDER, make=0o700) as downloads,
-            contextlib.closing(partial.Partial(downloads, artifact, self._sink)) as kept,
-        ):
-            partial.sweep(downloads)
+        with root.folder("partial", make=0o700) as downloads:
+            for name in downloads.unused(store_folder.DIGEST, disk.STALE_SECONDS):
+                downloads.unlink(name)
+            downloads.make_room(artifact.sha256)
+            waited, started = [0.0], time.monotonic()
             try:
-                waited, started = [0.0], time.monotonic()
-                chunks = _timed(fetcher.chunks(artifact, urls, kept), waited)
-                unpack.unpack(chunks, artifact, into, sink=self._sink)
+                handle = downloads.open_to_write(artifact.sha256, 0o600)
+                with os.fdopen(handle, "r+b") as kept:
+                    chunks = _timed(fetcher.chunks(artifact, urls, kept), waited)
+                    unpack.unpack(chunks, artifact, into, sink=self._sink)
             except (IntegrityError, OSError):  # refused, or no room: the chunks are of no use
-                kept.discard()
+                downloads.unlink(artifact.sha256)
                 raise
-            kept.discard()
+            downloads.unlink(artifact.sha256)
         rest = time.monotonic() - started - waited[0]
         self._sink(Stage("fetch", waited[0], artifact.size))
         self._sink(Stage("unpack", rest, artifact.unpacked_size))

@@ -6,23 +6,12 @@ import errno
 import os
 import socket
 import stat
-import tempfile
-import time
 from pathlib import Path
 
 import pytest
 
 from llama_loader import disk
 from llama_loader.disk import Folder
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The folder for temporary files."""
-    folder = tmp_path / "tmp"
-    folder.mkdir()
-    monkeypatch.setattr(tempfile, "tempdir", str(folder))
-    return folder
 
 
 def left_behind(place: Path, name: str = f"install.{'0a' * 8}.tmp") -> Path:
@@ -86,32 +75,6 @@ def not_small(place: Path, what: str, elsewhere: Path) -> None:
 
 
 KINDS = ("fifo", "endless", "link", "device", "socket", "folder", "sparse")
-
-
-@pytest.mark.parametrize("what", KINDS)
-def test_only_small_regular_files_are_read_and_the_next_write_heals(
-    tmp_path: Path, what: str
-) -> None:
-    place = tmp_path / "small"
-    not_small(place, what, tmp_path / "elsewhere")
-    with Folder.open(tmp_path) as folder, folder.folder("staging", make=0o700) as staging:
-        assert folder.read("small", 100) is None
-        folder.replace("small", b"right", staging=staging)
-        assert folder.read("small", 100) == b"right"
-        assert staging.names() == []
-    if what == "folder":
-        (aside,) = tmp_path.glob("small.aside-*/notes.txt")
-        assert aside.read_text() == "mine"
-    if what == "link":
-        assert (tmp_path / "elsewhere").read_bytes() == b"secret"
-
-
-def test_files_up_to_a_limit_are_read(tmp_path: Path) -> None:
-    (tmp_path / "plain").write_bytes(b"content")
-    with Folder.open(tmp_path) as folder:
-        assert folder.read("missing", 7) is None
-        assert folder.read("plain/below", 7) is None
-        assert (folder.read("plain", 7), folder.read("plain", 6)) == (b"content", None)
 
 
 def test_a_whole_file_is_synced_before_and_after_it_has_its_name(
@@ -199,16 +162,12 @@ def test_a_path_through_another_users_folder_or_link_is_not_trusted(tmp_path: Pa
             disk.trusted(path)
 
 
-def test_temporary_folder_is_private_and_goes_at_its_end(tmp_path: Path) -> None:
-    with Folder.open(tmp_path) as folder, folder.temporary("install") as made:
-        assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
-        left_behind(made.path)
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_only_what_a_process_left_behind_is_swept(tmp_path: Path) -> None:
     with Folder.open(tmp_path) as folder, folder.temporary("install") as made:
         name = made.path.name
+        assert stat.S_IMODE(made.path.stat().st_mode) == 0o700
+        left_behind(made.path)
+    assert list(tmp_path.iterdir()) == []  # it goes at its end
     left_behind(tmp_path, name)
     kept = {"e", f"{name}.x", name.upper(), name.replace(".tmp", ""), f"x{name}".replace(".", "-")}
     for other in kept:
@@ -218,84 +177,3 @@ def test_only_what_a_process_left_behind_is_swept(tmp_path: Path) -> None:
     sweep(tmp_path)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == kept | {name.replace("install", "file"), name.replace("install", "link")}
-
-
-@pytest.mark.parametrize(("early", "stays"), [(1, True), (0, False)])
-def test_what_is_unused_is_known_by_its_age(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: int, *, stays: bool
-) -> None:
-    now = float(int(time.time()))
-    folder = left_behind(tmp_path)
-    os.utime(folder, (now, now - 60 + early))
-    monkeypatch.setattr(disk.time, "time", lambda: now)
-    sweep(tmp_path, 60)
-    assert folder.exists() is stays
-
-
-def test_two_may_sweep_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folders = [left_behind(tmp_path, f"install.{digit * 16}.tmp") for digit in "ab"]
-    remove = Folder.remove
-
-    def other_was_faster(folder: Folder, name: str) -> None:
-        remove(folder, name)
-        if "." in name:
-            raise FileNotFoundError(errno.ENOENT, "gone", name)
-
-    monkeypatch.setattr(Folder, "remove", other_was_faster)
-    sweep(tmp_path)
-    assert not any(folder.exists() for folder in folders)
-
-
-def test_lock_keeps_out_who_opens_the_folder_anew(tmp_path: Path) -> None:
-    with Folder.open(tmp_path) as one, Folder.open(tmp_path) as other:
-        assert one.lock()
-        assert one.lock()
-        assert not other.lock()
-        one.unlock()
-        assert other.lock()
-
-
-def test_lock_ends_although_a_fork_has_a_copy_of_the_folder(tmp_path: Path) -> None:
-    read, write = os.pipe()
-    with Folder.open(tmp_path) as one, Folder.open(tmp_path) as other:
-        assert one.lock()
-        child = os.fork()
-        if child == 0:
-            os.close(write)
-            os.read(read, 1)
-            os._exit(0)
-        one.unlock()
-        assert other.lock()
-        os.close(write)
-        os.waitpid(child, 0)
-    os.close(read)
-
-
-def test_a_private_folder_is_the_same_every_time(temporary: Path) -> None:
-    folder = disk.private_folder()
-    assert folder == temporary / f"llama-loader-{os.geteuid()}"
-    assert not folder.exists()
-    folder.mkdir(mode=0o700)
-    assert disk.private_folder() == folder
-
-
-@pytest.mark.parametrize("what", ["open to others", "a file", "a link", "another user's"])
-def test_what_is_not_private_is_not_used(temporary: Path, what: str) -> None:
-    place = disk.private_folder()
-    if what == "a file":
-        place.touch(0o600)
-    elif what == "a link":
-        (temporary / "elsewhere").mkdir(0o700)
-        place.symlink_to(temporary / "elsewhere")
-    else:
-        place.mkdir(0o700)
-    if what == "open to others":
-        place.chmod(0o710)
-    elif what == "another user's":
-        if os.geteuid():
-            pytest.skip("only root can give a folder away")
-        os.chown(place, 1000, 1000)
-    folder = disk.private_folder()
-    assert folder.name.startswith("llama-loader-")
-    assert folder not in {place, disk.private_folder()}
-    assert not folder.exists()

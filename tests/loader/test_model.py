@@ -46,11 +46,6 @@ def refused(path: Path) -> SettingError:
     return error
 
 
-def test_a_local_model_is_taken_where_it_lies() -> None:
-    wanted = settings(GGUF_PATH=str(self_test.MODEL))
-    assert model.get(wanted) == self_test.MODEL
-
-
 @pytest.mark.parametrize(
     ("name", "data", "code"),
     [
@@ -70,12 +65,17 @@ def test_a_local_model_is_taken_where_it_lies() -> None:
 def test_what_is_no_whole_model_is_refused_before_anything_is_started(
     tmp_path: Path, name: str, data: bytes | None, code: str
 ) -> None:
+    """A piece of a model on the Hub too, before anything is fetched."""
     if data is not None:
         (tmp_path / name).write_bytes(data)
     error = refused(tmp_path / name)
-    if code == "MODEL_PART":
-        assert "joined to one file" in error.hint
     assert error.code == code
+    if code == "MODEL_PART" or "-00002-" in name:
+        told = reason(settings(GGUF_FILENAME=name))
+        assert told is not None
+        assert (told.code, told.exit_status) == ("MODEL_PART", 2)
+        assert name in told.message
+        assert "joined to one file" in told.hint
 
 
 def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
@@ -115,12 +115,11 @@ def test_model_that_this_user_may_not_look_at_is_a_setting(
 
 
 def test_a_pinned_model_is_hashed() -> None:
-    digest = hashlib.sha256(TINY).hexdigest()
-    good = settings(GGUF_PATH=str(self_test.MODEL), GGUF_SHA256=digest)
-    assert model.get(good) == self_test.MODEL
-    bad = settings(GGUF_PATH=str(self_test.MODEL), GGUF_SHA256="0" * 64)
+    digest, local = hashlib.sha256(TINY).hexdigest(), str(self_test.MODEL)
+    for pin in ({}, {"GGUF_SHA256": digest}):
+        assert model.get(settings(GGUF_PATH=local, **pin)) == self_test.MODEL
     with pytest.raises(IntegrityError, match=digest):
-        model.get(bad)
+        model.get(settings(GGUF_PATH=local, GGUF_SHA256="0" * 64))
 
 
 @pytest.mark.parametrize("where", ["GGUF_PATH", "GGUF_FILENAME"])
@@ -140,25 +139,6 @@ def reason(wanted: Settings) -> LoaderError | None:
     except LoaderError as error:
         return error
     return None
-
-
-@pytest.mark.parametrize(
-    "name",
-    ["m-00002-of-00003.gguf", "m-00001-of-00000.gguf", "m.gguf.part1of2", "m.gguf-split-a"],
-)
-def test_piece_of_a_model_is_refused_before_anything_is_fetched(name: str) -> None:
-    error = reason(settings(GGUF_FILENAME=name))
-    assert error is not None
-    assert (error.code, error.exit_status) == ("MODEL_PART", 2)
-    assert name in error.message
-
-
-def hub_failure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, **variables: str) -> LoaderError:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
-    wanted = settings(GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf", **variables)
-    with pytest.raises(LoaderError) as caught:
-        model.get(wanted)
-    return caught.value
 
 
 PRINT_PATH = "from llama_loader import model, settings; s = settings.load();print(model.get(s))"
@@ -193,20 +173,6 @@ def path_from_hub(hub: Hub, place: Path, **variables: str) -> Path:
     return Path(from_hub(hub, place, PRINT_PATH, **variables))
 
 
-def test_the_real_hub_client_says_how_far_it_is(tmp_path: Path) -> None:
-    content = TINY.ljust(30_000_000)
-    code = (
-        "from llama_loader import model, settings; s = settings.load();"
-        "model.get(s, sink=lambda e: print(e.name, e.done, e.total))"
-    )
-    with serving(Hub(files={"sub/m.gguf": content})) as hub:
-        told = from_hub(hub, tmp_path, code).splitlines()
-    counts = [int(line.split()[1]) for line in told]
-    assert told[-1] == "sub/m.gguf 30000000 30000000"
-    assert len(counts) > 1
-    assert counts == sorted(counts)
-
-
 def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> None:
     code = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
     with serving(Hub(files={"sub/m.gguf": TINY})) as hub:
@@ -220,34 +186,30 @@ def test_a_model_in_the_hubs_cache_is_at_hand_without_asking(tmp_path: Path) -> 
 
 
 def test_all_parts_of_a_model_are_fetched_and_the_first_is_returned(tmp_path: Path) -> None:
+    """The progress is that of all parts."""
     names = [f"sub/m-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
-    code = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
-    with serving(Hub(files={name: TINY + name.encode() for name in names[:2]})) as hub:
+    sizes = (12_000_000, 9_000_000, 1_000_000)
+    parts = {
+        name: (TINY + name.encode()).ljust(size) for name, size in zip(names, sizes, strict=True)
+    }
+    at_hand = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
+    told = (
+        "from llama_loader import model, settings; s = settings.load();"
+        "print(model.get(s, sink=lambda e: print(e.name, e.done, e.total)))"
+    )
+    with serving(Hub(files={name: parts[name] for name in names[:2]})) as hub:
         with pytest.raises(AssertionError, match="has no file sub/m-00003"):
             path_from_hub(hub, tmp_path, GGUF_FILENAME=names[0])
-        assert from_hub(hub, tmp_path, code, GGUF_FILENAME=names[0]) == "None"
-        hub.files[names[2]] = TINY + b"third"
-        path = path_from_hub(hub, tmp_path / "fresh", GGUF_FILENAME=names[0])
-        assert from_hub(hub, tmp_path / "fresh", code, GGUF_FILENAME=names[0]) == str(path)
-    assert path.read_bytes() == TINY + names[0].encode()
-    assert (path.parent / "m-00003-of-00003.gguf").read_bytes() == TINY + b"third"
-
-
-def test_progress_of_a_model_in_parts_is_that_of_all_parts(tmp_path: Path) -> None:
-    names = [f"m-0000{number}-of-00002.gguf" for number in (1, 2)]
-    code = (
-        "from llama_loader import model, settings; s = settings.load();"
-        "model.get(s, sink=lambda e: print(e.name, e.done, e.total))"
-    )
-    with serving(Hub(files={names[0]: TINY.ljust(12_000_000), names[1]: bytes(9_000_000)})) as hub:
-        told = [
-            line.split()
-            for line in from_hub(hub, tmp_path, code, GGUF_FILENAME=names[0]).splitlines()
-        ]
-    counts = [int(done) for _, done, _ in told]
+        assert from_hub(hub, tmp_path, at_hand, GGUF_FILENAME=names[0]) == "None"
+        hub.files.update(parts)
+        *lines, path = from_hub(hub, tmp_path, told, GGUF_FILENAME=names[0]).splitlines()
+        assert from_hub(hub, tmp_path, at_hand, GGUF_FILENAME=names[0]) == path
+    counts = [int(line.split()[1]) for line in lines]
     assert counts == sorted(counts)
-    assert 12_000_000 < counts[-1] == 21_000_000
-    assert {(name, total) for name, _, total in told} == {(names[0], "21000000")}
+    assert 12_000_000 < counts[-1] == sum(sizes)
+    assert {line.split()[0] + line.split()[2] for line in lines} == {f"{names[0]}{sum(sizes)}"}
+    for name in names:
+        assert Path(path).with_name(name.rpartition("/")[2]).read_bytes() == parts[name]
 
 
 @pytest.mark.parametrize(
@@ -304,11 +266,6 @@ def test_a_gated_model_needs_the_token(tmp_path: Path) -> None:
         assert path_from_hub(hub, tmp_path, HF_TOKEN="hf_right").read_bytes() == TINY
 
 
-def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    error = hub_failure(monkeypatch, tmp_path, OFFLINE="1")
-    assert (error.code, error.exit_status) == ("OFFLINE", 3)
-
-
 @pytest.mark.parametrize(
     ("name", "code", "status", "words"),
     [
@@ -317,6 +274,7 @@ def test_offline_without_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         ("RevisionNotFoundError", "REVISION_NOT_FOUND", 2, "no revision"),
         ("RemoteEntryNotFoundError", "FILE_NOT_FOUND", 2, "no file m.gguf"),
         ("LocalEntryNotFoundError", "HUB_UNREACHABLE", 3, "https://huggingface.co"),
+        ("offline", "OFFLINE", 3, "offline is set"),
         ("full disk", "DISK_FULL", 6, "No space left"),
         ("read-only disk", "MODEL_NOT_WRITTEN", 6, "Read-only file system"),
         ("ValueError", "HUB_UNREACHABLE", 3, "what"),
@@ -340,12 +298,16 @@ def test_the_hubs_errors_become_sentences(
         Exception.__init__(error, "told")
         raise error
 
+    if name != "offline":  # the real client looks into the cache
+        monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     answer = SimpleNamespace(size=1)
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: answer)
-    error = hub_failure(monkeypatch, tmp_path)
-    assert (error.code, error.exit_status) == (code, status)
-    assert words in error.render()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    offline = {"OFFLINE": "1"} if name == "offline" else {}
+    with pytest.raises(LoaderError) as caught:
+        model.get(settings(GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf", **offline))
+    assert (caught.value.code, caught.value.exit_status) == (code, status)
+    assert words in caught.value.render()
 
 
 def test_a_model_that_the_disk_has_no_room_for_is_not_begun(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ import releases
 from archives import GOOD, Entry, file_entry
 
 from llama_loader import receipt
-from llama_loader.concurrency import Background
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError
 from llama_loader.events import ignore
@@ -23,8 +22,6 @@ from llama_loader.receipt import Receipt
 from llama_loader.receipt import check_files as check
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from llama_loader import manifest as schema
 
 SHA = "ab" * 32
@@ -68,24 +65,27 @@ def test_a_receipt_is_read_as_it_was_written(place: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "code", "words"),
+    ("fields", "words"),
     [
-        ({"sha256": "cd" * 32}, "RUNTIME_DAMAGED", "is of another runtime"),
-        ({"release": 1}, "RUNTIME_DAMAGED", r"its receipt cannot be read: .*\$\.release"),
-        ({"files": [{}]}, "RUNTIME_DAMAGED", r"its receipt cannot be read: .*\$\.files\[0\]"),
+        ({"sha256": "cd" * 32}, "is of another runtime"),
+        ({"release": 1}, r"its receipt cannot be read: .*\$\.release"),
+        ({"files": [{}]}, r"its receipt cannot be read: .*\$\.files\[0\]"),
+        (None, "has no receipt"),
     ],
 )
-def test_a_receipt_that_is_wrong(place: Path, fields: Any, code: str, words: str) -> None:
-    write(place, **fields)
+def test_a_receipt_that_is_wrong_or_missing(place: Path, fields: Any, words: str) -> None:
+    write(place, **(fields or {}))
+    if fields is None:
+        (place / receipt.RECEIPT).unlink()
     with pytest.raises(IntegrityError, match=words) as caught:
         read(place)
-    assert caught.value.code == code
+    assert caught.value.code == "RUNTIME_DAMAGED"
     assert "repairs it" in caught.value.hint
 
 
 def test_receipt_of_any_bytes_is_damaged(place: Path) -> None:
     """Nested deep, cut, not text, not a receipt: one error, and no other."""
-    random_bytes = [random.Random(seed).randbytes(90) for seed in range(5000)]
+    random_bytes = [random.Random(seed).randbytes(90) for seed in range(200)]
     for data in (
         *(b"", b"\0", b"null", b"[" * 100_000, b'{"x":' * 100_000, b'{"sha256":"\xff"}'),
         *(b'"\\ud800"', b'{"sha256":' + b"9" * 5000 + b"}"),
@@ -95,14 +95,6 @@ def test_receipt_of_any_bytes_is_damaged(place: Path) -> None:
         (place / receipt.RECEIPT).write_bytes(data)
         with pytest.raises(IntegrityError, match="its receipt cannot be read"):
             read(place)
-
-
-def test_a_receipt_that_is_missing(place: Path) -> None:
-    (place / receipt.RECEIPT).unlink()
-    with pytest.raises(IntegrityError, match="has no receipt") as caught:
-        read(place)
-    assert caught.value.code == "RUNTIME_DAMAGED"
-    assert "repairs it" in caught.value.hint
 
 
 def test_a_receipt_of_an_artifact_lists_its_files(place: Path) -> None:
@@ -150,28 +142,14 @@ def test_every_byte_is_looked_at(place: Path, at: int, piece_size: int) -> None:
         check(place, entries(), piece_size)
 
 
-def test_every_piece_of_a_list_is_looked_at(place: Path) -> None:
-    """A list whose last piece is wrong contradicts the file's own digest."""
-    whole = entries()
-    wrong = msgspec.structs.replace(whole[-1], chunks=(*whole[-1].chunks[:-1], "0" * 64))
-    with pytest.raises(IntegrityError) as caught:
-        check(place, (*whole[:-1], wrong), PIECE)
-    assert caught.value.code == receipt.CONTRADICTION == "MANIFEST_CONTRADICTS_ITSELF"
-    assert "libbig.so" in caught.value.message
-    (place / receipt.FILES / BIG.path).write_bytes(BIG.data[::-1])
-    with pytest.raises(IntegrityError, match="changed"):
-        check(place, (*whole[:-1], wrong), PIECE)
-
-
 def test_wrong_modes_of_right_files_are_set(place: Path) -> None:
     path = place / receipt.FILES / BIG.path
     for mode in (0o664, 0o646, 0o744, 0o4644, 0o2644, 0o1644):
         path.chmod(mode)
-        assert check(place, entries(), PIECE) == {"files/runtime/libbig.so"}
+        path.parent.chmod(0o775)
+        check(place, entries(), PIECE)
         assert path.stat().st_mode & 0o7777 == 0o644
-    path.parent.chmod(0o775)
-    assert check(place, entries(), PIECE) == {"files/runtime"}
-    assert check(place, entries(), PIECE) == set()
+        assert path.parent.stat().st_mode & 0o7777 == 0o755
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
@@ -180,12 +158,11 @@ def test_file_that_others_could_write_is_replaced_by_a_copy(place: Path, mode: i
     path = place / receipt.FILES / BIG.path
     path.chmod(mode)
     with path.open("r+b") as theirs:
-        assert check(place, entries(), PIECE) == {"files/runtime/libbig.so"}
+        check(place, entries(), PIECE)
         theirs.write(b"evil")
     assert path.read_bytes() == BIG.data
     assert path.stat().st_mode & 0o7777 == 0o644
     assert list((place.parents[1] / "staging").iterdir()) == []
-    assert check(place, entries(), PIECE) == set()
 
 
 @pytest.mark.parametrize(("times", "why"), [(1, "changed"), (9, "changed while it was hashed")])
@@ -238,7 +215,7 @@ def test_modes_that_cannot_be_set_and_let_others_write(
     monkeypatch.setattr(os, "fchmod", lambda *_: None)
     monkeypatch.setattr(Folder, "renew", lambda *_, **__: None)
     path.chmod(0o755)  # runs nothing, and nobody else can change it
-    assert check(place, entries(), PIECE) == set()
+    check(place, entries(), PIECE)
     path.chmod(0o666)
     told = r"libbig\.so can be written by other users \(mode 0666\)$"
     with pytest.raises(IntegrityError, match=told):
@@ -256,27 +233,6 @@ def test_a_file_of_another_user_is_not_trusted(place: Path, what: str) -> None:
     with pytest.raises(IntegrityError) as caught:
         check(place, entries(), PIECE)
     assert caught.value.code == "RUNTIME_DAMAGED"
-
-
-def test_a_file_that_is_put_in_anothers_place_while_it_is_looked_at(
-    place: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """What was opened is looked at again: its path may lead elsewhere by then."""
-    path = place / receipt.FILES / BIG.path
-    (place / "other").write_bytes(BIG.data + b"more")
-    original, opened = os.open, []
-
-    def swapped(name: str, how: int, *rest: int, dir_fd: int | None = None) -> int:
-        if name == path.name:
-            opened.append(name)
-            if len(opened) == 2:  # the second piece
-                (place / "other").rename(path)
-        return original(name, how, *rest, dir_fd=dir_fd)
-
-    monkeypatch.setattr(os, "open", swapped)
-    monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    with pytest.raises(IntegrityError, match=r"libbig\.so changed"):
-        check(place, entries(), PIECE)
 
 
 def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
@@ -303,29 +259,3 @@ def test_an_archive_has_one_server() -> None:
         with pytest.raises(IntegrityError, match=words) as caught:
             receipt.find_program(paths, "it")
         assert caught.value.code == "NO_SERVER_IN_ARCHIVE"
-
-
-@pytest.mark.parametrize(("processors", "threads"), [(None, 1), (1, 1), (3, 3), (99, 99)])
-def test_as_many_threads_as_there_are_processors_the_largest_piece_first(
-    place: Path, monkeypatch: pytest.MonkeyPatch, processors: int | None, threads: int
-) -> None:
-    begun: list[object] = []
-    lengths: list[int] = []
-    original = receipt._Piece.problem
-
-    def background(work: Callable[[], None]) -> Background[None]:
-        begun.append(work)
-        return Background(work)
-
-    def watched(piece: Any, folder: Folder, mended: set[str]) -> str:
-        lengths.append(piece.length)
-        return original(piece, folder, mended)
-
-    monkeypatch.setattr(os, "cpu_count", lambda: processors)
-    monkeypatch.setattr(receipt, "Background", background)
-    monkeypatch.setattr(receipt._Piece, "problem", watched)
-    check(place, entries(), PIECE)
-    assert len(lengths) == sum(max(1, len(entry.chunks)) for entry in entries())
-    assert len(begun) == min(threads, len(lengths))
-    if threads == 1:
-        assert lengths == sorted(lengths, reverse=True)

@@ -5,30 +5,25 @@ from __future__ import annotations
 import hashlib
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import closing, contextmanager
 from threading import Barrier, Thread
 from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader.disk import STALE_SECONDS, Folder
+from llama_loader.disk import STALE_SECONDS
 from llama_loader.errors import IntegrityError, NetworkError
-from llama_loader.events import Event, Note
 from llama_loader.fetch import Fetcher
-from llama_loader.partial import Partial
+from llama_loader.locations import Patience
 from llama_loader.store import Store
-from llama_loader.transport import Patience
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, Entry, compress, tar
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
     from tests.rigs.fault_server import FaultServer
@@ -41,24 +36,28 @@ LAST = COUNT - 1
 PATIENCE = Patience(connect=2, silence=2, window=1, deadline=60)
 
 
-def install(root: Path, *urls: str, events: list[Event] | None = None) -> None:
-    told = [] if events is None else events
-    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE, sink=told.append)
-    installed = Store(root, sink=told.append).install(ARTIFACT, urls, fetcher, release="b1")
+def install(root: Path, *urls: str) -> None:
+    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
+    installed = Store(root).install(ARTIFACT, urls, fetcher, release="b1")
     assert (installed.folder / "libggml-cuda.so").read_bytes() == BIG.data
 
 
-@contextmanager
-def partial_of(root: Path) -> Iterator[Partial]:
-    with Folder.open(root / "partial") as folder, closing(Partial(folder, ARTIFACT)) as found:
-        yield found
+def begin(server: FaultServer, root: Path, count: int = 4) -> str:
+    """Have an installation given up with so many chunks kept; its URL is well afterwards."""
+    url = server.put("/a", PACKED)
+    server.fail("/a", *[faults.cut(count * CHUNK + 7)] * (PATIENCE.attempts + 1))
+    with pytest.raises(NetworkError):
+        install(root, url)
+    server.requests.clear()
+    return server.put("/a", PACKED)
 
 
-def kept(root: Path) -> list[int]:
-    if not (root / "partial").exists():
-        return []
-    with partial_of(root) as found:
-        return [at for at in range(COUNT) if found.get(at) is not None]
+def the_file(root: Path) -> Path:
+    return root / "partial" / ARTIFACT.sha256
+
+
+def kept(root: Path) -> bytes:
+    return the_file(root).read_bytes() if the_file(root).exists() else b""
 
 
 def ranges(server: FaultServer, path: str) -> list[str | None]:
@@ -82,7 +81,7 @@ def test_killed_and_gone_on_with_from_another_mirror(
     )
     try:
         deadline = time.monotonic() + 30
-        while kept(root) != list(range(whole)):
+        while kept(root) != PACKED[: whole * CHUNK]:
             assert time.monotonic() < deadline
             time.sleep(0.02)
     finally:
@@ -98,77 +97,55 @@ def test_killed_and_gone_on_with_from_another_mirror(
 
 
 def test_a_network_error_leaves_what_was_verified(server: FaultServer, tmp_path: Path) -> None:
-    url = server.put("/a", PACKED)
-    server.fail("/a", faults.cut(4 * CHUNK + 7), always=True)
-    with pytest.raises(NetworkError):
-        install(tmp_path, url)
-    assert kept(tmp_path) == [0, 1, 2, 3]
+    begin(server, tmp_path)
+    assert kept(tmp_path) == PACKED[: 4 * CHUNK]
     assert (tmp_path / "partial").stat().st_mode & 0o777 == 0o700
-    (left,) = (tmp_path / "partial").iterdir()
-    assert (left.name, left.stat().st_mode & 0o777) == (ARTIFACT.sha256, 0o600)
+    assert the_file(tmp_path).stat().st_mode & 0o777 == 0o600
     assert [place for place in (tmp_path / "staging").iterdir() if place.is_dir()] == []
     server.put("/b", PACKED)
     install(tmp_path, server.url + "/b")
     assert ranges(server, "/b") == [f"bytes={4 * CHUNK}-"]
 
 
-def test_a_server_that_ignores_the_range_is_read_over(server: FaultServer, tmp_path: Path) -> None:
-    url = server.put("/a", PACKED)
-    server.fail("/a", *[faults.cut(4 * CHUNK)] * 4)
-    with pytest.raises(NetworkError):
-        install(tmp_path, url)
-    server.fail("/a", faults.ignores_range, always=True)
-    install(tmp_path, url)
-
-
-def damage(path: Path, how: str) -> None:
-    data = bytearray(path.read_bytes())
-    if how == "bit":
-        data[CHUNK + 5] ^= 1
-        path.write_bytes(data)
-    elif how == "short":
-        path.write_bytes(data[: 3 * CHUNK - 1])
-    elif how == "empty":
-        path.write_bytes(b"")
-    elif how == "noise":
-        path.write_bytes(bytes(len(data) + 1))
-    else:
-        path.unlink()
-        if how == "link":
-            path.symlink_to("/etc/passwd")
-        elif how == "pipe":
-            os.mkfifo(path)
-        else:
-            path.mkdir()
-
-
 @pytest.mark.parametrize(
     ("how", "asked"),
     [
-        ("bit", [f"bytes={CHUNK}-"]),
-        ("short", [f"bytes={2 * CHUNK}-"]),
-        ("empty", [None]),
-        ("noise", [None]),
-        ("link", [None]),
-        ("pipe", [None]),
-        ("folder", [None]),
+        ("bit", f"bytes={CHUNK}-"),
+        ("short", f"bytes={2 * CHUNK}-"),
+        ("empty", None),
+        ("noise", None),
+        ("link", None),
+        ("hard link", None),
+        ("pipe", None),
+        ("folder", None),
     ],
 )
 def test_only_what_is_right_is_gone_on_with(
-    server: FaultServer, tmp_path: Path, how: str, asked: list[str | None]
+    server: FaultServer, tmp_path: Path, how: str, asked: str | None
 ) -> None:
-    url = server.put("/a", PACKED)
-    server.fail("/a", *[faults.cut(4 * CHUNK)] * 5)
-    with pytest.raises(NetworkError):
-        install(tmp_path, url)
-    server.requests.clear()
-    damage(tmp_path / "partial" / ARTIFACT.sha256, how)
-    server.put("/a", PACKED)
-    events: list[Event] = []
-    install(tmp_path, url, events=events)
-    assert ranges(server, "/a") == asked
-    notes = [event.code for event in events if isinstance(event, Note)]
-    assert notes == (["PARTIAL_NOT_KEPT"] if how == "folder" else [])
+    """What stands in the file's place is never written through, and a folder never removed."""
+    url, path, theirs = begin(server, tmp_path), the_file(tmp_path), tmp_path / "theirs"
+    whole = path.read_bytes()
+    flipped = bytearray(whole)
+    flipped[CHUNK + 5] ^= 1
+    contents = {"bit": flipped, "short": whole[: 3 * CHUNK - 1], "empty": b"", "noise": bytes(9)}
+    theirs.write_bytes(b"precious")
+    path.unlink()
+    if how in contents:
+        path.write_bytes(contents[how])
+    elif how == "pipe":
+        os.mkfifo(path)
+    elif how == "folder":
+        path.mkdir()
+        (path / "notes.txt").write_bytes(b"precious")
+    else:
+        path.symlink_to(theirs) if how == "link" else path.hardlink_to(theirs)
+    install(tmp_path, url)
+    assert ranges(server, "/a") == [asked]
+    assert theirs.read_bytes() == b"precious"
+    (left,) = [*(tmp_path / "partial").iterdir()] or [None]
+    assert (left is not None) == (how == "folder")
+    assert left is None or (left / "notes.txt").read_bytes() == b"precious"
 
 
 def test_an_archive_that_lies_is_not_kept(server: FaultServer, tmp_path: Path) -> None:
@@ -181,53 +158,46 @@ def test_an_archive_that_lies_is_not_kept(server: FaultServer, tmp_path: Path) -
 
 
 def test_what_nobody_went_on_with_is_swept(server: FaultServer, tmp_path: Path) -> None:
-    url = server.put("/a", PACKED)
+    """Files and links that are named and old as a download's are; nothing else, no link's end."""
+    folder, theirs = tmp_path / "partial", tmp_path / "theirs"
+    url = begin(server, tmp_path)
+    theirs.mkdir()
+    (folder / ("2" * 64)).symlink_to(theirs)
+    (folder / ("3" * 64)).mkdir()
+    for name in ("0" * 64, "1" * 64, "thesis.odt", "0" * 63, "0" * 65, "G" * 64, "0" * 64 + "~"):
+        (folder / name).write_bytes(b"x")
+    now = time.time()
+    for path in folder.iterdir():
+        age = STALE_SECONDS * (0.99 if path.name[0] == "1" else 1.01)
+        os.utime(path, (now, now - age), follow_symlinks=False)
+    left = {path.name for path in folder.iterdir()} - {"0" * 64, "2" * 64, ARTIFACT.sha256}
     install(tmp_path, url)
-    folder = tmp_path / "partial"
-    folder.mkdir(exist_ok=True)
-    old, new = folder / ("0" * 64), folder / ("1" * 64)
-    for path in (old, new):
-        path.write_bytes(b"x")
-    then = time.time() - STALE_SECONDS - 60
-    os.utime(old, (then, then))
-    shutil.rmtree(tmp_path / "runtimes" / ARTIFACT.sha256)
+    assert {path.name for path in folder.iterdir()} == left
+    assert theirs.is_dir()
+    assert ranges(server, "/a") == [None]
+
+
+@pytest.mark.parametrize("here", [1, LAST, COUNT])
+def test_only_what_is_not_here_is_asked_for(server: FaultServer, tmp_path: Path, here: int) -> None:
+    url, file = begin(server, tmp_path, 1), the_file(tmp_path)
+    file.write_bytes(PACKED[: here * CHUNK])
     install(tmp_path, url)
-    assert list(folder.iterdir()) == [new]
-
-
-def fetched(tmp_path: Path, *urls: str, here: int = 0) -> list[int]:
-    """Fetch behind the first ``here`` chunks; return the chunks that were kept at the end."""
-    (tmp_path / "partial").mkdir(exist_ok=True)
-    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
-    with partial_of(tmp_path) as found:
-        for at in range(here):
-            found.keep(at, PACKED[at * CHUNK : (at + 1) * CHUNK])
-        with closing(fetcher.chunks(ARTIFACT, urls, found)) as chunks:
-            assert b"".join(chunks) == PACKED
-    return kept(tmp_path)
-
-
-@pytest.mark.parametrize(
-    ("here", "asked"),
-    [
-        (0, [None]),
-        (1, [f"bytes={CHUNK}-"]),
-        (LAST, [f"bytes={LAST * CHUNK}-"]),
-        (COUNT, []),
-    ],
-)
-def test_only_what_is_not_here_is_asked_for(
-    server: FaultServer, tmp_path: Path, here: int, asked: list[str | None]
-) -> None:
-    url = server.put("/a", PACKED)
-    assert fetched(tmp_path, url, here=here) == list(range(COUNT))
-    assert ranges(server, "/a") == asked
+    assert ranges(server, "/a") == ([] if here == COUNT else [f"bytes={here * CHUNK}-"])
     assert server.sent("/a") == max(0, len(PACKED) - here * CHUNK)
+
+
+def fetched(tmp_path: Path, *urls: str) -> bytes:
+    """Fetch; return what was kept at the end."""
+    fetcher = Fetcher(sleep=lambda _: None, patience=PATIENCE)
+    (tmp_path / "partial").mkdir(exist_ok=True)
+    with the_file(tmp_path).open("w+b") as file:
+        assert b"".join(fetcher.chunks(ARTIFACT, urls, file)) == PACKED
+    return kept(tmp_path)
 
 
 def test_what_lies_on_this_machine_is_not_kept_once_more(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(PACKED)
-    assert fetched(tmp_path, (tmp_path / "a").as_uri()) == []
+    assert fetched(tmp_path, (tmp_path / "a").as_uri()) == b""
 
 
 @pytest.mark.parametrize("says", [True, False])
@@ -239,21 +209,19 @@ def test_of_a_file_that_is_longer_only_right_chunks_are_kept(
     with pytest.raises(IntegrityError) as caught:
         fetched(tmp_path, url)
     assert caught.value.code == "FILE_TOO_LARGE"
-    assert kept(tmp_path) == list(range(LAST))
+    assert kept(tmp_path) == PACKED[: LAST * CHUNK]
 
 
 def test_wrong_bytes_in_the_middle_cost_one_chunk(server: FaultServer, tmp_path: Path) -> None:
     bad, good = server.put("/bad", PACKED), server.put("/good", PACKED)
     server.fail("/bad", faults.flipped(5 * CHUNK), always=True)
-    assert fetched(tmp_path, bad, good) == list(range(COUNT))
+    assert fetched(tmp_path, bad, good) == PACKED
     assert ranges(server, "/bad") == [None]
     assert ranges(server, "/good") == [f"bytes={5 * CHUNK}-"]
-    with partial_of(tmp_path) as found:
-        found.discard()
     with pytest.raises(IntegrityError) as caught:
         fetched(tmp_path, bad)
     assert caught.value.code == "CHUNK_MISMATCH"
-    assert kept(tmp_path) == [0, 1, 2, 3, 4]
+    assert kept(tmp_path) == PACKED[: 5 * CHUNK]
 
 
 @pytest.mark.parametrize("sha256", [None, hashlib.sha256(PACKED).hexdigest()])
@@ -283,7 +251,6 @@ def test_two_who_fetch_one_archive_do_not_meet(
 
 def test_a_reader_who_leaves_leaves_no_worker_behind(server: FaultServer, tmp_path: Path) -> None:
     """The interpreter ends at once, although another thread fetches from a slow server."""
-    (tmp_path / "partial").mkdir()
     url = server.put("/a", PACKED)
     server.fail("/a", faults.shaped(50_000), always=True)
     program = f"""
@@ -293,7 +260,7 @@ from contextlib import closing
 from pathlib import Path
 from tests.loader import test_resume as here
 from llama_loader.fetch import Fetcher
-with here.partial_of(Path({str(tmp_path)!r})) as kept:
+with Path({str(tmp_path / "kept")!r}).open("w+b") as kept:
     with closing(Fetcher().chunks(here.ARTIFACT, [{url!r}], kept)) as chunks:
         next(chunks), next(chunks)
 """

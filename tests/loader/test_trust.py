@@ -18,8 +18,8 @@ from llama_loader import disk, trust
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Note, ignore
 from llama_loader.fetch import Fetcher
+from llama_loader.locations import Patience
 from llama_loader.store import Store
-from llama_loader.transport import Patience
 from llama_loader.trust import Channel, Pin
 from tests.rigs import archives
 from tests.rigs import fault_server as faults

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from llama_loader.fetch import Fetcher
+from llama_loader.locations import Patience
 from llama_loader.manifest import Artifact, Platform
-from llama_loader.transport import Patience
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

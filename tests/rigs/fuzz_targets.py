@@ -46,9 +46,9 @@ from llama_loader import (
 )
 from llama_loader.errors import LoaderError
 from llama_loader.fetch import Fetcher
+from llama_loader.locations import Patience
 from llama_loader.receipt import Receipt
 from llama_loader.store import Store
-from llama_loader.transport import Patience
 from tests.rigs import archives, generated, mutations
 from tests.rigs.archives import GOOD, link
 

@@ -29,9 +29,9 @@ PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
     "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
-    "fetch", "host", "loader", "locations", "manifest", "partial", "processes",
+    "fetch", "host", "loader", "locations", "manifest", "processes",
     "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
-    "transport", "trust", "unpack",
+    "http_transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/loader that need nothing but the loader."""
 LEFT_OUT: Final = (

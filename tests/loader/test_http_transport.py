@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from llama_loader import http_transport
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.transport import Patience
+from llama_loader.locations import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, refused
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
@@ -50,6 +49,8 @@ def test_headers_that_drip_are_left_for_the_next_mirror(server: FaultServer, fau
     assert Reader(patience=HEADERS).fetch(slow, good) == DATA
     assert time.monotonic() - began < 3 * HEADERS.headers
     assert len(server.asked("/slow")) == 1
+    reader = Reader(patience=replace(HEADERS, headers=0.4, attempts=1))
+    assert "no answer within 0.4 s" in refused(NetworkError, "UNREACHABLE", reader, slow)
 
 
 def test_headers_have_one_deadline_over_all_redirects(server: FaultServer) -> None:
@@ -63,13 +64,6 @@ def test_headers_have_one_deadline_over_all_redirects(server: FaultServer) -> No
     assert Reader(patience=HEADERS).fetch(f"{server.url}/0", good) == DATA
     assert len(server.asked("/1")) == 1
     assert server.asked("/5") == []
-
-
-def test_headers_that_drip_and_no_mirror(server: FaultServer) -> None:
-    url = server.put("/a", DATA)
-    server.fail("/a", faults.drips_head(1, every=0.1), always=True)
-    reader = Reader(patience=replace(HEADERS, headers=0.4, attempts=2))
-    assert "no answer within 0.4 s" in refused(NetworkError, "UNREACHABLE", reader, url)
 
 
 def test_slow_headers_within_the_deadline_are_no_fault(server: FaultServer) -> None:
@@ -133,11 +127,28 @@ def test_small_chunks_are_not_mistaken_for_that(server: FaultServer) -> None:
 
 
 HUGE = "9" * 5000
+NO_ASCII = (
+    (200, "ETag", '"one{}"'),
+    (200, "Last-Modified", "{}, 01 Jan 2020 00:00:00 GMT"),
+    (200, "Content-Length", "{}12"),
+    (206, "Content-Range", "bytes 0-9{}/10"),
+    (206, "Content-Range", "{}"),
+    (302, "Location", "/good{}"),
+    (302, "Location", "https://{}/"),
+    (503, "Retry-After", "{}"),
+    (503, "Retry-After", "5{}"),
+    (503, "Retry-After", "Mon, 01 Jan 2020 00:00:00 {}"),
+)
 
 
 @pytest.mark.parametrize(
     ("status", "headers"),
     [
+        *(
+            (status, {"Date": "Mon, 01 Jan 2024 00:00:00 GMT", name: value.format(text)})
+            for status, name, value in NO_ASCII
+            for text in ("\xff", "\x85")
+        ),
         (503, {"Retry-After": "9" * 400}),
         (503, {"Retry-After": HUGE}),
         (503, {"Retry-After": "Mon, 01 Jan 99999999999999 00:00:00 GMT"}),
@@ -164,13 +175,17 @@ def test_hostile_headers_are_an_error_of_the_network(
 
     def hostile(answer: faults.Answer) -> None:
         lines = [f"HTTP/1.1 {status} x", *(f"{name}: {text}" for name, text in headers.items())]
-        answer.handler.wfile.write("\r\n".join([*lines, "", "hello"]).encode("latin-1"))
+        head = "\r\n".join([*lines, "", ""]).encode("latin-1")
+        answer.handler.wfile.write(head + DATA[: 3 * CHUNK + 5])
 
     url, good = server.put("/a", DATA), server.put("/good", DATA)
     server.fail("/a", hostile, always=True)
     assert reader.fetch(url, good) == DATA
     with pytest.raises(LoaderError):
         reader.fetch(url)
+    with contextlib.suppress(NetworkError):
+        assert DATA.startswith(reader.copy(url))
+    assert {request.path for request in server.requests} == {"/a", "/good"}
 
 
 def test_a_tls_handshake_that_drips_is_left_for_the_next_mirror(
@@ -212,6 +227,7 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, reader: Read
     "location",
     [
         "http://example.org/a",
+        "http://localhost:PORT/b",  # the name may lead to another machine
         "file:///etc/passwd",
         "ftp://127.0.0.1/",
         "//example.org/a",
@@ -226,9 +242,10 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, reader: Read
 def test_a_redirect_elsewhere_is_refused(
     server: FaultServer, reader: Reader, location: str
 ) -> None:
-    url = server.put("/a", b"")
-    server.fail("/a", faults.redirect(location), always=True)
+    url, _ = server.put("/a", b""), server.put("/b", DATA)
+    server.fail("/a", faults.redirect(location.replace("PORT", f"{server.port}")), always=True)
     assert "redirected to" in refused(NetworkError, "UNREACHABLE", reader, url)
+    assert server.asked("/b") == []
 
 
 def test_a_redirect_that_goes_round_is_refused(server: FaultServer, reader: Reader) -> None:
@@ -261,51 +278,35 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_certificates_of_the_environment(
     certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
 ) -> None:
-    monkeypatch.setenv(variable, str(certificate))
     with FaultServer(certificate) as server, Proxy(server.port) as proxy:
+        url = server.put("/a", DATA)
+        assert "certificate" in refused(NetworkError, "UNREACHABLE", reader, url)
         monkeypatch.setenv("HTTPS_PROXY", proxy.url)
         monkeypatch.setenv("NO_PROXY", "")
-        server.put("/a", DATA)
+        monkeypatch.setenv(variable, str(certificate))
+        assert reader.fetch(url) == DATA
         assert reader.fetch("https://release.invalid/a") == DATA
         assert proxy.targets == ["release.invalid:443"]
-
-
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_https_on_loopback(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, str(certificate))
-    with FaultServer(certificate) as server:
-        assert reader.fetch(server.put("/a", DATA)) == DATA
-
-
-def test_an_unknown_certificate_is_refused(certificate: Path, reader: Reader) -> None:
-    with FaultServer(certificate) as server:
-        server.put("/a", DATA)
-        message = refused(NetworkError, "UNREACHABLE", reader, f"{server.url}/a")
-    assert "certificate" in message
-
-
-@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_a_certificate_file_that_is_not_there_is_the_networks_fault(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
-) -> None:
-    monkeypatch.setenv(variable, "/nowhere.pem")
-    with FaultServer(certificate) as server, Proxy(server.port) as proxy:
-        monkeypatch.setenv("HTTPS_PROXY", proxy.url)
+        monkeypatch.setenv(variable, "/nowhere.pem")
         message = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
-    assert "nowhere.pem" in message
+        assert "nowhere.pem" in message
 
 
-@pytest.mark.parametrize("plain", ["http://127.0.0.1:1/a", "http://release.invalid/a"])
+@pytest.mark.parametrize("scheme", ["HTTPS", "https"])
+@pytest.mark.parametrize(
+    "plain", ["http://127.0.0.1", "HTTP://127.0.0.1", "http://release.invalid"]
+)
 def test_https_never_becomes_http(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, plain: str
+    certificate: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, scheme: str, plain: str
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    with FaultServer(certificate) as server:
-        url = server.put("/a", b"")
-        server.fail("/a", faults.redirect(plain), always=True)
-        assert "which is not https" in refused(NetworkError, "UNREACHABLE", reader, url)
+    server.put("/b", DATA)
+    with FaultServer(certificate) as secure:
+        url = secure.put("/a", b"").replace("https", scheme)
+        secure.fail("/a", faults.redirect(f"{plain}:{server.port}/b"), always=True)
+        assert "which is not https" in refused(NetworkError, "UNREACHABLE", Reader(), url)
+        assert len(secure.requests) == 1
+    assert server.requests == []
 
 
 def test_loopback_is_never_reached_through_a_proxy(
@@ -331,10 +332,9 @@ def test_files_are_read_like_the_rest(tmp_path: Path, reader: Reader) -> None:
 
 
 def test_a_file_that_is_none_is_not_waited_for(tmp_path: Path, reader: Reader) -> None:
-
     os.mkfifo(tmp_path / "fifo")
-    for path, reason in ((tmp_path / "fifo", "not a file"), (tmp_path, "not a file")):
-        assert reason in refused(NetworkError, "UNREACHABLE", reader, path.as_uri())
+    for path in (tmp_path / "fifo", tmp_path):
+        assert "not a file" in refused(NetworkError, "UNREACHABLE", reader, path.as_uri())
 
 
 def test_the_hub_gets_the_token_and_nobody_else(server: FaultServer) -> None:
@@ -349,14 +349,10 @@ def test_the_hub_gets_the_token_and_nobody_else(server: FaultServer) -> None:
         assert "authorization" not in storage.asked("/blob")[0].headers
         assert reader.fetch(server.put("/plain", DATA)) == DATA
         assert "authorization" not in server.asked("/plain")[0].headers
-
-
-def test_a_redirect_within_the_hub_keeps_the_token(server: FaultServer) -> None:
-    server.put("/renamed", DATA)
-    server.fail("/o/n/resolve/v1/a", faults.redirect("/renamed"), always=True)
-    reader = Reader(token="hf_secret", endpoint=server.url)
-    assert reader.copy("hf://o/n@v1/a") == DATA
-    assert server.asked("/renamed")[0].headers["authorization"] == "Bearer hf_secret"
+        server.put("/renamed", DATA)
+        server.fail("/o/n/resolve/v1/a", faults.redirect("/renamed"), always=True)
+        assert reader.copy("hf://o/n@v1/a") == DATA  # the Hub's own redirect keeps it
+        assert server.asked("/renamed")[0].headers["authorization"] == "Bearer hf_secret"
 
 
 def test_netrc_is_left_alone(
@@ -369,134 +365,22 @@ def test_netrc_is_left_alone(
     assert "authorization" not in server.requests[0].headers
 
 
-def test_a_token_never_goes_over_plain_http() -> None:
-    reader = Reader(token="hf_secret", endpoint="http://hub.example.org")
-    with pytest.raises(SettingError, match="neither https nor on loopback"):
-        reader.copy("hf://o/n/a")
-    assert "neither https" in refused(NetworkError, "UNREACHABLE", reader, "hf://o/n/a")
-
-
 # Other machines are never asked in clear, and the token goes to the Hub alone.
 
 
 @pytest.mark.parametrize("path", ["/a", "hf"])
 def test_localhost_is_not_asked(server: FaultServer, path: str) -> None:
     """It may lead to another machine; the name is refused before it is resolved."""
-    server.put("/a", DATA)
-    server.put("/o/n/resolve/main/a", DATA)
+    url, _ = server.put("/a", DATA), server.put("/o/n/resolve/main/a", DATA)
     named = f"http://localhost:{server.port}"
     reader = Reader(token="hf_secret", endpoint=named)
+    asked = "hf://o/n/a" if path == "hf" else f"{named}{path}"
     with pytest.raises(SettingError) as caught:
-        reader.copy("hf://o/n/a" if path == "hf" else f"{named}{path}")
+        reader.copy(asked)
     assert "hf_secret" not in caught.value.message
     assert server.requests == []
-
-
-def test_localhost_among_mirrors_is_passed_over(server: FaultServer, reader: Reader) -> None:
-    url = server.put("/a", DATA)
-    assert reader.fetch(url.replace("127.0.0.1", "localhost"), url) == DATA
+    assert reader.fetch(asked, url) == DATA  # among mirrors it is passed over
     assert server.requests[0].headers["host"] == f"127.0.0.1:{server.port}"
-
-
-def test_a_redirect_to_localhost_is_not_followed(server: FaultServer, reader: Reader) -> None:
-    server.put("/b", DATA)
-    server.fail("/a", faults.redirect(f"http://localhost:{server.port}/b"), always=True)
-    refused(NetworkError, "UNREACHABLE", reader, f"{server.url}/a")
-    assert server.asked("/b") == []
-
-
-@pytest.mark.parametrize(
-    "url",
-    ["hf://o/n/../../api/whoami-v2", "hf://o/n/%2e%2e/%2e%2e/api/whoami-v2", "hf://o/n@../x/api"],
-)
-def test_the_hub_is_not_asked_for_what_is_no_file_of_the_repository(
-    server: FaultServer, url: str
-) -> None:
-    reader = Reader(token="hf_secret", endpoint=server.url)
-    with pytest.raises(SettingError):
-        reader.copy(url)
-    refused(NetworkError, "UNREACHABLE", reader, url)
-    assert server.requests == []
-
-
-@pytest.mark.parametrize("scheme", ["HTTPS", "hTTps", "https"])
-@pytest.mark.parametrize("plain", ["http", "HTTP"])
-def test_https_in_any_spelling_never_becomes_http(
-    certificate: Path, server: FaultServer, monkeypatch: pytest.MonkeyPatch, scheme: str, plain: str
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    server.put("/b", DATA)
-    with FaultServer(certificate) as secure:
-        url = secure.put("/a", b"").replace("https", scheme)
-        to = f"{server.url}/b".replace("http", plain)
-        secure.fail("/a", faults.redirect(to), always=True)
-        assert "which is not https" in refused(NetworkError, "UNREACHABLE", Reader(), url)
-        assert len(secure.requests) == 1
-    assert server.requests == []
-
-
-NOT_ASCII = ["\xff", "\u00e9\u00e8", "\x85", "\xa0"]
-
-
-@pytest.mark.parametrize("text", NOT_ASCII)
-@pytest.mark.parametrize(
-    ("status", "name", "value"),
-    [
-        (200, "ETag", '"one{}"'),
-        (200, "Last-Modified", "Mon, 01 Jan 2020 00:00:00 GMT{}"),
-        (200, "Last-Modified", "{}, 01 Jan 2020 00:00:00 GMT"),
-        (200, "Content-Length", "{}12"),
-        (206, "Content-Range", "bytes 0-9{}/10"),
-        (206, "Content-Range", "{}"),
-        (302, "Location", "/good{}"),
-        (302, "Location", "https://{}/"),
-        (503, "Retry-After", "{}"),
-        (503, "Retry-After", "5{}"),
-        (503, "Retry-After", "Mon, 01 Jan 2020 00:00:00 {}"),
-    ],
-)
-def test_headers_that_are_not_ascii_are_the_networks_fault(
-    server: FaultServer, reader: Reader, status: int, name: str, value: str, text: str
-) -> None:
-    def hostile(answer: faults.Answer) -> None:
-        line = f"{name}: {value.format(text)}"
-        head = f"HTTP/1.1 {status} x\r\nDate: Mon, 01 Jan 2024 00:00:00 GMT\r\n{line}\r\n\r\n"
-        answer.handler.wfile.write(head.encode("latin-1") + DATA[: 3 * CHUNK + 5])
-
-    url, good = server.put("/a", DATA), server.put("/good", DATA)
-    server.fail("/a", hostile, always=True)
-    assert reader.fetch(url, good) == DATA
-    with pytest.raises(NetworkError):
-        reader.fetch(url)
-    with contextlib.suppress(NetworkError):
-        assert DATA.startswith(reader.copy(url))
-    assert {request.path for request in server.requests} == {"/a", "/good"}
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        faults.repeats(b"HTTP/1.1 100 Continue\r\n\r\n", every=0.01),
-        faults.repeats(b"HTTP/1.1 100 Continue\r\n\r\n" * 100),
-        faults.drips_head(1, every=0.1),
-    ],
-    ids=["continue", "fast continue", "bytes"],
-)
-def test_a_small_file_whose_headers_never_end_is_given_up(server: FaultServer, fault: Any) -> None:
-    url = server.put("/m.json", b"{}")
-    server.fail("/m.json", fault, always=True)
-    reader = Reader(patience=replace(HEADERS, headers=0.5, attempts=2))
-    began = time.monotonic()
-    with pytest.raises(NetworkError, match=r"no answer within 0\.5 s"):
-        reader.fetcher.read(url, limit=100)
-    assert time.monotonic() - began < 3
-
-
-def test_an_error_about_a_signed_url_does_not_show_its_query(reader: Reader) -> None:
-    url = "https://127.0.0.1:1/a?X-Signature=s3cret"
-    assert "s3cret" not in refused(NetworkError, "UNREACHABLE", reader, url)
-    text = http_transport._reason(ValueError("cannot parse /a?X-Signature=s3cret (at 3)"), url)
-    assert text == "cannot parse /a?… (at 3)"
 
 
 @pytest.mark.parametrize("is_tunnelled", [False, True])
