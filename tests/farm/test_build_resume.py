@@ -18,7 +18,7 @@ import pytest
 import small_disk
 from rich.console import Console
 
-from farm import building, cpu_variants, demo, pack, pipeline, rebuild, release, source, targets
+from farm import building, demo, pack, pipeline, rebuild, release, source, targets
 from farm.durable import folder_digest
 from farm.engines import build_folder, shared_cache
 from farm.engines.local import LocalEngine
