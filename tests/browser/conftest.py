@@ -10,7 +10,7 @@ import pytest
 import space
 from held_process import Held
 from needs import must_or_skip
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Page, expect, sync_playwright
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -18,6 +18,11 @@ if TYPE_CHECKING:
 
     from playwright.sync_api import ViewportSize
     from space import Space
+
+
+_PATIENCE = 60_000
+"""Milliseconds, for a busy machine; a test of a promise in seconds names them itself."""
+expect.set_options(timeout=_PATIENCE)
 
 
 @pytest.fixture(scope="session")
@@ -69,7 +74,7 @@ def visit(browser: Browser) -> Iterator[Callable[..., Page]]:
         contexts.append(context)
         page = context.new_page()
         page.on("pageerror", lambda error: thrown.append(str(error)))
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(_PATIENCE)
         page.goto(url)
         if url != "about:blank":
             page.wait_for_selector(".pill")
