@@ -137,7 +137,7 @@ def pack(
             with durable.replacing(out / name, archive.FILE_MODE) as raw:
                 _write(content, raw, archive_format)
                 raw.flush()
-                read(Path(raw.name), name=name)
+                read_with_record(Path(raw.name), name=name)
     return out / name
 
 
@@ -151,7 +151,12 @@ def is_one(name: str) -> bool:
     return name.startswith(f"{ROOT}-")
 
 
-def read(path: Path, *, name: str | None = None) -> Artifact:
+def read_with_record(
+    path: Path,
+    *,
+    name: str | None = None,
+    chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
+) -> tuple[Artifact, RuntimeRecord]:
     """Read a tarball again, and check that it holds what its record says, unmodified.
 
     ``sass`` and ``ptx`` stay empty: which GPUs cuBLAS serves is the toolkit's promise, and a
@@ -160,21 +165,12 @@ def read(path: Path, *, name: str | None = None) -> Artifact:
     Args:
         path: the tarball.
         name: what it is called, where that is not ``path``'s name.
+        chunking: how to cut it for the digests.
 
     Raises:
         PackError: it is damaged, is not ours, or a file in it is not as it was in its wheel.
         InspectError: a library is not what its name and line say.
     """
-    return read_with_record(path, name=name)[0]
-
-
-def read_with_record(
-    path: Path,
-    *,
-    name: str | None = None,
-    chunking: Chunking = Chunking(),  # noqa: B008 - it is frozen
-) -> tuple[Artifact, RuntimeRecord]:
-    """Do what ``read`` does, cut as is asked, and give the tarball's record, too."""
     inventory = read_inventory(path, name=name, layout=_LAYOUT, chunking=chunking)
     record = _decode(inventory)
     _check_files(inventory, record)

@@ -137,11 +137,12 @@ def _build(
     _require_parts(record, tree.tree)
     plan = plan_of(record, tree, listed.format)
     report.say(f"source: llama.cpp b{tree.build} from {tree.origin}")
+    is_of_wheels = record.toolchain.engine == "local" and bool(record.inputs)
     request = BuildRequest(
         line=plan.line.name,
         engine=record.toolchain.engine,
         image=_image(record.toolchain, asked, report),
-        toolkit=_toolkit_of(record, asked.toolkit),
+        toolkit=asked.toolkit or (toolkit.WHEELS if is_of_wheels else None),
         jobs=asked.jobs,
         cached=False,
     )
@@ -279,21 +280,6 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
     return plan
 
 
-def _toolkit_of(record: BuildRecord, asked: str | None) -> str | None:
-    """Return what ``--toolkit`` takes for the toolkit that a local build used."""
-    if asked is not None or record.toolchain.engine != "local" or not record.inputs:
-        return asked
-    own = {pin.filename: pin.sha256 for pin in pins.load().toolkit_of(toolkit.WHEELS_LINE)}
-    if own != record.inputs:
-        raise BuildError(
-            "TOOLKIT_NOT_PINNED",
-            f"its toolkit was made of other wheels than those that build/pins.toml has: "
-            f"{', '.join(sorted(set(record.inputs) ^ set(own))) or 'with other digests'}",
-            hint="check out the farm as it was when the release was made",
-        )
-    return toolkit.WHEELS
-
-
 def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> str | None:
     """Return the devel image by a name that the engine has it under."""
     if recorded.engine != "docker":
@@ -337,7 +323,7 @@ def _require_same_compilers(
         raise EngineError(
             "COMPILER_DIFFERS",
             f"another compiler is here: {said}",
-            hint="the distribution may have newer packages by now; in a container, --image IMG "
-            "builds all the same and says what comes out differently",
+            hint="the distribution may have newer packages by now, or build/pins.toml other "
+            "wheels; in a container, --image IMG builds all the same and says what differs",
         )
     report.note(f"note[COMPILER_DIFFERS]: {said}")

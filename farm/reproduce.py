@@ -6,7 +6,6 @@ differs is kept, and diffoscope explains it where that program is installed.
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 import subprocess
 import tempfile
@@ -15,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import pipeline, release
+from farm import durable, pipeline, release
 from farm.errors import BuildError, PackError, UsageError
 from farm.execute import execute
 from farm.pack import BUILD_RECORD, LICENCES, ROOT
@@ -172,7 +171,7 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
         BuildError: diffoscope failed, or took more than ten minutes.
         OSError: a file cannot be read or written.
     """
-    if _sha256(first) == _sha256(second):
+    if durable.sha256(first) == durable.sha256(second):
         return ()
     if kept.exists():
         shutil.rmtree(kept)
@@ -223,15 +222,10 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Member]:
                 with place.open("wb") as out:
                     while block := member.stream.read(archive.BLOCK):
                         out.write(block)
-                found[member.path] = _Member(member.mode, member.mtime, _sha256(place))
+                found[member.path] = _Member(member.mode, member.mtime, durable.sha256(place))
     except archive.DAMAGE as error:
         raise PackError("ARCHIVE_DAMAGED", f"{tarball.name}: {error}") from error
     return found
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _explain(kept: Path, say: Callable[[str], None]) -> None:

@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, SpaceHardware
 from huggingface_hub.errors import RepositoryNotFoundError
-from huggingface_hub.hf_api import RepoFile
 
 from farm import PROJECT_ROOT
 from farm.errors import PublishError, UsageError
@@ -228,12 +227,8 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
 
 def _files(api: HfApi, space: str, revision: str | None) -> dict[str, str]:
     """Return every file of a Space with the identity that the Hub knows it by."""
-    tree = api.list_repo_tree(space, recursive=True, revision=revision, repo_type="space")
-    return {
-        one.path: one.lfs.sha256 if one.lfs else one.blob_id
-        for one in tree
-        if isinstance(one, RepoFile)
-    }
+    found = hub.tree(api, space, revision, repo_type="space")
+    return {path: one.lfs.sha256 if one.lfs else one.blob_id for path, one in found.items()}
 
 
 def _identities(file: Path | bytes) -> list[str]:

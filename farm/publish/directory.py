@@ -7,7 +7,6 @@ its place, every file synced, and appears with one rename.
 from __future__ import annotations
 
 import fcntl
-import io
 import os
 import re
 import shutil
@@ -23,7 +22,6 @@ from farm.release import MANIFEST
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
     from pathlib import Path
-    from typing import BinaryIO
 
     from farm.publish.destination import Signed
     from farm.publish.parts import Known, Part, Plan
@@ -78,10 +76,13 @@ class Directory(Destination):
                 _leave_only({part.name for part in plan.parts}, gathered)
             for part in plan.new:
                 tell(str(part))
-                _copy(part, place / part.name)
+                with (
+                    durable.open_regular(part.path) as source,
+                    durable.replacing(place / part.name, 0o644) as out,
+                ):
+                    shutil.copyfileobj(source, out, parts.BLOCK)
             for part in plan.parts:
                 check(part, parts.blocks(place / part.name))
-            durable.sync(place)
             if place is gathered:
                 gathered.rename(final)
             durable.sync(self._root)
@@ -135,8 +136,7 @@ class Directory(Destination):
                 (SIGNATURE, signed.signature),
                 (MANIFEST, signed.manifest),
             ):
-                _write(folder / name, io.BytesIO(content))
-            durable.sync(folder)
+                durable.replace(folder / name, content, 0o644)
 
     @contextmanager
     def _locked(self, tell: Callable[[str], None]) -> Iterator[None]:
@@ -183,20 +183,3 @@ def _leave_only(names: set[str], gathered: Path) -> None:
             os.unlink(name, dir_fd=handle)
     finally:
         os.close(handle)
-
-
-def _copy(part: Part, place: Path) -> None:
-    with durable.open_regular(part.path) as source:
-        _write(place, source)
-
-
-def _write(place: Path, content: BinaryIO) -> None:
-    """Write a file under another name first; what is there, a link say, goes."""
-    beginning = place.with_name(f".{place.name}.part")
-    beginning.unlink(missing_ok=True)
-    with beginning.open("xb") as out:
-        shutil.copyfileobj(content, out, parts.BLOCK)
-        out.flush()
-        os.fsync(out.fileno())
-    beginning.chmod(0o644)
-    beginning.rename(place)

@@ -351,7 +351,7 @@ def measure(folder: Path, model: Path, gpu: str, *, rounds: int = _ROUNDS) -> Fi
     seconds, read, written = [], [], []
     with tempfile.TemporaryDirectory(prefix="llama-farm-gate-") as place:
         manifest = folder.resolve() / release.MANIFEST
-        pin = hashlib.sha256(manifest.read_bytes()).hexdigest()
+        pin = durable.sha256(manifest)
         store = str(Path(place) / "store")
         options = ("--manifest", manifest.as_uri(), "--manifest-sha256", pin, "--store", store)
         loader.told("fetch", *options)

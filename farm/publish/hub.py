@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.hf_api import RepoFile, RepoFolder
+from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError, UsageError
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from farm.publish.destination import Signed
     from farm.publish.parts import Part, Plan
 
+_RELEASE: Final = re.compile(rf"([^/]+)/{re.escape(MANIFEST)}")
+_CHANNEL: Final = re.compile(rf"channels/([^/]+)/{re.escape(MANIFEST)}")
 _MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
@@ -117,13 +120,12 @@ class Hub(Destination):
 
     def releases(self) -> tuple[str, ...]:
         """Return the folders that have a manifest."""
-        return parts.in_order(
-            name for name in self._folders("") if f"{name}/{MANIFEST}" in self._files(name)
-        )
+        return parts.in_order(m[1] for path in self._files("") if (m := _RELEASE.fullmatch(path)))
 
     def channels(self) -> tuple[str, ...]:
-        """Return the folders below ``channels/``."""
-        return tuple(path.rpartition("/")[2] for path in self._folders("channels"))
+        """Return the folders below ``channels/`` that have a manifest."""
+        found = self._files(self.channel_folder.rstrip("/"))
+        return tuple(sorted(m[1] for path in found if (m := _CHANNEL.fullmatch(path))))
 
     def download_url(self, folder: str, name: str) -> str:
         """Return the https URL at the release's tag."""
@@ -190,10 +192,16 @@ class Hub(Destination):
             ) from error
 
     def _folder(self, release: str, revision: str) -> Mapping[str, Known]:
-        return {
-            path.rpartition("/")[2]: self._known(file, revision)
-            for path, file in self._files(release, revision).items()
-        }
+        found = {}
+        for path, file in self._files(release, revision).items():
+            with hub_errors(self.where):
+                known = (
+                    Known(file.size, file.lfs.sha256)
+                    if file.lfs
+                    else parts.hashed(self._content(path, revision))
+                )
+            found[path.rpartition("/")[2]] = known
+        return found
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
         """Download past every cache: what comes back is what the Hub has."""
@@ -205,28 +213,28 @@ class Hub(Destination):
                 while block := stream.read(parts.BLOCK):
                     yield block
 
-    def _known(self, file: RepoFile, revision: str) -> Known:
-        if file.lfs is not None:
-            return Known(file.size, file.lfs.sha256)
-        with hub_errors(self.where):
-            return parts.hashed(self._content(file.path, revision))
-
-    def _files(self, path: str, revision: str = "main") -> dict[str, RepoFile]:
-        """Return the files in a folder by their paths; none where there is no such folder."""
+    def _files(self, folder: str, revision: str = "main") -> dict[str, RepoFile]:
+        """Return the files below a folder by their paths; none where there is no such folder."""
         with hub_errors(self.where):
             try:
-                found = list(self._api.list_repo_tree(self._repository, path, revision=revision))
+                return tree(self._api, self._repository, revision, folder=folder or None)
             except _MISSING:
                 return {}
-        return {one.path: one for one in found if isinstance(one, RepoFile)}
 
-    def _folders(self, path: str) -> tuple[str, ...]:
-        with hub_errors(self.where):
-            try:
-                found = list(self._api.list_repo_tree(self._repository, path or None))
-            except _MISSING:
-                return ()
-        return tuple(one.path for one in found if isinstance(one, RepoFolder))
+
+def tree(
+    api: HfApi,
+    repository: str,
+    revision: str | None,
+    *,
+    folder: str | None = None,
+    repo_type: str = "model",
+) -> dict[str, RepoFile]:
+    """Return the files of a repository, or of a folder of it, by their paths."""
+    found = api.list_repo_tree(
+        repository, folder, recursive=True, revision=revision, repo_type=repo_type
+    )
+    return {one.path: one for one in found if isinstance(one, RepoFile)}
 
 
 @contextmanager

@@ -68,6 +68,10 @@ def packed(wheels: Wheels, work: Path, out: Path, form: str = "tar.zst", **line:
     return cuda_runtime.pack(pinned, row, out, form)
 
 
+def read(tarball: Path) -> schema.Artifact:
+    return cuda_runtime.read_with_record(tarball)[0]
+
+
 def unpacked(tarball: Path) -> dict[str, bytes]:
     plain = zstd.decompress(tarball.read_bytes())
     with tarfile.open(fileobj=io.BytesIO(plain)) as tar:
@@ -140,11 +144,11 @@ def test_the_same_wheels_give_the_same_bytes(wheels: Wheels, tmp_path: Path, for
     again = packed(wheels, tmp_path / "b", tmp_path / "again", form)
     assert first.name.endswith(form)
     assert first.read_bytes() == again.read_bytes()
-    assert cuda_runtime.read(first).provides == SONAMES
+    assert read(first).provides == SONAMES
 
 
 def test_what_the_manifest_says_of_it(tarball: Path) -> None:
-    found = cuda_runtime.read(tarball)
+    found = read(tarball)
     assert (found.kind, found.backend) == ("cuda-runtime", "cuda")
     assert found.provides == SONAMES
     assert found.library_folder == "cuda-runtime"
@@ -340,13 +344,13 @@ def test_verify_refuses_a_damaged_tarball(released: Path) -> None:
 
 
 def test_a_forgery_with_nothing_changed_is_read(forged: Forged) -> None:
-    before = cuda_runtime.read(forged.place)
-    assert cuda_runtime.read(forged.write()).files == before.files
+    before = read(forged.place)
+    assert read(forged.write()).files == before.files
 
 
 def test_a_modified_library_is_refused(forged: Forged) -> None:
     forged.members["cuda-runtime/libcudart.so.13"] += b"\0"
-    error = refused(PackError, "FILE_MODIFIED", lambda: cuda_runtime.read(forged.write()))
+    error = refused(PackError, "FILE_MODIFIED", lambda: read(forged.write()))
     assert "libcudart.so.13" in error.message
 
 
@@ -358,7 +362,7 @@ def test_a_file_more_or_less_is_refused(forged: Forged, added: str, gone: str) -
     if added:
         forged.members[added] = b"x"
     forged.members.pop(gone, None)
-    error = refused(PackError, "FILE_MODIFIED", lambda: cuda_runtime.read(forged.write()))
+    error = refused(PackError, "FILE_MODIFIED", lambda: read(forged.write()))
     assert (added or gone) in error.message
 
 
@@ -367,7 +371,7 @@ def test_a_record_that_lists_fewer_libraries(forged: Forged) -> None:
     dropped = record["wheels"][1]["files"].pop(0)
     forged.members["cuda-runtime/CUDA_RUNTIME.json"] = json.dumps(record).encode()
     del forged.members[f"cuda-runtime/{dropped['name']}"]
-    error = refused(InspectError, "LIBRARY_MISSING", lambda: cuda_runtime.read(forged.write()))
+    error = refused(InspectError, "LIBRARY_MISSING", lambda: read(forged.write()))
     assert "libcudart.so.13" in error.message
 
 
@@ -400,12 +404,12 @@ def test_a_tarball_without_a_sound_record(
     content = change(forged.members.pop("cuda-runtime/CUDA_RUNTIME.json"))
     if content is not None:
         forged.members["cuda-runtime/CUDA_RUNTIME.json"] = content
-    refused(PackError, code, lambda: cuda_runtime.read(forged.write()))
+    refused(PackError, code, lambda: read(forged.write()))
 
 
 def test_a_tarball_under_another_name(tarball: Path) -> None:
     moved = tarball.rename(tarball.with_name(NAME.replace("13.0.2.14", "13.0.3")))
-    error = refused(PackError, "TARBALL_RENAMED", lambda: cuda_runtime.read(moved))
+    error = refused(PackError, "TARBALL_RENAMED", lambda: read(moved))
     assert NAME in error.message
 
 
@@ -424,9 +428,9 @@ def test_a_tarball_under_another_name(tarball: Path) -> None:
     ],
 )
 def test_what_no_release_may_hold(forged: Forged, changes: dict[str, Any]) -> None:
-    refused(PackError, "ARCHIVE_UNSOUND", lambda: cuda_runtime.read(forged.write(**changes)))
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: read(forged.write(**changes)))
 
 
 def test_a_file_that_stands_in_it_twice(forged: Forged) -> None:
     forged.members["cuda-runtime/LIBCUDART.so.13"] = b"x"
-    refused(PackError, "ARCHIVE_UNSOUND", lambda: cuda_runtime.read(forged.write()))
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: read(forged.write()))

@@ -26,12 +26,16 @@ def test_the_secret_key_is_this_users_alone(tmp_path: Path) -> None:
     assert secret not in repr(signer)
 
 
-def test_a_key_is_never_overwritten(tmp_path: Path) -> None:
-    trust.generate(tmp_path / "key")
-    before = (tmp_path / "key").read_bytes()
+@pytest.mark.parametrize("there", [("key", "key.pub"), ("key",), ("key.pub",)])
+def test_a_key_is_never_overwritten_and_no_half_of_a_pair_is_left(
+    there: tuple[str, ...], tmp_path: Path
+) -> None:
+    for name in there:
+        (tmp_path / name).write_text("another's")
     with refused("KEY_EXISTS", UsageError):
         trust.generate(tmp_path / "key")
-    assert (tmp_path / "key").read_bytes() == before
+    left = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert left == dict.fromkeys(there, "another's")
 
 
 @pytest.mark.parametrize("whole", [True, False])
@@ -80,22 +84,6 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
         trust.generate(tmp_path / "nowhere" / "key")
     with pytest.raises(UsageError):
         trust.signer(tmp_path / "nowhere" / "key")
-
-
-def test_no_secret_key_is_left_where_the_public_one_cannot_be_written(tmp_path: Path) -> None:
-    (tmp_path / "key.pub").write_text("somebody else's")
-    with refused("KEY_EXISTS", UsageError) as caught:
-        trust.generate(tmp_path / "key")
-    assert "key.pub" in caught.value.message
-    assert [path.name for path in tmp_path.iterdir()] == ["key.pub"]
-
-
-def test_no_public_key_is_left_where_the_secret_one_is_another_s(tmp_path: Path) -> None:
-    trust.generate(tmp_path / "key")
-    (tmp_path / "key.pub").unlink()
-    with pytest.raises(UsageError):
-        trust.generate(tmp_path / "key")
-    assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
 
 def test_a_key_with_a_disk_s_line_ends_of_another_system(tmp_path: Path) -> None:

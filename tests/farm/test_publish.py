@@ -126,6 +126,13 @@ def test_nothing_to_read_is_not_an_empty_release(place: Place) -> None:
     assert place.open().releases() == place.open().channels() == ()
 
 
+def test_a_manifest_of_more_than_8_mib_is_not_read_to_its_end(tmp_path: Path) -> None:
+    (tmp_path / "b1-1").mkdir()
+    (tmp_path / "b1-1" / "manifest.json").write_bytes(bytes((8 << 20) + 1))
+    with refused("FILE_TOO_LARGE", PublishError, "manifest.json of b1-1"):
+        places.parse(str(tmp_path)).small("b1-1", "manifest.json")
+
+
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
     first, second = (publishing.prepare(released, place.open()) for _ in range(2))
     assert first.new == second.new

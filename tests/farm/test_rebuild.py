@@ -247,13 +247,6 @@ def test_targets_that_were_built_beside_the_server_are_built_again(record: Build
     assert plan.targets == ("llama-server", "llama-cli", "llama-bench")
 
 
-def test_wheels_that_are_not_pinned_here_are_named(record: BuildRecord) -> None:
-    other = msgspec.structs.replace(record, inputs={"nvidia_nvvm-1.whl": "0" * 64})
-    with refused("TOOLKIT_NOT_PINNED", match=r"nvidia_nvvm-1\.whl"):
-        rebuild._toolkit_of(other, None)
-    assert rebuild._toolkit_of(other, "/opt/cuda") == "/opt/cuda"
-
-
 def test_another_compiler_is_refused_before_anything_is_compiled(
     published: Path, tmp_path: Path
 ) -> None:

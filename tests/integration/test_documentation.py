@@ -85,7 +85,7 @@ def reader(
         else:
             shutil.copy2(source, folder)
     release = Path(real_manifest.removeprefix("file://")).parent
-    shutil.copytree(release, folder / "dist", ignore=shutil.ignore_patterns("gate*.json"))
+    shutil.copytree(release, folder / "dist", ignore=shutil.ignore_patterns("gate.json"))
     cache = folder / "cache" / "llama-server-farm" / "models"
     place = cache / pins.load().model("smollm2").member_sha256 / real_model.name
     place.parent.mkdir(parents=True)
@@ -125,7 +125,7 @@ def test_the_guide_to_publishing_command_by_command(
             reader.run(f"invoke promote b11549-0 {channel}")
     repository = hub.repositories["owner/name"]
     assert repository.tags.keys() == {RELEASE, "b11549-0"}
-    assert f"{RELEASE}/gate-2.json" in repository.commits[-1]
+    assert f"{RELEASE}/gate.json" in repository.commits[-1]
     space = hub.repositories["owner/space"]
     assert space.variables["YAKULINGO_SPACES_N_CTX"] == "4096"
     assert "4b" in space.variables["YAKULINGO_SPACES_GGUF_REPO_ID"]

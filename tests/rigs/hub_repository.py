@@ -188,15 +188,8 @@ def _tree(
     below = [path for path in files if path.startswith(prefix)]
     if prefix and not below:
         return 404, "EntryNotFound", b"{}"
-    recursive = "/api/spaces/" in hub.calls[-1]
-    entries: dict[str, dict[str, Any]] = {}
-    for path in below:
-        first, _, rest = path[len(prefix) :].partition("/")
-        if rest and not recursive:
-            entries[prefix + first] = {"type": "directory", "path": prefix + first, "oid": "0" * 40}
-        else:
-            entries[path] = _file(path, files[path])
-    return 200, "", json.dumps(list(entries.values())).encode()
+    entries = [_file(path, files[path]) for path in below]  # as the farm asks: recursive
+    return 200, "", json.dumps(entries).encode()
 
 
 def _file(path: str, content: bytes) -> dict[str, Any]:
