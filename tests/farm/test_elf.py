@@ -16,14 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from elftools.elf.dynamic import DynamicSection
-from elftools.elf.elffile import ELFFile
-from elftools.elf.gnuversions import GNUVerNeedSection
-
-from farm import elf, targets
-from farm.errors import FarmError, InspectError, UsageError
-
-sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 from binaries import (
     FATBINS,
     compile_c,
@@ -33,6 +25,12 @@ from binaries import (
     library_of_objects,
     program,
 )
+from elftools.elf.dynamic import DynamicSection
+from elftools.elf.elffile import ELFFile
+from elftools.elf.gnuversions import GNUVerNeedSection
+
+from farm import elf, targets
+from farm.errors import FarmError, InspectError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -6,19 +6,15 @@ import io
 import json
 import random
 import struct
-import sys
 from collections import Counter
-from pathlib import Path
 
 import pytest
+from binaries import FATBINS, container, entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from farm.binaries import fatbin
 from farm.errors import InspectError
-
-sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from binaries import FATBINS, container, entry
 
 CORPUS = {
     str((path.parent / name).relative_to(FATBINS)): case
