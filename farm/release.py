@@ -16,7 +16,6 @@ from urllib.parse import urljoin
 import msgspec
 
 from farm import cuda_runtime, durable, elf, targets
-from farm.additions import SHIPPED
 from farm.errors import PackError, UsageError
 from farm.inputs import recipe
 from farm.pack import (
@@ -24,6 +23,7 @@ from farm.pack import (
     LICENCES,
     PROGRAMS,
     ROOT,
+    SHIPPED,
     PackRequest,
     pack,
     read_inventory,

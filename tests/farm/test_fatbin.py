@@ -13,7 +13,7 @@ from binaries import FATBINS, container, entry
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from farm.binaries import fatbin
+from farm import fatbin
 from farm.errors import InspectError
 
 CORPUS = {
