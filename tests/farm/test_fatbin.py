@@ -75,7 +75,7 @@ def test_letters_come_from_the_flags() -> None:
 def test_code_of_another_kind_is_told_apart() -> None:
     found = read((FATBINS / "lto-and-sass-90.fatbin").read_bytes())
     assert found.other == ("kind 8 for 90",)
-    assert not found.is_empty
+    assert found.sass == ("90",)
 
 
 def test_several_containers_with_padding_between_and_behind() -> None:
@@ -130,7 +130,8 @@ def test_registration_tells_device_links_from_objects() -> None:
 
 @pytest.mark.parametrize("empty", [b"", b"\0" * 7, b"\0" * 4096, container()])
 def test_no_code_at_all(empty: bytes) -> None:
-    assert read(empty).is_empty
+    found = read(empty)
+    assert (found.sass, found.ptx, found.other) == ((), (), ())
 
 
 @pytest.mark.parametrize(
