@@ -265,8 +265,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
                 "LICENCE_MISSING",
                 f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
                 "not in the tarball",
-                hint="what has no licence may not be passed on; farm/tarball/parts.py knows "
-                "the texts",
+                hint="what has no licence may not be passed on; farm/tarball/parts.py has texts",
             )
 
 
