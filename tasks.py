@@ -117,9 +117,9 @@ def build_cuda(
     key: str | None = None,
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
-    from farm import additions, preflight
+    from farm import preflight
     from farm.building import build
-    from farm.request import BuildRequest
+    from farm.request import BuildRequest, definitions, programs
 
     request = BuildRequest(
         arch_set=arch_set,
@@ -136,8 +136,8 @@ def build_cuda(
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
-        also=additions.programs(also or ()),
-        define=additions.definitions(define or ()),
+        also=programs(also or ()),
+        define=definitions(define or ()),
         scheduler=scheduler,
         workers=show.positive("--workers", workers),
         worker_engine=worker_engine,
@@ -167,9 +167,8 @@ def build_cpu(
     also: list[str] | None = None,
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
-    from farm import additions
     from farm.building import build
-    from farm.request import BuildRequest
+    from farm.request import BuildRequest, definitions, programs
 
     request = BuildRequest(
         arch_set="cpu",
@@ -184,8 +183,8 @@ def build_cpu(
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
-        also=additions.programs(also or ()),
-        define=additions.definitions(define or ()),
+        also=programs(also or ()),
+        define=definitions(define or ()),
     )
     with show.report() as report:
         build(request, report)

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
 
-from farm.binaries import elf_file, fatbin
-from farm.binaries.elf_file import ElfFile
+from farm import elf_file, fatbin
+from farm.elf_file import ElfFile
 from farm.errors import FarmError, InspectError, UsageError
 
 if TYPE_CHECKING:

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 ROOT: Final = "runtime"
 PROGRAMS: Final = TARGETS
 """What every tarball holds."""
+ALSO: Final = ("llama-bench", "llama-quantize", "rpc-server")
+"""What ``--also`` takes: programs of llama.cpp that a tarball can hold beside the server."""
+RPC_SERVER: Final = "ggml-rpc-server"
+"""How llama.cpp names the program ``rpc-server`` since 2026."""
+SHIPPED: Final = (*ALSO, RPC_SERVER)
 PLUGINS: Final = ("libggml-cpu-*.so", "libggml-cpu.so", "libggml-cuda.so", "libggml-rpc.so")
 """ggml looks for these names at run time; nothing needs them, so no ELF file names them."""
 BUILD_RECORD: Final = "BUILD.json"

@@ -110,7 +110,7 @@ class BuildPlan:
     source: Source
     targets: tuple[str, ...] = TARGETS
     defined: tuple[tuple[str, str], ...] = ()
-    """Definitions that a person added (``farm.additions``)."""
+    """Definitions that a person added (``farm.request``)."""
 
     @property
     def key(self) -> str:

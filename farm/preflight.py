@@ -16,14 +16,14 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import additions, cuda_runtime, pipeline, release, targets, trust
+from farm import cuda_runtime, pipeline, release, targets, trust
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
 from farm.inputs import advisories, pins
 from farm.plan import BuildPlan
 from farm.publish import channels, places
-from farm.request import choose_source, require_buildable, resolve
+from farm.request import choose_source, options, require_buildable, resolve
 from farm.tarball import build_record
 from llama_loader.errors import LoaderError
 from llama_loader.manifest import CUDA_RUNTIME
@@ -156,7 +156,7 @@ def _plans(
         )
     if line is None or tree is None:
         return []
-    chosen = additions.options(request, tree.tree)
+    chosen = options(request, tree.tree)
     return [BuildPlan(arch_set, line, tree, *chosen) for arch_set in sets]
 
 

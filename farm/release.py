@@ -16,7 +16,6 @@ from urllib.parse import urljoin
 import msgspec
 
 from farm import cuda_runtime, durable, elf, targets
-from farm.additions import SHIPPED
 from farm.errors import PackError, UsageError
 from farm.inputs import recipe
 from farm.pack import (
@@ -24,6 +23,7 @@ from farm.pack import (
     LICENCES,
     PROGRAMS,
     ROOT,
+    SHIPPED,
     PackRequest,
     pack,
     read_inventory,
@@ -265,8 +265,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
                 "LICENCE_MISSING",
                 f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
                 "not in the tarball",
-                hint="what has no licence may not be passed on; farm/tarball/parts.py knows "
-                "the texts",
+                hint="what has no licence may not be passed on; farm/tarball/parts.py has texts",
             )
 
 

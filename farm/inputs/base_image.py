@@ -48,6 +48,8 @@ _ALWAYS: Final = (
     "--variant=minbase",
     "--format=tar",
     "--skip=output/dev",  # the engine fills /dev
+    # mmdebstrap copies them from this host
+    '--customize-hook=rm "$1/etc/hostname" "$1/etc/resolv.conf"',
 )
 _SHOWN_LINES: Final = 12
 

@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
+from farm import durable
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path, PurePath
@@ -180,19 +182,14 @@ def digest(tree: Path, files: Iterable[Path]) -> str:
         if path.is_symlink():
             content = hashlib.sha256(str(path.readlink()).encode()).hexdigest()
         else:
-            with path.open("rb") as stream:
-                content = hashlib.file_digest(stream, "sha256").hexdigest()
+            content = durable.sha256(path)
         lines.update(content.encode() + b"  " + name + b"\n")
     return lines.hexdigest()
 
 
 def _files(folder: Path) -> list[Path]:
     """Return every file and link below a folder; git's own are no part of the source."""
-    return [
-        path
-        for path in folder.rglob("*")
-        if (path.is_symlink() or path.is_file()) and ".git" not in path.relative_to(folder).parts
-    ]
+    return [path for path in durable.files(folder) if path.is_symlink() or path.is_file()]
 
 
 def _vendor_folders(tree: Path) -> list[Path]:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import additions, targets
+from farm import request, targets
 from farm.errors import UsageError
 from farm.kept import digest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
@@ -33,7 +33,7 @@ def test_definitions_refuse_another_value_for_each_of_the_farms_own(
     assert len(own) > 25
     for name in own:
         with pytest.raises(UsageError) as refused:
-            additions.definitions([f"{name}=another"])
+            request.definitions([f"{name}=another"])
         assert refused.value.code == "DEFINE_CONTRADICTS", name
 
 
@@ -57,7 +57,7 @@ def test_definitions_refuse_another_value_for_each_of_the_farms_own(
 )
 def test_definitions_refuse_what_would_make_the_manifest_untrue(text: str) -> None:
     with pytest.raises(UsageError) as refused:
-        additions.definitions([text])
+        request.definitions([text])
     assert refused.value.code == "DEFINE_CONTRADICTS"
     assert text in refused.value.message
 
@@ -65,33 +65,33 @@ def test_definitions_refuse_what_would_make_the_manifest_untrue(text: str) -> No
 @pytest.mark.parametrize("text", ["", "FOO", "=1", "A-B=1", "A:BOOL=ON", "A=1\nB=2", "A=\x1b[2J"])
 def test_definitions_refuse_what_is_none(text: str) -> None:
     with pytest.raises(UsageError) as refused:
-        additions.definitions([text])
+        request.definitions([text])
     assert refused.value.code == "DEFINE_INVALID"
     assert "\x1b" not in refused.value.message
 
 
 def test_definitions_refuse_two_values_for_one_name() -> None:
     with pytest.raises(UsageError, match="two values"):
-        additions.definitions(["GGML_CUDA_FA=ON", "GGML_CUDA_FA=OFF"])
+        request.definitions(["GGML_CUDA_FA=ON", "GGML_CUDA_FA=OFF"])
 
 
 def test_definitions_leave_out_what_the_farm_says_in_the_same_words() -> None:
     given = ["GGML_NATIVE=OFF", "GGML_SCHED_MAX_COPIES=1", "GGML_SCHED_MAX_COPIES=1"]
-    assert additions.definitions(given) == (("GGML_SCHED_MAX_COPIES", "1"),)
+    assert request.definitions(given) == (("GGML_SCHED_MAX_COPIES", "1"),)
 
 
 def test_programs_are_named_as_the_source_names_them(tmp_path: Path) -> None:
-    also = additions.programs(["rpc-server,llama-bench", "ggml-rpc-server"])
+    also = request.programs(["rpc-server,llama-bench", "ggml-rpc-server"])
     assert sorted(also) == ["llama-bench", "rpc-server"]
-    assert set(additions.targets(also, tmp_path)) == {"llama-bench", "rpc-server"}
+    assert set(request.program_targets(also, tmp_path)) == {"llama-bench", "rpc-server"}
     cmake = tmp_path / "tools" / "rpc" / "CMakeLists.txt"
     cmake.parent.mkdir(parents=True)
     cmake.write_text("set(TARGET ggml-rpc-server)\n")
-    assert set(additions.targets(also, tmp_path)) == {"llama-bench", "ggml-rpc-server"}
-    built, defined = additions.options(BuildRequest(also=also), tmp_path)
+    assert set(request.program_targets(also, tmp_path)) == {"llama-bench", "ggml-rpc-server"}
+    built, defined = request.options(BuildRequest(also=also), tmp_path)
     assert set(built) == {"llama-server", "llama-cli", "llama-bench", "ggml-rpc-server"}
     assert dict(defined) == {"GGML_RPC": "ON", "GGML_RPC_RDMA": "OFF"}
-    assert additions.options(BuildRequest(also=("llama-bench",)), tmp_path)[1] == ()
+    assert request.options(BuildRequest(also=("llama-bench",)), tmp_path)[1] == ()
 
 
 def test_additions_are_a_part_of_the_plans_identity(tmp_path: Path) -> None:

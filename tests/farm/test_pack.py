@@ -8,18 +8,20 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import struct
 import subprocess
-import sys
 import tarfile
-import textwrap
 import tracemalloc
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import small_disk
 from backports import zstd
+from binaries import FATBINS, compile_c, library, program
 
 from farm import elf, pack, targets
 from farm.errors import FarmError, InspectError, PackError
@@ -27,11 +29,8 @@ from farm.pack import PackRequest
 from farm.tarball import archive
 from llama_loader import manifest
 
-sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from binaries import FATBINS, compile_c, library, program
-
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")
@@ -313,69 +312,41 @@ def test_name_that_no_tarball_can_hold(tree: Path) -> None:
 # A disk that is full
 
 
-def _leftovers(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir() if path.is_file()]
-
-
-IN_CHILD = """
-    import os, resource, sys
-    from pathlib import Path
-    from farm import elf, pack, targets
-    from farm.errors import PackError
-    tree, out, limit = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
-    if limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    cpu = elf.Asked(frozenset(), frozenset(), targets.load().line("cpu"))
-    asked = pack.PackRequest(tree, out, sys.argv[4], cpu, {"L": os.urandom(100_000)}, b"{}")
+@contextmanager
+def files_up_to(limit: int) -> Iterator[None]:
+    """Let no file of this process grow beyond ``limit`` bytes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
-        pack.pack(asked)
-    except PackError as error:
-        sys.exit(error.render())
-"""
-
-
-def _pack_in_child(
-    tree: Path, out: Path, archive_format: str, *, limit: int = 0, before: tuple[str, ...] = ()
-) -> subprocess.CompletedProcess[str]:
-    script = textwrap.dedent(IN_CHILD)
-    command = [sys.executable, "-W", "error", "-c", script]
-    return subprocess.run(
-        [*before, *command, str(tree), str(out), str(limit), archive_format],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)
 @pytest.mark.parametrize("limit", [1, 4096, 99_000])
-def test_file_that_may_not_grow(
-    built: Path, tmp_path: Path, archive_format: str, limit: int
-) -> None:
-    out = tmp_path / f"x.{archive_format}"
-    out.write_bytes(b"?")
-    done = _pack_in_child(built, out, archive_format, limit=limit)
-    lines = done.stderr.splitlines()
-    assert lines[0].startswith(f"error[WRITE_FAILED]: {out}: ")
+def test_file_that_may_not_grow(tree: Path, archive_format: str, limit: int) -> None:
+    asked = request(tree, archive_format, licences={"L": os.urandom(100_000)})
+    asked.out.write_bytes(b"?")
+    with files_up_to(limit), pytest.raises(PackError) as caught:
+        pack.pack(asked)
+    lines = caught.value.render().splitlines()
+    assert lines[0].startswith(f"error[WRITE_FAILED]: {asked.out}: ")
     assert lines[1].startswith("hint: name folders with more space")
     assert len(lines) == 2
     # The one that was there is still there, and nothing else is.
-    assert out.read_bytes() == b"?"
-    assert _leftovers(tmp_path) == [out.name]
+    assert asked.out.read_bytes() == b"?"
+    assert sorted(path.name for path in tree.parent.iterdir()) == ["bin", asked.out.name]
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)
-def test_full_disk(built: Path, tmp_path: Path, archive_format: str) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounts = f'mount -t tmpfs -o size=8k tmpfs "{disk}" && "$@"; s=$?; ls -A "{disk}"; exit $s'
-    before = ("unshare", "-Urm", "sh", "-c", mounts, "sh")
-    if subprocess.run([*before, "true"], capture_output=True, check=False).returncode != 0:
-        pytest.skip("this machine lets nobody mount a tmpfs (unshare -Urm)")
-    done = _pack_in_child(built, disk / f"x.{archive_format}", archive_format, before=before)
-    assert done.stderr.startswith("error[WRITE_FAILED]: ")
-    assert "No space left on device" in done.stderr
-    assert (done.returncode, done.stdout) == (1, "")
+def test_full_disk(tree: Path, tmp_path: Path, archive_format: str) -> None:
+    out = tmp_path / "disk" / f"x.{archive_format}"
+    asked = request(tree, archive_format, out=out, licences={"L": os.urandom(100_000)})
+    with small_disk.mounted(out.parent, "8k"):
+        message = refused(PackError, "WRITE_FAILED", lambda: pack.pack(asked))
+        assert list(out.parent.iterdir()) == []
+    assert "No space left on device" in message
 
 
 def test_folder_that_is_not_there(tree: Path) -> None:

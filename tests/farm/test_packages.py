@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import io
 import socket
-import sys
 import tarfile
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import requests
+from package_index import PackageIndex
 
 from farm import durable, run_lock
 from farm.errors import PublishError, SourceError
@@ -22,12 +21,9 @@ from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space
 
-sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-
-from package_index import PackageIndex
-
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 CONTENT = b"what was pinned " * 5000
 

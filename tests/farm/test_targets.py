@@ -43,18 +43,22 @@ def test_a_name_stands_for_sets(name: str, members: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "sass", "ptx"),
+    ("text", "sass", "ptx", "name", "archive_format"),
     [
-        ("80;86;89;90", {"80", "86", "89", "90"}, {"80", "86", "89", "90"}),
-        ("90-real", {"90"}, set()),
-        ("75-virtual;90-real", {"90"}, {"75"}),
-        ("120a-real;121f", {"120a", "121f"}, {"121f"}),
-        (" 80 ; 90 ;", {"80", "90"}, {"80", "90"}),
+        ("80;86;89;90", "80 86 89 90", "80 86 89 90", "seed", "tar.gz"),
+        ("90-real", "90", "", "sm90", "tar.zst"),
+        ("90", "90", "90", "sm90-ptx", "tar.zst"),
+        ("75-virtual;90-real", "90", "75", "sm75virtual-90real", "tar.gz"),
+        ("120a-real;121f", "120a 121f", "121f", "sm120areal-121f", "tar.gz"),
+        (" 80 ; 90 ;", "80 90", "80 90", "sm80-90", "tar.gz"),
     ],
 )
-def test_archs_are_read_as_cmake_reads_them(text: str, sass: set[str], ptx: set[str]) -> None:
+def test_archs_are_read_as_cmake_reads_them_and_name_the_set(
+    text: str, sass: str, ptx: str, name: str, archive_format: str
+) -> None:
     arch_set = targets.custom_set(text)
-    assert (arch_set.sass, arch_set.ptx) == (sass, ptx)
+    assert (arch_set.sass, arch_set.ptx) == (set(sass.split()), set(ptx.split()))
+    assert (arch_set.name, arch_set.format) == (name, archive_format)
 
 
 @pytest.mark.parametrize("text", ["80;foo", "", ";", "9", "80,90", "sm_90", "90-fake", "80;-90"])
@@ -63,20 +67,6 @@ def test_malformed_archs_are_refused_with_what_would_be_right(text: str) -> None
         targets.custom_set(text)
     assert refused.value.exit_status == 2
     assert "80;86;89;90" in refused.value.hint
-
-
-@pytest.mark.parametrize(
-    ("archs", "name", "archive_format"),
-    [
-        ("80;86;89;90", "seed", "tar.gz"),
-        ("90-real", "sm90", "tar.zst"),
-        ("90", "sm90-ptx", "tar.zst"),
-        ("80-real;90-virtual", "sm80real-90virtual", "tar.gz"),
-    ],
-)
-def test_a_custom_set_has_a_name_and_a_format(archs: str, name: str, archive_format: str) -> None:
-    arch_set = targets.custom_set(archs)
-    assert (arch_set.name, arch_set.format) == (name, archive_format)
 
 
 @pytest.mark.parametrize(

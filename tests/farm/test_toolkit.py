@@ -5,20 +5,19 @@ from __future__ import annotations
 import ctypes
 import io
 import subprocess
-import sys
 import zipfile
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from package_index import PackageIndex
 
 from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import toolkit
 from farm.inputs.packages import cache_folder
 from farm.inputs.pins import PackagePin
 
-sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-
-from package_index import PackageIndex
+if TYPE_CHECKING:
+    from pathlib import Path
 
 NVCC = """#!/bin/sh
 case "$1" in

@@ -14,7 +14,7 @@ from verbs import Release, succeed
 from farm import release
 from farm.errors import PackError
 from farm.inputs import pins
-from farm.tarball import archive, licence_text
+from farm.tarball import archive, parts
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -71,7 +71,7 @@ def test_every_part_s_licence_is_in_the_tarball(
     for part in record["parts"]:
         texts = [files[f"licenses/{name}"].decode() for name in part["licence_files"]]
         assert texts, part["path"]
-        assert all(licence_text.identify(text) for text in texts), part["path"]
+        assert all(parts.identify(text) for text in texts), part["path"]
 
 
 def test_the_record_has_the_image_the_programs_and_the_inputs(record: dict[str, Any]) -> None:

@@ -19,69 +19,52 @@ import tempfile
 from pathlib import Path
 
 SOURCE = "__global__ void k() {}\n"
-BOTH_90 = ["-gencode", "arch=compute_90,code=[compute_90,sm_90]"]
+SIZE = "--compress-mode=size"
 
+
+def gencode(*pairs: str) -> list[str]:
+    """Return nvcc's options for pairs such as ``90,code=sm_90``."""
+    return [word for pair in pairs for word in ("-gencode", f"arch=compute_{pair}")]
+
+
+def both(arch: str, *flags: str) -> list[str]:
+    """Return the options for one architecture's PTX and machine code."""
+    return [*gencode(f"{arch},code=[compute_{arch},sm_{arch}]"), *flags]
+
+
+LTO = gencode("90,code=[lto_90,sm_90]")
+OF_EVERY_TOOLKIT = {
+    "sass-90": gencode("90,code=sm_90"),
+    "ptx-90": gencode("90,code=compute_90"),
+    "both-90-default": both("90"),
+    "both-90-no-compress": both("90", "--no-compress"),
+    "both-90-compress-all": both("90", "-Xfatbin", "-compress-all"),
+}
 CASES = {
-    "sass-90": ["-gencode", "arch=compute_90,code=sm_90"],
-    "ptx-90": ["-gencode", "arch=compute_90,code=compute_90"],
-    "both-90-default": BOTH_90,
-    "both-90-no-compress": [*BOTH_90, "--no-compress"],
-    "both-90-compress-all": [*BOTH_90, "-Xfatbin", "-compress-all"],
-    "both-90-size": [*BOTH_90, "--compress-mode=size"],
-    "both-90-speed": [*BOTH_90, "--compress-mode=speed", "-Xfatbin", "-compress-all"],
-    "both-90-none": [*BOTH_90, "--compress-mode=none"],
-    "both-90-debug": [*BOTH_90, "-G", "--compress-mode=size"],
-    "both-90-relocatable": [*BOTH_90, "-rdc=true", "--compress-mode=size"],
-    "lto-and-sass-90": [
-        "-rdc=true",
-        "-gencode",
-        "arch=compute_90,code=[lto_90,sm_90]",
-        "--compress-mode=size",
-    ],
-    "both-90a": ["-gencode", "arch=compute_90a,code=[compute_90a,sm_90a]", "--compress-mode=size"],
-    "both-120": ["-gencode", "arch=compute_120,code=[compute_120,sm_120]", "--compress-mode=size"],
-    "both-120a": [
-        "-gencode",
-        "arch=compute_120a,code=[compute_120a,sm_120a]",
-        "--compress-mode=none",
-    ],
-    "both-100f": [
-        "-gencode",
-        "arch=compute_100f,code=[compute_100f,sm_100f]",
-        "--compress-mode=size",
-    ],
+    **OF_EVERY_TOOLKIT,
+    "both-90-size": both("90", SIZE),
+    "both-90-speed": both("90", "--compress-mode=speed", "-Xfatbin", "-compress-all"),
+    "both-90-none": both("90", "--compress-mode=none"),
+    "both-90-debug": both("90", "-G", SIZE),
+    "both-90-relocatable": both("90", "-rdc=true", SIZE),
+    "lto-and-sass-90": ["-rdc=true", *LTO, SIZE],
+    "both-90a": both("90a", SIZE),
+    "both-120": both("120", SIZE),
+    "both-120a": both("120a", "--compress-mode=none"),
+    "both-100f": both("100f", SIZE),
     "upstream-list": [
-        "--compress-mode=size",
-        *(
-            part
-            for code in (
-                "75,code=compute_75",
-                "80,code=compute_80",
-                "86,code=sm_86",
-                "89,code=sm_89",
-                "90,code=compute_90",
-                "120a,code=sm_120a",
-                "121a,code=sm_121a",
-            )
-            for part in ("-gencode", f"arch=compute_{code}")
-        ),
+        SIZE,
+        *gencode("75,code=compute_75", "80,code=compute_80", "86,code=sm_86", "89,code=sm_89"),
+        *gencode("90,code=compute_90", "120a,code=sm_120a", "121a,code=sm_121a"),
     ],
 }
-
 WITHOUT_MODES = {
-    **{name: flags for name, flags in CASES.items() if name.startswith(("sass-90", "ptx-90"))},
-    "both-90-default": BOTH_90,
-    "both-90-no-compress": [*BOTH_90, "--no-compress"],
-    "both-90-compress-all": [*BOTH_90, "-Xfatbin", "-compress-all"],
-    "both-90-debug": [*BOTH_90, "-G"],
-    "both-90-relocatable": [*BOTH_90, "-rdc=true"],
-    "lto-and-sass-90": ["-rdc=true", "-gencode", "arch=compute_90,code=[lto_90,sm_90]"],
-    "both-90a": ["-gencode", "arch=compute_90a,code=[compute_90a,sm_90a]"],
-    "seed-list": [
-        part
-        for arch in (80, 86, 89, 90)
-        for part in ("-gencode", f"arch=compute_{arch},code=[compute_{arch},sm_{arch}]")
-    ],
+    **OF_EVERY_TOOLKIT,
+    "both-90-debug": both("90", "-G"),
+    "both-90-relocatable": both("90", "-rdc=true"),
+    "lto-and-sass-90": ["-rdc=true", *LTO],
+    "both-90a": both("90a"),
+    "seed-list": [word for arch in ("80", "86", "89", "90") for word in both(arch)],
 }
 
 

@@ -54,11 +54,10 @@ _ARCHS: Final = range(10, 1000)
 
 @dataclass(frozen=True)
 class Entry:
-    """One piece of code: its ``kind``, ``arch`` (``90``, ``120a``), ``size`` in bytes as stored."""
+    """One piece of code: its ``kind``, and its ``arch`` (``90``, ``120a``)."""
 
     kind: int
     arch: str
-    size: int
 
 
 @dataclass(frozen=True)
@@ -104,11 +103,6 @@ class Contents:
     def partial(self) -> tuple[str, ...]:
         """Code that some containers hold and others lack, as ``sass 90``."""
         return tuple(gap.code for gap in self.gaps)
-
-    @property
-    def is_empty(self) -> bool:
-        """Whether there is no code for any GPU."""
-        return not (self.sass or self.ptx or self.other)
 
 
 def read(
@@ -221,7 +215,7 @@ def _entries(section: _Section, offset: int, end: int) -> Iterator[Entry]:
             raise section.corrupt(offset, f"entry of {header} + {payload} bytes does not fit")
         if arch not in _ARCHS:
             raise section.corrupt(offset, f"entry for architecture {arch}")
-        yield Entry(kind, f"{arch}{_suffix(flags)}", payload)
+        yield Entry(kind, f"{arch}{_suffix(flags)}")
         offset += header + payload
 
 

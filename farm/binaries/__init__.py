@@ -1,1 +1,0 @@
-"""What a binary holds: the parts of ``elf``."""
