@@ -74,10 +74,11 @@ def told(ready: loader.Prepared, extra: tuple[str, ...] = (), **variables: str) 
 
 
 def test_one_gpu_is_taken_without_asking_and_its_start_is_timed(impostor: Impostor) -> None:
-    ready = prepared(impostor.behave(list={"text": "garbage"}), H200)
+    host = replace(H200, driver_folders=(Path("/driver"),))
+    ready = prepared(impostor.behave(list={"text": "garbage"}), host)
     argv, environ = start(settings(), ready)
     assert device(argv) == "CUDA0"
-    assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13"
+    assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13:/driver"
     assert [stage.name for stage in ready.timeline.stages] == ["devices", "start", "first token"]
     argv, _ = start(settings(N_GPU_LAYERS="0"), ready)
     assert (device(argv), argv[argv.index("--n-gpu-layers") + 1]) == ("none", "0")
@@ -131,6 +132,10 @@ def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_askin
     assert device(argv) == expected
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # the driver's own
     assert impostor.starts() == 1
+    # MIG, say: the program does not see all of them, refuses the device, and only then is asked
+    one = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n"
+    impostor.behave(known_devices=["CUDA0"], list={"text": one})
+    assert device(start(settings(), ready)[0]) == "CUDA0"
 
 
 @pytest.mark.parametrize(
@@ -151,15 +156,6 @@ def test_where_the_driver_may_count_otherwise_the_program_is_asked(
     argv, _ = start(settings(), ready, self_test.MODEL)
     assert device(argv) == "CUDA0,CUDA1"  # what the list says: 1 and 2 MiB are not enough
     assert impostor.starts() == 2
-
-
-def test_a_gpu_that_the_driver_knows_and_the_program_does_not_see(impostor: Impostor) -> None:
-    """MIG, say: the server refuses the device, and only then is asked."""
-    host = replace(TWO, gpus=(FULL, ROOMY), gpu_source="nvml")
-    one = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n"
-    ready = prepared(impostor.behave(known_devices=["CUDA0"], list={"text": one}), host)
-    argv, _ = start(settings(), ready)
-    assert device(argv) == "CUDA0"
 
 
 @pytest.mark.parametrize(
@@ -282,8 +278,7 @@ def test_layers_on_the_cpu_although_all_were_asked_for(impostor: Impostor) -> No
 def test_a_device_that_got_nothing_is_said(impostor: Impostor) -> None:
     """One name may be the beginning of another: CUDA1 has nothing of what is on CUDA10."""
     say = ["load_tensors: CUDA0 model buffer size = 9.00 MiB", "x CUDA10 model buffer size = 9 MiB"]
-    ready = prepared(impostor.behave(list={"text": LIST}, say=say), TWO)
-    notes = told(ready)
+    notes = told(prepared(impostor.behave(list={"text": LIST}, say=say), TWO))
     assert set(notes) == {"DEVICE_UNUSED"}
     assert notes["DEVICE_UNUSED"].startswith("CUDA1 got no part")
     split = ["load_tensors: CUDA_Split model buffer size = 9.00 MiB"]
@@ -312,27 +307,25 @@ def test_an_interrupt_while_notes_are_told_leaves_no_server(impostor: Impostor) 
     assert not processes.lives(impostor.seen()["pid"])
 
 
-def test_the_only_gpu_may_be_hidden_from_the_program(impostor: Impostor) -> None:
-    """CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks."""
-    ready = prepared(impostor.behave(known_devices=[]), H200)
+@pytest.mark.parametrize(
+    ("given", "host", "code"),
+    [
+        # CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks
+        ({}, H200, "NO_DEVICE"),
+        ({"LLAMA_DEVICE": "CUDA0"}, H200, "INVALID_DEVICE"),
+        ({}, replace(H200, libraries=()), "CUDA_LIBRARY_MISSING"),
+    ],
+)
+def test_missing_libraries_are_said_before_anything_starts_and_a_hidden_gpu_by_the_program(
+    given: dict[str, str], host: HostFacts, code: str, impostor: Impostor
+) -> None:
+    ready = prepared(impostor.behave(known_devices=[]), host)
     with pytest.raises(HostError) as caught:
-        loader.start(settings(), ready, Path("/m.gguf"))
-    assert caught.value.code == "NO_DEVICE"
-    allowed = settings(ALLOW_CPU="1")
-    argv, _ = start(allowed, ready)
-    assert device(argv) == "none"
-    with pytest.raises(HostError) as caught:
-        loader.start(settings(LLAMA_DEVICE="CUDA0"), ready, Path("/m.gguf"))
-    assert caught.value.code == "INVALID_DEVICE"
-
-
-def test_missing_libraries_are_said_before_anything_starts(impostor: Impostor) -> None:
-    ready = prepared(impostor.behave(), replace(H200, libraries=()))
-    with pytest.raises(HostError) as caught:
-        loader.start(settings(), ready, Path("/m.gguf"))
-    assert caught.value.code == "CUDA_LIBRARY_MISSING"
-    assert "nvidia-cublas" in caught.value.hint
-    assert not (impostor.folder / "starts").exists()
+        loader.start(settings(**given), ready, Path("/m.gguf"))
+    assert caught.value.code == code
+    if code == "CUDA_LIBRARY_MISSING":
+        assert "nvidia-cublas" in caught.value.hint
+        assert not (impostor.folder / "starts").exists()
     argv, _ = start(settings(ALLOW_CPU="1"), ready)
     assert device(argv) == "none"
 
@@ -572,12 +565,6 @@ static int show(struct dl_phdr_info *info, size_t size, void *data) {
 }
 int main(void) { return dl_iterate_phdr(show, 0); }
 """
-
-
-def test_the_drivers_folder_comes_after_the_libraries(impostor: Impostor) -> None:
-    ready = prepared(impostor.behave(), replace(H200, driver_folders=(Path("/driver"),)))
-    path = loader.environment(settings(), ready)["LD_LIBRARY_PATH"]
-    assert path == "$ORIGIN:/cu13:/driver"
 
 
 # --- a GPU that is not used ------------------------------------------------------------------

@@ -82,11 +82,8 @@ def test_vtt_keeps_header_style_notes_and_settings() -> None:
 @pytest.mark.parametrize("name", ["a.txt", "A.MD"])
 def test_text_keeps_its_encoding_and_lines(encoding: str, name: str) -> None:
     text = "# Über\r\n\r\n  eins\nzwei\r\n"
+    assert translated(name, b"\xfe\xff\x00h\x00i") == b"\xfe\xff\x00H\x00I"  # big-endian
     assert translated(name, text.encode(encoding)) == text.upper().encode(encoding)
-
-
-def test_big_endian_utf_16_is_read_and_written() -> None:
-    assert translated("a.txt", b"\xfe\xff\x00h\x00i") == b"\xfe\xff\x00H\x00I"
 
 
 def test_answer_that_would_break_subtitles_does_not() -> None:
@@ -123,11 +120,8 @@ def test_file_that_cannot_be_translated_is_refused_by_name(
     name: str, data: bytes, why: str
 ) -> None:
     assert refused(name, data) == why
-
-
-def test_content_that_is_no_base64_is_no_text() -> None:
     with pytest.raises(DocumentError, match="file_not_text"):
-        documents.read("a.txt", "é!", LIMIT)
+        documents.read("a.txt", "no base64!", LIMIT)
 
 
 @pytest.mark.parametrize(

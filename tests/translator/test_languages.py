@@ -58,6 +58,7 @@ def test_a_language_is_found_by_what_people_call_it(name: str, code: str) -> Non
 @pytest.mark.parametrize("name", ["Klingon", "", "-", "x-klingon", "-en", "z" * 1_000_000])
 def test_unknown_language_is_none(name: str) -> None:
     assert languages.find(name) is None
+    assert len(name) < 100 or not languages.near(name)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +68,6 @@ def test_unknown_language_is_none(name: str) -> None:
 def test_mistyped_language_has_near_ones(name: str, wanted: str) -> None:
     assert languages.find(name) is None or name == "zh-Hanz"
     assert wanted in languages.near(name)
-
-
-def test_name_of_a_million_characters_takes_no_time() -> None:
-    assert languages.near("a" * 1_000_000) == []
 
 
 def test_every_language_is_called_by_what_nothing_else_is() -> None:
