@@ -337,7 +337,7 @@ def test_the_question_of_a_space_on_zerogpu() -> None:
 @pytest.mark.parametrize(("name", "capability", "with_12", "with_13"), GPUS)
 def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13: str) -> None:
     for torch, driver, expected in (("cu128", "570", with_12), ("cu130", "580", with_13)):
-        for who in (f"gpu={name}", f"capability={capability}"):
+        for who in (f"gpu={name}", f"capability={capability}") if expected else ():
             facts = doctor.supposed_host(f"{who},driver={driver},glibc=2.36,torch={torch}")
             assert short(selection.select(FULL, facts).artifact.name) == expected
 
