@@ -396,16 +396,3 @@ def test_the_size_is_limited_before_anything_is_parsed() -> None:
 )
 def test_plain_json_is_read_as_ever(text: str) -> None:
     assert loads(text.encode()) == json.loads(text)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    data=st.binary(max_size=60)
-    | st.text('{}[]",:0123456789eE+-.truefalsnNaIity\\ud8', max_size=60).map(str.encode)
-)
-def test_any_bytes_end_in_a_value_or_a_typed_error(data: bytes) -> None:
-    try:
-        found = loads(data)
-    except IntegrityError:
-        return
-    assert found == json.loads(data)
