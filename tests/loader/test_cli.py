@@ -160,20 +160,20 @@ def test_fetch_prints_the_folder_alone_or_what_it_did_as_json(
     assert folder.is_relative_to(Path(home["HF_HOME"]) / "llama-loader")
 
 
-def test_fetch_tries_what_it_installed(
-    home: dict[str, str], impostor: Impostor, tmp_path: Path
+def test_fetch_and_the_doctor_try_what_was_installed(
+    command: Command, impostor: Impostor, tmp_path: Path
 ) -> None:
     impostor.behave(exit=3, say=["E it is broken"])
     options = [*manifest_options(make_release(impostor, tmp_path / "r")), "--allow-cpu"]
-    done = run(home, "fetch", *options)
+    done = command("fetch", *options)
     assert "--no-test-run" in refused(done, 7, "SERVER_ENDED")
     assert "the loader's own tiny model failed" in done.stderr
     assert "status 3 while loading; its last lines: E it is broken" in done.stderr
-    assert run(home, "fetch", *options, "--no-test-run").returncode == 0
-    page = run(home, "doctor", *options)
+    assert command("fetch", *options, "--no-test-run").returncode == 0
+    page = command("doctor", *options)
     assert page.returncode == 7
     assert "FAIL test run: the test run with the loader's own tiny model failed" in page.stdout
-    told = json.loads(run(home, "doctor", *options, "--no-test-run", "--json").stdout)
+    told = json.loads(command("doctor", *options, "--no-test-run", "--json").stdout)
     assert "test run" not in [check["name"] for check in told["checks"]]
 
 
@@ -309,24 +309,24 @@ def test_refusal_has_its_line_its_status_and_no_secret(
     assert "hf_pw" not in refused(command(*argv), *expected)
 
 
-@pytest.mark.parametrize("place", ["/dev/null", "/proc/x", "/proc/sys/x/y"])
-def test_a_store_that_cannot_be_a_folder(command: Command, release: Path, place: str) -> None:
+def test_a_store_that_cannot_be_a_folder(command: Command, release: Path) -> None:
     """As docs/store.md says: the error names the place, and nothing is installed elsewhere."""
-    options = [*manifest_options(release), "--allow-cpu", "--store", place]
-    told = refused(command("fetch", *options), 6, "STORE_FAILED")
-    assert "/".join(place.split("/")[:3]) in told
-    assert "can there be a folder" in told
-    assert "STORE_TEMPORARY" not in told
+    for place in ("/dev/null", "/proc/x", "/proc/sys/x/y"):
+        options = [*manifest_options(release), "--allow-cpu", "--store", place]
+        told = refused(command("fetch", *options), 6, "STORE_FAILED")
+        assert "/".join(place.split("/")[:3]) in told
+        assert "can there be a folder" in told
+        assert "STORE_TEMPORARY" not in told
 
 
-@pytest.mark.parametrize("name", [b"a\nb", b"a\xff", b"a:b"])
 def test_store_path_that_cannot_be_used_is_refused_before_a_connection(
-    command: Command, tmp_path: Path, name: bytes
+    command: Command, tmp_path: Path
 ) -> None:
-    place = tmp_path / os.fsdecode(name)
-    options = ["--manifest", "http://127.0.0.1:1/m.json", "--allow-cpu", "--store", str(place)]
-    refused(command("fetch", *options), 6, "STORE_PATH_UNUSABLE")
-    assert not place.exists()
+    for name in (b"a\nb", b"a\xff", b"a:b"):
+        place = tmp_path / os.fsdecode(name)
+        options = ["--manifest", "http://127.0.0.1:1/m.json", "--allow-cpu", "--store", str(place)]
+        refused(command("fetch", *options), 6, "STORE_PATH_UNUSABLE")
+        assert not place.exists()
 
 
 def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> None:

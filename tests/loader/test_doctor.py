@@ -303,19 +303,12 @@ def test_foreign_text_forges_no_line_of_the_page(clinic: Clinic, tmp_path: Path)
     assert told.isprintable()
 
 
-@pytest.mark.parametrize(
-    ("variables", "words"),
-    [
-        ({}, "pinned"),
-        ({"LLAMA_CPP_MANIFEST_SHA256": ""}, "digests match an unpinned manifest"),
-    ],
-)
-def test_what_vouches_for_a_runtime_is_said(
-    clinic: Clinic, variables: dict[str, str], words: str
-) -> None:
-    runtime = next(check for check in clinic.examine(**variables).checks if check.name == "runtime")
-    assert f", {words}, in " in runtime.detail
-    assert "verified" not in runtime.detail
+def test_what_vouches_for_a_runtime_is_said(clinic: Clinic) -> None:
+    for digest, words in (("0" * 64, "pinned"), ("", "digests match an unpinned manifest")):
+        checks = clinic.examine(LLAMA_CPP_MANIFEST_SHA256=digest).checks
+        (runtime,) = (check for check in checks if check.name == "runtime")
+        assert f", {words}, in " in runtime.detail
+        assert "verified" not in runtime.detail
 
 
 # What another machine would get, asked with no GPU present.

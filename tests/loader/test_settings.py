@@ -243,22 +243,19 @@ def test_a_keyword_of_wrong_type_or_value_is_named(
     assert "cret" not in caught.value.render()
 
 
-@pytest.mark.parametrize(
-    ("keyword", "near"),
-    [
+def test_an_unknown_keyword_lists_near_ones() -> None:
+    for keyword, near in (
         ("nctx", "n_ctx"),
         ("gguf_repo", "gguf_repo_id"),
         ("devices", "llama_device"),
         ("YAKULINGO_SPACES_N_CTX", "n_ctx"),
         ("llama_space_gguf_path", "gguf_path"),
-    ],
-)
-def test_an_unknown_keyword_lists_near_ones(keyword: str, near: str) -> None:
-    with pytest.raises(SettingError) as caught:
-        load(None, {}, **{keyword: 1})
-    assert caught.value.code == "SETTING_UNKNOWN"
-    assert repr(keyword) in caught.value.message
-    assert near in caught.value.message
+    ):
+        with pytest.raises(SettingError) as caught:
+            load(None, {}, **{keyword: 1})
+        assert caught.value.code == "SETTING_UNKNOWN"
+        assert repr(keyword) in caught.value.message
+        assert near in caught.value.message
 
 
 @pytest.mark.parametrize(

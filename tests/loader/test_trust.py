@@ -280,17 +280,7 @@ def test_neither_a_signature_out_of_reach_nor_one_of_no_manifest_counts(
     assert (type(error), error.exit_status) == (NetworkError, 3)
 
 
-NO_KEYS = {
-    "short": "RWQx",
-    "words": "not a key",
-    "accent": "\u00e9",
-    "cut": PUBLIC[:-4],
-    "zeros": "A" * 56,
-    "long": "x" * 500,
-}
-
-
-@pytest.mark.parametrize("key", NO_KEYS.values(), ids=NO_KEYS)
+@pytest.mark.parametrize("key", ["RWQx", "not a key", "\u00e9", PUBLIC[:-4], "A" * 56, "x" * 500])
 def test_a_key_that_is_none_is_a_setting(published: Published, key: str) -> None:
     error = refused(published, key=key)
     assert isinstance(error, SettingError | IntegrityError)
@@ -325,23 +315,21 @@ def test_a_serial_below_the_least_on_a_fresh_machine(published: Published) -> No
         (NOW, {"expires": None}, "MANIFEST_EXPIRED"),
         (NOW + timedelta(days=365), {}, "MANIFEST_EXPIRED"),
         (NOW - timedelta(days=365), {}, "CLOCK_WRONG"),
+        (NOW, {"created": NOW + timedelta(days=1, seconds=1)}, "CLOCK_WRONG"),
+        (NOW, {"created": NOW + timedelta(days=1)}, ""),  # a clock may be a day behind
     ],
 )
 def test_a_channel_lives_in_the_present(
     published: Published, now: datetime, changes: dict[str, Any], code: str
 ) -> None:
     published.put(manifest(**changes))
+    if not code:
+        assert published.follow(now=now).serial == 7
+        return
     error = refused(published, now=now)
     assert (error.code, error.exit_status) == (code, 4)
     assert f"{now:%Y-%m-%d}" in error.message
     assert "clock" in error.hint
-
-
-def test_a_clock_may_be_a_day_behind_and_no_more(published: Published) -> None:
-    published.put(manifest(created=NOW + timedelta(days=1)))
-    assert published.follow().serial == 7
-    published.put(manifest(8, created=NOW + timedelta(days=1, seconds=1)))
-    assert refused(published).code == "CLOCK_WRONG"
 
 
 def test_out_of_reach_it_goes_on_with_what_was_accepted(published: Published) -> None:
@@ -508,13 +496,6 @@ def test_a_digest_of_the_settings_pins_whatever_a_channel_says(
     assert caught.value.code == "MANIFEST_PIN_MISMATCH"
 
 
-def channel_refused(published: Published, code: str, *words: str, **options: Any) -> None:
-    error = refused(published, **options)
-    assert (error.code, error.exit_status) == (code, 4)
-    assert all(word in error.message for word in words)
-    assert error.hint
-
-
 @pytest.mark.parametrize(
     ("signed_as", "word"),
     [
@@ -532,8 +513,11 @@ def test_signature_that_names_another_or_no_project_asks_for_a_new_promotion(
 ) -> None:
     """The key is right, and yet it is not this channel's manifest: its mark stays untouched."""
     published.put(manifest(), sign(manifest(), **signed_as))
-    channel_refused(published, "CHANNEL_MISMATCH", word, COMMENT)
-    assert "an older farm" in refused(published).hint
+    error = refused(published)
+    assert (error.code, error.exit_status) == ("CHANNEL_MISMATCH", 4)
+    assert word in error.message
+    assert COMMENT in error.message
+    assert "an older farm" in error.hint
     published.put(manifest(serial=3))
     assert published.follow().serial == 3
 
@@ -541,7 +525,8 @@ def test_signature_that_names_another_or_no_project_asks_for_a_new_promotion(
 def test_other_content_under_an_accepted_serial_is_refused(published: Published) -> None:
     published.follow()
     published.put(manifest(release="b1-2"))
-    channel_refused(published, "SERIAL_REUSED", "serial 7")
+    error = refused(published)
+    assert (error.code, "serial 7" in error.message) == ("SERIAL_REUSED", True)
     published.put(manifest(), sign(manifest(), prehash=False))  # the same bytes, signed anew
     assert published.follow().serial == 7
     published.put(manifest(serial=8, release="b1-2"))
