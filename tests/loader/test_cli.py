@@ -89,23 +89,25 @@ Command = Callable[..., subprocess.CompletedProcess[str]]
 @pytest.fixture
 def command(
     home: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Iterator[Command]:
+) -> Command:
     """Runs a command in this process, and leaves its signals and hooks as they were."""
-    handlers = {one: signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM)}
     for name in ("excepthook", "unraisablehook"):
         monkeypatch.setattr(sys, name, getattr(sys, name))
 
     def told(*argv: str) -> subprocess.CompletedProcess[str]:
         monkeypatch.setattr(os, "environ", dict(home))
+        numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        handlers = {number: signal.getsignal(number) for number in numbers}
         try:
             status = main(argv)
         except SystemExit as ended:
             status = int(str(ended.code))
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
         return subprocess.CompletedProcess(argv, status, *capsys.readouterr())
 
-    yield told
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return told
 
 
 def manifest_options(release: Path) -> list[str]:

@@ -105,7 +105,7 @@ def test_a_driver_on_the_library_path_alone_is_found_and_kept(
     monkeypatch.setenv("FAKE_NVML", "nvmlDeviceGetHandleByIndex_v2 1 15")
     facts = host.detect(load(environ={"LD_LIBRARY_PATH": str(driver)}))
     assert (facts.gpu_source, facts.driver, facts.gpus) == ("nvml", "580.159.03", (H200,))
-    told = report.host(facts)
+    told = report.plain(facts)
     assert [*told["driver_folders"]] == [str(driver)]
     assert [*told["complaints"]] == ["GPU 1 is left out: NVML: GPU is lost (15)"]
 
