@@ -82,9 +82,7 @@ def test_one_gpu_is_taken_without_asking_and_its_start_is_timed(impostor: Impost
     assert [stage.name for stage in ready.timeline.stages] == ["devices", "start", "first token"]
     argv, _ = start(settings(N_GPU_LAYERS="0"), ready)
     assert (device(argv), argv[argv.index("--n-gpu-layers") + 1]) == ("none", "0")
-    ready = replace(
-        ready, host=replace(TWO, visible_devices="1")
-    )  # the program counts what it sees
+    ready = replace(ready, host=replace(TWO, visible_devices="1"))  # it counts what it sees
     assert device(start(settings(), ready)[0]) == "CUDA0"
     assert impostor.starts() == 3
 
