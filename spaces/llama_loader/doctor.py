@@ -105,7 +105,7 @@ class Examination:
             "exit_status": self.exit_status,
             "checks": report.plain(self.checks),
             "notes": report.plain(self.notes),
-            "host": report.host(self.facts) if self.facts else None,
+            "host": report.plain(self.facts) if self.facts else None,
             "settings": self.settings,
             "choice": report.choice(chosen) if chosen else None,
             "timeline": report.plain(prepared.timeline.stages) if prepared else [],
@@ -168,20 +168,18 @@ class _Visit:
 
     def _check(self, name: str, look: Callable[[], str]) -> None:
         """Run a check; its sentence, or its error, goes on the page."""
+        failed: LoaderError | None = None
         try:
-            check = Check(name, ok=True, detail=safe(look()))
-        except (OSError, LoaderError) as error:
+            detail = look()
+        except LoaderError as error:
             failed = error
-            if not isinstance(failed, LoaderError):
-                failed = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
-            check = Check(
-                name,
-                ok=False,
-                detail=safe(failed.message),
-                code=failed.code,
-                hint=safe(failed.hint),
-                status=failed.exit_status,
-            )
+        except OSError as error:
+            failed = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
+        if failed is None:
+            check = Check(name, ok=True, detail=safe(detail))
+        else:
+            detail, hint, status = safe(failed.message), safe(failed.hint), failed.exit_status
+            check = Check(name, ok=False, detail=detail, code=failed.code, hint=hint, status=status)
         self.found.checks.append(check)
 
     def _sink(self, event: Event) -> None:
@@ -296,7 +294,7 @@ class Supposition:
         """Return all of it as plain data."""
         return {
             "release": self.release.release,
-            "supposed": report.host(self.facts),
+            "supposed": report.plain(self.facts),
             "choice": report.choice(self.choice),
         }
 

@@ -3,31 +3,54 @@
 A context in the calling process would break ZeroGPU (the main process must never touch CUDA) and
 cost half a second elsewhere. So GPUs are asked for through NVML, which is management only, then
 ``nvidia-smi``, then ``/proc/driver/nvidia``, then what ZeroGPU documents; the first that names any
-counts, and ``gpu_source`` names it.
+counts, and ``gpu_source`` names it. Of NVML only the calls of ``nvml.h`` that are needed are made,
+through ctypes. Why NVML or nvidia-smi does not answer is kept; neither is waited for without end.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import re
+import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import cgroups, cuda_libraries, gpus, processes
-from llama_loader import driver as nvidia
 from llama_loader.concurrency import Background
-from llama_loader.gpus import Gpu
+from llama_loader.gpus import Gpu, capability
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
 
 _PROC: Final = "proc/driver/nvidia"
+_LIBRARY: Final = "libnvidia-ml.so.1"
+_NVML_TIMEOUT: Final = 10.0
+"""Seconds. NVML takes 20 ms, but several seconds where the driver is not kept loaded."""
+_TEXT: Final = 96
+"""NVML_DEVICE_NAME_V2_BUFFER_SIZE and NVML_DEVICE_UUID_V2_BUFFER_SIZE, the longest of them."""
+_LOST: Final = 15
+"""NVML_ERROR_GPU_IS_LOST."""
+_FOLDERS: Final = (
+    "/usr/bin",
+    "/usr/local/bin",
+    "/usr/local/nvidia/bin",  # GKE
+    "/bin",
+    "/usr/lib/wsl/lib",  # WSL 2
+    "/run/current-system/sw/bin",  # NixOS
+)
+"""Where NVIDIA's programs are installed, searched before PATH."""
+_SMI_TIMEOUT: Final = 20.0
+"""Seconds. It takes 0.1 s, but several where the driver is not kept loaded."""
+_SMI_FIELDS: Final = ("name", "compute_cap", "memory.total", "driver_version", "uuid")
+_SHOWN: Final = 300
+"""Most characters kept of what it prints when it fails."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +118,27 @@ class HostFacts:
         return gpus.visible(self.gpus, named, self.device_order)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """What NVML or nvidia-smi says.
+
+    Attributes:
+        driver: the driver's version.
+        gpus: the usable ones, in PCI order.
+        complaints: a sentence for each failure.
+        source: which of the two named the GPUs; empty for neither.
+    """
+
+    driver: str | None = None
+    gpus: tuple[Gpu, ...] = ()
+    complaints: tuple[str, ...] = ()
+    source: str = ""
+
+
+class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves this module
+    """A call that did not return NVML_SUCCESS."""
+
+
 def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     """Gather the facts; takes some ten milliseconds, and never raises.
 
@@ -107,7 +151,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     driver_folders = cuda_libraries.driver_folders(settings.library_path, cache)
     python_path = [Path(entry) for entry in sys.path if entry]
     here = root == Path("/")
-    told = nvidia.ask(driver_folders, inherited) if here else nvidia.Answer()
+    told = ask(driver_folders, inherited) if here else Answer()
     sources = (
         (told.source, told.gpus),
         (f"/{_PROC}", _gpus_of_proc(root)),
@@ -148,7 +192,7 @@ def _gpus_of_proc(root: Path) -> tuple[Gpu, ...]:
         # GPU-????????-…: the driver has not asked this GPU yet
         uuid = _field(r"^GPU UUID:\s*([^\s?]+)\s*$", information)
         if name := _field(r"^Model:\s*(.+?)\s*$", information):
-            found.append(Gpu(name, gpus.capability(name), None, uuid))
+            found.append(Gpu(name, capability(name), None, uuid))
     return tuple(found)
 
 
@@ -172,3 +216,126 @@ def _glibcxx(cache: Sequence[Path]) -> str | None:
     files = [path.resolve().name for path in cache if path.name == "libstdc++.so.6"]
     found = [re.fullmatch(r"libstdc\+\+\.so\.6\.0\.([0-9]+)", file) for file in files]
     return next((f"3.4.{matched[1]}" for matched in found if matched), None)
+
+
+def ask(folders: Sequence[Path], inherited: Mapping[str, str]) -> Answer:
+    """Ask NVML, then nvidia-smi if NVML names no GPU; nothing is told where no driver is.
+
+    Args:
+        folders: where the driver's libraries are looked for before the dynamic linker's folders.
+        inherited: the variables that nvidia-smi may see.
+    """
+    asking = Background(lambda: nvml(folders))
+    if not asking.wait(_NVML_TIMEOUT):  # nvidia-smi asks NVML, and would hang too
+        return Answer(complaints=(f"NVML did not answer within {_NVML_TIMEOUT:g} s",))
+    told = asking.result()
+    if told.gpus:
+        return replace(told, source="nvml")
+    asked = nvidia_smi(processes.environment(inherited, libraries=folders))
+    source = "nvidia-smi" if asked.gpus else ""
+    complaints = told.complaints + asked.complaints
+    return Answer(told.driver or asked.driver, asked.gpus, complaints, source)
+
+
+def nvml(folders: Sequence[Path]) -> Answer:
+    """Ask NVML, whose library is looked for in ``folders`` first."""
+    for name in (*(str(folder / _LIBRARY) for folder in folders), _LIBRARY):
+        try:
+            return _ask(ctypes.CDLL(name))
+        except (OSError, AttributeError):  # no such library, or older than any driver that serves
+            continue
+        except _Refused as refused:
+            return Answer(complaints=(str(refused),))
+    return Answer()
+
+
+def _ask(library: ctypes.CDLL) -> Answer:
+    _call(library, "nvmlInit_v2")
+    try:
+        driver, count = _text(library, "nvmlSystemGetDriverVersion"), ctypes.c_uint()
+        _call(library, "nvmlDeviceGetCount_v2", ctypes.byref(count))
+        found, complaints = [], []
+        for index in range(count.value):
+            try:
+                found.append(_gpu(library, index))
+            except _Refused as refused:
+                complaints.append(f"GPU {index} is left out: {refused}")
+        return Answer(driver, tuple(found), tuple(complaints))
+    finally:
+        _call(library, "nvmlShutdown", needed=False)
+
+
+def _gpu(library: ctypes.CDLL, index: int) -> Gpu:
+    handle = ctypes.c_void_p()
+    _call(library, "nvmlDeviceGetHandleByIndex_v2", ctypes.c_uint(index), ctypes.byref(handle))
+    name = _text(library, "nvmlDeviceGetName", handle) or f"GPU {index}"
+    memory = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t: total, free and used bytes
+    told = _call(library, "nvmlDeviceGetMemoryInfo", handle, memory, needed=False)
+    total, free = memory[:2] if told else (None, None)  # GB10 shares the CPU's memory
+    both = (ctypes.c_int * 2)()
+    major, minor = ctypes.byref(both), ctypes.byref(both, ctypes.sizeof(ctypes.c_int))
+    told = _call(library, "nvmlDeviceGetCudaComputeCapability", handle, major, minor, needed=False)
+    code = f"{both[0]}{both[1]}" if told else capability(name)
+    return Gpu(name, code, total, _text(library, "nvmlDeviceGetUUID", handle), free)
+
+
+def _text(library: ctypes.CDLL, function: str, *arguments: object) -> str | None:
+    buffer = ctypes.create_string_buffer(_TEXT)
+    told = _call(library, function, *arguments, buffer, ctypes.c_uint(_TEXT), needed=False)
+    return buffer.value.decode("utf-8", "replace") if told else None
+
+
+def _call(library: ctypes.CDLL, function: str, *arguments: object, needed: bool = True) -> bool:
+    """Call a function; False where it is not needed and this GPU does not support it.
+
+    Raises:
+        _Refused: it is needed, or the GPU is lost.
+    """
+    code: int = getattr(library, function)(*arguments)
+    if code == _LOST or (code and needed):
+        library.nvmlErrorString.restype = ctypes.c_char_p
+        raise _Refused(f"NVML: {library.nvmlErrorString(code).decode()} ({code})")
+    return not code
+
+
+def nvidia_smi(environ: Mapping[str, str]) -> Answer:
+    """Run nvidia-smi in ``environ``; the answer is empty where it is not installed."""
+    program = find(environ)
+    if program is None:
+        return Answer()
+    argv = [program, f"--query-gpu={','.join(_SMI_FIELDS)}", "--format=csv,noheader,nounits"]
+    done = processes.run(argv, environ, timeout=_SMI_TIMEOUT)
+    told = parse(done.output) if done.status == 0 else Answer()
+    if told.gpus:
+        return told
+    printed = " ".join((done.failure or done.output).split())[:_SHOWN]
+    late = f"no answer within {_SMI_TIMEOUT:g} s" if done.status is None else "no GPU"
+    return Answer(complaints=(f"nvidia-smi: {printed or late}",))
+
+
+def find(environ: Mapping[str, str], name: str = "nvidia-smi") -> str | None:
+    """Return the absolute path of the program, None where it is not installed.
+
+    An empty or relative entry of PATH means the working folder, where anyone may have put a
+    program: it is never searched.
+    """
+    entries = environ.get("PATH", "").split(os.pathsep)
+    absolute = (entry for entry in entries if entry.startswith("/"))
+    return shutil.which(name, path=os.pathsep.join([*_FOLDERS, *absolute]))
+
+
+def parse(text: str) -> Answer:
+    """Read its CSV. ``[N/A]``, ``Unknown Error`` and whatever else is no number is unknown."""
+    driver, found = None, []
+    for line in text.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) != len(_SMI_FIELDS) or cells[0][:1] in {"", "["}:
+            continue  # a warning, or an error
+        name, code, memory, version, uuid = cells
+        driver = driver or (version if re.fullmatch(r"[0-9]+(\.[0-9]+)+", version) else None)
+        dotted = re.fullmatch(r"([0-9]{1,2})\.([0-9])", code)
+        known = dotted[1] + dotted[2] if dotted else capability(name)
+        mib = int(memory) if re.fullmatch(r"[0-9]{1,9}", memory) else None
+        own = uuid if uuid.startswith("GPU-") else None
+        found.append(Gpu(name, known, None if mib is None else mib * 1024**2, own))
+    return Answer(driver, tuple(found))

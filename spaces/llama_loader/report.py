@@ -32,12 +32,6 @@ def plain(value: object) -> Any:
     return msgspec.to_builtins(value, enc_hook=str)
 
 
-def host(facts: HostFacts) -> dict[str, Any]:
-    """Return the facts as plain data."""
-    found: dict[str, Any] = plain(facts)
-    return found
-
-
 def host_lines(facts: HostFacts) -> list[str]:
     """Describe the host, a line for each fact."""
     gpus = [

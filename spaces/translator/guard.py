@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
+from starlette.responses import JSONResponse
 
 from llama_loader.errors import safe
 
@@ -98,12 +99,12 @@ class Guard:
             await self._application(scope, _replayed(body, receive), sending)
         except (_RefusedError, asyncio.TimeoutError) as error:
             refused = error if isinstance(error, _RefusedError) else _RefusedError(408, "too slow")
-            await _answer(send, refused.status, str(refused))
+            await _answer(refused.status, str(refused))(scope, receive, send)
         except _FROM_GRADIO as error:
             line = f"refused {scope['method']} {scope['path']}: {type(error).__name__}: {error}"
             sys.stderr.write(f"{safe(line)[:300]}\n")
             if not began:
-                await _answer(send, 400, _NOT_THE_PAGES)
+                await _answer(400, _NOT_THE_PAGES)(scope, receive, send)
 
 
 def _require_host(scope: MutableMapping[str, Any]) -> None:
@@ -212,8 +213,5 @@ def _replayed(body: bytes, receive: Receive) -> Receive:
     return receiving
 
 
-async def _answer(send: Send, status: int, sentence: str) -> None:
-    content = json.dumps({"detail": sentence}).encode()
-    headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": content})
+def _answer(status: int, sentence: str) -> JSONResponse:
+    return JSONResponse({"detail": sentence}, status, headers={"Connection": "close"})

@@ -71,11 +71,17 @@ def test_no_folder_hides_what_the_linker_finds_by_itself(other: str) -> None:
 
 
 def test_a_mismatch_is_missing_and_said() -> None:
+    for only, taken, missing in (
+        (CUBLAS, (), (CUBLAS, LT, CUDART)),
+        (LT, (), (CUBLAS, LT, CUDART)),
+        (CUDART, (CUDART,), (CUBLAS, LT)),
+    ):
+        found = split_needs(NEEDS, [library(only, "/A")])
+        assert (tuple(one.soname for one in found[0]), found[1]) == (taken, missing)
     halves = (library(CUBLAS, "/A", "12.1.3.1"), library(LT, "/B", "12.8.4.1"), WHEELS[2])
     assert split_needs(NEEDS, halves) == ((WHEELS[2],), (CUBLAS, LT))
     asked = replace(host("90"), libraries=halves)
-    release = manifest(artifact("cu128", "sm90", "90"))
-    chosen = select(release, asked)
+    chosen = select(manifest(artifact("cu128", "sm90", "90")), asked)
     assert "libcublas.so.12, libcublasLt.so.12 missing here" in chosen.verdicts[0].reason
     with pytest.raises(HostError) as caught:
         require_libraries(chosen, asked)
@@ -88,28 +94,19 @@ def test_a_mismatch_is_missing_and_said() -> None:
     assert select(bringing, asked).runtime_libraries
 
 
-@pytest.mark.parametrize(
-    ("only", "lacking"),
-    [(CUBLAS, (CUBLAS, LT, CUDART)), (LT, (CUBLAS, LT, CUDART)), (CUDART, (CUBLAS, LT))],
-)
-def test_half_a_pair_is_no_pair(only: str, lacking: tuple[str, ...]) -> None:
-    taken, missing = split_needs(NEEDS, [library(only, "/A")])
-    assert [one.soname for one in taken] == [one for one in (only,) if one not in lacking]
-    assert missing == lacking
-
-
 @pytest.mark.parametrize("kit", ["usr/local/cuda-12.4", "cuda-image/usr/local/cuda-12.4"])
-def test_a_toolkit_for_another_machine_does_not_count(kit: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_toolkit_for_another_machine_does_not_count(
+    kit: str, tmp_path: Path, *, linked: bool
+) -> None:
     for target in ("x86_64-linux", "sbsa-linux", "armv7-linux-gnueabihf"):
         write(tmp_path / kit / "targets" / target / "lib" / CUBLAS)
-    (tmp_path / kit / "lib64").symlink_to("targets/x86_64-linux/lib")
+    if linked:
+        (tmp_path / kit / "lib64").symlink_to("targets/x86_64-linux/lib")
+    else:
+        write(tmp_path / kit / "lib64" / CUBLAS)
     found = find_libraries([], [], [], tmp_path)
     assert [one.folder for one in found] == [tmp_path / kit / "lib64"]
-
-
-def test_a_plain_toolkit_counts(tmp_path: Path) -> None:
-    file = write(tmp_path / "usr/local/cuda-12.4/lib64" / CUBLAS)
-    assert [one.folder for one in find_libraries([], [], [], tmp_path)] == [file.parent]
 
 
 def test_the_driver_s_folder_is_the_one_that_the_linker_does_not_know(tmp_path: Path) -> None:
@@ -176,15 +173,12 @@ def test_needs_are_read_from_a_foreign_runtime(tmp_path: Path) -> None:
     assert cuda_libraries.read_needs(tmp_path) == ("libcublas.so.12",)
 
 
-@pytest.mark.parametrize(
-    ("soname", "package"),
-    [
-        ("libcublas.so.12", "nvidia-cublas-cu12"),
-        ("libcublasLt.so.13", "nvidia-cublas"),
-        ("libcudart.so.13", "nvidia-cuda-runtime"),
-        ("libcudart.so.12", "nvidia-cuda-runtime-cu12"),
-        ("libcuda.so.1", None),
-    ],
-)
-def test_the_package_that_brings_a_library(soname: str, package: str | None) -> None:
-    assert cuda_libraries.packages([soname]) == ((package,) if package else ())
+def test_the_package_that_brings_a_library() -> None:
+    brought = {
+        "libcublas.so.12": ("nvidia-cublas-cu12",),
+        "libcublasLt.so.13": ("nvidia-cublas",),
+        "libcudart.so.13": ("nvidia-cuda-runtime",),
+        "libcudart.so.12": ("nvidia-cuda-runtime-cu12",),
+        "libcuda.so.1": (),
+    }
+    assert {soname: cuda_libraries.packages([soname]) for soname in brought} == brought

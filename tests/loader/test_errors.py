@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import io
 import time
-from typing import TYPE_CHECKING
 
 import pytest
 
-from llama_loader import settings, trust
+from llama_loader import settings
 from llama_loader.console import Console
 from llama_loader.errors import LoaderError, SettingError, mistyped, without_secrets
 from llama_loader.events import Resolving
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SECRET = "s3cret"
 
@@ -85,6 +81,7 @@ def test_the_rest_can_be_read(text: str, shown: str) -> None:
 )
 def test_no_secret_of_what_is_no_url_is_shown(text: str) -> None:
     assert SECRET not in mistyped(text)
+    assert mistyped("htps://mirror.example/m.json") == "htps://mirror.example/m.json"
     for variable in ("LLAMA_CPP_MANIFEST_URL", "LLAMA_CPP_URL"):
         name = f"YAKULINGO_SPACES_{variable}"
         if text.startswith("hf://"):
@@ -92,16 +89,3 @@ def test_no_secret_of_what_is_no_url_is_shown(text: str) -> None:
         with pytest.raises(SettingError, match=name) as refused:
             settings.load(environ={name: text})
         assert SECRET not in refused.value.render()
-
-
-def test_hint_of_a_release_that_is_not_chosen_names_both_ways(tmp_path: Path) -> None:
-    with pytest.raises(SettingError) as caught:
-        trust.read(tmp_path / "release.json")
-    assert caught.value.code == "RELEASE_NOT_CHOSEN"
-    for way in ("put release.json beside the app", "llama_cpp_manifest_url", "--manifest "):
-        assert way in caught.value.hint
-    assert "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL" in caught.value.hint
-
-
-def test_what_has_no_secret_is_shown_whole() -> None:
-    assert mistyped("htps://mirror.example/manifest.json") == "htps://mirror.example/manifest.json"

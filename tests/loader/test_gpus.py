@@ -31,43 +31,29 @@ SINGLES = manifest(
 )
 
 
-@pytest.mark.parametrize(
-    ("named", "expected"),
-    [
-        (None, (A100, T4, L4)),
-        ("", ()),
-        (" ", ()),
-        ("0", (A100,)),
-        (" 1 , 0", (T4, A100)),
-        ("2,1,0", (L4, T4, A100)),
-        ("00001", (T4,)),
-        ("+1", (T4,)),
-        ("1gpu2,2ampere", (T4, L4)),
-        ("1,3,0", (T4,)),
-        ("1,-1,0", (T4,)),
-        ("-1", ()),
-        ("1,none,0", (T4,)),
-        ("1,,0", (T4,)),
-        ("NoDevFiles", ()),
-        ("９", ()),  # noqa: RUF001 - a digit, but not one of strtoul's
-        ("9" * 5000, ()),
-        ("0,0", ()),
-        ("0,1,0", ()),
-        ("GPU-aa11", (A100,)),
-        ("GPU-aa", (A100,)),
-        ("GPU-cc33,GPU-ab", (L4, T4)),
-        ("GPU-a", ()),  # two begin so
-        ("GPU-cc,GPU-a,GPU-aa11", (L4,)),
-        ("GPU-ff,GPU-aa11", ()),
-        ("GPU-aa11,GPU-aa", ()),
-        ("GPU-aa11,1", (A100,)),
-        ("1,GPU-aa11", (T4,)),
-        ("gpu-aa11", ()),
+SEEN: dict[tuple[Gpu, ...], list[str | None]] = {
+    (A100, T4, L4): [
+        None,
         # of which GPU a MIG device is, only the driver knows
-        ("MIG-5c89a7b2-0000", (A100, T4, L4)),
-        ("MIG-GPU-ab22/1/0", (A100, T4, L4)),
-        ("MIG-GPU-ab22/1/0,MIG-GPU-ab22/2/0", (A100, T4, L4)),
+        *("MIG-5c89a7b2-0000", "MIG-GPU-ab22/1/0", "MIG-GPU-ab22/1/0,MIG-GPU-ab22/2/0"),
     ],
+    (A100,): ["0", "GPU-aa11", "GPU-aa", "GPU-aa11,1"],
+    (T4,): ["00001", "+1", "1,3,0", "1,-1,0", "1,none,0", "1,,0", "1,GPU-aa11"],
+    (T4, A100): [" 1 , 0"],
+    (T4, L4): ["1gpu2,2ampere"],
+    (L4,): ["GPU-cc,GPU-a,GPU-aa11"],
+    (L4, T4): ["GPU-cc33,GPU-ab"],
+    (L4, T4, A100): ["2,1,0"],
+    (): [
+        *("", " ", "-1", "NoDevFiles", "9" * 5000, "0,0", "0,1,0", "gpu-aa11"),
+        "９",  # noqa: RUF001 - a digit, but not one of strtoul's
+        *("GPU-a", "GPU-ff,GPU-aa11", "GPU-aa11,GPU-aa"),  # two begin so
+    ],
+}
+
+
+@pytest.mark.parametrize(
+    ("named", "expected"), [(named, seen) for seen, every in SEEN.items() for named in every]
 )
 def test_what_a_program_sees(named: str | None, expected: tuple[Gpu, ...]) -> None:
     facts = replace(THREE, visible_devices=named)
@@ -163,35 +149,29 @@ def test_all_hidden_is_said_as_such() -> None:
     assert short(select(SINGLES, facts, arch="75").artifact.name) == "cu130-sm75"
 
 
-@pytest.mark.parametrize(
-    ("name", "capability"),
-    [
-        ("NVIDIA GeForce GTX 1630", "75"),
-        ("NVIDIA GeForce MX450", "75"),
-        ("Quadro T1000", "75"),
-        ("Quadro T2000 with Max-Q Design", "75"),
-        ("Tesla T10", "75"),
-        ("NVIDIA T1000 8GB", "75"),
-        ("NVIDIA A100X", "80"),
-        ("NVIDIA A30X", "80"),
-        ("NVIDIA CMP 170HX", "80"),
-        ("GRID A100-40C", "80"),
-        ("NVIDIA A10-24Q", "86"),
-        ("NVIDIA L40G", "89"),
-        ("NVIDIA RTX 4000 SFF Ada Generation", "89"),
-        ("NVIDIA Thor", "110"),
-        ("NVIDIA Jetson AGX Thor Developer Kit", "110"),
-        ("NVIDIA RTX PRO 6000D", "120"),
-        ("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", "120"),
-        ("NVIDIA GB300", "103"),
-        (gpus.ZEROGPU.name, gpus.ZEROGPU.capability),
-        # not of NVIDIA, or not known
-        ("AMD Radeon RX 6600", None),
-        ("Intel(R) Arc(TM) A380 Graphics", None),
-        ("NVIDIA T10000", None),
-        ("NVIDIA Thorium", None),
-        ("", None),
+NAMES: dict[str | None, list[str]] = {
+    "75": [
+        *("NVIDIA GeForce GTX 1630", "NVIDIA GeForce MX450", "Quadro T1000", "Tesla T10"),
+        *("Quadro T2000 with Max-Q Design", "NVIDIA T1000 8GB"),
     ],
-)
-def test_a_name_says_the_capability(name: str, capability: str | None) -> None:
-    assert gpus.capability(name) == capability
+    "80": ["NVIDIA A100X", "NVIDIA A30X", "NVIDIA CMP 170HX", "GRID A100-40C"],
+    "86": ["NVIDIA A10-24Q"],
+    "89": ["NVIDIA L40G", "NVIDIA RTX 4000 SFF Ada Generation"],
+    "103": ["NVIDIA GB300"],
+    "110": ["NVIDIA Thor", "NVIDIA Jetson AGX Thor Developer Kit"],
+    "120": [
+        *("NVIDIA RTX PRO 6000D", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"),
+        gpus.ZEROGPU.name,
+    ],
+    # not of NVIDIA, or not known
+    None: [
+        *("AMD Radeon RX 6600", "Intel(R) Arc(TM) A380 Graphics", "NVIDIA T10000"),
+        *("NVIDIA Thorium", ""),
+    ],
+}
+
+
+@pytest.mark.parametrize("capability", NAMES)
+def test_a_name_says_the_capability(capability: str | None) -> None:
+    assert {gpus.capability(name) for name in NAMES[capability]} == {capability}
+    assert gpus.ZEROGPU.capability == "120"

@@ -74,33 +74,28 @@ def told(ready: loader.Prepared, extra: tuple[str, ...] = (), **variables: str) 
 
 
 def test_one_gpu_is_taken_without_asking_and_its_start_is_timed(impostor: Impostor) -> None:
-    ready = prepared(impostor.behave(list={"text": "garbage"}), H200)
+    host = replace(H200, driver_folders=(Path("/driver"),))
+    ready = prepared(impostor.behave(list={"text": "garbage"}), host)
     argv, environ = start(settings(), ready)
     assert device(argv) == "CUDA0"
-    assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13"
+    assert environ["LD_LIBRARY_PATH"] == "$ORIGIN:/cu13:/driver"
     assert [stage.name for stage in ready.timeline.stages] == ["devices", "start", "first token"]
     argv, _ = start(settings(N_GPU_LAYERS="0"), ready)
     assert (device(argv), argv[argv.index("--n-gpu-layers") + 1]) == ("none", "0")
-    ready = replace(
-        ready, host=replace(TWO, visible_devices="1")
-    )  # the program counts what it sees
+    ready = replace(ready, host=replace(TWO, visible_devices="1"))  # it counts what it sees
     assert device(start(settings(), ready)[0]) == "CUDA0"
     assert impostor.starts() == 3
 
 
-@pytest.mark.parametrize(
-    ("threads", "host", "expected"),
-    [(2, BARE, "2"), (None, BARE, None), (2, H200, "1"), (None, H200, "1")],
-)
-def test_the_cpu_s_threads_are_those_of_the_container(
-    threads: int | None, host: HostFacts, expected: str | None, impostor: Impostor
-) -> None:
+def test_the_cpu_s_threads_are_those_of_the_container(impostor: Impostor) -> None:
     """llama-server would start one for each core of the machine; docs/decisions/0046."""
-    limited = replace(host, cpus=threads or 8, machine_cpus=8)
-    ready = prepared(impostor.behave(), limited, allow_cpu=True)
-    argv, _ = start(settings(ALLOW_CPU="1"), ready)
-    given = argv[argv.index("--threads") + 1] if "--threads" in argv else None
-    assert given == expected
+    runtime = impostor.behave()
+    for threads, host, expected in ((2, BARE, 2), (8, BARE, None), (2, H200, 1), (8, H200, 1)):
+        limited = replace(host, cpus=threads, machine_cpus=8)
+        ready = prepared(runtime, limited, allow_cpu=True)
+        argv, _ = start(settings(ALLOW_CPU="1"), ready)
+        given = int(argv[argv.index("--threads") + 1]) if "--threads" in argv else None
+        assert given == expected
 
 
 def test_of_two_gpus_and_with_a_foreign_archive_the_program_is_asked(impostor: Impostor) -> None:
@@ -131,35 +126,26 @@ def test_of_equal_gpus_that_the_driver_knows_the_roomiest_is_taken_without_askin
     assert device(argv) == expected
     assert environ["CUDA_DEVICE_ORDER"] == "PCI_BUS_ID"  # the driver's own
     assert impostor.starts() == 1
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"gpu_source": "/proc/driver/nvidia"},
-        {"visible_devices": "1,0"},
-        {"gpus": (FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))},
-        {"gpus": (FULL, replace(ROOMY, free=None))},
-        {"device_order": "FASTEST_FIRST"},
-    ],
-)
-def test_where_the_driver_may_count_otherwise_the_program_is_asked(
-    change: dict[str, Any], impostor: Impostor
-) -> None:
-    host = replace(TWO, **{"gpus": (ROOMY, FULL), "gpu_source": "nvml", **change})
-    ready = prepared(impostor.behave(list={"text": LIST}), host)
-    argv, _ = start(settings(), ready, self_test.MODEL)
-    assert device(argv) == "CUDA0,CUDA1"  # what the list says: 1 and 2 MiB are not enough
-    assert impostor.starts() == 2
-
-
-def test_a_gpu_that_the_driver_knows_and_the_program_does_not_see(impostor: Impostor) -> None:
-    """MIG, say: the server refuses the device, and only then is asked."""
-    host = replace(TWO, gpus=(FULL, ROOMY), gpu_source="nvml")
+    # MIG, say: the program does not see all of them, refuses the device, and only then is asked
     one = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n"
-    ready = prepared(impostor.behave(known_devices=["CUDA0"], list={"text": one}), host)
-    argv, _ = start(settings(), ready)
-    assert device(argv) == "CUDA0"
+    impostor.behave(known_devices=["CUDA0"], list={"text": one})
+    assert device(start(settings(), ready)[0]) == "CUDA0"
+
+
+def test_where_the_driver_may_count_otherwise_the_program_is_asked(impostor: Impostor) -> None:
+    known = replace(TWO, gpus=(ROOMY, FULL), gpu_source="nvml")
+    assert devices.by_the_driver(known) is not None
+    for unknown in (
+        replace(known, gpu_source="/proc/driver/nvidia"),
+        replace(known, gpus=(FULL, Gpu("NVIDIA H100", "90", 80 << 30, None, 79 << 30))),
+        replace(known, gpus=(FULL, replace(ROOMY, free=None))),
+        replace(known, device_order="FASTEST_FIRST"),
+        replace(known, visible_devices="1,0"),
+    ):
+        assert devices.by_the_driver(unknown) is None
+    ready = prepared(impostor.behave(list={"text": LIST}), unknown)
+    assert device(start(settings(), ready, self_test.MODEL)[0]) == "CUDA0,CUDA1"  # as listed
+    assert impostor.starts() == 2
 
 
 @pytest.mark.parametrize(
@@ -225,11 +211,13 @@ MIXED = (
 )
 
 
-def on_mixed_gpus(runtime: Path, *gpus: Gpu, **choice: Any) -> loader.Prepared:
-    """The artifact has code for the T4 alone."""
+def on_mixed_gpus(
+    runtime: Path, *gpus: Gpu, capabilities: tuple[str, ...] = ("75",)
+) -> loader.Prepared:
+    """The artifact has code for some of the GPUs alone."""
     ready = prepared(runtime, H200)
     assert ready.choice is not None
-    serves = replace(ready.choice, **{"capabilities": ("75",), **choice})
+    serves = replace(ready.choice, capabilities=capabilities)
     return replace(ready, choice=serves, host=replace(ready.host, gpus=gpus))
 
 
@@ -242,24 +230,17 @@ def test_a_gpu_that_the_artifact_has_no_code_for_is_passed_over(impostor: Impost
     assert device(argv) == "CUDA0"  # a person's own word
 
 
-@pytest.mark.parametrize(
-    ("gpus", "choice"),
-    [
-        ((A100, T4), {"capabilities": ("80", "75")}),
-        ((A100, T4), {"capabilities": ("120",)}),  # --arch 120: neither
-        ((replace(A100, capability=None), T4), {}),
-        ((A100, replace(A100, capability="75"), T4), {}),  # the name stands for both
-        ((replace(A100, name="A100 PCIe"), T4), {}),
-    ],
-)
-def test_where_the_names_do_not_tell_every_gpu_stays(
-    gpus: tuple[Gpu, ...], choice: dict[str, Any], impostor: Impostor
-) -> None:
-    ready = on_mixed_gpus(impostor.behave(list={"text": MIXED}), *gpus, **choice)
-    found = loader.list_devices(settings(), ready).devices
-    assert ready.choice is not None
-    assert devices.with_code(found, gpus, ready.choice.capabilities) == found
-    assert loader.choose_devices(settings(), ready, None).names == ("CUDA0", "CUDA1")
+def test_where_the_names_do_not_tell_every_gpu_stays(impostor: Impostor) -> None:
+    runtime = impostor.behave(list={"text": MIXED})
+    for gpus, capabilities in (
+        ((A100, T4), ("80", "75")),
+        ((A100, T4), ("120",)),  # --arch 120: neither
+        ((replace(A100, capability=None), T4), ("75",)),
+        ((A100, replace(A100, capability="75"), T4), ("75",)),  # the name stands for both
+        ((replace(A100, name="A100 PCIe"), T4), ("75",)),
+    ):
+        ready = on_mixed_gpus(runtime, *gpus, capabilities=capabilities)
+        assert loader.choose_devices(settings(), ready, None).names == ("CUDA0", "CUDA1")
 
 
 PARTLY = [
@@ -282,8 +263,7 @@ def test_layers_on_the_cpu_although_all_were_asked_for(impostor: Impostor) -> No
 def test_a_device_that_got_nothing_is_said(impostor: Impostor) -> None:
     """One name may be the beginning of another: CUDA1 has nothing of what is on CUDA10."""
     say = ["load_tensors: CUDA0 model buffer size = 9.00 MiB", "x CUDA10 model buffer size = 9 MiB"]
-    ready = prepared(impostor.behave(list={"text": LIST}, say=say), TWO)
-    notes = told(ready)
+    notes = told(prepared(impostor.behave(list={"text": LIST}, say=say), TWO))
     assert set(notes) == {"DEVICE_UNUSED"}
     assert notes["DEVICE_UNUSED"].startswith("CUDA1 got no part")
     split = ["load_tensors: CUDA_Split model buffer size = 9.00 MiB"]
@@ -312,27 +292,25 @@ def test_an_interrupt_while_notes_are_told_leaves_no_server(impostor: Impostor) 
     assert not processes.lives(impostor.seen()["pid"])
 
 
-def test_the_only_gpu_may_be_hidden_from_the_program(impostor: Impostor) -> None:
-    """CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks."""
-    ready = prepared(impostor.behave(known_devices=[]), H200)
+@pytest.mark.parametrize(
+    ("given", "host", "code"),
+    [
+        # CUDA_VISIBLE_DEVICES is empty, or ZeroGPU's main process asks
+        ({}, H200, "NO_DEVICE"),
+        ({"LLAMA_DEVICE": "CUDA0"}, H200, "INVALID_DEVICE"),
+        ({}, replace(H200, libraries=()), "CUDA_LIBRARY_MISSING"),
+    ],
+)
+def test_missing_libraries_are_said_before_anything_starts_and_a_hidden_gpu_by_the_program(
+    given: dict[str, str], host: HostFacts, code: str, impostor: Impostor
+) -> None:
+    ready = prepared(impostor.behave(known_devices=[]), host)
     with pytest.raises(HostError) as caught:
-        loader.start(settings(), ready, Path("/m.gguf"))
-    assert caught.value.code == "NO_DEVICE"
-    allowed = settings(ALLOW_CPU="1")
-    argv, _ = start(allowed, ready)
-    assert device(argv) == "none"
-    with pytest.raises(HostError) as caught:
-        loader.start(settings(LLAMA_DEVICE="CUDA0"), ready, Path("/m.gguf"))
-    assert caught.value.code == "INVALID_DEVICE"
-
-
-def test_missing_libraries_are_said_before_anything_starts(impostor: Impostor) -> None:
-    ready = prepared(impostor.behave(), replace(H200, libraries=()))
-    with pytest.raises(HostError) as caught:
-        loader.start(settings(), ready, Path("/m.gguf"))
-    assert caught.value.code == "CUDA_LIBRARY_MISSING"
-    assert "nvidia-cublas" in caught.value.hint
-    assert not (impostor.folder / "starts").exists()
+        loader.start(settings(**given), ready, Path("/m.gguf"))
+    assert caught.value.code == code
+    if code == "CUDA_LIBRARY_MISSING":
+        assert "nvidia-cublas" in caught.value.hint
+        assert not (impostor.folder / "starts").exists()
     argv, _ = start(settings(ALLOW_CPU="1"), ready)
     assert device(argv) == "none"
 
@@ -372,24 +350,16 @@ def test_errors_that_name_their_cause_need_no_test_run(impostor: Impostor) -> No
     assert impostor.starts() == 1
 
 
-@pytest.mark.parametrize(
-    ("extra", "locked"),
-    [
-        ((), False),
-        (("--api-key",), False),
-        (("--threads", "3", "--api-key", "a,b"), True),
-        (("--api_key", "a"), True),
-        (("--api-key-file", "/nowhere"), True),
-        (("--api-key", ""), True),
-    ],
-)
 def test_a_server_with_keys_of_the_persons_own_takes_the_loaders_beside_them(
-    extra: tuple[str, ...], locked: bool, impostor: Impostor
+    impostor: Impostor,
 ) -> None:
     """Its first token would be refused otherwise; an empty key closes it instead of opening it."""
     ready = prepared(impostor.behave(), H200)
-    plan = loader.plan_server(settings(), ready, Path("/m.gguf"), extra, key=None)
-    assert (plan.key == "") is locked
+    locked = ("--threads 3 --api-key a,b", "--api_key a", "--api-key-file /nowhere", "--api-key ")
+    for extra in ("", "--api-key", *locked):
+        given = tuple(extra.split(" ")) if extra else ()
+        plan = loader.plan_server(settings(), ready, Path("/m.gguf"), given, key=None)
+        assert (plan.key == "") is (extra in locked), extra
 
 
 @pytest.mark.model
@@ -443,21 +413,17 @@ def test_relative_files_are_those_of_the_person() -> None:
     )
 
 
-@pytest.mark.parametrize(
-    ("extra", "whom"),
-    [
-        ((), "every user of this machine can use it, and so can web pages"),
-        (("--host", "localhost"), "every user of this machine can use it, and so can web pages"),
+def test_server_without_a_key_is_a_note_that_says_whom_it_is_open_to() -> None:
+    pages = "every user of this machine can use it, and so can web pages"
+    for extra, whom in (
+        ((), pages),
+        (("--host", "localhost"), pages),
         (("--host", "0.0.0.0"), "every program that reaches one of them"),
-    ],
-)
-def test_server_without_a_key_is_a_note_that_says_whom_it_is_open_to(
-    extra: tuple[str, ...], whom: str
-) -> None:
-    (note,) = server_plan.check(extra, no_key=True)
-    assert (note.code, "--no-key" in note.hint) == ("SERVER_OPEN", True)
-    assert whom in note.message
-    assert server_plan.check(extra) == ()
+    ):
+        (note,) = server_plan.check(extra, no_key=True)
+        assert (note.code, "--no-key" in note.hint) == ("SERVER_OPEN", True)
+        assert whom in note.message
+        assert server_plan.check(extra) == ()
 
 
 def test_nothing_is_executed_that_changed_since_it_was_verified(impostor: Impostor) -> None:
@@ -518,16 +484,14 @@ def test_a_runtime_damaged_before_a_start_or_restart_is_fetched_again_and_never_
     assert "fetch" in [stage.name for stage in ready.timeline.stages]
 
 
-@pytest.mark.parametrize("character", [":", ";", "$"])
-def test_a_folder_that_the_dynamic_linker_cannot_be_given_is_refused(
-    character: str, impostor: Impostor
-) -> None:
+def test_a_folder_that_the_dynamic_linker_cannot_be_given_is_refused(impostor: Impostor) -> None:
     """LD_LIBRARY_PATH has no way to quote: ``/a:b`` would be /a and a folder b of where we are."""
     ready = prepared(impostor.behave(), H200)
-    odd = tuple(replace(one, folder=Path(f"/cu{character}13")) for one in ready.libraries)
-    with pytest.raises(SettingError, match="cannot be given '/cu") as caught:
-        loader.environment(settings(), replace(ready, libraries=odd))
-    assert caught.value.code == "LIBRARY_FOLDER_UNUSABLE"
+    for character in ":;$":
+        odd = tuple(replace(one, folder=Path(f"/cu{character}13")) for one in ready.libraries)
+        with pytest.raises(SettingError, match="cannot be given '/cu") as caught:
+            loader.environment(settings(), replace(ready, libraries=odd))
+        assert caught.value.code == "LIBRARY_FOLDER_UNUSABLE"
 
 
 @pytest.mark.parametrize("store", ["store", "st:ore"])
@@ -572,12 +536,6 @@ static int show(struct dl_phdr_info *info, size_t size, void *data) {
 }
 int main(void) { return dl_iterate_phdr(show, 0); }
 """
-
-
-def test_the_drivers_folder_comes_after_the_libraries(impostor: Impostor) -> None:
-    ready = prepared(impostor.behave(), replace(H200, driver_folders=(Path("/driver"),)))
-    path = loader.environment(settings(), ready)["LD_LIBRARY_PATH"]
-    assert path == "$ORIGIN:/cu13:/driver"
 
 
 # --- a GPU that is not used ------------------------------------------------------------------

@@ -65,14 +65,6 @@ def test_a_cuda_runtime_goes_round() -> None:
     assert manifest.parse(manifest.dump(parsed)) == parsed
 
 
-@pytest.mark.parametrize(
-    "provides", [[], ["libother.so"], ["libllama.so.0", "libother.so"], ["MIT", "llama-server"]]
-)
-def test_a_cuda_runtime_provides_files_of_one_folder(provides: list[str]) -> None:
-    with pytest.raises(IntegrityError, match="provides: must name files that are all in one"):
-        manifest.parse(libraries(provides=provides))
-
-
 @pytest.mark.parametrize("path", ["x", "source.x", "artifacts.0.x", "artifacts.0.files.0.x"])
 def test_unknown_fields_are_ignored(path: str) -> None:
     assert manifest.parse(changed(path, {"a": [1]})).artifacts == (ARTIFACT,)
@@ -87,70 +79,51 @@ def test_an_unknown_schema_says_to_update(version: int) -> None:
     assert "manifest here" in caught.value.message
 
 
-BAD = [
-    ("schema_version", "1"),
-    ("schema_version", 1.5),
-    ("schema_version", True),
-    ("schema_version", None),
-    ("schema_version", ...),
-    ("release", "../x"),
-    ("release", ""),
-    ("release", "a/b"),
-    ("serial", "7"),
-    ("created", "yesterday"),
-    ("created", "2026-10-10T15:54:57"),
-    ("expires", 1),
-    ("source", None),
-    ("source.sha256", "0" * 63),
-    ("artifacts", {}),
-    ("artifacts", [None]),
-    ("artifacts.0.name", "../x"),
-    ("artifacts.0.name", "/x"),
-    ("artifacts.0.name", ".."),
-    ("artifacts.0.name", "a\\b"),
-    ("artifacts.0.name", "a\nb"),
-    ("artifacts.0.name", "a\u0000b"),
-    ("artifacts.0.urls", ["x", 1]),
-    ("artifacts.0.urls.0", ""),
-    ("artifacts.0.size", -1),
-    ("artifacts.0.size", 1.0),
-    ("artifacts.0.size", "1"),
-    ("artifacts.0.sha256", "0" * 65),
-    ("artifacts.0.sha256", "G" * 64),
-    ("artifacts.0.sha256", "A" * 64),
-    ("artifacts.0.sha256", "0" * 64 + "\n"),
-    ("artifacts.0.chunks.0", "zz"),
-    ("artifacts.0.unpacked_size", -1),
-    ("artifacts.0.platform.glibc", "two"),
-    ("artifacts.0.platform.glibc", "2.34 "),
-    ("artifacts.0.needs", "libx.so"),
-    ("artifacts.0.needs", ["../libx.so"]),
-    ("artifacts.0.files", []),
-    ("artifacts.0.files.0.path", "/etc/passwd"),
-    ("artifacts.0.files.0.path", "runtime/../../x"),
-    ("artifacts.0.files.0.path", "./x"),
-    ("artifacts.0.files.0.path", "x/."),
-    ("artifacts.0.files.0.path", "x//y"),
-    ("artifacts.0.files.0.path", "x/"),
-    ("artifacts.0.files.0.path", "x\\..\\y"),
-    ("artifacts.0.files.0.path", ""),
-    ("artifacts.0.files.0.size", -1),
-    ("artifacts.0.files.0.sha256", ""),
-    ("artifacts.0.files.0.executable", 1),
-    ("artifacts.0.files.0.executable", "yes"),
-    ("artifacts.0.sbom", {"url": "x"}),
-    ("artifacts.0.kind", ""),
-    ("artifacts.0.kind", None),
-    ("artifacts.0.provides", "libcudart.so.13"),
-    ("artifacts.0.provides", ["../libcudart.so.13"]),
-]
+BAD = {
+    "schema_version": ["1", 1.5, True, None, ...],
+    "release": ["../x", "", "a/b"],
+    "serial": ["7"],
+    "created": ["yesterday", "2026-10-10T15:54:57"],
+    "expires": [1],
+    "source": [None],
+    "source.sha256": ["0" * 63],
+    "artifacts": [{}, [None]],
+    "artifacts.0.name": ["../x", "/x", "..", "a\\b", "a\nb", "a\u0000b"],
+    "artifacts.0.urls": [["x", 1]],
+    "artifacts.0.urls.0": [""],
+    "artifacts.0.size": [-1, 1.0, "1"],
+    "artifacts.0.sha256": ["0" * 65, "G" * 64, "A" * 64, "0" * 64 + "\n"],
+    "artifacts.0.chunks.0": ["zz"],
+    "artifacts.0.unpacked_size": [-1],
+    "artifacts.0.platform.glibc": ["two", "2.34 "],
+    "artifacts.0.needs": ["libx.so", ["../libx.so"]],
+    "artifacts.0.files": [[]],
+    "artifacts.0.files.0.path": [
+        "/etc/passwd",
+        "runtime/../../x",
+        "./x",
+        "x/.",
+        "x//y",
+        "x/",
+        "x\\..\\y",
+        "",
+    ],
+    "artifacts.0.files.0.size": [-1],
+    "artifacts.0.files.0.sha256": [""],
+    "artifacts.0.files.0.executable": [1, "yes"],
+    "artifacts.0.sbom": [{"url": "x"}],
+    "artifacts.0.kind": ["", None],
+    "artifacts.0.provides": ["libcudart.so.13", ["../libcudart.so.13"]],
+}
 
 
 def dollar(path: str) -> str:
     return "$" + re.sub(r"\.(\d+)", r"[\1]", f".{path}")
 
 
-@pytest.mark.parametrize(("path", "value"), BAD, ids=lambda value: str(value)[:30])
+@pytest.mark.parametrize(
+    ("path", "value"), [(path, value) for path, values in BAD.items() for value in values]
+)
 def test_a_bad_value_is_named_by_its_place(path: str, value: object) -> None:
     with pytest.raises(IntegrityError) as caught:
         manifest.parse(changed(path, value), what="manifest here")
@@ -338,6 +311,8 @@ def test_names_that_are_provided_a_million_times_cost_one_step_for_each_folder()
         (("a/b/libllama.so.0", "a/b/other"), "a/b"),
         (("libllama.so.0", "x/libllama.so.0", "other"), "."),  # one of them in two folders
         (("x/libllama.so.0", "y/other"), None),
+        (("x/libllama.so.0",), None),
+        (("x/llama-server",), None),
         (("x/libllama.so.0", "x/other", "y/libllama.so.0", "y/other"), None),
     ],
 )
@@ -421,16 +396,3 @@ def test_the_size_is_limited_before_anything_is_parsed() -> None:
 )
 def test_plain_json_is_read_as_ever(text: str) -> None:
     assert loads(text.encode()) == json.loads(text)
-
-
-@settings(max_examples=300, deadline=None)
-@given(
-    data=st.binary(max_size=60)
-    | st.text('{}[]",:0123456789eE+-.truefalsnNaIity\\ud8', max_size=60).map(str.encode)
-)
-def test_any_bytes_end_in_a_value_or_a_typed_error(data: bytes) -> None:
-    try:
-        found = loads(data)
-    except IntegrityError:
-        return
-    assert found == json.loads(data)

@@ -43,36 +43,36 @@ def test_the_defaults_are_the_documented_ones() -> None:
     assert {name: found[name] for name in documented} == documented
 
 
-@pytest.mark.parametrize(
-    ("name", "value", "field", "expected"),
-    [
-        ("LLAMA_CPP_MANIFEST_URL", "hf://me/rel@main/manifest.json", "manifest_url", None),
-        ("LLAMA_CPP_MANIFEST_SHA256", f"sha256:{DIGEST.upper()}", "manifest_sha256", DIGEST),
-        ("LLAMA_CPP_URL", "https://example.org/a.tar.gz", "url", None),
-        ("LLAMA_DEVICE", "auto", "devices", ()),
-        ("LLAMA_DEVICE", "AUTO", "devices", ()),
-        ("LLAMA_DEVICE", "CUDA0, CUDA1", "devices", ("CUDA0", "CUDA1")),
-        ("LLAMA_DEVICE", "none", "devices", ("none",)),
-        ("N_GPU_LAYERS", "-1", "n_gpu_layers", 999),
-        ("N_GPU_LAYERS", "0", "n_gpu_layers", 0),
-        ("ALLOW_CPU", "1", "allow_cpu", True),
-        ("ALLOW_CPU", "False", "allow_cpu", False),
-        ("GGUF_PATH", "/models/a b.gguf", "gguf_path", Path("/models/a b.gguf")),
-        ("N_CTX", " 8192 ", "n_ctx", 8192),
-        ("TEMPERATURE", "0.7", "temperature", 0.7),
-        ("LLAMA_SERVER_PORT", "8080", "server_port", 8080),
-        ("LLAMA_SERVER_STARTUP_TIMEOUT", "2.5", "startup_timeout", 2.5),
-        ("ZEROGPU_SIZE", "xlarge", "zerogpu_size", "xlarge"),
-        ("ZEROGPU_DURATION", "60", "zerogpu_duration", 60),
-        ("CUDA_ARCH", "90", "cuda_arch", "90"),
-        ("CUDA_ARCH", "12.0", "cuda_arch", "120"),
-        ("CUDA_ARCH", "sm_90a", "cuda_arch", "90"),
-        ("OFFLINE", "yes", "offline", True),
-    ],
-)
-def test_each_variable_is_read(name: str, value: str, field: str, expected: object) -> None:
-    found = getattr(of(**{name: value}), field)
-    assert found == (value if expected is None else expected)
+READ = {
+    "LLAMA_CPP_MANIFEST_SHA256": ("manifest_sha256", {f"sha256:{DIGEST.upper()}": DIGEST}),
+    "LLAMA_DEVICE": (
+        "devices",
+        {"AUTO": (), "CUDA0, CUDA1": ("CUDA0", "CUDA1"), "none": ("none",)},
+    ),
+    "N_GPU_LAYERS": ("n_gpu_layers", {"-1": 999, "0": 0}),
+    "ALLOW_CPU": ("allow_cpu", {"1": True, "False": False}),
+    "GGUF_PATH": ("gguf_path", {"/models/a b.gguf": Path("/models/a b.gguf")}),
+    "N_CTX": ("n_ctx", {" 8192 ": 8192}),
+    "TEMPERATURE": ("temperature", {"0.7": 0.7}),
+    "LLAMA_SERVER_PORT": ("server_port", {"8080": 8080}),
+    "LLAMA_SERVER_STARTUP_TIMEOUT": ("startup_timeout", {"2.5": 2.5}),
+    "ZEROGPU_SIZE": ("zerogpu_size", {"xlarge": "xlarge"}),
+    "ZEROGPU_DURATION": ("zerogpu_duration", {"60": 60, "computed": None}),
+    "CUDA_ARCH": ("cuda_arch", {"90": "90", "12.0": "120", "sm_90a": "90"}),
+    "OFFLINE": ("offline", {"yes": True}),
+    **{
+        f"LLAMA_CPP_{name.upper()}": (name, {url: url})
+        for name in ("manifest_url", "url")
+        for url in ("hf://me/rel@main/manifest.json",)
+    },
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_each_variable_is_read(name: str) -> None:
+    field, values = READ[name]
+    for text, value in values.items():
+        assert getattr(of(**{name: text}), field) == value
 
 
 BAD = {
@@ -163,18 +163,15 @@ def test_an_empty_variable_of_the_hub_is_gone_before_its_client_reads_it(
 
 
 def test_every_variable_may_have_the_neutral_prefix() -> None:
-    found = load(
-        environ={
-            "LLAMA_SPACE_N_CTX": "8192",
-            "LLAMA_SPACE_LLAMA_DEVICE": "CUDA1",
-            "YAKULINGO_SPACES_ALLOW_CPU": "1",
-            "LLAMA_SPACE_ALLOW_CPU": "yes",  # the same value in other letters
-            "YAKULINGO_SPACES_CUDA_ARCH": "",
-            "LLAMA_SPACE_CUDA_ARCH": "90",
-        }
-    )
-    assert (found.n_ctx, found.devices, found.allow_cpu) == (8192, ("CUDA1",), True)
-    assert found.cuda_arch == "90"
+    environ = {
+        "LLAMA_SPACE_N_CTX": "8192",
+        "YAKULINGO_SPACES_ALLOW_CPU": "1",
+        "LLAMA_SPACE_ALLOW_CPU": "yes",  # the same value in other letters
+        "YAKULINGO_SPACES_CUDA_ARCH": "",
+        "LLAMA_SPACE_CUDA_ARCH": "90",
+    }
+    found = load(environ=environ)
+    assert (found.n_ctx, found.allow_cpu, found.cuda_arch) == (8192, True, "90")
     for row in settings._FIELDS.values():
         prefixes = [name for name in row.variables if name.startswith("LLAMA_SPACE_")]
         assert bool(prefixes) == row.variable.startswith(PREFIX)
@@ -217,26 +214,24 @@ def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
     assert load({"store": "/o"}, {}, store="/k").store == Path("/o")  # an option wins
 
 
-@pytest.mark.parametrize(
-    ("keyword", "value", "accepts"),
-    [
-        ("n_ctx", "8192", "tokens from 16 to 16777216 (int)"),
-        ("n_ctx", 8, "tokens from 16"),
-        ("n_ctx", True, "(int)"),
-        ("n_ctx", 8192.0, "(int)"),
-        ("allow_cpu", 1, "(bool)"),
-        ("allow_cpu", "1", "(bool)"),
-        ("temperature", float("nan"), "from 0 to 10 (int or float)"),
-        ("temperature", "0.5", "(int or float)"),
-        ("gguf_path", b"/m", "a file or folder (str or Path)"),
-        ("gguf_path", "", "the path of a file"),
-        ("llama_device", 0, "(str or list or tuple)"),
-        ("llama_device", ["CUDA0", "CUDA0"], "each once"),
-        ("gguf_repo_id", ["a/b"], "OWNER/NAME (str)"),
-        ("gguf_filename", "../x", "a file's path in it"),
-        ("hf_token", "sécret", "ASCII"),
-    ],
+WRONG: tuple[tuple[str, object, str], ...] = (
+    ("n_ctx", "8192", "tokens from 16 to 16777216 (int)"),
+    ("n_ctx", 8, "tokens from 16"),
+    *(("n_ctx", value, "(int)") for value in (True, 8192.0)),
+    *(("allow_cpu", value, "(bool)") for value in (1, "1")),
+    ("temperature", float("nan"), "from 0 to 10 (int or float)"),
+    ("temperature", "0.5", "(int or float)"),
+    ("gguf_path", b"/m", "a file or folder (str or Path)"),
+    ("gguf_path", "", "the path of a file"),
+    ("llama_device", 0, "(str or list or tuple)"),
+    ("llama_device", ["CUDA0", "CUDA0"], "each once"),
+    ("gguf_repo_id", ["a/b"], "OWNER/NAME (str)"),
+    ("gguf_filename", "../x", "a file's path in it"),
+    ("hf_token", "s\u00e9cret", "ASCII"),
 )
+
+
+@pytest.mark.parametrize(("keyword", "value", "accepts"), WRONG)
 def test_a_keyword_of_wrong_type_or_value_is_named(
     keyword: str, value: object, accepts: str
 ) -> None:
@@ -248,22 +243,19 @@ def test_a_keyword_of_wrong_type_or_value_is_named(
     assert "cret" not in caught.value.render()
 
 
-@pytest.mark.parametrize(
-    ("keyword", "near"),
-    [
+def test_an_unknown_keyword_lists_near_ones() -> None:
+    for keyword, near in (
         ("nctx", "n_ctx"),
         ("gguf_repo", "gguf_repo_id"),
         ("devices", "llama_device"),
         ("YAKULINGO_SPACES_N_CTX", "n_ctx"),
         ("llama_space_gguf_path", "gguf_path"),
-    ],
-)
-def test_an_unknown_keyword_lists_near_ones(keyword: str, near: str) -> None:
-    with pytest.raises(SettingError) as caught:
-        load(None, {}, **{keyword: 1})
-    assert caught.value.code == "SETTING_UNKNOWN"
-    assert repr(keyword) in caught.value.message
-    assert near in caught.value.message
+    ):
+        with pytest.raises(SettingError) as caught:
+            load(None, {}, **{keyword: 1})
+        assert caught.value.code == "SETTING_UNKNOWN"
+        assert repr(keyword) in caught.value.message
+        assert near in caught.value.message
 
 
 @pytest.mark.parametrize(
@@ -352,25 +344,20 @@ def test_hubs_folders_are_expanded_as_its_client_does(
 
 
 def test_variables_that_are_no_settings_are_noted_with_near_ones() -> None:
-    environ = {
-        "YAKULINGO_SPACES_NCTX": "8192",
-        "LLAMA_SPACE_GUFF_PATH": "/m",
-        "YAKULINGO_SPACES_XYZZY": "1",
-        "YAKULINGO_SPACES_HF_TOKN": "hf_secret",
-        "YAKULINGO_SPACES_EMPTY": " ",
-        "YAKULINGO_SPACES_N_CTX": "4096",
-        "LLAMA_SPACE_OFFLINE": "1",
-        "LLAMA_ARG_N_CTX": "1",
+    unknown = {
+        "LLAMA_SPACE_GUFF_PATH": "GGUF_PATH",
+        "YAKULINGO_SPACES_HF_TOKN": "HF_TOKEN",
+        "YAKULINGO_SPACES_NCTX": "N_CTX",
+        "YAKULINGO_SPACES_XYZZY": "NONE",
     }
-    notes = load(environ=environ).unknown
+    known = {"YAKULINGO_SPACES_N_CTX": "4096", "LLAMA_SPACE_OFFLINE": "1", "LLAMA_ARG_N_CTX": "1"}
+    empty = {"YAKULINGO_SPACES_EMPTY": " "}
+    notes = load(environ={**dict.fromkeys(unknown, "hf_secret"), **known, **empty}).unknown
     assert {note.code for note in notes} == {"SETTING_UNKNOWN"}
-    guff, tokn, nctx, xyzzy = (note.message for note in notes)
-    assert guff.startswith("LLAMA_SPACE_GUFF_PATH is no setting")
-    assert "near ones: GGUF_PATH" in guff
-    assert "near ones: HF_TOKEN" in tokn
-    assert "secret" not in tokn
-    assert "near ones: N_CTX" in nctx
-    assert "near ones: NONE" in xyzzy
+    for note, (name, near) in zip(notes, unknown.items(), strict=True):
+        assert note.message.startswith(f"{name} is no setting")
+        assert f"near ones: {near}" in note.message
+        assert "secret" not in note.message
 
 
 @pytest.mark.parametrize("name", ["HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"])

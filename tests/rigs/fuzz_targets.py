@@ -29,7 +29,6 @@ from llama_loader import (
     cuda_libraries,
     devices,
     disk,
-    driver,
     foreign,
     gguf_header,
     gpus,
@@ -308,7 +307,7 @@ NVIDIA RTX PRO 6000 Blackwell, [N/A], [N/A], 580.95.05, GPU-2"""
 
 
 def _read_smi(data: bytes, _: Path) -> None:
-    found = driver.parse(_printed(data))
+    found = host.parse(_printed(data))
     for named in (None, "0,1", data[:40].decode("utf-8", "replace")):
         gpus.visible(found.gpus, named, None)
 

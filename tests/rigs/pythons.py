@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
-    "cli", "client", "console", "devices", "disk", "doctor", "errors", "events",
+    "cli", "client", "console", "devices", "disk", "doctor", "errors",
     "fetch", "host", "loader", "locations", "manifest", "processes",
     "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
     "http_transport", "trust", "unpack",

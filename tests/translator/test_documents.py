@@ -82,11 +82,8 @@ def test_vtt_keeps_header_style_notes_and_settings() -> None:
 @pytest.mark.parametrize("name", ["a.txt", "A.MD"])
 def test_text_keeps_its_encoding_and_lines(encoding: str, name: str) -> None:
     text = "# Über\r\n\r\n  eins\nzwei\r\n"
+    assert translated(name, b"\xfe\xff\x00h\x00i") == b"\xfe\xff\x00H\x00I"  # big-endian
     assert translated(name, text.encode(encoding)) == text.upper().encode(encoding)
-
-
-def test_big_endian_utf_16_is_read_and_written() -> None:
-    assert translated("a.txt", b"\xfe\xff\x00h\x00i") == b"\xfe\xff\x00H\x00I"
 
 
 def test_answer_that_would_break_subtitles_does_not() -> None:
@@ -99,35 +96,24 @@ def test_answer_that_would_break_subtitles_does_not() -> None:
     assert len(again.worded) == len(document.worded)
 
 
-@pytest.mark.parametrize(
-    ("name", "data", "why"),
-    [
-        ("a.pdf", b"text", "file_kind"),
-        ("a", b"text", "file_kind"),
-        ("", b"text", "file_kind"),
-        ("a.txt", b"\x00\x01binary", "file_not_text"),
-        ("a.txt", b"\x89PNG\r\n", "file_not_text"),
-        ("a.txt", "Grüße".encode("latin-1"), "file_not_text"),
-        ("a.txt", b"\xff\xfe\x00\xd8", "file_not_text"),
-        ("a.txt", b"\xff\xfea", "file_not_text"),
-        ("a.txt", "evil\u202etxt".encode(), "file_not_text"),
-        ("a.txt", b"\x1b[31mred", "file_not_text"),
-        ("a.txt", b"", "file_no_words"),
-        ("a.txt", b"123 456\n", "file_no_words"),
-        ("a.srt", b"no times here", "file_no_words"),
-        ("a.txt", b"a" * (LIMIT + 1), "file_large"),
-        ("a.srt", b"\n" * (LIMIT * 16 + 1), "file_large"),
+REFUSED: dict[str, list[tuple[str, bytes]]] = {
+    "file_kind": [("a.pdf", b"text"), ("a", b"text"), ("", b"text"), ("x" * 5000 + ".txt", b"x")],
+    "file_not_text": [
+        *(("a.txt", data) for data in (b"\x00\x01binary", b"\x89PNG\r\n", b"\x1b[31mred")),
+        *(("a.txt", data) for data in ("Grüße".encode("latin-1"), "evil\u202etxt".encode())),
+        *(("a.txt", data) for data in (b"\xff\xfe\x00\xd8", b"\xff\xfea")),
     ],
-)
-def test_file_that_cannot_be_translated_is_refused_by_name(
-    name: str, data: bytes, why: str
-) -> None:
-    assert refused(name, data) == why
+    "file_no_words": [("a.txt", b""), ("a.txt", b"123 456\n"), ("a.srt", b"no times here")],
+    "file_large": [("a.txt", b"a" * (LIMIT + 1)), ("a.srt", b"\n" * (LIMIT * 16 + 1))],
+}
 
 
-def test_content_that_is_no_base64_is_no_text() -> None:
+@pytest.mark.parametrize("why", REFUSED)
+def test_file_that_cannot_be_translated_is_refused_by_name(why: str) -> None:
+    for name, data in REFUSED[why]:
+        assert refused(name, data) == why
     with pytest.raises(DocumentError, match="file_not_text"):
-        documents.read("a.txt", "é!", LIMIT)
+        documents.read("a.txt", "no base64!", LIMIT)
 
 
 @pytest.mark.parametrize(
@@ -138,14 +124,10 @@ def test_content_that_is_no_base64_is_no_text() -> None:
         ("C:\\Users\\me\\映画.vtt", "映画.ja.vtt"),
         ('a"\n<b>\u202e.txt', "ab.ja.txt"),
         (".txt", "text.ja.txt"),
-        ("x" * 5000 + ".txt", None),
         ("x" * 500 + ".txt", f"{'x' * 80}.ja.txt"),
     ],
 )
-def test_translation_is_named_after_its_file(name: str, made: str | None) -> None:
-    if made is None:
-        assert refused(name, b"text") == "file_kind"
-        return
+def test_translation_is_named_after_its_file(name: str, made: str) -> None:
     assert read(name, b"0:01 --> 0:02\ntext").renamed("ja") == made
 
 

@@ -81,38 +81,36 @@ def test_longest_text_of_the_page_passes_in_any_script(page: Space) -> None:
     assert answer.status_code == 200
 
 
-@pytest.mark.parametrize(
-    ("route", "asked"),
-    [
-        ("queue/join", {"data": [], "fn_index": 999, "session_hash": "s"}),
-        ("queue/join", {"data": [], "fn_index": -1, "session_hash": "s"}),
-        ("queue/join", {"data": [], "fn_index": "a", "session_hash": "s"}),
-        ("queue/join", {"data": [1, {}, [], ""], "fn_index": PRESS, "session_hash": "s"}),
-        (
-            "queue/join",
-            {"data": ["x", "klingon", "en", ""], "fn_index": PRESS, "session_hash": "s"},
-        ),
-        ("queue/join", {"data": ["x"], "fn_index": PRESS, "session_hash": "s"}),
-        ("queue/join", [1]),
-        ("run/predict", {"data": ["x", "auto", "en", ""], "fn_index": PRESS}),
-        ("run/predict", {"data": [], "fn_index": 0}),
-        ("run/translate", {"data": []}),
-        ("run/no_such_function", {"data": []}),
-        ("call/translate", {"data": [1, 2, 3, 4, 5, 6]}),
-        ("call/v2/no_such_function", {"text": 1}),
-        ("component_server", {"component_id": 99999, "fn_name": "x", "data": ""}),
-        ("mcp/", {"x": 1}),
+VALUES = ["x", "auto", "en", ""]
+CALLS: dict[str, list[object]] = {
+    "queue/join": [
+        {"data": [], "fn_index": 999, "session_hash": "s"},
+        {"data": [], "fn_index": -1, "session_hash": "s"},
+        {"data": [], "fn_index": "a", "session_hash": "s"},
+        {"data": [1, {}, [], ""], "fn_index": PRESS, "session_hash": "s"},
+        {"data": ["x", "klingon", "en", ""], "fn_index": PRESS, "session_hash": "s"},
+        {"data": ["x"], "fn_index": PRESS, "session_hash": "s"},
+        [1],
     ],
-)
-def test_call_that_no_browser_makes_writes_no_traceback(
-    page: Space, route: str, asked: dict[str, Any]
-) -> None:
-    before = page.said()
-    answer = post(page, route, json=asked)
-    assert answer.status_code < 500
-    said = page.said().removeprefix(before)
-    assert "Traceback" not in said
-    assert said.count("refused POST") <= 1  # what gradio says of its start may still come
+    "run/predict": [{"data": VALUES, "fn_index": PRESS}, {"data": [], "fn_index": 0}],
+    "run/translate": [{"data": []}],
+    "run/no_such_function": [{"data": []}],
+    "call/translate": [{"data": [1, 2, 3, 4, 5, 6]}],
+    "call/v2/no_such_function": [{"text": 1}],
+    "component_server": [{"component_id": 99999, "fn_name": "x", "data": ""}],
+    "mcp/": [{"x": 1}],
+}
+
+
+@pytest.mark.parametrize("route", CALLS)
+def test_call_that_no_browser_makes_writes_no_traceback(page: Space, route: str) -> None:
+    for asked in CALLS[route]:
+        before = page.said()
+        answer = post(page, route, json=asked)
+        assert answer.status_code < 500
+        said = page.said().removeprefix(before)
+        assert "Traceback" not in said
+        assert said.count("refused POST") <= 1  # what gradio says of its start may still come
 
 
 @pytest.mark.parametrize(
@@ -155,36 +153,32 @@ def test_host_of_another_page_is_not_reflected(page: Space, header: str, host: s
     assert host not in answer.text
 
 
-def test_address_that_a_request_claims_for_gradio_is_not_taken(page: Space) -> None:
+def test_page_answers_to_the_names_of_its_machine(page: Space) -> None:
+    port = page.url.rpartition(":")[2]
+    for own in ("localhost", "127.0.0.1", "[::1]"):
+        assert config(page, Host=f"{own}:{port}").status_code == 200
     answer = config(page, X_Gradio_Server="http://evil.example")
     assert answer.status_code == 200
     assert "evil.example" not in answer.text
 
 
-@pytest.mark.parametrize("own", ["localhost", "127.0.0.1", "[::1]"])
-def test_page_answers_to_the_names_of_its_machine(page: Space, own: str) -> None:
-    port = page.url.rpartition(":")[2]
-    assert config(page, Host=f"{own}:{port}").status_code == 200
-
-
-def test_on_a_space_the_hubs_proxy_chooses_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("SPACE_ID", "owner/name"),  # the Hub's proxy chooses the Space by the Host
+        ("GRADIO_ROOT_PATH", "https://www.example.org/translate"),
+    ],
+)
+def test_host_of_a_proxy_in_front_of_the_page_is_its_own(
+    name: str, text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async def empty() -> dict[str, Any]:
         return {"type": "http.request"}
 
     scope = {"headers": [(b"host", b"www.example.org")]}
     assert asyncio.run(answered(scope, empty)) == 421
-    monkeypatch.setenv("SPACE_ID", "owner/name")
+    monkeypatch.setenv(name, text)
     assert asyncio.run(answered(scope, empty)) == 200
-
-
-def test_address_that_a_proxy_gives_the_page_is_allowed_by_name(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    async def empty() -> dict[str, Any]:
-        return {"type": "http.request"}
-
-    monkeypatch.setenv("GRADIO_ROOT_PATH", "https://www.example.org/translate")
-    assert asyncio.run(answered({"headers": [(b"host", b"www.example.org")]}, empty)) == 200
 
 
 def test_body_that_never_ends_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:

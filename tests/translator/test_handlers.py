@@ -121,26 +121,22 @@ def test_file_is_translated_with_progress_and_given_back() -> None:
     assert "a.de.srt is ready" in steps[-1][0]
     assert all(one[2] == "" for one in steps[:-1])
     assert not page._unfinished
-
-
-def test_long_file_shows_how_far_it_is() -> None:
-    steps = list(made(Capitals()).press_file(*sent("a.txt", TEXT), "en", "de", VISITOR))
+    steps = list(page.press_file(*sent("a.txt", TEXT), "en", "de", VISITOR))
     assert any("Translating a.txt: 1 of " in str(one[0]) for one in steps)
 
 
 @pytest.mark.parametrize(
-    ("file", "sentence"),
+    ("name", "text", "sentence"),
     [
-        (sent("a.pdf", "x"), "This file is none of .txt, .md, .srt, .vtt"),
-        (sent("a.txt", "\x00"), "not a text in UTF-8 or UTF-16"),
-        (("a.txt", "!"), "not a text in UTF-8 or UTF-16"),
-        (sent("a.txt", "x" * 20_001), "20,000 characters"),
-        (sent("a.srt", "words"), "nothing to translate"),
+        ("a.pdf", "x", "This file is none of .txt, .md, .srt, .vtt"),
+        ("a.txt", "\x00", "not a text in UTF-8 or UTF-16"),
+        ("a.txt", "x" * 20_001, "20,000 characters"),
+        ("a.srt", "words", "nothing to translate"),
     ],
 )
-def test_file_that_cannot_be_translated_is_a_sentence(file: tuple[str, str], sentence: str) -> None:
+def test_file_that_cannot_be_translated_is_a_sentence(name: str, text: str, sentence: str) -> None:
     engine = Capitals()
-    (step,) = made(engine).press_file(*file, "en", "de", VISITOR)
+    (step,) = made(engine).press_file(*sent(name, text), "en", "de", VISITOR)
     assert sentence in step[0]
     assert step[2] == ""
     assert not engine.asked

@@ -13,51 +13,39 @@ def test_the_first_pair_comes_first_and_nothing_twice() -> None:
     assert len(codes) == len(set(codes)) == 56
 
 
-@pytest.mark.parametrize(
-    ("name", "code"),
-    [
-        ("ja", "ja"),
-        ("Japanese", "ja"),
-        ("日本語", "ja"),
-        ("german", "de"),
-        (" Deutsch ", "de"),
-        ("ドイツ語", "de"),
-        ("zh", "zh-Hans"),
-        ("zh-CN", "zh-Hans"),
-        ("zh_hans", "zh-Hans"),
-        ("zh-Hans-CN", "zh-Hans"),
-        ("Chinese", "zh-Hans"),
-        ("中文", "zh-Hans"),
-        ("zh-TW", "zh-Hant"),
-        ("zh-hk", "zh-Hant"),
-        ("zh-Hant-HK", "zh-Hant"),
-        ("en-US", "en"),
-        ("de-AT", "de"),
-        ("es-419", "es"),
-        ("fr-CA", "fr-CA"),
-        ("fr-CH", "fr"),
-        ("pt", "pt-BR"),
-        ("pt-BR", "pt-BR"),
-        ("pt-PT", "pt-PT"),
-        ("Português", "pt-BR"),
-        ("ar", "ar-SA"),
-        ("sw", "sw-KE"),
-        ("nb-NO", "no"),
-        ("tl", "fil-PH"),
-        ("iw", "he"),
-        ("sr-Latn-RS", "sr"),
-        ("Tie\u0302\u0301ng Vie\u0323\u0302t", "vi"),
-    ],
-)
-def test_a_language_is_found_by_what_people_call_it(name: str, code: str) -> None:
-    found = languages.find(name)
-    assert found is not None
-    assert found.code == code
+CALLED = {
+    "ja": ["ja", "Japanese", "日本語"],
+    "de": ["german", " Deutsch ", "ドイツ語", "de-AT"],
+    "zh-Hans": ["zh", "zh-CN", "zh_hans", "zh-Hans-CN", "Chinese", "中文"],
+    "zh-Hant": ["zh-TW", "zh-hk", "zh-Hant-HK"],
+    "en": ["en-US"],
+    "es": ["es-419"],
+    "fr-CA": ["fr-CA"],
+    "fr": ["fr-CH"],
+    "pt-BR": ["pt", "pt-BR", "Português"],
+    "pt-PT": ["pt-PT"],
+    "ar-SA": ["ar"],
+    "sw-KE": ["sw"],
+    "no": ["nb-NO"],
+    "fil-PH": ["tl"],
+    "he": ["iw"],
+    "sr": ["sr-Latn-RS"],
+    "vi": ["Tie\u0302\u0301ng Vie\u0323\u0302t"],
+}
+
+
+@pytest.mark.parametrize("code", CALLED)
+def test_a_language_is_found_by_what_people_call_it(code: str) -> None:
+    for name in CALLED[code]:
+        found = languages.find(name)
+        assert found is not None
+        assert (name, found.code) == (name, code)
 
 
 @pytest.mark.parametrize("name", ["Klingon", "", "-", "x-klingon", "-en", "z" * 1_000_000])
 def test_unknown_language_is_none(name: str) -> None:
     assert languages.find(name) is None
+    assert len(name) < 100 or not languages.near(name)
 
 
 @pytest.mark.parametrize(
@@ -67,10 +55,6 @@ def test_unknown_language_is_none(name: str) -> None:
 def test_mistyped_language_has_near_ones(name: str, wanted: str) -> None:
     assert languages.find(name) is None or name == "zh-Hanz"
     assert wanted in languages.near(name)
-
-
-def test_name_of_a_million_characters_takes_no_time() -> None:
-    assert languages.near("a" * 1_000_000) == []
 
 
 def test_every_language_is_called_by_what_nothing_else_is() -> None:

@@ -206,21 +206,8 @@ def test_context_is_the_last_sentences_of_both() -> None:
 @pytest.mark.parametrize(
     "unit",
     [
-        "a",
-        "```\n",
-        "- ",
-        "|",
-        "`",
-        "[",
-        "](",
-        "http://",
-        "http://)",
-        "a. ",
-        "。",
-        " \n",
-        "\n",
-        "1. ",
-        "*",
+        *("a", "- ", "|", "`", "[", "](", "*", "a. ", "。", "1. ", "```\n", " \n", "\n"),
+        *("http://", "http://)"),
     ],
 )
 def test_hostile_text_takes_time_in_proportion(unit: str) -> None:
