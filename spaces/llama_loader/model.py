@@ -13,7 +13,6 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -59,14 +58,12 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     """
     pinned, given = settings.gguf_sha256, settings.gguf_path
     name = given.name if given else settings.gguf_filename
-    _, count = gguf_header.part(name)
+    number, count = gguf_header.part(name)
     if pinned and count > 1:
-        names = list(islice(gguf_header.parts(name), 3))
-        more = f" and {count - 3} more" if count > len(names) else ""
         raise SettingError(
             "MODEL_PIN_OF_PARTS",
-            f"a sha256 pins one file, but {label(settings)} is the first of {count} files"
-            f" ({', '.join(names)}{more}): pins of split models are not possible yet",
+            f"a sha256 pins one file, but {label(settings)} is file {number} of {count}: pins of"
+            " split models are not possible yet",
             hint="unset YAKULINGO_SPACES_GGUF_SHA256, or use a model in one file; a commit in"
             " YAKULINGO_SPACES_GGUF_REVISION names all files of a repository",
         )

@@ -374,14 +374,9 @@ def test_a_trickle_after_a_good_beginning_is_found_too(server: FaultServer, read
     def tires(answer: faults.Answer) -> None:
         answer.head()
         answer.send(DATA[: 8 * CHUNK])
-        faults.drip(100, every=0.02)(Tail(answer))
-
-    class Tail(faults.Answer):
-        def __init__(self, answer: faults.Answer) -> None:
-            self.__dict__.update(answer.__dict__)
-
-        def head(self, *_: Any, **__: Any) -> None:
-            self.start = 8 * CHUNK
+        for at in range(8 * CHUNK, len(DATA), 100):
+            answer.send(DATA[at : at + 100])
+            time.sleep(0.02)
 
     slow, good = server.put("/slow", DATA), server.put("/good", DATA)
     server.fail("/slow", tires, always=True)

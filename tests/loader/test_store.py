@@ -30,7 +30,7 @@ from llama_loader import disk
 from llama_loader import store as store_module
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
-from llama_loader.events import Downloading, Event, Note, Stage, Unpacking
+from llama_loader.events import Event, Note, Stage, Unpacking
 from llama_loader.fetch import Fetcher
 from llama_loader.store import Store
 from tests.loader.test_disk import KINDS, left_behind, not_small
@@ -185,19 +185,6 @@ def test_a_manifest_that_is_not_the_pinned_one_or_none_is_not_kept(release: Rele
 # whatever goes wrong, the old state or the new one
 
 
-def test_nothing_is_visible_before_it_is_verified(release: Release) -> None:
-    seen: list[list[str]] = []
-
-    def look(event: Event) -> None:
-        if isinstance(event, Downloading):
-            seen.append(names(release.root / "runtimes"))
-
-    release.fetcher = lambda **_: Fetcher(sink=look)  # type: ignore[method-assign]
-    release.install()
-    assert len(seen) > 5
-    assert not any(seen)
-
-
 OTHER, _ = archives.release((*ENTRIES, Entry("runtime/x")))
 
 
@@ -243,13 +230,17 @@ def test_an_archive_that_lies_leaves_nothing(
     assert release.left() == []
 
 
-def test_interrupted_by_the_keyboard(release: Release) -> None:
-    def interrupt(_: Event) -> None:
-        raise KeyboardInterrupt
+def test_nothing_is_visible_before_it_is_verified_and_synced(release: Release) -> None:
+    """Ctrl-C once the last byte was written: nothing is there, and nothing is left."""
 
-    release.fetcher = lambda **_: Fetcher(sink=interrupt)  # type: ignore[method-assign]
+    def interrupt(event: Event) -> None:
+        if isinstance(event, Unpacking) and event.done == event.total:
+            raise KeyboardInterrupt
+
+    store = Store(release.root, sink=interrupt)
     with pytest.raises(KeyboardInterrupt):
-        release.install()
+        store.install(release.artifact, [release.url], release.fetcher(), release="b1-1")
+    assert names(release.root / "runtimes") == []
     assert release.left() == []
 
 
@@ -989,14 +980,6 @@ def test_manifest_that_lists_other_files_throws_out_nothing_sound(release: Relea
 # lightness
 
 
-def test_a_warm_start_imports_no_http(release: Release) -> None:
-    rename_to_what_the_manifest_says(release)
-    for heavy in (True, False):
-        done = subprocess.run(child(release), check=True, capture_output=True, text=True)
-        assert (len(done.stdout.splitlines()) > 1) == heavy, done.stdout
-    assert len(release.server.requests) == 2
-
-
 # whose folder it is
 
 
@@ -1063,14 +1046,17 @@ def test_store_follows_no_link_that_was_put_there_first(
 
 def test_store_leaves_a_persons_files_in_it_alone(release: Release) -> None:
     release.install()
-    places = ["staging/notes.txt", "staging/old/notes.txt", "notes.txt", "thesis/chapter.tex"]
+    places = [
+        *("staging/notes.txt", "staging/old/notes.txt", "notes.txt", "thesis/chapter.tex"),
+        *("runtimes/.DS_Store", "runtimes/.nfs0001", "runtimes/notes/notes.txt"),
+    ]
     for place in places:
         (release.root / place).parent.mkdir(exist_ok=True)
         (release.root / place).write_text("mine")
         for path in (release.root / place, (release.root / place).parent):
             os.utime(path, (0, 0))
     damage("bit", release.place)
-    release.install()
+    release.install().verify()
     assert [(release.root / place).read_text() for place in places] == ["mine"] * len(places)
 
 
@@ -1187,8 +1173,8 @@ def test_disk_that_keeps_no_modes_is_replaced_by_a_private_store(
         note = next(event for event in release.events if isinstance(event, Note))
         assert note.code == "STORE_TEMPORARY"
         assert "keeps no modes" in note.message
-        assert release.install() == installed
-    assert release.notes() == ["STORE_TEMPORARY"] * 2
+        assert release.install() == unhashed(release, release.url) == installed
+    assert release.notes() == ["STORE_TEMPORARY"] * 3
     assert len(release.server.requests) == 1 + copied
 
 
@@ -1384,17 +1370,6 @@ def test_runtime_of_a_read_only_store_is_hashed_at_once(
         repaired.verify()
 
 
-def test_runtime_on_a_disk_that_keeps_no_modes_is_hashed_at_once(
-    release: Release, temporary: Path, tmp_path: Path
-) -> None:
-    release.install()
-    shutil.copytree(release.root, tmp_path / "copy")
-    with all_files_as("fa=r:fu+w", tmp_path / "disk"):
-        release.root = tmp_path / "disk" / "store"
-        shutil.copytree(tmp_path / "copy", release.root)
-        assert unhashed(release, release.url).folder.is_relative_to(temporary)
-
-
 # many at once
 
 
@@ -1418,18 +1393,6 @@ def test_sound_runtime_that_took_a_damaged_ones_place_stays(
     ).verify()
     assert repaired[1] == release.place.stat().st_ino
     assert release.left() == []
-
-
-def test_other_names_among_the_runtimes_are_no_error(release: Release) -> None:
-    release.store().write("channels", "file", data=b"1")
-    foreign = release.root / "runtimes"
-    (foreign / ".DS_Store").write_text("x")
-    (foreign / ".nfs0001").write_text("x")
-    (foreign / "notes").mkdir()
-    for path in foreign.iterdir():
-        os.utime(path, (0, 0))
-    release.install().verify()
-    assert names(foreign) == sorted([".DS_Store", ".nfs0001", "notes", release.place.name])
 
 
 @pytest.mark.parametrize("pinned", [False, True])
