@@ -76,9 +76,15 @@ class Release:
     def fetcher(self, **options: Any) -> Fetcher:
         return Fetcher(sink=self.events.append, sleep=lambda _: None, **options)
 
-    def install(self, artifact: Artifact | None = None, **options: Any) -> Installed:
+    def install(
+        self, artifact: Artifact | None = None, note: Note | None = None, **options: Any
+    ) -> Installed:
         return self.store().install(
-            artifact or self.artifact, [self.url], self.fetcher(**options), release="b1-1"
+            artifact or self.artifact,
+            [self.url],
+            self.fetcher(**options),
+            release="b1-1",
+            note=note,
         )
 
     def put_other(self, name: str) -> tuple[str, Artifact]:
@@ -126,7 +132,8 @@ def files_of(folder: Path) -> dict[str, bytes]:
 def test_a_runtime_is_installed_once(release: Release) -> None:
     assert release.store().find(release.artifact.sha256) is None
     assert not release.root.exists()
-    installed = release.install()
+    note = Note("FETCHING", "much")
+    installed = release.install(note=note)
     assert installed.folder == release.place / "files" / "runtime"
     assert installed.folder.is_absolute()
     assert (installed.root, installed.sha256) == (release.place, release.artifact.sha256)
@@ -138,8 +145,8 @@ def test_a_runtime_is_installed_once(release: Release) -> None:
     installed.verify()  # every byte was verified on its way; now where it lies
     assert release.stages() == ["fetch", "unpack", "verify"]
     assert release.left() == []
-    assert release.notes() == []
-    assert release.install() == installed
+    assert release.install(note=note) == installed
+    assert release.notes() == ["FETCHING"]  # once: there was no second download
     assert release.store().find(release.artifact.sha256) == installed
     assert release.store().verify(installed.folder) == installed
     assert release.store().verify(installed.root) == installed
@@ -758,6 +765,10 @@ def test_a_damaged_runtime_is_taken_out_of_use_and_repaired(release: Release, ho
     assert caught.value.code == "RUNTIME_DAMAGED"
     assert "repairs it" in caught.value.hint
     assert release.store().find(release.artifact.sha256) is None
+    with pytest.raises(NetworkError) as offline:
+        release.install(offline=True)
+    assert offline.value.code == "OFFLINE"
+    release.events.clear()
     assert release.install() == installed
     assert len(release.notes()) == 1
     assert files_of(release.place / "files") == {entry.path: entry.data for entry in ENTRIES}
@@ -792,15 +803,6 @@ def test_a_receipt_that_was_changed_with_its_files_is_not_believed(release: Rele
     installed = release.install()
     assert (installed.folder / "llama-server").read_bytes() == SCRIPT
     assert release.notes() == ["RUNTIME_DAMAGED"]
-
-
-def test_offline_and_damaged(release: Release) -> None:
-    release.install()
-    damage("bit", release.place)
-    with pytest.raises(NetworkError) as caught:
-        release.install(offline=True)
-    assert caught.value.code == "OFFLINE"
-    assert release.store().find(release.artifact.sha256) is None
 
 
 def test_another_installers_runtime_that_is_damaged(
@@ -919,20 +921,36 @@ def test_an_archive_of_libraries_serves_nothing(release: Release) -> None:
 def test_all_names_are_on_the_disk_before_and_after_it_is_seen(
     release: Release, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The rename is worth nothing after a power cut where a folder's own names are not synced."""
+    """The rename is worth nothing after a power cut where a folder's own names are not synced.
+
+    The marker of the store is written first: nothing is done in a folder that has none.
+    """
     synced: list[tuple[Path, bool]] = []
+    seen: list[list[str]] = []
     original = os.fsync
+    kept = release.root / "manifests" / f"{release.manifest_sha256}.json"
 
     def watched(handle: int) -> None:
-        synced.append((Path(f"/proc/self/fd/{handle}").readlink(), release.place.exists()))
+        seen.append(names(release.root))
+        there = release.place.exists() or kept.exists()
+        synced.append((Path(f"/proc/self/fd/{handle}").readlink(), there))
         original(handle)
 
     monkeypatch.setattr(os, "fsync", watched)
     release.install()
-    before = {folder.name for folder, seen in synced if not seen}
+    assert seen[0] == ["FORMAT"]
+    assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
+    before = {path.name for path, there in synced if not there}
     assert before >= {"files", "runtime"}
-    assert any(folder.parent.name == "staging" for folder, seen in synced if not seen)
+    assert any(path.parent.name == "staging" for path, there in synced if not there)
     assert (release.place.parent, True) in synced
+    shutil.rmtree(release.place)
+    synced.clear()
+    release.store().manifest(release.manifest_url, release.manifest_sha256, release.fetcher())
+    assert [(path.name, there) for path, there in synced] == [
+        (kept.name, False),
+        ("manifests", True),
+    ]
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOTEMPTY])
@@ -952,15 +970,6 @@ def test_a_disk_that_refuses_the_last_step(
         release.install()
     assert caught.value.code == "STORE_FAILED"
     assert release.left() == []
-
-
-def test_what_is_said_before_a_download_is_not_said_without_one(release: Release) -> None:
-    note = Note("FETCHING", "much")
-    for _ in range(2):
-        release.store().install(
-            release.artifact, [release.url], release.fetcher(), release="b1", note=note
-        )
-    assert release.notes() == ["FETCHING"]
 
 
 def test_manifest_that_lists_other_files_throws_out_nothing_sound(release: Release) -> None:
@@ -1058,22 +1067,6 @@ def test_store_leaves_a_persons_files_in_it_alone(release: Release) -> None:
     damage("bit", release.place)
     release.install().verify()
     assert [(release.root / place).read_text() for place in places] == ["mine"] * len(places)
-
-
-def test_marker_is_the_first_thing_that_is_written(
-    release: Release, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen: list[list[str]] = []
-    original = os.fsync
-
-    def look(handle: int) -> None:
-        seen.append(names(release.root))
-        original(handle)
-
-    monkeypatch.setattr(os, "fsync", look)
-    release.install()
-    assert seen[0] == ["FORMAT"]
-    assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
 
 
 @pytest.mark.parametrize("begun", ["", "llama-loa", "llama-loader-store 2"])
@@ -1259,7 +1252,7 @@ def test_store_path_in_any_language(release: Release, tmp_path: Path, name: str)
 
 
 @pytest.mark.parametrize("what", KINDS)
-@pytest.mark.parametrize("where", ["receipt.json", "manifest", "FORMAT"])
+@pytest.mark.parametrize("where", ["runtime", "receipt.json", "manifest", "FORMAT"])
 def test_only_small_regular_files_are_read_and_the_next_write_heals(
     release: Release, tmp_path: Path, what: str, where: str
 ) -> None:
@@ -1268,11 +1261,12 @@ def test_only_small_regular_files_are_read_and_the_next_write_heals(
     release.store().manifest(*pin, release.fetcher())
     release.install()
     place = {
+        "runtime": release.place,
         "receipt.json": release.place / "receipt.json",
         "manifest": release.root / "manifests" / f"{release.manifest_sha256}.json",
         "FORMAT": release.root / "FORMAT",
     }[where]
-    place.unlink()
+    shutil.rmtree(place) if place.is_dir() else place.unlink()
     not_small(place, what, tmp_path / "e")
     release.store().manifest(*pin, release.fetcher())
     release.install().verify()
@@ -1281,19 +1275,10 @@ def test_only_small_regular_files_are_read_and_the_next_write_heals(
     assert release.store().find(release.artifact.sha256) is not None
     assert release.notes() == []
     assert what != "link" or (tmp_path / "e").read_bytes() == b"secret"
-    if what == "folder" and where != "receipt.json":  # a damaged runtime goes whole
+    assert names(release.root / "runtimes") == [release.place.name]
+    if what == "folder" and where in {"manifest", "FORMAT"}:  # a damaged runtime goes whole
         (aside,) = place.parent.glob(f"{place.name}.aside-*/notes.txt")
         assert aside.read_text() == "mine"
-
-
-@pytest.mark.parametrize("what", KINDS)
-def test_what_stands_in_a_runtimes_place_is_removed(
-    release: Release, tmp_path: Path, what: str
-) -> None:
-    release.store().write("channels", "file", data=b"1")
-    not_small(release.place, what, tmp_path / "e")
-    release.install().verify()
-    assert names(release.root / "runtimes") == [release.place.name]
 
 
 # verify
