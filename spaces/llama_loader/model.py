@@ -13,6 +13,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -250,27 +251,25 @@ def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink)
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
-    def download() -> Path:
-        path = client.hf_hub_download(
-            settings.gguf_repo_id,
-            settings.gguf_filename,
-            revision=settings.gguf_revision,
-            token=settings.hf_token or False,
-            endpoint=settings.hf_endpoint,
-            local_files_only=settings.offline,
-            tqdm_class=progress,
-        )
-        return Path(path)
-
+    download = partial(
+        client.hf_hub_download,
+        settings.gguf_repo_id,
+        settings.gguf_filename,
+        revision=settings.gguf_revision,
+        token=settings.hf_token or False,
+        endpoint=settings.hf_endpoint,
+        local_files_only=settings.offline,
+        tqdm_class=progress,
+    )
     with _hub_errors(settings):
         try:
-            return download()
+            return Path(download())
         except RuntimeError as error:  # hf_xet's only kind
             told = f"the Hub's storage does not give {label(settings)} by Xet ({error}); it is"
             told += " fetched without"
             sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
             constants.HF_HUB_DISABLE_XET = True
-            return download()
+            return Path(download())
 
 
 def _progress(name: str, before: int, total: int | None, sink: Sink) -> type:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gzip
-import hashlib
 import random
 import re
 import socket
@@ -12,6 +11,7 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -21,6 +21,7 @@ from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading, Resolving
 from llama_loader.fetch import backoff
 from llama_loader.locations import Patience
+from llama_loader.store import Store
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import (
     CHUNK,
@@ -36,7 +37,6 @@ from tests.rigs.downloads import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
     from tests.rigs.fault_server import FaultServer
 
@@ -305,7 +305,7 @@ def test_waiting_has_an_end(server: FaultServer, *, small: bool) -> None:
     if small:
         server.fail("/a", faults.status(503, Retry_After="60"), always=True)
         with pytest.raises(NetworkError, match=r"asked again in 60 s; not done within 60 s"):
-            reader.fetcher.manifest_bytes(url, None)
+            reader.fetcher.manifest_bytes(url)
     else:
         assert "not done within 30 s" in refused(NetworkError, "UNREACHABLE", reader, url)
     assert reader.sleeps == []
@@ -436,7 +436,7 @@ def test_offline_opens_nothing(
     message = refused(NetworkError, "OFFLINE", reader, url, "https://example.org/a")
     assert url in message
     with pytest.raises(NetworkError, match="may not open a connection"):
-        reader.fetcher.manifest_bytes("hf://owner/name/manifest.json", None)
+        reader.fetcher.manifest_bytes("hf://owner/name/manifest.json")
     with pytest.raises(NetworkError):
         reader.copy(url)
     assert reader.fetch(url, (tmp_path / "a").as_uri()) == DATA
@@ -450,7 +450,7 @@ def test_a_manifest_is_read_with_retries(server: FaultServer, reader: Reader) ->
     data = archives.manifest(artifact)
     url = server.put("/m.json", data)
     server.fail("/m.json", faults.cut(100), faults.status(503))
-    assert reader.fetcher.manifest_bytes(url, hashlib.sha256(data).hexdigest()) == data
+    assert reader.fetcher.manifest_bytes(url) == data
     assert len(reader.sleeps) == 2
 
 
@@ -458,7 +458,7 @@ def test_a_manifest_of_100_megabytes_is_not_read(tmp_path: Path, reader: Reader)
     with (tmp_path / "m.json").open("wb") as stream:
         stream.truncate(100 << 20)
     with pytest.raises(IntegrityError, match="larger than 4194304 bytes"):
-        reader.fetcher.manifest_bytes((tmp_path / "m.json").as_uri(), None)
+        reader.fetcher.manifest_bytes((tmp_path / "m.json").as_uri())
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -479,7 +479,7 @@ def test_any_row_of_faults_ends_with_the_file(seed: int, server: FaultServer) ->
 
 def test_what_is_read_first_is_said_first(server: FaultServer, reader: Reader) -> None:
     url = server.put("/m", b"{}")
-    assert reader.fetcher.manifest_bytes(url, None) == b"{}"
+    assert reader.fetcher.manifest_bytes(url) == b"{}"
     assert reader.events == [Resolving(url)]  # a manifest's own bytes are no progress
 
 
@@ -499,7 +499,7 @@ def test_a_manifest_has_one_deadline_over_all_its_attempts(
     reader = Reader(patience=Patience(silence=0.4, headers=0.4))
     began = time.monotonic()
     with pytest.raises(NetworkError, match=r"not done within 1 s") as caught:
-        reader.fetcher.manifest_bytes(f"{server.url}/a", None)
+        reader.fetcher.manifest_bytes(f"{server.url}/a")
     assert time.monotonic() - began < 3
     assert f"{server.url}/a: " in caught.value.message
     assert server.asked("/m.json")
@@ -589,7 +589,7 @@ def errors(reader: Reader, url: str) -> Iterator[str]:
     for read in (
         reader.fetch,
         partial(reader.copy, limit=1000),
-        partial(reader.fetcher.manifest_bytes, sha256="0" * 64),
+        partial(Store(Path("/nowhere")).manifest, sha256="0" * 64, fetcher=reader.fetcher),
     ):
         with pytest.raises(LoaderError) as caught:
             read(url)
