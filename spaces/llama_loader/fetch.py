@@ -158,10 +158,6 @@ class Mirror:
     wrong: int = 0
     wait: float = 0.0
 
-    def gained(self) -> None:
-        """Forget the failures: the download makes progress."""
-        self.failures = self.wrong = 0
-
 
 class Mirrors:
     """The URLs of one file: which to ask next and when, and the error if none is left.
@@ -320,7 +316,7 @@ def _each(artifact: Artifact, mirrors: Mirrors, kept: IO[bytes] | None) -> Itera
                     kept.seek(index * size)
                     kept.write(chunk)
                     kept.flush()
-                mirror.gained()
+                mirror.failures = mirror.wrong = 0  # the download makes progress
                 done += 1
                 yield chunk
 

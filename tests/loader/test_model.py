@@ -276,7 +276,7 @@ def test_a_gated_model_needs_the_token(tmp_path: Path) -> None:
         ("LocalEntryNotFoundError", "HUB_UNREACHABLE", 3, "https://huggingface.co"),
         ("offline", "OFFLINE", 3, "offline is set"),
         ("full disk", "DISK_FULL", 6, "No space left"),
-        ("read-only disk", "MODEL_NOT_WRITTEN", 6, "Read-only file system"),
+        ("read-only disk", "STORE_FAILED", 6, "Read-only file system"),
         ("ValueError", "HUB_UNREACHABLE", 3, "what"),
         ("RuntimeError", "HUB_UNREACHABLE", 3, "HF_HUB_DISABLE_XET"),
     ],
