@@ -443,17 +443,6 @@ def test_offline_opens_nothing(
     assert server.requests == []
 
 
-def test_a_manifest_is_read_with_retries(server: FaultServer, reader: Reader) -> None:
-    from tests.rigs import archives
-
-    _, artifact = archives.release()
-    data = archives.manifest(artifact)
-    url = server.put("/m.json", data)
-    server.fail("/m.json", faults.cut(100), faults.status(503))
-    assert reader.fetcher.manifest_bytes(url) == data
-    assert len(reader.sleeps) == 2
-
-
 def test_a_manifest_of_100_megabytes_is_not_read(tmp_path: Path, reader: Reader) -> None:
     with (tmp_path / "m.json").open("wb") as stream:
         stream.truncate(100 << 20)

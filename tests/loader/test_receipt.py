@@ -135,16 +135,6 @@ def test_every_byte_is_looked_at(place: Path, at: int, piece_size: int) -> None:
         check(place, entries(), piece_size)
 
 
-def test_wrong_modes_of_right_files_are_set(place: Path) -> None:
-    path = place / receipt.FILES / BIG.path
-    for mode in (0o664, 0o646, 0o744, 0o4644, 0o2644, 0o1644):
-        path.chmod(mode)
-        path.parent.chmod(0o775)
-        check(place, entries(), PIECE)
-        assert path.stat().st_mode & 0o7777 == 0o644
-        assert path.parent.stat().st_mode & 0o7777 == 0o755
-
-
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
 def test_file_that_others_could_write_is_replaced_by_a_copy(place: Path, mode: int) -> None:
     """Another user may have opened it for writing, and keeps that right whatever its mode is."""

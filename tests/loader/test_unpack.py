@@ -26,7 +26,7 @@ from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
 from llama_loader.manifest import Artifact
 from llama_loader.unpack import decompressed
-from tests.rigs import generated, writes
+from tests.rigs import generated
 from tests.rigs.archives import (
     GOOD,
     SCALE,
@@ -640,22 +640,6 @@ def test_generated_archives(case: generated.Case) -> None:
 @example(made=("tar.gz", compress(tar(OFFICIAL))))
 def test_generated_archives_by_others(made: tuple[str, bytes]) -> None:
     assert generated.check_theirs(made[1])
-
-
-def test_the_watch_sees_what_is_written_elsewhere(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    with writes.watched() as changed:
-        root.mkdir()
-        (root / "fine").write_text("x")
-        (root / "link").symlink_to(tmp_path)
-        (root / "link" / "through").write_text("x")
-        (root / ".." / "up").mkdir()
-        (root / "fine").rename(tmp_path / "away")
-        (tmp_path / "away").read_text()
-        (tmp_path / "away").unlink()
-    found = writes.outside(root, changed)
-    assert [path.name for path in found] == ["through", "up", "away", "away"]
-    assert writes.outside(tmp_path, changed) == []
 
 
 # archives by others that ask for much work or memory
