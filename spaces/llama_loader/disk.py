@@ -335,9 +335,7 @@ def _bits_of_others(status: os.stat_result) -> int:
 def why_not(status: os.stat_result, forbidden: int) -> str:
     """Return why a file or folder is not this user's or root's alone; empty if it is.
 
-    Args:
-        status: of the file or folder.
-        forbidden: bits of its mode that let others change it.
+    ``forbidden`` are the bits of a mode that let others change it.
     """
     if status.st_uid not in (0, os.geteuid()):
         return f"belongs to another user ({status.st_uid})"

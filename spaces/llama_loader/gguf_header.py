@@ -173,7 +173,8 @@ class _Reader:
         if kind not in _SCALARS:
             raise ValueError("a GGUF value type that is not known")
         if not 0 < count <= _MAX_LAYERS:
-            self._skip(count * struct.calcsize(f"<{_SCALARS[kind]}"))
+            # beyond the end of the file the next read fails
+            self._file.seek(count * struct.calcsize(f"<{_SCALARS[kind]}"), 1)
             return None
         values = self._unpack(f"<{count}{_SCALARS[kind]}")
         return max(values) if type(values[0]) is int else None
@@ -184,9 +185,6 @@ class _Reader:
         if self._room < 0:
             raise ValueError("texts that are too long")
         return self._exactly(length).decode("utf-8", "replace")
-
-    def _skip(self, count: int) -> None:
-        self._file.seek(count, 1)  # beyond the end of the file the next read fails
 
     def _unpack(self, layout: str) -> tuple[Any, ...]:
         return struct.unpack(layout, self._exactly(struct.calcsize(layout)))

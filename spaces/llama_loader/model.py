@@ -6,6 +6,7 @@ into sentences, fetches all parts of a split model, and refuses what cannot be s
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import re
@@ -13,18 +14,12 @@ import shutil
 import sys
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import islice
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import disk, gguf_header, locations
-from llama_loader.errors import (
-    IntegrityError,
-    LoaderError,
-    NetworkError,
-    SettingError,
-    StoreError,
-)
+from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Note, ignore
 from llama_loader.settings import bound_xet
 
@@ -59,14 +54,12 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     """
     pinned, given = settings.gguf_sha256, settings.gguf_path
     name = given.name if given else settings.gguf_filename
-    _, count = gguf_header.part(name)
+    number, count = gguf_header.part(name)
     if pinned and count > 1:
-        names = list(islice(gguf_header.parts(name), 3))
-        more = f" and {count - 3} more" if count > len(names) else ""
         raise SettingError(
             "MODEL_PIN_OF_PARTS",
-            f"a sha256 pins one file, but {label(settings)} is the first of {count} files"
-            f" ({', '.join(names)}{more}): pins of split models are not possible yet",
+            f"a sha256 pins one file, but {label(settings)} is file {number} of {count}: pins of"
+            " split models are not possible yet",
             hint="unset YAKULINGO_SPACES_GGUF_SHA256, or use a model in one file; a commit in"
             " YAKULINGO_SPACES_GGUF_REVISION names all files of a repository",
         )
@@ -240,50 +233,41 @@ def _require_room(settings: Settings, size: int) -> None:
     with disk.errors(cache):
         place = next(folder for folder in (cache, *cache.parents) if folder.exists())
         free = shutil.disk_usage(place).free
-    if free < size:
-        raise StoreError(
-            "DISK_FULL",
-            f"no room in {cache}: {label(settings)} takes {size / 1e9:.3g} GB more,"
-            f" {free / 1e9:.3g} GB are free; nothing was half-installed",
-            hint="free some space and try again, or use another folder (HF_HOME)",
-        )
+        if free < size:
+            sizes = f"takes {size / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free"
+            raise OSError(errno.ENOSPC, f"{label(settings)} {sizes}")
 
 
 def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink) -> Path:
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
-    def download() -> Path:
-        path = client.hf_hub_download(
-            settings.gguf_repo_id,
-            settings.gguf_filename,
-            revision=settings.gguf_revision,
-            token=settings.hf_token or False,
-            endpoint=settings.hf_endpoint,
-            local_files_only=settings.offline,
-            tqdm_class=progress,
-        )
-        return Path(path)
-
+    download = partial(
+        client.hf_hub_download,
+        settings.gguf_repo_id,
+        settings.gguf_filename,
+        revision=settings.gguf_revision,
+        token=settings.hf_token or False,
+        endpoint=settings.hf_endpoint,
+        local_files_only=settings.offline,
+        tqdm_class=progress,
+    )
     with _hub_errors(settings):
         try:
-            return download()
+            return Path(download())
         except RuntimeError as error:  # hf_xet's only kind
             told = f"the Hub's storage does not give {label(settings)} by Xet ({error}); it is"
             told += " fetched without"
             sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
             constants.HF_HUB_DISABLE_XET = True
-            return download()
+            return Path(download())
 
 
 def _progress(name: str, before: int, total: int | None, sink: Sink) -> type:
     """Return a class of progress bars for the Hub's client that draws nothing and tells ``sink``.
 
-    Args:
-        name: of the model.
-        before: bytes of the parts before this one.
-        total: bytes of all parts; None for as many as the bar is told of.
-        sink: told of each step. Xet has two bars: the one that is further counts.
+    ``before`` are the bytes of the parts before this one, ``total`` those of all parts, None for as
+    many as the bar is told of. Xet has two bars: the one that is further counts.
     """
     from tqdm import tqdm
 
@@ -364,10 +348,10 @@ def _no_bytes(error: Exception, settings: Settings) -> LoaderError:
     """Tell errors of the disk from those of the network: a write to a full one names no file."""
     from huggingface_hub import constants
 
-    if isinstance(error, OSError) and disk.is_full(error):
-        return disk.failure(Path(constants.HF_HUB_CACHE), error)
-    if isinstance(error, OSError) and error.errno is not None and error.filename is not None:
-        return StoreError("MODEL_NOT_WRITTEN", f"cannot write {label(settings)}: {error}")
+    if isinstance(error, OSError):
+        names_a_file = error.errno is not None and error.filename is not None
+        if names_a_file or disk.is_full(error):
+            return disk.failure(Path(constants.HF_HUB_CACHE), error)
     return NetworkError(
         "HUB_UNREACHABLE",
         f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {error}",

@@ -26,7 +26,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import disk, receipt, store_folder
+from llama_loader import disk, locations, receipt, store_folder
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, SettingError
@@ -128,9 +128,8 @@ class Store:
         found = self.find(sha256) if sha256 is not None else None
         if found is None:
             found = self._install_archive(url, sha256, fetcher)
-        receipt.find_program(
-            (entry.path for entry in found.files), url
-        )  # an artifact of libraries has none
+        # an artifact of libraries has none
+        receipt.find_program((entry.path for entry in found.files), url)
         return replace(found, verified=sha256 is not None)
 
     def manifest(self, url: str, sha256: str | None, fetcher: Fetcher) -> Manifest:
@@ -141,14 +140,15 @@ class Store:
             IntegrityError: it is not what is pinned, or malformed.
             StoreError: it cannot be kept.
         """
-        what, kept = f"manifest {url}", None
+        what = f"manifest {locations.shown(url)}"
         if sha256 is not None:
             kept = self.read("manifests", f"{sha256}.json", limit=schema.MAX_MANIFEST_BYTES)
             if kept is not None and hashlib.sha256(kept).hexdigest() == sha256:
                 return schema.parse(kept, what=what)
-        data = fetcher.manifest_bytes(url, sha256)
+        data = fetcher.manifest_bytes(url)
+        digest = hashlib.sha256(data).hexdigest()
+        _require_pin(what, digest, sha256, "MANIFEST_PIN_MISMATCH")
         if sha256 is None:
-            digest = hashlib.sha256(data).hexdigest()
             self._sink(
                 Note(
                     "MANIFEST_NOT_PINNED",
@@ -389,32 +389,25 @@ class Store:
                 downloads.unlink(artifact.sha256)
                 raise
             downloads.unlink(artifact.sha256)
-        rest = time.monotonic() - started - waited[0]
         self._sink(Stage("fetch", waited[0], artifact.size))
-        self._sink(Stage("unpack", rest, artifact.unpacked_size))
+        self._sink(Stage("unpack", time.monotonic() - started - waited[0], artifact.unpacked_size))
 
     def _install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
         from llama_loader import foreign
 
         with self._writing() as (root, staging), tempfile.TemporaryFile(dir=staging.path) as copy:
-            started = time.monotonic()
+            started, name = time.monotonic(), locations.shown(url)
             digest, size = fetcher.copy(url, copy, limit=foreign.MAX_BYTES)
             self._sink(Stage("fetch", time.monotonic() - started, size))
+            _require_pin(name, digest, sha256, "SHA256_MISMATCH")
             if sha256 is None:
                 self._sink(
                     Note(
                         "UNVERIFIED",
-                        f"{url} is not pinned: these bytes are run as they came; their sha256 is"
+                        f"{name} is not pinned: these bytes are run as they came; their sha256 is"
                         f" {digest}",
                         f"set YAKULINGO_SPACES_LLAMA_CPP_SHA256={digest}",
                     )
-                )
-            elif digest != sha256:
-                raise IntegrityError(
-                    "SHA256_MISMATCH",
-                    f"{url} has sha256 {digest}; {sha256} is pinned",
-                    hint="if the archive is meant to change, pin the new digest; otherwise do not"
-                    " use it",
                 )
 
             def fill(into: Path) -> Receipt:
@@ -426,6 +419,15 @@ class Store:
                 return Receipt(sha256=digest, files=files)
 
             return self._install(root, staging, digest, None, fill)
+
+
+def _require_pin(what: str, digest: str, pinned: str | None, code: str) -> None:
+    if pinned not in (None, digest):
+        raise IntegrityError(
+            code,
+            f"{what} has sha256 {digest}; {pinned} is pinned",
+            hint="if it is meant to change, pin the new digest; otherwise do not use it",
+        )
 
 
 def _timed(

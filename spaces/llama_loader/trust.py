@@ -258,7 +258,7 @@ class Channel:
         return self._fetch(fetcher)
 
     def _fetch(self, fetcher: Fetcher) -> _Signed:
-        data = fetcher.manifest_bytes(self.pin.manifest_url, None)
+        data = fetcher.manifest_bytes(self.pin.manifest_url)
         place = urlsplit(self.pin.manifest_url)
         beside = place._replace(path=f"{place.path}.minisig").geturl()
         try:

@@ -77,29 +77,6 @@ def not_small(place: Path, what: str, elsewhere: Path) -> None:
 KINDS = ("fifo", "endless", "link", "device", "socket", "folder", "sparse")
 
 
-def test_a_whole_file_is_synced_before_and_after_it_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """First its bytes, then, once it has its name, the folder's names."""
-    synced: list[tuple[str, bool]] = []
-    place = tmp_path / "place" / "file"
-    staging = tmp_path / "staging"
-    place.parent.mkdir()
-    staging.mkdir()
-
-    def look(handle: int) -> None:
-        path = Path(f"/proc/self/fd/{handle}").readlink()
-        synced.append((path.name, place.exists()))
-
-    monkeypatch.setattr(os, "fsync", look)
-    with Folder.open(place.parent) as folder, Folder.open(staging) as unfinished:
-        folder.replace("file", b"one", staging=unfinished)
-        assert synced == [("file", False), ("place", True)]
-        folder.replace("file", b"two", staging=unfinished)
-    assert place.read_bytes() == b"two"
-    assert list(staging.iterdir()) == []
-
-
 def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "theirs/inner").mkdir(parents=True)
     (tmp_path / "theirs/inner/notes.txt").write_text("mine")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-import threading
 import time
 from dataclasses import replace
-from types import MethodType
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -409,12 +407,3 @@ def test_a_body_that_is_ended_for_its_time_is_not_the_whole_file(
         with pytest.raises(NetworkError, match=r"not done within 0\.5 s"):
             reader.copy(url)
         assert time.monotonic() - began < 4
-
-
-def test_no_thread_outlives_its_request(server: FaultServer, reader: Reader) -> None:
-    server.put("/b", DATA)
-    server.fail("/a", faults.redirect("/b"))
-    before = set(threading.enumerate())
-    assert reader.fetch(f"{server.url}/a", f"{server.url}/b") == DATA
-    left = set(threading.enumerate()) - before
-    assert [each for each in left if isinstance(getattr(each, "_target", None), MethodType)] == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,7 +28,7 @@ from tests.rigs.downloads import Reader
 def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, *, offline: bool) -> None:
     """Offline, too: nobody has to be asked to see it."""
     reader = Reader(offline=offline, token="hf_secret")
-    for read in (partial(reader.fetcher.manifest_bytes, sha256=None), reader.copy):
+    for read in (reader.fetcher.manifest_bytes, reader.copy):
         with pytest.raises(SettingError) as caught:
             read(url)
         assert (caught.value.code, caught.value.exit_status) == ("URL_REFUSED", 2)

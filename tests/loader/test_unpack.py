@@ -26,7 +26,7 @@ from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
 from llama_loader.manifest import Artifact
 from llama_loader.unpack import decompressed
-from tests.rigs import generated, writes
+from tests.rigs import generated
 from tests.rigs.archives import (
     GOOD,
     SCALE,
@@ -386,8 +386,7 @@ def test_a_zstd_window_of_more_than_8_mib(into: Path) -> None:
         packer = zstd.ZstdCompressor(options={zstd.CompressionParameter.window_log: log})
         packed = packer.compress(data) + packer.flush()
         if fine:
-            plain = b"".join(decompressed(pieces(packed), "tar.zst", "a"))
-            assert hashlib.sha256(plain).digest() == hashlib.sha256(data).digest()
+            assert b"".join(decompressed(pieces(packed), "tar.zst", "a")) == data
         else:
             refused(into, packed, describe(packed, form="tar.zst"), "damaged")
 
@@ -421,22 +420,18 @@ def members(plain: bytes) -> list[unpack.Member]:
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-@pytest.mark.parametrize("length", [1, 99, 100, 101, 3000])
-def test_links_of_every_length_lead_where_they_say(style: int, length: int) -> None:
-    target = "t" * length
-    found = members(tar([link("x", target), link("y", target, hard=True)], style))
-    assert [(one.path, one.kind, one.target) for one in found] == [
-        ("x", "symbolic link", target),
-        ("y", "hard link", target),
-    ]
-
-
-@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-@pytest.mark.parametrize("length", [99, 100, 101, 256, 3000])
-def test_paths_of_every_length_are_read_as_they_stand_there(style: int, length: int) -> None:
+@pytest.mark.parametrize("length", [1, 99, 100, 101, 256, 3000])
+def test_paths_and_links_of_every_length_are_read_as_they_stand_there(
+    style: int, length: int
+) -> None:
     path = "p" * length
-    found = members(tar([Entry(path, b"x"), Entry("next", b"y")], style))
-    assert [one.path for one in found] == [path, "next"]
+    entries = [Entry(path, b"x"), link("x", path), link("y", path, hard=True), Entry("next", b"y")]
+    assert [(one.path, one.kind, one.target) for one in members(tar(entries, style))] == [
+        (path, "file", ""),
+        ("x", "symbolic link", path),
+        ("y", "hard link", path),
+        ("next", "file", ""),
+    ]
 
 
 def test_a_header_is_read_to_its_fields_ends() -> None:
@@ -647,22 +642,6 @@ def test_generated_archives_by_others(made: tuple[str, bytes]) -> None:
     assert generated.check_theirs(made[1])
 
 
-def test_the_watch_sees_what_is_written_elsewhere(tmp_path: Path) -> None:
-    root = tmp_path / "root"
-    with writes.watched() as changed:
-        root.mkdir()
-        (root / "fine").write_text("x")
-        (root / "link").symlink_to(tmp_path)
-        (root / "link" / "through").write_text("x")
-        (root / ".." / "up").mkdir()
-        (root / "fine").rename(tmp_path / "away")
-        (tmp_path / "away").read_text()
-        (tmp_path / "away").unlink()
-    found = writes.outside(root, changed)
-    assert [path.name for path in found] == ["through", "up", "away", "away"]
-    assert writes.outside(tmp_path, changed) == []
-
-
 # archives by others that ask for much work or memory
 
 
@@ -771,20 +750,16 @@ def test_zip_names_that_are_no_utf_8_are_refused(into: Path) -> None:
     foreign_refused(packed, into, "damaged")
 
 
-def test_chain_of_thousands_of_links_is_refused(into: Path) -> None:
-    chain = [link(f"l{count}", f"l{count + 1}") for count in range(15_000)]
-    foreign_refused(compress(tar([*chain, renamed(PROGRAM, "l15000")])), into, "1000 links")
-    assert names(into) == []
-
-
-@pytest.mark.parametrize(("hops", "fine"), [(40, True), (41, False)])
-def test_links_lead_on_as_far_as_linux_follows_them(into: Path, hops: int, *, fine: bool) -> None:
-    chain = [link(f"l{count}", f"l{count + 1}") for count in range(hops + 1)]
-    packed = compress(tar([*chain, renamed(PROGRAM, f"l{hops + 1}")]))
-    if fine:
-        assert foreign_unpack(packed, into)["l0"] == SCRIPT
-    else:
-        foreign_refused(packed, into, "circle, or too far")
+def test_links_lead_on_as_far_as_linux_follows_them(into: Path) -> None:
+    for hops, fine in ((40, True), (41, False), (15_000, False)):
+        chain = [link(f"l{count}", f"l{count + 1}") for count in range(hops + 1)]
+        packed = compress(tar([*chain, renamed(PROGRAM, f"l{hops + 1}")]))
+        place = into / f"{hops}"
+        place.mkdir()
+        if fine:
+            assert foreign_unpack(packed, place)["l0"] == SCRIPT
+        else:
+            foreign_refused(packed, place, "circle, or too far|1000 links")
 
 
 def test_links_that_stand_for_too_many_files_are_refused_before_they_are_copied(

@@ -21,11 +21,7 @@ sys.path.insert(0, spaces)
 from pathlib import Path
 from llama_loader import store as module
 from llama_loader.errors import LoaderError
-
-class WhenAsked:  # as the loader does: a warm start makes no fetcher
-    def __getattr__(self, name):
-        from llama_loader.fetch import Fetcher
-        return getattr(Fetcher(), name)
+from llama_loader.fetch import Fetcher
 
 def no_lock(handle, operation): pass
 
@@ -35,15 +31,14 @@ if locks != "locks":
     import fcntl
     fcntl.flock = {"no-locks": no_lock, "failing-locks": failing_lock}[locks]
 module.LOCK_SECONDS = float(patience)
-store, fetcher = module.Store(Path(root)), WhenAsked()
+store, fetcher = module.Store(Path(root)), Fetcher()
 try:
     manifest = store.manifest(url, sha256, fetcher)
     urls = manifest.artifacts[0].resolved_urls(url)
     installed = store.install(manifest.artifacts[0], urls, fetcher, release=manifest.release)
 except LoaderError as error:
     sys.exit(error.render())
-heavy = {"requests", "urllib3", "huggingface_hub", "filelock", "backports.zstd"}
-print(installed.folder, *sorted(heavy & set(sys.modules)), sep="\\n")
+print(installed.folder)
 """
 CALLS = (
     "mkdir", "write", "fsync", "rename", "fchmod", "chmod", "unlink", "unlinkat", "rmdir",
@@ -60,7 +55,7 @@ class Point(NamedTuple):
 
 
 def command(root: Path, url: str, sha256: str, locks: str = "locks", wait: float = 60) -> list[str]:
-    """Return an installation's argv; it prints the folder, then heavy modules that it imported."""
+    """Return an installation's argv; it prints the folder."""
     return [sys.executable, "-c", PROGRAM, str(SPACES), str(root), url, sha256, locks, str(wait)]
 
 
