@@ -22,7 +22,7 @@ from verbs import PROJECT, invoke
 from farm import elf, source, targets
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine, DockerImages, cache_counters, engine
-from farm.engines.docker import inventory as cache
+from farm.engines.docker import stored as cache
 from farm.errors import SourceError
 from farm.execute import execute
 from farm.inputs import pins, toolkit

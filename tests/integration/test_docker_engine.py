@@ -16,14 +16,15 @@ from typing import TYPE_CHECKING
 import cut_proxy
 import pytest
 import small_disk
+from tiny_release import Silent
 from verbs import INVOKE, PROJECT, invoke
 
 from farm import source, targets
 from farm.engines.docker import PID_LABEL, DockerEngine
-from farm.engines.docker.inventory import HOST_LABEL, labels
+from farm.engines.docker.stored import HOST_LABEL, labels
 from farm.errors import BuildError, PackError
 from farm.execute import execute
-from farm.plan import BuildPlan, Step
+from farm.plan import BuildPlan
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,12 +35,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
-
-
-class Silent:
-    def step(self, plan: BuildPlan, step: Step) -> None: ...
-    def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None: ...
 
 
 def plan_of(tree: Path) -> BuildPlan:
