@@ -11,7 +11,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import ccache_bound
 import pytest
 import redis_server
 import tiny_cuda
@@ -257,24 +256,3 @@ def test_a_storage_that_no_container_reaches_is_said_and_the_build_goes_on(
     )
     assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
     assert "s3cret" not in begin + end
-
-
-@pytest.mark.parametrize(("given", "bound"), [(None, "20.0G"), ("7G", "7.0G"), ("0", "0")])
-def test_ccache_in_the_container_is_told_the_bound_that_was_given(
-    client: DockerClient,
-    base_image: str,
-    volume: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    given: str | None,
-    bound: str,
-) -> None:
-    del volume  # the farm's is left alone
-    monkeypatch.delenv(shared_cache.MAXSIZE_VARIABLE, raising=False)
-    if given is not None:
-        monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, given)
-    tree = ccache_bound.tree(tmp_path)
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
-    docker = DockerEngine(client, reference=base_image)
-    with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
-        assert ccache_bound.told(built.log) == bound
