@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Final
 
@@ -45,26 +45,6 @@ _PAUSE: Final = 0.02
 
 
 @dataclass
-class _Sessions:
-    """The commands of one workspace: what still runs when it is closed is ended."""
-
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-    closed: bool = False
-
-    def add(self, process: subprocess.Popen[str]) -> None:
-        """Remember a command; of a workspace that is closed already, end it."""
-        self.started.append(process)
-        if self.closed:
-            _end_session(process)
-
-    def close(self) -> None:
-        """End what runs."""
-        self.closed = True
-        for process in list(self.started):
-            _end_session(process)
-
-
-@dataclass(frozen=True)
 class LocalWorkspace:
     """A private folder with a copy of the source beside the build tree, as in a container."""
 
@@ -72,7 +52,8 @@ class LocalWorkspace:
     jobs: int
     ccache_dir: PurePath | None
     image: None = None
-    sessions: _Sessions = field(default_factory=_Sessions)
+    _running: subprocess.Popen[str] | None = None
+    _ended: bool = False
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
         """Run one command in a session of its own; all of it is ended on any exception."""
@@ -88,8 +69,10 @@ class LocalWorkspace:
             errors="replace",
             start_new_session=True,
         ) as process:
-            self.sessions.add(process)
+            self._running = process
             try:
+                if self._ended:
+                    _end_session(process)
                 _note_session(self.layout.build.parent, process.pid)
                 for line in process.stdout or ():
                     sink(line.rstrip("\n"))
@@ -98,7 +81,7 @@ class LocalWorkspace:
                 _end_session(process)
                 raise
             finally:
-                self.sessions.started.remove(process)
+                self._running = None
 
     def collect(self, products: PurePath, into: Path) -> None:
         """Copy the products, links as links.
@@ -110,8 +93,10 @@ class LocalWorkspace:
             shutil.copytree(products, into, symlinks=True, dirs_exist_ok=True)
 
     def end(self) -> None:
-        """End what runs here; of a command that begins later, too."""
-        self.sessions.close()
+        """End what runs here, and every command that begins later."""
+        self._ended, running = True, self._running
+        if running is not None:
+            _end_session(running)
 
 
 class LocalEngine:

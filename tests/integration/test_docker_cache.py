@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-import io
 import ipaddress
 import secrets
-import tarfile
-import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import pytest
 import redis_server
-import tiny_cuda
-from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, invoke
 
-from farm import elf, source, targets
+from farm import source, targets
 from farm.engines import shared_cache
-from farm.engines.docker import DockerEngine, DockerImages, cache_counters, engine
+from farm.engines.docker import DockerEngine, cache_counters, engine
 from farm.engines.docker import stored as cache
-from farm.errors import SourceError
 from farm.execute import execute
-from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan
 from farm.terminal import status_here
 
@@ -128,56 +121,6 @@ def test_a_second_container_gets_everything_from_the_volume(
     assert first.misses >= 3
     assert second.misses == first.misses, "nothing was compiled again"
     assert second.hits == 2 * first.hits + first.misses, "every object was a hit"
-
-
-@pytest.fixture(scope="module")
-def cuda_image(client: DockerClient, base_image: str) -> Iterator[str]:
-    """The devel image and NVIDIA's pinned nvcc, without cuBLAS: a few units are compiled on it."""
-    wheels = pins.load().toolkit_of(toolkit.WHEELS_LINE)
-    try:
-        root = toolkit.from_wheels([pin for pin in wheels if pin.package in tiny_cuda.NVCC]).root
-    except SourceError as error:
-        must_or_skip(error.message)
-    tag = f"llama-farm-test-nvcc:{secrets.token_hex(4)}"
-    dockerfile = f"FROM {base_image}\nCOPY cuda /usr/local/cuda\n".encode()
-    with tempfile.TemporaryFile() as context:
-        with tarfile.open(fileobj=context, mode="w") as tar:
-            entry = tarfile.TarInfo("Dockerfile")
-            entry.size = len(dockerfile)
-            tar.addfile(entry, io.BytesIO(dockerfile))
-            tar.add(root, "cuda")
-        context.seek(0)
-        DockerImages(client).build(context, tag, buildargs={}, labels={}, log=lambda _: None)
-    builders = {image.id for image in client.images.list(filters={"label": "llama-farm=builder"})}
-    yield tag
-    for image in client.images.list(filters={"label": "llama-farm=builder"}):
-        if image.id not in builders:
-            client.images.remove(image.id, force=True)
-    client.images.remove(tag)
-
-
-def test_two_arch_sets_share_the_host_s_objects_and_no_cuda_object(
-    client: DockerClient, cuda_image: str, volume: str, tmp_path: Path
-) -> None:
-    tree = tiny_cuda.tree(tmp_path, ("one", "two"))
-
-    def compiled(name: str) -> tuple[int, int]:
-        """Return hits and misses of one set's build, and look at what is in its CUDA library."""
-        before = counted(client, volume) if client.volumes.list(filters={"name": volume}) else None
-        plan = BuildPlan(TABLE.sets[name], TABLE.line("cu130"), source.from_folder(tree))
-        docker = DockerEngine(client, reference=cuda_image)
-        with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
-            library = elf.inspect(built.folder / "libggml-cuda.so")
-            assert set(library.sass) == TABLE.sets[name].sass
-        after = counted(client, volume)
-        started = before or shared_cache.Statistics(0, 0, 0)
-        return after.hits - started.hits, after.misses - started.misses
-
-    first_hits, first_misses = compiled("sm90")
-    hits, misses = compiled("sm120")
-    assert misses == 2, "the two CUDA units are another machine's code"
-    assert hits == first_hits + first_misses - 2, "every host object is shared"
-    assert compiled("sm90") == (first_hits + first_misses, 0), "and of each set its own is kept"
 
 
 @pytest.fixture

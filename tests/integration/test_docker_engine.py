@@ -26,7 +26,7 @@ from farm import preflight, source, targets
 from farm.engines.docker import PID_LABEL, DockerEngine
 from farm.engines.docker.stored import HOST_LABEL, labels
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, EngineError, PackError
+from farm.errors import EngineError, PackError
 from farm.execute import execute
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
@@ -101,21 +101,6 @@ def test_a_log_on_a_full_disk_is_not_called_the_engine_s_fault(
             workspace.collect(PurePosixPath("/usr/include"), tmp_path / "small")
     assert not_written.value.code == "WRITE_FAILED"
     assert not_written.value.message.endswith("No space left on device")
-
-
-def test_a_compile_error_names_file_and_lines_and_removes_the_container(
-    client: DockerClient, base_image: str, tmp_path: Path
-) -> None:
-    tree = Path(shutil.copytree(TINY, tmp_path / "broken"))
-    (tree / "plugin.c").write_text("int broken( { return 1; }\n", "utf-8")
-    docker = DockerEngine(client, reference=base_image)
-    with (
-        pytest.raises(BuildError, match=r"plugin\.c") as failed,
-        execute(plan_of(tree), docker, logs=tmp_path, reporter=Silent()),
-    ):
-        pytest.fail("a tree was handed over")
-    assert "int broken( {" in failed.value.message
-    assert our_containers(client) == []
 
 
 def slow_tree(place: Path) -> Path:

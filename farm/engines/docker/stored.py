@@ -292,7 +292,7 @@ def remove_container(container: Any) -> None:
 
 
 class DockerImages:
-    """Images of one engine; see ``farm.engines.images.ImageStore``."""
+    """The images of one engine."""
 
     def __init__(self, client: docker.DockerClient) -> None:
         self._client = client
