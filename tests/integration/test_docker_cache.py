@@ -19,7 +19,7 @@ from farm.engines.docker import DockerEngine, cache_counters, engine
 from farm.engines.docker import stored as cache
 from farm.execute import execute
 from farm.plan import BuildPlan
-from farm.terminal import status_here
+from farm.terminal import status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -38,7 +38,7 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     """The name of a volume of the test's own in place of the farm's; nothing has made it yet."""
     name = f"llama-farm-test-{secrets.token_hex(4)}"
     monkeypatch.setattr(engine, "CACHE_VOLUME", name)
-    monkeypatch.setattr(status_here, "CACHE_VOLUME", name)
+    monkeypatch.setattr(status, "CACHE_VOLUME", name)
     yield name
     for made in client.volumes.list(filters={"name": name}):
         made.remove()
@@ -68,7 +68,7 @@ def counted(client: DockerClient, volume: str) -> shared_cache.Statistics:
 
 
 def of_docker() -> str:
-    lines = [line for line in status_here.caches() if "docker engine" in line]
+    lines = [line for line in status.caches() if "docker engine" in line]
     assert len(lines) == 1
     return lines[0].removeprefix("compiler cache, docker engine: ")
 
