@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import urllib3
 
 from farm.engines.docker import connect, connection
 from farm.errors import EngineError
@@ -182,3 +183,12 @@ def test_an_address_that_is_none_is_one_error(url: str, monkeypatch: pytest.Monk
         connect()
     assert refused.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}
     assert "DOCKER_HOST" in refused.value.render()
+
+
+def test_a_stream_of_the_engine_that_breaks_off_is_one_error() -> None:
+    with (
+        pytest.raises(EngineError, match=r"image x: .*Connection broken") as failed,
+        connection.engine_errors("ENGINE_FAILED", "image x"),
+    ):
+        raise urllib3.exceptions.ProtocolError("Connection broken: IncompleteRead(0 bytes read)")
+    assert failed.value.hint == "is the Docker engine still running?"

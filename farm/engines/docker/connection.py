@@ -24,8 +24,9 @@ from urllib.parse import urlsplit
 import docker
 import msgspec
 import requests
+import urllib3
 from docker.constants import DEFAULT_UNIX_SOCKET
-from docker.errors import APIError, BuildError, DockerException
+from docker.errors import DockerException
 from docker.tls import TLSConfig
 from docker.utils import kwargs_from_env, parse_host
 
@@ -203,6 +204,13 @@ def _answers(here: Path, process: subprocess.Popen[bytes]) -> bool:
     return False
 
 
+# docker-py hands on urllib3's own error where a build's or a pull's stream breaks off
+ENGINE_FAILURES: Final = (
+    DockerException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
 _PING_SECONDS: Final = 10
 _STREAM_SECONDS: Final = 24 * 3600
 """docker-py's timeout is between two reads, and one CUDA object can take many silent minutes."""
@@ -296,7 +304,7 @@ def engine_errors(code: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (APIError, BuildError, DockerException, requests.RequestException, OSError) as error:
+    except ENGINE_FAILURES as error:
         raise EngineError(
             code, f"{what}: {reason(error)}", hint="is the Docker engine still running?"
         ) from error

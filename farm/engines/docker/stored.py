@@ -13,11 +13,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import IO, TYPE_CHECKING, Any, Final
 
-import requests
-from docker.errors import APIError, DockerException, ImageNotFound, NotFound
+from docker.errors import APIError, ImageNotFound, NotFound
 
 from farm import makers
-from farm.engines.docker.connection import engine_errors, reason
+from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
 from farm.engines.images import PROBE, ImageFacts, ImageTools, tools_of
 from farm.errors import EngineError
 from farm.plan import CACHE_FOLDER
@@ -320,7 +319,7 @@ class DockerImages:
                         hint=_PULL_HINT,
                     )
             return _facts(self._client.images.get(reference), reference)
-        except (DockerException, requests.RequestException) as error:
+        except ENGINE_FAILURES as error:
             raise EngineError(
                 "IMAGE_UNAVAILABLE",
                 f"image {reference} cannot be pulled: {reason(error)}",
