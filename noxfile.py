@@ -171,5 +171,3 @@ def lock(session: nox.Session) -> None:
     session.run(*ours, "--group=docs", "-o", DOCS_LOCK)
     loader = ("--python-version=3.10", "spaces/requirements.txt", "--group=loader-test")
     session.run(*compile_, *loader, "-o", LOADER_LOCK)
-    s3 = ("--python-version=3.11", "tests/rigs/s3_server.in")
-    session.run(*compile_, *s3, "-o", "tests/rigs/s3_server.lock")

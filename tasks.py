@@ -384,15 +384,14 @@ def status(
     _: Context, folder: str | None = None, to: str | None = None, suppose: str | None = None
 ) -> None:
     """Show a release folder and the compiler caches, or a place; what a host would get."""
-    if to is None:
-        from farm.terminal import status_here
+    from farm.terminal import status as found
 
-        status_here.tell(_path(folder), suppose)
+    if to is None:
+        found.tell(_path(folder), suppose)
         return
     from farm.publish import places
-    from farm.terminal import overview
 
-    show_published.overview(overview.of(places.parse(to), suppose))
+    show_published.overview(found.of(places.parse(to), suppose))
 
 
 @task(

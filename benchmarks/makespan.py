@@ -29,9 +29,9 @@ from distributed import Client
 from rich.console import Console
 
 from farm import source, targets
-from farm.cluster import remote_build
-from farm.cluster.remote_build import Job
-from farm.engines.dask import RESOURCE, Dispatcher, cluster
+from farm.cluster.dispatch import Dispatcher
+from farm.cluster.host import Job, pack_folder
+from farm.cluster.scheduler import RESOURCE, cluster
 from farm.errors import FarmError
 from farm.kept import source_digest
 from farm.plan import BuildPlan
@@ -181,7 +181,7 @@ def real(hosts: int, *, capped: bool) -> dict[str, Any]:
 
 def _run(jobs: list[Job], address: str, tree: Path, fleet: Fleet) -> float:
     """Build them all; returns the seconds from the first handing out to the last outcome."""
-    packed = remote_build.pack_folder(tree)
+    packed = pack_folder(tree)
     with Dispatcher(address, lambda: packed, fleet) as hosts, fleet:
         began = time.monotonic()
         for job, outcome in hosts.run(jobs):

@@ -6,21 +6,13 @@ through a container that is made and never started.
 
 from __future__ import annotations
 
-import secrets
 import tarfile
 from contextlib import closing, contextmanager
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from farm import durable, targets
-from farm.engines.docker import (
-    CACHE_FOLDER,
-    CACHE_VOLUME,
-    DockerImages,
-    connect,
-    labels,
-    make_volume,
-)
+from farm.engines.docker import CACHE_FOLDER, DockerImages, cache_container, connect
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins
 
@@ -89,16 +81,5 @@ def _holder(line: str, image: str | None) -> Iterator[Any]:
     with closing(connect()) as client:
         images = DockerImages(client)
         found = images.find(reference) or images.pull(reference)
-        make_volume(client, CACHE_VOLUME)
-        container = client.containers.create(
-            found.id,
-            ["true"],
-            name=f"llama-farm-cache-{secrets.token_hex(4)}",
-            network_mode="none",
-            labels=labels("cache"),
-            volumes={CACHE_VOLUME: {"bind": str(CACHE_FOLDER), "mode": "rw"}},
-        )
-        try:
+        with cache_container(client, found.id) as container:
             yield container
-        finally:
-            container.remove(force=True)

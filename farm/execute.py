@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 import tempfile
+import threading
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Final, Protocol
@@ -13,12 +14,11 @@ from typing import TYPE_CHECKING, Final, Protocol
 from farm import durable
 from farm.engines import shared_cache
 from farm.engines.base import Toolchain
-from farm.engines.cache_watch import CacheWatch
-from farm.errors import BuildError
+from farm.errors import BuildError, EngineError
 from farm.tarball import parts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
     from farm.engines.base import Engine, LineSink, Workspace
     from farm.plan import BuildPlan, Step
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 SHOWN_LINES: Final = 20
 """How many of a failed compiler's lines stand in the error; the log has them all."""
+_LOOK_SECONDS: Final = 0.5
+"""Between two looks at whether a build is still wanted: its compiler may be silent for minutes."""
 
 _NINJA_COUNT: Final = re.compile(r"^\[(\d+)/(\d+)\] ")
 _NINJA_FAILED: Final = re.compile(r"^FAILED: (?:\[code=\d+\] )?(.+)$")
@@ -140,7 +142,13 @@ class _StepLog:
 
 @contextmanager
 def execute(
-    plan: BuildPlan, engine: Engine, *, logs: Path, reporter: Reporter, fresh: bool = False
+    plan: BuildPlan,
+    engine: Engine,
+    *,
+    logs: Path,
+    reporter: Reporter,
+    fresh: bool = False,
+    abandoned: Callable[[], bool] | None = None,
 ) -> Iterator[BuiltTree]:
     """Run ``plan`` on ``engine``.
 
@@ -152,6 +160,7 @@ def execute(
         logs: the folder for the full log, ``<plan.key>.log``.
         reporter: who is told.
         fresh: compile everything again, using nothing from the compiler cache.
+        abandoned: asked twice a second: whether nobody waits any more; that ends what runs.
 
     Raises:
         BuildError: a step failed; shows the failing file and the compiler's last lines.
@@ -162,6 +171,7 @@ def execute(
         closing(_Log(logs / f"{plan.key}.log")) as log,
         tempfile.TemporaryDirectory(prefix="llama-farm-") as folder,
         engine.open(plan, _both(log, reporter)) as workspace,
+        _ended_when(abandoned, workspace),
     ):
         step_log = _StepLog(log, reporter)
         environment = plan.environment(workspace.layout, ccache_dir=workspace.ccache_dir)
@@ -169,7 +179,7 @@ def execute(
             environment |= shared_cache.environment()
         if fresh:
             environment["CCACHE_RECACHE"] = "1"
-        watch = CacheWatch(workspace, environment, _both(log, reporter))
+        watch = shared_cache.CacheWatch(workspace, environment, _both(log, reporter))
         watch.begin()
         seconds = {
             step.name: _run(step, plan, workspace, environment, step_log)
@@ -181,6 +191,30 @@ def execute(
         workspace.collect(workspace.layout.products, products)
         toolchain = _toolchain(plan, workspace, step_log, engine.name)
         yield BuiltTree(products, toolchain, seconds, log.path, _cub(plan, workspace))
+
+
+@contextmanager
+def _ended_when(abandoned: Callable[[], bool] | None, workspace: Workspace) -> Iterator[None]:
+    """Look beside the build at whether it is wanted, and end what runs in it where it is not."""
+    if abandoned is None:
+        yield
+        return
+    over = threading.Event()
+
+    def look() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if abandoned():
+                with suppress(EngineError):  # then it is out of reach for the build, too
+                    workspace.end()
+                return
+
+    beside = threading.Thread(target=look, name=f"watch {workspace.layout.build}", daemon=True)
+    beside.start()
+    try:
+        yield
+    finally:
+        over.set()
+        beside.join()
 
 
 def _run(

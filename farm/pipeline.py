@@ -20,10 +20,9 @@ from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
 from farm.inputs import base_image, pins, toolkit
-from farm.kept import Journal, KeptTree, Recording, digest
+from farm.kept import KeptTree, Recording, digest
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
-from farm.terminal import schedule
 from farm.terminal.fleet import BUILT, FAILED, Fleet, SetReporter
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ def build_all(
     """
     made: list[Made] = []
     failures: dict[str, FarmError] = {}
-    with _fleet(plans, report) as fleet:
+    with Fleet.of(plans, report, STATE, many=False) as fleet:
         for plan in plans:
             try:
                 made.append(_build_one(plan, engine, request, fleet))
@@ -241,15 +240,6 @@ def _local(request: BuildRequest, line: Line | None) -> LocalEngine:
             hint="choose the line of that toolkit, or point CUDA_PATH at another one",
         )
     return LocalEngine(cuda=found.root, jobs=request.jobs, cached=request.cached)
-
-
-def _fleet(plans: list[BuildPlan], report: BuildReport) -> Fleet:
-    """Return the table of sets that are built one after the other on this machine."""
-    journal = Journal(STATE / "journal")
-    found = {plan.key: journal.seconds(plan.key) for plan in plans}
-    known = {key: seconds for key, seconds in found.items() if seconds is not None}
-    expected = schedule.expected(list(found), known)
-    return Fleet(report, expected, known=bool(known), many=False)
 
 
 def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fleet) -> Made:

@@ -131,7 +131,7 @@ def clean_tree(
         EngineError: the engine is out of reach or went away.
     """
     # one build as the only set of a table; it is no run whose times are kept
-    with Fleet(report, {plan.key: 0.0}, known=False, many=False) as fleet:
+    with Fleet(report, {plan.key: None}, many=False) as fleet:
         fleet.begin(plan.key, engine.name)
         reporter = SetReporter(fleet, plan.key)
         with execute(plan, engine, logs=_LOGS / folder.name, reporter=reporter) as built:

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import msgspec
-
 from farm import pipeline
-from farm.cluster import remote_build, remote_products
-from farm.cluster.remote_build import Job
 from farm.errors import BuildError, FarmError, UsageError
 from farm.kept import KeptTree, Recording, digest, source_digest
-from farm.pipeline import Made, found_built
-from farm.terminal import schedule
 from farm.terminal.fleet import BUILT, FAILED, Fleet, SetReporter
 
 try:
-    from farm.engines.dask import Dispatcher, cluster
+    from farm.cluster import host, products
+    from farm.cluster.dispatch import Dispatcher
+    from farm.cluster.scheduler import cluster
 except ModuleNotFoundError as error:
     raise UsageError(
         "DASK_MISSING",
@@ -29,92 +27,114 @@ except ModuleNotFoundError as error:
     ) from error
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator
+    from collections.abc import Generator
 
-    from farm.cluster.remote_build import Outcome
+    from farm.cluster.host import Outcome
+    from farm.pipeline import Made
     from farm.plan import BuildPlan
     from farm.request import BuildRequest
     from farm.terminal.report import BuildReport
 
 
+def build_spread(
+    plans: list[BuildPlan], request: BuildRequest, report: BuildReport
+) -> tuple[Made, ...]:
+    """Build sets on the hosts of a Dask cluster, longest first; pack them here.
+
+    Raises:
+        EngineError: no scheduler or no host answers.
+        FarmError: sets failed; the others are built and packed.
+    """
+    run = _Run(plans, request, report)
+    made: list[Made] = []
+
+    def pack(kept: KeptTree) -> None:
+        try:
+            made.append(pipeline.pack_kept(kept, request, report, began=run.began))
+        except FarmError as error:
+            run.failures[kept.plan.key] = error
+            if len(plans) > 1:  # else it is all that is said at the end
+                report.say(error.render())
+
+    # Beside the handing out: no host waits for a tarball of what another has built.
+    with ThreadPoolExecutor(max_workers=1) as packer, closing(run.trees()) as trees:
+        try:
+            packing = [packer.submit(pack, kept) for kept in trees]
+        except BaseException:
+            packer.shutdown(wait=False, cancel_futures=True)
+            raise
+    for one in packing:
+        one.result()
+    return pipeline.conclude(made, run.failures, request, report)
+
+
 @dataclass
-class Spread:
-    """One run. ``made`` and ``failures`` fill while ``run`` is consumed."""
+class _Run:
+    """One run. ``failures`` fill while ``trees`` is consumed."""
 
     plans: list[BuildPlan]
     request: BuildRequest
     report: BuildReport
-    state: Path
-    made: list[Made] = field(default_factory=list)
     failures: dict[str, FarmError] = field(default_factory=dict)
     began: float = field(default_factory=time.monotonic)
 
-    def run(self) -> Generator[KeptTree, None, None]:
+    def trees(self) -> Generator[KeptTree, None, None]:
         """Give the sets' trees: those of earlier runs first, then as they are built.
 
         Raises:
             UsageError: an engine that hosts cannot use.
             EngineError: no scheduler or no host answers.
         """
-        inner = self._inner()
-        plan = self.plans[0]
-        source = source_digest(plan.source)
-        recorded = {p.key: KeptTree(p, "", self.state).journal.seconds(p.key) for p in self.plans}
-        known = {key: seconds for key, seconds in recorded.items() if seconds is not None}
-        expected = schedule.expected([p.key for p in self.plans], known)
-        with cluster(self.request, len(self.plans)) as address:
-            fleet = Fleet(
-                self.report,
-                {key: expected[key] for key in schedule.longest_first(expected)},
-                known=bool(known),
-            )
-            tree = plan.source.tree
-            kept: dict[str, KeptTree] = {}
-            with Dispatcher(
-                address,
-                lambda: remote_build.pack_folder(tree),
-                fleet,
-                record=lambda key: _recording(fleet, kept[key]),
-            ) as hosts:
-                if dashboard := hosts.dashboard():
-                    self.report.say(f"dashboard: {dashboard}")
-                told = hosts.identities(inner, plan)
-                self._compare(told)
-                for one in self.plans:
-                    kept[one.key] = KeptTree(one, digest(one, "\n".join(told)), self.state)
-                built = [k for k in kept.values()
-                         if found_built(k, self.report, fresh=inner.fresh)]  # fmt: skip
-                yield from built
-                jobs = {key: Job(kept[key].plan, source, inner)
-                        for key in schedule.longest_first(expected)
-                        if kept[key] not in built}  # fmt: skip
-                for done in built:
-                    fleet.before(done.plan.key)
-                with fleet:
-                    for job, outcome in hosts.run(list(jobs.values())):
-                        yield from self._keep(kept[job.plan.key], outcome, fleet)
+        plan, asked = self.plans[0], self._for_hosts()
+        fleet = Fleet.of(self.plans, self.report, pipeline.STATE, many=True)
+        kept: dict[str, KeptTree] = {}
 
-    def _inner(self) -> BuildRequest:
-        return replace(
-            self.request,
-            engine=self.request.worker_engine,
-            line=self.plans[0].line.name,
-            source=None,
-            out=Path(),
-        )
+        def record(key: str) -> Recording:
+            return Recording(SetReporter(fleet, key), kept[key].journal, kept[key].entry())
 
-    def _compare(self, told: list[str]) -> None:
+        with (
+            cluster(self.request, len(self.plans)) as address,
+            Dispatcher(
+                address, lambda: host.pack_folder(plan.source.tree), fleet, record
+            ) as dispatcher,
+        ):
+            if dashboard := dispatcher.link.dashboard():
+                self.report.say(f"dashboard: {dashboard}")
+            identity = "\n".join(self._identities(dispatcher, asked))
+            kept |= {
+                one.key: KeptTree(one, digest(one, identity), pipeline.STATE) for one in self.plans
+            }
+            source = source_digest(plan.source)
+            jobs = []
+            for key in fleet.rows:
+                if pipeline.found_built(kept[key], self.report, fresh=asked.fresh):
+                    fleet.before(key)
+                    yield kept[key]
+                else:
+                    jobs.append(host.Job(kept[key].plan, source, asked))
+            with fleet:
+                for job, outcome in dispatcher.run(jobs):
+                    if self._took_over(kept[job.key], outcome, fleet):
+                        yield kept[job.key]
+
+    def _for_hosts(self) -> BuildRequest:
+        """Return the request as hosts get it: with their engine, and without a folder of ours."""
+        line, engine = self.plans[0].line.name, self.request.worker_engine
+        return replace(self.request, engine=engine, line=line, source=None, out=Path())
+
+    def _identities(self, dispatcher: Dispatcher, asked: BuildRequest) -> list[str]:
+        told = dispatcher.identities(asked, self.plans[0])
         if len(told) > 1:
             self.report.note(
                 "note[COMPILERS_DIFFER]: the hosts have different compilers: what they make may "
                 "differ, and the cache is not shared between them"
             )
+        return told
 
-    def _keep(self, kept: KeptTree, outcome: Outcome, fleet: Fleet) -> Iterator[KeptTree]:
+    def _took_over(self, kept: KeptTree, outcome: Outcome, fleet: Fleet) -> bool:
         key = kept.plan.key
-        logs = self.state / "logs"
-        logs.mkdir(parents=True, exist_ok=True)
-        log = logs / f"{key}.log"
+        log = pipeline.STATE / "logs" / f"{key}.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
         log.write_bytes(outcome.log)
         try:
             self._take_over(kept, outcome, log)
@@ -122,29 +142,20 @@ class Spread:
             self.failures[key] = error
             fleet.end(key, FAILED)
             self.report.say(error.render())
-            return
+            return False
         fleet.end(key, BUILT)
-        yield kept
+        return True
 
     def _take_over(self, kept: KeptTree, outcome: Outcome, log: Path) -> None:
-        failure = outcome.failure
-        if failure is not None or outcome.toolchain is None or outcome.line is None:
-            code, message, hint = (
-                (failure.code, failure.message, failure.hint)
-                if failure
-                else ("WORKER_FAILED", f"{outcome.host} gave nothing back", "")
-            )
+        if outcome.failure is not None:
+            code, message, hint = outcome.failure
             raise BuildError(code, f"{message} (on {outcome.host})", hint=hint, log=str(log))
+        if outcome.toolchain is None or outcome.line is None:
+            raise BuildError("WORKER_FAILED", f"{outcome.host} gave nothing back", log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
-            remote_products.unpack(outcome, Path(folder))
+            products.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))
             build_json, licences = pipeline.recorded(
                 promised.plan, outcome.toolchain, outcome.cub, self.request, self.report
             )
             promised.keep(Path(folder), build_json, licences, outcome.seconds or {})
-
-
-def _recording(fleet: Fleet, kept: KeptTree) -> Recording:
-    """Write a build's steps into the journal; what an earlier build had come to is over."""
-    entry = msgspec.structs.replace(kept.entry(), steps={}, running=None, count=None)
-    return Recording(SetReporter(fleet, kept.plan.key), kept.journal, entry)

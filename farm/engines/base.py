@@ -63,6 +63,9 @@ class Workspace(Protocol):
     def collect(self, products: PurePath, into: Path) -> None:
         """Copy the folder ``products`` into the existing, empty folder ``into``."""
 
+    def end(self) -> None:
+        """End what runs here, from another thread; every later command fails."""
+
 
 class Engine(Protocol):
     """Opens workspaces. Nothing of one remains after it is closed, on errors and Ctrl-C too."""

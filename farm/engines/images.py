@@ -1,4 +1,4 @@
-"""Container images as the farm sees them: facts, and what an engine's image store can do."""
+"""Container images as the farm sees them: what they have to build with."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import hashlib
 import re
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
 from farm import PROJECT_ROOT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
 BUILDER_DOCKERFILE: Final = PROJECT_ROOT / "build" / "images" / "builder.Dockerfile"
 """What is put on top of every devel image."""
@@ -110,27 +110,3 @@ def tools_of(image: str, told: str) -> ImageTools:
         codes=tuple(int(code) for code in re.findall(r"sm_(\d+)\b", values.get("codes", ""))),
         free=int(values.get("free", "0") or 0) * 1024,
     )
-
-
-class ImageStore(Protocol):
-    """The images of one engine; ``farm.engines.docker.DockerImages`` is the real one."""
-
-    def find(self, tag: str) -> ImageFacts | None:
-        """Return what the engine has under ``tag``, None where it has nothing."""
-
-    def import_root(self, tar: IO[bytes], tag: str, labels: Mapping[str, str]) -> ImageFacts:
-        """Make an image of one layer from a root file system's tar stream."""
-
-    def build(
-        self,
-        context: IO[bytes],
-        tag: str,
-        *,
-        buildargs: Mapping[str, str],
-        labels: Mapping[str, str],
-        log: Callable[[str], None],
-    ) -> ImageFacts:
-        """Build an image from a tar'ed context, handing over every line as it comes."""
-
-    def pull(self, reference: str) -> ImageFacts:
-        """Pull an image from its registry."""

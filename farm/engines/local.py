@@ -1,20 +1,28 @@
-"""The local engine: this host's compiler, and its CUDA toolkit where the line needs one."""
+"""The local engine: this host's compiler, and its CUDA toolkit where the line needs one.
+
+It builds in private folders. A folder is held by a ``flock`` on its file ``maker``, which the
+system lets go of with the process. The file names the host and the sessions in which the folder's
+compilers run, so that those can be ended when their maker was killed: nobody waits for them.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Final
+from typing import IO, TYPE_CHECKING, Final
 
-from farm import durable
-from farm.engines import build_folder, shared_cache
+from farm import durable, makers, run_lock
+from farm.engines import shared_cache
 from farm.errors import EngineError
 from farm.inputs import recipe
 from farm.inputs.packages import cache_folder
@@ -30,33 +38,13 @@ if TYPE_CHECKING:
 PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 """The only variables that a step gets from outside: CFLAGS and the like would change
 the bytes, and LANG would make ccache take another machine's objects for others."""
-
-
+_MAKER_FILE: Final = "maker"
 _GRACE: Final = 5.0
 """Seconds for a build that was interrupted to end its compilers."""
+_PAUSE: Final = 0.02
 
 
 @dataclass
-class _Sessions:
-    """The commands of one workspace: what still runs when it is closed is ended."""
-
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-    closed: bool = False
-
-    def add(self, process: subprocess.Popen[str]) -> None:
-        """Remember a command; of a workspace that is closed already, end it."""
-        self.started.append(process)
-        if self.closed:
-            _end_session(process)
-
-    def close(self) -> None:
-        """End what runs."""
-        self.closed = True
-        for process in list(self.started):
-            _end_session(process)
-
-
-@dataclass(frozen=True)
 class LocalWorkspace:
     """A private folder with a copy of the source beside the build tree, as in a container."""
 
@@ -64,7 +52,8 @@ class LocalWorkspace:
     jobs: int
     ccache_dir: PurePath | None
     image: None = None
-    sessions: _Sessions = field(default_factory=_Sessions)
+    _running: subprocess.Popen[str] | None = None
+    _ended: bool = False
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
         """Run one command in a session of its own; all of it is ended on any exception."""
@@ -80,9 +69,11 @@ class LocalWorkspace:
             errors="replace",
             start_new_session=True,
         ) as process:
-            self.sessions.add(process)
+            self._running = process
             try:
-                build_folder.note_session(self.layout.build.parent, process.pid)
+                if self._ended:
+                    _end_session(process)
+                _note_session(self.layout.build.parent, process.pid)
                 for line in process.stdout or ():
                     sink(line.rstrip("\n"))
                 return process.wait()
@@ -90,7 +81,7 @@ class LocalWorkspace:
                 _end_session(process)
                 raise
             finally:
-                self.sessions.started.remove(process)
+                self._running = None
 
     def collect(self, products: PurePath, into: Path) -> None:
         """Copy the products, links as links.
@@ -100,6 +91,12 @@ class LocalWorkspace:
         """
         with durable.writing(into):
             shutil.copytree(products, into, symlinks=True, dirs_exist_ok=True)
+
+    def end(self) -> None:
+        """End what runs here, and every command that begins later."""
+        self._ended, running = True, self._running
+        if running is not None:
+            _end_session(running)
 
 
 class LocalEngine:
@@ -147,8 +144,8 @@ class LocalEngine:
         if ccache is None and self._cached:
             sink("note[NO_CCACHE]: no ccache on PATH, so nothing is cached between builds")
         parent = cache_folder("builds")
-        build_folder.sweep(parent, sink)
-        with build_folder.held(parent, f"{plan.key}.") as folder:
+        sweep_folders(parent, sink)
+        with held_folder(parent, f"{plan.key}.") as folder:
             tree, build = folder / "source", folder / "build"
             shutil.copytree(
                 plan.source.tree, tree, symlinks=True, ignore=shutil.ignore_patterns(".git")
@@ -173,7 +170,7 @@ class LocalEngine:
             try:
                 yield workspace
             finally:
-                workspace.sessions.close()
+                workspace.end()
 
     def close(self) -> None:
         """Nothing stays open."""
@@ -226,4 +223,87 @@ def _end_session(process: subprocess.Popen[str]) -> None:
         os.killpg(process.pid, signal.SIGTERM)
     with contextlib.suppress(subprocess.TimeoutExpired):
         process.wait(_GRACE)
-    build_folder.end_session(process.pid)
+    _end_members(process.pid)
+
+
+@contextmanager
+def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
+    """Make a folder that is held by this process; it is gone when the context is left.
+
+    Raises:
+        BuildError: ``OUT_NOT_WRITABLE``.
+    """
+    with contextlib.ExitStack() as stack:
+        with run_lock.turn(parent, "folders"):  # a sweep sees no folder that is not held yet
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+            stack.callback(shutil.rmtree, folder, ignore_errors=True)
+            maker = stack.enter_context((folder / _MAKER_FILE).open("a+", encoding="ascii"))
+            fcntl.flock(maker, fcntl.LOCK_EX)
+            maker.write(f"{makers.host()}\n")
+            maker.flush()
+        yield folder
+
+
+def _note_session(folder: PurePath, session: int) -> None:
+    """Write down the session of a command that runs in a folder."""
+    with Path(folder / _MAKER_FILE).open("a", encoding="ascii") as file:
+        file.write(f"{session}\n")
+
+
+def sweep_folders(parent: Path, sink: LineSink) -> None:
+    """Remove folders that no living process holds, end what still runs there, and say so.
+
+    Raises:
+        BuildError: ``OUT_NOT_WRITABLE``.
+    """
+    with run_lock.turn(parent, "folders"):
+        for file in sorted(parent.glob(f"*/{_MAKER_FILE}")):
+            with contextlib.suppress(OSError), file.open("a+", encoding="ascii") as maker:
+                fcntl.flock(maker, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ended = _end_compilers(maker, file.parent)
+                shutil.rmtree(file.parent, ignore_errors=True)
+                also = f", and ended {ended} processes in it" if ended else ""
+                sink(f"note[LEFT_BEHIND]: removed {file.parent}, whose maker was killed{also}")
+
+
+def _end_compilers(maker: IO[str], folder: Path) -> int:
+    """End what runs in a folder and is of one of its sessions; a number may be another's by now."""
+    maker.seek(0)
+    host, *sessions = maker.read().split() or [""]
+    if not host or host != makers.host():
+        return 0
+    ended: set[int] = set()
+    deadline = time.monotonic() + _GRACE
+    while (left := _in_folder(sessions, folder)) and time.monotonic() < deadline:
+        _kill(left)
+        ended.update(left)
+        time.sleep(_PAUSE)
+    return len(ended)
+
+
+def _in_folder(sessions: list[str], folder: Path) -> list[int]:
+    members = [
+        pid for one in sessions if one.isdecimal() for pid in makers.session_members(int(one))
+    ]
+    return [pid for pid in members if _works_in(pid, folder)]
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink().is_relative_to(folder.resolve())
+    except OSError:
+        return False
+
+
+def _end_members(session: int) -> None:
+    """Kill whatever is left of a session that this process has started."""
+    deadline = time.monotonic() + _GRACE
+    while (left := makers.session_members(session)) and time.monotonic() < deadline:
+        _kill(left)
+        time.sleep(_PAUSE)
+
+
+def _kill(processes: list[int]) -> None:
+    for pid in processes:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -31,7 +31,8 @@ from farm.plan import SOURCE_DATE_EPOCH
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from farm.engines.images import ImageFacts, ImageStore
+    from farm.engines.docker import DockerImages
+    from farm.engines.images import ImageFacts
 
 RECIPES: Final = PROJECT_ROOT / "build" / "images"
 TAGS: Final = {
@@ -55,7 +56,7 @@ _SHOWN_LINES: Final = 12
 
 
 def make_base_image(
-    store: ImageStore,
+    store: DockerImages,
     *,
     line: str,
     tag: str | None = None,

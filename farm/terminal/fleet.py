@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
 from dataclasses import dataclass, field
 from statistics import median
 from typing import TYPE_CHECKING, Final, Self
@@ -13,12 +12,13 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from farm.kept import Journal
 from farm.terminal import schedule
 from farm.terminal.report import PLAIN_SECONDS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-    from types import TracebackType
+    from collections.abc import Callable, Iterable, Mapping
+    from pathlib import Path
 
     from farm.plan import BuildPlan, Step
     from farm.terminal.report import BuildReport
@@ -33,11 +33,8 @@ _SLOW: Final = 2.0
 """A set is slow that has more than this many times its usual length left."""
 _LEAST: Final = 5.0
 """Seconds that count as usual at least: of sets that take a moment nothing can be told."""
-_KINDS: Final = ("running", FAILED, WAITING, "done")
-"""The order in which sets get the room that a terminal has."""
 _HEADS: Final = 2
 """Lines above the sets: of the whole run, and the columns' names."""
-_NARROW: Final = 100
 _STEP: Final = len("configure")
 _FIGURE: Final = len("470/470")
 _MINUTE: Final = 60
@@ -61,31 +58,21 @@ class Row:
         """Whether it is neither built nor given up."""
         return self.state not in {BUILT, FAILED, BEFORE}
 
-    @property
-    def kind(self) -> str:
-        """One of ``_KINDS``."""
-        if self.is_open:
-            return WAITING if self.state == WAITING else "running"
-        return FAILED if self.state == FAILED else "done"
+    def left(self, now: float) -> float | None:
+        """Estimate its seconds left: by ninja's counter, else by what was recorded."""
+        if self.began is None or self.ended is not None:
+            return self.expected if self.ended is None else 0.0
+        left = self.pace.left(self.count[1], now) if self.pace and self.count else None
+        if left is None and self.expected is not None:
+            left = max(self.expected - (now - self.began), 0.0)
+        return left
 
     def whole(self, now: float) -> float | None:
-        """Estimate its seconds from begin to end: by ninja's counter, else by what was recorded."""
-        if self.began is None:
-            return self.expected
-        passed = (self.ended or now) - self.began
-        if self.ended is not None:
-            return passed
-        left = self.pace.left(self.count[1], now) if self.pace and self.count else None
-        if left is not None:
-            return passed + left
-        return max(self.expected, passed) if self.expected is not None else None
-
-    def left(self, now: float) -> float | None:
-        """Estimate its seconds left, None where nothing tells."""
-        whole = self.whole(now)
-        if whole is None or self.began is None:
-            return whole
-        return max(whole - (now - self.began), 0.0)
+        """Estimate its seconds from begin to end."""
+        left = self.left(now)
+        if left is None or self.began is None:
+            return left
+        return (self.ended or now) - self.began + left
 
 
 @dataclass
@@ -94,32 +81,42 @@ class Fleet:
 
     Args:
         report: the run's.
-        expected: seconds by set, in the order in which the sets are built.
-        known: whether any of them was recorded; else nothing is estimated until ninja counts.
+        expected: seconds by set, in the order in which the sets are built; None: not known, and
+            nothing is estimated until ninja counts.
         many: whether there are several hosts, and so a column for them.
     """
 
     report: BuildReport
-    expected: Mapping[str, float]
+    expected: Mapping[str, float | None]
     clock: Callable[[], float] = time.monotonic
-    rows: dict[str, Row] = field(default_factory=dict)
     hosts: int = 1
-    known: bool = True
     many: bool = True
     _due: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.rows = {
-            key: Row(key, seconds if self.known else None) for key, seconds in self.expected.items()
-        }
+        self.rows = {key: Row(key, seconds) for key, seconds in self.expected.items()}
         self._began = self.clock()
         self._over = False
         self._live = Live(
-            console=self.report.console,
-            get_renderable=self._fitted,
-            refresh_per_second=2,
-            transient=False,
+            console=self.report.console, get_renderable=self._fitted, refresh_per_second=2
         )
+
+    @classmethod
+    def of(
+        cls, plans: Iterable[BuildPlan], report: BuildReport, state: Path, *, many: bool
+    ) -> Self:
+        """Expect what the journal of a checkout has recorded; many hosts build the longest first.
+
+        A set of which nothing is recorded counts as the median of the others.
+        """
+        journal = Journal(state / "journal")
+        keys = [plan.key for plan in plans]
+        known = {key: took for key in keys if (took := journal.seconds(key)) is not None}
+        if not known:
+            return cls(report, dict.fromkeys(keys), many=many)
+        expected = schedule.expected(keys, known)
+        order = schedule.longest_first(expected) if many else keys
+        return cls(report, {key: expected[key] for key in order}, many=many)
 
     def __enter__(self) -> Self:
         """Start the table, where one can be drawn."""
@@ -127,16 +124,10 @@ class Fleet:
             self._live.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Leave the last table standing, whole: nothing is drawn over it any more."""
         self._over = True
-        if self._live.is_started:
-            self._live.stop()
+        self._live.stop()
 
     def say(self, line: str) -> None:
         """Show one line that stays, above the table."""
@@ -177,9 +168,8 @@ class Fleet:
 
     def counted(self, key: str, done: int, total: int) -> None:
         """Ninja's counter of a set."""
-        row = self.rows[key]
+        row, now = self.rows[key], self.clock()
         row.count = (done, total)
-        now = self.clock()
         if row.pace is not None:
             row.pace.take(done, now)
         if done == total:
@@ -191,14 +181,15 @@ class Fleet:
     def left(self) -> float | None:
         """Estimate the seconds until the last set is done, None where nothing tells."""
         now = self.clock()
-        open_rows = [row for row in self.rows.values() if row.is_open]
         lasting = [row for row in self.rows.values() if row.state not in {FAILED, BEFORE}]
         told = [seconds for row in lasting if (seconds := row.whole(now)) is not None]
         if not told:
             return None
         usual = median(told)  # for sets of which nothing is known
-        running = [_or(row.left(now), usual) for row in open_rows if row.began is not None]
-        waiting = [_or(row.expected, usual) for row in open_rows if row.began is None]
+        lefts = {row.key: usual if (left := row.left(now)) is None else left
+                 for row in lasting if row.is_open}  # fmt: skip
+        running = [left for key, left in lefts.items() if self.rows[key].began is not None]
+        waiting = [left for key, left in lefts.items() if self.rows[key].began is None]
         idle = [0.0] * max(self.hosts - len(running), 0)
         return schedule.finish(waiting, [*running, *idle] or [0.0])
 
@@ -208,47 +199,32 @@ class Fleet:
         Compared with what was recorded of the set, else with the sets that this run has built.
         """
         row, now = self.rows[key], self.clock()
-        done = [other.whole(now) for other in self.rows.values() if other.state == BUILT]
-        usual = row.expected if row.expected is not None else _middle(done)
+        built = [took for one in self.rows.values()
+                 if one.state == BUILT and (took := one.whole(now)) is not None]  # fmt: skip
+        usual = row.expected if row.expected is not None or not built else median(built)
         if usual is None or row.began is None:
             return False
         usual = max(usual, _LEAST)
-        return _or(row.left(now), 0.0) > _SLOW * usual or now - row.began > (_SLOW + 1) * usual
+        return (row.left(now) or 0.0) > _SLOW * usual or now - row.began > (_SLOW + 1) * usual
 
-    def table(self, width: int, height: int | None = None) -> Group:
-        """Return what a terminal of this size shows; every set has one line where there is room.
-
-        Where there is not, what runs and what has failed is shown first; the sets that wait or
-        are done and find no room are counted in one line.
-        """
-        shown = self._shown(height)
-        wide = width >= _NARROW
-        table = self._columns(wide=wide)
-        for row in shown:
-            table.add_row(*self._cells(row, wide=wide), style=_STYLES.get(row.state, ""))
-        title = Text(self._title(), no_wrap=True, overflow="ellipsis")
-        hidden = Counter(row.kind for row in self.rows.values() if row not in shown)
-        return Group(title, table, *([_folded(hidden)] if hidden else []))
-
-    def _shown(self, height: int | None) -> list[Row]:
+    def table(self, height: int | None = None) -> Group:
+        """Return what a terminal of this height shows: where not all fit, what runs or failed."""
         rows = list(self.rows.values())
-        if height is None or len(rows) <= height - _HEADS:
-            return rows
-        room = max(height - _HEADS - 1, 1)
-        first = sorted(rows, key=lambda row: _KINDS.index(row.kind))[:room]
-        return [row for row in rows if row in first]
-
-    def _columns(self, *, wide: bool) -> Table:
+        if height is not None and len(rows) + _HEADS > height:
+            running = [row for row in rows if row.is_open and row.began is not None]
+            rows = [row for row in rows if row in running or row.state == FAILED]
         table = Table(box=None)
         for name in ("set", *(("host",) if self.many else ()), "step"):
             # as wide as its longest word: the table does not move from step to step
             least = _STEP if name == "step" else None
             table.add_column(name, no_wrap=True, overflow="ellipsis", min_width=least)
-        for name in ("ninja", "passed", *(("left",) if wide else ())):
+        for name in ("ninja", "passed", "left"):
             table.add_column(name, no_wrap=True, justify="right", min_width=_FIGURE)
-        return table
+        for row in rows:
+            table.add_row(*self._cells(row), style=_STYLES.get(row.state, ""))
+        return Group(Text(self._title(), no_wrap=True, overflow="ellipsis"), table)
 
-    def _cells(self, row: Row, *, wide: bool) -> tuple[str, ...]:
+    def _cells(self, row: Row) -> tuple[str, ...]:
         now = self.clock()
         left = row.left(now) if row.is_open and row.began is not None else None
         return (
@@ -257,17 +233,16 @@ class Fleet:
             row.state,
             f"{row.count[0]}/{row.count[1]}" if row.count else "",
             _span((row.ended or now) - row.began) if row.began is not None else "",
-            *((_span(left) if left is not None else "",) if wide else ()),
+            _span(left) if left is not None else "",
         )
 
     def _fitted(self) -> Group:
-        console = self.report.console
-        return self.table(console.width, None if self._over else console.height)
+        return self.table(None if self._over else self.report.console.height)
 
     def _title(self) -> str:
         done = sum(not row.is_open for row in self.rows.values())
         hosts = f", {self.hosts} host{'s' if self.hosts != 1 else ''}" if self.many else ""
-        passed = f"{_span(self._passed)} passed"
+        passed = f"{_span(self.clock() - self._began)} passed"
         return f"{done} of {len(self.rows)} sets{hosts}, {passed}{self._rest()}"
 
     def _rest(self) -> str:
@@ -277,10 +252,6 @@ class Fleet:
 
     def _on(self, row: Row) -> str:
         return f" on {row.host}" if self.many else ""
-
-    @property
-    def _passed(self) -> float:
-        return self.clock() - self._began
 
     def _show(self) -> None:
         """Show what has changed now: no step is too short to be seen."""
@@ -312,21 +283,6 @@ class SetReporter:
     def note(self, line: str) -> None:
         """Show one coded line above the table."""
         self.fleet.say(line)
-
-
-def _folded(hidden: Counter[str]) -> Text:
-    """Return the line for sets that find no room on the terminal."""
-    told = ", ".join(f"{hidden[kind]} more {kind}" for kind in _KINDS if hidden[kind])
-    return Text(f" {told}", style="dim", no_wrap=True, overflow="ellipsis")
-
-
-def _middle(seconds: Sequence[float | None]) -> float | None:
-    known = [one for one in seconds if one is not None]
-    return median(known) if known else None
-
-
-def _or(seconds: float | None, usual: float) -> float:
-    return usual if seconds is None else seconds
 
 
 def _span(seconds: float) -> str:

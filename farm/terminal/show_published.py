@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from farm.errors import PublishError
-from farm.publish.parts import megabytes
+from farm.terminal.show import megabytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
     from farm.publish.parts import Plan
-    from farm.terminal.overview import Overview, Row
+    from farm.terminal.status import Overview, Row
 
 
 WARNED: Final = timedelta(days=21)

@@ -15,7 +15,7 @@ import pytest
 from farm import trust
 from farm.errors import FarmError, PublishError
 from farm.publish import channels, pin_space, places, publishing
-from farm.terminal import overview
+from farm.terminal import status as overview
 from tests.rigs import published, tiny_release
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused

@@ -13,7 +13,7 @@ import pytest
 from farm import run_lock
 from farm.clean import Leavings
 from farm.inputs.packages import cache_folder
-from farm.terminal import show, status_here
+from farm.terminal import show, status
 
 PROJECT = Path(__file__).parent.parent.parent
 
@@ -124,7 +124,7 @@ def test_a_folder_that_cannot_be_written_is_used_without_a_note(
 
 def test_status_tells_the_sum(machine: Path) -> None:
     cache_folder("downloads")
-    told = status_here.disk()
+    told = status.disk()
     assert told.startswith("disk: ")
     assert told.endswith("the engine not counted (invoke clean lists and removes them)")
     assert machine.is_dir()

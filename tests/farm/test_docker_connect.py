@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 
 import psutil
 import pytest
+import urllib3
 
-from farm.engines.docker import address, connect
+from farm.engines.docker import connect, connection
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -67,16 +68,16 @@ def test_variables_come_before_the_current_context(
     config: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DOCKER_CONTEXT", "other")
-    assert address.find().url.endswith("/other.sock")
+    assert connection.find().url.endswith("/other.sock")
     monkeypatch.setenv("DOCKER_CONTEXT", "default")
-    assert str(address.find()) == "unix:///var/run/docker.sock (Docker's usual socket)"
+    assert str(connection.find()) == "unix:///var/run/docker.sock (Docker's usual socket)"
     monkeypatch.setenv("DOCKER_HOST", f"unix://{config}/own.sock")
-    assert str(address.find()) == f"unix://{config}/own.sock (DOCKER_HOST)"
+    assert str(connection.find()) == f"unix://{config}/own.sock (DOCKER_HOST)"
 
 
 def test_without_variables_and_contexts_it_is_the_usual_socket(config: Path) -> None:
     (config / "config.json").unlink()
-    assert address.find().named_by == "Docker's usual socket"
+    assert connection.find().named_by == "Docker's usual socket"
 
 
 @pytest.mark.parametrize("damage", ["no such context", "config is no JSON", "meta is no JSON"])
@@ -102,7 +103,7 @@ def test_a_context_brings_its_certificates(config: Path) -> None:
     folder.mkdir(parents=True)
     for name in ("ca", "cert", "key"):
         (folder / f"{name}.pem").touch()
-    tls = address.find().tls
+    tls = connection.find().tls
     assert tls is not None
     assert tls.ca_cert == str(folder / "ca.pem")
     assert tls.cert == (str(folder / "cert.pem"), str(folder / "key.pem"))
@@ -182,3 +183,12 @@ def test_an_address_that_is_none_is_one_error(url: str, monkeypatch: pytest.Monk
         connect()
     assert refused.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}
     assert "DOCKER_HOST" in refused.value.render()
+
+
+def test_a_stream_of_the_engine_that_breaks_off_is_one_error() -> None:
+    with (
+        pytest.raises(EngineError, match=r"image x: .*Connection broken") as failed,
+        connection.engine_errors("ENGINE_FAILED", "image x"),
+    ):
+        raise urllib3.exceptions.ProtocolError("Connection broken: IncompleteRead(0 bytes read)")
+    assert failed.value.hint == "is the Docker engine still running?"

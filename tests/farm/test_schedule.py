@@ -92,9 +92,9 @@ def test_a_table_has_one_line_for_each_set_at_any_width(width: int, *, colour: b
     drive(made, clock)
     stream.truncate(0)
     stream.seek(0)
-    console.print(made.table(width))
+    console.print(made.table())
     plain = Console(file=io.StringIO(), width=width)
-    plain.print(made.table(width))
+    plain.print(made.table())
     assert isinstance(plain.file, io.StringIO)
     lines = plain.file.getvalue().splitlines()
     assert max(map(len, lines)) <= width
@@ -104,8 +104,8 @@ def test_a_table_has_one_line_for_each_set_at_any_width(width: int, *, colour: b
     assert ("\x1b[32m" in stream.getvalue()) is colour
 
 
-@pytest.mark.parametrize("height", [5, 8, 24, 25, 26, 40])
-def test_a_low_terminal_folds_the_sets_that_wait_or_are_done(height: int) -> None:
+@pytest.mark.parametrize("height", [5, 24, 25])
+def test_a_low_terminal_shows_what_runs_and_what_has_failed(height: int) -> None:
     keys = {f"cu130-{number:02}": 60.0 for number in range(23)}
     made = Fleet(BuildReport(Console(file=io.StringIO())), keys, clock=Clock())
     for key in list(keys)[:11]:
@@ -113,37 +113,12 @@ def test_a_low_terminal_folds_the_sets_that_wait_or_are_done(height: int) -> Non
         made.end(key, "failed" if key == "cu130-04" else "built")
     made.begin("cu130-11", "here")
     plain = Console(file=io.StringIO(), width=80)
-    plain.print(made.table(80, height))
+    plain.print(made.table(height))
     assert isinstance(plain.file, io.StringIO)
     title, _, *rows = plain.file.getvalue().splitlines()
     assert title.startswith("11 of 23 sets")
-    assert 2 + len(rows) <= height
     names = [row.split()[0] for row in rows]
-    assert {"cu130-04", "cu130-11"} <= set(names)
-    if height >= 25:
-        assert names == list(keys)
-        return
-    *shown, folded = rows
-    assert names[:-1] == sorted(names[:-1]), "in the order in which they are built"
-    told = {part.split()[2]: int(part.split()[0]) for part in folded.split(",")}
-    states = [row.split()[2] if row.split()[1] == "here" else row.split()[1] for row in shown]
-    assert told.get("waiting", 0) + states.count("waiting") == 11
-    assert told.get("done", 0) + states.count("built") == 10
-    assert "starting" in states
-
-
-def test_more_sets_that_run_than_a_terminal_has_lines_are_counted() -> None:
-    keys = {f"cu130-{number:02}": 60.0 for number in range(9)}
-    made = Fleet(BuildReport(Console(file=io.StringIO())), keys, clock=Clock())
-    for key in list(keys)[:7]:
-        made.begin(key, "here")
-    made.end("cu130-00", "failed")
-    plain = Console(file=io.StringIO(), width=80)
-    plain.print(made.table(80, 7))
-    assert isinstance(plain.file, io.StringIO)
-    assert plain.file.getvalue().splitlines()[-1].strip() == (
-        "2 more running, 1 more failed, 2 more waiting"
-    )
+    assert names == (list(keys) if height >= 25 else ["cu130-04", "cu130-11"])
 
 
 def test_the_end_is_estimated_from_ninjas_counter_and_what_waits() -> None:
@@ -157,9 +132,7 @@ def test_the_end_is_estimated_from_ninjas_counter_and_what_waits() -> None:
 
 def build(clock: Clock, *, hits: int, jobs: int, known: float | None = None) -> Fleet:
     """Let a set of 470 edges come to 12 s: hits of 10 ms first, then compilers of 2 s an edge."""
-    made = Fleet(
-        BuildReport(Console(file=io.StringIO())), {"cpu": known or 0.0}, clock, known=bool(known)
-    )
+    made = Fleet(BuildReport(Console(file=io.StringIO())), {"cpu": known}, clock)
     made.begin("cpu", "here")
     SetReporter(made, "cpu").step(PLAN, Step("compile", ("cmake", "-j", str(jobs)), counts=True))
     for done in range(1, hits + 1):

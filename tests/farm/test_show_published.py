@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from datetime import timedelta
 
 import pytest
+from verbs import PROJECT
 
 from farm.terminal import show_published
-from farm.terminal.overview import Overview, Row
+from farm.terminal.status import Overview, Row
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
 
@@ -64,3 +67,19 @@ def test_a_channel_that_has_expired_says_so(capsys: pytest.CaptureFixture[str]) 
     said = capsys.readouterr().out
     assert "expired" in said
     assert "no releases" in said
+
+
+def test_the_verbs_are_listed_without_an_import_of_the_work() -> None:
+    """`invoke --list` and every refusal wait for these imports."""
+    script = (
+        "import sys; sys.path.insert(0, 'spaces'); import tasks\n"
+        "print(*{name.partition('.')[0] for name in sys.modules},"
+        " *(name for name in sys.modules if name.startswith('farm.')))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    imported = set(done.stdout.split())
+    assert not imported & {"docker", "distributed", "requests", "huggingface_hub"}
+    assert not imported & {"farm.pipeline", "farm.release", "farm.pack", "farm.engines"}
+    assert len([name for name in imported if name.startswith("farm.")]) < 15

@@ -28,21 +28,14 @@ def test_the_table_has_a_row_for_each_span_and_the_total() -> None:
     assert lines[-1].split() == ["total", "615", "s"]
 
 
-def test_the_picture_is_valid_xml_with_every_name_and_figure() -> None:
-    picture = ET.fromstring(svg(SPANS, title="a < b"))
-    texts = [(element.text or "").strip() for element in picture.iter()]
+def test_the_picture_has_every_name_and_figure_and_asks_for_nothing() -> None:
+    picture = svg(SPANS, title="a < b")
+    texts = [(element.text or "").replace("\xa0", " ") for element in ET.fromstring(picture).iter()]
     assert "a < b" in texts
-    assert {span.name for span in SPANS} <= set(texts)
-    assert {span.figures for span in SPANS} <= set(texts)
-
-
-def test_the_longest_span_of_each_group_has_the_longest_bar() -> None:
-    picture = ET.fromstring(svg(SPANS, title=""))
-    bars = [
-        float(element.attrib["width"])
-        for element in picture.iter("{http://www.w3.org/2000/svg}rect")
-        if element.attrib.get("height") == "16"
-    ]
-    assert len(bars) == len(SPANS)
-    assert bars[1] > bars[0]
-    assert bars[3] > bars[2]
+    told = "\n".join(texts)
+    for span in SPANS:
+        assert span.name in told
+        assert span.figures in told
+    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "").replace(
+        "https://www.textualize.io", ""
+    )

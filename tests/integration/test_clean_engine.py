@@ -11,6 +11,7 @@ import pytest
 
 from farm.engines import docker as engine
 from farm.engines.docker import LABEL, labels
+from farm.engines.docker.stored import make_volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -60,7 +61,7 @@ def test_clean_removes_the_farms_image_and_volume_and_no_one_elses(
 ) -> None:
     image, volume = names
     ours, others = _import(client, image), _import(client, f"another-{image}")
-    engine.make_volume(client, volume)
+    make_volume(client, volume)
     sizes = {one.name: one.size for one in engine.stored(client, volume=volume, images=(image,))}
     assert sizes[f"image {ours}"] >= 100_000
     assert _clean(client, names) == {f"image {ours}": "", f"volume {volume}": ""}
@@ -86,7 +87,7 @@ def test_clean_leaves_what_a_container_uses_and_removes_ended_containers_of_the_
 ) -> None:
     image, volume = names
     ours = _import(client, image)
-    engine.make_volume(client, volume)
+    make_volume(client, volume)
     running = labels("cpu-cpu")
     ended = running | {f"{LABEL}.pid": "4194304", f"{LABEL}.started": "1"}
     theirs = {LABEL: "base"}

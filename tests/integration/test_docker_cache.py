@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import io
 import ipaddress
 import secrets
-import tarfile
-import tempfile
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import ccache_bound
 import pytest
 import redis_server
-import tiny_cuda
-from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, invoke
 
-from farm import elf, source, targets
+from farm import source, targets
 from farm.engines import shared_cache
-from farm.engines.docker import DockerEngine, DockerImages, cache_counters, engine
-from farm.engines.docker import inventory as cache
-from farm.errors import SourceError
+from farm.engines.docker import DockerEngine, cache_counters, engine
+from farm.engines.docker import stored as cache
 from farm.execute import execute
-from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan
-from farm.terminal import status_here
+from farm.terminal import status
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -46,7 +38,7 @@ def volume(client: DockerClient, monkeypatch: pytest.MonkeyPatch) -> Iterator[st
     """The name of a volume of the test's own in place of the farm's; nothing has made it yet."""
     name = f"llama-farm-test-{secrets.token_hex(4)}"
     monkeypatch.setattr(engine, "CACHE_VOLUME", name)
-    monkeypatch.setattr(status_here, "CACHE_VOLUME", name)
+    monkeypatch.setattr(status, "CACHE_VOLUME", name)
     yield name
     for made in client.volumes.list(filters={"name": name}):
         made.remove()
@@ -76,7 +68,7 @@ def counted(client: DockerClient, volume: str) -> shared_cache.Statistics:
 
 
 def of_docker() -> str:
-    lines = [line for line in status_here.caches() if "docker engine" in line]
+    lines = [line for line in status.caches() if "docker engine" in line]
     assert len(lines) == 1
     return lines[0].removeprefix("compiler cache, docker engine: ")
 
@@ -129,56 +121,6 @@ def test_a_second_container_gets_everything_from_the_volume(
     assert first.misses >= 3
     assert second.misses == first.misses, "nothing was compiled again"
     assert second.hits == 2 * first.hits + first.misses, "every object was a hit"
-
-
-@pytest.fixture(scope="module")
-def cuda_image(client: DockerClient, base_image: str) -> Iterator[str]:
-    """The devel image and NVIDIA's pinned nvcc, without cuBLAS: a few units are compiled on it."""
-    wheels = pins.load().toolkit_of(toolkit.WHEELS_LINE)
-    try:
-        root = toolkit.from_wheels([pin for pin in wheels if pin.package in tiny_cuda.NVCC]).root
-    except SourceError as error:
-        must_or_skip(error.message)
-    tag = f"llama-farm-test-nvcc:{secrets.token_hex(4)}"
-    dockerfile = f"FROM {base_image}\nCOPY cuda /usr/local/cuda\n".encode()
-    with tempfile.TemporaryFile() as context:
-        with tarfile.open(fileobj=context, mode="w") as tar:
-            entry = tarfile.TarInfo("Dockerfile")
-            entry.size = len(dockerfile)
-            tar.addfile(entry, io.BytesIO(dockerfile))
-            tar.add(root, "cuda")
-        context.seek(0)
-        DockerImages(client).build(context, tag, buildargs={}, labels={}, log=lambda _: None)
-    builders = {image.id for image in client.images.list(filters={"label": "llama-farm=builder"})}
-    yield tag
-    for image in client.images.list(filters={"label": "llama-farm=builder"}):
-        if image.id not in builders:
-            client.images.remove(image.id, force=True)
-    client.images.remove(tag)
-
-
-def test_two_arch_sets_share_the_host_s_objects_and_no_cuda_object(
-    client: DockerClient, cuda_image: str, volume: str, tmp_path: Path
-) -> None:
-    tree = tiny_cuda.tree(tmp_path, ("one", "two"))
-
-    def compiled(name: str) -> tuple[int, int]:
-        """Return hits and misses of one set's build, and look at what is in its CUDA library."""
-        before = counted(client, volume) if client.volumes.list(filters={"name": volume}) else None
-        plan = BuildPlan(TABLE.sets[name], TABLE.line("cu130"), source.from_folder(tree))
-        docker = DockerEngine(client, reference=cuda_image)
-        with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
-            library = elf.inspect(built.folder / "libggml-cuda.so")
-            assert set(library.sass) == TABLE.sets[name].sass
-        after = counted(client, volume)
-        started = before or shared_cache.Statistics(0, 0, 0)
-        return after.hits - started.hits, after.misses - started.misses
-
-    first_hits, first_misses = compiled("sm90")
-    hits, misses = compiled("sm120")
-    assert misses == 2, "the two CUDA units are another machine's code"
-    assert hits == first_hits + first_misses - 2, "every host object is shared"
-    assert compiled("sm90") == (first_hits + first_misses, 0), "and of each set its own is kept"
 
 
 @pytest.fixture
@@ -257,24 +199,3 @@ def test_a_storage_that_no_container_reaches_is_said_and_the_build_goes_on(
     )
     assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
     assert "s3cret" not in begin + end
-
-
-@pytest.mark.parametrize(("given", "bound"), [(None, "20.0G"), ("7G", "7.0G"), ("0", "0")])
-def test_ccache_in_the_container_is_told_the_bound_that_was_given(
-    client: DockerClient,
-    base_image: str,
-    volume: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    given: str | None,
-    bound: str,
-) -> None:
-    del volume  # the farm's is left alone
-    monkeypatch.delenv(shared_cache.MAXSIZE_VARIABLE, raising=False)
-    if given is not None:
-        monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, given)
-    tree = ccache_bound.tree(tmp_path)
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tree))
-    docker = DockerEngine(client, reference=base_image)
-    with execute(plan, docker, logs=tmp_path, reporter=Silent()) as built:
-        assert ccache_bound.told(built.log) == bound

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import shutil
 import signal
@@ -10,20 +11,26 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 
 import cut_proxy
 import pytest
 import small_disk
+from rich.console import Console
+from tiny_release import Silent
 from verbs import INVOKE, PROJECT, invoke
 
-from farm import source, targets
+from farm import preflight, source, targets
 from farm.engines.docker import PID_LABEL, DockerEngine
-from farm.engines.docker.inventory import HOST_LABEL, labels
-from farm.errors import BuildError, PackError
+from farm.engines.docker.stored import HOST_LABEL, labels
+from farm.engines.local import LocalEngine
+from farm.errors import EngineError, PackError
 from farm.execute import execute
-from farm.plan import BuildPlan, Step
+from farm.plan import BuildPlan
+from farm.request import BuildRequest
+from farm.terminal.report import BuildReport
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,12 +41,6 @@ pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
-
-
-class Silent:
-    def step(self, plan: BuildPlan, step: Step) -> None: ...
-    def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None: ...
 
 
 def plan_of(tree: Path) -> BuildPlan:
@@ -100,21 +101,6 @@ def test_a_log_on_a_full_disk_is_not_called_the_engine_s_fault(
             workspace.collect(PurePosixPath("/usr/include"), tmp_path / "small")
     assert not_written.value.code == "WRITE_FAILED"
     assert not_written.value.message.endswith("No space left on device")
-
-
-def test_a_compile_error_names_file_and_lines_and_removes_the_container(
-    client: DockerClient, base_image: str, tmp_path: Path
-) -> None:
-    tree = Path(shutil.copytree(TINY, tmp_path / "broken"))
-    (tree / "plugin.c").write_text("int broken( { return 1; }\n", "utf-8")
-    docker = DockerEngine(client, reference=base_image)
-    with (
-        pytest.raises(BuildError, match=r"plugin\.c") as failed,
-        execute(plan_of(tree), docker, logs=tmp_path, reporter=Silent()),
-    ):
-        pytest.fail("a tree was handed over")
-    assert "int broken( {" in failed.value.message
-    assert our_containers(client) == []
 
 
 def slow_tree(place: Path) -> Path:
@@ -222,27 +208,21 @@ def test_an_engine_that_dies_in_the_middle_is_one_line_and_the_next_run_goes_on(
     assert our_containers(client, process.pid) == []
 
 
-def test_no_engine_is_one_line_and_status_one(
+def test_without_an_engine_docker_is_refused_and_auto_builds_here(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
-    refused = invoke("build-cpu", "--engine", "docker", "--out", str(tmp_path / "out"))
-    assert refused.returncode == 1
-    assert "error[ENGINE_NOT_RUNNING]" in refused.stderr
-    assert "hint: start one" in refused.stderr
-    assert "Traceback" not in refused.stderr
-    assert not (tmp_path / "out").exists()
-
-
-def test_auto_says_why_it_is_local(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
-    out = tmp_path / "out"
-    done = invoke("build-cpu", "--source", str(TINY), "--out", str(out))
-    assert "engine: local, because no Docker engine answers" in done.stderr
-    assert done.returncode == 0, done.stderr
-    assert [path.name for path in out.glob("*.tar.zst")] == [
-        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
-    ]
+    told, out = io.StringIO(), tmp_path / "out"
+    report = BuildReport(Console(file=told, width=400))
+    docker = BuildRequest(arch_set="cpu", line="cpu", engine="docker", source=TINY, out=out)
+    with pytest.raises(EngineError) as refused, preflight.opened(docker, report):
+        pass
+    assert refused.value.code == "ENGINE_NOT_RUNNING"
+    assert refused.value.hint.startswith("start one")
+    assert not out.exists()
+    with preflight.opened(replace(docker, engine="auto"), report) as ready:
+        assert isinstance(ready.engine, LocalEngine)
+    assert "engine: local, because no Docker engine answers" in told.getvalue()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to become a user without permission")
@@ -268,15 +248,10 @@ def test_no_permission_is_told_apart_from_no_engine(client: DockerClient) -> Non
     assert "group docker" in told.stdout
 
 
-def test_an_image_that_cannot_be_pulled_is_named_with_a_way_out(
-    client: DockerClient, tmp_path: Path
-) -> None:
+def test_an_image_that_cannot_be_pulled_is_named_with_a_way_out(client: DockerClient) -> None:
     image = "localhost:1/no/such:image"
-    refused = invoke(
-        "build-cpu", "--engine", "docker", "--image", image, "--out", str(tmp_path / "out")
-    )
-    assert refused.returncode == 1
-    assert "error[IMAGE_UNAVAILABLE]" in refused.stderr
-    assert image in refused.stderr
-    assert "invoke base-image" in refused.stderr
+    with pytest.raises(EngineError, match=image) as refused:
+        DockerEngine(client, reference=image).tools()
+    assert refused.value.code == "IMAGE_UNAVAILABLE"
+    assert "invoke base-image" in refused.value.hint
     assert our_containers(client) == []

@@ -62,7 +62,7 @@ def test_a_terminal_shows_every_set_its_step_counter_and_the_end(
         counted = any("compile" in row and COUNTED.search(row) for row in shown)
         assert counted or engine == "dask"
     header = next(line for line in lines if line.split()[:1] == ["set"])
-    assert ("left" in header) is (columns == 200)
+    assert "left" in header
     assert ("host" in header) is (engine == "dask")
     assert terminal.has_colour(written)
     assert written.endswith("\n")
@@ -87,16 +87,13 @@ def test_a_set_that_fails_is_told_and_the_estimate_is_of_the_others(tmp_path: Pa
 
 
 def test_a_low_terminal_always_shows_the_set_that_is_built(tmp_path: Path) -> None:
-    """Two lines for the heads, one for a set, and one for all the others."""
+    """Two lines for the heads and one for a set; the title counts the others."""
     status, written = terminal.run(command(tmp_path, "local"), 80, environment(), rows=4)
     lines = terminal.lines(written)
     assert status == 0, written
     assert "..." not in lines, "nothing is cut off at the end"
     for name in SETS:
         assert any(line.startswith(f" {name}  compile") for line in lines), name
-    folded = [line for line in lines if " more " in line]
-    for told in (" 2 more waiting", " 1 more waiting, 1 more done", " 2 more done"):
-        assert told in folded
     last = len(lines) - lines[::-1].index(next(x for x in lines[::-1] if " of 3 sets" in x)) - 1
     whole = [line for line in lines[last:] if line.startswith(" cpu-")]
     assert [line.split()[1] for line in whole] == ["built"] * 3, "the last table is whole"

@@ -21,6 +21,7 @@ class ObjectStorage:
         self.asked: list[tuple[str, str, int]] = []
         self.token = token
         self.refuse = False
+        self.write_only = False
         storage = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -80,7 +81,7 @@ class ObjectStorage:
         if request.command == "PUT":
             self.objects[request.path] = sent
             return 201, b""
-        if request.path not in self.objects:
+        if request.path not in self.objects or (self.write_only and request.command == "GET"):
             return 404, b""
         if request.command == "DELETE":
             del self.objects[request.path]

@@ -11,7 +11,8 @@ import pytest
 from rich.console import Console
 from verbs import PROJECT
 
-from farm import building, pipeline, source, targets
+from farm import pipeline, source, targets
+from farm.cluster.spread import build_spread
 from farm.errors import FarmError
 from farm.plan import BuildPlan
 from farm.targets import ArchSet
@@ -68,7 +69,7 @@ class Run(threading.Thread):
     def run(self) -> None:
         with BuildReport(Console(file=self.stream, width=300)) as report:
             try:
-                building.build_spread(self.plans, self.request, report)
+                build_spread(self.plans, self.request, report)
             except FarmError as error:
                 self.error = error
 

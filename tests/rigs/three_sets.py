@@ -14,7 +14,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from farm import building, pipeline, source, targets
+from farm import pipeline, source, targets
+from farm.cluster.spread import build_spread
 from farm.engines.local import LocalEngine
 from farm.errors import FarmError
 from farm.plan import BuildPlan
@@ -44,7 +45,7 @@ def main(folder: Path, engine: str, fails: str | None = None) -> int:
         report.say(f"source: llama.cpp b{origin.build} from {origin.origin}")
         try:
             if engine == "dask":
-                building.build_spread(plans, request, report)
+                build_spread(plans, request, report)
             else:
                 pipeline.build_all(plans, LocalEngine(jobs=1), request, report)
         except FarmError as error:

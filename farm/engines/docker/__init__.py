@@ -7,16 +7,16 @@ cache is shared over one; a folder that machines share for it (``file:``) is the
 
 from farm.engines.docker.connection import connect
 from farm.engines.docker.engine import DockerEngine
-from farm.engines.docker.images import DockerImages
-from farm.engines.docker.inventory import (
+from farm.engines.docker.stored import (
     CACHE_VOLUME,
     IMAGES,
     LABEL,
     PID_LABEL,
+    DockerImages,
     Stored,
+    cache_container,
     cache_counters,
     labels,
-    make_volume,
     remove,
     stored,
 )
@@ -31,10 +31,10 @@ __all__ = [
     "DockerEngine",
     "DockerImages",
     "Stored",
+    "cache_container",
     "cache_counters",
     "connect",
     "labels",
-    "make_volume",
     "remove",
     "stored",
 ]

@@ -1,25 +1,216 @@
-"""The connection to a Docker engine, and its failures in our words."""
+"""The connection to a Docker engine, and its failures in our words.
+
+The engine is where DOCKER_HOST says, else the current Docker context, else the usual socket: the
+order and the files of Docker's own command line; the SDK reads the variables alone. The socket of
+an engine behind ``ssh://`` is brought here by the system's own ssh, with the person's
+configuration, keys and agent; the SDK would want paramiko, which reads but a part of them.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import shutil
 import socket
+import subprocess
+import tempfile
+import time
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 import docker
+import msgspec
 import requests
-from docker.errors import APIError, BuildError, DockerException
-from docker.utils import parse_host
+import urllib3
+from docker.constants import DEFAULT_UNIX_SOCKET
+from docker.errors import DockerException
+from docker.tls import TLSConfig
+from docker.utils import kwargs_from_env, parse_host
 
-from farm.engines.docker import address, ssh
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from farm.engines.docker.address import Address
+_DEFAULT: Final = "default"
+"""The context that is no context: the variables, or the socket."""
 
+
+@dataclass(frozen=True)
+class Address:
+    """An engine's address, what named it, and the certificates for it."""
+
+    url: str
+    named_by: str
+    tls: TLSConfig | None = None
+
+    def __str__(self) -> str:
+        return f"{self.url} ({self.named_by})"
+
+
+class _Config(msgspec.Struct, rename="camel", frozen=True):
+    """What we read of ``~/.docker/config.json``."""
+
+    current_context: str = _DEFAULT
+
+
+class _Endpoint(msgspec.Struct, rename="pascal", frozen=True):
+    host: str
+    skip_tls_verify: bool = msgspec.field(default=False, name="SkipTLSVerify")
+
+
+class _Context(msgspec.Struct, rename="pascal", frozen=True):
+    """What we read of a context's ``meta.json``."""
+
+    endpoints: dict[str, _Endpoint]
+
+
+def find() -> Address:
+    """Return where the engine is, and what says so.
+
+    Raises:
+        EngineError: ``ENGINE_CONTEXT_INVALID``: the context that is named does not exist, or a
+            file of Docker's configuration cannot be read.
+        DockerException: DOCKER_HOST's companions (DOCKER_TLS_VERIFY, …) cannot be used.
+    """
+    named = kwargs_from_env()
+    if "base_url" in named:
+        return Address(named["base_url"], "DOCKER_HOST", named.get("tls"))
+    config = Path(os.environ.get("DOCKER_CONFIG") or Path.home() / ".docker")
+    variable = os.environ.get("DOCKER_CONTEXT")
+    context = variable or _current(config / "config.json")
+    if context == _DEFAULT:
+        url = DEFAULT_UNIX_SOCKET.removeprefix("http+")
+        return Address(url, "Docker's usual socket", named.get("tls"))
+    told = "DOCKER_CONTEXT" if variable else "the current context"
+    return _of_context(config / "contexts", context, f"context {context!r}, {told}")
+
+
+def _current(file: Path) -> str:
+    if not file.is_file():
+        return _DEFAULT
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=_Config).current_context or _DEFAULT
+    except (OSError, msgspec.DecodeError) as error:
+        raise _invalid(f"{file} cannot be read: {error}") from error
+
+
+def _of_context(contexts: Path, name: str, told: str) -> Address:
+    digest = hashlib.sha256(name.encode()).hexdigest()
+    file = contexts / "meta" / digest / "meta.json"
+    try:
+        endpoint = msgspec.json.decode(file.read_bytes(), type=_Context).endpoints["docker"]
+    except FileNotFoundError as error:
+        raise _invalid(f"{told} does not exist: no {file}") from error
+    except (OSError, KeyError, msgspec.DecodeError) as error:
+        raise _invalid(f"{told} cannot be read: {file}: {error}") from error
+    return Address(endpoint.host, told, _tls(contexts / "tls" / digest / "docker", endpoint))
+
+
+def _tls(folder: Path, endpoint: _Endpoint) -> TLSConfig | None:
+    """Return the certificates that lie beside a context; None where none do."""
+    if not folder.is_dir():
+        return None
+    own, authority = (folder / "cert.pem", folder / "key.pem"), folder / "ca.pem"
+    return TLSConfig(
+        client_cert=(str(own[0]), str(own[1])) if own[0].is_file() else None,
+        ca_cert=str(authority) if authority.is_file() else None,
+        verify=not endpoint.skip_tls_verify,
+    )
+
+
+def _invalid(what: str) -> EngineError:
+    return EngineError(
+        "ENGINE_CONTEXT_INVALID",
+        f"no Docker engine is named: {what}",
+        hint="docker context ls shows the contexts; DOCKER_HOST names an engine without one",
+    )
+
+
+_REMOTE_SOCKET: Final = "/var/run/docker.sock"
+_SSH_SECONDS: Final = 30.0
+"""For a connection: another continent, a jump host, a slow key."""
+_PAUSE: Final = 0.05
+_SSH_OPTIONS: Final = (
+    *("-T", "-o", "BatchMode=yes"),
+    *("-o", "ExitOnForwardFailure=yes", "-o", "ControlPath=none"),
+)
+
+
+@contextmanager
+def _forwarded(address: str) -> Iterator[str]:
+    """Give a ``unix://`` address that leads to the engine of an ``ssh://`` one.
+
+    Raises:
+        EngineError: ``ENGINE_SSH_MISSING``: there is no ssh; ``ENGINE_NOT_RUNNING``: it cannot log
+            in there, with its own words.
+        ValueError: the address is none.
+    """
+    ssh = shutil.which("ssh")
+    if ssh is None:
+        raise EngineError(
+            "ENGINE_SSH_MISSING",
+            f"{address} needs ssh, and there is none on PATH",
+            hint="install OpenSSH's client (apt-get install openssh-client)",
+        )
+    parts = urlsplit(address)
+    if not parts.hostname:
+        raise ValueError(f"{address} names no host")
+    options = [*_SSH_OPTIONS, *([f"-p{parts.port}"] if parts.port else [])]
+    options += ["-l", parts.username] if parts.username else []
+    with ExitStack() as stack:
+        folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="llama-farm-ssh-"))
+        here, said = Path(folder) / "docker.sock", stack.enter_context(tempfile.TemporaryFile())
+        process = stack.enter_context(
+            subprocess.Popen(
+                # cat ends with our end of the pipe, and ssh with it
+                [
+                    ssh,
+                    *options,
+                    "-L",
+                    f"{here}:{parts.path or _REMOTE_SOCKET}",
+                    "--",
+                    parts.hostname,
+                    "cat",
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=said,
+            )
+        )
+        stack.callback(process.terminate)
+        if not _answers(here, process):
+            said.seek(0)
+            words = said.read().decode("utf-8", "replace").strip()
+            raise EngineError(
+                "ENGINE_NOT_RUNNING",
+                f"no Docker engine answers at {address}: ssh: {words or 'no connection'}",
+                hint=f"does `ssh {parts.hostname} docker version` work without a password?",
+            )
+        yield f"unix://{here}"
+
+
+def _answers(here: Path, process: subprocess.Popen[bytes]) -> bool:
+    """Wait until ssh listens, or has ended."""
+    deadline = time.monotonic() + _SSH_SECONDS
+    while process.poll() is None and time.monotonic() < deadline:
+        with closing(socket.socket(socket.AF_UNIX)) as knocking:
+            if knocking.connect_ex(str(here)) == 0:
+                return True
+        time.sleep(_PAUSE)
+    return False
+
+
+# docker-py hands on urllib3's own error where a build's or a pull's stream breaks off
+ENGINE_FAILURES: Final = (
+    DockerException,
+    requests.RequestException,
+    urllib3.exceptions.HTTPError,
+    OSError,
+)
 _PING_SECONDS: Final = 10
 _STREAM_SECONDS: Final = 24 * 3600
 """docker-py's timeout is between two reads, and one CUDA object can take many silent minutes."""
@@ -49,14 +240,14 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             the address, and what named it.
     """
     try:
-        named = address.find()
+        named = find()
     except DockerException as error:
         raise _unusable("DOCKER_HOST", error) from error
     with ExitStack() as way:
         try:
             reached = named
             if named.url.startswith("ssh://"):
-                reached = replace(named, url=way.enter_context(ssh.forwarded(named.url)))
+                reached = replace(named, url=way.enter_context(_forwarded(named.url)))
             _knock(reached)
             with closing(_Client(reached, ExitStack(), patience or _PING_SECONDS)) as probe:
                 probe.ping()
@@ -113,7 +304,7 @@ def engine_errors(code: str, what: str) -> Iterator[None]:
     """
     try:
         yield
-    except (APIError, BuildError, DockerException, requests.RequestException, OSError) as error:
+    except ENGINE_FAILURES as error:
         raise EngineError(
             code, f"{what}: {reason(error)}", hint="is the Docker engine still running?"
         ) from error

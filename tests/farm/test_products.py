@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm.cluster import remote_products
-from farm.cluster.remote_build import Outcome
+from farm.cluster import products
+from farm.cluster.host import Outcome
 from farm.errors import BuildError
 
 if TYPE_CHECKING:
@@ -29,9 +29,9 @@ def packed(*members: tuple[str, bytes, str]) -> bytes:
     return made.getvalue()
 
 
-def outcome(products: bytes, sha256: str | None = None) -> Outcome:
-    told = sha256 or hashlib.sha256(products).hexdigest()
-    return Outcome("far", b"", products=products, sha256=told)
+def outcome(content: bytes, sha256: str | None = None) -> Outcome:
+    told = sha256 or hashlib.sha256(content).hexdigest()
+    return Outcome("far", b"", products=content, sha256=told)
 
 
 FILE = ("libllama.so.0", tarfile.REGTYPE, "")
@@ -43,16 +43,16 @@ GOOD = packed(
 )
 
 
-def refused(products: bytes, into: Path, sha256: str | None = None) -> str:
+def refused(content: bytes, into: Path, sha256: str | None = None) -> str:
     with pytest.raises(BuildError) as raised:
-        remote_products.unpack(outcome(products, sha256), into / "here")
+        products.unpack(outcome(content, sha256), into / "here")
     assert "far" in raised.value.message
     assert list(into.iterdir()) == []
     return raised.value.code
 
 
 def test_a_folder_as_a_build_makes_it_is_unpacked(tmp_path: Path) -> None:
-    remote_products.unpack(outcome(GOOD), tmp_path)
+    products.unpack(outcome(GOOD), tmp_path)
     assert (tmp_path / "libllama.so").readlink().name == "libllama.so.0"
     assert (tmp_path / "sub" / "copy").read_bytes() == b"0123456789"
 
@@ -67,6 +67,7 @@ def test_a_folder_as_a_build_makes_it_is_unpacked(tmp_path: Path) -> None:
         ("link", tarfile.SYMTYPE, ".."),
         ("link", tarfile.SYMTYPE, "../x"),
         ("link", tarfile.LNKTYPE, "/etc/passwd"),
+        ("link", tarfile.LNKTYPE, "not-there"),
         ("device", tarfile.CHRTYPE, ""),
         ("pipe", tarfile.FIFOTYPE, ""),
         FILE,
@@ -77,10 +78,10 @@ def test_what_no_build_makes_is_refused(member: tuple[str, bytes, str], tmp_path
 
 
 @pytest.mark.parametrize(
-    "products", [b"", b"no tar" * 500, packed(), GOOD[:1500], packed(FILE)[:515]]
+    "content", [b"", b"no tar" * 500, packed(), GOOD[:1500], packed(FILE)[:515]]
 )
-def test_what_is_no_whole_archive_is_damaged(products: bytes, tmp_path: Path) -> None:
-    assert refused(products, tmp_path) == "PRODUCTS_DAMAGED"
+def test_what_is_no_whole_archive_is_damaged(content: bytes, tmp_path: Path) -> None:
+    assert refused(content, tmp_path) == "PRODUCTS_DAMAGED"
 
 
 def test_what_arrives_with_another_sha256_is_refused(tmp_path: Path) -> None:
@@ -90,8 +91,8 @@ def test_what_arrives_with_another_sha256_is_refused(tmp_path: Path) -> None:
 def test_more_than_any_build_makes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(remote_products, "MOST_BYTES", 9)
+    monkeypatch.setattr(products, "MOST_BYTES", 9)
     assert refused(GOOD, tmp_path) == "PRODUCTS_UNSAFE"
-    monkeypatch.setattr(remote_products, "MOST_BYTES", 100)
-    monkeypatch.setattr(remote_products, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(products, "MOST_BYTES", 100)
+    monkeypatch.setattr(products, "MOST_MEMBERS", 3)
     assert refused(GOOD, tmp_path) == "PRODUCTS_UNSAFE"

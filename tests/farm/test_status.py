@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from farm.errors import UsageError
-from farm.terminal import status_here
+from farm.terminal import status
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +21,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_release_and_no_engine_are_one_calm_line_each(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    status_here.tell(None, None)
+    status.tell(None, None)
     none, local, docker, disk = capsys.readouterr().out.splitlines()
     assert none == (
         "no release: dist is not a release folder: No such file or directory: manifest.json "
@@ -40,6 +40,6 @@ def test_a_release_that_was_asked_for_is_an_error_and_nothing_else(
     folder: Path | None, suppose: str | None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(UsageError) as refused:
-        status_here.tell(folder, suppose)
+        status.tell(folder, suppose)
     assert refused.value.code == "RELEASE_MISSING"
     assert capsys.readouterr().out == ""

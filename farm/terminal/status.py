@@ -1,4 +1,4 @@
-"""What a place of releases has: channels, releases, their ages and sizes, who would get what."""
+"""What there is: of a place its channels and releases, of this machine its release and caches."""
 
 from __future__ import annotations
 
@@ -6,24 +6,93 @@ import hashlib
 import json
 import re
 import tempfile
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import loader
-from farm.errors import UsageError
-from farm.release import MANIFEST
+from farm import loader, release
+from farm.clean import Leavings
+from farm.engines import shared_cache
+from farm.engines.docker import CACHE_VOLUME, cache_counters, connect
+from farm.engines.local import ccache_dir
+from farm.errors import EngineError, UsageError
+from farm.terminal import show
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
     import subprocess
+    from collections.abc import Iterator
     from datetime import timedelta
 
+    from farm.engines.shared_cache import Statistics
     from farm.publish.destination import Destination
 
+_FOLDER: Final = Path("dist")
+_PATIENCE: Final = 2
+"""Seconds for each answer of an engine: who asks for the status does not wait for one."""
 _USAGE: Final = 2
 _CODE: Final = re.compile(r"^error\[(\w+)\]", re.MULTILINE)
+
+
+def tell(folder: Path | None, suppose: str | None) -> None:
+    """Print a release folder, the compiler caches, and what a supposed host would get.
+
+    Without ``folder`` it is ``dist``, and that there is no release yet is no error.
+
+    Raises:
+        UsageError: the folder that was named, or that a host is supposed for, has no release.
+        IntegrityError: its manifest is malformed.
+    """
+    place = folder or _FOLDER
+    try:
+        show.status(release.load(place))
+    except UsageError as error:
+        if folder is not None or suppose is not None:
+            raise
+        show.line(f"no release: {error.message} ({error.hint})")
+    for line in caches():
+        show.line(line)
+    show.line(disk())
+    if suppose is not None:
+        show.line(supposed((place / release.MANIFEST).read_bytes(), suppose))
+
+
+def disk() -> str:
+    """Return one line: what `invoke clean` would list, summed up."""
+    with Leavings(patience=_PATIENCE) as left:
+        engine = ", the engine not counted" if left.engine else ""
+        return (
+            f"disk: {show.megabytes(left.size)} of caches, images and logs{engine}"
+            " (invoke clean lists and removes them)"
+        )
+
+
+def caches() -> Iterator[str]:
+    """Give one line for the compiler cache of each engine that builds on one machine."""
+    folder = ccache_dir()
+    counted = shared_cache.statistics(folder)
+    told = "no ccache on PATH" if counted is None else _figures(counted, str(folder))
+    yield f"compiler cache, local engine: {told}"
+    yield f"compiler cache, docker engine: {_of_docker()}"
+
+
+def _of_docker() -> str:
+    try:
+        with closing(connect(_PATIENCE)) as client:
+            lines = cache_counters(client, CACHE_VOLUME)
+    except EngineError as error:
+        return error.message.partition(": ")[0]  # the rest is a system's words: a build says them
+    if lines is None:
+        return f"empty, no volume {CACHE_VOLUME} yet"
+    return _figures(shared_cache.counted(lines), f"volume {CACHE_VOLUME}")
+
+
+def _figures(counted: Statistics, where: str) -> str:
+    asked = counted.hits + counted.misses
+    share = f" ({counted.hits / asked:.0%})" if asked else ""
+    return f"{counted.hits} of {asked} hits{share}, {show.megabytes(counted.size)} in {where}"
 
 
 @dataclass(frozen=True)
@@ -68,8 +137,12 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
         LoaderError: a manifest is malformed, or ``suppose`` cannot be read.
     """
     destination.require_there()
-    channels = {name: destination.channel_file(name, MANIFEST) for name in destination.channels()}
-    releases = {name: b"".join(destination.read(name, MANIFEST)) for name in destination.releases()}
+    channels = {
+        name: destination.channel_file(name, release.MANIFEST) for name in destination.channels()
+    }
+    releases = {
+        name: b"".join(destination.read(name, release.MANIFEST)) for name in destination.releases()
+    }
     return Overview(
         destination.where,
         tuple(_row(name, content, suppose) for name, content in channels.items() if content),
@@ -115,7 +188,7 @@ def _gets(manifest: bytes, suppose: str) -> str:
 def _ask(manifest: bytes, suppose: str, *options: str) -> subprocess.CompletedProcess[str]:
     """Ask the loader, in a process of its own as on the host that is meant."""
     with tempfile.TemporaryDirectory(prefix="llama-farm-suppose-") as folder:
-        place = Path(folder) / MANIFEST
+        place = Path(folder) / release.MANIFEST
         place.write_bytes(manifest)
         pin = hashlib.sha256(manifest).hexdigest()
         named = ("--manifest", place.as_uri(), "--manifest-sha256", pin)

@@ -1,21 +1,18 @@
-"""The connection to a scheduler: made, made again, asked for the hosts."""
+"""The connection to a Dask scheduler: made, made again, asked for the hosts; questions to them."""
 
 from __future__ import annotations
 
 import logging
 import socket
 import time
-import warnings
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 import requests
 from distributed import Client, LocalCluster
-from distributed.security import Security
-from distributed.versions import VersionMismatchWarning
 
-from farm.engines.dask.worker import TOPIC, aside
+from farm.cluster import host
 from farm.errors import EngineError
 
 if TYPE_CHECKING:
@@ -23,6 +20,7 @@ if TYPE_CHECKING:
 
     from distributed import Future
 
+    from farm.cluster.host import Job, Outcome
     from farm.request import BuildRequest
 
 RESOURCE: Final = "FARM_BUILD"
@@ -33,11 +31,6 @@ _DASHBOARD: Final = "127.0.0.1:0"
 """For this machine's users only, as the scheduler is; any free port: None would be Dask's own."""
 _DASHBOARD_SECONDS: Final = 3.0
 _CONNECT_SECONDS: Final = 10.0
-_HOSTS_SECONDS: Final = 20.0
-
-# A table of all packages, used or not, in the middle of ours: the dispatcher says what counts. A
-# client of Dask's connects again by itself, in a thread of its own, so it holds from now on.
-warnings.filterwarnings("ignore", category=VersionMismatchWarning)
 
 Event = tuple[float, dict[str, Any]]
 
@@ -140,42 +133,25 @@ class Connection:
         self._known = [where for where, facts in workers if facts["resources"].get(RESOURCE)]
         return self._known
 
-    def await_hosts(self) -> list[str]:
-        """Return the hosts as soon as there are any.
-
-        Raises:
-            EngineError: ``WORKERS_MISSING``, or ``SCHEDULER_UNREACHABLE``: it went away.
-        """
-        until = time.monotonic() + _HOSTS_SECONDS
-        while not (hosts := self.hosts()):
-            if time.monotonic() > until:
-                raise no_hosts(self.address) if self.is_open else _unreachable(self.address)
-            time.sleep(POLL)
-        return hosts
-
     def ask(self, hosts: list[str], function: Callable[..., Any], *args: object) -> dict[str, Any]:
         """Run a function on hosts, beside their builds.
 
         Returns:
-            What each of them returned; an exception where one was raised, or the host is gone.
+            What each of them returned; an ``OSError`` where the host, or the scheduler, is gone.
         """
         where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
-        answers: dict[str, Any] = self._client.run(aside, function, *args, **where)
+        if not hosts:  # none would be all of them
+            return {}
+        try:
+            answers: dict[str, Any] = self._client.run(host.aside, function, *args, **where)
+        except (OSError, ValueError) as error:
+            return dict.fromkeys(hosts, OSError(str(error)))
         return answers
 
-    def scheduler_packages(self) -> dict[str, str | None]:
-        """Return the versions of Dask's packages in the scheduler; empty where it went away."""
-        try:
-            told = self._client.sync(self._client.scheduler.versions)
-        except OSError:
-            return {}
-        versions: dict[str, str | None] = told["packages"]
-        return versions
-
-    def submit(self, worker: str, function: Callable[..., Any], job: object) -> Future[Any]:
+    def submit(self, worker: str, job: Job) -> Future[Outcome]:
         """Hand a job to a host."""
         where: dict[str, Any] = {"workers": [worker], "resources": {RESOURCE: 1}}
-        future: Future[Any] = self._client.submit(function, job, **where, pure=False, retries=0)
+        future: Future[Outcome] = self._client.submit(host.build, job, **where, pure=False)
         return future
 
     def _connect(self) -> Any:
@@ -188,8 +164,8 @@ class Connection:
                 direct_to_workers=False,
             )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
-            raise _unreachable(self.address, f": {error}") from error
-        client.subscribe_topic(TOPIC, self._told)
+            raise unreachable(self.address, f": {error}") from error
+        client.subscribe_topic(host.TOPIC, self._told)
         return client
 
 
@@ -198,13 +174,8 @@ def _knock(address: str) -> None:
 
     Raises:
         OSError: nobody does.
-        ValueError: this process has no certificates for ``tls://``.
     """
     scheme, _, rest = address.rpartition("://")
-    if scheme in {"tls", "wss"}:
-        arguments = Security().get_connection_args("client")
-        if arguments.get("ssl_context") is None:
-            raise ValueError("no TLS certificates are configured (distributed.comm.tls)")
     parts = urlsplit(f"//{rest}")
     where = (parts.hostname or "", parts.port or 0)
     with socket.create_connection(where, _CONNECT_SECONDS) as knocking:
@@ -213,7 +184,8 @@ def _knock(address: str) -> None:
             raise ConnectionResetError("it ends the connection")
 
 
-def _unreachable(address: str, why: str = " any more") -> EngineError:
+def unreachable(address: str, why: str = " any more") -> EngineError:
+    """Return the error of an address where no scheduler answers."""
     return EngineError(
         "SCHEDULER_UNREACHABLE",
         f"no Dask scheduler answers at {address}{why}",

@@ -1,0 +1,324 @@
+"""Which set goes to which host: the longest that waits, to a host that is free.
+
+A host that is gone gives its set back.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final, Self
+
+from farm.cluster import host, products
+from farm.cluster.host import Failure, Outcome, place
+from farm.cluster.scheduler import POLL, Connection, no_hosts, unreachable
+from farm.errors import BuildError, EngineError, PackError
+from farm.plan import Step
+from farm.terminal.fleet import SetReporter
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from distributed import Future
+
+    from farm.cluster.host import Job
+    from farm.cluster.scheduler import Event
+    from farm.execute import Reporter
+    from farm.plan import BuildPlan
+    from farm.request import BuildRequest
+    from farm.terminal.fleet import Fleet
+
+TRIES: Final = 2
+LOSSES: Final = 3
+"""A set is given up after so many failures, or after so many hosts were lost with it."""
+
+_PATIENCE: Final = 600.0
+"""Seconds without a scheduler or a host after which a run gives up."""
+_HOSTS_SECONDS: Final = 20.0
+"""Seconds until there must be a host at the beginning."""
+_FETCH_SECONDS: Final = 300.0
+_OTHER_COMPILER: Final = Failure(
+    "COMPILER_DIFFERS",
+    "it came with another compiler than the run began with; the next run takes it",
+)
+
+
+@dataclass(eq=False)
+class _Build:
+    """A set that a host has; a slow one may be at a second host, too."""
+
+    job: Job
+    worker: str
+    future: Future[Outcome]
+
+    @property
+    def key(self) -> str:
+        return self.job.key
+
+
+class Dispatcher:
+    """Hands jobs out and takes outcomes in. Use as a context manager.
+
+    Args:
+        address: the scheduler's.
+        source: packs the source; called once, if a host lacks it.
+        fleet: is told everything.
+        record: gives who is told of a set's steps, each time that it is handed out.
+
+    Raises:
+        EngineError: ``SCHEDULER_UNREACHABLE``.
+    """
+
+    def __init__(
+        self,
+        address: str,
+        source: Callable[[], bytes],
+        fleet: Fleet,
+        record: Callable[[str], Reporter] | None = None,
+    ) -> None:
+        self.fleet = fleet
+        self._source = source
+        self._record = record
+        self._packed: bytes | None = None
+        self._order: list[str] = []
+        self._waiting: list[Job] = []
+        self._builds: list[_Build] = []
+        self._reporters: dict[str, Reporter] = {}
+        self._failures: Counter[str] = Counter()
+        self._losses: defaultdict[str, list[str]] = defaultdict(list)
+        self._overtaken: set[str] = set()
+        self._compilers: dict[str, str] = {}
+        self._dropped: dict[str, str] = {}
+        self._events: SimpleQueue[Event] = SimpleQueue()
+        self.link = Connection(address, self._events.put)
+
+    def __enter__(self) -> Self:
+        """Go on with the connection that there is."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Give up what still runs: the hosts end it within seconds."""
+        for build in list(self._builds):
+            self._give_up(build)
+        self.link.close()
+
+    def identities(self, request: BuildRequest, plan: BuildPlan) -> list[str]:
+        """Ask every host for its compiler; equal answers once.
+
+        Raises:
+            EngineError: ``WORKERS_MISSING``, ``HOSTS_UNUSABLE``: none of them can build, or
+                ``SCHEDULER_UNREACHABLE``: it went away.
+        """
+        until = time.monotonic() + _HOSTS_SECONDS
+        while not self._compilers:
+            hosts = self.link.hosts()
+            self._meet(hosts, request, plan, host.FARM)
+            self._usable(hosts)
+            if not self._compilers:
+                if time.monotonic() > until:
+                    address, is_open = self.link.address, self.link.is_open
+                    raise no_hosts(address) if is_open else unreachable(address)
+                time.sleep(POLL)
+        return sorted(set(self._compilers.values()))
+
+    def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
+        """Build all jobs, given longest first; gives each with its outcome as it comes.
+
+        Raises:
+            EngineError: no scheduler or no host for ten minutes, or none that can build.
+        """
+        self._waiting, self._order = list(jobs), [job.key for job in jobs]
+        seen = time.monotonic()
+        while self._waiting or self._builds:
+            if self.link.is_lost:
+                self.fleet.say("note[SCHEDULER_LOST]: the scheduler is gone; waiting for it")
+                self.link.reopen(seen + _PATIENCE)
+            hosts = self._usable(self.link.hosts())
+            if hosts:
+                seen = time.monotonic()
+            elif time.monotonic() - seen > _PATIENCE:
+                raise no_hosts(self.link.address)
+            self.fleet.hosts = max(len(hosts), 1)
+            if self.link.is_open:
+                yield from self._take_back(hosts)
+            self._hand_out(hosts)
+            while not self._events.empty():
+                self._hear(self._events.get())
+            yield from self._take_in()
+            time.sleep(POLL)
+
+    def _meet(self, hosts: list[str], request: BuildRequest, plan: BuildPlan, farm: str) -> None:
+        """Ask new hosts what they compile with; one that cannot, or comes with another, is dropped.
+
+        Of hosts that are there at the beginning any compiler will do.
+        """
+        known = set(self._compilers.values())
+        new = [one for one in hosts if one not in self._compilers and one not in self._dropped]
+        for worker, answer in self.link.ask(new, host.compilers, request, plan, farm).items():
+            if isinstance(answer, OSError):  # the connection's: it is asked again, or missed soon
+                continue
+            if not isinstance(answer, str):
+                self._drop(worker, answer)
+            elif known and answer not in known:
+                self._drop(worker, _OTHER_COMPILER)
+            else:
+                self._compilers[worker] = answer
+
+    def _drop(self, worker: str, why: object) -> None:
+        """Use a host no more in this run, and say so."""
+        said = str(why) if isinstance(why, Failure) else repr(why)
+        self._dropped[worker] = said
+        self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
+
+    def _usable(self, hosts: list[str]) -> list[str]:
+        """Return the hosts that were not dropped.
+
+        Raises:
+            EngineError: ``HOSTS_UNUSABLE``: there are hosts, and all of them were.
+        """
+        good = [worker for worker in hosts if worker not in self._dropped]
+        if hosts and not good and not self._builds:
+            told = "; ".join(f"{place(worker)}: {self._dropped[worker]}" for worker in hosts)
+            raise EngineError("HOSTS_UNUSABLE", f"no host can build: {told}")
+        return good
+
+    def _hand_out(self, hosts: list[str]) -> None:
+        busy = {build.worker for build in self._builds}
+        for worker in hosts:
+            if worker not in busy and (job := self._next()) and self._is_ready(worker, job):
+                self._submit(worker, job)
+
+    def _next(self) -> Job | None:
+        """Return the longest set that waits; without one, a set that is slow where it is, once."""
+        if self._waiting:
+            return self._waiting[0]
+        slow = (build.job for build in self._builds
+                if build.key not in self._overtaken and self.fleet.is_slow(build.key))  # fmt: skip
+        return next(slow, None)
+
+    def _is_ready(self, worker: str, job: Job) -> bool:
+        """Bring a host what it lacks: an introduction where it came later, the source."""
+        self._meet([worker], job.request, job.plan, job.farm)
+        if worker not in self._compilers:
+            return False
+        answer = self.link.ask([worker], host.offer_source, job.source, None)[worker]
+        if answer is False:
+            self._packed = self._packed or self._source()
+            self.fleet.say(f"source: {len(self._packed) / 1e6:.1f} MB to {place(worker)}")
+            answer = self.link.ask([worker], host.offer_source, job.source, self._packed)[worker]
+        if answer is not True and not isinstance(answer, OSError):
+            self._drop(worker, answer)
+        return answer is True
+
+    def _submit(self, worker: str, job: Job) -> None:
+        key = job.key
+        if job in self._waiting:
+            self._waiting.remove(job)
+        else:
+            self._overtaken.add(key)
+            (slow,) = self._hosts_of(key)
+            self.fleet.say(
+                f"{key}: slow on {slow}; {place(worker)} builds it, too, and the first that is "
+                "done counts"
+            )
+        self._builds.append(_Build(job, worker, self.link.submit(worker, job)))
+        self.fleet.begin(key, place(worker))
+        self._reporters[key] = self._record(key) if self._record else SetReporter(self.fleet, key)
+
+    def _hosts_of(self, key: str) -> list[str]:
+        return [place(build.worker) for build in self._builds if build.key == key]
+
+    def _take_back(self, hosts: list[str]) -> Iterator[tuple[Job, Outcome]]:
+        """Take sets from hosts that are gone, and all of them from a scheduler that was.
+
+        A set with which many hosts were lost is given up: it may be what ends them.
+        """
+        for build in list(self._builds):
+            forgotten = build.future.cancelled()
+            if build.worker in hosts and not forgotten:
+                continue
+            self._give_up(build)
+            gone = self._losses[build.key]
+            gone += [] if forgotten else [place(build.worker)]
+            where = "the scheduler was lost" if forgotten else f"{build.worker} was lost"
+            if self._hosts_of(build.key):
+                self.fleet.say(f"{build.key}: {where}; another host has it, too")
+            elif len(gone) >= LOSSES:
+                yield build.job, _hosts_lost(gone)
+            else:
+                self._wait_again(build.job, f"{where}; it is built elsewhere")
+
+    def _give_up(self, build: _Build) -> None:
+        self._builds.remove(build)
+        if self.link.is_open and not build.future.cancelled():
+            build.future.cancel()
+
+    def _wait_again(self, job: Job, why: str) -> None:
+        """Put a job back where it was in the order, which is longest first."""
+        self._waiting.append(job)
+        self._waiting.sort(key=lambda one: self._order.index(one.key))
+        self.fleet.wait(job.key, why)
+
+    def _take_in(self) -> Iterator[tuple[Job, Outcome]]:
+        for build in list(self._builds):
+            # another host may have been sooner, a moment ago
+            if build not in self._builds or not build.future.done() or build.future.cancelled():
+                continue
+            outcome = _outcome(build)
+            self._builds.remove(build)
+            failure, key = outcome.failure, build.key
+            if failure is not None and self._hosts_of(key):
+                self.fleet.say(f"{key}: failed on {place(build.worker)}")
+                continue
+            for other in [one for one in self._builds if one.key == key]:
+                self._give_up(other)
+            self._failures[key] += failure is not None
+            if failure is not None and self._failures[key] < TRIES:
+                self._wait_again(build.job, f"failed ({failure.code}); it is tried once more")
+                continue
+            yield build.job, outcome
+
+    def _hear(self, event: Event) -> None:
+        """Take what a build tells; of a set at two hosts the later one is shown."""
+        told = event[1]
+        key, what, values = told["key"], told["what"], told["values"]
+        if self._hosts_of(key)[-1:] != [told["where"]]:
+            return
+        reporter = self._reporters[key]
+        try:
+            if what == "note":
+                self.fleet.say(f"{key}: {values[0]}")
+            elif what == "count":
+                reporter.count(*values)
+            else:
+                plan = next(build.job.plan for build in self._builds if build.key == key)
+                reporter.step(plan, Step(values[0], ()))
+        except PackError as error:  # the journal cannot be written; the set may still be built
+            self.fleet.say(error.render())
+            self._reporters[key] = SetReporter(self.fleet, key)
+
+
+def _outcome(build: _Build) -> Outcome:
+    where = build.worker
+    if build.future.status == "error":
+        error = build.future.exception()
+        return Outcome(where, b"", Failure("WORKER_FAILED", f"{where}: {error!r}"))
+    try:
+        outcome = build.future.result(timeout=_FETCH_SECONDS)
+    except (OSError, TimeoutError) as error:
+        return Outcome(where, b"", Failure("WORKER_LOST", f"{where}: {error!r}"))
+    try:
+        if outcome.failure is None:
+            products.check(outcome)
+    except BuildError as error:  # what cannot be used is tried again like any other failure
+        failure = Failure(error.code, error.message, error.hint)
+        return Outcome(outcome.host, outcome.log, failure)
+    return outcome
+
+
+def _hosts_lost(gone: list[str]) -> Outcome:
+    why = f"{len(gone)} hosts were lost while they built it: {', '.join(gone)}"
+    hint = "is their memory too small for so many compilers? --jobs makes it fewer"
+    return Outcome(gone[-1], b"", Failure("HOSTS_LOST", why, hint))

@@ -1,0 +1,261 @@
+"""What a host of a cluster does: names its compilers, keeps the source, builds one set.
+
+All of it runs in a Dask worker. How far a build is goes to the client as an event of Dask's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import io
+import socket
+import tarfile
+import tempfile
+import time
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from distributed import get_worker
+from distributed.core import Status
+from rich.console import Console
+
+from farm import PROJECT_ROOT, pipeline
+from farm.durable import new_folder
+from farm.errors import EngineError, FarmError
+from farm.execute import execute
+from farm.inputs.packages import cache_folder
+from farm.terminal.report import BuildReport
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from farm.engines.base import Toolchain
+    from farm.plan import BuildPlan, Step
+    from farm.request import BuildRequest
+    from farm.tarball.parts import Part
+    from farm.targets import Line
+
+TOPIC: Final = "llama-farm"
+"""Of the events that builds send."""
+_COUNT_SECONDS: Final = 1.0
+
+
+def _farm_digest() -> str:
+    """Return the sha256 of this checkout's recipe, data and code, which BUILD.json speaks of."""
+    whole = hashlib.sha256()
+    for name in ("farm/**/*.py", "build/**/*", "spaces/llama_loader/**/*.py"):
+        for path in sorted(PROJECT_ROOT.glob(name)):
+            if path.is_file():
+                content = hashlib.sha256(path.read_bytes()).hexdigest()
+                whole.update(f"{path.relative_to(PROJECT_ROOT)} {content}\n".encode())
+    return whole.hexdigest()
+
+
+FARM: Final = _farm_digest()
+"""Taken when this process began: of the code that it runs, also where the checkout moves on."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One set for another host. The plan's source folder means nothing there: ``source`` does."""
+
+    plan: BuildPlan
+    source: str
+    request: BuildRequest
+    farm: str = FARM
+
+    @property
+    def key(self) -> str:
+        """The plan's."""
+        return self.plan.key
+
+
+class Failure(NamedTuple):
+    """A ``FarmError`` in words, as it travels."""
+
+    code: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        """Return it as one line."""
+        return f"{self.code}: {self.message}{f' ({self.hint})' if self.hint else ''}"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of a job: ``products`` (a tar) and who made it, or ``failure``.
+
+    ``sha256`` is of ``products``, taken on the host; ``line`` is what the host could promise.
+    """
+
+    host: str
+    log: bytes
+    failure: Failure | None = None
+    products: bytes = b""
+    sha256: str = ""
+    line: Line | None = None
+    toolchain: Toolchain | None = None
+    seconds: dict[str, float] | None = None
+    cub: tuple[Part, bytes] | None = None
+
+
+async def aside(function: Callable[..., Any], *args: object) -> Any:
+    """Run a function in a thread, for what may take long: the worker's own loop goes on."""
+    return await asyncio.to_thread(function, *args)
+
+
+def place(worker: str) -> str:
+    """Return a worker's address without its protocol."""
+    return worker.rpartition("://")[2]
+
+
+def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | Failure:
+    """Name what compiles a plan here, or why this host cannot: another checkout is a reason.
+
+    The name is the engine's own answer, a devel image's digest included.
+    """
+    quiet = BuildReport(Console(quiet=True))
+    try:
+        _require_same(farm)
+        with closing(pipeline.choose_engine(request, plan.line, quiet)) as engine:
+            pipeline.settled(engine, _of_the_plan(request, plan), plan.line, quiet)
+            return engine.identity(plan)
+    except FarmError as error:
+        return _failure(error)
+
+
+def offer_source(digest: str, packed: bytes | None) -> bool | Failure:
+    """Take a source, if one is sent; returns whether this host has it, or why it cannot.
+
+    It appears whole or not at all, and stays over restarts.
+    """
+    try:
+        folder = _source_folder(digest)
+        if packed is not None and not folder.is_dir():
+            with (
+                new_folder(folder) as staging,
+                tarfile.open(fileobj=io.BytesIO(packed), mode="r:") as tar,
+            ):
+                tar.extractall(staging, filter="data")
+        return folder.is_dir()
+    except (OSError, tarfile.TarError) as error:
+        return Failure("CACHE_UNUSABLE", f"the source cannot be kept there: {error}")
+
+
+def pack_folder(folder: Path) -> bytes:
+    """Return a folder as a tar, without ``.git`` and without owners."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w") as tar:
+        for path in sorted(folder.iterdir()):
+            if path.name != ".git":
+                tar.add(path, arcname=path.name, filter=_anonymous)
+    return packed.getvalue()
+
+
+def build(job: Job) -> Outcome:
+    """Build a set on this host; every expected failure is an outcome, not an exception."""
+    with tempfile.TemporaryDirectory(prefix="llama-farm-remote-") as name:
+        log = Path(name) / f"{job.key}.log"
+        try:
+            return _build(job, log)
+        except FarmError as error:
+            told = log.read_bytes() if log.is_file() else b""
+            return Outcome(socket.gethostname(), told, _failure(error))
+
+
+class _Telling:
+    """A reporter on a worker that tells the client; knows whether the client still waits."""
+
+    def __init__(self, key: str) -> None:
+        self._worker = get_worker()
+        self._task = self._worker.get_current_task()
+        self._key = key
+        self._due = 0.0
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Tell that a step has begun."""
+        del plan
+        self._tell("step", step.name)
+
+    def count(self, done: int, total: int) -> None:
+        """Tell ninja's counter, once a second."""
+        now = time.monotonic()
+        if now >= self._due or done == total:
+            self._due = now + _COUNT_SECONDS
+            self._tell("count", done, total)
+
+    def note(self, line: str) -> None:
+        """Tell a coded line of a host."""
+        self._tell("note", line)
+
+    def is_abandoned(self) -> bool:
+        """Whether the client gave this build up or is gone, or this worker is being ended."""
+        task = self._worker.state.tasks.get(self._task)
+        running = self._worker.status is Status.running
+        return task is None or task.state == "cancelled" or not running
+
+    def _tell(self, what: str, *values: object) -> None:
+        if not self.is_abandoned():
+            where = place(self._worker.address)
+            told = {"key": self._key, "where": where, "what": what, "values": values}
+            self._worker.log_event(TOPIC, told)
+
+
+def _build(job: Job, log: Path) -> Outcome:
+    _require_same(job.farm)
+    if not _source_folder(job.source).is_dir():
+        raise EngineError("SOURCE_MISSING", f"{socket.gethostname()} has no such source")
+    quiet, telling = BuildReport(Console(quiet=True)), _Telling(job.key)
+    with closing(pipeline.choose_engine(job.request, job.plan.line, quiet)) as engine:
+        line = pipeline.settled(engine, _of_the_plan(job.request, job.plan), job.plan.line, quiet)
+        tree = replace(job.plan.source, tree=_source_folder(job.source))
+        with execute(
+            replace(job.plan, line=line, source=tree),
+            engine,
+            logs=log.parent,
+            reporter=telling,
+            fresh=job.request.fresh,
+            abandoned=telling.is_abandoned,
+        ) as built:
+            products = pack_folder(built.folder)
+    return Outcome(
+        host=socket.gethostname(),
+        log=log.read_bytes(),
+        products=products,
+        sha256=hashlib.sha256(products).hexdigest(),
+        line=line,
+        toolchain=built.toolchain,
+        seconds=built.seconds,
+        cub=built.cub,
+    )
+
+
+def _require_same(farm: str) -> None:
+    if farm != FARM:
+        raise EngineError(
+            "FARM_DIFFERS",
+            f"{socket.gethostname()} builds with another state of the farm than this checkout's",
+            hint="check out the same commit there and start its worker again",
+        )
+
+
+def _of_the_plan(request: BuildRequest, plan: BuildPlan) -> BuildRequest:
+    """Name the plan's line: this host's image or toolkit must make it, and chooses none."""
+    return replace(request, line=plan.line.name)
+
+
+def _source_folder(digest: str) -> Path:
+    return cache_folder("sources") / f"sent-{digest}"
+
+
+def _failure(error: FarmError) -> Failure:
+    return Failure(error.code, error.message, error.hint)
+
+
+def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+    entry.uid = entry.gid = 0
+    entry.uname = entry.gname = ""
+    return entry
