@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -14,10 +13,13 @@ from typing import TYPE_CHECKING
 import documented
 import farm_hosts
 import pytest
+import slurm as slurm_rig
 import ssh_server
 from process_table import command_lines
 from spread_run import MARKS, Held, Run, tarballs
 from waiting import until
+
+from farm import pipeline
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -137,18 +139,19 @@ def test_hosts_that_are_reached_over_ssh(
         assert len(site.workers()) >= 3
 
 
-def test_a_job_of_slurm_starts_one_worker_that_builds(tmp_path: Path) -> None:
-    """The documented program's own job script; no job is submitted."""
-    made = program("SLURMCluster").partition("cluster.adapt")[0]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", f"{made}\nprint(cluster.job_script())"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    lines = done.stdout.splitlines()
-    assert {"#SBATCH --cpus-per-task=16", "#SBATCH --mem=30G", "#SBATCH -t 04:00:00"} <= set(lines)
-    (worker,) = [line for line in lines if "dask_worker" in line]
-    assert "--nthreads 1" in worker
-    assert "--resources FARM_BUILD=1" in worker
+def test_a_job_of_slurm_that_is_cancelled_is_replaced_and_its_set_built_again(
+    site: Site, held: Held, request_: BuildRequest, tmp_path: Path
+) -> None:
+    changed = {"cores=16": "cores=1", "32GB": "1GB", "jobs=4": "jobs=2"}
+    with slurm_rig.running(tmp_path / "slurm", "node-1", "node-2") as slurm:
+        environ = slurm.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "2s"}
+        with site.cluster(program("SLURMCluster", **changed), **environ) as address:
+            run = started(held, request_, address)
+            jobs = slurm.jobs()
+            assert sorted(jobs.values()) == ["node-1", "node-2"]
+            slurm.ask("scancel", min(jobs, key=int))
+            until(lambda: held.begun == 3, lambda: f"no other job builds it: {run.told}", 90)
+            assert "was lost; it is built elsewhere" in finished(held, run)
+            for name in SETS:  # a job of one CPU, whatever its node has
+                assert " -j 1 " in (pipeline.STATE / "logs" / f"cpu-{name}.log").read_text()
+        until(lambda: slurm.jobs() == {}, "jobs stay", 30)
