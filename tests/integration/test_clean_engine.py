@@ -11,7 +11,7 @@ import pytest
 
 from farm.engines import docker as engine
 from farm.engines.docker import LABEL, labels
-from farm.engines.docker.stored import make_volume
+from farm.engines.docker.inventory import make_volume
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,7 +16,7 @@ from verbs import PROJECT, invoke
 from farm import source, targets
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine, cache_counters, engine
-from farm.engines.docker import stored as cache
+from farm.engines.docker import inventory as cache
 from farm.execute import execute
 from farm.plan import BuildPlan
 from farm.terminal import status

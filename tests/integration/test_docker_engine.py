@@ -24,7 +24,7 @@ from verbs import INVOKE, PROJECT, invoke
 
 from farm import preflight, source, targets
 from farm.engines.docker import PID_LABEL, DockerEngine
-from farm.engines.docker.stored import HOST_LABEL, labels
+from farm.engines.docker.inventory import HOST_LABEL, labels
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, PackError
 from farm.execute import execute

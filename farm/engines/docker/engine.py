@@ -18,7 +18,7 @@ from docker.utils.socket import frames_iter
 from farm import durable
 from farm.engines import shared_cache
 from farm.engines.docker.connection import engine_errors
-from farm.engines.docker.stored import (
+from farm.engines.docker.inventory import (
     CACHE_VOLUME,
     LABEL,
     DockerImages,
