@@ -206,7 +206,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     for note in server_plan.check(options.extra, no_key=options.no_key):
         console(note)
     if settings.server_port is not None:
-        server.claim(settings.server_port)  # said before anything is fetched
+        server.free_port(settings.server_port)  # said before anything is fetched
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
     with prepared.timeline.stage("model"):

@@ -354,8 +354,7 @@ def start(
     """Start a server and wait for its first token; its times go to the timeline.
 
     Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is installed again. After a start that fails, the loader's own tiny model tells
-    whether the runtime is at fault, where the error leaves that open.
+    the runtime is installed again.
 
     ``extra`` and ``listing`` are those of ``choose_devices``; ``key`` is that of ``ServerPlan``;
     ``made`` is called with each supervisor before it starts its server, so that another thread can
@@ -382,10 +381,7 @@ def start(
             return start(
                 settings, prepared, model, extra, key=key, listing=seen, sink=sink, made=made
             )
-        judged = self_test.judged(settings, prepared, plan, error)
-        if judged is None:
-            raise
-        raise judged from error
+        raise
     except BaseException:  # an interrupt, say: the caller has no supervisor yet to stop
         supervisor.stop()
         raise

@@ -123,8 +123,6 @@ class Server:
             SettingError: it does not take one of ``extra``.
             LoaderError: what ``before`` raises.
         """
-        if self.plan.port is not None:
-            claim(self.plan.port)
         try:
             self.started = self._start_eased()
         except BaseException:
@@ -177,7 +175,7 @@ class Server:
         raise AssertionError("the last try returns or raises")
 
     def _start_once(self, began: float) -> Started:
-        self.port = self.plan.port or free_port()
+        self.port = free_port(self.plan.port or 0)
         self._execute()
         deadline = time.monotonic() + self.plan.startup_timeout  # a repair downloaded before
         self._await_health(deadline)
@@ -288,32 +286,26 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-def free_port() -> int:
-    """Return a TCP port that was free on loopback a moment ago."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def claim(port: int) -> None:
-    """Check that a port can be had.
+def free_port(wanted: int = 0) -> int:
+    """Return a TCP port that can be had on loopback: ``wanted``, or for 0 one that is free.
 
     Raises:
         ServerError: another program has it, or this user may not; the message names it.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # as the server does: a connection that is still closing does not count
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if wanted:  # as the server does: a connection that is still closing does not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", wanted))
             probe.listen(1)
         except OSError as error:
             raise ServerError(
                 "PORT_IN_USE",
-                f"port {port} on 127.0.0.1 cannot be had: {error.strerror}",
+                f"port {wanted} on 127.0.0.1 cannot be had: {error.strerror}",
                 hint="give another --port, or none (and leave"
                 " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
             ) from error
+        return int(probe.getsockname()[1])
 
 
 def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:

@@ -315,33 +315,6 @@ def test_missing_libraries_are_said_before_anything_starts_and_a_hidden_gpu_by_t
     assert device(argv) == "none"
 
 
-@pytest.mark.parametrize(
-    ("bad_starts", "words"),
-    [
-        (
-            9,
-            (
-                "the test run with the loader's own tiny model failed",
-                "your model is not the cause",
-                "with your model: llama-server is loaded, but does not answer",
-            ),
-        ),
-        (1, ("tiny model answers here, so the runtime works",)),
-    ],
-)
-def test_a_failed_start_is_told_from_a_failed_runtime(
-    bad_starts: int, words: tuple[str, ...], impostor: Impostor, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The tiny model takes the same way; what it says decides who is at fault."""
-    monkeypatch.setattr(self_test, "TIMEOUT", 1.0)
-    hangs = impostor.behave(completion="hang", bad_starts=bad_starts)
-    wanted = settings(LLAMA_SERVER_STARTUP_TIMEOUT="1")
-    with pytest.raises(LoaderError) as caught:
-        loader.start(wanted, prepared(hangs, H200), Path("/m.gguf"))
-    assert (caught.value.code, caught.value.exit_status) == ("START_TIMEOUT", 7)
-    assert all(one in caught.value.message for one in words)
-
-
 def test_errors_that_name_their_cause_need_no_test_run(impostor: Impostor) -> None:
     runtime = impostor.behave(exit=1, say=["E srv load_model: failed to load model, '/m'"])
     with pytest.raises(LoaderError) as caught:

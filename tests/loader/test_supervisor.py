@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from waiting import comes
 
 from llama_loader import processes, self_test, supervisor
 from llama_loader.errors import IntegrityError, LoaderError, ServerError
@@ -80,17 +81,11 @@ def rigs() -> Iterator[Any]:
         rig.supervisor.stop()
 
 
-def test_a_live_server_is_left_alone(rigs: Any, impostor: Impostor) -> None:
-    rig = rigs(impostor.behave())
-    first = rig.supervisor.server
-    assert rig.supervisor.ensure() is first
-    assert rig.supervisor.suspect() is first
-    assert (rig.pauses, rig.events) == ([], [])
-
-
 def test_a_dead_one_is_started_anew_on_the_same_port(rigs: Any, impostor: Impostor) -> None:
     rig = rigs(impostor.behave())
     first = rig.supervisor.server
+    assert rig.supervisor.ensure() is rig.supervisor.suspect() is first
+    assert (rig.pauses, rig.events) == ([], [])
     rig.kill()
     second = rig.supervisor.ensure()
     assert second is not first
@@ -114,32 +109,17 @@ def test_a_successor_is_not_executed_where_the_runtime_has_changed(
 
 
 def test_the_fifth_end_in_the_window_is_the_last(rigs: Any, impostor: Impostor) -> None:
+    """Calls after it fail at once, and start nothing, until the window has passed."""
     rig = rigs(impostor.behave())
     for _ in range(4):
         rig.kill()
         rig.supervisor.ensure()
     rig.kill()
-    with pytest.raises(ServerError) as caught:
-        rig.supervisor.ensure()
-    assert caught.value.code == "SERVER_GAVE_UP"
-    assert "5 times" in caught.value.message
-    assert "SIGKILL" in caught.value.message
-    assert rig.pauses == [0.25, 0.5, 1.0, 2.0]
-
-
-def test_after_the_last_end_calls_fail_at_once_until_the_window_has_passed(
-    rigs: Any, impostor: Impostor
-) -> None:
-    """The sixth end and those after it were no fifth: a call tried again and again for ever."""
-    rig = rigs(impostor.behave())
-    impostor.behave(signal=11)
-    rig.kill()
     for _ in range(3):
-        with pytest.raises(ServerError, match="SIGSEGV") as caught:
+        with pytest.raises(ServerError, match=r"ended 5 times .*SIGKILL") as caught:
             rig.supervisor.ensure()
         assert caught.value.code == "SERVER_GAVE_UP"
-        assert impostor.starts() == 5
-    impostor.behave()
+    assert (rig.pauses, impostor.starts()) == ([0.25, 0.5, 1.0, 2.0], 5)
     rig.wait(supervisor.WINDOW)
     assert rig.supervisor.ensure().pid
     assert impostor.starts() == 6
@@ -147,37 +127,27 @@ def test_after_the_last_end_calls_fail_at_once_until_the_window_has_passed(
 
 def test_ends_that_are_far_apart_are_bad_luck(rigs: Any, impostor: Impostor) -> None:
     rig = rigs(impostor.behave())
-    for _ in range(7):
+    for _ in range(5):
         rig.wait(supervisor.WINDOW / 3)
         rig.kill()
         rig.supervisor.ensure()
     assert max(rig.pauses) <= 2.0
-    assert impostor.starts() == 8
+    assert impostor.starts() == 6
 
 
-@pytest.mark.parametrize(
-    ("exit_status", "line", "code"),
-    [
-        (1, "version `GLIBC_2.38' not found", "GLIBC_TOO_OLD"),
-        (1, "E error loading model: oh no", "BAD_MODEL"),
-        (1, NO_MEMORY, "OUT_OF_MEMORY"),
-    ],
-)
 def test_what_a_new_start_cannot_cure_is_said_at_once_and_tried_again_by_the_next_call(
-    rigs: Any, impostor: Impostor, exit_status: int, line: str, code: str
+    rigs: Any, impostor: Impostor
 ) -> None:
     rig = rigs(impostor.behave())
-    impostor.behave(exit=exit_status, say=[line])
+    impostor.behave(exit=1, say=["E error loading model: oh no"])
     rig.kill()
     for starts in (2, 3, 4, 5):
         with pytest.raises(LoaderError) as caught:
             rig.supervisor.ensure()
-        assert caught.value.code == code
-        assert impostor.starts() == starts
-    with pytest.raises(ServerError, match=line[-20:]) as caught:
+        assert (caught.value.code, impostor.starts()) == ("BAD_MODEL", starts)
+    with pytest.raises(ServerError, match="oh no") as caught:
         rig.supervisor.ensure()
-    assert caught.value.code == "SERVER_GAVE_UP"
-    assert impostor.starts() == 5
+    assert (caught.value.code, impostor.starts()) == ("SERVER_GAVE_UP", 5)
 
 
 @pytest.mark.parametrize(
@@ -185,8 +155,7 @@ def test_what_a_new_start_cannot_cure_is_said_at_once_and_tried_again_by_the_nex
     [
         ({"signal": 9, "bad_starts": 2}, 3, ""),
         ({"signal": 11}, 5, "SERVER_GAVE_UP"),
-        ({"exit": 1, "say": ["E error loading model: bad"]}, 1, "BAD_MODEL"),
-        ({"exit": 1, "say": ["error: invalid argument: -x"]}, 1, "SERVER_ARGUMENT_INVALID"),
+        ({"exit": 0, "say": ["usage: …"]}, 1, "SERVER_ARGUMENT_INVALID"),
     ],
 )
 def test_death_while_the_first_one_loads(
@@ -225,31 +194,19 @@ def test_watching_finds_death_and_a_loop_that_is_stuck(
     rig = rigs(impostor.behave(bad_starts=2, stuck_after=0.3))
     thread = threading.Thread(target=rig.supervisor.watch)
     thread.start()
-    deadline = time.monotonic() + 10
-    while impostor.starts() < 3 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    while rig.supervisor.server.started is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+
+    def serves(starts: int) -> bool:
+        return impostor.starts() == starts and rig.supervisor.server.started is not None
+
+    assert comes(lambda: serves(3))
     rig.kill()
-    while impostor.starts() < 4 and time.monotonic() < deadline:
-        time.sleep(0.02)
-    while rig.supervisor.server.started is None and time.monotonic() < deadline:
-        time.sleep(0.02)
+    assert comes(lambda: serves(4))
     rig.supervisor.stop()
     thread.join(5)
     assert not thread.is_alive()
     told = [event.message for event in rig.events]
     assert ["at /slots" in text for text in told] == [True, True, False]
     assert "SIGKILL" in told[2]
-
-
-def test_stopped_is_stopped(rigs: Any, impostor: Impostor) -> None:
-    rig = rigs(impostor.behave())
-    rig.supervisor.stop()
-    with pytest.raises(ServerError) as caught:
-        rig.supervisor.ensure()
-    assert caught.value.code == "SERVER_STOPPED"
-    assert impostor.starts() == 1
 
 
 def test_a_stop_waits_for_a_restart_that_has_begun_and_leaves_nothing(
@@ -265,16 +222,16 @@ def test_a_stop_waits_for_a_restart_that_has_begun_and_leaves_nothing(
 
     thread = threading.Thread(target=restart)
     thread.start()
-    deadline = time.monotonic() + 10
-    while impostor.starts() < 2 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    assert comes(lambda: impostor.starts() == 2)
     rig.supervisor.stop()
     pid = int((impostor.folder / "starts").read_text().split()[-1])
     assert not processes.lives(pid)
     thread.join(5)
     assert not thread.is_alive()
-    assert impostor.starts() == 2
     assert len(rig.events) == 1
+    with pytest.raises(ServerError, match="was stopped"):  # stopped is stopped
+        rig.supervisor.ensure()
+    assert impostor.starts() == 2
 
 
 def test_what_a_restart_gives_up_is_said_and_tried_again_later(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_loader import loader, settings
 from llama_loader.errors import LoaderError
-from llama_space import Engine, shared_server
+from llama_space import Engine, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -111,7 +111,7 @@ def ready() -> Iterator[Any]:
 
 def shared() -> Iterator[Any]:
     """Whether this process has a server of its own."""
-    yield shared_server._shared is not None
+    yield worker._shared is not None
 
 
 DOING: dict[str, Callable[[], Iterator[Any]]] = {

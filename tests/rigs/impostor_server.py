@@ -7,10 +7,11 @@ that where they speak of layers or buffers); ``mute`` says nothing of it, as wit
 ``full``: a device that has no memory left, said where it is the first of those given;
 ``reaches``: how many of its devices get a part; ``flood``
 bytes to print at once; ``exit`` status or ``signal`` number to end with before it listens;
-``never_listen``; ``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang,
-die, refuse, garbage; ``chat``: ok, die, refuse; ``between`` seconds between its words; ``deaf``
-ignores SIGTERM; ``child`` starts a child that sleeps;
-``hang_after`` and ``stuck_after`` seconds: completions or /slots hang; ``exit_after`` seconds of
+``never_listen``: at all, or on this port; ``loading`` seconds of 503; ``keyless`` takes any key;
+``completion``: ok, hang, die, refuse, garbage; ``chat``: ok, die, refuse; ``between`` seconds
+between its words; ``deaf`` ignores SIGTERM; ``child`` starts a child that sleeps;
+``answers``: how many completions are answered before one hangs; ``hang_after`` and
+``stuck_after`` seconds: completions or /slots hang; ``exit_after`` seconds of
 service with ``late_status``; ``known_devices``: what --device may name; ``bad_starts``: how many
 starts do all this, later ones behave well.
 """
@@ -97,6 +98,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.refused():
             return
         do = DO.get("completion", "ok")
+        if DO.get("answers") is not None:
+            DO["answers"] -= 1
+            do = "hang" if DO["answers"] < 0 else do
         if DO.get("hang_after") is not None and time.monotonic() - STARTED > DO["hang_after"]:
             do = "hang"
         if do == "hang":
@@ -176,7 +180,7 @@ def misbehave() -> None:
         os.kill(os.getpid(), DO["signal"])
     if "exit" in DO:
         sys.exit(DO["exit"])
-    if DO.get("never_listen"):
+    if DO.get("never_listen") in {True, int(option("--port") or 0)}:
         time.sleep(3600)
 
 
