@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from llama_loader.errors import HostError, ServerError, SettingError
 from llama_loader.gguf_header import ALL_LAYERS
-from llama_loader.server import SETTLED, Server
+from llama_loader.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -104,12 +104,9 @@ def blaming_the_runtime() -> Iterator[None]:
 
 
 def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:
-    left, client = max(0.1, deadline - time.monotonic()), server.client()
-    try:
-        answer = client.completion(PROMPT, max_tokens=1, timeout=left, cache_prompt=cached).text
-    except ServerError:
-        server.check(within=SETTLED)  # a broken connection comes a moment before its end
-        raise
+    left = max(0.1, deadline - time.monotonic())
+    asked = {"max_tokens": 1, "timeout": left, "cache_prompt": cached}
+    answer = server.asked_for(lambda client: client.completion(PROMPT, **asked)).text
     if answer != ANSWER:
         raise ServerError(
             "WRONG_ANSWER",

@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from llama_loader.events import Event
     from llama_loader.loader import Prepared
     from llama_loader.server import Server
-    from llama_loader.supervisor import Supervisor
     from llama_space.preparation import Ready
     from llama_space.request import Request
     from llama_space.values import Item, Status
@@ -62,17 +61,18 @@ class SharedServer:
     def __init__(self, ready: Ready) -> None:
         self.ready = ready
         self.progress = Progress("start")
-        self.supervisor: Supervisor | None = None
+        self.server: Server | None = None
         self._notes: dict[Note, None] = {}
         self._prepared: Prepared | None = None
         self._stopped = threading.Event()
-        self.start: Background[Supervisor] = Background(self._start)
+        self.start: Background[Server] = Background(self._start)
 
     def report(self, *, warm: bool) -> Status:
         """Return what runs now, and whether it did before this call; it must have started."""
-        if self.supervisor is None or self._prepared is None:
+        server = self.start.result()
+        if self._prepared is None:
             raise AssertionError("no server has started")
-        server, stages = self.supervisor.server, self._prepared.timeline.stages
+        stages = self._prepared.timeline.stages
         return replace(
             preparation.runtime(self._prepared),
             devices=server.plan.devices,
@@ -86,10 +86,10 @@ class SharedServer:
     def stop(self) -> None:
         """End the server, also one that is being started; safe to call twice."""
         self._stopped.set()
-        if self.supervisor is not None:
-            self.supervisor.stop()
+        if self.server is not None:
+            self.server.stop()
 
-    def _start(self) -> Supervisor:
+    def _start(self) -> Server:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
         ours, model = settings.renewed(self.ready.settings), self.ready.model
         prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
@@ -98,10 +98,10 @@ class SharedServer:
         told = server_arguments(gguf_header.chat_template(model))
         return loader.start(ours, prepared, model, told, sink=self._hear, made=self._made)
 
-    def _made(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
+    def _made(self, server: Server) -> None:
+        self.server = server
         if self._stopped.is_set():
-            supervisor.stop()
+            server.stop()
 
     def _hear(self, event: Event) -> None:
         event = values.plain(event)
@@ -135,29 +135,29 @@ def started(ready: Ready) -> Generator[Progress | Status, None, SharedServer]:
     """Start this process's server, or find it running; yield progress, then one ``Status``."""
     found = shared(ready)
     warm = found.start.wait(0)
-    supervisor = yield from _patiently(found.start, lambda: found.progress)
-    yield from _patiently(Background(supervisor.ensure))
+    server = yield from _patiently(found.start, lambda: found.progress)
+    yield from _patiently(Background(server.ensure))
     yield found.report(warm=warm)
     return found
 
 
 def _answer(ready: Ready, request: Request) -> Iterator[Item | Status]:
     found = yield from started(ready)
-    supervisor, said = found.start.result(), False
+    server, said = found.start.result(), False
     try:
-        for item in _streamed(supervisor.server, request):
+        for item in _streamed(server, request):
             said = said or isinstance(item, Piece)
             yield item
     except ServerError as error:
         if error.code not in _BROKEN:
             raise
         # found out now and replaced if need be, so that the next call has a server again
-        again = Background(supervisor.suspect)
+        again = Background(server.suspect)
         if said:
             hint = "ask again: llama-server is started anew where it has died"
             message = f"the answer broke off: {error.message}"
             raise ServerError(error.code, message, hint=hint) from error
-        server = yield from _patiently(again)
+        yield from _patiently(again)
         yield found.report(warm=False)
         yield from _streamed(server, request)
 

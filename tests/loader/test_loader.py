@@ -53,9 +53,9 @@ def start(
     wanted: Settings, ready: loader.Prepared, model: Path = Path("/m.gguf")
 ) -> tuple[list[str], dict[str, str]]:
     """Start and stop; returns what the server saw."""
-    supervisor = loader.start(wanted, ready, model)
+    server = loader.start(wanted, ready, model)
     seen = json.loads((ready.runtime / "seen.json").read_text())
-    supervisor.stop()
+    server.stop()
     return seen["argv"], seen["environ"]
 
 
@@ -440,17 +440,17 @@ def test_a_runtime_damaged_before_a_start_or_restart_is_fetched_again_and_never_
     good = program.read_bytes()
     spoiled = f"#!{sys.executable}\n{SPOILED.format(path=str(tmp_path / 'evil'))}"
     program.write_text(spoiled)
-    supervisor = loader.start(wanted, ready, self_test.MODEL, sink=events.append)
+    server = loader.start(wanted, ready, self_test.MODEL, sink=events.append)
     try:
-        assert supervisor.server.pid is not None
+        assert server.pid is not None
         assert program.read_bytes() == good
         program.write_text(spoiled)  # once more, and now a restart finds it
-        os.kill(supervisor.server.pid, signal.SIGKILL)
-        assert supervisor.server.wait(10)
-        assert supervisor.ensure().pid is not None
+        os.kill(server.pid, signal.SIGKILL)
+        assert server.wait(10)
+        assert server.ensure().pid is not None
         assert program.read_bytes() == good
     finally:
-        supervisor.stop()
+        server.stop()
     assert not (tmp_path / "evil").exists()
     codes = [one.code for one in events if isinstance(one, Note)]
     assert codes.count("RUNTIME_DAMAGED") == 2

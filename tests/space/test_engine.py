@@ -22,7 +22,8 @@ import pytest
 from verbs import PROJECT
 from waiting import comes
 
-from llama_loader import processes, self_test, supervisor
+from llama_loader import processes, self_test
+from llama_loader import server as server_module
 from llama_loader.errors import LoaderError, NetworkError, ServerError, SettingError
 from llama_loader.events import Note, Stage
 from llama_space import (
@@ -170,7 +171,7 @@ def test_a_hang_before_the_first_word_costs_time_not_the_answer(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(worker, "SILENCE", 0.5)
-    monkeypatch.setattr(supervisor, "TOKEN_DEADLINE", 0.5)
+    monkeypatch.setattr(server_module, "TOKEN_DEADLINE", 0.5)
     rig.behaving(hang_after=1.5, bad_starts=_STARTS)
     assert comes(lambda: rig.engine.status().phase == "ready")
     first = rig.engine.status().server_pid
@@ -246,8 +247,8 @@ def test_close_ends_a_server_that_is_still_starting_before_it_returns(rig: Rig) 
 
     def starting() -> int | None:
         shared = worker._shared
-        supervisor = shared.supervisor if shared is not None else None
-        return supervisor.server.pid if supervisor is not None else None
+        server = shared.server if shared is not None else None
+        return server.pid if server is not None else None
 
     assert comes(lambda: starting() is not None)
     pid = starting()
