@@ -1,8 +1,7 @@
 """One llama-server for this process, and the answers to calls: in a ZeroGPU worker, or in the app.
 
 On ZeroGPU this process is a worker, a fork that lives for several calls, each in a thread of its
-own. The server is kept in a global of the module, shared by all calls, and supervised.
-``llama_loader.processes`` ties its life to the worker's from a thread that outlives the call.
+own. All calls share the server, whose life ``llama_loader.processes`` ties to the worker's.
 
 A generator of answers yields something every ``BEAT`` seconds, whatever the server does: a ZeroGPU
 worker notices only at a ``yield`` that the visitor has gone.
