@@ -106,7 +106,7 @@ def blaming_the_runtime() -> Iterator[None]:
 def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:
     left = max(0.1, deadline - time.monotonic())
     asked = {"max_tokens": 1, "timeout": left, "cache_prompt": cached}
-    answer = server.asked_for(lambda client: client.completion(PROMPT, **asked)).text
+    answer = server.ask(lambda client: client.completion(PROMPT, **asked)).text
     if answer != ANSWER:
         raise ServerError(
             "WRONG_ANSWER",

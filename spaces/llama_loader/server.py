@@ -195,7 +195,7 @@ class Server:
             try:
                 self.check()
                 try:
-                    self.asked_for(probe)
+                    self.ask(probe)
                 except ServerError as error:
                     hangs = f"llama-server hangs: {error.message}"
                     raise ServerError("SERVER_HANGS", hangs) from error
@@ -243,7 +243,7 @@ class Server:
         self._log.finish()
         raise server_log.explain(self._program.status, self.tail(), loading=self.started is None)
 
-    def asked_for(self, request: Callable[[Client], _Answer]) -> _Answer:
+    def ask(self, request: Callable[[Client], _Answer]) -> _Answer:
         """Return what a request returns; raise what ended the server, where that is why it failed.
 
         Raises:
@@ -365,14 +365,14 @@ class Server:
     def _first_token(self, deadline: float) -> None:
         left = max(0.1, deadline - time.monotonic())
 
-        def ask(client: Client) -> None:
+        def first(client: Client) -> None:
             ours = self._owns_its_port(self._program)
             if ours is None and self.api_key and not client.refuses_wrong_keys(timeout=left):
                 raise self._stranger()
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
 
         try:
-            self.asked_for(ask)
+            self.ask(first)
         except ServerError as error:
             if error.code == "ANSWER_TIMEOUT":
                 raise self._too_late("is loaded, but does not answer") from error
