@@ -90,7 +90,7 @@ def alone() -> Iterator[Any]:
     prepared = loader.prepare(ours)
     assert ours.gguf_path is not None
     _alone.append(loader.start(ours, prepared, ours.gguf_path))
-    yield {"worker": os.getpid(), "server": _alone[0].server.pid}
+    yield {"worker": os.getpid(), "server": _alone[0].pid}
 
 
 def server() -> Iterator[Any]:
