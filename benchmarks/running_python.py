@@ -18,12 +18,12 @@ from llama_loader import (
     model,
     report,
     self_test,
+    server,
     server_plan,
-    supervisor,
     trust,
 )
 
-IMPORTED: Final = (client, loader, model, report, supervisor, self_test, trust, server_plan)
+IMPORTED: Final = (client, loader, model, report, server, self_test, trust, server_plan)
 """What ``serve`` imports on its way."""
 READY: Final = "imported"
 

@@ -206,7 +206,7 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     for note in server_plan.check(options.extra, no_key=options.no_key):
         console(note)
     if settings.server_port is not None:
-        server.claim(settings.server_port)  # said before anything is fetched
+        server.free_port(settings.server_port)  # said before anything is fetched
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
     loader.require_libraries(settings, prepared)
     with prepared.timeline.stage("model"):
@@ -215,18 +215,18 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     # one key for this command: clients keep working when the server is started anew
     key = None if options.no_key or server_plan.has_key(extra) else server.new_key()
-    supervisor = loader.start(settings, prepared, path, extra, key=key, sink=console)
+    running = loader.start(settings, prepared, path, extra, key=key, sink=console)
     try:
         console.clear()
         if options.json:
-            told = report.served(settings, prepared, supervisor.server, path, key)
+            told = report.served(settings, prepared, running, path, key)
             tell(sys.stdout, json.dumps(told))
         elif key is not None:
             console(report.api_key(key))
-        tell(sys.stdout, f"ready {supervisor.server.url}")
-        supervisor.watch()
+        tell(sys.stdout, f"ready {running.url}")
+        running.watch()
     finally:
-        supervisor.stop()
+        running.stop()
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:

@@ -22,7 +22,7 @@ from msgspec import Meta
 from llama_loader.errors import ServerError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 _MOST: Final = 4 * 1024 * 1024
 """Bytes of an answer or an event. Another program on the port must not fill the memory."""
@@ -33,17 +33,18 @@ _OK, _UNAUTHORIZED = 200, 401
 
 
 @dataclass(frozen=True)
-class Completion:
-    """An answer, or a part of one; figures are None where the server does not tell them.
+class Piece:
+    """An answer, or a part of one: the new words, and whether the answer ends with them.
 
-    ``reason`` says why it ended (``stop``, ``length``), ``tokens`` how many were made so far.
+    ``tokens`` are those generated so far. Both figures are None where the server does not say.
+    ``reason`` is why the answer ended, ``stop`` or ``length``; empty before its end.
     """
 
     text: str
     finished: bool = True
-    reason: str = ""
     tokens: int | None = None
     tokens_per_second: float | None = None
+    reason: str = ""
 
 
 @dataclass
@@ -85,7 +86,7 @@ class Client:
         """Return whether a request with a wrong key is refused, as our own server does."""
         return Client(self.port, "not-the-key").status("/props", timeout) == _UNAUTHORIZED
 
-    def completion(self, prompt: str, *, timeout: float | None = None, **asked: Any) -> Completion:
+    def completion(self, prompt: str, *, timeout: float | None = None, **asked: Any) -> Piece:
         """Complete a text in one piece; ``asked`` as for ``chat``.
 
         Raises:
@@ -114,7 +115,7 @@ class Client:
         path: str,
         timeout: float,
         body: Mapping[str, Any] | None = None,
-        connected: Callable[[Connection], None] = lambda _: None,
+        connection: Connection | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
         """Send a request; the response's body is unread.
 
@@ -126,14 +127,13 @@ class Client:
             headers["Authorization"] = f"Bearer {self.api_key}".encode()
         data = None if body is None else json.dumps(body).encode()
         try:
-            with Connection(timeout) as sock:
+            with connection or Connection(timeout) as sock:
                 sock.connect(("127.0.0.1", self.port))
-                connected(sock)
                 self.require_ours()
-                connection = http.client.HTTPConnection("127.0.0.1", self.port)
-                connection.sock = sock
-                connection.request("GET" if data is None else "POST", path, data, headers)
-                with connection.getresponse() as response:
+                asking = http.client.HTTPConnection("127.0.0.1", self.port)
+                asking.sock = sock
+                asking.request("GET" if data is None else "POST", path, data, headers)
+                with asking.getresponse() as response:
                     if data is not None and response.status != _OK:
                         raise _refused(path, response.status, response.read(_READ_OF_REFUSAL))
                     yield response
@@ -154,13 +154,10 @@ class ChatStream:
     """
 
     def __init__(self, client: Client, path: str, body: Mapping[str, Any]) -> None:
-        self._client = client
-        self._path = path
-        self._body = body
-        self._connection: Connection | None = None
-        self._stopped = threading.Event()
+        self._client, self._path, self._body = client, path, body
+        self._connection = Connection(client.timeout)
 
-    def __iter__(self) -> Iterator[Completion]:
+    def __iter__(self) -> Generator[Piece, None, None]:
         """Send the request and yield each piece of the answer.
 
         It comes as server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``. Only an
@@ -169,35 +166,26 @@ class ChatStream:
         Raises:
             ServerError: as for ``Client.completion``; not after ``stop``.
         """
-        ask = self._client.request(self._path, self._client.timeout, self._body, self._connected)
+        timeout, sock = self._client.timeout, self._connection
         try:
-            with ask as response:
+            with self._client.request(self._path, timeout, self._body, sock) as response:
                 while line := response.readline(_MOST):
                     name, _, value = line.strip().partition(b":")
                     if value.strip() == b"[DONE]":
                         return
                     if name in {b"data", b"error"}:
-                        if self._connection is not None:
-                            self._connection.renew()
+                        sock.renew()
                         yield _piece(value)
         except ServerError:
-            if not self._stopped.is_set():
+            if not sock.stopped.is_set():
                 raise
         else:
-            if not self._stopped.is_set():
+            if not sock.stopped.is_set():
                 raise ServerError("ANSWER_CUT", "llama-server ended in the middle of an answer")
 
     def stop(self) -> None:
         """End it, also while a thread waits for the next piece; safe to call twice."""
-        self._stopped.set()
-        if self._connection is not None:
-            with contextlib.suppress(OSError):  # it has ended by itself
-                self._connection.shutdown(socket.SHUT_RDWR)
-
-    def _connected(self, connection: Connection) -> None:
-        self._connection = connection
-        if self._stopped.is_set():
-            raise ServerError("ANSWER_CUT", "the stream was stopped before it began")
+        self._connection.stop()
 
 
 class Connection(socket.socket):
@@ -212,6 +200,19 @@ class Connection(socket.socket):
         self._seconds = timeout
         self.settimeout(timeout)
         self.renew()
+        self.stopped = threading.Event()
+
+    def connect(self, address: Any) -> None:
+        """Connect, unless ``stop`` was called before."""
+        super().connect(address)
+        if self.stopped.is_set():
+            raise ConnectionAbortedError
+
+    def stop(self) -> None:
+        """End the connection, also while another thread waits for it."""
+        self.stopped.set()
+        with contextlib.suppress(OSError):  # it has ended by itself, or has not begun
+            self.shutdown(socket.SHUT_RDWR)
 
     def renew(self) -> None:
         """Start the time anew, and the count of bytes."""
@@ -267,7 +268,7 @@ class _Refusal(msgspec.Struct, frozen=True):
     error: dict[str, Any] | str
 
 
-def _piece(data: bytes) -> Completion:
+def _piece(data: bytes) -> Piece:
     """Read an answer, or one event of a stream."""
     try:
         answer = msgspec.json.decode(data, type=_Answer)
@@ -278,13 +279,9 @@ def _piece(data: bytes) -> Completion:
         message = f"what answers on the port is not llama-server: {shown}"
         raise ServerError("NOT_LLAMA_SERVER", message) from error
     choice = answer.choices[0] if answer.choices else _Choice()
-    return Completion(
-        choice.text or choice.delta.content or "",
-        finished=bool(choice.finish_reason),
-        reason=choice.finish_reason or "",
-        tokens=answer.timings.predicted_n,
-        tokens_per_second=answer.timings.predicted_per_second,
-    )
+    told, reason = answer.timings, choice.finish_reason or ""
+    text = choice.text or choice.delta.content or ""
+    return Piece(text, bool(reason), told.predicted_n, told.predicted_per_second, reason)
 
 
 def _complaint(data: bytes) -> str:

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from contextlib import closing
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Semaphore, Thread
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
 
@@ -52,12 +52,19 @@ class Background(Generic[_Result]):
             self._error = error
 
 
-def ahead(items: Generator[_Item, None, None], count: int) -> Generator[_Item, None, None]:
+def ahead(
+    items: Generator[_Item, None, None],
+    count: int,
+    *,
+    beat: float | None = None,
+    idle: Callable[[], _Item] | None = None,
+) -> Generator[_Item, None, None]:
     """Run an iterator in a second thread, and yield its items in order.
 
     At most ``count`` items wait, the one that comes next included, so memory stays bounded. An
     error of the iterator is raised where its item would be. Closed early, this leaves the iterator
-    to its next item, and does not wait for that: the iterator may hang in a read.
+    to its next item, and does not wait for that: the iterator may hang in a read. With ``idle``,
+    what that returns is yielded after each ``beat`` seconds in which no item came.
     """
     ready: SimpleQueue[Any] = SimpleQueue()
     room = Semaphore(count - 1)
@@ -76,7 +83,15 @@ def ahead(items: Generator[_Item, None, None], count: int) -> Generator[_Item, N
 
     worker = Background(produce)
     try:
-        while (boxed := ready.get()) is not None:
+        while True:
+            try:
+                boxed = ready.get(timeout=beat)
+            except Empty:
+                if idle is not None:
+                    yield idle()
+                continue
+            if boxed is None:
+                break
             room.release()
             yield boxed[0]
         worker.result()

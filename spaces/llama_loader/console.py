@@ -8,7 +8,7 @@ import time
 from typing import TYPE_CHECKING, Final, TextIO
 
 from llama_loader.errors import LoaderError, safe, tell
-from llama_loader.events import Downloading, Note, Resolving, Unpacking
+from llama_loader.events import Downloading, Note, Resolving, Unpacking, line
 
 if TYPE_CHECKING:
     from llama_loader.events import Event
@@ -19,7 +19,6 @@ _EVERY: Final = 0.1
 """Seconds between two redraws."""
 _AGAIN: Final = 0.01
 """Seconds after which an interruption that got lost is raised once more."""
-_MB: Final = 1e6
 
 
 class Console:
@@ -37,13 +36,12 @@ class Console:
             self.clear()
             tell(self._stream, lines.replace("error[", "warning[", 1))
         elif isinstance(event, Resolving):
-            self.stage(f"reading {event.url}")
+            self.stage(line(event))
         elif isinstance(event, Downloading | Unpacking):
             now, done = time.monotonic(), event.done == event.total
             if now >= self._next or done:
                 self._next = now + _EVERY
-                verb = "fetching" if isinstance(event, Downloading) else "unpacking"
-                self.stage(f"{verb} {event.name} {_share(event.done, event.total)}")
+                self.stage(line(event))
 
     def stage(self, text: str) -> None:
         """Show what goes on now."""
@@ -54,12 +52,6 @@ class Console:
         """Remove the line that is redrawn."""
         if self._live:
             tell(self._stream, _CLEAR, end="")
-
-
-def _share(done: int, total: int | None) -> str:
-    if not total:
-        return f"{done / _MB:.1f} MB"
-    return f"{done / _MB:.1f} of {total / _MB:.1f} MB ({100 * done // total} %)"
 
 
 def clean_up_when_told() -> None:

@@ -8,8 +8,20 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
+
+from llama_loader.errors import without_secrets
+
+ENGLISH: Final[Mapping[str, str]] = {
+    "resolving": "reading {url}",
+    "downloading": "downloading {name}: {amount}",
+    "unpacking": "unpacking {name}: {amount}",
+    "share": "{done} of {total} ({share})",
+}
+"""What ``line`` is made of. A page in another language has texts of its own by these names."""
+_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,30 @@ class Note:
 
 Event = Resolving | Downloading | Unpacking | Stage | Note
 Sink = Callable[[Event], None]
+
+
+def line(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
+    """Return one line about an event, without secrets."""
+    if isinstance(one, Resolving):
+        return forms["resolving"].format(url=without_secrets(one.url))
+    if isinstance(one, Note):
+        return without_secrets(f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}")
+    if isinstance(one, Stage):
+        return f"{one.name}: {one.seconds:.1f} s"
+    amount = size(one.done)
+    if one.total:
+        share = f"{one.done / one.total:.0%}"
+        amount = forms["share"].format(done=amount, total=size(one.total), share=share)
+    kind = "downloading" if isinstance(one, Downloading) else "unpacking"
+    return forms[kind].format(name=one.name, amount=amount)
+
+
+def size(count: int) -> str:
+    """Return a number of bytes with three digits and a unit."""
+    for unit, name in _UNITS:
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count} B"
 
 
 def ignore(event: Event) -> None:

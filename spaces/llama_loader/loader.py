@@ -31,7 +31,6 @@ from llama_loader.fetch import Fetcher
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.store import Store
-from llama_loader.supervisor import Supervisor
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -349,17 +348,15 @@ def start(
     key: str | None = "",
     listing: Listing | None = None,
     sink: Sink = ignore,
-    made: Callable[[Supervisor], None] | None = None,
-) -> Supervisor:
+    made: Callable[[Server], None] | None = None,
+) -> Server:
     """Start a server and wait for its first token; its times go to the timeline.
 
     Files of the runtime that were damaged since ``prepare`` are found before they are executed, and
-    the runtime is installed again. After a start that fails, the loader's own tiny model tells
-    whether the runtime is at fault, where the error leaves that open.
+    the runtime is installed again.
 
     ``extra`` and ``listing`` are those of ``choose_devices``; ``key`` is that of ``ServerPlan``;
-    ``made`` is called with each supervisor before it starts its server, so that another thread can
-    stop a start.
+    ``made`` is called with each server before it starts, so that another thread can stop a start.
 
     Raises:
         LoaderError: as for ``choose_devices`` and ``Server.start``.
@@ -367,11 +364,11 @@ def start(
     timeline = prepared.timeline
     with timeline.stage("devices"):
         plan = plan_server(settings, prepared, model, extra, key=key, listing=listing)
-    supervisor = Supervisor(Server(plan, before=prepared.require_sound), sink=sink)
+    server = Server(plan, before=prepared.require_sound, sink=sink)
     if made is not None:
-        made(supervisor)
+        made(server)
     try:
-        started = supervisor.start().started
+        started = server.keep().started
         if started is not None:
             timeline.add("start", started.loaded)
             timeline.add("first token", started.first_token - started.loaded)
@@ -382,11 +379,8 @@ def start(
             return start(
                 settings, prepared, model, extra, key=key, listing=seen, sink=sink, made=made
             )
-        judged = self_test.judged(settings, prepared, plan, error)
-        if judged is None:
-            raise
-        raise judged from error
-    except BaseException:  # an interrupt, say: the caller has no supervisor yet to stop
-        supervisor.stop()
         raise
-    return supervisor
+    except BaseException:  # an interrupt, say: the caller has no server yet to stop
+        server.stop()
+        raise
+    return server

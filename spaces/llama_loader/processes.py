@@ -64,6 +64,10 @@ _NOT_EXECUTABLE: Final = {
     errno.ENOENT: "it, or the dynamic loader that it needs, is not on this system",
     errno.EACCES: "its disk is mounted noexec, or this user may not execute it",
 }
+_LISTEN: Final = "0A"
+"""TCP_LISTEN in ``/proc/net/tcp`` (linux/include/net/tcp_states.h)."""
+_ADDRESSES: Final = frozenset({"0100007F", "00000000"})
+"""127.0.0.1 and 0.0.0.0 as ``/proc/net/tcp`` writes them on a little-endian machine."""
 _PATIENCE: Final = 10.0
 """Seconds for what takes milliseconds: an execution, an end by SIGKILL."""
 
@@ -269,6 +273,27 @@ def lives(pid: int) -> bool:
     except OSError:
         return False
     return status.rpartition(")")[2].split()[0] not in {"Z", "X"}
+
+
+def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
+    """Return whether a process of this user listens on a port; None where that is not known.
+
+    A table of sockets that is empty or has no inodes, as some sandboxes show it, tells nothing.
+    """
+    try:
+        rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
+        places = {f"{address}:{port:04X}" for address in _ADDRESSES}
+        inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTEN and row[1] in places}
+        held = set()
+        folder = proc / str(pid) / "fd"
+        for name in os.listdir(folder):  # noqa: PTH208 - an interrupt leaves no open iterator
+            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+                held.add(str((folder / name).readlink()))
+    except (OSError, IndexError, ValueError):
+        return None
+    if not rows or "socket:[0]" in inodes:
+        return None
+    return not inodes.isdisjoint(held)
 
 
 def _signal_group(group: int, number: signal.Signals) -> None:

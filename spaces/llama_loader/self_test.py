@@ -3,8 +3,8 @@
 It tells apart what a failed start leaves open: is the runtime at fault, or the user's model? The
 tiny model (``tiny.gguf``, a quarter of a megabyte, made by ``farm/tiny_model.py``) is a real llama
 in the quantisations of a Q4_K_M file, and its answer is known, so a library that computes wrongly
-is found too. ``fetch`` and ``doctor`` run it; ``loader.start`` only after a start has failed: one
-that succeeds is the better proof (docs/decisions/0012-test-run.md). Nothing of it is kept
+is found too. ``fetch`` and ``doctor`` run it; a start of the user's model is the better proof
+(docs/decisions/0012-test-run.md). Nothing of it is kept
 (docs/decisions/0050-self-test-without-record.md).
 """
 
@@ -16,10 +16,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError, SettingError
+from llama_loader.errors import HostError, ServerError, SettingError
 from llama_loader.gguf_header import ALL_LAYERS
-from llama_loader.server import SETTLED, Server
-from llama_loader.supervisor import TRANSIENT
+from llama_loader.server import Server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -34,10 +33,6 @@ PROMPT: Final = "the quick brown fox jumps over the lazy dog 0123456789"
 ANSWER: Final = "!"
 TIMEOUT: Final = 30.0
 """Seconds for the start and the tokens. They take less than 1 s on an H200."""
-DOUBTFUL: Final = TRANSIENT | {
-    *("MODEL_ON_CPU", "NO_ANSWER", "REQUEST_REFUSED", "SERVER_GAVE_UP", "START_TIMEOUT"),
-}
-"""Errors of a start that leave open who is at fault; the others name it."""
 _SKIP: Final = "--no-test-run skips the test run"
 _REPORT: Final = f"please report it with this text: this runtime does not work here; {_SKIP}"
 
@@ -95,30 +90,6 @@ def run(prepared: Prepared, plan: ServerPlan) -> SelfTest:
     return SelfTest(used, time.monotonic() - began)
 
 
-def judged(
-    settings: Settings, prepared: Prepared, plan: ServerPlan, error: LoaderError
-) -> LoaderError | None:
-    """Say who is at fault where a start by ``plan`` has failed; None where ``error`` says so."""
-    if settings.no_test_run or error.code not in DOUBTFUL:
-        return None
-    try:
-        with blaming_the_runtime():
-            run(prepared, plan)
-    except (HostError, ServerError) as told:
-        message = f"{told.message}; with your model: {error.message}"
-        return type(told)(told.code, message, hint=told.hint)
-    except IntegrityError as damaged:  # this is why, then
-        return damaged
-    except LoaderError:  # a full disk, say, keeps the tiny model from telling
-        return None
-    hint = "look at the model, its size and the server's arguments"
-    return type(error)(
-        error.code,
-        f"{error.message}; the loader's own tiny model answers here, so the runtime works",
-        hint=f"{error.hint}; {hint}" if error.hint else hint,
-    )
-
-
 @contextlib.contextmanager
 def blaming_the_runtime() -> Iterator[None]:
     """Add to errors that the user's model is not the cause; hints about it would mislead."""
@@ -133,12 +104,9 @@ def blaming_the_runtime() -> Iterator[None]:
 
 
 def _require_answer(server: Server, deadline: float, *, cached: bool) -> None:
-    left, client = max(0.1, deadline - time.monotonic()), server.client()
-    try:
-        answer = client.completion(PROMPT, max_tokens=1, timeout=left, cache_prompt=cached).text
-    except ServerError:
-        server.check(within=SETTLED)  # a broken connection comes a moment before its end
-        raise
+    left = max(0.1, deadline - time.monotonic())
+    asked = {"max_tokens": 1, "timeout": left, "cache_prompt": cached}
+    answer = server.ask(lambda client: client.completion(PROMPT, **asked)).text
     if answer != ANSWER:
         raise ServerError(
             "WRONG_ANSWER",

@@ -1,45 +1,59 @@
-"""Starts a ``llama-server``, proves that it answers, and ends it with its process group.
+"""Starts a ``llama-server``, proves that it answers, keeps it alive, and ends it with its group.
 
 It listens on loopback with a random key, which it reads from its standard input and which only its
 own socket gets, so no other user of the machine can use it. It is ready when a one-token completion
 has come back: ``/health`` alone stays 200 even after CUDA has hung. It dies with this process,
 however that ends (see ``processes``), and leaves nothing on the disk.
+
+One that has died or hangs is started anew, until a restart is of no use. A caller that sends
+requests calls ``ensure`` before each, and ``suspect`` when no answer came. ``watch`` is for a
+process that only serves. Ends that no restart cures are raised.
 """
 
 from __future__ import annotations
 
-import contextlib
-import os
 import secrets
 import socket
 import threading
 import time
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Final, TypeVar, final
 
-from llama_loader import processes, server_log
+from llama_loader import processes, server_log, server_plan
 from llama_loader.errors import HostError, LoaderError, ServerError
+from llama_loader.events import Note, ignore
 from llama_loader.server_log import LoadReport, ServerLog
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from llama_loader.client import Client
+    from llama_loader.events import Sink
     from llama_loader.server_plan import ServerPlan
 
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
-_PAUSE: Final = 0.01
+_POLL: Final = 0.01
 """Seconds between two looks at a server that is loading."""
-SETTLED: Final = 0.5
+_SETTLED: Final = 0.5
 """Seconds: a connection breaks a moment before the process's end can be seen."""
 _TRIES: Final = 4
-"""Starts of one server: with less, and on another port where one is lost before it is bound."""
-_LISTEN: Final = "0A"
-"""TCP_LISTEN in ``/proc/net/tcp`` (linux/include/net/tcp_states.h)."""
-_ADDRESSES: Final = frozenset({"0100007F", "00000000"})
-"""127.0.0.1 and 0.0.0.0 as ``/proc/net/tcp`` writes them on a little-endian machine."""
+"""Tries of one start: with less, and on another port where one is lost before it is bound."""
+LIMIT: Final = 5
+WINDOW: Final = 600.0
+"""Seconds: after ``LIMIT`` ends within them the cause is not bad luck."""
+TRANSIENT: Final = frozenset({"SERVER_KILLED", "SERVER_CRASHED", "SERVER_ENDED", "CUDA_ERROR"})
+"""Ends that another try may cure, unlike a bad model or too little memory."""
+_PAUSE: Final = 0.25
+"""Seconds before a new start; doubled each time within the window."""
+PROBE_EVERY: Final = 15.0
+"""Seconds between two looks at whether the server's main loop answers ``/slots``."""
+PROBE_DEADLINE: Final = 120.0
+"""Seconds. One step of a long prompt may take tens of seconds on a CPU."""
+TOKEN_DEADLINE: Final = 20.0
+"""Seconds for the one token of ``suspect``; it may queue behind other answers."""
+
+_Answer = TypeVar("_Answer")
 
 
 @dataclass(frozen=True)
@@ -52,22 +66,35 @@ class Started:
 
 @final
 class Server:
-    """One llama-server process. Use as a context manager, or call ``stop``.
+    """A llama-server and its successors, one process at a time; threads may share it.
+
+    Use as a context manager, or call ``stop``.
 
     Args:
-        plan: what to run.
+        plan: what to run; later ``plan`` is what runs, ``asked`` what was planned.
         before: called each time that it is about to be executed; what it raises prevents that.
+        sink: told of restarts, and of a start that gave up a part of what was planned.
     """
 
-    def __init__(self, plan: ServerPlan, *, before: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        plan: ServerPlan,
+        *,
+        before: Callable[[], None] = lambda: None,
+        sink: Sink = ignore,
+    ) -> None:
         self.plan = self.asked = plan
         self.before = before
-        self.port = 0
+        self.port = plan.port or 0
         self.api_key: str | None = None
         self.started: Started | None = None
+        self._sink = sink
         self._program = processes.Program()
         self._log = ServerLog()
-        self._stopping = threading.Event()
+        self._restarts: list[float] = []
+        self._reason: LoaderError | None = None  # why it does not run, though it should
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
 
     def __enter__(self) -> Server:
         """Start it."""
@@ -94,15 +121,19 @@ class Server:
         return self._log.report
 
     def client(self, *, timeout: float = 60.0) -> Client:
-        """Return a client that sends the key to this server alone.
+        """Return a client that sends the key to the present process alone.
 
         Args:
             timeout: seconds for each whole answer, and for each event of a stream.
         """
         from llama_loader import client  # only now: it is imported while the server loads
 
+        program = self._program
         return client.Client(
-            self.port, self.api_key, timeout=timeout, require_ours=self._require_ours
+            self.port,
+            self.api_key,
+            timeout=timeout,
+            require_ours=lambda: self._require_ours(program),
         )
 
     def tail(self) -> list[str]:
@@ -112,9 +143,8 @@ class Server:
     def start(self) -> Started:
         """Start it and wait for its first token.
 
-        Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``);
-        ``plan`` is what it runs with in the end, ``asked`` what was planned. Each try has
-        ``startup_timeout``. Nothing is left of a start that fails or is interrupted.
+        Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``). Each
+        try has ``startup_timeout``. Nothing is left of a start that fails or is interrupted.
 
         Raises:
             ServerError: port taken, bad model, out of memory, killed, no answer in time …
@@ -123,14 +153,77 @@ class Server:
             SettingError: it does not take one of ``extra``.
             LoaderError: what ``before`` raises.
         """
-        if self.plan.port is not None:
-            claim(self.plan.port)
+        self.plan, self.started = self.asked, None
         try:
             self.started = self._start_eased()
         except BaseException:
-            self.stop()
+            self._end()
             raise
         return self.started
+
+    def keep(self) -> Server:
+        """Start it; one that is killed or crashes while it loads is tried again.
+
+        Raises:
+            LoaderError: as for ``start``, or that it died too often.
+        """
+        with self._lock:
+            while True:
+                if self._reason is not None:
+                    self._renew(self._reason)
+                self._require_wanted()
+                try:
+                    self.start()
+                except LoaderError as error:
+                    self._reason = error
+                    if error.code not in TRANSIENT:
+                        raise
+                else:
+                    self._reason = None
+                    for note in server_plan.not_as_asked(self.plan, self.asked, self.report):
+                        self._sink(note)
+                    return self
+
+    def ensure(self, probe: Callable[[Client], object] = lambda _: None) -> Server:
+        """Return it running; restart it if it has ended, or if ``probe`` gets no answer.
+
+        Raises:
+            ServerError: it died too often; the message has the last reason.
+            LoaderError: what a new start cannot cure.
+        """
+        with self._lock:
+            try:
+                self.check()
+                try:
+                    self.ask(probe)
+                except ServerError as error:
+                    hangs = f"llama-server hangs: {error.message}"
+                    raise ServerError("SERVER_HANGS", hangs) from error
+            except LoaderError as error:
+                self._reason = self._reason or error
+                return self.keep()
+            return self
+
+    def suspect(self) -> Server:
+        """Return it after it gave a token just now; replace a process that hangs.
+
+        Raises:
+            LoaderError: as for ``ensure``.
+        """
+        return self.ensure(
+            lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
+        )
+
+    def watch(self) -> None:
+        """Keep it alive until ``stop``.
+
+        Raises:
+            LoaderError: as for ``ensure``.
+        """
+        while not self._stopped.is_set():
+            self.wait(PROBE_EVERY)
+            if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
+                self.ensure(lambda client: client.status("/slots", PROBE_DEADLINE))
 
     def check(self, *, within: float = 0.0) -> None:
         """Raise what ended it, if it has ended.
@@ -142,8 +235,7 @@ class Server:
             LoaderError: as for ``start``.
         """
         over = self._program.wait(within)
-        if self._stopping.is_set():
-            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+        self._require_wanted()
         if not over:
             return
         if self._program.status is None:
@@ -151,15 +243,60 @@ class Server:
         self._log.finish()
         raise server_log.explain(self._program.status, self.tail(), loading=self.started is None)
 
+    def ask(self, request: Callable[[Client], _Answer]) -> _Answer:
+        """Return what a request returns; raise what ended the server, where that is why it failed.
+
+        Raises:
+            LoaderError: as for ``check``, or the request's own.
+        """
+        try:
+            return request(self.client())
+        except ServerError:
+            self.check(within=_SETTLED)
+            raise
+
     def wait(self, timeout: float | None) -> bool:
         """Wait for its end, at most ``timeout`` seconds; True where it has ended or never ran."""
         return self._program.wait(timeout)
 
     def stop(self) -> None:
-        """End it and everything that it started; safe to call twice and from another thread."""
-        self._stopping.set()
+        """End it for good, and everything that it started; safe to call twice, from any thread.
+
+        A restart that another thread has begun leaves nothing behind.
+        """
+        self._stopped.set()
+        self._end()
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
+        """End the present process."""
         self._program.stop(grace=STOP_GRACE)
         self._log.finish()
+
+    def _require_wanted(self) -> None:
+        if self._stopped.is_set():
+            raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+
+    def _renew(self, reason: LoaderError) -> None:
+        """Make ready for a new start after an end, after a growing pause, or give up."""
+        self._require_wanted()
+        self._end()
+        now = time.monotonic()
+        self._restarts = [one for one in self._restarts if one >= now - WINDOW]
+        if len(self._restarts) == LIMIT - 1:
+            raise ServerError(
+                "SERVER_GAVE_UP",
+                f"llama-server ended {LIMIT} times within {WINDOW / 60:g} minutes; the last"
+                f" time: {reason.message}",
+                hint=reason.hint,
+            ) from reason
+        pause = _PAUSE * 2 ** len(self._restarts)
+        self._restarts.append(now)
+        self._sink(Note("SERVER_RESTARTED", f"{reason.message}; started anew in {pause:g} s"))
+        self._stopped.wait(pause)
+        # on the same port, and as it was asked for: what one start gave up is tried again
+        self.asked = replace(self.asked, port=self.port or None)
 
     def _start_eased(self) -> Started:
         began, first = time.monotonic(), None
@@ -177,7 +314,7 @@ class Server:
         raise AssertionError("the last try returns or raises")
 
     def _start_once(self, began: float) -> Started:
-        self.port = self.plan.port or free_port()
+        self.port = free_port(self.plan.port or 0)
         self._execute()
         deadline = time.monotonic() + self.plan.startup_timeout  # a repair downloaded before
         self._await_health(deadline)
@@ -192,8 +329,7 @@ class Server:
 
         def before() -> None:
             self.before()
-            if self._stopping.is_set():  # meanwhile, from another thread
-                raise ServerError("SERVER_STOPPED", "llama-server was stopped")
+            self._require_wanted()  # meanwhile another thread may have stopped it
 
         self.api_key = new_key() if self.plan.key == "" else self.plan.key
         argv, program = self.plan.argv(self.port), processes.Program()
@@ -217,38 +353,40 @@ class Server:
         while True:
             self.check()
             status = client.health(timeout=min(2.0, max(0.1, deadline - time.monotonic())))
-            if status is not None and self._owns_its_port() is False:
-                self.check(within=SETTLED)
+            if status is not None and self._owns_its_port(self._program) is False:
+                self.check(within=_SETTLED)
                 raise self._stranger()
             if status == 200:  # noqa: PLR2004 - HTTP's OK
                 return
             if time.monotonic() >= deadline:
                 raise self._too_late("loads the model still" if status else "does not listen")
-            time.sleep(_PAUSE)
+            time.sleep(_POLL)
 
     def _first_token(self, deadline: float) -> None:
         left = max(0.1, deadline - time.monotonic())
-        client = self.client()
-        try:
-            ours = self._owns_its_port()
+
+        def first(client: Client) -> None:
+            ours = self._owns_its_port(self._program)
             if ours is None and self.api_key and not client.refuses_wrong_keys(timeout=left):
                 raise self._stranger()
             client.completion("1", max_tokens=1, timeout=left, cache_prompt=False)
+
+        try:
+            self.ask(first)
         except ServerError as error:
-            self.check(within=SETTLED)
             if error.code == "ANSWER_TIMEOUT":
                 raise self._too_late("is loaded, but does not answer") from error
             raise
         self.check()
 
-    def _owns_its_port(self) -> bool | None:
-        """Return whether the process listens on the port; None where that is not known."""
-        pid = self.pid
-        return listens(pid, self.port) if pid else False
+    def _owns_its_port(self, program: processes.Program) -> bool | None:
+        """Return whether that process listens on the port; None where that is not known."""
+        pid = program.pid
+        return processes.listens(pid, self.port) if pid else False
 
-    def _require_ours(self) -> None:
+    def _require_ours(self, program: processes.Program) -> None:
         """Refuse another program on the port: any user can bind it, and must not get the key."""
-        if self._owns_its_port() is False:
+        if self._owns_its_port(program) is False:
             what = f"llama-server does not answer at {self.url}: another program has its port"
             raise ServerError("NO_ANSWER", what)
 
@@ -288,50 +426,23 @@ def new_key() -> str:
     return secrets.token_urlsafe(32)
 
 
-def free_port() -> int:
-    """Return a TCP port that was free on loopback a moment ago."""
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def claim(port: int) -> None:
-    """Check that a port can be had.
+def free_port(wanted: int = 0) -> int:
+    """Return a TCP port that can be had on loopback: ``wanted``, or for 0 one that is free.
 
     Raises:
         ServerError: another program has it, or this user may not; the message names it.
     """
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # as the server does: a connection that is still closing does not count
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if wanted:  # as the server does: a connection that is still closing does not count
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind(("127.0.0.1", wanted))
             probe.listen(1)
         except OSError as error:
             raise ServerError(
                 "PORT_IN_USE",
-                f"port {port} on 127.0.0.1 cannot be had: {error.strerror}",
+                f"port {wanted} on 127.0.0.1 cannot be had: {error.strerror}",
                 hint="give another --port, or none (and leave"
                 " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
             ) from error
-
-
-def listens(pid: int, port: int, *, proc: Path = Path("/proc")) -> bool | None:
-    """Return whether a process of this user listens on a port; None where that is not known.
-
-    A table of sockets that is empty or has no inodes, as some sandboxes show it, tells nothing.
-    """
-    try:
-        rows = [line.split() for line in (proc / "net/tcp").read_text("ascii").splitlines()[1:]]
-        places = {f"{address}:{port:04X}" for address in _ADDRESSES}
-        inodes = {f"socket:[{row[9]}]" for row in rows if row[3] == _LISTEN and row[1] in places}
-        held = set()
-        folder = proc / str(pid) / "fd"
-        for name in os.listdir(folder):  # noqa: PTH208 - an interrupt leaves no open iterator
-            with contextlib.suppress(FileNotFoundError):  # closed meanwhile
-                held.add(str((folder / name).readlink()))
-    except (OSError, IndexError, ValueError):
-        return None
-    if not rows or "socket:[0]" in inodes:
-        return None
-    return not inodes.isdisjoint(held)
+        return int(probe.getsockname()[1])

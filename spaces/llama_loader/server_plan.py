@@ -1,4 +1,4 @@
-"""Plans a start of ``llama-server``: the command line, the memory, what a second try changes."""
+"""Plans a start of ``llama-server``: command line, memory, what a second try changes and tells."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS, ModelSize
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
     from llama_loader.errors import LoaderError
+    from llama_loader.server_log import LoadReport
 
 _FITTING: Final = -1
 """``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
@@ -141,6 +142,55 @@ class ServerPlan:
             if size is not None and size.needed <= self.main_memory * _MAIN_MEMORY_SHARE:
                 return replace(self, n_gpu_layers=_FITTING)  # main memory has room for the rest
         return None
+
+
+def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Iterator[Note]:
+    """Yield what people should know of a start by ``plan`` where ``asked`` was asked for.
+
+    A model that is on none of its devices is ``MODEL_ON_CPU``, an error, unless the CPU is allowed.
+    """
+    if not plan.repacked:
+        yield Note(
+            "CPU_NOT_REPACKED",
+            "this CPU announces instructions (AMX, AVX-512) that it then refuses (SIGILL);"
+            " llama-server was started anew without weights laid out for them (--no-repack), so"
+            " prompts take longer on the CPU",
+            "nothing is wrong on the GPU; otherwise choose another machine type",
+        )
+    if plan.devices != asked.devices:
+        yield Note(
+            "DEVICES_ADDED",
+            f"{', '.join(asked.devices)} had no room for the model, although it was reckoned to"
+            f" fit; it is on {', '.join(plan.devices)} now",
+            "another program may use that GPU; to start on all at once, name them in"
+            " YAKULINGO_SPACES_LLAMA_DEVICE",
+        )
+    own_layers = last(plan.extra, "-ngl", "--gpu-layers", "--n-gpu-layers")
+    all_asked = asked.n_gpu_layers >= ALL_LAYERS and own_layers is None
+    if all_asked and report.offloaded and report.offloaded < (report.layers or 0):
+        yield Note(
+            "LAYERS_LEFT_OVER",
+            f"{report.offloaded} of {report.layers} layers are on the GPU, although all were asked"
+            " for; the CPU does the rest, and each token waits for it",
+            "where the GPU has no room for all, take a smaller quantisation or model, or lower"
+            " YAKULINGO_SPACES_N_CTX",
+        )
+    owners = report.owners(plan.devices)
+    unused = [name for name in plan.devices if name not in owners]
+    if owners and unused:
+        yield Note(
+            "DEVICE_UNUSED",
+            f"{', '.join(unused)} got no part of the model, by llama-server's own report",
+            "it is free for something else: leave it out of YAKULINGO_SPACES_LLAMA_DEVICE",
+        )
+    if plan.devices and plan.n_gpu_layers and not (report.told or plan.allow_cpu):
+        yield Note(
+            "DEVICES_NOT_CHECKED",
+            f"whether the model is on {', '.join(plan.devices)} could not be checked: llama-server"
+            " did not say where it put it, so this start proves nothing of the GPU",
+            "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
+            " holds",
+        )
 
 
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:

@@ -4,7 +4,7 @@
 <root>/runtimes/<sha256>/           one runtime: receipt.json and files/
 <root>/manifests/<sha256>.json      manifests by digest, so that a warm start needs no network
 <root>/channels/                    what was accepted from signed channels (``trust``)
-<root>/shown/                       what starts and answers took (``llama_space.reservation``)
+<root>/shown/                       what starts and answers took (``llama_space.request``)
 <root>/partial/<sha256>             verified chunks of an unfinished download, from the first one
 <root>/staging/                     what is being installed; private, removed afterwards
 

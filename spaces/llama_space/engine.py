@@ -8,6 +8,7 @@ that worker's GPU and server. Everywhere else the server is a child of the app's
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
 import threading
 import weakref
@@ -19,11 +20,9 @@ from llama_loader import doctor, loader
 from llama_loader import settings as loader_settings
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
-from llama_space import preparation, request, reservation, shared_server, worker, zerogpu
-from llama_space.request import STAGES_OF_A_START
-from llama_space.reservation import Reserved, Shown
-from llama_space.status import Record, log
-from llama_space.values import Address, Failure, Piece, Progress
+from llama_space import preparation, request, worker, zerogpu
+from llama_space.request import STAGES_OF_A_START, Reserved, Shown
+from llama_space.values import PREPARED, Address, Failure, Piece, Progress, Record, log
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -61,7 +60,7 @@ class Engine:
     def __init__(self, **given: Any) -> None:
         self.settings: Final[Settings] = loader_settings.load(**given)
         self._decorated = None
-        if self.settings.zerogpu and not shared_server.in_worker():
+        if self.settings.zerogpu and multiprocessing.parent_process() is None:  # not in a worker
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
         self._record = Record()
         self._shown = Shown()
@@ -138,11 +137,9 @@ class Engine:
         """
         checked = request.completion if isinstance(asked, str) else request.chat
         try:
-            wanted = checked(asked, options, self.settings)
+            yield from self._items(checked(asked, options, self.settings))
         except LoaderError as error:
             yield Failure.of(error)
-            return
-        yield from self._items(wanted)
 
     @contextlib.contextmanager
     def server(self) -> Iterator[Address]:
@@ -161,7 +158,7 @@ class Engine:
         while (ready := self._prepared()) is None:
             pass
         try:
-            server = shared_server.shared(ready).start.result().ensure()
+            server = worker.shared(ready).start.result().ensure()
         except OSError as error:
             raise Failure.of(error).error() from error
         yield Address(f"{server.url}/v1", server.api_key or "")
@@ -172,7 +169,7 @@ class Engine:
         A later call starts a server anew.
         """
         self._record.change(phase="closed", server_pid=None)
-        shared_server.stop()
+        worker.stop()
 
     def _text(self, items: Generator[Item, None, None]) -> Iterator[str]:
         """Yield the texts of the pieces; raise what failed."""
@@ -184,12 +181,9 @@ class Engine:
                     yield item.text
 
     def _items(self, wanted: Request) -> Generator[Item, None, None]:
-        try:
-            while (ready := self._prepared()) is None:
-                yield self.status().latest
-        except LoaderError as error:
-            yield Failure.of(error)
-            return
+        """Yield what a call brings; raise what keeps anything from being prepared."""
+        while (ready := self._prepared()) is None:
+            yield self.status().latest
         if self._decorated is None:
             yield from self._record.measured(worker.answer(ready, wanted))
             return
@@ -200,28 +194,25 @@ class Engine:
     ) -> Generator[Item, None, None]:
         """Answer on a GPU that ZeroGPU lends, and learn how long that takes."""
         fixed = self.settings.zerogpu_duration
-        if fixed is None:
-            reserved = self._shown.reserve(wanted, ready.size, warm=self.status().warm)
-        else:
-            reserved = Reserved(fixed, fixed)
-        wanted = replace(wanted, reserved=reserved)
+        guessed = self._shown.reserve(wanted, ready.size, warm=self.status().warm)
+        wanted = replace(wanted, reserved=guessed if fixed is None else Reserved(fixed, fixed))
         call = yield from self._record.measured(zerogpu.call(decorated, ready, wanted))
-        if call is not None:
-            start = sum(self.status().seconds.get(stage, 0.0) for stage in STAGES_OF_A_START)
-            known, self._shown = self._shown, self._shown.after(call, start)
-            if self._shown == known:
-                return
+        if call is None:
+            return
+        start = sum(self.status().seconds.get(stage, 0.0) for stage in STAGES_OF_A_START)
+        known, self._shown = self._shown, self._shown.after(call, start)
+        if self._shown != known:
             try:
-                reservation.remember(self.settings.store, ready.model, ready.size, self._shown)
+                request.remember(self.settings.store, ready.model, ready.size, self._shown)
             except LoaderError as error:  # costs the next start of the app an estimate, no more
                 log(error.render())
 
     def _installed(self, _: Settings, sink: Sink) -> Prepared:
         """Return the runtime that was prepared, opening no connection."""
-        ready = self._record.ready
+        ready, failure = self._record.ready, self._record.failure
+        if failure is not None:
+            raise failure.error()
         if ready is None:
-            if self._record.failure is not None:
-                raise self._record.failure.error()
             message = "no runtime is installed yet: it is being prepared"
             raise ServerError("NOT_PREPARED", message, hint="look again in a minute")
         settled = replace(ready.settings, offline=True)
@@ -230,10 +221,7 @@ class Engine:
     def _prepared(self) -> Ready | None:
         """Return what was prepared; None while it is being prepared, after a moment.
 
-        A forked worker that has inherited nothing prepares for itself.
-
-        Raises:
-            LoaderError: the preparation has failed.
+        A failure is raised. A forked worker that has inherited nothing prepares for itself.
         """
         self._begin()
         if self._record.wait(worker.BEAT) and self._record.failure is not None:
@@ -252,8 +240,8 @@ class Engine:
         ready, failure = None, _UNEXPECTED
         try:
             found, known = preparation.run(self.settings, self._record.hear)
-            self._record.change(**known)
-            self._shown = reservation.recall(self.settings.store, found.model, found.size)
+            self._record.change(known, PREPARED)
+            self._shown = request.recall(self.settings.store, found.model, found.size)
             if not self.settings.zerogpu:
                 self._start_server(found)
             ready = found
@@ -270,8 +258,8 @@ class Engine:
                 self._record.say("server", item)
                 continue
             self._record.reported(item)
-            for name, seconds in item.timeline:
-                self._record.hear(Stage(name, seconds))
+            for stage in item.timeline:
+                self._record.hear(Stage(*stage))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""

@@ -6,17 +6,19 @@ runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
-from llama_loader import gguf_header, host, model, report
+from llama_loader import cgroups, gguf_header, host, model, report
 from llama_loader.errors import HostError
-from llama_loader.events import Note, Timeline
+from llama_loader.events import Note
 from llama_loader.loader import prepare
+from llama_space.values import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -26,6 +28,7 @@ if TYPE_CHECKING:
     from llama_loader.loader import Prepared
     from llama_loader.manifest import Manifest
     from llama_loader.settings import Settings
+    from llama_space.values import Stages
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
@@ -43,45 +46,42 @@ class Ready:
         released: the trusted manifest and its URL; None where a tarball was given by URL.
         model: the model's file, the first one of a split model.
         size: bytes of all its files.
-        memory: bytes of main memory that the app's process may use; 0 for unknown.
     """
 
     settings: Settings
     released: tuple[Manifest, str] | None
     model: Path
     size: int = 0
-    memory: int = 0
 
 
-def run(settings: Settings, sink: Sink) -> tuple[Ready, dict[str, Any]]:
+def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
     """Fetch and verify whatever is not in the store yet.
 
     Returns:
-        What workers get, and what it is as fields of ``Status``.
+        What workers get, and what is known of it.
 
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
     """
     for note in settings.unknown:
         sink(note)
-    timeline = Timeline()
     prepared = _runtimes(settings, host.begin(settings).result(), sink)
-    for note in report.notes(prepared[0]):
+    first = prepared[0]
+    for note in report.notes(first):
         sink(note)
-    with timeline.stage("model"):
+    with prepared[-1].timeline.stage("model"):
         path = model.get(settings, sink=sink)
-    stages = [stage for one in prepared for stage in one.timeline.stages]
-    known = {
-        **runtime(prepared[0]),
-        "verified": report.trust(settings, prepared[0]) in {"pinned", "signed"},
-        "model": path.name,
-        "model_sha256": settings.gguf_sha256,
-        "timeline": summed([*stages, *timeline.stages]),
-    }
+    known = replace(
+        runtime(first),
+        verified=report.trust(settings, first) in {"pinned", "signed"},
+        model=path.name,
+        model_sha256=settings.gguf_sha256,
+        timeline=summed(stage for one in prepared for stage in one.timeline.stages),
+    )
     if settings.url:
-        settings = replace(settings, sha256=prepared[0].installed.sha256)
+        settings = replace(settings, sha256=first.installed.sha256)
     size = sum(part.stat().st_size for part in gguf_header.files(path))
-    return Ready(settings, prepared[0].released, path, size, prepared[0].host.memory), known
+    return Ready(settings, first.released, path, size), known
 
 
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
@@ -93,8 +93,7 @@ def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared
     found: list[Prepared] = []
     refused: list[HostError] = []
     for arch in likely(settings, facts):
-        wished = replace(settings, cuda_arch=arch)
-        released = found[0].released if found else None
+        wished, released = replace(settings, cuda_arch=arch), found[0].released if found else None
         try:
             found.append(prepare(wished, released=released, sink=sink))
         except HostError as error:
@@ -112,27 +111,20 @@ def likely(settings: Settings, facts: HostFacts) -> tuple[str | None, ...]:
     """Return the compute capabilities to prepare for; None is what this machine shows."""
     known = bool(facts.capabilities) and facts.gpu_source != "zerogpu"
     chosen = settings.cuda_arch or settings.url or settings.cpu_chosen
-    if not settings.zerogpu or known or chosen:
-        return (settings.cuda_arch,)
-    return ZEROGPU_ARCHITECTURES
+    one = not settings.zerogpu or known or chosen
+    return (settings.cuda_arch,) if one else ZEROGPU_ARCHITECTURES
 
 
-def runtime(prepared: Prepared) -> dict[str, str | None]:
-    """Return what was chosen, as fields of ``Status``."""
-    installed = prepared.installed
-    architecture = None
+def runtime(prepared: Prepared) -> Status:
+    """Return which runtime was chosen."""
+    installed, architecture = prepared.installed, None
     if installed.artifact is not None:
         cuda = installed.artifact.cuda
-        code = (*cuda.sass, *cuda.ptx) if cuda else ("cpu",)
-        architecture = ";".join(dict.fromkeys(code))
-    return {
-        "release": installed.release,
-        "architecture": architecture,
-        "digest": installed.sha256,
-    }
+        architecture = ";".join(dict.fromkeys((*cuda.sass, *cuda.ptx))) if cuda else "cpu"
+    return Status("ready", installed.release, architecture, installed.sha256)
 
 
-def summed(stages: Iterable[Stage]) -> tuple[tuple[str, float], ...]:
+def summed(stages: Iterable[Stage]) -> Stages:
     """Add up stages of one name, in the order of their first."""
     seconds: dict[str, float] = {}
     for one in stages:
@@ -140,15 +132,13 @@ def summed(stages: Iterable[Stage]) -> tuple[tuple[str, float], ...]:
     return tuple((name, round(took, 4)) for name, took in seconds.items())
 
 
-def warm(ready: Ready) -> tuple[tuple[str, float], ...]:
+def warm(ready: Ready) -> Stages:
     """Read the model once, so that a worker finds it in main memory; return what that took."""
     began = time.monotonic()
-    try:
-        if ready.size > ready.memory * _CACHE_SHARE:
-            return ()
-        for part in gguf_header.files(ready.model):
-            with part.open("rb") as file, Path(os.devnull).open("wb") as nothing:
-                shutil.copyfileobj(file, nothing, _BLOCK)
-    except OSError:
-        return ()
-    return (("page cache", round(time.monotonic() - began, 4)),)
+    with contextlib.suppress(OSError):
+        if ready.size <= cgroups.memory() * _CACHE_SHARE:
+            for part in gguf_header.files(ready.model):
+                with part.open("rb") as file, Path(os.devnull).open("wb") as nothing:
+                    shutil.copyfileobj(file, nothing, _BLOCK)
+            return (("page cache", round(time.monotonic() - began, 4)),)
+    return ()

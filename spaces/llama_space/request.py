@@ -1,19 +1,33 @@
-"""One request: checks what a caller asks for. No side effects."""
+"""One request: what a caller asks llama-server for, and the GPU seconds that it reserves.
+
+ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
+in the queue, and is refused where it asks for more than the visitor has left (docs/zerogpu.md). So
+the seconds are estimated from what this machine has shown.
+"""
 
 from __future__ import annotations
 
 import difflib
+import hashlib
 import json
+import math
+import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
-from llama_loader.errors import SettingError
-from llama_space.reservation import Reserved
+import msgspec
+from msgspec import Meta
+
+from llama_loader.errors import LoaderError, SettingError
+from llama_loader.store import Store
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from llama_loader.settings import Settings
+    from llama_space.values import Figures
 
 STAGES_OF_A_START: Final = ("devices", "start", "first token")
 """What the start of a server takes, after everything that needs no GPU."""
@@ -31,7 +45,53 @@ _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "stop": (lambda value: _all(value, str), "a text, or a list of texts"),
 }
 
-_NOTHING: Final = Reserved(0, 0)
+SHORTEST, LONGEST = 15, 120
+"""Seconds; ZeroGPU's own default is 60. The least leaves room for a start where ZeroGPU gives a
+call to another worker than the warm one."""
+_TOKENS: Final = ((0x250, 0.25), (0x2E80, 0.5), (0x110000, 0.7))
+"""Tokens a character below each code point: Latin script, other alphabets, CJK. Gemma's tokenizer
+makes 0.20 of English, 0.23 of German, 0.56 of Japanese, 0.70 of Chinese (docs/zerogpu.md)."""
+_TEMPLATE_TOKENS: Final = 64
+"""Tokens of a short answer, and of what a chat template and a prompt add to a text."""
+_FIRST_FLOOR, _FIRST_RATE = 1.0, 3e9
+"""Seconds of a start without a model, and bytes of a model that a start loads in a second. A model
+of 27B's size (17.7 GB, ``benchmarks/noise_model.py --size 27b``) took 3.8 to 4.8 s on one H200 with
+its file in the page cache."""
+_FIRST_BANDWIDTH, _FIRST_SPEED = 0.7e12, 150.0
+"""Bytes of weights that a GPU is assumed to read in a second, of the 0.9 TB/s of half an RTX PRO
+6000; and the tokens a second that are assumed of any small model."""
+_PROMPT_SPEED: Final = 40.0
+"""A prompt is read at least so many times faster than an answer is written."""
+_MARGIN, _SPARE = 1.2, 3.0
+"""For a GPU that others heat up; seconds for the fork, the connection and the end."""
+_KEPT: Final = 5
+"""Starts and answers that are remembered; the slowest counts."""
+_MEASURABLE: Final = 16
+"""Tokens of the shortest answer whose speed tells anything."""
+_MAX_BYTES: Final = 4096
+_REFUSED: Final = re.compile(r"\(([0-9]{1,6})s requested vs\. ([0-9]{1,6})s left\)")
+"""A part of the `spaces` package's message (spaces/zero/client.py)."""
+
+_Seconds = Annotated[float, Meta(gt=0, le=86400)]
+_Speed = Annotated[float, Meta(gt=0, le=1e6)]
+
+
+class Reserved(NamedTuple):
+    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it."""
+
+    seconds: int = 0
+    least: int = 0
+
+    def after(self, refusal: str) -> Reserved | None:
+        """Return what to ask for after a refusal that says how much is left; None: give up.
+
+        ZeroGPU multiplies what is asked for by a factor of its own, so the message's share counts.
+        """
+        told = _REFUSED.search(refusal)
+        if told is None or not int(told[1]):
+            return None
+        seconds = math.floor(self.seconds * int(told[2]) / int(told[1]))
+        return Reserved(seconds, self.least) if self.least <= seconds < self.seconds else None
 
 
 @dataclass(frozen=True)
@@ -46,7 +106,7 @@ class Request:
 
     asked: list[dict[str, Any]] | str
     options: Mapping[str, Any]
-    reserved: Reserved = _NOTHING
+    reserved: Reserved = field(default_factory=Reserved)
 
 
 def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
@@ -94,14 +154,12 @@ def _checked(
     _require_known(given)
     for name, (fits, accepts) in _OPTIONS.items():
         if name in given and not fits(given[name]):
-            message, hint = f"{name} is {reprlib.repr(given[name])}", f"{name} takes {accepts}"
-            raise SettingError("REQUEST_INVALID", message, hint=hint)
+            raise _refused(f"{name} is {reprlib.repr(given[name])}", f"{name} takes {accepts}")
     try:  # as plain data: it crosses a process, and goes to the server as JSON
         plain, extra = json.loads(json.dumps([asked, given], allow_nan=False))
     except (TypeError, ValueError) as error:
-        message = f"the request cannot be written as JSON: {error}"
         hint = "messages and sampling options are texts, numbers, lists and dictionaries"
-        raise SettingError("REQUEST_INVALID", message, hint=hint) from error
+        raise _refused(f"the request cannot be written as JSON: {error}", hint) from error
     return Request(plain, extra)
 
 
@@ -110,15 +168,18 @@ def _require_known(given: Mapping[str, Any]) -> None:
     for name in given.keys() - _OPTIONS.keys():
         near = difflib.get_close_matches(name, _OPTIONS, 1, _ALIKE)
         if near:
-            message, hint = f"there is no option {name!r}", f"did you mean {near[0]}?"
-            raise SettingError("REQUEST_INVALID", message, hint=hint)
+            raise _refused(f"there is no option {name!r}", f"did you mean {near[0]}?")
         if name in _SET_BY_THE_ENGINE:
-            message = f"{name} cannot be chosen: the engine streams one answer to one request"
-            raise SettingError("REQUEST_INVALID", message, hint="leave it out")
+            what = f"{name} cannot be chosen: the engine streams one answer to one request"
+            raise _refused(what, "leave it out")
 
 
 def _all(value: object, kind: type) -> bool:
     return isinstance(value, list | tuple) and all(isinstance(one, kind) for one in value)
+
+
+def _refused(message: str, hint: str) -> SettingError:
+    return SettingError("REQUEST_INVALID", message, hint=hint)
 
 
 def _invalid(message: str) -> SettingError:
@@ -128,3 +189,67 @@ def _invalid(message: str) -> SettingError:
         hint='messages is a list such as [{"role": "user", "content": "Hello"}]; a role is one of'
         f" {', '.join(_ROLES)}; engine.complete() takes a text",
     )
+
+
+class Shown(msgspec.Struct, frozen=True):
+    """What starts and answers took: seconds until the first token, and tokens a second."""
+
+    starts: tuple[_Seconds, ...] = ()
+    speeds: tuple[_Speed, ...] = ()
+
+    def reserve(self, request: Request, size: int, *, warm: bool) -> Reserved:
+        """Return the GPU seconds for one answer, which is assumed to be as long as its prompt.
+
+        Args:
+            request: what is asked.
+            size: bytes of the model's files, for a first guess.
+            warm: a server runs that may get the call.
+        """
+        prompt = tokens(request.asked) + _TEMPLATE_TOKENS
+        answer = min(prompt, request.options.get("max_tokens") or prompt)
+        speed = min(self.speeds or [min(_FIRST_SPEED, _FIRST_BANDWIDTH / max(1, size))])
+        start = max(self.starts, default=_FIRST_FLOOR + size / _FIRST_RATE)
+        work = (0.0 if warm else start) + answer / speed + prompt / (speed * _PROMPT_SPEED)
+        seconds = max(SHORTEST, min(math.ceil(work * _MARGIN + _SPARE), LONGEST))
+        return Reserved(seconds, min(math.ceil(work), seconds))
+
+    def after(self, call: Figures, start: float) -> Shown:
+        """Return what is known after a call, whose server took ``start`` seconds to start."""
+        starts, speeds = self.starts, self.speeds
+        if start and not call.warm:
+            starts = (*starts, round(start, 2))
+        if call.tokens_per_second and (call.tokens or 0) >= _MEASURABLE:
+            speeds = (*speeds, round(call.tokens_per_second, 1))
+        return Shown(starts[-_KEPT:], speeds[-_KEPT:])
+
+
+def recall(store: Path, model: Path, size: int) -> Shown:
+    """Return what this machine has shown of a model; nothing where nothing readable is kept."""
+    try:
+        data = Store(store).read("shown", _name(model, size), limit=_MAX_BYTES)
+        return msgspec.json.decode(data or b"{}", type=Shown)
+    except (LoaderError, msgspec.MsgspecError, UnicodeDecodeError):
+        return Shown()
+
+
+def remember(store: Path, model: Path, size: int, shown: Shown) -> None:
+    """Keep what this machine has shown for the next start of the app.
+
+    Raises:
+        StoreError: it cannot be written.
+    """
+    Store(store).write("shown", _name(model, size), data=msgspec.json.encode(shown))
+
+
+def tokens(asked: object) -> int:
+    """Estimate the tokens of a text, or of a chat whose contents are texts or lists of parts."""
+    if isinstance(asked, str):
+        below = [sum(ord(one) < limit for one in asked) for limit, _ in _TOKENS]
+        each = (part - less for part, less in zip(below, (0, *below), strict=False))
+        return math.ceil(sum(count * rate for count, (_, rate) in zip(each, _TOKENS, strict=True)))
+    parts: Iterable[object] = asked.values() if isinstance(asked, Mapping) else ()
+    return sum(map(tokens, asked if isinstance(asked, list) else parts))
+
+
+def _name(model: Path, size: int) -> str:
+    return f"{hashlib.sha256(f'{model.name} {size}'.encode()).hexdigest()[:32]}.json"

@@ -1,29 +1,39 @@
-"""The engine's values, and progress as lines of text.
+"""The engine's values, progress as lines of text, and the record that collects what is known.
 
-The values are frozen and picklable, because workers send them to the app's process.
+The values are frozen and picklable, because workers send them to the app's process. A ZeroGPU
+worker is a process that the app cannot look into: what it knows arrives as a ``Status`` in the
+stream of each call, before the first piece.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import contextlib
+import itertools
+import sys
+import threading
+import time
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
+from llama_loader import events, processes
+from llama_loader.client import Piece as Piece  # noqa: PLC0414 - one of the engine's values
 from llama_loader.errors import LoaderError, StoreError, without_secrets
-from llama_loader.events import Downloading, Note, Resolving, Stage
+from llama_loader.events import Note, Resolving, Stage
+from llama_space.request import Reserved
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Generator, Iterable, Iterator, Mapping
 
     from llama_loader.events import Event
+    from llama_space.preparation import Ready
 
+Stages = tuple[tuple[str, float], ...]
+"""Stages of a start in their order, with their seconds."""
 Phase = Literal["preparing", "ready", "failed", "closed"]
 Waiting = Literal["prepare", "queue", "start", "load", "restart", "waiting"]
 
 ENGLISH: Final[Mapping[str, str]] = {
-    "resolving": "reading {url}",
-    "downloading": "downloading {name}: {amount}",
-    "unpacking": "unpacking {name}: {amount}",
-    "share": "{done} of {total} ({share})",
+    **events.ENGLISH,
     "so_far": "{line} ({seconds} s)",
     "prepare": "preparing",
     "queue": "ZeroGPU lends a GPU as soon as one is free",
@@ -33,7 +43,15 @@ ENGLISH: Final[Mapping[str, str]] = {
     "waiting": "waiting for words",
 }
 """What the lines are made of. A page in another language has texts of its own by these names."""
-_UNITS: Final = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+_AGAIN_AFTER: Final = 30.0
+"""Seconds after which a failure, such as an unreachable Hub, is no answer to a new call."""
+_KEPT_CALLS: Final = 20
+_KEPT_LINES: Final = 6
+_OF_A_RUNTIME: Final = ("release", "architecture", "digest")
+PREPARED: Final = (*_OF_A_RUNTIME, "verified", "model", "model_sha256", "timeline")
+"""What the preparation tells of the status."""
+_OF_A_SERVER: Final = (*_OF_A_RUNTIME, "devices", "memory", "server_pid")
+"""What a worker knows: its runtime is another one than was prepared where its GPU is another."""
 
 
 @dataclass(frozen=True)
@@ -55,21 +73,6 @@ class Progress:
     def text(self) -> str:
         """A line for a person, in English."""
         return line(self)
-
-
-@dataclass(frozen=True)
-class Piece:
-    """A part of an answer: the new words, and whether the answer ends with them.
-
-    ``tokens`` are those generated so far. Both figures are None where the server does not say.
-    ``reason`` is why the answer ended, ``stop`` or ``length``; empty before its end.
-    """
-
-    text: str
-    finished: bool
-    tokens: int | None
-    tokens_per_second: float | None
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -98,24 +101,6 @@ class Failure:
         kinds = {kind.exit_status: kind for kind in LoaderError.__subclasses__()}
         kind = kinds.get(self.exit_status, LoaderError)
         return kind(self.code, self.message, hint=self.hint)
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a worker tells the app's process once a call, before the first piece.
-
-    Attributes:
-        running: fields of ``Status``: its runtime, which is not the one that was prepared where
-            the GPU is another one, its devices, memory and process.
-        warm: the server ran before this call.
-        timeline: (stage, seconds) of the server's start.
-        notes: what a person should know, without secrets.
-    """
-
-    running: Mapping[str, Any]
-    warm: bool
-    timeline: tuple[tuple[str, float], ...]
-    notes: tuple[Note, ...]
 
 
 @dataclass(frozen=True)
@@ -190,7 +175,7 @@ class Status:
     gpu_seconds_used: float = 0.0
     server_pid: int | None = None
     warm: bool = False
-    timeline: tuple[tuple[str, float], ...] = ()
+    timeline: Stages = ()
     calls: tuple[Figures, ...] = ()
     progress: tuple[Progress, ...] = ()
     elapsed: float | None = None
@@ -221,24 +206,8 @@ Item = Union[Progress, Piece, Figures, Failure]  # noqa: UP007 - evaluated at ru
 
 def line(one: Progress, forms: Mapping[str, str] = ENGLISH) -> str:
     """Return one line about what is being waited for; seconds are left out below one."""
-    line = forms[one.stage] if one.event is None else event_line(one.event, forms)
+    line = forms[one.stage] if one.event is None else events.line(one.event, forms)
     return forms["so_far"].format(line=line, seconds=int(one.seconds)) if one.seconds >= 1 else line
-
-
-def event_line(one: Event, forms: Mapping[str, str] = ENGLISH) -> str:
-    """Return one line about an event."""
-    if isinstance(one, Resolving):
-        return forms["resolving"].format(url=without_secrets(one.url))
-    if isinstance(one, Note):
-        return without_secrets(f"{one.code}: {one.message}{one.hint and f'; {one.hint}'}")
-    if isinstance(one, Stage):
-        return f"{one.name}: {one.seconds:.1f} s"
-    amount = size(one.done)
-    if one.total:
-        share = f"{one.done / one.total:.0%}"
-        amount = forms["share"].format(done=amount, total=size(one.total), share=share)
-    kind = "downloading" if isinstance(one, Downloading) else "unpacking"
-    return forms[kind].format(name=one.name, amount=amount)
 
 
 def plain(one: Event) -> Event:
@@ -250,9 +219,167 @@ def plain(one: Event) -> Event:
     return one
 
 
-def size(count: int) -> str:
-    """Return a number of bytes with three digits and a unit."""
-    for unit, name in _UNITS:
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count} B"
+class Record:
+    """What is known so far, and how far the preparation is. Safe to use from threads."""
+
+    def __init__(self, status: Status | None = None, ready: Ready | None = None) -> None:
+        self.ready = ready
+        self.failure: Failure | None = None
+        self._status = status or Status("preparing")
+        self._changed = threading.Condition()
+        self._events: list[Event] = []
+        self._progress: dict[str, Progress] = {}
+        self._began: float | None = None
+        self._ended = 0.0
+
+    def copy(self) -> Record:
+        """Return a record for a forked child; takes no lock, because its owner is not there."""
+        return Record(self._status, self.ready)
+
+    def status(self) -> Status:
+        """Return what is known now."""
+        with self._changed:
+            pid = self._status.server_pid
+            return replace(
+                self._status,
+                progress=tuple(self._progress.values())[-_KEPT_LINES:],
+                elapsed=None if self._began is None else time.monotonic() - self._began,
+                warm=pid is not None and processes.lives(pid),
+            )
+
+    def change(self, found: Status | None = None, names: Iterable[str] = (), **fields: Any) -> None:
+        """Set fields of the status, and those of these ``names`` as they are in ``found``."""
+        with self._changed:
+            taken = {name: getattr(found, name) for name in names}
+            self._status = replace(self._status, **taken, **fields)
+
+    def begin(self, *, again: bool) -> bool:
+        """Note that a preparation begins; False where one runs, or none is needed.
+
+        A try that has failed in the last half minute is only repeated ``again``.
+        """
+        with self._changed:
+            again = again or self._status.phase == "closed"
+            fresh = not again and time.monotonic() - self._ended < _AGAIN_AFTER
+            if self._began is not None or self.ready or (self.failure and fresh):
+                return False
+            self._began, self._events, self.failure = time.monotonic(), [], None
+            self._progress.clear()
+            self.change(phase="preparing", failure=None)
+            return True
+
+    def ended(self, ready: Ready | None, failure: Failure | None) -> None:
+        """Note that the preparation has ended, well where there is no failure."""
+        with self._changed:
+            self._began, self._ended = None, time.monotonic()
+            self.ready, self.failure = ready, failure
+            if self._status.phase != "closed":
+                self.change(phase="failed" if failure else "ready", failure=failure)
+                log(failure.error().render() if failure else "ready")
+            self._changed.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait at most ``timeout`` seconds; True where no preparation runs."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._began is None, timeout)
+
+    def events(self) -> Iterator[Event]:
+        """Yield the events of the present or latest preparation, from its first to its last."""
+        events = self._events
+        for number in itertools.count():
+            with self._changed:
+                while len(events) == number:
+                    if self._began is None or self._events is not events:
+                        return
+                    self._changed.wait()
+            yield events[number]
+
+    def hear(self, event: Event) -> None:
+        """Keep an event; a note stays, and goes to the log."""
+        known = plain(event)
+        with self._changed:
+            self._events.append(event)
+            self._changed.notify_all()
+            if not isinstance(event, Stage):
+                # the next news of the same file replaces this
+                about = f"{type(event).__name__} {getattr(event, 'name', '')}"
+                self.say(about, Progress("prepare", known))
+        if isinstance(known, Note):
+            self.add(notes=(known,))
+            log(events.line(known))
+
+    def say(self, about: str, progress: Progress) -> None:
+        """Keep the latest news of something that the preparation waits for."""
+        with self._changed:
+            self._progress.pop(about, None)
+            self._progress[about] = progress
+
+    def reported(self, found: Status) -> None:
+        """Keep what a worker reports; after ``Engine.close`` there is a server again."""
+        phase = self._status.phase
+        self.change(found, _OF_A_SERVER, phase="ready" if phase == "closed" else phase)
+        self.add(timeline=found.timeline, notes=found.notes)
+
+    def add(self, *, timeline: Stages = (), notes: tuple[Note, ...] = ()) -> None:
+        """Add stages of this start, and notes."""
+        with self._changed:
+            self.change(
+                timeline=tuple({**self._status.seconds, **dict(timeline)}.items()),
+                notes=tuple(dict.fromkeys((*self._status.notes, *notes))),
+            )
+
+    def measured(
+        self, made: Generator[Item | Status | Reserved, None, None]
+    ) -> Generator[Item, None, Figures | None]:
+        """Pass a call's items on and keep what they say of it, however it ends.
+
+        Returns:
+            The figures of a call that reached a server; None where it reached none.
+        """
+        figures, began, lent = Figures(time.time()), time.monotonic(), None
+        served, reserved, item = False, 0, None
+        try:
+            with contextlib.closing(made):
+                for item in made:
+                    if isinstance(item, Reserved):
+                        reserved = item.seconds
+                        continue
+                    now = time.monotonic()
+                    if reserved and not (
+                        lent or item == Progress("queue") or isinstance(item, Failure)
+                    ):
+                        lent = now
+                    if isinstance(item, Status):
+                        self.reported(item)
+                        served, figures = True, replace(figures, warm=item.warm)
+                        continue
+                    if isinstance(item, Piece):
+                        figures = replace(
+                            figures,
+                            first_token=figures.first_token or (now - began if item.text else None),
+                            tokens=item.tokens or figures.tokens,
+                            tokens_per_second=item.tokens_per_second or figures.tokens_per_second,
+                            reason=item.reason,
+                        )
+                    yield item
+        finally:
+            now = time.monotonic()
+            figures = replace(figures, seconds=now - began)
+            if lent:
+                figures = replace(figures, reserved=reserved, used=now - lent)
+            with self._changed:
+                known = self._status
+                self.change(  # a call that reached no server only cost GPU seconds
+                    calls=(*known.calls, figures)[-_KEPT_CALLS:] if served else known.calls,
+                    tokens_per_second=figures.tokens_per_second or known.tokens_per_second,
+                    gpu_seconds_reserved=known.gpu_seconds_reserved + figures.reserved,
+                    gpu_seconds_used=known.gpu_seconds_used + figures.used,
+                )
+        if not isinstance(item, Failure):
+            yield figures
+        return figures if served else None
+
+
+def log(text: str) -> None:
+    """Write a line to the Space's log."""
+    print(f"llama_space: {text}", file=sys.stderr, flush=True)

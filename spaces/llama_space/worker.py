@@ -1,44 +1,125 @@
-"""Answers one call with this process's server: in a ZeroGPU worker, or in the app's process.
+"""One llama-server for this process, and the answers to calls: in a ZeroGPU worker, or in the app.
 
-The generator yields something every ``BEAT`` seconds, whatever the server does: a ZeroGPU worker
-notices only at a ``yield`` that the visitor has gone.
+On ZeroGPU this process is a worker, a fork that lives for several calls, each in a thread of its
+own. All calls share the server, whose life ``llama_loader.processes`` ties to the worker's.
+
+A generator of answers yields something every ``BEAT`` seconds, whatever the server does: a ZeroGPU
+worker notices only at a ``yield`` that the visitor has gone.
 """
 
 from __future__ import annotations
 
-import queue
+import multiprocessing
+import os
+import select
+import signal
+import threading
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from multiprocessing import util
+from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
-from llama_loader.concurrency import Background
+from llama_loader import gguf_header, loader, settings
+from llama_loader.concurrency import Background, ahead
 from llama_loader.errors import LoaderError, ServerError
-from llama_space import shared_server
+from llama_loader.events import Note, Stage
+from llama_loader.loader import prepare
+from llama_space import preparation, values
+from llama_space.request import STAGES_OF_A_START
 from llama_space.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
-    from llama_loader.client import ChatStream, Completion
+    from llama_loader.client import ChatStream
+    from llama_loader.events import Event
+    from llama_loader.loader import Prepared
     from llama_loader.server import Server
-    from llama_loader.supervisor import Supervisor
     from llama_space.preparation import Ready
     from llama_space.request import Request
-    from llama_space.shared_server import SharedServer
-    from llama_space.values import Item, Report
+    from llama_space.values import Item, Status
 
 BEAT: Final = 0.25
 """Seconds between two signs of life."""
 SILENCE: Final = 120.0
 """Seconds without a word after which the server is suspected: a long prompt on a CPU takes some."""
+_UNREAD: Final = 256
+"""Pieces that may wait for a caller that is slower than the server."""
 _BROKEN: Final = frozenset({"NO_ANSWER", "ANSWER_TIMEOUT", "ANSWER_CUT"})
 """Errors of a server that died or hangs; another one may answer."""
+PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template that adds nothing: with it llama-server's chat is a completion."""
 
 _Result = TypeVar("_Result")
 
 
-def answer(ready: Ready, request: Request) -> Generator[Item | Report, None, None]:
-    """Yield progress, one ``Report``, then pieces; an error is a ``Failure``, the last item.
+@final
+class SharedServer:
+    """A server that is being started, or runs. Safe to use from threads."""
+
+    def __init__(self, ready: Ready) -> None:
+        self.ready = ready
+        self.progress = Progress("start")
+        self.server: Server | None = None
+        self._notes: dict[Note, None] = {}
+        self._prepared: Prepared | None = None
+        self._stopped = threading.Event()
+        self.start: Background[Server] = Background(self._start)
+
+    def report(self, *, warm: bool) -> Status:
+        """Return what runs now, and whether it did before this call; it must have started."""
+        server = self.start.result()
+        if self._prepared is None:
+            raise AssertionError("no server has started")
+        stages = self._prepared.timeline.stages
+        return replace(
+            preparation.runtime(self._prepared),
+            devices=server.plan.devices,
+            memory=dict(server.report.buffers),
+            server_pid=server.pid,
+            warm=warm,
+            timeline=preparation.summed(one for one in stages if one.name in STAGES_OF_A_START),
+            notes=tuple(self._notes),
+        )
+
+    def stop(self) -> None:
+        """End the server, also one that is being started; safe to call twice."""
+        self._stopped.set()
+        if self.server is not None:
+            self.server.stop()
+
+    def _start(self) -> Server:
+        """Find the runtime for the GPU that is here now, hash it once more, and start it."""
+        ours, model = settings.renewed(self.ready.settings), self.ready.model
+        prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
+        loader.require_libraries(ours, prepared)
+        self._prepared, self.progress = prepared, Progress("load")
+        told = server_arguments(gguf_header.chat_template(model))
+        return loader.start(ours, prepared, model, told, sink=self._hear, made=self._made)
+
+    def _made(self, server: Server) -> None:
+        self.server = server
+        if self._stopped.is_set():
+            server.stop()
+
+    def _hear(self, event: Event) -> None:
+        event = values.plain(event)
+        if not isinstance(event, Stage):
+            self.progress = Progress("start", event)
+        if isinstance(event, Note):
+            self._notes[event] = None
+
+
+def server_arguments(template: str | None) -> tuple[str, ...]:
+    """Return what llama-server must be told about the chat template in the model's header.
+
+    A base model has none, and would get ChatML's marks, which it has never seen.
+    """
+    return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
+
+
+def answer(ready: Ready, request: Request) -> Generator[Item | Status, None, None]:
+    """Yield progress, one ``Status``, then pieces; an error is a ``Failure``, the last item.
 
     Closing the generator stops the generation; the server stays for the next call. The arguments
     cross a process by value, whenever that was forked.
@@ -49,33 +130,33 @@ def answer(ready: Ready, request: Request) -> Generator[Item | Report, None, Non
         yield Failure.of(error)
 
 
-def started(ready: Ready) -> Generator[Progress | Report, None, tuple[SharedServer, Supervisor]]:
-    """Start this process's server, or find it running; yield progress, then one ``Report``."""
-    found = shared_server.shared(ready)
+def started(ready: Ready) -> Generator[Progress | Status, None, SharedServer]:
+    """Start this process's server, or find it running; yield progress, then one ``Status``."""
+    found = shared(ready)
     warm = found.start.wait(0)
-    supervisor = yield from _patiently(found.start, lambda: found.progress)
-    yield from _patiently(Background(supervisor.ensure))
+    server = yield from _patiently(found.start, lambda: found.progress)
+    yield from _patiently(Background(server.ensure))
     yield found.report(warm=warm)
-    return found, supervisor
+    return found
 
 
-def _answer(ready: Ready, request: Request) -> Iterator[Item | Report]:
-    found, supervisor = yield from started(ready)
-    said = False
+def _answer(ready: Ready, request: Request) -> Iterator[Item | Status]:
+    found = yield from started(ready)
+    server, said = found.start.result(), False
     try:
-        for item in _streamed(supervisor.server, request):
+        for item in _streamed(server, request):
             said = said or isinstance(item, Piece)
             yield item
     except ServerError as error:
         if error.code not in _BROKEN:
             raise
         # found out now and replaced if need be, so that the next call has a server again
-        again = Background(supervisor.suspect)
+        again = Background(server.suspect)
         if said:
             hint = "ask again: llama-server is started anew where it has died"
             message = f"the answer broke off: {error.message}"
             raise ServerError(error.code, message, hint=hint) from error
-        server = yield from _patiently(again)
+        yield from _patiently(again)
         yield found.report(warm=False)
         yield from _streamed(server, request)
 
@@ -95,38 +176,112 @@ def _streamed(server: Server, request: Request) -> Iterator[Piece | Progress]:
     client = server.client(timeout=SILENCE)
     ask_for: Any = client.complete if isinstance(request.asked, str) else client.chat
     stream: ChatStream = ask_for(request.asked, **request.options)
-    parts: queue.SimpleQueue[Completion | None] = queue.SimpleQueue()
+    words: Generator[Piece | Progress, None, None] = iter(stream)
+    began, finished = time.monotonic(), False
 
-    def read() -> None:
-        try:
-            for part in stream:
-                parts.put(part)
-        finally:
-            parts.put(None)
+    def waiting() -> Progress:
+        return Progress("waiting", seconds=time.monotonic() - began)
 
-    reading = Background(read)
     try:
-        finished = yield from _pieces(parts)
-        reading.result()
+        for item in ahead(words, _UNREAD, beat=BEAT, idle=waiting):
+            if isinstance(item, Piece):
+                began, finished = time.monotonic(), item.finished
+            yield item
         if not finished:
-            yield Piece("", finished=True, tokens=None, tokens_per_second=None, reason="")
+            yield Piece("")
     finally:
         stream.stop()
-        reading.wait(SILENCE)
 
 
-def _pieces(
-    parts: queue.SimpleQueue[Completion | None],
-) -> Generator[Piece | Progress, None, bool]:
-    """Yield what comes; return whether the last piece was the answer's last."""
-    began, finished = time.monotonic(), False
-    while True:
-        try:
-            part = parts.get(timeout=BEAT)
-        except queue.Empty:
-            yield Progress("waiting", seconds=time.monotonic() - began)
-            continue
-        if part is None:
-            return finished
-        began, finished = time.monotonic(), part.finished
-        yield Piece(part.text, part.finished, part.tokens, part.tokens_per_second, part.reason)
+_alive: tuple[int, int] | None = None
+"""A pipe. Only the app's process holds its second end, so the first one ends with the app."""
+_signals: int | None = None
+"""In a worker: where the numbers of its signals can be read."""
+_ending: bool = False
+"""This worker ends with the app already."""
+_lock = threading.Lock()
+_shared: SharedServer | None = None
+
+
+def watch_forks() -> None:
+    """Have every later fork know when this process, the app's, ends."""
+    global _alive  # noqa: PLW0603 - one pipe for each app
+    _alive = _alive or os.pipe()
+
+
+def _begin_anew() -> None:
+    """Let go of what is the parent's: its server, a lock that may be held, the pipe's end.
+
+    Signals are written where a thread can wait for them.
+    """
+    global _lock, _shared, _signals, _ending
+    _lock, _shared, _ending = threading.Lock(), None, False
+    if _alive is not None:
+        if _signals is None:
+            os.close(_alive[1])
+        _signals, told = os.pipe()
+        os.set_blocking(told, False)
+        signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+
+
+os.register_at_fork(after_in_child=_begin_anew)
+
+
+def shared(ready: Ready) -> SharedServer:
+    """Return this process's server: the one that runs or is being started, or a new one.
+
+    A start that failed is tried again. A server of another model or release is replaced. From now
+    on a ZeroGPU worker ends with the app.
+    """
+    global _shared, _ending  # noqa: PLW0603 - one server for each process is the point
+    with _lock:
+        if ready.settings.zerogpu and multiprocessing.parent_process() and not _ending:
+            _ending = True
+            threading.Thread(target=_end_with_app, name="llama-space-end", daemon=True).start()
+        if _shared is not None:
+            failed = _shared.start.wait(0) and _shared.start.error is not None
+            if _shared.ready == ready and not failed:
+                return _shared
+            _shared.stop()
+        _shared = SharedServer(ready)
+        # runs where a worker ends by SIGTERM, too, unlike atexit's functions; a fork forgets it
+        util.Finalize(None, stop, exitpriority=100)
+        return _shared
+
+
+def stop() -> None:
+    """End this process's server; does nothing where there is none.
+
+    Ctrl-C cannot interrupt it: a second one would leave the server behind.
+    """
+    global _shared
+    in_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN) if in_main else None
+    try:
+        with _lock:
+            found, _shared = _shared, None
+        if found is not None:
+            found.stop()
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
+
+
+def _end_with_app() -> None:
+    """End this process, a worker, and its server as soon as the app has ended, or on SIGTERM.
+
+    A worker waits for calls on a pipe whose other end it has inherited, so it would wait for ever.
+    The kernel's parent-death signal is of no use: it would come at the end of the thread of the app
+    that happened to fork the worker. On SIGTERM the package's worker first ends its call, which may
+    take minutes.
+    """
+    parent = multiprocessing.parent_process()
+    app = _alive[0] if _alive is not None else parent.sentinel if parent is not None else None
+    waiting = select.poll()
+    for end in (app, _signals):
+        if end is not None:
+            waiting.register(end, select.POLLIN)
+    while app not in (ready := [end for end, _ in waiting.poll()]):
+        if signal.SIGTERM in os.read(ready[0], 512):
+            break
+    os._exit(128 + signal.SIGTERM)  # the kernel ends the server with this process

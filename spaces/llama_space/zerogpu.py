@@ -14,18 +14,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 import llama_loader
 from llama_loader.errors import HostError, ServerError, SettingError
-from llama_space import shared_server, worker
+from llama_space import worker
 from llama_space.values import Failure, Progress
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
 
     from llama_space.preparation import Ready
-    from llama_space.request import Request
-    from llama_space.reservation import Reserved
-    from llama_space.values import Item, Report
+    from llama_space.request import Request, Reserved
+    from llama_space.values import Item, Status
 
-    Answer = Callable[[Ready, Request], Iterator[Item | Report]]
+    Answer = Callable[[Ready, Request], Iterator[Item | Status]]
 
 _ABORTED: Final = "ZEROGPU_ABORTED"
 _CODES: Final = {
@@ -61,7 +60,7 @@ def entry_point(size: str) -> Answer:
     for module in pkgutil.iter_modules(llama_loader.__path__):
         if module.name != "__main__":
             importlib.import_module(f"llama_loader.{module.name}")
-    shared_server.watch_forks()
+    worker.watch_forks()
     try:
         # by its name: the Space's own folder may be called so too, and a type checker finds that
         gpu = importlib.import_module("spaces").GPU
@@ -76,7 +75,7 @@ def entry_point(size: str) -> Answer:
 
 def call(
     decorated: Answer, ready: Ready, request: Request
-) -> Generator[Item | Report | Reserved, None, None]:
+) -> Generator[Item | Status | Reserved, None, None]:
     """Have a worker answer; a refusal of ZeroGPU becomes a ``Failure``.
 
     The request is sent once more where the first try told how: a worker that yields nothing at

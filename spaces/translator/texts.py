@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.events import Downloading, Note, Unpacking
+from llama_loader.events import Downloading, Note, Unpacking, size
 from llama_space import values
 from translator import languages
 
@@ -85,7 +85,7 @@ def patience(one: Progress, locale: str) -> str:
     words = every()[locale]
     line, event = words[f"wait_{one.stage}"], one.event
     if isinstance(event, Downloading | Unpacking) and event.total:
-        done, total = values.size(event.done), values.size(event.total)
+        done, total = size(event.done), size(event.total)
         known = sentences(locale)["progress"]
         share = known["share"].format(
             done=done, total=total, share=f"{event.done / event.total:.0%}"

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llama_loader import devices, gguf_header, processes, server_plan
 from llama_loader.devices import Device, choose, list_devices, parse
@@ -21,39 +19,33 @@ if TYPE_CHECKING:
     from conftest import Impostor
 
 MIB = 1024**2
-H200 = "  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"
+H200 = "  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)"
 ENVIRON = processes.environment({})
+
+
+def other(name: str) -> Device:
+    return Device(name, "A thing (one)", 9 * MIB, 8 * MIB)
+
+
+def listed(*lines: str) -> str:
+    return "\n".join(["Available devices:", *lines, ""])
 
 
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        (listed(H200), [Device("CUDA0", "NVIDIA H200", 143155 * MIB, 142629 * MIB)]),
+        (listed("  (none)"), []),
+        (listed(), []),
         (
-            f"Available devices:\n{H200}",
-            [Device("CUDA0", "NVIDIA H200", 143155 * MIB, 142629 * MIB)],
+            "ggml_cuda_init: found 2 CUDA devices:\n"
+            "  Device 0: NVIDIA L4, compute capability 8.9\n"
+            + listed(*(f"  CUDA{at}: NVIDIA L4 (9 MiB, {at} MiB free)" for at in (0, 1))),
+            [Device(f"CUDA{at}", "NVIDIA L4", 9 * MIB, at * MIB) for at in (0, 1)],
         ),
-        ("Available devices:\n  (none)\n", []),
-        ("Available devices:\n", []),
-        (
-            (
-                "ggml_cuda_init: found 2 CUDA devices:\n"
-                "  Device 0: NVIDIA L4, compute capability 8.9\n"
-                "load_backend: loaded CUDA backend from /x/libggml-cuda.so\n"
-                "Available devices:\n  CUDA0: NVIDIA L4 (22500 MiB, 22000 MiB free)\n"
-                "  CUDA1: NVIDIA L4 (22500 MiB, 100 MiB free)\n"
-            ),
-            [
-                Device("CUDA0", "NVIDIA L4", 22500 * MIB, 22000 * MIB),
-                Device("CUDA1", "NVIDIA L4", 22500 * MIB, 100 * MIB),
-            ],
-        ),
-        (
-            "Available devices:\n  Vulkan0: AMD Radeon (RADV NAVI31) (20464 MiB, 20000 MiB free)\n",
-            [Device("Vulkan0", "AMD Radeon (RADV NAVI31)", 20464 * MIB, 20000 * MIB)],
-        ),
-        (
-            "Available devices:\n  RPC[10.0.0.1:50052]: RPC[10.0.0.1:50052] (100 MiB, 99 MiB free)",
-            [Device("RPC[10.0.0.1:50052]", "RPC[10.0.0.1:50052]", 100 * MIB, 99 * MIB)],
+        *(
+            (listed(f"  {name}: A thing (one) (9 MiB, 8 MiB free)\r"), [other(name)])
+            for name in ("Vulkan0", "ROCm0", "SYCL0", "MTL0", "Metal", "RPC0[h:1]", "RPC[10.0:5]")
         ),
     ],
 )
@@ -87,25 +79,15 @@ def test_what_is_no_list_is_said_and_quoted(text: str) -> None:
 )
 def test_what_else_is_printed_is_no_device(trailing: str) -> None:
     """The program's stderr comes along; a backend that finds nothing says so there."""
-    text = f"Available devices:\n{trailing}\n"
+    text = listed(trailing)
     assert parse(text) == ()
-    assert choose(parse(text), (), needed=None, allow_cpu=True).names == ()
-    with pytest.raises(HostError) as caught:
-        choose(parse(text), (), needed=None, allow_cpu=False)
-    assert caught.value.code == "NO_DEVICE"
     assert [one.name for one in parse(f"{text}{H200}")] == ["CUDA0"]
-
-
-@pytest.mark.parametrize("name", ["ROCm0", "SYCL0", "MUSA1", "MTL0", "Metal", "RPC0[h:1]", "HTP0"])
-def test_other_backends_devices(name: str) -> None:
-    (found,) = parse(f"Available devices:\n  {name}: A thing (one) (9 MiB, 8 MiB free)\r\n")
-    assert found == Device(name, "A thing (one)", 9 * MIB, 8 * MIB)
 
 
 @pytest.mark.parametrize(
     "line",
     [
-        *(H200.rstrip("\n")[:-cut] for cut in range(1, 41)),
+        *(H200[:-cut] for cut in range(1, 41)),
         *("  RPC[h:1]: RPC[h:1] (9 MiB, 8 MiB free)"[:-cut] for cut in range(1, 24)),
         f"  CUDA0: NVIDIA H200 ({'9' * 5000} MiB, 1 MiB free)",
         f"  CUDA0: NVIDIA H200 (1 MiB, {'9' * 5000} MiB free)",
@@ -113,24 +95,12 @@ def test_other_backends_devices(name: str) -> None:
 )
 def test_a_line_that_is_cut_off_is_no_device_of_unknown_size(line: str) -> None:
     with pytest.raises(HostError, match="cut off or damaged") as caught:
-        parse(f"Available devices:\n{line}")
+        parse(listed(line))
     assert caught.value.code == "DEVICE_LIST_GARBLED"
 
 
-@given(st.text(max_size=300))
-def test_any_text_is_a_list_or_an_error(text: str) -> None:
-    refused = None
-    try:
-        found = parse(f"Available devices:\n{text}")
-        assert all(device.name and device.description for device in found)
-        parse(text)
-    except HostError as error:
-        refused = error
-    assert refused is None or refused.code == "DEVICE_LIST_GARBLED"
-
-
 def test_the_program_is_asked_with_its_own_environment(impostor: Impostor) -> None:
-    runtime = impostor.behave(list={"text": f"Available devices:\n{H200}"})
+    runtime = impostor.behave(list={"text": listed(H200)})
     environ = processes.environment({"PATH": "/bin"}, libraries=[Path("/cu13"), Path("/cu12")])
     listing = list_devices(runtime, environ)
     assert [device.name for device in listing.devices] == ["CUDA0"]
@@ -146,20 +116,7 @@ def test_the_program_is_asked_with_its_own_environment(impostor: Impostor) -> No
         ({"status": 3, "text": "oh no"}, "DEVICE_LIST_FAILED", "status 3; it printed: 'oh no'"),
         ({"signal": signal.SIGSEGV}, "DEVICE_LIST_FAILED", "signal 11"),
         ({"text": "<html>"}, "DEVICE_LIST_GARBLED", "<html>"),
-        (
-            {
-                "status": 127,
-                "text": "error while loading shared libraries: libcublas.so.12: cannot"
-                " open shared object file: No such file or directory",
-            },
-            "LIBRARY_MISSING",
-            "libcublas.so.12",
-        ),
-        (
-            {"status": 1, "text": "/lib/libc.so.6: version `GLIBC_2.38' not found (required by x)"},
-            "GLIBC_TOO_OLD",
-            "GLIBC_2.38",
-        ),
+        ({"status": 1, "text": "version `GLIBC_2.38' not found"}, "GLIBC_TOO_OLD", "GLIBC_2.38"),
     ],
 )
 def test_a_list_that_cannot_be_had(
@@ -190,39 +147,29 @@ def gpus(*free: int) -> list[Device]:
 
 
 @pytest.mark.parametrize(
-    ("free", "needed", "expected"),
+    ("free", "needed", "each", "expected"),
     [
-        ((70,), 60, ("CUDA0",)),
-        ((70,), 90, ("CUDA0",)),
-        ((10, 70, 60), 60, ("CUDA1",)),
-        ((10, 70, 60), 100, ("CUDA1", "CUDA2")),
-        ((40, 40, 40), 100, ("CUDA0", "CUDA1", "CUDA2")),
-        ((40, 40), 200, ("CUDA0", "CUDA1")),
-        ((40, 40), None, ("CUDA0", "CUDA1")),
+        ((70,), 60, 0, "0"),
+        ((70,), 90, 0, "0"),
+        ((10, 70, 60), 60, 0, "1"),
+        ((10, 70, 60), 100, 0, "12"),
+        ((40, 40, 40), 100, 0, "012"),
+        ((40, 40), 200, 0, "01"),
+        ((40, 40), None, 0, "01"),
+        # what every device takes besides is counted on each
+        ((70, 60), 60, 10, "0"),
+        ((69, 60), 60, 10, "01"),
+        ((40, 39, 30), 60, 10, "012"),  # 40 + 39 would do, but not 30 + 29
+        ((40, 40, 5), 60, 10, "01"),
     ],
 )
 def test_the_fewest_devices_that_hold_the_model(
-    free: tuple[int, ...], needed: int | None, expected: tuple[str, ...]
+    free: tuple[int, ...], needed: int | None, each: int, expected: str
 ) -> None:
-    chosen = choose(gpus(*free), (), needed=needed and needed * MIB, allow_cpu=False)
-    assert chosen.names == expected
+    needed = needed and needed * MIB
+    chosen = choose(gpus(*free), (), needed=needed, allow_cpu=False, each=each * MIB)
+    assert "".join(name[-1] for name in chosen.names) == expected
     assert chosen.reason
-
-
-@pytest.mark.parametrize(
-    ("free", "expected"),
-    [
-        ((70, 60), ("CUDA0",)),
-        ((69, 60), ("CUDA0", "CUDA1")),
-        ((40, 39, 30), ("CUDA0", "CUDA1", "CUDA2")),  # 40 + 39 would do, but not 30 + 29
-        ((40, 40, 5), ("CUDA0", "CUDA1")),
-    ],
-)
-def test_what_every_device_takes_besides_is_counted_on_each(
-    free: tuple[int, ...], expected: tuple[str, ...]
-) -> None:
-    chosen = choose(gpus(*free), (), needed=60 * MIB, allow_cpu=False, each=10 * MIB)
-    assert chosen.names == expected
 
 
 def test_equal_gpus_are_named_as_the_driver_counts_them() -> None:
@@ -250,17 +197,11 @@ def test_what_the_driver_alone_cannot_tell(gpus: tuple[Gpu, ...]) -> None:
     assert devices.by_the_driver(replace(BARE, gpus=gpus, gpu_source="nvml")) is None
 
 
-def test_cuda_before_vulkan_and_vulkan_before_nothing() -> None:
-    vulkan = Device("Vulkan0", "Radeon", 1, 1)
-    found = [vulkan, *gpus(10)]
-    assert choose(found, (), needed=None, allow_cpu=False).names == ("CUDA0",)
+def test_cuda_before_vulkan_vulkan_before_nothing_and_names_as_they_are() -> None:
+    vulkan, found = other("Vulkan0"), gpus(10, 20, 30)
+    assert choose([vulkan, *gpus(10)], (), needed=None, allow_cpu=False).names == ("CUDA0",)
     assert choose([vulkan], (), needed=None, allow_cpu=False).names == ("Vulkan0",)
-
-
-def test_names_are_taken_as_they_are() -> None:
-    found = gpus(10, 20, 30)
-    chosen = choose(found, ("cuda2", "CUDA0"), needed=1, allow_cpu=False)
-    assert chosen.names == ("CUDA2", "CUDA0")
+    assert choose(found, ("cuda2", "CUDA0"), needed=1, allow_cpu=False).names == ("CUDA2", "CUDA0")
     assert choose(found, ("none",), needed=1, allow_cpu=False).names == ()
 
 
@@ -272,13 +213,8 @@ def test_a_device_that_is_not_there_gets_the_seeds_chapter(name: str) -> None:
     assert f"no device {name}; llama-server lists: CUDA0" in caught.value.message
     assert "YAKULINGO_SPACES_LLAMA_CPP_URL" in caught.value.hint
     assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in caught.value.hint
-
-
-def test_a_device_that_a_build_of_ours_does_not_have_is_no_question_of_vulkan() -> None:
-    with pytest.raises(HostError) as caught:
-        choose(gpus(10), ("CUDA7",), needed=None, allow_cpu=True, printed="Available devices:\n")
-    assert caught.value.code == "INVALID_DEVICE"
-    assert "YAKULINGO_SPACES_LLAMA_DEVICE=auto" in caught.value.hint
+    with pytest.raises(HostError) as caught:  # a build of ours is no question of Vulkan
+        choose(gpus(10), (name,), needed=None, allow_cpu=True, printed=listed())
     assert "Vulkan" not in caught.value.hint
 
 
@@ -307,7 +243,7 @@ INIT = "ggml_cuda_init: failed to initialize CUDA: "
 def test_an_empty_list_of_a_verified_cuda_build_is_explained_by_its_own_words(
     line: str, advice: str
 ) -> None:
-    printed = f"{line}\nwarning: no usable GPU found\nAvailable devices:\n  (none)\n"
+    printed = f"{line}\nwarning: no usable GPU found\n{listed('  (none)')}"
     with pytest.raises(HostError) as caught:
         choose(parse(printed), (), needed=None, allow_cpu=False, printed=printed)
     assert caught.value.code == "NO_DEVICE"
@@ -317,71 +253,41 @@ def test_an_empty_list_of_a_verified_cuda_build_is_explained_by_its_own_words(
     assert "Vulkan" not in caught.value.hint
 
 
-def test_an_empty_list_without_a_word_asks_for_the_gpu_and_of_a_foreign_build_for_its_kind() -> (
-    None
-):
-    for printed, advice in (
-        ("Available devices:\n  (none)\n", "no GPU is visible"),
-        (None, "Vulkan"),
-    ):
+def test_no_device_is_an_error_unless_the_cpu_is_allowed() -> None:
+    assert choose([], (), needed=None, allow_cpu=True).names == ()
+    for printed, advice in ((listed("  (none)"), "no GPU is visible"), (None, "Vulkan")):
         with pytest.raises(HostError) as caught:
-            choose((), (), needed=None, allow_cpu=False, printed=printed)
+            choose([], (), needed=None, allow_cpu=False, printed=printed)
+        assert caught.value.code == "NO_DEVICE"
         assert advice in caught.value.hint
         assert "it printed" not in caught.value.message
 
 
-def test_no_device_is_an_error_unless_the_cpu_is_allowed() -> None:
-    with pytest.raises(HostError) as caught:
-        choose([], (), needed=None, allow_cpu=False)
-    assert caught.value.code == "NO_DEVICE"
-    assert choose([], (), needed=None, allow_cpu=True).names == ()
-
-
-def gguf(path: Path, **values: int) -> Path:
-    """A GGUF header with these whole numbers, a text and a long array of texts."""
-    body = b""
-    for key, value in values.items():
-        name = f"llama.{key.replace('__', '.')}".encode()
-        body += struct.pack("<Q", len(name)) + name + struct.pack("<II", 4, value)
-    texts = b"".join(struct.pack("<Q", 3) + b"abc" for _ in range(1000))
-    name = b"tokenizer.ggml.tokens"
-    body = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, 8, 1000) + texts + body
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(values) + 1) + body)
+def gemma(path: Path) -> Path:
+    """A header as a 27B's of Gemma has it, with a long array of texts before the numbers."""
+    numbers = {
+        "block_count": 62,
+        "embedding_length": 5376,
+        "context_length": 131072,
+        "attention.head_count": 32,
+        "attention.head_count_kv": 16,
+        "attention.key_length": 128,
+        "attention.value_length": 128,
+    }
+    body = named("tokenizer.ggml.tokens") + struct.pack("<IIQ", 9, 8, 1000)
+    body += (struct.pack("<Q", 3) + b"abc") * 1000
+    for name, value in numbers.items():
+        body += named(f"llama.{name}") + struct.pack("<II", 4, value)
+    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, len(numbers) + 1) + body)
     return path
 
 
-def test_the_model_is_sized_from_its_header(tmp_path: Path) -> None:
-    path = gguf(
-        tmp_path / "m.gguf",
-        block_count=62,
-        embedding_length=5376,
-        attention__head_count=32,
-        attention__head_count_kv=16,
-        attention__key_length=128,
-        attention__value_length=128,
-    )
-    size = gguf_header.measure(path, 4096)
-    assert size is not None
-    assert size.file == path.stat().st_size
-    assert size.context == 4096 * 62 * 16 * 256 * 2
-    assert size.needed > size.file + size.context
+def named(name: str) -> bytes:
+    return struct.pack("<Q", len(name)) + name.encode()
 
 
 CACHE = 62 * 16 * 256 * 2
 """Bytes of the cache of one token of ``gemma``'s."""
-
-
-def gemma(path: Path) -> Path:
-    return gguf(
-        path,
-        block_count=62,
-        embedding_length=5376,
-        context_length=131072,
-        attention__head_count=32,
-        attention__head_count_kv=16,
-        attention__key_length=128,
-        attention__value_length=128,
-    )
 
 
 @pytest.mark.parametrize(
@@ -399,9 +305,12 @@ def gemma(path: Path) -> Path:
 def test_a_context_after_the_dashes_counts(
     extra: tuple[str, ...], tokens: int, tmp_path: Path
 ) -> None:
-    size = server_plan.measure(gemma(tmp_path / "m.gguf"), 4096, extra)
+    path = gemma(tmp_path / "m.gguf")
+    size = server_plan.measure(path, 4096, extra)
     assert size is not None
     assert size.context == tokens * CACHE
+    assert size.file == path.stat().st_size
+    assert size.needed > size.file + size.context
 
 
 @pytest.mark.parametrize("data", [b"", b"GGUF", b"hello", b"GGUF" + b"\xff" * 100])
@@ -412,17 +321,8 @@ def test_what_is_not_gguf_has_no_size(tmp_path: Path, data: bytes) -> None:
     assert gguf_header.measure(tmp_path / "missing", 4096) is None
 
 
-@given(st.binary(max_size=200))
-def test_no_header_makes_the_sizing_fail(
-    tmp_path_factory: pytest.TempPathFactory, data: bytes
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzz.gguf"
-    path.write_bytes(b"GGUF" + struct.pack("<IQQ", 3, 0, 5) + data)
-    gguf_header.measure(path, 4096)
-
-
 def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
-    first = gguf(tmp_path / "m-00001-of-00002.gguf", block_count=1)
+    first = gemma(tmp_path / "m-00001-of-00002.gguf")
     (tmp_path / "m-00002-of-00002.gguf").write_bytes(b"x" * 1000)
     size = gguf_header.measure(first, 1)
     assert size is not None
@@ -430,11 +330,7 @@ def test_all_parts_of_a_split_model_count(tmp_path: Path) -> None:
 
 
 @pytest.mark.model
-def test_the_real_server_lists_and_the_real_model_is_sized(
-    real_runtime: Path, real_model: Path
-) -> None:
-    listing = devices.list_devices(real_runtime, ENVIRON)
-    assert "Available devices:" in listing.output
+def test_the_real_model_is_sized(real_model: Path) -> None:
     size = gguf_header.measure(real_model, 4096)
     assert size is not None
     # llama-server's own report: "KV buffer size = 90.00 MiB"

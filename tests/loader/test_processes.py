@@ -41,10 +41,6 @@ def started(
     return program, outputs
 
 
-def test_every_argument_arrives_as_it_was_given() -> None:
-    assert say(["/bin/echo", "a b\nc\udcff"], ENVIRON) == b"a b\nc\xff\n"
-
-
 def test_a_program_outlives_the_thread_that_asked_for_it() -> None:
     """The kernel's parent-death signal comes when the starting thread ends."""
     programs: list[processes.Program] = []
@@ -66,9 +62,9 @@ def test_a_program_outlives_the_thread_that_asked_for_it() -> None:
     assert long.pid is None
 
 
-def test_the_program_sees_the_text_and_the_variables_that_it_was_given() -> None:
+def test_the_program_sees_the_arguments_text_and_variables_that_it_was_given() -> None:
     argv, environ = ["/bin/sh", "-c", "pwd; cat; env -0"], {"ONE": "1 = \n2"}
-    assert say(argv, environ) == b"/proc\nONE=1 = \n2\0PWD=/proc\0"
+    assert say(["/bin/echo", "a b\nc\udcff"], environ) == b"a b\nc\xff\n"
     assert say(argv, environ, text=b"key\n") == b"/proc\nkey\nONE=1 = \n2\0PWD=/proc\0"
 
 
@@ -102,20 +98,18 @@ def test_a_program_is_executed_after_before_and_at_once(tmp_path: Path) -> None:
     assert 0 < began - clock[0] < 0.5
 
 
-def test_what_before_raises_prevents_the_execution_and_leaves_nothing(tmp_path: Path) -> None:
-    def before() -> None:
-        raise RuntimeError
-
-    with pytest.raises(RuntimeError):
-        started(["/bin/touch", str(tmp_path / "executed")], ENVIRON, before=before)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_program_that_cannot_be_executed_is_an_error_that_names_it(tmp_path: Path) -> None:
+def test_a_program_that_cannot_or_must_not_be_executed_is_an_error(tmp_path: Path) -> None:
     for argv in ([str(tmp_path / "no")], ["/bin/echo", "a\0b"]):
         with pytest.raises(OSError, match=r"No such file|Invalid argument") as caught:
             started(argv, ENVIRON)
         assert caught.value.filename == argv[0]
+
+    def before() -> None:
+        raise RuntimeError
+
+    with pytest.raises(RuntimeError):  # and leaves nothing
+        started(["/bin/touch", str(tmp_path / "executed")], ENVIRON, before=before)
+    assert not list(tmp_path.iterdir())
 
 
 def test_its_children_end_with_a_program() -> None:
@@ -125,6 +119,20 @@ def test_its_children_end_with_a_program() -> None:
         assert output.read() == b""
     assert program.wait(5)
     until(lambda: not processes.lives(child), "it is gone")
+
+
+def test_run_ends_a_whole_group_in_time_and_a_program_that_never_stops_printing(
+    tmp_path: Path,
+) -> None:
+    script = f"echo begun; sleep 99 & echo $! > {tmp_path}/pid; wait"
+    done = processes.run(["/bin/sh", "-c", script], ENVIRON, timeout=0.5)
+    assert (done.status, done.output) == (None, "begun\n")
+    child = int((tmp_path / "pid").read_text())
+    until(lambda: not processes.lives(child), "it is gone")
+    done = processes.run(["/usr/bin/yes"], ENVIRON, timeout=30.0)
+    assert done.status is None
+    assert 1024**2 <= len(done.output) < 1024**2 + 65536
+    assert done.seconds < 10
 
 
 def test_run_never_runs_in_the_callers_folder(

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from llama_loader import loader, settings
 from llama_loader.errors import LoaderError
-from llama_space import Engine, shared_server
+from llama_space import Engine, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -90,7 +90,7 @@ def alone() -> Iterator[Any]:
     prepared = loader.prepare(ours)
     assert ours.gguf_path is not None
     _alone.append(loader.start(ours, prepared, ours.gguf_path))
-    yield {"worker": os.getpid(), "server": _alone[0].server.pid}
+    yield {"worker": os.getpid(), "server": _alone[0].pid}
 
 
 def server() -> Iterator[Any]:
@@ -111,7 +111,7 @@ def ready() -> Iterator[Any]:
 
 def shared() -> Iterator[Any]:
     """Whether this process has a server of its own."""
-    yield shared_server._shared is not None
+    yield worker._shared is not None
 
 
 DOING: dict[str, Callable[[], Iterator[Any]]] = {

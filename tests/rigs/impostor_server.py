@@ -4,15 +4,13 @@ Where its weights are it says as llama-server does: on all devices that it is gi
 some of them where it is to find out how many fit (``--n-gpu-layers -1``).
 Keys: ``list`` {text, status, sleep, signal} for --list-devices; ``say`` lines to print (instead of
 that where they speak of layers or buffers); ``mute`` says nothing of it, as with --log-disable;
-``full``: a device that has no memory left, said where it is the first of those given;
-``reaches``: how many of its devices get a part; ``flood``
-bytes to print at once; ``exit`` status or ``signal`` number to end with before it listens;
-``never_listen``; ``loading`` seconds of 503; ``keyless`` takes any key; ``completion``: ok, hang,
-die, refuse, garbage; ``chat``: ok, die, refuse; ``between`` seconds between its words; ``deaf``
-ignores SIGTERM; ``child`` starts a child that sleeps;
-``hang_after`` and ``stuck_after`` seconds: completions or /slots hang; ``exit_after`` seconds of
-service with ``late_status``; ``known_devices``: what --device may name; ``bad_starts``: how many
-starts do all this, later ones behave well.
+``reaches``: how many of its devices get a part; ``flood`` bytes to print at once; ``exit`` status
+or ``signal`` number to end with before it listens; ``never_listen``: at all, or on this port;
+``loading`` seconds of 503; ``completion``: ok, hang, die, refuse, garbage; ``chat``: ok, die,
+refuse; ``between`` seconds between its words; ``deaf`` ignores SIGTERM; ``child`` starts a child
+that sleeps; ``answers``: how many completions are answered before one hangs; ``stuck_after``
+seconds: /slots hangs; ``known_devices``: what --device may name; ``bad_starts``: how many starts do
+all this, later ones behave well.
 """
 
 from __future__ import annotations
@@ -23,7 +21,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -76,9 +73,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def refused(self) -> bool:
-        if DO.get("keyless") or not self.key:
-            return False
-        if self.headers.get("Authorization") == f"Bearer {self.key}":
+        if not self.key or self.headers.get("Authorization") == f"Bearer {self.key}":
             return False
         self.answer(401, {"error": {"message": "Invalid API Key"}})
         return True
@@ -97,8 +92,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.refused():
             return
         do = DO.get("completion", "ok")
-        if DO.get("hang_after") is not None and time.monotonic() - STARTED > DO["hang_after"]:
-            do = "hang"
+        if DO.get("answers") is not None:
+            DO["answers"] -= 1
+            do = "hang" if DO["answers"] < 0 else do
         if do == "hang":
             time.sleep(3600)
         elif do == "die":
@@ -165,9 +161,6 @@ def misbehave() -> None:
     if unknown:
         print(f'error while handling argument "--device": invalid device: {unknown.pop()}')
         sys.exit(1)
-    if (option("--device") or "none").split(",")[0] == DO.get("full"):
-        print("CUDA error: out of memory")
-        sys.exit(1)
     for line in DO.get("say", []):
         print(line, flush=True)
     sys.stdout.write(("x" * 999 + "\n") * (DO.get("flood", 0) // 1000))
@@ -176,7 +169,7 @@ def misbehave() -> None:
         os.kill(os.getpid(), DO["signal"])
     if "exit" in DO:
         sys.exit(DO["exit"])
-    if DO.get("never_listen"):
+    if DO.get("never_listen") in {True, int(option("--port") or 0)}:
         time.sleep(3600)
 
 
@@ -185,8 +178,6 @@ def serve() -> None:
     if key_file:
         Handler.key = Path(key_file).read_text().strip()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", int(option("--port") or 0)), Handler)
-    if DO.get("exit_after") is not None:
-        threading.Timer(DO["exit_after"], lambda: os._exit(DO.get("late_status", 1))).start()
     server.serve_forever()
 
 

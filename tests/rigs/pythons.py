@@ -30,8 +30,8 @@ LOCK: Final = PROJECT / "requirements-loader.lock"
 TESTS: Final = (
     "cli", "client", "console", "devices", "disk", "doctor", "errors",
     "fetch", "host", "loader", "locations", "manifest", "processes",
-    "receipt", "resume", "selection", "server", "settings", "store", "supervisor",
-    "http_transport", "trust", "unpack",
+    "receipt", "resume", "selection", "server", "server_log", "server_plan", "settings", "store",
+    "server_restarts", "http_transport", "trust", "unpack",
 )  # fmt: skip
 """Those of tests/loader that need nothing but the loader."""
 LEFT_OUT: Final = (

@@ -21,10 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from unittest.mock import patch
 
-from llama_loader import loader, self_test, settings, supervisor
+from llama_loader import loader, self_test, server, settings
 from llama_loader.errors import LoaderError
 from llama_loader.server import Server
-from llama_loader.supervisor import Supervisor
 from tests.rigs import archives
 
 if TYPE_CHECKING:
@@ -243,13 +242,13 @@ class Victim:
 
     def round(self, listings: int = 1) -> None:
         """Ask it for its devices so often, start it, and start it again after it was killed."""
-        keeper = Supervisor(Server(self.plan, before=self.prepared.require_sound))
+        keeper = Server(self.plan, before=self.prepared.require_sound)
         for _ in range(listings):
             self._execute(lambda: loader.list_devices(self.settings, self.prepared))
         try:
-            if self._execute(keeper.start):
-                os.kill(keeper.server.pid or 0, signal.SIGKILL)
-                keeper.server.wait(5)
+            if self._execute(keeper.keep):
+                os.kill(keeper.pid or 0, signal.SIGKILL)
+                keeper.wait(5)
                 self._execute(keeper.ensure)
         finally:
             keeper.stop()
@@ -303,6 +302,6 @@ def attack(
 
 @contextmanager
 def without_pauses() -> Iterator[None]:
-    """Let a supervisor start a successor at once."""
-    with patch.object(supervisor, "_PAUSE", 0.0):
+    """Let a server be started anew at once."""
+    with patch.object(server, "_PAUSE", 0.0):
         yield

@@ -9,7 +9,7 @@ from releases import BARE, Unlisted, artifact, manifest
 
 from llama_loader import loader, self_test, settings
 from llama_loader.errors import HostError, SettingError
-from llama_loader.events import Event, Note, Stage, Timeline
+from llama_loader.events import Event, Note, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.loader import Prepared
 from llama_space import preparation
@@ -81,9 +81,10 @@ def test_two_runtimes_and_a_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     asked = installing(monkeypatch, tmp_path, ASSUMED)
     ready, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
     assert asked == ["120", "90"]
-    assert known["architecture"] == "120"
-    assert known["timeline"][0] == ("fetch", 2.0)
+    assert known.architecture == "120"
+    assert known.timeline[0] == ("fetch", 2.0)
     assert ready.settings.cuda_arch is None
+    assert pickle.loads(pickle.dumps(ready)) == ready  # noqa: S301 - a worker gets it so
 
 
 @pytest.mark.parametrize(("pin", "verified"), [({}, False), ({"manifest_sha256": "0" * 64}, True)])
@@ -93,20 +94,17 @@ def test_verified_is_said_of_what_a_pin_vouches_for(
     installing(monkeypatch, tmp_path, NAMED)
     given = zerogpu(gguf_path=str(self_test.MODEL), manifest_url="https://x/m.json", **pin)
     _, known = preparation.run(given, lambda _: None)
-    assert (known["verified"], known["model_sha256"]) == (verified, None)
+    assert (known.verified, known.model_sha256) == (verified, None)
 
 
-def test_one_of_two_is_enough_and_the_other_is_said(
+def test_one_of_two_is_enough_and_the_other_is_said_but_neither_is_an_error(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120")
     events: list[Event] = []
     _, known = preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), events.append)
-    assert known["architecture"] == "90"
+    assert known.architecture == "90"
     assert [one.code for one in events if isinstance(one, Note)] == ["NO_ARTIFACT_FOR_GPU"]
-
-
-def test_neither_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     installing(monkeypatch, tmp_path, ASSUMED, "120", "90")
     with pytest.raises(HostError, match="nothing for 120"):
         preparation.run(zerogpu(gguf_path=str(self_test.MODEL)), lambda _: None)
@@ -118,11 +116,6 @@ def test_a_model_that_is_not_there_is_found_without_a_gpu(
     installing(monkeypatch, tmp_path, NAMED)
     with pytest.raises(SettingError, match="/nowhere"):
         preparation.run(zerogpu(gguf_path="/nowhere"), lambda _: None)
-
-
-def test_what_a_worker_gets_can_be_pickled(tmp_path: Path) -> None:
-    ready = Ready(zerogpu(), (RELEASE, "https://x/manifest.json"), tmp_path)
-    assert pickle.loads(pickle.dumps(ready)) == ready  # noqa: S301
 
 
 def test_a_manifest_that_is_trusted_already_is_not_read_again(
@@ -143,23 +136,15 @@ def test_a_manifest_that_is_trusted_already_is_not_read_again(
     assert prepared.released == (RELEASE, "https://x/y/manifest.json")
 
 
-def test_stages_of_one_name_are_added_up() -> None:
-    stages = [Stage("fetch", 1.0), Stage("verify", 0.5), Stage("fetch", 2.0)]
-    assert preparation.summed(stages) == (("fetch", 3.0), ("verify", 0.5))
-
-
-def test_a_file_is_warmed_only_where_memory_has_room(tmp_path: Path) -> None:
-    file = tmp_path / "model"
-    file.write_bytes(bytes(1000))
-    ready = [Ready(zerogpu(), None, file, 1000, memory) for memory in (10_000, 1000, 0)]
-    assert [bool(preparation.warm(one)) for one in ready] == [True, False, False]
-    assert not preparation.warm(replace(ready[0], model=tmp_path / "nothing"))
-
-
-def test_every_file_of_a_split_model_is_warmed(tmp_path: Path) -> None:
-    first = tmp_path / "m-00001-of-00002.gguf"
-    first.write_bytes(b"x")
-    ready = Ready(zerogpu(), None, first, 2, 10_000)
-    assert not preparation.warm(ready)  # the second one is not there
-    (tmp_path / "m-00002-of-00002.gguf").write_bytes(b"x")
+def test_a_file_is_warmed_only_where_memory_has_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (tmp_path / f"m-0000{part}-of-00002.gguf" for part in (1, 2))
+    first.write_bytes(bytes(1000))
+    ready = Ready(zerogpu(), None, first, 1001)
+    assert not preparation.warm(ready)  # the second file of a split model is not there
+    second.write_bytes(b"x")
     assert preparation.warm(ready)
+    for memory in (1000, 0):
+        monkeypatch.setattr(preparation.cgroups, "memory", lambda memory=memory: memory)
+        assert not preparation.warm(ready)

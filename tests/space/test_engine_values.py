@@ -2,11 +2,11 @@ from __future__ import annotations
 
 import pytest
 
+from llama_loader import events
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Event, Note, Resolving, Stage, Unpacking
 from llama_space import values
-from llama_space.status import Record
-from llama_space.values import Failure, Progress
+from llama_space.values import Address, Failure, Progress, Record
 
 SECRET = "https://hub/file?Signature=abc"
 
@@ -29,7 +29,7 @@ SECRET = "https://hub/file?Signature=abc"
     ],
 )
 def test_events_in_words(event: Event, said: str) -> None:
-    assert values.event_line(event) == said
+    assert events.line(event) == said
 
 
 @pytest.mark.parametrize(
@@ -65,6 +65,7 @@ def test_later_news_of_the_same_thing_take_the_place_of_the_earlier() -> None:
     assert record.status().latest.text == "downloading a: 2 B of 2 B (100%)"
 
 
-def test_an_error_as_a_value_has_no_secrets_and_one_line() -> None:
+def test_a_value_shows_no_secrets_and_an_error_has_one_line() -> None:
+    assert "secret" not in repr(Address("http://127.0.0.1:1/v1", "secret"))
     failure = Failure.of(SettingError("BAD", f"two\nlines of {SECRET}", hint=f"see {SECRET}"))
     assert failure == Failure("BAD", "two lines of https://hub/file?…", "see https://hub/file?…", 2)

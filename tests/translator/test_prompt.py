@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from llama_loader import settings
-from llama_space import request, shared_server
+from llama_space import request, worker
 from translator import languages, prompt
 
 JA, EN = languages.known()["ja"], languages.known()["en"]
@@ -20,8 +20,8 @@ def test_translategemma_is_known_by_both_codes_in_its_template() -> None:
 
 def test_no_template_is_a_base_model_and_only_that_needs_a_server_argument() -> None:
     assert prompt.format_of(None) == "base"
-    assert shared_server.server_arguments(None) == ("--chat-template", shared_server.PLAIN_TEMPLATE)
-    assert shared_server.server_arguments("{{ messages }}") == ()
+    assert worker.server_arguments(None) == ("--chat-template", worker.PLAIN_TEMPLATE)
+    assert worker.server_arguments("{{ messages }}") == ()
 
 
 def test_translategemma_gets_both_codes_in_the_part_and_in_the_template_s_arguments() -> None:
