@@ -344,15 +344,15 @@ def why_not(status: os.stat_result, forbidden: int) -> str:
     return ""
 
 
-def private_folder() -> Path:
+def private_folder(kind: str = "llama-loader") -> Path:
     """Return where this user's own folder among the temporary files is, or can be made.
 
     It is the same one every time, unless another user made it, or others can look into it.
     """
-    folder = Path(tempfile.gettempdir(), f"llama-loader-{os.geteuid()}")
+    folder = Path(tempfile.gettempdir(), f"{kind}-{os.geteuid()}")
     with contextlib.suppress(FileNotFoundError):
         status = folder.lstat()
         is_own = stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
         if not is_own or status.st_mode & 0o077:
-            return folder.with_name(f"llama-loader-{os.urandom(8).hex()}")
+            return folder.with_name(f"{kind}-{os.urandom(8).hex()}")
     return folder

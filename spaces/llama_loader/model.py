@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import io
+import os
 import re
 import shutil
 import sys
@@ -214,6 +215,8 @@ def _from_hub(settings: Settings, sink: Sink) -> Path:
     client, total = _hub_client(settings), None
     cached = _cached(settings)
     if None in cached and not settings.offline:
+        _require_writable(sink)
+        cached = _cached(settings)
         total = size_on_hub(settings)
         there = sum(path.stat().st_size for path in cached if path)
         _require_room(settings, (total or there) - there)
@@ -223,6 +226,22 @@ def _from_hub(settings: Settings, sink: Sink) -> Path:
         progress = _progress(settings.gguf_filename, before, total, sink)
         found.append(_fetched(client, replace(settings, gguf_filename=name), progress, sink))
     return found[0]
+
+
+def _require_writable(sink: Sink) -> None:
+    """Have the Hub's client keep files in a private folder if its cache cannot be written."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
+    if cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
+        return
+    own = disk.private_folder("llama-loader-hub")
+    own.mkdir(mode=0o700, exist_ok=True)
+    constants.HF_HUB_CACHE = str(own)
+    told = f"{cache} cannot be written; the model is kept in {own}, which is gone with this"
+    hint = "set HF_HOME to a folder that this user can write, or give a local file with --model"
+    sink(Note("MODEL_CACHE_TEMPORARY", f"{told} machine's temporary files", hint))
 
 
 def _require_room(settings: Settings, size: int) -> None:
