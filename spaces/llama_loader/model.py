@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may take to answer a question about a file."""
+_XET_PLACE: Final = "/xet-read-token"
+"""In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
 _BLOCK: Final = 4 * 1024 * 1024
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
@@ -274,7 +276,9 @@ def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink)
     with _hub_errors(settings):
         try:
             return Path(download())
-        except RuntimeError as error:  # hf_xet's only kind
+        except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
+            if isinstance(error, OSError) and _XET_PLACE not in str(error):
+                raise
             told = f"the Hub's storage does not give {label(settings)} by Xet ({error}); it is"
             told += " fetched without"
             sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
