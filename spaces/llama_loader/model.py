@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from llama_loader import disk, gguf_header, locations
+from llama_loader.concurrency import Background
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Note, ignore
 from llama_loader.settings import bound_xet
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from types import ModuleType
 
     from llama_loader.events import Sink
@@ -35,6 +36,8 @@ _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may take to answer a question about a file."""
 _XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
+_SILENCE: Final = 20.0
+"""Seconds without a byte of a download after which a note is told, again and again."""
 _BLOCK: Final = 4 * 1024 * 1024
 _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 """Names of files that are cut anywhere, such as ``m.gguf.part1of2`` and ``m.gguf-split-a``."""
@@ -225,8 +228,9 @@ def _from_hub(settings: Settings, sink: Sink) -> Path:
     found: list[Path] = []
     for name in gguf_header.parts(settings.gguf_filename):
         before = sum(path.stat().st_size for path in found)
-        progress = _progress(settings.gguf_filename, before, total, sink)
-        found.append(_fetched(client, replace(settings, gguf_filename=name), progress, sink))
+        heard = [0]
+        progress = _progress(settings.gguf_filename, before, total, heard, sink)
+        found.append(_fetched(client, replace(settings, gguf_filename=name), progress, heard, sink))
     return found[0]
 
 
@@ -259,7 +263,9 @@ def _require_room(settings: Settings, size: int) -> None:
             raise OSError(errno.ENOSPC, f"{label(settings)} {sizes}")
 
 
-def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink) -> Path:
+def _fetched(
+    client: ModuleType, settings: Settings, progress: type, heard: list[int], sink: Sink
+) -> Path:
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
@@ -275,7 +281,7 @@ def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink)
     )
     with _hub_errors(settings):
         try:
-            return Path(download())
+            return _watched(lambda: Path(download()), label(settings), heard, sink)
         except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
             if isinstance(error, OSError) and _XET_PLACE not in str(error):
                 raise
@@ -283,18 +289,30 @@ def _fetched(client: ModuleType, settings: Settings, progress: type, sink: Sink)
             told += " fetched without"
             sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
             constants.HF_HUB_DISABLE_XET = True
-            return Path(download())
+            return _watched(lambda: Path(download()), label(settings), heard, sink)
 
 
-def _progress(name: str, before: int, total: int | None, sink: Sink) -> type:
+def _watched(download: Callable[[], Path], what: str, heard: list[int], sink: Sink) -> Path:
+    """Download a file; while no byte of it comes, a note tells that this waits."""
+    downloading, before = Background(download), heard[0]
+    while not downloading.wait(_SILENCE):
+        if heard[0] == before:
+            sink(Note("DOWNLOAD_SILENT", f"no byte of {what} has come for {_SILENCE:g} s"))
+        before = heard[0]
+    return downloading.result()
+
+
+def _progress(name: str, before: int, total: int | None, furthest: list[int], sink: Sink) -> type:
     """Return a class of progress bars for the Hub's client that draws nothing and tells ``sink``.
 
-    ``before`` are the bytes of the parts before this one, ``total`` those of all parts, None for as
-    many as the bar is told of. Xet has two bars: the one that is further counts.
+    Args:
+        name: of the model.
+        before: bytes of the parts before this one.
+        total: bytes of all parts; None for as many as the bar is told of.
+        furthest: one number, the bytes of this part that have come.
+        sink: told of each step. Xet has two bars: the one that is further counts.
     """
     from tqdm import tqdm
-
-    furthest = [0]
 
     class Told(tqdm):  # type: ignore[misc] # it has no types
         def __init__(self, *arguments: Any, **options: Any) -> None:
