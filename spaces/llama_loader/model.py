@@ -223,8 +223,7 @@ def _from_hub(settings: Settings, sink: Sink) -> Path:
         _require_writable(sink)
         cached = _cached(settings)
         total = size_on_hub(settings)
-        there = sum(path.stat().st_size for path in cached if path)
-        _require_room(settings, (total or there) - there)
+        require_room(settings, total or 0)
     found: list[Path] = []
     for name in gguf_header.parts(settings.gguf_filename):
         before = sum(path.stat().st_size for path in found)
@@ -250,10 +249,15 @@ def _require_writable(sink: Sink) -> None:
     sink(Note("MODEL_CACHE_TEMPORARY", f"{told} machine's temporary files", hint))
 
 
-def _require_room(settings: Settings, size: int) -> None:
-    """Refuse a download that the disk has no room for, before its first byte."""
+def require_room(settings: Settings, size: int) -> None:
+    """Refuse a model of ``size`` bytes that the Hub's cache has no room for, before its first byte.
+
+    Raises:
+        StoreError: names both sizes; parts that are there already take no more room.
+    """
     from huggingface_hub import constants
 
+    size -= sum(path.stat().st_size for path in _cached(settings) if path)
     cache = Path(constants.HF_HUB_CACHE)
     with disk.errors(cache):
         place = next(folder for folder in (cache, *cache.parents) if folder.exists())
