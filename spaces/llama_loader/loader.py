@@ -168,12 +168,16 @@ def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
-    """Return a note for each attached GPU that the chosen artifact has no code for."""
+    """Return a note for each GPU that does not answer, or that the artifact has no code for."""
     to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
     if to_come or choice.runs_on != "gpu" or settings.cuda_arch or settings.devices:
         return []
     every = ";".join(facts.capabilities)
-    return [
+    hint = (
+        "does nvidia-smi name all GPUs here? A lost GPU needs a reset, or a new machine"
+    )
+    complaints = [Note("DRIVER_COMPLAINT", complaint, hint) for complaint in facts.complaints]
+    return complaints + [
         Note(
             "GPU_UNUSED",
             f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"

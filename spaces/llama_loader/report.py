@@ -51,6 +51,7 @@ def host_lines(facts: HostFacts) -> list[str]:
         f"  gpus: {'; '.join(gpus) or 'none'} (by {facts.gpu_source})",
         f"  zerogpu: {'yes' if facts.zerogpu else 'no'}",
         f"  CUDA_VISIBLE_DEVICES: {visible}",
+        *(f"  complaint: {one}" for one in facts.complaints),
         *(
             f"  library: {one.soname} {one.version or '?'} in {one.folder} ({one.origin})"
             for one in facts.libraries
