@@ -26,7 +26,7 @@ _SCALARS: Final = dict(enumerate("BbHhIif?")) | {10: "Q", 11: "q", 12: "d"}
 """GGUF value types (ggml/include/gguf.h) by number, as struct formats; 8 text, 9 array."""
 _TEXT: Final = 8
 _ARRAY: Final = 9
-_TEXTS: Final = ("general.architecture", "tokenizer.chat_template")
+_TEXTS: Final = ("general.architecture", "general.type", "tokenizer.chat_template")
 _MAX_KEYS: Final = 10_000
 _MAX_TEXT: Final = 4 << 20
 """Bytes of all names and kept texts together; the largest chat templates have some 30 kB."""

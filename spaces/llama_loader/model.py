@@ -109,11 +109,21 @@ def require_usable(path: Path) -> None:
             f"{path} is no GGUF file, or a damaged one; it begins with {head!r}",
             hint="download it again: a web page or a Git LFS pointer may have been saved instead",
         )
-    if header.texts.get("architecture") == "clip":
+    kind = header.texts.get("type", "model")
+    if header.texts.get("architecture") == "clip" or kind == "mmproj":
+        kind = "multimodal projector (mmproj)"
+    if kind != "model":  # or an adapter, an imatrix
         raise SettingError(
-            "MODEL_PROJECTOR",
-            f"{path} is a multimodal projector (mmproj), not a language model",
+            "MODEL_PROJECTOR" if "mmproj" in kind else "MODEL_KIND",
+            f"{path} is a GGUF file of another kind ({kind}), not a language model",
             hint="name the model's own GGUF file",
+        )
+    declared = header.numbers.get("count", 0)  # split.count
+    if declared not in {0, gguf_header.part(path.name)[1]}:
+        raise SettingError(
+            "MODEL_PART",
+            f"{path} is one of the {declared} files of a model, by another name",
+            hint="give all of them the names that they had: …-00001-of-….gguf and so on",
         )
 
 
