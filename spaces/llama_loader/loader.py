@@ -173,9 +173,7 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
     if to_come or choice.runs_on != "gpu" or settings.cuda_arch or settings.devices:
         return []
     every = ";".join(facts.capabilities)
-    hint = (
-        "does nvidia-smi name all GPUs here? A lost GPU needs a reset, or a new machine"
-    )
+    hint = "does nvidia-smi name all GPUs here? A lost GPU needs a reset, or a new machine"
     complaints = [Note("DRIVER_COMPLAINT", complaint, hint) for complaint in facts.complaints]
     return complaints + [
         Note(

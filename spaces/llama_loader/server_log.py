@@ -190,8 +190,8 @@ _CAUSES: Final = (
     ),
     _host(
         "LIBRARY_MISMATCH",
-        r"symbol lookup error|undefined symbol|version `\S+' not found"
-        r"|error while loading shared libraries",
+        r"symbol lookup error|undefined symbol|version `\S+' not found|relocation error"
+        r"|error while loading shared libraries|Error (?:relocating|loading shared library) ",
         "ended: a library on this machine does not fit the others",
         "take the folder that the line names out of LD_LIBRARY_PATH, or install the packages that"
         " `python -m llama_loader doctor` names",
@@ -213,6 +213,13 @@ _CAUSES: Final = (
         r"no kernel image is available|device kernel image is invalid",
         "ended: this build has no code for this GPU",
         "leave YAKULINGO_SPACES_CUDA_ARCH unset, or publish a set for this GPU",
+    ),
+    _host(
+        "LIBRARY_MISSING",
+        r"PTX JIT compiler library not found",
+        "ended: the driver's libnvidia-ptxjitcompiler.so.1 is not on this machine",
+        "give the container the driver's compute libraries (NVIDIA_DRIVER_CAPABILITIES), or use a"
+        " release that has machine code for this GPU",
     ),
     _host(
         "DRIVER_TOO_OLD",
@@ -243,7 +250,7 @@ _CAUSES: Final = (
     ),
     _server(
         "CUDA_ERROR",
-        r"CUDA error",
+        r"CUDA error(?!: (?:system not yet initialized|no CUDA-capable device|driver is a stub))",
         "was stopped by a CUDA error",
         "the server is started anew; if it happens again, report it with this text",
     ),
