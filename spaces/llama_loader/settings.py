@@ -37,6 +37,7 @@ _INHERITED: Final = (
 """The variables that a program started by the loader may see."""
 _MAX_TOKEN_FILE: Final = 4096
 """Bytes of a file that can be a token; the Hub's have 37 characters."""
+_OLD_NAME: Final = "HUGGING_FACE_HUB_TOKEN"
 _Number = TypeVar("_Number", int, float)
 
 
@@ -136,6 +137,8 @@ _link = _like(  # the fetcher says what it can open
     "a URL: https://…, http://127.0.0.1:PORT/…, file:///… or hf://OWNER/REPO[@REV]/PATH",
 )
 _web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
+_TOKEN: Final = _like("[!-~]+", "a token of ASCII characters without spaces")
+"""httpx encodes headers as ASCII."""
 _repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME")
 _path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+", "a file's path in it")
 _OF_THE_HUB: Final = {
@@ -232,9 +235,7 @@ class Settings:
     zerogpu_duration: int | None = _setting("ZEROGPU_DURATION", _duration)
     cuda_arch: str | None = _setting("CUDA_ARCH", _arch, None, "--arch")
     offline: bool = _setting("OFFLINE", _flag, default=False, option="--offline")
-    hf_token: str | None = _setting(  # httpx encodes headers as ASCII
-        "HF_TOKEN", _like("[!-~]+", "a token of ASCII characters without spaces"), secret=True
-    )
+    hf_token: str | None = _setting("HF_TOKEN", _TOKEN, secret=True)
     hf_endpoint: str = _setting("HF_ENDPOINT", _web, HUB, secret=True)
     no_test_run: bool = _setting("", _flag, default=False, option="--no-test-run")
     store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
@@ -297,6 +298,8 @@ def load(
     user = environ.get("HOME", "").strip() or os.path.expanduser("~")  # noqa: PTH111 - never raises
     home, cache = hub["HF_HOME"], hub["XDG_CACHE_HOME"] or Path(user) / ".cache"
     values["store"] = values["store"] or (home or cache) / "llama-loader"
+    if not values["hf_token"]:  # the Hub's client still reads its old name
+        values["hf_token"] = _of_environment(_Row(_OLD_NAME, _TOKEN, secret=True), environ)
     if not values["hf_token"] and not hub["HF_HUB_DISABLE_IMPLICIT_TOKEN"]:
         place = hub["HF_TOKEN_PATH"] or (home or cache / "huggingface") / "token"
         values["hf_token"] = _token_of_login(place)
@@ -416,7 +419,7 @@ def _unset_empty_hub_variables() -> None:
     It takes ``HF_ENDPOINT=`` for an address and ``HF_HOME=`` for the working folder. With ``HOME=``
     Python takes the root folder for the user's own.
     """
-    names = ("HF_", "HUGGINGFACE_", "XDG_CACHE_HOME")
+    names = ("HF_", "HUGGINGFACE_", "HUGGING_FACE_", "TQDM_", "XDG_CACHE_HOME")
     for name, text in list(os.environ.items()):
         if not text.strip() and (name == "HOME" or name.startswith(names)):
             del os.environ[name]
