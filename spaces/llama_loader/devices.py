@@ -84,21 +84,22 @@ def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
     """
     argv = [str(runtime / "llama-server"), "--list-devices"]
     done = processes.run(argv, environ, timeout=TIMEOUT)
-    tail = done.output.strip()[-_SHOWN:]
+    lines = done.output.splitlines()
+    printed = repr(server_log.quote(lines))
     if done.failure:
         raise server_log.not_executable(done.failure)
     if done.status is None:
         raise HostError(
             "DEVICE_LIST_HANGS",
-            f"llama-server --list-devices did not end within {TIMEOUT:g} s; it printed: {tail!r}",
+            f"llama-server --list-devices did not end within {TIMEOUT:g} s; it printed: {printed}",
             hint="the NVIDIA driver hangs: try again, or restart the Space",
         )
     if done.status != 0:
-        explained = server_log.explain(done.status, done.output.splitlines(), loading=True)
+        explained = server_log.explain(done.status, lines, loading=True)
         if isinstance(explained, HostError):
             raise explained
         ended = f"by signal {-done.status}" if done.status < 0 else f"with status {done.status}"
-        message = f"llama-server --list-devices ended {ended}; it printed: {tail!r}"
+        message = f"llama-server --list-devices ended {ended}; it printed: {printed}"
         raise HostError("DEVICE_LIST_FAILED", message)
     return Listing(parse(done.output), done.output, done.seconds)
 

@@ -346,7 +346,8 @@ class Server:
             if error.filename != argv[0]:  # no more processes, say
                 why = f"cannot start {argv[0]}: {error}"
                 raise ServerError("SERVER_NOT_STARTED", why) from error
-            raise server_log.not_executable(processes.why_not_executable(error)) from error
+            why = f"{argv[0]}: {processes.why_not_executable(error)}"
+            raise server_log.not_executable(why) from error
 
     def _await_health(self, deadline: float) -> None:
         client = self.client()
