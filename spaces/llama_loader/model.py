@@ -379,7 +379,8 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
             f"{label(settings)} is not in the local cache, and offline is set",
             hint="fetch it once with YAKULINGO_SPACES_OFFLINE=0, or give a file with --model",
         )
-    hint = ""
+    # a mirror may not have the Hub's X-Error-Code
+    hint, status = "", getattr(getattr(error, "response", None), "status_code", 0)
     if isinstance(error, errors.RepositoryNotFoundError):
         code, what = (
             "REPOSITORY_NOT_FOUND",
@@ -394,6 +395,13 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
         hint = "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files"
     elif isinstance(error, errors.HFValidationError):
         code, what = "REPOSITORY_INVALID", f"{repo}: {error}"
+    elif status == 404:  # noqa: PLR2004 - HTTP's Not Found
+        code, what = "FILE_NOT_FOUND", f"{endpoint} has no {label(settings)}: {error}"
+        hint = "check HF_ENDPOINT, YAKULINGO_SPACES_GGUF_REPO_ID and YAKULINGO_SPACES_GGUF_FILENAME"
+    elif status in {401, 403}:
+        what = f"{endpoint} refuses {label(settings)}: {error}"
+        hint = "set HF_TOKEN to a token that it takes, or correct HF_ENDPOINT"
+        return NetworkError("HUB_REFUSED", what, hint=hint)
     else:
         return _no_bytes(error, settings)
     return SettingError(code, what, hint=hint)
