@@ -171,7 +171,7 @@ def _cached(settings: Settings) -> list[Path | None]:
     """Return where each part lies in the Hub's cache; None for a part that does not."""
     try:
         from huggingface_hub import errors, try_to_load_from_cache
-    except ImportError:
+    except (ImportError, ValueError):  # the second is a variable of its own: see _hub_client
         return []
     found: list[Path | None] = []
     for name in gguf_header.parts(settings.gguf_filename):
@@ -210,7 +210,13 @@ def _hub_client(settings: Settings) -> ModuleType:
     locations.require_endpoint(settings.hf_endpoint)
     bound_xet()
     try:
-        import huggingface_hub
+        import huggingface_hub.constants  # which reads its variables
+    except ValueError as error:
+        raise SettingError(
+            "SETTING_INVALID",
+            f"a variable that huggingface_hub reads cannot be used: {error}",
+            hint="correct or unset it: HF_HUB_DOWNLOAD_TIMEOUT=10, say, is a number without a unit",
+        ) from error
     except ImportError as error:
         raise SettingError(
             "HUB_CLIENT_MISSING",
@@ -347,7 +353,7 @@ def _hub_errors(settings: Settings) -> Iterator[None]:
     """Turn what the Hub's client raises into the loader's errors.
 
     That is its own errors, the system's, and those of its HTTP library, which changed from version
-    to version.
+    to version. ImportError is a proxy of a kind (SOCKS) that needs a package.
     """
     from huggingface_hub import errors
 
@@ -357,7 +363,7 @@ def _hub_errors(settings: Settings) -> Iterator[None]:
     invalid: type[Exception] = getattr(library, "InvalidURL", http)
     try:
         yield
-    except (OSError, ValueError, RuntimeError, http, invalid) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, http, invalid) as error:
         raise _explained(error, settings) from error
 
 
