@@ -32,7 +32,7 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
-from llama_loader.errors import LoaderError, printable, tell
+from llama_loader.errors import LoaderError, SettingError, printable, tell
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -158,7 +158,11 @@ def _settings(options: argparse.Namespace, sink: Sink) -> Settings:
     fields = settings.Settings.__dataclass_fields__
     given = {name: text for name, text in vars(options).items() if name in fields}
     if getattr(options, "hf", None):
-        given["gguf_repo_id"], given["gguf_filename"] = options.hf
+        repo, *name = options.hf
+        if name[1:] or bool(name) == (":" in repo):
+            what = "--hf takes OWNER/REPO FILE, or OWNER/REPO:QUANTISATION"
+            raise SettingError("USAGE", what, hint="such as --hf OWNER/REPO:Q4_K_M")
+        given["gguf_repo_id"], given["gguf_filename"] = repo, name[0] if name else None
     found = settings.load(given)
     for note in found.unknown:
         sink(note)
@@ -322,7 +326,9 @@ def _add_serve(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
     what = command.add_mutually_exclusive_group(required=True)
     what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
-    what.add_argument("--hf", nargs=2, metavar=("REPO", "FILE"), help="a file on the Hub")
+    what.add_argument(
+        "--hf", nargs="+", metavar=("REPO", "FILE"), help="a file on the Hub, or REPO:Q4_K_M"
+    )
     command.add_argument(
         "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
     )

@@ -45,7 +45,60 @@ _PIECE: Final = re.compile(r"\.gguf[.-](part|split)", re.IGNORECASE)
 
 def label(settings: Settings) -> str:
     """Return the model's name in messages."""
+    if ":" in settings.gguf_repo_id and settings.gguf_path is None:
+        return settings.gguf_repo_id
     return str(settings.gguf_path or f"{settings.gguf_repo_id}/{settings.gguf_filename}")
+
+
+def named(settings: Settings, *, ask: bool = True) -> Settings:
+    """Return the settings with the file that ``OWNER/REPO:QUANTISATION`` means, as ``-hf`` does.
+
+    The Hub is asked which files there are; the Hub's cache, offline or if not to ``ask``.
+
+    Raises:
+        NetworkError: as for ``get``.
+        SettingError: no file, or no repository, has that name.
+    """
+    repo, _, wanted = settings.gguf_repo_id.partition(":")
+    if not wanted or settings.gguf_path is not None:
+        return settings
+    settings = replace(settings, gguf_repo_id=repo, gguf_filename=f"*{wanted}*.gguf")
+    there = _files_on_hub(settings) if ask and not settings.offline else _files_in_cache(settings)
+    pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./])", re.IGNORECASE)
+    fitting = [
+        name
+        for name in there
+        if name.lower().endswith(".gguf")
+        and pattern.search(name)
+        and "mmproj" not in name.lower()
+        and gguf_header.part(name)[0] == 1
+    ]
+    if not fitting and not ask:
+        return settings
+    if not fitting:
+        raise SettingError(
+            "FILE_NOT_FOUND",
+            f"{repo} has no GGUF file of {wanted}; there are: {', '.join(there) or 'none'}",
+            hint="name a quantisation that it has, or the file itself",
+        )
+    return replace(settings, gguf_filename=min(fitting, key=lambda name: (len(name), name)))
+
+
+def _files_on_hub(settings: Settings) -> list[str]:
+    client = _hub_client(settings)
+    with _hub_errors(settings):
+        api = client.HfApi(endpoint=settings.hf_endpoint, token=settings.hf_token or False)
+        return list(api.list_repo_files(settings.gguf_repo_id, revision=settings.gguf_revision))
+
+
+def _files_in_cache(settings: Settings) -> list[str]:
+    try:
+        from huggingface_hub import constants
+    except (ImportError, ValueError):
+        return []
+    folder = f"models--{settings.gguf_repo_id.replace('/', '--')}"
+    snapshots = Path(constants.HF_HUB_CACHE, folder, "snapshots")
+    return ["/".join(path.relative_to(snapshots).parts[1:]) for path in snapshots.glob("**/*.gguf")]
 
 
 def get(settings: Settings, *, sink: Sink = ignore) -> Path:
@@ -58,6 +111,7 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
         IntegrityError: it is not the file that the pinned digest names.
         StoreError: it cannot be written, or has no room.
     """
+    settings = named(settings)
     pinned, given = settings.gguf_sha256, settings.gguf_path
     name = given.name if given else settings.gguf_filename
     number, count = gguf_header.part(name)
@@ -163,7 +217,7 @@ def at_hand(settings: Settings) -> Path | None:
     """Return the model's local path if all of it is here already; fetch and ask nothing."""
     if settings.gguf_path is not None:
         return settings.gguf_path if settings.gguf_path.is_file() else None
-    found = _cached(settings)
+    found = _cached(named(settings, ask=False))
     return found[0] if found and None not in found else None
 
 
@@ -192,6 +246,7 @@ def size_on_hub(settings: Settings) -> int | None:
         NetworkError: the Hub does not answer within seconds, or not for this token.
         SettingError: no such repository, file or revision; huggingface_hub is not installed.
     """
+    settings = named(settings)
     _require_first(settings.gguf_filename, label(settings))
     client, token = _hub_client(settings), settings.hf_token or False
     total = 0

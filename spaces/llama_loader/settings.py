@@ -139,7 +139,10 @@ _link = _like(  # the fetcher says what it can open
 _web = _like(r"(https?://\S*[^\s/])/*", "an http(s) URL")
 _TOKEN: Final = _like("[!-~]+", "a token of ASCII characters without spaces")
 """httpx encodes headers as ASCII."""
-_repository = _like(r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", "a repository: OWNER/NAME")
+_repository = _like(
+    r"(?!.*\.\.)[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+(?::[A-Za-z0-9_.-]+)?",
+    "a repository: OWNER/NAME:QUANTISATION, or OWNER/NAME",
+)
 _path_inside = _like(r"(?!/)(?!(?:.*/)?\.\.(?:/|$)).+", "a file's path in it")
 _OF_THE_HUB: Final = {
     **dict.fromkeys(("HF_HOME", "HF_TOKEN_PATH", "XDG_CACHE_HOME"), _path),
@@ -292,6 +295,12 @@ def load(
             "SETTING_INVALID",
             f"{PREFIX}LLAMA_CPP_SHA256 (--sha256) pins a tarball, but none is named",
             hint=f"set llama_cpp_url (--url); {PREFIX}LLAMA_CPP_MANIFEST_SHA256 pins a manifest",
+        )
+    if ":" in values["gguf_repo_id"] and values["gguf_filename"] != DEFAULT_FILE:
+        raise SettingError(
+            "SETTING_CONFLICT",
+            f"{values['gguf_repo_id']} names a quantisation, and {PREFIX}GGUF_FILENAME a file",
+            hint="unset one of them",
         )
     hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
     values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])

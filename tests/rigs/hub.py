@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import threading
 import time
 from contextlib import contextmanager
@@ -53,6 +54,12 @@ class Hub:
             return 404, "EntryNotFound", b""
         return 200, "", self.files[name]
 
+    def tree(self) -> bytes:
+        """Return the list of all files."""
+        entry = {"type": "file", "oid": COMMIT}
+        listed = [{**entry, "path": name, "size": len(it)} for name, it in self.files.items()]
+        return json.dumps(listed).encode()
+
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
@@ -71,6 +78,13 @@ def serving(hub: Hub) -> Iterator[Hub]:
                 self.send_header("X-Xet-Token-Expiration", str(int(time.time()) + 3600))
                 self.send_header("Content-Length", "0")
                 self.end_headers()
+                return
+            if path.startswith(f"/api/models/{hub.repo}/tree/"):
+                body = hub.tree()
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
                 return
             status, code, body = hub.judge(path, self.headers["Authorization"])
             self.send_response(status)
