@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 KEPT_LINES: Final = 200
 ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
+_FIRST_ERRORS: Final = 20
+"""Lines stamped as errors that are kept whatever follows them: the first one is the cause."""
 _LINE: Final = 2000
 """Bytes kept of one line."""
 _MAX_BUFFERS: Final = 100
@@ -83,12 +85,14 @@ class ServerLog:
     def __init__(self) -> None:
         self.report = LoadReport(None, None, {})
         self._lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._errors: list[str] = []
         self._stamped = False
         self._ended = threading.Event()
 
     def tail(self) -> list[str]:
-        """Return the last lines, oldest first."""
-        return list(self._lines.copy())
+        """Return the last lines, oldest first, and before them the first errors."""
+        lines = list(self._lines.copy())
+        return [*(line for line in self._errors if line not in lines), *lines]
 
     def read(self, output: IO[bytes]) -> None:
         """Read in a thread of its own, until the output ends."""
@@ -106,6 +110,8 @@ class ServerLog:
                 if begins:
                     line = piece.decode("utf-8", "replace").rstrip()
                     self._lines.append(line)
+                    if _level(line) == "E" and len(self._errors) < _FIRST_ERRORS:
+                        self._errors.append(line)
                     self._learn(line)
                 begins = piece.endswith(b"\n")
         self._ended.set()
