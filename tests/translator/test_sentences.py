@@ -36,6 +36,7 @@ NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIE
         "XDG_CACHE_HOME",
         "PCI_BUS_ID",
         "HF_HUB_DISABLE_IMPLICIT_TOKEN",
+        "HUGGING_FACE_HUB_TOKEN",
         "SSL_CERT_FILE",
     ),
     *("HF_HUB_OFFLINE", "HF_TOKEN_PATH", "TRANSFORMERS_OFFLINE", "SPACE_ID", "GRADIO_ROOT_PATH"),
