@@ -1,7 +1,8 @@
-"""Hosts unlike ZeroGPU: NixOS, HPC modules, musl, volumes. docs/hosts.md has the table."""
+"""Hosts that people have (docs/hosts.md): what works there, and what is said."""
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -11,18 +12,35 @@ from typing import TYPE_CHECKING
 import pytest
 from verbs import PROJECT
 
-from llama_loader import cuda_libraries, host, processes, selection, self_test
+from llama_loader import (
+    cuda_libraries,
+    devices,
+    host,
+    processes,
+    report,
+    selection,
+    self_test,
+    server_log,
+)
 from llama_loader.errors import HostError
+from llama_loader.server import Server
 from llama_loader.settings import load
+from tests.loader import test_loader
+from tests.loader.test_devices import ENVIRON
+from tests.loader.test_doctor import H200
 from tests.loader.test_model import from_hub, path_from_hub
 from tests.loader.test_selection import RELEASE
 from tests.loader.test_selection import host as host_with
+from tests.loader.test_server import plan
 from tests.rigs.fake_nvml import compiled
 from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from conftest import Impostor
+
 
 TINY = self_test.MODEL.read_bytes()
 AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
@@ -126,3 +144,76 @@ def test_every_test_of_the_table_of_hosts_exists() -> None:
     there = {name for text in sources for name in re.findall(r"def (test_\w+)", text)}
     assert len(named) > 20
     assert named - there == set()
+
+
+@pytest.mark.parametrize(
+    ("line", "code"),
+    [
+        (
+            (
+                "llama-server: relocation error: /l/libcublas.so.12: symbol x version"
+                " libcublasLt.so.12 not defined in file libcublasLt.so.12 with link time reference"
+            ),
+            "LIBRARY_MISMATCH",
+        ),
+        ("Error relocating /r/llama-server: __fprintf_chk: symbol not found", "LIBRARY_MISMATCH"),
+        (
+            "Error loading shared library libstdc++.so.6: No such file or directory (needed by x)",
+            "LIBRARY_MISMATCH",
+        ),
+        ("0.00.1.0 E CUDA error: PTX JIT compiler library not found", "LIBRARY_MISSING"),
+        ("0.00.1.0 E CUDA error: no CUDA-capable device is detected", "NO_DEVICE"),
+        ("0.00.1.0 E CUDA error: system not yet initialized", "NO_DEVICE"),
+    ],
+)
+def test_end_that_no_restart_cures_is_the_hosts_and_quotes_its_line(line: str, code: str) -> None:
+    error = server_log.explain(-6, [line], loading=True)
+    assert isinstance(error, HostError)
+    assert (error.code, error.exit_status) == (code, 5)
+    assert line.removeprefix("0.00.1.0 E ") in error.message
+
+
+def test_other_errors_of_cuda_are_tried_again() -> None:
+    error = server_log.explain(-6, ["CUDA error: unspecified launch failure"], loading=False)
+    assert error.code == "CUDA_ERROR"
+
+
+def test_first_error_counts_whatever_the_server_prints_after_it() -> None:
+    log = server_log.ServerLog()
+    first = "0.00.1.0 E CUDA error: the provided PTX was compiled with an unsupported toolchain."
+    log._read(io.BytesIO("\n".join([first, *["0.00.2.0 I more"] * 300, ""]).encode()))
+    error = server_log.explain(-6, log.tail(), loading=True)
+    assert error.code == "DRIVER_TOO_OLD"
+    assert "unsupported toolchain" in error.message
+
+
+LOST = "GPU 1 is left out: NVML: GPU is lost (15)"
+
+
+def test_lost_gpu_is_on_the_doctors_page_although_another_one_answers() -> None:
+    lines = report.host_lines(replace(H200, complaints=(LOST,)))
+    assert f"  complaint: {LOST}" in lines
+
+
+def test_lost_gpu_is_told_before_the_server_starts_on_another_one(tmp_path: Path) -> None:
+    host = replace(test_loader.H200, gpus=(test_loader.BLACKWELL,), gpu_source="nvml")
+    (note,) = test_loader.unused(tmp_path, replace(host, complaints=(LOST,)))
+    assert (note.code, note.message) == ("DRIVER_COMPLAINT", LOST)
+
+
+WHOLE = f"the line that matters {'.' * 250} ends here"
+
+
+def test_lines_of_a_device_list_that_failed_are_quoted_whole(impostor: Impostor) -> None:
+    runtime = impostor.behave(list={"text": f"{WHOLE}\n{'x' * 200}\n", "status": 3})
+    with pytest.raises(HostError) as caught:
+        devices.list_devices(runtime, ENVIRON)
+    assert caught.value.code == "DEVICE_LIST_FAILED"
+    assert WHOLE in caught.value.message
+
+
+def test_program_that_cannot_be_executed_is_named(tmp_path: Path) -> None:
+    (tmp_path / "llama-server").write_text("#!/bin/sh\n")
+    with pytest.raises(HostError) as caught, Server(plan(tmp_path)):
+        pass
+    assert f"{tmp_path}/llama-server: Permission denied" in caught.value.message

@@ -1,0 +1,295 @@
+"""Models from the Hub and its mirrors: names, storages, statuses, disks, variables."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from verbs import PROJECT
+
+from llama_loader import model, self_test
+from llama_loader.errors import LoaderError, SettingError
+from llama_loader.events import Note
+from llama_loader.settings import load
+from tests.loader.test_doctor import clinic, failures
+from tests.loader.test_model import SPACES, from_hub, path_from_hub, refused
+from tests.rigs import hub
+from tests.rigs.hub import Hub, serving
+from tests.rigs.small_disk import mounted
+
+if TYPE_CHECKING:
+    from tests.loader.test_doctor import Clinic
+
+
+TELL = (
+    "from llama_loader import model, settings; s = settings.load();"
+    "print(model.get(s, sink=lambda e: print(getattr(e, 'code', '-'))))"
+)
+
+
+def test_model_goes_to_a_private_folder_if_the_hubs_cache_cannot_be_written(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "temporary").mkdir()
+    with mounted(tmp_path / "home", "1m"), serving(Hub(files={"m.gguf": BYTES})) as hub:
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "home")], check=True)
+        environ = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(tmp_path / "home"),
+            "TMPDIR": str(tmp_path / "temporary"),
+            "HF_ENDPOINT": hub.url,
+            "PYTHONPATH": str(SPACES),
+            "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
+            "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf",
+        }
+        argv = [sys.executable, "-c", TELL]
+        done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    assert done.stderr == ""
+    told = done.stdout.splitlines()
+    assert told[0] == "MODEL_CACHE_TEMPORARY"
+    path = Path(told[-1])
+    assert path.is_relative_to(tmp_path / "temporary" / f"llama-loader-hub-{os.geteuid()}")
+    assert path.read_bytes() == BYTES
+    assert path.parents[3].stat().st_mode & 0o077 == 0
+
+
+BYTES = self_test.MODEL.read_bytes()
+
+
+def test_mirror_that_names_a_xet_storage_and_gives_no_way_to_it_is_asked_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "XET_TOKEN", "/api/xet-read-token?of=another")  # answered with 404
+    served = hub.Hub(files={"sub/m.gguf": BYTES}, xet="http://127.0.0.1:9")
+    with hub.serving(served):
+        told = from_hub(served, tmp_path, TELL).splitlines()
+    assert told[0] == "XET_UNREACHABLE"
+    assert Path(told[-1]).read_bytes() == BYTES
+
+
+class Slow(Hub):
+    """Answers after a while."""
+
+    def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
+        time.sleep(0.5)
+        return super().judge(path, authorization)
+
+
+def test_download_of_which_no_byte_comes_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content = self_test.MODEL.read_bytes()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(model, "_SILENCE", 0.1)
+    told: list[object] = []
+    with serving(Slow(files={"m.gguf": content})) as hub:
+        variables = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
+        names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+        wanted = load(environ={"HOME": str(tmp_path), "HF_ENDPOINT": hub.url, **names})
+        assert model.get(wanted, sink=told.append).read_bytes() == content
+    notes = [event for event in told if isinstance(event, Note)]
+    assert {(note.code, note.message) for note in notes} == {
+        ("DOWNLOAD_SILENT", "no byte of me/model/m.gguf has come for 0.1 s")
+    }
+
+
+class Mirror(Hub):
+    """Answers everything with one status."""
+
+    status = 0
+
+    def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
+        del path, authorization
+        return self.status, "", b""
+
+
+@pytest.mark.parametrize(
+    ("answer", "code", "exit_status", "words"),
+    [
+        (404, "FILE_NOT_FOUND", 2, "YAKULINGO_SPACES_GGUF_FILENAME"),
+        (401, "HUB_REFUSED", 3, "HF_TOKEN"),
+        (403, "HUB_REFUSED", 3, "HF_TOKEN"),
+        (418, "HUB_UNREACHABLE", 3, "try again"),
+    ],
+)
+def test_what_a_mirror_refuses_is_told_as_what_it_is(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    answer: int,
+    code: str,
+    exit_status: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(Mirror, "status", answer)
+    with serving(Mirror()) as mirror:
+        wanted = load(environ={"HOME": str(tmp_path), "HF_ENDPOINT": mirror.url})
+        with pytest.raises(LoaderError) as caught:
+            model.get(wanted)
+    error = caught.value
+    assert (error.code, error.exit_status) == (code, exit_status)
+    assert words in error.hint
+    assert str(answer) in error.message
+
+
+NAMES = (
+    "m.i1-Q4_K_M.gguf",
+    "m-Q4_K_S.gguf",
+    "mmproj-Q8_0.gguf",
+    "Q8_0/m-Q8_0-00001-of-00002.gguf",
+    "Q8_0/m-Q8_0-00002-of-00002.gguf",
+    "README-Q4_K_M.md",
+    "m-IQ4_K_M.gguf",
+)
+AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "file"),
+    [("Q4_K_M", NAMES[0]), ("q4_k_m", NAMES[0]), ("Q4_K_S", NAMES[1]), ("Q8_0", NAMES[3])],
+)
+def test_quantisation_names_the_file_that_is_fetched(
+    tmp_path: Path, wanted: str, file: str
+) -> None:
+    with serving(Hub(files=dict.fromkeys(NAMES, BYTES))) as hub:
+        repo = f"me/model:{wanted}"
+        assert from_hub(hub, tmp_path, AT_HAND, GGUF_REPO_ID=repo, GGUF_FILENAME="") == "None"
+        path = path_from_hub(hub, tmp_path, GGUF_REPO_ID=repo, GGUF_FILENAME="")
+    assert str(path).endswith(f"/{file}")
+    offline = {"GGUF_REPO_ID": repo, "GGUF_FILENAME": "", "OFFLINE": "1"}
+    assert path_from_hub(hub, tmp_path, **offline) == path
+    assert from_hub(hub, tmp_path, AT_HAND, **offline) == str(path)
+
+
+def test_quantisation_that_the_repository_does_not_have_is_told_with_those_that_it_has(
+    tmp_path: Path,
+) -> None:
+    with (
+        serving(Hub(files=dict.fromkeys(NAMES, BYTES))) as hub,
+        pytest.raises(AssertionError, match=r"no GGUF file of Q2_K; there are: m\.i1-Q4_K_M"),
+    ):
+        path_from_hub(hub, tmp_path, GGUF_REPO_ID="me/model:Q2_K", GGUF_FILENAME="")
+
+
+def test_quantisation_beside_a_file_is_a_conflict() -> None:
+    given = {"YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q4_K_M", "HOME": "/nowhere"}
+    assert load(environ=given).gguf_repo_id == "me/model:Q4_K_M"
+    with pytest.raises(SettingError, match="names a quantisation") as caught:
+        load(environ={**given, "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf"})
+    assert caught.value.code == "SETTING_CONFLICT"
+
+
+__all__ = ["clinic"]
+
+
+def test_doctor_finds_that_the_disk_has_no_room_for_the_model(
+    clinic: Clinic,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with mounted(tmp_path / "disk", "1m"), serving(Hub(files={"m.gguf": bytes(9_000_000)})) as hub:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "disk/hub"))
+        clinic.variables["HF_ENDPOINT"] = hub.url
+        found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf")
+    assert failures(found) == {"model": "DISK_FULL"}
+    assert "takes 0.009 GB more" in found.checks[-1].detail
+    assert found.exit_status == 6
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "words"),
+    [
+        ("HF_HUB_DOWNLOAD_TIMEOUT", "10s", "'10s'"),
+        ("ALL_PROXY", "socks5://127.0.0.1:9", "socks"),
+    ],
+)
+def test_client_of_the_hub_that_cannot_be_used_is_a_finding_and_no_defect(
+    tmp_path: Path, variable: str, value: str, words: str
+) -> None:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+    }
+    argv = [sys.executable, "-m", "llama_loader", "doctor", "--url", "file:///nowhere/x.tar.gz"]
+    done = subprocess.run(
+        argv,
+        cwd=PROJECT / "spaces",
+        env={**environ, variable: value},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stderr == ""
+    (line,) = (line for line in done.stdout.splitlines() if "FAIL model: " in line)
+    assert words in line.lower()
+    assert "verdict: a model cannot be served" in done.stdout
+
+
+def test_old_name_of_the_token_counts_after_the_new_one() -> None:
+    old = {"HUGGING_FACE_HUB_TOKEN": "hf_old", "HOME": "/nowhere"}
+    assert load(environ=old).hf_token == "hf_old"
+    assert load(environ={**old, "HF_TOKEN": "hf_new"}).hf_token == "hf_new"
+    assert load(environ={**old, "HUGGING_FACE_HUB_TOKEN": " "}).hf_token is None
+
+
+def test_empty_variable_of_the_progress_bars_is_gone_before_they_are_made(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("TQDM_MININTERVAL", "")
+    load()
+    assert "TQDM_MININTERVAL" not in os.environ
+
+
+def gguf(*pairs: bytes) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", 3, 0, len(pairs)) + b"".join(pairs)
+
+
+def text(key: str, value: str) -> bytes:
+    name, content = key.encode(), value.encode()
+    length = struct.pack("<IQ", 8, len(content))
+    return struct.pack("<Q", len(name)) + name + length + content
+
+
+def number(key: str, value: int) -> bytes:
+    return struct.pack("<Q", len(key)) + key.encode() + struct.pack("<IH", 2, value)
+
+
+LLAMA = text("general.architecture", "llama")
+
+
+@pytest.mark.parametrize(
+    ("data", "code", "words"),
+    [
+        (gguf(text("general.type", "imatrix")), "MODEL_KIND", "(imatrix)"),
+        (gguf(LLAMA, text("general.type", "adapter")), "MODEL_KIND", "(adapter)"),
+        (gguf(LLAMA, text("general.type", "mmproj")), "MODEL_PROJECTOR", "(mmproj)"),
+        (gguf(LLAMA, number("split.no", 0), number("split.count", 3)), "MODEL_PART", "of the 3"),
+        (gguf(number("split.no", 1), number("split.count", 3)), "MODEL_PART", "by another name"),
+    ],
+)
+def test_gguf_file_that_is_no_whole_model_is_refused_by_what_it_says_of_itself(
+    tmp_path: Path, data: bytes, code: str, words: str
+) -> None:
+    (tmp_path / "m.gguf").write_bytes(data)
+    error = refused(tmp_path / "m.gguf")
+    assert error.code == code
+    assert words in error.message
+
+
+@pytest.mark.parametrize("data", [self_test.MODEL.read_bytes(), gguf(LLAMA), gguf()])
+def test_gguf_file_that_says_nothing_else_is_taken_for_a_model(tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "m.gguf").write_bytes(data)
+    model.require_usable(tmp_path / "m.gguf")
+    whole = gguf(LLAMA, text("general.type", "model"), number("split.count", 1))
+    (tmp_path / "m.gguf").write_bytes(whole)
+    model.require_usable(tmp_path / "m.gguf")
+    for name in ("p-00001-of-00002.gguf", "p-00002-of-00002.gguf"):
+        (tmp_path / name).write_bytes(gguf(LLAMA, number("split.count", 2)))
+    model.require_usable(tmp_path / "p-00001-of-00002.gguf")
