@@ -12,7 +12,13 @@ from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, Final
 
 from farm import durable, targets
-from farm.engines.docker import CACHE_FOLDER, DockerImages, cache_container, connect
+from farm.engines.docker import (
+    CACHE_FOLDER,
+    CACHE_VOLUME,
+    DockerImages,
+    cache_container,
+    connect,
+)
 from farm.errors import EngineError, UsageError
 from farm.inputs import pins
 
@@ -81,5 +87,5 @@ def _holder(line: str, image: str | None) -> Iterator[Any]:
     with closing(connect()) as client:
         images = DockerImages(client)
         found = images.find(reference) or images.pull(reference)
-        with cache_container(client, found.id) as container:
+        with cache_container(client, found.id, CACHE_VOLUME) as container:
             yield container

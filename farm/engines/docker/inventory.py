@@ -85,7 +85,7 @@ def _is_there(client: docker.DockerClient, volume: str) -> bool:
 def cache_container(
     client: docker.DockerClient,
     image: str,
-    volume: str = CACHE_VOLUME,
+    volume: str,
     argv: tuple[str, ...] = ("true",),
     mode: str = "rw",
 ) -> Iterator[Any]:
