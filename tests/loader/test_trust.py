@@ -280,7 +280,13 @@ def test_neither_a_signature_out_of_reach_nor_one_of_no_manifest_counts(
     assert (type(error), error.exit_status) == (NetworkError, 3)
 
 
-@pytest.mark.parametrize("key", ["RWQx", "not a key", "\u00e9", PUBLIC[:-4], "A" * 56, "x" * 500])
+NO_KEYS = {
+    **{"short": "RWQx", "words": "not a key", "accent": "\u00e9", "cut": PUBLIC[:-4]},
+    **{"another": "A" * 56, "long": "x" * 500},
+}
+
+
+@pytest.mark.parametrize("key", NO_KEYS.values(), ids=NO_KEYS)  # a key is random: it is no id
 def test_a_key_that_is_none_is_a_setting(published: Published, key: str) -> None:
     error = refused(published, key=key)
     assert isinstance(error, SettingError | IntegrityError)
