@@ -281,8 +281,12 @@ def test_neither_a_signature_out_of_reach_nor_one_of_no_manifest_counts(
 
 
 NO_KEYS = {
-    **{"short": "RWQx", "words": "not a key", "accent": "\u00e9", "cut": PUBLIC[:-4]},
-    **{"another": "A" * 56, "long": "x" * 500},
+    "short": "RWQx",
+    "words": "not a key",
+    "accent": "\u00e9",
+    "cut": PUBLIC[:-4],
+    "another": "A" * 56,
+    "long": "x" * 500,
 }
 
 
