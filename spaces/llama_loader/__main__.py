@@ -293,7 +293,7 @@ def _parser() -> _Parser:
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
         command.set_defaults(run=run)
         for option, field, value, meaning in _OPTIONS:
-            if option == "--no-test-run" and name in {"devices", "verify"}:
+            if option == "--no-test-run" and name in {"devices", "serve", "verify"}:
                 continue
             if value:
                 command.add_argument(option, dest=field, metavar=value, help=meaning)

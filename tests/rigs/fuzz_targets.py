@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from unittest import mock
 
+import huggingface_hub
 import minisign
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
@@ -449,8 +450,11 @@ def _make_hub(random: Random) -> bytes:
 def _read_hub(data: bytes, _: Path) -> None:
     _server().answer = data
     place = replace(_settings(), hf_endpoint=_server().url, gguf_repo_id="me/model")
-    with mock.patch("time.sleep"):
-        _rendered(lambda: model.size_on_hub(place))
+    try:
+        with mock.patch("time.sleep"):
+            _rendered(lambda: model.size_on_hub(place))
+    finally:
+        huggingface_hub.close_session()  # it keeps cookies, for whichever Hub is next on 127.0.0.1
 
 
 def _of_json(sample: bytes) -> Callable[[Random], bytes]:
