@@ -170,7 +170,8 @@ def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
     """Return a note for each GPU that does not answer, or that the artifact has no code for."""
     to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
-    if to_come or choice.runs_on != "gpu" or settings.cuda_arch or settings.devices:
+    chosen = settings.cuda_arch or settings.devices or settings.cpu_chosen
+    if to_come or chosen or choice.runs_on != "gpu":
         return []
     every = ";".join(facts.capabilities)
     hint = "does nvidia-smi name all GPUs here? A lost GPU needs a reset, or a new machine"

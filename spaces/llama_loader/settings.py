@@ -305,6 +305,8 @@ def load(
     hub = {name: _of_environment(_Row(name, kind), environ) for name, kind in _OF_THE_HUB.items()}
     values["offline"] |= bool(hub["HF_HUB_OFFLINE"] or hub["TRANSFORMERS_OFFLINE"])
     user = environ.get("HOME", "").strip() or os.path.expanduser("~")  # noqa: PTH111 - never raises
+    if user == "~":  # no HOME and no entry in passwd; container engines take the root folder
+        user = "/"
     home, cache = hub["HF_HOME"], hub["XDG_CACHE_HOME"] or Path(user) / ".cache"
     values["store"] = values["store"] or (home or cache) / "llama-loader"
     if not values["hf_token"]:  # the Hub's client still reads its old name

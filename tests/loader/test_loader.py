@@ -538,6 +538,7 @@ def test_a_gpu_without_code_in_a_release_of_one_architecture_is_named(
     assert "YAKULINGO_SPACES_CUDA_ARCH=89) takes this one instead" in note.hint
     assert unused(tmp_path, mixed, cuda_arch="120") == []
     assert unused(tmp_path, mixed, devices="CUDA1") == []
+    assert unused(tmp_path, mixed, n_gpu_layers="0") == []
     equal = replace(mixed, gpus=(BLACKWELL, BLACKWELL))
     assert unused(tmp_path, equal) == []
     assert unused(tmp_path, replace(mixed, gpu_source="zerogpu")) == []

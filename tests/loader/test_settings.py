@@ -376,6 +376,14 @@ def test_the_store_is_under_hf_home_else_in_the_cache() -> None:
     assert load({"store": "here"}, {}).store == Path.cwd() / "here"
 
 
+def test_user_without_home_and_passwd_has_no_store_in_a_folder_called_tilde(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("pwd.getpwuid", lambda uid: {}[uid])  # a KeyError, as for uid 12345
+    assert load(environ={}).store == Path("/.cache/llama-loader")
+
+
 def test_programs_inherit_an_allow_list_and_the_token_is_not_shown() -> None:
     found = load(
         environ={
