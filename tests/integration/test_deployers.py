@@ -140,10 +140,10 @@ def test_hosts_that_are_reached_over_ssh(
 
 
 def test_a_job_of_slurm_that_is_cancelled_is_replaced_and_its_set_built_again(
-    site: Site, held: Held, request_: BuildRequest, tmp_path: Path
+    site: Site, held: Held, request_: BuildRequest
 ) -> None:
     changed = {"cores=16": "cores=1", "32GB": "1GB", "jobs=4": "jobs=2"}
-    with slurm_rig.running(tmp_path / "slurm", "node-1", "node-2") as slurm:
+    with slurm_rig.running("node-1", "node-2") as slurm:
         environ = slurm.environ | {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "2s"}
         with site.cluster(program("SLURMCluster", **changed), **environ) as address:
             run = started(held, request_, address)

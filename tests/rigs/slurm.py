@@ -8,6 +8,8 @@ import socket
 import subprocess
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import pytest
@@ -19,7 +21,6 @@ from llama_loader.server import free_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 _CONFIG = """\
 ClusterName=farm
@@ -71,7 +72,7 @@ class Slurm:
 
 
 @contextmanager
-def running(folder: Path, *nodes: str) -> Iterator[Slurm]:
+def running(*nodes: str) -> Iterator[Slurm]:
     """Bring a cluster up, and wait until its nodes are idle."""
     if os.geteuid() != 0:
         pytest.skip("Slurm's daemons are started by root")
@@ -81,9 +82,11 @@ def running(folder: Path, *nodes: str) -> Iterator[Slurm]:
         must_or_skip("no Slurm (slurm-wlm, munge)")
     munged, controller, node = map(str, programs)
     ports = {name: free_port() for name in ("", *nodes)}
-    _configure(folder, ports)
-    environ = {"SLURM_CONF": f"{folder}/slurm.conf"}
     with ExitStack() as ends:
+        # a step's socket lies deep in the folder, and its path has at most 107 characters
+        folder = Path(ends.enter_context(TemporaryDirectory(prefix="slurm-", dir="/tmp")))
+        _configure(folder, ports)
+        environ = {"SLURM_CONF": f"{folder}/slurm.conf"}
         ends.enter_context(_munged(munged, folder))
         daemons = {"": [controller, "-D"]} | {name: [node, "-D", "-N", name] for name in nodes}
         for name, argv in daemons.items():
@@ -97,7 +100,7 @@ def running(folder: Path, *nodes: str) -> Iterator[Slurm]:
 
 def _configure(folder: Path, ports: dict[str, int]) -> None:
     host = socket.gethostname().partition(".")[0]
-    folder.mkdir(mode=0o755)
+    folder.chmod(0o755)
     (folder / "state").mkdir()
     key = folder / "munge.key"
     key.write_bytes(os.urandom(1024))
