@@ -28,4 +28,4 @@ def _add(tar: tarfile.TarFile, name: str, text: str, mode: int) -> None:
 
 def starts(store: Path) -> int:
     """How often the impostor was started from a store, for whatever purpose."""
-    return sum(len(path.read_text().splitlines()) for path in store.rglob("starts"))
+    return sum(len(path.read_text().splitlines()) for path in (store / "runtimes").rglob("starts"))
