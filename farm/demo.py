@@ -72,7 +72,7 @@ class Demo:
         self.figure.parent.mkdir(parents=True, exist_ok=True)
         self.figure.write_text(svg(spans, title="From source to the first token"), "utf-8")
         report.say(f"\n  picture: {self.figure}")
-        _say_next(out, report)
+        _say_next(out, model, report)
         if not answer.startswith(EXPECTED):
             raise FarmError("DEMO_WRONG_ANSWER", f"{PROMPT!r} was completed with {answer!r}")
 
@@ -123,14 +123,17 @@ class Demo:
             return str(loader.complete(served, PROMPT, 1)["content"])
 
 
-def _say_next(out: Path, report: BuildReport) -> None:
-    """Say what can be done with what was built."""
+def _say_next(out: Path, model: Path, report: BuildReport) -> None:
+    """Say what can be done with what was built, and with which model it was tried."""
+    manifest = (out / release.MANIFEST).absolute().as_uri()
     report.say(
         f"""
   the release stays in {out}; go on with
+    python3 -m pip install --require-hashes -r requirements.lock
     invoke verify {out}
     invoke serve-release --folder {out}
     invoke publish --to DIR --folder {out}
+    cd spaces && python3 -m llama_loader serve --allow-cpu --manifest {manifest} --model {model}
   a release for every processor: invoke build-cpu (takes what this compiled from the cache)"""
     )
 

@@ -303,6 +303,7 @@ def _parser() -> _Parser:
         if name == "serve":
             _add_serve(command)
         elif name == "doctor":
+            _add_model(command.add_mutually_exclusive_group())
             command.add_argument(
                 "--suppose",
                 metavar="FACTS",
@@ -324,16 +325,19 @@ def _not_empty(text: str) -> str:
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
-    what = command.add_mutually_exclusive_group(required=True)
-    what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
-    what.add_argument(
-        "--hf", nargs="+", metavar=("REPO", "FILE"), help="a file on the Hub, or REPO:Q4_K_M"
-    )
+    _add_model(command.add_mutually_exclusive_group(required=True))
     command.add_argument(
         "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
     )
     command.add_argument(
         "--no-key", action="store_true", help="ask for no key (default: a random one, printed)"
+    )
+
+
+def _add_model(what: argparse._MutuallyExclusiveGroup) -> None:
+    what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
+    what.add_argument(
+        "--hf", nargs="+", metavar=("REPO", "FILE"), help="a file on the Hub, or REPO:Q4_K_M"
     )
 
 

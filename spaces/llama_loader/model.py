@@ -143,7 +143,7 @@ def require_usable(path: Path) -> None:
             raise SettingError(
                 "MODEL_MISSING",
                 f"there is no file {path}",
-                hint="correct YAKULINGO_SPACES_GGUF_PATH, or unset it to have the model fetched",
+                hint="correct --model or YAKULINGO_SPACES_GGUF_PATH; without them it is downloaded",
             )
         number, count = gguf_header.part(path.name)
         missing = [one for one in gguf_header.files(path) if not one.is_file()]

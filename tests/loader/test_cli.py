@@ -562,11 +562,9 @@ def test_serve_refuses_what_is_no_model_as_the_doctor_does(
 ) -> None:
     (tmp_path / "page").write_text("<!doctype html>")
     os.mkfifo(tmp_path / "fifo")
-    options = [*manifest_options(release), "--allow-cpu"]
-    done = run(home, "serve", *options, "--model", str(tmp_path / name))
-    told = refused(done, 2, code)
+    options = [*manifest_options(release), "--allow-cpu", "--model", str(tmp_path / name)]
+    told = refused(run(home, "serve", *options), 2, code)
     assert not list(Path(home["HF_HOME"]).rglob("seen.json"))
-    home["YAKULINGO_SPACES_GGUF_PATH"] = str(tmp_path / name)
     (check,) = (
         one
         for one in json.loads(run(home, "doctor", *options, "--json").stdout)["checks"]
