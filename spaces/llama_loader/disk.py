@@ -344,6 +344,15 @@ def why_not(status: os.stat_result, forbidden: int) -> str:
     return ""
 
 
+def nearest(path: Path) -> Path:
+    """Return the path itself, or the nearest folder above it that exists.
+
+    Raises:
+        OSError: this user may not look there.
+    """
+    return next(one for one in (path, *path.parents) if one.exists())
+
+
 def private_folder(kind: str = "llama-loader") -> Path:
     """Return where this user's own folder among the temporary files is, or can be made.
 

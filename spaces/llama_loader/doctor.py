@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader import gpus, host, loader, model, report, selection
+from llama_loader import disk, gpus, host, loader, model, report, selection
 from llama_loader.cuda_libraries import Library
 from llama_loader.errors import (
     HostError,
@@ -213,7 +213,7 @@ class _Visit:
     def _store(self) -> str:
         root = self.settings.store
         try:
-            place = next(folder for folder in (root, *root.parents) if folder.exists())
+            place = disk.nearest(root)
             free = shutil.disk_usage(place).free
         except PermissionError:
             return f"{root} is not this user's; a private temporary folder is used instead"

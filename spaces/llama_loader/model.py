@@ -289,10 +289,8 @@ def _from_hub(settings: Settings, sink: Sink) -> Path:
     """Fetch all parts; return the first one's path."""
     _require_first(settings.gguf_filename, label(settings))
     client, total = _hub_client(settings), None
-    cached = _cached(settings)
-    if None in cached and not settings.offline:
+    if None in _cached(settings) and not settings.offline:
         _require_writable(sink)
-        cached = _cached(settings)
         total = size_on_hub(settings)
         require_room(settings, total or 0)
     found: list[Path] = []
@@ -331,8 +329,7 @@ def require_room(settings: Settings, size: int) -> None:
     size -= sum(path.stat().st_size for path in _cached(settings) if path)
     cache = Path(constants.HF_HUB_CACHE)
     with disk.errors(cache):
-        place = next(folder for folder in (cache, *cache.parents) if folder.exists())
-        free = shutil.disk_usage(place).free
+        free = shutil.disk_usage(disk.nearest(cache)).free
         if free < size:
             sizes = f"takes {size / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free"
             raise OSError(errno.ENOSPC, f"{label(settings)} {sizes}")
@@ -344,7 +341,7 @@ def _fetched(
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
-    download = partial(
+    asked = partial(
         client.hf_hub_download,
         settings.gguf_repo_id,
         settings.gguf_filename,
@@ -354,9 +351,10 @@ def _fetched(
         local_files_only=settings.offline,
         tqdm_class=progress,
     )
+    download = partial(_watched, asked, label(settings), heard, sink)
     with _hub_errors(settings):
         try:
-            return _watched(lambda: Path(download()), label(settings), heard, sink)
+            return download()
         except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
             if isinstance(error, OSError) and _XET_PLACE not in str(error):
                 raise
@@ -364,17 +362,17 @@ def _fetched(
             told += " fetched without"
             sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
             constants.HF_HUB_DISABLE_XET = True
-            return _watched(lambda: Path(download()), label(settings), heard, sink)
+            return download()
 
 
-def _watched(download: Callable[[], Path], what: str, heard: list[int], sink: Sink) -> Path:
-    """Download a file; while no byte of it comes, a note tells that this waits."""
+def _watched(download: Callable[[], str], what: str, heard: list[int], sink: Sink) -> Path:
+    """Download a file and return its path; a note tells each time that no byte of it comes."""
     downloading, before = Background(download), heard[0]
     while not downloading.wait(_SILENCE):
         if heard[0] == before:
             sink(Note("DOWNLOAD_SILENT", f"no byte of {what} has come for {_SILENCE:g} s"))
         before = heard[0]
-    return downloading.result()
+    return Path(downloading.result())
 
 
 def _progress(name: str, before: int, total: int | None, furthest: list[int], sink: Sink) -> type:

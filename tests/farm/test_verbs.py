@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
+import verbs
 from invoke.collection import Collection
 from invoke.executor import Executor
 from invoke.program import Program
+from verbs import PROJECT
 
 import tasks
 from farm import building, targets
@@ -22,7 +24,6 @@ from farm import building, targets
 if TYPE_CHECKING:
     from farm.request import BuildRequest
 
-PROJECT = Path(__file__).parent.parent.parent
 VERBS = (
     "base-image",
     "build-cpu",
@@ -52,15 +53,7 @@ VERBS = (
 )
 
 
-def invoke(*argv: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "invoke", *argv],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+invoke = partial(verbs.invoke, timeout=60)
 
 
 Here = Callable[..., tuple[int, str, str]]

@@ -18,6 +18,7 @@ from llama_loader.errors import LoaderError, SettingError
 from llama_loader.events import Note
 from llama_loader.settings import load
 from tests.loader.test_doctor import clinic, failures
+from tests.loader.test_hosts import AT_HAND, TINY
 from tests.loader.test_model import SPACES, from_hub, path_from_hub, refused
 from tests.rigs import hub
 from tests.rigs.hub import Hub, serving
@@ -37,7 +38,7 @@ def test_model_goes_to_a_private_folder_if_the_hubs_cache_cannot_be_written(
     tmp_path: Path,
 ) -> None:
     (tmp_path / "temporary").mkdir()
-    with mounted(tmp_path / "home", "1m"), serving(Hub(files={"m.gguf": BYTES})) as hub:
+    with mounted(tmp_path / "home", "1m"), serving(Hub(files={"m.gguf": TINY})) as hub:
         subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "home")], check=True)
         environ = {
             "PATH": os.environ["PATH"],
@@ -55,22 +56,19 @@ def test_model_goes_to_a_private_folder_if_the_hubs_cache_cannot_be_written(
     assert told[0] == "MODEL_CACHE_TEMPORARY"
     path = Path(told[-1])
     assert path.is_relative_to(tmp_path / "temporary" / f"llama-loader-hub-{os.geteuid()}")
-    assert path.read_bytes() == BYTES
+    assert path.read_bytes() == TINY
     assert path.parents[3].stat().st_mode & 0o077 == 0
-
-
-BYTES = self_test.MODEL.read_bytes()
 
 
 def test_mirror_that_names_a_xet_storage_and_gives_no_way_to_it_is_asked_without(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hub, "XET_TOKEN", "/api/xet-read-token?of=another")  # answered with 404
-    served = hub.Hub(files={"sub/m.gguf": BYTES}, xet="http://127.0.0.1:9")
+    served = hub.Hub(files={"sub/m.gguf": TINY}, xet="http://127.0.0.1:9")
     with hub.serving(served):
         told = from_hub(served, tmp_path, TELL).splitlines()
     assert told[0] == "XET_UNREACHABLE"
-    assert Path(told[-1]).read_bytes() == BYTES
+    assert Path(told[-1]).read_bytes() == TINY
 
 
 class Slow(Hub):
@@ -147,7 +145,6 @@ NAMES = (
     "README-Q4_K_M.md",
     "m-IQ4_K_M.gguf",
 )
-AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
 
 
 @pytest.mark.parametrize(
@@ -157,7 +154,7 @@ AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings
 def test_quantisation_names_the_file_that_is_fetched(
     tmp_path: Path, wanted: str, file: str
 ) -> None:
-    with serving(Hub(files=dict.fromkeys(NAMES, BYTES))) as hub:
+    with serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub:
         repo = f"me/model:{wanted}"
         assert from_hub(hub, tmp_path, AT_HAND, GGUF_REPO_ID=repo, GGUF_FILENAME="") == "None"
         path = path_from_hub(hub, tmp_path, GGUF_REPO_ID=repo, GGUF_FILENAME="")
@@ -171,7 +168,7 @@ def test_quantisation_that_the_repository_does_not_have_is_told_with_those_that_
     tmp_path: Path,
 ) -> None:
     with (
-        serving(Hub(files=dict.fromkeys(NAMES, BYTES))) as hub,
+        serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub,
         pytest.raises(AssertionError, match=r"no GGUF file of Q2_K; there are: m\.i1-Q4_K_M"),
     ):
         path_from_hub(hub, tmp_path, GGUF_REPO_ID="me/model:Q2_K", GGUF_FILENAME="")
