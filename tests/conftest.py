@@ -3,33 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import os
 import signal
-import stat
 import subprocess
 import sys
 from contextlib import closing
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import cpu_release as cpu_release_rig
 import pytest
 from needs import must_or_skip
 from verbs import PROJECT, Release, succeed
 
+from tests.rigs import impostor_archive
 from tests.rigs.downloads import Reader
 from tests.rigs.fault_server import FaultServer
+from tests.rigs.impostor_archive import Impostor
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from cpu_release import CpuBuild
     from docker import DockerClient
-
-RIGS = Path(__file__).parent / "rigs"
-
 
 # A CI runner may start us with SIGINT ignored, and children inherit that: Ctrl-C is tested here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -169,37 +165,10 @@ def space_packages() -> None:
             must_or_skip(f"{package} is not installed")
 
 
-@dataclass(frozen=True)
-class Impostor:
-    """A folder whose ``llama-server`` does what ``behave`` says (rigs/impostor_server.py)."""
-
-    folder: Path
-
-    def behave(self, **behaviour: Any) -> Path:
-        """Set what it does; returns the folder, as a runtime."""
-        (self.folder / "behaviour.json").write_text(json.dumps(behaviour))
-        return self.folder
-
-    def seen(self) -> dict[str, Any]:
-        """What the last one saw: ``argv``, ``environ``, ``pid``, ``cwd``."""
-        found: dict[str, Any] = json.loads((self.folder / "seen.json").read_text())
-        return found
-
-    def starts(self) -> int:
-        """How often it was started."""
-        return len((self.folder / "starts").read_text().splitlines())
-
-
 @pytest.fixture
 def impostor(tmp_path: Path) -> Impostor:
     """A program that stands in for llama-server where a fault cannot be forced on the real one."""
-    folder = tmp_path / "runtime"
-    folder.mkdir()
-    program = folder / "llama-server"
-    source = (RIGS / "impostor_server.py").read_text()
-    program.write_text(f"#!{sys.executable} -IS\n{source}")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return Impostor(folder)
+    return impostor_archive.folder(tmp_path / "runtime")
 
 
 @pytest.fixture

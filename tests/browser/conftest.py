@@ -1,24 +1,16 @@
 """A real headless Chromium, and the real app with a real CPU llama-server and a real model."""
 
-from __future__ import annotations
-
 import os
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import space
 from held_process import Held
 from needs import must_or_skip
-from playwright.sync_api import Browser, Page, expect, sync_playwright
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from playwright.sync_api import ViewportSize
-    from space import Space
-
+from playwright.sync_api import Browser, Page, ViewportSize, expect, sync_playwright
+from space import Space
 
 _PATIENCE = 60_000
 """Milliseconds, for a busy machine; a test of a promise in seconds names them itself."""

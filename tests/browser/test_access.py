@@ -1,17 +1,11 @@
 """axe-core, which audits pages for accessibility, finds nothing in any state of the page."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 from axe_playwright_python import sync_playwright as axe
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from held_process import Held
-    from playwright.sync_api import Page
+from held_process import Held
+from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser]
 

@@ -1,22 +1,15 @@
 """More visitors than may translate at once: each page says where one stands, in its language."""
 
-from __future__ import annotations
-
+from collections.abc import Callable, Iterator
 from contextlib import closing
-from typing import TYPE_CHECKING
 
 import pytest
 from gradio_client import Client
-from playwright.sync_api import expect
+from gradio_client.client import Job
+from held_process import Held
+from playwright.sync_api import Page, expect
 
 from translator import page as page_module
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from gradio_client.client import Job
-    from held_process import Held
-    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser]
 

@@ -1,24 +1,17 @@
 """The page in a real browser, as a person uses it."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import signal
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import process_table
 import pytest
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
+from space import Space
 
 from translator import texts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from playwright.sync_api import Page
-    from space import Space
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker, pytest.mark.model]
 

@@ -1,20 +1,13 @@
 """Lists and panels that lie on the page: they hide what is below them, and can be read."""
 
-from __future__ import annotations
-
 from collections import Counter
+from collections.abc import Callable, Iterator
 from io import BytesIO
-from typing import TYPE_CHECKING
 
 import pytest
+from held_process import Held
 from PIL import Image, ImageChops
-from playwright.sync_api import expect
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from held_process import Held
-    from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 pytestmark = [pytest.mark.browser]
 

@@ -1,17 +1,10 @@
 """Which language the page translates into: a chosen one stays, another may turn round."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
-from playwright.sync_api import expect
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from held_process import Held
-    from playwright.sync_api import Page
+from held_process import Held
+from playwright.sync_api import Page, expect
 
 pytestmark = [pytest.mark.browser]
 

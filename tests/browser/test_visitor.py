@@ -1,19 +1,12 @@
 """What a visitor can rely on: nothing is lost, nothing jumps, and whatever happens is said."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import pytest
 from held_process import Held
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 
 from translator import texts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser]
 

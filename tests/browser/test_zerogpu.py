@@ -1,19 +1,12 @@
 """The same page on ZeroGPU: the real ``spaces`` package, a real worker, an imitated device API."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 import space
-from playwright.sync_api import expect
+from playwright.sync_api import Page, expect
 from zerogpu import Emulator, Queued, Quota
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from playwright.sync_api import Page
 
 pytestmark = [pytest.mark.browser, pytest.mark.docker, pytest.mark.model]
 

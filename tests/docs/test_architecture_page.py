@@ -1,7 +1,5 @@
 """docs/architecture.md names modules, folders and verbs: each of them exists."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

@@ -1,7 +1,5 @@
 """Every command in the documentation is run by a test, or says what it needs that no test has."""
 
-from __future__ import annotations
-
 import re
 import shlex
 from pathlib import Path

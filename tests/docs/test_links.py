@@ -1,16 +1,11 @@
 """Every link of a document leads somewhere: its file is in the repository, its heading exists."""
 
-from __future__ import annotations
-
 import re
 import subprocess
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from verbs import PROJECT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 _LINK = re.compile(r"\]\(([^)\s]+)\)|<(?:a|img|source)[^>]*(?:href|src|srcset)=\"([^\"]+)\"")
 _CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.MULTILINE | re.DOTALL)

@@ -1,8 +1,6 @@
 """What a person adds to a build: definitions that are refused, and programs that are shipped."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +10,6 @@ from farm.kept import digest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 from farm.request import BuildRequest
 from farm.source import Source
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def _plan(tree: Path, set_name: str = "cpu", line: str = "cpu") -> BuildPlan:

@@ -1,15 +1,16 @@
 """Recipes of the base images, on an in-memory image store; the real engine's part is marked."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import shutil
 import sys
 import tarfile
-from typing import IO, TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import IO
 
 import pytest
+from docker import DockerClient
 from needs import must_or_skip
 
 from farm.engines.docker import DockerImages
@@ -17,12 +18,6 @@ from farm.engines.images import ImageFacts
 from farm.errors import EngineError, UsageError
 from farm.inputs import base_image, pins
 from farm.inputs.toolkit import Toolkit
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
-    from pathlib import Path
-
-    from docker import DockerClient
 
 FAKE_MMDEBSTRAP = """#!{python}
 import os, sys, tarfile

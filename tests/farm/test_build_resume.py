@@ -1,7 +1,5 @@
 """What an interrupted or repeated build does again, on a real project that compiles in a second."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -1,29 +1,24 @@
 """Channels at published places: signed pointers, and the loader that follows them."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from farm import trust
 from farm.errors import FarmError, PublishError
 from farm.publish import channels, pin_space, places, publishing
+from farm.publish.destination import Destination
 from farm.terminal import status as overview
 from tests.rigs import published, tiny_release
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from farm.publish.destination import Destination
 
 FOLLOW = (
     "import pathlib, sys; from llama_loader import trust, __main__;"

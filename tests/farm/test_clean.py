@@ -1,7 +1,5 @@
 """`invoke clean`: what it lists of this machine, what it removes, and what it leaves alone."""
 
-from __future__ import annotations
-
 import errno
 import os
 import subprocess

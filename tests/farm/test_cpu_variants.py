@@ -1,7 +1,5 @@
 """Which CPU variants the demo builds, and that CMake builds those and no others."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """CUB's version, digest and licence, read from a toolkit's headers where the build is."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 from pathlib import Path

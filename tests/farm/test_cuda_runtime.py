@@ -1,7 +1,5 @@
 """CUDA's libraries as an artifact of their own: out of wheels, into a release, and read again."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import io
@@ -11,7 +9,7 @@ import sys
 import tarfile
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jsonschema
 import msgspec
@@ -25,13 +23,12 @@ from farm.terminal import show
 from llama_loader import manifest as schema
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
+from collections.abc import Callable, Iterator
+
 import cuda_wheels
 from binaries import library
 from cuda_wheels import CUBLAS, CUDART, LIB, LICENCE, SONAMES
 from package_index import PackageIndex
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 NAME = "cuda-runtime-13.0.2.14-cu130-linux-x86_64.tar.zst"
 CU130 = targets.load().line("cu130")

@@ -1,28 +1,21 @@
 """Publishing and promoting, cut off at every single effect: whole or not there, and done again."""
 
-from __future__ import annotations
-
 import errno
 import itertools
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
 from farm import trust
 from farm.errors import PublishError
 from farm.publish import channels, publishing
+from farm.publish.destination import Destination
 from llama_loader import manifest as schema
 from tests.rigs import published, tiny_release
-from tests.rigs.published import publish
+from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from farm.publish.destination import Destination
-    from tests.rigs.published import Place
 
 EFFECTS = [
     ("folder", False),

@@ -1,21 +1,16 @@
 """The demo without a model: what it builds, where that stays, and what it says at its end."""
 
-from __future__ import annotations
-
 import io
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from rich.console import Console
 
 from farm import building, demo, pipeline, release, source
+from farm.pipeline import Made
+from farm.request import BuildRequest
 from farm.terminal.report import BuildReport
-
-if TYPE_CHECKING:
-    from farm.pipeline import Made
-    from farm.request import BuildRequest
 
 TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 

@@ -1,24 +1,18 @@
 """Uploading a Space: its folder alone, its variables, never a secret."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from farm import trust
 from farm.errors import PublishError, UsageError
 from farm.publish import deploy_space
+from farm.publish.deploy_space import Changes
 from tests.rigs import hub_repository
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from farm.publish.deploy_space import Changes
 
 
 @pytest.fixture

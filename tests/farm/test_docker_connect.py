@@ -1,14 +1,12 @@
 """What a machine without a Docker engine is told, and that nothing is left open there."""
 
-from __future__ import annotations
-
 import gc
 import hashlib
 import json
 import sys
 import warnings
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import psutil
 import pytest
@@ -16,9 +14,6 @@ import urllib3
 
 from farm.engines.docker import connect, connection
 from farm.errors import EngineError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @pytest.mark.parametrize("listener", ["nothing", "a file"])

@@ -1,10 +1,9 @@
 """A file is the old one or the new one, and a disk that is full is one line."""
 
-from __future__ import annotations
-
 import errno
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import small_disk
@@ -12,10 +11,6 @@ import small_disk
 from farm import compiler_cache, durable
 from farm.errors import PackError, PublishError
 from farm.publish import pin_space
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture

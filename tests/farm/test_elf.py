@@ -1,7 +1,5 @@
 """What real binaries hold and need, what is refused, and damaged files."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import json
@@ -12,8 +10,8 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from binaries import (
@@ -31,9 +29,6 @@ from elftools.elf.gnuversions import GNUVerNeedSection
 
 from farm import elf, targets
 from farm.errors import FarmError, InspectError, UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")

@@ -1,11 +1,9 @@
 """The executor and the local engine, on a real CMake project that compiles in a second."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -15,9 +13,6 @@ from farm.errors import BuildError, PackError, UsageError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Step
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 TABLE = targets.load()

@@ -1,7 +1,5 @@
 """CUDA sections: those of a real nvcc as cuobjdump lists them, and damaged ones."""
 
-from __future__ import annotations
-
 import io
 import json
 import random

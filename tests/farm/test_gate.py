@@ -1,11 +1,10 @@
 """A release comes into a channel with a report of its checks, or not at all."""
 
-from __future__ import annotations
-
 import hashlib
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -17,9 +16,6 @@ from farm.publish.gate import Figures
 from tests.rigs import fake_nvml, github_releases, published
 from tests.rigs.published import Place, publish, report
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
 
 
 def require_gate(place: Place, checked: str | None) -> None:

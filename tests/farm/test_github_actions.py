@@ -1,8 +1,7 @@
 """A changed file becomes a pull request; run again, it completes what was begun."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 from github_api import TOKEN, GitHub
@@ -15,10 +14,6 @@ from farm.publish.github_actions import propose_pins
 from farm.publish.github_api import Api
 from farm.update_pins import Step, Update
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 PINS = "build/pins.toml"
 BRANCH = f"llama.cpp-b{pins.load().source.build}"

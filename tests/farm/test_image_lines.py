@@ -1,7 +1,5 @@
 """What an image tells of itself decides its line, or contradicts the one that was named."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import PurePosixPath
 

@@ -1,18 +1,13 @@
 """Signing keys: made once, never shown, opened by a password where they have one."""
 
-from __future__ import annotations
-
 import stat
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from farm import trust
 from farm.errors import PublishError, UsageError
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def test_the_secret_key_is_this_users_alone(tmp_path: Path) -> None:

@@ -1,7 +1,5 @@
 """The JSON schema that is published beside a manifest, made from the loader's own definition."""
 
-from __future__ import annotations
-
 import copy
 import json
 from typing import Any

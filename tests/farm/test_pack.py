@@ -1,7 +1,5 @@
 """Packing real ELF trees, reading tarballs again, and everything that must be refused."""
 
-from __future__ import annotations
-
 import dataclasses
 import gzip
 import hashlib
@@ -14,9 +12,9 @@ import struct
 import subprocess
 import tarfile
 import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import small_disk
@@ -28,9 +26,6 @@ from farm.errors import FarmError, InspectError, PackError
 from farm.pack import PackRequest
 from farm.tarball import archive
 from llama_loader import manifest
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 TABLE = targets.load()
 CPU, CU130 = TABLE.line("cpu"), TABLE.line("cu130")

@@ -1,15 +1,15 @@
 """Pinned packages, from a real index on loopback that is told to misbehave."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import socket
 import tarfile
 import threading
 import zipfile
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -20,10 +20,6 @@ from farm.errors import PublishError, SourceError
 from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 CONTENT = b"what was pinned " * 5000
 

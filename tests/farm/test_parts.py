@@ -1,7 +1,5 @@
 """What a source tree is made of: names, versions, licences and digests, read from the tree."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import subprocess

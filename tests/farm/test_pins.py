@@ -1,9 +1,8 @@
 """The pins as they are, and rows that must be refused."""
 
-from __future__ import annotations
-
 import re
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import tomlkit
@@ -11,9 +10,6 @@ import tomllib
 
 from farm.errors import UsageError
 from farm.inputs import pins
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 REAL = pins.load()
 

@@ -1,8 +1,6 @@
 """Which image is pulled for a request, and which compiler is accepted."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -11,9 +9,6 @@ from farm.errors import BuildError
 from farm.inputs import pins
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TABLE = targets.load()
 IMAGE = "nvidia/cuda:12.4.1-devel-ubuntu22.04"

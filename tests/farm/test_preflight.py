@@ -1,7 +1,5 @@
 """What stands in a build's way is found before it starts, and all of it at once."""
 
-from __future__ import annotations
-
 import io
 import shutil
 from pathlib import Path

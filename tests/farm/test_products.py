@@ -1,20 +1,15 @@
 """What a host sends back: archives made by hand, refused before anything is written."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import tarfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from farm.cluster import products
 from farm.cluster.host import Outcome
 from farm.errors import BuildError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def packed(*members: tuple[str, bytes, str]) -> bytes:

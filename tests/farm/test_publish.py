@@ -1,14 +1,12 @@
 """Publishing to each kind of place: complete, never half visible, never twice, read back."""
 
-from __future__ import annotations
-
 import json
 import os
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.request import urlopen
 
 import msgspec
@@ -24,9 +22,6 @@ from tests.rigs import github_releases, hub_repository, published, tiny_release
 from tests.rigs.http_served import Answer
 from tests.rigs.published import Place, publish, report
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 NAMES = [
     "llama-server-b11549-cpu-cpu-linux-x86_64.tar.zst",

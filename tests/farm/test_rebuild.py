@@ -1,14 +1,12 @@
 """`invoke rebuild`: a tarball is built again from its record, or what is not to be had is said."""
 
-from __future__ import annotations
-
 import io
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import msgspec
 import pytest
@@ -25,13 +23,9 @@ from farm.rebuild import RebuildRequest, choose
 from farm.request import BuildRequest
 from farm.serve import ReleaseServer
 from farm.tarball import build_record
+from farm.tarball.build_record import BuildRecord, SourceRecord
 from farm.terminal.report import BuildReport
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from farm.tarball.build_record import BuildRecord, SourceRecord
 
 TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"

@@ -1,12 +1,11 @@
 """Releases made of real, small binaries: built by the local engine from the tiny source tree."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jsonschema
 import msgspec
@@ -19,9 +18,6 @@ from farm.errors import FarmError, InspectError, PackError
 from farm.tarball import build_record, parts
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
 

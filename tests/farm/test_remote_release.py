@@ -1,13 +1,11 @@
 """A release by its folder, its manifest or its URL; what is fetched is bounded and checked."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -20,9 +18,6 @@ from farm.remote_release import opened
 from farm.serve import ReleaseServer
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 TARBALL = b"a tarball, as far as fetching is concerned"
 

@@ -1,9 +1,7 @@
 """What differs between two tarballs is found, named, kept and explained."""
 
-from __future__ import annotations
-
 import io
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -12,9 +10,6 @@ from farm.reproduce import compare
 from farm.tarball import archive
 from farm.tarball.archive import Member
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MEMBERS = [("a", b"alpha", 0o644), ("b", b"beta", 0o644)]
 

@@ -1,7 +1,5 @@
 """Options that cannot be meant are refused before anything is started."""
 
-from __future__ import annotations
-
 import pytest
 
 from farm.errors import UsageError

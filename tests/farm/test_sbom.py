@@ -1,9 +1,8 @@
 """The SBOM of a tarball: valid CycloneDX, complete, and the same bytes for the same tarball."""
 
-from __future__ import annotations
-
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import msgspec
 import pytest
@@ -15,9 +14,6 @@ from farm.cuda_runtime import RuntimeRecord, Wheel
 from farm.engines.base import Toolchain
 from farm.tarball import build_record, sbom
 from farm.tarball.parts import Part
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 IMAGE = "0e0a0fc6d18feda9db1590da249ac93e8d5abfea8f4c3c0c849ce512b5ef8982"
 RECORD = build_record.BuildRecord(

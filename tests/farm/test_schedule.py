@@ -1,7 +1,5 @@
 """Longest first: against the best schedule there can be, and as a person sees it."""
 
-from __future__ import annotations
-
 import io
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The release server, asked over real connections."""
 
-from __future__ import annotations
-
 import http.client
 import os
 import socket
@@ -10,17 +8,14 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from farm.errors import UsageError
 from farm.serve import ReleaseServer
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 CONTENT = bytes(range(256)) * 4096
 

@@ -1,7 +1,5 @@
 """What a place holds, in a terminal of 80 columns."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from datetime import timedelta

@@ -1,7 +1,5 @@
 """Sources by git ref and by folder, from real repositories on this machine."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import shutil

@@ -1,7 +1,5 @@
 """`invoke status` on a machine that has nothing yet."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,7 +1,5 @@
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +7,8 @@ from farm import targets
 from farm.errors import UsageError
 from llama_loader import selection
 from llama_loader.gpus import Gpu
+from llama_loader.manifest import Manifest
 from tests.rigs import releases
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llama_loader.manifest import Manifest
 
 TABLE = targets.load()
 

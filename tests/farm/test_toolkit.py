@@ -1,12 +1,10 @@
 """Toolkits that a host has, and one made of wheels; nvcc is a script here, the stub is real."""
 
-from __future__ import annotations
-
 import ctypes
 import io
 import subprocess
 import zipfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from package_index import PackageIndex
@@ -15,9 +13,6 @@ from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import toolkit
 from farm.inputs.packages import cache_folder
 from farm.inputs.pins import PackagePin
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NVCC = """#!/bin/sh
 case "$1" in

@@ -1,7 +1,5 @@
 """The program that writes the pins: a real index and a real image registry on loopback."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -10,7 +8,6 @@ import sys
 import tarfile
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -25,10 +22,9 @@ from tests.rigs.refusals import refused
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 
-from package_index import PackageIndex
+from collections.abc import Iterator
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from package_index import PackageIndex
 
 BEFORE = """\
 # A comment that a person wrote.

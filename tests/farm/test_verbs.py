@@ -1,7 +1,5 @@
 """The verbs as a person calls them: another process, the exit status, one clear line."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal
@@ -9,7 +7,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
 
 import pytest
 import verbs
@@ -20,9 +17,7 @@ from verbs import PROJECT
 
 import tasks
 from farm import building, targets
-
-if TYPE_CHECKING:
-    from farm.request import BuildRequest
+from farm.request import BuildRequest
 
 VERBS = (
     "base-image",

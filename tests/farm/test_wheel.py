@@ -1,21 +1,16 @@
 """The wheel ``llama-space``: what is in it, and the same bytes from the same sources."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import zipfile
 from email.parser import Parser
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from farm import wheel
 from farm.errors import PackError
 from tests.rigs.refusals import refused
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 IGNORED = shutil.ignore_patterns("__pycache__")
 

@@ -1,23 +1,18 @@
 """A GPU, a CUDA release and a model: what these tests need, and what they say where it is not."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
 from llama_loader import host, settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llama_loader.host import HostFacts
+from llama_loader.host import HostFacts
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 

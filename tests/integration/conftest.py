@@ -1,19 +1,14 @@
 """What tests of sets on many hosts share."""
 
-from __future__ import annotations
-
 import shutil
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from spread_run import TINY, Held
 
 from farm import pipeline
 from farm.request import BuildRequest
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture

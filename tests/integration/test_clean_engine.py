@@ -1,22 +1,16 @@
 """`invoke clean` and a real engine: what is the farm's goes, what is another's or in use stays."""
 
-from __future__ import annotations
-
 import io
 import secrets
 import tarfile
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
 
 import pytest
+from docker import DockerClient
 
 from farm.engines import docker as engine
 from farm.engines.docker import LABEL, labels
 from farm.engines.docker.inventory import make_volume
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(300)]
 

@@ -1,22 +1,16 @@
 """The compiler cache goes out of a real engine and into it again."""
 
-from __future__ import annotations
-
 import io
 import secrets
 import tarfile
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import small_disk
+from docker import DockerClient
 
 from farm import compiler_cache
 from farm.errors import PackError
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from docker import DockerClient
 
 pytestmark = pytest.mark.docker
 

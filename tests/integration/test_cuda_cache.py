@@ -1,9 +1,7 @@
 """The compiler cache across arch sets, with a real nvcc: nothing is compiled twice, or mixed up."""
 
-from __future__ import annotations
-
 import shutil
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import tiny_cuda
@@ -16,9 +14,6 @@ from farm.errors import SourceError
 from farm.execute import execute
 from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan, Step
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(900)
 

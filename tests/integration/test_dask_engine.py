@@ -1,7 +1,5 @@
 """Sets on a Dask cluster: a real scheduler and real workers, each a process, compiling for real."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
@@ -12,16 +10,18 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import dask
 import pytest
 import requests
 from dask_hosts import Hosts, Net, Wire
 from distributed import Client
+from docker import DockerClient
 from docker.errors import APIError
 from needs import must_or_skip
 from process_table import command_lines
@@ -41,12 +41,6 @@ from farm.targets import ArchSet
 from farm.terminal.fleet import Fleet
 from farm.terminal.report import BuildReport
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from docker import DockerClient
 
 pytestmark = MARKS
 

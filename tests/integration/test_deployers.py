@@ -1,14 +1,13 @@
 """Clusters that Dask's own deployers bring up, by the programs that stand in docs/scaling.md."""
 
-from __future__ import annotations
-
 import os
 import re
 import signal
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import documented
 import farm_hosts
@@ -20,12 +19,7 @@ from spread_run import MARKS, Held, Run, tarballs
 from waiting import until
 
 from farm import pipeline
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from farm.request import BuildRequest
+from farm.request import BuildRequest
 
 pytestmark = [
     *MARKS,

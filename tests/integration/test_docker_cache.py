@@ -1,15 +1,15 @@
 """The compiler cache of the docker engine: real containers, gcc and ccache, a volume of our own."""
 
-from __future__ import annotations
-
 import ipaddress
 import secrets
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import redis_server
+from docker import DockerClient
 from tiny_release import Silent
 from verbs import PROJECT, invoke
 
@@ -20,12 +20,6 @@ from farm.engines.docker import inventory as cache
 from farm.execute import execute
 from farm.plan import BuildPlan
 from farm.terminal import status
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

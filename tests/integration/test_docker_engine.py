@@ -1,7 +1,5 @@
 """The docker engine on a real engine, with a source tree that compiles in a second."""
 
-from __future__ import annotations
-
 import errno
 import io
 import os
@@ -10,14 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 import cut_proxy
 import pytest
 import small_disk
+from docker import DockerClient
 from rich.console import Console
 from tiny_release import Silent
 from verbs import INVOKE, PROJECT, invoke
@@ -31,11 +30,6 @@ from farm.execute import execute
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 from farm.terminal.report import BuildReport
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -4,8 +4,6 @@ What is replaced is only what the reader replaces, too: ``OWNER/REPO``, ``https:
 ``tests/docs/test_documented_commands.py`` says which command is run where.
 """
 
-from __future__ import annotations
-
 import hashlib
 import io
 import json
@@ -14,10 +12,10 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
 
 import documented
 import hub_repository
@@ -27,12 +25,8 @@ from verbs import PROJECT
 
 from farm import demo
 from farm.inputs import pins
+from farm.request import BuildRequest
 from farm.terminal import report
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from farm.request import BuildRequest
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 RELEASE = "b11549-1"

@@ -1,17 +1,12 @@
 """``engine.server()`` with the client that other people's apps use."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import openai
 import pytest
 
 from llama_space import Engine
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 

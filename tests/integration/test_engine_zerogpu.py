@@ -3,8 +3,6 @@
 ZeroGPU's device API (rigs/zerogpu.py) and llama-server (rigs/impostor_server.py) are imitated.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import queue
@@ -12,7 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
 
 import impostor_archive
 import pytest
@@ -21,10 +21,6 @@ from waiting import comes
 from zerogpu import Emulator, Grant, Quota
 
 from llama_loader import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.timeout(300), pytest.mark.usefixtures("space_packages")]
 

@@ -1,15 +1,13 @@
 """``examples/chat`` as a person starts it: a copy of its folder, the wheel in a clean venv."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 import space
@@ -20,9 +18,6 @@ from zerogpu import Emulator
 
 from farm import wheel
 from llama_loader import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.model, pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -1,7 +1,5 @@
 """The gate with a real release and a real model; its measuring on this machine's CPU."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 

@@ -1,20 +1,14 @@
 """Devel images of many CUDA versions, made here: a Debian with an nvcc that tells a version."""
 
-from __future__ import annotations
-
 import io
 import tarfile
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
 
 import pytest
+from docker import DockerClient
 from verbs import PROJECT, invoke
 
 from farm.engines.docker import DockerImages
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 

@@ -1,19 +1,14 @@
 """A text longer than the context, translated by a real model: slowly, badly, and in its form."""
 
-from __future__ import annotations
-
 import base64
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from llama_space import Engine
 from translator import documents
 from translator.session import Answer, Job, translate
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(900)]
 

@@ -1,21 +1,16 @@
 """What a person sees of three sets: real builds, on terminals of two widths and in a file."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import terminal
 from needs import must_or_skip
 from verbs import INVOKE, PROJECT, invoke
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -1,11 +1,11 @@
 """What a real llama-server makes of our requests, with Gemma 3's real tokenizer."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import urllib.request
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import gemma
 import pytest
@@ -17,10 +17,6 @@ from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_space import worker
 from translator import languages, prompt
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 

@@ -1,7 +1,5 @@
 """The quick versions of what benchmarks/ proves in full, each on real programs (docs/faults.md)."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

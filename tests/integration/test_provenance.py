@@ -1,10 +1,9 @@
 """What a real release says of itself: the pinned llama.cpp, compiled in a container."""
 
-from __future__ import annotations
-
 import io
 import json
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
@@ -15,9 +14,6 @@ from farm import release
 from farm.errors import PackError
 from farm.inputs import pins
 from farm.tarball import archive, parts
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.docker
 

@@ -1,23 +1,17 @@
 """The loader's own tests on other Pythons than the farm's, in containers."""
 
-from __future__ import annotations
-
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING
 
 import pytest
 import pythons
+from docker import DockerClient
 from needs import must_or_skip
 
 from farm.errors import UsageError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.slow, pytest.mark.timeout(1500)]
 

@@ -3,14 +3,13 @@
 Here the set is a small tree, and some of ggml's CUDA objects; `nox -s reproducible` has the rest.
 """
 
-from __future__ import annotations
-
 import filecmp
 import shutil
+import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
+from docker import DockerClient
 from needs import must_or_skip
 from tiny_release import Silent
 from verbs import PROJECT, Release, invoke, succeed
@@ -22,11 +21,6 @@ from farm.inputs.base_image import TAGS
 from farm.plan import BuildPlan
 from farm.source import from_archive, from_folder
 from farm.targets import load
-
-if TYPE_CHECKING:
-    import subprocess
-
-    from docker import DockerClient
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 OBJECTS = (

@@ -1,22 +1,18 @@
 """Who can use a real server that ``serve`` started: its caller, and no other."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from verbs import PROJECT
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 pytestmark = pytest.mark.model
 

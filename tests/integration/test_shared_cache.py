@@ -1,14 +1,13 @@
 """Two machines (two caches) that share compiled objects: Redis, HTTP, a folder, for real."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import ccache_bound
 import pytest
@@ -26,10 +25,6 @@ from farm.execute import execute
 from farm.plan import BuildPlan, Step
 from farm.request import BuildRequest
 from farm.terminal.report import BuildReport
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()

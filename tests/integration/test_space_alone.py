@@ -1,20 +1,15 @@
 """``spaces/`` alone, as the Hub would install it: a copy, its requirements, the SDK's packages."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import subprocess
 import sys
 import urllib.request
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 import space
 from verbs import PROJECT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 SDK = ("gradio[mcp]", "spaces", "huggingface_hub")
 

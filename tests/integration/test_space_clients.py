@@ -1,12 +1,12 @@
 """The Space for programs: gradio's own client, and the MCP SDK's, over what is served."""
 
-from __future__ import annotations
-
 import asyncio
 import subprocess
+from collections.abc import Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
-from typing import TYPE_CHECKING, Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar
 
 import documented
 import pytest
@@ -15,14 +15,8 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from mcp import ClientSession
 from mcp.client.streamable_http import streamable_http_client
-from mcp.types import TextContent
-
-if TYPE_CHECKING:
-    from collections.abc import Coroutine, Iterator
-    from pathlib import Path
-
-    from mcp.types import CallToolResult, Tool
-    from space import Space
+from mcp.types import CallToolResult, TextContent, Tool
+from space import Space
 
 pytestmark = [pytest.mark.docker, pytest.mark.model, pytest.mark.timeout(300)]
 

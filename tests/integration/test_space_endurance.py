@@ -1,7 +1,5 @@
 """A hundred calls in a row leave the app as it was."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

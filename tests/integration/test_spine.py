@@ -1,7 +1,5 @@
 """The whole line for real: container → tarball → HTTP → loader → llama-server → an answer."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -9,22 +7,19 @@ import signal
 import subprocess
 import sys
 import urllib.request
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
+from docker import DockerClient
 from verbs import PROJECT, Release, invoke, succeed
 
 from farm import elf, source, targets
 from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
 from farm.inputs import pins
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from docker import DockerClient
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
 

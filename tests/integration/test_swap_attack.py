@@ -1,18 +1,13 @@
 """Another user's process tries to swap what is about to be executed, while it is executed."""
 
-from __future__ import annotations
-
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from needs import must_or_skip
 
 from tests.rigs import swap_attack
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 ROUNDS = 4
 

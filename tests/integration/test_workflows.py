@@ -5,8 +5,6 @@ option and every name in it is read and resolved; and reduced to a source tree o
 set ``cpu`` and this machine's compiler, so that what comes after it has something real to work on.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import re

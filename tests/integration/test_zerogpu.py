@@ -2,8 +2,6 @@
 ZeroGPU's device API are imitated (rigs/zerogpu.py).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import signal
@@ -12,8 +10,10 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -32,10 +32,6 @@ from zerogpu import (
 
 from llama_loader import processes
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 pytestmark = [pytest.mark.model, pytest.mark.timeout(600)]
 

@@ -1,9 +1,7 @@
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from needs import must_or_skip
@@ -11,9 +9,6 @@ from needs import must_or_skip
 from llama_loader import cgroups, host
 from llama_loader.settings import load
 from tests.rigs.control_group import capped
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 EVERY = len(os.sched_getaffinity(0))
 

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -11,7 +9,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -23,9 +21,7 @@ from llama_loader.manifest import Platform, dump
 from llama_loader.receipt import RECEIPT
 from tests.loader.test_selection import RELEASE
 from tests.rigs import archives, fake_nvml
-
-if TYPE_CHECKING:
-    from conftest import Impostor
+from tests.rigs.impostor_archive import Impostor
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 MODEL = str(self_test.MODEL)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import contextlib
 import http.server
 import json
@@ -7,9 +5,11 @@ import socket
 import threading
 import time
 import tracemalloc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 from waiting import comes
@@ -19,10 +19,6 @@ from llama_loader.client import Client, Piece
 from llama_loader.errors import ServerError
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 DONE = b"data: [DONE]\n\n"
 

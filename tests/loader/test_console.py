@@ -1,7 +1,5 @@
 """An interruption is never lost, and never a traceback."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Where CUDA's libraries are found, and which go together: cuBLAS and cuBLASLt of one version."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 

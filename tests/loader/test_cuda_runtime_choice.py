@@ -1,7 +1,5 @@
 """CUDA's libraries of a release: when the loader fetches them, and that a server finds them."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
@@ -23,13 +21,12 @@ from llama_loader.store import Store
 from tests.rigs.releases import BARE, artifact, libraries, manifest, runtime
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import cuda_wheels
 from cuda_wheels import SONAMES
 
-if TYPE_CHECKING:
-    from llama_loader.host import HostFacts
+from llama_loader.host import HostFacts
 
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", gpu_source="nvml")
 """No CUDA library on it."""

@@ -1,11 +1,8 @@
-from __future__ import annotations
-
 import signal
 import struct
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -13,10 +10,8 @@ from llama_loader import devices, gguf_header, processes, server_plan
 from llama_loader.devices import Device, choose, list_devices, parse
 from llama_loader.errors import HostError, LoaderError
 from llama_loader.gpus import Gpu
+from tests.rigs.impostor_archive import Impostor
 from tests.rigs.releases import BARE
-
-if TYPE_CHECKING:
-    from conftest import Impostor
 
 MIB = 1024**2
 H200 = "  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)"

@@ -1,7 +1,5 @@
 """What a store needs of a disk, each by itself."""
 
-from __future__ import annotations
-
 import errno
 import os
 import socket

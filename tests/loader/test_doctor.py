@@ -1,33 +1,25 @@
-from __future__ import annotations
-
 import json
 import os
 import struct
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from llama_loader import doctor, selection, self_test
+from llama_loader.cuda_libraries import Library
+from llama_loader.doctor import Examination
 from llama_loader.errors import HostError, LoaderError, NetworkError, SettingError
-from llama_loader.events import Note, Timeline, ignore
+from llama_loader.events import Note, Sink, Timeline, ignore
 from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
 from llama_loader.settings import Settings, load
 from tests.loader.test_selection import GPUS, short
 from tests.loader.test_selection import RELEASE as FULL
 from tests.rigs import hub
+from tests.rigs.impostor_archive import Impostor
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest, runtime
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from conftest import Impostor
-
-    from llama_loader.cuda_libraries import Library
-    from llama_loader.doctor import Examination
-    from llama_loader.events import Sink
-    from llama_loader.host import HostFacts
 
 H200 = replace(
     BARE,

@@ -3,12 +3,10 @@
 What nvidia-smi prints, and that only the installed one is run.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
@@ -16,9 +14,6 @@ from llama_loader import host, report
 from llama_loader.gpus import Gpu
 from llama_loader.settings import load
 from tests.rigs.fake_nvml import compiled
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 H200 = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-a", 149_000_000_000)
 LOST = "GPU 1 is left out: NVML: GPU is lost (15)"

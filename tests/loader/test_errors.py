@@ -1,7 +1,5 @@
 """What may be a secret never stands in an error, a hint or a line of progress."""
 
-from __future__ import annotations
-
 import io
 import time
 

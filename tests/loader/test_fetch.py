@@ -1,18 +1,17 @@
 """Faults 1 to 17: a server that does not do what it should (docs/faults.md)."""
 
-from __future__ import annotations
-
 import gzip
 import random
 import re
 import socket
 import time
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -34,11 +33,7 @@ from tests.rigs.downloads import (
     ranges,
     refused,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
-
-    from tests.rigs.fault_server import FaultServer
+from tests.rigs.fault_server import FaultServer
 
 pytestmark = pytest.mark.usefixtures("no_certificates_of_this_machine")
 

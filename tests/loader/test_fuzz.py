@@ -1,18 +1,13 @@
 """A few changed samples for every parser of bytes from outside; benchmarks/fuzz.py has 100,000."""
 
-from __future__ import annotations
-
 import contextlib
+from pathlib import Path
 from random import Random
-from typing import TYPE_CHECKING
 
 import pytest
 
 from llama_loader.errors import LoaderError
 from tests.rigs.fuzz_targets import TARGETS
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 INPUTS = 60
 FOUND = (

@@ -1,19 +1,14 @@
 """What a GGUF header says, and headers that ask for much work or memory."""
 
-from __future__ import annotations
-
 import struct
 import time
 import tracemalloc
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import gguf
 import pytest
 
 from llama_loader import gguf_header
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def written(path: Path, template: str | None) -> Path:

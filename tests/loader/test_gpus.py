@@ -1,24 +1,18 @@
 """GPUs by their names, and which of them CUDA_VISIBLE_DEVICES leaves to a program."""
 
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 
 from llama_loader import gpus, host
 from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
+from llama_loader.manifest import Manifest
 from llama_loader.selection import select
 from llama_loader.settings import load
 from tests.loader.test_selection import short
 from tests.rigs.releases import BARE, artifact, libraries, manifest
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llama_loader.manifest import Manifest
 
 A100 = Gpu("NVIDIA A100", "80", 80 << 30, "GPU-aa11")
 T4 = Gpu("Tesla T4", "75", 16 << 30, "GPU-ab22")

@@ -1,13 +1,11 @@
 """Hosts that people have (docs/hosts.md): what works there, and what is said."""
 
-from __future__ import annotations
-
 import io
 import os
 import re
 import subprocess
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from verbs import PROJECT
@@ -34,13 +32,8 @@ from tests.loader.test_selection import host as host_with
 from tests.loader.test_server import plan
 from tests.rigs.fake_nvml import compiled
 from tests.rigs.hub import Hub, serving
+from tests.rigs.impostor_archive import Impostor
 from tests.rigs.small_disk import mounted
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from conftest import Impostor
-
 
 TINY = self_test.MODEL.read_bytes()
 AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"

@@ -1,12 +1,11 @@
 """One request to a server that misbehaves: every wait has an end, and no secret leaks."""
 
-from __future__ import annotations
-
 import contextlib
 import os
 import time
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,9 +14,6 @@ from llama_loader.locations import Patience
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import CHUNK, DATA, IMPATIENT, OTHER, Reader, ranges, refused
 from tests.rigs.fault_server import FaultServer, Proxy, Trickle, make_certificate
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 pytestmark = pytest.mark.usefixtures("no_certificates_of_this_machine")
 

@@ -1,14 +1,11 @@
 """Models from the Hub and its mirrors: names, storages, statuses, disks, variables."""
 
-from __future__ import annotations
-
 import os
 import struct
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 from verbs import PROJECT
@@ -17,16 +14,12 @@ from llama_loader import model, self_test
 from llama_loader.errors import LoaderError, SettingError
 from llama_loader.events import Note
 from llama_loader.settings import load
-from tests.loader.test_doctor import clinic, failures
+from tests.loader.test_doctor import Clinic, clinic, failures
 from tests.loader.test_hosts import AT_HAND, TINY
 from tests.loader.test_model import SPACES, from_hub, path_from_hub, refused
 from tests.rigs import hub
 from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
-
-if TYPE_CHECKING:
-    from tests.loader.test_doctor import Clinic
-
 
 TELL = (
     "from llama_loader import model, settings; s = settings.load();"

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -8,7 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
@@ -17,18 +15,15 @@ from llama_loader.client import Client
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
 from tests.loader.test_cli import make_release
 from tests.loader.test_devices import gemma
 from tests.rigs.binaries import library, program
+from tests.rigs.impostor_archive import Impostor
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
-
-if TYPE_CHECKING:
-    from conftest import Impostor
-
-    from llama_loader.host import HostFacts
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", libraries=libraries(13))

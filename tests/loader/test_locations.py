@@ -1,7 +1,5 @@
 """Which URLs the loader reads from, where they lead, and what of them may be shown."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

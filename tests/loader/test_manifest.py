@@ -1,7 +1,5 @@
 """Faults 18 to 20: manifests that are not what they should be (docs/faults.md)."""
 
-from __future__ import annotations
-
 import copy
 import json
 import re

@@ -1,7 +1,5 @@
 """Models: local files, the Hub's cache, the real Hub client against a Hub on loopback."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import os

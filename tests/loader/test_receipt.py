@@ -1,29 +1,24 @@
 """What stands beside an installed runtime, and how its files are looked at."""
 
-from __future__ import annotations
-
 import json
 import os
 import random
 import time
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
 import releases
 from archives import GOOD, Entry, file_entry
 
+from llama_loader import manifest as schema
 from llama_loader import receipt
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError
 from llama_loader.events import ignore
 from llama_loader.receipt import Receipt
 from llama_loader.receipt import check_files as check
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llama_loader import manifest as schema
 
 SHA = "ab" * 32
 BIG = Entry("runtime/libbig.so", bytes(range(256)) * 40)

@@ -1,7 +1,5 @@
 """Nothing is fetched twice, by this process or the next one, from this mirror or another."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import random
@@ -9,8 +7,8 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from threading import Barrier, Thread
-from typing import TYPE_CHECKING
 
 import pytest
 
@@ -22,11 +20,7 @@ from llama_loader.store import Store
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, Entry
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from tests.rigs.fault_server import FaultServer
+from tests.rigs.fault_server import FaultServer
 
 CHUNK = 65_536
 BIG = Entry("runtime/libggml-cuda.so", random.Random(5).randbytes(1_000_000))

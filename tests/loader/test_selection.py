@@ -1,7 +1,5 @@
-from __future__ import annotations
-
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -10,12 +8,10 @@ from hypothesis import strategies as st
 from llama_loader import gpus
 from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
 from llama_loader.manifest import Artifact
 from llama_loader.selection import cuda_code, require_libraries, select
 from tests.rigs.releases import BARE, artifact, libraries, manifest
-
-if TYPE_CHECKING:
-    from llama_loader.host import HostFacts
 
 RELEASE = manifest(
     artifact("cpu", "cpu", size=6_400_000),

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import json
 import os
 import shutil
@@ -8,7 +6,7 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gguf
 import pytest
@@ -17,16 +15,13 @@ from llama_loader import devices, loader, processes, selection, self_test
 from llama_loader.errors import LoaderError, StoreError
 from llama_loader.events import Timeline
 from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
+from tests.rigs.impostor_archive import Impostor
 from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
-
-if TYPE_CHECKING:
-    from conftest import Impostor
-
-    from llama_loader.host import HostFacts
 
 PROJECT = Path(__file__).parent.parent.parent
 GPU = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-1")

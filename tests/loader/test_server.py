@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -10,9 +8,11 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import FrameType
+from typing import Any
 
 import pytest
 from waiting import comes, until
@@ -23,12 +23,7 @@ from llama_loader.client import Client
 from llama_loader.errors import HostError, IntegrityError, LoaderError, ServerError
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from types import FrameType
-
-    from conftest import Impostor
+from tests.rigs.impostor_archive import Impostor
 
 ENVIRON = processes.environment({"PATH": os.environ["PATH"]})
 SPACES = Path(__file__).parent.parent.parent / "spaces"

@@ -1,7 +1,5 @@
 """What is read out of llama-server's own words: where the weights are, and why it ended."""
 
-from __future__ import annotations
-
 import io
 import time
 

@@ -1,7 +1,5 @@
 """llama-server's command line."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from pathlib import Path
 from typing import Any

@@ -1,10 +1,9 @@
-from __future__ import annotations
-
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from waiting import comes
@@ -15,12 +14,7 @@ from llama_loader.errors import IntegrityError, LoaderError, ServerError
 from llama_loader.events import Event, Note
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from conftest import Impostor
-
+from tests.rigs.impostor_archive import Impostor
 
 NO_MEMORY = "allocating 9000.00 MiB on device 0: cudaMalloc failed: out of memory"
 

@@ -1,7 +1,5 @@
 """Faults 36 to 41: disks, other processes, and what was installed before (docs/faults.md)."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
@@ -18,9 +16,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import pytest
@@ -32,18 +31,13 @@ from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
 from llama_loader.events import Event, Note, Stage, Unpacking
 from llama_loader.fetch import Fetcher
-from llama_loader.store import Store
+from llama_loader.manifest import Artifact
+from llama_loader.store import Installed, Store
 from tests.loader.test_disk import KINDS, left_behind, not_small
 from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    from llama_loader.manifest import Artifact
-    from llama_loader.store import Installed
 
 BIG = Entry("runtime/libggml-cuda.so", random.Random(3).randbytes(600_000))
 ENTRIES = (*GOOD, BIG)

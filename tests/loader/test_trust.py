@@ -1,14 +1,14 @@
 """Which release is trusted: ``release.json``, and a channel's signatures, serials and expiry."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
 import sys
+from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import minisign
 import msgspec
@@ -19,17 +19,12 @@ from llama_loader.errors import IntegrityError, LoaderError, NetworkError, Setti
 from llama_loader.events import Note, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Patience
+from llama_loader.manifest import Manifest
 from llama_loader.store import Store
 from llama_loader.trust import Channel, Pin
 from tests.rigs import archives
 from tests.rigs import fault_server as faults
 from tests.rigs.fault_server import FaultServer
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
-
-    from llama_loader.manifest import Manifest
 
 URL = "https://example.org/manifest.json"
 SHA = "a" * 64

@@ -1,7 +1,5 @@
 """Faults 27 to 35: archives that are not what they should be (docs/faults.md)."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import lzma
@@ -13,9 +11,10 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 from backports import zstd
@@ -40,9 +39,6 @@ from tests.rigs.archives import (
     renamed,
     tar,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
 
 FORMS = ("tar.gz", "tar.xz", "tar.zst")
 

@@ -1,22 +1,18 @@
 """Tarballs made by hand, good and bad, and the manifest entries that describe them."""
 
-from __future__ import annotations
-
 import gzip
 import hashlib
 import io
 import lzma
 import os
 import tarfile
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from backports import zstd
 
 from llama_loader.manifest import Artifact, FileEntry, Manifest, Platform, Source, dump
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 SCALE = int(os.environ.get("FAULTS_SCALE", "1"))
 """How many times as many archives and manifests to generate (docs/faults.md)."""

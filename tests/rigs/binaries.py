@@ -1,14 +1,9 @@
 """Makes small real ELF files with the host's gcc, and CUDA sections byte by byte."""
 
-from __future__ import annotations
-
 import struct
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 FATBINS = Path(__file__).parents[1] / "data" / "fatbin"
 

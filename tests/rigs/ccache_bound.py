@@ -1,7 +1,5 @@
 """A source tree whose build tells in its log which bound ccache was given."""
 
-from __future__ import annotations
-
 import re
 import shutil
 from pathlib import Path

@@ -1,13 +1,9 @@
 """A control group with a part of the machine's CPUs, as a container has; needs root."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final
 
 _PERIOD: Final = 100_000
 """Microseconds of a control group's period: the kernel's default, and Docker's."""

@@ -6,23 +6,19 @@ work: so it is begun first, in a process of its own, and waited for where a test
     PYTHONPATH=.:spaces:tests/rigs python tests/rigs/cpu_release.py FOLDER
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import pytest
 from verbs import PROJECT, Release, succeed
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 IMAGE: Final = "llama-farm-base:bookworm"
 """The Debian 12 devel image, made from the distribution's packages."""

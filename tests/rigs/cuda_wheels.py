@@ -3,26 +3,20 @@
 Also a small real CUDA server that needs them: it starts only where the linker finds them.
 """
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import zipfile
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
 
 from binaries import FATBINS, library, program
+from package_index import PackageIndex
 
 from farm import release
 from farm.engines.base import Toolchain
 from farm.inputs import pins
 from farm.tarball import build_record
 from farm.tarball.build_record import BuildRecord, LineRecord, SourceRecord
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from package_index import PackageIndex
 
 LICENCE = b"NVIDIA's licence, in small\n"
 CUBLAS, CUDART = "nvidia-cublas", "nvidia-cuda-runtime"

@@ -1,16 +1,11 @@
 """A proxy in front of a Unix socket that can be cut: an engine that dies, without harm to one."""
 
-from __future__ import annotations
-
 import contextlib
 import socket
 import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+from pathlib import Path
 
 
 @contextmanager

@@ -1,7 +1,5 @@
 """A Dask cluster of processes on this machine, and networks of its hosts that can be cut."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket
@@ -10,15 +8,12 @@ import sys
 import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from verbs import PROJECT
 from waiting import until
 
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 @dataclass

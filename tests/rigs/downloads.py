@@ -1,26 +1,21 @@
 """A fetcher that does not wait between attempts, and the file that tests of downloads fetch."""
 
-from __future__ import annotations
-
 import hashlib
 import io
 import random
 import socket
+from collections.abc import Sequence
 from contextlib import closing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
 
+from llama_loader.errors import LoaderError
+from llama_loader.events import Event
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Patience
 from llama_loader.manifest import Artifact, Platform
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from llama_loader.errors import LoaderError
-    from llama_loader.events import Event
-    from tests.rigs.fault_server import FaultServer
+from tests.rigs.fault_server import FaultServer
 
 CHUNK = 50_000
 DATA = b"\x1f\x8b" + random.Random(7).randbytes(950_000)

@@ -4,24 +4,19 @@ Each line is ``{"id": 1, "do": "chat"}``; what comes of it are lines on stdout w
 last one with ``end`` or ``error``. Runs under ``zerogpu.Emulator`` with the real package.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import threading
 import time
 import urllib.request
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import spaces
 from llama_loader import loader, settings
 from llama_loader.errors import LoaderError
 from llama_space import Engine, worker
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-import spaces
 
 CHAT = [{"role": "user", "content": "Count."}]
 engine = Engine()

@@ -1,13 +1,8 @@
 """An NVIDIA driver without a GPU: a small NVML in C that answers, refuses and hangs when told."""
 
-from __future__ import annotations
-
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 SOURCE = r"""
 #include <stdio.h>

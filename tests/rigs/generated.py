@@ -5,8 +5,6 @@ the store. Whatever it is, the error is the loader's own, nothing outside the st
 the store holds the runtime as it is listed, or nothing.
 """
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import io
@@ -17,7 +15,7 @@ import tempfile
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from unittest import mock
 
 from hypothesis import strategies as st
@@ -25,12 +23,10 @@ from hypothesis import strategies as st
 from llama_loader import manifest
 from llama_loader.errors import IntegrityError, LoaderError
 from llama_loader.fetch import Fetcher
+from llama_loader.manifest import Artifact
 from llama_loader.store import Store
 from tests.rigs import archives, writes
 from tests.rigs.archives import GOOD, Entry, compress, describe, tar
-
-if TYPE_CHECKING:
-    from llama_loader.manifest import Artifact
 
 _, _ARTIFACT = archives.release()
 MANIFEST: dict[str, Any] = json.loads(archives.manifest(_ARTIFACT))

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.rigs import http_served
-from tests.rigs.http_served import Answer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.rigs.http_served import Request
+from tests.rigs.http_served import Answer, Request
 
 TOKEN = "t0ken"
 

@@ -4,20 +4,15 @@ Run with a port: ``begun`` on stdout for each answer that begins, a number on st
 end, a name of ``STATES`` is what the engine says from then on, the end of stdin ends it.
 """
 
-from __future__ import annotations
-
 import sys
 import threading
-from typing import TYPE_CHECKING
+from collections.abc import Generator
 
 from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.events import Downloading
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator.page import Page
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
 
 BEAT = 0.05
 STATES = {

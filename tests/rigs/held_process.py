@@ -1,7 +1,5 @@
 """The page of ``held_page.py`` in a process of its own, for tests that need no model."""
 
-from __future__ import annotations
-
 import queue
 import subprocess
 import sys

@@ -4,19 +4,14 @@ Paths ``/OWNER/NAME/resolve/REVISION/FILE``, by HEAD and GET, with the headers t
 huggingface_hub reads (``X-Repo-Commit``, ``ETag``, ``X-Error-Code``).
 """
 
-from __future__ import annotations
-
 import hashlib
 import http.server
 import json
 import threading
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 COMMIT = "c" * 40
 XET_TOKEN = "/api/xet-read-token"

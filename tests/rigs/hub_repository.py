@@ -10,17 +10,13 @@ import base64
 import hashlib
 import json
 import re
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from tests.rigs import http_served
-from tests.rigs.http_served import Answer
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.rigs.http_served import Request
+from tests.rigs.http_served import Answer, Request
 
 TOKEN = "hf_t0ken"
 LARGE = 1 << 16

@@ -13,8 +13,6 @@ seconds: /slots hangs; ``known_devices``: what --device may name; ``bad_starts``
 all this, later ones behave well.
 """
 
-from __future__ import annotations
-
 import http.server
 import json
 import os

@@ -1,17 +1,13 @@
 """One installation in a process of its own: to be raced, traced and killed."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import NamedTuple
 
 SPACES = Path(__file__).parents[2] / "spaces"
 PROGRAM = """

@@ -9,8 +9,6 @@ nor Blackwell: tests/data/fatbin/cu124, of the toolkit that line cu124 builds wi
 new toolkit and a new ``--out`` to see whether the format changed.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import re

@@ -3,8 +3,6 @@
 Each function takes a ``random.Random``, so that a seed gives the same input again.
 """
 
-from __future__ import annotations
-
 import base64
 import copy
 import io
@@ -12,14 +10,12 @@ import json
 import struct
 import warnings
 import zipfile
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from random import Random
+from typing import Any, Final
 
 from tests.rigs.archives import GOOD, Entry, compress, tar
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from random import Random
 
 NUMBERS: Final = (
     *("0", "1", "-1", "-0", "00", "1e5", "1e999", "1.2.3", "0x10", "+1", "NaN", "Infinity"),

@@ -1,7 +1,5 @@
 """What a test needs and a machine may lack: a reason to skip, or, in CI, to fail."""
 
-from __future__ import annotations
-
 import os
 from typing import NoReturn
 

@@ -3,14 +3,10 @@
 With ``token`` it refuses whoever does not bring it; with ``refuse`` it answers 503 to everything.
 """
 
-from __future__ import annotations
-
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import TYPE_CHECKING, Self
-
-if TYPE_CHECKING:
-    from types import TracebackType
+from types import TracebackType
+from typing import Self
 
 
 class ObjectStorage:

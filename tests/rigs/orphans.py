@@ -7,8 +7,6 @@ moment before. Prints what was found as JSON; the exit status is 1 where anythin
     PYTHONPATH=.:spaces python tests/rigs/orphans.py 1000
 """
 
-from __future__ import annotations
-
 import json
 import os
 import random

@@ -1,29 +1,23 @@
 """The three kinds of places that a release can be published to, with local servers behind them."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
+import pytest
 
 from farm.publish import gate, places, publishing
+from farm.publish.destination import Destination
 from llama_loader import manifest as schema
 from tests.rigs import github_releases, hub_repository
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    import pytest
-
-    from farm.publish.destination import Destination
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
 KINDS = ("folder", "github", "hub")

@@ -7,8 +7,6 @@ there is no network, and none of the farm's packages.
     PYTHONPATH=.:spaces:tests/rigs python tests/rigs/pythons.py 3.10
 """
 
-from __future__ import annotations
-
 import io
 import subprocess
 import sys
@@ -17,13 +15,12 @@ import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
+
+from docker import DockerClient
 
 from farm.engines.docker import DockerImages, connect
 from farm.inputs import base_image
-
-if TYPE_CHECKING:
-    from docker import DockerClient
 
 PROJECT: Final = Path(__file__).parents[2]
 LOCK: Final = PROJECT / "requirements-loader.lock"

@@ -1,18 +1,13 @@
 """Debian's redis-server as a process of a test's own, with nothing on disk."""
 
-from __future__ import annotations
-
 import shutil
 import socket
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import server_process
 from needs import must_or_skip
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
 
 
 def free_port(host: str) -> int:

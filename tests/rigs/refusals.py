@@ -1,16 +1,11 @@
 """A refusal of the farm: the code that an error must have."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import pytest
 
 from farm.errors import FarmError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 
 @contextmanager

@@ -1,10 +1,8 @@
 """Releases and hosts made of nothing, for choosing among them."""
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llama_loader.cuda_libraries import Library
 from llama_loader.host import HostFacts
@@ -20,9 +18,6 @@ from llama_loader.manifest import (
     parse,
 )
 from llama_loader.receipt import Installed
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 SHA = "0" * 64
 LINES = {"cu124": ("12.4", "525.60"), "cu128": ("12.8", "525.60"), "cu130": ("13.0", "580.65")}

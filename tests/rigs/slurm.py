@@ -1,16 +1,14 @@
 """Slurm, all of it, on this machine: munged, a controller, and a ``slurmd`` for each node."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import socket
 import subprocess
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 import pytest
 import server_process
@@ -18,9 +16,6 @@ from needs import must_or_skip
 from waiting import until
 
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _CONFIG = """\
 ClusterName=farm

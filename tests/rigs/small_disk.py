@@ -1,16 +1,11 @@
 """A disk that is full soon: a tmpfs whose size can be changed while it is used."""
 
-from __future__ import annotations
-
 import subprocess
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from needs import must_or_skip
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
 
 
 @contextmanager

@@ -1,11 +1,9 @@
 """A run over many hosts in the background, and a source whose build waits for the test."""
 
-from __future__ import annotations
-
 import io
 import threading
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from rich.console import Console
@@ -15,13 +13,9 @@ from farm import pipeline, source, targets
 from farm.cluster.spread import build_spread
 from farm.errors import FarmError
 from farm.plan import BuildPlan
+from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.report import BuildReport
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from farm.request import BuildRequest
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 LINE = targets.load().line("cpu")

@@ -1,21 +1,16 @@
 """OpenSSH's server as a process of a test's own, and a home whose ``.ssh`` leads to it."""
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import server_process
 from needs import must_or_skip
 
 from llama_loader.server import free_port
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 _SERVER = """\
 Port {port}

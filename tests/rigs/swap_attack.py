@@ -15,19 +15,17 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from unittest.mock import patch
 
 from llama_loader import loader, self_test, server, settings
 from llama_loader.errors import LoaderError
 from llama_loader.server import Server
 from tests.rigs import archives
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
 
 OTHER_USER: Final = 65534
 """The attacker's user id: nobody."""

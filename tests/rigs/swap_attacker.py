@@ -7,8 +7,6 @@ its first line, and keeps what it could open. It ends when its standard input is
 its counts.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os
@@ -17,11 +15,8 @@ import select
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 USER, FOLDER, SCRATCH = int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[5])
 EVIL = {True: Path(sys.argv[3]).read_bytes(), False: Path(sys.argv[4]).read_bytes()}

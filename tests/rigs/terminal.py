@@ -1,17 +1,12 @@
 """A program on a terminal of a given width (pty(7)), and what it wrote there."""
 
-from __future__ import annotations
-
 import fcntl
 import os
 import re
 import struct
 import subprocess
 import termios
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
+from collections.abc import Mapping
 
 ROWS = 40
 _CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

@@ -5,8 +5,6 @@
 State, cache and tarballs go below FOLDER.
 """
 
-from __future__ import annotations
-
 import os
 import sys
 from dataclasses import replace

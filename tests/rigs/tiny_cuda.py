@@ -1,7 +1,5 @@
 """The tiny llama.cpp with real CUDA units: an arch set of it is compiled in seconds, with nvcc."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

@@ -1,10 +1,7 @@
 """A release of real, small binaries: built by the local engine from the tiny source tree."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 from unittest.mock import patch
 
 import msgspec
@@ -14,9 +11,7 @@ from farm.engines.local import LocalEngine
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
 from farm.tarball import build_record
-
-if TYPE_CHECKING:
-    from farm.tarball.parts import Survey
+from farm.tarball.parts import Survey
 
 TINY = Path(__file__).parent / "tiny_llama"
 

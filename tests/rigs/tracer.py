@@ -5,17 +5,13 @@ interpreter for every kill. Here the work is a function in a forked process, so 
 again, and "the 400th system call" is one place whichever thread makes it.
 """
 
-from __future__ import annotations
-
 import ctypes
 import os
 import signal
 import sys
 import traceback
-from typing import TYPE_CHECKING, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
+from typing import Final, NamedTuple
 
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 _LIBC.ptrace.argtypes = (ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p)

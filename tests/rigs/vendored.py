@@ -1,11 +1,6 @@
 """Other people's code for a source tree, in every way that llama.cpp carries it."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pathlib import Path
+from pathlib import Path
 
 MIT = """MIT License
 

@@ -1,7 +1,5 @@
 """Invoke verbs as a person runs them: another process, from the project's root."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from dataclasses import dataclass

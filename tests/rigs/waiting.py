@@ -1,12 +1,7 @@
 """Wait for what another process or thread brings about."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from collections.abc import Callable
 
 
 def comes(true: Callable[[], bool], seconds: float = 20.0, *, pause: float = 0.01) -> bool:

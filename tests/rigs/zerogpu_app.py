@@ -3,11 +3,9 @@
 Runs under ``zerogpu.Emulator``, with the real ``spaces`` package, as a Space would.
 """
 
-from __future__ import annotations
-
 import json
 import sys
-from collections.abc import Iterator  # noqa: TC003 - gradio reads the annotations
+from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any
 

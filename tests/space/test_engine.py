@@ -1,7 +1,5 @@
 """The engine outside ZeroGPU, with an archive whose ``llama-server`` is the impostor."""
 
-from __future__ import annotations
-
 import dataclasses
 import fcntl
 import json
@@ -13,9 +11,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import impostor_archive
 import pytest
@@ -25,7 +24,7 @@ from waiting import comes
 from llama_loader import processes, self_test
 from llama_loader import server as server_module
 from llama_loader.errors import NetworkError, ServerError, SettingError
-from llama_loader.events import Note, Stage
+from llama_loader.events import Event, Note, Stage
 from llama_space import (
     Engine,
     Failure,
@@ -35,12 +34,7 @@ from llama_space import (
     zerogpu,
 )
 from llama_space.request import Request, Reserved
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from llama_loader.events import Event
-    from llama_space.values import Item
+from llama_space.values import Item
 
 CHAT = [{"role": "user", "content": "Count."}]
 

@@ -1,8 +1,7 @@
-from __future__ import annotations
-
 import pickle
 from dataclasses import replace
-from typing import TYPE_CHECKING, cast
+from pathlib import Path
+from typing import cast
 
 import pytest
 from releases import BARE, Unlisted, artifact, manifest
@@ -11,16 +10,12 @@ from llama_loader import loader, self_test, settings
 from llama_loader.errors import HostError, SettingError
 from llama_loader.events import Event, Note, Timeline
 from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
+from llama_loader.selection import Choice
+from llama_loader.settings import Settings
 from llama_space import preparation
 from llama_space.preparation import Ready
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from llama_loader.host import HostFacts
-    from llama_loader.selection import Choice
-    from llama_loader.settings import Settings
 
 ASSUMED = replace(
     BARE, zerogpu=True, gpu_source="zerogpu", gpus=(Gpu("NVIDIA RTX PRO 6000 Blackwell", "120"),)

@@ -1,7 +1,5 @@
 """What a call asks llama-server for, and ZeroGPU: checks, GPU seconds, refusals, what is kept."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 from pathlib import Path

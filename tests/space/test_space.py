@@ -1,7 +1,5 @@
 """What the Hub reads of the Space: its front matter and its requirements."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

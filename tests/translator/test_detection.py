@@ -1,7 +1,5 @@
 """Which language a text is in, measured on sentences and short inputs of our own writing."""
 
-from __future__ import annotations
-
 import time
 from pathlib import Path
 

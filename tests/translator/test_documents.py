@@ -1,7 +1,5 @@
 """Files that are read, translated line by line, and written back."""
 
-from __future__ import annotations
-
 import base64
 
 import pytest

@@ -1,21 +1,16 @@
 """Requests that no browser makes, sent to the real page with gradio behind it."""
 
-from __future__ import annotations
-
 import asyncio
 import json
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import pytest
 import requests
 
 from tests.rigs import space
+from tests.rigs.space import Space
 from translator import guard
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from tests.rigs.space import Space
 
 PRESS = 4
 """The function behind the button that translates, in the order in which the page adds them."""

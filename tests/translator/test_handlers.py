@@ -1,25 +1,18 @@
 """What a press does, without a browser: streams, stops, resumes, and files."""
 
-from __future__ import annotations
-
 import base64
 import json
+from collections.abc import Generator
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
+import gradio as gr
 import pytest
 
 from llama_loader import settings
-from llama_space.values import Failure, Piece, Status
+from llama_space.values import Failure, Item, Piece, Status
 from translator.handlers import Handlers
 from translator.session import Line
-
-if TYPE_CHECKING:
-    from collections.abc import Generator
-
-    import gradio as gr
-
-    from llama_space.values import Item
 
 LONG = settings.load(environ={"YAKULINGO_SPACES_N_CTX": "512"})
 TEXT = "".join(f"Paragraph {name} has some words to be read.\n\n" for name in "ABCDEFGHIJKL")

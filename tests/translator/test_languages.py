@@ -1,7 +1,5 @@
 """Which languages the page has, and which one a caller means."""
 
-from __future__ import annotations
-
 import pytest
 
 from translator import languages

@@ -1,7 +1,5 @@
 """The pure parts of the page: words, pictures, panels, advice."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import re

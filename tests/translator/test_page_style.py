@@ -1,7 +1,5 @@
 """The page's colours: letters can be read on every surface, in light and in dark."""
 
-from __future__ import annotations
-
 import re
 
 import pytest

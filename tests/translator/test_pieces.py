@@ -1,7 +1,5 @@
 """Texts cut into pieces and put together again: nothing is lost, and nothing is too large."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

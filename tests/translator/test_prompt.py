@@ -1,7 +1,5 @@
 """How each kind of model is asked. What llama-server makes of it: tests/integration/test_prompt."""
 
-from __future__ import annotations
-
 import pytest
 
 from llama_loader import settings

@@ -1,27 +1,21 @@
 """The loader's sentences in Japanese: complete by code, with the English beneath."""
 
-from __future__ import annotations
-
 import ast
 import re
-from typing import TYPE_CHECKING, get_args
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
 
 import pytest
 from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.errors import HostError
-from llama_loader.events import Downloading, Note, Resolving, Unpacking
+from llama_loader.events import Downloading, Event, Note, Resolving, Unpacking
 from llama_space import values
 from llama_space.values import Failure, Progress, Status, Waiting
 from translator import panels, texts
 from translator.texts import Said
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
-    from llama_loader.events import Event
 
 JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
 PACKAGES = tuple(

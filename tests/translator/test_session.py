@@ -1,13 +1,12 @@
 """One translation, with an engine that plays what it is told."""
 
-from __future__ import annotations
-
 import json
 import subprocess
 import sys
 from collections import deque
+from collections.abc import Callable, Generator
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gradio
 import pytest
@@ -21,9 +20,6 @@ from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api, session
 from translator.page import RefusingEngine
 from translator.session import Answer, InLine, Job, Line, Refusal, translate
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
 
 SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
 BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
