@@ -17,6 +17,7 @@ from farm.release_verbs import (
     renew,
     reproducible,
     rollback,
+    space,
 )
 from farm.terminal import show, show_published
 from farm.terminal.cli import refuse_wrong_usage, task, verb
@@ -33,6 +34,7 @@ __all__ = [
     "renew",
     "reproducible",
     "rollback",
+    "space",
 ]
 
 refuse_wrong_usage()

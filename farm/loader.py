@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
 from farm import PROJECT_ROOT
-from farm.errors import FarmError
+from farm.errors import FarmError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -25,27 +28,50 @@ _SECRETS: Final = frozenset(
 """It is given files of this machine: no token opens them."""
 _SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 300.0
+_USAGE: Final = 2
 
 
-def run(*argv: str, variables: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command of the loader to its end, whatever that is."""
+def run(
+    *argv: str, variables: Mapping[str, str] | None = None, patience: float | None = _SECONDS
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the loader to its end, whatever that is, for ``patience`` seconds."""
     return subprocess.run(
         [*_COMMAND, *argv],
         capture_output=True,
         text=True,
         env=environment(variables or {}),
-        timeout=_SECONDS,
+        timeout=patience,
         check=False,
     )
 
 
-def told(*argv: str, variables: Mapping[str, str] | None = None) -> dict[str, Any]:
+def suppose(manifest: bytes, host: str, *options: str) -> subprocess.CompletedProcess[str]:
+    """Ask what a host in words would get of a release: ``doctor --suppose``.
+
+    Raises:
+        UsageError: ``SUPPOSE_INVALID``: the host cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="llama-farm-suppose-") as folder:
+        place = Path(folder) / "manifest.json"
+        place.write_bytes(manifest)
+        pin = hashlib.sha256(manifest).hexdigest()
+        named = ("--manifest", place.as_uri(), "--manifest-sha256", pin)
+        store = ("--store", str(Path(folder) / "store"))
+        done = run("doctor", "--suppose", host, *named, *store, *options)
+    if done.returncode == _USAGE:
+        raise UsageError("SUPPOSE_INVALID", done.stderr.strip().partition(": ")[2])
+    return done
+
+
+def told(
+    *argv: str, variables: Mapping[str, str] | None = None, patience: float | None = _SECONDS
+) -> dict[str, Any]:
     """Run a command with ``--json``; returns what it says.
 
     Raises:
         FarmError: ``LOADER_FAILED``, with the loader's own words.
     """
-    done = run(*argv, "--json", variables=variables)
+    done = run(*argv, "--json", variables=variables, patience=patience)
     if done.returncode != 0:
         raise FarmError("LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
     answer: dict[str, Any] = json.loads(done.stdout)

@@ -9,6 +9,10 @@ from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 from farm.terminal import show, show_published
 from farm.terminal.cli import task, verb
 
+_MODEL_HELP = (
+    "4b, 12b or 27b of TranslateGemma, OWNER/REPO:FILE, or bucket:OWNER/NAME:FILE (mounted)"
+)
+
 
 def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
@@ -33,21 +37,16 @@ def publish(
     key: str | None = None,
 ) -> None:
     """Send a release to where loaders read it, the manifest last; nothing is sent twice."""
-    import tempfile
-
-    from farm import trust, wheel
+    from farm import own_space, trust
     from farm.publish import gate as checking
     from farm.publish import places, publishing
 
     place = places.parse(to)
     wanted = None if channel is None else places.require_name("channel", channel)
     signer = None if wanted is None or dry_run else trust.signer(_path(key))
-    with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
-        plan = publishing.prepare(Path(folder), place, show.note, wheel=wheel.build(Path(made)))
-        show_published.plan(plan)
-        if dry_run:
-            return
-        show.line(publishing.publish(plan, place, show_published.line))
+    plan = own_space.publish(Path(folder), place, dry_run=dry_run)
+    if dry_run:
+        return
     if (line := publishing.requirement(plan, place)) is not None:
         show.note(f"for requirements.txt of a Space: {line}")
     if wanted is not None and signer is not None:
@@ -216,6 +215,8 @@ def keygen(_: Context, out: str = "farm-signing.key") -> None:
         "channel": "the channel there to follow, instead of --release",
         "public_key": "for --channel: the key that must have signed it (RW…)",
         "project": "for --channel: OWNER/REPO that it is signed for; the place's own if not given",
+        "url": "instead of a release: any CUDA archive of llama.cpp, pinned by its digest",
+        "suppose": "for --url: the host to check it for, instead of ZeroGPU",
     },
 )
 @verb
@@ -227,13 +228,22 @@ def pin_space(
     channel: str | None = None,
     public_key: str | None = None,
     project: str | None = None,
+    url: str | None = None,
+    suppose: str | None = None,
 ) -> None:
-    """Write spaces/release.json: the release that the Space trusts, or the channel it follows."""
-    from farm import trust
+    """Write spaces/release.json: the release to trust, or the channel; or pin an archive's URL."""
+    from farm import own_space, trust
     from farm.publish import pin_space as pins_of
     from farm.publish import places
 
-    show.one_of({"--manifest": manifest, "--release": release, "--channel": channel})
+    show.one_of({"--manifest": manifest, "--release": release, "--channel": channel, "--url": url})
+    if url is not None:
+        found = pins_of.archive(url, (suppose,) if suppose else own_space.ZEROGPU)
+        show_published.archive(found)
+        for name, value in found.variables().items():
+            show.line(f"{name}={value}")
+        show.note("set both as variables of the Space, or: invoke space --to OWNER/NAME --url URL")
+        return
     if manifest is not None:
         pin = pins_of.url(manifest)
     elif release is not None:
@@ -252,9 +262,10 @@ def pin_space(
     iterable=["variable"],
     help={
         "to": "the Space: OWNER/NAME",
-        "model": "4b, 12b or 27b of TranslateGemma, or OWNER/REPO:FILE; also in the image",
+        "model": _MODEL_HELP,
         "variable": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
         "hardware": "the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space",
+        "mount": "mount the model's repository in the Space, instead of a copy in its image",
         "adopt": "also upload to a Space that holds other files; none of them is deleted",
         "dry_run": "show what would be added, changed and deleted, and end",
     },
@@ -266,6 +277,7 @@ def deploy_space(
     variable: list[str] | None = None,
     model: str | None = None,
     hardware: str | None = None,
+    mount: bool = False,
     adopt: bool = False,
     dry_run: bool = False,
 ) -> None:
@@ -273,11 +285,74 @@ def deploy_space(
     from farm.publish import deploy_space as deploying
 
     wanted = deploying.hardware(hardware)
-    deployment = deploying.plan(show.text("--to", to), variable or (), model=model)
+    space = show.text("--to", to)
+    deployment = deploying.plan(space, variable or (), model=model, mount=mount)
     changes = deploying.compare(deployment, adopt=adopt)
     show_published.deployment(changes)
     if not dry_run:
         show.line(deploying.deploy(changes, hardware=wanted))
+
+
+@task(
+    iterable=["variable"],
+    help={
+        "to": "the Space: OWNER/NAME",
+        "model": _MODEL_HELP,
+        "mount": "mount the model's repository in the Space, instead of a copy in its image",
+        "hardware": "the Space's hardware; without it zero-a10g (ZeroGPU) for a new Space",
+        "variable": "NAME=VALUE, a variable of the Space; again for more. Secrets are refused",
+        "url": "a CUDA archive of llama.cpp to run; nothing is built then",
+        "releases": "where releases are published; without it hf:OWNER/llama-server",
+        "release": "the release there to run; without it the newest that the hardware can run",
+        "folder": "where a release is built; without it dist/SET",
+        "engine": "for a build: auto, docker, local",
+        "image": "for a build: the devel image, instead of the line's",
+        "source": "for a build: a folder with llama.cpp's source, instead of the pinned archive",
+        "adopt": "also upload to a Space that holds other files; none of them is deleted",
+        "wait": "minutes to wait until the Space answers; 0: do not wait",
+        "dry_run": "show what would be built, published and deployed, and end",
+    },
+)
+@verb
+def space(
+    _: Context,
+    to: str | None = None,
+    model: str | None = None,
+    mount: bool = False,
+    hardware: str | None = None,
+    variable: list[str] | None = None,
+    url: str | None = None,
+    releases: str | None = None,
+    release: str | None = None,
+    folder: str | None = None,
+    engine: str = "auto",
+    image: str | None = None,
+    source: str | None = None,
+    adopt: bool = False,
+    wait: str = "40",
+    dry_run: bool = False,
+) -> None:
+    """From nothing to a Space that answers: build what it needs, publish, deploy. Resumes."""
+    from farm import own_space
+
+    wish = own_space.Wish(
+        show.text("--to", to),
+        model,
+        mount,
+        tuple(variable or ()),
+        hardware,
+        adopt,
+        url,
+        releases,
+        release,
+        _path(folder),
+        engine,
+        image,
+        _path(source),
+        0 if wait == "0" else show.positive("--wait", wait) or 0,
+    )
+    with show.report() as report:
+        own_space.make(wish, report, dry_run=dry_run)
 
 
 @task(

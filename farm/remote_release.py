@@ -17,6 +17,7 @@ from urllib.parse import unquote, urljoin, urlsplit
 import requests
 import urllib3
 
+from farm import durable
 from farm.errors import PackError, SourceError, UsageError
 from farm.inputs import packages
 from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
@@ -77,6 +78,26 @@ def opened(
     if sha256 is not None and (folder / MANIFEST).is_file():
         _require_pin((folder / MANIFEST).read_bytes(), sha256, release)
     yield folder
+
+
+def read_manifest(url: str) -> bytes:
+    """Return the bytes of the manifest at a URL: https, file, hf, or http on loopback.
+
+    Raises:
+        UsageError: it is another kind of URL.
+        SourceError: it cannot be read.
+    """
+    address = _hub_address(url)
+    parts = urlsplit(address)
+    if parts.scheme == "file":
+        try:
+            return durable.read_small(Path(unquote(parts.path)))
+        except OSError as error:
+            raise SourceError("RELEASE_UNREACHABLE", f"{url}: {error.strerror}") from error
+    _require_safe(address)
+    with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as name, packages.session() as web:
+        _fetch(web, (address,), Path(name) / MANIFEST, schema.MAX_MANIFEST_BYTES)
+        return (Path(name) / MANIFEST).read_bytes()
 
 
 def _hub_address(release: str) -> str:

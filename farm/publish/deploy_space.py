@@ -15,10 +15,10 @@ import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, SpaceHardware
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, SpaceHardware, Volume
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from farm import PROJECT_ROOT
@@ -40,30 +40,45 @@ _RECORD: Final = ".deployed.json"
 _EMPTY_SPACE: Final = frozenset({".gitattributes", "README.md"})
 """Files that the Hub itself puts into a new Space."""
 _LOCAL_PIN: Final = re.compile(r"file:|https?://(?:localhost|127\.|\[::1\])", re.IGNORECASE)
-_MODEL: Final = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w.-]+(?:/[\w.-]+)*)", re.ASCII)
+_MODEL: Final = re.compile(
+    r"(?P<bucket>bucket:)?(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w.-]+(?:/[\w.-]+)*)", re.ASCII
+)
 _SIZES: Final = ("4b", "12b", "27b")
 """Of TranslateGemma: what ``--model`` takes by one word."""
 _BY_SIZE: Final = "mradermacher/translategemma-{0}-it-i1-GGUF:translategemma-{0}-it.i1-Q4_K_M.gguf"
-_PREFIX: Final = "YAKULINGO_SPACES_GGUF"
-_FRONT_MATTER: Final = (
-    (re.compile(r"^models:\n(?:  - .*\n)+", re.MULTILINE), "models:\n  - {repo}\n"),
-    (
-        re.compile(r"^preload_from_hub:\n(?:  - .*\n)+", re.MULTILINE),
-        "preload_from_hub:\n  - {repo} {file}\n",
-    ),
-)
+_PREFIXES: Final = ("YAKULINGO_SPACES_", "LLAMA_SPACE_")
+_OF_MODEL: Final = ("GGUF_REPO_ID", "GGUF_FILENAME", "GGUF_REVISION", "GGUF_SHA256", "GGUF_PATH")
+_OF_RELEASE: Final = ("LLAMA_CPP_URL", "LLAMA_CPP_SHA256", "LLAMA_CPP_MANIFEST_URL",
+                      "LLAMA_CPP_MANIFEST_SHA256")  # fmt: skip
+"""Variables that win over ``release.json``."""
+_MOUNT: Final = "/models"
+_MODELS: Final = re.compile(r"^models:\n(?:  - .*\n)+", re.MULTILINE)
+_PRELOAD: Final = re.compile(r"^preload_from_hub:\n(?:  - .*\n)+", re.MULTILINE)
 """What of README.md's first lines names the model: the Hub puts that file into the image."""
 HARDWARE: Final = SpaceHardware.ZERO_A10G
 """The Hub's name for ZeroGPU; a Space that is created without it starts on CPU Basic."""
+_REFUSED: Final = (
+    "may HF_TOKEN write to it, and may the account use that hardware? ZeroGPU needs an account that"
+    " is 30 days old, or PRO; --hardware cpu-basic asks for none. The same command resumes"
+)
 
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to be uploaded to a Space: files, or their bytes where they are written for it."""
+    """What is to be uploaded to a Space.
+
+    Attributes:
+        files: paths, or bytes where a file is written for this Space.
+        variables: set, by name.
+        replaced: names of variables that would contradict these: removed where they are not set.
+        volume: what is mounted; None for no change.
+    """
 
     space: str
     files: Mapping[str, Path | bytes]
     variables: Mapping[str, str]
+    replaced: frozenset[str] = frozenset()
+    volume: Volume | None = None
 
     @property
     def size(self) -> int:
@@ -75,7 +90,13 @@ class Deployment:
 
 
 def plan(
-    space: str, variables: Iterable[str] = (), root: Path = ROOT, *, model: str | None = None
+    space: str,
+    variables: Iterable[str] = (),
+    root: Path = ROOT,
+    *,
+    model: str | None = None,
+    mount: bool = False,
+    release: Mapping[str, object] | None = None,
 ) -> Deployment:
     """Look at what would be uploaded.
 
@@ -83,8 +104,11 @@ def plan(
         space: ``OWNER/NAME``.
         variables: ``NAME=VALUE`` each.
         root: the folder; hidden files and Python's caches stay here.
-        model: ``4b``, ``12b`` or ``27b`` of TranslateGemma, or ``OWNER/REPO:FILE``; None for the
-            one that the folder names.
+        model: ``4b``, ``12b`` or ``27b`` of TranslateGemma, ``OWNER/REPO:FILE``, or
+            ``bucket:OWNER/NAME:FILE``; None for the one that the folder names.
+        mount: mount the model's repository, instead of putting the file into the Space's image.
+            A bucket is always mounted.
+        release: what ``release.json`` says in this Space; empty for none, None for the folder's.
 
     Raises:
         UsageError: a name or a variable cannot be one, or it would be a secret.
@@ -92,34 +116,48 @@ def plan(
     """
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", space, re.ASCII) or ".." in space:
         raise UsageError("SPACE_INVALID", f"--to {space!r} is not OWNER/NAME")
-    files = {
+    files: dict[str, Path | bytes] = {
         path.relative_to(root).as_posix(): path
         for path in sorted(root.rglob("*"))
         if path.is_file() and not _is_left_out(path.relative_to(root))
     }
-    keys = [name for name, path in files.items() if _is_key(path)]
+    keys = [name for name in files if _is_key(root / name)]
     if keys:
         raise PublishError(
             "SPACE_HAS_KEY",
             f"{root.name}/{keys[0]} is a secret key: everything in the folder would be public",
             hint="move it out of the folder; a Space needs the public key alone",
         )
-    _require_public_pin(root / "release.json")
+    if release is not None:
+        files.pop("release.json", None)
+    if release:
+        files["release.json"] = f"{json.dumps(release, indent=2)}\n".encode()
+    pin = files.get("release.json", b"")
+    _require_public("release.json", pin if isinstance(pin, bytes) else pin.read_bytes())
     missing = [name for name in NEEDED if name not in files]
     if missing:
         raise PublishError("SPACE_INCOMPLETE", f"{root.name}/ has no {', '.join(missing)}")
     asked = dict(_variable(text) for text in variables)
+    for name, value in asked.items():
+        if name.endswith(("LLAMA_CPP_URL", "LLAMA_CPP_MANIFEST_URL")):
+            _require_public(name, json.dumps({"manifest_url": value}).encode())
+    by_url = any(f"{prefix}LLAMA_CPP_URL" in asked for prefix in _PREFIXES)
+    replaced = _both(_OF_RELEASE if release is not None or by_url else ())
     if model is None:
-        return Deployment(space, files, asked)
-    chosen = _model(model)
-    named = {f"{_PREFIX}_REPO_ID": chosen["repo"], f"{_PREFIX}_FILENAME": chosen["file"]}
+        return Deployment(space, files, asked, replaced)
+    chosen = _Model.parse(model, mount=mount)
+    named = chosen.variables()
     twice = [name for name in named if asked.get(name, named[name]) != named[name]]
     if twice:
         raise UsageError("VARIABLE_TWICE", f"--model and --variable {twice[0]} contradict another")
-    readme = files["README.md"].read_text("utf-8")
-    for block, text in _FRONT_MATTER:
-        readme = block.sub(text.format(**chosen), readme, count=1)
-    return Deployment(space, {**files, "README.md": readme.encode()}, {**named, **asked})
+    files["README.md"] = chosen.front_matter((root / "README.md").read_text("utf-8")).encode()
+    replaced |= _both(_OF_MODEL)
+    return Deployment(space, files, {**named, **asked}, replaced, chosen.volume())
+
+
+def _both(names: Iterable[str]) -> frozenset[str]:
+    """Return variables' names with either prefix."""
+    return frozenset(f"{prefix}{name}" for prefix in _PREFIXES for name in names)
 
 
 @dataclass(frozen=True)
@@ -132,6 +170,7 @@ class Changes:
         added, changed, deleted: files of the Space that the commit touches.
         kept: files that an earlier deployment uploaded and another person changed since; they
             stay although ``spaces/`` no longer has them.
+        unset: variables of the Space that are removed.
     """
 
     deployment: Deployment
@@ -140,6 +179,7 @@ class Changes:
     changed: tuple[str, ...]
     deleted: tuple[str, ...]
     kept: tuple[str, ...]
+    unset: tuple[str, ...] = ()
 
 
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
@@ -161,6 +201,7 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
             return Changes(deployment, None, tuple(deployment.files), (), (), ())
         there = _files(api, deployment.space, head)
         record = _record(api, deployment.space, head) if _RECORD in there else None
+        present = api.get_space_variables(deployment.space) if deployment.replaced else {}
     if record is None and not adopt and there.keys() - _EMPTY_SPACE:
         raise PublishError(
             "SPACE_NOT_OURS",
@@ -179,6 +220,7 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
         changed=tuple(n for n in contents if n in there and there[n] not in contents[n]),
         deleted=tuple(name for name in gone if there[name] in ours[name]),
         kept=tuple(name for name in gone if there[name] not in ours[name]),
+        unset=tuple(sorted((present.keys() & deployment.replaced) - deployment.variables.keys())),
     )
 
 
@@ -197,7 +239,7 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
         PublishError: the Hub refuses.
     """
     api, deployment = hub.api(), changes.deployment
-    with hub.hub_errors(f"Space {deployment.space}"):
+    with hub.hub_errors(f"Space {deployment.space}", _REFUSED):
         made = api.create_repo(
             deployment.space,
             repo_type="space",
@@ -207,7 +249,13 @@ def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
         )
         if changes.head is not None and hardware is not None:
             api.request_space_hardware(deployment.space, hardware)
-        # variables first: the commit starts the Space
+        # volume and variables first: the commit starts the Space
+        if deployment.volume is not None:
+            mounted = api.get_space_runtime(deployment.space).volumes or ()
+            others = [one for one in mounted if one.mount_path != _MOUNT]
+            api.set_space_volumes(deployment.space, [*others, deployment.volume])
+        for name in changes.unset:
+            api.delete_space_variable(deployment.space, name)
         for name, value in deployment.variables.items():
             api.add_space_variable(deployment.space, name, value)
         additions = [
@@ -301,27 +349,56 @@ def _variable(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _model(text: str) -> dict[str, str]:
-    """Return the repository and the file that ``--model`` means."""
-    found = _MODEL.fullmatch(_BY_SIZE.format(text) if text in _SIZES else text)
-    if found is None or ".." in text:
-        raise UsageError(
-            "MODEL_INVALID",
-            f"--model {text[:200]!r}",
-            hint=f"it is {', '.join(_SIZES)} (TranslateGemma, Q4_K_M), or OWNER/REPO:FILE",
-        )
-    return found.groupdict()
+@dataclass(frozen=True)
+class _Model:
+    """The file that ``--model`` means, and how it gets into the Space.
+
+    Attributes:
+        mounted: as a ``bucket``, as a ``model`` repository, or not: then it lies in the image.
+    """
+
+    repo: str
+    file: str
+    mounted: Literal["bucket", "model"] | None
+
+    @classmethod
+    def parse(cls, text: str, *, mount: bool) -> _Model:
+        found = _MODEL.fullmatch(_BY_SIZE.format(text) if text in _SIZES else text)
+        if found is None or ".." in text:
+            raise UsageError(
+                "MODEL_INVALID",
+                f"--model {text[:200]!r}",
+                hint=f"it is {', '.join(_SIZES)} (TranslateGemma, Q4_K_M), OWNER/REPO:FILE, or"
+                " bucket:OWNER/NAME:FILE",
+            )
+        mounted: Literal["bucket", "model"] | None = "model" if mount else None
+        return cls(found["repo"], found["file"], "bucket" if found["bucket"] else mounted)
+
+    def variables(self) -> dict[str, str]:
+        if self.mounted:
+            return {f"{_PREFIXES[0]}GGUF_PATH": f"{_MOUNT}/{self.file}"}
+        names = (f"{_PREFIXES[0]}{name}" for name in _OF_MODEL)
+        return dict(zip(names, (self.repo, self.file), strict=False))
+
+    def volume(self) -> Volume | None:
+        if self.mounted is None:
+            return None
+        return Volume(type=self.mounted, source=self.repo, mount_path=_MOUNT, read_only=True)
+
+    def front_matter(self, readme: str) -> str:
+        """Name the model in README.md; what is mounted is not put into the image."""
+        models = "" if self.mounted == "bucket" else f"models:\n  - {self.repo}\n"
+        image = "" if self.mounted else f"preload_from_hub:\n  - {self.repo} {self.file}\n"
+        return _PRELOAD.sub(image, _MODELS.sub(models, readme, count=1), count=1)
 
 
-def _require_public_pin(pin: Path) -> None:
-    """Refuse a release.json that names a manifest of this machine: no Space could read it."""
-    if not pin.is_file():
-        return
-    found = re.search(r'"manifest_url"\s*:\s*"([^"]*)"', pin.read_text("utf-8", "replace"))
+def _require_public(what: str, pin: bytes) -> None:
+    """Refuse what names a file of this machine: no Space could read it."""
+    found = re.search(r'"manifest_url"\s*:\s*"([^"]*)"', pin.decode("utf-8", "replace"))
     if found and _LOCAL_PIN.match(found[1]):
         raise PublishError(
             "PIN_IS_LOCAL",
-            f"{pin.name} pins {found[1]}, which only this machine can read",
+            f"{what} names {found[1]}, which only this machine can read",
             hint="publish the release, then pin it: invoke pin-space --to hf:OWNER/REPO --release"
             " NAME",
         )

@@ -41,6 +41,16 @@ _CHANNEL: Final = re.compile(rf"channels/([^/]+)/{re.escape(MANIFEST)}")
 _MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
+_HINT: Final = (
+    "does the repository exist, and may HF_TOKEN write to it? Publishing again sends only what is"
+    " missing"
+)
+_NETWORK: Final = (
+    "no answer came: check the network, its DNS, HF_ENDPOINT and the proxy (HTTPS_PROXY). The same"
+    " command resumes"
+)
+
+
 def api() -> HfApi:
     """Return the Hub's client, at ``HF_ENDPOINT``, with ``HF_TOKEN`` or the token of its login.
 
@@ -238,25 +248,20 @@ def tree(
 
 
 @contextmanager
-def hub_errors(where: str) -> Iterator[None]:
-    """Say what the Hub or the way to it refused.
+def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
+    """Turn what the Hub, or the network on the way to it, refused into one error.
 
     Raises:
-        PublishError: ``HUB_REFUSED``.
+        PublishError: ``HUB_REFUSED``; ``HUB_UNREACHABLE`` where the Hub gave no answer.
     """
     try:
         yield
-    except _MISSING as error:
-        raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=_HINT) from error
+    except (httpx2.TransportError, ConnectionError) as error:
+        message = f"{where}: {_said(error)}"
+        raise PublishError("HUB_UNREACHABLE", message, hint=_NETWORK) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:
         # RuntimeError: what the client makes of whatever stopped the upload of a large file
-        raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=_HINT) from error
-
-
-_HINT: Final = (
-    "does the repository exist, and may HF_TOKEN write to it? Publishing again sends only what is"
-    " missing"
-)
+        raise PublishError("HUB_REFUSED", f"{where}: {_said(error)}", hint=hint) from error
 
 
 def _said(error: BaseException) -> str:

@@ -4,36 +4,42 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import tempfile
+from dataclasses import dataclass
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
-import requests
-import urllib3
-
-from farm import PROJECT_ROOT, durable, trust
-from farm.errors import PublishError, UsageError
-from farm.inputs import packages
+from farm import PROJECT_ROOT, durable, elf, loader, remote_release, targets, trust
+from farm.errors import PublishError
+from farm.pack import ELF_MAGIC
 from farm.publish import channels
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
+from llama_loader.manifest import Artifact
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from farm.publish.destination import Destination
 
-_TIMEOUT: Final = (10.0, 60.0)
 FILE: Final = PROJECT_ROOT / "spaces" / "release.json"
+_URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_URL"
+_SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_SHA256"
+_CUDART: Final = re.compile(r"libcudart\.so\.([0-9]+)")
 
 
 def url(manifest_url: str) -> dict[str, Any]:
-    """Pin the manifest at a URL: https, http on loopback, or file.
+    """Pin the manifest at a URL: https, hf, file, or http on loopback.
 
     Raises:
         UsageError: it is another kind of URL.
-        PublishError: it cannot be had.
+        SourceError: it cannot be read.
         IntegrityError: it is no manifest.
     """
-    content = _fetch(manifest_url)
+    content = remote_release.read_manifest(manifest_url)
     schema.parse(content, what=manifest_url)
     return _pin(manifest_url, content)
 
@@ -87,6 +93,128 @@ def channel(
     }
 
 
+@dataclass(frozen=True)
+class Archive:
+    """An archive of llama.cpp, by its digest, and what each supposed host says of it.
+
+    Attributes:
+        answers: the loader's words by the host's facts, and whether that host can run it.
+    """
+
+    url: str
+    sha256: str
+    size: int
+    artifact: Artifact
+    answers: tuple[tuple[str, str, bool], ...]
+
+    def variables(self) -> dict[str, str]:
+        """Return the Space's variables that pin it.
+
+        Raises:
+            PublishError: ``ARCHIVE_CANNOT_RUN``: no supposed host can run it.
+        """
+        if not any(can_run for _, _, can_run in self.answers):
+            raise PublishError(
+                "ARCHIVE_CANNOT_RUN",
+                f"{self.url} cannot run there",
+                hint="take an archive of another CUDA version or architecture, or build one:"
+                " invoke space without --url. --suppose describes another machine",
+            )
+        return {_URL: self.url, _SHA256: self.sha256}
+
+
+def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Archive:
+    """Download an archive as a Space would, and read from its binaries who can run it.
+
+    Nothing of it is executed.
+
+    Args:
+        url: https, hf, or http on loopback; any llama.cpp release archive.
+        hosts: facts of hosts, as the loader's ``--suppose`` takes them.
+        options: of the loader, beside the facts.
+
+    Raises:
+        FarmError: it cannot be downloaded, or it is no archive of llama.cpp for Linux.
+        UsageError: a host cannot be read.
+    """
+    with tempfile.TemporaryDirectory(prefix="llama-farm-archive-") as store:
+        told = loader.told("fetch", "--url", url, "--store", store, "--no-test-run", patience=None)
+        binaries = [path for path in Path(store).rglob("*") if _is_elf(path)]
+        found = tuple(map(elf.inspect, binaries))
+    sizes = {stage["name"]: stage["size"] for stage in told["timeline"]}
+    listed = _listed(url, told["sha256"], sizes["fetch"], found)
+    source = schema.Source(
+        project="llama.cpp", version=None, build=0, commit=None, origin=url[:1024], sha256=None
+    )
+    written = schema.dump(
+        schema.Manifest(
+            schema_version=schema.SCHEMA_VERSION,
+            release="archive",
+            serial=1,
+            created=datetime.now(timezone.utc),
+            expires=None,
+            source=source,
+            artifacts=(listed,),
+        )
+    )
+    answers = []
+    for host in hosts:
+        done = loader.suppose(written, host, *options)
+        said = (done.stdout if done.returncode == 0 else done.stderr).strip()
+        answers.append((host, said, done.returncode == 0))
+    return Archive(url, told["sha256"], sizes["fetch"], listed, tuple(answers))
+
+
+def _is_elf(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as stream:
+        return stream.read(len(ELF_MAGIC)) == ELF_MAGIC
+
+
+def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...]) -> Artifact:
+    """Describe the archive as a manifest would, for the loader's own rules to judge it."""
+    merged = elf.merge(found)
+    if len(merged.machines) != 1 or merged.glibc is None:
+        raise PublishError("ARCHIVE_NOT_LINUX", f"{url}: holds no programs for one Linux machine")
+    name = Path(urlsplit(url).path).name
+    return Artifact(
+        name=name,
+        urls=(name,),
+        format="tar.zst",  # of a kind that the loader reads: it reads what archives come in, too
+        size=size,
+        sha256=sha256,
+        chunk_size=1 << 30,
+        chunks=(sha256,) * -(-size // (1 << 30)),
+        unpacked_size=0,
+        backend="cuda" if merged.sass or merged.ptx else "cpu",
+        cuda=_cuda(found, merged),
+        platform=schema.Platform(
+            system="linux", machine=merged.machines[0], glibc=merged.glibc, glibcxx=merged.glibcxx
+        ),
+        needs=merged.needs,
+        files=(schema.FileEntry(path=name, size=0, sha256=sha256, executable=True),),
+    )
+
+
+def _cuda(found: tuple[elf.Inspection, ...], merged: elf.Merged) -> schema.Cuda | None:
+    """Return the CUDA code; its major version is in the name of the cudart that it needs.
+
+    A cudart that is linked in leaves no name: then the driver is not judged.
+    """
+    if not (merged.sass or merged.ptx):
+        return None
+    needed = {name for one in found for name in one.needs}
+    majors = [match[1] for name in needed if (match := _CUDART.fullmatch(name))]
+    row = targets.load().cuda.get(max(majors, default=""))
+    return schema.Cuda(
+        toolkit=f"{max(majors, default='0')}.0",
+        min_driver=row.min_driver if row else "0.0",
+        sass=merged.sass,
+        ptx=merged.ptx,
+    )
+
+
 def write(pin: dict[str, Any], file: Path = FILE) -> None:
     """Write ``release.json`` so that it is the old one or the new one at every moment.
 
@@ -97,32 +225,6 @@ def write(pin: dict[str, Any], file: Path = FILE) -> None:
         durable.replace(file, f"{json.dumps(pin, indent=2)}\n".encode(), 0o644)
     except OSError as error:
         raise PublishError("PIN_NOT_WRITTEN", f"{file}: {error.strerror}") from error
-
-
-def _fetch(manifest_url: str) -> bytes:
-    parts = urlsplit(manifest_url)
-    if parts.scheme == "file":
-        try:
-            return Path(unquote(parts.path)).read_bytes()
-        except OSError as error:
-            raise PublishError("MANIFEST_MISSING", f"{manifest_url}: {error.strerror}") from error
-    own = parts.scheme == "http" and packages.is_loopback(parts.hostname or "")
-    if parts.scheme != "https" and not own:
-        raise UsageError(
-            "MANIFEST_URL_INVALID",
-            f"--manifest {manifest_url!r} is not https://… or file://…",
-            hint="of a repository of the Hub: --to hf:OWNER/REPO --release NAME",
-        )
-    try:
-        with (
-            packages.session() as web,
-            web.get(manifest_url, timeout=_TIMEOUT, stream=True) as answer,
-        ):
-            answer.raise_for_status()
-            content = answer.raw.read(schema.MAX_MANIFEST_BYTES + 1, decode_content=True)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
-        raise PublishError("MANIFEST_UNREACHABLE", f"{manifest_url}: {error}") from error
-    return bytes(content)
 
 
 def _pin(manifest_url: str, content: bytes) -> dict[str, Any]:

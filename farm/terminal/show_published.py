@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
     from farm.publish.parts import Plan
+    from farm.publish.pin_space import Archive
     from farm.terminal.status import Overview, Row
 
 
@@ -77,6 +78,23 @@ def pin(written: Mapping[str, Any]) -> None:
     line(json.dumps(written, indent=2))
 
 
+def archive(found: Archive) -> None:
+    """Print what an archive holds and needs, and what each supposed host says of it."""
+    artifact, cuda = found.artifact, found.artifact.cuda
+    line(f"{artifact.name}: {megabytes(found.size)}, sha256 {found.sha256}")
+    if cuda is None:
+        line("  no CUDA code: it runs on the CPU alone")
+    else:
+        code = f"machine code for {', '.join(cuda.sass) or 'nothing'}"
+        line(f"  {code}, PTX for {', '.join(cuda.ptx) or 'nothing'}")
+    glibcxx = f", GLIBCXX {artifact.platform.glibcxx}" if artifact.platform.glibcxx else ""
+    line(f"  needs glibc {artifact.platform.glibc}{glibcxx}, {', '.join(artifact.needs)}")
+    for host, said, can_run in found.answers:
+        line(f"  {'can run' if can_run else 'CANNOT run'} on {host}")
+        for told in said.splitlines():
+            line(f"    {told.strip()}")
+
+
 def deployment(changes: Changes) -> None:
     """Print what a deployment adds, changes, deletes and keeps in a Space."""
     planned, size = changes.deployment, changes.deployment.size / 1e3
@@ -90,8 +108,12 @@ def deployment(changes: Changes) -> None:
     ):
         for name in names:
             line(f"  {what} {name}")
+    for name in changes.unset:
+        line(f"  remove variable {name}")
     for name, value in planned.variables.items():
         line(f"  variable {name}={value}")
+    if planned.volume is not None:
+        line(f"  mount {planned.volume.to_uri()}")
 
 
 def overview(found: Overview) -> None:

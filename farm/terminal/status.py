@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
-import tempfile
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
@@ -22,7 +20,6 @@ from farm.terminal import show
 from llama_loader import manifest as schema
 
 if TYPE_CHECKING:
-    import subprocess
     from collections.abc import Iterator
     from datetime import timedelta
 
@@ -32,7 +29,6 @@ if TYPE_CHECKING:
 _FOLDER: Final = Path("dist")
 _PATIENCE: Final = 2
 """Seconds for each answer of an engine: who asks for the status does not wait for one."""
-_USAGE: Final = 2
 _CODE: Final = re.compile(r"^error\[(\w+)\]", re.MULTILINE)
 
 
@@ -156,7 +152,7 @@ def supposed(manifest: bytes, suppose: str) -> str:
     Raises:
         UsageError: the host cannot be read.
     """
-    done = _ask(manifest, suppose)
+    done = loader.suppose(manifest, suppose)
     return done.stdout.strip() or done.stderr.strip()
 
 
@@ -177,23 +173,9 @@ def _row(name: str, content: bytes, suppose: str | None) -> Row:
 
 def _gets(manifest: bytes, suppose: str) -> str:
     """Return the artifact's name, or the error's code."""
-    done = _ask(manifest, suppose, "--json")
+    done = loader.suppose(manifest, suppose, "--json")
     if done.stdout:
         name: str = json.loads(done.stdout)["choice"]["artifact"]
         return name
     code = _CODE.search(done.stderr)
     return f"nothing: {code[1]}" if code else "nothing"
-
-
-def _ask(manifest: bytes, suppose: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Ask the loader, in a process of its own as on the host that is meant."""
-    with tempfile.TemporaryDirectory(prefix="llama-farm-suppose-") as folder:
-        place = Path(folder) / release.MANIFEST
-        place.write_bytes(manifest)
-        pin = hashlib.sha256(manifest).hexdigest()
-        named = ("--manifest", place.as_uri(), "--manifest-sha256", pin)
-        store = ("--store", str(Path(folder) / "store"))
-        done = loader.run("doctor", "--suppose", suppose, *named, *store, *options)
-    if done.returncode == _USAGE:
-        raise UsageError("SUPPOSE_INVALID", done.stderr.strip().partition(": ")[2])
-    return done

@@ -56,6 +56,9 @@ RUN = {
     "ID=$(curl -s $API/translate --json"
     """ '{"data": ["今日はいい天気です。", "en", "auto"]}' | cut -d '"' -f 4)""": CURL,
     "curl -sN $API/translate/$ID": CURL,
+    "invoke pin-space --url https://…/llama-bin-linux-cuda-x64.tar.gz": (
+        "test_archive_says_beforehand_whether_a_host_can_run_it"
+    ),
     # building
     "invoke targets": BUILDER,
     "invoke build-cpu": "test_the_release_says_what_its_binaries_hold",

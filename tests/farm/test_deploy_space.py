@@ -109,6 +109,33 @@ def test_models_of_the_real_space_are_all_replaced() -> None:
     assert "27b" not in front
 
 
+@pytest.mark.parametrize(
+    ("model", "kind", "front"),
+    [
+        ("me/small-GGUF:q4/small.gguf", "model", "title: Any\nmodels:\n  - me/small-GGUF\n---"),
+        ("bucket:me/small-GGUF:q4/small.gguf", "bucket", "title: Any\n---"),
+    ],
+)
+def test_mounted_model_is_a_read_only_volume_and_a_path_and_not_in_the_image(
+    model: str, kind: str, front: str, hub: hub_repository.Hub, space: Path
+) -> None:
+    (space / "README.md").write_text(MATTER + "The text.\n")
+    deploy_space.deploy(deploy_space.compare(deploy_space.plan("me/space", root=space, model="4b")))
+    repository = hub.repositories["me/space"]
+    own = {"type": "bucket", "source": "me/data", "mountPath": "/data"}
+    repository.volumes = [own, {"type": "model", "source": "me/old", "mountPath": "/models"}]
+    planned = deploy_space.plan("me/space", root=space, model=model, mount=kind == "model")
+    changes = deploy_space.compare(planned)
+    deploy_space.deploy(changes)
+    assert repository.volumes == [
+        own,
+        {"type": kind, "source": "me/small-GGUF", "mountPath": "/models", "readOnly": True},
+    ]
+    assert repository.variables == {"YAKULINGO_SPACES_GGUF_PATH": "/models/q4/small.gguf"}
+    assert changes.unset == ("YAKULINGO_SPACES_GGUF_FILENAME", "YAKULINGO_SPACES_GGUF_REPO_ID")
+    assert repository.commits[-1]["README.md"].decode() == f"---\n{front}\nThe text.\n"
+
+
 def test_model_and_variable_that_contradict_another_are_refused(space: Path) -> None:
     with refused("VARIABLE_TWICE", UsageError):
         deploy_space.plan("me/space", ["YAKULINGO_SPACES_GGUF_FILENAME=x.gguf"], space, model="4b")

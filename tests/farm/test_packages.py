@@ -286,11 +286,11 @@ def test_pin_of_a_manifest_that_redirects_to_plain_http_is_refused() -> None:
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            with pytest.raises(PublishError) as refused:
+            with pytest.raises(SourceError) as refused:
                 pin_space.url(f"http://127.0.0.1:{server.server_port}/manifest.json")
         finally:
             server.shutdown()
             thread.join()
-    assert refused.value.code == "MANIFEST_UNREACHABLE"
+    assert refused.value.code == "RELEASE_UNREACHABLE"
     assert "http://192.0.2.1/manifest.json, which is not https" in refused.value.message
     assert "secret" not in refused.value.message

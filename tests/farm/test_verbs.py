@@ -41,6 +41,7 @@ VERBS = (
     "rollback",
     "serve-release",
     "smoke",
+    "space",
     "status",
     "targets",
     "update-pins",
@@ -105,7 +106,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("promote ../x --channel stable --to x", "NAME_INVALID", "release"),
         ("rollback --channel ../x --to y", "NAME_INVALID", "'../x'"),
         ("pin-space", "OPTIONS_INVALID", "--manifest"),
-        ("pin-space --manifest http://example.org/m.json", "MANIFEST_URL_INVALID", "https"),
+        ("pin-space --manifest http://example.org/m.json", "RELEASE_URL_UNSAFE", "https"),
         ("deploy-space --to nobody", "SPACE_INVALID", "OWNER/NAME"),
         ("build-cuda --arch-set zerogpu --copy x.tar.gz", "COPY_OF_SEVERAL", "2 are asked"),
         (

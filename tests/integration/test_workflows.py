@@ -16,6 +16,7 @@ import zipfile
 from pathlib import Path
 
 import github_releases
+import http_served
 import hub_repository
 import pytest
 import workflows
@@ -52,7 +53,7 @@ RUN_HERE = {
     "channels/renew/Renew",
     "channels/promote/Promote",
     "channels/rollback/Roll back",
-    "deploy-space/deploy/Deploy",
+    "space/space/Build, publish, deploy",
     "sets/matrix/Compute the matrix",
     "sets/build/Load the compiler cache",
     "sets/build/Build for GPUs",
@@ -394,32 +395,42 @@ def test_every_promotion_asks_a_person_and_one_runs_at_a_time() -> None:
         assert signs == (job.get("environment") == "release"), name
 
 
-def test_the_space_is_deployed_with_a_secret_that_no_command_has(
+def test_a_space_is_built_published_and_deployed_with_a_secret_that_no_command_has(
     runner: workflows.Runner,
 ) -> None:
-    deploy = workflows.step("deploy-space/deploy/Deploy")
-    runner.context.update({"inputs.space": "me/space", "inputs.model": "4b"})
+    step = workflows.step("space/space/Build, publish, deploy")
+    inputs = {"space": "me/space", "model": "4b", "hardware": "cpu-basic"}
+    runner.context.update({f"inputs.{name}": value for name, value in inputs.items()})
     runner.context.update({"secrets.HF_TOKEN": hub_repository.TOKEN})
-    with hub_repository.Hub().serve() as hub:
+    upstream(runner, "b11549")
+    small = ("--engine docker", f"--engine local --source {runner.home}/upstream")
+    page = http_served.serving(lambda _: http_served.Answer(200, b"a page"))
+    with hub_repository.Hub().serve() as hub, page as hub.host:
         # Xet's protocol is a program of the Hub's own; without it large files go through LFS
         runner.environment.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
-        done = runner.run(deploy)
+        done = runner.run(step, small)
         assert done.returncode == 0, done.stderr
-        assert hub_repository.TOKEN not in done.stdout + done.stderr + deploy.run
+        assert hub_repository.TOKEN not in done.stdout + done.stderr + step.run
         deployed = hub.repositories["me/space"].commits[-1]
         assert {"app.py", "README.md", "requirements.txt", "llama_loader/__main__.py"} <= set(
             deployed
         )
         others = set(deployed) - {".deployed.json"}
         assert not any(name.startswith(("farm", "tests", "spaces", ".")) for name in others)
+        pin = json.loads(deployed["release.json"])
+        assert pin["manifest_url"].startswith("hf://me/llama-server@b11549-1/")
         assert (
             hub.repositories["me/space"]
             .variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
             .endswith("translategemma-4b-it-i1-GGUF")
         )
-        assert done.stdout.splitlines()[-1] == "https://me-space.hf.space"
+        assert done.stdout.splitlines()[-1] == hub.host
+        # what was published is used again: this run gets as far without an engine
+        runner.environment["DOCKER_HOST"] = NOWHERE
+        shutil.rmtree(runner.folder / "dist")
+        assert runner.run(step).returncode == 0
         runner.context["secrets.HF_TOKEN"] = "hf_somebody_else_s"
-        refused = runner.run(deploy)
+        refused = runner.run(step)
         assert refused.returncode == 1
         assert "error[HUB_REFUSED]" in refused.stderr
         assert "hf_somebody" not in refused.stdout + refused.stderr

@@ -31,6 +31,7 @@ class Repository:
     tags: dict[str, str] = field(default_factory=dict)
     variables: dict[str, str] = field(default_factory=dict)
     hardware: str = ""
+    volumes: list[dict[str, Any]] = field(default_factory=list)
 
     def commit_of(self, revision: str) -> int:
         oids = [oid(number) for number in range(len(self.commits))]
@@ -48,6 +49,8 @@ class Hub:
         refuse: a regular expression over ``METHOD path``: answered with 500.
         cut_at: 500 is also the answer to the n-th request from now that would change something.
         cut_after: whether that request is carried out before.
+        host: where Spaces run; the Hub's own way of naming them without it.
+        stages: what is told of a Space's runtime, one after the other; the last one stays.
         sent: the names of large files that were uploaded, in order; twice if they came twice.
     """
 
@@ -59,6 +62,8 @@ class Hub:
     sent: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
     url: str = ""
+    host: str = ""
+    stages: list[dict[str, Any]] = field(default_factory=list)
 
     def answer(self, method: str, path: str, body: bytes) -> tuple[int, str, bytes]:
         """Return status, error code and body."""
@@ -228,7 +233,7 @@ def _info(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     sha = oid(len(hub.repositories[repo].commits) - 1)
     told = {"id": repo, "sha": sha, "tags": [], "siblings": []}
     if "/api/spaces/" in hub.calls[-1]:
-        told["host"] = f"https://{repo.replace('/', '-')}.hf.space"
+        told["host"] = hub.host or f"https://{repo.replace('/', '-')}.hf.space"
     return 200, "", json.dumps(told).encode()
 
 
@@ -248,6 +253,29 @@ def _variable(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     asked = json.loads(body)
     hub.repositories[repo].variables[asked["key"]] = asked["value"]
     return 200, "", json.dumps({asked["key"]: {"value": asked["value"]}}).encode()
+
+
+def _variables(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    told = {name: {"value": value} for name, value in hub.repositories[repo].variables.items()}
+    if body:
+        del hub.repositories[repo].variables[json.loads(body)["key"]]
+    return 200, "", json.dumps(told).encode()
+
+
+def _runtime(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    del body
+    stage = hub.stages.pop(0) if len(hub.stages) > 1 else {"stage": "RUNNING", **_last(hub.stages)}
+    told = {"hardware": {}, "volumes": hub.repositories[repo].volumes, **stage}
+    return 200, "", json.dumps(told).encode()
+
+
+def _last(stages: list[dict[str, Any]]) -> dict[str, Any]:
+    return stages[-1] if stages else {}
+
+
+def _volumes(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
+    hub.repositories[repo].volumes = json.loads(body)["volumes"]
+    return 200, "", b"{}"
 
 
 def _hardware(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
@@ -278,6 +306,9 @@ _ROUTES: dict[str, Any] = {
     f"DELETE {_KIND}{_REPO}/tag/{_REVISION}": _untag,
     f"GET {_KIND}{_REPO}(?:/revision/main)?": _info,
     f"POST {_KIND}{_REPO}/variables": _variable,
+    f"(?:GET|DELETE) {_KIND}{_REPO}/variables": _variables,
+    f"GET {_KIND}{_REPO}/runtime": _runtime,
+    f"PUT {_KIND}{_REPO}/volumes": _volumes,
     f"POST {_KIND}{_REPO}/hardware": _hardware,
     f"(?:GET|HEAD) /(?:spaces/)?{_REPO}/resolve/{_REVISION}/(?P<path>.+)": _resolve,
 }

@@ -1,0 +1,306 @@
+"""``invoke space``: from nothing to a Space that answers, by the steps of the other verbs.
+
+A second run resumes: it uses the release that is published, the tarballs that are built, and the
+files that the Space has.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+import requests
+
+from farm import building, cuda_runtime, loader, release, wheel
+from farm.errors import PublishError, UsageError
+from farm.inputs import packages
+from farm.publish import deploy_space, hub, pin_space, places, publishing
+from farm.request import BuildRequest
+from farm.targets import DEFAULT_LINE
+from farm.terminal import show, show_published
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from huggingface_hub import SpaceHardware
+
+    from farm.publish.destination import Destination
+    from farm.publish.parts import Plan
+    from farm.terminal.report import BuildReport
+
+_ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOPPED", "PAUSED"})
+"""Stages of a Space that no waiting changes."""
+_INTERVAL_S: Final = 5.0
+_PAGE_S: Final = (10.0, 30.0)
+"""Seconds to connect to a Space's page, and between two reads."""
+
+
+@dataclass(frozen=True)
+class Host:
+    """What a Space's hardware can run.
+
+    Attributes:
+        arch_set: the set or group of ``build/targets.toml`` for it.
+        facts: for the loader's ``--suppose``; Debian 12's libraries, the oldest that Spaces have.
+        has_torch: whether the Space brings torch, and cuBLAS with it, as on ZeroGPU.
+    """
+
+    arch_set: str
+    facts: str
+    has_torch: bool = False
+
+    @property
+    def options(self) -> tuple[str, ...]:
+        """What the loader is asked with, beside the facts."""
+        return ("--allow-cpu",) if self.arch_set == "cpu" else ()
+
+
+_OLDEST: Final = "glibc=2.36,glibcxx=3.4.30"
+_HOSTS: Final = {
+    "cpu": Host("cpu", _OLDEST),
+    "zero": Host("zerogpu", f"capability=12.0,driver=580,{_OLDEST},torch=cu128", has_torch=True),
+    "rtx-pro-6000": Host("sm120", f"capability=12.0,{_OLDEST}"),
+    "t4": Host("sm75", f"capability=7.5,{_OLDEST}"),
+    "l4": Host("sm89", f"capability=8.9,{_OLDEST}"),
+    "a10g": Host("sm86", f"capability=8.6,{_OLDEST}"),
+    "a100": Host("sm80", f"capability=8.0,{_OLDEST}"),
+}
+"""By what the Hub's names of hardware begin with."""
+
+
+ZEROGPU: Final = (
+    _HOSTS["zero"].facts,
+    _HOSTS["zero"].facts.replace("12.0", "9.0"),
+)
+"""ZeroGPU as it is today, and with the H200 that it had before."""
+
+
+def host_of(wanted: SpaceHardware) -> Host:
+    """Return what is known of a Space's hardware.
+
+    Raises:
+        UsageError: nothing is.
+    """
+    for beginning, host in _HOSTS.items():
+        if wanted.value.startswith(beginning):
+            return host
+    raise UsageError(
+        "HARDWARE_UNKNOWN",
+        f"no architecture set is known for --hardware {wanted.value}",
+        hint="invoke build-cuda, invoke publish and invoke deploy-space do it step by step",
+    )
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a person asked for, in the words of the options.
+
+    Attributes:
+        space, model, mount, variables, hardware, adopt: as of ``deploy_space``.
+        url: an archive of llama.cpp; nothing is built or published then.
+        releases: the place of releases; None for ``hf:OWNER/llama-server`` of the Space's owner.
+        release: the release there to use; None for the newest that the hardware can run.
+        folder: where a release is built; None for ``dist/SET``.
+        engine, image, source: as of ``BuildRequest``.
+        minutes: how long to wait until the Space answers; 0 for not at all.
+    """
+
+    space: str
+    model: str | None = None
+    mount: bool = False
+    variables: tuple[str, ...] = ()
+    hardware: str | None = None
+    adopt: bool = False
+    url: str | None = None
+    releases: str | None = None
+    release: str | None = None
+    folder: Path | None = None
+    engine: str = "auto"
+    image: str | None = None
+    source: Path | None = None
+    minutes: int = 40
+
+
+def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
+    """Find or build a release, pin it, deploy the Space, wait for its page, print its address.
+
+    What can be refused at once is looked at before anything is built.
+
+    Raises:
+        FarmError: a step failed; a second run resumes.
+    """
+    hardware = deploy_space.hardware(wish.hardware)
+    host = host_of(hardware or deploy_space.HARDWARE)
+    deploy_space.compare(_planned(wish, host, {}), adopt=wish.adopt)
+    variables, pin = _chosen(wish, host, report, dry_run=dry_run)
+    planned = _planned(wish, host, pin, variables)
+    changes = deploy_space.compare(planned, adopt=wish.adopt)
+    show_published.deployment(changes)
+    if dry_run:
+        return
+    address = deploy_space.deploy(changes, hardware=hardware)
+    if wish.minutes:
+        wait(wish.space, wish.minutes * 60, report.say, interval=_INTERVAL_S)
+    show.line(address)
+
+
+def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
+    """Publish a release folder, with the wheel ``llama-space`` beside it, and show each part.
+
+    Raises:
+        FarmError: the folder is no whole release, or the place refuses.
+    """
+    with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
+        plan = publishing.prepare(folder, place, show.note, wheel=wheel.build(Path(made)))
+        show_published.plan(plan)
+        if not dry_run:
+            show.line(publishing.publish(plan, place, show_published.line))
+    return plan
+
+
+def _planned(
+    wish: Wish,
+    host: Host,
+    pin: Mapping[str, Any] | None,
+    variables: Mapping[str, str] | None = None,
+) -> deploy_space.Deployment:
+    own = {**({"YAKULINGO_SPACES_ALLOW_CPU": "1"} if host.options else {}), **(variables or {})}
+    return deploy_space.plan(
+        wish.space,
+        (*(f"{name}={value}" for name, value in own.items()), *wish.variables),
+        model=wish.model,
+        mount=wish.mount,
+        release=pin,
+    )
+
+
+def _chosen(
+    wish: Wish, host: Host, report: BuildReport, *, dry_run: bool
+) -> tuple[Mapping[str, str], Mapping[str, Any] | None]:
+    """Return what says which llama-server the Space runs: variables, and its ``release.json``."""
+    if wish.url is not None:
+        found = pin_space.archive(wish.url, (host.facts,), host.options)
+        show_published.archive(found)
+        return found.variables(), {}
+    if not wish.release and not wish.releases and pin_space.FILE.is_file():
+        report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
+        return {}, None
+    place = places.parse(wish.releases or f"hf:{wish.space.partition('/')[0]}/llama-server")
+    name = wish.release or _usable(place, wish, host, report, dry_run=dry_run)
+    if name is None:
+        return {}, {}
+    report.say(f"release: {name} of {place.where}")
+    return {}, pin_space.release(place, places.require_name("release", name))
+
+
+def _usable(
+    place: Destination, wish: Wish, host: Host, report: BuildReport, *, dry_run: bool
+) -> str | None:
+    """Return the newest published release that the hardware can run, publishing one if needed."""
+    folder = wish.folder or Path("dist") / host.arch_set
+    published = [
+        name
+        for name in reversed(place.releases())
+        if _can_run(place.small(name, release.MANIFEST), host)
+    ]
+    built = _built(folder, host)
+    if published and built not in {None, published[0]}:
+        built = None  # an older one, or one that was never published
+    if published and built is None:
+        return published[0]
+    if dry_run:
+        what = f"{folder} would be published" if built else f"{host.arch_set} would be built"
+        report.say(f"release: none at {place.where} yet; {what}")
+        return None
+    if built is None:
+        _build(folder, wish, host, report)
+    return publish(folder, place).release
+
+
+def _built(folder: Path, host: Host) -> str | None:
+    """Return the name of the release in a folder; None where it has none for the hardware."""
+    manifest = folder / release.MANIFEST
+    if not manifest.is_file() or not _can_run(manifest.read_bytes(), host):
+        return None
+    return release.load(folder).release
+
+
+def _can_run(manifest: bytes, host: Host) -> bool:
+    return loader.suppose(manifest, host.facts, *host.options).returncode == 0
+
+
+def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
+    """Build the hardware's sets, and CUDA's libraries where no torch brings them."""
+    line = "cpu" if host.arch_set == "cpu" else DEFAULT_LINE
+    report.say(f"building {host.arch_set} ({line}) into {folder}")
+    request = BuildRequest(
+        arch_set=host.arch_set,
+        line=line,
+        engine=wish.engine,
+        image=wish.image,
+        source=wish.source,
+        out=folder,
+    )
+    building.build(request, report)
+    if not host.has_torch and line != "cpu":
+        cuda_runtime.make(line, folder, "tar.zst")
+        release.write(folder)
+
+
+def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: float) -> None:
+    """Wait until the Space runs its newest commit and its page answers.
+
+    Args:
+        space: ``OWNER/NAME``.
+        seconds: after these it is an error.
+        tell: takes a line for each stage that the Hub reports.
+        interval: seconds between two looks.
+
+    Raises:
+        PublishError: ``SPACE_FAILED``: the Space was not built, or did not start;
+            ``SPACE_NOT_READY``: the time is over; or the Hub refuses.
+    """
+    api, until, before = hub.api(), time.monotonic() + seconds, ""
+    logs = f"{api.endpoint}/spaces/{space}?logs=container"
+    with hub.hub_errors(f"Space {space}"):
+        info = api.space_info(space)
+        token = api.token if info.private and isinstance(api.token, str) else None
+    while True:
+        with hub.hub_errors(f"Space {space}"):
+            runtime = api.get_space_runtime(space)
+        stage, is_new = str(runtime.stage), runtime.raw.get("sha") in {None, info.sha}
+        if stage != before:
+            tell(f"Space {space}: {stage.lower().replace('_', ' ')}")
+        before = stage
+        if is_new and stage in _ENDED:
+            said = " ".join(str(runtime.raw.get("errorMessage") or "").split())[:300]
+            raise PublishError(
+                "SPACE_FAILED",
+                f"Space {space}: {stage}{said and ': '}{said}",
+                hint=f"its log is at {logs}; after a repair the same command resumes",
+            )
+        if is_new and stage == "RUNNING" and _answers(info.host or "", token):
+            return
+        if time.monotonic() >= until:
+            raise PublishError(
+                "SPACE_NOT_READY",
+                f"Space {space} does not answer after {seconds / 60:.0f} minutes ({stage})",
+                hint=f"its log is at {logs}; the same command waits again",
+            )
+        time.sleep(interval)
+
+
+def _answers(address: str, token: str | None) -> bool:
+    """Ask for the Space's page; a private Space wants the account's token."""
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        with (
+            packages.session() as web,
+            web.get(address, timeout=_PAGE_S, headers=headers, stream=True) as answer,
+        ):
+            return answer.ok
+    except requests.RequestException:
+        return False

@@ -1,0 +1,280 @@
+"""`invoke space`, against a Hub on loopback: from nothing to a Space that answers, and again."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from farm import building, own_space, wheel
+from farm.errors import FarmError, PublishError, UsageError
+from farm.own_space import Wish
+from farm.publish import deploy_space, pin_space
+from farm.terminal.report import BuildReport
+from tests.rigs import binaries, http_served, hub_repository, tiny_release
+from tests.rigs.http_served import Answer
+from tests.rigs.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from tests.rigs.http_served import Request
+
+PROJECT = Path(__file__).resolve().parents[2]
+SPACE = "me/space"
+RELEASES = "me/llama-server"
+CPU = Wish(SPACE, model="4b", hardware="cpu-basic", minutes=1)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[hub_repository.Hub]:
+    """Serve a Hub, and the pages of its Spaces; no release is pinned in the checkout."""
+    with (
+        hub_repository.Hub().serve() as hub,
+        http_served.serving(lambda _: Answer(200, b"a page")) as hub.host,
+    ):
+        monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", True)
+        monkeypatch.setattr(pin_space, "FILE", tmp_path / "no" / "release.json")
+        monkeypatch.setattr(own_space, "_INTERVAL_S", 0.01)
+        monkeypatch.setattr(wheel, "build", _a_wheel)
+        yield hub
+
+
+def _a_wheel(folder: Path) -> Path:
+    place = folder / "llama_space-1-py3-none-any.whl"
+    place.write_bytes(b"as test_wheel.py builds it")
+    return place
+
+
+def make(wish: Wish, capsys: pytest.CaptureFixture[str], *, dry_run: bool = False) -> str:
+    own_space.make(wish, BuildReport(), dry_run=dry_run)
+    told = capsys.readouterr()
+    return told.err + told.out
+
+
+def with_folder(wish: Wish, folder: Path) -> Wish:
+    return Wish(**{**vars(wish), "folder": folder})
+
+
+def fetched_by(hub: hub_repository.Hub, space: Path, store: Path) -> str:
+    """Run what a deployed Space runs at its start: its own loader, variables and release.json."""
+    repository = hub.repositories[SPACE]
+    for name, content in repository.commits[-1].items():
+        (space / name).parent.mkdir(parents=True, exist_ok=True)
+        (space / name).write_bytes(content)
+    done = subprocess.run(
+        [sys.executable, "-m", "llama_loader", "fetch", "--no-test-run", "--json"],
+        cwd=space,
+        env={
+            "PATH": os.environ["PATH"],
+            "HOME": str(store),
+            "HF_ENDPOINT": hub.url,
+            **repository.variables,
+        },
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
+    hub: hub_repository.Hub,
+    kept: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What compiles is another test's; here the folder is filled by a small real build."""
+    folder = tmp_path / "dist"
+
+    def build(request: object, report: object) -> None:
+        shutil.move(tiny_release.of_build(kept, 11549, tmp_path), folder)
+
+    monkeypatch.setattr(building, "build", build)
+    hub.stages = [{"stage": "BUILDING"}, {"stage": "APP_STARTING"}, {"stage": "RUNNING"}]
+    wish = with_folder(CPU, folder)
+    assert "cpu would be built" in make(wish, capsys, dry_run=True)
+    assert hub.repositories == {}
+    said = make(wish, capsys)
+    assert said.splitlines()[-1] == hub.host
+    assert "Space me/space: building" in said
+    assert hub.repositories[RELEASES].tags.keys() == {"b11549-1"}
+    assert hub.repositories[SPACE].hardware == "cpu-basic"
+    assert '"verified": true' in fetched_by(hub, tmp_path / "space", tmp_path / "home")
+
+    commits = {name: len(one.commits) for name, one in hub.repositories.items()}
+    sent, again = list(hub.sent), make(Wish(**{**vars(wish), "folder": tmp_path / "none"}), capsys)
+    assert "release: b11549-1 of hf:me/llama-server" in again
+    assert hub.sent == sent
+    assert len(hub.repositories[RELEASES].commits) == commits[RELEASES]
+
+
+@pytest.mark.parametrize("step", ["/llama-server/tag/", "/space/variables", "/space/commit/"])
+def test_run_that_a_step_stopped_is_resumed_by_the_next(
+    step: str,
+    hub: hub_repository.Hub,
+    released: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    hub.refuse = f"POST .*{step}"
+    wish = with_folder(CPU, released)
+    with refused("HUB_REFUSED") as caught:
+        make(wish, capsys)
+    assert caught.value.hint
+    hub.refuse = ""
+    assert make(wish, capsys).splitlines()[-1] == hub.host
+    fetched_by(hub, tmp_path / "space", tmp_path / "home")
+
+
+def test_what_can_be_refused_at_once_is_refused_before_a_build(
+    hub: hub_repository.Hub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories[SPACE] = hub_repository.Repository(commits=[{"app.py": b"theirs"}])
+    with refused("SPACE_NOT_OURS", PublishError):
+        make(CPU, capsys)
+    for change, code in (
+        ({"model": "70b"}, "MODEL_INVALID"),
+        ({"hardware": "cray"}, "HARDWARE_UNKNOWN"),
+        ({"variables": ("HF_TOKEN=x",)}, "VARIABLE_IS_SECRET"),
+    ):
+        with refused(code, UsageError):
+            make(Wish(**{**vars(CPU), **change}), capsys)
+    assert RELEASES not in hub.repositories
+
+
+@pytest.mark.parametrize(
+    ("stage", "code"),
+    [
+        ({"stage": "BUILD_ERROR", "errorMessage": "no\nsuch package"}, "SPACE_FAILED"),
+        ({"stage": "BUILDING"}, "SPACE_NOT_READY"),
+        ({"stage": "RUNNING", "sha": "of the commit before"}, "SPACE_NOT_READY"),
+    ],
+)
+def test_space_that_does_not_come_up_is_named_with_its_log(
+    stage: dict[str, str], code: str, hub: hub_repository.Hub
+) -> None:
+    hub.repositories[SPACE] = hub_repository.Repository()
+    hub.stages = [stage]
+    with refused(code, PublishError) as caught:
+        own_space.wait(SPACE, 0.05, lambda _: None, interval=0.01)
+    assert f"{hub.url}/spaces/{SPACE}?logs=container" in caught.value.hint
+    assert stage["stage"] in caught.value.message
+    assert "\n" not in caught.value.message
+
+
+def test_page_that_does_not_answer_is_waited_for(hub: hub_repository.Hub) -> None:
+    hub.repositories[SPACE] = hub_repository.Repository()
+    asked: list[str] = []
+
+    def late(request: Request) -> Answer:
+        asked.append(request.path)
+        return Answer(200 if len(asked) > 2 else 404, b"")
+
+    with http_served.serving(late) as hub.host:
+        own_space.wait(SPACE, 30, lambda _: None, interval=0.01)
+    assert len(asked) == 3
+
+
+def test_hub_without_dns_is_unreachable_and_not_a_refusal(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", hub_repository.TOKEN)
+    monkeypatch.setenv("HF_ENDPOINT", "https://hub.invalid")
+    with refused("HUB_UNREACHABLE", PublishError) as caught:
+        deploy_space.compare(deploy_space.plan(SPACE, model="4b"))
+    assert "DNS" in caught.value.hint
+
+
+@pytest.fixture
+def archive(tmp_path: Path) -> Path:
+    """Return an archive as the official ones are: sm_120a and PTX, no manifest, links."""
+    bin_ = tmp_path / "build" / "bin"
+    bin_.mkdir(parents=True)
+    code = tmp_path / "code"
+    code.write_bytes(binaries.container(binaries.entry(2, 120, flags=0x1100011)))
+    for name in ("libcudart.so.12", "libcublas.so.12"):
+        binaries.library(bin_, name)
+    binaries.library(bin_, "libggml-cuda.so", "libcudart.so.12", "libcublas.so.12", fatbin=code)
+    binaries.program(bin_, "llama-server", source="int main(void) { return 0; }")
+    place = tmp_path / "llama-b11549-bin-linux-cuda-x64.tar.gz"
+    with tarfile.open(place, "w:gz") as tar:
+        for name in ("llama-server", "libggml-cuda.so"):
+            tar.add(bin_ / name, f"build/bin/{name}")
+    return place
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        (own_space.ZEROGPU[0], "because"),
+        (own_space.ZEROGPU[1], "NO_ARTIFACT_FOR_GPU"),
+        ("capability=12.0,driver=580,glibc=2.2,torch=cu128", "GLIBC_TOO_OLD"),
+        ("capability=12.0,driver=510,glibc=2.36,torch=cu128", "DRIVER_TOO_OLD"),
+        ("capability=12.0,driver=580,glibc=2.36,torch=cu130", "CUDA_LIBRARY_MISSING"),
+    ],
+)
+def test_archive_says_beforehand_whether_a_host_can_run_it(
+    facts: str, said: str, archive: Path
+) -> None:
+    found = pin_space.archive(archive.as_uri(), (facts,))
+    ((_, told, can_run),) = found.answers
+    assert said in told
+    assert can_run == (said == "because")
+    if can_run:
+        assert found.variables() == {
+            "YAKULINGO_SPACES_LLAMA_CPP_URL": archive.as_uri(),
+            "YAKULINGO_SPACES_LLAMA_CPP_SHA256": found.sha256,
+        }
+    else:
+        with refused("ARCHIVE_CANNOT_RUN", PublishError):
+            found.variables()
+
+
+def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(
+    hub: hub_repository.Hub, archive: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hub.repositories["me/archives"] = hub_repository.Repository(
+        commits=[{"llama.tar.gz": archive.read_bytes()}]
+    )
+    url = "hf://me/archives/llama.tar.gz"
+    make(Wish(SPACE, model="4b", url=url, minutes=0), capsys)
+    repository = hub.repositories[SPACE]
+    assert repository.variables["YAKULINGO_SPACES_LLAMA_CPP_URL"] == url
+    assert "release.json" not in repository.commits[-1]
+    assert '"trust": "pinned"' in fetched_by(hub, tmp_path / "space", tmp_path / "home")
+
+    # a release instead: what would win over it is removed
+    planned = deploy_space.plan(SPACE, release={"manifest_url": "https://example.org/m.json"})
+    changes = deploy_space.compare(planned)
+    assert changes.unset == tuple(sorted(found for found in repository.variables if "CPP" in found))
+    deploy_space.deploy(changes)
+    assert not any("CPP" in name for name in repository.variables)
+
+
+def test_what_is_no_archive_of_llama_cpp_is_told_in_the_loaders_words(tmp_path: Path) -> None:
+    (tmp_path / "x.tar.gz").write_bytes(b"<html>log in</html>")
+    with refused("LOADER_FAILED", FarmError) as caught:
+        pin_space.archive((tmp_path / "x.tar.gz").as_uri(), own_space.ZEROGPU)
+    assert "error[" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("name", "arch_set"),
+    [("zero-a10g", "zerogpu"), ("l4x1", "sm89"), ("l40sx1", "sm89"), ("t4-small", "sm75"),
+     ("a10g-large", "sm86"), ("a100-large", "sm80"), ("cpu-upgrade", "cpu")],
+)  # fmt: skip
+def test_hardware_has_the_set_of_its_gpu(name: str, arch_set: str) -> None:
+    wanted = deploy_space.hardware(name)
+    assert wanted is not None
+    assert own_space.host_of(wanted).arch_set == arch_set
