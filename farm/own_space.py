@@ -104,7 +104,7 @@ class Wish:
         releases: the place of releases; None for ``hf:OWNER/llama-server`` of the Space's owner.
         release: the release there to use; None for the newest that the hardware can run.
         folder: where a release is built; None for ``dist/SET``.
-        engine, image, source: as of ``BuildRequest``.
+        engine, image, source, assume_build: as of ``BuildRequest``.
         minutes: how long to wait until the Space answers; 0 for not at all.
     """
 
@@ -121,6 +121,7 @@ class Wish:
     engine: str = "auto"
     image: str | None = None
     source: Path | None = None
+    assume_build: int | None = None
     minutes: int = 40
 
 
@@ -242,6 +243,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         engine=wish.engine,
         image=wish.image,
         source=wish.source,
+        assume_build=wish.assume_build,
         out=folder,
     )
     building.build(request, report)

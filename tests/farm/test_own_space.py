@@ -97,7 +97,7 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     """What compiles is another test's; here the folder is filled by a small real build."""
     folder = tmp_path / "dist"
 
-    def build(request: object, report: object) -> None:
+    def build(*_: object) -> None:
         shutil.move(tiny_release.of_build(kept, 11549, tmp_path), folder)
 
     monkeypatch.setattr(building, "build", build)

@@ -16,7 +16,7 @@ import requests
 from package_index import PackageIndex
 
 from farm import durable, run_lock
-from farm.errors import PublishError, SourceError
+from farm.errors import SourceError
 from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space

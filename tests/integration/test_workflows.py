@@ -402,8 +402,7 @@ def test_a_space_is_built_published_and_deployed_with_a_secret_that_no_command_h
     inputs = {"space": "me/space", "model": "4b", "hardware": "cpu-basic"}
     runner.context.update({f"inputs.{name}": value for name, value in inputs.items()})
     runner.context.update({"secrets.HF_TOKEN": hub_repository.TOKEN})
-    upstream(runner, "b11549")
-    small = ("--engine docker", f"--engine local --source {runner.home}/upstream")
+    small = ("--engine docker", f"--engine local --source {TINY} --assume-build 11549")
     page = http_served.serving(lambda _: http_served.Answer(200, b"a page"))
     with hub_repository.Hub().serve() as hub, page as hub.host:
         # Xet's protocol is a program of the Hub's own; without it large files go through LFS
