@@ -53,6 +53,7 @@ _BUILD_HELP = {
     "assume_build": "llama.cpp's build number, for a --source whose history does not tell it",
     "define": "NAME=VALUE, a CMake definition more; again for more. Recorded in BUILD.json",
     "also": "a program more in the tarball: llama-bench, llama-quantize, rpc-server",
+    "patches": "auto (those of build/patches) or none (llama.cpp as it is upstream)",
 }
 _LISTS = ("define", "also")
 
@@ -109,6 +110,7 @@ def build_cuda(
     copy: str | None = None,
     define: list[str] | None = None,
     also: list[str] | None = None,
+    patches: str = "auto",
     scheduler: str | None = None,
     workers: str | None = None,
     worker_engine: str = "auto",
@@ -140,6 +142,7 @@ def build_cuda(
         copy=_path(copy),
         also=programs(also or ()),
         define=definitions(define or ()),
+        patches=patches,
         scheduler=scheduler,
         workers=show.positive("--workers", workers),
         worker_engine=worker_engine,
@@ -167,6 +170,7 @@ def build_cpu(
     copy: str | None = None,
     define: list[str] | None = None,
     also: list[str] | None = None,
+    patches: str = "auto",
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
     from farm.building import build
@@ -187,6 +191,7 @@ def build_cpu(
         copy=_path(copy),
         also=programs(also or ()),
         define=definitions(define or ()),
+        patches=patches,
     )
     with show.report() as report:
         build(request, report)

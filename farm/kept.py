@@ -274,9 +274,13 @@ def digest(plan: BuildPlan, engine: str) -> str:
 
 
 def source_digest(source: Source) -> str:
-    """Return what names the source's content: of its archive, its commit, or its files."""
+    """Return what names the source's content: of its archive, its commit, or its files; patched."""
     if source.sha256 is not None:
-        return source.sha256
-    if source.commit is not None and source.origin.startswith("git+"):
-        return source.commit
-    return folder_digest(source.tree)
+        named = source.sha256
+    elif source.commit is not None and source.origin.startswith("git+"):
+        named = source.commit
+    else:
+        named = folder_digest(source.tree)
+    if not source.patches:
+        return named
+    return hashlib.sha256(msgspec.json.encode([named, source.patches])).hexdigest()

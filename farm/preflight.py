@@ -164,6 +164,7 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
     if tree.note:
         report.note(tree.note)
     report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+    report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
     holes = advisories.of(tree, advisories.load())
     if holes and tree.build > 0:  # b0 has a note of its own
         report.note(
@@ -226,8 +227,7 @@ def _require_source(path: Path, own: build_record.SourceRecord | None) -> None:
     if own is not None and record.source != own:
         raise UsageError(
             "SOURCES_MIXED",
-            f"{path} is of b{record.source.build} ({record.source.origin}), and what will be built "
-            f"of b{own.build} ({own.origin})",
+            f"{path} is of {record.source}, and what will be built of {own}",
             hint="one folder holds one release; build into another one with --out",
         )
 

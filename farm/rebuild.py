@@ -19,7 +19,7 @@ from farm import execute, pipeline, release, source, targets
 from farm.engines import images
 from farm.engines.docker import DockerImages, connect
 from farm.errors import BuildError, EngineError, SourceError, UsageError
-from farm.inputs import pins, recipe, toolkit
+from farm.inputs import patches, pins, recipe, toolkit
 from farm.pack import read_inventory
 from farm.plan import BuildPlan
 from farm.remote_release import opened
@@ -176,9 +176,10 @@ def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None =
     Raises:
         SourceError: it cannot be had, or is not the recorded one; names what is.
             ``REMOTE_NOT_TRUSTED``: only the record names its repository, whose build scripts would
-            run here.
+            run here. ``PATCHES_DIFFER``: this checkout has other patches.
         UsageError: its repository has no such commit, or ``folder`` is no source tree.
     """
+    chosen = patches.recorded(record.patches)
     if folder is not None:
         found = source.from_folder(folder)
     elif match := _PYPI.fullmatch(record.origin):
@@ -200,7 +201,7 @@ def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None =
             hint="--source DIR names that tree; its parts are compared with those of BUILD.json",
         )
     return replace(
-        found,
+        source.patched(found, chosen),
         version=record.version,
         build=record.build,
         commit=record.commit,

@@ -243,9 +243,7 @@ def _check_sbom(folder: Path, listed: Artifact, found: Found) -> None:
 
 def _check_source(manifest: Manifest, listed: Artifact, found: Found) -> None:
     if found.source and schema.Source(**msgspec.structs.asdict(found.source)) != manifest.source:
-        raise _mismatch(
-            f"{listed.name}: was built from {found.source.origin}, not the manifest's source"
-        )
+        raise _mismatch(f"{listed.name}: was built from {found.source}, not the manifest's source")
 
 
 def _check_licences(found: Found, note: Callable[[str], None]) -> None:
@@ -393,7 +391,7 @@ def _name(record: BuildRecord, archive_format: str) -> str:
 
 def _one_source(sources: list[build_record.SourceRecord]) -> build_record.SourceRecord:
     if len(set(sources)) > 1:
-        builds = ", ".join(sorted(f"b{source.build} ({source.origin})" for source in set(sources)))
+        builds = ", ".join(sorted(str(source) for source in set(sources)))
         raise PackError(
             "SOURCES_MIXED",
             f"the tarballs are of different sources: {builds}",

@@ -367,6 +367,7 @@ def space(
         "toolkit": "for the local engine: a folder, or 'pypi' for NVIDIA's wheels",
         "source": "a folder with llama.cpp's source, instead of the pinned archive",
         "jobs": "compilers at a time in the first build; the second has one more",
+        "patches": "auto (those of build/patches) or none",
     },
 )
 @verb
@@ -379,6 +380,7 @@ def reproducible(
     toolkit: str | None = None,
     source: str | None = None,
     jobs: str | None = None,
+    patches: str = "auto",
 ) -> None:
     """Build a set twice from nothing, in two containers, and compare every byte."""
     from farm.reproduce import prove
@@ -393,6 +395,7 @@ def reproducible(
         source=Path(source) if source else None,
         jobs=show.positive("--jobs", jobs),
         cached=False,
+        patches=patches,
     )
     with show.report() as report:
         prove(request, report)

@@ -17,7 +17,7 @@ import msgspec
 
 from farm import source, targets
 from farm.errors import UsageError
-from farm.inputs import pins, recipe
+from farm.inputs import patches, pins, recipe
 from farm.pack import ALSO, RPC_SERVER, SHIPPED
 from farm.plan import HOST_DEFINES, TARGETS
 from farm.tarball import archive
@@ -82,6 +82,8 @@ class BuildRequest:
     """Further programs of llama.cpp that the tarball holds (``pack.ALSO``)."""
     define: tuple[tuple[str, str], ...] = ()
     """Further CMake definitions (``definitions``)."""
+    patches: str = "auto"
+    """``none`` builds llama.cpp without those of ``build/patches``."""
     this_cpu: bool = False
     """Build the CPU variants that this machine runs, and no others (``recipe.of_this_machine``)."""
     copy: Path | None = None
@@ -110,6 +112,12 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
             "ENGINE_UNKNOWN",
             f"--worker-engine {request.worker_engine!r}",
             hint="it is one of auto, docker, local",
+        )
+    if request.patches not in patches.CHOICES:
+        raise UsageError(
+            "PATCHES_INVALID",
+            f"--patches {request.patches!r}",
+            hint=f"it is one of {', '.join(patches.CHOICES)}",
         )
     _check_cluster(request)
     if request.jobs is not None and request.jobs < 1:
@@ -188,12 +196,21 @@ def _is_address(text: str) -> bool:
 
 
 def choose_source(request: BuildRequest) -> Source:
-    """Return the source that ``--ref`` or ``--source`` names, else the pinned archive.
+    """Return the source that ``--ref`` or ``--source`` names, else the pinned archive; patched.
 
     Raises:
-        UsageError: both are given, or the ref does not exist.
+        UsageError: both are given, the ref does not exist, or a patch does not fit.
         SourceError: it cannot be had, or is not what its pin says.
     """
+    found, left_out = _unpatched(request)
+    if request.patches == "none":
+        return found
+    chosen = (one for one in patches.load() if one.patch.name not in left_out)
+    return source.patched(found, tuple(chosen))
+
+
+def _unpatched(request: BuildRequest) -> tuple[Source, tuple[str, ...]]:
+    """Return the source, and the names of patches that the pins say do not fit it."""
     if request.ref and request.source:
         raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
     if not (request.ref or request.source):
@@ -202,13 +219,14 @@ def choose_source(request: BuildRequest) -> Source:
                 "ASSUMED_BUILD_IS_KNOWN",
                 "--assume-build without --source or --ref: the pinned archive's build is known",
             )
-        return source.from_archive(pins.load().source)
+        pin = pins.load().source
+        return source.from_archive(pin), pin.without_patches
     found = (
         source.from_folder(request.source) if request.source else source.from_ref(request.ref or "")
     )
-    if request.assume_build is None:
-        return found
-    return source.assume_build(found, request.assume_build)
+    if request.assume_build is not None:
+        found = source.assume_build(found, request.assume_build)
+    return found, ()
 
 
 def definitions(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:

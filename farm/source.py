@@ -1,7 +1,7 @@
 """llama.cpp's source: a hash-pinned archive, a git ref, or a folder → one ``Source``.
 
 The build number and the commit come with the source, whichever way it came: they end in
-``llama-server --version`` and in the manifest.
+``llama-server --version`` and in the manifest. Patches change a copy, which is kept in the cache.
 """
 
 from __future__ import annotations
@@ -19,13 +19,17 @@ from urllib.parse import urlsplit
 from farm import durable, run_lock
 from farm.durable import files, folder_digest, new_folder
 from farm.errors import SourceError, UsageError
+from farm.inputs import patches
 from farm.inputs.packages import cache_folder, extract_subtree, fetch_package
+from farm.kept import source_digest
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
+    from farm.inputs.patches import Change
     from farm.inputs.pins import SourcePin
+    from llama_loader.manifest import Patch
 
 GIT_REMOTE: Final = "https://github.com/ggml-org/llama.cpp"
 """A mirror is named with git's own ``url.<base>.insteadOf`` setting."""
@@ -52,7 +56,7 @@ class Source:
     ``build`` is llama.cpp's build number, 0 where it is not known, and ``build_assumed`` tells that
     a person gave it; ``commit`` has 40 digits (followed by ``-dirty`` for a changed work tree);
     ``sha256`` is the archive's; ``note`` is a line that a person must see; ``defines`` are CMake's
-    cache entries that this tree needs beside those of the plan.
+    cache entries that this tree needs beside those of the plan; ``patches`` were applied to it.
     """
 
     tree: Path
@@ -65,6 +69,7 @@ class Source:
     note: str | None = None
     build_assumed: bool = False
     defines: tuple[tuple[str, str], ...] = ()
+    patches: tuple[Patch, ...] = ()
 
     @property
     def short_commit(self) -> str:
@@ -85,6 +90,9 @@ def from_archive(pin: SourcePin) -> Source:
     key = hashlib.sha256(f"{pin.sha256}#{pin.subdir}".encode()).hexdigest()
     tree, note = _kept(key, lambda folder: extract_subtree(archive, pin.subdir, folder))
     origin = f"pypi:{pin.filename}#{pin.subdir}"
+    names = ", ".join(pin.without_patches)
+    left_out = f"note[PATCHES_LEFT_OUT]: by build/pins.toml, {names} does not fit b{pin.build}"
+    note = _joined(note, left_out if names else None)
     found = _source(tree, pin.build, pin.commit, origin, note)
     return replace(found, version=pin.llama_version, sha256=pin.sha256)
 
@@ -147,9 +155,38 @@ def assume_build(found: Source, build: int) -> Source:
         "record that the number was assumed"
     )
     kept = found.note if found.build else None  # without a number the note was on just that
-    return replace(
-        found, build=build, build_assumed=True, note="\n".join(filter(None, (kept, note)))
-    )
+    return replace(found, build=build, build_assumed=True, note=_joined(kept, note))
+
+
+def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
+    """Return a source with patches applied to a copy of its tree; the tree itself stays as it is.
+
+    Raises:
+        UsageError: ``PATCH_DOES_NOT_FIT``; nothing was copied.
+        PackError: ``WRITE_FAILED``: the disk of the cache is full.
+    """
+    if not chosen:
+        return found
+    changed = patches.changed(found.tree, chosen)
+    whole = replace(found, patches=tuple(one.patch for one in chosen))
+    tree, note = _kept(source_digest(whole), lambda folder: _copy(found.tree, folder, changed))
+    return replace(whole, tree=tree, note=_joined(found.note, note))
+
+
+def _copy(tree: Path, folder: Path, changed: Mapping[str, bytes]) -> None:
+    """Make a folder as a copy of a tree, without git's own, in which some files are others."""
+    with durable.writing(folder), new_folder(folder) as staging:
+        ignored = shutil.ignore_patterns(".git")
+        shutil.copytree(tree, staging, symlinks=True, ignore=ignored, dirs_exist_ok=True)
+        for name, content in changed.items():
+            place = staging / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            mode = place.stat().st_mode & 0o777 if place.exists() else 0o644
+            durable.replace(place, content, mode)
+
+
+def _joined(*notes: str | None) -> str | None:
+    return "\n".join(filter(None, notes)) or None
 
 
 def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str | None]:

@@ -20,7 +20,7 @@ from tomlkit.exceptions import TOMLKitError
 from farm import source, targets
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
-from farm.inputs import packages, pins
+from farm.inputs import packages, patches, pins
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -130,7 +130,8 @@ def _shown(row: dict[str, Any] | None) -> str:
         return "not pinned"
     build = f"b{row['build']} " if "build" in row else ""
     digest = row.get("digest") or row.get("sha256") or "no digest"
-    return f"{build}{row.get('version', '')} {digest}".strip()
+    without = "".join(f", without {name}" for name in row.get("without_patches", ()))
+    return f"{build}{row.get('version', '')} {digest}{without}".strip()
 
 
 def registry_digest(name: str) -> str:
@@ -187,17 +188,24 @@ def _update_source(
     with packages.session() as web:
         _update_file(web, row, SDIST)
     if newest:
-        _read_source(row)
+        _read_source(row, say)
 
 
-def _read_source(row: Any) -> None:
-    """Look into the archive: the index does not know upstream's release number."""
+def _read_source(row: Any, say: Callable[[str], None]) -> None:
+    """Look into the archive: for upstream's release number, and whether each patch fits."""
     names = pins.SourcePin.__struct_fields__
     pin = pins.SourcePin(**{name: row[name] for name in names if name in row})
-    told = source.read_version(source.from_archive(pin).tree)
+    tree = source.from_archive(pin).tree
+    told = source.read_version(tree)
     if told is None:
         raise SourceError("VERSION_UNKNOWN", f"{pin.filename}: tells no version of llama.cpp")
     row["llama_version"] = told
+    row.pop("without_patches", None)
+    misfits = patches.misfits(tree)
+    for error in misfits.values():
+        say(f"note[{error.code}]: {error.message}; b{row['build']} is built without it")
+    if misfits:
+        row["without_patches"] = list(misfits)
 
 
 def _update_packages(document: Any) -> None:

@@ -16,7 +16,7 @@ import msgspec
 
 from farm import PROJECT_ROOT, source
 from farm.errors import UsageError
-from farm.inputs import pins
+from farm.inputs import patches, pins
 from farm.publish.github_api import Api
 
 if TYPE_CHECKING:
@@ -93,10 +93,16 @@ def _propose(name: str, api: Api, branch: str, title: str, body: str, steps: Seq
 
 def _compared(pin: SourcePin, remote: str) -> str:
     tag = source.from_ref(f"b{pin.build}", remote=remote)
-    differing = source.differences(source.from_archive(pin).tree, tag.tree)
+    tree = source.from_archive(pin).tree
+    differing = source.differences(tree, tag.tree)
+    misfits = [error.message for error in patches.misfits(tree).values()]
+    patched = "Every patch of `build/patches` fits it."
+    if misfits:
+        listed = _listed(misfits, code=False)
+        patched = f"It is built without the patches that do not fit it:\n{listed}"
     return (
         f"llama.cpp b{pin.build} ({pin.llama_version}) comes from {pin.filename}, sha256 "
-        f"`{pin.sha256}`.\n\n"
+        f"`{pin.sha256}`. {patched}\n\n"
         f"Compared with llama.cpp's own tag b{pin.build} ({tag.commit}): {len(differing)} files of "
         f"the archive are not as there.\n{_listed(differing)}"
     )

@@ -17,6 +17,7 @@ from farm.errors import PackError
 from farm.inputs import recipe
 from farm.plan import TARGETS, Layout
 from farm.tarball.parts import Part
+from llama_loader.manifest import Patch
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,7 +37,8 @@ LAYOUT: Final = Layout(
 class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The manifest's ``source``, as it was at build time.
 
-    ``build_assumed`` tells that a person gave the build number with ``--assume-build``.
+    ``build_assumed`` tells that a person gave the build number with ``--assume-build``;
+    ``patches`` were applied to the source, in this order.
     """
 
     project: str
@@ -46,6 +48,12 @@ class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     origin: str
     sha256: str | None
     build_assumed: bool = False
+    patches: tuple[Patch, ...] = ()
+
+    def __str__(self) -> str:
+        """Return what tells this source from others, for an error's sentence."""
+        patches = "".join(f", patch {one.name} {one.sha256[:12]}" for one in self.patches)
+        return f"b{self.build} ({self.origin}{patches})"
 
 
 class LineRecord(msgspec.Struct, frozen=True):

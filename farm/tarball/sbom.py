@@ -74,6 +74,7 @@ def of_server(artifact: Artifact, record: BuildRecord) -> bytes:
                 "recipe-sha256": record.recipe_sha256,
                 "parts": "recorded" if parts is not None else "unknown",
             }
+            | {f"source-patch:{patch.name}": patch.sha256 for patch in source.patches}
         )
     )
     components = [_part(part) for part in parts or ()]

@@ -64,10 +64,18 @@ class _Frozen(msgspec.Struct, frozen=True, kw_only=True):
     """Immutable, by keyword only; unknown fields are ignored when parsed."""
 
 
+class Patch(_Frozen, frozen=True, kw_only=True):
+    """A change that the farm made to llama.cpp; the digest is of what it inserts and adds."""
+
+    name: Name
+    sha256: Sha256
+
+
 class Source(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     """Where the llama.cpp came from. ``sha256`` is the archive's, null for a git ref or folder.
 
     ``build_assumed`` tells that the builder gave the build number, because the source had none.
+    ``patches`` were applied to the source, in this order; a reader ignores those it does not know.
     """
 
     project: Text
@@ -77,6 +85,7 @@ class Source(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     origin: Text
     sha256: Sha256 | None
     build_assumed: bool = False
+    patches: Annotated[tuple[Patch, ...], Meta(max_length=100)] = ()
 
 
 class Cuda(_Frozen, frozen=True, kw_only=True):

@@ -33,6 +33,7 @@ from farm.terminal.report import BuildReport
 PROJECT = Path(__file__).parent.parent.parent
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
+LOCAL = BuildRequest(arch_set="cpu", line="cpu", engine="local", patches="none")
 ALREADY = "cpu-cpu: built already, in an earlier run (--fresh builds it again)"
 
 
@@ -50,9 +51,7 @@ def tiny(tmp_path: Path) -> Path:
 
 def build(tiny: Path, out: Path, *, fresh: bool = False) -> list[str]:
     told = io.StringIO()
-    request = BuildRequest(
-        arch_set="cpu", line="cpu", engine="local", source=tiny, out=out, fresh=fresh
-    )
+    request = replace(LOCAL, source=tiny, out=out, fresh=fresh)
     pipeline.STATE.mkdir(exist_ok=True)
     with BuildReport(Console(file=told, width=200)) as report:
         _build(request, report)
@@ -117,9 +116,7 @@ def cache_counts() -> dict[str, int]:
 def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_another_build(
     tiny: Path, tmp_path: Path
 ) -> None:
-    plain = BuildRequest(
-        arch_set="cpu", line="cpu", engine="local", source=tiny, out=tmp_path / "out"
-    )
+    plain = replace(LOCAL, source=tiny, out=tmp_path / "out")
     more = replace(plain, also=("rpc-server",), define=(("GGML_SCHED_MAX_COPIES", "1"),))
     renamed = tiny / "tools" / "rpc" / "CMakeLists.txt"
     renamed.parent.mkdir(parents=True)
@@ -149,9 +146,7 @@ def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
 ) -> None:
     monkeypatch.setattr(recipe, "of_this_machine", lambda _: ("x64", "haswell"))
     out = tmp_path / "dist"
-    request = BuildRequest(
-        arch_set="cpu", line="cpu", engine="local", source=tiny, out=out, this_cpu=True
-    )
+    request = replace(LOCAL, source=tiny, out=out, this_cpu=True)
     with BuildReport(Console(file=io.StringIO(), width=200)) as report:
         building.build(request, report)
         notes: list[str] = []

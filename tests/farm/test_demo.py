@@ -23,7 +23,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]
 
     def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         requests.append(request)
-        return real(replace(request, source=TINY), report)
+        return real(replace(request, source=TINY, patches="none"), report)
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")

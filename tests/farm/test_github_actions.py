@@ -8,7 +8,7 @@ from github_api import TOKEN, GitHub
 
 from farm import source
 from farm.errors import FarmError, UsageError
-from farm.inputs import pins
+from farm.inputs import patches, pins
 from farm.publish import github_actions
 from farm.publish.github_actions import propose_pins
 from farm.publish.github_api import Api
@@ -55,6 +55,25 @@ def test_what_is_not_as_upstream_has_it_stands_in_the_text(
     assert text.endswith(
         "2 files of the archive are not as there.\n\n- `new.cpp`\n- `src/llama.cpp`"
     )
+
+
+def test_patches_that_do_not_fit_stand_in_the_text(
+    github: GitHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "FOLDER", tmp_path / "patches")
+    assert propose(github)[0] == BRANCH
+    assert "Every patch of `build/patches` fits it." in github.pulls[0]["body"]
+    github.pulls.clear()
+    (tmp_path / "patches" / "more").mkdir(parents=True)
+    (tmp_path / "patches" / "more" / "patch.toml").write_text(
+        'why = "x"\nupstream = "x"\nlicence = "MIT"\n[[insert]]\nfile = "src/llama.cpp"\n'
+        'anchor = "int more;"\nplace = "after"\ntext = "int less;"\n'
+    )
+    propose(github)
+    assert (
+        "built without the patches that do not fit it:\n\n"
+        "- patch more: src/llama.cpp has the anchor 'int more;' 0 times, not once\n"
+    ) in github.pulls[0]["body"]
 
 
 def test_a_long_list_of_differences_is_cut(github: GitHub, trees: dict[str, Path]) -> None:

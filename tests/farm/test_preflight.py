@@ -77,8 +77,9 @@ def test_findings_are_shown_together_once_each_and_wrong_usage_decides_the_statu
 @pytest.mark.usefixtures("toolkit")
 def test_line_of_a_local_build_follows_from_this_host_s_toolkit(tmp_path: Path) -> None:
     request = BuildRequest(
-        archs="90-real", engine="local", source=TINY, assume_build=7, out=tmp_path / "out"
-    )
+        archs="90-real", engine="local", source=TINY, assume_build=7, out=tmp_path / "out",
+        patches="none",
+    )  # fmt: skip
     told = checked(request)
     assert "can be built: llama-server-b7-cu126-sm90-linux-x86_64.tar.zst" in told
     assert not (tmp_path / "out").exists()
@@ -226,15 +227,15 @@ def test_known_hole_is_a_note_of_a_build_and_a_finding_of_a_release(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     tree = Path(shutil.copytree(TINY, tmp_path / "tree"))
-    request = BuildRequest(source=tree, assume_build=11392, out=tmp_path / "out")
+    request = BuildRequest(source=tree, assume_build=11392, out=tmp_path / "out", patches="none")
     built = BuildRequest(
         arch_set="cpu", line="cpu", engine="local", source=tree, assume_build=11392,
-        out=tmp_path / "out",
+        out=tmp_path / "out", patches="none",
     )  # fmt: skip
     assert "note[KNOWN_ADVISORY]: b11392 has CVE-2026-107183" in checked(built)
     whole = BuildRequest(
         arch_set="release", engine="docker", source=request.source, assume_build=11392,
-        out=request.out,
+        out=request.out, patches="none",
     )  # fmt: skip
     error = refused(whole, Publication(release="b1-1"))
     assert codes(error) == ["RELEASE_NAME_WRONG", "ENGINE_NOT_RUNNING", "KNOWN_ADVISORY"]

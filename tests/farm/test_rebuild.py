@@ -28,6 +28,7 @@ from farm.terminal.report import BuildReport
 from tests.rigs.refusals import refused
 
 TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
+LOCAL = BuildRequest(arch_set="cpu", line="cpu", engine="local", source=TINY, patches="none")
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
 
 
@@ -38,9 +39,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr(pipeline, "STATE", folder / "state")
-        request = BuildRequest(
-            arch_set="cpu", line="cpu", engine="local", source=TINY, out=folder / "dist"
-        )
+        request = replace(LOCAL, out=folder / "dist")
         building.build(request, BuildReport(Console(file=io.StringIO())))
         yield folder / "dist"
 

@@ -293,7 +293,7 @@ def test_a_clone_of_llama_cpp_s_own_repository_counts_its_commits(
 
 def test_an_assumed_build_is_recorded_as_such(tmp_path: Path) -> None:
     tree = Path(shutil.copytree(TINY, tmp_path / "plain"))
-    found = choose_source(BuildRequest(source=tree, assume_build=11549))
+    found = choose_source(BuildRequest(source=tree, assume_build=11549, patches="none"))
     assert (found.build, found.build_assumed) == (11549, True)
     assert "note[BUILD_ASSUMED]" in (found.note or "")
 

@@ -14,7 +14,7 @@ import pytest
 from farm import targets, update_pins
 from farm.engines.docker import connect
 from farm.errors import EngineError, SourceError, UsageError
-from farm.inputs import pins
+from farm.inputs import patches, pins
 from farm.update_pins import Update
 from tests.rigs import http_served
 from tests.rigs.http_served import Answer, Request
@@ -226,6 +226,40 @@ def test_without_a_newer_archive_the_pin_stays(file: Path, index: PackageIndex) 
     assert images.newer is None
     assert [step.title.partition(":")[0] for step in images.steps] == ["Images"]
     assert f"known:1: sha256:{OLD} → sha256:{NEW}" in images.steps[0].changes
+
+
+def test_a_patch_that_does_not_fit_the_newest_archive_is_left_out_until_it_does(
+    file: Path, index: PackageIndex, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(patches, "FOLDER", tmp_path / "patches")
+    index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
+    patch = tmp_path / "patches" / "more" / "patch.toml"
+    patch.parent.mkdir(parents=True)
+    text = (
+        'why = "x"\nupstream = "x"\nlicence = "MIT"\n[[insert]]\nfile = "CMakeLists.txt"\n'
+        'anchor = "set(LLAMA_VERSION_PATCH 9)"\nplace = "after"\ntext = "# more"\n'
+    )
+
+    def update(number: int) -> tuple[Update, list[str]]:
+        patch.write_text(text.replace("9", str(number)))
+        said: list[str] = []
+        done = update_pins.main(
+            file, say=said.append, digest_of=unreachable, newest=True, tags_of=lambda: (11600,)
+        )
+        return done, said
+
+    done, said = update(9)
+    assert (done.newer, pins.load(file).source.without_patches) == (11600, ("more",))
+    assert any(
+        line.startswith("note[PATCH_DOES_NOT_FIT]: patch more: CMakeLists.txt has the anchor")
+        and line.endswith("0 times, not once; b11600 is built without it")
+        for line in said
+    ), said
+    assert done.steps[0].changes[0].endswith(", without more")
+    mended, _ = update(0)
+    assert (mended.newer, len(mended.steps)) == (None, 1)
+    assert pins.load(file).source.without_patches == ()
+    assert "without_patches" not in file.read_text("utf-8")
 
 
 def test_each_kind_of_change_is_told_apart(file: Path, index: PackageIndex) -> None:

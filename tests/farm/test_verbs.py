@@ -130,6 +130,7 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("build-cpu --jobs many", "NUMBER_INVALID", "'many'"),
         ("build-cpu --format zip", "FORMAT_UNKNOWN", "tar.zst"),
         ("build-cpu --engine local --image x", "IMAGE_WITHOUT_DOCKER", "docker"),
+        ("build-cpu --engine local --patches some", "PATCHES_INVALID", "auto, none"),
         ("build-cpu --engine local --ref a --source b", "REF_AND_SOURCE", "--source"),
         ("base-image --line cu128", "BASE_IMAGE_UNKNOWN", "cu130"),
         ("cuda-runtime --line cu99", "CUDA_RUNTIME_NOT_PINNED", "cu124, cu128, cu130"),

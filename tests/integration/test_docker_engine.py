@@ -112,6 +112,7 @@ def slow_build(
     tree, log = slow_tree(folder / "slow"), PROJECT / ".farm" / "logs" / "cpu-cpu.log"
     log.unlink(missing_ok=True)
     build = ("build-cpu", "--engine", "docker", "--image", image, "--source", str(tree))
+    build += ("--patches", "none")
     process = subprocess.Popen(
         [*INVOKE, *build, "--out", str(folder / "out")],
         cwd=PROJECT,
@@ -195,7 +196,7 @@ def test_an_engine_that_dies_in_the_middle_is_one_line_and_the_next_run_goes_on(
     assert "Traceback" not in told
     assert "--build" in (PROJECT / ".farm" / "logs" / "cpu-cpu.log").read_text()
     (tmp_path / "slow" / "CMakeLists.txt").write_text((TINY / "CMakeLists.txt").read_text())
-    again = ("--image", base_image, "--source", str(tmp_path / "slow"))
+    again = ("--image", base_image, "--source", str(tmp_path / "slow"), "--patches", "none")
     done = invoke("build-cpu", "--engine", "docker", *again, "--out", str(tmp_path / "out"))
     assert done.returncode == 0, done.stderr
     assert "note[LEFT_BEHIND]: removed container llama-farm-cpu-cpu-" in done.stderr
@@ -208,7 +209,9 @@ def test_without_an_engine_docker_is_refused_and_auto_builds_here(
     monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
     told, out = io.StringIO(), tmp_path / "out"
     report = BuildReport(Console(file=told, width=400))
-    docker = BuildRequest(arch_set="cpu", line="cpu", engine="docker", source=TINY, out=out)
+    docker = BuildRequest(
+        arch_set="cpu", line="cpu", engine="docker", source=TINY, out=out, patches="none"
+    )
     with pytest.raises(EngineError) as refused, preflight.opened(docker, report):
         pass
     assert refused.value.code == "ENGINE_NOT_RUNNING"

@@ -139,6 +139,7 @@ def test_a_second_run_of_a_set_ends_at_once_with_one_line(tmp_path: Path) -> Non
         file.write(f'\nadd_custom_target(held ALL COMMAND sh -c "{wait}" VERBATIM)\n')
         file.write("add_dependencies(llama-cli held)\n")
     argv = ("build-cpu", "--engine", "local", "--source", str(tree), "--out", f"{tmp_path}/dist")
+    argv += ("--patches", "none")
     with subprocess.Popen(
         [*INVOKE, *argv], cwd=PROJECT, stderr=subprocess.PIPE, text=True
     ) as first:
@@ -162,6 +163,7 @@ def test_the_error_of_a_set_that_was_alone_is_said_once(tmp_path: Path) -> None:
     tree = shutil.copytree(PROJECT / "tests" / "rigs" / "tiny_llama", tmp_path / "llama.cpp")
     (tree / "plugin.c").write_text("int broken( {\n", "utf-8")
     options = ("--engine", "local", "--source", str(tree), "--out", str(tmp_path / "dist"))
+    options += ("--patches", "none")
     failed = invoke("build-cpu", *options)
     assert failed.returncode == 1
     assert failed.stderr.count("error[COMPILE_FAILED]") == 1

@@ -202,7 +202,12 @@ def test_a_variable_that_ccache_would_not_take_is_one_error_before_anything_star
 ) -> None:
     monkeypatch.setenv(variable, value)
     request = BuildRequest(
-        arch_set="cpu", line="cpu", engine="local", source=TINY, out=tmp_path / "dist"
+        arch_set="cpu",
+        line="cpu",
+        engine="local",
+        source=TINY,
+        out=tmp_path / "dist",
+        patches="none",
     )
     report = BuildReport(Console(quiet=True))
     with pytest.raises(UsageError) as refused, preflight.opened(request, report):

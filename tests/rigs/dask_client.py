@@ -24,7 +24,12 @@ def main(tree: str, folder: str, *options: str) -> None:
     os.environ |= {"XDG_CACHE_HOME": str(place / "cache"), "CCACHE_DIR": str(place / "ccache")}
     pipeline.STATE = place / "state"  # type: ignore[misc] - a checkout of its own
     named = BuildRequest(
-        arch_set="cpu", line="cpu", engine="dask", source=Path(tree), out=place / "out"
+        arch_set="cpu",
+        line="cpu",
+        engine="dask",
+        source=Path(tree),
+        out=place / "out",
+        patches="none",
     )
     for option in options:
         name, _, value = option.partition("=")

@@ -1,0 +1,205 @@
+"""``build/patches``: what a build changes in llama.cpp's source. Reads patches and a source tree.
+
+A patch is a folder with a ``patch.toml``: lines inserted beside an anchor, which is a line that
+must occur exactly once in its file, and new files of our own (docs/building.md). Nothing is written
+here: ``farm.source`` keeps the patched copy of a tree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Final, Literal
+
+import msgspec
+import tomllib
+from msgspec import Meta
+
+from farm import PROJECT_ROOT
+from farm.errors import SourceError, UsageError
+from llama_loader.manifest import Patch, RelativePath
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from pathlib import Path
+
+FOLDER: Final = PROJECT_ROOT / "build" / "patches"
+CHOICES: Final = ("auto", "none")
+"""What ``--patches`` takes: every patch that the pinned source has, or upstream as it is."""
+_OWN_LICENCE: Final = "MIT"
+"""llama.cpp's: its text is in every tarball."""
+_LICENCE_TEXTS: Final = "licenses/"
+"""The source's folder whose files go into the tarball's ``licenses``."""
+
+Text = Annotated[str, Meta(min_length=1)]
+
+
+class Insert(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Lines that go before or after the one line ``anchor`` of a file."""
+
+    file: RelativePath
+    anchor: Annotated[str, Meta(pattern=r"\A[^\r\n]*\S[^\r\n]*\Z")]
+    place: Literal["before", "after"]
+    text: Text
+
+
+class _Add(
+    msgspec.Struct,
+    frozen=True,
+    kw_only=True,
+    forbid_unknown_fields=True,
+    rename={"origin": "from"},
+):
+    """A new file of the source, and where its content lies in the patch's folder."""
+
+    file: RelativePath
+    origin: RelativePath
+
+
+class _PatchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """``patch.toml``: why the patch exists, its status upstream, and what it changes."""
+
+    why: Text
+    upstream: Text
+    licence: Text
+    insert: tuple[Insert, ...] = ()
+    add: tuple[_Add, ...] = ()
+
+    def __post_init__(self) -> None:
+        """Check that the tarball will hold the licence's text.
+
+        Raises:
+            ValueError: the licence is another than llama.cpp's, and no text is added.
+        """
+        has_text = any(one.file.startswith(_LICENCE_TEXTS) for one in self.add)
+        if self.licence != _OWN_LICENCE and not has_text:
+            raise ValueError(f"add the text of {self.licence} as a file below {_LICENCE_TEXTS}")
+
+
+@dataclass(frozen=True)
+class Change:
+    """One patch, read.
+
+    Attributes:
+        patch: its name, and the digest of what decides its result.
+        inserts: lines for files of the source, in order.
+        added: new files with their content.
+    """
+
+    patch: Patch
+    inserts: tuple[Insert, ...]
+    added: tuple[tuple[str, bytes], ...]
+
+
+def load() -> tuple[Change, ...]:
+    """Read every patch of ``build/patches``, in the order of their names.
+
+    Raises:
+        UsageError: ``PATCH_INVALID``: one is malformed, a file that it adds is missing, or its
+            licence is not llama.cpp's and its text is not among the files.
+    """
+    return tuple(_read(path.parent) for path in sorted(FOLDER.glob("*/patch.toml")))
+
+
+def _read(folder: Path) -> Change:
+    try:
+        text = (folder / "patch.toml").read_text("utf-8")
+        told = msgspec.convert(tomllib.loads(text), _PatchFile)
+        added = tuple((one.file, (folder / one.origin).read_bytes()) for one in told.add)
+        digest = hashlib.sha256(msgspec.json.encode((told.insert, added))).hexdigest()
+        patch = msgspec.convert({"name": folder.name, "sha256": digest}, Patch)
+    except (OSError, ValueError) as error:
+        raise UsageError("PATCH_INVALID", f"{folder / 'patch.toml'}: {error}") from error
+    return Change(patch, told.insert, added)
+
+
+def recorded(wanted: tuple[Patch, ...]) -> tuple[Change, ...]:
+    """Return the patches that a ``BUILD.json`` names, where this checkout has the very same.
+
+    Raises:
+        SourceError: ``PATCHES_DIFFER``: names the patch and both digests.
+        UsageError: as ``load``.
+    """
+    own = {one.patch.name: one for one in load()} if wanted else {}
+    for patch in wanted:
+        if patch.name not in own or own[patch.name].patch != patch:
+            has = f"has {own[patch.name].patch.sha256}" if patch.name in own else "has none"
+            raise SourceError(
+                "PATCHES_DIFFER",
+                f"BUILD.json names patch {patch.name} {patch.sha256}; build/patches {has}",
+                hint="check out the farm as it was when the release was made",
+            )
+    return tuple(own[patch.name] for patch in wanted)
+
+
+def misfits(tree: Path) -> dict[str, UsageError]:
+    """Try every patch on a source, each with those before it that fit.
+
+    Returns:
+        The name of each patch that does not fit, with the reason.
+    """
+    fitting: list[Change] = []
+    found = {}
+    for one in load():
+        try:
+            changed(tree, [*fitting, one])
+            fitting.append(one)
+        except UsageError as error:
+            found[one.patch.name] = error
+    return found
+
+
+def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
+    """Return the files that patches change or add, with their new content.
+
+    Args:
+        tree: llama.cpp's source.
+        chosen: the patches; each finds the files as the ones before it leave them.
+
+    Raises:
+        UsageError: ``PATCH_DOES_NOT_FIT``: names patch, file and anchor, and how often it occurs.
+    """
+    found: dict[str, bytes] = {}
+    for one in chosen:
+        for insert in one.inserts:
+            before = found[insert.file] if insert.file in found else _content(tree, insert.file)
+            found[insert.file] = _inserted(one.patch.name, insert, before)
+        for file, content in one.added:
+            if file in found or os.path.lexists(tree / file) or _leads_through_link(tree, file):
+                raise _misfit(one.patch.name, f"it adds {file}, which the source has already")
+            found[file] = content
+    return found
+
+
+def _content(tree: Path, file: str) -> bytes | None:
+    """Return a file's bytes; None where there is none, or a link is on the way to it."""
+    place = tree / file
+    return None if _leads_through_link(tree, file) or not place.is_file() else place.read_bytes()
+
+
+def _leads_through_link(tree: Path, file: str) -> bool:
+    """Whether writing the file in a copy of the tree could change a file outside of the copy."""
+    return (tree / file).resolve() != tree.resolve() / file
+
+
+def _inserted(name: str, insert: Insert, before: bytes | None) -> bytes:
+    lines = (before or b"").split(b"\n")
+    anchor = insert.anchor.encode()
+    count = lines.count(anchor)
+    if count != 1:
+        where = f"{insert.file} has" if before is not None else f"there is no {insert.file} with"
+        raise _misfit(name, f"{where} the anchor {insert.anchor!r} {count} times, not once")
+    at = lines.index(anchor) + (insert.place == "after")
+    return b"\n".join(
+        [*lines[:at], *insert.text.removesuffix("\n").encode().split(b"\n"), *lines[at:]]
+    )
+
+
+def _misfit(name: str, problem: str) -> UsageError:
+    return UsageError(
+        "PATCH_DOES_NOT_FIT",
+        f"patch {name}: {problem}",
+        hint=f"--patches none builds llama.cpp without patches; build/patches/{name} is what "
+        "does not fit this source",
+    )

@@ -1,0 +1,284 @@
+"""Patches: what is read, where it fits, and that every record of a build names it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import tarfile
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from farm import building, kept, pipeline, rebuild, release, source
+from farm.durable import folder_digest
+from farm.errors import SourceError, UsageError
+from farm.inputs import patches, pins
+from farm.rebuild import RebuildRequest
+from farm.request import BuildRequest, choose_source, resolve
+from farm.terminal.report import BuildReport
+from tests.rigs.refusals import refused
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
+NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
+ANCHOR = "add_library(llama SHARED llama.cpp)"
+HEAD = """\
+why = "A test needs it."
+upstream = "not proposed"
+licence = "MIT"
+"""
+INSERT = f"""\
+[[insert]]
+file = "CMakeLists.txt"
+anchor = "{ANCHOR}"
+place = "after"
+text = '''
+target_sources(llama PRIVATE src/more.cpp)
+'''
+"""
+ADD = """\
+[[add]]
+file = "src/more.cpp"
+from = "more.cpp"
+"""
+CODE = "int llama_more() { return 1; }\n"
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The patches of a checkout, none at first."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+    monkeypatch.setattr(patches, "FOLDER", tmp_path / "patches")
+    return tmp_path / "patches"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    return Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+
+
+def write(folder: Path, name: str = "more", text: str = HEAD + INSERT + ADD) -> Path:
+    place = folder / name
+    place.mkdir(parents=True)
+    (place / "patch.toml").write_text(text, "utf-8")
+    (place / "more.cpp").write_text(CODE, "utf-8")
+    return place
+
+
+def chosen(tree: Path, asked: str = "auto") -> source.Source:
+    return choose_source(BuildRequest(source=tree, patches=asked))
+
+
+def test_a_patch_changes_a_copy_and_leaves_the_folder_as_it_is(folder: Path, tree: Path) -> None:
+    write(folder)
+    (tree / "tools" / ".git").mkdir()
+    before = folder_digest(tree)
+    found = chosen(tree)
+    lines = (found.tree / "CMakeLists.txt").read_text("utf-8").splitlines()
+    at = lines.index(ANCHOR)
+    assert lines[at : at + 2] == [ANCHOR, "target_sources(llama PRIVATE src/more.cpp)"]
+    assert (found.tree / "src" / "more.cpp").read_text("utf-8") == CODE
+    assert not (found.tree / "tools" / ".git").exists()
+    assert source.differences(found.tree, tree) == ("CMakeLists.txt", "src/more.cpp")
+    assert (folder_digest(tree), found.tree == tree) == (before, False)
+    assert [one.name for one in found.patches] == ["more"]
+
+
+def test_none_and_a_checkout_without_patches_build_the_folder_itself(
+    folder: Path, tree: Path
+) -> None:
+    assert chosen(tree).tree == tree
+    write(folder)
+    found = chosen(tree, "none")
+    assert (found.tree, found.patches) == (tree, ())
+
+
+def test_lines_go_before_the_anchor_too_and_patches_follow_one_another_by_name(
+    folder: Path, tree: Path
+) -> None:
+    before = INSERT.replace('"after"', '"before"').replace("target_sources(llama PRIVATE", "# (")
+    write(folder, "b", HEAD + before.replace(ANCHOR, "# first"))
+    write(folder, "a", HEAD + before.replace("# ( src/more.cpp)", "# first"))
+    found = chosen(tree)
+    lines = (found.tree / "CMakeLists.txt").read_text("utf-8").splitlines()
+    at = lines.index(ANCHOR)
+    assert lines[at - 2 : at] == ["# ( src/more.cpp)", "# first"]
+    assert [one.name for one in found.patches] == ["a", "b"]
+
+
+def test_what_the_pins_leave_out_is_not_applied_to_the_pinned_archive_and_said(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(folder)
+    write(folder, "other", HEAD + INSERT.replace(ANCHOR, "no such line"))
+    archive = tmp_path / "llama-1.tar.gz"
+    with tarfile.open(archive, "w:gz") as packed:
+        packed.add(TINY, "llama-1/src")
+    own = pins.load()
+    pin = msgspec.structs.replace(
+        own.source, filename=archive.name, subdir="src", without_patches=("other",)
+    )
+    changed = msgspec.structs.replace(own, source=pin)
+    monkeypatch.setattr(pins, "load", lambda: changed)
+    monkeypatch.setattr(source, "fetch_package", lambda _: archive)
+    found = choose_source(BuildRequest())
+    assert [one.name for one in found.patches] == ["more"]
+    assert "note[PATCHES_LEFT_OUT]: by build/pins.toml, other does not fit" in (found.note or "")
+    assert found.sha256 == pin.sha256
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda tree: (tree / "CMakeLists.txt").write_text(""), rf"'{ANCHOR}' 0 times"),
+        (
+            lambda tree: (tree / "CMakeLists.txt").write_text(f"{ANCHOR}\n{ANCHOR}\n"),
+            rf"'{ANCHOR}' 2 times",
+        ),
+        (
+            lambda tree: (tree / "CMakeLists.txt").write_text(f" {ANCHOR}\n"),
+            rf"'{ANCHOR}' 0 times",
+        ),
+        (lambda tree: (tree / "CMakeLists.txt").unlink(), r"no CMakeLists\.txt with .* 0 times"),
+        (
+            lambda tree: (tree / "src").mkdir() or (tree / "src" / "more.cpp").touch(),
+            r"adds src/more\.cpp, which the source has",
+        ),
+        (lambda tree: (tree / "src").symlink_to(os.sep), r"adds src/more\.cpp"),
+    ],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(
+    folder: Path, tree: Path, tmp_path: Path, spoil: Callable[[Path], object], said: str
+) -> None:
+    write(folder)
+    spoil(tree)
+    found = source.Source(tree, None, 1, None, "folder:x", None)
+    said = said.replace("(", r"\(").replace(")", r"\)") if ANCHOR in said else said
+    with refused("PATCH_DOES_NOT_FIT", UsageError, match=f"^patch more: .*{said}") as error:
+        source.patched(found, patches.load())
+    assert "--patches none" in error.value.hint
+    assert not (tmp_path / "cache" / "llama-farm" / "sources").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HEAD.replace("why", "because") + INSERT, "because"),
+        (HEAD + INSERT.replace('"after"', '"beside"'), "beside"),
+        (HEAD + INSERT.replace(ANCHOR, "two\\nlines"), "anchor"),
+        (HEAD + ADD.replace("src/more.cpp", "../more.cpp"), "add"),
+        (HEAD + ADD.replace('from = "more', 'from = "less'), "less.cpp"),
+        (HEAD.replace("MIT", "BSL-1.0") + INSERT, "the text of BSL-1.0"),
+        ("why", "Expected '='"),
+    ],
+)
+def test_a_patch_that_says_nothing_sensible_is_named(folder: Path, text: str, said: str) -> None:
+    place = write(folder, text=text)
+    with refused("PATCH_INVALID", UsageError) as error:
+        patches.load()
+    assert str(place / "patch.toml") in error.value.message
+    assert said in error.value.message
+
+
+def test_only_what_decides_the_result_decides_the_digest(folder: Path) -> None:
+    def digest(text: str) -> str:
+        shutil.rmtree(folder, ignore_errors=True)
+        write(folder, text=text)
+        return patches.load()[0].patch.sha256
+
+    first = digest(HEAD + INSERT + ADD)
+    assert digest(HEAD.replace("A test needs it.", "For fun.") + INSERT + ADD) == first
+    others = {
+        digest(HEAD + INSERT),
+        digest(HEAD + INSERT.replace("after", "before") + ADD),
+        digest(HEAD + INSERT.replace("PRIVATE", "PUBLIC") + ADD),
+        digest(HEAD + INSERT + ADD.replace("src/more", "src/less")),
+    }
+    assert len(others | {first}) == 5
+
+
+def test_a_patched_source_is_another_source_and_another_plan(folder: Path, tree: Path) -> None:
+    write(folder)
+    plain, found = chosen(tree, "none"), chosen(tree)
+    pinned = replace(plain, sha256="0" * 64)
+    assert kept.source_digest(pinned) == "0" * 64
+    assert kept.source_digest(replace(pinned, patches=found.patches)) != "0" * 64
+    assert kept.source_digest(plain) != kept.source_digest(found)
+
+
+def test_a_kept_copy_that_was_changed_is_made_again(folder: Path, tree: Path) -> None:
+    write(folder)
+    first = chosen(tree)
+    (first.tree / "src" / "more.cpp").write_text("changed")
+    again = chosen(tree)
+    assert (again.tree, "note[SOURCE_CHANGED]" in (again.note or "")) == (first.tree, True)
+    assert (again.tree / "src" / "more.cpp").read_text("utf-8") == CODE
+
+
+def test_another_word_than_auto_or_none_is_refused() -> None:
+    with refused("PATCHES_INVALID", UsageError):
+        resolve(BuildRequest(patches="some"))
+
+
+def build(tree: Path, out: Path, asked: str = "auto") -> str:
+    told = io.StringIO()
+    request = BuildRequest(
+        arch_set="cpu", line="cpu", engine="local", source=tree, out=out, patches=asked
+    )
+    with BuildReport(Console(file=told, width=200)) as report:
+        building.build(request, report)
+    return told.getvalue()
+
+
+def test_every_record_of_a_build_names_its_patches_and_it_can_be_built_again(
+    folder: Path, tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "dist"
+    licensed = HEAD.replace("MIT", "BSL-1.0") + INSERT + ADD
+    licence = '[[add]]\nfile = "licenses/LICENSE-more"\nfrom = "more.cpp"\n'
+    write(folder, text=licensed + licence)
+    assert "patches: more\n" in build(tree, out)
+    (named,) = [{"name": one.patch.name, "sha256": one.patch.sha256} for one in patches.load()]
+    record = release.record_of(out / NAME)
+    assert [one.name for one in record.source.patches] == ["more"]
+    assert json.loads((out / "manifest.json").read_bytes())["source"]["patches"] == [named]
+    properties = json.loads((out / f"{NAME}.cdx.json").read_bytes())["metadata"]["component"]
+    wanted = {"name": "llama-farm:source-patch:more", "value": named["sha256"]}
+    assert wanted in properties["properties"]
+    packed = {entry.path for entry in release.load(out).artifacts[0].files}
+    assert "runtime/licenses/licenses-LICENSE-more" in packed
+    release.verify(out)
+
+    monkeypatch.setattr(rebuild, "OUT", tmp_path / "rebuilt")
+    told = io.StringIO()
+    report = BuildReport(Console(file=told, width=200))
+    asked = RebuildRequest(str(out), source=tree)
+    rebuild.rebuild(asked, report)
+    assert f"identical: {NAME}" in told.getvalue()
+
+    (folder / "more" / "more.cpp").write_text("int other;")
+    with refused("PATCHES_DIFFER", SourceError, match=f"more {named['sha256']}; .* has [0-9a-f]"):
+        rebuild.rebuild(asked, report)
+    shutil.rmtree(folder)
+    with refused("PATCHES_DIFFER", SourceError, match="has none"):
+        rebuild.rebuild(asked, report)
+
+
+def test_one_release_holds_one_set_of_patches(folder: Path, tree: Path, tmp_path: Path) -> None:
+    out = tmp_path / "dist"
+    assert "patches: none\n" in build(tree, out)
+    assert "patches" not in json.loads((out / "manifest.json").read_bytes())["source"]
+    other = out / NAME.replace("cpu-cpu", "cpu-other")
+    write(folder)
+    (out / NAME).rename(other)
+    with refused("SOURCES_MIXED", UsageError, match=r"folder:llama\.cpp, patch more [0-9a-f]{12}"):
+        build(tree, out)
