@@ -18,17 +18,13 @@ from typing import Any
 
 import pytest
 from backports import zstd
-from hypothesis import example, given, settings
 
 from llama_loader import foreign, receipt, unpack
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Event, Unpacking
-from llama_loader.manifest import Artifact
 from llama_loader.unpack import decompressed
-from tests.rigs import generated
 from tests.rigs.archives import (
     GOOD,
-    SCALE,
     SCRIPT,
     SERVER,
     Entry,
@@ -609,33 +605,6 @@ def test_what_is_no_archive(into: Path, data: bytes) -> None:
     with pytest.raises(IntegrityError, match="neither gzip") as caught:
         foreign.unpack(io.BytesIO(data), "theirs", into)
     assert caught.value.code == "ARCHIVE_UNKNOWN"
-
-
-# generated archives
-
-
-def listed_wrongly(**changes: Any) -> generated.Case:
-    packed, artifact = release()
-    fields = {name: getattr(artifact, name) for name in artifact.__struct_fields__} | changes
-    return generated.Case(packed, Artifact(**fields), "none", "by hand")
-
-
-@settings(max_examples=150 * SCALE, deadline=None)
-@given(case=generated.cases())
-@example(case=listed_wrongly())
-@example(case=listed_wrongly(sha256="0" * 64))
-def test_generated_archives(case: generated.Case) -> None:
-    """The whole way through the store; benchmarks/fuzz.py changes more."""
-    outcome = generated.check_case(case)
-    if case.listed not in {"right", "by hand"}:
-        assert outcome != "fine"
-
-
-@settings(max_examples=100 * SCALE, deadline=None)
-@given(made=generated.theirs())
-@example(made=("tar.gz", compress(tar(OFFICIAL))))
-def test_generated_archives_by_others(made: tuple[str, bytes]) -> None:
-    assert generated.check_theirs(made[1])
 
 
 # archives by others that ask for much work or memory

@@ -4,7 +4,6 @@ import gzip
 import hashlib
 import io
 import lzma
-import os
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -14,8 +13,6 @@ from backports import zstd
 
 from llama_loader.manifest import Artifact, FileEntry, Manifest, Platform, Source, dump
 
-SCALE = int(os.environ.get("FAULTS_SCALE", "1"))
-"""How many times as many archives and manifests to generate (docs/faults.md)."""
 SCRIPT = b"#!/bin/sh\necho hello\n"
 
 

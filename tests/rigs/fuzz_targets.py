@@ -49,7 +49,7 @@ from llama_loader.fetch import Fetcher
 from llama_loader.locations import Patience
 from llama_loader.receipt import Receipt
 from llama_loader.store import Store
-from tests.rigs import archives, generated, mutations
+from tests.rigs import archives, into_store, mutations
 from tests.rigs.archives import GOOD, link
 
 
@@ -91,6 +91,11 @@ def _read_manifest(data: bytes, _: Path) -> None:
     found = manifest.parse(data)
     for artifact in found.artifacts:
         artifact.resolved_urls("https://127.0.0.1/x/manifest.json")
+        assert "/" not in artifact.name
+        assert len(artifact.sha256) == 64
+        assert sum(entry.size for entry in artifact.files) == artifact.unpacked_size
+        for entry in artifact.files:
+            assert not {"..", ".", ""} & set(entry.path.split("/"))
     assert manifest.parse(manifest.dump(found)) == found
     for allowed in (False, True):
         with contextlib.suppress(LoaderError):
@@ -221,10 +226,13 @@ def _make_tar(random: Random) -> bytes:
 
 
 def _read_listed(data: bytes, folder: Path) -> None:
-    form = next((form for magic, form in _MAGIC.items() if data.startswith(magic)), "tar.gz")
     with _emptied(folder) as into:
         pieces = (data[at : at + 1000] for at in range(0, len(data), 1000))
-        unpack.unpack(pieces, _entry(form), into)
+        unpack.unpack(pieces, _entry(_form(data)), into)
+
+
+def _form(data: bytes) -> str:
+    return next((form for magic, form in _MAGIC.items() if data.startswith(magic)), "tar.gz")
 
 
 _MAGIC: Final = {b"\xfd7z": "tar.xz", b"\x28\xb5": "tar.zst"}
@@ -238,6 +246,24 @@ def _entry(form: str) -> manifest.Artifact:
 def _read_foreign(data: bytes, folder: Path) -> None:
     with _emptied(folder) as into:
         foreign.unpack(io.BytesIO(data), "it", into)
+
+
+def _make_listed(random: Random) -> bytes:
+    """Return an archive behind the number of what its manifest says of it."""
+    data = bytearray(_make_tar(random))
+    what = random.randrange(8)
+    if what == 0:
+        del data[random.randrange(1, len(data)) :]
+    elif what == 1:
+        data += random.randbytes(100)
+    return bytes([random.randrange(len(into_store.LISTINGS)), *data])
+
+
+def _read_into_store(data: bytes, _: Path) -> None:
+    number = data[0] % len(into_store.LISTINGS)
+    listing, packed = into_store.LISTINGS[number], data[1:]
+    artifact = archives.describe(packed, listing, _form(packed), 100 if number % 2 else 65536)
+    into_store.install_listed(packed, artifact)
 
 
 @contextlib.contextmanager
@@ -480,7 +506,10 @@ TARGETS: Final = {
     "tar of a manifest": Target(_make_tar, _read_listed),
     "tar by URL": Target(_make_tar, _read_foreign),
     "zip by URL": Target(mutations.zipped, _read_foreign),
-    "archive to store": Target(_make_tar, lambda data, _: generated.check_theirs(data), share=50),
+    "archive to store": Target(
+        _make_tar, lambda data, _: into_store.install_by_url(data), share=50
+    ),
+    "listed archive to store": Target(_make_listed, _read_into_store, share=50),
     "download": Target(_make_download, _read_download),
     "answer": Target(_make_answer, _read_answer),
     "stream": Target(_make_stream, _read_stream),

@@ -33,7 +33,6 @@ TESTS: Final = (
 """Those of tests/loader that need nothing but the loader."""
 LEFT_OUT: Final = (
     "killed_at_a_system_call",
-    "generated",
     "eight_installers",
     "test_help_is_there_at_once",
     # no compiler, no FUSE and no release are there
