@@ -5,13 +5,13 @@ huggingface_hub reads (``X-Repo-Commit``, ``ETag``, ``X-Error-Code``).
 """
 
 import hashlib
-import http.server
-import json
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer, Request
 
 COMMIT = "c" * 40
 XET_TOKEN = "/api/xet-read-token"
@@ -49,63 +49,31 @@ class Hub:
             return 404, "EntryNotFound", b""
         return 200, "", self.files[name]
 
-    def tree(self) -> bytes:
-        """Return the list of all files."""
-        entry = {"type": "file", "oid": COMMIT}
-        listed = [{**entry, "path": name, "size": len(it)} for name, it in self.files.items()]
-        return json.dumps(listed).encode()
+    def answer(self, asked: Request) -> Answer:
+        """Answer a request: for Xet's token, the list of all files, or a file."""
+        if asked.path == XET_TOKEN:
+            expires = str(int(time.time()) + 3600)
+            names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
+            return Answer(200, None, dict(zip(names, (self.xet, "xet", expires), strict=True)))
+        if asked.path.startswith(f"/api/models/{self.repo}/tree/"):
+            entry = {"type": "file", "oid": COMMIT}
+            return Answer(
+                200, [{**entry, "path": one, "size": len(it)} for one, it in self.files.items()]
+            )
+        status, code, body = self.judge(asked.path, asked.headers["Authorization"])
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        if code:
+            headers["X-Error-Code"] = code
+        elif self.xet:
+            headers["X-Xet-Hash"] = "a" * 64
+            headers["Link"] = f'<{self.url}{XET_TOKEN}>; rel="xet-auth"'
+        if asked.method == "GET":
+            self.bodies.append(asked.path)
+        return Answer(status, body, headers)
 
 
 @contextmanager
 def serving(hub: Hub) -> Iterator[Hub]:
     """Serve it; its ``url`` is set."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def answer(self) -> None:
-            path = self.path.partition("?")[0]
-            if path == XET_TOKEN:
-                self.send_response(200)
-                self.send_header("X-Xet-Cas-Url", hub.xet)
-                self.send_header("X-Xet-Access-Token", "xet")
-                self.send_header("X-Xet-Token-Expiration", str(int(time.time()) + 3600))
-                self.send_header("Content-Length", "0")
-                self.end_headers()
-                return
-            if path.startswith(f"/api/models/{hub.repo}/tree/"):
-                body = hub.tree()
-                self.send_response(200)
-                self.send_header("Content-Length", str(len(body)))
-                self.end_headers()
-                self.wfile.write(body)
-                return
-            status, code, body = hub.judge(path, self.headers["Authorization"])
-            self.send_response(status)
-            self.send_header("X-Repo-Commit", COMMIT)
-            self.send_header("ETag", f'"{hashlib.sha256(body).hexdigest()}"')
-            self.send_header("Content-Length", str(len(body)))
-            if hub.xet and not code:
-                self.send_header("X-Xet-Hash", "a" * 64)
-                self.send_header("Link", f'<{hub.url}{XET_TOKEN}>; rel="xet-auth"')
-            if code:
-                self.send_header("X-Error-Code", code)
-            self.end_headers()
-            if self.command == "GET":
-                hub.bodies.append(path)
-                self.wfile.write(body)
-
-        do_GET = answer  # noqa: N815 - the name in the base
-        do_HEAD = answer  # noqa: N815 - the name in the base
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        hub.url = f"http://127.0.0.1:{server.server_address[1]}"
+    with http_served.serving(hub.answer) as hub.url:
         yield hub
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

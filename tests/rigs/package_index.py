@@ -6,8 +6,9 @@ import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer, Request
 
 
 class PackageIndex:
@@ -61,44 +62,20 @@ class PackageIndex:
     @contextmanager
     def serve(self) -> Iterator[PackageIndex]:
         """Answer until closed; ``url`` is then the index's address."""
-        server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        server.daemon_threads = True
-        thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        self.url = f"http://127.0.0.1:{server.server_address[1]}/simple/"
-        try:
+        with http_served.serving(self._answer) as address:
+            self.url = f"{address}/simple/"
             yield self
-        finally:
-            server.shutdown()
-            thread.join()
-            server.server_close()
 
-    def _handler(self) -> type[BaseHTTPRequestHandler]:
-        index = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                index.asked.append(self.path)
-                if index.refusals:
-                    index.refusals -= 1
-                    self.send_error(503)
-                    return
-                kind, name = self.path.strip("/").split("/")
-                if kind == "simple" and name in index.projects:
-                    self._send(index.page(name), "application/vnd.pypi.simple.v1+json")
-                elif kind == "files" and index.file(name) is not None:
-                    self._send(index.file(name) or b"", "application/octet-stream", name)
-                else:
-                    self.send_error(404)
-
-            def _send(self, content: bytes, kind: str, name: str = "") -> None:
-                self.send_response(200)
-                self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(index.announced.get(name, len(content))))
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *_: object) -> None:
-                """Say nothing."""
-
-        return Handler
+    def _answer(self, asked: Request) -> Answer:
+        self.asked.append(asked.path)
+        if self.refusals:
+            self.refusals -= 1
+            return Answer(503)
+        kind, name = asked.path.strip("/").split("/")
+        if kind == "simple" and name in self.projects:
+            content_type = {"Content-Type": "application/vnd.pypi.simple.v1+json"}
+            return Answer(200, self.page(name), content_type)
+        content = self.file(name) if kind == "files" else None
+        if content is None:
+            return Answer(404)
+        return Answer(200, content, {"Content-Length": str(self.announced.get(name, len(content)))})
