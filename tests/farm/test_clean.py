@@ -2,11 +2,13 @@
 
 import errno
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from waiting import until
 
 from farm import run_lock
 from farm.clean import Leavings
@@ -96,8 +98,8 @@ def test_a_run_that_begins_while_clean_removes_waits_for_it(machine: Path) -> No
     begin = "from farm.inputs.packages import cache_folder as f; f('builds'); print(1)"
     with Leavings(state=machine / "state"):
         run = subprocess.Popen([sys.executable, "-c", begin], cwd=PROJECT, stdout=subprocess.PIPE)
-        with pytest.raises(subprocess.TimeoutExpired):
-            run.wait(3)
+        waits = re.compile(rf"-> FLOCK .* {run.pid} ")
+        until(lambda: bool(waits.search(Path("/proc/locks").read_text())), "it waits for the lock")
     assert run.communicate()[0] == b"1\n"
 
 

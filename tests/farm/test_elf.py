@@ -171,7 +171,7 @@ def _programs_of_this_machine() -> list[Path]:
     found.add(Path(sys.executable).resolve())
     folders = (Path("/usr/lib/x86_64-linux-gnu"), Path("/usr/lib64"))
     found |= {
-        path.resolve() for folder in folders for path in sorted(folder.glob("lib*.so.*"))[:60]
+        path.resolve() for folder in folders for path in sorted(folder.glob("lib*.so.*"))[:20]
     }
     return sorted(path for path in found if path.read_bytes()[:4] == b"\x7fELF")
 
@@ -459,14 +459,14 @@ def test_missing_file_is_a_usage_error(tmp_path: Path) -> None:
         elf.inspect(tmp_path)
 
 
-def test_5000_mutations_end_in_facts_or_an_error_of_ours(made: Path) -> None:
+def test_1500_mutations_end_in_facts_or_an_error_of_ours(made: Path) -> None:
     chance = random.Random(2)
     base = (made / "libcuda90.so").read_bytes()
     table = struct.unpack_from("<Q", base, 40)[0]
     hot = [*range(64), *range(table, len(base))]
     hot += _sections_that_are_walked(base)
     outcomes = {"read": 0, "refused": 0}
-    for _ in range(5000):
+    for _ in range(1500):
         data = bytearray(base)
         for _ in range(chance.randint(1, 4)):
             at = chance.choice(hot)
@@ -479,7 +479,7 @@ def test_5000_mutations_end_in_facts_or_an_error_of_ours(made: Path) -> None:
         except FarmError as error:
             assert isinstance(error, InspectError)  # noqa: PT017 - either outcome is right
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 500
+    assert min(outcomes.values()) > 150
 
 
 def _sections_that_are_walked(data: bytes) -> list[int]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from farm import fatbin
 from farm.errors import InspectError
+from tests.rigs.refusals import refused
 
 CORPUS = {
     str((path.parent / name).relative_to(FATBINS)): case
@@ -33,9 +34,8 @@ def read(*sections: bytes, links: int = 0) -> fatbin.Contents:
 
 
 def corrupt(data: bytes) -> str:
-    with pytest.raises(InspectError) as caught:
+    with refused("FATBIN_CORRUPT", InspectError) as caught:
         read(data)
-    assert caught.value.code == "FATBIN_CORRUPT"
     assert caught.value.message.startswith("libx.so: CUDA code at byte ")
     return caught.value.message
 
@@ -179,11 +179,11 @@ def test_what_is_written_is_read(
     assert found.containers == len(rows)
 
 
-def test_5000_mutations_end_in_contents_or_the_one_error() -> None:
+def test_1500_mutations_end_in_contents_or_the_one_error() -> None:
     chance = random.Random(1)
     bases = [path.read_bytes() for path in sorted(FATBINS.rglob("*.fatbin"))]
     outcomes = {"read": 0, "refused": 0}
-    for _ in range(5000):
+    for _ in range(1500):
         data = bytearray(chance.choice(bases))
         for _ in range(chance.randint(1, 4)):
             at = chance.choice((chance.randrange(len(data)), chance.randrange(96)))
@@ -195,4 +195,4 @@ def test_5000_mutations_end_in_contents_or_the_one_error() -> None:
         except InspectError as error:
             assert error.code == "FATBIN_CORRUPT"  # noqa: PT017 - either outcome is right
             outcomes["refused"] += 1
-    assert min(outcomes.values()) > 500
+    assert min(outcomes.values()) > 150

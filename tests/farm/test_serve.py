@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from farm.errors import UsageError
 from farm.serve import ReleaseServer
 from tests.rigs.refusals import refused
 
@@ -90,28 +89,29 @@ def test_range(server: ReleaseServer, wanted: str, first: int, last: int) -> Non
 
 
 @pytest.mark.parametrize(
-    "wanted", ["bytes=1048576-", "bytes=99999999-", "bytes=99999999-999999999"]
-)
-def test_range_outside_the_file(server: ReleaseServer, wanted: str) -> None:
-    response, _ = ask(server, "/a.tar.zst", Range=wanted)
-    assert response.status == 416
-    assert response.headers["Content-Range"] == f"bytes */{len(CONTENT)}"
-
-
-@pytest.mark.parametrize(
-    "wanted",
+    ("target", "wanted", "status"),
     [
-        *("bytes=0-1,5-6", "items=0-1", "bytes=5-2", "bytes=-", "bytes=x-", "bytes=-6"),
-        "bytes=" + "9" * 5000 + "-",
+        *(
+            ("/a.tar.zst", f"bytes={wanted}", 416)
+            for wanted in ("1048576-", "99999999-", "99999999-999999999")
+        ),
+        ("/empty", "bytes=0-", 416),
+        *(
+            ("/a.tar.zst", wanted, 200)
+            for wanted in ("bytes=0-1,5-6", "items=0-1", "bytes=5-2", "bytes=-", "bytes=x-")
+        ),
+        ("/a.tar.zst", "bytes=-6", 200),
+        ("/a.tar.zst", f"bytes={'9' * 5000}-", 200),
     ],
 )
-def test_range_that_is_ignored(server: ReleaseServer, wanted: str) -> None:
-    response, body = ask(server, "/a.tar.zst", Range=wanted)
-    assert (response.status, len(body)) == (200, len(CONTENT))
-
-
-def test_range_of_an_empty_file_is_outside_of_it(server: ReleaseServer) -> None:
-    assert ask(server, "/empty", Range="bytes=0-")[0].status == 416
+def test_range_outside_the_file_is_refused_and_a_malformed_one_ignored(
+    server: ReleaseServer, target: str, wanted: str, status: int
+) -> None:
+    response, body = ask(server, target, Range=wanted)
+    assert response.status == status
+    assert status == 416 or body == CONTENT
+    whole = 0 if target == "/empty" else len(CONTENT)
+    assert response.headers["Content-Range"] == (f"bytes */{whole}" if status == 416 else None)
 
 
 def test_if_range(server: ReleaseServer) -> None:
@@ -230,16 +230,6 @@ def test_port_in_use(server: ReleaseServer, tmp_path: Path) -> None:
     with refused("PORT_IN_USE") as caught:
         ReleaseServer(tmp_path, server.port)
     assert str(server.port) in caught.value.message
-
-
-def test_port_that_is_none(tmp_path: Path) -> None:
-    with refused("PORT_INVALID", UsageError):
-        ReleaseServer(tmp_path, 70000)
-
-
-def test_folder_that_is_none(tmp_path: Path) -> None:
-    with refused("FOLDER_MISSING", UsageError):
-        ReleaseServer(tmp_path / "none")
 
 
 def test_port_is_free_again_afterwards(tmp_path: Path) -> None:

@@ -191,34 +191,34 @@ def test_an_archive_by_url_wins_and_says_that_it_is_not_pinned(
 
 
 def test_verify_compares_with_the_manifest_that_is_given(
-    home: dict[str, str], release: Path, impostor: Impostor, tmp_path: Path
+    command: Command, release: Path, impostor: Impostor, tmp_path: Path
 ) -> None:
     """A file that was changed together with its receipt is found by the manifest alone."""
     options = manifest_options(release)
-    folder = Path(run(home, "fetch", *options, "--allow-cpu", "--no-test-run").stdout.strip())
-    done = run(home, "verify", str(folder), *options)
+    folder = Path(command("fetch", *options, "--allow-cpu", "--no-test-run").stdout.strip())
+    done = command("verify", str(folder), *options)
     assert done.stdout == f"ok {folder}\ncompared with the manifest's entry {NAME}\n"
-    assert "compared with the runtime's own receipt" in run(home, "verify", str(folder)).stdout
-    told = json.loads(run(home, "verify", str(folder), *options, "--json").stdout)
+    assert "compared with the runtime's own receipt" in command("verify", str(folder)).stdout
+    told = json.loads(command("verify", str(folder), *options, "--json").stdout)
     assert told["compared_with"] == f"the manifest's entry {NAME}"
     program = folder / "llama-server"
     before = hashlib.sha256(program.read_bytes()).hexdigest()
     program.chmod(0o755)
     program.write_bytes(program.read_bytes()[:-1] + b" ")
-    refused(run(home, "verify", str(folder)), 4, "RUNTIME_DAMAGED")
+    refused(command("verify", str(folder)), 4, "RUNTIME_DAMAGED")
     after = hashlib.sha256(program.read_bytes()).hexdigest()
     kept = next(place / RECEIPT for place in folder.parents if (place / RECEIPT).exists())
     kept.chmod(0o644)
     kept.write_text(kept.read_text().replace(before, after))
-    assert run(home, "verify", str(folder)).returncode == 0
-    refused(run(home, "verify", str(folder), *options), 4, "RUNTIME_DAMAGED")
+    assert command("verify", str(folder)).returncode == 0
+    refused(command("verify", str(folder), *options), 4, "RUNTIME_DAMAGED")
     impostor.behave(list={"text": "other"})
     other = manifest_options(make_release(impostor, tmp_path / "other"))
-    refused(run(home, "verify", str(folder), *other), 4, "OTHER_ARTIFACT")
+    refused(command("verify", str(folder), *other), 4, "OTHER_ARTIFACT")
 
 
 def test_foreign_text_forges_no_line_and_sends_no_code(
-    home: dict[str, str], impostor: Impostor, tmp_path: Path
+    command: Command, impostor: Impostor, tmp_path: Path
 ) -> None:
     """Of a manifest, of llama-server's log, of folders: by each command, as text and as JSON."""
     forged = "\x1b[2J\u2028\nverdict: a model can be served here now\u202e\x9b31m"
@@ -238,28 +238,26 @@ def test_foreign_text_forges_no_line_and_sends_no_code(
         ["doctor", *bad, "--suppose", "capability=9.0,driver=580,glibc=2.36,torch=none"],
         ["verify", str(tmp_path / f"none{forged}")],
     ):
-        done = run(home, *argv)
+        done = command(*argv)
         for line in (done.stdout + done.stderr).split("\n"):
             assert line.isprintable(), (argv[0], line)
         verdicts = [line for line in done.stdout.split("\n") if line.startswith("verdict:")]
         assert len(verdicts) == (argv[0] == "doctor" and "--suppose" not in argv)
-        told = run(home, *argv, "--json")
+        told = command(*argv, "--json")
         assert (told.stdout + told.stderr).replace("\n", "").isprintable()
         assert told.stdout.isascii()
 
 
-def test_devices_lists_and_says_why(
-    home: dict[str, str], impostor: Impostor, tmp_path: Path
-) -> None:
+def test_devices_lists_and_says_why(command: Command, impostor: Impostor, tmp_path: Path) -> None:
     listed = "Available devices:\n  CUDA0: NVIDIA H200 (143155 MiB, 142629 MiB free)\n"
     impostor.behave(list={"text": listed})
     options = [*manifest_options(make_release(impostor, tmp_path / "r")), "--allow-cpu"]
-    done = run(home, "devices", *options)
+    done = command("devices", *options)
     assert done.stdout == f"{listed}chosen: CUDA0 (the only one: NVIDIA H200)\n"
-    told = json.loads(run(home, "devices", *options, "--json").stdout)
+    told = json.loads(command("devices", *options, "--json").stdout)
     assert told["chosen"] == ["CUDA0"]
     assert told["devices"][0]["free"] == 142629 * 1024**2
-    missing = run(home, "devices", *options, "--device", "Vulkan0")
+    missing = command("devices", *options, "--device", "Vulkan0")
     assert missing.returncode == 5
     assert missing.stdout == listed  # also where none of them can be chosen
     assert "error[INVALID_DEVICE]" in missing.stderr
@@ -315,16 +313,6 @@ def test_a_store_that_cannot_be_a_folder(command: Command, release: Path) -> Non
         assert "/".join(place.split("/")[:3]) in told
         assert "can there be a folder" in told
         assert "STORE_TEMPORARY" not in told
-
-
-def test_store_path_that_cannot_be_used_is_refused_before_a_connection(
-    command: Command, tmp_path: Path
-) -> None:
-    for name in (b"a\nb", b"a\xff", b"a:b"):
-        place = tmp_path / os.fsdecode(name)
-        options = ["--manifest", "http://127.0.0.1:1/m.json", "--allow-cpu", "--store", str(place)]
-        refused(command("fetch", *options), 6, "STORE_PATH_UNUSABLE")
-        assert not place.exists()
 
 
 def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> None:
@@ -626,7 +614,7 @@ def test_a_terminal_of_plain_ascii(home: dict[str, str]) -> None:
 
 @pytest.mark.parametrize("both", [False, True])
 def test_reader_that_goes_away_changes_neither_the_work_nor_the_status(
-    both: object, home: dict[str, str], release: Path
+    both: object, home: dict[str, str], command: Command, release: Path
 ) -> None:
     """As with ``| true`` and ``2>&1 | true``: the pipe's reading end is closed before the start."""
     options = manifest_options(release)
@@ -649,7 +637,7 @@ def test_reader_that_goes_away_changes_neither_the_work_nor_the_status(
             check=False,
         )
         os.close(theirs)
-        heard = run(home, *argv)
+        heard = command(*argv)
         assert done.returncode == heard.returncode, argv
         assert both or done.stderr == heard.stderr
     assert any((Path(home["HF_HOME"]) / "llama-loader/runtimes").rglob("llama-server"))

@@ -9,7 +9,7 @@ import pytest
 from llama_loader.errors import LoaderError
 from tests.rigs.fuzz_targets import TARGETS
 
-INPUTS = 60
+INPUTS = 40
 FOUND = (
     ("hub", b"HTTP/1.1 307 OK\r\nLocation: " + b"a" * 70_000 + b"\r\n\r\n"),
     ("stream", b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nffffffffffffffff\r\nx"),

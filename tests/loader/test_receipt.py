@@ -19,6 +19,7 @@ from llama_loader.errors import IntegrityError
 from llama_loader.events import ignore
 from llama_loader.receipt import Receipt
 from llama_loader.receipt import check_files as check
+from tests.rigs.refusals import refused
 
 SHA = "ab" * 32
 BIG = Entry("runtime/libbig.so", bytes(range(256)) * 40)
@@ -50,25 +51,6 @@ def write(place: Path, **fields: Any) -> None:
 def read(place: Path) -> Receipt:
     with Folder.open(place) as opened:
         return Receipt.read(opened)
-
-
-@pytest.mark.parametrize(
-    ("fields", "words"),
-    [
-        ({"sha256": "cd" * 32}, "is of another runtime"),
-        ({"release": 1}, r"its receipt cannot be read: .*\$\.release"),
-        ({"files": [{}]}, r"its receipt cannot be read: .*\$\.files\[0\]"),
-        (None, "has no receipt"),
-    ],
-)
-def test_a_receipt_that_is_wrong_or_missing(place: Path, fields: Any, words: str) -> None:
-    write(place, **(fields or {}))
-    if fields is None:
-        (place / receipt.RECEIPT).unlink()
-    with pytest.raises(IntegrityError, match=words) as caught:
-        read(place)
-    assert caught.value.code == "RUNTIME_DAMAGED"
-    assert "repairs it" in caught.value.hint
 
 
 def test_receipt_of_any_bytes_is_damaged(place: Path) -> None:
@@ -204,15 +186,6 @@ def test_modes_that_cannot_be_set_and_let_others_write(
         check(place, entries(), PIECE)
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
-@pytest.mark.parametrize("what", [BIG.path, "runtime"])
-def test_a_file_of_another_user_is_not_trusted(place: Path, what: str) -> None:
-    os.chown(place / receipt.FILES / what, 4321, 4321)
-    with pytest.raises(IntegrityError) as caught:
-        check(place, entries(), PIECE)
-    assert caught.value.code == "RUNTIME_DAMAGED"
-
-
 def test_what_is_missing_and_what_is_too_many_is_named(place: Path) -> None:
     """Up to ten of a kind, then how many more there are."""
     (place / receipt.FILES / BIG.path).unlink()
@@ -234,6 +207,5 @@ def test_an_archive_has_one_server() -> None:
         (["a/b"], "it holds no llama-server"),
         (["b/llama-server", "a/llama-server"], "it holds a/llama-server and b/llama-server"),
     ):
-        with pytest.raises(IntegrityError, match=words) as caught:
+        with refused("NO_SERVER_IN_ARCHIVE", IntegrityError, words):
             receipt.find_program(paths, "it")
-        assert caught.value.code == "NO_SERVER_IN_ARCHIVE"

@@ -38,6 +38,7 @@ from tests.rigs import archives, installer, small_disk
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, SCRIPT, SERVER, Entry, compress, link, tar
 from tests.rigs.fault_server import FaultServer
+from tests.rigs.refusals import refused
 
 BIG = Entry("runtime/libggml-cuda.so", random.Random(3).randbytes(600_000))
 ENTRIES = (*GOOD, BIG)
@@ -178,9 +179,8 @@ def test_a_manifest_that_is_not_the_pinned_one_or_none_is_not_kept(release: Rele
         (release.manifest_url, "0" * 64, "MANIFEST_PIN_MISMATCH"),
         (bad, digest, "MANIFEST_INVALID"),
     ):
-        with pytest.raises(IntegrityError) as caught:
+        with refused(code, IntegrityError):
             release.store().manifest(url, pin, release.fetcher())
-        assert caught.value.code == code
     assert not release.root.exists()
 
 
@@ -261,9 +261,8 @@ def test_a_full_disk_is_one_clear_line(
 
     with small_disk.mounted(tmp_path / "disk", size) as resize:
         release.root = tmp_path / "disk" / "store"
-        with pytest.raises(StoreError) as caught:
+        with refused("DISK_FULL", StoreError):
             install()
-        assert caught.value.code == "DISK_FULL"
         assert not release.place.exists()
         assert not (release.root / "staging").exists() or release.left() == []
         resize("20m")
@@ -398,15 +397,6 @@ def test_a_read_only_store_that_has_it_is_used(release: Release, temporary: Path
     assert names(temporary) == []
 
 
-def test_a_store_that_cannot_be_a_folder(release: Release, temporary: Path, tmp_path: Path) -> None:
-    """A setting that is wrong is no reason to install elsewhere."""
-    (tmp_path / "file").write_text("")
-    release.root = tmp_path / "file" / "store"
-    with pytest.raises(StoreError, match="Not a directory"):
-        release.install()
-    assert names(temporary) == []
-
-
 @pytest.mark.parametrize("what", ["open", "readable", "link", "file", "theirs"])
 def test_a_temporary_folder_prepared_by_somebody_else(
     release: Release, temporary: Path, tmp_path: Path, what: str
@@ -435,9 +425,8 @@ def test_private_store_is_not_made_where_others_can_put_another_in_its_place(
     release: Release, temporary: Path
 ) -> None:
     temporary.chmod(0o777)
-    with read_only(release.root), pytest.raises(StoreError, match="written by other") as caught:
+    with read_only(release.root), refused("STORE_FAILED", StoreError, "written by other"):
         release.install()
-    assert caught.value.code == "STORE_FAILED"
     temporary.chmod(0o1777)
     with read_only(release.root):
         assert release.install().folder.is_relative_to(temporary)
@@ -469,9 +458,10 @@ def test_pieces_that_contradict_the_whole_are_the_manifests_fault(release: Relea
     wrong = with_chunks(release.artifact, lambda chunks: chunks and (*chunks[:-1], "0" * 64))
     installed = release.install(wrong)
     for look in (installed.verify, lambda: release.install(wrong)):
-        with pytest.raises(IntegrityError, match=r"has the .* not its pieces'") as caught:
+        with refused(
+            "MANIFEST_CONTRADICTS_ITSELF", IntegrityError, r"has the .* not its pieces'"
+        ) as caught:
             look()
-        assert caught.value.code == "MANIFEST_CONTRADICTS_ITSELF"
         assert "ask who published it" in caught.value.hint
     asked = len(release.server.requests)
     release.install().verify()
@@ -602,15 +592,15 @@ def points(tmp_path_factory: pytest.TempPathFactory) -> list[installer.Point]:
         return installer.trace(child(release), folder / "log")
 
 
-@pytest.mark.parametrize("eighths", range(8))
+@pytest.mark.parametrize("quarters", range(4))
 def test_killed_at_a_system_call(
-    release: Release, tmp_path: Path, points: list[installer.Point], eighths: int
+    release: Release, tmp_path: Path, points: list[installer.Point], quarters: int
 ) -> None:
     """SIGKILL at one of the calls that change the store: old or new, and no clean-up needed.
 
     benchmarks/kill_everywhere.py does it at every one of them.
     """
-    point = points[len(points) * eighths // 8]
+    point = points[len(points) * quarters // 4]
     assert installer.kill_at(point, child(release), tmp_path / "log") == -signal.SIGKILL
     if release.place.exists():
         assert release.store().verify(release.place)
@@ -727,7 +717,10 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
         "its receipt cannot be read",
     ),
     "other receipt": (lambda place: change_receipt(place, sha256="0" * 64), "of another runtime"),
-    "receipt of no files": (lambda place: change_receipt(place, artifact={}), "cannot be read"),
+    "receipt of no files": (
+        lambda place: change_receipt(place, artifact={}),
+        r"its receipt cannot be read: .*\$\.artifact",
+    ),
     "extra folder": (
         lambda place: (place / "files/runtime/empty").mkdir(),
         "files/runtime/empty not listed",
@@ -745,14 +738,12 @@ def damage(how: str, place: Path) -> None:
 def test_a_damaged_runtime_is_taken_out_of_use_and_repaired(release: Release, how: str) -> None:
     installed = release.install()
     damage(how, release.place)
-    with pytest.raises(IntegrityError, match=DAMAGES[how][1]) as caught:
+    with refused("RUNTIME_DAMAGED", IntegrityError, DAMAGES[how][1]) as caught:
         release.store().verify(installed.folder)
-    assert caught.value.code == "RUNTIME_DAMAGED"
     assert "repairs it" in caught.value.hint
     assert release.store().find(release.artifact.sha256) is None
-    with pytest.raises(NetworkError) as offline:
+    with refused("OFFLINE", NetworkError):
         release.install(offline=True)
-    assert offline.value.code == "OFFLINE"
     release.events.clear()
     assert release.install() == installed
     assert len(release.notes()) == 1
@@ -776,9 +767,8 @@ def forge(place: Path) -> None:
 def test_verify_of_what_is_no_runtime(release: Release, tmp_path: Path, what: str) -> None:
     release.install()
     (tmp_path / "receipt.json").write_text("{}")
-    with pytest.raises(SettingError, match="not in an installed runtime") as caught:
+    with refused("NOT_A_RUNTIME", SettingError, "not in an installed runtime"):
         release.store().verify(release.root / what)
-    assert caught.value.code == "NOT_A_RUNTIME"
 
 
 def test_a_receipt_that_was_changed_with_its_files_is_not_believed(release: Release) -> None:
@@ -832,9 +822,8 @@ def test_a_store_of_another_format_is_left_alone(release: Release, text: str, co
         lambda: release.store().find("0" * 64),
         lambda: release.store().install_archive(release.url, None, release.fetcher()),
     ):
-        with pytest.raises(StoreError) as caught:
+        with refused(code, StoreError) as caught:
             use()
-        assert caught.value.code == code
         assert ("update the loader" in caught.value.hint) == (code == "STORE_NEWER")
     assert release.place.exists()
 
@@ -883,25 +872,10 @@ def test_an_archive_that_is_none_or_not_the_pinned_one(
     release: Release, data: bytes, pin: str | None, code: str
 ) -> None:
     url = release.server.put("/bad", data)
-    with pytest.raises(IntegrityError) as caught:
+    with refused(code, IntegrityError):
         release.store().install_archive(url, pin, release.fetcher())
-    assert caught.value.code == code
     assert names(release.root / "runtimes") == []
     assert release.left() == []
-
-
-def test_an_archive_of_libraries_serves_nothing(release: Release) -> None:
-    """Known to the store as CUDA's libraries, asked for as if it were a server."""
-    libraries = Entry("cuda-runtime/libcudart.so.13", b"x")
-    packed, artifact = archives.release(
-        (libraries,), kind="cuda-runtime", provides=("libcudart.so.13",)
-    )
-    release.url = release.server.put("/libraries", packed)
-    installed = release.install(artifact)
-    assert installed.folder.name == "cuda-runtime"
-    with pytest.raises(IntegrityError) as caught:
-        release.store().install_archive(release.url, artifact.sha256, release.fetcher())
-    assert caught.value.code == "NO_SERVER_IN_ARCHIVE"
 
 
 # on the disk, and in words
@@ -955,9 +929,8 @@ def test_a_disk_that_refuses_the_last_step(
         original(source, target, **kwargs)
 
     of_the_system(monkeypatch, "rename", failing)
-    with pytest.raises(StoreError) as caught:
+    with refused("STORE_FAILED", StoreError):
         release.install()
-    assert caught.value.code == "STORE_FAILED"
     assert release.left() == []
 
 
@@ -973,9 +946,6 @@ def test_manifest_that_lists_other_files_throws_out_nothing_sound(release: Relea
     assert note.code == "RUNTIME_DAMAGED"
     assert release.install().verified
     assert len(release.server.requests) == 2  # the sound one was not thrown out
-
-
-# lightness
 
 
 # whose folder it is
@@ -1036,9 +1006,8 @@ def test_store_follows_no_link_that_was_put_there_first(
         release.root.mkdir()
     (release.root / name).symlink_to(tmp_path / "documents" / name)
     before = everything(tmp_path / "documents")
-    with pytest.raises(StoreError) as caught:
+    with refused("STORE_NOT_OURS", StoreError):
         release.store().write("channels", "one", "file", data=b"1")
-    assert caught.value.code == "STORE_NOT_OURS"
     assert everything(tmp_path / "documents") == before
 
 
@@ -1275,22 +1244,6 @@ def test_verify_looks_at_the_folder_itself_in_whichever_store(
         Store(there).verify(sound.root)
 
 
-def test_verify_compares_with_the_manifest_that_is_given(release: Release) -> None:
-    """A file and the receipt were changed together."""
-    installed = release.install()
-    assert release.store().verify(installed.folder, [release.artifact]) == installed
-    assert release.notes() == []
-    forge(release.place)
-    assert release.store().verify(installed.folder).verified
-    assert release.notes() == ["COMPARED_WITH_RECEIPT"]
-    with pytest.raises(IntegrityError, match="runtime/llama-server changed"):
-        release.store().verify(installed.folder, [release.artifact])
-    other = msgspec.structs.replace(release.artifact, sha256="0" * 64)
-    with pytest.raises(IntegrityError) as caught:
-        release.store().verify(installed.folder, [other])
-    assert caught.value.code == "OTHER_ARTIFACT"
-
-
 def unhashed(release: Release, *urls: str) -> Installed:
     return release.store().install(
         release.artifact, urls, release.fetcher(), release="b1-1", hashed=False
@@ -1308,9 +1261,8 @@ def test_runtime_that_is_not_hashed_is_what_its_receipt_says(release: Release, h
     assert release.notes() == []
     if how == "gone":
         shutil.rmtree(found.root)
-    with pytest.raises(IntegrityError, match=r"llama-server|libllama|No such file") as caught:
+    with refused("RUNTIME_DAMAGED", IntegrityError, r"llama-server|libllama|No such file"):
         found.verify()
-    assert caught.value.code == "RUNTIME_DAMAGED"
     release.install()
     found.verify()
 
@@ -1329,9 +1281,6 @@ def test_runtime_of_a_read_only_store_is_hashed_at_once(
         repaired = look()
         assert repaired.folder.is_relative_to(temporary)
         repaired.verify()
-
-
-# many at once
 
 
 @pytest.mark.parametrize("pinned", [False, True])

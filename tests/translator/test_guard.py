@@ -51,6 +51,16 @@ async def answered(scope: dict[str, Any], receive: Any) -> int:
     return sent[0]
 
 
+def test_programs_see_two_endpoints_and_the_languages_in_the_description(page: Space) -> None:
+    """Handlers of the page have names too; one of the same name would take it away."""
+    named = requests.get(f"{page.url}/gradio_api/info", timeout=30).json()["named_endpoints"]
+    assert list(named) == ["/translate", "/detect"]
+    assert "zh-Hant (Chinese (Traditional))" in named["/translate"]["description"]
+    parameters = [one["parameter_name"] for one in named["/translate"]["parameters"]]
+    assert parameters == ["text", "target_language", "source_language"]
+    assert named["/translate"]["returns"][0]["type"] == {"type": "string"}
+
+
 def test_page_uploads_nothing_of_a_visitor(page: Space) -> None:
     for route in ("upload", "process_recording", "stream/x"):
         answer = post(page, route, files={"files": ("visitors.bin", b"x" * 3_000_000)})

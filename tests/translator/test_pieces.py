@@ -209,11 +209,11 @@ def test_context_is_the_last_sentences_of_both() -> None:
     ],
 )
 def test_hostile_text_takes_time_in_proportion(unit: str) -> None:
-    text = unit * (100_000 // len(unit))
+    text = unit * (40_000 // len(unit))
     began = time.process_time()
     pieces.cut(text, 1800)
     pieces.finer(text)
     pieces.faithful(text, text)
     pieces.mended(text, text)
     pieces.context(text, text, 1800)
-    assert time.process_time() - began < 20
+    assert time.process_time() - began < 6

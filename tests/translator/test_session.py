@@ -1,8 +1,5 @@
 """One translation, with an engine that plays what it is told."""
 
-import json
-import subprocess
-import sys
 from collections import deque
 from collections.abc import Callable, Generator
 from dataclasses import replace
@@ -10,7 +7,6 @@ from typing import Any
 
 import gradio
 import pytest
-from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.doctor import Examination
@@ -189,37 +185,6 @@ def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
     assert "YAKULINGO_SPACES_N_CTX" in failure.message
     assert "YAKULINGO_SPACES_N_CTX" in engine.doctor().as_text()
     assert list(engine.events([])) == [failure]
-
-
-NAMED = """
-import json
-from llama_loader import settings
-from llama_loader.errors import SettingError
-from llama_loader.events import Downloading
-from translator.page import Page, RefusingEngine
-page = Page(RefusingEngine(SettingError("X", "x")), settings.load(environ={}))
-print(json.dumps(page.build().get_api_info()["named_endpoints"]))
-"""
-
-
-def test_programs_see_two_endpoints_and_the_languages_in_the_description() -> None:
-    """Handlers of the page have names too; one of the same name would take it away.
-
-    In a process of its own: gradio leaves event loops open, which is a warning here.
-    """
-    done = subprocess.run(
-        [sys.executable, "-c", NAMED],
-        cwd=PROJECT / "spaces",
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    named = json.loads(done.stdout)
-    assert list(named) == ["/translate", "/detect"]
-    assert "zh-Hant (Chinese (Traditional))" in named["/translate"]["description"]
-    parameters = [one["parameter_name"] for one in named["/translate"]["parameters"]]
-    assert parameters == ["text", "target_language", "source_language"]
-    assert named["/translate"]["returns"][0]["type"] == {"type": "string"}
 
 
 class Answering(Playing):
