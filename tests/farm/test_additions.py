@@ -10,6 +10,7 @@ from farm.kept import digest
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 from farm.request import BuildRequest
 from farm.source import Source
+from tests.rigs.refusals import refused
 
 
 def _plan(tree: Path, set_name: str = "cpu", line: str = "cpu") -> BuildPlan:
@@ -27,9 +28,9 @@ def test_definitions_refuse_another_value_for_each_of_the_farms_own(
     own = [word[2:].partition("=")[0] for word in configure if word.startswith("-D")]
     assert len(own) > 25
     for name in own:
-        with pytest.raises(UsageError) as refused:
+        with pytest.raises(UsageError) as caught:
             request.definitions([f"{name}=another"])
-        assert refused.value.code == "DEFINE_CONTRADICTS", name
+        assert caught.value.code == "DEFINE_CONTRADICTS", name
 
 
 @pytest.mark.parametrize(
@@ -51,18 +52,16 @@ def test_definitions_refuse_another_value_for_each_of_the_farms_own(
     ],
 )
 def test_definitions_refuse_what_would_make_the_manifest_untrue(text: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("DEFINE_CONTRADICTS", UsageError) as caught:
         request.definitions([text])
-    assert refused.value.code == "DEFINE_CONTRADICTS"
-    assert text in refused.value.message
+    assert text in caught.value.message
 
 
 @pytest.mark.parametrize("text", ["", "FOO", "=1", "A-B=1", "A:BOOL=ON", "A=1\nB=2", "A=\x1b[2J"])
 def test_definitions_refuse_what_is_none(text: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("DEFINE_INVALID", UsageError) as caught:
         request.definitions([text])
-    assert refused.value.code == "DEFINE_INVALID"
-    assert "\x1b" not in refused.value.message
+    assert "\x1b" not in caught.value.message
 
 
 def test_definitions_refuse_two_values_for_one_name() -> None:

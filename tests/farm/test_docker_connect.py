@@ -14,6 +14,7 @@ import urllib3
 
 from farm.engines.docker import connect, connection
 from farm.errors import EngineError
+from tests.rigs.refusals import refused
 
 
 @pytest.mark.parametrize("listener", ["nothing", "a file"])
@@ -26,10 +27,9 @@ def test_no_engine_is_one_error_and_leaves_no_socket(
     monkeypatch.setenv("DOCKER_HOST", f"unix://{place}")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        with pytest.raises(EngineError) as refused:
+        with refused("ENGINE_NOT_RUNNING", EngineError):
             connect()
         gc.collect()
-    assert refused.value.code == "ENGINE_NOT_RUNNING"
     assert [one for one in caught if one.category is ResourceWarning] == []
 
 
@@ -52,11 +52,10 @@ def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_current_context_is_asked_and_its_address_is_named(config: Path) -> None:
-    with pytest.raises(EngineError) as refused:
+    with refused("ENGINE_NOT_RUNNING", EngineError) as caught:
         connect()
-    assert refused.value.code == "ENGINE_NOT_RUNNING"
     told = f"{config.parent}/colima.sock (context 'colima', the current context)"
-    assert f"at unix://{told}: " in refused.value.message
+    assert f"at unix://{told}: " in caught.value.message
 
 
 def test_variables_come_before_the_current_context(
@@ -86,10 +85,9 @@ def test_a_context_that_cannot_be_read_is_one_error_that_names_it(
     else:
         for meta in config.rglob("meta.json"):
             meta.write_text("[]")
-    with pytest.raises(EngineError) as refused:
+    with refused("ENGINE_CONTEXT_INVALID", EngineError) as caught:
         connect()
-    assert refused.value.code == "ENGINE_CONTEXT_INVALID"
-    assert "gone" in refused.value.message or ".json" in refused.value.message
+    assert "gone" in caught.value.message or ".json" in caught.value.message
 
 
 def test_a_context_brings_its_certificates(config: Path) -> None:
@@ -153,11 +151,10 @@ def test_an_ssh_that_cannot_log_in_is_one_error_with_its_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _ssh(tmp_path, monkeypatch, "import sys\nsys.exit('Permission denied (publickey).')\n")
-    with pytest.raises(EngineError) as refused:
+    with refused("ENGINE_NOT_RUNNING", EngineError) as caught:
         connect()
-    assert refused.value.code == "ENGINE_NOT_RUNNING"
-    assert "ssh://me@builder.example:2222" in refused.value.message
-    assert "Permission denied (publickey)." in refused.value.message
+    assert "ssh://me@builder.example:2222" in caught.value.message
+    assert "Permission denied (publickey)." in caught.value.message
 
 
 def test_a_machine_without_ssh_is_told_what_to_install(
@@ -165,19 +162,18 @@ def test_a_machine_without_ssh_is_told_what_to_install(
 ) -> None:
     monkeypatch.setenv("DOCKER_HOST", "ssh://builder.example")
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(EngineError) as refused:
+    with refused("ENGINE_SSH_MISSING", EngineError) as caught:
         connect()
-    assert refused.value.code == "ENGINE_SSH_MISSING"
-    assert "openssh-client" in refused.value.hint
+    assert "openssh-client" in caught.value.hint
 
 
 @pytest.mark.parametrize("url", ["tcp://1.2.3.4:notaport", "tcp://127.0.0.1:99999", "tcp://["])
 def test_an_address_that_is_none_is_one_error(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DOCKER_HOST", url)
-    with pytest.raises(EngineError) as refused:
+    with pytest.raises(EngineError) as caught:
         connect()
-    assert refused.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}
-    assert "DOCKER_HOST" in refused.value.render()
+    assert caught.value.code in {"ENGINE_ADDRESS_INVALID", "ENGINE_NOT_RUNNING"}
+    assert "DOCKER_HOST" in caught.value.render()
 
 
 def test_a_stream_of_the_engine_that_breaks_off_is_one_error() -> None:

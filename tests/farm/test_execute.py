@@ -13,6 +13,7 @@ from farm.errors import BuildError, PackError, UsageError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Step
+from tests.rigs.refusals import refused
 
 TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 TABLE = targets.load()
@@ -103,11 +104,10 @@ def test_a_configure_error_is_told_apart(tiny: Path, tmp_path: Path) -> None:
     with (tiny / "CMakeLists.txt").open("a", encoding="utf-8") as file:
         file.write('message(FATAL_ERROR "no such backend")\n')
     with (
-        pytest.raises(BuildError, match="no such backend") as failed,
+        refused("CONFIGURE_FAILED", BuildError, "no such backend"),
         execute(plan_of(tiny), LocalEngine(), logs=tmp_path / "logs", reporter=Recorder()),
     ):
         pytest.fail("a tree was handed over")
-    assert failed.value.code == "CONFIGURE_FAILED"
 
 
 def test_flags_of_the_callers_environment_do_not_reach_the_compiler(
@@ -156,6 +156,5 @@ def test_a_build_that_nobody_waits_for_ends_its_silent_compiler(tiny: Path, tmp_
 
 
 def test_a_folder_that_is_no_llama_cpp_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("SOURCE_NOT_LLAMA_CPP", UsageError):
         source.from_folder(tmp_path)
-    assert refused.value.code == "SOURCE_NOT_LLAMA_CPP"

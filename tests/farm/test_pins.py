@@ -10,6 +10,7 @@ import tomllib
 
 from farm.errors import UsageError
 from farm.inputs import pins
+from tests.rigs.refusals import refused
 
 REAL = pins.load()
 
@@ -62,10 +63,9 @@ def test_the_port_of_a_registry_is_no_tag() -> None:
 def test_a_bad_row_is_refused_by_name(
     tmp_path: Path, table: str, row: int | None, changes: dict[str, object], shown: str
 ) -> None:
-    with pytest.raises(UsageError, match=shown) as refused:
+    with refused("PINS_INVALID", UsageError, shown) as caught:
         pins.load(broken(tmp_path, table, row, **changes))
-    assert refused.value.code == "PINS_INVALID"
-    assert refused.value.exit_status == 2
+    assert caught.value.exit_status == 2
 
 
 def test_a_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
@@ -77,12 +77,12 @@ def test_a_missing_or_malformed_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_what_is_not_pinned_is_an_error_with_a_way_out() -> None:
-    with pytest.raises(UsageError, match=r"ubuntu:99\.04 has no digest") as refused:
+    with pytest.raises(UsageError, match=r"ubuntu:99\.04 has no digest") as caught:
         REAL.image("ubuntu:99.04")
-    assert "update-pins" in refused.value.hint
-    assert "--image" in refused.value.hint
+    assert "update-pins" in caught.value.hint
+    assert "--image" in caught.value.hint
     with pytest.raises(UsageError, match="'gpt'"):
         REAL.model("gpt")
-    with pytest.raises(UsageError, match="line cu124") as refused:
+    with pytest.raises(UsageError, match="line cu124") as caught:
         REAL.toolkit_of("cu124")
-    assert "cu130" in refused.value.hint
+    assert "cu130" in caught.value.hint

@@ -9,6 +9,7 @@ from farm.errors import BuildError
 from farm.inputs import pins
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
+from tests.rigs.refusals import refused
 
 TABLE = targets.load()
 IMAGE = "nvidia/cuda:12.4.1-devel-ubuntu22.04"
@@ -67,6 +68,5 @@ def test_a_compiler_of_the_line_is_accepted(line: str, nvcc: str | None, tmp_pat
     "nvcc", ["NVIDIA 12.6.20 with host compiler GNU 12.4.0", "NVIDIA 12.40.1", None]
 )
 def test_a_compiler_of_another_toolkit_is_refused(nvcc: str | None, tmp_path: Path) -> None:
-    with pytest.raises(BuildError, match=r"line cu124 is CUDA 12\.4") as refused:
+    with refused("TOOLKIT_NOT_OF_LINE", BuildError, r"line cu124 is CUDA 12\.4"):
         pipeline._check_nvcc(plan("cu124", tmp_path), nvcc)
-    assert refused.value.code == "TOOLKIT_NOT_OF_LINE"

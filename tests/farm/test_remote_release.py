@@ -18,6 +18,7 @@ from farm.remote_release import opened
 from farm.serve import ReleaseServer
 from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
+from tests.rigs.refusals import refused
 
 TARBALL = b"a tarball, as far as fetching is concerned"
 
@@ -92,11 +93,10 @@ def test_a_pin_holds_for_folders_and_urls(folder: Path) -> None:
             with opened(where, sha256=right):
                 pass
             with (
-                pytest.raises(FarmError, match="not the pinned") as refused,
+                refused("RELEASE_MISMATCH", FarmError, "not the pinned"),
                 opened(where, sha256="0" * 64),
             ):
                 pass
-            assert refused.value.code == "RELEASE_MISMATCH"
 
 
 def test_a_body_longer_than_the_manifest_says_is_not_read_to_its_end(folder: Path) -> None:
@@ -114,11 +114,10 @@ def test_what_is_not_there_is_named(folder: Path) -> None:
     next(folder.glob("*.cdx.json")).unlink()
     with (
         ReleaseServer(folder) as server,
-        pytest.raises(FarmError, match=r"cdx\.json cannot be fetched: .*404") as refused,
+        refused("RELEASE_UNREACHABLE", FarmError, r"cdx\.json cannot be fetched: .*404"),
         opened(server.url),
     ):
         pass
-    assert refused.value.code == "RELEASE_UNREACHABLE"
 
 
 def test_a_mirror_is_asked_where_the_first_does_not_answer(folder: Path) -> None:
@@ -141,10 +140,9 @@ def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_pat
     (channel / "manifest.json").write_text(json.dumps(tree))
     with ReleaseServer(tmp_path) as server:
         for where in (f"{server.url}channels/stable/manifest.json", str(channel)):
-            with pytest.raises(FarmError) as refused, opened(where) as found:
+            with refused("CHANNEL_NOT_RELEASE", FarmError) as caught, opened(where) as found:
                 release.verify(found)
-            assert refused.value.code == "CHANNEL_NOT_RELEASE"
-            assert refused.value.hint.endswith("/dist/manifest.json")
+            assert caught.value.hint.endswith("/dist/manifest.json")
 
 
 @pytest.mark.parametrize(
@@ -156,9 +154,9 @@ def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_pat
     ],
 )
 def test_other_kinds_of_urls_are_refused_before_anything_is_opened(url: str, code: str) -> None:
-    with pytest.raises(FarmError) as refused, opened(url):
+    with pytest.raises(FarmError) as caught, opened(url):
         pass
-    assert (refused.value.code, refused.value.exit_status) == (code, 2)
+    assert (caught.value.code, caught.value.exit_status) == (code, 2)
 
 
 def test_a_manifest_that_is_a_login_page_is_refused() -> None:
@@ -169,6 +167,5 @@ def test_a_manifest_that_is_a_login_page_is_refused() -> None:
 
 
 def test_a_local_folder_without_a_manifest_is_a_wrong_call(tmp_path: Path) -> None:
-    with pytest.raises(FarmError) as refused, opened(str(tmp_path)) as found:
+    with refused("RELEASE_MISSING", FarmError), opened(str(tmp_path)) as found:
         release.verify(found)
-    assert refused.value.code == "RELEASE_MISSING"

@@ -4,6 +4,7 @@ import pytest
 
 from farm.errors import UsageError
 from farm.request import BuildRequest, resolve
+from tests.rigs.refusals import refused
 
 
 @pytest.mark.parametrize(
@@ -12,10 +13,9 @@ from farm.request import BuildRequest, resolve
      "tcp://host:99999", "tcp://host:0", "tcp://host:1/path"],
 )  # fmt: skip
 def test_what_is_no_schedulers_address_is_wrong_usage(address: str) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("SCHEDULER_INVALID", UsageError) as caught:
         resolve(BuildRequest(engine="dask", scheduler=address))
-    assert refused.value.code == "SCHEDULER_INVALID"
-    assert refused.value.exit_status == 2
+    assert caught.value.exit_status == 2
 
 
 @pytest.mark.parametrize(
@@ -27,6 +27,5 @@ def test_a_schedulers_address_is_taken(address: str) -> None:
 
 @pytest.mark.parametrize("option", [{"scheduler": "tcp://builder:8786"}, {"workers": 2}])
 def test_a_cluster_without_its_engine_is_wrong_usage(option: dict[str, object]) -> None:
-    with pytest.raises(UsageError) as refused:
+    with refused("CLUSTER_WITHOUT_DASK", UsageError):
         resolve(BuildRequest(**option))  # type: ignore[arg-type] - one of two options
-    assert refused.value.code == "CLUSTER_WITHOUT_DASK"

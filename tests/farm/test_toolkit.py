@@ -13,6 +13,7 @@ from farm.errors import EngineError, SourceError, UsageError
 from farm.inputs import toolkit
 from farm.inputs.packages import cache_folder
 from farm.inputs.pins import PackagePin
+from tests.rigs.refusals import refused
 
 NVCC = """#!/bin/sh
 case "$1" in
@@ -94,9 +95,8 @@ def test_a_folder_that_is_none_names_what_is_missing(
 def test_an_nvcc_that_tells_no_version_is_refused(bare_host: Path, text: str) -> None:
     root = make_toolkit(bare_host / "cuda")
     script(root / "bin" / "nvcc", text)
-    with pytest.raises(UsageError) as refused:
+    with refused("TOOLKIT_INVALID", UsageError):
         toolkit.locate(str(root))
-    assert refused.value.code == "TOOLKIT_INVALID"
 
 
 def wheel(files: dict[str, str]) -> bytes:

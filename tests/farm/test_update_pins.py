@@ -4,12 +4,13 @@ import hashlib
 import io
 import json
 import os
-import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from package_index import PackageIndex
 
 from farm import targets, update_pins
 from farm.engines.docker import connect
@@ -19,12 +20,6 @@ from farm.update_pins import Update
 from tests.rigs import http_served
 from tests.rigs.http_served import Answer, Request
 from tests.rigs.refusals import refused
-
-sys.path.append(str(Path(__file__).parents[1] / "rigs"))
-
-from collections.abc import Iterator
-
-from package_index import PackageIndex
 
 BEFORE = """\
 # A comment that a person wrote.

@@ -84,6 +84,6 @@ def test_no_secret_of_what_is_no_url_is_shown(text: str) -> None:
         name = f"YAKULINGO_SPACES_{variable}"
         if text.startswith("hf://"):
             continue  # a URL as far as settings can tell
-        with pytest.raises(SettingError, match=name) as refused:
+        with pytest.raises(SettingError, match=name) as caught:
             settings.load(environ={name: text})
-        assert SECRET not in refused.value.render()
+        assert SECRET not in caught.value.render()
