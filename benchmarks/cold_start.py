@@ -130,11 +130,11 @@ class Bench:
             **{f"stage: {name}": value for name, value in stages.items()},
         }
 
-    def bare(self, runtime: Path, libraries: str, cache: Path) -> dict[str, float]:
-        """Start llama-server as a person would by hand."""
+    def bare(self, runtime: Path, libraries: str, cache: Path, *options: str) -> dict[str, float]:
+        """Start llama-server as a person would by hand, with further options."""
         port = free_port()
         command = [str(runtime / "llama-server"), "--model", str(self.model), "--port", str(port)]
-        command += ["--n-gpu-layers", "99", "--ctx-size", str(CONTEXT)]
+        command += ["--n-gpu-layers", "99", "--ctx-size", str(CONTEXT), *options]
         url = f"http://127.0.0.1:{port}"
         began = time.monotonic()
         with _process(command, cache, LD_LIBRARY_PATH=libraries) as process:
@@ -406,21 +406,22 @@ def main() -> None:
         bench = Bench(
             options.release, options.model.resolve(), Path(scratch), f"{server.url}manifest.json"
         )
-        result = _facts(bench)
+        result = facts(bench)
         if not options.only_speed:
             for sides in measure(bench, options.upstream, options.runs):
                 result |= {"ratios": ratios(sides), "sides": [asdict(side) for side in sides]}
-                _write(options.out, result)  # a lease may end before the last round
+                write(options.out, result)  # a lease may end before the last round
             print(table(sides))
             print(json.dumps(result["ratios"], indent=2))
         result["tokens/s"] = []
         for model in (bench.model, *options.also) if options.llama_bench else ():
             result["tokens/s"].append(speeds(bench, options.llama_bench, model, options.runs))
             print(json.dumps(result["tokens/s"][-1]))
-            _write(options.out, result)
+            write(options.out, result)
 
 
-def _facts(bench: Bench) -> dict[str, Any]:
+def facts(bench: Bench) -> dict[str, Any]:
+    """Say what is measured, where and when."""
     return {
         "measured": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "machine": _machine(),
@@ -430,7 +431,8 @@ def _facts(bench: Bench) -> dict[str, Any]:
     }
 
 
-def _write(out: Path | None, result: dict[str, Any]) -> None:
+def write(out: Path | None, result: dict[str, Any]) -> None:
+    """Write a result as JSON, where a file is named."""
     if out:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")

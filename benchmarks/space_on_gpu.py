@@ -128,7 +128,7 @@ def within(seconds: float, condition: Callable[[], bool]) -> bool:
 def measure(release: Path, model: Path, calls: int, home: Path) -> dict[str, Any]:
     """Start the app, call it, kill its worker, leave in the middle; return what was seen."""
     facts = host.detect(settings.load(environ={}))
-    uuids = _uuids()
+    gpus = uuids()
     manifest = f"file://{(release / 'manifest.json').resolve()}"
     variables = {
         **space.pinned(manifest),
@@ -138,7 +138,7 @@ def measure(release: Path, model: Path, calls: int, home: Path) -> dict[str, Any
         "max_new_tokens": "64",
     }
     measured, checks = Measured(), {}
-    with Emulator(uuids=uuids) as emulator, _app(home, variables | emulator.environment) as served:
+    with Emulator(uuids=gpus) as emulator, _app(home, variables | emulator.environment) as served:
         before = on_the_gpu()
         checks["nothing on the GPU before the first call"] = not servers(served.pid)
         said = measured.call(served.url, "first call: a new worker, a new server", 0)
@@ -179,7 +179,8 @@ def _app(home: Path, variables: dict[str, Any]) -> AbstractContextManager[space.
     return space.serving(home, **variables)
 
 
-def _uuids() -> list[str]:
+def uuids() -> list[str]:
+    """Return the GPUs of this machine as the device API names them."""
     done = subprocess.run(
         ["nvidia-smi", "--query-gpu=uuid", "--format=csv,noheader"],
         capture_output=True,
