@@ -1,6 +1,6 @@
-"""build/patches/parallel-upload: weights arrive as they are in the file, on a device made of memory.
+"""build/patches/parallel-upload: weights arrive on a device as they are in the file.
 
-The device is a plugin for ggml's backends (rigs/loopback_device.cpp): a real llama-server takes it
+The device is made of memory: a plugin for ggml's backends (rigs/loopback_device.cpp): a real llama-server takes it
 for a GPU. tests/gpu does the same on a real one.
 """
 
