@@ -1,7 +1,7 @@
 """build/patches/parallel-upload: weights arrive on a device as they are in the file.
 
-The device is made of memory: a plugin for ggml's backends (rigs/loopback_device.cpp): a real llama-server takes it
-for a GPU. tests/gpu does the same on a real one.
+The device is memory of the process: a real llama-server takes a plugin for a GPU
+(rigs/loopback_device.cpp). tests/gpu does the same on a real one.
 """
 
 import json
