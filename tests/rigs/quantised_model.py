@@ -73,4 +73,4 @@ def write(path: Path, kind: Kind, *, files: int = 1) -> Path:
 
 
 if __name__ == "__main__":
-    print(write(Path(sys.argv[1]), Kind[sys.argv[2]], files=int(sys.argv[3])))  # noqa: T201
+    print(write(Path(sys.argv[1]), Kind[sys.argv[2]], files=int(sys.argv[3])))
