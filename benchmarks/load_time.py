@@ -151,7 +151,7 @@ def workers(release: Path, model: Path, rounds: int) -> list[float]:
     from tests.rigs.zerogpu import Emulator  # noqa: PLC0415
 
     measured = space_on_gpu.Measured()
-    variables = space.pinned(f"file://{(release / 'manifest.json').resolve()}") | {
+    variables: dict[str, Any] = space.pinned(f"file://{(release / 'manifest.json').resolve()}") | {
         "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
         "allow_cpu": "0",
         "gguf_path": str(model),
@@ -160,7 +160,7 @@ def workers(release: Path, model: Path, rounds: int) -> list[float]:
     with ExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "home"
         emulator = stack.enter_context(Emulator(uuids=space_on_gpu.uuids()))
-        served = stack.enter_context(space.serving(home, **variables, **emulator.environment))
+        served = stack.enter_context(space.serving(home, **(variables | emulator.environment)))
         for number in range(rounds):
             measured.call(served.url, "cold", number)
             os.kill(emulator.workers()[-1], signal.SIGKILL)
