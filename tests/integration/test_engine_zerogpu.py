@@ -18,7 +18,7 @@ import impostor_archive
 import pytest
 from verbs import PROJECT
 from waiting import comes
-from zerogpu import Emulator, Grant, Quota
+from zerogpu import Emulator, Quota
 
 from llama_loader import processes
 
@@ -265,14 +265,6 @@ def test_two_first_calls_at_once_start_one_server(started: Callable[..., App]) -
     assert impostor_archive.starts(app.store) == 2  # the list of devices, and the server
 
 
-def test_a_fresh_worker_takes_the_place_of_an_old_one(app: App) -> None:
-    app.all("chat")
-    server = app.status()["server_pid"]
-    app.emulator.script(Grant(fresh=True))
-    assert "".join(app.all("chat")) == TEXT
-    assert comes(lambda: not processes.lives(server), _WITHIN)
-
-
 @pytest.mark.parametrize("what", ["events", "own_words"])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_an_app_that_is_ended_in_an_answer_leaves_no_worker_and_no_server(
@@ -306,22 +298,6 @@ def test_an_app_on_the_loader_alone_leaves_both_behind(started: Callable[..., Ap
     finally:
         os.kill(told["worker"], signal.SIGKILL)
     assert comes(lambda: not processes.lives(told["server"]), _WITHIN)
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_a_worker_that_is_ended_in_an_answer_takes_its_server_along(
-    started: Callable[..., App], number: signal.Signals
-) -> None:
-    app = started(between=5)
-    call = app.begin("events")
-    while call.value()["kind"] != "Piece":
-        pass
-    (worker,), server = app.emulator.workers(), app.status()["server_pid"]
-    assert app.scratch() == []
-    os.kill(worker, number)
-    assert comes(lambda: not processes.lives(worker) and not processes.lives(server), _WITHIN)
-    values = call.all()
-    assert values[-1]["code"] == "ZEROGPU_ABORTED"
 
 
 def test_workers_of_two_functions_end_with_the_app(started: Callable[..., App]) -> None:

@@ -1,5 +1,4 @@
 import contextlib
-import http.server
 import json
 import socket
 import threading
@@ -19,6 +18,8 @@ from llama_loader.client import Client, Piece
 from llama_loader.errors import ServerError
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer, Request
 
 DONE = b"data: [DONE]\n\n"
 
@@ -38,38 +39,21 @@ def answering(
     """A server that gives one answer to everything; ``stay`` keeps the connection open."""
     noted: list[dict[str, object]] = [] if seen is None else seen
 
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def log_message(self, *args: object) -> None:
-            pass
-
-        def do_POST(self) -> None:
-            data = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            noted.append(
-                {"body": json.loads(data or b"null"), "key": self.headers["Authorization"]}
-            )
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(answer)
-            self.wfile.flush()
-            while stay:
+    def staying() -> Iterator[bytes]:
+        try:
+            yield answer
+            while True:
                 time.sleep(0.05)
-                try:
-                    self.wfile.write(b": ping\n")
-                except OSError:
-                    noted.append({"gone": True})
-                    return
+                yield b": ping\n"
+        finally:
+            noted.append({"gone": True})
 
-        do_GET = do_POST  # noqa: N815
+    def answered(asked: Request) -> Answer:
+        noted.append({"body": asked.json(), "key": asked.headers["Authorization"]})
+        return Answer(status, staying() if stay else answer)
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
-        yield server.server_address[1]
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with http_served.serving(answered) as url:
+        yield int(url.rpartition(":")[2])
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from email.message import Message
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -27,7 +27,10 @@ class Request:
 
 @dataclass
 class Answer:
-    """Status, headers, and bytes or what becomes JSON; None is no body."""
+    """Status, headers, and bytes or what becomes JSON; None is no body.
+
+    An iterator's pieces are sent as they come; it is closed when the client goes away.
+    """
 
     status: int
     body: Any = None
@@ -39,46 +42,61 @@ class Answer:
         return self.body if isinstance(self.body, bytes) else json.dumps(self.body).encode()
 
 
+class _Handler(BaseHTTPRequestHandler):
+    answer: Callable[[Request], Answer | None]
+
+    def _answer(self) -> None:
+        parts = urlsplit(self.path)
+        query = {name: values[0] for name, values in parse_qs(parts.query).items()}
+        told = self.answer(
+            Request(self.command, unquote(parts.path), query, self.headers, self._body())
+        )
+        if told is None:
+            self.close_connection = True
+            return
+        if isinstance(told.body, Iterator):
+            self._stream(told)
+            return
+        content = told.content()
+        self.send_response(told.status)
+        kind = "x/y" if isinstance(told.body, bytes) else "application/json"
+        headers = {"Content-Type": kind, "Content-Length": str(len(content)), **told.headers}
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _stream(self, told: Answer) -> None:
+        self.send_response(told.status)
+        self.end_headers()
+        with closing(told.body), suppress(OSError):
+            for piece in told.body:
+                self.wfile.write(piece)
+                self.wfile.flush()
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = b""
+        while size := int(self.rfile.readline().strip() or b"0", 16):
+            body += self.rfile.read(size)
+            self.rfile.readline()
+        self.rfile.readline()
+        return body
+
+    do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - its names
+
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
+
+
 @contextmanager
 def serving(answer: Callable[[Request], Answer | None], host: str = "127.0.0.1") -> Iterator[str]:
     """Serve until the context is left; None closes a connection without an answer."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def _answer(self) -> None:
-            parts = urlsplit(self.path)
-            query = {name: values[0] for name, values in parse_qs(parts.query).items()}
-            told = answer(
-                Request(self.command, unquote(parts.path), query, self.headers, self._body())
-            )
-            if told is None:
-                self.close_connection = True
-                return
-            content = told.content()
-            self.send_response(told.status)
-            kind = "x/y" if isinstance(told.body, bytes) else "application/json"
-            headers = {"Content-Type": kind, "Content-Length": str(len(content)), **told.headers}
-            for name, value in headers.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(content)
-
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding") != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            body = b""
-            while size := int(self.rfile.readline().strip() or b"0", 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
-
-        do_GET = do_HEAD = do_POST = do_PUT = do_PATCH = do_DELETE = _answer  # noqa: N815 - its names
-
-        def log_message(self, *_: object) -> None:
-            """Say nothing."""
-
-    server = ThreadingHTTPServer((host, 0), Handler)
+    handler = type("Handler", (_Handler,), {"answer": staticmethod(answer)})
+    server = ThreadingHTTPServer((host, 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
