@@ -75,6 +75,12 @@ class Prepared:
         """The folder that holds ``llama-server``."""
         return self.installed.folder
 
+    @property
+    def uploads(self) -> bool:
+        """The build knows how to upload weights with several threads."""
+        applied = self.released[0].source.patches if self.released else ()
+        return any(patch.name == server_plan.PARALLEL_UPLOAD for patch in applied)
+
     def require_sound(self) -> None:
         """Hash what is about to be executed, now; install it again once where it is damaged.
 
@@ -307,10 +313,13 @@ def plan_server(
         HostError: as for ``choose_devices``.
     """
     chosen = choose_devices(settings, prepared, model, extra, listing=listing)
+    environ = environment(settings, prepared)
+    if prepared.uploads:
+        environ |= server_plan.upload_threads(settings.load_threads, prepared.host.cpus)
     return ServerPlan(
         runtime=prepared.runtime,
         model=model,
-        environ=environment(settings, prepared),
+        environ=environ,
         devices=chosen.names,
         every_device=chosen.every,
         n_gpu_layers=settings.n_gpu_layers,
@@ -365,6 +374,8 @@ def start(
         LoaderError: as for ``choose_devices`` and ``Server.start``.
     """
     timeline = prepared.timeline
+    if settings.load_threads is not None and not prepared.uploads:
+        sink(server_plan.threads_unused(settings.load_threads))
     with timeline.stage("devices"):
         plan = plan_server(settings, prepared, model, extra, key=key, listing=listing)
     server = Server(plan, before=prepared.require_sound, sink=sink)

@@ -31,6 +31,14 @@ _LOOKUP_THREADS: Final = "1"
 The CPU then looks up one row per token, which ggml gives to one thread (``ggml_get_n_tasks``). All
 others, one per core by default, would wait for work in a busy loop (``--poll 50``).
 """
+PARALLEL_UPLOAD: Final = "parallel-upload"
+"""The patch of ``build/patches`` with which several threads read the weights and upload them.
+
+What stays on the CPU is mapped as before, so the loader gives no option that turns mapping off, and
+none that reads or locks the file (``--mlock``).
+"""
+_UPLOAD_THREADS: Final = 12
+"""At most: more were no faster on an H200 with 16 cores (docs/gpu.md)."""
 _OURS: Final = frozenset(
     {
         *("--port", "-m", "--model", "-mu", "--model-url", "--models-dir", "--models-preset"),
@@ -191,6 +199,25 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
             "leave out --log-disable and --log-verbosity after --; nvidia-smi shows what a GPU"
             " holds",
         )
+
+
+def upload_threads(asked: int | None, cpus: int) -> dict[str, str]:
+    """Return the variable that tells a patched llama-server how many threads upload weights.
+
+    None is one for each CPU that this process may use, at most 12; 0 is upstream's own way.
+    """
+    threads = min(cpus, _UPLOAD_THREADS) if asked is None else asked
+    return {"LLAMA_UPLOAD_THREADS": str(threads)}
+
+
+def threads_unused(asked: int) -> Note:
+    """Return the note for threads that were asked of a build without the patch."""
+    return Note(
+        "LOAD_THREADS_UNUSED",
+        f"YAKULINGO_SPACES_LOAD_THREADS={asked} changes nothing: this build of llama.cpp has no"
+        f" patch {PARALLEL_UPLOAD}, so one thread uploads the weights",
+        f"take a release whose manifest names {PARALLEL_UPLOAD} in source.patches, or unset it",
+    )
 
 
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:

@@ -194,6 +194,7 @@ class Settings:
         manifest_url, manifest_sha256: None leaves the release to ``release.json``.
         devices: empty for ``auto``.
         max_new_tokens: None for what the context leaves.
+        load_threads: None for one for each CPU, at most 12.
         startup_timeout: seconds from the server's start to its first token.
         zerogpu_duration: seconds, None for computed.
         cuda_arch: without its dot (``90``), None for detected.
@@ -226,6 +227,7 @@ class Settings:
     temperature: float = _setting("TEMPERATURE", _number("a decimal number", 0.0, 10.0), 0.0)
     max_new_tokens: int | None = _setting("MAX_NEW_TOKENS", _number("a number", 1, 1_000_000))
     max_chars: int = _setting("MAX_CHARS", _number("a number", 1, 10_000_000), 20_000)
+    load_threads: int | None = _setting("LOAD_THREADS", _number("a number of threads", 0, 32))
     server_port: int | None = _setting(
         "LLAMA_SERVER_PORT", _number("a TCP port", 1, 65535), None, "--port"
     )

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llama_loader import devices, loader, processes, selection, self_test, server_plan
@@ -16,6 +17,7 @@ from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingE
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
+from llama_loader.manifest import Patch
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
@@ -92,6 +94,23 @@ def test_the_cpu_s_threads_are_those_of_the_container(impostor: Impostor) -> Non
         argv, _ = start(settings(ALLOW_CPU="1"), ready)
         given = int(argv[argv.index("--threads") + 1]) if "--threads" in argv else None
         assert given == expected
+
+
+def test_upload_threads_are_given_where_the_build_has_the_patch(impostor: Impostor) -> None:
+    patch = Patch(name="parallel-upload", sha256="a" * 64)
+    source = msgspec.structs.replace(RELEASE.source, patches=(patch,))
+    patched = msgspec.structs.replace(RELEASE, source=source)
+    plain = prepared(impostor.behave(), replace(H200, cpus=16, machine_cpus=64))
+    ready = replace(plain, released=(patched, "https://example.org/manifest.json"))
+    for asked, given in (("", "12"), ("0", "0"), ("20", "20")):
+        wanted = settings(LOAD_THREADS=asked)
+        argv, environ = start(wanted, ready)
+        assert environ["LLAMA_UPLOAD_THREADS"] == given
+        assert not {"--mlock", "--no-mmap", "--load-mode"} & set(argv)
+        assert "LLAMA_UPLOAD_THREADS" not in start(wanted, plain)[1]
+    assert "LOAD_THREADS_UNUSED" not in told(ready, LOAD_THREADS="8")
+    assert "LOAD_THREADS_UNUSED" not in told(plain)
+    assert "parallel-upload" in told(plain, LOAD_THREADS="8")["LOAD_THREADS_UNUSED"]
 
 
 def test_of_two_gpus_and_with_a_foreign_archive_the_program_is_asked(impostor: Impostor) -> None:

@@ -25,7 +25,9 @@ def test_the_defaults_are_the_documented_ones() -> None:
     found = vars(load(environ={"HOME": "/home/user"}))
     documented = {
         **dict.fromkeys(("manifest_url", "manifest_sha256", "url", "sha256", "max_new_tokens")),
-        **dict.fromkeys(("server_port", "zerogpu_duration", "cuda_arch", "hf_token")),
+        **dict.fromkeys(
+            ("server_port", "load_threads", "zerogpu_duration", "cuda_arch", "hf_token")
+        ),
         "backend": "gguf",
         "devices": (),
         "n_gpu_layers": 999,
@@ -54,6 +56,7 @@ READ = {
     "N_CTX": ("n_ctx", {" 8192 ": 8192}),
     "TEMPERATURE": ("temperature", {"0.7": 0.7}),
     "LLAMA_SERVER_PORT": ("server_port", {"8080": 8080}),
+    "LOAD_THREADS": ("load_threads", {"0": 0, "32": 32}),
     "LLAMA_SERVER_STARTUP_TIMEOUT": ("startup_timeout", {"2.5": 2.5}),
     "ZEROGPU_SIZE": ("zerogpu_size", {"xlarge": "xlarge"}),
     "ZEROGPU_DURATION": ("zerogpu_duration", {"60": 60, "computed": None}),
@@ -88,6 +91,7 @@ BAD = {
     "TEMPERATURE": ["nan", "-0.1"],
     "MAX_NEW_TOKENS": ["0"],
     "LLAMA_SERVER_PORT": ["65536", "0"],
+    "LOAD_THREADS": ["33", "-1", "many"],
     "LLAMA_SERVER_STARTUP_TIMEOUT": ["0", "inf"],
     "ZEROGPU_SIZE": ["medium"],
     "ZEROGPU_DURATION": ["-1"],

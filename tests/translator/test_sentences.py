@@ -24,7 +24,7 @@ PACKAGES = tuple(
 CODE = re.compile(r"[A-Z][A-Z0-9]+(_[A-Z0-9]+)+|OFFLINE|UNREACHABLE|UNVERIFIED|SYSTEM|UNEXPECTED")
 NOT_CODES = {row.variable.removeprefix(settings.PREFIX) for row in settings._FIELDS.values()} | {
     *settings._INHERITED,
-    *("GGML_NO_BACKTRACE", "HF_HOME", "LD_LIBRARY_PATH"),
+    *("GGML_NO_BACKTRACE", "LLAMA_UPLOAD_THREADS", "HF_HOME", "LD_LIBRARY_PATH"),
     *(
         "SPACES_ZERO_GPU",
         "XDG_CACHE_HOME",
