@@ -180,9 +180,29 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     )
 
 
-def begin(settings: Settings) -> Background[HostFacts]:
-    """Begin to ``detect``: the driver and ldconfig take 50 ms that other work can use."""
-    return Background(lambda: detect(settings))
+def begin(settings: Settings, known: HostFacts | None = None) -> Background[HostFacts]:
+    """Begin to ``detect``: the driver and ldconfig take 50 ms that other work can use.
+
+    ``known`` is what a process that this one was forked from found: the driver alone is asked anew.
+    """
+    return Background(lambda: _renewed(known, settings) if known else detect(settings))
+
+
+def _renewed(known: HostFacts, settings: Settings) -> HostFacts:
+    """Return the facts with the GPUs that this process sees; all anew where it sees none."""
+    seen = settings.inherited
+    told = Answer() if settings.cpu_chosen else ask(known.driver_folders, seen)
+    if not (told.gpus or settings.cpu_chosen):
+        return detect(settings)
+    return replace(
+        known,
+        driver=told.driver or known.driver,
+        gpus=told.gpus or known.gpus,
+        gpu_source=told.source or known.gpu_source,
+        visible_devices=seen.get("CUDA_VISIBLE_DEVICES"),
+        device_order=seen.get("CUDA_DEVICE_ORDER"),
+        complaints=told.complaints,
+    )
 
 
 def _gpus_of_proc(root: Path) -> tuple[Gpu, ...]:

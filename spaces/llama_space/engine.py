@@ -11,6 +11,7 @@ import contextlib
 import multiprocessing
 import os
 import threading
+import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from llama_loader import doctor, loader
 from llama_loader import settings as loader_settings
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
-from llama_space import preparation, request, worker, zerogpu
+from llama_space import page_cache, preparation, request, worker, zerogpu
 from llama_space.request import STAGES_OF_A_START, Reserved, Shown
 from llama_space.values import PREPARED, Address, Failure, Piece, Progress, Record, log
 
@@ -64,6 +65,7 @@ class Engine:
             self._decorated = zerogpu.entry_point(self.settings.zerogpu_size)
         self._record = Record()
         self._shown = Shown()
+        self._closed = threading.Event()
         _engines.add(self)
         self._begin()
 
@@ -168,6 +170,7 @@ class Engine:
 
         A later call starts a server anew.
         """
+        self._closed.set()
         self._record.change(phase="closed", server_pid=None)
         worker.stop()
 
@@ -250,7 +253,10 @@ class Engine:
         finally:
             self._record.ended(ready, None if ready else failure)
         if ready and self._decorated is not None:
-            self._record.add(timeline=preparation.warm(ready))
+            began = time.monotonic()
+            page_cache.fill(ready)
+            self._record.add(timeline=(("page cache", round(time.monotonic() - began, 4)),))
+            page_cache.keep(ready, self._closed)
 
     def _start_server(self, ready: Ready) -> None:
         for item in worker.started(ready):

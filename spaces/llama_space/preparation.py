@@ -1,4 +1,4 @@
-"""Prepares everything that needs no GPU: manifest, runtimes, model, page cache.
+"""Prepares everything that needs no GPU: manifest, runtimes, model, this machine's facts.
 
 On ZeroGPU the app's process has no GPU, and may not know which one a worker will get: then the
 runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
@@ -6,15 +6,10 @@ runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 
 from __future__ import annotations
 
-import contextlib
-import os
-import shutil
-import time
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Final
 
-from llama_loader import cgroups, gguf_header, host, model, report
+from llama_loader import gguf_header, host, model, report
 from llama_loader.errors import HostError
 from llama_loader.events import Note
 from llama_loader.loader import prepare
@@ -22,6 +17,7 @@ from llama_space.values import Status
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+    from pathlib import Path
 
     from llama_loader.events import Sink, Stage
     from llama_loader.host import HostFacts
@@ -32,9 +28,8 @@ if TYPE_CHECKING:
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
-_BLOCK: Final = 16 * 1024 * 1024
-_CACHE_SHARE: Final = 0.6
-"""Of main memory: a model that takes more would push itself out of the page cache."""
+PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+"""A chat template that adds nothing: with it llama-server's chat is a completion."""
 
 
 @dataclass(frozen=True)
@@ -46,12 +41,16 @@ class Ready:
         released: the trusted manifest and its URL; None where a tarball was given by URL.
         model: the model's file, the first one of a split model.
         size: bytes of all its files.
+        facts: this machine's; a worker asks the driver for its GPU, and looks for nothing else.
+        told: what llama-server must be told about the model.
     """
 
     settings: Settings
     released: tuple[Manifest, str] | None
     model: Path
     size: int = 0
+    facts: HostFacts | None = field(default=None, compare=False)
+    told: tuple[str, ...] = ()
 
 
 def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
@@ -65,7 +64,8 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
     """
     for note in settings.unknown:
         sink(note)
-    prepared = _runtimes(settings, host.begin(settings).result(), sink)
+    facts = host.begin(settings).result()
+    prepared = _runtimes(settings, facts, sink)
     first = prepared[0]
     for note in report.notes(first):
         sink(note)
@@ -81,7 +81,8 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
     if settings.url:
         settings = replace(settings, sha256=first.installed.sha256)
     size = sum(part.stat().st_size for part in gguf_header.files(path))
-    return Ready(settings, first.released, path, size), known
+    told = server_arguments(gguf_header.chat_template(path))
+    return Ready(settings, first.released, path, size, facts, told), known
 
 
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
@@ -132,13 +133,9 @@ def summed(stages: Iterable[Stage]) -> Stages:
     return tuple((name, round(took, 4)) for name, took in seconds.items())
 
 
-def warm(ready: Ready) -> Stages:
-    """Read the model once, so that a worker finds it in main memory; return what that took."""
-    began = time.monotonic()
-    with contextlib.suppress(OSError):
-        if ready.size <= cgroups.memory() * _CACHE_SHARE:
-            for part in gguf_header.files(ready.model):
-                with part.open("rb") as file, Path(os.devnull).open("wb") as nothing:
-                    shutil.copyfileobj(file, nothing, _BLOCK)
-            return (("page cache", round(time.monotonic() - began, 4)),)
-    return ()
+def server_arguments(template: str | None) -> tuple[str, ...]:
+    """Return what llama-server must be told about the chat template in the model's header.
+
+    A base model has none, and would get ChatML's marks, which it has never seen.
+    """
+    return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()

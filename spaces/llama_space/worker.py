@@ -19,7 +19,7 @@ from dataclasses import replace
 from multiprocessing import util
 from typing import TYPE_CHECKING, Any, Final, TypeVar, final
 
-from llama_loader import gguf_header, loader, settings
+from llama_loader import host, loader, settings
 from llama_loader.concurrency import Background, ahead
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Note, Stage
@@ -47,8 +47,6 @@ _UNREAD: Final = 256
 """Pieces that may wait for a caller that is slower than the server."""
 _BROKEN: Final = frozenset({"NO_ANSWER", "ANSWER_TIMEOUT", "ANSWER_CUT"})
 """Errors of a server that died or hangs; another one may answer."""
-PLAIN_TEMPLATE: Final = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
-"""A chat template that adds nothing: with it llama-server's chat is a completion."""
 
 _Result = TypeVar("_Result")
 
@@ -90,12 +88,15 @@ class SharedServer:
 
     def _start(self) -> Server:
         """Find the runtime for the GPU that is here now, hash it once more, and start it."""
-        ours, model = settings.renewed(self.ready.settings), self.ready.model
-        prepared = prepare(ours, released=self.ready.released, hashed=False, sink=self._hear)
+        ready, ours = self.ready, settings.renewed(self.ready.settings)
+        looking = host.begin(ours, ready.facts)
+        prepared = prepare(
+            ours, looking=looking, released=ready.released, hashed=False, sink=self._hear
+        )
         loader.require_libraries(ours, prepared)
         self._prepared, self.progress = prepared, Progress("load")
-        told = server_arguments(gguf_header.chat_template(model))
-        return loader.start(ours, prepared, model, told, sink=self._hear, made=self._made)
+        told, made = ready.told, self._made
+        return loader.start(ours, prepared, ready.model, told, sink=self._hear, made=made)
 
     def _made(self, server: Server) -> None:
         self.server = server
@@ -108,14 +109,6 @@ class SharedServer:
             self.progress = Progress("start", event)
         if isinstance(event, Note):
             self._notes[event] = None
-
-
-def server_arguments(template: str | None) -> tuple[str, ...]:
-    """Return what llama-server must be told about the chat template in the model's header.
-
-    A base model has none, and would get ChatML's marks, which it has never seen.
-    """
-    return ("--chat-template", PLAIN_TEMPLATE) if template is None else ()
 
 
 def answer(ready: Ready, request: Request) -> Generator[Item | Status, None, None]:

@@ -15,7 +15,7 @@ from farm.errors import SourceError
 from llama_loader import gguf_header, processes
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
-from llama_space import worker
+from llama_space import preparation
 from translator import languages, prompt
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
@@ -59,7 +59,7 @@ def its_model(
 @pytest.fixture(scope="module")
 def translategemma(real_runtime: Path, its_model: Path) -> Iterator[Server]:
     """A server as the Space starts it: what the file carries is all that it is told."""
-    told = worker.server_arguments(gguf_header.chat_template(its_model))
+    told = preparation.server_arguments(gguf_header.chat_template(its_model))
     assert told == ()
     with started(real_runtime, its_model, *told) as server:
         yield server
@@ -67,7 +67,7 @@ def translategemma(real_runtime: Path, its_model: Path) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def base(real_runtime: Path, base_model: Path) -> Iterator[Server]:
-    told = worker.server_arguments(gguf_header.chat_template(base_model))
+    told = preparation.server_arguments(gguf_header.chat_template(base_model))
     with started(real_runtime, base_model, *told) as server:
         yield server
 

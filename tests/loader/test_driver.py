@@ -105,6 +105,22 @@ def test_a_driver_on_the_library_path_alone_is_found_and_kept(
     assert [*told["complaints"]] == ["GPU 1 is left out: NVML: GPU is lost (15)"]
 
 
+def test_a_fork_asks_the_driver_alone_for_the_gpu_that_it_got(
+    driver: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAKE_NVML", "nvmlDeviceGetHandleByIndex_v2 1 15")
+    path = {"LD_LIBRARY_PATH": str(driver)}
+    known = replace(host.detect(load(environ=path)), gpus=(), glibc="9.9", gpu_source="zerogpu")
+    seen = load(environ={**path, "CUDA_VISIBLE_DEVICES": "GPU-1"})
+    facts = host.begin(seen, known).result()
+    assert (facts.gpu_source, facts.gpus, facts.glibc) == ("nvml", (H200,), "9.9")
+    assert facts.visible_devices == "GPU-1"
+    on_cpu = host.begin(load({"n_gpu_layers": "0"}, path), known).result()
+    assert (on_cpu.gpus, on_cpu.glibc) == ((), "9.9")
+    elsewhere = replace(known, driver_folders=())
+    assert host.begin(seen, elsewhere).result().glibc != "9.9"  # no driver: all is looked for anew
+
+
 def program(folder: Path, name: str, script: str) -> Path:
     folder.mkdir(exist_ok=True)
     made = folder / name

@@ -15,7 +15,6 @@ from llama_loader.loader import Prepared
 from llama_loader.selection import Choice
 from llama_loader.settings import Settings
 from llama_space import preparation
-from llama_space.preparation import Ready
 
 ASSUMED = replace(
     BARE, zerogpu=True, gpu_source="zerogpu", gpus=(Gpu("NVIDIA RTX PRO 6000 Blackwell", "120"),)
@@ -129,17 +128,3 @@ def test_a_manifest_that_is_trusted_already_is_not_read_again(
     prepared = loader.prepare(given, released=(RELEASE, "https://x/y/manifest.json"))
     assert wanted == ["https://x/y/x"]
     assert prepared.released == (RELEASE, "https://x/y/manifest.json")
-
-
-def test_a_file_is_warmed_only_where_memory_has_room(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second = (tmp_path / f"m-0000{part}-of-00002.gguf" for part in (1, 2))
-    first.write_bytes(bytes(1000))
-    ready = Ready(zerogpu(), None, first, 1001)
-    assert not preparation.warm(ready)  # the second file of a split model is not there
-    second.write_bytes(b"x")
-    assert preparation.warm(ready)
-    for memory in (1000, 0):
-        monkeypatch.setattr(preparation.cgroups, "memory", lambda memory=memory: memory)
-        assert not preparation.warm(ready)

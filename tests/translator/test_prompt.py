@@ -3,7 +3,7 @@
 import pytest
 
 from llama_loader import settings
-from llama_space import request, worker
+from llama_space import preparation, request
 from translator import languages, prompt
 
 JA, EN = languages.known()["ja"], languages.known()["en"]
@@ -18,8 +18,8 @@ def test_translategemma_is_known_by_both_codes_in_its_template() -> None:
 
 def test_no_template_is_a_base_model_and_only_that_needs_a_server_argument() -> None:
     assert prompt.format_of(None) == "base"
-    assert worker.server_arguments(None) == ("--chat-template", worker.PLAIN_TEMPLATE)
-    assert worker.server_arguments("{{ messages }}") == ()
+    assert preparation.server_arguments(None) == ("--chat-template", preparation.PLAIN_TEMPLATE)
+    assert preparation.server_arguments("{{ messages }}") == ()
 
 
 def test_translategemma_gets_both_codes_in_the_part_and_in_the_template_s_arguments() -> None:

@@ -1,0 +1,82 @@
+"""Keeps a model's files in the page cache, so that a worker loads them from main memory.
+
+The kernel drops pages that nothing has used for a while. While the app runs, one thread looks which
+are gone (mincore(2)) and reads them again, after everything else that wants the processor or disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import mmap
+import os
+import threading
+from typing import TYPE_CHECKING, Final
+
+from llama_loader import cgroups, gguf_header
+from llama_space.values import log
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator
+    from pathlib import Path
+
+    from llama_space.preparation import Ready
+
+EVERY, _SELDOM = 30.0, 3600.0
+"""Seconds between two looks; longer each time that something was gone, which memory is short of."""
+_SHARE: Final = 0.6
+"""Of main memory: a model that takes more would push itself out of the page cache."""
+_WINDOW, _PIECE = 64 << 20, 1 << 20
+"""Bytes that are mapped to be looked at, and that are read at once."""
+_LAST: Final = 19
+"""The nice value of the thread that reads again; the kernel puts its reads last by it, too."""
+_libc: Final = ctypes.CDLL(None)
+
+
+def keep(ready: Ready, over: threading.Event) -> None:
+    """Look again and again, and read what is gone, until ``over`` is set; needs its own thread."""
+    os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LAST)
+    pause = EVERY
+    while not over.wait(pause):
+        found = fill(ready, lacking)
+        pause = min(pause * 2, _SELDOM) if found else EVERY
+        if found:
+            log(f"read {found / 1e6:.0f} MB of the model again, which the page cache had dropped")
+
+
+def pieces(path: Path) -> Iterable[int]:
+    """Return where each piece of a file begins."""
+    return range(0, path.stat().st_size, _PIECE)
+
+
+def fill(ready: Ready, find: Callable[[Path], Iterable[int]] = pieces) -> int:
+    """Read the pieces of a model that are found, where main memory has room; return their bytes."""
+    found = 0
+    if ready.size <= cgroups.memory() * _SHARE:
+        buffer = bytearray(_PIECE)
+        with contextlib.suppress(OSError):
+            for path in gguf_header.files(ready.model):
+                with path.open("rb", buffering=0) as file:
+                    found += sum(os.preadv(file.fileno(), [buffer], at) for at in find(path))
+    return found
+
+
+def lacking(path: Path) -> Iterator[int]:
+    """Yield where the pieces of a file begin of which the page cache lacks a part.
+
+    The kernel tells it only to who may write to the file; for others nothing is lacking.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        for start in range(0, size, _WINDOW):
+            length = min(_WINDOW, size - start)
+            pages = ctypes.create_string_buffer(-(-length // mmap.PAGESIZE))
+            with mmap.mmap(file.fileno(), length, access=mmap.ACCESS_COPY, offset=start) as mapped:
+                first = ctypes.c_char.from_buffer(mapped)
+                place = ctypes.c_void_p(ctypes.addressof(first))
+                refused = _libc.mincore(place, ctypes.c_size_t(length), pages)
+                del first  # or it could not be unmapped
+            told, each = b"" if refused else pages.raw, _PIECE // mmap.PAGESIZE
+            for at in range(0, len(told), each):
+                if b"\0" in told[at : at + each]:
+                    yield start + at * mmap.PAGESIZE
