@@ -22,7 +22,7 @@ from llama_loader import settings as loader_settings
 from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Stage, ignore
 from llama_space import page_cache, preparation, request, worker, zerogpu
-from llama_space.request import STAGES_OF_A_START, Reserved, Shown
+from llama_space.request import STAGES_OF_A_START, Request, Reserved, Shown
 from llama_space.values import PREPARED, Address, Failure, Piece, Progress, Record, log
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from llama_loader.loader import Prepared
     from llama_loader.settings import Settings
     from llama_space.preparation import Ready
-    from llama_space.request import Request
+    from llama_space.request import Work
     from llama_space.values import Item, Status
 
 _UNEXPECTED: Final = Failure(
@@ -137,9 +137,22 @@ class Engine:
         iterator stops the generation and leaves the server for the next call. ``options`` are
         those of ``chat``.
         """
-        checked = request.completion if isinstance(asked, str) else request.chat
         try:
-            yield from self._items(checked(asked, options, self.settings))
+            yield from self._items(request.checked(asked, options, self.settings))
+        except LoaderError as error:
+            yield Failure.of(error)
+
+    def together(self, work: Work, texts: Sequence[str]) -> Generator[Any, None, None]:
+        """Make several requests on one GPU; yield what ``work`` yields, and items as ``events``.
+
+        Args:
+            work: called with ``ask``, which takes and yields what ``events`` does, and ``enough``,
+                which tells before a further request whether the GPU's seconds allow one. It runs
+                where the GPU is, on ZeroGPU in a worker, so it must be picklable.
+            texts: what it is about to send, to estimate seconds by.
+        """
+        try:
+            yield from self._items(Request([*texts], {}, work=work))
         except LoaderError as error:
             yield Failure.of(error)
 

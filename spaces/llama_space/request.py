@@ -13,7 +13,7 @@ import json
 import math
 import re
 import reprlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple
 
@@ -45,9 +45,9 @@ _OPTIONS: Final[Mapping[str, tuple[Callable[[Any], bool], str]]] = {
     "stop": (lambda value: _all(value, str), "a text, or a list of texts"),
 }
 
-SHORTEST, LONGEST = 15, 120
+SHORTEST, LONGEST, LONGEST_WORK = 15, 120, 60
 """Seconds; ZeroGPU's own default is 60. The least leaves room for a start where ZeroGPU gives a
-call to another worker than the warm one."""
+call to another worker than the warm one. A ``Work`` ends in time and is called again."""
 _TOKENS: Final = ((0x250, 0.25), (0x2E80, 0.5), (0x110000, 0.7))
 """Tokens a character below each code point: Latin script, other alphabets, CJK. Gemma's tokenizer
 makes 0.20 of English, 0.23 of German, 0.56 of Japanese, 0.70 of Chinese (docs/zerogpu.md)."""
@@ -62,7 +62,7 @@ _FIRST_BANDWIDTH, _FIRST_SPEED = 0.7e12, 150.0
 6000; and the tokens a second that are assumed of any small model."""
 _PROMPT_SPEED: Final = 40.0
 """A prompt is read at least so many times faster than an answer is written."""
-_MARGIN, _SPARE = 1.2, 3.0
+MARGIN, _SPARE = 1.2, 3.0
 """For a GPU that others heat up; seconds for the fork, the connection and the end."""
 _KEPT: Final = 5
 """Starts and answers that are remembered; the slowest counts."""
@@ -76,11 +76,19 @@ _Seconds = Annotated[float, Meta(gt=0, le=86400)]
 _Speed = Annotated[float, Meta(gt=0, le=1e6)]
 
 
+Work = Callable[[Callable[..., Iterator[Any]], Callable[[], bool]], Iterator[Any]]
+"""Several requests on one GPU: ``work(ask, enough)``; see ``Engine.together``."""
+
+
 class Reserved(NamedTuple):
-    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it."""
+    """GPU seconds: what a call asks ZeroGPU for, and the least that can be enough for it.
+
+    ``left`` is what the visitor had left, where ZeroGPU has said so.
+    """
 
     seconds: int = 0
     least: int = 0
+    left: int | None = None
 
     def after(self, refusal: str) -> Reserved | None:
         """Return what to ask for after a refusal that says how much is left; None: give up.
@@ -91,7 +99,8 @@ class Reserved(NamedTuple):
         if told is None or not int(told[1]):
             return None
         seconds = math.floor(self.seconds * int(told[2]) / int(told[1]))
-        return Reserved(seconds, self.least) if self.least <= seconds < self.seconds else None
+        enough = self.least <= seconds < self.seconds
+        return Reserved(seconds, self.least, int(told[2])) if enough else None
 
 
 @dataclass(frozen=True)
@@ -99,14 +108,25 @@ class Request:
     """What llama-server is asked.
 
     Attributes:
-        asked: the messages of a chat, or a text to continue.
+        asked: the messages of a chat, or a text to continue; for ``work``, its texts.
         options: ``max_tokens``, ``temperature``, and further fields of llama-server's request.
         reserved: GPU seconds, to ask ZeroGPU for.
+        work: makes the requests, one after another.
     """
 
-    asked: list[dict[str, Any]] | str
+    asked: list[dict[str, Any]] | list[str] | str
     options: Mapping[str, Any]
     reserved: Reserved = field(default_factory=Reserved)
+    work: Work | None = None
+
+
+def checked(asked: object, options: Mapping[str, Any], settings: Settings) -> Request:
+    """Return the request for a chat's answer, or for a text's continuation.
+
+    Raises:
+        SettingError: something in it cannot be sent; the hint says what would be right.
+    """
+    return (completion if isinstance(asked, str) else chat)(asked, options, settings)
 
 
 def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
@@ -205,13 +225,19 @@ class Shown(msgspec.Struct, frozen=True):
             size: bytes of the model's files, for a first guess.
             warm: a server runs that may get the call.
         """
-        prompt = tokens(request.asked) + _TEMPLATE_TOKENS
-        answer = min(prompt, request.options.get("max_tokens") or prompt)
-        speed = min(self.speeds or [min(_FIRST_SPEED, _FIRST_BANDWIDTH / max(1, size))])
         start = max(self.starts, default=_FIRST_FLOOR + size / _FIRST_RATE)
-        work = (0.0 if warm else start) + answer / speed + prompt / (speed * _PROMPT_SPEED)
-        seconds = max(SHORTEST, min(math.ceil(work * _MARGIN + _SPARE), LONGEST))
-        return Reserved(seconds, min(math.ceil(work), seconds))
+        speed = min(self.speeds or [min(_FIRST_SPEED, _FIRST_BANDWIDTH / max(1, size))])
+
+        def work(asked: object) -> float:
+            prompt = tokens(asked) + _TEMPLATE_TOKENS
+            answer = min(prompt, request.options.get("max_tokens") or prompt)
+            return (0.0 if warm else start) + answer / speed + prompt / (speed * _PROMPT_SPEED)
+
+        longest = LONGEST_WORK if request.work else LONGEST
+        wished = math.ceil(work(request.asked) * MARGIN + _SPARE)
+        seconds = max(SHORTEST, min(wished, longest))
+        least = work(request.asked[:1] if request.work else request.asked)
+        return Reserved(seconds, min(math.ceil(least), seconds))
 
     def after(self, call: Figures, start: float) -> Shown:
         """Return what is known after a call, whose server took ``start`` seconds to start."""

@@ -115,6 +115,7 @@ class Figures:
         warm: the server ran already.
         reserved: GPU seconds that ZeroGPU was asked for; 0 outside ZeroGPU.
         used: GPU seconds from the worker's first sign of life to the end; 0 outside ZeroGPU.
+        left: GPU seconds that the visitor had left before, where ZeroGPU has said so.
     """
 
     when: float
@@ -126,6 +127,7 @@ class Figures:
     reason: str = ""
     reserved: float = 0.0
     used: float = 0.0
+    left: int | None = None
 
 
 @dataclass(frozen=True)
@@ -337,15 +339,15 @@ class Record:
             The figures of a call that reached a server; None where it reached none.
         """
         figures, began, lent = Figures(time.time()), time.monotonic(), None
-        served, reserved, item = False, 0, None
+        served, reserved, item, told = False, Reserved(), None, 0
         try:
             with contextlib.closing(made):
                 for item in made:
                     if isinstance(item, Reserved):
-                        reserved = item.seconds
+                        reserved = item
                         continue
                     now = time.monotonic()
-                    if reserved and not (
+                    if reserved.seconds and not (
                         lent or item == Progress("queue") or isinstance(item, Failure)
                     ):
                         lent = now
@@ -357,16 +359,18 @@ class Record:
                         figures = replace(
                             figures,
                             first_token=figures.first_token or (now - began if item.text else None),
-                            tokens=item.tokens or figures.tokens,
+                            tokens=told + item.tokens if item.tokens else figures.tokens,
                             tokens_per_second=item.tokens_per_second or figures.tokens_per_second,
                             reason=item.reason,
                         )
+                        told = (figures.tokens or 0) if item.finished else told
                     yield item
         finally:
             now = time.monotonic()
             figures = replace(figures, seconds=now - began)
             if lent:
-                figures = replace(figures, reserved=reserved, used=now - lent)
+                seconds, _, left = reserved
+                figures = replace(figures, reserved=seconds, used=now - lent, left=left)
             with self._changed:
                 known = self._status
                 self.change(  # a call that reached no server only cost GPU seconds

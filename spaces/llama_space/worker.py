@@ -25,7 +25,7 @@ from llama_loader.errors import LoaderError, ServerError
 from llama_loader.events import Note, Stage
 from llama_loader.loader import prepare
 from llama_space import preparation, values
-from llama_space.request import STAGES_OF_A_START
+from llama_space.request import MARGIN, STAGES_OF_A_START, checked
 from llama_space.values import Failure, Piece, Progress
 
 if TYPE_CHECKING:
@@ -133,8 +133,43 @@ def started(ready: Ready) -> Generator[Progress | Status, None, SharedServer]:
     return found
 
 
-def _answer(ready: Ready, request: Request) -> Iterator[Item | Status]:
+def _answer(ready: Ready, request: Request) -> Iterator[Any]:
+    began = time.monotonic()
     found = yield from started(ready)
+    yield from _worked(found, request, began) if request.work else _asked(found, request)
+
+
+def _worked(found: SharedServer, request: Request, began: float) -> Iterator[Any]:
+    """Do the work of a request; all pieces of its answers go to the caller besides."""
+    if request.work is None:
+        raise AssertionError("a request without work is asked")
+    aside: list[Piece | Status] = []
+    slowest, before = 0.0, time.monotonic()
+
+    def ask(asked: object, **options: Any) -> Iterator[Item]:
+        try:
+            for item in _asked(found, checked(asked, options, found.ready.settings)):
+                if isinstance(item, Piece | values.Status):
+                    aside.append(item)
+                if not isinstance(item, values.Status):
+                    yield item
+        except (LoaderError, OSError) as error:
+            yield Failure.of(error)
+
+    def enough() -> bool:
+        nonlocal slowest, before
+        now, seconds = time.monotonic(), request.reserved.seconds
+        slowest, before = max(slowest, now - before), now
+        return not seconds or now - began + slowest * MARGIN <= seconds
+
+    for update in request.work(ask, enough):
+        while aside:
+            yield aside.pop(0)
+        yield update
+
+
+def _asked(found: SharedServer, request: Request) -> Iterator[Item | Status]:
+    """Stream the answer to one request; a server that hangs is replaced, and asked once more."""
     server, said = found.start.result(), False
     try:
         for item in _streamed(server, request):

@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from llama_loader.errors import SettingError
 from llama_space.values import Failure, Progress
-from translator import advice, documents, panels, texts
+from translator import advice, documents, panels, picture, texts
 from translator.session import Answer, InLine, Job, Refusal, translate
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from llama_loader.settings import Settings
-    from llama_space import Engine
+    from llama_space import Engine, Status
     from translator.session import Line, Update
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
@@ -28,7 +29,7 @@ _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 class Handlers:
     """One for each page: gradio calls its methods with what its components hold."""
 
-    def __init__(self, engine: Engine, settings: Settings | None, line: Line) -> None:
+    def __init__(self, engine: Engine, settings: Settings, line: Line) -> None:
         self._engine = engine
         self._settings = settings
         self._line = line
@@ -49,11 +50,14 @@ class Handlers:
     def refresh(self, request: gr.Request) -> list[Any]:
         """Write what is running."""
         words, state = _words(request), self._engine.status()
-        failed = state.phase == "failed"
+        failure = state.failure if state.phase == "failed" else None
         return [
             panels.pill(state, words),
-            panels.failure(state.failure if failed else None, words),
-            gr.Button(visible=failed and self._settings is not None),
+            panels.failure(failure, words),
+            # a setting only changes with a restart
+            gr.Button(
+                visible=failure is not None and failure.exit_status != SettingError.exit_status
+            ),
             panels.colophon(state, words),
         ]
 
@@ -66,14 +70,11 @@ class Handlers:
         or whose GPU was lost, resumes at the piece where it ended.
         """
         words = _words(request)
-        if self._settings is None:
-            yield ["", panels.failure(self._engine.status().failure, words), gr.skip(), gr.skip()]
-            return
         job = Job(text or "", source, target, automatic=not chosen)
         working = panels.status("working", words["working"])
         yield ["", working, gr.Button(interactive=True), gr.skip()]
-        for update in self._updates(job, self._settings, request):
-            shown = _shown(update, words)
+        for update in self._updates(job, request):
+            shown = _shown(update, words, self._engine.status())
             if isinstance(update, Answer) and update.target.code != target:
                 target = shown[-1] = update.target.code  # once: the visitor may choose another
             yield shown
@@ -87,9 +88,6 @@ class Handlers:
         end the translated file as JSON, with its ``name`` and, in base64, its ``content``.
         """
         words = _words(request)
-        if self._settings is None:
-            yield [panels.failure(self._engine.status().failure, words), gr.skip(), ""]
-            return
         if not content:  # the browser has refused it, and said why
             yield [gr.skip(), gr.skip(), ""]
             return
@@ -100,12 +98,10 @@ class Handlers:
             yield [line, gr.Button(interactive=False), ""]
             return
         yield [panels.status("working", words["working"]), gr.Button(interactive=True), ""]
-        for update in self._updates(Job(document.text, source, target), self._settings, request):
-            yield _shown_of_file(document, update, words)
+        for update in self._updates(Job(document.text, source, target), request):
+            yield _shown_of_file(document, update, words, self._engine.status())
 
-    def _updates(
-        self, job: Job, settings: Settings, request: gr.Request
-    ) -> Iterator[Update | None]:
+    def _updates(self, job: Job, request: gr.Request) -> Iterator[Update | None]:
         """Yield the updates of a visitor's translation, None for one that was stopped.
 
         It ends the visitor's translation before, and resumes one of the same text.
@@ -118,7 +114,7 @@ class Handlers:
         done = list(so_far) if before == about else []
         self._unfinished[visitor] = about, done
         update = None
-        with closing(translate(self._engine, settings, job, self._line, done)) as updates:
+        with closing(translate(self._engine, self._settings, job, self._line, done)) as updates:
             for update in updates:
                 if stopped.is_set():
                     break
@@ -164,13 +160,13 @@ def keys(words: Mapping[str, str]) -> str:
 
 
 def _shown_of_file(
-    document: documents.Document, update: Update | None, words: Mapping[str, str]
+    document: documents.Document, update: Update | None, words: Mapping[str, str], state: Status
 ) -> list[Any]:
     """Return the status, the stop button and, once it is done, the translated file."""
-    _, line, stop, _ = _shown(update, words)
+    _, line, stop, _ = _shown(update, words, state)
     if not isinstance(update, Answer):
         return [line, stop, ""]
-    if update.last is None or not update.last.finished:
+    if not update.whole:
         so_far = {"name": document.name, "done": update.done, "count": update.count}
         return [panels.status("working", words["file_progress"].format(**so_far)), stop, ""]
     name = document.renamed(update.target.code)
@@ -178,17 +174,21 @@ def _shown_of_file(
     return [line, stop, json.dumps({"name": name, "content": document.written(update.text)})]
 
 
-def _shown(update: Update | None, words: Mapping[str, str]) -> list[Any]:
+def _shown(update: Update | None, words: Mapping[str, str], state: Status) -> list[Any]:
     """Return the right page, the status, the stop button and, unchanged, the target."""
     over = gr.Button(interactive=False)
     if update is None:
         return [gr.skip(), panels.status("stopped", words["stopped"]), over, gr.skip()]
     if isinstance(update, InLine):
-        line = panels.status("waiting", words["in_line"].format(place=update.place))
+        place = words["in_line"].format(place=update.place)
+        line = panels.status("waiting", place, " ".join(picture.lately(state.calls, words)))
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Progress):
-        why = texts.patience(update, words["locale"])
-        line = panels.status("working", words[_STAGES.get(update.stage, "waiting")], why)
+        why = [texts.patience(update, words["locale"])]
+        if update.stage == "queue":
+            why += picture.lately(state.calls, words)
+        stage = words[_STAGES.get(update.stage, "waiting")]
+        line = panels.status("working", stage, " · ".join(why))
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):
         line = panels.status("failed", words[update.name].format(**update.values))
@@ -207,5 +207,6 @@ def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list
         return [answer.text, line, gr.skip(), gr.skip()]
     if last.tokens_per_second is not None:
         pair += f" · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
+    pair = " · ".join([pair, *picture.gpu(answer.calls, words)])
     line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair, heard)
     return [answer.text, line, over, gr.skip()]

@@ -92,6 +92,10 @@ class RefusingEngine(Engine):
         del asked, options
         yield self._failure
 
+    def together(self, work: object, texts: object) -> Generator[Item, None, None]:
+        """Yield the failure."""
+        return self.events((work, texts))
+
     def doctor(self) -> Examination:
         """Return the doctor's report: it takes settings that cannot be read as a finding."""
         return doctor.examine(settings.load, sink=ignore)
@@ -100,7 +104,7 @@ class RefusingEngine(Engine):
 class Page:
     """Holds the components; ``build`` puts them on the page, ``launch`` serves it."""
 
-    def __init__(self, engine: Engine, settings: Settings | None) -> None:
+    def __init__(self, engine: Engine, settings: Settings) -> None:
         self.engine = engine
         self._settings = settings
         self._line = Line(CONCURRENCY, WAITING)
@@ -116,13 +120,12 @@ class Page:
             self._actions()
             self._backstage()
             self._wire(demo)
-            if self._settings is not None:
-                gradio_api(
-                    api.endpoint(self.engine, self._settings, self._line),
-                    api_name="translate",
-                    concurrency_limit=_ALL,
-                    concurrency_id="translate",
-                )
+            gradio_api(
+                api.endpoint(self.engine, self._settings, self._line),
+                api_name="translate",
+                concurrency_limit=_ALL,
+                concurrency_id="translate",
+            )
             gradio_api(api.detect, api_name="detect", concurrency_id="detect")
         # gradio's own queue on ZeroGPU holds one caller; the rest would be turned away.
         # api_open=False: nobody skips the queue by a direct POST
@@ -136,7 +139,7 @@ class Page:
         if not tools:
             sys.stderr.write(_NO_TOOLS)
         self.demo = self.build()
-        limit = self._settings.max_chars if self._settings else 0
+        limit = self._settings.max_chars
         return self.demo.launch(
             theme=theme(),
             css_paths=[HERE / "style.css"],
@@ -177,7 +180,7 @@ class Page:
                 self.source_language = self._language("source_language", languages.AUTO)
                 self.source = self._text("source", "source_label", "placeholder", written=True)
                 with gr.Row(elem_classes="foot"):
-                    limit = self._settings.max_chars if self._settings else 0
+                    limit = self._settings.max_chars
                     count = f'<span id="count" data-limit="{limit}">0 / {limit}</span>'
                     gr.HTML(count, padding=False)
                     self._quiet("open_file")
@@ -384,10 +387,10 @@ def app() -> Page:
     """Read the settings and build the page; on ZeroGPU this also decorates the entry point."""
     try:
         engine = Engine()
-        return Page(engine, engine.settings)
     except LoaderError as error:
         sys.stderr.write(f"{error.render()}\n")
-        return Page(RefusingEngine(error), None)
+        return Page(RefusingEngine(error), settings.load(environ={}))
+    return Page(engine, engine.settings)
 
 
 def run(made: Page, **options: Any) -> None:

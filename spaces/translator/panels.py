@@ -168,6 +168,9 @@ def _facts(state: Status, words: Mapping[str, str]) -> Iterable[tuple[str, str]]
     yield "model_digest", _hash(state.model_sha256) if state.model_sha256 else not_pinned
     speed = state.tokens_per_second
     yield "speed", later if speed is None else f"{rate(speed)} {escape(words['speed_unit'])}"
+    if state.gpu_seconds_reserved:
+        used, reserved = f"{state.gpu_seconds_used:.1f}", f"{state.gpu_seconds_reserved:.0f}"
+        yield "gpu_seconds", escape(words["gpu_sum"].format(used=used, reserved=reserved))
 
 
 def _hash(digest: str | None) -> str:

@@ -40,7 +40,7 @@ def start(stages: Sequence[tuple[str, float]], words: Mapping[str, str]) -> str:
     for name, took in stages:
         kind = "server" if name in _OF_THE_SERVER else "loader"
         bar = _bar(kind, begun / total, took / total)
-        rows.append(_row(words.get(f"stage_{name}", name), bar, took))
+        rows.append(_row(words.get(f"stage_{name}", name), bar, seconds(took)))
         begun += took
     return _picture(rows, f"{words['this_start']}: {seconds(begun)}")
 
@@ -54,18 +54,38 @@ def calls(made: Sequence[Figures], words: Mapping[str, str]) -> str:
         first = call.seconds if call.first_token is None else min(call.first_token, call.seconds)
         bars = _bar("answer", 0.0, call.seconds / longest) + _bar("wait", 0.0, first / longest)
         label = "·" if call.tokens is None else f"{call.tokens} tok"
-        rows.append(_row(label + ("" if call.warm else f" · {words['cold']}"), bars, call.seconds))
-    return _picture(rows, words["last_calls"])
+        label += "" if call.warm else f" · {words['cold']}"
+        rows.append(_row(label, bars, " · ".join([seconds(call.seconds), *gpu([call], words)])))
+    borrowed = any(call.reserved for call in latest)
+    return _picture(rows, words["last_calls"], "picture borrowed" if borrowed else "picture")
+
+
+def gpu(made: Sequence[Figures], words: Mapping[str, str]) -> list[str]:
+    """Return the GPU seconds that calls used and reserved, and those left before; or nothing."""
+    if not any(call.reserved for call in made):
+        return []
+    used, reserved = (sum(getattr(call, name) for call in made) for name in ("used", "reserved"))
+    said = [words["gpu_of"].format(used=f"{used:.1f}", reserved=f"{reserved:.0f}")]
+    left = [call.left for call in made if call.left is not None]
+    return [*said, words["gpu_left"].format(left=left[0])] if left else said
+
+
+def lately(made: Sequence[Figures], words: Mapping[str, str]) -> list[str]:
+    """Return how long the last calls took, for who waits for a turn; nothing before the first."""
+    took = [call.seconds for call in made[-_CALLS:]]
+    if not took:
+        return []
+    return [words["lately"].format(shortest=seconds(min(took)), longest=seconds(max(took)))]
 
 
 def _bar(kind: str, begin: float, width: float) -> str:
     return f'<i class="{kind}" style="left:{begin:.1%};width:{width:.1%}"></i>'
 
 
-def _row(label: str, bars: str, took: float) -> str:
-    return f"<p>{escape(label)}<span>{bars}</span><b>{escape(seconds(took))}</b></p>"
+def _row(label: str, bars: str, took: str) -> str:
+    return f"<p>{escape(label)}<span>{bars}</span><b>{escape(took)}</b></p>"
 
 
-def _picture(rows: Iterable[str], described: str) -> str:
+def _picture(rows: Iterable[str], described: str, kind: str = "picture") -> str:
     shown = "".join(rows)
-    return f'<div class="picture" role="img" aria-label="{escape(described)}">{shown}</div>'
+    return f'<div class="{kind}" role="img" aria-label="{escape(described)}">{shown}</div>'

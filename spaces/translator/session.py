@@ -10,15 +10,15 @@ import time
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING, Final, Union, final
+from typing import TYPE_CHECKING, Any, Final, Union, final
 
 from llama_loader import gguf_header, model
-from llama_space.values import Failure, Piece, Progress
+from llama_space.values import Failure, Figures, Piece, Progress
 from llama_space.worker import BEAT
 from translator import detection, pieces, prompt
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
     from pathlib import Path
 
     from llama_loader.settings import Settings
@@ -71,6 +71,7 @@ class Answer:
         last: the newest part of a model's answer, None before the first; it is ``finished`` only
             with the whole text.
         done, count: pieces of the text that are translated, and all.
+        calls: the figures of the calls that made the whole text; ZeroGPU lent a GPU for each.
     """
 
     text: str
@@ -79,6 +80,12 @@ class Answer:
     last: Piece | None
     done: int = 0
     count: int = 1
+    calls: tuple[Figures, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """It is the last one."""
+        return self.last is not None and self.last.finished
 
 
 @dataclass(frozen=True)
@@ -188,63 +195,113 @@ def translate(
 def _in_turn(
     engine: Engine, settings: Settings, job: Job, places: Iterator[int], done: list[str]
 ) -> Generator[Update, None, None]:
-    """Wait for the model and for the turn, then stream."""
+    """Wait for the model and for the turn, then stream; once more where a GPU was lost."""
     for update in _prepared(engine):
         yield update
         if isinstance(update, Failure):
             return
     yield from map(InLine, places)
     kind = _format(settings)
-    pair = job.pair()
     most = pieces.TOKEN * min(max(settings.n_ctx // _OF_CONTEXT, _LEAST), _MOST)
-    yield from _Run(engine, kind, pair, most, done).whole(job.text)
+    run = _Run(pieces.cut(job.text, most, by_line=kind == "base"), kind, job.pair(), most)
+    calls: list[Figures] = []
+    known = -1
+    while True:
+        last = yield from _on_one_gpu(engine, run, done, calls)
+        if isinstance(last, Answer):
+            yield replace(last, calls=tuple(calls))
+            return
+        if last is None:  # its seconds were up
+            continue
+        if last.code not in _LOST or known == len(done):
+            yield last
+            return
+        known = len(done)
+        yield Progress("restart")
+
+
+def _on_one_gpu(
+    engine: Engine, run: _Run, done: list[str], calls: list[Figures]
+) -> Generator[Update, None, Answer | Failure | None]:
+    """Translate as many pieces as the seconds allow; return what the last of them ended with."""
+    run = replace(run, done=[*done])
+    left = [part.text for part in run.parts if not part.kept][len(done) :]
+    last: Answer | Failure | None = None
+    made = engine.together(run, left) if left else run(engine.events, lambda: True)
+    with closing(made) as updates:
+        for update in updates:
+            if isinstance(update, _Done):
+                done.append(update.text)
+            elif isinstance(update, Figures):
+                calls.append(update)
+            elif isinstance(update, Failure) or (isinstance(update, Answer) and update.whole):
+                last = update
+            elif not isinstance(update, Piece):
+                yield update
+    return last
+
+
+@dataclass(frozen=True)
+class _Done:
+    """The answer to a piece of the text."""
+
+    text: str
 
 
 @dataclass
 class _Run:
-    """The translation of one text, piece by piece.
+    """The translation of one text, piece by piece; it crosses a process.
 
     Attributes:
+        parts: of the text.
         most: weight of a piece.
         done: answers to the first pieces; each further one is appended.
-        count: of the pieces.
         before: the sentences before the next piece, and their translation.
         last: the newest part of an answer.
         cut: the context ended an answer.
+        ask: what the model is asked through.
     """
 
-    engine: Engine
+    parts: list[pieces.Piece]
     kind: prompt.Format
     pair: tuple[Language, Language]
     most: int
-    done: list[str]
-    count: int = 0
+    done: list[str] = field(default_factory=list)
     before: tuple[str, str] | None = None
     last: Piece | None = None
     cut: bool = False
+    ask: Any = None
 
-    def whole(self, text: str) -> Generator[Update, None, None]:
-        """Translate the text from the first piece that is not done; a failure ends it."""
-        parts = pieces.cut(text, self.most, by_line=self.kind == "base")
-        self.count = sum(not part.kept for part in parts)
-        shown, number = "", 0
-        for part in parts:
+    def __call__(self, ask: Any, enough: Callable[[], bool]) -> Generator[Any, None, None]:
+        """Translate from the first piece that is not done; a failure, or too little time, ends it.
+
+        It is resumed by another call with what is done by then.
+        """
+        self.ask, first, number, shown = ask, len(self.done), 0, ""
+        for part in self.parts:
             if part.kept:
                 shown += part.text
                 continue
             if number == len(self.done):
+                if number > first and not enough():
+                    return
                 answer = yield from self._piece(part.text, shown)
                 if answer is None:
                     return
                 self.done.append(answer)
+                yield _Done(answer)
             shown += self.done[number]
             self.before = pieces.context(part.text, self.done[number], self.most // 2)
             number += 1
-            if number < self.count:
+            if number < self._count:
                 yield self._answer(shown)
         reason = "length" if self.cut else "stop"
         last = self.last or Piece("", finished=True, tokens=None, tokens_per_second=None, reason="")
         yield self._answer(shown, replace(last, finished=True, reason=reason))
+
+    @property
+    def _count(self) -> int:
+        return sum(not part.kept for part in self.parts)
 
     def _piece(self, source: str, shown: str) -> Generator[Update, None, str | None]:
         """Translate a piece; one whose answer lost its lines, links or marks is cut finer.
@@ -252,7 +309,7 @@ class _Run:
         Returns:
             None after a failure.
         """
-        answer = yield from self._asked_twice(source, shown)
+        answer = yield from self._asked(source, shown)
         if answer is None:
             return None
         ended = self.last is None or self.last.reason != "length"
@@ -272,27 +329,16 @@ class _Run:
                 self.before = pieces.context(part.text, told, self.most // 2)
         return made
 
-    def _asked_twice(self, source: str, shown: str) -> Generator[Update, None, str | None]:
-        """Ask the model, once more where a GPU or server was lost on the way."""
-        for again in (False, True):
-            answer = yield from self._asked(source, shown)
-            if isinstance(answer, str):
-                return answer
-            if again or answer.code not in _LOST:
-                yield answer
-                return None
-            yield Progress("restart")
-        return None
-
-    def _asked(self, source: str, shown: str) -> Generator[Update, None, str | Failure]:
+    def _asked(self, source: str, shown: str) -> Generator[Update, None, str | None]:
         """Stream the answer to one request, at a steady pace, after the text that is shown."""
         messages, options = prompt.ask(self.kind, source, self.pair, self.before)
         text, seen, looked = "", "", 0.0
         self.last = None
-        with closing(self.engine.events(messages, **options)) as items:
+        with closing(self.ask(messages, **options)) as items:
             for item in items:
                 if isinstance(item, Failure):
-                    return item
+                    yield item
+                    return None
                 if isinstance(item, Progress):
                     if text != seen:  # a pause: show what was held back for a steady pace
                         seen = text
@@ -308,7 +354,7 @@ class _Run:
         return text.rstrip()
 
     def _answer(self, text: str, last: Piece | None = None) -> Answer:
-        return Answer(text, *self.pair, last, len(self.done), self.count)
+        return Answer(text, *self.pair, last, len(self.done), self._count)
 
 
 def _prepared(engine: Engine) -> Iterator[Progress | Failure]:

@@ -158,6 +158,7 @@ def app(running: App) -> Iterator[App]:
 
 def _app(emulator: Emulator, home: Path, **behaviour: Any) -> App:
     archive, model = home / "release.tar.gz", home / "model.gguf"
+    variables = {name: behaviour.pop(name) for name in [*behaviour] if name.isupper()}
     impostor_archive.write(archive, **behaviour)
     model.write_bytes((PROJECT / "spaces/llama_loader/tiny.gguf").read_bytes())
     environment = {
@@ -167,6 +168,7 @@ def _app(emulator: Emulator, home: Path, **behaviour: Any) -> App:
         "YAKULINGO_SPACES_ALLOW_CPU": "1",
         "YAKULINGO_SPACES_LLAMA_CPP_URL": archive.as_uri(),
         "YAKULINGO_SPACES_GGUF_PATH": str(model),
+        **{f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()},
     }
     return App(emulator, home, environment)
 
@@ -186,6 +188,23 @@ def test_the_values_of_a_call_end_with_its_figures(app: App) -> None:
     assert (last["tokens"], last["tokens_per_second"], last["reason"]) == (3, 50, "stop")
     asked = app.emulator.seen("/schedule")[-1].query["durationSeconds"]
     assert (last["reserved"], 0 < last["used"] < 10) == (int(asked), True)
+
+
+def test_several_requests_share_one_gpu(app: App) -> None:
+    before = len(app.emulator.seen("/schedule"))
+    *told, figures = app.all("together")
+    assert [one["words"] for one in told] == [TEXT] * 3
+    assert {one["worker"] for one in told} == {app.emulator.workers()[-1]}
+    assert len(app.emulator.seen("/schedule")) == before + 1
+    assert (figures["tokens"], figures["reason"]) == (9, "stop")
+    assert 0 < figures["used"] < figures["reserved"]
+
+
+def test_work_ends_before_its_seconds_do(started: Callable[..., App]) -> None:
+    app = started(between=0.5, ZEROGPU_DURATION="2")
+    *told, figures = app.all("together")
+    assert [one["words"] for one in told] == [TEXT]  # with a second one it would take too long
+    assert figures["reserved"] == 2
 
 
 def test_reserved_and_used_gpu_seconds_are_summed_up(app: App) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import spaces
 from llama_loader import loader, settings
 from llama_loader.errors import LoaderError
-from llama_space import Engine, worker
+from llama_space import Engine, Figures, Piece, worker
 
 CHAT = [{"role": "user", "content": "Count."}]
 engine = Engine()
@@ -38,6 +38,23 @@ def events() -> Iterator[Any]:
     """The values of an answer."""
     for item in engine.events(CHAT):
         yield {"kind": type(item).__name__, **asdict(item)}
+
+
+def together() -> Iterator[Any]:
+    """The values of three answers on one GPU, as many as its seconds allow."""
+    for item in engine.together(_three, ["Count."] * 3):
+        if isinstance(item, dict):
+            yield item
+        elif isinstance(item, Figures):
+            yield asdict(item)
+
+
+def _three(ask: Callable[..., Iterator[Any]], enough: Callable[[], bool]) -> Iterator[Any]:
+    for _ in range(3):
+        words = "".join(item.text for item in ask(CHAT) if isinstance(item, Piece))
+        yield {"words": words, "worker": os.getpid()}
+        if not enough():
+            return
 
 
 def closed() -> Iterator[Any]:
@@ -113,7 +130,7 @@ DOING: dict[str, Callable[[], Iterator[Any]]] = {
     one.__name__: one
     for one in (
         *(chat, complete, events, closed, own, own_words, over_http, alone, server, status),
-        *(ready, shared),
+        *(ready, shared, together),
     )
 }
 

@@ -6,11 +6,13 @@ end, a name of ``STATES`` is what the engine says from then on, the end of stdin
 
 import sys
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from typing import Any
 
 from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.events import Downloading
+from llama_space.request import Work
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator.page import Page
 
@@ -46,6 +48,10 @@ class Held:
 
     def let_go(self, count: int) -> None:
         self._over.release(count)
+
+    def together(self, work: Work, texts: object) -> Iterator[Any]:
+        del texts
+        return work(self.events, lambda: True)
 
     def events(self, asked: object, **options: object) -> Generator[Item, None, None]:
         del asked, options

@@ -214,8 +214,8 @@ def test_tokens_are_counted_by_script_in_contents_of_every_form() -> None:
 @pytest.mark.parametrize(
     ("refusal", "again"),
     [
-        ("(40s requested vs. 30s left). Try again in 1:00:00.", Reserved(30, 20)),
-        ("(60s requested vs. 30s left). Try again", Reserved(20, 20)),  # ZeroGPU counts 1.5 for 1
+        ("(40s requested vs. 30s left). Try again in 1:00:00.", Reserved(30, 20, 30)),
+        ("(60s requested vs. 30s left). Try again", Reserved(20, 20, 30)),  # ZeroGPU counts 1.5
         ("(60s requested vs. 29s left). Try again", None),  # not enough
         ("(40s requested vs. 40s left)", None),  # this was refused already
         ("(0s requested vs. 40s left)", None),

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,6 +10,7 @@ import gradio as gr
 import pytest
 
 from llama_loader import settings
+from llama_space.request import Work
 from llama_space.values import Failure, Item, Piece, Status
 from translator.handlers import Handlers
 from translator.session import Line
@@ -36,6 +37,10 @@ class Capitals:
 
     def status(self) -> Status:
         return Status("ready")
+
+    def together(self, work: Work, texts: object) -> Iterator[Any]:
+        del texts
+        return work(self.events, lambda: True)
 
     def events(self, asked: Any, **options: Any) -> Generator[Item, None, None]:
         del options

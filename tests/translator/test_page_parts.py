@@ -57,7 +57,9 @@ def test_every_stage_of_a_start_has_its_word() -> None:
     folders = (PROJECT / "spaces/llama_space", PROJECT / "spaces/llama_loader")
     source = "".join(path.read_text() for folder in folders for path in folder.rglob("*.py"))
     stages = set(
-        re.findall(r'(?:(?<!console)\.stage|Stage|timeline\.add|return \()\(\s*"([a-z ]+)"', source)
+        re.findall(
+            r'(?:(?<!console)\.stage|Stage|timeline\.add|timeline=\()\(\s*"([a-z ]+)"', source
+        )
     )
     assert {"resolve", "fetch", "model", "start", "page cache"} <= stages
     assert {name for name in stages if f"stage_{name}" not in WORDS} == set()

@@ -1,7 +1,7 @@
 """One translation, with an engine that plays what it is told."""
 
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading
+from llama_space.request import Work
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api, session
 from translator.page import RefusingEngine
@@ -39,6 +40,10 @@ class Playing:
 
     def status(self) -> Status:
         return self.states.popleft() if len(self.states) > 1 else self.states[0]
+
+    def together(self, work: Work, texts: object) -> Iterator[Any]:
+        del texts
+        return work(self.events, lambda: True)
 
     def events(self, asked: object, **options: Any) -> Generator[Item, None, None]:
         self.asked.append((asked, options))
@@ -185,6 +190,8 @@ def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
     assert "YAKULINGO_SPACES_N_CTX" in failure.message
     assert "YAKULINGO_SPACES_N_CTX" in engine.doctor().as_text()
     assert list(engine.events([])) == [failure]
+    with pytest.raises(gradio.Error, match="SETTING_INVALID: YAKULINGO_SPACES_N_CTX"):
+        list(api.endpoint(engine, SETTINGS)("猫", "en"))
 
 
 class Answering(Playing):
