@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
@@ -25,7 +25,7 @@ from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Note, Resolving
 from llama_loader.server import free_port
-from llama_space import Engine, Progress, Status
+from llama_space import Engine, Figures, Piece, Progress, Status
 from translator.page import Page, RefusingEngine
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
-    from llama_space.values import Item
+    from llama_space.request import Work
+    from llama_space.values import Item, Waiting
 
 _COLUMNS, _COLUMN, _GAP = 5, 560, 16
 """Of the contact sheet: how many columns, and pixels of a column and between pictures."""
@@ -85,6 +86,14 @@ STANDING: Final = (
     Shot("lost", steps=("lost",)),
     Shot("lost-narrow", "dark", "ja-JP", 390, 844, ("lost",)),
 )
+LENT: Final = (
+    Shot("gpu-seconds", steps=("translate", "owners"), whole=True),
+    Shot("gpu-seconds-narrow", "dark", "ja-JP", 390, 844, ("translate", "owners"), whole=True),
+)
+QUEUED: Final = (
+    Shot("queued", "dark", steps=("ask",)),
+    Shot("queued-narrow", "light", "ja-JP", 390, 844, ("ask",)),
+)
 UNPINNED: Final = (Shot("unpinned", steps=("owners",), whole=True),)
 COMING: Final = (
     Shot("preparing", height=1000, steps=("owners",)),
@@ -116,11 +125,25 @@ _PREPARING: Final = Status(
 )
 
 
-class Still(Engine):
-    """An engine that stays in one state, and never answers."""
+_CALLS: Final = (
+    Figures(0, 1.9, 6.2, 141, warm=False, tokens_per_second=61.0, reserved=22, used=4.8),
+    Figures(0, 0.3, 1.4, 38, warm=True, tokens_per_second=63.0, reserved=15, used=1.2, left=64),
+)
+_RUNNING: Final[dict[str, Any]] = {
+    "finished": False,
+    "tokens": 9,
+    "tokens_per_second": 63.0,
+    "reason": "",
+}
 
-    def __init__(self, state: Status) -> None:
+
+class Still(Engine):
+    """An engine that stays in one state, and never answers, unless it has figures of an answer."""
+
+    def __init__(self, state: Status, *answered: Figures, stage: Waiting = "waiting") -> None:
         self._state = state
+        self._answered = answered
+        self._stage: Waiting = stage
 
     def retry(self) -> None:
         """Do nothing."""
@@ -132,11 +155,19 @@ class Still(Engine):
         return self._state
 
     def events(self, asked: object, **options: object) -> Generator[Item, None, None]:
-        """Wait for ever."""
+        """Wait for ever, or answer."""
         del asked, options
-        while True:
-            yield Progress("waiting", seconds=3)
+        while not self._answered:
+            yield Progress(self._stage, seconds=3)
             time.sleep(0.2)
+        yield Piece("It has been raining since this morning.", **_RUNNING)
+        yield Piece("", **{**_RUNNING, "finished": True, "reason": "stop"})
+
+    def together(self, work: Work, texts: object) -> Generator[Any, None, None]:
+        """Do the work, and tell the figures."""
+        del texts
+        yield from work(self.events, lambda: True)
+        yield from self._answered
 
     def doctor(self) -> Examination:
         """Return an empty report."""
@@ -144,7 +175,7 @@ class Still(Engine):
 
 
 @contextmanager
-def served(engine: Engine, found: settings.Settings | None) -> Iterator[str]:
+def served(engine: Engine, found: settings.Settings) -> Iterator[str]:
     """Serve a page; gives its URL."""
     page, port = Page(engine, found), free_port()
     page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
@@ -294,12 +325,15 @@ def pictures(browser: Browser, to: Path) -> Iterator[Image.Image]:
     """Take all pictures: of the real engine with answers, and of engines that stand still."""
     found, real = settings.load(), Engine()
     ready = replace(_PREPARING, phase="ready", verified=True, server_pid=1, warm=True, notes=())
-    states: tuple[tuple[Engine, settings.Settings | None, tuple[Shot, ...]], ...] = (
+    lent = replace(ready, calls=_CALLS, gpu_seconds_reserved=37.0, gpu_seconds_used=6.0)
+    states: tuple[tuple[Engine, settings.Settings, tuple[Shot, ...]], ...] = (
         (real, real.settings, ANSWERED),
         (Still(ready), found, STANDING),
+        (Still(lent, _CALLS[1]), found, LENT),
+        (Still(lent, stage="queue"), found, QUEUED),
         (Still(replace(ready, verified=False, notes=_PREPARING.notes)), found, UNPINNED),
         (Still(_PREPARING), found, COMING),
-        (refused(), None, BROKEN),
+        (refused(), found, BROKEN),
     )
     for engine, set_, shots in states:
         with served(engine, set_) as url:

@@ -1,10 +1,8 @@
 """The page cache of this machine, with real evictions."""
 
-from __future__ import annotations
-
 import os
 import threading
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import pytest
 from waiting import comes
@@ -12,9 +10,6 @@ from waiting import comes
 from llama_loader import settings
 from llama_space import page_cache
 from llama_space.preparation import Ready
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 MIB = 1 << 20
 FEW = 6
