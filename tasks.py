@@ -62,6 +62,15 @@ def _path(value: str | None) -> Path | None:
     return Path(value) if value else None
 
 
+@task
+@verb
+def version(_: Context) -> None:
+    """Show the version of this project; `invoke --version` shows that of invoke."""
+    from llama_loader import __version__
+
+    show.line(f"llama-server-farm {__version__}")
+
+
 @task(help={"json": "what a release holds, as the matrix of a workflow"})
 @verb
 def targets(_: Context, json: bool = False) -> None:

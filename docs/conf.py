@@ -152,13 +152,25 @@ def _doc(thing: object) -> str:
     return f"```text\n{inspect.getdoc(thing) or ''}\n```"
 
 
-_GENERATED: Final[dict[str, Callable[[], str]]] = {"errors": errors, "schema": schema, "api": api}
+def decisions() -> str:
+    """Return a table of contents with every record's title, by number."""
+    names = sorted(path.stem for path in (_ROOT / "docs" / "decisions").glob("[0-9]*.md"))
+    return "\n".join(["```{toctree}", ":maxdepth: 1", "", *names, "```", ""])
+
+
+_GENERATED: Final[dict[str, Callable[[], str]]] = {
+    "errors": errors,
+    "schema": schema,
+    "api": api,
+    "decisions": decisions,
+}
 
 
 def _filled(app: Sphinx, name: str, source: list[str]) -> None:
-    del app
-    if name in _GENERATED:
-        source[0] = source[0].replace(f"% {name}\n", _GENERATED[name]())
+    del app, name
+    for word, made in _GENERATED.items():
+        if f"% {word}\n" in source[0]:
+            source[0] = source[0].replace(f"% {word}\n", made())
 
 
 def setup(app: Sphinx) -> None:

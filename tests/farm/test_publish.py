@@ -54,7 +54,7 @@ def test_nothing_is_sent_twice(place: Place, released: Path) -> None:
 def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
-    wheel = tmp_path / "llama_space-0.1.0-py3-none-any.whl"
+    wheel = tmp_path / "llama_space-1.0.0-py3-none-any.whl"
     wheel.write_bytes(b"a wheel")
     plan_ = publishing.prepare(released, place.open(), wheel=wheel)
     assert [part.name for part in plan_.new] == [*NAMES[:-1], wheel.name, NAMES[-1]]
@@ -70,7 +70,7 @@ def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
 def test_wheel_and_report_of_a_published_release_stay_as_they_are(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
-    wheel = tmp_path / "llama_space-0.1.0-py3-none-any.whl"
+    wheel = tmp_path / "llama_space-1.0.0-py3-none-any.whl"
     wheel.write_bytes(b"a wheel")
     report(released)
     first = publishing.prepare(released, place.open(), wheel=wheel)

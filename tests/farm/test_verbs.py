@@ -46,6 +46,7 @@ VERBS = (
     "targets",
     "update-pins",
     "verify",
+    "version",
 )
 
 

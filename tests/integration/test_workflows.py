@@ -39,6 +39,7 @@ ELSEWHERE = {
     "Install the farm": "every nox session installs a lock so: the one that runs this test, too",
     "Install what the tests need of the distribution": "`.ci/run` does it on a bare machine",
     "Run everything": "this test is a part of it",
+    "Build the site": "the session `docs` of `python3 -m nox`",
     "Pack CUDA's libraries": "needs 400 MB of wheels; test_cuda_runtime.py packs small ones",
     "Build everything twice": "takes half an hour; test_reproducible.py runs the same on less",
 }
