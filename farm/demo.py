@@ -160,9 +160,11 @@ def _with_toolkit(request: BuildRequest, line: str, report: BuildReport) -> Buil
 
 
 def _spans(told: Mapping[str, Any], owner: str, only: tuple[str, ...] = ()) -> list[Span]:
-    """Take the stages that the loader timed."""
-    return [
-        Span(stage["name"], owner, stage["seconds"], stage["size"])
-        for stage in told["timeline"]
-        if not only or stage["name"] in only
-    ]
+    """Take the stages that the loader timed; one that came several times is one span."""
+    found: dict[str, Span] = {}
+    for stage in told["timeline"]:
+        name, seconds = stage["name"], stage["seconds"]
+        if not only or name in only:
+            before = found[name].seconds if name in found else 0.0
+            found[name] = Span(name, owner, before + seconds, stage["size"])
+    return list(found.values())

@@ -28,6 +28,7 @@ HOST: Final = "127.0.0.1"
 _RANGE: Final = re.compile(r"bytes=([0-9]{1,19})-([0-9]{0,19})", re.ASCII)
 """From a byte on: how the loader and curl resume. RFC 9110 lets a server ignore other ranges."""
 _TYPES: Final = {".json": "application/json", ".txt": "text/plain; charset=utf-8"}
+_FIRST: Final = "manifest.json"
 _BLOCK: Final = 1 << 18
 _IDLE_S: Final = 30.0
 """How long a connection may be silent, in seconds."""
@@ -108,6 +109,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         """Send a file, or the range of it that is asked for; for HEAD, the headers alone."""
+        if self.path == "/" and (self._folder / _FIRST).is_file():
+            self._redirect(f"/{_FIRST}")
+            return
         path = locate(self._folder, self.path)
         try:
             stream = path.open("rb") if path else None
@@ -161,6 +165,13 @@ class _Handler(BaseHTTPRequestHandler):
             size -= len(block)
         # A file that became shorter meanwhile: the length was promised, so cut the connection.
         self.close_connection = self.close_connection or size > 0
+
+    def _redirect(self, to: str) -> None:
+        """Lead whoever opens the server's own address to what a release begins with."""
+        self.send_response(HTTPStatus.FOUND)
+        self.send_header("Location", to)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def _refuse(self, status: HTTPStatus, content_range: str = "") -> None:
         body = f"{status.value} {status.phrase}\n".encode()

@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from farm import durable
@@ -21,8 +22,6 @@ from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
-    from pathlib import Path
-
     from farm.publish.destination import Signed
     from farm.publish.parts import Known, Part, Plan
 
@@ -32,7 +31,7 @@ class Directory(Destination):
 
     def __init__(self, root: Path) -> None:
         self.where = str(root)
-        self._root = root.absolute()
+        self._root = Path(os.path.normpath(root.absolute()))
         self.project = f"local/{re.sub(r'[^A-Za-z0-9._-]', '-', self._root.name) or 'root'}"
 
     def require_there(self) -> None:

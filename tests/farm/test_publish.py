@@ -51,6 +51,23 @@ def test_nothing_is_sent_twice(place: Place, released: Path) -> None:
     assert place.large_files_sent() == 1
 
 
+def test_release_that_is_written_again_from_the_same_tarballs_is_the_published_one(
+    released: Path, tmp_path: Path
+) -> None:
+    to = places.parse(f"{tmp_path}/dist-11549/../published")
+    url = publish(to, released)
+    assert ".." not in url
+    before = (released / "manifest.json").read_bytes()
+    other = json.loads(before)
+    other["created"] = "2026-01-01T00:00:00Z"
+    (released / "manifest.json").write_text(json.dumps(other))
+    assert release.write(released).created.year == 2026
+    assert json.loads((released / "manifest.json").read_bytes())["created"] == other["created"]
+    (released / "manifest.json").write_bytes(before)
+    release.write(released)
+    assert publishing.prepare(released, to).new == ()
+
+
 def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
     place: Place, released: Path, tmp_path: Path
 ) -> None:

@@ -173,6 +173,12 @@ def test_nothing_else_is_served(server: ReleaseServer, target: str) -> None:
     assert b"secret" not in body
 
 
+def test_its_own_address_leads_to_the_manifest(server: ReleaseServer, tmp_path: Path) -> None:
+    (tmp_path / "release" / "manifest.json").write_text("{}", "utf-8")
+    with urllib.request.urlopen(server.url, timeout=10) as response:
+        assert (response.url, response.read()) == (f"{server.url}manifest.json", b"{}")
+
+
 def test_other_methods_are_refused(server: ReleaseServer) -> None:
     assert ask(server, "/a.tar.zst", "POST")[0].status == 501
     assert ask(server, "/a.tar.zst", "DELETE")[0].status == 501
