@@ -108,7 +108,7 @@ def _stored(thing: docker.Stored) -> Left:
 
 
 def _folders(root: Path, kept: str) -> Iterator[Left]:
-    """Give what the farm makes in a folder; what else lies there is nobody's business here."""
+    """Give what the farm makes in a folder; other files there are left alone."""
     for path in sorted(root.iterdir()):
         told = _NAMES.get(path.name)
         if path.name.startswith(_DEBIAN):

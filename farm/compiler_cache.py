@@ -33,14 +33,14 @@ def save(place: Path, *, line: str, image: str | None = None) -> int:
     """Copy the cache into a tar file; returns its size in bytes.
 
     Raises:
-        EngineError: no engine answers, or the devel image cannot be had.
+        EngineError: no engine answers, or the devel image is out of reach.
         PackError: it cannot be written.
     """
     with durable.writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     with _holder(line, image) as container:
         stream, _ = container.get_archive(str(CACHE_FOLDER))
-        # closed first: the engine waits for whoever reads before it removes the container
+        # closed first: the engine waits for its reader before it removes the container
         with closing(stream), durable.writing(place), durable.replacing(place, 0o644) as out:
             for piece in stream:
                 out.write(piece)
@@ -54,7 +54,7 @@ def load(place: Path, *, line: str, image: str | None = None) -> int | None:
 
     Raises:
         UsageError: there is no such file.
-        EngineError: no engine answers, or the devel image cannot be had.
+        EngineError: no engine answers, or the devel image is out of reach.
     """
     if not place.is_file():
         raise UsageError("CACHE_MISSING", f"{place} is not there", hint="--save writes it")

@@ -2,8 +2,9 @@
 
 NVIDIA's licence lets these files be passed on unmodified with an application. So they go into the
 tarball byte for byte, with the licence that lies in the wheels, and ``CUDA_RUNTIME.json`` says of
-each which wheel it is from and what it is there: anybody can compare. Nothing is stripped, nothing
-is patched. The files stream from the wheels into the compressor; 540 MB are never in memory.
+each which wheel it is from and what it is there, so that every reader can compare. They are
+neither stripped nor patched. They stream from the wheels into the compressor; 540 MB are never in
+memory.
 """
 
 from __future__ import annotations
@@ -103,7 +104,7 @@ def make(line: str, out: Path, archive_format: str = "tar.zst") -> Path:
 
     Raises:
         UsageError: no wheels of that line are pinned, or the format is unknown.
-        SourceError: a wheel cannot be had, or lacks a library or its licence.
+        SourceError: a wheel is out of reach, or lacks a library or its licence.
         PackError: the tarball cannot be written.
     """
     archive.require_format(archive_format)

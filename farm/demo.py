@@ -28,7 +28,7 @@ MODEL: Final = "smollm2"
 PROMPT: Final = "The capital of France is"
 EXPECTED: Final = " Paris"
 CUDA_LINE: Final = "cu130"
-"""The one line whose toolkit can be had as packages, without any image registry."""
+"""The one line whose toolkit comes as packages, without any image registry."""
 
 SERVER_STAGES: Final = ("start", "first token")
 _LOADER_SECONDS: Final = 300.0

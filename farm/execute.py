@@ -160,7 +160,7 @@ def execute(
         logs: the folder for the full log, ``<plan.key>.log``.
         reporter: who is told.
         fresh: compile everything again, using nothing from the compiler cache.
-        abandoned: asked twice a second: whether nobody waits any more; that ends what runs.
+        abandoned: asked twice a second whether the caller has gone; if so, the step is ended.
 
     Raises:
         BuildError: a step failed; shows the failing file and the compiler's last lines.

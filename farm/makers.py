@@ -34,7 +34,7 @@ class Maker:
         except ProcessLookupError:
             return True
         except PermissionError:
-            pass  # somebody else's process has the number; whether it is this one is seen below
+            pass  # another user's process has the number; the check below compares it
         fields = stat_fields(self.pid)
         return fields is not None and (
             fields[_STATE] in "ZX" or int(fields[_STARTED]) != self.started

@@ -116,12 +116,12 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
 
 
 def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
-    """Name the line's pinned image if it can be had, else one made from packages.
+    """Name the line's pinned image if it is in reach, else one made from packages.
 
     Without an engine the request stays as it is: ``choose_engine`` says what that means.
 
     Raises:
-        UsageError: the image cannot be had, and there is no recipe for one.
+        UsageError: the image is out of reach, and there is no recipe for one.
         EngineError: making one failed.
     """
     try:
@@ -176,7 +176,7 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
     Raises:
         UsageError: the image or toolkit cannot make what the line promises; everything that
             contradicts it is told at once. Or it makes none that the farm knows.
-        EngineError: the image cannot be had, or nothing can be started in it.
+        EngineError: the image is out of reach, or no program can be started in it.
     """
     table = targets.load()
     if engine.name == "local":
@@ -285,7 +285,7 @@ def recorded(
 
 
 def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
-    """Whether an earlier run has built this plan; says so, or how far it had come."""
+    """Return whether an earlier run has built this plan; print that, or how far it came."""
     if fresh:
         kept.forget()
         return False

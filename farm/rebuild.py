@@ -75,9 +75,9 @@ def rebuild(asked: RebuildRequest, report: BuildReport) -> None:
 
     Raises:
         UsageError: the release has no such artifact, or not one alone.
-        SourceError: the release or the source cannot be had, or is not the recorded one.
+        SourceError: the release or the source is missing, or is not the recorded one.
         PackError: the release is not what its manifest says.
-        EngineError: the image or the compiler cannot be had.
+        EngineError: the image or the compiler is missing.
         BuildError: ``NOT_IDENTICAL``, ``RECIPE_DIFFERS``, ``COMPILER_DIFFERS``, or a step failed.
     """
 
@@ -170,7 +170,7 @@ def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None =
 
     Args:
         record: of the source.
-        folder: the tree, for what was built from a folder that nobody else has.
+        folder: the tree, for what was built from a folder of one's own.
         remote: the repository that a person trusts beside llama.cpp's own.
 
     Raises:

@@ -200,7 +200,7 @@ def choose_source(request: BuildRequest) -> Source:
 
     Raises:
         UsageError: both are given, the ref does not exist, or a patch does not fit.
-        SourceError: it cannot be had, or is not what its pin says.
+        SourceError: it is out of reach, or is not what its pin says.
     """
     found, left_out = _unpatched(request)
     if request.patches == "none":

@@ -1,7 +1,7 @@
 """One run at a time for each set, in a checkout and in a folder of tarballs.
 
 ``flock``: the system lets go of it when a process ends, however it ends. The lock's file is removed
-by whoever holds it, so a lock counts only on the file that still has the name.
+by its holder, so a lock counts only on the file that still has the name.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def held(keys: Iterable[str], folders: Iterable[Path]) -> Iterator[None]:
 
 @contextmanager
 def turn(folder: Path, name: str) -> Iterator[None]:
-    """Wait until nobody else has a lock, and hold it: for what takes seconds.
+    """Wait until a lock is free, and hold it: for work of a few seconds.
 
     Raises:
         BuildError: ``OUT_NOT_WRITABLE``.
@@ -109,7 +109,7 @@ def _one(key: str, folder: Path) -> Iterator[None]:
 
 
 class _Taken(Exception):  # noqa: N818 - never leaves this module
-    """Somebody else has a lock; says who."""
+    """Another process has the lock; names it."""
 
 
 @contextmanager

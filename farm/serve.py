@@ -65,7 +65,7 @@ class ReleaseServer:
         self._server.server_close()
 
     def wait(self) -> None:
-        """Return when somebody else ends the server; a signal interrupts it."""
+        """Return when another thread ends the server; a signal interrupts it."""
         self._thread.join()
 
 
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or size > 0
 
     def _redirect(self, to: str) -> None:
-        """Lead whoever opens the server's own address to what a release begins with."""
+        """Lead a visitor of the server's own address to the manifest."""
         self.send_response(HTTPStatus.FOUND)
         self.send_header("Location", to)
         self.send_header("Content-Length", "0")

@@ -211,7 +211,9 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str | None]:
             if recorded == folder_digest(tree).encode():
                 return tree, None
             if recorded is not None:  # else it was cut off between the two
-                note = f"note[SOURCE_CHANGED]: {tree} was changed by somebody; it is made again"
+                note = (
+                    f"note[SOURCE_CHANGED]: {tree} was changed since it was made; it is made again"
+                )
             shutil.rmtree(tree)
         make(tree)
         with durable.writing(record):

@@ -64,7 +64,7 @@ def generate(place: Path) -> str:
         pair.secret_key.encrypt(password)
     published = place.with_name(f"{place.name}.pub")
     try:
-        # the public one first: what fails leaves no secret key behind that nobody knows of
+        # the public one first: a failure leaves no unknown secret key behind
         _write_new(published, bytes(pair.public_key), 0o644)
         try:
             _write_new(place, bytes(pair.secret_key), 0o600)

@@ -170,10 +170,10 @@ class Connection:
 
 
 def _knock(address: str) -> None:
-    """See by ourselves whether anybody listens: a client of Dask's that fails says much more.
+    """Test whether a scheduler listens: Dask's own client fails with many more lines.
 
     Raises:
-        OSError: nobody does.
+        OSError: none does.
     """
     scheme, _, rest = address.rpartition("://")
     parts = urlsplit(f"//{rest}")

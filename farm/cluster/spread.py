@@ -53,7 +53,7 @@ def build_spread(
             made.append(pipeline.pack_kept(kept, request, report, began=run.began))
         except FarmError as error:
             run.failures[kept.plan.key] = error
-            if len(plans) > 1:  # else it is all that is said at the end
+            if len(plans) > 1:  # else the last line is the same
                 report.say(error.render())
 
     # Beside the handing out: no host waits for a tarball of what another has built.

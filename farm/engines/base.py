@@ -78,14 +78,14 @@ class Engine(Protocol):
         """Name what compiles ``plan``: with another answer the bytes may be others.
 
         Raises:
-            EngineError: it cannot be told, because the image or a compiler cannot be had.
+            EngineError: it is unknown, because the image or a compiler is missing.
         """
 
     def open(self, plan: BuildPlan, sink: LineSink) -> AbstractContextManager[Workspace]:
         """Make a workspace for ``plan`` with its source inside.
 
         Raises:
-            EngineError: the engine is out of reach, or an image cannot be had.
+            EngineError: the engine or an image is out of reach.
         """
 
     def close(self) -> None:

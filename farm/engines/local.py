@@ -2,7 +2,7 @@
 
 It builds in private folders. A folder is held by a ``flock`` on its file ``maker``, which the
 system lets go of with the process. The file names the host and the sessions in which the folder's
-compilers run, so that those can be ended when their maker was killed: nobody waits for them.
+compilers run, so that a later run can end them if their own run was killed.
 """
 
 from __future__ import annotations
@@ -217,7 +217,7 @@ def _end_session(process: subprocess.Popen[str]) -> None:
 
     Ninja gives every compiler a process group of its own, so a signal to the build's group does
     not reach them: asked nicely ninja ends them itself, and whatever is left is found by its
-    session, which nobody leaves.
+    session, which none of them leaves.
     """
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGTERM)

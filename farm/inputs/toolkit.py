@@ -60,7 +60,7 @@ def locate(request: str | None = None) -> Toolkit:
 
     Raises:
         UsageError: there is none, or the folder or ``CUDA_PATH`` is not one.
-        SourceError: a wheel cannot be had.
+        SourceError: a wheel is out of reach.
     """
     if request == WHEELS:
         return from_wheels(pins.load().toolkit_of(WHEELS_LINE))
@@ -84,7 +84,7 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
     """Fetch wheels and unpack them into one tree below the cache, unless it is there already.
 
     Raises:
-        SourceError: a wheel cannot be had, or they do not make a toolkit.
+        SourceError: a wheel is out of reach, or they do not make a toolkit.
         EngineError: there is no C compiler to make the driver's stub with.
     """
     key = hashlib.sha256("\n".join([RECIPE, *(pin.sha256 for pin in wheels)]).encode()).hexdigest()

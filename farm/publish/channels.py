@@ -168,7 +168,7 @@ def rollback(
 
 
 def require_own(destination: Destination, channel: str, signer: Signer) -> None:
-    """Refuse a channel that another key signed, or of another project; a new one is anybody's.
+    """Refuse a channel that another key signed, or of another project; a new one is free.
 
     Raises:
         PublishError: it is not this key's.
@@ -230,7 +230,7 @@ class _Channel:
         return found, whole
 
     def numbered(self, serial: int) -> Manifest:
-        """Read what was promoted under a serial; anybody may have put it there: it is verified."""
+        """Read what was promoted under a serial; it is verified, because others can write there."""
         return self._signed(str(serial), f"serial {serial} of {self.what}")
 
     def _signed(self, name: str, what: str) -> Manifest:

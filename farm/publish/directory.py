@@ -22,6 +22,7 @@ from farm.release import MANIFEST
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
+
     from farm.publish.destination import Signed
     from farm.publish.parts import Known, Part, Plan
 
@@ -67,7 +68,7 @@ class Directory(Destination):
         """Gather, compare, rename."""
         final, gathered = self._root / plan.release, self._gathered(plan.release)
         with _disk(self._root), self._locked(tell):
-            # whoever held the lock before may have published the same release, or another one
+            # the lock's last holder may have published the same release, or another one
             plan = parts.plan(plan.release, self.where, plan.parts, self.present(plan.release))
             place = final if final.is_dir() else gathered
             place.mkdir(exist_ok=True)

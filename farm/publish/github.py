@@ -73,11 +73,11 @@ class GitHub(Destination):
     ) -> None:
         """Draft, assets, comparison, publication."""
         release = self._release(plan.release) or self._create(plan.release, draft=True)
-        # somebody else may have begun, or even published, since the plan was made
+        # another publisher may have begun, or finished, since the plan was made
         plan = parts.plan(plan.release, self.where, plan.parts, self._present(release))
         replaced = {part.name for part in plan.new} if release["draft"] else set()
         for asset in self._assets(release):
-            if asset["name"] in replaced:  # of a publication that was cut off; nobody saw it
+            if asset["name"] in replaced:  # of a publication that was cut off: never visible
                 self._api.call("DELETE", f"/releases/assets/{asset['id']}")
         for part in plan.new:
             tell(str(part))
@@ -164,7 +164,7 @@ class GitHub(Destination):
         return min(found, key=lambda one: (one["draft"], one["id"]), default=None)
 
     def _create(self, tag: str, *, draft: bool) -> dict[str, Any]:
-        """Make a release; where the answer was lost or somebody was faster, use the one there is.
+        """Make a release; use the existing one if the answer was lost or another was faster.
 
         A second draft of a tag is no error to GitHub, so it is looked for, and ours taken back.
         """

@@ -103,7 +103,7 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
 def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
     """Tell what is there already from what is new.
 
-    Other bytes that nobody can have seen, of a publication that was cut off, are new: replaced.
+    Other bytes of a publication that was cut off were never visible: they are replaced.
 
     Raises:
         PublishError: ``PUBLISHED_DIFFERS``: other bytes are published under a part's name.

@@ -41,7 +41,7 @@ def parse(text: str | None) -> Destination:
 
 
 def _folder(text: str) -> Path:
-    """Return a folder that is there, or that can be made where it is said to be.
+    """Return an existing folder, or one whose parent folder exists.
 
     ``OWNER/REPO`` without its ``hf:`` would otherwise be a folder's name, made in silence.
     """

@@ -36,12 +36,12 @@ task = functools.partial(tasks.task, auto_shortflags=False)
 def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
     """Turn expected errors into their line and exit status; SIGTERM cleans up like Ctrl-C.
 
-    A disk's error that nobody expected is one line, too.
+    An unexpected error of the disk is one line, too.
     """
 
     @functools.wraps(function)
     def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> None:
-        # also SIGINT: a shell's `&` starts programs with it ignored, but whoever sends it means it
+        # also SIGINT: a shell's `&` starts programs with it ignored, but its sender means it
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, _interrupt)
         try:
@@ -120,7 +120,7 @@ def _one_each(program: Program) -> list[str]:
 def _end_unread() -> None:
     # Python's own last flush must not fail, too, in a second message
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    _end("error[OUTPUT_CLOSED]: nobody reads the output any more, so this stopped", 1)
+    _end("error[OUTPUT_CLOSED]: the program that read the output has ended, so this stopped", 1)
 
 
 def _end(message: str, status: int) -> None:

@@ -130,7 +130,7 @@ def test_a_kept_tree_that_was_changed_is_made_again_and_said(upstream: Path) -> 
     again = source.from_ref("b2")
     assert (again.tree / "NUMBER").read_text("utf-8") == "2"
     assert again.note == (
-        f"note[SOURCE_CHANGED]: {first.tree} was changed by somebody; it is made again"
+        f"note[SOURCE_CHANGED]: {first.tree} was changed since it was made; it is made again"
     )
     assert source.from_ref("b2").note is None
 

@@ -259,7 +259,10 @@ def test_output_that_nobody_reads_is_one_line() -> None:
         told.stdout.close()
         said = told.stderr.read().decode()
     assert told.returncode == 1
-    assert said == "error[OUTPUT_CLOSED]: nobody reads the output any more, so this stopped\n"
+    assert (
+        said
+        == "error[OUTPUT_CLOSED]: the program that read the output has ended, so this stopped\n"
+    )
 
 
 def test_the_table_of_targets_names_every_line_and_set() -> None:

@@ -69,7 +69,7 @@ class _Context(msgspec.Struct, rename="pascal", frozen=True):
 
 
 def find() -> Address:
-    """Return where the engine is, and what says so.
+    """Return where the engine is, and which setting named it.
 
     Raises:
         EngineError: ``ENGINE_CONTEXT_INVALID``: the context that is named does not exist, or a
@@ -254,7 +254,7 @@ def connect(patience: int | None = None) -> docker.DockerClient:
             return _Client(reached, way.pop_all(), patience or _STREAM_SECONDS)
         except (DockerException, requests.RequestException, OSError) as error:
             raise _silent(named, error) from error
-        except ValueError as error:  # of a port that is no number, before anybody was asked
+        except ValueError as error:  # of a port that is no number, before any connection was opened
             raise _unusable(str(named), error) from error
 
 
@@ -285,7 +285,7 @@ def _knock(reached: Address) -> None:
     """Open the engine's Unix socket once by ourselves: where that fails docker-py leaks its own.
 
     Raises:
-        OSError: nobody listens there, or this user may not.
+        OSError: no engine listens there, or this user has no access.
         DockerException: the address cannot be read.
     """
     scheme, _, path = str(parse_host(reached.url)).partition("://")

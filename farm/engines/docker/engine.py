@@ -74,7 +74,7 @@ class DockerEngine:
         """Return what the devel image has to build with; it is asked once.
 
         Raises:
-            EngineError: the image cannot be had, or nothing can be started in it.
+            EngineError: the image is missing, or no program can be started in it.
         """
         if self._tools is None:
             self._tools = self._images.tools(replace(self._base(), reference=self._reference))
@@ -84,7 +84,7 @@ class DockerEngine:
         """Name the devel image's content, and what is built on top of it.
 
         Raises:
-            EngineError: the image cannot be had, or the engine is out of reach.
+            EngineError: the image is missing, or the engine is out of reach.
         """
         del plan  # all of a run's plans are built on one image
         return f"docker {self._base().id} {_builder_tag(self._base())}"
@@ -96,7 +96,7 @@ class DockerEngine:
         Those whose makers were killed are removed first.
 
         Raises:
-            EngineError: the image cannot be had, or the engine is out of reach.
+            EngineError: the image is missing, or the engine is out of reach.
         """
         base = self._base()
         builder = self._builder_image(base, sink)

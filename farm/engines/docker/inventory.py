@@ -38,7 +38,7 @@ IMAGES: Final = ("llama-farm-builder", "llama-farm-base")
 """Repositories of the images that the farm makes; names of a person's own are a person's own."""
 _ENDED: Final = frozenset({"exited", "dead"})
 _CONFLICT: Final = 409
-"""What the engine answers where a container uses it, or where somebody else removes it already."""
+"""What the engine answers where a container uses it, or where another process is removing it."""
 
 _SECONDS: Final = 10
 """For one look at counters; on an idle machine it takes half of one."""
