@@ -135,7 +135,10 @@ def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
     """
     hardware = deploy_space.hardware(wish.hardware)
     host = host_of(hardware or deploy_space.HARDWARE)
-    deploy_space.compare(_planned(wish, host, {}), adopt=wish.adopt)
+    looked_at = _planned(wish, host, {})
+    if not dry_run:
+        hub.Hub(wish.space).require_writable()
+    deploy_space.compare(looked_at, adopt=wish.adopt)
     variables, pin = _chosen(wish, host, report, dry_run=dry_run)
     planned = _planned(wish, host, pin, variables)
     changes = deploy_space.compare(planned, adopt=wish.adopt)

@@ -138,7 +138,10 @@ def test_run_that_a_step_stopped_is_resumed_by_the_next(
 
 
 def test_what_can_be_refused_at_once_is_refused_before_a_build(
-    hub: hub_repository.Hub, capsys: pytest.CaptureFixture[str]
+    hub: hub_repository.Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     hub.repositories[SPACE] = hub_repository.Repository(commits=[{"app.py": b"theirs"}])
     with refused("SPACE_NOT_OURS", PublishError):
@@ -150,6 +153,10 @@ def test_what_can_be_refused_at_once_is_refused_before_a_build(
     ):
         with refused(code, UsageError):
             make(Wish(**{**vars(CPU), **change}), capsys)
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(tmp_path / "no token"))
+    with refused("TOKEN_MISSING", UsageError):
+        make(CPU, capsys)
     assert RELEASES not in hub.repositories
 
 
