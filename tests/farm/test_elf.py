@@ -62,24 +62,31 @@ def refused(code: str, files: list[elf.Inspection], wanted: elf.Asked) -> str:
 # Reading
 
 
-def test_program(made: Path) -> None:
-    found = elf.inspect(made / "prog")
-    assert found.needs == ("libbase.so.0", "libc.so.6")
-    assert (found.soname, found.runpath, found.rpath) == (None, "$ORIGIN", None)
-    assert found.machine == os.uname().machine
-    assert found.glibc is not None
-    assert found.glibcxx is None
-    assert (found.sass, found.ptx, found.code.other) == ((), (), ())
-
-
-def test_library_with_cuda_code(made: Path) -> None:
-    found = elf.inspect(made / "libcuda90.so")
-    assert (found.sass, found.ptx, found.soname) == (("90",), (), "libcuda90.so")
-
-
-def test_object_file(made: Path) -> None:
-    found = elf.inspect(made / "object.o")
-    assert (found.needs, found.glibc, found.soname) == ((), None, None)
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        (
+            "prog",
+            {
+                "needs": ("libbase.so.0", "libc.so.6"),
+                "machine": os.uname().machine,
+                "soname": None,
+                "runpath": "$ORIGIN",
+                "rpath": None,
+                "glibcxx": None,
+                "sass": (),
+                "ptx": (),
+            },
+        ),
+        ("libcuda90.so", {"sass": ("90",), "ptx": (), "soname": "libcuda90.so"}),
+        ("object.o", {"needs": (), "glibc": None, "soname": None}),
+    ],
+)
+def test_program_library_and_object_file(made: Path, name: str, told: dict[str, object]) -> None:
+    found = elf.inspect(made / name)
+    assert {field: getattr(found, field) for field in told} == told
+    assert name != "prog" or found.glibc
+    assert found.code.other == ()
 
 
 def test_relocatable_device_code_has_a_section_of_its_own(tmp_path: Path) -> None:

@@ -581,34 +581,6 @@ def test_a_lock_that_nobody_lets_go(release: Release, monkeypatch: pytest.Monkey
 # 39: killed
 
 
-@pytest.fixture(scope="module")
-def points(tmp_path_factory: pytest.TempPathFactory) -> list[installer.Point]:
-    """The calls of an installation that change the store."""
-    if not installer.is_traceable():
-        must_or_skip("strace is not installed, or may not trace here")
-    folder = tmp_path_factory.mktemp("trace")
-    with FaultServer() as server:
-        release = Release(server, folder / "store")
-        return installer.trace(child(release), folder / "log")
-
-
-@pytest.mark.parametrize("quarters", range(4))
-def test_killed_at_a_system_call(
-    release: Release, tmp_path: Path, points: list[installer.Point], quarters: int
-) -> None:
-    """SIGKILL at one of the calls that change the store: old or new, and no clean-up needed.
-
-    benchmarks/kill_everywhere.py does it at every one of them.
-    """
-    point = points[len(points) * quarters // 4]
-    assert installer.kill_at(point, child(release), tmp_path / "log") == -signal.SIGKILL
-    if release.place.exists():
-        assert release.store().verify(release.place)
-    subprocess.run(child(release), check=True, stdout=subprocess.DEVNULL)
-    assert release.store().verify(release.place)
-    assert release.left() == []
-
-
 def test_killed_in_the_middle_and_swept(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     release.server.fail(release.path, faults.drip(20_000, every=0.05), always=True)
     process = subprocess.Popen(child(release))

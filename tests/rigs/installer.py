@@ -1,13 +1,9 @@
-"""One installation in a process of its own: to be raced, traced and killed."""
+"""One installation in a process of its own: to be raced and killed."""
 
-import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 SPACES = Path(__file__).parents[2] / "spaces"
 PROGRAM = """
@@ -36,18 +32,6 @@ except LoaderError as error:
     sys.exit(error.render())
 print(installed.folder)
 """
-CALLS = (
-    "mkdir", "write", "fsync", "rename", "fchmod", "chmod", "unlink", "unlinkat", "rmdir",
-    "ftruncate", "flock", "pwrite64",
-)  # fmt: skip
-"""Calls that an installation makes and the start of an interpreter hardly does."""
-
-
-class Point(NamedTuple):
-    """The ``nth`` use of a system call, from 1."""
-
-    call: str
-    nth: int
 
 
 def command(root: Path, url: str, sha256: str, locks: str = "locks", wait: float = 60) -> list[str]:
@@ -61,32 +45,3 @@ def is_traceable() -> bool:
         return False
     argv = ["strace", "-qq", "-o", "/dev/null", "true"]
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
-
-
-def trace(argv: Sequence[str], log: Path) -> list[Point]:
-    """Run to the end; return every use of ``CALLS``, in order.
-
-    strace counts for each thread by itself: the nth use is that of whichever thread is first.
-    """
-    _strace(argv, log, f"trace={','.join(CALLS)}").check_returncode()
-    lines = [line.split(maxsplit=1) for line in log.read_text().splitlines()]
-    used: dict[tuple[str, str], int] = {}
-    points: dict[Point, None] = {}
-    for thread, rest in lines:
-        match = re.match(r"(\w+)\(", rest)
-        if match:
-            used[thread, match[1]] = used.get((thread, match[1]), 0) + 1
-            points[Point(match[1], used[thread, match[1]])] = None
-    return list(points)
-
-
-def kill_at(point: Point, argv: Sequence[str], log: Path) -> int:
-    """Run, and have the kernel send SIGKILL on entry to that call; return the status."""
-    inject = f"inject={point.call}:signal=KILL:when={point.nth}"
-    return _strace(argv, log, inject).returncode
-
-
-def _strace(argv: Sequence[str], log: Path, expression: str) -> subprocess.CompletedProcess[str]:
-    traced = ["strace", "-f", "-qq", "-o", str(log), "-e", expression, *argv]
-    environment = {**os.environ, "PYTHONDONTWRITEBYTECODE": "1"}
-    return subprocess.run(traced, capture_output=True, text=True, check=False, env=environment)

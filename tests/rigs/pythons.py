@@ -32,7 +32,6 @@ TESTS: Final = (
 )  # fmt: skip
 """Those of tests/loader that need nothing but the loader."""
 LEFT_OUT: Final = (
-    "killed_at_a_system_call",
     "eight_installers",
     "test_help_is_there_at_once",
     # no compiler, no FUSE and no release are there
