@@ -165,14 +165,12 @@ def _paged(github: GitHub, items: list[Any], path: str, query: dict[str, str]) -
     return Answer(200, items[begin : begin + github.page], headers)
 
 
-def _list(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
-    del body
+def _list(github: GitHub, query: dict[str, str], _body: bytes) -> Answer:
     newest_first = [github.json_of(one) for one in reversed(github.releases)]
     return _paged(github, newest_first, "/releases", query)
 
 
-def _create(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
-    del query
+def _create(github: GitHub, _query: dict[str, str], body: bytes) -> Answer:
     asked = json.loads(body)
     made = Release(
         github.next_id(), asked["tag_name"], asked["draft"], asked.get("prerelease", False)
@@ -187,8 +185,7 @@ def _by_id(github: GitHub, number: str) -> Release:
     return found
 
 
-def _change(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del query
+def _change(github: GitHub, _query: dict[str, str], body: bytes, number: str) -> Answer:
     release = _by_id(github, number)
     draft = json.loads(body).get("draft", release.draft)
     others = [one for one in github.releases if one.tag == release.tag and one is not release]
@@ -198,19 +195,16 @@ def _change(github: GitHub, query: dict[str, str], body: bytes, number: str) -> 
     return Answer(200, github.json_of(release))
 
 
-def _remove(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del query, body
+def _remove(github: GitHub, _query: dict[str, str], _body: bytes, number: str) -> Answer:
     github.releases.remove(_by_id(github, number))
     return Answer(204)
 
 
-def _repository(github: GitHub, query: dict[str, str], body: bytes) -> Answer:
-    del github, query, body
+def _repository(_github: GitHub, _query: dict[str, str], _body: bytes) -> Answer:
     return Answer(200, {"full_name": REPOSITORY})
 
 
-def _assets(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del body
+def _assets(github: GitHub, query: dict[str, str], _body: bytes, number: str) -> Answer:
     assets = [github.asset_json(one) for one in _by_id(github, number).assets]
     return _paged(github, assets, f"/releases/{number}/assets", query)
 
@@ -238,8 +232,7 @@ def _asset(github: GitHub, number: str) -> tuple[Release, Asset] | None:
     return next(found, None)
 
 
-def _download(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del query, body
+def _download(github: GitHub, _query: dict[str, str], _body: bytes, number: str) -> Answer:
     found = _asset(github, number)
     return _NOT_FOUND if found is None else _elsewhere(github, found[1])
 
@@ -250,15 +243,13 @@ def _elsewhere(github: GitHub, asset: Asset) -> Answer:
     return Answer(302, None, {"Location": f"{host}/blobs/{asset.id}?signature=s3cret"})
 
 
-def _blob(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del body
+def _blob(github: GitHub, query: dict[str, str], _body: bytes, number: str) -> Answer:
     found = _asset(github, number)
     is_signed = query == {"signature": "s3cret"}
     return _NOT_FOUND if found is None or not is_signed else Answer(200, found[1].content)
 
 
-def _rename(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del query
+def _rename(github: GitHub, _query: dict[str, str], body: bytes, number: str) -> Answer:
     found = _asset(github, number)
     if found is None:
         return _NOT_FOUND
@@ -270,8 +261,7 @@ def _rename(github: GitHub, query: dict[str, str], body: bytes, number: str) -> 
     return Answer(200, github.asset_json(asset))
 
 
-def _delete(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
-    del query, body
+def _delete(github: GitHub, _query: dict[str, str], _body: bytes, number: str) -> Answer:
     found = _asset(github, number)
     if found is None:
         return _NOT_FOUND
@@ -280,8 +270,7 @@ def _delete(github: GitHub, query: dict[str, str], body: bytes, number: str) -> 
     return Answer(204)
 
 
-def _public(github: GitHub, query: dict[str, str], body: bytes, tag: str, name: str) -> Answer:
-    del query, body
+def _public(github: GitHub, _query: dict[str, str], _body: bytes, tag: str, name: str) -> Answer:
     for release in github.releases:
         if release.tag == tag and not release.draft:
             for asset in release.assets:

@@ -120,8 +120,8 @@ def _create(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
     return status, "", json.dumps({"url": f"{hub.url}/{prefix}{name}", "id": name}).encode()
 
 
-def _preupload(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
-    del hub, repo, revision
+def _preupload(_hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
+    del repo, revision
     files = [
         {
             "path": one["path"],
@@ -178,9 +178,8 @@ def _commit(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, 
 
 
 def _tree(
-    hub: Hub, body: bytes, repo: str, revision: str, folder: str | None = None
+    hub: Hub, _body: bytes, repo: str, revision: str, folder: str | None = None
 ) -> tuple[int, str, bytes]:
-    del body
     if repo not in hub.repositories:
         return 404, "RepoNotFound", b"{}"
     repository = hub.repositories[repo]
@@ -202,8 +201,7 @@ def _file(path: str, content: bytes) -> dict[str, Any]:
     return entry
 
 
-def _refs(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
-    del body
+def _refs(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
     tags = [
         {"name": name, "ref": f"refs/tags/{name}", "targetCommit": commit}
         for name, commit in hub.repositories[repo].tags.items()
@@ -220,14 +218,12 @@ def _tag(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, byt
     return 200, "", b""
 
 
-def _untag(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
-    del body
+def _untag(hub: Hub, _body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
     del hub.repositories[repo].tags[revision]
     return 200, "", b""
 
 
-def _info(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
-    del body
+def _info(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
     if repo not in hub.repositories:
         return 404, "RepoNotFound", b"{}"
     sha = oid(len(hub.repositories[repo].commits) - 1)
@@ -237,8 +233,7 @@ def _info(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     return 200, "", json.dumps(told).encode()
 
 
-def _resolve(hub: Hub, body: bytes, repo: str, revision: str, path: str) -> tuple[int, str, bytes]:
-    del body
+def _resolve(hub: Hub, _body: bytes, repo: str, revision: str, path: str) -> tuple[int, str, bytes]:
     repository = hub.repositories.get(repo)
     if repository is None:
         return 404, "RepoNotFound", b""
@@ -262,8 +257,7 @@ def _variables(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     return 200, "", json.dumps(told).encode()
 
 
-def _runtime(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
-    del body
+def _runtime(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
     stage = hub.stages.pop(0) if len(hub.stages) > 1 else {"stage": "RUNNING", **_last(hub.stages)}
     told = {"hardware": {}, "volumes": hub.repositories[repo].volumes, **stage}
     return 200, "", json.dumps(told).encode()
@@ -284,9 +278,8 @@ def _hardware(hub: Hub, body: bytes, repo: str) -> tuple[int, str, bytes]:
     return 200, "", json.dumps(told).encode()
 
 
-def _validate(hub: Hub, body: bytes) -> tuple[int, str, bytes]:
+def _validate(_hub: Hub, _body: bytes) -> tuple[int, str, bytes]:
     """The Hub looks at a README's front matter before it takes it."""
-    del hub, body
     return 200, "", b'{"errors": [], "warnings": []}'
 
 
