@@ -145,16 +145,22 @@ NAMES = (
     [("Q4_K_M", NAMES[0]), ("q4_k_m", NAMES[0]), ("Q4_K_S", NAMES[1]), ("Q8_0", NAMES[3])],
 )
 def test_quantisation_names_the_file_that_is_fetched(
-    tmp_path: Path, wanted: str, file: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wanted: str, file: str
 ) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     with serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub:
-        repo = f"me/model:{wanted}"
-        assert from_hub(hub, tmp_path, AT_HAND, GGUF_REPO_ID=repo, GGUF_FILENAME="") == "None"
-        path = path_from_hub(hub, tmp_path, GGUF_REPO_ID=repo, GGUF_FILENAME="")
-    assert str(path).endswith(f"/{file}")
-    offline = {"GGUF_REPO_ID": repo, "GGUF_FILENAME": "", "OFFLINE": "1"}
-    assert path_from_hub(hub, tmp_path, **offline) == path
-    assert from_hub(hub, tmp_path, AT_HAND, **offline) == str(path)
+        environ = {"HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+        environ["YAKULINGO_SPACES_GGUF_REPO_ID"] = f"me/model:{wanted}"
+        assert str(model.get(load(environ=environ))).endswith(f"/{file}")
+
+
+def test_file_of_a_quantisation_is_found_again_without_the_hub(tmp_path: Path) -> None:
+    named = {"GGUF_REPO_ID": "me/model:Q8_0", "GGUF_FILENAME": ""}
+    with serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub:
+        assert from_hub(hub, tmp_path, AT_HAND, **named) == "None"
+        path = path_from_hub(hub, tmp_path, **named)
+    assert path_from_hub(hub, tmp_path, **named, OFFLINE="1") == path
+    assert from_hub(hub, tmp_path, AT_HAND, **named, OFFLINE="1") == str(path)
 
 
 def test_quantisation_that_the_repository_does_not_have_is_told_with_those_that_it_has(
