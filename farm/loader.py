@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,6 +30,10 @@ _SECRETS: Final = frozenset(
 _SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 300.0
 _USAGE: Final = 2
+_ERROR: Final = re.compile(
+    r"^error\[(?P<code>\w+)\]: (?P<message>.*)(?:\nhint: (?P<hint>.*))?", re.MULTILINE
+)
+"""How the loader prints an error."""
 
 
 def run(
@@ -69,10 +74,12 @@ def told(
     """Run a command with ``--json``; returns what it says.
 
     Raises:
-        FarmError: ``LOADER_FAILED``, with the loader's own words.
+        FarmError: the loader's own error; ``LOADER_FAILED`` where it printed none.
     """
     done = run(*argv, "--json", variables=variables, patience=patience)
     if done.returncode != 0:
+        if found := _ERROR.search(done.stderr):
+            raise FarmError(found["code"], found["message"], hint=found["hint"] or "")
         raise FarmError("LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -19,7 +19,6 @@ from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import deploy_space, hub, pin_space, places, publishing
 from farm.request import BuildRequest
-from farm.targets import DEFAULT_LINE
 from farm.terminal import show, show_published
 
 if TYPE_CHECKING:
@@ -45,12 +44,10 @@ class Host:
     Attributes:
         arch_set: the set or group of ``build/targets.toml`` for it.
         facts: for the loader's ``--suppose``; Debian 12's libraries, the oldest that Spaces have.
-        has_torch: whether the Space brings torch, and cuBLAS with it, as on ZeroGPU.
     """
 
     arch_set: str
     facts: str
-    has_torch: bool = False
 
     @property
     def options(self) -> tuple[str, ...]:
@@ -61,7 +58,7 @@ class Host:
 _OLDEST: Final = "glibc=2.36,glibcxx=3.4.30"
 _HOSTS: Final = {
     "cpu": Host("cpu", _OLDEST),
-    "zero": Host("zerogpu", f"capability=12.0,driver=580,{_OLDEST},torch=cu128", has_torch=True),
+    "zero": Host("zerogpu", f"capability=12.0,driver=580,{_OLDEST},torch=cu128"),
     "rtx-pro-6000": Host("sm120", f"capability=12.0,{_OLDEST}"),
     "t4": Host("sm75", f"capability=7.5,{_OLDEST}"),
     "l4": Host("sm89", f"capability=8.9,{_OLDEST}"),
@@ -104,7 +101,7 @@ class Wish:
         releases: the place of releases; None for ``hf:OWNER/llama-server`` of the Space's owner.
         release: the release there to use; None for the newest that the hardware can run.
         folder: where a release is built; None for ``dist/SET``.
-        engine, image, source, assume_build: as of ``BuildRequest``.
+        line, engine, image, source, assume_build: as of ``BuildRequest``.
         minutes: how long to wait until the Space answers; 0 for not at all.
     """
 
@@ -118,6 +115,7 @@ class Wish:
     releases: str | None = None
     release: str | None = None
     folder: Path | None = None
+    line: str | None = None
     engine: str = "auto"
     image: str | None = None
     source: Path | None = None
@@ -237,9 +235,14 @@ def _can_run(manifest: bytes, host: Host) -> bool:
 
 
 def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
-    """Build the hardware's sets, and CUDA's libraries where no torch brings them."""
-    line = "cpu" if host.arch_set == "cpu" else DEFAULT_LINE
-    report.say(f"building {host.arch_set} ({line}) into {folder}")
+    """Build the hardware's sets, and pack CUDA's libraries where the hardware lacks them.
+
+    Raises:
+        PublishError: ``RELEASE_CANNOT_RUN``: the hardware cannot run what was built.
+        FarmError: the build failed.
+    """
+    line = "cpu" if host.arch_set == "cpu" else wish.line
+    report.say(f"building {host.arch_set} into {folder}")
     request = BuildRequest(
         arch_set=host.arch_set,
         line=line,
@@ -250,9 +253,25 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         out=folder,
     )
     building.build(request, report)
-    if not host.has_torch and line != "cpu":
-        cuda_runtime.make(line, folder, "tar.zst")
+    said = _refusal(folder, host)
+    toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
+    if toolkits and "error[CUDA_LIBRARY_MISSING]" in said:
+        cuda_runtime.make(f"cu{max(toolkits).replace('.', '')}", folder, "tar.zst")
         release.write(folder)
+        said = _refusal(folder, host)
+    if said:
+        raise PublishError(
+            "RELEASE_CANNOT_RUN",
+            f"{folder} cannot run on {wish.hardware or deploy_space.HARDWARE.value}: {said}",
+            hint="nothing was published; build with another --line, --image or --engine",
+        )
+
+
+def _refusal(folder: Path, host: Host) -> str:
+    """Return the loader's words if the hardware cannot run a folder's release, else nothing."""
+    content = (folder / release.MANIFEST).read_bytes()
+    done = loader.suppose(content, host.facts, *host.options)
+    return done.stderr.strip() if done.returncode else ""
 
 
 def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: float) -> None:

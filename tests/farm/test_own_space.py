@@ -119,6 +119,19 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     assert len(hub.repositories[RELEASES].commits) == commits[RELEASES]
 
 
+def test_build_that_the_hardware_cannot_run_is_not_published(
+    hub: hub_repository.Hub,
+    released: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(building, "build", lambda *_: None)
+    with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error") as caught:
+        make(Wish(SPACE, model="4b", folder=released), capsys)
+    assert "NO_ARTIFACT" in caught.value.message
+    assert hub.repositories == {}
+
+
 @pytest.mark.parametrize("step", ["/llama-server/tag/", "/space/variables", "/space/commit/"])
 def test_run_that_a_step_stopped_is_resumed_by_the_next(
     step: str,
@@ -271,9 +284,9 @@ def test_space_with_an_archive_is_pinned_by_variables_and_builds_nothing(
 
 def test_what_is_no_archive_of_llama_cpp_is_told_in_the_loaders_words(tmp_path: Path) -> None:
     (tmp_path / "x.tar.gz").write_bytes(b"<html>log in</html>")
-    with refused("LOADER_FAILED", FarmError) as caught:
+    with refused("ARCHIVE_UNKNOWN", FarmError) as caught:
         pin_space.archive((tmp_path / "x.tar.gz").as_uri(), own_space.ZEROGPU)
-    assert "error[" in caught.value.message
+    assert "error[" not in caught.value.message
 
 
 @pytest.mark.parametrize(
