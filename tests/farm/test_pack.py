@@ -292,12 +292,6 @@ def test_library_that_is_nowhere(tree: Path) -> None:
     assert "needs libllama.so.0" in message
 
 
-def test_set_whose_binaries_lack_its_architecture(cuda_tree: Path) -> None:
-    asked = request(cuda_tree, asked=elf.Asked(frozenset({"120a"}), frozenset(), CU130))
-    refused(InspectError, "ARCH_MISSING", lambda: pack.pack(asked))
-    assert not asked.out.exists()
-
-
 def test_name_that_no_tarball_can_hold(tree: Path) -> None:
     asked = request(tree, licences={"x" * 200: b""})
     refused(PackError, "NAME_TOO_LONG", lambda: pack.pack(asked))
