@@ -101,7 +101,7 @@ class Wish:
         releases: the place of releases; None for ``hf:OWNER/llama-server`` of the Space's owner.
         release: the release there to use; None for the newest that the hardware can run.
         folder: where a release is built; None for ``dist/SET``.
-        line, engine, image, source, assume_build: as of ``BuildRequest``.
+        line, engine, image, source, assume_build, patches: as of ``BuildRequest``.
         minutes: how long to wait until the Space answers; 0 for not at all.
     """
 
@@ -120,6 +120,7 @@ class Wish:
     image: str | None = None
     source: Path | None = None
     assume_build: int | None = None
+    patches: str = "auto"
     minutes: int = 40
 
 
@@ -250,6 +251,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         image=wish.image,
         source=wish.source,
         assume_build=wish.assume_build,
+        patches=wish.patches,
         out=folder,
     )
     building.build(request, report)

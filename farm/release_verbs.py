@@ -310,6 +310,7 @@ def deploy_space(
         "image": "for a build: the devel image, instead of the line's",
         "source": "for a build: a folder with llama.cpp's source, instead of the pinned archive",
         "assume_build": "for --source: llama.cpp's build number, where its history has none",
+        "patches": "auto (those of build/patches) or none",
         "adopt": "also upload to a Space that holds other files; none of them is deleted",
         "wait": "minutes to wait until the Space answers; 0: do not wait",
         "dry_run": "show what would be built, published and deployed, and end",
@@ -332,6 +333,7 @@ def space(
     image: str | None = None,
     source: str | None = None,
     assume_build: str | None = None,
+    patches: str = "auto",
     adopt: bool = False,
     wait: str = "40",
     dry_run: bool = False,
@@ -355,6 +357,7 @@ def space(
         image=image,
         source=_path(source),
         assume_build=show.positive("--assume-build", assume_build),
+        patches=patches,
         minutes=0 if wait == "0" else show.positive("--wait", wait) or 0,
     )
     with show.report() as report:

@@ -70,6 +70,16 @@ def test_unknown_fields_are_ignored(path: str) -> None:
     assert manifest.parse(changed(path, {"a": [1]})).artifacts == (ARTIFACT,)
 
 
+def test_patches_go_round_and_a_reader_takes_those_that_it_does_not_know() -> None:
+    one = {"name": "of-tomorrow", "sha256": "1" * 64}
+    parsed = manifest.parse(changed("source.patches", [one | {"x": 1}]))
+    assert parsed.source.patches == (manifest.Patch(**one),)
+    assert json.loads(manifest.dump(parsed))["source"]["patches"] == [one]
+    empty = manifest.parse(changed("source.patches", []))
+    assert empty.source.patches == ()
+    assert b"patches" not in manifest.dump(empty)
+
+
 @pytest.mark.parametrize("version", [2, 3, 0, -1, 1000])
 def test_an_unknown_schema_says_to_update(version: int) -> None:
     with refused("MANIFEST_SCHEMA_UNKNOWN", IntegrityError) as caught:
@@ -86,6 +96,7 @@ BAD = {
     "expires": [1],
     "source": [None],
     "source.sha256": ["0" * 63],
+    "source.patches": [{}, [None], [{"name": "x"}], [{"name": "../x", "sha256": "0" * 64}]],
     "artifacts": [{}, [None]],
     "artifacts.0.name": ["../x", "/x", "..", "a\\b", "a\nb", "a\u0000b"],
     "artifacts.0.urls": [["x", 1]],
