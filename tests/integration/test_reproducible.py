@@ -16,10 +16,10 @@ from verbs import PROJECT, Release, invoke, succeed
 
 from farm.engines.docker import CACHE_FOLDER, DockerEngine
 from farm.execute import execute
-from farm.inputs import pins
 from farm.inputs.base_image import TAGS
 from farm.plan import BuildPlan
-from farm.source import from_archive, from_folder
+from farm.request import BuildRequest, choose_source
+from farm.source import from_folder
 from farm.targets import load
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
@@ -135,7 +135,7 @@ def test_libraries_of_the_cpu_set_come_out_of_a_clean_container_as_they_were_rel
 ) -> None:
     """The release was compiled through the compiler cache, with another number of jobs."""
     table = load()
-    tree = from_archive(pins.load().source)
+    tree = choose_source(BuildRequest())
     plan = BuildPlan(table.sets["cpu"], table.line("cpu"), tree, HOST_TARGETS)
     engine = DockerEngine(client, reference=base_image, jobs=3, cached=False)
     with execute(plan, engine, logs=tmp_path, reporter=Silent()) as built:
@@ -152,7 +152,7 @@ def test_cuda_objects_of_two_containers_are_the_same(client: DockerClient, tmp_p
     succeed("base-image", "--line", "cu130", "--tag", TAGS["cu130"])
     table = load()
     targets = tuple(f"{CUDA_OBJECTS}/{name}.cu.o" for name in OBJECTS)
-    tree = from_archive(pins.load().source)
+    tree = choose_source(BuildRequest())
     plan = BuildPlan(table.sets["sm90"], table.line("cu130"), tree, targets)
     folders = []
     for jobs in (2, 3):

@@ -12,13 +12,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from docker import DockerClient
 from verbs import PROJECT, Release, invoke, succeed
 
 from farm import elf, source, targets
 from farm.engines.docker import CACHE_FOLDER, CACHE_VOLUME, LABEL, DockerEngine
-from farm.inputs import pins
+from farm.inputs import patches, pins
 from farm.plan import CONTAINER_LAYOUT, BuildPlan
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(3600)]
@@ -93,6 +94,9 @@ def test_the_release_says_what_its_binaries_hold(cpu_release: Release) -> None:
     assert len([name for name in names if "libggml-cpu-" in name]) >= 10
     told = manifest["source"]
     assert (told["build"], told["version"]) == (PINNED.build, PINNED.llama_version)
+    own = [msgspec.to_builtins(one.patch) for one in patches.load()]
+    left_out = PINNED.without_patches
+    assert told.get("patches", []) == [one for one in own if one["name"] not in left_out]
 
 
 def test_progress_without_a_terminal_is_plain_lines(cpu_release: Release) -> None:
