@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import tiny_cuda
 from needs import must_or_skip
+from tiny_release import Silent
 
 from benchmarks.cache_cost import results
 from farm import elf, source, targets
@@ -13,18 +14,12 @@ from farm.engines.local import LocalEngine
 from farm.errors import SourceError
 from farm.execute import execute
 from farm.inputs import pins, toolkit
-from farm.plan import BuildPlan, Step
+from farm.plan import BuildPlan
 
 pytestmark = pytest.mark.timeout(900)
 
 TABLE = targets.load()
 UNITS = ("one.cu", "two.cu")
-
-
-class Silent:
-    def step(self, plan: BuildPlan, step: Step) -> None: ...
-    def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None: ...
 
 
 @pytest.fixture(scope="module")
