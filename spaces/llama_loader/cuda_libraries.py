@@ -13,6 +13,7 @@ import mmap
 import os
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -136,10 +137,13 @@ def packages(sonames: Iterable[str]) -> tuple[str, ...]:
     return tuple(found)
 
 
+@lru_cache(maxsize=8)
 def read_needs(runtime: Path) -> tuple[str, ...]:
     """Find the CUDA libraries that a foreign archive, which has no manifest, does not bring itself.
 
-    A soname lies in the file between two zero bytes, in the dynamic string table.
+    A soname lies in the file between two zero bytes, in the dynamic string table. A runtime is read
+    once: its path has the archive's digest, and reading it takes a second, which a ZeroGPU worker
+    need not spend on the GPU.
     """
     found: set[str] = set()
     for path in sorted(runtime.glob("*.so*")):

@@ -132,7 +132,8 @@ def prepare(
             choice = selection.select(released[0], facts, arch=arch, allow_cpu=cpu)
     repair = partial(prepare, settings, released=released, sink=sink)
     if released is None or choice is None:
-        installed = store.install_archive(settings.url or "", settings.sha256, fetcher)
+        url, pin = settings.url or "", settings.sha256
+        installed = store.install_archive(url, pin, fetcher, hashed=hashed)
         needs = cuda_libraries.read_needs(installed.folder)
         taken, missing = cuda_libraries.split_needs(needs, facts.libraries)
         return Prepared(installed, facts, None, taken, missing, timeline, repair=repair)

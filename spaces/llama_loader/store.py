@@ -115,17 +115,20 @@ class Store:
 
             return self._install(root, staging, artifact.sha256, artifact, fill)
 
-    def install_archive(self, url: str, sha256: str | None, fetcher: Fetcher) -> Installed:
+    def install_archive(
+        self, url: str, sha256: str | None, fetcher: Fetcher, *, hashed: bool = True
+    ) -> Installed:
         """Return the runtime of any llama.cpp archive, wherever its ``llama-server`` lies.
 
-        With no pin the archive is fetched every time, and its digest is reported.
+        With no pin the archive is fetched every time, and its digest is reported. ``hashed`` is
+        that of ``find``.
 
         Raises:
             NetworkError: it cannot be fetched.
             IntegrityError: it is not what is pinned, is damaged or unsafe.
             StoreError: the disk is full or broken.
         """
-        found = self.find(sha256) if sha256 is not None else None
+        found = self.find(sha256, hashed=hashed) if sha256 is not None else None
         if found is None:
             found = self._install_archive(url, sha256, fetcher)
         # an artifact of libraries has none

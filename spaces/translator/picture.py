@@ -55,7 +55,7 @@ def calls(made: Sequence[Figures], words: Mapping[str, str]) -> str:
         bars = _bar("answer", 0.0, call.seconds / longest) + _bar("wait", 0.0, first / longest)
         label = "·" if call.tokens is None else f"{call.tokens} tok"
         label += "" if call.warm else f" · {words['cold']}"
-        rows.append(_row(label, bars, " · ".join([seconds(call.seconds), *gpu([call], words)])))
+        rows.append(_row(label, bars, " · ".join([seconds(call.seconds), *gpu([call], words)[:1]])))
     borrowed = any(call.reserved for call in latest)
     return _picture(rows, words["last_calls"], "picture borrowed" if borrowed else "picture")
 
