@@ -19,7 +19,7 @@ from farm.release_verbs import (
     rollback,
     space,
 )
-from farm.terminal import show, show_published
+from farm.terminal import show
 from farm.terminal.cli import refuse_wrong_usage, task, verb
 
 # theirs; invoke takes every task of this module
@@ -75,10 +75,12 @@ def version(_: Context) -> None:
 @verb
 def targets(_: Context, json: bool = False) -> None:
     """Show the architecture sets, the groups of sets and the CUDA lines."""
+    from farm import targets as table
+
     if json:
-        show.release_rows()
+        show.release_rows(table.load())
     else:
-        show.targets()
+        show.targets(table.load())
 
 
 @task(
@@ -131,8 +133,9 @@ def build_cuda(
 ) -> None:
     """Compile CUDA llama-server, one architecture set at a time, into release tarballs."""
     from farm import preflight
-    from farm.building import build
+    from farm.preflight import build
     from farm.request import BuildRequest, definitions, programs
+    from farm.terminal.progress import BuildReport
 
     request = BuildRequest(
         arch_set=arch_set,
@@ -143,9 +146,9 @@ def build_cuda(
         toolkit=toolkit,
         ref=ref,
         source=_path(source),
-        assume_build=show.positive("--assume-build", assume_build),
+        assume_build=show.number("--assume-build", assume_build),
         format=format,
-        jobs=show.positive("--jobs", jobs),
+        jobs=show.number("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
@@ -153,11 +156,11 @@ def build_cuda(
         define=definitions(define or ()),
         patches=patches,
         scheduler=scheduler,
-        workers=show.positive("--workers", workers),
+        workers=show.number("--workers", workers),
         worker_engine=worker_engine,
     )
     publication = preflight.Publication(release, to, channel, _path(key))
-    with show.report() as report:
+    with BuildReport() as report:
         if preflight.only(request, publication, report, check=check):
             return
         build(request, report)
@@ -182,8 +185,9 @@ def build_cpu(
     patches: str = "auto",
 ) -> None:
     """Compile llama-server for every x86-64 CPU, with no CUDA in it."""
-    from farm.building import build
+    from farm.preflight import build
     from farm.request import BuildRequest, definitions, programs
+    from farm.terminal.progress import BuildReport
 
     request = BuildRequest(
         arch_set="cpu",
@@ -192,9 +196,9 @@ def build_cpu(
         image=image,
         ref=ref,
         source=_path(source),
-        assume_build=show.positive("--assume-build", assume_build),
+        assume_build=show.number("--assume-build", assume_build),
         format=format,
-        jobs=show.positive("--jobs", jobs),
+        jobs=show.number("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
         copy=_path(copy),
@@ -202,7 +206,7 @@ def build_cpu(
         define=definitions(define or ()),
         patches=patches,
     )
-    with show.report() as report:
+    with BuildReport() as report:
         build(request, report)
 
 
@@ -218,8 +222,9 @@ def build_cpu(
 def base_image(_: Context, line: str = "cpu", tag: str | None = None, fresh: bool = False) -> None:
     """Make a devel image from the distribution's packages, where no registry is in reach."""
     from farm.pipeline import make_base_image
+    from farm.terminal.progress import BuildReport
 
-    with show.report() as report:
+    with BuildReport() as report:
         make_base_image(line, tag, report, fresh=fresh)
 
 
@@ -240,7 +245,7 @@ def pack(
     """Pack a built tree into a tarball; the same tree gives the same bytes."""
     from farm.release import pack_tree
 
-    show.line(str(pack_tree(show.given("--tree", _path(tree)), Path(out), format)))
+    show.line(str(pack_tree(Path(show.given("--tree", tree)), Path(out), format)))
 
 
 @task(
@@ -278,7 +283,7 @@ def manifest(
     """Write manifest.json, its schema, the SBOMs and SHA256SUMS from the tarballs in a folder."""
     from farm.release import MANIFEST, write
 
-    written = write(Path(out), release=release, serial=show.positive("--serial", serial))
+    written = write(Path(out), release=release, serial=show.number("--serial", serial))
     show.line(f"{Path(out) / MANIFEST}: {written.release}, {len(written.artifacts)} artifacts")
 
 
@@ -314,66 +319,22 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
     """Serve a release folder over HTTP on loopback, with ranges, until interrupted."""
     from farm.serve import serve_forever
 
-    serve_forever(Path(folder), show.port("--port", port))
+    serve_forever(Path(folder), show.number("--port", port, 0, 65535) or 0)
 
 
 @task(
     name="update-pins",
     help={
         "newest": "take the newest source archive whose build llama.cpp has a tag for",
-        "propose": "open a pull request with what changed; prints the branch of a newer llama.cpp",
     },
 )
 @verb
-def update_pins(_: Context, newest: bool = False, propose: bool = False) -> None:
+def update_pins(_: Context, newest: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
-    from farm.publish import github_actions
-    from farm.publish.github_api import Api
-    from farm.update_pins import main
+    from farm.update_pins import compared, main
 
-    name = github_actions.repository() if propose else ""
-    api = Api(name) if propose else None
-    update = main(newest=newest, say=show.note if propose else show.line)
-    if update.steps and api is not None:
-        branch, address = github_actions.propose_pins(name, api, update)
-        show.note(address)
-        if update.newer is not None:  # what the weekly run builds
-            show.line(branch)
-
-
-@task(
-    name="compiler-cache",
-    help={
-        "save": "a file to copy the Docker engine's compiler cache into",
-        "prune": "remove GitHub's caches whose key begins so, but each one's newest",
-        "load": "a file to copy into it",
-        "line": "the line whose devel image is used to reach it",
-        "image": "another image for that",
-    },
-)
-@verb
-def compiler_cache(
-    _: Context,
-    save: str | None = None,
-    load: str | None = None,
-    prune: str | None = None,
-    line: str = "cu128",
-    image: str | None = None,
-) -> None:
-    """Copy the compiler cache out of the Docker engine, or into it; prune GitHub's copies."""
-    from farm import compiler_cache as cache
-
-    if load:
-        size = cache.load(Path(load), line=line, image=image)
-        ignored = f"note[CACHE_DAMAGED]: {load} is not whole: ignored, all is compiled"
-        show.line(ignored if size is None else f"loaded {load}: {size} bytes")
-    if save:
-        show.line(f"saved {save}: {cache.save(Path(save), line=line, image=image)} bytes")
-    if prune:
-        from farm.publish import github_actions
-
-        for told in github_actions.prune(prune):
-            show.line(told)
+    if main(newest=newest).newer is not None:
+        show.line(compared())
 
 
 @task(help={"dry_run": "show what would be removed, and end"})
@@ -407,7 +368,7 @@ def status(
         return
     from farm.publish import places
 
-    show_published.overview(found.of(places.parse(to), suppose))
+    show.overview(found.of(places.parse(to), suppose))
 
 
 @task(
@@ -430,6 +391,7 @@ def demo(
 ) -> None:
     """Source → container → tarball → loader → a verified server's first token, with a timeline."""
     from farm.demo import Demo
+    from farm.terminal.progress import BuildReport
 
-    with show.report() as report:
+    with BuildReport() as report:
         Demo(arch_set, engine, image, Path(figure), all_cpus).run(report)

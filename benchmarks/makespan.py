@@ -13,6 +13,7 @@ control group (version 1, root) that gets its equal part of the CPUs and no more
 from __future__ import annotations
 
 import argparse
+import heapq
 import json
 import os
 import random
@@ -23,6 +24,7 @@ import tempfile
 import time
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from statistics import median
 from typing import TYPE_CHECKING, Any, Final
 
 from distributed import Client
@@ -36,9 +38,7 @@ from farm.errors import FarmError
 from farm.kept import source_digest
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
-from farm.terminal import schedule
-from farm.terminal.fleet import Fleet
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport, Fleet
 from tests.rigs import control_group
 
 if TYPE_CHECKING:
@@ -78,19 +78,33 @@ def matrix() -> dict[str, float]:
             if line.is_cuda and arch_set.archs:
                 keys.append((line.name, arch_set.name))
     recorded = {f"{line}-{name}": measured[name] for line, name in keys if name in measured}
-    return schedule.expected([f"{line}-{name}" for line, name in keys], recorded)
+    other = median(recorded.values())
+    return {key: recorded.get(key, other) for key in (f"{line}-{name}" for line, name in keys)}
+
+
+def finish(durations: Sequence[float], hosts: int) -> float:
+    """Return when the last of ``durations`` ends, handed out in order to whichever host is free."""
+    free = [0.0] * hosts
+    for duration in durations:
+        heapq.heappush(free, heapq.heappop(free) + duration)
+    return max(free)
+
+
+def lower_bound(durations: Sequence[float], hosts: int) -> float:
+    """Return the seconds below which no schedule on equal hosts can be."""
+    return max(*durations, sum(durations) / hosts)
 
 
 def simulate(recorded: dict[str, float], hosts: int) -> dict[str, float]:
     """Return makespan over the lower bound: as recorded, and with errors (mean, worst)."""
-    order = schedule.longest_first(recorded)
+    order = sorted(recorded, key=lambda key: -recorded[key])
     draw = random.Random(hosts)  # noqa: S311 - a simulation that gives the same again
     ratios = []
     for _ in range(DRAWS):
         real = [recorded[key] * draw.uniform(1 - ERROR, 1 + ERROR) for key in order]
-        ratios.append(schedule.finish(real, [0.0] * hosts) / schedule.lower_bound(real, hosts))
+        ratios.append(finish(real, hosts) / lower_bound(real, hosts))
     exact = [recorded[key] for key in order]
-    end, least = schedule.finish(exact, [0.0] * hosts), schedule.lower_bound(exact, hosts)
+    end, least = finish(exact, hosts), lower_bound(exact, hosts)
     return {
         "hosts": hosts,
         "as_recorded": round(end / least, 3),
@@ -157,13 +171,9 @@ def real(hosts: int, *, capped: bool) -> dict[str, Any]:
         address = ends.enter_context(throttled(hosts) if capped else cluster(request, len(plans)))
         jobs = [Job(plan, source_digest(origin), request) for plan in plans]
         makespan = _run(jobs, address, tree, fleet)
-    took = [
-        row.ended - row.began
-        for row in fleet.rows.values()
-        if row.began is not None and row.ended is not None
-    ]
-    least = schedule.lower_bound(took, hosts)
-    ideal = schedule.finish(took, [0.0] * hosts)  # handed out in this order, in no time
+    took = [fleet.took[plan.key] for plan in plans]
+    least = lower_bound(took, hosts)
+    ideal = finish(took, hosts)  # handed out in this order, in no time
     return {
         "hosts": hosts,
         "cpus_of_each": round((os.cpu_count() or 1) / hosts, 3) if capped else None,
@@ -186,7 +196,7 @@ def _run(jobs: list[Job], address: str, tree: Path, fleet: Fleet) -> float:
         began = time.monotonic()
         for job, outcome in hosts.run(jobs):
             if outcome.failure is not None:
-                sys.exit(f"{job.plan.key}: {outcome.failure}")
+                sys.exit(f"{job.plan.key}: {outcome.failure.line}")
             fleet.end(job.plan.key, "built")
         return time.monotonic() - began
 

@@ -18,8 +18,8 @@ from typing import Final
 import gguf
 import numpy as np
 
-from farm import tiny_model
-from farm.tiny_model import Shape
+from tests.rigs import tiny_model
+from tests.rigs.tiny_model import Shape
 
 HEAD: Final = 128
 SIZES: Final = {

@@ -36,7 +36,6 @@ _NAMES: Final = {
     "journal": "what was built in this checkout, and how long it took",
     "locks": "locks of this checkout",
 }
-_DEBIAN: Final = "debs-"
 _BLOCK: Final = 512
 """Bytes of what stat(2) counts in."""
 _BUSY: Final = "a run of the farm uses it"
@@ -111,8 +110,6 @@ def _folders(root: Path, kept: str) -> Iterator[Left]:
     """Give what the farm makes in a folder; other files there are left alone."""
     for path in sorted(root.iterdir()):
         told = _NAMES.get(path.name)
-        if path.name.startswith(_DEBIAN):
-            told = "packages of the distribution"
         if told is not None and path.is_dir() and not path.is_symlink():
             yield Left(f"{path}: {told}", size_of(path), kept, _remover(path))
 

@@ -6,23 +6,29 @@ its own with an empty store, ``llama-server`` on a real small model.
 
 from __future__ import annotations
 
+import io
+import re
 import tempfile
 import time
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from farm import building, loader, pipeline, release, targets
+from rich.bar import Bar
+from rich.console import Console
+from rich.table import Table
+
+from farm import loader, pipeline, preflight, release, targets
 from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
 from farm.request import BuildRequest, choose_source, resolve
 from farm.serve import ReleaseServer
-from farm.terminal.timeline import Span, rows, svg
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
 
 MODEL: Final = "smollm2"
 PROMPT: Final = "The capital of France is"
@@ -31,7 +37,67 @@ CUDA_LINE: Final = "cu130"
 """The one line whose toolkit comes as packages, without any image registry."""
 
 SERVER_STAGES: Final = ("start", "first token")
-_LOADER_SECONDS: Final = 300.0
+_COLUMNS: Final = 96
+_BAR: Final = 48
+_COLOURS: Final = {"farm": "blue", "loader": "green", "server": "yellow"}
+_TENTH: Final = 0.1
+_TEN: Final = 10.0
+
+
+@dataclass(frozen=True)
+class Span:
+    """One stage. ``seconds`` is wall time; ``size`` in bytes, None where none moved."""
+
+    name: str
+    owner: str
+    seconds: float
+    size: int | None = None
+    note: str = ""
+
+    @property
+    def figures(self) -> str:
+        """Seconds, and megabytes (10^6) where bytes moved."""
+        amount = f" · {self.size / 1e6:.1f} MB" if self.size is not None else ""
+        return f"{seconds(self.seconds)}{amount}"
+
+
+def seconds(value: float) -> str:
+    """Write a duration with as many digits as mean something."""
+    if value < _TENTH:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.2f} s" if value < _TEN else f"{value:.0f} s"
+
+
+def rows(spans: tuple[Span, ...]) -> list[str]:
+    """Return one aligned plain line a span, and a total."""
+    widest = max(len(span.name) for span in spans)
+    lines = [f"  {span.name:<{widest}}  {span.figures:<22}{span.note}".rstrip() for span in spans]
+    total = sum(span.seconds for span in spans)
+    return [*lines, f"  {'total':<{widest}}  {seconds(total)}"]
+
+
+def svg(spans: tuple[Span, ...], *, title: str) -> str:
+    """Draw the spans one below the other: the farm's, then those of a start.
+
+    A build takes minutes and a loader milliseconds: on one scale only the build could be seen, so
+    the farm's rows and the others' have a scale each, and every row carries its figures.
+    """
+    table = Table("stage", "of", "", "", box=None, width=_COLUMNS)
+    for _, members in groupby(spans, key=lambda span: span.owner == "farm"):
+        group, begin = list(members), 0.0
+        total = sum(span.seconds for span in group) or 1.0
+        for span in group:
+            bar = Bar(
+                total, begin, begin + span.seconds, width=_BAR, color=_COLOURS.get(span.owner, "")
+            )
+            table.add_row(span.name, span.owner, bar, span.figures)
+            begin += span.seconds
+        table.add_row("", "", "", f"{seconds(begin)} in all")
+    console = Console(record=True, width=_COLUMNS, file=io.StringIO(), force_terminal=True)
+    console.print(table)
+    # rich names fonts of a content network: a picture in a README must ask for nothing
+    picture = console.export_svg(title=title, unique_id="timeline")
+    return re.sub(r"@font-face \{.*?\}\s*", "", picture, flags=re.DOTALL)
 
 
 @dataclass
@@ -84,7 +150,7 @@ class Demo:
         pin = pins.load().source
         self._spans.append(Span("source", "farm", time.monotonic() - started, pin.size))
         report.say(f"source: llama.cpp b{tree.build}, {len(list(tree.tree.rglob('*')))} files")
-        (made,) = building.build(request, report)
+        (made,) = preflight.build(request, report)
         self._spans.append(Span("build", "farm", made.build_seconds))
         self._spans.append(Span("pack", "farm", made.pack_seconds, made.tarball.stat().st_size))
 

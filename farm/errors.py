@@ -31,6 +31,15 @@ class FarmError(Exception):
         self.log = log
         self.others: tuple[FarmError, ...] = ()
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """Travel between the hosts of a cluster whole."""
+        return _again, (type(self), self.code, self.message, self.hint)
+
+    @property
+    def line(self) -> str:
+        """All of it in one line."""
+        return f"{self.code}: {self.message}{f' ({self.hint})' if self.hint else ''}"
+
     def render(self) -> str:
         """Return what a person sees: the error line, then hint and log where there are any."""
         # tarballs, ELF files and manifests are foreign text; a log has lines of its own
@@ -39,6 +48,10 @@ class FarmError(Exception):
         lines += [f"hint: {self.hint}"] if self.hint else []
         lines += [f"log: {self.log}"] if self.log else []
         return "\n".join([*lines, *(other.render() for other in self.others)])
+
+
+def _again(kind: type[FarmError], code: str, message: str, hint: str) -> FarmError:
+    return kind(code, message, hint=hint)
 
 
 class UsageError(FarmError):

@@ -22,7 +22,7 @@ from farm.inputs import recipe
 from farm.plan import CONTAINER_LAYOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from pathlib import Path
 
     from farm.execute import Reporter
@@ -73,6 +73,10 @@ class Journal:
         """Return how long the last build under this key took, None where none has finished."""
         entry = self._stored(key)
         return entry.seconds if entry else None
+
+    def times(self, plans: Iterable[BuildPlan]) -> dict[str, float | None]:
+        """Return ``seconds`` of each plan's key."""
+        return {plan.key: self.seconds(plan.key) for plan in plans}
 
     def write(self, key: str, entry: Entry) -> None:
         """Replace an entry; it is on the disk when this returns.

@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import requests
 
-from farm import building, cuda_runtime, loader, release, wheel
+from farm import cuda_runtime, loader, preflight, release, wheel
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import deploy_space, hub, pin_space, places, publishing
 from farm.request import BuildRequest
-from farm.terminal import show, show_published
+from farm.terminal import show
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from farm.publish.destination import Destination
     from farm.publish.parts import Plan
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
 
 _ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOPPED", "PAUSED"})
 """Stages of a Space that no waiting changes."""
@@ -141,7 +141,7 @@ def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
     variables, pin = _chosen(wish, host, report, dry_run=dry_run)
     planned = _planned(wish, host, pin, variables)
     changes = deploy_space.compare(planned, adopt=wish.adopt)
-    show_published.deployment(changes)
+    show.deployment(changes)
     if dry_run:
         return
     address = deploy_space.deploy(changes, hardware=hardware)
@@ -158,9 +158,9 @@ def publish(folder: Path, place: Destination, *, dry_run: bool = False) -> Plan:
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-wheel-") as made:
         plan = publishing.prepare(folder, place, show.note, wheel=wheel.build(Path(made)))
-        show_published.plan(plan)
+        show.plan(plan)
         if not dry_run:
-            show.line(publishing.publish(plan, place, show_published.line))
+            show.line(publishing.publish(plan, place, show.line))
     return plan
 
 
@@ -186,7 +186,7 @@ def _chosen(
     """Return what says which llama-server the Space runs: variables, and its ``release.json``."""
     if wish.url is not None:
         found = pin_space.archive(wish.url, (host.facts,), host.options)
-        show_published.archive(found)
+        show.archive(found)
         return found.variables(), {}
     if not wish.release and not wish.releases and pin_space.FILE.is_file():
         report.say(f"release: the one that {pin_space.FILE.name} in spaces/ pins")
@@ -254,7 +254,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
         patches=wish.patches,
         out=folder,
     )
-    building.build(request, report)
+    preflight.build(request, report)
     said = _refusal(folder, host)
     toolkits = {one.cuda.toolkit for one in release.load(folder).artifacts if one.cuda}
     if toolkits and "error[CUDA_LIBRARY_MISSING]" in said:

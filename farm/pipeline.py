@@ -12,18 +12,17 @@ from typing import TYPE_CHECKING, Final
 
 import msgspec
 
-from farm import STATE_FOLDER, image_lines, release, run_lock, targets
+from farm import STATE_FOLDER, release, run_lock, targets
 from farm.elf import version_key
-from farm.engines import images
 from farm.engines.docker import DockerEngine, DockerImages, connect
 from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
-from farm.inputs import base_image, pins, toolkit
-from farm.kept import KeptTree, Recording, digest
+from farm.inputs import base_image, images, pins, toolkit
+from farm.kept import Journal, KeptTree, Recording, digest
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
-from farm.terminal.fleet import BUILT, FAILED, Fleet, SetReporter
+from farm.terminal.progress import BUILT, FAILED, Fleet, SetReporter
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +33,7 @@ if TYPE_CHECKING:
     from farm.request import BuildRequest
     from farm.tarball.parts import Part, Survey
     from farm.targets import Line
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
 
 STATE: Final = STATE_FOLDER
 _NVCC: Final = re.compile(r"NVIDIA (\d+\.\d+)")
@@ -60,7 +59,7 @@ def build_all(
     """
     made: list[Made] = []
     failures: dict[str, FarmError] = {}
-    with Fleet.of(plans, report, STATE, many=False) as fleet:
+    with Fleet(report, Journal(STATE / "journal").times(plans), many=False) as fleet:
         for plan in plans:
             try:
                 made.append(_build_one(plan, engine, request, fleet))
@@ -189,10 +188,10 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
         tools = engine.tools()
         report.say(f"image: {tools}")
         if line is None or (request.image and request.line is None):
-            line, notes = image_lines.line_of_tools(table, tools)
+            line, notes = images.line_of_tools(table, tools)
         else:
             notes = (table.unchecked(line, listed=False),)
-        raise_all(image_lines.contradictions(line, tools))
+        raise_all(images.contradictions(line, tools))
     else:
         raise EngineError("ENGINE_UNKNOWN", f"{engine.name} builds no line on this machine")
     for note in filter(None, notes):

@@ -1,7 +1,7 @@
-"""Check everything that can be known before the first compiler starts; report all findings at once.
+"""Check everything that can be known before the first compiler starts, then build.
 
-``opened`` is how every build begins; ``require_release`` looks at a whole release and at the place
-that it will be published to. Nothing is compiled, sent or changed here.
+All findings are reported at once. ``opened`` is how every build begins; ``require_release`` looks
+at a whole release and at the place that it will be published to.
 """
 
 from __future__ import annotations
@@ -16,15 +16,16 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from farm import cuda_runtime, pipeline, release, targets, trust
+from farm import cuda_runtime, pipeline, release, run_lock, targets, trust
 from farm.engines import shared_cache
 from farm.engines.docker import DockerEngine
 from farm.errors import BuildError, FarmError, PublishError, UsageError, raise_all
-from farm.inputs import advisories, pins
+from farm.inputs import pins
 from farm.plan import BuildPlan
 from farm.publish import channels, places
 from farm.request import choose_source, options, require_buildable, resolve
 from farm.tarball import build_record
+from llama_loader import disk
 from llama_loader.errors import LoaderError
 from llama_loader.manifest import CUDA_RUNTIME
 
@@ -32,11 +33,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from farm.engines.base import Engine
+    from farm.pipeline import Made
     from farm.publish.destination import Destination
     from farm.request import BuildRequest
     from farm.source import Source
     from farm.targets import ArchSet, Line
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
 
 RELEASE: Final = "release"
 """What ``--check --arch-set`` takes for all sets of the table ``[release]``."""
@@ -138,6 +140,31 @@ def opened(
         yield Ready(plans, engine)
 
 
+def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
+    """Build, pack and list everything that ``request`` names.
+
+    A set that fails does not stop the others; it is named at the end.
+
+    Returns:
+        The tarballs that were made, one for each set that did not fail.
+
+    Raises:
+        UsageError: what is asked for does not exist or cannot be built; nothing was started, and
+            the error shows everything that stands in the way.
+        BuildError: ``SET_IS_BEING_BUILT``: another run has the checkout or the folder.
+        FarmError: a build, or the packing of one, failed.
+    """
+    with opened(request, report) as ready:
+        run_lock.use(pipeline.STATE)
+        keys = [plan.key for plan in ready.plans]
+        with run_lock.held(keys, (pipeline.STATE / "locks", request.out)):
+            if ready.engine is not None:
+                return pipeline.build_all(ready.plans, ready.engine, request, report)
+            from farm.cluster.spread import build_spread  # noqa: PLC0415 - an optional group
+
+            return build_spread(ready.plans, request, report)
+
+
 def _plans(
     request: BuildRequest,
     line: Line | None,
@@ -165,7 +192,7 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
         report.note(tree.note)
     report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
-    holes = advisories.of(tree, advisories.load())
+    holes = pins.advisories_of(tree, pins.advisories())
     if holes and tree.build > 0:  # b0 has a note of its own
         report.note(
             f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
@@ -180,7 +207,7 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
     except NotADirectoryError:
         return [UsageError("OUT_NOT_FOLDER", f"--out {out} is a file")]
     found: list[FarmError] = []
-    if not os.access(place := _nearest(out), os.W_OK | os.X_OK):
+    if not os.access(place := disk.nearest(out.absolute()), os.W_OK | os.X_OK):
         found.append(
             UsageError("OUT_NOT_WRITABLE", f"--out {out}: this user may not write {place}")
         )
@@ -194,11 +221,6 @@ def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
                 _require_source(path, own)
         found += collector.found
     return found
-
-
-def _nearest(folder: Path) -> Path:
-    """Return the folder itself, else the first of those above it that is there."""
-    return next(p for p in (folder.absolute(), *folder.absolute().parents) if p.exists())
 
 
 def _require_manifest(out: Path) -> None:
@@ -253,18 +275,18 @@ def room_findings(
     elif engine is not None:
         wanted.append((Path(tempfile.gettempdir()), _KEPT_BYTES * max(codes) + building))
     for folder, size in wanted:
-        place = _nearest(folder)
-        disk = f"the disk of {place.stat().st_dev}"
-        needed[disk] += size
-        free[disk] = shutil.disk_usage(place).free
+        place = disk.nearest(folder.absolute())
+        where = f"the disk of {place.stat().st_dev}"
+        needed[where] += size
+        free[where] = shutil.disk_usage(place).free
     return [
         BuildError(
             "DISK_TOO_SMALL",
-            f"{disk} has {free[disk] / 1e9:.1f} GB free; about {size / 1e9:.1f} GB are needed",
+            f"{where} has {free[where] / 1e9:.1f} GB free; about {size / 1e9:.1f} GB are needed",
             hint="invoke status shows what the farm keeps; docs/building.md has the rule",
         )
-        for disk, size in needed.items()
-        if size > free[disk]
+        for where, size in needed.items()
+        if size > free[where]
     ]
 
 
@@ -313,7 +335,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
             source = _require_line(request, line, report)
     with findings.collecting():
         source = source or choose_source(request)
-        advisories.require_none(source)
+        pins.require_no_advisory(source)
     findings.found += publication_findings(publication, source)
     raise_all(findings.found)
 

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Final
 import msgspec
 
 from farm import execute, pipeline, release, source, targets
-from farm.engines import images
 from farm.engines.docker import DockerImages, connect
 from farm.errors import BuildError, EngineError, SourceError, UsageError
-from farm.inputs import patches, pins, recipe, toolkit
+from farm.inputs import images, patches, pins, recipe, toolkit
 from farm.pack import read_inventory
 from farm.plan import BuildPlan
 from farm.remote_release import opened
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from farm.engines.base import Engine, Toolchain
     from farm.source import Source
     from farm.tarball.build_record import BuildRecord, SourceRecord
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
     from llama_loader.manifest import Artifact, Manifest
 
 OUT: Final = pipeline.STATE / "rebuilt"

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from invoke.context import Context  # noqa: TC002 - invoke reads the annotation
 
-from farm.terminal import show, show_published
+from farm.terminal import show
 from farm.terminal.cli import task, verb
 
 _MODEL_HELP = (
@@ -44,6 +44,11 @@ def publish(
     place = places.parse(to)
     wanted = None if channel is None else places.require_name("channel", channel)
     signer = None if wanted is None or dry_run else trust.signer(_path(key))
+    checked = None
+    if signer is not None:
+        report = checking.run(Path(folder), show.check)
+        report.require_passed()
+        checked = report.manifest_sha256
     plan = own_space.publish(Path(folder), place, dry_run=dry_run)
     if dry_run:
         return
@@ -52,11 +57,7 @@ def publish(
     if wanted is not None and signer is not None:
         from farm.publish import channels
 
-        own = publishing.passed(Path(folder), plan)
-        checked = checking.require_gate(place, plan.release, show_published.check, checked=own)
-        show_published.promotion(
-            channels.promote(place, plan.release, wanted, signer, checked=checked)
-        )
+        show.promotion(channels.promote(place, plan.release, wanted, signer, checked=checked))
 
 
 @task(
@@ -70,16 +71,16 @@ def publish(
 def gate(
     _: Context, folder: str = "dist", to: str | None = None, release: str | None = None
 ) -> None:
-    """Check a release as promotion demands it; of a folder, write the report beside it."""
+    """Check a release as promotion demands it, and print the digest of what passed."""
     from farm.publish import gate as checking
     from farm.publish import places
 
     if to is None and release is None:
-        report = checking.run(Path(folder), show_published.check)
+        report = checking.run(Path(folder), show.check)
     else:
         name = places.require_name("release", release)
-        report = checking.check_published(places.parse(to), name, show_published.check)
-    show_published.gate(report)
+        report = checking.check_published(places.parse(to), name, show.check)
+    show.gate(report)
 
 
 @task(
@@ -113,11 +114,11 @@ def promote(
 
     name = places.require_name("release", release)
     wanted = places.require_name("channel", channel)
-    lasting, lowest = show.days("--days", days), show.positive("--serial", serial) or 1
+    lasting, lowest = show.days("--days", days), show.number("--serial", serial) or 1
     gated = show.sha256("--sha256", sha256)
     place, signer = places.parse(to), trust.signer(_path(key))
     named = places.project(project)
-    checked = checking.require_gate(place, name, show_published.check, checked=gated)
+    checked = checking.require_gate(place, name, show.check, checked=gated)
     done = channels.promote(
         *(place, name, wanted, signer),
         days=lasting,
@@ -125,7 +126,7 @@ def promote(
         project=named,
         checked=checked,
     )
-    show_published.promotion(done)
+    show.promotion(done)
 
 
 @task(
@@ -155,7 +156,7 @@ def rollback(
     lasting, signer = show.days("--days", days), trust.signer(_path(key))
     named = places.project(project)
     done = channels.rollback(place, wanted, signer, days=lasting, project=named)
-    show_published.promotion(done)
+    show.promotion(done)
 
 
 @task(
@@ -192,7 +193,7 @@ def renew(
         return
     signer = trust.signer(_path(key))
     for name in due:
-        show_published.promotion(channels.renew(place, name, signer, days=lasting, project=named))
+        show.promotion(channels.renew(place, name, signer, days=lasting, project=named))
 
 
 @task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
@@ -239,7 +240,7 @@ def pin_space(
     show.one_of({"--manifest": manifest, "--release": release, "--channel": channel, "--url": url})
     if url is not None:
         found = pins_of.archive(url, (suppose,) if suppose else own_space.ZEROGPU)
-        show_published.archive(found)
+        show.archive(found)
         for name, value in found.variables().items():
             show.line(f"{name}={value}")
         show.note("set both as variables of the Space, or: invoke space --to OWNER/NAME --url URL")
@@ -250,11 +251,11 @@ def pin_space(
         pin = pins_of.release(places.parse(to), places.require_name("release", release))
     else:
         name = places.require_name("channel", channel)
-        key = trust.require_public(show.text("--public-key", public_key))
+        key = trust.require_public(show.given("--public-key", public_key))
         named = places.project(project)
         pin = pins_of.channel(places.parse(to), name, key, named)
     pins_of.write(pin)
-    show_published.pin(pin)
+    show.pin(pin)
 
 
 @task(
@@ -285,10 +286,10 @@ def deploy_space(
     from farm.publish import deploy_space as deploying
 
     wanted = deploying.hardware(hardware)
-    space = show.text("--to", to)
+    space = show.given("--to", to)
     deployment = deploying.plan(space, variable or (), model=model, mount=mount)
     changes = deploying.compare(deployment, adopt=adopt)
-    show_published.deployment(changes)
+    show.deployment(changes)
     if not dry_run:
         show.line(deploying.deploy(changes, hardware=wanted))
 
@@ -340,9 +341,10 @@ def space(
 ) -> None:
     """From nothing to a Space that answers: build what it needs, publish, deploy. Resumes."""
     from farm import own_space
+    from farm.terminal.progress import BuildReport
 
     wish = own_space.Wish(
-        space=show.text("--to", to),
+        space=show.given("--to", to),
         model=model,
         mount=mount,
         variables=tuple(variable or ()),
@@ -356,11 +358,11 @@ def space(
         engine=engine,
         image=image,
         source=_path(source),
-        assume_build=show.positive("--assume-build", assume_build),
+        assume_build=show.number("--assume-build", assume_build),
         patches=patches,
-        minutes=0 if wait == "0" else show.positive("--wait", wait) or 0,
+        minutes=0 if wait == "0" else show.number("--wait", wait) or 0,
     )
-    with show.report() as report:
+    with BuildReport() as report:
         own_space.make(wish, report, dry_run=dry_run)
 
 
@@ -391,6 +393,7 @@ def reproducible(
     """Build a set twice from nothing, in two containers, and compare every byte."""
     from farm.reproduce import prove
     from farm.request import BuildRequest
+    from farm.terminal.progress import BuildReport
 
     request = BuildRequest(
         arch_set=arch_set,
@@ -399,11 +402,11 @@ def reproducible(
         image=image,
         toolkit=toolkit,
         source=Path(source) if source else None,
-        jobs=show.positive("--jobs", jobs),
+        jobs=show.number("--jobs", jobs),
         cached=False,
         patches=patches,
     )
-    with show.report() as report:
+    with BuildReport() as report:
         prove(request, report)
 
 
@@ -434,6 +437,7 @@ def rebuild(
     """Build a published tarball again from its BUILD.json, and say whether it is identical."""
     from farm.rebuild import RebuildRequest
     from farm.rebuild import rebuild as build_again
+    from farm.terminal.progress import BuildReport
 
     asked = RebuildRequest(
         release=release,
@@ -443,7 +447,7 @@ def rebuild(
         remote=remote,
         image=image,
         toolkit=toolkit,
-        jobs=show.positive("--jobs", jobs),
+        jobs=show.number("--jobs", jobs),
     )
-    with show.report() as report:
+    with BuildReport() as report:
         build_again(asked, report)

@@ -21,7 +21,7 @@ from farm.pack import BUILD_RECORD, LICENCES, ROOT
 from farm.plan import BuildPlan
 from farm.request import choose_source, resolve
 from farm.tarball import archive
-from farm.terminal.fleet import BUILT, Fleet, SetReporter
+from farm.terminal.progress import BUILT, Fleet, SetReporter
 from llama_loader import cgroups
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from farm.engines.base import Engine, Toolchain
     from farm.request import BuildRequest
     from farm.targets import ArchSet, Line
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
 
 KEPT: Final = pipeline.STATE / "reproducible"
 """The two sides of what differs, for a person to look at."""

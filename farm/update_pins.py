@@ -30,6 +30,8 @@ SDIST: Final = re.compile(r".*\.tar\.gz")
 ANY_WHEEL: Final = re.compile(r".*-py3-none-any\.whl")
 LINUX_WHEEL: Final = re.compile(r".*-py3-none-manylinux\S*_x86_64\.whl")
 SEEN_REGISTRY: Final = "registry"
+_SHOWN: Final = 40
+"""How many differing files are named."""
 _BUILD_IN_VERSION: Final = re.compile(r"\d{4}\.\d{1,2}\.(\d{4,6})")
 """xllamacpp's versions: year, month, and the build number of the llama.cpp in it."""
 
@@ -105,6 +107,27 @@ def main(
             say(change)
     say(f"{path.name}: {'written' if steps else 'unchanged'}")
     return Update(tuple(steps), now if now > build else None)
+
+
+def compared(remote: str = source.GIT_REMOTE) -> str:
+    """Say in which files the pinned archive is not as llama.cpp's own tag of that build.
+
+    Raises:
+        SourceError: llama.cpp's repository or the package index cannot be reached.
+    """
+    pin = pins.load().source
+    tag = source.from_ref(f"b{pin.build}", remote=remote)
+    tree = source.from_archive(pin).tree
+    differing = source.differences(tree, tag.tree)
+    more = [f"and {len(differing) - _SHOWN} more"] if differing[_SHOWN:] else []
+    return "\n".join(
+        (
+            f"{pin.filename}: {len(differing)} of its files are not as in llama.cpp's tag "
+            f"b{pin.build} ({tag.commit})",
+            *(f"- {name}" for name in (*differing[:_SHOWN], *more)),
+            *(f"does not fit: {one.message}" for one in patches.misfits(tree).values()),
+        )
+    )
 
 
 def _changes(before: dict[str, Any], after: dict[str, Any]) -> tuple[str, ...]:

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final, Self
 
-from farm.cluster import host, products
-from farm.cluster.host import Failure, Outcome, place
+from farm.cluster import host
+from farm.cluster.host import Outcome, place
 from farm.cluster.scheduler import POLL, Connection, no_hosts, unreachable
-from farm.errors import BuildError, EngineError, PackError
+from farm.errors import BuildError, EngineError, FarmError, PackError
 from farm.plan import Step
-from farm.terminal.fleet import SetReporter
+from farm.terminal.progress import SetReporter
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from farm.execute import Reporter
     from farm.plan import BuildPlan
     from farm.request import BuildRequest
-    from farm.terminal.fleet import Fleet
+    from farm.terminal.progress import Fleet
 
 TRIES: Final = 2
 LOSSES: Final = 3
@@ -39,7 +39,7 @@ _PATIENCE: Final = 600.0
 _HOSTS_SECONDS: Final = 20.0
 """Seconds until there must be a host at the beginning."""
 _FETCH_SECONDS: Final = 300.0
-_OTHER_COMPILER: Final = Failure(
+_OTHER_COMPILER: Final = EngineError(
     "COMPILER_DIFFERS",
     "it came with another compiler than the run began with; the next run takes it",
 )
@@ -168,7 +168,7 @@ class Dispatcher:
 
     def _drop(self, worker: str, why: object) -> None:
         """Use a host no more in this run, and say so."""
-        said = str(why) if isinstance(why, Failure) else repr(why)
+        said = why.line if isinstance(why, FarmError) else repr(why)
         self._dropped[worker] = said
         self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
 
@@ -304,21 +304,20 @@ def _outcome(build: _Build) -> Outcome:
     where = build.worker
     if build.future.status == "error":
         error = build.future.exception()
-        return Outcome(where, b"", Failure("WORKER_FAILED", f"{where}: {error!r}"))
+        return Outcome(where, b"", BuildError("WORKER_FAILED", f"{where}: {error!r}"))
     try:
         outcome = build.future.result(timeout=_FETCH_SECONDS)
     except (OSError, TimeoutError) as error:
-        return Outcome(where, b"", Failure("WORKER_LOST", f"{where}: {error!r}"))
+        return Outcome(where, b"", BuildError("WORKER_LOST", f"{where}: {error!r}"))
     try:
         if outcome.failure is None:
-            products.check(outcome)
+            host.check(outcome)
     except BuildError as error:  # what cannot be used is tried again like any other failure
-        failure = Failure(error.code, error.message, error.hint)
-        return Outcome(outcome.host, outcome.log, failure)
+        return Outcome(outcome.host, outcome.log, error)
     return outcome
 
 
 def _hosts_lost(gone: list[str]) -> Outcome:
     why = f"{len(gone)} hosts were lost while they built it: {', '.join(gone)}"
     hint = "is their memory too small for so many compilers? --jobs makes it fewer"
-    return Outcome(gone[-1], b"", Failure("HOSTS_LOST", why, hint))
+    return Outcome(gone[-1], b"", BuildError("HOSTS_LOST", why, hint=hint))

@@ -1,6 +1,7 @@
 """What a host of a cluster does: names its compilers, keeps the source, builds one set.
 
-All of it runs in a Dask worker. How far a build is goes to the client as an event of Dask's.
+It runs in a Dask worker, but for the check of what came back. How far a build is goes to the client
+as an event of Dask's.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ import tempfile
 import time
 from contextlib import closing
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any, Final
 
 from distributed import get_worker
 from distributed.core import Status
@@ -23,10 +24,10 @@ from rich.console import Console
 
 from farm import PROJECT_ROOT, pipeline
 from farm.durable import new_folder
-from farm.errors import EngineError, FarmError
+from farm.errors import BuildError, EngineError, FarmError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,6 +41,13 @@ if TYPE_CHECKING:
 TOPIC: Final = "llama-farm"
 """Of the events that builds send."""
 _COUNT_SECONDS: Final = 1.0
+MOST_BYTES: Final = 8 << 30
+"""Of all files together, unpacked; a set's products are 80 to 200 MB."""
+MOST_MEMBERS: Final = 20_000
+_ANYWHERE: Final = "/nowhere"
+"""A folder for the filter to look whether a name or a link leads out of it."""
+_END: Final = bytes(2 * tarfile.BLOCKSIZE)
+"""Ends every tar; of one that is cut between two files ``tarfile`` says nothing."""
 
 
 def _farm_digest() -> str:
@@ -72,18 +80,6 @@ class Job:
         return self.plan.key
 
 
-class Failure(NamedTuple):
-    """A ``FarmError`` in words, as it travels."""
-
-    code: str
-    message: str
-    hint: str = ""
-
-    def __str__(self) -> str:
-        """Return it as one line."""
-        return f"{self.code}: {self.message}{f' ({self.hint})' if self.hint else ''}"
-
-
 @dataclass(frozen=True)
 class Outcome:
     """What came of a job: ``products`` (a tar) and who made it, or ``failure``.
@@ -93,7 +89,7 @@ class Outcome:
 
     host: str
     log: bytes
-    failure: Failure | None = None
+    failure: FarmError | None = None
     products: bytes = b""
     sha256: str = ""
     line: Line | None = None
@@ -112,7 +108,7 @@ def place(worker: str) -> str:
     return worker.rpartition("://")[2]
 
 
-def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | Failure:
+def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | FarmError:
     """Name what compiles a plan here, or why this host cannot: another checkout is a reason.
 
     The name is the engine's own answer, a devel image's digest included.
@@ -124,10 +120,10 @@ def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | Failur
             pipeline.settled(engine, _of_the_plan(request, plan), plan.line, quiet)
             return engine.identity(plan)
     except FarmError as error:
-        return _failure(error)
+        return error
 
 
-def offer_source(digest: str, packed: bytes | None) -> bool | Failure:
+def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
     """Take a source, if one is sent; returns whether this host has it, or why it cannot.
 
     It appears whole or not at all, and stays over restarts.
@@ -142,7 +138,7 @@ def offer_source(digest: str, packed: bytes | None) -> bool | Failure:
                 tar.extractall(staging, filter="data")
         return folder.is_dir()
     except (OSError, tarfile.TarError) as error:
-        return Failure("CACHE_UNUSABLE", f"the source cannot be kept there: {error}")
+        return EngineError("CACHE_UNUSABLE", f"the source cannot be kept there: {error}")
 
 
 def pack_folder(folder: Path) -> bytes:
@@ -163,7 +159,7 @@ def build(job: Job) -> Outcome:
             return _build(job, log)
         except FarmError as error:
             told = log.read_bytes() if log.is_file() else b""
-            return Outcome(socket.gethostname(), told, _failure(error))
+            return Outcome(socket.gethostname(), told, error)
 
 
 class _Telling:
@@ -251,11 +247,70 @@ def _source_folder(digest: str) -> Path:
     return cache_folder("sources") / f"sent-{digest}"
 
 
-def _failure(error: FarmError) -> Failure:
-    return Failure(error.code, error.message, error.hint)
-
-
 def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
     return entry
+
+
+def check(outcome: Outcome) -> None:
+    """Refuse what is not a folder of files as the host has packed it.
+
+    Raises:
+        BuildError: ``PRODUCTS_DAMAGED``: it is not what the host has packed, or no tar;
+            ``PRODUCTS_UNSAFE``: it is nothing that a build makes.
+    """
+    if hashlib.sha256(outcome.products).hexdigest() != outcome.sha256:
+        raise _damaged(outcome, "the sha256 is another")
+    try:
+        with _opened(outcome) as tar:
+            members = tar.getmembers()
+    except (tarfile.TarError, EOFError, OSError, ValueError) as error:
+        raise _damaged(outcome, str(error)) from error
+    if not members or not outcome.products.endswith(_END):
+        raise _damaged(outcome, "there is no file in it, or its end is cut off")
+    if said := _unsafe(members):
+        raise BuildError(
+            "PRODUCTS_UNSAFE",
+            f"what {outcome.host} sent is not what a build makes: {said}",
+            hint="nothing of it was used; look at that host",
+        )
+
+
+def unpack(outcome: Outcome, into: Path) -> None:
+    """Check and unpack what came back.
+
+    Raises:
+        BuildError: as ``check`` does.
+    """
+    check(outcome)
+    with _opened(outcome) as tar:
+        tar.extractall(into, filter="data")
+
+
+def _opened(outcome: Outcome) -> tarfile.TarFile:
+    return tarfile.open(fileobj=io.BytesIO(outcome.products), mode="r:")
+
+
+def _unsafe(members: list[tarfile.TarInfo]) -> str | None:
+    """Say what no build makes: the filter's own refusals, absolute names, names twice, a bomb."""
+    if len(members) > MOST_MEMBERS or sum(member.size for member in members) > MOST_BYTES:
+        return f"more than {MOST_BYTES} bytes or {MOST_MEMBERS} files"
+    names = {member.name for member in members}
+    if len(names) < len(members):
+        return "a file is there twice"
+    for member in members:
+        path = PurePosixPath(member.name)
+        if path.is_absolute() or ".." in path.parts:
+            return f"a file is called {member.name!r}"
+        if member.islnk() and member.linkname not in names:
+            return f"{member.name} is a link to {member.linkname!r}, which is not there"
+        try:
+            tarfile.data_filter(member, _ANYWHERE)
+        except tarfile.FilterError as error:
+            return str(error)
+    return None
+
+
+def _damaged(outcome: Outcome, why: str) -> BuildError:
+    return BuildError("PRODUCTS_DAMAGED", f"what {outcome.host} built arrived damaged: {why}")

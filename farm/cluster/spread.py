@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 from farm import pipeline
 from farm.errors import BuildError, FarmError, UsageError
-from farm.kept import KeptTree, Recording, digest, source_digest
-from farm.terminal.fleet import BUILT, FAILED, Fleet, SetReporter
+from farm.kept import Journal, KeptTree, Recording, digest, source_digest
+from farm.terminal.progress import BUILT, FAILED, Fleet, SetReporter
 
 try:
-    from farm.cluster import host, products
+    from farm.cluster import host
     from farm.cluster.dispatch import Dispatcher
     from farm.cluster.scheduler import cluster
 except ModuleNotFoundError as error:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from farm.pipeline import Made
     from farm.plan import BuildPlan
     from farm.request import BuildRequest
-    from farm.terminal.report import BuildReport
+    from farm.terminal.progress import BuildReport
 
 
 def build_spread(
@@ -86,7 +86,8 @@ class _Run:
             EngineError: no scheduler or no host answers.
         """
         plan, asked = self.plans[0], self._for_hosts()
-        fleet = Fleet.of(self.plans, self.report, pipeline.STATE, many=True)
+        recorded = Journal(pipeline.STATE / "journal").times(self.plans)
+        fleet = Fleet.longest_first(self.report, recorded)
         kept: dict[str, KeptTree] = {}
 
         def record(key: str) -> Recording:
@@ -106,7 +107,7 @@ class _Run:
             }
             source = source_digest(plan.source)
             jobs = []
-            for key in fleet.rows:
+            for key in fleet.expected:
                 if pipeline.found_built(kept[key], self.report, fresh=asked.fresh):
                     fleet.before(key)
                     yield kept[key]
@@ -148,12 +149,14 @@ class _Run:
 
     def _take_over(self, kept: KeptTree, outcome: Outcome, log: Path) -> None:
         if outcome.failure is not None:
-            code, message, hint = outcome.failure
-            raise BuildError(code, f"{message} (on {outcome.host})", hint=hint, log=str(log))
+            why = outcome.failure
+            raise BuildError(
+                why.code, f"{why.message} (on {outcome.host})", hint=why.hint, log=str(log)
+            )
         if outcome.toolchain is None or outcome.line is None:
             raise BuildError("WORKER_FAILED", f"{outcome.host} gave nothing back", log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
-            products.unpack(outcome, Path(folder))
+            host.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))
             build_json, licences = pipeline.recorded(
                 promised.plan, outcome.toolchain, outcome.cub, self.request, self.report

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path, PurePath
 
-    from farm.engines.images import ImageFacts
+    from farm.inputs.images import ImageFacts
     from farm.plan import BuildPlan, Layout
 
 LineSink = Callable[[str], None]

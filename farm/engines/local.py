@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import IO, TYPE_CHECKING, Final
 
-from farm import durable, makers, run_lock
+from farm import durable, run_lock
 from farm.engines import shared_cache
 from farm.errors import EngineError
 from farm.inputs import recipe
@@ -239,7 +239,7 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
             stack.callback(shutil.rmtree, folder, ignore_errors=True)
             maker = stack.enter_context((folder / _MAKER_FILE).open("a+", encoding="ascii"))
             fcntl.flock(maker, fcntl.LOCK_EX)
-            maker.write(f"{makers.host()}\n")
+            maker.write(f"{run_lock.host()}\n")
             maker.flush()
         yield folder
 
@@ -270,7 +270,7 @@ def _end_compilers(maker: IO[str], folder: Path) -> int:
     """End what runs in a folder and is of one of its sessions; a number may be another's by now."""
     maker.seek(0)
     host, *sessions = maker.read().split() or [""]
-    if not host or host != makers.host():
+    if not host or host != run_lock.host():
         return 0
     ended: set[int] = set()
     deadline = time.monotonic() + _GRACE
@@ -283,7 +283,7 @@ def _end_compilers(maker: IO[str], folder: Path) -> int:
 
 def _in_folder(sessions: list[str], folder: Path) -> list[int]:
     members = [
-        pid for one in sessions if one.isdecimal() for pid in makers.session_members(int(one))
+        pid for one in sessions if one.isdecimal() for pid in run_lock.session_members(int(one))
     ]
     return [pid for pid in members if _works_in(pid, folder)]
 
@@ -298,7 +298,7 @@ def _works_in(pid: int, folder: Path) -> bool:
 def _end_members(session: int) -> None:
     """Kill whatever is left of a session that this process has started."""
     deadline = time.monotonic() + _GRACE
-    while (left := makers.session_members(session)) and time.monotonic() < deadline:
+    while (left := run_lock.session_members(session)) and time.monotonic() < deadline:
         _kill(left)
         time.sleep(_PAUSE)
 

@@ -145,13 +145,18 @@ def statistics(folder: PurePath) -> Statistics | None:
 
 def counted(lines: Iterable[str]) -> Statistics:
     """Read what ``ccache --print-stats`` printed."""
-    rows = (line.split("\t") for line in lines)
-    found = {row[0]: int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()}
-    return Statistics(
-        hits=sum(found.get(name, 0) for name in _HITS),
-        misses=found.get("cache_miss", 0),
-        size=found.get("cache_size_kibibyte", 0) * _KIBIBYTE,
-    )
+    found = _counters(lines)
+    hits = sum(found[name] for name in _HITS)
+    return Statistics(hits, found["cache_miss"], found["cache_size_kibibyte"] * _KIBIBYTE)
+
+
+def _counters(lines: Iterable[str]) -> Counter[str]:
+    """Return each counter; those that were printed more than once add up."""
+    found: Counter[str] = Counter()
+    for name, *value in (line.split("\t") for line in lines):
+        if value and value[0].isdigit():
+            found[name] += int(value[0])
+    return found
 
 
 _FOLDER: Final = ".cache-probe"
@@ -189,7 +194,7 @@ class CacheWatch:
         if not self._needed:
             return
         launcher, build = self.workspace.layout.launcher, self.workspace.layout.build
-        found = self._counters("sh", "-c", _PROBE, "sh", str(build / _FOLDER), launcher)
+        found = self._run("sh", "-c", _PROBE, "sh", str(build / _FOLDER), launcher)
         if trouble := _trouble(found):
             self.say(f"{trouble}; {_GOES_ON}")
         self._before = self._counted()
@@ -207,17 +212,13 @@ class CacheWatch:
         return "CCACHE_REMOTE_STORAGE" in self.environment
 
     def _counted(self) -> int:
-        found = self._counters(self.workspace.layout.launcher, "--print-stats")
+        found = self._run(self.workspace.layout.launcher, "--print-stats")
         return sum(found[name] for name in _ERRORS)
 
-    def _counters(self, *argv: str) -> Counter[str]:
+    def _run(self, *argv: str) -> Counter[str]:
         lines: list[str] = []
         self.workspace.run(argv, self.environment, lines.append)
-        found: Counter[str] = Counter()
-        for name, *value in (line.split("\t") for line in lines):
-            if value and value[0].isdigit():
-                found[name] += int(value[0])
-        return found
+        return _counters(lines)
 
 
 def _trouble(found: Counter[str]) -> str | None:

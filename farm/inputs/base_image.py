@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from farm.engines.docker import DockerImages
-    from farm.engines.images import ImageFacts
+    from farm.inputs.images import ImageFacts
 
 RECIPES: Final = PROJECT_ROOT / "build" / "images"
 TAGS: Final = {

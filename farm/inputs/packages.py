@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import ipaddress
 import os
-import shutil
 import tarfile
 import zipfile
 import zlib
@@ -234,18 +233,22 @@ def _mismatch(what: str, expected: str, found: str) -> SourceError:
 def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
     """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
 
-    Modes become 0644 or 0755; file times are kept, owners are not.
+    File times are kept; of the modes only who may execute, and owners are not.
 
     Raises:
-        SourceError: the archive has no such folder, or holds in it something that is not a plain
-            file or folder, or lies outside.
+        SourceError: the archive has no such folder, is damaged, or holds in it something that
+            ``tarfile``'s filter refuses: a device, a name or a link that leads outside.
     """
+
+    def below(member: tarfile.TarInfo, folder: str) -> tarfile.TarInfo | None:
+        path = PurePosixPath(*PurePosixPath(member.name).parts[1:])
+        if member.isdir() or not path.is_relative_to(subdir):
+            return None
+        return tarfile.data_filter(member.replace(name=str(path.relative_to(subdir))), folder)
+
     try:
         with durable.new_folder(into) as staging, tarfile.open(archive) as tar:
-            for member in tar:
-                inside = _below(member.name, subdir)
-                if inside is not None and not member.isdir():
-                    _extract_file(tar, member, inside, staging)
+            tar.extractall(staging, filter=below)  # noqa: S202 - the filter ends in tarfile's own
             if not any(staging.iterdir()):
                 raise SourceError("SUBDIR_MISSING", f"{archive.name} has no folder {subdir}")
     except (tarfile.TarError, EOFError, zlib.error) as error:
@@ -253,49 +256,17 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
 
 
 def extract_wheel(wheel: Path, into: Path) -> None:
-    """Unpack a wheel's files into the folder ``into``, beside what is there.
+    """Unpack a wheel's files into the folder ``into``, beside what is there and never outside.
 
     Raises:
-        SourceError: a member lies outside, or it is no wheel.
+        SourceError: it is no wheel.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
             for entry in archive.infolist():
-                target = into / _checked(entry.filename)
-                if entry.is_dir():
-                    continue
-                target.parent.mkdir(parents=True, exist_ok=True)
-                with archive.open(entry) as member, target.open("wb") as stream:
-                    shutil.copyfileobj(member, stream, _BLOCK)
-                # The upper half of a zip entry's attributes is the file's Unix mode.
-                target.chmod(_mode(entry.external_attr >> 16))
+                place = Path(archive.extract(entry, into))
+                if place.is_file():
+                    # The upper half of a zip entry's attributes is the file's Unix mode.
+                    place.chmod(0o755 if entry.external_attr >> 16 & _EXECUTABLE else 0o644)
     except zipfile.BadZipFile as error:
         raise SourceError("ARCHIVE_UNSAFE", f"{wheel.name}: {error}") from error
-
-
-def _extract_file(
-    tar: tarfile.TarFile, member: tarfile.TarInfo, inside: PurePosixPath, folder: Path
-) -> None:
-    # By our own rule first: tarfile's filter has let links escape before (CVE-2026-11940).
-    if not member.isfile():
-        raise SourceError("ARCHIVE_UNSAFE", f"{member.name} is neither a plain file nor a folder")
-    member.name = str(inside)
-    member.mode = _mode(member.mode)
-    tar.extract(member, folder, filter="data")
-
-
-def _below(name: str, subdir: str) -> PurePosixPath | None:
-    """Return a member's path below ``<top folder>/<subdir>``, None where it is elsewhere."""
-    path = PurePosixPath(*_checked(name).parts[1:])
-    return path.relative_to(subdir) if path.is_relative_to(subdir) else None
-
-
-def _checked(name: str) -> PurePosixPath:
-    path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name:
-        raise SourceError("ARCHIVE_UNSAFE", f"a member of the archive is called {name!r}")
-    return path
-
-
-def _mode(mode: int) -> int:
-    return 0o755 if mode & _EXECUTABLE else 0o644

@@ -2,25 +2,28 @@
 
 The file is written by a program (``invoke update-pins``, ``farm/update_pins.py``). A row without a
 digest is refused when it is read, so nothing can be fetched that is not pinned.
+
+``build/advisories.toml`` has the known holes of llama.cpp: what must not be published.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final, Protocol
 
 import msgspec
 import tomllib
 from msgspec import Meta
 
 from farm import PROJECT_ROOT
-from farm.errors import UsageError
+from farm.errors import PublishError, UsageError
 from llama_loader import manifest
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 PINS_FILE: Final = PROJECT_ROOT / "build" / "pins.toml"
+ADVISORIES_FILE: Final = PROJECT_ROOT / "build" / "advisories.toml"
 _CUDA_RUNTIME: Final = re.compile(r"nvidia-(?:cublas|cuda-runtime)(?:-cu\d+)?")
 """The packages whose wheels hold cuBLAS and cudart; of CUDA 12 they carry the major's number."""
 
@@ -187,3 +190,55 @@ def _with_row_name(problem: str, tree: dict[str, Any]) -> str:
     names = [row[key] for key in ("tag", "package") if key in row] if isinstance(row, dict) else []
     shown = f"{table} ({names[0]})" if names else table
     return f"{shown}{rest}: {problem[: match.start()]}"
+
+
+class Advisory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One hole; builds from ``fixed_in`` on do not have it."""
+
+    id: str
+    summary: str
+    fixed_in: Size
+
+
+class _Advisories(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    advisory: tuple[Advisory, ...]
+
+
+class Numbered(Protocol):
+    """A source of llama.cpp, before its build or in a manifest."""
+
+    @property
+    def build(self) -> int:
+        """llama.cpp's build number."""
+
+
+def advisories(path: Path = ADVISORIES_FILE) -> tuple[Advisory, ...]:
+    """Read the advisories.
+
+    Raises:
+        PublishError: the file is malformed.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), _Advisories).advisory
+    except (OSError, ValueError) as error:
+        raise PublishError("ADVISORIES_INVALID", f"{path.name}: {error}") from error
+
+
+def advisories_of(source: Numbered, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
+    """Return the holes that a build of llama.cpp has."""
+    return tuple(one for one in known if source.build < one.fixed_in)
+
+
+def require_no_advisory(source: Numbered) -> None:
+    """Refuse a build with a known hole.
+
+    Raises:
+        PublishError: ``KNOWN_ADVISORY``: names the holes and the first build without them.
+    """
+    found = advisories_of(source, advisories())
+    if found:
+        names = ", ".join(f"{one.id} ({one.summary})" for one in found)
+        hint = f"build b{max(one.fixed_in for one in found)} or newer"
+        if source.build == 0:
+            hint += ". b0 means that the source told no number: build with --assume-build N"
+        raise PublishError("KNOWN_ADVISORY", f"llama.cpp b{source.build} has {names}", hint=hint)

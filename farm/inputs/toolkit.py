@@ -43,12 +43,11 @@ _HINT: Final = (
 class Toolkit:
     """A toolkit: ``root/bin/nvcc``, ``root/include``, ``root/lib64``.
 
-    ``version`` is ``major.minor``; ``kind`` is ``wheels`` or ``found``.
+    ``version`` is ``major.minor``.
     """
 
     root: Path
     version: str
-    kind: str
 
 
 def locate(request: str | None = None) -> Toolkit:
@@ -95,7 +94,7 @@ def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
                 extract_wheel(fetch_package(pin), staging)
             _complete(_wheel_root(staging))
     root = _wheel_root(folder)
-    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"), "wheels")
+    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
 
 
 def nvcc_version(nvcc: Path) -> str:
@@ -124,7 +123,7 @@ def _at(root: Path, said_by: str) -> Toolkit:
             hint=_HINT,
         )
     # Not resolved: /usr/local/cuda stays what it is called, and what is built there is cached.
-    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"), "found")
+    return Toolkit(root, nvcc_version(root / "bin" / "nvcc"))
 
 
 def _root_of(nvcc: str) -> Path:

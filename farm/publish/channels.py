@@ -15,7 +15,7 @@ import msgspec
 
 from farm import trust
 from farm.errors import PublishError
-from farm.inputs import advisories
+from farm.inputs import pins
 from farm.publish import parts
 from farm.publish.destination import Signed
 from farm.release import MANIFEST
@@ -278,7 +278,7 @@ class _Channel:
         self, manifest: Manifest, before: Manifest | None, days: int, at_least: int = 1
     ) -> Promotion:
         """Sign a manifest under the channel's next serial, and make it the present one."""
-        advisories.require_none(manifest.source)
+        pins.require_no_advisory(manifest.source)
         now = _now()
         if before is not None and before.created > now + _SKEW:
             raise PublishError(

@@ -1,32 +1,24 @@
-"""The checks that stand before a promotion, and their report, which is published with the release.
+"""The checks that stand before a promotion; the digest of what passed is their result.
 
 Everything is done with what will be published: tarballs are read again, and started by the loader
-in a process of its own. Where there is an NVIDIA GPU, start and speed are measured and kept in the
-report; they decide nothing, because no release is built where a GPU is.
+in a process of its own, on the CPU. What a GPU does with it ``nox -s gpu`` measures.
 """
 
 from __future__ import annotations
 
-import hashlib
-import statistics
 import subprocess
 import tempfile
-from datetime import datetime, timezone
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
-
-import msgspec
-from msgspec import Meta
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from farm import durable, loader, release
 from farm.errors import FarmError, PublishError
-from farm.inputs import advisories, packages, pins
+from farm.inputs import packages, pins
 from farm.publish import parts
-from farm.publish.parts import GATE
 from llama_loader import manifest as schema
 from llama_loader.errors import LoaderError
-from llama_loader.manifest import LLAMA_SERVER, Sha256
+from llama_loader.manifest import LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -47,68 +39,36 @@ _EXPECTED_ERRORS: Final = (
 )
 """What a broken release, a server that dies, or its wrong answer looks like."""
 _NO_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
-_ROUNDS: Final = 5
-_PROMPT_TOKENS: Final = 512
-_TOKENS: Final = 128
-_FIRST_TOKEN: Final = 1000
-"""Any id that every model has; the prompt is not text, so that its length is known."""
-
-Positive = Annotated[float, Meta(gt=0)]
 
 
-class Figures(msgspec.Struct, frozen=True):
-    """Medians of what was measured on a GPU.
-
-    The two speeds are those that ``llama-bench`` calls pp512 and tg128, by the server's own count:
-    what is released is the server, and not the benchmark.
-
-    Attributes:
-        gpu: its name.
-        first_token: seconds from the loader's start to the first token, the release installed and
-            the driver's cache of compiled code empty.
-        prompt_tokens_per_second: of a prompt of 512 tokens.
-        tokens_per_second: of an answer of 128 tokens.
-    """
-
-    gpu: str
-    first_token: Positive
-    prompt_tokens_per_second: Positive
-    tokens_per_second: Positive
-
-    def __str__(self) -> str:
-        """Return one line for people."""
-        return (
-            f"{self.gpu}: {self.first_token:.2f} s to the first token,"
-            f" {self.prompt_tokens_per_second:.0f} tokens/s read,"
-            f" {self.tokens_per_second:.0f} tokens/s written"
-        )
-
-
-class Check(msgspec.Struct, frozen=True):
-    """One check; ``passed`` is None where it could not be made on this machine."""
+class Check(NamedTuple):
+    """One check."""
 
     name: str
-    passed: bool | None
+    passed: bool
     detail: str
 
 
-class Report(msgspec.Struct, frozen=True):
+class Report(NamedTuple):
     """All checks of one release; ``manifest_sha256`` says of which bytes."""
 
     release: str
-    manifest_sha256: Sha256
-    checked: str
+    manifest_sha256: str
     checks: tuple[Check, ...]
-    figures: Figures | None = None
 
-    @property
-    def failed(self) -> tuple[str, ...]:
-        """Names of the checks that did not pass."""
-        return tuple(check.name for check in self.checks if check.passed is False)
+    def require_passed(self) -> None:
+        """Refuse a release that did not pass.
+
+        Raises:
+            PublishError: ``GATE_FAILED``, with the names of the checks that failed.
+        """
+        failed = [check.name for check in self.checks if not check.passed]
+        if failed:
+            raise PublishError("GATE_FAILED", f"{self.release} did not pass: {'; '.join(failed)}")
 
 
 def run(folder: Path, tell: Callable[[Check], None]) -> Report:
-    """Check a release folder, and write the report into it.
+    """Check a release folder.
 
     Args:
         folder: the release.
@@ -116,27 +76,14 @@ def run(folder: Path, tell: Callable[[Check], None]) -> Report:
 
     Raises:
         UsageError: the folder is no release.
-        PublishError: the report cannot be written.
     """
     manifest = release.load(folder)
-    content = durable.read_small(folder / release.MANIFEST)
-    measured: list[Figures] = []
+    digest = durable.sha256(folder / release.MANIFEST)
     made = []
-    for check in _checks(folder, manifest, measured):
+    for check in _checks(folder, manifest):
         tell(check)
         made.append(check)
-    report = Report(
-        manifest.release,
-        hashlib.sha256(content).hexdigest(),
-        datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        tuple(made),
-        measured[0] if measured else None,
-    )
-    try:
-        (folder / GATE).write_bytes(msgspec.json.format(msgspec.json.encode(report)) + b"\n")
-    except OSError as error:
-        raise PublishError("GATE_NOT_WRITTEN", f"{folder / GATE}: {error.strerror}") from error
-    return report
+    return Report(manifest.release, digest, tuple(made))
 
 
 def check_published(destination: Destination, name: str, tell: Callable[[Check], None]) -> Report:
@@ -173,64 +120,24 @@ def require_gate(
 ) -> str:
     """Return the sha256 of a published manifest that passed the gate.
 
-    A report lies unsigned where the release lies, so it counts only for a manifest whose digest the
-    caller names. Without a digest, or without a report, the release is fetched and checked here.
-
     Args:
         destination: where it is published.
         name: the release's.
         tell: told of every check as it is made.
-        checked: sha256 of the manifest that passed the gate elsewhere (``invoke gate`` prints it).
+        checked: sha256 of the manifest that passed the gate elsewhere, which `invoke gate` prints;
+            without it the release is fetched and checked here.
 
     Raises:
         PublishError: it is not published, is another manifest (``RELEASE_CHANGED``), or a check
             failed.
     """
-    what = f"{name} of {destination.where}"
     if checked is not None:
         manifest = destination.small(name, release.MANIFEST)
-        parts.require_digest(manifest, checked, what=what)
-        if GATE in destination.present(name):
-            require_passed(destination.small(name, GATE), manifest, what=what)
-            return checked
+        parts.require_digest(manifest, checked, what=f"{name} of {destination.where}")
+        return checked
     report = check_published(destination, name, tell)
-    if report.failed:
-        raise PublishError("GATE_FAILED", f"{what} did not pass: {'; '.join(report.failed)}")
+    report.require_passed()
     return report.manifest_sha256
-
-
-def of_these_bytes(content: bytes, manifest: bytes, *, what: str) -> Report:
-    """Read a report that must be of a manifest.
-
-    Raises:
-        PublishError: ``GATE_INVALID``: it is none; ``GATE_OF_OTHER_BYTES``.
-    """
-    try:
-        report = msgspec.json.decode(content, type=Report)
-    except msgspec.MsgspecError as error:
-        raise PublishError("GATE_INVALID", f"{GATE} of {what}: {error}") from error
-    if report.manifest_sha256 != hashlib.sha256(manifest).hexdigest():
-        raise PublishError(
-            "GATE_OF_OTHER_BYTES",
-            f"{GATE} of {what} is of another manifest",
-            hint="invoke gate checks what is there now",
-        )
-    return report
-
-
-def require_passed(content: bytes, manifest: bytes, *, what: str) -> None:
-    """Let a release through only with a report of these very bytes in which nothing failed.
-
-    Raises:
-        PublishError: it is of other bytes, or a check failed.
-    """
-    report = of_these_bytes(content, manifest, what=what)
-    if report.failed or not any(check.passed for check in report.checks):
-        raise PublishError(
-            "GATE_FAILED",
-            f"{what} did not pass: {'; '.join(report.failed) or 'nothing was checked'}",
-            hint="invoke promote without --sha256 checks it again, here",
-        )
 
 
 def smoke(folder: Path) -> Iterator[str]:
@@ -258,7 +165,7 @@ def smoke(folder: Path) -> Iterator[str]:
         yield f"ok {artifact.name}: answers on the CPU in {trial['seconds']:.1f} s"
 
 
-def _checks(folder: Path, manifest: Manifest, measured: list[Figures]) -> Iterator[Check]:
+def _checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
     yield _check(
         "tarballs, SBOMs and digests are what the manifest says",
@@ -269,9 +176,6 @@ def _checks(folder: Path, manifest: Manifest, measured: list[Figures]) -> Iterat
     for artifact in servers:
         asked = partial(_ask, folder, artifact)
         yield _check(f"{artifact.name} answers with a real model", asked)
-    name = "start and speed on a GPU"
-    found = _check(name, partial(_measured, folder, measured))
-    yield found if measured or not found.passed else Check(name, None, found.detail)
 
 
 def _check(name: str, make: Callable[[], str]) -> Check:
@@ -282,8 +186,8 @@ def _check(name: str, make: Callable[[], str]) -> Check:
 
 
 def _no_advisory(manifest: Manifest) -> str:
-    advisories.require_none(manifest.source)
-    return f"b{manifest.source.build} has none of {len(advisories.load())}"
+    pins.require_no_advisory(manifest.source)
+    return f"b{manifest.source.build} has none of {len(pins.advisories())}"
 
 
 def _only(folder: Path, artifact: Artifact, store: str) -> tuple[str, ...]:
@@ -309,59 +213,3 @@ def _ask(folder: Path, artifact: Artifact) -> str:
 
 def _model() -> Path:
     return packages.fetch_model(pins.load().model(MODEL))
-
-
-def _measured(folder: Path, measured: list[Figures]) -> str:
-    """Measure where the loader sees a GPU; the figures go into ``measured``."""
-    name = gpu()
-    if name is None:
-        return "no NVIDIA GPU here: not measured"
-    measured.append(measure(folder, _model(), name))
-    return str(measured[0])
-
-
-def gpu() -> str | None:
-    """Return the first GPU's name, as the loader sees it; None where it sees none.
-
-    Raises:
-        FarmError: ``LOADER_FAILED``: it could not say.
-    """
-    done = loader.run("doctor", "--json", "--offline")
-    try:
-        gpus = msgspec.json.decode(done.stdout.encode())["host"]["gpus"]
-        return str(gpus[0]["name"]) if gpus else None
-    except (msgspec.DecodeError, KeyError, TypeError) as error:
-        said = done.stderr.strip() or "said nothing of the host"
-        raise FarmError("LOADER_FAILED", f"llama_loader doctor: {said}") from error
-
-
-def measure(folder: Path, model: Path, gpu: str, *, rounds: int = _ROUNDS) -> Figures:
-    """Start the release that fits this machine several times, installed before, and let it work.
-
-    Args:
-        folder: the release.
-        model: a GGUF file.
-        gpu: what the figures are said to be of.
-        rounds: how often; an odd number has a middle.
-
-    Raises:
-        FarmError: it does not start.
-    """
-    prompt = [_FIRST_TOKEN + number for number in range(_PROMPT_TOKENS)]
-    seconds, read, written = [], [], []
-    with tempfile.TemporaryDirectory(prefix="llama-farm-gate-") as place:
-        manifest = folder.resolve() / release.MANIFEST
-        pin = durable.sha256(manifest)
-        store = str(Path(place) / "store")
-        options = ("--manifest", manifest.as_uri(), "--manifest-sha256", pin, "--store", store)
-        loader.told("fetch", *options)
-        for number in range(rounds):
-            cold = {"CUDA_CACHE_PATH": str(Path(place) / f"compiled-{number}")}
-            with loader.serving(*options, "--model", str(model), variables=cold) as served:
-                seconds.append(sum(stage["seconds"] for stage in served["timeline"]))
-                timings = loader.complete(served, prompt, _TOKENS)["timings"]
-            read.append(float(timings["prompt_per_second"]))
-            written.append(float(timings["predicted_per_second"]))
-    return Figures(
-        gpu, statistics.median(seconds), statistics.median(read), statistics.median(written)
-    )

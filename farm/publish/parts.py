@@ -21,8 +21,6 @@ BLOCK: Final = 1 << 20
 """Bytes of a file that are held at a time."""
 _SMALL: Final = 100_000
 _COUNTED: Final = re.compile(r"([^0-9]+)|([0-9]+)")
-GATE: Final = "gate.json"
-"""The report of the checks before a promotion; a release may have it."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +78,11 @@ def of_folder(folder: Path) -> tuple[Manifest, tuple[Part, ...]]:
         PublishError: a file is missing, or the manifest points elsewhere than beside itself.
     """
     manifest = folder_of.load(folder)
-    names = list(names_of(manifest))
-    if (folder / GATE).is_file():
-        names.insert(-1, GATE)
-    return manifest, tuple(of_file(folder / name) for name in names)
+    return manifest, tuple(of_file(folder / name) for name in names_of(manifest))
 
 
 def names_of(manifest: Manifest) -> tuple[str, ...]:
-    """Return the names of a release's files, the report aside; the manifest's is the last.
+    """Return the names of a release's files; the manifest's is the last.
 
     Raises:
         PublishError: the manifest points elsewhere than beside itself.

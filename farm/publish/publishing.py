@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from farm import durable, release
+from farm import release
 from farm.errors import PublishError
-from farm.inputs import advisories
-from farm.publish import gate, parts, places
+from farm.inputs import pins
+from farm.publish import parts, places
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -36,42 +36,21 @@ def prepare(
     Raises:
         UsageError: it is no release folder, or its name cannot be published.
         PackError: a tarball is not what the manifest says.
-        PublishError: its llama.cpp has a known hole, other bytes are published already, or its
-            report is of another manifest.
+        PublishError: its llama.cpp has a known hole, or other bytes are published already.
     """
     release.verify(folder, note)
     manifest, found = parts.of_folder(folder)
     _require_verified(manifest, found)
     name = places.require_name("release", manifest.release)
-    advisories.require_none(manifest.source)
+    pins.require_no_advisory(manifest.source)
     if manifest.source.build_assumed:
         note(
             f"note[BUILD_ASSUMED]: b{manifest.source.build} is what the builder said; "
             "the source did not tell"
         )
-    more = [] if wheel is None else [parts.of_file(wheel)]
-    for part in found:
-        if part.name == parts.GATE:
-            content = durable.read_small(part.path)
-            gate.of_these_bytes(content, durable.read_small(found[-1].path), what=str(folder))
-            more.append(part)
     present = destination.present(name)
-    return parts.plan(name, destination.where, _with(more, found, present, note), present)
-
-
-def passed(folder: Path, plan: Plan) -> str | None:
-    """Return the sha256 of a folder's manifest whose own report passed; None without a report.
-
-    Raises:
-        PublishError: the report is of another manifest, or a check failed.
-    """
-    report, published = folder / parts.GATE, plan.parts[-1]
-    if not report.is_file():
-        return None
-    manifest = durable.read_small(published.path)
-    parts.require_digest(manifest, published.sha256, what=str(folder))
-    gate.require_passed(durable.read_small(report), manifest, what=str(folder))
-    return published.sha256
+    more = () if wheel is None else _unpublished(parts.of_file(wheel), present, note)
+    return parts.plan(name, destination.where, (*found[:-1], *more, found[-1]), present)
 
 
 def requirement(plan: Plan, destination: Destination) -> str | None:
@@ -109,21 +88,12 @@ def _require_verified(manifest: Manifest, found: Iterable[Part]) -> None:
             )
 
 
-def _with(
-    more: Iterable[Part],
-    found: Iterable[Part],
-    present: Mapping[str, Known],
-    note: Callable[[str], None],
+def _unpublished(
+    wheel: Part, present: Mapping[str, Known], note: Callable[[str], None]
 ) -> tuple[Part, ...]:
-    """Add the wheel and the report before the manifest, unless they were published already.
-
-    What is published never changes: another wheel or report of the same release stays here.
-    """
-    extra = {part.name: part for part in more}
-    for part in list(extra.values()):
-        known = present.get(part.name)
-        if known is not None and known.visible and not known.is_of(part):
-            note(f"{part.name} stays as it was published: the one here has other bytes")
-            del extra[part.name]
-    *others, manifest = (part for part in found if part.name != parts.GATE)
-    return (*others, *extra.values(), manifest)
+    """Return the wheel, unless another one of the same release was published already."""
+    known = present.get(wheel.name)
+    if known is None or not known.visible or known.is_of(wheel):
+        return (wheel,)
+    note(f"{wheel.name} stays as it was published: the one here has other bytes")
+    return ()

@@ -1,4 +1,4 @@
-"""Tables and lines for people; and numbers out of their options. No decisions."""
+"""Tables and lines for people, and what is parsed of their options. No decisions."""
 
 from __future__ import annotations
 
@@ -6,37 +6,37 @@ import json
 import re
 import sys
 from collections import Counter
-from typing import TYPE_CHECKING, Final
+from datetime import datetime, timedelta, timezone
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
 
-from farm import targets as table_of_targets
 from farm.errors import UsageError
-from farm.terminal.report import BuildReport
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
-    from pathlib import Path
 
     from farm.clean import Leavings
+    from farm.publish.channels import Promotion
+    from farm.publish.deploy_space import Changes
+    from farm.publish.gate import Check, Report
+    from farm.publish.parts import Plan
+    from farm.publish.pin_space import Archive
+    from farm.targets import Targets
+    from farm.terminal.status import Overview, Row
     from llama_loader.manifest import Artifact, Manifest
 
-_LONGEST: Final = 3650
-"""Days. A channel that lives longer than that has no expiry worth the name."""
+WARNED: Final = timedelta(days=21)
+"""How long before a channel's end there is a warning; the loader's warning begins then, too."""
 _SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
-def report() -> BuildReport:
-    """Return the reporter of builds for this process's terminal."""
-    return BuildReport()
-
-
 def line(text: str) -> None:
-    """Print one line to stdout."""
-    print(text)
+    """Print one line to stdout, at once: uploads take long."""
+    print(text, flush=True)
 
 
 def note(text: str) -> None:
@@ -44,30 +44,24 @@ def note(text: str) -> None:
     print(text, file=sys.stderr)
 
 
-def positive(option: str, text: str | None) -> int | None:
-    """Parse a positive number of at most nine digits; None stays None.
+def number(option: str, text: str | None, least: int = 1, most: int = 999_999_999) -> int | None:
+    """Parse a whole number; None stays None.
 
     Raises:
         UsageError: names the option and what it takes.
     """
     if text is None:
         return None
-    if not _NUMBER.fullmatch(text) or int(text) < 1:
-        raise UsageError("NUMBER_INVALID", f"{option} {text[:40]!r} is not a positive number")
+    if not _NUMBER.fullmatch(text) or not least <= int(text) <= most:
+        raise UsageError(
+            "NUMBER_INVALID", f"{option} {text[:40]!r} is not a number from {least} to {most}"
+        )
     return int(text)
 
 
 def days(option: str, text: str) -> int:
-    """Parse a number of days from now.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
-    if not _NUMBER.fullmatch(text) or not 1 <= int(text) <= _LONGEST:
-        raise UsageError(
-            "NUMBER_INVALID", f"{option} {text[:40]!r} is not a number of days up to {_LONGEST}"
-        )
-    return int(text)
+    """Parse a number of days from now: with more than ten years there is no expiry."""
+    return number(option, text, most=3650) or 0
 
 
 def sha256(option: str, text: str | None) -> str | None:
@@ -81,19 +75,8 @@ def sha256(option: str, text: str | None) -> str | None:
     return text and text.lower()
 
 
-def given(option: str, path: Path | None) -> Path:
-    """Return a path that has no default.
-
-    Raises:
-        UsageError: it was not given.
-    """
-    if path is None:
-        raise UsageError("OPTION_MISSING", f"{option} was not given")
-    return path
-
-
-def text(option: str, value: str | None) -> str:
-    """Return a text that has no default.
+def given(option: str, value: str | None) -> str:
+    """Return what has no default.
 
     Raises:
         UsageError: it was not given.
@@ -116,20 +99,8 @@ def one_of(options: Mapping[str, str | None]) -> None:
         )
 
 
-def port(option: str, text: str) -> int:
-    """Parse a TCP port; 0 asks for a free one.
-
-    Raises:
-        UsageError: names the option and what it takes.
-    """
-    if not _NUMBER.fullmatch(text) or int(text) > 65535:  # noqa: PLR2004 - TCP's limit
-        raise UsageError("PORT_INVALID", f"{option} {text[:40]!r} is not a port from 0 to 65535")
-    return int(text)
-
-
-def targets() -> None:
+def targets(rows: Targets) -> None:
     """Print the lines, sets and groups of build/targets.toml."""
-    rows = table_of_targets.load()
     console = Console(highlight=False)
     lines = Table("line", "CUDA", "architectures", "driver", "devel image", box=None)
     for name, row in rows.lines.items():
@@ -149,9 +120,9 @@ def targets() -> None:
         console.print()
 
 
-def release_rows() -> None:
+def release_rows(rows: Targets) -> None:
     """Print what a release holds as one line of JSON, a matrix in the words of GitHub's."""
-    print(json.dumps({"include": table_of_targets.load().release_rows()}))
+    print(json.dumps({"include": rows.release_rows()}))
 
 
 def status(manifest: Manifest) -> None:
@@ -214,3 +185,125 @@ def _holds(artifact: Artifact) -> str:
 def megabytes(size: int) -> str:
     """Return a size in words; MB are 10^6 bytes."""
     return f"{size / 1e6:.1f} MB"
+
+
+def plan(planned: Plan) -> None:
+    """Print what publishing would do."""
+    line(
+        f"{planned.release} → {planned.where}: {len(planned.there)} files are there,"
+        f" {len(planned.new)} to send, {megabytes(planned.size)}"
+    )
+    for part in planned.parts:
+        word = "send " if part in planned.new else "there"
+        line(f"  {word} {part.name}  {megabytes(part.size)}  sha256 {part.sha256}")
+
+
+def promotion(done: Promotion) -> None:
+    """Print what a channel came to point at."""
+    before = f" (before: {done.before})" if done.before else ""
+    line(
+        f"channel {done.channel} → {done.release}{before}, serial {done.serial}, until"
+        f" {done.expires:%Y-%m-%d}"
+    )
+    line(done.url)
+
+
+def check(made: Check) -> None:
+    """Print one check of the gate as it is made."""
+    line(f"{'ok' if made.passed else 'FAILED':8} {made.name}: {made.detail}")
+
+
+def gate(report: Report) -> None:
+    """Print the end of the gate.
+
+    Raises:
+        PublishError: a check failed.
+    """
+    report.require_passed()
+    line(f"{report.release} may be published and promoted")
+    line(f"promote these bytes: invoke promote {report.release} --sha256 {report.manifest_sha256}")
+
+
+def pin(written: Mapping[str, Any]) -> None:
+    """Print what stands in ``release.json`` now."""
+    line(json.dumps(written, indent=2))
+
+
+def archive(found: Archive) -> None:
+    """Print what an archive holds and needs, and what each supposed host says of it."""
+    artifact, cuda = found.artifact, found.artifact.cuda
+    line(f"{artifact.name}: {megabytes(found.size)}, sha256 {found.sha256}")
+    if cuda is None:
+        line("  no CUDA code: it runs on the CPU alone")
+    else:
+        code = f"machine code for {', '.join(cuda.sass) or 'nothing'}"
+        line(f"  {code}, PTX for {', '.join(cuda.ptx) or 'nothing'}")
+    glibcxx = f", GLIBCXX {artifact.platform.glibcxx}" if artifact.platform.glibcxx else ""
+    line(f"  needs glibc {artifact.platform.glibc}{glibcxx}, {', '.join(artifact.needs)}")
+    for host, said, can_run in found.answers:
+        line(f"  {'can run' if can_run else 'CANNOT run'} on {host}")
+        for told in said.splitlines():
+            line(f"    {told.strip()}")
+
+
+def deployment(changes: Changes) -> None:
+    """Print what a deployment adds, changes, deletes and keeps in a Space."""
+    planned, size = changes.deployment, changes.deployment.size / 1e3
+    new = " (new)" if changes.head is None else ""
+    line(f"Space {planned.space}{new}: {len(planned.files)} files, {size:.0f} kB, gradio")
+    for what, names in (
+        ("add", changes.added),
+        ("change", changes.changed),
+        ("delete", changes.deleted),
+        ("keep, changed there since it was uploaded:", changes.kept),
+    ):
+        for name in names:
+            line(f"  {what} {name}")
+    for name in changes.unset:
+        line(f"  remove variable {name}")
+    for name, value in planned.variables.items():
+        line(f"  variable {name}={value}")
+    if planned.volume is not None:
+        line(f"  mount {planned.volume.to_uri()}")
+
+
+def overview(found: Overview) -> None:
+    """Print the channels and releases of a place."""
+    console = Console(highlight=False)
+    console.print(found.where)
+    for title, rows in (("channel", found.channels), ("release", found.releases)):
+        if not rows:
+            console.print(f"no {title}s")
+            continue
+        table = Table(title, "release", "serial", "age", "expires in", "tarballs", "size", box=None)
+        for row in rows:
+            age = _span(datetime.now(timezone.utc) - row.manifest.created)
+            held = row.manifest.artifacts
+            size = megabytes(sum(artifact.size for artifact in held))
+            told = (row.manifest.release, str(row.manifest.serial), age, _left(row))
+            table.add_row(row.name, *told, str(len(held)), size)
+        console.print(table)
+    for row in found.channels:
+        if row.left is not None and row.left <= WARNED:
+            ends = f"expires in {_left(row)}" if row.left > timedelta(0) else "has expired"
+            line(
+                f"warning[CHANNEL_EXPIRES]: channel {row.name} {ends}: Spaces that follow it"
+                f" warn, and take no release after that; invoke renew --channel {row.name}"
+            )
+    supposed = [row for row in (*found.channels, *found.releases) if row.gets]
+    if supposed:
+        console.print("that host gets")
+    for row in supposed:
+        console.print(f" {row.name}: {row.gets}", soft_wrap=True)
+
+
+def _left(row: Row) -> str:
+    if row.left is None:
+        return ""
+    return _span(row.left) if row.left > timedelta(0) else "expired"
+
+
+def _span(span: timedelta) -> str:
+    """Return days, or hours where it is less than two of them."""
+    hours = int(span.total_seconds() // 3600)
+    return f"{hours} h" if abs(hours) < 48 else f"{hours // 24} days"  # noqa: PLR2004 - two days

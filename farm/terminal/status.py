@@ -5,10 +5,9 @@ from __future__ import annotations
 import json
 import re
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from farm import loader, release
 from farm.clean import Leavings
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
 
     from farm.engines.shared_cache import Statistics
     from farm.publish.destination import Destination
+    from llama_loader.manifest import Manifest
 
 _FOLDER: Final = Path("dist")
 _PATIENCE: Final = 2
@@ -91,33 +91,21 @@ def _figures(counted: Statistics, where: str) -> str:
     return f"{counted.hits} of {asked} hits{share}, {show.megabytes(counted.size)} in {where}"
 
 
-@dataclass(frozen=True)
-class Row:
-    """A channel or a release.
-
-    Attributes:
-        name: of the channel, or of the release.
-        release: what it points at.
-        serial: of the manifest.
-        age: since it was promoted, or made.
-        left: until it expires; None for never.
-        artifacts: how many tarballs.
-        size: bytes of all of them.
-        gets: what the supposed host would get; None where none was supposed.
-    """
+class Row(NamedTuple):
+    """A channel or a release; ``gets`` is what the supposed host would get, None without one."""
 
     name: str
-    release: str
-    serial: int
-    age: timedelta
-    left: timedelta | None
-    artifacts: int
-    size: int
+    manifest: Manifest
     gets: str | None
 
+    @property
+    def left(self) -> timedelta | None:
+        """How long until it expires; None for never."""
+        expires = self.manifest.expires
+        return None if expires is None else expires - datetime.now(timezone.utc)
 
-@dataclass(frozen=True)
-class Overview:
+
+class Overview(NamedTuple):
     """A place."""
 
     where: str
@@ -157,18 +145,8 @@ def supposed(manifest: bytes, suppose: str) -> str:
 
 
 def _row(name: str, content: bytes, suppose: str | None) -> Row:
-    found = schema.parse(content, what=name)
-    now = datetime.now(timezone.utc)
-    return Row(
-        name=name,
-        release=found.release,
-        serial=found.serial,
-        age=now - found.created,
-        left=None if found.expires is None else found.expires - now,
-        artifacts=len(found.artifacts),
-        size=sum(artifact.size for artifact in found.artifacts),
-        gets=None if suppose is None else _gets(content, suppose),
-    )
+    gets = None if suppose is None else _gets(content, suppose)
+    return Row(name, schema.parse(content, what=name), gets)
 
 
 def _gets(manifest: bytes, suppose: str) -> str:

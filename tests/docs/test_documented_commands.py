@@ -23,7 +23,6 @@ SESSION = "this test is a part of what it runs: `.ci/run` calls it"
 BUILDER = CI_OWNER = "test_the_builder_s_and_the_ci_owner_s_commands_after_a_build"
 SPACE_OWNER = "test_the_space_owner_s_commands"
 ALONE = "test_the_folder_alone_serves_its_page_and_says_that_no_release_is_set"
-CACHE = "test_a_set_is_built_in_a_container_and_its_compiler_cache_kept"
 DEPLOYED = "test_hosts_that_are_reached_over_ssh"
 HOSTS = "test_a_worker_killed_in_mid_build_is_replaced_by_another"
 CURL = "test_curl_lines_of_the_readme_stream_a_translation"
@@ -86,8 +85,6 @@ RUN = {
     "invoke publish --to /srv/releases": CI_OWNER,
     "invoke promote b11549-1 --channel candidate --to /srv/releases": CI_OWNER,
     "invoke update-pins --newest": "test_the_weekly_run_proposes_the_newest_llama_cpp",
-    "invoke compiler-cache --save .farm/ccache.tar --line cu128": CACHE,
-    "invoke compiler-cache --load .farm/ccache.tar --line cu128": CACHE,
     "invoke verify https://…/manifest.json --sha256 …": SPACE_OWNER,
     # several hosts
     "invoke build-cuda --arch-set zerogpu --engine dask": (

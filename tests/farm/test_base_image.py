@@ -14,9 +14,9 @@ from docker import DockerClient
 from needs import must_or_skip
 
 from farm.engines.docker import DockerImages
-from farm.engines.images import ImageFacts
 from farm.errors import EngineError, UsageError
 from farm.inputs import base_image, pins
+from farm.inputs.images import ImageFacts
 from farm.inputs.toolkit import Toolkit
 
 FAKE_MMDEBSTRAP = """#!{python}
@@ -141,7 +141,7 @@ def test_cu130_takes_the_wheels_toolkit_along(
 
     def unpacked(wheels: tuple[pins.PackagePin, ...]) -> Toolkit:
         asked.append(wheels)
-        return Toolkit(root, "13.0", "wheels")
+        return Toolkit(root, "13.0")
 
     monkeypatch.setattr("farm.inputs.toolkit.from_wheels", unpacked)
     store = Store()

@@ -17,7 +17,7 @@ import small_disk
 from rich.console import Console
 from tiny_release import Silent
 
-from farm import building, demo, pack, pipeline, rebuild, release, source, targets
+from farm import demo, pack, pipeline, preflight, rebuild, release, source, targets
 from farm.durable import folder_digest
 from farm.engines import local, shared_cache
 from farm.engines.local import LocalEngine
@@ -28,7 +28,7 @@ from farm.plan import BuildPlan, Step
 from farm.request import BuildRequest
 from farm.tarball import build_record
 from farm.targets import ArchSet
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 PROJECT = Path(__file__).parent.parent.parent
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
@@ -124,7 +124,7 @@ def test_added_programs_are_shipped_and_definitions_recorded_and_both_are_anothe
     told = io.StringIO()
     with BuildReport(Console(file=told, width=200)) as report:
         for request in (plain, more, more):
-            (made,) = building.build(request, report)
+            (made,) = preflight.build(request, report)
     assert told.getvalue().count("built already") == 1
     listed = {entry.path: entry for entry in release.load(tmp_path / "out").artifacts[0].files}
     assert listed["runtime/ggml-rpc-server"].executable
@@ -148,13 +148,13 @@ def test_a_release_of_few_cpu_variants_is_told_apart_and_left_to_the_demo(
     out = tmp_path / "dist"
     request = replace(LOCAL, source=tiny, out=out, this_cpu=True)
     with BuildReport(Console(file=io.StringIO(), width=200)) as report:
-        building.build(request, report)
+        preflight.build(request, report)
         notes: list[str] = []
         release.verify(out, notes.append)
         assert any("note[FEW_CPU_VARIANTS]" in note and "x64;haswell" in note for note in notes)
         again = demo.Demo("cpu", "local", None, tmp_path / "picture.svg", out=out)
         assert again._place() == out
-        building.build(replace(request, this_cpu=False), report)
+        preflight.build(replace(request, this_cpu=False), report)
     notes.clear()
     release.verify(out, notes.append)
     assert not any("FEW_CPU_VARIANTS" in note for note in notes)

@@ -46,7 +46,7 @@ def cut_off(
     if place.kind == "folder":
         patch.setattr("farm.publish.directory.os.fsync", fsync)
     else:
-        patch.setattr("farm.publish.github_api._TRIES", 1)
+        patch.setattr("farm.publish.github._TRIES", 1)
         patch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
         place.server.cut_at = number
     code = ""

@@ -3,14 +3,16 @@
 import io
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
 from rich.console import Console
 
-from farm import building, demo, pipeline, release, source
+from farm import demo, pipeline, preflight, release, source
+from farm.demo import Span, rows, seconds, svg
 from farm.pipeline import Made
 from farm.request import BuildRequest
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 
@@ -19,7 +21,7 @@ TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]:
     """Let the demo build a tree of a few lines, and take its answer for granted."""
     requests: list[BuildRequest] = []
-    real = building.build
+    real = preflight.build
 
     def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         requests.append(request)
@@ -27,7 +29,7 @@ def asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[BuildRequest]
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
-    monkeypatch.setattr("farm.demo.building.build", build)
+    monkeypatch.setattr("farm.demo.preflight.build", build)
     monkeypatch.setattr("farm.demo.choose_source", lambda _: source.from_folder(TINY))
     monkeypatch.setattr("farm.demo.packages.fetch_model", lambda _: tmp_path / "model.gguf")
     monkeypatch.setattr(demo.Demo, "_use", lambda *_: " Paris.")
@@ -66,5 +68,40 @@ def test_demo_of_all_cpus_is_the_build_that_build_cpu_makes(
     plain = replace(asked[0], source=TINY)
     said = io.StringIO()
     with BuildReport(Console(file=said, width=200)) as report:
-        building.build(plain, report)
+        preflight.build(plain, report)
     assert "built already, in an earlier run" in said.getvalue()
+
+
+SPANS = (
+    Span("source", "farm", 1.5, 37_700_000),
+    Span("build", "farm", 613.0),
+    Span("fetch & verify", "loader", 0.04, 9_800_000),
+    Span("first token", "server", 0.61),
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.0004, "0 ms"), (0.042, "42 ms"), (0.61, "0.61 s"), (613.2, "613 s")]
+)
+def test_durations_have_the_digits_that_mean_something(value: float, text: str) -> None:
+    assert seconds(value) == text
+
+
+def test_the_table_has_a_row_for_each_span_and_the_total() -> None:
+    lines = rows(SPANS)
+    assert len(lines) == len(SPANS) + 1
+    assert "37.7 MB" in lines[0]
+    assert lines[-1].split() == ["total", "615", "s"]
+
+
+def test_the_picture_has_every_name_and_figure_and_asks_for_nothing() -> None:
+    picture = svg(SPANS, title="a < b")
+    texts = [(element.text or "").replace("\xa0", " ") for element in ET.fromstring(picture).iter()]
+    assert "a < b" in texts
+    told = "\n".join(texts)
+    for span in SPANS:
+        assert span.name in told
+        assert span.figures in told
+    assert "http" not in picture.replace("http://www.w3.org/2000/svg", "").replace(
+        "https://www.textualize.io", ""
+    )

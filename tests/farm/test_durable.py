@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import small_disk
 
-from farm import compiler_cache, durable
-from farm.errors import PackError, PublishError
+from farm import durable
+from farm.errors import PublishError
 from farm.publish import pin_space
 from tests.rigs.refusals import refused
 
@@ -66,11 +66,3 @@ def test_a_pin_that_does_not_fit_leaves_the_one_that_was_there(full: Path) -> No
     assert "No space left" in caught.value.message
     assert (full / "file").read_bytes() == b"old"
     assert names(full) == ["file", "other"]
-
-
-def test_a_folder_that_cannot_be_made_for_the_compiler_cache_is_one_line(tmp_path: Path) -> None:
-    """Before an engine is asked."""
-    (tmp_path / "file").touch()
-    with refused("WRITE_FAILED", PackError) as caught:
-        compiler_cache.save(tmp_path / "file" / "cache.tar", line="cpu")
-    assert "Not a directory" in caught.value.message or "File exists" in caught.value.message

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from farm import building, own_space, wheel
+from farm import own_space, preflight, wheel
 from farm.errors import FarmError, PublishError, UsageError
 from farm.own_space import Wish
 from farm.publish import deploy_space, pin_space
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 from tests.rigs import binaries, http_served, hub_repository, tiny_release
 from tests.rigs.http_served import Answer
 from tests.rigs.refusals import refused
@@ -100,7 +100,7 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     def build(*_: object) -> None:
         shutil.move(tiny_release.of_build(kept, 11549, tmp_path), folder)
 
-    monkeypatch.setattr(building, "build", build)
+    monkeypatch.setattr(preflight, "build", build)
     hub.stages = [{"stage": "BUILDING"}, {"stage": "APP_STARTING"}, {"stage": "RUNNING"}]
     wish = with_folder(CPU, folder)
     assert "cpu would be built" in make(wish, capsys, dry_run=True)

@@ -198,7 +198,6 @@ def test_one_folder_comes_out_of_an_archive(tmp_path: Path) -> None:
     "entry",
     [
         plain("top/sub/../../../escaped"),
-        plain("/top/sub/absolute"),
         link("top/sub/link", "../../escaped"),
         link("top/sub/hard", "/etc/passwd", tarfile.LNKTYPE),
         link("top/sub/pipe", "", tarfile.FIFOTYPE),
@@ -232,11 +231,19 @@ def test_two_at_once_make_one_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", "a\\x"])
-def test_an_unsafe_wheel_is_refused(tmp_path: Path, name: str) -> None:
-    wheel = tmp_path / "w.whl"
+def test_no_file_of_a_wheel_lands_outside_its_folder(tmp_path: Path, name: str) -> None:
+    wheel, into = tmp_path / "w.whl", tmp_path / "deep" / "in"
     wheel.write_bytes(wheel_of({name: b"x"}))
+    packages.extract_wheel(wheel, into)
+    assert [path.relative_to(tmp_path).parts[:2] for path in tmp_path.rglob("*x")] == [
+        ("deep", "in")
+    ]
+
+
+def test_file_that_is_no_wheel_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "w.whl").write_bytes(b"no zip")
     with refused("ARCHIVE_UNSAFE", SourceError):
-        packages.extract_wheel(wheel, tmp_path / "in")
+        packages.extract_wheel(tmp_path / "w.whl", tmp_path / "in")
 
 
 @pytest.mark.parametrize(

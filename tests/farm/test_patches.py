@@ -15,13 +15,13 @@ import msgspec
 import pytest
 from rich.console import Console
 
-from farm import building, kept, pipeline, rebuild, release, source
+from farm import kept, pipeline, preflight, rebuild, release, source
 from farm.durable import folder_digest
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches, pins
 from farm.rebuild import RebuildRequest
 from farm.request import BuildRequest, choose_source, resolve
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
 
 if TYPE_CHECKING:
@@ -235,7 +235,7 @@ def build(tree: Path, out: Path, asked: str = "auto") -> str:
         arch_set="cpu", line="cpu", engine="local", source=tree, out=out, patches=asked
     )
     with BuildReport(Console(file=told, width=200)) as report:
-        building.build(request, report)
+        preflight.build(request, report)
     return told.getvalue()
 
 

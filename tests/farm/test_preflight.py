@@ -15,10 +15,10 @@ from farm.plan import BuildPlan
 from farm.preflight import Publication
 from farm.publish import places
 from farm.publish.destination import Signed
-from farm.publish.github_api import Api
+from farm.publish.github import Api
 from farm.request import BuildRequest
 from farm.source import Source
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 TINY = tiny_release.TINY
 TABLE = targets.load()

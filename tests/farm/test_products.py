@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from farm.cluster import products
+from farm.cluster import host
 from farm.cluster.host import Outcome
 from farm.errors import BuildError
 
@@ -40,14 +40,14 @@ GOOD = packed(
 
 def refused(content: bytes, into: Path, sha256: str | None = None) -> str:
     with pytest.raises(BuildError) as raised:
-        products.unpack(outcome(content, sha256), into / "here")
+        host.unpack(outcome(content, sha256), into / "here")
     assert "far" in raised.value.message
     assert list(into.iterdir()) == []
     return raised.value.code
 
 
 def test_a_folder_as_a_build_makes_it_is_unpacked(tmp_path: Path) -> None:
-    products.unpack(outcome(GOOD), tmp_path)
+    host.unpack(outcome(GOOD), tmp_path)
     assert (tmp_path / "libllama.so").readlink().name == "libllama.so.0"
     assert (tmp_path / "sub" / "copy").read_bytes() == b"0123456789"
 
@@ -86,8 +86,8 @@ def test_what_arrives_with_another_sha256_is_refused(tmp_path: Path) -> None:
 def test_more_than_any_build_makes_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(products, "MOST_BYTES", 9)
+    monkeypatch.setattr(host, "MOST_BYTES", 9)
     assert refused(GOOD, tmp_path) == "PRODUCTS_UNSAFE"
-    monkeypatch.setattr(products, "MOST_BYTES", 100)
-    monkeypatch.setattr(products, "MOST_MEMBERS", 3)
+    monkeypatch.setattr(host, "MOST_BYTES", 100)
+    monkeypatch.setattr(host, "MOST_MEMBERS", 3)
     assert refused(GOOD, tmp_path) == "PRODUCTS_UNSAFE"

@@ -20,7 +20,7 @@ from llama_loader import manifest as schema
 from llama_loader.errors import IntegrityError
 from tests.rigs import github_releases, hub_repository, published, tiny_release
 from tests.rigs.http_served import Answer
-from tests.rigs.published import Place, publish, report
+from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
 
 NAMES = [
@@ -84,21 +84,19 @@ def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
     assert release.load(released).artifacts[0].name == NAMES[0]  # the manifest knows nothing of it
 
 
-def test_wheel_and_report_of_a_published_release_stay_as_they_are(
+def test_wheel_of_a_published_release_stays_as_it_is(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
     wheel = tmp_path / "llama_space-1.0.0-py3-none-any.whl"
     wheel.write_bytes(b"a wheel")
-    report(released)
     first = publishing.prepare(released, place.open(), wheel=wheel)
     publishing.publish(first, place.open(), lambda _: None)
     wheel.write_bytes(b"of a later checkout")
-    report(released, moment="01")
     said: list[str] = []
     again = publishing.prepare(released, place.open(), said.append, wheel=wheel)
     assert again.new == ()
     told = [line.partition(" ")[0] for line in said if not line.startswith("note[")]
-    assert told == [wheel.name, "gate.json"]
+    assert told == [wheel.name]
 
 
 def test_other_bytes_under_a_published_name_are_refused(
@@ -222,7 +220,7 @@ class TestGitHub:
         """Return the seconds that would have been waited for; nobody waits."""
         waited: list[float] = []
         clock = {"sleep": waited.append, "now": lambda: 0.0}
-        monkeypatch.setattr("farm.publish.github_api.Api.__init__.__kwdefaults__", clock)
+        monkeypatch.setattr("farm.publish.github.Api.__init__.__kwdefaults__", clock)
         return waited
 
     def publish(self, folder: Path) -> None:
@@ -283,7 +281,7 @@ class TestGitHub:
     def test_what_was_cut_off_is_sent_again_and_nothing_else(
         self, server: github_releases.GitHub, released: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr("farm.publish.github_api._TRIES", 1)
+        monkeypatch.setattr("farm.publish.github._TRIES", 1)
         server.break_upload_of = "SHA256SUMS"
         with refused("GITHUB_UNREACHABLE", PublishError):
             self.publish(released)
@@ -404,11 +402,14 @@ class TestHub:
         assert sorted(repository.commits[1]) == sorted(f"b11549-1/{name}" for name in NAMES)
         assert repository.tags == {"b11549-1": hub_repository.oid(1)}
 
-    def test_a_tag_never_moves(self, hub: hub_repository.Hub, released: Path) -> None:
+    def test_a_tag_never_moves(
+        self, hub: hub_repository.Hub, released: Path, tmp_path: Path
+    ) -> None:
         self.publish(released)
         tags = dict(hub.repositories["owner/name"].tags)
-        report(released)
-        self.publish(released)
+        to, wheel = places.parse("hf:owner/name"), tmp_path / "llama_space-1-py3-none-any.whl"
+        wheel.write_bytes(b"what is added later")
+        publishing.publish(publishing.prepare(released, to, wheel=wheel), to, lambda _: None)
         assert len(hub.repositories["owner/name"].commits) == 3
         assert hub.repositories["owner/name"].tags == tags
         assert not any(call.startswith("DELETE") for call in hub.calls)

@@ -15,7 +15,7 @@ from releases import manifest as manifest_of
 from rich.console import Console
 from verbs import invoke
 
-from farm import building, execute, pipeline, rebuild, release, source
+from farm import execute, pipeline, preflight, rebuild, release, source
 from farm.engines.local import LocalEngine
 from farm.errors import EngineError, FarmError
 from farm.pack import read_inventory
@@ -24,7 +24,7 @@ from farm.request import BuildRequest
 from farm.serve import ReleaseServer
 from farm.tarball import build_record
 from farm.tarball.build_record import BuildRecord, SourceRecord
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
 
 TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
@@ -40,7 +40,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
         patch.setattr(pipeline, "STATE", folder / "state")
         request = replace(LOCAL, out=folder / "dist")
-        building.build(request, BuildReport(Console(file=io.StringIO())))
+        preflight.build(request, BuildReport(Console(file=io.StringIO())))
         yield folder / "dist"
 
 

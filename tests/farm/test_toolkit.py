@@ -60,15 +60,15 @@ def test_a_folder_and_cuda_path_are_taken_as_they_are(
     bare_host: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     root = make_toolkit(bare_host / "cuda-12.8")
-    assert toolkit.locate(str(root)) == toolkit.Toolkit(root, "12.8", "found")
+    assert toolkit.locate(str(root)) == toolkit.Toolkit(root, "12.8")
     monkeypatch.setenv("CUDA_PATH", str(root))
-    assert toolkit.locate() == toolkit.Toolkit(root, "12.8", "found")
+    assert toolkit.locate() == toolkit.Toolkit(root, "12.8")
 
 
 def test_a_wrapper_on_path_leads_to_the_toolkit(bare_host: Path) -> None:
     root = make_toolkit(bare_host / "opt" / "cuda", "13.0")
     script(bare_host / "bin" / "nvcc", f'#!/bin/sh\nexec {root}/bin/nvcc "$@"\n')
-    assert toolkit.locate() == toolkit.Toolkit(root, "13.0", "found")
+    assert toolkit.locate() == toolkit.Toolkit(root, "13.0")
 
 
 def test_the_usual_place_comes_last(bare_host: Path) -> None:
@@ -136,7 +136,7 @@ def test_wheels_become_one_tree_that_nvcc_and_cmake_accept(
         asked = len(index.asked)
         assert toolkit.from_wheels(wheels) == made
         assert len(index.asked) == asked
-    assert (made.version, made.kind) == ("13.0", "wheels")
+    assert made.version == "13.0"
     assert (made.root / "lib64" / "libcudart.so").read_text("utf-8") == "library"
     assert (made.root / "nvvm" / "bin" / "cicc").stat().st_mode & 0o111
     stub = made.root / "lib" / "stubs" / "libcuda.so.1"

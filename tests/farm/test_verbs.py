@@ -16,7 +16,7 @@ from invoke.program import Program
 from verbs import PROJECT
 
 import tasks
-from farm import building, targets
+from farm import preflight, targets
 from farm.request import BuildRequest
 
 VERBS = (
@@ -24,7 +24,6 @@ VERBS = (
     "build-cpu",
     "build-cuda",
     "clean",
-    "compiler-cache",
     "cuda-runtime",
     "demo",
     "deploy-space",
@@ -145,13 +144,11 @@ def test_the_list_shows_every_verb_with_a_sentence() -> None:
         ("verify nowhere/manifest.json", "RELEASE_MISSING", "nowhere"),
         ("verify http://192.0.2.1/", "RELEASE_URL_UNSAFE", "https"),
         ("smoke nowhere", "RELEASE_MISSING", "nowhere"),
-        ("compiler-cache --load nowhere", "CACHE_MISSING", "nowhere"),
-        ("update-pins --propose", "VARIABLE_MISSING", "GITHUB_REPOSITORY"),
         ("status --folder nowhere", "RELEASE_MISSING", "nowhere"),
         ("manifest --out tests", "RELEASE_EMPTY", "tests"),
         ("manifest --serial -1", "NUMBER_INVALID", "--serial"),
         ("serve-release --folder nowhere", "FOLDER_MISSING", "nowhere"),
-        ("serve-release --port 70000", "PORT_INVALID", "65535"),
+        ("serve-release --port 70000", "NUMBER_INVALID", "65535"),
         ("nosuch", "USAGE", "'nosuch'"),
         ("--help nosuch", "USAGE", "'nosuch'"),
         ("--nosuch", "USAGE", "--nosuch"),
@@ -239,7 +236,7 @@ for name, task in Collection.from_module(tasks).tasks.items():
 
 def test_an_option_with_several_values_takes_all_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[BuildRequest] = []
-    monkeypatch.setattr(building, "build", lambda request, _: asked.append(request))
+    monkeypatch.setattr(preflight, "build", lambda request, _: asked.append(request))
     told = "build-cpu --also llama-bench llama-quantize --define A=1 B=2 --define C=3 --fresh"
     Program(namespace=Collection.from_module(tasks)).run(f"invoke {told}", exit=False)
     assert asked[0].also == ("llama-bench", "llama-quantize")

@@ -38,8 +38,7 @@ from farm.errors import EngineError
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 from farm.targets import ArchSet
-from farm.terminal.fleet import Fleet
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport, Fleet
 from llama_loader.server import free_port
 
 pytestmark = MARKS

@@ -29,7 +29,7 @@ from farm.errors import EngineError, PackError
 from farm.execute import execute
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(900)]
 

@@ -26,7 +26,7 @@ from verbs import PROJECT
 from farm import demo
 from farm.inputs import pins
 from farm.request import BuildRequest
-from farm.terminal import report
+from farm.terminal import progress as report
 
 pytestmark = [pytest.mark.docker, pytest.mark.model]
 RELEASE = "b11549-1"
@@ -79,7 +79,7 @@ def reader(
         else:
             shutil.copy2(source, folder)
     release = Path(real_manifest.removeprefix("file://")).parent
-    shutil.copytree(release, folder / "dist", ignore=shutil.ignore_patterns("gate.json"))
+    shutil.copytree(release, folder / "dist")
     cache = folder / "cache" / "llama-server-farm" / "models"
     place = cache / pins.load().model("smollm2").member_sha256 / real_model.name
     place.parent.mkdir(parents=True)
@@ -119,7 +119,6 @@ def test_the_guide_to_publishing_command_by_command(
             reader.run(f"invoke promote b11549-0 {channel}")
     repository = hub.repositories["owner/name"]
     assert repository.tags.keys() == {RELEASE, "b11549-0"}
-    assert f"{RELEASE}/gate.json" in repository.commits[-1]
     space = hub.repositories["owner/space"]
     assert space.variables["YAKULINGO_SPACES_N_CTX"] == "4096"
     assert "4b" in space.variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
@@ -257,7 +256,7 @@ def test_the_demo_of_the_readme(
         (tarball,) = request.out.glob("*.tar.zst")
         return (SimpleNamespace(tarball=tarball, build_seconds=1.0, pack_seconds=1.0),)
 
-    monkeypatch.setattr("farm.demo.building.build", built)
+    monkeypatch.setattr("farm.demo.preflight.build", built)
     monkeypatch.setattr(
         "farm.demo.choose_source", lambda _: SimpleNamespace(tree=tmp_path, build=11549)
     )

@@ -24,7 +24,7 @@ from farm.errors import UsageError
 from farm.execute import execute
 from farm.plan import BuildPlan, Step
 from farm.request import BuildRequest
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()

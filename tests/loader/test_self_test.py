@@ -55,7 +55,9 @@ def failure(wanted: Settings, ready: Prepared) -> LoaderError:
 
 def test_the_generator_gives_these_very_bytes(tmp_path: Path) -> None:
     made = tmp_path / "made.gguf"
-    subprocess.run([sys.executable, "-m", "farm.tiny_model", str(made)], cwd=PROJECT, check=True)
+    subprocess.run(
+        [sys.executable, "-m", "tests.rigs.tiny_model", str(made)], cwd=PROJECT, check=True
+    )
     assert made.read_bytes() == self_test.MODEL.read_bytes()
     assert made.stat().st_size < 400_000
 

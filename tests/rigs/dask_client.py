@@ -11,10 +11,10 @@ from pathlib import Path
 
 from invoke.exceptions import Exit
 
-from farm import building, pipeline
+from farm import pipeline, preflight
 from farm.request import BuildRequest
 from farm.terminal.cli import verb
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 
 @verb
@@ -35,7 +35,7 @@ def main(tree: str, folder: str, *options: str) -> None:
         name, _, value = option.partition("=")
         named = type(named)(**(vars(named) | {name: value}))
     with BuildReport() as report:
-        building.build(named, report)
+        preflight.build(named, report)
 
 
 if __name__ == "__main__":

@@ -7,16 +7,13 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
-from farm.publish import gate, places, publishing
+from farm.publish import places, publishing
 from farm.publish.destination import Destination
-from llama_loader import manifest as schema
 from tests.rigs import github_releases, hub_repository
 
 SPACES = Path(__file__).parent.parent.parent / "spaces"
@@ -70,17 +67,6 @@ def publish(place: Place | Destination, folder: Path) -> str:
     """Publish a folder; returns the manifest's URL."""
     to = place.open() if isinstance(place, Place) else place
     return publishing.publish(publishing.prepare(folder, to, lambda _: None), to, lambda _: None)
-
-
-def report(folder: Path, *, passed: bool = True, moment: str = "00") -> bytes:
-    """Write a gate's report of these bytes beside a release; returns it."""
-    content = (folder / "manifest.json").read_bytes()
-    checks = (gate.Check("starts", passed, "it does"), gate.Check("GPU", None, "there is none"))
-    name = schema.parse(content).release
-    when = f"2026-11-23T00:00:{moment}+00:00"
-    made = msgspec.json.encode(gate.Report(name, sha256(content).hexdigest(), when, checks))
-    (folder / "gate.json").write_bytes(made)
-    return made
 
 
 def environment() -> dict[str, str]:

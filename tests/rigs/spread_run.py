@@ -15,7 +15,7 @@ from farm.errors import FarmError
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 from farm.targets import ArchSet
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 LINE = targets.load().line("cpu")

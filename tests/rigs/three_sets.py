@@ -18,7 +18,7 @@ from farm.engines.local import LocalEngine
 from farm.errors import FarmError
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
-from farm.terminal.report import BuildReport
+from farm.terminal.progress import BuildReport
 
 TINY = Path(__file__).parent / "tiny_llama"
 SETS = ("first", "second", "third")

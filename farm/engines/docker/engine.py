@@ -27,9 +27,9 @@ from farm.engines.docker.inventory import (
     remove_container,
     sweep,
 )
-from farm.engines.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.errors import EngineError
 from farm.inputs import recipe
+from farm.inputs.images import BUILDER_DOCKERFILE, ImageFacts, ImageTools
 from farm.plan import CACHE_FOLDER, CONTAINER_LAYOUT, BuildPlan
 
 if TYPE_CHECKING:

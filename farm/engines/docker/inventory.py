@@ -9,16 +9,16 @@ leaves behind, the next one removes.
 from __future__ import annotations
 
 import secrets
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, TYPE_CHECKING, Any, Final
 
 from docker.errors import APIError, ImageNotFound, NotFound
 
-from farm import makers
+from farm import run_lock
 from farm.engines.docker.connection import ENGINE_FAILURES, engine_errors, reason
-from farm.engines.images import PROBE, ImageFacts, ImageTools, tools_of
 from farm.errors import EngineError
+from farm.inputs.images import PROBE, ImageFacts, ImageTools, tools_of
 from farm.plan import CACHE_FOLDER
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ HOST_LABEL: Final = f"{LABEL}.host"
 PID_LABEL: Final = f"{LABEL}.pid"
 STARTED_LABEL: Final = f"{LABEL}.started"
 CACHE_VOLUME: Final = "llama-farm-ccache"
-IMAGES: Final = ("llama-farm-builder", "llama-farm-base")
+BUILDER: Final = "llama-farm-builder"
+IMAGES: Final = (BUILDER, "llama-farm-base")
 """Repositories of the images that the farm makes; names of a person's own are a person's own."""
 _ENDED: Final = frozenset({"exited", "dead"})
 _CONFLICT: Final = 409
@@ -66,11 +67,21 @@ def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None
                 "NO_BUILDER_IMAGE",
                 f"no builder image to read volume {volume} with; a build makes one",
             )
-        image, show = str(builders[0].id), ("ccache", "--print-stats")
-        with cache_container(client, image, volume, show, mode="ro") as container:
+        container = client.containers.create(
+            str(builders[0].id),
+            ["ccache", "--print-stats"],
+            name=f"llama-farm-cache-{secrets.token_hex(4)}",
+            network_mode="none",
+            labels=labels("cache"),
+            environment={"CCACHE_DIR": str(CACHE_FOLDER)},
+            volumes={volume: {"bind": str(CACHE_FOLDER), "mode": "ro"}},
+        )
+        try:
             container.start()
             container.wait(timeout=_SECONDS)
             return str(container.logs(stdout=True, stderr=False), "utf-8", "replace").splitlines()
+        finally:
+            container.remove(force=True)
 
 
 def _is_there(client: docker.DockerClient, volume: str) -> bool:
@@ -79,34 +90,6 @@ def _is_there(client: docker.DockerClient, volume: str) -> bool:
     except NotFound:
         return False
     return True
-
-
-@contextmanager
-def cache_container(
-    client: docker.DockerClient,
-    image: str,
-    volume: str,
-    argv: tuple[str, ...] = ("true",),
-    mode: str = "rw",
-) -> Iterator[Any]:
-    """Make a container with the compiler cache and no network, not started; removed on every exit.
-
-    The volume is made where there is none.
-    """
-    make_volume(client, volume)
-    container = client.containers.create(
-        image,
-        list(argv),
-        name=f"llama-farm-cache-{secrets.token_hex(4)}",
-        network_mode="none",
-        labels=labels("cache"),
-        environment={"CCACHE_DIR": str(CACHE_FOLDER)},
-        volumes={volume: {"bind": str(CACHE_FOLDER), "mode": mode}},
-    )
-    try:
-        yield container
-    finally:
-        container.remove(force=True)
 
 
 def make_volume(client: docker.DockerClient, volume: str) -> None:
@@ -125,7 +108,7 @@ class Stored:
 
     Attributes:
         name: with its kind, such as ``image llama-farm-base:bookworm``.
-        size: in bytes; of an image what it adds to the farm's image below it.
+        size: in bytes; of a builder image what it adds to the image below it.
         kept: why it stays, empty where it can be removed.
         remove: removes it.
     """
@@ -147,9 +130,9 @@ def stored(
     with engine_errors("ENGINE_FAILED", "what the farm keeps in the engine could not be listed"):
         containers = client.containers.list(all=True, filters={"label": LABEL}, ignore_removed=True)
         found = [thing for one in containers if (thing := _container(one))]
-        used = [one.attrs["Image"] for one in client.containers.list(all=True, ignore_removed=True)]
-        found += _images(client, images, frozenset(used))
-        sizes = {one["Name"]: one["UsageData"]["Size"] for one in client.df()["Volumes"] or ()}
+        used = client.df()
+        found += _images(client, images, used)
+        sizes = {one["Name"]: one["UsageData"]["Size"] for one in used["Volumes"] or ()}
         if volume in sizes:
             found.append(_volume(client, volume, max(sizes[volume], 0)))
         return found
@@ -185,42 +168,21 @@ def _container(container: Any) -> Stored | None:
 
 
 def _images(
-    client: docker.DockerClient, repositories: tuple[str, ...], used: frozenset[str]
+    client: docker.DockerClient, repositories: tuple[str, ...], used: dict[str, Any]
 ) -> Iterator[Stored]:
-    listed = client.images.list(filters={"label": LABEL})
-    in_use = [_layers(image) for image in listed if image.id in used]
-    ours = {
-        tag: image
-        for image in listed
-        for tag in image.tags
-        if tag.rpartition(":")[0] in repositories
-    }
-    # those on top of others first: an image stays while another one is made of it
-    for tag, image in sorted(ours.items(), key=lambda pair: -len(_layers(pair[1]))):
-        layers = _layers(image)
-        below = any(others[: len(layers)] == layers for others in in_use)
-        kept = "a container of it, or of an image made of it, is there" if below else ""
-        size = _own_size(image, list(ours.values()))
-        yield Stored(f"image {tag}", size, kept, _remover(client, tag))
+    """Give ours, newest first: those on top of others go before them.
 
-
-def _remover(client: docker.DockerClient, tag: str) -> Callable[[], object]:
-    return lambda: client.images.remove(tag)  # by its name: other names of it stay
-
-
-def _own_size(image: Any, others: list[Any]) -> int:
-    """Return an image's bytes without those of the largest of ours that it is made of."""
-    layers = _layers(image)
-    below = [
-        int(other.attrs["Size"])
-        for other in others
-        if other.id != image.id and _layers(other) == layers[: len(_layers(other))]
-    ]
-    return max(int(image.attrs["Size"]) - max(below, default=0), 0)
-
-
-def _layers(image: Any) -> list[str]:
-    return list(image.attrs["RootFS"].get("Layers") or ())
+    The engine itself refuses to remove one that a container uses.
+    """
+    shared = {one["Id"]: max(one["SharedSize"], 0) for one in used["Images"] or ()}
+    for image in client.images.list(filters={"label": LABEL}):
+        for tag in image.tags:
+            repository = tag.rpartition(":")[0]
+            if repository in repositories:
+                below = shared.get(image.id, 0) if repository == BUILDER else 0
+                size = int(image.attrs["Size"]) - below
+                # by its name: other names of it stay
+                yield Stored(f"image {tag}", size, "", partial(client.images.remove, tag))
 
 
 def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
@@ -234,7 +196,7 @@ def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
 
 def labels(key: str) -> dict[str, str]:
     """Return what a container of this process carries."""
-    maker = makers.me()
+    maker = run_lock.me()
     return {
         LABEL: key,
         HOST_LABEL: maker.host,
@@ -249,7 +211,7 @@ def sweep(client: docker.DockerClient, sink: LineSink) -> None:
     Raises:
         EngineError: the engine is out of reach.
     """
-    host = makers.host()
+    host = run_lock.host()
     if not host:
         return
     mine: dict[str, str | list[str] | bool] = {"label": f"{HOST_LABEL}={host}"}
@@ -265,13 +227,13 @@ def sweep(client: docker.DockerClient, sink: LineSink) -> None:
             )
 
 
-def maker_of(container: Any) -> makers.Maker | None:
+def maker_of(container: Any) -> run_lock.Maker | None:
     """Return which process made a container; None where no run of the farm did."""
     told = container.labels
     pid, started = told.get(PID_LABEL, ""), told.get(STARTED_LABEL, "")
     if not (pid.isdecimal() and started.isdecimal()) or LABEL not in told:
         return None
-    return makers.Maker(told.get(HOST_LABEL, ""), int(pid), int(started))
+    return run_lock.Maker(told.get(HOST_LABEL, ""), int(pid), int(started))
 
 
 def remove_container(container: Any) -> None:

@@ -6,9 +6,8 @@ from pathlib import PurePosixPath
 import pytest
 
 from farm import targets
-from farm.engines.images import ImageTools, tools_of
 from farm.errors import UsageError
-from farm.image_lines import contradictions, line_of_tools
+from farm.inputs.images import ImageTools, contradictions, line_of_tools, tools_of
 from tests.rigs.refusals import refused
 
 TABLE = targets.load()

@@ -1,4 +1,4 @@
-"""Writes the tiny model of the loader's test run: ``python -m farm.tiny_model OUT.gguf``.
+"""Writes the tiny model of the loader's test run: ``python -m tests.rigs.tiny_model OUT.gguf``.
 
 It is a real llama: one layer, four heads of 64 that share one key/value head, rows of 256 weights
 in the quantisations of a Q4_K_M file (Q4_K and Q6_K), so that the kernels of a user's model run.
@@ -11,21 +11,17 @@ the feed-forward half: a library that computes wrongly is noticed, one that roun
 is not. ``tests/loader/test_self_test.py`` measures that margin with a real server.
 """
 
-from __future__ import annotations
-
 import hashlib
 import string
 import struct
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import gguf
 import numpy as np
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
 
 SEED: Final = 1292
 ANSWER: Final = "!"
@@ -142,7 +138,9 @@ def write(path: Path) -> None:
     """
     writer = gguf.GGUFWriter(path, "llama")
     writer.add_name("test run of llama_loader")
-    writer.add_description("noise from a fixed seed; made by farm/tiny_model.py")
+    writer.add_description(
+        "noise from a fixed seed; made by farm/tiny_model.py"
+    )  # where this file was then
     add_shape(
         writer,
         Shape(
@@ -199,7 +197,7 @@ def finish(writer: gguf.GGUFWriter) -> None:
 def main(arguments: Sequence[str]) -> int:
     """Write the file that is named; returns the exit status."""
     if len(arguments) != 1:
-        sys.stderr.write("error[USAGE]: python -m farm.tiny_model OUT.gguf\n")
+        sys.stderr.write("error[USAGE]: python -m tests.rigs.tiny_model OUT.gguf\n")
         return 2
     write(Path(arguments[0]))
     return 0

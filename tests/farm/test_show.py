@@ -2,48 +2,51 @@
 
 import subprocess
 import sys
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
+from msgspec import structs
 from verbs import PROJECT
 
-from farm.terminal import show_published
+from farm import release
+from farm.terminal import show
 from farm.terminal.status import Overview, Row
+from llama_loader.manifest import Manifest
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
+PLACE = "/srv/farm"
 
 
-def row(name: str, gets: str | None, left: timedelta | None = None) -> Row:
-    return Row(name, "b11549-1", 7, timedelta(hours=30), left, 9, 190_000_000, gets)
+def row(manifest: Manifest, name: str, gets: str | None, left: timedelta | None = None) -> Row:
+    now = datetime.now(timezone.utc)
+    end = None if left is None else now + left
+    made = now - timedelta(hours=30)
+    return Row(name, structs.replace(manifest, created=made, expires=end), gets)
+
+
+@pytest.fixture
+def manifest(released: Path) -> Manifest:
+    return structs.replace(release.load(released), release="b11549-1", serial=7)
 
 
 def test_what_a_host_gets_is_named_in_one_piece(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    manifest: Manifest, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    stable = row("stable", f"{NAME}, {NAME}", timedelta(days=89))
-    show_published.overview(Overview("/srv/farm", (stable,), (row("b11549-1", NAME),)))
+    stable = row(manifest, "stable", f"{NAME}, {NAME}", timedelta(days=89, minutes=5))
+    show.overview(Overview(PLACE, (stable,), (row(manifest, "b11549-1", NAME),)))
     said = capsys.readouterr().out.splitlines()
-    assert said[0] == "/srv/farm"
-    assert said[2].split() == [
-        "stable",
-        "b11549-1",
-        "7",
-        "30",
-        "h",
-        "89",
-        "days",
-        "9",
-        "190.0",
-        "MB",
-    ]
+    assert said[0] == PLACE
+    size = f"{manifest.artifacts[0].size / 1e6:.1f}"
+    assert said[2].split() == f"stable b11549-1 7 30 h 89 days 1 {size} MB".split()
     assert said[-3:] == ["that host gets", f" stable: {NAME}, {NAME}", f" b11549-1: {NAME}"]
 
 
 def test_nothing_is_said_of_a_host_that_nobody_supposed(
-    capsys: pytest.CaptureFixture[str],
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    show_published.overview(Overview("/srv/farm", (), (row("b11549-1", None),)))
+    show.overview(Overview(PLACE, (), (row(manifest, "b11549-1", None),)))
     said = capsys.readouterr().out
     assert "no channels" in said
     assert "host" not in said
@@ -51,17 +54,20 @@ def test_nothing_is_said_of_a_host_that_nobody_supposed(
 
 @pytest.mark.parametrize(("days", "warned"), [(20, True), (22, False)])
 def test_a_channel_that_expires_within_21_days_is_warned_of(
-    days: int, warned: bool, capsys: pytest.CaptureFixture[str]
+    manifest: Manifest, days: int, warned: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows = (row("stable", None, timedelta(days=days, hours=1)),)
-    show_published.overview(Overview("/x", rows, ()))
+    rows = (row(manifest, "stable", None, timedelta(days=days, hours=1)),)
+    show.overview(Overview(PLACE, rows, ()))
     said = capsys.readouterr().out
     assert ("warning[CHANNEL_EXPIRES]: channel stable expires in 20 days" in said) is warned
     assert ("invoke renew --channel stable" in said) is warned
 
 
-def test_a_channel_that_has_expired_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    show_published.overview(Overview("/x", (row("old", None, timedelta(seconds=-1)),), ()))
+def test_a_channel_that_has_expired_says_so(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = (row(manifest, "old", None, timedelta(seconds=-1)),)
+    show.overview(Overview(PLACE, rows, ()))
     said = capsys.readouterr().out
     assert "expired" in said
     assert "no releases" in said

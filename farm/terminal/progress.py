@@ -1,0 +1,302 @@
+"""What a person sees of a run: lines that stay, and on a terminal a row for each set.
+
+rich draws the rows, and measures what has passed and what is left. A file gets plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from statistics import median
+from typing import TYPE_CHECKING, Any, Final, Self
+
+from rich.console import Console
+from rich.progress import Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    from rich.console import RenderableType
+    from rich.progress import Task
+
+    from farm.plan import BuildPlan, Step
+
+PLAIN_SECONDS: Final = 15.0
+"""Between two plain progress lines: a CI log of an hour's build stays readable."""
+BUILT: Final = "built"
+FAILED: Final = "failed"
+BEFORE: Final = "built before"
+"""By an earlier run."""
+_STYLES: Final = {BUILT: "[green]", BEFORE: "[green]", FAILED: "[red]"}
+_SLOW: Final = 2.0
+"""A set is slow that has more than this many times its usual length left."""
+_LEAST: Final = 5.0
+"""Seconds that count as usual at least: of sets that take a moment nothing can be told."""
+_MINUTE: Final = 60
+_TELLING: Final = 60.0
+"""Seconds that rich estimates the rest from: hits of a compiler cache are forgotten after that."""
+
+
+class _Rows(Progress):
+    """Rows with a title above them."""
+
+    title = ""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        """Return the title, where there is one, and the rows."""
+        if self.title:
+            yield Text(self.title, no_wrap=True, overflow="ellipsis")
+        yield from super().get_renderables()
+
+
+class BuildReport:
+    """Speaks for one run. A context manager: the terminal is restored on every exit."""
+
+    def __init__(
+        self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.console = console or Console(stderr=True)
+        narrow = Column(no_wrap=True, overflow="ellipsis")
+        self.rows = _Rows(
+            *(TextColumn(f"{{task.fields[{name}]}}", table_column=narrow)
+              for name in ("key", "host", "step", "counter")),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(compact=True),
+            console=self.console,
+            get_time=clock,
+            speed_estimate_period=_TELLING,
+            disable=not self.is_live,
+        )  # fmt: skip
+        self._activity = self.row("", visible=False)
+
+    @property
+    def is_live(self) -> bool:
+        """Whether lines can be drawn again: a dumb terminal gets them like a file does."""
+        return self.console.is_terminal and not self.console.is_dumb_terminal
+
+    def __enter__(self) -> Self:
+        """Draw nothing yet."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the terminal as it was."""
+        self.rows.stop()
+
+    def row(self, key: str, *, visible: bool) -> Task:
+        """Add a row; its time runs once it is started."""
+        words: dict[str, Any] = {"key": key, "host": "", "step": "", "counter": ""}
+        number = self.rows.add_task("", start=False, total=None, visible=visible, **words)
+        return next(task for task in self.rows.tasks if task.id == number)
+
+    def say(self, line: str) -> None:
+        """Show one line that stays."""
+        whole = not self.is_live  # a terminal gets its lines broken between words
+        self.console.print(line, markup=False, highlight=False, soft_wrap=whole)
+
+    def activity(self, text: str) -> None:
+        """Show what is being done, until a set is built; terminals only."""
+        self.rows.start()
+        self.rows.start_task(self._activity.id)
+        self.rows.update(self._activity.id, key=text[:60], visible=True)
+
+    def settle(self) -> None:
+        """Show no activity any more."""
+        self.rows.update(self._activity.id, visible=False)
+
+    def note(self, line: str) -> None:
+        """Show one coded line, such as ``note[NO_CCACHE]: …``."""
+        self.say(line)
+
+
+class Fleet:
+    """The rows of a run's sets. A context manager.
+
+    Args:
+        report: the run's.
+        expected: seconds by set, in the order in which the sets are built; None: not known, and
+            nothing is estimated until ninja counts.
+        many: whether there are several hosts to name.
+    """
+
+    def __init__(
+        self, report: BuildReport, expected: Mapping[str, float | None], *, many: bool = True
+    ) -> None:
+        self.report, self.expected, self.many = report, dict(expected), many
+        self.hosts = 1
+        self.took: dict[str, float] = {}
+        """Seconds of each set that this run has built."""
+        fits = len(self.expected) + 1 < report.console.height
+        self._sets = {key: report.row(key, visible=fits) for key in self.expected}
+        self._open = dict.fromkeys(self.expected)
+        self._due: dict[str, float] = {}
+        self._shows_all = fits
+        for key in self.expected:
+            self._update(key, step="waiting")
+
+    @classmethod
+    def longest_first(cls, report: BuildReport, recorded: Mapping[str, float | None]) -> Self:
+        """Order the sets of many hosts by what was recorded; equal ones stay in order.
+
+        A set of which nothing is recorded counts as the median of the others.
+        """
+        known = [seconds for seconds in recorded.values() if seconds is not None]
+        if not known:
+            return cls(report, recorded)
+        expected = {key: seconds or median(known) for key, seconds in recorded.items()}
+        order = sorted(expected, key=lambda key: -expected[key])
+        return cls(report, {key: expected[key] for key in order})
+
+    def __enter__(self) -> Self:
+        """Draw the rows, where that can be."""
+        self.report.settle()
+        self.report.rows.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Leave the rows as they are, whole: nothing is drawn over them any more."""
+        for task in self._sets.values():
+            self.report.rows.update(task.id, visible=True)
+        self.report.rows.stop()
+        for task in self._sets.values():
+            self.report.rows.remove_task(task.id)
+        self.report.rows.title = ""
+
+    def say(self, line: str) -> None:
+        """Show one line that stays, above the rows."""
+        self.report.say(line)
+
+    def begin(self, key: str, host: str) -> None:
+        """A set has been handed to a host; a second one may get it, too."""
+        self.report.rows.start_task(self._sets[key].id)
+        self._update(key, host=host if self.many else "", step="starting", counter="")
+        if self.many:
+            self._plain(f"{key}: to {host}")
+
+    def before(self, key: str) -> None:
+        """A set was built by an earlier run."""
+        self._close(key, BEFORE)
+
+    def wait(self, key: str, why: str) -> None:
+        """A set waits for a host again."""
+        self.report.rows.reset(self._sets[key].id, start=False)
+        self._update(key, host="", step="waiting", counter="")
+        self.say(f"{key}: {why}")
+
+    def end(self, key: str, state: str) -> None:
+        """A set is ``BUILT`` or has ``FAILED``."""
+        task = self._sets[key]
+        self.report.rows.stop_task(task.id)
+        took = task.elapsed or 0.0
+        if state == BUILT:
+            self.took[key] = took
+        self._close(key, state)
+        self._plain(f"{key}: {state}{self._on(key)} in {_span(took)}{self._rest()}")
+
+    def step(self, key: str, name: str) -> None:
+        """A set's step has begun."""
+        self._due[key] = self._sets[key].get_time() + PLAIN_SECONDS
+        self._update(key, step=name, counter="")
+        self._plain(f"{key} {name}{self._on(key)} …")
+        self.report.rows.refresh()  # no step is too short to be seen
+
+    def counted(self, key: str, done: int, total: int) -> None:
+        """Ninja's counter of a set."""
+        task = self._sets[key]
+        self.report.rows.update(task.id, completed=done, total=total)
+        self._update(key, counter=f"{done}/{total}")
+        if done == total:
+            self.report.rows.refresh()
+        if (now := task.get_time()) >= self._due.get(key, now) or done == total:
+            self._due[key] = now + PLAIN_SECONDS
+            step = task.fields["step"]
+            self._plain(f"{key} {step} [{done}/{total}]{self._on(key)}{self._rest()}")
+
+    def left(self) -> float | None:
+        """Estimate the seconds until the last set is done, None where nothing tells.
+
+        No schedule takes less than its longest set, or than all sets over all hosts; handed out
+        longest first they come close to that.
+        """
+        known = [*self.took.values(), *(one for one in self.expected.values() if one is not None)]
+        told = {key: self._left(key) for key in self._open}
+        known += [one for one in told.values() if one is not None]
+        if not known or not told:
+            return None
+        usual = median(known)
+        lefts = [usual if one is None else one for one in told.values()]
+        return max(*lefts, sum(lefts) / self.hosts)
+
+    def is_slow(self, key: str) -> bool:
+        """Whether another host would be done sooner, were it handed the set now.
+
+        Compared with what was recorded of the set, else with the sets that this run has built.
+        """
+        usual = self.expected[key]
+        if usual is None and self.took:
+            usual = median(self.took.values())
+        passed = self._sets[key].elapsed
+        if usual is None or passed is None:
+            return False
+        usual = max(usual, _LEAST)
+        return (self._left(key) or 0.0) > _SLOW * usual or passed > (_SLOW + 1) * usual
+
+    def _left(self, key: str) -> float | None:
+        """Estimate a set's seconds left: by ninja's counter, else by what was recorded."""
+        task, expected = self._sets[key], self.expected[key]
+        if task.time_remaining is not None and not task.finished:
+            return task.time_remaining
+        return None if expected is None else max(expected - (task.elapsed or 0.0), 0.0)
+
+    def _close(self, key: str, state: str) -> None:
+        self._open.pop(key, None)
+        self._update(key, step=f"{_STYLES[state]}{state}")
+
+    def _update(self, key: str, **words: Any) -> None:
+        """Change a set's row, and that of the whole run; a low terminal has what is built."""
+        task = self._sets[key]
+        visible = self._shows_all or (task.started and key in self._open)
+        self.report.rows.update(task.id, visible=visible, **words)
+        done = len(self.expected) - len(self._open)
+        hosts = f", {self.hosts} host{'s' if self.hosts != 1 else ''}" if self.many else ""
+        self.report.rows.title = f"{done} of {len(self.expected)} sets{hosts}{self._rest()}"
+
+    def _rest(self) -> str:
+        """Return the estimate in words, nothing where all is done or nothing tells."""
+        left = self.left()
+        return f", about {_span(left)} left" if left is not None else ""
+
+    def _on(self, key: str) -> str:
+        return f" on {self._sets[key].fields['host']}" if self.many else ""
+
+    def _plain(self, line: str) -> None:
+        if not self.report.is_live:
+            self.say(line)
+
+
+@dataclass(frozen=True)
+class SetReporter:
+    """A reporter for one set of a run."""
+
+    fleet: Fleet
+    key: str
+
+    def step(self, plan: BuildPlan, step: Step) -> None:
+        """Show that a step has begun."""
+        del plan
+        self.fleet.step(self.key, step.name)
+
+    def count(self, done: int, total: int) -> None:
+        """Show ninja's counter."""
+        self.fleet.counted(self.key, done, total)
+
+    def note(self, line: str) -> None:
+        """Show one coded line above the rows."""
+        self.fleet.say(line)
+
+
+def _span(seconds: float) -> str:
+    minutes, rest = divmod(int(seconds), _MINUTE)
+    hours, minutes = divmod(minutes, _MINUTE)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
