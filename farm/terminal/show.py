@@ -252,7 +252,7 @@ def deployment(changes: Changes) -> None:
     new = " (new)" if changes.head is None else ""
     line(f"Space {planned.space}{new}: {len(planned.files)} files, {size:.0f} kB, gradio")
     for what, names in (
-        ("add", changes.added),
+        ("add", changes.added if changes.head else ()),  # of a new Space it is all of spaces/
         ("change", changes.changed),
         ("delete", changes.deleted),
         ("keep, changed there since it was uploaded:", changes.kept),

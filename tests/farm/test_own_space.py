@@ -125,7 +125,7 @@ def test_build_that_the_hardware_cannot_run_is_not_published(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    monkeypatch.setattr(building, "build", lambda *_: None)
+    monkeypatch.setattr(preflight, "build", lambda *_: None)
     with refused("RELEASE_CANNOT_RUN", PublishError, "zero-a10g: error") as caught:
         make(Wish(SPACE, model="4b", folder=released), capsys)
     assert "NO_ARTIFACT" in caught.value.message
