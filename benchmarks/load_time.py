@@ -87,7 +87,7 @@ def uploads(ways: Ways) -> list[dict[str, float]]:
         environ = {**os.environ, "LD_LIBRARY_PATH": ways.libraries}
         quiet = subprocess.DEVNULL
         with subprocess.Popen(command, env=environ, stdout=quiet, stderr=quiet) as process:
-            while "server is listening" not in (said := Path(log.name).read_text("utf-8")):
+            while "listening on http" not in (said := Path(log.name).read_text("utf-8")):
                 if process.poll() is not None:
                     raise SystemExit(f"llama-server ended with status {process.returncode}")
                 time.sleep(0.05)
