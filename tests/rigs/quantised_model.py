@@ -10,10 +10,10 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from farm.tiny_model import Shape
 from gguf import GGMLQuantizationType as Kind
 
-from farm import tiny_model
+from tests.rigs import tiny_model
+from tests.rigs.tiny_model import Shape
 
 SHAPE = Shape(
     layers=2, width=256, feed_forward=31 * 256, head=64, heads=4, key_heads=2, context=512
