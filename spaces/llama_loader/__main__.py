@@ -83,7 +83,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LoaderError as error:
         return _complain(error.render(), error.exit_status)
     except KeyboardInterrupt:
-        return _OK if options.command == "serve" else _complain(_STOPPED, _INTERRUPTED)
+        return _complain(_STOPPED, _INTERRUPTED)
     except OSError as error:
         hint = "is there room where the output goes, and may this user write there?"
         return _complain(LoaderError("SYSTEM", str(error), hint=hint).render(), _SYSTEM)
@@ -204,11 +204,16 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     from llama_loader import host
 
     settings = _settings(options, console)
+    if not settings.model_named:
+        what = "no model is named: --model PATH, --hf REPO FILE or --hf REPO:QUANTISATION"
+        hint = "or set YAKULINGO_SPACES_GGUF_PATH, or YAKULINGO_SPACES_GGUF_REPO_ID"
+        raise SettingError("USAGE", what, hint=hint)
     looking = host.begin(settings)
     from llama_loader import loader, model, report, server, server_plan
 
     for note in server_plan.check(options.extra, no_key=options.no_key):
         console(note)
+    extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     if settings.server_port is not None:
         server.free_port(settings.server_port)  # said before anything is fetched
     prepared = loader.prepare(settings, looking=looking, hashed=False, sink=console)
@@ -216,7 +221,6 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
     with prepared.timeline.stage("model"):
         path = model.get(settings, sink=console)
     console.stage(f"starting llama-server on {path.name}")
-    extra = server_plan.with_whole_paths(options.extra, Path.cwd())
     # one key for this command: clients keep working when the server is started anew
     key = None if options.no_key or server_plan.has_key(extra) else server.new_key()
     running = loader.start(settings, prepared, path, extra, key=key, sink=console)
@@ -228,7 +232,8 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
         elif key is not None:
             console(report.api_key(key))
         tell(sys.stdout, f"ready {running.url}")
-        running.watch()
+        with suppress(KeyboardInterrupt):  # from now on this is how it ends
+            running.watch()
     finally:
         running.stop()
 
@@ -325,7 +330,7 @@ def _not_empty(text: str) -> str:
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
-    _add_model(command.add_mutually_exclusive_group(required=True))
+    _add_model(command.add_mutually_exclusive_group())
     command.add_argument(
         "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
     )

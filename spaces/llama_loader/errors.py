@@ -30,10 +30,14 @@ class LoaderError(Exception):
     exit_status: ClassVar[int] = 1
 
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
-        super().__init__(message)
+        super().__init__(code, message)
         self.code = code
         self.message = message
         self.hint = hint
+
+    def __str__(self) -> str:
+        """Return code, message and hint in one line, without secrets."""
+        return safe(f"{self.code}: {self.message}{self.hint and f'; {self.hint}'}")
 
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from llama_loader import gguf_header
@@ -14,7 +15,6 @@ from llama_loader.gguf_header import ALL_LAYERS, ModelSize
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
-    from pathlib import Path
 
     from llama_loader.errors import LoaderError
     from llama_loader.server_log import LoadReport
@@ -43,6 +43,7 @@ _OURS: Final = frozenset(
     {
         *("--port", "-m", "--model", "-mu", "--model-url", "--models-dir", "--models-preset"),
         *("-hf", "-hfr", "--hf-repo", "-hff", "--hf-file", "-dr", "--docker-repo"),
+        *("--api-prefix", "--ssl-key-file", "--ssl-cert-file"),
     }
 )
 """Options of llama-server that would make it another server than the loader waits for."""
@@ -55,6 +56,8 @@ _FILES: Final = re.compile(
     r"|--model-draft|--spec-draft-model|--lookup-cache-(?:static|dynamic)"
 )
 """Options that name one file or folder."""
+_WRITTEN: Final = frozenset({"--log-file", "-lcd", "--lookup-cache-dynamic"})
+"""Those whose file the server makes itself."""
 
 
 @dataclass(frozen=True)
@@ -248,7 +251,8 @@ def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
             raise SettingError(
                 "EXTRA_ARGUMENT",
                 f"{name} after -- would start another server than the one that is waited for",
-                hint="give --port N, --model PATH or --hf REPO FILE before the --",
+                hint="give --port N, --model PATH or --hf REPO FILE before the --; for TLS, or another"
+                " path, put a proxy before the server",
             )
     host = last(extra, "--host") or "127.0.0.1"
     if host not in {"127.0.0.1", "localhost", "0.0.0.0"}:  # noqa: S104 - compared, not bound to
@@ -295,15 +299,38 @@ def has_key(extra: tuple[str, ...]) -> bool:
 def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
     """Return the arguments with relative files taken from ``folder``, where the person is.
 
-    llama-server runs in ``/`` (see ``processes``).
+    llama-server runs in a folder of its own (see ``processes``).
+
+    Raises:
+        SettingError: one that it reads is not there, or is a file of keys without a key.
     """
     found = list(extra)
     for at, name in enumerate(map(_name, extra[:-1]), start=1):
         if name in _SEVERAL:
-            found[at] = ",".join(str(folder / part) for part in extra[at].split(","))
+            files = [str(folder / part) for part in extra[at].split(",")]
         elif _FILES.fullmatch(name):
-            found[at] = str(folder / extra[at])
+            files = [str(folder / extra[at])]
+        else:
+            continue
+        found[at] = ",".join(files)
+        for file in files if name not in _WRITTEN else ():
+            scaled = name.endswith("-scaled")  # FILE:0.5
+            _require_file(name, Path(file.rpartition(":")[0] if scaled else file))
     return tuple(found)
+
+
+def _require_file(name: str, place: Path) -> None:
+    """Refuse a file that is not there, or of keys without one; a FIFO's writer is not waited for."""
+    try:
+        place.stat()
+        is_key_file = name == "--api-key-file"
+        no_key = is_key_file and not (place.is_file() and place.read_bytes().strip())
+        why = "holds no key" if no_key else ""
+    except OSError as error:
+        why = f"cannot be read: {error.strerror}"
+    if why:
+        hint = "a relative path begins at the folder where `serve` is called"
+        raise SettingError("EXTRA_ARGUMENT", f"{place}, after -- {name}, {why}", hint=hint)
 
 
 def last(extra: Sequence[str], *names: str) -> str | None:

@@ -246,6 +246,12 @@ class Settings:
     store: Path = _setting("", _path, None, "--store")  # noqa: RUF009
 
     @property
+    def model_named(self) -> bool:
+        """A person named the model: it is not the default one, of 17 GB."""
+        is_default = (self.gguf_repo_id, self.gguf_filename) == (DEFAULT_REPO, DEFAULT_FILE)
+        return self.gguf_path is not None or not is_default
+
+    @property
     def cpu_chosen(self) -> bool:
         """No layer is meant for a GPU."""
         return self.n_gpu_layers == 0
@@ -292,6 +298,8 @@ def load(
         name: chosen[name] if name in chosen else _of_environment(row, environ)
         for name, row in _FIELDS.items()
     }
+    if "gguf_repo_id" in chosen and "gguf_path" not in chosen:
+        values["gguf_path"] = None  # the variable must not win over an option or a keyword
     if values["sha256"] and not values["url"]:
         raise SettingError(
             "SETTING_INVALID",
@@ -328,7 +336,19 @@ def load(
 
 
 def certificate_file() -> str | None:
-    """Return the certificates that ``SSL_CERT_FILE`` names, which requests does not read itself."""
+    """Return the certificates that ``SSL_CERT_FILE`` names, which requests does not read itself.
+
+    Raises:
+        SettingError: a variable for certificates names a file or folder that is not there.
+    """
+    for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
+        place = os.environ.get(name)
+        if place and not os.path.exists(place):  # noqa: PTH110 - Path's raises for some names
+            raise SettingError(
+                "SETTING_INVALID",
+                f"{name} names certificates that are not there: {place}",
+                hint=f"correct {name}, or unset it: then the system's certificates count",
+            )
     return os.environ.get("SSL_CERT_FILE") or None
 
 

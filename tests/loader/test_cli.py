@@ -287,6 +287,7 @@ REFUSALS: dict[tuple[int, str], list[list[str]]] = {
         ["fetch", "--manifest", "http://example.org/manifest.json"],
     ],
     (2, "EXTRA_ARGUMENT"): [
+        ["serve", "--model", "a", "--", "--lora", "nope"],
         ["serve", "--model", "a", "--", "--port", "1"],
         ["serve", "--model", "a", "--no-key", "--", "--api-key", "k"],
     ],
@@ -429,8 +430,9 @@ def test_serve_until_interrupted(serving: Any, release: Path, number: int) -> No
         urllib.request.urlopen(f"{url}/health")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_serve_interrupted_while_it_loads(
-    serving: Any, impostor: Impostor, tmp_path: Path, home: dict[str, str]
+    serving: Any, impostor: Impostor, tmp_path: Path, home: dict[str, str], number: int
 ) -> None:
     impostor.behave(loading=60)
     options = manifest_options(make_release(impostor, tmp_path / "r"))
@@ -440,8 +442,21 @@ def test_serve_interrupted_while_it_loads(
     while not list(runtimes.rglob("seen.json")) and time.monotonic() < deadline:
         time.sleep(0.02)
     pid = json.loads(next(runtimes.rglob("seen.json")).read_text())["pid"]
-    assert server.end(signal.SIGTERM) == (0, "")
+    status, errors = server.end(number)
+    assert (status, errors.startswith("error[INTERRUPTED]: ")) == (130, True)
     assert not Path(f"/proc/{pid}").exists()
+
+
+def test_serve_takes_the_model_of_a_variable_and_an_option_before_it(
+    serving: Any, release: Path, home: dict[str, str], command: Command
+) -> None:
+    options = [*manifest_options(release), "--allow-cpu"]
+    told = refused(command("serve", *options), 2, "USAGE")
+    assert "YAKULINGO_SPACES_GGUF_PATH" in told
+    home["YAKULINGO_SPACES_GGUF_PATH"] = MODEL
+    assert serving(*options).url()
+    done = command("serve", *options, "--offline", "--hf", "me/model", "m.gguf")
+    assert "me/model/m.gguf is not in the local cache" in refused(done, 3, "OFFLINE")
 
 
 def asked(url: str, key: str | None) -> int:

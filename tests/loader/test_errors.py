@@ -1,6 +1,7 @@
 """What may be a secret never stands in an error, a hint or a line of progress."""
 
 import io
+import pickle
 import time
 
 import pytest
@@ -42,6 +43,14 @@ def test_no_secret_of_a_url_is_shown(url: str) -> None:
     Console(stream)(Resolving(url))
     assert SECRET not in stream.getvalue()
     assert "reading" in stream.getvalue()
+
+
+def test_an_error_as_text_has_its_code_and_hint_and_crosses_a_process() -> None:
+    error = SettingError("X", f"no https://h/x?sig={SECRET}", hint="give one")
+    for one in (error, pickle.loads(pickle.dumps(error))):
+        assert str(one) == "X: no https://h/x?…; give one"
+        assert (one.code, one.hint) == ("X", "give one")
+    assert str(LoaderError("X", "a\nb")) == "X: a b"
 
 
 @pytest.mark.parametrize("text", ["a" * 64_000, "http://h?" + ")" * 64_000 + "x"])

@@ -282,8 +282,8 @@ def test_certificates_of_the_environment(
         assert reader.fetch("https://release.invalid/a") == DATA
         assert proxy.targets == ["release.invalid:443"]
         monkeypatch.setenv(variable, "/nowhere.pem")
-        message = refused(NetworkError, "UNREACHABLE", reader, "https://release.invalid/a")
-        assert "nowhere.pem" in message
+        message = refused(SettingError, "SETTING_INVALID", reader, "https://release.invalid/a")
+        assert f"{variable} names certificates that are not there: /nowhere.pem" in message
 
 
 @pytest.mark.parametrize("scheme", ["HTTPS", "https"])

@@ -376,6 +376,8 @@ def test_the_real_server_takes_both_keys(real_runtime: Path, real_model: Path) -
         (("--api-key", "k"), True, "--no-key contradicts"),
         (("--api_key_file", "/f"), True, "--no-key contradicts"),
         (("--api-key", ""), False, "--api-key after -- is empty"),
+        (("--api-prefix", "/v2"), False, "--api-prefix"),
+        (("--ssl-cert-file", "c"), False, "--ssl-cert-file"),
     ],
 )
 def test_arguments_that_make_another_server_or_contradict_are_refused(
@@ -386,16 +388,43 @@ def test_arguments_that_make_another_server_or_contradict_are_refused(
     assert caught.value.hint
 
 
-def test_relative_files_are_those_of_the_person() -> None:
-    given = ("--chat_template_file", "a,b.jinja", "--video-ffmpeg-dir", "bin")
-    assert server_plan.with_whole_paths(given, Path("/here")) == (
-        *("--chat_template_file", "/here/a,b.jinja", "--video-ffmpeg-dir", "/here/bin"),
+def test_relative_files_are_those_of_the_person(tmp_path: Path) -> None:
+    here = f"{tmp_path}"
+    for name in ("a,b.jinja", "a.gguf", "b.gguf", "keys"):
+        (tmp_path / name).write_text("x")
+    given = ("--chat_template_file", "a,b.jinja", "--video-ffmpeg-dir", ".", "--log-file", "new")
+    assert server_plan.with_whole_paths(given, tmp_path) == (
+        *("--chat_template_file", f"{here}/a,b.jinja", "--video-ffmpeg-dir", here),
+        *("--log-file", f"{here}/new"),
     )
-    given = ("--lora", "a.gguf,/b.gguf", "--threads", "2", "--api-key-file", "keys", "--lora")
-    assert server_plan.with_whole_paths(given, Path("/here")) == (
-        *("--lora", "/here/a.gguf,/b.gguf", "--threads", "2"),
-        *("--api-key-file", "/here/keys", "--lora"),
+    given = ("--lora", f"a.gguf,{here}/b.gguf", "--threads", "2", "--api-key-file", "keys", "--lora")
+    assert server_plan.with_whole_paths(given, tmp_path) == (
+        *("--lora", f"{here}/a.gguf,{here}/b.gguf", "--threads", "2"),
+        *("--api-key-file", f"{here}/keys", "--lora"),
     )
+    scaled = ("--lora-scaled", "a.gguf:0.5")
+    assert server_plan.with_whole_paths(scaled, tmp_path)[1] == f"{here}/a.gguf:0.5"
+
+
+@pytest.mark.parametrize(
+    ("option", "file", "why"),
+    [
+        ("--lora", "a.gguf,nope", "nope, after -- --lora, cannot be read: No such file"),
+        ("--lora-scaled", "nope:1", "nope, after -- --lora-scaled, cannot be read"),
+        ("-md", "nope", "cannot be read"),
+        ("--api_key_file", "empty", "holds no key"),
+        ("--api-key-file", "fifo", "holds no key"),
+    ],
+)
+def test_file_that_the_server_could_not_use_is_refused_at_the_start(
+    option: str, file: str, why: str, tmp_path: Path
+) -> None:
+    (tmp_path / "a.gguf").write_text("x")
+    (tmp_path / "empty").write_text(" \n")
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(SettingError, match=why) as caught:
+        server_plan.with_whole_paths((option, file), tmp_path)
+    assert caught.value.code == "EXTRA_ARGUMENT"
 
 
 def test_server_without_a_key_is_a_note_that_says_whom_it_is_open_to() -> None:
