@@ -250,11 +250,12 @@ def _doctor(options: argparse.Namespace, console: Console) -> int:
 
 
 def _suppose(options: argparse.Namespace, console: Console) -> int:
-    from llama_loader import doctor, selection
+    from llama_loader import doctor
 
     found = doctor.suppose(options.suppose, _settings(options, console), console)
     _print(options, found.as_text(), found.as_json())
-    selection.require_libraries(found.choice, found.facts)
+    if found.failure is not None:
+        raise found.failure
     return _OK
 
 

@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import msgspec
+
 from llama_loader import disk, gpus, host, loader, model, report, selection
 from llama_loader.cuda_libraries import Library
 from llama_loader.errors import (
@@ -28,9 +30,9 @@ from llama_loader.errors import (
     printable,
     safe,
 )
-from llama_loader.events import Note
+from llama_loader.events import Note, Stage
 from llama_loader.gpus import Gpu
-from llama_loader.host import HostFacts
+from llama_loader.host import SUPPOSED, HostFacts
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -38,8 +40,6 @@ if TYPE_CHECKING:
     from llama_loader.devices import Listing
     from llama_loader.events import Event, Sink
     from llama_loader.loader import Prepared
-    from llama_loader.manifest import Manifest
-    from llama_loader.selection import Choice
     from llama_loader.settings import Settings
 
 _ROOM: Final = 1_000_000_000
@@ -59,7 +59,7 @@ _NEEDED: Final = {
 _STEMS: Final = ("libcublas", "libcublasLt", "libcudart")
 """CUDA libraries that come with every torch built for CUDA, and that llama-server needs."""
 _VERSION: Final = re.compile(r"[0-9]{1,4}(?:\.[0-9]{1,4}){0,3}")
-_DEFAULTS: Final = HostFacts("linux", "x86_64", glibc="2.36", gpu_source="supposed")
+_DEFAULTS: Final = HostFacts("linux", "x86_64", glibc="2.36", gpu_source=SUPPOSED)
 """Debian 12, as ZeroGPU's images have been; no GPU, no driver, no CUDA library."""
 
 
@@ -81,6 +81,32 @@ class Check:
     status: int = 0
 
 
+@dataclass(frozen=True)
+class Findings:
+    """What ``doctor --json`` prints; its JSON Schema is made from this class.
+
+    Attributes:
+        settings: each setting, as a number, a truth value or text; a token only as ``set``.
+        host, choice: null where a check before them failed.
+    """
+
+    ok: bool
+    exit_status: int
+    checks: tuple[Check, ...]
+    notes: tuple[Note, ...]
+    host: HostFacts | None
+    settings: dict[str, bool | int | float | str | None]
+    choice: report.Chosen | None
+    timeline: tuple[Stage, ...]
+
+
+def json_schema() -> dict[str, Any]:
+    """Return the JSON Schema (2020-12) of what ``doctor --json`` prints."""
+    found = msgspec.json.schema(Findings, schema_hook=lambda _: {"type": "string"})  # a path
+    draft = "https://json-schema.org/draft/2020-12/schema"
+    return {"$schema": draft, "title": "llama_loader doctor --json", **found}
+
+
 @dataclass
 class Examination:
     """What was found, in the order in which it was looked at."""
@@ -98,18 +124,18 @@ class Examination:
 
     def as_json(self) -> dict[str, Any]:
         """Return all of it as plain data."""
-        prepared = self.prepared
-        chosen = prepared.choice if prepared else None
-        return {
-            "ok": self.exit_status == 0,
-            "exit_status": self.exit_status,
-            "checks": report.plain(self.checks),
-            "notes": report.plain(self.notes),
-            "host": report.plain(self.facts) if self.facts else None,
-            "settings": self.settings,
-            "choice": report.choice(chosen) if chosen else None,
-            "timeline": report.plain(prepared.timeline.stages) if prepared else [],
-        }
+        findings = Findings(
+            ok=self.exit_status == 0,
+            exit_status=self.exit_status,
+            checks=tuple(self.checks),
+            notes=tuple(self.notes),
+            host=self.facts,
+            settings=self.settings,
+            choice=report.choice(self.prepared.choice) if self.prepared else None,
+            timeline=tuple(self.prepared.timeline.stages) if self.prepared else (),
+        )
+        found: dict[str, Any] = report.plain(findings)
+        return found
 
     def as_text(self) -> str:
         """Return the page; foreign text cannot forge a line of it."""
@@ -285,28 +311,41 @@ def _plain(value: object) -> object:
 
 @dataclass(frozen=True)
 class Supposition:
-    """What a supposed machine would fetch of a release, and why each other artifact not."""
+    """What a supposed machine would fetch of a release, and why each other artifact not.
 
-    release: Manifest
-    facts: HostFacts
-    choice: Choice
+    Attributes:
+        failure: why nothing could be served there; None where a model could.
+    """
+
+    release: str
+    supposed: HostFacts
+    choice: report.Chosen | None
+    verdicts: tuple[selection.Considered, ...]
+    failure: HostError | None
 
     def as_json(self) -> dict[str, Any]:
-        """Return all of it as plain data."""
+        """Return all of it as plain data; the failure is in ``code``, ``detail`` and ``hint``."""
+        failed = self.failure or HostError("", "")
         return {
-            "release": self.release.release,
-            "supposed": report.plain(self.facts),
-            "choice": report.choice(self.choice),
+            "ok": self.failure is None,
+            "code": failed.code,
+            "detail": safe(failed.message),
+            "hint": safe(failed.hint),
+            "release": self.release,
+            "supposed": report.plain(self.supposed),
+            "choice": report.plain(self.choice),
+            "verdicts": report.plain(self.verdicts),
         }
 
     def as_text(self) -> str:
         """Return it for people; foreign text cannot forge a line of it."""
-        chosen = self.choice
-        lines = [
-            f"would fetch {chosen.artifact.name} of release {self.release.release}",
-            f"  because: {chosen.reason}",
-            *(f"  {verdict.name}: {verdict.reason}" for verdict in chosen.verdicts),
-        ]
+        lines = [f"release {self.release}"]
+        if self.choice is not None:
+            lines = [f"would fetch {self.choice.artifact} of {lines[0]}"]
+            lines.append(f"  because: {self.choice.reason}")
+        lines += [f"  {verdict.name}: {verdict.reason}" for verdict in self.verdicts]
+        can = "cannot" if self.failure else "can"
+        lines.append(f"verdict: a model {can} be served on that machine")
         return "\n".join(printable(line) for line in lines)
 
 
@@ -315,7 +354,7 @@ def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
 
     Raises:
         SettingError: ``text`` cannot be read, or a setting would answer another question.
-        LoaderError: the manifest cannot be had or trusted, or has nothing for that machine.
+        LoaderError: the manifest cannot be had or trusted.
     """
     if settings.cuda_arch is not None or settings.url is not None:
         raise SettingError(
@@ -324,10 +363,15 @@ def suppose(text: str, settings: Settings, sink: Sink) -> Supposition:
             " --suppose nothing to choose",
             hint="unset them; --suppose says the capability, and a manifest what there is",
         )
-    facts = supposed_host(text)
+    facts, chosen, failure = supposed_host(text), None, None
     release, _ = loader.read_manifest(settings, sink)
-    chosen = selection.select(release, facts, allow_cpu=settings.cpu_allowed)
-    return Supposition(release, facts, chosen)
+    try:
+        chosen = selection.select(release, facts, allow_cpu=settings.cpu_allowed)
+        selection.require_libraries(chosen, facts)
+    except HostError as error:
+        failure = error
+    verdicts = chosen.verdicts if chosen else selection.refusals(release, facts)
+    return Supposition(release.release, facts, report.choice(chosen), verdicts, failure)
 
 
 def supposed_host(text: str) -> HostFacts:

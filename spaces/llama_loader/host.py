@@ -26,7 +26,6 @@ from llama_loader.gpus import Gpu, capability
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from llama_loader.cuda_libraries import Library
     from llama_loader.settings import Settings
 
 _PROC: Final = "proc/driver/nvidia"
@@ -51,6 +50,8 @@ _SMI_TIMEOUT: Final = 20.0
 _SMI_FIELDS: Final = ("name", "compute_cap", "memory.total", "driver_version", "uuid")
 _SHOWN: Final = 300
 """Most characters kept of what it prints when it fails."""
+SUPPOSED: Final = "supposed"
+"""The ``gpu_source`` of a machine that is only described."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,7 @@ class HostFacts:
     driver: str | None = None
     gpus: tuple[Gpu, ...] = ()
     gpu_source: str = "none"
-    libraries: tuple[Library, ...] = ()
+    libraries: tuple[cuda_libraries.Library, ...] = ()
     cpus: int = 0
     memory: int = 0
     machine_cpus: int = 0
@@ -88,6 +89,11 @@ class HostFacts:
     device_order: str | None = None
     driver_folders: tuple[Path, ...] = ()
     complaints: tuple[str, ...] = ()
+
+    @property
+    def called(self) -> str:
+        """What sentences call this machine."""
+        return "that machine" if self.gpu_source == SUPPOSED else "this machine"
 
     @property
     def visible(self) -> tuple[Gpu, ...]:
@@ -103,6 +109,18 @@ class HostFacts:
     def capabilities(self) -> tuple[str, ...]:
         """Known compute capabilities of the visible GPUs, each once, in their order."""
         return tuple(dict.fromkeys(gpu.capability for gpu in self.visible if gpu.capability))
+
+    def only(self, names: Sequence[str]) -> HostFacts:
+        """Return the facts with the GPUs alone that names such as ``CUDA1`` mean, if that is known.
+
+        Otherwise these facts: what llama-server lists decides then.
+        """
+        indices = [int(one[4:]) for one in names if re.fullmatch("CUDA[0-9]{1,4}", one.upper())]
+        there, count = self._seen
+        counted = len(there) == count and self.device_order in {None, gpus.BY_BUS}
+        if not counted or len(indices) < len(names) or max(indices, default=count) >= count:
+            return self
+        return replace(self, gpus=tuple(there[one] for one in indices), visible_devices=None)
 
     @property
     def threads(self) -> int | None:

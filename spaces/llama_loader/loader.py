@@ -129,7 +129,8 @@ def prepare(
         arch, cpu = settings.cuda_arch, settings.cpu_allowed
         choice = None
         if released is not None:
-            choice = selection.select(released[0], facts, arch=arch, allow_cpu=cpu)
+            meant = facts.only(settings.devices)
+            choice = selection.select(released[0], meant, arch=arch, allow_cpu=cpu)
     repair = partial(prepare, settings, released=released, sink=sink)
     if released is None or choice is None:
         url, pin = settings.url or "", settings.sha256
@@ -175,26 +176,26 @@ def fetcher_for(settings: Settings, sink: Sink) -> Fetcher:
 
 
 def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[Note]:
-    """Return a note for each GPU that does not answer, or that the artifact has no code for."""
+    """Return a note for each GPU that does not answer, or may not run the artifact's code."""
     to_come = facts.gpu_source == "zerogpu"  # ZeroGPU documents several kinds and attaches one
     chosen = settings.cuda_arch or settings.devices or settings.cpu_chosen
     if to_come or chosen or choice.runs_on != "gpu":
         return []
-    every = ";".join(facts.capabilities)
     hint = "does nvidia-smi name all GPUs here? A lost GPU needs a reset, or a new machine"
-    complaints = [Note("DRIVER_COMPLAINT", complaint, hint) for complaint in facts.complaints]
-    return complaints + [
-        Note(
-            "GPU_UNUSED",
-            f"{gpu.name} is not used: {choice.artifact.name} has no code for its compute capability"
-            f" {selection.dotted([gpu.capability])}",
-            f"to use all GPUs, take a release with a set for them (invoke build-cuda --archs"
-            f" '{every}'); cuda_arch={gpu.capability} (--arch,"
-            f" YAKULINGO_SPACES_CUDA_ARCH={gpu.capability}) takes this one instead",
-        )
-        for gpu in facts.visible
-        if gpu.capability and gpu.capability not in choice.capabilities
-    ]
+    notes = [Note("DRIVER_COMPLAINT", complaint, hint) for complaint in facts.complaints]
+    for gpu in facts.visible:
+        code = gpu.capability
+        if code is None:
+            what = f"the compute capability of {gpu.name} is unknown, so it was not counted"
+            cure = "the driver may be too old for it; YAKULINGO_SPACES_CUDA_ARCH (--arch) names one"
+            notes.append(Note("GPU_UNKNOWN", what, cure))
+        elif code not in choice.capabilities:
+            what = f"{choice.artifact.name} has no code for its compute capability"
+            cure = f"to use all GPUs, {selection.building(facts.capabilities)}; cuda_arch={code}"
+            cure += f" (--arch, YAKULINGO_SPACES_CUDA_ARCH={code}) takes this one instead"
+            what = f"{gpu.name} is not used: {what} {selection.dotted([code])}"
+            notes.append(Note("GPU_UNUSED", what, cure))
+    return notes
 
 
 def _fetched_note(choice: Choice, brought: Artifact) -> Note:
@@ -387,15 +388,13 @@ def start(
         if started is not None:
             timeline.add("start", started.loaded)
             timeline.add("first token", started.first_token - started.loaded)
-    except LoaderError as error:
-        if error.code == "INVALID_DEVICE" and plan.devices and not (settings.devices or listing):
-            # the server does not see a GPU that the driver names (MIG, say): ask what it sees
-            seen = list_devices(settings, prepared)
-            return start(
-                settings, prepared, model, extra, key=key, listing=seen, sink=sink, made=made
-            )
-        raise
-    except BaseException:  # an interrupt, say: the caller has no server yet to stop
+    except BaseException as error:  # also an interrupt: the caller has no server yet to stop
         server.stop()
-        raise
-    return server
+        unseen = isinstance(error, LoaderError) and error.code == "INVALID_DEVICE"
+        if not (unseen and plan.devices) or settings.devices or listing:
+            raise
+    else:
+        return server
+    # the server does not see a GPU that the driver names (MIG, say): ask what it sees
+    seen = list_devices(settings, prepared)
+    return start(settings, prepared, model, extra, key=key, listing=seen, sink=sink, made=made)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -64,18 +65,34 @@ def dotted(gpu: Gpu) -> str:
     return selection.dotted([gpu.capability]) if gpu.capability else "unknown"
 
 
-def choice(chosen: Choice) -> dict[str, Any]:
-    """Return a choice with its reason, and a verdict for each artifact."""
-    return {
-        "artifact": chosen.artifact.name,
-        "reason": chosen.reason,
-        "runs_on": chosen.runs_on,
-        "native": chosen.native,
-        "missing": list(chosen.missing),
-        "libraries": _folders(chosen.libraries),
-        "runtime_libraries": chosen.runtime_libraries.name if chosen.runtime_libraries else None,
-        "verdicts": plain(chosen.verdicts),
-    }
+@dataclass(frozen=True)
+class Chosen:
+    """A choice as ``--json`` shows it: names, and a verdict for each artifact."""
+
+    artifact: str
+    reason: str
+    runs_on: str
+    native: bool
+    missing: tuple[str, ...]
+    libraries: dict[str, str]
+    runtime_libraries: str | None
+    verdicts: tuple[selection.Considered, ...]
+
+
+def choice(made: Choice | None) -> Chosen | None:
+    """Return a choice by its names; None for none."""
+    if made is None:
+        return None
+    return Chosen(
+        artifact=made.artifact.name,
+        reason=made.reason,
+        runs_on=made.runs_on,
+        native=made.native,
+        missing=made.missing,
+        libraries=_folders(made.libraries),
+        runtime_libraries=made.runtime_libraries.name if made.runtime_libraries else None,
+        verdicts=made.verdicts,
+    )
 
 
 def choice_lines(prepared: Prepared) -> list[str]:
@@ -120,7 +137,7 @@ def fetched(
         "artifact": installed.artifact.name if installed.artifact else None,
         "verified": by in {"pinned", "signed"},
         "trust": by,
-        "choice": choice(prepared.choice) if prepared.choice else None,
+        "choice": plain(choice(prepared.choice)),
         "libraries": _folders(prepared.libraries),
         "test_run": plain(verdict),
         "timeline": plain(prepared.timeline.stages),

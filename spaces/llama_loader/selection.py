@@ -31,8 +31,7 @@ _HINTS: Final = {
     # in the order of the checks of ``_troubles``
     "NO_ARTIFACT": _LOOK,
     "PLATFORM_UNSUPPORTED": _LOOK,
-    "NO_ARTIFACT_FOR_GPU": "build that set (invoke build-cuda --arch-set …) and publish it, or run"
-    " on the CPU with --allow-cpu",
+    "NO_ARTIFACT_FOR_GPU": "",  # by the GPU: see ``building``
     "GLIBC_TOO_OLD": "use a newer base image, or a release built on an older system",
     "DRIVER_TOO_OLD": "update the NVIDIA driver, or use a release of an older CUDA line (cu124)",
 }
@@ -99,9 +98,15 @@ def select(
         candidates = [_judge(one, host, ()) for one in manifest.artifacts]
     fitting = [one for one in candidates if not one.trouble]
     if not fitting:
-        raise _nothing(manifest, targets, candidates)
+        raise _nothing(manifest, host, targets, candidates)
     best = min(fitting, key=lambda one: one.rank)
     return replace(best, verdicts=tuple(_considered(one, best) for one in judged))
+
+
+def refusals(manifest: Manifest, host: HostFacts) -> tuple[Considered, ...]:
+    """Return why each artifact is not taken, where ``select`` finds none for the host."""
+    judged = [_judge(one, host, host.capabilities) for one in manifest.artifacts]
+    return tuple(Considered(one.artifact.name, not one.trouble, one.reason) for one in judged)
 
 
 def require_libraries(choice: Choice, host: HostFacts) -> None:
@@ -153,6 +158,9 @@ def _considered(one: Choice, best: Choice) -> Considered:
 
 def _no_gpu(host: HostFacts) -> HostError:
     named = ", ".join(gpu.name for gpu in host.gpus)
+    if host.called != "this machine":
+        hint = "give capability=12.0 or gpu=NAME, or --allow-cpu"
+        return HostError("NO_GPU", f"{host.called} is supposed to have no GPU", hint=hint)
     found = f"only {named}, whose compute capability is unknown" if named else "none was found"
     if named and not host.visible:
         found = f"CUDA_VISIBLE_DEVICES={host.visible_devices!r} hides all: {named}"
@@ -167,7 +175,9 @@ def _no_gpu(host: HostFacts) -> HostError:
     )
 
 
-def _nothing(manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Choice]) -> HostError:
+def _nothing(
+    manifest: Manifest, host: HostFacts, targets: tuple[str, ...], judged: Sequence[Choice]
+) -> HostError:
     """Return the error of the server that came furthest, with a list of what there is."""
     servers = [one for one in judged if one.artifact.kind == LLAMA_SERVER]
     furthest = max((one.trouble for one in servers), key=[*_HINTS].index, default="NO_ARTIFACT")
@@ -175,13 +185,30 @@ def _nothing(manifest: Manifest, targets: tuple[str, ...], judged: Sequence[Choi
     why = "; ".join(f"{one.artifact.name} {one.reason}" for one in best) or "none is a server"
     why = "none has code for it" if furthest == "NO_ARTIFACT_FOR_GPU" else why
     what = f"compute capability {dotted(targets)}" if targets else "the CPU"
+    hint = _HINTS[furthest] or f"{building(targets)}, or run on the CPU with --allow-cpu"
     there = ", ".join(dict.fromkeys(_holds(one.artifact) for one in servers)) or "nothing at all"
     return HostError(
         furthest,
-        f"release {manifest.release} has nothing for {what} on this machine: {why}"
+        f"release {manifest.release} has nothing for {what} on {host.called}: {why}"
         f" (there is: {there})",
-        hint=_HINTS[furthest],
+        hint=hint,
     )
+
+
+def building(capabilities: Sequence[str]) -> str:
+    """Say how the farm builds a set for these GPUs, or that no line of it can.
+
+    CUDA 12.8, the default line, has code for 5.0 to 12.0, and CUDA 13.0 for 7.5 to 12.1
+    (build/targets.toml).
+    """
+    numbers = sorted(int(one) for one in capabilities)
+    for line, oldest, newest in (("", 50, 120), (" --line cu130", 75, 121)):
+        if oldest <= numbers[0] and numbers[-1] <= newest:
+            asked = ";".join(capabilities)
+            return (
+                f"build a set for them (invoke build-cuda{line} --archs '{asked}') and publish it"
+            )
+    return f"use other GPUs: no line of the farm has code for all of {dotted(capabilities)}"
 
 
 def _judge(
@@ -240,13 +267,13 @@ def _troubles(
 
     An unknown driver or GLIBCXX (ZeroGPU before a GPU is attached) counts as new enough.
     """
-    platform, cuda, has = artifact.platform, artifact.cuda, "this machine has"
+    platform, cuda, has = artifact.platform, artifact.cuda, f"{host.called} has"
     for name, known in _KNOWN.items():
         if (value := getattr(artifact, name)) not in known:
             yield "NO_ARTIFACT", f"its {name} {value} is unknown to this loader"
     wanted, here = f"{platform.system} {platform.machine}", f"{host.system} {host.machine}"
     if wanted != here:
-        yield "PLATFORM_UNSUPPORTED", f"is for {wanted}, this is {here}"
+        yield "PLATFORM_UNSUPPORTED", f"is for {wanted}, {host.called} is {here}"
     if targets and not any(cuda_code(artifact, target) for target in targets):
         no_code = "NO_ARTIFACT_FOR_GPU", f"{_holds(artifact)}: not for {dotted(targets)}"
         yield no_code if cuda else ("NO_ARTIFACT", "has no CUDA code, and there is a GPU")

@@ -90,6 +90,7 @@ class Server:
         self.started: Started | None = None
         self._sink = sink
         self._program = processes.Program()
+        self._held: socket.socket | None = None
         self._log = ServerLog()
         self._restarts: list[float] = []
         self._reason: LoaderError | None = None  # why it does not run, though it should
@@ -153,13 +154,11 @@ class Server:
             SettingError: it does not take one of ``extra``.
             LoaderError: what ``before`` raises.
         """
-        self.plan, self.started = self.asked, None
         try:
-            self.started = self._start_eased()
+            return self._begin()
         except BaseException:
-            self._end()
+            self._let_go()
             raise
-        return self.started
 
     def keep(self) -> Server:
         """Start it; one that is killed or crashes while it loads is tried again.
@@ -173,7 +172,7 @@ class Server:
                     self._renew(self._reason)
                 self._require_wanted()
                 try:
-                    self.start()
+                    self._begin()
                 except LoaderError as error:
                     self._reason = error
                     if error.code not in TRANSIENT:
@@ -268,6 +267,16 @@ class Server:
         self._end()
         with self._lock:
             self._end()
+            self._let_go()
+
+    def _begin(self) -> Started:
+        self.plan, self.started = self.asked, None
+        try:
+            self.started = self._start_eased()
+        except BaseException:
+            self._end()
+            raise
+        return self.started
 
     def _end(self) -> None:
         """End the present process."""
@@ -305,6 +314,8 @@ class Server:
                 return self._start_once(began)
             except LoaderError as error:
                 self._program.stop(grace=STOP_GRACE)
+                if error.code == "PORT_IN_USE":
+                    self._let_go()
                 if first is not None and error.code == server_log.ARGUMENT_INVALID:
                     raise first from error  # a build of others, too old for what would ease it
                 eased = self.plan.eased(error)
@@ -314,7 +325,7 @@ class Server:
         raise AssertionError("the last try returns or raises")
 
     def _start_once(self, began: float) -> Started:
-        self.port = free_port(self.plan.port or 0)
+        self.port = self._take_port()
         self._execute()
         deadline = time.monotonic() + self.plan.startup_timeout  # a repair downloaded before
         self._await_health(deadline)
@@ -323,6 +334,22 @@ class Server:
         first_token = time.monotonic() - began
         self._check_devices()
         return Started(loaded, first_token)
+
+    def _take_port(self) -> int:
+        """Return the port to listen on, which no other user can bind until this server stops."""
+        wanted, keeps = self.plan.port or 0, self.plan.pinned_build and self.plan.keeps_port
+        if not keeps:
+            self._let_go()
+            return free_port(wanted)
+        if self._held is None:
+            self._held = held_port(wanted, server_plan.last(self.plan.extra, "--host"))
+        return int(self._held.getsockname()[1])
+
+    def _let_go(self) -> None:
+        """Let other programs have the port."""
+        held, self._held = self._held, None
+        if held is not None:
+            held.close()
 
     def _execute(self) -> None:
         """Execute it with its key, as the last thing after ``before``."""
@@ -433,17 +460,38 @@ def free_port(wanted: int = 0) -> int:
     Raises:
         ServerError: another program has it, or this user may not; the message names it.
     """
-    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        if wanted:  # as the server does: a connection that is still closing does not count
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", wanted))
-            probe.listen(1)
-        except OSError as error:
-            raise ServerError(
-                "PORT_IN_USE",
-                f"port {wanted} on 127.0.0.1 cannot be had: {error.strerror}",
-                hint="give another --port, or none (and leave"
-                " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
-            ) from error
+    with _bound(wanted, "127.0.0.1") as probe:
         return int(probe.getsockname()[1])
+
+
+def held_port(wanted: int, host: str | None) -> socket.socket:
+    """Bind a port of ``host``, None for loopback, for a server of this user that shares it.
+
+    While this socket is open, the kernel lets a program bind the port only if it sets SO_REUSEPORT
+    and runs as this user (``inet_bind_conflict`` of linux/net/ipv4/inet_connection_sock.c). This
+    socket does not listen, so it gets no connection.
+
+    Raises:
+        ServerError: as for ``free_port``.
+    """
+    held = _bound(wanted, "0.0.0.0" if host == "0.0.0.0" else "127.0.0.1")  # noqa: S104 - as asked
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    return held
+
+
+def _bound(wanted: int, host: str) -> socket.socket:
+    opened = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        if wanted:  # as the server does: a connection that is still closing does not count
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        opened.bind((host, wanted))
+    except OSError as error:
+        opened.close()
+        raise ServerError(
+            "PORT_IN_USE",
+            f"port {wanted} on {host} cannot be had: {error.strerror}",
+            hint="give another --port, or none (and leave"
+            " YAKULINGO_SPACES_LLAMA_SERVER_PORT unset) to get a free one",
+        ) from error
+    return opened

@@ -39,6 +39,7 @@ none that reads or locks the file (``--mlock``).
 """
 _UPLOAD_THREADS: Final = 12
 """At most: more were no faster on an H200 with 16 cores (docs/gpu.md)."""
+_REUSE_PORT: Final = "--reuse-port"
 _OURS: Final = frozenset(
     {
         *("--port", "-m", "--model", "-mu", "--model-url", "--models-dir", "--models-preset"),
@@ -74,6 +75,7 @@ class ServerPlan:
             one at each start, None for a server that asks for none.
         allow_cpu: a model that lands on the CPU is fine although devices were chosen.
         pinned_build: the build is one of ours, so it knows the newer options.
+        keeps_port: the server shares its port with a socket of this process (``server.held_port``).
         main_memory: bytes of it; what does not fit on the GPU must fit here.
         threads: that compute on the CPU; None for one per core of the machine, as llama-server
             reckons: it asks neither its affinity nor its control groups (common/common.cpp).
@@ -93,6 +95,7 @@ class ServerPlan:
     key: str | None = field(default="", repr=False)
     allow_cpu: bool = False
     pinned_build: bool = False
+    keeps_port: bool = True
     main_memory: int = 0
     threads: int | None = None
     repacked: bool = True
@@ -131,6 +134,8 @@ class ServerPlan:
         if self.pinned_build:
             # the first token, which is asked for anyway, warms it up: one pass over the model less
             flags.append("--no-warmup")
+        if self.pinned_build and self.keeps_port:
+            flags.append(_REUSE_PORT)
         if not self.repacked:
             flags.append("--no-repack")
         pairs = [part for pair in options.items() for part in pair]
@@ -143,6 +148,8 @@ class ServerPlan:
         """
         if error.code == "PORT_IN_USE" and self.port is None:
             return self
+        if self.pinned_build and self.keeps_port and _REUSE_PORT in error.message:
+            return replace(self, keeps_port=False)  # a release of before that option
         if error.code == "ILLEGAL_INSTRUCTION" and self.repacked:
             return replace(self, repacked=False)
         if error.code == "OUT_OF_MEMORY" and self.every_device:  # before anything goes to the CPU
@@ -251,8 +258,8 @@ def check(extra: tuple[str, ...], *, no_key: bool = False) -> tuple[Note, ...]:
             raise SettingError(
                 "EXTRA_ARGUMENT",
                 f"{name} after -- would start another server than the one that is waited for",
-                hint="give --port N, --model PATH or --hf REPO FILE before the --; for TLS, or another"
-                " path, put a proxy before the server",
+                hint="give --port N, --model PATH or --hf REPO FILE before the --; for TLS or a"
+                " prefix, put a proxy before the server",
             )
     host = last(extra, "--host") or "127.0.0.1"
     if host not in {"127.0.0.1", "localhost", "0.0.0.0"}:  # noqa: S104 - compared, not bound to
@@ -320,7 +327,7 @@ def with_whole_paths(extra: tuple[str, ...], folder: Path) -> tuple[str, ...]:
 
 
 def _require_file(name: str, place: Path) -> None:
-    """Refuse a file that is not there, or of keys without one; a FIFO's writer is not waited for."""
+    """Refuse a file that is not there, or one of keys that has none; wait for no FIFO's writer."""
     try:
         place.stat()
         is_key_file = name == "--api-key-file"

@@ -244,7 +244,7 @@ def test_foreign_text_forges_no_line_and_sends_no_code(
         for line in (done.stdout + done.stderr).split("\n"):
             assert line.isprintable(), (argv[0], line)
         verdicts = [line for line in done.stdout.split("\n") if line.startswith("verdict:")]
-        assert len(verdicts) == (argv[0] == "doctor" and "--suppose" not in argv)
+        assert len(verdicts) == (argv[0] == "doctor")
         told = command(*argv, "--json")
         assert (told.stdout + told.stderr).replace("\n", "").isprintable()
         assert told.stdout.isascii()
@@ -601,6 +601,7 @@ def test_doctor_says_what_another_machine_would_fetch(
     told = command(*ask, question)
     assert told.returncode == 0, told.stderr
     assert "cu128-sm120" in told.stdout.splitlines()[0]
+    assert told.stdout.endswith("verdict: a model can be served on that machine\n")
     known = command(*ask, f"gpu={gpus.ZEROGPU.name}", "--json")
     assert known.returncode == 5  # no libraries were supposed
     assert json.loads(known.stdout)["choice"]["missing"]
@@ -608,6 +609,15 @@ def test_doctor_says_what_another_machine_would_fetch(
     assert error.startswith("error[CUDA_LIBRARY_MISSING]: ")
     assert "nvidia-cublas" in hint
     assert not list(Path(home["HF_HOME"]).rglob("runtimes/*"))
+    page = command(*ask, "capability=6.0,driver=580")
+    assert page.returncode == 5
+    assert "cu130-sm90-linux-x86_64.tar.zst: CUDA 13.0 for 9.0: not for 6.0\n" in page.stdout
+    assert page.stdout.endswith("verdict: a model cannot be served on that machine\n")
+    assert "has nothing for compute capability 6.0 on that machine: none has code" in page.stderr
+    assert "(invoke build-cuda --archs '60')" in page.stderr
+    none = json.loads(command(*ask, "glibc=2.36", "--json").stdout)
+    assert (none["ok"], none["code"], none["choice"]) == (False, "NO_GPU", None)
+    assert len(none["verdicts"]) == len(RELEASE.artifacts)
     assert command(*ask, "x=1").returncode == 2
     for option in (("--arch", "90"), ("--url", "https://x/a.tar.gz")):  # nothing is left to choose
         refused = command(*ask, question, *option)

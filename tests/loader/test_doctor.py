@@ -4,6 +4,7 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
+import jsonschema
 import pytest
 
 from llama_loader import doctor, selection, self_test
@@ -14,6 +15,7 @@ from llama_loader.events import Note, Sink, Timeline, ignore
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
+from llama_loader.manifest import Manifest, dump
 from llama_loader.settings import Settings, load
 from tests.loader.test_selection import GPUS, short
 from tests.loader.test_selection import RELEASE as FULL
@@ -98,6 +100,23 @@ def test_a_gpu_that_can_serve(clinic: Clinic) -> None:
     told = json.loads(json.dumps(found.as_json()))
     assert told["host"]["gpus"][0]["capability"] == "90"
     assert told["choice"]["libraries"]["libcudart.so.13"] == "/cu13"
+
+
+@pytest.mark.parametrize("change", ["", "a missing field", "another type"])
+def test_the_doctors_json_is_of_its_schema(clinic: Clinic, change: str) -> None:
+    schema = doctor.json_schema()
+    jsonschema.Draft202012Validator.check_schema(schema)
+    clinic.fault = NetworkError("UNREACHABLE", "x") if change else None
+    for variables in ({}, {"N_CTX": "many"}, {"LLAMA_DEVICE": "Vulkan0"}):
+        told = json.loads(json.dumps(clinic.examine(**variables).as_json()))
+        jsonschema.validate(told, schema)
+    if change == "a missing field":
+        del told["checks"]
+    elif change:
+        told["checks"][0]["ok"] = "yes"
+    if change:
+        with pytest.raises(jsonschema.ValidationError):
+            jsonschema.validate(told, schema)
 
 
 @pytest.mark.parametrize("there", [(), libraries(12)])
@@ -308,15 +327,22 @@ def test_what_vouches_for_a_runtime_is_said(clinic: Clinic) -> None:
 QUESTION = "capability=12.0,driver=580,glibc=2.36,torch=cu128"
 
 
-def test_the_question_of_a_space_on_zerogpu() -> None:
+def test_the_question_of_a_space_on_zerogpu(tmp_path: Path) -> None:
     facts = doctor.supposed_host(QUESTION)
     assert facts.capabilities == ("120",)
     chosen = selection.select(FULL, facts)
     assert short(chosen.artifact.name) == "cu128-sm120"
     assert chosen.missing == ()
-    text = doctor.Supposition(FULL, facts, chosen).as_text()
-    assert text.startswith(f"would fetch {chosen.artifact.name} of release b11549-1\n")
-    assert len(text.splitlines()) == 2 + len(FULL.artifacts)
+    lines = supposed(QUESTION, FULL, tmp_path)
+    assert lines[0] == f"would fetch {chosen.artifact.name} of release b11549-1"
+    assert len(lines) == 3 + len(FULL.artifacts)
+
+
+def supposed(text: str, release: Manifest, folder: Path) -> list[str]:
+    place = folder / "manifest.json"
+    place.write_bytes(dump(release))
+    asked = load(environ={"HF_HOME": str(folder)}, llama_cpp_manifest_url=place.as_uri())
+    return doctor.suppose(text, asked, ignore).as_text().splitlines()
 
 
 @pytest.mark.parametrize(("name", "capability", "with_12", "with_13"), GPUS)
@@ -327,29 +353,29 @@ def test_every_gpu_by_its_name(name: str, capability: str, with_12: str, with_13
             assert short(selection.select(FULL, facts).artifact.name) == expected
 
 
-def test_what_is_missing_there_is_said_with_what_brings_it() -> None:
-    facts = doctor.supposed_host("capability=90,driver=580,torch=none")
+def test_what_is_missing_there_is_said_with_what_brings_it(tmp_path: Path) -> None:
+    asked = "capability=90,driver=580,torch=none"
+    facts = doctor.supposed_host(asked)
     chosen = selection.select(FULL, facts)
     with pytest.raises(HostError) as caught:
         selection.require_libraries(chosen, facts)
     assert "pip install): nvidia-cublas" in caught.value.hint
-    because = doctor.Supposition(FULL, facts, chosen).as_text().splitlines()[1]
+    because = supposed(asked, FULL, tmp_path)[1]
     assert "libcublas.so.13, libcublasLt.so.13, libcudart.so.13 missing here" in because
     bringing = manifest(artifact("cu130", "sm90", "90"), runtime("cu130"))
     chosen = selection.select(bringing, facts)
-    because, server, brought = (
-        doctor.Supposition(bringing, facts, chosen).as_text().splitlines()[1:]
-    )
+    because, server, brought, verdict = supposed(asked, bringing, tmp_path)[1:]
     assert "brought by cuda-runtime-13.0-cu130" in because
     assert server.startswith(f"  {chosen.artifact.name}: chosen")
     assert brought.startswith("  cuda-runtime-13.0-cu130")
     assert "fetched too: libraries; 400.0 MB" in brought
+    assert verdict == "verdict: a model can be served on that machine"
 
 
 def test_an_old_system_there_is_an_error_here() -> None:
     with pytest.raises(HostError, match=r"2\.31"):
         selection.select(FULL, doctor.supposed_host("capability=90,glibc=2.31,torch=cu130"))
-    with pytest.raises(HostError, match=r"driver 525\.60, this machine has 470\.999"):
+    with pytest.raises(HostError, match=r"driver 525\.60, that machine has 470\.999"):
         selection.select(FULL, doctor.supposed_host("capability=7.5,driver=470"))
 
 

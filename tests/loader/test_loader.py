@@ -13,11 +13,12 @@ import pytest
 
 from llama_loader import devices, loader, processes, selection, self_test, server_plan
 from llama_loader.client import Client
+from llama_loader.concurrency import Background
 from llama_loader.errors import HostError, IntegrityError, LoaderError, SettingError
 from llama_loader.events import Note, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
-from llama_loader.manifest import Patch
+from llama_loader.manifest import Patch, dump
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
 from llama_loader.settings import Settings, load
@@ -126,6 +127,32 @@ def test_of_two_gpus_and_with_a_foreign_archive_the_program_is_asked(impostor: I
     assert "--fit" not in argv
     with pytest.raises(HostError, match="the archive needs libcublas"):
         loader.start(settings(), replace(foreign, missing=("libcublas.so.12",)), Path("/m.gguf"))
+
+
+def test_named_device_decides_for_which_gpu_the_artifact_is(
+    impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA0 is an A100 beside a newer GPU with more memory, and one of an unknown kind."""
+    a100 = Gpu("NVIDIA A100", "80", 40 << 30)
+    mystery = Gpu("NVIDIA Mystery", None, 1 << 30)
+    facts = replace(H200, gpus=(a100, FULL, mystery))
+    monkeypatch.setattr(loader.host, "begin", lambda _: Background(lambda: facts))
+    release = manifest(artifact("cu130", "sm80", "80"), artifact("cu130", "sm90", "90"))
+    for named, order, expected in (
+        ("CUDA0", None, "sm80"), ("cuda1", None, "sm90"), ("CUDA1,CUDA0", None, "sm90"),
+        ("auto", None, "sm90"), ("CUDA7", None, "sm90"), ("CUDA0", "FASTEST_FIRST", "sm90"),
+    ):  # fmt: skip
+        asked = replace(facts, device_order=order).only(settings(LLAMA_DEVICE=named).devices)
+        assert expected in selection.select(release, asked).artifact.name
+    notes: list[Note] = []
+    made = make_release(impostor, tmp_path / "r")
+    (made / "manifest.json").write_bytes(dump(release))
+    asked = settings(LLAMA_CPP_MANIFEST_URL=(made / "manifest.json").as_uri())
+    with pytest.raises(LoaderError, match="cannot be fetched"):
+        loader.prepare(replace(asked, store=tmp_path / "store"), sink=notes.append)
+    told = {note.code: note.message for note in notes if isinstance(note, Note)}
+    assert "the compute capability of NVIDIA Mystery is unknown" in told["GPU_UNKNOWN"]
+    assert "NVIDIA A100 is not used" in told["GPU_UNUSED"]
 
 
 @pytest.mark.parametrize(
@@ -397,7 +424,15 @@ def test_relative_files_are_those_of_the_person(tmp_path: Path) -> None:
         *("--chat_template_file", f"{here}/a,b.jinja", "--video-ffmpeg-dir", here),
         *("--log-file", f"{here}/new"),
     )
-    given = ("--lora", f"a.gguf,{here}/b.gguf", "--threads", "2", "--api-key-file", "keys", "--lora")
+    given = (
+        "--lora",
+        f"a.gguf,{here}/b.gguf",
+        "--threads",
+        "2",
+        "--api-key-file",
+        "keys",
+        "--lora",
+    )
     assert server_plan.with_whole_paths(given, tmp_path) == (
         *("--lora", f"{here}/a.gguf,{here}/b.gguf", "--threads", "2"),
         *("--api-key-file", f"{here}/keys", "--lora"),

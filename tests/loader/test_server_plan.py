@@ -19,10 +19,10 @@ def test_the_command_line() -> None:
     assert text.startswith("/r/llama-server --model /m.gguf --host 127.0.0.1 --port 1 --ctx-size")
     assert "--ctx-size 8192 --n-gpu-layers 999 --device CUDA0,CUDA1" in text
     assert "--cors-origins localhost --threads 1 --fit off" in text
-    assert text.endswith("--no-webui --no-warmup --threads 3")
+    assert text.endswith("--no-webui --no-warmup --reuse-port --threads 3")
     text = " ".join(replace(ON_GPU, devices=(), pinned_build=False, key=None).argv(1))
     assert "--n-gpu-layers 0 --device none" in text
-    for absent in ("--fit", "--cors-origins", "api-key"):
+    for absent in ("--fit", "--cors-origins", "api-key", "--reuse-port"):
         assert absent not in text
 
 

@@ -1,11 +1,14 @@
 import os
 import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from needs import must_or_skip
 from waiting import comes
 
 from llama_loader import processes, self_test
@@ -86,6 +89,60 @@ def test_a_dead_one_is_started_anew_on_the_same_port(rigs: Any, impostor: Impost
     assert rig.pauses == [0.25]
     assert isinstance(rig.events[0], Note)
     assert "SIGKILL" in rig.events[0].message
+
+
+THIEF = """
+import os, socket, sys
+os.setuid(65534)
+port, tries = int(sys.argv[1]), 0
+print("begun", flush=True)
+while True:
+    for options in ((2,), (15,), (2, 15)):  # SO_REUSEADDR, SO_REUSEPORT
+        for host in ("127.0.0.1", "0.0.0.0"):
+            with socket.socket() as thief:
+                for one in options:
+                    thief.setsockopt(socket.SOL_SOCKET, one, 1)
+                try:
+                    thief.bind((host, port))
+                    thief.listen()
+                except OSError:
+                    tries += 1
+                else:
+                    sys.exit(f"taken after {tries}")
+"""
+
+
+def test_other_user_gets_the_port_neither_during_restarts_nor_before_the_end(
+    rigs: Any, impostor: Impostor
+) -> None:
+    if os.geteuid():
+        must_or_skip("becoming another user needs root")
+    rig = rigs(impostor.behave(), pinned_build=True)
+    command = [sys.executable, "-c", THIEF, str(rig.server.port)]
+    with subprocess.Popen(command, stdout=-1, stderr=-1, text=True) as thief:
+        assert thief.stdout.readline() == "begun\n"
+        for _ in range(3):
+            rig.kill()
+            assert comes(lambda: rig.server.pid is None, 5)
+            rig.server.ensure()
+        assert thief.poll() is None
+        rig.server.stop()
+        _, told = thief.communicate(timeout=30)
+    assert int(told.removeprefix("taken after ")) > 1000
+
+
+def test_release_that_does_not_know_how_to_share_a_port_is_started_without(tmp_path: Path) -> None:
+    program = tmp_path / "llama-server"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *--reuse-port*)'
+        " echo 'error: invalid argument: --reuse-port'; exit 1;; esac\nexit 3\n"
+    )
+    program.chmod(0o755)
+    plan = ServerPlan(tmp_path, Path("/m"), processes.environment({}), pinned_build=True)
+    server = Server(plan)
+    with pytest.raises(ServerError, match="status 3 while loading"):
+        server.start()
+    assert not server.plan.keeps_port
 
 
 def test_a_successor_is_not_executed_where_the_runtime_has_changed(

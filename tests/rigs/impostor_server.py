@@ -17,6 +17,7 @@ import http.server
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -130,6 +131,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
         self.wfile.write(f"data: {json.dumps(last)}\n\ndata: [DONE]\n\n".encode())
 
 
+class Listener(http.server.ThreadingHTTPServer):
+    def server_bind(self) -> None:
+        if "--reuse-port" in sys.argv:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        super().server_bind()
+
+
 DO.setdefault("known_devices", ["CUDA0", "CUDA1"])
 
 
@@ -175,8 +183,7 @@ def serve() -> None:
     key_file = option("--api-key-file")
     if key_file:
         Handler.key = Path(key_file).read_text().strip()
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", int(option("--port") or 0)), Handler)
-    server.serve_forever()
+    Listener(("127.0.0.1", int(option("--port") or 0)), Handler).serve_forever()
 
 
 note_down()
