@@ -353,6 +353,22 @@ def nearest(path: Path) -> Path:
     return next(one for one in (path, *path.parents) if one.exists())
 
 
+def make_private_folder(kind: str = "llama-loader") -> Path:
+    """Make this user's own folder among the temporary files, or find it; return its real path.
+
+    Raises:
+        PermissionError: another user can change what the path leads to.
+        OSError: it cannot be made.
+    """
+    folder = private_folder(kind)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        if private_folder(kind) != folder:  # another user was faster
+            return make_private_folder(kind)
+    return trusted(folder)
+
+
 def private_folder(kind: str = "llama-loader") -> Path:
     """Return where this user's own folder among the temporary files is, or can be made.
 

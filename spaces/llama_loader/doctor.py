@@ -295,6 +295,8 @@ class _Visit:
             path = model.get(replace(settings, gguf_sha256=None))
         if path is not None:
             model.require_usable(path)
+            if settings.gguf_path is None and not settings.no_test_run:
+                model.require_as_named(path)
             return name if settings.gguf_path else f"{name}, in {path.parent}"
         size = model.size_on_hub(settings)
         model.require_room(settings, size or 0)

@@ -390,8 +390,13 @@ def start(
             timeline.add("first token", started.first_token - started.loaded)
     except BaseException as error:  # also an interrupt: the caller has no server yet to stop
         server.stop()
-        unseen = isinstance(error, LoaderError) and error.code == "INVALID_DEVICE"
-        if not (unseen and plan.devices) or settings.devices or listing:
+        code = error.code if isinstance(error, LoaderError) else ""
+        if code == "BAD_MODEL":
+            from llama_loader.model import require_as_named
+
+            require_as_named(model)  # then these bytes are why
+        unseen = code == "INVALID_DEVICE" and plan.devices
+        if not unseen or settings.devices or listing:
             raise
     else:
         return server

@@ -194,8 +194,24 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
         return [one for one in folders if paths.issuperset(one + name for name in names)]
 
     def resolved_urls(self, manifest_url: str) -> tuple[str, ...]:
-        """Return ``urls`` in order, relative ones resolved against the manifest's own URL."""
-        return tuple(resolve(manifest_url, url) for url in self.urls)
+        """Return ``urls`` in order, relative ones resolved against the manifest's own URL.
+
+        Those that are nearer to this machine than the manifest itself are left out: a manifest of
+        another machine must not choose what the services and files of this one are asked.
+
+        Raises:
+            IntegrityError: none is left.
+        """
+        resolved = [resolve(manifest_url, url) for url in self.urls]
+        allowed = tuple(url for url in resolved if _nearness(url) <= _nearness(manifest_url))
+        if not allowed:
+            raise IntegrityError(
+                "MIRROR_REFUSED",
+                f"{self.name}: a manifest of another machine names this one alone as its mirror:"
+                f" {resolved[0][:200]}",
+                hint="relative, https:// and hf:// URLs may stand in such a manifest",
+            )
+        return allowed
 
 
 class Manifest(_Frozen, frozen=True, kw_only=True):
@@ -297,6 +313,11 @@ def resolve(manifest_url: str, url: str) -> str:
     except ValueError:
         return url
     return joined.replace("https:", f"{parts.scheme}:", 1)
+
+
+def _nearness(url: str) -> int:
+    """Return 2 for a file, 1 for http, which is for loopback alone, and 0 for what is elsewhere."""
+    return {"file": 2, "http": 1}.get(url.partition(":")[0].lower(), 0)
 
 
 def _explain(problem: str) -> str:

@@ -23,7 +23,7 @@ from llama_loader import disk, gguf_header, locations
 from llama_loader.concurrency import Background
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Note, ignore
-from llama_loader.settings import bound_xet
+from llama_loader.settings import bound_xet, certificate_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -200,7 +200,25 @@ def _require_first(name: str, label: str) -> None:
         )
 
 
-def _require_digest(path: Path, sha256: str) -> None:
+def require_as_named(path: Path) -> None:
+    """Hash a model of the Hub's cache, where the sha256 of a large file is the name of its bytes.
+
+    Raises:
+        IntegrityError: a file of it has other bytes than the Hub's; names it.
+        SettingError: it cannot be read.
+    """
+    for part in gguf_header.files(path):
+        place = Path(os.path.realpath(part))
+        if re.fullmatch("[0-9a-f]{64}", place.name):
+            _require_digest(place, place.name, "by its name it should be", "delete this file")
+
+
+def _require_digest(
+    path: Path,
+    sha256: str,
+    told: str = "pinned is",
+    cure: str = "correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file",
+) -> None:
     digest = hashlib.sha256()
     with _reading(path), path.open("rb") as file:
         while block := file.read(_BLOCK):
@@ -208,8 +226,8 @@ def _require_digest(path: Path, sha256: str) -> None:
     if digest.hexdigest() != sha256:
         raise IntegrityError(
             "MODEL_SHA256_MISMATCH",
-            f"{path} has the sha256 {digest.hexdigest()}, pinned is {sha256}",
-            hint="correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
+            f"{path} has the sha256 {digest.hexdigest()}, {told} {sha256}",
+            hint=f"{cure} to have it fetched anew",
         )
 
 
@@ -263,9 +281,11 @@ def size_on_hub(settings: Settings) -> int | None:
 
 def _hub_client(settings: Settings) -> ModuleType:
     locations.require_endpoint(settings.hf_endpoint)
+    certificate_file()
     bound_xet()
     try:
         import huggingface_hub.constants  # which reads its variables
+        import huggingface_hub.utils.logging
     except ValueError as error:
         raise SettingError(
             "SETTING_INVALID",
@@ -278,10 +298,8 @@ def _hub_client(settings: Settings) -> ModuleType:
             "huggingface_hub is not installed, so no model can be fetched from the Hub",
             hint="pip install huggingface_hub, or give a local file with --model",
         ) from error
-    import logging
-
-    # its advice ("you are sending unauthenticated requests …") is not for our stderr
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
+    huggingface_hub.utils.logging.set_verbosity_error()
     return huggingface_hub
 
 
@@ -310,8 +328,8 @@ def _require_writable(sink: Sink) -> None:
     place = next(one for one in (cache, *cache.parents) if os.path.exists(one))  # noqa: PTH110
     if cache.is_absolute() and os.access(place, os.W_OK | os.X_OK):
         return
-    own = disk.private_folder("llama-loader-hub")
-    own.mkdir(mode=0o700, exist_ok=True)
+    with disk.errors(cache):
+        own = disk.make_private_folder("llama-loader-hub")
     constants.HF_HUB_CACHE = str(own)
     told = f"{cache} cannot be written; the model is kept in {own}, which is gone with this"
     hint = "set HF_HOME to a folder that this user can write, or give a local file with --model"
@@ -474,9 +492,12 @@ def _no_bytes(error: Exception, settings: Settings) -> LoaderError:
         names_a_file = error.errno is not None and error.filename is not None
         if names_a_file or disk.is_full(error):
             return disk.failure(Path(constants.HF_HUB_CACHE), error)
+    by_xet = isinstance(error, RuntimeError) or _XET_PLACE in str(error)
     return NetworkError(
         "HUB_UNREACHABLE",
         f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {error}",
-        hint="try again (HF_HUB_DISABLE_XET=1 does without Xet); with a copy at hand give it with"
-        " --model",
+        hint=(
+            "try again with HF_HUB_DISABLE_XET=1" if by_xet else "try again: is the network there?"
+        )
+        + "; with a copy at hand give it with --model",
     )

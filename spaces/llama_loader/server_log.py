@@ -364,7 +364,11 @@ def quote(lines: Sequence[str], decisive: str = "") -> str:
     """
     own = _own(lines)
     first = decisive or next((_message(line) for line in own if _level(line) == "E"), "")
-    more = [line for line in own if _level(line) in {"E", ""}]
+    more, level = [], ""
+    for line in own:
+        # an indented line goes on with the message above: a list of sampler parameters, say
+        level = _level(line) or (level if line[0].isspace() else "")
+        more += [line] if level in {"E", ""} else []
     chosen: list[str] = []
     room = _QUOTED_CHARACTERS - len(first)
     for line in reversed(dict.fromkeys(map(_message, more or own))):

@@ -248,8 +248,7 @@ class Store:
         except OSError as error:
             if error.errno not in disk.NOT_WRITABLE or self._is_private:
                 raise
-            usual, self.root, self._is_private = self.root, disk.private_folder(), True
-            self.root.mkdir(mode=0o700, exist_ok=True)
+            usual, self.root, self._is_private = self.root, disk.make_private_folder(), True
             self._sink(
                 Note(
                     "STORE_TEMPORARY",

@@ -5,8 +5,10 @@ import os
 import socket
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
+from needs import must_or_skip
 
 from llama_loader import disk
 from llama_loader.disk import Folder
@@ -73,6 +75,32 @@ def not_small(place: Path, what: str, elsewhere: Path) -> None:
 
 
 KINDS = ("fifo", "endless", "link", "device", "socket", "folder", "sparse")
+
+
+@pytest.mark.parametrize("target", ["folder", "link"])
+def test_private_folder_that_another_user_makes_first_is_not_used(
+    target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the look and the making, as in a race that the other user wins."""
+    if os.geteuid():
+        must_or_skip("a folder of another user needs root")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    make = Path.mkdir
+
+    def faster(self: Path, *args: Any, **kwargs: Any) -> None:
+        if self.name == f"kind-{os.geteuid()}" and not os.path.lexists(self):
+            if target == "link":
+                self.symlink_to("/var")
+            else:
+                make(self)
+                os.chown(self, 65534, 65534)
+        make(self, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "mkdir", faster)
+    made = disk.make_private_folder("kind")
+    assert made.parent == tmp_path
+    assert made.name != f"kind-{os.geteuid()}"
+    assert (made.stat().st_uid, made.stat().st_mode & 0o777) == (os.geteuid(), 0o700)
 
 
 def test_no_link_is_followed_out_of_a_folder(tmp_path: Path) -> None:

@@ -64,6 +64,44 @@ def test_mirror_that_names_a_xet_storage_and_gives_no_way_to_it_is_asked_without
     assert Path(told[-1]).read_bytes() == TINY
 
 
+def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: Path) -> None:
+    environ = {
+        "PATH": os.environ["PATH"],
+        "HOME": str(tmp_path),
+        "HF_ENDPOINT": "http://127.0.0.1:9",
+        "PYTHONPATH": str(SPACES),
+        "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
+    }
+    argv = [sys.executable, "-c", TELL]
+    done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
+    assert "HUB_UNREACHABLE: cannot fetch me/model/" in done.stderr
+    assert "is the network there?" in done.stderr
+    for odd in ("Retrying", "XET", "Xet"):
+        assert odd not in done.stderr
+
+
+def test_file_in_the_hubs_cache_with_other_bytes_is_named(
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    clinic.variables |= {
+        "YAKULINGO_SPACES_GGUF_PATH": "",
+        "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model",
+        "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf",
+    }
+    content = self_test.MODEL.read_bytes()
+    with serving(Hub(files={"m.gguf": content})) as hub:
+        path = model.get(load(environ={**clinic.variables, "HF_ENDPOINT": hub.url}))
+    assert failures(clinic.examine(OFFLINE="1")) == {}
+    blob = path.resolve()
+    for damaged in (content[:-1] + b"?", content[:-1]):
+        blob.write_bytes(damaged)
+        found = clinic.examine(OFFLINE="1")
+        assert failures(found) == {"model": "MODEL_SHA256_MISMATCH"}
+        assert str(blob) in found.as_text()
+        assert "delete this file" in found.as_text()
+
+
 class Slow(Hub):
     """Answers after a while."""
 

@@ -129,6 +129,20 @@ def test_of_two_gpus_and_with_a_foreign_archive_the_program_is_asked(impostor: I
         loader.start(settings(), replace(foreign, missing=("libcublas.so.12",)), Path("/m.gguf"))
 
 
+def test_model_that_cannot_be_loaded_because_the_cache_is_damaged_is_named(
+    impostor: Impostor, tmp_path: Path
+) -> None:
+    blob = tmp_path / ("a" * 64)
+    shutil.copy(self_test.MODEL, blob)
+    (tmp_path / "m.gguf").symlink_to(blob.name)
+    ready = prepared(impostor.behave(say=["E error loading model: x"], exit=1), H200)
+    with pytest.raises(IntegrityError, match=f"{blob} has the sha256 .* by its name") as caught:
+        start(settings(), ready, tmp_path / "m.gguf")
+    assert caught.value.code == "MODEL_SHA256_MISMATCH"
+    with pytest.raises(LoaderError, match="BAD_MODEL"):
+        start(settings(), ready, self_test.MODEL)
+
+
 def test_named_device_decides_for_which_gpu_the_artifact_is(
     impostor: Impostor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

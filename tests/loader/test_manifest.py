@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from llama_loader import manifest
@@ -394,3 +395,34 @@ def test_the_size_is_limited_before_anything_is_parsed() -> None:
 )
 def test_plain_json_is_read_as_ever(text: str) -> None:
     assert loads(text.encode()) == json.loads(text)
+
+
+@pytest.mark.parametrize(
+    ("base", "mirror", "allowed"),
+    [
+        ("https://h/m.json", "file:///etc/passwd", False),
+        ("https://h/m.json", "FILE:///etc/passwd", False),
+        ("https://h/m.json", "http://127.0.0.1:8080/admin", False),
+        ("https://h/m.json", "https://other/a", True),
+        ("https://h/m.json", "hf://o/r/a", True),
+        ("hf://o/r/m.json", "http://[::1]/a", False),
+        ("hf://o/r/m.json", "a", True),
+        ("http://127.0.0.1:1/m.json", "file:///a", False),
+        ("http://127.0.0.1:1/m.json", "http://127.0.0.1:2/a", True),
+        ("file:///d/m.json", "http://127.0.0.1:2/a", True),
+        ("file:///d/m.json", "a", True),
+    ],
+)
+def test_manifest_of_elsewhere_names_no_mirror_on_this_machine(
+    base: str, mirror: str, allowed: object
+) -> None:
+    _, one = archives.release()
+    elsewhere = msgspec.structs.replace(one, urls=(mirror, "https://h/a"))
+    assert len(elsewhere.resolved_urls(base)) == (2 if allowed else 1)
+    alone = msgspec.structs.replace(one, urls=(mirror,))
+    if allowed:
+        assert len(alone.resolved_urls(base)) == 1
+        return
+    with pytest.raises(IntegrityError, match="this one alone as its mirror") as caught:
+        alone.resolved_urls(base)
+    assert caught.value.code == "MIRROR_REFUSED"

@@ -63,6 +63,20 @@ def test_what_is_quoted_complains_or_comes_last() -> None:
     assert server_log.quote([model, "0.00.1.1 I loading"]) == "loading"
 
 
+def test_list_below_a_message_is_quoted_with_it_or_not_at_all() -> None:
+    """A server that is killed while it answers has printed its sampler's parameters last."""
+    lines = [
+        "0.00.1.2 I srv  update_slots: all slots are idle",
+        "0.00.1.3 I slot launch_slot_: sampler params: ",
+        "\trepeat_last_n = 64, repeat_penalty = 1.000",
+        "\ttop_k = 40",
+    ]
+    assert server_log.quote([*lines, "killed by the kernel"]) == "killed by the kernel"
+    error = server_log.explain(-9, [*lines, "0.00.1.4 E lost:", "  a GPU"], loading=False)
+    assert error.message.endswith("its last lines: lost: | a GPU")
+    assert "\t" not in server_log.quote(lines)
+
+
 def test_whole_lines_are_quoted_the_decisive_one_first() -> None:
     cause = "0.00.1.2 E load: cudaMalloc failed: " + "x" * 400
     later = [f"0.00.1.{number} E failed {number} " + "y" * 200 for number in range(3, 9)]
