@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import llama_space
 from farm.release import json_schema
+from llama_loader import doctor as examination
 from llama_loader import errors as loader_errors
 
 if TYPE_CHECKING:
@@ -125,6 +126,11 @@ def schema() -> str:
     return f"```json\n{json.dumps(json_schema(), indent=2)}\n```\n"
 
 
+def doctor() -> str:
+    """Return the JSON Schema of ``doctor --json``."""
+    return f"```json\n{json.dumps(examination.json_schema(), indent=2)}\n```\n"
+
+
 def api() -> str:
     """Return the public names of ``llama_space``, their signatures and docstrings."""
     public = {name: getattr(llama_space, name) for name in llama_space.__all__}
@@ -161,6 +167,7 @@ def decisions() -> str:
 _GENERATED: Final[dict[str, Callable[[], str]]] = {
     "errors": errors,
     "schema": schema,
+    "doctor": doctor,
     "api": api,
     "decisions": decisions,
 }
