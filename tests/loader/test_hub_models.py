@@ -94,7 +94,7 @@ def test_file_in_the_hubs_cache_with_other_bytes_is_named(
         path = model.get(load(environ={**clinic.variables, "HF_ENDPOINT": hub.url}))
     assert failures(clinic.examine(OFFLINE="1")) == {}
     blob = path.resolve()
-    for damaged in (content[:-1] + b"?", content[:-1]):
+    for damaged in (content[:-1] + b"!", content[:-1]):
         blob.write_bytes(damaged)
         found = clinic.examine(OFFLINE="1")
         assert failures(found) == {"model": "MODEL_SHA256_MISMATCH"}
