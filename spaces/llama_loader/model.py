@@ -299,7 +299,7 @@ def _hub_client(settings: Settings) -> ModuleType:
             hint="pip install huggingface_hub, or give a local file with --model",
         ) from error
     # its advice ("you are sending unauthenticated requests …", "Retrying") is not for our stderr
-    huggingface_hub.utils.logging.set_verbosity_error()
+    huggingface_hub.utils.logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     return huggingface_hub
 
 
