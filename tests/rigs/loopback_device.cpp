@@ -141,6 +141,9 @@ ggml_status compute(ggml_backend_t backend, ggml_cgraph * graph) {
     auto * s = (stream *) backend->context;
     if (!s->cpu) {
         s->cpu = ggml_backend_init_by_type(GGML_BACKEND_DEVICE_TYPE_CPU, nullptr);
+        // by itself it takes four threads, which wait for each other in busy loops
+        auto * reg = ggml_backend_dev_backend_reg(ggml_backend_get_device(s->cpu));
+        ((ggml_backend_set_n_threads_t) ggml_backend_reg_get_proc_address(reg, "ggml_backend_set_n_threads"))(s->cpu, 1);
     }
     synchronize(backend);
     return ggml_backend_graph_compute(s->cpu, graph);
