@@ -152,8 +152,9 @@ def _row(name: str, content: bytes, suppose: str | None) -> Row:
 def _gets(manifest: bytes, suppose: str) -> str:
     """Return the artifact's name, or the error's code."""
     done = loader.suppose(manifest, suppose, "--json")
-    if done.stdout:
-        name: str = json.loads(done.stdout)["choice"]["artifact"]
+    choice = json.loads(done.stdout)["choice"] if done.stdout else None
+    if choice:
+        name: str = choice["artifact"]
         return name
     code = _CODE.search(done.stderr)
     return f"nothing: {code[1]}" if code else "nothing"
