@@ -151,8 +151,8 @@ def test_what_the_host_lacks_comes_with_the_server() -> None:
     assert verdicts[RUNTIME.name].reason == "fetched too: libraries; 400.0 MB"
     assert f"brought by {RUNTIME.name}" in verdicts[SM90.name].reason
     told = report.choice(choice)
-    assert told["runtime_libraries"] == RUNTIME.name
-    assert told["missing"] == list(SONAMES)
+    assert told is not None
+    assert (told.runtime_libraries, told.missing) == (RUNTIME.name, SONAMES)
 
 
 @pytest.mark.parametrize(
