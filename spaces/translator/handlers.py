@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from llama_loader.errors import SettingError
 from llama_space.values import Failure, Progress
 from translator import advice, documents, panels, picture, texts
 from translator.session import Answer, InLine, Job, Refusal, translate
@@ -29,8 +28,11 @@ _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 class Handlers:
     """One for each page: gradio calls its methods with what its components hold."""
 
-    def __init__(self, engine: Engine, settings: Settings, line: Line) -> None:
+    def __init__(
+        self, engine: Engine, settings: Settings, line: Line, *, retries: bool = True
+    ) -> None:
         self._engine = engine
+        self._retries = retries
         self._settings = settings
         self._line = line
         self._stops: dict[str, threading.Event] = {}
@@ -54,10 +56,7 @@ class Handlers:
         return [
             panels.pill(state, words),
             panels.failure(failure, words),
-            # a setting only changes with a restart
-            gr.Button(
-                visible=failure is not None and failure.exit_status != SettingError.exit_status
-            ),
+            gr.Button(visible=failure is not None and self._retries),
             panels.colophon(state, words),
         ]
 
