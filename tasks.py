@@ -58,10 +58,6 @@ _BUILD_HELP = {
 _LISTS = ("define", "also")
 
 
-def _path(value: str | None) -> Path | None:
-    return Path(value) if value else None
-
-
 @task
 @verb
 def version(_: Context) -> None:
@@ -145,13 +141,13 @@ def build_cuda(
         image=image,
         toolkit=toolkit,
         ref=ref,
-        source=_path(source),
+        source=show.path(source),
         assume_build=show.number("--assume-build", assume_build),
         format=format,
         jobs=show.number("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
-        copy=_path(copy),
+        copy=show.path(copy),
         also=programs(also or ()),
         define=definitions(define or ()),
         patches=patches,
@@ -159,7 +155,7 @@ def build_cuda(
         workers=show.number("--workers", workers),
         worker_engine=worker_engine,
     )
-    publication = preflight.Publication(release, to, channel, _path(key))
+    publication = preflight.Publication(release, to, channel, show.path(key))
     with BuildReport() as report:
         if preflight.only(request, publication, report, check=check):
             return
@@ -195,13 +191,13 @@ def build_cpu(
         engine=engine,
         image=image,
         ref=ref,
-        source=_path(source),
+        source=show.path(source),
         assume_build=show.number("--assume-build", assume_build),
         format=format,
         jobs=show.number("--jobs", jobs),
         out=Path(out),
         fresh=fresh,
-        copy=_path(copy),
+        copy=show.path(copy),
         also=programs(also or ()),
         define=definitions(define or ()),
         patches=patches,
@@ -364,7 +360,7 @@ def status(
     from farm.terminal import status as found
 
     if to is None:
-        found.tell(_path(folder), suppose)
+        found.tell(show.path(folder), suppose)
         return
     from farm.publish import places
 

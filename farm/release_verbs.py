@@ -14,10 +14,6 @@ _MODEL_HELP = (
 )
 
 
-def _path(value: str | None) -> Path | None:
-    return Path(value) if value else None
-
-
 @task(
     help={
         "to": "a folder, github:OWNER/REPO or hf:OWNER/REPO",
@@ -43,7 +39,7 @@ def publish(
 
     place = places.parse(to)
     wanted = None if channel is None else places.require_name("channel", channel)
-    signer = None if wanted is None or dry_run else trust.signer(_path(key))
+    signer = None if wanted is None or dry_run else trust.signer(show.path(key))
     checked = None
     if signer is not None:
         report = checking.run(Path(folder), show.check)
@@ -116,7 +112,7 @@ def promote(
     wanted = places.require_name("channel", channel)
     lasting, lowest = show.days("--days", days), show.number("--serial", serial) or 1
     gated = show.sha256("--sha256", sha256)
-    place, signer = places.parse(to), trust.signer(_path(key))
+    place, signer = places.parse(to), trust.signer(show.path(key))
     named = places.project(project)
     checked = checking.require_gate(place, name, show.check, checked=gated)
     done = channels.promote(
@@ -153,7 +149,7 @@ def rollback(
 
     wanted = places.require_name("channel", channel)
     place = places.parse(to)
-    lasting, signer = show.days("--days", days), trust.signer(_path(key))
+    lasting, signer = show.days("--days", days), trust.signer(show.path(key))
     named = places.project(project)
     done = channels.rollback(place, wanted, signer, days=lasting, project=named)
     show.promotion(done)
@@ -191,7 +187,7 @@ def renew(
     if dry_run:
         show.line(" ".join(due))
         return
-    signer = trust.signer(_path(key))
+    signer = trust.signer(show.path(key))
     for name in due:
         show.promotion(channels.renew(place, name, signer, days=lasting, project=named))
 
@@ -353,11 +349,11 @@ def space(
         url=url,
         releases=releases,
         release=release,
-        folder=_path(folder),
+        folder=show.path(folder),
         line=line,
         engine=engine,
         image=image,
-        source=_path(source),
+        source=show.path(source),
         assume_build=show.number("--assume-build", assume_build),
         patches=patches,
         minutes=0 if wait == "0" else show.number("--wait", wait) or 0,

@@ -7,6 +7,7 @@ import re
 import sys
 from collections import Counter
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
@@ -73,6 +74,11 @@ def sha256(option: str, text: str | None) -> str | None:
     if text is not None and not _SHA256.fullmatch(text):
         raise UsageError("SHA256_INVALID", f"{option} {text[:80]!r} is not 64 hexadecimal digits")
     return text and text.lower()
+
+
+def path(value: str | None) -> Path | None:
+    """Return what an option names as a path; None for nothing, and for an empty word."""
+    return Path(value) if value else None
 
 
 def given(option: str, value: str | None) -> str:
