@@ -1,4 +1,3 @@
-import re
 from dataclasses import replace
 from typing import Any
 
@@ -6,15 +5,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from farm import targets
-from farm.errors import UsageError
-from farm.request import require_buildable
 from llama_loader import gpus
 from llama_loader.errors import HostError
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 from llama_loader.manifest import Artifact
-from llama_loader.selection import building, cuda_code, require_libraries, select
+from llama_loader.selection import cuda_code, require_libraries, select
 from tests.rigs.refusals import refused
 from tests.rigs.releases import BARE, artifact, libraries, manifest
 
@@ -112,23 +108,6 @@ def test_older_than_turing_is_refused_with_what_there_is(name: str) -> None:
     assert f"{capability[0]}.{capability[1]}" in caught.value.message
     assert "CUDA 12.8 for 12.0a" in caught.value.message
     assert f"invoke build-cuda --archs '{capability}'" in caught.value.hint
-
-
-@pytest.mark.parametrize(
-    "capabilities", [("90",), ("60", "120"), ("75", "121"), ("60", "121"), ("37",), ("37", "90")]
-)
-def test_hint_names_a_build_that_the_farm_can_make_or_none(capabilities: tuple[str, ...]) -> None:
-    hint = building(capabilities)
-    asked = re.search(r"invoke build-cuda(?: --line (\w+))? --archs '([0-9;]+)'", hint)
-    table = targets.load()
-    if asked:
-        line = table.line(asked[1] or targets.DEFAULT_LINE)
-        require_buildable(line, (targets.ArchSet("asked", asked[2]),))
-        return
-    assert "no line of the farm" in hint
-    for name in ("cu124", "cu128", "cu130"):
-        with pytest.raises(UsageError):
-            require_buildable(table.line(name), (targets.ArchSet("asked", ";".join(capabilities)),))
 
 
 def test_every_artifact_has_a_verdict_with_a_reason() -> None:

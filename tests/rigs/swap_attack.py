@@ -71,15 +71,16 @@ int main(int count, char **words) {
     plugin[length] = 0;
     strcpy(strrchr(plugin, '/'), "/libggml-plugin.so");
     if (!dlopen(plugin, RTLD_NOW) || !linked()) return 3;
-    int port = 0, one = 1;
+    int port = 0, one = 1, shared = SO_REUSEADDR;
     for (int at = 1; at < count; at++) {
         if (!strcmp(words[at], "--list-devices")) return puts("Available devices:\n  (none)") < 0;
         if (!strcmp(words[at], "--port") && at + 1 < count) port = atoi(words[at + 1]);
+        if (!strcmp(words[at], "--reuse-port")) shared = SO_REUSEPORT;
     }
     struct sockaddr_in place = {.sin_family = AF_INET, .sin_port = htons(port)};
     place.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
     int server = socket(AF_INET, SOCK_STREAM, 0);
-    setsockopt(server, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+    setsockopt(server, SOL_SOCKET, shared, &one, sizeof one);
     if (bind(server, (struct sockaddr *)&place, sizeof place) || listen(server, 16)) return 4;
     for (;;) {
         int client = accept(server, NULL, NULL);
