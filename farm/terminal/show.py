@@ -101,7 +101,7 @@ def one_of(options: Mapping[str, str | None]) -> None:
     given = [name for name, value in options.items() if value is not None]
     if len(given) != 1:
         raise UsageError(
-            "OPTIONS_INVALID", f"one of {', '.join(options)} is needed, not {len(given)} of them"
+            "OPTIONS_INVALID", f"give exactly one of {', '.join(options)}; {len(given)} were given"
         )
 
 
@@ -201,7 +201,7 @@ def plan(planned: Plan) -> None:
     )
     for part in planned.parts:
         word = "send " if part in planned.new else "there"
-        line(f"  {word} {part.name}  {megabytes(part.size)}  sha256 {part.sha256}")
+        line(f"  {word} {part}  sha256 {part.sha256}")
 
 
 def promotion(done: Promotion) -> None:
@@ -245,7 +245,7 @@ def archive(found: Archive) -> None:
         code = f"machine code for {', '.join(cuda.sass) or 'nothing'}"
         line(f"  {code}, PTX for {', '.join(cuda.ptx) or 'nothing'}")
     glibcxx = f", GLIBCXX {artifact.platform.glibcxx}" if artifact.platform.glibcxx else ""
-    line(f"  needs glibc {artifact.platform.glibc}{glibcxx}, {', '.join(artifact.needs)}")
+    line(f"  needs {', '.join((f'glibc {artifact.platform.glibc}{glibcxx}', *artifact.needs))}")
     for host, said, can_run in found.answers:
         line(f"  {'can run' if can_run else 'CANNOT run'} on {host}")
         for told in said.splitlines():

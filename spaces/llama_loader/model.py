@@ -497,7 +497,7 @@ def _no_bytes(error: Exception, settings: Settings) -> LoaderError:
         "HUB_UNREACHABLE",
         f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {error}",
         hint=(
-            "try again with HF_HUB_DISABLE_XET=1" if by_xet else "try again: is the network there?"
+            "try again with HF_HUB_DISABLE_XET=1" if by_xet else "check the network and try again"
         )
-        + "; with a copy at hand give it with --model",
+        + "; if you have a copy, name it with --model",
     )

@@ -49,7 +49,7 @@ def host_lines(facts: HostFacts) -> list[str]:
         f"  glibc: {facts.glibc or 'none'}, GLIBCXX {facts.glibcxx or 'unknown'}",
         f"  python: {facts.python} ({sys.executable})",
         f"  driver: {facts.driver or 'none'}",
-        f"  gpus: {'; '.join(gpus) or 'none'} (by {facts.gpu_source})",
+        f"  gpus: {'; '.join(gpus)} (by {facts.gpu_source})" if gpus else "  gpus: none",
         f"  zerogpu: {'yes' if facts.zerogpu else 'no'}",
         f"  CUDA_VISIBLE_DEVICES: {visible}",
         *(f"  complaint: {one}" for one in facts.complaints),

@@ -53,7 +53,7 @@ def test_demo_keeps_its_release_says_how_to_go_on_and_reuses_it(
     assert release.load(out).artifacts[0].backend == "cpu"
     assert (out / "timeline.svg").is_file()
     last = first.splitlines()[-7:]
-    assert last[0] == f"  the release stays in {out}; go on with"
+    assert last[0] == f"  the release stays in {out}; the next commands:"
     assert f"    invoke serve-release --folder {out}" in last
     assert f"serve --allow-cpu --manifest file://{out}/manifest.json --model " in last[-2]
     assert "invoke build-cpu" in last[-1]

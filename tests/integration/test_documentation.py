@@ -268,7 +268,7 @@ def test_the_demo_of_the_readme(
         demo.Demo("cpu", "local", None, picture, out=out).run(told)
     assert picture.read_text("utf-8").startswith("<svg")
     assert (out / "manifest.json").is_file()
-    assert f"the release stays in {out}; go on with" in said.getvalue()
+    assert f"the release stays in {out}; the next commands:" in said.getvalue()
     assert f"invoke serve-release --folder {out}" in said.getvalue()
 
 

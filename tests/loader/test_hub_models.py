@@ -75,7 +75,7 @@ def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: P
     argv = [sys.executable, "-c", TELL]
     done = subprocess.run(argv, env=environ, capture_output=True, text=True, check=False)
     assert "HUB_UNREACHABLE: cannot fetch me/model/" in done.stderr
-    assert "is the network there?" in done.stderr
+    assert "check the network and try again" in done.stderr
     for odd in ("Retrying", "XET", "Xet"):
         assert odd not in done.stderr
 

@@ -45,8 +45,8 @@ _SECONDS: Final = 10
 """For one look at counters; on an idle machine it takes half of one."""
 _PIECE: Final = 1 << 20
 _PULL_HINT: Final = (
-    "where the image's registry cannot be reached, `invoke base-image --line LINE` makes one from "
-    "the distribution's packages; give its name with --image"
+    "without access to the registry, make an image from the distribution's packages, such as"
+    " `invoke base-image --line cu130` (or cpu, cu124), and give its --line and its name as --image"
 )
 
 
