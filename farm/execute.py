@@ -67,14 +67,14 @@ class Reporter(Protocol):
 
 @dataclass(frozen=True)
 class BuiltTree:
-    """What a build left: CMake's ``bin`` folder, who compiled it, and how long each step took.
+    """What a build left: CMake's ``bin`` folder, who compiled it, and how long all steps took.
 
     ``cub`` is what of the toolkit was compiled in, with its licence's text.
     """
 
     folder: Path
     toolchain: Toolchain
-    seconds: dict[str, float]
+    seconds: float
     log: Path
     cub: tuple[Part, bytes] | None = None
 
@@ -181,10 +181,10 @@ def execute(
             environment["CCACHE_RECACHE"] = "1"
         watch = shared_cache.CacheWatch(workspace, environment, _both(log, reporter))
         watch.begin()
-        seconds = {
-            step.name: _run(step, plan, workspace, environment, step_log)
-            for step in plan.steps(workspace.layout, jobs=workspace.jobs)
-        }
+        started = time.monotonic()
+        for step in plan.steps(workspace.layout, jobs=workspace.jobs):
+            _run(step, plan, workspace, environment, step_log)
+        seconds = time.monotonic() - started
         watch.end()
         products = Path(folder) / "bin"
         products.mkdir()
@@ -223,16 +223,14 @@ def _run(
     workspace: Workspace,
     environment: Mapping[str, str],
     step_log: _StepLog,
-) -> float:
+) -> None:
     step_log.reporter.step(plan, step)
     step_log.log.write(f"$ {' '.join(step.argv)}")
     step_log.counts = step.counts
     step_log.tail.clear()
-    started = time.monotonic()
     status = workspace.run(step.argv, environment, step_log.take)
     if status != 0:
         raise _failure(step, plan, status, step_log)
-    return time.monotonic() - started
 
 
 def _failure(step: Step, plan: BuildPlan, status: int, step_log: _StepLog) -> BuildError:

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,15 +21,11 @@ from farm.inputs import recipe
 from farm.plan import CONTAINER_LAYOUT
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from farm.execute import Reporter
-    from farm.plan import BuildPlan, Step
+    from farm.plan import BuildPlan
     from farm.source import Source
-
-COUNT_SECONDS: Final = 5.0
-"""Between two writings of ninja's counter."""
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -38,18 +33,14 @@ class Entry(msgspec.Struct, frozen=True):
 
     Attributes:
         plan: the plan's digest (``digest``).
-        steps: finished steps and their seconds.
-        running: the step that had begun last, None when all were finished.
-        count: ninja's counter in that step.
+        begun: a build has begun; there is no tree where it has not ended well.
         tree: the kept tree's digest, None until there is one.
         tarballs: sha256 by file name.
         seconds: how long the whole build took, this plan's or an earlier one's of the same key.
     """
 
     plan: str
-    steps: dict[str, float] = {}
-    running: str | None = None
-    count: tuple[int, int] | None = None
+    begun: bool = False
     tree: str | None = None
     tarballs: dict[str, str] = {}
     seconds: float | None = None
@@ -99,55 +90,6 @@ class Journal:
         return self.folder / f"{key}.json"
 
 
-class Recording:
-    """A reporter that writes the journal and hands everything on.
-
-    Of the entry it is given it takes over how long the plan took: a run begins with its first step
-    again, so that nothing of it has finished, and what was running has ended somehow.
-    """
-
-    def __init__(
-        self,
-        reporter: Reporter,
-        journal: Journal,
-        entry: Entry,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._reporter = reporter
-        self._journal = journal
-        self._clock = clock
-        self._begun = clock()
-        self._due = self._begun
-        self.entry = Entry(entry.plan, seconds=entry.seconds)
-
-    def step(self, plan: BuildPlan, step: Step) -> None:
-        """Record that a step has begun, and so that the one before it is finished."""
-        now = self._clock()
-        done = dict(self.entry.steps)
-        if self.entry.running is not None:
-            done[self.entry.running] = round(now - self._begun, 3)
-        self._begun, self._due, self._key = now, now + COUNT_SECONDS, plan.key
-        self._write(steps=done, running=step.name, count=None)
-        self._reporter.step(plan, step)
-
-    def count(self, done: int, total: int) -> None:
-        """Record ninja's counter, every five seconds."""
-        now = self._clock()
-        if now >= self._due:
-            self._due = now + COUNT_SECONDS
-            self._write(count=(done, total))
-        self._reporter.count(done, total)
-
-    def note(self, line: str) -> None:
-        """Hand a line on."""
-        self._reporter.note(line)
-
-    def _write(self, **changes: object) -> None:
-        self.entry = msgspec.structs.replace(self.entry, **changes)
-        self._journal.write(self._key, self.entry)
-
-
 @dataclass(frozen=True)
 class KeptTree:
     """One plan's place in a checkout's state folder.
@@ -176,11 +118,10 @@ class KeptTree:
         """Return what the journal has of this plan."""
         return self.journal.read(self.plan.key, self.digest)
 
-    def forget(self) -> None:
-        """Begin anew; the time that the last build took stays known."""
-        self.journal.write(
-            self.plan.key, Entry(self.digest, seconds=self.journal.seconds(self.plan.key))
-        )
+    def begin(self) -> None:
+        """Note that a build begins; the time that the last one took stays known."""
+        seconds = self.journal.seconds(self.plan.key)
+        self.journal.write(self.plan.key, Entry(self.digest, begun=True, seconds=seconds))
 
     def is_whole(self) -> bool:
         """Whether the tree that the journal names is there, unchanged."""
@@ -189,21 +130,17 @@ class KeptTree:
             expected is not None and self.folder.is_dir() and folder_digest(self.folder) == expected
         )
 
-    def progress(self) -> str | None:
-        """Say how far an unfinished build had come, None where it had not begun."""
+    def was_interrupted(self) -> bool:
+        """Whether an earlier build of this plan began and left no tree."""
         entry = self.entry()
-        if entry.running is None or entry.tree is not None:
-            return None
-        finished = f"{', '.join(entry.steps)} finished, " if entry.steps else ""
-        at = f" had come to {entry.count[0]} of {entry.count[1]}" if entry.count else " had begun"
-        return f"{finished}{entry.running}{at}"
+        return entry.begun and entry.tree is None
 
     def keep(
         self,
         products: Path,
         build_json: bytes,
         licences: Mapping[str, bytes],
-        seconds: dict[str, float],
+        seconds: float,
     ) -> None:
         """Take over a build's products; the tree counts once the journal names it.
 
@@ -211,7 +148,7 @@ class KeptTree:
             PackError: ``WRITE_FAILED``: the disk is full, or this user may not write; what had
                 been written is gone, so that there is room for the sets after this one.
         """
-        entry = Entry(self.digest, steps=seconds, seconds=sum(seconds.values()))
+        entry = Entry(self.digest, begun=True, seconds=seconds)
         self.journal.write(self.plan.key, entry)
         try:
             with durable.writing(self.folder):

@@ -19,7 +19,7 @@ from farm.engines.local import LocalEngine
 from farm.errors import BuildError, EngineError, FarmError, UsageError, raise_all
 from farm.execute import execute
 from farm.inputs import base_image, images, pins, toolkit
-from farm.kept import Journal, KeptTree, Recording, digest
+from farm.kept import Journal, KeptTree, digest
 from farm.request import ENGINES
 from farm.tarball import build_record, parts
 from farm.terminal.progress import BUILT, FAILED, Fleet, SetReporter
@@ -249,9 +249,9 @@ def _build_one(plan: BuildPlan, engine: Engine, request: BuildRequest, fleet: Fl
         fleet.before(plan.key)
         return made
     fleet.begin(plan.key, engine.name)
-    recording = Recording(SetReporter(fleet, plan.key), kept.journal, kept.entry())
-    logs = STATE / "logs"
-    with execute(plan, engine, logs=logs, reporter=recording, fresh=request.fresh) as built:
+    kept.begin()
+    reporter, logs = SetReporter(fleet, plan.key), STATE / "logs"
+    with execute(plan, engine, logs=logs, reporter=reporter, fresh=request.fresh) as built:
         build_json, licences = recorded(plan, built.toolchain, built.cub, request, report)
         kept.keep(built.folder, build_json, licences, built.seconds)
     fleet.step(plan.key, "pack")
@@ -284,18 +284,16 @@ def recorded(
 
 
 def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
-    """Return whether an earlier run has built this plan; print that, or how far it came."""
+    """Return whether an earlier run has built this plan; print that, or that it did not finish."""
     if fresh:
-        kept.forget()
         return False
     if kept.is_whole():
         report.say(f"{kept.plan.key}: built already, in an earlier run (--fresh builds it again)")
         return True
-    progress = kept.progress()
-    if progress is not None:
+    if kept.was_interrupted():
         report.say(
-            f"{kept.plan.key}: goes on: {progress}; what the compiler cache holds is not compiled "
-            "again"
+            f"{kept.plan.key}: goes on: an earlier run did not finish it; what the compiler cache "
+            "holds is not compiled again"
         )
     return False
 

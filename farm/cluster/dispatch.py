@@ -14,9 +14,7 @@ from typing import TYPE_CHECKING, Final, Self
 from farm.cluster import host
 from farm.cluster.host import Outcome, place
 from farm.cluster.scheduler import POLL, Connection, no_hosts, unreachable
-from farm.errors import BuildError, EngineError, FarmError, PackError
-from farm.plan import Step
-from farm.terminal.progress import SetReporter
+from farm.errors import BuildError, EngineError, FarmError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -25,7 +23,6 @@ if TYPE_CHECKING:
 
     from farm.cluster.host import Job
     from farm.cluster.scheduler import Event
-    from farm.execute import Reporter
     from farm.plan import BuildPlan
     from farm.request import BuildRequest
     from farm.terminal.progress import Fleet
@@ -65,7 +62,6 @@ class Dispatcher:
         address: the scheduler's.
         source: packs the source; called once, if a host lacks it.
         fleet: is told everything.
-        record: gives who is told of a set's steps, each time that it is handed out.
 
     Raises:
         EngineError: ``SCHEDULER_UNREACHABLE``.
@@ -76,16 +72,13 @@ class Dispatcher:
         address: str,
         source: Callable[[], bytes],
         fleet: Fleet,
-        record: Callable[[str], Reporter] | None = None,
     ) -> None:
         self.fleet = fleet
         self._source = source
-        self._record = record
         self._packed: bytes | None = None
         self._order: list[str] = []
         self._waiting: list[Job] = []
         self._builds: list[_Build] = []
-        self._reporters: dict[str, Reporter] = {}
         self._failures: Counter[str] = Counter()
         self._losses: defaultdict[str, list[str]] = defaultdict(list)
         self._overtaken: set[str] = set()
@@ -225,7 +218,6 @@ class Dispatcher:
             )
         self._builds.append(_Build(job, worker, self.link.submit(worker, job)))
         self.fleet.begin(key, place(worker))
-        self._reporters[key] = self._record(key) if self._record else SetReporter(self.fleet, key)
 
     def _hosts_of(self, key: str) -> list[str]:
         return [place(build.worker) for build in self._builds if build.key == key]
@@ -286,18 +278,12 @@ class Dispatcher:
         key, what, values = told["key"], told["what"], told["values"]
         if self._hosts_of(key)[-1:] != [told["where"]]:
             return
-        reporter = self._reporters[key]
-        try:
-            if what == "note":
-                self.fleet.say(f"{key}: {values[0]}")
-            elif what == "count":
-                reporter.count(*values)
-            else:
-                plan = next(build.job.plan for build in self._builds if build.key == key)
-                reporter.step(plan, Step(values[0], ()))
-        except PackError as error:  # the journal cannot be written; the set may still be built
-            self.fleet.say(error.render())
-            self._reporters[key] = SetReporter(self.fleet, key)
+        if what == "note":
+            self.fleet.say(f"{key}: {values[0]}")
+        elif what == "count":
+            self.fleet.counted(key, *values)
+        else:
+            self.fleet.step(key, values[0])
 
 
 def _outcome(build: _Build) -> Outcome:

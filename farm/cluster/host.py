@@ -94,7 +94,7 @@ class Outcome:
     sha256: str = ""
     line: Line | None = None
     toolchain: Toolchain | None = None
-    seconds: dict[str, float] | None = None
+    seconds: float = 0.0
     cub: tuple[Part, bytes] | None = None
 
 

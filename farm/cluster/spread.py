@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 
 from farm import pipeline
 from farm.errors import BuildError, FarmError, UsageError
-from farm.kept import Journal, KeptTree, Recording, digest, source_digest
-from farm.terminal.progress import BUILT, FAILED, Fleet, SetReporter
+from farm.kept import Journal, KeptTree, digest, source_digest
+from farm.terminal.progress import BUILT, FAILED, Fleet
 
 try:
     from farm.cluster import host
@@ -90,14 +90,9 @@ class _Run:
         fleet = Fleet.longest_first(self.report, recorded)
         kept: dict[str, KeptTree] = {}
 
-        def record(key: str) -> Recording:
-            return Recording(SetReporter(fleet, key), kept[key].journal, kept[key].entry())
-
         with (
             cluster(self.request, len(self.plans)) as address,
-            Dispatcher(
-                address, lambda: host.pack_folder(plan.source.tree), fleet, record
-            ) as dispatcher,
+            Dispatcher(address, lambda: host.pack_folder(plan.source.tree), fleet) as dispatcher,
         ):
             if dashboard := dispatcher.link.dashboard():
                 self.report.say(f"dashboard: {dashboard}")
@@ -112,6 +107,7 @@ class _Run:
                     fleet.before(key)
                     yield kept[key]
                 else:
+                    kept[key].begin()
                     jobs.append(host.Job(kept[key].plan, source, asked))
             with fleet:
                 for job, outcome in dispatcher.run(jobs):
@@ -161,4 +157,4 @@ class _Run:
             build_json, licences = pipeline.recorded(
                 promised.plan, outcome.toolchain, outcome.cub, self.request, self.report
             )
-            promised.keep(Path(folder), build_json, licences, outcome.seconds or {})
+            promised.keep(Path(folder), build_json, licences, outcome.seconds)

@@ -72,7 +72,7 @@ def test_a_build_gives_programs_that_run_and_knows_who_compiled(tiny: Path, tmp_
         assert (built.folder / "libllama.so").is_symlink()
         assert built.toolchain.engine == "local"
         assert built.toolchain.compiler.startswith("GNU ")
-        assert set(built.seconds) == {"configure", "compile"}
+        assert built.seconds > 0
         products = built.folder
     assert recorder.steps == ["cpu-cpu configure", "cpu-cpu compile"]
     done, total = recorder.counts[-1]

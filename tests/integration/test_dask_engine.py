@@ -193,8 +193,6 @@ def test_a_host_ends_its_build_when_the_client_is_killed(
     hosts.worker("first")
     run = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
     until(lambda: held.begun == 1, "the build does not begin", 60)
-    journal = tmp_path / "state" / "journal" / "cpu-cpu.json"
-    until(lambda: journal.exists() and "compile" in journal.read_text(), "no step is recorded", 30)
     run.kill()
     run.communicate(timeout=10)
     until(lambda: not running(str(held.folder / "wait")), "it goes on", seconds=10)
@@ -204,7 +202,7 @@ def test_a_host_ends_its_build_when_the_client_is_killed(
     again = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
     _, told = again.communicate(timeout=100)
     assert again.returncode == 0, told
-    assert "cpu-cpu: goes on: configure finished, compile had" in told
+    assert "cpu-cpu: goes on: an earlier run did not finish it" in told
 
 
 def test_a_worker_killed_in_mid_build_is_replaced_by_another(
