@@ -37,22 +37,13 @@ _BUILD_IN_VERSION: Final = re.compile(r"\d{4}\.\d{1,2}\.(\d{4,6})")
 
 
 @dataclass(frozen=True)
-class Step:
-    """What changed of one kind: the commit's title, a line for each row, the file's text then."""
-
-    title: str
-    changes: tuple[str, ...]
-    text: str
-
-
-@dataclass(frozen=True)
 class Update:
-    """What an update changed, by kind: llama.cpp, packages, images.
+    """What an update changed: a line for each row.
 
     ``newer`` is the build of a newer llama.cpp, None where that stays.
     """
 
-    steps: tuple[Step, ...] = ()
+    changes: tuple[str, ...] = ()
     newer: int | None = None
 
 
@@ -86,27 +77,18 @@ def main(
         document = tomlkit.parse(before)
     except (OSError, TOMLKitError) as error:
         raise UsageError("PINS_INVALID", f"{path.name}: {error}") from error
-    build = int(document.unwrap()["source"]["build"])
-    parts: dict[str, Callable[[], None]] = {
-        "llama.cpp": lambda: _update_source(document["source"], say, tags_of, newest=newest),
-        "Packages": lambda: _update_packages(document),
-        "Images": lambda: _update_images(document, say, digest_of or registry_digest),
-    }
-    steps = []
-    for title, update in parts.items():
-        old = document.unwrap()
-        update()
-        if changes := _changes(old, document.unwrap()):
-            titled = f"{title}: {len(changes)} pins changed" if title != "llama.cpp" else changes[0]
-            steps.append(Step(titled, changes, tomlkit.dumps(document)))
-    if steps:
-        path.write_text(steps[-1].text, "utf-8")
+    old = document.unwrap()
+    _update_source(document["source"], say, tags_of, newest=newest)
+    _update_packages(document)
+    _update_images(document, say, digest_of or registry_digest)
+    changes = _changes(old, document.unwrap())
+    if changes:
+        path.write_text(tomlkit.dumps(document), "utf-8")
     now = pins.load(path).source.build
-    for step in steps:
-        for change in step.changes:
-            say(change)
-    say(f"{path.name}: {'written' if steps else 'unchanged'}")
-    return Update(tuple(steps), now if now > build else None)
+    for change in changes:
+        say(change)
+    say(f"{path.name}: {'written' if changes else 'unchanged'}")
+    return Update(changes, now if now > int(old["source"]["build"]) else None)
 
 
 def compared(remote: str = source.GIT_REMOTE) -> str:
