@@ -1,8 +1,8 @@
-"""``invoke clean``: what the farm left here and in its engine, how much it takes; removes it.
+"""``invoke clean``: list what the farm left on this machine and in its engine, and remove it.
 
-Only what the farm made goes: its own folder of the user's cache, ``.farm`` of this checkout, and in
-the Docker engine what carries its label and its names. What a run uses stays. ``dist/`` is the
-person's, and so is a compiler cache that ``CCACHE_DIR`` names.
+It removes only what the farm made: its own folder of the user's cache, ``.farm`` of this checkout,
+and in the Docker engine what has its label and its names. It keeps what a run uses, ``dist/``, and
+a compiler cache that ``CCACHE_DIR`` names.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _BUSY: Final = "a run of the farm uses it"
 
 @dataclass(frozen=True)
 class Left:
-    """One thing that takes room. ``kept``: why it stays; ``remove`` returns why it stayed."""
+    """One thing on the disk. ``kept``: why it stays; ``remove`` returns why it could not go."""
 
     what: str
     size: int
@@ -64,7 +64,7 @@ class Leavings:
     state: Path = STATE_FOLDER
     things: list[Left] = field(default_factory=list)
     engine: str = ""
-    """Why nothing is known of the engine, empty where it answers."""
+    """Why the engine could not be asked, empty if it answers."""
     _open: ExitStack = field(default_factory=ExitStack)
 
     def __enter__(self) -> Self:
@@ -88,7 +88,7 @@ class Leavings:
 
     @property
     def size(self) -> int:
-        """Bytes of everything, also of what stays."""
+        """Bytes of all things, including those that stay."""
         return sum(thing.size for thing in self.things)
 
     def remove(self) -> Iterator[str]:

@@ -1,9 +1,9 @@
 """cuBLAS and cudart out of NVIDIA's wheels → a tarball of their own, for hosts that have none.
 
 NVIDIA's licence lets these files be passed on unmodified with an application. So they go into the
-tarball byte for byte, with the licence that lies in the wheels, and ``CUDA_RUNTIME.json`` says of
-each which wheel it is from and what it is there, so that every reader can compare. They are
-neither stripped nor patched. They stream from the wheels into the compressor; 540 MB are never in
+tarball byte for byte, with the licence from the wheels. ``CUDA_RUNTIME.json`` names each file's
+wheel, its path and its digest there, so that every reader can compare. The files are neither
+stripped nor patched. They stream from the wheels into the compressor, so 540 MB are never in
 memory.
 """
 
@@ -218,7 +218,7 @@ def _libraries(
 
 
 def _licences(pin: PackagePin, wheel: zipfile.ZipFile) -> list[_Taken]:
-    """Return a wheel's licence texts; without one nothing of it may be passed on."""
+    """Return a wheel's licence texts; a wheel without one may not be passed on."""
     found = [
         _Taken(wheel, info, f"{LICENCES}/{pin.package}/{PurePosixPath(info.filename).name}")
         for info in wheel.infolist()

@@ -63,7 +63,7 @@ class Span:
 
 
 def seconds(value: float) -> str:
-    """Write a duration with as many digits as mean something."""
+    """Write a duration with the digits that are significant."""
     if value < _TENTH:
         return f"{value * 1000:.0f} ms"
     return f"{value:.2f} s" if value < _TEN else f"{value:.0f} s"
@@ -109,7 +109,7 @@ class Demo:
         arch_set, engine, image: as of ``BuildRequest``.
         figure: where the timeline's picture goes.
         all_cpus: build the CPU variants of other machines, too.
-        out: where the release stays; one of another making is left alone.
+        out: where the release stays; a release that no demo made is not changed.
     """
 
     arch_set: str
@@ -124,7 +124,7 @@ class Demo:
         """Do everything, show the answer and the timeline.
 
         Raises:
-            FarmError: a stage failed, or the model did not answer as it must.
+            FarmError: a stage failed, or the model's answer is wrong.
         """
         with tempfile.TemporaryDirectory(prefix="llama-farm-demo-") as folder:
             out = self._place()
@@ -197,7 +197,7 @@ class Demo:
 
 
 def _say_next(out: Path, model: Path, report: BuildReport) -> None:
-    """Say what can be done with what was built, and with which model it was tried."""
+    """Print the next commands for the release, and the model that the demo used."""
     manifest = (out / release.MANIFEST).absolute().as_uri()
     report.say(
         f"""
@@ -212,7 +212,7 @@ def _say_next(out: Path, model: Path, report: BuildReport) -> None:
 
 
 def _with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
-    """Settle on a devel image, else on no container."""
+    """Choose a devel image; without one, build with the local engine."""
     try:
         return pipeline.with_image(request, line, report)
     except UsageError as error:
@@ -233,7 +233,7 @@ def _with_toolkit(request: BuildRequest, line: str, report: BuildReport) -> Buil
 
 
 def _spans(told: Mapping[str, Any], owner: str, only: tuple[str, ...] = ()) -> list[Span]:
-    """Take the stages that the loader timed; one that came several times is one span."""
+    """Return the stages that the loader timed; a repeated stage becomes one span."""
     found: dict[str, Span] = {}
     for stage in told["timeline"]:
         name, seconds = stage["name"], stage["seconds"]

@@ -1,6 +1,6 @@
-"""Files and folders: on the disk when they have their name, and known by their digests.
+"""Write files and folders so that they are complete on the disk before they have their name.
 
-A full disk is one line.
+It also computes their digests, and turns a full disk into a one-line error.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _SMALL: Final = 8 << 20
 
 @contextmanager
 def writing(place: Path, *, hint: str = "") -> Iterator[None]:
-    """Tell of a disk that is full, or not ours, in one line.
+    """Turn an error of the disk (full, not writable) into a one-line error.
 
     Args:
         place: what is written.
@@ -47,7 +47,7 @@ def writing(place: Path, *, hint: str = "") -> Iterator[None]:
 
 
 def open_regular(path: Path) -> BinaryIO:
-    """Open a regular file to read; a FIFO, a device or a link to one is not waited for.
+    """Open a regular file to read, without ever waiting for a FIFO or a device.
 
     Raises:
         OSError: it cannot be opened, or is no regular file.
@@ -74,10 +74,10 @@ def read_small(path: Path) -> bytes:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
-    """Give a private file to write, which takes ``path``'s place if all went well, else goes.
+    """Yield a private file to write; it replaces ``path`` on success, and is removed on failure.
 
-    Its ``name`` is where it lies until then, for a reader of what was written and flushed. At every
-    moment the old one or the new one is there, after a power cut too.
+    Its ``name`` is its path until then, for a reader of what was written and flushed. At every
+    moment the old file or the new one exists, after a power cut too.
 
     Raises:
         OSError: the disk is full, or this user may not write.
@@ -108,9 +108,9 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
 
 @contextmanager
 def new_folder(folder: Path) -> Iterator[Path]:
-    """Fill a folder under another name; of two processes the faster one wins.
+    """Yield a temporary folder that gets its name on success; the faster of two processes wins.
 
-    All of it is on the disk before it has its name.
+    All of its content is on the disk before it has its name.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
     staging = Path(tempfile.mkdtemp(prefix=".part-", dir=folder.parent)) / folder.name
@@ -128,7 +128,7 @@ def new_folder(folder: Path) -> Iterator[Path]:
 
 
 def sync_tree(folder: Path) -> None:
-    """Wait until a folder and all that is in it are on the disk: syncfs(2), one call for all.
+    """Wait until a folder and its content are on the disk, by one call of syncfs(2).
 
     A source tree has thousands of files; one ``fsync`` for each takes half a minute.
 
@@ -162,7 +162,7 @@ def sha256(path: Path) -> str:
 def folder_digest(folder: Path) -> str:
     """Return the sha256 of a folder's names, modes, links and contents, ``.git`` left out.
 
-    Nothing is read from what is neither a file nor a link: a pipe would wait for ever.
+    Only files and links are read, because reading a pipe would wait for ever.
     """
     whole = hashlib.sha256()
     for path in files(folder):
@@ -179,12 +179,12 @@ def folder_digest(folder: Path) -> str:
 
 
 def _encodable(name: str) -> str:
-    """Return a name as it is where it is UTF-8, else with its other bytes escaped."""
+    """Return a name with the bytes escaped that are not UTF-8."""
     return name.encode("utf-8", "backslashreplace").decode()
 
 
 def files(folder: Path) -> Iterator[Path]:
-    """Give what is in a folder and below it and is no folder, in order, ``.git`` left out."""
+    """Yield everything below a folder except folders, in order, without ``.git``."""
     for path in sorted(folder.iterdir()):
         if path.name == ".git":
             continue

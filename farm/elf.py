@@ -1,4 +1,4 @@
-"""What a binary really contains and needs. ``python -m farm.elf FILE…`` prints it as JSON.
+"""Read what a binary contains and needs. ``python -m farm.elf FILE…`` prints it as JSON.
 
 ``inspect`` reads one file, ``merge`` sums up a package, ``check`` compares it with what was asked.
 """
@@ -220,7 +220,7 @@ def check(inspections: Sequence[Inspection], asked: Asked) -> None:
 
 
 def version_key(version: str) -> tuple[int, ...]:
-    """Return what dotted versions are compared by."""
+    """Return the key by which dotted versions are compared."""
     return tuple(int(part) for part in version.split("."))
 
 

@@ -1,4 +1,4 @@
-"""A small reader of ELF: sections, dynamic entries, version needs. Nothing else is needed here.
+"""A small reader of ELF files: sections, dynamic entries and version needs, nothing else.
 
 Why not pyelftools: it trusts counts and links, so that a small damaged file can keep it busy for
 hours, and it fails with a dozen kinds of exception (docs/decisions/0010-own-elf-reader.md). Here
@@ -181,7 +181,7 @@ class ElfFile:
     def _chain(
         self, row: struct.Struct, data: bytes, offset: int, *, next_field: int
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Walk rows that each say how far on the next one is. Only forward, so it ends."""
+        """Yield rows that each give the distance to the next one; only forward, so the walk ends."""
         while data:
             if offset + row.size > len(data):
                 raise self.corrupt(f"version needs point at {offset} of {len(data)} bytes")

@@ -11,7 +11,7 @@ from llama_loader.errors import printable
 
 
 class FarmError(Exception):
-    """Root of everything that the farm raises on purpose; a failed build, publish or check.
+    """The root of all errors that the farm raises on purpose.
 
     Attributes:
         code: short upper-case name that can be searched for, e.g. ``ENGINE_NOT_RUNNING``.
@@ -32,16 +32,16 @@ class FarmError(Exception):
         self.others: tuple[FarmError, ...] = ()
 
     def __reduce__(self) -> tuple[object, ...]:
-        """Travel between the hosts of a cluster whole."""
+        """Let pickle carry all fields between the hosts of a cluster."""
         return _again, (type(self), self.code, self.message, self.hint)
 
     @property
     def line(self) -> str:
-        """All of it in one line."""
+        """The whole error in one line."""
         return f"{self.code}: {self.message}{f' ({self.hint})' if self.hint else ''}"
 
     def render(self) -> str:
-        """Return what a person sees: the error line, then hint and log where there are any."""
+        """Return the text for a person: the error line, then the hint and the log, if any."""
         # tarballs, ELF files and manifests are foreign text; a log has lines of its own
         message = "\n".join(map(printable, self.message.split("\n")))
         lines = [f"error[{self.code}]: {message}"]
@@ -55,17 +55,17 @@ def _again(kind: type[FarmError], code: str, message: str, hint: str) -> FarmErr
 
 
 class UsageError(FarmError):
-    """Asked for something that does not exist or cannot be built (exit status 2)."""
+    """The request names something that does not exist or cannot be built (exit status 2)."""
 
     exit_status = 2
 
 
 class EngineError(FarmError):
-    """No engine, or one that cannot do what it must."""
+    """No engine answers, or the engine cannot do what is needed."""
 
 
 class SourceError(FarmError):
-    """llama.cpp's source could not be had, or is not what its pin says."""
+    """llama.cpp's source cannot be fetched, or differs from its pin."""
 
 
 class BuildError(FarmError):
@@ -73,7 +73,7 @@ class BuildError(FarmError):
 
 
 class InspectError(FarmError):
-    """A binary does not hold, or needs more than, what its architecture set says."""
+    """A binary lacks code that its architecture set names, or needs more than its line promises."""
 
 
 class PackError(FarmError):
@@ -85,9 +85,9 @@ class PublishError(FarmError):
 
 
 def raise_all(findings: Iterable[FarmError]) -> None:
-    """Raise the findings of a check as one error that shows all of them; nothing without any.
+    """Raise the findings of a check as one error that shows all; without findings, do nothing.
 
-    Wrong usage comes first, so that its exit status (2) counts: what was asked for must change.
+    Wrong usage comes first, so that its exit status (2) counts: the request must change.
 
     Raises:
         FarmError: the first finding, with the others in it.

@@ -1,4 +1,4 @@
-"""The one executor: runs a plan's steps in a workspace, keeps the log, returns the products."""
+"""The executor: run a plan's steps in a workspace, keep the log, return the products."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
     from farm.tarball.parts import Part
 
 SHOWN_LINES: Final = 20
-"""How many of a failed compiler's lines stand in the error; the log has them all."""
+"""How many of a failed compiler's lines the error shows; the log has them all."""
 _LOOK_SECONDS: Final = 0.5
-"""Between two looks at whether a build is still wanted: its compiler may be silent for minutes."""
+"""Seconds between two checks whether the caller still wants the build: compilers can be silent."""
 
 _NINJA_COUNT: Final = re.compile(r"^\[(\d+)/(\d+)\] ")
 _NINJA_FAILED: Final = re.compile(r"^FAILED: (?:\[code=\d+\] )?(.+)$")
@@ -53,23 +53,23 @@ _HASHED: Final = re.compile(r"([0-9a-f]{64})  - (\S+)\Z")
 
 
 class Reporter(Protocol):
-    """Shows a person what is going on."""
+    """Shows a person the progress."""
 
     def step(self, plan: BuildPlan, step: Step) -> None:
-        """Say that a step has begun."""
+        """Report that a step has begun."""
 
     def count(self, done: int, total: int) -> None:
-        """Say how many of ninja's edges are done."""
+        """Report how many of ninja's edges are done."""
 
     def note(self, line: str) -> None:
-        """Show one line that matters by itself."""
+        """Show one line that is not part of a step's progress."""
 
 
 @dataclass(frozen=True)
 class BuiltTree:
-    """What a build left: CMake's ``bin`` folder, who compiled it, and how long all steps took.
+    """The result of a build: CMake's ``bin`` folder, the compilers, and the seconds of all steps.
 
-    ``cub`` is what of the toolkit was compiled in, with its licence's text.
+    ``cub`` is the part of the toolkit that was compiled in, with its licence's text.
     """
 
     folder: Path
@@ -106,7 +106,7 @@ class _Log:
 
 @dataclass
 class _StepLog:
-    """Writes every line to the log, hands counts on, remembers what an error must show."""
+    """Writes every line to the log, passes counts on, and keeps the lines for an error."""
 
     log: _Log
     reporter: Reporter
@@ -134,7 +134,7 @@ class _StepLog:
         if identified is not None:
             self.compilers[identified["language"]] = identified["name"]
         if len(self.failed) > 1:
-            return  # the first that failed is shown; of those beside it the log has the rest
+            return  # the error shows the first failure; the log has those of the other compilers
         self.tail.append(line)
         if not self.failed:
             del self.tail[:-SHOWN_LINES]
@@ -152,7 +152,7 @@ def execute(
 ) -> Iterator[BuiltTree]:
     """Run ``plan`` on ``engine``.
 
-    The products lie in a private folder that is gone when the context is left.
+    The products are in a private folder that is removed when the context is left.
 
     Args:
         plan: what to build.
@@ -160,7 +160,7 @@ def execute(
         logs: the folder for the full log, ``<plan.key>.log``.
         reporter: who is told.
         fresh: compile everything again, using nothing from the compiler cache.
-        abandoned: asked twice a second whether the caller has gone; if so, the step is ended.
+        abandoned: called twice a second; true if the caller has gone, which ends the step.
 
     Raises:
         BuildError: a step failed; shows the failing file and the compiler's last lines.
@@ -195,7 +195,7 @@ def execute(
 
 @contextmanager
 def _ended_when(abandoned: Callable[[], bool] | None, workspace: Workspace) -> Iterator[None]:
-    """Look beside the build at whether it is wanted, and end what runs in it where it is not."""
+    """Check in a thread whether the build is still wanted, and end its processes if not."""
     if abandoned is None:
         yield
         return
@@ -204,7 +204,7 @@ def _ended_when(abandoned: Callable[[], bool] | None, workspace: Workspace) -> I
     def look() -> None:
         while not over.wait(_LOOK_SECONDS):
             if abandoned():
-                with suppress(EngineError):  # then it is out of reach for the build, too
+                with suppress(EngineError):  # if it cannot be reached here, the build cannot reach it either
                     workspace.end()
                 return
 
@@ -245,7 +245,7 @@ def _failure(step: Step, plan: BuildPlan, status: int, step_log: _StepLog) -> Bu
 
 
 def _telling(lines: list[str]) -> list[str]:
-    """Pick the compiler's messages: ninja repeats the whole command line before them."""
+    """Return the compiler's messages without the command line that ninja prints before them."""
     told = [line for line in lines if line.strip() and not line.startswith("ninja: build stopped")]
     without_command = told[1:] if len(told) > 1 and " -c " in told[0] else told
     return without_command[:SHOWN_LINES]
@@ -285,7 +285,7 @@ def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
 
 
 def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
-    """Return the sha256 of what compiles and links, by name; what is not there is left out."""
+    """Return the sha256 of the programs that compile and link, by name; missing ones are left out."""
     layout = workspace.layout
     asked = ["gcc", "g++", layout.cmake, layout.ninja]
     if plan.line.is_cuda and layout.cuda is not None:

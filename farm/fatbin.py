@@ -9,9 +9,9 @@ and a container's payload is a row of entries::
     +0  u16 kind   +4  u32 header bytes   +8  u64 payload bytes   +16 u32 compressed bytes
     +28 u32 architecture   +40 u64 flags   +56 u64 uncompressed bytes
 
-NVIDIA documents none of it. It was read off what nvcc 13.0 makes and compared with what cuobjdump
-lists, and with libraries of CUDA 11, 12.0, 12.4 and 12.8 (docs/fatbin.md). Payloads are skipped, so
-that a section of any size is read in little memory, and compressed entries need no decompressor.
+NVIDIA does not document the format. It was learned from the output of nvcc 13.0 and compared with
+what cuobjdump lists, and with libraries of CUDA 11, 12.0, 12.4 and 12.8 (docs/fatbin.md). Payloads
+are skipped: a section of any size needs little memory, and compressed entries no decompressor.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Registered:
-    """What the CUDA runtime is told of: ``containers``, and how many device ``links`` made."""
+    """The ``containers`` registered with the CUDA runtime, and how many device ``links`` made."""
 
     containers: int = 0
     links: int = 0
@@ -166,7 +166,7 @@ def sort_archs(archs: Iterable[str]) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Section:
-    """A window on a stream that cannot be left: every read is checked against its size."""
+    """A part of a stream: every read is checked against its size."""
 
     stream: BinaryIO
     start: int
@@ -239,7 +239,7 @@ def _skip_padding(section: _Section, offset: int) -> int:
 
 
 def _gaps(kind: str, archs: list[frozenset[str]], excused: int) -> Iterator[Gap]:
-    """Yield what some of the containers lack; ``excused`` of those with nothing need nothing."""
+    """Yield what some containers lack; ``excused`` containers may be empty."""
     owing = len(archs) - min(excused, archs.count(frozenset()))
     for arch in sort_archs(frozenset().union(*archs)):
         lacking = owing - sum(arch in held for held in archs)

@@ -1,8 +1,8 @@
-"""What a run leaves for the next one in ``.farm``: a journal and the built trees.
+"""The journal and the built trees in ``.farm``, which a run keeps for the next one.
 
 The journal has a small file for each plan's key. An entry belongs to one plan's digest; of another
-plan's entry only the time that it took is used. What the journal says of a tree or a tarball is
-believed only where the bytes still are what it says.
+plan's entry only the build's time is used. The journal's statement about a tree or a tarball counts
+only if the bytes are unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Entry(msgspec.Struct, frozen=True):
 
     Attributes:
         plan: the plan's digest (``digest``).
-        begun: a build has begun; there is no tree where it has not ended well.
+        begun: a build has begun; without a tree it failed or was interrupted.
         tree: the kept tree's digest, None until there is one.
         tarballs: sha256 by file name.
         seconds: how long the whole build took, this plan's or an earlier one's of the same key.
@@ -54,14 +54,14 @@ class Journal:
     folder: Path
 
     def read(self, key: str, plan: str) -> Entry:
-        """Return what is known of a plan; an entry that cannot be read counts as none."""
+        """Return a plan's entry; one that cannot be read counts as missing."""
         entry = self._stored(key)
         if entry is None:
             return Entry(plan)
         return entry if entry.plan == plan else Entry(plan, seconds=entry.seconds)
 
     def seconds(self, key: str) -> float | None:
-        """Return how long the last build under this key took, None where none has finished."""
+        """Return the seconds of the last finished build of this key, None if there is none."""
         entry = self._stored(key)
         return entry.seconds if entry else None
 
@@ -115,16 +115,16 @@ class KeptTree:
         return self.state / "trees" / self.plan.key
 
     def entry(self) -> Entry:
-        """Return what the journal has of this plan."""
+        """Return the journal's entry of this plan."""
         return self.journal.read(self.plan.key, self.digest)
 
     def begin(self) -> None:
-        """Note that a build begins; the time that the last one took stays known."""
+        """Record that a build begins; the entry keeps the last build's time."""
         seconds = self.journal.seconds(self.plan.key)
         self.journal.write(self.plan.key, Entry(self.digest, begun=True, seconds=seconds))
 
     def is_whole(self) -> bool:
-        """Whether the tree that the journal names is there, unchanged."""
+        """Whether the tree that the journal names exists, unchanged."""
         expected = self.entry().tree
         return (
             expected is not None and self.folder.is_dir() and folder_digest(self.folder) == expected
@@ -142,11 +142,11 @@ class KeptTree:
         licences: Mapping[str, bytes],
         seconds: float,
     ) -> None:
-        """Take over a build's products; the tree counts once the journal names it.
+        """Keep a build's products; the tree counts once the journal names it.
 
         Raises:
-            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write; what had
-                been written is gone, so that there is room for the sets after this one.
+            PackError: ``WRITE_FAILED``: the disk is full, or this user may not write. The part
+                that was written is removed, so that the next sets have room.
         """
         entry = Entry(self.digest, begun=True, seconds=seconds)
         self.journal.write(self.plan.key, entry)
@@ -170,7 +170,7 @@ class KeptTree:
             (self.folder / "licenses" / name).write_bytes(text)
 
     def packed(self, out: Path) -> Path | None:
-        """Return the tarball where it lies in ``out`` with the bytes that were recorded."""
+        """Return the tarball in ``out`` if it has the recorded bytes."""
         tarball = out / self.plan.artifact_name
         expected = self.entry().tarballs.get(tarball.name)
         return (
@@ -215,7 +215,7 @@ def digest(plan: BuildPlan, engine: str) -> str:
 
 
 def source_digest(source: Source) -> str:
-    """Return what names the source's content: of its archive, its commit, or its files; patched."""
+    """Return a digest or commit that identifies the source's content, patches included."""
     if source.sha256 is not None:
         named = source.sha256
     elif source.commit is not None and source.origin.startswith("git+"):

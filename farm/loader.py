@@ -1,4 +1,4 @@
-"""The loader as a person runs it: a process of its own. The farm imports nothing of it."""
+"""Run the loader as a person does, as a process. The farm imports nothing of it."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _COMMAND: Final = (sys.executable, "-m", "llama_loader")
 _SECRETS: Final = frozenset(
     {"FARM_SIGNING_KEY", "FARM_SIGNING_PASSWORD", "GITHUB_TOKEN", "HF_TOKEN"}
 )
-"""It is given files of this machine: no token opens them."""
+"""The loader gets files of this machine, so it needs no token."""
 _SECONDS: Final = 600.0
 _ANSWER_SECONDS: Final = 300.0
 _USAGE: Final = 2
@@ -39,7 +39,7 @@ _ERROR: Final = re.compile(
 def run(
     *argv: str, variables: Mapping[str, str] | None = None, patience: float | None = _SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of the loader to its end, whatever that is, for ``patience`` seconds."""
+    """Run a command of the loader for at most ``patience`` seconds; its exit status is not checked."""
     return subprocess.run(
         [*_COMMAND, *argv],
         capture_output=True,
@@ -51,10 +51,10 @@ def run(
 
 
 def suppose(manifest: bytes, host: str, *options: str) -> subprocess.CompletedProcess[str]:
-    """Ask what a host in words would get of a release: ``doctor --suppose``.
+    """Ask which artifact a described host would get: ``doctor --suppose``.
 
     Raises:
-        UsageError: ``SUPPOSE_INVALID``: the host cannot be read.
+        UsageError: ``SUPPOSE_INVALID``: the description cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-suppose-") as folder:
         place = Path(folder) / "manifest.json"
@@ -71,10 +71,10 @@ def suppose(manifest: bytes, host: str, *options: str) -> subprocess.CompletedPr
 def told(
     *argv: str, variables: Mapping[str, str] | None = None, patience: float | None = _SECONDS
 ) -> dict[str, Any]:
-    """Run a command with ``--json``; returns what it says.
+    """Run a command with ``--json`` and return its object.
 
     Raises:
-        FarmError: the loader's own error; ``LOADER_FAILED`` where it printed none.
+        FarmError: the loader's own error, or ``LOADER_FAILED`` if it printed none.
     """
     done = run(*argv, "--json", variables=variables, patience=patience)
     if done.returncode != 0:
@@ -87,10 +87,10 @@ def told(
 
 @contextmanager
 def serving(*options: str, variables: Mapping[str, str] | None = None) -> Iterator[dict[str, Any]]:
-    """Run ``serve`` until the context is left; gives what it says of the server.
+    """Run ``serve`` until the context is left; yields its object about the server.
 
     Raises:
-        FarmError: ``LOADER_FAILED``: it ended before the server was ready; its words are on stderr.
+        FarmError: ``LOADER_FAILED``: it ended before the server was ready; stderr has its error.
     """
     with subprocess.Popen(
         [*_COMMAND, "serve", *options, "--json"],
@@ -120,6 +120,6 @@ def complete(served: Mapping[str, Any], prompt: str | list[int], tokens: int) ->
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's variables without what the loader, and what it starts, must not see."""
+    """Return this process's variables without those that the loader and its programs must not see."""
     own = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     return {**own, "PYTHONPATH": str(PROJECT_ROOT / "spaces"), **variables}

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from farm.terminal.progress import BuildReport
 
 _ENDED: Final = frozenset({"BUILD_ERROR", "RUNTIME_ERROR", "CONFIG_ERROR", "STOPPED", "PAUSED"})
-"""Stages of a Space that no waiting changes."""
+"""Stages of a Space in which waiting is useless."""
 _INTERVAL_S: Final = 5.0
 _PAGE_S: Final = (10.0, 30.0)
 """Seconds to connect to a Space's page, and between two reads."""
@@ -51,7 +51,7 @@ class Host:
 
     @property
     def options(self) -> tuple[str, ...]:
-        """What the loader is asked with, beside the facts."""
+        """Further options of the loader for this host."""
         return ("--allow-cpu",) if self.arch_set == "cpu" else ()
 
 
@@ -65,7 +65,7 @@ _HOSTS: Final = {
     "a10g": Host("sm86", f"capability=8.6,{_OLDEST}"),
     "a100": Host("sm80", f"capability=8.0,{_OLDEST}"),
 }
-"""By what the Hub's names of hardware begin with."""
+"""The hosts, by the beginning of the Hub's name of the hardware."""
 
 
 ZEROGPU: Final = (
@@ -76,10 +76,10 @@ ZEROGPU: Final = (
 
 
 def host_of(wanted: SpaceHardware) -> Host:
-    """Return what is known of a Space's hardware.
+    """Return the facts about a Space's hardware.
 
     Raises:
-        UsageError: nothing is.
+        UsageError: ``HARDWARE_UNKNOWN``.
     """
     for beginning, host in _HOSTS.items():
         if wanted.value.startswith(beginning):
@@ -93,7 +93,7 @@ def host_of(wanted: SpaceHardware) -> Host:
 
 @dataclass(frozen=True)
 class Wish:
-    """What a person asked for, in the words of the options.
+    """The options of ``invoke space``.
 
     Attributes:
         space, model, mount, variables, hardware, adopt: as of ``deploy_space``.
@@ -127,7 +127,7 @@ class Wish:
 def make(wish: Wish, report: BuildReport, *, dry_run: bool = False) -> None:
     """Find or build a release, pin it, deploy the Space, wait for its page, print its address.
 
-    What can be refused at once is looked at before anything is built.
+    Everything that can be refused at once is checked before anything is built.
 
     Raises:
         FarmError: a step failed; a second run resumes.
@@ -183,7 +183,7 @@ def _planned(
 def _chosen(
     wish: Wish, host: Host, report: BuildReport, *, dry_run: bool
 ) -> tuple[Mapping[str, str], Mapping[str, Any] | None]:
-    """Return what says which llama-server the Space runs: variables, and its ``release.json``."""
+    """Return what chooses the Space's llama-server: variables, and its ``release.json``."""
     if wish.url is not None:
         found = pin_space.archive(wish.url, (host.facts,), host.options)
         show.archive(found)
@@ -224,7 +224,7 @@ def _usable(
 
 
 def _built(folder: Path, host: Host) -> str | None:
-    """Return the name of the release in a folder; None where it has none for the hardware."""
+    """Return the name of the release in a folder; None if it has none for the hardware."""
     manifest = folder / release.MANIFEST
     if not manifest.is_file() or not _can_run(manifest.read_bytes(), host):
         return None
@@ -270,7 +270,7 @@ def _build(folder: Path, wish: Wish, host: Host, report: BuildReport) -> None:
 
 
 def _refusal(folder: Path, host: Host) -> str:
-    """Return the loader's words if the hardware cannot run a folder's release, else nothing."""
+    """Return the loader's error if the hardware cannot run a folder's release, else ``""``."""
     content = (folder / release.MANIFEST).read_bytes()
     done = loader.suppose(content, host.facts, *host.options)
     return done.stderr.strip() if done.returncode else ""
@@ -281,13 +281,13 @@ def wait(space: str, seconds: float, tell: Callable[[str], None], *, interval: f
 
     Args:
         space: ``OWNER/NAME``.
-        seconds: after these it is an error.
+        seconds: how long to wait.
         tell: takes a line for each stage that the Hub reports.
-        interval: seconds between two looks.
+        interval: seconds between two requests.
 
     Raises:
         PublishError: ``SPACE_FAILED``: the Space was not built, or did not start;
-            ``SPACE_NOT_READY``: the time is over; or the Hub refuses.
+            ``SPACE_NOT_READY``: it does not answer in time; or the Hub refuses.
     """
     api, until, before = hub.api(), time.monotonic() + seconds, ""
     logs = f"{api.endpoint}/spaces/{space}?logs=container"
