@@ -1,8 +1,8 @@
 """A built tree → a deterministic tarball (docs/manifest.md), and a tarball → its manifest entry.
 
-What is shipped: ``llama-server``, ``llama-cli`` and the programs of ``--also``, ggml's plugins, and
-whatever these need that lies in the tree; each library once, as a real file under the name that the
-system's loader asks for. Everything else that CMake left stays behind.
+A tarball contains ``llama-server``, ``llama-cli`` and the programs of ``--also``, ggml's plugins,
+and the libraries of the tree that these need; each library once, as a real file under the name that
+the system's loader asks for. Everything else that CMake left is not packed.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Layout:
     """How one kind of tarball is laid out.
 
     Attributes:
-        root: the one folder that everything lies in.
-        record: the member that says what it was made of.
+        root: the one folder that contains everything.
+        record: the member that records what the tarball was made of.
     """
 
     root: str
@@ -97,10 +97,10 @@ SERVER: Final = Layout(ROOT, f"{ROOT}/{BUILD_RECORD}")
 
 @dataclass(frozen=True)
 class Inventory:
-    """What a tarball really is, read from its bytes.
+    """The content of a tarball, read from its bytes.
 
     Attributes:
-        name, format: the file's name, and what it says about the format.
+        name, format: the file's name, and the format that the name tells.
         digests: of the tarball.
         files: its members, in order.
         inspections: of its programs and libraries.
@@ -163,7 +163,7 @@ class Inventory:
         )
 
     def require_name(self, packed_as: str) -> None:
-        """Refuse a file that has lost the name under which it was packed.
+        """Refuse a tarball that was renamed after it was packed.
 
         Raises:
             PackError: ``TARBALL_RENAMED``.
@@ -308,7 +308,7 @@ def _reject_twins(paths: list[str], what: str) -> None:
 
 
 def _present(tree: Path) -> dict[str, Path]:
-    """Return every name that a file in the folder goes by: its own, its links', its soname."""
+    """Return every name of each file in the folder: its own, its links', its soname."""
     root = tree.resolve()
     try:
         named = {path.name: path.resolve() for path in sorted(tree.iterdir())}
@@ -339,7 +339,7 @@ def _is_elf(path: Path) -> bool:
 
 
 def _inspected(name: str, path: Path) -> Inspection:
-    """Inspect a file as what it is called in the package."""
+    """Inspect a file under its name in the package."""
     return replace(elf.inspect(path), file=name)
 
 

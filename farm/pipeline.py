@@ -66,7 +66,7 @@ def build_all(
             except FarmError as error:
                 fleet.end(plan.key, FAILED)
                 failures[plan.key] = error
-                if len(plans) > 1:  # that of the only one is raised
+                if len(plans) > 1:  # the error of an only set is raised unchanged
                     report.say(error.render())
     return conclude(made, failures, request, report)
 
@@ -74,13 +74,13 @@ def build_all(
 def conclude(
     made: list[Made], failures: dict[str, FarmError], request: BuildRequest, report: BuildReport
 ) -> tuple[Made, ...]:
-    """Write the manifest of what was made, and name what failed.
+    """Write the manifest of the tarballs, and name the sets that failed.
 
     Raises:
         FarmError: sets failed.
     """
     if made:
-        # Runs of other sets may share the folder: the manifest is of all that is there.
+        # Runs of other sets may share the folder: the manifest lists all of its tarballs.
         with run_lock.turn(request.out, "manifest"):
             manifest = release.write(request.out)
         report.say(f"manifest: {request.out / release.MANIFEST} ({manifest.release})")
@@ -115,12 +115,12 @@ def make_base_image(line: str, tag: str | None, report: BuildReport, *, fresh: b
 
 
 def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRequest:
-    """Name the line's pinned image if it is in reach, else one made from packages.
+    """Name the line's pinned image if it can be pulled, else one made from packages.
 
-    Without an engine the request stays as it is: ``choose_engine`` says what that means.
+    Without an engine the request is returned unchanged; ``choose_engine`` then reports it.
 
     Raises:
-        UsageError: the image is out of reach, and there is no recipe for one.
+        UsageError: the image cannot be pulled, and there is no recipe for one.
         EngineError: making one failed.
     """
     try:
@@ -139,9 +139,9 @@ def with_image(request: BuildRequest, line: str, report: BuildReport) -> BuildRe
 
 
 def choose_engine(request: BuildRequest, line: Line | None, report: BuildReport) -> Engine:
-    """Return the engine that was asked for; ``auto`` takes docker where one answers, else local.
+    """Return the requested engine; ``auto`` takes docker if one answers, else local.
 
-    Without a line the engine's image or toolkit tells it: ``settled``.
+    Without a line, the engine's image or toolkit determines it (``settled``).
 
     Raises:
         UsageError: there is no such engine.
@@ -173,9 +173,9 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
     Where a person named no line, it follows from the image or from the local toolkit.
 
     Raises:
-        UsageError: the image or toolkit cannot make what the line promises; everything that
-            contradicts it is told at once. Or it makes none that the farm knows.
-        EngineError: the image is out of reach, or no program can be started in it.
+        UsageError: the image or toolkit cannot make what the line promises; the error lists every
+            contradiction. Or the farm knows no line for it.
+        EngineError: the image cannot be pulled, or no program can be started in it.
     """
     table = targets.load()
     if engine.name == "local":
@@ -200,7 +200,7 @@ def settled(engine: Engine, request: BuildRequest, line: Line | None, report: Bu
 
 
 def _reference(request: BuildRequest, line: Line | None, report: BuildReport) -> str:
-    """Return the devel image by its digest where its tag is pinned, else as it was asked for."""
+    """Return the devel image by its digest if its tag is pinned, else as the person named it."""
     pinned = pins.load()
     if request.image is None:
         return pinned.image((line or targets.load().line(targets.DEFAULT_LINE)).image).reference
@@ -214,7 +214,7 @@ def _reference(request: BuildRequest, line: Line | None, report: BuildReport) ->
 
 
 def promise_of_this_host(line: Line, report: BuildReport) -> Line:
-    """Let a local build need this host's glibc; the line promises that of its devel image."""
+    """Return the line with this host's glibc, for a local build without the line's devel image."""
     host = platform.libc_ver()[1]
     if not host or version_key(host) <= version_key(line.glibc):
         return line
@@ -267,7 +267,7 @@ def recorded(
     request: BuildRequest,
     report: BuildReport,
 ) -> tuple[bytes, Mapping[str, bytes]]:
-    """Return what a built tree is accompanied by: ``BUILD.json`` and the licences' texts.
+    """Return what accompanies a built tree: ``BUILD.json`` and the licences' texts.
 
     Raises:
         BuildError: ``TOOLKIT_NOT_OF_LINE``: another nvcc compiled it than the line promises.
@@ -299,7 +299,7 @@ def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
 
 
 def pack_kept(kept: KeptTree, request: BuildRequest, report: BuildReport, *, began: float) -> Made:
-    """Pack a set's tree, unless the very tarball lies in the request's folder."""
+    """Pack a set's tree, unless the same tarball is already in the request's folder."""
     compiled = time.monotonic()
     tarball = kept.packed(request.out)
     how = "packed" if tarball is None else "packed already"
@@ -321,7 +321,7 @@ def _with_cub(survey: Survey, cub: tuple[Part, bytes] | None) -> Survey:
 
 
 def _check_nvcc(plan: BuildPlan, nvcc: str | None) -> None:
-    """Refuse what another toolkit made than the line promises: another driver may be needed."""
+    """Refuse a tree of another toolkit than the line's: it may need another driver."""
     version = _NVCC.match(nvcc or "")
     if plan.line.is_cuda and not (version and plan.line.accepts_toolkit(version[1])):
         raise BuildError(

@@ -1,8 +1,8 @@
 """Architecture set + line + source → ``BuildPlan``: frozen steps that any engine can run. Pure.
 
-A plan knows no folder of any machine. An engine has a ``Layout``; ``BuildPlan.steps(layout)`` gives
-the command lines for it. What ends in the binaries comes from the plan alone, so two engines with
-the same compiler make the same bytes (docs/decisions/0002-plan-without-paths.md).
+A plan names no folder of any machine. An engine has a ``Layout``; ``BuildPlan.steps(layout)``
+returns the command lines for it. The plan alone decides the content of the binaries, so two engines
+with the same compiler make the same bytes (docs/decisions/0002-plan-without-paths.md).
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ HOST_DEFINES: Final = (
 
 @dataclass(frozen=True)
 class Layout:
-    """Where an engine has things.
+    """The folders and programs of an engine.
 
     Attributes:
         source: llama.cpp's tree.
@@ -63,7 +63,7 @@ class Layout:
         cuda: the toolkit's root, None for the CPU line.
         launcher: the compiler launcher (ccache), empty where there is none.
         cmake, ninja: the programs.
-        passing: whether the folders have other names the next time.
+        passing: whether the next build has other folders.
     """
 
     source: PurePath
@@ -94,7 +94,7 @@ CONTAINER_LAYOUT: Final = Layout(
 
 @dataclass(frozen=True)
 class Step:
-    """One command of a build. ``counts`` says that its output carries ninja's ``[n/m]``."""
+    """One command of a build. ``counts``: its output contains ninja's ``[n/m]``."""
 
     name: str
     argv: tuple[str, ...]
@@ -125,7 +125,7 @@ class BuildPlan:
         )
 
     def defines(self) -> tuple[tuple[str, str], ...]:
-        """Return CMake's cache entries that no folder of the engine's goes into."""
+        """Return CMake's cache entries that contain no folder of the engine."""
         return (
             *HOST_DEFINES,
             ("LLAMA_BUILD_NUMBER", str(self.source.build)),

@@ -1,7 +1,7 @@
 """Check everything that can be known before the first compiler starts, then build.
 
-All findings are reported at once. ``opened`` is how every build begins; ``require_release`` looks
-at a whole release and at the place that it will be published to.
+All findings are reported at once. Every build begins with ``opened``; ``require_release`` checks a
+whole release and the place that it will be published to.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ _KEPT_BYTES: Final = 200_000_000
 
 @dataclass
 class Findings:
-    """Collects errors instead of stopping at the first."""
+    """Collects errors, so that a check does not stop at the first one."""
 
     found: list[FarmError] = field(default_factory=list)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
-        """Keep an expected error of the block; what follows goes on without its result."""
+        """Keep an expected error of the block; the code after it continues without the result."""
         try:
             yield
         except FarmError as error:
@@ -71,7 +71,7 @@ class Findings:
 
 @dataclass(frozen=True)
 class Ready:
-    """A build of which everything is known. ``engine`` is None for hosts of a cluster."""
+    """A checked build, ready to start. ``engine`` is None for hosts of a cluster."""
 
     plans: list[BuildPlan]
     engine: Engine | None
@@ -98,10 +98,10 @@ def opened(
 ) -> Iterator[Ready]:
     """Check a build and open its engine, which is closed when the context is left.
 
-    An image that would have to be pulled is looked at only if nothing else was found.
+    An image that would have to be pulled is checked only if nothing else was found.
 
     Raises:
-        FarmError: something stands in the way; the error shows everything that was found.
+        FarmError: something prevents the build; the error shows all findings.
     """
     findings = Findings()
     line: Line | None = None
@@ -149,8 +149,8 @@ def build(request: BuildRequest, report: BuildReport) -> tuple[Made, ...]:
         The tarballs that were made, one for each set that did not fail.
 
     Raises:
-        UsageError: what is asked for does not exist or cannot be built; nothing was started, and
-            the error shows everything that stands in the way.
+        UsageError: the request names something that does not exist or cannot be built; nothing was
+            started, and the error shows all findings.
         BuildError: ``SET_IS_BEING_BUILT``: another run has the checkout or the folder.
         FarmError: a build, or the packing of one, failed.
     """
@@ -172,7 +172,7 @@ def _plans(
     tree: Source | None,
     findings: Findings,
 ) -> list[BuildPlan]:
-    """Return the plans, as far as what was found lets them be made."""
+    """Return the plans that can be made in spite of the findings."""
     if line is None and not findings.found:
         findings.found.append(
             UsageError(
@@ -194,7 +194,7 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
     report.say(f"source: llama.cpp b{tree.build}{commit} from {tree.origin}")
     report.say(f"patches: {', '.join(one.name for one in tree.patches) or 'none'}")
     holes = pins.advisories_of(tree, pins.advisories())
-    if holes and tree.build > 0:  # b0 has a note of its own
+    if holes and tree.build > 0:  # build 0 has a note of its own
         report.note(
             f"note[KNOWN_ADVISORY]: b{tree.build} has {', '.join(one.id for one in holes)}; "
             "invoke publish will refuse it"
@@ -202,7 +202,7 @@ def _tell_source(tree: Source, report: BuildReport) -> None:
 
 
 def out_findings(out: Path, plans: list[BuildPlan]) -> list[FarmError]:
-    """Return what lies in ``--out`` that a build could not be added to."""
+    """Return the files in ``--out`` that prevent a build from being added to it."""
     try:
         there = sorted(out.iterdir()) if out.exists() else []
     except NotADirectoryError:
@@ -258,7 +258,7 @@ def _require_source(path: Path, own: build_record.SourceRecord | None) -> None:
 def room_findings(
     request: BuildRequest, plans: list[BuildPlan], engine: Engine | None
 ) -> list[FarmError]:
-    """Return where a disk has less room than the plans need (the rule: docs/building.md)."""
+    """Return the folders whose disk has too little room for the plans (rule: docs/building.md)."""
     if not plans:
         return []
     tree = plans[0].source.tree
@@ -294,11 +294,11 @@ def room_findings(
 def only(
     request: BuildRequest, publication: Publication, report: BuildReport, *, check: bool
 ) -> bool:
-    """Do what ``--check`` asks for; returns whether that was all, so that nothing is built.
+    """Carry out ``--check``; return True if it was given, because then nothing is built.
 
     Raises:
-        UsageError: options that are for ``--check`` without it.
-        FarmError: something stands in the way; the error shows everything that was found.
+        UsageError: an option of ``--check`` was given without it.
+        FarmError: something prevents the build; the error shows all findings.
     """
     whole = request.arch_set == RELEASE
     if not check:
@@ -323,7 +323,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
     """Check every set of ``[release]``, and the place and channel that the release goes to.
 
     Raises:
-        FarmError: something stands in the way; the error shows everything that was found.
+        FarmError: something prevents the release; the error shows all findings.
     """
     findings = Findings()
     table = targets.load()
@@ -342,7 +342,7 @@ def require_release(request: BuildRequest, publication: Publication, report: Bui
 
 
 def _require_line(request: BuildRequest, line: str, report: BuildReport) -> Source:
-    """Check the sets of one line; an image that was pulled for that is not kept."""
+    """Check the sets of one line; an image that was pulled for it is removed again."""
     table = targets.load()
     sets = [name for name in table.release[line] if name != CUDA_RUNTIME]
     one = replace(request, line=line, arch_set=sets[0])
@@ -355,7 +355,7 @@ def _require_line(request: BuildRequest, line: str, report: BuildReport) -> Sour
 
 
 def publication_findings(wanted: Publication, source: Source | None) -> list[FarmError]:
-    """Return what would stop a publication or a promotion after the build."""
+    """Return the findings that would stop a publication or a promotion after the build."""
     findings = Findings()
     if wanted.release is not None:
         with findings.collecting():

@@ -1,6 +1,6 @@
 """Build a published tarball again from its ``BUILD.json``, and compare every byte.
 
-The commands of a record are never run: this checkout's own plan must come to the same ones
+The commands of a record are never run: this checkout's own plan must give the same commands
 (docs/decisions/0030-rebuild-from-own-recipe.md).
 """
 
@@ -50,11 +50,11 @@ class RebuildRequest:
 
     Attributes:
         release: a folder, a manifest, or the URL of either.
-        artifact: its name; may be left out where the release has one server.
-        sha256: what the manifest's bytes must come to.
+        artifact: its name; may be left out if the release has one server.
+        sha256: the digest that the manifest must have.
         source: the tree, for what was built from a folder.
-        remote: the repository that its source is taken from, where that is not llama.cpp's own.
-        image: another devel image; what its compiler makes is compared all the same.
+        remote: the repository of its source, if that is not llama.cpp's own.
+        image: another devel image; its products are compared in the same way.
         toolkit: as for ``invoke build-cuda``.
         jobs: compilers at a time.
     """
@@ -155,7 +155,7 @@ def _build(
         folder.mkdir()
 
         def told(found: Toolchain) -> Toolchain:
-            """Call the very same image by its recorded name: a name decides no byte."""
+            """Return the facts with the image's recorded name: a name decides no byte."""
             same = found.image_digest is not None
             same = same and found.image_digest == record.toolchain.image_digest
             return replace(found, image=record.toolchain.image) if same else found
@@ -169,11 +169,11 @@ def source_of(record: SourceRecord, folder: Path | None, *, remote: str | None =
 
     Args:
         record: of the source.
-        folder: the tree, for what was built from a folder of one's own.
-        remote: the repository that a person trusts beside llama.cpp's own.
+        folder: the tree, if it was built from a folder.
+        remote: a repository that the person trusts beside llama.cpp's own.
 
     Raises:
-        SourceError: it cannot be had, or is not the recorded one; names what is.
+        SourceError: it cannot be fetched, or is not the recorded one; the error names it.
             ``REMOTE_NOT_TRUSTED``: only the record names its repository, whose build scripts would
             run here. ``PATCHES_DIFFER``: this checkout has other patches.
         UsageError: its repository has no such commit, or ``folder`` is no source tree.
@@ -230,7 +230,7 @@ def _pin(record: SourceRecord, match: re.Match[str]) -> pins.SourcePin:
 def _require_parts(record: BuildRecord, tree: Path) -> None:
     """Refuse a source tree whose parts are not the recorded ones.
 
-    What the toolkit put into the binaries (CUB) is a part of no source tree.
+    The toolkit's part in the binaries (CUB) is in no source tree.
     """
     if record.parts is None:
         return
@@ -245,7 +245,7 @@ def _require_parts(record: BuildRecord, tree: Path) -> None:
 
 
 def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan:
-    """Make the plan that a record tells of.
+    """Make the plan that a record describes.
 
     Raises:
         UsageError: this checkout does not know the line.
@@ -281,7 +281,7 @@ def plan_of(record: BuildRecord, tree: Source, archive_format: str) -> BuildPlan
 
 
 def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> str | None:
-    """Return the devel image by a name that the engine has it under."""
+    """Return the devel image under a name that the engine knows."""
     if recorded.engine != "docker":
         return asked.image
     reference = recorded.image or ""
@@ -308,9 +308,9 @@ def _image(recorded: Toolchain, asked: RebuildRequest, report: BuildReport) -> s
 def _require_same_compilers(
     plan: BuildPlan, engine: Engine, recorded: Toolchain, report: BuildReport, *, strict: bool
 ) -> None:
-    """Look at the programs that would compile, before anything is compiled.
+    """Check the compilers' digests before anything is compiled.
 
-    Another one is an error, or only noted where a person chose the image.
+    A difference is an error, or a note if the person chose the image.
     """
     with engine.open(plan, report.note) as workspace:
         found = execute.programs(plan, workspace)

@@ -1,7 +1,7 @@
 """Tarballs in a folder → a release: manifest, SBOMs, JSON schema, ``SHA256SUMS``.
 
-A release folder can be served, mirrored or opened as ``file://`` as it is. Everything that the
-manifest says of a tarball is read from the tarball.
+A release folder can be served, mirrored or opened as ``file://`` without changes. Everything in the
+manifest about a tarball is read from the tarball.
 """
 
 from __future__ import annotations
@@ -84,12 +84,12 @@ def pack_tree(tree: Path, out: Path, archive_format: str) -> Path:
 
 
 def write(out: Path, *, release: str | None = None, serial: int | None = None) -> Manifest:
-    """Write the manifest and what stands beside it for all tarballs in a folder; manifest last.
+    """Write the manifest and the files beside it for all tarballs in a folder; the manifest last.
 
     Args:
         out: the folder; tarballs of CUDA's libraries come after the servers'.
-        release: the release's name; kept from the manifest there, else ``b<build>-1``.
-        serial: its serial; kept from the manifest there, else 1.
+        release: the release's name; else that of the folder's manifest, else ``b<build>-1``.
+        serial: its serial; else that of the folder's manifest, else 1.
 
     Raises:
         UsageError: the folder has no tarballs of llama-server.
@@ -116,7 +116,7 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     published = json.dumps(json_schema(), indent=2).encode() + b"\n"
     files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
     files |= {SCHEMA: published, SUMS: sums(written, content, published)}
-    for name, text in {**files, MANIFEST: content}.items():  # who sees the manifest sees them all
+    for name, text in {**files, MANIFEST: content}.items():  # a reader that sees the manifest also sees these files
         with durable.writing(out / name):
             durable.replace(out / name, text, 0o644)
     return written
@@ -138,8 +138,8 @@ def load(folder: Path) -> Manifest:
     """Read a release folder's manifest.
 
     Raises:
-        UsageError: there is none.
-        IntegrityError: it is malformed.
+        UsageError: the folder has none.
+        IntegrityError: the manifest is malformed.
     """
     try:
         data = durable.read_small(folder / MANIFEST)
@@ -153,14 +153,14 @@ def load(folder: Path) -> Manifest:
 
 
 def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]:
-    """Read every artifact again and compare all that stands beside it with what it says.
+    """Read every artifact again and compare everything beside it with its content.
 
     That is the manifest, the SBOMs, ``SHA256SUMS``, and, in each tarball, the record
     of its build and the licences of everything that the record names. Opens no connection.
 
     Args:
         folder: the release.
-        note: takes one line about what an old tarball does not tell.
+        note: takes one line about a fact that an old tarball does not record.
 
     Returns:
         The artifacts' names.
@@ -205,7 +205,7 @@ def verify_artifact(
 
 
 def require_whole(manifest: Manifest, url: str) -> None:
-    """Refuse a channel's manifest: it names a release, and what stands beside that is checked.
+    """Refuse a channel's manifest: the release that it names has the files to check.
 
     Raises:
         UsageError: ``CHANNEL_NOT_RELEASE``, with the release's own manifest in the hint.
@@ -289,18 +289,18 @@ def _mismatch(problem: str) -> PackError:
 
 @dataclass(frozen=True)
 class Found:
-    """What a tarball's bytes say: its entry (SBOM included), its SBOM, its record's source."""
+    """Facts read from a tarball's bytes: its entry (SBOM included), its SBOM, its record's source."""
 
     artifact: Artifact
     sbom: bytes
     source: build_record.SourceRecord | None = None
     parts: tuple[Part, ...] | None = ()
     variants: str = ""
-    """The CPU variants in it, where it was built with some of them."""
+    """The CPU variants in it, if it was built with only some of them."""
 
 
 def read(path: Path, chunking: Chunking = Chunking()) -> Found:  # noqa: B008 - it is frozen
-    """Read a tarball of any kind, cut for its digests as is asked.
+    """Read a tarball of any kind, with the requested chunk sizes.
 
     Raises:
         PackError: it cannot be read, or is not ours.
@@ -371,7 +371,7 @@ def is_tarball(path: Path) -> bool:
 
 
 def record_of(path: Path) -> BuildRecord:
-    """Read a tarball's ``BUILD.json``, which is one of its first files, and nothing behind it.
+    """Read a tarball's ``BUILD.json``, which is one of its first files, and nothing after it.
 
     Raises:
         PackError: it is damaged, or not ours.

@@ -1,4 +1,4 @@
-"""Verbs of a release: publish, promote, deploy, build again. `tasks.py` takes them over."""
+"""The verbs of a release: publish, promote, deploy, build again. `tasks.py` imports them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def publish(
     dry_run: bool = False,
     key: str | None = None,
 ) -> None:
-    """Send a release to where loaders read it, the manifest last; nothing is sent twice."""
+    """Send a release to its place, the manifest last; files that it has are not sent again."""
     from farm import own_space, trust
     from farm.publish import gate as checking
     from farm.publish import places, publishing
@@ -67,7 +67,7 @@ def publish(
 def gate(
     _: Context, folder: str = "dist", to: str | None = None, release: str | None = None
 ) -> None:
-    """Check a release as promotion demands it, and print the digest of what passed."""
+    """Run the checks that a promotion demands, and print the digest of what passed."""
     from farm.publish import gate as checking
     from farm.publish import places
 
@@ -103,7 +103,7 @@ def promote(
     project: str | None = None,
     sha256: str | None = None,
 ) -> None:
-    """Make a published release a channel's present one: a signed manifest with the next serial."""
+    """Make a published release the current one of a channel, with the next serial; signs it."""
     from farm import trust
     from farm.publish import channels, places
     from farm.publish import gate as checking
@@ -143,7 +143,7 @@ def rollback(
     days: str = "90",
     project: str | None = None,
 ) -> None:
-    """Make the release before a channel's present one current again, with a higher serial."""
+    """Make the previous release of a channel current again, with a higher serial."""
     from farm import trust
     from farm.publish import channels, places
 
@@ -177,7 +177,7 @@ def renew(
     project: str | None = None,
     dry_run: bool = False,
 ) -> None:
-    """Sign channels that end soon once more: the same release, a higher serial."""
+    """Sign channels that end soon again: the same release, a higher serial."""
     from farm import trust
     from farm.publish import channels, places
 
@@ -195,7 +195,7 @@ def renew(
 @task(help={"out": "the secret key's file; the public one gets .pub behind its name"})
 @verb
 def keygen(_: Context, out: str = "farm-signing.key") -> None:
-    """Make a pair of minisign keys for channels; only the public one is shown."""
+    """Make a pair of minisign keys for channels, and print the public one."""
     from farm import trust
 
     public = trust.generate(Path(out))
@@ -228,7 +228,7 @@ def pin_space(
     url: str | None = None,
     suppose: str | None = None,
 ) -> None:
-    """Write spaces/release.json: the release to trust, or the channel; or pin an archive's URL."""
+    """Write spaces/release.json, which names a release or a channel; or pin an archive's URL."""
     from farm import own_space, trust
     from farm.publish import pin_space as pins_of
     from farm.publish import places
@@ -335,7 +335,7 @@ def space(
     wait: str = "40",
     dry_run: bool = False,
 ) -> None:
-    """From nothing to a Space that answers: build what it needs, publish, deploy. Resumes."""
+    """Make a Space that answers: build what it needs, publish, deploy. A second run resumes."""
     from farm import own_space
     from farm.terminal.progress import BuildReport
 
@@ -430,7 +430,7 @@ def rebuild(
     toolkit: str | None = None,
     jobs: str | None = None,
 ) -> None:
-    """Build a published tarball again from its BUILD.json, and say whether it is identical."""
+    """Build a published tarball again from its BUILD.json, and print whether it is identical."""
     from farm.rebuild import RebuildRequest
     from farm.rebuild import rebuild as build_again
     from farm.terminal.progress import BuildReport

@@ -1,7 +1,7 @@
 """A release named by a folder, a manifest or a URL → a folder that ``farm.release`` can read.
 
-What is fetched is bounded by what the manifest says, lands in a private folder, and is gone when
-the context is left. It is read and never executed.
+The manifest bounds each download. Downloads go to a private folder, which is removed when the
+context is left. They are read and never executed.
 """
 
 from __future__ import annotations
@@ -43,16 +43,16 @@ _HUB: Final = re.compile(
 def opened(
     release: str, *, sha256: str | None = None, wanted: Choice | None = None
 ) -> Iterator[Path]:
-    """Give a folder with a release, whole or one artifact of it.
+    """Yield a folder with a release, whole or one artifact of it.
 
     Args:
         release: a folder, the ``manifest.json`` in it, or a URL (https, file, or http on loopback)
             of either; or ``hf://OWNER/REPO[@REVISION]/PATH``, a manifest on the Hub.
-        sha256: what the manifest's bytes must come to.
-        wanted: chooses the one artifact that is fetched; all are without it.
+        sha256: the digest that the manifest must have.
+        wanted: chooses the one artifact to fetch; without it, all are fetched.
 
     Raises:
-        UsageError: the URL is of another kind, or a local release is not there.
+        UsageError: the URL is of another kind, or a local release does not exist.
         SourceError: something cannot be fetched.
         PackError: ``RELEASE_MISMATCH``: the manifest is not the pinned one, or a file is longer
             than the manifest says.
@@ -111,7 +111,7 @@ def _hub_address(release: str) -> str:
 
 
 def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | None) -> None:
-    """Fetch the manifest first, then everything that it names, or what is wanted of it."""
+    """Fetch the manifest first, then everything that it names, or the wanted artifact."""
     manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
     with packages.session() as web:
         _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
@@ -178,7 +178,7 @@ def _require_pin(content: bytes, sha256: str, what: str) -> None:
 
 
 def _require_safe(url: str) -> None:
-    """Refuse what is neither https nor http to this machine; ``packages`` does for redirects."""
+    """Refuse a URL that is neither https nor http to this machine; ``packages`` checks redirects."""
     parts = urlsplit(url)
     if parts.scheme == "https" or (
         parts.scheme == "http" and packages.is_loopback(parts.hostname or "")

@@ -1,7 +1,7 @@
-"""Build a set twice from nothing and compare every byte; ``farm.rebuild`` compares here, too.
+"""Build a set twice from nothing and compare every byte; ``farm.rebuild`` uses the comparison too.
 
-Neither build uses a compiler cache, and the checkout's own trees and journal are left alone. What
-differs is kept, and diffoscope explains it where that program is installed.
+Neither build uses a compiler cache or changes the checkout's own trees and journal. Files that
+differ are kept, and diffoscope explains them if that program is installed.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from farm.terminal.progress import BuildReport
 
 KEPT: Final = pipeline.STATE / "reproducible"
-"""The two sides of what differs, for a person to look at."""
+"""Both versions of the files that differ, for a person to look at."""
 REPORT: Final = "diffoscope.txt"
 _LOGS: Final = pipeline.STATE / "logs"
 _SIDES: Final = ("first", "second")
@@ -48,10 +48,10 @@ def prove(request: BuildRequest, report: BuildReport) -> None:
 
     Args:
         request: what to build; its ``jobs`` is for the first build, the second has one more.
-        report: who is told.
+        report: shows the progress.
 
     Raises:
-        UsageError: what is asked for does not exist or cannot be built.
+        UsageError: the request names something that does not exist or cannot be built.
         BuildError: ``NOT_REPRODUCIBLE``: the files that differ were reported; or a step failed.
         EngineError: the engine is out of reach or went away.
     """
@@ -95,7 +95,7 @@ def _is_same_twice(
 def _built(
     request: BuildRequest, line: Line, arch_set: ArchSet, report: BuildReport, folder: Path
 ) -> Path:
-    """Build a set into a folder of its own; returns the tarball, in a folder beside that."""
+    """Build a set into a folder of its own; return the tarball, in a folder beside it."""
     report.say(
         f"{line.name}-{arch_set.name}: {folder.name} build, -j {request.jobs}, no compiler cache"
     )
@@ -121,10 +121,10 @@ def clean_tree(
     Args:
         plan: what to build.
         engine: where; it must not use a compiler cache.
-        request: what was asked for.
-        report: who is told.
+        request: the options.
+        report: shows the progress.
         folder: an existing, empty folder.
-        told: what is recorded of who compiled.
+        told: the facts about the compilers for the record.
 
     Raises:
         BuildError: a step failed.
@@ -147,7 +147,7 @@ def clean_tree(
 
 @dataclass(frozen=True)
 class _Member:
-    """What a tarball says of a file, and what the file holds."""
+    """A tarball's header of a file, and the file's content."""
 
     mode: int
     mtime: int
@@ -160,11 +160,11 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
     Args:
         first: a tarball.
         second: the other one.
-        kept: the folder for both sides of what differs, and diffoscope's report; it is replaced.
+        kept: the folder for both versions of what differs, and diffoscope's report; is replaced.
         say: takes one line for a person at a time.
 
     Returns:
-        A line for each file that differs; none where the tarballs are the same bytes.
+        A line for each file that differs; none if the tarballs are identical.
 
     Raises:
         PackError: one of them is damaged, or holds what no release may.
@@ -197,7 +197,7 @@ def compare(first: Path, second: Path, kept: Path, say: Callable[[str], None]) -
 
 
 def _difference(first: _Member | None, second: _Member | None) -> str:
-    """Say how two members of one name differ; empty where they do not."""
+    """Return how two members of one name differ, or ``""``."""
     if first is None or second is None:
         return f"only the {'second' if first is None else 'first'} has it"
     if first.sha256 != second.sha256:
@@ -229,7 +229,7 @@ def _unpack(tarball: Path, folder: Path) -> dict[str, _Member]:
 
 
 def _explain(kept: Path, say: Callable[[str], None]) -> None:
-    """Let diffoscope write its report on the two sides, where it is installed."""
+    """Let diffoscope write its report on both versions, if it is installed."""
     if shutil.which(_DIFFOSCOPE) is None:
         say(
             f"note[NO_DIFFOSCOPE]: {_DIFFOSCOPE} is not installed (apt-get install "
