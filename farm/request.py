@@ -1,8 +1,8 @@
-"""What a person asked to be built: options → a line, sets, a source. Nothing is started here.
+"""The request for a build: options → a line, sets, a source. Nothing is started here.
 
-What would make a tarball other than its manifest promises is refused before anything starts: a
-definition that the farm makes itself, one that changes compilers, flags or search paths, and one
-that brings a library which no host is promised to have.
+Definitions that would make the manifest untrue are refused before anything starts: a definition
+that the farm makes itself, one that changes compilers, flags or search paths, and one that needs a
+library which the manifest does not require of a host.
 """
 
 from __future__ import annotations
@@ -54,40 +54,40 @@ _CONTRADICTIONS: Final = {
     r"|LLAMA_(CURL|LLGUIDANCE|USE_SYSTEM_GGML)": "which libraries the host must have",
     r"GGML_(CPU|STATIC)|FARM_\w+": "that it runs on every x86-64 processor",
 }
-"""What a definition's name matches in whole → what of the manifest it would make untrue."""
+"""Patterns of whole names of definitions → the statement of the manifest that they would make untrue."""
 
 
 @dataclass(frozen=True)
 class BuildRequest:
-    """What a person asked for, in the words of the options (DESIGN 3.6)."""
+    """The options of a build (DESIGN 3.6)."""
 
     arch_set: str | None = None
     archs: str | None = None
     line: str | None = None
-    """None: the one that the image or the local toolkit makes, else ``targets.DEFAULT_LINE``."""
+    """None: the image's or the local toolkit's line, else ``targets.DEFAULT_LINE``."""
     engine: str = "auto"
     image: str | None = None
     toolkit: str | None = None
     ref: str | None = None
     source: Path | None = None
     assume_build: int | None = None
-    """llama.cpp's build number, by a person's word: for a source whose history does not tell it."""
+    """llama.cpp's build number, given by the person if the source's history does not tell it."""
     format: str | None = None
     jobs: int | None = None
     out: Path = Path("dist")
     fresh: bool = False
     cached: bool = True
-    """False: no compiler cache at all is used, and none is filled."""
+    """False: no compiler cache is read or written."""
     also: tuple[str, ...] = ()
-    """Further programs of llama.cpp that the tarball holds (``pack.ALSO``)."""
+    """Further programs of llama.cpp for the tarball (``pack.ALSO``)."""
     define: tuple[tuple[str, str], ...] = ()
     """Further CMake definitions (``definitions``)."""
     patches: str = "auto"
-    """``none`` builds llama.cpp without those of ``build/patches``."""
+    """``none`` builds llama.cpp without the patches of ``build/patches``."""
     this_cpu: bool = False
     """Build the CPU variants that this machine runs, and no others (``recipe.of_this_machine``)."""
     copy: Path | None = None
-    """Where the tarball goes under a name of its own, too, for those who want one file."""
+    """A second place and name for the tarball, for workflows that want one file."""
     scheduler: str | None = None
     workers: int | None = None
     worker_engine: str = "auto"
@@ -96,7 +96,7 @@ class BuildRequest:
 def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
     """Turn names into a line and sets, refusing what cannot be built.
 
-    The line is None where only the image can tell it (``pipeline.settled``).
+    The line is None if only the image can tell it (``pipeline.settled``).
 
     Raises:
         UsageError: an unknown name, a malformed option, or a combination that nvcc cannot build.
@@ -136,7 +136,7 @@ def resolve(request: BuildRequest) -> tuple[Line | None, tuple[ArchSet, ...]]:
 
 
 def _line(table: Targets, request: BuildRequest) -> Line | None:
-    """Return the line that the options tell; None where the image or the toolkit will."""
+    """Return the line that the options name; None if the image or the toolkit decides."""
     if request.line is None and (request.image or request.engine == "local"):
         return table.line_of_image(request.image)
     line = table.line(request.line or targets.DEFAULT_LINE)
@@ -150,7 +150,7 @@ def _line(table: Targets, request: BuildRequest) -> Line | None:
 
 
 def require_buildable(line: Line | None, sets: tuple[ArchSet, ...]) -> None:
-    """Refuse sets that a line cannot build; what only an image can tell is looked at later.
+    """Refuse sets that a line cannot build; what only an image can tell is checked later.
 
     Raises:
         UsageError: names the set, or its architecture, and the line.
@@ -167,7 +167,7 @@ def require_buildable(line: Line | None, sets: tuple[ArchSet, ...]) -> None:
 
 
 def _check_cluster(request: BuildRequest) -> None:
-    """Refuse what no cluster can be meant by."""
+    """Refuse options of a cluster that contradict each other or are no address."""
     if request.engine != "dask":
         given = [f"--{name}" for name in ("scheduler", "workers") if getattr(request, name)]
         if given:
@@ -191,7 +191,7 @@ def _is_address(text: str) -> bool:
     try:
         parts = urlsplit(f"//{rest if mark else text}")
         return bool(parts.hostname and parts.port) and parts.netloc == parts.geturl()[2:]
-    except ValueError:  # the port is no number, or there cannot be such a one
+    except ValueError:  # the port is no number, or out of range
         return False
 
 
@@ -200,7 +200,7 @@ def choose_source(request: BuildRequest) -> Source:
 
     Raises:
         UsageError: both are given, the ref does not exist, or a patch does not fit.
-        SourceError: it is out of reach, or is not what its pin says.
+        SourceError: it cannot be fetched, or differs from its pin.
     """
     found, left_out = _unpatched(request)
     if request.patches == "none":
@@ -210,7 +210,7 @@ def choose_source(request: BuildRequest) -> Source:
 
 
 def _unpatched(request: BuildRequest) -> tuple[Source, tuple[str, ...]]:
-    """Return the source, and the names of patches that the pins say do not fit it."""
+    """Return the source, and the names of the patches that ``pins.toml`` leaves out for it."""
     if request.ref and request.source:
         raise UsageError("REF_AND_SOURCE", "--ref and --source exclude each other")
     if not (request.ref or request.source):
@@ -232,11 +232,11 @@ def _unpatched(request: BuildRequest) -> tuple[Source, tuple[str, ...]]:
 def definitions(texts: Iterable[str]) -> tuple[tuple[str, str], ...]:
     """Parse ``NAME=VALUE`` of ``--define``, in the order of their names.
 
-    A definition that the farm makes in the same words adds nothing.
+    A definition that the farm makes with the same value adds nothing.
 
     Raises:
         UsageError: ``DEFINE_INVALID``: one is no definition, or a name has two values;
-            ``DEFINE_CONTRADICTS``: the manifest would not be true any more.
+            ``DEFINE_CONTRADICTS``: the manifest would be untrue.
     """
     found: dict[str, str] = {}
     for text in texts:
@@ -267,7 +267,7 @@ def _refuse_contradiction(name: str, value: str) -> None:
 
 
 def programs(texts: Iterable[str]) -> tuple[str, ...]:
-    """Parse names of ``--also``, alone or with commas between them; each once, in order.
+    """Parse names of ``--also``, single or separated by commas; each once, in order.
 
     Raises:
         UsageError: ``TARGET_INVALID``: one is no program that a tarball can hold.
@@ -284,7 +284,7 @@ def programs(texts: Iterable[str]) -> tuple[str, ...]:
 
 
 def program_targets(also: Iterable[str], tree: Path) -> tuple[str, ...]:
-    """Return the programs' targets in a source tree, under the names that it has for them."""
+    """Return the programs' targets under the names that this source tree has for them."""
     cmake = tree / "tools" / "rpc" / "CMakeLists.txt"
     renamed = cmake.is_file() and RPC_SERVER in cmake.read_text("utf-8", "replace")
     return tuple(RPC_SERVER if name == "rpc-server" and renamed else name for name in also)
@@ -293,10 +293,10 @@ def program_targets(also: Iterable[str], tree: Path) -> tuple[str, ...]:
 def options(
     request: BuildRequest, tree: Path
 ) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
-    """Return a plan's ``targets`` and ``defined``: what CMake builds, and what it is told more.
+    """Return a plan's ``targets`` and ``defined``: CMake's targets and further definitions.
 
     Args:
-        request: what a person asked for.
+        request: the options.
         tree: the source.
     """
     defined = dict(request.define)

@@ -1,11 +1,11 @@
 """One run at a time for each set, in a checkout and in a folder of tarballs.
 
-``flock``: the system lets go of it when a process ends, however it ends. The lock's file is removed
-by its holder, so a lock counts only on the file that still has the name.
+The operating system releases a lock (``flock``) when its process ends, however it ends. The holder
+removes the lock's file, so a lock counts only on the file that still has the name.
 
-Containers have no such lock: they name their maker. A process number means something in one PID
-namespace of one boot of one machine only: that is a "host" here. Of what another host made nothing
-is known, so that it counts as living.
+Containers have no such lock: labels name their maker. A process number is valid in one PID
+namespace of one boot of one machine only; that is a "host" here. The maker of another host's
+container cannot be checked, so it counts as running.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ IN_USE: Final = ".in-use"
 _USED: Final[dict[Path, int]] = {}
 """These files of this process, by folder."""
 _MOST_USED: Final = 8
-"""Of a user's cache and a checkout there are two; more are a test's, one after the other."""
+"""The user's cache and the checkout are two folders; only tests use more, one after the other."""
 
 _HOST_FILES: Final = ("/etc/machine-id", "/proc/sys/kernel/random/boot_id")
 _STATE, _SESSION, _STARTED = 0, 3, 19
@@ -38,7 +38,7 @@ _STATE, _SESSION, _STARTED = 0, 3, 19
 
 @contextmanager
 def held(keys: Iterable[str], folders: Iterable[Path]) -> Iterator[None]:
-    """Hold every set's lock in every folder; a folder that is not there is made.
+    """Hold every set's lock in every folder; a missing folder is made.
 
     Raises:
         BuildError: ``SET_IS_BEING_BUILT``: another run has one of them; ``OUT_NOT_WRITABLE``.
@@ -63,9 +63,9 @@ def turn(folder: Path, name: str) -> Iterator[None]:
 
 
 def use(folder: Path) -> None:
-    """Note that this process uses a folder, until it ends; the folder is made where it is missing.
+    """Mark a folder as used by this process until it ends; a missing folder is made.
 
-    Where this user may not write, nothing is noted: nothing can be removed there, either.
+    If this user may not write there, nothing is marked: this user can remove nothing there, either.
 
     Raises:
         OSError: the folder cannot be made.
@@ -86,7 +86,7 @@ def use(folder: Path) -> None:
 
 @contextmanager
 def unused(folder: Path) -> Iterator[bool]:
-    """Keep new users out of a folder; gives False where another process uses it.
+    """Keep other processes out of a folder; yield False if another process uses it.
 
     Raises:
         OSError: this user may not write there.
@@ -132,7 +132,7 @@ def _locked(place: Path, how: int) -> Iterator[IO[str]]:
 
 
 def _open(place: Path, how: int) -> IO[str]:
-    """Open and lock the file that has this name, made where there is none."""
+    """Open and lock the file of this name; a missing file is made."""
     while True:
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
@@ -158,14 +158,14 @@ def _open(place: Path, how: int) -> IO[str]:
 
 @dataclass(frozen=True)
 class Maker:
-    """A process; ``started`` tells it from a later one of the same number."""
+    """A process; ``started`` distinguishes it from a later process of the same number."""
 
     host: str
     pid: int
     started: int
 
     def is_gone(self) -> bool:
-        """Whether it has certainly ended: it was of this host, and no longer runs."""
+        """Whether it has certainly ended: it was of this host and no longer runs."""
         if not self.host or self.host != host():
             return False
         try:
@@ -187,7 +187,7 @@ def me() -> Maker:
 
 
 def host() -> str:
-    """Name this machine, its boot and this PID namespace; empty where that cannot be told."""
+    """Return a name of this machine, its boot and this PID namespace; ``""`` if unknown."""
     try:
         known = [str(Path("/proc/self/ns/pid").readlink())]
     except OSError:
@@ -199,7 +199,7 @@ def host() -> str:
 
 
 def stat_fields(pid: int) -> list[str] | None:
-    """Return what the kernel tells of a process after its name, None where it is hidden or gone."""
+    """Return a process's fields after its name in /proc; None if it is hidden or has ended."""
     try:
         told = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
     except OSError:

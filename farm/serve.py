@@ -1,6 +1,6 @@
-"""A release folder over HTTP on loopback, with ranges: for trying a release, and for the tests.
+"""Serve a release folder over HTTP on loopback, with ranges, to try a release and for tests.
 
-Plain files only, below one folder, to this machine only. It is no server for the open network.
+It serves plain files below one folder to this machine only. It is no server for an open network.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ def serve_forever(folder: Path, port: int) -> None:
 
 
 class _Server(ThreadingTCPServer):
-    """Not ``http.server``'s own: that one asks the DNS for this machine's name when it binds."""
+    """A server that binds without asking the DNS for this machine's name, as ``http.server`` does."""
 
     daemon_threads = True
     allow_reuse_address = True
     request_queue_size = 128
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Keep quiet about clients that went away; show anything else."""
+        """Print nothing about a client that disconnected; show any other error."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
@@ -120,14 +120,14 @@ class _Handler(BaseHTTPRequestHandler):
         if path is None or stream is None:
             self._refuse(HTTPStatus.NOT_FOUND)
             return
-        # The client may be gone at any time; that is no fault of the server's.
+        # The client may disconnect at any time; that is no error of the server.
         with stream, suppress(ConnectionError, TimeoutError):
             self._send(path, stream)
 
     do_HEAD = do_GET  # noqa: N815 - http.server's name
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Keep quiet: the terminal belongs to the verb."""
+        """Print nothing: the terminal belongs to the verb."""
 
     def _send(self, path: Path, stream: BinaryIO) -> None:
         tag = _etag(path)
@@ -151,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._copy(stream, size)
 
     def _range(self, tag: str) -> tuple[int, int] | None:
-        """Return the first and last byte asked for; None where the whole file is to be sent."""
+        """Return the first and last byte of the range; None if the whole file is requested."""
         match = _RANGE.fullmatch(self.headers.get("Range", "").strip())
         condition = self.headers.get("If-Range")
         if match is None or (condition is not None and condition.strip() != tag):
@@ -167,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.close_connection = self.close_connection or size > 0
 
     def _redirect(self, to: str) -> None:
-        """Lead a visitor of the server's own address to the manifest."""
+        """Redirect a request for the server's own address to the manifest."""
         self.send_response(HTTPStatus.FOUND)
         self.send_header("Location", to)
         self.send_header("Content-Length", "0")
@@ -200,7 +200,7 @@ def locate(folder: Path, target: str) -> Path | None:
 
 
 def _etag(path: Path) -> str:
-    """Return a strong validator: another file under the name has another one."""
+    """Return a strong validator, which differs for another file of the same name."""
     status = path.stat()
     return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
 

@@ -1,7 +1,7 @@
 """llama.cpp's source: a hash-pinned archive, a git ref, or a folder → one ``Source``.
 
-The build number and the commit come with the source, whichever way it came: they end in
-``llama-server --version`` and in the manifest. Patches change a copy, which is kept in the cache.
+Each kind of source brings the build number and the commit; ``llama-server --version`` and the
+manifest show them. Patches change a copy, which is kept in the cache.
 """
 
 from __future__ import annotations
@@ -45,16 +45,16 @@ _UPSTREAM: Final = re.compile(r"[/:](?:ggml-org|ggerganov)/llama\.cpp(?:\.git)?/
 """The end of the address of llama.cpp's own repository, under its present and former owner."""
 _BUILD_TAG: Final = ("--tags", "--match", "b[0-9]*", "--abbrev=0")
 _NEEDED_OPTIONS: Final = ("GGML_BACKEND_DL", "GGML_CPU_ALL_VARIANTS")
-"""ggml's options that a plan gives; an unknown one is ignored by CMake without an error."""
+"""ggml's options in a plan; CMake ignores an unknown option without an error."""
 _ASSUME_HINT: Final = "--assume-build N tells the farm which build of llama.cpp it is"
 
 
 @dataclass(frozen=True)
 class Source:
-    """A source tree and what is known of it.
+    """A source tree and the facts about it.
 
-    ``build`` is llama.cpp's build number, 0 where it is not known, and ``build_assumed`` tells that
-    a person gave it; ``commit`` has 40 digits (followed by ``-dirty`` for a changed work tree);
+    ``build`` is llama.cpp's build number, 0 if it is unknown; ``build_assumed``: the person gave
+    it; ``commit`` has 40 digits (followed by ``-dirty`` for a changed work tree);
     ``sha256`` is the archive's; ``note`` is a line that a person must see; ``defines`` are CMake's
     cache entries that this tree needs beside those of the plan; ``patches`` were applied to it.
     """
@@ -73,7 +73,7 @@ class Source:
 
     @property
     def short_commit(self) -> str:
-        """The commit as ``llama-server --version`` shows it, ``unknown`` where it is not known."""
+        """The commit as ``llama-server --version`` shows it, or ``unknown``."""
         if self.commit is None:
             return "unknown"
         digits, _, dirty = self.commit.partition("-")
@@ -98,9 +98,9 @@ def from_archive(pin: SourcePin) -> Source:
 
 
 def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
-    """Fetch a tag, branch or commit of a repository, by its address: none is remembered.
+    """Fetch a tag, branch or commit of a repository; it is resolved anew each time.
 
-    What one repository gave is never looked at for another one.
+    Objects of one repository are never used for another one.
 
     Raises:
         UsageError: the repository has no such ref, its address is not https, or what the ref
@@ -121,10 +121,10 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
 
 
 def from_folder(folder: Path) -> Source:
-    """Take a folder as it is; its own git history, if any, gives build number and commit.
+    """Use a folder unchanged; its own git history, if any, gives build number and commit.
 
-    A history that does not tell which build of llama.cpp it is (none, a shallow one, a fork's)
-    gives the number of the newest build that it is known to hold, else 0, and a note.
+    A history that does not tell its build of llama.cpp (none, a shallow one, a fork's) gives the
+    number of the newest build that it is known to contain, else 0, and a note.
 
     Raises:
         UsageError: the folder is not a llama.cpp source tree, is older than what the farm builds,
@@ -138,9 +138,9 @@ def from_folder(folder: Path) -> Source:
 
 
 def _source(tree: Path, build: int, commit: str | None, origin: str, note: str | None) -> Source:
-    """Return a source of which the tree tells the rest.
+    """Return a source; the other facts are read from the tree.
 
-    With libcurl, which a tree of 2025 looks for, the server would need it on the host, too.
+    A tree of 2025 looks for libcurl; with it the server would need libcurl on the host, too.
     """
     needs = _CURL_OPTION.search((tree / "CMakeLists.txt").read_text("utf-8", "replace"))
     defines = (("LLAMA_CURL", "OFF"),) if needs else ()
@@ -148,18 +148,18 @@ def _source(tree: Path, build: int, commit: str | None, origin: str, note: str |
 
 
 def assume_build(found: Source, build: int) -> Source:
-    """Return a source with the build number that a person vouches for; ``BUILD.json`` tells so."""
+    """Return a source with the build number that the person gave; ``BUILD.json`` records that."""
     note = (
         f"note[BUILD_ASSUMED]: the builder says that it is b{build}; the source tells "
         f"{f'b{found.build}' if found.build else 'no build number'}. BUILD.json and the manifest "
         "record that the number was assumed"
     )
-    kept = found.note if found.build else None  # without a number the note was on just that
+    kept = found.note if found.build else None  # the note was about the missing number
     return replace(found, build=build, build_assumed=True, note=_joined(kept, note))
 
 
 def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
-    """Return a source with patches applied to a copy of its tree; the tree itself stays as it is.
+    """Return a source with patches applied to a copy of its tree; the tree is not changed.
 
     Raises:
         UsageError: ``PATCH_DOES_NOT_FIT``; nothing was copied.
@@ -174,7 +174,7 @@ def patched(found: Source, chosen: tuple[Change, ...]) -> Source:
 
 
 def _copy(tree: Path, folder: Path, changed: Mapping[str, bytes]) -> None:
-    """Make a folder as a copy of a tree, without git's own, in which some files are others."""
+    """Copy a tree to a new folder, without ``.git`` and with some files replaced."""
     with durable.writing(folder), new_folder(folder) as staging:
         ignored = shutil.ignore_patterns(".git")
         shutil.copytree(tree, staging, symlinks=True, ignore=ignored, dirs_exist_ok=True)
@@ -190,14 +190,14 @@ def _joined(*notes: str | None) -> str | None:
 
 
 def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str | None]:
-    """Return a tree of the cache, made where it is not there or not what was recorded of it.
+    """Return a tree of the cache; a missing or changed one is made again.
 
     Args:
-        key: names everything that decides the tree's content.
-        make: makes the tree as the new folder that it is given.
+        key: identifies everything that decides the tree's content.
+        make: makes the tree in the new folder that it gets.
 
     Returns:
-        The tree, and a line for a person where a changed one was made again.
+        The tree, and a note if a changed one was made again.
 
     Raises:
         FarmError: what ``make`` raises; ``OUT_NOT_WRITABLE`` or ``WRITE_FAILED``.
@@ -222,7 +222,7 @@ def _kept(key: str, make: Callable[[Path], None]) -> tuple[Path, str | None]:
 
 
 def _require_layout(tree: Path, named: str) -> None:
-    """Refuse what is no llama.cpp, and what is older than the farm's options.
+    """Refuse a tree that is no llama.cpp, or older than the farm's options.
 
     Raises:
         UsageError: ``SOURCE_NOT_LLAMA_CPP`` or ``SOURCE_TOO_OLD``, with the reason.
@@ -279,7 +279,7 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
 def differences(tree: Path, upstream: Path) -> tuple[str, ...]:
     """Return the files of a tree that upstream does not have, or has with other bytes.
 
-    What only upstream has is not among them: an archive may leave things out.
+    Files that only upstream has are not listed: an archive may leave some out.
     """
     files = sorted(path for path in tree.rglob("*") if path.is_file() and not path.is_symlink())
     names = [path.relative_to(tree) for path in files]
@@ -291,7 +291,7 @@ def _same(first: Path, second: Path) -> bool:
 
 
 def read_version(tree: Path) -> str | None:
-    """Return upstream's release number (``0.6.0``) from its CMakeLists.txt, None before it."""
+    """Return upstream's release number (``0.6.0``) from its CMakeLists.txt, None if it has none."""
     parts = dict(_VERSION_PART.findall((tree / "CMakeLists.txt").read_text("utf-8", "replace")))
     names = ("MAJOR", "MINOR", "PATCH")
     return ".".join(parts[name] for name in names) if len(parts) == len(names) else None
@@ -309,7 +309,7 @@ def _history(tree: Path) -> tuple[int, str | None, str | None]:
 
 
 def _proven_build(tree: Path) -> tuple[int, str | None]:
-    """Return the number of the newest build of llama.cpp that HEAD holds, and a note."""
+    """Return the number of the newest build of llama.cpp that HEAD contains, and a note."""
     at = ("-C", str(tree))
     if _git(*at, "rev-parse", "--is-shallow-repository") == "true":
         tag = _run_git((*at, "describe", "--exact-match", *_BUILD_TAG)).stdout.strip()
@@ -334,7 +334,7 @@ def _proven_build(tree: Path) -> tuple[int, str | None]:
 
 
 def _tagged_build(tree: Path) -> int:
-    """Return the number of the newest tag ``bNNNN`` that has as many commits as it says, else 0."""
+    """Return the number of the newest tag ``bNNNN`` that has NNNN commits, else 0."""
     tag = _run_git(("-C", str(tree), "describe", *_BUILD_TAG)).stdout.strip()
     number = int(tag[1:]) if tag[1:].isdigit() else 0
     counted = number and int(_git("-C", str(tree), "rev-list", "--count", tag))
@@ -349,7 +349,7 @@ def _unknown_build(tree: Path, why: str) -> str:
 
 
 def _require_https(remote: str) -> None:
-    """Refuse what git would read as a folder, an option or a program to run."""
+    """Refuse an address that git would read as a folder, an option or a program to run."""
     try:
         address = urlsplit(remote)
     except ValueError:

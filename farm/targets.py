@@ -1,7 +1,7 @@
-"""Rows of ``build/targets.toml`` → frozen lines and architecture sets, and what asks for them.
+"""Rows of ``build/targets.toml`` → frozen lines, architecture sets and groups.
 
-Pure: reads the one file that it is given. Every combination that cannot be built is refused here,
-before anything starts.
+Reads only the file that it is given. It refuses every combination that cannot be built, before
+anything starts.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ Version = Annotated[str, Meta(pattern=r"^[0-9]+(\.[0-9]+)+$")]
 class Line(msgspec.Struct, frozen=True):
     """One toolkit on one devel image. ``oldest``/``newest`` are compute capabilities times ten.
 
-    ``image`` is empty for a line that is not in the table: ``--image`` or a local toolkit brings
-    what it is built with. ``glibc`` and ``glibcxx`` are the newest that its binaries may need.
+    ``image`` is empty for a line that is not in the table: ``--image`` or a local toolkit then
+    brings the compiler. ``glibc`` and ``glibcxx`` are the newest that its binaries may need.
     """
 
     image: str
@@ -61,7 +61,7 @@ class Line(msgspec.Struct, frozen=True):
         return int(self.toolkit.split(".")[0]) if self.toolkit else None
 
     def accepts_toolkit(self, version: str) -> bool:
-        """Whether a toolkit of this ``major.minor`` makes what the line promises."""
+        """Whether a toolkit of this ``major.minor`` can build this line."""
         return self.toolkit == ".".join(version.split(".")[:2])
 
 
@@ -80,7 +80,7 @@ class Arch(msgspec.Struct, frozen=True, order=True):
 
 
 class ArchSet(msgspec.Struct, frozen=True):
-    """What one build compiles for. ``archs`` is passed to CMake as it is, empty for the CPU."""
+    """The architectures of one build. ``archs`` is passed to CMake unchanged; empty for the CPU."""
 
     name: str
     archs: str
@@ -103,7 +103,7 @@ class ArchSet(msgspec.Struct, frozen=True):
 
 
 class Cuda(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What NVIDIA says of one major version of CUDA; ``targets.toml`` names the sources.
+    """NVIDIA's data on one major version of CUDA; ``targets.toml`` names the sources.
 
     ``newest`` has pairs of a minor version and the newest compute capability from then on;
     ``checked`` is the newest minor version that the row was compared with.
@@ -136,7 +136,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 class Targets(msgspec.Struct, frozen=True):
-    """Everything that can be asked for by name; ``release`` is the sets of each line in one."""
+    """Everything that a person can name; ``release``: the sets of each line in a release."""
 
     lines: dict[str, Line]
     sets: dict[str, ArchSet]
@@ -156,10 +156,10 @@ class Targets(msgspec.Struct, frozen=True):
         return _look_up("line", name, self.lines, others=("any cu12N or cu13N with its --image",))
 
     def line_of_toolkit(self, version: str, *, what: str) -> Line:
-        """Return the line that a toolkit makes; ``what`` has it, for the error.
+        """Return the line of a toolkit; ``what`` contains the toolkit, for the error.
 
         Raises:
-            UsageError: its major version is none that the farm builds for.
+            UsageError: the farm does not build for its major version.
         """
         for line in self.lines.values():
             if line.toolkit == version:
@@ -173,9 +173,9 @@ class Targets(msgspec.Struct, frozen=True):
         return self._line_of(version)
 
     def unchecked(self, line: Line, *, listed: bool) -> str | None:
-        """Return the note on a minor version that is newer than the table; None for the others.
+        """Return a note if the minor version is newer than the table, else None.
 
-        ``listed`` tells that the architectures came from the nvcc itself.
+        ``listed``: the architectures came from nvcc itself.
         """
         major, minor = line.toolkit.split(".") if line.toolkit else ("", "0")
         row = self.cuda.get(major)
@@ -196,7 +196,7 @@ class Targets(msgspec.Struct, frozen=True):
         )
 
     def line_of_image(self, image: str | None) -> Line | None:
-        """Return the line that a devel image is for, by its tag; None where the tag does not tell.
+        """Return the line of a devel image by its tag; None if the tag does not tell.
 
         Raises:
             UsageError: the tag names a CUDA that the farm does not build for.
@@ -264,7 +264,7 @@ def parse_archs(text: str) -> tuple[Arch, ...]:
 def custom_set(archs: str, *, archive_format: str | None = None) -> ArchSet:
     """Make the set that ``--archs`` asks for, named after its architectures.
 
-    The seed's list gives the seed's set. One ``NN-real`` gives the name of the set in the table.
+    The list of the set ``seed`` gives that set. One ``NN-real`` gives the set's name in the table.
 
     Raises:
         UsageError: ``archs`` cannot be parsed.
@@ -310,7 +310,7 @@ def _line(name: str, row: _LineRow, cuda: Mapping[str, Cuda]) -> Line:
 
 
 def _with_cuda(line: Line, cuda: Mapping[str, Cuda]) -> Line:
-    """Add what the toolkit's major version decides: driver and architectures."""
+    """Add the driver and the architectures, which the toolkit's major version decides."""
     if line.toolkit is None:
         return line
     major, minor = line.toolkit.split(".")

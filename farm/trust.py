@@ -1,8 +1,8 @@
 """Keys and signatures of channels: minisign, through py-minisign.
 
 The secret key comes from ``FARM_SIGNING_KEY`` (its text) or a file, never from the command line,
-where every process of the machine could read it, and is never printed. ``FARM_SIGNING_PASSWORD``
-opens an encrypted one.
+which every process of the machine can read. It is never printed. ``FARM_SIGNING_PASSWORD`` opens an
+encrypted key.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Signer:
         return bytes(self._key.sign(content, trusted_comment=comment))
 
     def __repr__(self) -> str:
-        """Show whose it is, and nothing else."""
+        """Show the public key, and nothing else."""
         return f"Signer({self.public_key})"
 
 
@@ -86,7 +86,7 @@ def signer(file: Path | None) -> Signer:
     """Read the secret key from a file, else from ``FARM_SIGNING_KEY``.
 
     Raises:
-        UsageError: there is none, it is none, or the password does not open it.
+        UsageError: no key was given, it is no key, or the password does not open it.
     """
     text = os.environ.get(VARIABLE, "").encode() if file is None else _read(file)
     if not text.strip():
@@ -114,7 +114,7 @@ def require_signed(content: bytes, signature: bytes, public_key: str, *, what: s
     """Check a signature; return its trusted comment, which is signed, too.
 
     Raises:
-        PublishError: ``SIGNED_BY_ANOTHER_KEY``: it is not that key's, or of other bytes.
+        PublishError: ``SIGNED_BY_ANOTHER_KEY``: another key made it, or it is of other bytes.
     """
     try:
         return signed_comment(content, signature, public_key, what)
@@ -146,7 +146,7 @@ def require_public(text: str) -> str:
 
 
 def _parse(text: bytes) -> minisign.SecretKey:
-    """Take the whole file, or its second line alone, which is easier to put into a variable."""
+    """Parse the whole file, or its second line alone, which is easier to put into a variable."""
     stripped = text.strip()
     if b"\n" in stripped:
         return minisign.SecretKey.from_bytes(stripped + b"\n")
@@ -166,7 +166,7 @@ def _read(file: Path) -> bytes:
 
 
 def _write_new(place: Path, content: bytes, mode: int) -> None:
-    """Write a file that must not be there; it never has a wider mode, not for a moment."""
+    """Write a file that must not exist; it never has a wider mode, not even for a moment."""
     handle = os.open(place, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
     try:
         with os.fdopen(handle, "wb") as stream:

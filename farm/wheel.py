@@ -1,4 +1,4 @@
-"""Build the wheel ``llama-space``: the loader and the engine, for the Spaces of other people.
+"""Build the wheel ``llama-space``: the loader and the engine, for anyone's Space.
 
 The wheel is built from a copy of ``spaces/`` with fixed times and modes, so that the same sources
 give the same bytes.
@@ -57,7 +57,7 @@ def build(into: Path, source: Path = SOURCE) -> Path:
 
 
 def _copy(source: Path, target: Path) -> None:
-    """Copy what the wheel is made of, with modes that do not depend on this user's umask."""
+    """Copy the wheel's sources, with modes that do not depend on this user's umask."""
     target.mkdir()
     for name in _PARTS:
         if (source / name).is_dir():
