@@ -181,7 +181,7 @@ class ElfFile:
     def _chain(
         self, row: struct.Struct, data: bytes, offset: int, *, next_field: int
     ) -> Iterator[tuple[int, tuple[int, ...]]]:
-        """Yield rows that each give the distance to the next one; only forward, so the walk ends."""
+        """Yield rows, each of which gives the distance to the next; only forward, so it ends."""
         while data:
             if offset + row.size > len(data):
                 raise self.corrupt(f"version needs point at {offset} of {len(data)} bytes")

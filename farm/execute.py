@@ -204,7 +204,9 @@ def _ended_when(abandoned: Callable[[], bool] | None, workspace: Workspace) -> I
     def look() -> None:
         while not over.wait(_LOOK_SECONDS):
             if abandoned():
-                with suppress(EngineError):  # if it cannot be reached here, the build cannot reach it either
+                with suppress(
+                    EngineError
+                ):  # if it cannot be reached here, the build cannot reach it either
                     workspace.end()
                 return
 
@@ -285,7 +287,7 @@ def _cub(plan: BuildPlan, workspace: Workspace) -> tuple[Part, bytes] | None:
 
 
 def programs(plan: BuildPlan, workspace: Workspace) -> dict[str, str]:
-    """Return the sha256 of the programs that compile and link, by name; missing ones are left out."""
+    """Return the sha256 of the programs that compile and link, by name, without missing ones."""
     layout = workspace.layout
     asked = ["gcc", "g++", layout.cmake, layout.ninja]
     if plan.line.is_cuda and layout.cuda is not None:

@@ -39,7 +39,7 @@ _ERROR: Final = re.compile(
 def run(
     *argv: str, variables: Mapping[str, str] | None = None, patience: float | None = _SECONDS
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of the loader for at most ``patience`` seconds; its exit status is not checked."""
+    """Run a command of the loader, at most ``patience`` seconds; ignore its exit status."""
     return subprocess.run(
         [*_COMMAND, *argv],
         capture_output=True,
@@ -120,6 +120,6 @@ def complete(served: Mapping[str, Any], prompt: str | list[int], tokens: int) ->
 
 
 def environment(variables: Mapping[str, str]) -> dict[str, str]:
-    """Return this process's variables without those that the loader and its programs must not see."""
+    """Return this process's variables without those that the loader's programs must not see."""
     own = {name: value for name, value in os.environ.items() if name not in _SECRETS}
     return {**own, "PYTHONPATH": str(PROJECT_ROOT / "spaces"), **variables}

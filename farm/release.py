@@ -116,7 +116,10 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     published = json.dumps(json_schema(), indent=2).encode() + b"\n"
     files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
     files |= {SCHEMA: published, SUMS: sums(written, content, published)}
-    for name, text in {**files, MANIFEST: content}.items():  # a reader that sees the manifest also sees these files
+    for name, text in {
+        **files,
+        MANIFEST: content,
+    }.items():  # a reader that sees the manifest also sees these files
         with durable.writing(out / name):
             durable.replace(out / name, text, 0o644)
     return written
@@ -289,7 +292,7 @@ def _mismatch(problem: str) -> PackError:
 
 @dataclass(frozen=True)
 class Found:
-    """Facts read from a tarball's bytes: its entry (SBOM included), its SBOM, its record's source."""
+    """Facts from a tarball's bytes: its entry (SBOM included), its SBOM, its record's source."""
 
     artifact: Artifact
     sbom: bytes

@@ -178,7 +178,7 @@ def _require_pin(content: bytes, sha256: str, what: str) -> None:
 
 
 def _require_safe(url: str) -> None:
-    """Refuse a URL that is neither https nor http to this machine; ``packages`` checks redirects."""
+    """Refuse a URL that is neither https nor http to this machine (redirects: ``packages``)."""
     parts = urlsplit(url)
     if parts.scheme == "https" or (
         parts.scheme == "http" and packages.is_loopback(parts.hostname or "")

@@ -54,7 +54,7 @@ _CONTRADICTIONS: Final = {
     r"|LLAMA_(CURL|LLGUIDANCE|USE_SYSTEM_GGML)": "which libraries the host must have",
     r"GGML_(CPU|STATIC)|FARM_\w+": "that it runs on every x86-64 processor",
 }
-"""Patterns of whole names of definitions → the statement of the manifest that they would make untrue."""
+"""Patterns of definitions' whole names → what the manifest states and they would make untrue."""
 
 
 @dataclass(frozen=True)

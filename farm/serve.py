@@ -83,7 +83,7 @@ def serve_forever(folder: Path, port: int) -> None:
 
 
 class _Server(ThreadingTCPServer):
-    """A server that binds without asking the DNS for this machine's name, as ``http.server`` does."""
+    """A server that binds without the DNS query for this machine's name that http.server makes."""
 
     daemon_threads = True
     allow_reuse_address = True
