@@ -299,7 +299,6 @@ class _Visit:
                 model.require_as_named(path)
             return name if settings.gguf_path else f"{name}, in {path.parent}"
         size = model.size_on_hub(settings)
-        model.require_room(settings, size or 0)
         told = f"{size / 1e9:.1f} GB " if size else ""
         token = "with" if settings.hf_token else "without"
         return f"{name}, {told}from the Hub ({token} token)"

@@ -8,11 +8,12 @@ refused.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from io import BytesIO
+from io import SEEK_END, BytesIO
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Final
 
@@ -107,6 +108,32 @@ class Fetcher:
                     self.sink(Downloading(name, size, body.size))
                 return digest.hexdigest(), size
 
+    def resume(self, place: Web, target: IO[bytes], size: int) -> None:
+        """Fetch what a file of ``size`` bytes lacks at its end; what is there is taken for right.
+
+        A server without ranges sends it all again. There is no deadline: the rate has a limit.
+
+        Raises:
+            NetworkError: the file cannot be fetched; names every attempt's reason.
+            OSError: ``target`` cannot be written.
+        """
+        name, patience = locations.shown(place.url), replace(self.patience, deadline=math.inf)
+        mirrors = Mirrors(name, (), replace(self, patience=patience), (place,))
+        furthest = done = target.seek(0, SEEK_END)
+        while done < size:
+            with mirrors.attempt() as mirror, mirrors.opened(mirror, done) as body:
+                if body.size not in {None, size - body.start}:
+                    raise AttemptError(f"{body.size} bytes instead of {size} came", final=True)
+                done = target.seek(body.start)
+                target.truncate()
+                while done < size and (piece := body.read(min(PIECE, size - done))):
+                    done += target.write(piece)
+                    if done > furthest:
+                        furthest, mirror.failures = done, 0
+                    self.sink(Downloading(name, done, size))
+                if done < size:
+                    raise AttemptError(f"ended after {done} of {size} bytes")
+
     def chunks(
         self, artifact: Artifact, urls: Sequence[str], kept: IO[bytes] | None = None
     ) -> Generator[bytes, None, None]:
@@ -165,7 +192,9 @@ class Mirrors:
     Those that cannot be used are passed over.
     """
 
-    def __init__(self, name: str, urls: Sequence[str], fetcher: Fetcher) -> None:
+    def __init__(
+        self, name: str, urls: Sequence[str], fetcher: Fetcher, places: Sequence[Web] = ()
+    ) -> None:
         self._name = name
         self._patience = fetcher.patience
         self._sleep = fetcher.sleep
@@ -173,7 +202,7 @@ class Mirrors:
         self._reasons: list[str] = []
         self._missing = True
         self._code = ""
-        self._left: list[Mirror] = []
+        self._left = [Mirror(name, place) for place in places]
         for url in urls:
             try:
                 self._left.append(Mirror(locations.shown(url), fetcher.resolve(url)))

@@ -1,7 +1,8 @@
 """Find the model: a local file, or one of a repository on the Hugging Face Hub.
 
-The Hub's own client fetches (resume, cache, ``HF_ENDPOINT``, proxies); this module turns its errors
-into sentences, fetches all parts of a split model, and refuses what cannot be served.
+The Hub's own client asks, keeps the cache and fetches by Xet; without Xet the loader downloads by
+itself, because that client begins anew after a kill. This module turns the client's errors into
+sentences, fetches all parts of a split model, and refuses what cannot be served.
 """
 
 from __future__ import annotations
@@ -13,9 +14,11 @@ import os
 import re
 import shutil
 import sys
+import time
 from contextlib import contextmanager
-from dataclasses import replace
-from functools import partial
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,19 +26,25 @@ from llama_loader import disk, gguf_header, locations
 from llama_loader.concurrency import Background
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
 from llama_loader.events import Downloading, Note, ignore
+from llama_loader.fetch import Fetcher
+from llama_loader.locations import Web
 from llama_loader.settings import bound_xet, certificate_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from types import ModuleType
 
-    from llama_loader.events import Sink
+    from llama_loader.events import Event, Sink
     from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may take to answer a question about a file."""
 _XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
+_NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
+"""An ETag or commit as the Hub's client takes it: for the name of a file or folder of its cache."""
+_LEFT_BEHIND: Final = 600.0
+"""Seconds after the last byte of a download by the Hub's client; then its process was killed."""
 _SILENCE: Final = 20.0
 """Seconds without a byte of a download after which a note is told, again and again."""
 _BLOCK: Final = 4 * 1024 * 1024
@@ -93,11 +102,9 @@ def _files_on_hub(settings: Settings) -> list[str]:
 
 def _files_in_cache(settings: Settings) -> list[str]:
     try:
-        from huggingface_hub import constants
+        snapshots = _folder(settings) / "snapshots"
     except (ImportError, ValueError):
         return []
-    folder = f"models--{settings.gguf_repo_id.replace('/', '--')}"
-    snapshots = Path(constants.HF_HUB_CACHE, folder, "snapshots")
     return ["/".join(path.relative_to(snapshots).parts[1:]) for path in snapshots.glob("**/*.gguf")]
 
 
@@ -257,26 +264,87 @@ def _cached(settings: Settings) -> list[Path | None]:
     return found
 
 
+@dataclass(frozen=True)
+class _Remote:
+    """A file on the Hub, by the Hub's own answer; ``size`` is None where it names none."""
+
+    place: Web
+    etag: str
+    size: int | None
+    by_xet: bool
+    blobs: Path
+
+    @property
+    def begun(self) -> Path:
+        """Where a download without Xet collects its bytes, for the next process too."""
+        return self.blobs / f"{self.etag}.llama-loader.incomplete"
+
+    def left(self) -> int:
+        """Return the bytes that are still to come; sweep what the Hub's client left behind."""
+        for path in self.blobs.glob(f"{self.etag}.*.incomplete"):
+            if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                path.unlink()
+        here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)
+        return max(0, (self.size or 0) - (here.stat().st_size if here else 0))
+
+
+def _on_hub(settings: Settings) -> list[_Remote]:
+    """Ask the Hub for each part of a model."""
+    _require_first(settings.gguf_filename, label(settings))
+    client, found = _hub_client(settings), []
+    for name in gguf_header.parts(settings.gguf_filename):
+        one = replace(settings, gguf_filename=name)
+        place = {"revision": settings.gguf_revision, "endpoint": settings.hf_endpoint}
+        with _hub_errors(one):
+            url = client.hf_hub_url(settings.gguf_repo_id, name, **place)
+            answer = client.get_hf_file_metadata(
+                url, token=settings.hf_token or False, timeout=_ANSWER_TIMEOUT
+            )
+        named_by = (answer.commit_hash or "", answer.etag or "")
+        if not all(map(_NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
+            raise NetworkError(
+                "HUB_UNUSABLE",
+                f"{settings.hf_endpoint} does not answer for {label(one)} as a Hub does:"
+                f" X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}",
+                hint="correct HF_ENDPOINT: a page that asks for a login, or a mirror that lacks"
+                " these headers, may answer there; or give a local file with --model",
+            )
+        found.append(
+            _Remote(
+                Web(url, settings.hf_token),
+                answer.etag,
+                answer.size,
+                answer.xet_file_data is not None,
+                _folder(settings) / "blobs",
+            )
+        )
+    return found
+
+
+def _folder(settings: Settings) -> Path:
+    """Return the repository's folder in the Hub's cache."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{settings.gguf_repo_id.replace('/', '--')}")
+
+
 def size_on_hub(settings: Settings) -> int | None:
     """Return the bytes that the Hub names for all parts of a model, in a small request for each.
 
     Raises:
         NetworkError: the Hub does not answer within seconds, or not for this token.
         SettingError: no such repository, file or revision; huggingface_hub is not installed.
+        StoreError: the disk has no room for what is still to come; names both sizes.
     """
     settings = named(settings)
-    _require_first(settings.gguf_filename, label(settings))
-    client, token = _hub_client(settings), settings.hf_token or False
-    total = 0
-    for name in gguf_header.parts(settings.gguf_filename):
-        place = {"revision": settings.gguf_revision, "endpoint": settings.hf_endpoint}
-        with _hub_errors(replace(settings, gguf_filename=name)):
-            url = client.hf_hub_url(settings.gguf_repo_id, name, **place)
-            answer = client.get_hf_file_metadata(url, token=token, timeout=_ANSWER_TIMEOUT)
-        if answer.size is None:
-            return None
-        total += answer.size
-    return total
+    remote = _on_hub(settings)
+    _require_room(settings, remote)
+    return _size(remote)
+
+
+def _size(remote: list[_Remote]) -> int | None:
+    sizes = [one.size for one in remote]
+    return None if None in sizes else sum(filter(None, sizes))
 
 
 def _hub_client(settings: Settings) -> ModuleType:
@@ -306,17 +374,16 @@ def _hub_client(settings: Settings) -> ModuleType:
 def _from_hub(settings: Settings, sink: Sink) -> Path:
     """Fetch all parts; return the first one's path."""
     _require_first(settings.gguf_filename, label(settings))
-    client, total = _hub_client(settings), None
+    client, remote = _hub_client(settings), []
     if None in _cached(settings) and not settings.offline:
         _require_writable(sink)
-        total = size_on_hub(settings)
-        require_room(settings, total or 0)
-    found: list[Path] = []
-    for name in gguf_header.parts(settings.gguf_filename):
-        before = sum(path.stat().st_size for path in found)
-        heard = [0]
-        progress = _progress(settings.gguf_filename, before, total, heard, sink)
-        found.append(_fetched(client, replace(settings, gguf_filename=name), progress, heard, sink))
+        remote = _on_hub(settings)
+        _require_room(settings, remote)
+    names, found, done = gguf_header.parts(settings.gguf_filename), [], 0
+    for name, one in zip_longest(names, remote):
+        transfer = _Transfer(settings.gguf_filename, done, _size(remote), sink)
+        found.append(_fetched(client, replace(settings, gguf_filename=name), one, transfer))
+        done += found[-1].stat().st_size
     return found[0]
 
 
@@ -336,87 +403,135 @@ def _require_writable(sink: Sink) -> None:
     sink(Note("MODEL_CACHE_TEMPORARY", f"{told} machine's temporary files", hint))
 
 
-def require_room(settings: Settings, size: int) -> None:
-    """Refuse a model of ``size`` bytes that the Hub's cache has no room for, before its first byte.
-
-    Raises:
-        StoreError: names both sizes; parts that are there already take no more room.
-    """
-    from huggingface_hub import constants
-
-    size -= sum(path.stat().st_size for path in _cached(settings) if path)
-    cache = Path(constants.HF_HUB_CACHE)
-    with disk.errors(cache):
+def _require_room(settings: Settings, remote: list[_Remote]) -> None:
+    """Refuse a model that the disk has no room for, before its first byte comes."""
+    cache = _folder(settings)
+    with disk.errors(cache.parent):
+        size = sum(one.left() for one in remote)
         free = shutil.disk_usage(disk.nearest(cache)).free
         if free < size:
             sizes = f"takes {size / 1e9:.3g} GB more, {free / 1e9:.3g} GB are free"
             raise OSError(errno.ENOSPC, f"{label(settings)} {sizes}")
 
 
+@dataclass
+class _Transfer:
+    """One part of a model on its way; tells ``sink`` how far all parts are.
+
+    Attributes:
+        name: of the model.
+        before: bytes of the parts before this one.
+        total: bytes of all parts; None for as many as the download is told of.
+        furthest: bytes of this part that have come. Xet has two bars: the one that is further
+            counts.
+    """
+
+    name: str
+    before: int
+    total: int | None
+    sink: Sink
+    furthest: int = 0
+
+    def told(self, event: Event) -> None:
+        if isinstance(event, Downloading):
+            self.tell(event.done, event.total)
+
+    def tell(self, done: int, size: int | None) -> None:
+        self.furthest = max(self.furthest, done)
+        self.sink(Downloading(self.name, self.before + self.furthest, self.total or size))
+
+    def bar(self) -> type:
+        """Return a class of progress bars for the Hub's client that draws nothing, and tells."""
+        from tqdm import tqdm
+
+        tell = self.tell
+
+        class Told(tqdm):  # type: ignore[misc] # it has no types
+            def __init__(self, *arguments: Any, **options: Any) -> None:
+                options.pop("name", None)
+                drawn_nowhere = {"disable": False, "file": io.StringIO()}
+                super().__init__(*arguments, **{**options, **drawn_nowhere})
+
+            def update(self, n: float | None = 1) -> bool | None:
+                drawn: bool | None = super().update(n)
+                tell(int(self.n), int(self.total or 0) or None)
+                return drawn
+
+        return Told
+
+
 def _fetched(
-    client: ModuleType, settings: Settings, progress: type, heard: list[int], sink: Sink
+    client: ModuleType, settings: Settings, remote: _Remote | None, transfer: _Transfer
 ) -> Path:
     """Fetch one file; what Xet's storage does not give is asked of the Hub itself."""
     from huggingface_hub import constants
 
-    asked = partial(
-        client.hf_hub_download,
-        settings.gguf_repo_id,
-        settings.gguf_filename,
-        revision=settings.gguf_revision,
-        token=settings.hf_token or False,
-        endpoint=settings.hf_endpoint,
-        local_files_only=settings.offline,
-        tqdm_class=progress,
-    )
-    download = partial(_watched, asked, label(settings), heard, sink)
+    def download() -> str:
+        xet_is_here = not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+        if remote and remote.size is not None and not (remote.by_xet and xet_is_here):
+            _download(settings, remote, transfer)
+        path: str = client.hf_hub_download(
+            settings.gguf_repo_id,
+            settings.gguf_filename,
+            revision=settings.gguf_revision,
+            token=settings.hf_token or False,
+            endpoint=settings.hf_endpoint,
+            local_files_only=settings.offline,
+            tqdm_class=transfer.bar(),
+        )
+        return path
+
     with _hub_errors(settings):
         try:
-            return download()
+            return _watched(download, label(settings), transfer)
         except (RuntimeError, OSError) as error:  # the first is hf_xet's only kind
             if isinstance(error, OSError) and _XET_PLACE not in str(error):
                 raise
             told = f"the Hub's storage does not give {label(settings)} by Xet ({error}); it is"
             told += " fetched without"
-            sink(Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt"))
+            note = Note("XET_UNREACHABLE", told, "HF_HUB_DISABLE_XET=1 saves this attempt")
+            transfer.sink(note)
             constants.HF_HUB_DISABLE_XET = True
-            return download()
+            return _watched(download, label(settings), transfer)
 
 
-def _watched(download: Callable[[], str], what: str, heard: list[int], sink: Sink) -> Path:
-    """Download a file and return its path; a note tells each time that no byte of it comes."""
-    downloading, before = Background(download), heard[0]
-    while not downloading.wait(_SILENCE):
-        if heard[0] == before:
-            sink(Note("DOWNLOAD_SILENT", f"no byte of {what} has come for {_SILENCE:g} s"))
-        before = heard[0]
-    return Path(downloading.result())
+def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
+    """Put a file's bytes where the Hub's client looks for them, after those of an earlier process.
 
-
-def _progress(name: str, before: int, total: int | None, furthest: list[int], sink: Sink) -> type:
-    """Return a class of progress bars for the Hub's client that draws nothing and tells ``sink``.
-
-    Args:
-        name: of the model.
-        before: bytes of the parts before this one.
-        total: bytes of all parts; None for as many as the bar is told of.
-        furthest: one number, the bytes of this part that have come.
-        sink: told of each step. Xet has two bars: the one that is further counts.
+    An ETag of 64 hexadecimal digits is the sha256 of a large file.
     """
-    from tqdm import tqdm
+    from huggingface_hub.utils import WeakFileLock  # type: ignore[attr-defined] # what it imports
 
-    class Told(tqdm):  # type: ignore[misc] # it has no types
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            options.pop("name", None)
-            super().__init__(*arguments, **{**options, "disable": False, "file": io.StringIO()})
+    blobs, blob = remote.blobs, remote.blobs / remote.etag
+    lock = blobs.parents[1] / ".locks" / blobs.parent.name / f"{remote.etag}.lock"
+    for folder in (blobs, lock.parent):
+        folder.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock):  # the client's own: it has one for each file
+        if blob.exists():
+            return
+        with remote.begun.open("ab") as file:
+            try:
+                Fetcher(sink=transfer.told).resume(remote.place, file, remote.size or 0)
+            except NetworkError as error:
+                raise _unreachable(error.message, settings) from error
+        if re.fullmatch("[0-9a-f]{64}", remote.etag):
+            try:
+                _require_digest(remote.begun, remote.etag, "the Hub's is", "the file is removed")
+            except IntegrityError:
+                remote.begun.unlink()
+                raise
+        remote.begun.replace(blob)
 
-        def update(self, n: float | None = 1) -> bool | None:
-            drawn: bool | None = super().update(n)
-            furthest[0] = max(furthest[0], int(self.n))
-            sink(Downloading(name, before + furthest[0], total or int(self.total or 0) or None))
-            return drawn
 
-    return Told
+def _watched(download: Callable[[], str], what: str, transfer: _Transfer) -> Path:
+    """Download a file and return its path; a note tells each time that no byte of it comes."""
+    downloading, before = Background(download), transfer.furthest
+    while not downloading.wait(_SILENCE):
+        if transfer.furthest == before:
+            told = f"no byte of {what} has come for {_SILENCE:g} s"
+            transfer.sink(Note("DOWNLOAD_SILENT", told))
+        before = transfer.furthest
+    return Path(downloading.result())
 
 
 @contextmanager
@@ -475,8 +590,8 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
     elif status == 404:  # noqa: PLR2004 - HTTP's Not Found
         code, what = "FILE_NOT_FOUND", f"{endpoint} has no {label(settings)}: {error}"
         hint = "check HF_ENDPOINT, YAKULINGO_SPACES_GGUF_REPO_ID and YAKULINGO_SPACES_GGUF_FILENAME"
-    elif status in {401, 403}:
-        what = f"{endpoint} refuses {label(settings)}: {error}"
+    elif 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004 - not "later"
+        what = f"{endpoint} refuses {label(settings)} with status {status}: {error}"
         hint = "set HF_TOKEN to a token that it takes, or correct HF_ENDPOINT"
         return NetworkError("HUB_REFUSED", what, hint=hint)
     else:
@@ -493,11 +608,12 @@ def _no_bytes(error: Exception, settings: Settings) -> LoaderError:
         if names_a_file or disk.is_full(error):
             return disk.failure(Path(constants.HF_HUB_CACHE), error)
     by_xet = isinstance(error, RuntimeError) or _XET_PLACE in str(error)
+    return _unreachable(str(error), settings, " with HF_HUB_DISABLE_XET=1" if by_xet else "")
+
+
+def _unreachable(reason: str, settings: Settings, how: str = "") -> NetworkError:
     return NetworkError(
         "HUB_UNREACHABLE",
-        f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {error}",
-        hint=(
-            "try again with HF_HUB_DISABLE_XET=1" if by_xet else "check the network and try again"
-        )
-        + "; if you have a copy, name it with --model",
+        f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {reason}",
+        hint=f"check the network and try again{how}; if you have a copy, name it with --model",
     )

@@ -10,6 +10,7 @@ from contextlib import closing
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from functools import partial
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from llama_loader import fetch as fetch_module
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading, Resolving
 from llama_loader.fetch import backoff
-from llama_loader.locations import Patience
+from llama_loader.locations import Patience, Web
 from llama_loader.store import Store
 from tests.rigs import fault_server as faults
 from tests.rigs.downloads import (
@@ -53,6 +54,47 @@ def test_chunks_are_handed_over_as_they_come(server: FaultServer, reader: Reader
     with closing(chunks):
         assert [len(next(chunks)), len(next(chunks))] == [CHUNK, CHUNK]
         assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("kept", [0, 123_456, len(DATA)])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        *(faults.healthy, faults.cut(400_000), faults.ignores_range, faults.status(416)),
+        *(faults.content_range("bytes 1-2/3"), faults.stalls(300_000), faults.shaped(20_000)),
+    ],
+)
+def test_resume_appends_what_is_missing_whatever_the_server_did(
+    server: FaultServer, reader: Reader, fault: faults.Fault, kept: int
+) -> None:
+    """There is no deadline, as models are large."""
+    place = Web(server.put("/m", DATA))
+    server.fail("/m", fault, fault)
+    target = BytesIO(DATA[:kept])
+    reader.fetcher.resume(place, target, len(DATA))
+    assert target.getvalue() == DATA
+    assert bool(server.requests) == (kept < len(DATA))
+    assert ranges(server)[:1] == [f"bytes={kept}-" if kept else None][: len(server.requests)]
+
+
+@pytest.mark.parametrize(
+    ("fault", "attempts", "words"),
+    [
+        (faults.body(b"<html>log in</html>"), 1, f"19 bytes instead of {len(DATA)} came"),
+        (faults.body(b"<html>", chunked=True), 4, f"ended after 6 of {len(DATA)} bytes"),
+        (faults.status(429, Retry_After="3600"), 1, "to be asked again in 3600 s"),
+        (faults.status(403), 1, "HTTP status 403"),
+        (faults.shaped(20_000, ranges=False), 4, "slower than"),
+    ],
+)
+def test_resume_gives_up_where_no_attempt_gains_anything(
+    server: FaultServer, reader: Reader, fault: faults.Fault, attempts: int, words: str
+) -> None:
+    place = Web(server.put("/m", DATA))
+    server.fail("/m", fault, always=True)
+    with pytest.raises(NetworkError, match=words):
+        reader.fetcher.resume(place, BytesIO(), len(DATA))
+    assert len(server.requests) == attempts
 
 
 @pytest.mark.parametrize("share", [10, 50, 90])

@@ -1,5 +1,6 @@
 """Models from the Hub and its mirrors: names, storages, statuses, disks, variables."""
 
+import hashlib
 import os
 import struct
 import subprocess
@@ -16,10 +17,18 @@ from llama_loader.events import Note
 from llama_loader.settings import load
 from tests.loader.test_doctor import Clinic, clinic, failures
 from tests.loader.test_hosts import AT_HAND, TINY
-from tests.loader.test_model import SPACES, from_hub, path_from_hub, refused
+from tests.loader.test_model import (
+    PRINT_PATH,
+    SPACES,
+    environment,
+    from_hub,
+    path_from_hub,
+    refused,
+)
 from tests.rigs import hub
 from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
+from tests.rigs.waiting import until
 
 TELL = (
     "from llama_loader import model, settings; s = settings.load();"
@@ -102,6 +111,66 @@ def test_file_in_the_hubs_cache_with_other_bytes_is_named(
         assert "delete this file" in found.as_text()
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_download_is_resumed_by_the_next_process(tmp_path: Path, *, damaged: bool) -> None:
+    """What the Hub's own client was killed over is removed, once nothing has come for a while."""
+    content = bytes(1_000_000) + TINY
+    hub = Hub(files={"sub/m.gguf": TINY + content}, halt=400_000)
+    blobs = tmp_path / "hf" / "hub" / "models--me--model" / "blobs"
+    blobs.mkdir(parents=True)
+    etag = hashlib.sha256(hub.files["sub/m.gguf"]).hexdigest()
+    (left := blobs / f"{etag}.0123abcd.incomplete").write_bytes(content)
+    os.utime(left, (0, 0))
+    begun = blobs / f"{etag}.llama-loader.incomplete"
+    with serving(hub):
+        argv, environ = [sys.executable, "-c", PRINT_PATH], environment(hub, tmp_path)
+        with subprocess.Popen(argv, env=environ) as process:
+            until(lambda: begun.exists() and begun.stat().st_size == 400_000, "the first bytes")
+            process.kill()
+        hub.resumed.set()
+        hub.halt = None
+        if damaged:
+            begun.write_bytes(bytes(400_000))
+            with pytest.raises(AssertionError, match=f"MODEL_SHA256_MISMATCH.*{etag}"):
+                path_from_hub(hub, tmp_path)
+        path = path_from_hub(hub, tmp_path)
+    assert path.read_bytes() == hub.files["sub/m.gguf"]
+    assert hub.ranges == [None, "bytes=400000-", *[None] * damaged]
+    assert [one.name for one in blobs.iterdir()] == [etag]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"ETag": None}, {"ETag": '""'}, {"ETag": '".."'}, {"ETag": '"a/b"'}),
+        *({"ETag": f'"{"a" * 300}"'}, {"ETag": '"/tmp/x"'}, {"X-Linked-Size": "-5"}),
+        *({"X-Repo-Commit": None}, {"X-Repo-Commit": "../c"}, {"ETag": None, "X-Repo-Commit": ""}),
+    ],
+)
+def test_what_does_not_answer_as_a_hub_is_found_by_the_doctor_before_a_download(
+    clinic: Clinic, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, changed: dict[str, str | None]
+) -> None:
+    """A login page with status 200, say. The Hub's client takes an ETag for a path."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with serving(Hub(files={"m.gguf": TINY}, changed=changed)) as hub:
+        clinic.variables["HF_ENDPOINT"] = hub.url
+        found = clinic.examine(GGUF_PATH="", GGUF_REPO_ID="me/model", GGUF_FILENAME="m.gguf")
+    assert failures(found) == {"model": "HUB_UNUSABLE"}
+    assert "HF_ENDPOINT" in found.as_text()
+    assert found.exit_status == 3
+    assert not (tmp_path / "hub").exists()
+
+
+@pytest.mark.parametrize(
+    "changed", [{"ETag": '"{SHA1{0a}}"'}, {"ETag": 'W/"0a"'}, {"Content-Length": None}]
+)
+def test_mirror_that_has_other_headers_and_is_usable_is_used(
+    tmp_path: Path, changed: dict[str, str | None]
+) -> None:
+    with serving(Hub(files={"sub/m.gguf": TINY}, changed=changed)) as hub:
+        assert path_from_hub(hub, tmp_path).read_bytes() == TINY
+
+
 class Slow(Hub):
     """Answers after a while."""
 
@@ -144,7 +213,8 @@ class Mirror(Hub):
         (404, "FILE_NOT_FOUND", 2, "YAKULINGO_SPACES_GGUF_FILENAME"),
         (401, "HUB_REFUSED", 3, "HF_TOKEN"),
         (403, "HUB_REFUSED", 3, "HF_TOKEN"),
-        (418, "HUB_UNREACHABLE", 3, "try again"),
+        *((code, "HUB_REFUSED", 3, "HF_ENDPOINT") for code in (400, 402, 405, 410, 418, 451)),
+        *((code, "HUB_UNREACHABLE", 3, "try again") for code in (408, 429, 500, 503)),
     ],
 )
 def test_what_a_mirror_refuses_is_told_as_what_it_is(

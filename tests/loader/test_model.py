@@ -144,6 +144,17 @@ PRINT_PATH = "from llama_loader import model, settings; s = settings.load();prin
 
 def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
     """Fetch with the real client, in a process of its own: its settings are read at import."""
+    environ = environment(hub, place, **variables)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise AssertionError(done.stderr.splitlines()[-1])
+    assert done.stderr == ""
+    return done.stdout.strip()
+
+
+def environment(hub: Hub, place: Path, **variables: str) -> dict[str, str]:
     names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
     environ = {
         "PATH": os.environ["PATH"],
@@ -158,13 +169,7 @@ def from_hub(hub: Hub, place: Path, code: str, **variables: str) -> str:
     }
     if "HF_TOKEN" in variables:
         environ["HF_TOKEN"] = variables["HF_TOKEN"]
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environ, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise AssertionError(done.stderr.splitlines()[-1])
-    assert done.stderr == ""
-    return done.stdout.strip()
+    return environ
 
 
 def path_from_hub(hub: Hub, place: Path, **variables: str) -> Path:
@@ -298,7 +303,9 @@ def test_the_hubs_errors_become_sentences(
 
     if name != "offline":  # the real client looks into the cache
         monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    answer = SimpleNamespace(size=1)
+    answer = SimpleNamespace(
+        size=None, commit_hash=COMMIT, etag="e", xet_file_data=None, location="https://hub.example"
+    )
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: answer)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     offline = {"OFFLINE": "1"} if name == "offline" else {}

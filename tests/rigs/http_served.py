@@ -69,6 +69,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _stream(self, told: Answer) -> None:
         self.send_response(told.status)
+        for name, value in told.headers.items():
+            self.send_header(name, value)
         self.end_headers()
         with closing(told.body), suppress(OSError):
             for piece in told.body:

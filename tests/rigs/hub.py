@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from threading import Event
 
 from tests.rigs import http_served
 from tests.rigs.http_served import Answer, Request
@@ -24,6 +25,9 @@ class Hub:
     Attributes:
         xet: the address of its Xet storage; none where it is empty.
         bodies: the paths whose content was asked for.
+        ranges: the Range of each request for content.
+        changed: headers of a file that differ from the Hub's; None for one that is not sent.
+        halt: after so many bytes of a file no more come, until ``resumed``.
     """
 
     repo: str = "me/model"
@@ -33,6 +37,10 @@ class Hub:
     tokens_seen: set[str | None] = field(default_factory=set)
     xet: str = ""
     bodies: list[str] = field(default_factory=list)
+    ranges: list[str | None] = field(default_factory=list)
+    changed: dict[str, str | None] = field(default_factory=dict)
+    halt: int | None = None
+    resumed: Event = field(default_factory=Event)
 
     def judge(self, path: str, authorization: str | None) -> tuple[int, str, bytes]:
         """Return status, error code and body for a request."""
@@ -67,9 +75,21 @@ class Hub:
         elif self.xet:
             headers["X-Xet-Hash"] = "a" * 64
             headers["Link"] = f'<{self.url}{XET_TOKEN}>; rel="xet-auth"'
-        if asked.method == "GET":
+        headers = {n: v for n, v in {**headers, **self.changed}.items() if v is not None}
+        if asked.method == "GET" and "/resolve/" in asked.path:
             self.bodies.append(asked.path)
+            self.ranges.append(asked.headers["Range"])
+            if self.halt is not None:
+                return Answer(status, self._halting(body), headers)
+            if asked.headers["Range"] and status == 200:
+                start = int(asked.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+                headers["Content-Range"] = f"bytes {start}-{len(body) - 1}/{len(body)}"
+                return Answer(206, body[start:], headers)
         return Answer(status, body, headers)
+
+    def _halting(self, body: bytes) -> Iterator[bytes]:
+        yield body[: self.halt]
+        self.resumed.wait()
 
 
 @contextmanager
