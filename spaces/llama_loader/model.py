@@ -8,6 +8,7 @@ sentences, fetches all parts of a split model, and refuses what cannot be served
 from __future__ import annotations
 
 import errno
+import glob
 import hashlib
 import io
 import os
@@ -281,7 +282,7 @@ class _Remote:
 
     def left(self) -> int:
         """Return the bytes that are still to come; sweep what the Hub's client left behind."""
-        for path in self.blobs.glob(f"{self.etag}.*.incomplete"):
+        for path in self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"):
             if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
                 path.unlink()
         here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)

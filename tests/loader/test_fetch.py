@@ -68,8 +68,8 @@ def test_resume_appends_what_is_missing_whatever_the_server_did(
     server: FaultServer, reader: Reader, fault: faults.Fault, kept: int
 ) -> None:
     """There is no deadline, as models are large."""
-    place = Web(server.put("/m", DATA))
-    server.fail("/m", fault, fault)
+    place = Web(server.put("/a", DATA))
+    server.fail("/a", fault, fault)
     target = BytesIO(DATA[:kept])
     reader.fetcher.resume(place, target, len(DATA))
     assert target.getvalue() == DATA
@@ -90,8 +90,8 @@ def test_resume_appends_what_is_missing_whatever_the_server_did(
 def test_resume_gives_up_where_no_attempt_gains_anything(
     server: FaultServer, reader: Reader, fault: faults.Fault, attempts: int, words: str
 ) -> None:
-    place = Web(server.put("/m", DATA))
-    server.fail("/m", fault, always=True)
+    place = Web(server.put("/a", DATA))
+    server.fail("/a", fault, always=True)
     with pytest.raises(NetworkError, match=words):
         reader.fetcher.resume(place, BytesIO(), len(DATA))
     assert len(server.requests) == attempts
