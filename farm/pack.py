@@ -172,7 +172,7 @@ class Inventory:
             raise PackError(
                 "TARBALL_RENAMED",
                 f"{self.name} was packed as {packed_as}",
-                hint="give it its name back",
+                hint="rename it to that",
             )
 
 

@@ -292,7 +292,7 @@ def found_built(kept: KeptTree, report: BuildReport, *, fresh: bool) -> bool:
         return True
     if kept.was_interrupted():
         report.say(
-            f"{kept.plan.key}: goes on: an earlier run did not finish it; what the compiler cache "
+            f"{kept.plan.key}: resumes: an earlier run did not finish it; what the compiler cache "
             "holds is not compiled again"
         )
     return False
@@ -348,6 +348,6 @@ def _summary(failures: dict[str, FarmError], asked: int) -> FarmError:
     return BuildError(
         "SETS_FAILED",
         f"{len(failures)} of {asked} sets failed ({', '.join(failures)}){others}",
-        hint="each one's error stands above",
+        hint="the error of each set is printed above",
         log=first.log,
     )

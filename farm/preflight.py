@@ -315,7 +315,7 @@ def only(
         with opened(request, report, publication) as ready:
             for plan in ready.plans:
                 report.say(f"can be built: {plan.artifact_name}")
-    report.say("nothing stands in the way")
+    report.say("no problem was found")
     return True
 
 

@@ -257,7 +257,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
     if found.parts is None:
         note(
             f"note[PARTS_UNKNOWN]: {name} was packed before the parts of its source were "
-            "recorded; its licences are as they were found then"
+            "recorded; its licences were found by an older farm"
         )
         return
     packed = {entry.path for entry in found.artifact.files}
@@ -268,7 +268,7 @@ def _check_licences(found: Found, note: Callable[[str], None]) -> None:
                 "LICENCE_MISSING",
                 f"{name}: the licence of {part.name} ({part.path}) is not known, or its text is "
                 "not in the tarball",
-                hint="what has no licence may not be passed on; farm/tarball/parts.py has texts",
+                hint="code without a licence must not be distributed (farm/tarball/parts.py)",
             )
 
 

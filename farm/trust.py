@@ -75,7 +75,7 @@ def generate(place: Path) -> str:
         raise UsageError(
             "KEY_EXISTS",
             f"{error.filename} is there already",
-            hint="who loses a key cannot promote to its channels any more: name another file",
+            hint="name another file: without its old key a channel cannot be promoted any more",
         ) from error
     except OSError as error:
         raise PublishError("KEY_NOT_WRITTEN", f"{place}: {error.strerror}") from error

@@ -1,6 +1,6 @@
-"""Which set goes to which host: the longest that waits, to a host that is free.
+"""Decide which set goes to which host: the longest waiting set to a free host.
 
-A host that is gone gives its set back.
+The set of a lost host waits again.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ LOSSES: Final = 3
 _PATIENCE: Final = 600.0
 """Seconds without a scheduler or a host after which a run gives up."""
 _HOSTS_SECONDS: Final = 20.0
-"""Seconds until there must be a host at the beginning."""
+"""Seconds at the beginning within which a host must be connected."""
 _FETCH_SECONDS: Final = 300.0
 _OTHER_COMPILER: Final = EngineError(
     "COMPILER_DIFFERS",
-    "it came with another compiler than the run began with; the next run takes it",
+    "its compiler differs from the one that this run began with; the next run uses it",
 )
 
 
@@ -56,12 +56,12 @@ class _Build:
 
 
 class Dispatcher:
-    """Hands jobs out and takes outcomes in. Use as a context manager.
+    """Hands jobs out and collects outcomes. Use as a context manager.
 
     Args:
         address: the scheduler's.
         source: packs the source; called once, if a host lacks it.
-        fleet: is told everything.
+        fleet: shows the progress.
 
     Raises:
         EngineError: ``SCHEDULER_UNREACHABLE``.
@@ -88,11 +88,11 @@ class Dispatcher:
         self.link = Connection(address, self._events.put)
 
     def __enter__(self) -> Self:
-        """Go on with the connection that there is."""
+        """Use the open connection."""
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give up what still runs: the hosts end it within seconds."""
+        """Cancel the running builds: the hosts end them within seconds."""
         for build in list(self._builds):
             self._give_up(build)
         self.link.close()
@@ -117,7 +117,7 @@ class Dispatcher:
         return sorted(set(self._compilers.values()))
 
     def run(self, jobs: list[Job]) -> Iterator[tuple[Job, Outcome]]:
-        """Build all jobs, given longest first; gives each with its outcome as it comes.
+        """Build all jobs, given longest first; yield each with its outcome when it is done.
 
         Raises:
             EngineError: no scheduler or no host for ten minutes, or none that can build.
@@ -143,9 +143,9 @@ class Dispatcher:
             time.sleep(POLL)
 
     def _meet(self, hosts: list[str], request: BuildRequest, plan: BuildPlan, farm: str) -> None:
-        """Ask new hosts what they compile with; one that cannot, or comes with another, is dropped.
+        """Ask new hosts for their compiler; drop a host that has none or another one.
 
-        Of hosts that are there at the beginning any compiler will do.
+        Hosts that are connected at the beginning may have any compiler.
         """
         known = set(self._compilers.values())
         new = [one for one in hosts if one not in self._compilers and one not in self._dropped]
@@ -160,7 +160,7 @@ class Dispatcher:
                 self._compilers[worker] = answer
 
     def _drop(self, worker: str, why: object) -> None:
-        """Use a host no more in this run, and say so."""
+        """Use a host no more in this run, and print a note."""
         said = why.line if isinstance(why, FarmError) else repr(why)
         self._dropped[worker] = said
         self.fleet.say(f"note[HOST_DROPPED]: {place(worker)} is not used: {said}")
@@ -169,7 +169,7 @@ class Dispatcher:
         """Return the hosts that were not dropped.
 
         Raises:
-            EngineError: ``HOSTS_UNUSABLE``: there are hosts, and all of them were.
+            EngineError: ``HOSTS_UNUSABLE``: all of the hosts were dropped.
         """
         good = [worker for worker in hosts if worker not in self._dropped]
         if hosts and not good and not self._builds:
@@ -184,7 +184,7 @@ class Dispatcher:
                 self._submit(worker, job)
 
     def _next(self) -> Job | None:
-        """Return the longest set that waits; without one, a set that is slow where it is, once."""
+        """Return the longest waiting set; without one, a set whose host is slow, once."""
         if self._waiting:
             return self._waiting[0]
         slow = (build.job for build in self._builds
@@ -192,7 +192,7 @@ class Dispatcher:
         return next(slow, None)
 
     def _is_ready(self, worker: str, job: Job) -> bool:
-        """Bring a host what it lacks: an introduction where it came later, the source."""
+        """Send a host what it lacks: the first question if it joined later, the source."""
         self._meet([worker], job.request, job.plan, job.farm)
         if worker not in self._compilers:
             return False
@@ -223,9 +223,9 @@ class Dispatcher:
         return [place(build.worker) for build in self._builds if build.key == key]
 
     def _take_back(self, hosts: list[str]) -> Iterator[tuple[Job, Outcome]]:
-        """Take sets from hosts that are gone, and all of them from a scheduler that was.
+        """Let the sets of lost hosts wait again, and all sets after a lost scheduler.
 
-        A set with which many hosts were lost is given up: it may be what ends them.
+        A set with which many hosts were lost is given up: it may be the cause.
         """
         for build in list(self._builds):
             forgotten = build.future.cancelled()
@@ -248,7 +248,7 @@ class Dispatcher:
             build.future.cancel()
 
     def _wait_again(self, job: Job, why: str) -> None:
-        """Put a job back where it was in the order, which is longest first."""
+        """Put a job back at its place in the order, which is longest first."""
         self._waiting.append(job)
         self._waiting.sort(key=lambda one: self._order.index(one.key))
         self.fleet.wait(job.key, why)
@@ -273,7 +273,7 @@ class Dispatcher:
             yield build.job, outcome
 
     def _hear(self, event: Event) -> None:
-        """Take what a build tells; of a set at two hosts the later one is shown."""
+        """Receive a build's events; of a set at two hosts the later one is shown."""
         told = event[1]
         key, what, values = told["key"], told["what"], told["values"]
         if self._hosts_of(key)[-1:] != [told["where"]]:

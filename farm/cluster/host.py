@@ -1,7 +1,7 @@
-"""What a host of a cluster does: names its compilers, keeps the source, builds one set.
+"""The functions of a host of a cluster: name its compilers, keep the source, build one set.
 
-It runs in a Dask worker, but for the check of what came back. How far a build is goes to the client
-as an event of Dask's.
+All but the check of the products run in a Dask worker. A build reports its progress to the client
+by events of Dask.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ MOST_BYTES: Final = 8 << 30
 """Of all files together, unpacked; a set's products are 80 to 200 MB."""
 MOST_MEMBERS: Final = 20_000
 _ANYWHERE: Final = "/nowhere"
-"""A folder for the filter to look whether a name or a link leads out of it."""
+"""A folder for ``tarfile``'s filter, which checks whether a name or a link leads out of it."""
 _END: Final = bytes(2 * tarfile.BLOCKSIZE)
-"""Ends every tar; of one that is cut between two files ``tarfile`` says nothing."""
+"""The end of every tar: ``tarfile`` does not notice a tar that is cut between two files."""
 
 
 def _farm_digest() -> str:
-    """Return the sha256 of this checkout's recipe, data and code, which BUILD.json speaks of."""
+    """Return the sha256 of this checkout's recipe, data and code, which decide BUILD.json."""
     whole = hashlib.sha256()
     for name in ("farm/**/*.py", "build/**/*", "spaces/llama_loader/**/*.py"):
         for path in sorted(PROJECT_ROOT.glob(name)):
@@ -62,12 +62,12 @@ def _farm_digest() -> str:
 
 
 FARM: Final = _farm_digest()
-"""Taken when this process began: of the code that it runs, also where the checkout moves on."""
+"""Computed when this process began: the digest of the code that it runs, even if the checkout changes."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """One set for another host. The plan's source folder means nothing there: ``source`` does."""
+    """One set for another host. ``source`` names the source there, not the plan's folder."""
 
     plan: BuildPlan
     source: str
@@ -82,9 +82,9 @@ class Job:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a job: ``products`` (a tar) and who made it, or ``failure``.
+    """The result of a job: ``products`` (a tar) and its compilers, or ``failure``.
 
-    ``sha256`` is of ``products``, taken on the host; ``line`` is what the host could promise.
+    ``sha256`` is of ``products``, computed on the host; ``line``: the promises of the host's build.
     """
 
     host: str
@@ -99,7 +99,7 @@ class Outcome:
 
 
 async def aside(function: Callable[..., Any], *args: object) -> Any:
-    """Run a function in a thread, for what may take long: the worker's own loop goes on."""
+    """Run a slow function in a thread, so that the worker's own loop is not blocked."""
     return await asyncio.to_thread(function, *args)
 
 
@@ -109,9 +109,9 @@ def place(worker: str) -> str:
 
 
 def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | FarmError:
-    """Name what compiles a plan here, or why this host cannot: another checkout is a reason.
+    """Return the identity of a plan's compilers here, or the error why this host cannot build.
 
-    The name is the engine's own answer, a devel image's digest included.
+    The identity is the engine's, with a devel image's digest; another checkout is an error.
     """
     quiet = BuildReport(Console(quiet=True))
     try:
@@ -124,9 +124,9 @@ def compilers(request: BuildRequest, plan: BuildPlan, farm: str) -> str | FarmEr
 
 
 def offer_source(digest: str, packed: bytes | None) -> bool | FarmError:
-    """Take a source, if one is sent; returns whether this host has it, or why it cannot.
+    """Keep a source, if one is sent; return whether this host has it, or the error.
 
-    It appears whole or not at all, and stays over restarts.
+    It appears complete or not at all, and survives restarts.
     """
     try:
         folder = _source_folder(digest)
@@ -163,7 +163,7 @@ def build(job: Job) -> Outcome:
 
 
 class _Telling:
-    """A reporter on a worker that tells the client; knows whether the client still waits."""
+    """A reporter on a worker that informs the client; knows whether the client still waits."""
 
     def __init__(self, key: str) -> None:
         self._worker = get_worker()
@@ -172,23 +172,23 @@ class _Telling:
         self._due = 0.0
 
     def step(self, plan: BuildPlan, step: Step) -> None:
-        """Tell that a step has begun."""
+        """Report that a step has begun."""
         del plan
         self._tell("step", step.name)
 
     def count(self, done: int, total: int) -> None:
-        """Tell ninja's counter, once a second."""
+        """Report ninja's counter, once a second."""
         now = time.monotonic()
         if now >= self._due or done == total:
             self._due = now + _COUNT_SECONDS
             self._tell("count", done, total)
 
     def note(self, line: str) -> None:
-        """Tell a coded line of a host."""
+        """Report a coded line of a host."""
         self._tell("note", line)
 
     def is_abandoned(self) -> bool:
-        """Whether the client gave this build up or is gone, or this worker is being ended."""
+        """Whether the client cancelled this build or ended, or this worker is being ended."""
         task = self._worker.state.tasks.get(self._task)
         running = self._worker.status is Status.running
         return task is None or task.state == "cancelled" or not running
@@ -239,7 +239,7 @@ def _require_same(farm: str) -> None:
 
 
 def _of_the_plan(request: BuildRequest, plan: BuildPlan) -> BuildRequest:
-    """Name the plan's line: this host's image or toolkit must make it, and chooses none."""
+    """Return the request with the plan's line, which this host's image or toolkit must match."""
     return replace(request, line=plan.line.name)
 
 
@@ -254,11 +254,11 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def check(outcome: Outcome) -> None:
-    """Refuse what is not a folder of files as the host has packed it.
+    """Refuse products that are not the tar of a folder of files that the host packed.
 
     Raises:
-        BuildError: ``PRODUCTS_DAMAGED``: it is not what the host has packed, or no tar;
-            ``PRODUCTS_UNSAFE``: it is nothing that a build makes.
+        BuildError: ``PRODUCTS_DAMAGED``: they differ from what the host packed, or are no tar;
+            ``PRODUCTS_UNSAFE``: no build makes such a tar.
     """
     if hashlib.sha256(outcome.products).hexdigest() != outcome.sha256:
         raise _damaged(outcome, "the sha256 is another")
@@ -278,7 +278,7 @@ def check(outcome: Outcome) -> None:
 
 
 def unpack(outcome: Outcome, into: Path) -> None:
-    """Check and unpack what came back.
+    """Check and unpack the products.
 
     Raises:
         BuildError: as ``check`` does.
@@ -293,7 +293,7 @@ def _opened(outcome: Outcome) -> tarfile.TarFile:
 
 
 def _unsafe(members: list[tarfile.TarInfo]) -> str | None:
-    """Say what no build makes: the filter's own refusals, absolute names, names twice, a bomb."""
+    """Return why a tar is unsafe: the filter's refusals, absolute or double names, its size."""
     if len(members) > MOST_MEMBERS or sum(member.size for member in members) > MOST_BYTES:
         return f"more than {MOST_BYTES} bytes or {MOST_MEMBERS} files"
     names = {member.name for member in members}

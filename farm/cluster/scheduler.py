@@ -1,4 +1,4 @@
-"""The connection to a Dask scheduler: made, made again, asked for the hosts; questions to them."""
+"""The connection to a Dask scheduler: connect, reconnect, list the hosts, call functions there."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from farm.request import BuildRequest
 
 RESOURCE: Final = "FARM_BUILD"
-"""What a worker declares: how many builds it takes at a time."""
+"""The resource that a worker declares: how many builds it takes at a time."""
 POLL: Final = 0.25
 
 _DASHBOARD: Final = "127.0.0.1:0"
@@ -37,7 +37,7 @@ Event = tuple[float, dict[str, Any]]
 
 @contextmanager
 def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
-    """Give the scheduler's address: the one that was named, else one of this machine.
+    """Yield a scheduler's address: the named one, else that of a scheduler of this machine.
 
     Raises:
         EngineError: none answers at that address.
@@ -61,7 +61,7 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
 
 
 class Connection:
-    """A client of the scheduler at ``address``; ``told`` is given what workers tell.
+    """A client of the scheduler at ``address``; ``told`` receives the workers' events.
 
     Raises:
         EngineError: ``SCHEDULER_UNREACHABLE``.
@@ -74,21 +74,21 @@ class Connection:
         self._client = self._connect()
 
     def close(self) -> None:
-        """End the connection: the scheduler gives up what this client waits for."""
+        """Close the connection: the scheduler then cancels this client's jobs."""
         self._client.close()
 
     @property
     def is_open(self) -> bool:
-        """Whether the scheduler is there."""
+        """Whether the scheduler is connected."""
         return bool(self._client.status == "running")
 
     @property
     def is_lost(self) -> bool:
-        """Whether the scheduler is gone for good."""
+        """Whether the connection to the scheduler is lost for ever."""
         return bool(self._client.status == "closed")
 
     def reopen(self, until: float) -> None:
-        """Connect again, trying until a moment of the monotonic clock.
+        """Connect again, with retries until a time of the monotonic clock.
 
         Raises:
             EngineError: ``SCHEDULER_UNREACHABLE``.
@@ -104,9 +104,9 @@ class Connection:
                 return
 
     def dashboard(self) -> str | None:
-        """Return where Dask's pages about this cluster are, None where they do not answer.
+        """Return the address of Dask's dashboard, None if it does not answer.
 
-        A scheduler without them names an address as well (``dask scheduler --no-dashboard``).
+        A scheduler without dashboard names an address as well (``--no-dashboard``).
         """
         try:
             link: str | None = self._client.dashboard_link
@@ -120,8 +120,8 @@ class Connection:
     def hosts(self) -> list[str]:
         """Return the addresses of the workers that build.
 
-        Not from ``Client.scheduler_info``: a timer of the client's puts an answer without workers
-        in the place of the one that was asked for, and every build would count as lost.
+        ``Client.scheduler_info`` is not used: a timer of the client replaces its answer by one
+        without workers, and every build would count as lost.
         """
         if not self.is_open:
             return []
@@ -137,7 +137,7 @@ class Connection:
         """Run a function on hosts, beside their builds.
 
         Returns:
-            What each of them returned; an ``OSError`` where the host, or the scheduler, is gone.
+            Each host's result; an ``OSError`` if the host or the scheduler is lost.
         """
         where: dict[str, Any] = {"workers": hosts, "on_error": "return"}
         if not hosts:  # none would be all of them

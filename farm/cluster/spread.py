@@ -1,4 +1,4 @@
-"""A run on the hosts of a cluster: which sets are left, handed out, kept as they come back."""
+"""A run on the hosts of a cluster: find the unbuilt sets, hand them out, keep the results."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def build_spread(
 
 @dataclass
 class _Run:
-    """One run. ``failures`` fill while ``trees`` is consumed."""
+    """One run. ``failures`` grow while ``trees`` is consumed."""
 
     plans: list[BuildPlan]
     request: BuildRequest
@@ -79,7 +79,7 @@ class _Run:
     began: float = field(default_factory=time.monotonic)
 
     def trees(self) -> Generator[KeptTree, None, None]:
-        """Give the sets' trees: those of earlier runs first, then as they are built.
+        """Yield the sets' trees: those of earlier runs first, then each when it is built.
 
         Raises:
             UsageError: an engine that hosts cannot use.
@@ -115,7 +115,7 @@ class _Run:
                         yield kept[job.key]
 
     def _for_hosts(self) -> BuildRequest:
-        """Return the request as hosts get it: with their engine, and without a folder of ours."""
+        """Return the request for hosts: with their engine, and without folders of this machine."""
         line, engine = self.plans[0].line.name, self.request.worker_engine
         return replace(self.request, engine=engine, line=line, source=None, out=Path())
 
@@ -150,7 +150,7 @@ class _Run:
                 why.code, f"{why.message} (on {outcome.host})", hint=why.hint, log=str(log)
             )
         if outcome.toolchain is None or outcome.line is None:
-            raise BuildError("WORKER_FAILED", f"{outcome.host} gave nothing back", log=str(log))
+            raise BuildError("WORKER_FAILED", f"{outcome.host} returned nothing", log=str(log))
         with tempfile.TemporaryDirectory(prefix="llama-farm-") as folder:
             host.unpack(outcome, Path(folder))
             promised = replace(kept, plan=replace(kept.plan, line=outcome.line))

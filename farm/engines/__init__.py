@@ -1,1 +1,1 @@
-"""Engines: each gives a plan a place to run its steps in, and hands the products over."""
+"""Engines: each makes a workspace for a plan's steps, and returns the products."""

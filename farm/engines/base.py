@@ -1,4 +1,4 @@
-"""What every engine is: a place, opened for one plan, that runs commands and gives files back."""
+"""The interface of every engine: open a workspace for a plan, run commands, return files."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ LineSink = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Toolchain:
-    """What compiled: goes into BUILD.json, never into a binary.
+    """The compilers of a build, for BUILD.json; they are never part of a binary.
 
-    ``image`` and ``image_digest`` are None for the local engine. ``programs`` are the sha256 of
-    what did the work, by name: ``cc1plus``, ``ld``, ``cicc`` and so on.
+    ``image`` and ``image_digest`` are None for the local engine. ``programs``: the sha256 of each
+    program by name: ``cc1plus``, ``ld``, ``cicc`` and so on.
     """
 
     engine: str
@@ -35,11 +35,11 @@ class Toolchain:
 
 
 class Workspace(Protocol):
-    """A place with the plan's source in it. Gone, with everything in it, when it is closed."""
+    """A place with the plan's source. Closing it removes it with everything in it."""
 
     @property
     def layout(self) -> Layout:
-        """Where things are, in the workspace's own paths."""
+        """The folders and programs, as paths of the workspace."""
 
     @property
     def jobs(self) -> int:
@@ -47,14 +47,14 @@ class Workspace(Protocol):
 
     @property
     def image(self) -> ImageFacts | None:
-        """The devel image that it stands on, None for the local engine."""
+        """The devel image below it, None for the local engine."""
 
     @property
     def ccache_dir(self) -> PurePath | None:
-        """The compiler cache, None where there is none."""
+        """The compiler cache's folder, or None."""
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
-        """Run one command, hand over its output (stdout and stderr together) line by line.
+        """Run one command and pass on its output (stdout and stderr together) line by line.
 
         Returns:
             The exit status.
@@ -64,29 +64,29 @@ class Workspace(Protocol):
         """Copy the folder ``products`` into the existing, empty folder ``into``."""
 
     def end(self) -> None:
-        """End what runs here, from another thread; every later command fails."""
+        """End the running command, from another thread; every later command fails."""
 
 
 class Engine(Protocol):
-    """Opens workspaces. Nothing of one remains after it is closed, on errors and Ctrl-C too."""
+    """Opens workspaces. A closed one leaves nothing behind, also after errors and Ctrl-C."""
 
     @property
     def name(self) -> str:
         """The word for ``--engine``."""
 
     def identity(self, plan: BuildPlan) -> str:
-        """Name what compiles ``plan``: with another answer the bytes may be others.
+        """Return the identity of ``plan``'s compilers: with another one the bytes may differ.
 
         Raises:
-            EngineError: it is unknown, because the image or a compiler is missing.
+            EngineError: the image or a compiler is missing.
         """
 
     def open(self, plan: BuildPlan, sink: LineSink) -> AbstractContextManager[Workspace]:
         """Make a workspace for ``plan`` with its source inside.
 
         Raises:
-            EngineError: the engine or an image is out of reach.
+            EngineError: the engine or an image cannot be reached.
         """
 
     def close(self) -> None:
-        """Let go of what the engine holds open; call it when no workspace is."""
+        """Close what the engine holds open, after all workspaces are closed."""

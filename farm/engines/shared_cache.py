@@ -1,10 +1,10 @@
-"""The compiler cache's bounds, its storage shared between machines, and what it says of itself.
+"""The compiler cache: its size limit, the storage that machines share, and its counters.
 
 ``FARM_CCACHE_REMOTE`` names the shared storage in ccache's own words: ``redis://HOST:6379``,
 ``http://HOST/folder/``, ``file:/folder``. It is set where compilers run: on this machine for
-the local and docker engines, on each worker's for dask. ccache itself goes on without it and says
-nothing: a build that ought to take a minute takes an hour. So it is asked before the first step,
-and its errors are counted after the last one. The address is never shown: it may hold a password.
+the local and docker engines, on each worker's for dask. ccache itself continues without it and
+prints nothing, so a build of a minute takes an hour. So the farm tests the storage before the first
+step and counts its errors after the last one. The address is never shown: it may hold a password.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFAULT_MAXSIZE: Final = "20G"
 
 _STORAGE: Final = re.compile(r"(redis|redis\+unix|http):\S+|file:(?://)?(?P<folder>/[^\s|]+)\S*")
 _SIZE: Final = re.compile(r"([0-9]{1,9}(?:\.[0-9]{1,9})?)(?:[kKMGT]i?B?)?")
-"""ccache reads more than that, such as ``5GG``, and means something else by it."""
+"""ccache also accepts other texts, such as ``5GG``, with another meaning."""
 _HITS: Final = ("direct_cache_hit", "preprocessed_cache_hit")
 _KIBIBYTE: Final = 1024
 
@@ -67,7 +67,7 @@ def remote() -> str | None:
 
 
 def folder() -> str | None:
-    """Return the storage's folder, None where it is none: a container has to be given it.
+    """Return the storage's folder, which a container needs mounted; None for another storage.
 
     Raises:
         UsageError: ``CCACHE_REMOTE_INVALID``.
@@ -77,7 +77,7 @@ def folder() -> str | None:
 
 
 def bound() -> str:
-    """Return how large the cache may get, in ccache's words.
+    """Return the cache's size limit, in ccache's words.
 
     Raises:
         UsageError: ``CCACHE_MAXSIZE_INVALID``: it is no size.
@@ -88,13 +88,13 @@ def bound() -> str:
             "CCACHE_MAXSIZE_INVALID",
             f"{MAXSIZE_VARIABLE} {size[:40]!r} is not a size",
             hint="it is a number with k, M, G, T, Ki, Mi, Gi or Ti, e.g. 20G; alone it is in G; "
-            "0 is no bound",
+            "0 disables the limit",
         )
     return size
 
 
 def check(note: Callable[[str], None]) -> None:
-    """Refuse variables that ccache would not take, before anything starts; say what is unbounded.
+    """Refuse variables that ccache would not accept, before anything starts; note a missing limit.
 
     Raises:
         UsageError: names the variable and what it accepts.
@@ -103,7 +103,7 @@ def check(note: Callable[[str], None]) -> None:
     size = bound()
     if (number := _SIZE.fullmatch(size)) and float(number[1]) == 0:
         note(
-            f"note[CCACHE_UNBOUNDED]: {MAXSIZE_VARIABLE}={size} is no bound: the compiler cache "
+            f"note[CCACHE_UNBOUNDED]: {MAXSIZE_VARIABLE}={size} disables the limit: the compiler cache "
             "grows until its disk is full"
         )
 
@@ -134,7 +134,7 @@ def statistics(folder: PurePath) -> Statistics | None:
         return None
     done = subprocess.run(
         [ccache, "--print-stats"],
-        # ccache refuses to count where another variable of its own is wrong
+        # ccache prints no counters if another of its variables is wrong
         env={"CCACHE_DIR": str(folder)},
         capture_output=True,
         text=True,
@@ -171,12 +171,12 @@ cd .. && rm -rf "$1"
 """
 """Two compilations, each with an empty cache: ccache has to ask the storage, and may fill it."""
 _ERRORS: Final = ("remote_storage_error", "remote_storage_timeout")
-_GOES_ON: Final = "the build goes on with this machine's own cache"
+_CONTINUES: Final = "the build continues with this machine's own cache"
 
 
 @dataclass
 class CacheWatch:
-    """Tells of a shared storage that does not answer; does nothing where none is named.
+    """Reports a shared storage that does not answer; does nothing if none is named.
 
     Args:
         workspace: where compilers run.
@@ -196,11 +196,11 @@ class CacheWatch:
         launcher, build = self.workspace.layout.launcher, self.workspace.layout.build
         found = self._run("sh", "-c", _PROBE, "sh", str(build / _FOLDER), launcher)
         if trouble := _trouble(found):
-            self.say(f"{trouble}; {_GOES_ON}")
+            self.say(f"{trouble}; {_CONTINUES}")
         self._before = self._counted()
 
     def end(self) -> None:
-        """Say how often it did not answer, or refused, since the beginning."""
+        """Report how often it did not answer, or refused, since the beginning."""
         if self._needed and (errors := self._counted() - self._before) > 0:
             self.say(
                 f"note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed {errors} times: "

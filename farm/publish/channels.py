@@ -1,8 +1,8 @@
-"""Channels: a signed manifest that says which published release is the present one.
+"""Channels: a signed manifest names the current one of the published releases.
 
-A channel's manifest is a release's, with a serial of the channel's own that only ever grows, an
-expiry, and URLs that lead to the release. Every one stays beside it under its serial: who was
-promoted when can be read there, and a rollback knows what was before.
+A channel's manifest is a release's, with the channel's own serial, which only grows, an expiry, and
+URLs that lead to the release. The place keeps every one under its serial. They are the history of
+promotions, and tell a rollback the previous release.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ if TYPE_CHECKING:
     from llama_loader.manifest import Artifact, Manifest
 
 DAYS: Final = 90
-"""How long a promotion holds. Long enough for holidays, short enough that a channel that somebody
-holds back is noticed within a season."""
+"""How long a promotion is valid: long enough for holidays, and short enough that Spaces notice within
+a season if a mirror withholds newer promotions."""
 _OTHER_KEY: Final = "SIGNED_BY_ANOTHER_KEY"
 _SKEW: Final = timedelta(minutes=5)
-"""How far two machines' clocks may be apart."""
+"""How far the clocks of two machines may differ."""
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """What a channel came to point at."""
+    """The result of a promotion."""
 
     channel: str
     release: str
@@ -59,10 +59,10 @@ def promote(
     checked: str | None = None,
     signed: Manifest | None = None,
 ) -> Promotion:
-    """Make a published release the channel's present one.
+    """Make a published release the current one of a channel.
 
-    What is signed are the digests that were checked, that the place's files have now, and all that
-    this key has signed before for a release of this name.
+    The digests that are signed must be those that were checked, those of the place's files now, and
+    those that this key signed before for a release of this name.
 
     Args:
         destination: where release and channel are.
@@ -70,15 +70,15 @@ def promote(
         channel: the channel's name; the first promotion makes it.
         signer: whose channel it is.
         days: until it expires.
-        at_least: the lowest serial to give, where the place has lost those that it gave before.
-        project: what the signature names instead of the destination's own ``OWNER/REPO``.
-        checked: sha256 of the release's manifest as it was checked; None signs what is published.
-        signed: what the key has signed before; None looks for it among the channel's files.
+        at_least: the lowest serial to give, if the place has lost the earlier ones.
+        project: the name in the signature, instead of the destination's own ``OWNER/REPO``.
+        checked: sha256 of the release's manifest that was checked; None signs the published one.
+        signed: what the key signed before; None reads it from the channel's files.
 
     Raises:
-        PublishError: it is not published, was changed, has a known hole, the channel is another
-            key's or project's, was promoted meanwhile, or this machine's clock is behind its last
-            promotion.
+        PublishError: it is not published, was changed, has a known vulnerability, the channel is
+            another key's or project's, was promoted meanwhile, or this machine's clock is behind
+            its last promotion.
     """
     own = _Channel(destination, channel, signer, project or destination.project)
     published = _read(destination, release, checked)
@@ -98,13 +98,13 @@ def renew(
     days: int = DAYS,
     project: str | None = None,
 ) -> Promotion:
-    """Sign what a channel says once more, with a higher serial and a later end.
+    """Sign a channel's manifest again, with a higher serial and a later end.
 
-    What is signed is what this key signed before: nothing is taken from the release beside it.
+    Its content is what this key signed before: nothing is taken from the release beside it.
 
     Raises:
-        PublishError: there is no channel, its release was changed or has a known hole, the channel
-            is another key's or project's, or this machine's clock is behind.
+        PublishError: there is no channel, its release was changed or has a known vulnerability, the
+            channel is another key's or project's, or this machine's clock is behind.
     """
     own = _Channel(destination, channel, signer, project or destination.project)
     present, _ = own.required()
@@ -143,9 +143,9 @@ def rollback(
     days: int = DAYS,
     project: str | None = None,
 ) -> Promotion:
-    """Make the release current that was so before the present one, with a higher serial.
+    """Make the previous release current again, with a higher serial.
 
-    After a rollback, the release before is the one that was rolled back.
+    After a rollback, the previous release is the one that was rolled back.
 
     Raises:
         PublishError: there is no channel, nothing was promoted to it before, or its last promotion
@@ -157,7 +157,7 @@ def rollback(
         raise PublishError(
             "PROMOTION_CUT_OFF",
             f"channel {channel} of {destination.where}: serial {present.serial} with"
-            f" {present.release} was written by halves",
+            f" {present.release} was cut off between its two files",
             hint=f"invoke promote {present.release} finishes it; invoke promote RELEASE makes"
             " another one current",
         )
@@ -168,10 +168,10 @@ def rollback(
 
 
 def require_own(destination: Destination, channel: str, signer: Signer) -> None:
-    """Refuse a channel that another key signed, or of another project; a new one is free.
+    """Refuse a channel of another key or project; a new channel is accepted.
 
     Raises:
-        PublishError: it is not this key's.
+        PublishError: another key signed it.
     """
     _Channel(destination, channel, signer, destination.project).present()
 
@@ -206,10 +206,10 @@ class _Channel:
         return f"channel {self.name} of {self.place.where}"
 
     def present(self) -> tuple[Manifest | None, bool]:
-        """Return what the channel says now, and whether it says it whole; None for a new one.
+        """Return the current promotion and whether it is complete; None for a new channel.
 
         A promotion that was cut off between two files leaves a manifest and a signature that do
-        not belong together. The numbered pair was written before them, and says whose the channel
+        not belong together. The numbered pair was written before them, and tells whose the channel
         is.
         """
         serials = self.place.channel_serials(self.name)
@@ -223,14 +223,14 @@ class _Channel:
             return self.numbered(serials[-1]), False
 
     def required(self) -> tuple[Manifest, bool]:
-        """Do what ``present`` does for a channel that must be there."""
+        """Do what ``present`` does, for a channel that must exist."""
         found, whole = self.present()
         if found is None:
             raise PublishError("CHANNEL_MISSING", f"{self.place.where} has no channel {self.name}")
         return found, whole
 
     def numbered(self, serial: int) -> Manifest:
-        """Read what was promoted under a serial; it is verified, because others can write there."""
+        """Read and verify the promotion of a serial: other people can write to the place."""
         return self._signed(str(serial), f"serial {serial} of {self.what}")
 
     def _signed(self, name: str, what: str) -> Manifest:
@@ -241,7 +241,7 @@ class _Channel:
         return schema.parse(content, what=what)
 
     def before(self, present: Manifest) -> Manifest:
-        """Return what was current before the present release; after a rollback, that release."""
+        """Return the release before the current one; after a rollback, the rolled-back release."""
         history = [s for s in self.place.channel_serials(self.name) if s < present.serial]
         for serial in reversed(history):
             found = self.numbered(serial)
@@ -254,7 +254,7 @@ class _Channel:
         )
 
     def signed_before(self, release: str) -> Manifest | None:
-        """Return what this key signed last for a release; what others put there is none of it."""
+        """Return what this key signed last for a release; files of other keys do not count."""
         for serial in reversed(self.place.channel_serials(self.name)):
             try:
                 signed = self.numbered(serial)
@@ -265,7 +265,7 @@ class _Channel:
         return None
 
     def require_as_signed(self, published: Manifest, signed: Manifest) -> None:
-        """Refuse a release whose manifest says more, less or other than was signed."""
+        """Refuse a release whose manifest differs from the signed one."""
         other = {*map(_substance, published.artifacts)} ^ {*map(_substance, signed.artifacts)}
         names = sorted(one.name for one in other)
         if published.source != signed.source:
@@ -277,7 +277,7 @@ class _Channel:
     def sign(
         self, manifest: Manifest, before: Manifest | None, days: int, at_least: int = 1
     ) -> Promotion:
-        """Sign a manifest under the channel's next serial, and make it the present one."""
+        """Sign a manifest under the channel's next serial, and make it the current one."""
         pins.require_no_advisory(manifest.source)
         now = _now()
         if before is not None and before.created > now + _SKEW:
@@ -302,7 +302,7 @@ class _Channel:
 
 
 def _with_addresses(release: Manifest, base: str) -> Manifest:
-    """Return a release's manifest as a channel has it: its files lie below ``base``."""
+    """Return a release's manifest for a channel, with URLs below ``base``."""
     artifacts = tuple(
         msgspec.structs.replace(
             one,
@@ -337,7 +337,7 @@ def _require_unchanged(destination: Destination, published: Manifest) -> None:
 
 
 def _substance(artifact: Artifact) -> Artifact:
-    """Leave out what differs between a release's manifest and its channel's: the addresses."""
+    """Return a manifest without the URLs, in which a release's and its channel's differ."""
     return msgspec.structs.replace(artifact, urls=(), sbom=None)
 
 

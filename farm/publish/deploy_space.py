@@ -44,7 +44,7 @@ _MODEL: Final = re.compile(
     r"(?P<bucket>bucket:)?(?P<repo>[\w.-]+/[\w.-]+):(?P<file>[\w.-]+(?:/[\w.-]+)*)", re.ASCII
 )
 _SIZES: Final = ("4b", "12b", "27b")
-"""Of TranslateGemma: what ``--model`` takes by one word."""
+"""Sizes of TranslateGemma that ``--model`` takes."""
 _BY_SIZE: Final = "mradermacher/translategemma-{0}-it-i1-GGUF:translategemma-{0}-it.i1-Q4_K_M.gguf"
 _PREFIXES: Final = ("YAKULINGO_SPACES_", "LLAMA_SPACE_")
 _OF_MODEL: Final = ("GGUF_REPO_ID", "GGUF_FILENAME", "GGUF_REVISION", "GGUF_SHA256", "GGUF_PATH")
@@ -54,7 +54,7 @@ _OF_RELEASE: Final = ("LLAMA_CPP_URL", "LLAMA_CPP_SHA256", "LLAMA_CPP_MANIFEST_U
 _MOUNT: Final = "/models"
 _MODELS: Final = re.compile(r"^models:\n(?:  - .*\n)+", re.MULTILINE)
 _PRELOAD: Final = re.compile(r"^preload_from_hub:\n(?:  - .*\n)+", re.MULTILINE)
-"""What of README.md's first lines names the model: the Hub puts that file into the image."""
+"""The lines at the top of README.md that name the model, which the Hub puts into the image."""
 HARDWARE: Final = SpaceHardware.ZERO_A10G
 """The Hub's name for ZeroGPU; a Space that is created without it starts on CPU Basic."""
 _REFUSED: Final = (
@@ -65,13 +65,13 @@ _REFUSED: Final = (
 
 @dataclass(frozen=True)
 class Deployment:
-    """What is to be uploaded to a Space.
+    """The files and settings to upload to a Space.
 
     Attributes:
-        files: paths, or bytes where a file is written for this Space.
-        variables: set, by name.
-        replaced: names of variables that would contradict these: removed where they are not set.
-        volume: what is mounted; None for no change.
+        files: paths, or bytes if a file is written for this Space.
+        variables: values to set, by name.
+        replaced: names of variables that would contradict these; removed unless they are set.
+        volume: the volume to mount; None for no change.
     """
 
     space: str
@@ -98,17 +98,17 @@ def plan(
     mount: bool = False,
     release: Mapping[str, object] | None = None,
 ) -> Deployment:
-    """Look at what would be uploaded.
+    """Read what would be uploaded.
 
     Args:
         space: ``OWNER/NAME``.
         variables: ``NAME=VALUE`` each.
-        root: the folder; hidden files and Python's caches stay here.
+        root: the folder; hidden files and Python's caches are not uploaded.
         model: ``4b``, ``12b`` or ``27b`` of TranslateGemma, ``OWNER/REPO:FILE``, or
             ``bucket:OWNER/NAME:FILE``; None for the one that the folder names.
         mount: mount the model's repository, instead of putting the file into the Space's image.
             A bucket is always mounted.
-        release: what ``release.json`` says in this Space; empty for none, None for the folder's.
+        release: the content of the Space's ``release.json``; empty for none, None for the folder's.
 
     Raises:
         UsageError: a name or a variable cannot be one, or it would be a secret.
@@ -149,7 +149,7 @@ def plan(
     named = chosen.variables()
     twice = [name for name in named if asked.get(name, named[name]) != named[name]]
     if twice:
-        raise UsageError("VARIABLE_TWICE", f"--model and --variable {twice[0]} contradict another")
+        raise UsageError("VARIABLE_TWICE", f"--model and --variable {twice[0]} exclude each other")
     files["README.md"] = chosen.front_matter((root / "README.md").read_text("utf-8")).encode()
     replaced |= _both(_OF_MODEL)
     return Deployment(space, files, {**named, **asked}, replaced, chosen.volume())
@@ -166,7 +166,7 @@ class Changes:
 
     Attributes:
         deployment: what is uploaded.
-        head: the Space's present commit, None for a Space that does not exist yet.
+        head: the Space's current commit, None for a Space that does not exist yet.
         added, changed, deleted: files of the Space that the commit touches.
         kept: files that an earlier deployment uploaded and another person changed since; they
             stay although ``spaces/`` no longer has them.
@@ -183,7 +183,7 @@ class Changes:
 
 
 def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
-    """Compare what would be uploaded with what the Space holds.
+    """Compare what would be uploaded with the Space's files.
 
     Args:
         deployment: what would be uploaded.
@@ -225,15 +225,14 @@ def compare(deployment: Deployment, *, adopt: bool = False) -> Changes:
 
 
 def deploy(changes: Changes, *, hardware: SpaceHardware | None = None) -> str:
-    """Apply the changes as one commit and return where the Space runs once it is built.
+    """Apply the changes as one commit and return the address of the Space once it is built.
 
-    That is the Hub's word for it, ``https://OWNER-NAME.hf.space``; the Space's page where the Hub
-    has not said it yet.
+    The Hub tells the address, ``https://OWNER-NAME.hf.space``; until then it is the Space's page.
 
     Args:
         changes: what ``compare`` found. If another commit came in between, the Hub refuses.
-        hardware: the Hub's name for the Space's hardware; None for ZeroGPU where the Space is
-            created, and for no change where it exists.
+        hardware: the Hub's name of the hardware; None means ZeroGPU for a new Space, and no change
+            for an existing one.
 
     Raises:
         PublishError: the Hub refuses.
@@ -280,7 +279,7 @@ def _files(api: HfApi, space: str, revision: str | None) -> dict[str, str]:
 
 
 def _identities(file: Path | bytes) -> list[str]:
-    """Return the two names that the Hub may give a content: git's blob id, and LFS's sha256."""
+    """Return the two ids that the Hub may use for a content: git's blob id, and LFS's sha256."""
     content = file if isinstance(file, bytes) else file.read_bytes()
     blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
     return [blob.hexdigest(), hashlib.sha256(content).hexdigest()]
@@ -295,7 +294,7 @@ def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]
     """Return what earlier deployments uploaded, by path.
 
     Raises:
-        PublishError: the record is damaged, so nothing says which files are ours.
+        PublishError: the record is damaged, so it is unknown which files are ours.
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as cache:
         path = api.hf_hub_download(
@@ -314,7 +313,7 @@ def _record(api: HfApi, space: str, revision: str | None) -> dict[str, list[str]
 
 
 class _Record(msgspec.Struct, frozen=True):
-    """Every file that a deployment uploaded, with both names that the Hub may give its content."""
+    """Every file that a deployment uploaded, with both ids that the Hub may use for its content."""
 
     files: dict[str, list[str]]
 
@@ -330,7 +329,7 @@ def hardware(name: str | None) -> SpaceHardware | None:
     except ValueError as error:
         known = ", ".join(one.value for one in SpaceHardware)
         raise UsageError(
-            "HARDWARE_UNKNOWN", f"--hardware {name!r} is none of the Hub's", hint=f"one of {known}"
+            "HARDWARE_UNKNOWN", f"the Hub has no --hardware {name!r}", hint=f"it is one of {known}"
         ) from error
 
 
@@ -351,10 +350,10 @@ def _variable(text: str) -> tuple[str, str]:
 
 @dataclass(frozen=True)
 class _Model:
-    """The file that ``--model`` means, and how it gets into the Space.
+    """The file that ``--model`` names, and how it gets into the Space.
 
     Attributes:
-        mounted: as a ``bucket``, as a ``model`` repository, or not: then it lies in the image.
+        mounted: as a ``bucket``, as a ``model`` repository, or not: then it is in the image.
     """
 
     repo: str
@@ -386,14 +385,14 @@ class _Model:
         return Volume(type=self.mounted, source=self.repo, mount_path=_MOUNT, read_only=True)
 
     def front_matter(self, readme: str) -> str:
-        """Name the model in README.md; what is mounted is not put into the image."""
+        """Name the model in README.md; a mounted one is not put into the image."""
         models = "" if self.mounted == "bucket" else f"models:\n  - {self.repo}\n"
         image = "" if self.mounted else f"preload_from_hub:\n  - {self.repo} {self.file}\n"
         return _PRELOAD.sub(image, _MODELS.sub(models, readme, count=1), count=1)
 
 
 def _require_public(what: str, pin: bytes) -> None:
-    """Refuse what names a file of this machine: no Space could read it."""
+    """Refuse a value that names a file of this machine: no Space could read it."""
     found = re.search(r'"manifest_url"\s*:\s*"([^"]*)"', pin.decode("utf-8", "replace"))
     if found and _LOCAL_PIN.match(found[1]):
         raise PublishError(

@@ -1,4 +1,4 @@
-"""What every place of releases can do: a folder, GitHub Releases, a repository of the Hub."""
+"""The interface of every place of releases: a folder, GitHub Releases, a Hub repository."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
 _SMALL: Final = 8 << 20
 """Bytes: the largest manifest that the loader reads."""
 _TOKEN: Final = re.compile(r"[!-~]+")
-"""Visible ASCII, without spaces: what may stand behind ``Bearer``."""
+"""Visible ASCII without spaces, the characters that ``Bearer`` takes."""
 
 
 class Signed(NamedTuple):
@@ -41,19 +41,19 @@ class Destination(ABC):
     project: str
     """``OWNER/REPO``, as signatures of its channels name it; ``local/FOLDER`` of a folder."""
     channel_folder: str = "channels/"
-    """What stands before a channel's name in the name of its folder."""
+    """The beginning of the name of a channel's folder."""
 
     @abstractmethod
     def require_there(self) -> None:
-        """See that the place exists, and may be read.
+        """Check that the place exists and can be read.
 
         Raises:
-            FarmError: it does not, or may not.
+            FarmError: it does not exist, or cannot be read.
         """
 
     @abstractmethod
     def require_writable(self) -> None:
-        """See, as far as that shows without writing, that a release can be published here.
+        """Check, as far as possible without writing, that a release can be published here.
 
         Raises:
             FarmError: it cannot.
@@ -61,7 +61,7 @@ class Destination(ABC):
 
     @abstractmethod
     def present(self, release: str) -> Mapping[str, Known]:
-        """Return the finished parts of a release that are there, visible or not yet."""
+        """Return the finished parts of a release that the place has, visible or not."""
 
     @abstractmethod
     def publish(
@@ -70,7 +70,7 @@ class Destination(ABC):
         check: Callable[[Part, Iterable[bytes]], None],
         tell: Callable[[str], None],
     ) -> None:
-        """Send what is new, read everything back, then make it visible; the manifest last."""
+        """Send the new parts, read everything back, then make it visible; the manifest last."""
 
     @abstractmethod
     def read(self, folder: str, name: str) -> Iterator[bytes]:
@@ -82,11 +82,11 @@ class Destination(ABC):
 
     @abstractmethod
     def names(self, folder: str) -> Iterable[str]:
-        """Return the names of the published files in a folder; none where there is no folder."""
+        """Return the names of the published files in a folder; none if there is no folder."""
 
     @abstractmethod
     def releases(self) -> tuple[str, ...]:
-        """Return the visible releases, oldest first; by their names where nothing else tells."""
+        """Return the visible releases, oldest first; by name if their age is unknown."""
 
     @abstractmethod
     def channels(self) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Destination(ABC):
 
     @abstractmethod
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
-        """Make a signed manifest the channel's present one, and keep it under its serial.
+        """Make a signed manifest the channel's current one, and keep it under its serial.
 
         Raises:
             PublishError: ``CHANNEL_MOVED``: another one was promoted under that serial meanwhile.
@@ -113,9 +113,9 @@ class Destination(ABC):
         return self.download_url(f"{self.channel_folder}{channel}", MANIFEST)
 
     def artifact_base(self, release: str) -> str:
-        """Return what stands before a file's name in a channel's manifest.
+        """Return the URL before a file's name in a channel's manifest.
 
-        A relative URL: it holds wherever the place is mirrored to.
+        It is relative, so it is right in every mirror of the place.
         """
         return f"../../{release}/"
 
@@ -149,24 +149,23 @@ class Destination(ABC):
         return tuple(sorted(int(match[1]) for name in names if (match := _SERIAL.fullmatch(name))))
 
     def not_published(self, folder: str, name: str) -> PublishError:
-        """Return the error of a file that is not there."""
+        """Return the error of a missing file."""
         return PublishError("NOT_PUBLISHED", f"{self.where} has no {name} of {folder}")
 
     def moved(self, channel: str, serial: int) -> PublishError:
         """Return the error of a promotion that another one overtook."""
         return PublishError(
             "CHANNEL_MOVED",
-            f"channel {channel} of {self.where} came to serial {serial} meanwhile, by another "
-            "promotion",
-            hint="invoke status shows what it says now",
+            f"another run promoted channel {channel} of {self.where} to serial {serial} meanwhile",
+            hint="invoke status --to PLACE shows its current release",
         )
 
 
 def token(variable: str) -> str | None:
     """Return the token in a variable, without the line break of a file; None where it is unset.
 
-    A token that is no header's value would be refused by a client library, in a message that has
-    the token in it; this one does not.
+    A client library would refuse a token that no header can carry, in a message that contains the
+    token; this error does not contain it.
 
     Raises:
         UsageError: ``TOKEN_INVALID``: it cannot be one.

@@ -168,12 +168,12 @@ def _disk(place: Path) -> Iterator[None]:
         raise PublishError(
             "DESTINATION_NOT_WRITABLE",
             f"{place}: {error.strerror or error}",
-            hint="is there room, and may this user write there? Publishing again goes on",
+            hint="is there room, and may this user write there? Publishing again resumes",
         ) from error
 
 
 def _leave_only(names: set[str], gathered: Path) -> None:
-    """Remove what an earlier publication that was cut off gathered and this one does not have.
+    """Remove files that a publication which was cut off gathered, and this one does not have.
 
     A link in the folder's place, which may lead to a person's files, is an error.
     """

@@ -1,7 +1,7 @@
-"""The checks that stand before a promotion; the digest of what passed is their result.
+"""The checks before a promotion; the digest of the manifest that passed is their result.
 
-Everything is done with what will be published: tarballs are read again, and started by the loader
-in a process of its own, on the CPU. What a GPU does with it ``nox -s gpu`` measures.
+They read the release's own tarballs again, and the loader starts them as a process, on the CPU.
+``nox -s gpu`` tests them on a GPU.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ _EXPECTED_ERRORS: Final = (
     ValueError,
     KeyError,
 )
-"""What a broken release, a server that dies, or its wrong answer looks like."""
+"""The errors of a broken release, of a server that dies, and of its wrong answer."""
 _NO_GPU: Final = {"CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -50,7 +50,7 @@ class Check(NamedTuple):
 
 
 class Report(NamedTuple):
-    """All checks of one release; ``manifest_sha256`` says of which bytes."""
+    """All checks of one release; ``manifest_sha256`` identifies its bytes."""
 
     release: str
     manifest_sha256: str

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from farm.publish.parts import Part, Plan
 
 _NEXT: Final = ".next"
-"""Behind the name of an asset that is to take another's place."""
+"""The end of the name of an asset that will replace another one."""
 T = TypeVar("T")
 _TIMEOUT: Final = (10.0, 300.0)
 _TRIES: Final = 4
@@ -43,9 +43,9 @@ _UNTOLD: Final = 60.0
 
 
 class _UnansweredError(PublishError):
-    """GitHub did not answer; ``pause`` are the seconds that it asks to wait, None if it does not.
+    """GitHub did not answer; ``pause``: the seconds that it asks to wait, or None.
 
-    The request may have been carried out all the same.
+    GitHub may have carried the request out.
     """
 
     def __init__(self, method: str, url: str, why: str, pause: float | None = None) -> None:
@@ -94,10 +94,10 @@ class Api:
     def create(
         self, path: str, body: Mapping[str, Any], find: Callable[[], dict[str, Any] | None]
     ) -> dict[str, Any]:
-        """Make something that must not be made twice.
+        """Create a thing that must not be created twice.
 
-        A request whose answer was lost may have been carried out: ``find`` is asked before it is
-        made again.
+        A request whose answer was lost may have been carried out, so ``find`` is called before the
+        request is repeated.
 
         Raises:
             PublishError: GitHub refuses, or cannot be reached.
@@ -128,7 +128,7 @@ class Api:
             yield _content(answer)
 
     def upload(self, release: Mapping[str, Any], name: str, content: Path | bytes) -> None:
-        """Upload an asset; what an earlier try left unfinished under its name goes first."""
+        """Upload an asset; remove an unfinished one of its name first."""
         url = str(release["upload_url"]).partition("{")[0]
         headers = {"Content-Type": "application/octet-stream"}
 
@@ -143,7 +143,7 @@ class Api:
         self._patiently(send)
 
     def _patiently(self, ask: Callable[[], T], find: Callable[[], T | None] = lambda: None) -> T:
-        """Ask until GitHub answers; before it is asked again, look for what was done."""
+        """Repeat a request until GitHub answers; before each repetition, look for its result."""
         for attempt in range(_TRIES):
             try:
                 return ask()
@@ -180,12 +180,12 @@ class Api:
             raise PublishError(
                 "GITHUB_LIMIT",
                 f"{_shown(url)}: GitHub's rate limit ends in {pause / 60:.0f} minutes",
-                hint="publishing again then goes on with what is missing",
+                hint="after that, publishing again sends what is missing",
             )
         raise _UnansweredError(method, url, "its rate limit did not end", pause)
 
     def _limit(self, answer: requests.Response) -> float | None:
-        """Return the seconds until a limit ends; None where it is another refusal."""
+        """Return the seconds until a limit ends; None for another refusal."""
         after = _number(answer.headers.get("Retry-After"))
         if after is not None:
             return after
@@ -221,7 +221,7 @@ def _require_success(method: str, url: str, answer: requests.Response) -> None:
         f"{method} {_shown(url)}: status {answer.status_code}: {told}",
         hint="does the repository exist, and may GITHUB_TOKEN write its contents?"
         if answer.status_code != _EXISTS
-        else "publishing again goes on with what is missing",
+        else "publishing again sends what is missing",
     )
 
 
@@ -251,8 +251,8 @@ class GitHub(Destination):
         """Ask whether a workflow can store its attestations; the token has been asked for.
 
         Raises:
-            PublishError: ``ATTESTATION_UNAVAILABLE``: the repository is private, which needs a plan
-                that no request tells; ``FARM_ATTEST_PRIVATE=1`` says that the owner has it.
+            PublishError: ``ATTESTATION_UNAVAILABLE``: the repository is private, and no request
+                tells whether its plan allows it; ``FARM_ATTEST_PRIVATE=1`` states that it does.
         """
         private = self._api.call("GET", "").get("private", False)
         attests = os.environ.get("GITHUB_ACTIONS") == "true"  # release.yml does, after the build
@@ -334,7 +334,7 @@ class GitHub(Destination):
         return f"{self._server}/{self._repository}/releases/download/{quote(release)}/"
 
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
-        """Upload everything under other names first; what is replaced is gone for two requests."""
+        """Upload everything under other names first; a replaced file is missing for two requests."""
         tag = self.channel_folder + channel
         release = self._release(tag) or self._create(tag, draft=False)
         there = {asset["name"]: asset for asset in self._assets(release)}
@@ -370,7 +370,7 @@ class GitHub(Destination):
     def _create(self, tag: str, *, draft: bool) -> dict[str, Any]:
         """Make a release; use the existing one if the answer was lost or another was faster.
 
-        A second draft of a tag is no error to GitHub, so it is looked for, and ours taken back.
+        GitHub allows a second draft of a tag, so the farm looks for one and deletes its own.
         """
         body = {"tag_name": tag, "name": tag, "draft": draft, "prerelease": not draft}
         if self._commit is not None:  # without it GitHub tags the default branch of that moment
@@ -382,17 +382,17 @@ class GitHub(Destination):
         return first
 
     def _assets(self, release: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Return those that are whole: an upload that was cut off stays as ``starter``."""
+        """Return the complete assets: an upload that was cut off has the state ``starter``."""
         found = self._api.pages(f"/releases/{release['id']}/assets")
         return [asset for asset in found if asset["state"] == "uploaded"]
 
     def _published(self, tag: str) -> list[dict[str, Any]]:
-        """Return the whole assets of a published release; none where there is no such release."""
+        """Return the complete assets of a published release; none if there is no such release."""
         release = self._release(tag)
         return [] if release is None or release["draft"] else self._assets(release)
 
     def _known(self, asset: Mapping[str, Any], *, visible: bool) -> Known:
-        """Take GitHub's own digest, else read the asset: those from before 2025-06 have none."""
+        """Use GitHub's own digest, else read the asset: assets from before 2025-06 have none."""
         algorithm, _, told = str(asset.get("digest") or "").partition(":")
         if algorithm == "sha256":
             return Known(asset["size"], told, visible)

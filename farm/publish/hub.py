@@ -98,8 +98,8 @@ class Hub(Destination):
     ) -> None:
         """Commit, compare at that commit, tag it. The client sends no finished large file twice.
 
-        A commit is made onto the one that was looked at: who commits in between makes it fail, and
-        nothing is overwritten.
+        The commit's parent is the commit that was read: another commit in between makes it fail,
+        so nothing is overwritten.
         """
         with hub_errors(self.where):
             self._api.create_repo(self._repository, repo_type="model", exist_ok=True)
@@ -184,9 +184,9 @@ class Hub(Destination):
         return str(done.oid)
 
     def _tag(self, plan: Plan, commit: str, check: Callable[[Part, Iterable[bytes]], None]) -> None:
-        """Tag the release, once: loaders read it by that name, so that a tag never moves.
+        """Tag the release, once: loaders read it by that name, so a tag never moves.
 
-        What is added later, such as one more report, is on the main branch.
+        A file that is added later is on the main branch only.
         """
         refs = self._api.list_repo_refs(self._repository)
         if all(tag.name != plan.release for tag in refs.tags):
@@ -215,7 +215,7 @@ class Hub(Destination):
         return found
 
     def _content(self, path: str, revision: str) -> Iterator[bytes]:
-        """Download past every cache: what comes back is what the Hub has."""
+        """Download without any cache, so that the bytes are those that the Hub has."""
         with tempfile.TemporaryDirectory(prefix="llama-farm-read-") as folder:
             file = self._api.hf_hub_download(
                 self._repository, path, revision=revision, cache_dir=folder
@@ -250,10 +250,10 @@ def tree(
 
 @contextmanager
 def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
-    """Turn what the Hub, or the network on the way to it, refused into one error.
+    """Turn errors of the Hub and of the network into one error.
 
     Raises:
-        PublishError: ``HUB_REFUSED``; ``HUB_UNREACHABLE`` where the Hub gave no answer.
+        PublishError: ``HUB_REFUSED``; ``HUB_UNREACHABLE`` if the Hub gave no answer.
     """
     try:
         yield

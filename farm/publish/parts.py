@@ -1,4 +1,4 @@
-"""What a release consists of, and what of it is still to be sent. Pure but for reading files."""
+"""The files of a release, and which of them must still be sent. It only reads files."""
 
 from __future__ import annotations
 
@@ -39,20 +39,20 @@ class Part:
 
 @dataclass(frozen=True)
 class Known:
-    """What a place has under a name; ``visible`` once a loader could have read it."""
+    """A file of a place; ``visible``: a loader can read it."""
 
     size: int
     sha256: str
     visible: bool = True
 
     def is_of(self, part: Part) -> bool:
-        """Say whether these are a part's bytes."""
+        """Return whether the bytes are those of a part."""
         return (self.size, self.sha256) == (part.size, part.sha256)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be done for one release; ``new`` in the order of sending, the manifest last."""
+    """The work for one release; ``new`` in the order of sending, the manifest last."""
 
     release: str
     where: str
@@ -96,9 +96,9 @@ def names_of(manifest: Manifest) -> tuple[str, ...]:
 
 
 def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, Known]) -> Plan:
-    """Tell what is there already from what is new.
+    """Divide the parts into those that the place has and those to send.
 
-    Other bytes of a publication that was cut off were never visible: they are replaced.
+    Other bytes of a publication that was cut off were never visible, so they are replaced.
 
     Raises:
         PublishError: ``PUBLISHED_DIFFERS``: other bytes are published under a part's name.
@@ -114,7 +114,7 @@ def plan(release: str, where: str, parts: Iterable[Part], present: Mapping[str, 
                 "PUBLISHED_DIFFERS",
                 f"{where} has other bytes as {part.name} of {release}: {known.size} bytes with"
                 f" sha256 {known.sha256}, not {part.size} with {part.sha256}",
-                hint="what is published stays as it is: give the release another name"
+                hint="a published file never changes: give the release another name"
                 " (invoke manifest --release b…-2)",
             )
         there.append(part)
@@ -154,7 +154,7 @@ def require_digest(manifest: bytes, sha256: str, *, what: str) -> None:
 
 
 def megabytes(size: int) -> str:
-    """Return a size for people: MB, or kB where that would be 0.0."""
+    """Return a size for people: MB, or kB if that would be 0.0."""
     return f"{size / 1e6:.1f} MB" if size >= _SMALL else f"{size / 1e3:.1f} kB"
 
 
@@ -192,7 +192,7 @@ def of_file(path: Path) -> Part:
 
 
 def _beside(url: str, name: str | None) -> str:
-    """Return a relative URL that is a plain file name; anything else is not ours to publish."""
+    """Return a relative URL that is a plain file name; refuse any other."""
     if "/" in url or ":" in url or (name is not None and url != name):
         raise PublishError(
             "MANIFEST_POINTS_ELSEWHERE",
@@ -203,7 +203,7 @@ def _beside(url: str, name: str | None) -> str:
 
 
 def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """Sort releases as a person counts: b9999-1 comes before b11549-1, and that before b11549-2."""
+    """Sort releases by their numbers: b9999-1, then b11549-1, then b11549-2."""
     return tuple(sorted(names, key=_counted))
 
 

@@ -58,7 +58,7 @@ def release(destination: Destination, name: str) -> dict[str, Any]:
 def channel(
     destination: Destination, name: str, public_key: str, project: str | None = None
 ) -> dict[str, Any]:
-    """Follow a channel, from the serial on that it has now.
+    """Return the pin of a channel, beginning with its current serial.
 
     Args:
         destination: where it is.
@@ -95,10 +95,10 @@ def channel(
 
 @dataclass(frozen=True)
 class Archive:
-    """An archive of llama.cpp, by its digest, and what each supposed host says of it.
+    """An archive of llama.cpp, its digest, and the loader's verdict for each supposed host.
 
     Attributes:
-        answers: the loader's words by the host's facts, and whether that host can run it.
+        answers: each host's facts, the loader's text, and whether that host can run it.
     """
 
     url: str
@@ -124,7 +124,7 @@ class Archive:
 
 
 def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Archive:
-    """Download an archive as a Space would, and read from its binaries who can run it.
+    """Download an archive as a Space would, and read from its binaries which hosts can run it.
 
     Nothing of it is executed.
 
@@ -135,7 +135,7 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
 
     Raises:
         FarmError: it cannot be downloaded, or it is no archive of llama.cpp for Linux.
-        UsageError: a host cannot be read.
+        UsageError: a host's facts cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-archive-") as store:
         told = loader.told("fetch", "--url", url, "--store", store, "--no-test-run", patience=None)
@@ -173,7 +173,7 @@ def _is_elf(path: Path) -> bool:
 
 
 def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...]) -> Artifact:
-    """Describe the archive as a manifest would, for the loader's own rules to judge it."""
+    """Describe the archive as a manifest would, so that the loader's own rules can judge it."""
     merged = elf.merge(found)
     if len(merged.machines) != 1 or merged.glibc is None:
         raise PublishError("ARCHIVE_NOT_LINUX", f"{url}: holds no programs for one Linux machine")
@@ -200,7 +200,7 @@ def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...])
 def _cuda(found: tuple[elf.Inspection, ...], merged: elf.Merged) -> schema.Cuda | None:
     """Return the CUDA code; its major version is in the name of the cudart that it needs.
 
-    A cudart that is linked in leaves no name: then the driver is not judged.
+    A cudart that is linked in leaves no name; then no minimum driver is known.
     """
     if not (merged.sass or merged.ptx):
         return None
@@ -216,7 +216,7 @@ def _cuda(found: tuple[elf.Inspection, ...], merged: elf.Merged) -> schema.Cuda 
 
 
 def write(pin: dict[str, Any], file: Path = FILE) -> None:
-    """Write ``release.json`` so that it is the old one or the new one at every moment.
+    """Write ``release.json`` atomically: at every moment it is the old one or the new one.
 
     Raises:
         PublishError: it cannot be written.

@@ -1,4 +1,4 @@
-"""Parse what a person names: a place, a release, a channel, a project."""
+"""Parse the names that a person gives: a place, a release, a channel, a project."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _ACCEPTED: Final = "a folder, github:OWNER/REPO or hf:OWNER/REPO"
 
 
 def parse(text: str | None) -> Destination:
-    """Tell what kind of place is meant.
+    """Return the place that ``--to`` names.
 
     Raises:
         UsageError: none was given, or it is of another kind.
@@ -43,7 +43,7 @@ def parse(text: str | None) -> Destination:
 def _folder(text: str) -> Path:
     """Return an existing folder, or one whose parent folder exists.
 
-    ``OWNER/REPO`` without its ``hf:`` would otherwise be a folder's name, made in silence.
+    Otherwise ``OWNER/REPO`` without its ``hf:`` would silently become a folder.
     """
     folder = Path(text).expanduser()
     if folder.exists() and not folder.is_dir():
@@ -77,7 +77,7 @@ def require_name(kind: str, name: str | None) -> str:
 
 
 def project(name: str | None) -> str | None:
-    """Return a project's name as signatures have it; None where none is given.
+    """Return a project's name as signatures contain it; None if none is given.
 
     Raises:
         UsageError: it is not ``OWNER/REPO``.

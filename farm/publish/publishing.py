@@ -25,18 +25,18 @@ def prepare(
     *,
     wheel: Path | None = None,
 ) -> Plan:
-    """Verify a release folder and say what publishing it would do.
+    """Verify a release folder and return what publishing it would do.
 
     Args:
         folder: the release.
-        destination: where it is to go.
-        note: takes one line about what an old tarball does not tell.
+        destination: the place.
+        note: takes one line about a fact that an old tarball does not record.
         wheel: the wheel ``llama-space``, which is published beside the manifest.
 
     Raises:
         UsageError: it is no release folder, or its name cannot be published.
         PackError: a tarball is not what the manifest says.
-        PublishError: its llama.cpp has a known hole, or other bytes are published already.
+        PublishError: its llama.cpp has a known vulnerability, or other bytes are published already.
     """
     release.verify(folder, note)
     manifest, found = parts.of_folder(folder)
@@ -45,7 +45,7 @@ def prepare(
     pins.require_no_advisory(manifest.source)
     if manifest.source.build_assumed:
         note(
-            f"note[BUILD_ASSUMED]: b{manifest.source.build} is what the builder said; "
+            f"note[BUILD_ASSUMED]: the builder gave the number b{manifest.source.build}; "
             "the source did not tell"
         )
     present = destination.present(name)
@@ -66,18 +66,18 @@ def requirement(plan: Plan, destination: Destination) -> str | None:
 
 
 def publish(plan: Plan, destination: Destination, tell: Callable[[str], None]) -> str:
-    """Carry a plan out; returns the manifest's URL.
+    """Carry a plan out; return the manifest's URL.
 
     Raises:
-        PublishError: it broke off, or what is there is not what was sent. Nothing visible points
-            at something missing, and publishing again sends only what is missing.
+        PublishError: it was cut off, or the place has other bytes than those that were sent. No
+            visible file refers to a missing one; publishing again sends only what is missing.
     """
     destination.publish(plan, parts.compare, tell)
     return destination.manifest_url(plan.release)
 
 
 def _require_verified(manifest: Manifest, found: Iterable[Part]) -> None:
-    """Compare what will be sent with the manifest: a file may change after it was verified."""
+    """Compare the parts with the manifest again: a file may have changed after it was verified."""
     digests = {one.name: one.sha256 for one in manifest.artifacts}
     for part in found:
         if digests.get(part.name, part.sha256) != part.sha256:
@@ -95,5 +95,5 @@ def _unpublished(
     known = present.get(wheel.name)
     if known is None or not known.visible or known.is_of(wheel):
         return (wheel,)
-    note(f"{wheel.name} stays as it was published: the one here has other bytes")
+    note(f"the published {wheel.name} is kept: the one that was built now has other bytes")
     return ()

@@ -55,7 +55,7 @@ def verb(function: Callable[_Arguments, None]) -> Callable[_Arguments, None]:
         except OSError as error:
             _end(f"error[SYSTEM]: {error}\nhint: is there room, and may this user write?", 1)
         except KeyboardInterrupt:
-            _end("error[INTERRUPTED]: stopped; the same command goes on where it was", INTERRUPTED)
+            _end("error[INTERRUPTED]: stopped; the same command resumes", INTERRUPTED)
 
     return run
 

@@ -1,6 +1,6 @@
-"""What a person sees of a run: lines that stay, and on a terminal a row for each set.
+"""The output of a run: lines that stay, and on a terminal a row for each set.
 
-rich draws the rows, and measures what has passed and what is left. A file gets plain lines.
+rich draws the rows and estimates the time that is left. A file gets plain lines.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ BEFORE: Final = "built before"
 """By an earlier run."""
 _STYLES: Final = {BUILT: "[green]", BEFORE: "[green]", FAILED: "[red]"}
 _SLOW: Final = 2.0
-"""A set is slow that has more than this many times its usual length left."""
+"""A set counts as slow if more than this many times its usual seconds are left."""
 _LEAST: Final = 5.0
-"""Seconds that count as usual at least: of sets that take a moment nothing can be told."""
+"""The lowest usual seconds of a set: for shorter ones no estimate is possible."""
 _MINUTE: Final = 60
 _TELLING: Final = 60.0
 """Seconds that rich estimates the rest from: hits of a compiler cache are forgotten after that."""
@@ -52,7 +52,7 @@ class _Rows(Progress):
 
 
 class BuildReport:
-    """Speaks for one run. A context manager: the terminal is restored on every exit."""
+    """The output of one run. A context manager: the terminal is restored on every exit."""
 
     def __init__(
         self, console: Console | None = None, clock: Callable[[], float] = time.monotonic
@@ -73,7 +73,7 @@ class BuildReport:
 
     @property
     def is_live(self) -> bool:
-        """Whether lines can be drawn again: a dumb terminal gets them like a file does."""
+        """Whether rows can be drawn again: a dumb terminal gets plain lines, as a file does."""
         return self.console.is_terminal and not self.console.is_dumb_terminal
 
     def __enter__(self) -> Self:
@@ -96,13 +96,13 @@ class BuildReport:
         self.console.print(line, markup=False, highlight=False, soft_wrap=whole)
 
     def activity(self, text: str) -> None:
-        """Show what is being done, until a set is built; terminals only."""
+        """Show the current activity until a set is built; terminals only."""
         self.rows.start()
         self.rows.start_task(self._activity.id)
         self.rows.update(self._activity.id, key=text[:60], visible=True)
 
     def settle(self) -> None:
-        """Show no activity any more."""
+        """Stop showing an activity."""
         self.rows.update(self._activity.id, visible=False)
 
     def note(self, line: str) -> None:
@@ -115,9 +115,9 @@ class Fleet:
 
     Args:
         report: the run's.
-        expected: seconds by set, in the order in which the sets are built; None: not known, and
-            nothing is estimated until ninja counts.
-        many: whether there are several hosts to name.
+        expected: seconds by set, in the order in which the sets are built; None: unknown, so no
+            estimate is shown until ninja counts.
+        many: whether several hosts must be named.
     """
 
     def __init__(
@@ -137,9 +137,9 @@ class Fleet:
 
     @classmethod
     def longest_first(cls, report: BuildReport, recorded: Mapping[str, float | None]) -> Self:
-        """Order the sets of many hosts by what was recorded; equal ones stay in order.
+        """Return the sets by their recorded seconds, longest first; equal ones stay in order.
 
-        A set of which nothing is recorded counts as the median of the others.
+        A set without recorded seconds counts as the median of the others.
         """
         known = [seconds for seconds in recorded.values() if seconds is not None]
         if not known:
@@ -149,13 +149,13 @@ class Fleet:
         return cls(report, {key: expected[key] for key in order})
 
     def __enter__(self) -> Self:
-        """Draw the rows, where that can be."""
+        """Draw the rows, if the terminal allows it."""
         self.report.settle()
         self.report.rows.start()
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the rows as they are, whole: nothing is drawn over them any more."""
+        """Draw the rows for the last time and leave them on the terminal."""
         for task in self._sets.values():
             self.report.rows.update(task.id, visible=True)
         self.report.rows.stop()
@@ -214,10 +214,10 @@ class Fleet:
             self._plain(f"{key} {step} [{done}/{total}]{self._on(key)}{self._rest()}")
 
     def left(self) -> float | None:
-        """Estimate the seconds until the last set is done, None where nothing tells.
+        """Estimate the seconds until the last set is done; None if nothing is known.
 
-        No schedule takes less than its longest set, or than all sets over all hosts; handed out
-        longest first they come close to that.
+        No schedule is shorter than its longest set, or than the sum of all sets divided by the
+        number of hosts; longest first comes close to that.
         """
         known = [*self.took.values(), *(one for one in self.expected.values() if one is not None)]
         told = {key: self._left(key) for key in self._open}
@@ -229,9 +229,9 @@ class Fleet:
         return max(*lefts, sum(lefts) / self.hosts)
 
     def is_slow(self, key: str) -> bool:
-        """Whether another host would be done sooner, were it handed the set now.
+        """Whether another host that gets the set now would finish it sooner.
 
-        Compared with what was recorded of the set, else with the sets that this run has built.
+        The comparison is with the set's recorded seconds, else with the sets built in this run.
         """
         usual = self.expected[key]
         if usual is None and self.took:
@@ -243,7 +243,7 @@ class Fleet:
         return (self._left(key) or 0.0) > _SLOW * usual or passed > (_SLOW + 1) * usual
 
     def _left(self, key: str) -> float | None:
-        """Estimate a set's seconds left: by ninja's counter, else by what was recorded."""
+        """Estimate a set's remaining seconds by ninja's counter, else by the recorded seconds."""
         task, expected = self._sets[key], self.expected[key]
         if task.time_remaining is not None and not task.finished:
             return task.time_remaining
@@ -254,7 +254,7 @@ class Fleet:
         self._update(key, step=f"{_STYLES[state]}{state}")
 
     def _update(self, key: str, **words: Any) -> None:
-        """Change a set's row, and that of the whole run; a low terminal has what is built."""
+        """Change a set's row and the row of the whole run; a low terminal shows running sets."""
         task = self._sets[key]
         visible = self._shows_all or (task.started and key in self._open)
         self.report.rows.update(task.id, visible=visible, **words)
@@ -263,7 +263,7 @@ class Fleet:
         self.report.rows.title = f"{done} of {len(self.expected)} sets{hosts}{self._rest()}"
 
     def _rest(self) -> str:
-        """Return the estimate in words, nothing where all is done or nothing tells."""
+        """Return the estimate in words; empty if everything is done or nothing is known."""
         left = self.left()
         return f", about {_span(left)} left" if left is not None else ""
 

@@ -1,4 +1,4 @@
-"""Tables and lines for people, and what is parsed of their options. No decisions."""
+"""Print tables and lines for people, and parse the values of options. No decisions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def line(text: str) -> None:
 
 
 def note(text: str) -> None:
-    """Print one line to stderr, beside what was asked for."""
+    """Print one line to stderr, beside the command's result."""
     print(text, file=sys.stderr)
 
 
@@ -61,7 +61,7 @@ def number(option: str, text: str | None, least: int = 1, most: int = 999_999_99
 
 
 def days(option: str, text: str) -> int:
-    """Parse a number of days from now: with more than ten years there is no expiry."""
+    """Parse a number of days, at most ten years."""
     return number(option, text, most=3650) or 0
 
 
@@ -77,12 +77,12 @@ def sha256(option: str, text: str | None) -> str | None:
 
 
 def path(value: str | None) -> Path | None:
-    """Return what an option names as a path; None for nothing, and for an empty word."""
+    """Return an option's value as a path; None for no value and for an empty one."""
     return Path(value) if value else None
 
 
 def given(option: str, value: str | None) -> str:
-    """Return what has no default.
+    """Return the value of an option that has no default.
 
     Raises:
         UsageError: it was not given.
@@ -127,7 +127,7 @@ def targets(rows: Targets) -> None:
 
 
 def release_rows(rows: Targets) -> None:
-    """Print what a release holds as one line of JSON, a matrix in the words of GitHub's."""
+    """Print the sets of a release as one line of JSON, the matrix of a GitHub workflow."""
     print(json.dumps({"include": rows.release_rows()}))
 
 
@@ -205,7 +205,7 @@ def plan(planned: Plan) -> None:
 
 
 def promotion(done: Promotion) -> None:
-    """Print what a channel came to point at."""
+    """Print the release that a channel now names."""
     before = f" (before: {done.before})" if done.before else ""
     line(
         f"channel {done.channel} → {done.release}{before}, serial {done.serial}, until"
@@ -231,12 +231,12 @@ def gate(report: Report) -> None:
 
 
 def pin(written: Mapping[str, Any]) -> None:
-    """Print what stands in ``release.json`` now."""
+    """Print the content of ``release.json``."""
     line(json.dumps(written, indent=2))
 
 
 def archive(found: Archive) -> None:
-    """Print what an archive holds and needs, and what each supposed host says of it."""
+    """Print what an archive contains and needs, and the verdict for each supposed host."""
     artifact, cuda = found.artifact, found.artifact.cuda
     line(f"{artifact.name}: {megabytes(found.size)}, sha256 {found.sha256}")
     if cuda is None:
@@ -310,6 +310,6 @@ def _left(row: Row) -> str:
 
 
 def _span(span: timedelta) -> str:
-    """Return days, or hours where it is less than two of them."""
+    """Return days, or hours if it is less than two days."""
     hours = int(span.total_seconds() // 3600)
     return f"{hours} h" if abs(hours) < 48 else f"{hours // 24} days"  # noqa: PLR2004 - two days

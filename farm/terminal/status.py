@@ -1,4 +1,4 @@
-"""What there is: of a place its channels and releases, of this machine its release and caches."""
+"""The status of a place (channels, releases) or of this machine (release, caches)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
 
 _FOLDER: Final = Path("dist")
 _PATIENCE: Final = 2
-"""Seconds for each answer of an engine: who asks for the status does not wait for one."""
+"""Seconds for each answer of an engine, so that `invoke status` is quick."""
 _CODE: Final = re.compile(r"^error\[(\w+)\]", re.MULTILINE)
 
 
 def tell(folder: Path | None, suppose: str | None) -> None:
     """Print a release folder, the compiler caches, and what a supposed host would get.
 
-    Without ``folder`` it is ``dist``, and that there is no release yet is no error.
+    Without ``folder`` it is ``dist``, and a missing release there is no error.
 
     Raises:
         UsageError: the folder that was named, or that a host is supposed for, has no release.
@@ -56,7 +56,7 @@ def tell(folder: Path | None, suppose: str | None) -> None:
 
 
 def disk() -> str:
-    """Return one line: what `invoke clean` would list, summed up."""
+    """Return one line with the sum of what `invoke clean` would list."""
     with Leavings(patience=_PATIENCE) as left:
         engine = ", the engine not counted" if left.engine else ""
         return (
@@ -135,10 +135,10 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
 
 
 def supposed(manifest: bytes, suppose: str) -> str:
-    """Say what a host in words would get of a release, and why nothing else; the loader decides.
+    """Return which artifact a described host would get, and why; the loader decides.
 
     Raises:
-        UsageError: the host cannot be read.
+        UsageError: the host's facts cannot be read.
     """
     done = loader.suppose(manifest, suppose)
     return done.stdout.strip() or done.stderr.strip()

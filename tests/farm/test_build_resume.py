@@ -264,7 +264,7 @@ def test_the_run_after_an_interrupted_one_goes_on(
     slow.write_text("#!/bin/sh\n", "utf-8")
     told = build(tiny, tmp_path / "out")
     assert (
-        sum(line.startswith("cpu-cpu: goes on: an earlier run did not finish it") for line in told)
+        sum(line.startswith("cpu-cpu: resumes: an earlier run did not finish it") for line in told)
         == 1
     )
     swept = [line for line in told if "LEFT_BEHIND" in line]

@@ -202,7 +202,7 @@ def test_a_host_ends_its_build_when_the_client_is_killed(
     again = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
     _, told = again.communicate(timeout=100)
     assert again.returncode == 0, told
-    assert "cpu-cpu: goes on: an earlier run did not finish it" in told
+    assert "cpu-cpu: resumes: an earlier run did not finish it" in told
 
 
 def test_a_worker_killed_in_mid_build_is_replaced_by_another(

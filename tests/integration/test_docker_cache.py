@@ -189,7 +189,7 @@ def test_a_storage_that_no_container_reaches_is_said_and_the_build_goes_on(
     begin, end = person.told
     assert begin == (
         "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
-        "the build goes on with this machine's own cache"
+        "the build continues with this machine's own cache"
     )
     assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
     assert "s3cret" not in begin + end

@@ -98,7 +98,7 @@ def test_a_storage_that_gives_nothing_back_is_said(
     (told,) = person.told
     assert told == (
         "note[CCACHE_REMOTE_UNREADABLE]: the shared compiler cache takes objects and gives none "
-        "back; the build goes on with this machine's own cache"
+        "back; the build continues with this machine's own cache"
     )
 
 
@@ -134,7 +134,7 @@ def test_a_storage_that_is_down_is_said_in_one_line_and_the_build_goes_on(
     begin, end = person.told
     assert begin == (
         "note[CCACHE_REMOTE_DOWN]: the shared compiler cache does not answer, or refuses; "
-        "the build goes on with this machine's own cache"
+        "the build continues with this machine's own cache"
     )
     assert end.startswith("note[CCACHE_REMOTE_ERRORS]: the shared compiler cache failed ")
     assert "\n" not in begin + end
@@ -224,7 +224,7 @@ def test_no_bound_is_said(monkeypatch: pytest.MonkeyPatch, size: str) -> None:
     told: list[str] = []
     monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, size)
     shared_cache.check(told.append)
-    assert told[0].startswith(f"note[CCACHE_UNBOUNDED]: CCACHE_MAXSIZE={size} is no bound: ")
+    assert told[0].startswith(f"note[CCACHE_UNBOUNDED]: CCACHE_MAXSIZE={size} disables the limit: ")
     for bounded in ("20", "1.5G", "10GiB", "500M", "7k", ""):
         monkeypatch.setenv(shared_cache.MAXSIZE_VARIABLE, bounded)
         shared_cache.check(told.append)

@@ -1,9 +1,9 @@
-"""The connection to a Docker engine, and its failures in our words.
+"""The connection to a Docker engine, and its failures as the farm's errors.
 
-The engine is where DOCKER_HOST says, else the current Docker context, else the usual socket: the
-order and the files of Docker's own command line; the SDK reads the variables alone. The socket of
-an engine behind ``ssh://`` is brought here by the system's own ssh, with the person's
-configuration, keys and agent; the SDK would want paramiko, which reads but a part of them.
+DOCKER_HOST names the engine, else the current Docker context, else it is the usual socket. This is
+the order of Docker's own command line, with the same files; the SDK reads only the variables. The
+system's own ssh forwards the socket of an engine behind ``ssh://``, with the person's
+configuration, keys and agent; the SDK would need paramiko, which reads only a part of them.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 _DEFAULT: Final = "default"
-"""The context that is no context: the variables, or the socket."""
+"""The context's name that stands for the variables or the usual socket."""
 
 
 @dataclass(frozen=True)
 class Address:
-    """An engine's address, what named it, and the certificates for it."""
+    """An engine's address, the setting that named it, and its certificates."""
 
     url: str
     named_by: str
@@ -52,7 +52,7 @@ class Address:
 
 
 class _Config(msgspec.Struct, rename="camel", frozen=True):
-    """What we read of ``~/.docker/config.json``."""
+    """The fields of ``~/.docker/config.json`` that the farm reads."""
 
     current_context: str = _DEFAULT
 
@@ -63,13 +63,13 @@ class _Endpoint(msgspec.Struct, rename="pascal", frozen=True):
 
 
 class _Context(msgspec.Struct, rename="pascal", frozen=True):
-    """What we read of a context's ``meta.json``."""
+    """The fields of a context's ``meta.json`` that the farm reads."""
 
     endpoints: dict[str, _Endpoint]
 
 
 def find() -> Address:
-    """Return where the engine is, and which setting named it.
+    """Return the engine's address, and which setting named it.
 
     Raises:
         EngineError: ``ENGINE_CONTEXT_INVALID``: the context that is named does not exist, or a
@@ -142,12 +142,12 @@ _SSH_OPTIONS: Final = (
 
 @contextmanager
 def _forwarded(address: str) -> Iterator[str]:
-    """Give a ``unix://`` address that leads to the engine of an ``ssh://`` one.
+    """Yield a ``unix://`` address that forwards to the engine of an ``ssh://`` address.
 
     Raises:
         EngineError: ``ENGINE_SSH_MISSING``: there is no ssh; ``ENGINE_NOT_RUNNING``: it cannot log
-            in there, with its own words.
-        ValueError: the address is none.
+            in there; the error has ssh's message.
+        ValueError: the address is invalid.
     """
     ssh = shutil.which("ssh")
     if ssh is None:
@@ -217,7 +217,7 @@ _STREAM_SECONDS: Final = 24 * 3600
 
 
 class _Client(docker.DockerClient):
-    """A client that also closes what leads to its engine."""
+    """A client that also closes the ssh connection to its engine."""
 
     def __init__(self, address: Address, way: ExitStack, timeout: int) -> None:
         super().__init__(base_url=address.url, tls=address.tls or False, timeout=timeout)
@@ -236,8 +236,8 @@ def connect(patience: int | None = None) -> docker.DockerClient:
         patience: seconds for every answer; None waits as long as a compiler may be silent.
 
     Raises:
-        EngineError: none answers, this user may not talk to it, or its address is none. It names
-            the address, and what named it.
+        EngineError: no engine answers, this user may not use it, or its address is invalid. The
+            error names the address and the setting that named it.
     """
     try:
         named = find()
@@ -282,7 +282,7 @@ def _unusable(named: str, error: Exception) -> EngineError:
 
 
 def _knock(reached: Address) -> None:
-    """Open the engine's Unix socket once by ourselves: where that fails docker-py leaks its own.
+    """Open the engine's Unix socket once as a test: if that fails, docker-py would leak its own.
 
     Raises:
         OSError: no engine listens there, or this user has no access.
@@ -297,10 +297,10 @@ def _knock(reached: Address) -> None:
 
 @contextmanager
 def engine_errors(code: str, what: str) -> Iterator[None]:
-    """Say a failure of the engine, of its connection or of a file under ``code``.
+    """Turn a failure of the engine, its connection or a file into an error with ``code``.
 
     Raises:
-        EngineError: instead of what was raised in the block.
+        EngineError: instead of the block's own exception.
     """
     try:
         yield
@@ -311,7 +311,7 @@ def engine_errors(code: str, what: str) -> Iterator[None]:
 
 
 def reason(error: BaseException) -> str:
-    """Return the innermost sentence: docker-py wraps requests, which wraps urllib3."""
+    """Return the innermost message: docker-py wraps requests, which wraps urllib3."""
     explanation = getattr(error, "explanation", None)
     if explanation:
         return str(explanation)
