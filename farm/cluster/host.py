@@ -62,7 +62,7 @@ def _farm_digest() -> str:
 
 
 FARM: Final = _farm_digest()
-"""Computed when this process began: the digest of the code that it runs, even if the checkout changes."""
+"""Computed when this process began, so it is of the running code even if the checkout changes."""
 
 
 @dataclass(frozen=True)

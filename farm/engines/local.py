@@ -1,8 +1,8 @@
-"""The local engine: this host's compiler, and its CUDA toolkit where the line needs one.
+"""The local engine: this host's compiler, and its CUDA toolkit if the line needs one.
 
-It builds in private folders. A folder is held by a ``flock`` on its file ``maker``, which the
-system lets go of with the process. The file names the host and the sessions in which the folder's
-compilers run, so that a later run can end them if their own run was killed.
+It builds in private folders. A run holds a folder by a ``flock`` on the folder's file ``maker``,
+which ends with the process. The file names the host and the sessions of the folder's compilers, so
+that a later run can end them if their own run was killed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ PASSED_ON: Final = ("PATH", "HOME", "TMPDIR")
 the bytes, and LANG would make ccache take another machine's objects for others."""
 _MAKER_FILE: Final = "maker"
 _GRACE: Final = 5.0
-"""Seconds for a build that was interrupted to end its compilers."""
+"""Seconds that an interrupted build has to end its compilers."""
 _PAUSE: Final = 0.02
 
 
@@ -56,7 +56,7 @@ class LocalWorkspace:
     _ended: bool = False
 
     def run(self, argv: tuple[str, ...], environment: Mapping[str, str], sink: LineSink) -> int:
-        """Run one command in a session of its own; all of it is ended on any exception."""
+        """Run one command in a session of its own; any exception ends the whole session."""
         inherited = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
         with subprocess.Popen(
             argv,
@@ -93,14 +93,14 @@ class LocalWorkspace:
             shutil.copytree(products, into, symlinks=True, dirs_exist_ok=True)
 
     def end(self) -> None:
-        """End what runs here, and every command that begins later."""
+        """End the running command, and every command that begins later."""
         self._ended, running = True, self._running
         if running is not None:
             _end_session(running)
 
 
 class LocalEngine:
-    """Builds with what this host has; ``cached=False`` leaves its compiler cache out."""
+    """Builds with this host's compilers; ``cached=False`` uses no compiler cache."""
 
     name = "local"
 
@@ -112,7 +112,7 @@ class LocalEngine:
         self._cached = cached
 
     def identity(self, plan: BuildPlan) -> str:
-        """Name the compilers by what they say of themselves.
+        """Return the identity of the compilers, from their own version output.
 
         Raises:
             EngineError: there is no C++ compiler, or one does not run.
@@ -120,7 +120,7 @@ class LocalEngine:
         return self.compilers(plan.line)
 
     def compilers(self, line: Line) -> str:
-        """Name the compilers that a line needs; see ``identity``."""
+        """Return the identity of the compilers that a line needs; see ``identity``."""
         _require_compiler()
         programs = [shutil.which(name) for name in ("cc", "gcc", "c++", "g++", "ld")]
         if line.is_cuda and self._cuda is not None:
@@ -173,7 +173,7 @@ class LocalEngine:
                 workspace.end()
 
     def close(self) -> None:
-        """Nothing stays open."""
+        """Do nothing: this engine holds nothing open."""
 
 
 def ccache_dir() -> Path:
@@ -183,7 +183,7 @@ def ccache_dir() -> Path:
 
 
 def _tool(name: str) -> str:
-    """Find a program on PATH, else beside this Python: the farm's own packages bring it."""
+    """Find a program on PATH, else beside this Python, where the farm's own packages install it."""
     beside = str(Path(sys.executable).parent)
     found = shutil.which(name) or shutil.which(name, path=beside)
     if found is None:
@@ -216,7 +216,7 @@ def _end_session(process: subprocess.Popen[str]) -> None:
     """End a build and everything that it started.
 
     Ninja gives every compiler a process group of its own, so a signal to the build's group does
-    not reach them: asked nicely ninja ends them itself, and whatever is left is found by its
+    not reach them. On SIGTERM ninja ends them itself; processes that are left are found by their
     session, which none of them leaves.
     """
     with contextlib.suppress(ProcessLookupError):
@@ -228,7 +228,7 @@ def _end_session(process: subprocess.Popen[str]) -> None:
 
 @contextmanager
 def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
-    """Make a folder that is held by this process; it is gone when the context is left.
+    """Make a folder that this process holds; it is removed when the context is left.
 
     Raises:
         BuildError: ``OUT_NOT_WRITABLE``.
@@ -245,13 +245,13 @@ def held_folder(parent: Path, prefix: str) -> Iterator[Path]:
 
 
 def _note_session(folder: PurePath, session: int) -> None:
-    """Write down the session of a command that runs in a folder."""
+    """Record the session of a command that runs in a folder."""
     with Path(folder / _MAKER_FILE).open("a", encoding="ascii") as file:
         file.write(f"{session}\n")
 
 
 def sweep_folders(parent: Path, sink: LineSink) -> None:
-    """Remove folders that no living process holds, end what still runs there, and say so.
+    """Remove folders that no living process holds, and end their compilers, with a note.
 
     Raises:
         BuildError: ``OUT_NOT_WRITABLE``.
@@ -267,7 +267,7 @@ def sweep_folders(parent: Path, sink: LineSink) -> None:
 
 
 def _end_compilers(maker: IO[str], folder: Path) -> int:
-    """End what runs in a folder and is of one of its sessions; a number may be another's by now."""
+    """End the processes in a folder that belong to its sessions; a number may have been reused."""
     maker.seek(0)
     host, *sessions = maker.read().split() or [""]
     if not host or host != run_lock.host():
@@ -296,7 +296,7 @@ def _works_in(pid: int, folder: Path) -> bool:
 
 
 def _end_members(session: int) -> None:
-    """Kill whatever is left of a session that this process has started."""
+    """Kill the remaining processes of a session that this process has started."""
     deadline = time.monotonic() + _GRACE
     while (left := run_lock.session_members(session)) and time.monotonic() < deadline:
         _kill(left)

@@ -103,8 +103,8 @@ def check(note: Callable[[str], None]) -> None:
     size = bound()
     if (number := _SIZE.fullmatch(size)) and float(number[1]) == 0:
         note(
-            f"note[CCACHE_UNBOUNDED]: {MAXSIZE_VARIABLE}={size} disables the limit: the compiler cache "
-            "grows until its disk is full"
+            f"note[CCACHE_UNBOUNDED]: {MAXSIZE_VARIABLE}={size} disables the limit: the compiler"
+            " cache grows until its disk is full"
         )
 
 

@@ -1,1 +1,1 @@
-"""What a build is made from: the data of ``build/``, and pinned files from outside."""
+"""The inputs of a build: the data of ``build/``, and pinned files from outside."""

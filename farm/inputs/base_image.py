@@ -1,4 +1,4 @@
-"""Devel images for places that reach no registry, out of packages: ``invoke base-image``.
+"""Make devel images from packages, where no registry can be reached: ``invoke base-image``.
 
 Each line has a recipe: the ``cpu`` image is a bare Debian 12; the CUDA ones put a toolkit on top
 of it, under ``/usr/local/cuda``, so that the glibc floor is the same everywhere. The compilers
@@ -41,7 +41,7 @@ TAGS: Final = {
     "cu130": "llama-farm-base:bookworm-cu130",
 }
 INPUTS_LABEL: Final = "llama-farm.inputs"
-"""Digest of everything that decides what is in the image, but for the distribution's state."""
+"""The label with the digest of everything that decides the image, except the packages' versions."""
 
 DEBIAN: Final = ("--architectures=amd64", "bookworm")
 """Debian 12: its glibc 2.36 gives binaries that need 2.34 (FACTS: measured)."""
@@ -63,18 +63,18 @@ def make_base_image(
     fresh: bool = False,
     log: Callable[[str], None],
 ) -> ImageFacts:
-    """Make the devel image of a line, or find the one that was made from the same inputs.
+    """Make the devel image of a line, or return the one that was made from the same inputs.
 
     Args:
         store: the engine's images.
         line: ``cpu``, ``cu124`` or ``cu130``.
         tag: the image's name, ``TAGS[line]`` when None.
-        fresh: make it even if it is there, with the distribution's packages of today.
+        fresh: make it even if it exists, with the distribution's packages of today.
         log: takes one line of progress at a time.
 
     Raises:
         UsageError: there is no recipe for the line, or mmdebstrap is not installed.
-        SourceError: a wheel of the toolkit is out of reach.
+        SourceError: a wheel of the toolkit cannot be fetched.
         EngineError: a step failed; shows its last lines.
     """
     check_line(line)
@@ -112,11 +112,11 @@ def check_line(line: str) -> None:
 def root_tar(
     log: Callable[[str], None], arguments: tuple[str, ...] = DEBIAN
 ) -> Iterator[IO[bytes]]:
-    """Make a root file system of a distribution; gone when closed.
+    """Make a root file system of a distribution; it is removed when closed.
 
     Args:
         log: takes one line of progress at a time.
-        arguments: what mmdebstrap is told more: options, then the distribution's release.
+        arguments: further arguments of mmdebstrap: options, then the distribution's release.
 
     Yields:
         An uncompressed tar, about 200 MB; the same packages give the same bytes.
@@ -182,7 +182,7 @@ def _wheels(line: str) -> tuple[pins.ToolkitPin, ...]:
 
 @contextmanager
 def _context(line: str) -> Iterator[IO[bytes]]:
-    """Make a build context: the recipe, and the toolkit where it comes as wheels.
+    """Make a build context: the recipe, and the toolkit if it comes as wheels.
 
     The wheels are fetched here, not in the container, which may not trust this host's proxy.
     """

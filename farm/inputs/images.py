@@ -1,6 +1,6 @@
-"""Devel images: what they have to build with, and the line that they make. Pure but for one digest.
+"""Devel images: their tools, and the line that they make. It reads one file, for its digest.
 
-What an image has to build with it tells itself (``PROBE``), before anything is compiled on it.
+``PROBE`` runs in the image and prints its tools, before anything is compiled on it.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from farm.targets import Line, Targets
 
 BUILDER_DOCKERFILE: Final = PROJECT_ROOT / "build" / "images" / "builder.Dockerfile"
-"""What is put on top of every devel image."""
+"""The recipe of the builder image, on top of every devel image."""
 
 
 def builder_sha256() -> str:
@@ -43,7 +43,7 @@ class ImageFacts:
 MACHINE: Final = "x86_64"
 """The processor that the farm builds for."""
 _C23: Final = (2, 38)
-"""The first glibc whose headers turn to the functions of C23."""
+"""The first glibc whose headers use the functions of C23."""
 PROBE: Final = r"""
 echo "machine=$(uname -m)"
 echo "glibc=$(getconf GNU_LIBC_VERSION)"
@@ -68,21 +68,21 @@ for nvcc in /usr/local/cuda/bin/nvcc $(command -v nvcc) \
     break
 done
 """
-"""Tells what an image has to build with, a ``name=value`` line each; changes nothing in it."""
+"""Prints an image's tools, a ``name=value`` line each; changes nothing in the image."""
 _CUDA_RELEASE: Final = re.compile(r"release (\d+\.\d+)")
 
 
 @dataclass(frozen=True)
 class ImageTools:
-    """What a devel image has to build with, as its own programs say.
+    """A devel image's tools, as its own programs report them.
 
     Attributes:
         image: the image's name, for messages.
         machine: the processor that it is for, e.g. ``x86_64``.
-        glibc, glibcxx: the newest versions that its libraries have; None where it tells none.
+        glibc, glibcxx: the newest versions that its libraries have; None if unknown.
         gcc: its host compiler; None: ``builder.Dockerfile`` installs the distribution's.
-        newest_gcc: the newest major version that its CUDA accepts, None where it does not tell.
-        cuda: its toolkit, ``major.minor``; None where it has no nvcc, or one that does not run.
+        newest_gcc: the newest major version that its CUDA accepts, None if unknown.
+        cuda: its toolkit, ``major.minor``; None if it has no nvcc, or one that does not run.
         cuda_root: where the toolkit lies.
         codes: the compute capabilities (times ten) that nvcc lists; empty for one that lists none.
         free: bytes that are free where the engine keeps its containers.
@@ -100,14 +100,14 @@ class ImageTools:
     free: int = 0
 
     def __str__(self) -> str:
-        """Return what matters of it, for a person."""
+        """Return the important facts as text for a person."""
         gcc = self.gcc or "of its distribution (the builder image adds it)"
         told = {"CUDA": self.cuda, "glibc": self.glibc, "GLIBCXX": self.glibcxx, "g++": gcc}
         return f"{self.image} has " + ", ".join(f"{n} {v}" for n, v in told.items() if v)
 
 
 def tools_of(image: str, told: str) -> ImageTools:
-    """Read what ``PROBE`` printed in an image."""
+    """Parse the output of ``PROBE`` in an image."""
     values = dict(line.split("=", 1) for line in told.splitlines() if "=" in line)
     release = _CUDA_RELEASE.search(values.get("nvcc", ""))
     newest = values.get("newest_gcc", "")
@@ -126,7 +126,7 @@ def tools_of(image: str, told: str) -> ImageTools:
 
 
 def line_of_tools(table: Targets, tools: ImageTools) -> tuple[Line, tuple[str, ...]]:
-    """Return the line that a devel image makes, and notes on what it promises.
+    """Return the line that a devel image makes, and notes on the line's promises.
 
     Raises:
         UsageError: it has no nvcc, or one of a major version that the farm does not build for.
@@ -148,7 +148,7 @@ def line_of_tools(table: Targets, tools: ImageTools) -> tuple[Line, tuple[str, .
 
 
 def contradictions(line: Line, tools: ImageTools) -> tuple[UsageError, ...]:
-    """Return everything in a devel image that cannot make what a line promises."""
+    """Return everything in a devel image that contradicts a line's promises."""
     found = []
     if tools.machine != MACHINE:
         found.append(
@@ -203,10 +203,10 @@ class _Beyond(NamedTuple):
 
 
 def _beyond(line: Line, tools: ImageTools) -> list[_Beyond]:
-    """Return what makes binaries of an image need more than their line promises.
+    """Return the libraries that make an image's binaries need more than their line promises.
 
     A glibc counts from 2.38 on: its headers turn ``strtol`` into ``__isoc23_strtol``, which older
-    hosts lack. What was new in 2.36 and 2.37 llama.cpp does not use: Debian 12 (2.36) makes
+    hosts lack. llama.cpp uses nothing that was new in 2.36 and 2.37: Debian 12 (2.36) makes
     binaries for 2.34.
     """
     glibc = tools.glibc if version_key(tools.glibc or "0") >= _C23 else None

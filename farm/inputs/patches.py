@@ -1,4 +1,4 @@
-"""``build/patches``: what a build changes in llama.cpp's source. Reads patches and a source tree.
+"""``build/patches``: the changes to llama.cpp's source. Reads patches and a source tree.
 
 A patch is a folder with a ``patch.toml``: lines inserted beside an anchor, which is a line that
 must occur exactly once in its file, and new files of our own (docs/building.md). Nothing is written
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 FOLDER: Final = PROJECT_ROOT / "build" / "patches"
 CHOICES: Final = ("auto", "none")
-"""What ``--patches`` takes: every patch that the pinned source has, or upstream as it is."""
+"""The values of ``--patches``: every patch that fits the pinned source, or unpatched llama.cpp."""
 _OWN_LICENCE: Final = "MIT"
 """llama.cpp's: its text is in every tarball."""
 _LICENCE_TEXTS: Final = "licenses/"
@@ -79,10 +79,10 @@ class _PatchFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 @dataclass(frozen=True)
 class Change:
-    """One patch, read.
+    """One patch in memory.
 
     Attributes:
-        patch: its name, and the digest of what decides its result.
+        patch: its name, and the digest of everything that decides its result.
         inserts: lines for files of the source, in order.
         added: new files with their content.
     """
@@ -115,7 +115,7 @@ def _read(folder: Path) -> Change:
 
 
 def recorded(wanted: tuple[Patch, ...]) -> tuple[Change, ...]:
-    """Return the patches that a ``BUILD.json`` names, where this checkout has the very same.
+    """Return the patches that a ``BUILD.json`` names, if this checkout has the same ones.
 
     Raises:
         SourceError: ``PATCHES_DIFFER``: names the patch and both digests.
@@ -155,7 +155,7 @@ def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
 
     Args:
         tree: llama.cpp's source.
-        chosen: the patches; each finds the files as the ones before it leave them.
+        chosen: the patches; each applies to the files as the previous ones left them.
 
     Raises:
         UsageError: ``PATCH_DOES_NOT_FIT``: names patch, file and anchor, and how often it occurs.
@@ -173,7 +173,7 @@ def changed(tree: Path, chosen: Iterable[Change]) -> dict[str, bytes]:
 
 
 def _content(tree: Path, file: str) -> bytes | None:
-    """Return a file's bytes; None where there is none, or a link is on the way to it."""
+    """Return a file's bytes; None if it does not exist, or its path has a link."""
     place = tree / file
     return None if _leads_through_link(tree, file) or not place.is_file() else place.read_bytes()
 

@@ -3,7 +3,7 @@
 The file is written by a program (``invoke update-pins``, ``farm/update_pins.py``). A row without a
 digest is refused when it is read, so nothing can be fetched that is not pinned.
 
-``build/advisories.toml`` has the known holes of llama.cpp: what must not be published.
+``build/advisories.toml`` lists the known vulnerabilities of llama.cpp, which prevent publishing.
 """
 
 from __future__ import annotations
@@ -48,8 +48,8 @@ class PackagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 class SourcePin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A source archive with llama.cpp under ``subdir``; ``build`` is upstream's build number.
 
-    ``llama_version`` is upstream's release number; ``commit`` None where the archive does not tell;
-    ``without_patches`` names those of ``build/patches`` that do not fit it.
+    ``llama_version`` is upstream's release number; ``commit``: None if the archive does not tell;
+    ``without_patches`` names the patches of ``build/patches`` that do not fit it.
     """
 
     subdir: RelativePath
@@ -69,7 +69,7 @@ class ModelPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class ToolkitPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One wheel of NVIDIA's, of the toolkit or its libraries; ``line`` says of which line."""
+    """One wheel of NVIDIA's toolkit or its libraries; ``line`` names the CUDA line."""
 
     line: Text
 
@@ -77,7 +77,7 @@ class ToolkitPin(PackagePin, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 class ImagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A container image: the tag for people, the digest for the engine.
 
-    ``seen`` says where the digest was read: in the image's registry, or in public sources.
+    ``seen``: where the digest was read, in the image's registry or in public sources.
     """
 
     tag: Text
@@ -86,7 +86,7 @@ class ImagePin(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     @property
     def reference(self) -> str:
-        """What the engine pulls: the repository at exactly this digest."""
+        """The name that the engine pulls: the repository at exactly this digest."""
         return f"{self.tag.rpartition(':')[0]}@{self.digest}"
 
 
@@ -181,7 +181,7 @@ def load(path: Path = PINS_FILE) -> Pins:
 
 
 def _with_row_name(problem: str, tree: dict[str, Any]) -> str:
-    """Say ``images (nvidia/cuda:…)`` where msgspec says ``$.images[2]``: rows have names."""
+    """Replace ``$.images[2]`` in msgspec's message by ``images (nvidia/cuda:…)``."""
     match = re.search(r" - at `\$\.(\w+)(?:\[(\d+)\])?(.*)`\Z", problem)
     if match is None:
         return problem
@@ -193,7 +193,7 @@ def _with_row_name(problem: str, tree: dict[str, Any]) -> str:
 
 
 class Advisory(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One hole; builds from ``fixed_in`` on do not have it."""
+    """One vulnerability; builds from ``fixed_in`` on do not have it."""
 
     id: str
     summary: str
@@ -225,15 +225,15 @@ def advisories(path: Path = ADVISORIES_FILE) -> tuple[Advisory, ...]:
 
 
 def advisories_of(source: Numbered, known: tuple[Advisory, ...]) -> tuple[Advisory, ...]:
-    """Return the holes that a build of llama.cpp has."""
+    """Return the vulnerabilities of a build of llama.cpp."""
     return tuple(one for one in known if source.build < one.fixed_in)
 
 
 def require_no_advisory(source: Numbered) -> None:
-    """Refuse a build with a known hole.
+    """Refuse a build with a known vulnerability.
 
     Raises:
-        PublishError: ``KNOWN_ADVISORY``: names the holes and the first build without them.
+        PublishError: ``KNOWN_ADVISORY``: names them and the first build without them.
     """
     found = advisories_of(source, advisories())
     if found:

@@ -1,8 +1,8 @@
-"""What the farm adds to llama.cpp's own CMake files: ``build/cmake/host_size.cmake``.
+"""The farm's addition to llama.cpp's own CMake files: ``build/cmake/host_size.cmake``.
 
-llama.cpp builds its CPU code once for each kind of x86-64 processor, and takes the best one when it
-starts. The demo lets the file build only those that this machine runs: of some 470 steps of a build
-170 are for variants that one machine never runs.
+llama.cpp builds its CPU code once for each kind of x86-64 processor, and chooses the best variant
+when it starts. The demo builds only the variants that this machine runs: of some 470 steps of a
+build, 170 are for variants that one machine never runs.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from farm import PROJECT_ROOT
 
 FILE: Final = PROJECT_ROOT / "build" / "cmake" / "host_size.cmake"
 DEFINITION: Final = "FARM_CPU_VARIANTS"
-"""What the file takes the names of CPU variants from, with semicolons; without it: all."""
+"""The CMake variable with the CPU variants to build, separated by semicolons; without it: all."""
 _BASELINE: Final = "x64"
-"""For every x86-64 processor: with it the tarball starts everywhere, if not fast."""
+"""The variant for every x86-64 processor: with it the tarball starts everywhere, but is slow."""
 _VARIANT: Final = re.compile(r"^\s*ggml_add_cpu_backend_variant\((\w+)([ \w]*)\)", re.MULTILINE)
 _FLAGS: Final = {
     "FMA": ("fma",),
@@ -41,23 +41,23 @@ _FLAGS: Final = {
 
 @cache
 def content() -> bytes:
-    """Return the file's bytes, read once: what is built with is what is recorded."""
+    """Return the file's bytes, read once: the recorded bytes are those that are built with."""
     return FILE.read_bytes()
 
 
 def sha256() -> str:
-    """Return the digest: it decides the bytes of a build, so BUILD.json has it."""
+    """Return the file's digest for BUILD.json: the file decides the bytes of a build."""
     return hashlib.sha256(content()).hexdigest()
 
 
 def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[str, ...]:
     """Return the variants to build for this machine: the best that runs, and the one for all.
 
-    Empty where that cannot be told: the processor is no x86-64, or the source has other variants.
+    Empty if that is unknown: the processor is no x86-64, or the source has other variants.
 
     Args:
         tree: llama.cpp's source.
-        cpuinfo: what the kernel says of the processor.
+        cpuinfo: the kernel's file about the processor.
     """
     cmake = tree / "ggml" / "src" / "CMakeLists.txt"
     if not (cmake.is_file() and cpuinfo.is_file()):
@@ -74,13 +74,13 @@ def of_this_machine(tree: Path, cpuinfo: Path = Path("/proc/cpuinfo")) -> tuple[
 
 
 def _flags(cpuinfo: str) -> frozenset[str]:
-    """Return what the first processor can; empty where it is of another architecture."""
+    """Return the first processor's features; empty for another architecture."""
     found = re.search(r"^flags\s*:(.*)$", cpuinfo, re.MULTILINE)
     return frozenset(found[1].split()) if found else frozenset()
 
 
 def _weight(features: list[str], flags: frozenset[str]) -> int:
-    """Return how good a variant is here: 0 where it does not run, or is for every processor."""
+    """Return how good a variant is here: 0 if it does not run, or is for every processor."""
     if not all(name in _FLAGS and flags.issuperset(_FLAGS[name]) for name in features):
         return 0
     return sum(1 << list(_FLAGS).index(name) for name in features)

@@ -58,8 +58,8 @@ def locate(request: str | None = None) -> Toolkit:
             nvcc on PATH, then at ``/usr/local/cuda``.
 
     Raises:
-        UsageError: there is none, or the folder or ``CUDA_PATH`` is not one.
-        SourceError: a wheel is out of reach.
+        UsageError: there is no toolkit, or the folder or ``CUDA_PATH`` is not one.
+        SourceError: a wheel cannot be fetched.
     """
     if request == WHEELS:
         return from_wheels(pins.load().toolkit_of(WHEELS_LINE))
@@ -80,11 +80,11 @@ def locate(request: str | None = None) -> Toolkit:
 
 
 def from_wheels(wheels: Sequence[pins.PackagePin]) -> Toolkit:
-    """Fetch wheels and unpack them into one tree below the cache, unless it is there already.
+    """Fetch wheels and unpack them into one tree below the cache, unless it exists.
 
     Raises:
-        SourceError: a wheel is out of reach, or they do not make a toolkit.
-        EngineError: there is no C compiler to make the driver's stub with.
+        SourceError: a wheel cannot be fetched, or they do not make a toolkit.
+        EngineError: there is no C compiler for the driver's stub.
     """
     key = hashlib.sha256("\n".join([RECIPE, *(pin.sha256 for pin in wheels)]).encode()).hexdigest()
     folder = cache_folder("toolkits") / key[:32]
@@ -101,7 +101,7 @@ def nvcc_version(nvcc: Path) -> str:
     """Ask an nvcc for its version, ``major.minor``.
 
     Raises:
-        UsageError: it does not run, or says nothing that looks like one.
+        UsageError: it does not run, or prints no version.
     """
     told = _output((str(nvcc), "--version"))
     match = re.search(r"release (\d+\.\d+)", told)
@@ -127,7 +127,7 @@ def _at(root: Path, said_by: str) -> Toolkit:
 
 
 def _root_of(nvcc: str) -> Path:
-    """Ask nvcc where its toolkit is: what is on PATH may be a wrapper script."""
+    """Ask nvcc for its toolkit's folder: the nvcc on PATH may be a wrapper script."""
     told = _output((nvcc, "--dryrun", "x.cu"))
     match = re.search(r"^#\$ _HERE_=(.+)$", told, re.MULTILINE)
     return Path(match[1] if match else Path(nvcc).resolve().parent).parent
@@ -154,7 +154,7 @@ def _wheel_root(folder: Path) -> Path:
 
 
 def _complete(root: Path) -> None:
-    """Add to the unpacked wheels what nvcc and CMake look for."""
+    """Add the files that nvcc and CMake look for to the unpacked wheels."""
     for program in (*root.glob("bin/*"), *root.glob("nvvm/bin/*")):
         if program.is_file() and program.suffix != ".profile":
             program.chmod(0o755)
@@ -184,7 +184,7 @@ def driver_functions(header: str) -> list[str]:
 
 
 def make_stub(functions: Iterable[str], target: Path) -> None:
-    """Compile a ``libcuda`` that can be linked against, and answers that it is a stub.
+    """Compile a ``libcuda`` to link against, whose functions return that it is a stub.
 
     Raises:
         EngineError: there is no C compiler, or it failed.

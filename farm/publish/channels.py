@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from llama_loader.manifest import Artifact, Manifest
 
 DAYS: Final = 90
-"""How long a promotion is valid: long enough for holidays, and short enough that Spaces notice within
-a season if a mirror withholds newer promotions."""
+"""How long a promotion is valid: long enough for holidays, and short enough that Spaces notice
+within a season if a mirror withholds newer promotions."""
 _OTHER_KEY: Final = "SIGNED_BY_ANOTHER_KEY"
 _SKEW: Final = timedelta(minutes=5)
 """How far the clocks of two machines may differ."""

@@ -334,7 +334,7 @@ class GitHub(Destination):
         return f"{self._server}/{self._repository}/releases/download/{quote(release)}/"
 
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
-        """Upload everything under other names first; a replaced file is missing for two requests."""
+        """Upload everything under other names first: a file is missing for two requests only."""
         tag = self.channel_folder + channel
         release = self._release(tag) or self._create(tag, draft=False)
         there = {asset["name"]: asset for asset in self._assets(release)}

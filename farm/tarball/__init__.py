@@ -1,1 +1,1 @@
-"""What is in a tarball: the parts of ``pack`` and ``release``."""
+"""The content of a tarball: modules of ``pack`` and ``release``."""

@@ -1,6 +1,6 @@
 """Deterministic compressed tarballs: the same members give the same bytes.
 
-No time, no name and no owner gets in: ustar with owner 0:0, one fixed time for every member, no
+They record no time, user name or owner: ustar with owner 0:0, one fixed time for every member, no
 time in the compressor's header, and one compressing thread.
 """
 
@@ -43,7 +43,7 @@ _EXTENDED: Final = (
 MAX_BYTES: Final = 8 << 30
 """Bytes of all members of an archive that is read; CUDA's libraries unpack to about 2 GB."""
 DAMAGE: Final = (tarfile.TarError, zstd.ZstdError, zlib.error, EOFError, gzip.BadGzipFile)
-"""What the libraries raise for an archive that is damaged or cut short."""
+"""The libraries' exceptions for an archive that is damaged or cut short."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class Digests:
 class Chunking:
     """Bytes of the chunks of a tarball, and of those of the files in it.
 
-    A tarball of 20 MB has 40 chunks: one is unpacked once it is verified, so over a slow link the
-    last one is what remains to be done after the last byte (docs/store.md). Files are hashed on all
-    cores: the 45 chunks of the largest keep those busy.
+    A tarball of 20 MB has 40 chunks. A chunk is unpacked once it is verified, so over a slow link
+    only the last one remains after the last byte (docs/store.md). Files are hashed on all cores,
+    which the 45 chunks of the largest file keep busy.
     """
 
     archive: int = 512 * 1024
@@ -70,9 +70,9 @@ class Chunking:
 
 @dataclass(frozen=True)
 class Member:
-    """One regular file of an archive. ``stream`` is good until the next member is asked for.
+    """One regular file of an archive. ``stream`` is valid until the next member is read.
 
-    ``mtime`` is what was read; a ``Writer`` gives all of its members one time.
+    ``mtime`` is the time in the archive; a ``Writer`` gives all of its members one time.
     """
 
     path: str
@@ -105,7 +105,7 @@ class ChunkHasher:
             view = view[room:]
 
     def digests(self) -> Digests:
-        """Return what all bytes taken come to."""
+        """Return the digests of all bytes so far."""
         last = [self._chunk.hexdigest()] if self._size % self.chunk_size else []
         return Digests(self._size, self._whole.hexdigest(), (*self._chunks, *last))
 
@@ -115,7 +115,7 @@ class ChunkHasher:
 
 
 def hash_file(stream: BinaryIO, chunk_size: int) -> Digests:
-    """Hash a stream from where it stands to its end."""
+    """Hash a stream from its current position to its end."""
     hasher = ChunkHasher(chunk_size)
     while block := stream.read(BLOCK):
         hasher.update(block)
@@ -133,7 +133,7 @@ class Writer:
         """Add one file.
 
         Raises:
-            PackError: ``NAME_TOO_LONG``, or ``FILE_CHANGED``: it has fewer bytes than it said.
+            PackError: ``NAME_TOO_LONG``, or ``FILE_CHANGED``: it has fewer bytes than its size.
         """
         info = tarfile.TarInfo(member.path)
         info.size, info.mode, info.mtime = member.size, member.mode, self._mtime
@@ -172,16 +172,16 @@ def write(
 def members(
     raw: BinaryIO, archive_format: str, *, what: str, root: str = "runtime"
 ) -> Iterator[Member]:
-    """Yield an archive's members, streaming it once; read each before asking for the next.
+    """Yield an archive's members, streaming it once; read each one before the next.
 
     Args:
         raw: the compressed bytes.
         archive_format: one of ``FORMATS``.
-        what: what to call it in an error.
-        root: the one folder that everything must lie in.
+        what: its name in an error.
+        root: the one folder that must contain everything.
 
     Raises:
-        PackError: ``ARCHIVE_UNSOUND``: it holds what no release may.
+        PackError: ``ARCHIVE_UNSOUND``: it contains something that no release may contain.
         Exception: one of ``DAMAGE``, here or when a member is read.
     """
     with (
@@ -201,7 +201,7 @@ def members(
 
 
 def require_format(asked: str) -> None:
-    """Refuse a ``--format`` that is none.
+    """Refuse an unknown ``--format``.
 
     Raises:
         UsageError: ``FORMAT_UNKNOWN``.
@@ -213,7 +213,7 @@ def require_format(asked: str) -> None:
 
 
 def format_of(name: str) -> str:
-    """Return the format that a file's name says.
+    """Return the format that a file's name tells.
 
     Raises:
         PackError: ``FORMAT_UNKNOWN``.

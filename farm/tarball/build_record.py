@@ -1,8 +1,8 @@
-"""``BUILD.json``: what a tarball was made from and with. Travels inside it.
+"""``BUILD.json``: the record in a tarball of what it was made from and with.
 
-Only what decides the bytes, and who compiled; no time, no machine's name, no folder of this
+It contains what decides the bytes, and the compilers, but no time, machine's name or folder of the
 machine: the same plan with the same compiler gives the same record. Command lines are recorded for
-``LAYOUT``, whose folders stand for those of whichever engine it was.
+``LAYOUT``, whose folders stand for those of every engine.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ LAYOUT: Final = Layout(
     recipe=PurePosixPath("/host_size.cmake"),
     cuda=PurePosixPath("/cuda"),
 )
-"""Names for the folders of a record's command lines; no compiler cache, which decides no byte."""
+"""The folders in a record's command lines, without the compiler cache, which decides no byte."""
 
 
 class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     """The manifest's ``source``, as it was at build time.
 
-    ``build_assumed`` tells that a person gave the build number with ``--assume-build``;
+    ``build_assumed``: a person gave the build number with ``--assume-build``;
     ``patches`` were applied to the source, in this order.
     """
 
@@ -51,7 +51,7 @@ class SourceRecord(msgspec.Struct, frozen=True, omit_defaults=True):
     patches: tuple[Patch, ...] = ()
 
     def __str__(self) -> str:
-        """Return what tells this source from others, for an error's sentence."""
+        """Return what identifies this source, for an error's sentence."""
         patches = "".join(f", patch {one.name} {one.sha256[:12]}" for one in self.patches)
         return f"b{self.build} ({self.origin}{patches})"
 
@@ -70,13 +70,13 @@ class BuildRecord(msgspec.Struct, frozen=True):
 
     Attributes:
         source: where llama.cpp came from.
-        arch_set, archs, line: what was asked for.
+        arch_set, archs, line: what was requested.
         defines: CMake's definitions that name no folder.
         defined: those of them that a person added (``--define``, ``--also``).
-        toolchain: who compiled, with the digests of the programs and of the image.
+        toolchain: the compilers, with the digests of the programs and of the image.
         recipe_sha256: of ``build/cmake/host_size.cmake``, as it was put into the build.
-        parts: what the source tree is made of, each with a digest and its licence; None in
-            tarballs from before it was recorded.
+        parts: the parts of the source tree, each with a digest and its licence; None in old
+            tarballs.
         commands: the steps' command lines, every flag in them, for ``LAYOUT``.
         environment: the variables of every step.
         inputs: further pinned files that the build read, file name → sha256.
@@ -98,7 +98,7 @@ class BuildRecord(msgspec.Struct, frozen=True):
 
     @property
     def targets(self) -> tuple[str, ...]:
-        """What was built: of records from before commands were recorded, the usual ones."""
+        """The targets that were built; for old records without commands, the usual ones."""
         for command in self.commands:
             if "--target" in command:
                 return command[command.index("--target") + 1 :]
@@ -112,7 +112,7 @@ def of(
     parts: tuple[Part, ...] | None = None,
     inputs: Mapping[str, str] | None = None,
 ) -> BuildRecord:
-    """Record a plan, who carried it out, and what it read."""
+    """Record a plan, its compilers, and its inputs."""
     line = plan.line
     return BuildRecord(
         source=source_of(plan.source),

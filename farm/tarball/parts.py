@@ -1,12 +1,12 @@
-"""What ends in the binaries: llama.cpp, the code of others in its tree, and the toolkit's CUB.
+"""The parts of the binaries: llama.cpp, the code that it vendors, and the toolkit's CUB.
 
 Names, versions, origins and licences are read from the tree: its ``vendor/`` folders, upstream's
-own ``scripts/sync_vendor.py``, version lines in headers, licence files and comments. What cannot
-be read is None in the record, and ``invoke verify`` refuses a part whose licence is not there. Only
-licence texts that llama.cpp and its parts carry are recognised; no other is guessed.
+own ``scripts/sync_vendor.py``, version lines in headers, licence files and comments. An unknown
+value is None in the record, and ``invoke verify`` refuses a part without a licence. Only the licence
+texts that llama.cpp and its parts have are recognised; no other is guessed.
 
-CUB is headers of the CUDA toolkit that ggml-cuda compiles in; their licence (BSD) wants its text
-wherever that goes. They are read where the build is: nothing of a container's toolkit is here.
+CUB is headers of the CUDA toolkit that ggml-cuda compiles in; their licence (BSD) requires its text
+in every copy. They are read in the container that builds, because this machine lacks its toolkit.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COMPILED: Final = (
     "ggml/src/ggml-cpu/amx/*", "ggml/src/ggml-cuda/**/*", "tools/server/*", "tools/mtmd/**/*",
     "tools/cli/*",
 )  # fmt: skip
-"""Where llama.cpp has what ends in an x86-64 build, and among it single files of others."""
+"""The folders of llama.cpp that an x86-64 build uses, which may contain single files of other authors."""
 _LICENCE_FILES: Final = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 _HEAD: Final = 4096
 """Characters at a file's beginning in which a licence text of its own stands."""
@@ -52,7 +52,7 @@ _GITHUB: Final = re.compile(
 
 
 PUBLIC_DOMAIN: Final = "LicenseRef-public-domain"
-"""SPDX has no identifier for a mere dedication; ``LicenseRef-`` names one of our own."""
+"""SPDX has no identifier for a dedication to the public domain; ``LicenseRef-`` begins our own."""
 
 _SPDX_LINE: Final = re.compile(r"SPDX-License-Identifier:\s*([A-Za-z0-9.+() -]*[A-Za-z0-9.+)])")
 _MIT_GRANT: Final = "permission is hereby granted, free of charge"
@@ -73,7 +73,7 @@ _EXCLUDING: Final = (
     ("MIT", "MIT-0"),
     ("Unlicense", PUBLIC_DOMAIN),
 )
-"""Where a text has the words of both, it is the first."""
+"""If a text has the words of both, it is the first."""
 
 _BLOCK_COMMENT: Final = re.compile(r"/\*.*?\*/", re.DOTALL)
 _LINE_COMMENTS: Final = re.compile(r"(?:^[ \t]*//[^\n]*\n)+", re.MULTILINE)
@@ -104,9 +104,9 @@ class Part(msgspec.Struct, frozen=True, kw_only=True):
     """One author's code in the tree.
 
     Attributes:
-        name: what it is called.
+        name: its name.
         path: its folder or file in the tree, ``.`` for llama.cpp itself.
-        version: as its code says, else upstream's tag or commit.
+        version: from its code, else upstream's tag or commit.
         origin: its repository, e.g. ``https://github.com/yhirose/cpp-httplib``.
         licence: an SPDX expression.
         licence_files: its texts' names in the tarball's ``licenses`` folder.
@@ -146,11 +146,11 @@ class _Licence:
 
 
 def survey(tree: Path, *, version: str | None = None) -> Survey:
-    """Read what a source tree is made of.
+    """Read the parts of a source tree.
 
     Args:
         tree: llama.cpp's folder.
-        version: its own release number, where that is known.
+        version: its own release number, if it is known.
     """
     upstreams = _upstreams(tree)
     own = _licence_in(tree, _licence_files(tree), tree)
@@ -174,7 +174,7 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
 def digest(tree: Path, files: Iterable[Path]) -> str:
     """Return one sha256 for several files: that of the lines that ``sha256sum`` prints for them.
 
-    The paths are those below ``tree``, sorted by their bytes. Of a link it is the target's name.
+    The paths are those below ``tree``, sorted by their bytes. A link is hashed as its target's name.
     """
     lines = hashlib.sha256()
     named = sorted((str(path.relative_to(tree)).encode(), path) for path in files)
@@ -188,12 +188,12 @@ def digest(tree: Path, files: Iterable[Path]) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    """Return every file and link below a folder; git's own are no part of the source."""
+    """Return every file and link below a folder, without ``.git``."""
     return [path for path in durable.files(folder) if path.is_symlink() or path.is_file()]
 
 
 def _vendor_folders(tree: Path) -> list[Path]:
-    """Return the folders of ``vendor/`` that hold code; one that holds parts gives these."""
+    """Return the folders of ``vendor/`` with code; for a folder of several parts, its folders."""
     found: list[Path] = []
     for folder in sorted(path for path in (tree / "vendor").glob("*") if path.is_dir()):
         inner = sorted(path for path in folder.iterdir() if path.is_dir() and _sources(path))
@@ -273,7 +273,7 @@ def _expression(texts: Iterable[bytes]) -> str | None:
 
 
 def _loose_texts(tree: Path) -> dict[str, bytes]:
-    """Return what lies in ``licenses/`` and belongs to no folder of ``vendor/``."""
+    """Return the texts in ``licenses/`` that belong to no folder of ``vendor/``."""
     return {f"licenses-{p.name}": p.read_bytes() for p in tree.glob("licenses/*") if p.is_file()}
 
 
@@ -309,7 +309,7 @@ def _version(folder: Path) -> str | None:
 
 
 def _upstreams(tree: Path) -> list[_Upstream]:
-    """Read upstream's list of what it vendors from where; empty where the tree has none."""
+    """Read upstream's list of the origins of vendored files; empty if the tree has none."""
     script = tree / "scripts" / "sync_vendor.py"
     if not script.is_file():
         return []
@@ -362,9 +362,9 @@ def _cub_version(headers: str) -> str | None:
 
 
 def identify(text: str) -> str | None:
-    """Return the SPDX expression of a licence text, None where it is not known.
+    """Return the SPDX expression of a licence text, None if it is unknown.
 
-    A text that offers several licences gives them joined by ``OR``.
+    Several licences to choose from are joined by ``OR``.
     """
     words = " ".join(_MARKS.sub(" ", text).lower().split())
     found = [name for name, phrases in _PHRASES if all(phrase in words for phrase in phrases)]
@@ -375,7 +375,7 @@ def identify(text: str) -> str | None:
 
 
 def declared(source: str) -> str | None:
-    """Return what a source file's ``SPDX-License-Identifier`` says, None where it has none."""
+    """Return a source file's ``SPDX-License-Identifier``, or None."""
     match = _SPDX_LINE.search(source[:_ENDS])
     return match[1].strip() if match else None
 
@@ -383,7 +383,7 @@ def declared(source: str) -> str | None:
 def in_comments(source: str) -> str | None:
     """Return the licence text in the comments at a source file's two ends, None without one.
 
-    Comment marks are taken off; the words stay as they are. A licence's text goes before a mere
+    Comment marks are removed; the words are not changed. A licence's text takes precedence over a
     mention of the public domain.
     """
     ends = (source,) if len(source) <= 2 * _ENDS else (source[:_ENDS], source[-_ENDS:])

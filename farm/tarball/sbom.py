@@ -1,8 +1,8 @@
-"""What a tarball is and what it is made of, as a CycloneDX document. The only user of cyclonedx.
+"""Describe a tarball and its parts in a CycloneDX document. The only user of cyclonedx.
 
-Everything in it comes from the tarball: its bytes, its manifest entry, and the record inside. Its
-serial number comes from the tarball's digest and its time is the tarball's, so the same tarball
-gives the same bytes, on any machine and at any time.
+Everything in the document comes from the tarball: its bytes, its manifest entry, and the record in
+it. The serial number comes from the tarball's digest and the time is the tarball's, so the same
+tarball gives the same bytes, on any machine and at any time.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 SUFFIX: Final = ".cdx.json"
 PROPERTY: Final = "llama-farm"
-"""Every property's name begins with it, and a colon."""
+"""The beginning of every property's name, before a colon."""
 NVIDIA_LICENCE: Final = "NVIDIA CUDA Toolkit EULA"
 """It has no SPDX identifier."""
 
@@ -178,7 +178,7 @@ def _github(part: Part) -> PackageURL | None:
 
 
 def _made_with(record: BuildRecord) -> list[Component]:
-    """Describe what the build used and did not ship."""
+    """Describe the programs and images that the build used but did not ship."""
     tools = record.toolchain
     found = [_tool("compiler", tools.compiler), _tool("cmake", tools.cmake)]
     if record.line.toolkit:

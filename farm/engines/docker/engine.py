@@ -47,7 +47,7 @@ class DockerEngine:
     """Builds in containers on top of one devel image.
 
     Args:
-        reference: the devel image; an image that the engine has is used as it is, else pulled.
+        reference: the devel image; it is pulled unless the engine has it.
         jobs: compilers at a time; the engine's processor count when None.
         cached: False compiles everything, with no compiler cache in the container.
     """
@@ -71,7 +71,7 @@ class DockerEngine:
         self._pulled = False
 
     def tools(self) -> ImageTools:
-        """Return what the devel image has to build with; it is asked once.
+        """Return the devel image's tools; the image is probed once.
 
         Raises:
             EngineError: the image is missing, or no program can be started in it.
@@ -81,10 +81,10 @@ class DockerEngine:
         return self._tools
 
     def identity(self, plan: BuildPlan) -> str:
-        """Name the devel image's content, and what is built on top of it.
+        """Return the identity of the devel image's content and of the builder image's recipe.
 
         Raises:
-            EngineError: the image is missing, or the engine is out of reach.
+            EngineError: the image is missing, or the engine cannot be reached.
         """
         del plan  # all of a run's plans are built on one image
         return f"docker {self._base().id} {_builder_tag(self._base())}"
@@ -120,7 +120,7 @@ class DockerEngine:
         self._client.close()
 
     def has_image(self) -> bool:
-        """Whether the engine has the devel image, so that nothing must be pulled for it.
+        """Whether the engine has the devel image, so that it need not be pulled.
 
         Raises:
             EngineError: the engine is out of reach.
@@ -128,7 +128,7 @@ class DockerEngine:
         return self._images.find(self._reference) is not None
 
     def forget_pulled(self) -> None:
-        """Remove the devel image if this engine pulled it: after a check nothing is built on it.
+        """Remove the devel image if this engine pulled it; used after a check without a build.
 
         Raises:
             EngineError: the engine refused, because something else uses it by now.
@@ -188,7 +188,7 @@ def _builder_tag(base: ImageFacts) -> str:
 def _removing(container: Any) -> Iterator[None]:
     """Remove a container on every exit.
 
-    Where the engine has failed, that is what is told; the next run removes what is left.
+    If the engine has failed, its error is reported; the next run removes the container.
     """
     failed = False
     try:
@@ -214,7 +214,7 @@ def _tar_of(files: Mapping[str, bytes]) -> io.BytesIO:
 
 @dataclass(frozen=True)
 class DockerWorkspace:
-    """A running container that holds the source."""
+    """A running container that contains the source."""
 
     container: Any
     layout: Layout
@@ -262,7 +262,7 @@ class DockerWorkspace:
             _extract(spool, products.name, into)
 
     def end(self) -> None:
-        """Remove the container, with what runs in it."""
+        """Remove the container and end its processes."""
         remove_container(self.container)
 
 
@@ -274,7 +274,7 @@ def _engine() -> AbstractContextManager[None]:
 
 
 def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
-    """Hand on what the engine sends; only reading it can be the engine's failure."""
+    """Yield the engine's items; only an error of reading them is the engine's failure."""
     while True:
         with engine_errors("ENGINE_LOST", what):
             piece = next(pieces, None)
@@ -285,7 +285,7 @@ def _guarded(pieces: Iterator[bytes], what: str) -> Iterator[bytes]:
 
 @contextmanager
 def _output(api: Any, execution: str) -> Iterator[Iterator[bytes]]:
-    """Start a command and give its output; docker-py's own stream never closes its socket."""
+    """Start a command and yield its output; docker-py's own stream never closes its socket."""
     with _engine():
         stream = api.exec_start(execution, socket=True)
     frames = frames_iter(stream, tty=False)  # type: ignore[no-untyped-call]
@@ -308,7 +308,7 @@ def _split_lines(pieces: Iterator[bytes], sink: LineSink) -> None:
 
 
 def _copy_in(container: Any, tree: Path, layout: Layout) -> None:
-    """Copy a source tree and the recipe into a container, as root's and without ``.git``.
+    """Copy a source tree and the recipe into a container, owned by root and without ``.git``.
 
     Raises:
         EngineError: the engine or a file failed.

@@ -1,9 +1,8 @@
-"""What the farm has in an engine: images, a volume, containers; who made them; their removal.
+"""The farm's images, volume and containers in an engine: who made them, and their removal.
 
-An image that a person builds on one of ours inherits its label, and a container that a person
-starts from one does, too. So an image is the farm's only under the farm's own names, and a
-container only where a run of the farm put its process's number on it: what a run that was killed
-leaves behind, the next one removes.
+An image that a person builds on one of ours inherits its label, and so does a container that a
+person starts from it. So only an image under the farm's own names is the farm's, and only a
+container with the process number of a run. The next run removes the containers of a killed run.
 """
 
 from __future__ import annotations
@@ -29,20 +28,20 @@ if TYPE_CHECKING:
     from farm.engines.base import LineSink
 
 LABEL: Final = "llama-farm"
-"""On every container and image of ours, so that a person can find them: ``--filter label=…``."""
+"""The label of every container and image of ours: a person finds them with ``--filter label=…``."""
 HOST_LABEL: Final = f"{LABEL}.host"
 PID_LABEL: Final = f"{LABEL}.pid"
 STARTED_LABEL: Final = f"{LABEL}.started"
 CACHE_VOLUME: Final = "llama-farm-ccache"
 BUILDER: Final = "llama-farm-builder"
 IMAGES: Final = (BUILDER, "llama-farm-base")
-"""Repositories of the images that the farm makes; names of a person's own are a person's own."""
+"""Repositories of the images that the farm makes; images of other names are never removed."""
 _ENDED: Final = frozenset({"exited", "dead"})
 _CONFLICT: Final = 409
-"""What the engine answers where a container uses it, or where another process is removing it."""
+"""The engine's answers if a container uses the thing, or another process is removing it."""
 
 _SECONDS: Final = 10
-"""For one look at counters; on an idle machine it takes half of one."""
+"""Seconds to read the counters; an idle machine needs half a second."""
 _PIECE: Final = 1 << 20
 _PULL_HINT: Final = (
     "without access to the registry, make an image from the distribution's packages, such as"
@@ -51,12 +50,12 @@ _PULL_HINT: Final = (
 
 
 def cache_counters(client: docker.DockerClient, volume: str) -> list[str] | None:
-    """Return what ``ccache --print-stats`` says of a volume, None where there is no such volume.
+    """Return the output of ``ccache --print-stats`` for a volume, None if there is no such volume.
 
-    A container of a builder image reads the volume, with no network and nothing to write.
+    A container of a builder image reads the volume, without network and read-only.
 
     Raises:
-        EngineError: the engine has no builder image, or is out of reach.
+        EngineError: the engine has no builder image, or cannot be reached.
     """
     with engine_errors("ENGINE_FAILED", "the compiler cache could not be read"):
         if not _is_there(client, volume):
@@ -93,7 +92,7 @@ def _is_there(client: docker.DockerClient, volume: str) -> bool:
 
 
 def make_volume(client: docker.DockerClient, volume: str) -> None:
-    """Make the compiler cache's volume with the farm's label; one that is there stays as it is.
+    """Make the compiler cache's volume with the farm's label, unless it exists.
 
     Raises:
         EngineError: the engine is out of reach.
@@ -108,8 +107,8 @@ class Stored:
 
     Attributes:
         name: with its kind, such as ``image llama-farm-base:bookworm``.
-        size: in bytes; of a builder image what it adds to the image below it.
-        kept: why it stays, empty where it can be removed.
+        size: in bytes; of a builder image, what it adds to the image below it.
+        kept: why it stays; empty if it can be removed.
         remove: removes it.
     """
 
@@ -122,7 +121,7 @@ class Stored:
 def stored(
     client: docker.DockerClient, *, volume: str = CACHE_VOLUME, images: tuple[str, ...] = IMAGES
 ) -> list[Stored]:
-    """Return what the farm has in the engine, in the order in which it can be removed.
+    """Return the farm's things in the engine, in the order in which they can be removed.
 
     Raises:
         EngineError: the engine is out of reach.
@@ -170,7 +169,7 @@ def _container(container: Any) -> Stored | None:
 def _images(
     client: docker.DockerClient, repositories: tuple[str, ...], used: dict[str, Any]
 ) -> Iterator[Stored]:
-    """Give ours, newest first: those on top of others go before them.
+    """Yield the farm's images, newest first, so that images on top of others come first.
 
     The engine itself refuses to remove one that a container uses.
     """
@@ -195,7 +194,7 @@ def _volume(client: docker.DockerClient, name: str, size: int) -> Stored:
 
 
 def labels(key: str) -> dict[str, str]:
-    """Return what a container of this process carries."""
+    """Return the labels of a container of this process."""
     maker = run_lock.me()
     return {
         LABEL: key,
@@ -206,7 +205,7 @@ def labels(key: str) -> dict[str, str]:
 
 
 def sweep(client: docker.DockerClient, sink: LineSink) -> None:
-    """Remove this host's containers whose maker is gone, and say so; no others are touched.
+    """Remove this host's containers whose maker has ended, with a note, and no others.
 
     Raises:
         EngineError: the engine is out of reach.
@@ -228,7 +227,7 @@ def sweep(client: docker.DockerClient, sink: LineSink) -> None:
 
 
 def maker_of(container: Any) -> run_lock.Maker | None:
-    """Return which process made a container; None where no run of the farm did."""
+    """Return the process that made a container; None if no run of the farm did."""
     told = container.labels
     pid, started = told.get(PID_LABEL, ""), told.get(STARTED_LABEL, "")
     if not (pid.isdecimal() and started.isdecimal()) or LABEL not in told:
@@ -259,7 +258,7 @@ class DockerImages:
         self._client = client
 
     def find(self, tag: str) -> ImageFacts | None:
-        """Return what the engine has under ``tag``, None where it has nothing."""
+        """Return the engine's image ``tag``, or None."""
         with engine_errors("ENGINE_FAILED", f"image {tag} could not be looked up"):
             try:
                 return _facts(self._client.images.get(tag), tag)
@@ -270,7 +269,7 @@ class DockerImages:
         """Pull an image from its registry.
 
         Raises:
-            EngineError: it cannot be pulled; names it and says what to do without it.
+            EngineError: it cannot be pulled; the hint tells what to do without it.
         """
         try:
             for event in self._client.api.pull(reference, stream=True, decode=True):
@@ -298,7 +297,7 @@ class DockerImages:
             self._client.images.remove(reference)
 
     def tools(self, image: ImageFacts) -> ImageTools:
-        """Ask an image what it has to build with, in a container without a network.
+        """Return an image's tools, which a container without a network prints.
 
         Raises:
             EngineError: no container can be started from it.
@@ -335,7 +334,7 @@ class DockerImages:
         labels: Mapping[str, str],
         log: Callable[[str], None],
     ) -> ImageFacts:
-        """Build an image from a tar'ed context, handing over every line as it comes.
+        """Build an image from a tar'ed context, and pass on every line of output.
 
         Raises:
             EngineError: a step of the Dockerfile failed; shows its last lines.
