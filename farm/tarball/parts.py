@@ -2,7 +2,7 @@
 
 Names, versions, origins and licences are read from the tree: its ``vendor/`` folders, upstream's
 own ``scripts/sync_vendor.py``, version lines in headers, licence files and comments. An unknown
-value is None in the record, and ``invoke verify`` refuses a part without a licence. Only the licence
+value is None in the record, and ``invoke verify`` refuses a part without a licence. Only licence
 texts that llama.cpp and its parts have are recognised; no other is guessed.
 
 CUB is headers of the CUDA toolkit that ggml-cuda compiles in; their licence (BSD) requires its text
@@ -31,7 +31,7 @@ COMPILED: Final = (
     "ggml/src/ggml-cpu/amx/*", "ggml/src/ggml-cuda/**/*", "tools/server/*", "tools/mtmd/**/*",
     "tools/cli/*",
 )  # fmt: skip
-"""The folders of llama.cpp that an x86-64 build uses, which may contain single files of other authors."""
+"""The folders of llama.cpp that an x86-64 build uses; single files there are of other authors."""
 _LICENCE_FILES: Final = ("LICENSE*", "LICENCE*", "COPYING*", "NOTICE*")
 _HEAD: Final = 4096
 """Characters at a file's beginning in which a licence text of its own stands."""
@@ -174,7 +174,7 @@ def survey(tree: Path, *, version: str | None = None) -> Survey:
 def digest(tree: Path, files: Iterable[Path]) -> str:
     """Return one sha256 for several files: that of the lines that ``sha256sum`` prints for them.
 
-    The paths are those below ``tree``, sorted by their bytes. A link is hashed as its target's name.
+    The paths are those below ``tree``, sorted by bytes. A link is hashed as its target's name.
     """
     lines = hashlib.sha256()
     named = sorted((str(path.relative_to(tree)).encode(), path) for path in files)
