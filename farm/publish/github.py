@@ -336,7 +336,17 @@ class GitHub(Destination):
     def put_channel(self, channel: str, serial: int, signed: Signed) -> None:
         """Upload everything under other names first: a file is missing for two requests only."""
         tag = self.channel_folder + channel
-        release = self._release(tag) or self._create(tag, draft=False)
+        release = self._release(tag)
+        if release is None and not self._freezes():
+            release = self._create(tag, draft=False)
+        if release is None or release.get("immutable"):
+            raise PublishError(
+                "CHANNEL_IMMUTABLE",
+                f"{tag} of {self.where} cannot be a channel: a release that is published while the"
+                " repository has immutable releases never changes",
+                hint="turn them off in the repository's settings, promote to a channel of a new"
+                " name, and turn them on again: they apply only to releases from then on",
+            )
         there = {asset["name"]: asset for asset in self._assets(release)}
         if f"{serial}.json" in there:
             raise self.moved(channel, serial)
@@ -358,6 +368,16 @@ class GitHub(Destination):
     def _present(self, release: Mapping[str, Any]) -> dict[str, Known]:
         visible = not release["draft"]
         return {one["name"]: self._known(one, visible=visible) for one in self._assets(release)}
+
+    def _freezes(self) -> bool:
+        """Ask whether the repository has immutable releases; False where the token may not ask."""
+        try:
+            told = self._api.call("GET", "/immutable-releases")
+        except PublishError as error:
+            if error.code != "GITHUB_REFUSED":
+                raise
+            return False
+        return bool(told and told.get("enabled"))
 
     def _release(self, tag: str) -> dict[str, Any] | None:
         """Return the published release of a tag, else its oldest draft.

@@ -88,6 +88,19 @@ def replay(place: Place, serial: int) -> None:
         repository.commits.append({**repository.commits[-1], **changed})
 
 
+@pytest.mark.parametrize("place", ["github"], indirect=True)
+@pytest.mark.parametrize("may_ask", [True, False])
+def test_a_channel_of_before_goes_on_beside_immutable_releases_and_a_new_one_is_refused(
+    two: Destination, place: Place, signer: trust.Signer, *, may_ask: bool
+) -> None:
+    channels.promote(two, "b11549-1", "stable", signer)
+    place.server.immutable, place.server.may_ask = True, may_ask
+    assert channels.promote(two, "b11550-1", "stable", signer).serial == 2
+    with refused("CHANNEL_IMMUTABLE", PublishError, "channel-late of github:owner/name"):
+        channels.promote(two, "b11550-1", "late", signer)
+    assert ("channel-late" in {one.tag for one in place.server.releases}) == (not may_ask)
+
+
 def test_promote_then_roll_back_and_the_loader_follows(
     two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:

@@ -43,6 +43,7 @@ class Release:
     prerelease: bool
     assets: list[Asset] = field(default_factory=list)
     commit: str | None = None
+    immutable: bool = False
 
 
 @dataclass
@@ -59,6 +60,8 @@ class GitHub:
         cut_after: whether that request is carried out before.
         tokens_elsewhere: ``Authorization`` headers that came to the host of the redirects.
         break_upload_of: the asset whose upload is cut off, once, and stays as ``starter``.
+        immutable: whether what is published from now on never changes.
+        may_ask: whether the token may ask for that setting.
         digests: whether assets have a digest, as they do since June 2025.
         uploads: names of what was uploaded whole, in order.
     """
@@ -72,6 +75,8 @@ class GitHub:
     cut_after: bool = False
     tokens_elsewhere: list[str] = field(default_factory=list)
     break_upload_of: str = ""
+    immutable: bool = False
+    may_ask: bool = True
     digests: bool = True
     uploads: list[str] = field(default_factory=list)
     calls: list[str] = field(default_factory=list)
@@ -139,6 +144,7 @@ class GitHub:
             "tag_name": release.tag,
             "draft": release.draft,
             "prerelease": release.prerelease,
+            "immutable": release.immutable,
             "upload_url": f"{self.url}/uploads/{release.id}/assets{{?name,label}}",
             "assets": [self.asset_json(one) for one in release.assets],
         }
@@ -176,6 +182,7 @@ def _create(github: GitHub, _query: dict[str, str], body: bytes) -> Answer:
         github.next_id(), asked["tag_name"], asked["draft"], asked.get("prerelease", False)
     )
     made.commit = asked.get("target_commitish")
+    made.immutable = github.immutable and not made.draft
     github.releases.append(made)
     return Answer(201, github.json_of(made))
 
@@ -191,6 +198,7 @@ def _change(github: GitHub, _query: dict[str, str], body: bytes, number: str) ->
     others = [one for one in github.releases if one.tag == release.tag and one is not release]
     if not draft and any(not one.draft for one in others):
         return Answer(422, {"message": "Validation Failed: tag_name already_exists"})
+    release.immutable |= github.immutable and release.draft and not draft
     release.draft = draft
     return Answer(200, github.json_of(release))
 
@@ -204,6 +212,11 @@ def _repository(_github: GitHub, _query: dict[str, str], _body: bytes) -> Answer
     return Answer(200, {"full_name": REPOSITORY})
 
 
+def _immutable(github: GitHub, _query: dict[str, str], _body: bytes) -> Answer:
+    told = Answer(200, {"enabled": github.immutable, "enforced_by_owner": False})
+    return told if github.may_ask else Answer(403, {"message": "Resource not accessible"})
+
+
 def _assets(github: GitHub, query: dict[str, str], _body: bytes, number: str) -> Answer:
     assets = [github.asset_json(one) for one in _by_id(github, number).assets]
     return _paged(github, assets, f"/releases/{number}/assets", query)
@@ -211,6 +224,8 @@ def _assets(github: GitHub, query: dict[str, str], _body: bytes, number: str) ->
 
 def _upload(github: GitHub, query: dict[str, str], body: bytes, number: str) -> Answer:
     release, name = _by_id(github, number), query["name"]
+    if release.immutable:
+        return Answer(422, {"message": "Cannot upload assets to an immutable release."})
     if any(one.name == name for one in release.assets):
         return Answer(422, {"message": "Validation Failed: already_exists"})
     if name == github.break_upload_of:
@@ -281,6 +296,7 @@ def _public(github: GitHub, _query: dict[str, str], _body: bytes, tag: str, name
 
 _ROUTES: dict[str, Any] = {
     f"GET /repos/{REPOSITORY}": _repository,
+    f"GET /repos/{REPOSITORY}/immutable-releases": _immutable,
     f"DELETE /repos/{REPOSITORY}/releases/(?P<number>[0-9]+)": _remove,
     "GET /blobs/(?P<number>[0-9]+)": _blob,
     f"GET /repos/{REPOSITORY}/releases": _list,
