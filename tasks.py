@@ -303,9 +303,10 @@ def verify(_: Context, folder: str, sha256: str | None = None) -> None:
 @verb
 def smoke(_: Context, folder: str) -> None:
     """Install each tarball with the loader into an empty store and let it compute on the CPU."""
+    from farm import release
     from farm.publish import gate as checking
 
-    for line in checking.smoke(Path(folder)):
+    for line in checking.smoke(Path(folder), release.load(Path(folder))):
         show.line(line)
 
 

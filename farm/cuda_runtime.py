@@ -138,7 +138,7 @@ def pack(
             with durable.replacing(out / name, archive.FILE_MODE) as raw:
                 _write(content, raw, archive_format)
                 raw.flush()
-                read_with_record(Path(raw.name), name=name)
+                read_with_record(durable.opened(raw.fileno()), name=name)
     return out / name
 
 

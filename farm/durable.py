@@ -23,7 +23,7 @@ from farm.errors import PackError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_SMALL: Final = 8 << 20
+SMALL: Final = 8 << 20
 """Bytes. The largest manifest that the loader reads; the largest SBOM seen has 36 kB."""
 
 
@@ -66,9 +66,9 @@ def read_small(path: Path) -> bytes:
         OSError: it cannot be read, is no regular file, or is larger.
     """
     with open_regular(path) as stream:
-        content = stream.read(_SMALL + 1)
-    if len(content) > _SMALL:
-        raise OSError(errno.EFBIG, f"larger than {_SMALL} bytes", str(path))
+        content = stream.read(SMALL + 1)
+    if len(content) > SMALL:
+        raise OSError(errno.EFBIG, f"larger than {SMALL} bytes", str(path))
     return content
 
 
@@ -76,16 +76,15 @@ def read_small(path: Path) -> bytes:
 def replacing(path: Path, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """Yield a private file to write; it replaces ``path`` on success, and is removed on failure.
 
-    Its ``name`` is its path until then, for a reader of what was written and flushed. At every
-    moment the old file or the new one exists, after a power cut too.
+    At every moment the old file or the new one exists, after a power cut too.
 
     Raises:
         OSError: the disk is full, or this user may not write.
     """
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    os.close(handle)
     try:
-        with Path(name).open("wb") as stream:
+        # not by its name: who may write to the folder can put a link to another file there
+        with os.fdopen(handle, "wb") as stream:
             yield stream
             stream.flush()
             os.fchmod(stream.fileno(), mode)
@@ -104,6 +103,25 @@ def replace(path: Path, content: bytes, mode: int = 0o600) -> None:
     """
     with replacing(path, mode) as stream:
         stream.write(content)
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[Path]:
+    """Open a folder; give a path that leads to it whatever its name leads to meanwhile.
+
+    Raises:
+        OSError: it cannot be opened, or is a link.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        yield opened(handle)
+    finally:
+        os.close(handle)
+
+
+def opened(handle: int) -> Path:
+    """Return a path to what is open as ``handle``, which no other program can change."""
+    return Path(f"/proc/self/fd/{handle}")
 
 
 @contextmanager
@@ -155,8 +173,8 @@ def sync(path: Path) -> None:
 
 def sha256(path: Path) -> str:
     """Return the sha256 of a file's bytes."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    with open_regular(path) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()  # type: ignore[arg-type]
 
 
 def folder_digest(folder: Path) -> str:

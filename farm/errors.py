@@ -42,12 +42,12 @@ class FarmError(Exception):
 
     def render(self) -> str:
         """Return the text for a person: the error line, then the hint and the log, if any."""
-        # tarballs, ELF files and manifests are foreign text; a log has lines of its own
-        message = "\n".join(map(printable, self.message.split("\n")))
-        lines = [f"error[{self.code}]: {message}"]
+        lines = [f"error[{self.code}]: {self.message}"]
         lines += [f"hint: {self.hint}"] if self.hint else []
         lines += [f"log: {self.log}"] if self.log else []
-        return "\n".join([*lines, *(other.render() for other in self.others)])
+        # tarballs, ELF files and manifests are foreign text; a log has lines of its own
+        shown = map(printable, "\n".join(lines).split("\n"))
+        return "\n".join([*shown, *(other.render() for other in self.others)])
 
 
 def _again(kind: type[FarmError], code: str, message: str, hint: str) -> FarmError:

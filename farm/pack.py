@@ -52,6 +52,9 @@ LICENCES: Final = "licenses"
 ELF_MAGIC: Final = b"\x7fELF"
 _IN_MEMORY: Final = 64 << 20
 """Bytes of one member that are kept in memory; only a plugin with CUDA code is larger."""
+_LARGEST: Final = 2 << 30
+"""Bytes of one member: what a reader may write to look into it. A linker makes no larger library of
+code that is compiled as usual (x86-64 psABI, "Architectural Constraints")."""
 FREE_SPACE: Final = "name folders with more space with --out and TMPDIR, where the disk is full"
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -194,7 +197,7 @@ def pack(request: PackRequest) -> Artifact:
     ):
         _write(request, chosen, raw)
         raw.flush()
-        inventory = read_inventory(Path(raw.name), name=request.out.name)
+        inventory = read_inventory(durable.opened(raw.fileno()), name=request.out.name)
         return inventory.artifact(request.asked.line)
 
 
@@ -273,13 +276,17 @@ def _examine(
     member: Member, what: str, record: str, chunk_size: int
 ) -> tuple[FileEntry, Inspection | None, bytes]:
     """Return a member's entry, what it holds and needs where it is ELF, and ``record``'s bytes."""
-    if member.path == record and member.size > _IN_MEMORY:
-        raise PackError("ARCHIVE_UNSOUND", f"{what}: {record} has {member.size} bytes")
+    is_record = member.path == record
+    if member.size > (_IN_MEMORY if is_record else _LARGEST):
+        raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} has {member.size} bytes")
     with tempfile.SpooledTemporaryFile(_IN_MEMORY) as copy:
-        hasher = archive.ChunkHasher(chunk_size)
-        while block := member.stream.read(archive.BLOCK):
+        hasher, block = archive.ChunkHasher(chunk_size), member.stream.read(archive.BLOCK)
+        is_elf = block.startswith(ELF_MAGIC)
+        while block:
             hasher.update(block)
-            copy.write(block)
+            if is_elf or is_record:
+                copy.write(block)
+            block = member.stream.read(archive.BLOCK)
         digests = hasher.digests()
         executable = member.mode == archive.PROGRAM_MODE
         entry = FileEntry(
@@ -290,13 +297,12 @@ def _examine(
             chunks=digests.chunks if member.size > chunk_size else (),
         )
         copy.seek(0)
-        if copy.read(len(ELF_MAGIC)) == ELF_MAGIC:
+        if is_elf:
             stream = cast("BinaryIO", copy)
             return entry, elf.inspect_stream(stream, PurePosixPath(member.path).name), b""
         if executable:
             raise PackError("ARCHIVE_UNSOUND", f"{what}: {member.path} is no program")
-        copy.seek(0)
-        return entry, None, copy.read() if member.path == record else b""
+        return entry, None, copy.read()
 
 
 def _reject_twins(paths: list[str], what: str) -> None:

@@ -144,18 +144,28 @@ def load(folder: Path) -> Manifest:
         UsageError: the folder has none.
         IntegrityError: the manifest is malformed.
     """
+    return schema.parse(content(folder), what=str(folder / MANIFEST))
+
+
+def content(folder: Path) -> bytes:
+    """Return the bytes of a release folder's manifest.
+
+    Raises:
+        UsageError: there is none.
+    """
     try:
-        data = durable.read_small(folder / MANIFEST)
+        return durable.read_small(folder / MANIFEST)
     except OSError as error:
         raise UsageError(
             "RELEASE_MISSING",
             f"{folder} is not a release folder: {error.strerror}: {MANIFEST}",
             hint="invoke build-cuda or invoke build-cpu makes one",
         ) from error
-    return schema.parse(data, what=str(folder / MANIFEST))
 
 
-def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]:
+def verify(
+    folder: Path, note: Callable[[str], None] = print, read_before: bytes | None = None
+) -> tuple[str, ...]:
     """Read every artifact again and compare everything beside it with its content.
 
     That is the manifest, the SBOMs, ``SHA256SUMS``, and, in each tarball, the record
@@ -164,6 +174,7 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
     Args:
         folder: the release.
         note: takes one line about a fact that an old tarball does not record.
+        read_before: the manifest's bytes, where they were read already.
 
     Returns:
         The artifacts' names.
@@ -172,14 +183,15 @@ def verify(folder: Path, note: Callable[[str], None] = print) -> tuple[str, ...]
         PackError: ``RELEASE_MISMATCH``, ``SBOM_MISSING`` or ``LICENCE_MISSING``: names the
             artifact and what differs.
     """
-    manifest = load(folder)
+    listing = content(folder) if read_before is None else read_before
+    manifest = schema.parse(listing, what=str(folder / MANIFEST))
     require_whole(manifest, (folder.resolve() / MANIFEST).as_uri())
     for listed in manifest.artifacts:
         verify_artifact(folder, manifest, listed, note)
     unlisted = {path.name for path in tarballs(folder)} - {a.name for a in manifest.artifacts}
     if unlisted:
         raise _mismatch(f"{min(unlisted)} is not in the manifest")
-    beside = sums(manifest, _bytes(folder / MANIFEST), _bytes(folder / SCHEMA))
+    beside = sums(manifest, listing, _bytes(folder / SCHEMA))
     if _bytes(folder / SUMS) != beside:
         raise _mismatch(f"{folder / SUMS} does not match the manifest")
     return tuple(artifact.name for artifact in manifest.artifacts)

@@ -10,6 +10,7 @@ import hashlib
 import re
 import tempfile
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urljoin, urlsplit
@@ -20,8 +21,10 @@ import urllib3
 from farm import durable
 from farm.errors import PackError, SourceError, UsageError
 from farm.inputs import packages
-from farm.release import MANIFEST, SCHEMA, SUMS, require_whole
+from farm.release import MANIFEST, SCHEMA, SUMS, content, require_whole
 from llama_loader import manifest as schema
+from llama_loader.concurrency import Background
+from llama_loader.locations import is_allowed_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -33,6 +36,9 @@ if TYPE_CHECKING:
 MAX_BESIDE: Final = 8 << 20
 """Bytes of an SBOM, the schema or ``SHA256SUMS``; the largest seen has 36 kB."""
 _TIMEOUT: Final = (10.0, 60.0)
+"""Seconds to connect, and between two bytes."""
+_DEADLINE: Final = 3600.0
+"""Seconds for a whole file: a server that sends a byte now and then is not awaited longer."""
 _BLOCK: Final = 1 << 20
 _HUB: Final = re.compile(
     r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
@@ -75,8 +81,8 @@ def opened(
         )
     path = Path(unquote(parts.path)) if parts.scheme else Path(release)
     folder = path.parent if path.name == MANIFEST else path
-    if sha256 is not None and (folder / MANIFEST).is_file():
-        _require_pin((folder / MANIFEST).read_bytes(), sha256, release)
+    if sha256 is not None:
+        _require_pin(content(folder), sha256, release)
     yield folder
 
 
@@ -115,10 +121,10 @@ def _fetch_release(url: str, folder: Path, sha256: str | None, wanted: Choice | 
     manifest_url = url if url.endswith(".json") else f"{url.rstrip('/')}/{MANIFEST}"
     with packages.session() as web:
         _fetch(web, (manifest_url,), folder / MANIFEST, schema.MAX_MANIFEST_BYTES)
-        content = (folder / MANIFEST).read_bytes()
+        fetched = content(folder)
         if sha256 is not None:
-            _require_pin(content, sha256, manifest_url)
-        manifest = schema.parse(content, what=manifest_url)
+            _require_pin(fetched, sha256, manifest_url)
+        manifest = schema.parse(fetched, what=manifest_url)
         require_whole(manifest, manifest_url)
         for name in (SCHEMA, SUMS):
             _fetch(web, (urljoin(manifest_url, name),), folder / name, MAX_BESIDE)
@@ -144,13 +150,15 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
     for url in urls:
         try:
             _require_safe(url)
-            _copy(web, url, place, limit)
+            copying = Background(partial(_copy, web, url, place, limit))
+            if copying.wait(_DEADLINE):
+                copying.result()
+                return
+            problems.append(f"{_shown(url)}: not done within {_DEADLINE:g} s")
         except UsageError as error:
             problems.append(error.message)
         except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
             problems.append(f"{_shown(url)}: {error}")
-        else:
-            return
     raise SourceError(
         "RELEASE_UNREACHABLE", f"{place.name} cannot be fetched: {'; '.join(problems)}"
     )
@@ -178,13 +186,16 @@ def _require_pin(content: bytes, sha256: str, what: str) -> None:
 
 
 def _require_safe(url: str) -> None:
-    """Refuse a URL that is neither https nor http to this machine (redirects: ``packages``)."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" or (
-        parts.scheme == "http" and packages.is_loopback(parts.hostname or "")
-    ):
-        return
-    raise UsageError("RELEASE_URL_UNSAFE", f"{_shown(url)}: https is needed, or http on loopback")
+    """Refuse a URL that is neither https nor http to an address of this machine, not a name.
+
+    ``packages`` does so for redirects.
+    """
+    if not is_allowed_web(url):
+        raise UsageError(
+            "RELEASE_URL_UNSAFE",
+            f"{_shown(url)}: https is needed, or http on loopback",
+            hint="for this machine give http://127.0.0.1:PORT",
+        )
 
 
 def _shown(url: str) -> str:

@@ -6,6 +6,7 @@ It serves plain files below one folder to this machine only. It is no server for
 from __future__ import annotations
 
 import errno
+import os
 import re
 import sys
 import threading
@@ -17,6 +18,7 @@ from socketserver import ThreadingTCPServer
 from typing import TYPE_CHECKING, Final, Self
 from urllib.parse import unquote
 
+from farm import durable
 from farm.errors import FarmError, UsageError
 
 if TYPE_CHECKING:
@@ -113,10 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._redirect(f"/{_FIRST}")
             return
         path = locate(self._folder, self.path)
-        try:
-            stream = path.open("rb") if path else None
-        except OSError:
-            stream = None
+        stream = _opened(self._folder, path) if path else None
         if path is None or stream is None:
             self._refuse(HTTPStatus.NOT_FOUND)
             return
@@ -130,7 +129,7 @@ class _Handler(BaseHTTPRequestHandler):
         """Print nothing: the terminal belongs to the verb."""
 
     def _send(self, path: Path, stream: BinaryIO) -> None:
-        tag = _etag(path)
+        tag = _etag(stream)
         total = stream.seek(0, 2)
         wanted = self._range(tag)
         first, last = wanted or (0, total)
@@ -199,9 +198,21 @@ def locate(folder: Path, target: str) -> Path | None:
         return None
 
 
-def _etag(path: Path) -> str:
+def _opened(folder: Path, path: Path) -> BinaryIO | None:
+    """Open a file below ``folder``; None where a program put something else there meanwhile."""
+    try:
+        stream = durable.open_regular(path)
+    except OSError:
+        return None
+    if durable.opened(stream.fileno()).resolve().is_relative_to(folder):
+        return stream
+    stream.close()
+    return None
+
+
+def _etag(stream: BinaryIO) -> str:
     """Return a strong validator, which differs for another file of the same name."""
-    status = path.stat()
+    status = os.fstat(stream.fileno())
     return f'"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"'
 
 

@@ -7,6 +7,7 @@ import re
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from farm import durable
 from farm.errors import PublishError, UsageError
 from farm.release import MANIFEST
 
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
 
 SIGNATURE: Final = f"{MANIFEST}.minisig"
 _SERIAL: Final = re.compile(r"([0-9]{1,16})\.json", re.ASCII)
-_SMALL: Final = 8 << 20
-"""Bytes: the largest manifest that the loader reads."""
 _TOKEN: Final = re.compile(r"[!-~]+")
 """Visible ASCII without spaces, the characters that ``Bearer`` takes."""
 
@@ -128,7 +127,7 @@ class Destination(ABC):
         content = b""
         for block in self.read(folder, name):
             content += block
-            if len(content) > _SMALL:
+            if len(content) > durable.SMALL:
                 raise PublishError(
                     "FILE_TOO_LARGE", f"{name} of {folder} at {self.where}: more than 8 MiB"
                 )

@@ -50,7 +50,7 @@ class Directory(Destination):
         """Return the parts in the release's folder, else those gathered for it."""
         place = self._root / release
         visible = place.is_dir()
-        place = place if visible else self._gathered(release)
+        place = place if visible else self._root / _gathered(release)
         with _disk(place):
             found = sorted(place.iterdir()) if place.is_dir() else []
             return {
@@ -66,26 +66,27 @@ class Directory(Destination):
         tell: Callable[[str], None],
     ) -> None:
         """Gather, compare, rename."""
-        final, gathered = self._root / plan.release, self._gathered(plan.release)
-        with _disk(self._root), self._locked(tell):
+        with _disk(self._root), self._locked(tell) as root:
             # the lock's last holder may have published the same release, or another one
             plan = parts.plan(plan.release, self.where, plan.parts, self.present(plan.release))
-            place = final if final.is_dir() else gathered
-            place.mkdir(exist_ok=True)
-            if place is gathered:
-                _leave_only({part.name for part in plan.parts}, gathered)
-            for part in plan.new:
-                tell(str(part))
-                with (
-                    durable.open_regular(part.path) as source,
-                    durable.replacing(place / part.name, 0o644) as out,
-                ):
-                    shutil.copyfileobj(source, out, parts.BLOCK)
-            for part in plan.parts:
-                check(part, parts.blocks(place / part.name))
-            if place is gathered:
+            final, gathered = root / plan.release, root / _gathered(plan.release)
+            folder = final if final.is_dir() else gathered
+            folder.mkdir(exist_ok=True)
+            with durable.held(folder) as place:
+                if folder is gathered:
+                    _leave_only({part.name for part in plan.parts}, place)
+                for part in plan.new:
+                    tell(str(part))
+                    with (
+                        durable.open_regular(part.path) as source,
+                        durable.replacing(place / part.name, 0o644) as out,
+                    ):
+                        shutil.copyfileobj(source, out, parts.BLOCK)
+                for part in plan.parts:
+                    check(part, parts.blocks(place / part.name))
+            if folder is gathered:
                 gathered.rename(final)
-            durable.sync(self._root)
+            durable.sync(root)
 
     def read(self, folder: str, name: str) -> Iterator[bytes]:
         """Read a file."""
@@ -125,9 +126,12 @@ class Directory(Destination):
         Between these two renames a reader may get the new signature with the old manifest; the
         loader then reads both once more.
         """
-        folder = self._root / f"{self.channel_folder}{channel}"
-        with _disk(folder), self._locked(lambda _: None):
-            folder.mkdir(parents=True, exist_ok=True)
+        with (
+            _disk(self._root / f"{self.channel_folder}{channel}"),
+            self._locked(lambda _: None) as root,
+            _made(root / self.channel_folder) as channels,
+            _made(channels / channel) as folder,
+        ):
             if (folder / f"{serial}.json").exists():
                 raise self.moved(channel, serial)
             for name, content in (
@@ -139,10 +143,11 @@ class Directory(Destination):
                 durable.replace(folder / name, content, 0o644)
 
     @contextmanager
-    def _locked(self, tell: Callable[[str], None]) -> Iterator[None]:
+    def _locked(self, tell: Callable[[str], None]) -> Iterator[Path]:
         """Let one process at a time change the folder. The lock leaves no file in what is served.
 
-        It ends with the process. Where a folder cannot be locked, that is an error.
+        It ends with the process. Where a folder cannot be locked, that is an error. What is given
+        leads to the folder that is locked.
         """
         self._root.mkdir(exist_ok=True)
         handle = os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -152,12 +157,22 @@ class Directory(Destination):
             except BlockingIOError:
                 tell(f"waiting for another process that publishes to {self.where}")
                 fcntl.flock(handle, fcntl.LOCK_EX)
-            yield
+            yield durable.opened(handle)
         finally:
             os.close(handle)
 
-    def _gathered(self, release: str) -> Path:
-        return self._root / f".{release}.publishing"
+
+def _gathered(release: str) -> str:
+    """Return the name under which a release is gathered."""
+    return f".{release}.publishing"
+
+
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """Open a folder, made if need be. A link in its place is an error: it may lead anywhere."""
+    folder.mkdir(exist_ok=True)
+    with durable.held(folder) as place:
+        yield place
 
 
 @contextmanager
@@ -172,14 +187,8 @@ def _disk(place: Path) -> Iterator[None]:
         ) from error
 
 
-def _leave_only(names: set[str], gathered: Path) -> None:
-    """Remove files that a publication which was cut off gathered, and this one does not have.
-
-    A link in the folder's place, which may lead to a person's files, is an error.
-    """
-    handle = os.open(gathered, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        for name in set(os.listdir(handle)) - names:  # noqa: PTH208 - a descriptor is no path
-            os.unlink(name, dir_fd=handle)
-    finally:
-        os.close(handle)
+def _leave_only(names: set[str], folder: Path) -> None:
+    """Remove files that a publication which was cut off gathered, and this one does not have."""
+    for path in folder.iterdir():
+        if path.name not in names:
+            path.unlink()

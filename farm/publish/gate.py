@@ -6,6 +6,7 @@ They read the release's own tarballs again, and the loader starts them as a proc
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import tempfile
 from functools import partial
@@ -77,13 +78,14 @@ def run(folder: Path, tell: Callable[[Check], None]) -> Report:
     Raises:
         UsageError: the folder is no release.
     """
-    manifest = release.load(folder)
-    digest = durable.sha256(folder / release.MANIFEST)
+    # read once: who may write to the folder could have one manifest checked, and another one hashed
+    content = release.content(folder)
+    manifest = schema.parse(content, what=str(folder / release.MANIFEST))
     made = []
-    for check in _checks(folder, manifest):
+    for check in _checks(folder, content, manifest):
         tell(check)
         made.append(check)
-    return Report(manifest.release, digest, tuple(made))
+    return Report(manifest.release, hashlib.sha256(content).hexdigest(), tuple(made))
 
 
 def check_published(destination: Destination, name: str, tell: Callable[[Check], None]) -> Report:
@@ -98,16 +100,20 @@ def check_published(destination: Destination, name: str, tell: Callable[[Check],
         PublishError: it is not published, or is not whole.
     """
     what = f"{name} of {destination.where}"
-    manifest = destination.small(name, release.MANIFEST)
-    names = parts.names_of(schema.parse(manifest, what=what))
-    present = destination.present(name)
+    manifest = schema.parse(destination.small(name, release.MANIFEST), what=what)
+    names, present = parts.names_of(manifest), destination.present(name)
     missing = [file for file in names if file not in present]
     if missing:
         raise PublishError("RELEASE_INCOMPLETE", f"{what} has no {', '.join(missing)}")
+    sizes = {one.name: one.size for one in manifest.artifacts}
     with tempfile.TemporaryDirectory(prefix="llama-farm-gate-") as place:
         for file in names:
             with (Path(place) / file).open("wb") as out:
-                out.writelines(destination.read(name, file))
+                for block in destination.read(name, file):
+                    out.write(block)
+                    if out.tell() > sizes.get(file, durable.SMALL):
+                        longer = f"{file} of {what} is longer than its manifest says"
+                        raise PublishError("RELEASE_CHANGED", longer)
         return run(Path(place), tell)
 
 
@@ -140,17 +146,16 @@ def require_gate(
     return report.manifest_sha256
 
 
-def smoke(folder: Path) -> Iterator[str]:
+def smoke(folder: Path, manifest: Manifest) -> Iterator[str]:
     """Let the loader install each server into an empty store and compute with a tiny model.
 
     On the CPU, also where there is a GPU: this proves nothing about the kernels in a tarball with
     CUDA; ``nox -s gpu`` does. Gives a line for each.
 
     Raises:
-        UsageError: the folder is no release.
         FarmError: ``SMOKE_FAILED``: names the tarball, and what the loader said.
     """
-    for artifact in release.load(folder).artifacts:
+    for artifact in manifest.artifacts:
         if artifact.kind != LLAMA_SERVER:
             continue
         with tempfile.TemporaryDirectory(prefix="llama-farm-smoke-") as store:
@@ -165,14 +170,14 @@ def smoke(folder: Path) -> Iterator[str]:
         yield f"ok {artifact.name}: answers on the CPU in {trial['seconds']:.1f} s"
 
 
-def _checks(folder: Path, manifest: Manifest) -> Iterator[Check]:
+def _checks(folder: Path, content: bytes, manifest: Manifest) -> Iterator[Check]:
     servers = [one for one in manifest.artifacts if one.kind == LLAMA_SERVER]
     yield _check(
         "tarballs, SBOMs and digests are what the manifest says",
-        lambda: f"{len(release.verify(folder, lambda _: None))} tarballs read",
+        lambda: f"{len(release.verify(folder, lambda _: None, content))} tarballs read",
     )
     yield _check("no known hole of llama.cpp", lambda: _no_advisory(manifest))
-    yield _check("every tarball computes on the CPU", lambda: "; ".join(smoke(folder)))
+    yield _check("every tarball computes on the CPU", lambda: "; ".join(smoke(folder, manifest)))
     for artifact in servers:
         asked = partial(_ask, folder, artifact)
         yield _check(f"{artifact.name} answers with a real model", asked)

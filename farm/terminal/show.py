@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from farm.errors import UsageError
+from llama_loader.errors import printable
 from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
 
 if TYPE_CHECKING:
@@ -36,13 +38,29 @@ _NUMBER: Final = re.compile(r"[0-9]{1,9}")
 
 
 def line(text: str) -> None:
-    """Print one line to stdout, at once: uploads take long."""
-    print(text, flush=True)
+    """Print text to stdout, at once: uploads take long."""
+    print(_safe(text), flush=True)
 
 
 def note(text: str) -> None:
-    """Print one line to stderr, beside the command's result."""
-    print(text, file=sys.stderr)
+    """Print text to stderr, beside the command's result."""
+    print(_safe(text), file=sys.stderr)
+
+
+def _safe(text: str) -> str:
+    """Escape what a terminal acts on, but no line break: manifests and servers are foreign."""
+    return "\n".join(map(printable, text.split("\n")))
+
+
+class _Table(Table):
+    """A table whose cells are texts from outside."""
+
+    def __init__(self, *columns: str) -> None:
+        super().__init__(*columns, box=None)
+
+    def row(self, *cells: str) -> None:
+        """Add a row; rich would read ``[/x]`` in a text as its own markup."""
+        self.add_row(*(Text(printable(cell)) for cell in cells))
 
 
 def number(option: str, text: str | None, least: int = 1, most: int = 999_999_999) -> int | None:
@@ -108,19 +126,19 @@ def one_of(options: Mapping[str, str | None]) -> None:
 def targets(rows: Targets) -> None:
     """Print the lines, sets and groups of build/targets.toml."""
     console = Console(highlight=False)
-    lines = Table("line", "CUDA", "architectures", "driver", "devel image", box=None)
+    lines = _Table("line", "CUDA", "architectures", "driver", "devel image")
     for name, row in rows.lines.items():
         span = f"{row.oldest} to {row.newest}" if row.is_cuda else ""
-        lines.add_row(name, row.toolkit or "", span, row.min_driver or "", row.image)
+        lines.row(name, row.toolkit or "", span, row.min_driver or "", row.image)
     for major, cuda in rows.cuda.items():
         span = f"{cuda.oldest} to {cuda.newest[-1][1]}"
-        lines.add_row(f"cu{major}N", f"{major}.N", span, cuda.min_driver, "any with its nvcc")
-    sets = Table("set", "CMAKE_CUDA_ARCHITECTURES", "format", box=None)
+        lines.row(f"cu{major}N", f"{major}.N", span, cuda.min_driver, "any with its nvcc")
+    sets = _Table("set", "CMAKE_CUDA_ARCHITECTURES", "format")
     for name, arch_set in rows.sets.items():
-        sets.add_row(name, arch_set.archs or "none", arch_set.format)
-    groups = Table("group", "sets", box=None)
+        sets.row(name, arch_set.archs or "none", arch_set.format)
+    groups = _Table("group", "sets")
     for name, members in rows.groups.items():
-        groups.add_row(name, ", ".join(members))
+        groups.row(name, ", ".join(members))
     for table in (lines, sets, groups):
         console.print(table)
         console.print()
@@ -134,16 +152,14 @@ def release_rows(rows: Targets) -> None:
 def status(manifest: Manifest) -> None:
     """Print a release's artifacts and the size of their parts, in MB (10^6 bytes)."""
     console = Console(highlight=False)
-    console.print(
-        f"{manifest.release}  llama.cpp {manifest.source.version} build {manifest.source.build}"
-    )
-    table = Table(box=None)
+    line(f"{manifest.release}  llama.cpp {manifest.source.version} build {manifest.source.build}")
+    table = _Table()
     table.add_column("artifact", overflow="fold", min_width=24)
     for column in ("download", "unpacked", "GPU code", "host code", "holds"):
         table.add_column(column)
     for artifact in manifest.artifacts:
         parts = _parts(artifact)
-        table.add_row(
+        table.row(
             artifact.name,
             megabytes(artifact.size),
             megabytes(artifact.unpacked_size),
@@ -276,18 +292,18 @@ def deployment(changes: Changes) -> None:
 def overview(found: Overview) -> None:
     """Print the channels and releases of a place."""
     console = Console(highlight=False)
-    console.print(found.where)
+    line(found.where)
     for title, rows in (("channel", found.channels), ("release", found.releases)):
         if not rows:
-            console.print(f"no {title}s")
+            line(f"no {title}s")
             continue
-        table = Table(title, "release", "serial", "age", "expires in", "tarballs", "size", box=None)
+        table = _Table(title, "release", "serial", "age", "expires in", "tarballs", "size")
         for row in rows:
             age = _span(datetime.now(timezone.utc) - row.manifest.created)
             held = row.manifest.artifacts
             size = megabytes(sum(artifact.size for artifact in held))
             told = (row.manifest.release, str(row.manifest.serial), age, _left(row))
-            table.add_row(row.name, *told, str(len(held)), size)
+            table.row(row.name, *told, str(len(held)), size)
         console.print(table)
     for row in found.channels:
         if row.left is not None and row.left <= WARNED:
@@ -298,9 +314,9 @@ def overview(found: Overview) -> None:
             )
     supposed = [row for row in (*found.channels, *found.releases) if row.gets]
     if supposed:
-        console.print("that host gets")
+        line("that host gets")
     for row in supposed:
-        console.print(f" {row.name}: {row.gets}", soft_wrap=True)
+        line(f" {row.name}: {row.gets}")
 
 
 def _left(row: Row) -> str:

@@ -124,9 +124,7 @@ def of(destination: Destination, suppose: str | None = None) -> Overview:
     channels = {
         name: destination.channel_file(name, release.MANIFEST) for name in destination.channels()
     }
-    releases = {
-        name: b"".join(destination.read(name, release.MANIFEST)) for name in destination.releases()
-    }
+    releases = {name: destination.small(name, release.MANIFEST) for name in destination.releases()}
     return Overview(
         destination.where,
         tuple(_row(name, content, suppose) for name, content in channels.items() if content),

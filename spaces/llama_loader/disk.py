@@ -315,7 +315,7 @@ def trusted(path: Path, hops: int = 40) -> Path:
             status = step.lstat()
         except FileNotFoundError:
             break
-        if why := why_not(status, _bits_of_others(status)):
+        if why := why_not(status, _bits_of_others(step, status)):
             raise PermissionError(errno.EPERM, f"{step} {why}", str(path))
         if stat.S_ISLNK(status.st_mode):
             if not hops:
@@ -324,11 +324,17 @@ def trusted(path: Path, hops: int = 40) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _bits_of_others(status: os.stat_result) -> int:
-    """The bits by which others may rename what is in a folder; a group of this user alone may."""
+def _bits_of_others(folder: Path, status: os.stat_result) -> int:
+    """The bits by which others may rename what is in a folder; a group of this user alone may.
+
+    With an access control list, whose users may be any, the group's bits are its mask (acl(5)).
+    """
     if not stat.S_ISDIR(status.st_mode) or status.st_mode & stat.S_ISVTX:
         return 0
     is_own_group = status.st_gid in (0, os.geteuid())
+    if is_own_group and status.st_mode & stat.S_IWGRP:
+        with contextlib.suppress(OSError):  # a disk that has no lists
+            is_own_group = "system.posix_acl_access" not in os.listxattr(folder)
     return stat.S_IWOTH | (0 if is_own_group else stat.S_IWGRP)
 
 

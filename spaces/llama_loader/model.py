@@ -18,6 +18,7 @@ import sys
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
@@ -39,7 +40,9 @@ if TYPE_CHECKING:
     from llama_loader.settings import Settings
 
 _ANSWER_TIMEOUT: Final = 10.0
-"""Seconds that the Hub may take to answer a question about a file."""
+"""Seconds that the Hub may be silent when it answers a question about a file."""
+_ANSWERED: Final = 60.0
+"""Seconds until the whole answer is here: the client's own time begins anew with every byte."""
 _XET_PLACE: Final = "/xet-read-token"
 """In the address at which the Hub gives the way to its Xet storage; mirrors may not have it."""
 _NAME: Final = re.compile(r"(?!\.{1,2}$)[^/\\\0]{1,200}")
@@ -98,7 +101,16 @@ def _files_on_hub(settings: Settings) -> list[str]:
     client = _hub_client(settings)
     with _hub_errors(settings):
         api = client.HfApi(endpoint=settings.hf_endpoint, token=settings.hf_token or False)
-        return list(api.list_repo_files(settings.gguf_repo_id, revision=settings.gguf_revision))
+        place = {"repo_id": settings.gguf_repo_id, "revision": settings.gguf_revision}
+        return list(_answered(partial(api.list_repo_files, **place)))
+
+
+def _answered(ask: Callable[[], Any]) -> Any:
+    """Return what the Hub answers, if it does so in time."""
+    asking = Background(ask)
+    if not asking.wait(_ANSWERED):
+        raise TimeoutError(f"no whole answer within {_ANSWERED:g} s")
+    return asking.result()
 
 
 def _files_in_cache(settings: Settings) -> list[str]:
@@ -298,9 +310,8 @@ def _on_hub(settings: Settings) -> list[_Remote]:
         place = {"revision": settings.gguf_revision, "endpoint": settings.hf_endpoint}
         with _hub_errors(one):
             url = client.hf_hub_url(settings.gguf_repo_id, name, **place)
-            answer = client.get_hf_file_metadata(
-                url, token=settings.hf_token or False, timeout=_ANSWER_TIMEOUT
-            )
+            options = {"token": settings.hf_token or False, "timeout": _ANSWER_TIMEOUT}
+            answer = _answered(partial(client.get_hf_file_metadata, url, **options))
         named_by = (answer.commit_hash or "", answer.etag or "")
         if not all(map(_NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
             raise NetworkError(

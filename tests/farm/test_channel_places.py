@@ -325,11 +325,23 @@ def test_links_where_releases_lie_cost_no_person_a_file(
         (mine / name).write_text(name)
     (root / "channels" / "stable" / ".manifest.json.part").symlink_to(mine / "letter")
     channels.promote(folder_of_two, "b11549-1", "stable", signer)
-    (root / ".b11551-1.publishing").symlink_to(mine)
+    (root / "channels" / "beta").symlink_to(mine)
+    with refused("DESTINATION_NOT_WRITABLE", PublishError):
+        channels.promote(folder_of_two, "b11549-1", "beta", signer)
+    gathered = root / ".b11551-1.publishing"
+    gathered.symlink_to(mine)
     folder = tiny_release.of_build(kept, 11551, tmp_path / "third")
     plan = publishing.prepare(folder, folder_of_two, lambda _: None)
     with refused("DESTINATION_NOT_WRITABLE", PublishError):
         publishing.publish(plan, folder_of_two, lambda _: None)
+    gathered.unlink()
+
+    def replace_the_folder(_: str) -> None:
+        if not gathered.is_symlink():
+            gathered.rename(tmp_path / "aside")
+            gathered.symlink_to(mine)
+
+    publishing.publish(plan, folder_of_two, replace_the_folder)
     assert {path.name: path.read_text() for path in mine.iterdir()} == {
         "letter": "letter",
         "photo": "photo",

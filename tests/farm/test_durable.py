@@ -2,8 +2,10 @@
 
 import errno
 import os
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import small_disk
@@ -36,6 +38,24 @@ def test_a_file_has_its_bytes_and_mode(tmp_path: Path) -> None:
         assert place.read_bytes() == content
         assert place.stat().st_mode & 0o777 == mode
     assert names(tmp_path) == ["file"]
+
+
+def test_link_in_the_place_of_a_temporary_file_costs_no_person_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the folder is faster than the farm."""
+    (tmp_path / "letter").write_bytes(b"letter")
+    make = tempfile.mkstemp
+
+    def made_and_replaced(*arguments: Any, **options: Any) -> tuple[int, str]:
+        handle, name = make(*arguments, **options)
+        Path(name).unlink()
+        Path(name).symlink_to(tmp_path / "letter")
+        return handle, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", made_and_replaced)
+    durable.replace(tmp_path / "file", b"new")
+    assert (tmp_path / "letter").read_bytes() == b"letter"
 
 
 def test_a_full_disk_leaves_the_old_file_and_no_other(full: Path) -> None:

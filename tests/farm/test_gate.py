@@ -1,13 +1,18 @@
 """A release comes into a channel with a report of its checks, or not at all."""
 
 import hashlib
+import json
+import os
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
 import pytest
 
-from farm import loader
+from farm import loader, release
 from farm.errors import PublishError
-from farm.publish import gate
+from farm.publish import gate, places
+from farm.publish.parts import Known
 from tests.rigs import github_releases, published
 from tests.rigs.published import Place, publish
 from tests.rigs.refusals import refused
@@ -37,6 +42,41 @@ def test_release_is_checked_then_and_there_without_a_digest(place: Place, releas
     with refused("GATE_FAILED", PublishError, match="computes on the CPU"):
         gate.require_gate(place.open(), "b11549-1", made.append)
     assert [check.passed for check in made[:3]] == [True, True, False]
+
+
+def test_digest_is_that_of_the_manifest_that_was_checked(
+    released: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever may write to the folder shows the checks another manifest than is to be signed."""
+    manifest, verify = released / "manifest.json", release.verify
+    honest = manifest.read_bytes()
+    lying = json.loads(honest)
+    lying["artifacts"][0]["needs"] = ["libevil.so.1"]
+    manifest.write_text(json.dumps(lying))
+
+    def show_the_honest_one(*arguments: Any) -> tuple[str, ...]:
+        manifest.write_bytes(honest)
+        return verify(*arguments)
+
+    monkeypatch.setattr(release, "verify", show_the_honest_one)
+    report = gate.run(released, lambda _: None)
+    assert digest(released) == hashlib.sha256(honest).hexdigest() != report.manifest_sha256
+    assert not report.checks[0].passed
+
+
+def test_published_file_longer_than_its_manifest_says_is_not_fetched_to_its_end(
+    released: Path, tmp_path: Path
+) -> None:
+    to = places.parse(str(tmp_path / "published"))
+    publish(to, released)
+    tarball = next((tmp_path / "published").rglob("*.tar.zst"))
+    os.truncate(tarball, 1 << 40)
+    known = {path.name: Known(1, "0" * 64) for path in tarball.parent.iterdir()}
+    with (
+        mock.patch.object(to, "present", return_value=known),
+        refused("RELEASE_CHANGED", PublishError, "longer"),
+    ):
+        gate.check_published(to, "b11549-1", lambda _: None)
 
 
 def test_only_what_the_manifest_names_is_fetched_to_be_checked(

@@ -11,6 +11,7 @@ import shutil
 import struct
 import subprocess
 import tarfile
+import tempfile
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -412,9 +413,28 @@ def test_tarball_of_more_bytes_than_a_release_has(
     refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
 
 
+def test_member_larger_than_a_library_can_be_is_not_written_to_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "_LARGEST", 10)
+    path = tarball(tmp_path / "x.tar.gz", ("runtime/a", {}, b"\x7fELF567890a"))
+    refused(PackError, "ARCHIVE_UNSOUND", lambda: pack.read_inventory(path))
+
+
+def test_only_programs_are_copied_to_be_looked_into(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pack, "_IN_MEMORY", 10)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    plain = tarball(tmp_path / "x.tar.gz", ("runtime/a", {}, bytes(1000)))
+    assert [entry.size for entry in pack.read_inventory(plain).files] == [1000]
+    program = tarball(tmp_path / "y.tar.gz", ("runtime/a", {}, b"\x7fELF" + bytes(1000)))
+    refused(PackError, "TARBALL_UNREADABLE", lambda: pack.read_inventory(program))
+
+
 def test_error_of_the_farm_shows_no_terminal_codes() -> None:
-    shown = PackError("X", "runpath \x1b[2J\x9b\u202e\nthe log's own line").render()
-    assert shown == "error[X]: runpath \\x1b[2J\\x9b\\u202e\nthe log's own line"
+    shown = PackError("X", "runpath \x1b[2J\x9b\u202e\nthe log's own line", hint="\x1b[H").render()
+    assert shown == "error[X]: runpath \\x1b[2J\\x9b\\u202e\nthe log's own line\nhint: \\x1b[H"
 
 
 @pytest.mark.parametrize("archive_format", FORMATS)

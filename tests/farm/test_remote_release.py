@@ -7,12 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fault_server
 import msgspec
 import pytest
 from fault_server import FaultServer
 from releases import artifact, manifest
 
-from farm import release
+from farm import release, remote_release
 from farm.errors import FarmError
 from farm.remote_release import opened
 from farm.serve import ReleaseServer
@@ -149,6 +150,7 @@ def test_a_channel_s_manifest_says_which_release_to_verify(folder: Path, tmp_pat
     ("url", "code"),
     [
         ("http://192.0.2.1/manifest.json", "RELEASE_URL_UNSAFE"),
+        ("http://localhost/manifest.json", "RELEASE_URL_UNSAFE"),  # a name may lead anywhere
         ("ftp://example.org/manifest.json", "RELEASE_URL_UNKNOWN"),
         ("hf://owner/manifest.json", "RELEASE_URL_UNKNOWN"),
     ],
@@ -157,6 +159,30 @@ def test_other_kinds_of_urls_are_refused_before_anything_is_opened(url: str, cod
     with pytest.raises(FarmError) as caught, opened(url):
         pass
     assert (caught.value.code, caught.value.exit_status) == (code, 2)
+
+
+@pytest.mark.parametrize("fault", [fault_server.drip(1, 0.1), fault_server.drips_head(1, 0.1)])
+def test_server_that_sends_a_byte_now_and_then_is_not_awaited(
+    monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
+) -> None:
+    monkeypatch.setattr(remote_release, "_DEADLINE", 0.5)
+    with FaultServer() as server:
+        url = server.put("/manifest.json", bytes(100))
+        server.fail("/manifest.json", fault, always=True)
+        with refused("RELEASE_UNREACHABLE", FarmError, "not done within"), opened(url):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["FIFO", "a tebibyte"])
+def test_pin_of_what_is_no_small_file_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "manifest.json"
+    if kind == "FIFO":
+        os.mkfifo(place)
+    else:
+        place.touch()
+        os.truncate(place, 1 << 40)
+    with refused("RELEASE_MISSING", FarmError), opened(str(tmp_path), sha256="0" * 64):
+        pass
 
 
 def test_a_manifest_that_is_a_login_page_is_refused() -> None:

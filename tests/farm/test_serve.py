@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from farm import serve
 from farm.serve import ReleaseServer
 from tests.rigs.refusals import refused
 
@@ -171,6 +172,28 @@ def test_nothing_else_is_served(server: ReleaseServer, target: str) -> None:
     response, body = ask(server, target)
     assert response.status == 404
     assert b"secret" not in body
+
+
+@pytest.mark.parametrize("kind", ["link", "FIFO"])
+def test_file_that_is_replaced_after_it_was_looked_at_is_not_served(
+    server: ReleaseServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """Whoever may write to the folder is faster than the server."""
+    look = serve.locate
+
+    def looked_at_and_replaced(folder: Path, target: str) -> Path | None:
+        found = look(folder, target)
+        place = folder / "a.tar.zst"
+        place.unlink()
+        if kind == "link":
+            place.symlink_to(tmp_path / "secret")
+        else:
+            os.mkfifo(place)
+        return found
+
+    monkeypatch.setattr(serve, "locate", looked_at_and_replaced)
+    response, body = ask(server, "/a.tar.zst")
+    assert (response.status, b"secret" in body) == (404, False)
 
 
 def test_its_own_address_leads_to_the_manifest(server: ReleaseServer, tmp_path: Path) -> None:

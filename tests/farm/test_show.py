@@ -10,6 +10,7 @@ from msgspec import structs
 from verbs import PROJECT
 
 from farm import release
+from farm.publish.gate import Check
 from farm.terminal import show
 from farm.terminal.status import Overview, Row
 from llama_loader.manifest import Manifest
@@ -87,3 +88,19 @@ def test_the_verbs_are_listed_without_an_import_of_the_work() -> None:
     assert not imported & {"docker", "distributed", "requests", "huggingface_hub"}
     assert not imported & {"farm.pipeline", "farm.release", "farm.pack", "farm.engines"}
     assert len([name for name in imported if name.startswith("farm.")]) < 15
+
+
+def test_texts_from_outside_are_shown_without_terminal_codes(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A manifest's texts, and what a server answered to the gate; rich would read ``[/x]``."""
+    evil = "[/x] \x1b[2J\x9b\u202e"
+    lying = structs.replace(manifest, source=structs.replace(manifest.source, version=evil))
+    show.status(lying)
+    show.check(Check("answers", passed=True, detail=f"Paris{evil}\nsecond"))
+    named = row(lying, evil, evil)
+    show.overview(Overview(evil, (named,), (named,)))
+    show.note(evil)
+    told = capsys.readouterr()
+    assert not {"\x1b", "\x9b", "\u202e"} & {*told.out, *told.err}
+    assert told.out.count("[/x]") == 9

@@ -4,6 +4,7 @@ import errno
 import os
 import socket
 import stat
+import struct
 from pathlib import Path
 from typing import Any
 
@@ -155,6 +156,26 @@ def test_a_path_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
+def test_folder_whose_access_control_list_lets_another_user_write_is_not_trusted(
+    tmp_path: Path,
+) -> None:
+    place = tmp_path / "shared" / "store"
+    place.mkdir(parents=True)
+    place.parent.chmod(0o770)
+    assert disk.trusted(place) == place.resolve()
+    nobody, unused = 65534, 0xFFFFFFFF
+    entries = ((1, 7, unused), (2, 7, nobody), (4, 0, unused), (16, 7, unused), (32, 0, unused))
+    packed = [struct.pack("<HHI", *entry) for entry in entries]  # linux/posix_acl_xattr.h
+    try:
+        os.setxattr(
+            place.parent, "system.posix_acl_access", struct.pack("<I", 2) + b"".join(packed)
+        )
+    except OSError as error:
+        pytest.skip(f"this disk has no access control lists: {error}")
+    with pytest.raises(PermissionError, match="can be written by other users"):
+        disk.trusted(place)
+
+
 def test_a_path_through_another_users_folder_or_link_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "theirs/store").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path)

@@ -25,7 +25,8 @@ from tests.loader.test_model import (
     path_from_hub,
     refused,
 )
-from tests.rigs import hub
+from tests.rigs import fault_server, hub, refusals
+from tests.rigs.fault_server import FaultServer
 from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
 from tests.rigs.waiting import until
@@ -87,6 +88,21 @@ def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: P
     assert "check the network and try again" in done.stderr
     for odd in ("Retrying", "XET", "Xet"):
         assert odd not in done.stderr
+
+
+def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "_ANSWERED", 0.5)
+    with FaultServer() as server:
+        for path in ("/me/model/resolve/main/m.gguf", "/api/models/me/model/tree/main"):
+            server.put(path, b"[]")
+            server.fail(path, fault_server.drips_head(1, 0.1), always=True)
+        for model_ in (
+            {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf"},
+            {"gguf_repo_id": "me/model:Q4_K_M"},
+        ):
+            asked = {**model_, "hf_endpoint": server.url}
+            with refusals.refused("HUB_UNREACHABLE", match="no whole answer within 0.5 s"):
+                model.size_on_hub(load({}, {"HOME": "/nowhere"}, **asked))
 
 
 def test_file_in_the_hubs_cache_with_other_bytes_is_named(

@@ -110,13 +110,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer(200, {"choices": [{"text": "!", "finish_reason": "length"}]})
 
     def chat(self) -> None:
-        """Stream three words; ``chat``: die (after one), refuse."""
+        """Stream ``words``; ``chat``: die (after one), refuse."""
         if DO.get("chat") == "refuse":
             self.answer(400, {"error": {"message": "the prompt is too long"}})
             return
         self.send_response(200)
         self.end_headers()
-        for word in ("one", " two", " three"):
+        for word in DO.get("words", ("one", " two", " three")):
             said = {"delta": {"content": word}} if "chat" in self.path else {"text": word}
             delta = {**said, "finish_reason": None}
             self.wfile.write(f"data: {json.dumps({'choices': [delta]})}\n\n".encode())

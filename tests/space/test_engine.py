@@ -21,7 +21,7 @@ import pytest
 from verbs import PROJECT
 from waiting import comes
 
-from llama_loader import processes, self_test
+from llama_loader import client, processes, self_test
 from llama_loader import server as server_module
 from llama_loader.errors import NetworkError, ServerError, SettingError
 from llama_loader.events import Event, Note, Stage
@@ -35,6 +35,7 @@ from llama_space import (
 )
 from llama_space.request import Request, Reserved
 from llama_space.values import Item
+from tests.rigs.refusals import refused
 
 CHAT = [{"role": "user", "content": "Count."}]
 
@@ -358,6 +359,37 @@ def test_two_first_calls_at_once_start_one_server(rig: Rig) -> None:
     assert told == ["one two three"] * 2
     assert len({call.warm for call in engine.status().calls}) == 1
     assert engine.status().server_pid is not None
+
+
+def test_two_engines_share_no_key_no_answer_and_no_store(tmp_path: Path) -> None:
+    """One server runs in a process: a call of the other engine ends it, also in an answer."""
+    rigs = {}
+    for name in ("first", "second"):
+        (tmp_path / name).mkdir()
+        rigs[name] = Rig(tmp_path / name)
+        rigs[name].behave(words=[name] * 200, between=0.02)
+    try:
+        keys: list[str] = []
+        for name in ("first", "second", "first"):
+            with rigs[name].engine.server() as address:
+                keys.append(address.api_key)
+            words = rigs[name].engine.chat(CHAT)
+            assert next(words) == name
+            port = int(address.base_url.rpartition(":")[2].partition("/")[0])
+            for old in keys[:-1]:
+                with refused("REQUEST_REFUSED", match="Invalid API Key"):
+                    client.Client(port, old).completion("1", max_tokens=1)
+        assert len({*keys}) == len(keys)
+        assert next(rigs["second"].engine.chat(CHAT)) == "second"
+        with pytest.raises(ServerError):
+            assert {*words} == {"first"}
+        runtimes = [tmp_path / name / "store" / "runtimes" for name in rigs]
+        stores = [[one for one in place.iterdir() if one.is_dir()] for place in runtimes]
+        assert [len(one) for one in stores] == [1, 1]
+        assert not {one.name for one in stores[0]} & {one.name for one in stores[1]}
+    finally:
+        for rig in rigs.values():
+            rig.engine.close()
 
 
 def test_a_fork_has_an_engine_and_a_server_of_its_own(rig: Rig) -> None:
