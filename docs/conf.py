@@ -9,13 +9,19 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from invoke.collection import Collection
+
 import llama_space
+import tasks
 from farm.release import json_schema
+from llama_loader import __main__ as loader
 from llama_loader import doctor as examination
 from llama_loader import errors as loader_errors
+from llama_loader import settings as loader_settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -131,6 +137,45 @@ def doctor() -> str:
     return f"```json\n{json.dumps(examination.json_schema(), indent=2)}\n```\n"
 
 
+def settings() -> str:
+    """Return every variable with its option, what it accepts and its default."""
+    rows = (one.metadata["row"] for one in fields(loader_settings.Settings) if one.metadata)
+    table = [
+        f"| `{row.variable}` | {row.option and f'`{row.option}`'} | {row.kind.accepts} |"
+        f" {'' if row.default in {None, ()} else f'`{row.default}`'} |"
+        for row in rows
+        if row.variable
+    ]
+    head = ["| variable | option | accepts | default |", "| --- | --- | --- | --- |"]
+    return "\n".join([*head, *table]) + "\n"
+
+
+def commands() -> str:
+    """Return the help of every command of the loader."""
+    actions = loader._parser()._actions  # noqa: SLF001 - argparse lists commands nowhere else
+    subparsers = next(one.choices for one in actions if isinstance(one.choices, dict))
+    return "\n".join(
+        f"### {name}\n\n```text\n{command.format_help()}```\n"
+        for name, command in subparsers.items()
+    )
+
+
+def verbs() -> str:
+    """Return every verb of the farm with its options and their defaults."""
+    farm = Collection.from_module(tasks)
+    lines = []
+    for verb in sorted(farm.to_contexts(), key=lambda one: str(one.name)):
+        lines.append(f"## {verb.name}\n\n{inspect.getdoc(farm[verb.name])}\n")
+        if verb.args:
+            lines.append("| option | meaning | default |\n| --- | --- | --- |")
+        for option in verb.args.values():
+            name = f"`{'' if option.positional else '--'}{option.name.replace('_', '-')}`"
+            default = f"`{option.default}`" if isinstance(option.default, str) else ""
+            lines.append(f"| {name} | {option.help or ''} | {default} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def api() -> str:
     """Return the public names of ``llama_space``, their signatures and docstrings."""
     public = {name: getattr(llama_space, name) for name in llama_space.__all__}
@@ -165,6 +210,9 @@ def decisions() -> str:
 
 
 _GENERATED: Final[dict[str, Callable[[], str]]] = {
+    "settings": settings,
+    "commands": commands,
+    "verbs": verbs,
     "errors": errors,
     "schema": schema,
     "doctor": doctor,
