@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import nox
+from nox.command import CommandFailed
 
 nox.needs_version = ">=2025.2"
 nox.options.default_venv_backend = "uv|virtualenv"
@@ -74,9 +76,29 @@ def typecheck(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """All tests that this machine can run; what is skipped is listed with its reason."""
+    """All tests that this machine can run; what is skipped is listed with its reason.
+
+    In two halves: the fast tests on every CPU, and beside them one that builds the CPU release;
+    then what uses that release, an engine or a browser, two at a time. With arguments: as pytest.
+    """
     _install(session, DEV_LOCK)
-    session.run("pytest", *session.posargs, env=MODULE_PATH)
+    if session.posargs:
+        session.run("pytest", *session.posargs, env=MODULE_PATH)
+        return
+    first = "fast or builds"
+    halves = (
+        ("-m", first, f"--numprocesses={1 + (os.cpu_count() or 1)}", "--dist=worksteal"),
+        ("-m", f"not ({first})", "-n2", "--dist=loadfile", "--no-loadscope-reorder"),
+    )
+    failed = []
+    with tempfile.TemporaryDirectory() as folder:
+        for half in halves:
+            try:
+                session.run("pytest", *half, env={**MODULE_PATH, "LLAMA_TEST_BUILD": folder})
+            except CommandFailed:
+                failed.append(half[1])
+    if failed:
+        session.error(f"tests failed: {', '.join(failed)}")
 
 
 @nox.session

@@ -27,16 +27,14 @@ import time
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from farm import source, targets
 from farm.engines.local import LocalEngine
 from farm.execute import execute
 from farm.inputs import pins, toolkit
 from farm.plan import BuildPlan
-
-if TYPE_CHECKING:
-    from farm.plan import Step
+from tests.rigs.tiny_release import Silent
 
 SETS: Final = ("sm90", "sm120")
 LINE: Final = "cu130"
@@ -53,12 +51,6 @@ UNITS: Final = (
 )
 CHANGED: Final = "norm.cu"
 HITS: Final = frozenset({"direct_cache_hit", "preprocessed_cache_hit"})
-
-
-class _Silent:
-    def step(self, plan: BuildPlan, step: Step) -> None: ...
-    def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None: ...
 
 
 def reduced(tree: Path, into: Path) -> Path:
@@ -94,7 +86,7 @@ def measure(plan: BuildPlan, engine: LocalEngine, scratch: Path) -> dict[str, An
     log = scratch / "stats.log"
     log.unlink(missing_ok=True)
     before, began = _cpu(), time.monotonic()
-    with execute(plan, engine, logs=scratch / "logs", reporter=_Silent()):
+    with execute(plan, engine, logs=scratch / "logs", reporter=Silent()):
         pass
     files = results(log)
     cuda = [(name, hit) for name, hit in files if name in UNITS]

@@ -66,8 +66,8 @@ def fuzz(name: str, inputs: int, seed: int, kept: Path) -> bool:
             hangs += 1
             _keep(name, seed, told[_DONE] - 1, kept, f"ended by {process.exitcode}")
     figures = (f"{inputs:,}", told[_UNTYPED], hangs, f"{told[_PEAK] // 1024} MB")
-    print(f"| {name} |", *(f"{one} |" for one in figures), f"{time.monotonic() - began:.0f} |")
-    sys.stdout.flush()
+    seconds = f"{time.monotonic() - began:.0f} |"
+    print(f"| {name} |", *(f"{one} |" for one in figures), seconds, flush=True)
     return bool(hangs or told[_UNTYPED])
 
 

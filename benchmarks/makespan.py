@@ -132,8 +132,8 @@ def throttled(hosts: int) -> Iterator[str]:
         scheduler = (*program, "distributed.cli.dask_scheduler", "--port", "0", *common)
         worker = (*program, "distributed.cli.dask_worker", "--no-nanny", "--nthreads", "1", *common)
         declared = ("--resources", f"{RESOURCE}=1", "--local-directory", folder)
-        ends.enter_context(_process(scheduler))
-        processes = [ends.enter_context(_process((*worker, *declared))) for _ in range(hosts)]
+        _start(scheduler, ends)
+        processes = [_start((*worker, *declared), ends) for _ in range(hosts)]
         with Client(scheduler_file=where, timeout=60) as client:  # type: ignore[no-untyped-call]
             client.wait_for_workers(hosts, timeout=120)
             address = client.scheduler.address
@@ -142,14 +142,11 @@ def throttled(hosts: int) -> Iterator[str]:
         yield address
 
 
-@contextmanager
-def _process(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
+def _start(command: Sequence[str], ends: ExitStack) -> subprocess.Popen[bytes]:
     quiet = subprocess.DEVNULL
-    with subprocess.Popen(command, stdout=quiet, stderr=quiet) as process:
-        try:
-            yield process
-        finally:
-            process.terminate()
+    process = ends.enter_context(subprocess.Popen(command, stdout=quiet, stderr=quiet))
+    ends.callback(process.terminate)
+    return process
 
 
 def real(hosts: int, *, capped: bool) -> dict[str, Any]:
@@ -225,7 +222,6 @@ def main() -> None:
     """Write the result."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--simulate-only", action="store_true")
     parser.add_argument("--hosts", type=int, nargs="*", default=[os.cpu_count() or UNITS_FOR])
     parser.add_argument("--throttled", action="store_true", help="each has its part of the CPUs")
     options = parser.parse_args()
@@ -233,9 +229,8 @@ def main() -> None:
     result: dict[str, Any] = {
         "sets": len(recorded),
         "simulated": [simulate(recorded, hosts) for hosts in HOSTS],
+        "real": [real(hosts, capped=options.throttled) for hosts in options.hosts],
     }
-    if not options.simulate_only:
-        result["real"] = [real(hosts, capped=options.throttled) for hosts in options.hosts]
     options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps(result, indent=2))
 

@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING
 
 import cpu_release as cpu_release_rig
 import pytest
+from filelock import FileLock
 from needs import must_or_skip
 from verbs import PROJECT, Release, succeed
 
-from tests.rigs import impostor_archive
+from tests.rigs import impostor_archive, turns
 from tests.rigs.downloads import Reader
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.impostor_archive import Impostor
@@ -24,30 +25,39 @@ from tests.rigs.impostor_archive import Impostor
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from cpu_release import CpuBuild
     from docker import DockerClient
 
 # A CI runner may start us with SIGINT ignored, and children inherit that: Ctrl-C is tested here.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-_BUILT = frozenset({"client", "base_image", "cpu_release", "real_manifest", "real_runtime"})
+_PACKAGES = frozenset({"docs", "farm", "loader", "space", "translator"})
+"""Folders whose tests are fast, but for those that need a Docker engine or a real model."""
+_BUILT = frozenset({"base_image", "cpu_release", "real_manifest", "real_runtime"})
 _BUILD_SECONDS = 3600
 """A cold build of the cpu set in a container takes 11 minutes of two idle cores (FACTS §1)."""
-_ALONE = frozenset({"browser", "gpu", "integration"})
-"""Folders whose tests may not run beside a build; the others mirror the packages."""
 
 
-@pytest.hookimpl(trylast=True)
+@pytest.hookimpl(tryfirst=True)  # -m looks at the marks after it
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put what can run beside the build before what waits for it, or must not be beside it.
+    """Tell the halves of the suite apart (noxfile.py), each with what takes longest first.
 
-    Whichever test comes first waits for what all of them share: the time of that is not its.
+    In the one half that is the build of the release, in the other what shares the Docker engine.
     """
     for item in items:
-        if _fixtures(item) & _BUILT:
+        if not _BUILT.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.timeout(_BUILD_SECONDS), append=False)
-    items.sort(key=lambda i: bool(_fixtures(i) & _BUILT) or i.path.parent.name in _ALONE)
+        if item.path.parent.name in _PACKAGES and not _marked(item, "docker", "model"):
+            item.add_marker("fast")
+    items.sort(
+        key=lambda i: (not _marked(i, "builds"), turns.of(i.nodeid.partition("::")[0]) != "engine")
+    )
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """Let what shares something take turns, where files are given to processes."""
+    return turns.scheduler(config, log) if config.getoption("dist") == "loadfile" else None
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
@@ -57,28 +67,12 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(report.longreprtext)
 
 
-def _fixtures(item: pytest.Item) -> set[str]:
-    return set(getattr(item, "fixturenames", ()))
-
-
-@pytest.fixture(scope="session", autouse=True)
-def cpu_build(
-    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[CpuBuild | None]:
-    """The build that some test will ask for, begun before the first test; None without one."""
-    needed = set().union(*(_fixtures(item) for item in request.session.items))
-    from_release = {"real_manifest"} if "LLAMA_TEST_RELEASE" not in os.environ else set()
-    if from_release and "LLAMA_TEST_RUNTIME" not in os.environ:
-        from_release.add("real_runtime")
-    if not needed & ({"cpu_release"} | from_release):
-        yield None
-        return
-    with cpu_release_rig.begun(tmp_path_factory.mktemp("release")) as build:
-        yield build
+def _marked(item: pytest.Item, *names: str) -> bool:
+    return any(item.get_closest_marker(name) for name in names)
 
 
 @pytest.fixture(scope="session")
-def client(cpu_build: CpuBuild | None) -> Iterator[DockerClient]:
+def client() -> Iterator[DockerClient]:
     """A Docker engine that answers; its absence fails where CI demands it, else skips."""
     from farm.engines.docker import connect
     from farm.errors import EngineError
@@ -87,8 +81,6 @@ def client(cpu_build: CpuBuild | None) -> Iterator[DockerClient]:
         connected = connect()
     except EngineError as error:
         must_or_skip(f"no Docker engine: {error.message}")
-    if cpu_build is not None:
-        cpu_build.wait()  # tests look at all of the engine's containers
     with closing(connected):
         yield connected
 
@@ -102,11 +94,17 @@ def base_image(client: DockerClient) -> str:
 
 
 @pytest.fixture(scope="session")
-def cpu_release(base_image: str, cpu_build: CpuBuild | None) -> Release:
-    """The cpu set of the pinned llama.cpp, compiled in a container."""
-    del base_image
-    assert cpu_build is not None
-    return cpu_build.release()
+def cpu_release(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Release:
+    """The cpu set of the pinned llama.cpp, compiled in a container: once, for all processes."""
+    folder = Path(os.environ.get(cpu_release_rig.VARIABLE) or tmp_path_factory.mktemp("release"))
+    with FileLock(folder / "lock"):
+        made = cpu_release_rig.found(folder)
+        if made is None:
+            request.getfixturevalue("base_image")
+            made = cpu_release_rig.build(folder)
+        return made
 
 
 @pytest.fixture(scope="session")

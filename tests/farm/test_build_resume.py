@@ -8,13 +8,14 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import small_disk
 from rich.console import Console
+from tiny_release import TINY
+from waiting import comes
 
 from farm import demo, pack, pipeline, preflight, rebuild, release, source, targets
 from farm.durable import folder_digest
@@ -30,7 +31,6 @@ from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport
 
 PROJECT = Path(__file__).parent.parent.parent
-TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
 LOCAL = BuildRequest(arch_set="cpu", line="cpu", engine="local", patches="none")
 ALREADY = "cpu-cpu: built already, in an earlier run (--fresh builds it again)"
@@ -38,14 +38,37 @@ ALREADY = "cpu-cpu: built already, in an earlier run (--fresh builds it again)"
 
 @pytest.fixture(autouse=True)
 def private_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
-    monkeypatch.setattr(pipeline, "STATE", tmp_path / "state")
+    of_this_test(tmp_path, monkeypatch)
+
+
+def of_this_test(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Let state, caches and builds lie in a folder."""
+    patch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    patch.setenv("CCACHE_DIR", str(folder / "ccache"))
+    patch.setattr(pipeline, "STATE", folder / "state")
 
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
     return Path(shutil.copytree(TINY, tmp_path / "llama.cpp"))
+
+
+@pytest.fixture(scope="module")
+def built_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with a source, its first build, the state and the caches."""
+    folder = tmp_path_factory.mktemp("first")
+    with pytest.MonkeyPatch.context() as patch:
+        of_this_test(folder, patch)
+        tree = Path(shutil.copytree(TINY, folder / "llama.cpp"))
+        assert compiled(build(tree, folder / "out"))
+    return folder
+
+
+@pytest.fixture
+def built(built_once: Path, tmp_path: Path) -> Path:
+    """Return the source of a first build, of which this test has its own copy."""
+    shutil.copytree(built_once, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return tmp_path / "llama.cpp"
 
 
 def build(tiny: Path, out: Path, *, fresh: bool = False) -> list[str]:
@@ -69,33 +92,34 @@ def compiled(told: list[str]) -> bool:
     return any("cpu-cpu compile" in line for line in told)
 
 
-def test_what_is_built_and_packed_is_not_built_again(tiny: Path, tmp_path: Path) -> None:
-    assert compiled(build(tiny, tmp_path / "out"))
-    told = build(tiny, tmp_path / "out")
+def test_what_is_built_and_packed_is_not_built_again(built: Path, tmp_path: Path) -> None:
+    told = build(built, tmp_path / "out")
     assert ALREADY in told
     assert not compiled(told)
     assert any(line.startswith("packed already: ") for line in told)
 
 
-def test_another_folder_for_the_release_packs_the_kept_tree(tiny: Path, tmp_path: Path) -> None:
-    build(tiny, tmp_path / "out")
-    told = build(tiny, tmp_path / "elsewhere")
-    assert ALREADY in told
-    first, second = ((tmp_path / name).glob("*.tar.zst") for name in ("out", "elsewhere"))
-    assert next(first).read_bytes() == next(second).read_bytes()
+def test_kept_tree_is_packed_into_another_folder_and_where_the_tarball_was_changed(
+    built: Path, tmp_path: Path
+) -> None:
+    (tarball,) = (tmp_path / "out").glob("*.tar.zst")
+    whole = tarball.read_bytes()
+    tarball.write_bytes(whole[:-1])
+    for name in ("out", "elsewhere"):
+        assert ALREADY in build(built, tmp_path / name)
+        assert (tmp_path / name / tarball.name).read_bytes() == whole
 
 
 @pytest.mark.skipif(shutil.which("ccache") is None, reason="needs ccache")
 def test_fresh_builds_it_again_with_nothing_from_the_compiler_cache(
-    tiny: Path, tmp_path: Path
+    built: Path, tmp_path: Path
 ) -> None:
-    build(tiny, tmp_path / "out")
     shutil.rmtree(pipeline.STATE / "trees")
     before = cache_counts()
-    assert compiled(build(tiny, tmp_path / "out"))  # a cache that is used has hits
+    assert compiled(build(built, tmp_path / "out"))  # a cache that is used has hits
     filled = cache_counts()
     assert filled["hits"] > before["hits"]
-    told = build(tiny, tmp_path / "out", fresh=True)
+    told = build(built, tmp_path / "out", fresh=True)
     after = cache_counts()
     assert ALREADY not in told
     assert compiled(told)
@@ -186,17 +210,15 @@ def test_a_ccache_that_is_installed_beside_python_is_used(
     assert shared_cache.program() == str(tmp_path / "ccache")
 
 
-def test_another_source_is_another_build(tiny: Path, tmp_path: Path) -> None:
-    build(tiny, tmp_path / "out")
-    with (tiny / "llama.cpp").open("a", encoding="utf-8") as file:
+def test_another_source_is_another_build(built: Path, tmp_path: Path) -> None:
+    with (built / "llama.cpp").open("a", encoding="utf-8") as file:
         file.write("int one_more() { return 1; }\n")
-    assert compiled(build(tiny, tmp_path / "out"))
+    assert compiled(build(built, tmp_path / "out"))
 
 
-def test_a_tree_that_somebody_changed_is_not_used(tiny: Path, tmp_path: Path) -> None:
-    build(tiny, tmp_path / "out")
+def test_a_tree_that_somebody_changed_is_not_used(built: Path, tmp_path: Path) -> None:
     (journal,) = (pipeline.STATE / "journal").iterdir()
-    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(tiny))
+    plan = BuildPlan(TABLE.sets["cpu"], TABLE.line("cpu"), source.from_folder(built))
     kept = KeptTree(plan, json.loads(journal.read_bytes())["plan"], pipeline.STATE)
     assert kept.is_whole()
     program = kept.folder / "bin" / "llama-server"
@@ -209,17 +231,7 @@ def test_a_tree_that_somebody_changed_is_not_used(tiny: Path, tmp_path: Path) ->
     program.chmod(0o755)
     assert kept.is_whole()
     added.touch()
-    assert compiled(build(tiny, tmp_path / "out"))
-
-
-def test_a_tarball_that_was_changed_is_packed_again(tiny: Path, tmp_path: Path) -> None:
-    build(tiny, tmp_path / "out")
-    (tarball,) = (tmp_path / "out").glob("*.tar.zst")
-    whole = tarball.read_bytes()
-    tarball.write_bytes(whole[:-1])
-    told = build(tiny, tmp_path / "out")
-    assert ALREADY in told
-    assert tarball.read_bytes() == whole
+    assert compiled(build(built, tmp_path / "out"))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"plan": 1}', b'{"plan": "\xff"}'])
@@ -250,14 +262,10 @@ def test_the_run_after_an_interrupted_one_goes_on(
     process = subprocess.Popen(
         [sys.executable, "-c", script], cwd=PROJECT, stderr=subprocess.PIPE, start_new_session=True
     )
-    deadline = time.monotonic() + 120
-    while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.05)
-    if not marker.exists():
-        process.kill()
-        pytest.fail(process.communicate()[1].decode())
-    process.send_signal(end)
-    process.communicate(timeout=60)
+    comes(lambda: marker.exists() or process.poll() is not None, 120)
+    process.send_signal(end if marker.exists() else signal.SIGKILL)
+    _, told_at_the_end = process.communicate(timeout=60)
+    assert marker.exists(), told_at_the_end.decode()
     builds = tmp_path / "cache" / "llama-server-farm" / "builds"
     (left,) = builds.glob("cpu-cpu.*") if end == signal.SIGKILL else [None]
     assert bool(_working_below(builds)) == (end == signal.SIGKILL)

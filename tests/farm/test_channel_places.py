@@ -5,6 +5,8 @@ import json
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -29,18 +31,18 @@ FOLLOW = (
 @pytest.fixture
 def two(place: Place, kept: Path, tmp_path: Path) -> Destination:
     """Two releases are published."""
-    for build in (11549, 11550):
-        publish(place, tiny_release.of_build(kept, build, tmp_path / "two"))
-    return place.open()
+    return published_twice(place.open(), kept, tmp_path)
 
 
 @pytest.fixture
 def folder_of_two(kept: Path, tmp_path: Path) -> Destination:
-    """Two releases are published in a folder."""
-    to = places.parse(str(tmp_path / "published"))
+    """Two releases are published in a folder: signing is the same for every kind of place."""
+    return published_twice(places.parse(str(tmp_path / "published")), kept, tmp_path)
+
+
+def published_twice(to: Destination, kept: Path, tmp_path: Path) -> Destination:
     for build in (11549, 11550):
-        folder = tiny_release.of_build(kept, build, tmp_path / "two")
-        publish(to, folder)
+        publish(to, tiny_release.of_build(kept, build, tmp_path / "two"))
     return to
 
 
@@ -68,24 +70,13 @@ def follow(pin: dict[str, Any], store: Path) -> str:
     return name
 
 
-def replay(place: Place, serial: int) -> None:
+def replay(channel: Path, serial: int) -> None:
     """Put an older signed pair back in place, as somebody does who may write there.
 
     It is the place's own copy of it, kept under its serial; nobody needs the key for that.
     """
-    to = place.open()
-    names = {f"{serial}.json{end}": f"manifest.json{end}" for end in ("", ".minisig")}
-    old = {new: to.channel_file("stable", name) for name, new in names.items()}
-    if place.kind == "folder":
-        for name, content in old.items():
-            (place.root / "channels" / "stable" / name).write_bytes(content or b"")
-    elif place.kind == "github":
-        for asset in place.server.release("channel-stable").assets:
-            asset.content = old.get(asset.name) or asset.content
-    else:
-        repository = place.server.repositories["owner/name"]
-        changed = {f"channels/stable/{name}": content or b"" for name, content in old.items()}
-        repository.commits.append({**repository.commits[-1], **changed})
+    for end in ("", ".minisig"):
+        shutil.copy(channel / f"{serial}.json{end}", channel / f"manifest.json{end}")
 
 
 @pytest.mark.parametrize("place", ["github"], indirect=True)
@@ -122,10 +113,11 @@ def test_promote_then_roll_back_and_the_loader_follows(
 
 
 def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
-    place: Place, two: Destination, signer: trust.Signer, tmp_path: Path
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
     """The Space was pinned once, with the serial of that day; only its store has seen more."""
-    store = tmp_path / "store"
+    two, store = folder_of_two, tmp_path / "store"
+    channel = tmp_path / "published" / "channels" / "stable"
     channels.promote(two, "b11549-1", "stable", signer)
     pin = pin_space.channel(two, "stable", signer.public_key)
     assert pin["min_serial"] == 1
@@ -133,7 +125,7 @@ def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
     channels.promote(two, "b11550-1", "stable", signer)
     assert follow(pin, store) == "b11550-1"
 
-    replay(place, 1)
+    replay(channel, 1)
     answered = ask(pin, store)
     assert answered.returncode == 4
     assert "error[SERIAL_TOO_LOW]" in answered.stderr
@@ -144,14 +136,14 @@ def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
     assert (back.release, back.serial) == ("b11549-1", 3)
     assert follow(pin, store) == "b11549-1"  # the same release, rolled back to on purpose
 
-    replay(place, 2)
+    replay(channel, 2)
     assert ask(pin, store).returncode == 4
     channels.promote(two, "b11550-1", "stable", signer)
     newer = channels.rollback(two, "stable", signer)
     assert (newer.release, newer.serial) == ("b11549-1", 5)
     assert follow(pin, store) == "b11549-1"
     # A machine that never saw the channel knows only what its pin says.
-    replay(place, 4)
+    replay(channel, 4)
     now = {**pin, "min_serial": 5}
     assert ask(now, tmp_path / "fresh-store").returncode == 4
 
@@ -194,19 +186,19 @@ def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
 
 
 def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
-    two: Destination, signer: trust.Signer, tmp_path: Path
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(two, "b11549-1", "stable", signer, days=20)
-    channels.promote(two, "b11550-1", "candidate", signer, days=90)
-    assert channels.due(two, 30) == ("stable",)
-    assert channels.due(two, 30, "candidate") == ()
-    renewed = channels.renew(two, "stable", signer)
+    channels.promote(folder_of_two, "b11549-1", "stable", signer, days=20)
+    channels.promote(folder_of_two, "b11550-1", "candidate", signer, days=90)
+    assert channels.due(folder_of_two, 30) == ("stable",)
+    assert channels.due(folder_of_two, 30, "candidate") == ()
+    renewed = channels.renew(folder_of_two, "stable", signer)
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
-    assert channels.due(two, 30) == ()
-    pin = pin_space.channel(two, "stable", signer.public_key)
+    assert channels.due(folder_of_two, 30) == ()
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
     assert follow(pin, tmp_path / "store") == "b11549-1"
     with refused("CHANNEL_MISSING", PublishError):
-        channels.renew(two, "missing", signer)
+        channels.renew(folder_of_two, "missing", signer)
 
 
 def test_a_clock_that_is_behind_promotes_nothing(
@@ -221,38 +213,38 @@ def test_a_clock_that_is_behind_promotes_nothing(
 
 
 def test_a_promotion_that_another_one_overtook_is_refused(
-    two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
+    folder_of_two: Destination, signer: trust.Signer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    channels.promote(two, "b11549-1", "stable", signer)
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
     # both looked when serial 1 was the last one
-    monkeypatch.setattr(two, "channel_serials", lambda _: (1,))
-    channels.promote(two, "b11550-1", "stable", signer)
-    replayed = two.channel_file("stable", "1.json")
-    signature = two.channel_file("stable", "1.json.minisig")
+    monkeypatch.setattr(folder_of_two, "channel_serials", lambda _: (1,))
+    channels.promote(folder_of_two, "b11550-1", "stable", signer)
+    replayed = folder_of_two.channel_file("stable", "1.json")
+    signature = folder_of_two.channel_file("stable", "1.json.minisig")
     read = {"manifest.json": replayed, "manifest.json.minisig": signature}
-    real = two.channel_file
-    monkeypatch.setattr(two, "channel_file", lambda c, n: read.get(n) or real(c, n))
+    real = folder_of_two.channel_file
+    monkeypatch.setattr(folder_of_two, "channel_file", lambda c, n: read.get(n) or real(c, n))
     with refused("CHANNEL_MOVED", PublishError):
-        channels.promote(two, "b11549-1", "stable", signer)
+        channels.promote(folder_of_two, "b11549-1", "stable", signer)
     monkeypatch.undo()
 
 
 def test_a_channel_of_another_key_is_left_alone(
-    two: Destination, signer: trust.Signer, tmp_path: Path
+    folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
-    channels.promote(two, "b11549-1", "stable", signer)
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
     trust.generate(tmp_path / "other")
     with refused("SIGNED_BY_ANOTHER_KEY", PublishError):
-        channels.promote(two, "b11550-1", "stable", trust.signer(tmp_path / "other"))
-    assert two.channel_serials("stable") == (1,)
+        channels.promote(folder_of_two, "b11550-1", "stable", trust.signer(tmp_path / "other"))
+    assert folder_of_two.channel_serials("stable") == (1,)
 
 
-def test_there_must_be_something_before(two: Destination, signer: trust.Signer) -> None:
+def test_there_must_be_something_before(folder_of_two: Destination, signer: trust.Signer) -> None:
     with refused("CHANNEL_MISSING", PublishError):
-        channels.rollback(two, "stable", signer)
-    channels.promote(two, "b11549-1", "stable", signer)
+        channels.rollback(folder_of_two, "stable", signer)
+    channels.promote(folder_of_two, "b11549-1", "stable", signer)
     with refused("NOTHING_BEFORE", PublishError):
-        channels.rollback(two, "stable", signer)
+        channels.rollback(folder_of_two, "stable", signer)
 
 
 def test_a_changed_history_is_not_rolled_back_to(
@@ -266,35 +258,37 @@ def test_a_changed_history_is_not_rolled_back_to(
         channels.rollback(folder_of_two, "stable", signer)
 
 
+@contextmanager
+def edited(folder: Path) -> Iterator[dict[str, Any]]:
+    """Give the manifest of a published release, and write what became of it."""
+    found = json.loads((folder / "manifest.json").read_bytes())
+    yield found
+    (folder / "manifest.json").write_text(json.dumps(found))
+
+
 def change(folder: Path) -> None:
     """Give a published release other bytes, and a manifest that lists them."""
-    manifest = folder / "manifest.json"
-    found = json.loads(manifest.read_bytes())
-    entry = found["artifacts"][0]
-    tarball = folder / entry["name"]
-    data = tarball.read_bytes() + b"x"
-    tarball.write_bytes(data)
-    digest = hashlib.sha256(data).hexdigest()
-    entry |= {"size": len(data), "sha256": digest, "chunk_size": len(data), "chunks": [digest]}
-    manifest.write_text(json.dumps(found))
+    with edited(folder) as found:
+        entry = found["artifacts"][0]
+        data = (folder / entry["name"]).read_bytes() + b"x"
+        (folder / entry["name"]).write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        entry |= {"size": len(data), "sha256": digest, "chunk_size": len(data), "chunks": [digest]}
 
 
 def add(folder: Path) -> None:
     """Give a published release one more tarball, which its manifest lists."""
-    manifest = folder / "manifest.json"
-    found = json.loads(manifest.read_bytes())
-    more = json.loads(json.dumps(found["artifacts"][0]).replace("linux-x86_64", "linux-x86-64"))
-    shutil.copy(folder / found["artifacts"][0]["name"], folder / more["name"])
-    found["artifacts"].insert(0, more)
-    manifest.write_text(json.dumps(found))
+    with edited(folder) as found:
+        first = found["artifacts"][0]
+        more = json.loads(json.dumps(first).replace("linux-x86_64", "linux-x86-64"))
+        shutil.copy(folder / first["name"], folder / more["name"])
+        found["artifacts"].insert(0, more)
 
 
 def say_less(folder: Path) -> None:
     """Leave out of a published manifest what keeps hosts from choosing a tarball."""
-    manifest = folder / "manifest.json"
-    found = json.loads(manifest.read_bytes())
-    found["artifacts"][0]["platform"]["glibc"] = "2.1"
-    manifest.write_text(json.dumps(found))
+    with edited(folder) as found:
+        found["artifacts"][0]["platform"]["glibc"] = "2.1"
 
 
 @pytest.mark.parametrize("tamper", [change, add, say_less])

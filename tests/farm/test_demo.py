@@ -13,8 +13,7 @@ from farm.demo import Span, rows, seconds, svg
 from farm.pipeline import Made
 from farm.request import BuildRequest
 from farm.terminal.progress import BuildReport
-
-TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
+from tests.rigs.tiny_release import TINY
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from farm.execute import execute
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Step
 from tests.rigs.refusals import refused
+from tests.rigs.tiny_release import TINY
 
-TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 TABLE = targets.load()
 
 

@@ -9,8 +9,7 @@ import pytest
 import vendored
 
 from farm.tarball import parts
-
-TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
+from tests.rigs.tiny_release import TINY
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ from farm.rebuild import RebuildRequest
 from farm.request import BuildRequest, choose_source, resolve
 from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
+from tests.rigs.tiny_release import TINY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
 ANCHOR = "add_library(llama SHARED llama.cpp)"
 HEAD = """\

@@ -10,26 +10,17 @@ from farm.inputs import pins
 from farm.plan import BuildPlan
 from farm.request import BuildRequest
 from tests.rigs.refusals import refused
+from tests.rigs.tiny_release import Person
 
 TABLE = targets.load()
 IMAGE = "nvidia/cuda:12.4.1-devel-ubuntu22.04"
 
 
-class Notes:
-    """Takes what is said."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def note(self, line: str) -> None:
-        self.lines.append(line)
-
-
 def reference(image: str | None, line: str = "cu124") -> tuple[str, list[str]]:
-    notes = Notes()
+    person = Person()
     request = BuildRequest(image=image)
-    found = pipeline._reference(request, TABLE.line(line), notes)  # type: ignore[arg-type]
-    return found, notes.lines
+    found = pipeline._reference(request, TABLE.line(line), person)  # type: ignore[arg-type]
+    return found, person.told
 
 
 def test_a_pinned_image_that_is_named_by_its_tag_is_pulled_by_its_digest() -> None:

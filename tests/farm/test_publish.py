@@ -43,14 +43,6 @@ def test_what_is_published_is_what_a_loader_gets(
     assert place.open().releases() == ("b11549-1",)
 
 
-def test_nothing_is_sent_twice(place: Place, released: Path) -> None:
-    publish(place, released)
-    again = publishing.prepare(released, place.open())
-    assert ([part.name for part in again.there], again.new) == (NAMES, ())
-    publishing.publish(again, place.open(), lambda _: None)
-    assert place.large_files_sent() == 1
-
-
 def test_release_that_is_written_again_from_the_same_tarballs_is_the_published_one(
     released: Path, tmp_path: Path
 ) -> None:
@@ -68,7 +60,7 @@ def test_release_that_is_written_again_from_the_same_tarballs_is_the_published_o
     assert publishing.prepare(released, to).new == ()
 
 
-def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
+def test_wheel_is_published_beside_the_manifest_for_pip_and_stays_as_it_is(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
     wheel = tmp_path / "llama_space-1.0.0-py3-none-any.whl"
@@ -82,19 +74,9 @@ def test_wheel_is_published_beside_the_manifest_and_pip_can_be_told_of_it(
     with urlopen(url) as answer:
         assert sha256(answer.read()).hexdigest() == digest
     assert release.load(released).artifacts[0].name == NAMES[0]  # the manifest knows nothing of it
-
-
-def test_wheel_of_a_published_release_stays_as_it_is(
-    place: Place, released: Path, tmp_path: Path
-) -> None:
-    wheel = tmp_path / "llama_space-1.0.0-py3-none-any.whl"
-    wheel.write_bytes(b"a wheel")
-    first = publishing.prepare(released, place.open(), wheel=wheel)
-    publishing.publish(first, place.open(), lambda _: None)
     wheel.write_bytes(b"of a later checkout")
     said: list[str] = []
-    again = publishing.prepare(released, place.open(), said.append, wheel=wheel)
-    assert again.new == ()
+    assert publishing.prepare(released, place.open(), said.append, wheel=wheel).new == ()
     told = [line.partition(" ")[0] for line in said if not line.startswith("note[")]
     assert told == [wheel.name]
 
@@ -148,6 +130,9 @@ def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path
     assert first.new == second.new
     for planned in (first, second):
         publishing.publish(planned, place.open(), lambda _: None)
+    again = publishing.prepare(released, place.open())
+    assert ([part.name for part in again.there], again.new) == (NAMES, ())
+    publishing.publish(again, place.open(), lambda _: None)
     assert place.large_files_sent() == 1
     assert place.open().releases() == ("b11549-1",)
 
@@ -457,13 +442,20 @@ class TestPlan:
             plan("r", "there", self.PARTS, {"a": known})
 
 
-def test_a_build_with_a_known_hole_is_refused(kept: Path, tmp_path: Path) -> None:
-    old = tiny_release.of_build(kept, 11392, tmp_path)
+@pytest.mark.parametrize(
+    ("build", "said", "way_out"),
+    [(11392, "CVE-2026-107183", "b11393"), (0, "b0", "--assume-build")],
+)
+def test_a_build_with_a_known_hole_or_without_a_number_is_refused_with_the_way_out(
+    kept: Path, tmp_path: Path, build: int, said: str, way_out: str
+) -> None:
+    folder = tiny_release.of_build(kept, build, tmp_path)
     with refused("KNOWN_ADVISORY", PublishError) as caught:
-        publishing.prepare(old, places.parse(str(tmp_path / "published")))
-    assert "CVE-2026-107183" in caught.value.message
-    assert "b11393" in caught.value.hint
+        publishing.prepare(folder, places.parse(str(tmp_path / "published")))
+    assert said in caught.value.message
+    assert way_out in caught.value.hint
     assert not (tmp_path / "published").exists()
+    assert b"build_assumed" not in (folder / "manifest.json").read_bytes()
 
 
 def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_path: Path) -> None:
@@ -473,14 +465,6 @@ def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_p
     assert [line for line in said if line.startswith("note[BUILD_ASSUMED]: b11549")]
     manifest = msgspec.json.decode((release / "manifest.json").read_bytes())
     assert manifest["source"]["build_assumed"] is True
-
-
-def test_a_build_without_a_number_is_refused_with_the_way_out(kept: Path, tmp_path: Path) -> None:
-    unknown = tiny_release.of_build(kept, 0, tmp_path)
-    with refused("KNOWN_ADVISORY", PublishError) as caught:
-        publishing.prepare(unknown, places.parse(str(tmp_path / "published")))
-    assert "--assume-build" in caught.value.hint
-    assert b"build_assumed" not in (unknown / "manifest.json").read_bytes()
 
 
 @pytest.mark.parametrize(

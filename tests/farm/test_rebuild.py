@@ -26,8 +26,8 @@ from farm.tarball import build_record
 from farm.tarball.build_record import BuildRecord, SourceRecord
 from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
+from tests.rigs.tiny_release import TINY
 
-TINY = Path(__file__).parents[1] / "rigs" / "tiny_llama"
 LOCAL = BuildRequest(arch_set="cpu", line="cpu", engine="local", source=TINY, patches="none")
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
 

@@ -18,6 +18,7 @@ from farm.errors import FarmError, InspectError, PackError
 from farm.tarball import build_record, parts
 from farm.tarball.archive import Chunking
 from llama_loader import manifest as schema
+from tests.rigs import archives
 from tests.rigs.refusals import refused
 
 NAME = "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst"
@@ -55,10 +56,28 @@ def test_the_manifest_is_what_its_schema_and_its_reader_say(released: Path) -> N
     published = json.loads((released / "manifest.schema.json").read_bytes())
     jsonschema.Draft202012Validator.check_schema(published)
     jsonschema.validate(json.loads(data), published)
-    broken = json.loads(data)
-    broken["artifacts"][0]["sha256"] = "0" * 63
+
+
+def with_changes(changes: dict[str, object]) -> dict[str, Any]:
+    """Return a manifest as the loader's tests have it, with its artifact changed."""
+    tree: dict[str, Any] = json.loads(archives.manifest(archives.release()[1]))
+    tree["artifacts"][0].update(changes)
+    return tree
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"kind": "cuda-runtime", "provides": ["libllama.so.0"]}, {"of_tomorrow": 1}]
+)
+def test_a_good_manifest_is_of_the_schema(changes: dict[str, object]) -> None:
+    jsonschema.validate(with_changes(changes), release.json_schema())
+
+
+@pytest.mark.parametrize(
+    "changes", [{"size": -1}, {"sha256": "0" * 63}, {"name": "../x"}, {"files": []}]
+)
+def test_what_the_loader_refuses_is_not_of_the_schema(changes: dict[str, object]) -> None:
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(broken, published)
+        jsonschema.validate(with_changes(changes), release.json_schema())
 
 
 def test_sums_are_those_of_sha256sum_and_name_everything(released: Path) -> None:

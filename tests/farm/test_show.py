@@ -1,4 +1,4 @@
-"""What a place holds, in a terminal of 80 columns."""
+"""What a place holds, in a terminal of 80 columns; and `invoke status` of a bare machine."""
 
 import subprocess
 import sys
@@ -10,10 +10,12 @@ from msgspec import structs
 from verbs import PROJECT
 
 from farm import release
+from farm.errors import UsageError
 from farm.publish.gate import Check
-from farm.terminal import show
+from farm.terminal import show, status
 from farm.terminal.status import Overview, Row
 from llama_loader.manifest import Manifest
+from tests.rigs.refusals import refused
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
 PLACE = "/srv/farm"
@@ -104,3 +106,39 @@ def test_texts_from_outside_are_shown_without_terminal_codes(
     told = capsys.readouterr()
     assert not {"\x1b", "\x9b", "\u202e"} & {*told.out, *told.err}
     assert told.out.count("[/x]") == 9
+
+
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No engine, no release, an empty cache."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DOCKER_HOST", f"unix://{tmp_path / 'nobody.sock'}")
+    monkeypatch.setenv("CCACHE_DIR", str(tmp_path / "ccache"))
+
+
+@pytest.mark.usefixtures("bare")
+def test_no_release_and_no_engine_are_one_calm_line_each(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    status.tell(None, None)
+    none, local, docker, disk = capsys.readouterr().out.splitlines()
+    assert none == (
+        "no release: dist is not a release folder: No such file or directory: manifest.json "
+        "(invoke build-cuda or invoke build-cpu makes one)"
+    )
+    assert local.startswith("compiler cache, local engine: ")
+    assert docker.startswith("compiler cache, docker engine: no Docker engine answers at unix://")
+    assert docker.endswith("/nobody.sock (DOCKER_HOST)")
+    assert disk.startswith("disk: ")
+
+
+@pytest.mark.usefixtures("bare")
+@pytest.mark.parametrize(
+    ("folder", "suppose"), [(Path("elsewhere"), None), (None, "capability=9.0")]
+)
+def test_a_release_that_was_asked_for_is_an_error_and_nothing_else(
+    folder: Path | None, suppose: str | None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with refused("RELEASE_MISSING", UsageError):
+        status.tell(folder, suppose)
+    assert capsys.readouterr().out == ""

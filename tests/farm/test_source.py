@@ -9,7 +9,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import tiny_release
+from tiny_release import TINY, Silent
 
 from farm import source, targets
 from farm.durable import folder_digest
@@ -20,8 +20,6 @@ from farm.inputs import pins
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan
 from farm.request import BuildRequest, choose_source
-
-TINY = Path(__file__).parent.parent / "rigs" / "tiny_llama"
 
 
 def git(folder: Path, *argv: str) -> str:
@@ -314,7 +312,7 @@ def test_a_tree_that_looks_for_libcurl_is_configured_without_it(tmp_path: Path) 
     table = targets.load()
     plan = BuildPlan(table.sets["cpu"], table.line("cpu"), source.from_folder(tree))
     assert ("LLAMA_CURL", "OFF") in plan.defines()
-    with execute(plan, LocalEngine(), logs=tmp_path, reporter=tiny_release.Silent()) as built:
+    with execute(plan, LocalEngine(), logs=tmp_path, reporter=Silent()) as built:
         assert (built.folder / "llama-server").is_file()
 
 

@@ -88,9 +88,17 @@ def unreachable(tag: str) -> str:
     raise EngineError("REGISTRY_UNREACHABLE", f"no way to {tag}")
 
 
+def update(file: Path, *tags: int, digest: str | None = None) -> tuple[Update, list[str]]:
+    """Write the pins again, of the newest of these builds if there are any; and what is said."""
+    said: list[str] = []
+    known = unreachable if digest is None else lambda _: f"sha256:{digest}"
+    newest = {"newest": True, "tags_of": lambda: tags} if tags else {}
+    return update_pins.main(file, say=said.append, digest_of=known, **newest), said
+
+
 @pytest.mark.usefixtures("index")
 def test_names_sizes_and_digests_are_looked_up(file: Path) -> None:
-    update_pins.main(file, say=lambda _: None, digest_of=lambda _: f"sha256:{NEW}")
+    update(file, digest=NEW)
     written = pins.load(file)
     assert written.source.filename == "llama-1.0.tar.gz"
     assert written.source.sha256 == hashlib.sha256(b"source").hexdigest()
@@ -109,29 +117,27 @@ def test_names_sizes_and_digests_are_looked_up(file: Path) -> None:
 
 @pytest.mark.usefixtures("index")
 def test_a_second_run_changes_nothing(file: Path) -> None:
-    said: list[str] = []
-    update_pins.main(file, say=said.append, digest_of=lambda _: f"sha256:{NEW}")
+    _, first = update(file, digest=NEW)
     before = file.read_bytes()
-    update_pins.main(file, say=said.append, digest_of=lambda _: f"sha256:{NEW}")
+    _, second = update(file, digest=NEW)
     assert file.read_bytes() == before
-    assert [line for line in said if line.startswith("pins.toml")] == [
+    assert [line for line in (*first, *second) if line.startswith("pins.toml")] == [
         *("pins.toml: written", "pins.toml: unchanged")
     ]
 
 
 @pytest.mark.usefixtures("index")
 def test_a_new_version_s_files_replace_the_old_ones(file: Path) -> None:
-    update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+    update(file)
     text = file.read_text("utf-8")
     file.write_text(text.replace('version = "1.0"', 'version = "1.1"', 1), "utf-8")
-    update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+    update(file)
     assert pins.load(file).source.sha256 == hashlib.sha256(b"newer source").hexdigest()
 
 
 @pytest.mark.usefixtures("index")
 def test_a_registry_out_of_reach_keeps_old_digests_and_says_so(file: Path) -> None:
-    said: list[str] = []
-    update_pins.main(file, say=said.append, digest_of=unreachable)
+    _, said = update(file)
     assert "note[IMAGE_DIGEST_KEPT]: known:1 keeps its digest: no way to known:1" in said
     assert any(line.startswith("note[IMAGE_NOT_PINNED]: nvidia/cuda:") for line in said)
     kept = pins.load(file)
@@ -144,31 +150,25 @@ def test_a_version_that_the_index_lacks_changes_nothing(file: Path, index: Packa
     index.projects["nvcc"].clear()
     before = file.read_bytes()
     with pytest.raises(SourceError, match="0 files of nvcc"):
-        update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+        update(file)
     assert file.read_bytes() == before
 
 
 def test_a_malformed_file_is_a_usage_error(file: Path) -> None:
     file.write_text("[source", "utf-8")
     with pytest.raises(UsageError, match=r"pins\.toml"):
-        update_pins.main(file, say=lambda _: None, digest_of=unreachable)
+        update(file)
 
 
 def sdist(version: str) -> bytes:
     """A source archive whose llama.cpp says what it is."""
+    parts = zip(("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True)
+    text = "".join(f"set(LLAMA_VERSION_{part} {number})\n" for part, number in parts)
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, text in {
-            "CMakeLists.txt": "".join(
-                f"set(LLAMA_VERSION_{part} {number})\n"
-                for part, number in zip(
-                    ("MAJOR", "MINOR", "PATCH"), version.split("."), strict=True
-                )
-            ),
-        }.items():
-            member = tarfile.TarInfo(f"llama-1/src/{name}")
-            member.size = len(text)
-            tar.addfile(member, io.BytesIO(text.encode()))
+        member = tarfile.TarInfo("llama-1/src/CMakeLists.txt")
+        member.size = len(text)
+        tar.addfile(member, io.BytesIO(text.encode()))
     return packed.getvalue()
 
 
@@ -177,14 +177,7 @@ def test_the_newest_archive_is_taken_with_its_build_and_version(
 ) -> None:
     for version, inside in (("2026.11.11600", "0.7.0"), ("2026.10.11549", "0.6.0")):
         index.add("llama", f"llama-{version}.tar.gz", sdist(inside))
-    said: list[str] = []
-    changed = update_pins.main(
-        file,
-        say=said.append,
-        digest_of=unreachable,
-        newest=True,
-        tags_of=lambda: (11549, 11600, 11611),
-    )
+    changed, said = update(file, 11549, 11600, 11611)
     assert changed.newer == 11600
     source = pins.load(file).source
     assert (source.version, source.build, source.llama_version) == ("2026.11.11600", 11600, "0.7.0")
@@ -195,29 +188,18 @@ def test_an_archive_of_no_tag_of_upstream_s_is_refused(file: Path, index: Packag
     index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
     before = file.read_bytes()
     with refused("BUILD_NOT_TAGGED", SourceError, match="b11600, which is no tag"):
-        update_pins.main(
-            file, say=lambda _: None, digest_of=unreachable, newest=True, tags_of=lambda: (11611,)
-        )
+        update(file, 11611)
     assert file.read_bytes() == before
 
 
 def test_without_a_newer_archive_the_pin_stays(file: Path, index: PackageIndex) -> None:
     index.add("llama", "llama-2026.11.11600.tar.gz", sdist("0.7.0"))
 
-    def update(digest: str | None = None) -> Update:
-        return update_pins.main(
-            file,
-            say=lambda _: None,
-            digest_of=unreachable if digest is None else lambda _: f"sha256:{digest}",
-            newest=True,
-            tags_of=lambda: (11600,),
-        )
-
-    assert update().newer == 11600
+    assert update(file, 11600)[0].newer == 11600
     before = file.read_bytes()
-    assert update() == Update()
+    assert update(file, 11600)[0] == Update()
     assert file.read_bytes() == before
-    images = update(NEW)
+    images, _ = update(file, 11600, digest=NEW)
     assert images.newer is None
     assert f"known:1: sha256:{OLD} → sha256:{NEW}" in images.changes
 
@@ -234,15 +216,8 @@ def test_a_patch_that_does_not_fit_the_newest_archive_is_left_out_until_it_does(
         'anchor = "set(LLAMA_VERSION_PATCH 9)"\nplace = "after"\ntext = "# more"\n'
     )
 
-    def update(number: int) -> tuple[Update, list[str]]:
-        patch.write_text(text.replace("9", str(number)))
-        said: list[str] = []
-        done = update_pins.main(
-            file, say=said.append, digest_of=unreachable, newest=True, tags_of=lambda: (11600,)
-        )
-        return done, said
-
-    done, said = update(9)
+    patch.write_text(text)
+    done, said = update(file, 11600)
     assert (done.newer, pins.load(file).source.without_patches) == (11600, ("more",))
     assert any(
         line.startswith("note[PATCH_DOES_NOT_FIT]: patch more: CMakeLists.txt has the anchor")
@@ -250,7 +225,8 @@ def test_a_patch_that_does_not_fit_the_newest_archive_is_left_out_until_it_does(
         for line in said
     ), said
     assert done.changes[0].endswith(", without more")
-    mended, _ = update(0)
+    patch.write_text(text.replace("9", "0"))
+    mended, _ = update(file, 11600)
     assert (mended.newer, len(mended.changes)) == (None, 1)
     assert pins.load(file).source.without_patches == ()
     assert "without_patches" not in file.read_text("utf-8")

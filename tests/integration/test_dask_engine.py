@@ -16,10 +16,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import cut_proxy
 import dask
 import pytest
 import requests
-from dask_hosts import Hosts, Net, Wire
+from dask_hosts import Hosts, Net
 from distributed import Client
 from docker import DockerClient
 from docker.errors import APIError
@@ -40,6 +41,7 @@ from farm.request import BuildRequest
 from farm.targets import ArchSet
 from farm.terminal.progress import BuildReport, Fleet
 from llama_loader.server import free_port
+from tests.rigs.refusals import refused
 
 pytestmark = MARKS
 
@@ -53,7 +55,7 @@ def net() -> Iterator[Net]:
         pytest.skip("network namespaces need root")
     if shutil.which("ip") is None:
         must_or_skip("no ip (iproute2)")
-    made = Net(0)
+    made = Net()
     try:
         try:
             made.up()
@@ -75,19 +77,14 @@ def test_sets_on_this_machine_with_one_that_fails_twice(request_: BuildRequest) 
     run = Run(TINY, ("one", "bad", "two"), replace(request_, workers=2))
     run.plans[1] = replace(run.plans[1], targets=("llama-server", "no-such-target"))
     run.start()
-    told = run.finish()
+    told = run.fail(words="(cpu-bad)")
     assert tarballs(request_) == {"one", "two"}
-    assert run.error is not None
-    assert run.error.code == "SETS_FAILED"
-    assert "(cpu-bad)" in run.error.message
     assert told.count("cpu-bad: failed (COMPILE_FAILED); it is tried once more") == 1
     assert "no-such-target" in (pipeline.STATE / "logs" / "cpu-bad.log").read_text()
     assert told.count("source: ") == 1, "one machine has the source once"
     again = Run(TINY, ("one", "two"), request_)
     again.start()
-    told = again.finish()
-    assert again.error is None
-    assert told.count("built already") == 2
+    assert again.succeed("one", "two").count("built already") == 2
 
 
 def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
@@ -96,15 +93,14 @@ def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
     monkeypatch.setenv("HTTP_PROXY", f"http://127.0.0.1:{free_port()}")
     run = Run(held.tree, ("one",), request_)
     run.start()
-    until(lambda: held.begun == 1, "the build does not begin")
+    held.await_begun(1)
     monkeypatch.delenv("HTTP_PROXY")
     (page,) = re.findall(r"^dashboard: (http://127\.0\.0\.1:\d+/status)$", run.told, re.MULTILINE)
     answer = requests.get(page, timeout=30)
     assert answer.status_code == 200
     assert "<title>Dask Diagnostic UI</title>" in answer.text
     held.let_go()
-    run.finish()
-    assert run.error is None
+    run.succeed("one")
     with pytest.raises(requests.ConnectionError):
         requests.get(page, timeout=30)
 
@@ -157,7 +153,7 @@ def test_ctrl_c_ends_a_compiler_that_says_nothing(
     client_process: Start, held: Held, tmp_path: Path
 ) -> None:
     process = client_process(held.tree, tmp_path, worker_engine="local")
-    until(lambda: held.begun == 1, "the build does not begin", 60)
+    held.await_begun(1)
     assert interrupted(process) < SOON
     assert running(str(held.folder / "wait")) == []
     assert not list((tmp_path / "cache").glob("*/builds/*"))
@@ -192,7 +188,7 @@ def test_a_host_ends_its_build_when_the_client_is_killed(
     hosts.scheduler()
     hosts.worker("first")
     run = client_process(held.tree, tmp_path, worker_engine="local", scheduler=hosts.address)
-    until(lambda: held.begun == 1, "the build does not begin", 60)
+    held.await_begun(1)
     run.kill()
     run.communicate(timeout=10)
     until(lambda: not running(str(held.folder / "wait")), "it goes on", seconds=10)
@@ -212,14 +208,12 @@ def test_a_worker_killed_in_mid_build_is_replaced_by_another(
     first = hosts.worker("first")
     run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
     run.start()
-    until(lambda: held.begun == 1, "the build does not begin")
+    held.await_begun(1)
     hosts.worker("second")
     os.killpg(first.pid, signal.SIGKILL)
-    until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
+    held.await_begun(2, run)
     held.let_go()
-    told = run.finish()
-    assert run.error is None, told
-    assert tarballs(request_) == {"one"}
+    told = run.succeed("one")
     assert "dashboard: " not in told, "this scheduler has none"
     assert "was lost; it is built elsewhere" in told
     assert told.count("source: ") == 2, "each host gets the source once"
@@ -233,15 +227,14 @@ def test_sets_of_lost_hosts_are_built_in_the_order_they_had(
     workers = [hosts.worker(name) for name in ("first", "second", "third")]
     run = Run(held.tree, ("one", "two", "three"), replace(request_, scheduler=hosts.address))
     run.start()
-    until(lambda: held.begun == 3, "the builds do not begin")
+    held.await_begun(3)
     order = re.findall(r"(cpu-\w+): to", run.told)
     for worker in workers:
         os.killpg(worker.pid, signal.SIGKILL)
     until(lambda: run.told.count("was lost") == 3, lambda: f"they are not missed: {run.told}")
     held.let_go()
     hosts.worker("fourth")
-    told = run.finish()
-    assert run.error is None, told
+    told = run.succeed("one", "two", "three")
     assert re.findall(r"(cpu-\w+): to", told) == [*order, *order]
 
 
@@ -252,16 +245,14 @@ def test_a_scheduler_that_is_started_again_gets_the_sets_again(
     worker = hosts.worker("first")
     run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
     run.start()
-    until(lambda: held.begun == 1, "the build does not begin")
+    held.await_begun(1)
     os.killpg(scheduler.pid, signal.SIGKILL)
     os.killpg(worker.pid, signal.SIGKILL)
     hosts.scheduler()
     hosts.worker("first")
-    until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
+    held.await_begun(2, run)
     held.let_go()
-    told = run.finish()
-    assert run.error is None, told
-    assert tarballs(request_) == {"one"}
+    told = run.succeed("one")
     assert told.count("source: ") == 1, "the host still has the source"
 
 
@@ -269,18 +260,16 @@ def test_a_host_whose_network_is_cut_gives_its_set_back(
     hosts: Hosts, held: Held, request_: BuildRequest
 ) -> None:
     hosts.scheduler()
-    wire = Wire(hosts.port)
-    hosts.worker("far", f"tcp://127.0.0.1:{wire.port}")
-    run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
-    run.start()
-    until(lambda: held.begun == 1, "the build does not begin")
-    hosts.worker("near")
-    wire.cut()
-    until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
-    held.let_go()
-    told = run.finish()
-    assert run.error is None, told
-    assert tarballs(request_) == {"one"}
+    with cut_proxy.before_port(hosts.port) as (port, cut):
+        hosts.worker("far", f"tcp://127.0.0.1:{port}")
+        run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
+        run.start()
+        held.await_begun(1)
+        hosts.worker("near")
+        cut()
+        held.await_begun(2, run)
+        held.let_go()
+        run.succeed("one")
 
 
 def test_a_host_in_a_network_of_its_own_whose_cable_is_pulled(
@@ -294,17 +283,15 @@ def test_a_host_in_a_network_of_its_own_whose_cable_is_pulled(
         hosts.worker("far", net=net)
         run = Run(held.tree, ("one",), replace(request_, scheduler=hosts.address))
         run.start()
-        until(lambda: held.begun == 1, lambda: f"the build does not begin: {run.told}")
+        held.await_begun(1, run)
         assert f"cpu-one: to {net.ip}:" in run.told
         hosts.worker("near")
         net.cut()
-        until(lambda: held.begun == 2, lambda: f"nobody takes it over: {run.told}")
+        held.await_begun(2, run)
         held.let_go()
-        told = run.finish()
+        told = run.succeed("one")
     finally:
         hosts.end()
-    assert run.error is None, told
-    assert tarballs(request_) == {"one"}
     assert f"{net.ip}" in next(line for line in told.splitlines() if "was lost" in line)
 
 
@@ -323,9 +310,7 @@ def test_a_set_on_a_slow_host_is_built_by_one_that_is_idle(
     hosts.worker("quick")
     run = Run(held.tree, ("one", "two"), replace(request_, scheduler=hosts.address))
     run.start()
-    told = run.finish()
-    assert run.error is None, told
-    assert tarballs(request_) == {"one", "two"}
+    told = run.succeed("one", "two")
     assert told.count("and the first that is done counts") == 1, told
     assert held.begun == 3
     assert not (held.folder / "go").exists(), "nobody waited for the slow host"
@@ -353,13 +338,12 @@ def test_a_scheduler_without_hosts_or_none_at_all_is_named(
     monkeypatch.setattr(scheduler, "_CONNECT_SECONDS", 2.0)
     monkeypatch.setattr(dispatch, "_HOSTS_SECONDS", 2.0)
     run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
-    run.run()
-    assert isinstance(run.error, EngineError)
-    assert run.error.code == "SCHEDULER_UNREACHABLE"
+    run.start()
+    run.fail("SCHEDULER_UNREACHABLE")
     hosts.scheduler()
     run.run()
-    assert run.error.code == "WORKERS_MISSING"
-    assert "FARM_BUILD=1" in run.error.hint
+    assert run.error is not None
+    assert (run.error.code, "FARM_BUILD=1" in run.error.hint) == ("WORKERS_MISSING", True)
 
 
 def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
@@ -381,10 +365,8 @@ def test_products_that_cannot_be_used_fail_their_set_and_not_the_run(
     run = Run(TINY, ("bad", "good"), request_)
     run.plans[0] = replace(run.plans[0], targets=("llama-server",))
     run.start()
-    told = run.finish()
+    told = run.fail(words="(cpu-bad)")
     assert tarballs(request_) == {"good"}, told
-    assert run.error is not None
-    assert "(cpu-bad)" in run.error.message
     assert "cpu-bad: failed (PRODUCTS_UNSAFE); it is tried once more" in told
     assert told.count("error[PRODUCTS_UNSAFE]") == 1
 
@@ -414,10 +396,8 @@ def test_a_set_that_kills_its_hosts_is_given_up_and_the_others_finish(
     run = Run(tmp_path / "tree", ("bad", "good"), replace(request_, scheduler=hosts.address))
     run.plans[0] = replace(run.plans[0], targets=("deadly",))
     run.start()
-    told = run.finish()
+    told = run.fail(words="(cpu-bad)")
     assert tarballs(request_) == {"good"}, told
-    assert run.error is not None
-    assert "(cpu-bad)" in run.error.message
     assert told.count("error[HOSTS_LOST]: 3 hosts were lost while they built it: 127.0.0.1:") == 1
 
 
@@ -433,18 +413,14 @@ def test_a_host_that_cannot_build_is_named_and_left_out(
     hosts.scheduler()
     hosts.worker("broken", **wrong)
     run = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
-    run.run()
-    assert isinstance(run.error, EngineError)
-    assert run.error.code == "HOSTS_UNUSABLE"
-    assert code in run.error.message
+    run.start()
+    run.fail("HOSTS_UNUSABLE", words=code)
     hosts.worker("good")
     with closing(Client(hosts.address, set_as_default=False)) as client:
         client.wait_for_workers(2, timeout=60)
     again = Run(TINY, ("one", "two"), replace(request_, scheduler=hosts.address))
     again.start()
-    told = again.finish()
-    assert again.error is None, told
-    assert tarballs(request_) == {"one", "two"}
+    told = again.succeed("one", "two")
     assert told.count(f"is not used: {code}") == 1
 
 
@@ -482,9 +458,8 @@ def test_a_scheduler_that_goes_away_before_the_first_question_is_named(
     with Dispatcher(hosts.address, bytes, fleet) as dispatcher:
         until(lambda: dispatcher.link.hosts() != [], "the worker does not come")
         os.killpg(scheduler.pid, signal.SIGKILL)
-        with pytest.raises(EngineError) as caught:
+        with refused("SCHEDULER_UNREACHABLE", EngineError):
             dispatcher.identities(request_, plan)
-    assert caught.value.code == "SCHEDULER_UNREACHABLE"
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:1", "tls://127.0.0.1:1", "mute"])
@@ -512,11 +487,9 @@ def test_a_host_with_another_checkout_is_refused(
     hosts.checkout = tmp_path / "other"
     hosts.worker("other")
     run = Run(TINY, ("one",), replace(request_, scheduler=hosts.address))
-    run.run()
-    assert isinstance(run.error, EngineError)
-    assert run.error.code == "HOSTS_UNUSABLE"
-    assert "FARM_DIFFERS" in run.error.message
-    assert "check out the same commit" in run.error.message
+    run.start()
+    run.fail("HOSTS_UNUSABLE", words="FARM_DIFFERS")
+    assert "check out the same commit" in str(run.error)
 
 
 def test_a_host_that_joins_with_another_compiler_gets_nothing(
@@ -530,14 +503,12 @@ def test_a_host_that_joins_with_another_compiler_gets_nothing(
     hosts.worker("first")
     run = Run(held.tree, ("one", "two"), replace(request_, scheduler=hosts.address))
     run.start()
-    until(lambda: held.begun == 1, "the build does not begin")
+    held.await_begun(1)
     path = f"{other.parent}:{os.environ['PATH']}"
     hosts.worker("late", PATH=path)
     until(lambda: "is not used: COMPILER_DIFFERS" in run.told, lambda: f"not asked: {run.told}", 60)
     held.let_go()
-    told = run.finish()
-    assert run.error is None, told
-    assert tarballs(request_) == {"one", "two"}
+    run.succeed("one", "two")
 
 
 @pytest.mark.docker

@@ -184,7 +184,7 @@ def test_an_engine_that_dies_in_the_middle_is_one_line_and_the_next_run_goes_on(
     engine = os.environ.get("DOCKER_HOST", "unix:///var/run/docker.sock")
     address = tmp_path / "engine.sock"
     with (
-        cut_proxy.between(address, Path(engine.removeprefix("unix://"))) as cut,
+        cut_proxy.before_file(address, Path(engine.removeprefix("unix://"))) as cut,
         slow_build(client, base_image, tmp_path, DOCKER_HOST=f"unix://{address}") as process,
     ):
         cut()

@@ -35,8 +35,7 @@ def environment(**more: str) -> dict[str, str]:
     return {**kept, "PYTHONPATH": f"{PROJECT}:{PROJECT / 'spaces'}", **more}
 
 
-@pytest.mark.parametrize("engine", ["local", "dask"])
-@pytest.mark.parametrize("columns", [80, 200])
+@pytest.mark.parametrize(("engine", "columns"), [("local", 80), ("dask", 200)])
 def test_a_terminal_shows_every_set_its_step_counter_and_the_end(
     tmp_path: Path, engine: str, columns: int
 ) -> None:

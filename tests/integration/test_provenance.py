@@ -1,6 +1,5 @@
 """What a real release says of itself: the pinned llama.cpp, compiled in a container."""
 
-import io
 import json
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,6 @@ from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 from verbs import Release, succeed
 
-from farm import release
-from farm.errors import PackError
 from farm.inputs import pins
 from farm.tarball import archive, parts
 
@@ -86,20 +83,3 @@ def test_the_record_has_the_image_the_programs_and_the_inputs(record: dict[str, 
 def test_verify_reads_all_of_it_and_smoke_starts_it(cpu_release: Release, tarball: Path) -> None:
     assert f"ok {tarball.name}\n" in succeed("verify", str(cpu_release.folder))
     assert f"ok {tarball.name}: answers on" in succeed("smoke", str(cpu_release.folder))
-
-
-def test_a_tarball_that_lost_a_licence_is_not_verified(
-    tarball: Path, tmp_path: Path, record: dict[str, Any]
-) -> None:
-    missing = record["parts"][-1]["licence_files"][0]
-    with tarball.open("rb") as raw, (tmp_path / tarball.name).open("wb") as out:
-        members = archive.members(raw, "tar.zst", what=tarball.name, root="runtime")
-        with archive.write(out, "tar.zst", 0, level=1) as writer:
-            for member in members:
-                if not member.path.endswith(f"licenses/{missing}"):
-                    content = io.BytesIO(member.stream.read())
-                    writer.add(archive.Member(member.path, member.size, member.mode, content))
-    release.write(tmp_path)
-    with pytest.raises(PackError, match="licence of") as refused:
-        release.verify(tmp_path)
-    assert refused.value.code == "LICENCE_MISSING"

@@ -6,7 +6,6 @@ import socket
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import ccache_bound
@@ -15,6 +14,7 @@ import redis_server
 from needs import must_or_skip
 from object_storage import ObjectStorage
 from rich.console import Console
+from tiny_release import Person
 from verbs import PROJECT
 
 from farm import preflight, source, targets
@@ -30,23 +30,11 @@ TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
 TABLE = targets.load()
 
 
-@dataclass
-class Person:
-    """Sees only the coded lines."""
-
-    told: list[str] = field(default_factory=list)
-
-    def step(self, plan: BuildPlan, step: Step) -> None: ...
-    def count(self, done: int, total: int) -> None: ...
-    def note(self, line: str) -> None:
-        self.told.append(line)
-
-
 @pytest.fixture
 def storage() -> Iterator[ObjectStorage]:
     if shutil.which("ccache") is None:
         must_or_skip("no ccache")
-    with ObjectStorage() as made:
+    with ObjectStorage().serve() as made:
         yield made
 
 

@@ -1,95 +1,42 @@
-"""The cpu set of the pinned llama.cpp, compiled in a container while other tests run.
+"""The cpu set of the pinned llama.cpp, compiled in a container once for all processes of tests.
 
-A cold build takes all of two cores for a quarter of an hour, and most tests wait more than they
-work: so it is begun first, in a process of its own, and waited for where a test needs it.
-
-    PYTHONPATH=.:spaces:tests/rigs python tests/rigs/cpu_release.py FOLDER
+A cold build takes all of two cores for a quarter of an hour. So ``nox -s tests`` names a folder
+in a variable: the first half of the tests builds into it beside the fast ones, the second half
+finds the release there.
 """
 
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pytest
 from verbs import PROJECT, Release, succeed
 
 IMAGE: Final = "llama-farm-base:bookworm"
 """The Debian 12 devel image, made from the distribution's packages."""
+VARIABLE: Final = "LLAMA_TEST_BUILD"
+_TOLD: Final = "told.txt"
+"""What the build printed; written last, so that a folder with it is whole."""
 
 
-@dataclass(frozen=True)
-class CpuBuild:
-    """A build into ``folder`` that was begun."""
-
-    folder: Path
-    process: subprocess.Popen[bytes]
-
-    def wait(self) -> None:
-        """Return as soon as nothing is built any more, well or not."""
-        self.process.wait()
-
-    def release(self) -> Release:
-        """Wait for the release; fails the test where there is none."""
-        self.wait()
-        told = _told(self.folder)
-        # not the exit status: a tracer of these tests may have been given it (rigs/tracer.py)
-        if not told.exists():
-            pytest.fail(_log(self.folder).read_text())
-        return Release(_dist(self.folder), told.read_text(), _tree(self.folder))
+def found(folder: Path) -> Release | None:
+    """Return the release that was built into a folder; None where there is none."""
+    return _release(folder) if (folder / _TOLD).exists() else None
 
 
-@contextmanager
-def begun(folder: Path) -> Iterator[CpuBuild]:
-    """Build in a process of its own, which is interrupted if it still runs when the block ends."""
-    argv = [sys.executable, str(Path(__file__).resolve()), str(folder)]
-    with (
-        _log(folder).open("wb") as log,
-        subprocess.Popen(
-            argv, cwd=PROJECT, stdout=log, stderr=log, start_new_session=True
-        ) as process,
-    ):
-        try:
-            yield CpuBuild(folder, process)
-        finally:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGINT)
-
-
-def build(folder: Path) -> None:
-    """Make the image and the release, and keep a copy of its tree: other tests build the set."""
-    succeed("base-image", "--line", "cpu", "--tag", IMAGE)
+def build(folder: Path) -> Release:
+    """Make the release, and keep a copy of its tree: other tests build the set, too."""
     # Nothing is known of an earlier run's build: this one is looked at.
     (PROJECT / ".farm" / "journal" / "cpu-cpu.json").unlink(missing_ok=True)
-    where = ("--out", str(_dist(folder)))
+    for name in ("dist", "tree"):  # of a build that was interrupted
+        shutil.rmtree(folder / name, ignore_errors=True)
+    where = ("--out", str(folder / "dist"))
     log = succeed("build-cpu", "--engine", "docker", "--image", IMAGE, *where)
-    shutil.copytree(PROJECT / ".farm" / "trees" / "cpu-cpu", _tree(folder), symlinks=True)
-    _told(folder).write_text(log)
+    trees = PROJECT / ".farm" / "trees"
+    shutil.copytree(trees / "cpu-cpu", folder / "tree" / "cpu-cpu", symlinks=True)
+    (folder / _TOLD).write_text(log, "utf-8")
+    return _release(folder)
 
 
-def _dist(folder: Path) -> Path:
-    return folder / "dist"
-
-
-def _tree(folder: Path) -> Path:
-    return folder / "tree" / "cpu-cpu"
-
-
-def _log(folder: Path) -> Path:
-    return folder / "process.log"
-
-
-def _told(folder: Path) -> Path:
-    return folder / "told.txt"
-
-
-if __name__ == "__main__":
-    # For the verb, which removes its container; who waits for it would kill it after 0.25 s
-    signal.signal(signal.SIGINT, lambda *_: None)
-    build(Path(sys.argv[1]))
+def _release(folder: Path) -> Release:
+    told = (folder / _TOLD).read_text("utf-8")
+    return Release(folder / "dist", told, folder / "tree" / "cpu-cpu")

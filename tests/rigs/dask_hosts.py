@@ -5,7 +5,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,7 +19,6 @@ from llama_loader.server import free_port
 class Net:
     """A host's own network: a namespace with one end of a cable, the other end is here."""
 
-    number: int
     ours: str = field(init=False)
     ip: str = field(init=False)
     name: str = field(init=False)
@@ -28,10 +26,10 @@ class Net:
 
     def __post_init__(self) -> None:
         # a link-local /30 of this process: nothing else on the machine is in it
-        block = (os.getpid() * 8 + self.number * 4) % 65024
+        block = os.getpid() * 4 % 65024
         base = f"169.254.{block // 256}"
         self.ours, self.ip = f"{base}.{block % 256 + 1}", f"{base}.{block % 256 + 2}"
-        self.name = self.cable = f"farm{os.getpid()}{'ab'[self.number]}"
+        self.name = self.cable = f"farm{os.getpid()}"
 
     def up(self) -> None:
         ip("netns", "add", self.name)
@@ -73,8 +71,8 @@ class Hosts:
     def address(self) -> str:
         return f"tcp://{self.ip}:{self.port}"
 
-    def scheduler(self, *pages: str) -> subprocess.Popen[bytes]:
-        options = ("--host", self.ip, "--port", str(self.port), *(pages or ("--no-dashboard",)))
+    def scheduler(self) -> subprocess.Popen[bytes]:
+        options = ("--host", self.ip, "--port", str(self.port), "--no-dashboard")
         started = self._start("scheduler", "dask_scheduler", *options)
         until(self._answers, "the scheduler does not listen")
         return started
@@ -135,36 +133,3 @@ class Hosts:
             with suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
             process.wait(30)
-
-
-class Wire:
-    """A TCP proxy that can be cut."""
-
-    def __init__(self, port: int) -> None:
-        self._to = port
-        self._server = socket.create_server(("127.0.0.1", 0))
-        self._open: list[socket.socket] = []
-        self.port = int(self._server.getsockname()[1])
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):
-            while True:
-                near, _ = self._server.accept()
-                far = socket.create_connection(("127.0.0.1", self._to))
-                self._open += [near, far]
-                for pair in ((near, far), (far, near)):
-                    threading.Thread(target=self._copy, args=pair, daemon=True).start()
-
-    @staticmethod
-    def _copy(source: socket.socket, target: socket.socket) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 16):
-                target.sendall(data)
-            target.shutdown(socket.SHUT_WR)
-
-    def cut(self) -> None:
-        for end in (self._server, *self._open):
-            with suppress(OSError):
-                end.shutdown(socket.SHUT_RDWR)
-            end.close()

@@ -3,83 +3,57 @@
 With ``token`` it refuses whoever does not bring it; with ``refuse`` it answers 503 to everything.
 """
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from types import TracebackType
-from typing import Self
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from tests.rigs import http_served
+from tests.rigs.http_served import Answer, Request
 
 
 class ObjectStorage:
-    """Listens on loopback. ``asked`` has every request, as ``(method, path, status)``."""
+    """Listens on loopback. ``asked`` has the method and the status of every request."""
 
-    def __init__(self, token: str | None = None) -> None:
+    def __init__(self) -> None:
         self.objects: dict[str, bytes] = {}
-        self.asked: list[tuple[str, str, int]] = []
-        self.token = token
+        self.asked: list[tuple[str, int]] = []
+        self.token = ""
         self.refuse = False
         self.write_only = False
-        storage = self
+        self._address = ""
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
+    @contextmanager
+    def serve(self) -> Iterator[ObjectStorage]:
+        """Serve until the context is left."""
+        with http_served.serving(self._answer) as self._address:
+            yield self
 
-            def do_GET(self) -> None:
-                storage.answer(self)
-
-            do_HEAD = do_PUT = do_DELETE = do_GET  # noqa: N815 - http.server's names
-
-            def log_message(self, *_: object) -> None: ...
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_port
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._server.shutdown()
-        self._server.server_close()
-        self._thread.join()
-
-    def url(self, folder: str = "objects", **attributes: str) -> str:
+    def url(self, **attributes: str) -> str:
         """Return the address in ccache's words: ``http://…/|name=value``."""
         extra = "".join(f"|{name}={value}" for name, value in attributes.items())
-        return f"http://127.0.0.1:{self.port}/{folder}/{extra}"
+        return f"{self._address}/objects/{extra}"
 
     def count(self, method: str, status: int) -> int:
         """Return how many requests of a kind got this answer."""
-        return sum((how, what) == (method, status) for how, _, what in self.asked)
+        return self.asked.count((method, status))
 
-    def answer(self, request: BaseHTTPRequestHandler) -> None:
-        """Answer one request."""
-        sent = request.rfile.read(int(request.headers.get("Content-Length") or 0))
-        status, body = self._decide(request, sent)
-        self.asked.append((request.command, request.path, status))
-        request.send_response(status)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        if request.command != "HEAD":
-            request.wfile.write(body)
+    def _answer(self, asked: Request) -> Answer:
+        answer = self._decide(asked)
+        self.asked.append((asked.method, answer.status))
+        return answer
 
-    def _decide(self, request: BaseHTTPRequestHandler, sent: bytes) -> tuple[int, bytes]:
+    def _decide(self, asked: Request) -> Answer:
         if self.refuse:
-            return 503, b"not now\n"
-        if self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
-            return 401, b"who are you?\n"
-        if request.command == "PUT":
-            self.objects[request.path] = sent
-            return 201, b""
-        if request.path not in self.objects or (self.write_only and request.command == "GET"):
-            return 404, b""
-        if request.command == "DELETE":
-            del self.objects[request.path]
-            return 204, b""
-        return 200, self.objects[request.path]
+            return Answer(503)
+        if self.token and asked.headers.get("Authorization") != f"Bearer {self.token}":
+            return Answer(401)
+        if asked.method == "PUT":
+            self.objects[asked.path] = asked.body
+            return Answer(201)
+        if asked.path not in self.objects or (self.write_only and asked.method == "GET"):
+            return Answer(404)
+        if asked.method == "DELETE":
+            del self.objects[asked.path]
+            return Answer(204)
+        return Answer(200, self.objects[asked.path])

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from verbs import PROJECT
+from waiting import until
 
 from farm import pipeline, source, targets
 from farm.cluster.spread import build_spread
@@ -44,6 +45,11 @@ class Held:
         marks = self.folder / "begun"
         return len(marks.read_text().splitlines()) if marks.exists() else 0
 
+    def await_begun(self, number: int, run: "Run | None" = None, seconds: float = 180) -> None:
+        """Wait until so many builds have come to the step that waits."""
+        told = (lambda: f"builds do not begin: {run.told}") if run else "builds do not begin"
+        until(lambda: self.begun == number, told, seconds)
+
     def let_go(self) -> None:
         (self.folder / "go").touch()
 
@@ -75,6 +81,20 @@ class Run(threading.Thread):
         self.join(400)
         assert not self.is_alive(), self.told
         return self.told
+
+    def succeed(self, *names: str) -> str:
+        """Wait for the end: these sets, and no others, are built and packed."""
+        told = self.finish()
+        assert self.error is None, told
+        assert tarballs(self.request) == set(names), told
+        return told
+
+    def fail(self, code: str = "SETS_FAILED", *, words: str = "") -> str:
+        """Wait for the end, which is this error."""
+        told = self.finish()
+        assert self.error is not None, told
+        assert (self.error.code, words in self.error.message) == (code, True), self.error.render()
+        return told
 
 
 def tarballs(request: BuildRequest) -> set[str]:

@@ -24,6 +24,16 @@ class Silent:
     def note(self, line: str) -> None: ...
 
 
+class Person(Silent):
+    """Sees only the coded lines."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+
+    def note(self, line: str) -> None:
+        self.told.append(line)
+
+
 def tree(folder: Path, llama: Path = TINY, survey: Survey | None = None) -> Path:
     """Build a kept tree, as ``invoke build-cpu`` leaves it; no survey, no parts."""
     table = targets.load()
