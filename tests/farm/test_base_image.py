@@ -153,12 +153,6 @@ def test_cu130_takes_the_wheels_toolkit_along(
     assert asked == [pins.load().toolkit_of("cu130")]
 
 
-def test_a_line_without_a_recipe_is_a_usage_error() -> None:
-    with pytest.raises(UsageError, match="line cu128") as refused:
-        make(Store(), "cu128")
-    assert "cpu, cu124, cu130" in refused.value.hint
-
-
 @pytest.mark.parametrize("recipe", ["cu124", "cu130", "builder"])
 def test_recipes_name_no_host_and_need_no_buildkit(recipe: str) -> None:
     text = (base_image.RECIPES / f"{recipe}.Dockerfile").read_text("utf-8")

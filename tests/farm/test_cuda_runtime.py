@@ -251,15 +251,6 @@ def test_other_bytes_than_pinned_are_refused(index: PackageIndex, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("line", ["cu99", "cpu", ""])
-def test_an_unknown_line_is_told_which_can_be_had(line: str, tmp_path: Path) -> None:
-    error = refused(
-        UsageError, "CUDA_RUNTIME_NOT_PINNED", lambda: cuda_runtime.make(line, tmp_path)
-    )
-    assert error.exit_status == 2
-    assert error.hint == "there are wheels for: cu124, cu128, cu130"
-
-
 @pytest.mark.parametrize(("line", "major"), [("cu124", "12.4"), ("cu128", "12.8")])
 def test_the_pins_of_older_lines(line: str, major: str) -> None:
     found = REAL.cuda_runtime_of(line)
@@ -416,12 +407,7 @@ def test_a_tarball_under_another_name(tarball: Path) -> None:
     "changes",
     [
         {"mode": 0o755},
-        {"mode": 0o4644},
-        {"uid": 1000},
-        {"type": tarfile.SYMTYPE, "linkname": "/etc/passwd", "size": 0},
         {"name": "runtime/libcudart.so.13"},
-        {"name": "cuda-runtime/../x"},
-        {"name": "/cuda-runtime/x"},
         {"name": "cuda-runtime"},
         {"tail": b"garbage behind the end"},
     ],

@@ -9,7 +9,7 @@ import pytest
 
 from farm import source, targets
 from farm.engines.local import LocalEngine
-from farm.errors import BuildError, PackError, UsageError
+from farm.errors import BuildError, PackError
 from farm.execute import execute
 from farm.inputs.packages import cache_folder
 from farm.plan import BuildPlan, Step
@@ -153,8 +153,3 @@ def test_a_build_that_nobody_waits_for_ends_its_silent_compiler(tiny: Path, tmp_
     with pytest.raises(BuildError, match="step compile ended"), build:
         pytest.fail("a tree was handed over")
     assert not list(cache_folder("builds").iterdir())
-
-
-def test_a_folder_that_is_no_llama_cpp_is_refused(tmp_path: Path) -> None:
-    with refused("SOURCE_NOT_LLAMA_CPP", UsageError):
-        source.from_folder(tmp_path)

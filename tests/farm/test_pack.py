@@ -274,10 +274,6 @@ def test_missing_program(tree: Path) -> None:
     assert message.endswith("has no llama-server")
 
 
-def test_tree_that_is_not_there(tmp_path: Path) -> None:
-    refused(PackError, "TREE_MISSING", lambda: pack.pack(request(tmp_path / "none")))
-
-
 @pytest.mark.parametrize("target", ["/etc/hostname", "../outside", "gone"])
 def test_link_out_of_the_tree(tree: Path, target: str) -> None:
     (tree.parent / "outside").write_text("x", "utf-8")

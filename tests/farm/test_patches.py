@@ -20,7 +20,7 @@ from farm.durable import folder_digest
 from farm.errors import SourceError, UsageError
 from farm.inputs import patches, pins
 from farm.rebuild import RebuildRequest
-from farm.request import BuildRequest, choose_source, resolve
+from farm.request import BuildRequest, choose_source
 from farm.terminal.progress import BuildReport
 from tests.rigs.refusals import refused
 from tests.rigs.tiny_release import TINY
@@ -222,11 +222,6 @@ def test_a_kept_copy_that_was_changed_is_made_again(folder: Path, tree: Path) ->
     again = chosen(tree)
     assert (again.tree, "note[SOURCE_CHANGED]" in (again.note or "")) == (first.tree, True)
     assert (again.tree / "src" / "more.cpp").read_text("utf-8") == CODE
-
-
-def test_another_word_than_auto_or_none_is_refused() -> None:
-    with refused("PATCHES_INVALID", UsageError):
-        resolve(BuildRequest(patches="some"))
 
 
 def build(tree: Path, out: Path, asked: str = "auto") -> str:

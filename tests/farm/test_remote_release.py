@@ -190,8 +190,3 @@ def test_a_manifest_that_is_a_login_page_is_refused() -> None:
         url = server.put("/manifest.json", b"<html>log in</html>")
         with pytest.raises(IntegrityError, match="JSON"), opened(url):
             pass
-
-
-def test_a_local_folder_without_a_manifest_is_a_wrong_call(tmp_path: Path) -> None:
-    with refused("RELEASE_MISSING", FarmError), opened(str(tmp_path)) as found:
-        release.verify(found)

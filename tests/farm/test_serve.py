@@ -57,19 +57,14 @@ def test_whole_file(server: ReleaseServer) -> None:
         assert "Content-Encoding" not in response.headers
 
 
-def test_head_has_the_headers_and_no_body(server: ReleaseServer) -> None:
-    response, body = ask(server, "/a.tar.zst", "HEAD")
-    assert (response.status, body) == (200, b"")
-    assert response.headers["Content-Length"] == str(len(CONTENT))
-
-
 @pytest.mark.parametrize("target", ["/a.tar.zst", "/none"])
-def test_head_sends_nothing_behind_its_headers(server: ReleaseServer, target: str) -> None:
+def test_head_sends_the_headers_and_nothing_behind_them(server: ReleaseServer, target: str) -> None:
     with socket.create_connection(("127.0.0.1", server.port), timeout=10) as client:
         client.sendall(f"HEAD {target} HTTP/1.1\r\nConnection: close\r\n\r\n".encode())
         answer = b"".join(iter(lambda: client.recv(4096), b""))
     assert answer.endswith(b"\r\n\r\n")
     assert answer.count(b"\r\n\r\n") == 1
+    assert target == "/none" or f"Content-Length: {len(CONTENT)}\r\n".encode() in answer
 
 
 @pytest.mark.parametrize(
@@ -255,15 +250,9 @@ def test_only_loopback_listens(server: ReleaseServer) -> None:
         socket.create_connection(("127.0.0.2", server.port), timeout=2)
 
 
-def test_port_in_use(server: ReleaseServer, tmp_path: Path) -> None:
-    with refused("PORT_IN_USE") as caught:
-        ReleaseServer(tmp_path, server.port)
-    assert str(server.port) in caught.value.message
-
-
-def test_port_is_free_again_afterwards(tmp_path: Path) -> None:
-    with ReleaseServer(tmp_path) as first:
-        pass
+def test_port_in_use_is_named_and_free_again_afterwards(tmp_path: Path) -> None:
+    with ReleaseServer(tmp_path) as first, refused("PORT_IN_USE", match=str(first.port)):
+        ReleaseServer(tmp_path, first.port)
     with ReleaseServer(tmp_path, first.port) as second:
         assert second.port == first.port
 

@@ -133,12 +133,9 @@ def test_no_release_and_no_engine_are_one_calm_line_each(
 
 
 @pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize(
-    ("folder", "suppose"), [(Path("elsewhere"), None), (None, "capability=9.0")]
-)
-def test_a_release_that_was_asked_for_is_an_error_and_nothing_else(
-    folder: Path | None, suppose: str | None, capsys: pytest.CaptureFixture[str]
+def test_host_that_is_supposed_without_a_release_is_an_error_and_nothing_else(
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     with refused("RELEASE_MISSING", UsageError):
-        status.tell(folder, suppose)
+        status.tell(None, "capability=9.0")
     assert capsys.readouterr().out == ""

@@ -296,12 +296,6 @@ def test_an_assumed_build_is_recorded_as_such(tmp_path: Path) -> None:
     assert "note[BUILD_ASSUMED]" in (found.note or "")
 
 
-def test_an_assumed_build_of_the_pinned_archive_is_wrong_usage() -> None:
-    with pytest.raises(UsageError) as refused:
-        choose_source(BuildRequest(assume_build=11549))
-    assert refused.value.code == "ASSUMED_BUILD_IS_KNOWN"
-
-
 def test_a_tree_that_looks_for_libcurl_is_configured_without_it(tmp_path: Path) -> None:
     """llama.cpp of August 2025 ends with "Could NOT find CURL" otherwise."""
     tree = Path(shutil.copytree(TINY, tmp_path / "old"))

@@ -87,10 +87,6 @@ class GitHub:
         (found,) = (one for one in self.releases if one.tag == tag)
         return found
 
-    def asset(self, tag: str, name: str) -> bytes:
-        (found,) = (one for one in self.release(tag).assets if one.name == name)
-        return found.content
-
     @contextmanager
     def serve(self) -> Iterator[GitHub]:
         """Serve until the context is left; ``url`` is set."""

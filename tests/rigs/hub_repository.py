@@ -218,11 +218,6 @@ def _tag(hub: Hub, body: bytes, repo: str, revision: str) -> tuple[int, str, byt
     return 200, "", b""
 
 
-def _untag(hub: Hub, _body: bytes, repo: str, revision: str) -> tuple[int, str, bytes]:
-    del hub.repositories[repo].tags[revision]
-    return 200, "", b""
-
-
 def _info(hub: Hub, _body: bytes, repo: str) -> tuple[int, str, bytes]:
     if repo not in hub.repositories:
         return 404, "RepoNotFound", b"{}"
@@ -296,7 +291,6 @@ _ROUTES: dict[str, Any] = {
     f"GET {_KIND}{_REPO}/tree/{_REVISION}(?P<folder>/.*)?": _tree,
     f"GET {_KIND}{_REPO}/refs": _refs,
     f"POST {_KIND}{_REPO}/tag/{_REVISION}": _tag,
-    f"DELETE {_KIND}{_REPO}/tag/{_REVISION}": _untag,
     f"GET {_KIND}{_REPO}(?:/revision/main)?": _info,
     f"POST {_KIND}{_REPO}/variables": _variable,
     f"(?:GET|DELETE) {_KIND}{_REPO}/variables": _variables,
