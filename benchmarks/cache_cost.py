@@ -1,7 +1,6 @@
 """What the compiler cache spares: unchanged, for a second architecture, after one changed file.
 
-    PYTHONPATH=.:spaces python benchmarks/cache_cost.py --out benchmarks/results/cache_cost.json
-        [--toolkit pypi]
+    PYTHONPATH=.:spaces python benchmarks/cache_cost.py [--toolkit pypi]
 
 One run of five builds with one cache that is empty at first: a set, the same set again, a set of
 another architecture, then one CUDA file is changed and both sets are built once more. Each build
@@ -148,14 +147,12 @@ def _summary(builds: dict[str, dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure, print, write."""
+    """Measure, and print JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--toolkit", default=toolkit.WHEELS)
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cache-cost-") as scratch:
         result = run(options.toolkit, Path(scratch))
-    options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps(result, indent=2))
 
 

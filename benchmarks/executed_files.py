@@ -1,6 +1,6 @@
 """Every file that a server executes or maps executable, by strace, and what vouches for it.
 
-    PYTHONPATH=.:spaces python benchmarks/executed_files.py RELEASE_FOLDER MODEL [--out FILE.json]
+    PYTHONPATH=.:spaces python benchmarks/executed_files.py RELEASE_FOLDER MODEL
 
 ``fetch`` into an empty store, then ``serve`` until a completion has come back. Each such file of
 the server and its threads must be one of: listed in the manifest, with the listed digest now; a
@@ -202,15 +202,11 @@ def main() -> int:
     parser.add_argument("release", type=Path)
     parser.add_argument("model", type=Path)
     parser.add_argument("--gpu", action="store_true", help="a GPU must be used; else the CPU may")
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         extra = () if options.gpu else ("--allow-cpu",)
         found = run(options.release.resolve(), options.model.resolve(), Path(folder), extra)
-    text = json.dumps(found, indent=2)
-    if options.out:
-        options.out.write_text(f"{text}\n")
-    print(text)
+    print(json.dumps(found, indent=2))
     return int(found["files"]["nobody"] > 0 or found["executable memory of no file"] > 0)
 
 

@@ -3,7 +3,7 @@
 After each: the new runtime is whole or not there, what was there before is still whole, and the
 next installation succeeds with no clean-up.
 
-    PYTHONPATH=.:spaces python benchmarks/kill_everywhere.py [--step N] [--out FILE.json]
+    PYTHONPATH=.:spaces python benchmarks/kill_everywhere.py [--step N]
 
 Three beginnings: an empty store, a store with an older release, a store whose runtime is damaged
 (the installation takes it out of use and fetches it again). ``--step`` kills at every Nth call
@@ -71,7 +71,6 @@ def main() -> int:
     """Print one JSON object; 1 where something was left that should not be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--step", type=int, default=1)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
@@ -83,10 +82,7 @@ def main() -> int:
     bad = sum(one[word] for one in found.values() for word in ("partial", "lost", "not repaired"))
     found["killed"] = sum(one["killed"] for one in found.values())
     found |= {"step": options.step, "bad": bad, "seconds": round(time.monotonic() - started)}
-    text = json.dumps(found, indent=2)
-    if options.out:
-        options.out.write_text(f"{text}\n")
-    print(text)
+    print(json.dumps(found, indent=2))
     return int(bad > 0)
 
 

@@ -1,6 +1,6 @@
 """How long all sets take on several hosts, against the least that any schedule could take.
 
-    PYTHONPATH=.:spaces python benchmarks/makespan.py --out benchmarks/results/makespan.json
+    PYTHONPATH=.:spaces python benchmarks/makespan.py > benchmarks/results/makespan.json
 
 Simulated: every set of build/targets.toml on every CUDA line that can build it, with the CPU
 seconds of ``results/build_cost.json`` (a set that was not measured: the median), handed out by the
@@ -219,9 +219,8 @@ def _add_targets(tree: Path, units: Sequence[int]) -> None:
 
 
 def main() -> None:
-    """Write the result."""
+    """Print the result as JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--hosts", type=int, nargs="*", default=[os.cpu_count() or UNITS_FOR])
     parser.add_argument("--throttled", action="store_true", help="each has its part of the CPUs")
     options = parser.parse_args()
@@ -231,7 +230,6 @@ def main() -> None:
         "simulated": [simulate(recorded, hosts) for hosts in HOSTS],
         "real": [real(hosts, capped=options.throttled) for hosts in options.hosts],
     }
-    options.out.write_text(json.dumps(result, indent=2) + "\n", "utf-8")
     print(json.dumps(result, indent=2))
 
 

@@ -29,7 +29,7 @@ from llama_space import Engine, Figures, Piece, Progress, Status
 from translator.page import Page, RefusingEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterable, Iterator
 
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
@@ -45,73 +45,12 @@ _TEXT: Final = "今日は朝から雨が降っています。傘を忘れない�
 Scheme = Literal["light", "dark"]
 
 
-def _asked(tab: Tab, text: str) -> None:
-    tab.locator("#source textarea").fill(text)
-    tab.keyboard.press("Control+Enter")
-
-
-def _translate(tab: Tab) -> None:
-    _asked(tab, _TEXT)
-    tab.wait_for_selector(".status.done")
-
-
-def _ask(tab: Tab) -> None:
-    _asked(tab, _TEXT)
-    tab.wait_for_selector(".status.working")
-
-
-def _refused(tab: Tab) -> None:
-    tab.locator("#go").click()
-    tab.wait_for_selector(".status.failed")
-
-
-def _long(tab: Tab) -> None:
-    _asked(tab, _TEXT * 550)
-    tab.wait_for_selector(".status.working")
-    tab.wait_for_timeout(3000)
-
-
-def _arabic(tab: Tab) -> None:
-    tab.locator("#target_language input").click()
-    tab.keyboard.type("arabic")
-    tab.keyboard.press("Enter")
-
-
-def _list(tab: Tab) -> None:
-    tab.locator("#target_language input").click()
-    tab.keyboard.type("a")
-    tab.wait_for_timeout(500)
-
-
-def _programs(tab: Tab) -> None:
-    tab.set_viewport_size({"width": max(tab.evaluate("innerWidth"), 768), "height": 900})
-    tab.locator("footer button").first.click()
-    tab.wait_for_timeout(1500)
-
-
-def _owners(tab: Tab) -> None:
-    tab.locator("#owners").click()
-
-
-def _doctor(tab: Tab) -> None:
-    tab.locator("#owners").click()
-    tab.wait_for_selector("figure .answer")
-    tab.locator("#examine").click()
-    tab.wait_for_selector("#report textarea")
-
-
-def _lost(tab: Tab) -> None:
-    tab.locator("#source textarea").fill(_TEXT)
-    tab.route("**/state", lambda route: route.abort())
-    tab.wait_for_selector("#lost:not([hidden])")
-
-
 @dataclass(frozen=True)
 class Shot:
     """One picture: its name, the window, and what is done before.
 
     Attributes:
-        steps: what is done on the page, in order.
+        steps: names of ``STEPS``, in order.
         whole: the whole page, not only what the window shows.
         document: a document shows it, so it is kept beside the contact sheet.
     """
@@ -121,44 +60,44 @@ class Shot:
     locale: str = "en-GB"
     width: int = 1280
     height: int = 900
-    steps: tuple[Callable[[Tab], None], ...] = ()
+    steps: tuple[str, ...] = ()
     whole: bool = False
     document: bool = False
 
 
 ANSWERED: Final = (
-    Shot("page-light", height=1080, steps=(_translate,), document=True),
-    Shot("page-dark", "dark", "ja-JP", height=1080, steps=(_translate,), document=True),
-    Shot("page-narrow", "light", "ja-JP", 390, 844, (_translate,), whole=True, document=True),
-    Shot("page-doctor", steps=(_translate, _doctor), whole=True, document=True),
-    Shot("doctor-narrow", "dark", "ja-JP", 390, 844, (_translate, _doctor), whole=True),
-    Shot("arabic", "light", "ja-JP", 768, 1024, (_arabic, _translate)),
-    Shot("long", "dark", steps=(_long,)),
-    Shot("refused", steps=(_refused,)),
+    Shot("page-light", height=1080, steps=("translate",), document=True),
+    Shot("page-dark", "dark", "ja-JP", height=1080, steps=("translate",), document=True),
+    Shot("page-narrow", "light", "ja-JP", 390, 844, ("translate",), whole=True, document=True),
+    Shot("page-doctor", steps=("translate", "doctor"), whole=True, document=True),
+    Shot("doctor-narrow", "dark", "ja-JP", 390, 844, ("translate", "doctor"), whole=True),
+    Shot("arabic", "light", "ja-JP", 768, 1024, ("arabic", "translate")),
+    Shot("long", "dark", steps=("long",)),
+    Shot("refused", steps=("refused",)),
 )
 STANDING: Final = (
     Shot("empty"),
-    Shot("list", steps=(_list,)),
-    Shot("list-narrow", "dark", "ja-JP", 390, 844, (_list,)),
-    Shot("programs", steps=(_programs,)),
-    Shot("programs-dark", "dark", "ja-JP", 768, 1024, (_programs,)),
-    Shot("working", steps=(_ask,)),
-    Shot("working-narrow", "dark", "ja-JP", 390, 844, (_arabic, _ask)),
-    Shot("lost", steps=(_lost,)),
-    Shot("lost-narrow", "dark", "ja-JP", 390, 844, (_lost,)),
+    Shot("list", steps=("list",)),
+    Shot("list-narrow", "dark", "ja-JP", 390, 844, ("list",)),
+    Shot("programs", steps=("programs",)),
+    Shot("programs-dark", "dark", "ja-JP", 768, 1024, ("programs",)),
+    Shot("working", steps=("ask",)),
+    Shot("working-narrow", "dark", "ja-JP", 390, 844, ("arabic", "ask")),
+    Shot("lost", steps=("lost",)),
+    Shot("lost-narrow", "dark", "ja-JP", 390, 844, ("lost",)),
 )
 LENT: Final = (
-    Shot("gpu-seconds", steps=(_translate, _owners), whole=True),
-    Shot("gpu-seconds-narrow", "dark", "ja-JP", 390, 844, (_translate, _owners), whole=True),
+    Shot("gpu-seconds", steps=("translate", "owners"), whole=True),
+    Shot("gpu-seconds-narrow", "dark", "ja-JP", 390, 844, ("translate", "owners"), whole=True),
 )
 QUEUED: Final = (
-    Shot("queued", "dark", steps=(_ask,)),
-    Shot("queued-narrow", "light", "ja-JP", 390, 844, (_ask,)),
+    Shot("queued", "dark", steps=("ask",)),
+    Shot("queued-narrow", "light", "ja-JP", 390, 844, ("ask",)),
 )
-UNPINNED: Final = (Shot("unpinned", steps=(_owners,), whole=True),)
+UNPINNED: Final = (Shot("unpinned", steps=("owners",), whole=True),)
 COMING: Final = (
-    Shot("preparing", height=1000, steps=(_owners,)),
-    Shot("preparing-narrow", "dark", "ja-JP", 390, 844, (_owners,), whole=True),
+    Shot("preparing", height=1000, steps=("owners",)),
+    Shot("preparing-narrow", "dark", "ja-JP", 390, 844, ("owners",), whole=True),
 )
 BROKEN: Final = (
     Shot("page-error", height=820, document=True),
@@ -184,6 +123,8 @@ _PREPARING: Final = Status(
         ),
     ),
 )
+
+
 _CALLS: Final = (
     Figures(0, 1.9, 6.2, 141, warm=False, tokens_per_second=61.0, reserved=22, used=4.8),
     Figures(0, 0.3, 1.4, 38, warm=True, tokens_per_second=63.0, reserved=15, used=1.2, left=64),
@@ -255,12 +196,87 @@ def opened(browser: Browser, url: str, shot: Shot) -> Tab:
     return tab
 
 
+def _asked(tab: Tab, text: str) -> None:
+    tab.locator("#source textarea").fill(text)
+    tab.keyboard.press("Control+Enter")
+
+
+def _translate(tab: Tab) -> None:
+    _asked(tab, _TEXT)
+    tab.wait_for_selector(".status.done")
+
+
+def _ask(tab: Tab) -> None:
+    _asked(tab, _TEXT)
+    tab.wait_for_selector(".status.working")
+
+
+def _refused(tab: Tab) -> None:
+    tab.locator("#go").click()
+    tab.wait_for_selector(".status.failed")
+
+
+def _long(tab: Tab) -> None:
+    _asked(tab, _TEXT * 550)
+    tab.wait_for_selector(".status.working")
+    tab.wait_for_timeout(3000)
+
+
+def _arabic(tab: Tab) -> None:
+    tab.locator("#target_language input").click()
+    tab.keyboard.type("arabic")
+    tab.keyboard.press("Enter")
+
+
+def _list(tab: Tab) -> None:
+    tab.locator("#target_language input").click()
+    tab.keyboard.type("a")
+    tab.wait_for_timeout(500)
+
+
+def _programs(tab: Tab) -> None:
+    tab.set_viewport_size({"width": max(tab.evaluate("innerWidth"), 768), "height": 900})
+    tab.locator("footer button").first.click()
+    tab.wait_for_timeout(1500)
+
+
+def _owners(tab: Tab) -> None:
+    tab.locator("#owners").click()
+
+
+def _doctor(tab: Tab) -> None:
+    tab.locator("#owners").click()
+    tab.wait_for_selector("figure .answer")
+    tab.locator("#examine").click()
+    tab.wait_for_selector("#report textarea")
+
+
+def _lost(tab: Tab) -> None:
+    tab.locator("#source textarea").fill(_TEXT)
+    tab.route("**/state", lambda route: route.abort())
+    tab.wait_for_selector("#lost:not([hidden])")
+
+
+STEPS: Final = {
+    "translate": _translate,
+    "ask": _ask,
+    "refused": _refused,
+    "long": _long,
+    "arabic": _arabic,
+    "list": _list,
+    "programs": _programs,
+    "owners": _owners,
+    "doctor": _doctor,
+    "lost": _lost,
+}
+
+
 def taken(browser: Browser, url: str, shots: Iterable[Shot], to: Path) -> Iterator[Image.Image]:
     """Open the page for each picture, do its steps, and yield the picture."""
     for shot in shots:
         tab = opened(browser, url, shot)
         for step in shot.steps:
-            step(tab)
+            STEPS[step](tab)
         tab.mouse.move(2, 2)
         content = tab.screenshot(full_page=shot.whole, animations="disabled")
         tab.close()
@@ -324,11 +340,11 @@ def pictures(browser: Browser, to: Path) -> Iterator[Image.Image]:
             yield from taken(browser, url, shots, to)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> int:
     """Make all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    folder = parser.parse_args().out
+    folder = parser.parse_args(argv).out
     os.environ.setdefault("SPACE_ID", "owner/translator")  # an error links to its settings
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     program = shutil.which("chromium") or "chromium"
@@ -336,7 +352,8 @@ def main() -> None:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
         keep(sheet(pictures(browser, folder)), folder / "page-states.png")
         browser.close()
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
 """Try to have bytes executed that were not hashed: as another user, then as the same one.
 
     PYTHONPATH=.:spaces python benchmarks/swap_attack.py [--executions 10000] [--windows 200]
-        [--release MANIFEST_URL --model MODEL --real 300] [--megabytes 190] [--out FILE]
+        [--release MANIFEST_URL --model MODEL --real 300] [--megabytes 190]
 
 Another user's process (this needs root) tries to swap the files of a runtime while the loader asks
 it for devices, starts it and starts it again after it was killed: a tiny runtime that starts in
@@ -79,7 +79,6 @@ def main() -> int:
     parser.add_argument("--megabytes", type=int, default=190)
     parser.add_argument("--release", help="the manifest's URL of a real release")
     parser.add_argument("--model", type=Path, default=self_test.MODEL)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     found: dict[str, Any] = {"cpus": os.cpu_count()}
     with swap_attack.open_to_all() as place, swap_attack.without_pauses():
@@ -101,10 +100,7 @@ def main() -> int:
             name: attacks_by_situation(*one, place / f"attacks-{number}")
             for number, (name, one) in enumerate(attacks.items())
         }
-    text = json.dumps(found, indent=2)
-    if options.out:
-        options.out.write_text(f"{text}\n")
-    print(text)
+    print(json.dumps(found, indent=2))
     every = found["attacks of another user"].values()
     return int(any(one["executed"] for attack in every for one in attack.values()))
 
