@@ -23,7 +23,7 @@ from playwright.sync_api import sync_playwright
 from llama_loader import settings
 from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
-from llama_loader.events import Downloading, Note, Resolving
+from llama_loader.events import Downloading, Note
 from llama_loader.server import free_port
 from llama_space import Engine, Figures, Piece, Progress, Status
 from translator.page import Page, RefusingEngine
@@ -107,7 +107,10 @@ _PREPARING: Final = Status(
     "preparing",
     release="b11549-1",
     progress=(
-        Progress("prepare", Resolving("https://huggingface.co/me/releases/resolve/main/m.json")),
+        Progress(
+            "prepare",
+            Downloading("https://huggingface.co/me/releases/resolve/main/m.json", 0, None),
+        ),
         Progress(
             "prepare",
             Downloading("translategemma-27b-it.i1-Q4_K_M.gguf", 3_210_000_000, 16_500_000_000),

@@ -239,23 +239,17 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
 
 
 def _doctor(options: argparse.Namespace, console: Console) -> int:
-    if options.suppose is not None:
-        return _suppose(options, console)
     from llama_loader import doctor
     from llama_loader.events import ignore
 
-    found = doctor.examine(lambda: _settings(options, ignore), sink=console)
-    _print(options, found.as_text(), found.as_json())
-    return found.exit_status
-
-
-def _suppose(options: argparse.Namespace, console: Console) -> int:
-    from llama_loader import doctor
-
-    found = doctor.suppose(options.suppose, _settings(options, console), console)
-    _print(options, found.as_text(), found.as_json())
-    if found.failure is not None:
-        raise found.failure
+    if options.suppose is None:
+        found = doctor.examine(lambda: _settings(options, ignore), sink=console)
+        _print(options, found.as_text(), found.as_json())
+        return found.exit_status
+    supposed = doctor.suppose(options.suppose, _settings(options, console), console)
+    _print(options, supposed.as_text(), supposed.as_json())
+    if supposed.failure is not None:
+        raise supposed.failure
     return _OK
 
 
@@ -306,10 +300,14 @@ def _parser() -> _Parser:
             else:
                 command.add_argument(option, action="store_const", const="1", help=meaning)
         command.add_argument("--json", action="store_true", help="machine-readable output")
+        if name in {"serve", "doctor"}:
+            what = command.add_mutually_exclusive_group()
+            what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
+            taken = "a file on the Hub, or REPO:Q4_K_M"
+            what.add_argument("--hf", nargs="+", metavar=("REPO", "FILE"), help=taken)
         if name == "serve":
             _add_serve(command)
         elif name == "doctor":
-            _add_model(command.add_mutually_exclusive_group())
             command.add_argument(
                 "--suppose",
                 metavar="FACTS",
@@ -331,19 +329,11 @@ def _not_empty(text: str) -> str:
 
 def _add_serve(command: argparse.ArgumentParser) -> None:
     command.usage = "%(prog)s (--model PATH | --hf REPO FILE) [options] [-- EXTRA ...]"
-    _add_model(command.add_mutually_exclusive_group())
     command.add_argument(
         "--port", dest="server_port", metavar="N", help="listen here (default: a free port)"
     )
     command.add_argument(
         "--no-key", action="store_true", help="ask for no key (default: a random one, printed)"
-    )
-
-
-def _add_model(what: argparse._MutuallyExclusiveGroup) -> None:
-    what.add_argument("--model", dest="gguf_path", metavar="PATH", help="a GGUF file")
-    what.add_argument(
-        "--hf", nargs="+", metavar=("REPO", "FILE"), help="a file on the Hub, or REPO:Q4_K_M"
     )
 
 

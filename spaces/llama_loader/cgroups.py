@@ -8,16 +8,12 @@ https://docs.kernel.org/admin-guide/cgroup-v2.html (``cpu.max``, ``memory.max``)
 https://docs.kernel.org/scheduler/sched-bwc.html (``cpu.cfs_quota_us``).
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from typing import Final
 
 _MOUNT_POINTS: Final = "0::/\n1:cpu:/\n2:memory:/"
 """Read where ``/proc/self/cgroup`` is hidden."""

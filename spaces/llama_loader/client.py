@@ -13,16 +13,14 @@ import json
 import socket
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, Final, final
+from typing import Annotated, Any, Final, final
 
 import msgspec
 from msgspec import Meta
 
 from llama_loader.errors import ServerError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 
 _MOST: Final = 4 * 1024 * 1024
 """Bytes of an answer or an event. Another program on the port must not fill the memory."""
@@ -51,6 +49,8 @@ class Piece:
 class Client:
     """Calls one llama-server, on ``port`` of 127.0.0.1.
 
+    Its methods raise ``ServerError``: no answer, none in time, none of llama-server's, a refusal.
+
     Attributes:
         api_key: None where the server asks for none.
         timeout: seconds for each whole answer, and for each event of a stream.
@@ -63,11 +63,7 @@ class Client:
     require_ours: Callable[[], None] = lambda: None
 
     def status(self, path: str, timeout: float) -> int:
-        """Return the status of a GET; the body is not read.
-
-        Raises:
-            ServerError: no answer, or none in time.
-        """
+        """Return the status of a GET; the body is not read."""
         with self.request(path, timeout) as response:
             return response.status
 
@@ -87,11 +83,7 @@ class Client:
         return Client(self.port, "not-the-key").status("/props", timeout) == _UNAUTHORIZED
 
     def completion(self, prompt: str, *, timeout: float | None = None, **asked: Any) -> Piece:
-        """Complete a text in one piece; ``asked`` as for ``chat``.
-
-        Raises:
-            ServerError: no answer, none in time, not one of llama-server's, or a refusal.
-        """
+        """Complete a text in one piece; ``asked`` as for ``chat``."""
         body = _body(prompt=prompt, **asked)
         with self.request("/v1/completions", timeout or self.timeout, body) as response:
             return _piece(response.read(_MOST))
@@ -117,11 +109,7 @@ class Client:
         body: Mapping[str, Any] | None = None,
         connection: Connection | None = None,
     ) -> Iterator[http.client.HTTPResponse]:
-        """Send a request; the response's body is unread.
-
-        Raises:
-            ServerError: no connection, no answer in time, or a ``body`` that was refused.
-        """
+        """Send a request; the response's body is unread."""
         headers: dict[str, str | bytes] = {"Content-Type": "application/json"}
         if self.api_key:
             headers["Authorization"] = f"Bearer {self.api_key}".encode()
@@ -161,10 +149,8 @@ class ChatStream:
         """Send the request and yield each piece of the answer.
 
         It comes as server-sent events: ``data: {…}`` lines, the last ``data: [DONE]``. Only an
-        event gives the next one its time, not a comment or half a line.
-
-        Raises:
-            ServerError: as for ``Client.completion``; not after ``stop``.
+        event gives the next one its time, not a comment or half a line. Nothing is raised after
+        ``stop``.
         """
         timeout, sock = self._client.timeout, self._connection
         try:

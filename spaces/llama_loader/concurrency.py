@@ -3,15 +3,11 @@
 ``concurrent.futures`` does more, but its imports take a tenth of the time until a server starts.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable, Generator
 from contextlib import closing
 from queue import Empty, SimpleQueue
 from threading import Semaphore, Thread
-from typing import TYPE_CHECKING, Any, Generic, TypeVar, final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar, final
 
 _Result = TypeVar("_Result")
 _Item = TypeVar("_Item")

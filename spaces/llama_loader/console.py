@@ -5,13 +5,10 @@ from __future__ import annotations
 import signal
 import sys
 import time
-from typing import TYPE_CHECKING, Final, TextIO
+from typing import Final, TextIO
 
 from llama_loader.errors import LoaderError, safe, tell
-from llama_loader.events import Downloading, Note, Resolving, Unpacking, line
-
-if TYPE_CHECKING:
-    from llama_loader.events import Event
+from llama_loader.events import Downloading, Event, Note, line
 
 _CLEAR: Final = "\r\x1b[K"
 """Removes a terminal's present line."""
@@ -35,9 +32,7 @@ class Console:
             lines = LoaderError(event.code, event.message, hint=event.hint).render()
             self.clear()
             tell(self._stream, lines.replace("error[", "warning[", 1))
-        elif isinstance(event, Resolving):
-            self.stage(line(event))
-        elif isinstance(event, Downloading | Unpacking):
+        elif isinstance(event, Downloading):
             now, done = time.monotonic(), event.done == event.total
             if now >= self._next or done:
                 self._next = now + _EVERY

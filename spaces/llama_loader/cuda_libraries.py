@@ -5,22 +5,18 @@ Space they come with torch, in ``site-packages/nvidia``, which the dynamic linke
 the server gets ``LD_LIBRARY_PATH`` with exactly the folders that it needs.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import mmap
 import os
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llama_loader import processes
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
 
 _FILE: Final = re.compile(
     r"(?P<soname>lib(?P<stem>cublasLt|cublas|cudart|nvrtc)\.so\.(?P<major>[0-9]+))"
@@ -58,11 +54,7 @@ class Library:
 def find_libraries(
     library_path: Sequence[Path], cache: Sequence[Path], python_path: Sequence[Path], root: Path
 ) -> tuple[Library, ...]:
-    """List the CUDA libraries, in the order in which they are taken: the person's choice first.
-
-    They lie in folders of LD_LIBRARY_PATH, in wheels on Python's path, where the dynamic linker's
-    cache has some, and in toolkits below ``root``.
-    """
+    """List the CUDA libraries, in the order in which they are taken: the person's choice first."""
     wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
     kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
     places = (

@@ -2,25 +2,20 @@
 
 What counts is what this binary, with these libraries, can use, so the program is asked with
 ``--list-devices``; the driver only where its answer cannot be another one (``by_the_driver``).
+What cannot be listed or chosen raises ``HostError``.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from llama_loader import processes, server_log
 from llama_loader.errors import HostError
-from llama_loader.gpus import BY_BUS
+from llama_loader.gpus import BY_BUS, Gpu
+from llama_loader.host import HostFacts
 from llama_loader.server_log import INVALID_DEVICE_HINT
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
-
-    from llama_loader.gpus import Gpu
-    from llama_loader.host import HostFacts
 
 TIMEOUT: Final = 60.0
 """Seconds. 0.4 s on an H200, 1.1 s the first time; more where the driver has to be woken."""
@@ -73,15 +68,7 @@ class DeviceChoice:
 
 
 def list_devices(runtime: Path, environ: Mapping[str, str]) -> Listing:
-    """Ask the installed llama-server.
-
-    Args:
-        runtime: the folder that holds ``llama-server``.
-        environ: what it may see, with the CUDA libraries' folders (``processes.environment``).
-
-    Raises:
-        HostError: it hangs, crashes, cannot be started or prints something else.
-    """
+    """Ask the llama-server in the folder ``runtime``, which sees ``environ`` alone."""
     argv = [str(runtime / "llama-server"), "--list-devices"]
     done = processes.run(argv, environ, timeout=TIMEOUT)
     lines = done.output.splitlines()
@@ -108,9 +95,6 @@ def parse(output: str) -> tuple[Device, ...]:
     """Read ``Available devices:`` and its lines, such as ``  CUDA0: H200 (9 MiB, 8 MiB free)``.
 
     Lines of another form are no devices, ``  (none)`` for one.
-
-    Raises:
-        HostError: there is no such list, or a line of it is cut off or damaged.
     """
     _, heading, body = output.partition("Available devices:")
     if not heading:
@@ -190,9 +174,6 @@ def choose(
         allow_cpu: whether no device at all is fine.
         each: bytes that are taken besides on every device.
         printed: what a verified CUDA build of ours printed with its list; None for other builds.
-
-    Raises:
-        HostError: a named device is not there; or there is none and the CPU is not allowed.
     """
     if wanted:
         return _named(found, wanted, ours=printed is not None)

@@ -16,15 +16,13 @@ import shutil
 import stat
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, final
+from typing import Final, final
 
 from llama_loader.errors import StoreError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 NOT_WRITABLE: Final = frozenset({errno.EROFS, errno.EACCES, errno.EPERM})
 NO_FILE: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP, errno.ENXIO})
@@ -102,11 +100,9 @@ class Folder:
         return cls(os.open(path, _AS_FOLDER), path)
 
     def __enter__(self) -> Folder:
-        """Do nothing: it is open."""
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close it."""
         os.close(self.handle)
 
     def folder(self, name: str, *, make: int | None = None) -> Folder:

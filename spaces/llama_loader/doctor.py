@@ -3,44 +3,28 @@
 Each check runs whatever the checks before it found, as far as it can. The verdict is strict: good
 means that the runtime is installed, its libraries are there, llama-server itself lists a device
 (or the CPU is allowed), and the model is there or can be had. No secret is on the page, so it can
-be pasted into an issue. The doctor never raises: what it cannot look at is a finding.
-
-``suppose`` answers what another machine would fetch, one that is described in words:
-``capability=12.0,driver=580,glibc=2.36,torch=cu128`` is enough to ask, on a laptop without a GPU,
-before a Space is ever started.
+be pasted into an issue. ``suppose`` answers what another machine would fetch, one that is described
+in words such as ``capability=12.0,driver=580,glibc=2.36,torch=cu128``.
 """
-
-from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import msgspec
 
 from llama_loader import disk, gpus, host, loader, model, report, selection
 from llama_loader.cuda_libraries import Library
-from llama_loader.errors import (
-    HostError,
-    LoaderError,
-    SettingError,
-    StoreError,
-    printable,
-    safe,
-)
-from llama_loader.events import Note, Stage
+from llama_loader.devices import Listing
+from llama_loader.errors import HostError, LoaderError, SettingError, StoreError, printable, safe
+from llama_loader.events import Event, Note, Sink, Stage
 from llama_loader.gpus import Gpu
 from llama_loader.host import SUPPOSED, HostFacts
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from llama_loader.devices import Listing
-    from llama_loader.events import Event, Sink
-    from llama_loader.loader import Prepared
-    from llama_loader.settings import Settings
+from llama_loader.loader import Prepared
+from llama_loader.settings import Settings
 
 _ROOM: Final = 1_000_000_000
 """Bytes of free disk below which an installation (75 to 190 MB unpacked) becomes doubtful."""
@@ -160,12 +144,9 @@ def examine(
     sink: Sink,
     prepare: Callable[[Settings, Sink], Prepared] | None = None,
 ) -> Examination:
-    """Look at everything; never raises a loader's or a system's error.
+    """Look at everything; an error, also of ``load``, is a finding, and is not raised.
 
-    Args:
-        load: reads the settings; their errors are a finding like any other.
-        sink: told of progress.
-        prepare: returns the runtime to look at; None installs the one that the settings name.
+    ``prepare`` returns the runtime to look at; None installs the one that the settings name.
     """
     return _Visit(load, sink, prepare).found
 
@@ -194,24 +175,20 @@ class _Visit:
 
     def _check(self, name: str, look: Callable[[], str]) -> None:
         """Run a check; its sentence, or its error, goes on the page."""
-        failed: LoaderError | None = None
         try:
-            detail = look()
+            try:
+                check = Check(name, ok=True, detail=safe(look()))
+            except OSError as error:
+                raise StoreError("SYSTEM", f"cannot look at the {name}: {error}") from error
         except LoaderError as error:
-            failed = error
-        except OSError as error:
-            failed = StoreError("SYSTEM", f"cannot look at the {name}: {error}")
-        if failed is None:
-            check = Check(name, ok=True, detail=safe(detail))
-        else:
-            detail, hint, status = safe(failed.message), safe(failed.hint), failed.exit_status
-            check = Check(name, ok=False, detail=detail, code=failed.code, hint=hint, status=status)
+            what, code, hint, status = error.message, error.code, error.hint, error.exit_status
+            check = Check(name, ok=False, detail=what, code=code, hint=hint, status=status)
         self.found.checks.append(check)
 
     def _sink(self, event: Event) -> None:
         """Put notes on the page, and pass progress on."""
         if isinstance(event, Note):
-            self.found.notes.append(Note(event.code, safe(event.message), safe(event.hint)))
+            self.found.notes.append(event)
         else:
             self._pass_on(event)
 
@@ -330,8 +307,8 @@ class Supposition:
         return {
             "ok": self.failure is None,
             "code": failed.code,
-            "detail": safe(failed.message),
-            "hint": safe(failed.hint),
+            "detail": failed.message,
+            "hint": failed.hint,
             "release": self.release,
             "supposed": report.plain(self.supposed),
             "choice": report.plain(self.choice),

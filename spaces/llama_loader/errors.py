@@ -6,8 +6,6 @@ turned into a process's exit status in ``__main__`` only. What is shown to peopl
 ``safe`` or ``printable``.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from typing import ClassVar, Final, TextIO
@@ -23,8 +21,8 @@ class LoaderError(Exception):
 
     Attributes:
         code: short upper-case name that can be searched for, e.g. ``SHA256_MISMATCH``.
-        message: what happened, naming the thing; one line.
-        hint: what to do about it; one line, may be empty.
+        message: what happened, naming the thing; one printable line without secrets.
+        hint: what to do about it; another one, may be empty.
     """
 
     exit_status: ClassVar[int] = 1
@@ -32,17 +30,15 @@ class LoaderError(Exception):
     def __init__(self, code: str, message: str, *, hint: str = "") -> None:
         super().__init__(code, message)
         self.code = code
-        self.message = message
-        self.hint = hint
+        self.message, self.hint = safe(message), safe(hint)
 
     def __str__(self) -> str:
-        """Return code, message and hint in one line, without secrets."""
-        return safe(f"{self.code}: {self.message}{self.hint and f'; {self.hint}'}")
+        return f"{self.code}: {self.message}{self.hint and f'; {self.hint}'}"
 
     def render(self) -> str:
         """Return the ``error[CODE]: …`` line and, where there is one, the ``hint: …`` line."""
-        line = f"error[{self.code}]: {safe(self.message)}"
-        return f"{line}\nhint: {safe(self.hint)}" if self.hint else line
+        line = f"error[{self.code}]: {self.message}"
+        return f"{line}\nhint: {self.hint}" if self.hint else line
 
 
 class SettingError(LoaderError):

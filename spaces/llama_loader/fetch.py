@@ -11,24 +11,19 @@ import hashlib
 import math
 import random
 import time
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from io import SEEK_END, BytesIO
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
+from typing import IO, Final
 
 from llama_loader import locations
 from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.events import Downloading, Resolving, Sink, ignore
+from llama_loader.events import Downloading, Sink, ignore
 from llama_loader.locations import AttemptError, Body, Patience, RangeError, Web
-from llama_loader.manifest import MAX_MANIFEST_BYTES
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
-    from contextlib import AbstractContextManager
-
-    from llama_loader.manifest import Artifact
+from llama_loader.manifest import MAX_MANIFEST_BYTES, Artifact
 
 SMALL_FILE_SECONDS: Final = 60.0
 """A manifest has some hundred kilobytes: it comes within this time, all attempts together."""
@@ -60,22 +55,14 @@ class Fetcher:
     patience: Patience = field(default_factory=Patience)
 
     def manifest_bytes(self, url: str) -> bytes:
-        """Return a manifest's bytes.
-
-        Raises:
-            LoaderError: as from ``copy``.
-        """
-        self.sink(Resolving(locations.shown(url)))
+        """Return a manifest's bytes; errors are those of ``copy``."""
+        self.sink(Downloading(locations.shown(url), 0, None))
         return self.read(url, limit=MAX_MANIFEST_BYTES)
 
     def read(self, url: str, *, limit: int) -> bytes:
-        """Return a whole small file, which must come within ``SMALL_FILE_SECONDS``.
-
-        Raises:
-            LoaderError: as from ``copy``.
-        """
+        """Return a small file, within ``SMALL_FILE_SECONDS``; errors are those of ``copy``."""
         target, seconds = BytesIO(), min(SMALL_FILE_SECONDS, self.patience.deadline)
-        hasty = replace(self, patience=replace(self.patience, deadline=seconds), sink=ignore)
+        hasty = replace(self, patience=replace(self.patience, deadline=seconds))
         hasty.copy(url, target, limit=limit)
         return target.getvalue()
 
@@ -214,9 +201,7 @@ class Mirrors:
     def attempt(self) -> Iterator[Mirror]:
         """Choose the best mirror; an attempt on it that fails is recorded and ended.
 
-        Raises:
-            IntegrityError: none is left, and one of them sent wrong bytes.
-            NetworkError: none is left, or the wait would be longer than the time left.
+        With none left, or no time for the next, the error of the whole download is raised.
         """
         mirror = self._best()
         try:

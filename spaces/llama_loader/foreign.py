@@ -5,24 +5,18 @@ folders are installed. Whatever leads out of it, is special, or exists twice is 
 what would take more than bounded memory, files or bytes.
 """
 
-from __future__ import annotations
-
 import posixpath
 import stat
 import struct
 import zipfile
 import zlib
-from pathlib import PurePosixPath
-from typing import IO, TYPE_CHECKING, Final
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import IO, Final
 
+from llama_loader.manifest import FileEntry
 from llama_loader.receipt import PROGRAM
 from llama_loader.unpack import PIECE, Member, Reader, archive_format, decompressed, refused, write
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-    from pathlib import Path
-
-    from llama_loader.manifest import FileEntry
 
 MAX_BYTES: Final = 8 << 30
 """An official CUDA release with its cuBLAS unpacks to about 2 GB."""

@@ -3,18 +3,14 @@
 Only integers and two texts are kept; everything else is skipped, in bounded time and memory.
 """
 
-from __future__ import annotations
-
 import re
 import struct
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, BinaryIO, Final, NamedTuple
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+from pathlib import Path
+from typing import Any, BinaryIO, Final, NamedTuple
 
 COMPUTE_MARGIN: Final = 512 * 1024**2
 """Bytes for compute buffers and the CUDA context, on each device that is used; llama.cpp measures

@@ -5,14 +5,10 @@ Needed where only a name can be had: in ZeroGPU's main process no GPU is attache
 Capability" page. Nothing here does I/O.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
+from typing import Final
 
 BY_BUS: Final = "PCI_BUS_ID"
 """CUDA_DEVICE_ORDER in which CUDA counts as NVML does; the loader sets it where none is set."""
@@ -80,12 +76,8 @@ def visible(
     ("CUDA Environment Variables") and, for what that leaves open, torch's reading of it
     (``torch.cuda._parse_visible_devices``): the first entry that names no GPU, or several, ends the
     list; a GPU named twice empties it. Where only the driver knows which GPUs are meant, as with
-    MIG devices, all are returned, and the number is an upper bound.
-
-    Args:
-        there: all GPUs, in PCI order.
-        named: CUDA_VISIBLE_DEVICES, None where unset.
-        order: CUDA_DEVICE_ORDER, None where unset. Indices count in NVML's order alone.
+    MIG devices, all are returned, and the number is an upper bound. ``there`` is in PCI order;
+    ``order`` is CUDA_DEVICE_ORDER: indices count in NVML's order alone.
     """
     if named is None:
         return there, len(there)

@@ -3,8 +3,7 @@
 A context in the calling process would break ZeroGPU (the main process must never touch CUDA) and
 cost half a second elsewhere. So GPUs are asked for through NVML, which is management only, then
 ``nvidia-smi``, then ``/proc/driver/nvidia``, then what ZeroGPU documents; the first that names any
-counts, and ``gpu_source`` names it. Of NVML only the calls of ``nvml.h`` that are needed are made,
-through ctypes. Why NVML or nvidia-smi does not answer is kept; neither is waited for without end.
+counts. Why NVML or nvidia-smi does not answer is kept; neither is waited for without end.
 """
 
 from __future__ import annotations
@@ -15,18 +14,15 @@ import platform
 import re
 import shutil
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llama_loader import cgroups, cuda_libraries, gpus, processes
 from llama_loader.concurrency import Background
 from llama_loader.gpus import Gpu, capability
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from llama_loader.settings import Settings
+from llama_loader.settings import Settings
 
 _PROC: Final = "proc/driver/nvidia"
 _LIBRARY: Final = "libnvidia-ml.so.1"
@@ -160,9 +156,7 @@ class _Refused(Exception):  # noqa: N818 - an answer of NVML's; never leaves thi
 def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     """Gather the facts; takes some ten milliseconds, and never raises.
 
-    Args:
-        settings: what may be seen of the environment, and whether this is ZeroGPU.
-        root: where ``/proc`` and ``/usr`` are looked for; tests give another.
+    ``root`` is where ``/proc`` and ``/usr`` are looked for.
     """
     inherited = settings.inherited
     cache = cuda_libraries.linker_cache(processes.environment(inherited))
@@ -180,7 +174,7 @@ def detect(settings: Settings, *, root: Path = Path("/")) -> HostFacts:
     return HostFacts(
         system=sys.platform,
         machine=platform.machine(),
-        glibc=_glibc(),
+        glibc=dict([platform.libc_ver()]).get("glibc"),  # musl is another one
         glibcxx=_glibcxx(cache),
         python=platform.python_version(),
         driver=told.driver or _field(module, root / _PROC / "version"),
@@ -240,11 +234,6 @@ def _field(pattern: str, path: Path) -> str | None:
     return matched[1] if matched else None
 
 
-def _glibc() -> str | None:
-    name, version = platform.libc_ver()
-    return version if name == "glibc" else None
-
-
 def _glibcxx(cache: Sequence[Path]) -> str | None:
     """Return the newest GLIBCXX version of the system's libstdc++, by its file's name.
 
@@ -259,9 +248,7 @@ def _glibcxx(cache: Sequence[Path]) -> str | None:
 def ask(folders: Sequence[Path], inherited: Mapping[str, str]) -> Answer:
     """Ask NVML, then nvidia-smi if NVML names no GPU; nothing is told where no driver is.
 
-    Args:
-        folders: where the driver's libraries are looked for before the dynamic linker's folders.
-        inherited: the variables that nvidia-smi may see.
+    The driver's libraries are looked for in ``folders`` first; nvidia-smi sees ``inherited``.
     """
     asking = Background(lambda: nvml(folders))
     if not asking.wait(_NVML_TIMEOUT):  # nvidia-smi asks NVML, and would hang too

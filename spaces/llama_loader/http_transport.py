@@ -3,19 +3,20 @@
 ``requests`` does TLS, proxies and certificates. Redirects are followed here and nothing is decoded:
 what is hashed is what was sent. Retries, mirrors and digests are in ``fetch``.
 
-Every wait has an end. A socket's own timeout begins anew with every byte, and ``http.client`` reads
-on until headers or a chunk's length are whole. So each read from a connection is given the time
-that is left for all of them.
+Every wait has an end: a socket's own timeout begins anew with every byte, so each read from a
+connection is given the time that is left for all of them.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import socket
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from http.client import HTTPResponse
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import requests
 import urllib3
@@ -24,13 +25,7 @@ from urllib3.exceptions import InvalidHeader
 
 from llama_loader import locations, settings
 from llama_loader.errors import without_secrets
-from llama_loader.locations import AttemptError, Body, RangeError
-
-if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable, Iterator
-
-    from llama_loader.locations import Patience, Web
+from llama_loader.locations import AttemptError, Body, Patience, RangeError, Web
 
 MAX_REDIRECTS: Final = 5
 

@@ -1,14 +1,12 @@
 """The façade of the loader: settings → a verified runtime (``prepare``) → a server (``start``).
 
-This module decides the order in which the others are called and records how long each step took. It
-knows no bytes, processes or HTTP.
+This module decides the order in which the others are called; it knows no bytes, processes or HTTP.
 """
 
-from __future__ import annotations
-
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from llama_loader import (
     cuda_libraries,
@@ -23,28 +21,21 @@ from llama_loader import (
     server_plan,
     trust,
 )
+from llama_loader.concurrency import Background
 from llama_loader.cuda_libraries import Library
-from llama_loader.devices import DeviceChoice
+from llama_loader.devices import DeviceChoice, Listing
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
-from llama_loader.events import Note, Timeline, ignore
+from llama_loader.events import Note, Sink, Stage, Timeline, ignore
 from llama_loader.fetch import Fetcher
+from llama_loader.host import HostFacts
+from llama_loader.manifest import Artifact, Manifest
+from llama_loader.receipt import Installed
+from llama_loader.selection import Choice
+from llama_loader.self_test import SelfTest
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
+from llama_loader.settings import Settings
 from llama_loader.store import Store
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from pathlib import Path
-
-    from llama_loader.concurrency import Background
-    from llama_loader.devices import Listing
-    from llama_loader.events import Sink
-    from llama_loader.host import HostFacts
-    from llama_loader.manifest import Artifact, Manifest
-    from llama_loader.receipt import Installed
-    from llama_loader.selection import Choice
-    from llama_loader.self_test import SelfTest
-    from llama_loader.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -118,8 +109,7 @@ def prepare(
     Raises:
         LoaderError: any of the loader's errors but those of the server.
     """
-    timeline = Timeline()
-    sink = timeline.listening(sink)
+    sink = timeline = Timeline(sink)
     store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
     with timeline.stage("resolve"):
         looking = looking or host.begin(settings)
@@ -150,7 +140,14 @@ def prepare(
     installed, brought = install(choice.artifact), choice.runtime_libraries
     libraries, missing, added = choice.libraries, choice.missing, None
     if brought:
-        added = install(brought, _fetched_note(choice, brought))
+        packages = " ".join(cuda_libraries.packages(missing))
+        note = Note(
+            "CUDA_RUNTIME_FETCHED",
+            f"fetching {brought.size / 1e6:.0f} MB of CUDA libraries ({brought.name}), because this"
+            f" machine lacks {', '.join(missing)}",
+            f"to avoid this download, add to requirements.txt (or pip install): {packages}",
+        )
+        added = install(brought, note)
         version = brought.cuda.toolkit if brought.cuda else None
         fetched = [Library(name, added.folder, version, "release") for name in brought.provides]
         # first, because cuBLAS needs the cuBLASLt of its own version
@@ -160,11 +157,7 @@ def prepare(
 
 
 def read_manifest(settings: Settings, sink: Sink) -> tuple[Manifest, str]:
-    """Return the trusted manifest and its URL; nothing else is fetched.
-
-    Raises:
-        LoaderError: it cannot be had or trusted.
-    """
+    """Return the trusted manifest and its URL; nothing else is fetched. Raises as ``prepare``."""
     store, fetcher = Store(settings.store, sink=sink), fetcher_for(settings, sink)
     return trust.manifest(settings, store, fetcher, sink)
 
@@ -196,16 +189,6 @@ def _unused_gpus(settings: Settings, facts: HostFacts, choice: Choice) -> list[N
             what = f"{gpu.name} is not used: {what} {selection.dotted([code])}"
             notes.append(Note("GPU_UNUSED", what, cure))
     return notes
-
-
-def _fetched_note(choice: Choice, brought: Artifact) -> Note:
-    packages = " ".join(cuda_libraries.packages(choice.missing))
-    return Note(
-        "CUDA_RUNTIME_FETCHED",
-        f"fetching {brought.size / 1e6:.0f} MB of CUDA libraries ({brought.name}), because this"
-        f" machine lacks {', '.join(choice.missing)}",
-        f"to avoid this download, add to requirements.txt (or pip install): {packages}",
-    )
 
 
 def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
@@ -247,12 +230,7 @@ def require_libraries(settings: Settings, prepared: Prepared) -> None:
 
 
 def list_devices(settings: Settings, prepared: Prepared) -> Listing:
-    """Run ``llama-server --list-devices``.
-
-    Raises:
-        HostError: as for ``devices.list_devices``.
-        LoaderError: as for ``Prepared.require_sound``.
-    """
+    """Run ``llama-server --list-devices``; errors are its own and those of ``require_sound``."""
     environ = environment(settings, prepared)
     prepared.require_sound()
     return devices.list_devices(prepared.runtime, environ)
@@ -309,15 +287,13 @@ def plan_server(
     key: str | None = "",
     listing: Listing | None = None,
 ) -> ServerPlan:
-    """Return the plan of a server for this model.
-
-    Raises:
-        HostError: as for ``choose_devices``.
-    """
+    """Return the plan of a server for this model; errors are those of ``choose_devices``."""
     chosen = choose_devices(settings, prepared, model, extra, listing=listing)
     environ = environment(settings, prepared)
     if prepared.uploads:
-        environ |= server_plan.upload_threads(settings.load_threads, prepared.host.cpus)
+        threads = min(prepared.host.cpus, server_plan.UPLOAD_THREADS)
+        asked = settings.load_threads  # 0 is upstream's own way
+        environ["LLAMA_UPLOAD_THREADS"] = str(threads if asked is None else asked)
     return ServerPlan(
         runtime=prepared.runtime,
         model=model,
@@ -340,11 +316,7 @@ def plan_server(
 def try_runtime(settings: Settings, prepared: Prepared, listing: Listing | None = None) -> SelfTest:
     """Try a runtime with the loader's own tiny model, on every device that may be chosen.
 
-    What the test costs goes to the timeline.
-
-    Raises:
-        HostError: this machine cannot run it.
-        ServerError: it does not start, or answers wrongly or too late.
+    What the test costs goes to the timeline. Errors are those of ``self_test.run``.
     """
     with prepared.timeline.stage("test run"), self_test.blaming_the_runtime():
         if listing is None and not settings.cpu_chosen:
@@ -371,9 +343,7 @@ def start(
 
     ``extra`` and ``listing`` are those of ``choose_devices``; ``key`` is that of ``ServerPlan``;
     ``made`` is called with each server before it starts, so that another thread can stop a start.
-
-    Raises:
-        LoaderError: as for ``choose_devices`` and ``Server.start``.
+    Errors are those of ``choose_devices`` and of ``Server``.
     """
     timeline = prepared.timeline
     if settings.load_threads is not None and not prepared.uploads:
@@ -386,8 +356,8 @@ def start(
     try:
         started = server.keep().started
         if started is not None:
-            timeline.add("start", started.loaded)
-            timeline.add("first token", started.first_token - started.loaded)
+            timeline(Stage("start", started.loaded))
+            timeline(Stage("first token", started.first_token - started.loaded))
     except BaseException as error:  # also an interrupt: the caller has no server yet to stop
         server.stop()
         code = error.code if isinstance(error, LoaderError) else ""

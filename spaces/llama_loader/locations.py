@@ -4,19 +4,15 @@ Opens no connection. This machine is an address, 127.0.0.0/8 or ::1, and no name
 give ``localhost`` the address of another machine.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
 from ipaddress import ip_address, ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from llama_loader.errors import SettingError, mistyped
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
 
 HUB: Final = "https://huggingface.co"
 

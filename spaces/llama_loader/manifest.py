@@ -1,15 +1,13 @@
 """The manifest's one definition: read here; the farm writes it, and its JSON schema, from this.
 
-Everything is parsed once into frozen objects. What a field means stands beside it; the contract is
-docs/manifest.md. Values that a later release may add (a new ``backend``, a new ``format``) are
-accepted here and passed over by ``select`` with a reason, so that an old loader keeps working.
+The contract is docs/manifest.md. Values that a later release may add (a new ``backend``, a new
+``format``) are accepted here and passed over by ``select`` with a reason, so that an old loader
+keeps working.
 
 Python's ``json`` takes the last of two equal keys, reads ``NaN`` and ``1e999`` and keeps lone
 surrogates. Two readers of such a text can disagree about it, which is how a checked manifest
 becomes a different one. Here each of them is an error with its JSON path (``$.artifacts[0].size``).
 """
-
-from __future__ import annotations
 
 import json
 import math
@@ -154,12 +152,7 @@ class Artifact(_Frozen, frozen=True, kw_only=True, omit_defaults=True):
     provides: tuple[Name, ...] = ()
     file_chunk_size: Annotated[int, Meta(ge=0, le=1 << 30)] = 0
 
-    def __post_init__(self) -> None:
-        """Check what no single field can say.
-
-        Raises:
-            ValueError: chunks, files, sizes, ``cuda`` or ``provides`` contradict one another.
-        """
+    def __post_init__(self) -> None:  # what no single field can say
         if len(self.chunks) != -(-self.size // self.chunk_size):
             raise ValueError("chunks: their number does not follow from size and chunk_size")
         for entry in self.files:
@@ -226,11 +219,6 @@ class Manifest(_Frozen, frozen=True, kw_only=True):
     artifacts: Annotated[tuple[Artifact, ...], Meta(max_length=1000)]
 
     def __post_init__(self) -> None:
-        """Check that artifacts can be told apart.
-
-        Raises:
-            ValueError: two artifacts have the same name.
-        """
         if len({artifact.name for artifact in self.artifacts}) != len(self.artifacts):
             raise ValueError("artifacts: two have the same name")
 

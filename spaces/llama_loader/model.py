@@ -3,9 +3,11 @@
 The Hub's own client asks, keeps the cache and fetches by Xet; without Xet the loader downloads by
 itself, because that client begins anew after a kill. This module turns the client's errors into
 sentences, fetches all parts of a split model, and refuses what cannot be served.
-"""
 
-from __future__ import annotations
+What asks the Hub raises ``NetworkError`` (it cannot be reached, or has nothing for this token),
+``SettingError`` (no such repository, revision or file; huggingface_hub is not installed) and
+``StoreError`` (the model cannot be written, or has no room).
+"""
 
 import errno
 import glob
@@ -16,28 +18,23 @@ import re
 import shutil
 import sys
 import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from types import ModuleType
+from typing import Any, Final
 
 from llama_loader import disk, gguf_header, locations
 from llama_loader.concurrency import Background
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError
-from llama_loader.events import Downloading, Note, ignore
+from llama_loader.events import Downloading, Event, Note, Sink, ignore
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Web
-from llama_loader.settings import bound_xet, certificate_file
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from types import ModuleType
-
-    from llama_loader.events import Event, Sink
-    from llama_loader.settings import Settings
+from llama_loader.settings import Settings, bound_xet, certificate_file
 
 _ANSWER_TIMEOUT: Final = 10.0
 """Seconds that the Hub may be silent when it answers a question about a file."""
@@ -67,16 +64,19 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
     """Return the settings with the file that ``OWNER/REPO:QUANTISATION`` means, as ``-hf`` does.
 
     The Hub is asked which files there are; the Hub's cache, offline or if not to ``ask``.
-
-    Raises:
-        NetworkError: as for ``get``.
-        SettingError: no file, or no repository, has that name.
     """
     repo, _, wanted = settings.gguf_repo_id.partition(":")
     if not wanted or settings.gguf_path is not None:
         return settings
     settings = replace(settings, gguf_repo_id=repo, gguf_filename=f"*{wanted}*.gguf")
-    there = _files_on_hub(settings) if ask and not settings.offline else _files_in_cache(settings)
+    if ask and not settings.offline:
+        client, place = _hub_client(settings), settings.hf_endpoint
+        with _hub_errors(settings):
+            api = client.HfApi(endpoint=place, token=settings.hf_token or False)
+            ask_for = partial(api.list_repo_files, repo, revision=settings.gguf_revision)
+            there = list(_answered(ask_for))
+    else:
+        there = _files_in_cache(settings)
     pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./])", re.IGNORECASE)
     fitting = [
         name
@@ -95,14 +95,6 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
             hint="name a quantisation that it has, or the file itself",
         )
     return replace(settings, gguf_filename=min(fitting, key=lambda name: (len(name), name)))
-
-
-def _files_on_hub(settings: Settings) -> list[str]:
-    client = _hub_client(settings)
-    with _hub_errors(settings):
-        api = client.HfApi(endpoint=settings.hf_endpoint, token=settings.hf_token or False)
-        place = {"repo_id": settings.gguf_repo_id, "revision": settings.gguf_revision}
-        return list(_answered(partial(api.list_repo_files, **place)))
 
 
 def _answered(ask: Callable[[], Any]) -> Any:
@@ -125,11 +117,8 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
     """Return the local path of the model (of its first part), fetched if it is not there yet.
 
     Raises:
-        NetworkError: the Hub cannot be reached, or does not have it for this token.
-        SettingError: no such file, repository or revision; no whole model; a digest for one of
-            several parts; huggingface_hub is not installed.
+        SettingError: it is no whole model, or a digest is pinned for one of several parts.
         IntegrityError: it is not the file that the pinned digest names.
-        StoreError: it cannot be written, or has no room.
     """
     settings = named(settings)
     pinned, given = settings.gguf_sha256, settings.gguf_path
@@ -225,7 +214,6 @@ def require_as_named(path: Path) -> None:
 
     Raises:
         IntegrityError: a file of it has other bytes than the Hub's; names it.
-        SettingError: it cannot be read.
     """
     for part in gguf_header.files(path):
         place = Path(os.path.realpath(part))
@@ -341,13 +329,7 @@ def _folder(settings: Settings) -> Path:
 
 
 def size_on_hub(settings: Settings) -> int | None:
-    """Return the bytes that the Hub names for all parts of a model, in a small request for each.
-
-    Raises:
-        NetworkError: the Hub does not answer within seconds, or not for this token.
-        SettingError: no such repository, file or revision; huggingface_hub is not installed.
-        StoreError: the disk has no room for what is still to come; names both sizes.
-    """
+    """Return the bytes that the Hub names for all parts of a model, in a small request for each."""
     settings = named(settings)
     remote = _on_hub(settings)
     _require_room(settings, remote)

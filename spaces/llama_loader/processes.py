@@ -10,8 +10,6 @@ lies in its own (ggml/src/ggml-backend-reg.cpp).
 started from a caller's thread, it would die with that, which on ZeroGPU is the end of every call.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import marshal
@@ -23,12 +21,10 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Final
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+from typing import IO, Final
 
 _LAUNCHER: Final = r"""
 import ctypes, errno, marshal, os, resource, sys
@@ -91,12 +87,9 @@ class Finished:
 def environment(inherited: Mapping[str, str], *, libraries: Sequence[Path] = ()) -> dict[str, str]:
     """Build a program's environment from nothing.
 
-    Empty and relative entries of ``PATH`` are dropped: they mean the working folder. So is a
-    library folder that is relative or that the dynamic linker would split, at ``:`` or ``;``.
-
-    Args:
-        inherited: the allow-listed variables of this process (``Settings.inherited``).
-        libraries: folders for the dynamic linker, in order.
+    It has the allow-listed variables of this process (``Settings.inherited``), and the folders of
+    ``libraries`` for the dynamic linker. Empty and relative entries of ``PATH`` are dropped: they
+    mean the working folder. So is a library folder that is relative, or has a ``:`` or ``;``.
     """
     environ = {"PATH": _PATH, **inherited}
     absolute = [entry for entry in environ["PATH"].split(":") if entry.startswith("/")]

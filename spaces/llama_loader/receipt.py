@@ -12,9 +12,10 @@ import os
 import stat
 import time
 from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Final, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Final, NamedTuple
 
 import msgspec
 
@@ -25,10 +26,6 @@ from llama_loader.disk import FORBIDDEN_BITS, NO_FILE, NOT_WRITABLE, Folder
 from llama_loader.errors import IntegrityError
 from llama_loader.events import Sink, Stage, ignore
 from llama_loader.manifest import Artifact, FileEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-    from pathlib import Path
 
 RECEIPT: Final = "receipt.json"
 FILES: Final = "files"
@@ -93,7 +90,6 @@ class Installed:
         root: the runtime's own folder in the store.
         sha256: of the archive that it came from.
         release: None, like ``artifact``, for an archive by URL.
-        verified: False if nothing pinned the archive.
         files: all that it must hold.
         sink: told how long ``verify`` took.
     """
@@ -103,7 +99,6 @@ class Installed:
     sha256: str
     release: str | None
     artifact: Artifact | None
-    verified: bool = True
     files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
     sink: Sink = field(default=ignore, compare=False, repr=False)
 

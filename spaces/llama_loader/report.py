@@ -1,31 +1,26 @@
 """Pure: what the commands found, as text for people and as plain data for ``--json``."""
 
-from __future__ import annotations
-
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import msgspec
 
 from llama_loader import selection
 from llama_loader import trust as trusted
+from llama_loader.cuda_libraries import Library
+from llama_loader.devices import DeviceChoice, Listing
 from llama_loader.errors import printable
 from llama_loader.events import Note
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from llama_loader.cuda_libraries import Library
-    from llama_loader.devices import DeviceChoice, Listing
-    from llama_loader.gpus import Gpu
-    from llama_loader.host import HostFacts
-    from llama_loader.loader import Prepared
-    from llama_loader.selection import Choice
-    from llama_loader.self_test import SelfTest
-    from llama_loader.server import Server
-    from llama_loader.settings import Settings
+from llama_loader.gpus import Gpu
+from llama_loader.host import HostFacts
+from llama_loader.loader import Prepared
+from llama_loader.selection import Choice
+from llama_loader.self_test import SelfTest
+from llama_loader.server import Server
+from llama_loader.settings import Settings
 
 
 def plain(value: object) -> Any:

@@ -4,22 +4,16 @@ Each artifact is judged by itself: what it would serve and with what, or why it 
 does I/O: everything is an argument, so another machine can be asked for, too.
 """
 
-from __future__ import annotations
-
 import re
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from llama_loader import cuda_libraries
+from llama_loader.cuda_libraries import Library
 from llama_loader.errors import HostError
-from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
-
-    from llama_loader.cuda_libraries import Library
-    from llama_loader.host import HostFacts
-    from llama_loader.manifest import Artifact, Manifest
+from llama_loader.host import HostFacts
+from llama_loader.manifest import CUDA_RUNTIME, LLAMA_SERVER, Artifact, Manifest
 
 _KNOWN: Final = {
     "kind": {LLAMA_SERVER, CUDA_RUNTIME},

@@ -1,11 +1,9 @@
 """The self test: does this runtime compute on this machine, with a tiny model of the loader's own?
 
 It tells apart what a failed start leaves open: is the runtime at fault, or the user's model? The
-tiny model (``tiny.gguf``, a quarter of a megabyte, made by ``tests/rigs/tiny_model.py``) is a real
-llama in the quantisations of a Q4_K_M file, and its answer is known, so a library that computes
-wrongly is found too. ``fetch`` and ``doctor`` run it; a start of the user's model is the better
-proof (docs/decisions/0012-test-run.md). Nothing of it is kept
-(docs/decisions/0050-self-test-without-record.md).
+tiny model (``tiny.gguf``, made by ``tests/rigs/tiny_model.py``) is a real llama in the
+quantisations of a Q4_K_M file, and its answer is known, so a library that computes wrongly is found
+too. ``fetch`` and ``doctor`` run it, and keep nothing of it (docs/decisions/0012-test-run.md).
 """
 
 from __future__ import annotations

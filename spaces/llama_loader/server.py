@@ -6,8 +6,7 @@ has come back: ``/health`` alone stays 200 even after CUDA has hung. It dies wit
 however that ends (see ``processes``), and leaves nothing on the disk.
 
 One that has died or hangs is started anew, until a restart is of no use. A caller that sends
-requests calls ``ensure`` before each, and ``suspect`` when no answer came. ``watch`` is for a
-process that only serves. Ends that no restart cures are raised.
+requests calls ``ensure`` before each, and ``suspect`` when no answer came.
 """
 
 from __future__ import annotations
@@ -16,20 +15,18 @@ import secrets
 import socket
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final, TypeVar, final
 
 from llama_loader import processes, server_log, server_plan
 from llama_loader.errors import HostError, LoaderError, ServerError
-from llama_loader.events import Note, ignore
+from llama_loader.events import Note, Sink, ignore
 from llama_loader.server_log import LoadReport, ServerLog
+from llama_loader.server_plan import ServerPlan
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from llama_loader.client import Client
-    from llama_loader.events import Sink
-    from llama_loader.server_plan import ServerPlan
 
 STOP_GRACE: Final = 5.0
 """Seconds from SIGTERM to SIGKILL. A server that has loaded ends in 0.1 s."""
@@ -68,7 +65,10 @@ class Started:
 class Server:
     """A llama-server and its successors, one process at a time; threads may share it.
 
-    Use as a context manager, or call ``stop``.
+    Use as a context manager, or call ``stop``. All other methods raise what ended the server:
+    ``ServerError`` (port taken, bad model, out of memory, killed, no answer in time, died too
+    often …), ``HostError`` (a library, a device or code for the GPU is missing, or the model landed
+    on the CPU), ``SettingError`` (it does not take one of ``extra``), or what ``before`` raises.
 
     Args:
         plan: what to run; later ``plan`` is what runs, ``asked`` what was planned.
@@ -98,12 +98,10 @@ class Server:
         self._stopped = threading.Event()
 
     def __enter__(self) -> Server:
-        """Start it."""
         self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Stop it."""
         self.stop()
 
     @property
@@ -146,13 +144,6 @@ class Server:
 
         Where that cannot be as planned it is tried once more with less (``ServerPlan.eased``). Each
         try has ``startup_timeout``. Nothing is left of a start that fails or is interrupted.
-
-        Raises:
-            ServerError: port taken, bad model, out of memory, killed, no answer in time …
-            HostError: a library, a device or code for the GPU is missing, or the model landed on
-                the CPU.
-            SettingError: it does not take one of ``extra``.
-            LoaderError: what ``before`` raises.
         """
         try:
             return self._begin()
@@ -161,11 +152,7 @@ class Server:
             raise
 
     def keep(self) -> Server:
-        """Start it; one that is killed or crashes while it loads is tried again.
-
-        Raises:
-            LoaderError: as for ``start``, or that it died too often.
-        """
+        """Start it; one that is killed or crashes while it loads is tried again."""
         with self._lock:
             while True:
                 if self._reason is not None:
@@ -184,12 +171,7 @@ class Server:
                     return self
 
     def ensure(self, probe: Callable[[Client], object] = lambda _: None) -> Server:
-        """Return it running; restart it if it has ended, or if ``probe`` gets no answer.
-
-        Raises:
-            ServerError: it died too often; the message has the last reason.
-            LoaderError: what a new start cannot cure.
-        """
+        """Return it running; restart it if it has ended, or if ``probe`` gets no answer."""
         with self._lock:
             try:
                 self.check()
@@ -204,35 +186,20 @@ class Server:
             return self
 
     def suspect(self) -> Server:
-        """Return it after it gave a token just now; replace a process that hangs.
-
-        Raises:
-            LoaderError: as for ``ensure``.
-        """
+        """Return it after it gave a token just now; replace a process that hangs."""
         return self.ensure(
             lambda client: client.completion("1", max_tokens=1, timeout=TOKEN_DEADLINE)
         )
 
     def watch(self) -> None:
-        """Keep it alive until ``stop``.
-
-        Raises:
-            LoaderError: as for ``ensure``.
-        """
+        """Keep it alive until ``stop``."""
         while not self._stopped.is_set():
             self.wait(PROBE_EVERY)
             if not self._stopped.is_set():  # unlike a completion, this waits for no free slot
                 self.ensure(lambda client: client.status("/slots", PROBE_DEADLINE))
 
     def check(self, *, within: float = 0.0) -> None:
-        """Raise what ended it, if it has ended.
-
-        Args:
-            within: seconds to wait for an end.
-
-        Raises:
-            LoaderError: as for ``start``.
-        """
+        """Raise what ended it, if it has ended or ends ``within`` so many seconds."""
         over = self._program.wait(within)
         self._require_wanted()
         if not over:
@@ -243,11 +210,7 @@ class Server:
         raise server_log.explain(self._program.status, self.tail(), loading=self.started is None)
 
     def ask(self, request: Callable[[Client], _Answer]) -> _Answer:
-        """Return what a request returns; raise what ended the server, where that is why it failed.
-
-        Raises:
-            LoaderError: as for ``check``, or the request's own.
-        """
+        """Return what a request returns; raise what ended the server, if that is why it failed."""
         try:
             return request(self.client())
         except ServerError:
@@ -469,10 +432,7 @@ def held_port(wanted: int, host: str | None) -> socket.socket:
 
     While this socket is open, the kernel lets a program bind the port only if it sets SO_REUSEPORT
     and runs as this user (``inet_bind_conflict`` of linux/net/ipv4/inet_connection_sock.c). This
-    socket does not listen, so it gets no connection.
-
-    Raises:
-        ServerError: as for ``free_port``.
+    socket does not listen, so it gets no connection. Errors are those of ``free_port``.
     """
     held = _bound(wanted, "0.0.0.0" if host == "0.0.0.0" else "127.0.0.1")  # noqa: S104 - as asked
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)

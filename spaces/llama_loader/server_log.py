@@ -1,19 +1,15 @@
 """Reads what a llama-server prints: where the weights are, and why it ended."""
 
-from __future__ import annotations
-
 import re
 import signal
 import threading
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import IO, TYPE_CHECKING, Final, NamedTuple
+from typing import IO, Final, NamedTuple
 
 from llama_loader.errors import HostError, LoaderError, ServerError, SettingError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
 
 KEPT_LINES: Final = 200
 ARGUMENT_INVALID: Final = "SERVER_ARGUMENT_INVALID"
@@ -312,13 +308,7 @@ _CAUSES: Final = (
 
 
 def explain(status: int, lines: Sequence[str], *, loading: bool) -> LoaderError:
-    """Turn an end into an error.
-
-    Args:
-        status: exit status, negative for a signal.
-        lines: the last lines that it printed, oldest first.
-        loading: it had not answered yet.
-    """
+    """Turn an end with a ``status`` (negative for a signal) and its last lines into an error."""
     when = "while loading" if loading else "while it served"
     how = next((one.name for one in signal.Signals if one == -status), f"status {status}")
     end = f"{how} {when}"
@@ -356,11 +346,8 @@ def _shown(lines: Sequence[str]) -> Iterator[tuple[_Cause, str]]:
 def quote(lines: Sequence[str], decisive: str = "") -> str:
     """Return the lines that say most, whole, as one line: the decisive one, then the last ones.
 
-    Lines that are stamped as an error, or not at all, say more than the others.
-
-    Args:
-        lines: what was printed, oldest first.
-        decisive: the message that decided; by default the first that is stamped as an error.
+    Lines that are stamped as an error, or not at all, say more than the others. ``decisive`` is the
+    message that decided, by default the first that is stamped as an error.
     """
     own = _own(lines)
     first = decisive or next((_message(line) for line in own if _level(line) == "E"), "")

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llama_loader import gguf_header
-from llama_loader.errors import SettingError
+from llama_loader.errors import LoaderError, SettingError
 from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS, ModelSize
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from llama_loader.errors import LoaderError
-    from llama_loader.server_log import LoadReport
+from llama_loader.server_log import LoadReport
 
 _FITTING: Final = -1
 """``--n-gpu-layers``: as many as fit, by llama-server's own reckoning (common/fit.cpp)."""
@@ -37,7 +33,7 @@ PARALLEL_UPLOAD: Final = "parallel-upload"
 What stays on the CPU is mapped as before, so the loader gives no option that turns mapping off, and
 none that reads or locks the file (``--mlock``).
 """
-_UPLOAD_THREADS: Final = 12
+UPLOAD_THREADS: Final = 12
 """At most: more were no faster on an H200 with 16 cores (docs/gpu.md)."""
 _REUSE_PORT: Final = "--reuse-port"
 _OURS: Final = frozenset(
@@ -211,15 +207,6 @@ def not_as_asked(plan: ServerPlan, asked: ServerPlan, report: LoadReport) -> Ite
         )
 
 
-def upload_threads(asked: int | None, cpus: int) -> dict[str, str]:
-    """Return the variable that tells a patched llama-server how many threads upload weights.
-
-    None is one for each CPU that this process may use, at most 12; 0 is upstream's own way.
-    """
-    threads = min(cpus, _UPLOAD_THREADS) if asked is None else asked
-    return {"LLAMA_UPLOAD_THREADS": str(threads)}
-
-
 def threads_unused(asked: int) -> Note:
     """Return the note for threads that were asked of a build without the patch."""
     return Note(
@@ -233,11 +220,8 @@ def threads_unused(asked: int) -> Note:
 def measure(model: Path, n_ctx: int, extra: Sequence[str] = ()) -> ModelSize | None:
     """Return the bytes that a start takes; None where the model cannot be read as GGUF.
 
-    Args:
-        model: the GGUF file.
-        n_ctx: tokens, unless ``extra`` has another number.
-        extra: arguments after ``--``. What else they load is not counted: a start that has no room
-            for it takes more devices, or the CPU (``ServerPlan.eased``).
+    Of ``extra`` only the size of the context counts: a start that has no room for what else it
+    loads takes more devices, or the CPU (``ServerPlan.eased``).
     """
     asked = last(extra, "-c", "--ctx-size") or ""
     tokens = int(asked) if re.fullmatch(r"[0-9]{1,9}", asked, re.ASCII) else n_ctx

@@ -1,28 +1,23 @@
 """Reads every setting once, from code, the command line or the environment, into a frozen object.
 
-The only module that touches ``os.environ``. All three sources go through the same parsers, so a
-wrong value is refused with the same words wherever it comes from. A value that cannot be used is
-an error that names the variable, option or keyword and what it accepts; it is never replaced by a
-default in silence. docs/settings.md has the table of all variables.
+The only module that touches ``os.environ``. All three sources go through the same parsers: a value
+that cannot be used is an error that names the variable, option or keyword and what it accepts.
+docs/settings.md has the table of all variables.
 """
-
-from __future__ import annotations
 
 import os
 import re
 import stat
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from llama_loader.errors import SettingError, mistyped
 from llama_loader.events import Note
 from llama_loader.gguf_header import ALL_LAYERS
 from llama_loader.locations import HUB
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
 
 PREFIX: Final = "YAKULINGO_SPACES_"
 NEUTRAL_PREFIX: Final = "LLAMA_SPACE_"

@@ -13,31 +13,25 @@ without working file locks. Where locks work, one process at a time writes to th
 module removes has a name that only a store gives, in a folder that carries a store's marker.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import hashlib
 import os
 import tempfile
 import time
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from llama_loader import disk, locations, receipt, store_folder
 from llama_loader import manifest as schema
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, SettingError
 from llama_loader.events import Note, Sink, Stage, ignore
+from llama_loader.fetch import Fetcher
+from llama_loader.manifest import Artifact, Manifest
 from llama_loader.receipt import FILES, RECEIPT, Installed, Receipt
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Sequence
-
-    from llama_loader.fetch import Fetcher
-    from llama_loader.manifest import Artifact, Manifest
 
 MAX_AGE_SECONDS: Final = 14 * 86400.0
 """A runtime that was not executed for so long is removed."""
@@ -51,6 +45,10 @@ _TAKEN: Final = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
 
 class Store:
     """Runtimes below ``root``. Nothing is written before something is installed.
+
+    All methods raise ``StoreError``: the folder is no store, is of a newer loader, or fails. Those
+    that fetch raise ``NetworkError`` for what cannot be had, and ``IntegrityError`` for what is not
+    as published or pinned, damaged or unsafe.
 
     Args:
         root: the store's folder; ``root`` is a private one once the usual one cannot be used.
@@ -74,9 +72,6 @@ class Store:
         ``trusted`` is the manifest's entry; without it the runtime's receipt counts. If not
         ``hashed``, what the receipt says is returned, unless the store could not be mended: the
         caller verifies it before it executes it, and repairs it then.
-
-        Raises:
-            StoreError: the folder is no store, or of a newer loader, or cannot be read.
         """
         if not os.path.lexists(self.root):
             return None
@@ -96,11 +91,6 @@ class Store:
         """Return the artifact's runtime, fetched (``note`` is told first) unless it is installed.
 
         ``urls`` are tried in order; ``hashed`` is that of ``find``.
-
-        Raises:
-            NetworkError: it cannot be fetched from any URL.
-            IntegrityError: what came is not what the manifest says.
-            StoreError: the disk is full or broken.
         """
         found = self.find(artifact.sha256, artifact, hashed=hashed)
         if found is not None:
@@ -122,27 +112,16 @@ class Store:
 
         With no pin the archive is fetched every time, and its digest is reported. ``hashed`` is
         that of ``find``.
-
-        Raises:
-            NetworkError: it cannot be fetched.
-            IntegrityError: it is not what is pinned, is damaged or unsafe.
-            StoreError: the disk is full or broken.
         """
         found = self.find(sha256, hashed=hashed) if sha256 is not None else None
         if found is None:
             found = self._install_archive(url, sha256, fetcher)
         # an artifact of libraries has none
         receipt.find_program((entry.path for entry in found.files), url)
-        return replace(found, verified=sha256 is not None)
+        return found
 
     def manifest(self, url: str, sha256: str | None, fetcher: Fetcher) -> Manifest:
-        """Return a manifest: a pinned one from the store if it is there, else fetched.
-
-        Raises:
-            NetworkError: it cannot be fetched.
-            IntegrityError: it is not what is pinned, or malformed.
-            StoreError: it cannot be kept.
-        """
+        """Return a manifest: a pinned one from the store if it is there, else fetched."""
         what = f"manifest {locations.shown(url)}"
         if sha256 is not None:
             kept = self.read("manifests", f"{sha256}.json", limit=schema.MAX_MANIFEST_BYTES)
@@ -173,7 +152,6 @@ class Store:
         Raises:
             SettingError: it is not an installed runtime.
             IntegrityError: names the files that are damaged, missing or not listed.
-            StoreError: it cannot be read.
         """
         resolved = Path(os.path.realpath(folder))  # resolve() raises RuntimeError for a loop
         for path in (resolved, *resolved.parents):
@@ -207,11 +185,7 @@ class Store:
         return installed
 
     def read(self, *names: str, limit: int) -> bytes | None:
-        """Return a small file of the store; None unless it is a regular file of ``limit`` bytes.
-
-        Raises:
-            StoreError: the folder is no store, or it cannot be read.
-        """
+        """Return a small file of the store; None unless it is a regular file of ``limit`` bytes."""
         if not os.path.lexists(self.root):
             return None
         with self._opened() as root:
@@ -221,9 +195,6 @@ class Store:
         """Write a small file of the store: it is the old one or the new one at every moment.
 
         ``names`` are the folders below the store's, made if need be, then the file's name.
-
-        Raises:
-            StoreError: it cannot be written.
         """
         with self._writing() as (root, staging), contextlib.ExitStack() as opened:
             place = root
@@ -386,7 +357,7 @@ class Store:
                 handle = downloads.open_to_write(artifact.sha256, 0o600)
                 with os.fdopen(handle, "r+b") as kept:
                     chunks = _timed(fetcher.chunks(artifact, urls, kept), waited)
-                    unpack.unpack(chunks, artifact, into, sink=self._sink)
+                    unpack.unpack(chunks, artifact, into)
             except (IntegrityError, OSError):  # refused, or no room: the chunks are of no use
                 downloads.unlink(artifact.sha256)
                 raise

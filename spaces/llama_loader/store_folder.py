@@ -3,20 +3,16 @@
 What is installed in it is not decided here (``store``).
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os
 import re
 import stat
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from llama_loader.disk import Folder
 from llama_loader.errors import StoreError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 FORMAT: Final = 2
 PROGRAM: Final = "llama-loader-store "

@@ -201,11 +201,9 @@ class Channel:
         """Return the channel's present manifest; the last accepted one if it cannot be reached.
 
         Raises:
-            SettingError: the public key is none.
             NetworkError: it cannot be fetched, and none was accepted before.
             IntegrityError: it is not signed by the key for this channel, has expired, is older
                 than an accepted one, or another one than was accepted under its serial.
-            StoreError: it cannot be kept.
         """
         try:
             offered = self._fetched(fetcher)

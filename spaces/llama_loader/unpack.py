@@ -5,8 +5,10 @@ refused while it is read: bytes → decompressed pieces → members → files.
 
 Python's ``tarfile`` reads headers of any size into memory, takes several readings of a damaged
 archive for one, and has let links escape (CVE-2026-11940). ``Reader`` reads the part of the format
-that GNU tar, bsdtar and Python write, and refuses the rest: one reading of each archive, bounded
-memory. ``foreign`` reads with it, too, and has other rules.
+that GNU tar, bsdtar and Python write, and refuses the rest. ``foreign`` reads with it, too.
+
+An archive that is damaged, truncated, too large or not understood raises ``IntegrityError``; a file
+that cannot be written raises ``OSError``.
 """
 
 from __future__ import annotations
@@ -18,21 +20,15 @@ import re
 import stat
 import sys
 import zlib
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
-from pathlib import PurePosixPath
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple
 
 from llama_loader.concurrency import ahead
 from llama_loader.errors import IntegrityError
-from llama_loader.events import Sink, Unpacking, ignore
-from llama_loader.manifest import FileEntry
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterable, Iterator
-    from pathlib import Path
-
-    from llama_loader.manifest import Artifact
+from llama_loader.manifest import Artifact, FileEntry
 
 FILE_MODE: Final = 0o644
 PROGRAM_MODE: Final = 0o755
@@ -78,20 +74,15 @@ _OCTAL: Final = re.compile(rb"[0-7]+")
 _RECORD: Final = re.compile(rb"(\d{1,6}) ([^=\n]+)=")
 
 
-def unpack(
-    chunks: Generator[bytes, None, None], artifact: Artifact, into: Path, *, sink: Sink = ignore
-) -> None:
+def unpack(chunks: Generator[bytes, None, None], artifact: Artifact, into: Path) -> None:
     """Unpack a release's tarball into the empty folder ``into``; every byte is checked.
 
-    Raises:
-        IntegrityError: the archive is damaged, or holds anything but what the manifest lists.
-        OSError: a file cannot be written.
+    What holds anything but the files that the manifest lists is refused, too.
     """
     listed = {entry.path: entry for entry in artifact.files}
     folders = _folders(listed, artifact.name)
     limit = artifact.unpacked_size + _SLACK + _HEADERS * (len(listed) + len(folders))
     plain = ahead(_plain(chunks, artifact), AHEAD)
-    done = 0
     with closing(plain):
         reader = Reader(plain, artifact.name, limit)
         for member in reader.members():
@@ -101,8 +92,6 @@ def unpack(
             written = write(reader.content(), entry.path, into, executable=entry.executable)
             if (written.size, written.sha256) != (entry.size, entry.sha256):
                 raise refused(artifact.name, f"{entry.path!r} is not what the manifest lists")
-            done += entry.size
-            sink(Unpacking(artifact.name, done, artifact.unpacked_size))
     if listed:
         raise refused(artifact.name, f"{min(listed)} is listed but missing")
 
@@ -120,10 +109,7 @@ def write(
 ) -> FileEntry:
     """Write a new file below ``into`` and sync it to the disk; return its size and digest.
 
-    Its mode is 0755 where it is ``executable``, else 0644.
-
-    Raises:
-        OSError: it cannot be written, or exists already.
+    Its mode is 0755 where it is ``executable``, else 0644. It must not exist yet.
     """
     digest, size = hashlib.sha256(), 0
     place = into / path
@@ -170,11 +156,7 @@ def refused(name: str, why: str) -> IntegrityError:
 
 
 def archive_format(head: bytes, name: str) -> str:
-    """Tell an archive's format from its first bytes.
-
-    Raises:
-        IntegrityError: it is none that is known.
-    """
+    """Tell an archive's format from its first bytes."""
     for magic, found in MAGIC.items():
         if head.startswith(magic):
             return found
@@ -188,8 +170,7 @@ def archive_format(head: bytes, name: str) -> str:
 def decompressed(chunks: Iterator[bytes], form: str, name: str) -> Generator[bytes, None, None]:
     """Yield the plain bytes of a ``tar.gz``, ``tar.xz`` or ``tar.zst``, ``PIECE`` at most each.
 
-    Raises:
-        IntegrityError: damaged, truncated, followed by anything, or in need of too much memory.
+    Nothing may follow them, and nothing in them may need too much memory.
     """
     make, failure = _decoder(form, name)
     decoder = None
@@ -267,11 +248,7 @@ class Reader:
         self._extensions = 0
 
     def members(self) -> Iterator[Member]:
-        """Yield the members; take a file's ``content`` before the next one.
-
-        Raises:
-            IntegrityError: damaged, truncated, too large or beyond what is understood.
-        """
+        """Yield the members; take a file's ``content`` before the next one."""
         extended: dict[str, str] = {}
         while (header := self._take(BLOCK)).count(0) != BLOCK:
             if sum(header) - sum(header[148:156]) + 8 * 32 != self._number(header[148:156]):

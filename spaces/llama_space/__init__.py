@@ -8,13 +8,4 @@ from llama_loader.errors import LoaderError
 from llama_space.engine import Engine
 from llama_space.values import Address, Failure, Figures, Piece, Progress, Status
 
-__all__ = [
-    "Address",
-    "Engine",
-    "Failure",
-    "Figures",
-    "LoaderError",
-    "Piece",
-    "Progress",
-    "Status",
-]
+__all__ = ["Address", "Engine", "Failure", "Figures", "LoaderError", "Piece", "Progress", "Status"]

@@ -13,28 +13,32 @@ import os
 import threading
 import time
 import weakref
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from llama_loader import doctor, loader
 from llama_loader import settings as loader_settings
+from llama_loader.doctor import Examination
 from llama_loader.errors import LoaderError, ServerError
-from llama_loader.events import Stage, ignore
+from llama_loader.events import Event, Sink, Stage, ignore
+from llama_loader.loader import Prepared
+from llama_loader.settings import Settings
 from llama_space import page_cache, preparation, request, worker, zerogpu
-from llama_space.request import STAGES_OF_A_START, Request, Reserved, Shown
-from llama_space.values import PREPARED, Address, Failure, Piece, Progress, Record, log
-
-if TYPE_CHECKING:
-    from collections.abc import Generator, Iterator, Mapping, Sequence
-
-    from llama_loader.doctor import Examination
-    from llama_loader.events import Event, Sink
-    from llama_loader.loader import Prepared
-    from llama_loader.settings import Settings
-    from llama_space.preparation import Ready
-    from llama_space.request import Work
-    from llama_space.values import Item, Status
+from llama_space.preparation import Ready
+from llama_space.request import STAGES_OF_A_START, Request, Reserved, Shown, Work
+from llama_space.values import (
+    PREPARED,
+    Address,
+    Failure,
+    Item,
+    Piece,
+    Progress,
+    Record,
+    Status,
+    log,
+)
 
 _UNEXPECTED: Final = Failure(
     "UNEXPECTED",
@@ -258,8 +262,13 @@ class Engine:
             found, known = preparation.run(self.settings, self._record.hear)
             self._record.change(known, PREPARED)
             self._shown = request.recall(self.settings.store, found.model, found.size)
-            if not self.settings.zerogpu:
-                self._start_server(found)
+            for item in () if self.settings.zerogpu else worker.started(found):
+                if isinstance(item, Progress):
+                    self._record.say("server", item)
+                    continue
+                self._record.reported(item)
+                for stage in item.timeline:
+                    self._record.hear(Stage(*stage))
             ready = found
         except (LoaderError, OSError) as error:
             failure = Failure.of(error)
@@ -270,15 +279,6 @@ class Engine:
             page_cache.fill(ready)
             self._record.add(timeline=(("page cache", round(time.monotonic() - began, 4)),))
             page_cache.keep(ready, self._closed)
-
-    def _start_server(self, ready: Ready) -> None:
-        for item in worker.started(ready):
-            if isinstance(item, Progress):
-                self._record.say("server", item)
-                continue
-            self._record.reported(item)
-            for stage in item.timeline:
-                self._record.hear(Stage(*stage))
 
     def _renew(self) -> None:
         """Become the engine of this process, a fork: without threads and locks of the parent's."""

@@ -4,23 +4,18 @@ The kernel drops pages that nothing has used for a while. While the app runs, on
 are gone (mincore(2)) and reads them again, after everything else that wants the processor or disk.
 """
 
-from __future__ import annotations
-
 import contextlib
 import ctypes
 import mmap
 import os
 import threading
-from typing import TYPE_CHECKING, Final
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Final
 
 from llama_loader import cgroups, gguf_header
+from llama_space.preparation import Ready
 from llama_space.values import log
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
-
-    from llama_space.preparation import Ready
 
 EVERY, _SELDOM = 30.0, 3600.0
 """Seconds between two looks; longer each time that something was gone, which memory is short of."""

@@ -4,27 +4,19 @@ On ZeroGPU the app's process has no GPU, and may not know which one a worker wil
 runtimes for both kinds of GPU that ZeroGPU has are fetched (docs/zerogpu.md).
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Final
 
 from llama_loader import gguf_header, host, model, report
 from llama_loader.errors import HostError
-from llama_loader.events import Note
-from llama_loader.loader import prepare
-from llama_space.values import Status
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from pathlib import Path
-
-    from llama_loader.events import Sink, Stage
-    from llama_loader.host import HostFacts
-    from llama_loader.loader import Prepared
-    from llama_loader.manifest import Manifest
-    from llama_loader.settings import Settings
-    from llama_space.values import Stages
+from llama_loader.events import Note, Sink, Stage
+from llama_loader.host import HostFacts
+from llama_loader.loader import Prepared, prepare
+from llama_loader.manifest import Manifest
+from llama_loader.settings import Settings
+from llama_space.values import Stages, Status
 
 ZEROGPU_ARCHITECTURES: Final = ("120", "90")
 """Half an RTX Pro 6000 Blackwell today, slices of an H200 before that and as the fallback."""
@@ -39,8 +31,7 @@ class Ready:
     Attributes:
         settings: as given; an archive without a pin is pinned to what was fetched.
         released: the trusted manifest and its URL; None where a tarball was given by URL.
-        model: the model's file, the first one of a split model.
-        size: bytes of all its files.
+        model, size: the (first) file of the model, and the bytes of all its files.
         facts: this machine's; a worker asks the driver for its GPU, and looks for nothing else.
         told: what llama-server must be told about the model.
     """
@@ -54,10 +45,7 @@ class Ready:
 
 
 def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
-    """Fetch and verify whatever is not in the store yet.
-
-    Returns:
-        What workers get, and what is known of it.
+    """Fetch and verify what is not in the store yet; return it, and what is known of it.
 
     Raises:
         LoaderError: any of ``prepare``'s and ``model.get``'s.
@@ -88,8 +76,7 @@ def run(settings: Settings, sink: Sink) -> tuple[Ready, Status]:
 def _runtimes(settings: Settings, facts: HostFacts, sink: Sink) -> list[Prepared]:
     """Install what may be needed; an architecture that the release lacks becomes a note.
 
-    Raises:
-        HostError: the release lacks all of them.
+    If it lacks all of them, that is an error.
     """
     found: list[Prepared] = []
     refused: list[HostError] = []

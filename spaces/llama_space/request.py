@@ -3,6 +3,8 @@
 ZeroGPU cuts off a call that takes longer than it asked for. A call that asks for more waits longer
 in the queue, and is refused where it asks for more than the visitor has left (docs/zerogpu.md). So
 the seconds are estimated from what this machine has shown.
+
+What cannot be sent as it is raises ``SettingError`` at once; its hint says what would be right.
 """
 
 from __future__ import annotations
@@ -121,20 +123,12 @@ class Request:
 
 
 def checked(asked: object, options: Mapping[str, Any], settings: Settings) -> Request:
-    """Return the request for a chat's answer, or for a text's continuation.
-
-    Raises:
-        SettingError: something in it cannot be sent; the hint says what would be right.
-    """
+    """Return the request for a chat's answer, or for a text's continuation."""
     return (completion if isinstance(asked, str) else chat)(asked, options, settings)
 
 
 def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Request:
-    """Return the request for a chat's answer.
-
-    Raises:
-        SettingError: something in it cannot be sent; the hint says what would be right.
-    """
+    """Return the request for a chat's answer."""
     if isinstance(messages, str | bytes | Mapping) or not isinstance(messages, Iterable):
         raise _invalid(f"messages is {reprlib.repr(messages)}, which is not a list of messages")
     asked = [_message(number, one) for number, one in enumerate(messages, 1)]
@@ -144,7 +138,7 @@ def chat(messages: object, options: Mapping[str, Any], settings: Settings) -> Re
 
 
 def completion(prompt: object, options: Mapping[str, Any], settings: Settings) -> Request:
-    """Return the request for a text's continuation; raises as ``chat`` does."""
+    """Return the request for a text's continuation."""
     if not isinstance(prompt, str):
         hint = 'a prompt is a text such as "Once upon a time"; engine.chat() takes messages'
         raise SettingError("REQUEST_INVALID", f"the prompt is {reprlib.repr(prompt)}", hint=hint)
@@ -220,10 +214,8 @@ class Shown(msgspec.Struct, frozen=True):
     def reserve(self, request: Request, size: int, *, warm: bool) -> Reserved:
         """Return the GPU seconds for one answer, which is assumed to be as long as its prompt.
 
-        Args:
-            request: what is asked.
-            size: bytes of the model's files, for a first guess.
-            warm: a server runs that may get the call.
+        The first guess follows from ``size``, the bytes of the model. ``warm``: a server runs that
+        may get the call.
         """
         start = max(self.starts, default=_FIRST_FLOOR + size / _FIRST_RATE)
         speed = min(self.speeds or [min(_FIRST_SPEED, _FIRST_BANDWIDTH / max(1, size))])
@@ -259,11 +251,7 @@ def recall(store: Path, model: Path, size: int) -> Shown:
 
 
 def remember(store: Path, model: Path, size: int, shown: Shown) -> None:
-    """Keep what this machine has shown for the next start of the app.
-
-    Raises:
-        StoreError: it cannot be written.
-    """
+    """Keep what this machine has shown for the app's next start; ``StoreError`` if it cannot."""
     Store(store).write("shown", _name(model, size), data=msgspec.json.encode(shown))
 
 

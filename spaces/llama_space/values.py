@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Union
 
 from llama_loader import events, processes
 from llama_loader.client import Piece as Piece  # noqa: PLC0414 - one of the engine's values
-from llama_loader.errors import LoaderError, StoreError, without_secrets
-from llama_loader.events import Note, Resolving, Stage
+from llama_loader.errors import LoaderError, StoreError
+from llama_loader.events import Note, Stage
 from llama_space.request import Reserved
 
 if TYPE_CHECKING:
@@ -56,14 +56,7 @@ _OF_A_SERVER: Final = (*_OF_A_RUNTIME, "devices", "memory", "server_pid")
 
 @dataclass(frozen=True)
 class Progress:
-    """What is being waited for.
-
-    Attributes:
-        stage: ``prepare``, ``queue`` (for a GPU), ``start``, ``load`` (the model), ``restart`` or
-            ``waiting`` (for the next words).
-        event: the loader's latest event about it, without secrets.
-        seconds: for how long so far.
-    """
+    """What is being waited for, the loader's latest event about it, and the seconds so far."""
 
     stage: Waiting
     event: Event | None = None
@@ -93,8 +86,7 @@ class Failure:
         if isinstance(error, OSError):
             hint = "is the disk full, or are too many files open?"
             error = StoreError("SYSTEM", str(error), hint=hint)
-        message = " ".join(without_secrets(error.message).split())
-        return cls(error.code, message, without_secrets(error.hint), error.exit_status)
+        return cls(error.code, error.message, error.hint, error.exit_status)
 
     def error(self) -> LoaderError:
         """Return the error that this value stands for, to be raised."""
@@ -110,11 +102,10 @@ class Figures:
     Attributes:
         when: seconds since the epoch at its begin.
         first_token: seconds until the first words; None where there were none.
-        seconds: how long it took.
         tokens, tokens_per_second, reason: as in the last ``Piece``.
         warm: the server ran already.
-        reserved: GPU seconds that ZeroGPU was asked for; 0 outside ZeroGPU.
-        used: GPU seconds from the worker's first sign of life to the end; 0 outside ZeroGPU.
+        reserved, used: GPU seconds that ZeroGPU was asked for, and those from the worker's first
+            sign of life to the end; 0 outside ZeroGPU.
         left: GPU seconds that the visitor had left before, where ZeroGPU has said so.
     """
 
@@ -145,21 +136,17 @@ class Status:
     Attributes:
         phase: ``ready`` once everything that needs no GPU is done; ``closed`` after
             ``Engine.close``, until a call starts the server anew; ``failure`` tells why ``failed``.
-        release: None for an archive by URL.
+        release, digest: None for an archive by URL; the tarball's sha256.
         architecture: what its binaries were compiled for (``90``, ``cpu``), None for unknown.
-        digest: the tarball's sha256.
         verified: a pin or a signature vouches for the tarball.
         model_sha256: what the model's file was compared with; None where no digest is pinned.
         devices: llama-server's names; empty for the CPU, and before the first start.
         memory: bytes of weights by buffer, in llama-server's words.
-        tokens_per_second: of the last answer.
         gpu_seconds_reserved, gpu_seconds_used: sums of what ZeroGPU was asked for, and lent.
         server_pid: of the server of the last call.
         warm: that server runs; ZeroGPU may still choose another GPU for the next call.
-        timeline: (stage, seconds) of this start, in order.
         calls: the last ones, oldest first.
-        progress: the latest news of the preparation.
-        elapsed: seconds since the preparation under way began, else None.
+        progress, elapsed: the latest news of the preparation, and its seconds while it runs.
         notes: what a person should know: not as asked, or not verified.
     """
 
@@ -210,15 +197,6 @@ def line(one: Progress, forms: Mapping[str, str] = ENGLISH) -> str:
     """Return one line about what is being waited for; seconds are left out below one."""
     line = forms[one.stage] if one.event is None else events.line(one.event, forms)
     return forms["so_far"].format(line=line, seconds=int(one.seconds)) if one.seconds >= 1 else line
-
-
-def plain(one: Event) -> Event:
-    """Return the event without secrets, so that a page may show it."""
-    if isinstance(one, Resolving):
-        return Resolving(without_secrets(one.url))
-    if isinstance(one, Note):
-        return Note(one.code, without_secrets(one.message), without_secrets(one.hint))
-    return one
 
 
 class Record:
@@ -298,17 +276,16 @@ class Record:
 
     def hear(self, event: Event) -> None:
         """Keep an event; a note stays, and goes to the log."""
-        known = plain(event)
         with self._changed:
             self._events.append(event)
             self._changed.notify_all()
             if not isinstance(event, Stage):
                 # the next news of the same file replaces this
                 about = f"{type(event).__name__} {getattr(event, 'name', '')}"
-                self.say(about, Progress("prepare", known))
-        if isinstance(known, Note):
-            self.add(notes=(known,))
-            log(events.line(known))
+                self.say(about, Progress("prepare", event))
+        if isinstance(event, Note):
+            self.add(notes=(event,))
+            log(events.line(event))
 
     def say(self, about: str, progress: Progress) -> None:
         """Keep the latest news of something that the preparation waits for."""

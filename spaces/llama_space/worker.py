@@ -7,37 +7,28 @@ A generator of answers yields something every ``BEAT`` seconds, whatever the ser
 worker notices only at a ``yield`` that the visitor has gone.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import select
 import signal
 import threading
 import time
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import replace
 from multiprocessing import util
-from typing import TYPE_CHECKING, Any, Final, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 from llama_loader import host, loader, settings
+from llama_loader.client import ChatStream
 from llama_loader.concurrency import Background, ahead
 from llama_loader.errors import LoaderError, ServerError
-from llama_loader.events import Note, Stage
-from llama_loader.loader import prepare
+from llama_loader.events import Event, Note, Stage
+from llama_loader.loader import Prepared, prepare
+from llama_loader.server import Server
 from llama_space import preparation, values
-from llama_space.request import MARGIN, STAGES_OF_A_START, checked
-from llama_space.values import Failure, Piece, Progress
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator
-
-    from llama_loader.client import ChatStream
-    from llama_loader.events import Event
-    from llama_loader.loader import Prepared
-    from llama_loader.server import Server
-    from llama_space.preparation import Ready
-    from llama_space.request import Request
-    from llama_space.values import Item, Status
+from llama_space.preparation import Ready
+from llama_space.request import MARGIN, STAGES_OF_A_START, Request, Work, checked
+from llama_space.values import Failure, Item, Piece, Progress, Status
 
 BEAT: Final = 0.25
 """Seconds between two signs of life."""
@@ -104,7 +95,6 @@ class SharedServer:
             server.stop()
 
     def _hear(self, event: Event) -> None:
-        event = values.plain(event)
         if not isinstance(event, Stage):
             self.progress = Progress("start", event)
         if isinstance(event, Note):
@@ -117,8 +107,13 @@ def answer(ready: Ready, request: Request) -> Generator[Item | Status, None, Non
     Closing the generator stops the generation; the server stays for the next call. The arguments
     cross a process by value, whenever that was forked.
     """
+    began = time.monotonic()
     try:
-        yield from _answer(ready, request)
+        found = yield from started(ready)
+        if request.work is None:
+            yield from _asked(found, request)
+        else:
+            yield from _worked(found, request.work, began, request.reserved.seconds)
     except (LoaderError, OSError) as error:
         yield Failure.of(error)
 
@@ -133,16 +128,8 @@ def started(ready: Ready) -> Generator[Progress | Status, None, SharedServer]:
     return found
 
 
-def _answer(ready: Ready, request: Request) -> Iterator[Any]:
-    began = time.monotonic()
-    found = yield from started(ready)
-    yield from _worked(found, request, began) if request.work else _asked(found, request)
-
-
-def _worked(found: SharedServer, request: Request, began: float) -> Iterator[Any]:
+def _worked(found: SharedServer, work: Work, began: float, seconds: int) -> Iterator[Any]:
     """Do the work of a request; all pieces of its answers go to the caller besides."""
-    if request.work is None:
-        raise AssertionError("a request without work is asked")
     aside: list[Piece | Status] = []
     slowest, before = 0.0, time.monotonic()
 
@@ -158,11 +145,11 @@ def _worked(found: SharedServer, request: Request, began: float) -> Iterator[Any
 
     def enough() -> bool:
         nonlocal slowest, before
-        now, seconds = time.monotonic(), request.reserved.seconds
+        now = time.monotonic()
         slowest, before = max(slowest, now - before), now
         return not seconds or now - began + slowest * MARGIN <= seconds
 
-    for update in request.work(ask, enough):
+    for update in work(ask, enough):
         while aside:
             yield aside.pop(0)
         yield update

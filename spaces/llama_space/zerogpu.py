@@ -47,10 +47,7 @@ _CODES: Final = {
 def entry_point(size: str) -> Answer:
     """Return ``worker.answer``, decorated: it runs in a worker with a GPU.
 
-    Must be called before the app is launched. Every call returns the same function.
-
-    Args:
-        size: ``large`` or ``xlarge``.
+    Must be called before the app is launched. ``size`` is ``large`` or ``xlarge``.
 
     Raises:
         SettingError: SPACES_ZERO_GPU is set, but the package is not installed.

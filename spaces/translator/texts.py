@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.events import Downloading, Note, Unpacking, size
+from llama_loader.events import Downloading, Note, size
 from llama_space import values
 from translator import languages
 
@@ -84,7 +84,7 @@ def patience(one: Progress, locale: str) -> str:
     """Return what a visitor waits for, without names of files and programs, in a locale."""
     words = every()[locale]
     line, event = words[f"wait_{one.stage}"], one.event
-    if isinstance(event, Downloading | Unpacking) and event.total:
+    if isinstance(event, Downloading) and event.total:
         done, total = size(event.done), size(event.total)
         known = sentences(locale)["progress"]
         share = known["share"].format(

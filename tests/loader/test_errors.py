@@ -9,7 +9,7 @@ import pytest
 from llama_loader import settings
 from llama_loader.console import Console
 from llama_loader.errors import LoaderError, SettingError, mistyped, without_secrets
-from llama_loader.events import Resolving
+from llama_loader.events import Downloading
 
 SECRET = "s3cret"
 
@@ -40,9 +40,9 @@ def test_no_secret_of_a_url_is_shown(url: str) -> None:
     assert SECRET not in LoaderError("X", url, hint=f"try {url}").render()
     stream = io.StringIO()
     stream.isatty = lambda: True  # type: ignore[method-assign]
-    Console(stream)(Resolving(url))
+    Console(stream)(Downloading(url, 0, None))
     assert SECRET not in stream.getvalue()
-    assert "reading" in stream.getvalue()
+    assert "downloading" in stream.getvalue()
 
 
 def test_an_error_as_text_has_its_code_and_hint_and_can_be_copied() -> None:

@@ -18,7 +18,7 @@ import pytest
 
 from llama_loader import fetch as fetch_module
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
-from llama_loader.events import Downloading, Resolving
+from llama_loader.events import Downloading
 from llama_loader.fetch import backoff
 from llama_loader.locations import Patience, Web
 from llama_loader.store import Store
@@ -506,7 +506,7 @@ def test_any_row_of_faults_ends_with_the_file(seed: int, server: FaultServer) ->
 def test_what_is_read_first_is_said_first(server: FaultServer, reader: Reader) -> None:
     url = server.put("/m", b"{}")
     assert reader.fetcher.manifest_bytes(url) == b"{}"
-    assert reader.events == [Resolving(url)]  # a manifest's own bytes are no progress
+    assert reader.events == [Downloading(url, 0, None), Downloading(url, 2, 2)]
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,6 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from llama_loader import disk
 from llama_loader import store as store_module
 from llama_loader.disk import Folder
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError, SettingError, StoreError
-from llama_loader.events import Event, Note, Stage, Unpacking
+from llama_loader.events import Event, Note, Stage
 from llama_loader.fetch import Fetcher
 from llama_loader.manifest import Artifact
 from llama_loader.store import Installed, Store
@@ -133,7 +132,7 @@ def test_a_runtime_is_installed_once(release: Release) -> None:
     assert installed.folder == release.place / "files" / "runtime"
     assert installed.folder.is_absolute()
     assert (installed.root, installed.sha256) == (release.place, release.artifact.sha256)
-    assert (installed.release, installed.verified) == ("b1-1", True)
+    assert installed.release == "b1-1"
     assert installed.artifact == release.artifact
     assert files_of(release.place / "files") == {entry.path: entry.data for entry in ENTRIES}
     assert subprocess.run([installed.folder / "llama-server"], check=True).returncode == 0
@@ -211,7 +210,7 @@ def test_a_download_that_fails_leaves_nothing(
     assert names(release.root / "runtimes") == []
     assert release.left() == []
     release.server.put(release.path, release.packed)
-    assert release.install().verified
+    assert release.install().folder.is_dir()
 
 
 @pytest.mark.parametrize(
@@ -236,7 +235,7 @@ def test_nothing_is_visible_before_it_is_verified_and_synced(release: Release) -
     """Ctrl-C once the last byte was written: nothing is there, and nothing is left."""
 
     def interrupt(event: Event) -> None:
-        if isinstance(event, Unpacking) and event.done == event.total:
+        if isinstance(event, Stage) and event.name == "unpack":
             raise KeyboardInterrupt
 
     store = Store(release.root, sink=interrupt)
@@ -280,7 +279,7 @@ def test_a_limit_on_the_size_of_files(release: Release) -> None:
     assert caught.value.code == "DISK_FULL"
     assert "nothing was half-installed" in caught.value.message
     assert release.left() == names(release.root / "partial") == []
-    assert release.install().verified
+    assert release.install().folder.is_dir()
 
 
 @pytest.mark.parametrize("umask", [0, 0o077])
@@ -337,7 +336,7 @@ def test_a_disk_that_fails_at_any_call(
             outcomes.add(error.code)
         finally:
             of_the_system(monkeypatch, call, original)
-        assert release.install().verified
+        assert release.install().folder.is_dir()
         # Where removing what was half done failed itself, a later process does it.
         assert len(release.left()) <= (call in {"open", "listdir"})
         shutil.rmtree(release.root)
@@ -537,7 +536,7 @@ def test_fork_made_during_an_installation_does_not_keep_the_store_locked(
     read, write = os.pipe()
 
     def fork(event: Event) -> None:
-        if isinstance(event, Unpacking) and not children:
+        if isinstance(event, Stage) and not children:
             child = os.fork()
             if child == 0:
                 os.close(write)
@@ -574,7 +573,7 @@ def test_threads_may_install_too(release: Release) -> None:
 def test_a_lock_that_nobody_lets_go(release: Release, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store_module, "LOCK_SECONDS", 0.1)
     with locked_by_another(release):
-        assert release.install().verified
+        assert release.install().folder.is_dir()
     assert release.notes() == ["STORE_BUSY"]
 
 
@@ -597,7 +596,7 @@ def test_killed_in_the_middle_and_swept(release: Release, monkeypatch: pytest.Mo
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert release.store().find(release.artifact.sha256) is None
-    assert release.install().verified
+    assert release.install().folder.is_dir()
     assert release.left() == []
 
 
@@ -812,7 +811,7 @@ def test_an_archive_by_url(release: Release) -> None:
     url = release.server.put("/theirs", packed)
     installed = release.store().install_archive(url, None, release.fetcher())
     assert installed.folder == release.root / "runtimes" / digest / "files" / "runtime"
-    assert (installed.verified, installed.artifact, installed.release) == (False, None, None)
+    assert (installed.artifact, installed.release) == (None, None)
     assert release.notes() == ["UNVERIFIED"]
     note = next(event for event in release.events if isinstance(event, Note))
     assert digest in note.message
@@ -823,7 +822,7 @@ def test_an_archive_by_url(release: Release) -> None:
     assert (fetched.name, fetched.size) == ("fetch", len(packed))
     assert (unpacked.name, unpacked.size) == ("unpack", 2 * len(SCRIPT) + 1)
     pinned = release.store().install_archive(url, digest, release.fetcher())
-    assert pinned == replace(installed, verified=True)
+    assert pinned == installed
     assert len(release.server.asked("/theirs")) == 1
     again = release.store().install_archive(url, None, release.fetcher())
     assert again == installed
@@ -916,7 +915,7 @@ def test_manifest_that_lists_other_files_throws_out_nothing_sound(release: Relea
         release.install(trusted)
     note = next(event for event in release.events if isinstance(event, Note))
     assert note.code == "RUNTIME_DAMAGED"
-    assert release.install().verified
+    assert release.install().folder.is_dir()
     assert len(release.server.requests) == 2  # the sound one was not thrown out
 
 
@@ -1003,7 +1002,7 @@ def test_store_leaves_a_persons_files_in_it_alone(release: Release) -> None:
 def test_marker_that_was_cut_off_is_completed(release: Release, begun: str) -> None:
     release.root.mkdir()
     (release.root / "FORMAT").write_text(begun)
-    assert release.install().verified
+    assert release.install().folder.is_dir()
     assert (release.root / "FORMAT").read_text() == "llama-loader-store 2\n"
 
 
@@ -1101,7 +1100,7 @@ def test_disk_that_shows_all_files_as_programs_is_used(
     with all_files_as("fa=rx:fu+w", tmp_path / "disk"):
         release.root = tmp_path / "disk" / "store"
         assert release.install() == release.install()
-        assert release.store().verify(release.place).verified
+        assert release.store().verify(release.place).folder.is_dir()
     assert names(temporary) == []
     assert release.notes() == ["COMPARED_WITH_RECEIPT"]
 

@@ -8,7 +8,7 @@ from releases import BARE, Unlisted, artifact, manifest
 
 from llama_loader import loader, self_test, settings
 from llama_loader.errors import HostError, SettingError
-from llama_loader.events import Event, Note, Timeline
+from llama_loader.events import Event, Note, Stage, Timeline
 from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
@@ -60,9 +60,9 @@ def installing(
         if given.cuda_arch in lacking:
             raise HostError("NO_ARTIFACT_FOR_GPU", f"nothing for {given.cuda_arch}")
         found = RELEASE.artifacts[0 if given.cuda_arch == "90" else 1]
-        installed = Unlisted(tmp_path, tmp_path, "0" * 64, "r", found, verified=True)
+        installed = Unlisted(tmp_path, tmp_path, "0" * 64, "r", found)
         timeline = Timeline()
-        timeline.add("fetch", 1.0)
+        timeline(Stage("fetch", 1.0))
         choice = cast("Choice", given.manifest_url)
         return Prepared(installed, facts, choice, (), (), timeline, released=(RELEASE, "u"))
 

@@ -11,7 +11,7 @@ from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.doctor import Check, Examination
-from llama_loader.events import Downloading, Note, Resolving
+from llama_loader.events import Downloading, Note
 from llama_space.values import Failure, Figures, Phase, Progress, Status, Waiting
 from translator import advice, languages, panels, picture, texts
 
@@ -186,7 +186,7 @@ def test_what_comes_from_elsewhere_is_escaped() -> None:
 
 
 def test_while_it_prepares_the_latest_progress_is_shown() -> None:
-    news = (Resolving("x"), Downloading("y", 3_000_000, 20_000_000))
+    news = (Downloading("x", 0, None), Downloading("y", 3_000_000, 20_000_000))
     state = Status("preparing", progress=tuple(Progress("prepare", one) for one in news))
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
     assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)

@@ -11,7 +11,7 @@ from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.errors import HostError
-from llama_loader.events import Downloading, Event, Note, Resolving, Unpacking
+from llama_loader.events import Downloading, Event, Note
 from llama_space import values
 from llama_space.values import Failure, Progress, Status, Waiting
 from translator import panels, texts
@@ -78,10 +78,8 @@ def test_english_is_the_loader_s_own() -> None:
 @pytest.mark.parametrize(
     ("event", "shown"),
     [
-        (Resolving("https://hub/m.json"), "https://hub/m.json を読んでいます"),
         (Downloading("a.tar", 5_540_000, 11_080_000), "a.tar を取得中: 5.54 MB / 11.1 MB（50%）"),
         (Downloading("a.tar", 1234, None), "a.tar を取得中: 1.23 kB"),
-        (Unpacking("a.tar", 1, 2), "a.tar を展開中: 1 B / 2 B（50%）"),
         (
             Note("STORE_BUSY", "another process writes to the store; waiting for that"),
             "別のプロセスが",
