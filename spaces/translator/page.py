@@ -14,7 +14,9 @@ from secrets import token_hex
 from typing import TYPE_CHECKING, Any, Final
 
 import gradio as gr
+from gradio import routes
 from gradio.events import api as gradio_api
+from jinja2 import ChoiceLoader, DictLoader, FileSystemLoader
 from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.routing import Route
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from llama_space.values import Item
 
 HERE: Final = Path(__file__).parent
+_HTML: Final = "frontend/index.html"
 CONCURRENCY: Final = 3
 WAITING: Final = 20
 """Visitors who may wait for their turn, in a line of ours that says where one stands."""
@@ -142,10 +145,10 @@ class Page:
             sys.stderr.write(_NO_TOOLS)
         self.demo = self.build()
         limit = self._settings.max_chars
+        into_html(head(limit))
         return self.demo.launch(
             theme=theme(),
             css_paths=[HERE / "style.css"],
-            head=head(limit),
             i18n=self.i18n,
             mcp_server=tools,
             ssr_mode=False,
@@ -355,22 +358,35 @@ class Page:
 
 
 def head(max_chars: int) -> str:
-    """Return the page's script, and before it what it needs to know."""
-    known = [
+    """Return the first frame's style, what the page's script needs to know, and the script."""
+    rows = [
         {name: getattr(one, name) for name in _OF_LANGUAGES} for one in languages.known().values()
     ]
     words = {
         locale: {name: every[name] for name in _SCRIPTED} for locale, every in texts.every().items()
     }
     told = {
-        "languages": known,
+        "languages": rows,
         "words": words,
         "kinds": documents.KINDS,
         "limit": max_chars * _BYTES_EACH,
     }
     facts = json.dumps(told).replace("<", "\\u003c")
-    script = (HERE / "page.js").read_text("utf-8")
-    return f"<script>window.translator = {facts};</script><script>{script}</script>"
+    style, script = ((HERE / name).read_text("utf-8") for name in ("first.css", "page.js"))
+    known = f"<script>window.translator = {facts};</script>"
+    return f"<style>{style}</style>{known}<script>{script}</script>"
+
+
+def into_html(head: str) -> None:
+    """Put a head into the HTML that gradio serves.
+
+    Gradio's own ``head`` is added by its programs, once they have arrived: nothing was to be seen
+    until then but its "Loading…".
+    """
+    files = FileSystemLoader(routes.STATIC_TEMPLATE_LIB)
+    source, *_ = files.get_source(routes.templates.env, _HTML)
+    whole = source.replace("<head>", "<head>{% raw %}" + head + "{% endraw %}", 1)
+    routes.templates.env.loader = ChoiceLoader([DictLoader({_HTML: whole}), files])
 
 
 def theme() -> gr.themes.Base:
