@@ -1,8 +1,8 @@
 """Which setting to change, and where: known troubles recognised in a report or a failure.
 
 The first two are the chapters of the document that this project began with: ``--list-devices`` is
-empty or the device invalid; it starts, but far too slowly. ``texts.json`` has the words of each
-(``advice_NAME`` and ``advice_NAME_title``).
+empty or the device invalid; it starts, but far too slowly. ``advice.json`` lists them, and
+``texts.json`` has the words of each (``advice_NAME`` and ``advice_NAME_title``).
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+from translator import texts
+
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from llama_loader.doctor import Examination
     from llama_space.values import Failure, Status
@@ -21,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Advice:
-    """A known trouble.
+    """A known trouble: one row of ``advice.json``.
 
     Attributes:
         settings: the lines to set.
@@ -29,33 +31,13 @@ class Advice:
         check: the doctor's check that shows it, whatever its code.
     """
 
-    settings: tuple[str, ...] = ()
-    codes: tuple[str, ...] = ()
+    settings: Sequence[str] = ()
+    codes: Sequence[str] = ()
     check: str = ""
 
 
-_MANIFEST_URL: Final = "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL=https://…/manifest.json"
-_MANIFEST_SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_SHA256=…"
-_MODEL: Final = (
-    "YAKULINGO_SPACES_GGUF_REPO_ID=OWNER/REPOSITORY",
-    "YAKULINGO_SPACES_GGUF_FILENAME=model.gguf",
-)
 ADVICES: Final[Mapping[str, Advice]] = {
-    "devices": Advice(
-        ("YAKULINGO_SPACES_LLAMA_DEVICE=auto", _MANIFEST_URL),
-        ("NO_DEVICE", "INVALID_DEVICE", "DEVICE_LIST_FAILED", "DEVICE_LIST_GARBLED"),
-        check="devices",
-    ),
-    "slow": Advice(("YAKULINGO_SPACES_ALLOW_CPU=1",), ("NO_GPU", "MODEL_ON_CPU"), check="gpu"),
-    "release": Advice((_MANIFEST_URL, _MANIFEST_SHA256), ("RELEASE_NOT_CHOSEN",)),
-    "gated": Advice(("HF_TOKEN=hf_…",), ("MODEL_GATED",)),
-    "model": Advice(_MODEL, ("MODEL_MISSING", "MODEL_NOT_GGUF", "MODEL_PROJECTOR", "BAD_MODEL")),
-    "offline": Advice(("YAKULINGO_SPACES_OFFLINE=0",), ("OFFLINE",)),
-    "pin": Advice((_MANIFEST_SHA256,), ("MANIFEST_PIN_MISMATCH",)),
-    "memory": Advice(("YAKULINGO_SPACES_N_CTX=2048",), ("OUT_OF_MEMORY",)),
-    "timeout": Advice(("YAKULINGO_SPACES_LLAMA_SERVER_STARTUP_TIMEOUT=300",), ("START_TIMEOUT",)),
-    "duration": Advice(("YAKULINGO_SPACES_ZEROGPU_DURATION=60",), ("ZEROGPU_DURATION",)),
-    "cpu": Advice(),
+    name: Advice(**row) for name, row in texts.read("advice.json").items()
 }
 _OWNERS: Final = frozenset({2, 4, 5, 6})
 """Exit statuses of what only the owner can change: a setting, trust, the machine, its disk."""

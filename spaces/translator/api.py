@@ -12,7 +12,8 @@ import gradio as gr
 from llama_loader.settings import Settings
 from llama_space import Engine, Failure
 from translator import detection, languages, session, texts
-from translator.session import Answer, Job, Line, Refusal, Update
+from translator.session import Answer, Job, Line, Update
+from translator.texts import Refusal
 
 _TRANSLATE: Final = """Translate a text with the model that this Space serves.
 
@@ -89,7 +90,7 @@ def _code(name: str) -> str:
 def _raise(update: Update) -> None:
     """Only the text of a ``gr.Error`` reaches the caller."""
     if isinstance(update, Refusal):
-        raise _refused(texts.every()["en"][update.name].format(**update.values))
+        raise _refused(update.text(texts.every()["en"]))
     if isinstance(update, Failure):
         raise _refused(f"{update.code}: {update.message}; {update.hint}".rstrip("; "))
 

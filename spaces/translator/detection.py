@@ -24,10 +24,8 @@ if TYPE_CHECKING:
 
 _LOOKED_AT: Final = 2000
 """Characters: the beginning of a text tells its language, and a longer text costs no more."""
-_WORD, _LETTER, _PART = 0.8, 0.25, 0.6
-"""What a known word, an own letter and a typical group of letters weigh beside eld's 0 to 1."""
-_USUAL: Final = 0.05
-"""What the likeliest language of a script weighs, to decide between two that fit as well."""
+_WORD, _PART = 0.8, 0.6
+"""What a known word and a typical group of letters weigh beside eld's 0 to 1."""
 _KANA_SHARE: Final = 0.05
 """Of Japanese letters at least this share is kana; a name in kana in a Chinese text is less."""
 _LEVEL_1: Final = (b"\x88\x9f", b"\x98\x72")
@@ -122,14 +120,11 @@ def _compared(text: str, inside: list[Language]) -> list[Guess]:
         for code in sharing:
             scores[code] += _WORD / len(words) / len(sharing)
     for one in inside:
-        scores[one.code] += _LETTER * bool(set(one.letters) & set(text.lower()))
         if one.parts and len(words) > _SHORT:
             typical = sum(any(part in word for part in one.parts.split()) for word in words)
             scores[one.code] += _PART * typical / len(words)
     if not any(scores.values()):
         return [Guess(code, 0.0) for code in scores]
-    for place, code in enumerate(scores, 1):
-        scores[code] += _USUAL / place
     first, second, *_ = ranked = sorted(scores, key=lambda code: -scores[code])
     sure = scores[first] / (scores[first] + scores[second])
     return [Guess(code, sure if code == first else 1 - sure) for code in ranked]
@@ -165,25 +160,17 @@ def _han(text: str) -> str:
     for word in _words(text)[:1]:
         if word in _lexicon():
             return _lexicon()[word][0]
-    japanese = simplified = traditional = chinese = letters = 0
-    before = ""
-    for letter in text:
-        if _script(letter) != "CJK":
-            continue
-        letters += 1
+    letters = [letter for letter in text if _script(letter) == "CJK"]
+    japanese = chinese = simplified = 0
+    for letter in letters:
         modern = _LEVEL_1[0] <= letter.encode("shift_jis", "replace") <= _LEVEL_1[1]
         mainland, taiwan = _has("gb2312", letter), _has("big5", letter)
         japanese += modern and not (mainland or taiwan)
         chinese += letter in _ONLY_CHINESE or not modern
-        simplified += mainland and not taiwan
-        traditional += taiwan and not mainland
-        chinese += letter == before  # Japanese writes 々 instead
-        before = letter
-    if text.strip().endswith("好") or letters > _LONGEST_OF_KANJI:
-        chinese += 1
-    if japanese >= chinese or (letters <= _LONGEST_OF_KANJI and not chinese):
+        simplified += mainland - taiwan
+    if japanese > chinese or (not chinese and len(letters) <= _LONGEST_OF_KANJI):
         return "ja"
-    return "zh-Hans" if simplified >= traditional else "zh-Hant"
+    return "zh-Hans" if simplified >= 0 else "zh-Hant"
 
 
 def _has(encoding: str, letter: str) -> bool:

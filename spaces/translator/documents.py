@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from translator.texts import Refusal
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -35,20 +37,6 @@ _LONGEST_NAME: Final = 80
 _LAYOUT: Final = frozenset("\t\n\r\f\ufeff\u200c\u200d\u200e\u200f")
 """Control and format characters that texts have: the last ones join letters and turn directions."""
 _ARROW: Final = "-->"
-
-
-class DocumentError(Exception):
-    """A file cannot be translated.
-
-    Attributes:
-        name: of the sentence in ``texts.json``.
-        values: what the sentence is filled with.
-    """
-
-    def __init__(self, name: str, **values: object) -> None:
-        super().__init__(name)
-        self.name = name
-        self.values = values
 
 
 @dataclass(frozen=True)
@@ -102,46 +90,34 @@ class Document:
         return f"{stem}.{code}{dot}{kind}"
 
 
-def read(name: str, content: str, max_chars: int) -> Document:
-    """Read a file.
+def read(name: str, content: str, max_chars: int) -> Document | Refusal:
+    """Read a file; a refusal says that it is too large, of another kind, no text, or has no words.
 
     Args:
         name: as the visitor's machine calls it; its end tells the kind.
         content: its bytes in base64.
         max_chars: the most characters that are to be translated.
-
-    Raises:
-        DocumentError: it is too large, of another kind, no text, or has no words.
     """
-    shown = _plain_name(name)
+    shown, large = _plain_name(name), Refusal("file_large", {"limit": f"{max_chars:,}"})
     kind = next((one for one in KINDS if shown.lower().endswith(one)), None)
     if kind is None:
-        raise DocumentError("file_kind", kinds=", ".join(KINDS))
+        return Refusal("file_kind", {"kinds": ", ".join(KINDS)})
     try:
         data = base64.b64decode(content, validate=True)
-    except ValueError as error:
-        raise DocumentError("file_not_text") from error
-    if len(data) > max_chars * _BYTES_EACH * _BESIDE:
-        raise DocumentError("file_large", limit=f"{max_chars:,}")
-    mark, encoding, text = _decoded(data)
+        if len(data) > max_chars * _BYTES_EACH * _BESIDE:
+            return large
+        mark, encoding = next(one for one in _ENCODINGS if data.startswith(one[0]))
+        text = data[len(mark) :].decode(encoding)
+    except ValueError:
+        return Refusal("file_not_text")
     if any(map(_is_control, text)):
-        raise DocumentError("file_not_text")
+        return Refusal("file_not_text")
     lines = tuple(_split(text))
     worded = _cues(lines) if kind in _SUBTITLES else tuple(range(len(lines)))
     made = Document(shown, mark, encoding, lines, worded)
     if not any(map(str.isalpha, made.text)):
-        raise DocumentError("file_no_words")
-    if len(made.text) > max_chars:
-        raise DocumentError("file_large", limit=f"{max_chars:,}")
-    return made
-
-
-def _decoded(data: bytes) -> tuple[bytes, str, str]:
-    mark, encoding = next(one for one in _ENCODINGS if data.startswith(one[0]))
-    try:
-        return mark, encoding, data[len(mark) :].decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DocumentError("file_not_text") from error
+        return Refusal("file_no_words")
+    return large if len(made.text) > max_chars else made
 
 
 def _is_control(letter: str) -> bool:

@@ -12,7 +12,8 @@ import gradio as gr
 
 from llama_space.values import Failure, Progress
 from translator import advice, documents, panels, picture, texts
-from translator.session import Answer, InLine, Job, Refusal, translate
+from translator.session import Answer, InLine, Job, translate
+from translator.texts import Refusal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -90,10 +91,9 @@ class Handlers:
         if not content:  # the browser has refused it, and said why
             yield [gr.skip(), gr.skip(), ""]
             return
-        try:
-            document = documents.read(name, content, self._settings.max_chars)
-        except documents.DocumentError as error:
-            line = panels.status("failed", words[error.name].format(**error.values))
+        document = documents.read(name, content, self._settings.max_chars)
+        if isinstance(document, Refusal):
+            line = panels.status("failed", document.text(words))
             yield [line, gr.Button(interactive=False), ""]
             return
         yield [panels.status("working", words["working"]), gr.Button(interactive=True), ""]
@@ -190,7 +190,7 @@ def _shown(update: Update | None, words: Mapping[str, str], state: Status) -> li
         line = panels.status("working", stage, " · ".join(why))
         return [gr.skip(), line, gr.skip(), gr.skip()]
     if isinstance(update, Refusal):
-        line = panels.status("failed", words[update.name].format(**update.values))
+        line = panels.status("failed", update.text(words))
         return [gr.skip(), line, over, gr.skip()]
     if isinstance(update, Failure):
         return [gr.skip(), panels.failure(update, words), over, gr.skip()]

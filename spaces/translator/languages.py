@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AUTO: Final = "auto"
+_FILE: Final = Path(__file__).with_name("languages.json")
 FIRST: Final = ("ja", "en")
 """The pair that this page is made for: listed first."""
 _LONGEST_NAME: Final = 60
@@ -36,7 +37,6 @@ class Language:
         also: other codes and names, separated by spaces.
         script: whose letters it is written in, as Unicode names them; empty for a variant.
         eld: its name there, where that is not its code.
-        letters: that no other language of its script has.
         words: frequent ones, where several languages share the script.
         parts: groups of letters that its words often have, where ``eld`` does not know it.
     """
@@ -50,7 +50,6 @@ class Language:
     also: str = ""
     script: str = ""
     eld: str = ""
-    letters: str = ""
     words: str = ""
     parts: str = ""
 
@@ -58,8 +57,7 @@ class Language:
 @cache
 def rows() -> tuple[Language, ...]:
     """Return the languages as the file has them: the most usual of each script first."""
-    text = Path(__file__).with_name("languages.json").read_text("utf-8")
-    return tuple(Language(**row) for row in json.loads(text))
+    return tuple(Language(**row) for row in json.loads(_FILE.read_text("utf-8")))
 
 
 @cache

@@ -2,34 +2,40 @@
 
 A text is cut at paragraphs, long paragraphs at lines, long lines at sentences. What no model should
 touch stays out of the pieces or is put back around the answers: line breaks, indentation, the marks
-of lists, headings and tables, and code. Nothing here searches with a regular expression: texts come
-from outside, and each function takes time in proportion to the text.
+of lists, headings and tables, and code. Texts come from outside: each regular expression takes time
+in proportion to the text, because its alternatives begin with different letters or are bounded.
 """
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import dataclass
-from itertools import takewhile
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _FENCES: Final = ("```", "~~~")
-_BULLETS: Final = frozenset("-*+•・◦▪–>|")
+_HEAD: Final = re.compile(
+    r"(?:\s|[-*+•◦▪–](?=\s|$)|[>|・]|\[[ xX]\]|#{1,7}(?=\s)|\d{1,4}[.)](?=\s))*"
+)
+"""The indentation and marks before a line's words: of lists, quotes, tables, tasks, headings."""
 _CODE: Final = ("{", "}", "();", "()", " = ", "==", "=>", "->", "</", "/>")
 """One of them in an indented line after an empty one makes it code."""
 _INDENTED: Final = ("    ", "\t")
-_ENDS: Final = frozenset("。！？…｡．")
-"""End a sentence wherever they are; the others where a space follows."""
-_ENDS_BEFORE_SPACE: Final = frozenset(".!?;:।؟۔")
-_CLOSING: Final = frozenset("\"')]」』）”’»")
-_MARKS: Final = ("**", "__", "~~", "![", "](", "[", "*", "|")
-"""Marks inside a line; ``**`` before ``*``."""
-_LINKS: Final = ("http://", "https://", "www.", "mailto:")
-_AFTER_LINK: Final = frozenset("<>\"'`)]}」』）、。，")
-_LONGEST_TAG: Final = 80
+_END: Final = re.compile(
+    r"[。！？…｡．][。！？…｡．\"')\]」』）”’»]*|[.!?;:؟۔][\"')\]」』）”’»]*(?=\s)|\n"
+)
+"""The end of a sentence, with its closing marks: most scripts put a space behind it."""
+_LINK: Final = re.compile(r"(?:https?://|www\.|mailto:)[^\s<>\"'`)\]}」』）、。，]*")
+_KEPT: Final = re.compile(
+    r"`[^`]*`|`"
+    r"|<(?![ <=0-9])[^>]{0,80}>|\{\\[^}]{0,80}\}"  # tags, in subtitles also {\an8}
+    rf"|{_LINK.pattern}"
+    r"|\]\([^)]{0,2000}\)|\*\*|__|~~|!\[|\]\(|[\[*|]"
+)
+"""Code, tags, links and marks inside a line."""
 _ASCII_COST, _OTHER_COST = 1, 3
 TOKEN: Final = 3
 """Weight of a token: three letters of English, or one character of most other scripts."""
@@ -214,33 +220,11 @@ def _parsed(line: str) -> _Line:
     end = len(line.rstrip())
     if line[:end].endswith("|"):
         end = len(line[: end - 1].rstrip())
-    start = 0
-    while start < end:
-        step = _mark(line, start, end)
-        if not step:
-            break
-        start += step
+    start = _HEAD.match(line, 0, end).end()  # type: ignore[union-attr] - it matches nothing, too
     head, body, tail = line[:start], line[start:end], line[end:]
-    if not _has_words(body) or (body.startswith(_LINKS) and len(body.split()) == 1):
+    if not _has_words(body) or (_LINK.match(body) and len(body.split()) == 1):
         return _Line(line, "", "")
     return _Line(head, body, tail)
-
-
-def _mark(line: str, start: int, end: int) -> int:
-    """Return the length of the space or mark that begins there; 0 for words."""
-    letter = line[start]
-    if letter.isspace():
-        return 1
-    after = line[start + 1] if start + 1 < end else " "
-    if letter in _BULLETS and (after.isspace() or letter in ">|・"):
-        return 1
-    if letter == "[" and line[start + 1 : start + 3] in {" ]", "x]", "X]"}:
-        return 3
-    rest = line[start:end]
-    hashes = sum(1 for _ in takewhile(lambda one: one == "#", rest[:7]))
-    digits = sum(1 for _ in takewhile(str.isdigit, rest[:4]))
-    length = digits + 1 if digits and rest[digits : digits + 1] in {".", ")"} else hashes
-    return length if length and rest[length : length + 1].isspace() else 0
 
 
 def _bodies(text: str) -> list[str]:
@@ -248,46 +232,22 @@ def _bodies(text: str) -> list[str]:
 
 
 def _marks(bodies: Iterable[str]) -> Counter[str]:
-    parts = (part for body in bodies for part in _spans(body) if part.kept)
-    return Counter(part.text for part in parts if part.text and _kept_length(part.text, 0))
+    return Counter(mark for body in bodies for mark in _KEPT.findall(body))
 
 
 def _spans(line: str) -> Iterator[Piece]:
     """Yield a line's words apart from the links, code and marks between them."""
-    start = index = 0
-    while index < len(line):
-        length = _kept_length(line, index)
-        if not length:
-            index += 1
-            continue
-        yield from _trimmed(line[start:index])
-        yield Piece(line[index : index + length], kept=True)
-        start = index = index + length
+    start = 0
+    for found in _KEPT.finditer(line):
+        yield from _trimmed(line[start : found.start()])
+        yield Piece(found[0], kept=True)
+        start = found.end()
     yield from _trimmed(line[start:])
-
-
-def _kept_length(line: str, start: int) -> int:
-    """Return the length of the link, code or mark that begins there; 0 for words."""
-    if line[start] == "`":
-        end = line.find("`", start + 1)
-        return end + 1 - start if end > 0 else 1
-    if line[start] == "<" or line.startswith("{\\", start):  # tags, in subtitles also {\\an8}
-        end = line.find(">" if line[start] == "<" else "}", start, start + _LONGEST_TAG)
-        tag = end > 0 and line[start + 1] not in " <=0123456789"
-        return end + 1 - start if tag else 0
-    if line.startswith(_LINKS, start):
-        rest = takewhile(lambda one: not one.isspace() and one not in _AFTER_LINK, line[start:])
-        return sum(1 for _ in rest)
-    mark = next((one for one in _MARKS if line.startswith(one, start)), "")
-    if mark == "](":
-        end = line.find(")", start)
-        return end + 1 - start if end > 0 else len(mark)
-    return len(mark)
 
 
 def _portions(text: str, most: int) -> Iterator[str]:
     """Cut a line at the last sentence that fits, else at the last space, else anywhere."""
-    ends = set(_ends(text))
+    ends = {found.end() for found in _END.finditer(text)}
     start = sentence = space = held = 0
     for index, letter in enumerate(text):
         sentence = index if index in ends else sentence
@@ -301,19 +261,5 @@ def _portions(text: str, most: int) -> Iterator[str]:
 
 
 def _sentences(text: str) -> list[str]:
-    ends = list(_ends(text))
+    ends = [found.end() for found in _END.finditer(text)]
     return [text[a:b] for a, b in zip([0, *ends], [*ends, len(text)], strict=True) if text[a:b]]
-
-
-def _ends(text: str) -> Iterator[int]:
-    """Yield where each sentence ends, after its closing marks."""
-    ended = ""
-    for index, letter in enumerate(text):
-        if ended and letter not in _CLOSING and letter not in _ENDS:
-            if ended in _ENDS or letter.isspace():
-                yield index
-            ended = ""
-        if letter in _ENDS or letter in _ENDS_BEFORE_SPACE:
-            ended = letter
-        elif letter == "\n":
-            yield index + 1

@@ -16,9 +16,10 @@ from llama_loader import gguf_header, model
 from llama_space.values import Failure, Figures, Piece, Progress
 from llama_space.worker import BEAT
 from translator import detection, pieces, prompt
+from translator.texts import Refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator, Iterator, Mapping
+    from collections.abc import Callable, Generator, Iterator
     from pathlib import Path
 
     from llama_loader.settings import Settings
@@ -88,19 +89,7 @@ class Answer:
         return self.last is not None and self.last.finished
 
 
-@dataclass(frozen=True)
-class Refusal:
-    """The job cannot be done as it is; ``name`` is that of the words in ``texts.json``."""
-
-    name: str
-    values: Mapping[str, object] = field(default_factory=dict)
-
-
 Update = Union[Progress, InLine, Answer, Refusal, Failure]  # noqa: UP007 - evaluated on 3.10 too
-
-
-class FullError(Exception):
-    """As many visitors wait as may."""
 
 
 @final
@@ -121,19 +110,19 @@ class Line:
         self._moved = threading.Condition()
 
     @contextmanager
-    def places(self) -> Iterator[Iterator[int]]:
+    def places(self) -> Iterator[Iterator[int] | None]:
         """Stand in line until the block ends; it gets the places, which end with the turn.
 
-        Place 1 is the next whose turn it is. It is yielded again every quarter of a second.
-
-        Raises:
-            FullError: too many stand in line already.
+        Place 1 is the next whose turn it is. It is yielded again every quarter of a second. The
+        block gets None where too many stand in line already.
         """
         mine = object()
         with self._moved:
-            if len(self._tickets) >= self._longest:
-                raise FullError
-            self._tickets.append(mine)
+            full = len(self._tickets) >= self._longest
+            self._tickets += [] if full else [mine]
+        if full:
+            yield None
+            return
         try:
             yield self._until_turn(mine)
         finally:
@@ -185,11 +174,11 @@ def translate(
     if refused:
         yield refused
         return
-    try:
-        with (line or Line(1, 0)).places() as places:
-            yield from _in_turn(engine, settings, job, places, [] if done is None else done)
-    except FullError:
-        yield Refusal("full")
+    with (line or Line(1, 0)).places() as places:
+        if places is None:
+            yield Refusal("full")
+            return
+        yield from _in_turn(engine, settings, job, places, [] if done is None else done)
 
 
 def _in_turn(

@@ -7,7 +7,7 @@ its codes, and the lines of progress. The English of an error, with its values, 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -22,6 +22,18 @@ if TYPE_CHECKING:
     from llama_space.values import Failure, Progress
 
 LOCALES: Final = ("en", "ja")
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """What cannot be done as it was asked; ``name`` is that of the words in ``texts.json``."""
+
+    name: str
+    values: Mapping[str, object] = field(default_factory=dict)
+
+    def text(self, words: Mapping[str, str]) -> str:
+        """Return the sentence, in the words of one locale."""
+        return words[self.name].format(**self.values)
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,7 @@ class Said:
 @cache
 def every() -> Mapping[str, Mapping[str, str]]:
     """Return all words: locale → name → words."""
-    found: Mapping[str, Mapping[str, str]] = _read("texts.json")
+    found: Mapping[str, Mapping[str, str]] = read("texts.json")
     return {locale: {name: words[locale] for name, words in found.items()} for locale in LOCALES}
 
 
@@ -58,7 +70,7 @@ def language(code: str, locale: str) -> str:
 def sentences(locale: str) -> Mapping[str, Any]:
     """Return ``codes`` and ``progress`` of a locale; English is the loader's own."""
     english = {"codes": {}, "progress": values.ENGLISH}
-    found: Mapping[str, Any] = _read("sentences_ja.json") if locale == "ja" else english
+    found: Mapping[str, Any] = read("sentences_ja.json") if locale == "ja" else english
     return found
 
 
@@ -106,5 +118,6 @@ def accepted(header: str | None) -> str:
     return next((name for name in named if name in LOCALES), LOCALES[0])
 
 
-def _read(name: str) -> Any:
+def read(name: str) -> Any:
+    """Return what one of the files beside this one holds, in JSON."""
     return json.loads(Path(__file__).with_name(name).read_text("utf-8"))

@@ -16,7 +16,8 @@ from llama_space.request import Work
 from llama_space.values import Failure, Item, Piece, Progress, Status
 from translator import api, session
 from translator.page import RefusingEngine
-from translator.session import Answer, InLine, Job, Line, Refusal, translate
+from translator.session import Answer, InLine, Job, Line, translate
+from translator.texts import Refusal
 
 SETTINGS = settings.load(environ={"YAKULINGO_SPACES_MAX_CHARS": "20"})
 BROKEN = Failure("SERVER_CRASHED", "it died", "try again", 7)
