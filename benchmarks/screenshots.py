@@ -1,6 +1,7 @@
 """Pictures of the real page in a real Chromium, and one contact sheet of all its states.
 
-Runs the app with the variables that are set, as the Space does (docs/settings.md):
+Each state is shown in light with an English interface and in dark with a Japanese one, at three
+widths. Runs the app with the variables that are set, as the Space does (docs/settings.md):
 ``YAKULINGO_SPACES_LLAMA_CPP_MANIFEST_URL``, ``YAKULINGO_SPACES_GGUF_PATH`` …
 """
 
@@ -17,7 +18,8 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal
 
-from PIL import Image
+import requests
+from PIL import Image, ImageDraw
 from playwright.sync_api import sync_playwright
 
 from llama_loader import settings
@@ -25,11 +27,12 @@ from llama_loader.doctor import Examination
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Note
 from llama_loader.server import free_port
-from llama_space import Engine, Figures, Piece, Progress, Status
-from translator.page import Page, RefusingEngine
+from llama_space import Engine, Failure, Figures, Piece, Progress, Status
+from translator.detection import detect
+from translator.page import CONCURRENCY, Page, RefusingEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Generator, Iterable, Iterator
+    from collections.abc import Generator, Iterator
 
     from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
@@ -37,72 +40,84 @@ if TYPE_CHECKING:
     from llama_space.request import Work
     from llama_space.values import Item, Waiting
 
-_COLUMNS, _COLUMN, _GAP = 5, 560, 16
-"""Of the contact sheet: how many columns, and pixels of a column and between pictures."""
+Scheme = Literal["light", "dark"]
+LOOKS: Final[tuple[tuple[Scheme, str], ...]] = (("light", "en-GB"), ("dark", "ja-JP"))
+WIDTHS: Final = ((1280, 900), (768, 900), (390, 844))
+_SHARE, _GAP, _TITLE = 4, 10, 14
+"""Of the contact sheet: the pictures' share, and pixels between them and for the name of a row."""
+_MOST: Final = 600_000
+"""Bytes of the contact sheet."""
 _COLOURS: Final = 256
 """A palette is enough for a page, and a third of the bytes."""
-_TEXT: Final = "今日は朝から雨が降っています。傘を忘れないでください。"
-Scheme = Literal["light", "dark"]
+_SAMPLES: Final = {
+    "en": "It has been raining since this morning, so please do not forget your umbrella. ",
+    "ja": "今日は朝から雨が降っています。傘を忘れないでください。",
+    "ar": "تمطر السماء منذ صباح اليوم، فلا تنس مظلتك من فضلك. ",
+}
+_ANSWERS: Final = {"en": "ar", "ja": "en", "ar": "ja"}
+"""Which language each of them becomes."""
+DOCUMENTED: Final = {
+    ("done", "light", 1280): "page-light",
+    ("done", "dark", 1280): "page-dark",
+    ("done", "dark", 390): "page-narrow",
+    ("doctor", "light", 1280): "page-doctor",
+    ("broken", "light", 1280): "page-error",
+}
+"""Pictures that the documents show."""
 
 
 @dataclass(frozen=True)
-class Shot:
-    """One picture: its name, the window, and what is done before.
+class Shown:
+    """A state of the page: its name, what is done before, and whether the whole page is shown.
 
     Attributes:
         steps: names of ``STEPS``, in order.
-        whole: the whole page, not only what the window shows.
-        document: a document shows it, so it is kept beside the contact sheet.
+        query: of the page's address.
+        again: its popup is opened anew at each width.
+        written: how many characters of which sample are translated.
     """
 
     name: str
-    scheme: Scheme = "light"
-    locale: str = "en-GB"
-    width: int = 1280
-    height: int = 900
     steps: tuple[str, ...] = ()
+    query: str = ""
     whole: bool = False
-    document: bool = False
+    again: bool = False
+    written: tuple[str, int] = ("ja", 27)
 
 
 ANSWERED: Final = (
-    Shot("page-light", height=1080, steps=("translate",), document=True),
-    Shot("page-dark", "dark", "ja-JP", height=1080, steps=("translate",), document=True),
-    Shot("page-narrow", "light", "ja-JP", 390, 844, ("translate",), whole=True, document=True),
-    Shot("page-doctor", steps=("translate", "doctor"), whole=True, document=True),
-    Shot("doctor-narrow", "dark", "ja-JP", 390, 844, ("translate", "doctor"), whole=True),
-    Shot("arabic", "light", "ja-JP", 768, 1024, ("arabic", "translate")),
-    Shot("long", "dark", steps=("long",)),
-    Shot("refused", steps=("refused",)),
+    Shown("done", ("translate",)),
+    Shown("doctor", ("translate", "doctor"), whole=True),
 )
 STANDING: Final = (
-    Shot("empty"),
-    Shot("list", steps=("list",)),
-    Shot("list-narrow", "dark", "ja-JP", 390, 844, ("list",)),
-    Shot("programs", steps=("programs",)),
-    Shot("programs-dark", "dark", "ja-JP", 768, 1024, ("programs",)),
-    Shot("working", steps=("ask",)),
-    Shot("working-narrow", "dark", "ja-JP", 390, 844, ("arabic", "ask")),
-    Shot("lost", steps=("lost",)),
-    Shot("lost-narrow", "dark", "ja-JP", 390, 844, ("lost",)),
+    Shown("empty"),
+    Shown("from", ("from",), again=True),
+    Shown("to", ("to",), again=True),
+    Shown("no such language", ("unknown",), again=True),
+    Shown("programs", ("programs",), again=True),
+    Shown("MCP", ("programs", "tools"), again=True),
+    Shown("nothing to translate", ("refused",)),
+    Shown("too long", ("refused",), written=("ja", 20_001)),
+    Shown("wrong file", ("file",)),
+    Shown("working", ("ask",)),
+    Shown("stopped", ("ask", "stop")),
+    Shown("lost", ("lost",)),
 )
 LENT: Final = (
-    Shot("gpu-seconds", steps=("translate", "owners"), whole=True),
-    Shot("gpu-seconds-narrow", "dark", "ja-JP", 390, 844, ("translate", "owners"), whole=True),
+    *(
+        Shown(
+            f"{one}, {length:,}",
+            ("translate",),
+            f"?text=&from={one}&to={to}",
+            written=(one, length),
+        )
+        for one, to in _ANSWERS.items()
+        for length in (10, 500, 15_000)
+    ),
+    Shown("GPU seconds", ("translate", "owners"), whole=True),
 )
-QUEUED: Final = (
-    Shot("queued", "dark", steps=("ask",)),
-    Shot("queued-narrow", "light", "ja-JP", 390, 844, ("ask",)),
-)
-UNPINNED: Final = (Shot("unpinned", steps=("owners",), whole=True),)
-COMING: Final = (
-    Shot("preparing", height=1000, steps=("owners",)),
-    Shot("preparing-narrow", "dark", "ja-JP", 390, 844, ("owners",), whole=True),
-)
-BROKEN: Final = (
-    Shot("page-error", height=820, document=True),
-    Shot("error-narrow", "dark", "ja-JP", 390, 844, whole=True),
-)
+
+
 _PREPARING: Final = Status(
     "preparing",
     release="b11549-1",
@@ -157,13 +172,15 @@ class Still(Engine):
         """Return the state."""
         return self._state
 
-    def events(self, asked: object, **options: object) -> Generator[Item, None, None]:
-        """Wait for ever, or answer."""
-        del asked, options
+    def events(self, asked: Any, **options: object) -> Generator[Item, None, None]:
+        """Wait for ever, or answer with as many characters in another language."""
+        del options
         while not self._answered:
             yield Progress(self._stage, seconds=3)
             time.sleep(0.2)
-        yield Piece("It has been raining since this morning.", **_RUNNING)
+        text = str(asked[-1]["content"]).rpartition("\n\n")[2]
+        other = _ANSWERS[detect(text).code[:2]]
+        yield Piece(_sample(other, len(text)), **_RUNNING)
         yield Piece("", **{**_RUNNING, "finished": True, "reason": "stop"})
 
     def together(self, work: Work, texts: object) -> Generator[Any, None, None]:
@@ -177,6 +194,10 @@ class Still(Engine):
         return Examination()
 
 
+def _sample(language: str, length: int) -> str:
+    return (_SAMPLES[language] * (length // 20 + 1))[:length].strip()
+
+
 @contextmanager
 def served(engine: Engine, found: settings.Settings) -> Iterator[str]:
     """Serve a page; gives its URL."""
@@ -188,74 +209,85 @@ def served(engine: Engine, found: settings.Settings) -> Iterator[str]:
         engine.close()
 
 
-def opened(browser: Browser, url: str, shot: Shot) -> Tab:
-    """Open the page in a window of that size, language and scheme."""
-    size = {"width": shot.width, "height": shot.height}
-    tab = browser.new_page(viewport=size, color_scheme=shot.scheme, locale=shot.locale)  # type: ignore[arg-type]
-    tab.set_default_timeout(120_000)
-    tab.goto(url)
-    tab.wait_for_selector("html.settled")
-    tab.wait_for_selector(".pill:not(.preparing)" if shot not in COMING else ".pill.preparing")
-    return tab
-
-
-def _asked(tab: Tab, text: str) -> None:
-    tab.locator("#source textarea").fill(text)
-    tab.keyboard.press("Control+Enter")
-
-
-def _translate(tab: Tab) -> None:
-    _asked(tab, _TEXT)
+def _translate(tab: Tab, shown: Shown) -> None:
+    _ask(tab, shown)
     tab.wait_for_selector(".status.done")
 
 
-def _ask(tab: Tab) -> None:
-    _asked(tab, _TEXT)
-    tab.wait_for_selector(".status.working")
+def _ask(tab: Tab, shown: Shown) -> None:
+    tab.locator("#source textarea").fill(_sample(*shown.written))
+    tab.keyboard.press("Control+Enter")
+    tab.wait_for_selector(".status")
 
 
-def _refused(tab: Tab) -> None:
+def _stop(tab: Tab, shown: Shown) -> None:
+    del shown
+    tab.locator("#stop").click()
+    tab.wait_for_selector(".status.stopped")
+
+
+def _refused(tab: Tab, shown: Shown) -> None:
+    if shown.name == "too long":
+        tab.locator("#source textarea").fill(_SAMPLES["ja"] * 750)
     tab.locator("#go").click()
     tab.wait_for_selector(".status.failed")
 
 
-def _long(tab: Tab) -> None:
-    _asked(tab, _TEXT * 550)
-    tab.wait_for_selector(".status.working")
-    tab.wait_for_timeout(3000)
+def _file(tab: Tab, shown: Shown) -> None:
+    del shown
+    with tab.expect_file_chooser() as chosen:
+        tab.locator("#open_file").click()
+    chosen.value.set_files({"name": "film.mp4", "mimeType": "video/mp4", "buffer": b"film"})
+    tab.wait_for_selector(".status.failed")
 
 
-def _arabic(tab: Tab) -> None:
-    tab.locator("#target_language input").click()
-    tab.keyboard.type("arabic")
-    tab.keyboard.press("Enter")
+def _list(box: str, typed: str) -> Any:
+    def opened(tab: Tab, shown: Shown) -> None:
+        del shown
+        tab.keyboard.press("Escape")
+        tab.locator(f"#{box} input").click()
+        tab.keyboard.type(typed)
+        tab.wait_for_timeout(500)
+
+    return opened
 
 
-def _list(tab: Tab) -> None:
-    tab.locator("#target_language input").click()
-    tab.keyboard.type("a")
+def _programs(tab: Tab, shown: Shown) -> None:
+    del shown
+    if not tab.locator(".api-docs-wrap").count():
+        tab.locator("footer button").first.click()
+        tab.wait_for_timeout(1500)
+
+
+def _tools(tab: Tab, shown: Shown) -> None:
+    del shown
+    tab.locator(".api-docs-wrap .snippet", has_text="MCP").first.click()
     tab.wait_for_timeout(500)
 
 
-def _programs(tab: Tab) -> None:
-    tab.set_viewport_size({"width": max(tab.evaluate("innerWidth"), 768), "height": 900})
-    tab.locator("footer button").first.click()
-    tab.wait_for_timeout(1500)
-
-
-def _owners(tab: Tab) -> None:
+def _owners(tab: Tab, shown: Shown) -> None:
+    del shown
     tab.locator("#owners").click()
 
 
-def _doctor(tab: Tab) -> None:
-    tab.locator("#owners").click()
+def _doctor(tab: Tab, shown: Shown) -> None:
+    _owners(tab, shown)
     tab.wait_for_selector("figure .answer")
     tab.locator("#examine").click()
     tab.wait_for_selector("#report textarea")
 
 
-def _lost(tab: Tab) -> None:
-    tab.locator("#source textarea").fill(_TEXT)
+def _line(tab: Tab, shown: Shown) -> None:
+    """Have programs take every turn."""
+    for _ in range(CONCURRENCY):
+        asked = {"data": ["Good morning.", "ja", "auto"]}
+        requests.post(f"{tab.url}gradio_api/call/translate", json=asked, timeout=30)
+    _ask(tab, shown)
+    tab.wait_for_selector(".status.waiting")
+
+
+def _lost(tab: Tab, shown: Shown) -> None:
+    tab.locator("#source textarea").fill(_sample(*shown.written))
     tab.route("**/state", lambda route: route.abort())
     tab.wait_for_selector("#lost:not([hidden])")
 
@@ -263,30 +295,40 @@ def _lost(tab: Tab) -> None:
 STEPS: Final = {
     "translate": _translate,
     "ask": _ask,
+    "stop": _stop,
     "refused": _refused,
-    "long": _long,
-    "arabic": _arabic,
-    "list": _list,
+    "file": _file,
+    "from": _list("source_language", "a"),
+    "to": _list("target_language", "ar"),
+    "unknown": _list("target_language", "klingon"),
     "programs": _programs,
+    "tools": _tools,
     "owners": _owners,
     "doctor": _doctor,
+    "line": _line,
     "lost": _lost,
 }
 
 
-def taken(browser: Browser, url: str, shots: Iterable[Shot], to: Path) -> Iterator[Image.Image]:
-    """Open the page for each picture, do its steps, and yield the picture."""
-    for shot in shots:
-        tab = opened(browser, url, shot)
-        for step in shot.steps:
-            STEPS[step](tab)
-        tab.mouse.move(2, 2)
-        content = tab.screenshot(full_page=shot.whole, animations="disabled")
+def taken(browser: Browser, url: str, shown: Shown) -> Iterator[tuple[Scheme, int, Image.Image]]:
+    """Open the page in each scheme, do the steps, and yield a picture at each width."""
+    for scheme, locale in LOOKS:
+        tab = browser.new_page(
+            viewport={"width": 1280, "height": 900}, color_scheme=scheme, locale=locale
+        )
+        tab.set_default_timeout(600_000)
+        tab.goto(f"{url}/{shown.query}")
+        tab.wait_for_selector("html.settled")
+        tab.wait_for_selector("#pill .pill")
+        for width, height in WIDTHS:
+            tab.set_viewport_size({"width": width, "height": height})
+            for step in shown.steps if shown.again or width == WIDTHS[0][0] else ():
+                STEPS[step](tab, shown)
+            tab.mouse.move(2, 2)
+            tab.wait_for_timeout(300)
+            content = tab.screenshot(full_page=shown.whole, animations="disabled")
+            yield scheme, width, Image.open(BytesIO(content)).convert("RGB")
         tab.close()
-        picture = Image.open(BytesIO(content)).convert("RGB")
-        if shot.document:
-            keep(picture, to / f"{shot.name}.png")
-        yield picture
 
 
 def keep(picture: Image.Image, path: Path) -> None:
@@ -296,22 +338,23 @@ def keep(picture: Image.Image, path: Path) -> None:
     sys.stdout.write(f"{path} {path.stat().st_size // 1000} kB\n")
 
 
-def sheet(pictures: Iterable[Image.Image]) -> Image.Image:
-    """Put all pictures onto one, in columns of which the shortest gets the next picture."""
-    columns: list[list[Image.Image]] = [[] for _ in range(_COLUMNS)]
-    heights = [_GAP] * _COLUMNS
-    for picture in pictures:
-        share = _COLUMN / max(picture.width, _COLUMN)
-        small = picture.resize((round(picture.width * share), round(picture.height * share)))
-        at = heights.index(min(heights))
-        columns[at].append(small)
-        heights[at] += small.height + _GAP
-    made = Image.new("RGB", (_COLUMNS * (_COLUMN + _GAP) + _GAP, max(heights)), "#8a8f98")
-    for at, column in enumerate(columns):
-        down = _GAP
-        for small in column:
-            made.paste(small, (_GAP + at * (_COLUMN + _GAP), down))
-            down += small.height + _GAP
+def sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
+    """Put the pictures of each state into a row under its name, one column beside another."""
+    small = {
+        name: [one.resize((one.width // _SHARE, one.height // _SHARE)) for one in row]
+        for name, row in rows.items()
+    }
+    widest = max(sum(one.width + _GAP for one in row) for row in small.values()) + _GAP
+    heights = [max(one.height for one in row) + _GAP + _TITLE for row in small.values()]
+    made = Image.new("RGB", (widest, sum(heights) + _GAP), "#8a8f98")
+    down, write = _GAP, ImageDraw.Draw(made).text
+    for (name, row), height in zip(small.items(), heights, strict=True):
+        write((_GAP, down - 2), name, "#000000")
+        across = _GAP
+        for one in row:
+            made.paste(one, (across, down + _TITLE))
+            across += one.width + _GAP
+        down += height
     return made
 
 
@@ -324,37 +367,61 @@ def refused() -> RefusingEngine:
     raise AssertionError("that is no device")
 
 
-def pictures(browser: Browser, to: Path) -> Iterator[Image.Image]:
-    """Take all pictures: of the real engine with answers, and of engines that stand still."""
+def states() -> Iterator[tuple[Engine, settings.Settings, tuple[Shown, ...]]]:
+    """Yield the real engine, whose answers the documents show, and engines that stand still."""
     found, real = settings.load(), Engine()
     ready = replace(_PREPARING, phase="ready", verified=True, server_pid=1, warm=True, notes=())
     lent = replace(ready, calls=_CALLS, gpu_seconds_reserved=37.0, gpu_seconds_used=6.0)
-    states: tuple[tuple[Engine, settings.Settings, tuple[Shot, ...]], ...] = (
-        (real, real.settings, ANSWERED),
-        (Still(ready), found, STANDING),
-        (Still(lent, _CALLS[1]), found, LENT),
-        (Still(lent, stage="queue"), found, QUEUED),
-        (Still(replace(ready, verified=False, notes=_PREPARING.notes)), found, UNPINNED),
-        (Still(_PREPARING), found, COMING),
-        (refused(), found, BROKEN),
-    )
-    for engine, set_, shots in states:
-        with served(engine, set_) as url:
-            yield from taken(browser, url, shots, to)
+    full = Failure("DISK_FULL", "no room is left for the model", "choose a larger disk", 6)
+    asleep = replace(ready, warm=False)
+    amber = replace(ready, verified=False, digest="ab" * 32, notes=_PREPARING.notes)
+    queued = Shown("waiting for a GPU", ("ask",))
+    yield Still(ready), found, STANDING
+    yield Still(ready), found, (Shown("in line", ("line",)),)
+    yield Still(lent, _CALLS[1]), found, LENT
+    yield Still(lent, stage="queue"), found, (queued,)
+    yield Still(asleep), found, (Shown("asleep"),)
+    yield Still(amber), found, (Shown("unpinned", ("owners",), whole=True),)
+    yield Still(_PREPARING), found, (Shown("preparing", ("owners",), whole=True),)
+    yield Still(Status("failed", failure=full)), found, (Shown("failed"),)
+    yield refused(), found, (Shown("broken", whole=True),)
+    yield real, real.settings, ANSWERED
+
+
+def pictures(browser: Browser, to: Path, each: Path | None) -> dict[str, list[Image.Image]]:
+    """Take all pictures, by state; keep those that documents show, and each one if asked to."""
+    rows: dict[str, list[Image.Image]] = {}
+    for engine, found, every in states():
+        with served(engine, found) as url:
+            for shown in every:
+                row = rows[shown.name] = []
+                for scheme, width, picture in taken(browser, url, shown):
+                    row.append(picture)
+                    if name := DOCUMENTED.get((shown.name, scheme, width)):
+                        keep(picture, to / f"{name}.png")
+                    if each:
+                        picture.save(each / f"{shown.name}-{scheme}-{width}.png")
+    return rows
 
 
 def main(argv: list[str] | None = None) -> int:
     """Make all of them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("docs/figures"))
-    folder = parser.parse_args(argv).out
+    parser.add_argument("--each", type=Path, help="a folder for every picture in its full size")
+    asked = parser.parse_args(argv)
     os.environ.setdefault("SPACE_ID", "owner/translator")  # an error links to its settings
     flags = ["--no-sandbox"] if os.geteuid() == 0 else []
     program = shutil.which("chromium") or "chromium"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=flags)
-        keep(sheet(pictures(browser, folder)), folder / "page-states.png")
+        made, path = sheet(pictures(browser, asked.out, asked.each)), asked.out / "page-states.webp"
         browser.close()
+    for quality in range(80, 0, -10):
+        made.save(path, quality=quality, method=6)
+        if path.stat().st_size <= _MOST:
+            break
+    sys.stdout.write(f"{path} {made.width} x {made.height}, {path.stat().st_size // 1000} kB\n")
     return 0
 
 

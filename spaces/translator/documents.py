@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import codecs
+import re
 import unicodedata
 from dataclasses import dataclass
 from itertools import islice
@@ -126,9 +127,7 @@ def _is_control(letter: str) -> bool:
 
 def _split(text: str) -> list[str]:
     """Split at line feeds alone, and keep them: a lone carriage return is part of a line."""
-    lines = text.split("\n")
-    ended = [f"{line}\n" for line in lines[:-1]]
-    return [*ended, lines[-1]] if lines[-1] else ended
+    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _cues(lines: tuple[str, ...]) -> tuple[int, ...]:

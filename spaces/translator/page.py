@@ -39,6 +39,8 @@ if TYPE_CHECKING:
 
 HERE: Final = Path(__file__).parent
 _HTML: Final = "frontend/index.html"
+_FILES: Final = FileSystemLoader(Path(gr.__file__).parent / "templates")
+"""Gradio's own HTML."""
 CONCURRENCY: Final = 3
 WAITING: Final = 20
 """Visitors who may wait for their turn, in a line of ours that says where one stands."""
@@ -83,21 +85,18 @@ class RefusingEngine(Engine):
     def retry(self) -> None:
         """Do nothing: a setting only changes with a restart."""
 
-    def close(self) -> None:
-        """Do nothing."""
+    close = retry
 
     def status(self) -> Status:
         """Return the failure."""
         return Status("failed", failure=self._failure)
 
-    def events(self, asked: object, **options: Any) -> Generator[Item, None, None]:
+    def events(self, *asked: object, **options: Any) -> Generator[Item, None, None]:
         """Yield the failure."""
         del asked, options
         yield self._failure
 
-    def together(self, work: object, texts: object) -> Generator[Item, None, None]:
-        """Yield the failure."""
-        return self.events((work, texts))
+    together = events
 
     def doctor(self) -> Examination:
         """Return the doctor's report: it takes settings that cannot be read as a finding."""
@@ -383,10 +382,9 @@ def into_html(head: str) -> None:
     Gradio's own ``head`` is added by its programs, once they have arrived: nothing was to be seen
     until then but its "Loading…".
     """
-    files = FileSystemLoader(routes.STATIC_TEMPLATE_LIB)
-    source, *_ = files.get_source(routes.templates.env, _HTML)
+    source, *_ = _FILES.get_source(routes.templates.env, _HTML)
     whole = source.replace("<head>", "<head>{% raw %}" + head + "{% endraw %}", 1)
-    routes.templates.env.loader = ChoiceLoader([DictLoader({_HTML: whole}), files])
+    routes.templates.env.loader = ChoiceLoader([DictLoader({_HTML: whole}), _FILES])
 
 
 def theme() -> gr.themes.Base:

@@ -220,7 +220,8 @@ def _parsed(line: str) -> _Line:
     end = len(line.rstrip())
     if line[:end].endswith("|"):
         end = len(line[: end - 1].rstrip())
-    start = _HEAD.match(line, 0, end).end()  # type: ignore[union-attr] - it matches nothing, too
+    found = _HEAD.match(line, 0, end)
+    start = found.end() if found else 0
     head, body, tail = line[:start], line[start:end], line[end:]
     if not _has_words(body) or (_LINK.match(body) and len(body.split()) == 1):
         return _Line(line, "", "")

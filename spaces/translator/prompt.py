@@ -10,8 +10,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from translator.languages import Language
 
 Format = Literal["translategemma", "chat", "base"]
@@ -43,30 +41,19 @@ def ask(
     """
     if kind == "base":
         return _base(text, *pair, before)
-    content = _CONTENTS[kind]
-    messages = [{"role": "user", "content": content(text, *pair)}]
+    source, target = pair
+    codes = {"source_lang_code": source.code, "target_lang_code": target.code}
+    gemma = kind == "translategemma"
+    # as its model card documents it: one part of text with both codes
+    content = [{"type": "text", "text": text, **codes}] if gemma else _chat(text, source, target)
+    messages: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if before is not None:
         earlier, answer = before
-        earlier_turn = {"role": "user", "content": content(earlier, *pair)}
-        messages = [earlier_turn, {"role": "assistant", "content": answer}, *messages]
-    return messages, _OPTIONS[kind](*pair)
-
-
-def _translategemma(text: str, source: Language, target: Language) -> list[dict[str, str]]:
-    """As its model card documents it: one part of text with both codes."""
-    return [{"type": "text", "text": text, **_codes(source, target)}]
-
-
-def _template_arguments(source: Language, target: Language) -> dict[str, Any]:
-    """llama-server drops the codes of the part and takes those of ``chat_template_kwargs``.
-
-    Without them it would translate from British English to British English.
-    """
-    return {"chat_template_kwargs": _codes(source, target)}
-
-
-def _codes(source: Language, target: Language) -> dict[str, str]:
-    return {"source_lang_code": source.code, "target_lang_code": target.code}
+        turn, _ = ask(kind, earlier, pair)
+        messages = [*turn, {"role": "assistant", "content": answer}, *messages]
+    # llama-server drops the codes of the part and takes those of ``chat_template_kwargs``: without
+    # them it would translate from British English to British English
+    return messages, {"chat_template_kwargs": codes} if gemma else {}
 
 
 def _chat(text: str, source: Language, target: Language) -> str:
@@ -88,10 +75,3 @@ def _base(
     )
     content = f"{shown}{source.english}: {text.strip()}\n{target.english}:"
     return [{"role": "user", "content": content}], {"stop": [f"\n{source.english}:", "\n"]}
-
-
-_CONTENTS: Final[Mapping[str, Any]] = {"translategemma": _translategemma, "chat": _chat}
-_OPTIONS: Final[Mapping[str, Any]] = {
-    "translategemma": _template_arguments,
-    "chat": lambda *_: {},
-}
