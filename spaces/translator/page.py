@@ -185,7 +185,7 @@ class Page:
                 self.source = self._text("source", "source_label", "placeholder", written=True)
                 with gr.Row(elem_classes="foot"):
                     limit = self._settings.max_chars
-                    count = f'<span id="count" data-limit="{limit}">0 / {limit}</span>'
+                    count = f'<span id="count" data-limit="{limit}">0 / {limit:,}</span>'
                     gr.HTML(count, padding=False)
                     self._quiet("open_file")
                     self.link = self._quiet("link")

@@ -271,7 +271,18 @@ def test_the_whole_interface_is_in_one_language_and_says_which(
     expect(german).to_contain_text(texts.language("de", ours))
 
 
-@pytest.mark.parametrize("width", [360, 768, 1280])
+def test_the_name_is_painted_before_gradio_s_programs_have_arrived(
+    served: Held, visit: Callable[..., Page]
+) -> None:
+    page = visit("about:blank")
+    page.route("**/assets/*.js", lambda route: route.abort())
+    page.goto(served.url)
+    page.wait_for_function("performance.getEntriesByName('first-contentful-paint').length")
+    painted = "getComputedStyle(document.body, '::after').content"
+    assert page.evaluate(painted) == f'"{WORDS["title"]}"'
+
+
+@pytest.mark.parametrize("width", [360, 390, 768, 1280])
 def test_nothing_jumps_and_the_button_is_in_reach(
     served: Held, visit: Callable[..., Page], width: int
 ) -> None:
