@@ -40,7 +40,7 @@ class Held:
             self._lines.put(line.strip())
 
     def await_line(self, wanted: str) -> None:
-        while self._lines.get(timeout=90) != wanted:
+        while self._lines.get(timeout=300) != wanted:
             pass
 
     def begun(self) -> int:
