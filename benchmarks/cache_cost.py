@@ -152,8 +152,7 @@ def main() -> None:
     parser.add_argument("--toolkit", default=toolkit.WHEELS)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="cache-cost-") as scratch:
-        result = run(options.toolkit, Path(scratch))
-    print(json.dumps(result, indent=2))
+        print(json.dumps(run(options.toolkit, Path(scratch)), indent=2))
 
 
 if __name__ == "__main__":
