@@ -69,32 +69,51 @@ def named(settings: Settings, *, ask: bool = True) -> Settings:
     if not wanted or settings.gguf_path is not None:
         return settings
     settings = replace(settings, gguf_repo_id=repo, gguf_filename=f"*{wanted}*.gguf")
-    if ask and not settings.offline:
-        client, place = _hub_client(settings), settings.hf_endpoint
-        with _hub_errors(settings):
-            api = client.HfApi(endpoint=place, token=settings.hf_token or False)
-            ask_for = partial(api.list_repo_files, repo, revision=settings.gguf_revision)
-            there = list(_answered(ask_for))
-    else:
-        there = _files_in_cache(settings)
     pattern = re.compile(rf"(?:^|[-._/]){re.escape(wanted)}(?=[-./])", re.IGNORECASE)
-    fitting = [
-        name
-        for name in there
-        if name.lower().endswith(".gguf")
-        and pattern.search(name)
-        and "mmproj" not in name.lower()
-        and gguf_header.part(name)[0] == 1
-    ]
+    there = _files_in_cache(settings)
+    fitting = _fitting(there, pattern)
+    if ask and not settings.offline:
+        try:
+            there = _files_on_hub(settings)
+            fitting = _fitting(there, pattern)
+        except NetworkError:  # then what is here already counts, as for a file by its name
+            if not fitting:
+                raise
     if not fitting and not ask:
         return settings
     if not fitting:
         raise SettingError(
             "FILE_NOT_FOUND",
-            f"{repo} has no GGUF file of {wanted}; there are: {', '.join(there) or 'none'}",
+            f"{repo} has no GGUF file of {wanted}; there are: {', '.join(there[:20]) or 'none'}",
             hint="name a quantisation that it has, or the file itself",
         )
     return replace(settings, gguf_filename=min(fitting, key=lambda name: (len(name), name)))
+
+
+def _fitting(names: list[str], pattern: re.Pattern[str]) -> list[str]:
+    return [
+        name
+        for name in names
+        if pattern.search(name) and "mmproj" not in name.lower() and gguf_header.part(name)[0] == 1
+    ]
+
+
+def _files_on_hub(settings: Settings) -> list[str]:
+    client = _hub_client(settings)
+    api = client.HfApi(endpoint=settings.hf_endpoint, token=settings.hf_token or False)
+
+    def ask() -> list[str]:
+        repo, revision = settings.gguf_repo_id, settings.gguf_revision
+        try:
+            told = api.model_info(repo, revision=revision, timeout=_ANSWER_TIMEOUT)
+            names = [str(one.rfilename) for one in told.siblings or ()]
+        except (TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise ValueError(f"its list of files cannot be read: {error}") from error
+        return [name for name in names if name.lower().endswith(".gguf") and ".." not in name]
+
+    with _hub_errors(settings):
+        found: list[str] = _answered(ask)
+        return found
 
 
 def _answered(ask: Callable[[], Any]) -> Any:

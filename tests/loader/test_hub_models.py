@@ -93,7 +93,7 @@ def test_hub_out_of_reach_is_one_error_without_the_clients_own_lines(tmp_path: P
 def test_hub_that_answers_byte_by_byte_is_not_awaited(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(model, "_ANSWERED", 0.5)
     with FaultServer() as server:
-        for path in ("/me/model/resolve/main/m.gguf", "/api/models/me/model/tree/main"):
+        for path in ("/me/model/resolve/main/m.gguf", "/api/models/me/model"):
             server.put(path, b"[]")
             server.fail(path, fault_server.drips_head(1, 0.1), always=True)
         for model_ in (
@@ -283,8 +283,27 @@ def test_file_of_a_quantisation_is_found_again_without_the_hub(tmp_path: Path) -
     with serving(Hub(files=dict.fromkeys(NAMES, TINY))) as hub:
         assert from_hub(hub, tmp_path, AT_HAND, **named) == "None"
         path = path_from_hub(hub, tmp_path, **named)
+    assert path_from_hub(hub, tmp_path, **named) == path  # nobody answers any more
     assert path_from_hub(hub, tmp_path, **named, OFFLINE="1") == path
     assert from_hub(hub, tmp_path, AT_HAND, **named, OFFLINE="1") == str(path)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        *([1], "a name", {"siblings": [1]}, {"siblings": [{"size": 1}]}, b"<html>log in"),
+        *(b"[" * 100_000, {"siblings": 7}, {"error": "none"}),
+    ],
+)
+def test_list_of_files_that_cannot_be_read_is_no_defect_of_the_loader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, listed: object
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    names = {"HOME": str(tmp_path), "YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q8_0"}
+    with serving(Hub(listed=listed)) as hub, pytest.raises(LoaderError) as caught:
+        model.get(load(environ={**names, "HF_ENDPOINT": hub.url}))
+    assert caught.value.code in {"HUB_UNREACHABLE", "FILE_NOT_FOUND"}
+    assert caught.value.exit_status in {2, 3}
 
 
 def test_quantisation_that_the_repository_does_not_have_is_told_with_those_that_it_has(

@@ -27,6 +27,7 @@ class Hub:
         bodies: the paths whose content was asked for.
         ranges: the Range of each request for content.
         changed: headers of a file that differ from the Hub's; None for one that is not sent.
+        listed: answered for the list of files, if it is not the true one.
         halt: after so many bytes of a file no more come, until ``resumed``.
     """
 
@@ -39,6 +40,7 @@ class Hub:
     bodies: list[str] = field(default_factory=list)
     ranges: list[str | None] = field(default_factory=list)
     changed: dict[str, str | None] = field(default_factory=dict)
+    listed: object = None
     halt: int | None = None
     resumed: Event = field(default_factory=Event)
 
@@ -63,11 +65,9 @@ class Hub:
             expires = str(int(time.time()) + 3600)
             names = ("X-Xet-Cas-Url", "X-Xet-Access-Token", "X-Xet-Token-Expiration")
             return Answer(200, None, dict(zip(names, (self.xet, "xet", expires), strict=True)))
-        if asked.path.startswith(f"/api/models/{self.repo}/tree/"):
-            entry = {"type": "file", "oid": COMMIT}
-            return Answer(
-                200, [{**entry, "path": one, "size": len(it)} for one, it in self.files.items()]
-            )
+        if asked.path.startswith(f"/api/models/{self.repo}") and "/resolve/" not in asked.path:
+            named = [{"rfilename": name} for name in self.files]
+            return Answer(200, self.listed or {"id": self.repo, "siblings": named})
         status, code, body = self.judge(asked.path, asked.headers["Authorization"])
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
         if code:
