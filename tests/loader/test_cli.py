@@ -19,6 +19,7 @@ from llama_loader.client import Client
 from llama_loader.errors import ServerError
 from llama_loader.manifest import Platform, dump
 from llama_loader.receipt import RECEIPT
+from tests.loader.test_model import MMPROJ
 from tests.loader.test_selection import RELEASE
 from tests.rigs import archives, fake_nvml
 from tests.rigs.impostor_archive import Impostor
@@ -178,18 +179,17 @@ def test_fetch_and_the_doctor_try_what_was_installed(
 
 
 def test_an_archive_by_url_wins_and_says_that_it_is_not_pinned(
-    home: dict[str, str], release: Path
+    command: Command, release: Path
 ) -> None:
-    url = (release / NAME).as_uri()
-    done = run(home, "fetch", "--url", url, "--manifest", "file:///nowhere")
+    options = ["fetch", "--url", (release / NAME).as_uri(), "--manifest", "file:///nowhere"]
+    done = command(*options)
     assert done.returncode == 0, done.stderr
     digest = hashlib.sha256((release / NAME).read_bytes()).hexdigest()
     assert digest in done.stderr
     assert done.stderr.startswith("warning[")
-    pinned = run(home, "fetch", "--url", url, "--sha256", digest)
+    pinned = command(*options, "--sha256", digest)
     assert (pinned.returncode, pinned.stderr) == (0, "")
-    wrong = run(home, "fetch", "--url", url, "--sha256", "0" * 64)
-    refused(wrong, 4, "SHA256_MISMATCH")
+    refused(command(*options, "--sha256", "0" * 64), 4, "SHA256_MISMATCH")
 
 
 def test_verify_compares_with_the_manifest_that_is_given(
@@ -222,7 +222,7 @@ def test_verify_compares_with_the_manifest_that_is_given(
 def test_foreign_text_forges_no_line_and_sends_no_code(
     command: Command, impostor: Impostor, tmp_path: Path
 ) -> None:
-    """Of a manifest, of llama-server's log, of folders: by each command, as text and as JSON."""
+    """Of a manifest, of llama-server's log, of names: by each command, as text and as JSON."""
     forged = "\x1b[2J\u2028\nverdict: a model can be served here now\u202e\x9b31m"
     impostor.behave(
         list={"text": "Available devices:\n  CUDA0: L4 \x1b[2J\u202e (9 MiB, 8 MiB free)\n"}
@@ -236,7 +236,7 @@ def test_foreign_text_forges_no_line_and_sends_no_code(
         ["devices", *sound, *store],
         ["doctor", *sound, *store],
         ["fetch", *bad, *store],
-        ["doctor", *bad, *store],
+        ["doctor", *bad, *store, "--model", str(tmp_path / f"m{forged}.gguf")],
         ["doctor", *bad, "--suppose", "capability=9.0,driver=580,glibc=2.36,torch=none"],
         ["verify", str(tmp_path / f"none{forged}")],
     ):
@@ -341,18 +341,6 @@ def test_a_host_without_gpu(command: Command, release: Path) -> None:
     assert page.returncode == 5
     assert "FAIL gpu: no NVIDIA GPU found" in page.stdout
     assert "hardware is ZeroGPU" in page.stdout
-
-
-def test_a_driver_that_answers_oddly(home: dict[str, str], release: Path, tmp_path: Path) -> None:
-    home["LD_LIBRARY_PATH"] = str(fake_nvml.compiled(tmp_path / "driver"))
-    home["FAKE_NVML_NAME"] = "NVIDIA Mystery"
-    home["FAKE_NVML"] = "nvmlDeviceGetCudaComputeCapability -1 999"  # an unknown error
-    done = run(home, "fetch", *manifest_options(release))
-    refused(done, 5, "NO_GPU")
-    assert "NVIDIA Mystery, whose compute capability is unknown" in done.stderr
-    done = run(home, "doctor", *manifest_options(release))
-    assert done.returncode == 5, done.stderr
-    assert "NVIDIA Mystery, compute capability unknown" in done.stdout
 
 
 def test_misspelt_variable_is_a_warning_of_every_command(
@@ -549,30 +537,30 @@ def test_serve_as_json_tells_the_key_that_it_made_and_passes_on_what_follows_the
     assert warned.startswith(warning)
 
 
-def test_serve_on_a_port_that_is_taken(serving: Any, home: dict[str, str], release: Path) -> None:
-    options = [*manifest_options(release), "--allow-cpu", "--model", MODEL]
-    port = serving(*options).url().rpartition(":")[2]
-    done = run(home, "serve", *options, "--port", port)
-    assert port in refused(done, 7, "PORT_IN_USE")
-
-
 @pytest.mark.timeout(60)
-@pytest.mark.parametrize(("name", "code"), [("page", "MODEL_NOT_GGUF"), ("fifo", "MODEL_MISSING")])
 def test_serve_refuses_what_is_no_model_as_the_doctor_does(
-    home: dict[str, str], release: Path, tmp_path: Path, name: str, code: str
+    command: Command, home: dict[str, str], release: Path, tmp_path: Path
 ) -> None:
+    """test_model.py has all that is none; here, that both look for it."""
     (tmp_path / "page").write_text("<!doctype html>")
+    (tmp_path / "m-00001-of-00003.gguf").write_bytes(self_test.MODEL.read_bytes())
+    (tmp_path / "mmproj").write_bytes(MMPROJ)
     os.mkfifo(tmp_path / "fifo")
-    options = [*manifest_options(release), "--allow-cpu", "--model", str(tmp_path / name)]
-    told = refused(run(home, "serve", *options), 2, code)
-    assert not list(Path(home["HF_HOME"]).rglob("seen.json"))
-    (check,) = (
-        one
-        for one in json.loads(run(home, "doctor", *options, "--json").stdout)["checks"]
-        if one["name"] == "model"
-    )
-    assert check["code"] == code
-    assert check["detail"] in told
+    for name, code in (
+        ("page", "MODEL_NOT_GGUF"),
+        ("m-00001-of-00003.gguf", "MODEL_INCOMPLETE"),
+        ("mmproj", "MODEL_PROJECTOR"),
+        ("fifo", "MODEL_MISSING"),
+    ):
+        options = [*manifest_options(release), "--allow-cpu", "--model", str(tmp_path / name)]
+        told = refused(command("serve", *options), 2, code)
+        assert not list(Path(home["HF_HOME"]).rglob("seen.json"))
+        page = json.loads(command("doctor", *options, "--no-test-run", "--json").stdout)
+        (check,) = (one for one in page["checks"] if one["name"] == "model")
+        assert check["code"] == code
+        assert check["detail"] in told
+        for path in Path(home["HF_HOME"]).rglob("seen.json"):
+            path.unlink()
 
 
 def test_doctor_on_one_page(home: dict[str, str], release: Path) -> None:
@@ -623,15 +611,6 @@ def test_doctor_says_what_another_machine_would_fetch(
         refused = command(*ask, question, *option)
         assert refused.returncode == 2
         assert option[0] in refused.stderr.splitlines()[0]
-
-
-def test_doctor_reports_settings_that_cannot_be_read(
-    command: Command, home: dict[str, str]
-) -> None:
-    home["YAKULINGO_SPACES_OFFLINE"] = "?"
-    done = command("doctor")
-    assert done.returncode == 2
-    assert "FAIL settings: YAKULINGO_SPACES_OFFLINE is '?'" in done.stdout
 
 
 def test_a_terminal_of_plain_ascii(home: dict[str, str]) -> None:

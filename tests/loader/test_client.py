@@ -1,4 +1,3 @@
-import contextlib
 import json
 import socket
 import threading
@@ -54,34 +53,6 @@ def answering(
 
     with http_served.serving(answered) as url:
         yield int(url.rpartition(":")[2])
-
-
-@contextmanager
-def sending(first: bytes, piece: bytes = b"") -> Iterator[int]:
-    """A server that sends any bytes, then a piece every 20 ms for as long as the client stays."""
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def serve() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            with connection, contextlib.suppress(OSError):
-                connection.recv(65536)
-                connection.sendall(first)
-                while piece:
-                    connection.sendall(piece)
-                    time.sleep(0.02)
-
-    thread = threading.Thread(target=serve)
-    thread.start()
-    try:
-        yield listener.getsockname()[1]
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join()
 
 
 def chat(port: int, timeout: float = 5.0) -> list[Piece]:
@@ -195,7 +166,7 @@ def test_figures_that_the_server_cannot_tell_are_none() -> None:
 def test_chunk_of_impossible_length_is_no_answer(length: bytes) -> None:
     """Python reads 5 bytes less than none, or, for -1, all that comes into memory."""
     head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
-    with sending(head + length + b"\r\n" + b"x" * (64 << 20)) as port:
+    with http_served.sending(head + length + b"\r\n" + b"x" * (64 << 20)) as (port, _):
         tracemalloc.start()
         for ask in (complete, chat):
             assert refused(ask, port).code in {"NO_ANSWER", "NOT_LLAMA_SERVER"}
@@ -232,7 +203,7 @@ HEAD = b"HTTP/1.1 200 OK\r\n"
     ids=["status", "headers", "100s", "many-100s", "length", "chunks", "comments", "line"],
 )
 def test_a_request_has_a_deadline_that_drips_do_not_put_off(piece: bytes, first: bytes) -> None:
-    with sending(first, piece) as port:
+    with http_served.sending(first, piece) as (port, _):
         began = time.monotonic()
         assert Client(port, "key").health(timeout=0.3) in {None, 200}
         for ask in (complete, chat):
@@ -241,7 +212,7 @@ def test_a_request_has_a_deadline_that_drips_do_not_put_off(piece: bytes, first:
 
 
 def test_a_stream_may_take_long_as_long_as_events_come() -> None:
-    with sending(HEAD + b"\r\n", delta("a")) as port:
+    with http_served.sending(HEAD + b"\r\n", delta("a")) as (port, _):
         began = time.monotonic()
         for _ in Client(port, "key", timeout=0.2).chat([], max_tokens=1):
             if time.monotonic() - began > 0.5:

@@ -138,11 +138,14 @@ def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
     (kit / "libcudart.so.12").symlink_to("libcudart.so.12.4.127")
     (tmp_path / "root/usr/local/cuda").symlink_to("cuda-12.4")
     mounted = write(tmp_path / "root/cuda-image/usr/local/cuda-13.0/lib64/libcudart.so.13").parent
-    chosen = write(tmp_path / "mine/libcudart.so.12").parent
+    conda = write(tmp_path / "conda/lib/libcudart.so.12.8.90").parent
+    for name in ("libcudart.so.12", "libcudart.so"):
+        (conda / name).symlink_to("libcudart.so.12.8.90")
+    write(conda / "libstdc++.so.6")  # a compiler's, which is nobody's need
     cached = write(tmp_path / "lib/libcublas.so.12")
-    found = find_libraries([chosen], [cached], [site], tmp_path / "root")
+    found = find_libraries([conda], [cached], [site], tmp_path / "root")
     assert found == (
-        Library("libcudart.so.12", chosen, None, "LD_LIBRARY_PATH"),
+        Library("libcudart.so.12", conda, "12.8.90", "LD_LIBRARY_PATH"),
         Library("libcublas.so.13", new, "13.0.2.14", "site-packages"),
         Library("libcublas.so.12", old, "12.8.4.1", "site-packages"),
         Library("libcublasLt.so.12", old, "12.8.4.1", "site-packages"),
@@ -153,9 +156,9 @@ def test_both_layouts_of_the_wheels_and_the_rest(tmp_path: Path) -> None:
     taken, missing = cuda_libraries.split_needs(
         ["libcublas.so.12", "libcudart.so.12", "libcuda.so.1", "libgomp.so.1"], found
     )
-    assert [one.folder for one in taken] == [old, old, chosen]
+    assert [one.folder for one in taken] == [old, old, conda]
     assert missing == ()
-    assert cuda_libraries.folders(taken) == (old, chosen)
+    assert cuda_libraries.folders(taken) == (old, conda)
 
 
 @pytest.mark.parametrize("target", ["gone", "x" * 300, "libcudart.so.12"])

@@ -19,7 +19,7 @@ from llama_loader.manifest import Artifact, FileEntry
 from llama_loader.settings import Settings, load
 from llama_loader.store import Store
 from tests.rigs.refusals import refused
-from tests.rigs.releases import BARE, artifact, libraries, manifest, runtime
+from tests.rigs.releases import BARE, H200, artifact, libraries, manifest, runtime
 
 sys.path.append(str(Path(__file__).parents[1] / "rigs"))
 from typing import Any
@@ -29,8 +29,7 @@ from cuda_wheels import SONAMES
 
 from llama_loader.host import HostFacts
 
-H200 = replace(BARE, gpus=(Gpu("NVIDIA H200", "90"),), driver="580.159", gpu_source="nvml")
-"""No CUDA library on it."""
+LACKING = replace(H200, libraries=())
 SM90 = artifact("cu130", "sm90", "90")
 RUNTIME = runtime("cu130")
 RELEASE = manifest(RUNTIME, SM90, artifact("cpu", "cpu", size=6_000_000))
@@ -59,58 +58,63 @@ TINY_13 = artifact("cu130", "sm90", "90", size=1)
 HUGE_13 = artifact("cu130", "sm90", "90", size=10**9)
 CHOICES = {
     "one missing library is enough": (
-        replace(H200, libraries=tuple(one for one in libraries(13) if "cudart" in one.soname)),
+        replace(LACKING, libraries=tuple(one for one in libraries(13) if "cudart" in one.soname)),
         [SM90, RUNTIME],
         SM90,
         RUNTIME,
     ),
     "nothing is brought to a host that has them": (
-        replace(H200, libraries=libraries(13)),
+        replace(LACKING, libraries=libraries(13)),
         [SM90, RUNTIME],
         SM90,
         None,
     ),
     "before a GPU is attached the driver is unknown": (
-        replace(H200, driver=None),
+        replace(LACKING, driver=None),
         [SM90, RUNTIME],
         SM90,
         RUNTIME,
     ),
-    "another toolkit's": (H200, [SM90, runtime("cu124")], SM90, None),
-    "for a newer glibc": (H200, [SM90, runtime("cu130", glibc="2.38")], SM90, None),
-    "for another machine": (H200, [SM90, runtime("cu130", machine="aarch64")], SM90, None),
-    "for another system": (H200, [SM90, runtime("cu130", system="windows")], SM90, None),
-    "for a newer driver": (replace(H200, driver="550.54"), [OLD_SERVER, lying()], OLD_SERVER, None),
-    "for this driver": (H200, [OLD_SERVER, lying()], OLD_SERVER, lying()),
+    "another toolkit's": (LACKING, [SM90, runtime("cu124")], SM90, None),
+    "for a newer glibc": (LACKING, [SM90, runtime("cu130", glibc="2.38")], SM90, None),
+    "for another machine": (LACKING, [SM90, runtime("cu130", machine="aarch64")], SM90, None),
+    "for another system": (LACKING, [SM90, runtime("cu130", system="windows")], SM90, None),
+    "for a newer driver": (
+        replace(LACKING, driver="550.54"),
+        [OLD_SERVER, lying()],
+        OLD_SERVER,
+        None,
+    ),
+    "for this driver": (LACKING, [OLD_SERVER, lying()], OLD_SERVER, lying()),
     "that need others of the host": (
-        H200,
+        LACKING,
         [SM90, changed(RUNTIME, needs=("libnvrtc.so.13",))],
         SM90,
         None,
     ),
-    "never of an older toolkit": (H200, [SERVER_12, runtime("cu124")], SERVER_12, None),
-    "of a newer one": (H200, [OLD_SERVER, runtime("cu128")], OLD_SERVER, runtime("cu128")),
+    "never of an older toolkit": (LACKING, [SERVER_12, runtime("cu124")], SERVER_12, None),
+    "of a newer one": (LACKING, [OLD_SERVER, runtime("cu128")], OLD_SERVER, runtime("cu128")),
     "rather of its own": (
-        H200,
+        LACKING,
         [OLD_SERVER, runtime("cu128", size=1), runtime("cu124", size=2)],
         OLD_SERVER,
         runtime("cu124", size=2),
     ),
     "the smaller ones": (
-        H200,
+        LACKING,
         [SERVER_12, runtime("cu128", size=2), runtime("cu128", size=1, name="small")],
         SERVER_12,
         runtime("cu128", size=1, name="small"),
     ),
     "libraries that are here before brought ones": (
-        replace(H200, libraries=libraries(12)),
+        replace(LACKING, libraries=libraries(12)),
         [OLD_SERVER, TINY_13, runtime("cu130", size=2)],
         OLD_SERVER,
         None,
     ),
-    "brought ones before missing ones": (H200, [OLD_SERVER, HUGE_13, RUNTIME], HUGE_13, RUNTIME),
+    "brought ones before missing ones": (LACKING, [OLD_SERVER, HUGE_13, RUNTIME], HUGE_13, RUNTIME),
     "the smaller download of both": (
-        H200,
+        LACKING,
         [
             artifact("cu124", "sm90", "90", size=30),
             artifact("cu130", "sm90", "90", size=20),
@@ -121,7 +125,7 @@ CHOICES = {
         runtime("cu124", size=100),
     ),
     "a kind of a newer farm": (
-        H200,
+        LACKING,
         [changed(SM90, name="a", kind="cuda-profiler"), SM90, RUNTIME],
         SM90,
         RUNTIME,
@@ -141,10 +145,10 @@ def test_server_and_the_libraries_that_are_brought_to_it(name: str) -> None:
 
 
 def test_what_the_host_lacks_comes_with_the_server() -> None:
-    choice = selection.select(RELEASE, H200)
+    choice = selection.select(RELEASE, LACKING)
     assert (choice.artifact.name, choice.runtime_libraries) == (SM90.name, RUNTIME)
     assert choice.missing == SONAMES
-    selection.require_libraries(choice, H200)
+    selection.require_libraries(choice, LACKING)
     verdicts = {one.name: one for one in choice.verdicts}
     assert len(verdicts) == 3
     assert verdicts[RUNTIME.name].fits
@@ -156,7 +160,7 @@ def test_what_the_host_lacks_comes_with_the_server() -> None:
 
 
 @pytest.mark.parametrize(
-    "host", [H200, BARE, replace(H200, gpus=(Gpu("old", "70"),))], ids=["gpu", "bare", "old"]
+    "host", [LACKING, BARE, replace(LACKING, gpus=(Gpu("old", "70"),))], ids=["gpu", "bare", "old"]
 )
 def test_for_the_cpu_nothing_is_brought_and_libraries_are_no_server(host: HostFacts) -> None:
     choice = selection.select(RELEASE, host, allow_cpu=True)
@@ -197,7 +201,7 @@ class Space:
 
     def __init__(self, folder: Path, store: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.folder, self.store = folder, store
-        self.host = H200
+        self.host = LACKING
         self.events: list[Event] = []
         monkeypatch.setattr(loader.host, "detect", lambda _: self.host)
 
@@ -270,7 +274,7 @@ def test_it_is_said_once_when_it_is_fetched(space: Space) -> None:
 def test_what_the_host_has_is_not_mixed_with_what_is_brought(space: Space, tmp_path: Path) -> None:
     cublas = replace(libraries(13)[0], folder=tmp_path / "old")
     other = replace(cublas, soname="libnvrtc.so.13", folder=tmp_path / "other")
-    space.host = replace(H200, libraries=(cublas, other))
+    space.host = replace(LACKING, libraries=(cublas, other))
     ready = space.prepare()
     assert {one.origin for one in ready.libraries} == {"release"}
     assert (
@@ -283,14 +287,14 @@ def test_where_none_is_needed_or_there_nothing_is_fetched(
     space: Space, options: dict[str, str]
 ) -> None:
     if not options:  # a host that has them
-        space.host = replace(H200, libraries=libraries(13))
+        space.host = replace(LACKING, libraries=libraries(13))
     ready = space.prepare(**options)
     assert ready.runtime_libraries is None
     assert "CUDA_RUNTIME_FETCHED" not in space.notes()
     assert len(list((space.store / "runtimes").iterdir())) == 1
     next(space.folder.glob("cuda-runtime-*")).unlink()
     release.write(space.folder)
-    space.host = H200
+    space.host = LACKING
     ready = space.prepare()
     assert ready.missing == SONAMES
     with refused("CUDA_LIBRARY_MISSING", HostError):

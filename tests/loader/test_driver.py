@@ -46,11 +46,9 @@ def shut(driver: Path) -> int:
         (
             "nvmlDeviceGetHandleByIndex_v2 1 15",
             (H200,),
-            "GPU 1 is left out: NVML: GPU is lost (15)",
+            LOST,
         ),
-        ("nvmlDeviceGetName 1 15", (H200,), "GPU 1 is left out: NVML: GPU is lost (15)"),
-        ("nvmlDeviceGetMemoryInfo 1 15", (H200,), "GPU 1 is left out: NVML: GPU is lost (15)"),
-        ("nvmlDeviceGetUUID 1 15", (H200,), "GPU 1 is left out: NVML: GPU is lost (15)"),
+        ("nvmlDeviceGetName 1 15", (H200,), LOST),
         (
             "nvmlDeviceGetHandleByIndex_v2 0 4",
             (OTHER,),
@@ -95,14 +93,27 @@ def test_a_library_that_is_none_or_too_old_is_passed_over(tmp_path: Path, driver
 
 
 def test_a_driver_on_the_library_path_alone_is_found_and_kept(
-    driver: Path, monkeypatch: pytest.MonkeyPatch
+    driver: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """In a folder of links, as NixOS has it, among those that HPC modules prepend."""
     monkeypatch.setenv("FAKE_NVML", "nvmlDeviceGetHandleByIndex_v2 1 15")
-    facts = host.detect(load(environ={"LD_LIBRARY_PATH": str(driver)}))
+    links, stubs = tmp_path / "links", tmp_path / "cuda/lib64/stubs"
+    for folder in (links, stubs, tmp_path / "dangling"):
+        folder.mkdir(parents=True)
+    for name in ("libcuda.so.1", "libnvidia-ml.so.1"):
+        (links / name).symlink_to(driver / name)
+    (stubs / "libcuda.so").write_bytes((driver / "libcuda.so.1").read_bytes())
+    (stubs / "libcuda.so.1").symlink_to("libcuda.so")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling/libcuda.so.1").symlink_to("/nowhere/libcuda.so.1")
+    entries = ("", "lib", *(f"{tmp_path}/{name}" for name in ("loop", "dangling", "none")), stubs)
+    path = ":".join(map(str, (*entries, links, "")))
+    facts = host.detect(load(environ={"LD_LIBRARY_PATH": path}))
     assert (facts.gpu_source, facts.driver, facts.gpus) == ("nvml", "580.159.03", (H200,))
     told = report.plain(facts)
-    assert [*told["driver_folders"]] == [str(driver)]
-    assert [*told["complaints"]] == ["GPU 1 is left out: NVML: GPU is lost (15)"]
+    assert [*told["driver_folders"]] == [str(links)]
+    assert [*told["complaints"]] == [LOST]
+    assert host.detect(load(environ={"LD_LIBRARY_PATH": str(stubs)})).gpus == ()
 
 
 def test_a_fork_asks_the_driver_alone_for_the_gpu_that_it_got(

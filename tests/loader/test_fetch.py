@@ -19,7 +19,6 @@ import pytest
 from llama_loader import fetch as fetch_module
 from llama_loader.errors import IntegrityError, LoaderError, NetworkError
 from llama_loader.events import Downloading
-from llama_loader.fetch import backoff
 from llama_loader.locations import Patience, Web
 from llama_loader.store import Store
 from tests.rigs import fault_server as faults
@@ -353,14 +352,6 @@ def test_a_download_has_an_end(server: FaultServer) -> None:
     url = server.put("/a", DATA)
     server.fail("/a", faults.drip(10_000, every=0.05), always=True)
     assert "not done within 0.5 s" in refused(NetworkError, "UNREACHABLE", reader, url)
-
-
-def test_backoff_grows_to_a_limit_and_is_jittered() -> None:
-    waits = {count: [backoff(count, None, IMPATIENT) for _ in range(200)] for count in (1, 4, 50)}
-    assert all(0.5 <= wait <= 1.5 for wait in waits[1])
-    assert all(4 <= wait <= 12 for wait in waits[4] + waits[50])
-    assert len(set(waits[1])) > 100
-    assert backoff(1, 500, IMPATIENT) == IMPATIENT.longest_wait
 
 
 @pytest.mark.parametrize("code", [400, 401, 403, 404, 410])

@@ -145,18 +145,34 @@ def test_all_hidden_is_said_as_such() -> None:
 
 NAMES: dict[str | None, list[str]] = {
     "75": [
-        *("NVIDIA GeForce GTX 1630", "NVIDIA GeForce MX450", "Quadro T1000", "Tesla T10"),
-        *("Quadro T2000 with Max-Q Design", "NVIDIA T1000 8GB"),
+        *("Tesla T4", "NVIDIA GeForce RTX 2080 Ti", "NVIDIA GeForce GTX 1660 SUPER"),
+        *("NVIDIA TITAN RTX", "Quadro RTX 8000", "NVIDIA GeForce GTX 1630", "Quadro T1000"),
+        *("NVIDIA GeForce MX450", "Tesla T10", "Quadro T2000 with Max-Q Design"),
+        "NVIDIA T1000 8GB",
     ],
-    "80": ["NVIDIA A100X", "NVIDIA A30X", "NVIDIA CMP 170HX", "GRID A100-40C"],
-    "86": ["NVIDIA A10-24Q"],
-    "89": ["NVIDIA L40G", "NVIDIA RTX 4000 SFF Ada Generation"],
-    "103": ["NVIDIA GB300"],
+    "80": [
+        *("NVIDIA A100-SXM4-80GB", "NVIDIA A100 80GB PCIe", "NVIDIA A30", "NVIDIA A100X"),
+        *("NVIDIA A30X", "NVIDIA CMP 170HX", "GRID A100-40C"),
+    ],
+    "86": [
+        *("NVIDIA A10G", "NVIDIA A10", "NVIDIA A40", "NVIDIA RTX A6000", "NVIDIA A10-24Q"),
+        *("NVIDIA GeForce RTX 3090", "NVIDIA GeForce RTX 3060 Laptop GPU"),
+    ],
+    "87": ["Orin"],
+    "89": [
+        *("NVIDIA L4", "NVIDIA L40S", "NVIDIA RTX 6000 Ada Generation", "NVIDIA L40G"),
+        *("NVIDIA GeForce RTX 4090", "NVIDIA RTX 4000 SFF Ada Generation"),
+    ],
+    "90": ["NVIDIA H100 80GB HBM3", "NVIDIA H200", "NVIDIA H20", "NVIDIA GH200 480GB"],
+    "100": ["NVIDIA B200", "NVIDIA GB200"],
+    "103": ["NVIDIA B300 SXM6 AC", "NVIDIA GB300"],
     "110": ["NVIDIA Thor", "NVIDIA Jetson AGX Thor Developer Kit"],
     "120": [
-        *("NVIDIA RTX PRO 6000D", "NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition"),
-        gpus.ZEROGPU.name,
+        *("NVIDIA RTX PRO 6000 Blackwell Server Edition", "NVIDIA RTX PRO 4500 Blackwell"),
+        *("NVIDIA GeForce RTX 5090", "NVIDIA GeForce RTX 5060 Ti", "NVIDIA RTX PRO 6000D"),
+        *("NVIDIA RTX PRO 6000 Blackwell Max-Q Workstation Edition", gpus.ZEROGPU.name),
     ],
+    "121": ["NVIDIA GB10"],
     # not of NVIDIA, or not known
     None: [
         *("AMD Radeon RX 6600", "Intel(R) Arc(TM) A380 Graphics", "NVIDIA T10000"),

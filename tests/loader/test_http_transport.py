@@ -231,6 +231,7 @@ def test_redirects_are_followed_with_the_range(server: FaultServer, reader: Read
         "http://example.org\\@127.0.0.1/",
         "http://user:password@127.0.0.1/",
         "http://127.0.0.1\\.example.org/",
+        "ht\ttp://127.0.0.1/b",
     ],
 )
 def test_a_redirect_elsewhere_is_refused(

@@ -12,14 +12,14 @@ import pytest
 from verbs import PROJECT
 
 from llama_loader import model, self_test
-from llama_loader.errors import LoaderError, SettingError
+from llama_loader.errors import LoaderError
 from llama_loader.events import Note
 from llama_loader.settings import load
 from tests.loader.test_doctor import Clinic, clinic, failures
-from tests.loader.test_hosts import AT_HAND, TINY
 from tests.loader.test_model import (
     PRINT_PATH,
     SPACES,
+    TINY,
     environment,
     from_hub,
     path_from_hub,
@@ -31,10 +31,23 @@ from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
 from tests.rigs.waiting import until
 
+AT_HAND = "from llama_loader import model, settings;print(model.at_hand(settings.load()))"
 TELL = (
     "from llama_loader import model, settings; s = settings.load();"
     "print(model.get(s, sink=lambda e: print(getattr(e, 'code', '-'))))"
 )
+
+
+def test_model_on_a_read_only_volume_is_used_without_writing_to_it(tmp_path: Path) -> None:
+    """The volume is a cache of the Hub that another machine filled."""
+    with mounted(tmp_path / "volume", "8m"), serving(Hub(files={"sub/m.gguf": TINY})) as hub:
+        path = path_from_hub(hub, tmp_path / "volume")
+        subprocess.run(["mount", "-o", "remount,ro", str(tmp_path / "volume")], check=True)
+        assert from_hub(hub, tmp_path / "volume", AT_HAND) == str(path)
+        assert path_from_hub(hub, tmp_path / "volume") == path
+        assert path_from_hub(hub, tmp_path / "volume", OFFLINE="1") == path
+        assert path_from_hub(hub, tmp_path / "volume", GGUF_PATH=str(path)) == path
+        assert len([one for one in hub.bodies if one.endswith("m.gguf")]) == 1
 
 
 def test_model_goes_to_a_private_folder_if_the_hubs_cache_cannot_be_written(
@@ -316,14 +329,6 @@ def test_quantisation_that_the_repository_does_not_have_is_told_with_those_that_
         path_from_hub(hub, tmp_path, GGUF_REPO_ID="me/model:Q2_K", GGUF_FILENAME="")
 
 
-def test_quantisation_beside_a_file_is_a_conflict() -> None:
-    given = {"YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q4_K_M", "HOME": "/nowhere"}
-    assert load(environ=given).gguf_repo_id == "me/model:Q4_K_M"
-    with pytest.raises(SettingError, match="names a quantisation") as caught:
-        load(environ={**given, "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf"})
-    assert caught.value.code == "SETTING_CONFLICT"
-
-
 __all__ = ["clinic"]
 
 
@@ -369,21 +374,6 @@ def test_client_of_the_hub_that_cannot_be_used_is_a_finding_and_no_defect(
     (line,) = (line for line in done.stdout.splitlines() if "FAIL model: " in line)
     assert words in line.lower()
     assert "verdict: a model cannot be served" in done.stdout
-
-
-def test_old_name_of_the_token_counts_after_the_new_one() -> None:
-    old = {"HUGGING_FACE_HUB_TOKEN": "hf_old", "HOME": "/nowhere"}
-    assert load(environ=old).hf_token == "hf_old"
-    assert load(environ={**old, "HF_TOKEN": "hf_new"}).hf_token == "hf_new"
-    assert load(environ={**old, "HUGGING_FACE_HUB_TOKEN": " "}).hf_token is None
-
-
-def test_empty_variable_of_the_progress_bars_is_gone_before_they_are_made(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setenv("TQDM_MININTERVAL", "")
-    load()
-    assert "TQDM_MININTERVAL" not in os.environ
 
 
 def gguf(*pairs: bytes) -> bytes:

@@ -22,15 +22,15 @@ from tests.rigs.refusals import refused
         *("hf://owner", "hf://owner/name", "hf://owner/name@/x", "hf://owner/name/x?y"),
         *("hf://o/../x", "hf://o/n@../x", "hf://o/n@%2e%2e/x", "hf://../n/x"),
         *("hf://o/n--bad..name/x", "hf://o/-n/x"),
+        *("http://localhost:1/m", "HTTP://localhost", "hTTp://LOCALHOST/a"),
     ],
 )
 def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, *, offline: bool) -> None:
     """Offline, too: nobody has to be asked to see it."""
     reader = Reader(offline=offline, token="hf_secret")
     for read in (reader.fetcher.manifest_bytes, reader.copy):
-        with pytest.raises(SettingError) as caught:
+        with refused("URL_REFUSED", SettingError) as caught:
             read(url)
-        assert (caught.value.code, caught.value.exit_status) == ("URL_REFUSED", 2)
         assert "hf://OWNER/REPO" in caught.value.hint
         assert "secret" not in caught.value.message
 
@@ -54,17 +54,6 @@ def test_what_is_no_url_is_a_setting_that_cannot_be_used(url: str, *, offline: b
 )
 def test_kinds_of_url(url: str, place: object) -> None:
     assert locations.resolve(url) == place
-
-
-def test_the_token_is_for_the_hub_alone() -> None:
-    def token(url: str) -> str | None:
-        place = locations.resolve(url, endpoint="https://hub.example/", token="hf_secret")
-        assert isinstance(place, locations.Web)
-        assert "hf_secret" not in repr(place)
-        return place.token
-
-    assert token("hf://o/n/m.json") == "hf_secret"
-    assert token("https://hub.example/o/n/resolve/main/m.json") is None
 
 
 @pytest.mark.parametrize(
@@ -118,13 +107,7 @@ def test_an_endpoint_that_is_neither_https_nor_a_loopback_address_is_refused(end
 def test_an_endpoint_is_the_hubs_address(endpoint: str) -> None:
     found = locations.resolve("hf://o/n/x", endpoint=endpoint, token="hf_secret")
     assert found == locations.Web(f"{endpoint}/o/n/resolve/main/x", "hf_secret")
-
-
-@pytest.mark.parametrize("url", ["http://localhost:1/m", "HTTP://localhost", "hTTp://LOCALHOST/a"])
-def test_the_name_localhost_is_no_address_of_this_machine(url: str) -> None:
-    with refused("URL_REFUSED", SettingError) as caught:
-        locations.resolve(url)
-    assert "give http://127.0.0.1:PORT" in caught.value.hint
+    assert "hf_secret" not in repr(found)
 
 
 def test_loopback_is_an_address() -> None:
@@ -132,27 +115,6 @@ def test_loopback_is_an_address() -> None:
         assert locations.is_loopback(address)
     for address in ("0.0.0.0", "128.0.0.1", "::", "::2", "::ffff:127.0.0.1", "localhost", ""):
         assert not locations.is_loopback(address)
-
-
-@pytest.mark.parametrize(
-    ("url", "location", "leads"),
-    [
-        ("https://a.example/d/x", "y?z", "https://a.example/d/y?z"),
-        ("https://a.example/x", "HTTPS://b.example/y", "https://b.example/y"),
-        ("http://127.0.0.1:1/x", "http://[::1]:2/y", "http://[::1]:2/y"),
-        ("http://127.0.0.1:1/x", "https://b.example/y", "https://b.example/y"),
-        ("HTTPS://a.example/x", "http://127.0.0.1/y", None),
-        ("hTTps://a.example/x", "hTTp://localhost/y", None),
-        ("http://127.0.0.1:1/x", "http://localhost:1/y", None),
-        ("HTTPS://a.example/x", "http:/y", None),
-        ("https://a.example/x", " http://127.0.0.1/y", None),
-        ("https://a.example/x", "ht\ttp://127.0.0.1/y", None),
-        ("https://a.example/x", "http:\\\\127.0.0.1/y", None),
-        ("https://a.example/x", "", None),
-    ],
-)
-def test_where_a_redirect_leads(url: str, location: str, leads: str | None) -> None:
-    assert locations.redirected(url, location) == leads
 
 
 @pytest.mark.parametrize(

@@ -172,12 +172,6 @@ def test_what_is_no_manifest(data: bytes) -> None:
         manifest.parse(data)
 
 
-def test_100_megabytes_are_not_parsed() -> None:
-    data = b" " * (100 << 20)
-    with refused("JSON_TOO_LARGE", IntegrityError):
-        manifest.parse(data)
-
-
 @pytest.mark.parametrize(
     ("base", "url", "found"),
     [
@@ -383,12 +377,6 @@ def test_refused(text: bytes, code: str, match: str) -> None:
     assert len(caught.value.message) < 300
 
 
-def test_the_size_is_limited_before_anything_is_parsed() -> None:
-    assert loads(b"[1]", 3) == [1]
-    with refused("JSON_TOO_LARGE", IntegrityError, "is 4 bytes; at most 3"):
-        loads(b"[12]", 3)
-
-
 @pytest.mark.parametrize(
     "text",
     ['"\\ud83d\\ude00"', '"é"', "[1.5, -0, 1e3, true, null]", "[" * 65 + "]" * 65],
@@ -423,6 +411,5 @@ def test_manifest_of_elsewhere_names_no_mirror_on_this_machine(
     if allowed:
         assert len(alone.resolved_urls(base)) == 1
         return
-    with pytest.raises(IntegrityError, match="this one alone as its mirror") as caught:
+    with refused("MIRROR_REFUSED", IntegrityError, "this one alone as its mirror"):
         alone.resolved_urls(base)
-    assert caught.value.code == "MIRROR_REFUSED"

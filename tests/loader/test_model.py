@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -18,12 +19,12 @@ from verbs import PROJECT
 from llama_loader import model, self_test
 from llama_loader.errors import IntegrityError, LoaderError, SettingError
 from llama_loader.settings import Settings, bound_xet, load
-from tests.loader.test_doctor import MMPROJ
 from tests.rigs.hub import COMMIT, Hub, serving
 from tests.rigs.small_disk import mounted
 
 SPACES = PROJECT / "spaces"
 TINY = self_test.MODEL.read_bytes()
+MMPROJ = b"GGUF" + struct.pack("<IQQQ20sIQ4s", 3, 0, 1, 20, b"general.architecture", 8, 4, b"clip")
 
 
 def settings(**variables: str) -> Settings:

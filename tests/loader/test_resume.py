@@ -20,6 +20,7 @@ from llama_loader.store import Store
 from tests.rigs import archives, installer
 from tests.rigs import fault_server as faults
 from tests.rigs.archives import GOOD, Entry
+from tests.rigs.downloads import ranges
 from tests.rigs.fault_server import FaultServer
 from tests.rigs.refusals import refused
 
@@ -53,10 +54,6 @@ def the_file(root: Path) -> Path:
 
 def kept(root: Path) -> bytes:
     return the_file(root).read_bytes() if the_file(root).exists() else b""
-
-
-def ranges(server: FaultServer, path: str) -> list[str | None]:
-    return [request.headers.get("range") for request in server.asked(path)]
 
 
 @pytest.mark.parametrize("share", [10, 50, 90])
@@ -186,26 +183,22 @@ def test_what_lies_on_this_machine_is_not_kept_once_more(tmp_path: Path) -> None
     assert fetched(tmp_path, (tmp_path / "a").as_uri()) == b""
 
 
-@pytest.mark.parametrize("says", [True, False])
-def test_of_a_file_that_is_longer_only_right_chunks_are_kept(
-    server: FaultServer, tmp_path: Path, says: bool
+@pytest.mark.parametrize(
+    ("fault", "code", "right"),
+    [
+        (faults.body(PACKED + b"x"), "FILE_TOO_LARGE", LAST),
+        (faults.body(PACKED + b"x", chunked=True), "FILE_TOO_LARGE", LAST),
+        (faults.flipped(5 * CHUNK), "CHUNK_MISMATCH", 5),
+    ],
+)
+def test_of_what_is_wrong_only_right_chunks_are_kept(
+    server: FaultServer, tmp_path: Path, fault: faults.Fault, code: str, right: int
 ) -> None:
     url = server.put("/a", PACKED)
-    server.fail("/a", faults.body(PACKED + b"x", chunked=not says), always=True)
-    with refused("FILE_TOO_LARGE", IntegrityError):
+    server.fail("/a", fault, always=True)
+    with refused(code, IntegrityError):
         fetched(tmp_path, url)
-    assert kept(tmp_path) == PACKED[: LAST * CHUNK]
-
-
-def test_wrong_bytes_in_the_middle_cost_one_chunk(server: FaultServer, tmp_path: Path) -> None:
-    bad, good = server.put("/bad", PACKED), server.put("/good", PACKED)
-    server.fail("/bad", faults.flipped(5 * CHUNK), always=True)
-    assert fetched(tmp_path, bad, good) == PACKED
-    assert ranges(server, "/bad") == [None]
-    assert ranges(server, "/good") == [f"bytes={5 * CHUNK}-"]
-    with refused("CHUNK_MISMATCH", IntegrityError):
-        fetched(tmp_path, bad)
-    assert kept(tmp_path) == PACKED[: 5 * CHUNK]
+    assert kept(tmp_path) == PACKED[: right * CHUNK]
 
 
 @pytest.mark.parametrize("sha256", [None, hashlib.sha256(PACKED).hexdigest()])

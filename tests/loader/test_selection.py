@@ -17,23 +17,14 @@ from tests.rigs.releases import BARE, artifact, libraries, manifest
 RELEASE = manifest(
     artifact("cpu", "cpu", size=6_400_000),
     artifact("cu124", "seed", "80 86 89 90", "80 86 89 90", size=130_000_000),
-    *(artifact("cu124", f"sm{a}", a) for a in ("75", "80", "86", "89", "90")),
     *(
-        artifact("cu128", f"sm{n}", a, size=20_500_000)
-        for n, a in (("90", "90"), ("100", "100"), ("120", "120a"))
-    ),
-    *(
-        artifact("cu130", f"sm{n}", a, size=19_000_000)
-        for n, a in (
-            ("75", "75"),
-            ("80", "80"),
-            ("86", "86"),
-            ("89", "89"),
-            ("90", "90"),
-            ("100", "100"),
-            ("120", "120a"),
-            ("121", "121a"),
+        artifact(line, f"sm{sass.rstrip('a')}", sass, size=size)
+        for line, size, every in (
+            ("cu124", 20_000_000, "75 80 86 89 90"),
+            ("cu128", 20_500_000, "90 100 120a"),
+            ("cu130", 19_000_000, "75 80 86 89 90 100 120a 121a"),
         )
+        for sass in every.split()
     ),
 )
 
@@ -47,48 +38,18 @@ def short(name: str) -> str:
     return name.removeprefix("llama-server-b11549-").removesuffix("-linux-x86_64.tar.zst")
 
 
-# Every NVIDIA data-centre, workstation and consumer GPU from Turing to Blackwell that a name
-# tells apart: what a Space with torch cu128 and driver 550, and one with cu130 and 580, gets.
-GPUS = [
-    ("Tesla T4", "75", "cu124-sm75", "cu130-sm75"),
-    ("NVIDIA GeForce RTX 2080 Ti", "75", "cu124-sm75", "cu130-sm75"),
-    ("NVIDIA GeForce GTX 1660 SUPER", "75", "cu124-sm75", "cu130-sm75"),
-    ("NVIDIA TITAN RTX", "75", "cu124-sm75", "cu130-sm75"),
-    ("Quadro RTX 8000", "75", "cu124-sm75", "cu130-sm75"),
-    ("NVIDIA A100-SXM4-80GB", "80", "cu124-sm80", "cu130-sm80"),
-    ("NVIDIA A100 80GB PCIe", "80", "cu124-sm80", "cu130-sm80"),
-    ("NVIDIA A30", "80", "cu124-sm80", "cu130-sm80"),
-    ("NVIDIA A10G", "86", "cu124-sm86", "cu130-sm86"),
-    ("NVIDIA A10", "86", "cu124-sm86", "cu130-sm86"),
-    ("NVIDIA A40", "86", "cu124-sm86", "cu130-sm86"),
-    ("NVIDIA RTX A6000", "86", "cu124-sm86", "cu130-sm86"),
-    ("NVIDIA GeForce RTX 3090", "86", "cu124-sm86", "cu130-sm86"),
-    ("NVIDIA GeForce RTX 3060 Laptop GPU", "86", "cu124-sm86", "cu130-sm86"),
-    ("Orin", "87", "cu124-sm86", "cu130-sm86"),
-    ("NVIDIA L4", "89", "cu124-sm89", "cu130-sm89"),
-    ("NVIDIA L40S", "89", "cu124-sm89", "cu130-sm89"),
-    ("NVIDIA RTX 6000 Ada Generation", "89", "cu124-sm89", "cu130-sm89"),
-    ("NVIDIA GeForce RTX 4090", "89", "cu124-sm89", "cu130-sm89"),
-    ("NVIDIA H100 80GB HBM3", "90", "cu124-sm90", "cu130-sm90"),
-    ("NVIDIA H200", "90", "cu124-sm90", "cu130-sm90"),
-    ("NVIDIA H20", "90", "cu124-sm90", "cu130-sm90"),
-    ("NVIDIA GH200 480GB", "90", "cu124-sm90", "cu130-sm90"),
-    ("NVIDIA B200", "100", "cu128-sm100", "cu130-sm100"),
-    ("NVIDIA GB200", "100", "cu128-sm100", "cu130-sm100"),
-    ("NVIDIA B300 SXM6 AC", "103", "cu128-sm100", "cu130-sm100"),
-    ("NVIDIA RTX PRO 6000 Blackwell Server Edition", "120", "cu128-sm120", "cu130-sm120"),
-    ("NVIDIA RTX PRO 4500 Blackwell", "120", "cu128-sm120", "cu130-sm120"),
-    ("NVIDIA GeForce RTX 5090", "120", "cu128-sm120", "cu130-sm120"),
-    ("NVIDIA GeForce RTX 5060 Ti", "120", "cu128-sm120", "cu130-sm120"),
-    ("NVIDIA GB10", "121", "", "cu130-sm121"),
+# What a Space with torch cu128 and driver 570, and one with cu130 and 580, gets.
+CAPABILITIES = [
+    *((each, f"cu124-sm{each}", f"cu130-sm{each}") for each in ("75", "80", "86", "89", "90")),
+    *((each, f"cu128-sm{each}", f"cu130-sm{each}") for each in ("100", "120")),
+    ("87", "cu124-sm86", "cu130-sm86"),
+    ("103", "cu128-sm100", "cu130-sm100"),
+    ("121", "", "cu130-sm121"),
 ]
 
 
-@pytest.mark.parametrize(("name", "capability", "with_12", "with_13"), GPUS)
-def test_every_gpu_gets_its_own_machine_code(
-    name: str, capability: str, with_12: str, with_13: str
-) -> None:
-    assert gpus.capability(name) == capability
+@pytest.mark.parametrize(("capability", "with_12", "with_13"), CAPABILITIES)
+def test_every_gpu_gets_its_own_machine_code(capability: str, with_12: str, with_13: str) -> None:
     for facts, expected in (
         (host(capability, driver="570.86", cuda=12), with_12),
         (host(capability), with_13),
@@ -171,9 +132,8 @@ def test_a_system_that_is_too_old_or_another(
     if code == "DRIVER_TOO_OLD" and allow_cpu:
         assert select(RELEASE, asked, allow_cpu=True).runs_on == "cpu"
         return
-    with pytest.raises(HostError) as caught:
+    with refused(code, HostError) as caught:
         select(RELEASE, asked, allow_cpu=allow_cpu)
-    assert (caught.value.code, caught.value.exit_status) == (code, 5)
     assert said in caught.value.message
 
 

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -11,40 +10,23 @@ from typing import Any
 import gguf
 import pytest
 
-from llama_loader import devices, loader, processes, selection, self_test
+from llama_loader import devices, loader, processes, self_test
 from llama_loader.errors import LoaderError, StoreError
-from llama_loader.events import Timeline
-from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
 from llama_loader.loader import Prepared
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
-from llama_loader.settings import Settings, load
+from llama_loader.settings import Settings
 from tests.rigs.impostor_archive import Impostor
 from tests.rigs.refusals import refused
-from tests.rigs.releases import BARE, Unlisted, artifact, libraries, manifest
+from tests.rigs.releases import BARE, H200, prepared, settings
 
 PROJECT = Path(__file__).parent.parent.parent
-GPU = Gpu("NVIDIA H200", "90", 150_000_000_000, "GPU-1")
-H200 = replace(BARE, gpus=(GPU,), driver="580.159", gpu_source="nvml", libraries=libraries(13))
-TWO = replace(H200, gpus=(GPU, replace(GPU, uuid="GPU-2")))
-RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
+TWO = replace(H200, gpus=H200.gpus * 2)
 ONE_LISTED = "Available devices:\n  CUDA0: A (80 MiB, 1 MiB free)\n"
 TWO_LISTED = f"{ONE_LISTED}  CUDA1: B (80 MiB, 2 MiB free)\n"
 LIST: dict[str, Any] = {"list": {"text": ONE_LISTED}}
 ON_CPU = ["load_tensors:   CPU_Mapped model buffer size =    92.10 MiB"]
-
-
-def settings(*options: str, **variables: str) -> Settings:
-    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
-    given = dict.fromkeys(options, "1")
-    return load(given, environ={"PATH": os.environ["PATH"], "HOME": "/home/user", **names})
-
-
-def prepared(runtime: Path, host: HostFacts = H200, *, allow_cpu: bool = False) -> Prepared:
-    choice = selection.select(RELEASE, host, allow_cpu=allow_cpu)
-    installed = Unlisted(runtime, runtime, "0" * 64, "b1", choice.artifact)
-    return Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
 
 
 def failure(wanted: Settings, ready: Prepared) -> LoaderError:

@@ -13,6 +13,12 @@ MEMORY = """\
 0.00.1.3 E llama_model_load: error loading model: unable to allocate CUDA0 buffer"""
 NOEXEC = ("RUNTIME_NOT_EXECUTABLE", "noexec")
 SHARED = "error while loading shared libraries: "
+MISMATCHES = (
+    "llama-server: relocation error: /l/libcublas.so.12: symbol x version y not defined in file z",
+    # as musl says it
+    "Error relocating /r/llama-server: __fprintf_chk: symbol not found",
+    "Error loading shared library libstdc++.so.6: No such file or directory (needed by x)",
+)
 NAMED = "0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"
 
 
@@ -31,6 +37,12 @@ NAMED = "0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"
         (127, f"{SHARED}failed to map segment from shared object", 5, *NOEXEC),
         (1, "version `GLIBC_2.38' not found", 5, "GLIBC_TOO_OLD", "newer system"),
         (-6, "CUDA error: misaligned address", 7, "CUDA_ERROR", "misaligned"),
+        (-6, "CUDA error: PTX JIT compiler library not found", 5, "LIBRARY_MISSING", "PTX JIT"),
+        *(
+            (-6, f"CUDA error: {words}", 5, "NO_DEVICE", words)
+            for words in ("no CUDA-capable device is detected", "system not yet initialized")
+        ),
+        *((127, line, 5, "LIBRARY_MISMATCH", line) for line in MISMATCHES),
         (-6, "CUDA error: no kernel image is available", 5, "NO_KERNEL_IMAGE", "no code for this"),
         (-6, "PTX was compiled with an unsupported toolchain.", 5, "DRIVER_TOO_OLD", "older than"),
         (-6, "forward compatibility was attempted", 5, "DRIVER_TOO_OLD", "CUDA's compat"),
@@ -112,6 +124,12 @@ def read(printed: str) -> ServerLog:
     log.read(io.BytesIO(printed.encode()))
     log.finish(60)
     return log
+
+
+def test_first_error_counts_whatever_the_server_prints_after_it() -> None:
+    first = "0.00.1.0 E CUDA error: the provided PTX was compiled with an unsupported toolchain."
+    log = read("\n".join([first, *["0.00.2.0 I more"] * 300, ""]))
+    assert server_log.explain(-6, log.tail(), loading=True).code == "DRIVER_TOO_OLD"
 
 
 @pytest.mark.parametrize("stamp", ["", "0.00.123.637 I "])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llama_loader import settings
 from llama_loader.errors import LoaderError, SettingError
 from llama_loader.settings import PREFIX, Settings, load
+from tests.loader.test_disk import not_small
 from tests.rigs.refusals import refused
 
 LOADER = Path(settings.__file__).parent
@@ -153,7 +154,8 @@ def test_an_empty_variable_counts_as_unset(text: str) -> None:
 def test_an_empty_variable_of_the_hub_is_gone_before_its_client_reads_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    names = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE", "XDG_CACHE_HOME", "HOME")
+    hubs = ("HF_ENDPOINT", "HF_HOME", "HF_HUB_CACHE")
+    names = (*hubs, "XDG_CACHE_HOME", "HOME", "TQDM_MININTERVAL")  # tqdm: its progress bars
     for name in names:
         monkeypatch.setenv(name, "")
     monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
@@ -190,6 +192,13 @@ def test_both_prefixes_with_different_values_are_an_error_that_names_both() -> N
     assert all(name in caught.value.message for name in both)
     assert "s3cret" not in caught.value.render()
     assert load({"url": "https://h/c"}, both).url == "https://h/c"  # neither one counts then
+
+
+def test_quantisation_beside_a_file_is_a_conflict() -> None:
+    given = {"YAKULINGO_SPACES_GGUF_REPO_ID": "me/model:Q4_K_M", "HOME": "/nowhere"}
+    assert load(environ=given).gguf_repo_id == "me/model:Q4_K_M"
+    with refused("SETTING_CONFLICT", SettingError, "names a quantisation"):
+        load(environ={**given, "YAKULINGO_SPACES_GGUF_FILENAME": "m.gguf"})
 
 
 def test_keywords_are_typed_and_win_over_variables(tmp_path: Path) -> None:
@@ -288,6 +297,10 @@ def test_the_token_of_hf_auth_login_counts(tmp_path: Path) -> None:
         ({"HOME": str(tmp_path)}, "hf_cache"),
         ({"HOME": str(tmp_path / "xdg")}, None),
         ({"XDG_CACHE_HOME": f"{tmp_path}/xdg"}, "hf_xdg"),
+        # its old name
+        ({"HUGGING_FACE_HUB_TOKEN": "hf_old"}, "hf_old"),
+        ({"HUGGING_FACE_HUB_TOKEN": "hf_old", "HF_TOKEN": "hf_new"}, "hf_new"),
+        ({"HUGGING_FACE_HUB_TOKEN": " "}, None),
     ):
         assert load(environ=environ).hf_token == token
     (tmp_path / "token").write_text("hf_s\u00e9cret")
@@ -297,25 +310,17 @@ def test_the_token_of_hf_auth_login_counts(tmp_path: Path) -> None:
     assert str(tmp_path / "token") in caught.value.message
 
 
-@pytest.mark.parametrize("kind", ["fifo", "zero", "folder", "large"])
+@pytest.mark.parametrize("kind", ["fifo", "endless", "folder", "sparse"])
 @pytest.mark.parametrize("variable", ["HF_HOME", "HF_TOKEN_PATH"])
 def test_token_file_that_is_no_small_regular_file_is_refused(
     variable: str, kind: str, tmp_path: Path
 ) -> None:
     """A FIFO would hang the start for ever, /dev/zero take all memory."""
     place = tmp_path / "token"
-    if kind == "fifo":
-        os.mkfifo(place)
-    elif kind == "zero":
-        place.symlink_to("/dev/zero")
-    elif kind == "folder":
-        place.mkdir()
-    else:
-        place.write_text("hf_secret" * 1000)
+    not_small(place, kind, tmp_path / "elsewhere")
     with refused("SETTING_INVALID", SettingError) as caught:
         load(environ={variable: str(tmp_path if variable == "HF_HOME" else place)})
     assert str(place) in caught.value.message
-    assert "secret" not in caught.value.render()
     assert load(environ={"HF_HOME": str(tmp_path), "HF_TOKEN": "hf_x"}).hf_token == "hf_x"
     link, secret = tmp_path / "link", tmp_path / "data"  # as a mounted secret is
     link.symlink_to("data")

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from types import SimpleNamespace
@@ -87,12 +87,6 @@ def test_a_release_file_that_is_not_one(place: Path, told: Any, code: str, match
 
 
 # what the settings say, and what the file says
-
-
-@pytest.fixture
-def server() -> Iterator[FaultServer]:
-    with FaultServer() as running:
-        yield running
 
 
 @pytest.fixture
@@ -216,9 +210,8 @@ class Published:
 
 
 @pytest.fixture
-def published(tmp_path: Path) -> Iterator[Published]:
-    with FaultServer() as server:
-        yield Published(server, tmp_path / "store")
+def published(server: FaultServer, tmp_path: Path) -> Published:
+    return Published(server, tmp_path / "store")
 
 
 def refused(published: Published, **options: Any) -> LoaderError:
@@ -305,12 +298,6 @@ def test_a_serial_never_goes_back(published: Published) -> None:
         error = refused(published)
         assert error.code == "SERIAL_TOO_LOW"
         assert "serial 8; 9 was accepted before" in error.message
-
-
-def test_a_serial_below_the_least_on_a_fresh_machine(published: Published) -> None:
-    error = refused(published, least=8)
-    assert (error.code, "8 is asked for" in error.message) == ("SERIAL_TOO_LOW", True)
-    assert published.follow(least=7).serial == 7
 
 
 @pytest.mark.parametrize(

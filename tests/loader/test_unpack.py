@@ -11,7 +11,7 @@ import tempfile
 import time
 import tracemalloc
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +28,10 @@ from tests.rigs.archives import (
     SERVER,
     Entry,
     compress,
+    contents,
     describe,
     link,
+    names,
     release,
     renamed,
     tar,
@@ -40,18 +42,6 @@ FORMS = ("tar.gz", "tar.xz", "tar.zst")
 
 def pieces(data: bytes, size: int = 4096) -> Iterator[bytes]:
     return (data[at : at + size] for at in range(0, len(data), size))
-
-
-def names(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir())
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.rglob("*")
-        if not path.is_dir()
-    }
 
 
 @pytest.fixture
@@ -70,11 +60,6 @@ def refused(into: Path, packed: bytes, artifact: Any, match: str) -> None:
     assert not any(path.is_symlink() for path in into.rglob("*"))
 
 
-def refused_members(into: Path, entries: Iterable[Entry], match: str, **options: Any) -> None:
-    packed = compress(tar(entries, **options))
-    refused(into, packed, describe(packed), match)
-
-
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
 @pytest.mark.parametrize("form", FORMS)
 def test_what_is_listed_is_written(into: Path, form: str, style: int) -> None:
@@ -85,18 +70,12 @@ def test_what_is_listed_is_written(into: Path, form: str, style: int) -> None:
     entries = (timed, *GOOD[1:], long, Entry("runtime/d/x", b"x"))
     packed = compress(tar((*folders, *entries), style), form)
     artifact = describe(packed, entries, form)
-    unpack.unpack(pieces(packed), artifact, into)
-    assert contents(into) == {entry.path: entry.data for entry in entries}
-    modes = {stat.S_IMODE((into / entry.path).stat().st_mode) == entry.mode for entry in entries}
-    assert modes == {True}
-
-
-@pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("size", [1, 7, 100_000])
-def test_the_size_of_the_pieces_does_not_matter(into: Path, form: str, size: int) -> None:
-    packed, artifact = release(form=form)
-    unpack.unpack(pieces(packed, size), artifact, into)
-    assert contents(into) == {entry.path: entry.data for entry in GOOD}
+    for size in (1, 7, 4096, 100_000):
+        place = into / f"{size}"
+        unpack.unpack(pieces(packed, size), artifact, place)
+        assert contents(place) == {entry.path: entry.data for entry in entries}
+        modes = [stat.S_IMODE((place / entry.path).stat().st_mode) for entry in entries]
+        assert modes == [entry.mode for entry in entries]
 
 
 # 27 to 33: anything but the listed files, as plain files
@@ -113,11 +92,19 @@ OTHER_KINDS = (
     *(Entry("runtime/no", kind=kind) for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE)),
     *(Entry("runtime/no", kind=kind) for kind in (tarfile.FIFOTYPE, tarfile.CONTTYPE, b"S", b"V")),
 )
+ELSEWHERE = (
+    *("../x", "/etc/x", "runtime/../../x", "runtime/./x", "runtime//x", "runtime\\x"),
+    *("./runtime/llama-server", "runtime/llama-server/", "runtime/llama-server/x"),
+)
 MODES = (0o4755, 0o2755, 0o1755, 0o777, 0o644, 0o700, 0)
 OTHERS = {
     **{
         f"moved to {path}": ((replace(SERVER, pax={"path": path}), *GOOD[1:]), "not listed")
         for path in ("../x", "/x", "runtime/other")
+    },
+    **{
+        f"more at {path}": ((*GOOD, Entry(path, b"x")), "listed|folder|content")
+        for path in ELSEWHERE
     },
     **{
         f"folder {path}": ((folder(path), *GOOD), "folder, not a plain file")
@@ -148,19 +135,11 @@ OTHERS = {
 @pytest.mark.parametrize("how", OTHERS)
 def test_a_member_that_is_not_as_it_is_listed(into: Path, how: str) -> None:
     entries, match = OTHERS[how]
-    refused_members(into, entries, match)
-
-
-@pytest.mark.parametrize(
-    "path",
-    [
-        *("../x", "/etc/x", "runtime/../../x", "runtime/./x", "runtime//x", "runtime\\x"),
-        *("./runtime/llama-server", "runtime/llama-server/", "runtime/llama-server/x"),
-    ],
-)
-@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
-def test_a_member_elsewhere(into: Path, path: str, style: int) -> None:
-    refused_members(into, (*GOOD, Entry(path, b"x")), "listed|folder|content", style=style)
+    for style in (tarfile.PAX_FORMAT, tarfile.GNU_FORMAT):
+        packed = compress(tar(entries, style))
+        if "moved" in how and style == tarfile.GNU_FORMAT:
+            continue  # its path is in an extended header
+        refused(into, packed, describe(packed), match)
 
 
 def test_a_manifest_that_lists_a_file_as_a_folder(into: Path) -> None:
@@ -328,8 +307,8 @@ def test_a_hostile_header(into: Path, fields: dict[str, bytes], match: str) -> N
     refused(into, packed, describe(packed), match)
 
 
-def test_a_header_of_before_posix_is_read(into: Path) -> None:
-    packed = compress(crafted(magic=bytes(8), flag=b"\0"))
+def test_a_header_of_before_posix_and_a_global_comment_are_read(into: Path) -> None:
+    packed = compress(extended(b"15 comment=abc\n", b"g") + crafted(magic=bytes(8), flag=b"\0"))
     unpack.unpack(pieces(packed), describe(packed), into)
 
 
@@ -346,10 +325,12 @@ def test_a_header_of_before_posix_is_read(into: Path) -> None:
         b"12 size= 21\n",
         b"22 GNU.sparse.major=1\n",
         b"11 path=\xff\xff\n",
+        b"10 path=x\n",  # a file's, but not in a global header
     ],
 )
 def test_a_damaged_extended_header(into: Path, record: bytes) -> None:
-    packed = compress(extended(record) + tar(GOOD))
+    kind = b"g" if record == b"10 path=x\n" else b"x"
+    packed = compress(extended(record, kind) + tar(GOOD))
     refused(into, packed, describe(packed), "damaged|not read|UTF-8|bytes, not")
 
 
@@ -358,15 +339,6 @@ def test_an_extended_header_at_the_end(into: Path) -> None:
     end = -(-len(plain.rstrip(b"\0")) // 512) * 512
     packed = compress(plain[:end] + extended(b"10 path=x\n") + bytes(1024))
     refused(into, packed, describe(packed), "after an extended header")
-
-
-@pytest.mark.parametrize(("record", "fine"), [(b"15 comment=abc\n", True), (b"10 path=x\n", False)])
-def test_a_global_header_may_not_name_files(into: Path, record: bytes, *, fine: bool) -> None:
-    packed = compress(extended(record, b"g") + tar(GOOD))
-    if fine:
-        unpack.unpack(pieces(packed), describe(packed), into)
-    else:
-        refused(into, packed, describe(packed), "not read")
 
 
 def test_a_zstd_window_of_more_than_8_mib(into: Path) -> None:
@@ -487,8 +459,11 @@ def test_links_to_folders_and_through_them(into: Path) -> None:
         Entry("build/lib/libx.so.1", b"x"),
         link("build/lib64", "lib"),
         link("build/bin/libx.so", "../lib64/libx.so.1"),
+        link("a", "build/bin/llama-server"),
+        link("b", "a", hard=True),
     )
     found = foreign_unpack(compress(tar(entries)), into)
+    assert found["b"] == SCRIPT
     assert found["build/lib64/libx.so.1"] == found["build/bin/libx.so"] == b"x"
 
 
@@ -535,11 +510,6 @@ def test_their_archive_may_not_lead_out(into: Path, bad: list[Entry], match: str
         foreign_unpack(compress(tar((PROGRAM, *bad))), into)
     assert caught.value.code == "ARCHIVE_REFUSED"
     assert set(names(into.parent)) == {"into"}
-
-
-def test_a_hard_link_to_a_symbolic_link_is_a_copy(into: Path) -> None:
-    entries = (PROGRAM, link("a", "build/bin/llama-server"), link("b", "a", hard=True))
-    assert foreign_unpack(compress(tar(entries)), into)["b"] == SCRIPT
 
 
 def test_their_bombs(into: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -595,13 +565,6 @@ def test_a_bad_zip(into: Path, path: str, data: bytes, mode: int, match: str) ->
     packed = zipped(("llama-server", SCRIPT, 0o100755), (path, data, mode))
     with pytest.raises(IntegrityError, match=match):
         foreign_unpack(packed, into)
-
-
-@pytest.mark.parametrize("data", [b"", b"<!doctype html>", b"\x7fELF", b"ustar" * 200])
-def test_what_is_no_archive(into: Path, data: bytes) -> None:
-    with pytest.raises(IntegrityError, match="neither gzip") as caught:
-        foreign.unpack(io.BytesIO(data), "theirs", into)
-    assert caught.value.code == "ARCHIVE_UNKNOWN"
 
 
 # archives by others that ask for much work or memory
@@ -679,6 +642,11 @@ def member_at(place: bytes) -> Callable[[bytes], bytes]:
     return change
 
 
+def named_oddly(_: bytes) -> bytes:
+    """A name that is no UTF-8, which the flags say it is."""
+    return one_zip(zipfile.ZIP_DEFLATED, name="libé.so").replace("libé".encode(), b"lib\xff\xfe")
+
+
 def list_moved(far: int) -> Callable[[bytes], bytes]:
     def change(packed: bytes) -> bytes:
         place = int.from_bytes(packed[-6:-2], "little") + far
@@ -692,7 +660,7 @@ def list_moved(far: int) -> Callable[[bytes], bytes]:
     "damage",
     [
         *(cut, flipped, member_at(b"\xff\xff\xff\x7f"), member_at(b"\xff\xff\xff\xff")),
-        *(list_moved(-50), list_moved(50)),
+        *(list_moved(-50), list_moved(50), named_oddly),
     ],
 )
 def test_zip_that_is_damaged_or_whose_members_lie_elsewhere_is_refused(
@@ -705,11 +673,6 @@ def test_zip_that_is_damaged_or_whose_members_lie_elsewhere_is_refused(
     with archive, pytest.raises(IntegrityError) as caught:
         foreign.unpack(archive, "theirs", into)
     assert (caught.value.code, caught.value.exit_status) == ("ARCHIVE_REFUSED", 4)
-
-
-def test_zip_names_that_are_no_utf_8_are_refused(into: Path) -> None:
-    packed = one_zip(zipfile.ZIP_DEFLATED, name="libé.so").replace("libé".encode(), b"lib\xff\xfe")
-    foreign_refused(packed, into, "damaged")
 
 
 def test_links_lead_on_as_far_as_linux_follows_them(into: Path) -> None:

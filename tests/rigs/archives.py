@@ -7,6 +7,7 @@ import lzma
 import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from backports import zstd
@@ -128,3 +129,16 @@ def manifest(*artifacts: Artifact, **fields: Any) -> bytes:
 
 def renamed(entry: Entry, path: str) -> Entry:
     return replace(entry, path=path)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """What the files below a folder hold, by their paths in it."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.rglob("*")
+        if not path.is_dir()
+    }

@@ -4,7 +4,6 @@ import hashlib
 import io
 import random
 import socket
-from collections.abc import Sequence
 from contextlib import closing
 from typing import Any
 
@@ -14,7 +13,8 @@ from llama_loader.errors import LoaderError
 from llama_loader.events import Event
 from llama_loader.fetch import Fetcher
 from llama_loader.locations import Patience
-from llama_loader.manifest import Artifact, Platform
+from llama_loader.manifest import Artifact
+from tests.rigs import archives
 from tests.rigs.fault_server import FaultServer
 
 CHUNK = 50_000
@@ -23,30 +23,9 @@ OTHER = b"\x1f\x8b" + random.Random(8).randbytes(950_000)
 IMPATIENT = Patience(connect=2, silence=1, rate=100_000, window=0.3, deadline=20)
 
 
-def described(
-    data: bytes = DATA, chunk_size: int = CHUNK, *, chunks: Sequence[str] = (), **fields: Any
-) -> Artifact:
-    """Describe a file as a manifest does; its chunks' digests are the right ones if not given."""
-    pieces = [data[at : at + chunk_size] for at in range(0, len(data), chunk_size)]
-    digests = [hashlib.sha256(piece).hexdigest() for piece in pieces]
-    known = {
-        "name": "a.tar.gz",
-        "format": "tar.gz",
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "size": len(data),
-        "chunk_size": chunk_size,
-        "chunks": tuple(chunks or digests),
-    }
-    return Artifact(
-        **{**known, **fields},
-        urls=(),
-        unpacked_size=0,
-        backend="cpu",
-        cuda=None,
-        platform=Platform(system="linux", machine="x86_64", glibc="2.28", glibcxx=None),
-        needs=(),
-        files=(),
-    )
+def described(**fields: Any) -> Artifact:
+    """Describe the file as a manifest does."""
+    return archives.describe(DATA, (), chunk_size=CHUNK, **{"name": "a.tar.gz", **fields})
 
 
 class Reader:

@@ -45,7 +45,6 @@ class File:
 
     data: bytes
     etag: str | None = None
-    modified: str | None = None
     faults: list[Fault] = field(default_factory=list)
     always: Fault | None = None
 
@@ -82,11 +81,9 @@ class FaultServer:
         self._thread.join()
         self._server.server_close()
 
-    def put(
-        self, path: str, data: bytes, *, etag: str | None = None, modified: str | None = None
-    ) -> str:
+    def put(self, path: str, data: bytes, *, etag: str | None = None) -> str:
         """Serve ``data``; returns the URL."""
-        self._files[path] = File(data, etag, modified)
+        self._files[path] = File(data, etag)
         return self.url + path
 
     def fail(self, path: str, *faults: Fault, always: bool = False) -> None:
@@ -131,7 +128,7 @@ class Answer:
         """Do what Range and If-Range ask for."""
         wanted = self.request.headers.get("range", "")
         condition = self.request.headers.get("if-range")
-        if wanted.startswith("bytes=") and condition in (None, self.etag, self.file.modified):
+        if wanted.startswith("bytes=") and condition in (None, self.etag):
             first, _, last = wanted.removeprefix("bytes=").partition("-")
             self.start = int(first)
             self.end = min(int(last) + 1, self.total) if last else self.total
@@ -145,8 +142,6 @@ class Answer:
             self.handler.send_header("Content-Length", str(right if length < 0 else length))
         if self.etag:
             self.handler.send_header("ETag", self.etag)
-        if self.file.modified:
-            self.handler.send_header("Last-Modified", self.file.modified)
         if partial and "Content_Range" not in headers:
             last = f"{self.start}-{self.end - 1}/{self.total}"
             self.handler.send_header("Content-Range", f"bytes {last}")
@@ -289,29 +284,19 @@ def repeats(piece: bytes, every: float = 0.0, *, behind: bytes = b"") -> Fault:
     return fault
 
 
-def shaped(rate: float, *, ranges: bool = True, most: int = 99) -> Fault:
-    """Send so many bytes a second over each connection, at most ``most`` at the same time.
-
-    It says that it sends parts, and does where ``ranges``; one connection too many is a 503.
-    """
-    at_work = threading.Semaphore(most)
+def shaped(rate: float, *, ranges: bool = True) -> Fault:
+    """Send so many bytes a second; all of them where Range is not heeded."""
 
     def fault(answer: Answer) -> None:
-        if not at_work.acquire(blocking=False):
-            answer.head(503, 0)
-            return
-        try:
-            if ranges:
-                answer.heed_range()
-            answer.head(Accept_Ranges="bytes")
-            began, sent = time.monotonic(), 0
-            for at in range(answer.start, answer.end, 16384):
-                piece = answer.data[at : min(at + 16384, answer.end)]
-                answer.send(piece)
-                sent += len(piece)
-                time.sleep(max(0.0, began + sent / rate - time.monotonic()))
-        finally:
-            at_work.release()
+        if ranges:
+            answer.heed_range()
+        answer.head()
+        began, sent = time.monotonic(), 0
+        for at in range(answer.start, answer.end, 16384):
+            piece = answer.data[at : min(at + 16384, answer.end)]
+            answer.send(piece)
+            sent += len(piece)
+            time.sleep(max(0.0, began + sent / rate - time.monotonic()))
 
     return fault
 

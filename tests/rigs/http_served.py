@@ -1,7 +1,9 @@
 """An HTTP server of a test on loopback: one function answers every request."""
 
 import json
+import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -108,3 +110,33 @@ def serving(answer: Callable[[Request], Answer | None], host: str = "127.0.0.1")
         server.shutdown()
         thread.join()
         server.server_close()
+
+
+@contextmanager
+def sending(first: bytes, piece: bytes = b"") -> Iterator[tuple[int, list[bytes]]]:
+    """Send any bytes to each client, then a piece every 20 ms for as long as it stays.
+
+    Gives the port, and a list that fills with what the clients sent first.
+    """
+    listener = socket.create_server(("127.0.0.1", 0))
+    seen: list[bytes] = []
+
+    def serve() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                with connection, suppress(ConnectionError):
+                    seen.append(connection.recv(65536))
+                    connection.sendall(first)
+                    while piece:
+                        connection.sendall(piece)
+                        time.sleep(0.02)
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1], seen
+    finally:
+        listener.shutdown(socket.SHUT_RDWR)
+        listener.close()
+        thread.join()

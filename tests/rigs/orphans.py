@@ -11,11 +11,12 @@ import json
 import os
 import random
 import signal
-import stat
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+import impostor_archive
 
 from llama_loader.server import Server
 from llama_loader.server_plan import ServerPlan
@@ -33,7 +34,7 @@ def main() -> int:
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as name:
         tempfile.tempdir = name
-        runtime = _impostor(Path(name) / "runtime")
+        runtime = impostor_archive.folder(Path(name) / "runtime").behave()
         lives = [
             _killed(runtime, None if number % 2 else chance.uniform(0, _EARLY))
             for number in range(count)
@@ -47,16 +48,6 @@ def main() -> int:
     }
     print(json.dumps(found))
     return 1 if orphans else 0
-
-
-def _impostor(folder: Path) -> Path:
-    folder.mkdir()
-    (folder / "behaviour.json").write_text("{}")
-    program = folder / "llama-server"
-    source = Path(__file__).with_name("impostor_server.py").read_text()
-    program.write_text(f"#!{sys.executable} -IS\n{source}")
-    program.chmod(program.stat().st_mode | stat.S_IXUSR)
-    return folder
 
 
 def _killed(runtime: Path, after: float | None) -> float:

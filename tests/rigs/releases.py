@@ -1,11 +1,15 @@
 """Releases and hosts made of nothing, for choosing among them."""
 
+import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from llama_loader.cuda_libraries import Library
+from llama_loader.events import Timeline
+from llama_loader.gpus import Gpu
 from llama_loader.host import HostFacts
+from llama_loader.loader import Prepared
 from llama_loader.manifest import (
     CUDA_RUNTIME,
     Artifact,
@@ -18,6 +22,8 @@ from llama_loader.manifest import (
     parse,
 )
 from llama_loader.receipt import Installed
+from llama_loader.selection import select
+from llama_loader.settings import Settings, load
 
 SHA = "0" * 64
 LINES = {"cu124": ("12.4", "525.60"), "cu128": ("12.8", "525.60"), "cu130": ("13.0", "580.65")}
@@ -124,3 +130,25 @@ BARE = HostFacts(
     cpus=8,
     memory=1 << 36,
 )
+H200 = replace(
+    BARE,
+    gpus=(Gpu("NVIDIA H200", "90", 150_000_000_000),),
+    driver="580.159",
+    gpu_source="nvml",
+    libraries=libraries(13),
+)
+RELEASE = manifest(artifact("cu130", "sm90", "90"), artifact("cpu", "cpu"))
+
+
+def prepared(runtime: Path, host: HostFacts = H200, *, allow_cpu: bool = False) -> Prepared:
+    """A folder as the runtime that ``RELEASE`` has for a host."""
+    choice = select(RELEASE, host, allow_cpu=allow_cpu)
+    installed = Unlisted(runtime, runtime, SHA, "b1", choice.artifact)
+    return Prepared(installed, host, choice, choice.libraries, choice.missing, Timeline())
+
+
+def settings(*options: str, **variables: str) -> Settings:
+    """Settings with these options set, and variables without their prefix."""
+    names = {f"YAKULINGO_SPACES_{name}": value for name, value in variables.items()}
+    environ = {"PATH": os.environ["PATH"], "HOME": "/home/user", **names}
+    return load(dict.fromkeys(options, "1"), environ)

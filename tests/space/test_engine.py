@@ -180,9 +180,8 @@ def test_a_hang_before_the_first_word_costs_time_not_the_answer(
 
 def test_a_request_that_is_refused_is_raised_and_leaves_the_server_alone(rig: Rig) -> None:
     engine = rig.behaving(chat="refuse")
-    with pytest.raises(ServerError, match="the prompt is too long") as caught:
+    with refused("REQUEST_REFUSED", ServerError, "the prompt is too long"):
         list(engine.chat(CHAT))
-    assert (caught.value.code, caught.value.exit_status) == ("REQUEST_REFUSED", 7)
     assert engine.status().warm
 
 
@@ -340,9 +339,8 @@ def test_messages_that_make_no_sense_are_refused_before_anything_starts(
 ) -> None:
     engine, messages = rig.behaving(), [{"role": "usr", "content": "x"}]
     monkeypatch.setattr(worker, "answer", None)
-    with pytest.raises(SettingError, match="role of message 1") as caught:
+    with refused("MESSAGE_INVALID", SettingError, "role of message 1") as caught:
         engine.chat(messages)
-    assert caught.value.code == "MESSAGE_INVALID"
     assert list(engine.events(messages)) == [Failure.of(caught.value)]
 
 
@@ -477,9 +475,8 @@ def test_zerogpu_without_its_package_is_an_error_that_says_so(
 ) -> None:
     monkeypatch.setenv("SPACES_ZERO_GPU", "true")
     monkeypatch.setitem(sys.modules, "spaces", None)
-    with pytest.raises(SettingError, match="spaces") as caught:
+    with refused("SPACES_MISSING", SettingError, "spaces"):
         Engine()
-    assert caught.value.code == "SPACES_MISSING"
 
 
 def test_a_worker_that_was_ended_before_the_job_came_is_replaced_once(

@@ -3,7 +3,7 @@ import pytest
 from llama_loader import events
 from llama_loader.errors import SettingError
 from llama_loader.events import Downloading, Event, Note, Stage
-from llama_space.values import Address, Failure, Progress, Record
+from llama_space.values import Address, Failure, Record
 
 SECRET = "https://hub/file?Signature=abc"
 
@@ -27,22 +27,6 @@ SECRET = "https://hub/file?Signature=abc"
 )
 def test_events_in_words(event: Event, said: str) -> None:
     assert events.line(event) == said
-
-
-@pytest.mark.parametrize(
-    ("progress", "said"),
-    [
-        (Progress("prepare"), "preparing"),
-        (Progress("queue"), "ZeroGPU lends a GPU as soon as one is free"),
-        (Progress("start", seconds=0.3), "starting llama-server"),
-        (Progress("load", seconds=3.2), "llama-server loads the model (3 s)"),
-        (Progress("start", Downloading("a", 1, 2), 2), "downloading a: 1 B of 2 B (50%) (2 s)"),
-        (Progress("restart", seconds=3), "llama-server is started anew (3 s)"),
-        (Progress("waiting", seconds=3), "waiting for words (3 s)"),
-    ],
-)
-def test_progress_in_words(progress: Progress, said: str) -> None:
-    assert progress.text == said
 
 
 def test_what_is_kept_of_an_event_has_no_secrets() -> None:

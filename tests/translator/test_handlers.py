@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -10,8 +10,8 @@ import gradio as gr
 import pytest
 
 from llama_loader import settings
-from llama_space.request import Work
-from llama_space.values import Failure, Item, Piece, Status
+from llama_space.values import Failure, Item, Piece
+from tests.translator.test_session import Playing
 from translator.handlers import Handlers
 from translator.session import Line
 
@@ -22,25 +22,12 @@ LOST = Failure("ZEROGPU_QUOTA", "no seconds are left", "come back later", 5)
 SRT = "1\n00:00:01,000 --> 00:00:02,000\nHello there.\n\n2\n00:00:03,000 --> 00:00:04,000\nBye.\n"
 
 
-class Capitals:
+class Capitals(Playing):
     """An engine that answers in capitals, until it has no seconds left."""
 
     def __init__(self, seconds: int = 1000) -> None:
+        super().__init__()
         self.seconds = seconds
-        self.asked: list[str] = []
-
-    def retry(self) -> None: ...
-
-    def close(self) -> None: ...
-
-    def doctor(self) -> Any: ...
-
-    def status(self) -> Status:
-        return Status("ready")
-
-    def together(self, work: Work, texts: object) -> Iterator[Any]:
-        del texts
-        return work(self.events, lambda: True)
 
     def events(self, asked: Any, **options: Any) -> Generator[Item, None, None]:
         del options

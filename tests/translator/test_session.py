@@ -273,24 +273,6 @@ def test_lost_gpu_is_asked_for_once_more_and_the_piece_begins_again() -> None:
     assert engine.asked[1] == engine.asked[2]
 
 
-@pytest.mark.parametrize("stopped", [False, True])
-def test_translation_resumes_at_the_piece_where_it_ended(*, stopped: bool) -> None:
-    done: list[str] = []
-    engine = Answering(str.upper, *(() if stopped else (3, 4)))
-    job = Job(PARAGRAPHS, "en", "de")
-    updates = translate(engine, LONG, job, done=done)
-    for update in updates:
-        if stopped and isinstance(update, Answer) and update.done == 2:
-            updates.close()
-    assert stopped or update == LOST
-    assert len(done) == 2
-    again = Answering(str.upper)
-    updates = list(translate(again, LONG, job, done=done))
-    assert last_text(updates) == PARAGRAPHS.upper()
-    assert again.asked[0] == engine.asked[-1] or stopped
-    assert len(again.asked) == len(done) - 2
-
-
 def test_base_model_gets_single_lines_and_empty_ones_do_not_end_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
