@@ -212,7 +212,7 @@ def _usable(
     built = _built(folder, host)
     if published and built not in {None, published[0]}:
         built = None  # an older one, or one that was never published
-    if published and built is None:
+    if published and (dry_run or built is None):
         return published[0]
     if dry_run:
         what = f"{folder} would be published" if built else f"{host.arch_set} would be built"

@@ -113,6 +113,7 @@ def test_space_is_built_from_nothing_and_its_own_loader_gets_what_was_published(
     assert '"verified": true' in fetched_by(hub, tmp_path / "space", tmp_path / "home")
 
     commits = {name: len(one.commits) for name, one in hub.repositories.items()}
+    assert "release: b11549-1 of hf:me/llama-server" in make(wish, capsys, dry_run=True)
     sent, again = list(hub.sent), make(Wish(**{**vars(wish), "folder": tmp_path / "none"}), capsys)
     assert "release: b11549-1 of hf:me/llama-server" in again
     assert hub.sent == sent
