@@ -15,13 +15,23 @@ function(farm_build_for_size)
         set_source_files_properties("${CMAKE_SOURCE_DIR}/common/sampling.cpp"
             TARGET_DIRECTORY llama-common PROPERTIES COMPILE_OPTIONS -O3)
     endif()
+    if(FARM_CPU_VARIANTS AND TARGET mtmd)
+        # The demo's, for the pinned source alone: 45 small files as three, as libllama's models are.
+        get_target_property(sources mtmd SOURCES)
+        get_target_property(folder mtmd SOURCE_DIR)
+        list(FILTER sources EXCLUDE REGEX "models/")
+        list(TRANSFORM sources PREPEND "${folder}/")
+        set_source_files_properties(${sources}
+            TARGET_DIRECTORY mtmd PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
+        set_target_properties(mtmd PROPERTIES UNITY_BUILD ON UNITY_BUILD_BATCH_SIZE 16)
+    endif()
 endfunction()
 
 if(PROJECT_IS_TOP_LEVEL)
     cmake_language(DEFER DIRECTORY "${CMAKE_SOURCE_DIR}" CALL farm_build_for_size)
 endif()
 
-# FARM_CPU_VARIANTS names the CPU variants to build (farm/cpu_variants.py); the others stay in the
+# FARM_CPU_VARIANTS names the CPU variants to build (farm/inputs/recipe.py); the others stay in the
 # project, but nothing that is built depends on them. ggml makes its library `ggml` depend on each.
 if(PROJECT_IS_TOP_LEVEL AND FARM_CPU_VARIANTS)
     function(add_dependencies target)

@@ -1,14 +1,51 @@
-"""What tests of sets on many hosts share."""
+"""What tests of sets on many hosts, and those of devel images, share."""
 
+import io
 import shutil
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from docker import DockerClient
 from spread_run import TINY, Held
 
 from farm import pipeline
+from farm.engines.docker import DockerImages
 from farm.request import BuildRequest
+
+NVCC = """#!/bin/sh
+[ "$1" = --list-gpu-code ] && { printf '%s\\n' CODES; exit; }
+[ "$1" = --version ] || exit 1
+echo "nvcc: NVIDIA (R) Cuda compiler driver"
+echo "Cuda compilation tools, release VERSION, VVERSION.20"
+"""
+
+
+@pytest.fixture
+def cuda_image(client: DockerClient, base_image: str) -> Iterator[Callable[..., str]]:
+    """Make an image with an nvcc of a version, at a place, and what else is to be in it."""
+    made: list[str] = []
+
+    def make(version: str, place: str = "/usr/local/cuda", codes: str = "", more: str = "") -> str:
+        text = NVCC.replace("VERSION", version).replace("CODES", codes)
+        lines = ["ARG BASE", "FROM ${BASE}", f"COPY nvcc {place}/bin/nvcc", more]
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w") as tar:
+            for name, content in (("Dockerfile", "\n".join(lines)), ("nvcc", text)):
+                entry = tarfile.TarInfo(name)
+                entry.size, entry.mode = len(content), 0o755
+                tar.addfile(entry, io.BytesIO(content.encode()))
+        packed.seek(0)
+        tag = f"llama-farm-test-cuda:{version}"
+        args = {"BASE": base_image}
+        DockerImages(client).build(packed, tag, buildargs=args, labels={}, log=lambda _: None)
+        made.append(tag)
+        return tag
+
+    yield make
+    for tag in made:
+        client.images.remove(tag, force=True)
 
 
 @pytest.fixture

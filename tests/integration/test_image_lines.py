@@ -1,50 +1,13 @@
 """Devel images of many CUDA versions, made here: a Debian with an nvcc that tells a version."""
 
-import io
-import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
-from docker import DockerClient
 from verbs import PROJECT, invoke
-
-from farm.engines.docker import DockerImages
 
 pytestmark = [pytest.mark.docker, pytest.mark.timeout(600)]
 
 TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
-NVCC = """#!/bin/sh
-[ "$1" = --list-gpu-code ] && { printf '%s\\n' CODES; exit; }
-[ "$1" = --version ] || exit 1
-echo "nvcc: NVIDIA (R) Cuda compiler driver"
-echo "Cuda compilation tools, release VERSION, VVERSION.20"
-"""
-
-
-@pytest.fixture
-def image(client: DockerClient, base_image: str) -> Iterator[Callable[..., str]]:
-    """Make an image with an nvcc of a version, at a place, and what else is to be in it."""
-    made: list[str] = []
-
-    def make(version: str, place: str = "/usr/local/cuda", codes: str = "", more: str = "") -> str:
-        text = NVCC.replace("VERSION", version).replace("CODES", codes)
-        lines = ["ARG BASE", "FROM ${BASE}", f"COPY nvcc {place}/bin/nvcc", more]
-        packed = io.BytesIO()
-        with tarfile.open(fileobj=packed, mode="w") as tar:
-            for name, content in (("Dockerfile", "\n".join(lines)), ("nvcc", text)):
-                entry = tarfile.TarInfo(name)
-                entry.size, entry.mode = len(content), 0o755
-                tar.addfile(entry, io.BytesIO(content.encode()))
-        packed.seek(0)
-        tag = f"llama-farm-test-cuda:{version}"
-        args = {"BASE": base_image}
-        DockerImages(client).build(packed, tag, buildargs=args, labels={}, log=lambda _: None)
-        made.append(tag)
-        return tag
-
-    yield make
-    for tag in made:
-        client.images.remove(tag, force=True)
 
 
 def check(*argv: str) -> tuple[int, str]:
@@ -60,16 +23,18 @@ def check(*argv: str) -> tuple[int, str]:
     [("12.0", "cu120"), ("13.4", "cu134")],
 )
 def test_line_follows_from_the_image_s_own_nvcc(
-    image: Callable[..., str], version: str, line: str
+    cuda_image: Callable[..., str], version: str, line: str
 ) -> None:
-    status, told = check("--image", image(version))
+    status, told = check("--image", cuda_image(version))
     assert status == 0, told
     assert f"has CUDA {version}, glibc 2.36" in told
     assert f"b0-{line}-sm90-linux" in told
 
 
-def test_nvcc_elsewhere_is_found_and_tells_its_architectures(image: Callable[..., str]) -> None:
-    status, told = check("--image", image("13.9", "/opt/cuda", "sm_100 sm_120"))
+def test_nvcc_elsewhere_is_found_and_tells_its_architectures(
+    cuda_image: Callable[..., str],
+) -> None:
+    status, told = check("--image", cuda_image("13.9", "/opt/cuda", "sm_100 sm_120"))
     assert status == 2
     assert "note[CUDA_MINOR_UNCHECKED]: CUDA 13.9" in told
     assert "error[ARCH_NOT_IN_LINE]" in told
@@ -77,10 +42,10 @@ def test_nvcc_elsewhere_is_found_and_tells_its_architectures(image: Callable[...
 
 
 def test_everything_that_contradicts_the_line_is_told_before_a_compiler_starts(
-    image: Callable[..., str],
+    cuda_image: Callable[..., str],
 ) -> None:
     newer = "RUN printf '#!/bin/sh\\necho glibc 2.41\\n' > /usr/bin/getconf"
-    status, told = check("--image", image("12.6", more=newer), "--line", "cu128")
+    status, told = check("--image", cuda_image("12.6", more=newer), "--line", "cu128")
     assert status == 2
     assert "error[TOOLKIT_NOT_OF_LINE]: line cu128 is CUDA 12.8" in told
     assert "error[IMAGE_GLIBC_TOO_NEW]" in told
@@ -88,9 +53,9 @@ def test_everything_that_contradicts_the_line_is_told_before_a_compiler_starts(
 
 
 def test_image_without_nvcc_and_one_of_another_major_are_refused(
-    image: Callable[..., str], base_image: str
+    cuda_image: Callable[..., str], base_image: str
 ) -> None:
     status, told = check("--image", base_image)
     assert (status, "error[NVCC_MISSING]" in told) == (2, True), told
-    status, told = check("--image", image("11.8"))
+    status, told = check("--image", cuda_image("11.8"))
     assert (status, "error[LINE_OF_IMAGE_UNKNOWN]" in told) == (2, True), told

@@ -1,8 +1,9 @@
-"""The workflows' steps, run as a runner would, as far as that needs no GitHub and no GPU toolkit.
+"""Every workflow, run on this machine: each job on an Ubuntu 24.04 of its own, with a real engine.
 
-A build step is run twice: as it stands up to the Docker engine, which is taken away, so that every
-option and every name in it is read and resolved; and reduced to a source tree of a few lines, the
-set ``cpu`` and this machine's compiler, so that what comes after it has something real to work on.
+What only GitHub has is replaced by folders and local servers (``actions``, ``github_releases``). A
+build takes a source tree of a few lines and the set ``cpu``; what starts a server takes a real CPU
+release. Each test says in ``instead`` what it replaces in which command: everything else is run as
+it stands, and every ``run:`` step of a workflow must have been.
 """
 
 import json
@@ -12,14 +13,18 @@ import shutil
 import subprocess
 import sys
 import zipfile
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import actions
 import github_releases
+import github_runner
 import http_served
 import hub_repository
 import pytest
 import workflows
+from docker import DockerClient
 from invoke.collection import Collection
 from package_index import PackageIndex
 from verbs import PROJECT, succeed
@@ -28,108 +33,110 @@ import tasks
 from farm import targets
 from farm.inputs import pins
 
-TINY = PROJECT / "tests" / "rigs" / "tiny_llama"
+TINY = "tests/rigs/tiny_llama"
+"""In the checkout of a job."""
+SMALL = f"--source {TINY} --assume-build 11549"
 FAT = "build_llama_cpp_cuda_linux"
-NOWHERE = "unix:///nowhere/docker.sock"
-EVERY = [one for name in workflows.names() for one in workflows.steps(name)]
-COMMANDS = [one for one in EVERY if one.run]
+RELEASE = "b11549-3"
+NOT_HERE = "sets/build/Pack CUDA's libraries"
+"""Needs 400 MB of wheels; tests/farm/test_cuda_runtime.py packs small ones."""
+COMMANDS = [
+    one
+    for name in workflows.names()
+    for one in workflows.steps(name)
+    if one.run and one.where != NOT_HERE
+]
 
-ELSEWHERE = {
-    "Install the farm": "every nox session installs a lock so: the one that runs this test, too",
-    "Install what the tests need of the distribution": "`.ci/run` does it on a bare machine",
-    "Run everything": "this test is a part of it",
-    "Build the site": "the session `docs` of `python3 -m nox`",
-    "Pack CUDA's libraries": "needs 400 MB of wheels; test_cuda_runtime.py packs small ones",
-    "Remove all but the newest of each kind": "needs GitHub and its program gh",
-    "Build everything twice": "takes half an hour; test_reproducible.py runs the same on less",
-}
-"""Commands that are not run here, by the step's name, and where they are instead."""
-RUN_HERE = {
-    "build_llama_cpp_cuda_linux/build/Build",
-    "build_llama_cpp_cuda_linux/build/Read the tarball again",
-    "build_llama_cpp_cuda_linux/build/Start llama-server",
-    "build_llama_cpp_cuda_linux/build/Bound the compiler cache",
-    "channels/look/Look",
-    "channels/renew/Renew",
-    "channels/promote/Promote",
-    "channels/rollback/Roll back",
-    "space/space/Build, publish, deploy",
-    "sets/matrix/Compute the matrix",
-    "sets/build/Build for GPUs",
-    "sets/build/Build for CPUs",
-    "sets/build/Start llama-server",
-    "sets/build/Bound the compiler cache",
-    "release/preflight/Check images, source, name, place and key",
-    "release/release/Assemble",
-    "release/release/Read the release again",
-    "release/release/Check what promotion demands",
-    "release/release/Publish",
-    "release/release/Promote to candidate",
-    "weekly/pins/Update build/pins.toml",
-    "weekly/pins/Propose what changed",
-    "weekly/assemble/Assemble",
-    "weekly/assemble/Read the release again",
-    "weekly/assemble/Start every llama-server",
-}
 
-RELEASE = {"inputs.release": "b11549-3", "github.repository": "owner/name"}
+@pytest.fixture(scope="module")
+def origin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """This checkout as a repository with one commit, without patches: they do not fit the tree."""
+    folder = tmp_path_factory.mktemp("origin")
+    listed = git(PROJECT, "ls-files", "-z", "--cached", "--others", "--exclude-standard")
+    for name in filter(None, listed.split("\0")):
+        place = folder / "tree" / name
+        if not name.startswith("build/patches/") and (PROJECT / name).is_file():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(PROJECT / name, place)
+    for command in ("init --quiet --initial-branch=main", "add --all", "commit --quiet -m all"):
+        git(folder / "tree", *command.split())
+    return folder / "tree"
+
+
+@pytest.fixture(scope="module")
+def tools(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The Python of setup-python, which keeps what a job installed."""
+    return tmp_path_factory.mktemp("tools")
 
 
 @pytest.fixture
-def runner(tmp_path: Path) -> workflows.Runner:
-    """A copy of this checkout, as a runner's checkout action makes one.
-
-    It has no patches, which do not fit a source tree of a few lines.
-    """
-    folder = tmp_path / "checkout"
-    listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=PROJECT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    for name in filter(None, listed.split("\0")):
-        if name.startswith("build/patches/"):
-            continue
-        place = folder / name
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(PROJECT / name, place)
-    home = tmp_path / "home"
-    home.mkdir()
-    return workflows.Runner(folder, home, {"github.workspace": str(folder)})
+def real(real_manifest: str, tmp_path: Path) -> Path:
+    """A copy of a real CPU release where jobs see it."""
+    source = Path(real_manifest.removeprefix("file://")).parent
+    return Path(shutil.copytree(source, tmp_path / "real"))
 
 
-def upstream(runner: workflows.Runner, *tags: str) -> None:
-    """Let git find a small llama.cpp where the farm looks for the real one."""
-    tree = Path(shutil.copytree(TINY, runner.home / "upstream"))
-    commands = [
-        ("init", "--quiet"),
-        ("config", "uploadpack.allowFilter", "true"),
-        ("add", "--all"),
-        ("-c", "user.name=t", "-c", "user.email=t@t.invalid", "commit", "--quiet", "-m", "tiny"),
-        *(("tag", tag) for tag in tags),
-    ]
-    for command in commands:
-        subprocess.run(["git", *command], cwd=tree, check=True)
-    (runner.home / ".gitconfig").write_text(
-        f'[url "file://{tree}"]\n\tinsteadOf = https://github.com/ggml-org/llama.cpp\n'
+@pytest.fixture
+def github(
+    client: DockerClient, origin: Path, tools: Path, real_model: Path, tmp_path: Path
+) -> workflows.GitHub:
+    """A repository that has run nothing yet; its jobs find the small model in the farm's cache."""
+    model = pins.load().model("smollm2").member_sha256
+    jobs = iter(range(1000))
+
+    @contextmanager
+    def start() -> Iterator[github_runner.Machine]:
+        folder = tmp_path / f"job{next(jobs)}"
+        place = folder / "home" / ".cache" / "llama-server-farm" / "models" / model
+        place.mkdir(parents=True)
+        shutil.copy2(real_model, place)
+        with github_runner.machine(client, folder, tools) as machine:
+            yield machine
+
+    bare = tmp_path / "owner.git"
+    git(tmp_path, "clone", "--quiet", "--bare", str(origin), str(bare))
+    context = {
+        "github.repository": github_releases.REPOSITORY,
+        "github.sha": git(bare, "rev-parse", "main").strip(),
+        "github.run_id": "1",
+        "github.event_name": "workflow_dispatch",
+        "secrets.GITHUB_TOKEN": github_releases.TOKEN,
+    }
+    return workflows.GitHub(actions.Place(bare, tmp_path / "kept"), start, context)
+
+
+def git(folder: Path, *argv: str) -> str:
+    who = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
+    done = subprocess.run(
+        ["git", *who, *argv], cwd=folder, check=True, capture_output=True, text=True
     )
+    return done.stdout
 
 
-@pytest.mark.parametrize("file", [".github/workflows/ci.yml", ".ci/run"])
-def test_mmdebstrap_is_installed_together_with_debians_keys(file: str) -> None:
-    """Ubuntu's runners have no Debian keys, and mmdebstrap refuses a mirror without them."""
-    words = (PROJECT / file).read_text("utf-8").split()
-    assert "mmdebstrap" in words
-    assert "debian-archive-keyring" in words
+def succeeded(github: workflows.GitHub, *names: str) -> None:
+    """Every command of these workflows was run, and no step failed."""
+    for one in github.done:
+        assert one.ok, f"{one.where}: {one.said}"
+    commands = {one.where for one in COMMANDS if one.workflow in names}
+    assert commands <= {one.where for one in github.done}
 
 
-def test_every_command_of_every_workflow_is_run_or_said_to_be_elsewhere() -> None:
-    elsewhere = {one.where for one in COMMANDS if one.name in ELSEWHERE}
-    assert {one.where for one in COMMANDS} == RUN_HERE | elsewhere
-    assert RUN_HERE.isdisjoint(elsewhere)
-    assert {one.name for one in COMMANDS} >= ELSEWHERE.keys()
+def small(verb: str, base_image: str) -> workflows.Instead:
+    """Build the small tree on Debian's image, whatever for."""
+    new = f"invoke build-cpu --engine docker {SMALL} --image {base_image}"
+    return ((f"invoke {verb} --engine docker", new),)
+
+
+def gh(tmp_path: Path, caches: list[dict[str, object]]) -> workflows.Instead:
+    """GitHub's own program, which only GitHub answers: its words go to a file, jq is real."""
+    (tmp_path / "caches").write_text(json.dumps(caches))
+    (tmp_path / "gh").write_text(
+        f'#!/bin/sh\necho "$*" >> {tmp_path}/said\ncase "$1 $2" in\n"pr view") exit 1;;\n'
+        f'"cache list") while [ "$1" != --jq ]; do shift; done; jq -r "$2" {tmp_path}/caches;;\n'
+        "esac\n"
+    )
+    (tmp_path / "gh").chmod(0o755)
+    return (("gh ", f"{tmp_path}/gh "),)
 
 
 def test_every_verb_and_option_in_a_workflow_exists() -> None:
@@ -141,72 +148,17 @@ def test_every_verb_and_option_in_a_workflow_exists() -> None:
 
 
 def test_the_seed_s_inputs_and_defaults_are_the_seed_s() -> None:
-    defaults = workflows.defaults("build_llama_cpp_cuda_linux.yml")
+    defaults = workflows.defaults(f"{FAT}.yml")
     # The weekly pull request may not change a workflow, so this one may be older than the pin.
-    ref = defaults.pop("inputs.llama_cpp_ref")
-    assert defaults.pop("inputs.patches") == "auto"  # the seed had no patches
+    ref = defaults.pop("llama_cpp_ref")
+    assert defaults.pop("patches") == "auto"  # the seed had no patches
     assert re.fullmatch(r"b[0-9]+", ref)
     assert all(int(ref[1:]) >= one.fixed_in for one in pins.advisories())
     assert defaults == {
-        "inputs.cuda_image": "nvidia/cuda:12.4.1-devel-ubuntu22.04",
-        "inputs.output_name": "llama-server-cuda-ubuntu-x64.tar.gz",
-        "inputs.cuda_architectures": "80;86;89;90",
+        "cuda_image": "nvidia/cuda:12.4.1-devel-ubuntu22.04",
+        "output_name": "llama-server-cuda-ubuntu-x64.tar.gz",
+        "cuda_architectures": "80;86;89;90",
     }
-
-
-def reached_the_engine(done: subprocess.CompletedProcess[str]) -> bool:
-    return done.returncode == 1 and "error[ENGINE_NOT_RUNNING]" in done.stderr
-
-
-def test_the_seed_s_workflow_with_its_defaults(runner: workflows.Runner) -> None:
-    runner.context.update(workflows.defaults("build_llama_cpp_cuda_linux.yml"))
-    upstream(runner, runner.context["inputs.llama_cpp_ref"])
-    build = workflows.step("build_llama_cpp_cuda_linux/build/Build")
-    runner.environment["DOCKER_HOST"] = NOWHERE
-    assert reached_the_engine(runner.run(build))
-    built = runner.run(
-        build,
-        ("build-cuda --engine docker", "build-cpu --engine local"),
-        ('--archs "$ARCHS" --image "$IMAGE" ', ""),
-    )
-    assert built.returncode == 0, built.stderr
-    (tarball,) = (runner.folder / "dist").glob("*.tar.gz")
-    named = runner.folder / "out" / "llama-server-cuda-ubuntu-x64.tar.gz"
-    assert named.read_bytes() == tarball.read_bytes()
-    checked = runner.run(workflows.step("build_llama_cpp_cuda_linux/build/Read the tarball again"))
-    assert checked.stdout == f"ok {tarball.name}\n", checked.stderr
-    bound(runner, "build_llama_cpp_cuda_linux/build/Bound the compiler cache")
-    # The small tree's server answers nothing: just that must stop the job.
-    started = runner.run(workflows.step("build_llama_cpp_cuda_linux/build/Start llama-server"))
-    assert started.returncode == 1
-    assert "error[SMOKE_FAILED]" in started.stderr
-
-
-def bound(runner: workflows.Runner, where: str) -> None:
-    """What was compiled lies in the workspace, and no more of it than the bound."""
-    cache = runner.folder / ".farm" / "ccache"
-    assert any(path.is_file() for path in cache.rglob("*"))
-    runner.environment["CCACHE_MAXSIZE"] = "1k"
-    step = workflows.step(where)
-    (named,) = [value for name, value in step.job_env.items() if name == "CCACHE_MAXSIZE"]
-    done = runner.run(replace(step, job_env={}), ("sudo ", ""))
-    assert done.returncode == 0, done.stderr
-    assert named.endswith(("M", "G"))
-    assert sum(path.stat().st_size for path in cache.rglob("*") if path.is_file()) < 100_000
-
-
-def test_the_sets_of_a_release(runner: workflows.Runner) -> None:
-    assert runner.run(workflows.step("sets/matrix/Compute the matrix")).returncode == 0
-    matrix = json.loads(runner.context["outputs.matrix.matrix"])["include"]
-    table = targets.load()
-    assert len(matrix) == sum(len(names) for names in table.release.values())
-    gpu, cpu = (workflows.step(f"sets/build/Build for {kind}s") for kind in ("GPU", "CPU"))
-    runner.environment["DOCKER_HOST"] = NOWHERE
-    for row in (matrix[0], matrix[-1]):
-        runner.context.update({f"matrix.{name}": value for name, value in row.items()})
-        chosen = [one for one in (gpu, cpu) if workflows.holds(one.condition, runner.context)]
-        assert chosen == [cpu if row["set"] == "cpu" else gpu]
-        assert reached_the_engine(runner.run(chosen[0]))
 
 
 def test_all_compiler_caches_fit_in_githubs_10_gigabytes_twice() -> None:
@@ -224,139 +176,8 @@ def test_all_compiler_caches_fit_in_githubs_10_gigabytes_twice() -> None:
         assert workflows.load(f"{name}.yml")["jobs"]["sets"]["permissions"]["actions"] == "write"
 
 
-@pytest.mark.parametrize("spoiled", [False, True])
-def test_a_release_is_checked_before_it_is_built(
-    runner: workflows.Runner, tmp_path: Path, *, spoiled: bool
-) -> None:
-    succeed("keygen", "--out", str(tmp_path / "key"))
-    secrets = {
-        "secrets.GITHUB_TOKEN": github_releases.TOKEN,
-        "secrets.FARM_SIGNING_KEY": "" if spoiled else (tmp_path / "key").read_text("utf-8"),
-        "secrets.FARM_SIGNING_PASSWORD": "",
-        "vars.FARM_ATTEST_PRIVATE": "",
-    }
-    runner.context.update(RELEASE | secrets)
-    if spoiled:
-        runner.context["inputs.release"] = "b11550-1"
-    small = ("--engine docker", f"--engine docker --source {TINY} --assume-build 11549")
-    with github_releases.GitHub().serve() as github:
-        runner.environment.update(
-            DOCKER_HOST=NOWHERE, GITHUB_API_URL=github.url, GITHUB_ACTIONS="true"
-        )
-        step = workflows.step("release/preflight/Check images, source, name, place and key")
-        said = runner.run(step, small).stderr
-    codes = re.findall(r"error\[(\w+)\]", said)
-    spoilt = ["RELEASE_NAME_WRONG", "KEY_MISSING"] if spoiled else []
-    assert codes == [*spoilt, "ENGINE_NOT_RUNNING"], said
-
-
 def test_nothing_of_a_release_is_built_before_the_check() -> None:
     assert workflows.load("release.yml")["jobs"]["sets"]["needs"] == "preflight"
-
-
-@pytest.mark.parametrize("workflow", ["release/release", "weekly/assemble"])
-def test_the_sets_become_a_release_that_is_read_again(
-    runner: workflows.Runner, workflow: str
-) -> None:
-    runner.context.update(RELEASE | {"matrix.line": "cpu", "matrix.set": "cpu"})
-    local = ("--engine docker", f"--engine local --source {TINY}")
-    built = runner.run(workflows.step("sets/build/Build for CPUs"), local)
-    assert built.returncode == 0, built.stderr
-    for name in ("manifest.json", "SHA256SUMS"):
-        (runner.folder / "dist" / name).unlink()
-    assembled = runner.run(workflows.step(f"{workflow}/Assemble"))
-    name = "b11549-3" if workflow == "release/release" else "b0-1"
-    assert assembled.stdout == f"dist/manifest.json: {name}, 1 artifacts\n", assembled.stderr
-    checked = runner.run(workflows.step(f"{workflow}/Read the release again"))
-    assert checked.returncode == 0, checked.stderr
-
-
-@pytest.mark.docker
-def test_a_set_is_built_in_a_container_and_its_compiler_cache_kept(
-    runner: workflows.Runner, base_image: str
-) -> None:
-    runner.context.update({"matrix.line": "cpu", "matrix.set": "cpu"})
-    if "DOCKER_HOST" in os.environ:
-        runner.environment["DOCKER_HOST"] = os.environ["DOCKER_HOST"]
-    small = ("--engine docker", f"--engine docker --image {base_image} --source {TINY}")
-    built = runner.run(workflows.step("sets/build/Build for CPUs"), small)
-    assert built.returncode == 0, built.stderr
-    assert sorted(path.name for path in (runner.folder / "dist").glob("*.tar.*")) == [
-        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst",
-        "llama-server-b0-cpu-cpu-linux-x86_64.tar.zst.cdx.json",
-    ]
-    bound(runner, "sets/build/Bound the compiler cache")
-
-
-@pytest.mark.docker
-def test_what_a_container_built_starts_is_published_and_promoted(
-    runner: workflows.Runner, real_manifest: str, real_model: Path, tmp_path: Path
-) -> None:
-    """To GitHub, as far as its REST API is; nothing of the commands is replaced."""
-    # what the runner would fetch from its package index
-    models = runner.home / "cache" / "llama-server-farm" / "models"
-    place = models / pins.load().model("smollm2").member_sha256 / real_model.name
-    place.parent.mkdir(parents=True)
-    shutil.copy2(real_model, place)
-    runner.context.update(RELEASE | {"matrix.line": "cpu", "matrix.set": "cpu"})
-    shutil.copytree(Path(real_manifest.removeprefix("file://")).parent, runner.folder / "dist")
-    succeed("keygen", "--out", str(tmp_path / "key"))
-    secret = (tmp_path / "key").read_text("utf-8")
-    runner.context.update(
-        {
-            "secrets.GITHUB_TOKEN": github_releases.TOKEN,
-            "secrets.FARM_SIGNING_KEY": secret,
-            "secrets.FARM_SIGNING_PASSWORD": "",
-        }
-    )
-    with github_releases.GitHub().serve() as github:
-        runner.environment.update(GITHUB_API_URL=github.url, GITHUB_SERVER_URL=github.url)
-        for where in (
-            "sets/build/Start llama-server",
-            "weekly/assemble/Start every llama-server",
-            "release/release/Assemble",
-            "release/release/Read the release again",
-            "release/release/Check what promotion demands",
-            "release/release/Publish",
-            "release/release/Promote to candidate",
-        ):
-            done = runner.run(workflows.step(where))
-            said = done.stdout + done.stderr
-            assert done.returncode == 0, said
-            assert "answers on the CPU" in said or not where.endswith(("server", "demands"))
-            assert secret.strip() not in said
-            assert github_releases.TOKEN not in said
-        assert not github.release("b11549-3").draft
-        assert {one.name for one in github.release("channel-candidate").assets} == {
-            *("1.json", "1.json.minisig", "manifest.json", "manifest.json.minisig")
-        }
-        _channels(runner, github)
-        # what a person does with the address that was printed
-        public = f"{github.url}/{github_releases.REPOSITORY}/releases/download/b11549-3"
-        assert "ok llama-server-" in succeed("verify", f"{public}/manifest.json")
-
-
-def _channels(runner: workflows.Runner, github: github_releases.GitHub) -> None:
-    """Promote what was published, find that nothing ends soon, renew all the same, roll back."""
-    runner.context.update({"inputs.channel": "stable", "inputs.release": "b11549-3"})
-    promoted = runner.run(workflows.step("channels/promote/Promote"))
-    assert promoted.returncode == 0, promoted.stderr
-    assert "channel stable → b11549-3, serial 1" in promoted.stdout
-    look, renew = workflows.step("channels/look/Look"), workflows.step("channels/renew/Renew")
-    assert runner.run(look).returncode == 0
-    assert runner.context["outputs.look.due"] == ""
-    assert runner.run(renew).stdout == ""
-    soon = ("renew --to", "renew --within 100 --to")
-    assert runner.run(look, soon).returncode == 0
-    assert sorted(runner.context["outputs.look.due"].split()) == ["candidate", "stable"]
-    renewed = runner.run(renew, soon)
-    assert renewed.returncode == 0, renewed.stderr
-    assert "channel stable → b11549-3 (before: b11549-3), serial 2" in renewed.stdout
-    names = {one.name for one in github.release("channel-stable").assets}
-    assert {"1.json", "2.json", "manifest.json", "manifest.json.minisig"} <= names
-    back = runner.run(workflows.step("channels/rollback/Roll back"))
-    assert back.returncode == 1
-    assert "error[NOTHING_BEFORE]" in back.stderr
 
 
 def test_every_promotion_asks_a_person_and_one_runs_at_a_time() -> None:
@@ -369,115 +190,266 @@ def test_every_promotion_asks_a_person_and_one_runs_at_a_time() -> None:
         assert signs == (job.get("environment") == "release"), name
 
 
-def test_a_space_is_built_published_and_deployed_with_a_secret_that_no_command_has(
-    runner: workflows.Runner,
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_the_seed_s_workflow_with_its_defaults(
+    github: workflows.GitHub, base_image: str, real: Path
 ) -> None:
-    step = workflows.step("space/space/Build, publish, deploy")
+    where = f"{FAT}/build"
+    github.instead = {
+        f"{where}/Build": (
+            *small("build-cuda", base_image),
+            ('--archs "$ARCHS" --image "$IMAGE" --ref "$REF"', ""),
+        ),
+        f"{where}/Start llama-server": (("smoke dist", f"smoke {real}"),),
+    }
+    assert github.run(f"{FAT}.yml", **workflows.defaults(f"{FAT}.yml"))
+    succeeded(github, FAT)
+    (artifact,) = github.place.artifacts().values()
+    assert artifact.name == "llama-server-cuda-ubuntu-x64.tar.gz"
+    (tarball,) = (artifact / "dist").glob("*.tar.gz")
+    assert (artifact / "out" / artifact.name).read_bytes() == tarball.read_bytes()
+    assert github.place.caches() == ["ccache-fat-1"]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_a_release_is_built_published_promoted_and_its_channels_are_kept(
+    github: workflows.GitHub,
+    base_image: str,
+    cuda_image: Callable[..., str],
+    real: Path,
+    tmp_path: Path,
+) -> None:
+    github.rows = lambda row: row["set"] in ("cpu", "sm75")
+    image = cuda_image("12.8")
+    succeed("keygen", "--out", str(tmp_path / "key"))
+    secret = github.context["secrets.FARM_SIGNING_KEY"] = (tmp_path / "key").read_text("utf-8")
+    caches = [{"id": number, "key": f"ccache-cpu-{number}", "ref": "main"} for number in (1, 2)]
+    github.instead = {
+        "release/preflight/Check images, source, name, place and key": (
+            ("--arch-set release", f"--archs 90-real --line cu128 --image {image} {SMALL}"),
+        ),
+        "sets/build/Build for CPUs": small("build-cpu", base_image),
+        "sets/build/Build for GPUs": (
+            *small("build-cuda", base_image), ('--arch-set "$SET" --line "$LINE"', ""),
+        ),
+        "sets/build/Start llama-server": (("smoke dist", f"smoke {real}"),),
+        "sets/prune/Remove all but the newest of each kind": gh(tmp_path, caches),
+        "release/release/Assemble": (("invoke", f"cp {real}/*.tar.* dist; invoke"),),
+    }  # fmt: skip
+    with github_releases.GitHub().serve() as served:
+        github.environment = {"GITHUB_API_URL": served.url, "GITHUB_SERVER_URL": served.url}
+        assert github.run("release.yml", release=RELEASE)
+        succeeded(github, "release", "sets")
+        sets = [one.where for one in github.done if one.where.startswith("sets/build/Build")]
+        assert sets == ["sets/build/Build for CPUs", "sets/build/Build for GPUs"]
+        assert (tmp_path / "said").read_text().splitlines()[1:] == ["cache delete 1"]
+        assert "manifest.json" in github.place.attested
+        assert not served.release(RELEASE).draft
+        assert all(secret.strip() not in one.said for one in github.done)
+        assert all(github_releases.TOKEN not in one.said for one in github.done)
+        _channels(github, served)
+        # what a person does with the address that was printed
+        public = f"{served.url}/{github_releases.REPOSITORY}/releases/download/{RELEASE}"
+        assert "ok llama-server-" in succeed("verify", f"{public}/manifest.json")
+
+
+def _channels(github: workflows.GitHub, served: github_releases.GitHub) -> None:
+    """Promote what was published, find that nothing ends soon, renew all the same, roll back."""
+    asked = {"channel": "stable", "release": RELEASE}
+    assert github.run("channels.yml", action="promote", **asked)
+    assert "channel stable → b11549-3, serial 1" in github.steps("channels")["promote/Promote"].said
+    assert github.run("channels.yml", action="renew", **asked)
+    assert "renew/Renew" not in github.steps("channels")
+    soon = (("renew --to", "renew --within 100 --to"),)
+    github.instead = {"channels/look/Look": soon, "channels/renew/Renew": soon}
+    github.context["github.event_name"] = "schedule"
+    assert github.run("channels.yml", action="", channel="", release="")
+    assert "(before: b11549-3), serial 2" in github.steps("channels")["renew/Renew"].said
+    names = {one.name for one in served.release("channel-stable").assets}
+    assert {"1.json", "2.json", "manifest.json", "manifest.json.minisig"} <= names
+    github.context["github.event_name"] = "workflow_dispatch"
+    assert not github.run("channels.yml", action="rollback", **asked)
+    assert "error[NOTHING_BEFORE]" in github.steps("channels")["rollback/Roll back"].said
+    commands = {one.where for one in COMMANDS if one.workflow == "channels"}
+    assert commands <= {one.where for one in github.done}
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_a_release_that_cannot_be_published_is_not_built(github: workflows.GitHub) -> None:
+    name = "release/preflight/Check images, source, name, place and key"
+    github.instead = {name: (("--engine docker", f"--engine docker {SMALL}"),)}
+    with github_releases.GitHub().serve() as served:
+        github.environment = {
+            "GITHUB_API_URL": served.url,
+            "DOCKER_HOST": "unix:///nowhere/docker.sock",
+        }
+        assert not github.run("release.yml", release="b11550-1")
+    assert [one.where for one in github.done if not one.ok] == [name]
+    assert github.done[-1].where == name
+    codes = re.findall(r"error\[(\w+)\]", github.done[-1].said)
+    assert codes == ["RELEASE_NAME_WRONG", "KEY_MISSING", "ENGINE_NOT_RUNNING"]
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_a_set_that_fails_keeps_its_log_and_its_cache_and_uploads_no_tarball(
+    github: workflows.GitHub, tmp_path: Path
+) -> None:
+    """The command for GPUs as it stands, up to the engine."""
+    github.rows = lambda row: (row["line"], row["set"]) == ("cu128", "sm90")
+    prune = "sets/prune/Remove all but the newest of each kind"
+    github.instead = {prune: gh(tmp_path, [])}
+    github.environment = {"DOCKER_HOST": "unix:///nowhere/docker.sock"}
+    assert not github.run("sets.yml", ref="main")
+    steps = github.steps("sets")
+    assert "error[ENGINE_NOT_RUNNING]" in steps["build/Build for GPUs"].said
+    assert [one.where for one in github.done if not one.ok] == ["sets/build/Build for GPUs"]
+    assert {"build/Bound the compiler cache", "build/Keep the log"} <= steps.keys()
+    assert {"build/Upload", "build/Start llama-server"}.isdisjoint(steps)
+    assert steps["prune/Remove all but the newest of each kind"].ok
+
+
+def newer(bare: Path, tmp_path: Path) -> bytes:
+    """Pin a small llama.cpp that is older than ``upstream``; returns the newer one's sdist."""
+    upstream = Path(shutil.copytree(PROJECT / TINY, tmp_path / "upstream"))
+    for command in ("init --quiet", "add --all", "commit --quiet -m tiny"):
+        git(upstream, *command.split())
+    git(upstream, "config", "uploadpack.allowFilter", "true")
+    for tag in ("b11549", "b11600"):
+        git(upstream, "tag", tag)
+    git(tmp_path, "clone", "--quiet", str(bare), "clone")
+    ours = tmp_path / "clone" / "build" / "pins.toml"
+    shutil.copy2(ours, tmp_path / "pins.toml")
+    ours.write_text(SMALL_PINS)
+    git(tmp_path / "clone", "commit", "--quiet", "--all", "-m", "small")
+    git(tmp_path / "clone", "push", "--quiet")
+    with zipfile.ZipFile(tmp_path / "model.whl", "w") as archive:
+        archive.writestr("tiny/tiny.gguf", b"GGUF")
+    shutil.copytree(PROJECT / TINY, tmp_path / "llama" / "upstream")
+    (tmp_path / "llama" / "upstream" / "evil.cpp").touch()
+    return Path(
+        shutil.make_archive(str(tmp_path / "sdist"), "gztar", tmp_path, "llama")
+    ).read_bytes()
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_the_weekly_run_proposes_the_newest_llama_cpp_and_builds_it(
+    github: workflows.GitHub, base_image: str, real: Path, tmp_path: Path
+) -> None:
+    bare, upstream = github.place.origin, tmp_path / "upstream"
+    sdist = newer(bare, tmp_path)
+    whole = f"cp {tmp_path}/pins.toml build/pins.toml; invoke"
+    build = small("build-cpu", base_image)
+    github.rows = lambda row: row["set"] == "cpu"
+    with PackageIndex().serve() as index:
+        for name in ("llama-2026.10.11549.tar.gz", "llama-2026.11.11600.tar.gz"):
+            index.add("llama", name, sdist)
+        index.add("model", "model-1.0-py3-none-any.whl", (tmp_path / "model.whl").read_bytes())
+        index.add("nvcc", "nvcc-1.0-py3-none-manylinux_2_17_x86_64.whl", b"nvcc")
+        github.instead = {
+            "weekly/pins/Update build/pins.toml": (
+                ("invoke", f"PIP_INDEX_URL={index.url} invoke"),
+            ),
+            "weekly/pins/Propose what changed": gh(tmp_path, []),
+            "sets/build/Build for CPUs": (*build, ("invoke", whole)),
+            "sets/build/Start llama-server": (("invoke smoke dist", f"{whole} smoke {real}"),),
+            "sets/prune/Remove all but the newest of each kind": gh(tmp_path, []),
+            "weekly/assemble/Assemble": (("invoke", f"cp {real}/*.tar.* dist; {whole}"),),
+            "weekly/assemble/Start every llama-server": (("invoke", whole),),
+        }
+        ours = f"https://x:{github_releases.TOKEN}@github.test/owner/name"
+        of = {f"file://{upstream}": "https://github.com/ggml-org/llama.cpp", f"file://{bare}": ours}
+        github.environment = {
+            "GITHUB_SERVER_URL": "https://github.test",
+            "GIT_CONFIG_COUNT": str(len(of)),
+            **{f"GIT_CONFIG_KEY_{n}": f"url.{place}.insteadOf" for n, place in enumerate(of)},
+            **{f"GIT_CONFIG_VALUE_{n}": of[place] for n, place in enumerate(of)},
+        }
+        assert github.run("weekly.yml"), github.done[-1].said
+        succeeded(github, "weekly")
+        branch = "llama.cpp-b11600"
+        assert 'version = "2026.11.11600"' in git(bare, "show", f"{branch}:build/pins.toml")
+        assert git(bare, "diff", "--name-only", f"{branch}~", branch) == "build/pins.toml\n"
+        said = (tmp_path / "said").read_text("utf-8").splitlines()
+        assert [line.split()[:3] for line in said[:2]] == [
+            ["pr", "view", branch], ["pr", "create", "--head"],
+        ]  # fmt: skip
+        changes = (tmp_path / "job0" / "work" / "changes.txt").read_text("utf-8")
+        assert "not as in llama.cpp's tag b11600" in changes
+        assert "- evil.cpp" in changes
+        # A week later nothing is newer: nothing is proposed, nothing is built.
+        git(tmp_path / "clone", "pull", "--quiet", "origin", branch)
+        git(tmp_path / "clone", "push", "--quiet")
+        before = len(github.done)
+        assert github.run("weekly.yml")
+        assert {one.where.split("/")[1] for one in github.done[before:]} == {"pins"}
+        assert len((tmp_path / "said").read_text("utf-8").splitlines()) == len(said)
+
+
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_a_space_is_built_published_and_deployed_with_a_secret_that_no_command_has(
+    github: workflows.GitHub,
+) -> None:
+    where = "space/space/Build, publish, deploy"
+    github.context["secrets.HF_TOKEN"] = hub_repository.TOKEN
+    github.instead = {where: (("--engine docker", f"--engine local {SMALL}"),)}
     inputs = {"space": "me/space", "model": "4b", "hardware": "cpu-basic"}
-    runner.context.update({f"inputs.{name}": value for name, value in inputs.items()})
-    runner.context.update({"secrets.HF_TOKEN": hub_repository.TOKEN})
-    small = ("--engine docker", f"--engine local --source {TINY} --assume-build 11549")
     page = http_served.serving(lambda _: http_served.Answer(200, b"a page"))
     with hub_repository.Hub().serve() as hub, page as hub.host:
         # Xet's protocol is a program of the Hub's own; without it large files go through LFS
-        runner.environment.update(HF_ENDPOINT=hub.url, HF_HUB_DISABLE_XET="1")
-        done = runner.run(step, small)
-        assert done.returncode == 0, done.stderr
-        assert hub_repository.TOKEN not in done.stdout + done.stderr + step.run
+        github.environment = {"HF_ENDPOINT": hub.url, "HF_HUB_DISABLE_XET": "1"}
+        assert github.run("space.yml", **inputs), github.done[-1].said
+        succeeded(github, "space")
+        said = github.done[-1].said
+        assert hub_repository.TOKEN not in said
         deployed = hub.repositories["me/space"].commits[-1]
-        assert {"app.py", "README.md", "requirements.txt", "llama_loader/__main__.py"} <= set(
-            deployed
-        )
+        assert {"app.py", "README.md", "llama_loader/__main__.py"} <= set(deployed)
         others = set(deployed) - {".deployed.json"}
         assert not any(name.startswith(("farm", "tests", "spaces", ".")) for name in others)
         pin = json.loads(deployed["release.json"])
         assert pin["manifest_url"].startswith("hf://me/llama-server@b11549-1/")
-        assert (
-            hub.repositories["me/space"]
-            .variables["YAKULINGO_SPACES_GGUF_REPO_ID"]
-            .endswith("translategemma-4b-it-i1-GGUF")
-        )
-        assert done.stdout.splitlines()[-1] == hub.host
+        assert hub.host in said
         # what was published is used again: this run gets as far without an engine
-        runner.environment["DOCKER_HOST"] = NOWHERE
-        shutil.rmtree(runner.folder / "dist")
-        assert runner.run(step).returncode == 0
-        runner.context["secrets.HF_TOKEN"] = "hf_somebody_else_s"
-        refused = runner.run(step)
-        assert refused.returncode == 1
-        assert "error[HUB_REFUSED]" in refused.stderr
-        assert "hf_somebody" not in refused.stdout + refused.stderr
+        github.environment["DOCKER_HOST"] = "unix:///nowhere/docker.sock"
+        assert github.run("space.yml", **inputs), github.done[-1].said
+        github.context["secrets.HF_TOKEN"] = "hf_somebody_else_s"
+        assert not github.run("space.yml", **inputs)
+        assert "error[HUB_REFUSED]" in github.done[-1].said
+        assert "hf_somebody" not in github.done[-1].said
 
 
-def git(folder: Path, *argv: str) -> str:
-    who = ("-c", "user.name=t", "-c", "user.email=t@t.invalid")
-    done = subprocess.run(
-        ["git", *who, *argv], cwd=folder, check=True, capture_output=True, text=True
+@pytest.mark.docker
+@pytest.mark.timeout(3000)
+def test_ci_and_pages(github: workflows.GitHub, base_image: str) -> None:
+    """CI's own tests are this one among others, so nox only lists them here."""
+    github.instead = {
+        "ci/tests/Install what the tests need of the distribution": (
+            ("apt-get install", "apt-get install --simulate"),
+        ),
+        "ci/tests/Run everything": (("-m nox", "-m nox --list"),),
+        "ci/reproducible/Build everything twice": (
+            ("python -m nox -s", "invoke"),
+            ("reproducible", f"reproducible --source {TINY} --image {base_image}"),
+        ),
+    }
+    github.instead["pages/check/Test the documents"] = (
+        ("-s docs && python -m nox -s unit -- tests/docs", "--list"),
     )
-    return done.stdout
-
-
-def test_the_weekly_run_proposes_the_newest_llama_cpp(
-    runner: workflows.Runner, tmp_path: Path
-) -> None:
-    """Into a repository of this machine; of GitHub's own program the words are looked at."""
-    upstream(runner, "b11549", "b11600")
-    wheel, bare, gh = tmp_path / "model.whl", tmp_path / "owner.git", tmp_path / "bin" / "gh"
-    with zipfile.ZipFile(wheel, "w") as archive:
-        archive.writestr("tiny/tiny.gguf", b"GGUF")
-    shutil.copytree(TINY, tmp_path / "llama" / "upstream")
-    (tmp_path / "llama" / "upstream" / "evil.cpp").touch()
-    packed = shutil.make_archive(str(tmp_path / "sdist"), "gztar", tmp_path, "llama")
-    (runner.folder / "build" / "pins.toml").write_text(SMALL_PINS)
-    git(tmp_path, "init", "--quiet", "--bare", str(bare))
-    for command in ("init --quiet", "add --all", "commit --quiet --message all"):
-        git(runner.folder, *command.split())
-    with (runner.home / ".gitconfig").open("a", encoding="utf-8") as file:
-        file.write(f'[url "file://{bare}"]\n\tinsteadOf = https://x:t0ken@github.test/owner/name\n')
-    gh.parent.mkdir()
-    gh.write_text(f'#!/bin/sh\necho "$*" >> {tmp_path}/said\ntest "$2" != view\n')
-    gh.chmod(0o755)
-    with PackageIndex().serve() as index:
-        for name in ("llama-2026.10.11549.tar.gz", "llama-2026.11.11600.tar.gz"):
-            index.add("llama", name, Path(packed).read_bytes())
-        index.add("model", "model-1.0-py3-none-any.whl", wheel.read_bytes())
-        index.add("nvcc", "nvcc-1.0-py3-none-manylinux_2_17_x86_64.whl", b"nvcc")
-        runner.context["secrets.GITHUB_TOKEN"] = "t0ken"
-        runner.environment.update(
-            PATH=f"{gh.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}",
-            DOCKER_HOST=NOWHERE,
-            GITHUB_REPOSITORY="owner/name",
-            GITHUB_SERVER_URL="https://github.test",
-            PIP_INDEX_URL=index.url,
-        )
-        weekly(runner, "llama.cpp-b11600")
-        proposed = git(bare, "show", "llama.cpp-b11600:build/pins.toml")
-        assert 'version = "2026.11.11600"' in proposed
-        assert git(bare, "diff", "--name-only", "llama.cpp-b11600~", "llama.cpp-b11600") == (
-            "build/pins.toml\n"
-        )
-        said = (runner.folder / "changes.txt").read_text("utf-8")
-        assert "llama.cpp (llama): b11549" in said
-        assert "not as in llama.cpp's tag b11600" in said
-        assert "are 1 of its files" in said
-        assert "- evil.cpp" in said
-        asked = (tmp_path / "said").read_text("utf-8").splitlines()
-        assert [line.split()[:3] for line in asked] == [
-            ["pr", "view", "llama.cpp-b11600"],
-            ["pr", "create", "--head"],
-        ]
-        # A week later nothing is newer: nothing is proposed, nothing is built.
-        weekly(runner, "")
-        assert len((tmp_path / "said").read_text("utf-8").splitlines()) == 2
-
-
-def weekly(runner: workflows.Runner, branch: str) -> None:
-    for name in ("Update build/pins.toml", "Propose what changed"):
-        done = runner.run(workflows.step(f"weekly/pins/{name}"))
-        assert done.returncode == 0, done.stdout + done.stderr
-        if name.startswith("Update"):
-            assert runner.context["outputs.pins.branch"] == branch
-            runner.context["steps.pins.outputs.branch"] = branch
+    github.context["github.event.repository.has_pages"] = "true"
+    assert github.run("ci.yml"), github.done[-1].said
+    succeeded(github, "ci")
+    ran = github.steps("ci")
+    assert "Inst debian-archive-keyring" in ran["tests/Install what the tests need of the "
+                                                "distribution"].said  # fmt: skip
+    assert "* tests -> " in ran["tests/Run everything"].said
+    assert github.run("pages.yml"), github.done[-1].said
+    succeeded(github, "pages")
+    assert (github.place.kept / "pages" / "index.html").is_file()
 
 
 SMALL_PINS = """\
