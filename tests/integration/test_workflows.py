@@ -342,6 +342,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp_and_builds_it(
 ) -> None:
     bare, upstream = github.place.origin, tmp_path / "upstream"
     sdist = newer(bare, tmp_path)
+    main = github.context["github.sha"] = git(bare, "rev-parse", "main").strip()
     whole = f"cp {tmp_path}/pins.toml build/pins.toml; invoke"
     build = small("build-cpu", base_image)
     github.rows = lambda row: row["set"] == "cpu"
@@ -373,7 +374,9 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp_and_builds_it(
         succeeded(github, "weekly")
         branch = "llama.cpp-b11600"
         assert 'version = "2026.11.11600"' in git(bare, "show", f"{branch}:build/pins.toml")
-        assert git(bare, "diff", "--name-only", f"{branch}~", branch) == "build/pins.toml\n"
+        assert git(bare, "diff", "--name-only", main, branch) == "build/pins.toml\n"
+        titles = git(bare, "log", "--format=%s", f"{main}..{branch}").splitlines()
+        assert [one.partition(":")[0] for one in titles] == ["Packages", "llama.cpp (llama)"]
         said = (tmp_path / "said").read_text("utf-8").splitlines()
         assert [line.split()[:3] for line in said[:2]] == [
             ["pr", "view", branch], ["pr", "create", "--head"],
@@ -384,6 +387,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp_and_builds_it(
         # A week later nothing is newer: nothing is proposed, nothing is built.
         git(tmp_path / "clone", "pull", "--quiet", "origin", branch)
         git(tmp_path / "clone", "push", "--quiet")
+        github.context["github.sha"] = git(bare, "rev-parse", "main").strip()
         before = len(github.done)
         assert github.run("weekly.yml")
         assert {one.where.split("/")[1] for one in github.done[before:]} == {"pins"}

@@ -230,6 +230,7 @@ class GitHub:
             "GITHUB_OUTPUT": str(output),
             "GITHUB_WORKSPACE": str(machine.workspace),
             "GITHUB_REPOSITORY": context["github.repository"],
+            "GITHUB_SHA": context["github.sha"],
             **self.environment,
             **{key: filled(value, context) for key, value in {**one.job_env, **one.env}.items()},
         }
