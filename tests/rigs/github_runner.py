@@ -15,19 +15,18 @@ from typing import Final
 from docker import DockerClient
 from docker.models.containers import Container
 
-from farm.engines.docker import DockerImages
-from farm.inputs import base_image
+from farm.errors import EngineError
+from tests.rigs import pythons
 from tests.rigs.needs import must_or_skip
 
 KEY: Final = Path(__file__).with_name("ubuntu_archive_2018.asc")
 """The key that signs Ubuntu's archive: F6ECB3762474EDA9D21B7022871920D1991BC93C."""
 ROOT: Final = (
-    *("--architectures=amd64", "--components=main,universe", f"--keyring={KEY}"),
+    *("--architectures=amd64", "--components=main,universe"),
     "--include=ca-certificates,curl,g++,git,jq,python3-venv,sudo",
     "noble",
 )
 IMAGE: Final = "llama-farm-runner:noble"
-_LABEL: Final = "llama-farm.runner"
 TOOLS: Final = "/opt/hostedtoolcache/Python/3.12/x64"
 """Where setup-python puts its Python; the jobs of one test run share it, installed packages too."""
 _CERTIFICATES: Final = "/etc/ssl/certs/ca-certificates.crt"
@@ -47,16 +46,9 @@ chown --recursive {_USER} "$1" "$3" {TOOLS}
 
 def image(client: DockerClient) -> str:
     """Return the runner's image, made unless it is here."""
-    images = DockerImages(client)
-    wanted = repr((*ROOT[:2], *ROOT[-2:]))
-    there = images.find(IMAGE)
-    if there is not None and there.labels.get(_LABEL) == wanted:
-        return there.id
-    lines: list[str] = []
     try:
-        with base_image.root_tar(lines.append, ROOT) as root:
-            return images.import_root(root, IMAGE, {_LABEL: wanted}).id
-    except base_image.EngineError as error:
+        return pythons.image_of(client, IMAGE, ROOT, f"--keyring={KEY}")
+    except EngineError as error:
         must_or_skip(f"no Ubuntu 24.04 can be made: {error.message}")
 
 

@@ -71,7 +71,7 @@ def run(python: str) -> Run:
 
 def _run(client: DockerClient, python: str) -> Run:
     container = client.containers.create(
-        _image(client, python),
+        image_of(client, f"llama-farm-python:{python}", (DISTRIBUTIONS | BY_HAND)[python]),
         [
             *("python3", "-m", "pytest", "-q", "-p", "no:cacheprovider"),
             *("-m", "not docker and not model", "-k", f"not ({' or '.join(LEFT_OUT)})"),
@@ -96,16 +96,18 @@ def _run(client: DockerClient, python: str) -> Run:
         container.remove(force=True)
 
 
-def _image(client: DockerClient, python: str) -> str:
-    """Return the image with that Python, made of its distribution unless it is here."""
-    wanted = (DISTRIBUTIONS | BY_HAND)[python]
-    tag, inputs = f"llama-farm-python:{python}", repr(wanted)
+def image_of(client: DockerClient, tag: str, wanted: tuple[str, ...], *paths: str) -> str:
+    """Return the image of a distribution, made as ``wanted`` tells mmdebstrap unless it is here.
+
+    ``paths`` are options that decide nothing: where this host has something.
+    """
+    inputs = repr(wanted)
     images = DockerImages(client)
     there = images.find(tag)
     if there is not None and there.labels.get(_LABEL) == inputs:
         return there.id
     lines: list[str] = []
-    with base_image.root_tar(lines.append, wanted) as root:
+    with base_image.root_tar(lines.append, (*paths, *wanted)) as root:
         return images.import_root(root, tag, {_LABEL: inputs}).id
 
 
