@@ -79,7 +79,7 @@ RUN = {
     "invoke targets --json": CI_OWNER,
     f"invoke build-cuda --engine docker {SEED}": "test_the_seed_s_workflow_with_its_defaults",
     "invoke build-cuda --engine docker --arch-set sm90 --line cu128 --out dist": (
-        "test_the_sets_of_a_release"
+        "test_a_set_that_fails_keeps_its_log_and_its_cache_and_uploads_no_tarball"
     ),
     "invoke manifest --out dist --release b11549-1": CI_OWNER,
     "invoke publish --to /srv/releases": CI_OWNER,

@@ -278,7 +278,7 @@ def _channels(github: workflows.GitHub, served: github_releases.GitHub) -> None:
 
 @pytest.mark.docker
 @pytest.mark.timeout(3000)
-def test_a_release_that_cannot_be_published_is_not_built(github: workflows.GitHub) -> None:
+def test_a_release_is_checked_before_it_is_built(github: workflows.GitHub) -> None:
     name = "release/preflight/Check images, source, name, place and key"
     github.instead = {name: (("--engine docker", f"--engine docker {SMALL}"),)}
     with github_releases.GitHub().serve() as served:
@@ -337,7 +337,7 @@ def newer(bare: Path, tmp_path: Path) -> bytes:
 
 @pytest.mark.docker
 @pytest.mark.timeout(3000)
-def test_the_weekly_run_proposes_the_newest_llama_cpp_and_builds_it(
+def test_the_weekly_run_proposes_the_newest_llama_cpp(
     github: workflows.GitHub, base_image: str, real: Path, tmp_path: Path
 ) -> None:
     bare, upstream = github.place.origin, tmp_path / "upstream"
