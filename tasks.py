@@ -323,19 +323,15 @@ def serve_release(_: Context, folder: str = "dist", port: str = "0") -> None:
     name="update-pins",
     help={
         "newest": "take the newest source archive whose build llama.cpp has a tag for",
-        "commit": "make a git commit of each kind of change: llama.cpp, packages, images",
     },
 )
 @verb
-def update_pins(_: Context, newest: bool = False, commit: bool = False) -> None:
+def update_pins(_: Context, newest: bool = False) -> None:
     """Look up the digests of every source, wheel, model and image in build/pins.toml again."""
-    from farm import update_pins as pins
+    from farm.update_pins import compared, main
 
-    update = pins.main(newest=newest)
-    if commit:
-        pins.commit(update)
-    if update.newer is not None:
-        show.line(pins.compared())
+    if main(newest=newest).newer is not None:
+        show.line(compared())
 
 
 @task(help={"dry_run": "show what would be removed, and end"})

@@ -110,13 +110,13 @@ def from_ref(ref: str, *, remote: str = GIT_REMOTE) -> Source:
     _require_https(remote)
     repository = cache_folder("git") / f"{hashlib.sha256(remote.encode()).hexdigest()}.git"
     if not (repository / "HEAD").is_file():
-        git("init", "--quiet", "--bare", str(repository))
+        _git("init", "--quiet", "--bare", str(repository))
     fetch = ("fetch", "--quiet", "--prune", "--force", "--filter=blob:none", "--tags", remote)
-    git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
+    _git("-C", str(repository), *fetch, "+refs/heads/*:refs/remotes/origin/*")
     commit = _resolve_ref(repository, ref)
     tree, note = _kept(commit, lambda folder: _check_out(repository, commit, folder))
     _require_layout(tree, ref)
-    count = git("-C", str(repository), "rev-list", "--count", commit)
+    count = _git("-C", str(repository), "rev-list", "--count", commit)
     return _source(tree, int(count), commit, f"git+{remote}@{ref}", note)
 
 
@@ -269,7 +269,7 @@ def upstream_builds(remote: str = GIT_REMOTE) -> tuple[int, ...]:
         SourceError: git is missing, or the repository cannot be reached or has no such tag.
     """
     _require_https(remote)
-    listed = git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
+    listed = _git("ls-remote", "--tags", "--refs", remote, "refs/tags/b*")
     found = sorted(int(number) for number in re.findall(r"refs/tags/b(\d+)$", listed, re.MULTILINE))
     if not found:
         raise SourceError("TAGS_MISSING", f"{remote} has no tags like b11549")
@@ -301,9 +301,9 @@ def _history(tree: Path) -> tuple[int, str | None, str | None]:
     """Return the build number that a work tree's history proves, its commit, and a note."""
     if not (tree / ".git").exists():
         return 0, None, _unknown_build(tree, "has no git history")
-    commit = git("-C", str(tree), "rev-parse", "HEAD")
+    commit = _git("-C", str(tree), "rev-parse", "HEAD")
     build, note = _proven_build(tree)
-    if git("-C", str(tree), "status", "--porcelain", "--untracked-files=no"):
+    if _git("-C", str(tree), "status", "--porcelain", "--untracked-files=no"):
         commit += "-dirty"
     return build, commit, note
 
@@ -311,18 +311,18 @@ def _history(tree: Path) -> tuple[int, str | None, str | None]:
 def _proven_build(tree: Path) -> tuple[int, str | None]:
     """Return the number of the newest build of llama.cpp that HEAD contains, and a note."""
     at = ("-C", str(tree))
-    if git(*at, "rev-parse", "--is-shallow-repository") == "true":
+    if _git(*at, "rev-parse", "--is-shallow-repository") == "true":
         tag = _run_git((*at, "describe", "--exact-match", *_BUILD_TAG)).stdout.strip()
         if tag[1:].isdigit():
             return int(tag[1:]), None
         return 0, _unknown_build(tree, "is a shallow clone, so its commits cannot be counted")
-    count = int(git(*at, "rev-list", "--count", "HEAD"))
+    count = int(_git(*at, "rev-list", "--count", "HEAD"))
     listed = _run_git((*at, "config", "--get-regexp", r"^remote\..*\.url$")).stdout.splitlines()
     remotes = dict(line.split(" ", 1) for line in listed)
     own = [name for name, url in remotes.items() if _UPSTREAM.search(url)]
     if own:
         known = [f"--remotes={name.removeprefix('remote.').removesuffix('.url')}" for name in own]
-        base = count - int(git(*at, "rev-list", "--count", "HEAD", "--not", *known))
+        base = count - int(_git(*at, "rev-list", "--count", "HEAD", "--not", *known))
     elif remotes:
         base = _tagged_build(tree)
     else:
@@ -337,7 +337,7 @@ def _tagged_build(tree: Path) -> int:
     """Return the number of the newest tag ``bNNNN`` that has NNNN commits, else 0."""
     tag = _run_git(("-C", str(tree), "describe", *_BUILD_TAG)).stdout.strip()
     number = int(tag[1:]) if tag[1:].isdigit() else 0
-    counted = number and int(git("-C", str(tree), "rev-list", "--count", tag))
+    counted = number and int(_git("-C", str(tree), "rev-list", "--count", tag))
     return number if number == counted else 0
 
 
@@ -378,23 +378,18 @@ def _resolve_ref(repository: Path, ref: str) -> str:
 def _is_reachable(repository: Path, commit: str) -> bool:
     """Whether a branch or tag has the commit: GitHub gives a fork's commits by number, too."""
     beyond = ("rev-list", "--max-count=1", commit, "--not", "--all")
-    return git("-C", str(repository), *beyond) == ""
+    return _git("-C", str(repository), *beyond) == ""
 
 
 def _check_out(repository: Path, commit: str, tree: Path) -> None:
     with new_folder(tree) as staging:
         # A work tree, not `git archive`: checking out fetches a partial clone's blobs in one go.
-        git("-C", str(repository), "worktree", "add", "--detach", str(staging), commit)
+        _git("-C", str(repository), "worktree", "add", "--detach", str(staging), commit)
         (staging / ".git").unlink()
-        git("-C", str(repository), "worktree", "prune")
+        _git("-C", str(repository), "worktree", "prune")
 
 
-def git(*argv: str) -> str:
-    """Run git and return what it printed.
-
-    Raises:
-        SourceError: git is not installed, or its last line of error.
-    """
+def _git(*argv: str) -> str:
     done = _run_git(argv)
     if done.returncode != 0:
         last = done.stderr.strip().splitlines()[-1:] or ["no message"]

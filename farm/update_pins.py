@@ -91,19 +91,6 @@ def main(
     return Update(changes, now if now > int(old["source"]["build"]) else None)
 
 
-def commit(update: Update, path: Path = pins.PINS_FILE) -> None:
-    """Make a commit of each kind of change, so that each can be looked at by itself.
-
-    Raises:
-        SourceError: git refuses, as where nobody has told it who commits.
-    """
-    for step in update.steps:
-        path.write_text(step.text, "utf-8")
-        source.git(
-            "-C", str(path.parent), "commit", "--quiet", f"--message={step.title}", path.name
-        )
-
-
 def compared(remote: str = source.GIT_REMOTE) -> str:
     """Return in which files the pinned archive differs from llama.cpp's own tag of that build.
 

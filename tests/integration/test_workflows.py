@@ -376,7 +376,7 @@ def test_the_weekly_run_proposes_the_newest_llama_cpp(
         assert 'version = "2026.11.11600"' in git(bare, "show", f"{branch}:build/pins.toml")
         assert git(bare, "diff", "--name-only", main, branch) == "build/pins.toml\n"
         titles = git(bare, "log", "--format=%s", f"{main}..{branch}").splitlines()
-        assert [one.partition(":")[0] for one in titles] == ["Packages", "llama.cpp (llama)"]
+        assert titles == ["llama.cpp b11600", "Digests of packages and images"]
         said = (tmp_path / "said").read_text("utf-8").splitlines()
         assert [line.split()[:3] for line in said[:2]] == [
             ["pr", "view", branch], ["pr", "create", "--head"],
