@@ -7,11 +7,9 @@ it stands, and every ``run:`` step of a workflow must have been.
 """
 
 import json
-import os
 import re
 import shutil
 import subprocess
-import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
