@@ -23,7 +23,7 @@ KEY: Final = Path(__file__).with_name("ubuntu_archive_2018.asc")
 """The key that signs Ubuntu's archive: F6ECB3762474EDA9D21B7022871920D1991BC93C."""
 ROOT: Final = (
     *("--architectures=amd64", "--components=main,universe"),
-    "--include=ca-certificates,curl,g++,git,jq,python3-venv,sudo",
+    "--include=apt,ca-certificates,curl,g++,git,jq,python3-venv,sudo,ubuntu-keyring",
     "noble",
 )
 IMAGE: Final = "llama-farm-runner:noble"
@@ -39,6 +39,7 @@ groupadd --gid "$(stat --format %g {_SOCKET})" --non-unique engine
 usermod --append --groups engine {_USER}
 echo '{_USER} ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/{_USER}
 echo 'Defaults env_keep += "{" ".join(_TRUST)}"' >> /etc/sudoers.d/{_USER}
+sed --in-place 's/ *\\[signed-by=[^]]*]//' /etc/apt/sources.list  # it has the key itself
 test -x {TOOLS}/bin/python || python3 -m venv {TOOLS}
 chown --recursive {_USER} "$1" "$3" {TOOLS}
 """

@@ -171,6 +171,10 @@ class GitHub:
                     context[f"needs.{job}.outputs.{key}"] = filled(value, self._outputs)
         return False not in results.values()
 
+    def failures(self) -> str:
+        """Return where a step failed, and what it said."""
+        return "\n".join(f"{one.where}: {one.said}" for one in self.done if not one.ok)
+
     def steps(self, workflow: str) -> dict[str, Done]:
         """Return the steps of a workflow that were run, the last of each name, by job and name."""
         prefix = f"{workflow}/"
