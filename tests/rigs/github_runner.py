@@ -39,7 +39,6 @@ groupadd --gid "$(stat --format %g {_SOCKET})" --non-unique engine
 usermod --append --groups engine {_USER}
 echo '{_USER} ALL=(ALL) NOPASSWD:ALL' > /etc/sudoers.d/{_USER}
 echo 'Defaults env_keep += "{" ".join(_TRUST)}"' >> /etc/sudoers.d/{_USER}
-sed --in-place 's/ *\\[signed-by=[^]]*]//' /etc/apt/sources.list  # it has the key itself
 test -x {TOOLS}/bin/python || python3 -m venv {TOOLS}
 chown --recursive {_USER} "$1" "$3" {TOOLS}
 """
