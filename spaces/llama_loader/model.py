@@ -366,6 +366,7 @@ def _hub_client(settings: Settings) -> ModuleType:
     bound_xet()
     try:
         import huggingface_hub.constants  # which reads its variables
+        import huggingface_hub.file_download  # tqdm reads variables too
         import huggingface_hub.utils.logging
     except ValueError as error:
         raise SettingError(

@@ -350,6 +350,7 @@ def test_doctor_finds_that_the_disk_has_no_room_for_the_model(
     ("variable", "value", "words"),
     [
         ("HF_HUB_DOWNLOAD_TIMEOUT", "10s", "'10s'"),
+        ("TQDM_MININTERVAL", "often", "a variable that huggingface_hub reads"),
         ("ALL_PROXY", "socks5://127.0.0.1:9", "socks"),
     ],
 )
