@@ -49,6 +49,8 @@ def shut(driver: Path) -> int:
             LOST,
         ),
         ("nvmlDeviceGetName 1 15", (H200,), LOST),
+        ("nvmlDeviceGetMemoryInfo 1 15", (H200,), LOST),
+        ("nvmlDeviceGetUUID 1 15", (H200,), LOST),
         (
             "nvmlDeviceGetHandleByIndex_v2 0 4",
             (OTHER,),
