@@ -594,7 +594,10 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
         )
         hint = "check YAKULINGO_SPACES_GGUF_REPO_ID; for a private one set HF_TOKEN"
     elif isinstance(error, errors.RevisionNotFoundError):
-        code, what = "REVISION_NOT_FOUND", f"{repo} has no revision {settings.gguf_revision}"
+        code, what = (
+            "REVISION_NOT_FOUND",
+            f"{repo} has no revision {settings.gguf_revision or 'main'}",
+        )
         hint = "check YAKULINGO_SPACES_GGUF_REVISION"
     elif isinstance(error, errors.RemoteEntryNotFoundError):
         code, what = "FILE_NOT_FOUND", f"{repo} has no file {settings.gguf_filename}"

@@ -146,7 +146,6 @@ def test_a_path_that_others_can_change_is_not_trusted(tmp_path: Path) -> None:
         disk.trusted(tmp_path / "circle")
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_folder_whose_access_control_list_lets_another_user_write_is_not_trusted(
     tmp_path: Path,
 ) -> None:
@@ -167,6 +166,7 @@ def test_folder_whose_access_control_list_lets_another_user_write_is_not_trusted
         disk.trusted(place)
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder away")
 def test_a_path_through_another_users_folder_or_link_is_not_trusted(tmp_path: Path) -> None:
     (tmp_path / "theirs/store").mkdir(parents=True)
     (tmp_path / "link").symlink_to(tmp_path)
