@@ -6,6 +6,7 @@ the server gets ``LD_LIBRARY_PATH`` with exactly the folders that it needs.
 """
 
 import contextlib
+import glob
 import itertools
 import mmap
 import os
@@ -55,7 +56,9 @@ def find_libraries(
     library_path: Sequence[Path], cache: Sequence[Path], python_path: Sequence[Path], root: Path
 ) -> tuple[Library, ...]:
     """List the CUDA libraries, in the order in which they are taken: the person's choice first."""
-    wheels = [lib for entry in python_path for lib in sorted(entry.glob("nvidia/*/lib"))]
+    # not Path's: it raises where this user may not look, as in the working folder of another one
+    patterns = [f"{glob.escape(str(entry))}/nvidia/*/lib" for entry in python_path]
+    wheels = [Path(lib) for pattern in patterns for lib in sorted(glob.glob(pattern))]  # noqa: PTH207
     kits = [lib for pattern in _TOOLKITS for lib in sorted(root.glob(pattern), reverse=True)]
     places = (
         ("LD_LIBRARY_PATH", library_path),

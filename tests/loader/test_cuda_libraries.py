@@ -1,5 +1,6 @@
 """Where CUDA's libraries are found, and which go together: cuBLAS and cuBLASLt of one version."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,3 +184,15 @@ def test_the_package_that_brings_a_library() -> None:
         "libcuda.so.1": (),
     }
     assert {soname: cuda_libraries.packages([soname]) for soname in brought} == brought
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becomes another user")
+def test_folder_of_python_that_this_user_may_not_look_at_has_no_libraries(tmp_path: Path) -> None:
+    """The working folder is one of them: that of root, in a container that runs as uid 1000."""
+    (tmp_path / "root" / "site").mkdir(parents=True)
+    (tmp_path / "root").chmod(0)
+    os.seteuid(4711)
+    try:
+        assert find_libraries([], [], [tmp_path / "root" / "site"], Path("/nowhere")) == ()
+    finally:
+        os.seteuid(0)
