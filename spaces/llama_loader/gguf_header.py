@@ -24,6 +24,12 @@ _TEXT: Final = 8
 _ARRAY: Final = 9
 _TEXTS: Final = ("general.architecture", "general.type", "tokenizer.chat_template")
 _MAX_KEYS: Final = 10_000
+_MAX_TENSORS: Final = 65_536
+"""The largest models have some thousands."""
+_MAX_DIMENSIONS: Final = 4
+"""GGML_MAX_DIMS (ggml/include/ggml.h)."""
+_ALIGNMENT: Final = 32
+"""Bytes, where a header has no ``general.alignment``."""
 _MAX_TEXT: Final = 4 << 20
 """Bytes of all names and kept texts together; the largest chat templates have some 30 kB."""
 _MAX_TEXTS: Final = 1 << 20
@@ -54,10 +60,14 @@ class ModelSize:
 
 
 class Header(NamedTuple):
-    """What a header says, by its keys without the first word: ``block_count``, ``architecture``."""
+    """What a header says, by its keys without the first word: ``block_count``, ``architecture``.
+
+    ``last_tensor``: where in the file the last tensor's data begins, in bytes; 0 without tensors.
+    """
 
     numbers: dict[str, int]
     texts: dict[str, str]
+    last_tensor: int
 
 
 def read(path: Path) -> Header | None:
@@ -139,18 +149,33 @@ class _Reader:
         self._room = _MAX_TEXT
 
     def header(self) -> Header:
-        magic, version, _tensors, count = self._unpack("<4sIQQ")
+        magic, version, tensors, count = self._unpack("<4sIQQ")
         if magic != b"GGUF" or version not in (2, 3) or count > _MAX_KEYS:
             raise ValueError("no GGUF, or of an unknown version")
-        found = Header({}, {})
+        numbers: dict[str, int] = {}
+        texts: dict[str, str] = {}
         for _ in range(count):
             name, kind = self._text(), self._unpack("<I")[0]
             key = name.partition(".")[2]
             if kind == _TEXT and name in _TEXTS:
-                found.texts[key] = self._text()
+                texts[key] = self._text()
             elif (number := self._number(kind)) is not None:
-                found.numbers[key] = number
-        return found
+                numbers[key] = number
+        last = self._last_tensor(tensors, numbers.get("alignment") or _ALIGNMENT)
+        return Header(numbers, texts, last)
+
+    def _last_tensor(self, count: int, alignment: int) -> int:
+        if count > _MAX_TENSORS:
+            raise ValueError("too many tensors")
+        last = 0
+        for _ in range(count):
+            self._text()
+            (dimensions,) = self._unpack("<I")
+            if dimensions > _MAX_DIMENSIONS:
+                raise ValueError("too many dimensions")
+            last = max(last, self._unpack(f"<{dimensions}QIQ")[-1])
+        end = self._file.tell()
+        return end + -end % alignment + last if count else 0
 
     def _number(self, kind: int) -> int | None:
         """Return a whole number, or the largest of an array with one for each layer; else None."""

@@ -161,7 +161,7 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
 def require_usable(path: Path) -> None:
     """Refuse what is no model that llama-server can serve, by its name, its parts and its header.
 
-    Whether the tensors are whole and the architecture is known, llama-server alone can say.
+    Whether the last tensor is whole and the architecture known, llama-server alone can say.
 
     Raises:
         SettingError: names the file and what it is.
@@ -206,6 +206,21 @@ def require_usable(path: Path) -> None:
             "MODEL_PART",
             f"{path} is one of the {declared} files of a model, by another name",
             hint="give all of them the names that they had: …-00001-of-….gguf and so on",
+        )
+    for one in gguf_header.files(path):
+        _require_whole(one)
+
+
+def _require_whole(path: Path) -> None:
+    """Refuse a part of a model that ends before its last tensor begins."""
+    header = gguf_header.read(path)
+    with _reading(path):
+        size = path.stat().st_size
+    if header is not None and size < header.last_tensor:
+        raise SettingError(
+            "MODEL_INCOMPLETE",
+            f"{path} has {size} bytes, and its last tensor begins at byte {header.last_tensor}",
+            hint="download or copy it again: it was cut off",
         )
 
 

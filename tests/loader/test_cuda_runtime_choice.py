@@ -264,7 +264,7 @@ def test_it_is_said_once_when_it_is_fetched(space: Space) -> None:
     assert space.stages().count("fetch") == 2
     again = space.prepare()
     assert "CUDA_RUNTIME_FETCHED" not in space.notes()
-    assert space.stages() == ["verify", "verify"]
+    assert space.stages() == ["resolve", "verify", "verify"]
     assert again.runtime_libraries is not None
     told = report.fetched(space.settings(), again)
     assert told["libraries"] == dict.fromkeys(SONAMES, str(again.runtime_libraries.folder))

@@ -51,6 +51,7 @@ def refused(path: Path) -> SettingError:
         ("page.gguf", b"<!doctype html><html>", "MODEL_NOT_GGUF"),
         ("empty.gguf", b"", "MODEL_NOT_GGUF"),
         ("cut.gguf", TINY[:100], "MODEL_NOT_GGUF"),
+        ("half.gguf", TINY[: len(TINY) // 2], "MODEL_INCOMPLETE"),
         ("old.gguf", b"GGUF\1" + TINY[5:], "MODEL_NOT_GGUF"),
         ("m-00001-of-00003.gguf", TINY, "MODEL_INCOMPLETE"),
         ("m-00002-of-00003.gguf", TINY, "MODEL_INCOMPLETE"),
@@ -82,6 +83,11 @@ def test_later_part_is_refused_with_all_parts_beside_it(tmp_path: Path) -> None:
         (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(TINY)
     model.require_usable(tmp_path / "m-00001-of-00002.gguf")
     assert refused(tmp_path / "m-00002-of-00002.gguf").code == "MODEL_INCOMPLETE"
+    second = tmp_path / "m-00002-of-00002.gguf"
+    second.write_bytes(TINY[: len(TINY) // 2])
+    with pytest.raises(SettingError, match="its last tensor begins at byte") as cut:
+        model.require_usable(tmp_path / "m-00001-of-00002.gguf")
+    assert str(second) in cut.value.message
 
 
 @pytest.mark.timeout(20)

@@ -350,8 +350,7 @@ def _handler(server: FaultServer) -> type[BaseHTTPRequestHandler]:
             finally:
                 request.answered.set()
 
-        def do_CONNECT(self) -> None:
-            self.do_GET()
+        do_CONNECT = do_HEAD = do_GET  # noqa: N815 - http.server's names
 
         def log_message(self, *args: Any) -> None:
             """Say nothing."""
