@@ -77,8 +77,8 @@ def test_wheel_is_published_beside_the_manifest_for_pip_and_stays_as_it_is(
     wheel.write_bytes(b"of a later checkout")
     said: list[str] = []
     assert publishing.prepare(released, place.open(), said.append, wheel=wheel).new == ()
-    told = [line.partition(" ")[0] for line in said if not line.startswith("note[")]
-    assert told == [wheel.name]
+    (told,) = [line for line in said if not line.startswith("note[")]
+    assert wheel.name in told
 
 
 def test_other_bytes_under_a_published_name_are_refused(
@@ -462,7 +462,8 @@ def test_a_build_number_that_was_assumed_is_published_and_said(kept: Path, tmp_p
     release = tiny_release.of_build(kept, 11549, tmp_path, assumed=True)
     said: list[str] = []
     publishing.prepare(release, places.parse(str(tmp_path / "published")), said.append)
-    assert [line for line in said if line.startswith("note[BUILD_ASSUMED]: b11549")]
+    (told,) = [line for line in said if line.startswith("note[BUILD_ASSUMED]")]
+    assert "b11549" in told
     manifest = msgspec.json.decode((release / "manifest.json").read_bytes())
     assert manifest["source"]["build_assumed"] is True
 
