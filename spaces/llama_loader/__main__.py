@@ -231,8 +231,8 @@ def _serve(options: argparse.Namespace, console: Console) -> None:
             tell(sys.stdout, json.dumps(told))
         elif key is not None:
             console(report.api_key(key))
-        tell(sys.stdout, f"ready {running.url}")
         with suppress(KeyboardInterrupt):  # from now on this is how it ends
+            tell(sys.stdout, f"ready {running.url}")
             running.watch()
     finally:
         running.stop()
