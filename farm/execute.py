@@ -204,9 +204,8 @@ def _ended_when(abandoned: Callable[[], bool] | None, workspace: Workspace) -> I
     def look() -> None:
         while not over.wait(_LOOK_SECONDS):
             if abandoned():
-                with suppress(
-                    EngineError
-                ):  # if it cannot be reached here, the build cannot reach it either
+                # if it cannot be reached here, the build cannot reach it either
+                with suppress(EngineError):
                     workspace.end()
                 return
 

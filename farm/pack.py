@@ -324,7 +324,7 @@ def _present(tree: Path) -> dict[str, Path]:
     if outside:
         raise PackError("LINK_OUTSIDE", f"{tree / outside[0]}: leads out of the tree, or nowhere")
     files = {name: real for name, real in named.items() if real.is_file()}
-    libraries = {real for name, real in files.items() if ".so" in name and _is_elf(real)}
+    libraries = {real for name, real in files.items() if ".so" in name and is_elf(real)}
     sonames = {elf.inspect(real).soname: real for real in sorted(libraries)}
     return {name: real for name, real in sonames.items() if name} | files
 
@@ -339,7 +339,8 @@ def _follow(names: Iterable[str], present: Mapping[str, Path], chosen: dict[str,
             waiting.extend(elf.inspect(present[name]).needs)
 
 
-def _is_elf(path: Path) -> bool:
+def is_elf(path: Path) -> bool:
+    """Return whether a regular file begins as ELF files do."""
     with path.open("rb") as stream:
         return stream.read(len(ELF_MAGIC)) == ELF_MAGIC
 

@@ -116,10 +116,8 @@ def write(out: Path, *, release: str | None = None, serial: int | None = None) -
     published = json.dumps(json_schema(), indent=2).encode() + b"\n"
     files = {sbom.name_of(one.artifact.name): one.sbom for one in found}
     files |= {SCHEMA: published, SUMS: sums(written, content, published)}
-    for name, text in {
-        **files,
-        MANIFEST: content,
-    }.items():  # a reader that sees the manifest also sees these files
+    # the manifest last: a reader that sees it also sees the others
+    for name, text in {**files, MANIFEST: content}.items():
         with durable.writing(out / name):
             durable.replace(out / name, text, 0o644)
     return written

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from farm import PROJECT_ROOT, durable, elf, loader, remote_release, targets, trust
 from farm.errors import PublishError
-from farm.pack import ELF_MAGIC
+from farm.pack import is_elf
 from farm.publish import channels
 from farm.release import MANIFEST
 from llama_loader import manifest as schema
@@ -139,7 +139,7 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-archive-") as store:
         told = loader.told("fetch", "--url", url, "--store", store, "--no-test-run", patience=None)
-        binaries = [path for path in Path(store).rglob("*") if _is_elf(path)]
+        binaries = [path for path in Path(store).rglob("*") if path.is_file() and is_elf(path)]
         found = tuple(map(elf.inspect, binaries))
     sizes = {stage["name"]: stage["size"] for stage in told["timeline"]}
     listed = _listed(url, told["sha256"], sizes["fetch"], found)
@@ -163,13 +163,6 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
         said = (done.stdout if done.returncode == 0 else done.stderr).strip()
         answers.append((host, said, done.returncode == 0))
     return Archive(url, told["sha256"], sizes["fetch"], listed, tuple(answers))
-
-
-def _is_elf(path: Path) -> bool:
-    if not path.is_file():
-        return False
-    with path.open("rb") as stream:
-        return stream.read(len(ELF_MAGIC)) == ELF_MAGIC
 
 
 def _listed(url: str, sha256: str, size: int, found: tuple[elf.Inspection, ...]) -> Artifact:
