@@ -110,9 +110,13 @@ def _compile(tree: Path, *arguments: str | Path) -> None:
 def _is_same(
     loopback: Loopback, folder: Path, case: tuple[Kind, int, int, Sequence[str]]
 ) -> tuple[bool, bool, bool]:
-    """Whether the answers are the same, and whether each start uploaded in the patch's way."""
+    """Whether the answers are the same, and whether each start uploaded in the patch's way.
+
+    A case writes a file of its own: a server beside it has mapped the other one.
+    """
     kind, files, devices, options = case
-    model = quantised_model.write(folder / f"{kind.name}-{files}-{devices}.gguf", kind, files=files)
+    own = "-".join([kind.name, str(files), str(devices), *options])
+    model = quantised_model.write(folder / f"{own}.gguf", kind, files=files)
     (one, plain), (other, patched) = (
         loopback.start(model, threads, *options, devices=devices) for threads in (OFF, "4")
     )
