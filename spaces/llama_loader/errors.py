@@ -48,13 +48,23 @@ class SettingError(LoaderError):
 
 
 class NetworkError(LoaderError):
-    """Bytes could not be had (exit status 3); ``missing`` where they are nowhere any more."""
+    """Bytes could not be had (exit status 3).
+
+    ``refusals`` has the HTTP status of each server whose answer will not change; 0 for others.
+    """
 
     exit_status = 3
 
-    def __init__(self, code: str, message: str, *, hint: str = "", missing: bool = False) -> None:
+    def __init__(
+        self, code: str, message: str, *, hint: str = "", refusals: frozenset[int] = frozenset({0})
+    ) -> None:
         super().__init__(code, message, hint=hint)
-        self.missing = missing
+        self.refusals = refusals
+
+    @property
+    def missing(self) -> bool:
+        """No server has the file any more."""
+        return self.refusals <= {404, 410}
 
 
 class IntegrityError(LoaderError):

@@ -95,9 +95,10 @@ class Fetcher:
                     self.sink(Downloading(name, size, body.size))
                 return digest.hexdigest(), size
 
-    def resume(self, place: Web, target: IO[bytes], size: int) -> None:
+    def resume(self, place: Web, target: IO[bytes], size: int | None) -> None:
         """Fetch what a file of ``size`` bytes lacks at its end; what is there is taken for right.
 
+        Without a size the first answer's counts, and without that one the end of the answer.
         A server without ranges sends it all again. There is no deadline: the rate has a limit.
 
         Raises:
@@ -107,17 +108,22 @@ class Fetcher:
         name, patience = locations.shown(place.url), replace(self.patience, deadline=math.inf)
         mirrors = Mirrors(name, (), replace(self, patience=patience), (place,))
         furthest = done = target.seek(0, SEEK_END)
-        while done < size:
+        while size is None or done < size:
             with mirrors.attempt() as mirror, mirrors.opened(mirror, done) as body:
-                if body.size not in {None, size - body.start}:
-                    raise AttemptError(f"{body.size} bytes instead of {size} came", final=True)
+                if size is None and body.size is not None:
+                    size = body.start + body.size
+                if size is not None and body.size not in {None, size - body.start}:
+                    told = f"{body.size} bytes instead of {size} came"
+                    raise AttemptError(told, final=True, refusal=200)
                 done = target.seek(body.start)
                 target.truncate()
-                while done < size and (piece := body.read(min(PIECE, size - done))):
+                while piece := body.read(min(PIECE, (size or done + PIECE) - done)):
                     done += target.write(piece)
                     if done > furthest:
                         furthest, mirror.failures = done, 0
                     self.sink(Downloading(name, done, size))
+                if size is None:
+                    return
                 if done < size:
                     raise AttemptError(f"ended after {done} of {size} bytes")
 
@@ -187,7 +193,7 @@ class Mirrors:
         self._sleep = fetcher.sleep
         self._deadline = time.monotonic() + fetcher.patience.deadline
         self._reasons: list[str] = []
-        self._missing = True
+        self._refusals: set[int] = set()
         self._code = ""
         self._left = [Mirror(name, place) for place in places]
         for url in urls:
@@ -195,7 +201,7 @@ class Mirrors:
                 self._left.append(Mirror(locations.shown(url), fetcher.resolve(url)))
             except SettingError as error:
                 self._reasons.append(f"{locations.shown(url)}: {error.message}")
-                self._missing = False
+                self._refusals.add(0)
 
     @contextmanager
     def attempt(self) -> Iterator[Mirror]:
@@ -242,7 +248,7 @@ class Mirrors:
         exhausted = mirror.failures >= self._patience.attempts or mirror.wrong >= MAX_WRONG
         if error.final or exhausted:
             self._left.remove(mirror)
-            self._missing = self._missing and error.missing
+            self._refusals.add(error.refusal)
 
     def _error(self) -> LoaderError:
         reasons = "; ".join(dict.fromkeys(self._reasons))
@@ -258,7 +264,7 @@ class Mirrors:
             f"{self._name} cannot be fetched: {reasons}",
             hint="is the address right, and does this machine reach it? A mirror can be listed in "
             "the manifest's urls, or the release opened as file://",
-            missing=self._missing and not self._left,
+            refusals=frozenset({0} if self._left else self._refusals),
         )
 
 
@@ -278,8 +284,8 @@ def _local_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        missing = isinstance(error, FileNotFoundError)
-        raise AttemptError(error.strerror or str(error), final=True, missing=missing) from error
+        status = 404 if isinstance(error, FileNotFoundError) else 0
+        raise AttemptError(error.strerror or str(error), final=True, refusal=status) from error
 
 
 def backoff(failures: int, asked: float | None, patience: Patience) -> float:

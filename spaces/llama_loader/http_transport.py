@@ -32,7 +32,6 @@ MAX_REDIRECTS: Final = 5
 _OK: Final = 200
 _PARTIAL: Final = 206
 _UNSATISFIABLE: Final = 416
-_MISSING: Final = frozenset({404, 410})
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 _AGAIN: Final = frozenset({408, 425, 429, 500, 502, 503, 504})
 _NUMBER: Final = re.compile(r"[0-9]{1,18}")
@@ -67,7 +66,8 @@ def opened(place: Web, start: int, patience: Patience, deadline: float) -> Itera
         target = locations.redirected(here, location)
         if target is None:
             to = locations.shown(location)
-            raise AttemptError(f"redirected to {to!r}, which is not https", final=True)
+            told = f"redirected to {to!r}, which is not https"
+            raise AttemptError(told, final=True, refusal=answer.status_code)
         here = target
     raise AttemptError(f"more than {MAX_REDIRECTS} redirects", final=True)
 
@@ -84,7 +84,7 @@ def _require_success(answer: requests.Response, patience: Patience) -> None:
         f"HTTP status {status}{asked}",
         wait=wait,
         final=status not in _AGAIN or (wait or 0.0) > patience.longest_wait,
-        missing=status in _MISSING,
+        refusal=0 if status in _AGAIN else status,
     )
 
 

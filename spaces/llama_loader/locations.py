@@ -181,15 +181,15 @@ class Patience:
 class AttemptError(Exception):
     """One attempt failed; another one may succeed, unless it is ``final``.
 
-    ``wait`` is the seconds that the server asks to wait, ``missing`` that it has no such file,
-    ``wrong`` the error's code where its bytes are not those that were published.
+    ``wait`` is the seconds that the server asks to wait, ``refusal`` the status of an answer that
+    will not change, ``wrong`` the error's code where its bytes are not those that were published.
     """
 
     reason: str
     _: KW_ONLY
     wait: float | None = None
     final: bool = False
-    missing: bool = False
+    refusal: int = 0
     wrong: str = ""
 
 

@@ -1,8 +1,9 @@
 """Find the model: a local file, or one of a repository on the Hugging Face Hub.
 
-The Hub's own client asks, keeps the cache and fetches by Xet; without Xet the loader downloads by
-itself, because that client begins anew after a kill. This module turns the client's errors into
-sentences, fetches all parts of a split model, and refuses what cannot be served.
+The Hub's own client asks, keeps the cache and fetches by Xet. Without Xet, and after a download
+that was cut off, the loader downloads by itself, because that client begins anew. This module turns
+the client's errors into sentences, fetches all parts of a split model, and refuses what cannot be
+served.
 
 What asks the Hub raises ``NetworkError`` (it cannot be reached, or has nothing for this token),
 ``SettingError`` (no such repository, revision or file; huggingface_hub is not installed) and
@@ -252,14 +253,19 @@ def require_as_named(path: Path) -> None:
     for part in gguf_header.files(path):
         place = Path(os.path.realpath(part))
         if re.fullmatch("[0-9a-f]{64}", place.name):
-            _require_digest(place, place.name, "by its name it should be", "delete this file")
+            _require_digest(
+                place,
+                place.name,
+                "by its name it should be",
+                "delete this file; it is fetched anew",
+            )
 
 
 def _require_digest(
     path: Path,
     sha256: str,
     told: str = "pinned is",
-    cure: str = "correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file",
+    cure: str = "correct YAKULINGO_SPACES_GGUF_SHA256, or delete the file to have it fetched anew",
 ) -> None:
     digest = hashlib.sha256()
     with _reading(path), path.open("rb") as file:
@@ -269,7 +275,7 @@ def _require_digest(
         raise IntegrityError(
             "MODEL_SHA256_MISMATCH",
             f"{path} has the sha256 {digest.hexdigest()}, {told} {sha256}",
-            hint=f"{cure} to have it fetched anew",
+            hint=cure,
         )
 
 
@@ -314,10 +320,15 @@ class _Remote:
         """Where a download without Xet collects its bytes, for the next process too."""
         return self.blobs / f"{self.etag}.llama-loader.incomplete"
 
+    def to_be_resumed(self) -> bool:
+        """Return whether an earlier process was ended, in either way, while it fetched this."""
+        return any(self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"))
+
     def left(self) -> int:
         """Return the bytes that are still to come; sweep what the Hub's client left behind."""
         for path in self.blobs.glob(f"{glob.escape(self.etag)}.*.incomplete"):
             if path != self.begun and path.stat().st_mtime < time.time() - _LEFT_BEHIND:
+                self.begun.touch()  # for ``to_be_resumed``
                 path.unlink()
         here = next((one for one in (self.blobs / self.etag, self.begun) if one.is_file()), None)
         return max(0, (self.size or 0) - (here.stat().st_size if here else 0))
@@ -336,18 +347,13 @@ def _on_hub(settings: Settings) -> list[_Remote]:
             answer = _answered(partial(client.get_hf_file_metadata, url, **options))
         named_by = (answer.commit_hash or "", answer.etag or "")
         if not all(map(_NAME.fullmatch, named_by)) or (answer.size or 0) < 0:
-            raise NetworkError(
-                "HUB_UNUSABLE",
-                f"{settings.hf_endpoint} does not answer for {label(one)} as a Hub does:"
-                f" X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}",
-                hint="correct HF_ENDPOINT: a page that asks for a login, or a mirror that lacks"
-                " these headers, may answer there; or give a local file with --model",
-            )
+            told = f"X-Repo-Commit {named_by[0][:80]!r}, ETag {named_by[1][:80]!r}"
+            raise _unusable(settings, f"{told} for {label(one)}")
         found.append(
             _Remote(
                 Web(url, settings.hf_token),
                 answer.etag,
-                answer.size,
+                answer.size or None,  # some mirrors answer HEAD with a length of 0
                 answer.xet_file_data is not None,
                 _folder(settings) / "blobs",
             )
@@ -497,7 +503,8 @@ def _fetched(
 
     def download() -> str:
         xet_is_here = not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
-        if remote and remote.size is not None and not (remote.by_xet and xet_is_here):
+        by_xet = remote and remote.by_xet and xet_is_here and remote.size is not None
+        if remote and (not by_xet or remote.to_be_resumed()):
             _download(settings, remote, transfer)
         path: str = client.hf_hub_download(
             settings.gguf_repo_id,
@@ -540,15 +547,24 @@ def _download(settings: Settings, remote: _Remote, transfer: _Transfer) -> None:
             return
         with remote.begun.open("ab") as file:
             try:
-                Fetcher(sink=transfer.told).resume(remote.place, file, remote.size or 0)
+                Fetcher(sink=transfer.told).resume(remote.place, file, remote.size)
             except NetworkError as error:
-                raise _unreachable(error.message, settings) from error
-        if re.fullmatch("[0-9a-f]{64}", remote.etag):
-            try:
-                _require_digest(remote.begun, remote.etag, "the Hub's is", "the file is removed")
-            except IntegrityError:
-                remote.begun.unlink()
-                raise
+                if not file.tell():
+                    remote.begun.unlink()
+                if error.refusals & {401, 403}:
+                    raise _refused(settings, error.message) from error
+                failure = _unreachable if 0 in error.refusals else _unusable
+                raise failure(settings, error.message) from error
+        cure = "try again, as the file is removed; if other bytes come again, correct HF_ENDPOINT"
+        try:
+            if re.fullmatch("[0-9a-f]{64}", remote.etag):
+                _require_digest(remote.begun, remote.etag, "the Hub's is", cure)
+            elif gguf_header.read(remote.begun) is None:
+                told = f"what it sends for {label(settings)} is no GGUF file"
+                raise _unusable(settings, told)
+        except LoaderError:
+            remote.begun.unlink()
+            raise
         remote.begun.replace(blob)
 
 
@@ -623,9 +639,7 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
         code, what = "FILE_NOT_FOUND", f"{endpoint} has no {label(settings)}: {error}"
         hint = "check HF_ENDPOINT, YAKULINGO_SPACES_GGUF_REPO_ID and YAKULINGO_SPACES_GGUF_FILENAME"
     elif 400 <= status < 500 and status not in {408, 429}:  # noqa: PLR2004 - not "later"
-        what = f"{endpoint} refuses {label(settings)} with status {status}: {error}"
-        hint = "set HF_TOKEN to a token that it takes, or correct HF_ENDPOINT"
-        return NetworkError("HUB_REFUSED", what, hint=hint)
+        return _refused(settings, f"status {status}: {error}")
     else:
         return _no_bytes(error, settings)
     return SettingError(code, what, hint=hint)
@@ -640,12 +654,31 @@ def _no_bytes(error: Exception, settings: Settings) -> LoaderError:
         if names_a_file or disk.is_full(error):
             return disk.failure(Path(constants.HF_HUB_CACHE), error)
     by_xet = isinstance(error, RuntimeError) or _XET_PLACE in str(error)
-    return _unreachable(str(error), settings, " with HF_HUB_DISABLE_XET=1" if by_xet else "")
+    return _unreachable(settings, str(error), " with HF_HUB_DISABLE_XET=1" if by_xet else "")
 
 
-def _unreachable(reason: str, settings: Settings, how: str = "") -> NetworkError:
+def _unreachable(settings: Settings, reason: str, how: str = "") -> NetworkError:
+    if settings.hf_endpoint != locations.HUB:
+        how += ", or correct HF_ENDPOINT"
     return NetworkError(
         "HUB_UNREACHABLE",
         f"cannot fetch {label(settings)} from {settings.hf_endpoint}: {reason}",
         hint=f"check the network and try again{how}; if you have a copy, name it with --model",
+    )
+
+
+def _refused(settings: Settings, reason: str) -> NetworkError:
+    return NetworkError(
+        "HUB_REFUSED",
+        f"{settings.hf_endpoint} refuses {label(settings)}: {reason}",
+        hint="set HF_TOKEN to a token that it takes, or correct HF_ENDPOINT",
+    )
+
+
+def _unusable(settings: Settings, reason: str) -> NetworkError:
+    return NetworkError(
+        "HUB_UNUSABLE",
+        f"{settings.hf_endpoint} does not answer as a Hub does: {reason}",
+        hint="correct HF_ENDPOINT: a page that asks for a login, or a mirror that is no whole Hub,"
+        " may answer there; or give a local file with --model",
     )

@@ -76,6 +76,17 @@ def test_resume_appends_what_is_missing_whatever_the_server_did(
     assert ranges(server)[:1] == [f"bytes={kept}-" if kept else None][: len(server.requests)]
 
 
+@pytest.mark.parametrize("fault", [faults.cut(400_000), faults.body(DATA, chunked=True)])
+def test_resume_of_a_file_of_unknown_size_ends_where_the_answer_says(
+    server: FaultServer, reader: Reader, fault: faults.Fault
+) -> None:
+    place, target = Web(server.put("/a", DATA)), BytesIO(b"")
+    server.fail("/a", fault)
+    reader.fetcher.resume(place, target, None)
+    assert target.getvalue() == DATA
+    assert ranges(server)[1:] in ([], ["bytes=400000-"])
+
+
 @pytest.mark.parametrize(
     ("fault", "attempts", "words"),
     [

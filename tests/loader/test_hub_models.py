@@ -1,11 +1,14 @@
 """Models from the Hub and its mirrors: names, storages, statuses, disks, variables."""
 
+import gzip
 import hashlib
 import os
+import socket
 import struct
 import subprocess
 import sys
 import time
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -27,6 +30,7 @@ from tests.loader.test_model import (
 )
 from tests.rigs import fault_server, hub, refusals
 from tests.rigs.fault_server import FaultServer
+from tests.rigs.http_served import Answer, Request
 from tests.rigs.hub import Hub, serving
 from tests.rigs.small_disk import mounted
 from tests.rigs.waiting import until
@@ -141,10 +145,13 @@ def test_file_in_the_hubs_cache_with_other_bytes_is_named(
 
 
 @pytest.mark.parametrize("damaged", [False, True])
-def test_killed_download_is_resumed_by_the_next_process(tmp_path: Path, *, damaged: bool) -> None:
+@pytest.mark.parametrize("changed", [{}, {"Content-Length": None}])
+def test_killed_download_is_resumed_by_the_next_process(
+    tmp_path: Path, changed: dict[str, str | None], *, damaged: bool
+) -> None:
     """What the Hub's own client was killed over is removed, once nothing has come for a while."""
     content = bytes(1_000_000) + TINY
-    hub = Hub(files={"sub/m.gguf": TINY + content}, halt=400_000)
+    hub = Hub(files={"sub/m.gguf": TINY + content}, changed=changed, halt=400_000)
     blobs = tmp_path / "hf" / "hub" / "models--me--model" / "blobs"
     blobs.mkdir(parents=True)
     etag = hashlib.sha256(hub.files["sub/m.gguf"]).hexdigest()
@@ -166,6 +173,29 @@ def test_killed_download_is_resumed_by_the_next_process(tmp_path: Path, *, damag
     assert path.read_bytes() == hub.files["sub/m.gguf"]
     assert hub.ranges == [None, "bytes=400000-", *[None] * damaged]
     assert [one.name for one in blobs.iterdir()] == [etag]
+
+
+def test_download_that_was_killed_while_xet_fetched_it_is_resumable_from_then_on(
+    tmp_path: Path,
+) -> None:
+    """What came by Xet cannot be continued; the storage here is silent."""
+    hub = Hub(files={"sub/m.gguf": TINY + bytes(1_000_000)}, halt=400_000)
+    blobs = tmp_path / "hf" / "hub" / "models--me--model" / "blobs"
+    argv = [sys.executable, "-c", PRINT_PATH]
+    with socket.create_server(("127.0.0.1", 0)) as storage, serving(hub):
+        hub.xet = f"http://127.0.0.1:{storage.getsockname()[1]}"
+        environ = {**environment(hub, tmp_path), "HF_XET_CLIENT_READ_TIMEOUT": "60s"}
+        for kept in ("*.incomplete", "*.llama-loader.incomplete"):
+            with subprocess.Popen(argv, env=environ) as process:
+                until(lambda kept=kept: any(blobs.glob(kept)), "a file that is begun")
+                if "loader" in kept:
+                    begun = next(blobs.glob(kept))
+                    until(lambda begun=begun: begun.stat().st_size == 400_000, "first bytes")
+                process.kill()
+        hub.resumed.set()
+        hub.halt = None
+        assert from_hub(hub, tmp_path, TELL).startswith("-\n")
+    assert hub.ranges == [None, "bytes=400000-"]
 
 
 @pytest.mark.parametrize(
@@ -191,13 +221,68 @@ def test_what_does_not_answer_as_a_hub_is_found_by_the_doctor_before_a_download(
 
 
 @pytest.mark.parametrize(
-    "changed", [{"ETag": '"{SHA1{0a}}"'}, {"ETag": 'W/"0a"'}, {"Content-Length": None}]
+    "changed",
+    [
+        *({"ETag": '"{SHA1{0a}}"'}, {"ETag": 'W/"0a"'}, {"ETag": '""0a""'}),
+        *({"Content-Length": None}, {"X-Linked-Size": "many"}, {"X-Linked-Size": "0"}),
+    ],
 )
 def test_mirror_that_has_other_headers_and_is_usable_is_used(
     tmp_path: Path, changed: dict[str, str | None]
 ) -> None:
     with serving(Hub(files={"sub/m.gguf": TINY}, changed=changed)) as hub:
         assert path_from_hub(hub, tmp_path).read_bytes() == TINY
+
+
+HTML = b"<!doctype html><title>log in</title>"
+
+
+@dataclass
+class Half(Hub):
+    """Answers HEAD as a Hub does, and GET in its own way."""
+
+    sent: Answer = field(default_factory=lambda: Answer(200, HTML))
+
+    def answer(self, asked: Request) -> Answer:
+        return self.sent if asked.method == "GET" else super().answer(asked)
+
+
+NO_DIGEST: dict[str, str | None] = {"ETag": '"1"'}
+NO_SIZE: dict[str, str | None] = {**NO_DIGEST, "Content-Length": None}
+WITHOUT = Answer(200, TINY.ljust(300_000), {"Content-Length": None})
+
+
+@pytest.mark.parametrize(
+    ("changed", "sent", "code", "words"),
+    [
+        *(({}, Answer(status, HTML), "HUB_REFUSED", "HF_TOKEN") for status in (401, 403)),
+        *(({}, Answer(status, HTML), "HUB_UNUSABLE", str(status)) for status in (404, 451)),
+        ({}, Answer(200, HTML), "HUB_UNUSABLE", f"{len(HTML)} bytes instead of {len(TINY)}"),
+        ({}, Answer(302, b"", {"Location": "ftp://x"}), "HUB_UNUSABLE", "which is not https"),
+        (NO_SIZE, Answer(200, HTML), "HUB_UNUSABLE", "no GGUF file"),
+        (NO_DIGEST, Answer(200, HTML.ljust(len(TINY))), "HUB_UNUSABLE", "no GGUF file"),
+        (NO_SIZE, Answer(200, gzip.compress(TINY)), "HUB_UNUSABLE", "no GGUF file"),
+        ({"Content-Length": None}, WITHOUT, "MODEL_SHA256_MISMATCH", "correct HF_ENDPOINT"),
+        ({"Content-Length": "0"}, WITHOUT, "MODEL_SHA256_MISMATCH", "correct HF_ENDPOINT"),
+    ],
+)
+def test_mirror_that_sends_something_else_than_it_named_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    changed: dict[str, str | None],
+    sent: Answer,
+    code: str,
+    words: str,
+) -> None:
+    """Kept, it would be found in the cache by every later start."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with serving(Half(files={"m.gguf": TINY}, changed=changed, sent=sent)) as hub:
+        asked = {"gguf_repo_id": "me/model", "gguf_filename": "m.gguf", "hf_endpoint": hub.url}
+        with pytest.raises(LoaderError, match=words) as caught:
+            model.get(load({}, {"HOME": str(tmp_path)}, **asked))
+    assert caught.value.code == code
+    assert caught.value.exit_status == (4 if "SHA256" in code else 3)
+    assert not [path for path in (tmp_path / "hub").rglob("blobs/*")]
 
 
 class Slow(Hub):

@@ -10,7 +10,6 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -309,11 +308,7 @@ def test_the_hubs_errors_become_sentences(
         raise error
 
     if name != "offline":  # the real client looks into the cache
-        monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    answer = SimpleNamespace(
-        size=None, commit_hash=COMMIT, etag="e", xet_file_data=None, location="https://hub.example"
-    )
-    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", lambda *_, **__: answer)
+        monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", fail)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     offline = {"OFFLINE": "1"} if name == "offline" else {}
     with pytest.raises(LoaderError) as caught:

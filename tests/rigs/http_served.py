@@ -29,14 +29,14 @@ class Request:
 
 @dataclass
 class Answer:
-    """Status, headers, and bytes or what becomes JSON; None is no body.
+    """Status, headers (None for one that is not sent), and bytes or what becomes JSON, or None.
 
     An iterator's pieces are sent as they come; it is closed when the client goes away.
     """
 
     status: int
     body: Any = None
-    headers: dict[str, str] = field(default_factory=dict)
+    headers: dict[str, str | None] = field(default_factory=dict)
 
     def content(self) -> bytes:
         if self.body is None:
@@ -62,22 +62,25 @@ class _Handler(BaseHTTPRequestHandler):
         content = told.content()
         self.send_response(told.status)
         kind = "x/y" if isinstance(told.body, bytes) else "application/json"
-        headers = {"Content-Type": kind, "Content-Length": str(len(content)), **told.headers}
-        for name, value in headers.items():
-            self.send_header(name, value)
-        self.end_headers()
+        length = str(len(content))
+        headers = {"Content-Type": kind, "Content-Length": length, **told.headers}
+        self._send_headers(headers)
         if self.command != "HEAD":
             self.wfile.write(content)
 
     def _stream(self, told: Answer) -> None:
         self.send_response(told.status)
-        for name, value in told.headers.items():
-            self.send_header(name, value)
-        self.end_headers()
+        self._send_headers(told.headers)
         with closing(told.body), suppress(OSError):
             for piece in told.body:
                 self.wfile.write(piece)
                 self.wfile.flush()
+
+    def _send_headers(self, headers: dict[str, str | None]) -> None:
+        for name, value in headers.items():
+            if value is not None:
+                self.send_header(name, value)
+        self.end_headers()
 
     def _body(self) -> bytes:
         if self.headers.get("Transfer-Encoding") != "chunked":

@@ -69,13 +69,14 @@ class Hub:
             named = [{"rfilename": name} for name in self.files]
             return Answer(200, self.listed or {"id": self.repo, "siblings": named})
         status, code, body = self.judge(asked.path, asked.headers["Authorization"])
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
+        headers: dict[str, str | None] = {"X-Repo-Commit": COMMIT}
+        headers |= {"ETag": f'"{hashlib.sha256(body).hexdigest()}"'}
         if code:
             headers["X-Error-Code"] = code
         elif self.xet:
             headers["X-Xet-Hash"] = "a" * 64
             headers["Link"] = f'<{self.url}{XET_TOKEN}>; rel="xet-auth"'
-        headers = {n: v for n, v in {**headers, **self.changed}.items() if v is not None}
+        headers |= self.changed
         if asked.method == "GET" and "/resolve/" in asked.path:
             self.bodies.append(asked.path)
             self.ranges.append(asked.headers["Range"])
