@@ -61,11 +61,6 @@ class NetworkError(LoaderError):
         super().__init__(code, message, hint=hint)
         self.refusals = refusals
 
-    @property
-    def missing(self) -> bool:
-        """No server has the file any more."""
-        return self.refusals <= {404, 410}
-
 
 class IntegrityError(LoaderError):
     """Bytes, a manifest or an archive are not what was promised (exit status 4)."""

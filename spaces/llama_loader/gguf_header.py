@@ -3,6 +3,7 @@
 Only integers and two texts are kept; everything else is skipped, in bounded time and memory.
 """
 
+import math
 import re
 import struct
 from collections.abc import Iterator
@@ -36,6 +37,17 @@ _MAX_TEXTS: Final = 1 << 20
 """Texts in all arrays: each is a step. The largest vocabularies with merges have some 800,000."""
 _MAX_LAYERS: Final = 4096
 """Numbers of an array that has one for each layer; longer arrays are of tokens."""
+_BLOCKS: Final = {
+    1: {0: 4, 1: 2, 24: 1, 25: 2, 26: 4, 27: 8, 28: 8, 30: 2},
+    32: {2: 18, 3: 20, 6: 22, 7: 24, 8: 34, 9: 36, 20: 18, 39: 17},
+    64: {40: 36, 42: 18},
+    128: {41: 18},
+    256: {
+        10: 84, 11: 110, 12: 144, 13: 176, 14: 210, 15: 292, 16: 66, 17: 74, 18: 98,
+        19: 50, 21: 110, 22: 82, 23: 136, 29: 56, 34: 54, 35: 66,
+    },
+}  # fmt: skip
+"""Bytes of each ggml type's block, by the values in it and the type's number (ggml-common.h)."""
 _F16: Final = 2
 """Bytes of one cached value in the default cache type."""
 _SPLIT: Final = re.compile(r"-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf\Z")
@@ -62,12 +74,13 @@ class ModelSize:
 class Header(NamedTuple):
     """What a header says, by its keys without the first word: ``block_count``, ``architecture``.
 
-    ``last_tensor``: where in the file the last tensor's data begins, in bytes; 0 without tensors.
+    ``end``: where in the file the tensors' data end, in bytes, or, where the last one is of a type
+    that is newer than this table of types, where it begins; 0 without tensors.
     """
 
     numbers: dict[str, int]
     texts: dict[str, str]
-    last_tensor: int
+    end: int
 
 
 def read(path: Path) -> Header | None:
@@ -140,6 +153,14 @@ def _cache(metadata: dict[str, int], n_ctx: int) -> int:
     return n_ctx * layers * kv_heads * (key + value) * _F16
 
 
+def _stored(shape: list[int], kind: int) -> int:
+    """Return a tensor's bytes; 0 for a type that is not known."""
+    for values, sizes in _BLOCKS.items():
+        if kind in sizes:
+            return math.prod(shape) // values * sizes[kind]
+    return 0
+
+
 class _Reader:
     """Reads key after key. Sizes in a header are claims: no memory or time is spent on them."""
 
@@ -161,10 +182,10 @@ class _Reader:
                 texts[key] = self._text()
             elif (number := self._number(kind)) is not None:
                 numbers[key] = number
-        last = self._last_tensor(tensors, numbers.get("alignment") or _ALIGNMENT)
-        return Header(numbers, texts, last)
+        end = self._end(tensors, numbers.get("alignment") or _ALIGNMENT)
+        return Header(numbers, texts, end)
 
-    def _last_tensor(self, count: int, alignment: int) -> int:
+    def _end(self, count: int, alignment: int) -> int:
         if count > _MAX_TENSORS:
             raise ValueError("too many tensors")
         last = 0
@@ -173,7 +194,8 @@ class _Reader:
             (dimensions,) = self._unpack("<I")
             if dimensions > _MAX_DIMENSIONS:
                 raise ValueError("too many dimensions")
-            last = max(last, self._unpack(f"<{dimensions}QIQ")[-1])
+            *shape, kind, offset = self._unpack(f"<{dimensions}QIQ")
+            last = max(last, offset + _stored(shape, kind))
         end = self._file.tell()
         return end + -end % alignment + last if count else 0
 

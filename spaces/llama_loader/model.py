@@ -162,7 +162,7 @@ def get(settings: Settings, *, sink: Sink = ignore) -> Path:
 def require_usable(path: Path) -> None:
     """Refuse what is no model that llama-server can serve, by its name, its parts and its header.
 
-    Whether the last tensor is whole and the architecture known, llama-server alone can say.
+    Whether the architecture is known, llama-server alone can say.
 
     Raises:
         SettingError: names the file and what it is.
@@ -183,18 +183,16 @@ def require_usable(path: Path) -> None:
                 hint="put all parts into one folder, and name the first one",
             )
         _require_first(path.name, str(path))
-        with path.open("rb") as file:
-            head = file.read(16)
-    header = gguf_header.read(path)
-    if header is None:
-        raise SettingError(
-            "MODEL_NOT_GGUF",
-            f"{path} is no GGUF file, or a damaged one; it begins with {head!r}",
-            hint="download it again: a web page or a Git LFS pointer may have been saved instead",
-        )
+    headers = [_whole(one) for one in gguf_header.files(path)]
+    header = headers[0]
     kind = header.texts.get("type", "model")
-    if header.texts.get("architecture") == "clip" or kind == "mmproj":
+    architecture = header.texts.get("architecture", "without an architecture")
+    if architecture == "clip" or kind == "mmproj":
         kind = "multimodal projector (mmproj)"
+    elif kind == "model" and architecture in {"controlvector", "without an architecture"}:
+        kind = architecture
+    elif kind == "model" and not any(one.end for one in headers):
+        kind = "vocabulary, without tensors"
     if kind != "model":  # or an adapter, an imatrix
         raise SettingError(
             "MODEL_PROJECTOR" if "mmproj" in kind else "MODEL_KIND",
@@ -208,21 +206,26 @@ def require_usable(path: Path) -> None:
             f"{path} is one of the {declared} files of a model, by another name",
             hint="give all of them the names that they had: …-00001-of-….gguf and so on",
         )
-    for one in gguf_header.files(path):
-        _require_whole(one)
 
 
-def _require_whole(path: Path) -> None:
-    """Refuse a part of a model that ends before its last tensor begins."""
+def _whole(path: Path) -> gguf_header.Header:
+    """Return the header of a part of a model; refuse one that ends before its tensors do."""
     header = gguf_header.read(path)
-    with _reading(path):
-        size = path.stat().st_size
-    if header is not None and size < header.last_tensor:
+    with _reading(path), path.open("rb") as file:
+        head, size = file.read(16), path.stat().st_size
+    if header is None:
+        raise SettingError(
+            "MODEL_NOT_GGUF",
+            f"{path} is no GGUF file, or a damaged one; it begins with {head!r}",
+            hint="download it again: a web page or a Git LFS pointer may have been saved instead",
+        )
+    if size < header.end:
         raise SettingError(
             "MODEL_INCOMPLETE",
-            f"{path} has {size} bytes, and its last tensor begins at byte {header.last_tensor}",
+            f"{path} has {size} bytes, and its tensors end at byte {header.end}",
             hint="download or copy it again: it was cut off",
         )
+    return header
 
 
 @contextmanager

@@ -262,7 +262,7 @@ class Channel:
         try:
             signature = fetcher.read(beside, limit=_MAX_SIGNATURE)
         except NetworkError as error:
-            if not error.missing:
+            if not error.refusals <= {404, 410}:  # a server may have it, and not give it
                 raise
             raise IntegrityError(
                 "SIGNATURE_MISSING",

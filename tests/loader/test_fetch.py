@@ -549,23 +549,24 @@ def test_mirrors_that_failed_as_often_are_asked_in_their_order(
 
 
 @pytest.mark.parametrize(
-    ("codes", "missing"), [((404, 410), True), ((404, 403), False), ((404, 503), False)]
+    ("codes", "refusals"),
+    [((404, 410), {404, 410}), ((404, 403), {404, 403}), ((404, 503), {404, 0})],
 )
-def test_a_file_is_missing_only_where_every_url_says_so(
-    server: FaultServer, codes: tuple[int, int], missing: bool
+def test_error_of_a_download_has_the_refusal_of_every_url(
+    server: FaultServer, codes: tuple[int, int], refusals: set[int]
 ) -> None:
     for number, code in enumerate(codes):
         server.fail(f"/{number}", faults.status(code), always=True)
     with pytest.raises(NetworkError) as caught:
         Reader().fetch(f"{server.url}/0", f"{server.url}/1")
     error = caught.value
-    assert (error.code, error.missing) == ("UNREACHABLE", missing)
+    assert (error.code, error.refusals) == ("UNREACHABLE", refusals)
     told = [f"{server.url}/{number}: HTTP status {code}" for number, code in enumerate(codes)]
     assert error.message == f"a.tar.gz cannot be fetched: {'; '.join(told)}"  # each reason once
     assert error.hint.startswith("is the address right")
     with pytest.raises(NetworkError) as caught:
         Reader().fetch(f"{server.url}/0", "foo")
-    assert not caught.value.missing
+    assert caught.value.refusals == {404, 0}
 
 
 def test_wrong_bytes_once_are_the_networks_fault(server: FaultServer, reader: Reader) -> None:
