@@ -12,14 +12,15 @@ import os
 import shutil
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import closing
 from dataclasses import dataclass, replace
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 import requests
 from PIL import Image, ImageDraw
+from playwright.sync_api import TimeoutError as TookTooLong
 from playwright.sync_api import sync_playwright
 
 from llama_loader import settings
@@ -29,12 +30,11 @@ from llama_loader.events import Downloading, Note
 from llama_loader.server import free_port
 from llama_space import Engine, Failure, Figures, Piece, Progress, Status
 from translator.detection import detect
-from translator.page import CONCURRENCY, Page, RefusingEngine
+from translator.page import CONCURRENCY, Page
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
 
-    from playwright.sync_api import Browser
     from playwright.sync_api import Page as Tab
 
     from llama_space.request import Work
@@ -43,6 +43,9 @@ if TYPE_CHECKING:
 Scheme = Literal["light", "dark"]
 LOOKS: Final[tuple[tuple[Scheme, str], ...]] = (("light", "en-GB"), ("dark", "ja-JP"))
 WIDTHS: Final = ((1280, 900), (768, 900), (390, 844))
+_OPENS, _ANSWERS_IN = 60_000, 300_000
+"""Milliseconds, on a busy machine: until the page has opened, and until a real model has answered.
+"""
 _SHARE, _GAP, _TITLE = 4, 10, 14
 """Of the contact sheet: the pictures' share, and pixels between them and for the name of a row."""
 _MOST: Final = 600_000
@@ -56,14 +59,10 @@ _SAMPLES: Final = {
 }
 _ANSWERS: Final = {"en": "ar", "ja": "en", "ar": "ja"}
 """Which language each of them becomes."""
-DOCUMENTED: Final = {
-    ("done", "light", 1280): "page-light",
-    ("done", "dark", 1280): "page-dark",
-    ("done", "dark", 390): "page-narrow",
-    ("doctor", "light", 1280): "page-doctor",
-    ("broken", "light", 1280): "page-error",
-}
-"""Pictures that the documents show."""
+_SETTLED: Final = (
+    "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+)
+"""The page has been laid out anew, and painted."""
 
 
 @dataclass(frozen=True)
@@ -79,23 +78,23 @@ class Shown:
 
     name: str
     steps: tuple[str, ...] = ()
-    query: str = ""
+    query: str = "?text=&from=auto&to=en"
     whole: bool = False
     again: bool = False
     written: tuple[str, int] = ("ja", 27)
 
 
-ANSWERED: Final = (
-    Shown("done", ("translate",)),
-    Shown("doctor", ("translate", "doctor"), whole=True),
-)
+DONE: Final = Shown("done", ("translate",))
+"""What the documents show."""
+DOCTOR: Final = Shown("doctor", ("translate", "doctor"), whole=True)
+"""Of the real engine."""
 STANDING: Final = (
     Shown("empty"),
     Shown("from", ("from",), again=True),
     Shown("to", ("to",), again=True),
     Shown("no such language", ("unknown",), again=True),
     Shown("programs", ("programs",), again=True),
-    Shown("MCP", ("programs", "tools"), again=True),
+    Shown("programs in Python", ("programs", "python"), again=True),
     Shown("nothing to translate", ("refused",)),
     Shown("too long", ("refused",), written=("ja", 20_001)),
     Shown("wrong file", ("file",)),
@@ -155,13 +154,29 @@ _RUNNING: Final[dict[str, Any]] = {
 }
 
 
-class Still(Engine):
-    """An engine that stays in one state, and never answers, unless it has figures of an answer."""
+class Scene(NamedTuple):
+    """What an engine plays, and the states of the page that show it.
 
-    def __init__(self, state: Status, *answered: Figures, stage: Waiting = "waiting") -> None:
-        self._state = state
-        self._answered = answered
-        self._stage: Waiting = stage
+    Attributes:
+        answered: figures of each answer; without any, none ever comes.
+        stage: what is waited for then.
+    """
+
+    state: Status
+    shown: tuple[Shown, ...]
+    answered: tuple[Figures, ...] = ()
+    stage: Waiting = "waiting"
+
+
+class Player(Engine):
+    """Plays one scene after another: one page has them all, and a browser loads it once."""
+
+    def __init__(self) -> None:
+        self._scene, self._played = Scene(Status("ready"), ()), 0
+
+    def play(self, scene: Scene) -> None:
+        """Begin a scene; what is still asked in the one before ends."""
+        self._scene, self._played = scene, self._played + 1
 
     def retry(self) -> None:
         """Do nothing."""
@@ -169,25 +184,28 @@ class Still(Engine):
     close = retry
 
     def status(self) -> Status:
-        """Return the state."""
-        return self._state
+        """Return the scene's state."""
+        return self._scene.state
 
     def events(self, asked: Any, **options: object) -> Generator[Item, None, None]:
-        """Wait for ever, or answer with as many characters in another language."""
+        """Wait until the scene is over, or answer with as many characters in another language."""
         del options
-        while not self._answered:
-            yield Progress(self._stage, seconds=3)
+        scene, number = self._scene, self._played
+        while not scene.answered:
+            yield Progress(scene.stage, seconds=3)
             time.sleep(0.2)
+            if number != self._played:
+                return
         text = str(asked[-1]["content"]).rpartition("\n\n")[2]
         other = _ANSWERS[detect(text).code[:2]]
-        yield Piece(_sample(other, len(text)), **_RUNNING)
+        yield Piece(_sample(other, max(len(text), len(_SAMPLES[other]))), **_RUNNING)
         yield Piece("", **{**_RUNNING, "finished": True, "reason": "stop"})
 
     def together(self, work: Work, texts: object) -> Generator[Any, None, None]:
         """Do the work, and tell the figures."""
         del texts
         yield from work(self.events, lambda: True)
-        yield from self._answered
+        yield from self._scene.answered
 
     def doctor(self) -> Examination:
         """Return an empty report."""
@@ -198,20 +216,16 @@ def _sample(language: str, length: int) -> str:
     return (_SAMPLES[language] * (length // 20 + 1))[:length].strip()
 
 
-@contextmanager
-def served(engine: Engine, found: settings.Settings) -> Iterator[str]:
-    """Serve a page; gives its URL."""
-    page, port = Page(engine, found), free_port()
-    page.launch(prevent_thread_lock=True, server_port=port, quiet=True)
-    try:
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        engine.close()
+def serve(engine: Engine, found: settings.Settings) -> str:
+    """Serve a page until this program ends; return its URL."""
+    port = free_port()
+    Page(engine, found).launch(prevent_thread_lock=True, server_port=port, quiet=True)
+    return f"http://127.0.0.1:{port}"
 
 
 def _translate(tab: Tab, shown: Shown) -> None:
     _ask(tab, shown)
-    tab.wait_for_selector(".status.done")
+    tab.wait_for_selector(".status.done", timeout=_ANSWERS_IN)
 
 
 def _ask(tab: Tab, shown: Shown) -> None:
@@ -247,7 +261,7 @@ def _list(box: str, typed: str) -> Any:
         tab.keyboard.press("Escape")
         tab.locator(f"#{box} input").click()
         tab.keyboard.type(typed)
-        tab.wait_for_timeout(500)
+        tab.wait_for_selector(f"#{box} .options li[hidden]", state="attached")
 
     return opened
 
@@ -256,13 +270,13 @@ def _programs(tab: Tab, shown: Shown) -> None:
     del shown
     if not tab.locator(".api-docs-wrap").count():
         tab.locator("footer button").first.click()
-        tab.wait_for_timeout(1500)
+        tab.wait_for_selector(".api-docs-wrap .snippet")
 
 
-def _tools(tab: Tab, shown: Shown) -> None:
+def _python(tab: Tab, shown: Shown) -> None:
     del shown
-    tab.locator(".api-docs-wrap .snippet", has_text="MCP").first.click()
-    tab.wait_for_timeout(500)
+    tab.locator(".api-docs-wrap .snippet", has_text="Python").first.click()
+    tab.wait_for_selector(".api-docs-wrap .snippet.current-lang:has-text('Python')")
 
 
 def _owners(tab: Tab, shown: Shown) -> None:
@@ -272,9 +286,9 @@ def _owners(tab: Tab, shown: Shown) -> None:
 
 def _doctor(tab: Tab, shown: Shown) -> None:
     _owners(tab, shown)
-    tab.wait_for_selector("figure .answer")
+    tab.wait_for_selector(".last_calls dd:has-text('tok')")
     tab.locator("#examine").click()
-    tab.wait_for_selector("#report textarea")
+    tab.wait_for_selector("#report textarea", timeout=_ANSWERS_IN)
 
 
 def _line(tab: Tab, shown: Shown) -> None:
@@ -302,7 +316,7 @@ STEPS: Final = {
     "to": _list("target_language", "ar"),
     "unknown": _list("target_language", "klingon"),
     "programs": _programs,
-    "tools": _tools,
+    "python": _python,
     "owners": _owners,
     "doctor": _doctor,
     "line": _line,
@@ -310,32 +324,33 @@ STEPS: Final = {
 }
 
 
-def taken(browser: Browser, url: str, shown: Shown) -> Iterator[tuple[Scheme, int, Image.Image]]:
-    """Open the page in each scheme, do the steps, and yield a picture at each width."""
-    for scheme, locale in LOOKS:
-        tab = browser.new_page(
-            viewport={"width": 1280, "height": 900}, color_scheme=scheme, locale=locale
-        )
-        tab.set_default_timeout(600_000)
-        tab.goto(f"{url}/{shown.query}")
-        tab.wait_for_selector("html.settled")
-        tab.wait_for_selector("#pill .pill")
-        for width, height in WIDTHS:
-            tab.set_viewport_size({"width": width, "height": height})
-            for step in shown.steps if shown.again or width == WIDTHS[0][0] else ():
-                STEPS[step](tab, shown)
-            tab.mouse.move(2, 2)
-            tab.wait_for_timeout(300)
-            content = tab.screenshot(full_page=shown.whole, animations="disabled")
-            yield scheme, width, Image.open(BytesIO(content)).convert("RGB")
-        tab.close()
+def _visit(tab: Tab, address: str) -> None:
+    """Open the page; a browser that a busy machine has starved is asked again."""
+    tab.unroute("**/state")
+    for _ in range(3):
+        tab.goto(address)
+        try:
+            tab.wait_for_selector("html.settled", timeout=_OPENS)
+            tab.wait_for_selector("#pill .pill", timeout=_OPENS)
+        except TookTooLong:
+            sys.stderr.write(f"{address} did not open in {_OPENS // 1000} s\n")
+        else:
+            return
+    raise TookTooLong(address)
 
 
-def keep(picture: Image.Image, path: Path) -> None:
-    """Write a picture, with a palette."""
-    small = picture.quantize(_COLOURS, kmeans=1, dither=Image.Dither.NONE)
-    small.save(path, optimize=True)
-    sys.stdout.write(f"{path} {path.stat().st_size // 1000} kB\n")
+def taken(tab: Tab, url: str, shown: Shown) -> Iterator[tuple[int, Image.Image]]:
+    """Open the page, do the steps, and yield a picture at each width."""
+    tab.set_viewport_size({"width": WIDTHS[0][0], "height": WIDTHS[0][1]})
+    _visit(tab, f"{url}/{shown.query}")
+    for width, height in WIDTHS:
+        tab.set_viewport_size({"width": width, "height": height})
+        for step in shown.steps if shown.again or width == WIDTHS[0][0] else ():
+            STEPS[step](tab, shown)
+        tab.mouse.move(2, 2)
+        tab.evaluate(_SETTLED)
+        content = tab.screenshot(full_page=shown.whole, animations="disabled")
+        yield width, Image.open(BytesIO(content)).convert("RGB")
 
 
 def sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
@@ -358,49 +373,62 @@ def sheet(rows: dict[str, list[Image.Image]]) -> Image.Image:
     return made
 
 
-def refused() -> RefusingEngine:
-    """An engine for a setting that a person got wrong."""
+def _broken() -> Failure:
+    """Return what the page says of a setting that a person got wrong."""
     try:
         settings.load(environ={"YAKULINGO_SPACES_LLAMA_DEVICE": "the first one"})
     except SettingError as error:
-        return RefusingEngine(error)
+        return Failure.of(error)
     raise AssertionError("that is no device")
 
 
-def states() -> Iterator[tuple[Engine, settings.Settings, tuple[Shown, ...]]]:
-    """Yield the real engine, whose answers the documents show, and engines that stand still."""
-    found, real = settings.load(), Engine()
+def scenes() -> tuple[Scene, ...]:
+    """Return what the engine plays."""
     ready = replace(_PREPARING, phase="ready", verified=True, server_pid=1, warm=True, notes=())
     lent = replace(ready, calls=_CALLS, gpu_seconds_reserved=37.0, gpu_seconds_used=6.0)
     full = Failure("DISK_FULL", "no room is left for the model", "choose a larger disk", 6)
-    asleep = replace(ready, warm=False)
     amber = replace(ready, verified=False, digest="ab" * 32, notes=_PREPARING.notes)
-    queued = Shown("waiting for a GPU", ("ask",))
-    yield Still(ready), found, STANDING
-    yield Still(ready), found, (Shown("in line", ("line",)),)
-    yield Still(lent, _CALLS[1]), found, LENT
-    yield Still(lent, stage="queue"), found, (queued,)
-    yield Still(asleep), found, (Shown("asleep"),)
-    yield Still(amber), found, (Shown("unpinned", ("owners",), whole=True),)
-    yield Still(_PREPARING), found, (Shown("preparing", ("owners",), whole=True),)
-    yield Still(Status("failed", failure=full)), found, (Shown("failed"),)
-    yield refused(), found, (Shown("broken", whole=True),)
-    yield real, real.settings, ANSWERED
+    return (
+        Scene(ready, (DONE,), (replace(_CALLS[1], reserved=0, left=None),)),
+        Scene(ready, STANDING),
+        Scene(ready, (Shown("in line", ("line",)),)),
+        Scene(lent, LENT, _CALLS[1:]),
+        Scene(lent, (Shown("waiting for a GPU", ("ask",)),), stage="queue"),
+        Scene(replace(ready, warm=False), (Shown("asleep"),)),
+        Scene(amber, (Shown("unpinned", ("owners",), whole=True),)),
+        Scene(_PREPARING, (Shown("preparing", ("owners",), whole=True),)),
+        Scene(Status("failed", failure=full), (Shown("failed"),)),
+        Scene(Status("failed", failure=_broken()), (Shown("broken", whole=True),)),
+    )
 
 
-def pictures(browser: Browser, to: Path, each: Path | None) -> dict[str, list[Image.Image]]:
-    """Take all pictures, by state; keep those that documents show, and each one if asked to."""
+def states(player: Player, played: str, real: str) -> Iterator[tuple[str, Shown]]:
+    """Yield each state and the URL that shows it: of the player's page, then of the real one."""
+    for scene in scenes():
+        player.play(scene)
+        yield from ((played, one) for one in scene.shown)
+    yield real, DOCTOR
+
+
+def pictures(each: Path | None) -> dict[str, list[Image.Image]]:
+    """Take all pictures, by state; keep each one where a folder is given."""
     rows: dict[str, list[Image.Image]] = {}
-    for engine, found, every in states():
-        with served(engine, found) as url:
-            for shown in every:
-                row = rows[shown.name] = []
-                for scheme, width, picture in taken(browser, url, shown):
-                    row.append(picture)
-                    if name := DOCUMENTED.get((shown.name, scheme, width)):
-                        keep(picture, to / f"{name}.png")
+    engine, player = Engine(), Player()
+    urls = serve(player, engine.settings), serve(engine, engine.settings)
+    program = shutil.which("chromium") or "chromium"
+    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
+    with sync_playwright() as playwright, closing(engine):
+        browser = playwright.chromium.launch(executable_path=program, args=flags)
+        for scheme, locale in LOOKS:
+            tab = browser.new_page(color_scheme=scheme, locale=locale)
+            tab.set_default_timeout(_OPENS)
+            for url, shown in states(player, *urls):
+                for width, picture in taken(tab, url, shown):
+                    rows.setdefault(shown.name, []).append(picture)
                     if each:
                         picture.save(each / f"{shown.name}-{scheme}-{width}.png")
+            tab.close()
+        browser.close()
     return rows
 
 
@@ -411,12 +439,12 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--each", type=Path, help="a folder for every picture in its full size")
     asked = parser.parse_args(argv)
     os.environ.setdefault("SPACE_ID", "owner/translator")  # an error links to its settings
-    flags = ["--no-sandbox"] if os.geteuid() == 0 else []
-    program = shutil.which("chromium") or "chromium"
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=program, args=flags)
-        made, path = sheet(pictures(browser, asked.out, asked.each)), asked.out / "page-states.webp"
-        browser.close()
+    # a small model may find no end
+    os.environ.setdefault("YAKULINGO_SPACES_MAX_NEW_TOKENS", "40")
+    rows = pictures(asked.each)
+    one = rows[DONE.name][0].quantize(_COLOURS, kmeans=1, dither=Image.Dither.NONE)
+    one.save(asked.out / "page-light.png", optimize=True)
+    made, path = sheet(rows), asked.out / "page-states.webp"
     for quality in range(80, 0, -10):
         made.save(path, quality=quality, method=6)
         if path.stat().st_size <= _MOST:

@@ -27,9 +27,7 @@ Args:
 """
 
 
-def endpoint(
-    engine: Engine, settings: Settings, line: Line | None = None
-) -> Callable[..., Iterator[str]]:
+def endpoint(engine: Engine, settings: Settings, line: Line) -> Callable[..., Iterator[str]]:
     """Return the function behind the endpoint; its callers stand in the page's line."""
 
     def translate(

@@ -15,7 +15,6 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
 from translator import languages
-from translator.languages import AUTO
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,9 +66,9 @@ def pair(
             counterpart: English for all languages but English, which goes to Japanese. A single
             word says too little for that. A target that was chosen is never replaced.
     """
-    ranked = _ranked(text) if source == AUTO else [Guess(source, 1.0)]
+    ranked = _ranked(text) if source == languages.AUTO else [Guess(source, 1.0)]
     guess = ranked[0] if ranked else Guess("en", 0.0)
-    if guess.code == target and source == AUTO:
+    if guess.code == target and source == languages.AUTO:
         others = [one for one in ranked if one.code != target]
         if others and not (guess.confidence >= _CERTAIN and _length(text) > 1):
             guess = others[0]  # whoever wants English of one word has most likely written another

@@ -23,17 +23,12 @@ if TYPE_CHECKING:
 
 KINDS: Final = (".txt", ".md", ".srt", ".vtt")
 _SUBTITLES: Final = (".srt", ".vtt")
-_ENCODINGS: Final = (
-    # the mark at a file's beginning, and the encoding of what follows
-    (codecs.BOM_UTF8, "utf-8"),
-    (codecs.BOM_UTF16_LE, "utf-16-le"),
-    (codecs.BOM_UTF16_BE, "utf-16-be"),
-    (b"", "utf-8"),
-)
-_BYTES_EACH: Final = 4
-"""Most bytes of a character in these encodings."""
-_BESIDE: Final = 4
-"""A subtitle has at most so many times as many characters as words: its numbers and times."""
+_ENCODINGS: Final = {
+    codecs.BOM_UTF8: "utf-8-sig",
+    codecs.BOM_UTF16_LE: "utf-16",
+    codecs.BOM_UTF16_BE: "utf-16",
+}
+"""By the mark at a file's beginning, which they read and write; without one it is UTF-8."""
 _LONGEST_NAME: Final = 80
 _LAYOUT: Final = frozenset("\t\n\r\f\ufeff\u200c\u200d\u200e\u200f")
 """Control and format characters that texts have: the last ones join letters and turn directions."""
@@ -46,13 +41,12 @@ class Document:
 
     Attributes:
         name: without folders, as it may be shown.
-        mark, encoding: what its bytes begin with, and how they are read.
+        encoding: of its bytes.
         lines: with their line ends.
         worded: which of the lines are to be translated, in order.
     """
 
     name: str
-    mark: bytes
     encoding: str
     lines: tuple[str, ...]
     worded: tuple[int, ...]
@@ -75,8 +69,7 @@ class Document:
             if self.name.lower().endswith(_SUBTITLES):  # an empty line or an arrow would break it
                 made = told.replace(_ARROW, "→") if told.strip() else words
             lines[at] = made + lines[at][len(words) :]
-        data = self.mark + "".join(lines).encode(self.encoding, "replace")
-        return base64.b64encode(data).decode()
+        return base64.b64encode("".join(lines).encode(self.encoding, "replace")).decode()
 
     def _order(self) -> Iterator[int | None]:
         """Yield the numbers of the lines to be translated, None for a gap between them."""
@@ -96,38 +89,33 @@ def read(name: str, content: str, max_chars: int) -> Document | Refusal:
 
     Args:
         name: as the visitor's machine calls it; its end tells the kind.
-        content: its bytes in base64.
+        content: its bytes in base64; ``guard`` and the browser bound them.
         max_chars: the most characters that are to be translated.
     """
-    shown, large = _plain_name(name), Refusal("file_large", {"limit": f"{max_chars:,}"})
+    shown = _plain_name(name)
     kind = next((one for one in KINDS if shown.lower().endswith(one)), None)
     if kind is None:
         return Refusal("file_kind", {"kinds": ", ".join(KINDS)})
     try:
         data = base64.b64decode(content, validate=True)
-        if len(data) > max_chars * _BYTES_EACH * _BESIDE:
-            return large
-        mark, encoding = next(one for one in _ENCODINGS if data.startswith(one[0]))
-        text = data[len(mark) :].decode(encoding)
+        marked = (name for mark, name in _ENCODINGS.items() if data.startswith(mark))
+        text = data.decode(encoding := next(marked, "utf-8"))
     except ValueError:
         return Refusal("file_not_text")
     if any(map(_is_control, text)):
         return Refusal("file_not_text")
-    lines = tuple(_split(text))
+    # at line feeds alone: a lone carriage return is part of a line
+    lines = tuple(re.findall(r"[^\n]*\n|[^\n]+", text))
     worded = _cues(lines) if kind in _SUBTITLES else tuple(range(len(lines)))
-    made = Document(shown, mark, encoding, lines, worded)
+    made = Document(shown, encoding, lines, worded)
     if not any(map(str.isalpha, made.text)):
         return Refusal("file_no_words")
+    large = Refusal("file_large", {"limit": f"{max_chars:,}"})
     return large if len(made.text) > max_chars else made
 
 
 def _is_control(letter: str) -> bool:
     return letter not in _LAYOUT and unicodedata.category(letter) in {"Cc", "Cf", "Cs"}
-
-
-def _split(text: str) -> list[str]:
-    """Split at line feeds alone, and keep them: a lone carriage return is part of a line."""
-    return re.findall(r"[^\n]*\n|[^\n]+", text)
 
 
 def _cues(lines: tuple[str, ...]) -> tuple[int, ...]:

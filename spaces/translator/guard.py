@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import gradio as gr
 from gradio.route_utils import FnIndexInferError
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from llama_loader.errors import safe
@@ -53,17 +54,9 @@ _SECONDS: Final = 30.0
 _HOST: Final = re.compile(r"(?P<name>\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9_.-]{1,255})(?::[0-9]{1,5})?")
 _FROM_GRADIO: Final = (
     *(AssertionError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError),
-    FnIndexInferError,
+    *(FnIndexInferError, gr.Error),
 )
-"""What gradio's handlers raise for values that no page sends, such as an unknown function."""
-
-
-class _RefusedError(Exception):
-    """A request that is answered here; ``status`` is HTTP's."""
-
-    def __init__(self, status: int, sentence: str) -> None:
-        super().__init__(sentence)
-        self.status = status
+"""What gradio raises for values that no page sends, such as an unknown function or language."""
 
 
 class Guard:
@@ -97,9 +90,9 @@ class Guard:
             _require_values(scope, body)
             _require_arguments(scope, body)
             await self._application(scope, _replayed(body, receive), sending)
-        except (_RefusedError, asyncio.TimeoutError) as error:
-            refused = error if isinstance(error, _RefusedError) else _RefusedError(408, "too slow")
-            await _answer(refused.status, str(refused))(scope, receive, send)
+        except (HTTPException, asyncio.TimeoutError) as error:
+            refused = error if isinstance(error, HTTPException) else HTTPException(408, "too slow")
+            await _answer(refused.status_code, refused.detail)(scope, receive, send)
         except _FROM_GRADIO as error:
             line = f"refused {scope['method']} {scope['path']}: {type(error).__name__}: {error}"
             sys.stderr.write(f"{safe(line)[:300]}\n")
@@ -119,7 +112,7 @@ def _require_host(scope: MutableMapping[str, Any]) -> None:
             for text in value.decode("latin-1").split(","):
                 found = _HOST.fullmatch(text.strip())
                 if found is None or not _is_own(found["name"]):
-                    raise _RefusedError(
+                    raise HTTPException(
                         421,
                         "this address is not the page's: open it by the machine's name or address,"
                         " or set GRADIO_ROOT_PATH to the address that a proxy gives it",
@@ -141,7 +134,7 @@ def _is_own(host: str) -> bool:
 def _require_route(scope: MutableMapping[str, Any]) -> None:
     path, reads = scope["path"], scope["method"] in {"GET", "HEAD", "OPTIONS", "DELETE"}
     if _CLOSED.fullmatch(path) or not (reads or _POSTED.fullmatch(path)):
-        raise _RefusedError(404, "the page has no such route")
+        raise HTTPException(404, "the page has no such route")
 
 
 async def _read(receive: Receive, limit: int) -> bytes:
@@ -151,29 +144,20 @@ async def _read(receive: Receive, limit: int) -> bytes:
         message = await receive()
         body += message.get("body", b"")
         if len(body) > limit:
-            raise _RefusedError(413, f"a request may have {limit} bytes")
+            raise HTTPException(413, f"a request may have {limit} bytes")
         if not message.get("more_body"):
             return bytes(body)
 
 
 def _require_values(scope: MutableMapping[str, Any], body: bytes) -> None:
     """Refuse values that no component of the page sends: gradio prints a traceback for them."""
-    if not _CALLED.fullmatch(scope["path"]):
-        return
-    with suppress(ValueError):  # gradio answers what is no JSON
+    if _CALLED.fullmatch(scope["path"]):
         asked = json.loads(body)
-        called = asked.get("fn_index") if isinstance(asked, dict) else None
-        function = scope["app"].get_blocks().fns.get(called) if isinstance(called, int) else None
-        data = asked.get("data") if function else None
-        if function is None or not isinstance(data, list) or len(data) != len(function.inputs):
-            raise _RefusedError(400, _NOT_THE_PAGES)
-        for component, value in zip(function.inputs, data, strict=True):
+        function = scope["app"].get_blocks().fns[asked["fn_index"]]
+        for component, value in zip(function.inputs, asked["data"], strict=True):
             if not isinstance(value, str | None):
-                raise _RefusedError(400, _NOT_THE_PAGES)
-            try:
-                component.preprocess(value)
-            except gr.Error as error:
-                raise _RefusedError(400, str(error)) from error
+                raise TypeError("a value that is no text")
+            component.preprocess(value)
 
 
 def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
@@ -184,7 +168,7 @@ def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
     every = scope["app"].get_blocks().fns.values()
     public = {one.api_name: one for one in every if one.api_visibility == "public"}
     if called["name"] not in public:
-        raise _RefusedError(404, f"there is no such endpoint; there are: {', '.join(public)}")
+        raise HTTPException(404, f"there is no such endpoint; there are: {', '.join(public)}")
     names = list(inspect.signature(public[called["name"]].fn).parameters)
     came = "no JSON"
     with suppress(ValueError):
@@ -200,7 +184,7 @@ def _require_arguments(scope: MutableMapping[str, Any], body: bytes) -> None:
     if came:
         form = "by these names" if called["named"] else 'in this order, as {"data": […]}'
         takes = f"{called['name']} takes {len(names)} values: {', '.join(names)}"
-        raise _RefusedError(400, f"{takes}, {form}; {came}")
+        raise HTTPException(400, f"{takes}, {form}; {came}")
 
 
 def _replayed(body: bytes, receive: Receive) -> Receive:

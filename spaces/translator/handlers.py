@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
-from llama_space.values import Failure, Progress
-from translator import advice, documents, panels, picture, texts
+from llama_loader.errors import SettingError
+from llama_space.values import Progress
+from translator import advice, documents, panels, texts
 from translator.session import Answer, InLine, Job, translate
 from translator.texts import Refusal
 
@@ -24,26 +25,18 @@ if TYPE_CHECKING:
 
 _STAGES = {"waiting": "working", "queue": "waiting_gpu"}
 """Words for a ``Progress``'s stage; for all others ``waiting``."""
+_SETTING = SettingError.exit_status
 
 
 class Handlers:
     """One for each page: gradio calls its methods with what its components hold."""
 
-    def __init__(
-        self, engine: Engine, settings: Settings, line: Line, *, retries: bool = True
-    ) -> None:
+    def __init__(self, engine: Engine, settings: Settings, line: Line) -> None:
         self._engine = engine
-        self._retries = retries
         self._settings = settings
         self._line = line
         self._stops: dict[str, threading.Event] = {}
         self._unfinished: dict[str, tuple[object, list[str]]] = {}
-
-    def greet(self, request: gr.Request) -> list[Any]:
-        """Write the page's words for this browser."""
-        words = _words(request)
-        doctor = f"<h2>{words['doctor']}</h2><p>{words['doctor_text']}</p>"
-        return [panels.masthead(words), keys(words), doctor, *self.refresh(request)]
 
     def again(self, request: gr.Request) -> list[Any]:
         """Prepare again after a failure."""
@@ -57,7 +50,8 @@ class Handlers:
         return [
             panels.pill(state, words),
             panels.failure(failure, words),
-            gr.Button(visible=failure is not None and self._retries),
+            # a setting that cannot be read only changes with a restart
+            gr.Button(visible=failure is not None and failure.exit_status != _SETTING),
             panels.colophon(state, words),
         ]
 
@@ -132,10 +126,9 @@ class Handlers:
 
     def leave(self, request: gr.Request) -> None:
         """End what a visitor who has gone is waiting for, and forget the visitor."""
-        self._unfinished.pop(str(request.session_hash), None)
-        running = self._stops.pop(str(request.session_hash), None)
-        if running is not None:
-            running.set()
+        self.end(request)
+        for known in (self._stops, self._unfinished):
+            known.pop(str(request.session_hash), None)
 
     def diagnose(self, request: gr.Request) -> Iterator[list[Any]]:
         """Run the doctor."""
@@ -151,11 +144,6 @@ class Handlers:
 
 def _words(request: gr.Request) -> Mapping[str, str]:
     return texts.every()[texts.accepted(request.headers.get("accept-language"))]
-
-
-def keys(words: Mapping[str, str]) -> str:
-    """Return the line that names the keys."""
-    return f"<span>{words['keys']}</span>"
 
 
 def _shown_of_file(
@@ -176,25 +164,26 @@ def _shown_of_file(
 def _shown(update: Update | None, words: Mapping[str, str], state: Status) -> list[Any]:
     """Return the right page, the status, the stop button and, unchanged, the target."""
     over = gr.Button(interactive=False)
+    if isinstance(update, Answer):
+        return _answered(update, words, over)
+    if isinstance(update, (InLine, Progress)):
+        return [gr.skip(), _awaited(update, words, state), gr.skip(), gr.skip()]
     if update is None:
-        return [gr.skip(), panels.status("stopped", words["stopped"]), over, gr.skip()]
+        line = panels.status("stopped", words["stopped"])
+    elif isinstance(update, Refusal):
+        line = panels.status("failed", update.text(words))
+    else:
+        line = panels.failure(update, words)
+    return [gr.skip(), line, over, gr.skip()]
+
+
+def _awaited(update: InLine | Progress, words: Mapping[str, str], state: Status) -> str:
+    lately = panels.lately(state.calls, words)
     if isinstance(update, InLine):
         place = words["in_line"].format(place=update.place)
-        line = panels.status("waiting", place, " ".join(picture.lately(state.calls, words)))
-        return [gr.skip(), line, gr.skip(), gr.skip()]
-    if isinstance(update, Progress):
-        why = [texts.patience(update, words["locale"])]
-        if update.stage == "queue":
-            why += picture.lately(state.calls, words)
-        stage = words[_STAGES.get(update.stage, "waiting")]
-        line = panels.status("working", stage, " · ".join(why))
-        return [gr.skip(), line, gr.skip(), gr.skip()]
-    if isinstance(update, Refusal):
-        line = panels.status("failed", update.text(words))
-        return [gr.skip(), line, over, gr.skip()]
-    if isinstance(update, Failure):
-        return [gr.skip(), panels.failure(update, words), over, gr.skip()]
-    return _answered(update, words, over)
+        return panels.status("waiting", place, " ".join(lately))
+    why = [texts.patience(update, words["locale"]), *(lately if update.stage == "queue" else [])]
+    return panels.status("working", words[_STAGES.get(update.stage, "waiting")], " · ".join(why))
 
 
 def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list[Any]:
@@ -206,6 +195,6 @@ def _answered(answer: Answer, words: Mapping[str, str], over: gr.Button) -> list
         return [answer.text, line, gr.skip(), gr.skip()]
     if last.tokens_per_second is not None:
         pair += f" · {panels.rate(last.tokens_per_second)} {words['speed_unit']}"
-    pair = " · ".join([pair, *picture.gpu(answer.calls, words)])
+    pair = " · ".join([pair, *panels.gpu(answer.calls, words)])
     line = panels.status("done", words["cut" if last.reason == "length" else "done"], pair, heard)
     return [answer.text, line, over, gr.skip()]

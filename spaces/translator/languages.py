@@ -8,18 +8,17 @@ template takes.
 from __future__ import annotations
 
 import difflib
-import json
 import unicodedata
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from translator import texts
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
 AUTO: Final = "auto"
-_FILE: Final = Path(__file__).with_name("languages.json")
 FIRST: Final = ("ja", "en")
 """The pair that this page is made for: listed first."""
 _LONGEST_NAME: Final = 60
@@ -57,7 +56,7 @@ class Language:
 @cache
 def rows() -> tuple[Language, ...]:
     """Return the languages as the file has them: the most usual of each script first."""
-    return tuple(Language(**row) for row in json.loads(_FILE.read_text("utf-8")))
+    return tuple(Language(**row) for row in texts.read("languages.json"))
 
 
 @cache
@@ -66,6 +65,13 @@ def known() -> Mapping[str, Language]:
     others = sorted(rows(), key=lambda one: one.english)
     by_code = {one.code: one for one in others}
     return {code: by_code[code] for code in (*FIRST, *by_code)}
+
+
+def shown(code: str, locale: str) -> str:
+    """Return a language's name in itself and in a locale, such as ``Deutsch · German``."""
+    one = known()[code]
+    name = one.japanese if locale == "ja" else one.english
+    return one.native if name == one.native else f"{one.native} · {name}"
 
 
 def find(name: str) -> Language | None:

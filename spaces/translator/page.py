@@ -51,10 +51,7 @@ _EXAMPLES: Final = (
     ("吾輩は猫である。名前はまだ無い。", "en"),
     ("It rained until noon, and then the whole street smelled of cedar.", "ja"),
     ("会議は三十分遅れて始まります。資料は先にお送りします。", "en"),
-    (
-        "Please confirm the delivery date by Friday; the parts are out of stock until the 12th.",
-        "ja",
-    ),
+    ("Please confirm the delivery date by Friday; the parts are out of stock.", "ja"),
 )
 _SCRIPTED: Final = (
     *("swap_title", "no_language", "detected", "lost"),
@@ -68,10 +65,6 @@ _SAID: Final = (
     '<p id="lost" role="alert" hidden></p><p id="spoken" role="status" class="unseen"></p>'
 )
 """What the script says: that the server is not there, and how a translation begins and ends."""
-_NO_TOOLS: Final = (
-    "warning[MCP_MISSING]: there is no MCP tool on this page\nhint: pip install 'gradio[mcp]'\n"
-)
-
 _HERE: Final[Mapping[str, Any]] = {"fn": None, "queue": False, "api_visibility": "private"}
 """For events that the browser alone handles."""
 
@@ -111,9 +104,7 @@ class Page:
         self._settings = settings
         self._line = Line(CONCURRENCY, WAITING)
         self._start = token_hex(8)
-        # a setting that cannot be read only changes with a restart
-        retries = not isinstance(engine, RefusingEngine)
-        self._handlers = handlers.Handlers(engine, settings, self._line, retries=retries)
+        self._handlers = handlers.Handlers(engine, settings, self._line)
         self.i18n = gr.I18n(**{locale: _words(locale) for locale in texts.LOCALES})
 
     def build(self) -> gr.Blocks:
@@ -139,17 +130,17 @@ class Page:
 
     def launch(self, **options: Any) -> Any:
         """Build the page and serve it. ``options`` go to gradio's ``launch``."""
-        tools = find_spec("mcp") is not None
-        if not tools:
-            sys.stderr.write(_NO_TOOLS)
         self.demo = self.build()
         limit = self._settings.max_chars
         into_html(head(limit))
         return self.demo.launch(
-            theme=theme(),
+            # the bare theme: nothing is fetched from elsewhere; fonts and style are in the CSS
+            theme=gr.themes.Base(
+                primary_hue="slate", neutral_hue="slate", font="sans-serif", font_mono="monospace"
+            ),
             css_paths=[HERE / "style.css"],
             i18n=self.i18n,
-            mcp_server=tools,
+            mcp_server=find_spec("mcp") is not None,
             ssr_mode=False,
             footer_links=["api"],
             app_kwargs={
@@ -173,7 +164,7 @@ class Page:
     def _masthead(self) -> None:
         gr.HTML(_SAID, padding=False, elem_id="said")
         with gr.Row(elem_id="top"):
-            self.head = gr.HTML(panels.masthead(texts.every()["en"]), padding=False)
+            gr.HTML(self.i18n("masthead"), padding=False)
             self.pill = gr.HTML(padding=False, elem_id="pill")
         self.failure = gr.HTML(padding=False, elem_id="failure")
         self.retry = gr.Button(self.i18n("retry"), visible=False, elem_id="retry", size="sm")
@@ -234,7 +225,7 @@ class Page:
         with gr.Row(elem_id="actions"):
             self.go = gr.Button(self.i18n("translate"), variant="primary", elem_id="go")
             self.stop = gr.Button(self.i18n("stop"), elem_id="stop", interactive=False)
-            self.keys = gr.HTML(handlers.keys(texts.every()["en"]), padding=False, elem_id="keys")
+            gr.HTML(self.i18n("keys"), padding=False, elem_id="keys")
         with gr.Row(elem_id="examples"):
             self.examples = [
                 (gr.Button(text, size="sm", elem_classes="example"), text, target)
@@ -246,34 +237,30 @@ class Page:
         gr.Button(self.i18n("owners"), size="sm", elem_classes="quiet", elem_id="owners")
         with gr.Column(elem_id="backstage"):
             self.colophon = gr.HTML(padding=False)
-            self._doctor()
-
-    def _doctor(self) -> None:
-        with gr.Column(elem_id="doctor"):
-            self.doctor_head = gr.HTML(padding=False)
-            with gr.Row(elem_classes="line"):
-                self.examine = gr.Button(self.i18n("examine"), size="sm", elem_id="examine")
-                self.copy_report = gr.Button(
-                    self.i18n("copy_report"), size="sm", visible=False, elem_id="copy_report"
+            with gr.Column(elem_id="doctor"):
+                gr.HTML(self.i18n("doctor_head"), padding=False)
+                with gr.Row(elem_classes="line"):
+                    self.examine = gr.Button(self.i18n("examine"), size="sm", elem_id="examine")
+                    self.copy_report = gr.Button(
+                        self.i18n("copy_report"), size="sm", visible=False, elem_id="copy_report"
+                    )
+                self.advice = gr.HTML(padding=False, elem_id="advice")
+                self.report = gr.Textbox(
+                    label=self.i18n("report"),
+                    visible=False,
+                    container=False,
+                    lines=12,
+                    max_lines=40,
+                    interactive=True,
+                    elem_id="report",
                 )
-            self.advice = gr.HTML(padding=False, elem_id="advice")
-            self.report = gr.Textbox(
-                label=self.i18n("report"),
-                visible=False,
-                container=False,
-                lines=12,
-                max_lines=40,
-                interactive=True,
-                elem_id="report",
-            )
 
     def _wire(self, demo: gr.Blocks) -> None:
         quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
         react = self._handlers
         refreshed = gr.Button(visible="hidden", elem_id="refresh")  # the script presses it
         standing = [self.pill, self.failure, self.retry, self.colophon]
-        greeted = [self.head, self.keys, self.doctor_head, *standing]
-        demo.load(react.greet, None, greeted, queue=False, **quiet)
+        demo.load(react.refresh, None, standing, queue=False, **quiet)
         demo.unload(react.leave)
         refreshed.click(react.refresh, None, standing, queue=False, **quiet)
         self.retry.click(react.again, None, standing, queue=False, **quiet)
@@ -287,7 +274,9 @@ class Page:
             **quiet,
         )
         run.then(react.refresh, None, standing, queue=False, **quiet)
-        self._wire_the_end_of(run)
+        # a text that was cleared while it was being translated stays cleared
+        shown = [self.target, self.status]
+        run.then(js="(...all) => pages.over(...all)", inputs=shown, outputs=shown, **_HERE)
         # not gradio's own `cancels`: a press right after it is lost, and the page says "Error"
         self.stop.click(react.end, None, [self.stop], queue=False, **quiet)
         self.examine.click(
@@ -313,11 +302,6 @@ class Page:
         translated.then(js="made => pages.saveFile(made)", inputs=[made], **_HERE)
         self.save.click(js="text => pages.save(text)", inputs=[self.target], **_HERE)
 
-    def _wire_the_end_of(self, run: Any) -> None:
-        """A text that was cleared while it was being translated stays cleared."""
-        shown = [self.target, self.status]
-        run.then(js="(...all) => pages.over(...all)", inputs=shown, outputs=shown, **_HERE)
-
     def _wire_what_is_kept(self, demo: gr.Blocks) -> None:
         """Texts and languages outlive a reload: in the visitor's browser, and nowhere else."""
         kept: dict[str, gr.Textbox | gr.Dropdown] = {
@@ -335,25 +319,24 @@ class Page:
 
     def _wire_in_the_browser(self) -> None:
         """What needs no server: swap, clear, copy, examples, the counter."""
-        here = _HERE
         both = [self.source, self.target, self.source_language, self.target_language]
         self.target_language.select(
-            js="() => (pages.keep('chosen', 'yes'), 'yes')", outputs=[self.chosen], **here
+            js="() => (pages.keep('chosen', 'yes'), 'yes')", outputs=[self.chosen], **_HERE
         )
-        self.swap.click(js="(...all) => pages.swap(...all)", inputs=both, outputs=both, **here)
+        self.swap.click(js="(...all) => pages.swap(...all)", inputs=both, outputs=both, **_HERE)
         emptied = [self.source, self.target, self.status]
-        self.clear.click(js="() => ['', '', '']", outputs=emptied, **here)
-        self.copy.click(js="text => pages.copy(text, 'copy')", inputs=[self.target], **here)
+        self.clear.click(js="() => ['', '', '']", outputs=emptied, **_HERE)
+        self.copy.click(js="text => pages.copy(text, 'copy')", inputs=[self.target], **_HERE)
         self.copy_report.click(
-            js="text => pages.copy(text, 'copy_report')", inputs=[self.report], **here
+            js="text => pages.copy(text, 'copy_report')", inputs=[self.report], **_HERE
         )
-        self.link.click(js="() => pages.copy(pages.link(), 'link')", **here)
+        self.link.click(js="() => pages.copy(pages.link(), 'link')", **_HERE)
         for button, text, target in self.examples:
             chosen = [self.source, self.source_language, self.target_language]
             filled = button.click(
-                js=f"() => {[text, languages.AUTO, target]!r}", outputs=chosen, **here
+                js=f"() => {[text, languages.AUTO, target]!r}", outputs=chosen, **_HERE
             )
-            filled.then(js="() => pages.press('go')", **here)
+            filled.then(js="() => pages.press('go')", **_HERE)
 
 
 def head(max_chars: int) -> str:
@@ -364,12 +347,8 @@ def head(max_chars: int) -> str:
     words = {
         locale: {name: every[name] for name in _SCRIPTED} for locale, every in texts.every().items()
     }
-    told = {
-        "languages": rows,
-        "words": words,
-        "kinds": documents.KINDS,
-        "limit": max_chars * _BYTES_EACH,
-    }
+    limit = max_chars * _BYTES_EACH
+    told = {"languages": rows, "words": words, "kinds": documents.KINDS, "limit": limit}
     facts = json.dumps(told).replace("<", "\\u003c")
     style, script = ((HERE / name).read_text("utf-8") for name in ("first.css", "page.js"))
     known = f"<script>window.translator = {facts};</script>"
@@ -387,16 +366,11 @@ def into_html(head: str) -> None:
     routes.templates.env.loader = ChoiceLoader([DictLoader({_HTML: whole}), _FILES])
 
 
-def theme() -> gr.themes.Base:
-    """The bare theme: nothing is fetched from elsewhere. Fonts and style are in the CSS."""
-    return gr.themes.Base(
-        primary_hue="slate", neutral_hue="slate", font="sans-serif", font_mono="monospace"
-    )
-
-
 def _words(locale: str) -> dict[str, str]:
-    named = {f"language_{code}": texts.language(code, locale) for code in languages.known()}
-    return {**texts.every()[locale], **named}
+    words = texts.every()[locale]
+    named = {f"language_{code}": languages.shown(code, locale) for code in languages.known()}
+    doctor_head = f"<h2>{words['doctor']}</h2><p>{words['doctor_text']}</p>"
+    return {**words, **named, "masthead": panels.masthead(words), "doctor_head": doctor_head}
 
 
 def app() -> Page:

@@ -5,19 +5,17 @@ from __future__ import annotations
 from html import escape
 from typing import TYPE_CHECKING, Final
 
-from translator import advice, picture, texts
+from llama_loader.events import size
+from translator import advice, texts
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Mapping, Sequence
 
     from llama_loader.events import Note
-    from llama_space.values import Failure, Status
-    from translator.texts import Said
+    from llama_space.values import Failure, Figures, Status
 
-_MIB: Final = 1024**2
-_GIB: Final = 1024**3
-_SHOWN_PROGRESS: Final = 4
-_TEN: Final = 10
+_CALLS: Final = 8
+_TENTH, _TEN = 0.1, 10.0
 
 
 def masthead(words: Mapping[str, str]) -> str:
@@ -37,7 +35,7 @@ def pill(state: Status, words: Mapping[str, str]) -> str:
         if state.server_pid is not None and not state.warm:
             parts.append(words["asleep"])
     elif state.phase == "preparing":
-        so_far = [] if state.elapsed is None else [picture.seconds(state.elapsed)]
+        so_far = [] if state.elapsed is None else [seconds(state.elapsed)]
         parts += [*so_far, *(texts.patience(one, words["locale"]) for one in state.progress[-1:])]
     loud = f" {trust}" if state.phase == "ready" and trust != "verified" else ""
     line = " · ".join(map(escape, parts))
@@ -60,11 +58,10 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
     """What happened and what to do, apart for visitors and the owner; nothing where all is well."""
     if found is None:
         return ""
-    said = texts.say(found, words["locale"])
-    hint = escape(said.hint or words["no_hint"])
+    what, hint, original = texts.say(found, words["locale"])
     told = (
-        f"<p class='what'>{escape(said.what)}</p>"
-        f"<p><b>{escape(words['what_to_do'])}</b> {hint}</p>"
+        f"<p class='what'>{escape(what)}</p>"
+        f"<p><b>{escape(words['what_to_do'])}</b> {escape(hint or words['no_hint'])}</p>"
         f"{advices(advice.of_code(found.code), words)}"
     )
     code = f'<p class="code">{escape(found.code)}</p>'
@@ -72,10 +69,10 @@ def failure(found: Failure | None, words: Mapping[str, str]) -> str:
         told = (
             f'<p class="lead">{escape(words["fault"])}</p>'
             f'<section class="owner"><h2>{escape(words["for_owner"])}</h2>'
-            f"{told}{_settings_link(words)}{_original(said, words)}{code}</section>"
+            f"{told}{_settings_link(words)}{_original(original, words)}{code}</section>"
         )
     else:
-        told += _original(said, words) + code
+        told += _original(original, words) + code
     return f'<div class="failure" role="alert">{told}</div>'
 
 
@@ -87,13 +84,13 @@ def _settings_link(words: Mapping[str, str]) -> str:
     return f'<p><a href="{address}" target="_blank" rel="noopener">{shown}</a></p>'
 
 
-def _original(said: Said, words: Mapping[str, str]) -> str:
+def _original(original: str, words: Mapping[str, str]) -> str:
     """The loader's own words under a translation: they are what can be searched for."""
-    if not said.original:
+    if not original:
         return ""
     return (
         f'<details class="original" open><summary>{escape(words["original"])}</summary>'
-        f'<p lang="en">{"<br>".join(map(escape, said.original.splitlines()))}</p></details>'
+        f'<p lang="en">{"<br>".join(map(escape, original.splitlines()))}</p></details>'
     )
 
 
@@ -112,17 +109,15 @@ def advices(names: Iterable[str], words: Mapping[str, str]) -> str:
 
 
 def colophon(state: Status, words: Mapping[str, str]) -> str:
-    """What is running: facts on one side, what they took on the other."""
+    """What is running, and what it took."""
     facts = "".join(
-        f"<div><dt>{escape(words[name])}</dt><dd>{value}</dd></div>"
+        f'<div class="{name}"><dt>{escape(words[name])}</dt><dd>{value}</dd></div>'
         for name, value in _facts(state, words)
     )
     return (
         f'<section class="colophon" id="colophon"><h2>{escape(words["colophon"])}'
         f"<small>{escape(words['colophon_mark'])}</small></h2>"
-        f'<div class="columns"><dl>{facts}</dl>'
-        f'<div class="times">{_times(state, words)}</div></div>'
-        f"{_notes(state, words)}</section>"
+        f"<dl>{facts}</dl>{_notes(state, words)}</section>"
     )
 
 
@@ -142,16 +137,43 @@ def status(kind: str, text: str, aside: str = "", source: str = "") -> str:
     return f'<div class="status {kind}"{heard}><b>{escape(text)}</b>{side}</div>'
 
 
+def seconds(value: float) -> str:
+    """Write a duration with as many digits as mean something."""
+    if value < _TENTH:
+        return f"{value * 1000:.0f} ms"
+    return f"{value:.2f} s" if value < _TEN else f"{value:.0f} s"
+
+
 def rate(speed: float) -> str:
     """Write tokens per second with as many digits as mean something."""
     return f"{speed:.1f}" if speed < _TEN else f"{speed:.0f}"
 
 
-def _architecture(state: Status) -> str:
-    name = state.architecture
-    if not name:
-        return ""
-    return "CPU" if name == "cpu" else f"sm_{name}" if name[:1].isdigit() else name
+def gpu(made: Sequence[Figures], words: Mapping[str, str]) -> list[str]:
+    """Return the GPU seconds that calls used and reserved, and those left before; or nothing."""
+    if not any(call.reserved for call in made):
+        return []
+    used, reserved = (sum(getattr(call, name) for call in made) for name in ("used", "reserved"))
+    said = [words["gpu_of"].format(used=f"{used:.1f}", reserved=f"{reserved:.0f}")]
+    left = [call.left for call in made if call.left is not None]
+    return [*said, words["gpu_left"].format(left=left[0])] if left else said
+
+
+def lately(made: Sequence[Figures], words: Mapping[str, str]) -> list[str]:
+    """Return how long the last calls took, for who waits for a turn; nothing before the first."""
+    took = [call.seconds for call in made[-_CALLS:]]
+    if not took:
+        return []
+    return [words["lately"].format(shortest=seconds(min(took)), longest=seconds(max(took)))]
+
+
+def _call(call: Figures, words: Mapping[str, str]) -> str:
+    said = [seconds(call.seconds)]
+    if call.first_token is not None:
+        said.append(f"{words['first_words']} {seconds(call.first_token)}")
+    if call.tokens is not None:
+        said.append(f"{call.tokens} tok")
+    return " · ".join([*said, *gpu([call], words)[:1], *([] if call.warm else [words["cold"]])])
 
 
 def _facts(state: Status, words: Mapping[str, str]) -> Iterable[tuple[str, str]]:
@@ -159,61 +181,31 @@ def _facts(state: Status, words: Mapping[str, str]) -> Iterable[tuple[str, str]]
         f"<i>{escape(words[name])}</i>" for name in ("not_yet", "after_first", "not_pinned")
     )
     yield "release", escape(state.release or "") or unknown
-    yield "architecture", escape(_architecture(state)) or unknown
+    name = state.architecture or ""
+    yield "architecture", escape(f"sm_{name}" if name[:1].isdigit() else name) or unknown
     yield "digest", _digest(state, words) if state.digest else unknown
     yield "device", escape(state.device or "") or later
-    memory = [f"{escape(name)} {_size(size)}" for name, size in state.memory.items() if size]
+    memory = [f"{escape(name)} {size(held)}" for name, held in state.memory.items() if held]
     yield "memory", "<br>".join(memory) or later
     yield "model", escape(state.model or "") or unknown
-    yield "model_digest", _hash(state.model_sha256) if state.model_sha256 else not_pinned
+    pinned = state.model_sha256
+    yield "model_digest", f"<code>{escape(pinned)}</code>" if pinned else not_pinned
     speed = state.tokens_per_second
     yield "speed", later if speed is None else f"{rate(speed)} {escape(words['speed_unit'])}"
     if state.gpu_seconds_reserved:
         used, reserved = f"{state.gpu_seconds_used:.1f}", f"{state.gpu_seconds_reserved:.0f}"
         yield "gpu_seconds", escape(words["gpu_sum"].format(used=used, reserved=reserved))
-
-
-def _hash(digest: str | None) -> str:
-    """All of it, in a form that a phone can break."""
-    shown = escape(digest or "")
-    return f'<code title="{shown}">{shown}</code>'
+    stages = [f"{words.get(f'stage_{one}', one)} {seconds(took)}" for one, took in state.timeline]
+    yield "this_start", "<br>".join(map(escape, stages)) or unknown
+    calls = [_call(call, words) for call in reversed(state.calls[-_CALLS:])]
+    yield "last_calls", "<br>".join(map(escape, calls)) or later
 
 
 def _digest(state: Status, words: Mapping[str, str]) -> str:
     trust = _trust(state)
-    if trust == "verified":
-        return f'<span class="stamp">{escape(words[trust])}</span> {_hash(state.digest)}'
-    return (
-        f'<span class="stamp {trust}">{escape(words[trust])}</span> {_hash(state.digest)}'
-        f"<em>{escape(words[f'{trust}_text'])}</em>"
-    )
-
-
-def _size(size: int) -> str:
-    return f"{size / _GIB:.1f} GiB" if size >= _GIB else f"{size / _MIB:.0f} MiB"
-
-
-def _times(state: Status, words: Mapping[str, str]) -> str:
-    parts = []
-    if state.phase == "preparing":
-        latest = [texts.progress(one, words["locale"]) for one in state.progress]
-        lines = "".join(f"<li>{escape(one)}</li>" for one in latest[-_SHOWN_PROGRESS:])
-        parts.append(f'<ol class="progress">{lines}</ol>' if lines else "")
-    if state.timeline:
-        parts.append(_figure(words["this_start"], picture.start(state.timeline, words)))
-    if state.calls:
-        legend = (
-            f'<span class="key wait">{escape(words["first_words"])}</span>'
-            f'<span class="key answer">{escape(words["whole_answer"])}</span>'
-        )
-        parts.append(_figure(words["last_calls"], picture.calls(state.calls, words), legend))
-    elif state.phase == "ready":
-        parts.append(_figure(words["last_calls"], f"<p>{escape(words['no_calls'])}</p>"))
-    return "".join(parts)
-
-
-def _figure(title: str, drawing: str, legend: str = "") -> str:
-    return f"<figure><figcaption>{escape(title)}{legend}</figcaption>{drawing}</figure>"
+    why = "" if state.verified else f"<em>{escape(words[f'{trust}_text'])}</em>"
+    digest = f"<code>{escape(state.digest or '')}</code>"
+    return f'<span class="stamp {trust}">{escape(words[trust])}</span> {digest}{why}'
 
 
 def _notes(state: Status, words: Mapping[str, str]) -> str:
@@ -224,9 +216,7 @@ def _notes(state: Status, words: Mapping[str, str]) -> str:
 
 
 def _note(note: Note, words: Mapping[str, str]) -> str:
-    said = texts.say(note, words["locale"])
-    hint = f"<p>{escape(said.hint)}</p>" if said.hint else ""
-    return (
-        f"<li><code>{escape(note.code)}</code><p>{escape(said.what)}</p>{hint}"
-        f"{_original(said, words)}</li>"
-    )
+    what, hint, original = texts.say(note, words["locale"])
+    todo = f"<p>{escape(hint)}</p>" if hint else ""
+    happened = f"<code>{escape(note.code)}</code><p>{escape(what)}</p>"
+    return f"<li>{happened}{todo}{_original(original, words)}</li>"

@@ -190,7 +190,8 @@ def _in_turn(
         if isinstance(update, Failure):
             return
     yield from map(InLine, places)
-    kind = _format(settings)
+    path = model.at_hand(settings)  # one that is not here has failed, or fails, for that reason
+    kind = "chat" if path is None else _format(path)
     most = pieces.TOKEN * min(max(settings.n_ctx // _OF_CONTEXT, _LEAST), _MOST)
     run = _Run(pieces.cut(job.text, most, by_line=kind == "base"), kind, job.pair(), most)
     calls: list[Figures] = []
@@ -219,8 +220,8 @@ def _on_one_gpu(
     made = engine.together(run, left) if left else run(engine.events, lambda: True)
     with closing(made) as updates:
         for update in updates:
-            if isinstance(update, _Done):
-                done.append(update.text)
+            if isinstance(update, str):  # the answer to a piece
+                done.append(update)
             elif isinstance(update, Figures):
                 calls.append(update)
             elif isinstance(update, Failure) or (isinstance(update, Answer) and update.whole):
@@ -228,13 +229,6 @@ def _on_one_gpu(
             elif not isinstance(update, Piece):
                 yield update
     return last
-
-
-@dataclass(frozen=True)
-class _Done:
-    """The answer to a piece of the text."""
-
-    text: str
 
 
 @dataclass
@@ -278,7 +272,7 @@ class _Run:
                 if answer is None:
                     return
                 self.done.append(answer)
-                yield _Done(answer)
+                yield answer
             shown += self.done[number]
             self.before = pieces.context(part.text, self.done[number], self.most // 2)
             number += 1
@@ -355,13 +349,7 @@ def _prepared(engine: Engine) -> Iterator[Progress | Failure]:
         yield state.failure
 
 
-def _format(settings: Settings) -> prompt.Format:
-    """Look at the model that is here; one that is not has failed, or fails, for that reason."""
-    path = model.at_hand(settings)
-    return "chat" if path is None else prompt.format_of(_template(path))
-
-
 @cache
-def _template(path: Path) -> str | None:
-    """A header is read once: Gemma's has 262,144 tokens to skip."""
-    return gguf_header.chat_template(path)
+def _format(path: Path) -> prompt.Format:
+    """Look at a model; its header is read once: Gemma's has 262,144 tokens to skip."""
+    return prompt.format_of(gguf_header.chat_template(path))

@@ -1,7 +1,7 @@
 """What a person reads, in English and Japanese; the browser says which. Pure.
 
 The loader speaks English. ``sentences_ja.json`` has a Japanese sentence and what to do for each of
-its codes, and the lines of progress. The English of an error, with its values, stands beneath.
+its codes. The English of an error, with its values, stands beneath.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from llama_loader.events import Downloading, Note, size
-from llama_space import values
-from translator import languages
+from llama_loader.events import Downloading, size
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from llama_loader.events import Note
     from llama_space.values import Failure, Progress
 
 LOCALES: Final = ("en", "ja")
@@ -36,21 +35,6 @@ class Refusal:
         return words[self.name].format(**self.values)
 
 
-@dataclass(frozen=True)
-class Said:
-    """A failure or note for a person.
-
-    Attributes:
-        what: happened.
-        hint: what to do; empty where the loader knows nothing to do.
-        original: the loader's own words where these are a translation, else empty.
-    """
-
-    what: str
-    hint: str
-    original: str = ""
-
-
 @cache
 def every() -> Mapping[str, Mapping[str, str]]:
     """Return all words: locale → name → words."""
@@ -59,37 +43,21 @@ def every() -> Mapping[str, Mapping[str, str]]:
 
 
 @cache
-def language(code: str, locale: str) -> str:
-    """Return a language's name in itself and in a locale, such as ``Deutsch · German``."""
-    known = languages.known()[code]
-    name = known.japanese if locale == "ja" else known.english
-    return known.native if name == known.native else f"{known.native} · {name}"
-
-
-@cache
-def sentences(locale: str) -> Mapping[str, Any]:
-    """Return ``codes`` and ``progress`` of a locale; English is the loader's own."""
-    english = {"codes": {}, "progress": values.ENGLISH}
-    found: Mapping[str, Any] = read("sentences_ja.json") if locale == "ja" else english
+def sentences() -> Mapping[str, Mapping[str, str]]:
+    """Return ``what`` and ``hint`` in Japanese by code."""
+    found: Mapping[str, Mapping[str, str]] = read("sentences_ja.json")
     return found
 
 
-def say(one: Failure | Note, locale: str) -> Said:
-    """Return a failure or note in a locale."""
-    known = sentences(locale)["codes"].get(one.code)
-    return (
-        Said(**known, original=f"{one.message}\n{one.hint}")
-        if known
-        else Said(one.message, one.hint)
-    )
+def say(one: Failure | Note, locale: str) -> tuple[str, str, str]:
+    """Return what happened and what to do, in a locale, and the English where that is another.
 
-
-def progress(one: Progress, locale: str) -> str:
-    """Return a line about what is being waited for, in a locale."""
-    known = sentences(locale)
-    if isinstance(one.event, Note) and one.event.code in known["codes"]:
-        return say(one.event, locale).what
-    return values.line(one, {**every()[locale], **known["progress"]})
+    Where the loader knows nothing to do, that is empty.
+    """
+    known = sentences().get(one.code) if locale == "ja" else None
+    if known is None:
+        return one.message, one.hint, ""
+    return known["what"], known["hint"], f"{one.message}\n{one.hint}"
 
 
 def patience(one: Progress, locale: str) -> str:
@@ -97,12 +65,9 @@ def patience(one: Progress, locale: str) -> str:
     words = every()[locale]
     line, event = words[f"wait_{one.stage}"], one.event
     if isinstance(event, Downloading) and event.total:
-        done, total = size(event.done), size(event.total)
-        known = sentences(locale)["progress"]
-        share = known["share"].format(
-            done=done, total=total, share=f"{event.done / event.total:.0%}"
-        )
-        line = words["wait_amount"].format(amount=share)
+        share = f"{event.done / event.total:.0%}"
+        so_far = {"done": size(event.done), "total": size(event.total), "share": share}
+        line = words["wait_amount"].format(**so_far)
     if one.seconds < 1:
         return line
     return words["wait_seconds"].format(line=line, seconds=int(one.seconds))

@@ -6,7 +6,7 @@ import pytest
 from held_process import Held
 from playwright.sync_api import Page, expect
 
-from translator import texts
+from translator import languages, texts
 
 pytestmark = [pytest.mark.browser]
 
@@ -268,7 +268,7 @@ def test_the_whole_interface_is_in_one_language_and_says_which(
     expect(page.locator("#source_language input")).to_have_value(words["detect"])
     page.locator("#target_language input").click()
     german = page.locator("#target_language .options li", has_text="Deutsch")
-    expect(german).to_contain_text(texts.language("de", ours))
+    expect(german).to_contain_text(languages.shown("de", ours))
 
 
 def test_the_name_is_painted_before_gradio_s_programs_have_arrived(

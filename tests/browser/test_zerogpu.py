@@ -40,7 +40,7 @@ def test_a_worker_answers_and_the_page_says_what_it_runs(
     page.wait_for_selector(".status.done")
     expect(page.locator(TARGET)).not_to_have_value("")
     page.locator("#owners").click()
-    page.wait_for_selector("figure .answer")
+    page.wait_for_selector(".last_calls dd:has-text('tok')")
     assert "tokens/s" in page.locator("#colophon").inner_text()
     assert len(emulator.seen("/schedule")) == 1
 

@@ -1,9 +1,7 @@
 """The pure parts of the page: words, pictures, panels, advice."""
 
 import dataclasses
-import itertools
 import re
-import xml.etree.ElementTree as ET
 from typing import Any, get_args
 
 import pytest
@@ -13,7 +11,7 @@ from llama_loader import settings
 from llama_loader.doctor import Check, Examination
 from llama_loader.events import Downloading, Note
 from llama_space.values import Failure, Figures, Phase, Progress, Status, Waiting
-from translator import advice, languages, panels, picture, texts
+from translator import advice, languages, panels, texts
 
 WORDS = texts.every()["en"]
 RUNNING = Status(
@@ -66,37 +64,17 @@ def test_every_stage_of_a_start_has_its_word() -> None:
 
 
 def test_a_duration_has_the_digits_that_mean_something() -> None:
-    durations = {0.0: "<1 ms", 0.012: "12 ms", 0.5: "0.50 s", 9.99: "9.99 s", 61.2: "61 s"}
-    assert {value: picture.seconds(value) for value in durations} == durations
-
-
-def bars(drawing: str) -> list[tuple[float, float]]:
-    found = [one.attrib["style"] for one in ET.fromstring(drawing).iter("i")]
-    places = (re.fullmatch(r"left:([0-9.]+)%;width:([0-9.]+)%", style) for style in found)
-    return [(float(place[1]), float(place[2])) for place in places if place]
-
-
-def test_each_stage_begins_where_the_one_before_ended_and_all_fit() -> None:
-    stages = (("resolve", 0.1), ("fetch", 3.0), ("verify", 0.2), ("start", 0.0), ("x<y", 1.0))
-    drawn = bars(picture.start(stages, WORDS))
-    assert len(drawn) == len(stages)
-    for (x, width), (following, _) in itertools.pairwise(drawn):
-        assert following == pytest.approx(x + width, abs=0.11)
-    assert max(x + width for x, width in drawn) == pytest.approx(100, abs=0.11)
-
-
-def test_the_last_calls_are_drawn_newest_first_and_the_cold_one_is_marked() -> None:
-    drawn = picture.calls(RUNNING.calls, WORDS)
-    assert drawn.index("12 tok") < drawn.index("30 tok · cold")
-    no_time = (Figures(0.0, None, 0.0, None, warm=True),)
-    assert bars(picture.start((("start", 0.0),), WORDS)) + bars(picture.calls(no_time, WORDS))
+    durations = {0.012: "12 ms", 0.5: "0.50 s", 9.99: "9.99 s", 61.2: "61 s"}
+    assert {value: panels.seconds(value) for value in durations} == durations
 
 
 def test_the_colophon_names_everything_that_runs() -> None:
     shown = panels.colophon(RUNNING, WORDS)
-    facts = ("b11549-1", "sm_90", "ab" * 32, "CUDA0", "3.0 GiB", "model.gguf", "42 tokens/s")
-    for fact in facts:
+    facts = ("b11549-1", "sm_90", "ab" * 32, "CUDA0", "3.22 GB", "model.gguf", "42 tokens/s")
+    for fact in (*facts, "resolve 80 ms<br>start 0.50 s"):
         assert fact in shown
+    newest = "0.50 s · first words after 0.10 s · 12 tok"
+    assert f"{newest}<br>1.00 s · first words after 0.20 s · 30 tok · cold" in shown
     assert "verified" in panels.pill(RUNNING, WORDS)
 
 
@@ -161,9 +139,9 @@ def test_an_owner_s_failure_says_what_to_set_and_links_to_the_settings(
 
 def test_every_language_has_a_name_in_both_locales() -> None:
     for code, known in languages.known().items():
-        assert texts.language(code, "en").endswith(known.english)
-        assert texts.language(code, "ja") == known.native or " · " in texts.language(code, "ja")
-    assert texts.language("de", "ja") == "Deutsch · ドイツ語"
+        assert languages.shown(code, "en").endswith(known.english)
+        assert languages.shown(code, "ja") == known.native or " · " in languages.shown(code, "ja")
+    assert languages.shown("de", "ja") == "Deutsch · ドイツ語"
 
 
 def test_what_comes_from_elsewhere_is_escaped() -> None:
@@ -190,7 +168,6 @@ def test_while_it_prepares_the_latest_progress_is_shown() -> None:
     state = Status("preparing", progress=tuple(Progress("prepare", one) for one in news))
     assert "3 MB of 20 MB" in panels.pill(state, WORDS)
     assert "12 s" in panels.pill(dataclasses.replace(state, elapsed=12.3), WORDS)
-    assert "3 MB of 20 MB" in panels.colophon(state, WORDS)
 
 
 def test_each_line_to_set_names_a_variable_that_is_read() -> None:

@@ -11,11 +11,9 @@ from verbs import PROJECT
 
 from llama_loader import settings
 from llama_loader.errors import HostError
-from llama_loader.events import Downloading, Event, Note
-from llama_space import values
+from llama_loader.events import Note
 from llama_space.values import Failure, Progress, Status, Waiting
 from translator import panels, texts
-from translator.texts import Said
 
 JAPANESE = re.compile("[ぁ-んァ-ヶ一-龠]")
 PACKAGES = tuple(
@@ -60,45 +58,27 @@ def codes_in_the_source() -> set[str]:
 
 
 def test_every_code_of_loader_and_page_has_a_japanese_sentence_and_hint() -> None:
-    known = texts.sentences("ja")["codes"]
+    known = texts.sentences()
     assert codes_in_the_source() == set(known)
     for code in known:
-        said = texts.say(Note(code, "the loader's words"), "ja")
-        assert JAPANESE.search(said.what), code
-        assert JAPANESE.search(said.hint), code
-        assert "the loader's words" in said.original
-        assert "{" not in said.what + said.hint
+        what, hint, original = texts.say(Note(code, "the loader's words"), "ja")
+        assert JAPANESE.search(what), code
+        assert JAPANESE.search(hint), code
+        assert "the loader's words" in original
+        assert "{" not in what + hint
 
 
 def test_english_is_the_loader_s_own() -> None:
-    assert texts.say(Note("NO_GPU", "no GPU", "add one"), "en") == Said("no GPU", "add one")
-    assert texts.say(Note("OF_TOMORROW", "what", "hint"), "ja") == Said("what", "hint")
+    assert texts.say(Note("NO_GPU", "no GPU", "add one"), "en") == ("no GPU", "add one", "")
+    assert texts.say(Note("OF_TOMORROW", "what", "hint"), "ja") == ("what", "hint", "")
 
 
-@pytest.mark.parametrize(
-    ("event", "shown"),
-    [
-        (Downloading("a.tar", 5_540_000, 11_080_000), "a.tar を取得中: 5.54 MB / 11.1 MB（50%）"),
-        (Downloading("a.tar", 1234, None), "a.tar を取得中: 1.23 kB"),
-        (
-            Note("STORE_BUSY", "another process writes to the store; waiting for that"),
-            "別のプロセスが",
-        ),
-    ],
-)
-def test_progress_is_said_in_japanese_with_its_bytes_and_seconds(event: Event, shown: str) -> None:
-    progress = Progress("prepare", event)
-    assert texts.progress(progress, "ja").startswith(shown)
-    assert texts.progress(progress, "en") == progress.text
-
-
-def test_every_stage_of_progress_has_a_japanese_line() -> None:
-    assert set(texts.sentences("ja")["progress"]) == set(values.ENGLISH)
-    for stage in get_args(Waiting):
-        shown = texts.progress(Progress(stage, seconds=3.2), "ja")
-        assert JAPANESE.search(shown), stage
-        assert "3 秒" in shown
-        assert "秒" not in texts.progress(Progress(stage), "ja")
+@pytest.mark.parametrize("stage", get_args(Waiting))
+def test_what_a_visitor_waits_for_is_said_in_japanese_with_its_seconds(stage: Waiting) -> None:
+    shown = texts.patience(Progress(stage, seconds=3.2), "ja")
+    assert JAPANESE.search(shown)
+    assert "3 秒" in shown
+    assert "秒" not in texts.patience(Progress(stage), "ja")
 
 
 def test_the_english_original_stands_under_the_japanese_and_both_are_escaped() -> None:

@@ -160,13 +160,13 @@ def test_visitors_are_told_their_places_and_one_who_leaves_moves_the_others() ->
 )
 def test_the_endpoint_raises_a_sentence(arguments: tuple[Any, ...], words: str) -> None:
     with pytest.raises(gradio.Error, match=words):
-        list(api.endpoint(Playing(BROKEN), SETTINGS)(*arguments))
+        list(api.endpoint(Playing(BROKEN), SETTINGS, Line(1, 0))(*arguments))
 
 
 @pytest.mark.parametrize("tag", ["zh-TW", "Chinese (Traditional)", "繁體中文"])
 def test_endpoint_takes_tags_and_names_and_answers_in_what_was_named(tag: str) -> None:
     engine = Playing(piece("A", finished=True))
-    assert list(api.endpoint(engine, SETTINGS)("Guten Morgen", tag)) == ["A"]
+    assert list(api.endpoint(engine, SETTINGS, Line(1, 0))("Guten Morgen", tag)) == ["A"]
     (asked, _) = engine.asked[0]  # type: ignore[misc]
     assert "from German to Chinese (Traditional)" in str(asked)
 
@@ -192,7 +192,7 @@ def test_settings_that_cannot_be_read_give_an_engine_that_says_so(
     assert "YAKULINGO_SPACES_N_CTX" in engine.doctor().as_text()
     assert list(engine.events([])) == [failure]
     with pytest.raises(gradio.Error, match="SETTING_INVALID: YAKULINGO_SPACES_N_CTX"):
-        list(api.endpoint(engine, SETTINGS)("猫", "en"))
+        list(api.endpoint(engine, SETTINGS, Line(1, 0))("猫", "en"))
 
 
 class Answering(Playing):
@@ -276,6 +276,7 @@ def test_lost_gpu_is_asked_for_once_more_and_the_piece_begins_again() -> None:
 def test_base_model_gets_single_lines_and_empty_ones_do_not_end_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(session.model, "at_hand", lambda _: "base.gguf")
     monkeypatch.setattr(session, "_format", lambda _: "base")
     asked: list[str] = []
 
