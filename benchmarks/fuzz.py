@@ -90,6 +90,7 @@ def _feed(name: str, inputs: int, seed: int, kept: Path, told: SynchronizedArray
         faulthandler.register(number, chain=True)
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     places: set[str] = set()
+    sys.setswitchinterval(1e-4)  # the server that sends the input is a thread of this process
     with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
         _bound_memory(hard)
         while told[_DONE] < inputs:

@@ -12,7 +12,7 @@ import os
 import socket
 import struct
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cache
@@ -269,7 +269,7 @@ def _read_into_store(data: bytes, _: Path) -> None:
 @contextlib.contextmanager
 def _emptied(folder: Path) -> Any:
     """Give a folder below; whatever is in it is removed, and nothing may lie beside it."""
-    with mock.patch("os.fsync"), disk.Folder.open(folder) as place:
+    with mock.patch("os.fsync", int), disk.Folder.open(folder) as place:
         try:
             (folder / "into").mkdir()
             yield folder / "into"
@@ -387,34 +387,61 @@ _ANSWER: Final = (
 
 @dataclass
 class _Server:
-    """Sends ``answer``, whatever it is, to whoever connects."""
+    """Sends ``answer``, whatever it is, to every connection, the moment it is made.
 
-    port: int = 0
+    It does so in the thread that connects: waiting for another one took most of an input's time.
+    """
+
+    listener: socket.socket
     answer: bytes = b""
+    last: socket.socket | None = None
+
+    @property
+    def port(self) -> int:
+        return int(self.listener.getsockname()[1])
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
-    def serve(self, listener: socket.socket) -> None:
-        while True:
-            with contextlib.suppress(OSError):
-                connection, _ = listener.accept()
-                with connection:
-                    connection.settimeout(2.0)
-                    connection.recv(65536)
-                    connection.sendall(self.answer)
-                    connection.shutdown(socket.SHUT_WR)
-                    while connection.recv(65536):
-                        pass
+    def connect(self, ours: socket.socket, address: object) -> None:
+        """Connect, and send the answer if it is to this server."""
+        _CONNECT(ours, address)
+        if address != ("127.0.0.1", self.port):
+            return
+        if self.last:
+            self.last.close()
+        self.last, _ = self.listener.accept()
+        self.last.setblocking(False)
+        sent = self.last.send(self.answer) if self.answer else 0
+        if sent == len(self.answer):
+            self.last.shutdown(socket.SHUT_WR)
+        else:
+            threading.Thread(target=self.send, args=(self.last, sent), daemon=True).start()
+
+    def send(self, connection: socket.socket, start: int) -> None:
+        """Send what the kernel did not take at once."""
+        with contextlib.suppress(OSError):
+            connection.settimeout(2.0)
+            connection.sendall(self.answer[start:])
+            connection.shutdown(socket.SHUT_WR)
+
+
+_CONNECT: Final[Callable[[socket.socket, Any], None]] = socket.socket.connect
 
 
 @cache
 def _server() -> _Server:
-    listener = socket.create_server(("127.0.0.1", 0), backlog=50)
-    made = _Server(listener.getsockname()[1])
-    threading.Thread(target=made.serve, args=(listener,), daemon=True).start()
-    return made
+    return _Server(socket.create_server(("127.0.0.1", 0), backlog=50))
+
+
+@contextlib.contextmanager
+def _answering(answer: bytes) -> Iterator[_Server]:
+    """Give the server, which answers so."""
+    server = _server()
+    server.answer = answer
+    with mock.patch.object(socket.socket, "connect", lambda *words: server.connect(*words)):
+        yield server
 
 
 def _make_download(random: Random) -> bytes:
@@ -422,14 +449,15 @@ def _make_download(random: Random) -> bytes:
 
 
 def _read_download(data: bytes, _: Path) -> None:
-    server = _server()
-    server.answer = data
     patience = Patience(attempts=1, headers=4.0, silence=1.0, deadline=4.0)
     fetcher = Fetcher(sleep=lambda _: None, patience=patience)
-    answered, connect = (server.url, ("127.0.0.1", server.port)), socket.create_connection
-    with mock.patch(  # redirects lead to this server, whatever they name
-        "urllib3.util.connection.create_connection",
-        lambda _, *words, **_options: connect(answered[1], *words[:1]),
+    connect = socket.create_connection
+    with (
+        _answering(data) as server,
+        mock.patch(  # redirects lead to this server, whatever they name
+            "urllib3.util.connection.create_connection",
+            lambda _, *words, **_options: connect(("127.0.0.1", server.port), *words[:1]),
+        ),
     ):
         _rendered(lambda: fetcher.read(f"{server.url}/x", limit=65536))
 
@@ -450,19 +478,17 @@ def _make_stream(random: Random) -> bytes:
     return mutations.http(random, mutations.events(random, _ANSWER))
 
 
-def _client(data: bytes) -> client.Client:
-    _server().answer = data
-    return client.Client(_server().port, "key", timeout=4.0)
-
-
 def _read_answer(data: bytes, _: Path) -> None:
-    ours = _client(data)
-    ours.health()
-    _rendered(lambda: ours.completion("x", max_tokens=1))
+    with _answering(data) as server:
+        ours = client.Client(server.port, "key", timeout=4.0)
+        ours.health()
+        _rendered(lambda: ours.completion("x", max_tokens=1))
 
 
 def _read_stream(data: bytes, _: Path) -> None:
-    _rendered(lambda: [*_client(data).chat([], max_tokens=1)])
+    with _answering(data) as server:
+        ours = client.Client(server.port, "key", timeout=4.0)
+        _rendered(lambda: [*ours.chat([], max_tokens=1)])
 
 
 def _make_hub(random: Random) -> bytes:
@@ -470,10 +496,9 @@ def _make_hub(random: Random) -> bytes:
 
 
 def _read_hub(data: bytes, _: Path) -> None:
-    _server().answer = data
     place = replace(_settings(), hf_endpoint=_server().url, gguf_repo_id="me/model")
     try:
-        with mock.patch("time.sleep"):
+        with _answering(data), mock.patch("time.sleep", float):
             _rendered(lambda: model.size_on_hub(place))
     finally:
         huggingface_hub.get_session().cookies.clear()  # for whichever Hub is next on 127.0.0.1

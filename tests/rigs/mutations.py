@@ -4,9 +4,9 @@ Each function takes a ``random.Random``, so that a seed gives the same input aga
 """
 
 import base64
-import copy
 import io
 import json
+import re
 import struct
 import warnings
 import zipfile
@@ -79,18 +79,16 @@ class _Raw(str):
 
 
 def _changed(random: Random, tree: Any) -> Any:
-    """Change one place somewhere below."""
+    """Return a copy with one place somewhere below changed; the rest is shared with the tree."""
     if isinstance(tree, list) and tree and random.random() < 0.85:
         at = random.randrange(len(tree))
-        if _is_object(tree):
-            tree[at][1] = _changed(random, tree[at][1])
-        else:
-            tree[at] = _changed(random, tree[at])
-        return tree
+        key = [tree[at][0]] if _is_object(tree) else []
+        one = _changed(random, tree[at][1] if key else tree[at])
+        return tree[:at] + [[*key, one] if key else one] + tree[at + 1 :]
     if isinstance(tree, list) and tree and random.random() < 0.6:
         at = random.randrange(len(tree))
         times = random.choice((0, 2, 2, 300 if len(str(tree[at])) < 1000 else 2))
-        return tree[:at] + [copy.deepcopy(tree[at]) for _ in range(times)] + tree[at + 1 :]
+        return tree[:at] + [tree[at]] * times + tree[at + 1 :]
     return random.choices((_scalar, _nested, _crowd), (900, 100, 3))[0](random)
 
 
@@ -328,7 +326,7 @@ def zipped(random: Random) -> bytes:
     data = bytearray(buffer.getvalue())
     for _ in range(random.choice((0, 1, 1, 3))):
         signature, size = random.choice([*_ZIP_FIELDS.items()])
-        places = [at for at in range(len(data)) if data.startswith(signature, at)]
+        places = [found.start() for found in re.finditer(re.escape(signature), data)]
         if places:
             at = random.choice(places) + random.randrange(4, size, 2)
             odd_number = random.choice((0, 1, 2, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 12345))
