@@ -10,20 +10,17 @@ import hashlib
 import re
 import tempfile
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote, urljoin, urlsplit
 
 import requests
-import urllib3
 
 from farm import durable
 from farm.errors import PackError, SourceError, UsageError
 from farm.inputs import packages
 from farm.release import MANIFEST, SCHEMA, SUMS, content, require_whole
 from llama_loader import manifest as schema
-from llama_loader.concurrency import Background
 from llama_loader.locations import is_allowed_web
 
 if TYPE_CHECKING:
@@ -37,9 +34,6 @@ MAX_BESIDE: Final = 8 << 20
 """Bytes of an SBOM, the schema or ``SHA256SUMS``; the largest seen has 36 kB."""
 _TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two bytes."""
-_DEADLINE: Final = 3600.0
-"""Seconds for a whole file: a server that sends a byte now and then is not awaited longer."""
-_BLOCK: Final = 1 << 20
 _HUB: Final = re.compile(
     r"hf://(?P<repo>[^/@?#]+/[^/@?#]+)(?:@(?P<revision>[^/?#]+))?/(?P<path>[^?#]+\.json)"
 )
@@ -150,15 +144,13 @@ def _fetch(web: requests.Session, urls: tuple[str, ...], place: Path, limit: int
     for url in urls:
         try:
             _require_safe(url)
-            copying = Background(partial(_copy, web, url, place, limit))
-            if copying.wait(_DEADLINE):
-                copying.result()
-                return
-            problems.append(f"{_shown(url)}: not done within {_DEADLINE:g} s")
+            _copy(web, url, place, limit)
         except UsageError as error:
             problems.append(error.message)
-        except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+        except requests.RequestException as error:
             problems.append(f"{_shown(url)}: {error}")
+        else:
+            return
     raise SourceError(
         "RELEASE_UNREACHABLE", f"{place.name} cannot be fetched: {'; '.join(problems)}"
     )
@@ -172,7 +164,7 @@ def _copy(web: requests.Session, url: str, place: Path, limit: int) -> None:
     ):
         answer.raise_for_status()
         copied = 0
-        for piece in answer.raw.stream(_BLOCK, decode_content=False):
+        for piece in packages.pieces(answer):
             copied += len(piece)
             if copied > limit:
                 raise PackError("RELEASE_MISMATCH", f"{_shown(url)}: is longer than {limit} bytes")

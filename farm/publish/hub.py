@@ -10,7 +10,8 @@ import re
 import sys
 import tempfile
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Any, Final
 
 import httpx2
 from huggingface_hub import CommitOperationAdd, HfApi, get_token, hf_hub_url
@@ -24,6 +25,7 @@ from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils.tqdm import disable_progress_bars
 
 from farm.errors import PublishError, UsageError
+from farm.inputs import packages
 from farm.publish import parts
 from farm.publish.destination import Destination, token
 from farm.publish.parts import Known
@@ -38,6 +40,8 @@ if TYPE_CHECKING:
 
 _RELEASE: Final = re.compile(rf"([^/]+)/{re.escape(MANIFEST)}")
 _CHANNEL: Final = re.compile(rf"channels/([^/]+)/{re.escape(MANIFEST)}")
+_WITH_FILES: Final = frozenset({"create_commit", "hf_hub_download"})
+"""The calls that send or fetch files."""
 _MISSING = (EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError)
 
 
@@ -51,6 +55,18 @@ _NETWORK: Final = (
 )
 
 
+class _Api(HfApi):
+    """Gives each call a deadline: the client's own is for each read, where it has one."""
+
+    def __getattribute__(self, name: str) -> Any:
+        """Return a method that raises ``TimeoutError`` when it takes too long."""
+        found = super().__getattribute__(name)
+        if name.startswith("_") or not callable(found):
+            return found
+        seconds = packages.DEADLINE if name in _WITH_FILES else packages.ANSWER
+        return lambda *words, **options: packages.within(seconds, partial(found, *words, **options))
+
+
 def api() -> HfApi:
     """Return the Hub's client, at ``HF_ENDPOINT``, with ``HF_TOKEN`` or the token of its login.
 
@@ -60,7 +76,7 @@ def api() -> HfApi:
     if not sys.stderr.isatty():
         disable_progress_bars()
     endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads both only once
-    return HfApi(endpoint, token=token("HF_TOKEN"), library_name="llama-server-farm")
+    return _Api(endpoint, token=token("HF_TOKEN"), library_name="llama-server-farm")
 
 
 class Hub(Destination):
@@ -242,10 +258,14 @@ def tree(
     repo_type: str = "model",
 ) -> dict[str, RepoFile]:
     """Return the files of a repository, or of a folder of it, by their paths."""
-    found = api.list_repo_tree(
-        repository, folder, recursive=True, revision=revision, repo_type=repo_type
-    )
-    return {one.path: one for one in found if isinstance(one, RepoFile)}
+
+    def ask() -> dict[str, RepoFile]:
+        found = api.list_repo_tree(
+            repository, folder, recursive=True, revision=revision, repo_type=repo_type
+        )
+        return {one.path: one for one in found if isinstance(one, RepoFile)}
+
+    return packages.within(packages.ANSWER, ask)
 
 
 @contextmanager
@@ -257,7 +277,7 @@ def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
     """
     try:
         yield
-    except (httpx2.TransportError, ConnectionError) as error:
+    except (httpx2.TransportError, ConnectionError, TimeoutError) as error:
         message = f"{where}: {_said(error)}"
         raise PublishError("HUB_UNREACHABLE", message, hint=_NETWORK) from error
     except (HfHubHTTPError, httpx2.HTTPError, OSError, RuntimeError) as error:

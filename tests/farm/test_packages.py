@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import fault_server
 import pytest
 import requests
 from package_index import PackageIndex
@@ -281,3 +282,29 @@ def test_pin_of_a_manifest_that_redirects_to_plain_http_is_refused() -> None:
     ):
         pin_space.url(f"{url}/manifest.json")
     assert "secret" not in caught.value.message
+
+
+@pytest.mark.parametrize("fault", [fault_server.drip(1, 0.1), fault_server.drips_head(1, 0.1)])
+def test_index_that_sends_a_byte_now_and_then_is_not_awaited(
+    monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
+) -> None:
+    monkeypatch.setattr(packages, "ANSWER", 0.5)
+    with fault_server.FaultServer() as server, packages.session() as web:
+        monkeypatch.setenv("PIP_INDEX_URL", server.put("/simple/", b""))
+        server.put("/simple/thing/", bytes(100))
+        server.fail("/simple/thing/", fault, always=True)
+        with refused("PACKAGE_UNREACHABLE", SourceError, "not done within 0.5 s"):
+            packages.project_files(web, "thing")
+
+
+@pytest.mark.parametrize("fault", [fault_server.healthy, fault_server.encoded])
+def test_page_of_an_index_is_not_read_without_end(
+    monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
+) -> None:
+    monkeypatch.setattr(packages, "_LARGEST", 1 << 20)
+    with fault_server.FaultServer() as server, packages.session() as web:
+        monkeypatch.setenv("PIP_INDEX_URL", server.put("/simple/", b""))
+        server.put("/simple/thing/", bytes(2 << 20))
+        server.fail("/simple/thing/", fault, always=True)
+        with refused("PACKAGE_UNREACHABLE", SourceError, "more than 1 MiB"):
+            packages.project_files(web, "thing")

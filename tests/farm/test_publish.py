@@ -9,6 +9,7 @@ from hashlib import sha256
 from pathlib import Path
 from urllib.request import urlopen
 
+import fault_server
 import msgspec
 import pytest
 
@@ -123,6 +124,28 @@ def test_a_manifest_of_more_than_8_mib_is_not_read_to_its_end(tmp_path: Path) ->
     (tmp_path / "b1-1" / "manifest.json").write_bytes(bytes((8 << 20) + 1))
     with refused("FILE_TOO_LARGE", PublishError, "manifest.json of b1-1"):
         places.parse(str(tmp_path)).small("b1-1", "manifest.json")
+
+
+@pytest.mark.parametrize(
+    ("to", "path", "code"),
+    [
+        ("github:me/builds", "/repos/me/builds", "GITHUB_UNREACHABLE"),
+        ("hf:me/builds", "/api/models/me/builds", "HUB_UNREACHABLE"),
+    ],
+)
+def test_place_that_sends_a_byte_now_and_then_is_not_awaited(
+    monkeypatch: pytest.MonkeyPatch, to: str, path: str, code: str
+) -> None:
+    monkeypatch.setattr("farm.inputs.packages.ANSWER", 0.5)
+    monkeypatch.setattr("farm.publish.github._TRIES", 1)
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    with fault_server.FaultServer() as server:
+        server.put(path, bytes(100))
+        server.fail(path, fault_server.drip(1, 0.1), always=True)
+        for variable in ("GITHUB_API_URL", "HF_ENDPOINT"):
+            monkeypatch.setenv(variable, server.url)
+        with refused(code, PublishError, "not done within 0.5 s"):
+            places.parse(to).require_there()
 
 
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:

@@ -13,8 +13,9 @@ import pytest
 from fault_server import FaultServer
 from releases import artifact, manifest
 
-from farm import release, remote_release
+from farm import release
 from farm.errors import FarmError
+from farm.inputs import packages
 from farm.remote_release import opened
 from farm.serve import ReleaseServer
 from llama_loader import manifest as schema
@@ -165,7 +166,8 @@ def test_other_kinds_of_urls_are_refused_before_anything_is_opened(url: str, cod
 def test_server_that_sends_a_byte_now_and_then_is_not_awaited(
     monkeypatch: pytest.MonkeyPatch, fault: fault_server.Fault
 ) -> None:
-    monkeypatch.setattr(remote_release, "_DEADLINE", 0.5)
+    monkeypatch.setattr(packages, "ANSWER", 0.5)
+    monkeypatch.setattr(packages, "DEADLINE", 0.5)
     with FaultServer() as server:
         url = server.put("/manifest.json", bytes(100))
         server.fail("/manifest.json", fault, always=True)

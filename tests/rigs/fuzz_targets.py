@@ -412,7 +412,7 @@ class _Server:
         if self.last:
             self.last.close()
         self.last, _ = self.listener.accept()
-        self.last.setblocking(False)
+        self.last.settimeout(0.0)
         sent = self.last.send(self.answer) if self.answer else 0
         if sent == len(self.answer):
             self.last.shutdown(socket.SHUT_WR)
@@ -440,7 +440,11 @@ def _answering(answer: bytes) -> Iterator[_Server]:
     """Give the server, which answers so."""
     server = _server()
     server.answer = answer
-    with mock.patch.object(socket.socket, "connect", lambda *words: server.connect(*words)):
+
+    def connect(ours: socket.socket, address: object) -> None:
+        server.connect(ours, address)
+
+    with mock.patch.object(socket.socket, "connect", connect):
         yield server
 
 

@@ -84,7 +84,7 @@ def _changed(random: Random, tree: Any) -> Any:
         at = random.randrange(len(tree))
         key = [tree[at][0]] if _is_object(tree) else []
         one = _changed(random, tree[at][1] if key else tree[at])
-        return tree[:at] + [[*key, one] if key else one] + tree[at + 1 :]
+        return [*tree[:at], [*key, one] if key else one, *tree[at + 1 :]]
     if isinstance(tree, list) and tree and random.random() < 0.6:
         at = random.randrange(len(tree))
         times = random.choice((0, 2, 2, 300 if len(str(tree[at])) < 1000 else 2))
