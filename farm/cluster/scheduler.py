@@ -52,7 +52,7 @@ def cluster(request: BuildRequest, sets: int) -> Iterator[str]:
         n_workers=min(request.workers or 1, sets),
         threads_per_worker=1,
         processes=False,  # builds are processes of their own
-        protocol="tcp",
+        protocol="inproc",  # through a port, any user of this machine could run code as this one
         dashboard_address=_DASHBOARD,
         silence_logs=False,
         resources={RESOURCE: 1},
@@ -109,7 +109,8 @@ class Connection:
         A scheduler without dashboard names an address as well (``--no-dashboard``).
         """
         try:
-            link: str | None = self._client.dashboard_link
+            # of a scheduler in this process Dask names localhost, which may lead elsewhere
+            link = str(self._client.dashboard_link or "").replace("//localhost:", "//127.0.0.1:")
             with requests.Session() as direct:
                 direct.trust_env = False  # a proxy knows nothing of this machine's loopback
                 answers = link and direct.get(link, timeout=_DASHBOARD_SECONDS).ok
@@ -176,6 +177,8 @@ def _knock(address: str) -> None:
         OSError: none does.
     """
     scheme, _, rest = address.rpartition("://")
+    if scheme == "inproc":
+        return
     parts = urlsplit(f"//{rest}")
     where = (parts.hostname or "", parts.port or 0)
     with socket.create_connection(where, _CONNECT_SECONDS) as knocking:

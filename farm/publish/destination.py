@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from farm import durable
 from farm.errors import PublishError, UsageError
 from farm.release import MANIFEST
+from llama_loader.locations import is_allowed_web
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -158,6 +159,22 @@ class Destination(ABC):
             f"another run promoted channel {channel} of {self.where} to serial {serial} meanwhile",
             hint="invoke status --to PLACE shows its current release",
         )
+
+
+def endpoint(variable: str, usual: str) -> str:
+    """Return the address of a place's API, to which the token is sent.
+
+    Raises:
+        UsageError: ``ENDPOINT_REFUSED``: it is neither https nor an address of this machine.
+    """
+    found = (os.environ.get(variable) or usual).rstrip("/")
+    if not is_allowed_web(found):
+        raise UsageError(
+            "ENDPOINT_REFUSED",
+            f"{variable} is neither https nor http to an address of this machine",
+            hint="a token is sent there: give https, or for this machine http://127.0.0.1:PORT",
+        )
+    return found
 
 
 def token(variable: str) -> str | None:

@@ -19,7 +19,7 @@ import requests
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import parts
-from farm.publish.destination import SIGNATURE, Destination, token
+from farm.publish.destination import SIGNATURE, Destination, endpoint, token
 from farm.publish.parts import Known
 from farm.release import MANIFEST
 
@@ -75,7 +75,7 @@ class Api:
                 "GITHUB_TOKEN is not set",
                 hint="set it to a token that may write the contents of the repository",
             )
-        root = os.environ.get("GITHUB_API_URL", "https://api.github.com").rstrip("/")
+        root = endpoint("GITHUB_API_URL", "https://api.github.com")
         self._root = f"{root}/repos/{repository}"
         self._sleep, self._now = sleep, now
         self._session = packages.session(0)

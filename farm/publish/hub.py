@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import tempfile
@@ -27,9 +26,10 @@ from huggingface_hub.utils.tqdm import disable_progress_bars
 from farm.errors import PublishError, UsageError
 from farm.inputs import packages
 from farm.publish import parts
-from farm.publish.destination import Destination, token
+from farm.publish.destination import Destination, endpoint, token
 from farm.publish.parts import Known
 from farm.release import MANIFEST
+from llama_loader.locations import HUB
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,12 +71,12 @@ def api() -> HfApi:
     """Return the Hub's client, at ``HF_ENDPOINT``, with ``HF_TOKEN`` or the token of its login.
 
     Raises:
-        UsageError: ``TOKEN_INVALID``.
+        UsageError: ``TOKEN_INVALID``, ``ENDPOINT_REFUSED``.
     """
     if not sys.stderr.isatty():
         disable_progress_bars()
-    endpoint = os.environ.get("HF_ENDPOINT") or None  # the library reads both only once
-    return _Api(endpoint, token=token("HF_TOKEN"), library_name="llama-server-farm")
+    address = endpoint("HF_ENDPOINT", HUB)  # the library reads both only once
+    return _Api(address, token=token("HF_TOKEN"), library_name="llama-server-farm")
 
 
 class Hub(Destination):

@@ -148,6 +148,19 @@ def test_place_that_sends_a_byte_now_and_then_is_not_awaited(
             places.parse(to).require_there()
 
 
+@pytest.mark.parametrize("url", ["http://192.0.2.1", "http://localhost:1", "//x", "https://u@x"])
+@pytest.mark.parametrize(
+    ("to", "variable"), [("github:me/builds", "GITHUB_API_URL"), ("hf:me/builds", "HF_ENDPOINT")]
+)
+def test_token_is_sent_to_https_or_an_address_of_this_machine_only(
+    monkeypatch: pytest.MonkeyPatch, to: str, variable: str, url: str
+) -> None:
+    monkeypatch.setenv("GITHUB_TOKEN", "token")
+    monkeypatch.setenv(variable, url)
+    with refused("ENDPOINT_REFUSED", UsageError, variable):
+        places.parse(to)
+
+
 def test_two_publishers_of_one_release_send_it_once(place: Place, released: Path) -> None:
     first, second = (publishing.prepare(released, place.open()) for _ in range(2))
     assert first.new == second.new

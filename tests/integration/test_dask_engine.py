@@ -18,6 +18,7 @@ from typing import Any
 
 import cut_proxy
 import dask
+import psutil
 import pytest
 import requests
 from dask_hosts import Hosts, Net
@@ -103,6 +104,23 @@ def test_dask_s_own_dashboard_is_told_and_there_while_sets_are_built(
     run.succeed("one")
     with pytest.raises(requests.ConnectionError):
         requests.get(page, timeout=30)
+
+
+def test_scheduler_of_this_machine_takes_no_connection_of_another_program(
+    request_: BuildRequest,
+) -> None:
+    def ports() -> set[int]:
+        there = psutil.net_connections("tcp4")
+        return {one.laddr.port for one in there if (one.pid, one.status) == (os.getpid(), "LISTEN")}
+
+    before = ports()
+    with (
+        scheduler.cluster(replace(request_, workers=2), 2) as address,
+        closing(scheduler.Connection(address, lambda _: None)) as ours,
+    ):
+        assert len(ours.hosts()) == 2
+        for port in ports() - before:  # those of pages; whoever speaks Dask's protocol runs code
+            assert requests.get(f"http://127.0.0.1:{port}/health", timeout=30).ok
 
 
 Start = Callable[..., "subprocess.Popen[str]"]
