@@ -29,7 +29,7 @@ POLL: Final = 0.25
 
 _DASHBOARD: Final = "127.0.0.1:0"
 """For this machine's users only, as the scheduler is; any free port: None would be Dask's own."""
-_DASHBOARD_SECONDS: Final = 3.0
+_DASHBOARD_SECONDS: Final = 10.0
 _CONNECT_SECONDS: Final = 10.0
 
 Event = tuple[float, dict[str, Any]]
