@@ -74,12 +74,14 @@ def told(
     """Run a command with ``--json`` and return its object.
 
     Raises:
-        FarmError: the loader's own error, or ``LOADER_FAILED`` if it printed none.
+        FarmError: the loader's own error (``UsageError`` for a setting or option), or
+            ``LOADER_FAILED`` if it printed none.
     """
     done = run(*argv, "--json", variables=variables, patience=patience)
     if done.returncode != 0:
         if found := _ERROR.search(done.stderr):
-            raise FarmError(found["code"], found["message"], hint=found["hint"] or "")
+            kind = UsageError if done.returncode == _USAGE else FarmError
+            raise kind(found["code"], found["message"], hint=found["hint"] or "")
         raise FarmError("LOADER_FAILED", f"llama_loader {argv[0]}: {done.stderr.strip()}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

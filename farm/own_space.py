@@ -196,7 +196,7 @@ def _chosen(
     if name is None:
         return {}, {}
     report.say(f"release: {name} of {place.where}")
-    return {}, pin_space.release(place, places.require_name("release", name))
+    return {}, pin_space.release(place, places.require_name("release", name)).content
 
 
 def _usable(

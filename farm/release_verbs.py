@@ -250,8 +250,8 @@ def pin_space(
         key = trust.require_public(show.given("--public-key", public_key))
         named = places.project(project)
         pin = pins_of.channel(places.parse(to), name, key, named)
-    pins_of.write(pin)
-    show.pin(pin)
+    pins_of.write(pin.content)
+    show.pin(pin, pins_of.FILE)
 
 
 @task(

@@ -183,10 +183,13 @@ def _require_safe(url: str) -> None:
     ``packages`` does so for redirects.
     """
     if not is_allowed_web(url):
+        path = not urlsplit(url).scheme
+        needed = "https is needed, or http on loopback"
         raise UsageError(
             "RELEASE_URL_UNSAFE",
-            f"{_shown(url)}: https is needed, or http on loopback",
-            hint="for this machine give http://127.0.0.1:PORT",
+            f"{_shown(url)}: {'a path is no URL' if path else needed}",
+            hint="invoke publish prints the URL of a published release, and invoke serve-release"
+            " one for this machine: http://127.0.0.1:PORT/manifest.json",
         )
 
 

@@ -46,7 +46,8 @@ class ReleaseServer:
 
     def __init__(self, folder: Path, port: int = 0) -> None:
         if not folder.is_dir():
-            raise UsageError("FOLDER_MISSING", f"{folder}: is not a folder")
+            hint = "invoke build-cuda or invoke build-cpu makes one"
+            raise UsageError("FOLDER_MISSING", f"there is no folder {folder}", hint=hint)
         self._server = _bind(folder.resolve(), port)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
         self.port: int = self._server.server_address[1]

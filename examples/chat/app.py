@@ -9,9 +9,9 @@ engine = Engine()  # reads the Space's variables; Engine(n_ctx=8192) sets one he
 
 def respond(message, history):
     """Stream the model's answer to a message."""
-    text = ""
+    asked, text = [*history, {"role": "user", "content": message}], ""
     try:
-        for piece in engine.chat([*history, {"role": "user", "content": message}]):
+        for piece in engine.chat(asked, max_tokens=engine.settings.max_new_tokens or 512):
             yield (text := text + piece)
     except LoaderError as error:  # such as no GPU, or the Hub does not answer
         raise gr.Error(f"{error.message}. {error.hint}") from error

@@ -36,9 +36,16 @@ class Directory(Destination):
         self.project = f"local/{re.sub(r'[^A-Za-z0-9._-]', '-', self._root.name) or 'root'}"
 
     def require_there(self) -> None:
-        """See that the folder exists."""
+        """See that the folder exists, and that it is not a release itself."""
         if not self._root.is_dir():
             raise UsageError("DESTINATION_MISSING", f"there is no folder {self.where}")
+        if (self._root / MANIFEST).is_file():
+            raise UsageError(
+                "DESTINATION_INVALID",
+                f"{self.where} is a release folder, not a place with releases",
+                hint=f"invoke status --folder {self.where} shows it; --to takes a folder that"
+                " invoke publish made, github:OWNER/REPO or hf:OWNER/REPO",
+            )
 
     def require_writable(self) -> None:
         """Ask for this user's rights in the folder, or where it will be made."""
@@ -92,6 +99,7 @@ class Directory(Destination):
         """Read a file."""
         path = self._root / folder / name
         if not path.is_file():
+            self.require_there()
             raise self.not_published(folder, name)
         return parts.blocks(path)
 

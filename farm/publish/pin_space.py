@@ -9,11 +9,11 @@ import tempfile
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 from farm import PROJECT_ROOT, durable, elf, loader, remote_release, targets, trust
-from farm.errors import PublishError
+from farm.errors import FarmError, PublishError
 from farm.pack import is_elf
 from farm.publish import channels
 from farm.release import MANIFEST
@@ -31,7 +31,14 @@ _SHA256: Final = "YAKULINGO_SPACES_LLAMA_CPP_SHA256"
 _CUDART: Final = re.compile(r"libcudart\.so\.([0-9]+)")
 
 
-def url(manifest_url: str) -> dict[str, Any]:
+class Pin(NamedTuple):
+    """The content of ``release.json``, and the manifest that it names now."""
+
+    content: dict[str, Any]
+    manifest: schema.Manifest
+
+
+def url(manifest_url: str) -> Pin:
     """Pin the manifest at a URL: https, hf, file, or http on loopback.
 
     Raises:
@@ -40,24 +47,22 @@ def url(manifest_url: str) -> dict[str, Any]:
         IntegrityError: it is no manifest.
     """
     content = remote_release.read_manifest(manifest_url)
-    schema.parse(content, what=manifest_url)
-    return _pin(manifest_url, content)
+    return _pin(manifest_url, content, what=manifest_url)
 
 
-def release(destination: Destination, name: str) -> dict[str, Any]:
+def release(destination: Destination, name: str) -> Pin:
     """Pin a published release.
 
     Raises:
         PublishError: it is not published.
     """
     content = destination.small(name, MANIFEST)
-    schema.parse(content, what=f"{name} of {destination.where}")
-    return _pin(destination.manifest_url(name), content)
+    return _pin(destination.manifest_url(name), content, what=f"{name} of {destination.where}")
 
 
 def channel(
     destination: Destination, name: str, public_key: str, project: str | None = None
-) -> dict[str, Any]:
+) -> Pin:
     """Return the pin of a channel, beginning with its current serial.
 
     Args:
@@ -84,13 +89,15 @@ def channel(
             hint="invoke promote signs it anew",
         )
     channels.require_signed_for(comment, project, name, what=what)
-    return {
+    manifest = schema.parse(content, what=what)
+    pinned = {
         "manifest_url": destination.channel_url(name),
         "public_key": public_key,
         "project": project,
         "channel": name,
-        "min_serial": schema.parse(content, what=what).serial,
+        "min_serial": manifest.serial,
     }
+    return Pin(pinned, manifest)
 
 
 @dataclass(frozen=True)
@@ -138,7 +145,13 @@ def archive(url: str, hosts: Iterable[str], options: tuple[str, ...] = ()) -> Ar
         UsageError: a host's facts cannot be read.
     """
     with tempfile.TemporaryDirectory(prefix="llama-farm-archive-") as store:
-        told = loader.told("fetch", "--url", url, "--store", store, "--no-test-run", patience=None)
+        fetched = ("--url", url, "--store", store, "--no-test-run")
+        try:
+            told = loader.told("fetch", *fetched, patience=None)
+        except FarmError as error:
+            if error.code == "DISK_FULL":  # the loader's hint is about its own store
+                error.hint = "free some space, or name a folder with more room in TMPDIR"
+            raise
         binaries = [path for path in Path(store).rglob("*") if path.is_file() and is_elf(path)]
         found = tuple(map(elf.inspect, binaries))
     sizes = {stage["name"]: stage["size"] for stage in told["timeline"]}
@@ -220,5 +233,6 @@ def write(pin: dict[str, Any], file: Path = FILE) -> None:
         raise PublishError("PIN_NOT_WRITTEN", f"{file}: {error.strerror}") from error
 
 
-def _pin(manifest_url: str, content: bytes) -> dict[str, Any]:
-    return {"manifest_url": manifest_url, "manifest_sha256": hashlib.sha256(content).hexdigest()}
+def _pin(manifest_url: str, content: bytes, *, what: str) -> Pin:
+    pinned = {"manifest_url": manifest_url, "manifest_sha256": hashlib.sha256(content).hexdigest()}
+    return Pin(pinned, schema.parse(content, what=what))

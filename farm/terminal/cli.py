@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import os
+import re
 import signal
 import sys
 from typing import TYPE_CHECKING, Final, ParamSpec
@@ -82,12 +84,20 @@ def _as_usage(method: Callable[[Program], None]) -> Callable[[Program], None]:
                 program.core.unparsed[:] = _one_each(program)
             method(program)
         except ParseError as error:
-            said = f"error[USAGE]: {error}"
-            _end(f"{said}\nhint: invoke --list, or invoke --help VERB, says what there is", USAGE)
+            near = "".join(f"did you mean {name}? " for name in _near(program, error))
+            told = "invoke --list, or invoke --help VERB, says what there is"
+            _end(f"error[USAGE]: {error}\nhint: {near}{told}", USAGE)
         except BrokenPipeError:  # invoke --list | head
             _end_unread()
 
     return run
+
+
+def _near(program: Program, error: ParseError) -> list[str]:
+    """Return the verb, or the option of a verb, that is nearest to the one that is unknown."""
+    wrong = re.search("'(.*)'", str(error))
+    known = [*program.collection.task_names, *(error.context.flags if error.context else ())]
+    return difflib.get_close_matches(wrong[1] if wrong else "", known, 1)
 
 
 def _help_first(program: Program) -> None:

@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
 from rich.table import Table
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from farm.publish.deploy_space import Changes
     from farm.publish.gate import Check, Report
     from farm.publish.parts import Plan
-    from farm.publish.pin_space import Archive
+    from farm.publish.pin_space import Archive, Pin
     from farm.targets import Targets
     from farm.terminal.status import Overview, Row
     from llama_loader.manifest import Artifact, Manifest
@@ -246,9 +246,13 @@ def gate(report: Report) -> None:
     line(f"promote these bytes: invoke promote {report.release} --sha256 {report.manifest_sha256}")
 
 
-def pin(written: Mapping[str, Any]) -> None:
-    """Print the content of ``release.json``."""
-    line(json.dumps(written, indent=2))
+def pin(written: Pin, file: Path) -> None:
+    """Print the content of ``release.json``, and a note with its path and what it cannot run on."""
+    line(json.dumps(written.content, indent=2))
+    cuda = any(artifact.cuda for artifact in written.manifest.artifacts)
+    cpu = f"; {written.manifest.release} has no CUDA set: it runs on a Space's CPU alone, with"
+    cpu += " the variable YAKULINGO_SPACES_ALLOW_CPU=1"
+    note(f"wrote {file}{'' if cuda else cpu}")
 
 
 def archive(found: Archive) -> None:
@@ -297,13 +301,14 @@ def overview(found: Overview) -> None:
         if not rows:
             line(f"no {title}s")
             continue
-        table = _Table(title, "release", "serial", "age", "expires in", "tarballs", "size")
+        named = (title,) if title == "release" else (title, "release")
+        table = _Table(*named, "serial", "age", "expires in", "tarballs", "size")
         for row in rows:
             age = _span(datetime.now(timezone.utc) - row.manifest.created)
             held = row.manifest.artifacts
             size = megabytes(sum(artifact.size for artifact in held))
-            told = (row.manifest.release, str(row.manifest.serial), age, _left(row))
-            table.row(row.name, *told, str(len(held)), size)
+            told = (str(row.manifest.serial), age, _left(row), str(len(held)), size)
+            table.row(*(row.name, row.manifest.release)[: len(named)], *told)
         console.print(table)
     for row in found.channels:
         if row.left is not None and row.left <= WARNED:

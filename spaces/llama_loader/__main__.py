@@ -27,8 +27,11 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, _end_at_once)
 
 import argparse
+import difflib
 import io
 import json
+import re
+import shlex
 from contextlib import suppress
 from pathlib import Path
 
@@ -58,12 +61,20 @@ _OPTIONS = (
 """Option, field of ``Settings``, what it takes (nothing: it stands for ``1``) and its help."""
 
 
+_PACKAGES = {"minisign": "py-minisign", "backports": "backports.zstd"}
+"""Packages whose modules have another name."""
+
+
 class _Parser(argparse.ArgumentParser):
     """Says usage errors in the words of all other errors."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the error line and end with status 2."""
-        error = LoaderError("USAGE", message, hint=f"{self.prog} --help")
+        """Print the error line, with a name that is near to a wrong one, and end with status 2."""
+        wrong = re.search(r"(?:invalid choice: '|unrecognized arguments: )([^\s'=]+)", message)
+        known = (*_COMMANDS, *re.findall(r"--[a-z-]+", self.format_help()))
+        near = difflib.get_close_matches(wrong[1] if wrong else "", known, 1)
+        hint = "".join(f"did you mean {name}? " for name in near)
+        error = LoaderError("USAGE", message, hint=f"{hint}{self.prog} --help")
         raise SystemExit(_complain(error.render(), _USAGE))
 
     def print_help(self, file: Any = None) -> None:
@@ -84,6 +95,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _complain(error.render(), error.exit_status)
     except KeyboardInterrupt:
         return _complain(_STOPPED, _INTERRUPTED)
+    except ImportError as error:
+        missing = _missing_package(error)
+        return _complain(missing.render(), missing.exit_status)
     except OSError as error:
         hint = "is there room where the output goes, and may this user write there?"
         return _complain(LoaderError("SYSTEM", str(error), hint=hint).render(), _SYSTEM)
@@ -95,11 +109,28 @@ def _parsed(given: list[str]) -> argparse.Namespace:
         extra = given[given.index("--") + 1 :]
         given = given[: given.index("--")]
     parser = _parser()
-    options = parser.parse_args(given)
+    options, unknown = parser.parse_known_args(given)
+    if unknown:
+        options.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     if extra is not None and options.command != "serve":
         parser.error(f"'{options.command}' takes no arguments after --")
     options.extra = tuple(extra or ())
     return options
+
+
+def _missing_package(error: ImportError) -> SettingError:
+    """Return the error about a package that is not installed; the loader's own is a defect."""
+    name = (error.name or "").partition(".")[0]
+    if name in {"", "llama_loader"}:
+        raise error
+    package = _PACKAGES.get(name, name)
+    listed = Path(__file__).parent.parent / "requirements.txt"  # the installed wheel has none
+    wanted = f"-r {shlex.quote(str(listed))}" if listed.is_file() else package
+    return SettingError(
+        "PACKAGE_MISSING",
+        f"the Python package {package} is not installed: {error}",
+        hint=f"{shlex.quote(sys.executable)} -m pip install {wanted}",
+    )
 
 
 def _print_anything() -> None:
@@ -291,7 +322,7 @@ def _parser() -> _Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name, (run, text) in _COMMANDS.items():
         command = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
-        command.set_defaults(run=run)
+        command.set_defaults(run=run, parser=command)
         for option, field, value, meaning in _OPTIONS:
             if option == "--no-test-run" and name in {"devices", "serve", "verify"}:
                 continue

@@ -11,6 +11,7 @@ import re
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
@@ -267,6 +268,8 @@ class _Visit:
     def _model(self) -> str:
         """Say which model is set; one that is still to be fetched is no fault if the Hub has it."""
         settings, name = self.settings, model.label(self.settings)
+        if not settings.model_named and find_spec("huggingface_hub") is None:
+            return "none is named, and huggingface_hub, which fetches the default, is not installed"
         path = settings.gguf_path or model.at_hand(settings)
         if path is None and settings.offline:
             path = model.get(replace(settings, gguf_sha256=None))

@@ -172,7 +172,8 @@ def require_usable(path: Path) -> None:
             raise SettingError(
                 "MODEL_MISSING",
                 f"there is no file {path}",
-                hint="correct --model or YAKULINGO_SPACES_GGUF_PATH; without them it is downloaded",
+                hint="correct --model or YAKULINGO_SPACES_GGUF_PATH; for a model of the Hub give"
+                " --hf REPO FILE, or YAKULINGO_SPACES_GGUF_REPO_ID and _FILENAME instead",
             )
         number, count = gguf_header.part(path.name)
         missing = [one for one in gguf_header.files(path) if not one.is_file()]

@@ -95,8 +95,11 @@ def choice_lines(prepared: Prepared) -> list[str]:
     if prepared.choice is None:
         return []
     verdicts = [f"  {one.name}: {one.reason}" for one in prepared.choice.verdicts]
-    times = [f"{one.name} {one.seconds:.2f} s" for one in prepared.timeline.stages]
-    return [f"release {prepared.installed.release}", *verdicts, f"  took: {', '.join(times)}"]
+    times: dict[str, float] = {}
+    for one in prepared.timeline.stages:  # the tarball is verified, then each file of it
+        times[one.name] = times.get(one.name, 0.0) + one.seconds
+    took = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in times.items())
+    return [f"release {prepared.installed.release}", *verdicts, f"  took: {took}"]
 
 
 def trust(settings: Settings, prepared: Prepared) -> str:

@@ -96,7 +96,7 @@ def test_promote_then_roll_back_and_the_loader_follows(
     two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
     def follow_now() -> str:
-        pin = pin_space.channel(two, "stable", signer.public_key)
+        pin = pin_space.channel(two, "stable", signer.public_key).content
         return follow(pin, tmp_path / "store")
 
     first = channels.promote(two, "b11549-1", "stable", signer)
@@ -119,7 +119,7 @@ def test_a_rollback_is_accepted_and_the_older_pointer_that_is_put_back_is_not(
     two, store = folder_of_two, tmp_path / "store"
     channel = tmp_path / "published" / "channels" / "stable"
     channels.promote(two, "b11549-1", "stable", signer)
-    pin = pin_space.channel(two, "stable", signer.public_key)
+    pin = pin_space.channel(two, "stable", signer.public_key).content
     assert pin["min_serial"] == 1
     assert follow(pin, store) == "b11549-1"
     channels.promote(two, "b11550-1", "stable", signer)
@@ -153,7 +153,7 @@ def test_a_channel_whose_history_is_lost_begins_above_what_spaces_have_seen(
 ) -> None:
     for release in ("b11549-1", "b11550-1", "b11549-1"):
         channels.promote(folder_of_two, release, "stable", signer)
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"
     shutil.rmtree(tmp_path / "published" / "channels")
     assert channels.promote(folder_of_two, "b11550-1", "stable", signer).serial == 1
@@ -174,7 +174,7 @@ def test_an_expired_channel_is_refused_and_comes_back_with_a_promotion(
     with monkeypatch.context() as patch:
         patch.setattr(channels, "_now", lambda: past)
         channels.promote(folder_of_two, "b11549-1", "stable", signer)
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     expired = ask(pin, tmp_path / "store")
     assert expired.returncode == 4
     assert "expired" in expired.stderr.lower()
@@ -195,7 +195,7 @@ def test_a_channel_that_ends_soon_is_renewed_with_the_same_release(
     renewed = channels.renew(folder_of_two, "stable", signer)
     assert (renewed.release, renewed.before, renewed.serial) == ("b11549-1", "b11549-1", 2)
     assert channels.due(folder_of_two, 30) == ()
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"
     with refused("CHANNEL_MISSING", PublishError):
         channels.renew(folder_of_two, "missing", signer)
@@ -405,7 +405,7 @@ def test_manifest_of_another_channel_of_the_same_key_is_refused_by_loader_and_fa
     folder_of_two: Destination, signer: trust.Signer, tmp_path: Path
 ) -> None:
     channels.promote(folder_of_two, "b11549-1", "stable", signer)
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert (pin["project"], pin["channel"]) == ("local/published", "stable")
     channels.promote(folder_of_two, "b11550-1", "candidate", signer)
     kept = tmp_path / "published" / "channels"
@@ -429,7 +429,7 @@ def test_project_of_a_mirror_is_named_by_an_option(
         channels.promote(folder_of_two, release, "stable", signer, project="me/builds")
     with refused("CHANNEL_MISMATCH", PublishError):
         pin_space.channel(folder_of_two, "stable", signer.public_key)
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key, "me/builds")
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key, "me/builds").content
     assert follow(pin, tmp_path / "store") == "b11550-1"
     back = channels.rollback(folder_of_two, "stable", signer, project="me/builds")
     assert follow(pin, tmp_path / "store") == back.release == "b11549-1"
@@ -447,5 +447,5 @@ def test_channel_of_an_older_farm_is_promoted_again_before_it_is_pinned(
         pin_space.channel(folder_of_two, "stable", signer.public_key)
     channels.promote(folder_of_two, "b11550-1", "stable", signer)
     assert channels.rollback(folder_of_two, "stable", signer).serial == 3
-    pin = pin_space.channel(folder_of_two, "stable", signer.public_key)
+    pin = pin_space.channel(folder_of_two, "stable", signer.public_key).content
     assert follow(pin, tmp_path / "store") == "b11549-1"

@@ -37,7 +37,7 @@ def test_what_is_published_is_what_a_loader_gets(
     place: Place, released: Path, tmp_path: Path
 ) -> None:
     url = publish(place, released)
-    pin = pin_space.release(place.open(), "b11549-1")
+    pin = pin_space.release(place.open(), "b11549-1").content
     assert pin["manifest_url"] == url
     told = published.fetch(url, tmp_path / "store", "--manifest-sha256", pin["manifest_sha256"])
     assert (told["artifact"], told["release"]) == (NAMES[0], "b11549-1")

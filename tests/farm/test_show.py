@@ -11,10 +11,11 @@ from verbs import PROJECT
 
 from farm import release
 from farm.errors import UsageError
+from farm.publish import pin_space, places
 from farm.publish.gate import Check
 from farm.terminal import show, status
 from farm.terminal.status import Overview, Row
-from llama_loader.manifest import Manifest
+from llama_loader.manifest import Cuda, Manifest
 from tests.rigs.refusals import refused
 
 NAME = "llama-server-b11549-cu130-sm90-linux-x86_64.tar.zst"
@@ -43,7 +44,28 @@ def test_what_a_host_gets_is_named_in_one_piece(
     assert said[0] == PLACE
     size = f"{manifest.artifacts[0].size / 1e6:.1f}"
     assert said[2].split() == f"stable b11549-1 7 30 h 89 days 1 {size} MB".split()
+    assert said[4].split() == f"b11549-1 7 30 h 1 {size} MB".split()
     assert said[-3:] == ["that host gets", f" stable: {NAME}, {NAME}", f" b11549-1: {NAME}"]
+
+
+def test_status_of_a_release_folder_as_a_place_names_what_it_takes(released: Path) -> None:
+    place = places.parse(str(released))
+    with refused("DESTINATION_INVALID", UsageError, "is a release folder") as caught:
+        status.of(place)
+    assert f"invoke status --folder {released}" in caught.value.hint
+
+
+def test_pin_of_a_release_without_cuda_is_told_with_the_file_that_was_written(
+    manifest: Manifest, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = Cuda(toolkit="13.0", min_driver="580.65", sass=("90",), ptx=())
+    for backend, cuda in (("cpu", None), ("cuda", code)):
+        artifacts = (structs.replace(manifest.artifacts[0], cuda=cuda, backend=backend),)
+        held = structs.replace(manifest, artifacts=artifacts)
+        show.pin(pin_space.Pin({"manifest_url": PLACE}, held), Path("spaces/release.json"))
+        told = capsys.readouterr().err
+        assert told.startswith("wrote spaces/release.json")
+        assert ("YAKULINGO_SPACES_ALLOW_CPU=1" in told) is (cuda is None)
 
 
 def test_nothing_is_said_of_a_host_that_nobody_supposed(

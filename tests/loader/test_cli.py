@@ -331,6 +331,36 @@ def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> N
     assert "Exception ignored" not in done.stderr
 
 
+@pytest.mark.parametrize("module", ["msgspec", "requests"])
+def test_package_that_is_not_installed_is_named_with_the_command_that_installs_it(
+    home: dict[str, str], release: Path, module: str
+) -> None:
+    lacking = f"import sys; sys.modules[{module!r}] = None; from llama_loader import __main__ as it"
+    named = (release / "manifest.json").as_uri()
+    told = subprocess.run(
+        [sys.executable, "-c", f"{lacking}; sys.exit(it.main())", "fetch", "--manifest", named],
+        env=home,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    refused(told, 2, "PACKAGE_MISSING")
+    assert f"the Python package {module} is not installed" in told.stderr
+    assert f"-m pip install -r {SPACES / 'requirements.txt'}" in told.stderr
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"), [("servee", "serve"), ("fetch --manifst=x", "--manifest")]
+)
+def test_name_near_to_a_mistyped_one_is_offered(
+    wrong: str, near: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(wrong.split())
+    assert ended.value.code == 2
+    assert f"did you mean {near}?" in capsys.readouterr().err
+
+
 def test_a_host_without_gpu(command: Command, release: Path) -> None:
     if Path("/proc/driver/nvidia/gpus").exists():
         pytest.skip("this machine has an NVIDIA GPU")

@@ -1,5 +1,6 @@
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -225,6 +226,15 @@ def test_the_hub_is_asked_for_a_model_that_is_not_here(
     assert found.exit_status == (2 if code.endswith("NOT_FOUND") else 3)
     assert setting in found.checks[-1].hint
     assert "cannot be served" in found.as_text()
+
+
+def test_without_a_model_the_hubs_client_is_not_needed(
+    clinic: Clinic, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    assert failures(clinic.examine(GGUF_PATH="")) == {}
+    named = {"GGUF_REPO_ID": "me/model", "GGUF_FILENAME": "m.gguf"}
+    assert failures(clinic.examine(GGUF_PATH="", **named)) == {"model": "HUB_CLIENT_MISSING"}
 
 
 def test_what_cannot_be_looked_at_is_a_finding(

@@ -70,6 +70,7 @@ def test_what_is_no_whole_model_is_refused_before_anything_is_started(
         (tmp_path / name).write_bytes(data)
     error = refused(tmp_path / name)
     assert error.code == code
+    assert ("--hf REPO FILE" in error.hint) is (code == "MODEL_MISSING")
     if code == "MODEL_PART" or "-00002-" in name:
         told = reason(settings(GGUF_FILENAME=name))
         assert told is not None
