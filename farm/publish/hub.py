@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
+import textwrap
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
@@ -287,4 +288,4 @@ def hub_errors(where: str, hint: str = _HINT) -> Iterator[None]:
 
 def _said(error: BaseException) -> str:
     cause = f": {error.__cause__}" if isinstance(error, RuntimeError) and error.__cause__ else ""
-    return " ".join(f"{error}{cause}".split())[:300]
+    return textwrap.shorten(f"{error}{cause}", 300, placeholder=" …")

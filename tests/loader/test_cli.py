@@ -333,12 +333,12 @@ def test_output_that_cannot_be_written(home: dict[str, str], release: Path) -> N
 
 @pytest.mark.parametrize("module", ["msgspec", "requests"])
 def test_package_that_is_not_installed_is_named_with_the_command_that_installs_it(
-    home: dict[str, str], release: Path, module: str
+    home: dict[str, str], module: str
 ) -> None:
     lacking = f"import sys; sys.modules[{module!r}] = None; from llama_loader import __main__ as it"
-    named = (release / "manifest.json").as_uri()
+    url = "http://127.0.0.1:9/manifest.json"  # a file needs no HTTP client
     told = subprocess.run(
-        [sys.executable, "-c", f"{lacking}; sys.exit(it.main())", "fetch", "--manifest", named],
+        [sys.executable, "-c", f"{lacking}; sys.exit(it.main())", "fetch", "--manifest", url],
         env=home,
         capture_output=True,
         text=True,
