@@ -133,7 +133,7 @@ def packages(sonames: Iterable[str]) -> tuple[str, ...]:
 
 
 @lru_cache(maxsize=8)
-def read_needs(runtime: Path) -> tuple[str, ...]:
+def read_needs(folders: tuple[Path, ...]) -> tuple[str, ...]:
     """Find the CUDA libraries that a foreign archive, which has no manifest, does not bring itself.
 
     A soname lies in the file between two zero bytes, in the dynamic string table. A runtime is read
@@ -141,14 +141,14 @@ def read_needs(runtime: Path) -> tuple[str, ...]:
     need not spend on the GPU.
     """
     found: set[str] = set()
-    for path in sorted(runtime.glob("*.so*")):
+    for path in (path for folder in folders for path in folder.glob("*.so*")):
         with (
             contextlib.suppress(OSError, ValueError),
             path.open("rb") as file,
             mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data,
         ):
             found.update(name.decode("ascii") for name in _NEEDED.findall(data))
-    return tuple(sorted(name for name in found if not (runtime / name).exists()))
+    return tuple(sorted(one for one in found if not any((it / one).exists() for it in folders)))
 
 
 def split_needs(

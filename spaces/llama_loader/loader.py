@@ -125,7 +125,7 @@ def prepare(
     if released is None or choice is None:
         url, pin = settings.url or "", settings.sha256
         installed = store.install_archive(url, pin, fetcher, hashed=hashed)
-        needs = cuda_libraries.read_needs(installed.folder)
+        needs = cuda_libraries.read_needs(installed.library_folders)
         taken, missing = cuda_libraries.split_needs(needs, facts.libraries)
         return Prepared(installed, facts, None, taken, missing, timeline, repair=repair)
     for note in _unused_gpus(settings, facts, choice):
@@ -202,7 +202,8 @@ def environment(settings: Settings, prepared: Prepared) -> dict[str, str]:
     Raises:
         SettingError: the dynamic linker cannot be given a folder, because of its name.
     """
-    folders = [*cuda_libraries.folders(prepared.libraries), *prepared.host.driver_folders]
+    folders = list(prepared.installed.library_folders[1:])
+    folders += [*cuda_libraries.folders(prepared.libraries), *prepared.host.driver_folders]
     odd = next((folder for folder in folders if set(str(folder)) & set(":;$")), None)
     if odd is not None:
         raise SettingError(

@@ -102,6 +102,13 @@ class Installed:
     files: tuple[FileEntry, ...] = field(default=(), compare=False, repr=False)
     sink: Sink = field(default=ignore, compare=False, repr=False)
 
+    @property
+    def library_folders(self) -> tuple[Path, ...]:
+        """The program's folder, then others with shared libraries: ``lib`` beside ``bin``."""
+        paths = (self.root / FILES / one.path for one in self.files)
+        others = {path.parent for path in paths if ".so" in path.suffixes} - {self.folder}
+        return (self.folder, *sorted(others))
+
     def verify(self) -> None:
         """Hash every file now, set modes that are wrong, and renew the time of the last use.
 

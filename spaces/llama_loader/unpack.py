@@ -163,7 +163,8 @@ def archive_format(head: bytes, name: str) -> str:
     raise IntegrityError(
         "ARCHIVE_UNKNOWN",
         f"{name} is neither gzip, xz, zstd nor zip data (it begins with {head[:8]!r})",
-        hint="a page that asks for a login comes with status 200: open the URL in a browser",
+        hint="name a .tar.gz, .tar.xz, .tar.zst or .zip; a page that asks for a login comes with"
+        " status 200: open the URL in a browser",
     )
 
 

@@ -172,7 +172,7 @@ def test_needs_are_read_from_a_foreign_runtime(tmp_path: Path) -> None:
     write(tmp_path / "libggml-cuda.so", "\x7fELF\0libcudart.so.12\0libcublas.so.12\0libc.so.6\0")
     write(tmp_path / "libcudart.so.12", "\0")
     write(tmp_path / "empty.so")
-    assert cuda_libraries.read_needs(tmp_path) == ("libcublas.so.12",)
+    assert cuda_libraries.read_needs((tmp_path,)) == ("libcublas.so.12",)
 
 
 def test_the_package_that_brings_a_library() -> None:

@@ -3,6 +3,7 @@ import os
 import shutil
 import signal
 import subprocess
+import tarfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -516,6 +517,24 @@ def test_a_folder_that_the_dynamic_linker_cannot_be_given_is_refused(impostor: I
         odd = tuple(replace(one, folder=Path(f"/cu{character}13")) for one in ready.libraries)
         with refused("LIBRARY_FOLDER_UNUSABLE", SettingError, "cannot be given '/cu"):
             loader.environment(settings(), replace(ready, libraries=odd))
+
+
+@pytest.mark.parametrize("libraries", ["lib", "lib64", "lib/x86_64-linux-gnu"])
+def test_libraries_of_an_archive_in_another_folder_than_its_program_are_found(
+    tmp_path: Path, libraries: str
+) -> None:
+    """As ``make install`` lays them out; the program's RUNPATH is its own folder."""
+    library(tmp_path, "libggml-base.so.0")
+    program(tmp_path, "llama-server", "libggml-base.so.0")
+    with tarfile.open(tmp_path / "theirs.tar.gz", "w:gz") as archive:
+        archive.add(tmp_path / "llama-server", "usr/bin/llama-server")
+        archive.add(tmp_path / "libggml-base.so.0", f"usr/{libraries}/libggml-base.so.0")
+    given = {"url": (tmp_path / "theirs.tar.gz").as_uri(), "store": str(tmp_path / "store")}
+    for _ in range(2):  # what was installed before is found by its receipt
+        wanted = load(given, {"PATH": os.environ["PATH"], "HOME": str(tmp_path)})
+        ready = loader.prepare(wanted)
+        environ = loader.environment(wanted, ready)
+        subprocess.run([ready.runtime / "llama-server"], env=environ, check=True)
 
 
 @pytest.mark.parametrize("store", ["store", "st:ore"])
