@@ -119,6 +119,7 @@ class Fetcher:
                 target.truncate()
                 while piece := body.read(min(PIECE, (size or done + PIECE) - done)):
                     done += target.write(piece)
+                    target.flush()  # this process may be killed now
                     if done > furthest:
                         furthest, mirror.failures = done, 0
                     self.sink(Downloading(name, done, size))

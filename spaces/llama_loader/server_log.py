@@ -256,6 +256,12 @@ _CAUSES: Final = (
         "was stopped by a CUDA error",
         "the server is started anew; if it happens again, report it with this text",
     ),
+    _host(
+        "LIBRARY_MISSING",
+        r"no backends are loaded",
+        "ended: it finds no libggml-*.so with code for the CPU or a GPU",
+        "use an archive that has them in the folder of llama-server, where it looks for them",
+    ),
     _server(
         "BAD_MODEL",
         r"error loading model|failed to load model|failed to open GGUF|invalid magic"

@@ -32,6 +32,7 @@ NAMED = "0.0.0.1 I llama_model_loader: - kv 2: general.name str = out of memory"
         (0, "bye", 2, "SERVER_ARGUMENT_INVALID", "did not serve; its last lines: bye"),
         (1, 'error while … "--device": invalid device: CUDA7', 5, "INVALID_DEVICE", "CUDA7"),
         (127, f"{SHARED}libx.so.1: cannot open shared object", 5, "LIBRARY_MISSING", "libx.so.1"),
+        (1, "x: no backends are loaded. hint: use y", 5, "LIBRARY_MISSING", "libggml-*.so"),
         (127, "symbol lookup error: /old/libx.so.1: no y", 5, "LIBRARY_MISMATCH", "/old/libx.so.1"),
         (1, "/old/libx.so.1: version `x' not found", 5, "LIBRARY_MISMATCH", "/old/libx.so.1"),
         (127, f"{SHARED}failed to map segment from shared object", 5, *NOEXEC),
