@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from farm import durable
-from farm.errors import PublishError, UsageError
+from farm.errors import FarmError, PublishError, UsageError
 from farm.release import MANIFEST
 from llama_loader.locations import is_allowed_web
 
@@ -138,8 +138,8 @@ class Destination(ABC):
         """Read a file of a channel; None where there is none."""
         try:
             return self.small(f"{self.channel_folder}{channel}", name)
-        except PublishError as error:
-            if error.code != "NOT_PUBLISHED":
+        except FarmError as error:
+            if error.code not in {"NOT_PUBLISHED", "DESTINATION_MISSING"}:
                 raise
             return None
 

@@ -12,7 +12,7 @@ import re
 import shutil
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from farm import durable
 from farm.errors import PublishError, UsageError
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from farm.publish.destination import Signed
     from farm.publish.parts import Known, Part, Plan
 
+_TAKEN: Final = "--to takes a folder that invoke publish made, github:OWNER/REPO or hf:OWNER/REPO"
+
 
 class Directory(Destination):
     """See ``Destination``."""
@@ -37,15 +39,18 @@ class Directory(Destination):
 
     def require_there(self) -> None:
         """See that the folder exists, and that it is not a release itself."""
-        if not self._root.is_dir():
-            raise UsageError("DESTINATION_MISSING", f"there is no folder {self.where}")
+        self._require_folder()
         if (self._root / MANIFEST).is_file():
             raise UsageError(
                 "DESTINATION_INVALID",
                 f"{self.where} is a release folder, not a place with releases",
-                hint=f"invoke status --folder {self.where} shows it; --to takes a folder that"
-                " invoke publish made, github:OWNER/REPO or hf:OWNER/REPO",
+                hint=f"invoke status --folder {self.where} shows it; {_TAKEN}",
             )
+
+    def _require_folder(self) -> None:
+        if not self._root.is_dir():
+            what = f"there is no folder {self.where}"
+            raise UsageError("DESTINATION_MISSING", what, hint=_TAKEN)
 
     def require_writable(self) -> None:
         """Ask for this user's rights in the folder, or where it will be made."""
@@ -99,7 +104,7 @@ class Directory(Destination):
         """Read a file."""
         path = self._root / folder / name
         if not path.is_file():
-            self.require_there()
+            self._require_folder()
             raise self.not_published(folder, name)
         return parts.blocks(path)
 
