@@ -198,7 +198,7 @@ def require_usable(path: Path) -> None:
         raise SettingError(
             "MODEL_PROJECTOR" if "mmproj" in kind else "MODEL_KIND",
             f"{path} is a GGUF file of another kind ({kind}), not a language model",
-            hint="name the model's own GGUF file",
+            hint="name the model's own GGUF file: --model, --hf, or YAKULINGO_SPACES_GGUF_…",
         )
     declared = header.numbers.get("count", 0)  # split.count
     if declared not in {0, gguf_header.part(path.name)[1]}:
@@ -234,7 +234,8 @@ def _reading(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise SettingError("MODEL_NOT_READABLE", f"{path}: {error.strerror}") from error
+        hint = "let this user read it, or name another file (--model, YAKULINGO_SPACES_GGUF_PATH)"
+        raise SettingError("MODEL_NOT_READABLE", f"{path}: {error.strerror}", hint=hint) from error
 
 
 def _require_first(name: str, label: str) -> None:
@@ -639,6 +640,7 @@ def _explained(error: Exception, settings: Settings) -> LoaderError:
         hint = "check YAKULINGO_SPACES_GGUF_FILENAME against the repository's list of files"
     elif isinstance(error, errors.HFValidationError):
         code, what = "REPOSITORY_INVALID", f"{repo}: {error}"
+        hint = "check YAKULINGO_SPACES_GGUF_REPO_ID"
     elif status == 404:  # noqa: PLR2004 - HTTP's Not Found
         code, what = "FILE_NOT_FOUND", f"{endpoint} has no {label(settings)}: {error}"
         hint = "check HF_ENDPOINT, YAKULINGO_SPACES_GGUF_REPO_ID and YAKULINGO_SPACES_GGUF_FILENAME"

@@ -334,16 +334,22 @@ def certificate_file() -> str | None:
     """Return the certificates that ``SSL_CERT_FILE`` names, which requests does not read itself.
 
     Raises:
-        SettingError: a variable for certificates names a file or folder that is not there.
+        SettingError: a variable for certificates names a file or folder that cannot be read.
     """
+    import ssl  # a start that opens no connection needs none of it
+
     for name in ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"):
         place = os.environ.get(name)
-        if place and not os.path.exists(place):  # noqa: PTH110 - Path's raises for some names
+        if not place or os.path.isdir(place):  # noqa: PTH112 - Path's raises for some names
+            continue
+        try:
+            ssl.create_default_context(cafile=place)
+        except OSError as error:
             raise SettingError(
                 "SETTING_INVALID",
-                f"{name} names certificates that are not there: {place}",
+                f"{name} names certificates that cannot be read: {place}: {error}",
                 hint=f"correct {name}, or unset it: then the system's certificates count",
-            )
+            ) from error
     return os.environ.get("SSL_CERT_FILE") or None
 
 

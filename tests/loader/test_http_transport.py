@@ -271,7 +271,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_certificates_of_the_environment(
-    certificate: Path, reader: Reader, monkeypatch: pytest.MonkeyPatch, variable: str
+    certificate: Path,
+    reader: Reader,
+    monkeypatch: pytest.MonkeyPatch,
+    variable: str,
+    tmp_path: Path,
 ) -> None:
     with FaultServer(certificate) as server, Proxy(server.port) as proxy:
         url = server.put("/a", DATA)
@@ -282,9 +286,11 @@ def test_certificates_of_the_environment(
         assert reader.fetch(url) == DATA
         assert reader.fetch("https://release.invalid/a") == DATA
         assert proxy.targets == ["release.invalid:443"]
-        monkeypatch.setenv(variable, "/nowhere.pem")
-        message = refused(SettingError, "SETTING_INVALID", reader, "https://release.invalid/a")
-        assert f"{variable} names certificates that are not there: /nowhere.pem" in message
+        (broken := tmp_path / "broken.pem").write_text("none\n")
+        for place in ("/nowhere.pem", str(broken)):
+            monkeypatch.setenv(variable, place)
+            message = refused(SettingError, "SETTING_INVALID", reader, "https://release.invalid/a")
+            assert f"{variable} names certificates that cannot be read: {place}" in message
 
 
 @pytest.mark.parametrize("scheme", ["HTTPS", "https"])
