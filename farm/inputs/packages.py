@@ -16,6 +16,7 @@ import io
 import ipaddress
 import os
 import tarfile
+import time
 import zipfile
 import zlib
 from functools import partial
@@ -213,19 +214,20 @@ def pieces(answer: requests.Response) -> Iterator[bytes]:
     Raises:
         RequestException: it is cut off, or not done within ``DEADLINE``.
     """
-    late = Timer(DEADLINE, answer.raw.shutdown)
-    late.daemon = True
-    late.start()
+    end = time.monotonic() + DEADLINE
+    ending = Timer(DEADLINE, answer.raw.shutdown)
+    ending.daemon = True
+    ending.start()
     try:
         try:
             yield from _raw(answer, decoded=False)
         except requests.ConnectionError:
-            if not late.finished.is_set():
+            if time.monotonic() < end:
                 raise
-        if late.finished.is_set():
+        if time.monotonic() >= end:
             raise requests.ReadTimeout(f"not done within {DEADLINE:g} s")
     finally:
-        late.cancel()
+        ending.cancel()
 
 
 def within(seconds: float, ask: Callable[[], T]) -> T:
